@@ -1,0 +1,49 @@
+"""candled, a self-hosted candle server. What plugins may import is here."""
+
+from .errors import CandledError, ConfigError, ExchangeError, InvalidCandle, Unavailable
+from .exchange import (
+    Candles,
+    Clock,
+    Event,
+    Exchange,
+    Feed,
+    Http,
+    Pong,
+    Refused,
+    SocketFeed,
+    StreamFeed,
+    Subscribed,
+    Trouble,
+)
+from .hookspecs import hookimpl
+from .model import MINUTE_MS, Candle, Interval, Market, Symbol
+from .settings import setting
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MINUTE_MS",
+    "Candle",
+    "CandledError",
+    "Candles",
+    "Clock",
+    "ConfigError",
+    "Event",
+    "Exchange",
+    "ExchangeError",
+    "Feed",
+    "Http",
+    "Interval",
+    "InvalidCandle",
+    "Market",
+    "Pong",
+    "Refused",
+    "SocketFeed",
+    "StreamFeed",
+    "Subscribed",
+    "Symbol",
+    "Trouble",
+    "Unavailable",
+    "hookimpl",
+    "setting",
+]

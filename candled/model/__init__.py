@@ -1,0 +1,25 @@
+"""Values: what a candle, a symbol, an interval and a market are. Needs nothing but `candled.errors`."""
+
+from .candle import MINUTE_MS, Candle, decimal_text, fold
+from .interval import DEFAULT_INTERVALS, MINUTE, Interval, sources
+from .market import Market, MarketKey, Symbol
+from .ranges import Range, RangeSet
+from .times import iso_ms, parse_iso_ms
+
+__all__ = [
+    "DEFAULT_INTERVALS",
+    "MINUTE",
+    "MINUTE_MS",
+    "Candle",
+    "Interval",
+    "Market",
+    "MarketKey",
+    "Range",
+    "RangeSet",
+    "Symbol",
+    "decimal_text",
+    "fold",
+    "iso_ms",
+    "parse_iso_ms",
+    "sources",
+]

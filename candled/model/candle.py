@@ -1,0 +1,136 @@
+"""The candle: exact OHLCV values of one bar, and the one way to fold several into a longer one."""
+
+from collections.abc import Sequence
+from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow, Rounded, Underflow
+from typing import NamedTuple, Self
+
+from candled.errors import InvalidCandle
+
+MINUTE_MS = 60_000
+
+# Sums must equal decimal addition on paper. The precision is far beyond any exchange's digits, and
+# a result that would not fit raises instead of being rounded.
+_EXACT = Context(prec=200, traps=[Inexact, Rounded, Overflow, Underflow, InvalidOperation])
+add_exactly = _EXACT.add
+
+
+class Candle(NamedTuple):
+    """One OHLCV bar that begins at `open_ms`; which market and interval it belongs to is known by its holder.
+
+    `open_ms` is UTC epoch milliseconds. Prices are in quote currency, `volume` in base currency,
+    `quote_volume` in quote currency, or None where the exchange did not send it (never 0 instead).
+    `as_of_ms` is the exchange's own clock when it made this statement: of two versions of one minute the
+    one with the later `as_of_ms` holds. `final` is True once the bar is over and its late versions had
+    their chance.
+    """
+
+    open_ms: int
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    quote_volume: Decimal | None = None
+    as_of_ms: int = 0
+    final: bool = False
+
+    @classmethod
+    def parse(
+        cls,
+        open_ms: int | str,
+        open: str,
+        high: str,
+        low: str,
+        close: str,
+        volume: str,
+        quote_volume: str | None = None,
+        *,
+        as_of_ms: int = 0,
+        final: bool = False,
+    ) -> Self:
+        """Read the decimal texts that an exchange printed and check the result.
+
+        Raises:
+            InvalidCandle: a text is not a number, or `check` refuses the values.
+        """
+        try:
+            candle = cls(
+                int(open_ms),
+                Decimal(open),
+                Decimal(high),
+                Decimal(low),
+                Decimal(close),
+                Decimal(volume),
+                None if quote_volume is None else Decimal(quote_volume),
+                as_of_ms,
+                final,
+            )
+        except (ValueError, TypeError, DecimalException) as error:
+            row = [open_ms, open, high, low, close, volume, quote_volume]
+            raise InvalidCandle(f"expected a time and decimal numbers, got {row!r}") from error
+        return candle.check()
+
+    def check(self, grid_ms: int = MINUTE_MS) -> Self:
+        """Return the candle itself if it is possible.
+
+        Raises:
+            InvalidCandle: off the grid, not finite, low and high do not enclose open and close, a price that is
+                not positive, a negative volume.
+        """
+        numbers = (*self[1:6], *(() if self.quote_volume is None else (self.quote_volume,)))
+        if not all(number.is_finite() for number in numbers):
+            raise InvalidCandle(f"expected finite numbers, got {self}")
+        if self.open_ms < 0 or self.open_ms % grid_ms:
+            raise InvalidCandle(f"expected an opening time on a boundary of {grid_ms} ms, got {self.open_ms}")
+        if not self.low <= min(self.open, self.close) <= max(self.open, self.close) <= self.high:
+            raise InvalidCandle(f"expected low <= open, close <= high, got {self}")
+        if self.low <= 0:
+            raise InvalidCandle(f"expected prices above zero, got {self}")
+        if self.volume < 0 or (self.quote_volume is not None and self.quote_volume < 0):
+            raise InvalidCandle(f"expected volumes of zero or more, got {self}")
+        return self
+
+    @property
+    def values(self) -> tuple[Decimal, Decimal, Decimal, Decimal, Decimal, Decimal | None]:
+        """What a client sees, without the opening time: open, high, low, close, volume, quote volume."""
+        return self.open, self.high, self.low, self.close, self.volume, self.quote_volume
+
+    def supersedes(self, other: "Candle") -> bool:
+        """Whether this version of a minute replaces `other`: the later statement of the exchange does.
+
+        Between two statements of the same millisecond the larger volume is the later one; what is still equal
+        is settled by the other values, so that the order of arrival never matters.
+        """
+        return self._version() > other._version()
+
+    def _version(self) -> tuple[int, Decimal, Decimal, Decimal, Decimal, Decimal, Decimal, bool]:
+        quote = Decimal(-1) if self.quote_volume is None else self.quote_volume
+        return self.as_of_ms, self.volume, quote, self.high, -self.low, self.close, self.open, self.final
+
+
+def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Candle:
+    """Fold candles, oldest first and at least one, into the bar that begins at `open_ms`.
+
+    Volumes are added exactly. The quote volume is absent as soon as one part lacks it.
+    """
+    first = candles[0]
+    high, low, volume, quote, as_of_ms = first.high, first.low, first.volume, first.quote_volume, first.as_of_ms
+    for candle in candles[1:]:
+        if candle.high > high:
+            high = candle.high
+        if candle.low < low:
+            low = candle.low
+        if candle.as_of_ms > as_of_ms:
+            as_of_ms = candle.as_of_ms
+        volume = add_exactly(volume, candle.volume)
+        if quote is not None:
+            quote = None if candle.quote_volume is None else add_exactly(quote, candle.quote_volume)
+    return Candle(open_ms, first.open, high, low, candles[-1].close, volume, quote, as_of_ms, final)
+
+
+def decimal_text(number: Decimal) -> str:
+    """Print a decimal exactly, in its shortest form and never with an exponent: `67234.5`, `0.00000001`, `0`."""
+    text = format(number, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text

@@ -1,0 +1,84 @@
+"""Sets of time ranges: which minutes are there, and which are missing."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+
+class Range(NamedTuple):
+    """A time range `[start_ms, end_ms)` in UTC epoch milliseconds."""
+
+    start_ms: int
+    end_ms: int
+
+
+class RangeSet:
+    """A set of times kept as few disjoint, sorted ranges; neighbours are joined."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start_ms, end_ms in ranges:
+            self.add(start_ms, end_ms)
+
+    def __iter__(self) -> Iterator[Range]:
+        return map(Range, self._starts, self._ends)
+
+    def __len__(self) -> int:
+        """How many disjoint ranges there are."""
+        return len(self._starts)
+
+    def __contains__(self, at_ms: int) -> bool:
+        index = bisect_right(self._starts, at_ms) - 1
+        return index >= 0 and at_ms < self._ends[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RangeSet) and (self._starts, self._ends) == (other._starts, other._ends)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        return f"RangeSet({list(map(tuple, self))})"
+
+    @property
+    def total_ms(self) -> int:
+        """The length of all ranges together."""
+        return sum(self._ends) - sum(self._starts)
+
+    def add(self, start_ms: int, end_ms: int) -> None:
+        """Add `[start_ms, end_ms)`; an empty range changes nothing."""
+        if start_ms >= end_ms:
+            return
+        # every range that overlaps or touches the new one is swallowed by it
+        first = bisect_left(self._ends, start_ms)
+        last = bisect_right(self._starts, end_ms)
+        if first < last:
+            start_ms = min(start_ms, self._starts[first])
+            end_ms = max(end_ms, self._ends[last - 1])
+        self._starts[first:last] = [start_ms]
+        self._ends[first:last] = [end_ms]
+
+    def remove(self, start_ms: int, end_ms: int) -> None:
+        """Take `[start_ms, end_ms)` out of the set."""
+        if start_ms >= end_ms:
+            return
+        first = bisect_right(self._ends, start_ms)
+        last = bisect_left(self._starts, end_ms)
+        if first >= last:
+            return
+        left = [(self._starts[first], start_ms)] if self._starts[first] < start_ms else []
+        right = [(end_ms, self._ends[last - 1])] if end_ms < self._ends[last - 1] else []
+        kept = left + right
+        self._starts[first:last] = [start for start, _ in kept]
+        self._ends[first:last] = [end for _, end in kept]
+
+    def missing(self, start_ms: int, end_ms: int) -> "RangeSet":
+        """What of `[start_ms, end_ms)` is not in the set."""
+        result = RangeSet([(start_ms, end_ms)])
+        first = bisect_right(self._ends, start_ms)
+        last = bisect_left(self._starts, end_ms)
+        for index in range(first, last):
+            result.remove(self._starts[index], self._ends[index])
+        return result

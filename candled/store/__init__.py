@@ -1,0 +1,1 @@
+"""Candles ↔ database: what every store can do, and the threads that do it."""

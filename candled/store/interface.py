@@ -1,0 +1,74 @@
+"""What every store can do. Implementations block and are called from worker threads only, never from the event loop."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from candled.model import Candle, Interval, MarketKey, Range, Symbol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hole:
+    """Minutes `[start_ms, end_ms)` that the exchange itself does not have, as far as it was asked.
+
+    `reason` is `exchange` (asked and not there) or `beyond_history` (older than anything the exchange has).
+    `attempts` counts the answers without them; `retry_ms` is when to ask again (UTC epoch ms), None for never.
+    """
+
+    start_ms: int
+    end_ms: int
+    reason: str
+    attempts: int
+    retry_ms: int | None
+
+
+class Store(Protocol):
+    """The candles of all markets. 1-minute candles are the truth; longer bars are folded from them.
+
+    Every method raises `StoreUnavailable` when trying again may help and `StoreRejected` when it will not.
+    """
+
+    def open(self) -> None:
+        """Create or upgrade what is needed, fold newly configured intervals; refuse a schema newer than this program."""
+
+    def close(self) -> None:
+        """Release everything; the store is not used afterwards."""
+
+    def write(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
+        """Upsert 1-minute candles in one transaction, durable when this returns.
+
+        Of two versions of a minute the one that `Candle.supersedes` the other stays, whatever the order of
+        writing. Final candles (`final=True`) are kept in the minutes, and every configured longer bar they touch is
+        recomputed from its parts in the same transaction. A candle that is not final is the market's running
+        minute: one per market, kept apart, the newest wins, and it never becomes part of the minutes or longer bars.
+        """
+
+    def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
+        """The newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
+
+    def bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+        """All bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
+
+    def running(self, market: MarketKey) -> Candle | None:
+        """The last checkpoint of the running minute, if there is one newer than every final minute."""
+
+    def newest(self, exchange: str) -> Mapping[Symbol, int]:
+        """The newest final minute of every market of `exchange` that has one, UTC epoch milliseconds."""
+
+    def present(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
+        """Which minutes of `[start_ms, end_ms)` are there, as disjoint sorted ranges."""
+
+    def complete_from(self, market: MarketKey) -> int | None:
+        """Since when (UTC epoch ms) history is complete but for known holes; None before the first answer."""
+
+    def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
+        """Remember since when history is complete."""
+
+    def holes(self, market: MarketKey) -> list[Hole]:
+        """All known holes of a market, oldest first."""
+
+    def save_holes(self, market: MarketKey, holes: Sequence[Hole]) -> None:
+        """Replace the known holes of a market."""
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for `/health`: at least `kind` and `schema`."""

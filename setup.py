@@ -1,0 +1,57 @@
+"""Packaging: `candled`, and the bundled plugins in plugins/ as `candled_plugins`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "candled" / "__init__.py").read_text("utf-8"))
+assert VERSION, "candled/__init__.py says no __version__"
+
+setup(
+    name="candled",
+    version=VERSION[1],
+    description="A self-hosted candle server: exchange candles, stored, aggregated and broadcast over WebSocket",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["candled", "candled.*"]),
+        "candled_plugins",
+        *(f"candled_plugins.{name}" for name in find_packages("plugins")),
+    ],
+    package_dir={"candled_plugins": "plugins"},
+    package_data={
+        "candled": ["py.typed", "serve/static/**/*"],
+        "candled_plugins.replay": ["recordings/*"],
+    },
+    install_requires=[
+        "tornado>=6.6.1,<6.7",
+        "pluggy>=1.5",
+        "pyyaml>=6.0",
+        "msgspec>=0.19",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-asyncio>=1.1",
+            "pytest-tornado>=0.8.1",
+            "pytest-timeout>=2.3",
+            "setuptools<81",  # pytest-tornado imports pkg_resources
+            "hypothesis>=6.100",
+            "websockets>=13",
+            "playwright>=1.45",
+            "ccxt>=4.4",
+        ],
+        "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-setuptools<81"],
+    },
+    entry_points={
+        "console_scripts": ["candled = candled.cli:main"],
+        "candled": [
+            "bitget = candled_plugins.bitget",
+            "replay = candled_plugins.replay",
+        ],
+    },
+)
