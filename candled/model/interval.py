@@ -60,7 +60,7 @@ def _parse(text: str) -> Interval:
     shortest = _spelling(ms)
     if ms not in (_DAY_MS, _WEEK_MS) and ms >= _DAY_MS:
         raise ValueError(
-            f"{text} cannot be aligned: above a day only 1W (from Monday 00:00 UTC) has a first bar that charts agree on"
+            f"{text} cannot be aligned: above a day only 1W (from Monday 00:00 UTC) has a first bar all charts agree on"
         )
     if ms < _DAY_MS and _DAY_MS % ms:
         raise ValueError(

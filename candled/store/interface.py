@@ -29,7 +29,7 @@ class Store(Protocol):
     """
 
     def open(self) -> None:
-        """Create or upgrade what is needed, fold newly configured intervals; refuse a schema newer than this program."""
+        """Create or upgrade what is needed, fold newly configured intervals; refuse a newer schema than known."""
 
     def close(self) -> None:
         """Release everything; the store is not used afterwards."""
