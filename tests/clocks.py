@@ -1,0 +1,80 @@
+"""Clocks for tests: one that runs faster than the wall, one that moves only when told."""
+
+import asyncio
+import heapq
+import time
+from itertools import count
+
+START_MS = 1_760_000_040_000  # 2025-10-09T08:54:00Z, on a minute
+
+
+class ScaledClock:
+    """A clock that runs `speed` times as fast as the real one, `sleep` included.
+
+    `now_ms` begins at `start_ms` (UTC epoch milliseconds), by default at the present.
+    """
+
+    def __init__(self, speed: float = 1.0, start_ms: int | None = None) -> None:
+        self.speed = speed
+        self._start_ms = time.time_ns() // 1_000_000 if start_ms is None else start_ms
+        self._started = time.monotonic()
+
+    def now_ms(self) -> int:
+        return self._start_ms + int(self.monotonic() * 1000)
+
+    def monotonic(self) -> float:
+        return (time.monotonic() - self._started) * self.speed
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / self.speed)
+
+
+class ManualClock:
+    """A clock that stands still until `advance`; sleepers wake in the order of their deadlines."""
+
+    def __init__(self, start_ms: int = START_MS) -> None:
+        self._start_ms = start_ms
+        self._now = 0.0
+        self._order = count()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    def now_ms(self) -> int:
+        return self._start_ms + round(self._now * 1000)
+
+    def monotonic(self) -> float:
+        return self._now
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._now + seconds, next(self._order), woken))
+        await woken
+
+    async def advance(self, seconds: float) -> None:
+        """Move time forward by `seconds`. Each sleeper whose deadline passes runs at exactly its deadline.
+
+        What a sleeper does before it waits again is done when this returns, as long as it waits only on this clock
+        or on callbacks of the loop (not on threads or sockets).
+        """
+        target = self._now + seconds
+        await self.settle()
+        while self._sleepers and self._sleepers[0][0] <= target:
+            deadline, _, woken = heapq.heappop(self._sleepers)
+            self._now = max(self._now, deadline)
+            if not woken.done():
+                woken.set_result(None)
+                await self.settle()
+        self._now = target
+        await self.settle()
+
+    @property
+    def sleepers(self) -> int:
+        """How many tasks wait on this clock."""
+        return sum(not woken.done() for _, _, woken in self._sleepers)
+
+    async def settle(self, rounds: int = 20) -> None:
+        """Let the loop run whatever is ready, without moving time."""
+        for _ in range(rounds):
+            await asyncio.sleep(0)

@@ -1,0 +1,127 @@
+"""The daemon as a subprocess, for tests that need the whole of it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Daemon:
+    """`python -m candled --config FILE`, started and stopped any number of times on one port and directory.
+
+    Everything it prints goes to one file; `output` is all of it so far. Used as a context manager it is killed at
+    the end, whatever happened.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._output = directory / "daemon.log"
+
+    def __enter__(self) -> "Daemon":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self.stop(signal.SIGKILL)
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws_url(self) -> str:
+        """`ws://127.0.0.1:PORT/ws`."""
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    @property
+    def output(self) -> str:
+        """What the daemon printed so far, over all its starts."""
+        return self._output.read_text("utf-8", "replace") if self._output.exists() else ""
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def launch(self, config: Mapping[str, Any], *, env: Mapping[str, str] | None = None) -> None:
+        """Start the process with `config` and do not wait. `server.port` is set to `port`, `host` to 127.0.0.1."""
+        if self.running:
+            raise RuntimeError("the daemon is already running")
+        server = {"host": "127.0.0.1", "port": self.port, **config.get("server", {})}
+        path = self.directory / "candled.yaml"
+        path.write_text(yaml.safe_dump({**config, "server": server}), "utf-8")
+        with self._output.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "candled", "--config", str(path)],
+                cwd=self.directory,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def start(
+        self, config: Mapping[str, Any], *, env: Mapping[str, str] | None = None, within_s: float = 20.0
+    ) -> dict[str, Any]:
+        """Start the process, wait until `/health` answers, and return that answer.
+
+        Raises:
+            AssertionError: it ended, or did not answer within `within_s` seconds; the text carries its output.
+        """
+        self.launch(config, env=env)
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            assert self.running, f"the daemon ended with status {self.status}:\n{self.output}"
+            try:
+                return self.get("/health")
+            except OSError:
+                time.sleep(0.05)
+        raise AssertionError(f"/health did not answer within {within_s} s:\n{self.output}")
+
+    def get(self, path: str) -> Any:
+        """GET `path` and parse the JSON body, whatever the status."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return json.load(error)
+
+    def stop(self, how: int = signal.SIGTERM, *, within_s: float = 15.0) -> int:
+        """Send the signal, wait for the end and return the exit status (negative: killed by that signal)."""
+        if self.process is None:
+            raise RuntimeError("the daemon was not started")
+        self.process.send_signal(how)
+        try:
+            return self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the daemon did not end within {within_s} s:\n{self.output}") from None
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, None while it runs."""
+        return None if self.process is None else self.process.poll()
