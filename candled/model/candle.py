@@ -96,16 +96,20 @@ class Candle(NamedTuple):
         return self.open, self.high, self.low, self.close, self.volume, self.quote_volume
 
     def supersedes(self, other: "Candle") -> bool:
-        """Whether this version of a minute replaces `other`: the later statement of the exchange does.
+        """Whether this version of a minute replaces `other`, whichever of them arrived first.
 
-        Between two statements of the same millisecond the larger volume is the later one; what is still equal
-        is settled by the other values, so that the order of arrival never matters.
+        A statement made after the minute was over replaces one made before; of two made after, the later holds. While
+        the minute runs its volume only grows, so of two statements made before its end the larger volume is the later
+        one: a cached copy with a newer stamp cannot turn the minute back. Equal ones are settled by their values.
         """
         return self._version() > other._version()
 
-    def _version(self) -> tuple[int, Decimal, Decimal, Decimal, Decimal, Decimal, Decimal, bool]:
+    def _version(self) -> tuple[object, ...]:
         quote = Decimal(-1) if self.quote_volume is None else self.quote_volume
-        return self.as_of_ms, self.volume, quote, self.high, -self.low, self.close, self.open, self.final
+        rest = (quote, self.high, -self.low, self.close, self.open, self.final)
+        if self.as_of_ms >= self.open_ms + MINUTE_MS:
+            return 1, self.as_of_ms, self.volume, *rest
+        return 0, self.volume, self.as_of_ms, *rest
 
 
 def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Candle:

@@ -47,6 +47,18 @@ class RangeSet:
         """The length of all ranges together."""
         return sum(self._ends) - sum(self._starts)
 
+    @property
+    def last(self) -> Range | None:
+        """The newest range; None when the set is empty."""
+        return Range(self._starts[-1], self._ends[-1]) if self._starts else None
+
+    def start_of(self, at_ms: int) -> int:
+        """The start of the range that holds or touches `at_ms`; `at_ms` itself where there is none."""
+        index = bisect_left(self._ends, at_ms)
+        if index < len(self._starts) and self._starts[index] <= at_ms:
+            return self._starts[index]
+        return at_ms
+
     def add(self, start_ms: int, end_ms: int) -> None:
         """Add `[start_ms, end_ms)`; an empty range changes nothing."""
         if start_ms >= end_ms:

@@ -1,0 +1,1 @@
+"""Exchange → candles: connections, order, finality and the repair of gaps."""

@@ -1,0 +1,128 @@
+"""One WebSocket connection to an exchange as a state machine: frames and time in, frames to send and events out."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from candled.exchange import Candles, Event, Pong, Refused, SocketFeed, Subscribed, Trouble
+from candled.model import Symbol
+
+# A subscription without acknowledgement or data is asked for again, at first after 10 s, then ever more seldom.
+_ANSWER_WITHIN_S = 10.0
+_MOST_RENEWAL_S = 600.0
+_RENEW_ON_DOUBT_S = 30.0
+
+
+@dataclass(slots=True)
+class _Subscription:
+    asked_at: float
+    acknowledged: bool = False
+    alive: bool = False  # candles came since it was last asked for
+    renewals: int = 0
+
+
+class Connection:
+    """Drives one `SocketFeed`. Pure: owns no socket and no clock; `now` is monotonic seconds.
+
+    After each call, send what `outgoing` gives and close when `verdict` names a reason.
+    """
+
+    def __init__(self, feed: SocketFeed, symbols: Iterable[Symbol], now: float) -> None:
+        self._feed = feed
+        self._opened_at = now
+        self._ping_at = now + feed.ping_every_s
+        self._pong_due: float | None = None
+        self._send_at = now
+        self._frames: deque[str] = deque()
+        self._subscriptions: dict[Symbol, _Subscription] = {}
+        self._broken: str | None = None
+        self._ask(tuple(symbols), now)
+
+    def received(self, frame: str, now: float) -> list[Event]:
+        """Read a frame; return what concerns others: candles, refusals, trouble.
+
+        Raises:
+            ExchangeError: the frame is not as documented; the connection goes on.
+        """
+        events = []
+        for event in self._feed.read(frame):
+            if isinstance(event, Pong):
+                self._pong_due = None
+            elif isinstance(event, Subscribed):
+                self._acknowledged(event.symbol)
+            else:
+                if isinstance(event, Candles):
+                    self._alive(event.symbol)
+                elif isinstance(event, Refused):
+                    self._subscriptions.pop(event.symbol, None)
+                elif isinstance(event, Trouble) and event.reconnect:
+                    self._broken = event.reason
+                events.append(event)
+        return events
+
+    def outgoing(self, now: float) -> list[str]:
+        """The frames to send now, as fast as the exchange allows; pings go first."""
+        self._renew_silent(now)
+        ping = self._feed.ping
+        if ping is not None and now >= self._ping_at:
+            self._frames.appendleft(ping)
+            self._ping_at = now + self._feed.ping_every_s
+            if self._pong_due is None:
+                self._pong_due = now + self._feed.pong_within_s
+        due = []
+        while self._frames and now >= self._send_at:
+            due.append(self._frames.popleft())
+            self._send_at = max(self._send_at, now - 1.0) + 1.0 / self._feed.frames_per_s
+        return due
+
+    def verdict(self, now: float) -> str | None:
+        """Why the connection must be replaced, or None."""
+        if self._broken is not None:
+            return self._broken
+        if self._pong_due is not None and now > self._pong_due:
+            return f"no pong within {self._feed.pong_within_s:g} s"
+        if self._feed.lifetime_s is not None and now > self._opened_at + self._feed.lifetime_s:
+            return f"replaced on schedule after {self._feed.lifetime_s:g} s"
+        return None
+
+    def doubt(self, symbol: Symbol, now: float) -> None:
+        """REST shows trades that this subscription did not bring: renew it, unless that was done just now."""
+        subscription = self._subscriptions.get(symbol)
+        if subscription is not None and now - subscription.asked_at >= _RENEW_ON_DOUBT_S:
+            subscription.alive = False
+            self._renew(symbol, subscription, now)
+
+    @property
+    def mute(self) -> list[Symbol]:
+        """Symbols that were asked for more than once and still bring nothing."""
+        return [symbol for symbol, one in self._subscriptions.items() if one.renewals and not one.alive]
+
+    def _ask(self, symbols: tuple[Symbol, ...], now: float) -> None:
+        self._frames.extend(self._feed.subscribe(symbols))
+        for symbol in symbols:
+            self._subscriptions[symbol] = _Subscription(now)
+
+    def _acknowledged(self, symbol: Symbol) -> None:
+        if symbol in self._subscriptions:
+            self._subscriptions[symbol].acknowledged = True
+
+    def _alive(self, symbol: Symbol) -> None:
+        if symbol in self._subscriptions:
+            subscription = self._subscriptions[symbol]
+            subscription.acknowledged = subscription.alive = True
+            subscription.renewals = 0
+
+    def _renew_silent(self, now: float) -> None:
+        for symbol, subscription in self._subscriptions.items():
+            if subscription.alive or (subscription.acknowledged and not self._feed.snapshot):
+                continue
+            within_s = self._feed.snapshot_within_s if subscription.acknowledged else _ANSWER_WITHIN_S
+            if now - subscription.asked_at > min(_MOST_RENEWAL_S, within_s * 2**subscription.renewals):
+                self._renew(symbol, subscription, now)
+
+    def _renew(self, symbol: Symbol, subscription: _Subscription, now: float) -> None:
+        self._frames.extend(self._feed.unsubscribe([symbol]))
+        self._frames.extend(self._feed.subscribe([symbol]))
+        subscription.asked_at = now
+        subscription.acknowledged = False
+        subscription.renewals += 1

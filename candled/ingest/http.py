@@ -1,0 +1,139 @@
+"""Requests to exchanges: one budget per host, `Retry-After` obeyed, and nothing but JSON believed."""
+
+import json
+import logging
+from collections.abc import Mapping
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
+
+from candled.errors import ExchangeError, Unavailable
+from candled.exchange import Clock
+
+from .budget import TokenBucket
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 10.0
+_FIRST_PENALTY_S = 2.0
+_MOST_PENALTY_S = 120.0
+_TOO_MANY = (418, 429)  # 418 is what Binance answers to those who went on after 429
+
+
+class HttpRefused(ExchangeError):
+    """The exchange answered with a status that asking again will not change.
+
+    `status` is the HTTP status and `body` the parsed JSON body, or None where it was not JSON.
+    """
+
+    def __init__(self, message: str, *, status: int, body: Any) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
+
+
+class HttpClient:
+    """`candled.exchange.Http` for one exchange: every host it asks has a budget of `requests_per_s`."""
+
+    def __init__(self, clock: Clock, requests_per_s: float) -> None:
+        self._clock = clock
+        self._rate = requests_per_s
+        self._client: AsyncHTTPClient = SimpleAsyncHTTPClient(force_instance=True, max_clients=8)
+        self._hosts: dict[str, _Host] = {}
+
+    async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
+        """GET `url`; see `candled.exchange.Http.get_json`."""
+        name = urlsplit(url).netloc
+        host = self._hosts.setdefault(name, _Host(TokenBucket(self._rate)))
+        while wait_s := host.bucket.take(self._clock.monotonic()):
+            await self._clock.sleep(wait_s)
+        full = f"{url}?{urlencode(params)}" if params else url
+        host.requests += 1
+        try:
+            response = await self._client.fetch(
+                HTTPRequest(full, connect_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S, follow_redirects=False),
+                raise_error=False,
+            )
+        except (OSError, HTTPClientError) as error:
+            raise Unavailable(f"cannot reach {name}: {error}") from error
+        if response.code == 599:  # Tornado's own: no answer at all
+            raise Unavailable(f"cannot reach {name}: {response.error}") from response.error
+        return self._read(name, host, response)
+
+    def describe(self) -> dict[str, Any]:
+        """Per host: requests made, the share of the budget left, and until when it asked for silence."""
+        now = self._clock.monotonic()
+        return {
+            name: {
+                "requests": host.requests,
+                "budgetLeft": round(host.bucket.left(now), 3),
+                "closedForSeconds": round(host.bucket.closed_for(now), 1),
+            }
+            for name, host in self._hosts.items()
+        }
+
+    def close(self) -> None:
+        """Drop idle connections."""
+        self._client.close()
+
+    def _read(self, name: str, host: "_Host", response: HTTPResponse) -> Any:
+        if response.code in _TOO_MANY:
+            wait_s = self._silence(host, response)
+            logger.warning("%s answered %d: no requests for %.0f s", name, response.code, wait_s)
+            raise Unavailable(f"{name} answered {response.code}, too many requests", retry_after_s=wait_s)
+        host.penalties = 0
+        body = _parse(response.body)
+        if response.code >= 500:
+            raise Unavailable(f"{name} answered {response.code}: {_excerpt(response.body)}")
+        if body is None:
+            kind = response.headers.get("Content-Type", "no content type")
+            raise ExchangeError(f"expected JSON from {name}, got {response.code} {kind}: {_excerpt(response.body)}")
+        if response.code >= 400:
+            raise HttpRefused(
+                f"{name} answered {response.code}: {_excerpt(response.body)}", status=response.code, body=body
+            )
+        return body
+
+    def _silence(self, host: "_Host", response: HTTPResponse) -> float:
+        asked_s = _retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
+        if asked_s is None:
+            asked_s = min(_MOST_PENALTY_S, _FIRST_PENALTY_S * 2**host.penalties)
+        host.penalties += 1
+        host.bucket.close_until(self._clock.monotonic() + asked_s)
+        return asked_s
+
+
+class _Host:
+    def __init__(self, bucket: TokenBucket) -> None:
+        self.bucket = bucket
+        self.requests = 0
+        self.penalties = 0
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body, parse_float=Decimal)
+    except ValueError:
+        return None
+
+
+def _excerpt(body: bytes) -> str:
+    return repr(body[:120].decode("utf-8", "replace"))
+
+
+def _retry_after_s(header: str | None, now_ms: int) -> float | None:
+    """Seconds asked for by `Retry-After` in seconds or as a date (RFC 9110, 10.2.3); None if absent or garbage."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - now_ms / 1000)
+    except (ValueError, TypeError):
+        return None

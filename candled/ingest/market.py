@@ -1,0 +1,213 @@
+"""One market's way from what the exchange said to what is published and stored."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Literal
+
+from candled.errors import InvalidCandle
+from candled.exchange import Candles
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range
+from candled.store.interface import Hole
+
+from .coverage import RECENT_MS, Coverage, Urgency, Window
+from .minutes import WINDOW_MS, Minutes
+
+logger = logging.getLogger(__name__)
+
+State = Literal["live", "quiet", "stale", "warming", "recovering"]
+_WEEK = Interval.parse("1W")
+_FUTURE_MS = 2 * MINUTE_MS
+# A missing minute is asked for by REST only this long after its end: before, it is on its way.
+_PATIENCE_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How one exchange's minutes are judged, in milliseconds; see `candled.exchange.Exchange` and the settings."""
+
+    settle_ms: int
+    quiet_after_ms: int
+    confirm: bool
+    history_minutes: int
+    opens_at_close: bool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What follows from some candles.
+
+    `live`: publish now, in this order, and store the final ones. `past`: store first, then tell that the range
+    `healed` changed. `dead`: REST shows trades that the stream did not bring, so renew the subscription.
+    """
+
+    live: list[Candle] = field(default_factory=list)
+    past: list[Candle] = field(default_factory=list)
+    healed: Range | None = None
+    dead: bool = False
+
+
+class MarketIngest:
+    """Order, finality, coverage and the state of one market. Pure: the time is an argument, on the exchange's clock."""
+
+    def __init__(self, key: MarketKey, coverage: Coverage, rules: Rules) -> None:
+        self.key = key
+        self.coverage = coverage
+        self.connected = False
+        self.refused: str | None = None
+        self.trouble: str | None = None
+        self.revisions = 0
+        self.invalid = 0
+        self._rules = rules
+        self._minutes = Minutes(rules.settle_ms)
+        self._pushed_ms: int | None = None  # when the stream last brought something, on the exchange's clock
+        self._agreed_ms: int | None = None  # when REST last agreed that there was nothing newer
+
+    # ------------------------------------------------------------ what the exchange said
+
+    def pushed(self, event: Candles, now_ms: int) -> Outcome:
+        """Take candles of the live stream."""
+        self._pushed_ms = now_ms
+        return self._take(self._valid(event.candles, now_ms), now_ms, confirmed=event.snapshot)
+
+    def answered(self, window: Window, candles: list[Candle], now_ms: int) -> Outcome:
+        """Take REST's answer for a window it was asked for."""
+        self.trouble = None
+        rows = [row for row in self._valid(candles, now_ms) if window.start_ms <= row.open_ms < window.end_ms]
+        outcome = self._take(rows, now_ms, confirmed=True)
+        holes_changed = self.coverage.answered(window, self._until(now_ms), now_ms)
+        if holes_changed or window.urgency is not Urgency.CONFIRM:
+            outcome.healed = Range(window.start_ms, window.end_ms)
+        if window.end_ms >= self._until(now_ms):
+            self._judge_silence(rows, now_ms, outcome)
+        return outcome
+
+    def failed(self, reason: str) -> None:
+        """Note that REST could not be asked, or did not answer as documented."""
+        self.trouble = reason
+        self._agreed_ms = None
+
+    def interrupted(self) -> None:
+        """Note that the stream broke."""
+        self.connected = False
+        self._minutes.interrupted()
+
+    def settle(self, now_ms: int) -> list[Candle]:
+        """The minutes that became final because their late versions had their chance."""
+        settled = self._minutes.settle(now_ms)
+        for candle in settled:
+            self.coverage.add(candle.open_ms, confirmed=False)
+        return settled
+
+    # ------------------------------------------------------------ what to do next
+
+    def want(self, now_ms: int) -> Window | None:
+        """The next request for history, if there is one to make."""
+        if self.refused is not None:
+            return None
+        if self._minutes.newest_ms is not None:
+            self.coverage.forget_unconfirmed(self._minutes.newest_ms - WINDOW_MS)
+        confirm_until_ms = self._until(now_ms) if self._rules.confirm else 0
+        return self.coverage.want(self._until(now_ms), now_ms, self._rules.history_minutes, confirm_until_ms)
+
+    def state(self, now_ms: int) -> State:
+        """`live`: the stream moves. `quiet`: it does not, and REST agrees. `stale`: we don't know.
+
+        `warming`: the running week is not complete yet. `recovering`: minutes of the last hours are being fetched.
+        """
+        moving = (
+            self.connected and self._pushed_ms is not None and now_ms - self._pushed_ms <= self._rules.quiet_after_ms
+        )
+        agreed = self._agreed_ms is not None and now_ms - self._agreed_ms <= 2 * self._rules.quiet_after_ms + MINUTE_MS
+        if self.refused is not None:
+            return "stale"
+        if self.coverage.since_ms is None or self.coverage.since_ms > max(_WEEK.floor(now_ms), self.coverage.from_ms):
+            return "warming" if moving or agreed or self.trouble is None else "stale"
+        if not moving and not agreed:
+            return "stale"
+        if self.coverage.missing(now_ms - RECENT_MS, self._until(now_ms) - MINUTE_MS):
+            return "recovering"
+        return "live" if moving else "quiet"
+
+    @property
+    def newest_ms(self) -> int | None:
+        """The newest minute seen, UTC epoch milliseconds."""
+        return self._minutes.newest_ms
+
+    @property
+    def pushed_ms(self) -> int | None:
+        """When the stream last brought a candle, on the exchange's clock."""
+        return self._pushed_ms
+
+    @property
+    def holes(self) -> list[Hole]:
+        """The minutes the exchange itself does not have, but for the time before its history begins."""
+        return [hole for hole in self.coverage.holes if hole.reason != "beyond_history"]
+
+    # ------------------------------------------------------------ inside
+
+    def _until(self, now_ms: int) -> int:
+        """Minutes before this should be here by now."""
+        return MINUTE.floor(now_ms - self._rules.settle_ms - _PATIENCE_MS)
+
+    def _valid(self, candles: list[Candle] | tuple[Candle, ...], now_ms: int) -> list[Candle]:
+        valid = []
+        for candle in candles:
+            try:
+                stamped = candle if candle.as_of_ms else candle._replace(as_of_ms=now_ms)
+                stamped.check()
+                if stamped.open_ms > now_ms + _FUTURE_MS:
+                    raise InvalidCandle(f"expected a minute that has begun by {now_ms}, got {stamped}")
+            except InvalidCandle as error:
+                self.invalid += 1
+                if self.invalid == 1:
+                    logger.warning(
+                        "%s: dropped an impossible candle (later ones are only counted): %s", self.key, error
+                    )
+                continue
+            valid.append(stamped)
+        return sorted(valid)
+
+    def _take(self, candles: list[Candle], now_ms: int, *, confirmed: bool) -> Outcome:
+        outcome = Outcome()
+        newest_ms = max((candle.open_ms for candle in candles), default=0)
+        for candle in candles:
+            if self._minutes.reaches(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS:
+                self._take_live(candle, now_ms, outcome, confirmed=confirmed)
+            elif self._is_over(candle) and not self.coverage.has(candle.open_ms):
+                outcome.past.append(candle._replace(final=True))
+                self.coverage.add(candle.open_ms, confirmed=True)
+        if outcome.past:
+            outcome.healed = Range(outcome.past[0].open_ms, outcome.past[-1].open_ms + MINUTE_MS)
+        return outcome
+
+    def _take_live(self, candle: Candle, now_ms: int, outcome: Outcome, *, confirmed: bool) -> None:
+        held = self._minutes.get(candle.open_ms)
+        news = self._minutes.offer(candle, now_ms)
+        if self._is_over(candle) and (confirmed or news is not None):
+            self.coverage.add(candle.open_ms, confirmed=confirmed)
+        if news is None:
+            return
+        if held is not None and held.final and held.values != news.values:
+            self.revisions += 1
+        self._compare_with_previous(news, held)
+        outcome.live.append(news)
+
+    def _compare_with_previous(self, candle: Candle, held: Candle | None) -> None:
+        """Where candles open at the close of the one before, a difference betrays a missed push."""
+        previous = self._minutes.get(candle.open_ms - MINUTE_MS)
+        if self._rules.opens_at_close and held is None and previous is not None and previous.close != candle.open:
+            self.coverage.doubt(previous.open_ms)
+
+    def _is_over(self, candle: Candle) -> bool:
+        return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._rules.settle_ms
+
+    def _judge_silence(self, rows: list[Candle], now_ms: int, outcome: Outcome) -> None:
+        """REST answered up to the present: does it agree that nothing was traded while the stream was silent?"""
+        last_push_ms = self._pushed_ms
+        if last_push_ms is not None and any(
+            row.open_ms >= last_push_ms and row.volume > 0 and self._is_over(row) for row in rows
+        ):
+            outcome.dead = True
+            self._agreed_ms = None
+        else:
+            self._agreed_ms = now_ms

@@ -1,0 +1,78 @@
+"""The minutes of one market at the live edge: versions, order and finality."""
+
+from candled.model import MINUTE_MS, Candle
+
+# Older minutes are the store's business: a change there goes through the store first.
+WINDOW_MS = 60 * MINUTE_MS
+
+
+class Minutes:
+    """Holds the newest hour of one market and decides what of a candle is news. Pure: the time is an argument.
+
+    All times are UTC epoch milliseconds on the exchange's clock. `settle_ms` is how long after its successor
+    opened the late versions of a minute have their chance.
+    """
+
+    def __init__(self, settle_ms: int) -> None:
+        self._settle_ms = settle_ms
+        self._held: dict[int, Candle] = {}
+        self._open: dict[int, int | None] = {}  # minutes not final → when a successor was first seen
+        self.newest_ms: int | None = None
+
+    def get(self, open_ms: int) -> Candle | None:
+        """The version held of a minute, if it is one of the newest hour."""
+        return self._held.get(open_ms)
+
+    def reaches(self, open_ms: int, now_ms: int) -> bool:
+        """Whether a minute belongs to the live edge; an older one must go through the store."""
+        return open_ms > (now_ms if self.newest_ms is None else self.newest_ms) - WINDOW_MS
+
+    def interrupted(self) -> None:
+        """The stream broke: minutes in progress may end unseen, so a successor no longer proves them final.
+
+        They are held on, and become final when the stream or REST speaks of them again.
+        """
+        self._open.clear()
+
+    def offer(self, candle: Candle, now_ms: int) -> Candle | None:
+        """Take a version of a minute of the live edge; return it as it now stands if that is news, else None."""
+        held = self._held.get(candle.open_ms)
+        if held is not None and not candle.supersedes(held):
+            return None
+        over = candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._settle_ms
+        candle = candle._replace(final=candle.final or over or (held is not None and held.final))
+        self._held[candle.open_ms] = candle
+        self._note(candle, now_ms)
+        if held is not None and held.values == candle.values and held.final == candle.final:
+            return None
+        return candle
+
+    def settle(self, now_ms: int) -> list[Candle]:
+        """Return the minutes that became final because their successor opened long enough ago, oldest first."""
+        settled = [
+            open_ms
+            for open_ms, seen_ms in self._open.items()
+            if seen_ms is not None and seen_ms + self._settle_ms <= now_ms
+        ]
+        result = []
+        for open_ms in sorted(settled):
+            del self._open[open_ms]
+            self._held[open_ms] = self._held[open_ms]._replace(final=True)
+            result.append(self._held[open_ms])
+        return result
+
+    def _note(self, candle: Candle, now_ms: int) -> None:
+        newest_ms = self.newest_ms
+        if candle.final:
+            self._open.pop(candle.open_ms, None)
+        else:
+            overtaken = newest_ms is not None and candle.open_ms < newest_ms
+            self._open.setdefault(candle.open_ms, now_ms if overtaken else None)
+        if newest_ms is not None and candle.open_ms <= newest_ms:
+            return
+        self.newest_ms = candle.open_ms
+        for open_ms, seen_ms in self._open.items():
+            if open_ms < candle.open_ms and seen_ms is None:
+                self._open[open_ms] = now_ms
+        for open_ms in [old for old in self._held if not self.reaches(old, now_ms) and old not in self._open]:
+            del self._held[open_ms]
