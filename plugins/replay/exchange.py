@@ -1,0 +1,206 @@
+"""The replay exchange: files into recordings, and recordings into a market clock, a feed and a history."""
+
+import gzip
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from candled import (
+    MINUTE_MS,
+    Candle,
+    Candles,
+    Clock,
+    ConfigError,
+    Event,
+    Exchange,
+    ExchangeError,
+    Feed,
+    Http,
+    Market,
+    Refused,
+    StreamFeed,
+    Subscribed,
+    Symbol,
+    setting,
+)
+
+from .recording import BadRecording, Recording
+
+BUNDLED = Path(__file__).parent / "recordings"
+ANY_SYMBOL = "*"
+
+_BUNDLED_PREFIX = "bundled:"
+_GZIP_MAGIC = b"\x1f\x8b"
+_SNAPSHOT_MINUTES = 500
+_TICKS_PER_S = 4  # at most, by the wall clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySettings:
+    """What an operator may write under `exchanges.replay`."""
+
+    files: Mapping[str, str] = setting(
+        {"BTC/USDT": "bundled:binance-spot-btcusdt", "ETH/USDT": "bundled:bitget-futures-ethusdt"},
+        help='recorded candles, CSV or gzip, per symbol: a path or "bundled:NAME"; "*" serves every other symbol',
+    )
+    speed: float = setting(1.0, help="how many market seconds pass in one second", at_least=1.0)
+
+
+class Replay(Exchange):
+    """Recorded candles on the present clock, in a loop. See docs/replay.md.
+
+    Raises:
+        ConfigError: a symbol or a file in `files` cannot be used; one line per problem.
+    """
+
+    name: ClassVar[str] = "replay"
+    Settings: ClassVar[type[ReplaySettings]] = ReplaySettings
+    history_minutes: ClassVar[int] = 1440
+
+    def __init__(self, settings: ReplaySettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self._speed: float = settings.speed
+        self._recordings = _load(settings.files)
+        self._started_ms = clock.now_ms()
+        self._origin_ms = self._started_ms
+        self._latest_ms = self._started_ms
+
+    def resume(self, newest_ms: int | None) -> None:
+        """Start the market clock: at the present, or after `newest_ms` where a faster run came further than that."""
+        self._started_ms = self.clock.now_ms()
+        self._origin_ms = self._started_ms
+        if newest_ms is not None:
+            self._origin_ms = max(self._started_ms, newest_ms + MINUTE_MS)
+        self._latest_ms = self._origin_ms
+
+    def now_ms(self) -> int:
+        """The market clock, UTC epoch milliseconds. It runs `speed` times as fast as the wall clock, never back."""
+        passed_ms = int((self.clock.now_ms() - self._started_ms) * self._speed)
+        self._latest_ms = max(self._latest_ms, self._origin_ms + passed_ms)
+        return self._latest_ms
+
+    @property
+    def tick_s(self) -> float:
+        """Seconds of the wall clock between two versions of a running minute: one market second, but at least 0.25."""
+        return max(1.0 / self._speed, 1.0 / _TICKS_PER_S)
+
+    def recording(self, symbol: Symbol) -> Recording | None:
+        """What is played for `symbol`, None if nothing is."""
+        return self._recordings.get(str(symbol)) or self._recordings.get(ANY_SYMBOL)
+
+    async def markets(self, http: Http) -> list[Market]:
+        """The symbols named in `files`; what `"*"` serves cannot be listed."""
+        return [
+            Market(
+                symbol=Symbol.parse(text),
+                price_decimals=recording.price_decimals,
+                volume_decimals=recording.volume_decimals,
+            )
+            for text, recording in self._recordings.items()
+            if text != ANY_SYMBOL
+        ]
+
+    def feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
+        """One feed for all."""
+        return [ReplayFeed(self, symbols)]
+
+    async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+        """The recorded minutes up to now, the running one included.
+
+        Raises:
+            ExchangeError: there is no recording for `symbol`.
+        """
+        recording = self.recording(symbol)
+        if recording is None:
+            raise ExchangeError(_no_file(symbol))
+        now_ms = self.now_ms()
+        return [candle._replace(as_of_ms=now_ms) for candle in recording.between(start_ms, end_ms, now_ms)]
+
+
+class ReplayFeed(StreamFeed):
+    """The recent past of every symbol, then its running minute as it grows."""
+
+    def __init__(self, exchange: Replay, symbols: Sequence[Symbol]) -> None:
+        super().__init__(symbols)
+        self._exchange = exchange
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Yield for ever; a minute's last version comes before the first of the next, and none is left out."""
+        playing = {symbol: recording for symbol in self.symbols if (recording := self._exchange.recording(symbol))}
+        for symbol in self.symbols:
+            if symbol not in playing:
+                yield Refused(symbol, _no_file(symbol))
+        now_ms = self._exchange.now_ms()
+        for symbol, recording in playing.items():
+            yield Subscribed(symbol)
+            recent = recording.versions(now_ms - _SNAPSHOT_MINUTES * MINUTE_MS, now_ms)
+            yield Candles(symbol, tuple(recent), snapshot=True)
+        while True:
+            await self._exchange.clock.sleep(self._exchange.tick_s)
+            spoke_ms, now_ms = now_ms, self._exchange.now_ms()
+            for symbol, recording in playing.items():
+                if versions := recording.versions(spoke_ms, now_ms):
+                    yield Candles(symbol, tuple(versions))
+
+
+def _no_file(symbol: Symbol) -> str:
+    return f"no recording for {symbol}: name a file for it in exchanges.replay.files"
+
+
+def _load(files: Mapping[str, str]) -> dict[str, Recording]:
+    """Read every file once, however many symbols share it.
+
+    Raises:
+        ConfigError: symbols or files that cannot be used; one line per problem, with file and line.
+    """
+    recordings: dict[str, Recording] = {}
+    problems: dict[str, None] = {}  # in order, and a shared bad file is reported once
+    for text, name in files.items():
+        try:
+            if text != ANY_SYMBOL:
+                Symbol.parse(text)
+        except ValueError as error:
+            problems[f"exchanges.replay.files: {error}"] = None
+            continue
+        shared = next((recordings[other] for other in recordings if files[other] == name), None)
+        try:
+            recordings[text] = shared or read_recording(name)
+        except BadRecording as error:
+            problems.update(dict.fromkeys(f"{name}: {problem}" for problem in error.problems))
+    if problems:
+        raise ConfigError(list(problems))
+    return recordings
+
+
+def read_recording(name: str) -> Recording:
+    """Read a recording, gzip or plain CSV, by its path or as `bundled:NAME`.
+
+    Raises:
+        BadRecording: no such file, or what is in it.
+    """
+    try:
+        data = _path(name).read_bytes()
+        if data.startswith(_GZIP_MAGIC):
+            data = gzip.decompress(data)
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BadRecording([f"cannot be read: {reason}"]) from error
+    return Recording.parse(text.splitlines())
+
+
+def _path(name: str) -> Path:
+    """Where the file is.
+
+    Raises:
+        BadRecording: no bundled recording of that name.
+    """
+    if not name.startswith(_BUNDLED_PREFIX):
+        return Path(name).expanduser()
+    path = BUNDLED / f"{name.removeprefix(_BUNDLED_PREFIX)}.csv.gz"
+    bundled = sorted(found.name.removesuffix(".csv.gz") for found in BUNDLED.glob("*.csv.gz"))
+    if path.name.removesuffix(".csv.gz") not in bundled:
+        raise BadRecording([f"no such recording comes with candled: it has {', '.join(bundled)}"])
+    return path

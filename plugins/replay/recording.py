@@ -1,0 +1,194 @@
+"""A recording as a pure function of time: looped, shifted, and growing within its minutes."""
+
+from collections.abc import Iterable, Mapping
+from decimal import ROUND_DOWN, Context, Decimal
+from typing import Self
+
+from candled import MINUTE_MS, Candle, InvalidCandle
+
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+WEEK_MS = 7 * DAY_MS
+
+_NEEDED = ("time_ms", "open", "high", "low", "close", "volume")
+_OPTIONAL = ("quote_volume", "trades")
+# Cut towards zero, so that what grows never passes what it grows to; far more digits than any exchange prints.
+_CUT = Context(prec=200, rounding=ROUND_DOWN)
+_REPORTED = 5  # bad lines named per file; a file of another kind would name every line it has
+
+
+class BadRecording(ValueError):
+    """A recording that cannot be played; `problems` holds one line per mistake, each with the file's line number."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class Recording:
+    """Recorded minutes, repeated for ever in both directions.
+
+    The loop is `period_ms` long, counted from the first recorded minute `base_ms`: as many whole weeks as the
+    recording covers, or whole days if it covers less than a week, or whole hours if less than a day; what is recorded
+    beyond that is not played. The minute `t` is the recorded minute `base_ms + (t - base_ms) mod period_ms`, so it has
+    the same values whenever it is asked for, and a shift by whole weeks keeps the hour of the day and the day of the
+    week. A minute that was not recorded is missing in every loop.
+
+    `price_decimals` and `volume_decimals` are the most digits after the point that any recorded row has.
+    """
+
+    def __init__(self, rows: Mapping[int, Candle]) -> None:
+        """Keep `rows`, recorded minutes by their opening time, in ascending order and at least one.
+
+        Raises:
+            BadRecording: they cover less than an hour.
+        """
+        times = list(rows)
+        self.base_ms = times[0]
+        self.period_ms = _period(times[-1] + MINUTE_MS - self.base_ms)
+        played = {t - self.base_ms: row for t, row in rows.items() if t - self.base_ms < self.period_ms}
+        # as text a minute takes a tenth of the memory of a candle, and it is asked for a few times a second at most
+        self._rows = {offset: ",".join(_texts(row)) for offset, row in played.items()}
+        self.price_decimals = max(_decimals(row.open, row.high, row.low, row.close) for row in played.values())
+        self.volume_decimals = max(_decimals(row.volume) for row in played.values())
+        self._quote_decimals = max(_decimals(row.quote_volume) for row in played.values())
+
+    @classmethod
+    def parse(cls, lines: Iterable[str]) -> Self:
+        """Read CSV: a header that names the columns, then one row per minute, ascending.
+
+        Columns are `time_ms` (UTC epoch milliseconds), `open`, `high`, `low`, `close`, `volume`, and perhaps
+        `quote_volume` (a blank one is absent, not 0) and `trades` (not used). Minutes may be missing.
+
+        Raises:
+            BadRecording: no such header, a row that is no candle, times that do not ascend, less than an hour.
+        """
+        numbered = enumerate((line.strip() for line in lines), start=1)
+        header = next(numbered, (1, ""))[1].split(",")
+        if wrong := _wrong_columns(header):
+            raise BadRecording([f"line 1: {wrong}; expected {','.join(_NEEDED)}[,quote_volume][,trades]"])
+        rows: dict[int, Candle] = {}
+        problems: list[str] = []
+        newest_ms = -1
+        for number, line in numbered:
+            if not line:
+                continue
+            try:
+                candle = _read_row(header, line.split(","))
+                if candle.open_ms <= newest_ms:
+                    raise InvalidCandle(f"expected a time after {newest_ms}, got {candle.open_ms}")
+            except InvalidCandle as error:
+                problems.append(f"line {number}: {error}")
+                continue
+            newest_ms = candle.open_ms
+            rows[newest_ms] = candle
+        if problems:
+            more = len(problems) - _REPORTED
+            raise BadRecording(problems[:_REPORTED] + ([f"and {more} more bad lines"] if more > 0 else []))
+        if not rows:
+            raise BadRecording(["line 2: expected at least one row"])
+        return cls(rows)
+
+    def minute(self, open_ms: int, now_ms: int) -> Candle | None:
+        """The minute that opens at `open_ms` as it stands at `now_ms` (both UTC epoch milliseconds).
+
+        None where nothing was recorded, or where it has not begun. A minute that is over is as recorded, stated at its
+        end; one in progress has grown as `grown` says.
+        """
+        numbers = self._rows.get((open_ms - self.base_ms) % self.period_ms)
+        if numbers is None or now_ms < open_ms:
+            return None
+        candle = Candle.parse(open_ms, *numbers.split(","))
+        end_ms = open_ms + MINUTE_MS
+        if now_ms >= end_ms:
+            return candle._replace(as_of_ms=end_ms)
+        return grown(
+            candle,
+            now_ms,
+            price_decimals=self.price_decimals,
+            volume_decimals=self.volume_decimals,
+            quote_decimals=self._quote_decimals,
+        )
+
+    def between(self, start_ms: int, end_ms: int, now_ms: int) -> list[Candle]:
+        """Every minute with `start_ms <= open_ms < end_ms` as it stands at `now_ms`, oldest first."""
+        first_ms = -(-start_ms // MINUTE_MS) * MINUTE_MS
+        last_ms = min(end_ms, now_ms + 1)
+        candles = (self.minute(open_ms, now_ms) for open_ms in range(first_ms, last_ms, MINUTE_MS))
+        return [candle for candle in candles if candle is not None]
+
+    def versions(self, after_ms: int, now_ms: int) -> list[Candle]:
+        """What a feed says at `now_ms` that last spoke at `after_ms`, oldest first.
+
+        That is the last version of every minute that ended in between, and the running one.
+        """
+        return self.between(after_ms - after_ms % MINUTE_MS, now_ms + 1, now_ms)
+
+
+def grown(candle: Candle, at_ms: int, *, price_decimals: int, volume_decimals: int, quote_decimals: int = 0) -> Candle:
+    """How the recorded `candle` looked at `at_ms` (UTC epoch milliseconds) within its minute.
+
+    The price goes in three straight lines of a third of the minute each, through the low first in a minute that rises
+    and through the high first in one that falls, and comes to the close at the end. Volumes grow with the time.
+    """
+    elapsed_ms = min(max(at_ms - candle.open_ms, 0), MINUTE_MS)
+    if candle.close >= candle.open:
+        path = (candle.open, candle.low, candle.high, candle.close)
+    else:
+        path = (candle.open, candle.high, candle.low, candle.close)
+    leg, within_ms = divmod(elapsed_ms * 3, MINUTE_MS)
+    passed = path[: leg + 1]
+    price = path[leg]
+    if within_ms:
+        price += _share(path[leg + 1] - price, within_ms, price_decimals)
+    return candle._replace(
+        high=max(*passed, price),
+        low=min(*passed, price),
+        close=price,
+        volume=_part(candle.volume, elapsed_ms, volume_decimals),
+        quote_volume=None if candle.quote_volume is None else _part(candle.quote_volume, elapsed_ms, quote_decimals),
+        as_of_ms=at_ms,
+    )
+
+
+def _period(covered_ms: int) -> int:
+    for unit_ms in (WEEK_MS, DAY_MS, HOUR_MS):
+        if covered_ms >= unit_ms:
+            return covered_ms - covered_ms % unit_ms
+    raise BadRecording([f"expected an hour or more to loop over, got {covered_ms // MINUTE_MS} minutes"])
+
+
+def _wrong_columns(header: list[str]) -> str | None:
+    if missing := [name for name in _NEEDED if name not in header]:
+        return f"no column {', '.join(missing)}"
+    if unknown := [name for name in header if name not in _NEEDED + _OPTIONAL]:
+        return f"unknown column {', '.join(unknown)}"
+    return None
+
+
+def _read_row(header: list[str], cells: list[str]) -> Candle:
+    if len(cells) != len(header):
+        raise InvalidCandle(f"expected {len(header)} columns, got {len(cells)}")
+    row = dict(zip(header, cells, strict=True))
+    time_ms, *numbers = (row[name] for name in _NEEDED)
+    open_, high, low, close, volume = numbers
+    return Candle.parse(time_ms, open_, high, low, close, volume, row.get("quote_volume") or None)
+
+
+def _texts(candle: Candle) -> list[str]:
+    return [str(number) for number in candle.values if number is not None]
+
+
+def _decimals(*numbers: Decimal | None) -> int:
+    """The most digits after the point that any of them has."""
+    return max([0, *(-int(number.as_tuple().exponent) for number in numbers if number is not None)])
+
+
+def _part(whole: Decimal, elapsed_ms: int, decimals: int) -> Decimal:
+    """The share of `whole` that has come after `elapsed_ms` of a minute; all of it, unrounded, at the end."""
+    return whole if elapsed_ms == MINUTE_MS else _share(whole, elapsed_ms, decimals)
+
+
+def _share(whole: Decimal, elapsed_ms: int, decimals: int) -> Decimal:
+    part = _CUT.divide(_CUT.multiply(whole, Decimal(elapsed_ms)), Decimal(MINUTE_MS))
+    return _CUT.quantize(part, Decimal(1).scaleb(-decimals))
