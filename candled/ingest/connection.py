@@ -11,6 +11,7 @@ from candled.model import Symbol
 _ANSWER_WITHIN_S = 10.0
 _MOST_RENEWAL_S = 600.0
 _RENEW_ON_DOUBT_S = 30.0
+_LATE_S = 0.3  # a tick that comes late may send what it missed, not more
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class Connection:
         Raises:
             ExchangeError: the frame is not as documented; the connection goes on.
         """
-        events = []
+        events: list[Event] = []
         for event in self._feed.read(frame):
             if isinstance(event, Pong):
                 self._pong_due = None
@@ -72,7 +73,7 @@ class Connection:
         due = []
         while self._frames and now >= self._send_at:
             due.append(self._frames.popleft())
-            self._send_at = max(self._send_at, now - 1.0) + 1.0 / self._feed.frames_per_s
+            self._send_at = max(self._send_at, now - _LATE_S) + 1.0 / self._feed.frames_per_s
         return due
 
     def verdict(self, now: float) -> str | None:

@@ -129,6 +129,11 @@ class Coverage:
         gap = _newest(self.missing(self.from_ms, until_ms), most_ms) or self._due_hole(now_ms, most_ms)
         return Window(Urgency.HISTORY, *gap) if gap else None
 
+    def lost(self, open_ms: int) -> None:
+        """Note that a final minute could not be kept: it is missing again."""
+        for ranges in (self._have, self._covered, self._unconfirmed):
+            ranges.remove(open_ms, open_ms + MINUTE_MS)
+
     def doubt(self, open_ms: int) -> None:
         """Ask again for a minute that is there: a sign says that its last version was missed."""
         self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)

@@ -76,6 +76,11 @@ class HttpClient:
             for name, host in self._hosts.items()
         }
 
+    def busy(self) -> bool:
+        """Whether less than half of some host's budget is left."""
+        now = self._clock.monotonic()
+        return any(host.bucket.left(now) < 0.5 for host in self._hosts.values())
+
     def close(self) -> None:
         """Drop idle connections."""
         self._client.close()

@@ -61,6 +61,7 @@ class MarketIngest:
         self._minutes = Minutes(rules.settle_ms)
         self._pushed_ms: int | None = None  # when the stream last brought something, on the exchange's clock
         self._agreed_ms: int | None = None  # when REST last agreed that there was nothing newer
+        self._idle_until_ms = 0  # nothing to ask for before minutes up to here should be there
 
     # ------------------------------------------------------------ what the exchange said
 
@@ -89,6 +90,7 @@ class MarketIngest:
     def interrupted(self) -> None:
         """Note that the stream broke."""
         self.connected = False
+        self._idle_until_ms = 0
         self._minutes.interrupted()
 
     def settle(self, now_ms: int) -> list[Candle]:
@@ -102,12 +104,26 @@ class MarketIngest:
 
     def want(self, now_ms: int) -> Window | None:
         """The next request for history, if there is one to make."""
-        if self.refused is not None:
+        until_ms = self._until(now_ms)
+        if self.refused is not None or until_ms < self._idle_until_ms:
             return None
         if self._minutes.newest_ms is not None:
             self.coverage.forget_unconfirmed(self._minutes.newest_ms - WINDOW_MS)
-        confirm_until_ms = self._until(now_ms) if self._rules.confirm else 0
-        return self.coverage.want(self._until(now_ms), now_ms, self._rules.history_minutes, confirm_until_ms)
+        confirm_until_ms = until_ms if self._rules.confirm else 0
+        window = self.coverage.want(until_ms, now_ms, self._rules.history_minutes, confirm_until_ms)
+        if window is None:
+            self._idle_until_ms = until_ms + MINUTE_MS
+        return window
+
+    def running(self) -> Candle | None:
+        """The minute in progress as it stands, if there is one."""
+        newest = None if self.newest_ms is None else self._minutes.get(self.newest_ms)
+        return None if newest is None or newest.final else newest
+
+    def lost(self, open_ms: int) -> None:
+        """Note that the store had no room for a final minute: it will be asked for again."""
+        self.coverage.lost(open_ms)
+        self._idle_until_ms = 0
 
     def state(self, now_ms: int) -> State:
         """`live`: the stream moves. `quiet`: it does not, and REST agrees. `stale`: we don't know.
@@ -197,6 +213,7 @@ class MarketIngest:
         previous = self._minutes.get(candle.open_ms - MINUTE_MS)
         if self._rules.opens_at_close and held is None and previous is not None and previous.close != candle.open:
             self.coverage.doubt(previous.open_ms)
+            self._idle_until_ms = 0
 
     def _is_over(self, candle: Candle) -> bool:
         return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._rules.settle_ms

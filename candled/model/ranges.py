@@ -11,6 +11,12 @@ class Range(NamedTuple):
     start_ms: int
     end_ms: int
 
+    def hull(self, other: "Range | None") -> "Range":
+        """The shortest range that holds both."""
+        if other is None:
+            return self
+        return Range(min(self.start_ms, other.start_ms), max(self.end_ms, other.end_ms))
+
 
 class RangeSet:
     """A set of times kept as few disjoint, sorted ranges; neighbours are joined."""

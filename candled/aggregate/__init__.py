@@ -1,0 +1,1 @@
+"""1-minute candles → bars of every interval, in memory."""

@@ -1,0 +1,77 @@
+"""The newest bars of one interval of one market."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
+from candled.model import Candle, Interval
+
+
+class Series:
+    """Bars in memory, oldest first. All bars there are with `open_ms >= since_ms` are held.
+
+    `since_ms` is 0 when nothing older exists. At most about `capacity` bars are kept; what goes is cut on a boundary
+    of `parent`, the interval folded from this one, so that a held bar of the parent has all or none of its parts.
+    """
+
+    __slots__ = ("_bars", "_capacity", "_parent", "_times", "interval", "since_ms")
+
+    def __init__(self, interval: Interval, parent: Interval | None, capacity: int) -> None:
+        self.interval = interval
+        self.since_ms = 0
+        self._parent = parent
+        self._capacity = max(capacity, 2 * parent.ms // interval.ms if parent else 0)
+        self._times: list[int] = []
+        self._bars: dict[int, Candle] = {}
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def get(self, open_ms: int) -> Candle | None:
+        """The bar that begins at `open_ms`."""
+        return self._bars.get(open_ms)
+
+    @property
+    def newest(self) -> Candle | None:
+        """The newest bar."""
+        return self._bars[self._times[-1]] if self._times else None
+
+    def tail(self, count: int, since_ms: int) -> list[Candle]:
+        """The newest `count` bars that begin at or after `since_ms`, oldest first."""
+        if count <= 0:
+            return []
+        first = bisect_left(self._times, since_ms)
+        return [self._bars[open_ms] for open_ms in self._times[first:][-count:]]
+
+    def between(self, start_ms: int, end_ms: int) -> list[Candle]:
+        """Bars with `start_ms <= open_ms < end_ms`, oldest first."""
+        first = bisect_left(self._times, start_ms)
+        last = bisect_left(self._times, end_ms, first)
+        return [self._bars[open_ms] for open_ms in self._times[first:last]]
+
+    def put(self, bar: Candle) -> None:
+        """Add or replace a bar."""
+        if bar.open_ms not in self._bars:
+            if not self._times or bar.open_ms > self._times[-1]:
+                self._times.append(bar.open_ms)
+            else:
+                insort(self._times, bar.open_ms)
+        self._bars[bar.open_ms] = bar
+        if len(self._times) > self._capacity + self._capacity // 4:
+            self.forget_before(self._times[-self._capacity])
+
+    def prepend(self, older: Iterable[Candle], since_ms: int) -> None:
+        """Add bars older than `since_ms` was; all there are from the new `since_ms` on."""
+        older = [bar for bar in older if bar.open_ms < self.since_ms]
+        self._bars |= {bar.open_ms: bar for bar in older}
+        self._times[:0] = [bar.open_ms for bar in older]
+        self.since_ms = since_ms
+
+    def forget_before(self, keep_ms: int) -> None:
+        """Drop bars older than `keep_ms`, but not the parts of a parent's bar that holds it."""
+        if self._parent is not None:
+            keep_ms = self._parent.floor(keep_ms)
+        first = bisect_left(self._times, keep_ms)
+        for open_ms in self._times[:first]:
+            del self._bars[open_ms]
+        del self._times[:first]
+        self.since_ms = max(self.since_ms, keep_ms)

@@ -1,0 +1,400 @@
+"""One exchange's way into the system: its feeds, its history, its repair."""
+
+import asyncio
+import difflib
+import heapq
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from candled.bus import Bus, Healed, MinuteChanged
+from candled.errors import ExchangeError, StoreUnavailable, Unavailable
+from candled.exchange import Candles, Clock, Event, Exchange, Feed, Refused, Trouble
+from candled.model import MINUTE_MS, Candle, Interval, Market, MarketKey, Range, Symbol, iso_ms
+from candled.store.interface import Hole
+
+from .backoff import Backoff
+from .budget import TokenBucket
+from .coverage import Coverage, Urgency, Window
+from .feeds import FeedRunner
+from .http import HttpClient
+from .market import MarketIngest, Outcome, Rules
+from .skew import ClockSkew
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 0.5
+_WORKERS = 4
+_NOTABLE_SKEW_MS = 2_000
+_WEEK = Interval.parse("1W")
+# Bitget allows 300 attempts in 5 minutes per address; half of that suits every exchange we know.
+_ATTEMPTS_PER_S = 0.5
+_ATTEMPTS_AT_ONCE = 20
+
+
+class Candlekeeper(Protocol):
+    """What ingest needs of the store: `candled.store.writer.Writer` and reads of what is there."""
+
+    def put(self, market: MarketKey, candle: Candle) -> bool: ...
+    async def flush(self) -> None: ...
+    async def newest(self, exchange: str) -> dict[Symbol, int]: ...
+    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]: ...
+    async def complete_from(self, market: MarketKey) -> int | None: ...
+    async def holes(self, market: MarketKey) -> list[Hole]: ...
+    async def save_coverage(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestOptions:
+    """The operator's wishes, in milliseconds."""
+
+    backfill_ms: int
+    settle_ms: int
+    quiet_after_ms: int
+    checkpoint_ms: int
+    confirm: bool
+
+
+class ExchangeIngest:
+    """Runs one configured exchange. `start` returns when the store was read; everything else goes on by itself."""
+
+    def __init__(
+        self,
+        name: str,
+        exchange: Exchange,
+        symbols: Sequence[Symbol],
+        *,
+        clock: Clock,
+        bus: Bus,
+        store: Candlekeeper,
+        options: IngestOptions,
+    ) -> None:
+        self.name = name
+        self._exchange = exchange
+        self._symbols = tuple(symbols)
+        self._clock = clock
+        self._bus = bus
+        self._store = store
+        self._options = options
+        self._http = HttpClient(clock, exchange.requests_per_s)
+        self._skew = ClockSkew()
+        self._skew_noted = False
+        self._markets: dict[Symbol, MarketIngest] = {}
+        self._listed: dict[Symbol, Market] = {}
+        self._told: dict[Symbol, int | None] = {}
+        self._checkpoints: dict[Symbol, int] = {}
+        self._runners: dict[Symbol, FeedRunner] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._queue: list[tuple[Urgency, int, Symbol]] = []
+        self._queued = asyncio.Event()
+        self._turn = itertools.count()
+        self._busy: set[Symbol] = set()
+        self._rest_until: dict[Symbol, float] = {}
+        self._backoffs: dict[Symbol, Backoff] = {}
+        self._outage = Backoff()
+        self._paused_until = 0.0
+        self._rest_trouble: str | None = None
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Read what the store holds, then start the feeds and the repair."""
+        newest = await self._store.newest(self.name)
+        self._exchange.resume(max(newest.values(), default=None))
+        now_ms = self.now_ms()
+        for symbol in self._symbols:
+            self._markets[symbol] = await self._open_market(symbol, now_ms)
+        attempts = TokenBucket(_ATTEMPTS_PER_S, _ATTEMPTS_AT_ONCE)
+        for number, feed in enumerate(self._exchange.feeds(self._symbols), 1):
+            runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts)
+            self._runners |= dict.fromkeys(feed.symbols, runner)
+            self._spawn(runner.run())
+        self._spawn(self._list_markets())
+        self._spawn(self._keep_house())
+        for _ in range(_WORKERS):
+            self._spawn(self._repair())
+
+    async def stop(self) -> None:
+        """Stop everything; the minutes in progress are handed to the store."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._http.close()
+        for market in self._markets.values():
+            running = market.running()
+            if running is not None:
+                self._store.put(market.key, running)
+
+    def now_ms(self) -> int:
+        """The exchange's clock as far as it is known, UTC epoch milliseconds."""
+        return self._exchange.now_ms() + self._skew.ms
+
+    def market(self, symbol: Symbol) -> Market | None:
+        """What the exchange says of a market, once it was asked."""
+        return self._listed.get(symbol)
+
+    def describe(self) -> dict[str, Any]:
+        """The exchange's part of `/health`."""
+        now_ms = self.now_ms()
+        return {
+            "clockSkewMs": self._skew.ms,
+            "historyTrouble": self._rest_trouble,
+            "hosts": self._http.describe(),
+            "symbols": {str(symbol): self._describe(market, now_ms) for symbol, market in self._markets.items()},
+        }
+
+    # ------------------------------------------------------------ FeedSink
+
+    def connected(self, feed: Feed) -> None:
+        for symbol in feed.symbols:
+            self._markets[symbol].connected = True
+
+    def interrupted(self, feed: Feed, reason: str) -> None:
+        for symbol in feed.symbols:
+            self._markets[symbol].interrupted()
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Candles):
+            self._candles(event)
+        elif isinstance(event, Refused) and event.symbol in self._markets:
+            self._markets[event.symbol].refused = event.reason
+            logger.error("%s: %s is given up: %s", self.name, event.symbol, event.reason)
+        elif isinstance(event, Trouble):
+            logger.warning("%s: %s", self.name, event.reason)
+
+    def _candles(self, event: Candles) -> None:
+        market = self._markets.get(event.symbol)
+        if market is None or not event.candles:
+            return
+        self._watch_clock(max(candle.as_of_ms for candle in event.candles))
+        outcome = market.pushed(event, self.now_ms())
+        self._publish(market, outcome.live)
+        if outcome.past or market.coverage.since_ms != self._told.get(event.symbol):
+            self._spawn(self._heal(market, outcome))
+
+    # ------------------------------------------------------------ what goes out
+
+    def _publish(self, market: MarketIngest, candles: Sequence[Candle]) -> None:
+        for candle in candles:
+            self._bus.publish(MinuteChanged(market.key, candle))
+            if candle.final:
+                if not self._store.put(market.key, candle):
+                    market.lost(candle.open_ms)
+            elif candle.as_of_ms - self._checkpoints.get(market.key.symbol, 0) >= self._options.checkpoint_ms:
+                self._checkpoints[market.key.symbol] = candle.as_of_ms
+                self._store.put(market.key, candle)
+
+    async def _heal(self, market: MarketIngest, outcome: Outcome) -> None:
+        """Store what belongs to the past and what is known of it, then tell that it changed."""
+        for candle in outcome.past:
+            while not self._store.put(market.key, candle):
+                await self._clock.sleep(_TICK_S)
+        since_ms, backoff = market.coverage.since_ms, Backoff()
+        while True:
+            try:
+                await self._store.flush()
+                await self._store.save_coverage(market.key, since_ms, market.coverage.holes)
+                break
+            except StoreUnavailable:
+                await self._clock.sleep(backoff.failed())
+        healed = outcome.healed or (None if since_ms is None else Range(since_ms, since_ms + MINUTE_MS))
+        if healed is not None:
+            self._told[market.key.symbol] = since_ms
+            self._bus.publish(Healed(market.key, healed.start_ms, healed.end_ms, since_ms))
+
+    # ------------------------------------------------------------ housekeeping
+
+    async def _keep_house(self) -> None:
+        while True:
+            now_ms = self.now_ms()
+            for market in self._markets.values():
+                settled = market.settle(now_ms)
+                if settled:
+                    self._publish(market, settled)
+                self._enqueue(market, now_ms)
+            await self._clock.sleep(_TICK_S)
+
+    def _enqueue(self, market: MarketIngest, now_ms: int) -> None:
+        symbol = market.key.symbol
+        if symbol in self._busy or self._clock.monotonic() < self._rest_until.get(symbol, 0.0):
+            return
+        window = market.want(now_ms)
+        if window is not None:
+            self._busy.add(symbol)
+            heapq.heappush(self._queue, (window.urgency, next(self._turn), symbol))
+            self._queued.set()
+
+    async def _repair(self) -> None:
+        """One worker: ask for the most urgent window of all markets, again and again."""
+        while True:
+            while not self._queue:
+                self._queued.clear()
+                await self._queued.wait()
+            await self._pause()
+            if not self._queue:
+                continue
+            urgency, _, symbol = heapq.heappop(self._queue)
+            market = self._markets[symbol]
+            if urgency >= Urgency.CONFIRM:
+                await self._until_idle()
+            window = market.want(self.now_ms())
+            try:
+                if window is not None:
+                    await self._ask(market, window)
+            finally:
+                self._busy.discard(symbol)
+            self._enqueue(market, self.now_ms())
+
+    async def _pause(self) -> None:
+        while (wait_s := self._paused_until - self._clock.monotonic()) > 0:
+            await self._clock.sleep(wait_s)
+
+    async def _until_idle(self) -> None:
+        """What is not urgent uses at most half of the request budget."""
+        while self._http.busy():
+            await self._clock.sleep(_TICK_S)
+
+    async def _ask(self, market: MarketIngest, window: Window) -> None:
+        symbol = market.key.symbol
+        asked_ms = self.now_ms()
+        try:
+            candles = await self._exchange.history(self._http, symbol, window.start_ms, window.end_ms)
+        except Unavailable as error:
+            market.failed(str(error))
+            wait_s = max(self._outage.failed(), error.retry_after_s or 0.0)
+            self._paused_until = self._clock.monotonic() + wait_s
+            self._note_rest_trouble(str(error), wait_s)
+            return
+        except ExchangeError as error:
+            self._rest_failed(market, str(error))
+            return
+        except Exception as error:  # a plugin's mistake must not end the repair of all markets
+            logger.exception("%s: history of %s failed", self.name, symbol)
+            self._rest_failed(market, repr(error))
+            return
+        self._rest_works(symbol)
+        stamped = [candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles]
+        outcome = market.answered(window, stamped, max(asked_ms, self.now_ms()))
+        self._publish(market, outcome.live)
+        if outcome.dead and symbol in self._runners:
+            self._runners[symbol].doubt(symbol)
+        if outcome.past or outcome.healed is not None:
+            await self._heal(market, outcome)
+
+    def _rest_failed(self, market: MarketIngest, reason: str) -> None:
+        symbol = market.key.symbol
+        backoff = self._backoffs.setdefault(symbol, Backoff(first_s=5.0, most_s=600.0))
+        wait_s = backoff.failed()
+        self._rest_until[symbol] = self._clock.monotonic() + wait_s
+        if market.trouble != reason:
+            logger.warning("%s: history of %s: %s; next attempt in %.0f s", self.name, symbol, reason, wait_s)
+        market.failed(reason)
+
+    def _note_rest_trouble(self, reason: str, wait_s: float) -> None:
+        if self._rest_trouble is None:
+            logger.warning("%s: history cannot be read: %s; next attempt in %.1f s", self.name, reason, wait_s)
+        self._rest_trouble = reason
+
+    def _rest_works(self, symbol: Symbol) -> None:
+        self._outage.succeeded()
+        self._backoffs.pop(symbol, None)
+        if self._rest_trouble is not None:
+            logger.info("%s: history can be read again", self.name)
+            self._rest_trouble = None
+
+    # ------------------------------------------------------------ small things
+
+    async def _open_market(self, symbol: Symbol, now_ms: int) -> MarketIngest:
+        key = MarketKey(self.name, symbol)
+        # whole weeks, so that the first bar of every interval is whole
+        from_ms = _WEEK.floor(now_ms - self._options.backfill_ms)
+        coverage = Coverage(
+            present=await self._store.present(key, from_ms, now_ms),
+            holes=await self._store.holes(key),
+            since_ms=await self._store.complete_from(key),
+            from_ms=from_ms,
+            absence="exchange_outage" if self._exchange.quiet_minutes else "no_trades",
+        )
+        rules = Rules(
+            settle_ms=self._options.settle_ms,
+            quiet_after_ms=self._options.quiet_after_ms,
+            confirm=self._options.confirm,
+            history_minutes=self._exchange.history_minutes,
+            opens_at_close=self._exchange.opens_at_close,
+        )
+        self._told[symbol] = coverage.since_ms
+        return MarketIngest(key, coverage, rules)
+
+    async def _list_markets(self) -> None:
+        """Ask the exchange what it lists; a symbol that is not among it is named and given up, the others go on."""
+        backoff = Backoff(first_s=2.0)
+        while True:
+            try:
+                listed = await self._exchange.markets(self._http)
+                break
+            except (Unavailable, ExchangeError) as error:
+                logger.warning("%s: the list of markets cannot be read: %s", self.name, error)
+                await self._clock.sleep(backoff.failed())
+        self._listed = {market.symbol: market for market in listed}
+        names = [str(symbol) for symbol in self._listed]
+        for symbol, market in self._markets.items():
+            if symbol in self._listed or not names:
+                continue
+            near = difflib.get_close_matches(str(symbol), names, n=1)
+            market.refused = f"{self.name} does not list {symbol}" + (f", did you mean {near[0]}?" if near else "")
+            logger.error("%s", market.refused)
+
+    def _watch_clock(self, as_of_ms: int) -> None:
+        if not as_of_ms:
+            return
+        self._skew.observe(as_of_ms, self._exchange.now_ms())
+        notable = abs(self._skew.ms) > _NOTABLE_SKEW_MS
+        if notable != self._skew_noted:
+            self._skew_noted = notable
+            if notable:
+                logger.warning(
+                    "%s: its clock is %.1f s from ours; candles follow the exchange's, but check this machine's",
+                    self.name,
+                    self._skew.ms / 1000,
+                )
+            else:
+                logger.info("%s: its clock and ours agree again", self.name)
+
+    def _describe(self, market: MarketIngest, now_ms: int) -> dict[str, Any]:
+        symbol, coverage = market.key.symbol, market.coverage
+        holes = market.holes
+        runner = self._runners.get(symbol)
+        trouble = market.refused or market.trouble
+        if trouble is None and runner is not None and symbol in runner.mute:
+            trouble = "subscribed, but the exchange sends nothing"
+        return {
+            "state": market.state(now_ms),
+            "connected": market.connected,
+            "lastMessageAgeMs": None if market.pushed_ms is None else max(0, now_ms - market.pushed_ms),
+            "newestMinute": None if market.newest_ms is None else iso_ms(market.newest_ms),
+            "completeFrom": None if coverage.since_ms is None else iso_ms(coverage.since_ms),
+            "missingMinutes": coverage.missing(coverage.from_ms, now_ms - 2 * MINUTE_MS).total_ms // MINUTE_MS,
+            "holes": {
+                "count": len(holes),
+                "minutes": sum(hole.end_ms - hole.start_ms for hole in holes) // MINUTE_MS,
+                "newest": [
+                    {"from": iso_ms(hole.start_ms), "to": iso_ms(hole.end_ms), "reason": hole.reason}
+                    for hole in holes[-5:]
+                ],
+            },
+            "revisions": market.revisions,
+            "invalidCandles": market.invalid,
+            "trouble": trouble,
+        }
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("%s: a task failed", self.name, exc_info=task.exception())

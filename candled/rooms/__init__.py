@@ -1,0 +1,1 @@
+"""Changed bars → who gets what, and when."""
