@@ -5,18 +5,18 @@ import difflib
 import heapq
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from candled.bus import Bus, Healed, MinuteChanged
-from candled.errors import ExchangeError, StoreUnavailable, Unavailable
+from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, Refused, Trouble
 from candled.model import MINUTE_MS, Candle, Interval, Market, MarketKey, Range, Symbol, iso_ms
 from candled.store.interface import Hole
+from candled.token_bucket import TokenBucket
 
 from .backoff import Backoff
-from .budget import TokenBucket
 from .coverage import Coverage, Urgency, Window
 from .feeds import FeedRunner
 from .http import HttpClient
@@ -34,15 +34,15 @@ _ATTEMPTS_PER_S = 0.5
 _ATTEMPTS_AT_ONCE = 20
 
 
-class Candlekeeper(Protocol):
-    """What ingest needs of the store: `candled.store.writer.Writer` and reads of what is there."""
+class Keeper(Protocol):
+    """What ingest needs of the store; `candled.store.keeper.Keeper` has it."""
 
     def put(self, market: MarketKey, candle: Candle) -> bool: ...
     async def flush(self) -> None: ...
-    async def newest(self, exchange: str) -> dict[Symbol, int]: ...
-    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]: ...
+    async def newest(self, exchange: str) -> Mapping[Symbol, int]: ...
+    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
-    async def holes(self, market: MarketKey) -> list[Hole]: ...
+    async def holes(self, market: MarketKey) -> Sequence[Hole]: ...
     async def save_coverage(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole]) -> None: ...
 
 
@@ -68,7 +68,7 @@ class ExchangeIngest:
         *,
         clock: Clock,
         bus: Bus,
-        store: Candlekeeper,
+        store: Keeper,
         options: IngestOptions,
     ) -> None:
         self.name = name
@@ -199,6 +199,9 @@ class ExchangeIngest:
                 break
             except StoreUnavailable:
                 await self._clock.sleep(backoff.failed())
+            except StoreRejected as error:  # named by the writer too; what was refused is missing, not wrong
+                logger.error("%s: not stored: %s", market.key, error)
+                break
         healed = outcome.healed or (None if since_ms is None else Range(since_ms, since_ms + MINUTE_MS))
         if healed is not None:
             self._told[market.key.symbol] = since_ms

@@ -11,9 +11,9 @@ from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, W
 from candled.errors import CandledError, ExchangeError
 from candled.exchange import Clock, Event, Feed, Refused, SocketFeed, StreamFeed
 from candled.model import Symbol
+from candled.token_bucket import TokenBucket
 
 from .backoff import Backoff
-from .budget import TokenBucket
 from .connection import Connection
 
 logger = logging.getLogger(__name__)

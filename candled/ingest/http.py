@@ -13,8 +13,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from candled.errors import ExchangeError, Unavailable
 from candled.exchange import Clock
-
-from .budget import TokenBucket
+from candled.token_bucket import TokenBucket
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""The request budget of one host: a token bucket that can be closed for a while."""
+"""A budget in time: so many a second, so many at once, and closed for a while if need be."""
 
 
 class TokenBucket:
-    """At most `rate` requests a second on average and `burst` at once. Pure: the time is an argument.
+    """At most `rate` a second on average and `burst` at once. Pure: the time is an argument.
 
     A host that asked for silence (429, 418, `Retry-After`) is closed with `close_until`.
     """

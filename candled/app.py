@@ -1,0 +1,205 @@
+"""The composition root: builds every step, starts downstream first, stops in reverse. The only module that knows them all."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from candled import __version__
+from candled.aggregate.live_bars import LiveBars
+from candled.bus.memory_bus import MemoryBus
+from candled.clock import SystemClock
+from candled.config import Config
+from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+from candled.exchange import Clock
+from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
+from candled.model import MarketKey
+from candled.plugins import Plugins
+from candled.rooms.hub import Hub
+from candled.rooms.protocol import Protocol
+from candled.serve.handlers import STATIC
+from candled.serve.server import Server
+from candled.store.history import History
+from candled.store.interface import Store
+from candled.store.keeper import Keeper
+from candled.store.sqlite import SqliteStore
+from candled.store.threads import StoreThreads
+from candled.store.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+_SETTLED = ("live", "quiet")
+
+
+def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
+    """Run the daemon until SIGINT or SIGTERM; return the exit status.
+
+    Raises:
+        ConfigError: what the settings name cannot be had: the port, the database file, a recording.
+    """
+    logging.basicConfig(
+        level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    return asyncio.run(_run(config, plugins, clock or SystemClock()))
+
+
+async def _run(config: Config, plugins: Plugins, clock: Clock) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, _asked_to_stop, stopping)
+    daemon = Daemon(config, plugins, clock)
+    try:
+        await daemon.start()
+        await stopping.wait()
+        logger.info("stopping")
+    finally:
+        left = await daemon.stop()
+    return 1 if left else 0
+
+
+def _asked_to_stop(stopping: asyncio.Event) -> None:
+    if stopping.is_set():  # asked twice: at once, and nothing is awaited any more
+        os._exit(1)
+    stopping.set()
+
+
+class Daemon:
+    """All steps of one process."""
+
+    def __init__(self, config: Config, plugins: Plugins, clock: Clock) -> None:
+        self._config = config
+        self._plugins = plugins
+        self._clock = clock
+        self._started = clock.monotonic()
+        self._store = _store(config)
+        self._threads = StoreThreads(self._store)
+        self._writer = Writer(
+            self._store, self._threads, clock, flush_interval_s=config.store.flush_interval.total_seconds()
+        )
+        self._history = History(self._store, self._threads)
+        self._bus = MemoryBus()
+        symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
+        markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
+        self._bars = LiveBars(markets, config.intervals, self._history, clock)
+        self._codec = Protocol(symbols, config.intervals)
+        self._hub = Hub(self._codec, self._bars, clock)
+        self._page = (STATIC / "index.html").read_text("utf-8")
+        self._server = Server(
+            config.server,
+            hub=self._hub,
+            bars=self._bars,
+            codec=self._codec,
+            clock=clock,
+            health=self.health,
+            statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
+            page=self._page_text,
+        )
+        self._exchanges = self._make_exchanges()
+        self._writing: asyncio.Task[None] | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Start every step, the clients' side first, so that nothing is published to nobody."""
+        try:
+            await self._threads.write(self._store.open)
+        except (StoreRejected, StoreUnavailable) as error:
+            raise ConfigError(f"store.url: {error}") from error
+        self._writing = asyncio.ensure_future(self._writer.run())
+        self._bars.listen(self._hub)
+        self._bus.listen(self._bars.on_message)
+        self.port = self._server.listen()
+        await self._bars.start()
+        host = self._config.server.host
+        shown = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "") else host
+        logger.info(
+            "candled %s: chart on http://%s:%d/, WebSocket on ws://%s:%d/",
+            __version__,
+            shown,
+            self.port,
+            shown,
+            self.port,
+        )
+        for exchange in self._exchanges:
+            await exchange.start()
+
+    async def stop(self) -> int:
+        """Stop every step in order; return how many candles could not be stored."""
+        self._server.drain()
+        await asyncio.gather(*(exchange.stop() for exchange in self._exchanges))
+        if self._writing is not None:
+            self._writing.cancel()
+        left = await self._writer.close(within_s=5.0)
+        await self._server.stop()
+        await self._bars.stop()
+        await self._threads.close()
+        return left
+
+    def health(self) -> Mapping[str, Any]:
+        """The body of `/health`."""
+        exchanges = {exchange.name: exchange.describe() for exchange in self._exchanges}
+        states = [one["state"] for exchange in exchanges.values() for one in exchange["symbols"].values()]
+        writer = self._writer.status()
+        healthy = all(state in _SETTLED for state in states) and writer["state"] == "ok"
+        return {
+            "status": "pass" if healthy else "warn",
+            "version": __version__,
+            "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
+            "exchanges": exchanges,
+            "store": {**self._store.describe(), **writer},
+            "bus": self._bus.describe(),
+            "plugins": {
+                status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
+                for status in self._plugins.statuses
+            },
+        }
+
+    def _make_exchanges(self) -> list[ExchangeIngest]:
+        ingest = self._config.ingest
+        options = IngestOptions(
+            backfill_ms=round(ingest.backfill.total_seconds() * 1000),
+            settle_ms=round(ingest.settle.total_seconds() * 1000),
+            quiet_after_ms=round(ingest.quiet_after.total_seconds() * 1000),
+            checkpoint_ms=round(ingest.checkpoint.total_seconds() * 1000),
+            confirm=ingest.confirm,
+        )
+        keeper = Keeper(self._store, self._threads, self._writer, self._history)
+        return [
+            ExchangeIngest(
+                exchange.name,
+                exchange.plugin(exchange.settings, self._clock),
+                exchange.symbols,
+                clock=self._clock,
+                bus=self._bus,
+                store=keeper,
+                options=options,
+            )
+            for exchange in self._config.exchanges
+        ]
+
+    def _page_text(self) -> str:
+        facts = {
+            "version": __version__,
+            "defaultExchange": self._exchanges[0].name,
+            "intervals": [str(interval) for interval in self._config.intervals],
+            "markets": [
+                {
+                    "exchange": configured.name,
+                    "symbol": str(symbol),
+                    "priceDecimals": market.price_decimals if (market := running.market(symbol)) else None,
+                }
+                for configured, running in zip(self._config.exchanges, self._exchanges, strict=True)
+                for symbol in configured.symbols
+            ],
+        }
+        return self._page.replace("__CANDLED__", json.dumps(facts).replace("</", "<\\/"))
+
+
+def _store(config: Config) -> Store:
+    """The store that `store.url` names; the settings have checked its form."""
+    path = config.store.url.removeprefix("sqlite:///")
+    return SqliteStore(Path(path), config.intervals)

@@ -1,0 +1,46 @@
+"""The store as ingest sees it: what it writes and what it reads at start, in one hand."""
+
+from collections.abc import Mapping, Sequence
+
+from candled.model import MarketKey, Range, Symbol
+
+from .history import History
+from .interface import Hole, Store
+from .threads import StoreThreads
+from .writer import Writer
+
+
+class Keeper:
+    """Writer, reads and coverage of one store."""
+
+    def __init__(self, store: Store, threads: StoreThreads, writer: Writer, history: History) -> None:
+        self._store = store
+        self._threads = threads
+        self._history = history
+        self.put = writer.put
+        self.flush = writer.flush
+
+    async def newest(self, exchange: str) -> Mapping[Symbol, int]:
+        """See `Store.newest`."""
+        return await self._history.newest(exchange)
+
+    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]:
+        """See `Store.present`."""
+        return await self._history.present(market, start_ms, end_ms)
+
+    async def complete_from(self, market: MarketKey) -> int | None:
+        """See `Store.complete_from`."""
+        return await self._history.complete_from(market)
+
+    async def holes(self, market: MarketKey) -> Sequence[Hole]:
+        """See `Store.holes`."""
+        return await self._history.holes(market)
+
+    async def save_coverage(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole]) -> None:
+        """Store what is known of a market's history: since when it is complete, and its holes."""
+        await self._threads.write(self._save, market, since_ms, holes)
+
+    def _save(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole]) -> None:
+        if since_ms is not None:
+            self._store.set_complete_from(market, since_ms)
+        self._store.save_holes(market, holes)
