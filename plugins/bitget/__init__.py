@@ -1,0 +1,13 @@
+"""The Bitget plugin: spot and USDT-margined futures."""
+
+from collections.abc import Sequence
+
+from candled import Exchange, hookimpl
+
+from .exchange import Bitget
+
+
+@hookimpl
+def candled_exchanges() -> Sequence[type[Exchange]]:
+    """Offer Bitget."""
+    return [Bitget]

@@ -1,0 +1,138 @@
+"""Bitget: where it is reached, how symbols spread over connections, and how history is paged."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from candled import (
+    MINUTE_MS,
+    Candle,
+    Clock,
+    Event,
+    Exchange,
+    ExchangeError,
+    Feed,
+    Http,
+    Market,
+    SocketFeed,
+    Symbol,
+    setting,
+)
+
+from . import language
+from .language import DIALECTS, Dialect
+
+# `candles` reaches back "about one month", 30.6 days when somebody measured it; before that, empty lists.
+_RECENT_MS = 30 * 86_400_000 - 3_600_000
+_RECENT_PAGE = 1000
+_HISTORY_PAGE = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitgetSettings:
+    """What an operator may set for Bitget."""
+
+    market: str = setting("spot", help="which candles: of the spot market or of perpetuals", one_of=tuple(DIALECTS))
+    ws_url: str = setting("wss://ws.bitget.com/v2/ws/public", help="the public WebSocket")
+    rest_url: str = setting("https://api.bitget.com", help="the REST API, without a path")
+    symbols_per_connection: int = setting(
+        50,
+        help="symbols on one connection; Bitget recommends at most 50 and refuses above 1000",
+        at_least=1,
+        at_most=1000,
+    )
+
+
+class BitgetFeed(SocketFeed):
+    """One connection to Bitget's public WebSocket.
+
+    Bitget closes a connection that sent no text `ping` for two minutes, even while data flow, and every one after
+    24 hours; it disconnects who sends more than ten frames a second. Snapshots of 500 minutes follow a subscription.
+    """
+
+    ping = language.PING
+    ping_every_s = 20.0
+    frames_per_s = 5.0
+    lifetime_s = 23.5 * 3600
+    snapshot = True
+
+    def __init__(self, url: str, symbols: Sequence[Symbol], dialect: Dialect) -> None:
+        super().__init__(url, symbols)
+        self._dialect = dialect
+        self._by_name = {language.inst_id(symbol): symbol for symbol in symbols}
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        return language.command_frames("subscribe", self._dialect, symbols)
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        return language.command_frames("unsubscribe", self._dialect, symbols)
+
+    def read(self, frame: str) -> list[Event]:
+        return language.read_frame(frame, self._dialect, self._by_name)
+
+
+class Bitget(Exchange):
+    """Bitget's spot market or its USDT-margined perpetuals, by the classic API (V2).
+
+    Bitget prints a flat row for a minute without trades, and opens every candle at the close of the one before.
+    It allows 20 requests a second for each endpoint.
+    """
+
+    name = "bitget"
+    Settings = BitgetSettings
+    requests_per_s = 10.0
+    # One less than a page of `candles`: the row at the end of the window may count as one of the page.
+    history_minutes = _RECENT_PAGE - 1
+    quiet_minutes = True
+    opens_at_close = True
+
+    def __init__(self, settings: BitgetSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self._dialect = DIALECTS[settings.market]
+
+    async def markets(self, http: Http) -> list[Market]:
+        body = await self._get(http, self._dialect.markets_path, self._dialect.markets_query)
+        return language.read_markets(body, self._dialect)
+
+    def feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
+        most = self.settings.symbols_per_connection
+        return [
+            BitgetFeed(self.settings.ws_url, symbols[first : first + most], self._dialect)
+            for first in range(0, len(symbols), most)
+        ]
+
+    async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+        """Page back from `end_ms`, each page anchored at the oldest minute of the one before it.
+
+        `history-candles` leaves out the minute at `endTime` and `candles` takes it in: anchored so, the pages of
+        neither have a hole between them, and what comes twice is dropped. A page that brings nothing new may be a
+        hole of the exchange wider than the page, so that the next one begins a page earlier.
+        """
+        found: dict[int, Candle] = {}
+        recent = start_ms >= self.now_ms() - _RECENT_MS
+        path = self._dialect.candles_path if recent else self._dialect.history_path
+        most = _RECENT_PAGE if recent else _HISTORY_PAGE
+        while end_ms > start_ms:
+            limit = min(most, (end_ms - start_ms) // MINUTE_MS + 1)
+            page = await self._page(http, path, symbol, end_ms, limit)
+            new = {candle.open_ms: candle for candle in page if start_ms <= candle.open_ms < end_ms}
+            found |= new
+            if page and page[0].open_ms <= start_ms:
+                break
+            end_ms = min(new, default=end_ms - (limit - 1) * MINUTE_MS)
+        return [found[open_ms] for open_ms in sorted(found)]
+
+    async def _page(self, http: Http, path: str, symbol: Symbol, end_ms: int, limit: int) -> list[Candle]:
+        # `startTime` is left out: it plays no part beside the other two, and a window wider than `limit` is
+        # answered with another window.
+        query = {"symbol": language.inst_id(symbol), "endTime": str(end_ms), "limit": str(limit)}
+        body = await self._get(http, path, {**self._dialect.query, **query})
+        return language.read_page(body, self._dialect, end_ms)
+
+    async def _get(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
+        try:
+            return await http.get_json(self.settings.rest_url.rstrip("/") + path, query)
+        except ExchangeError as error:
+            # Bitget explains a refusal in the body, whose code may also ask to try again.
+            language.refuse_failure(getattr(error, "body", None))
+            raise

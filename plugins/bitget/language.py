@@ -1,0 +1,299 @@
+"""Bitget's classic API, V2, as text: frames and rows to candles and back, without sockets or clocks.
+
+Sources: bitget.com/api-doc, pages "Websocket API", "Candlestick Channel" (spot and contract), "Get Candle Data", "Get
+History Candle Data", "Get Symbols"; and captured frames, which tests/plugins/bitget/frames/README.md lists.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+from candled import (
+    MINUTE_MS,
+    Candle,
+    Candles,
+    Event,
+    ExchangeError,
+    InvalidCandle,
+    Market,
+    Pong,
+    Refused,
+    Subscribed,
+    Symbol,
+    Trouble,
+    Unavailable,
+)
+
+CHANNEL = "candle1m"
+PING = "ping"
+MOST_ARGS = 10  # per frame, which may hold 4,096 bytes
+
+_SUCCESS = "00000"
+_RETRY_LATER = frozenset({"429", "40010", "40910", "40015", "40725", "45001"})
+_SUBSCRIPTION_REFUSED = frozenset({"30001", "30016"})
+_CONNECTION_CLOSED = "30007"
+_SOCKET_QUOTE_COLUMN = (6,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How one kind of market spells what all of them have.
+
+    `query` goes with every candle request. `quote_columns` are the columns of a REST row that may hold the quote
+    volume, the documented one first.
+    """
+
+    inst_type: str
+    candles_path: str
+    history_path: str
+    markets_path: str
+    query: Mapping[str, str]
+    markets_query: Mapping[str, str]
+    price_decimals: str
+    volume_decimals: str
+    status: str
+    active: str
+    quote_columns: tuple[int, ...]
+
+
+SPOT = Dialect(
+    inst_type="SPOT",
+    candles_path="/api/v2/spot/market/candles",
+    history_path="/api/v2/spot/market/history-candles",
+    markets_path="/api/v2/spot/public/symbols",
+    query={"granularity": "1min"},  # `1m`, which futures want, is refused here
+    markets_query={},
+    price_decimals="pricePrecision",
+    volume_decimals="quantityPrecision",
+    status="status",
+    active="online",
+    # The page of today says USDT volume, then quote volume; older pages and several clients say the reverse.
+    quote_columns=(7, 6),
+)
+USDT_FUTURES = Dialect(
+    inst_type="USDT-FUTURES",
+    candles_path="/api/v2/mix/market/candles",
+    history_path="/api/v2/mix/market/history-candles",
+    markets_path="/api/v2/mix/market/contracts",
+    query={"granularity": "1m", "productType": "USDT-FUTURES"},
+    markets_query={"productType": "USDT-FUTURES"},
+    price_decimals="pricePlace",
+    volume_decimals="volumePlace",
+    status="symbolStatus",
+    active="normal",
+    quote_columns=(6,),
+)
+DIALECTS: Mapping[str, Dialect] = {"spot": SPOT, "usdt-futures": USDT_FUTURES}
+
+
+def inst_id(symbol: Symbol) -> str:
+    """Bitget's name of a market, `BTCUSDT`. It cannot be read back: nothing marks where the base ends."""
+    return f"{symbol.base}{symbol.quote}".upper()
+
+
+# ---------------------------------------------------------------- WebSocket
+
+
+def command_frames(op: str, dialect: Dialect, symbols: Sequence[Symbol]) -> list[str]:
+    """The frames that `subscribe` or `unsubscribe` (the `op`) the minute candles of `symbols`."""
+    args = [{"instType": dialect.inst_type, "channel": CHANNEL, "instId": inst_id(symbol)} for symbol in symbols]
+    return [
+        json.dumps({"op": op, "args": args[first : first + MOST_ARGS]}, separators=(",", ":"))
+        for first in range(0, len(args), MOST_ARGS)
+    ]
+
+
+def read_frame(text: str, dialect: Dialect, symbols: Mapping[str, Symbol]) -> list[Event]:
+    """Read one frame of the public WebSocket; `symbols` maps the names of the subscribed markets to their symbols.
+
+    Candles never come flagged as closed. Their `as_of_ms` is the frame's send time. Rows that are no candles are
+    left out and reported as `Trouble`, so that one of them does not cost the other 499 of a snapshot.
+
+    Raises:
+        ExchangeError: not as documented, or a market that was not subscribed.
+    """
+    if text == "pong":
+        return [Pong()]
+    message = _parse(text)
+    if "event" in message:
+        return _read_event(message, dialect, symbols)
+    if message.get("action") in ("snapshot", "update"):
+        return _read_push(message, dialect, symbols)
+    raise ExchangeError(f"expected an event or a push, got {_shorten(text)}")
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        message = json.loads(text)
+    except ValueError as error:
+        raise ExchangeError(f"expected a JSON object, got {_shorten(text)}") from error
+    if not isinstance(message, dict):
+        raise ExchangeError(f"expected a JSON object, got {_shorten(text)}")
+    return message
+
+
+def _read_event(message: Mapping[str, Any], dialect: Dialect, symbols: Mapping[str, Symbol]) -> list[Event]:
+    event = message["event"]
+    if event == "subscribe":
+        return [Subscribed(_symbol_of(message, dialect, symbols))]
+    if event == "unsubscribe":
+        return []
+    if event != "error":
+        raise ExchangeError(f"expected subscribe, unsubscribe or error, got the event {event!r}")
+    code = str(message.get("code"))  # a number in some answers, a text in others
+    reason = f"{code} {message.get('msg')}"
+    if code in _SUBSCRIPTION_REFUSED and message.get("arg"):
+        return [Refused(_symbol_of(message, dialect, symbols), reason)]
+    return [Trouble(reason, reconnect=code == _CONNECTION_CLOSED)]
+
+
+def _read_push(message: Mapping[str, Any], dialect: Dialect, symbols: Mapping[str, Symbol]) -> list[Event]:
+    symbol = _symbol_of(message, dialect, symbols)
+    rows, sent_ms, snapshot = message.get("data"), message.get("ts"), message["action"] == "snapshot"
+    if not isinstance(rows, list) or not isinstance(sent_ms, int | str):
+        raise ExchangeError(f"expected rows and a send time for {symbol}, got {_shorten(str(message))}")
+    as_of_ms = read_ms(sent_ms)
+    candles, refused = [], []
+    for row in rows:
+        try:
+            candles.append(read_row(row, _SOCKET_QUOTE_COLUMN, as_of_ms))
+        except InvalidCandle as error:
+            refused.append(error)
+    events: list[Event] = []
+    if candles or snapshot:
+        events.append(Candles(symbol, tuple(sorted(candles, key=lambda candle: candle.open_ms)), snapshot))
+    if refused:
+        events.append(Trouble(f"{len(refused)} of {len(rows)} rows of {symbol} left out; the first: {refused[0]}"))
+    return events
+
+
+def _symbol_of(message: Mapping[str, Any], dialect: Dialect, symbols: Mapping[str, Symbol]) -> Symbol:
+    arg = message.get("arg")
+    if not isinstance(arg, dict) or arg.get("instType") != dialect.inst_type or arg.get("channel") != CHANNEL:
+        raise ExchangeError(f"expected an arg of {dialect.inst_type} {CHANNEL}, got {_shorten(str(message))}")
+    symbol = symbols.get(str(arg.get("instId")).upper())
+    if symbol is None:
+        raise ExchangeError(f"got a message about {arg.get('instId')!r}, which was not subscribed")
+    return symbol
+
+
+# ---------------------------------------------------------------- REST
+
+
+def read_envelope(body: Any) -> tuple[list[Any], int]:
+    """Open the envelope of every answer: its `data`, and the exchange's clock in UTC epoch milliseconds.
+
+    Raises:
+        Unavailable: Bitget says that it is busy or out of order.
+        ExchangeError: Bitget says that the request is wrong, or the body is not as documented.
+    """
+    if not isinstance(body, dict) or "code" not in body:
+        raise ExchangeError(f"expected an object with a code, got {_shorten(str(body))}")
+    refuse_failure(body)
+    rows = body.get("data")
+    if rows is None:  # a market listed a moment ago
+        rows = []
+    if not isinstance(rows, list):
+        raise ExchangeError(f"expected a list of data, got {_shorten(str(body))}")
+    return rows, read_ms(body.get("requestTime"))
+
+
+def refuse_failure(body: Any) -> None:
+    """Raise what the code of an answer stands for; a success passes, and so does what is no answer of Bitget.
+
+    Raises:
+        Unavailable, ExchangeError: as `read_envelope`.
+    """
+    if not isinstance(body, dict) or "code" not in body:
+        return
+    code = str(body["code"])
+    if code == _SUCCESS:
+        return
+    problem = f"Bitget answered {code}: {body.get('msg')}"
+    raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
+
+
+def read_page(body: Any, dialect: Dialect, end_ms: int) -> list[Candle]:
+    """Read the answer to a candle request that was anchored at `end_ms`, oldest first, each minute once.
+
+    The request asks for minutes before `end_ms`; whether the one at `end_ms` is among them differs by endpoint.
+
+    Raises:
+        Unavailable, ExchangeError: as `read_envelope`; rows off the grid, not a minute apart, or later than asked for.
+    """
+    rows, as_of_ms = read_envelope(body)
+    page = {candle.open_ms: candle for candle in (read_row(row, dialect.quote_columns, as_of_ms) for row in rows)}
+    candles = [page[open_ms] for open_ms in sorted(page)]
+    if candles and candles[-1].open_ms > end_ms:
+        raise ExchangeError(f"asked for minutes before {end_ms}, got one at {candles[-1].open_ms}")
+    steps = {later.open_ms - earlier.open_ms for earlier, later in pairwise(candles)}
+    if len(candles) > 2 and min(steps) > MINUTE_MS:  # an unknown period was once answered with another one
+        raise ExchangeError(f"expected candles of one minute, got rows {min(steps)} ms apart")
+    return candles
+
+
+def read_row(row: Any, quote_columns: Sequence[int], as_of_ms: int) -> Candle:
+    """Read one row: opening time, open, high, low, close, base volume, and the quote volume in one of `quote_columns`.
+
+    Raises:
+        InvalidCandle: not of that form, or not a possible candle.
+    """
+    if not isinstance(row, list) or len(row) <= max(quote_columns) or not all(isinstance(cell, str) for cell in row):
+        raise InvalidCandle(f"expected a row of more than {max(quote_columns)} texts, got {row!r}")
+    columns = quote_columns if len({row[column] for column in quote_columns}) > 1 else quote_columns[:1]
+    readings = [
+        Candle.parse(row[0], row[1], row[2], row[3], row[4], row[5], row[column], as_of_ms=as_of_ms)
+        for column in columns
+    ]
+    # Where the columns differ one is in USDT: the quote volume is the one near price times volume.
+    return min(readings, key=_distance_from_turnover)
+
+
+def _distance_from_turnover(candle: Candle) -> Decimal:
+    return abs((candle.quote_volume or Decimal()) - candle.close * candle.volume)
+
+
+def read_markets(body: Any, dialect: Dialect) -> list[Market]:
+    """Read the list of markets.
+
+    Raises:
+        Unavailable, ExchangeError: as `read_envelope`; an entry without the documented fields.
+    """
+    entries, _ = read_envelope(body)
+    try:
+        return [_read_market(entry, dialect) for entry in entries if _is_plain(entry)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExchangeError(f"a market is not as documented: {error!r}") from error
+
+
+def _is_plain(entry: Mapping[str, Any]) -> bool:
+    """Whether the market is what `inst_id` makes of its coins; dated contracts of the same coins are not."""
+    return bool(entry["symbol"] == inst_id(Symbol(entry["baseCoin"], entry["quoteCoin"])))
+
+
+def _read_market(entry: Mapping[str, Any], dialect: Dialect) -> Market:
+    return Market(
+        symbol=Symbol(entry["baseCoin"], entry["quoteCoin"]),
+        price_decimals=int(entry[dialect.price_decimals]),
+        volume_decimals=int(entry[dialect.volume_decimals]),
+        active=entry[dialect.status] == dialect.active,
+    )
+
+
+def read_ms(value: Any) -> int:
+    """Read a time in UTC epoch milliseconds, printed as a number or as text.
+
+    Raises:
+        ExchangeError: neither.
+    """
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise ExchangeError(f"expected a time in milliseconds, got {value!r}") from error
+
+
+def _shorten(text: str) -> str:
+    return repr(text[:120])

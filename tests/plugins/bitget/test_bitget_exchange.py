@@ -1,0 +1,227 @@
+"""Bitget's history, markets and feeds, against the fake Bitget over real HTTP."""
+
+import json
+
+import pytest
+from candled_plugins import bitget
+from candled_plugins.bitget.exchange import Bitget, BitgetSettings
+
+from candled import ExchangeError, Market, Symbol, Unavailable
+from candled.model import MINUTE_MS
+from tests.clocks import START_MS, ManualClock
+from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
+from tests.fakes.http import PlainHttp
+from tests.fakes.tapes import Recorded, Synthetic
+
+SPOT, FUTURES = Symbol("BTC", "USDT"), Symbol("ETH", "USDT")
+CROSS, THIN = Symbol("ETH", "BTC"), Symbol("EWZ", "USDT")
+NOW = START_MS + 30_000  # in the middle of a minute
+LATEST = START_MS  # the minute in progress
+
+
+def minutes_ago(count):
+    return LATEST - count * MINUTE_MS
+
+
+@pytest.fixture
+async def fake():
+    markets = [
+        FakeMarket(symbol=SPOT, tape=Recorded.load("bitget-spot-btcusdt")),
+        FakeMarket(symbol=CROSS, tape=Synthetic(7), usdt_per_quote=60_000),
+        FakeMarket(symbol=FUTURES, tape=Recorded.load("bitget-usdt-futures-ethusdt"), market="usdt-futures"),
+        FakeMarket(
+            symbol=THIN,
+            tape=Recorded.load("bitget-usdt-futures-ewzusdt"),
+            market="usdt-futures",
+            active=False,
+            listed_ms=minutes_ago(60 * 24 * 40),
+        ),
+    ]
+    async with FakeBitget(ManualClock(NOW), markets) as fake:
+        yield fake
+
+
+@pytest.fixture
+def http():
+    http = PlainHttp()
+    yield http
+    http.close()
+
+
+def bitget_at(fake, market="usdt-futures", **more):
+    settings = BitgetSettings(
+        **{
+            "market": market,
+            "ws_url": fake.ws_url,
+            "rest_url": fake.rest_url,
+            "symbols_per_connection": 50,
+            **more,
+        }
+    )
+    return Bitget(settings, fake.clock)
+
+
+def values(candles):
+    return [(candle.open_ms, *candle.values) for candle in candles]
+
+
+MARKETS = [("spot", SPOT), ("spot", CROSS), ("usdt-futures", FUTURES), ("usdt-futures", THIN)]
+
+
+@pytest.mark.parametrize(("market", "symbol"), MARKETS)
+@pytest.mark.parametrize("days_ago", [0, 20, 35])
+@pytest.mark.parametrize("takes_in_end", [True, False])
+@pytest.mark.parametrize("pages_count_rows", [True, False])
+async def test_history_equals_what_was_traded_digit_for_digit(
+    fake, http, market, symbol, days_ago, takes_in_end, pages_count_rows
+):
+    fake.candles_take_in_end = fake.history_takes_in_end = takes_in_end
+    fake.pages_count_rows = pages_count_rows
+    end_ms = LATEST - days_ago * DAY_MS
+    start_ms = end_ms - Bitget.history_minutes * MINUTE_MS
+    candles = await bitget_at(fake, market).history(http, symbol, start_ms, end_ms)
+    assert len(candles) == Bitget.history_minutes
+    assert values(candles) == values(fake.truth(symbol, start_ms, end_ms))
+    assert {candle.as_of_ms for candle in candles} == {NOW}
+    assert not any(candle.final for candle in candles)
+
+
+@pytest.mark.parametrize(("days_ago", "endpoint", "requests"), [(1, "candles", 1), (35, "history-candles", 5)])
+async def test_a_window_costs_as_few_requests_as_its_endpoint_allows(fake, http, days_ago, endpoint, requests):
+    start_ms = LATEST - days_ago * DAY_MS
+    await bitget_at(fake).history(http, FUTURES, start_ms, start_ms + Bitget.history_minutes * MINUTE_MS)
+    assert len(fake.requests_to(endpoint)) == len(fake.requests) == requests
+
+
+async def test_a_few_minutes_are_asked_for_as_a_few(fake, http):
+    candles = await bitget_at(fake).history(http, FUTURES, minutes_ago(3), minutes_ago(1))
+    assert values(candles) == values(fake.truth(FUTURES, minutes_ago(3), minutes_ago(1)))
+    [request] = fake.requests
+    assert request.query["limit"] == "3"
+
+
+async def test_recent_history_ends_with_the_minute_in_progress(fake, http):
+    candles = await bitget_at(fake).history(http, FUTURES, minutes_ago(2), LATEST + MINUTE_MS)
+    assert [candle.open_ms for candle in candles] == [minutes_ago(2), minutes_ago(1), LATEST]
+    [whole] = [candle for candle in candles if candle.open_ms == minutes_ago(1)]
+    assert candles[-1].open == whole.close
+
+
+async def test_the_endpoint_follows_the_exchange_clock_at_the_edge_of_a_month(fake, http):
+    edge = NOW - fake.recent_reach_ms
+    for start_ms in (edge - edge % MINUTE_MS - 10 * MINUTE_MS, edge - edge % MINUTE_MS + 10 * MINUTE_MS):
+        candles = await bitget_at(fake).history(http, FUTURES, start_ms, start_ms + 5 * MINUTE_MS)
+        assert values(candles) == values(fake.truth(FUTURES, start_ms, start_ms + 5 * MINUTE_MS))
+
+
+async def test_before_the_listing_there_is_nothing_and_paging_ends(fake, http):
+    end_ms = minutes_ago(60 * 24 * 40)
+    start_ms = end_ms - 999 * MINUTE_MS
+    assert await bitget_at(fake).history(http, THIN, start_ms, end_ms) == []
+    assert len(fake.requests) <= 6
+
+
+async def test_history_that_begins_in_the_window_is_found_whole(fake, http):
+    listed_ms = minutes_ago(60 * 24 * 40)
+    start_ms, end_ms = listed_ms - 500 * MINUTE_MS, listed_ms + 499 * MINUTE_MS
+    candles = await bitget_at(fake).history(http, THIN, start_ms, end_ms)
+    assert values(candles) == values(fake.truth(THIN, start_ms, end_ms))
+    assert len(candles) == 499
+
+
+@pytest.mark.parametrize("pages_count_rows", [True, False])
+@pytest.mark.parametrize("days_ago", [1, 35])
+async def test_a_hole_of_the_exchange_wider_than_a_page_hides_nothing_before_it(fake, http, days_ago, pages_count_rows):
+    fake.pages_count_rows = pages_count_rows
+    start_ms = LATEST - days_ago * DAY_MS
+    end_ms = start_ms + 999 * MINUTE_MS
+    fake.missing_minutes(FUTURES, (start_ms + 100 * MINUTE_MS, start_ms + 700 * MINUTE_MS))
+    candles = await bitget_at(fake).history(http, FUTURES, start_ms, end_ms)
+    assert values(candles) == values(fake.truth(FUTURES, start_ms, end_ms))
+    assert len(candles) == 399
+
+
+async def test_a_revised_minute_is_read_as_it_is_now(fake, http):
+    row = fake.truth(FUTURES, minutes_ago(5), minutes_ago(4))[0]
+    tape_row = Synthetic(1).row(0)
+    fake.revise(FUTURES, minutes_ago(5), tape_row)
+    [candle] = await bitget_at(fake).history(http, FUTURES, minutes_ago(5), minutes_ago(4))
+    assert candle.values == tuple(tape_row) != row.values
+
+
+async def test_a_later_window_than_asked_for_is_an_error(fake, http):
+    fake.window_shift_ms = 10 * MINUTE_MS
+    with pytest.raises(ExchangeError, match="asked for minutes before"):
+        await bitget_at(fake).history(http, FUTURES, minutes_ago(300), minutes_ago(200))
+
+
+async def test_an_earlier_window_than_asked_for_brings_nothing_outside_the_window(fake, http):
+    fake.window_shift_ms = -90 * MINUTE_MS
+    candles = await bitget_at(fake).history(http, FUTURES, minutes_ago(300), minutes_ago(200))
+    assert values(candles) == values(fake.truth(FUTURES, minutes_ago(300), minutes_ago(289)))
+
+
+async def test_an_unknown_symbol_is_an_error_with_bitgets_own_words(fake, http):
+    with pytest.raises(ExchangeError, match="40034: Parameter NOPEUSDT does not exist"):
+        await bitget_at(fake).history(http, Symbol("NOPE", "USDT"), minutes_ago(5), LATEST)
+
+
+async def test_too_many_requests_in_the_middle_of_a_window_do_not_shorten_it(fake, http):
+    exchange, start_ms = bitget_at(fake), LATEST - 35 * DAY_MS
+    for _ in range(4):
+        await exchange.history(http, FUTURES, start_ms, start_ms + 999 * MINUTE_MS)
+    with pytest.raises(Unavailable):
+        await exchange.history(http, FUTURES, start_ms, start_ms + 999 * MINUTE_MS)
+
+
+async def test_an_internal_failure_under_a_status_of_the_client_is_worth_another_try(fake, http):
+    fake.rest_error("40725", "service return an error", status=400)
+    with pytest.raises(Unavailable, match="40725"):
+        await bitget_at(fake).history(http, FUTURES, minutes_ago(5), LATEST)
+
+
+@pytest.mark.parametrize(("status", "error"), [(200, ExchangeError), (403, ExchangeError), (503, Unavailable)])
+async def test_a_page_of_html_is_an_error(fake, http, status, error):
+    fake.html_instead_of_json(status, times=1)
+    exchange = bitget_at(fake)
+    with pytest.raises(error):
+        await exchange.history(http, FUTURES, minutes_ago(5), LATEST)
+    assert len(await exchange.history(http, FUTURES, minutes_ago(5), LATEST)) == 5
+
+
+async def test_an_exchange_that_is_down_is_unavailable(fake, http):
+    fake.rest_down = True
+    with pytest.raises(Unavailable):
+        await bitget_at(fake).markets(http)
+
+
+async def test_the_markets_of_spot_and_futures_are_listed_with_their_precision(fake, http):
+    assert await bitget_at(fake, "spot").markets(http) == [
+        Market(symbol=SPOT, price_decimals=2, volume_decimals=4),
+        Market(symbol=CROSS, price_decimals=2, volume_decimals=4),
+    ]
+    assert await bitget_at(fake).markets(http) == [
+        Market(symbol=FUTURES, price_decimals=2, volume_decimals=4),
+        Market(symbol=THIN, price_decimals=2, volume_decimals=4, active=False),
+    ]
+
+
+async def test_symbols_spread_over_as_many_connections_as_the_limit_asks_for(fake):
+    symbols = [Symbol(f"S{number}", "USDT") for number in range(120)]
+    feeds = bitget_at(fake).feeds(symbols)
+    assert [len(feed.symbols) for feed in feeds] == [50, 50, 20]
+    assert [symbol for feed in feeds for symbol in feed.symbols] == symbols
+    assert {feed.url for feed in feeds} == {fake.ws_url}
+
+
+@pytest.mark.parametrize(("market", "inst_type"), [("spot", "SPOT"), ("usdt-futures", "USDT-FUTURES")])
+async def test_a_feed_speaks_the_dialect_of_its_market(fake, market, inst_type):
+    [feed] = bitget_at(fake, market).feeds([FUTURES])
+    for op, frames in (("subscribe", feed.subscribe([FUTURES])), ("unsubscribe", feed.unsubscribe([FUTURES]))):
+        [frame] = frames
+        arg = {"instType": inst_type, "channel": "candle1m", "instId": "ETHUSDT"}
+        assert json.loads(frame) == {"op": op, "args": [arg]}
+
+
+def test_the_plugin_offers_bitget():
+    assert bitget.candled_exchanges() == [Bitget]
