@@ -1,4 +1,4 @@
-"""The composition root: builds every step, starts downstream first, stops in reverse. The only module that knows them all."""
+"""The composition root, the only module that knows every step: starts downstream first, stops in reverse."""
 
 import asyncio
 import json
@@ -116,14 +116,8 @@ class Daemon:
         await self._bars.start()
         host = self._config.server.host
         shown = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "") else host
-        logger.info(
-            "candled %s: chart on http://%s:%d/, WebSocket on ws://%s:%d/",
-            __version__,
-            shown,
-            self.port,
-            shown,
-            self.port,
-        )
+        address = f"{shown}:{self.port}"
+        logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
         for exchange in self._exchanges:
             await exchange.start()
 

@@ -1,6 +1,7 @@
 """Tornado handlers: the WebSocket, the page, and what can be asked about the daemon."""
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -42,6 +43,25 @@ class Site:
         self.page = page
         self.draining = False
         self.handlers: set[StreamHandler] = set()
+        self._empty = asyncio.Event()
+
+    def entered(self, handler: "StreamHandler") -> None:
+        """A client is connected."""
+        self.handlers.add(handler)
+        self._empty.clear()
+
+    def left(self, handler: "StreamHandler") -> None:
+        """A client is gone."""
+        self.handlers.discard(handler)
+        if not self.handlers:
+            self._empty.set()
+
+    async def emptied(self, within_s: float) -> bool:
+        """Wait until no client is connected, at most so many seconds; return whether that came to be."""
+        if self.handlers:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), within_s)
+        return not self.handlers
 
 
 class _Common(RequestHandler):
@@ -66,7 +86,7 @@ class _Common(RequestHandler):
         self.finish(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-class StreamHandler(_Common, WebSocketHandler):  # type: ignore[misc]  # Tornado's finish() is typed wider there
+class StreamHandler(_Common, WebSocketHandler):
     """`/ws`: the protocol of docs/protocol.md."""
 
     client: Client | None = None
@@ -98,7 +118,7 @@ class StreamHandler(_Common, WebSocketHandler):  # type: ignore[misc]  # Tornado
     def open(self, *args: str, **kwargs: str) -> None:
         self.set_nodelay(True)
         self.site.door.enter(self._address)
-        self.site.handlers.add(self)
+        self.site.entered(self)
         self.client = self.site.make_client(self)
 
     def on_message(self, message: str | bytes) -> None:
@@ -108,7 +128,7 @@ class StreamHandler(_Common, WebSocketHandler):  # type: ignore[misc]  # Tornado
     def on_close(self) -> None:
         if self.client is None:
             return
-        self.site.handlers.discard(self)
+        self.site.left(self)
         self.site.door.leave(self._address)
         self.client.closed()
         self.client = None

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,9 +95,7 @@ class Server:
         self.drain()
         for handler in list(self._site.handlers):
             handler.close(1001, "the server is going away")
-        deadline = time.monotonic() + _GOODBYE_S
-        while self._site.handlers and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        await self._site.emptied(_GOODBYE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,154 @@
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candled.aggregate.ladder import Ladder
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval
+from tests.rows import MONDAY_MS, minute, recorded
+
+DAY = Interval.parse("1D")
+WEEK = Interval.parse("1W")
+FIVE = Interval.parse("5m")
+
+
+def ladder(capacity: int = 20_000, intervals=DEFAULT_INTERVALS) -> Ladder:
+    return Ladder(intervals, capacity)
+
+
+def plain(candles: list[Candle], interval: Interval) -> list[tuple]:
+    """Simple decimal arithmetic over rows, written without any of candled's own folding."""
+    buckets: dict[int, list[Candle]] = {}
+    for candle in candles:
+        buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
+    return [
+        (
+            start,
+            rows[0].open,
+            max(row.high for row in rows),
+            min(row.low for row in rows),
+            rows[-1].close,
+            sum(Fraction(row.volume) for row in rows),
+        )
+        for start, rows in sorted(buckets.items())
+    ]
+
+
+def shown(bars: list[Candle]) -> list[tuple]:
+    return [(bar.open_ms, bar.open, bar.high, bar.low, bar.close, Fraction(bar.volume)) for bar in bars]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "btcusdt-week.csv.gz",
+        "ethusd-thin-week.csv.gz",
+        "bitget-spot-btcusdt.csv.gz",
+        "bitget-usdt-futures-ewzusdt.csv.gz",
+    ],
+)
+def test_bars_of_the_recordings_equal_simple_decimal_arithmetic(name):
+    candles = recorded(name)
+    bars = ladder()
+    for candle in candles:
+        bars.feed(candle)
+    for interval in DEFAULT_INTERVALS:
+        assert shown(bars.series(interval).tail(20_000, 0)) == plain(candles, interval)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_order_duplication_and_delay_of_versions_gives_the_same_bars(data):
+    truth = [
+        minute(n, str(10 + n % 3), str(1 + n), final=True)
+        for n in data.draw(st.lists(st.integers(0, 40), unique=True, min_size=1))
+    ]
+    versions = []
+    for candle in truth:
+        versions.append(candle)
+        for part in data.draw(st.lists(st.integers(1, 9), max_size=3)):
+            versions.append(
+                candle._replace(volume=candle.volume * part / 10, as_of_ms=candle.open_ms + part * 5_000, final=False)
+            )
+    shuffled = data.draw(st.permutations(versions)) + data.draw(st.lists(st.sampled_from(versions), max_size=10))
+    bars = ladder()
+    for version in shuffled:
+        bars.feed(version)
+    for interval in DEFAULT_INTERVALS:
+        assert shown(bars.series(interval).tail(1000, 0)) == plain(sorted(truth), interval)
+
+
+def test_an_older_copy_never_undoes_a_revision():
+    bars = ladder()
+    bars.feed(minute(0, "11", as_of=70_000, final=True))
+    bars.feed(minute(0, "12", as_of=90_000, final=True))
+    assert bars.feed(minute(0, "11", as_of=70_000, final=True)) == []
+    assert bars.series(FIVE).newest.close == 12
+
+
+def test_minutes_that_fell_out_of_the_window_still_count_in_the_running_week():
+    """Fault 1: a running 1D or 1W bar that forgets minutes older than the in-memory window."""
+    candles = recorded("btcusdt-week.csv.gz")
+    bars = ladder(capacity=200)
+    for candle in candles:
+        bars.feed(candle)
+    assert bars.minutes_held < 300
+    assert shown([bars.series(WEEK).newest]) == plain(candles, WEEK)
+    assert shown([bars.series(DAY).newest]) == plain(candles, DAY)[-1:]
+
+
+def test_a_late_last_version_of_a_minute_reaches_the_closed_bars_of_every_interval():
+    """Fault 3: the last version of a minute, arriving after the boundary, missing from the closed bars."""
+    last_of_day = 24 * 60 - 1
+    bars = ladder()
+    for number in (last_of_day - 1, last_of_day):
+        bars.feed(minute(number, volume="1", as_of=59_000))
+    bars.feed(minute(last_of_day + 1))
+    changes = bars.feed(minute(last_of_day, "19", volume="5", as_of=61_000))
+    assert [str(change.interval) for change in changes] == ["1m", "5m", "15m", "1h", "4h", "1D", "1W"]
+    assert bars.series(DAY).get(MONDAY_MS).high == 19
+    assert bars.series(DAY).get(MONDAY_MS).volume == 6
+    assert bars.series(WEEK).newest.volume == 7
+
+
+def test_a_minute_older_than_memory_is_left_to_the_store():
+    bars = ladder(capacity=20)
+    for number in range(60):
+        bars.feed(minute(number))
+    assert bars.feed(minute(0, "99")) is None
+
+
+def test_a_quote_volume_that_one_minute_lacks_is_absent_not_zero():
+    """Fault 12: a missing quoteVolume counted as 0."""
+    bars = ladder()
+    bars.feed(minute(0)._replace(quote_volume=Decimal("5.5")))
+    bars.feed(minute(1))
+    assert bars.series(MINUTE).get(MONDAY_MS).quote_volume == Decimal("5.5")
+    assert bars.series(FIVE).newest.quote_volume is None
+
+
+def test_an_unchanged_copy_changes_nothing():
+    bars = ladder()
+    bars.feed(minute(0, as_of=30_000))
+    assert bars.feed(minute(0, as_of=40_000)) == []
+
+
+def test_a_stored_range_merges_with_newer_minutes_in_memory():
+    bars = ladder()
+    bars.feed(minute(7, "12", as_of=30_000))
+    stored = [minute(number, volume="2", final=True) for number in range(7)]
+    five = [stored[0]._replace(volume=Decimal(10)), stored[5]._replace(volume=Decimal(4))]
+    changes = bars.merge({MINUTE: stored, FIVE: five}, MONDAY_MS, MONDAY_MS + 7 * MINUTE_MS)
+    assert {str(change.interval) for change in changes} >= {"1m", "5m"}
+    assert bars.series(FIVE).get(MONDAY_MS).volume == 10
+    assert bars.series(FIVE).newest.volume == 5  # two stored minutes and the running one
+
+
+def test_all_minutes_of_a_week_are_kept_when_the_week_is_folded_from_them():
+    bars = ladder(capacity=100, intervals=(MINUTE, WEEK))
+    for number in range(3000):
+        bars.feed(minute(number))
+    assert bars.series(WEEK).newest.volume == 3000
+    assert bars.feed(minute(5, volume="2", as_of=90_000))[-1].bar.volume == 3001
