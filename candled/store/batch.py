@@ -1,0 +1,66 @@
+"""What a batch of candles does to the rows of a store, as plain arithmetic; every store shares it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, RangeSet, fold
+
+
+@dataclass(slots=True)
+class MarketBatch:
+    """What one batch says of one market: final minutes by opening time, and the newest running minute."""
+
+    minutes: dict[int, Candle] = field(default_factory=dict)
+    running: Candle | None = None
+
+
+def newer_running(candle: Candle, other: Candle | None) -> bool:
+    """Whether `candle` takes the place of `other` as the running minute of a market: the newest minute does."""
+    if other is None or candle.open_ms > other.open_ms:
+        return True
+    return candle.open_ms == other.open_ms and candle.supersedes(other)
+
+
+def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, MarketBatch]:
+    """Sort rows into markets, keeping one version of each minute: the one that supersedes the others."""
+    result: dict[MarketKey, MarketBatch] = {}
+    for market, candle in rows:
+        batch = result.get(market)
+        if batch is None:
+            batch = result[market] = MarketBatch()
+        if not candle.final:
+            if newer_running(candle, batch.running):
+                batch.running = candle
+            continue
+        known = batch.minutes.get(candle.open_ms)
+        if known is None or candle.supersedes(known):
+            batch.minutes[candle.open_ms] = candle
+    return result
+
+
+def minute_ranges(open_ms: Iterable[int]) -> RangeSet:
+    """The stretches of neighbouring minutes that these opening times (UTC epoch milliseconds) form."""
+    return RangeSet((at_ms, at_ms + MINUTE_MS) for at_ms in open_ms)
+
+
+def touched(changed: RangeSet, interval: Interval) -> RangeSet:
+    """The whole bars of `interval` in which something of `changed` lies."""
+    return RangeSet((interval.floor(start), interval.floor(end - 1) + interval.ms) for start, end in changed)
+
+
+def news(batch: Mapping[int, Candle], stored: Mapping[int, Candle]) -> list[Candle]:
+    """The minutes of `batch` that are not stored yet or supersede what is stored, oldest first."""
+    return [
+        batch[open_ms]
+        for open_ms in sorted(batch)
+        if open_ms not in stored or batch[open_ms].supersedes(stored[open_ms])
+    ]
+
+
+def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:
+    """Fold the sorted bars of a shorter interval into bars of `interval`, which nests them."""
+    return [
+        fold(list(group), open_ms, final=True)
+        for open_ms, group in groupby(parts, key=lambda part: interval.floor(part.open_ms))
+    ]

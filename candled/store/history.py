@@ -1,0 +1,87 @@
+"""Reads of stored candles for many clients at once: identical questions asked together cost one query."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar, TypeVarTuple, cast
+
+from candled.model import Candle, Interval, MarketKey, Range, Symbol
+
+from .interface import Hole, Store
+from .threads import StoreThreads
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class History:
+    """`Store`'s reads, awaitable on the event loop. Results are shared between callers, hence immutable.
+
+    A question joins an identical one under way only if no write ended in between: whoever asks after a flush sees it.
+    Every method raises `StoreUnavailable` and `StoreRejected` as the store does.
+    """
+
+    def __init__(self, store: Store, threads: StoreThreads) -> None:
+        self._store = store
+        self._threads = threads
+        self._under_way: dict[object, asyncio.Task[Any]] = {}
+
+    async def bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> tuple[Candle, ...]:
+        """The newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
+        return await self._ask(self._bars, market, interval, before_ms, limit)
+
+    async def bars_between(
+        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
+    ) -> tuple[Candle, ...]:
+        """All bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
+        return await self._ask(self._bars_between, market, interval, start_ms, end_ms)
+
+    async def running(self, market: MarketKey) -> Candle | None:
+        """The last checkpoint of the running minute, if there is one newer than every final minute."""
+        return await self._ask(self._store.running, market)
+
+    async def complete_from(self, market: MarketKey) -> int | None:
+        """Since when (UTC epoch ms) history is complete but for known holes; None before the first answer."""
+        return await self._ask(self._store.complete_from, market)
+
+    async def newest(self, exchange: str) -> Mapping[Symbol, int]:
+        """The newest final minute of every market of `exchange` that has one, UTC epoch milliseconds."""
+        return await self._ask(self._newest, exchange)
+
+    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> tuple[Range, ...]:
+        """Which minutes of `[start_ms, end_ms)` are there, as disjoint sorted ranges."""
+        return await self._ask(self._present, market, start_ms, end_ms)
+
+    async def holes(self, market: MarketKey) -> tuple[Hole, ...]:
+        """All known holes of a market, oldest first."""
+        return await self._ask(self._holes, market)
+
+    async def _ask(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        key = (call, args, self._threads.writes)
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.create_task(self._threads.read(call, *args))
+            task.add_done_callback(lambda done: self._forget(key, done))
+        return cast(T, await asyncio.shield(task))  # one caller that leaves must not take the answer from the others
+
+    def _forget(self, key: object, task: asyncio.Task[Any]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            task.exception()  # seen, even if every caller has left
+
+    # On the reading threads:
+
+    def _bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> tuple[Candle, ...]:
+        return tuple(self._store.bars(market, interval, before_ms=before_ms, limit=limit))
+
+    def _bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> tuple[Candle, ...]:
+        return tuple(self._store.bars_between(market, interval, start_ms, end_ms))
+
+    def _newest(self, exchange: str) -> Mapping[Symbol, int]:
+        return MappingProxyType(self._store.newest(exchange))
+
+    def _present(self, market: MarketKey, start_ms: int, end_ms: int) -> tuple[Range, ...]:
+        return tuple(self._store.present(market, start_ms, end_ms))
+
+    def _holes(self, market: MarketKey) -> tuple[Hole, ...]:
+        return tuple(self._store.holes(market))

@@ -1,0 +1,63 @@
+"""The threads a blocking store works on, so that the event loop never waits for a disk or a database."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from candled.errors import StoreUnavailable
+
+from .interface import Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class StoreThreads:
+    """One thread that writes to `store`, in the order of the calls, and `readers` threads that read from it.
+
+    `writes` counts the writes that have ended, well or not: a read begun after it moved sees what they wrote.
+    """
+
+    def __init__(self, store: Store, *, readers: int = 2) -> None:
+        self._store = store
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._reading = ThreadPoolExecutor(readers, thread_name_prefix="store-read")
+        self._is_closed = False
+        self.writes = 0
+
+    async def write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store that changes it, after all writes asked for before.
+
+        Raises:
+            StoreUnavailable: the threads are closed; otherwise whatever the method raises.
+        """
+        job = self._submit(self._writing, call, *args, **kwargs)
+        job.add_done_callback(self._count)
+        return await asyncio.wrap_future(job)
+
+    async def read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store that only reads. Raises as `write` does."""
+        return await asyncio.wrap_future(self._submit(self._reading, call, *args, **kwargs))
+
+    async def close(self) -> None:
+        """Let everything asked for end, then close the store and the threads."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        await asyncio.wrap_future(self._writing.submit(self._finish))
+        self._writing.shutdown()
+
+    def _submit(
+        self, threads: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        if self._is_closed:
+            raise StoreUnavailable("the store is being closed")
+        return threads.submit(call, *args, **kwargs)
+
+    def _count(self, _: Future[T]) -> None:
+        self.writes += 1
+
+    def _finish(self) -> None:
+        self._reading.shutdown()
+        self._store.close()

@@ -1,0 +1,330 @@
+"""What every store must do. A store's test file subclasses `StoreContract` and provides `open_store`."""
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from candled.errors import StoreRejected
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, Range, RangeSet
+from candled.store.interface import Hole, Store
+from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
+
+ALWAYS_MS = 10**15
+M5, H1, D1, W1 = (Interval.parse(text) for text in ("5m", "1h", "1D", "1W"))
+LONGER = tuple(interval for interval in DEFAULT_INTERVALS if interval != MINUTE)
+
+OpenStore = Callable[..., Store]
+
+
+def everything(store: Store, market, interval: Interval) -> list[Candle]:
+    return store.bars_between(market, interval, 0, ALWAYS_MS)
+
+
+def sums(minutes: Sequence[Candle], interval: Interval) -> list[Candle]:
+    """The bars of `interval` by plain arithmetic over sorted minutes."""
+    groups: dict[int, list[Candle]] = {}
+    for candle in minutes:
+        groups.setdefault(interval.floor(candle.open_ms), []).append(candle)
+    return [
+        Candle(
+            open_ms,
+            parts[0].open,
+            max(part.high for part in parts),
+            min(part.low for part in parts),
+            parts[-1].close,
+            sum((part.volume for part in parts), Decimal(0)),
+            None
+            if any(part.quote_volume is None for part in parts)
+            else sum((part.quote_volume for part in parts if part.quote_volume is not None), Decimal(0)),
+            max(part.as_of_ms for part in parts),
+            True,
+        )
+        for open_ms, parts in groups.items()
+    ]
+
+
+_prices = st.decimals(min_value="0.01", max_value=999, places=2)
+_volumes = st.decimals(min_value=0, max_value=99, places=3)
+# Both sides of a week boundary, so that every interval has bars that begin there and bars that end there.
+_offsets = st.sampled_from([*range(-7, 8), -1441, -61, 59, 60, 241, 1439, 1440, 5000])
+
+
+@st.composite
+def versions(draw: st.DrawFn) -> Candle:
+    at = draw(_offsets)
+    prices = sorted(draw(st.lists(_prices, min_size=4, max_size=4)))
+    open_ms = MONDAY_MS + at * MINUTE_MS
+    return Candle(
+        open_ms,
+        prices[1],
+        prices[3],
+        prices[0],
+        prices[2],
+        draw(_volumes),
+        draw(st.none() | _volumes),
+        draw(st.sampled_from([0, open_ms + 59_000, open_ms + 60_000, open_ms + 90_000])),
+        draw(st.sampled_from([True, True, False])),
+    )
+
+
+class StoreContract:
+    """`open_store(*intervals)` opens a store at this test's own place, the same one at every call."""
+
+    @pytest.fixture
+    def store(self, open_store: OpenStore) -> Store:
+        return open_store(*DEFAULT_INTERVALS)
+
+    # ------------------------------------------------------------ values
+
+    @pytest.mark.parametrize("text", ["0.00000001", "104217.50", "1", "123456789012345678.123456789012345678"])
+    def test_every_digit_comes_back(self, store, text):
+        number = Decimal(text)
+        candle = Candle(MONDAY_MS, number, number, number, number, number, number, 7, True)
+        store.write([(BTC, candle)])
+        [minute_back], [day] = everything(store, BTC, MINUTE), everything(store, BTC, D1)
+        assert [format(value, "f") for value in (*minute_back.values, *day.values)] == [text] * 12
+        assert (minute_back, day) == (candle, candle)
+
+    def test_a_number_written_with_an_exponent_keeps_its_value(self, store):
+        store.write([(BTC, minute(0, volume="1E+3"))])
+        assert [candle.volume for candle in everything(store, BTC, MINUTE)] == [1000]
+
+    def test_a_quote_volume_that_was_not_sent_stays_absent(self, store):
+        store.write([(BTC, minute(0)), (BTC, minute(1, quote="0")), (BTC, minute(5, quote="0"))])
+        assert [candle.quote_volume for candle in everything(store, BTC, MINUTE)] == [None, 0, 0]
+        assert [bar.quote_volume for bar in everything(store, BTC, M5)] == [None, 0]
+
+    def test_sums_are_those_of_decimal_addition(self, store):
+        store.write([(BTC, minute(at, volume="0.1")) for at in range(3)])
+        assert [bar.volume for bar in everything(store, BTC, W1)] == [Decimal("0.3")]
+
+    def test_a_batch_with_a_number_it_cannot_hold_leaves_nothing(self, store):
+        with pytest.raises(StoreRejected):
+            store.write([(ETH, minute(0)), (BTC, minute(0, volume="1E-150")), (BTC, minute(1, volume="1E+150"))])
+        assert everything(store, ETH, MINUTE) == everything(store, BTC, MINUTE) == []
+
+    # ------------------------------------------------------------ versions
+
+    def test_an_older_copy_that_arrives_late_changes_nothing(self, store):
+        after = MONDAY_MS + MINUTE_MS
+        newer, older = minute(0, "5", as_of_ms=after + 9), minute(0, "3", volume="8", as_of_ms=after)
+        store.write([(BTC, newer)])
+        store.write([(BTC, older)])
+        assert everything(store, BTC, MINUTE) == everything(store, BTC, H1) == [newer]
+
+    def test_a_revision_reaches_every_longer_bar(self, store):
+        store.write([(BTC, minute(at)) for at in range(10)])
+        store.write([(BTC, minute(9, "7", volume="4", as_of_ms=MONDAY_MS + 11 * MINUTE_MS))])
+        for interval in LONGER:
+            bars = everything(store, BTC, interval)
+            assert (bars[-1].close, sum(bar.volume for bar in bars)) == (7, 13)
+
+    def test_of_two_versions_in_one_batch_the_superseding_one_stays(self, store):
+        better = minute(0, volume="3")
+        store.write([(BTC, minute(0, volume="2")), (BTC, better), (BTC, minute(0, volume="1"))])
+        assert everything(store, BTC, MINUTE) == [better]
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.lists(versions(), min_size=1, max_size=25), st.randoms(use_true_random=False))
+    def test_any_order_and_duplication_of_versions_gives_the_same_rows(self, store, candles, dice):
+        market = new_market()
+        rows = [(market, candle) for candle in (*candles, *dice.choices(candles, k=5))]
+        dice.shuffle(rows)
+        while rows:
+            size = dice.randint(1, 8)
+            store.write(rows[:size])
+            del rows[:size]
+
+        best: dict[int, Candle] = {}
+        for candle in (candle for candle in candles if candle.final):
+            if candle.open_ms not in best or candle.supersedes(best[candle.open_ms]):
+                best[candle.open_ms] = candle
+        minutes = [best[open_ms] for open_ms in sorted(best)]
+        assert everything(store, market, MINUTE) == minutes
+        for interval in LONGER:
+            assert everything(store, market, interval) == sums(minutes, interval)
+
+        expected = None
+        for candle in candles:
+            if candle.final or candle.open_ms <= max(best, default=-1):
+                continue
+            if expected is None or (candle.open_ms, candle._version()) > (expected.open_ms, expected._version()):
+                expected = candle
+        assert store.running(market) == expected
+
+    # ------------------------------------------------------------ real minutes
+
+    def test_a_real_week_in_shuffled_pages_gives_the_sums_of_its_minutes(self, store):
+        minutes = recorded("btcusdt-week.csv.gz")
+        pages = [minutes[start : start + 1000] for start in range(0, len(minutes), 997)]  # with some overlap
+        random.Random(1).shuffle(pages)
+        for page in pages:
+            store.write([(BTC, candle) for candle in page])
+        assert everything(store, BTC, MINUTE) == minutes
+        for interval in LONGER:
+            assert everything(store, BTC, interval) == sums(minutes, interval)
+
+    def test_a_thin_real_market_shows_exactly_its_missing_minutes(self, store):
+        minutes = recorded("ethusd-thin-week.csv.gz")
+        store.write([(BTC, candle) for candle in minutes])
+        span = minutes[0].open_ms, minutes[-1].open_ms + MINUTE_MS
+        ranges = store.present(BTC, *span)
+        there = [at_ms for start_ms, end_ms in ranges for at_ms in range(start_ms, end_ms, MINUTE_MS)]
+        assert there == [candle.open_ms for candle in minutes]
+        assert ranges == list(RangeSet(ranges))
+        assert everything(store, BTC, H1) == sums(minutes, H1)
+
+    # ------------------------------------------------------------ reading
+
+    def test_bars_are_the_newest_before_a_time_oldest_first(self, store):
+        store.write([(BTC, minute(at)) for at in range(30)])
+        page = store.bars(BTC, MINUTE, before_ms=MONDAY_MS + 20 * MINUTE_MS, limit=3)
+        assert [(bar.open_ms - MONDAY_MS) // MINUTE_MS for bar in page] == [17, 18, 19]
+        page = store.bars(BTC, M5, before_ms=MONDAY_MS + 20 * MINUTE_MS, limit=2)
+        assert [(bar.open_ms - MONDAY_MS) // MINUTE_MS for bar in page] == [10, 15]
+        assert len(store.bars(BTC, M5, before_ms=ALWAYS_MS, limit=99)) == 6
+
+    @pytest.mark.parametrize("limit", [0, -1])
+    def test_no_bars_are_none_not_all(self, store, limit):
+        store.write([(BTC, minute(0))])
+        assert store.bars(BTC, MINUTE, before_ms=ALWAYS_MS, limit=limit) == []
+
+    def test_bars_between_holds_its_start_and_not_its_end(self, store):
+        store.write([(BTC, minute(at)) for at in range(5)])
+        bars = store.bars_between(BTC, MINUTE, MONDAY_MS + MINUTE_MS, MONDAY_MS + 3 * MINUTE_MS)
+        assert [(bar.open_ms - MONDAY_MS) // MINUTE_MS for bar in bars] == [1, 2]
+
+    def test_an_interval_that_is_not_configured_is_refused(self, store):
+        store.write([(BTC, minute(0))])
+        for read in (
+            lambda: store.bars(BTC, Interval.parse("3m"), before_ms=ALWAYS_MS, limit=1),
+            lambda: store.bars_between(BTC, Interval.parse("3m"), 0, ALWAYS_MS),
+        ):
+            with pytest.raises(StoreRejected, match="3m"):
+                read()
+
+    def test_of_an_unknown_market_there_is_nothing(self, store):
+        assert store.bars(BTC, MINUTE, before_ms=ALWAYS_MS, limit=9) == everything(store, BTC, D1) == []
+        assert store.running(BTC) is store.complete_from(BTC) is None
+        assert store.present(BTC, 0, ALWAYS_MS) == store.holes(BTC) == []
+        assert store.newest("bitget") == {}
+
+    def test_markets_and_exchanges_are_kept_apart(self, store):
+        elsewhere = BTC._replace(exchange="kraken")
+        store.write([(BTC, minute(0, "3")), (ETH, minute(1, "4")), (elsewhere, minute(2, "5"))])
+        closes = [[bar.close for bar in everything(store, market, W1)] for market in (BTC, ETH, elsewhere)]
+        assert closes == [[3], [4], [5]]
+        assert store.newest("bitget") == {BTC.symbol: MONDAY_MS, ETH.symbol: MONDAY_MS + MINUTE_MS}
+
+    def test_presence_is_cut_to_the_range_asked_for(self, store):
+        store.write([(BTC, minute(at)) for at in (0, 1, 2, 5, 6)])
+        ranges = store.present(BTC, MONDAY_MS + MINUTE_MS, MONDAY_MS + 6 * MINUTE_MS)
+        assert ranges == [
+            Range(MONDAY_MS + MINUTE_MS, MONDAY_MS + 3 * MINUTE_MS),
+            Range(MONDAY_MS + 5 * MINUTE_MS, MONDAY_MS + 6 * MINUTE_MS),
+        ]
+
+    # ------------------------------------------------------------ the running minute
+
+    def test_a_running_minute_is_no_part_of_history(self, store):
+        store.write([(BTC, minute(0)), (BTC, minute(1, final=False))])
+        assert store.running(BTC) == minute(1, final=False)
+        assert len(everything(store, BTC, MINUTE)) == 1
+        assert everything(store, BTC, M5) == [minute(0)]
+        store.write([(ETH, minute(1, final=False))])
+        assert store.newest("bitget") == {BTC.symbol: MONDAY_MS}
+
+    def test_the_newest_running_minute_wins(self, store):
+        newest = minute(2, volume="1", final=False)
+        store.write([(BTC, newest), (BTC, minute(1, volume="9", final=False))])
+        store.write([(BTC, minute(1, volume="10", final=False)), (BTC, minute(2, volume="0", final=False))])
+        assert store.running(BTC) == newest
+
+    @pytest.mark.parametrize("final_at", [3, 4])
+    def test_a_final_minute_ends_the_running_one(self, store, final_at):
+        store.write([(BTC, minute(3, final=False))])
+        store.write([(BTC, minute(final_at))])
+        assert store.running(BTC) is None
+
+    def test_a_running_minute_that_comes_after_its_final_version_is_ignored(self, store):
+        store.write([(BTC, minute(3))])
+        store.write([(BTC, minute(3, volume="9", final=False))])
+        assert store.running(BTC) is None
+        assert everything(store, BTC, MINUTE) == [minute(3)]
+
+    # ------------------------------------------------------------ what is known of the past
+
+    def test_since_when_history_is_complete_is_remembered(self, store, open_store):
+        store.set_complete_from(BTC, 5)
+        store.set_complete_from(BTC, 3)
+        assert (store.complete_from(BTC), store.complete_from(ETH)) == (3, None)
+        assert open_store(*DEFAULT_INTERVALS).complete_from(BTC) == 3
+
+    def test_saved_holes_replace_the_ones_before(self, store, open_store):
+        early = Hole(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
+        late = Hole(start_ms=120_000, end_ms=240_000, reason="exchange_outage", attempts=3, retry_ms=9)
+        store.save_holes(BTC, [late, early])
+        assert store.holes(BTC) == [early, late]
+        store.save_holes(BTC, [late])
+        store.save_holes(ETH, [])
+        assert open_store(*DEFAULT_INTERVALS).holes(BTC) == [late]
+
+    def test_health_learns_kind_and_schema(self, store):
+        assert {"kind", "schema"} <= store.describe().keys()
+
+    # ------------------------------------------------------------ opening again
+
+    def test_everything_is_there_after_opening_again(self, store, open_store):
+        store.write([(BTC, minute(0)), (BTC, minute(1, final=False))])
+        again = open_store(*DEFAULT_INTERVALS)
+        assert everything(again, BTC, MINUTE) == everything(again, BTC, W1) == [minute(0)]
+        assert again.running(BTC) == minute(1, final=False)
+
+    def test_a_new_interval_is_folded_from_stored_minutes(self, open_store):
+        # far apart, because old minutes are folded in several steps
+        minutes = [*recorded("btcusdt-week.csv.gz")[:3000], minute(60_000), minute(200_000)]
+        open_store(MINUTE, M5).write([(BTC, candle) for candle in minutes])
+        later = open_store(MINUTE, M5, H1, W1)
+        for interval in (M5, H1, W1):
+            assert everything(later, BTC, interval) == sums(minutes, interval)
+
+    def test_an_interval_that_was_away_for_a_while_missed_nothing(self, open_store):
+        open_store(M5, H1).write([(BTC, minute(0))])
+        without = open_store(M5)
+        without.write([(BTC, minute(1))])
+        with pytest.raises(StoreRejected):
+            everything(without, BTC, H1)
+        again = open_store(M5, H1)
+        assert everything(again, BTC, H1) == sums([minute(0), minute(1)], H1)
+
+    def test_only_minutes_can_be_kept(self, open_store):
+        store = open_store(MINUTE)
+        store.write([(BTC, minute(0))])
+        assert everything(store, BTC, MINUTE) == [minute(0)]
+
+    # ------------------------------------------------------------ threads
+
+    def test_readers_never_see_half_a_batch(self, store):
+        done = threading.Event()
+
+        def read() -> set[Decimal]:
+            seen: set[Decimal] = set()
+            while not done.is_set():
+                seen.update(bar.volume for bar in store.bars(BTC, M5, before_ms=ALWAYS_MS, limit=100))
+            return seen
+
+        with ThreadPoolExecutor(2) as threads:
+            readers = [threads.submit(read) for _ in range(2)]
+            try:
+                for start in range(0, 200, 5):
+                    store.write([(BTC, minute(at)) for at in range(start, start + 5)])
+            finally:
+                done.set()
+        assert [reader.result() - {Decimal(5)} for reader in readers] == [set(), set()]
+        assert len(everything(store, BTC, M5)) == 40

@@ -1,0 +1,169 @@
+"""Shared reads and the store's threads, on a real SQLite store."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from candled.errors import StoreRejected, StoreUnavailable
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, Range
+from candled.store.history import History
+from candled.store.interface import Hole
+from candled.store.sqlite import SqliteStore
+from candled.store.threads import StoreThreads
+from tests.store.contract import ALWAYS_MS, M5, sums
+from tests.store.rows import BTC, MONDAY_MS, minute
+
+
+class GatedStore(SqliteStore):
+    """A store whose reads of bars wait for a gate and are counted."""
+
+    def __init__(self, path, intervals):
+        super().__init__(path, intervals)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.reads = 0
+
+    def bars(self, market, interval, *, before_ms, limit):
+        self.reads += 1
+        assert self.gate.wait(5)
+        return super().bars(market, interval, before_ms=before_ms, limit=limit)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    store = GatedStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
+    store.open()
+    store.write([(BTC, minute(at)) for at in range(10)])
+    yield store
+    store.gate.set()
+    store.close()
+
+
+@pytest.fixture
+async def threads(store):
+    threads = StoreThreads(store)
+    yield threads
+    store.gate.set()
+    await threads.close()
+
+
+@pytest.fixture
+def history(store, threads):
+    return History(store, threads)
+
+
+async def test_history_answers_as_the_store_does(history, store):
+    hole = Hole(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
+    store.save_holes(BTC, [hole])
+    store.set_complete_from(BTC, MONDAY_MS)
+    store.write([(BTC, minute(10, final=False))])
+    minutes = [minute(at) for at in range(10)]
+    assert await history.bars(BTC, MINUTE, ALWAYS_MS, 3) == tuple(minutes[-3:])
+    assert await history.bars_between(BTC, M5, 0, ALWAYS_MS) == tuple(sums(minutes, M5))
+    assert await history.running(BTC) == minute(10, final=False)
+    assert await history.complete_from(BTC) == MONDAY_MS
+    assert await history.newest("bitget") == {BTC.symbol: MONDAY_MS + 9 * MINUTE_MS}
+    assert await history.present(BTC, 0, ALWAYS_MS) == (Range(MONDAY_MS, MONDAY_MS + 10 * MINUTE_MS),)
+    assert await history.holes(BTC) == (hole,)
+
+
+async def test_a_thousand_identical_questions_cost_one_query(history, store):
+    answers = await asyncio.gather(*(history.bars(BTC, M5, ALWAYS_MS, 100) for _ in range(1000)))
+    assert store.reads == 1
+    assert {len(answer) for answer in answers} == {2}
+
+
+async def test_different_questions_are_asked_apart(history, store):
+    answers = await asyncio.gather(*(history.bars(BTC, MINUTE, ALWAYS_MS, limit) for limit in (1, 2, 3)))
+    assert [len(answer) for answer in answers] == [1, 2, 3]
+    assert store.reads == 3
+
+
+async def test_the_same_question_later_is_asked_again(history, store):
+    await history.bars(BTC, M5, ALWAYS_MS, 100)
+    await history.bars(BTC, M5, ALWAYS_MS, 100)
+    assert store.reads == 2
+
+
+async def test_whoever_asks_after_a_write_does_not_get_an_answer_from_before(history, store, threads):
+    store.gate.clear()
+    early = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 100))
+    await asyncio.sleep(0)
+    await threads.write(store.write, [(BTC, minute(10))])
+    late = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 100))
+    await asyncio.sleep(0)
+    store.gate.set()
+    await early
+    assert len(await late) == 11
+    assert store.reads == 2
+
+
+async def test_one_caller_that_leaves_does_not_take_the_answer_from_the_others(history, store):
+    store.gate.clear()
+    leaver = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 100))
+    stayer = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 100))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    store.gate.set()
+    assert len(await stayer) == 10
+    assert leaver.cancelled()
+    assert store.reads == 1
+
+
+async def test_an_error_reaches_every_caller_and_is_not_remembered(history, store):
+    unknown = Interval.parse("3m")
+    answers = await asyncio.gather(
+        *(history.bars(BTC, unknown, ALWAYS_MS, 100) for _ in range(3)), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [StoreRejected] * 3
+    assert store.reads == 1
+    with pytest.raises(StoreRejected):
+        await history.bars(BTC, unknown, ALWAYS_MS, 100)
+    assert store.reads == 2
+
+
+async def test_two_reads_and_a_write_run_beside_each_other_and_beside_the_loop(threads):
+    together, freed = threading.Barrier(3), threading.Event()
+
+    def work() -> bool:
+        together.wait(5)
+        return freed.wait(5)
+
+    calls = asyncio.gather(threads.read(work), threads.read(work), threads.write(work))
+    await asyncio.sleep(0.01)
+    freed.set()  # only a loop that is not held up comes here in time
+    assert await calls == [True, True, True]
+
+
+async def test_writes_happen_one_at_a_time_in_the_order_of_the_calls(threads):
+    seen: list[int] = []
+
+    def note(number: int) -> None:
+        time.sleep(0.002)
+        seen.append(number)
+
+    await asyncio.gather(*(threads.write(note, number) for number in range(20)))
+    assert seen == list(range(20))
+
+
+async def test_closing_lets_what_was_asked_for_end(store, threads):
+    store.gate.clear()
+    read = asyncio.create_task(threads.read(store.bars, BTC, MINUTE, before_ms=ALWAYS_MS, limit=5))
+    write = asyncio.create_task(threads.write(store.write, [(BTC, minute(10))]))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(threads.close())
+    await asyncio.sleep(0)
+    store.gate.set()
+    await closing
+    assert len(await read) == 5
+    await write
+    store.open()
+    assert store.newest("bitget") == {BTC.symbol: MONDAY_MS + 10 * MINUTE_MS}
+
+
+async def test_closed_threads_refuse_work(store, threads):
+    await threads.close()
+    with pytest.raises(StoreUnavailable):
+        await threads.read(store.running, BTC)

@@ -1,0 +1,96 @@
+"""Candles on their way to the store, without a loop or a store."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candled.model import MarketKey, Symbol
+from candled.store.waiting import Waiting
+from tests.store.rows import BTC, ETH, MONDAY_MS, minute
+
+
+def filled(*rows):
+    waiting = Waiting(100)
+    for row in rows:
+        assert waiting.put(*row)
+    return waiting
+
+
+def test_only_the_superseding_version_of_a_minute_waits():
+    newer = minute(0, volume="2")
+    assert filled((BTC, minute(0)), (BTC, newer), (BTC, minute(0))).page(9) == [(BTC, newer)]
+
+
+def test_one_running_minute_waits_per_market():
+    newest = minute(6, final=False)
+    waiting = filled((BTC, minute(5, final=False)), (BTC, newest), (BTC, minute(4, volume="9", final=False)))
+    assert waiting.page(9) == [(BTC, newest)]
+
+
+def test_rows_are_sorted_by_market_and_time():
+    waiting = filled((ETH, minute(1)), (BTC, minute(2)), (ETH, minute(0)), (BTC, minute(3, final=False)))
+    assert [(market, candle.open_ms - MONDAY_MS) for market, candle in waiting.page(9)] == [
+        (BTC, 120_000),
+        (BTC, 180_000),
+        (ETH, 0),
+        (ETH, 60_000),
+    ]
+
+
+def test_beyond_the_limit_new_minutes_are_refused_and_old_ones_kept():
+    waiting = Waiting(2)
+    assert [waiting.put(BTC, minute(at)) for at in range(3)] == [True, True, False]
+    assert not waiting.put(ETH, minute(0))
+    assert [candle for _, candle in waiting.page(9)] == [minute(0), minute(1)]
+
+
+def test_a_full_table_still_takes_newer_versions_and_running_minutes():
+    waiting = Waiting(1)
+    newer, running = minute(0, volume="2"), minute(1, final=False)
+    assert waiting.put(BTC, minute(0))
+    assert waiting.put(BTC, newer)
+    assert waiting.put(BTC, running)
+    assert waiting.page(9) == [(BTC, newer), (BTC, running)]
+
+
+def test_room_is_free_again_after_a_drop():
+    waiting = Waiting(1)
+    waiting.put(BTC, minute(0))
+    waiting.drop(waiting.page(9))
+    assert waiting.put(ETH, minute(1))
+    assert len(waiting) == 1
+
+
+def test_a_version_put_while_another_was_written_stays():
+    waiting = filled((BTC, minute(0)), (BTC, minute(1)), (BTC, minute(2, final=False)))
+    page = waiting.page(9)
+    newer, newer_running = minute(0, volume="2"), minute(2, volume="2", final=False)
+    waiting.put(BTC, newer)
+    waiting.put(BTC, newer_running)
+    waiting.drop(page)
+    assert waiting.page(9) == [(BTC, newer), (BTC, newer_running)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 3), st.booleans())),
+    st.integers(1, 7),
+)
+def test_pages_taken_and_dropped_bring_every_newest_version_once(puts, limit):
+    markets = [MarketKey("bitget", Symbol(name, "USDT")) for name in "ABC"]
+    waiting = Waiting(1000)
+    newest = {}
+    for number, at, volume, final in puts:
+        candle = minute(at, volume=str(volume), final=final)
+        waiting.put(markets[number], candle)
+        key = (number, at if final else "running")
+        rank = (candle.open_ms, candle.volume)
+        if key not in newest or rank > (newest[key].open_ms, newest[key].volume):
+            newest[key] = candle
+    assert len(waiting) == len(newest)
+    taken = []
+    while page := waiting.page(limit):
+        assert len(page) <= limit
+        taken += page
+        waiting.drop(page)
+    expected = [(markets[number], candle) for (number, _), candle in newest.items()]
+    assert sorted(map(repr, taken)) == sorted(map(repr, expected))
+    assert len(waiting) == 0
