@@ -137,6 +137,7 @@ class ReplayFeed(StreamFeed):
             yield Subscribed(symbol)
             recent = recording.versions(now_ms - _SNAPSHOT_MINUTES * MINUTE_MS, now_ms)
             yield Candles(symbol, tuple(recent), snapshot=True)
+            await self._exchange.clock.sleep(0)  # hundreds of snapshots in a row would hold everybody up
         while True:
             await self._exchange.clock.sleep(self._exchange.tick_s)
             spoke_ms, now_ms = now_ms, self._exchange.now_ms()
