@@ -141,6 +141,14 @@ async def test_a_hole_of_the_exchange_wider_than_a_page_hides_nothing_before_it(
     assert len(candles) == 399
 
 
+async def test_a_page_that_reaches_past_the_start_is_the_last_although_minutes_are_missing(fake, http):
+    fake.pages_count_rows = True
+    fake.missing_minutes(FUTURES, (minutes_ago(100), minutes_ago(60)))
+    candles = await bitget_at(fake).history(http, FUTURES, minutes_ago(100), LATEST)
+    assert len(candles) == 60
+    assert len(fake.requests) == 1
+
+
 async def test_a_revised_minute_is_read_as_it_is_now(fake, http):
     row = fake.truth(FUTURES, minutes_ago(5), minutes_ago(4))[0]
     tape_row = Synthetic(1).row(0)

@@ -1,0 +1,106 @@
+"""ccxt, an independent client of Bitget, reads the fake's candles as they are: this keeps the fake honest."""
+
+import asyncio
+import time
+
+import pytest
+
+from candled import Symbol
+from candled.clock import SystemClock
+from candled.model import MINUTE_MS
+from tests.clocks import ScaledClock
+from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
+from tests.fakes.tapes import Recorded
+
+ccxt = pytest.importorskip("ccxt.pro", reason="needs ccxt: pip install -e '.[test]'")
+
+SPOT, FUTURES = "BTC/USDT", "ETH/USDT:USDT"
+UNIFIED = [(SPOT, Symbol("BTC", "USDT")), (FUTURES, Symbol("ETH", "USDT"))]
+TIMEOUT_S = 30
+
+
+@pytest.fixture
+async def fake(request):
+    markets = [
+        FakeMarket(symbol=Symbol("BTC", "USDT"), tape=Recorded.load("bitget-spot-btcusdt")),
+        FakeMarket(
+            symbol=Symbol("ETH", "USDT"), tape=Recorded.load("bitget-usdt-futures-ethusdt"), market="usdt-futures"
+        ),
+    ]
+    async with FakeBitget(getattr(request, "param", SystemClock)(), markets) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def bitget(fake):
+    bitget = ccxt.bitget({"enableRateLimit": False})
+    bitget.has["fetchCurrencies"] = False
+    bitget.milliseconds = fake.now_ms
+    api = bitget.urls["api"]
+    for name in api:
+        api[name] = dict.fromkeys(api[name], fake.ws_url) if isinstance(api[name], dict) else fake.rest_url
+    yield bitget
+    await bitget.close()
+
+
+def as_floats(candles):
+    return [[candle.open_ms, *(float(number) for number in candle[1:6])] for candle in candles]
+
+
+@pytest.mark.parametrize(("unified", "symbol"), UNIFIED)
+async def test_ccxt_fetches_the_candles_of_the_last_hours(fake, bitget, unified, symbol):
+    rows = await bitget.fetch_ohlcv(unified, "1m", limit=300)
+    assert len(rows) == 300
+    finished = fake.truth(symbol, rows[0][0], rows[-1][0])
+    assert rows[:-1] == as_floats(finished)
+
+
+@pytest.mark.parametrize(("unified", "symbol"), UNIFIED)
+@pytest.mark.parametrize("days_ago", [3, 40])
+async def test_ccxt_fetches_older_candles_by_their_time(fake, bitget, unified, symbol, days_ago):
+    start_ms = fake.now_ms() - days_ago * DAY_MS
+    start_ms -= start_ms % MINUTE_MS
+    rows = await bitget.fetch_ohlcv(unified, "1m", since=start_ms, limit=150)
+    assert rows == as_floats(fake.truth(symbol, rows[0][0], rows[-1][0] + MINUTE_MS))
+    assert len(rows) >= 149
+    assert len(fake.requests_to("candles" if days_ago == 3 else "history-candles")) == 1
+
+
+async def test_ccxt_understands_the_answer_about_a_symbol_that_does_not_exist(fake, bitget):
+    await bitget.load_markets()
+    with pytest.raises(ccxt.ExchangeError, match="40034"):
+        await bitget.publicSpotGetV2SpotMarketCandles({"symbol": "NOPEUSDT", "granularity": "1min"})
+
+
+async def test_ccxt_understands_too_many_requests(fake, bitget):
+    await bitget.load_markets()
+    fake.rest_429()
+    with pytest.raises(ccxt.DDoSProtection):
+        await bitget.fetch_ohlcv(SPOT, "1m")
+
+
+@pytest.mark.parametrize("fake", [lambda: ScaledClock(60)], indirect=True)
+@pytest.mark.parametrize(("unified", "symbol"), UNIFIED)
+async def test_ccxt_watches_minutes_come_and_go_through_a_lost_connection(fake, bitget, unified, symbol):
+    fake.ping_patience_s = None  # ccxt pings in real time
+    fake.enforce_limits = False
+    snapshot = await asyncio.wait_for(bitget.watch_ohlcv(unified, "1m"), TIMEOUT_S)
+    assert len(snapshot) == 500
+    begun_ms = snapshot[-1][0]
+    dropped, seen = False, {row[0]: row for row in snapshot}
+    deadline = time.monotonic() + TIMEOUT_S
+    while fake.now_ms() < begun_ms + 4 * MINUTE_MS:
+        assert time.monotonic() < deadline
+        if not dropped and fake.now_ms() > begun_ms + 2 * MINUTE_MS:
+            fake.drop_all()
+            dropped = True
+        try:
+            rows = await asyncio.wait_for(bitget.watch_ohlcv(unified, "1m"), TIMEOUT_S)
+        except ccxt.NetworkError:
+            continue
+        seen |= {row[0]: list(row) for row in rows}
+    assert dropped
+    assert fake.connections == 2
+    finished = as_floats(fake.truth(symbol, snapshot[0][0], max(seen)))
+    assert [seen[open_ms] for open_ms in sorted(seen)][:-1] == finished
+    assert len(finished) > 500
