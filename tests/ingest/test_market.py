@@ -1,0 +1,137 @@
+from candled.exchange import Candles
+from candled.ingest.coverage import Coverage, Urgency, Window
+from candled.ingest.market import MarketIngest, Rules
+from candled.model import MINUTE_MS, MarketKey, Range, Symbol
+from tests.rows import MONDAY_MS, minute
+
+BTC = Symbol.parse("BTC/USDT")
+
+
+def at(seconds: float) -> int:
+    return MONDAY_MS + round(seconds * 1000)
+
+
+def market(*, present=((0, 600),), opens_at_close: bool = False, confirm: bool = False) -> MarketIngest:
+    coverage = Coverage(
+        present=[Range(MONDAY_MS + a * MINUTE_MS, MONDAY_MS + b * MINUTE_MS) for a, b in present],
+        holes=[],
+        since_ms=MONDAY_MS if present else None,
+        from_ms=MONDAY_MS,
+        absence="exchange_outage",
+    )
+    rules = Rules(
+        settle_ms=2_000,
+        quiet_after_ms=60_000,
+        confirm=confirm,
+        history_minutes=1000,
+        opens_at_close=opens_at_close,
+    )
+    one = MarketIngest(MarketKey("bitget", BTC), coverage, rules)
+    one.connected = True
+    return one
+
+
+def push(one: MarketIngest, *candles, seconds: float, snapshot: bool = False):
+    return one.pushed(Candles(BTC, candles, snapshot), at(seconds))
+
+
+def test_a_running_minute_goes_out_live():
+    one = market()
+    outcome = push(one, minute(600, as_of=10_000), seconds=36_010)
+    assert [candle.final for candle in outcome.live] == [False]
+    assert one.state(at(36_010)) == "live"
+
+
+def test_a_snapshot_after_a_hole_fills_it_the_new_part_live_the_old_part_through_the_store():
+    one = market()
+    rows = [minute(number, as_of=(700 - number) * 60_000 + 30_000) for number in range(500, 701)]
+    outcome = push(one, *rows, seconds=42_030, snapshot=True)
+    assert [candle.open_ms for candle in outcome.live] == [minute(number).open_ms for number in range(641, 701)]
+    assert [candle.open_ms for candle in outcome.past] == [minute(number).open_ms for number in range(600, 641)]
+    assert outcome.healed == Range(minute(600).open_ms, minute(641).open_ms)
+    assert all(candle.final for candle in outcome.past)
+
+
+def test_minutes_missing_after_a_reconnect_without_snapshot_are_asked_for():
+    one = market()
+    push(one, minute(600, as_of=10_000), seconds=36_010)
+    one.interrupted()
+    push(one, minute(604, as_of=20_000), seconds=36_260)
+    assert one.want(at(36_265)) == Window(Urgency.RECENT, minute(600).open_ms, minute(604).open_ms)
+
+
+def test_a_push_that_was_missed_is_found_by_the_next_opening_price():
+    one = market(opens_at_close=True, confirm=True)
+    push(one, minute(600, "10", as_of=50_000), seconds=36_050)
+    push(one, minute(601, as_of=500)._replace(open=minute(0).open + 1, high=minute(0).open + 1), seconds=36_060.5)
+    one.settle(at(36_075))
+    window = one.want(at(36_075))
+    assert (window.urgency, window.start_ms) == (Urgency.CONFIRM, minute(600).open_ms)
+    outcome = one.answered(window, [minute(600, "11", volume="2", as_of=75_000)], at(36_075))
+    assert [(candle.close, candle.final) for candle in outcome.live] == [(11, True)]
+    assert one.revisions == 1
+
+
+def test_rest_that_agrees_with_the_stream_is_no_news():
+    one = market(confirm=True)
+    push(one, minute(600, "11", as_of=59_000), seconds=36_059)
+    push(one, minute(601, as_of=500), seconds=36_060.5)
+    one.settle(at(36_075))
+    outcome = one.answered(one.want(at(36_075)), [minute(600, "11", as_of=75_000)], at(36_075))
+    assert (outcome.live, outcome.past, outcome.healed, one.revisions) == ([], [], None, 0)
+    assert one.want(at(36_076)) is None
+
+
+def test_silence_that_rest_agrees_with_is_quiet():
+    one = market()
+    push(one, minute(600, as_of=30_000), seconds=36_030)
+    flat = [minute(number, "10", volume="0", as_of=200_000) for number in (600, 601)]
+    window = one.want(at(36_140))
+    one.answered(window, flat, at(36_140))
+    assert one.state(at(36_140)) == "quiet"
+
+
+def test_silence_while_rest_shows_trades_is_a_dead_subscription():
+    """The socket answers pings, one symbol has stopped."""
+    one = market()
+    push(one, minute(600, as_of=30_000), seconds=36_030)
+    outcome = one.answered(one.want(at(36_140)), [minute(601, "12", volume="7", as_of=90_000)], at(36_140))
+    assert outcome.dead
+    assert one.state(at(36_140)) == "stale"
+
+
+def test_silence_without_an_answer_of_rest_is_stale():
+    one = market()
+    push(one, minute(600, as_of=30_000), seconds=36_030)
+    one.failed("no route")
+    assert one.state(at(36_140)) == "stale"
+
+
+def test_a_market_is_warming_until_the_running_week_is_there():
+    one = market(present=())
+    push(one, minute(600, as_of=30_000), seconds=36_030)
+    assert one.state(at(36_030)) == "warming"
+    while window := one.want(at(36_040)):
+        rows = [minute(number, as_of=90_000_000) for number in range(600)]
+        one.answered(window, rows, at(36_040))
+    assert one.state(at(36_040)) == "live"
+
+
+def test_impossible_candles_are_dropped_and_counted_and_the_others_go_on():
+    one = market()
+    good = minute(600, as_of=10_000)
+    off_grid = good._replace(open_ms=good.open_ms + 1)
+    inverted = minute(599)._replace(high=minute(0).low - 1)
+    future = minute(700, as_of=10_000)
+    outcome = push(one, off_grid, inverted, future, good, seconds=36_010)
+    assert [candle.open_ms for candle in outcome.live] == [good.open_ms]
+    assert one.invalid == 3
+
+
+def test_a_minute_the_exchange_never_had_is_never_invented():
+    one = market(present=((0, 600),))
+    push(one, minute(605, as_of=10_000), seconds=36_310)
+    window = one.want(at(36_320))
+    outcome = one.answered(window, [minute(n, as_of=900_000) for n in (600, 601, 604)], at(36_320))
+    assert [candle.open_ms for candle in outcome.live] == [minute(n).open_ms for n in (600, 601, 604)]
+    assert [(hole.start_ms, hole.end_ms) for hole in one.holes] == [(minute(602).open_ms, minute(604).open_ms)]

@@ -1,0 +1,87 @@
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candled.ingest.minutes import Minutes
+from tests.rows import MONDAY_MS, minute
+
+SETTLE_MS = 2_000
+
+
+def at(seconds: float) -> int:
+    return MONDAY_MS + round(seconds * 1000)
+
+
+def minutes() -> Minutes:
+    return Minutes(SETTLE_MS)
+
+
+def test_a_minute_is_not_final_by_the_clock_alone():
+    held = minutes()
+    held.offer(minute(0, as_of=50_000), at(50))
+    assert held.settle(at(3600)) == []
+
+
+def test_a_minute_is_final_when_its_successor_opened_and_late_versions_had_their_chance():
+    held = minutes()
+    held.offer(minute(0, as_of=59_000), at(59))
+    held.offer(minute(1, as_of=500), at(60.5))
+    assert held.settle(at(62)) == []
+    (settled,) = held.settle(at(62.5))
+    assert (settled.open_ms, settled.final) == (MONDAY_MS, True)
+
+
+def test_a_late_version_before_settling_is_in_the_final_minute():
+    held = minutes()
+    held.offer(minute(0, "11", volume="3", as_of=59_000), at(59))
+    held.offer(minute(1, as_of=500), at(60.5))
+    held.offer(minute(0, "12", volume="4", as_of=60_900), at(61))
+    (settled,) = held.settle(at(63))
+    assert (settled.close, settled.volume) == (12, 4)
+
+
+def test_a_later_statement_revises_a_final_minute_and_an_older_copy_does_not():
+    held = minutes()
+    held.offer(minute(0, "11", as_of=63_000), at(63))
+    revised = held.offer(minute(0, "12", as_of=65_000), at(65))
+    assert (revised.close, revised.final) == (12, True)
+    assert held.offer(minute(0, "11", as_of=63_000), at(66)) is None
+    assert held.get(MONDAY_MS).close == 12
+
+
+def test_a_statement_made_long_after_the_end_is_final_at_once():
+    assert minutes().offer(minute(0, as_of=62_000), at(62)).final
+
+
+def test_a_stale_cached_copy_does_not_shrink_the_running_minute():
+    held = minutes()
+    held.offer(minute(0, "12", volume="5", as_of=20_000), at(20))
+    assert held.offer(minute(0, "11", volume="3", as_of=21_000), at(21)) is None
+
+
+def test_a_minute_cut_short_by_a_disconnect_is_not_proved_final_by_its_successor():
+    held = minutes()
+    held.offer(minute(0, as_of=30_000), at(30))
+    held.interrupted()
+    held.offer(minute(5, as_of=500), at(300.5))
+    assert held.settle(at(400)) == []
+    assert held.offer(minute(0, "12", volume="2", as_of=400_000), at(400)).final
+
+
+def test_only_the_newest_hour_is_held():
+    held = minutes()
+    for number in range(200):
+        held.offer(minute(number, as_of=62_000), at(number * 60 + 62))
+    assert held.get(minute(100).open_ms) is None
+    assert held.get(minute(150).open_ms) is not None
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_order_and_duplication_of_versions_ends_in_the_same_minute(data):
+    stamps = data.draw(st.lists(st.integers(1, 120_000), unique=True, min_size=1, max_size=8))
+    versions = [minute(0, str(10 + index), str(index + 1), as_of=stamp) for index, stamp in enumerate(sorted(stamps))]
+    order = data.draw(st.permutations(versions + data.draw(st.lists(st.sampled_from(versions)))))
+    held = minutes()
+    for version in order:
+        held.offer(version, at(200))
+    assert held.get(MONDAY_MS).values == versions[-1].values
