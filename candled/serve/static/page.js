@@ -173,9 +173,8 @@
     showNewest() {
       const count = this.items.length;
       const wanted = Math.max(30, Math.floor(byId("chart").clientWidth / 8));
-      const range = { from: Math.max(count - wanted, -4), to: Math.max(count, wanted / 2) + 4 };
       this.chart.priceScale("right").applyOptions({ autoScale: true });
-      this.chart.timeScale().setVisibleLogicalRange(range);
+      this.chart.timeScale().setVisibleLogicalRange({ from: count - wanted, to: count + 4 });
     }
 
     setDecimals(decimals) {
