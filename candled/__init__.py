@@ -1,6 +1,6 @@
 """candled, a self-hosted candle server. What plugins may import is here."""
 
-from .errors import CandledError, ConfigError, ExchangeError, InvalidCandle, Unavailable
+from .errors import CandledError, ConfigError, ExchangeError, HttpRefused, InvalidCandle, Unavailable
 from .exchange import (
     Candles,
     Clock,
@@ -33,6 +33,7 @@ __all__ = [
     "ExchangeError",
     "Feed",
     "Http",
+    "HttpRefused",
     "Interval",
     "InvalidCandle",
     "Market",

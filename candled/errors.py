@@ -1,6 +1,7 @@
 """Every error candled raises on purpose, grouped by who can act on it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class CandledError(Exception):
@@ -24,6 +25,18 @@ class ClientError(CandledError):
 
 class ExchangeError(CandledError):
     """The exchange or its plugin said something that its documentation does not allow."""
+
+
+class HttpRefused(ExchangeError):
+    """The exchange answered with a status that asking again will not change.
+
+    `status` is the HTTP status and `body` the parsed JSON body.
+    """
+
+    def __init__(self, message: str, *, status: int, body: Any) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
 
 
 class InvalidCandle(ExchangeError):

@@ -11,7 +11,7 @@ from urllib.parse import urlencode, urlsplit
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from candled.errors import ExchangeError, Unavailable
+from candled.errors import ExchangeError, HttpRefused, Unavailable
 from candled.exchange import Clock
 from candled.token_bucket import TokenBucket
 
@@ -21,18 +21,6 @@ _TIMEOUT_S = 10.0
 _FIRST_PENALTY_S = 2.0
 _MOST_PENALTY_S = 120.0
 _TOO_MANY = (418, 429)  # 418 is what Binance answers to those who went on after 429
-
-
-class HttpRefused(ExchangeError):
-    """The exchange answered with a status that asking again will not change.
-
-    `status` is the HTTP status and `body` the parsed JSON body, or None where it was not JSON.
-    """
-
-    def __init__(self, message: str, *, status: int, body: Any) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = body
 
 
 class HttpClient:

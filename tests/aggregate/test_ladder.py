@@ -69,9 +69,8 @@ def test_any_order_duplication_and_delay_of_versions_gives_the_same_bars(data):
     for candle in truth:
         versions.append(candle)
         for part in data.draw(st.lists(st.integers(1, 9), max_size=3)):
-            versions.append(
-                candle._replace(volume=candle.volume * part / 10, as_of_ms=candle.open_ms + part * 5_000, final=False)
-            )
+            grown = candle.volume * part / 10
+            versions.append(candle._replace(volume=grown, as_of_ms=candle.open_ms + part * 5_000, final=False))
     shuffled = data.draw(st.permutations(versions)) + data.draw(st.lists(st.sampled_from(versions), max_size=10))
     bars = ladder()
     for version in shuffled:

@@ -53,7 +53,7 @@ def test_subscriptions_are_sent_first_and_pings_on_time():
 
 
 def test_never_more_frames_a_second_than_the_exchange_allows():
-    symbols = [Symbol("S%d" % number, "USDT") for number in range(100)]
+    symbols = [Symbol(f"S{number}", "USDT") for number in range(100)]
     one = connection(*symbols)
     times = [tick / 20 for tick in range(200) for _ in one.outgoing(tick / 20)]
     assert len(times) == 100

@@ -16,9 +16,8 @@ UNTIL = (NOW_MS - MONDAY_MS) // MINUTE_MS
 
 
 def coverage(present=(), holes=(), since=None, start=MONDAY_MS - 7 * 86_400_000) -> Coverage:
-    return Coverage(
-        present=[Range(ms(a), ms(b)) for a, b in present], holes=holes, since_ms=since, from_ms=start, absence="exchange_outage"
-    )  # fmt: skip
+    ranges = [Range(ms(a), ms(b)) for a, b in present]
+    return Coverage(present=ranges, holes=holes, since_ms=since, from_ms=start, absence="exchange_outage")
 
 
 def want(held: Coverage, most: int = 1000, confirm: bool = False) -> Window | None:

@@ -1,0 +1,101 @@
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candled.errors import InvalidCandle
+from candled.model import MINUTE_MS, Candle, decimal_text, fold, iso_ms, parse_iso_ms
+from tests.rows import minute
+
+PRICES = st.decimals("0.00000001", "1000000", places=8)
+VOLUMES = st.decimals("0", "999999999999", places=12)
+
+
+def test_what_the_exchange_printed_is_what_comes_out():
+    candle = Candle.parse("60000", "67234.50", "67340.00", "67200", "67310.25", "0.00000001", "352892.715820802517")
+    assert candle.quote_volume == Decimal("352892.715820802517")
+    assert decimal_text(candle.volume) == "0.00000001"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        ("67234.50", "67234.5"),
+        ("100", "100"),
+        ("1E+3", "1000"),
+        ("1E-8", "0.00000001"),
+        ("0.000", "0"),
+        ("-0", "0"),
+        ("0", "0"),
+    ],
+)
+def test_numbers_print_in_shortest_form_without_exponent(number, text):
+    assert decimal_text(Decimal(number)) == text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("60001", "1", "1", "1", "1", "1"),
+        ("-60000", "1", "1", "1", "1", "1"),
+        ("60000", "1", "0.9", "1", "1", "1"),
+        ("60000", "1", "2", "1.5", "1.7", "1"),
+        ("60000", "1", "2", "1", "3", "1"),
+        ("60000", "0", "0", "0", "0", "1"),
+        ("60000", "1", "1", "1", "1", "-1"),
+        ("60000", "NaN", "1", "1", "1", "1"),
+        ("60000", "1", "Infinity", "1", "1", "1"),
+        ("60000", "1", "1", "1", "1", ""),
+        ("soon", "1", "1", "1", "1", "1"),
+        ("60000", None, "1", "1", "1", "1"),
+    ],
+)
+def test_an_impossible_candle_is_refused(row):
+    with pytest.raises(InvalidCandle):
+        Candle.parse(*row)
+
+
+@given(st.lists(st.tuples(PRICES, VOLUMES, st.none() | VOLUMES), min_size=1, max_size=50))
+def test_folding_adds_exactly(rows):
+    parts = [
+        Candle(number * MINUTE_MS, price, price, price, price, volume, quote)
+        for number, (price, volume, quote) in enumerate(rows)
+    ]
+    bar = fold(parts, 0)
+    assert Fraction(bar.volume) == sum(Fraction(volume) for _, volume, _ in rows)
+    assert (bar.open, bar.close) == (rows[0][0], rows[-1][0])
+    assert (bar.high, bar.low) == (max(row[0] for row in rows), min(row[0] for row in rows))
+    quotes = [quote for _, _, quote in rows]
+    assert bar.quote_volume == (None if None in quotes else bar.quote_volume)
+    if None not in quotes:
+        assert Fraction(bar.quote_volume) == sum(map(Fraction, quotes))
+
+
+def test_a_statement_made_after_the_end_replaces_any_made_before():
+    before, after = minute(0, volume="9", as_of=59_999), minute(0, volume="8", as_of=60_000)
+    assert after.supersedes(before)
+    assert not before.supersedes(after)
+
+
+@given(st.lists(st.builds(minute, st.just(0), st.sampled_from(["9", "10", "11"]), st.sampled_from(["1", "2", "3"]), as_of=st.integers(0, 120_000)), min_size=2))  # fmt: skip
+def test_versions_are_in_a_total_order(versions):
+    def newest(order):
+        held = order[0]
+        for version in order[1:]:
+            held = version if version.supersedes(held) else held
+        return held
+
+    assert newest(versions) == newest(versions[::-1])
+
+
+@given(st.integers(0, 4_000_000_000_000))
+def test_times_print_and_parse_back(at_ms):
+    assert parse_iso_ms(iso_ms(at_ms)) == at_ms
+
+
+def test_times_have_milliseconds_and_z():
+    assert iso_ms(1_729_764_000_000) == "2024-10-24T10:00:00.000Z"
+    assert parse_iso_ms("2024-10-24T12:00:00.5+02:00") == 1_729_764_000_500
+    assert parse_iso_ms("2024-10-24") == parse_iso_ms("2024-10-24T00:00:00Z")

@@ -1,0 +1,33 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candled.model import Range, RangeSet
+
+EDGE = st.integers(0, 40)
+STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove"]), EDGE, EDGE))
+
+
+@given(STEPS, EDGE, EDGE, EDGE)
+def test_a_range_set_behaves_as_a_set_of_times(steps, start, end, at):
+    ranges, model = RangeSet(), set()
+    for step, left, right in steps:
+        getattr(ranges, step)(left, right)
+        times = set(range(left, right))
+        model = model | times if step == "add" else model - times
+    assert {time for left, right in ranges for time in range(left, right)} == model
+    assert ranges.total_ms == len(model)
+    assert (at in ranges) == (at in model)
+    missing = {time for left, right in ranges.missing(start, end) for time in range(left, right)}
+    assert missing == set(range(start, end)) - model
+    first = at
+    while first - 1 in model:
+        first -= 1
+    assert ranges.start_of(at) == first
+    pairs = list(ranges)
+    assert all(left.end_ms < right.start_ms for left, right in zip(pairs, pairs[1:], strict=False))
+    assert ranges.last == (pairs[-1] if pairs else None)
+
+
+def test_the_hull_holds_both():
+    assert Range(5, 7).hull(Range(1, 2)) == Range(1, 7)
+    assert Range(5, 7).hull(None) == Range(5, 7)

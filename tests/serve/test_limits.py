@@ -1,0 +1,41 @@
+import pytest
+
+from candled.serve.limits import Door, client_address, networks
+
+PROXIES = networks(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
+
+
+def test_the_door_counts_in_all_and_per_address():
+    door = Door(most=3, most_per_address=2)
+    for address in ("a", "a", "b"):
+        assert door.refuse(address) is None
+        door.enter(address)
+    assert door.refuse("c") == (503, "Too many connections: this server takes 3")
+    door.leave("b")
+    assert door.refuse("a") == (429, "Too many connections from a: at most 2")
+    assert door.refuse("c") is None
+
+
+def test_a_limit_of_zero_means_none():
+    door = Door(0, 0)
+    for _ in range(100):
+        assert door.refuse("a") is None
+        door.enter("a")
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("1.2.3.4", None, "1.2.3.4"),
+        ("1.2.3.4", "9.9.9.9", "1.2.3.4"),  # anybody can write the header
+        ("10.0.0.1", "9.9.9.9", "9.9.9.9"),
+        ("10.0.0.1", "8.8.8.8, 9.9.9.9", "9.9.9.9"),
+        ("10.0.0.1", "8.8.8.8, 9.9.9.9, 192.168.1.1", "9.9.9.9"),
+        ("10.0.0.1", None, "10.0.0.1"),
+        ("10.0.0.1", " , ", "10.0.0.1"),
+        ("10.0.0.1", "garbage", "garbage"),
+        ("fd00::1", "2001:db8::7", "2001:db8::7"),
+    ],
+)
+def test_the_forwarded_address_counts_only_from_a_trusted_proxy(peer, forwarded, address):
+    assert client_address(peer, forwarded, PROXIES) == address
