@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from candled_plugins.replay import candled_exchanges
-from candled_plugins.replay.exchange import Replay
 
 from candled import (
     MINUTE_MS,
@@ -25,6 +23,8 @@ from candled import (
     Subscribed,
     Symbol,
 )
+from candled_plugins.replay import candled_exchanges
+from candled_plugins.replay.exchange import Replay
 from tests.clocks import START_MS, ManualClock, ScaledClock
 
 HEADER = "time_ms,open,high,low,close,volume"

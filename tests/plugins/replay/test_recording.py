@@ -5,12 +5,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from candled_plugins.replay.exchange import BUNDLED, read_recording
-from candled_plugins.replay.recording import DAY_MS, HOUR_MS, WEEK_MS, BadRecording, Recording
 from hypothesis import given
 from hypothesis import strategies as st
 
 from candled import MINUTE_MS, Candle
+from candled_plugins.replay.exchange import BUNDLED, read_recording
+from candled_plugins.replay.recording import DAY_MS, HOUR_MS, WEEK_MS, BadRecording, Recording
 
 MONDAY_MS = 1_751_846_400_000  # 2025-07-07T00:00:00Z
 HEADER = "time_ms,open,high,low,close,volume"
