@@ -179,7 +179,9 @@ class Exchange(ABC):
 
     @abstractmethod
     async def markets(self, http: Http) -> list[Market]:
-        """List the markets the exchange offers.
+        """List the markets the exchange offers; a configured symbol that is not among them is named and given up.
+
+        An empty list says that the exchange cannot tell: every symbol is tried.
 
         Raises:
             Unavailable, ExchangeError: as `Http.get_json`.

@@ -91,7 +91,9 @@ class Replay(Exchange):
         return self._recordings.get(str(symbol)) or self._recordings.get(ANY_SYMBOL)
 
     async def markets(self, http: Http) -> list[Market]:
-        """The symbols named in `files`; what `"*"` serves cannot be listed."""
+        """The symbols named in `files`; nothing where `"*"` serves any other, since those cannot be listed."""
+        if ANY_SYMBOL in self._recordings:
+            return []
         return [
             Market(
                 symbol=Symbol.parse(text),
@@ -99,7 +101,6 @@ class Replay(Exchange):
                 volume_decimals=recording.volume_decimals,
             )
             for text, recording in self._recordings.items()
-            if text != ANY_SYMBOL
         ]
 
     def feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:

@@ -1,0 +1,39 @@
+# Thin: each target is what the README writes out for people without make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint bench soak install
+
+run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart on http://localhost:7000/
+	$(BIN)/candled --config config/demo.yaml
+
+test: $(VENV)/.test  ## install the test extra and run the whole suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test  ## the figures of bench/README.md
+	$(BIN)/python -m bench
+
+soak: $(VENV)/.test  ## the long forms of the reliability tests
+	CANDLED_TEST_LONG=1 $(BIN)/python -m pytest -m "long or soak" -p no:cacheprovider
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.run: $(VENV)/.venv setup.py
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.venv setup.py
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.venv setup.py
+	$(BIN)/python -m pip install --quiet --editable ".[lint]"
+	touch $@

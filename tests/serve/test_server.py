@@ -1,0 +1,393 @@
+"""The server on a real socket, with real clients, over bars that the tests push."""
+
+import asyncio
+import json
+import socket
+import urllib.request
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+import websockets
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+
+from candled.aggregate.live_bars import LiveBars
+from candled.bus import MinuteChanged
+from candled.clock import SystemClock
+from candled.config import ServerSettings
+from candled.errors import ConfigError, Unavailable
+from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
+from candled.rooms.hub import Hub
+from candled.rooms.protocol import Protocol
+from candled.serve.server import Server
+from tests.rooms.test_hub import Stored
+from tests.rows import minute
+
+BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
+SUBSCRIBE = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initialBars": 5}
+
+
+class Site:
+    def __init__(self, server: Server, bars: LiveBars, stored: Stored, port: int) -> None:
+        self.server = server
+        self.bars = bars
+        self.stored = stored
+        self.port = port
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/"
+
+    def push(self, candle) -> None:
+        self.bars.on_message(MinuteChanged(BTC, candle))
+
+    def connect(self, **options):
+        return websockets.connect(self.url, max_size=None, **options)
+
+    async def get(self, path: str, **headers):
+        client = AsyncHTTPClient(force_instance=True)
+        try:
+            return await client.fetch(
+                HTTPRequest(f"http://127.0.0.1:{self.port}{path}", headers=headers), raise_error=False
+            )
+        finally:
+            client.close()
+
+    async def statistics(self) -> dict:
+        return json.loads((await self.get("/health/ws-stats")).body)
+
+
+@asynccontextmanager
+async def site(stored: Stored | None = None, **changes):
+    stored = stored or Stored(minute(number, final=True) for number in range(60))
+    clock = SystemClock()
+    bars = LiveBars([BTC], DEFAULT_INTERVALS, stored, clock)
+    codec = Protocol({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
+    hub = Hub(codec, bars, clock)
+    bars.listen(hub)
+    await bars.start()
+    server = Server(
+        ServerSettings(**{"host": "127.0.0.1", "port": 0, "warmup_wait": timedelta(seconds=0.2), **changes}),
+        hub=hub,
+        bars=bars,
+        codec=codec,
+        clock=clock,
+        health=lambda: {"status": "pass"},
+        statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
+        page=lambda: "<!doctype html><title>chart</title>",
+    )
+    try:
+        yield Site(server, bars, stored, server.listen())
+    finally:
+        await server.stop()
+        await bars.stop()
+
+
+async def say(ws, message) -> None:
+    await ws.send(message if isinstance(message, str | bytes) else json.dumps(message))
+
+
+async def hear(ws, within_s: float = 3.0) -> dict:
+    return json.loads(await asyncio.wait_for(ws.recv(), within_s))
+
+
+async def test_the_documented_exchange_of_messages():
+    async with site() as one, one.connect() as ws:
+        await say(ws, {"type": "ping"})
+        assert await hear(ws) == {"type": "pong"}
+        await say(ws, SUBSCRIBE)
+        initial = await hear(ws)
+        assert (initial["type"], initial["symbol"], initial["interval"], len(initial["bars"])) == ("initial", "BTC/USDT", "1m", 5)
+        one.push(minute(60, volume="2"))
+        update = await hear(ws)
+        assert (update["type"], update["bar"]["time"]) == ("update", "2025-05-19T01:00:00.000Z")
+        await say(ws, {"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "1m"})
+        await say(ws, {"type": "ping"})
+        assert await hear(ws) == {"type": "pong"}
+        one.push(minute(60, volume="3"))
+        with pytest.raises(TimeoutError):
+            await hear(ws, 1.3)
+
+
+async def test_one_connection_can_be_in_several_rooms():
+    async with site() as one, one.connect() as ws:
+        for interval in ("1m", "5m", "1W"):
+            await say(ws, {**SUBSCRIBE, "interval": interval})
+        assert [(await hear(ws))["interval"] for _ in range(3)] == ["1m", "5m", "1W"]
+        one.push(minute(60, volume="2"))
+        assert {(await hear(ws))["interval"] for _ in range(3)} == {"1m", "5m", "1W"}
+
+
+@pytest.mark.parametrize("path", ["/", "/ws"])
+async def test_both_paths_upgrade(path):
+    async with site() as one, websockets.connect(f"ws://127.0.0.1:{one.port}{path}") as ws:
+        await say(ws, {"type": "ping"})
+        assert await hear(ws) == {"type": "pong"}
+
+
+async def test_the_root_without_upgrade_is_the_chart_page_and_other_paths_are_not_found():
+    async with site() as one:
+        page = await one.get("/")
+        assert page.code == 200
+        assert page.headers["Content-Type"].startswith("text/html")
+        missing = await one.get("/nowhere")
+        assert missing.code == 404
+        assert json.loads(missing.body) == {"error": {"code": 404, "message": "Not Found"}}
+
+
+@pytest.mark.parametrize("message", ["{", "[1]", b"\x00\x01", '{"type":"subscribe"}', "null", '{"type":5}'])
+async def test_a_mistake_is_answered_and_the_connection_stays(message):
+    async with site() as one, one.connect() as ws:
+        await say(ws, message)
+        assert await hear(ws) == {"type": "error", "message": "Invalid message format"}
+        await say(ws, {"type": "ping"})
+        assert await hear(ws) == {"type": "pong"}
+
+
+async def test_a_frame_above_the_limit_closes_with_1009_and_one_below_does_not():
+    async with site() as one, one.connect() as ws:
+        await say(ws, json.dumps({"type": "x" * 16_000}))
+        assert (await hear(ws))["type"] == "error"
+        await say(ws, "x" * (16 * 1024 + 1))
+        with pytest.raises(websockets.ConnectionClosed):
+            await hear(ws)
+        assert ws.close_code == 1009
+
+
+async def test_too_many_rooms_is_a_clear_error():
+    async with site(max_rooms_per_connection=2) as one, one.connect() as ws:
+        for interval in ("1m", "5m", "15m", "1m"):
+            await say(ws, {**SUBSCRIBE, "interval": interval})
+        answers = sorted([(await hear(ws)) for _ in range(4)], key=lambda answer: answer["type"])
+        assert answers[0] == {"type": "error", "message": "Too many subscriptions: at most 2 per connection"}
+        assert [answer["type"] for answer in answers[1:]] == ["initial"] * 3
+
+
+async def test_too_many_messages_is_a_clear_error_and_the_connection_stays():
+    async with site(max_messages_per_second=5) as one, one.connect() as ws:
+        for _ in range(30):
+            await say(ws, {"type": "ping"})
+        answers = [await hear(ws) for _ in range(30)]
+        assert answers.count({"type": "pong"}) in range(10, 13)
+        assert {"type": "error", "message": "Too many messages: at most 5 per second"} in answers
+        await asyncio.sleep(0.5)
+        await say(ws, {"type": "ping"})
+        assert await hear(ws) == {"type": "pong"}
+
+
+async def test_connections_beyond_the_limits_are_refused_with_a_reason():
+    async with site(max_connections=2) as one, one.connect(), one.connect():
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await one.connect()
+        assert refused.value.response.status_code == 503
+        assert b"Too many connections: this server takes 2" in refused.value.response.body
+    async with site(max_connections_per_ip=1) as one, one.connect():
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await one.connect()
+        assert refused.value.response.status_code == 429
+        assert refused.value.response.headers["Retry-After"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "host", "status"),
+    [
+        (("*",), "https://anything.example", None, 101),
+        (("*",), None, None, 101),
+        (("https://mine.example",), "https://mine.example", None, 101),
+        (("https://mine.example",), "https://MINE.example", None, 101),
+        (("https://mine.example",), "https://other.example", None, 403),
+        (("https://mine.example",), "http://mine.example", None, 403),
+        (("https://mine.example",), "https://mine.example:444", None, 403),
+        (("https://mine.example",), "null", None, 403),
+        (("https://mine.example",), "https://mine.example.evil.example", None, 403),
+        (("https://mine.example",), None, None, 101),
+        ((), "http://candles.example", "candles.example", 101),
+        ((), "https://other.example", None, 403),
+    ],
+)
+async def test_the_origin_policy(allowed, origin, host, status):
+    async with site(allowed_origins=allowed) as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+        lines = [
+            "GET /ws HTTP/1.1",
+            f"Host: {host or '127.0.0.1'}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Version: 13",
+            *([f"Origin: {origin}"] if origin else []),
+        ]
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        answer = await reader.readline()
+        writer.close()
+        assert int(answer.split()[1]) == status
+
+
+async def test_statistics_have_exactly_the_specified_keys():
+    async with site() as one, one.connect() as ws:
+        await say(ws, SUBSCRIBE)
+        await hear(ws)
+        facts = await one.statistics()
+        assert list(facts) == ["connections", "broadcaster", "aggregator"]
+        assert facts["connections"] == 1
+        assert list(facts["broadcaster"]) == ["totalRooms", "totalClients", "rooms"]
+        assert list(facts["broadcaster"]["rooms"][0]) == ["key", "clientCount", "hasCandle", "lastBroadcast"]
+        assert facts["aggregator"] == {"oneMinuteCandlesCount": 60}
+
+
+async def test_a_client_that_left_is_in_no_room():
+    async with site() as one:
+        async with one.connect() as ws:
+            await say(ws, SUBSCRIBE)
+            await hear(ws)
+        for _ in range(100):
+            facts = await one.statistics()
+            if facts["connections"] == 0:
+                break
+            await asyncio.sleep(0.02)
+        assert facts["broadcaster"]["totalRooms"] == 0
+
+
+async def test_the_end_is_told_with_1001():
+    async with site() as one:
+        clients = [await one.connect() for _ in range(20)]
+        for ws in clients:
+            await say(ws, SUBSCRIBE)
+            await hear(ws)
+        await one.server.stop()
+        for ws in clients:
+            with pytest.raises(websockets.ConnectionClosed):
+                await hear(ws)
+            assert ws.close_code == 1001
+
+
+async def test_a_port_in_use_is_one_clear_message():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: the port is in use"):
+            async with site(port=port):
+                pass
+
+
+async def test_a_store_that_cannot_be_read_is_told_to_the_subscriber_and_the_connection_stays():
+    stored = Stored(minute(number, final=True) for number in range(900))
+    async with site(stored) as one, one.connect() as ws:
+
+        async def fail(*_):
+            raise Unavailable("gone")
+
+        stored.bars = fail
+        await say(ws, {**SUBSCRIBE, "initialBars": 900})
+        assert await hear(ws) == {"type": "error", "message": "Failed to subscribe to candles"}
+        await say(ws, {**SUBSCRIBE, "initialBars": 5})
+        assert (await hear(ws))["type"] == "initial"
+
+
+async def test_mute_clients_leave_within_interval_timeout_and_six_seconds():
+    """Promise 23: native pings find dead peers."""
+    quick = {"ping_interval": timedelta(seconds=1), "ping_timeout": timedelta(seconds=1)}
+    async with site(**quick) as one:
+        mute = []
+        for _ in range(50):
+            reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+            writer.write(
+                b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            )
+            await reader.readuntil(b"\r\n\r\n")
+            mute.append(writer)
+        assert (await one.statistics())["connections"] == 50
+        async with one.connect() as alive:
+            await asyncio.sleep(8.0)
+            assert (await one.statistics())["connections"] == 1
+            await say(alive, {"type": "ping"})
+            assert await hear(alive) == {"type": "pong"}
+        for writer in mute:
+            writer.close()
+
+
+async def test_a_client_that_stops_reading_costs_bounded_memory_ends_right_or_is_closed():
+    """Fault 9: a client that stops reading growing the server's memory."""
+    async with site(slow_client_timeout=timedelta(seconds=1)) as one:
+        mute = socket.create_connection(("127.0.0.1", one.port))
+        mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        mute.sendall(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        for _ in range(100):
+            if one.server._site.handlers:
+                break
+            await asyncio.sleep(0.01)
+        (handler,) = one.server._site.handlers
+        client = handler.client
+        client.received(json.dumps(SUBSCRIBE))
+        for number in range(60, 40_000):
+            client.send_update(next(iter(client._topics)), minute(number).open_ms, "x" * 500)
+            if number % 1000 == 0:
+                await asyncio.sleep(0.01)
+        buffered = handler.ws_connection.stream._write_buffer
+        assert len(buffered) < 500_000  # 20 MB were offered
+        assert sum(map(len, client._outbox._updates.values())) <= 4
+        await asyncio.sleep(3.0)
+        assert client.stuck_for(10**9) == 0 or handler.client is None or handler.close_code is not None or handler.ws_connection is None or handler.ws_connection.client_terminated or handler.ws_connection.server_terminated
+        mute.close()
+
+
+FRAMES = st.text(max_size=200) | st.binary(max_size=200) | st.sampled_from(
+    ['{"type":"ping"}', '{"type":"subscribe","symbol":"BTC/USDT","interval":"1m"}', '{"type":"unsubscribe","symbol":"BTC/USDT","interval":"1m"}']
+)
+
+
+async def test_ten_thousand_frames_of_anything_get_only_documented_answers(caplog):
+    """Promise 19: no uncaught exception, every reply is a documented message."""
+    drawn: list = []
+
+    @given(st.lists(FRAMES, min_size=100, max_size=100))
+    @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def draw(frames):
+        drawn.append(frames)
+
+    draw()
+    async with site(max_messages_per_second=0) as one, one.connect() as ws:
+        count = 0
+        for frames in drawn:
+            for frame in frames:
+                await say(ws, frame)
+                count += 1
+            await say(ws, '{"type":"unheard"}')
+            while True:
+                answer = await hear(ws)
+                assert answer["type"] in ("initial", "update", "error", "pong")
+                if answer == {"type": "error", "message": "Unknown message type: unheard"}:
+                    break
+        assert count >= 10_000
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
+async def test_nothing_is_logged_per_room_or_candle(caplog):
+    """Fault 10: a log line per room per second."""
+    caplog.set_level("INFO")
+    async with site() as one, one.connect() as ws:
+        for interval in ("1m", "5m", "1h"):
+            await say(ws, {**SUBSCRIBE, "interval": interval})
+            await hear(ws)
+        before = len(caplog.records)
+        for second in range(3):
+            one.push(minute(60, volume=str(second + 2)))
+            await asyncio.sleep(1.0)
+        assert [record for record in caplog.records[before:] if record.name.startswith("candled")] == []
+
+
+def test_the_page_is_shipped_with_its_chart_library_and_its_licence():
+    from candled.serve.handlers import STATIC
+
+    vendor = STATIC / "vendor" / "lightweight-charts"
+    names = {path.name for path in vendor.iterdir()}
+    assert {"LICENSE", "NOTICE"} <= names
+    assert "__CANDLED__" in (STATIC / "index.html").read_text("utf-8")
+    assert urllib.request  # the standard library's client is used by the system tests
