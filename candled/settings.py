@@ -1,253 +1,409 @@
-"""The machine behind all settings: dataclass sections, read strictly, every problem reported in one run."""
+"""Settings as frozen dataclasses: read strictly from YAML values and environment, printed without secrets."""
 
-import dataclasses
 import difflib
+import math
 import re
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit, urlunsplit
+from decimal import Decimal
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
-from candled.model import Interval, Symbol
+from .model import Interval, Symbol
 
-S = TypeVar("S")
+Section = TypeVar("Section")
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNIT = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_STARS = "***"
+STARS = "***"
+_KEY = "candled"
+_DURATION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_UNIT_US = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KB|MB|GB|KiB|MiB|GiB)")
+_SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "KB": 10**3, "B": 1}
+# Up to the last @: a password may hold an @ that nobody escaped.
+_URL_PASSWORD = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://[^:/?#@]*:).*@")
+_QUERY_PASSWORD = re.compile(r"([?&][a-z_]*password=)[^&]*", re.IGNORECASE)
+
+
+class ByteSize(int):
+    """A number of bytes; written `512`, `256MB` (10^6) or `256MiB` (2^20)."""
+
+    def __str__(self) -> str:
+        unit = next(unit for unit, size in _SIZES.items() if self % size == 0)
+        return f"{int(self) // _SIZES[unit]}{unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What `setting` knows of one key."""
+
+    help: str = ""
+    at_least: Any = None
+    at_most: Any = None
+    one_of: tuple[Any, ...] | None = None
+    secret: bool = False
 
 
 def setting(
-    default: Any,
-    *,
-    help: str,
-    at_least: Any = None,
-    at_most: Any = None,
-    one_of: tuple[Any, ...] | None = None,
-    secret: bool = False,
+    default: Any, *, help: str, at_least: Any = None, at_most: Any = None, one_of: Any = None, secret: bool = False
 ) -> Any:
-    """A field of a settings section (a frozen, keyword-only dataclass).
+    """Declare one key of a section: a field of a frozen dataclass made with `kw_only=True`.
 
-    `help` is one sentence for the operator. `at_least` and `at_most` bound numbers and durations, `one_of` lists all
-    values there are, `secret` prints as stars.
+    The annotation says what may be written: `str`, `int`, `float`, `bool`, `timedelta` (written `250ms`, `10s`, `5m`,
+    `2h`, `30d`), `ByteSize` (`256MB`), `Interval`, `Symbol`, `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, another
+    section, and `X | None`. Bounds are inclusive; they and `one_of` hold for each item of a tuple. A secret is
+    printed as stars, and so are the passwords in URLs of any setting.
     """
-    metadata = {"help": help, "at_least": at_least, "at_most": at_most, "one_of": one_of, "secret": secret}
+    rule = Rule(help, at_least, at_most, None if one_of is None else tuple(one_of), secret)
     if isinstance(default, dict | list | set):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return field(default_factory=default.copy, metadata={_KEY: rule})
+    return field(default=default, metadata={_KEY: rule})
+
+
+def rules(section: type[Any]) -> dict[str, Rule]:
+    """The keys of a section in order, each with what `setting` was told."""
+    return {one.name: one.metadata.get(_KEY, Rule()) for one in fields(section)}
 
 
 # ---------------------------------------------------------------- reading
 
 
-def read_section(section: type[S], raw: object, path: str, problems: list[str]) -> S:
-    """Read a section from what YAML gave. Mistakes are added to `problems`, one line each, and keep the default."""
+def read_section(cls: type[Section], raw: object, path: str, problems: list[str]) -> Section:
+    """Read a mapping of YAML values into a section; None means that nothing is set.
+
+    Every mistake adds a line to `problems` that begins with `path` and key; the key's default takes its place.
+    """
     if raw is None:
         raw = {}
     if not isinstance(raw, Mapping):
-        problems.append(f"{path}: expected a mapping of settings, got {_shown(raw)}")
-        raw = {}
-    fields = {field.name: field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
-    report_unknown(raw, fields, path, problems)
-    hints = get_type_hints(section)
-    values = {}
-    for name, field in fields.items():
-        if name not in raw:
-            continue
-        where = _join(path, name)
-        try:
-            value = read_value(hints[name], raw[name], where)
-            _check_bounds(value, field.metadata, where)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        values[name] = value
-    return section(**values)
-
-
-def report_unknown(raw: Mapping[Any, Any], known: Mapping[str, Any], path: str, problems: list[str]) -> None:
-    """Name the keys that do not exist, each with the one that was probably meant."""
-    for key in raw:
+        problems.append(f"{path or 'settings'}: expected a mapping of settings, got {_shown(raw)}")
+        return cls()
+    kinds, known = get_type_hints(cls), rules(cls)
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        where = _join(path, key)
         if key not in known:
-            near = difflib.get_close_matches(str(key), list(known), n=1)
-            problems.append(
-                f"{_join(path, str(key))}: unknown setting" + (f", did you mean {near[0]}?" if near else "")
-            )
-
-
-def read_value(kind: Any, raw: object, where: str) -> Any:
-    """Read one value of a type.
-
-    Raises:
-        ValueError: its text is the problem's line.
-    """
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        if raw is None and type(None) in args:
-            return None
-        return read_value(next(arg for arg in args if arg is not type(None)), raw, where)
-    if origin is tuple:
-        if not isinstance(raw, list | tuple):
-            raise ValueError(f"{where}: expected a list, got {_shown(raw)}")
-        return tuple(read_value(args[0], item, f"{where}[{number}]") for number, item in enumerate(raw))
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(raw, Mapping):
-            raise ValueError(f"{where}: expected a mapping, got {_shown(raw)}")
-        return {str(key): read_value(args[1], item, f"{where}.{key}") for key, item in raw.items()}
-    if origin is Literal:
-        if raw not in args:
-            raise ValueError(f"{where}: expected one of {', '.join(map(str, args))}, got {_shown(raw)}")
-        return raw
-    return _read_scalar(kind, raw, where)
-
-
-def _read_scalar(kind: Any, raw: object, where: str) -> Any:
-    if kind is Any or (kind in (str, bool) and isinstance(raw, kind)):
-        return raw
-    if kind is int and isinstance(raw, int) and not isinstance(raw, bool):
-        return raw
-    if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-        return float(raw)
-    reader = _READERS.get(kind)
-    if reader is None:
-        raise ValueError(f"{where}: expected {_NAMES.get(kind, kind.__name__)}, got {_shown(raw)}")
+            problems.append(f"{where}: unknown setting{suggestion(str(key), known)}")
+            continue
+        before = len(problems)
+        read = _read(kinds[key], value, where, problems, known[key])
+        if len(problems) == before:
+            values[key] = read
     try:
-        if not isinstance(raw, str):
-            raise ValueError(f"expected {_NAMES[kind]}, got {_shown(raw)}")
-        return reader(raw)
+        return cls(**values)
+    except ValueError as error:  # raised by the section's own __post_init__
+        problems.append(f"{path}: {error}")
+        return cls()
+
+
+def suggestion(wrong: str, known: Mapping[str, Any]) -> str:
+    """The end of a message about an unknown name: the known one it resembles, or all of them."""
+    close = difflib.get_close_matches(wrong, known, n=1)
+    if close:
+        return f", did you mean {close[0]}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _read(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) -> Any:
+    """Read one value of the annotated `kind`; what is returned beside a new problem is not used."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return _read_optional(arguments, raw, path, problems, rule)
+    if origin is tuple:
+        return _read_list(arguments[0], raw, path, problems, rule)
+    if origin is not None and origin is not Literal and issubclass(origin, Mapping):
+        return _read_mapping(arguments[1], raw, path, problems, rule)
+    if _is_section(kind):
+        return read_section(cast("type[Any]", kind), raw, path, problems)
+    if kind is Any:
+        return raw
+    if origin is Literal:
+        return _checked(raw, path, problems, Rule(one_of=arguments, secret=rule.secret))
+    if kind not in _SCALARS:
+        raise TypeError(f"{path}: settings cannot be of type {kind}")
+    expected, read = _SCALARS[kind]
+    try:
+        value = read(raw)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        got = _kind_of(raw) if rule.secret else _shown(raw)
+        detail = "" if rule.secret or not str(error) else f": {error}"
+        problems.append(f"{path}: expected {expected}, got {got}{detail}")
+        return None
+    return _checked(value, path, problems, rule)
 
 
-def read_duration(text: str) -> timedelta:
-    """Read `250ms`, `10s`, `5m`, `2h`, `30d`.
+def _read_optional(kinds: tuple[Any, ...], raw: object, path: str, problems: list[str], rule: Rule) -> Any:
+    others = [kind for kind in kinds if kind is not NoneType]
+    if len(others) != 1 or len(others) == len(kinds):
+        raise TypeError(f"{path}: of unions only X | None can be a setting")
+    return None if raw is None else _read(others[0], raw, path, problems, rule)
 
-    Raises:
-        ValueError: not of that form.
-    """
-    match = _DURATION.fullmatch(text.strip())
+
+def _read_list(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) -> tuple[Any, ...]:
+    if not isinstance(raw, list):
+        example = f", for instance [{raw}]" if isinstance(raw, str) and raw and not rule.secret else ""
+        problems.append(f"{path}: expected a list{example}; got {_kind_of(raw) if rule.secret else _shown(raw)}")
+        return ()
+    return tuple(_read(kind, item, f"{path}[{index}]", problems, rule) for index, item in enumerate(raw))
+
+
+def _read_mapping(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        problems.append(f"{path}: expected a mapping, got {_kind_of(raw) if rule.secret else _shown(raw)}")
+        return {}
+    return {str(key): _read(kind, value, _join(path, key), problems, rule) for key, value in raw.items()}
+
+
+def _checked(value: Any, path: str, problems: list[str], rule: Rule) -> Any:
+    was = "" if rule.secret else f", was {plain_text(value)}"
+    if rule.one_of is not None and value not in rule.one_of:
+        problems.append(f"{path}: one of {', '.join(map(plain_text, rule.one_of))}{was}")
+    elif rule.at_least is not None and value < rule.at_least:
+        problems.append(f"{path}: at least {plain_text(rule.at_least)}{was}")
+    elif rule.at_most is not None and value > rule.at_most:
+        problems.append(f"{path}: at most {plain_text(rule.at_most)}{was}")
+    return value
+
+
+def _text(raw: object) -> str:
+    if not isinstance(raw, str):
+        raise ValueError("put it in quotes" if isinstance(raw, int | float) else "")
+    return raw
+
+
+def _whole(raw: object) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool):
+        raise ValueError
+    return raw
+
+
+def _number(raw: object) -> float:
+    if not isinstance(raw, int | float) or isinstance(raw, bool):
+        raise ValueError
+    try:
+        value = float(raw)
+    except OverflowError:
+        raise ValueError from None
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _yes_or_no(raw: object) -> bool:
+    if not isinstance(raw, bool):
+        raise ValueError
+    return raw
+
+
+def _duration(raw: object) -> timedelta:
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        raise ValueError(f"a unit is missing, write {raw}s if seconds are meant")
+    match = _DURATION.fullmatch(raw) if isinstance(raw, str) else None
     if match is None:
-        raise ValueError(f"expected a duration such as 250ms, 10s, 5m, 2h or 30d, got {text!r}")
-    return timedelta(**{_UNIT[match[2]]: float(match[1])})
+        raise ValueError
+    microseconds = Decimal(match[1]) * _UNIT_US[match[2]]
+    if microseconds != int(microseconds):
+        raise ValueError("finer than a microsecond")
+    try:
+        return timedelta(microseconds=int(microseconds))
+    except OverflowError:
+        raise ValueError("too long") from None
 
 
-_READERS: dict[Any, Callable[[str], Any]] = {timedelta: read_duration, Interval: Interval.parse, Symbol: Symbol.parse}
-_NAMES: dict[Any, str] = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    timedelta: "a duration such as 250ms, 10s, 5m, 2h or 30d",
-    Interval: "an interval such as 5m or 1D",
-    Symbol: "a symbol such as BTC/USDT",
+def _byte_size(raw: object) -> ByteSize:
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        return ByteSize(raw)
+    match = _SIZE.fullmatch(raw) if isinstance(raw, str) else None
+    if match is None:
+        raise ValueError
+    return ByteSize(Decimal(match[1]) * _SIZES[match[2]])
+
+
+def _symbol(raw: object) -> Symbol:
+    if not isinstance(raw, str):
+        raise ValueError
+    try:
+        return Symbol.parse(raw)
+    except ValueError:
+        raise ValueError from None  # its text repeats what ours says
+
+
+def _interval(raw: object) -> Interval:
+    if not isinstance(raw, str):
+        raise ValueError
+    return Interval.parse(raw)
+
+
+_SCALARS: dict[Any, tuple[str, Callable[[object], Any]]] = {
+    str: ("text", _text),
+    int: ("a whole number", _whole),
+    float: ("a number", _number),
+    bool: ("true or false", _yes_or_no),
+    timedelta: ("a duration such as 250ms, 10s, 5m, 2h or 30d", _duration),
+    ByteSize: ("a size in bytes such as 256MB or 1GiB", _byte_size),
+    Symbol: ("BASE/QUOTE such as BTC/USDT", _symbol),
+    Interval: ("an interval such as 5m or 1D", _interval),
 }
 
 
-def _check_bounds(value: Any, metadata: Mapping[str, Any], where: str) -> None:
-    least, most, choice = metadata.get("at_least"), metadata.get("at_most"), metadata.get("one_of")
-    if choice is not None and value not in choice:
-        near = difflib.get_close_matches(str(value), list(map(str, choice)), n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{where}: expected one of {', '.join(map(str, choice))}, got {_shown(value)}{hint}")
-    if least is not None and value < least:
-        raise ValueError(f"{where}: at least {plain(least)}, was {plain(value)}")
-    if most is not None and value > most:
-        raise ValueError(f"{where}: at most {plain(most)}, was {plain(value)}")
+def _is_section(kind: Any) -> bool:
+    return is_dataclass(kind) and kind not in _SCALARS
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _kind_of(raw: object) -> str:
+    if raw is None:
+        return "nothing"
+    if isinstance(raw, Mapping):
+        return "a mapping"
+    if isinstance(raw, list):
+        return "a list"
+    return "text" if isinstance(raw, str) else "another value"
+
+
+def _shown(raw: object) -> str:
+    """A wrong value for a message: short, and without passwords."""
+    if raw is None or isinstance(raw, Mapping | list):
+        return _kind_of(raw)
+    text = plain_text(raw)
+    text = text if len(text) <= 80 else text[:80] + "…"
+    return repr(text) if isinstance(raw, str) else text
 
 
 # ---------------------------------------------------------------- printing
 
 
-def section_as_plain(section: Any) -> dict[str, Any]:
-    """A section as YAML could hold it, with secrets, and passwords inside URLs, as stars."""
-    result = {}
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        secret = field.metadata.get("secret") and value
-        result[field.name] = _STARS if secret else plain(value)
-    return result
+def section_as_plain(instance: Any, *, redact: bool = True) -> dict[str, Any]:
+    """The section as YAML values that `read_section` reads back; with `redact`, secrets and passwords are stars."""
+    known = rules(type(instance))
+    return {
+        name: STARS if redact and rule.secret and getattr(instance, name) else _plain(getattr(instance, name), redact)
+        for name, rule in known.items()
+    }
 
 
-def plain(value: Any) -> Any:
-    """A setting's value as text, number or list, such as the operator would write it."""
+def without_passwords(text: str) -> str:
+    """The text with stars for the password, if it is a URL that holds one."""
+    return _QUERY_PASSWORD.sub(rf"\1{STARS}", _URL_PASSWORD.sub(rf"\1{STARS}@", text))
+
+
+def plain_text(value: Any) -> str:
+    """A value as it is written in the settings, without passwords."""
+    plain = _plain(value, redact=True)
+    return ("true" if plain else "false") if isinstance(plain, bool) else str(plain)
+
+
+def _plain(value: Any, redact: bool) -> Any:
+    if isinstance(value, str):
+        return without_passwords(value) if redact else value
     if isinstance(value, timedelta):
-        return duration_text(value)
-    if isinstance(value, Interval | Symbol):
+        return _duration_text(value)
+    if isinstance(value, ByteSize | Interval | Symbol):
         return str(value)
-    if isinstance(value, tuple):
-        return [plain(item) for item in value]
+    if is_dataclass(value):
+        return section_as_plain(value, redact=redact)
+    if isinstance(value, tuple | list):
+        return [_plain(item, redact) for item in value]
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, str) and "://" in value:
-        return without_password(value)
+        return {str(key): _plain(item, redact) for key, item in value.items()}
     return value
 
 
-def duration_text(value: timedelta) -> str:
-    """Print a duration in the largest unit that divides it: `30d`, `90s`, `250ms`."""
-    ms = round(value.total_seconds() * 1000)
-    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
-        if ms and ms % length == 0:
-            return f"{ms // length}{unit}"
-    return f"{ms}ms" if ms else "0s"
-
-
-def without_password(url: str) -> str:
-    """The URL with its password as stars."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = parts.netloc.rpartition("@")[0].partition(":")[0]
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{user}:{_STARS}@{host}"))
+def _duration_text(duration: timedelta) -> str:
+    microseconds = duration // timedelta(microseconds=1)
+    if microseconds == 0:
+        return "0s"
+    unit = next((unit for unit, size in _UNIT_US.items() if microseconds % size == 0), None)
+    if unit is None:
+        return f"{Decimal(microseconds) / 1000}ms"
+    return f"{microseconds // _UNIT_US[unit]}{unit}"
 
 
 # ---------------------------------------------------------------- environment
 
-ENVIRONMENT_PREFIX = "CANDLED_"
+Kinds = Mapping[str, Any]
+"""Which keys there are: each maps to its annotation, or to the `Kinds` below it."""
 
 
-def apply_environment(raw: dict[str, Any], environment: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
-    """Lay `CANDLED_SECTION__KEY=value` over what the file says; the value is read as YAML.
+def kinds_of(section: type[Any]) -> dict[str, Any]:
+    """The keys of a section and of the sections in it."""
+    return {
+        key: kinds_of(cast("type[Any]", kind)) if _is_section(kind) else kind
+        for key, kind in get_type_hints(section).items()
+        if key in rules(section)
+    }
 
-    Names are compared without case, and `_` stands for `-` as well. Keys of the file keep their spelling. Names that
-    start with `CANDLED_TEST_` are left to the tests.
+
+def apply_environment(
+    raw: Mapping[str, Any], env: Mapping[str, str], prefix: str, kinds: Kinds, problems: list[str]
+) -> dict[str, Any]:
+    """Return `raw` with what variables such as `CANDLED_SERVER__PORT` set, for the prefix `CANDLED_`.
+
+    Two underscores stand between section and key, letters of either case match, and `_` matches `-` too. A value
+    is YAML; where the setting is text, whatever YAML would take for something else is taken literally. A variable
+    with the prefix that names no setting is a problem.
     """
-    result = _copy(raw)
-    for name, text in sorted(environment.items()):
-        if not name.startswith(ENVIRONMENT_PREFIX) or name.startswith("CANDLED_TEST_"):
+    names = {_normal(name): path for name, path in _paths(kinds, prefix)}
+    result: dict[str, Any] = _copied(raw)
+    mine = [name for name in env if name.upper().startswith(prefix)]
+    for name in sorted(mine, key=lambda name: (name.count("__"), name)):  # what is more precise comes later
+        path = names.get(_normal(name))
+        if path is None:
+            shown = {known.upper(): None for known in names}
+            problems.append(f"{name}: no setting{suggestion(name.upper(), shown) if shown else ''}")
             continue
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            problems.append(f"{name}: expected a value in YAML, got {_shown(text)}")
+            value = _environment_value(env[name], _kind_at(kinds, path))
+        except (yaml.YAMLError, ValueError):
+            problems.append(f"{name}: expected YAML, for instance a number, a text or [a, list]")
             continue
-        keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-        section = result
-        for key in keys[:-1]:
-            spelled = _spelling(key, section)
-            if not isinstance(section.get(spelled), dict):
-                section[spelled] = {}
-            section = section[spelled]
-        section[_spelling(keys[-1], section)] = value
+        _set(result, path, value)
     return result
 
 
-def _spelling(key: str, section: Mapping[str, Any]) -> str:
-    return next((known for known in section if str(known).lower().replace("-", "_") == key), key)
+def _paths(kinds: Kinds, name: str, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for key, kind in kinds.items():
+        yield f"{name}{key}", (*path, key)
+        if isinstance(kind, Mapping):
+            yield from _paths(kind, f"{name}{key}__", (*path, key))
 
 
-def _copy(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+def _normal(name: str) -> str:
+    return name.upper().replace("-", "_")
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def _kind_at(kinds: Kinds, path: tuple[str, ...]) -> Any:
+    kind: Any = kinds
+    for key in path:
+        kind = kind[key]
+    return kind
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+def _environment_value(text: str, kind: Any) -> Any:
+    if kind is not str:
+        return yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
+        return text
+    return value if isinstance(value, str) else text
+
+
+def _copied(value: Any) -> Any:
+    return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    *sections, key = path
+    for section in sections:
+        if raw.get(section) is None:
+            raw[section] = {}
+        raw = raw[section]
+        if not isinstance(raw, dict):
+            return  # reading will say that a mapping is expected there
+    raw[key] = value
