@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -70,10 +70,13 @@ def rules(section: type[Any]) -> dict[str, Rule]:
 # ---------------------------------------------------------------- reading
 
 
-def read_section(cls: type[Section], raw: object, path: str, problems: list[str]) -> Section:
+def read_section(
+    cls: type[Section], raw: object, path: str, problems: list[str], *, beside: Iterable[str] = ()
+) -> Section:
     """Read a mapping of YAML values into a section; None means that nothing is set.
 
-    Every mistake adds a line to `problems` that begins with `path` and key; the key's default takes its place.
+    Every mistake adds a line to `problems` that begins with `path` and key; the key's default takes its place. Keys
+    named in `beside` are read elsewhere: an unknown key is compared with them too.
     """
     if raw is None:
         raw = {}
@@ -85,7 +88,7 @@ def read_section(cls: type[Section], raw: object, path: str, problems: list[str]
     for key, value in raw.items():
         where = _join(path, key)
         if key not in known:
-            problems.append(f"{where}: unknown setting{suggestion(str(key), known)}")
+            problems.append(f"{where}: unknown setting{suggestion(str(key), [*beside, *known])}")
             continue
         before = len(problems)
         read = _read(kinds[key], value, where, problems, known[key])
@@ -98,12 +101,13 @@ def read_section(cls: type[Section], raw: object, path: str, problems: list[str]
         return cls()
 
 
-def suggestion(wrong: str, known: Mapping[str, Any]) -> str:
+def suggestion(wrong: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one it resembles, or all of them."""
-    close = difflib.get_close_matches(wrong, known, n=1)
+    names = list(known)
+    close = difflib.get_close_matches(wrong, names, n=1)
     if close:
         return f", did you mean {close[0]}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return f"; known: {', '.join(names)}" if names else ""
 
 
 def _read(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) -> Any:
@@ -354,8 +358,8 @@ def apply_environment(
     for name in sorted(mine, key=lambda name: (name.count("__"), name)):  # what is more precise comes later
         path = names.get(_normal(name))
         if path is None:
-            shown = {known.upper(): None for known in names}
-            problems.append(f"{name}: no setting{suggestion(name.upper(), shown) if shown else ''}")
+            close = difflib.get_close_matches(_normal(name), names, n=1)
+            problems.append(f"{name}: no such setting{f', did you mean {close[0]}?' if close else ''}")
             continue
         try:
             value = _environment_value(env[name], _kind_at(kinds, path))

@@ -1,0 +1,383 @@
+"""The operator's settings: typed sections, one reading, every problem reported together."""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from candled.errors import ConfigError
+from candled.exchange import Exchange
+from candled.model import DEFAULT_INTERVALS, Interval, Symbol
+from candled.plugins import DAEMON_KEYS, Plugins
+from candled.settings import (
+    ByteSize,
+    apply_environment,
+    kinds_of,
+    read_section,
+    rules,
+    section_as_plain,
+    setting,
+    suggestion,
+    without_passwords,
+)
+
+KNOWN_STORES = ("sqlite",)
+KNOWN_BUSES = ("memory",)
+ROLES = ("ingest", "serve")
+ENVIRONMENT = "CANDLED_"
+
+_DEFAULT_EXCHANGES = {"bitget": None}
+_EXCHANGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+", re.IGNORECASE)
+# Kubernetes tells every pod of a service called `candled` by these names where it is (kubernetes.io/docs, "Accessing
+# the Service", environment variables); the test suite has its own names.
+_NOT_OURS = re.compile(r"CANDLED_(SERVICE_(HOST|PORT)|PORT=\w+://|PORT_\d+_(TCP|UDP)|TEST_)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """How clients reach the server, and what one of them may take of it."""
+
+    host: str = setting("0.0.0.0", help="the address to listen on; 127.0.0.1 for this machine only")
+    port: int = setting(7000, help="the TCP port; 0 lets the system choose one", at_least=0, at_most=65535)
+    allowed_origins: tuple[str, ...] = setting(
+        ("*",), help="which web pages may connect, such as https://charts.example.org; * is any page"
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (), help="addresses or networks of proxies whose X-Forwarded-For is believed"
+    )
+    max_connections: int = setting(10_000, help="WebSocket connections in all; 0 for no limit", at_least=0)
+    max_connections_per_ip: int = setting(
+        200, help="WebSocket connections from one address; 0 for no limit", at_least=0
+    )
+    max_rooms_per_connection: int = setting(64, help="subscriptions of one connection", at_least=1)
+    max_messages_per_second: int = setting(20, help="messages a client may send per second; 0 for no limit", at_least=0)
+    ping_interval: timedelta = setting(
+        timedelta(seconds=30), help="how often a connection is pinged", at_least=timedelta(milliseconds=100)
+    )
+    ping_timeout: timedelta = setting(
+        timedelta(seconds=10),
+        help="how long a client may take to answer a ping; at most ping_interval",
+        at_least=timedelta(milliseconds=100),
+    )
+    slow_client_timeout: timedelta = setting(
+        timedelta(seconds=30),
+        help="how long a client may leave a message unread before it is disconnected",
+        at_least=timedelta(milliseconds=100),
+    )
+    warmup_wait: timedelta = setting(
+        timedelta(seconds=10),
+        help="how long a subscription waits for the running week to be complete before it gets what is there",
+        at_least=timedelta(0),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestSettings:
+    """How candles are taken from exchanges."""
+
+    backfill: timedelta = setting(
+        timedelta(days=30),
+        help="how far back a fresh store is filled; the running week always is",
+        at_least=timedelta(0),
+    )
+    settle: timedelta = setting(
+        timedelta(seconds=2),
+        help="how long after its successor opened the late versions of a minute are waited for",
+        at_least=timedelta(0),
+    )
+    quiet_after: timedelta = setting(
+        timedelta(seconds=60),
+        help="after which silence of a symbol the exchange is asked by REST",
+        at_least=timedelta(seconds=1),
+    )
+    confirm: bool = setting(
+        True, help="compare each final minute with the exchange's REST API once, within the request budget"
+    )
+    checkpoint: timedelta = setting(
+        timedelta(seconds=5),
+        help="how often the running minute is stored, so that a restart shows it at once",
+        at_least=timedelta(milliseconds=100),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """Where candles are kept."""
+
+    url: str = setting(
+        "sqlite:///candled.db",
+        help="sqlite:///FILE, relative to the directory candled is started in, or sqlite:////ABSOLUTE/FILE",
+    )
+    flush_interval: timedelta = setting(
+        timedelta(milliseconds=250),
+        help="how long candles are gathered before they are written together",
+        at_least=timedelta(milliseconds=1),
+    )
+    journal: str = setting("candled.journal", help='the file where candles wait while the store is away; "" for none')
+    journal_limit: ByteSize = setting(
+        ByteSize(256 * 10**6), help="how large that file may grow", at_least=ByteSize(64 * 10**3)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusSettings:
+    """What carries candles from ingest to serve."""
+
+    url: str = setting("memory://", help="memory:// inside one process")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What is logged, to standard error."""
+
+    level: str = setting(
+        "info", help="the least serious level that is logged", one_of=("debug", "info", "warning", "error")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeKeys:
+    """What the daemon wants to know of each exchange; the other keys under its name are its plugin's."""
+
+    symbols: tuple[Symbol, ...] = setting((Symbol("BTC", "USDT"),), help="which markets, written BASE/QUOTE")
+    plugin: str | None = setting(None, help="which exchange of a plugin it is; by default the one of the same name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeConfig:
+    """One configured exchange; `settings` is an instance of `plugin.Settings`."""
+
+    name: str
+    plugin: type[Exchange]
+    symbols: tuple[Symbol, ...]
+    settings: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings. `exchanges` are in the order of the file: the first is the default of the wire protocol."""
+
+    server: ServerSettings = setting(ServerSettings(), help="how clients reach the server")
+    roles: tuple[str, ...] = setting(ROLES, help="what this process does", one_of=ROLES)
+    exchanges: tuple[ExchangeConfig, ...] = setting((), help="the exchanges, by name; the first is the default one")
+    intervals: tuple[Interval, ...] = setting(DEFAULT_INTERVALS, help="the lengths of bars that are served")
+    ingest: IngestSettings = setting(IngestSettings(), help="how candles are taken from exchanges")
+    store: StoreSettings = setting(StoreSettings(), help="where candles are kept")
+    bus: BusSettings = setting(BusSettings(), help="what carries candles from ingest to serve")
+    log: LogSettings = setting(LogSettings(), help="what is logged")
+
+
+def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
+    """Read the settings from a file (None: all defaults) and from variables such as `CANDLED_SERVER__PORT`.
+
+    Raises:
+        ConfigError: with one line per problem, all of them in one run.
+    """
+    problems: list[str] = []
+    raw = {} if path is None else _read_file(path)
+    ours = {name: value for name, value in env.items() if not _NOT_OURS.match(f"{name}={value}")}
+    raw = apply_environment(raw, ours, ENVIRONMENT, _kinds(raw, plugins), problems)
+    exchanges = _read_exchanges(raw.pop("exchanges", None), plugins, problems)
+    config = read_section(Config, raw, "", problems, beside=("exchanges",))
+    config = replace(config, exchanges=exchanges, intervals=tuple(sorted(config.intervals)))
+    _check(config, problems)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
+    """The settings as YAML values that `load` reads back; with `redact`, secrets and passwords are stars."""
+    plain = section_as_plain(replace(config, exchanges=()), redact=redact)
+    plain["exchanges"] = {
+        one.name: {
+            "symbols": [str(symbol) for symbol in one.symbols],
+            "plugin": one.plugin.name,
+            **section_as_plain(one.settings, redact=redact),
+        }
+        for one in config.exchanges
+    }
+    return plain
+
+
+def keys() -> list[str]:
+    """Every key of the settings but those of plugins, as it is written in problems: `server.port`."""
+    found = []
+    for section, kind in kinds_of(Config).items():
+        found += [f"{section}.{key}" for key in kind] if isinstance(kind, Mapping) else [section]
+    return [*found, *(f"exchanges.NAME.{key}" for key in rules(ExchangeKeys))]
+
+
+# ---------------------------------------------------------------- the file
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice, of which YAML would silently keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"{key.value} is written twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text("utf-8-sig"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read: not UTF-8 text") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, such as `server: {{port: 7000}}`")
+    return raw
+
+
+def _kinds(raw: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """Every key that the environment may set; under `exchanges` those of the configured and of all known exchanges."""
+    written = raw.get("exchanges")
+    exchanges: dict[str, Any] = {name: _exchange_kinds(plugin) for name, plugin in plugins.exchanges.items()}
+    if isinstance(written, Mapping):
+        for name, keys in written.items():
+            chosen = keys.get("plugin") if isinstance(keys, Mapping) else None
+            plugin = plugins.exchanges.get(chosen if isinstance(chosen, str) else str(name))
+            exchanges[str(name)] = _exchange_kinds(plugin)
+    return {**kinds_of(Config), "exchanges": exchanges}
+
+
+def _exchange_kinds(plugin: type[Exchange] | None) -> dict[str, Any]:
+    return {**kinds_of(ExchangeKeys), **(kinds_of(plugin.Settings) if plugin else {})}
+
+
+# ---------------------------------------------------------------- exchanges
+
+
+def _read_exchanges(raw: object, plugins: Plugins, problems: list[str]) -> tuple[ExchangeConfig, ...]:
+    if raw is None:
+        raw = _DEFAULT_EXCHANGES
+    if not isinstance(raw, Mapping):
+        problems.append("exchanges: expected a mapping by name, such as `bitget: {symbols: [BTC/USDT]}`")
+        return ()
+    if not raw:
+        problems.append("exchanges: at least one is needed")
+    read = (_read_exchange(str(name), keys, plugins, problems) for name, keys in raw.items())
+    return tuple(exchange for exchange in read if exchange is not None)
+
+
+def _read_exchange(name: str, raw: object, plugins: Plugins, problems: list[str]) -> ExchangeConfig | None:
+    path = f"exchanges.{name}"
+    if not _EXCHANGE_NAME.fullmatch(name):
+        problems.append(f"{path}: expected a name of letters, digits, - and _")
+        return None
+    if not isinstance(raw, Mapping | None):
+        problems.append(f"{path}: expected a mapping of settings, such as {{symbols: [BTC/USDT]}}")
+        return None
+    written = raw or {}
+    keys = read_section(
+        ExchangeKeys, {key: value for key, value in written.items() if key in DAEMON_KEYS}, path, problems
+    )
+    if not keys.symbols:
+        problems.append(f"{path}.symbols: at least one is needed")
+    _refuse_twice(keys.symbols, f"{path}.symbols", problems)
+    plugin = plugins.exchanges.get(keys.plugin or name)
+    if plugin is None:
+        problems.append(_no_plugin(path if keys.plugin is None else f"{path}.plugin", keys.plugin or name, plugins))
+        return None
+    own = {key: value for key, value in written.items() if key not in DAEMON_KEYS}
+    settings = read_section(plugin.Settings, own, path, problems, beside=DAEMON_KEYS)
+    return ExchangeConfig(name=name, plugin=plugin, symbols=keys.symbols, settings=settings)
+
+
+def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:
+    broken = [status for status in plugins.statuses if not status.ok]
+    for status in broken:
+        if status.name == wanted:
+            return f"{path}: plugin {status} cannot be used: {status.error}"
+    also = f"; {', '.join(map(str, broken))} cannot be used" if broken else ""
+    return (
+        f"{path}: no plugin offers this exchange{suggestion(wanted, plugins.exchanges)} "
+        f"(`candled plugins` lists them){also}"
+    )
+
+
+# ---------------------------------------------------------------- what types and bounds cannot say
+
+
+def _check(config: Config, problems: list[str]) -> None:
+    server = config.server
+    _each(_network, server.trusted_proxies, "server.trusted_proxies", problems)
+    _each(_origin, server.allowed_origins, "server.allowed_origins", problems)
+    if server.ping_timeout > server.ping_interval:
+        problems.append("server.ping_timeout: at most server.ping_interval")
+    if not config.intervals:
+        problems.append("intervals: at least one is needed")
+    _refuse_twice(config.intervals, "intervals", problems)
+    _refuse_twice(config.roles, "roles", problems)
+    _check_url(config.store.url, "store", KNOWN_STORES, problems)
+    _check_url(config.bus.url, "bus", KNOWN_BUSES, problems)
+    _check_sqlite(config.store.url, problems)
+    if config.bus.url == "memory://" and set(config.roles) != set(ROLES):
+        problems.append("roles: bus.url memory:// stays inside one process, so that it needs both, [ingest, serve]")
+
+
+def _each(check: Callable[[str], str | None], texts: Sequence[str], path: str, problems: list[str]) -> None:
+    for index, text in enumerate(texts):
+        if wrong := check(text):
+            problems.append(f"{path}[{index}]: {wrong}, got {text!r}")
+
+
+def _network(text: str) -> str | None:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return "expected an address or a network such as 10.0.0.0/8"
+    return None
+
+
+def _origin(text: str) -> str | None:
+    return None if _ORIGIN.fullmatch(text) else "expected * or an origin such as https://charts.example.org"
+
+
+def _refuse_twice(values: Iterable[object], path: str, problems: list[str]) -> None:
+    texts = [str(value) for value in values]
+    problems.extend(f"{path}: {text} is there twice" for text in dict.fromkeys(texts) if texts.count(text) > 1)
+
+
+def _check_url(url: str, what: str, known: Sequence[str], problems: list[str]) -> None:
+    scheme, found, rest = url.partition("://")
+    choice = ", ".join(f"{one}://" for one in known)
+    if not found:
+        problems.append(f"{what}.url: expected a URL, known: {choice}; got {without_passwords(url)!r}")
+    elif scheme not in known:
+        problems.append(f"{what}.url: no {what} for {scheme}://; known: {choice}")
+    elif scheme == "memory" and rest:
+        problems.append(f"{what}.url: nothing can follow memory://, got {without_passwords(url)!r}")
+
+
+def _check_sqlite(url: str, problems: list[str]) -> None:
+    if not url.startswith("sqlite://"):
+        return
+    file = url.removeprefix("sqlite://")
+    if ":memory:" in file:
+        problems.append("store.url: candles need a file, sqlite:///candled.db; a database in memory cannot keep them")
+    elif not file.startswith("/"):
+        problems.append(f"store.url: three slashes before a relative file, sqlite:///{file or 'candled.db'}")
+    elif file == "/" or file.endswith("/"):
+        problems.append("store.url: the file is missing, for instance sqlite:///candled.db")

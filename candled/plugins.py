@@ -1,0 +1,187 @@
+"""Finds plugins by the entry-point group `candled` and checks each one alone, so that a bad one harms only itself."""
+
+import inspect
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
+from importlib import metadata
+from typing import Any
+
+import pluggy
+
+from candled import hookspecs
+from candled.errors import CandledError
+from candled.exchange import Exchange
+from candled.settings import read_section, rules, section_as_plain
+
+logger = logging.getLogger(__name__)
+
+GROUP = "candled"
+DAEMON_KEYS = ("symbols", "plugin")
+"""The keys under an exchange that are the daemon's, so that no plugin may use them."""
+
+_BUNDLED = "candled_plugins."
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class PluginError(CandledError):
+    """A plugin is not as docs/plugins.md asks; its author can act."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginStatus:
+    """What became of one entry point.
+
+    `error` is one line, None if the plugin is fine; `exchanges` are the names it provides.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    ok: bool
+    error: str | None = None
+    exchanges: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugins:
+    """All exchanges by name, and one status per plugin found."""
+
+    exchanges: Mapping[str, type[Exchange]]
+    statuses: list[PluginStatus]
+
+
+def discover(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Plugins:
+    """Load every plugin that is installed, or `entry_points`, one by one.
+
+    Nothing a plugin raises while it is imported or asked gets out of here; it is logged, and told in its status. Of
+    two plugins with an exchange of one name an installed one replaces the bundled one, and otherwise the first stays.
+    """
+    if entry_points is None:
+        entry_points = metadata.entry_points(group=GROUP)
+    exchanges: dict[str, type[Exchange]] = {}
+    statuses: list[PluginStatus] = []
+    for entry_point in sorted(entry_points, key=lambda one: (_is_bundled(one), one.name, one.value)):
+        statuses.append(_load(entry_point, exchanges))
+    return Plugins(exchanges, statuses)
+
+
+def _is_bundled(entry_point: metadata.EntryPoint) -> bool:
+    return entry_point.value.startswith(_BUNDLED)
+
+
+def _load(entry_point: metadata.EntryPoint, exchanges: dict[str, type[Exchange]]) -> PluginStatus:
+    """Add what one plugin offers to `exchanges`."""
+    dist = entry_point.dist
+
+    def status(error: str | None, names: Iterable[str] = ()) -> PluginStatus:
+        return PluginStatus(
+            name=entry_point.name,
+            distribution=dist.name if dist else "no distribution",
+            version=dist.version if dist else "",
+            ok=error is None,
+            error=error,
+            exchanges=tuple(names),
+        )
+
+    try:
+        offered = _offered(entry_point.load())
+        if not _is_bundled(entry_point):
+            _refuse_taken(offered, exchanges)
+    except PluginError as error:
+        logger.error("plugin %s is not used: %s", status(None), error)
+        return status(str(error))
+    except (Exception, SystemExit) as error:  # whatever a stranger's code may raise, its exit included
+        logger.exception("plugin %s is not used", status(None))
+        return status(" ".join(f"{type(error).__name__}: {error}".split()))
+    new = {name: exchange for name, exchange in offered.items() if name not in exchanges}
+    for name in offered.keys() - new.keys():
+        logger.warning("exchange %s comes from %s instead of candled", name, exchanges[name].__module__)
+    exchanges.update(new)
+    return status(None, new)
+
+
+def _refuse_taken(offered: Iterable[str], exchanges: Mapping[str, type[Exchange]]) -> None:
+    for name in offered:
+        if name in exchanges:
+            raise PluginError(f"exchange {name} is offered by {exchanges[name].__module__} already")
+
+
+def _offered(plugin: object) -> dict[str, type[Exchange]]:
+    """Ask a loaded plugin for its exchanges, by name.
+
+    Raises:
+        PluginError: it does not do what the hooks ask for.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(plugin)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(" ".join(str(error).split())) from error
+    callers = manager.get_hookcallers(plugin)
+    if not callers:
+        raise PluginError("implements no hook; is the @hookimpl missing?")
+    for caller in callers:
+        _refuse_async(caller)
+    answers = manager.hook.candled_exchanges()
+    if not answers:
+        raise PluginError("candled_exchanges returned nothing, expected a list of Exchange classes")
+    offered: dict[str, type[Exchange]] = {}
+    for exchange in _checked(answers[0]):
+        if exchange.name in offered:
+            raise PluginError(f"offers exchange {exchange.name} twice")
+        offered[exchange.name] = exchange
+    return offered
+
+
+def _refuse_async(caller: pluggy.HookCaller) -> None:
+    """Hooks register things and nobody awaits them; an endless await must not be able to hold the start up."""
+    for implementation in caller.get_hookimpls():
+        function = implementation.function
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise PluginError(f"{caller.name} is async; hooks are plain functions")
+
+
+def _checked(answer: object) -> list[type[Exchange]]:
+    if inspect.iscoroutine(answer):
+        answer.close()  # else Python warns that it was never awaited
+    if not isinstance(answer, list | tuple):
+        raise PluginError(f"candled_exchanges returned {_what(answer)}, expected a list of Exchange classes")
+    for one in answer:
+        if not (isinstance(one, type) and issubclass(one, Exchange)):
+            raise PluginError(f"candled_exchanges offered {_what(one)}, expected a subclass of candled.Exchange")
+        _check_exchange(one)
+    return list(answer)
+
+
+def _what(value: object) -> str:
+    return f"class {value.__name__}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
+
+
+def _check_exchange(exchange: type[Exchange]) -> None:
+    if missing := sorted(getattr(exchange, "__abstractmethods__", ())):
+        raise PluginError(f"{exchange.__name__} does not implement {', '.join(missing)}")
+    name = getattr(exchange, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PluginError(f"{exchange.__name__}.name is {name!r}, expected lower-case letters, digits, - and _")
+    _check_settings(exchange.__name__, getattr(exchange, "Settings", None))
+
+
+def _check_settings(owner: str, settings: Any) -> None:
+    if not (isinstance(settings, type) and is_dataclass(settings)):
+        raise PluginError(f"{owner}.Settings is no dataclass")
+    if taken := [key for key in DAEMON_KEYS if key in rules(settings)]:
+        raise PluginError(f"{owner}.Settings has the key {taken[0]}, which is the daemon's")
+    problems: list[str] = []
+    try:
+        read_section(settings, section_as_plain(settings(), redact=False), f"{owner}.Settings", problems)
+    except TypeError as error:  # a key without a default, or of a type that settings cannot have
+        raise PluginError(f"{owner}.Settings: {error}") from error
+    if problems:
+        raise PluginError(f"the defaults of {problems[0]}")
