@@ -92,7 +92,7 @@ def read_section(
             continue
         before = len(problems)
         read = _read(kinds[key], value, where, problems, known[key])
-        if len(problems) == before:
+        if len(problems) == before or _is_section(kinds[key]):  # a section has put its own defaults in
             values[key] = read
     try:
         return cls(**values)
@@ -358,8 +358,7 @@ def apply_environment(
     for name in sorted(mine, key=lambda name: (name.count("__"), name)):  # what is more precise comes later
         path = names.get(_normal(name))
         if path is None:
-            close = difflib.get_close_matches(_normal(name), names, n=1)
-            problems.append(f"{name}: no such setting{f', did you mean {close[0]}?' if close else ''}")
+            problems.append(f"{name}: no such setting{_meant(_normal(name).removeprefix(prefix), prefix, names)}")
             continue
         try:
             value = _environment_value(env[name], _kind_at(kinds, path))
@@ -375,6 +374,13 @@ def _paths(kinds: Kinds, name: str, path: tuple[str, ...] = ()) -> Iterator[tupl
         yield f"{name}{key}", (*path, key)
         if isinstance(kind, Mapping):
             yield from _paths(kind, f"{name}{key}__", (*path, key))
+
+
+def _meant(rest: str, prefix: str, names: Iterable[str]) -> str:
+    """The variable that was probably meant: its section forgotten, or another one that looks like it."""
+    forgotten = [known for known in names if known.endswith(f"__{rest}")]
+    close = forgotten or difflib.get_close_matches(prefix + rest, list(names), n=1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def _normal(name: str) -> str:

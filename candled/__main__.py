@@ -1,0 +1,7 @@
+"""`python -m candled` is `candled`."""
+
+import sys
+
+from candled.cli import main
+
+sys.exit(main())

@@ -1,0 +1,149 @@
+"""The command line."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from candled import __version__, config
+from candled.clock import SystemClock
+from candled.errors import CandledError, ConfigError
+from candled.plugins import Plugins, discover
+
+DEFAULT_CONFIG = Path("candled.yaml")
+
+_EPILOG = """\
+settings:
+  Without --config, ./candled.yaml is read if it is there; else every setting has its default.
+  Each setting can be given by the environment too, which goes over the file. Two underscores stand
+  between section and key; values are YAML:
+    CANDLED_SERVER__PORT=7001
+    CANDLED_STORE__URL=sqlite:////var/lib/candled/candled.db
+    CANDLED_INTERVALS='[1m, 5m]'
+    CANDLED_EXCHANGES__BITGET__SYMBOLS='[BTC/USDT, ETH/USDT]'
+
+exit status:
+  0  ended as asked, by Ctrl-C or SIGTERM too, and nothing was wrong
+  1  the daemon ended with candles it could not store, or `candled plugins` found a plugin that cannot be used
+  2  a mistake in settings or arguments, a port in use, a file that cannot be read, a subscription that the
+     server refused: a line for each on standard error
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="candled: %(message)s")
+    try:
+        status: int = options.command(options)
+        sys.stdout.flush()
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"candled: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # `candled tail … | head`: what is left in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="candled",
+        description="A self-hosted candle server. Without a command it runs until Ctrl-C or SIGTERM.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"candled {__version__}")
+    _add_config(parser, None)
+    parser.set_defaults(command=_run)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    check = commands.add_parser("check-config", help="check the settings and print them as they take effect")
+    _add_config(check, argparse.SUPPRESS)
+    check.set_defaults(command=_check_config)
+
+    plugins = commands.add_parser("plugins", help="list the plugins that are installed, and what is wrong with them")
+    plugins.set_defaults(command=_plugins)
+
+    tail = commands.add_parser("tail", help="follow the bars of a running server in the terminal")
+    tail.add_argument("symbol", metavar="SYMBOL", help="for instance BTC/USDT")
+    tail.add_argument("interval", metavar="INTERVAL", help="for instance 5m")
+    tail.add_argument(
+        "--url", type=_url, default="ws://localhost:7000/ws", help="where the server is (default: %(default)s)"
+    )
+    tail.add_argument("--exchange", metavar="X", help="which exchange, if not the server's first one")
+    tail.add_argument("--bars", type=_bars, default=10, metavar="N", help="bars to begin with (default: %(default)s)")
+    tail.set_defaults(command=_tail)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, default=default, help="the settings (default: ./candled.yaml, if any)"
+    )
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("ws://", "wss://")):
+        raise argparse.ArgumentTypeError(f"expected ws://… or wss://…, got {text!r}")
+    return text
+
+
+def _bars(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from candled import app  # the other commands need no server
+
+    plugins = discover()
+    return app.run(_load(options, plugins), plugins)
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    settings = _load(options, discover())
+    problems: list[str] = []
+    for exchange in settings.exchanges:
+        try:
+            exchange.plugin(exchange.settings, SystemClock())
+        except ConfigError as error:
+            problems += error.problems
+        except CandledError as error:
+            problems.append(f"exchanges.{exchange.name}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    print(yaml.safe_dump(config.as_plain(settings), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _plugins(_: argparse.Namespace) -> int:
+    statuses = discover().statuses
+    for status in statuses:
+        offers = f"exchanges: {', '.join(status.exchanges) or 'none'}"
+        print(f"{status}: {offers if status.ok else f'cannot be used: {status.error}'}")
+    if not statuses:
+        print("no plugins: install candled with pip, which registers the bundled ones")
+    return 0 if all(status.ok for status in statuses) else 1
+
+
+def _tail(options: argparse.Namespace) -> int:
+    from candled.tail import Tail  # only this command is a client
+
+    return asyncio.run(Tail(options.url, options.symbol, options.interval, options.exchange, options.bars).run())
+
+
+def _load(options: argparse.Namespace, plugins: Plugins) -> config.Config:
+    path: Path | None = options.config
+    if path is None and DEFAULT_CONFIG.exists():
+        path = DEFAULT_CONFIG
+    return config.load(path, os.environ, plugins)
