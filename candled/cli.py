@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -92,8 +93,13 @@ def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 
 def _url(text: str) -> str:
-    if not text.startswith(("ws://", "wss://")):
-        raise argparse.ArgumentTypeError(f"expected ws://… or wss://…, got {text!r}")
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("ws", "wss") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        valid = False
+    if not valid:
+        raise argparse.ArgumentTypeError(f"expected ws://HOST:PORT/ws or wss://HOST/ws, got {text!r}")
     return text
 
 

@@ -1,7 +1,8 @@
-"""`candled tail`: a client in the terminal that prints bars as they move and reconnects by itself."""
+"""`candled tail`: a client in the terminal that prints bars as they move and connects again by itself."""
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, TextIO
 
@@ -13,11 +14,16 @@ from candled.exchange import Clock
 from candled.ingest.backoff import Backoff
 from candled.model import decimal_text
 
-_LARGEST_MESSAGE = 16 * 1024 * 1024
+_REMEMBERED = 1000  # bars whose last printed line is known, so that it is not printed again
+_REFUSAL = "Invalid"  # how the protocol's errors begin that asking again will not change
+_PING_EVERY_S = 30
+
+Bar = Mapping[str, Any]
+"""A bar as it came: `time` in ISO 8601, the numbers as `Decimal`."""
 
 
 class Tail:
-    """Follows one symbol and interval: the running bar in place on a terminal, elsewhere a line for each change."""
+    """Follows one symbol and interval of a server at a `ws://` or `wss://` address."""
 
     def __init__(
         self,
@@ -34,84 +40,100 @@ class Tail:
         self._request = {"type": "subscribe", "symbol": symbol, "interval": interval, "initialBars": bars}
         if exchange is not None:
             self._request["exchange"] = exchange
-        self._out = out or sys.stdout
+        out = out or sys.stdout
         self._clock = clock or SystemClock()
-        self._printer = Printer(self._out, in_place=self._out.isatty())
+        self._printer = Printer(out, in_place=out.isatty())
+        self._backoff = Backoff(first_s=0.5, most_s=30.0)
 
     async def run(self) -> int:
-        """Follow until interrupted; 2 if the server refuses what was asked for."""
-        backoff = Backoff(first_s=0.5, most_s=30.0)
+        """Follow until cancelled; 2 if the server refuses what was asked for."""
         while True:
             try:
-                socket = await websocket_connect(self._url, max_message_size=_LARGEST_MESSAGE, ping_interval=30)
-            except (OSError, HTTPError, WebSocketError, ValueError) as error:
-                reason = str(error)
-            else:
-                try:
-                    refusal = await self._follow(socket, backoff)
-                finally:
-                    socket.close()
-                if refusal is not None:
-                    print(f"candled: {refusal}", file=sys.stderr)
-                    return 2
+                refusal = await self._connection()
                 reason = "the connection was closed"
-            wait_s = backoff.failed()
-            self._printer.note(f"{self._url}: {reason}; next attempt in {wait_s:.1f} s")
+            except (OSError, HTTPError, WebSocketError) as error:
+                refusal, reason = None, str(error)
+            except (ValueError, LookupError, TypeError, AttributeError):
+                refusal, reason = None, "the server does not speak candled's protocol"
+            if refusal is not None:
+                self._printer.end_line()
+                print(f"candled: {refusal}", file=sys.stderr)
+                return 2
+            wait_s = self._backoff.failed()
+            self._printer.note(f"{self._url}: {reason}; connecting again in {wait_s:.1f} s")
             await self._clock.sleep(wait_s)
 
-    async def _follow(self, socket: WebSocketClientConnection, backoff: Backoff) -> str | None:
-        """Print until the connection ends; the server's error if it refused."""
-        await socket.write_message(json.dumps(self._request))
+    async def _connection(self) -> str | None:
+        """Print until the connection ends; return the server's error if it refused the subscription."""
+        socket = await websocket_connect(self._url, ping_interval=_PING_EVERY_S)
+        try:
+            await socket.write_message(json.dumps(self._request))
+            return await self._follow(socket)
+        finally:
+            socket.close()
+
+    async def _follow(self, socket: WebSocketClientConnection) -> str | None:
         while (text := await socket.read_message()) is not None:
             message = json.loads(text, parse_float=Decimal, parse_int=Decimal)
-            if message["type"] == "error":
-                return str(message["message"])
-            if message["type"] == "initial":
-                backoff.succeeded()
-                self._printer.initial(message["bars"])
-            elif message["type"] == "update":
-                self._printer.update(message["bar"])
+            match message["type"]:
+                case "initial":
+                    self._backoff.succeeded()
+                    self._printer.bars(message["bars"])
+                case "update":
+                    self._printer.bars([message["bar"]])
+                case "error" if message["message"].startswith(_REFUSAL):
+                    return str(message["message"])
+                case "error":
+                    self._printer.note(message["message"])
         return None
 
 
 class Printer:
-    """Writes bars, one line each; the running one is overwritten where that is possible."""
+    """Writes bars: with `in_place` the newest line is overwritten while its bar moves, else each change is a line.
+
+    A bar that stands as it was printed last is not printed again, as after a connection that was lost.
+    """
 
     def __init__(self, out: TextIO, *, in_place: bool) -> None:
         self._out = out
         self._in_place = in_place
-        self._running: str | None = None  # the time of the bar whose line is not ended yet
+        self._printed: dict[str, str] = {}
+        self._open_time: str | None = None  # of the bar whose line has not ended yet
 
-    def initial(self, bars: list[dict[str, Any]]) -> None:
-        """Print the bars there are."""
-        self._end_line()
+    def bars(self, bars: Iterable[Bar]) -> None:
+        """Print what changed of these bars, oldest first."""
         for bar in bars:
-            self.update(bar)
-
-    def update(self, bar: dict[str, Any]) -> None:
-        """Print a bar that moved, or the next one."""
-        if self._running not in (None, bar["time"]):
-            self._end_line()
-        self._running = bar["time"]
-        self._out.write(f"\r\x1b[K{line(bar)}" if self._in_place else f"{line(bar)}\n")
+            text = line(bar)
+            if self._printed.get(bar["time"]) != text:
+                self._print(bar["time"], text)
+        while len(self._printed) > _REMEMBERED:
+            del self._printed[next(iter(self._printed))]
         self._out.flush()
 
     def note(self, text: str) -> None:
         """Print a remark on a line of its own."""
-        self._end_line()
+        self.end_line()
         self._out.write(f"-- {text}\n")
         self._out.flush()
 
-    def _end_line(self) -> None:
-        if self._running is not None and self._in_place:
+    def end_line(self) -> None:
+        """Go to a fresh line."""
+        if self._open_time is not None:
             self._out.write("\n")
-        self._running = None
+            self._open_time = None
+
+    def _print(self, time: str, text: str) -> None:
+        self._printed[time] = text
+        if not self._in_place:
+            self._out.write(f"{text}\n")
+            return
+        if self._open_time != time:
+            self.end_line()
+        self._out.write(f"\r\x1b[K{text}")
+        self._open_time = time
 
 
-def line(bar: dict[str, Any]) -> str:
-    """One bar as a line: time, open, high, low, close and volume."""
-    numbers = (
-        f"{letter} {decimal_text(bar[key])}"
-        for letter, key in zip("OHLC", ("open", "high", "low", "close"), strict=True)
-    )
-    return f"{bar['time'][:16].replace('T', ' ')}  {'  '.join(numbers)}  V {decimal_text(bar['volume'])}"
+def line(bar: Bar) -> str:
+    """One bar as text: opening time (UTC, to the minute), open, high, low, close and volume, all digits."""
+    prices = "  ".join(f"{key[0].upper()} {decimal_text(bar[key])}" for key in ("open", "high", "low", "close"))
+    return f"{bar['time'][:16].replace('T', ' ')}  {prices}  V {decimal_text(bar['volume'])}"
