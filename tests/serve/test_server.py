@@ -99,7 +99,12 @@ async def test_the_documented_exchange_of_messages():
         assert await hear(ws) == {"type": "pong"}
         await say(ws, SUBSCRIBE)
         initial = await hear(ws)
-        assert (initial["type"], initial["symbol"], initial["interval"], len(initial["bars"])) == ("initial", "BTC/USDT", "1m", 5)
+        assert (initial["type"], initial["symbol"], initial["interval"], len(initial["bars"])) == (
+            "initial",
+            "BTC/USDT",
+            "1m",
+            5,
+        )
         one.push(minute(60, volume="2"))
         update = await hear(ws)
         assert (update["type"], update["bar"]["time"]) == ("update", "2025-05-19T01:00:00.000Z")
@@ -263,6 +268,7 @@ async def test_the_end_is_told_with_1001():
             assert ws.close_code == 1001
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Tornado leaves the socket to the collector
 async def test_a_port_in_use_is_one_clear_message():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -334,12 +340,27 @@ async def test_a_client_that_stops_reading_costs_bounded_memory_ends_right_or_is
         assert len(buffered) < 500_000  # 20 MB were offered
         assert sum(map(len, client._outbox._updates.values())) <= 4
         await asyncio.sleep(3.0)
-        assert client.stuck_for(10**9) == 0 or handler.client is None or handler.close_code is not None or handler.ws_connection is None or handler.ws_connection.client_terminated or handler.ws_connection.server_terminated
+        assert (
+            client.stuck_for(10**9) == 0
+            or handler.client is None
+            or handler.close_code is not None
+            or handler.ws_connection is None
+            or handler.ws_connection.client_terminated
+            or handler.ws_connection.server_terminated
+        )
         mute.close()
 
 
-FRAMES = st.text(max_size=200) | st.binary(max_size=200) | st.sampled_from(
-    ['{"type":"ping"}', '{"type":"subscribe","symbol":"BTC/USDT","interval":"1m"}', '{"type":"unsubscribe","symbol":"BTC/USDT","interval":"1m"}']
+FRAMES = (
+    st.text(max_size=200)
+    | st.binary(max_size=200)
+    | st.sampled_from(
+        [
+            '{"type":"ping"}',
+            '{"type":"subscribe","symbol":"BTC/USDT","interval":"1m"}',
+            '{"type":"unsubscribe","symbol":"BTC/USDT","interval":"1m"}',
+        ]
+    )
 )
 
 

@@ -1,0 +1,172 @@
+"""The whole daemon in the test's own process, against the fake Bitget, on a clock that runs faster."""
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import websockets
+import yaml
+
+from candled import config as settings
+from candled.app import Daemon
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Symbol, fold
+from candled.plugins import discover
+from candled.rooms.protocol import bar_text
+from candled.store.sqlite import SqliteStore
+from tests.clocks import ScaledClock
+from tests.fakes.bitget import FakeBitget
+
+MONDAY_MORNING_MS = 1_759_730_400_000  # 2025-10-06T06:00Z
+PLUGINS = discover()
+
+
+class Chart:
+    """The documented JavaScript client, in Python: what it would show."""
+
+    def __init__(self, symbol: str, interval: str, bars: int) -> None:
+        self.request = {"type": "subscribe", "symbol": symbol, "interval": interval, "initialBars": bars}
+        self.bars: list[dict[str, Any]] = []
+        self.initials = 0
+
+    def take(self, message: dict[str, Any]) -> None:
+        if message["type"] == "initial":
+            self.initials += 1
+            self.bars = message["bars"]
+        elif message["type"] == "update":
+            assert self.initials, "an update came before its initial"
+            bar = message["bar"]
+            if self.bars and self.bars[-1]["time"] == bar["time"]:
+                self.bars[-1] = bar
+            else:
+                assert not self.bars or bar["time"] > self.bars[-1]["time"], f"back in time: {bar}"
+                self.bars.append(bar)
+
+
+class Rig:
+    """A daemon on Bitget's fake; `check` proves store and charts against the fake's truth."""
+
+    def __init__(
+        self, directory: Path, fake: FakeBitget, clock: ScaledClock, symbols: list[Symbol], **more: Any
+    ) -> None:
+        self.directory = directory
+        self.fake = fake
+        self.clock = clock
+        self.symbols = symbols
+        self.more = more
+        self.started_ms = clock.now_ms()
+        self.daemon: Daemon | None = None
+        self.charts: list[Chart] = []
+        self._readers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        path = self.directory / "candled.yaml"
+        bitget = {
+            "symbols": [str(symbol) for symbol in self.symbols],
+            "market": self.more.get("market", "spot"),
+            "ws_url": self.fake.ws_url,
+            "rest_url": self.fake.rest_url,
+        }
+        document = {
+            "server": {"host": "127.0.0.1", "port": 0},
+            "exchanges": {"bitget": bitget},
+            "ingest": {"backfill": "1h", **self.more.get("ingest", {})},
+            "store": {"url": f"sqlite:///{self.directory / 'candled.db'}"},
+        }
+        path.write_text(yaml.safe_dump(document), "utf-8")
+        self.daemon = Daemon(settings.load(path, {}, PLUGINS), PLUGINS, self.clock)
+        await self.daemon.start()
+
+    async def stop(self) -> None:
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        if self.daemon is not None:
+            await self.daemon.stop()
+
+    def open_chart(self, symbol: Symbol, interval: str = "1m", bars: int = 50) -> Chart:
+        chart = Chart(str(symbol), interval, bars)
+        self.charts.append(chart)
+        self._readers.append(asyncio.ensure_future(self._follow(chart)))
+        return chart
+
+    async def reload(self, chart: Chart) -> list[dict[str, Any]]:
+        """What a fresh subscription shows."""
+        async with websockets.connect(f"ws://127.0.0.1:{self.daemon.port}/", max_size=None) as ws:
+            await ws.send(json.dumps(chart.request))
+            return json.loads(await ws.recv())["bars"]
+
+    async def minutes(self, count: float) -> None:
+        """Let so many minutes of the market pass."""
+        await self.clock.sleep(count * 60)
+
+    def health(self, symbol: Symbol) -> dict[str, Any]:
+        return self.daemon.health()["exchanges"]["bitget"]["symbols"][str(symbol)]
+
+    async def until(self, condition, within_minutes: float = 15.0) -> None:
+        deadline = self.clock.monotonic() + within_minutes * 60
+        while not condition():
+            assert self.clock.monotonic() < deadline, json.dumps(self.daemon.health(), indent=1)
+            await asyncio.sleep(0.02)
+
+    # ------------------------------------------------------------ proof
+
+    async def check(self, within_minutes: float = 20.0, symbols: list[Symbol] | None = None) -> int:
+        """Wait until the store equals the truth and the charts equal a reload; return the minutes compared.
+
+        Raises:
+            AssertionError: that did not come to be; the text says what differs.
+        """
+        deadline = self.clock.monotonic() + within_minutes * 60
+        while True:
+            wrong = await self._differences(symbols or self.symbols)
+            if not wrong:
+                return sum(len(self._truth(symbol, self.clock.now_ms() - 3 * MINUTE_MS)) for symbol in self.symbols)
+            assert self.clock.monotonic() < deadline, wrong
+            await asyncio.sleep(0.1)
+
+    async def _differences(self, symbols: list[Symbol]) -> str:
+        until_ms = MINUTE.floor(self.clock.now_ms()) - 3 * MINUTE_MS
+        for symbol in symbols:
+            stored = await asyncio.to_thread(self._stored, symbol, until_ms)
+            truth = self._truth(symbol, until_ms)
+            for open_ms in sorted(set(stored) | set(truth)):
+                if stored.get(open_ms) != truth.get(open_ms):
+                    return f"{symbol} {open_ms}: stored {stored.get(open_ms)}, truth {truth.get(open_ms)}"
+        for chart in self.charts:
+            shown, fresh = json.dumps(chart.bars[-30:]), await self.reload(chart)
+            if shown != json.dumps(fresh[-len(chart.bars[-30:]) :]) and json.dumps(chart.bars[-30:]) != json.dumps(
+                fresh[-len(chart.bars[-30:]) :]
+            ):
+                return f"{chart.request}: shown {chart.bars[-3:]}, a reload shows {fresh[-3:]}"
+        return ""
+
+    def truth_bars(self, symbol: Symbol, interval: Interval, until_ms: int) -> list[str]:
+        """The bars of an interval as plain folds of the truth since the test's start week, encoded."""
+        buckets: dict[int, list[Candle]] = {}
+        for candle in self.fake.truth(symbol, DEFAULT_INTERVALS[-1].floor(self.started_ms), until_ms):
+            buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
+        return [bar_text(fold(parts, open_ms)) for open_ms, parts in sorted(buckets.items())]
+
+    def _truth(self, symbol: Symbol, until_ms: int) -> dict[int, tuple]:
+        week_ms = DEFAULT_INTERVALS[-1].floor(self.started_ms)
+        return {candle.open_ms: candle.values for candle in self.fake.truth(symbol, week_ms, until_ms)}
+
+    def _stored(self, symbol: Symbol, until_ms: int) -> dict[int, tuple]:
+        store = SqliteStore(self.directory / "candled.db", DEFAULT_INTERVALS)
+        try:
+            week_ms = DEFAULT_INTERVALS[-1].floor(self.started_ms)
+            rows = store.bars_between(MarketKey("bitget", symbol), MINUTE, week_ms, until_ms)
+            return {row.open_ms: row.values for row in rows}
+        finally:
+            store.close()
+
+    async def _follow(self, chart: Chart) -> None:
+        while True:
+            with contextlib.suppress(websockets.ConnectionClosed, OSError):
+                async with websockets.connect(f"ws://127.0.0.1:{self.daemon.port}/", max_size=None) as ws:
+                    await ws.send(json.dumps(chart.request))
+                    async for text in ws:
+                        chart.take(json.loads(text))
+            await asyncio.sleep(0.05)

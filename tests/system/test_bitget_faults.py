@@ -1,0 +1,260 @@
+"""Every fault of Bitget that the fake can do: afterwards store and charts hold what the exchange really had."""
+
+from contextlib import asynccontextmanager
+from decimal import Decimal
+
+import pytest
+
+from candled.model import MINUTE, MINUTE_MS, Interval, Symbol
+from tests.clocks import ScaledClock
+from tests.fakes.bitget import FakeBitget, FakeMarket
+from tests.fakes.tapes import Recorded, Synthetic
+from tests.system.rig import MONDAY_MORNING_MS, Rig
+
+BTC, ETH, THIN = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT"), Symbol.parse("EWZ/USDT")
+SPEED = 40.0
+
+
+def markets() -> list[FakeMarket]:
+    return [
+        FakeMarket(symbol=BTC, tape=Synthetic(7)),
+        FakeMarket(symbol=ETH, tape=Recorded.load("bitget-usdt-futures-ethusdt")),
+        FakeMarket(symbol=THIN, tape=Recorded.load("bitget-usdt-futures-ewzusdt")),
+    ]
+
+
+@asynccontextmanager
+async def rig(tmp_path, symbols=(BTC, ETH), *, speed: float = SPEED, **more):
+    clock = ScaledClock(speed, MONDAY_MORNING_MS)
+    async with FakeBitget(clock, markets(), push_interval_s=1.0) as fake:
+        fake.enforce_limits = False  # limits per second mean nothing on a fast clock; their own tests are elsewhere
+        one = Rig(tmp_path, fake, clock, list(symbols), **more)
+        try:
+            await one.start()
+            yield one
+        finally:
+            await one.stop()
+
+
+async def live(one: Rig) -> None:
+    await one.until(lambda: all(one.health(symbol)["state"] == "live" for symbol in (BTC, ETH)))
+
+
+async def test_without_faults_store_and_charts_hold_the_truth(tmp_path):
+    async with rig(tmp_path) as one:
+        chart, hours = one.open_chart(BTC), one.open_chart(ETH, "1h", 10)
+        await live(one)
+        await one.minutes(3)
+        assert await one.check() > 700
+        week = one.open_chart(BTC, "1W", 5)
+        await one.until(lambda: week.bars)
+        assert chart.initials >= 1
+        assert len(hours.bars) == 7  # since Monday, and the running one
+        truth = one.truth_bars(ETH, Interval.parse("1h"), MINUTE.floor(one.clock.now_ms()))
+        assert [bar["time"] for bar in hours.bars] == [text[9:33] for text in truth]
+
+
+def silence(one: Rig) -> None:
+    one.fake.silence_all()
+
+
+def silence_one(one: Rig) -> None:
+    one.fake.silence(BTC)
+
+
+def duplicates(one: Rig) -> None:
+    one.fake.duplicate_updates = True
+
+
+def late_final(one: Rig) -> None:
+    one.fake.late_final(BTC, 5.0)
+
+
+def skip_push(one: Rig) -> None:
+    one.fake.skip_push(BTC)
+
+
+def half_open(one: Rig) -> None:
+    one.fake.half_open()
+
+
+def drop(one: Rig) -> None:
+    one.fake.drop_all()
+
+
+def storm(one: Rig) -> None:
+    one.fake.max_age_s = 3.0
+
+
+def no_ping_patience(one: Rig) -> None:
+    one.fake.ping_patience_s = (15.0, 19.0)
+
+
+def refuse(one: Rig) -> None:
+    one.fake.refuse_connections = True
+    one.fake.drop_all()
+
+
+def html(one: Rig) -> None:
+    one.fake.html_instead_of_json(200)
+    one.fake.drop_all()
+
+
+def html_403(one: Rig) -> None:
+    one.fake.html_instead_of_json(403)
+    one.fake.drop_all()
+
+
+def too_many(one: Rig) -> None:
+    one.fake.rest_429(times=3)
+    one.fake.drop_all()
+
+
+def rest_down(one: Rig) -> None:
+    one.fake.rest_down = True
+
+
+def unknown_error(one: Rig) -> None:
+    one.fake.rest_error("45001", "unknown error", 500)
+
+
+def shifted_window(one: Rig) -> None:
+    one.fake.window_shift_ms = 5 * MINUTE_MS
+    one.fake.drop_all()
+
+
+def mute(one: Rig) -> None:
+    one.fake.mute_subscription(BTC)
+    one.fake.drop_all()
+
+
+FAULTS = [
+    silence, silence_one, duplicates, late_final, skip_push, half_open, drop, storm, no_ping_patience, refuse, html,
+    html_403, too_many, rest_down, unknown_error, shifted_window, mute,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+async def test_after_a_fault_the_store_and_the_charts_hold_the_truth(tmp_path, fault):
+    async with rig(tmp_path) as one:
+        chart = one.open_chart(BTC)
+        one.open_chart(BTC, "5m")
+        one.open_chart(ETH)
+        await live(one)
+        await one.minutes(0.5)
+        before = one.clock.now_ms()
+        fault(one)
+        await one.minutes(3.5)
+        one.fake.heal()
+        one.fake.max_age_s = 86_400.0
+        one.fake.ping_patience_s = (120.0, 145.0)
+        await one.minutes(2)
+        assert await one.check() > 700
+        assert one.clock.now_ms() - before > 5 * MINUTE_MS
+        assert chart.initials >= 1
+
+
+async def test_a_revised_minute_is_found_by_the_comparison_with_rest_and_shown(tmp_path):
+    async with rig(tmp_path) as one:
+        one.open_chart(BTC)
+        await live(one)
+        await one.minutes(1)
+        open_ms = MINUTE.floor(one.clock.now_ms())
+        await one.until(lambda: one.clock.now_ms() > open_ms + MINUTE_MS)
+        row = one.fake.truth(BTC, open_ms, open_ms + MINUTE_MS)[0]
+        one.fake.revise(BTC, open_ms, [*row.values[:4], row.volume + 1, (row.quote_volume or Decimal(0)) + 5])
+        await one.minutes(2)
+        await one.check()
+        assert one.health(BTC)["revisions"] >= 1
+
+
+async def test_ten_holes_of_the_exchange_are_reported_never_filled_and_asked_for_a_bounded_number_of_times(tmp_path):
+    """Promise 2."""
+    clock = ScaledClock(SPEED, MONDAY_MORNING_MS)
+    async with FakeBitget(clock, markets(), push_interval_s=1.0) as fake:
+        fake.enforce_limits = False
+        start = MONDAY_MORNING_MS - 300 * MINUTE_MS
+        ranges = [(start + n * 20 * MINUTE_MS, start + (n * 20 + 3) * MINUTE_MS) for n in range(10)]
+        fake.missing_minutes(BTC, *ranges)
+        one = Rig(tmp_path, fake, clock, [BTC])
+        try:
+            await one.start()
+            await one.until(lambda: one.health(BTC)["state"] == "live")
+            await one.minutes(70)  # long enough for the later attempts
+            await one.check()
+            holes = one.health(BTC)["holes"]
+            assert (holes["count"], holes["minutes"]) == (10, 30)
+            for first, _ in ranges:
+                asked = [
+                    request for request in fake.requests_to("candles")
+                    if int(request.query["endTime"]) > first >= int(request.query["endTime"]) - int(request.query["limit"]) * MINUTE_MS
+                ]  # fmt: skip
+                assert len(asked) <= 6
+        finally:
+            await one.stop()
+
+
+async def test_an_unknown_symbol_is_named_and_the_others_go_on(tmp_path):
+    nope = Symbol.parse("NOPE/USDT")
+    async with rig(tmp_path, (BTC, ETH, nope)) as one:
+        await live(one)
+        await one.until(lambda: one.health(nope)["trouble"])
+        assert one.health(nope)["state"] == "stale"
+        assert await one.check(symbols=[BTC, ETH]) > 700
+
+
+async def test_a_quiet_market_is_quiet_not_stale_and_has_every_minute(tmp_path):
+    async with rig(tmp_path, (BTC, THIN)) as one:
+        one.fake.push_quiet_minutes = False
+        await one.until(lambda: one.health(THIN)["state"] == "quiet")
+        await one.minutes(5)
+        assert await one.check() > 700
+        assert one.health(THIN)["state"] in ("quiet", "live", "recovering")
+
+
+async def test_a_clock_far_from_the_exchanges_is_noticed_and_harmless(tmp_path, caplog):
+    clock = ScaledClock(SPEED, MONDAY_MORNING_MS)
+    async with FakeBitget(clock, markets(), push_interval_s=1.0, skew_ms=90_000) as fake:
+        fake.enforce_limits = False
+        one = Rig(tmp_path, fake, clock, [BTC, ETH])
+        try:
+            await one.start()
+            await live(one)
+            await one.minutes(3)
+            await one.check()
+            assert "from ours" in caplog.text
+            assert one.daemon.health()["exchanges"]["bitget"]["clockSkewMs"] > 80_000
+        finally:
+            await one.stop()
+
+
+async def test_a_restart_after_minutes_away_shows_no_half_bar_and_repairs_the_rest(tmp_path):
+    async with rig(tmp_path) as one:
+        await live(one)
+        await one.minutes(2)
+        await one.stop()
+        await one.minutes(12)
+        await one.start()
+        chart = one.open_chart(BTC, "1m", 30)
+        await live(one)
+        assert await one.check() > 720
+        times = [bar["time"] for bar in chart.bars]
+        assert times == sorted(set(times))
+        assert len(times) >= 30
+
+
+async def test_many_symbols_share_a_connection_and_more_use_more(tmp_path):
+    from tests.fakes.bitget import synthetic_markets
+
+    clock = ScaledClock(10.0, MONDAY_MORNING_MS)
+    many = synthetic_markets(120)
+    async with FakeBitget(clock, many, push_interval_s=1.0) as fake:
+        fake.enforce_limits = False
+        one = Rig(tmp_path, fake, clock, [market.symbol for market in many])
+        try:
+            await one.start()
+            await one.until(lambda: all(one.health(market.symbol)["connected"] for market in many))
+            assert fake.open_connections == 3
+            await one.until(lambda: all(one.health(market.symbol)["state"] == "live" for market in many), 30)
+        finally:
+            await one.stop()
