@@ -25,6 +25,11 @@ class Waiting:
         """How many rows wait."""
         return self._count + len(self._running)
 
+    @property
+    def minutes(self) -> int:
+        """How many of them are final minutes."""
+        return self._count
+
     def put(self, market: MarketKey, candle: Candle) -> bool:
         """Keep `candle` unless a superseding version waits already; False where it is refused for lack of room."""
         if not candle.final:
@@ -41,8 +46,8 @@ class Waiting:
         self._minutes.setdefault(market, {})[candle.open_ms] = candle
         return True
 
-    def page(self, limit: int) -> list[Row]:
-        """The first `limit` rows by market and time. Fewer than `limit` are all there are.
+    def page(self, limit: int, *, running: bool = True) -> list[Row]:
+        """The first `limit` rows by market and time, without the running minutes if so asked. Fewer are all there are.
 
         Every writer keeps this order, so that two of them never wait for each other's rows.
         """
@@ -50,7 +55,7 @@ class Waiting:
         for market in sorted(self._minutes.keys() | self._running.keys(), key=str):
             minutes = self._minutes.get(market, {})
             rows += [(market, minutes[open_ms]) for open_ms in sorted(minutes)[: limit - len(rows)]]
-            if market in self._running and len(rows) < limit:
+            if running and market in self._running and len(rows) < limit:
                 rows.append((market, self._running[market]))
             if len(rows) == limit:
                 break

@@ -2,28 +2,38 @@
 
 import asyncio
 import logging
-from typing import Any, Literal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from candled.errors import StoreRejected, StoreUnavailable
+from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
 from candled.model import Candle, MarketKey
 
 from .interface import Store
+from .journal import Journal
 from .threads import StoreThreads
 from .waiting import Row, Waiting
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 PAGE_ROWS = 5_000
 RETRY_AT_MOST_S = 30.0
+JOURNAL_AFTER_S = 5.0
+JOURNAL_LOOK_S = 1.0
 
 
 class Writer:
     """Collects candles on the event loop and writes them every `flush_interval_s` seconds on the store's threads.
 
     While the store is away candles wait, the newest version of each minute only, and attempts follow with doubling
-    pauses. Beyond `max_waiting` final minutes further ones are refused: the minutes that wait stay, and the refused
-    ones are missing in the store, where the repair of gaps finds them and fetches them again.
+    pauses. Final minutes that wait for `JOURNAL_AFTER_S` seconds, or fill half of the room, move to the `journal` on
+    disk, which is written on a thread of its own, and on to the store once that is back, be it after a restart.
+    Beyond `max_waiting` final minutes further ones are refused: the minutes that wait stay, and the refused ones are
+    missing in the store, where the repair of gaps finds them and fetches them again.
     """
 
     def __init__(
@@ -34,12 +44,15 @@ class Writer:
         *,
         flush_interval_s: float,
         max_waiting: int = 200_000,
+        journal: Journal | None = None,
     ) -> None:
         self._store = store
         self._threads = threads
         self._clock = clock
         self._flush_interval_s = flush_interval_s
+        self._max_waiting = max_waiting
         self._waiting = Waiting(max_waiting)
+        self._waiting_since = 0.0
         self._turn = asyncio.Lock()
         self._is_closed = False
         self._state: Literal["ok", "away", "rejecting"] = "ok"
@@ -50,6 +63,11 @@ class Writer:
         self._rejected = 0
         self._last_error: str | None = None
         self._last_flush_ms: int | None = None
+        self._journal = journal
+        self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="store-journal")
+        self._journal_was_tried = False
+        self._journal_fails = False
+        self._is_journaling = False
 
     def put(self, market: MarketKey, candle: Candle) -> bool:
         """Take a candle to be stored; to be called on the event loop.
@@ -57,66 +75,67 @@ class Writer:
         A final one becomes part of history; one that is not final replaces the market's running minute. False: too
         many wait already or the writer is closed, and the candle was not taken.
         """
+        if not self._waiting and self._state != "away":
+            self._waiting_since = self._clock.monotonic()
         taken = not self._is_closed and self._waiting.put(market, candle)
         self._refused += not taken
         return taken
 
     async def flush(self) -> None:
-        """Write what waits. On return everything put before the call is durable.
+        """Write what waits, in memory and in the journal. On return everything put before the call is durable.
 
         Raises:
             StoreUnavailable: not all could be written; the rest is kept for the next attempt.
             StoreRejected: the store refused some rows for good; they were dropped, all others are written.
         """
         async with self._turn:
+            if self._journal and not self._journal_was_tried:
+                await self._open_journal(self._journal)
             rejection: StoreRejected | None = None
-            while page := self._waiting.page(PAGE_ROWS):
-                try:
-                    await self._threads.write(self._store.write, page)
-                except StoreUnavailable as error:
-                    self._note_away(error)
-                    raise
-                except StoreRejected as error:
-                    self._note_rejected(page, error)
-                    rejection = rejection or error
-                else:
-                    self._note_written(page)
-                self._waiting.drop(page)
-                if len(page) < PAGE_ROWS:  # it was all there was when the page was taken
+            while True:
+                waited = self._waiting.page(PAGE_ROWS)
+                rejection = await self._write(waited) or rejection
+                self._waiting.drop(waited)
+                if self._journal and not self._journal.is_empty:
+                    rejection = await self._write_journaled(self._journal) or rejection
+                elif len(waited) < PAGE_ROWS:  # it was all there was when the page was taken
                     break
             if rejection:
                 raise rejection
 
     async def run(self) -> None:
-        """Flush for ever. Ends only by cancellation, which loses nothing."""
-        pause_s = self._flush_interval_s
-        while True:
-            await self._clock.sleep(pause_s)
-            pause_s = self._flush_interval_s if await self._try_flush() else self._longer(pause_s)
+        """Flush, and journal what the store does not take, for ever. Ends only by cancellation, which loses nothing."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._flush_on())
+            if self._journal:
+                tasks.create_task(self._journal_on(self._journal))
 
     async def close(self, *, within_s: float = 10.0) -> int:
         """Take no more candles and write what waits; return how many rows had to be left.
 
-        Attempts are repeated while the store is away, but none begins later than `within_s` seconds from now.
+        Attempts are repeated while the store is away, but none begins later than `within_s` seconds from now. With a
+        journal what waits goes there instead, running minutes too, and nothing has to be left.
         """
         self._is_closed = True
         deadline = self._clock.monotonic() + within_s
         pause_s = self._flush_interval_s
-        while not await self._try_flush():
+        while not await self._empty():
             pause_s = self._longer(pause_s)
             if self._clock.monotonic() + pause_s > deadline:
                 break
             await self._clock.sleep(pause_s)
         if self._waiting:
             logger.error("%s rows could not be stored before the end: %s", len(self._waiting), self._last_error)
+        await self._close_journal()
         return len(self._waiting)
 
     def status(self) -> dict[str, Any]:
         """Facts for `/health`, counts since the start.
 
         `state` is `ok`, `away` (rows wait and are tried again) or `rejecting` (the last write was refused for good).
-        `waiting`, `written`, `refused` (no room) and `rejected` (dropped) are rows; `lastFlushMs` is the time of the
-        last write that succeeded, UTC epoch milliseconds; `lastError` is the last error, also after it is over.
+        `waiting` (in memory), `written`, `refused` (no room) and `rejected` (dropped) are rows; `lastFlushMs` is the
+        time of the last write that succeeded, UTC epoch milliseconds; `lastError` is the last error, also after it is
+        over. `journal` is as `Journal.status` says, None without one.
         """
         return {
             "state": self._state,
@@ -126,7 +145,16 @@ class Writer:
             "rejected": self._rejected,
             "lastError": self._last_error,
             "lastFlushMs": self._last_flush_ms,
+            "journal": self._journal.status() if self._journal else None,
         }
+
+    # ------------------------------------------------------------ to the store
+
+    async def _flush_on(self) -> None:
+        pause_s = self._flush_interval_s
+        while True:
+            await self._clock.sleep(pause_s)
+            pause_s = self._flush_interval_s if await self._try_flush() else self._longer(pause_s)
 
     async def _try_flush(self) -> bool:
         """Whether nothing is left to be tried again."""
@@ -142,6 +170,35 @@ class Writer:
             return False
         return True
 
+    async def _write(self, page: list[Row], *, from_journal: bool = False) -> StoreRejected | None:
+        """Write a page; return the refusal if it was refused for good."""
+        if not page:
+            return None
+        try:
+            await self._threads.write(self._store.write, page)
+        except StoreUnavailable as error:
+            self._note_away(error)
+            raise
+        except StoreRejected as error:
+            self._note_rejected(page, error, "kept aside" if from_journal else "dropped")
+            return error
+        self._note_written(page)
+        return None
+
+    async def _write_journaled(self, journal: Journal) -> StoreRejected | None:
+        """Write the oldest page of the journal."""
+        try:
+            page = await self._on_journal_thread(journal.page, PAGE_ROWS)
+        except Unavailable as error:
+            self._note_journal_trouble(error)
+            raise StoreUnavailable(str(error)) from error
+        rejection = await self._write(page, from_journal=True)
+        await self._on_journal_thread(journal.done, rejected=rejection is not None)
+        if journal.is_empty:
+            self._is_journaling = False
+            logger.info("everything in the journal has gone to the store")
+        return rejection
+
     def _longer(self, pause_s: float) -> float:
         return min(pause_s * 2, RETRY_AT_MOST_S)
 
@@ -152,7 +209,7 @@ class Writer:
         self._state = "away"
         self._away_since = self._clock.monotonic()
         self._refused_before = self._refused
-        logger.warning("the store is unavailable, %s rows wait: %s", len(self._waiting), error)
+        logger.warning("the store is unavailable, %s rows wait: %s", self._rows(), error)
 
     def _note_written(self, page: list[Row]) -> None:
         self._note_back()
@@ -160,19 +217,112 @@ class Writer:
         self._written += len(page)
         self._last_flush_ms = self._clock.now_ms()
 
-    def _note_rejected(self, page: list[Row], error: StoreRejected) -> None:
+    def _note_rejected(self, page: list[Row], error: StoreRejected, fate: str) -> None:
         self._note_back()
         self._state = "rejecting"
         self._rejected += len(page)
         self._last_error = str(error)
-        logger.error("the store refused %s rows for good, they are dropped: %s", len(page), error)
+        logger.error("the store refused %s rows for good, they are %s: %s", len(page), fate, error)
 
     def _note_back(self) -> None:
+        self._waiting_since = self._clock.monotonic()
         if self._state != "away":
             return
         logger.info(
             "the store is back after %.1f s: writing %s rows that waited, %s were refused",
             self._clock.monotonic() - self._away_since,
-            len(self._waiting),
+            self._rows(),
             self._refused - self._refused_before,
         )
+
+    def _rows(self) -> int:
+        """How many rows are not stored, in memory and in the journal."""
+        return len(self._waiting) + (self._journal.rows if self._journal else 0)
+
+    # ------------------------------------------------------------ to the journal
+
+    async def _journal_on(self, journal: Journal) -> None:
+        pause_s = JOURNAL_LOOK_S
+        while True:
+            await self._clock.sleep(pause_s)
+            pause_s = JOURNAL_LOOK_S if await self._try_journal(journal) else self._longer(pause_s)
+
+    async def _try_journal(self, journal: Journal) -> bool:
+        """Whether the journal is ready, and has what it should have."""
+        try:
+            if self._is_journal_due():
+                return await self._move_to(journal)
+            return await self._open_journal(journal)
+        except Exception:
+            logger.exception("writing to the journal failed; %s rows wait in memory", len(self._waiting))
+            return False
+
+    def _is_journal_due(self) -> bool:
+        if not self._waiting.minutes:
+            return False
+        if self._state == "away" and self._waiting.minutes * 2 >= self._max_waiting:
+            return True
+        waits_s = self._clock.monotonic() - self._waiting_since
+        return waits_s >= self._flush_interval_s + JOURNAL_AFTER_S
+
+    async def _move_to(self, journal: Journal, *, running: bool = False) -> bool:
+        """Move what waits to the journal; whether all of it has gone there."""
+        if not await self._open_journal(journal):
+            return False
+        while page := self._waiting.page(PAGE_ROWS, running=running):
+            try:
+                kept = await self._on_journal_thread(journal.append, page)
+            except Unavailable as error:
+                self._note_journal_trouble(error)
+                return False
+            self._note_journal_works(is_used=kept > 0)
+            self._waiting.drop(page[:kept])
+            if kept < len(page):
+                return False
+            if kept < PAGE_ROWS:  # it was all there was when the page was taken
+                break
+        return True
+
+    async def _empty(self) -> bool:
+        """Try to bring everything out of memory; whether nothing is left there."""
+        if self._journal is None:
+            return await self._try_flush()
+        is_behind = self._state == "away" or self._is_journal_due() or not self._journal.is_empty
+        if is_behind and await self._move_to(self._journal, running=True):
+            return True
+        return await self._try_flush() or await self._move_to(self._journal, running=True)
+
+    async def _open_journal(self, journal: Journal) -> bool:
+        self._journal_was_tried = True
+        if journal.is_open:
+            return True
+        try:
+            await self._on_journal_thread(journal.open)
+        except Unavailable as error:
+            self._note_journal_trouble(error)
+            return False
+        self._note_journal_works()
+        return True
+
+    async def _close_journal(self) -> None:
+        if self._journal:
+            await self._on_journal_thread(self._journal.close)
+            if self._journal.rows:
+                logger.warning("%s rows stay in the journal for the next start", self._journal.rows)
+        self._journal_thread.shutdown()
+
+    async def _on_journal_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.wrap_future(self._journal_thread.submit(call, *args, **kwargs))
+
+    def _note_journal_trouble(self, error: Unavailable) -> None:
+        if not self._journal_fails:
+            logger.error("%s; %s rows wait in memory only", error, len(self._waiting))
+        self._journal_fails = True
+
+    def _note_journal_works(self, *, is_used: bool = False) -> None:
+        if self._journal_fails:
+            logger.info("the journal can be used again")
+        self._journal_fails = False
+        if is_used and not self._is_journaling:
+            self._is_journaling = True
+            logger.warning("the store does not take what waits: it goes to the journal on disk")

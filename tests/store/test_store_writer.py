@@ -1,13 +1,18 @@
 """The writer on a real SQLite store that fails when told to, with a clock that moves when told to."""
 
 import asyncio
+import gc
 import logging
+import resource
+import threading
+import time
 
 import pytest
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE
 from candled.store import writer as writer_module
+from candled.store.journal import Journal
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
 from tests.clocks import START_MS, ManualClock
@@ -56,7 +61,7 @@ async def advance(clock, seconds, *, task=None):
     """Move the clock; then wait until the writer, back from its threads, waits for the clock again, or `task` ended."""
     await clock.advance(seconds)
     async with asyncio.timeout(5):
-        while not clock.sleepers and not (task and task.done()):  # noqa: ASYNC110 - a clock has no event to wait for
+        while not clock.sleepers and not (task and task.done()):
             await asyncio.sleep(0.001)
 
 
@@ -213,3 +218,270 @@ async def test_closing_waits_for_a_store_that_is_away_but_not_for_ever(writer, s
     assert clock.monotonic() <= 10
     assert len(store.batches) == 3  # at 0, 2 and 6 seconds
     assert caplog.messages[-1] == "1 rows could not be stored before the end: no room on the disk"
+
+
+# ---------------------------------------------------------------- with a journal
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return tmp_path / "candled.journal"
+
+
+@pytest.fixture
+def journaling(store, threads, clock, directory):
+    """Makes a running writer with a journal. Each one made ends the one before, as a killed process would."""
+    made = []
+
+    def end():
+        for task, journal in made:
+            task.cancel()
+            journal.close()
+
+    def make(*, limit_bytes=1_000_000, max_waiting=1000):
+        end()
+        journal = Journal(directory, limit_bytes=limit_bytes)
+        writer = Writer(store, threads, clock, flush_interval_s=1.0, max_waiting=max_waiting, journal=journal)
+        made.append((asyncio.create_task(writer.run()), journal))
+        return writer
+
+    yield make
+    end()
+
+
+async def passing(clock, seconds):
+    """Move the clock second by second; after each one the writer flushes and journals what it then does."""
+    await clock.settle()
+    for _ in range(seconds):
+        await clock.advance(1)
+        async with asyncio.timeout(5):
+            while clock.sleepers < 2:
+                await asyncio.sleep(0.001)
+
+
+def rows_left(writer):
+    """In memory and in the journal."""
+    return writer.status()["waiting"], writer.status()["journal"]["rows"]
+
+
+async def test_what_waits_for_some_seconds_goes_to_the_journal(journaling, store, clock, caplog):
+    writer = journaling()
+    store.trouble = AWAY
+    for at in range(3):
+        writer.put(BTC, minute(at))
+    await passing(clock, 5)
+    assert rows_left(writer) == (3, 0)
+    await passing(clock, 2)
+    assert rows_left(writer) == (0, 3)
+    writer.put(BTC, minute(3))
+    await passing(clock, 1)
+    assert rows_left(writer) == (0, 4)
+    assert caplog.messages == [
+        "the store is unavailable, 3 rows wait: no room on the disk",
+        "the store does not take what waits: it goes to the journal on disk",
+    ]
+
+
+async def test_a_full_half_of_the_room_goes_to_the_journal_at_once(journaling, store, clock):
+    writer = journaling(max_waiting=10)
+    store.trouble = AWAY
+    for at in range(5):
+        writer.put(BTC, minute(at))
+    await passing(clock, 2)
+    assert rows_left(writer) == (0, 5)
+
+
+async def test_running_minutes_wait_in_memory(journaling, store, clock):
+    writer = journaling()
+    store.trouble = AWAY
+    writer.put(BTC, minute(0))
+    writer.put(BTC, minute(1, final=False))
+    await passing(clock, 10)
+    assert rows_left(writer) == (1, 1)
+
+
+async def test_a_store_that_works_has_nothing_journaled(journaling, store, clock, directory):
+    writer = journaling()
+    for at in range(20):
+        writer.put(BTC, minute(at))
+        await passing(clock, 1)
+    assert (rows_left(writer), list(directory.iterdir())) == ((0, 0), [])
+    assert len(everything(store, BTC, MINUTE)) == 20
+
+
+async def test_when_the_store_is_back_the_journal_goes_to_it_and_is_empty(journaling, store, clock, directory, caplog):
+    caplog.set_level(logging.INFO, "candled.store")
+    writer = journaling()
+    store.trouble = AWAY
+    for at in range(20):
+        writer.put(BTC, minute(at))
+        await passing(clock, 1)
+    writer.put(BTC, minute(3, volume="7", as_of_ms=9))  # a correction of a minute that is in the journal
+    store.trouble = None
+    await passing(clock, 31)
+    expected = [minute(at) for at in range(20)]
+    expected[3] = minute(3, volume="7", as_of_ms=9)
+    assert everything(store, BTC, MINUTE) == expected
+    assert (rows_left(writer), list(directory.iterdir())) == ((0, 0), [])
+    assert caplog.messages[-2:] == [
+        "the store is back after 30.0 s: writing 21 rows that waited, 0 were refused",
+        "everything in the journal has gone to the store",
+    ]
+
+
+async def test_a_restart_in_between_loses_nothing(journaling, store, clock):
+    store.trouble = AWAY
+    for start in range(0, 30, 10):
+        writer = journaling()
+        for at in range(start, start + 10):
+            writer.put(BTC, minute(at))
+        await passing(clock, 7)
+        assert rows_left(writer) == (0, start + 10)
+    store.trouble = None
+    await journaling().flush()
+    assert everything(store, BTC, MINUTE) == [minute(at) for at in range(30)]
+
+
+async def test_a_flush_covers_what_went_to_the_journal_meanwhile(journaling, store, clock, monkeypatch):
+    monkeypatch.setattr(writer_module, "PAGE_ROWS", 4)
+    writer = journaling()
+    store.trouble = AWAY
+    for at in range(20):
+        writer.put(BTC, minute(at))
+    await passing(clock, 7)
+    for at in range(20, 30):
+        writer.put(BTC, minute(at))
+    with pytest.raises(StoreUnavailable):
+        await writer.flush()
+    store.trouble = None
+    await writer.flush()
+    assert everything(store, BTC, MINUTE) == [minute(at) for at in range(30)]
+
+
+async def test_a_store_that_hangs_does_not_keep_minutes_from_the_journal(journaling, store, threads, clock):
+    writer = journaling()
+    goes_on = threading.Event()
+    hanging = asyncio.create_task(threads.write(goes_on.wait, 10))
+    await clock.settle()
+    writer.put(BTC, minute(0))
+    async with asyncio.timeout(5):
+        while rows_left(writer) != (0, 1):
+            await clock.advance(1)
+            await asyncio.sleep(0.001)
+    assert not hanging.done()
+    goes_on.set()
+    assert await hanging
+    await writer.flush()
+    assert everything(store, BTC, MINUTE) == [minute(0)]
+
+
+async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_are_refused(journaling, store, clock):
+    writer = journaling(limit_bytes=2000, max_waiting=10)
+    store.trouble = AWAY
+    taken = []
+    for at in range(100):
+        if writer.put(BTC, minute(at)):
+            taken.append(at)
+        await passing(clock, 1)
+    assert taken == list(range(len(taken)))
+    assert rows_left(writer) == (10, len(taken) - 10)
+    assert "is full" in writer.status()["journal"]["lastError"]
+    assert writer.status()["refused"] == 100 - len(taken) > 0
+    store.trouble = None
+    await passing(clock, 31)
+    assert everything(store, BTC, MINUTE) == [minute(at) for at in taken]
+
+
+async def test_closing_while_the_store_is_away_leaves_everything_to_the_next_start(journaling, store, clock, caplog):
+    writer = journaling()
+    store.trouble = AWAY
+    writer.put(BTC, minute(0))
+    writer.put(BTC, minute(1, final=False))
+    assert await writer.close() == 0
+    assert clock.monotonic() == 0
+    assert caplog.messages[-1] == "2 rows stay in the journal for the next start"
+    store.trouble = None
+    await journaling().flush()
+    assert everything(store, BTC, MINUTE) == [minute(0)]
+    assert store.running(BTC) == minute(1, final=False)
+
+
+async def test_closing_does_not_wait_for_a_long_journal(journaling, store, clock):
+    writer = journaling()
+    store.trouble = AWAY
+    writer.put(BTC, minute(0))
+    await passing(clock, 7)
+    store.trouble = None
+    batches = len(store.batches)
+    writer.put(BTC, minute(1))
+    assert await writer.close() == 0
+    assert len(store.batches) == batches
+    await journaling().flush()
+    assert everything(store, BTC, MINUTE) == [minute(0), minute(1)]
+
+
+async def test_a_journal_that_cannot_be_used_is_named_once_and_tried_again(journaling, store, clock, directory, caplog):
+    caplog.set_level(logging.INFO, "candled.store")
+    directory.write_text("something else")
+    writer = journaling()
+    await passing(clock, 20)
+    assert caplog.messages == [f"the journal {directory} cannot be used: Not a directory; 0 rows wait in memory only"]
+    assert writer.status()["journal"]["lastError"] == f"the journal {directory} cannot be used: Not a directory"
+    writer.put(BTC, minute(0))
+    await passing(clock, 1)
+    assert everything(store, BTC, MINUTE) == [minute(0)]
+    directory.unlink()
+    await passing(clock, 30)
+    assert caplog.messages[1:] == ["the journal can be used again"]
+
+
+async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store, clock, caplog):
+    writer = journaling()
+    await passing(clock, 2)
+    store.trouble = AWAY
+    for at in range(5):
+        writer.put(BTC, minute(at))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        await passing(clock, 20)
+        assert rows_left(writer) == (5, 0)
+        assert len([message for message in caplog.messages if "5 rows wait in memory only" in message]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    await passing(clock, 30)
+    assert rows_left(writer) == (0, 5)
+    store.trouble = None
+    await passing(clock, 31)
+    assert everything(store, BTC, MINUTE) == [minute(at) for at in range(5)]
+
+
+async def test_rows_of_the_journal_that_the_store_refuses_are_put_aside(journaling, store, clock, directory):
+    writer = journaling()
+    store.trouble = AWAY
+    writer.put(BTC, minute(0))
+    await passing(clock, 7)
+    store.trouble = StoreRejected("the file is damaged")
+    with pytest.raises(StoreRejected):
+        await writer.flush()
+    assert [path.name for path in directory.iterdir()] == ["00000001.rows.rejected"]
+    assert writer.status()["rejected"] == 1
+
+
+@pytest.mark.timeout(60)
+async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock):
+    writer = journaling(limit_bytes=100_000_000, max_waiting=100_000)
+    store.trouble = AWAY
+    for at in range(50_000):
+        writer.put(BTC, minute(at))
+    gc.freeze()  # a collection that walks the rows waits on no disk
+    try:
+        longest_s, moved = 0.0, asyncio.create_task(passing(clock, 2))
+        before = time.monotonic()
+        while not moved.done():
+            await asyncio.sleep(0.001)
+            longest_s, before = max(longest_s, time.monotonic() - before), time.monotonic()
+    finally:
+        gc.unfreeze()
+    assert rows_left(writer) == (0, 50_000)
+    assert longest_s < 0.1

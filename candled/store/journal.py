@@ -1,0 +1,411 @@
+"""The journal: rows kept on disk while the store is away, in segments that are deleted once their rows are stored.
+
+A segment is a text file. It begins with the line `candled journal 1`; every further line is one row: the CRC-32 of the
+rest in 8 hexadecimal digits, a space, and a JSON array of exchange, symbol, opening time, open, high, low, close,
+volume, quote volume or null, `as_of_ms` and `final`, the numbers as text. Damage costs the lines it touches, no others.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import sys
+import zlib
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from candled.errors import Unavailable
+from candled.model import Candle, MarketKey, Symbol
+
+from .waiting import Row
+
+logger = logging.getLogger(__name__)
+
+LIMIT_BYTES = 256 * 2**20
+ALARM_AT = 0.8
+HEADER = b"candled journal 1\n"
+
+_SEGMENT_AT_MOST = 8 * 2**20
+_LINE_AT_MOST = 4096  # bounds the memory for a file without line ends; a row takes 100 to 200 bytes
+_OUR_OWN_LACK = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # says nothing of the file
+_NUMBERED = re.compile(r"\d{8}\.")
+_SEGMENT_NAME = re.compile(r"\d{8}\.rows")
+
+_Record = tuple[
+    str, str, int, Decimal, Decimal, Decimal, Decimal, Decimal, Decimal | None, int, bool
+]  # exchange, symbol, and the fields of a candle
+_record_decoder = msgspec.json.Decoder(_Record)
+_record_encoder = msgspec.json.Encoder()
+
+# ---------------------------------------------------------------- the format
+
+
+def encode(row: Row) -> bytes:
+    """Write a row as one line, its end included."""
+    market, candle = row
+    text = _record_encoder.encode((market.exchange, str(market.symbol), *candle))
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def decode(line: bytes) -> Row | None:
+    """Read what `encode` wrote; None for anything else, be it by one bit."""
+    text = line[9:-1]
+    if line != b"%08x %s\n" % (zlib.crc32(text), text):
+        return None
+    try:
+        exchange, symbol, *fields = _record_decoder.decode(text)
+        return MarketKey(exchange, Symbol.parse(symbol)), Candle(*fields)
+    except (ValueError, msgspec.DecodeError):
+        return None
+
+
+class Segment:
+    """The rows of a segment's lines, page by page, as far as they can be read.
+
+    `saved` counts the rows and `unreadable` the bytes that are none; `error` is what ended the reading too early.
+    """
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = iter(lines)
+        self.saved = 0
+        self.unreadable = 0
+        self.error: OSError | None = None
+        self.is_over = False
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether something of what was read is no row, or reading failed."""
+        return self.unreadable > 0 or self.error is not None
+
+    def page(self, limit: int) -> list[Row]:
+        """The next `limit` rows; fewer are the last."""
+        rows: list[Row] = []
+        while len(rows) < limit and not self.is_over:
+            line = self._next_line()
+            row = decode(line)
+            if row is not None:
+                rows.append(row)
+            elif line != HEADER:
+                self.unreadable += len(line)
+        self.saved += len(rows)
+        return rows
+
+    def _next_line(self) -> bytes:
+        try:
+            line = next(self._lines, b"")
+        except OSError as error:
+            self.error = error
+            line = b""
+        self.is_over = not line
+        return line
+
+
+# ---------------------------------------------------------------- the files
+
+
+@dataclass(slots=True)
+class _File:
+    """A segment on disk: its durable size and how many rows of it are not done yet (of an old one: its lines)."""
+
+    path: Path
+    size: int
+    rows: int
+
+
+class Journal:
+    """Rows in the files of `directory`, at most `limit_bytes` of them, read in the order of the segments.
+
+    Its methods block, and are called by one thread at a time; properties and `status` may be asked by any. Files that
+    are not wholly readable are renamed to `*.damaged` once their rows are done, those with rows that the store refused
+    to `*.rejected`. Other files in the directory are left alone.
+    """
+
+    def __init__(self, directory: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._directory = directory
+        self._limit = limit_bytes
+        self._segment_at_most = min(_SEGMENT_AT_MOST, limit_bytes // 8)
+        self._lock: int | None = None
+        self._files: list[_File] = []
+        self._next_number = 1
+        self._active: int | None = None  # descriptor of the last file while rows are appended to it
+        self._lines: Generator[bytes, None, None] | None = None  # of the first file, while it is read
+        self._reading: Segment | None = None
+        self._page: list[Row] = []
+        self._has_rejected = False
+        self._filling: Literal["", "alarm", "full"] = ""
+        self.last_error: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `open` succeeded and `close` was not called since."""
+        return self._lock is not None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no row to be read: all are done, or it is not open."""
+        return not (self.is_open and self._files)
+
+    @property
+    def rows(self) -> int:
+        """How many rows are not done; of damaged files an estimate."""
+        return sum(file.rows for file in tuple(self._files))
+
+    def open(self) -> None:
+        """Take the directory for this process, made if need be, and find what was left in it.
+
+        Raises:
+            Unavailable: another process has it, or it cannot be made, read or written.
+        """
+        if self.is_open:
+            return
+        try:
+            self._lock = self._take_directory()
+            self._find_files()
+        except OSError as error:
+            self.close()
+            reason = "another candled uses it" if isinstance(error, BlockingIOError) else error.strerror
+            raise self._trouble(f"the journal {self._directory} cannot be used: {reason}") from error
+        if self._files:
+            logger.info("the journal %s holds %s rows of an earlier run", self._directory, self.rows)
+        self._watch_limit()
+
+    def append(self, rows: Sequence[Row]) -> int:
+        """Write rows; return how many of them, counted from the first, had room. Those are on the disk then.
+
+        Raises:
+            Unavailable: the disk is full or fails, or the journal is not open: none of them counts as kept.
+        """
+        if not self.is_open:
+            raise Unavailable("the journal is not open")
+        if self._files and self._files[-1].size >= self._segment_at_most:
+            self._seal()
+        lines = self._fitting([encode(row) for row in rows])
+        if lines:
+            try:
+                self._write(b"".join(lines))
+            except OSError as error:
+                self._abandon()
+                raise self._trouble(f"the journal {self._directory} cannot be written: {error.strerror}") from error
+            self._files[-1].rows += len(lines)
+        self._watch_limit(is_full=len(lines) < len(rows))
+        return len(lines)
+
+    def page(self, limit: int) -> list[Row]:
+        """The oldest rows that are not done, at most `limit`, the same until `done`; none: there are no more.
+
+        Raises:
+            Unavailable: this process has no descriptor or memory left to read them with.
+        """
+        while self.is_open and self._files and not self._page:
+            if self._reading is None:
+                if len(self._files) == 1:
+                    self._seal()
+                self._lines = _lines(self._files[0].path)
+                self._reading = Segment(self._lines)
+            self._page = self._reading.page(limit)
+            error = self._reading.error
+            if error and error.errno in _OUR_OWN_LACK:
+                self._stop_reading()
+                raise self._trouble(f"{self._files[0].path} cannot be read now: {error.strerror}") from error
+            if not self._page:
+                self._finish(self._reading)
+        return self._page
+
+    def done(self, *, rejected: bool = False) -> None:
+        """Go on behind the page: its rows are durable elsewhere, or `rejected` for good."""
+        if self._reading is None:
+            return
+        self._files[0].rows = max(0, self._files[0].rows - len(self._page))
+        self._page = []
+        self._has_rejected |= rejected
+        if self._reading.is_over:
+            self._finish(self._reading)
+
+    def close(self) -> None:
+        """Release the directory. What is not done stays for the next run."""
+        self._seal()
+        self._stop_reading()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def status(self) -> dict[str, Any]:
+        """Facts for `/health`.
+
+        `rows` that are not stored yet (of damaged files an estimate), `bytes` on the disk of the `limit`, and
+        `lastError`, the last error, also after it is over.
+        """
+        return {"rows": self.rows, "bytes": self._bytes(), "limit": self._limit, "lastError": self.last_error}
+
+    # ------------------------------------------------------------ the directory
+
+    def _take_directory(self) -> int:
+        """The descriptor that holds the lock, which ends with the process however that ends."""
+        if not self._directory.exists():
+            self._directory.mkdir()
+            _sync_directory(self._directory.parent)
+        lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.access(self._directory, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError:
+            os.close(lock)
+            raise
+        return lock
+
+    def _find_files(self) -> None:
+        paths = sorted(self._directory.iterdir())
+        numbers = [int(path.name[:8]) for path in paths if _NUMBERED.match(path.name)]
+        self._next_number = max(numbers, default=0) + 1  # a file put aside keeps its name to itself
+        segments = [path for path in paths if _SEGMENT_NAME.fullmatch(path.name) and path.is_file()]
+        self._files = [_File(path, path.stat().st_size, _count_rows(path)) for path in segments]
+
+    # ------------------------------------------------------------ writing
+
+    def _fitting(self, lines: list[bytes]) -> list[bytes]:
+        """As many of the first `lines` as have room."""
+        room = self._limit - self._bytes() - (len(HEADER) if self._active is None else 0)
+        ends = accumulate(map(len, lines))
+        return [line for line, end in zip(lines, ends, strict=True) if end <= room]
+
+    def _write(self, text: bytes) -> None:
+        """Append whole lines; on the disk when this returns."""
+        if self._active is None:
+            self._begin_segment()
+            text = HEADER + text
+        assert self._active is not None
+        rest = memoryview(text)
+        while rest:
+            rest = rest[os.write(self._active, rest) :]
+        _sync(self._active)
+        file = self._files[-1]
+        if not file.size:
+            _sync_directory(self._directory)
+        file.size += len(text)
+
+    def _begin_segment(self) -> None:
+        path = self._directory / f"{self._next_number:08d}.rows"
+        self._active = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        self._next_number += 1
+        self._files.append(_File(path, 0, 0))
+
+    def _abandon(self) -> None:
+        """Go back to what was durable, and on in a new file: after a failed sync the kernel may forget what failed."""
+        if self._active is None:
+            return
+        file = self._files[-1]
+        with suppress(OSError):
+            os.ftruncate(self._active, file.size)
+        self._seal()
+        if file.size:
+            return
+        self._files.pop()
+        with suppress(OSError):
+            file.path.unlink()
+
+    def _seal(self) -> None:
+        """Append no more to the last file."""
+        if self._active is None:
+            return
+        with suppress(OSError):  # what counts is synced
+            os.close(self._active)
+        self._active = None
+
+    # ------------------------------------------------------------ reading
+
+    def _finish(self, segment: Segment) -> None:
+        """Every row of the first file is done: delete it, or put it aside."""
+        file = self._files[0]
+        try:
+            if segment.is_damaged or self._has_rejected:
+                self._put_aside(file.path, segment)
+            else:
+                file.path.unlink()
+        except OSError as error:  # its rows would only be stored once more
+            self._trouble(f"{file.path} cannot be removed: {error.strerror}")
+            logger.error("%s", self.last_error)
+        self._stop_reading()
+        self._files.pop(0)
+        self._watch_limit()
+
+    def _put_aside(self, path: Path, segment: Segment) -> None:
+        aside = path.with_name(f"{path.name}.{'damaged' if segment.is_damaged else 'rejected'}")
+        if segment.is_damaged:
+            reason = f": {segment.error.strerror}" if segment.error else ""
+            self._trouble(
+                f"{path} of the journal is damaged{reason}: {segment.saved} rows could be read,"
+                f" {segment.unreadable} bytes could not; it is kept as {aside.name}"
+            )
+        else:
+            self._trouble(f"{path} of the journal has rows that the store refused; it is kept as {aside.name}")
+        logger.error("%s", self.last_error)
+        path.rename(aside)
+
+    def _stop_reading(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        self._lines = self._reading = None
+        self._page = []
+        self._has_rejected = False
+
+    # ------------------------------------------------------------ facts
+
+    def _bytes(self) -> int:
+        return sum(file.size for file in tuple(self._files))
+
+    def _watch_limit(self, *, is_full: bool = False) -> None:
+        """Say once when it becomes full, and once before."""
+        size = self._bytes()
+        filling: Literal["", "alarm", "full"] = "full" if is_full else "alarm" if size >= self._limit * ALARM_AT else ""
+        if filling == self._filling or (filling == "alarm" and self._filling == "full"):
+            return
+        self._filling = filling
+        if filling == "full":
+            self._trouble(f"the journal {self._directory} is full with {size} of {self._limit} bytes")
+            logger.error(
+                "%s; the minutes in it are kept, further ones wait in memory as long as there is room", self.last_error
+            )
+        elif filling == "alarm":
+            logger.warning("the journal %s fills up: %s of %s bytes", self._directory, size, self._limit)
+
+    def _trouble(self, text: str) -> Unavailable:
+        self.last_error = text
+        return Unavailable(text)
+
+
+def _lines(path: Path) -> Generator[bytes, None, None]:
+    with path.open("rb") as file:
+        while line := file.readline(_LINE_AT_MOST):
+            yield line
+
+
+def _count_rows(path: Path) -> int:
+    """The lines behind the header; 0 where that cannot be found out, which the reading reports."""
+    try:
+        return sum(line != HEADER for line in _lines(path))
+    except OSError:
+        return 0
+
+
+def _sync(descriptor: int) -> None:
+    if sys.platform == "darwin":  # there fsync alone leaves it in the disk's cache
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
