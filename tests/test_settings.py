@@ -1,0 +1,303 @@
+"""Sections: read strictly, printed without secrets, set by environment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candled import Interval, Symbol, setting
+from candled.settings import (
+    ByteSize,
+    apply_environment,
+    kinds_of,
+    read_section,
+    section_as_plain,
+    without_passwords,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    depth: int = setting(1, help="how deep", at_least=0, at_most=9)
+    width: int = setting(1, help="how wide")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything:
+    text: str = setting("a", help="")
+    whole: int = setting(1, help="", at_least=0)
+    number: float = setting(1.5, help="")
+    flag: bool = setting(True, help="")
+    wait: timedelta = setting(timedelta(seconds=1), help="", at_least=timedelta(0), at_most=timedelta(hours=1))
+    size: ByteSize = setting(ByteSize(1000), help="")
+    interval: Interval = setting(Interval.parse("5m"), help="")
+    symbols: tuple[Symbol, ...] = setting((), help="")
+    files: Mapping[str, int] = setting({}, help="")
+    kind: Literal["new", "old"] = setting("new", help="")
+    colour: str = setting("red", help="", one_of=("red", "green"))
+    limit: int | None = setting(None, help="")
+    password: str = setting("", help="", secret=True)
+    inner: Inner = setting(Inner(), help="")
+
+
+def read(raw: object) -> tuple[Everything, list[str]]:
+    problems: list[str] = []
+    return read_section(Everything, raw, "x", problems), problems
+
+
+def problem(raw: object) -> str:
+    _, (only,) = read(raw)
+    return only
+
+
+def test_nothing_set_is_all_defaults():
+    assert read(None) == (Everything(), [])
+    assert read({}) == (Everything(), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("text: b", {"text": "b"}),
+        ("number: 2", {"number": 2.0}),
+        ("flag: no", {"flag": False}),
+        ("wait: 250ms", {"wait": timedelta(milliseconds=250)}),
+        ("wait: 0.5s", {"wait": timedelta(milliseconds=500)}),
+        ("wait: 5m", {"wait": timedelta(minutes=5)}),
+        ("size: 512", {"size": 512}),
+        ("size: 1.5MB", {"size": 1_500_000}),
+        ("size: 1GiB", {"size": 2**30}),
+        ("interval: 1D", {"interval": Interval.parse("1D")}),
+        ("symbols: [BTC/USDT, ETH/USDT]", {"symbols": (Symbol("BTC", "USDT"), Symbol("ETH", "USDT"))}),
+        ("files: {a: 1}", {"files": {"a": 1}}),
+        ("kind: old", {"kind": "old"}),
+        ("limit: 3", {"limit": 3}),
+        ("limit:", {"limit": None}),
+        ("inner: {depth: 9}", {"inner": Inner(depth=9)}),
+        ("inner:", {"inner": Inner()}),
+    ],
+)
+def test_what_yaml_says_becomes_a_value(text, expected):
+    assert read(yaml.safe_load(text)) == (Everything(**expected), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("texts: b", "x.texts: unknown setting, did you mean text?"),
+        ("text: 7", "x.text: expected text, got 7: put it in quotes"),
+        ("text: [a]", "x.text: expected text, got a list"),
+        ("whole: true", "x.whole: expected a whole number, got true"),
+        ("whole: 1.0", "x.whole: expected a whole number, got 1.0"),
+        ("whole:", "x.whole: expected a whole number, got nothing"),
+        ("whole: -1", "x.whole: at least 0, was -1"),
+        ("number: .nan", "x.number: expected a number, got nan"),
+        (f"number: 1{'0' * 400}", f"x.number: expected a number, got 1{'0' * 79}…"),
+        ("flag: 1", "x.flag: expected true or false, got 1"),
+        ("wait: -1s", "x.wait: at least 0s, was -1s"),
+        ("wait: 2h", "x.wait: at most 1h, was 2h"),
+        ("symbols: BTC/USDT", "x.symbols: expected a list, for instance [BTC/USDT]; got 'BTC/USDT'"),
+        ("symbols: [BTCUSDT]", "x.symbols[0]: expected BASE/QUOTE such as BTC/USDT, got 'BTCUSDT'"),
+        ("files: [a]", "x.files: expected a mapping, got a list"),
+        ("files: {a: b}", "x.files.a: expected a whole number, got 'b'"),
+        ("kind: odd", "x.kind: one of new, old, was odd"),
+        ("colour: blue", "x.colour: one of red, green, was blue"),
+        ("inner: {depth: 10}", "x.inner.depth: at most 9, was 10"),
+        ("inner: 7", "x.inner: expected a mapping of settings, got 7"),
+        ("[]", "x: expected a mapping of settings, got a list"),
+    ],
+)
+def test_a_mistake_says_where_it_is_and_what_was_expected(text, expected):
+    assert problem(yaml.safe_load(text)) == expected
+
+
+def test_a_duration_without_a_unit_is_refused_with_a_hint():
+    assert problem({"wait": 10}).endswith("a unit is missing, write 10s if seconds are meant")
+
+
+def test_an_interval_says_why_it_cannot_be():
+    assert "does not divide a day" in problem({"interval": "7m"})
+
+
+def test_a_duration_beyond_all_bounds_is_a_problem_too():
+    assert problem({"wait": "999999999999d"}).endswith("too long")
+
+
+def test_all_mistakes_are_reported_and_the_rest_is_read():
+    everything, problems = read({"whole": "x", "number": "y", "text": "kept", "inner": {"depth": "z", "width": 5}})
+    assert len(problems) == 3
+    assert everything == Everything(text="kept", inner=Inner(width=5))
+
+
+def test_keys_read_elsewhere_are_suggested():
+    problems: list[str] = []
+    read_section(Inner, {"symbol": 1}, "x", problems, beside=("symbols",))
+    assert problems == ["x.symbol: unknown setting, did you mean symbols?"]
+
+
+def test_the_sections_own_refusal_is_a_problem():
+    @dataclass(frozen=True, kw_only=True)
+    class Ordered:
+        low: int = setting(1, help="")
+        high: int = setting(2, help="")
+
+        def __post_init__(self) -> None:
+            if self.low > self.high:
+                raise ValueError("low is above high")
+
+    problems: list[str] = []
+    assert read_section(Ordered, {"low": 3}, "x", problems) == Ordered()
+    assert problems == ["x: low is above high"]
+
+
+def test_a_type_that_cannot_be_a_setting_is_the_authors_mistake():
+    @dataclass(frozen=True, kw_only=True)
+    class Odd:
+        when: complex = setting(1j, help="")
+
+    with pytest.raises(TypeError, match="complex"):
+        read_section(Odd, {"when": 1}, "x", [])
+
+
+def test_a_mutable_default_is_not_shared():
+    first, second = Everything(), Everything()
+    assert first.files == second.files
+    assert first.files is not second.files
+
+
+# ---------------------------------------------------------------- printing
+
+durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(hours=1))
+
+
+@given(
+    st.builds(
+        Everything,
+        text=st.text().filter(lambda text: "://" not in text),
+        whole=st.integers(min_value=0),
+        number=st.floats(allow_nan=False, allow_infinity=False),
+        flag=st.booleans(),
+        wait=durations,
+        size=st.builds(ByteSize, st.integers(min_value=0, max_value=10**15)),
+        files=st.dictionaries(st.text(), st.integers()),
+        limit=st.none() | st.integers(),
+    )
+)
+def test_what_is_printed_reads_back(everything):
+    printed = yaml.safe_dump(section_as_plain(everything, redact=False))
+    assert read(yaml.safe_load(printed)) == (everything, [])
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [
+        (timedelta(0), "0s"),
+        (timedelta(days=30), "30d"),
+        (timedelta(seconds=90), "90s"),
+        (timedelta(milliseconds=250), "250ms"),
+        (timedelta(microseconds=1), "0.001ms"),
+    ],
+)
+def test_durations_print_in_the_largest_unit_that_divides_them(duration, text):
+    assert section_as_plain(Everything(wait=duration))["wait"] == text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://user:hunter2@host/db", "postgresql://user:***@host/db"),
+        ("postgresql://user:p@ss/w:rd@host/db", "postgresql://user:***@host/db"),
+        ("redis://:hunter2@host:6379/0", "redis://:***@host:6379/0"),
+        ("postgresql://host/db?user=u&password=hunter2&sslmode=require", "postgresql://host/db?user=u&password=***&sslmode=require"),
+        ("sqlite:///candled.db", "sqlite:///candled.db"),
+        ("wss://host:443/path", "wss://host:443/path"),
+    ],
+)  # fmt: skip
+def test_the_password_in_a_url_is_stars(url, shown):
+    assert without_passwords(url) == shown
+    assert section_as_plain(Everything(text=url))["text"] == shown
+
+
+def test_a_secret_is_stars_and_an_empty_one_is_empty():
+    assert section_as_plain(Everything(password="hunter2"))["password"] == "***"
+    assert section_as_plain(Everything())["password"] == ""
+    assert section_as_plain(Everything(password="hunter2"), redact=False)["password"] == "hunter2"
+
+
+@pytest.mark.parametrize("raw", [{"password": 1234567}, {"password": ["1234567"]}, {"whole": "a://b:1234567@c"}])
+def test_a_mistake_does_not_print_a_password(raw):
+    assert "1234567" not in problem(raw)
+
+
+# ---------------------------------------------------------------- environment
+
+
+def applied(env: Mapping[str, str], raw: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], list[str]]:
+    problems: list[str] = []
+    return apply_environment(raw or {}, env, "APP_", kinds_of(Everything), problems), problems
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("APP_WHOLE", "7", {"whole": 7}),
+        ("app_whole", "7", {"whole": 7}),
+        ("APP_SYMBOLS", "[BTC/USDT]", {"symbols": ["BTC/USDT"]}),
+        ("APP_INNER__DEPTH", "3", {"inner": {"depth": 3}}),
+        ("APP_INNER", "{depth: 3}", {"inner": {"depth": 3}}),
+        ("APP_TEXT", "2024-99-99", {"text": "2024-99-99"}),
+        ("APP_TEXT", "12", {"text": "12"}),
+        ("APP_TEXT", "", {"text": ""}),
+        ("APP_TEXT", "@odd", {"text": "@odd"}),
+        ("APP_TEXT", "'quoted'", {"text": "quoted"}),
+        ("OTHER_WHOLE", "7", {}),
+    ],
+)
+def test_a_variable_sets_a_key(name, text, expected):
+    assert applied({name: text}) == (expected, [])
+
+
+def test_a_variable_goes_over_the_file_and_leaves_it_alone():
+    raw = {"inner": {"depth": 1, "width": 2}}
+    assert applied({"APP_INNER__DEPTH": "3"}, raw) == ({"inner": {"depth": 3, "width": 2}}, [])
+    assert raw == {"inner": {"depth": 1, "width": 2}}
+
+
+def test_a_variable_of_a_key_goes_over_that_of_its_section():
+    env = {"APP_INNER__DEPTH": "3", "APP_INNER": "{depth: 1, width: 2}"}
+    assert applied(env) == ({"inner": {"depth": 3, "width": 2}}, [])
+
+
+def test_an_underscore_matches_a_hyphen():
+    problems: list[str] = []
+    kinds = {"bitget-futures": {"market": str}}
+    assert apply_environment({}, {"APP_BITGET_FUTURES__MARKET": "x"}, "APP_", kinds, problems) == {
+        "bitget-futures": {"market": "x"}
+    }
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("APP_WHOLES", "APP_WHOLES: no such setting, did you mean APP_WHOLE?"),
+        ("APP_INNER_DEPTH", "APP_INNER_DEPTH: no such setting, did you mean APP_INNER__DEPTH?"),
+        ("APP_DEPTH", "APP_DEPTH: no such setting, did you mean APP_INNER__DEPTH?"),
+        ("APP_QQQQQQQQQQQQ", "APP_QQQQQQQQQQQQ: no such setting"),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_a_problem(name, expected):
+    assert applied({name: "1"})[1] == [expected]
+
+
+@pytest.mark.parametrize("text", ["[1", "2024-99-99"])
+def test_a_variable_that_is_not_yaml_is_a_problem(text):
+    assert applied({"APP_WHOLE": text}) == (
+        {},
+        ["APP_WHOLE: expected YAML, for instance a number, a text or [a, list]"],
+    )
