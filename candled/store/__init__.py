@@ -1,1 +1,39 @@
-"""Candles ↔ database: what every store can do, and the threads that do it."""
+"""Candles ↔ database: what every store can do, the threads that do it, and which store an address means."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from candled.errors import ConfigError
+from candled.model import Interval
+
+from .interface import Store
+
+# How an address begins, and what a person should know of that store.
+KNOWN_STORES = {
+    "sqlite:///": "one file, embedded: sqlite:///candled.db",
+    "postgresql://": "PostgreSQL, with or without TimescaleDB: postgresql://user:password@host:5432/database",
+    "postgres://": "the same as postgresql://",
+}
+
+
+def make_store(
+    url: str,
+    intervals: Iterable[Interval],
+    *,
+    compress_after_days: int | None = None,
+    retention_days: int | None = None,
+) -> Store:
+    """The store that `url` means, not yet opened. Days (None: never) are for PostgreSQL; see `PostgresStore`.
+
+    Raises:
+        ConfigError: no store has such addresses, or this one cannot be read. The text does not repeat it.
+    """
+    if url.startswith("sqlite:///"):
+        from .sqlite import SqliteStore
+
+        return SqliteStore(Path(url.removeprefix("sqlite:///")), intervals)
+    if url.startswith(("postgresql://", "postgres://")):
+        from .postgres import PostgresStore
+
+        return PostgresStore(url, intervals, compress_after_days=compress_after_days, retention_days=retention_days)
+    raise ConfigError("expected an address of one of these stores: " + "; ".join(KNOWN_STORES.values()))

@@ -1,0 +1,266 @@
+"""Connections to PostgreSQL for worker threads: borrowed and returned, never lost, never waited for without end."""
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from queue import Empty, LifoQueue
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import parse_dsn
+
+from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+
+# What libpq can do by itself against links that die silently; an address may say otherwise.
+# Source: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+_PARAMETERS = {
+    "application_name": "candled",
+    "client_encoding": "utf8",
+    "connect_timeout": "5",
+    "keepalives": "1",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "8000",
+}
+
+# Every statement of the store is an index lookup. Fresh tables have no statistics, and a plan for the 100 rows of
+# yesterday must not scan the million of today; compiling such statements costs more than running them.
+_SESSION = """SET TimeZone = 'UTC'; SET client_min_messages = 'warning'; SET jit = off;
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET statement_timeout = {}"""
+
+_IDLE_S = 3600.0
+
+# States that end without us although psycopg2 does not call them operational: a standby becomes the primary, a
+# backup is restored and brings its tables. Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_MAY_HEAL = frozenset({"25006", "42P01", "3F000"})
+
+
+def parse_address(url: str) -> dict[str, Any]:
+    """The connection parameters that `postgresql://user:password@host:port/database?option=value` names, with ours.
+
+    Raises:
+        ConfigError: it cannot be read. The text does not repeat the address, which may hold a password.
+    """
+    try:
+        return {**_PARAMETERS, **parse_dsn(url)}
+    except psycopg2.ProgrammingError as error:
+        problem = "an option that PostgreSQL does not know" if "query parameter" in str(error) else "a mistake in it"
+        raise ConfigError(f"expected postgresql://user:password@host:port/database, got {problem}") from None
+
+
+@contextmanager
+def errors_translated() -> Iterator[None]:
+    """psycopg2's errors as `Store` promises them, in one line."""
+    try:
+        yield
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        raise StoreUnavailable(_line(error)) from error
+    except psycopg2.Error as error:
+        raise (StoreUnavailable if error.pgcode in _MAY_HEAL else StoreRejected)(_line(error)) from error
+
+
+def _line(error: psycopg2.Error) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or f"PostgreSQL: {type(error).__name__}"
+
+
+class Watchdog:
+    """A thread that shuts the sockets of calls that take too long.
+
+    It is needed because libpq waits for ever where the other side's kernel still acknowledges, as behind a proxy
+    that hangs: neither keepalives nor the server's own timeouts end such a call.
+    """
+
+    def __init__(self) -> None:
+        self._deadlines: dict[socket.socket, float] = {}
+        self._changed = threading.Condition()
+        self._wakes_at = 0.0
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="store-watchdog", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def watching(self, line: socket.socket, limit_s: float) -> Iterator[None]:
+        """Shut `line` if the block takes longer than `limit_s` seconds."""
+        deadline = time.monotonic() + limit_s
+        with self._changed:
+            self._deadlines[line] = deadline
+            if deadline < self._wakes_at:  # else it looks in time anyway, and need not be woken at every call
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._deadlines.pop(line, None)
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._is_closed:
+                now = time.monotonic()
+                self._shut_overdue(now)
+                self._wakes_at = min(self._deadlines.values(), default=now + _IDLE_S)
+                self._changed.wait(self._wakes_at - now)
+
+    def _shut_overdue(self, now: float) -> None:
+        for line in [line for line, deadline in self._deadlines.items() if deadline <= now]:
+            del self._deadlines[line]
+            with suppress(OSError):  # closed by the other side meanwhile
+                line.shutdown(socket.SHUT_RDWR)
+
+
+class Link:
+    """One connection. Each call ends within `limit_s` seconds: by an answer, by the server's timeout, or by force.
+
+    Every method raises `StoreUnavailable` and `StoreRejected` as `Store` does.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any], watchdog: Watchdog, *, limit_s: float, autocommit: bool) -> None:
+        self._watchdog = watchdog
+        self._limit_s = limit_s
+        with errors_translated():
+            self._connection: Connection = psycopg2.connect(**parameters)
+        # A second handle of the same socket, so that the watchdog never touches libpq's own.
+        self._line = socket.socket(fileno=os.dup(self._connection.fileno()))
+        try:
+            self._connection.autocommit = True
+            self.run(_SESSION.format(round(limit_s * 800)))  # the server gives up first, then the link stays usable
+            self._connection.autocommit = autocommit
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def server_version(self) -> int:
+        """The server's version as a number: 150018 is 15.18."""
+        return int(self._connection.server_version)
+
+    def rows(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Execute a statement and return what it returns."""
+        with self._call(), self._connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return cursor.fetchall()
+
+    def run(self, statement: str, parameters: Sequence[object] = ()) -> int:
+        """Execute a statement and return how many rows it changed."""
+        with self._call(), self._connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return cursor.rowcount
+
+    def commit(self) -> None:
+        """Commit. If this raises `StoreUnavailable` the transaction may or may not have been committed."""
+        with self._call():
+            self._connection.commit()
+
+    def rollback(self) -> None:
+        """Give up the transaction, if there is one."""
+        with self._call():
+            self._connection.rollback()
+
+    def is_stale(self) -> bool:
+        """Whether something happened while it was idle. A server that went away says so, or closes the socket."""
+        poll = select.poll()
+        poll.register(self._line, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Close it; safe in any state."""
+        with suppress(psycopg2.Error):
+            self._connection.close()
+        self._line.close()
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        with errors_translated(), self._watchdog.watching(self._line, self._limit_s):
+            yield
+
+
+class Pool:
+    """`size` slots for connections, made by `connect` when first needed and again after they broke.
+
+    psycopg2's own pool keeps only its minimum, raises instead of waiting when all are out, and loses a slot for ever
+    when a backend dies inside a transaction.
+    """
+
+    def __init__(self, connect: Callable[[], Link], size: int, *, wait_s: float) -> None:
+        self._connect = connect
+        self._wait_s = wait_s
+        self._size = size
+        self._is_closed = False
+        # The slot used last is lent first: its connection is warm, the others need not exist.
+        self._slots: LifoQueue[Link | None] = LifoQueue()
+        for _ in range(size):
+            self._slots.put(None)
+
+    @contextmanager
+    def borrow(self) -> Iterator[Link]:
+        """Lend a connection. After an error its transaction is rolled back; a broken one is replaced at its next use.
+
+        Raises:
+            StoreUnavailable: none became free in time, or the server cannot be reached.
+        """
+        try:
+            link = self._slots.get(timeout=self._wait_s)
+        except Empty:
+            raise StoreUnavailable(f"all {self._size} connections were busy for {self._wait_s:.0f} s") from None
+        try:
+            if link is not None and link.is_stale():
+                link.close()
+                link = None
+            if link is None:
+                link = self._connect()
+            yield link
+        except BaseException:
+            if link is not None and not _recovered(link):
+                link = None
+            raise
+        finally:
+            if link is not None and self._is_closed:
+                link.close()
+                link = None
+            self._slots.put(link)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Link]:
+        """Lend a connection and commit at the end; an error commits nothing."""
+        with self.borrow() as link:
+            yield link
+            link.commit()
+
+    def usable(self) -> int:
+        """How many slots are free at this moment."""
+        return self._slots.qsize()
+
+    def close(self) -> None:
+        """Close what is free now, and what is out when it comes back."""
+        self._is_closed = True
+        free = 0
+        with suppress(Empty):
+            while True:
+                link = self._slots.get_nowait()
+                free += 1
+                if link is not None:
+                    link.close()
+        for _ in range(free):
+            self._slots.put(None)
+
+
+def _recovered(link: Link) -> bool:
+    """Whether the link is fit for its next use; if not, it is closed."""
+    try:
+        link.rollback()
+    except (StoreUnavailable, StoreRejected):
+        link.close()
+        return False
+    return True

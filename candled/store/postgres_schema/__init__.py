@@ -1,0 +1,41 @@
+"""The tables in PostgreSQL, made and changed by numbered steps."""
+
+import re
+from pathlib import Path
+
+from candled.errors import StoreRejected
+from candled.store.postgres_pool import Link
+
+_STEPS = {
+    int(match[1]): path
+    for path in sorted(Path(__file__).parent.glob("*.sql"))
+    if (match := re.match(r"(\d{4})_", path.name))
+}
+SCHEMA = max(_STEPS)
+
+
+def migrate(link: Link) -> None:
+    """Run the steps that the database lacks, each in a transaction. The caller holds the lock for it.
+
+    Raises:
+        StoreRejected: the database has a newer schema than this program knows, or the role may not create tables.
+    """
+    version = _version(link)
+    if version > SCHEMA:
+        raise StoreRejected(
+            f"the database was written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
+        )
+    for step in range(version + 1, SCHEMA + 1):
+        link.run(_STEPS[step].read_text("utf-8"))
+        link.run("UPDATE candled.state SET schema = %s", (step,))
+        link.commit()
+
+
+def _version(link: Link) -> int:
+    [(namespace, table)] = link.rows("SELECT to_regnamespace('candled'), to_regclass('candled.state')")
+    if namespace is None:
+        link.run("CREATE SCHEMA candled")
+    if table is None:
+        return 0
+    [(version,)] = link.rows("SELECT schema FROM candled.state")
+    return int(version)

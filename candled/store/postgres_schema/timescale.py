@@ -1,0 +1,134 @@
+"""What TimescaleDB adds to the tables where it is there: chunks of the minutes, compressed and dropped when old."""
+
+import logging
+from dataclasses import dataclass
+
+from candled.errors import StoreRejected, StoreUnavailable
+from candled.model import iso_ms
+from candled.store.postgres_pool import Link
+
+logger = logging.getLogger(__name__)
+
+# 7 days: with years of 1-day chunks every statement that is not bounded takes a lock on thousands of them.
+CHUNK = "7 days"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timescale:
+    """What this server and database offer.
+
+    `version` is None without the extension; `hypertable` says whether the minutes are kept in chunks; `licensed`
+    whether compression may be used (builds of the Apache licence refuse it); `remark` tells why something is missing.
+    """
+
+    version: str | None = None
+    hypertable: bool = False
+    licensed: bool = False
+    remark: str = ""
+
+
+def prepare(link: Link) -> Timescale:
+    """Create the extension where that is possible, and chunks for the minutes while there are none yet.
+
+    Raises:
+        StoreUnavailable: the tables are TimescaleDB's already, but the server runs without it.
+    """
+    # CREATE EXTENSION ends the connection of whoever tries it on a server that has not preloaded the library. Its
+    # loader's settings tell; the list of preloaded libraries is hidden from ordinary roles.
+    [(version, is_available, is_loaded)] = link.rows(
+        """SELECT (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
+            EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb'),
+            EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb.%')"""
+    )
+    link.commit()
+    if version is not None and not is_loaded:
+        raise StoreUnavailable("the tables need TimescaleDB, which is not in the server's shared_preload_libraries")
+    if version is None:
+        if not is_available:
+            return Timescale(remark="TimescaleDB is not installed on the server")
+        if not is_loaded:
+            return Timescale(remark="TimescaleDB is installed but not in the server's shared_preload_libraries")
+        try:
+            link.run("CREATE EXTENSION timescaledb")
+            link.commit()
+        except StoreRejected as error:
+            link.rollback()
+            return Timescale(remark=f"TimescaleDB could not be enabled in this database: {error}")
+    return _prepare_chunks(link)
+
+
+def _prepare_chunks(link: Link) -> Timescale:
+    [(version, namespace, license_name)] = link.rows(
+        """SELECT extversion, quote_ident(nspname), current_setting('timescaledb.license')
+        FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace WHERE extname = 'timescaledb'"""
+    )
+    licensed = license_name == "timescale"
+    if not _is_hypertable(link):
+        [(has_minutes,)] = link.rows("SELECT EXISTS (SELECT FROM candled.candles)")
+        if has_minutes:  # moving them may take an hour under an exclusive lock: the operator says when
+            link.commit()
+            return Timescale(version=version, licensed=licensed, remark="the minutes were stored before TimescaleDB")
+        link.rows(
+            f"""SELECT {namespace}.create_hypertable('candled.candles', 'time',
+            chunk_time_interval => interval '{CHUNK}', create_default_indexes => false)"""
+        )
+    link.commit()
+    return Timescale(version=version, hypertable=True, licensed=licensed)
+
+
+def _is_hypertable(link: Link) -> bool:
+    return bool(
+        link.rows(
+            """SELECT FROM timescaledb_information.hypertables
+            WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles'"""
+        )
+    )
+
+
+def compress(link: Link, before_ms: int) -> int:
+    """Compress the chunks that end before a time (UTC epoch milliseconds), each in a transaction; return how many.
+
+    Written by hand on our own timer: TimescaleDB's background jobs fail under some pairs of minor versions.
+    """
+    [(is_enabled,)] = link.rows(
+        """SELECT compression_enabled FROM timescaledb_information.hypertables
+        WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles'"""
+    )
+    if not is_enabled:
+        link.run(
+            """ALTER TABLE candled.candles SET (timescaledb.compress,
+            timescaledb.compress_segmentby = 'market', timescaledb.compress_orderby = 'time DESC')"""
+        )
+    link.commit()
+    chunks = link.rows(
+        """SELECT format('%%I.%%I', chunk_schema, chunk_name) FROM timescaledb_information.chunks
+        WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles' AND range_end <= %s::timestamptz
+            AND NOT is_compressed
+        ORDER BY range_start""",
+        (iso_ms(before_ms),),
+    )
+    link.commit()
+    namespace = _namespace(link)
+    for (chunk,) in chunks:
+        link.rows(f"SELECT {namespace}.compress_chunk(%s::regclass, if_not_compressed => true)", (chunk,))
+        link.commit()
+    return len(chunks)
+
+
+def drop_chunks(link: Link, before_ms: int) -> int:
+    """Drop the chunks that end before a time (UTC epoch milliseconds); return how many. The caller commits."""
+    return len(
+        link.rows(
+            f"SELECT {_namespace(link)}.drop_chunks('candled.candles', older_than => %s::timestamptz)",
+            (iso_ms(before_ms),),
+        )
+    )
+
+
+def _namespace(link: Link) -> str:
+    """Where the extension's functions live; a session need not have that on its search path."""
+    [(namespace,)] = link.rows(
+        """SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+        WHERE extname = 'timescaledb'"""
+    )
+    return str(namespace)

@@ -1,0 +1,176 @@
+"""The statements of the PostgreSQL store, each with a line on what it answers. Times go in and out as UTC epoch ms."""
+
+_COLUMNS = ("open", "high", "low", "close", "volume", "quote_volume", "as_of")
+COLUMNS = ", ".join(_COLUMNS)
+MINUTE_MS = 60_000
+
+
+def _time(ms: str) -> str:
+    """A number of milliseconds as a time, to the millisecond; unlike adding an interval, the planner folds it."""
+    return f"to_timestamp({ms} / 1000::float8)"
+
+
+def _ms(time: str) -> str:
+    return f"(date_part('epoch', {time}) * 1000)::bigint"
+
+
+_VALUES = f"{_ms('time')}, open, high, low, close, volume, quote_volume, {_ms('as_of')}"
+_AT = _time("%s::bigint")
+
+
+def _version(row: str) -> str:
+    """The rule of `Candle.supersedes`: of two versions of a minute the one with the greater tuple stays.
+
+    A statement made after the minute was over counts more than any before; of those the later one counts,
+    of the ones before the one with the larger volume.
+    """
+    is_over = f"{row}.as_of >= {row}.time + interval '1 minute'"
+    return (
+        f"({is_over}, CASE WHEN {is_over} THEN {row}.as_of ELSE '-infinity' END, {row}.volume, {row}.as_of, "
+        f"coalesce({row}.quote_volume, -1), {row}.high, -{row}.low, {row}.close, {row}.open)"
+    )
+
+
+def _all_new() -> str:
+    return ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS)
+
+
+_BATCH = f"""
+    SELECT market, {_time("time_ms")}, open, high, low, close, volume, quote_volume, {_time("as_of_ms")}
+    FROM unnest(%s::int[], %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[],
+        %s::numeric[], %s::bigint[])
+        AS batch (market, time_ms, open, high, low, close, volume, quote_volume, as_of_ms)"""
+
+# ---------------------------------------------------------------- markets
+
+# Which number does each market have, and let nobody else write to them until the end of the transaction.
+# Rows are locked in the order of their numbers, so two writers never wait for each other.
+ADD_MARKETS = """INSERT INTO candled.markets (exchange, symbol)
+    SELECT exchange, symbol FROM unnest(%s::text[], %s::text[]) AS batch (exchange, symbol)
+        WHERE NOT EXISTS (SELECT FROM candled.markets AS known
+            WHERE known.exchange = batch.exchange AND known.symbol = batch.symbol)
+        ORDER BY exchange, symbol
+    ON CONFLICT DO NOTHING"""
+LOCK_MARKETS = """SELECT id, markets.exchange, markets.symbol
+    FROM candled.markets JOIN unnest(%s::text[], %s::text[]) AS batch (exchange, symbol)
+        ON markets.exchange = batch.exchange AND markets.symbol = batch.symbol
+    ORDER BY id FOR NO KEY UPDATE OF markets"""
+LOCK_MARKET = "SELECT FROM candled.markets WHERE id = %s FOR NO KEY UPDATE"
+LOCK_ALL_MARKETS = "SELECT FROM candled.markets ORDER BY id FOR NO KEY UPDATE"
+
+# Where do the minutes of a market begin and end?
+SPAN = f"""SELECT id, {_ms("first_time")}, {_ms("last_time")} FROM candled.markets
+    WHERE exchange = %s AND symbol = %s AND first_time IS NOT NULL"""
+SPANS = (
+    f"SELECT id, {_ms('first_time')}, {_ms('last_time')} FROM candled.markets WHERE first_time IS NOT NULL ORDER BY id"
+)
+NEWEST = f"SELECT symbol, {_ms('last_time')} FROM candled.markets WHERE exchange = %s AND last_time IS NOT NULL"
+WIDEN_SPANS = f"""UPDATE candled.markets
+    SET first_time = least(first_time, changed.first), last_time = greatest(last_time, changed.last)
+    FROM (SELECT market, {_time("first_ms")} AS first, {_time("last_ms")} AS last
+        FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS batch (market, first_ms, last_ms)) AS changed
+    WHERE id = changed.market AND (first_time IS NULL OR first_time > changed.first OR last_time < changed.last)"""
+
+# Since when is the history of a market complete, and what does the exchange itself not have?
+COMPLETE_FROM = f"SELECT {_ms('complete_from')} FROM candled.markets WHERE exchange = %s AND symbol = %s"
+SET_COMPLETE_FROM = f"UPDATE candled.markets SET complete_from = {_AT} WHERE id = %s"
+HOLES = f"""SELECT {_ms("start_time")}, {_ms("end_time")}, reason, attempts, {_ms("retry_at")}
+    FROM candled.holes WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s)
+    ORDER BY start_time"""
+DROP_HOLES = "DELETE FROM candled.holes WHERE market = %s"
+PUT_HOLES = f"""INSERT INTO candled.holes (market, start_time, end_time, reason, attempts, retry_at)
+    SELECT %s, {_time("start_ms")}, {_time("end_ms")}, reason, attempts, {_time("retry_ms")}
+    FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::int[], %s::bigint[])
+        AS batch (start_ms, end_ms, reason, attempts, retry_ms)"""
+
+# ---------------------------------------------------------------- minutes
+
+# Which minutes lie in a range? Which are the last ones in it?
+MINUTES_BETWEEN = f"""SELECT {_VALUES} FROM candled.candles
+    WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time"""
+LAST_MINUTES = f"""SELECT {_VALUES} FROM candled.candles
+    WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time DESC LIMIT %s"""
+
+# Store a batch of minutes; between which times did it change something, in each market where it did?
+PUT_MINUTES = f"""WITH changed AS (
+        INSERT INTO candled.candles AS old (market, time, {COLUMNS})
+        SELECT * FROM ({_BATCH}) AS batch (market, time, {COLUMNS})
+            WHERE time >= (SELECT kept_from FROM candled.state)
+        ON CONFLICT (market, time) DO UPDATE SET {_all_new()} WHERE {_version("excluded")} > {_version("old")}
+        RETURNING market, time)
+    SELECT market, {_ms("min(time)")}, {_ms("max(time)")} FROM changed GROUP BY market ORDER BY market"""
+
+# Which stretches of minutes are there? Among neighbours, time minus position is the same.
+PRESENT = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} FROM (
+        SELECT time, time - interval '1 minute' * row_number() OVER (ORDER BY time) AS stretch
+        FROM candled.candles WHERE market = %s AND time >= {_AT} AND time < {_AT}
+    ) AS there GROUP BY stretch ORDER BY 1"""
+
+# ---------------------------------------------------------------- longer bars
+
+# Which bars lie in a range? Which are the last ones before a time?
+BARS_BETWEEN = f"""SELECT {_VALUES} FROM candled.rollups
+    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
+        AND time >= {_AT} AND time < {_AT} ORDER BY time"""
+BARS_BEFORE = f"""SELECT {_VALUES} FROM candled.rollups
+    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
+        AND time < {_AT} ORDER BY time DESC LIMIT %s"""
+
+
+def _fold(source: str, condition: str) -> str:
+    """Fold the parts in some stretches of some markets into longer bars; the stretches hold whole bars.
+
+    Buckets are those of `Interval.floor`: the origin is a Monday, 00:00 UTC. The bounds of all stretches together
+    let TimescaleDB leave out the chunks that no part is in.
+    """
+    return f"""INSERT INTO candled.rollups AS old (market, minutes, time, {COLUMNS})
+    SELECT market, %s, bucket, (array_agg(open ORDER BY time))[1], max(high), min(low),
+        (array_agg(close ORDER BY time DESC))[1], sum(volume),
+        CASE WHEN count(quote_volume) = count(*) THEN sum(quote_volume) END, max(as_of)
+    FROM (
+        SELECT part.*, date_bin(%s * interval '1 minute', part.time, '1969-12-29 00:00:00+00') AS bucket
+        FROM (SELECT market, {_time("start_ms")} AS start_time, {_time("end_ms")} AS end_time
+            FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS batch (market, start_ms, end_ms)) AS touched
+        JOIN {source} AS part ON part.market = touched.market
+            AND part.time >= touched.start_time AND part.time < touched.end_time
+        WHERE part.time >= {_AT} AND part.time < {_AT} {condition}
+    ) AS parts
+    GROUP BY market, bucket
+    ORDER BY market, bucket
+    ON CONFLICT (market, minutes, time) DO UPDATE SET {_all_new()}
+        WHERE ({", ".join(f"old.{column}" for column in _COLUMNS)})
+            IS DISTINCT FROM ({", ".join(f"excluded.{column}" for column in _COLUMNS)})"""
+
+
+FOLD_MINUTES = _fold("candled.candles", "")
+FOLD_BARS = _fold("candled.rollups", "AND part.minutes = %s")
+
+# Which intervals are there, and are they folded?
+INTERVALS = "SELECT name, folded FROM candled.intervals ORDER BY name"
+ADD_INTERVALS = "INSERT INTO candled.intervals (name) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
+SET_FOLDED = "UPDATE candled.intervals SET folded = true WHERE name = ANY(%s)"
+NOTE_USED = f"UPDATE candled.intervals SET used_at = {_AT} WHERE name = ANY(%s) OR used_at IS NULL"
+FORGET_UNUSED = f"DELETE FROM candled.intervals WHERE used_at < {_AT} RETURNING name"
+DROP_BARS = "DELETE FROM candled.rollups WHERE market = %s AND minutes = %s"
+
+# ---------------------------------------------------------------- the running minute
+
+PUT_RUNNING = f"""INSERT INTO candled.running AS old (market, time, {COLUMNS}) {_BATCH}
+    ON CONFLICT (market) DO UPDATE SET time = excluded.time, {_all_new()}
+        WHERE excluded.time > old.time OR (excluded.time = old.time AND {_version("excluded")} > {_version("old")})"""
+RUNNING = f"""SELECT {_VALUES} FROM candled.running
+    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s
+        AND (last_time IS NULL OR last_time < running.time))"""
+
+# ---------------------------------------------------------------- maintenance
+
+# Only one process at a time prepares the tables, and only one looks after them. The locks end with the connection.
+TRY_PREPARE = "SELECT pg_try_advisory_lock(hashtextextended('candled prepare', 0))"
+PREPARE = "SELECT pg_advisory_lock(hashtextextended('candled prepare', 0))"
+TRY_MAINTAIN = "SELECT pg_try_advisory_lock(hashtextextended('candled maintain', 0))"
+
+# Before which time are minutes no longer kept? Then delete some of the older ones.
+SET_KEPT_FROM = f"UPDATE candled.state SET kept_from = {_AT} WHERE kept_from < {_AT}"
+KEPT_FROM = f"SELECT {_ms('kept_from')} FROM candled.state WHERE kept_from > '-infinity'"
+OLDEST_MINUTE = f"SELECT {_ms('min(time)')} FROM candled.candles WHERE market = %s"
+DELETE_MINUTES = f"DELETE FROM candled.candles WHERE market = %s AND time >= {_AT} AND time < {_AT}"
