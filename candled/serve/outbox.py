@@ -4,7 +4,7 @@ from collections import deque
 
 from candled.rooms.protocol import Topic
 
-MOST_REPLIES = 64
+MOST_REPLIES = 256
 MOST_BARS_WAITING = 3
 
 

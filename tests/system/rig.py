@@ -135,19 +135,17 @@ class Rig:
                 if stored.get(open_ms) != truth.get(open_ms):
                     return f"{symbol} {open_ms}: stored {stored.get(open_ms)}, truth {truth.get(open_ms)}"
         for chart in self.charts:
-            shown, fresh = json.dumps(chart.bars[-30:]), await self.reload(chart)
-            if shown != json.dumps(fresh[-len(chart.bars[-30:]) :]) and json.dumps(chart.bars[-30:]) != json.dumps(
-                fresh[-len(chart.bars[-30:]) :]
-            ):
+            fresh = (await self.reload(chart))[-30:]
+            if chart.bars[-len(fresh) :] != fresh:
                 return f"{chart.request}: shown {chart.bars[-3:]}, a reload shows {fresh[-3:]}"
         return ""
 
-    def truth_bars(self, symbol: Symbol, interval: Interval, until_ms: int) -> list[str]:
-        """The bars of an interval as plain folds of the truth since the test's start week, encoded."""
+    def truth_bars(self, symbol: Symbol, interval: Interval, start_ms: int, until_ms: int) -> list[dict[str, Any]]:
+        """The bars of an interval as plain folds of the truth, as a client would read them."""
         buckets: dict[int, list[Candle]] = {}
-        for candle in self.fake.truth(symbol, DEFAULT_INTERVALS[-1].floor(self.started_ms), until_ms):
+        for candle in self.fake.truth(symbol, start_ms, until_ms):
             buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
-        return [bar_text(fold(parts, open_ms)) for open_ms, parts in sorted(buckets.items())]
+        return [json.loads(bar_text(fold(parts, open_ms))) for open_ms, parts in sorted(buckets.items())]
 
     def _truth(self, symbol: Symbol, until_ms: int) -> dict[int, tuple]:
         week_ms = DEFAULT_INTERVALS[-1].floor(self.started_ms)
@@ -156,6 +154,7 @@ class Rig:
     def _stored(self, symbol: Symbol, until_ms: int) -> dict[int, tuple]:
         store = SqliteStore(self.directory / "candled.db", DEFAULT_INTERVALS)
         try:
+            store.open()
             week_ms = DEFAULT_INTERVALS[-1].floor(self.started_ms)
             rows = store.bars_between(MarketKey("bitget", symbol), MINUTE, week_ms, until_ms)
             return {row.open_ms: row.values for row in rows}
