@@ -1,0 +1,348 @@
+"""The operator's settings as a whole: files, environment, exchanges, and what the pages say of them."""
+
+import re
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+from candled import ConfigError, Interval, Symbol
+from candled.config import KNOWN_BUSES, KNOWN_STORES, Config, ServerSettings, as_plain, keys, load
+from candled.model import DEFAULT_INTERVALS
+from candled.plugins import Plugins, PluginStatus, discover
+from candled.settings import plain_text, rules, section_as_plain
+
+ROOT = Path(__file__).parents[1]
+# whatever else is installed where the tests run
+PLUGINS = discover(one for one in metadata.entry_points(group="candled") if one.value.startswith("candled_plugins."))
+BTC = Symbol("BTC", "USDT")
+STORES, BUSES = (", ".join(f"{scheme}://" for scheme in known) for known in (KNOWN_STORES, KNOWN_BUSES))
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Read settings from the text of a file and the environment."""
+
+    def read(text: str = "", env: dict[str, str] | None = None, plugins: Plugins = PLUGINS) -> Config:
+        path = tmp_path / "candled.yaml"
+        path.write_text(text, "utf-8")
+        return load(path, env or {}, plugins)
+
+    return read
+
+
+@pytest.fixture
+def problems(settings):
+    """Read settings that are wrong; the problems."""
+
+    def read(*args, **kwargs) -> tuple[str, ...]:
+        with pytest.raises(ConfigError) as caught:
+            settings(*args, **kwargs)
+        return caught.value.problems
+
+    return read
+
+
+# ---------------------------------------------------------------- defaults
+
+
+def test_an_empty_file_is_valid_and_means_bitget(settings):
+    config = settings("")
+    assert config == load(None, {}, PLUGINS)
+    (bitget,) = config.exchanges
+    assert (bitget.name, bitget.plugin.name, bitget.symbols) == ("bitget", "bitget", (BTC,))
+    assert (config.server, config.roles, config.intervals) == (
+        ServerSettings(),
+        ("ingest", "serve"),
+        DEFAULT_INTERVALS,
+    )
+
+
+def test_the_settings_file_of_the_project_is_the_defaults():
+    assert load(ROOT / "candled.yaml", {}, PLUGINS) == load(None, {}, PLUGINS)
+
+
+def test_the_settings_file_of_the_project_has_every_key():
+    written = yaml.safe_load((ROOT / "candled.yaml").read_text("utf-8"))
+    assert written == as_plain(load(None, {}, PLUGINS))
+
+
+def test_the_settings_file_of_the_project_explains_every_key():
+    lines = (ROOT / "candled.yaml").read_text("utf-8").splitlines()
+    bare = [line for line in lines if re.match(r" *\w+: *\S", line) and "#" not in line]
+    assert [line.strip().partition(":")[0] for line in bare] == ["ws_url", "rest_url"]  # docs/bitget.md has these
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_example_can_be_used(path):
+    config = load(path, {}, PLUGINS)
+    assert config != load(None, {}, PLUGINS)
+    assert all(exchange.symbols for exchange in config.exchanges)
+
+
+def test_the_demo_needs_nothing_but_candled():
+    config = load(ROOT / "config" / "demo.yaml", {}, PLUGINS)
+    assert [exchange.plugin.name for exchange in config.exchanges] == ["replay"]
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 7000)
+
+
+# ---------------------------------------------------------------- pages
+
+
+def documented() -> dict[str, str]:
+    """Keys of the tables in docs/settings.md and their defaults."""
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    return dict(re.findall(r"^\| `([\w.]+)` \| (.+?) \| .+ \|$", page, re.MULTILINE))
+
+
+def test_every_setting_is_documented_and_nothing_else():
+    assert sorted(documented()) == sorted(key for key in keys() if key != "exchanges")
+
+
+@pytest.mark.parametrize("section", ["server", "ingest", "store", "bus", "log"])
+def test_the_documented_defaults_are_the_defaults(section):
+    page = documented()
+    for key, value in section_as_plain(getattr(Config(), section)).items():
+        default = page[f"{section}.{key}"].strip("`")
+        assert yaml.safe_load(default) == value, key
+
+
+def test_every_setting_has_a_help_text():
+    config = load(None, {}, PLUGINS)
+    sections = [Config, *(type(getattr(config, name)) for name in ("server", "ingest", "store", "bus", "log"))]
+    sections += [plugin.Settings for plugin in PLUGINS.exchanges.values()]
+    assert [(section, key) for section in sections for key, rule in rules(section).items() if not rule.help] == []
+
+
+@pytest.mark.parametrize("name", ["bitget", "replay"])
+def test_the_settings_of_a_bundled_plugin_are_on_its_page(name):
+    page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    for key in rules(PLUGINS.exchanges[name].Settings):
+        assert f"| `{key}` |" in page
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_what_is_printed_reads_back(settings, tmp_path):
+    config = load(ROOT / "config" / "large.yaml", {}, PLUGINS)
+    assert settings(yaml.safe_dump(as_plain(config, redact=False))) == config
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file or directory$"):
+        load(tmp_path / "none.yaml", {}, PLUGINS)
+
+
+def test_a_file_that_is_not_text_is_one_line(tmp_path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"not UTF-8 text$"):
+        load(path, {}, PLUGINS)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("server:\n  port: [1\nstore: {}", "line 3: not valid YAML: "),
+        ("server:\n\tport: 1", "line 2: not valid YAML: "),
+        ("server: {}\nstore: {}\nserver: {port: 1}", "line 3: not valid YAML: server is written twice"),
+        ("store: {url: a, url: b}", "line 1: not valid YAML: url is written twice"),
+        ("server: \x07", "not valid YAML: "),
+        ("- server", "expected a mapping of settings"),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_one_line_that_says_where(problems, text, expected):
+    (only,) = problems(text)
+    assert "candled.yaml" in only
+    assert expected in only
+    assert "\n" not in only
+
+
+def test_anchors_and_merged_keys_are_no_duplicates(settings):
+    config = settings(
+        "exchanges:\n"
+        "  bitget: &spot {symbols: [BTC/USDT], market: spot}\n"
+        "  futures: {<<: *spot, plugin: bitget, market: usdt-futures}"
+    )
+    assert [exchange.settings.market for exchange in config.exchanges] == ["spot", "usdt-futures"]
+
+
+def test_all_problems_of_all_places_come_in_one_run(problems):
+    text = """
+        servers: {}
+        server: {port: seventy, ping_timeout: 1h, trusted_proxies: [proxy]}
+        exchanges: {bitget: {market: moon}}
+        store: {url: mysql://h/d, flush_intervall: 1s}
+    """
+    assert problems(text, {"CANDLED_BUS__URLS": "x"}) == (
+        "CANDLED_BUS__URLS: no such setting, did you mean CANDLED_BUS__URL?",
+        "exchanges.bitget.market: one of spot, usdt-futures, was moon",
+        "servers: unknown setting, did you mean server?",
+        "server.port: expected a whole number, got 'seventy'",
+        "store.flush_intervall: unknown setting, did you mean flush_interval?",
+        "server.trusted_proxies[0]: expected an address or a network such as 10.0.0.0/8, got 'proxy'",
+        "server.ping_timeout: at most server.ping_interval",
+        f"store.url: no store for mysql://; known: {STORES}",
+    )
+
+
+# ---------------------------------------------------------------- what types cannot say
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("intervals: []", "intervals: at least one is needed"),
+        ("intervals: [1m, 5m, 1m]", "intervals: 1m is there twice"),
+        ("roles: [serve, serve]", "roles: serve is there twice"),
+        ("store: {url: candled.db}", f"store.url: expected a URL, known: {STORES}; got 'candled.db'"),
+        ("store: {url: 'sqlite://candled.db'}", "store.url: three slashes before a relative file, sqlite:///candled.db"),
+        ("store: {url: 'sqlite:///'}", "store.url: the file is missing, for instance sqlite:///candled.db"),
+        ("bus: {url: 'nats://h'}", f"bus.url: no bus for nats://; known: {BUSES}"),
+        ("bus: {url: 'memory://x'}", "bus.url: nothing can follow memory://, got 'memory://x'"),
+        ("log: {level: loud}", "log.level: one of debug, info, warning, error, was loud"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused(problems, text, expected):
+    assert expected in problems(text)
+
+
+@pytest.mark.parametrize("url", ["sqlite://:memory:", "sqlite:///:memory:"])
+def test_a_store_in_memory_is_refused(problems, url):
+    assert problems(f"store: {{url: '{url}'}}")[0].startswith("store.url: candles need a file")
+
+
+@pytest.mark.parametrize("roles", ["[ingest]", "[serve]", "[]"])
+def test_the_memory_bus_needs_both_roles_in_one_process(problems, roles):
+    assert problems(f"roles: {roles}") == (
+        "roles: bus.url memory:// stays inside one process, so that it needs both, [ingest, serve]",
+    )
+
+
+@pytest.mark.parametrize("origin", ["example.org", "https://example.org/", "https://example.org/page", ""])
+def test_an_origin_that_no_browser_sends_is_refused(problems, origin):
+    (only,) = problems(f"server: {{allowed_origins: ['*', '{origin}']}}")
+    assert only.startswith("server.allowed_origins[1]: expected * or an origin")
+
+
+def test_origins_and_proxies_are_taken_as_written(settings):
+    server = settings(
+        "server: {allowed_origins: ['https://a.example:8443'], trusted_proxies: [127.0.0.1, '::1', 10.0.0.0/8]}"
+    ).server
+    assert server.allowed_origins == ("https://a.example:8443",)
+    assert server.trusted_proxies == ("127.0.0.1", "::1", "10.0.0.0/8")
+
+
+def test_intervals_are_sorted_by_length(settings):
+    assert settings("intervals: [1D, 1m, 2h]").intervals == tuple(map(Interval.parse, ("1m", "2h", "1D")))
+
+
+# ---------------------------------------------------------------- exchanges
+
+
+def test_exchanges_keep_the_order_of_the_file(settings):
+    config = settings("exchanges: {replay: {symbols: [ETH/USDT]}, bitget: }")
+    assert [exchange.name for exchange in config.exchanges] == ["replay", "bitget"]
+
+
+def test_one_plugin_can_serve_two_exchanges(settings):
+    config = settings("exchanges: {bitget: , bitget-futures: {plugin: bitget, market: usdt-futures}}")
+    assert [exchange.settings.market for exchange in config.exchanges] == ["spot", "usdt-futures"]
+    assert config.exchanges[0].plugin is config.exchanges[1].plugin
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("exchanges: [bitget]", "exchanges: expected a mapping by name, such as `bitget: {symbols: [BTC/USDT]}`"),
+        ("exchanges: {}", "exchanges: at least one is needed"),
+        ("exchanges: {bitget: [BTC/USDT]}",
+         "exchanges.bitget: expected a mapping of settings, such as {symbols: [BTC/USDT]}"),
+        ("exchanges: {'bit get': }", "exchanges.bit get: expected a name of letters, digits, - and _"),
+        ("exchanges: {bitgte: }",
+         "exchanges.bitgte: no plugin offers this exchange, did you mean bitget? (`candled plugins` lists them)"),
+        ("exchanges: {mine: {plugin: bitgte}}",
+         "exchanges.mine.plugin: no plugin offers this exchange, did you mean bitget? (`candled plugins` lists them)"),
+        ("exchanges: {bitget: {symbols: []}}", "exchanges.bitget.symbols: at least one is needed"),
+        ("exchanges: {bitget: {symbols: [BTC/USDT, BTC/USDT]}}",
+         "exchanges.bitget.symbols: BTC/USDT is there twice"),
+        ("exchanges: {bitget: {symbol: BTC/USDT}}",
+         "exchanges.bitget.symbol: unknown setting, did you mean symbols?"),
+        ("exchanges: {replay: {speed: 0.5}}", "exchanges.replay.speed: at least 1.0, was 0.5"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_an_exchange_says_what_to_do(problems, text, expected):
+    assert problems(text) == (expected,)
+
+
+def broken(name: str) -> Plugins:
+    status = PluginStatus(name=name, distribution="candled-x", version="1.0", ok=False, error="ImportError: no")
+    return Plugins(PLUGINS.exchanges, [*PLUGINS.statuses, status])
+
+
+def test_a_broken_plugin_that_is_not_used_stops_nothing(settings):
+    assert settings("", plugins=broken("coinfair")).exchanges[0].name == "bitget"
+
+
+def test_a_broken_plugin_that_is_used_is_reported_with_its_error(problems):
+    assert problems("exchanges: {coinfair: }", plugins=broken("coinfair")) == (
+        "exchanges.coinfair: plugin coinfair (candled-x 1.0) cannot be used: ImportError: no",
+    )
+
+
+def test_an_exchange_nobody_offers_names_the_broken_plugins(problems):
+    (only,) = problems("exchanges: {coinfair: }", plugins=broken("other"))
+    assert only.endswith("; other (candled-x 1.0) cannot be used")
+
+
+# ---------------------------------------------------------------- environment
+
+
+def test_the_environment_goes_over_the_file(settings):
+    env = {
+        "CANDLED_SERVER__PORT": "7001",
+        "CANDLED_INGEST__BACKFILL": "2h",
+        "CANDLED_INTERVALS": "[5m, 1m]",
+        "CANDLED_EXCHANGES__BITGET__SYMBOLS": "[ETH/USDT]",
+        "CANDLED_EXCHANGES__BITGET__MARKET": "usdt-futures",
+        "PATH": "/bin",
+    }
+    config = settings("server: {port: 1, host: 127.0.0.1}", env)
+    assert (config.server.port, config.server.host) == (7001, "127.0.0.1")
+    assert config.ingest.backfill == timedelta(hours=2)
+    assert list(map(plain_text, config.intervals)) == ["1m", "5m"]
+    assert config.exchanges[0].symbols == (Symbol("ETH", "USDT"),)
+    assert config.exchanges[0].settings.market == "usdt-futures"
+
+
+def test_the_environment_reaches_exchanges_of_any_name(settings):
+    text = "exchanges: {bitget: , Bitget-Futures: {plugin: bitget}}"
+    config = settings(text, {"CANDLED_EXCHANGES__BITGET_FUTURES__MARKET": "usdt-futures"})
+    assert [exchange.settings.market for exchange in config.exchanges] == ["spot", "usdt-futures"]
+
+
+def test_the_environment_can_name_an_exchange_the_file_does_not(settings):
+    env = {"CANDLED_EXCHANGES__REPLAY__SPEED": "10"}
+    assert [exchange.name for exchange in settings("", env).exchanges] == ["replay"]
+    assert [exchange.name for exchange in settings("exchanges: {bitget: }", env).exchanges] == ["bitget", "replay"]
+
+
+def test_what_kubernetes_tells_a_pod_beside_a_service_called_candled_is_left_alone(settings):
+    env = {
+        "CANDLED_SERVICE_HOST": "10.0.0.11",
+        "CANDLED_SERVICE_PORT": "7000",
+        "CANDLED_SERVICE_PORT_HTTP": "7000",
+        "CANDLED_PORT": "tcp://10.0.0.11:7000",
+        "CANDLED_PORT_7000_TCP": "tcp://10.0.0.11:7000",
+        "CANDLED_PORT_7000_TCP_PROTO": "tcp",
+    }
+    assert settings("", env) == settings("")
+
+
+def test_a_port_without_its_section_is_a_mistake(problems):
+    assert problems("", {"CANDLED_PORT": "7001"}) == (
+        "CANDLED_PORT: no such setting, did you mean CANDLED_SERVER__PORT?",
+    )
