@@ -1,6 +1,7 @@
 """The composition root, the only module that knows every step: starts downstream first, stops in reverse."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from candled.serve.handlers import STATIC
 from candled.serve.server import Server
 from candled.store.history import History
 from candled.store.interface import Store
+from candled.store.journal import Journal
 from candled.store.keeper import Keeper
 from candled.store.sqlite import SqliteStore
 from candled.store.threads import StoreThreads
@@ -33,6 +35,7 @@ from candled.store.writer import Writer
 logger = logging.getLogger(__name__)
 
 _SETTLED = ("live", "quiet")
+_REOPEN_S = 2.0
 
 
 def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
@@ -79,7 +82,11 @@ class Daemon:
         self._store = _store(config)
         self._threads = StoreThreads(self._store)
         self._writer = Writer(
-            self._store, self._threads, clock, flush_interval_s=config.store.flush_interval.total_seconds()
+            self._store,
+            self._threads,
+            clock,
+            flush_interval_s=config.store.flush_interval.total_seconds(),
+            journal=_journal(config),
         )
         self._history = History(self._store, self._threads)
         self._bus = MemoryBus()
@@ -100,38 +107,70 @@ class Daemon:
             page=self._page_text,
         )
         self._exchanges = self._make_exchanges()
-        self._writing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
 
     async def start(self) -> None:
         """Start every step, the clients' side first, so that nothing is published to nobody."""
-        try:
-            await self._threads.write(self._store.open)
-        except (StoreRejected, StoreUnavailable) as error:
-            raise ConfigError(f"store.url: {error}") from error
-        self._writing = asyncio.ensure_future(self._writer.run())
         self._bars.listen(self._hub)
         self._bus.listen(self._bars.on_message)
+        is_open = await self._open_store()
         self.port = self._server.listen()
-        await self._bars.start()
         host = self._config.server.host
         shown = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "") else host
         address = f"{shown}:{self.port}"
         logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
-        for exchange in self._exchanges:
-            await exchange.start()
+        if is_open:
+            await self._start_reading()
+        else:
+            self._tasks.append(asyncio.ensure_future(self._open_store_later()))
 
     async def stop(self) -> int:
-        """Stop every step in order; return how many candles could not be stored."""
+        """Stop every step in order; return how many candles could neither be stored nor kept in the journal."""
         self._server.drain()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(exchange.stop() for exchange in self._exchanges))
-        if self._writing is not None:
-            self._writing.cancel()
         left = await self._writer.close(within_s=5.0)
         await self._server.stop()
         await self._bars.stop()
         await self._threads.close()
         return left
+
+    async def _open_store(self) -> bool:
+        """Whether the store could be opened now.
+
+        Raises:
+            ConfigError: it will not open later either.
+        """
+        try:
+            await self._threads.write(self._store.open)
+        except StoreRejected as error:
+            raise ConfigError(f"store.url: {error}") from error
+        except StoreUnavailable as error:
+            logger.warning("the store cannot be opened yet: %s", error)
+            return False
+        return True
+
+    async def _open_store_later(self) -> None:
+        while True:
+            await self._clock.sleep(_REOPEN_S)
+            try:
+                if await self._open_store():
+                    break
+            except ConfigError as error:
+                logger.error("%s", error)
+        await self._start_reading()
+
+    async def _start_reading(self) -> None:
+        """The store is open: what waited in the journal goes in first, then bars are loaded and exchanges read."""
+        with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer names it, and tries again
+            await self._writer.flush()
+        self._tasks.append(asyncio.ensure_future(self._writer.run()))
+        await self._bars.start()
+        for exchange in self._exchanges:
+            await exchange.start()
 
     def health(self) -> Mapping[str, Any]:
         """The body of `/health`."""
@@ -191,6 +230,12 @@ class Daemon:
             ],
         }
         return self._page.replace("__CANDLED__", json.dumps(facts).replace("</", "<\\/"))
+
+
+def _journal(config: Config) -> Journal | None:
+    """Where candles wait while the store is away, if the settings want it."""
+    settings = config.store
+    return Journal(Path(settings.journal), limit_bytes=settings.journal_limit) if settings.journal else None
 
 
 def _store(config: Config) -> Store:

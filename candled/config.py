@@ -119,9 +119,9 @@ class StoreSettings:
         help="how long candles are gathered before they are written together",
         at_least=timedelta(milliseconds=1),
     )
-    journal: str = setting("candled.journal", help='the file where candles wait while the store is away; "" for none')
+    journal: str = setting("candled.journal", help='the folder where candles wait while the store is away; "" for none')
     journal_limit: ByteSize = setting(
-        ByteSize(256 * 10**6), help="how large that file may grow", at_least=ByteSize(64 * 10**3)
+        ByteSize(256 * 10**6), help="how large that folder may grow", at_least=ByteSize(64 * 10**3)
     )
 
 

@@ -100,12 +100,15 @@ class ExchangeIngest:
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Read what the store holds, then start the feeds and the repair."""
-        newest = await self._store.newest(self.name)
-        self._exchange.resume(max(newest.values(), default=None))
-        now_ms = self.now_ms()
-        for symbol in self._symbols:
-            self._markets[symbol] = await self._open_market(symbol, now_ms)
+        """Read what the store holds, as soon as it can be read; then start the feeds and the repair."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._open_markets()
+                break
+            except StoreUnavailable as error:
+                logger.warning("%s: the store cannot be read yet: %s", self.name, error)
+                await self._clock.sleep(backoff.failed())
         attempts = TokenBucket(_ATTEMPTS_PER_S, _ATTEMPTS_AT_ONCE)
         for number, feed in enumerate(self._exchange.feeds(self._symbols), 1):
             runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts)
@@ -309,6 +312,13 @@ class ExchangeIngest:
 
     # ------------------------------------------------------------ small things
 
+    async def _open_markets(self) -> None:
+        newest = await self._store.newest(self.name)
+        self._exchange.resume(max(newest.values(), default=None))
+        now_ms = self.now_ms()
+        for symbol in self._symbols:
+            self._markets[symbol] = await self._open_market(symbol, now_ms)
+
     async def _open_market(self, symbol: Symbol, now_ms: int) -> MarketIngest:
         key = MarketKey(self.name, symbol)
         # whole weeks, so that the first bar of every interval is whole
@@ -345,7 +355,7 @@ class ExchangeIngest:
         for symbol, market in self._markets.items():
             if symbol in self._listed or not names:
                 continue
-            near = difflib.get_close_matches(str(symbol), names, n=1)
+            near = difflib.get_close_matches(str(symbol), names, n=1, cutoff=0.8)
             market.refused = f"{self.name} does not list {symbol}" + (f", did you mean {near[0]}?" if near else "")
             logger.error("%s", market.refused)
 

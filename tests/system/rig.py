@@ -72,7 +72,7 @@ class Rig:
             "server": {"host": "127.0.0.1", "port": 0},
             "exchanges": {"bitget": bitget},
             "ingest": {"backfill": "1h", **self.more.get("ingest", {})},
-            "store": {"url": f"sqlite:///{self.directory / 'candled.db'}"},
+            "store": {"url": f"sqlite:///{self.directory / 'candled.db'}", "journal": str(self.directory / "journal")},
         }
         path.write_text(yaml.safe_dump(document), "utf-8")
         self.daemon = Daemon(settings.load(path, {}, PLUGINS), PLUGINS, self.clock)
@@ -122,7 +122,8 @@ class Rig:
         while True:
             wrong = await self._differences(symbols or self.symbols)
             if not wrong:
-                return sum(len(self._truth(symbol, self.clock.now_ms() - 3 * MINUTE_MS)) for symbol in self.symbols)
+                until_ms = self.clock.now_ms() - 3 * MINUTE_MS
+                return sum(len(self._truth(symbol, until_ms)) for symbol in symbols or self.symbols)
             assert self.clock.monotonic() < deadline, wrong
             await asyncio.sleep(0.1)
 

@@ -1,14 +1,13 @@
 """Every fault of Bitget that the fake can do: afterwards store and charts hold what the exchange really had."""
 
 from contextlib import asynccontextmanager
-from decimal import Decimal
 
 import pytest
 
 from candled.model import MINUTE, MINUTE_MS, Interval, Symbol, parse_iso_ms
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
-from tests.fakes.tapes import Recorded, Synthetic
+from tests.fakes.tapes import Recorded, Row, Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 
 BTC, ETH, THIN = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT"), Symbol.parse("EWZ/USDT")
@@ -161,9 +160,9 @@ async def test_a_revised_minute_is_found_by_the_comparison_with_rest_and_shown(t
         await live(one)
         await one.minutes(1)
         open_ms = MINUTE.floor(one.clock.now_ms())
-        await one.until(lambda: one.clock.now_ms() > open_ms + MINUTE_MS)
+        await one.until(lambda: one.clock.now_ms() > open_ms + MINUTE_MS + 6_000)
         row = one.fake.truth(BTC, open_ms, open_ms + MINUTE_MS)[0]
-        one.fake.revise(BTC, open_ms, [*row.values[:4], row.volume + 1, (row.quote_volume or Decimal(0)) + 5])
+        one.fake.revise(BTC, open_ms, Row(*row.values[:4], row.volume + 1, row.quote_volume + 5))
         await one.minutes(2)
         await one.check()
         assert one.health(BTC)["revisions"] >= 1
@@ -186,13 +185,16 @@ async def test_ten_holes_of_the_exchange_are_reported_never_filled_and_asked_for
             holes = one.health(BTC)["holes"]
             assert (holes["count"], holes["minutes"]) == (10, 30)
             for first, _ in ranges:
-                asked = [
-                    request for request in fake.requests_to("candles")
-                    if int(request.query["endTime"]) > first >= int(request.query["endTime"]) - int(request.query["limit"]) * MINUTE_MS
-                ]  # fmt: skip
+                asked = [request for request in fake.requests_to("candles") if covers(request.query, first)]
                 assert len(asked) <= 6
         finally:
             await one.stop()
+
+
+def covers(query, open_ms: int) -> bool:
+    """Whether a request for `candles` asked for a minute."""
+    end_ms = int(query["endTime"])
+    return end_ms > open_ms >= end_ms - int(query["limit"]) * MINUTE_MS
 
 
 async def test_an_unknown_symbol_is_named_and_the_others_go_on(tmp_path):
