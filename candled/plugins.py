@@ -178,10 +178,14 @@ def _check_settings(owner: str, settings: Any) -> None:
         raise PluginError(f"{owner}.Settings is no dataclass")
     if taken := [key for key in DAEMON_KEYS if key in rules(settings)]:
         raise PluginError(f"{owner}.Settings has the key {taken[0]}, which is the daemon's")
+    try:
+        defaults = settings()
+    except TypeError as error:
+        raise PluginError(f"{owner}.Settings: every key needs a default: {error}") from error
     problems: list[str] = []
     try:
-        read_section(settings, section_as_plain(settings(), redact=False), f"{owner}.Settings", problems)
-    except TypeError as error:  # a key without a default, or of a type that settings cannot have
-        raise PluginError(f"{owner}.Settings: {error}") from error
+        read_section(settings, section_as_plain(defaults, redact=False), f"{owner}.Settings", problems)
+    except TypeError as error:
+        raise PluginError(str(error)) from error
     if problems:
         raise PluginError(f"the defaults of {problems[0]}")

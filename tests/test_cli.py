@@ -1,0 +1,429 @@
+"""The command line: what each command prints, and with which status it ends."""
+
+import asyncio
+import io
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import yaml
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler
+
+from candled import __version__
+from candled.cli import main
+from candled.plugins import discover
+from candled.tail import Printer, Tail, line
+from tests.system.daemon import ROOT, Daemon, free_port
+
+BAR = {
+    "time": "2024-10-24T10:00:00.000Z",
+    "open": 67234.5,
+    "high": 67340,
+    "low": 67200,
+    "close": 67310.25,
+    "volume": 0.00000001,
+    "quoteVolume": 9772345.67,
+}
+NEXT = BAR | {"time": "2024-10-24T10:05:00.000Z"}
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """An empty current directory, no settings in the environment, and logging as it was."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.upper().startswith("CANDLED_")]:
+        monkeypatch.delenv(name)
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
+    yield
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "candled", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+# ---------------------------------------------------------------- check-config
+
+
+def test_check_config_prints_settings_that_read_back(capsys, tmp_path):
+    assert main(["check-config", "--config", str(ROOT / "config" / "demo.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["store"]["url"] == "sqlite:///candled-demo.db"
+    (tmp_path / "again.yaml").write_text(printed, "utf-8")
+    assert main(["--config", "again.yaml", "check-config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_check_config_reads_the_file_of_the_current_directory(capsys, tmp_path):
+    (tmp_path / "candled.yaml").write_text("server: {port: 7123}", "utf-8")
+    assert main(["check-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["server"]["port"] == 7123
+
+
+def test_check_config_without_a_file_prints_the_defaults(capsys):
+    assert main(["check-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["server"]["port"] == 7000
+
+
+def test_check_config_does_not_print_passwords(capsys, tmp_path):
+    (tmp_path / "candled.yaml").write_text("exchanges: {bitget: {ws_url: 'wss://me:hunter2@proxy/ws'}}", "utf-8")
+    assert main(["check-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["exchanges"]["bitget"]["ws_url"] == "wss://me:***@proxy/ws"
+
+
+def test_problems_are_a_line_each_and_status_2(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CANDLED_SERVER__PROT", "1")
+    (tmp_path / "candled.yaml").write_text("store: {flush_intervall: 1s}\ningest: {settle: -1s}", "utf-8")
+    assert main(["check-config"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        "candled: CANDLED_SERVER__PROT: no such setting, did you mean CANDLED_SERVER__PORT?",
+        "candled: store.flush_intervall: unknown setting, did you mean flush_interval?",
+        "candled: ingest.settle: at least 0s, was -1s",
+    ]
+
+
+def test_a_recording_that_cannot_be_read_is_found_before_the_daemon_runs(capsys, tmp_path):
+    (tmp_path / "candled.yaml").write_text("exchanges: {replay: {files: {BTC/USDT: none.csv}}}", "utf-8")
+    assert main(["check-config"]) == 2
+    assert capsys.readouterr().err == "candled: none.csv: cannot be read: No such file or directory\n"
+
+
+# ---------------------------------------------------------------- the daemon
+
+
+def test_the_daemon_does_not_start_on_a_mistake():
+    ended = run(env={"CANDLED_SERVER__PORT": "99999"})
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "candled: server.port: at most 65535, was 99999\n"
+
+
+def test_the_daemon_does_not_start_without_the_file_it_was_told():
+    ended = run("--config", "none.yaml")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "candled: none.yaml: cannot be read: No such file or directory\n"
+
+
+# ---------------------------------------------------------------- help
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"candled {__version__}\n"
+
+
+def test_help_tells_commands_environment_and_statuses(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for word in (
+        "check-config",
+        "plugins",
+        "tail",
+        "--config",
+        "--version",
+        "CANDLED_SERVER__PORT=7001",
+        "exit status",
+    ):
+        assert word in text
+
+
+def test_every_command_and_option_is_on_the_page():
+    page = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    help_text = "".join(run(*command, "--help").stdout for command in ([], ["check-config"], ["plugins"], ["tail"]))
+    options = set(re.findall(r"--[a-z-]+", help_text))
+    assert {"--config", "--url", "--bars"} < options
+    assert [option for option in sorted(options) if option not in page] == []
+
+
+def test_the_statuses_of_the_page_are_those_of_the_help():
+    page = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d) \| (.+) \|$", page, re.MULTILINE)
+    help_text = " ".join(run("--help").stdout.split())
+    assert [number for number, _ in rows] == ["0", "1", "2"]
+    for number, meaning in rows:
+        assert f"{number} {meaning}" in help_text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["stop"],
+        ["tail", "BTC/USDT"],
+        ["tail", "BTC/USDT", "1m", "--bars", "-1"],
+        ["tail", "BTC/USDT", "1m", "--bars", "x"],
+        ["tail", "BTC/USDT", "1m", "--url", "http://localhost"],
+        ["tail", "BTC/USDT", "1m", "--url", "ws://"],
+        ["tail", "BTC/USDT", "1m", "--url", "ws://localhost:99999/"],
+    ],
+)
+def test_wrong_arguments_are_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- plugins
+
+
+def test_plugins_are_listed(capsys):
+    assert main(["plugins"]) == (0 if all(status.ok for status in discover().statuses) else 1)
+    assert f"bitget (candled {__version__}): exchanges: bitget\n" in capsys.readouterr().out
+
+
+def test_a_broken_plugin_is_listed_with_its_reason_and_status_1(tmp_path):
+    info = tmp_path / "candled_x-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: candled-x\nVersion: 1.0\n", "utf-8")
+    (info / "entry_points.txt").write_text("[candled]\nx = no_such_module\n", "utf-8")
+    ended = run("plugins", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert ended.returncode == 1
+    reason = "x (candled-x 1.0): cannot be used: ModuleNotFoundError: No module named 'no_such_module'"
+    assert reason in ended.stdout.splitlines()
+    assert "Traceback" in ended.stderr  # for its author
+
+
+# ---------------------------------------------------------------- tail: formatting
+
+
+def test_a_bar_is_a_line_with_all_its_digits():
+    (bar,) = parsed([BAR])
+    assert line(bar) == "2024-10-24 10:00  O 67234.5  H 67340  L 67200  C 67310.25  V 0.00000001"
+
+
+def parsed(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return json.loads(json.dumps(bars), parse_float=Decimal, parse_int=Decimal)
+
+
+def printed(in_place: bool, *batches: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    printer = Printer(out, in_place=in_place)
+    for bars in batches:
+        printer.bars(parsed(bars))
+    return out.getvalue()
+
+
+def test_on_a_terminal_a_moving_bar_stays_on_its_line():
+    text = printed(True, [BAR], [BAR | {"close": 67311}], [NEXT])
+    assert [part.count("\r\x1b[K") for part in text.split("\n")] == [2, 1]
+    assert not text.endswith("\n")
+
+
+def test_elsewhere_each_change_is_a_line():
+    lines = printed(False, [BAR], [BAR | {"close": 67311}], [NEXT]).splitlines()
+    assert [text[:16] for text in lines] == ["2024-10-24 10:00", "2024-10-24 10:00", "2024-10-24 10:05"]
+
+
+def test_a_bar_that_did_not_change_is_not_printed_again():
+    assert printed(False, [BAR, NEXT], [BAR, NEXT]) == printed(False, [BAR, NEXT])
+
+
+def test_a_remark_does_not_overwrite_the_bar():
+    out = io.StringIO()
+    printer = Printer(out, in_place=True)
+    printer.bars(parsed([BAR]))
+    printer.note("gone")
+    assert out.getvalue().endswith("V 0.00000001\n-- gone\n")
+
+
+def test_what_was_printed_long_ago_is_forgotten():
+    others = [BAR | {"time": f"2024-10-25T{hour:02}:{minute:02}Z"} for hour in range(20) for minute in range(60)]
+    lines = printed(False, [BAR], others[:10], [BAR], others, [BAR]).splitlines()
+    assert lines.count(lines[0]) == 2
+
+
+# ---------------------------------------------------------------- tail: against a server
+
+
+class Server:
+    """A WebSocket server that answers each subscription with the next of its scripts, and then closes."""
+
+    def __init__(self, *scripts: list[str]) -> None:
+        self.scripts = list(scripts)
+        self.requests: list[dict[str, Any]] = []
+        self.all_told = asyncio.Event()
+        socket, port = bind_unused_port()
+        self.url = f"ws://127.0.0.1:{port}/ws"
+        self._http = HTTPServer(Application([("/ws", _Handler, {"server": self})]))
+        self._http.add_socket(socket)
+
+    async def stop(self) -> None:
+        self._http.stop()
+        await self._http.close_all_connections()
+
+
+class _Handler(WebSocketHandler):
+    def initialize(self, server: Server) -> None:
+        self.server = server
+
+    async def on_message(self, message: str | bytes) -> None:
+        self.server.requests.append(json.loads(message))
+        script = self.server.scripts.pop(0)
+        for text in script:
+            await self.write_message(text)
+        if self.server.scripts:
+            self.close()
+        else:
+            self.server.all_told.set()
+
+
+def initial(*bars: dict[str, Any]) -> str:
+    return json.dumps({"type": "initial", "symbol": "BTC/USDT", "interval": "5m", "bars": bars})
+
+
+def update(bar: dict[str, Any]) -> str:
+    return json.dumps({"type": "update", "symbol": "BTC/USDT", "interval": "5m", "bar": bar})
+
+
+def error(message: str) -> str:
+    return json.dumps({"type": "error", "message": message})
+
+
+class Impatient:
+    """A clock on which every wait is over at once; `slept` has the seconds asked for."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def now_ms(self) -> int:
+        return 0
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+
+async def followed(server: Server, exchange: str | None = None) -> tuple[list[str], list[float]]:
+    """What `tail` printed until the server had told all its scripts, and how long it waited between connections."""
+    out, clock = io.StringIO(), Impatient()
+    tail = asyncio.ensure_future(Tail(server.url, "BTC/USDT", "5m", exchange, 2, out=out, clock=clock).run())
+    await asyncio.wait_for(server.all_told.wait(), 10)
+    while not out.getvalue().endswith("\n"):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    tail.cancel()
+    await asyncio.gather(tail, return_exceptions=True)
+    await server.stop()
+    return out.getvalue().splitlines(), clock.slept
+
+
+async def test_tail_prints_what_there_is_and_then_what_moves():
+    server = Server([initial(BAR, NEXT), update(NEXT | {"close": 67311})])
+    lines, _ = await followed(server)
+    assert [text[:16] for text in lines] == ["2024-10-24 10:00", "2024-10-24 10:05", "2024-10-24 10:05"]
+    assert server.requests == [{"type": "subscribe", "symbol": "BTC/USDT", "interval": "5m", "initialBars": 2}]
+
+
+async def test_tail_names_the_exchange_if_it_was_told_one():
+    server = Server([initial(BAR)])
+    await followed(server, "replay")
+    assert server.requests[0]["exchange"] == "replay"
+
+
+async def test_tail_connects_and_subscribes_again_and_prints_only_what_is_new():
+    server = Server([initial(BAR)], [initial(BAR, NEXT)])
+    lines, waits = await followed(server)
+    assert [text[:16] for text in lines if not text.startswith("--")] == ["2024-10-24 10:00", "2024-10-24 10:05"]
+    assert len(server.requests) == 2
+    assert len(waits) == 1
+
+
+async def test_tail_waits_longer_after_each_failure_and_starts_over_after_a_success():
+    nothing: list[str] = []
+    server = Server(nothing, nothing, nothing, [initial(BAR)], [initial(NEXT)])
+    _, waits = await followed(server)
+    for wait, limit in zip(waits, [0.5, 1, 2, 0.5], strict=True):
+        assert limit / 2 <= wait <= limit
+
+
+async def test_an_error_that_may_pass_is_a_remark():
+    server = Server([error("Failed to subscribe to candles"), initial(BAR)])
+    lines, _ = await followed(server)
+    assert lines[0] == "-- Failed to subscribe to candles"
+    assert lines[1].startswith("2024-10-24 10:00")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"type": "update", "bar": {}}', '{"type": "error"}', "7"])
+async def test_a_server_that_says_something_else_is_tried_again(text):
+    server = Server([text], [initial(BAR)])
+    lines, _ = await followed(server)
+    assert "the server does not speak candled's protocol" in lines[0]
+    assert lines[-1].startswith("2024-10-24 10:00")
+
+
+async def test_a_refusal_ends_tail_with_status_2(capsys):
+    server = Server([error("Invalid interval: 7m. Valid: 1m, 5m")])
+    assert await Tail(server.url, "BTC/USDT", "7m", None, 2, out=io.StringIO(), clock=Impatient()).run() == 2
+    assert capsys.readouterr().err == "candled: Invalid interval: 7m. Valid: 1m, 5m\n"
+    await server.stop()
+
+
+def test_tail_follows_a_daemon_until_ctrl_c(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        daemon.start({"exchanges": {"replay": {"symbols": ["BTC/USDT"]}}, "ingest": {"backfill": "0s"}})
+        tail = started("BTC/USDT", "1m", "--url", daemon.ws_url, "--bars", "2")
+        assert tail.stdout is not None
+        first = tail.stdout.readline()
+        tail.send_signal(signal.SIGINT)
+        _, errors = tail.communicate(timeout=10)
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d  O \d", first)
+    assert (tail.returncode, errors) == (0, "")
+
+
+def test_tail_into_a_pipe_that_closes_ends_without_a_traceback(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        daemon.start({"exchanges": {"replay": {"symbols": ["BTC/USDT"]}}, "ingest": {"backfill": "0s"}})
+        tail = started("BTC/USDT", "1m", "--url", daemon.ws_url, "--bars", "2")
+        assert tail.stdout is not None
+        tail.stdout.readline()
+        tail.stdout.close()
+        assert tail.wait(timeout=15) == 0
+        assert tail.stderr is not None
+        with tail.stderr:
+            assert tail.stderr.read() == ""
+
+
+def test_tail_keeps_trying_while_nobody_listens():
+    tail = started("BTC/USDT", "1m", "--url", f"ws://127.0.0.1:{free_port()}/ws")
+    assert tail.stdout is not None
+    said = tail.stdout.readline()
+    tail.send_signal(signal.SIGINT)
+    tail.communicate(timeout=10)
+    assert "connecting again in" in said
+    assert tail.returncode == 0
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "candled", "tail", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,353 @@
+"""Plugins as they are installed: found one by one, and a bad one harms only itself."""
+
+import json
+import logging
+import re
+import sys
+import textwrap
+import tomllib
+from importlib import metadata
+
+import pytest
+import websockets
+import yaml
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from tornado.web import Application, RequestHandler
+from tornado.websocket import WebSocketHandler
+
+import candled
+from candled import ConfigError, ExchangeError, Symbol, config, hookspecs
+from candled.app import Daemon as InProcess
+from candled.clock import SystemClock
+from candled.model import MINUTE_MS
+from candled.plugins import GROUP, discover
+from tests.system.daemon import ROOT
+from tests.system.daemon import Daemon as Subprocess
+
+PAGE = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+
+GOOD = """
+    from dataclasses import dataclass
+    from candled import Exchange, hookimpl, setting
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        url: str = setting("wss://x.example", help="where")
+
+    class X(Exchange):
+        name = "x"
+        Settings = Settings
+        async def markets(self, http): return []
+        def feeds(self, symbols): return []
+        async def history(self, http, symbol, start_ms, end_ms): return []
+"""
+OFFERS_X = f"""{GOOD}
+    @hookimpl
+    def candled_exchanges(): return [X]
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Install a distribution of modules, as pip would, each an entry point of its own name; they go with the test."""
+    monkeypatch.syspath_prepend(tmp_path)
+    installed: list[str] = []
+
+    def put(distribution: str = "candled-x", **sources: str) -> None:
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n", "utf-8")
+        points = "".join(f"{module} = {module}\n" for module in sources)
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{points}", "utf-8")
+        for module, source in sources.items():
+            (tmp_path / f"{module}.py").write_text(textwrap.dedent(source), "utf-8")
+            installed.append(module)
+
+    yield put
+    for module in installed:
+        sys.modules.pop(module, None)
+
+
+def status(name: str):
+    """What became of the plugin of that name."""
+    (found,) = (one for one in discover().statuses if one.name == name)
+    return found
+
+
+# ---------------------------------------------------------------- what is found
+
+
+def test_the_bundled_plugins_are_found():
+    plugins = discover()
+    assert {"bitget", "replay"} <= plugins.exchanges.keys()
+    assert all(one.ok and one.distribution == "candled" for one in plugins.statuses if one.name in ("bitget", "replay"))
+
+
+def test_an_installed_plugin_is_found_and_named_with_its_version(install):
+    install(x_plugin=OFFERS_X)
+    found = status("x_plugin")
+    assert (found.ok, found.error, found.exchanges, str(found)) == (True, None, ("x",), "x_plugin (candled-x 1.0)")
+    assert discover().exchanges["x"].__module__ == "x_plugin"
+
+
+def test_an_entry_point_without_a_distribution_is_loaded_too():
+    (found,) = discover([metadata.EntryPoint("bitget", "candled_plugins.bitget", GROUP)]).statuses
+    assert (found.ok, found.distribution) == (True, "no distribution")
+
+
+def test_an_installed_plugin_replaces_a_bundled_exchange_and_the_log_says_so(install, caplog):
+    install(my_bitget=OFFERS_X.replace('name = "x"', 'name = "bitget"'))
+    plugins = discover()
+    assert plugins.exchanges["bitget"].__module__ == "my_bitget"
+    assert status("bitget").ok
+    assert "exchange bitget comes from my_bitget instead of candled" in caplog.text
+
+
+def test_of_two_installed_plugins_with_one_name_the_second_is_refused(install):
+    install("candled-one", a_plugin=OFFERS_X)
+    install("candled-two", b_plugin=OFFERS_X)
+    assert status("a_plugin").ok
+    assert status("b_plugin").error == "exchange x is offered by a_plugin already"
+
+
+# ---------------------------------------------------------------- what is wrong with them
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+        ("import sys; sys.exit('bye')", "SystemExit: bye"),
+        ("def candled_exchanges(): return []", "implements no hook; is the @hookimpl missing?"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchangs(): return [X]", "unknown hook 'candled_exchangs'"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(settings): return [X]", "Argument(s) {'settings'}"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): 1 / 0", "ZeroDivisionError: division by zero"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): raise SystemExit", "SystemExit"),
+        (f"{GOOD}\n    @hookimpl\n    async def candled_exchanges(): return [X]",
+         "candled_exchanges is async; hooks are plain functions"),
+        (f"{GOOD}\n    async def later(): return [X]\n    @hookimpl\n    def candled_exchanges(): return later()",
+         "candled_exchanges returned a value of type coroutine, expected a list of Exchange classes"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): pass",
+         "candled_exchanges returned nothing, expected a list of Exchange classes"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): return X",
+         "candled_exchanges returned class X, expected a list of Exchange classes"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): yield X",
+         "candled_exchanges returned a value of type generator, expected a list of Exchange classes"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): return ['x']",
+         "candled_exchanges offered a value of type str, expected a subclass of candled.Exchange"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): return [X, X]", "offers exchange x twice"),
+        (OFFERS_X.replace("def feeds", "def feed"), "X does not implement feeds"),
+        (OFFERS_X.replace('name = "x"', 'name = "X:1"'),
+         "X.name is 'X:1', expected lower-case letters, digits, - and _"),
+        (OFFERS_X.replace('name = "x"', ""), "X.name is None, expected lower-case letters, digits, - and _"),
+        (OFFERS_X.replace("Settings = Settings", ""), "X.Settings is no dataclass"),
+        (OFFERS_X.replace("url: str", "symbols: str"), "X.Settings has the key symbols, which is the daemon's"),
+        (OFFERS_X.replace('setting("wss://x.example", help="where")', "None", 1),
+         "the defaults of X.Settings.url: expected text, got nothing"),
+        (OFFERS_X.replace("url: str = setting", "url: bytes = setting"),
+         "X.Settings.url: settings cannot be of type <class 'bytes'>"),
+        (OFFERS_X.replace("url: str = setting(\"wss://x.example\", help=\"where\")", "url: str"),
+         "X.Settings: every key needs a default: Settings.__init__() missing 1 required keyword-only argument: 'url'"),
+    ],
+)  # fmt: skip
+def test_a_bad_plugin_is_named_with_its_reason_and_harms_nobody(install, source, error):
+    install(bad=source, x_plugin=OFFERS_X.replace('name = "x"', 'name = "y"'))
+    bad = status("bad")
+    assert not bad.ok
+    assert bad.exchanges == ()
+    assert error in bad.error
+    assert "\n" not in bad.error
+    assert {"bitget", "replay", "y"} <= discover().exchanges.keys()
+
+
+def test_what_a_plugin_raises_is_logged_with_its_traceback(install, caplog):
+    install(bad="raise RuntimeError('oh')")
+    with caplog.at_level(logging.ERROR):
+        discover()
+    (record,) = caplog.records
+    assert record.getMessage() == "plugin bad (candled-x 1.0) is not used"
+    assert record.exc_info is not None
+
+
+async def test_the_daemon_serves_beside_three_broken_plugins_and_names_each_in_health(install, tmp_path):
+    install(
+        will_not_import="import no_such_module",
+        raises=f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): raise ValueError('no exchange today')",
+        awaits_for_ever=(
+            f"{GOOD}\n    import asyncio\n    @hookimpl\n"
+            "    async def candled_exchanges(): await asyncio.Event().wait()"
+        ),
+    )
+    directory = tmp_path / "run"
+    directory.mkdir()
+    settings = {"exchanges": {"replay": {"symbols": ["BTC/USDT"]}}, "ingest": {"backfill": "0s"}}
+    with Subprocess(directory) as daemon:
+        health = daemon.start(settings, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+        assert health["plugins"] == {
+            **{one.name: {"status": "ok", "error": None} for one in discover().statuses if one.ok},
+            "will_not_import": {"status": "broken", "error": "ModuleNotFoundError: No module named 'no_such_module'"},
+            "raises": {"status": "broken", "error": "ValueError: no exchange today"},
+            "awaits_for_ever": {
+                "status": "broken",
+                "error": "candled_exchanges is async; hooks are plain functions",
+            },
+        }
+        async with websockets.connect(daemon.ws_url) as ws:
+            await ws.send(json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m"}))
+            assert json.loads(await ws.recv())["type"] == "initial"
+        assert daemon.stop() == 0
+
+
+# ---------------------------------------------------------------- the page for plugin authors
+
+
+def blocks() -> dict[str, str]:
+    """The files of the example in docs/plugins.md by name."""
+    return dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+
+
+def test_every_hook_is_documented():
+    hooks = [name for name, value in vars(hookspecs).items() if hasattr(value, "candled_spec")]
+    assert hooks
+    assert [hook for hook in hooks if f"| `{hook}()` |" not in PAGE] == []
+
+
+def test_every_name_a_plugin_may_import_is_on_the_page():
+    assert [name for name in candled.__all__ if not re.search(rf"\b{name}\b", PAGE)] == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (candled.Exchange, ["requests_per_s", "history_minutes", "quiet_minutes", "opens_at_close"]),
+        (candled.SocketFeed, ["ping", "ping_every_s", "frames_per_s", "lifetime_s", "snapshot"]),
+    ],
+)
+def test_the_documented_defaults_are_the_defaults(owner, names):
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]*\| ([^|,]+)", PAGE, re.MULTILINE))
+    for name in names:
+        default = getattr(owner, name)
+        assert rows[name].strip() == (f"{default:g}" if isinstance(default, float) else str(default)), name
+
+
+@pytest.fixture
+def coinfair(install):
+    """The example of docs/plugins.md, installed under the name that its pyproject.toml gives it."""
+    files = blocks()
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    assert project["entry-points"] == {GROUP: {"coinfair": "coinfair"}}
+    install(project["name"], coinfair=files["coinfair.py"])
+    return discover()
+
+
+def test_the_example_is_found_and_its_settings_are_read(coinfair, tmp_path):
+    path = tmp_path / "candled.yaml"
+    path.write_text(blocks()["candled.yaml"], "utf-8")
+    (exchange,) = config.load(path, {"CANDLED_EXCHANGES__COINFAIR__REST_URL": "http://x"}, coinfair).exchanges
+    assert exchange.settings.rest_url == "http://x"
+    assert exchange.symbols == (Symbol("BTC", "USDT"),)
+    with pytest.raises(ConfigError, match="did you mean ws_url"):
+        config.load(path, {"CANDLED_EXCHANGES__COINFAIR": "{ws_ulr: x}"}, coinfair)
+
+
+def test_the_example_refuses_frames_that_are_not_documented(coinfair):
+    exchange = coinfair.exchanges["coinfair"]
+    (feed,) = exchange(exchange.Settings(), SystemClock()).feeds([Symbol("BTC", "USDT")])
+    (refused,) = feed.read('{"market": "btc-usdt", "refused": "no such market"}')
+    assert refused.reason == "no such market"
+    for frame in ("{", "[]", "7", '{"market": "eth-usdt"}', '{"market": "btc-usdt", "candle": [1], "sent": 1}'):
+        with pytest.raises(ExchangeError):
+            feed.read(frame)
+
+
+async def test_the_example_brings_candles_to_clients(coinfair, tmp_path):
+    port, stop = serve_coinfair()
+    path = tmp_path / "candled.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "server": {"host": "127.0.0.1", "port": 0},
+                "exchanges": {
+                    "coinfair": {
+                        "symbols": ["BTC/USDT"],
+                        "ws_url": f"ws://127.0.0.1:{port}/v1",
+                        "rest_url": f"http://127.0.0.1:{port}/v1",
+                    }
+                },
+                "ingest": {"backfill": "0s"},
+                "store": {"url": f"sqlite:///{tmp_path / 'candled.db'}", "journal": ""},
+            }
+        ),
+        "utf-8",
+    )
+    daemon = InProcess(config.load(path, {}, coinfair), coinfair, SystemClock())
+    await daemon.start()
+    try:
+        async with websockets.connect(f"ws://127.0.0.1:{daemon.port}/ws") as ws:
+            await ws.send(json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initialBars": 5}))
+            initial = json.loads(await ws.recv())
+            while len(initial["bars"]) < 5:  # subscribed before the history had come
+                message = json.loads(await ws.recv())
+                initial = message if message["type"] == "initial" else initial
+            assert [bar["close"] for bar in initial["bars"][:-1]] == [Coinfair.CLOSE] * 4
+            update = json.loads(await ws.recv())
+            assert (update["type"], update["bar"]["high"]) == ("update", 101.00000001)
+    finally:
+        await daemon.stop()
+        await stop()
+
+
+class Coinfair:
+    """The exchange the example speaks to: a candle a second, and as much history as is asked for."""
+
+    CLOSE = 100.5
+
+    @staticmethod
+    def row(open_ms: int, volume: str = "3.25") -> list[str]:
+        return [str(open_ms), "100", "101.00000001", "99.5", str(Coinfair.CLOSE), volume, "326.625"]
+
+
+class Markets(RequestHandler):
+    def get(self) -> None:
+        self.finish(json.dumps([{"name": "btc-usdt", "digits": 8}]))
+
+
+class Rows(RequestHandler):
+    def get(self) -> None:
+        assert self.get_argument("market") == "btc-usdt"
+        now_ms = SystemClock().now_ms()
+        last_ms = min(int(self.get_argument("to")), now_ms)
+        rows = [Coinfair.row(at) for at in range(int(self.get_argument("from")), last_ms + 1, MINUTE_MS)]
+        self.finish({"now": now_ms, "rows": rows})
+
+
+class Stream(WebSocketHandler):
+    async def on_message(self, frame: str | bytes) -> None:
+        if frame == "ping":
+            await self.write_message("pong")
+            return
+        market = json.loads(frame)["subscribe"]
+        await self.write_message({"market": market})
+        clock = SystemClock()
+        for count in range(1000):
+            now_ms = clock.now_ms()
+            row = Coinfair.row(now_ms - now_ms % MINUTE_MS, f"3.{count + 26}")
+            if self.ws_connection is None or self.ws_connection.is_closing():
+                return
+            await self.write_message({"market": market, "candle": row, "sent": now_ms})
+            await clock.sleep(0.2)
+
+
+def serve_coinfair():
+    """Listen on a free port; return it and how to stop."""
+    socket, port = bind_unused_port()
+    server = HTTPServer(Application([("/v1", Stream), ("/v1/markets", Markets), ("/v1/candles", Rows)]))
+    server.add_socket(socket)
+
+    async def stop() -> None:
+        server.stop()
+        await server.close_all_connections()
+
+    return port, stop
