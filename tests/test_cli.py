@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from decimal import Decimal
@@ -122,6 +123,16 @@ def test_the_daemon_does_not_start_without_the_file_it_was_told():
     ended = run("--config", "none.yaml")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "candled: none.yaml: cannot be read: No such file or directory\n"
+
+
+def test_a_port_in_use_is_a_line_and_status_2():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = str(ROOT / "config" / "demo.yaml")
+        ended = run("--config", config, env={"CANDLED_SERVER__PORT": str(port)})
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert last == f"candled: server: cannot listen on 127.0.0.1:{port}: the port is in use"
 
 
 # ---------------------------------------------------------------- help
@@ -258,17 +269,19 @@ def test_what_was_printed_long_ago_is_forgotten():
 # ---------------------------------------------------------------- tail: against a server
 
 
+TOLD_ALL = "that was all"
+
+
 class Server:
     """A WebSocket server that answers each subscription with the next of its scripts, and then closes."""
 
     def __init__(self, *scripts: list[str]) -> None:
         self.scripts = list(scripts)
         self.requests: list[dict[str, Any]] = []
-        self.all_told = asyncio.Event()
-        socket, port = bind_unused_port()
+        listening, port = bind_unused_port()
         self.url = f"ws://127.0.0.1:{port}/ws"
         self._http = HTTPServer(Application([("/ws", _Handler, {"server": self})]))
-        self._http.add_socket(socket)
+        self._http.add_socket(listening)
 
     async def stop(self) -> None:
         self._http.stop()
@@ -287,7 +300,7 @@ class _Handler(WebSocketHandler):
         if self.server.scripts:
             self.close()
         else:
-            self.server.all_told.set()
+            await self.write_message(error(TOLD_ALL))
 
 
 def initial(*bars: dict[str, Any]) -> str:
@@ -323,14 +336,13 @@ async def followed(server: Server, exchange: str | None = None) -> tuple[list[st
     """What `tail` printed until the server had told all its scripts, and how long it waited between connections."""
     out, clock = io.StringIO(), Impatient()
     tail = asyncio.ensure_future(Tail(server.url, "BTC/USDT", "5m", exchange, 2, out=out, clock=clock).run())
-    await asyncio.wait_for(server.all_told.wait(), 10)
-    while not out.getvalue().endswith("\n"):
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        while TOLD_ALL not in out.getvalue():
+            await asyncio.sleep(0.01)
     tail.cancel()
     await asyncio.gather(tail, return_exceptions=True)
     await server.stop()
-    return out.getvalue().splitlines(), clock.slept
+    return out.getvalue().splitlines()[:-1], clock.slept
 
 
 async def test_tail_prints_what_there_is_and_then_what_moves():
