@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -15,6 +16,7 @@ from candled import __version__, config
 from candled.clock import SystemClock
 from candled.errors import CandledError, ConfigError
 from candled.plugins import Plugins, discover
+from candled.tools import TOOLS, Run
 
 DEFAULT_CONFIG = Path("candled.yaml")
 
@@ -83,7 +85,23 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--exchange", metavar="X", help="which exchange, if not the server's first one")
     tail.add_argument("--bars", type=_bars, default=10, metavar="N", help="bars to begin with (default: %(default)s)")
     tail.set_defaults(command=_tail)
+
+    for add_tool in TOOLS:
+        add_tool(_Commands(commands))
     return parser
+
+
+class _Commands:
+    """`candled.tools.Commands` over argparse."""
+
+    def __init__(self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+        self._commands = commands
+
+    def add(self, name: str, run: Run, *, help: str, **more: Any) -> argparse.ArgumentParser:
+        parser = self._commands.add_parser(name, help=help, **more)
+        _add_config(parser, argparse.SUPPRESS)
+        parser.set_defaults(command=lambda options: run(options, _load(options, discover())))
+        return parser
 
 
 def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:

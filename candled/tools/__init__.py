@@ -1,0 +1,19 @@
+"""Commands that work on stored history: each module adds its commands to the command line."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from candled.config import Config
+
+Run = Callable[[argparse.Namespace, Config], int]
+
+
+class Commands(Protocol):
+    """Where a tool adds its commands; `candled.cli` has it."""
+
+    def add(self, name: str, run: Run, *, help: str, **more: Any) -> argparse.ArgumentParser:
+        """Add a command with `--config`; `run` gets the parsed options and the settings, and returns the exit status."""
+
+
+TOOLS: tuple[Callable[[Commands], None], ...] = ()
