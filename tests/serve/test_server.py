@@ -268,7 +268,9 @@ async def test_the_end_is_told_with_1001():
             assert ws.close_code == 1001
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Tornado leaves the socket to the collector
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Tornado leaves the socket to the collector
 async def test_a_port_in_use_is_one_clear_message():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -5,6 +5,7 @@ import logging
 import os
 import resource
 import zlib
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -347,41 +348,43 @@ def wholes():
 # ---------------------------------------------------------------- a disk that is full
 
 
-@pytest.fixture
-def file_size():
-    """Sets the size beyond which no file of this process grows: a write is cut short there, the next one fails."""
+@contextmanager
+def file_size(most: int):
+    """No file of this process grows beyond `most` bytes: a write is cut short there, the next one fails.
+
+    The test run's own output may be such a file, so nothing may be printed meanwhile.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_rows_that_do_not_fit_on_the_disk_are_not_kept_in_part(open_journal, directory, file_size):
+def test_rows_that_do_not_fit_on_the_disk_are_not_kept_in_part(open_journal, directory):
     journal = open_journal()
     journal.append(some(0, 10))
     size = journal.status()["bytes"]
-    file_size(size + 200)
-    with pytest.raises(Unavailable, match=r"candled\.journal cannot be written: File too large"):
+    with file_size(size + 200), pytest.raises(Unavailable, match=r"candled\.journal cannot be written: File too large"):
         journal.append(some(10, 20))
     assert (journal.rows, journal.status()["bytes"]) == (10, size)
     assert [path.stat().st_size for path in directory.iterdir()] == [size]
     assert "File too large" in journal.status()["lastError"]
 
 
-def test_a_first_segment_that_does_not_fit_leaves_no_file(open_journal, directory, file_size):
+def test_a_first_segment_that_does_not_fit_leaves_no_file(open_journal, directory):
     journal = open_journal()
-    file_size(100)
-    with pytest.raises(Unavailable):
+    with file_size(100), pytest.raises(Unavailable):
         journal.append(some(0, 10))
     assert (files(directory), journal.is_empty) == ([], True)
 
 
-def test_once_there_is_room_again_it_goes_on(open_journal, file_size):
+def test_once_there_is_room_again_it_goes_on(open_journal):
     journal = open_journal()
     journal.append(some(0, 10))
-    file_size(journal.status()["bytes"] + 50)
-    with pytest.raises(Unavailable):
+    with file_size(journal.status()["bytes"] + 50), pytest.raises(Unavailable):
         journal.append(some(10, 20))
-    file_size(None)
     assert journal.append(some(10, 20)) == 10
     assert drained(journal) == some(0, 20)
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from candled_plugins import bitget
-from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 
 from candled import ExchangeError, Market, Symbol, Unavailable
 from candled.model import MINUTE_MS
+from candled_plugins import bitget
+from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.http import PlainHttp

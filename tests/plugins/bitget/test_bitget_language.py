@@ -5,8 +5,6 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from candled_plugins.bitget import language
-from candled_plugins.bitget.language import SPOT, USDT_FUTURES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +22,8 @@ from candled import (
     Unavailable,
 )
 from candled.model import MINUTE_MS, decimal_text
+from candled_plugins.bitget import language
+from candled_plugins.bitget.language import SPOT, USDT_FUTURES
 
 BTC = Symbol("BTC", "USDT")
 SYMBOLS = {"BTCUSDT": BTC}

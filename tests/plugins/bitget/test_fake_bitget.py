@@ -5,13 +5,13 @@ import json
 from itertools import pairwise
 
 import pytest
-from candled_plugins.bitget.exchange import BitgetFeed
-from candled_plugins.bitget.language import SPOT, USDT_FUTURES
 from tornado.httpclient import AsyncHTTPClient, HTTPError
 from tornado.websocket import websocket_connect
 
 from candled import Candles, Pong, Refused, Subscribed, Symbol, Trouble
 from candled.model import MINUTE_MS
+from candled_plugins.bitget.exchange import BitgetFeed
+from candled_plugins.bitget.language import SPOT, USDT_FUTURES
 from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import FakeBitget, FakeMarket, synthetic_markets
 from tests.fakes.tapes import Recorded, Synthetic, grown
