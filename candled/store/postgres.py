@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any
 
@@ -121,16 +122,19 @@ class PostgresStore:
             if minutes:
                 self._write_minutes(link, minutes)
             if running:
-                link.run(sql.PUT_RUNNING, _columns((id, running[id]) for id in sorted(running)))
+                markets = sorted(running)
+                link.run(sql.PUT_RUNNING, _columns(markets, [running[id] for id in markets]))
 
     def _write_minutes(self, link: Link, minutes: Mapping[int, Mapping[int, Candle]]) -> None:
-        batch = ((id, minutes[id][open_ms]) for id in sorted(minutes) for open_ms in sorted(minutes[id]))
-        changed = link.rows(sql.PUT_MINUTES, _columns(batch))
+        times = {id: sorted(minutes[id]) for id in sorted(minutes)}
+        markets = [id for id in times for _ in times[id]]
+        candles = [candle for id in times for candle in map(minutes[id].__getitem__, times[id])]
+        changed = link.rows(sql.PUT_MINUTES, _columns(markets, candles))
         if not changed:
             return
         link.run(sql.WIDEN_SPANS, [_array(map(str, column)) for column in zip(*changed, strict=True)])
         stretches = {
-            id: minute_ranges(open_ms for open_ms in sorted(minutes[id]) if first_ms <= open_ms <= last_ms)
+            id: _stretches([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
             for id, first_ms, last_ms in changed
         }
         # Read only now that the markets are locked: an interval that another process adds is either in this
@@ -441,6 +445,14 @@ def _levels(rows: tuple[tuple[str, bool], ...]) -> Mapping[Interval, Interval]:
     return {interval: sources({*folded, interval})[interval] for interval in wanted}
 
 
+def _stretches(open_ms: Sequence[int]) -> RangeSet:
+    """`minute_ranges` of sorted times, at once where no minute is missing, as in every page of a backfill."""
+    first_ms, end_ms = open_ms[0], open_ms[-1] + MINUTE_MS
+    if end_ms - first_ms == len(open_ms) * MINUTE_MS:
+        return RangeSet([(first_ms, end_ms)])
+    return minute_ranges(open_ms)
+
+
 def _fold(link: Link, changed: Mapping[int, RangeSet], levels: Mapping[Interval, Interval]) -> None:
     """Fold again every bar of `levels` that the changed stretches of the markets touch."""
     for interval, source in levels.items():
@@ -457,26 +469,30 @@ def _fold(link: Link, changed: Mapping[int, RangeSet], levels: Mapping[Interval,
 # ---------------------------------------------------------------- rows and candles
 
 
-def _columns(rows: Iterable[tuple[int, Candle]]) -> list[str]:
+def _columns(markets: Sequence[int], candles: Sequence[Candle]) -> list[str]:
     """Market numbers and candles as one array a column: a quarter of the cost of a list of rows.
 
     Raises:
         StoreRejected: a number that no exchange has, and of which not every sum would be exact.
     """
-    markets, candles = zip(*rows, strict=True)
-    columns = list(zip(*candles, strict=True))
-    numbers = [_array(_texts(column)) for column in columns[1:7]]
-    return [_array(map(str, markets)), _array(map(str, columns[0])), *numbers, _array(map(str, columns[7]))]
+    open_ms, *numbers, as_of_ms, _ = zip(*candles, strict=True)
+    return [
+        _array(map(str, markets)),
+        _array(map(str, open_ms)),
+        *map(_number_array, numbers),
+        _array(map(str, as_of_ms)),
+    ]
 
 
-def _texts(numbers: Iterable[Any]) -> list[str]:
-    """Decimals as PostgreSQL reads them, every digit as given."""
-    texts = ["NULL" if number is None else str(number) for number in numbers]
-    if any("E" in text for text in texts):
+def _number_array(numbers: Sequence[Decimal | None]) -> str:
+    texts = list(map(str, numbers))
+    joined = ",".join(texts)
+    if "E" in joined or "N" in joined:  # an exponent, which hides how long a number is, or None
         texts = ["NULL" if number is None else format(number, "f") for number in numbers]
+        joined = ",".join(texts)
     if max(map(len, texts)) > LONGEST_NUMBER:
         raise StoreRejected(f"a number it cannot hold: longer than {LONGEST_NUMBER} digits")
-    return texts
+    return "{" + joined + "}"
 
 
 def _array(texts: Iterable[str]) -> str:

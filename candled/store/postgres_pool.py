@@ -29,6 +29,8 @@ _PARAMETERS = {
     "tcp_user_timeout": "8000",
 }
 
+_EXPECTED = "expected postgresql://user:password@host:port/database"
+
 # Every statement of the store is an index lookup. Fresh tables have no statistics, and a plan for the 100 rows of
 # yesterday must not scan the million of today; compiling such statements costs more than running them.
 _SESSION = """SET TimeZone = 'UTC'; SET client_min_messages = 'warning'; SET jit = off;
@@ -48,10 +50,13 @@ def parse_address(url: str) -> dict[str, Any]:
         ConfigError: it cannot be read. The text does not repeat the address, which may hold a password.
     """
     try:
-        return {**_PARAMETERS, **parse_dsn(url)}
+        given = parse_dsn(url)
     except psycopg2.ProgrammingError as error:
         problem = "an option that PostgreSQL does not know" if "query parameter" in str(error) else "a mistake in it"
-        raise ConfigError(f"expected postgresql://user:password@host:port/database, got {problem}") from None
+        raise ConfigError(f"{_EXPECTED}, got {problem}") from None
+    if not given.get("port", "1").replace(",", "").isdigit():
+        raise ConfigError(f"{_EXPECTED}, got a port that is no number")
+    return {**_PARAMETERS, **given}
 
 
 @contextmanager

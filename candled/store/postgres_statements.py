@@ -121,7 +121,8 @@ def _fold(source: str, condition: str) -> str:
     """Fold the parts in some stretches of some markets into longer bars; the stretches hold whole bars.
 
     Buckets are those of `Interval.floor`: the origin is a Monday, 00:00 UTC. The bounds of all stretches together
-    let TimescaleDB leave out the chunks that no part is in.
+    let TimescaleDB leave out the chunks that no part is in. OFFSET 0 makes it one lookup a stretch: without it the
+    planner, who knows nothing of fresh tables, may compare every part with every stretch.
     """
     return f"""INSERT INTO candled.rollups AS old (market, minutes, time, {COLUMNS})
     SELECT market, %s, bucket, (array_agg(open ORDER BY time))[1], max(high), min(low),
@@ -131,9 +132,9 @@ def _fold(source: str, condition: str) -> str:
         SELECT part.*, date_bin(%s * interval '1 minute', part.time, '1969-12-29 00:00:00+00') AS bucket
         FROM (SELECT market, {_time("start_ms")} AS start_time, {_time("end_ms")} AS end_time
             FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS batch (market, start_ms, end_ms)) AS touched
-        JOIN {source} AS part ON part.market = touched.market
-            AND part.time >= touched.start_time AND part.time < touched.end_time
-        WHERE part.time >= {_AT} AND part.time < {_AT} {condition}
+        CROSS JOIN LATERAL (SELECT * FROM {source} AS source WHERE source.market = touched.market
+            AND source.time >= touched.start_time AND source.time < touched.end_time
+            AND source.time >= {_AT} AND source.time < {_AT} {condition} OFFSET 0) AS part
     ) AS parts
     GROUP BY market, bucket
     ORDER BY market, bucket
@@ -143,7 +144,7 @@ def _fold(source: str, condition: str) -> str:
 
 
 FOLD_MINUTES = _fold("candled.candles", "")
-FOLD_BARS = _fold("candled.rollups", "AND part.minutes = %s")
+FOLD_BARS = _fold("candled.rollups", "AND source.minutes = %s")
 
 # Which intervals are there, and are they folded?
 INTERVALS = "SELECT name, folded FROM candled.intervals ORDER BY name"

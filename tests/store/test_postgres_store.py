@@ -1,10 +1,27 @@
 """The PostgreSQL store: the contract of all stores, and what is special about a server."""
 
-import pytest
+import random
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, decimal_text
+from candled.store import KNOWN_STORES, make_store
+from candled.store.batch import fold_bars
 from candled.store.postgres import PostgresStore
+from candled.store.postgres_schema import SCHEMA
+from candled.store.sqlite import SqliteStore
 from tests.servers import Database, shared_postgres
-from tests.store.contract import StoreContract
+from tests.store.contract import D1, H1, LONGER, M5, W1, StoreContract, everything, sums
+from tests.store.rows import BTC, ETH, MONDAY_MS, minute, recorded
+
+WEEK_MINUTES = 7 * 1440
+DAY_MS = 86_400_000
+WEEK_MS = 7 * DAY_MS
 
 
 @pytest.fixture
@@ -14,19 +31,338 @@ def database():
 
 
 @pytest.fixture
-def open_store(database):
-    stores = []
+def stores():
+    opened = []
+    yield opened
+    for store in opened:
+        store.close()
 
-    def open_again(*intervals):
-        store = PostgresStore(database.url(), intervals)
+
+@pytest.fixture
+def open_store(database, stores):
+    def open_again(*intervals, **options):
+        store = PostgresStore(database.url(), intervals, **options)
         stores.append(store)
         store.open()
         return store
 
-    yield open_again
-    for store in stores:
-        store.close()
+    return open_again
 
 
 class TestPostgresStore(StoreContract):
     """The contract."""
+
+
+# ---------------------------------------------------------------- addresses
+
+
+def test_the_address_decides_which_store_it_is(tmp_path):
+    assert isinstance(make_store(f"sqlite:///{tmp_path}/candled.db", [MINUTE]), SqliteStore)
+    for scheme in ("postgresql", "postgres"):
+        assert isinstance(make_store(f"{scheme}://candled@localhost/candled", [MINUTE]), PostgresStore)
+    with pytest.raises(ConfigError) as refused:
+        make_store("mysql://me:secret@localhost/candled", [MINUTE])
+    assert "secret" not in str(refused.value)
+    assert all(any(example in str(refused.value) for example in text.split()) for text in KNOWN_STORES.values())
+
+
+@pytest.mark.parametrize("address", ["postgresql://me:secret@host:port/x", "postgresql://me:secret@host/x?colour=red"])
+def test_an_address_with_a_mistake_is_refused_without_repeating_it(address):
+    with pytest.raises(ConfigError) as refused:
+        make_store(address, [MINUTE])
+    assert "secret" not in str(refused.value)
+
+
+def test_a_server_that_is_not_there_is_trouble_that_passes():
+    store = PostgresStore("postgresql://me:secret@127.0.0.1:1/candled", DEFAULT_INTERVALS)
+    with pytest.raises(StoreUnavailable, match="refused") as refused:
+        store.open()
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(StoreRejected, match="not open"):
+        store.newest("bitget")
+
+
+# ---------------------------------------------------------------- the schema
+
+
+def test_a_newer_schema_is_refused_and_left_alone(database, open_store):
+    open_store(MINUTE).close()
+    database.rows("UPDATE candled.state SET schema = 99 RETURNING schema")
+    with pytest.raises(StoreRejected, match=f"newer candled .schema 99; this one knows up to {SCHEMA}."):
+        open_store(*DEFAULT_INTERVALS)
+    assert database.rows("SELECT schema FROM candled.state") == [(99,)]
+    assert database.rows("SELECT name FROM candled.intervals") == []
+
+
+def test_processes_that_start_together_prepare_the_database_once(open_store):
+    with ThreadPoolExecutor(6) as threads:
+        jobs = [threads.submit(open_store, *DEFAULT_INTERVALS) for _ in range(6)]
+        opened = [job.result() for job in jobs]
+    for number, store in enumerate(opened):
+        store.write([(BTC, minute(number))])
+    assert everything(opened[0], BTC, M5) == sums([minute(number) for number in range(6)], M5)
+
+
+def test_an_ordinary_role_that_owns_its_database_suffices(stores):
+    dsn = shared_postgres()
+    with Database(dsn) as admin:
+        admin.rows(f"CREATE ROLE {admin.name} LOGIN")
+        try:
+            with Database(dsn, f"OWNER {admin.name}") as database:
+                stores.append(PostgresStore(database.url(user=admin.name), DEFAULT_INTERVALS, retention_days=30))
+                stores[0].open()
+                stores[0].write([(BTC, minute(0))])
+                stores[0].maintain(MONDAY_MS)
+                assert everything(stores[0], BTC, W1) == [minute(0)]
+                stores[0].close()
+        finally:
+            admin.rows(f"DROP ROLE {admin.name}")
+
+
+def test_a_role_that_may_not_create_tables_is_told_so(database, stores):
+    database.rows(f"CREATE ROLE {database.name} LOGIN")
+    try:
+        with pytest.raises(StoreRejected, match="permission denied"):
+            PostgresStore(database.url(user=database.name), DEFAULT_INTERVALS).open()
+    finally:
+        database.rows(f"DROP ROLE {database.name}")
+
+
+def test_tables_that_are_away_while_a_backup_is_restored_are_trouble_that_passes(database, open_store):
+    store = open_store(MINUTE, M5)
+    store.write([(BTC, minute(0))])
+    database.rows("ALTER SCHEMA candled RENAME TO elsewhere")
+    with pytest.raises(StoreUnavailable):
+        store.write([(BTC, minute(1))])
+    with pytest.raises(StoreUnavailable):
+        everything(store, BTC, M5)
+    database.rows("ALTER SCHEMA elsewhere RENAME TO candled")
+    store.write([(BTC, minute(1))])
+    assert everything(store, BTC, M5) == sums([minute(0), minute(1)], M5)
+
+
+def test_health_learns_the_server_and_the_free_connections(open_store):
+    facts = open_store(MINUTE, writers=3, readers=5).describe()
+    assert facts["kind"] in ("postgresql", "timescaledb")
+    assert (facts["schema"], facts["freeWriters"], facts["freeReaders"]) == (SCHEMA, 3, 5)
+    assert facts["server"].split(".")[0].isdigit()
+
+
+# ---------------------------------------------------------------- what is in the tables
+
+
+def test_everyone_can_read_the_tables(database, open_store):
+    open_store(*DEFAULT_INTERVALS).write([(BTC, minute(61, volume="0.00000010", as_of_ms=MONDAY_MS + 61_000 * 61))])
+    for table in ("candles", "rollups WHERE minutes = 1"):
+        rows = database.rows(f"SELECT time, volume::text, quote_volume, as_of FROM candled.{table}")
+        expected = (
+            datetime(2025, 6, 2, 1, 1, tzinfo=UTC),
+            "0.00000010",
+            None,
+            datetime(2025, 6, 2, 1, 2, 1, tzinfo=UTC),
+        )
+        assert rows == ([expected] if table == "candles" else [])
+    assert database.rows("SELECT minutes, time FROM candled.rollups ORDER BY minutes DESC LIMIT 1") == [
+        (WEEK_MINUTES, datetime(2025, 6, 2, tzinfo=UTC))
+    ]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at_ms=st.integers(0, 4_102_444_800_000))
+def test_times_are_exact_to_the_millisecond(open_store, stores, at_ms):
+    store = stores[0] if stores else open_store(MINUTE)
+    store.set_complete_from(BTC, at_ms)
+    assert store.complete_from(BTC) == at_ms
+
+
+def test_memory_rollups_and_a_plain_group_by_agree_digit_for_digit(database, open_store):
+    """After shuffled backfills and corrections of real minutes, some of them late, doubled or older copies."""
+    dice = random.Random(20251110)
+    store = open_store(*DEFAULT_INTERVALS)
+    for market, name in ((BTC, "btcusdt-week.csv.gz"), (ETH, "ethusd-thin-week.csv.gz")):
+        minutes = recorded(name)
+        best = {candle.open_ms: candle._replace(as_of_ms=candle.open_ms + MINUTE_MS) for candle in minutes}
+        rows = list(best.values())
+        for candle in dice.sample(minutes, 500):
+            better = corrected(candle, dice)
+            best[better.open_ms] = better
+            rows += [better, candle._replace(volume=candle.volume * 3, as_of_ms=candle.open_ms + 59_000)]
+        rows += dice.choices(rows, k=500)
+        dice.shuffle(rows)
+        for start in range(0, len(rows), 700):
+            store.write([(market, candle) for candle in rows[start : start + 700]])
+
+        truth = [best[open_ms] for open_ms in sorted(best)]
+        assert digits(everything(store, market, MINUTE)) == digits(truth)
+        for interval in LONGER:
+            memory = digits(fold_bars(truth, interval))
+            assert digits(everything(store, market, interval)) == memory
+            assert grouped(database, market, interval) == memory
+
+
+def corrected(candle: Candle, dice: random.Random) -> Candle:
+    return candle._replace(
+        close=candle.low,
+        volume=candle.volume + dice.randrange(1, 9),
+        as_of_ms=candle.open_ms + MINUTE_MS * dice.randrange(2, 9),
+    )
+
+
+def digits(bars: list[Candle]) -> list[tuple[object, ...]]:
+    return [(bar.open_ms, *map(decimal_text, bar[1:6]), bar.quote_volume, bar.as_of_ms) for bar in bars]
+
+
+def grouped(database: Database, market: object, interval: Interval) -> list[tuple[object, ...]]:
+    """The bars of an interval by a query that shares nothing with those of the store."""
+    bucket = "date_trunc('week', time AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'"
+    if interval != W1:
+        bucket = f"to_timestamp(floor(extract(epoch FROM time) / {interval.ms // 1000}) * {interval.ms // 1000})"
+    rows = database.rows(
+        f"""SELECT extract(epoch FROM bucket)::bigint * 1000,
+            (SELECT open FROM candled.candles AS c WHERE c.market = g.market AND c.time = g.first), high, low,
+            (SELECT close FROM candled.candles AS c WHERE c.market = g.market AND c.time = g.last), volume,
+            (extract(epoch FROM as_of) * 1000)::bigint
+        FROM (SELECT market, {bucket} AS bucket, min(time) AS first, max(time) AS last, max(high) AS high,
+                min(low) AS low, sum(volume) AS volume, max(as_of) AS as_of
+            FROM candled.candles JOIN candled.markets ON id = market WHERE exchange || ':' || symbol = %s
+            GROUP BY 1, 2) AS g
+        ORDER BY 1""",
+        (str(market),),
+    )
+    return [(row[0], *map(decimal_text, row[1:6]), None, row[6]) for row in rows]
+
+
+def test_the_newest_minutes_are_found_behind_a_gap_of_years(open_store):
+    store = open_store(MINUTE)
+    far = [minute(0), minute(1), minute(2_000_000), minute(2_000_001), minute(3_000_000)]
+    store.write([(BTC, candle) for candle in far])
+    assert store.bars(BTC, MINUTE, before_ms=10**15, limit=4) == far[1:]
+    assert store.bars(BTC, MINUTE, before_ms=10**15, limit=9) == far
+    assert store.bars(BTC, MINUTE, before_ms=far[0].open_ms, limit=9) == []
+    assert [span.start_ms for span in store.present(BTC, 0, 10**15)] == [far[0].open_ms, far[2].open_ms, far[4].open_ms]
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_a_writer_keeps_up_the_intervals_of_other_processes_too(open_store):
+    ours, theirs = open_store(M5), open_store(M5, H1)
+    ours.write([(BTC, minute(0))])
+    ours.write([(BTC, minute(59, "7"))])
+    assert everything(theirs, BTC, H1) == sums([minute(0), minute(59, "7")], H1)
+    with pytest.raises(StoreRejected, match="1h"):
+        everything(ours, BTC, H1)
+
+
+def test_an_interval_whose_past_another_process_still_folds_lends_no_half_bars(database, open_store):
+    m15 = Interval.parse("15m")
+    minutes = [minute(at) for at in (0, 1, 40)]
+    store = open_store(M5, H1)
+    store.write([(BTC, candle) for candle in minutes[:2]])
+    database.rows("INSERT INTO candled.intervals (name) VALUES ('15m') RETURNING name")  # the first thing it does
+    store.write([(BTC, minutes[2])])
+    assert everything(store, BTC, H1) == sums(minutes, H1)
+    other = open_store(M5, m15, H1)
+    assert everything(other, BTC, m15) == sums(minutes, m15)
+    assert everything(other, BTC, H1) == sums(minutes, H1)
+
+
+def test_minutes_written_while_history_is_folded_are_in_the_new_bars(open_store):
+    old, new = [minute(at) for at in range(0, 400_000, 50)], [minute(at) for at in range(25, 400_000, 4000)]
+    writer = open_store(MINUTE)
+    writer.write([(BTC, candle) for candle in old])
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(open_store, *DEFAULT_INTERVALS)
+        for candle in new:
+            writer.write([(BTC, candle)])
+        reader = opening.result()
+    minutes = sorted([*old, *new])
+    for interval in LONGER:
+        assert everything(reader, BTC, interval) == sums(minutes, interval)
+
+
+# ---------------------------------------------------------------- maintenance
+
+
+def test_an_interval_that_nobody_is_configured_for_is_dropped_after_a_week(database, open_store):
+    def kept() -> list[int]:
+        return [row[0] for row in database.rows("SELECT DISTINCT minutes FROM candled.rollups ORDER BY 1")]
+
+    open_store(M5, H1).write([(BTC, minute(0))])
+    store = open_store(M5)
+    store.maintain(MONDAY_MS)
+    store.maintain(MONDAY_MS + 6 * DAY_MS)
+    assert kept() == [5, 60]
+    store.maintain(MONDAY_MS + 8 * DAY_MS)
+    assert kept() == [5]
+    store.write([(BTC, minute(1))])
+    assert everything(open_store(M5, H1), BTC, H1) == sums([minute(0), minute(1)], H1)
+
+
+def test_old_minutes_are_dropped_by_weeks_and_their_bars_stay(open_store):
+    minutes = [minute(at) for at in range(0, 4 * WEEK_MINUTES, 60)]
+    store = open_store(*DEFAULT_INTERVALS, retention_days=10)
+    store.write([(BTC, candle) for candle in minutes])
+    bars = {interval: everything(store, BTC, interval) for interval in LONGER}
+    store.maintain(MONDAY_MS + 3 * WEEK_MS + 2 * DAY_MS)  # ten days before that lies in the second week
+    assert everything(store, BTC, MINUTE) == minutes[7 * 24 :]
+    assert {interval: everything(store, BTC, interval) for interval in LONGER} == bars
+    assert store.bars(BTC, MINUTE, before_ms=10**15, limit=10**6) == minutes[7 * 24 :]
+
+
+def test_a_minute_too_old_to_be_kept_does_not_spoil_its_bar(open_store):
+    store = open_store(D1, retention_days=10)
+    store.write([(BTC, minute(0)), (BTC, minute(1)), (BTC, minute(5 * WEEK_MINUTES))])
+    store.maintain(MONDAY_MS + 5 * WEEK_MS)
+    store.write([(BTC, minute(2)), (BTC, minute(5 * WEEK_MINUTES + 1))])
+    assert [bar.volume for bar in everything(store, BTC, D1)] == [2, 2]
+    assert len(everything(store, BTC, MINUTE)) == 2
+
+
+def test_without_settings_maintenance_keeps_everything(open_store):
+    store = open_store(*DEFAULT_INTERVALS)
+    store.write([(BTC, minute(0))])
+    store.maintain(MONDAY_MS + 1000 * WEEK_MS)
+    assert everything(store, BTC, MINUTE) == everything(store, BTC, D1) == [minute(0)]
+
+
+# ---------------------------------------------------------------- connections
+
+
+def test_more_threads_than_connections_wait_their_turn(open_store):
+    store = open_store(MINUTE, readers=2)
+    store.write([(BTC, minute(0))])
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: everything(store, BTC, MINUTE), range(2000)))
+    assert answers == [[minute(0)]] * 2000
+    assert store.describe()["freeReaders"] == 2
+
+
+def test_a_connection_that_never_becomes_free_is_not_waited_for_without_end(open_store):
+    store = open_store(MINUTE, readers=1, limit_s=0.2)
+    with store._reading(), pytest.raises(StoreUnavailable, match="busy"):
+        store.newest("bitget")
+    assert store.newest("bitget") == {}
+
+
+def test_a_batch_that_the_server_refuses_leaves_the_connection_fit_for_the_next(open_store):
+    store = open_store(*DEFAULT_INTERVALS, writers=1)
+    with pytest.raises(StoreRejected, match="out of range"):
+        store.write([(ETH, minute(0)), (BTC, minute(0)._replace(open_ms=10**18))])
+    store.write([(BTC, minute(0))])
+    assert (everything(store, BTC, W1), everything(store, ETH, MINUTE)) == ([minute(0)], [])
+
+
+def test_a_statement_that_takes_too_long_is_ended_by_the_server(open_store):
+    store = open_store(MINUTE, readers=1, limit_s=0.5)
+    with pytest.raises(StoreUnavailable, match="statement timeout"):
+        store._rows("SELECT pg_sleep(5)", ())
+    assert store.newest("bitget") == {}
+
+
+def test_a_closed_store_says_so(open_store):
+    store = open_store(MINUTE)
+    store.close()
+    with pytest.raises(StoreRejected, match="not open"):
+        store.newest("bitget")
