@@ -119,7 +119,7 @@ class FeedRunner:
             return await self._pump(socket, connection, reader)
         finally:
             reader.cancel()
-            socket.close()
+            _hang_up(socket)
 
     async def _pump(
         self, socket: WebSocketClientConnection, connection: Connection, reader: "asyncio.Future[str]"
@@ -169,3 +169,11 @@ class FeedRunner:
         if isinstance(event, Refused):
             self._refused.add(event.symbol)
         self._sink.event(event)
+
+
+def _hang_up(socket: WebSocketClientConnection) -> None:
+    """Close at once: a close frame is sent, but nobody waits seconds for the answer of a peer that may be dead."""
+    protocol = socket.protocol
+    socket.close()
+    if protocol is not None and protocol.stream is not None:
+        protocol.stream.close()

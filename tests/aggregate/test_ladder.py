@@ -1,5 +1,7 @@
+import os
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -40,22 +42,28 @@ def shown(bars: list[Candle]) -> list[tuple]:
     return [(bar.open_ms, bar.open, bar.high, bar.low, bar.close, Fraction(bar.volume)) for bar in bars]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "btcusdt-week.csv.gz",
-        "ethusd-thin-week.csv.gz",
-        "bitget-spot-btcusdt.csv.gz",
-        "bitget-usdt-futures-ewzusdt.csv.gz",
-    ],
+SHIPPED = [
+    "btcusdt-week.csv.gz",
+    "ethusd-thin-week.csv.gz",
+    "bitget-spot-btcusdt.csv.gz",
+    "bitget-usdt-futures-ewzusdt.csv.gz",
+]
+# a folder with more recordings, to be compared as well
+MORE = (
+    sorted(Path(os.environ["CANDLED_TEST_RECORDINGS"]).glob("*.csv.gz"))
+    if "CANDLED_TEST_RECORDINGS" in os.environ
+    else []
 )
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *MORE], ids=lambda name: Path(name).name)
 def test_bars_of_the_recordings_equal_simple_decimal_arithmetic(name):
     candles = recorded(name)
-    bars = ladder()
+    bars = ladder(capacity=len(candles))
     for candle in candles:
         bars.feed(candle)
     for interval in DEFAULT_INTERVALS:
-        assert shown(bars.series(interval).tail(20_000, 0)) == plain(candles, interval)
+        assert shown(bars.series(interval).tail(len(candles), 0)) == plain(candles, interval)
 
 
 @given(st.data())

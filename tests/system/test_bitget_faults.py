@@ -11,7 +11,7 @@ from tests.fakes.tapes import Recorded, Row, Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 
 BTC, ETH, THIN = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT"), Symbol.parse("EWZ/USDT")
-SPEED = 40.0
+SPEED = 60.0
 
 
 def markets() -> list[FakeMarket]:
