@@ -35,7 +35,9 @@ setup(
         "psycopg2-binary>=2.9",
     ],
     extras_require={
+        "parquet": ["pyarrow>=15"],
         "test": [
+            "pyarrow>=15",
             "pytest>=8",
             "pytest-asyncio>=1.1",
             "pytest-tornado>=0.8.1",

@@ -13,7 +13,9 @@ class Commands(Protocol):
     """Where a tool adds its commands; `candled.cli` has it."""
 
     def add(self, name: str, run: Run, *, help: str, **more: Any) -> argparse.ArgumentParser:
-        """Add a command with `--config`; `run` gets the parsed options and the settings, and returns the exit status."""
+        """Add a command with `--config`; `run` gets the options and the settings, and returns the exit status."""
 
 
-TOOLS: tuple[Callable[[Commands], None], ...] = ()
+from . import transfer  # noqa: E402 - the modules need what is above
+
+TOOLS: tuple[Callable[[Commands], None], ...] = (transfer.add,)

@@ -1,0 +1,270 @@
+"""Files of candles, CSV and Parquet: written as stored, and read row by row with every row checked."""
+
+import csv
+import gzip
+import importlib
+import io
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from decimal import Decimal
+from operator import itemgetter
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from candled.errors import ConfigError, InvalidCandle
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey
+
+NEEDED = ("time_ms", "open", "high", "low", "close", "volume")
+OPTIONAL = ("quote_volume", "as_of_ms")
+_IGNORED = ("trades",)
+_NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_MOST_DIGITS = 49  # before the point, and after it: every store holds 100 characters
+_DAY_MS = 86_400_000
+
+Write = Callable[[Sequence[Candle]], None]
+
+# ---------------------------------------------------------------- writing
+
+
+@contextmanager
+def open_writer(output: str, kind: str, market: MarketKey, interval: Interval) -> Iterator[Write]:
+    """What writes bars to a file, `-` for standard output; `kind` is `csv` or `parquet`.
+
+    A file gets its name when the block has ended well, so that a half one is never taken for a whole. The same bars
+    give the same bytes, also compressed.
+
+    Raises:
+        ConfigError: the file cannot be written, or pyarrow is missing.
+    """
+    if output == "-":
+        _write_header(sys.stdout, interval)
+        yield lambda bars: _write_csv(sys.stdout, bars, interval)
+        return
+    path = Path(output)
+    special = path.exists() and not path.is_file()  # a pipe keeps its place
+    target = path if special else path.with_name(f"{path.name}.part")
+    try:
+        with ExitStack() as stack:
+            if kind == "parquet":
+                yield _parquet_writer(stack, target, market, interval)
+            else:
+                text = _text_file(stack, target, zipped=path.name.endswith(".gz"))
+                _write_header(text, interval)
+                yield lambda bars: _write_csv(text, bars, interval)
+        if not special:
+            target.replace(path)
+    except BaseException as error:
+        if not special:
+            target.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise
+
+
+def _text_file(stack: ExitStack, path: Path, *, zipped: bool) -> IO[str]:
+    raw: IO[bytes] = stack.enter_context(path.open("wb"))
+    if zipped:
+        raw = cast(IO[bytes], stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0)))
+    return stack.enter_context(io.TextIOWrapper(raw, "utf-8", newline="\n"))
+
+
+def _write_header(out: IO[str], interval: Interval) -> None:
+    out.write(",".join(_columns(interval)) + "\n")
+
+
+def _columns(interval: Interval) -> tuple[str, ...]:
+    return NEEDED + (OPTIONAL if interval == MINUTE else OPTIONAL[:1])
+
+
+def _write_csv(out: IO[str], bars: Sequence[Candle], interval: Interval) -> None:
+    with_as_of = interval == MINUTE
+    out.writelines(
+        f"{bar.open_ms},{','.join(map(_text, bar.values))}{f',{bar.as_of_ms}' if with_as_of else ''}\n" for bar in bars
+    )
+
+
+def _text(number: Decimal | None) -> str:
+    """Every digit as stored, trailing zeros too, and never an exponent."""
+    return "" if number is None else format(number, "f")
+
+
+def _parquet_writer(stack: ExitStack, path: Path, market: MarketKey, interval: Interval) -> Write:
+    """Numbers go as strings: a decimal column has one scale for all its rows, which would add or cut zeros."""
+    pyarrow, parquet = _pyarrow()
+    times = [name for name in _columns(interval) if name not in _NUMBERS]
+    schema = pyarrow.schema(
+        [(name, pyarrow.int64() if name in times else pyarrow.string()) for name in _columns(interval)],
+        metadata={"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(interval)},
+    )
+    writer = stack.enter_context(parquet.ParquetWriter(str(path), schema, compression="zstd"))
+
+    def write(bars: Sequence[Candle]) -> None:
+        rows = [(bar.open_ms, *(None if n is None else _text(n) for n in bar.values), bar.as_of_ms) for bar in bars]
+        if rows:
+            columns = list(zip(*rows, strict=True))[: len(schema.names)]
+            writer.write_table(pyarrow.table(list(map(list, columns)), schema=schema))
+
+    return write
+
+
+# ---------------------------------------------------------------- reading
+
+
+class BadRow(NamedTuple):
+    """A row that is no possible candle: where in the file it is, and what is wrong with it."""
+
+    where: str
+    problem: str
+
+
+class _Table(NamedTuple):
+    columns: Sequence[str]
+    rows: Iterator[tuple[str, Sequence[str]]]  # where, and the cells: empty for what is absent
+
+
+def read_candles(path: Path, now_ms: int) -> Iterator[Candle | BadRow]:
+    """Every row of a file as a final 1-minute candle, or as what is wrong with it, in the order of the file.
+
+    The file is CSV, perhaps compressed with gzip, or Parquet; its content tells. Columns are `time_ms` (UTC epoch
+    milliseconds), `open`, `high`, `low`, `close`, `volume`, and perhaps `quote_volume` (a blank one is absent, not 0)
+    and `as_of_ms`. Without the latter a minute counts as stated at its end, so that whatever the exchange said
+    later holds. Times have to ascend. `now_ms` is the present: a minute that is not over is a bad row.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not of that form.
+    """
+    with _readable(path), _open_table(path) as table:
+        pick = _picker(path, table.columns)
+        newest_ms = -1
+        for where, cells in table.rows:
+            try:
+                if len(cells) != len(table.columns):
+                    raise InvalidCandle(f"expected {len(table.columns)} columns, got {len(cells)}")
+                candle = _candle(pick(cells), now_ms)
+                if candle.open_ms <= newest_ms:
+                    raise InvalidCandle(f"expected a time after {newest_ms}, got {candle.open_ms}")
+            except InvalidCandle as error:
+                yield BadRow(where, str(error))
+                continue
+            newest_ms = candle.open_ms
+            yield candle
+
+
+def says_as_of(path: Path) -> bool:
+    """Whether the file has a column `as_of_ms`, which only exports of minutes have.
+
+    Raises:
+        ConfigError: as `read_candles`.
+    """
+    with _readable(path), _open_table(path) as table:
+        return "as_of_ms" in table.columns
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(f"{path}: cannot be read: {reason or error}") from error
+
+
+def _picker(path: Path, columns: Sequence[str]) -> Callable[[Sequence[str]], Sequence[str]]:
+    """What takes the cells of NEEDED and OPTIONAL out of a row, an empty text for a column that is not there."""
+    problems = [f"no column {name}" for name in NEEDED if name not in columns]
+    problems += [f"unknown column {name!r}" for name in columns if name not in NEEDED + OPTIONAL + _IGNORED]
+    problems += [f"column {name} is there twice" for name in dict.fromkeys(columns) if columns.count(name) > 1]
+    if problems:
+        expected = f"{','.join(NEEDED)}[,{'][,'.join(OPTIONAL)}]"
+        raise ConfigError([f"{path}: {problem}; expected {expected}" for problem in problems[:3]])
+    places = [columns.index(name) if name in columns else len(columns) for name in NEEDED + OPTIONAL]
+    take: Callable[[Sequence[str]], Sequence[str]] = itemgetter(*places)
+    return lambda cells: take((*cells, ""))
+
+
+def _candle(cells: Sequence[str], now_ms: int) -> Candle:
+    time_ms, opened, high, low, close, volume, quote_volume, as_of = cells
+    candle = Candle.parse(time_ms, opened, high, low, close, volume, quote_volume or None, final=True)
+    if any(number is not None and _is_too_long(number) for number in candle.values):
+        raise InvalidCandle(f"expected numbers of at most {_MOST_DIGITS} digits on each side of the point")
+    end_ms = candle.open_ms + MINUTE_MS
+    if end_ms > now_ms:
+        raise InvalidCandle(f"expected a minute that is over, got {candle.open_ms}")
+    if not as_of:
+        return candle._replace(as_of_ms=end_ms)
+    if not (as_of.isascii() and as_of.isdigit()) or int(as_of) > now_ms + _DAY_MS:
+        raise InvalidCandle(f"expected the time of the statement in epoch milliseconds, got {as_of!r}")
+    return candle._replace(as_of_ms=int(as_of))
+
+
+def _is_too_long(number: Decimal) -> bool:
+    _, _, exponent = number.as_tuple()
+    return isinstance(exponent, int) and (-exponent > _MOST_DIGITS or number.adjusted() >= _MOST_DIGITS)
+
+
+@contextmanager
+def _open_table(path: Path) -> Iterator[_Table]:
+    with path.open("rb") as file:
+        magic = file.read(len(_PARQUET))
+    if magic == _PARQUET:
+        with _open_parquet(path) as table:
+            yield table
+        return
+    with ExitStack() as stack:
+        raw: IO[bytes] = stack.enter_context(path.open("rb"))
+        if magic.startswith(_GZIP):
+            raw = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
+        reader = csv.reader(stack.enter_context(io.TextIOWrapper(raw, "utf-8-sig", newline="")))
+        columns = next(reader, [])
+        yield _Table(columns, ((f"line {reader.line_num}", cells) for cells in reader if cells))
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[_Table]:
+    pyarrow, parquet = _pyarrow()
+    try:
+        with parquet.ParquetFile(str(path)) as file:
+            yield _parquet_table(pyarrow, path, file)
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+
+def _parquet_table(pyarrow: Any, path: Path, file: Any) -> _Table:
+    metadata = file.schema_arrow.metadata or {}
+    interval = metadata.get(b"interval", str(MINUTE).encode()).decode()
+    if interval != str(MINUTE):
+        raise ConfigError(f"{path}: bars of {interval}; only 1-minute candles can be imported")
+    inexact = [field.name for field in file.schema_arrow if pyarrow.types.is_floating(field.type)]
+    if inexact:
+        raise ConfigError(f"{path}: {', '.join(inexact)}: binary floats are not exact; expected strings or decimals")
+    return _Table(file.schema_arrow.names, _parquet_rows(file))
+
+
+def _parquet_rows(file: Any) -> Iterator[tuple[str, Sequence[str]]]:
+    number = 0
+    for batch in file.iter_batches(batch_size=10_000):
+        for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            number += 1
+            yield f"row {number}", [_cell(cell) for cell in cells]
+
+
+def _cell(cell: object) -> str:
+    if cell is None:
+        return ""
+    return format(cell, "f") if isinstance(cell, Decimal) else str(cell)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ConfigError("Parquet needs pyarrow: pip install 'candled[parquet]'") from error
+
+
+def kind_of(output: str) -> str:
+    """The kind of file that a name asks for: `parquet` or `csv`."""
+    return "parquet" if os.fspath(output).endswith(".parquet") else "csv"

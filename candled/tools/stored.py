@@ -1,0 +1,129 @@
+"""What commands on stored history share: the store of the settings, and the markets and times of the command line."""
+
+import argparse
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from candled.config import Config, ExchangeConfig
+from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+from candled.model import MINUTE_MS, Interval, MarketKey, Range, Symbol, parse_iso_ms
+from candled.settings import suggestion
+from candled.store import make_store
+from candled.store.interface import Store
+
+END_OF_TIME_MS = 10**14  # later than any candle, and within what every store can hold
+
+
+@contextmanager
+def open_store(config: Config) -> Iterator[Store]:
+    """The store of the settings, open for the length of the block.
+
+    Raises:
+        ConfigError: it could not be opened, or failed within the block.
+    """
+    store = make_store(config.store.url, config.intervals)
+    try:
+        store.open()
+        yield store
+    except (StoreUnavailable, StoreRejected) as error:
+        raise ConfigError(f"store: {error}") from error
+    finally:
+        store.close()
+
+
+def exchange_of(config: Config, name: str | None) -> ExchangeConfig:
+    """The configured exchange of that name; the first one for None.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    by_name = {exchange.name: exchange for exchange in config.exchanges}
+    if name is None:
+        return config.exchanges[0]
+    if name not in by_name:
+        raise ConfigError(f"--exchange: no exchange {name} in the settings{suggestion(name, by_name)}")
+    return by_name[name]
+
+
+def markets_of(config: Config, symbols: Sequence[Symbol], exchange: str | None) -> list[MarketKey]:
+    """The markets that a command is about: of each symbol those configured, without symbols all of them.
+
+    A symbol that is configured nowhere means the one of `exchange`, by default the first: its history may still be
+    stored.
+
+    Raises:
+        ConfigError: there is no such exchange.
+    """
+    asked = config.exchanges if exchange is None else (exchange_of(config, exchange),)
+    if not symbols:
+        return [MarketKey(one.name, symbol) for one in asked for symbol in one.symbols]
+    found = []
+    for symbol in symbols:
+        names = [one.name for one in asked if symbol in one.symbols] or [asked[0].name]
+        found += [MarketKey(name, symbol) for name in names]
+    return list(dict.fromkeys(found))
+
+
+def span_of(store: Store, market: MarketKey, interval: Interval) -> Range | None:
+    """From the beginning of the oldest bar to the end of the newest one; None where there is no bar.
+
+    The oldest is found by halving, so that two dozen look-ups take the place of a scan of years.
+    """
+    newest = store.bars(market, interval, before_ms=END_OF_TIME_MS, limit=1)
+    if not newest:
+        return None
+    end_ms = newest[0].open_ms + interval.ms
+    first = bisect_left(
+        range(end_ms // MINUTE_MS + 1),
+        True,
+        key=lambda minute: bool(store.bars(market, interval, before_ms=minute * MINUTE_MS, limit=1)),
+    )
+    return Range((first - 1) * MINUTE_MS, end_ms)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def add_range(parser: argparse.ArgumentParser) -> None:
+    """Add `--from` and `--to`, as `options.start_ms` and `options.end_ms`."""
+    parser.add_argument(
+        "--from",
+        dest="start_ms",
+        type=moment,
+        default=0,
+        metavar="ISO",
+        help="the first time, for instance 2026-11-01 or 2026-11-01T12:00Z (default: the oldest)",
+    )
+    parser.add_argument(
+        "--to",
+        dest="end_ms",
+        type=moment,
+        default=END_OF_TIME_MS,
+        metavar="ISO",
+        help="the time to stop before (default: the newest)",
+    )
+
+
+def moment(text: str) -> int:
+    """An argument that is a time, as UTC epoch milliseconds."""
+    try:
+        return parse_iso_ms(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a time such as 2026-11-01T12:00Z, got {text!r}") from None
+
+
+def interval(text: str) -> Interval:
+    """An argument that is an interval."""
+    try:
+        return Interval.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def symbol(text: str) -> Symbol:
+    """An argument that is a symbol."""
+    try:
+        return Symbol.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

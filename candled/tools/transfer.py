@@ -1,0 +1,289 @@
+"""`candled export` and `candled import`: stored bars to files, and files to stored minutes."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from candled.clock import SystemClock
+from candled.config import Config
+from candled.errors import ConfigError
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.store.batch import news
+from candled.store.interface import Hole, Store
+from candled.tools import Commands
+
+from . import stored
+from .files import BadRow, kind_of, open_writer, read_candles, says_as_of
+from .progress import Progress
+
+_WEEK = Interval.parse("1W")  # a page of minutes: the longest bar is folded once, and every other one too
+_PAGE_BARS = 10_080
+_NAMED = 5  # bad rows named per file; a file of another kind would name every row it has
+_IMPROBABLE = 1000
+
+_IMPORT_HELP = """\
+Every file is checked as a whole before anything of any of them is written. A minute that is stored already is
+replaced only by a newer version of it (column as_of_ms), so that an import never undoes a correction and can be
+repeated after it was cut short.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add both commands."""
+    export = commands.add("export", _export, help="write stored bars to a CSV or Parquet file")
+    export.add_argument("symbol", type=stored.symbol, metavar="SYMBOL", help="for instance BTC/USDT")
+    _add_exchange(export)
+    export.add_argument(
+        "--interval", type=stored.interval, default=MINUTE, metavar="I", help="which bars (default: %(default)s)"
+    )
+    stored.add_range(export)
+    export.add_argument(
+        "--output", default="-", metavar="FILE", help="- is standard output; .gz compresses (default: %(default)s)"
+    )
+    export.add_argument("--format", choices=("csv", "parquet"), help="default: what the name of the file says")
+    _add_quiet(export)
+
+    reading = commands.add("import", _import, help="store minutes from CSV or Parquet files", description=_IMPORT_HELP)
+    reading.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV, perhaps with gzip, or Parquet")
+    reading.add_argument("--symbol", required=True, type=stored.symbol, metavar="SYMBOL", help="whose minutes they are")
+    _add_exchange(reading)
+    reading.add_argument("--skip-bad", action="store_true", help="store the good rows of a file that has bad ones")
+    reading.add_argument("--sparse", action="store_true", help="the rows are minutes, however far they are apart")
+    reading.add_argument("--json", action="store_true", help="print a JSON object per file")
+    _add_quiet(reading)
+
+
+def _add_exchange(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--exchange", metavar="X", help="its name in the settings (default: the one of the symbol)")
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _shown(options: argparse.Namespace) -> bool | None:
+    """Whether progress is shown; None leaves it to the terminal."""
+    return False if options.quiet or getattr(options, "json", False) else None
+
+
+# ---------------------------------------------------------------- export
+
+
+def _export(options: argparse.Namespace, config: Config) -> int:
+    interval: Interval = options.interval
+    kind = options.format or kind_of(options.output)
+    if interval not in (MINUTE, *config.intervals):
+        raise ConfigError(
+            f"--interval: no bars of {interval} are kept; kept are {', '.join(map(str, config.intervals))}"
+        )
+    if kind == "parquet" and (options.output == "-" or options.output.endswith(".gz")):
+        raise ConfigError("--output: Parquet needs a file, and is compressed by itself: FILE.parquet")
+    market = stored.markets_of(config, [options.symbol], options.exchange)[0]
+    with stored.open_store(config) as store:
+        there = stored.span_of(store, market, interval)
+        start_ms = max(options.start_ms, there.start_ms if there else 0)
+        end_ms = min(options.end_ms, there.end_ms if there else 0)
+        if start_ms >= end_ms:
+            have = f"; there are some from {iso_ms(there.start_ms)} to {iso_ms(there.end_ms)}" if there else ""
+            print(f"candled: no {interval} bars of {market} are stored in that time{have}", file=sys.stderr)
+            return 1
+        progress = Progress(f"export {market} {interval}", _slots(start_ms, end_ms, interval), enabled=_shown(options))
+        with open_writer(options.output, kind, market, interval) as write:
+            for page in _pages(start_ms, end_ms, interval):
+                write(store.bars_between(market, interval, *page))
+                progress.advance(_slots(*page, interval))
+        progress.done()
+    return 0
+
+
+def _pages(start_ms: int, end_ms: int, interval: Interval) -> Iterator[Range]:
+    step_ms = _PAGE_BARS * interval.ms
+    for page_ms in range(start_ms, end_ms, step_ms):
+        yield Range(page_ms, min(end_ms, page_ms + step_ms))
+
+
+def _slots(start_ms: int, end_ms: int, interval: Interval) -> int:
+    return -(-(end_ms - start_ms) // interval.ms)
+
+
+# ---------------------------------------------------------------- import
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the rows of a file.
+
+    `new` minutes were not stored before, `replaced` ones were stored in an older version, `kept` ones in the same or
+    a newer version. `refused` ones the store did not take: they are older than its retention.
+    """
+
+    read: int = 0
+    new: int = 0
+    replaced: int = 0
+    kept: int = 0
+    refused: int = 0
+    bad: int = 0
+
+
+def _import(options: argparse.Namespace, config: Config) -> int:
+    market = stored.markets_of(config, [options.symbol], options.exchange)[0]
+    now_ms = SystemClock().now_ms()
+    total = _check(options, now_ms)
+    if market.symbol not in stored.exchange_of(config, market.exchange).symbols:
+        print(f"candled: {market} is not in the settings: it is stored, but not served", file=sys.stderr)
+    progress = Progress(f"import {market}", total, enabled=_shown(options))
+    results: list[tuple[Path, Counts]] = []
+    with stored.open_store(config) as store:
+        first_ms = stored.END_OF_TIME_MS
+        for path in options.files:
+            counts = Counts()
+            results.append((path, counts))
+            for page in _minute_pages(read_candles(path, now_ms), counts):
+                put_page(store, market, page, counts)
+                first_ms = min(first_ms, page[0].open_ms)
+                progress.advance(len(page))
+        progress.done()
+        extend_coverage(store, market, first_ms)
+    for path, counts in results:
+        _print_counts(path, counts, as_json=options.json)
+    return 1 if any(counts.refused for _, counts in results) else 0
+
+
+def _check(options: argparse.Namespace, now_ms: int) -> int:
+    """Read every file once without writing; return how many good rows there are.
+
+    Raises:
+        ConfigError: some rows are bad and may not be skipped, or a file holds longer bars; all files are reported.
+    """
+    progress = Progress("check", None, enabled=_shown(options))
+    problems: list[str] = []
+    total = 0
+    for path in options.files:
+        spacing = _Spacing()
+        bad: list[str] = []
+        bad_rows = 0
+        for row in read_candles(path, now_ms):
+            progress.advance(1)
+            if isinstance(row, Candle):
+                spacing.feed(row.open_ms)
+                continue
+            bad_rows += 1
+            if bad_rows <= _NAMED:
+                bad.append(f"{path}, {row.where}: {row.problem}")
+        total += spacing.rows
+        if bad_rows > _NAMED:
+            bad.append(f"{path}: and {bad_rows - _NAMED} more bad rows")
+        if options.skip_bad:
+            progress.clear()
+            print("".join(f"candled: left out: {line}\n" for line in bad), end="", file=sys.stderr)
+        else:
+            problems += bad
+        if not options.sparse and not says_as_of(path) and spacing.looks_longer():
+            problems.append(
+                f"{path}: the rows are {spacing.step_ms // MINUTE_MS} minutes apart: expected 1-minute candles, not "
+                "longer bars (--sparse: they are minutes)"
+            )
+    if problems:
+        raise ConfigError([*problems, "nothing was imported"])
+    progress.clear()
+    return total
+
+
+class _Spacing:
+    """Tells minutes from longer bars, whose times are all multiples of something."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.step_ms = 0
+        self._last_ms = 0
+
+    def feed(self, open_ms: int) -> None:
+        if self.rows:
+            self.step_ms = math.gcd(self.step_ms, open_ms - self._last_ms)
+        self.rows += 1
+        self._last_ms = open_ms
+
+    def looks_longer(self) -> bool:
+        """Whether it would be a rare accident for minutes to lie like this."""
+        step = self.step_ms // MINUTE_MS
+        return step > 1 and (self.rows - 1) * math.log(step) >= math.log(_IMPROBABLE)
+
+
+def _minute_pages(rows: Iterable[Candle | BadRow], counts: Counts) -> Iterator[list[Candle]]:
+    """The good rows in pages of a week; the bad ones are counted."""
+
+    def good() -> Iterator[Candle]:
+        for row in rows:
+            counts.read += 1
+            if isinstance(row, Candle):
+                yield row
+            else:
+                counts.bad += 1
+
+    for _, page in groupby(good(), key=lambda candle: _WEEK.floor(candle.open_ms)):
+        yield list(page)
+
+
+def put_page(store: Store, market: MarketKey, page: Sequence[Candle], counts: Counts) -> None:
+    """Store the minutes of a page (ascending, each once) that are not stored yet or only in an older version."""
+    span = Range(page[0].open_ms, page[-1].open_ms + MINUTE_MS)
+    known = {candle.open_ms: candle for candle in store.bars_between(market, MINUTE, *span)}
+    changed = news({candle.open_ms: candle for candle in page}, known)
+    counts.kept += len(page) - len(changed)
+    if not changed:
+        return
+    store.write([(market, candle) for candle in changed])
+    there = RangeSet(store.present(market, *span))
+    for candle in changed:
+        if candle.open_ms not in there:
+            counts.refused += 1
+        elif candle.open_ms in known:
+            counts.replaced += 1
+        else:
+            counts.new += 1
+
+
+def _print_counts(path: Path, counts: Counts, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"file": str(path), **asdict(counts)}))
+        return
+    refused = f", {counts.refused} refused (older than the store keeps)" if counts.refused else ""
+    print(
+        f"{path}: {counts.read} rows: {counts.new} new, {counts.replaced} replaced an older version, "
+        f"{counts.kept} already stored{refused}, {counts.bad} bad"
+    )
+
+
+# ---------------------------------------------------------------- what is complete
+
+
+def extend_coverage(store: Store, market: MarketKey, first_ms: int) -> None:
+    """Correct what the store says of a market's completeness, after minutes from `first_ms` on were stored.
+
+    Since when history is complete moves back only over minutes that are there and holes that are known, without a
+    break. Where the store does not know yet, nothing is claimed: the daemon finds out at its next start.
+    """
+    holes = store.holes(market)
+    left = [piece for hole in holes for piece in _unfilled(store, market, hole)]
+    if left != holes:
+        store.save_holes(market, left)
+    since_ms = store.complete_from(market)
+    if since_ms is None or first_ms >= since_ms:
+        return
+    known = [(hole.start_ms, hole.end_ms) for hole in left]
+    joined_ms = RangeSet([*store.present(market, first_ms, since_ms), *known]).start_of(since_ms)
+    if joined_ms < since_ms:
+        store.set_complete_from(market, joined_ms)
+
+
+def _unfilled(store: Store, market: MarketKey, hole: Hole) -> list[Hole]:
+    """What of a hole is still missing."""
+    rest = RangeSet([(hole.start_ms, hole.end_ms)])
+    for there in store.present(market, hole.start_ms, hole.end_ms):
+        rest.remove(*there)
+    return [replace(hole, start_ms=start_ms, end_ms=end_ms) for start_ms, end_ms in rest]
