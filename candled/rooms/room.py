@@ -27,7 +27,7 @@ class Pace:
         """The room's first member was told everything up to `newest`."""
         self.sent = newest
         self._slots.clear()
-        self._next_at = now
+        self._next_at = max(self._next_at, now)
         self._resync = False
 
     def offer(self, bar: Candle) -> bool:
