@@ -41,6 +41,7 @@ class Keeper(Protocol):
     async def flush(self) -> None: ...
     async def newest(self, exchange: str) -> Mapping[Symbol, int]: ...
     async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
+    async def running(self, market: MarketKey) -> Candle | None: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
     async def holes(self, market: MarketKey) -> Sequence[Hole]: ...
     async def save_coverage(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole]) -> None: ...
@@ -313,11 +314,19 @@ class ExchangeIngest:
     # ------------------------------------------------------------ small things
 
     async def _open_markets(self) -> None:
-        newest = await self._store.newest(self.name)
-        self._exchange.resume(max(newest.values(), default=None))
+        self._exchange.resume(await self._newest_over())
         now_ms = self.now_ms()
         for symbol in self._symbols:
             self._markets[symbol] = await self._open_market(symbol, now_ms)
+
+    async def _newest_over(self) -> int | None:
+        """The newest minute that is over as far as the store knows: a final one, or the one before a running one."""
+        newest = list((await self._store.newest(self.name)).values())
+        for symbol in self._symbols:
+            running = await self._store.running(MarketKey(self.name, symbol))
+            if running is not None:
+                newest.append(running.open_ms - MINUTE_MS)
+        return max(newest, default=None)
 
     async def _open_market(self, symbol: Symbol, now_ms: int) -> MarketIngest:
         key = MarketKey(self.name, symbol)

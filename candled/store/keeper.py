@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from candled.model import MarketKey, Range, Symbol
+from candled.model import Candle, MarketKey, Range, Symbol
 
 from .history import History
 from .interface import Hole, Store
@@ -27,6 +27,10 @@ class Keeper:
     async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]:
         """See `Store.present`."""
         return await self._history.present(market, start_ms, end_ms)
+
+    async def running(self, market: MarketKey) -> Candle | None:
+        """See `Store.running`."""
+        return await self._history.running(market)
 
     async def complete_from(self, market: MarketKey) -> int | None:
         """See `Store.complete_from`."""

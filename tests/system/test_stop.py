@@ -1,0 +1,176 @@
+"""The daemon is asked to stop while it works: everybody is told, everything is stored, and it ends in time."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets
+
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, MarketKey, Symbol, parse_iso_ms
+from candled.store.sqlite import SqliteStore
+from tests.system.daemon import Daemon
+
+LONG = [
+    pytest.mark.long,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif("CANDLED_TEST_LONG" not in os.environ, reason="the long form: make soak"),
+]
+SYMBOLS = [f"S{number}/USDT" for number in range(8)]
+CLIENTS = 60
+SPEED = 30
+# A minute whose successor opened this long ago is settled, whatever the load: 15 s of the market.
+SETTLED_S = 0.5
+WITHIN_S = 10.0
+
+
+def settings(directory: Path) -> dict[str, Any]:
+    replay = {"symbols": SYMBOLS, "speed": SPEED, "files": {"*": "bundled:binance-spot-btcusdt"}}
+    return {
+        "exchanges": {"replay": replay},
+        "ingest": {"backfill": "0s"},
+        "store": {"url": f"sqlite:///{directory}/candled.db", "journal": str(directory / "journal")},
+    }
+
+
+class Client:
+    """Three rooms of one connection; notes what it is told of 1m bars, and when."""
+
+    def __init__(self, number: int) -> None:
+        self.symbol = SYMBOLS[number % len(SYMBOLS)]
+        self.told: list[tuple[float, int, Decimal]] = []  # monotonic seconds, opening time, volume
+        self.initials = 0
+        self.close_code: int | None = None
+
+    async def run(self, url: str) -> None:
+        async with websockets.connect(url, max_size=None) as ws:
+            for interval in ("1m", "5m", "1D"):
+                await ws.send(json.dumps({"type": "subscribe", "symbol": self.symbol, "interval": interval}))
+            try:
+                while True:
+                    self._take(json.loads(await ws.recv(), parse_float=Decimal))
+            except websockets.ConnectionClosed:
+                self.close_code = ws.close_code
+
+    def _take(self, message: dict[str, Any]) -> None:
+        self.initials += message["type"] == "initial"
+        if message["interval"] == "1m":
+            bars = message["bars"] if message["type"] == "initial" else [message["bar"]]
+            now = time.monotonic()
+            self.told += [(now, parse_iso_ms(bar["time"]), bar["volume"]) for bar in bars]
+
+
+@contextmanager
+def stored(directory: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(directory / "candled.db", DEFAULT_INTERVALS)
+    store.open()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+async def stop_under_load(directory: Path, daemon: Daemon, how: int, after_s: float) -> float:
+    """One start, clients in many rooms, and the end; return how many seconds the end took."""
+    await asyncio.to_thread(daemon.start, settings(directory))
+    clients = [Client(number) for number in range(CLIENTS)]
+    running = [asyncio.ensure_future(client.run(daemon.ws_url)) for client in clients]
+    while not all(client.initials >= 3 for client in clients):
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(after_s)
+    asked_at = time.monotonic()
+    status = await asyncio.to_thread(daemon.stop, how)
+    took_s = time.monotonic() - asked_at
+    await asyncio.wait_for(asyncio.gather(*running), 5)
+    assert status == 0, daemon.output
+    assert [client.close_code for client in clients] == [1001] * CLIENTS
+    with stored(directory) as store:
+        for client in clients:
+            check_stored(store, client, asked_at)
+    return took_s
+
+
+def check_stored(store: SqliteStore, client: Client, asked_at: float) -> None:
+    """Prove that final minutes a client was told of are in the store, and the running one at least as it was told."""
+    market = MarketKey("replay", Symbol.parse(client.symbol))
+    settled = max(open_ms for at, open_ms, _ in client.told if at < asked_at - SETTLED_S)
+    minutes = {row.open_ms for row in store.bars_between(market, MINUTE, 0, 2**62)}
+    assert {open_ms for _, open_ms, _ in client.told if open_ms < settled} <= minutes
+    _, newest_ms, volume = max((one for one in client.told if one[0] < asked_at), key=lambda one: one[1:])
+    running = store.running(market)
+    assert running is not None
+    assert running.open_ms in (newest_ms, newest_ms + MINUTE_MS)
+    assert running.open_ms > newest_ms or running.volume >= volume
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("how", "times"),
+    [
+        pytest.param(signal.SIGTERM, 5, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 2, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 50, id="SIGTERM-50", marks=LONG),
+        pytest.param(signal.SIGINT, 50, id="Ctrl-C-50", marks=LONG),
+    ],
+)
+async def test_everybody_is_told_and_everything_stored_and_the_status_is_0(tmp_path, how, times):
+    """Promise 16: 100 % of the clients get 1001, no row that waited is lost, 10 s at most."""
+    draw = random.Random(16)
+    with Daemon(tmp_path) as daemon:
+        for _ in range(times):
+            assert await stop_under_load(tmp_path, daemon, how, draw.uniform(SETTLED_S, 3.0)) < WITHIN_S
+        assert "Traceback" not in daemon.output
+
+
+def mute_client(daemon: Daemon) -> socket.socket:
+    """A client that says what it wants and then neither reads nor answers."""
+    peer = socket.create_connection(("127.0.0.1", daemon.port))
+    peer.sendall(
+        b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    assert peer.recv(12) == b"HTTP/1.1 101"
+    return peer
+
+
+def test_a_client_that_does_not_answer_cannot_hold_the_end_up(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        daemon.start(settings(tmp_path))
+        with mute_client(daemon):
+            asked_at = time.monotonic()
+            assert daemon.stop() == 0
+            assert time.monotonic() - asked_at < WITHIN_S
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_asked_twice_it_ends_at_once(tmp_path, second):
+    with Daemon(tmp_path) as daemon:
+        daemon.start(settings(tmp_path))
+        with mute_client(daemon):
+            daemon.process.send_signal(signal.SIGTERM)
+            time.sleep(1.0)
+            assert daemon.running, "nobody was waited for, so that there is nothing to cut short"
+            asked_at = time.monotonic()
+            assert daemon.stop(second) == 1
+            assert time.monotonic() - asked_at < 1.0
+
+
+def test_while_it_stops_nobody_gets_in(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        daemon.start(settings(tmp_path))
+        with mute_client(daemon):
+            daemon.process.send_signal(signal.SIGTERM)
+            time.sleep(1.0)
+            assert daemon.running
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", daemon.port))
+            assert daemon.process.wait(WITHIN_S) == 0
