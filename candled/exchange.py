@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from candled.model import Candle, Market, Symbol
+from candled.model import Candle, Interval, Market, Symbol
 
 # ---------------------------------------------------------------- what a feed reports
 
@@ -203,3 +203,16 @@ class Exchange(ABC):
             Unavailable: try again later.
             ExchangeError: the answer is not as documented (another window than asked for, rows off the grid).
         """
+
+    async def bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return the exchange's own bars of `interval` with `start_ms <= open_ms < end_ms`, oldest first.
+
+        `candled verify` compares them with those made from minutes, so days have to begin 00:00 UTC and weeks Monday
+        00:00 UTC; both ends are on such a boundary. None, the default, says that the exchange has no such bars.
+
+        Raises:
+            Unavailable, ExchangeError: as `history`.
+        """
+        return None

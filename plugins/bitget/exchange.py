@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from candled import (
-    MINUTE_MS,
     Candle,
     Clock,
     Event,
@@ -13,6 +12,7 @@ from candled import (
     ExchangeError,
     Feed,
     Http,
+    Interval,
     Market,
     SocketFeed,
     Symbol,
@@ -20,12 +20,13 @@ from candled import (
 )
 
 from . import language
-from .language import DIALECTS, Dialect
+from .language import DIALECTS, MINUTE, Dialect
 
 # `candles` reaches back "about one month", 30.6 days when somebody measured it; before that, empty lists.
 _RECENT_MS = 30 * 86_400_000 - 3_600_000
 _RECENT_PAGE = 1000
 _HISTORY_PAGE = 200
+_HISTORY_PAGE_MS = 90 * 86_400_000  # pages are cut there too, whatever their limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,32 +103,54 @@ class Bitget(Exchange):
         ]
 
     async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
-        """Page back from `end_ms`, each page anchored at the oldest minute of the one before it.
+        recent = start_ms >= self.now_ms() - _RECENT_MS
+        path = self._dialect.candles_path if recent else self._dialect.history_path
+        return await self._pages(
+            http, path, _RECENT_PAGE if recent else _HISTORY_PAGE, symbol, MINUTE, start_ms, end_ms
+        )
 
-        `history-candles` leaves out the minute at `endTime` and `candles` takes it in: anchored so, the pages of
+    async def bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Bitget's bars in UTC (`1Dutc`, `1Wutc`), from `history-candles`, which reaches back to the listing."""
+        if str(interval) not in self._dialect.granularities:
+            return None
+        most = min(_HISTORY_PAGE, _HISTORY_PAGE_MS // interval.ms)
+        return await self._pages(http, self._dialect.history_path, most, symbol, interval, start_ms, end_ms)
+
+    async def _pages(
+        self, http: Http, path: str, most: int, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle]:
+        """Page back from `end_ms`, each page of `most` bars anchored at the oldest bar of the one before it.
+
+        `history-candles` leaves out the bar at `endTime` and `candles` takes it in: anchored so, the pages of
         neither have a hole between them, and what comes twice is dropped. A page that brings nothing new may be a
         hole of the exchange wider than the page, so that the next one begins a page earlier.
         """
         found: dict[int, Candle] = {}
-        recent = start_ms >= self.now_ms() - _RECENT_MS
-        path = self._dialect.candles_path if recent else self._dialect.history_path
-        most = _RECENT_PAGE if recent else _HISTORY_PAGE
         while end_ms > start_ms:
-            limit = min(most, (end_ms - start_ms) // MINUTE_MS + 1)
-            page = await self._page(http, path, symbol, end_ms, limit)
+            limit = min(most, (end_ms - start_ms) // interval.ms + 1)
+            page = await self._page(http, path, symbol, interval, end_ms, limit)
             new = {candle.open_ms: candle for candle in page if start_ms <= candle.open_ms < end_ms}
             found |= new
             if page and page[0].open_ms <= start_ms:
                 break
-            end_ms = min(new, default=end_ms - (limit - 1) * MINUTE_MS)
+            end_ms = min(new, default=end_ms - (limit - 1) * interval.ms)
         return [found[open_ms] for open_ms in sorted(found)]
 
-    async def _page(self, http: Http, path: str, symbol: Symbol, end_ms: int, limit: int) -> list[Candle]:
+    async def _page(
+        self, http: Http, path: str, symbol: Symbol, interval: Interval, end_ms: int, limit: int
+    ) -> list[Candle]:
         # `startTime` is left out: it plays no part beside the other two, and a window wider than `limit` is
         # answered with another window.
-        query = {"symbol": language.inst_id(symbol), "endTime": str(end_ms), "limit": str(limit)}
-        body = await self._get(http, path, {**self._dialect.query, **query})
-        return language.read_page(body, self._dialect, end_ms)
+        query = {
+            **self._dialect.query,
+            "granularity": self._dialect.granularities[str(interval)],
+            "symbol": language.inst_id(symbol),
+            "endTime": str(end_ms),
+            "limit": str(limit),
+        }
+        return language.read_page(await self._get(http, path, query), self._dialect, end_ms, interval)
 
     async def _get(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         try:

@@ -12,11 +12,11 @@ from itertools import pairwise
 from typing import Any
 
 from candled import (
-    MINUTE_MS,
     Candle,
     Candles,
     Event,
     ExchangeError,
+    Interval,
     InvalidCandle,
     Market,
     Pong,
@@ -28,6 +28,7 @@ from candled import (
 )
 
 CHANNEL = "candle1m"
+MINUTE = Interval.parse("1m")
 PING = "ping"
 MOST_ARGS = 10  # per frame, which may hold 4,096 bytes
 
@@ -42,8 +43,9 @@ _SOCKET_QUOTE_COLUMN = (6,)
 class Dialect:
     """How one kind of market spells what all of them have.
 
-    `query` goes with every candle request. `quote_columns` are the columns of a REST row that may hold the quote
-    volume, the documented one first.
+    `query` goes with every candle request. `granularities` names the lengths of bars whose boundaries are those of
+    `Interval`: from six hours on Bitget's plain names mean UTC+8, and only those with `utc` mean UTC.
+    `quote_columns` are the columns of a REST row that may hold the quote volume, the documented one first.
     """
 
     inst_type: str
@@ -51,6 +53,7 @@ class Dialect:
     history_path: str
     markets_path: str
     query: Mapping[str, str]
+    granularities: Mapping[str, str]
     markets_query: Mapping[str, str]
     price_decimals: str
     volume_decimals: str
@@ -59,12 +62,19 @@ class Dialect:
     quote_columns: tuple[int, ...]
 
 
+_IN_UTC = {"6h": "6Hutc", "12h": "12Hutc", "1D": "1Dutc", "1W": "1Wutc"}
+
 SPOT = Dialect(
     inst_type="SPOT",
     candles_path="/api/v2/spot/market/candles",
     history_path="/api/v2/spot/market/history-candles",
     markets_path="/api/v2/spot/public/symbols",
-    query={"granularity": "1min"},  # `1m`, which futures want, is refused here
+    query={},
+    # `1m`, which futures want, is refused here
+    granularities={
+        **{"1m": "1min", "3m": "3min", "5m": "5min", "15m": "15min", "30m": "30min", "1h": "1h", "4h": "4h"},
+        **_IN_UTC,
+    },
     markets_query={},
     price_decimals="pricePrecision",
     volume_decimals="quantityPrecision",
@@ -78,7 +88,11 @@ USDT_FUTURES = Dialect(
     candles_path="/api/v2/mix/market/candles",
     history_path="/api/v2/mix/market/history-candles",
     markets_path="/api/v2/mix/market/contracts",
-    query={"granularity": "1m", "productType": "USDT-FUTURES"},
+    query={"productType": "USDT-FUTURES"},
+    granularities={
+        **{"1m": "1m", "3m": "3m", "5m": "5m", "15m": "15m", "30m": "30m", "1h": "1H", "2h": "2H", "4h": "4H"},
+        **_IN_UTC,
+    },
     markets_query={"productType": "USDT-FUTURES"},
     price_decimals="pricePlace",
     volume_decimals="volumePlace",
@@ -216,22 +230,24 @@ def refuse_failure(body: Any) -> None:
     raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
 
 
-def read_page(body: Any, dialect: Dialect, end_ms: int) -> list[Candle]:
-    """Read the answer to a candle request that was anchored at `end_ms`, oldest first, each minute once.
+def read_page(body: Any, dialect: Dialect, end_ms: int, interval: Interval = MINUTE) -> list[Candle]:
+    """Read the answer to a request for bars of `interval` that was anchored at `end_ms`, oldest first, each once.
 
-    The request asks for minutes before `end_ms`; whether the one at `end_ms` is among them differs by endpoint.
+    The request asks for bars before `end_ms`; whether the one at `end_ms` is among them differs by endpoint.
 
     Raises:
-        Unavailable, ExchangeError: as `read_envelope`; rows off the grid, not a minute apart, or later than asked for.
+        Unavailable, ExchangeError: as `read_envelope`; rows off the grid, farther apart, or later than asked for.
     """
     rows, as_of_ms = read_envelope(body)
     page = {candle.open_ms: candle for candle in (read_row(row, dialect.quote_columns, as_of_ms) for row in rows)}
     candles = [page[open_ms] for open_ms in sorted(page)]
     if candles and candles[-1].open_ms > end_ms:
-        raise ExchangeError(f"asked for minutes before {end_ms}, got one at {candles[-1].open_ms}")
+        raise ExchangeError(f"asked for bars of {interval} before {end_ms}, got one at {candles[-1].open_ms}")
+    if off := [open_ms for open_ms in page if open_ms != interval.floor(open_ms)]:  # a day that begins in UTC+8
+        raise ExchangeError(f"expected bars of {interval} on their boundaries, got one at {off[0]}")
     steps = {later.open_ms - earlier.open_ms for earlier, later in pairwise(candles)}
-    if len(candles) > 2 and min(steps) > MINUTE_MS:  # an unknown period was once answered with another one
-        raise ExchangeError(f"expected candles of one minute, got rows {min(steps)} ms apart")
+    if len(candles) > 2 and min(steps) > interval.ms:  # an unknown period was once answered with another one
+        raise ExchangeError(f"expected bars of {interval}, got rows {min(steps)} ms apart")
     return candles
 
 

@@ -1,7 +1,8 @@
 """A fake Bitget: the public part of its classic API (V2) on a real port, with the faults of the real one at hand.
 
-It knows minute candles only. What it does is what Bitget was seen to do, including what its documentation leaves out;
-nothing here is shared with the plugin, so that a mistake in one of them shows.
+It pushes minute candles only, and by REST has longer ones too, made from its minutes. What it does is what Bitget was
+seen to do, including what its documentation leaves out; nothing here is shared with the plugin, so that a mistake in
+one of them shows.
 """
 
 import asyncio
@@ -420,24 +421,22 @@ class FakeBitget:
         return [channel.market for channel in self._channels.values() if channel.market.market == kind]
 
     def _spot_candles(self, query: Mapping[str, str]) -> list[list[str]]:
-        page = self._recent_page(self._channel_of("SPOT", "1min", query), query)
-        return [_rest_spot_row(open_ms, row, self._channels["SPOT", query["symbol"]].market) for open_ms, row in page]
+        channel, period = self._asked("SPOT", query)
+        return [_rest_spot_row(*entry, channel.market) for entry in self._recent_page(channel, period, query)]
 
     def _spot_history(self, query: Mapping[str, str]) -> list[list[str]]:
-        channel = self._channel_of("SPOT", "1min", query)
+        channel, period = self._asked("SPOT", query)
         if "endTime" not in query:
             raise _Refused("400172", "Parameter verification failed")
-        return [_rest_spot_row(open_ms, row, channel.market) for open_ms, row in self._history_page(channel, query)]
+        return [_rest_spot_row(*entry, channel.market) for entry in self._history_page(channel, period, query)]
 
     def _mix_candles(self, query: Mapping[str, str]) -> list[list[str]]:
-        page = self._recent_page(self._mix_channel(query), query)
-        return [_row_text(open_ms, row) for open_ms, row in page]
+        return [_row_text(*entry) for entry in self._recent_page(*self._mix_asked(query), query)]
 
     def _mix_history(self, query: Mapping[str, str]) -> list[list[str]]:
-        page = self._history_page(self._mix_channel(query), query)
-        return [_row_text(open_ms, row) for open_ms, row in page]
+        return [_row_text(*entry) for entry in self._history_page(*self._mix_asked(query), query)]
 
-    def _mix_channel(self, query: Mapping[str, str]) -> "_Channel":
+    def _mix_asked(self, query: Mapping[str, str]) -> "tuple[_Channel, _Period]":
         if query.get("productType", "").upper() != "USDT-FUTURES":
             raise _Refused("400172", "Parameter verification failed")
         if (
@@ -446,50 +445,111 @@ class FakeBitget:
             and _number(query, "endTime") - _number(query, "startTime") > (90 * DAY_MS)
         ):
             raise _Refused("400172", "Parameter verification failed")
-        return self._channel_of("USDT-FUTURES", "1m", query)
+        return self._asked("USDT-FUTURES", query)
 
-    def _channel_of(self, inst_type: str, minute: str, query: Mapping[str, str]) -> "_Channel":
+    def _asked(self, inst_type: str, query: Mapping[str, str]) -> "tuple[_Channel, _Period]":
         if "symbol" not in query or "granularity" not in query:
             raise _Refused("400172", "Parameter verification failed")
-        if query["granularity"] != minute:
+        period = _PERIODS[inst_type].get(query["granularity"])
+        if period is None:
             raise _Refused("400171", "Parameter verification failed granularity")
         channel = self._channels.get((inst_type, query["symbol"]))
         if channel is None:
             raise _Refused("40034", f"Parameter {query['symbol']} does not exist")
-        return channel
+        return channel, period
 
-    def _recent_page(self, channel: "_Channel", query: Mapping[str, str]) -> list[tuple[int, Row]]:
+    def _recent_page(self, channel: "_Channel", period: "_Period", query: Mapping[str, str]) -> list[tuple[int, Row]]:
         now_ms, limit = self.now_ms(), _limit(query, 1000)
-        newest, oldest = _minute(now_ms), _minute(now_ms) - self.recent_reach_ms
+        newest, oldest = period.floor(now_ms), _minute(now_ms) - self.recent_reach_ms
         if "startTime" in query and "endTime" not in query:
-            start_ms = _minute(_number(query, "startTime") + MINUTE_MS - 1)
-            last = start_ms + (limit - 1) * MINUTE_MS
+            start_ms = period.floor(_number(query, "startTime") + period.ms - 1)
+            last = start_ms + (limit - 1) * period.ms
         else:
-            last = self._last_minute(query, now_ms, self.candles_take_in_end)
-        return self._page(channel, last, limit, newest, oldest)
+            last = self._last(period, query, now_ms, self.candles_take_in_end)
+        return self._page(channel, period, last, limit, newest, oldest)
 
-    def _history_page(self, channel: "_Channel", query: Mapping[str, str]) -> list[tuple[int, Row]]:
+    def _history_page(self, channel: "_Channel", period: "_Period", query: Mapping[str, str]) -> list[tuple[int, Row]]:
         now_ms, limit = self.now_ms(), _limit(query, 200)
-        last = self._last_minute(query, now_ms, self.history_takes_in_end)
-        return self._page(channel, last, limit, _minute(now_ms) - MINUTE_MS, 0)
+        last = self._last(period, query, now_ms, self.history_takes_in_end)
+        return self._page(channel, period, last, limit, period.floor(now_ms) - period.ms, 0)
 
-    def _last_minute(self, query: Mapping[str, str], now_ms: int, takes_in_end: bool) -> int:
-        end_ms = _minute(_number(query, "endTime")) if "endTime" in query else _minute(now_ms)
-        return end_ms if takes_in_end or "endTime" not in query else end_ms - MINUTE_MS
+    def _last(self, period: "_Period", query: Mapping[str, str], now_ms: int, takes_in_end: bool) -> int:
+        end_ms = period.floor(_number(query, "endTime") if "endTime" in query else now_ms)
+        return end_ms if takes_in_end or "endTime" not in query else end_ms - period.ms
 
-    def _page(self, channel: "_Channel", last: int, limit: int, newest: int, oldest: int) -> list[tuple[int, Row]]:
+    def _page(
+        self, channel: "_Channel", period: "_Period", last: int, limit: int, newest: int, oldest: int
+    ) -> list[tuple[int, Row]]:
         last += self.window_shift_ms
         rows: list[tuple[int, Row]] = []
-        oldest = max(oldest, channel.market.listed_ms)
+        oldest = max(oldest, period.floor(channel.market.listed_ms), last - _PAGE_REACH_MS)
         if not self.pages_count_rows:
-            oldest = max(oldest, last - (limit - 1) * MINUTE_MS)
-        for open_ms in range(min(last, newest), oldest - 1, -MINUTE_MS):
-            row = channel.version(open_ms, self.now_ms())
+            oldest = max(oldest, last - (limit - 1) * period.ms)
+        for open_ms in range(min(last, newest), oldest - 1, -period.ms):
+            row = period.row(channel, open_ms, self.now_ms())
             if row is not None:
                 rows.append((open_ms, row))
             if len(rows) == limit:
                 break
         return rows[::-1]
+
+
+class _Period:
+    """A length of bars, and where they begin: whole lengths from `origin_ms`."""
+
+    def __init__(self, ms: int, origin_ms: int = 0) -> None:
+        self.ms = ms
+        self._origin_ms = origin_ms
+
+    def floor(self, at_ms: int) -> int:
+        return at_ms - (at_ms - self._origin_ms) % self.ms
+
+    def row(self, channel: "_Channel", open_ms: int, now_ms: int) -> Row | None:
+        """A bar as it stands, made from the minutes there are; None where there are none."""
+        end_ms = min(open_ms + self.ms, now_ms + 1)
+        start_ms = max(open_ms, channel.market.listed_ms)
+        versions = (channel.version(minute_ms, now_ms) for minute_ms in range(start_ms, end_ms, MINUTE_MS))
+        minutes = [minute for minute in versions if minute is not None]
+        if not minutes:
+            return None
+        return Row(
+            minutes[0].open,
+            max(minute.high for minute in minutes),
+            min(minute.low for minute in minutes),
+            minutes[-1].close,
+            sum((minute.volume for minute in minutes), Decimal(0)),
+            sum((minute.quote_volume for minute in minutes), Decimal(0)),
+        )
+
+
+_HOUR_MS = 60 * MINUTE_MS
+_CHINA_MS = -8 * _HOUR_MS  # where a day begins whose name does not say utc
+_MONDAY_MS = 4 * DAY_MS  # the epoch was a Thursday
+_UTC_PERIODS = {
+    "6Hutc": _Period(6 * _HOUR_MS),
+    "12Hutc": _Period(12 * _HOUR_MS),
+    "1Dutc": _Period(DAY_MS),
+    "1Wutc": _Period(7 * DAY_MS, _MONDAY_MS),
+}
+_PERIODS = {
+    "SPOT": {
+        **{f"{count}min": _Period(count * MINUTE_MS) for count in (1, 3, 5, 15, 30)},
+        **{f"{count}h": _Period(count * _HOUR_MS) for count in (1, 4)},
+        **{f"{count}h": _Period(count * _HOUR_MS, _CHINA_MS) for count in (6, 12)},
+        "1day": _Period(DAY_MS, _CHINA_MS),
+        "1week": _Period(7 * DAY_MS, _MONDAY_MS + _CHINA_MS),
+        **_UTC_PERIODS,
+    },
+    "USDT-FUTURES": {
+        **{f"{count}m": _Period(count * MINUTE_MS) for count in (1, 3, 5, 15, 30)},
+        **{f"{count}H": _Period(count * _HOUR_MS) for count in (1, 2, 4)},
+        **{f"{count}H": _Period(count * _HOUR_MS, _CHINA_MS) for count in (6, 12)},
+        "1D": _Period(DAY_MS, _CHINA_MS),
+        "1W": _Period(7 * DAY_MS, _MONDAY_MS + _CHINA_MS),
+        **_UTC_PERIODS,
+    },
+}
+_PAGE_REACH_MS = 90 * DAY_MS
 
 
 _ENDPOINTS: dict[str, Callable[[FakeBitget, Mapping[str, str]], Any]] = {

@@ -159,7 +159,7 @@ async def test_a_revised_minute_is_read_as_it_is_now(fake, http):
 
 async def test_a_later_window_than_asked_for_is_an_error(fake, http):
     fake.window_shift_ms = 10 * MINUTE_MS
-    with pytest.raises(ExchangeError, match="asked for minutes before"):
+    with pytest.raises(ExchangeError, match="asked for bars of 1m before"):
         await bitget_at(fake).history(http, FUTURES, minutes_ago(300), minutes_ago(200))
 
 

@@ -252,7 +252,7 @@ def test_rows_in_any_order_and_twice_make_one_page():
 
 def test_the_minute_at_the_end_of_the_window_may_come_or_not():
     assert len(language.read_page(answer([row(60_000), row(120_000)]), SPOT, 120_000)) == 2
-    with pytest.raises(ExchangeError, match="asked for minutes before 60000"):
+    with pytest.raises(ExchangeError, match="asked for bars of 1m before 60000"):
         language.read_page(answer([row(60_000), row(120_000)]), SPOT, 60_000)
 
 
