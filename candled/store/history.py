@@ -7,7 +7,7 @@ from typing import Any, TypeVar, TypeVarTuple, cast
 
 from candled.model import Candle, Interval, MarketKey, Range, Symbol
 
-from .interface import Hole, Store
+from .interface import ALL_TIME, Hole, Store
 from .threads import StoreThreads
 
 T = TypeVar("T")
@@ -52,9 +52,9 @@ class History:
         """Which minutes of `[start_ms, end_ms)` are there, as disjoint sorted ranges."""
         return await self._ask(self._present, market, start_ms, end_ms)
 
-    async def holes(self, market: MarketKey) -> tuple[Hole, ...]:
-        """All known holes of a market, oldest first."""
-        return await self._ask(self._holes, market)
+    async def holes(self, market: MarketKey, within: Range = ALL_TIME) -> tuple[Hole, ...]:
+        """The known holes of a market that reach into a range, oldest first and whole."""
+        return await self._ask(self._holes, market, within)
 
     async def _ask(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         key = (call, args, self._threads.writes)
@@ -83,5 +83,5 @@ class History:
     def _present(self, market: MarketKey, start_ms: int, end_ms: int) -> tuple[Range, ...]:
         return tuple(self._store.present(market, start_ms, end_ms))
 
-    def _holes(self, market: MarketKey) -> tuple[Hole, ...]:
-        return tuple(self._store.holes(market))
+    def _holes(self, market: MarketKey, within: Range) -> tuple[Hole, ...]:
+        return tuple(self._store.holes(market, within))

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from candled.model import Candle, Interval, MarketKey, Range, Symbol
 
+ALL_TIME = Range(0, 10**14)  # later than any candle, and within what every store can hold
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hole:
@@ -64,13 +66,21 @@ class Store(Protocol):
         """Since when (UTC epoch ms) history is complete but for known holes; None before the first answer."""
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
-        """Remember since when history is complete."""
+        """Remember since when history is complete. It only moves back: a later time than the known one changes nothing.
 
-    def holes(self, market: MarketKey) -> list[Hole]:
-        """All known holes of a market, oldest first."""
+        So several processes may say what each of them knows.
+        """
 
-    def save_holes(self, market: MarketKey, holes: Sequence[Hole]) -> None:
-        """Replace the known holes of a market."""
+    def holes(self, market: MarketKey, within: Range = ALL_TIME) -> list[Hole]:
+        """The known holes of a market that reach into a range, oldest first and whole."""
+
+    def save_holes(self, market: MarketKey, holes: Sequence[Hole], within: Range = ALL_TIME) -> None:
+        """Replace the known holes of a market within a range, in one transaction.
+
+        A hole across an edge of the range is cut there and its outer part kept, and nothing of `holes` is stored
+        beyond the edges: so several processes may each save what they asked the exchange for. Neighbours that differ
+        in nothing but their times become one hole.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Facts for `/health`: at least `kind` and `schema`."""

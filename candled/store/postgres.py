@@ -12,7 +12,8 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range,
 
 from . import postgres_statements as sql
 from .batch import by_market, minute_ranges, touched
-from .interface import Hole
+from .holes import replaced
+from .interface import ALL_TIME, Hole
 from .postgres_pool import Link, Pool, Watchdog, parse_address
 from .postgres_schema import SCHEMA, migrate, timescale
 
@@ -147,20 +148,22 @@ class PostgresStore:
             ids = _lock_markets(link, [market])
             link.run(sql.SET_COMPLETE_FROM, (since_ms, ids[market]))
 
-    def save_holes(self, market: MarketKey, holes: Sequence[Hole]) -> None:
+    def save_holes(self, market: MarketKey, holes: Sequence[Hole], within: Range = ALL_TIME) -> None:
         """See `Store.save_holes`."""
         with self._writing() as link:
             market_id = _lock_markets(link, [market])[market]
-            link.run(sql.DROP_HOLES, (market_id,))
+            near = _holes(link.rows(sql.HOLES, (*_names(market), *within)))
+            new = replaced(near, holes, within)
+            link.run(sql.DROP_HOLES, (market_id, [hole.start_ms for hole in near]))
             link.run(
                 sql.PUT_HOLES,
                 (
                     market_id,
-                    [hole.start_ms for hole in holes],
-                    [hole.end_ms for hole in holes],
-                    [hole.reason for hole in holes],
-                    [hole.attempts for hole in holes],
-                    [hole.retry_ms for hole in holes],
+                    [hole.start_ms for hole in new],
+                    [hole.end_ms for hole in new],
+                    [hole.reason for hole in new],
+                    [hole.attempts for hole in new],
+                    [hole.retry_ms for hole in new],
                 ),
             )
 
@@ -237,12 +240,10 @@ class PostgresStore:
         rows = self._rows(sql.COMPLETE_FROM, _names(market))
         return rows[0][0] if rows else None
 
-    def holes(self, market: MarketKey) -> list[Hole]:
+    def holes(self, market: MarketKey, within: Range = ALL_TIME) -> list[Hole]:
         """See `Store.holes`."""
-        return [
-            Hole(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
-            for start_ms, end_ms, reason, attempts, retry_ms in self._rows(sql.HOLES, _names(market))
-        ]
+        found = _holes(self._rows(sql.HOLES, (*_names(market), *within)))
+        return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
 
     # ------------------------------------------------------------ maintenance
 
@@ -414,6 +415,13 @@ def _within(link: Link, market: MarketKey, start_ms: int, end_ms: int) -> list[t
 def _possible(at_ms: int) -> int:
     """The time itself, or the end of PostgreSQL's calendar where it lies beyond."""
     return max(0, min(at_ms, 10**15))
+
+
+def _holes(rows: Iterable[tuple[Any, ...]]) -> list[Hole]:
+    return [
+        Hole(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
+        for start_ms, end_ms, reason, attempts, retry_ms in rows
+    ]
 
 
 def _delete_minutes(link: Link, market_id: int, before_ms: int) -> int:

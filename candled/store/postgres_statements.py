@@ -73,11 +73,21 @@ WIDEN_SPANS = f"""UPDATE candled.markets
 
 # Since when is the history of a market complete, and what does the exchange itself not have?
 COMPLETE_FROM = f"SELECT {_ms('complete_from')} FROM candled.markets WHERE exchange = %s AND symbol = %s"
-SET_COMPLETE_FROM = f"UPDATE candled.markets SET complete_from = {_AT} WHERE id = %s"
-HOLES = f"""SELECT {_ms("start_time")}, {_ms("end_time")}, reason, attempts, {_ms("retry_at")}
-    FROM candled.holes WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s)
-    ORDER BY start_time"""
-DROP_HOLES = "DELETE FROM candled.holes WHERE market = %s"
+SET_COMPLETE_FROM = f"UPDATE candled.markets SET complete_from = least(complete_from, {_AT}) WHERE id = %s"
+# Holes do not overlap: of those that begin before a range only the last can reach into it.
+HOLES = f"""WITH asked (market, start_time, end_time) AS (
+        SELECT id, {_time("start_ms")}, {_time("end_ms")}
+        FROM candled.markets JOIN (SELECT %s, %s, %s::bigint, %s::bigint) AS given (exchange, symbol, start_ms, end_ms)
+            USING (exchange, symbol))
+    SELECT {_ms("hole.start_time")}, {_ms("hole.end_time")}, reason, attempts, {_ms("retry_at")}
+    FROM asked JOIN candled.holes AS hole USING (market)
+    WHERE hole.start_time <= asked.end_time AND hole.end_time >= asked.start_time AND hole.start_time >= coalesce(
+        (SELECT max(start_time) FROM candled.holes AS earlier
+            WHERE earlier.market = asked.market AND earlier.start_time < asked.start_time),
+        asked.start_time)
+    ORDER BY hole.start_time"""
+DROP_HOLES = f"""DELETE FROM candled.holes
+    WHERE market = %s AND start_time IN (SELECT {_time("start_ms")} FROM unnest(%s::bigint[]) AS start_ms)"""
 PUT_HOLES = f"""INSERT INTO candled.holes (market, start_time, end_time, reason, attempts, retry_at)
     SELECT %s, {_time("start_ms")}, {_time("end_ms")}, reason, attempts, {_time("retry_ms")}
     FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::int[], %s::bigint[])

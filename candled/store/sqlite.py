@@ -1,4 +1,4 @@
-"""The embedded store: one SQLite file in write-ahead-log mode, used by one process."""
+"""The embedded store: one SQLite file in write-ahead-log mode."""
 
 import logging
 import sqlite3
@@ -13,7 +13,8 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 
 from .batch import by_market, fold_bars, minute_ranges, newer_running, news, touched
-from .interface import Hole
+from .holes import replaced
+from .interface import ALL_TIME, Hole
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +101,13 @@ _PRESENT = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (
 
 # Since when is a market complete, and what does the exchange itself not have?
 _COMPLETE_FROM = "SELECT complete_from_ms FROM markets WHERE id = ?"
-_SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = ? WHERE id = ?"
-_HOLES = "SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ? ORDER BY start_ms"
-_DROP_HOLES = "DELETE FROM holes WHERE market = ?"
+_SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?1), ?1) WHERE id = ?2"
+# Holes do not overlap: of those that begin before a range only the last can reach into it.
+_HOLES = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ?1
+        AND start_ms >= coalesce((SELECT max(start_ms) FROM holes WHERE market = ?1 AND start_ms < ?2), ?2)
+        AND start_ms <= ?3 AND end_ms >= ?2
+    ORDER BY start_ms"""
+_DROP_HOLE = "DELETE FROM holes WHERE market = ? AND start_ms = ?"
 _PUT_HOLE = "INSERT INTO holes (market, start_ms, end_ms, reason, attempts, retry_ms) VALUES (?, ?, ?, ?, ?, ?)"
 
 # Of which intervals are all bars there?
@@ -171,6 +176,13 @@ def _candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
     ]
 
 
+def _holes(rows: Iterable[Any]) -> list[Hole]:
+    return [
+        Hole(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
+        for start_ms, end_ms, reason, attempts, retry_ms in rows
+    ]
+
+
 def _between(
     connection: sqlite3.Connection, market_id: int, interval: Interval, start_ms: int, end_ms: int
 ) -> list[Candle]:
@@ -203,7 +215,8 @@ class SqliteStore:
     """The candles of all markets in the file `path`, with bars of each of `intervals` kept beside the minutes.
 
     Decimals are kept as the text that the exchange printed. Methods may be called from several threads; each has a
-    connection of its own. Only one process may use the file at a time.
+    connection of its own. One daemon may use the file at a time, and commands on stored history beside it: those who
+    write take turns.
     """
 
     def __init__(self, path: str | Path, intervals: Iterable[Interval]) -> None:
@@ -307,23 +320,24 @@ class SqliteStore:
         with self._transaction() as connection:
             connection.execute(_SET_COMPLETE_FROM, (since_ms, self._add_market(connection, market)))
 
-    def holes(self, market: MarketKey) -> list[Hole]:
+    def holes(self, market: MarketKey, within: Range = ALL_TIME) -> list[Hole]:
         """See `Store.holes`."""
         market_id = self._market_id(market)
-        rows = [] if market_id is None else self._rows(_HOLES, market_id)
-        return [
-            Hole(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
-            for start_ms, end_ms, reason, attempts, retry_ms in rows
-        ]
+        found = [] if market_id is None else _holes(self._rows(_HOLES, market_id, *within))
+        return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
 
-    def save_holes(self, market: MarketKey, holes: Sequence[Hole]) -> None:
+    def save_holes(self, market: MarketKey, holes: Sequence[Hole], within: Range = ALL_TIME) -> None:
         """See `Store.save_holes`."""
         with self._transaction() as connection:
             market_id = self._add_market(connection, market)
-            connection.execute(_DROP_HOLES, (market_id,))
+            near = _holes(connection.execute(_HOLES, (market_id, *within)))
+            connection.executemany(_DROP_HOLE, [(market_id, hole.start_ms) for hole in near])
             connection.executemany(
                 _PUT_HOLE,
-                [(market_id, hole.start_ms, hole.end_ms, hole.reason, hole.attempts, hole.retry_ms) for hole in holes],
+                [
+                    (market_id, hole.start_ms, hole.end_ms, hole.reason, hole.attempts, hole.retry_ms)
+                    for hole in replaced(near, holes, within)
+                ],
             )
 
     def describe(self) -> dict[str, Any]:

@@ -26,6 +26,14 @@ def everything(store: Store, market, interval: Interval) -> list[Candle]:
     return store.bars_between(market, interval, 0, ALWAYS_MS)
 
 
+def hole(start: int, end: int, reason: str = "exchange_outage") -> Hole:
+    return Hole(start_ms=start * MINUTE_MS, end_ms=end * MINUTE_MS, reason=reason, attempts=1, retry_ms=None)
+
+
+def span(start: int, end: int) -> Range:
+    return Range(start * MINUTE_MS, end * MINUTE_MS)
+
+
 def sums(minutes: Sequence[Candle], interval: Interval) -> list[Candle]:
     """The bars of `interval` by plain arithmetic over sorted minutes."""
     groups: dict[int, list[Candle]] = {}
@@ -268,8 +276,29 @@ class StoreContract:
     def test_since_when_history_is_complete_is_remembered(self, store, open_store):
         store.set_complete_from(BTC, 5)
         store.set_complete_from(BTC, 3)
+        store.set_complete_from(BTC, 4)  # of another process, which knows less
         assert (store.complete_from(BTC), store.complete_from(ETH)) == (3, None)
         assert open_store(*DEFAULT_INTERVALS).complete_from(BTC) == 3
+
+    def test_holes_saved_within_a_range_leave_the_others_and_cut_those_across_its_edges(self, store):
+        store.save_holes(BTC, [hole(0, 2), hole(4, 10), hole(20, 22)])
+        store.save_holes(BTC, [hole(6, 7, "no_trades"), hole(18, 19)], span(5, 9))
+        assert store.holes(BTC) == [hole(0, 2), hole(4, 5), hole(6, 7, "no_trades"), hole(9, 10), hole(20, 22)]
+        store.save_holes(BTC, [], span(0, 6))
+        assert store.holes(BTC) == [hole(6, 7, "no_trades"), hole(9, 10), hole(20, 22)]
+
+    def test_holes_that_touch_and_differ_in_nothing_else_become_one(self, store):
+        store.save_holes(BTC, [hole(0, 5)])
+        store.save_holes(BTC, [hole(5, 8)], span(5, 8))
+        store.save_holes(BTC, [hole(8, 9, "no_trades")], span(8, 9))
+        assert store.holes(BTC) == [hole(0, 8), hole(8, 9, "no_trades")]
+
+    def test_holes_can_be_read_within_a_range(self, store):
+        holes = [hole(0, 5), hole(7, 8), hole(10, 12)]
+        store.save_holes(BTC, holes)
+        assert store.holes(BTC, span(4, 8)) == holes[:2]
+        assert store.holes(BTC, span(5, 7)) == []
+        assert store.holes(BTC, span(11, 99)) == holes[2:]
 
     def test_saved_holes_replace_the_ones_before(self, store, open_store):
         early = Hole(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
