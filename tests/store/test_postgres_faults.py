@@ -245,7 +245,7 @@ def test_four_writers_of_the_same_minutes_neither_deadlock_nor_disagree(database
 
 def test_a_server_killed_and_started_again_has_everything_that_was_acknowledged():
     outage_s = 60.0 if LONG else 1.0
-    server = own_postgres(durable=True)
+    server = own_postgres(synchronous_commit="on")
     try:
         with Database(server.dsn) as database, opened(database.url()) as store:
             acknowledged = failures = 0

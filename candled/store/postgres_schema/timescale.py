@@ -88,7 +88,8 @@ def _is_hypertable(link: Link) -> bool:
 def compress(link: Link, before_ms: int) -> int:
     """Compress the chunks that end before a time (UTC epoch milliseconds), each in a transaction; return how many.
 
-    Written by hand on our own timer: TimescaleDB's background jobs fail under some pairs of minor versions.
+    Chunks that are compressed already are asked too: what was corrected in them meanwhile is then compressed again.
+    By hand and on our own timer, as TimescaleDB's background jobs fail under some pairs of minor versions.
     """
     [(is_enabled,)] = link.rows(
         """SELECT compression_enabled FROM timescaledb_information.hypertables
@@ -99,20 +100,19 @@ def compress(link: Link, before_ms: int) -> int:
             """ALTER TABLE candled.candles SET (timescaledb.compress,
             timescaledb.compress_segmentby = 'market', timescaledb.compress_orderby = 'time DESC')"""
         )
-    link.commit()
     chunks = link.rows(
-        """SELECT format('%%I.%%I', chunk_schema, chunk_name) FROM timescaledb_information.chunks
+        """SELECT quote_ident(chunk_schema) || '.' || quote_ident(chunk_name), is_compressed
+        FROM timescaledb_information.chunks
         WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles' AND range_end <= %s::timestamptz
-            AND NOT is_compressed
         ORDER BY range_start""",
         (iso_ms(before_ms),),
     )
-    link.commit()
     namespace = _namespace(link)
-    for (chunk,) in chunks:
+    link.commit()
+    for chunk, _ in chunks:
         link.rows(f"SELECT {namespace}.compress_chunk(%s::regclass, if_not_compressed => true)", (chunk,))
         link.commit()
-    return len(chunks)
+    return sum(not was_compressed for _, was_compressed in chunks)
 
 
 def drop_chunks(link: Link, before_ms: int) -> int:

@@ -1,0 +1,190 @@
+"""The PostgreSQL store on a server with TimescaleDB: the same contract, and minutes in chunks."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS
+from candled.store import postgres
+from candled.store.postgres import PostgresStore
+from candled.store.postgres_schema.timescale import Timescale
+from tests.servers import NO_TIMESCALE, Database, has_timescale, own_timescale, shared_timescale
+from tests.store.contract import LONGER, M5, StoreContract, everything, sums
+from tests.store.rows import BTC, MONDAY_MS, minute, new_market
+
+if not has_timescale():
+    pytest.skip(NO_TIMESCALE, allow_module_level=True)
+
+DAY_MS = 86_400_000
+WEEK_MINUTES = 7 * 1440
+
+
+@pytest.fixture
+def database():
+    with Database(shared_timescale()) as database:
+        yield database
+
+
+@pytest.fixture
+def open_store(database):
+    stores = []
+
+    def open_again(*intervals, **options):
+        store = PostgresStore(database.url(), intervals, **options)
+        stores.append(store)
+        store.open()
+        return store
+
+    yield open_again
+    for store in stores:
+        store.close()
+
+
+def compressed_chunks(database: Database) -> int:
+    return int(database.rows("SELECT count(*) FROM timescaledb_information.chunks WHERE is_compressed")[0][0])
+
+
+def uncompressed_minutes(database: Database) -> int:
+    """Minutes that lie beside the compressed ones of their chunk, as corrections do."""
+    [(chunks,)] = database.rows(
+        """SELECT array_agg(quote_ident(chunk_schema) || '.' || quote_ident(chunk_name))
+        FROM timescaledb_information.chunks WHERE is_compressed"""
+    )
+    return sum(int(database.rows(f"SELECT count(*) FROM ONLY {chunk}")[0][0]) for chunk in chunks)
+
+
+class TestTimescaleStore(StoreContract):
+    """The contract."""
+
+
+def test_minutes_are_kept_in_chunks_of_a_week(database, open_store):
+    store = open_store(*DEFAULT_INTERVALS)
+    store.write([(BTC, minute(week * WEEK_MINUTES)) for week in range(4)])
+    chunks = database.rows("SELECT DISTINCT range_end - range_start FROM timescaledb_information.chunks")
+    assert [length.days for (length,) in chunks] == [7]
+    facts = store.describe()
+    assert (facts["kind"], facts["compression"]) == ("timescaledb", False)
+    assert facts["timescaledb"]
+
+
+def test_an_ordinary_role_gets_chunks_too():
+    dsn = shared_timescale()
+    with Database(dsn) as admin:
+        admin.rows(f"CREATE ROLE {admin.name} LOGIN")
+        try:
+            with Database(dsn, f"OWNER {admin.name}") as database:
+                store = PostgresStore(database.url(user=admin.name), [M5], compress_after_days=1)
+                store.open()
+                store.write([(BTC, minute(0))])
+                store.maintain(MONDAY_MS + 30 * DAY_MS)
+                store.close()
+                assert store.describe()["kind"] == "timescaledb"
+                assert compressed_chunks(database) == 1
+        finally:
+            admin.rows(f"DROP ROLE {admin.name}")
+
+
+@pytest.mark.timeout(120)
+def test_corrections_and_late_minutes_inside_compressed_chunks_are_exact(database, open_store):
+    """Three days of ten markets corrected, minutes added between old ones, and single ones all over the history."""
+    dice = random.Random(20251117)
+    store = open_store(*DEFAULT_INTERVALS, compress_after_days=14)
+    markets = [new_market() for _ in range(10)]
+    best = {market: {at: minute(at) for at in range(0, 4 * WEEK_MINUTES, 3)} for market in markets}
+    for market in markets:
+        store.write([(market, candle) for candle in best[market].values()])
+    store.maintain(MONDAY_MS + 60 * DAY_MS)
+    assert compressed_chunks(database) >= 4
+
+    for market in markets:
+        days = range(8 * 1440, 11 * 1440)
+        spots = dice.sample(range(0, 4 * WEEK_MINUTES), 300)
+        rows = {at: minute(at, "5", volume="7", as_of_ms=MONDAY_MS + (at + 9) * MINUTE_MS) for at in (*days, *spots)}
+        best[market] |= rows
+        shuffled = list(rows.values())
+        dice.shuffle(shuffled)
+        store.write([(market, candle) for candle in shuffled])
+        store.write([(market, minute(at, volume="99")) for at in days])  # older copies
+    for _ in range(2):  # as corrected, and compressed again
+        for market in markets:
+            minutes = [best[market][at] for at in sorted(best[market])]
+            assert everything(store, market, MINUTE) == minutes
+            assert store.bars(market, MINUTE, before_ms=minutes[5000].open_ms, limit=100) == minutes[4900:5000]
+            for interval in LONGER:
+                assert everything(store, market, interval) == sums(minutes, interval)
+        store.maintain(MONDAY_MS + 61 * DAY_MS)
+        assert uncompressed_minutes(database) == 0
+
+
+def test_one_batch_may_touch_all_of_a_compressed_history(open_store):
+    store = open_store(MINUTE, compress_after_days=1)
+    minutes = [minute(at) for at in range(150_000)]
+    for start in range(0, len(minutes), 5000):
+        store.write([(BTC, candle) for candle in minutes[start : start + 5000]])
+    store.maintain(MONDAY_MS + 1000 * DAY_MS)
+    late = {at: minute(at, volume="3", as_of_ms=MONDAY_MS + 10**10) for at in range(0, 150_000, 500)}
+    store.write([(BTC, candle) for candle in late.values()])
+    assert everything(store, BTC, MINUTE) == [late.get(at, candle) for at, candle in enumerate(minutes)]
+
+
+def test_old_chunks_are_dropped_and_their_bars_stay(database, open_store):
+    minutes = [minute(at) for at in range(0, 8 * WEEK_MINUTES, 60)]
+    store = open_store(*DEFAULT_INTERVALS, retention_days=20, compress_after_days=10)
+    store.write([(BTC, candle) for candle in minutes])
+    bars = {interval: everything(store, BTC, interval) for interval in LONGER}
+    store.maintain(minutes[-1].open_ms)
+    kept = everything(store, BTC, MINUTE)
+    assert kept == minutes[-len(kept) :]
+    assert 20 * 24 <= len(kept) <= 34 * 24  # whole chunks go, in whole weeks
+    store.write([(BTC, minute(30, volume="5"))])
+    assert {interval: everything(store, BTC, interval) for interval in LONGER} == bars
+
+
+def test_a_server_of_the_free_licence_keeps_chunks_and_never_compresses():
+    with on_own_server(**{"shared_preload_libraries": "timescaledb", "timescaledb.license": "apache"}) as database:
+        store = PostgresStore(database.url(), [M5], compress_after_days=1, retention_days=300)
+        store.open()
+        store.write([(BTC, minute(0))])
+        store.maintain(MONDAY_MS + 100 * DAY_MS)
+        facts = store.describe()
+        assert (facts["kind"], facts["compression"]) == ("timescaledb", False)
+        assert compressed_chunks(database) == 0
+        store.maintain(MONDAY_MS + 400 * DAY_MS)
+        assert (everything(store, BTC, MINUTE), everything(store, BTC, M5)) == ([], [minute(0)])
+        store.close()
+
+
+def test_a_server_that_has_not_loaded_the_library_is_used_without_it(caplog):
+    caplog.set_level("INFO")
+    with on_own_server() as database:
+        store = PostgresStore(database.url(), [M5], compress_after_days=1)
+        store.open()
+        store.write([(BTC, minute(0))])
+        store.maintain(MONDAY_MS + 100 * DAY_MS)
+        assert store.describe()["kind"] == "postgresql"
+        assert everything(store, BTC, M5) == [minute(0)]
+        store.close()
+    assert "with plain tables: TimescaleDB is installed but not in the server's shared_preload_libraries" in caplog.text
+
+
+@contextmanager
+def on_own_server(**settings: str) -> Iterator[Database]:
+    server = own_timescale(**settings)
+    try:
+        with Database(server.dsn) as database:
+            yield database
+    finally:
+        server.remove()
+
+
+def test_minutes_from_before_timescale_stay_in_a_plain_table(open_store, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setattr(postgres.timescale, "prepare", lambda link: Timescale())
+        open_store(M5).write([(BTC, minute(0))])
+    store = open_store(M5, compress_after_days=1, retention_days=300)
+    store.write([(BTC, minute(1))])
+    store.maintain(MONDAY_MS + 100 * DAY_MS)
+    assert store.describe()["kind"] == "postgresql"
+    assert everything(store, BTC, M5) == sums([minute(0), minute(1)], M5)
