@@ -82,5 +82,8 @@ class Store(Protocol):
         in nothing but their times become one hole.
         """
 
+    def maintain(self, now_ms: int) -> None:
+        """Tidy up what is old at `now_ms` (UTC epoch ms). Called about once an hour, on a thread that reads."""
+
     def describe(self) -> dict[str, Any]:
         """Facts for `/health`: at least `kind` and `schema`."""

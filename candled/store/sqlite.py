@@ -340,6 +340,10 @@ class SqliteStore:
                 ],
             )
 
+    def maintain(self, now_ms: int) -> None:
+        """Let SQLite refresh its statistics where that pays; nothing is ever dropped."""
+        self._rows("PRAGMA optimize")
+
     def describe(self) -> dict[str, Any]:
         """Facts for `/health`: kind, schema, the size of the file and of its write-ahead log in bytes."""
         log = self._path.with_name(self._path.name + "-wal")
