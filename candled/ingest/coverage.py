@@ -1,17 +1,26 @@
 """Which minutes of one market are there, which the exchange does not have, and which to ask for next."""
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Literal
 
 from candled.model import MINUTE, MINUTE_MS, Interval, Range, RangeSet
+from candled.store.holes import inside, joined, outside
 from candled.store.interface import Hole
+
+Absence = Literal["exchange_outage", "no_trades"]
 
 _WEEK = Interval.parse("1W")
 RECENT_MS = 2 * 60 * MINUTE_MS
-# How long after each answer without the minutes the exchange is asked for them again; then never.
-_RETRY_MS = (60_000, 600_000, 3_600_000, 21_600_000)
-MOST_ATTEMPTS = len(_RETRY_MS) + 1
+# How long after each answer without the minutes the exchange is asked for them again; then never. Where a minute
+# without trades is simply not published, absence is no news, and every thin market has hundreds a day.
+_RETRY_MS: dict[Absence, tuple[int, ...]] = {
+    "exchange_outage": (60_000, 600_000, 3_600_000, 21_600_000),
+    "no_trades": (600_000, 21_600_000),
+}
+MOST_ATTEMPTS = len(_RETRY_MS["exchange_outage"]) + 1
 
 
 class Urgency(IntEnum):
@@ -36,7 +45,8 @@ class Coverage:
     """Pure arithmetic on minutes; all times are UTC epoch milliseconds on the exchange's clock.
 
     `from_ms` is how far back history is wanted. `since_ms` is since when it is complete but for known holes; it only
-    moves back, since holes that appear later are repaired in place.
+    moves back, since holes that appear later are repaired in place. `older` says that there are candles before
+    `from_ms`, so that a hole at the beginning is not taken for the time before the exchange's history.
     """
 
     def __init__(
@@ -46,93 +56,121 @@ class Coverage:
         holes: Sequence[Hole],
         since_ms: int | None,
         from_ms: int,
-        absence: str,
+        absence: Absence,
+        older: bool = False,
     ) -> None:
         self.from_ms = from_ms
         self.since_ms = since_ms
         self._absence = absence
+        self._older = older
         self._have = RangeSet(present)
-        self._holes = list(holes)
+        # sorted, apart from each other and from what is there
+        self._holes = [piece for hole in joined(holes) for piece in self._lacking(hole)]
         # what is there or known not to exist; a hole that is filled stays in it, so it only grows
         self._covered = RangeSet([*self._have, *((hole.start_ms, hole.end_ms) for hole in holes)])
         self._unconfirmed = RangeSet()
+        self._changed: Range | None = None
+
+    # ------------------------------------------------------------ what is known
 
     @property
     def holes(self) -> list[Hole]:
         """What the exchange does not have, oldest first."""
         return list(self._holes)
 
+    def holes_within(self, start_ms: int, end_ms: int) -> list[Hole]:
+        """The parts of holes that lie in `[start_ms, end_ms)`, oldest first."""
+        first, last = self._reaching(start_ms, end_ms)
+        return [piece for hole in self._holes[first:last] for piece in inside(hole, start_ms, end_ms)]
+
+    def take_changes(self) -> Range | None:
+        """In which range the known holes changed since the last call; None if they did not."""
+        changed, self._changed = self._changed, None
+        return changed
+
     def has(self, open_ms: int) -> bool:
         """Whether the final candle of a minute is there."""
         return open_ms in self._have
 
-    def add(self, open_ms: int, *, confirmed: bool) -> None:
-        """Note that a final minute is there."""
-        end_ms = open_ms + MINUTE_MS
-        known_hole = open_ms in self._covered and open_ms not in self._have
-        self._have.add(open_ms, end_ms)
-        self._covered.add(open_ms, end_ms)
-        if confirmed:
-            self._unconfirmed.remove(open_ms, end_ms)
-        else:
-            self._unconfirmed.add(open_ms, end_ms)
-        if known_hole:
-            self._holes = [piece for hole in self._holes for piece in _outside(hole, open_ms, end_ms)]
-        self._lower()
-
-    def answered(self, window: Window, until_ms: int, now_ms: int) -> bool:
-        """Note that the exchange answered for a window, after `add` for all it sent: what is still missing before
-        `until_ms` it does not have. Return whether the known holes changed."""
-        start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
-        self._unconfirmed.remove(start_ms, end_ms)
-        absent = self._have.missing(start_ms, end_ms)
-        if not absent:
-            return False
-        asked = [hole for hole in self._holes if hole.start_ms < end_ms and start_ms < hole.end_ms]
-        kept = [hole for hole in self._holes if not (hole.start_ms < end_ms and start_ms < hole.end_ms)]
-        kept += [piece for hole in asked for piece in _outside(hole, start_ms, end_ms)]
-        for first_ms, stop_ms in absent:
-            attempts = 1 + max(
-                (hole.attempts for hole in asked if hole.start_ms < stop_ms and first_ms < hole.end_ms), default=0
-            )
-            retry_ms = now_ms + _RETRY_MS[attempts - 1] if attempts < MOST_ATTEMPTS else None
-            kept.append(
-                Hole(start_ms=first_ms, end_ms=stop_ms, reason=self._absence, attempts=attempts, retry_ms=retry_ms)
-            )
-            self._covered.add(first_ms, stop_ms)
-        self._holes = sorted(kept, key=lambda hole: hole.start_ms)
-        self._name_the_beginning()
-        self._lower()
-        return True
+    def held(self, start_ms: int, end_ms: int) -> RangeSet:
+        """Which final minutes of `[start_ms, end_ms)` are there."""
+        return _without(RangeSet([(start_ms, end_ms)]), self._have.missing(start_ms, end_ms))
 
     def missing(self, start_ms: int, end_ms: int) -> RangeSet:
         """Minutes that are neither there nor known holes."""
         return self._covered.missing(max(start_ms, self.from_ms), end_ms)
 
-    def want(self, until_ms: int, now_ms: int, most_minutes: int, confirm_until_ms: int) -> Window | None:
-        """The most urgent request, of at most `most_minutes`; None when there is nothing to ask.
+    def lacking(self, start_ms: int, end_ms: int) -> int:
+        """How many minutes of `[start_ms, end_ms)` are not there, for whatever reason."""
+        return self._have.missing(start_ms, end_ms).total_ms // MINUTE_MS
 
-        Minutes before `until_ms` should be there; final ones before `confirm_until_ms` may be confirmed (0: never).
+    def unconfirmed(self, start_ms: int, end_ms: int) -> Iterator[int]:
+        """The opening times of the final minutes of `[start_ms, end_ms)` that REST has not confirmed yet."""
+        for first_ms, stop_ms in _without(RangeSet([(start_ms, end_ms)]), self._unconfirmed.missing(start_ms, end_ms)):
+            yield from range(first_ms, stop_ms, MINUTE_MS)
+
+    # ------------------------------------------------------------ what is learned
+
+    def known_since(self, since_ms: int) -> bool:
+        """Note that history is complete since then, as another process found; return whether that is news."""
+        is_news = self.since_ms is None or since_ms < self.since_ms
+        if is_news:
+            self.since_ms = since_ms
+        return is_news
+
+    def add(self, open_ms: int, *, confirmed: bool) -> None:
+        """Note that a final minute is there."""
+        end_ms = open_ms + MINUTE_MS
+        if confirmed:
+            self._unconfirmed.remove(open_ms, end_ms)
+        else:
+            self._unconfirmed.add(open_ms, end_ms)
+        self.found(open_ms, end_ms)
+
+    def found(self, start_ms: int, end_ms: int) -> None:
+        """Note that the final minutes of `[start_ms, end_ms)` are in the store."""
+        first, last = self._reaching(start_ms, end_ms)
+        if first < last:
+            self._holes[first:last] = [
+                piece for hole in self._holes[first:last] for piece in outside(hole, start_ms, end_ms)
+            ]
+            self._note(start_ms, end_ms)
+        self._have.add(start_ms, end_ms)
+        self._covered.add(start_ms, end_ms)
+        self._lower()
+
+    def answered(self, window: Window, until_ms: int, now_ms: int) -> bool:
+        """Note that the exchange answered for a window, after `add` for all it sent: what is still missing before
+        `until_ms` it does not have. Return whether the known holes changed.
+
+        A hole that was in the window only because others were asked for is not counted as asked again.
         """
-        most_ms = most_minutes * MINUTE_MS
-        week_ms = _WEEK.floor(now_ms)
-        recent_ms = MINUTE.floor(now_ms - RECENT_MS)
-        gap = _newest(self.missing(recent_ms, until_ms), most_ms)
-        if gap:
-            return Window(Urgency.RECENT, *gap)
-        gap = _newest(self.missing(week_ms, until_ms), most_ms)
-        if gap:
-            return Window(Urgency.WEEK, *gap)
-        due = _oldest(self._unconfirmed, confirm_until_ms, most_ms)
-        if due:
-            return Window(Urgency.CONFIRM, *due)
-        gap = _newest(self.missing(self.from_ms, until_ms), most_ms) or self._due_hole(now_ms, most_ms)
-        return Window(Urgency.HISTORY, *gap) if gap else None
+        start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
+        self._unconfirmed.remove(start_ms, end_ms)
+        fresh = self._have.missing(start_ms, end_ms)
+        if not fresh:
+            return False
+        first, last = self._reaching(start_ms, end_ms)
+        known = self._holes[first:last]
+        now_known = [piece for hole in known for piece in outside(hole, start_ms, end_ms)]
+        for hole in known:
+            now_known += inside(self._asked_again(hole, now_ms), start_ms, end_ms)
+            fresh.remove(hole.start_ms, hole.end_ms)
+        now_known += [self._absent(first_ms, stop_ms, 1, now_ms) for first_ms, stop_ms in fresh]
+        for first_ms, stop_ms in fresh:
+            self._covered.add(first_ms, stop_ms)
+        changed = joined(now_known) != known
+        if changed:
+            self._put(first, last, now_known)
+            self._note(start_ms, end_ms)
+        self._name_the_beginning()
+        self._lower()
+        return changed
 
-    def lost(self, open_ms: int) -> None:
-        """Note that a final minute could not be kept: it is missing again."""
+    def lost(self, start_ms: int, end_ms: int) -> None:
+        """Note that final minutes could not be kept: they are missing again."""
         for ranges in (self._have, self._covered, self._unconfirmed):
-            ranges.remove(open_ms, open_ms + MINUTE_MS)
+            ranges.remove(start_ms, end_ms)
 
     def doubt(self, open_ms: int) -> None:
         """Ask again for a minute that is there: a sign says that its last version was missed."""
@@ -142,46 +180,131 @@ class Coverage:
         """Give up confirming minutes that are too old to be compared."""
         self._unconfirmed.remove(0, before_ms)
 
-    def _due_hole(self, now_ms: int, most_ms: int) -> Range | None:
-        """A window that ends with the newest hole to ask again for; its other holes are asked for as well."""
+    # ------------------------------------------------------------ what to ask for
+
+    def want(self, until_ms: int, now_ms: int, most_minutes: int, confirm_until_ms: int) -> Window | None:
+        """The most urgent request, of at most `most_minutes`; None when there is nothing to ask.
+
+        Minutes before `until_ms` should be there; final ones before `confirm_until_ms` may be confirmed (0: never).
+        No window holds a known hole whose time has not come, so that none is asked for more than `MOST_ATTEMPTS` times.
+        """
+        most_ms = most_minutes * MINUTE_MS
+        week_ms = _WEEK.floor(now_ms)
+        recent_ms = MINUTE.floor(now_ms - RECENT_MS)
+        gaps = self._newest_gaps(self.missing(recent_ms, until_ms), most_ms)
+        if gaps:
+            return Window(Urgency.RECENT, *gaps)
+        gaps = self._newest_gaps(self.missing(week_ms, until_ms), most_ms)
+        if gaps:
+            return Window(Urgency.WEEK, *gaps)
+        due = self._oldest_unconfirmed(confirm_until_ms, most_ms)
+        if due:
+            return Window(Urgency.CONFIRM, *due)
+        gaps = self._newest_gaps(self.missing(self.from_ms, until_ms), most_ms) or self._due_holes(now_ms, most_ms)
+        return Window(Urgency.HISTORY, *gaps) if gaps else None
+
+    def _newest_gaps(self, gaps: RangeSet, most_ms: int) -> Range | None:
+        """From the end of the newest gap back over those that fit as a whole: one request asks for many."""
+        newest = gaps.last
+        if newest is None:
+            return None
+        index = bisect_left(self._holes, newest.start_ms, key=_start) - 1
+        reach_ms = max(newest.end_ms - most_ms, self._holes[index].end_ms if index >= 0 else 0)
+        first_ms = next(start_ms for start_ms, _ in gaps if start_ms >= reach_ms or start_ms == newest.start_ms)
+        return Range(max(first_ms, newest.end_ms - most_ms), newest.end_ms)
+
+    def _oldest_unconfirmed(self, before_ms: int, most_ms: int) -> Range | None:
+        """From the oldest minute on, with those that REST has confirmed, up to the next known hole."""
+        oldest = next(iter(self._unconfirmed), None)
+        if oldest is None or oldest.start_ms >= before_ms:
+            return None
+        index = bisect_left(self._holes, oldest.start_ms, key=_start)
+        hole_ms = self._holes[index].start_ms if index < len(self._holes) else before_ms
+        return Range(oldest.start_ms, min(before_ms, oldest.start_ms + most_ms, hole_ms))
+
+    def _due_holes(self, now_ms: int, most_ms: int) -> Range | None:
+        """From the end of the newest hole whose time has come back over those that fit as a whole."""
+        window: Range | None = None
         for hole in reversed(self._holes):
-            if hole.retry_ms is not None and hole.retry_ms <= now_ms and hole.end_ms > self.from_ms:
-                return Range(max(self.from_ms, hole.end_ms - most_ms), hole.end_ms)
-        return None
+            if hole.end_ms <= self.from_ms:
+                break
+            is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
+            if window is None and is_due:
+                window = Range(max(hole.start_ms, self.from_ms, hole.end_ms - most_ms), hole.end_ms)
+            elif window is not None:
+                if not is_due or max(hole.start_ms, self.from_ms) < window.end_ms - most_ms:
+                    break
+                window = Range(max(hole.start_ms, self.from_ms), window.end_ms)
+        return window
+
+    # ------------------------------------------------------------ holes
+
+    def _lacking(self, hole: Hole) -> list[Hole]:
+        return [
+            replace(hole, start_ms=start_ms, end_ms=end_ms)
+            for start_ms, end_ms in self._have.missing(hole.start_ms, hole.end_ms)
+        ]
+
+    def _asked_again(self, hole: Hole, now_ms: int) -> Hole:
+        if hole.retry_ms is None or hole.retry_ms > now_ms:
+            return hole
+        again = self._absent(hole.start_ms, hole.end_ms, hole.attempts + 1, now_ms)
+        return replace(again, reason=hole.reason)
+
+    def _absent(self, start_ms: int, end_ms: int, attempts: int, now_ms: int) -> Hole:
+        waits_ms = _RETRY_MS[self._absence]
+        retry_ms = _shared_time(now_ms, waits_ms[attempts - 1]) if attempts <= len(waits_ms) else None
+        return Hole(start_ms=start_ms, end_ms=end_ms, reason=self._absence, attempts=attempts, retry_ms=retry_ms)
+
+    def _reaching(self, start_ms: int, end_ms: int) -> tuple[int, int]:
+        """Where the holes that reach into a range begin and end in the list."""
+        last = bisect_left(self._holes, end_ms, key=_start)
+        first = bisect_right(self._holes, start_ms, hi=last, key=lambda hole: hole.end_ms)
+        return first, last
+
+    def _put(self, first: int, last: int, holes: Iterable[Hole]) -> None:
+        """Put holes in the place of others, joined with their neighbours."""
+        before = max(0, first - 1)
+        neighbours = [*self._holes[before:first], *self._holes[last : last + 1]]
+        self._holes[before : last + 1] = joined([*neighbours, *holes])
 
     def _name_the_beginning(self) -> None:
         """Holes before the first candle there is are not holes: the exchange's history begins after them."""
+        if self._older:
+            return
         first_ms = next((start_ms for start_ms, _ in self._have), None)
         for index, hole in enumerate(self._holes):
             before = first_ms is None or hole.end_ms <= first_ms
+            if not before and hole.reason != "beyond_history":
+                break
             reason = "beyond_history" if before else self._absence
             if hole.reason != reason:
                 self._holes[index] = replace(hole, reason=reason)
+                self._note(hole.start_ms, hole.end_ms)
+
+    def _note(self, start_ms: int, end_ms: int) -> None:
+        self._changed = Range(start_ms, end_ms).hull(self._changed)
 
     def _lower(self) -> None:
-        """Move `since_ms` back over all that is covered without a break."""
+        """Move `since_ms` back over all that is covered without a break, at most to `from_ms`."""
         at_ms = self.since_ms
         if at_ms is None:
             at_ms = self._have.last.end_ms if self._have.last else None
         if at_ms is not None:
-            self.since_ms = self._covered.start_of(at_ms)
+            self.since_ms = min(at_ms, max(self.from_ms, self._covered.start_of(at_ms)))
 
 
-def _outside(hole: Hole, start_ms: int, end_ms: int) -> list[Hole]:
-    """What is left of a hole without `[start_ms, end_ms)`."""
-    rest = RangeSet([(hole.start_ms, hole.end_ms)])
-    rest.remove(start_ms, end_ms)
-    return [replace(hole, start_ms=left_ms, end_ms=right_ms) for left_ms, right_ms in rest]
+def _start(hole: Hole) -> int:
+    return hole.start_ms
 
 
-def _newest(ranges: RangeSet, most_ms: int) -> Range | None:
-    newest = ranges.last
-    return Range(max(newest.start_ms, newest.end_ms - most_ms), newest.end_ms) if newest else None
+def _shared_time(now_ms: int, wait_ms: int) -> int:
+    """After one to one and a half times the wait: what is missed minutes apart comes due together, in one request."""
+    step_ms = wait_ms // 2
+    return -(-(now_ms + wait_ms) // step_ms) * step_ms
 
 
-def _oldest(ranges: RangeSet, before_ms: int, most_ms: int) -> Range | None:
-    """From the oldest minute on, up to `before_ms`, holes included: one request confirms many minutes."""
-    first = next(iter(ranges), None)
-    if first is None or first.start_ms >= before_ms:
-        return None
-    return Range(first.start_ms, min(before_ms, first.start_ms + most_ms))
+def _without(ranges: RangeSet, others: RangeSet) -> RangeSet:
+    for start_ms, end_ms in others:
+        ranges.remove(start_ms, end_ms)
+    return ranges

@@ -1,6 +1,7 @@
 """One exchange's way into the system: its feeds, its history, its repair."""
 
 import asyncio
+import contextlib
 import difflib
 import heapq
 import itertools
@@ -12,8 +13,8 @@ from typing import Any, Protocol
 from candled.bus import Bus, Healed, MinuteChanged
 from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, Refused, Trouble
-from candled.model import MINUTE_MS, Candle, Interval, Market, MarketKey, Range, Symbol, iso_ms
-from candled.store.interface import Hole
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, iso_ms
+from candled.store.interface import ALL_TIME, Hole
 from candled.token_bucket import TokenBucket
 
 from .backoff import Backoff
@@ -21,6 +22,7 @@ from .coverage import Coverage, Urgency, Window
 from .feeds import FeedRunner
 from .http import HttpClient
 from .market import MarketIngest, Outcome, Rules
+from .parity import Parity
 from .skew import ClockSkew
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,11 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.5
 _WORKERS = 4
 _NOTABLE_SKEW_MS = 2_000
+# Every five minutes what each market should have of the last days is compared with what the store has. The newest
+# minutes are left to the live stream, whose late versions may still be on their way.
+_AUDIT_S = 300.0
+_AUDIT_MS = 3 * 1440 * MINUTE_MS
+_AUDIT_MARGIN_MS = 10 * MINUTE_MS
 _WEEK = Interval.parse("1W")
 # Bitget allows 300 attempts in 5 minutes per address; half of that suits every exchange we know.
 _ATTEMPTS_PER_S = 0.5
@@ -43,8 +50,11 @@ class Keeper(Protocol):
     async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
     async def running(self, market: MarketKey) -> Candle | None: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
-    async def holes(self, market: MarketKey) -> Sequence[Hole]: ...
-    async def save_coverage(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole]) -> None: ...
+    async def has_before(self, market: MarketKey, at_ms: int) -> bool: ...
+    async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]: ...
+    async def save_coverage(
+        self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole], within: Range | None
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +90,8 @@ class ExchangeIngest:
         self._store = store
         self._options = options
         self._http = HttpClient(clock, exchange.requests_per_s)
-        self._skew = ClockSkew()
+        self._skew = ClockSkew()  # from `_steady_ms`
+        self._has_own_clock = type(exchange).now_ms is not Exchange.now_ms
         self._skew_noted = False
         self._markets: dict[Symbol, MarketIngest] = {}
         self._listed: dict[Symbol, Market] = {}
@@ -97,6 +108,7 @@ class ExchangeIngest:
         self._outage = Backoff()
         self._paused_until = 0.0
         self._rest_trouble: str | None = None
+        self._parity = Parity()
 
     # ------------------------------------------------------------ life
 
@@ -117,6 +129,7 @@ class ExchangeIngest:
             self._spawn(runner.run())
         self._spawn(self._list_markets())
         self._spawn(self._keep_house())
+        self._spawn(self._audit())
         for _ in range(_WORKERS):
             self._spawn(self._repair())
 
@@ -132,8 +145,13 @@ class ExchangeIngest:
                 self._store.put(market.key, running)
 
     def now_ms(self) -> int:
-        """The exchange's clock as far as it is known, UTC epoch milliseconds."""
-        return self._exchange.now_ms() + self._skew.ms
+        """The exchange's clock as far as it is known, UTC epoch milliseconds.
+
+        Once the exchange has told a time it is counted from there: whoever sets this machine's clock changes nothing.
+        """
+        if self._has_own_clock or not self._skew.is_known:
+            return self._exchange.now_ms()
+        return self._steady_ms() + self._skew.ms
 
     def market(self, symbol: Symbol) -> Market | None:
         """What the exchange says of a market, once it was asked."""
@@ -143,8 +161,9 @@ class ExchangeIngest:
         """The exchange's part of `/health`."""
         now_ms = self.now_ms()
         return {
-            "clockSkewMs": self._skew.ms,
+            "clockSkewMs": self._skew_ms(),
             "historyTrouble": self._rest_trouble,
+            "parity": self._parity.describe(now_ms),
             "hosts": self._http.describe(),
             "symbols": {str(symbol): self._describe(market, now_ms) for symbol, market in self._markets.items()},
         }
@@ -195,11 +214,12 @@ class ExchangeIngest:
         for candle in outcome.past:
             while not self._store.put(market.key, candle):
                 await self._clock.sleep(_TICK_S)
-        since_ms, backoff = market.coverage.since_ms, Backoff()
+        since_ms, changed, backoff = market.coverage.since_ms, market.coverage.take_changes(), Backoff()
         while True:
             try:
                 await self._store.flush()
-                await self._store.save_coverage(market.key, since_ms, market.coverage.holes)
+                holes = [] if changed is None else market.coverage.holes_within(*changed)
+                await self._store.save_coverage(market.key, since_ms, holes, changed)
                 break
             except StoreUnavailable:
                 await self._clock.sleep(backoff.failed())
@@ -284,6 +304,7 @@ class ExchangeIngest:
         self._rest_works(symbol)
         stamped = [candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles]
         outcome = market.answered(window, stamped, max(asked_ms, self.now_ms()))
+        self._parity.note(self.now_ms(), outcome.checked, outcome.mismatched)
         self._publish(market, outcome.live)
         if outcome.dead and symbol in self._runners:
             self._runners[symbol].doubt(symbol)
@@ -311,33 +332,66 @@ class ExchangeIngest:
             logger.info("%s: history can be read again", self.name)
             self._rest_trouble = None
 
+    # ------------------------------------------------------------ the store beside us
+
+    async def _audit(self) -> None:
+        """Go through the markets for ever, one at a time, and compare each with the store."""
+        while self._markets:
+            for market in self._markets.values():
+                await self._clock.sleep(_AUDIT_S / len(self._markets))
+                with contextlib.suppress(StoreUnavailable, StoreRejected):  # named by the writer; we come again
+                    await self._compare_with_store(market)
+
+    async def _compare_with_store(self, market: MarketIngest) -> None:
+        """Find minutes that the store has lost, and what commands beside this daemon have stored."""
+        until_ms = MINUTE.floor(self.now_ms()) - _AUDIT_MARGIN_MS
+        span = Range(max(market.coverage.from_ms, until_ms - _AUDIT_MS), until_ms)
+        held = market.coverage.held(*span)
+        with contextlib.suppress(StoreRejected):  # what was dropped shows as lost
+            await self._store.flush()
+        stored = RangeSet(await self._store.present(market.key, *span))
+        since_ms = await self._store.complete_from(market.key)
+        lost, new = market.compare(held, stored, span)
+        if lost:
+            minutes = lost.total_ms // MINUTE_MS
+            logger.warning("%s: %d minutes are not in the store any more, asking for them again", market.key, minutes)
+        before_ms = market.coverage.since_ms
+        if since_ms is not None and market.coverage.known_since(since_ms):
+            new.add(since_ms, before_ms or until_ms)
+        finds = list(new)
+        if finds:
+            await self._heal(market, Outcome(healed=Range(finds[0].start_ms, finds[-1].end_ms)))
+
     # ------------------------------------------------------------ small things
 
     async def _open_markets(self) -> None:
-        self._exchange.resume(await self._newest_over())
+        newest = await self._store.newest(self.name)
+        self._exchange.resume(await self._newest_over(newest))
         now_ms = self.now_ms()
         for symbol in self._symbols:
-            self._markets[symbol] = await self._open_market(symbol, now_ms)
+            self._markets[symbol] = await self._open_market(symbol, now_ms, newest.get(symbol))
 
-    async def _newest_over(self) -> int | None:
+    async def _newest_over(self, final: Mapping[Symbol, int]) -> int | None:
         """The newest minute that is over as far as the store knows: a final one, or the one before a running one."""
-        newest = list((await self._store.newest(self.name)).values())
+        newest = list(final.values())
         for symbol in self._symbols:
             running = await self._store.running(MarketKey(self.name, symbol))
             if running is not None:
                 newest.append(running.open_ms - MINUTE_MS)
         return max(newest, default=None)
 
-    async def _open_market(self, symbol: Symbol, now_ms: int) -> MarketIngest:
+    async def _open_market(self, symbol: Symbol, now_ms: int, newest_ms: int | None) -> MarketIngest:
         key = MarketKey(self.name, symbol)
-        # whole weeks, so that the first bar of every interval is whole
-        from_ms = _WEEK.floor(now_ms - self._options.backfill_ms)
+        # whole weeks, so that the first bar of every interval is whole; after a longer pause no week is left out
+        wanted_ms = now_ms - self._options.backfill_ms
+        from_ms = _WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
         coverage = Coverage(
             present=await self._store.present(key, from_ms, now_ms),
-            holes=await self._store.holes(key),
+            holes=await self._store.holes(key, Range(from_ms, ALL_TIME.end_ms)),
             since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
             absence="exchange_outage" if self._exchange.quiet_minutes else "no_trades",
+            older=await self._store.has_before(key, from_ms),
         )
         rules = Rules(
             settle_ms=self._options.settle_ms,
@@ -371,18 +425,25 @@ class ExchangeIngest:
     def _watch_clock(self, as_of_ms: int) -> None:
         if not as_of_ms:
             return
-        self._skew.observe(as_of_ms, self._exchange.now_ms())
-        notable = abs(self._skew.ms) > _NOTABLE_SKEW_MS
+        self._skew.observe(as_of_ms, self._steady_ms())
+        notable = abs(self._skew_ms()) > _NOTABLE_SKEW_MS
         if notable != self._skew_noted:
             self._skew_noted = notable
             if notable:
                 logger.warning(
                     "%s: its clock is %.1f s from ours; candles follow the exchange's, but check this machine's",
                     self.name,
-                    self._skew.ms / 1000,
+                    self._skew_ms() / 1000,
                 )
             else:
                 logger.info("%s: its clock and ours agree again", self.name)
+
+    def _steady_ms(self) -> int:
+        return round(self._clock.monotonic() * 1000)
+
+    def _skew_ms(self) -> int:
+        """How far the exchange's clock is ahead of this machine's."""
+        return self.now_ms() - self._exchange.now_ms()
 
     def _describe(self, market: MarketIngest, now_ms: int) -> dict[str, Any]:
         symbol, coverage = market.key.symbol, market.coverage
@@ -402,7 +463,13 @@ class ExchangeIngest:
                 "count": len(holes),
                 "minutes": sum(hole.end_ms - hole.start_ms for hole in holes) // MINUTE_MS,
                 "newest": [
-                    {"from": iso_ms(hole.start_ms), "to": iso_ms(hole.end_ms), "reason": hole.reason}
+                    {
+                        "from": iso_ms(hole.start_ms),
+                        "to": iso_ms(hole.end_ms),
+                        "reason": hole.reason,
+                        "attempts": hole.attempts,
+                        "nextTry": None if hole.retry_ms is None else iso_ms(hole.retry_ms),
+                    }
                     for hole in holes[-5:]
                 ],
             },

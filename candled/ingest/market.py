@@ -6,7 +6,7 @@ from typing import Literal
 
 from candled.errors import InvalidCandle
 from candled.exchange import Candles
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
 from candled.store.interface import Hole
 
 from .coverage import RECENT_MS, Coverage, Urgency, Window
@@ -37,13 +37,16 @@ class Outcome:
     """What follows from some candles.
 
     `live`: publish now, in this order, and store the final ones. `past`: store first, then tell that the range
-    `healed` changed. `dead`: REST shows trades that the stream did not bring, so renew the subscription.
+    `healed` changed. `dead`: REST shows trades that the stream did not bring, so renew the subscription. `checked`
+    final minutes were compared with REST for the first time, `mismatched` of them differed.
     """
 
     live: list[Candle] = field(default_factory=list)
     past: list[Candle] = field(default_factory=list)
     healed: Range | None = None
     dead: bool = False
+    checked: int = 0
+    mismatched: int = 0
 
 
 class MarketIngest:
@@ -61,6 +64,7 @@ class MarketIngest:
         self._minutes = Minutes(rules.settle_ms)
         self._pushed_ms: int | None = None  # when the stream last brought something, on the exchange's clock
         self._agreed_ms: int | None = None  # when REST last agreed that there was nothing newer
+        self._lost_before = RangeSet()
         self._idle_until_ms = 0  # nothing to ask for before minutes up to here should be there
 
     # ------------------------------------------------------------ what the exchange said
@@ -74,7 +78,9 @@ class MarketIngest:
         """Take REST's answer for a window it was asked for."""
         self.trouble = None
         rows = [row for row in self._valid(candles, now_ms) if window.start_ms <= row.open_ms < window.end_ms]
+        checked, mismatched = self._compare(window, rows, now_ms)
         outcome = self._take(rows, now_ms, confirmed=True)
+        outcome.checked, outcome.mismatched = checked, mismatched
         holes_changed = self.coverage.answered(window, self._until(now_ms), now_ms)
         if holes_changed or window.urgency is not Urgency.CONFIRM:
             outcome.healed = Range(window.start_ms, window.end_ms)
@@ -122,8 +128,32 @@ class MarketIngest:
 
     def lost(self, open_ms: int) -> None:
         """Note that the store had no room for a final minute: it will be asked for again."""
-        self.coverage.lost(open_ms)
+        self.coverage.lost(open_ms, open_ms + MINUTE_MS)
         self._idle_until_ms = 0
+
+    def compare(self, held: RangeSet, stored: RangeSet, span: Range) -> tuple[RangeSet, RangeSet]:
+        """Compare what should be in the store with what is, within `span`; return what is lost and what is new there.
+
+        `held` is what `coverage.held` said before the store was read. What is lost will be asked for again, once: what
+        the store then still does not keep is older than its retention, or refused. What is new was stored by another
+        process.
+        """
+        lost, new = RangeSet(), RangeSet()
+        self._lost_before.remove(0, span.start_ms)
+        for gap in (gap for stretch in held for gap in stored.missing(*stretch)):
+            for start_ms, end_ms in self._lost_before.missing(*gap):
+                lost.add(start_ms, end_ms)
+                self.coverage.lost(start_ms, end_ms)
+        for start_ms, end_ms in lost:
+            self._lost_before.add(start_ms, end_ms)
+        known = self.coverage.held(*span)
+        for start_ms, end_ms in stored:
+            for find in known.missing(start_ms, end_ms):
+                new.add(*find)
+                self.coverage.found(*find)
+        if lost:
+            self._idle_until_ms = 0
+        return lost, new
 
     def state(self, now_ms: int) -> State:
         """`live`: the stream moves. `quiet`: it does not, and REST agrees. `stale`: we don't know.
@@ -200,6 +230,8 @@ class MarketIngest:
         held = self._minutes.get(candle.open_ms)
         news = self._minutes.offer(candle, now_ms)
         if self._is_over(candle) and (confirmed or news is not None):
+            if news is None and not self.coverage.has(candle.open_ms):
+                news = self._minutes.get(candle.open_ms)  # the store has lost it, and gets it once more
             self.coverage.add(candle.open_ms, confirmed=confirmed)
         if news is None:
             return
@@ -217,6 +249,19 @@ class MarketIngest:
 
     def _is_over(self, candle: Candle) -> bool:
         return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._rules.settle_ms
+
+    def _compare(self, window: Window, rows: list[Candle], now_ms: int) -> tuple[int, int]:
+        """How many final minutes REST speaks of for the first time, and of how many it has another version."""
+        theirs = {row.open_ms: row for row in rows}
+        checked = mismatched = 0
+        for open_ms in self.coverage.unconfirmed(window.start_ms, min(window.end_ms, self._until(now_ms))):
+            ours = self._minutes.get(open_ms)
+            if ours is None or not ours.final:
+                continue
+            row = theirs.get(open_ms)
+            checked += 1
+            mismatched += row is None or (row.values != ours.values and row.supersedes(ours))
+        return checked, mismatched
 
     def _judge_silence(self, rows: list[Candle], now_ms: int, outcome: Outcome) -> None:
         """REST answered up to the present: does it agree that nothing was traded while the stream was silent?"""

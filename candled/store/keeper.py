@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from candled.model import Candle, MarketKey, Range, Symbol
+from candled.model import MINUTE, Candle, MarketKey, Range, Symbol
 
 from .history import History
 from .interface import Hole, Store
@@ -36,15 +36,25 @@ class Keeper:
         """See `Store.complete_from`."""
         return await self._history.complete_from(market)
 
-    async def holes(self, market: MarketKey) -> Sequence[Hole]:
+    async def has_before(self, market: MarketKey, at_ms: int) -> bool:
+        """Whether there is a final minute before a time, UTC epoch milliseconds."""
+        return bool(await self._history.bars(market, MINUTE, at_ms, 1))
+
+    async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]:
         """See `Store.holes`."""
-        return await self._history.holes(market)
+        return await self._history.holes(market, within)
 
-    async def save_coverage(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole]) -> None:
-        """Store what is known of a market's history: since when it is complete, and its holes."""
-        await self._threads.write(self._save, market, since_ms, holes)
+    async def save_coverage(
+        self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole], within: Range | None
+    ) -> None:
+        """Store what is known of a market's history: since when it is complete, and its holes `within` a range.
 
-    def _save(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole]) -> None:
+        With `within` None the holes did not change. Other processes may save what they know at the same time.
+        """
+        await self._threads.write(self._save, market, since_ms, holes, within)
+
+    def _save(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole], within: Range | None) -> None:
         if since_ms is not None:
             self._store.set_complete_from(market, since_ms)
-        self._store.save_holes(market, holes)
+        if within is not None:
+            self._store.save_holes(market, holes, within)

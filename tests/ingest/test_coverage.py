@@ -1,8 +1,11 @@
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from candled.ingest.coverage import MOST_ATTEMPTS, Coverage, Urgency, Window
 from candled.model import MINUTE_MS, Range
+from candled.store.interface import Hole
 from tests.rows import MONDAY_MS
 
 NOW_MS = MONDAY_MS + 3 * 86_400_000
@@ -99,8 +102,120 @@ def test_final_minutes_are_confirmed_once_in_one_request():
 
 def test_a_final_minute_that_could_not_be_kept_is_missing_again():
     held = coverage(present=[(0, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
-    held.lost(ms(UNTIL - 2))
+    held.lost(ms(UNTIL - 2), ms(UNTIL - 1))
     assert want(held) == Window(Urgency.RECENT, ms(UNTIL - 2), ms(UNTIL - 1))
+
+
+def asked_about(windows, hole) -> int:
+    return sum(window.start_ms < hole.end_ms and hole.start_ms < window.end_ms for window in windows)
+
+
+def ask_for_days(held: Coverage, days: int, most: int, without=(), confirm: bool = False) -> list[Window]:
+    """Everything that is asked for in so many days, while the exchange answers all but some minutes."""
+    windows = []
+    for now_ms in range(NOW_MS, NOW_MS + days * 86_400_000, 7 * MINUTE_MS):
+        while window := held.want(NOW_MS, now_ms, most, NOW_MS if confirm else 0):
+            windows.append(window)
+            for open_ms in range(window.start_ms, window.end_ms, MINUTE_MS):
+                if open_ms not in without:
+                    held.add(open_ms, confirmed=True)
+            held.answered(window, NOW_MS, now_ms)
+    return windows
+
+
+def test_ten_holes_of_an_exchange_that_share_windows_are_each_asked_for_at_most_five_times():
+    lacking = {ms(100 + hole * hole + n) for hole in range(10) for n in range(hole % 3 + 1)}
+    held = coverage(present=[(0, 90), (300, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
+    windows = ask_for_days(held, days=3, most=1000, without=lacking)
+    holes = held.holes
+    assert sum(hole.end_ms - hole.start_ms for hole in holes) == len(lacking) * MINUTE_MS
+    assert {asked_about(windows, hole) for hole in holes} == {MOST_ATTEMPTS}
+    assert {(hole.attempts, hole.retry_ms) for hole in holes} == {(MOST_ATTEMPTS, None)}
+    assert len(windows) == MOST_ATTEMPTS
+
+
+def test_holes_found_at_different_times_are_not_asked_for_more_often_because_they_are_neighbours():
+    held = coverage(present=[(0, 100)], since=MONDAY_MS, start=MONDAY_MS)
+    lacking = {ms(number) for number in range(100, 400, 3)}
+    windows = []
+    for minute in range(101, 3 * 1440):
+        while window := held.want(ms(minute), ms(minute), 200, ms(minute)):
+            windows.append(window)
+            for open_ms in range(window.start_ms, window.end_ms, MINUTE_MS):
+                if open_ms not in lacking:
+                    held.add(open_ms, confirmed=True)
+            held.answered(window, ms(minute), ms(minute))
+        if ms(minute) not in lacking:
+            held.add(ms(minute), confirmed=False)
+    assert len(held.holes) == len(lacking)
+    assert max(asked_about(windows, hole) for hole in held.holes) <= MOST_ATTEMPTS
+
+
+def test_a_thin_market_without_quiet_minutes_costs_few_requests_and_ends():
+    held = Coverage(present=[], holes=[], since_ms=None, from_ms=MONDAY_MS, absence="no_trades")
+    lacking = {ms(number) for number in range(1, UNTIL, 2)}
+    windows = ask_for_days(held, days=4, most=1000, without=lacking)
+    first_pass = -(-UNTIL // 1000) + 2
+    assert len(windows) <= 3 * first_pass
+    assert {(hole.reason, hole.attempts, hole.retry_ms) for hole in held.holes} == {("no_trades", 3, None)}
+
+
+def test_gaps_that_fit_into_one_request_are_asked_for_together():
+    held = coverage(present=[(0, 100), (101, 200), (205, 300), (310, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
+    assert want(held) == Window(Urgency.WEEK, ms(100), ms(310))
+    assert want(held, most=150) == Window(Urgency.WEEK, ms(200), ms(310))
+
+
+def test_a_hole_at_the_beginning_is_no_beginning_where_older_candles_are_stored():
+    present = [Range(ms(10), ms(UNTIL))]
+    held = Coverage(
+        present=present, holes=[], since_ms=ms(10), from_ms=MONDAY_MS, absence="exchange_outage", older=True
+    )
+    held.answered(want(held), NOW_MS, NOW_MS)
+    assert [hole.reason for hole in held.holes] == ["exchange_outage"]
+
+
+def test_known_holes_that_have_been_filled_since_are_not_holes_any_more():
+    hole = Hole(start_ms=ms(50), end_ms=ms(80), reason="exchange_outage", attempts=2, retry_ms=None)
+    held = coverage(present=[(0, 60), (70, UNTIL)], holes=[hole], since=MONDAY_MS, start=MONDAY_MS)
+    assert [(one.start_ms, one.end_ms, one.attempts) for one in held.holes] == [(ms(60), ms(70), 2)]
+
+
+def test_changes_of_holes_are_told_once_as_the_range_they_lie_in():
+    held = coverage(present=[(0, 100), (110, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
+    assert held.take_changes() is None
+    held.answered(want(held), NOW_MS, NOW_MS)
+    assert held.take_changes() == Range(ms(100), ms(110))
+    assert held.take_changes() is None
+    held.add(ms(105), confirmed=True)
+    changed = held.take_changes()
+    assert [(hole.start_ms, hole.end_ms) for hole in held.holes_within(*changed)] == []
+    assert [(hole.start_ms, hole.end_ms) for hole in held.holes] == [(ms(100), ms(105)), (ms(106), ms(110))]
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_there(data):
+    held = coverage(start=ms(0))
+    minutes = st.integers(0, 60)
+    for step in range(data.draw(st.integers(1, 30))):
+        first, length = data.draw(minutes), data.draw(st.integers(1, 15))
+        what = data.draw(st.sampled_from(["add", "answer", "lose", "find"]))
+        if what == "add":
+            held.add(ms(first), confirmed=data.draw(st.booleans()))
+        elif what == "answer":
+            held.answered(Window(Urgency.HISTORY, ms(first), ms(first + length)), ms(70), NOW_MS + step * 500_000)
+        elif what == "lose":
+            for start_ms, end_ms in held.held(ms(first), ms(first + length)):
+                held.lost(start_ms, end_ms)
+        else:
+            held.found(ms(first), ms(first + length))
+    spans = [(hole.start_ms, hole.end_ms) for hole in held.holes]
+    assert all(start < end for start, end in spans)
+    assert all(left[1] <= right[0] for left, right in pairwise(spans))
+    for start_ms, end_ms in spans:
+        assert not held.held(start_ms, end_ms)
+        assert not held.missing(start_ms, end_ms)
 
 
 @given(st.data())

@@ -1,7 +1,7 @@
 from candled.exchange import Candles
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.market import MarketIngest, Rules
-from candled.model import MINUTE_MS, MarketKey, Range, Symbol
+from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, Symbol
 from tests.rows import MONDAY_MS, minute
 
 BTC = Symbol.parse("BTC/USDT")
@@ -135,3 +135,63 @@ def test_a_minute_the_exchange_never_had_is_never_invented():
     outcome = one.answered(window, [minute(n, as_of=900_000) for n in (600, 601, 604)], at(36_320))
     assert [candle.open_ms for candle in outcome.live] == [minute(n).open_ms for n in (600, 601, 604)]
     assert [(hole.start_ms, hole.end_ms) for hole in one.holes] == [(minute(602).open_ms, minute(604).open_ms)]
+
+
+# ---------------------------------------------------------------- compared with REST, compared with the store
+
+
+def three_final_minutes(one: MarketIngest) -> Window:
+    for number, close in ((600, "11"), (601, "12"), (602, "13"), (603, "10")):
+        push(one, minute(number, close, as_of=50_000), seconds=number * 60 + 50)
+        one.settle(at(number * 60 + 55))
+    return one.want(at(603 * 60 + 15))
+
+
+def test_each_final_minute_is_compared_with_rest_once_and_differences_are_counted():
+    one = market(confirm=True)
+    window = three_final_minutes(one)
+    rows = [minute(600, "11", as_of=300_000), minute(601, "12.5", volume="2", as_of=240_000)]
+    outcome = one.answered(window, rows, at(603 * 60 + 15))
+    assert (outcome.checked, outcome.mismatched) == (3, 2)  # another close, and one that REST does not have
+    assert [candle.open_ms for candle in outcome.live] == [minute(601).open_ms]
+    again = one.answered(window, rows, at(603 * 60 + 20))
+    assert (again.checked, again.mismatched) == (0, 0)
+
+
+def test_minutes_that_rest_brought_are_not_compared_with_themselves():
+    one = market(confirm=True)
+    push(one, minute(605, as_of=10_000), seconds=36_310)
+    outcome = one.answered(one.want(at(36_320)), [minute(n, as_of=900_000) for n in range(600, 605)], at(36_320))
+    assert (outcome.checked, len(outcome.live)) == (0, 5)
+
+
+def test_a_minute_that_the_store_has_lost_is_asked_for_and_stored_again():
+    one = market(confirm=True)
+    window = three_final_minutes(one)
+    rows = [minute(number, close, as_of=400_000) for number, close in ((600, "11"), (601, "12"), (602, "13"))]
+    one.answered(window, rows, at(603 * 60 + 15))
+    span = Range(minute(0).open_ms, minute(602).open_ms)
+    stored = RangeSet([(minute(0).open_ms, minute(100).open_ms), (minute(102).open_ms, minute(601).open_ms)])
+    lost, new = one.compare(one.coverage.held(*span), stored, span)
+    assert (list(lost), list(new)) == (
+        [Range(minute(100).open_ms, minute(102).open_ms), Range(minute(601).open_ms, minute(602).open_ms)],
+        [],
+    )
+    window = one.want(at(603 * 60 + 20))
+    assert (window.urgency, window.end_ms) == (Urgency.RECENT, minute(602).open_ms)
+    outcome = one.answered(window, [rows[1]], at(603 * 60 + 20))
+    assert [(candle.open_ms, candle.final) for candle in outcome.live] == [(minute(601).open_ms, True)]
+    window = one.want(at(603 * 60 + 25))
+    outcome = one.answered(window, [minute(n, as_of=90_000_000) for n in (100, 101)], at(603 * 60 + 25))
+    assert [candle.open_ms for candle in outcome.past] == [minute(100).open_ms, minute(101).open_ms]
+    lost, _ = one.compare(one.coverage.held(*span), stored, span)
+    assert not lost  # a store that does not keep them is not offered them for ever
+
+
+def test_what_another_process_stored_is_not_asked_for():
+    one = market(present=((0, 100), (200, 600)))
+    span = Range(minute(0).open_ms, minute(600).open_ms)
+    lost, new = one.compare(one.coverage.held(*span), RangeSet([span]), span)
+    assert (list(lost), list(new)) == ([], [Range(minute(100).open_ms, minute(200).open_ms)])
+    push(one, minute(600, as_of=30_000), seconds=36_030)
+    assert one.want(at(36_030)) is None
