@@ -16,6 +16,6 @@ class Commands(Protocol):
         """Add a command with `--config`; `run` gets the options and the settings, and returns the exit status."""
 
 
-from . import transfer  # noqa: E402 - the modules need what is above
+from . import backfill, gaps, transfer, verify  # noqa: E402 - the modules need what is above
 
-TOOLS: tuple[Callable[[Commands], None], ...] = (transfer.add,)
+TOOLS: tuple[Callable[[Commands], None], ...] = (backfill.add, gaps.add, transfer.add, verify.add)

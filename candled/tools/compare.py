@@ -1,0 +1,135 @@
+"""What differs between two lists of bars that should be equal, and what bars should be by their minutes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from candled.errors import InvalidCandle
+from candled.model import MINUTE, Candle, Interval, MarketKey, decimal_text, iso_ms, sources
+from candled.store.batch import fold_bars
+
+_NAMES = ("open", "high", "low", "close", "volume", "quoteVolume")
+# By check: why nothing was expected, and what it means that nothing was found.
+_ABSENT = {
+    "rollup": ("no minute lies in it, but it is stored", "is not stored, though there are minutes"),
+    "exchange": ("is stored, but the exchange does not have it", "is not stored, but the exchange has it"),
+    "memory": ("is shown, but not stored", "is stored, but not shown"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A bar that is not what it should be.
+
+    `check` is `minute` (an impossible candle; `problem` says why), `rollup` (stored against its minutes), `exchange`
+    (stored against the exchange's own) or `memory` (what a daemon shows against what is stored). `expected` is None
+    where there should be no such bar, `found` where there is none.
+    """
+
+    check: str
+    market: MarketKey
+    interval: Interval
+    open_ms: int
+    expected: Candle | None = None
+    found: Candle | None = None
+    problem: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.market} {self.interval} {iso_ms(self.open_ms)}: {self._what()}"
+
+    def _what(self) -> str:
+        if self.problem:
+            return self.problem
+        should, none_there = _ABSENT[self.check]
+        if self.expected is None:
+            return should
+        if self.found is None:
+            return none_there
+        source = {"rollup": "by its minutes", "exchange": "at the exchange", "memory": "in the store"}[self.check]
+        return ", ".join(
+            f"{name} is {_text(found)}, {source} {_text(expected)}"
+            for name, expected, found in zip(_NAMES, self.expected.values, self.found.values, strict=True)
+            if expected != found
+        )
+
+    def as_plain(self) -> dict[str, Any]:
+        """The difference as JSON values; numbers are texts, exact."""
+        plain: dict[str, Any] = {
+            "difference": self.check,
+            "exchange": self.market.exchange,
+            "symbol": str(self.market.symbol),
+            "interval": str(self.interval),
+            "time": iso_ms(self.open_ms),
+        }
+        if self.problem:
+            return {**plain, "problem": self.problem}
+        return {**plain, "expected": _plain(self.expected), "found": _plain(self.found)}
+
+
+def _text(number: Decimal | None) -> str:
+    return "absent" if number is None else decimal_text(number)
+
+
+def _plain(bar: Candle | None) -> dict[str, str | None] | None:
+    if bar is None:
+        return None
+    return {name: None if n is None else decimal_text(n) for name, n in zip(_NAMES, bar.values, strict=True)}
+
+
+def compare(
+    check: str,
+    market: MarketKey,
+    interval: Interval,
+    expected: Iterable[Candle],
+    found: Iterable[Candle],
+    *,
+    quote_may_be_absent: bool = False,
+) -> list[Difference]:
+    """What of `found` is not as `expected`, oldest first. Numbers are compared exactly: 10.0 equals 10, nothing else.
+
+    With `quote_may_be_absent` a quote volume that one side lacks is no difference.
+    """
+    ours, theirs = {bar.open_ms: bar for bar in found}, {bar.open_ms: bar for bar in expected}
+    return [
+        Difference(
+            check=check,
+            market=market,
+            interval=interval,
+            open_ms=open_ms,
+            expected=theirs.get(open_ms),
+            found=ours.get(open_ms),
+        )
+        for open_ms in sorted(ours.keys() | theirs.keys())
+        if not _same(theirs.get(open_ms), ours.get(open_ms), quote_may_be_absent)
+    ]
+
+
+def _same(one: Candle | None, other: Candle | None, quote_may_be_absent: bool) -> bool:
+    if one is None or other is None:
+        return False
+    if quote_may_be_absent and (one.quote_volume is None or other.quote_volume is None):
+        return one.values[:-1] == other.values[:-1]
+    return one.values == other.values
+
+
+def recompute(minutes: Sequence[Candle], intervals: Iterable[Interval]) -> Mapping[Interval, list[Candle]]:
+    """The bars of each of `intervals` above 1m, folded from `minutes`: all those of whole bars, oldest first."""
+    bars: dict[Interval, list[Candle]] = {MINUTE: list(minutes)}
+    for interval, source in sources(intervals).items():
+        bars[interval] = fold_bars(bars[source], interval)
+    del bars[MINUTE]
+    return bars
+
+
+def impossible(market: MarketKey, minutes: Iterable[Candle]) -> list[Difference]:
+    """The minutes that no market can have had."""
+    wrong = []
+    for minute in minutes:
+        try:
+            minute.check()
+        except InvalidCandle as error:
+            wrong.append(
+                Difference(check="minute", market=market, interval=MINUTE, open_ms=minute.open_ms, problem=str(error))
+            )
+    return wrong
