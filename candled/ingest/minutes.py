@@ -48,7 +48,11 @@ class Minutes:
         return candle
 
     def settle(self, now_ms: int) -> list[Candle]:
-        """Return the minutes that became final because their successor opened long enough ago, oldest first."""
+        """Return the minutes that became final because their successor opened long enough ago, oldest first.
+
+        One that time has left behind (the stream jumped by an hour or more) does not: nobody compares it with REST any
+        more, so it stays missing and is fetched.
+        """
         settled = [
             open_ms
             for open_ms, seen_ms in self._open.items()
@@ -57,8 +61,9 @@ class Minutes:
         result = []
         for open_ms in sorted(settled):
             del self._open[open_ms]
-            self._held[open_ms] = self._held[open_ms]._replace(final=True)
-            result.append(self._held[open_ms])
+            if self.reaches(open_ms, now_ms):
+                self._held[open_ms] = self._held[open_ms]._replace(final=True)
+                result.append(self._held[open_ms])
         return result
 
     def _note(self, candle: Candle, now_ms: int) -> None:

@@ -1,4 +1,4 @@
-"""How far the exchange's clock is from ours."""
+"""How far the exchange's clock is from one of ours."""
 
 from collections import deque
 
@@ -16,6 +16,11 @@ class ClockSkew:
     def observe(self, as_of_ms: int, received_ms: int) -> None:
         """Take one statement of the exchange's clock and when it reached us."""
         self._samples.append(as_of_ms - received_ms)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there was a sample."""
+        return bool(self._samples)
 
     @property
     def ms(self) -> int:
