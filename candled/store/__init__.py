@@ -22,8 +22,9 @@ def make_store(
     *,
     compress_after_days: int | None = None,
     retention_days: int | None = None,
+    upgrade: bool = True,
 ) -> Store:
-    """The store that `url` means, not yet opened. Days (None: never) are for PostgreSQL; see `PostgresStore`.
+    """The store that `url` means, not yet opened. What follows the intervals is for PostgreSQL; see `PostgresStore`.
 
     Raises:
         ConfigError: no store has such addresses, or this one cannot be read. The text does not repeat it.
@@ -35,5 +36,11 @@ def make_store(
     if url.startswith(("postgresql://", "postgres://")):
         from .postgres import PostgresStore
 
-        return PostgresStore(url, intervals, compress_after_days=compress_after_days, retention_days=retention_days)
+        return PostgresStore(
+            url,
+            intervals,
+            compress_after_days=compress_after_days,
+            retention_days=retention_days,
+            upgrade=upgrade,
+        )
     raise ConfigError("expected an address of one of these stores: " + "; ".join(KNOWN_STORES.values()))

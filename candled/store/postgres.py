@@ -15,7 +15,7 @@ from .batch import by_market, minute_ranges, touched
 from .holes import replaced
 from .interface import ALL_TIME, Hole
 from .postgres_pool import Link, Pool, Watchdog, parse_address
-from .postgres_schema import SCHEMA, migrate, timescale
+from .postgres_schema import SCHEMA, check, migrate, timescale
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ class PostgresStore:
     `limit_s` seconds, whatever the link does; `open` and `maintain` may take longer.
 
     `compress_after_days` (TimescaleDB under its own licence) and `retention_days` are what `maintain` does to old
-    minutes; None leaves them alone. Longer bars are never dropped.
+    minutes; None leaves them alone. Longer bars are never dropped. Without `upgrade`, `open` refuses a database whose
+    tables are not there or not up to date.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class PostgresStore:
         *,
         compress_after_days: int | None = None,
         retention_days: int | None = None,
+        upgrade: bool = True,
         writers: int = 2,
         readers: int = 4,
         limit_s: float = 10.0,
@@ -58,6 +60,7 @@ class PostgresStore:
         self._intervals = frozenset(intervals) - {MINUTE}
         self._compress_after_days = compress_after_days
         self._retention_days = retention_days
+        self._upgrade = upgrade
         self._sizes = writers, readers
         self._limit_s = limit_s
         self._pools: tuple[Watchdog, Pool, Pool] | None = None
@@ -307,7 +310,7 @@ class PostgresStore:
         if not link.rows(sql.TRY_PREPARE)[0][0]:
             logger.info("waiting for another process that prepares the database")
             link.rows(sql.PREPARE)
-        migrate(link)
+        (migrate if self._upgrade else check)(link)
         self._timescale = timescale.prepare(link)
         self._facts = {
             "kind": "timescaledb" if self._timescale.hypertable else "postgresql",

@@ -95,6 +95,14 @@ def test_a_newer_schema_is_refused_and_left_alone(database, open_store):
     assert database.rows("SELECT name FROM candled.intervals") == []
 
 
+def test_without_upgrade_a_database_that_is_not_up_to_date_is_refused_and_left_alone(database, open_store):
+    with pytest.raises(StoreRejected, match="at schema 0, this program needs .*candled init-db"):
+        open_store(MINUTE, upgrade=False)
+    assert database.rows("SELECT to_regnamespace('candled')") == [(None,)]
+    open_store(MINUTE).close()
+    open_store(MINUTE, upgrade=False)
+
+
 def test_processes_that_start_together_prepare_the_database_once(open_store):
     with ThreadPoolExecutor(6) as threads:
         jobs = [threads.submit(open_store, *DEFAULT_INTERVALS) for _ in range(6)]

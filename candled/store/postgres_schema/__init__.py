@@ -21,14 +21,34 @@ def migrate(link: Link) -> None:
         StoreRejected: the database has a newer schema than this program knows, or the role may not create tables.
     """
     version = _version(link)
-    if version > SCHEMA:
-        raise StoreRejected(
-            f"the database was written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
-        )
+    _refuse_newer(version)
     for step in range(version + 1, SCHEMA + 1):
         link.run(_STEPS[step].read_text("utf-8"))
         link.run("UPDATE candled.state SET schema = %s", (step,))
         link.commit()
+
+
+def check(link: Link) -> None:
+    """Change nothing.
+
+    Raises:
+        StoreRejected: the database is not at this program's schema.
+    """
+    [(table,)] = link.rows("SELECT to_regclass('candled.state')")
+    version = 0 if table is None else _version(link)
+    _refuse_newer(version)
+    if version < SCHEMA:
+        raise StoreRejected(
+            f"the database is at schema {version}, this program needs {SCHEMA}: run `candled init-db`, or let the "
+            "daemon do it (store.init: true)"
+        )
+
+
+def _refuse_newer(version: int) -> None:
+    if version > SCHEMA:
+        raise StoreRejected(
+            f"the database was written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
+        )
 
 
 def _version(link: Link) -> int:
