@@ -85,3 +85,11 @@ def test_any_order_and_duplication_of_versions_ends_in_the_same_minute(data):
     for version in order:
         held.offer(version, at(200))
     assert held.get(MONDAY_MS).values == versions[-1].values
+
+
+def test_a_minute_that_the_stream_jumped_away_from_does_not_become_final():
+    held = minutes()
+    held.offer(minute(0, volume="3", as_of=30_000), at(30))
+    held.offer(minute(120, as_of=500), at(7200.5))
+    held.offer(minute(121, as_of=500), at(7260.5))
+    assert [candle.open_ms for candle in held.settle(at(7265))] == [minute(120).open_ms]
