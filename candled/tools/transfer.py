@@ -139,16 +139,14 @@ def _import(options: argparse.Namespace, config: Config) -> int:
     progress = Progress(f"import {market}", total, enabled=_shown(options))
     results: list[tuple[Path, Counts]] = []
     with stored.open_store(config) as store:
-        first_ms = stored.END_OF_TIME_MS
         for path in options.files:
             counts = Counts()
             results.append((path, counts))
             for page in _minute_pages(read_candles(path, now_ms), counts):
                 put_page(store, market, page, counts)
-                first_ms = min(first_ms, page[0].open_ms)
                 progress.advance(len(page))
         progress.done()
-        extend_coverage(store, market, first_ms)
+        extend_coverage(store, market)
     for path, counts in results:
         _print_counts(path, counts, as_json=options.json)
     return 1 if any(counts.refused for _, counts in results) else 0
@@ -262,8 +260,8 @@ def _print_counts(path: Path, counts: Counts, *, as_json: bool) -> None:
 # ---------------------------------------------------------------- what is complete
 
 
-def extend_coverage(store: Store, market: MarketKey, first_ms: int) -> None:
-    """Correct what the store says of a market's completeness, after minutes from `first_ms` on were stored.
+def extend_coverage(store: Store, market: MarketKey) -> None:
+    """Correct what the store says of a market's completeness, after minutes were stored past the daemon.
 
     Since when history is complete moves back only over minutes that are there and holes that are known, without a
     break. Where the store does not know yet, nothing is claimed: the daemon finds out at its next start.
@@ -272,11 +270,11 @@ def extend_coverage(store: Store, market: MarketKey, first_ms: int) -> None:
     left = [piece for hole in holes for piece in _unfilled(store, market, hole)]
     if left != holes:
         store.save_holes(market, left)
-    since_ms = store.complete_from(market)
-    if since_ms is None or first_ms >= since_ms:
+    since_ms, there = store.complete_from(market), stored.span_of(store, market, MINUTE)
+    if since_ms is None or there is None or there.start_ms >= since_ms:
         return
     known = [(hole.start_ms, hole.end_ms) for hole in left]
-    joined_ms = RangeSet([*store.present(market, first_ms, since_ms), *known]).start_of(since_ms)
+    joined_ms = RangeSet([*store.present(market, there.start_ms, since_ms), *known]).start_of(since_ms)
     if joined_ms < since_ms:
         store.set_complete_from(market, joined_ms)
 

@@ -429,6 +429,14 @@ def test_nothing_is_claimed_where_nothing_was_known(config, store, tmp_path):
     assert store.complete_from(MARKET) is None
 
 
+def test_a_claim_that_was_lost_comes_back_with_any_import(config, store, tmp_path):
+    path = write(tmp_path / "in.csv", HEADER, *(row(at) for at in range(10)))
+    load(config, path)
+    store.set_complete_from(MARKET, after(8))  # as a daemon that ran meanwhile may have left it
+    load(config, write(tmp_path / "newer.csv", HEADER, row(10)))
+    assert store.complete_from(MARKET) == after(0)
+
+
 def test_an_import_of_what_is_newer_claims_nothing(config, store, tmp_path):
     store.set_complete_from(MARKET, after(0))
     load(config, write(tmp_path / "in.csv", HEADER, row(5), row(6)))
