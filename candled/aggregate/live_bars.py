@@ -8,14 +8,14 @@ from typing import Any, Protocol
 from candled.bus import Healed, Message, MinuteChanged
 from candled.errors import StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range
 
 from .ladder import Change, Ladder
 
 logger = logging.getLogger(__name__)
 
-MOST_BARS = 1000
-_AT_FIRST = 120  # bars of each interval loaded at start: what most charts ask for
+_AT_FIRST = 120  # bars of each interval loaded at start, and kept until more are asked for: what most charts ask for
+_MINUTES_KEPT = 1000  # while the store is away they are nowhere else
 _WEEK = Interval.parse("1W")
 _RETRY_S = 1.0
 _STORED_AFTER_S = 2.0
@@ -52,7 +52,7 @@ class LiveBars:
         self._clock = clock
         self._intervals = tuple(sorted(intervals))
         self._listeners: list[BarsListener] = []
-        self._markets = {key: _Market(Ladder(self._intervals, MOST_BARS + 1)) for key in markets}
+        self._markets = {key: _Market(new_ladder(self._intervals)) for key in markets}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def listen(self, listener: BarsListener) -> None:
@@ -94,6 +94,8 @@ class LiveBars:
         if not market.seeded:
             return False
         series = market.ladder.series(interval)
+        if series.capacity < count:  # what is there now could be dropped before `tail`
+            return False
         shown_from_ms = market.complete_from_ms or 0
         return series.since_ms <= shown_from_ms or len(series.tail(count, shown_from_ms)) >= count
 
@@ -111,6 +113,7 @@ class LiveBars:
             Unavailable: the store cannot be read.
         """
         market = self._markets[key]
+        market.ladder.series(interval).widen(count)
         deadline = self._clock.monotonic() + patience_s
         while not self._warm(market, interval, count) and self._clock.monotonic() < deadline:
             await self._clock.sleep(0.05)
@@ -212,7 +215,7 @@ class LiveBars:
         rows = {}
         for interval in market.ladder.levels:
             series = market.ladder.series(interval)
-            keep_ms = interval.floor(stale.end_ms - 1) - MOST_BARS * interval.ms
+            keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
             if interval.floor(stale.start_ms) < keep_ms and series.since_ms < keep_ms:
                 series.forget_before(keep_ms)  # no more than can be kept is read, however long the range
             start_ms = max(interval.floor(stale.start_ms), series.since_ms)
@@ -237,6 +240,13 @@ class LiveBars:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("reading bars failed", exc_info=task.exception())
+
+
+def new_ladder(intervals: Sequence[Interval]) -> Ladder:
+    """An empty ladder that keeps what is kept of a market nobody asks much of."""
+    ladder = Ladder(intervals, _AT_FIRST)
+    ladder.series(MINUTE).widen(_MINUTES_KEPT)
+    return ladder
 
 
 class _Market:

@@ -26,6 +26,15 @@ class Series:
     def __len__(self) -> int:
         return len(self._times)
 
+    @property
+    def capacity(self) -> int:
+        """How many bars are kept at least, once they were there."""
+        return self._capacity
+
+    def widen(self, capacity: int) -> None:
+        """Keep at least so many bars from now on."""
+        self._capacity = max(self._capacity, capacity)
+
     def get(self, open_ms: int) -> Candle | None:
         """The bar that begins at `open_ms`."""
         return self._bars.get(open_ms)

@@ -1,0 +1,75 @@
+from candled.aggregate.live_bars import LiveBars
+from candled.bus import MinuteChanged
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Symbol
+from tests.clocks import ManualClock
+from tests.rooms.test_hub import Stored
+from tests.rows import MONDAY_MS, minute
+
+BTC = MarketKey("replay", Symbol("BTC", "USDT"))
+FIVE = Interval.parse("5m")
+MINUTES = 4000
+
+
+class Market:
+    """Live bars of one market: each minute is stored and published at its end."""
+
+    def __init__(self) -> None:
+        self.stored = Stored()
+        self.bars = LiveBars([BTC], DEFAULT_INTERVALS, self.stored, ManualClock(MONDAY_MS))
+        self.minutes = 0
+
+    async def run(self, minutes: int) -> None:
+        for number in range(self.minutes, self.minutes + minutes):
+            candle = minute(number, final=True)
+            self.stored.minutes[candle.open_ms] = candle
+            self.bars.on_message(MinuteChanged(BTC, candle))
+        self.minutes += minutes
+
+    async def ask(self, interval: Interval, count: int) -> list[int]:
+        """The opening times that a client gets."""
+        if not self.bars.ready(BTC, interval, count):
+            await self.bars.prepare(BTC, interval, count, 0.0)
+        return [bar.open_ms for bar in self.bars.tail(BTC, interval, count)]
+
+    def newest(self, interval: Interval, count: int) -> list[int]:
+        last_ms = interval.floor(MONDAY_MS + (self.minutes - 1) * MINUTE_MS)
+        return list(range(last_ms - (count - 1) * interval.ms, last_ms + 1, interval.ms))
+
+
+async def market() -> Market:
+    started = Market()
+    await started.bars.start()
+    await started.run(MINUTES)
+    return started
+
+
+async def test_bars_that_nobody_asked_for_are_few_in_memory():
+    started = await market()
+    before = started.stored.queries
+    assert await started.ask(FIVE, 120) == started.newest(FIVE, 120)
+    assert started.stored.queries == before
+    assert not started.bars.ready(BTC, FIVE, 300)
+
+
+async def test_more_bars_than_memory_has_are_read_and_come_whole():
+    started = await market()
+    for interval, count in ((MINUTE, 1000), (FIVE, 700)):
+        assert await started.ask(interval, count) == started.newest(interval, count)
+
+
+async def test_bars_that_were_asked_for_stay_in_memory():
+    started = await market()
+    await started.ask(FIVE, 700)
+    before = started.stored.queries
+    for _ in range(5):
+        await started.run(137)
+        assert await started.ask(FIVE, 700) == started.newest(FIVE, 700)
+    assert started.stored.queries == before
+
+
+async def test_bars_between_what_is_kept_and_what_is_there_are_not_shown_as_all():
+    started = await market()
+    for count in range(115, 165):
+        assert started.bars.ready(BTC, FIVE, count) == (count <= 120)
+        assert await started.ask(FIVE, count) == started.newest(FIVE, count)
+        await started.run(31)
