@@ -13,8 +13,6 @@ from . import protocol
 from .protocol import Topic
 from .room import Pace
 
-_TEXTS_KEPT = 2 * protocol.MOST_BARS
-
 
 class Member(Protocol):
     """A client in a room."""
@@ -54,6 +52,7 @@ class _Room:
         self.waiting: dict[Member, _Membership] = {}  # get none before their `initial`, or until the room caught up
         self.stale: set[Member] = set()  # need a fresh `initial`
         self.last_broadcast_ms = 0
+        self.most_bars = 1  # that a member asked for
         self.texts: dict[int, tuple[Candle, str]] = {}
         self.scheduled_at: float | None = None
 
@@ -68,7 +67,7 @@ class _Room:
         known = self.texts.get(bar.open_ms)
         if known is not None and known[0] is bar:
             return known[1]
-        if len(self.texts) > _TEXTS_KEPT:
+        if len(self.texts) > 2 * self.most_bars:
             self.texts.clear()
         text = protocol.bar_text(bar)
         self.texts[bar.open_ms] = (bar, text)
@@ -90,6 +89,7 @@ class Hub:
     def join(self, member: Member, topic: Topic, bars: int) -> None:
         """Make `member` a member, or start it afresh with another number of bars; then ask for `initial`."""
         room = self._rooms.setdefault(topic, _Room(topic))
+        room.most_bars = max(room.most_bars, bars)
         self._await_initial(room, member, _Membership(bars))
         member.want_initial(topic)
 
