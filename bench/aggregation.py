@@ -1,0 +1,188 @@
+"""Folding minutes into longer bars: one update in memory, and a month from nothing, against plain ways to do the same.
+
+    python -m bench.aggregation [--updates 20000] [--runs 5]
+
+`Ladder.feed` gives the running bars of six longer intervals, exactly, as a minute grows. The first alternative folds
+each running bar from its minutes again, with the same exact decimals; the second asks polars' `group_by_dynamic`, in
+binary floats, which are not exact. Polars is measured where it is installed (`pip install polars`).
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from typing import Any
+
+from bench.process import MONDAY_MS, seconds, spread
+from bench.store_sqlite import candle
+from candled.aggregate.ladder import Ladder
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, fold, sources
+
+HELD_BARS = 1001  # as candled.aggregate.live_bars keeps them
+LONGER = tuple(interval for interval in DEFAULT_INTERVALS if interval > MINUTE)
+SUNDAY_EVENING = 7 * 1440 - 240  # minutes of the week: the running 1D and 1W are nearly full
+MONTH = 30 * 1440
+UPDATES_A_MINUTE = 60
+_POLARS_NAMES = {"1D": "1d", "1W": "1w"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.aggregation", description=__doc__)
+    parser.add_argument("--updates", type=int, default=20_000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--days", type=int, default=30)
+    options = parser.parse_args(arguments)
+    measure_updates(options.updates, options.runs)
+    measure_rebuild(options.days * 1440, options.runs)
+
+
+def minute(at: int) -> Candle:
+    """Minute `at` of the market, final."""
+    return candle(at)._replace(open_ms=MONDAY_MS + at * MINUTE_MS, as_of_ms=MONDAY_MS + (at + 1) * MINUTE_MS)
+
+
+def growing(first: int, updates: int) -> Iterator[Candle]:
+    """Minutes from `first` on, each in so many versions as it has seconds; every version changes every longer bar."""
+    for number in range(updates):
+        at, second = divmod(number, UPDATES_A_MINUTE)
+        whole = minute(first + at)
+        share = (whole.volume + 1) * (second + 1) / UPDATES_A_MINUTE
+        yield whole._replace(volume=share.quantize(whole.volume), as_of_ms=whole.open_ms + 1000 * second, final=False)
+
+
+# ---------------------------------------------------------------- one update
+
+
+def measure_updates(updates: int, runs: int) -> None:
+    """Microseconds per update of a running minute, late in a week."""
+    versions = list(growing(SUNDAY_EVENING, updates))
+    few = versions[: max(1, updates // 1000)]
+    ours, again, polars = [], [], []
+    for _ in range(runs):
+        ladder, week = seeded_ladder(), [minute(at) for at in range(SUNDAY_EVENING)]
+        changed = 0
+
+        def feed(ladder: Ladder = ladder) -> None:
+            nonlocal changed
+            for version in versions:
+                changed += len(ladder.feed(version) or ())
+
+        ours.append(seconds(feed) / updates * 1e6)
+        assert changed == updates * len(DEFAULT_INTERVALS), changed
+        again.append(seconds(lambda week=week: recompute(week, few)) / len(few) * 1e6)
+        if find_spec("polars"):
+            polars.append(polars_update_s(week) * 1e6)
+    print(f"one update, {len(LONGER)} longer intervals, microseconds: Ladder.feed {spread(ours)}")
+    print(f"  folding the running bars from their minutes again: {spread(again, ',.0f')}, {ratio(again, ours)}")
+    if polars:
+        print(f"  polars group_by_dynamic over the running week: {spread(polars, ',.0f')}, {ratio(polars, ours)}")
+
+
+def seeded_ladder() -> Ladder:
+    """A ladder on a Sunday evening, as after a restart: the newest bars of every level came from the store."""
+    ladder = Ladder(DEFAULT_INTERVALS, HELD_BARS)
+    for interval, bars in rebuilt([minute(at) for at in range(SUNDAY_EVENING)]).items():
+        count = ladder.parts_needed(interval, 120)
+        newest = bars[-count:]
+        ladder.seed(interval, newest, newest[0].open_ms if len(newest) == count else 0)
+    return ladder
+
+
+def recompute(week: list[Candle], versions: Sequence[Candle]) -> None:
+    """Fold every running bar from all of its minutes, for each version."""
+    for version in versions:
+        now_ms = version.open_ms
+        for interval in LONGER:
+            start_ms = interval.floor(now_ms)
+            first = max(0, len(week) - (now_ms - start_ms) // MINUTE_MS)
+            fold([*week[first:], version], start_ms)
+
+
+def polars_update_s(week: Sequence[Candle]) -> float:
+    """Seconds for the running bars of all longer intervals from a frame of the week's minutes."""
+    frame = polars_frame(week)
+    return seconds(lambda: [polars_bars(frame, interval).tail(1) for interval in LONGER])
+
+
+# ---------------------------------------------------------------- a month
+
+
+def measure_rebuild(minutes: int, runs: int) -> None:
+    """Minutes a second, from 1-minute candles to all bars of the longer intervals."""
+    month = [minute(at) for at in range(minutes)]
+    ours, fed, plain, polars = [], [], [], []
+    for _ in range(runs):
+        ours.append(seconds(lambda: rebuilt(month)))
+        ladder = Ladder(DEFAULT_INTERVALS, HELD_BARS)
+        fed.append(seconds(lambda ladder=ladder: [ladder.feed(one) for one in month]))
+        plain.append(seconds(lambda: [bucketed(month, MINUTE, interval) for interval in LONGER]))
+        if find_spec("polars"):
+            frame = polars_frame(month)
+            polars.append(seconds(lambda frame=frame: [polars_bars(frame, interval) for interval in LONGER]))
+    print(f"{minutes:,} minutes into {len(LONGER)} longer intervals, ms: each from the next shorter {ms(ours)}")
+    print(f"  minute by minute through Ladder.feed: {ms(fed)}, {ratio(fed, ours)}")
+    print(f"  each from the minutes: {ms(plain)}, {ratio(plain, ours)}")
+    if polars:
+        print(f"  polars group_by_dynamic, binary floats: {ms(polars)}, {ratio(polars, ours)}")
+
+
+def rebuilt(minutes: list[Candle]) -> dict[Interval, list[Candle]]:
+    """All bars of all intervals, each folded from the next shorter one."""
+    bars = {MINUTE: minutes}
+    for interval, source in sources(DEFAULT_INTERVALS).items():
+        bars[interval] = bucketed(bars[source], source, interval)
+    return bars
+
+
+def bucketed(parts: Sequence[Candle], source: Interval, interval: Interval) -> list[Candle]:
+    """Parts without a gap into the bars of an interval."""
+    buckets: dict[int, list[Candle]] = {}
+    for part in parts:
+        buckets.setdefault(interval.floor(part.open_ms), []).append(part)
+    whole = interval.ms // source.ms
+    return [fold(some, open_ms, final=len(some) == whole) for open_ms, some in buckets.items()]
+
+
+# ---------------------------------------------------------------- polars
+
+
+def polars_frame(candles: Sequence[Candle]) -> Any:
+    """The candles as a frame of binary floats."""
+    import polars as pl
+
+    columns = ("open", "high", "low", "close", "volume", "quote_volume")
+    rows = {name: [float(getattr(one, name)) for one in candles] for name in columns}
+    times = [datetime.fromtimestamp(one.open_ms / 1000, UTC).replace(tzinfo=None) for one in candles]
+    return pl.DataFrame({"time": times, **rows}).set_sorted("time")
+
+
+def polars_bars(frame: Any, interval: Interval) -> Any:
+    """All bars of an interval."""
+    import polars as pl
+
+    return frame.group_by_dynamic("time", every=_POLARS_NAMES.get(str(interval), str(interval))).agg(
+        pl.col("open").first(),
+        pl.col("high").max(),
+        pl.col("low").min(),
+        pl.col("close").last(),
+        pl.col("volume").sum(),
+        pl.col("quote_volume").sum(),
+    )
+
+
+# ---------------------------------------------------------------- printing
+
+
+def ms(values: Sequence[float]) -> str:
+    """Seconds as milliseconds."""
+    return spread([1000 * value for value in values], ",.0f")
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:
+    """How many times as long the alternative takes, of the medians."""
+    return f"{sorted(theirs)[len(theirs) // 2] / sorted(ours)[len(ours) // 2]:.2f} times as long"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""How long a candle is on its way: from the exchange's socket to a client's, through the daemon on the memory bus.
+
+    python -m bench.latency [--markets 1 200] [--pushes 100]
+
+Each push is a burst: one frame for every market, one right after the other, every 1.1 seconds, so that the pacing of
+the rooms (one update a second) never holds one back. One connection hears all rooms. The clock of a market starts when
+its frame is handed to the socket, and stops when the update with its volume was received and parsed. The alternative in
+the same run is a relay in the place of the daemon, which passes every frame on to the client and reads none.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+from tornado.websocket import WebSocketHandler, websocket_connect
+
+from bench.process import Daemon, Process, scratch, symbols
+from candled.model import MINUTE_MS
+from tests.system.daemon import free_port
+
+BETWEEN_S = 1.1
+INTERVAL = "1m"
+PATIENCE_S = 30.0
+
+
+class Exchange:
+    """Speaks as much of Bitget's language as the way of a live candle needs; its history is empty."""
+
+    def __init__(self) -> None:
+        self._links: list[_Link] = []
+        self._server = HTTPServer(
+            Application([(r"/v2/ws/public", _Link, {"exchange": self}), (r".*", _Nothing)], log_function=lambda _: None)
+        )
+        sockets = bind_sockets(0, "127.0.0.1")
+        self.port: int = sockets[0].getsockname()[1]
+        self._server.add_sockets(sockets)
+
+    def joined(self, link: "_Link") -> None:
+        """Send to this connection too."""
+        self._links.append(link)
+
+    def push(self, name: str, volume: int) -> None:
+        """Send the running minute of a market to whoever is subscribed to it."""
+        text = frame("update", name, [volume])
+        for link in self._links:
+            if name in link.names:
+                link.write_message(text)
+
+    @property
+    def subscribed(self) -> int:
+        """How many markets are subscribed."""
+        return sum(len(link.names) for link in self._links)
+
+
+class _Link(WebSocketHandler):
+    def initialize(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.names: set[str] = set()
+
+    def open(self) -> None:
+        self.set_nodelay(True)
+        self._exchange.joined(self)
+
+    def on_message(self, message: str | bytes) -> None:
+        if message == "ping":
+            self.write_message("pong")
+            return
+        request = json.loads(message)
+        for arg in request["args"] if request["op"] == "subscribe" else ():
+            self.write_message({"event": "subscribe", "arg": arg})
+            self.write_message(frame("snapshot", arg["instId"], [1, 1, 1, 1]))
+            self.names.add(arg["instId"])
+
+
+class _Nothing(RequestHandler):
+    def get(self) -> None:
+        self.write({"code": "00000", "msg": "success", "requestTime": now_ms(), "data": []})
+
+
+def frame(action: str, name: str, volumes: Sequence[int]) -> str:
+    """A frame of the candle channel: a minute for each volume, the last one in progress."""
+    sent_ms = now_ms()
+    running_ms = sent_ms - sent_ms % MINUTE_MS
+    rows = [
+        [str(running_ms - back * MINUTE_MS), "100", "101", "99", "100.5", *[str(volume)] * 3]
+        for back, volume in zip(reversed(range(len(volumes))), volumes, strict=True)
+    ]
+    arg = {"instType": "SPOT", "channel": "candle1m", "instId": name}
+    return json.dumps({"action": action, "arg": arg, "data": rows, "ts": sent_ms}, separators=(",", ":"))
+
+
+def now_ms() -> int:
+    """UTC epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+# ---------------------------------------------------------------- the relay
+
+
+async def relay(port: int, exchange_url: str, names: Sequence[str]) -> None:
+    """Listen on `port`; pass every push of the exchange on to every client."""
+    clients: list[_Outlet] = []
+    HTTPServer(Application([(r"/", _Outlet, {"clients": clients})], log_function=lambda _: None)).listen(
+        port, "127.0.0.1"
+    )
+    source = await websocket_connect(exchange_url)
+    args = [{"instType": "SPOT", "channel": "candle1m", "instId": name} for name in names]
+    await source.write_message(json.dumps({"op": "subscribe", "args": args}))
+    while (text := await source.read_message()) is not None:
+        for client in clients:
+            client.write_message(text)
+
+
+class _Outlet(WebSocketHandler):
+    def initialize(self, clients: list["_Outlet"]) -> None:
+        self._clients = clients
+
+    def open(self) -> None:
+        self.set_nodelay(True)
+        self._clients.append(self)
+
+    def on_message(self, message: str | bytes) -> None:
+        """Subscriptions: everybody gets everything."""
+
+
+# ---------------------------------------------------------------- measuring
+
+
+async def measure(markets: int, pushes: int, directory: Path) -> list[str]:
+    """Measure the daemon and the relay; return a line for each."""
+    exchange, names = Exchange(), symbols(markets)
+    ws_url, rest_url = f"ws://127.0.0.1:{exchange.port}/v2/ws/public", f"http://127.0.0.1:{exchange.port}"
+    bitget = {"symbols": names, "ws_url": ws_url, "rest_url": rest_url}
+    with Daemon(directory, {"bitget": bitget}, now_ms(), ingest={"backfill": "1h", "confirm": False}) as daemon:
+        daemon_s = await through(daemon, daemon.port, exchange, names, pushes)
+    port, ids = free_port(), [inst_id(name) for name in names]
+    exchange = Exchange()
+    url = f"ws://127.0.0.1:{exchange.port}/v2/ws/public"
+    with Process("bench.latency", "relay", str(port), url, *ids, directory=directory) as process:
+        relay_s = await through(process, port, exchange, names, pushes)
+    return [f"{markets} markets at once, daemon: {percentiles(daemon_s)}", f"  relay: {percentiles(relay_s)}"]
+
+
+async def through(process: Process, port: int, exchange: Exchange, names: Sequence[str], pushes: int) -> list[float]:
+    """Seconds on the way, for every push of every market."""
+    deadline = time.monotonic() + PATIENCE_S
+    while exchange.subscribed < len(names):
+        process.check()
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"only {exchange.subscribed} of {len(names)} markets were subscribed")
+        await asyncio.sleep(0.05)
+    socket = await websocket_connect(f"ws://127.0.0.1:{port}/")
+    for name in names:
+        request = {"type": "subscribe", "symbol": name, "interval": INTERVAL, "initialBars": 1}
+        await socket.write_message(json.dumps(request))
+        await asyncio.sleep(0.06)  # the daemon takes 20 messages a second
+    return await timed(socket, exchange, [inst_id(name) for name in names], pushes)
+
+
+async def timed(socket: Any, exchange: Exchange, names: Sequence[str], pushes: int) -> list[float]:
+    """Push and receive. The volumes tell the pushes apart: they only grow, and no two are the same."""
+    sent: dict[int, float] = {}
+    took: list[float] = []
+
+    async def receive() -> None:
+        while len(took) < pushes * len(names):
+            text = await socket.read_message()
+            if text is None:
+                raise RuntimeError("the connection was closed")
+            sent_at = sent.pop(volume_of(json.loads(text)), None)
+            if sent_at is not None:
+                took.append(time.perf_counter() - sent_at)
+
+    receiver = asyncio.ensure_future(receive())
+    volume = 1000
+    for _ in range(pushes):
+        for name in names:
+            volume += 1
+            sent[volume] = time.perf_counter()
+            exchange.push(name, volume)
+        await asyncio.sleep(BETWEEN_S)
+    with contextlib.suppress(TimeoutError):  # where a minute ends, an update may be replaced by a newer one
+        await asyncio.wait_for(receiver, BETWEEN_S)
+    if not took:
+        raise RuntimeError("no update came through")
+    return took
+
+
+def volume_of(message: dict[str, Any]) -> int:
+    """The volume of an update or of a frame of the exchange; 0 in other messages."""
+    if message.get("type") == "update":
+        return int(message["bar"]["volume"])
+    return int(message["data"][0][5]) if message.get("action") == "update" else 0
+
+
+def inst_id(symbol: str) -> str:
+    """The exchange's name of a market."""
+    return symbol.replace("/", "")
+
+
+def percentiles(values: Sequence[float]) -> str:
+    """In milliseconds."""
+    ordered = sorted(1000 * value for value in values)
+    at = [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.99)]
+    return f"p50 {at[0]:.2f}, p99 {at[1]:.2f}, most {ordered[-1]:.2f} ms of {len(ordered):,}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.latency", description=__doc__)
+    parser.add_argument("--markets", type=int, nargs="+", default=[1, 200])
+    parser.add_argument("--pushes", type=int, default=60)
+    options = parser.parse_args(arguments)
+    for markets in options.markets:
+        with scratch() as directory:
+            for line in asyncio.run(measure(markets, options.pushes, directory)):
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["relay"]:
+        asyncio.run(relay(int(sys.argv[2]), sys.argv[3], sys.argv[4:]))
+    else:
+        main()

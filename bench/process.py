@@ -1,0 +1,165 @@
+"""What the benchmarks share: processes that are measured from outside, and figures with their spread."""
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.system.daemon import free_port
+
+ROOT = Path(__file__).parents[1]
+MONDAY_MS = 1_759_708_800_000  # 2025-10-06T00:00Z
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Process:
+    """A process of ours, seen through /proc. As a context manager it is ended with the block."""
+
+    def __init__(self, *arguments: str, directory: Path) -> None:
+        self.log = directory / f"{arguments[0]}.log"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=directory,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.pid = self._process.pid
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time so far, all threads, user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+    def rss_mib(self) -> float:
+        """Resident memory, MiB."""
+        return rss_mib(self.pid)
+
+    def check(self) -> None:
+        """Raises: RuntimeError with the end of its output if it ended."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"ended with status {self._process.returncode}:\n{self.log.read_text()[-2000:]}")
+
+
+class Daemon(Process):
+    """The whole daemon on SQLite in `directory`, its clock set to `start_ms` (UTC epoch milliseconds)."""
+
+    def __init__(self, directory: Path, exchanges: Mapping[str, Any], start_ms: int, **more: Any) -> None:
+        self.port = free_port()
+        document = {
+            "server": {"host": "127.0.0.1", "port": self.port, "max_connections_per_ip": 0},
+            "exchanges": exchanges,
+            "store": {"url": f"sqlite:///{directory / 'candled.db'}", "journal": str(directory / "journal")},
+            "log": {"level": "warning"},
+            **more,
+        }
+        path = directory / "candled.yaml"
+        path.write_text(yaml.safe_dump(document), "utf-8")
+        super().__init__("bench.shifted_daemon", str(path), str(start_ms), directory=directory)
+
+    def get(self, path: str) -> Any:
+        """GET a path of the server, parsed as JSON.
+
+        Raises:
+            OSError: it does not answer.
+        """
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def wait_until_complete(self, within_s: float) -> float:
+        """Wait until no market misses a minute; return the seconds that took.
+
+        Raises:
+            RuntimeError: the daemon ended, or `within_s` seconds were not enough.
+        """
+        return self._wait(_is_complete, within_s)
+
+    def wait_until_answering(self, within_s: float) -> float:
+        """Wait until `/health` answers; return the seconds that took.
+
+        Raises:
+            RuntimeError: as `wait_until_complete`.
+        """
+        return self._wait(bool, within_s)
+
+    def _wait(self, is_reached: Callable[[Any], bool], within_s: float) -> float:
+        started = time.monotonic()
+        while time.monotonic() - started < within_s:
+            self.check()
+            with contextlib.suppress(OSError):
+                if is_reached(self.get("/health")):
+                    return time.monotonic() - started
+            time.sleep(0.5)
+        raise RuntimeError(f"not within {within_s:g} s:\n{self.log.read_text()[-2000:]}")
+
+
+def _is_complete(health: Any) -> bool:
+    markets = [market for exchange in health["exchanges"].values() for market in exchange["symbols"].values()]
+    return bool(markets) and all(one["state"] == "live" and one["missingMinutes"] <= 1 for one in markets)
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process, MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def symbols(count: int) -> list[str]:
+    """`count` symbols, named as the fake Bitget names its markets."""
+    return [f"SYM{number:03}/USDT" for number in range(count)]
+
+
+def every(seconds: float, times: int, read: Callable[[], float]) -> list[float]:
+    """Read a counter `times` + 1 times, `seconds` apart; return how much it grew per second each time."""
+    growth = []
+    before, then = read(), time.monotonic()
+    for _ in range(times):
+        time.sleep(seconds)
+        value, now = read(), time.monotonic()
+        growth.append((value - before) / (now - then))
+        before, then = value, now
+    return growth
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    """`minimum / median / maximum`."""
+    three = (min(values), statistics.median(values), max(values))
+    return " / ".join(format(value, form) for value in three)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """An empty folder for one run."""
+    with tempfile.TemporaryDirectory(prefix="candled-bench-") as name:
+        yield Path(name)
