@@ -135,17 +135,21 @@ class Client:
         self._hub.leave(self, topic)
 
     async def _prepare(self, topic: Topic) -> None:
-        """Have the bars read that memory lacks, then send `initial`."""
+        """Have the bars read that memory lacks, then send `initial`; a failure is told once, and tried again."""
         patience_s = self._limits.warmup_wait.total_seconds()
+        failures = 0
         while (count := self._hub.wanted(self, topic)) is not None:
             try:
                 await self._bars.prepare(topic.market, topic.interval, count, patience_s)
             except Unavailable as error:
-                logger.warning("%s %s: bars cannot be read: %s", *topic, error)
-                self._reply(protocol.error(protocol.FAILED_TO_SUBSCRIBE))
-                self._unsubscribe(topic)
-                return
-            patience_s = 0.0
+                if not failures:
+                    logger.warning("%s %s: bars cannot be read: %s", *topic, error)
+                    self._reply(protocol.error(protocol.FAILED_TO_SUBSCRIBE))
+                failures += 1
+                await self._clock.sleep(_RETRY_S)
+                continue
+            finally:
+                patience_s = 0.0
             if count == self._hub.wanted(self, topic):  # not asked for anew meanwhile
                 self._outbox.initial(topic)
                 self._pump()

@@ -14,7 +14,7 @@ from candled.app import Daemon
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Symbol, fold
 from candled.plugins import discover
 from candled.rooms.protocol import bar_text
-from candled.store.sqlite import SqliteStore
+from candled.store import make_store
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget
 
@@ -55,6 +55,7 @@ class Rig:
         self.clock = clock
         self.symbols = symbols
         self.more = more
+        self.store_url = more.get("store_url", f"sqlite:///{directory / 'candled.db'}")
         self.started_ms = clock.now_ms()
         self.daemon: Daemon | None = None
         self.charts: list[Chart] = []
@@ -72,7 +73,7 @@ class Rig:
             "server": {"host": "127.0.0.1", "port": 0},
             "exchanges": {"bitget": bitget},
             "ingest": {"backfill": "1h", **self.more.get("ingest", {})},
-            "store": {"url": f"sqlite:///{self.directory / 'candled.db'}", "journal": str(self.directory / "journal")},
+            "store": {"url": self.store_url, "journal": str(self.directory / "journal")},
         }
         path.write_text(yaml.safe_dump(document), "utf-8")
         self.daemon = Daemon(settings.load(path, {}, PLUGINS), PLUGINS, self.clock)
@@ -153,7 +154,7 @@ class Rig:
         return {candle.open_ms: candle.values for candle in self.fake.truth(symbol, week_ms, until_ms)}
 
     def _stored(self, symbol: Symbol, until_ms: int) -> dict[int, tuple]:
-        store = SqliteStore(self.directory / "candled.db", DEFAULT_INTERVALS)
+        store = make_store(self.store_url, DEFAULT_INTERVALS)
         try:
             store.open()
             week_ms = DEFAULT_INTERVALS[-1].floor(self.started_ms)
