@@ -1,0 +1,209 @@
+"""`candled backfill`: the history of markets from the exchange to the store, as far back as it goes."""
+
+import argparse
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from candled.clock import SystemClock
+from candled.config import Config
+from candled.errors import CandledError, ConfigError
+from candled.exchange import Clock
+from candled.model import MINUTE, MINUTE_MS, MarketKey, Range, iso_ms
+from candled.store.interface import Hole
+from candled.tools import Commands
+
+from . import stored
+from .beginning import EARLIEST_MS, find_any, find_beginning
+from .filling import Filler, Tally
+from .progress import Progress
+from .session import Session, Source, Speaker, open_session
+
+# Where quiet minutes are published, so few tell whether there is history; elsewhere a whole request is needed.
+_PROBE_MS = 180 * MINUTE_MS
+
+_HELP = """\
+Fetches every minute that is missing, newest first. What is stored is the progress: killed at any moment and started
+again, it goes on where it was. It may run beside the daemon, whose live repair keeps half of the request budget.
+Without --from it finds out where the exchange's history begins, and remembers it.
+"""
+_STATUS = """\
+exit status:
+  0  everything was asked for, and stored where the exchange has it
+  1  the exchange or the store failed for minutes on end, or some answers were not usable: run it again
+  2  a mistake in settings or arguments
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add(
+        "backfill",
+        run,
+        help="fetch the history of markets from their exchange",
+        description=_HELP,
+        epilog=_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_markets(parser)
+    stored.add_range(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be asked for, and store nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def add_markets(parser: argparse.ArgumentParser) -> None:
+    """Add `SYMBOL…` and `--exchange`."""
+    parser.add_argument(
+        "symbols", nargs="*", type=stored.symbol, metavar="SYMBOL", help="which markets (default: all in the settings)"
+    )
+    parser.add_argument("--exchange", metavar="X", help="only those of this exchange")
+
+
+def run(options: argparse.Namespace, config: Config, clock: Clock | None = None) -> int:
+    """Run the command; return the exit status."""
+    return asyncio.run(backfill(options, config, clock or SystemClock()))
+
+
+async def backfill(options: argparse.Namespace, config: Config, clock: Clock) -> int:
+    """The command on the loop that runs."""
+    markets = stored.markets_of(config, options.symbols, options.exchange)
+    if options.start_ms >= options.end_ms:
+        raise ConfigError("--from: expected a time before --to")
+    speaker = Speaker()
+    results: list[dict[str, Any]] = []
+    async with open_session(config, {market.exchange for market in markets}, clock, speaker) as session:
+        for market in markets:
+            one = _Backfill(session, session.sources[market.exchange], market, options, speaker)
+            results.append(await one.run())
+            if not options.json:
+                _print(results[-1], is_dry=options.dry_run)
+    if options.json:
+        print(json.dumps({"dryRun": options.dry_run, "markets": results}))
+    return 1 if any(result["trouble"] or result.get("failed") for result in results) else 0
+
+
+@dataclass
+class _Backfill:
+    """One market."""
+
+    session: Session
+    source: Source
+    market: MarketKey
+    options: argparse.Namespace
+    speaker: Speaker
+
+    async def run(self) -> dict[str, Any]:
+        """Do it, or count what there is to do; return the facts."""
+        until_ms = self.source.until_ms()
+        end_ms = min(MINUTE.floor(self.options.end_ms), until_ms)
+        asked = self.source.requests
+        facts: dict[str, Any] = {"exchange": self.market.exchange, "symbol": str(self.market.symbol), "trouble": None}
+        try:
+            start_ms = await self._start(end_ms)
+        except CandledError as error:
+            return {**facts, "trouble": str(error)}
+        if start_ms is None:
+            return {**facts, "trouble": "the exchange has no history of it"}
+        span = Range(min(start_ms, end_ms), end_ms)
+        facts |= {"from": iso_ms(span.start_ms), "to": iso_ms(span.end_ms)}
+        filler = Filler(self.session, self.source, self.market)
+        tally = await filler.count(span)
+        if self.options.dry_run:
+            return facts | self._plan(tally) | {"requestsMade": self.source.requests - asked}
+        progress = Progress(f"backfill {self.market}", tally.minutes, enabled=False if self.options.json else None)
+        self.speaker.progress = progress
+        await filler.fill(span, progress.advance, to_present=end_ms == until_ms)
+        progress.done()
+        self.speaker.progress = None
+        result = filler.result
+        return facts | {
+            "windows": result.windows,
+            "requests": self.source.requests - asked,
+            "stored": result.stored,
+            "absent": result.absent,
+            "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in result.failed],
+            "trouble": result.trouble,
+        }
+
+    def _plan(self, tally: Tally) -> dict[str, Any]:
+        seconds = round(tally.windows / self.source.requests_per_s)
+        return {"windows": tally.windows, "minutes": tally.minutes, "secondsAtLeast": seconds}
+
+    # ------------------------------------------------------------ where to begin
+
+    async def _start(self, end_ms: int) -> int | None:
+        """From when on to ask: `--from`, or the beginning of the exchange's history if that is later."""
+        wanted_ms = MINUTE.floor(self.options.start_ms + MINUTE_MS - 1)
+        earliest_ms = max(wanted_ms, EARLIEST_MS)
+        begins_ms = await self._known_beginning(earliest_ms)
+        if begins_ms is not None:
+            return begins_ms
+        there = await self.session.read(stored.span_of, self.session.store, self.market, MINUTE)
+        if wanted_ms and (self.options.dry_run or (there is not None and there.start_ms <= wanted_ms)):
+            return wanted_ms
+        return await self._search(earliest_ms, end_ms, None if there is None else there.start_ms)
+
+    async def _known_beginning(self, earliest_ms: int) -> int | None:
+        """The end of the time before the exchange's history, if that was found out and nothing older is wanted."""
+        store = self.session.store
+        for hole in await self.session.read(store.holes, self.market, Range(earliest_ms, earliest_ms + MINUTE_MS)):
+            if hole.reason == "beyond_history" and hole.retry_ms is None:
+                return hole.end_ms
+        return None
+
+    async def _search(self, earliest_ms: int, end_ms: int, there_ms: int | None) -> int | None:
+        """Ask the exchange where its history begins, and remember the answer."""
+        width_ms = self.source.most_minutes * MINUTE_MS
+        if self.source.has_quiet_minutes:
+            width_ms = min(width_ms, _PROBE_MS)
+        if self.options.start_ms and await self._oldest(Range(earliest_ms, earliest_ms + width_ms)) is not None:
+            return earliest_ms
+        if there_ms is None:
+            there_ms = await find_any(self._oldest, earliest_ms, end_ms, width_ms)
+        if there_ms is None:
+            return None
+        begins_ms = await find_beginning(self._oldest, earliest_ms, there_ms, width_ms)
+        if not self.options.dry_run:
+            await self._remember(0 if earliest_ms == EARLIEST_MS else earliest_ms, begins_ms)
+        return begins_ms
+
+    async def _remember(self, start_ms: int, begins_ms: int) -> None:
+        before = Range(start_ms, begins_ms)
+        if before.start_ms < before.end_ms:
+            hole = Hole(**before._asdict(), reason="beyond_history", attempts=1, retry_ms=None)
+            await self.session.write(self.session.store.save_holes, self.market, [hole], before)
+
+    async def _oldest(self, span: Range) -> int | None:
+        candles = await self.source.history(self.market.symbol, span)
+        return candles[0].open_ms if candles else None
+
+
+def _print(result: dict[str, Any], *, is_dry: bool) -> None:
+    name = f"{result['exchange']}:{result['symbol']}"
+    if result["trouble"]:
+        print(f"{name}: given up: {result['trouble']}", file=sys.stderr)
+    if "from" not in result:
+        return
+    span = f"{name}: {result['from']} to {result['to']}"
+    if is_dry:
+        print(
+            f"{span}: {result['minutes']:,} minutes to ask for, in {result['windows']:,} windows of one or more "
+            f"requests, at least {_duration(result['secondsAtLeast'])}"
+        )
+        return
+    print(
+        f"{span}: {result['stored']:,} minutes stored, {result['absent']:,} the exchange does not have, "
+        f"{result['requests']:,} requests"
+    )
+    for one in result["failed"]:
+        print(f"{name}: no usable answer for {one['from']} to {one['to']}", file=sys.stderr)
+
+
+def _duration(seconds: int) -> str:
+    minutes, second = divmod(seconds, 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minute} min"
+    return f"{minute} min {second} s" if minute else f"{second} s"

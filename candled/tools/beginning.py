@@ -1,0 +1,68 @@
+"""Finds where an exchange's history of a market begins, by halving."""
+
+from collections.abc import Awaitable, Callable
+
+from candled.model import MINUTE, MINUTE_MS, Range
+
+# The oldest time that is looked at: no market worth charting by the minute has older candles.
+EARLIEST_MS = 946_684_800_000  # 2000-01-01T00:00Z
+_DAY_MS = 86_400_000
+# An outage of the exchange can look like the time before its history: so far back it is looked once more.
+_SECOND_LOOKS_MS = tuple(days * _DAY_MS for days in (1, 7, 30, 180, 720))
+
+Ask = Callable[[Range], Awaitable[int | None]]
+
+
+async def find_beginning(ask: Ask, earliest_ms: int, there_ms: int, width_ms: int) -> int:
+    """The opening time of the oldest candle since `earliest_ms`; one is known to be at `there_ms`.
+
+    `ask` says which minute is the oldest that the exchange has in a range of at most `width_ms`. All times are UTC
+    epoch milliseconds. About 25 questions for 25 years.
+    """
+    while True:
+        there_ms = await _halve(ask, earliest_ms, there_ms, width_ms)
+        older_ms = await _older(ask, earliest_ms, there_ms, width_ms)
+        if older_ms is None:
+            return there_ms
+        there_ms = older_ms
+
+
+async def find_any(ask: Ask, earliest_ms: int, until_ms: int, width_ms: int) -> int | None:
+    """A minute that the exchange has, looked for in ever longer steps back from `until_ms`; None if there is none."""
+    step_ms = width_ms
+    end_ms = until_ms
+    while end_ms > earliest_ms:
+        found_ms = await ask(Range(max(earliest_ms, end_ms - width_ms), end_ms))
+        if found_ms is not None:
+            return found_ms
+        end_ms -= step_ms
+        step_ms *= 2
+    return None
+
+
+async def _halve(ask: Ask, empty_ms: int, there_ms: int, width_ms: int) -> int:
+    """Nothing is before `empty_ms`, a candle at `there_ms`: bring both together."""
+    while empty_ms < there_ms:
+        is_last = there_ms - empty_ms <= width_ms
+        start_ms = empty_ms if is_last else MINUTE.floor((empty_ms + there_ms) // 2)
+        end_ms = min(there_ms, start_ms + width_ms)
+        found_ms = await ask(Range(start_ms, end_ms))
+        if found_ms is None:
+            empty_ms = end_ms
+        elif is_last:
+            return found_ms
+        else:
+            there_ms = found_ms
+    return there_ms
+
+
+async def _older(ask: Ask, earliest_ms: int, there_ms: int, width_ms: int) -> int | None:
+    for back_ms in _SECOND_LOOKS_MS:
+        end_ms = there_ms - back_ms
+        start_ms = max(earliest_ms, end_ms - max(MINUTE_MS, width_ms))
+        if start_ms >= end_ms:
+            return None
+        found_ms = await ask(Range(start_ms, end_ms))
+        if found_ms is not None:
+            return found_ms
+    return None

@@ -1,0 +1,218 @@
+"""What commands that ask an exchange work with: the store on its threads, and exchanges with half of their budget."""
+
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import ParamSpec, TypeVar
+
+from candled.config import Config, ExchangeConfig
+from candled.errors import (
+    CandledError,
+    ConfigError,
+    ExchangeError,
+    InvalidCandle,
+    StoreRejected,
+    StoreUnavailable,
+    Unavailable,
+)
+from candled.exchange import Clock, Exchange
+from candled.ingest.backoff import Backoff
+from candled.ingest.coverage import Absence
+from candled.ingest.http import HttpClient
+from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
+from candled.store import make_store
+from candled.store.interface import Store
+from candled.store.threads import StoreThreads
+
+from .progress import Progress
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Waits double from 1 s to 60 s: about five minutes of an exchange or a store that does not answer.
+_PATIENCE = 10
+_PATIENCE_WITH_NONSENSE = 3
+# After its end a minute is left to the daemon for so long; before that late versions may still come.
+_MARGIN_MS = 60_000
+
+
+class Source:
+    """One configured exchange, asked with half of its request budget: a daemon's live repair has the other half."""
+
+    def __init__(self, config: ExchangeConfig, clock: Clock, settle_ms: int, say: Callable[[str], None]) -> None:
+        self.name = config.name
+        self._exchange = _made(config, clock)
+        self._clock = clock
+        self._settle_ms = settle_ms
+        self._say = say
+        self.requests_per_s = self._exchange.requests_per_s / 2
+        self._http = HttpClient(clock, self.requests_per_s)
+
+    @property
+    def most_minutes(self) -> int:
+        """The most minutes that `history` may be asked for at once."""
+        return self._exchange.history_minutes
+
+    @property
+    def has_quiet_minutes(self) -> bool:
+        """Whether the exchange publishes minutes without trades too."""
+        return self._exchange.quiet_minutes
+
+    @property
+    def absence(self) -> Absence:
+        """What it means that the exchange does not have a minute."""
+        return "exchange_outage" if self._exchange.quiet_minutes else "no_trades"
+
+    @property
+    def requests(self) -> int:
+        """How many requests were made."""
+        return sum(int(host["requests"]) for host in self._http.describe().values())
+
+    def resume(self, newest_ms: int | None) -> None:
+        """See `Exchange.resume`."""
+        self._exchange.resume(newest_ms)
+
+    def now_ms(self) -> int:
+        """The exchange's clock as far as it is known, UTC epoch milliseconds."""
+        return self._exchange.now_ms()
+
+    def until_ms(self) -> int:
+        """Minutes before this are over, with all their late versions."""
+        return MINUTE.floor(self.now_ms() - self._settle_ms - _MARGIN_MS)
+
+    async def history(self, symbol: Symbol, span: Range) -> list[Candle]:
+        """The final minutes of `span` that the exchange has, oldest first; impossible candles are left out.
+
+        Raises:
+            Unavailable: it did not answer, in several attempts over minutes.
+            ExchangeError: it refused, or answered other than documented, again and again.
+        """
+        asked_ms = self.now_ms()
+        candles = await self._asked(symbol, span)
+        stamped = (candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles)
+        return [
+            candle._replace(final=True)
+            for candle in stamped
+            if span.start_ms <= candle.open_ms < span.end_ms and self._is_over(candle) and _is_possible(candle)
+        ]
+
+    def close(self) -> None:
+        """Drop idle connections."""
+        self._http.close()
+
+    async def _asked(self, symbol: Symbol, span: Range) -> list[Candle]:
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._exchange.history(self._http, symbol, *span)
+            except Unavailable as error:
+                if backoff.failures >= _PATIENCE:
+                    raise
+                await self._wait(error, max(backoff.failed(), error.retry_after_s or 0.0))
+            except ExchangeError as error:
+                if backoff.failures >= _PATIENCE_WITH_NONSENSE:
+                    raise
+                await self._wait(error, backoff.failed())
+
+    async def _wait(self, error: CandledError, wait_s: float) -> None:
+        self._say(f"{self.name}: {error}; next attempt in {wait_s:.0f} s")
+        await self._clock.sleep(wait_s)
+
+    def _is_over(self, candle: Candle) -> bool:
+        return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._settle_ms
+
+
+class Session:
+    """The store and the exchanges of the settings, for the length of a command."""
+
+    def __init__(self, store: Store, threads: StoreThreads, sources: Iterable[Source], clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self.sources = {source.name: source for source in sources}
+        self._threads = threads
+
+    async def read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store that only reads.
+
+        Raises:
+            StoreUnavailable, StoreRejected: as the method, the first one after several attempts over minutes.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._threads.read(call, *args, **kwargs)
+            except StoreUnavailable:
+                if backoff.failures >= _PATIENCE:
+                    raise
+                await self.clock.sleep(backoff.failed())
+
+    async def write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store that changes it. Raises as `read`."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._threads.write(call, *args, **kwargs)
+            except StoreUnavailable:
+                if backoff.failures >= _PATIENCE:
+                    raise
+                await self.clock.sleep(backoff.failed())
+
+
+class Speaker:
+    """Remarks on standard error that do not tear the progress line."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """Print a remark."""
+        if self.progress is not None:
+            self.progress.clear()
+        print(f"candled: {text}", file=sys.stderr)
+
+
+@asynccontextmanager
+async def open_session(
+    config: Config, exchanges: Iterable[str], clock: Clock, speaker: Speaker
+) -> AsyncIterator[Session]:
+    """The store of the settings and the exchanges of these names, open for the length of the block.
+
+    Raises:
+        ConfigError: the store or an exchange could not be opened.
+    """
+    settle_ms = round(config.ingest.settle.total_seconds() * 1000)
+    by_name = {one.name: one for one in config.exchanges}
+    sources = [Source(by_name[name], clock, settle_ms, speaker.say) for name in exchanges]
+    store = make_store(config.store.url, config.intervals)
+    threads = StoreThreads(store)
+    session = Session(store, threads, sources, clock)
+    try:
+        try:
+            await threads.write(store.open)
+        except (StoreUnavailable, StoreRejected) as error:
+            raise ConfigError(f"store.url: {error}") from error
+        for source in sources:
+            newest = await session.read(store.newest, source.name)
+            source.resume(max(newest.values(), default=None))
+        yield session
+    finally:
+        for source in sources:
+            source.close()
+        await threads.close()
+
+
+def _made(config: ExchangeConfig, clock: Clock) -> Exchange:
+    try:
+        return config.plugin(config.settings, clock)
+    except ConfigError:
+        raise
+    except CandledError as error:
+        raise ConfigError(f"exchanges.{config.name}: {error}") from error
+
+
+def _is_possible(candle: Candle) -> bool:
+    try:
+        candle.check()
+    except InvalidCandle:
+        return False
+    return True
