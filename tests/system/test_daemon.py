@@ -234,15 +234,15 @@ def test_candles_and_seconds_are_not_logged(after_20_s):
 
 def test_health_over_http_has_the_documented_keys(after_20_s):
     health = after_20_s.busy.get("/health")
-    assert list(health) == ["status", "version", "uptimeSeconds", "exchanges", "store", "bus", "plugins"]
+    assert health.keys() >= {"status", "version", "uptimeSeconds", "exchanges", "store", "bus", "plugins"}
     assert (health["status"], health["version"]) == ("pass", __version__)
     assert 20 <= health["uptimeSeconds"] < 60
-    assert list(health["exchanges"]["replay"]) == ["clockSkewMs", "historyTrouble", "hosts", "symbols"]
+    assert health["exchanges"]["replay"].keys() >= {"clockSkewMs", "historyTrouble", "hosts", "symbols"}
     market = health["exchanges"]["replay"]["symbols"]["S3/USDT"]
-    assert list(market) == [
+    assert market.keys() >= {
         "state", "connected", "lastMessageAgeMs", "newestMinute", "completeFrom", "missingMinutes", "holes",
         "revisions", "invalidCandles", "trouble",
-    ]  # fmt: skip
+    }  # fmt: skip
     assert (market["state"], market["connected"], market["trouble"]) == ("live", True, None)
     assert 0 <= market["lastMessageAgeMs"] < 60_000
     assert parse_iso_ms(market["newestMinute"]) >= now_ms() - MINUTE_MS

@@ -1,0 +1,236 @@
+"""What the pages say is what the code does: errors, close codes, states, `/health`, links; and no page names a machine.
+
+That every setting is on its page is proven in test_config.py, every hook and exported name in test_plugins.py, every
+command and option in test_cli.py.
+"""
+
+import ast
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from candled import config
+from candled.app import Daemon
+from candled.clock import SystemClock
+from candled.ingest.market import State
+from candled.plugins import discover
+from candled.rooms import protocol
+from candled.serve.server import LARGEST_MESSAGE
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "plugins" / "README.md"]
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+WIRE = [ROOT / "candled" / "rooms" / "protocol.py", *sorted((ROOT / "candled" / "serve").glob("*.py"))]
+
+
+def calls(path: Path, name: str) -> Iterator[ast.Call]:
+    """The calls of a function or method of that name in a file."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+            if called == name:
+                yield node
+
+
+def beginning(text: ast.expr) -> str:
+    """A text as far as it is fixed: all of a constant, an f-string up to its first value."""
+    if isinstance(text, ast.JoinedStr):
+        first = text.values[0]
+        assert isinstance(first, ast.Constant), "an error text begins with a value: nobody could look it up"
+        return str(first.value)
+    if isinstance(text, ast.Name | ast.Attribute):
+        name = text.id if isinstance(text, ast.Name) else text.attr
+        return str(getattr(protocol, name))
+    assert isinstance(text, ast.Constant)
+    return str(text.value)
+
+
+def error_texts() -> list[str]:
+    """The fixed beginning of every error that a client may be sent."""
+    raised = [beginning(call.args[0]) for path in WIRE for call in calls(path, "ClientError")]
+    sent = [beginning(call.args[0]) for path in WIRE for call in calls(path, "error") if is_message(call)]
+    return sorted({*raised, *sent})
+
+
+def is_message(call: ast.Call) -> bool:
+    """Whether it is `protocol.error("…")`, not `logger.error` and not an error that was counted where it was raised."""
+    function = call.func
+    ours = (
+        isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "protocol"
+    )
+    return ours and not isinstance(call.args[0], ast.Call)
+
+
+# ---------------------------------------------------------------- the wire
+
+
+def test_the_errors_are_found():
+    assert {"Invalid message format", "Unknown message type: ", "Failed to subscribe to candles"} <= set(error_texts())
+    assert len(error_texts()) >= 9
+
+
+@pytest.mark.parametrize("text", error_texts())
+def test_every_error_a_client_may_get_is_on_the_page(text):
+    assert f"`{text}" in PROTOCOL
+
+
+def test_every_close_code_is_on_the_page_and_no_other():
+    used = {call.args[0].value for path in WIRE for call in calls(path, "close") if len(call.args) == 2}
+    section = PROTOCOL.split("## Closing")[1].split("\n## ")[0]
+    told = {int(code) for code in re.findall(r"^\| (\d{4}) \|", section, re.MULTILINE)}
+    assert len(used) >= 3
+    assert told == used | {1009}  # Tornado's own, for a frame above the limit
+
+
+def test_every_refusal_of_a_handshake_is_on_the_page():
+    refused = {call.args[0].value for path in WIRE for call in calls(path, "_refuse") if len(call.args) == 2}
+    limits = (ROOT / "candled" / "serve" / "limits.py").read_text("utf-8")
+    refused |= {int(status) for status in re.findall(r"return (\d{3}), f?\"", limits)}
+    assert refused == {503, 429}
+    assert all(str(status) in PROTOCOL for status in refused | {403})
+
+
+def test_the_numbers_of_the_protocol_are_on_the_page():
+    assert f"at most {LARGEST_MESSAGE // 1024} KiB from the client" in PROTOCOL
+    assert f"0 to {protocol.MOST_BARS}, default {protocol.DEFAULT_BARS}" in PROTOCOL
+    default = config.ServerSettings()
+    assert f"The server pings every {default.ping_interval.seconds} s (`server.ping_interval`)" in PROTOCOL
+    assert f"does not answer within {default.ping_timeout.seconds} s is closed" in PROTOCOL
+
+
+# ---------------------------------------------------------------- /health
+
+
+def keys(facts: Any, *, names: tuple[str, ...] = ("exchanges", "symbols", "plugins", "hosts")) -> set[str]:
+    """The keys of nested facts, but for those below `names`, which are what somebody called a thing."""
+    found: set[str] = set()
+    for key, value in facts.items():
+        found.add(key)
+        inner = value.values() if key in names else [value]
+        for one in inner:
+            found |= keys(one) if isinstance(one, dict) else set()
+            if isinstance(one, list):
+                found |= {name for item in one for name in keys(item)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def health(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a daemon on replay says of itself."""
+    directory = tmp_path_factory.mktemp("facts")
+    document = {
+        "server": {"host": "127.0.0.1", "port": 0},
+        "exchanges": {"replay": {"symbols": ["BTC/USDT"]}},
+        "ingest": {"backfill": "0s"},
+        "store": {"url": f"sqlite:///{directory}/candled.db", "journal": str(directory / "journal")},
+    }
+    (directory / "candled.yaml").write_text(yaml.safe_dump(document), "utf-8")
+
+    async def ask() -> dict[str, Any]:
+        plugins = discover()
+        daemon = Daemon(config.load(directory / "candled.yaml", {}, plugins), plugins, SystemClock())
+        try:
+            await daemon.start()
+            return dict(daemon.health())
+        finally:
+            await daemon.stop()
+
+    return asyncio.run(ask())
+
+
+def test_every_key_of_health_is_on_the_page(health):
+    told = set(re.findall(r"`(\w+)`", PROTOCOL))
+    found = keys(health)
+    assert {"status", "state", "lastMessageAgeMs", "walBytes", "limit"} <= found
+    assert found - told == set()
+
+
+def test_every_key_of_the_postgresql_store_is_on_the_page():
+    tree = ast.parse((ROOT / "candled" / "store" / "postgres.py").read_text("utf-8"))
+    told = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Assign) and "_facts" in ast.unparse(node.targets[0])
+    ]
+    told += [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "describe"]
+    dicts = [node for one in told for node in ast.walk(one) if isinstance(node, ast.Dict)]
+    found = {key.value for one in dicts for key in one.keys if isinstance(key, ast.Constant)}
+    assert found >= {"kind", "schema", "server"}
+    assert found - set(re.findall(r"`(\w+)`", PROTOCOL)) == set()
+
+
+def test_every_state_of_a_symbol_is_on_the_page_and_no_other():
+    section = PROTOCOL.split("| state | meaning |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(get_args(State))
+
+
+# ---------------------------------------------------------------- links and names
+
+
+def links() -> list[tuple[Path, str]]:
+    """Every relative link of every page."""
+    return [
+        (page, target)
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+        if not re.match(r"[a-z]+:", target)
+    ]
+
+
+def test_links_are_found():
+    assert len(links()) > 15
+
+
+@pytest.mark.parametrize(("page", "target"), [pytest.param(*one, id=f"{one[0].name} {one[1]}") for one in links()])
+def test_every_relative_link_leads_somewhere(page, target):
+    path, _, heading = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    assert file.exists()
+    assert file.is_relative_to(ROOT)
+    if heading:
+        headings = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
+        assert heading in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached = {(page.parent / target.split("#")[0]).resolve() for page, target in links()}
+    assert [page.name for page in PAGES if page not in reached and page.name != "README.md"] == []
+
+
+def texts() -> list[Path]:
+    """The project's own text files."""
+    suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".js", ".html", ".css", ".sql", ".json", ".txt", ".service", ""}
+    folders = ("candled", "plugins", "config", "tests", "docs", "bench", "clients", "deploy", ".ci", ".github")
+    inside = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
+    beside = [path for path in ROOT.iterdir() if path.suffix in suffixes and not path.name.startswith(".git")]
+    return sorted(
+        path for path in {*inside, *beside} if path.is_file() and not {"vendor", "__pycache__"} & set(path.parts)
+    )
+
+
+# A folder of somebody's machine, or where somebody's packages come from.
+PRIVATE = re.compile(
+    r"(?<![\w.~$}])/(?:work|root|Users|home/[a-z]\w*|tmp/[\w.-]+)/"
+    r"|(?:extra-)?index[-_]url|[a-z]*artifact(?:ory|s)\.|[\w.-]+\.pkg\.dev|registry\.[\w-]+\.\w+|/simple/",
+    re.IGNORECASE,
+)
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    files = texts()
+    assert len(files) > 100
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in files
+        for match in PRIVATE.finditer(path.read_text("utf-8"))
+        if path != Path(__file__)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("line", ["see /work/shared/x", "cd /home/ann/src", 'open("/tmp/dbg/x")', "--index-url x"])
+def test_a_machine_would_be_noticed(line):
+    assert PRIVATE.search(line)
