@@ -51,6 +51,12 @@ def add(commands: Commands) -> None:
     stored.add_range(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be asked for, and store nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def shown(options: argparse.Namespace) -> bool | None:
+    """Whether progress is shown; None leaves it to the terminal."""
+    return False if options.quiet or options.json else None
 
 
 def add_markets(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +118,7 @@ class _Backfill:
         tally = await filler.count(span)
         if self.options.dry_run:
             return facts | self._plan(tally) | {"requestsMade": self.source.requests - asked}
-        progress = Progress(f"backfill {self.market}", tally.minutes, enabled=False if self.options.json else None)
+        progress = Progress(f"backfill {self.market}", tally.minutes, enabled=shown(self.options))
         self.speaker.progress = progress
         await filler.fill(span, progress.advance, to_present=end_ms == until_ms)
         progress.done()

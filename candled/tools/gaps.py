@@ -18,7 +18,7 @@ from candled.store.interface import Hole, Store
 from candled.tools import Commands
 
 from . import stored
-from .backfill import add_markets
+from .backfill import add_markets, shown
 from .filling import Filler
 from .progress import Progress
 from .session import Session, Speaker, open_session
@@ -78,6 +78,7 @@ def add(commands: Commands) -> None:
     add_markets(repair)
     repair.add_argument("--all", action="store_true", help="ask for what is older than the exchange's history too")
     repair.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    repair.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +229,7 @@ def _print_gaps(report: dict[str, Any]) -> None:
 def _asked(gap: dict[str, Any]) -> str:
     if not gap["attempts"]:
         return "not asked for yet"
-    times = "once" if gap["attempts"] == 1 else f"{gap['attempts']} times"
+    times = {1: "once", 2: "twice"}.get(gap["attempts"], f"{gap['attempts']} times")
     return f"asked {times}, " + (f"again at {gap['nextTry']}" if gap["nextTry"] else "not again")
 
 
@@ -264,7 +265,7 @@ async def _repair_market(
     before = await session.read(_listed_gaps, store, market, span)
     filler = Filler(session, source, market, is_reopened=lambda hole: options.all or hole.reason != "beyond_history")
     tally = await filler.count(span)
-    progress = Progress(f"repair {market}", tally.minutes, enabled=False if options.json else None)
+    progress = Progress(f"repair {market}", tally.minutes, enabled=shown(options))
     speaker.progress = progress
     await filler.fill(span, progress.advance, to_present=True)
     progress.done()

@@ -7,21 +7,24 @@ import resource
 import signal
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from candled.errors import ConfigError
-from candled.model import MINUTE_MS
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS
+from candled.store.postgres import PostgresStore
 from candled.tools.backfill import backfill
 from candled_plugins.bitget.exchange import Bitget
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
+from tests.servers import Database, shared_postgres
 from tests.system.daemon import ROOT
 from tests.system.rig import Rig
-from tests.tools.exchange import BTC, NOON_MS, Bench, at, bench, iso, values
+from tests.tools.exchange import BTC, MARKET, NOON_MS, Bench, at, bench, iso, values
 
 
 async def test_every_minute_is_fetched_newest_first_and_nothing_is_asked_for_twice(tmp_path, capsys):
@@ -147,6 +150,28 @@ async def test_a_time_range_that_is_none_is_refused(tmp_path):
     async with bench(tmp_path) as one:
         with pytest.raises(ConfigError, match="--from"):
             await one.run(backfill, "backfill", "--from", iso(at(-1)), "--to", iso(at(-2)))
+
+
+# ---------------------------------------------------------------- PostgreSQL
+
+
+async def test_a_postgresql_store_is_filled_as_well_and_its_retention_named(tmp_path, capsys):
+    with Database(shared_postgres()) as database:
+        async with bench(tmp_path) as one:
+            one.config = replace(one.config, store=replace(one.config.store, url=database.url()))
+            one.fake.missing_minutes(BTC, (at(-1, 5), at(-1, 9)))
+            span = ["--from", iso(at(-1)), "--to", iso(at(-0.5)), "--json"]
+            assert await one.run(backfill, "backfill", *span) == 0
+            (facts,) = json.loads(capsys.readouterr().out)["markets"]
+            assert (facts["stored"], facts["absent"]) == (716, 4)
+            store = PostgresStore(database.url(), DEFAULT_INTERVALS, retention_days=7)
+            store.open()
+            assert [(hole.start_ms, hole.end_ms) for hole in store.holes(MARKET)] == [(at(-1, 5), at(-1, 9))]
+            store.maintain(NOON_MS)
+            store.close()
+            assert await one.run(backfill, "backfill", "--from", iso(at(-40)), "--to", iso(at(-39)), "--json") == 1
+            (facts,) = json.loads(capsys.readouterr().out)["markets"]
+            assert "see its retention" in facts["trouble"]
 
 
 # ---------------------------------------------------------------- killed
