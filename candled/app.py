@@ -14,7 +14,7 @@ from candled import __version__
 from candled.aggregate.live_bars import LiveBars
 from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
-from candled.config import Config
+from candled.config import Config, make_exchanges
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
@@ -24,11 +24,11 @@ from candled.rooms.hub import Hub
 from candled.rooms.protocol import Protocol
 from candled.serve.handlers import STATIC
 from candled.serve.server import Server
+from candled.store import make_store
 from candled.store.history import History
 from candled.store.interface import Store
 from candled.store.journal import Journal
 from candled.store.keeper import Keeper
-from candled.store.sqlite import SqliteStore
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
 
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _SETTLED = ("live", "quiet")
 _REOPEN_S = 2.0
+_MAINTAIN_S = 3600.0
 
 
 def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
@@ -108,6 +109,7 @@ class Daemon:
         )
         self._exchanges = self._make_exchanges()
         self._tasks: list[asyncio.Task[None]] = []
+        self._store_trouble = ""
         self.port = 0
 
     async def start(self) -> None:
@@ -149,8 +151,12 @@ class Daemon:
         except StoreRejected as error:
             raise ConfigError(f"store.url: {error}") from error
         except StoreUnavailable as error:
-            logger.warning("the store cannot be opened yet: %s", error)
+            if not self._store_trouble:
+                logger.warning("the store cannot be opened yet, trying again: %s", error)
+            self._store_trouble = str(error)
             return False
+        if self._store_trouble:
+            logger.info("the store is open")
         return True
 
     async def _open_store_later(self) -> None:
@@ -168,9 +174,19 @@ class Daemon:
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer names it, and tries again
             await self._writer.flush()
         self._tasks.append(asyncio.ensure_future(self._writer.run()))
+        self._tasks.append(asyncio.ensure_future(self._maintain()))
         await self._bars.start()
         for exchange in self._exchanges:
             await exchange.start()
+
+    async def _maintain(self) -> None:
+        """Let the store tidy up, every hour; nothing depends on it."""
+        while True:
+            try:
+                await self._threads.read(self._store.maintain, self._clock.now_ms())
+            except (StoreUnavailable, StoreRejected) as error:
+                logger.warning("the store could not be tidied up: %s", error)
+            await self._clock.sleep(_MAINTAIN_S)
 
     def health(self) -> Mapping[str, Any]:
         """The body of `/health`."""
@@ -204,14 +220,14 @@ class Daemon:
         return [
             ExchangeIngest(
                 exchange.name,
-                exchange.plugin(exchange.settings, self._clock),
+                made,
                 exchange.symbols,
                 clock=self._clock,
                 bus=self._bus,
                 store=keeper,
                 options=options,
             )
-            for exchange in self._config.exchanges
+            for exchange, made in zip(self._config.exchanges, make_exchanges(self._config, self._clock), strict=True)
         ]
 
     def _page_text(self) -> str:
@@ -239,6 +255,12 @@ def _journal(config: Config) -> Journal | None:
 
 
 def _store(config: Config) -> Store:
-    """The store that `store.url` names; the settings have checked its form."""
-    path = config.store.url.removeprefix("sqlite:///")
-    return SqliteStore(Path(path), config.intervals)
+    """The store that `store.url` names."""
+    settings = config.store
+    return make_store(
+        settings.url,
+        config.intervals,
+        compress_after_days=settings.compress_after.days or None,
+        retention_days=settings.retention.days or None,
+        upgrade=settings.init,
+    )

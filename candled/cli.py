@@ -5,7 +5,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,8 +14,9 @@ import yaml
 
 from candled import __version__, config
 from candled.clock import SystemClock
-from candled.errors import CandledError, ConfigError
+from candled.errors import ConfigError
 from candled.plugins import Plugins, discover
+from candled.settings import redacted
 from candled.tools import TOOLS, Run
 
 DEFAULT_CONFIG = Path("candled.yaml")
@@ -41,7 +42,7 @@ exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     options = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="candled: %(message)s")
+    logging.basicConfig(level=_level(os.environ), format="candled: %(message)s")
     try:
         status: int = options.command(options)
         sys.stdout.flush()
@@ -55,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
+
+
+def _level(env: Mapping[str, str]) -> int:
+    """What is logged until the settings are read: warnings, or all if the environment says so."""
+    return logging.DEBUG if env.get("CANDLED_LOG__LEVEL", "").strip().lower() == "debug" else logging.WARNING
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,7 +123,7 @@ def _url(text: str) -> str:
     except ValueError:  # a port that is none
         valid = False
     if not valid:
-        raise argparse.ArgumentTypeError(f"expected ws://HOST:PORT/ws or wss://HOST/ws, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected ws://HOST:PORT/ws or wss://HOST/ws, got {redacted(text)!r}")
     return text
 
 
@@ -136,16 +142,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check_config(options: argparse.Namespace) -> int:
     settings = _load(options, discover())
-    problems: list[str] = []
-    for exchange in settings.exchanges:
-        try:
-            exchange.plugin(exchange.settings, SystemClock())
-        except ConfigError as error:
-            problems += error.problems
-        except CandledError as error:
-            problems.append(f"exchanges.{exchange.name}: {error}")
-    if problems:
-        raise ConfigError(problems)
+    config.make_exchanges(settings, SystemClock())
     print(yaml.safe_dump(config.as_plain(settings), sort_keys=False, allow_unicode=True), end="")
     return 0
 

@@ -1,6 +1,7 @@
 """The operator's settings: typed sections, one reading, every problem reported together."""
 
 import ipaddress
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,25 +9,28 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from candled.errors import ConfigError
-from candled.exchange import Exchange
+from candled.errors import CandledError, ConfigError
+from candled.exchange import Clock, Exchange
 from candled.model import DEFAULT_INTERVALS, Interval, Symbol
-from candled.plugins import DAEMON_KEYS, Plugins
+from candled.plugins import DAEMON_KEYS, Plugins, one_line
 from candled.settings import (
     ByteSize,
+    NotYaml,
     apply_environment,
     kinds_of,
+    name_variables,
     read_section,
+    read_yaml,
+    redacted,
     rules,
     section_as_plain,
     setting,
     suggestion,
-    without_passwords,
 )
 
-KNOWN_STORES = ("sqlite",)
+logger = logging.getLogger(__name__)
+
+KNOWN_STORES = ("sqlite", "postgresql", "postgres")
 KNOWN_BUSES = ("memory",)
 ROLES = ("ingest", "serve")
 ENVIRONMENT = "CANDLED_"
@@ -34,9 +38,14 @@ ENVIRONMENT = "CANDLED_"
 _DEFAULT_EXCHANGES = {"bitget": None}
 _EXCHANGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+", re.IGNORECASE)
-# Kubernetes tells every pod of a service called `candled` by these names where it is (kubernetes.io/docs, "Accessing
-# the Service", environment variables); the test suite has its own names.
-_NOT_OURS = re.compile(r"CANDLED_(SERVICE_(HOST|PORT)|PORT=\w+://|PORT_\d+_(TCP|UDP)|TEST_)", re.IGNORECASE)
+# Kubernetes tells every pod of the services called `candled` and `candled-…` by these names where they are
+# (kubernetes.io/docs, "Accessing the Service", environment variables); the test suite has its own names.
+_NOT_OURS = re.compile(
+    r"CANDLED_TEST_|CANDLED_(?:[A-Z0-9]+_)*?"
+    r"(?:SERVICE_(?:HOST=|PORT(?:_[A-Z0-9_]+)?=\d+$)|PORT=\w+://|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?=)",
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +121,11 @@ class StoreSettings:
 
     url: str = setting(
         "sqlite:///candled.db",
-        help="sqlite:///FILE, relative to the directory candled is started in, or sqlite:////ABSOLUTE/FILE",
+        help="sqlite:///FILE, relative to the directory candled is started in, sqlite:////ABSOLUTE/FILE, or "
+        "postgresql://user:password@host:5432/database, with or without TimescaleDB",
+    )
+    init: bool = setting(
+        True, help="create or upgrade PostgreSQL's tables on start; false leaves that to `candled init-db`"
     )
     flush_interval: timedelta = setting(
         timedelta(milliseconds=250),
@@ -122,6 +135,16 @@ class StoreSettings:
     journal: str = setting("candled.journal", help='the folder where candles wait while the store is away; "" for none')
     journal_limit: ByteSize = setting(
         ByteSize(256 * 10**6), help="how large that folder may grow", at_least=ByteSize(64 * 10**3)
+    )
+    compress_after: timedelta = setting(
+        timedelta(days=14),
+        help="TimescaleDB compresses minutes older than this, in whole days; 0s for never",
+        at_least=timedelta(0),
+    )
+    retention: timedelta = setting(
+        timedelta(0),
+        help="PostgreSQL drops minutes older than this, in whole days; 0s keeps them for ever",
+        at_least=timedelta(0),
     )
 
 
@@ -182,14 +205,38 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     problems: list[str] = []
     raw = {} if path is None else _read_file(path)
     ours = {name: value for name, value in env.items() if not _NOT_OURS.match(f"{name}={value}")}
-    raw = apply_environment(raw, ours, ENVIRONMENT, _kinds(raw, plugins), problems)
+    kinds = _kinds(raw, plugins)
+    raw = apply_environment(raw, ours, ENVIRONMENT, kinds, problems)
     exchanges = _read_exchanges(raw.pop("exchanges", None), plugins, problems)
     config = read_section(Config, raw, "", problems, beside=("exchanges",))
     config = replace(config, exchanges=exchanges, intervals=tuple(sorted(config.intervals)))
     _check(config, problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(name_variables(problems, ours, ENVIRONMENT, kinds))
     return config
+
+
+def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
+    """An instance of each configured exchange, in order.
+
+    Raises:
+        ConfigError: some could not be made, whatever their constructors raised: a line or more for each of them.
+    """
+    made: list[Exchange] = []
+    problems: list[str] = []
+    for one in config.exchanges:
+        try:
+            made.append(one.plugin(one.settings, clock))
+        except ConfigError as error:
+            problems += error.problems
+        except CandledError as error:
+            problems.append(f"exchanges.{one.name}: {redacted(str(error))}")
+        except (Exception, SystemExit) as error:  # whatever a stranger's code may raise, its exit included
+            logger.debug("exchanges.%s cannot be made", one.name, exc_info=True)
+            problems.append(f"exchanges.{one.name}: {redacted(one_line(error))}")
+    if problems:
+        raise ConfigError(problems)
+    return made
 
 
 def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
@@ -217,32 +264,16 @@ def keys() -> list[str]:
 # ---------------------------------------------------------------- the file
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML would silently keep the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(None, None, f"{key.value} is written twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return node
-
-
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text("utf-8-sig"), _Loader)
+        raw = read_yaml(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: not UTF-8 text") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except NotYaml as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise ConfigError(f"{path}{line}: not valid YAML: {error}") from error
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -322,6 +353,8 @@ def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:
 
 def _check(config: Config, problems: list[str]) -> None:
     server = config.server
+    if not server.host.strip():
+        problems.append("server.host: an address is needed; 0.0.0.0 is every one of this machine")
     _each(_network, server.trusted_proxies, "server.trusted_proxies", problems)
     _each(_origin, server.allowed_origins, "server.allowed_origins", problems)
     if server.ping_timeout > server.ping_interval:
@@ -340,7 +373,7 @@ def _check(config: Config, problems: list[str]) -> None:
 def _each(check: Callable[[str], str | None], texts: Sequence[str], path: str, problems: list[str]) -> None:
     for index, text in enumerate(texts):
         if wrong := check(text):
-            problems.append(f"{path}[{index}]: {wrong}, got {text!r}")
+            problems.append(f"{path}[{index}]: {wrong}, got {redacted(text)!r}")
 
 
 def _network(text: str) -> str | None:
@@ -361,14 +394,15 @@ def _refuse_twice(values: Iterable[object], path: str, problems: list[str]) -> N
 
 
 def _check_url(url: str, what: str, known: Sequence[str], problems: list[str]) -> None:
+    """The value is not repeated: where it is wrong, nobody knows which part of it is the password."""
     scheme, found, rest = url.partition("://")
     choice = ", ".join(f"{one}://" for one in known)
-    if not found:
-        problems.append(f"{what}.url: expected a URL, known: {choice}; got {without_passwords(url)!r}")
+    if not found or not _SCHEME.fullmatch(scheme):
+        problems.append(f"{what}.url: expected a URL, known: {choice}")
     elif scheme not in known:
         problems.append(f"{what}.url: no {what} for {scheme}://; known: {choice}")
     elif scheme == "memory" and rest:
-        problems.append(f"{what}.url: nothing can follow memory://, got {without_passwords(url)!r}")
+        problems.append(f"{what}.url: nothing can follow memory://")
 
 
 def _check_sqlite(url: str, problems: list[str]) -> None:
@@ -378,6 +412,6 @@ def _check_sqlite(url: str, problems: list[str]) -> None:
     if ":memory:" in file:
         problems.append("store.url: candles need a file, sqlite:///candled.db; a database in memory cannot keep them")
     elif not file.startswith("/"):
-        problems.append(f"store.url: three slashes before a relative file, sqlite:///{file or 'candled.db'}")
+        problems.append("store.url: three slashes before a relative file, sqlite:///candled.db")
     elif file == "/" or file.endswith("/"):
         problems.append("store.url: the file is missing, for instance sqlite:///candled.db")

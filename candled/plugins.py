@@ -2,7 +2,9 @@
 
 import inspect
 import logging
+import queue
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from importlib import metadata
@@ -21,6 +23,7 @@ GROUP = "candled"
 DAEMON_KEYS = ("symbols", "plugin")
 """The keys under an exchange that are the daemon's, so that no plugin may use them."""
 
+_WITHIN_S = 10.0
 _BUNDLED = "candled_plugins."
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -55,26 +58,32 @@ class Plugins:
     statuses: list[PluginStatus]
 
 
-def discover(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Plugins:
-    """Load every plugin that is installed, or `entry_points`, one by one.
+def discover(entry_points: Iterable[metadata.EntryPoint] | None = None, *, within_s: float = _WITHIN_S) -> Plugins:
+    """Load every plugin that is installed, or `entry_points`, one by one, each within `within_s` seconds.
 
-    Nothing a plugin raises while it is imported or asked gets out of here; it is logged, and told in its status. Of
-    two plugins with an exchange of one name an installed one replaces the bundled one, and otherwise the first stays.
+    Nothing a plugin raises while it is imported or asked gets out of here; it is one warning, with the traceback at
+    debug level, and told in its status. Of two plugins with an exchange of one name an installed one replaces the
+    bundled one, and otherwise the first stays.
     """
     if entry_points is None:
         entry_points = metadata.entry_points(group=GROUP)
     exchanges: dict[str, type[Exchange]] = {}
     statuses: list[PluginStatus] = []
     for entry_point in sorted(entry_points, key=lambda one: (_is_bundled(one), one.name, one.value)):
-        statuses.append(_load(entry_point, exchanges))
+        statuses.append(_load(entry_point, exchanges, within_s))
     return Plugins(exchanges, statuses)
+
+
+def one_line(error: BaseException) -> str:
+    """What a stranger's code raised, with its type, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
 
 
 def _is_bundled(entry_point: metadata.EntryPoint) -> bool:
     return entry_point.value.startswith(_BUNDLED)
 
 
-def _load(entry_point: metadata.EntryPoint, exchanges: dict[str, type[Exchange]]) -> PluginStatus:
+def _load(entry_point: metadata.EntryPoint, exchanges: dict[str, type[Exchange]], within_s: float) -> PluginStatus:
     """Add what one plugin offers to `exchanges`."""
     dist = entry_point.dist
 
@@ -89,20 +98,45 @@ def _load(entry_point: metadata.EntryPoint, exchanges: dict[str, type[Exchange]]
         )
 
     try:
-        offered = _offered(entry_point.load())
+        offered = _answer(entry_point, within_s)
         if not _is_bundled(entry_point):
             _refuse_taken(offered, exchanges)
     except PluginError as error:
-        logger.error("plugin %s is not used: %s", status(None), error)
+        logger.warning("plugin %s is not used: %s", status(None), error)
+        if error.__cause__ is not None:
+            logger.debug("plugin %s:", entry_point.name, exc_info=error.__cause__)
         return status(str(error))
-    except (Exception, SystemExit) as error:  # whatever a stranger's code may raise, its exit included
-        logger.exception("plugin %s is not used", status(None))
-        return status(" ".join(f"{type(error).__name__}: {error}".split()))
     new = {name: exchange for name, exchange in offered.items() if name not in exchanges}
     for name in offered.keys() - new.keys():
         logger.warning("exchange %s comes from %s instead of candled", name, exchanges[name].__module__)
     exchanges.update(new)
     return status(None, new)
+
+
+def _answer(entry_point: metadata.EntryPoint, within_s: float) -> dict[str, type[Exchange]]:
+    """What a plugin offers. It is imported and asked in a thread of its own, which is left behind if it never ends.
+
+    Raises:
+        PluginError: it does not do what the hooks ask for, it raised something, or it took too long.
+    """
+    answers: queue.SimpleQueue[dict[str, type[Exchange]] | BaseException] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_offered(entry_point.load()))
+        except BaseException as error:  # whatever a stranger's code may raise, its exit included
+            answers.put(error)
+
+    threading.Thread(target=ask, name=f"plugin {entry_point.name}", daemon=True).start()
+    try:
+        answer = answers.get(timeout=within_s)
+    except queue.Empty:
+        raise PluginError(f"was not imported and asked within {within_s:g} s; does it wait for something?") from None
+    if isinstance(answer, PluginError):
+        raise answer
+    if isinstance(answer, BaseException):
+        raise PluginError(one_line(answer)) from answer
+    return answer
 
 
 def _refuse_taken(offered: Iterable[str], exchanges: Mapping[str, type[Exchange]]) -> None:

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: read strictly from YAML values and environment, printed without secrets."""
+"""Settings as frozen dataclasses: read strictly from YAML and environment, printed without secrets."""
 
 import difflib
 import math
@@ -23,8 +23,14 @@ _UNIT_US = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KB|MB|GB|KiB|MiB|GiB)")
 _SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "KB": 10**3, "B": 1}
 # Up to the last @: a password may hold an @ that nobody escaped.
-_URL_PASSWORD = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://[^:/?#@]*:).*@")
-_QUERY_PASSWORD = re.compile(r"([?&][a-z_]*password=)[^&]*", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://[^:/?#@]*:).*@", re.DOTALL)
+_SECRET_NAMES = "[a-z0-9_.-]*(?:password|passwd|pwd|token|key|secret|signature)="
+_QUERY_SECRET = re.compile(f"([?&;#]{_SECRET_NAMES})[^&]*", re.IGNORECASE)
+# The same where other words stand around the URL, and where a URL or a libpq "host=… password=…" is misspelt.
+_QUOTED_PASSWORD = re.compile(r"((?:[a-z][a-z0-9+.-]*:/*)?[^\s:/?#@]*:)[^\s]*@", re.IGNORECASE)
+_QUOTED_SECRET = re.compile(rf"((?:^|[\s?&;#]){_SECRET_NAMES})[^\s&]*", re.IGNORECASE)
+_MOST_DEPTH = 50
+_MOST_NODES = 100_000
 
 
 class ByteSize(int):
@@ -54,7 +60,7 @@ def setting(
     The annotation says what may be written: `str`, `int`, `float`, `bool`, `timedelta` (written `250ms`, `10s`, `5m`,
     `2h`, `30d`), `ByteSize` (`256MB`), `Interval`, `Symbol`, `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, another
     section, and `X | None`. Bounds are inclusive; they and `one_of` hold for each item of a tuple. A secret is
-    printed as stars, and so are the passwords in URLs of any setting.
+    printed as stars, and so are the passwords, tokens and keys in URLs of any setting.
     """
     rule = Rule(help, at_least, at_most, None if one_of is None else tuple(one_of), secret)
     if isinstance(default, dict | list | set):
@@ -65,6 +71,87 @@ def setting(
 def rules(section: type[Any]) -> dict[str, Rule]:
     """The keys of a section in order, each with what `setting` was told."""
     return {one.name: one.metadata.get(_KEY, Rule()) for one in fields(section)}
+
+
+# ---------------------------------------------------------------- YAML
+
+
+class NotYaml(ValueError):
+    """A text cannot be read. `line` counts from 1, None where it is not known; the error repeats no value."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML of plain values, in which no key is written twice and nothing contains itself.
+
+    Raises:
+        NotYaml: with the reason.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise NotYaml(_without_value(error.problem or ""), mark.line + 1 if mark else None) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise NotYaml(" ".join(str(error).split())) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # PyYAML's own, as for `!!bool maybe`
+        raise NotYaml("a value is not what its tag says") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice, of which YAML would silently keep the last, and what has no end."""
+
+    _depth = 0
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _refuse_endless(node)
+        return node
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        if self._depth > _MOST_DEPTH:
+            raise yaml.MarkedYAMLError(None, None, "nested too deeply", parent.start_mark)
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"{key.value} is written twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
+
+
+def _refuse_endless(root: yaml.Node) -> None:
+    """An alias can stand inside what it names, and a few lines of aliases can mean millions of values."""
+    waiting = [(root, 0)]
+    for _ in range(_MOST_NODES):
+        if not waiting:
+            return
+        node, depth = waiting.pop()
+        if depth > _MOST_DEPTH:
+            raise yaml.MarkedYAMLError(
+                None, None, "nested too deeply, or an alias stands inside what it names", node.start_mark
+            )
+        if isinstance(node, yaml.MappingNode):
+            waiting += [(part, depth + 1) for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(part, depth + 1) for part in node.value]
+    raise yaml.MarkedYAMLError(None, None, "too many values", root.start_mark)
+
+
+def _without_value(problem: str) -> str:
+    """PyYAML quotes what it takes for an alias or a tag: that may be a password that begins with * or !."""
+    hidden = re.sub(r"(alias|tag) (?:handle )?'.*'", r"\1", problem, flags=re.DOTALL)
+    return problem if hidden == problem else f"{hidden}; a text that begins with * or ! needs quotes"
 
 
 # ---------------------------------------------------------------- reading
@@ -147,7 +234,7 @@ def _read_optional(kinds: tuple[Any, ...], raw: object, path: str, problems: lis
 
 def _read_list(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) -> tuple[Any, ...]:
     if not isinstance(raw, list):
-        example = f", for instance [{raw}]" if isinstance(raw, str) and raw and not rule.secret else ""
+        example = f", for instance [{redacted(raw)}]" if isinstance(raw, str) and raw and not rule.secret else ""
         problems.append(f"{path}: expected a list{example}; got {_kind_of(raw) if rule.secret else _shown(raw)}")
         return ()
     return tuple(_read(kind, item, f"{path}[{index}]", problems, rule) for index, item in enumerate(raw))
@@ -274,7 +361,7 @@ def _shown(raw: object) -> str:
     """A wrong value for a message: short, and without passwords."""
     if raw is None or isinstance(raw, Mapping | list):
         return _kind_of(raw)
-    text = plain_text(raw)
+    text = redacted(plain_text(raw))
     text = text if len(text) <= 80 else text[:80] + "…"
     return repr(text) if isinstance(raw, str) else text
 
@@ -292,8 +379,13 @@ def section_as_plain(instance: Any, *, redact: bool = True) -> dict[str, Any]:
 
 
 def without_passwords(text: str) -> str:
-    """The text with stars for the password, if it is a URL that holds one."""
-    return _QUERY_PASSWORD.sub(rf"\1{STARS}", _URL_PASSWORD.sub(rf"\1{STARS}@", text))
+    """The text with stars for passwords, tokens and keys, if it is a URL that holds some."""
+    return _QUERY_SECRET.sub(rf"\1{STARS}", _URL_PASSWORD.sub(rf"\1{STARS}@", text))
+
+
+def redacted(message: str) -> str:
+    """A message with stars for what looks like a password in the URLs it quotes, well formed or not."""
+    return _QUOTED_SECRET.sub(rf"\1{STARS}", _QUOTED_PASSWORD.sub(rf"\1{STARS}@", message))
 
 
 def plain_text(value: Any) -> str:
@@ -349,24 +441,48 @@ def apply_environment(
     """Return `raw` with what variables such as `CANDLED_SERVER__PORT` set, for the prefix `CANDLED_`.
 
     Two underscores stand between section and key, letters of either case match, and `_` matches `-` too. A value
-    is YAML; where the setting is text, whatever YAML would take for something else is taken literally. A variable
-    with the prefix that names no setting is a problem.
+    is YAML; where the setting is text, whatever YAML would take for something else is taken literally. An empty
+    variable counts as unset. One with the prefix that names no setting is a problem.
     """
     names = {_normal(name): path for name, path in _paths(kinds, prefix)}
     result: dict[str, Any] = _copied(raw)
-    mine = [name for name in env if name.upper().startswith(prefix)]
-    for name in sorted(mine, key=lambda name: (name.count("__"), name)):  # what is more precise comes later
+    for name in _set_variables(env, prefix):
         path = names.get(_normal(name))
         if path is None:
             problems.append(f"{name}: no such setting{_meant(_normal(name).removeprefix(prefix), prefix, names)}")
             continue
         try:
             value = _environment_value(env[name], _kind_at(kinds, path))
-        except (yaml.YAMLError, ValueError):
+        except NotYaml:
             problems.append(f"{name}: expected YAML, for instance a number, a text or [a, list]")
             continue
         _set(result, path, value)
     return result
+
+
+def name_variables(problems: Iterable[str], env: Mapping[str, str], prefix: str, kinds: Kinds) -> list[str]:
+    """The problems, with the variable in brackets behind each key that it set: `server.port (CANDLED_SERVER__PORT)`."""
+    names = {_normal(name): ".".join(path) for name, path in _paths(kinds, prefix)}
+    variables = {names[_normal(name)]: name for name in _set_variables(env, prefix) if _normal(name) in names}
+    return [_with_variables(problem, variables) for problem in problems]
+
+
+def _with_variables(problem: str, variables: Mapping[str, str]) -> str:
+    """A problem begins with its key, which may lie within what a variable set; other keys are dotted words in it."""
+    where, colon, rest = problem.partition(": ")
+    nearest = max((key for key in variables if re.match(rf"{re.escape(key)}(?![\w-])", where)), key=len, default=None)
+    if nearest is not None:
+        where = f"{where} ({variables[nearest]})"
+    for key, name in variables.items():
+        if "." in key:
+            rest = re.sub(rf"(?<![\w.-]){re.escape(key)}(?![\w.-])", f"{key} ({name})", rest)
+    return where + colon + rest
+
+
+def _set_variables(env: Mapping[str, str], prefix: str) -> list[str]:
+    """The variables with the prefix that are not empty; of two for one setting the more precise comes later."""
+    mine = [name for name in env if name.upper().startswith(prefix) and env[name].strip()]
+    return sorted(mine, key=lambda name: (name.count("__"), name))
 
 
 def _paths(kinds: Kinds, name: str, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -396,10 +512,10 @@ def _kind_at(kinds: Kinds, path: tuple[str, ...]) -> Any:
 
 def _environment_value(text: str, kind: Any) -> Any:
     if kind is not str:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
+        value = read_yaml(text)
+    except NotYaml:
         return text
     return value if isinstance(value, str) else text
 

@@ -13,6 +13,7 @@ from candled.clock import SystemClock
 from candled.exchange import Clock
 from candled.ingest.backoff import Backoff
 from candled.model import decimal_text
+from candled.settings import without_passwords
 
 _REMEMBERED = 1000  # bars whose last printed line is known, so that it is not printed again
 _REFUSAL = "Invalid"  # how the protocol's errors begin that asking again will not change
@@ -20,6 +21,10 @@ _PING_EVERY_S = 30
 
 Bar = Mapping[str, Any]
 """A bar as it came: `time` in ISO 8601, the numbers as `Decimal`."""
+
+
+class _NotSubscribed(Exception):
+    """The server could not answer now; its text."""
 
 
 class Tail:
@@ -51,20 +56,20 @@ class Tail:
             try:
                 refusal = await self._connection()
                 reason = "the connection was closed"
-            except (OSError, HTTPError, WebSocketError) as error:
+            except (OSError, HTTPError, WebSocketError, _NotSubscribed) as error:
                 refusal, reason = None, str(error)
-            except (ValueError, LookupError, TypeError, AttributeError):
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
                 refusal, reason = None, "the server does not speak candled's protocol"
             if refusal is not None:
                 self._printer.end_line()
-                print(f"candled: {refusal}", file=sys.stderr)
+                print(f"candled: {printable(refusal)}", file=sys.stderr)
                 return 2
             wait_s = self._backoff.failed()
-            self._printer.note(f"{self._url}: {reason}; connecting again in {wait_s:.1f} s")
+            self._printer.note(f"{without_passwords(self._url)}: {reason}; connecting again in {wait_s:.1f} s")
             await self._clock.sleep(wait_s)
 
     async def _connection(self) -> str | None:
-        """Print until the connection ends; return the server's error if it refused the subscription."""
+        """Print until the connection ends; return the server's error if it refused the subscription for good."""
         socket = await websocket_connect(self._url, ping_interval=_PING_EVERY_S)
         try:
             await socket.write_message(json.dumps(self._request))
@@ -73,16 +78,20 @@ class Tail:
             socket.close()
 
     async def _follow(self, socket: WebSocketClientConnection) -> str | None:
+        subscribed = False
         while (text := await socket.read_message()) is not None:
             message = json.loads(text, parse_float=Decimal, parse_int=Decimal)
             match message["type"]:
                 case "initial":
+                    subscribed = True
                     self._backoff.succeeded()
                     self._printer.bars(message["bars"])
                 case "update":
                     self._printer.bars([message["bar"]])
                 case "error" if message["message"].startswith(_REFUSAL):
                     return str(message["message"])
+                case "error" if not subscribed:  # nothing more would come
+                    raise _NotSubscribed(message["message"])
                 case "error":
                     self._printer.note(message["message"])
         return None
@@ -113,7 +122,7 @@ class Printer:
     def note(self, text: str) -> None:
         """Print a remark on a line of its own."""
         self.end_line()
-        self._out.write(f"-- {text}\n")
+        self._out.write(f"-- {printable(text)}\n")
         self._out.flush()
 
     def end_line(self) -> None:
@@ -133,7 +142,12 @@ class Printer:
         self._open_time = time
 
 
+def printable(text: str) -> str:
+    """A text of somebody else on one line, without characters that would steer the terminal."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+
+
 def line(bar: Bar) -> str:
     """One bar as text: opening time (UTC, to the minute), open, high, low, close and volume, all digits."""
     prices = "  ".join(f"{key[0].upper()} {decimal_text(bar[key])}" for key in ("open", "high", "low", "close"))
-    return f"{bar['time'][:16].replace('T', ' ')}  {prices}  V {decimal_text(bar['volume'])}"
+    return f"{printable(bar['time'][:16]).replace('T', ' ')}  {prices}  V {decimal_text(bar['volume'])}"

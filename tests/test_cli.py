@@ -116,7 +116,79 @@ def test_a_recording_that_cannot_be_read_is_found_before_the_daemon_runs(capsys,
 def test_the_daemon_does_not_start_on_a_mistake():
     ended = run(env={"CANDLED_SERVER__PORT": "99999"})
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "candled: server.port: at most 65535, was 99999\n"
+    assert ended.stderr == "candled: server.port (CANDLED_SERVER__PORT): at most 65535, was 99999\n"
+
+
+@pytest.mark.parametrize("text", ["server: &s {host: *s}", "server: " + "[" * 3000])
+def test_settings_without_an_end_are_a_line_and_status_2(text, tmp_path):
+    (tmp_path / "candled.yaml").write_text(text, "utf-8")
+    ended = run()
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("candled: candled.yaml, line 1: not valid YAML: nested too deeply")
+    assert ended.stderr.count("\n") == 1
+
+
+ACME = """
+from dataclasses import dataclass
+from candled import Exchange, hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    pass
+
+class Acme(Exchange):
+    name = "acme"
+    Settings = Settings
+    def __init__(self, settings, clock): raise OSError("no card in the reader")
+    async def markets(self, http): return []
+    def feeds(self, symbols): return []
+    async def history(self, http, symbol, start_ms, end_ms): return []
+
+class Other(Acme):
+    name = "other"
+    def __init__(self, settings, clock): raise ValueError("not on Sundays")
+
+@hookimpl
+def candled_exchanges(): return [Acme, Other]
+"""
+
+
+def installed(tmp_path, module: str, source: str | None) -> dict[str, str]:
+    """Install a plugin of one module (None: it is missing) for processes with this environment."""
+    info = tmp_path / f"candled_{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: candled-{module}\nVersion: 1.0\n", "utf-8")
+    (info / "entry_points.txt").write_text(f"[candled]\n{module} = {module}\n", "utf-8")
+    if source is not None:
+        (tmp_path / f"{module}.py").write_text(source, "utf-8")
+    return {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+
+
+@pytest.mark.parametrize("command", [["check-config"], []], ids=["check-config", "run"])
+def test_exchanges_that_cannot_be_made_are_a_line_each_and_status_2(command, tmp_path):
+    (tmp_path / "candled.yaml").write_text("server: {port: 0}\nexchanges: {acme: , replay: , other: }", "utf-8")
+    ended = run(*command, env=installed(tmp_path, "acme", ACME))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines() == [
+        "candled: exchanges.acme: OSError: no card in the reader",
+        "candled: exchanges.other: ValueError: not on Sundays",
+    ]
+
+
+def test_a_broken_plugin_that_is_not_used_is_one_warning(tmp_path):
+    ended = run("check-config", env=installed(tmp_path, "broken", "1 / 0"))
+    assert ended.returncode == 0
+    assert ended.stderr == (
+        "candled: plugin broken (candled-broken 1.0) is not used: ZeroDivisionError: division by zero\n"
+    )
+
+
+def test_a_password_of_the_store_is_in_no_line(tmp_path):
+    for url in ("mysql://me:hunter2@host/db", "me:hunter2@host", "sqlite://me:hunter2@host/db"):
+        ended = run("check-config", env={"CANDLED_STORE__URL": url, "CANDLED_LOG__LEVEL": "debug"})
+        assert ended.returncode == 2
+        assert "store.url (CANDLED_STORE__URL): " in ended.stderr
+        assert "hunter2" not in ended.stdout + ended.stderr
 
 
 def test_the_daemon_does_not_start_without_the_file_it_was_told():
@@ -206,15 +278,13 @@ def test_plugins_are_listed(capsys):
 
 
 def test_a_broken_plugin_is_listed_with_its_reason_and_status_1(tmp_path):
-    info = tmp_path / "candled_x-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: candled-x\nVersion: 1.0\n", "utf-8")
-    (info / "entry_points.txt").write_text("[candled]\nx = no_such_module\n", "utf-8")
-    ended = run("plugins", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    env = installed(tmp_path, "x", None)
+    ended = run("plugins", env=env)
     assert ended.returncode == 1
-    reason = "x (candled-x 1.0): cannot be used: ModuleNotFoundError: No module named 'no_such_module'"
+    reason = "x (candled-x 1.0): cannot be used: ModuleNotFoundError: No module named 'x'"
     assert reason in ended.stdout.splitlines()
-    assert "Traceback" in ended.stderr  # for its author
+    assert "Traceback" not in ended.stderr
+    assert "Traceback" in run("plugins", env={**env, "CANDLED_LOG__LEVEL": "debug"}).stderr  # for its author
 
 
 # ---------------------------------------------------------------- tail: formatting
@@ -332,6 +402,14 @@ class Impatient:
         await asyncio.sleep(0)
 
 
+class Stopped(Impatient):
+    """A clock on which no wait ever ends."""
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.Event().wait()
+
+
 async def followed(server: Server, exchange: str | None = None) -> tuple[list[str], list[float]]:
     """What `tail` printed until the server had told all its scripts, and how long it waited between connections."""
     out, clock = io.StringIO(), Impatient()
@@ -374,14 +452,57 @@ async def test_tail_waits_longer_after_each_failure_and_starts_over_after_a_succ
         assert limit / 2 <= wait <= limit
 
 
-async def test_an_error_that_may_pass_is_a_remark():
-    server = Server([error("Failed to subscribe to candles"), initial(BAR)])
+async def test_a_subscription_that_failed_is_tried_again_with_backoff():
+    failed = [error("Failed to subscribe to candles"), update(BAR)]
+    server = Server(failed, failed, [initial(BAR)])
+    lines, (first, second) = await followed(server)
+    remark = f"-- {server.url}: Failed to subscribe to candles; connecting again in {{:.1f}} s"
+    assert lines[:2] == [remark.format(first), remark.format(second)]
+    assert lines[2].startswith("2024-10-24 10:00")
+    assert 0.25 <= first <= 0.5 <= second <= 1
+
+
+async def test_an_error_on_a_living_subscription_is_a_remark():
+    server = Server([initial(BAR), error("The lights are out"), update(NEXT)])
+    lines, waits = await followed(server)
+    assert lines[1] == "-- The lights are out"
+    assert lines[2].startswith("2024-10-24 10:05")
+    assert waits == []
+
+
+async def test_what_a_server_says_cannot_steer_the_terminal(capsys):
+    server = Server(
+        [error("Failed\x1b[2J\r\nto\x07 sub\u202escribe\x9b1m")],
+        [initial(BAR | {"time": "2024\x1b]0;oh\x07"}), error("\x1b[31mred")],
+    )
     lines, _ = await followed(server)
-    assert lines[0] == "-- Failed to subscribe to candles"
-    assert lines[1].startswith("2024-10-24 10:00")
+    assert lines[0].startswith(f"-- {server.url}: Failed[2J to subscribe1m; connecting")
+    assert lines[1].startswith("2024]0;oh  O 67234.5")
+    assert lines[2] == "-- [31mred"
+    server = Server([error("Invalid\x1b[2J symbol")])
+    assert await Tail(server.url, "X/Y", "1m", None, 2, out=io.StringIO(), clock=Impatient()).run() == 2
+    assert capsys.readouterr().err == "candled: Invalid[2J symbol\n"
+    await server.stop()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"type": "update", "bar": {}}', '{"type": "error"}', "7"])
+async def test_tail_does_not_print_the_password_of_its_address():
+    out, clock = io.StringIO(), Stopped()
+    url = f"ws://me:hunter2@127.0.0.1:{free_port()}/ws?token=hunter2"
+    tail = asyncio.ensure_future(Tail(url, "BTC/USDT", "5m", None, 2, out=out, clock=clock).run())
+    async with asyncio.timeout(10):
+        while not clock.slept:
+            await asyncio.sleep(0.01)
+    tail.cancel()
+    await asyncio.gather(tail, return_exceptions=True)
+    assert "me:***@127.0.0.1" in out.getvalue()
+    assert "hunter2" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"type": "update", "bar": {}}', '{"type": "error"}', "7", "[" * 100_000, f"[1e{'9' * 30}]"],
+    ids=range(7),
+)
 async def test_a_server_that_says_something_else_is_tried_again(text):
     server = Server([text], [initial(BAR)])
     lines, _ = await followed(server)

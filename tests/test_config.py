@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from candled import ConfigError, Interval, Symbol
-from candled.config import KNOWN_BUSES, KNOWN_STORES, Config, ServerSettings, as_plain, keys, load
+from candled import ConfigError, Exchange, ExchangeError, Interval, Symbol
+from candled.clock import SystemClock
+from candled.config import KNOWN_BUSES, KNOWN_STORES, Config, ServerSettings, as_plain, keys, load, make_exchanges
 from candled.model import DEFAULT_INTERVALS
 from candled.plugins import Plugins, PluginStatus, discover
 from candled.settings import plain_text, rules, section_as_plain
@@ -152,6 +153,9 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path):
         ("store: {url: a, url: b}", "line 1: not valid YAML: url is written twice"),
         ("server: \x07", "not valid YAML: "),
         ("- server", "expected a mapping of settings"),
+        ("log: {}\nserver: &s {host: *s}", "line 2: not valid YAML: nested too deeply, or an alias stands inside"),
+        ("server: " + "[" * 3000, "line 1: not valid YAML: nested too deeply"),
+        ("log: {}\nserver: {port: !!int ''}", "not valid YAML: a value is not what its tag says"),
     ],
 )
 def test_a_file_that_is_not_yaml_is_one_line_that_says_where(problems, text, expected):
@@ -198,16 +202,44 @@ def test_all_problems_of_all_places_come_in_one_run(problems):
         ("intervals: []", "intervals: at least one is needed"),
         ("intervals: [1m, 5m, 1m]", "intervals: 1m is there twice"),
         ("roles: [serve, serve]", "roles: serve is there twice"),
-        ("store: {url: candled.db}", f"store.url: expected a URL, known: {STORES}; got 'candled.db'"),
+        ("store: {url: candled.db}", f"store.url: expected a URL, known: {STORES}"),
         ("store: {url: 'sqlite://candled.db'}", "store.url: three slashes before a relative file, sqlite:///candled.db"),
         ("store: {url: 'sqlite:///'}", "store.url: the file is missing, for instance sqlite:///candled.db"),
         ("bus: {url: 'nats://h'}", f"bus.url: no bus for nats://; known: {BUSES}"),
-        ("bus: {url: 'memory://x'}", "bus.url: nothing can follow memory://, got 'memory://x'"),
+        ("bus: {url: 'memory://x'}", "bus.url: nothing can follow memory://"),
+        ("server: {host: ''}", "server.host: an address is needed; 0.0.0.0 is every one of this machine"),
         ("log: {level: loud}", "log.level: one of debug, info, warning, error, was loud"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused(problems, text, expected):
     assert expected in problems(text)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://me:hunter2@host/db",
+        "postgresql:/me:hunter2@host/db",
+        "me:hunter2@host/db",
+        "host=h password=hunter2",
+        "host=h password=hunter2 service=postgresql://host/db",
+        "sqlite://me:hunter2@host/db",
+        "sqlite://host/db?password=hunter2",
+        "memory://me:hunter2@host",
+        "*hunter2",
+        "!hunter2",
+    ],
+)
+@pytest.mark.parametrize("section", ["store", "bus"])
+def test_an_address_that_cannot_be_used_is_never_repeated(problems, section, url):
+    for told in (
+        problems(f"{section}: {{url: {url}}}"),
+        problems("", {f"CANDLED_{section.upper()}__URL": url}),
+        problems(f"{section}: {url}"),
+        problems("", {f"CANDLED_{section.upper()}": f"{{url: '{url}', no-such-key: 1}}"}),
+    ):
+        assert told
+        assert "hunter2" not in "".join(told)
 
 
 @pytest.mark.parametrize("url", ["sqlite://:memory:", "sqlite:///:memory:"])
@@ -298,6 +330,45 @@ def test_an_exchange_nobody_offers_names_the_broken_plugins(problems):
     assert only.endswith("; other (candled-x 1.0) cannot be used")
 
 
+def raising(name: str, error: BaseException) -> type[Exchange]:
+    """An exchange that cannot be made."""
+
+    class Raising(PLUGINS.exchanges["replay"]):
+        def __init__(self, settings: object, clock: object) -> None:
+            raise error
+
+    Raising.name = name
+    return Raising
+
+
+def test_every_exchange_that_cannot_be_made_is_named_in_one_run(settings):
+    errors = {
+        "acme": OSError(13, "Permission denied"),
+        "base": ValueError("two\nlines about wss://me:hunter2@host"),
+        "cold": ExchangeError("no such market"),
+        "deep": ConfigError(["exchanges.deep.key: is needed", "exchanges.deep.user: is needed"]),
+        "ends": SystemExit(3),
+    }
+    offered = {name: raising(name, error) for name, error in errors.items()}
+    plugins = Plugins({**PLUGINS.exchanges, **offered}, PLUGINS.statuses)
+    config = settings(f"exchanges: {{replay: , {', '.join(f'{name}: ' for name in errors)}}}", plugins=plugins)
+    with pytest.raises(ConfigError) as caught:
+        make_exchanges(config, SystemClock())
+    assert caught.value.problems == (
+        "exchanges.acme: PermissionError: [Errno 13] Permission denied",
+        "exchanges.base: ValueError: two lines about wss://me:***@host",
+        "exchanges.cold: no such market",
+        "exchanges.deep.key: is needed",
+        "exchanges.deep.user: is needed",
+        "exchanges.ends: SystemExit: 3",
+    )
+
+
+def test_exchanges_are_made_in_the_order_of_the_settings(settings):
+    config = settings("exchanges: {replay: , bitget: }")
+    assert [exchange.name for exchange in make_exchanges(config, SystemClock())] == ["replay", "bitget"]
+
+
 # ---------------------------------------------------------------- environment
 
 
@@ -340,6 +411,63 @@ def test_what_kubernetes_tells_a_pod_beside_a_service_called_candled_is_left_alo
         "CANDLED_PORT_7000_TCP_PROTO": "tcp",
     }
     assert settings("", env) == settings("")
+
+
+def test_what_kubernetes_tells_of_services_called_candled_something_is_left_alone(settings):
+    env = {
+        "CANDLED_REDIS_SERVICE_HOST": "10.0.0.12",
+        "CANDLED_REDIS_SERVICE_PORT": "6379",
+        "CANDLED_REDIS_SERVICE_PORT_REDIS": "6379",
+        "CANDLED_REDIS_PORT": "tcp://10.0.0.12:6379",
+        "CANDLED_REDIS_PORT_6379_TCP": "tcp://10.0.0.12:6379",
+        "CANDLED_REDIS_PORT_6379_TCP_PROTO": "tcp",
+        "CANDLED_REDIS_PORT_6379_TCP_PORT": "6379",
+        "CANDLED_REDIS_PORT_6379_TCP_ADDR": "10.0.0.12",
+        "CANDLED_TIMESCALE_DB_2_SERVICE_HOST": "fd00::12",
+        "CANDLED_TIMESCALE_DB_2_PORT": "tcp://[fd00::12]:5432",
+        "CANDLED_TIMESCALE_DB_2_PORT_5432_SCTP": "sctp://[fd00::12]:5432",
+    }
+    assert settings("", env) == settings("")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CANDLED_SERVER__PORT_7000_TCP",
+        "CANDLED_SERVER__SERVICE_HOST",
+        "CANDLED_REDIS_PORT",
+        "CANDLED_SERVER__SERVICE_PORT",
+    ],
+)
+def test_what_only_looks_like_kubernetes_is_a_mistake(problems, name):
+    (only,) = problems("", {name: "7000"})
+    assert only.startswith(f"{name}: no such setting")
+
+
+def test_an_empty_variable_counts_as_unset(settings):
+    env = {"CANDLED_SERVER__HOST": "", "CANDLED_SERVER__PORT": "", "CANDLED_STORE": "", "CANDLED_STORE__JOURNAL": ""}
+    text = "server: {host: 127.0.0.1, port: 7001}"
+    assert settings(text, env) == settings(text)
+    assert settings("", {"CANDLED_STORE__JOURNAL": '""'}).store.journal == ""
+
+
+def test_problems_that_come_from_the_environment_name_the_variable(problems):
+    env = {
+        "CANDLED_SERVER__PORT": "99999",
+        "CANDLED_SERVER__PING_INTERVAL": "1s",
+        "CANDLED_STORE": "{flush_intervall: 1s}",
+        "CANDLED_EXCHANGES__BITGET__SYMBOLS": "[BTCUSDT]",
+        "CANDLED_BUS__URL": "nats://h",
+    }
+    assert problems("ingest: {settle: -1s}", env) == (
+        "exchanges.bitget.symbols[0] (CANDLED_EXCHANGES__BITGET__SYMBOLS): "
+        "expected BASE/QUOTE such as BTC/USDT, got 'BTCUSDT'",
+        "ingest.settle: at least 0s, was -1s",
+        "store.flush_intervall (CANDLED_STORE): unknown setting, did you mean flush_interval?",
+        "server.port (CANDLED_SERVER__PORT): at most 65535, was 99999",
+        "server.ping_timeout: at most server.ping_interval (CANDLED_SERVER__PING_INTERVAL)",
+        f"bus.url (CANDLED_BUS__URL): no bus for nats://; known: {BUSES}",
+    )
 
 
 def test_a_port_without_its_section_is_a_mistake(problems):

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+import subprocess
 import sys
 import textwrap
 import tomllib
@@ -125,6 +127,10 @@ def test_of_two_installed_plugins_with_one_name_the_second_is_refused(install):
         (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(settings): return [X]", "Argument(s) {'settings'}"),
         (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): 1 / 0", "ZeroDivisionError: division by zero"),
         (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): raise SystemExit", "SystemExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import asyncio; raise asyncio.CancelledError('gone')", "CancelledError: gone"),
+        (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): raise GeneratorExit", "GeneratorExit"),
+        ("class Own(BaseException): pass\nraise Own('odd')", "Own: odd"),
         (f"{GOOD}\n    @hookimpl\n    async def candled_exchanges(): return [X]",
          "candled_exchanges is async; hooks are plain functions"),
         (f"{GOOD}\n    async def later(): return [X]\n    @hookimpl\n    def candled_exchanges(): return later()",
@@ -162,13 +168,55 @@ def test_a_bad_plugin_is_named_with_its_reason_and_harms_nobody(install, source,
     assert {"bitget", "replay", "y"} <= discover().exchanges.keys()
 
 
-def test_what_a_plugin_raises_is_logged_with_its_traceback(install, caplog):
+def test_a_broken_plugin_is_one_warning_with_its_traceback_at_debug_level(install, caplog):
     install(bad="raise RuntimeError('oh')")
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.DEBUG, "candled.plugins"):
         discover()
-    (record,) = caplog.records
-    assert record.getMessage() == "plugin bad (candled-x 1.0) is not used"
-    assert record.exc_info is not None
+    warning, detail = caplog.records
+    assert (warning.levelname, warning.getMessage(), warning.exc_info) == (
+        "WARNING",
+        "plugin bad (candled-x 1.0) is not used: RuntimeError: oh",
+        None,
+    )
+    assert detail.levelname == "DEBUG"
+    assert "bad.py" in caplog.text
+
+
+WAITS = "import time\ntime.sleep(3)"
+ANSWERS_LATE = f"{GOOD}\n    import time\n    @hookimpl\n    def candled_exchanges(): time.sleep(3); return [X]"
+
+
+@pytest.mark.parametrize("source", [WAITS, ANSWERS_LATE], ids=["import", "hook"])
+def test_a_plugin_that_takes_too_long_is_broken_and_the_others_are_not(install, source):
+    install(a_slow=source, x_plugin=OFFERS_X.replace('name = "x"', 'name = "y"'))
+    plugins = discover(
+        (one for one in metadata.entry_points(group=GROUP) if one.name in ("a_slow", "x_plugin")), within_s=0.5
+    )
+    slow, good = plugins.statuses
+    assert (slow.ok, slow.error) == (
+        False,
+        "was not imported and asked within 0.5 s; does it wait for something?",
+    )
+    assert good.ok
+    assert list(plugins.exchanges) == ["y"]
+
+
+@pytest.mark.parametrize("source", ["threading.Event().wait()", "while True: pass"])
+def test_a_plugin_that_never_ends_does_not_keep_the_program_from_ending(install, tmp_path, source):
+    install(endless=f"import threading\n{source}")
+    program = (
+        "from importlib import metadata; from candled.plugins import discover\n"
+        "points = [one for one in metadata.entry_points(group='candled') if one.name == 'endless']\n"
+        "print([status.ok for status in discover(points, within_s=0.5).statuses])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "[False]\n"), ended.stderr
 
 
 async def test_the_daemon_serves_beside_three_broken_plugins_and_names_each_in_health(install, tmp_path):

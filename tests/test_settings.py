@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 from candled import Interval, Symbol, setting
 from candled.settings import (
     ByteSize,
+    NotYaml,
     apply_environment,
     kinds_of,
+    name_variables,
     read_section,
+    read_yaml,
+    redacted,
     section_as_plain,
     without_passwords,
 )
@@ -170,6 +174,45 @@ def test_a_mutable_default_is_not_shared():
     assert first.files is not second.files
 
 
+# ---------------------------------------------------------------- YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("server: &s {host: *s}", "nested too deeply, or an alias stands inside what it names"),
+        ("server: &s [[*s]]", "nested too deeply, or an alias stands inside what it names"),
+        ("[" * 3000, "nested too deeply"),
+        ("{a: " * 3000, "nested too deeply"),
+        ("\n".join(f"a{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}" if i else "a0: &a0 {}" for i in range(40)),
+         "too many values"),
+        ("\n".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" if i else "a0: &a0 {k: 1}" for i in range(20)),
+         "too many values"),
+        ("!!bool maybe", "a value is not what its tag says"),
+        ("!!float ''", "a value is not what its tag says"),
+        ("a: 1\na: 2", "a is written twice"),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_what_has_no_end_or_no_value_is_not_yaml(text, expected):
+    with pytest.raises(NotYaml) as caught:
+        read_yaml(text)
+    assert str(caught.value) == expected
+
+
+def test_what_is_not_yaml_says_in_which_line():
+    with pytest.raises(NotYaml) as caught:
+        read_yaml("a: 1\nb: {c: &x [*x]}")
+    assert caught.value.line == 2
+
+
+@pytest.mark.parametrize("text", ["*hunter2", "!hunter2", "!a!hunter2", "!<hunter2> x", "*hunter'2"])
+def test_a_password_that_yaml_takes_for_an_alias_or_a_tag_is_not_repeated(text):
+    with pytest.raises(NotYaml, match=r"needs quotes$|^expected") as caught:
+        read_yaml(f"password: {text}")
+    assert "hunter" not in str(caught.value)
+
+
 # ---------------------------------------------------------------- printing
 
 durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(hours=1))
@@ -216,11 +259,36 @@ def test_durations_print_in_the_largest_unit_that_divides_them(duration, text):
         ("postgresql://host/db?user=u&password=hunter2&sslmode=require", "postgresql://host/db?user=u&password=***&sslmode=require"),
         ("sqlite:///candled.db", "sqlite:///candled.db"),
         ("wss://host:443/path", "wss://host:443/path"),
+        ("wss://host/ws?token=hunter2&depth=5", "wss://host/ws?token=***&depth=5"),
+        ("wss://host/ws?depth=5&access_token=hunter2", "wss://host/ws?depth=5&access_token=***"),
+        ("https://host/?api_key=hunter2", "https://host/?api_key=***"),
+        ("https://host/?apikey=hunter2&API-Key=hunter2", "https://host/?apikey=***&API-Key=***"),
+        ("https://host/?key=hunter2&secret=hunter2", "https://host/?key=***&secret=***"),
+        ("https://host/?client_secret=hunter2;listenKey=x", "https://host/?client_secret=***"),
+        ("https://host/?keyword=candles", "https://host/?keyword=candles"),
     ],
 )  # fmt: skip
 def test_the_password_in_a_url_is_stars(url, shown):
     assert without_passwords(url) == shown
     assert section_as_plain(Everything(text=url))["text"] == shown
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "OSError: no answer from wss://me:hunter2@host/ws: gone",
+            "OSError: no answer from wss://me:***@host/ws: gone",
+        ),
+        ("https://h/x?token=hunter2 answered 403", "https://h/x?token=*** answered 403"),
+        ("postgresql:/me:hunter2@host/db", "postgresql:/me:***@host/db"),
+        ("me:hunter2@host/db", "me:***@host/db"),
+        ("host=h password=hunter2 dbname=d", "host=h password=*** dbname=d"),
+        ("cannot connect to https://host:443/a", "cannot connect to https://host:443/a"),
+    ],
+)
+def test_a_message_is_shown_without_the_passwords_it_quotes(message, shown):
+    assert redacted(message) == shown
 
 
 def test_a_secret_is_stars_and_an_empty_one_is_empty():
@@ -229,7 +297,18 @@ def test_a_secret_is_stars_and_an_empty_one_is_empty():
     assert section_as_plain(Everything(password="hunter2"), redact=False)["password"] == "hunter2"
 
 
-@pytest.mark.parametrize("raw", [{"password": 1234567}, {"password": ["1234567"]}, {"whole": "a://b:1234567@c"}])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"password": 1234567},
+        {"password": ["1234567"]},
+        {"whole": "a://b:1234567@c"},
+        {"whole": "b:1234567@c"},
+        {"whole": "a://c/?token=1234567"},
+        {"symbols": "a://b:1234567@c"},
+        {"inner": "password=1234567"},
+    ],
+)
 def test_a_mistake_does_not_print_a_password(raw):
     assert "1234567" not in problem(raw)
 
@@ -252,7 +331,11 @@ def applied(env: Mapping[str, str], raw: Mapping[str, Any] | None = None) -> tup
         ("APP_INNER", "{depth: 3}", {"inner": {"depth": 3}}),
         ("APP_TEXT", "2024-99-99", {"text": "2024-99-99"}),
         ("APP_TEXT", "12", {"text": "12"}),
-        ("APP_TEXT", "", {"text": ""}),
+        ("APP_TEXT", "''", {"text": ""}),
+        ("APP_TEXT", "", {}),
+        ("APP_WHOLE", " ", {}),
+        ("APP_INNER", "", {}),
+        ("APP_NO_SUCH_SETTING", "", {}),
         ("APP_TEXT", "@odd", {"text": "@odd"}),
         ("APP_TEXT", "'quoted'", {"text": "quoted"}),
         ("OTHER_WHOLE", "7", {}),
@@ -295,9 +378,41 @@ def test_a_variable_that_sets_nothing_is_a_problem(name, expected):
     assert applied({name: "1"})[1] == [expected]
 
 
-@pytest.mark.parametrize("text", ["[1", "2024-99-99"])
+@pytest.mark.parametrize("text", ["[1", "2024-99-99", "[" * 3000, "&a [*a]"])
 def test_a_variable_that_is_not_yaml_is_a_problem(text):
     assert applied({"APP_WHOLE": text}) == (
         {},
         ["APP_WHOLE: expected YAML, for instance a number, a text or [a, list]"],
     )
+
+
+def named(problem: str, *names: str) -> str:
+    """The problem as it is told when those variables are set."""
+    (told,) = name_variables([problem], dict.fromkeys(names, "1"), "APP_", kinds_of(Everything))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("problem", "names", "expected"),
+    [
+        ("whole: at least 0, was -1", ["APP_WHOLE"], "whole (APP_WHOLE): at least 0, was -1"),
+        ("whole: at least 0, was -1", ["app_whole"], "whole (app_whole): at least 0, was -1"),
+        ("whole: at least 0, was -1", ["APP_NUMBER"], "whole: at least 0, was -1"),
+        ("symbols[1]: odd", ["APP_SYMBOLS"], "symbols[1] (APP_SYMBOLS): odd"),
+        ("inner.depth: at most 9", ["APP_INNER"], "inner.depth (APP_INNER): at most 9"),
+        ("inner.depth: at most 9", ["APP_INNER", "APP_INNER__DEPTH"], "inner.depth (APP_INNER__DEPTH): at most 9"),
+        ("inner.depth: at most 9", ["APP_INNER__WIDTH"], "inner.depth: at most 9"),
+        (
+            "inner.depth: at most inner.width",
+            ["APP_INNER__WIDTH"],
+            "inner.depth: at most inner.width (APP_INNER__WIDTH)",
+        ),
+        ("sizes: unknown setting", ["APP_SIZE"], "sizes: unknown setting"),
+    ],
+)
+def test_a_problem_names_the_variable_that_set_the_key(problem, names, expected):
+    assert named(problem, *names) == expected
+
+
+def test_an_empty_variable_is_not_named():
+    assert name_variables(["whole: odd"], {"APP_WHOLE": ""}, "APP_", kinds_of(Everything)) == ["whole: odd"]

@@ -16,6 +16,6 @@ class Commands(Protocol):
         """Add a command with `--config`; `run` gets the options and the settings, and returns the exit status."""
 
 
-from . import backfill, gaps, transfer, verify  # noqa: E402 - the modules need what is above
+from . import backfill, gaps, init_db, transfer, verify  # noqa: E402 - the modules need what is above
 
-TOOLS: tuple[Callable[[Commands], None], ...] = (backfill.add, gaps.add, transfer.add, verify.add)
+TOOLS: tuple[Callable[[Commands], None], ...] = (init_db.add, backfill.add, gaps.add, transfer.add, verify.add)
