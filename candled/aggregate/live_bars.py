@@ -99,6 +99,15 @@ class LiveBars:
         shown_from_ms = market.complete_from_ms or 0
         return series.since_ms <= shown_from_ms or len(series.tail(count, shown_from_ms)) >= count
 
+    def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
+        """Whether the running week is complete, or the newest `count` bars are."""
+        market = self._markets[key]
+        if not market.seeded or market.complete_from_ms is None:
+            return False
+        if market.complete_from_ms <= _WEEK.floor(self._clock.now_ms()):
+            return True
+        return len(market.ladder.series(interval).tail(count, market.complete_from_ms)) >= count
+
     def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
         """The newest `count` whole bars in memory, oldest first, ending with the running one."""
         market = self._markets[key]
@@ -115,7 +124,7 @@ class LiveBars:
         market = self._markets[key]
         market.ladder.series(interval).widen(count)
         deadline = self._clock.monotonic() + patience_s
-        while not self._warm(market, interval, count) and self._clock.monotonic() < deadline:
+        while not self.is_warm(key, interval, count) and self._clock.monotonic() < deadline:
             await self._clock.sleep(0.05)
         while not self.ready(key, interval, count):
             if not market.seeded:
@@ -132,13 +141,6 @@ class LiveBars:
         return {"oneMinuteCandlesCount": sum(market.ladder.minutes_held for market in self._markets.values())}
 
     # ------------------------------------------------------------ inside
-
-    def _warm(self, market: "_Market", interval: Interval, count: int) -> bool:
-        if not market.seeded or market.complete_from_ms is None:
-            return False
-        if market.complete_from_ms <= _WEEK.floor(self._clock.now_ms()):
-            return True
-        return len(market.ladder.series(interval).tail(count, market.complete_from_ms)) >= count
 
     async def _seed(self, key: MarketKey) -> None:
         market = self._markets[key]

@@ -31,6 +31,7 @@ class Bars(Interface):
     """`candled.aggregate.live_bars.LiveBars`."""
 
     def ready(self, key: MarketKey, interval: Interval, count: int) -> bool: ...
+    def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool: ...
     async def prepare(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None: ...
     def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]: ...
 
@@ -60,6 +61,7 @@ class Client:
         self._limits = limits
         self._outbox = Outbox()
         self._topics: set[Topic] = set()
+        self._fresh: set[Topic] = set()  # had no `initial` yet, so that a better one may be waited for
         self._preparing: dict[Topic, asyncio.Task[None]] = {}
         rate = limits.max_messages_per_second
         self._budget = TokenBucket(rate, 2 * rate) if rate else None
@@ -108,7 +110,9 @@ class Client:
         count = self._hub.wanted(self, topic)
         if count is None:
             return
-        if self._bars.ready(topic.market, topic.interval, count):
+        may_wait = topic in self._fresh and not self._bars.is_warm(topic.market, topic.interval, count)
+        if not may_wait and self._bars.ready(topic.market, topic.interval, count):
+            self._fresh.discard(topic)
             self._outbox.initial(topic)
             self._pump()
         elif topic not in self._preparing:
@@ -126,17 +130,19 @@ class Client:
         if most and request.topic not in self._topics and len(self._topics) >= most:
             raise ClientError(f"Too many subscriptions: at most {most} per connection")
         self._topics.add(request.topic)
+        self._fresh.add(request.topic)
         self._outbox.forget(request.topic)
         self._hub.join(self, request.topic, request.bars)
 
     def _unsubscribe(self, topic: Topic) -> None:
         self._topics.discard(topic)
+        self._fresh.discard(topic)
         self._outbox.forget(topic)
         self._hub.leave(self, topic)
 
     async def _prepare(self, topic: Topic) -> None:
         """Have the bars read that memory lacks, then send `initial`; a failure is told once, and tried again."""
-        patience_s = self._limits.warmup_wait.total_seconds()
+        patience_s = self._limits.warmup_wait.total_seconds() if topic in self._fresh else 0.0
         failures = 0
         while (count := self._hub.wanted(self, topic)) is not None:
             try:
@@ -151,6 +157,7 @@ class Client:
             finally:
                 patience_s = 0.0
             if count == self._hub.wanted(self, topic):  # not asked for anew meanwhile
+                self._fresh.discard(topic)
                 self._outbox.initial(topic)
                 self._pump()
                 return

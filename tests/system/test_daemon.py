@@ -184,7 +184,7 @@ def after_20_s(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNames
     with Daemon(cut_off) as one, Daemon(busy) as other:
         one.start(bitget)
         other.start({"exchanges": {"replay": replay}, "ingest": QUICK, "store": store_url(busy)})
-        with connect(other.ws_url, max_size=None) as socket:
+        with connect(other.ws_url, max_size=None, close_timeout=1) as socket:
             for symbol in symbols:
                 socket.send(json.dumps({"type": "subscribe", "symbol": symbol, "interval": "1m"}))
             deadline = time.monotonic() + 20.0
@@ -266,6 +266,27 @@ def test_statistics_over_http_have_exactly_the_specified_keys(after_20_s):
     assert {room["key"] for room in broadcaster["rooms"]} == {f"S{number}/USDT:1m" for number in range(10)}
     assert list(facts["aggregator"]) == ["oneMinuteCandlesCount"]
     assert facts["aggregator"]["oneMinuteCandlesCount"] >= 10 * 100
+
+
+# ---------------------------------------------------------------- the first subscription
+
+
+def test_a_subscription_on_a_fresh_store_waits_for_the_running_week(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        daemon.start({"exchanges": REPLAY, "ingest": QUICK, "store": store_url(tmp_path)})
+        (week,) = initial(daemon, interval="1W", bars=1)
+        assert parse_iso_ms(week["time"]) == Interval.parse("1W").floor(now_ms())
+
+
+def test_a_subscription_that_waits_in_vain_gets_what_is_there(tmp_path):
+    closed = free_port()
+    urls = {"ws_url": f"ws://127.0.0.1:{closed}/", "rest_url": f"http://127.0.0.1:{closed}"}
+    with Daemon(tmp_path) as daemon:
+        settings = {"exchanges": {"bitget": {"symbols": ["BTC/USDT"], **urls}}, "server": {"warmup_wait": "1500ms"}}
+        daemon.start({**settings, "store": store_url(tmp_path)})
+        asked_at = time.monotonic()
+        assert initial(daemon) == []
+        assert 1.4 < time.monotonic() - asked_at < 5.0
 
 
 # ---------------------------------------------------------------- a restart
