@@ -96,7 +96,7 @@ def test_a_newer_schema_is_refused_and_left_alone(database, open_store):
 
 
 def test_without_upgrade_a_database_that_is_not_up_to_date_is_refused_and_left_alone(database, open_store):
-    with pytest.raises(StoreRejected, match="at schema 0, this program needs .*candled init-db"):
+    with pytest.raises(StoreRejected, match=r"at schema 0, this program needs .*candled init-db"):
         open_store(MINUTE, upgrade=False)
     assert database.rows("SELECT to_regnamespace('candled')") == [(None,)]
     open_store(MINUTE).close()
