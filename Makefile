@@ -20,7 +20,7 @@ bench: $(VENV)/.test  ## the figures of bench/README.md
 	$(BIN)/python -m bench
 
 soak: $(VENV)/.test  ## the long forms of the reliability tests
-	CANDLED_TEST_LONG=1 $(BIN)/python -m pytest -m "long or soak" -p no:cacheprovider
+	CANDLED_TEST_LONG=1 CANDLED_TEST_BROWSER_SECONDS=300 $(BIN)/python -m pytest tests/system tests/store tests/tools
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
