@@ -356,6 +356,7 @@ class Server:
     async def stop(self) -> None:
         self._http.stop()
         await self._http.close_all_connections()
+        await asyncio.sleep(0.02)  # so that the client's end of the loopback hears of it and is closed too
 
 
 class _Handler(WebSocketHandler):
@@ -470,7 +471,7 @@ async def test_an_error_on_a_living_subscription_is_a_remark():
     assert waits == []
 
 
-async def test_what_a_server_says_cannot_steer_the_terminal(capsys):
+async def test_what_a_server_says_cannot_steer_the_terminal():
     server = Server(
         [error("Failed\x1b[2J\r\nto\x07 sub\u202escribe\x9b1m")],
         [initial(BAR | {"time": "2024\x1b]0;oh\x07"}), error("\x1b[31mred")],
@@ -479,10 +480,6 @@ async def test_what_a_server_says_cannot_steer_the_terminal(capsys):
     assert lines[0].startswith(f"-- {server.url}: Failed[2J to subscribe1m; connecting")
     assert lines[1].startswith("2024]0;oh  O 67234.5")
     assert lines[2] == "-- [31mred"
-    server = Server([error("Invalid\x1b[2J symbol")])
-    assert await Tail(server.url, "X/Y", "1m", None, 2, out=io.StringIO(), clock=Impatient()).run() == 2
-    assert capsys.readouterr().err == "candled: Invalid[2J symbol\n"
-    await server.stop()
 
 
 async def test_tail_does_not_print_the_password_of_its_address():
@@ -510,8 +507,9 @@ async def test_a_server_that_says_something_else_is_tried_again(text):
     assert lines[-1].startswith("2024-10-24 10:00")
 
 
-async def test_a_refusal_ends_tail_with_status_2(capsys):
-    server = Server([error("Invalid interval: 7m. Valid: 1m, 5m")])
+@pytest.mark.parametrize("control", ["", "\x1b\x07\u202e"])
+async def test_a_refusal_ends_tail_with_status_2(control, capsys):
+    server = Server([error(f"Invalid interval: {control}7m. Valid: 1m, 5m")])
     assert await Tail(server.url, "BTC/USDT", "7m", None, 2, out=io.StringIO(), clock=Impatient()).run() == 2
     assert capsys.readouterr().err == "candled: Invalid interval: 7m. Valid: 1m, 5m\n"
     await server.stop()
