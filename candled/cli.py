@@ -33,7 +33,8 @@ settings:
 
 exit status:
   0  ended as asked, by Ctrl-C or SIGTERM too, and nothing was wrong
-  1  the daemon ended with candles it could not store, or `candled plugins` found a plugin that cannot be used
+  1  the daemon ended with candles it could not store, `candled plugins` found a plugin that cannot be used, or
+     a command on stored history found something missing or wrong
   2  a mistake in settings or arguments, a port in use, a file that cannot be read, a subscription that the
      server refused: a line for each on standard error
 """
