@@ -45,6 +45,8 @@ _NOT_OURS = re.compile(
     r"(?:SERVICE_(?:HOST=|PORT(?:_[A-Z0-9_]+)?=\d+$)|PORT=\w+://|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?=)",
     re.IGNORECASE,
 )
+# What other databases' URLs have, and what would be repeated as a file name wherever the store is spoken of.
+_NO_FILE = re.compile(r":[^/]*@|\?.*=")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 
 
@@ -415,3 +417,5 @@ def _check_sqlite(url: str, problems: list[str]) -> None:
         problems.append("store.url: three slashes before a relative file, sqlite:///candled.db")
     elif file == "/" or file.endswith("/"):
         problems.append("store.url: the file is missing, for instance sqlite:///candled.db")
+    elif _NO_FILE.search(file):
+        problems.append("store.url: sqlite:// is followed by a file alone, without user, password or parameters")

@@ -225,6 +225,8 @@ def test_what_cannot_work_is_refused(problems, text, expected):
         "host=h password=hunter2 service=postgresql://host/db",
         "sqlite://me:hunter2@host/db",
         "sqlite://host/db?password=hunter2",
+        "sqlite:///me:hunter2@host/db",
+        "sqlite:///candled.db?key=hunter2",
         "memory://me:hunter2@host",
         "*hunter2",
         "!hunter2",
