@@ -17,6 +17,7 @@ from candled.clock import SystemClock
 from candled.errors import ConfigError
 from candled.plugins import Plugins, discover
 from candled.settings import redacted
+from candled.store import make_store
 from candled.tools import TOOLS, Run
 
 DEFAULT_CONFIG = Path("candled.yaml")
@@ -144,6 +145,7 @@ def _run(options: argparse.Namespace) -> int:
 def _check_config(options: argparse.Namespace) -> int:
     settings = _load(options, discover())
     config.make_exchanges(settings, SystemClock())
+    make_store(settings.store.url, settings.intervals)  # reads the address, connects to nothing
     print(yaml.safe_dump(config.as_plain(settings), sort_keys=False, allow_unicode=True), end="")
     return 0
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from tornado.httpclient import HTTPError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
@@ -112,7 +113,8 @@ class FeedRunner:
         )
         symbols = [symbol for symbol in feed.symbols if symbol not in self._refused]
         connection = self._connection = Connection(feed, symbols, self._clock.monotonic())
-        logger.info("%s: connected to %s for %d symbols", self._name, feed.url, len(symbols))
+        # the host alone: an operator's address may hold a password
+        logger.info("%s: connected to %s for %d symbols", self._name, urlsplit(feed.url).hostname, len(symbols))
         self._sink.connected(feed)
         reader = asyncio.ensure_future(self._read(socket, connection))
         try:

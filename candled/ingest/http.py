@@ -34,7 +34,7 @@ class HttpClient:
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         """GET `url`; see `candled.exchange.Http.get_json`."""
-        name = urlsplit(url).netloc
+        name = urlsplit(url).netloc.rpartition("@")[2]
         host = self._hosts.setdefault(name, _Host(TokenBucket(self._rate)))
         while wait_s := host.bucket.take(self._clock.monotonic()):
             await self._clock.sleep(wait_s)

@@ -36,11 +36,14 @@ def make_store(
     if url.startswith(("postgresql://", "postgres://")):
         from .postgres import PostgresStore
 
-        return PostgresStore(
-            url,
-            intervals,
-            compress_after_days=compress_after_days,
-            retention_days=retention_days,
-            upgrade=upgrade,
-        )
-    raise ConfigError("expected an address of one of these stores: " + "; ".join(KNOWN_STORES.values()))
+        try:
+            return PostgresStore(
+                url,
+                intervals,
+                compress_after_days=compress_after_days,
+                retention_days=retention_days,
+                upgrade=upgrade,
+            )
+        except ConfigError as error:
+            raise ConfigError([f"store.url: {problem}" for problem in error.problems]) from error
+    raise ConfigError("store.url: expected an address of one of these stores: " + "; ".join(KNOWN_STORES.values()))

@@ -31,3 +31,11 @@ def test_a_store_that_cannot_be_made_is_one_clear_line(tmp_path, capsys, url):
     assert main(["init-db", "--config", settings(tmp_path, url=url)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("candled: store")
+
+
+def test_check_config_reads_the_address_of_the_store(tmp_path, capsys):
+    address = "postgresql://me:hunter2@localhost:none/candles"
+    assert main(["check-config", "--config", settings(tmp_path, url=address)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("candled: store.url: expected")
+    assert "hunter2" not in line
