@@ -20,6 +20,7 @@ from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, MarketKey, Symbo
 from candled.store.sqlite import SqliteStore
 from tests.system.daemon import Daemon
 
+SHORT = pytest.mark.timeout(240)
 LONG = [
     pytest.mark.long,
     pytest.mark.timeout(3600),
@@ -112,12 +113,11 @@ def check_stored(store: SqliteStore, client: Client, asked_at: float) -> None:
     assert running.open_ms > newest_ms or running.volume >= volume
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("how", "times"),
     [
-        pytest.param(signal.SIGTERM, 5, id="SIGTERM"),
-        pytest.param(signal.SIGINT, 2, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 5, id="SIGTERM", marks=SHORT),
+        pytest.param(signal.SIGINT, 2, id="Ctrl-C", marks=SHORT),
         pytest.param(signal.SIGTERM, 50, id="SIGTERM-50", marks=LONG),
         pytest.param(signal.SIGINT, 50, id="Ctrl-C-50", marks=LONG),
     ],
