@@ -110,14 +110,15 @@ class Daemon:
         self._exchanges = self._make_exchanges()
         self._tasks: list[asyncio.Task[None]] = []
         self._store_trouble = ""
+        self._is_reading = False
         self.port = 0
 
     async def start(self) -> None:
         """Start every step, the clients' side first, so that nothing is published to nobody."""
         self._bars.listen(self._hub)
         self._bus.listen(self._bars.on_message)
+        self.port = self._server.listen()  # before the store is touched: another candled may be running
         is_open = await self._open_store()
-        self.port = self._server.listen()
         host = self._config.server.host
         shown = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "") else host
         address = f"{shown}:{self.port}"
@@ -134,7 +135,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(exchange.stop() for exchange in self._exchanges))
-        left = await self._writer.close(within_s=5.0)
+        left = await self._writer.close(within_s=5.0) if self._is_reading else 0
         await self._server.stop()
         await self._bars.stop()
         await self._threads.close()
@@ -171,6 +172,7 @@ class Daemon:
 
     async def _start_reading(self) -> None:
         """The store is open: what waited in the journal goes in first, then bars are loaded and exchanges read."""
+        self._is_reading = True
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer names it, and tries again
             await self._writer.flush()
         self._tasks.append(asyncio.ensure_future(self._writer.run()))
