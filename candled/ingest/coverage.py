@@ -176,11 +176,14 @@ class Coverage:
         """Ask again for a minute that is there: a sign says that its last version was missed."""
         self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
 
-    def forget_unconfirmed(self, before_ms: int) -> None:
-        """Give up confirming minutes that are too old to be compared."""
-        self._unconfirmed.remove(0, before_ms)
+    def recheck(self, since_ms: int) -> None:
+        """Have REST confirm what is there from `since_ms` on: who stored it may have ended before REST was asked."""
+        for start_ms, end_ms in self._have:
+            self._unconfirmed.add(max(start_ms, since_ms), end_ms)
 
-    # ------------------------------------------------------------ what to ask for
+    def awaits_confirmation(self, open_ms: int) -> bool:
+        """Whether a minute that is there has not been confirmed by REST."""
+        return open_ms in self._unconfirmed
 
     def want(self, until_ms: int, now_ms: int, most_minutes: int, confirm_until_ms: int) -> Window | None:
         """The most urgent request, of at most `most_minutes`; None when there is nothing to ask.

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.5
 _WORKERS = 4
 _NOTABLE_SKEW_MS = 2_000
+_RECHECK_MS = 24 * 60 * MINUTE_MS  # at start so much of what is stored is compared with REST again
 # Every five minutes what each market should have of the last days is compared with what the store has. The newest
 # minutes are left to the live stream, whose late versions may still be on their way.
 _AUDIT_S = 300.0
@@ -393,6 +394,7 @@ class ExchangeIngest:
             absence="exchange_outage" if self._exchange.quiet_minutes else "no_trades",
             older=await self._store.has_before(key, from_ms),
         )
+        coverage.recheck(now_ms - _RECHECK_MS)
         rules = Rules(
             settle_ms=self._options.settle_ms,
             quiet_after_ms=self._options.quiet_after_ms,

@@ -113,8 +113,6 @@ class MarketIngest:
         until_ms = self._until(now_ms)
         if self.refused is not None or until_ms < self._idle_until_ms:
             return None
-        if self._minutes.newest_ms is not None:
-            self.coverage.forget_unconfirmed(self._minutes.newest_ms - WINDOW_MS)
         confirm_until_ms = until_ms if self._rules.confirm else 0
         window = self.coverage.want(until_ms, now_ms, self._rules.history_minutes, confirm_until_ms)
         if window is None:
@@ -219,12 +217,16 @@ class MarketIngest:
         for candle in candles:
             if self._minutes.reaches(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS:
                 self._take_live(candle, now_ms, outcome, confirmed=confirmed)
-            elif self._is_over(candle) and not self.coverage.has(candle.open_ms):
+            elif self._is_over(candle) and self._is_wanted(candle.open_ms):
                 outcome.past.append(candle._replace(final=True))
                 self.coverage.add(candle.open_ms, confirmed=True)
         if outcome.past:
             outcome.healed = Range(outcome.past[0].open_ms, outcome.past[-1].open_ms + MINUTE_MS)
         return outcome
+
+    def _is_wanted(self, open_ms: int) -> bool:
+        """Whether the store should get the exchange's word on a minute that is no longer held here."""
+        return not self.coverage.has(open_ms) or self.coverage.awaits_confirmation(open_ms)
 
     def _take_live(self, candle: Candle, now_ms: int, outcome: Outcome, *, confirmed: bool) -> None:
         held = self._minutes.get(candle.open_ms)
