@@ -73,7 +73,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sources", nargs="+", choices=["replay", "fake"], default=["replay", "fake"])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument(
-        "--settle", type=float, default=5.0, help="seconds to wait when gaps are filled, and clients in"
+        "--settle", type=float, default=20.0, help="seconds to wait when gaps are filled, and clients in"
     )
     parser.add_argument("--clients", type=int, default=50)
     return parser.parse_args(arguments)

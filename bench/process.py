@@ -20,6 +20,7 @@ from tests.system.daemon import free_port
 
 ROOT = Path(__file__).parents[1]
 MONDAY_MS = 1_759_708_800_000  # 2025-10-06T00:00Z
+_NO_LIMITS = {"max_connections_per_ip": 0, "max_rooms_per_connection": 10_000, "max_messages_per_second": 0}
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -71,7 +72,7 @@ class Daemon(Process):
     def __init__(self, directory: Path, exchanges: Mapping[str, Any], start_ms: int, **more: Any) -> None:
         self.port = free_port()
         document = {
-            "server": {"host": "127.0.0.1", "port": self.port, "max_connections_per_ip": 0},
+            "server": {"host": "127.0.0.1", "port": self.port, **_NO_LIMITS},
             "exchanges": exchanges,
             "store": {"url": f"sqlite:///{directory / 'candled.db'}", "journal": str(directory / "journal")},
             "log": {"level": "warning"},
