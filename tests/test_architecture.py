@@ -22,6 +22,7 @@ OUTSIDE = {
 EDGES = {
     "app", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
+    "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http",
     "serve/client", "serve/handlers", "serve/server",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
@@ -30,6 +31,7 @@ EDGES = {
 # Modules that touch it only through those edges: they hold one, and decide which.
 HOLDERS = {
     "__main__": "calls cli",
+    "bus/making": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
     "store/__init__": "makes the store that an address means",
     "store/keeper": "writer and history of one store in one hand",
@@ -39,18 +41,19 @@ HOLDERS = {
 }
 
 # Which steps a step may know, beside itself. What is missing here it is handed by `app`.
-FOUNDATION = {"errors", "model", "exchange", "token_bucket"}
+FOUNDATION = {"errors", "model", "exchange", "token_bucket", "budget"}
 STEPS = {
     "errors": set(),
     "token_bucket": set(),
+    "budget": {"exchange", "token_bucket"},
     "model": {"errors"},
     "exchange": {"model"},
     "hookspecs": {"exchange"},
     "settings": {"model"},
     "clock": set(),
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
-    "config": {"errors", "model", "exchange", "settings", "plugins", "store"},
-    "bus": {"errors", "model", "exchange"},
+    "config": {"errors", "model", "exchange", "settings", "plugins", "store", "bus"},
+    "bus": {"errors", "model", "exchange", "token_bucket"},
     "store": {"errors", "model", "exchange"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
@@ -63,7 +66,7 @@ ROOTS = {"app", "cli", "tools", "__main__", "candled"}  # they put the steps tog
 # The only modules of a step that another step may know: values and pure arithmetic.
 SHARED = {
     "aggregate": {"aggregate/ladder"},  # what a changed bar is
-    "bus": {"bus/__init__", "bus/interface"},  # what is published
+    "bus": {"bus/__init__", "bus/interface", "bus/address"},  # what is published, and how a bus is written
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
     "rooms": {"rooms/__init__", "rooms/hub", "rooms/protocol"},
