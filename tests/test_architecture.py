@@ -23,6 +23,7 @@ EDGES = {
     "app", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
+    "api/handler",
     "serve/client", "serve/handlers", "serve/server",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
@@ -30,6 +31,7 @@ EDGES = {
 # Modules that touch it only through those edges: they hold one, and decide which.
 HOLDERS = {
     "__main__": "calls cli",
+    **dict.fromkeys(("api/rest", "api/routes", "api/udf"), "resources over api/handler"),
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
     "store/__init__": "makes the store that an address means",
     "store/keeper": "writer and history of one store in one hand",
@@ -56,6 +58,7 @@ STEPS = {
     "aggregate": FOUNDATION | {"bus"},
     "rooms": FOUNDATION | {"aggregate"},
     "serve": FOUNDATION | {"rooms", "config"},
+    "api": FOUNDATION | {"rooms", "serve", "store", "config"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
 ROOTS = {"app", "cli", "tools", "__main__", "candled"}  # they put the steps together
@@ -67,6 +70,7 @@ SHARED = {
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
     "rooms": {"rooms/__init__", "rooms/hub", "rooms/protocol"},
+    "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }
 
