@@ -1,6 +1,7 @@
 """A server that speaks the documented protocol over bars that the test moves by hand, and that fails on command."""
 
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import Iterable
@@ -212,10 +213,8 @@ class _Handler(WebSocketHandler):
             self._write(json.dumps(message))
 
     def _write(self, text: str) -> None:
-        try:
+        with contextlib.suppress(WebSocketClosedError):
             self.write_message(text).add_done_callback(lambda future: future.cancelled() or future.exception())
-        except WebSocketClosedError:
-            pass
 
     # ------------------------------------------------------------ requests
 

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.clients.market import BTC, ETH, calm, fault, plain, serving, times
 from tests.clients.node import NEEDS_NODE, NODE, JsClient, arguments
-from tests.clients.scripted import TRUTH, Scripted
+from tests.clients.scripted import Scripted
 
 pytestmark = pytest.mark.skipif(NODE is None or not arguments(), reason=NEEDS_NODE)
-
-BTC = ("BTC/USDT", "5m")
-ETH = ("ETH/USDT", "1m")
 
 
 @pytest.fixture(params=[True, False], ids=["extended", "plain"])
@@ -28,20 +26,8 @@ async def extended() -> AsyncIterator[Scripted]:
         yield server
 
 
-async def serving(extended: bool) -> AsyncIterator[Scripted]:
-    server = await Scripted(extended=extended).start()
-    server.make(*BTC, 300)
-    server.make(*ETH, 50)
-    yield server
-    await server.stop()
-
-
 def request(topic: tuple[str, str] = BTC, bars: int = 20) -> dict[str, Any]:
     return {"symbol": topic[0], "interval": topic[1], "bars": bars}
-
-
-def plain(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: bar[key] for key in TRUTH} for bar in bars]
 
 
 async def settled(client: JsClient, server: Scripted, topic: tuple[str, str], name: str = "a") -> list[dict[str, Any]]:
@@ -52,10 +38,6 @@ async def settled(client: JsClient, server: Scripted, topic: tuple[str, str], na
             if bars and bars == server.fresh(topic, len(bars)):
                 return bars
             await asyncio.sleep(0.02)
-
-
-def times(bars: list[dict[str, Any]]) -> list[str]:
-    return [bar["time"] for bar in bars]
 
 
 async def test_it_gives_the_bars_then_what_moves_then_what_opens(server: Scripted) -> None:
@@ -309,37 +291,3 @@ async def test_after_any_faults_it_holds_what_a_fresh_load_gets(server: Scripted
             assert finals == sorted(set(finals))
             heard = [bar["time"] for bar, _ in client.events("onBar", name)]
             assert heard == sorted(heard)
-
-
-async def fault(server: Scripted, draw: random.Random) -> None:
-    """Something happens at the market, and perhaps something to the connection."""
-    topic = draw.choice([BTC, ETH])
-    action = draw.choice([server.trade, server.open_next, lambda topic: server.correct(topic, -draw.randint(2, 9))])
-    action(topic)
-    match draw.randint(0, 14):
-        case 0:
-            server.drop()
-        case 1:
-            server.delay_s = draw.choice([0.0, 0.03])
-        case 2:
-            server.silent = not server.silent
-            if not server.silent:
-                server.drop()
-        case 3:
-            server.misorders = not server.misorders
-        case 4:
-            await server.stop(bye_ms=draw.choice([None, 30]))
-            server.begin_epoch(forget=draw.random() < 0.5)
-            await server.start()
-    await asyncio.sleep(draw.choice([0, 0, 0.01, 0.05]))
-
-
-async def calm(server: Scripted) -> None:
-    """The faults are over, and one more trade comes."""
-    if server.silent:
-        server.silent = False
-        server.drop()
-    server.misorders, server.delay_s = False, 0.0
-    await asyncio.sleep(0.3)
-    server.trade(BTC)
-    server.trade(ETH)
