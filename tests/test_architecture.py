@@ -24,6 +24,7 @@ EDGES = {
     "aggregate/live_bars",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
     "api/handler",
+    "client/client", "client/link", "client/stream",
     "serve/client", "serve/handlers", "serve/server",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
@@ -32,6 +33,7 @@ EDGES = {
 HOLDERS = {
     "__main__": "calls cli",
     **dict.fromkeys(("api/rest", "api/routes", "api/udf"), "resources over api/handler"),
+    "client/__init__": "names what a program may import of the client",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
     "store/__init__": "makes the store that an address means",
     "store/keeper": "writer and history of one store in one hand",
@@ -59,6 +61,7 @@ STEPS = {
     "rooms": FOUNDATION | {"aggregate"},
     "serve": FOUNDATION | {"rooms", "config"},
     "api": FOUNDATION | {"rooms", "serve", "store", "config"},
+    "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
 ROOTS = {"app", "cli", "tools", "__main__", "candled"}  # they put the steps together
