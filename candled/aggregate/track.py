@@ -57,8 +57,8 @@ class Track:
         """
         current = self._epochs[-1] if self._epochs else None
         if current is None or position.epoch != current.name:
-            if any(known.name == position.epoch for known in self._epochs):
-                return False  # from a feed that another one has replaced
+            if any(known.name == position.epoch and position.seq <= known.last_seq for known in self._epochs):
+                return False  # late, from a feed that another one has replaced
             if current is not None or position.seq != 1:
                 self._break()
             offset = 0 if current is None else current.offset + current.last_seq + 1 - position.seq
@@ -88,7 +88,7 @@ class Track:
 
     def stamp_of(self, position: Position) -> int | None:
         """The stamp up to which whoever is at `position` has seen everything; None if it was not followed that far."""
-        for epoch in self._epochs:
+        for epoch in reversed(self._epochs):
             if epoch.name == position.epoch and epoch.first_seq - 1 <= position.seq <= epoch.last_seq:
                 stamp = _stamp(epoch, position.seq)
                 return stamp if stamp >= self._changes_from else None

@@ -47,9 +47,15 @@ def test_a_new_feed_may_have_followed_on_lost_messages():
 
 
 def test_a_late_message_of_a_replaced_feed_is_dropped():
-    track = followed(("a", 1), ("b", 1))
+    track = followed(("a", 1), ("a", 2), ("b", 1))
     assert not track.follow(Position("a", 2))
     assert track.position == ("b", 1)
+
+
+def test_a_feed_that_comes_back_is_followed_again():
+    track = followed(("a", 1), ("b", 1), ("a", 2))
+    assert track.position == ("a", 2)
+    assert track.is_broken
 
 
 def test_what_changed_since_a_position_is_known_as_far_as_the_feed_was_followed():
