@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from candled.bus.address import SCHEMES, RedisAddress
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock, Exchange
 from candled.model import DEFAULT_INTERVALS, Interval, Symbol
@@ -31,7 +32,7 @@ from candled.settings import (
 logger = logging.getLogger(__name__)
 
 KNOWN_STORES = ("sqlite", "postgresql", "postgres")
-KNOWN_BUSES = ("memory",)
+KNOWN_BUSES = ("memory", *SCHEMES)
 ROLES = ("ingest", "serve")
 ENVIRONMENT = "CANDLED_"
 
@@ -147,6 +148,12 @@ class IngestSettings:
         help="how often the running minute is stored, so that a restart shows it at once",
         at_least=timedelta(milliseconds=100),
     )
+    shards: int = setting(
+        1,
+        help="into how many parts the markets are divided for several ingest processes; the same in all processes",
+        at_least=1,
+        at_most=1024,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +193,18 @@ class StoreSettings:
 class BusSettings:
     """What carries candles from ingest to serve."""
 
-    url: str = setting("memory://", help="memory:// inside one process")
+    url: str = setting(
+        "memory://",
+        help="memory:// inside one process, or redis://user:password@host:6379/0, rediss://, unix:///FILE, "
+        "redis+sentinel://host:26379,host2/SERVICE, redis+cluster://host:6379,host2",
+    )
+    prefix: str = setting("", help="stands before every channel and key, for several candleds on one Redis")
+    lease: timedelta = setting(
+        timedelta(seconds=6),
+        help="how long an ingest process may be silent before another takes over",
+        at_least=timedelta(seconds=3),
+        at_most=timedelta(seconds=60),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -405,6 +423,8 @@ def _check(config: Config, problems: list[str]) -> None:
     _check_url(config.store.url, "store", KNOWN_STORES, problems)
     _check_url(config.bus.url, "bus", KNOWN_BUSES, problems)
     _check_sqlite(config.store.url, problems)
+    if set("{}*?[]") & set(config.bus.prefix) or any(character.isspace() for character in config.bus.prefix):
+        problems.append("bus.prefix: expected letters, digits and signs such as : and -, without blanks and brackets")
     if config.bus.url == "memory://" and set(config.roles) != set(ROLES):
         problems.append("roles: bus.url memory:// stays inside one process, so that it needs both, [ingest, serve]")
 
@@ -442,6 +462,11 @@ def _check_url(url: str, what: str, known: Sequence[str], problems: list[str]) -
         problems.append(f"{what}.url: no {what} for {scheme}://; known: {choice}")
     elif scheme == "memory" and rest:
         problems.append(f"{what}.url: nothing can follow memory://")
+    elif scheme in SCHEMES:
+        try:
+            RedisAddress.parse(url)
+        except ValueError as error:
+            problems.append(f"{what}.url: {error}")
 
 
 def _check_sqlite(url: str, problems: list[str]) -> None:
