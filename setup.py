@@ -21,11 +21,13 @@ setup(
         *find_packages(include=["candled", "candled.*"]),
         "candled_plugins",
         *(f"candled_plugins.{name}" for name in find_packages("plugins")),
+        "candled_clients",
     ],
-    package_dir={"candled_plugins": "plugins"},
+    package_dir={"candled_plugins": "plugins", "candled_clients": "clients"},
     package_data={
         "candled": ["py.typed", "serve/static/**/*", "store/postgres_schema/*.sql"],
         "candled_plugins.replay": ["recordings/*"],
+        "candled_clients": ["js/*.js", "js/*.d.ts"],
     },
     install_requires=[
         "tornado>=6.6.1,<6.7",
@@ -37,8 +39,12 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=15"],
+        "polars": ["polars>=1"],  # frames of candled.client
+        "pandas": ["pandas>=2"],
         "test": [
             "pyarrow>=15",
+            "polars>=1",
+            "pandas>=2",
             "pytest>=8",
             "pytest-asyncio>=1.1",
             "pytest-tornado>=0.8.1",

@@ -90,6 +90,37 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """How many HTTP requests one address may make, by group of paths: so many in a window that its first one begins."""
+
+    api_requests: int = setting(100, help="requests to /api/ in a window; 0 for no limit", at_least=0)
+    api_window: timedelta = setting(
+        timedelta(minutes=15), help="the length of that window", at_least=timedelta(seconds=1)
+    )
+    udf_requests: int = setting(
+        3000, help="requests to /udf/ in a window; one pane of a TradingView chart makes 90 in 15 minutes", at_least=0
+    )
+    udf_window: timedelta = setting(
+        timedelta(minutes=15), help="the length of that window", at_least=timedelta(seconds=1)
+    )
+    headers: tuple[str, ...] = setting(
+        ("legacy", "draft-6"),
+        help="which headers tell the limit: X-RateLimit-*, and RateLimit-* as in a draft of the IETF, 6 or 8",
+        one_of=("legacy", "draft-6", "draft-8"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UdfSettings:
+    """TradingView's charts, at /udf."""
+
+    next_time: str = setting(
+        "s", help="the unit of nextTime where a range is empty: s or ms, which TradingView's pages disagree on",
+        one_of=("s", "ms"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IngestSettings:
     """How candles are taken from exchanges."""
 
@@ -99,9 +130,10 @@ class IngestSettings:
         at_least=timedelta(0),
     )
     settle: timedelta = setting(
-        timedelta(seconds=2),
-        help="how long after its successor opened the late versions of a minute are waited for",
+        timedelta(seconds=6),
+        help="how long after its successor opened the late versions of a minute are waited for before it is final",
         at_least=timedelta(0),
+        at_most=timedelta(minutes=5),
     )
     quiet_after: timedelta = setting(
         timedelta(seconds=60),
@@ -210,6 +242,8 @@ class Config:
     roles: tuple[str, ...] = setting(ROLES, help="what this process does", one_of=ROLES)
     exchanges: tuple[ExchangeConfig, ...] = setting((), help="the exchanges, by name; the first is the default one")
     intervals: tuple[Interval, ...] = setting(DEFAULT_INTERVALS, help="the lengths of bars that are served")
+    limits: LimitSettings = setting(LimitSettings(), help="how many HTTP requests one address may make")
+    udf: UdfSettings = setting(UdfSettings(), help="TradingView's charts")
     ingest: IngestSettings = setting(IngestSettings(), help="how candles are taken from exchanges")
     store: StoreSettings = setting(StoreSettings(), help="where candles are kept")
     bus: BusSettings = setting(BusSettings(), help="what carries candles from ingest to serve")
@@ -379,6 +413,9 @@ def _check(config: Config, problems: list[str]) -> None:
     _each(_origin, server.allowed_origins, "server.allowed_origins", problems)
     if server.ping_timeout > server.ping_interval:
         problems.append("server.ping_timeout: at most server.ping_interval")
+    if {"draft-6", "draft-8"} <= set(config.limits.headers):
+        problems.append("limits.headers: draft-6 or draft-8, they use one name for different things")
+    _refuse_twice(config.limits.headers, "limits.headers", problems)
     if not config.intervals:
         problems.append("intervals: at least one is needed")
     _refuse_twice(config.intervals, "intervals", problems)

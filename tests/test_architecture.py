@@ -20,10 +20,12 @@ OUTSIDE = {
 
 # Modules that touch the outside themselves. `tools/` are commands of their own, each an edge as the command line is.
 EDGES = {
-    "app", "cli", "clock", "plugins", "tail",
+    "app", "ingest_side", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
+    "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
+    "api/handler",
+    "client/client", "client/link", "client/stream",
     "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
-    "ingest/exchange_ingest", "ingest/feeds", "ingest/http",
     "serve/client", "serve/handlers", "serve/server",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
@@ -31,6 +33,8 @@ EDGES = {
 # Modules that touch it only through those edges: they hold one, and decide which.
 HOLDERS = {
     "__main__": "calls cli",
+    **dict.fromkeys(("api/rest", "api/routes", "api/udf"), "resources over api/handler"),
+    "client/__init__": "names what a program may import of the client",
     "bus/making": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
     "store/__init__": "makes the store that an address means",
@@ -52,16 +56,18 @@ STEPS = {
     "settings": {"model"},
     "clock": set(),
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
+    "store": {"errors", "model", "exchange", "bus"},
     "config": {"errors", "model", "exchange", "settings", "plugins", "store", "bus"},
     "bus": {"errors", "model", "exchange", "token_bucket"},
-    "store": {"errors", "model", "exchange"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
     "rooms": FOUNDATION | {"aggregate"},
     "serve": FOUNDATION | {"rooms", "config"},
+    "api": FOUNDATION | {"rooms", "serve", "store", "config"},
+    "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
-ROOTS = {"app", "cli", "tools", "__main__", "candled"}  # they put the steps together
+ROOTS = {"app", "ingest_side", "cli", "tools", "__main__", "candled"}  # they put the steps together
 
 # The only modules of a step that another step may know: values and pure arithmetic.
 SHARED = {
@@ -70,6 +76,7 @@ SHARED = {
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
     "rooms": {"rooms/__init__", "rooms/hub", "rooms/protocol"},
+    "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }
 
