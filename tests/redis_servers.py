@@ -326,4 +326,3 @@ class _Sentinel(RedisServer):
     def remove(self) -> None:
         super().remove()
         shutil.rmtree(self._file.parent, ignore_errors=True)
-

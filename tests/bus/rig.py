@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from candled.bus import Facts, Message, MinuteChanged, Missed, Position, StateChanged
-from candled.bus.leases import LeaseState
+from candled.bus.leases import Lease, LeaseState
 from candled.bus.making import RedisParts, make_redis_parts
 from candled.clock import SystemClock
 from candled.model import Candle, MarketKey, Symbol
@@ -93,6 +93,8 @@ async def process(
     shards: int = 1,
     lease_s: float = 6.0,
     markets: tuple[MarketKey, ...] = MARKETS,
+    follows: bool = True,
+    **more: Any,
 ) -> AsyncIterator[Process]:
     """One process, stopped in an orderly way at the end."""
     parts = make_redis_parts(
@@ -105,13 +107,24 @@ async def process(
         lease_s=lease_s,
         ingests=ingests,
         serves=serves,
+        **more,
     )
     one = Process(parts, listens=serves)
     parts.start()
+    leases = one.leases.all if follows and one.leases is not None else []
+    followers = [asyncio.ensure_future(_follow(lease)) for lease in leases]
     try:
         yield one
     finally:
+        for follower in followers:
+            follower.cancel()
         await parts.stop()
+
+
+async def _follow(lease: Lease) -> None:
+    """As whoever ingests: each state is carried out at once."""
+    async for _ in lease.states():
+        continue
 
 
 async def until(is_so: Callable[[], Any], within_s: float = 10.0) -> float:

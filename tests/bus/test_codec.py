@@ -41,7 +41,11 @@ FACTS = st.builds(
 def candles(draw) -> Candle:
     low, *middle, high = sorted(draw(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)))
     volume, quote = draw(NUMBERS), draw(st.none() | NUMBERS)
-    src, final, rev = draw(st.sampled_from(["", "live", "rest", "backfill"])), draw(st.booleans()), draw(st.integers(0, 9))
+    src, final, rev = (
+        draw(st.sampled_from(["", "live", "rest", "backfill"])),
+        draw(st.booleans()),
+        draw(st.integers(0, 9)),
+    )
     return Candle(draw(MINUTES), middle[0], high, low, middle[1], volume, quote, draw(TIMES), final, rev, src)
 
 
@@ -95,7 +99,11 @@ def test_a_minute_of_another_program_needs_time_prices_and_volume():
     text = b'{"time":"2025-10-06T00:00:00Z","open":1,"high":2,"low":1,"close":"1.50","volume":0}'
     message, position = read_message(BTC, text)
     assert position is None
-    assert (message.candle.open_ms, str(message.candle.close), message.candle.src) == (1_759_708_800_000, "1.50", "live")
+    assert (message.candle.open_ms, str(message.candle.close), message.candle.src) == (
+        1_759_708_800_000,
+        "1.50",
+        "live",
+    )
     in_ms = text.replace(b'"2025-10-06T00:00:00Z"', b"1759708800000")
     assert read_message(BTC, in_ms)[0].candle == message.candle
 
@@ -140,7 +148,9 @@ def test_what_is_not_as_documented_is_told_apart(text):
         read_message(BTC, text)
 
 
-@given(st.binary() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(lambda one: json.dumps(one).encode()))
+@given(
+    st.binary() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(lambda one: json.dumps(one).encode())
+)
 def test_whatever_comes_is_read_or_refused(text):
     for read in (lambda data: read_message(BTC, data), read_newest, read_heartbeat):
         try:

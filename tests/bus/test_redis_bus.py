@@ -70,7 +70,9 @@ async def test_whoever_comes_later_gets_the_newest_minutes_and_is_told_to_read_t
             kinds = [type(message) for _, message, _ in late.ear.heard if message.market == BTC]
             assert kinds[:5] == [MinuteChanged] * 3 + [StateChanged, Missed]
             assert late.ear.candles() == sent[-3:]
-            assert {position for _, message, position in late.ear.heard if message.market == BTC} == {leader.ear.at[BTC]}
+            assert {position for _, message, position in late.ear.heard if message.market == BTC} == {
+                leader.ear.at[BTC]
+            }
             assert late.ear.states[BTC] == "quiet"
 
 
