@@ -99,5 +99,5 @@ def test_a_right_address_is_printed_with_stars(url):
 
 def test_a_prefix_that_would_move_keys_or_match_patterns_is_refused():
     for prefix in ("{a}", "a b", "x*"):
-        with pytest.raises(ConfigError, match="bus.prefix"):
+        with pytest.raises(ConfigError, match=r"bus\.prefix"):
             load(None, {"CANDLED_BUS__PREFIX": f'"{prefix}"'}, discover())

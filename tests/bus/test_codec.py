@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from candled.bus import Facts, Healed, Missed, MinuteChanged, Position, StateChanged
+from candled.bus import Facts, Healed, MinuteChanged, Missed, Position, StateChanged
 from candled.bus.codec import (
     STATES,
     BadMessage,
