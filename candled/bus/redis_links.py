@@ -253,7 +253,8 @@ class Caller:
         """Use new connections from now on: another link to these servers has failed."""
         for node, client in list(self._clients.items()):
             self._drop(node, client)
-            self._close(client)  # what waits for an answer there ends at once
+            if not client.uses:
+                self._close(client)
 
     async def close(self) -> None:
         """Release the connections."""
