@@ -34,8 +34,10 @@ HOLDERS = {
     "store/__init__": "makes the store that an address means",
     "store/keeper": "writer and history of one store in one hand",
     "store/postgres": "statements on the connections of postgres_pool",
+    "store/postgres_folding": "the folding statements over them",
     "store/postgres_schema/__init__": "creates tables over postgres_pool",
     "store/postgres_schema/timescale": "the same for what TimescaleDB adds",
+    "store/postgres_upkeep": "drops what is old over them",
 }
 
 # Which steps a step may know, beside itself. What is missing here it is handed by `app`.
