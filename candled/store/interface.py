@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from candled.model import Candle, Interval, MarketKey, Range, Symbol
 
+LATER = 2**53  # the seq of a past change that is not told yet: whoever asks what changed is given it
 FEEDS_KEPT = 100
 FEED_DAYS = 30
 ALL_TIME = Range(0, 10**14)  # later than any candle, and within what every store can hold
@@ -90,10 +91,11 @@ class Store(Protocol):
     def open_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
         """Note that a new feed of these markets begins, after all those noted before; again is no other feed."""
 
-    def note_changes(self, market: MarketKey, epoch: str, changes: Sequence[tuple[int, Range]]) -> None:
+    def note_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """Add to the log what of the past changed, each stretch with the number of the feed's message that told it.
 
-        One transaction; what is in the log already does not come twice.
+        One transaction; what is in the log already does not come twice. A stretch noted with `LATER` stands until one
+        that holds it is noted with its number. Epoch None is the newest feed; where there is none yet, nobody can ask.
 
         Raises:
             StoreRejected: the market has no such feed, or no longer.

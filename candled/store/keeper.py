@@ -57,7 +57,7 @@ class Keeper:
         """See `Store.open_feed`."""
         await self._threads.write(self._store.open_feed, markets, epoch)
 
-    async def note_changes(self, market: MarketKey, epoch: str, changes: Sequence[tuple[int, Range]]) -> None:
+    async def note_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """See `Store.note_changes`."""
         await self._threads.write(self._store.note_changes, market, epoch, changes)
 

@@ -12,7 +12,7 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range,
 from . import postgres_statements as sql
 from .batch import by_market
 from .holes import replaced
-from .interface import ALL_TIME, Hole
+from .interface import ALL_TIME, LATER, Hole
 from .postgres_folding import fold_changes, fold_history, in_minutes, stretches
 from .postgres_pool import Link, Pool, Watchdog, parse_address
 from .postgres_rows import as_array, as_candles, as_columns
@@ -172,16 +172,19 @@ class PostgresStore:
             ids = _lock_markets(link, dict.fromkeys(markets)) if markets else {}
             link.run(sql.OPEN_FEED, (epoch, sorted(ids.values())))
 
-    def note_changes(self, market: MarketKey, epoch: str, changes: Sequence[tuple[int, Range]]) -> None:
+    def note_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """See `Store.note_changes`."""
         with self._writing() as link:
             market_id = _lock_markets(link, [market])[market]
-            feeds = link.rows(sql.FEED, (market_id, epoch))
+            feeds = link.rows(sql.FEED, (market_id, epoch, epoch))
+            if not feeds and epoch is None:
+                return
             if not feeds:
                 raise StoreRejected(f"{market} has no feed {epoch}, or no longer")
             rows = [(seq, *span) for seq, span in changes]
             arrays = [as_array(map(str, column)) for column in zip(*rows, strict=True)]
             if arrays:
+                link.run(sql.DROP_UNTOLD, (*arrays, market_id, *feeds[0], LATER, LATER))
                 link.run(sql.NOTE_CHANGES, (market_id, *feeds[0], *arrays))
 
     # ------------------------------------------------------------ reading

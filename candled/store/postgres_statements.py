@@ -198,7 +198,13 @@ OPEN_FEED = """INSERT INTO candled.feeds (market, number, epoch)
     SELECT market, 1 + coalesce((SELECT max(number) FROM candled.feeds WHERE feeds.market = batch.market), 0), %s
     FROM unnest(%s::int[]) AS batch (market)
     ON CONFLICT (market, epoch) DO NOTHING"""
-FEED = "SELECT number FROM candled.feeds WHERE market = %s AND epoch = %s"
+FEED = """SELECT number FROM candled.feeds WHERE market = %s AND (epoch = %s OR %s::text IS NULL)
+    ORDER BY number DESC LIMIT 1"""
+DROP_UNTOLD = f"""DELETE FROM candled.changes
+    USING (SELECT seq, {_time("start_ms")} AS start_time, {_time("end_ms")} AS end_time
+        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)) AS told
+    WHERE changes.market = %s AND changes.feed = %s AND changes.seq = %s AND told.seq < %s
+        AND changes.start_time >= told.start_time AND changes.end_time <= told.end_time"""
 NOTE_CHANGES = f"""INSERT INTO candled.changes (market, feed, seq, start_time, end_time)
     SELECT %s, %s, seq, {_time("start_ms")}, {_time("end_ms")}
     FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)

@@ -16,7 +16,7 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range,
 from . import sqlite_statements as sql
 from .batch import SOURCES, by_market, fold_bars, minute_ranges, newer_running, news, source_number, touched
 from .holes import replaced
-from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, Hole
+from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, LATER, Hole
 
 logger = logging.getLogger(__name__)
 
@@ -268,13 +268,17 @@ class SqliteStore:
             for market in markets:
                 connection.execute(sql.OPEN_FEED, (self._add_market(connection, market), epoch))
 
-    def note_changes(self, market: MarketKey, epoch: str, changes: Sequence[tuple[int, Range]]) -> None:
+    def note_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """See `Store.note_changes`."""
         with self._transaction() as connection:
             market_id = self._add_market(connection, market)
             feed = connection.execute(sql.FEED, (market_id, epoch)).fetchone()
+            if feed is None and epoch is None:
+                return
             if feed is None:
                 raise StoreRejected(f"{self._path.name}: {market} has no feed {epoch}, or no longer")
+            told = [(market_id, feed[0], LATER, *span) for seq, span in changes if seq < LATER]
+            connection.executemany(sql.DROP_UNTOLD, told)
             connection.executemany(sql.NOTE_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
 
     def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:

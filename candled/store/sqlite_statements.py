@@ -129,7 +129,9 @@ DROP_INTERVAL = "DELETE FROM intervals WHERE interval_ms = ?"
 OPEN_FEED = """INSERT INTO feeds (market, number, epoch)
     SELECT ?1, coalesce(max(number), 0) + 1, ?2 FROM feeds WHERE market = ?1
     ON CONFLICT (market, epoch) DO NOTHING"""
-FEED = "SELECT number FROM feeds WHERE market = ? AND epoch = ?"
+FEED = """SELECT number FROM feeds WHERE market = ?1 AND (epoch = ?2 OR ?2 IS NULL)
+    ORDER BY number DESC LIMIT 1"""
+DROP_UNTOLD = "DELETE FROM changes WHERE market = ? AND feed = ? AND seq = ? AND start_ms >= ? AND end_ms <= ?"
 NOTE_CHANGE = "INSERT INTO changes (market, feed, seq, start_ms, end_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 CHANGES_SINCE = """SELECT start_ms, end_ms FROM feeds LEFT JOIN changes
         ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, ?)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from candled.errors import StoreRejected
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, Range, RangeSet
 from candled.store.batch import SOURCES, by_market, news
-from candled.store.interface import ALL_TIME, FEEDS_KEPT, Hole, Store
+from candled.store.interface import ALL_TIME, FEEDS_KEPT, LATER, Hole, Store
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
 
 ALWAYS_MS = 10**15
@@ -404,6 +404,15 @@ class StoreContract:
             store.note_changes(BTC, "a", [(1, span(0, 1)), (1, span(0, 2))])
         assert store.changes_since(BTC, "b", 0) == [span(3, 4)]
         assert store.changes_since(BTC, "a", 0) == [span(0, 2), span(3, 4)]
+
+    def test_a_change_that_is_told_later_is_in_every_answer_until_then(self, store):
+        store.note_changes(BTC, None, [(LATER, span(7, 8))])  # nobody can ask yet
+        store.open_feed([BTC], "a")
+        store.note_changes(BTC, None, [(LATER, span(0, 2)), (LATER, span(5, 6))])
+        assert store.changes_since(BTC, "a", 900) == [span(0, 2), span(5, 6)]
+        store.note_changes(BTC, "a", [(7, span(0, 3))])
+        assert store.changes_since(BTC, "a", 900) == [span(5, 6)]
+        assert store.changes_since(BTC, "a", 6) == [span(0, 3), span(5, 6)]
 
     def test_of_an_unknown_feed_nothing_can_be_told_or_noted(self, store):
         assert store.changes_since(BTC, "a", 0) is None
