@@ -41,7 +41,7 @@ class StoreThreads:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reading = ThreadPoolExecutor(readers, thread_name_prefix="store-read")
         self._left: SimpleQueue[_Read | None] = SimpleQueue()
-        # To end a read it may have to talk to a server that does not answer; the end of the process waits for no daemon.
+        # Ending a read may mean talking to a server that does not answer: nothing waits for this thread.
         threading.Thread(target=self._end_reads, name="store-cancel", daemon=True).start()
         self._is_closed = False
         self.writes = 0

@@ -52,6 +52,10 @@ def open_store(database, stores):
 class TestPostgresStore(StoreContract):
     """The contract."""
 
+    @staticmethod
+    def read_endlessly(store):
+        store._rows("SELECT pg_sleep(60)", ())
+
 
 # ---------------------------------------------------------------- addresses
 
