@@ -37,6 +37,7 @@ HOLDERS = {
     "client/__init__": "names what a program may import of the client",
     "bus/making": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
+    "serve/clients": "names files for the handlers",
     "store/__init__": "makes the store that an address means",
     "store/keeper": "writer and history of one store in one hand",
     "store/postgres": "statements on the connections of postgres_pool",
