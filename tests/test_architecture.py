@@ -63,7 +63,7 @@ STEPS = {
     "aggregate": FOUNDATION | {"bus"},
     "rooms": FOUNDATION | {"aggregate"},
     "serve": FOUNDATION | {"rooms", "config"},
-    "api": FOUNDATION | {"rooms", "serve", "store", "config"},
+    "api": FOUNDATION | {"bus", "rooms", "serve", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
