@@ -33,7 +33,7 @@ EDGES = {
 # Modules that touch it only through those edges: they hold one, and decide which.
 HOLDERS = {
     "__main__": "calls cli",
-    **dict.fromkeys(("api/rest", "api/routes", "api/udf"), "resources over api/handler"),
+    **dict.fromkeys(("api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"),
     "client/__init__": "names what a program may import of the client",
     "bus/making": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",

@@ -34,7 +34,7 @@ from tests.rows import MONDAY_MS, minute
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
 ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
 FUTURE = MarketKey("bitget-futures", Symbol.parse("BTC/USDT"))
-NO_LIMITS = LimitSettings(api_requests=0, udf_requests=0)
+NO_LIMITS = LimitSettings(api_requests=0, udf_requests=0, klines_requests=0)
 
 
 class Stage:
