@@ -66,7 +66,7 @@ SHARED = {
     "bus": {"bus/__init__", "bus/interface"},  # what is published
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
-    "rooms": {"rooms/__init__", "rooms/hub", "rooms/protocol"},
+    "rooms": {"rooms/__init__", "rooms/frames", "rooms/hub", "rooms/links", "rooms/protocol"},
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }
 

@@ -10,8 +10,11 @@ from candled.exchange import Clock
 from candled.model import Candle, Interval, MarketKey
 
 from . import protocol
+from .links import Link, Links
 from .protocol import Topic
 from .room import Pace
+
+__all__ = ["Hub", "Link", "Links", "Member"]
 
 
 class Member(Protocol):
