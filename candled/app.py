@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,7 +91,7 @@ class Daemon:
             journal=_journal(config),
         )
         self._history = History(self._store, self._threads)
-        self._bus = MemoryBus()
+        self._bus = MemoryBus(secrets.token_hex(6))
         symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
         markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
         self._bars = LiveBars(markets, config.intervals, self._history, clock)
@@ -202,7 +203,7 @@ class Daemon:
             "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
             "exchanges": exchanges,
             "store": {**self._store.describe(), **writer},
-            "bus": self._bus.describe(),
+            "bus": {**self._bus.describe(), **self._bars.healing()},
             "plugins": {
                 status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
                 for status in self._plugins.statuses

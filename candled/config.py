@@ -98,9 +98,10 @@ class IngestSettings:
         at_least=timedelta(0),
     )
     settle: timedelta = setting(
-        timedelta(seconds=2),
-        help="how long after its successor opened the late versions of a minute are waited for",
+        timedelta(seconds=6),
+        help="how long after its successor opened the late versions of a minute are waited for before it is final",
         at_least=timedelta(0),
+        at_most=timedelta(minutes=5),
     )
     quiet_after: timedelta = setting(
         timedelta(seconds=60),

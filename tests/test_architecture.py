@@ -22,7 +22,7 @@ OUTSIDE = {
 EDGES = {
     "app", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
-    "ingest/exchange_ingest", "ingest/feeds", "ingest/http",
+    "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
     "serve/client", "serve/handlers", "serve/server",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
@@ -51,7 +51,7 @@ STEPS = {
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
     "config": {"errors", "model", "exchange", "settings", "plugins", "store"},
     "bus": {"errors", "model", "exchange"},
-    "store": {"errors", "model", "exchange"},
+    "store": {"errors", "model", "exchange", "bus"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
     "rooms": FOUNDATION | {"aggregate"},

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from candled.model import Candle, Interval, MarketKey, Range, Symbol
 
+LATER = 2**53  # the seq of a past change that is not told yet: whoever asks for later ones is given it
 ALL_TIME = Range(0, 10**14)  # later than any candle, and within what every store can hold
 
 

@@ -345,7 +345,7 @@ async def test_a_fast_replay_goes_on_where_its_running_minute_was(tmp_path):
     keeper = Keeper(store, threads, writer, History(store, threads))
     exchange = PLUGINS.exchanges["replay"](PLUGINS.exchanges["replay"].Settings(speed=30.0), clock)
     options = IngestOptions(backfill_ms=0, settle_ms=2_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=True)
-    ingest = ExchangeIngest("replay", exchange, [BTC], clock=clock, bus=MemoryBus(), store=keeper, options=options)
+    ingest = ExchangeIngest("replay", exchange, [BTC], clock=clock, bus=MemoryBus("one"), store=keeper, options=options)
     try:
         await ingest.start()
         assert exchange.now_ms() == ahead_ms + 2 * MINUTE_MS
