@@ -54,7 +54,7 @@ STEPS = {
     "store": {"errors", "model", "exchange", "bus"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
-    "rooms": FOUNDATION | {"aggregate"},
+    "rooms": FOUNDATION | {"aggregate", "bus"},
     "serve": FOUNDATION | {"rooms", "config"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
@@ -66,7 +66,9 @@ SHARED = {
     "bus": {"bus/__init__", "bus/interface"},  # what is published
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
-    "rooms": {"rooms/__init__", "rooms/frames", "rooms/hub", "rooms/links", "rooms/protocol"},
+    "rooms": {
+        "rooms/__init__", "rooms/frames", "rooms/hub", "rooms/links", "rooms/messages", "rooms/protocol",
+    },
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }
 

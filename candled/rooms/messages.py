@@ -86,14 +86,14 @@ def correction(head: str, bar: str, position: str = "") -> str:
     return f'{{"type":"correction",{head},"bar":{bar}{position}}}'
 
 
-def initial(head: str, bars: bytes, more: str = "") -> bytes:
-    """The `initial` message of bar texts, oldest first, with commas between."""
-    return b'{"type":"initial",%b,"bars":[%b]%b}' % (head.encode(), bars, more.encode())
+def initial(head: str, bars: Iterable[bytes | memoryview], more: str = "") -> bytes:
+    """The `initial` message of the texts of bars, oldest first, each with a comma behind it but the last."""
+    return b"".join((b'{"type":"initial",', head.encode(), b',"bars":[', *bars, b"]", more.encode(), b"}"))
 
 
-def resumed(head: str, bars: bytes, position: str) -> bytes:
-    """The `resumed` message of the texts of the bars that changed, oldest first, with commas between."""
-    return b'{"type":"resumed",%b,"bars":[%b],"recovered":true%b}' % (head.encode(), bars, position.encode())
+def resumed(head: str, bars: Iterable[bytes], position: str) -> bytes:
+    """The `resumed` message of the texts of the bars that changed, oldest first."""
+    return b'{"type":"resumed",%b,"bars":[%b],"recovered":true%b}' % (head.encode(), b",".join(bars), position.encode())
 
 
 # ---------------------------------------------------------------- answers

@@ -15,7 +15,8 @@ class Pace:
     the last one sent cannot be an update any more; only a correction or a fresh `initial` can show it. That is so for
     the last one itself as soon as it was sent as final, so that this is said once.
 
-    With `holds`, a bar waits until the one before it was sent as final, but no longer than `HOLD_S`.
+    With `holds`, a bar waits until the one before it was sent as final, but no longer than `HOLD_S`. With
+    `revisions`, a bar with the same values but another `rev` has changed as well.
     """
 
     __slots__ = (
@@ -25,17 +26,19 @@ class Pace:
         "_next_at",
         "_resync",
         "_resynced_at",
+        "_revisions",
         "_slots",
         "passed_over",
         "sent",
         "sent_final",
     )
 
-    def __init__(self, *, holds: bool = False) -> None:
+    def __init__(self, *, holds: bool = False, revisions: bool = False) -> None:
         self.sent: Candle | None = None
         self.sent_final = False
         self.passed_over: int | None = None  # the bar that `take` left behind although it was not final yet
         self._holds = holds
+        self._revisions = revisions
         self._slots: dict[int, tuple[Candle, bool]] = {}
         self._next_at = 0.0
         self._hold_until = 0.0
@@ -61,7 +64,7 @@ class Pace:
         if sent is not None and bar.open_ms <= sent.open_ms:
             if bar.open_ms < sent.open_ms:
                 return False
-            unchanged = bar.values == sent.values
+            unchanged = bar.values == sent.values and (bar.rev == sent.rev or not self._revisions)
             if self.sent_final:
                 self.sent = bar
                 return unchanged

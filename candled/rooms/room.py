@@ -1,0 +1,210 @@
+"""A room: the members of one topic, in lanes by how they want to be told."""
+
+import zlib
+from typing import Any, Literal, Protocol
+
+from candled.bus import Position
+from candled.model import Candle
+
+from .links import Link, Links, Place
+from .messages import FINAL, REV, SEQ, Options, Topic
+from .pace import MIN_GAP_S, Pace
+from .protocol import Resume
+
+MOST_CORRECTIONS = 100  # bars corrected in one go; above that a fresh `initial` is the faster way
+_MOST_CORRECTING = 20_000  # frames in one go, so many bars to so many members
+
+Mode = Literal["live", "final", "closed"]
+
+
+class Member(Protocol):
+    """A client in a room."""
+
+    def want_initial(self, membership: "Membership") -> None:
+        """Have `Hub.initial` called as soon as it can be sent."""
+
+
+class Membership(Place):
+    """What one member has of a room: the bars it asked for, the first one it was shown, and whether those were fewer.
+
+    It has a place in the lists of its lane while it gets the updates. `told`: it has had its `initial`. `ahead_ms`:
+    its `initial` ended with this bar, while older ones still wait for their turn.
+    """
+
+    __slots__ = (
+        "ahead_ms",
+        "bars",
+        "client",
+        "found",
+        "fresh",
+        "lane",
+        "options",
+        "resume",
+        "short",
+        "shown_from_ms",
+        "told",
+    )
+
+    def __init__(self, client: Member, link: Link, lane: "Lane", bars: int, options: Options) -> None:
+        super().__init__(link)
+        self.client = client
+        self.lane: Lane = lane
+        self.bars = bars
+        self.options = options
+        self.fresh = True  # had no `initial` yet, so that a better one may be waited for
+        self.resume: Resume | None = None  # where it was, if it wants only what changed since
+        self.found: Any = None  # what the bars in memory need to tell that
+        self.told = False
+        self.short = False
+        self.shown_from_ms: int | None = None
+        self.ahead_ms: int | None = None
+
+    @property
+    def topic(self) -> Topic:
+        """The topic of the room."""
+        return self.lane.room.topic
+
+
+class Lane:
+    """Members of a room that are told the same bars at the same time, in groups with the same options.
+
+    `live`: each change; `final`: each change, the next bar after the last one's end; `closed`: final bars only.
+    With `revisions` a bar counts as changed also when only its `rev` did.
+    """
+
+    def __init__(self, room: "Room", mode: Mode, revisions: bool) -> None:
+        self.room = room
+        self.mode = mode
+        self.revisions = revisions
+        self.pace = Pace(holds=mode == "final", revisions=revisions)
+        self.groups: dict[Options, Links] = {}
+        self.members = 0
+        self.told = 0  # members that have had their `initial`
+        self.counting = 0  # members that are told `seq`
+        self.ahead: dict[Membership, None] = {}
+        self.stale: dict[Membership, None] = {}  # need a fresh `initial`
+        self.corrections: set[int] = set()  # bars that wait to be corrected
+        self.corrected_at = float("-inf")
+        self.unsaid: set[int] = set()  # bars that were told, or left out, as not final and that no update can show
+        self.said: Position | None = None  # up to where everything was told when last nothing waited
+        self.scheduled_at: float | None = None
+        self.last_texts: dict[int, tuple[Candle, bool, str]] = {}  # of the bar told last, by fields
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything that changed was told to the members that have had their `initial`."""
+        return self.pace.is_clean and not self.corrections and not self.stale
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether an earlier broadcast is not through."""
+        return any(links.sending for links in self.groups.values())
+
+    @property
+    def is_correcting(self) -> bool:
+        """Whether some member wants corrections."""
+        return any(options.corrections and links for options, links in self.groups.items())
+
+    @property
+    def due_at(self) -> float | None:
+        """When there is something to send; None when nothing waits."""
+        at = self.pace.due_at
+        if self.corrections:
+            correct_at = self.corrected_at + MIN_GAP_S
+            at = correct_at if at is None else min(at, correct_at)
+        return at
+
+    @property
+    def is_beyond_correcting(self) -> bool:
+        """Whether so many corrections wait that a fresh `initial` is better."""
+        members = sum(len(links) for options, links in self.groups.items() if options.corrections)
+        return len(self.corrections) > MOST_CORRECTIONS or len(self.corrections) * members > _MOST_CORRECTING
+
+    def filled(self) -> list[tuple[Options, Links]]:
+        """The groups that have members, ready to be sent to."""
+        groups = [(options, links) for options, links in self.groups.items() if links]
+        for _, links in groups:
+            links.tidy()
+        return groups
+
+    def told_members(self) -> list[Membership]:
+        """Everybody who has had an `initial` and waits for no other."""
+        active = [place for links in self.groups.values() for place in links.places]
+        return [*active, *self.ahead]  # type: ignore[list-item]  # the lists of a lane hold memberships
+
+    def enter(self, membership: Membership) -> None:
+        """A new member, which waits for its `initial`."""
+        self.members += 1
+        self.counting += bool(membership.options.fields & SEQ)
+
+    def leave(self, membership: Membership) -> None:
+        """The end of a membership."""
+        self.await_initial(membership)
+        self.members -= 1
+        self.counting -= bool(membership.options.fields & SEQ)
+        if not self.counting:
+            self.said = None
+
+    def await_initial(self, membership: Membership) -> None:
+        """The member gets nothing more before its next `initial`."""
+        if membership.position >= 0:
+            self.groups[membership.options].drop(membership)
+        self.ahead.pop(membership, None)
+        self.stale.pop(membership, None)
+        self.told -= membership.told
+        membership.told = False
+        membership.ahead_ms = None
+
+    def admit(self, membership: Membership, newest_ms: int | None) -> None:
+        """The member was told everything up to the bar `newest_ms`.
+
+        From now on it has the lane's updates, unless older bars still wait for their turn.
+        """
+        membership.told = True
+        self.told += 1
+        waiting_ms = self.pace.oldest_waiting
+        if self.mode == "live" and newest_ms is not None and waiting_ms is not None and waiting_ms < newest_ms:
+            membership.ahead_ms = newest_ms
+            self.ahead[membership] = None
+        else:
+            self._activate(membership)
+
+    def catch_up(self, open_ms: int) -> None:
+        """The bar `open_ms` goes out: who was told no more than that has the updates from this one on."""
+        for membership in [one for one in self.ahead if one.ahead_ms is not None and one.ahead_ms <= open_ms]:
+            del self.ahead[membership]
+            membership.ahead_ms = None
+            self._activate(membership)
+
+    def _activate(self, membership: Membership) -> None:
+        links = self.groups.get(membership.options)
+        if links is None:
+            links = self.groups[membership.options] = Links()
+        links.add(membership)
+
+
+class Room:
+    """What all lanes of a topic share. `phase`, from 0 to 1, tells rooms apart that would be due together."""
+
+    def __init__(self, topic: Topic, name: str, head: str) -> None:
+        self.topic = topic
+        self.name = name
+        self.head = head
+        self.phase = zlib.crc32(name.encode()) / 2**32
+        self.lanes: dict[tuple[Mode, bool], Lane] = {}
+        self.version = 0  # changes whenever a bar does
+        self.last_broadcast_ms = 0
+
+    @property
+    def members(self) -> int:
+        """How many there are."""
+        return sum(lane.members for lane in self.lanes.values())
+
+    def lane(self, options: Options) -> Lane:
+        """The lane for members with these options."""
+        mode: Mode = "closed" if options.closed else "final" if options.fields & FINAL else "live"
+        key = (mode, bool(options.fields & REV))
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(self, *key)
+        return lane
