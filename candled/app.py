@@ -13,17 +13,22 @@ from typing import Any
 
 from candled import __version__
 from candled.aggregate.live_bars import LiveBars
+from candled.api.directory import Directory
+from candled.api.pages import Pages
+from candled.api.rest import Source
+from candled.api.routes import make_routes
 from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import Config, make_exchanges
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
-from candled.model import MarketKey
+from candled.model import Market, MarketKey
 from candled.plugins import Plugins
 from candled.rooms.hub import Hub
 from candled.rooms.protocol import Protocol
 from candled.serve.handlers import STATIC
+from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
 from candled.store import make_store
 from candled.store.history import History
@@ -98,6 +103,14 @@ class Daemon:
         self._codec = Protocol(symbols, config.intervals)
         self._hub = Hub(self._codec, self._bars, clock)
         self._page = (STATIC / "index.html").read_text("utf-8")
+        self._exchanges = self._make_exchanges()
+        source = Source(
+            directory=Directory(symbols, config.intervals),
+            pages=Pages(self._bars, self._history),
+            stored=self._history,
+            clock=clock,
+            describe=self._describe,
+        )
         self._server = Server(
             config.server,
             hub=self._hub,
@@ -107,8 +120,8 @@ class Daemon:
             health=self.health,
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
             page=self._page_text,
+            routes=make_routes(config, source, MemoryCounter(clock), clock),
         )
-        self._exchanges = self._make_exchanges()
         self._tasks: list[asyncio.Task[None]] = []
         self._store_trouble = ""
         self._is_reading = False
@@ -209,6 +222,10 @@ class Daemon:
                 for status in self._plugins.statuses
             },
         }
+
+    def _describe(self, market: MarketKey) -> Market | None:
+        """What an exchange says of one of its markets, once it was asked."""
+        return next((one.market(market.symbol) for one in self._exchanges if one.name == market.exchange), None)
 
     def _make_exchanges(self) -> list[ExchangeIngest]:
         ingest = self._config.ingest

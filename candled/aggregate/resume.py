@@ -22,7 +22,9 @@ class History(Protocol):
     async def bars_between(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
     ) -> Sequence[Candle]: ...
-    async def changes_since(self, market: MarketKey, epoch: str, seq: int) -> Sequence[Range] | None: ...
+    async def changes_since(
+        self, market: MarketKey, epoch: str, seq: int, *, logged_seq: int = -1
+    ) -> Sequence[Range] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,5 +102,6 @@ class Resumer:
             if self._clock.monotonic() > deadline:
                 return None
             await self._clock.sleep(0.05)
-        changes = await self._history.changes_since(key, position.epoch, position.seq)
+        logged_seq = market.track.facts.logged_seq
+        changes = await self._history.changes_since(key, position.epoch, position.seq, logged_seq=logged_seq)
         return None if changes is None or market.track.is_broken else [*changes, *market.track.changes_since(0)]

@@ -51,19 +51,22 @@ class Track:
         return bool(self._epochs) and self.facts.logged_seq >= self._epochs[-1].first_seq
 
     def follow(self, position: Position) -> bool:
-        """Take note of a message; False if it was seen before. `is_broken` tells whether some are missing before it."""
+        """Take note of a message; False if it is older than the last. `is_broken`: some are missing before it.
+
+        Several may come at one position: what a bus found out by itself stands at the newest message it knows of.
+        """
         current = self._epochs[-1] if self._epochs else None
         if current is None or position.epoch != current.name:
-            if any(known.name == position.epoch for known in self._epochs):
-                return False  # from a feed that another one has replaced
+            if any(known.name == position.epoch and position.seq <= known.last_seq for known in self._epochs):
+                return False  # late, from a feed that another one has replaced
             if current is not None or position.seq != 1:
                 self._break()
             offset = 0 if current is None else current.offset + current.last_seq + 1 - position.seq
             self._epochs.append(_Epoch(position.epoch, offset, position.seq, position.seq))
             return True
-        if position.seq <= current.last_seq:
+        if position.seq < current.last_seq:
             return False
-        if position.seq != current.last_seq + 1:
+        if position.seq > current.last_seq + 1:
             self._break()
         current.last_seq = position.seq
         return True
@@ -85,7 +88,7 @@ class Track:
 
     def stamp_of(self, position: Position) -> int | None:
         """The stamp up to which whoever is at `position` has seen everything; None if it was not followed that far."""
-        for epoch in self._epochs:
+        for epoch in reversed(self._epochs):
             if epoch.name == position.epoch and epoch.first_seq - 1 <= position.seq <= epoch.last_seq:
                 stamp = _stamp(epoch, position.seq)
                 return stamp if stamp >= self._changes_from else None

@@ -24,7 +24,9 @@ class Keeper(Protocol):
     def put(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool: ...
     async def flush(self) -> None: ...
     async def open_feed(self, markets: Sequence[MarketKey], epoch: str) -> None: ...
-    async def note_change(self, market: MarketKey, position: Position, changed: Range) -> None: ...
+    async def note_changes(
+        self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]
+    ) -> None: ...
     async def save_coverage(
         self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole], within: Range | None
     ) -> None: ...
@@ -173,7 +175,7 @@ class Outlet:
     async def _log(self, market: MarketKey, position: Position, changed: Range) -> None:
         """Say in the log when a change was told. Until then whoever asks is told of it once too often."""
         try:
-            await self._store.note_change(market, position, changed)
+            await self._store.note_changes(market, position.epoch, [(position.seq, changed)])
         except (StoreUnavailable, StoreRejected, asyncio.CancelledError):
             return
 

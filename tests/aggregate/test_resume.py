@@ -20,7 +20,7 @@ class Logged(Stored):
         self.log: dict[tuple[str, int], list[Range]] = {}  # by position: what changed since
         self.absent: list = []
 
-    async def changes_since(self, market, epoch, seq):
+    async def changes_since(self, market, epoch, seq, **_):
         return self.log.get((epoch, seq))
 
     async def holes(self, market, within):

@@ -29,8 +29,8 @@ class Keeper:
     async def open_feed(self, markets, epoch) -> None:
         self.diary.append(("open", epoch))
 
-    async def note_change(self, market, position, changed) -> None:
-        self.diary.append(("note", position, changed))
+    async def note_changes(self, market, epoch, changes) -> None:
+        self.diary.append(("note", epoch, changes))
 
     async def save_coverage(self, market, since_ms, holes, within) -> None:
         self.diary.append(("coverage", since_ms))
@@ -98,7 +98,7 @@ async def test_a_healed_past_is_in_the_log_before_it_is_stored_and_told_after():
         ("put", minute(4).open_ms, True, unknown),
         ("flush",),
         ("coverage", MONDAY_MS),
-        ("note", told, Range(minute(3).open_ms, minute(4).open_ms + MINUTE_MS)),
+        ("note", "one", [(told.seq, Range(minute(3).open_ms, minute(4).open_ms + MINUTE_MS))]),
     ]
 
 

@@ -45,7 +45,7 @@ class Stored:
     async def holes(self, market, within):
         return ()
 
-    async def changes_since(self, market, epoch, seq):
+    async def changes_since(self, market, epoch, seq, **_):
         return None
 
 

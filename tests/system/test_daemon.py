@@ -248,7 +248,7 @@ def test_health_over_http_has_the_documented_keys(after_20_s):
     assert parse_iso_ms(market["newestMinute"]) >= now_ms() - MINUTE_MS
     assert market["holes"] == {"count": 0, "minutes": 0, "newest": []}
     assert {"kind", "schema", "state", "waiting", "lastError"} <= health["store"].keys()
-    assert health["bus"] == {"kind": "memory", "connected": True}
+    assert health["bus"] == {"kind": "memory", "connected": True, "healed": 0, "catchingUp": 0}
     assert health["plugins"]["replay"] == {"status": "ok", "error": None}
 
 
