@@ -20,17 +20,7 @@ class ConfigError(CandledError):
 
 
 class ClientError(CandledError):
-    """The client can act: its message is answered with this text and the socket stays open.
-
-    `code` is as in docs/protocol.md, `temporary` whether asking again later may help, `request_id` what the client
-    called its request, if it did.
-    """
-
-    def __init__(self, message: str, *, code: int = 107, temporary: bool = False) -> None:
-        super().__init__(message)
-        self.code = code
-        self.temporary = temporary
-        self.request_id: int | str | None = None
+    """The client can act: its message is answered with this text and the socket stays open."""
 
 
 class ExchangeError(CandledError):

@@ -76,7 +76,12 @@ SHARED = {
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
     "rooms": {
-        "rooms/__init__", "rooms/frames", "rooms/hub", "rooms/links", "rooms/messages", "rooms/protocol",
+        "rooms/__init__",
+        "rooms/frames",
+        "rooms/hub",
+        "rooms/links",
+        "rooms/messages",
+        "rooms/protocol",
     },
     "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values

@@ -115,7 +115,7 @@ class Hub:
         membership.resume = membership.found = None
         membership.fresh = False
         membership.shown_from_ms = shown.first_ms
-        membership.short = shown.count < membership.bars
+        membership.short = shown.bars < membership.bars
         if lane.mode != "live":
             lane.unsaid.update(shown.open)
         lane.admit(membership, shown.last_ms)
@@ -312,10 +312,10 @@ class Hub:
 
     def _resumed(self, membership: Membership) -> Shown | None:
         """What a member that was here before missed; None if that is unknown or cannot be proved."""
-        if membership.found is None:
+        if membership.resume is None or membership.found is None:
             return None
         changed = self._bars.resumed(*membership.topic, membership.found)
-        return None if changed is None else self._telling.resumed(membership, changed)
+        return None if changed is None else self._telling.resumed(membership, membership.resume.time_ms, changed)
 
     def _run(self, lane: Lane, now: float) -> None:
         """Send what is due in a lane, unless an earlier broadcast to it is not through: then only the newest waits."""

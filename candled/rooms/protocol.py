@@ -23,7 +23,20 @@ _INTEGER = 2**63  # what fits 64 bits, with a sign
 _LAST_MS = 253_402_300_800_000  # the year 10000
 
 INVALID_FORMAT = "Invalid message format"
-UNKNOWN, LIMIT, BAD_REQUEST = 102, 106, 107
+INTERNAL, UNKNOWN, LIMIT, NOT_AVAILABLE, TOO_MANY = 100, 102, 106, 108, 111  # codes of errors; 107 is any other
+
+
+class RequestError(ClientError):
+    """What is wrong with a request. `code` is as in docs/protocol.md; `temporary`: asking again later may help.
+
+    `request_id` is what the client called its request, if it did.
+    """
+
+    def __init__(self, message: str, *, code: int = 107, temporary: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.temporary = temporary
+        self.request_id: RequestId = None
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -48,7 +61,7 @@ class Subscribe(msgspec.Struct, frozen=True):
 class SubscribeMany(msgspec.Struct, frozen=True):
     """Several subscriptions at once; what is wrong with one of them does not concern the others."""
 
-    wanted: tuple[Subscribe | ClientError, ...]
+    wanted: tuple[Subscribe | RequestError, ...]
     id: RequestId = None
 
 
@@ -140,18 +153,18 @@ class Protocol:
         """Read one client message.
 
         Raises:
-            ClientError: its text is the error message to answer with, to the request that it names.
+            RequestError: its text is the error message to answer with, to the request that it names.
         """
         if isinstance(message, bytes):
-            raise ClientError(INVALID_FORMAT)
+            raise RequestError(INVALID_FORMAT)
         try:
             told = self._decoder.decode(message)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise ClientError(INVALID_FORMAT) from error
+            raise RequestError(INVALID_FORMAT) from error
         request_id = None if told.id is msgspec.UNSET else _request_id(told.id)
         try:
             return self._request(told, request_id)
-        except ClientError as error:
+        except RequestError as error:
             error.request_id = request_id
             raise
 
@@ -173,9 +186,9 @@ class Protocol:
                     before_ms = _time_ms("before", told.before)
                 return GetHistory(topic, before_ms, _page_size(told.limit), _fields(told.fields), request_id)
             case str(other):
-                raise ClientError(f"Unknown message type: {_shown(other)}")
+                raise RequestError(f"Unknown message type: {_shown(other)}")
             case _:
-                raise ClientError(INVALID_FORMAT)
+                raise RequestError(INVALID_FORMAT)
 
     def _subscribe(self, told: _Message, request_id: RequestId) -> Subscribe:
         topic, bars = self._topic(told), _bars(told.initialBars)
@@ -186,17 +199,17 @@ class Protocol:
             resume = _resume(told.resume)
         return Subscribe(topic, bars, options, _flag("status", told.status), resume, request_id)
 
-    def _each(self, told: _Message, request_id: RequestId) -> tuple[Subscribe | ClientError, ...]:
+    def _each(self, told: _Message, request_id: RequestId) -> tuple[Subscribe | RequestError, ...]:
         if not isinstance(told.subscriptions, list) or not told.subscriptions:
-            raise ClientError(INVALID_FORMAT)
-        wanted: list[Subscribe | ClientError] = []
+            raise RequestError(INVALID_FORMAT)
+        wanted: list[Subscribe | RequestError] = []
         for one in told.subscriptions:
             try:
                 if not isinstance(one, dict):
-                    raise ClientError(INVALID_FORMAT)
+                    raise RequestError(INVALID_FORMAT)
                 own = {key: value for key, value in one.items() if key in _OF_ONE}
                 wanted.append(self._subscribe(msgspec.structs.replace(told, **own), request_id))
-            except ClientError as error:
+            except RequestError as error:
                 error.request_id = request_id
                 wanted.append(error)
         return tuple(wanted)
@@ -209,13 +222,13 @@ class Protocol:
         exchange = self._default if told.exchange is msgspec.UNSET else told.exchange
         symbol, interval = told.symbol, told.interval
         if not (isinstance(symbol, str) and isinstance(interval, str) and isinstance(exchange, str)):
-            raise ClientError(INVALID_FORMAT)
+            raise RequestError(INVALID_FORMAT)
         if exchange not in self._markets:
-            raise ClientError(f"Invalid exchange: {_shown(exchange)}. Valid: {', '.join(self._markets)}", code=UNKNOWN)
+            raise RequestError(f"Invalid exchange: {_shown(exchange)}. Valid: {', '.join(self._markets)}", code=UNKNOWN)
         symbols = self._markets[exchange]
         if symbol not in symbols:
-            raise ClientError(f"Invalid symbol: {_shown(symbol)}. {_choice(list(symbols))}", code=UNKNOWN)
-        raise ClientError(f"Invalid interval: {_shown(interval)}. Valid: {', '.join(self._intervals)}", code=UNKNOWN)
+            raise RequestError(f"Invalid symbol: {_shown(symbol)}. {_choice(list(symbols))}", code=UNKNOWN)
+        raise RequestError(f"Invalid interval: {_shown(interval)}. Valid: {', '.join(self._intervals)}", code=UNKNOWN)
 
 
 # ---------------------------------------------------------------- single keys
@@ -223,13 +236,13 @@ class Protocol:
 
 def _bars(count: Any) -> int:
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ClientError(f"Invalid initialBars: {_json(count)}. Expected a whole number from 0 to {MOST_BARS}")
+        raise RequestError(f"Invalid initialBars: {_json(count)}. Expected a whole number from 0 to {MOST_BARS}")
     return min(count, MOST_BARS)
 
 
 def _page_size(limit: Any) -> int:
     if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MOST_BARS:
-        raise ClientError(f"Invalid limit: {_json(limit)}. Expected a whole number from 1 to {MOST_BARS}")
+        raise RequestError(f"Invalid limit: {_json(limit)}. Expected a whole number from 1 to {MOST_BARS}")
     return limit
 
 
@@ -238,20 +251,20 @@ def _request_id(given: Any) -> RequestId:
         return given
     if isinstance(given, int) and not isinstance(given, bool) and -_INTEGER <= given < _INTEGER:
         return given
-    raise ClientError(f"Invalid id: {_json(given)}. Expected an integer or at most {_LONGEST_ID} characters")
+    raise RequestError(f"Invalid id: {_json(given)}. Expected an integer or at most {_LONGEST_ID} characters")
 
 
 def _fields(given: Any) -> int:
     if given is msgspec.UNSET:
         return 0
     if not isinstance(given, list) or not all(isinstance(one, str) and one in FIELDS for one in given):
-        raise ClientError(f"Invalid fields: {_json(given)}. Valid: {', '.join(FIELDS)}")
+        raise RequestError(f"Invalid fields: {_json(given)}. Valid: {', '.join(FIELDS)}")
     return sum(FIELDS[one] for one in set(given))
 
 
 def _closed(mode: Any) -> bool:
     if mode not in ("all", "closed"):
-        raise ClientError(f"Invalid mode: {_json(mode)}. Valid: all, closed")
+        raise RequestError(f"Invalid mode: {_json(mode)}. Valid: all, closed")
     return bool(mode == "closed")
 
 
@@ -259,17 +272,15 @@ def _flag(name: str, given: Any) -> bool:
     if isinstance(given, bool):
         return given
     if name == "status":
-        raise ClientError(f"Invalid status: {_json(given)}. Expected true or false")
-    raise ClientError(f"Invalid corrections: {_json(given)}. Expected true or false")
+        raise RequestError(f"Invalid status: {_json(given)}. Expected true or false")
+    raise RequestError(f"Invalid corrections: {_json(given)}. Expected true or false")
 
 
 def _resume(given: Any) -> Resume:
-    epoch, seq, time = (given.get(key) for key in ("epoch", "seq", "time")) if isinstance(given, dict) else [None] * 3
-    known = isinstance(epoch, str) and len(epoch) <= _LONGEST_ID
-    counted = isinstance(seq, int) and not isinstance(seq, bool) and 0 <= seq < _INTEGER
-    if not (known and counted):
-        raise ClientError(f"Invalid resume: {_json(given)}. Expected epoch, seq and time as the server sent them")
-    return Resume(epoch, seq, _time_ms("resume.time", time))
+    epoch, seq, time = map(given.get, ("epoch", "seq", "time")) if isinstance(given, dict) else (None, None, None)
+    if isinstance(epoch, str) and len(epoch) <= _LONGEST_ID and type(seq) is int and 0 <= seq < _INTEGER:
+        return Resume(epoch, seq, _time_ms("resume.time", time))
+    raise RequestError(f"Invalid resume: {_json(given)}. Expected epoch, seq and time as the server sent them")
 
 
 def _time_ms(name: str, given: Any) -> int:
@@ -283,8 +294,8 @@ def _time_ms(name: str, given: Any) -> int:
     if 0 <= at_ms < _LAST_MS:
         return at_ms
     if name == "before":
-        raise ClientError(f"Invalid before: {_json(given)}. Expected an ISO 8601 time or epoch milliseconds")
-    raise ClientError(f"Invalid resume.time: {_json(given)}. Expected an ISO 8601 time or epoch milliseconds")
+        raise RequestError(f"Invalid before: {_json(given)}. Expected an ISO 8601 time or epoch milliseconds")
+    raise RequestError(f"Invalid resume.time: {_json(given)}. Expected an ISO 8601 time or epoch milliseconds")
 
 
 # ---------------------------------------------------------------- error texts

@@ -7,12 +7,14 @@ from candled.bus import Position
 from candled.model import Candle
 
 from .links import Link, Links, Place
-from .messages import FINAL, REV, SEQ, Options, Topic
+from .messages import FINAL, REV, SEQ, Options, RequestId, Topic
 from .pace import MIN_GAP_S, Pace
 from .protocol import Resume
 
 MOST_CORRECTIONS = 100  # bars corrected in one go; above that a fresh `initial` is the faster way
 _MOST_CORRECTING = 20_000  # frames in one go, so many bars to so many members
+
+_NOT_SHOWN_YET = 2  # bars that are not final yet or wait for another that is not
 
 Mode = Literal["live", "final", "closed"]
 
@@ -39,6 +41,7 @@ class Membership(Place):
         "fresh",
         "lane",
         "options",
+        "request_id",
         "resume",
         "short",
         "shown_from_ms",
@@ -51,6 +54,7 @@ class Membership(Place):
         self.lane: Lane = lane
         self.bars = bars
         self.options = options
+        self.request_id: RequestId = None
         self.fresh = True  # had no `initial` yet, so that a better one may be waited for
         self.resume: Resume | None = None  # where it was, if it wants only what changed since
         self.found: Any = None  # what the bars in memory need to tell that
@@ -63,6 +67,11 @@ class Membership(Place):
     def topic(self) -> Topic:
         """The topic of the room."""
         return self.lane.room.topic
+
+    @property
+    def needed(self) -> int:
+        """How many bars have to be in memory: in some lanes the newest ones may not be shown yet."""
+        return self.bars if self.lane.mode == "live" else self.bars + _NOT_SHOWN_YET
 
 
 class Lane:

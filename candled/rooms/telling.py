@@ -32,7 +32,7 @@ class Shown(NamedTuple):
     frame: Frame
     first_ms: int | None
     last_ms: int | None
-    count: int
+    bars: int
     open: tuple[int, ...] = ()
 
 
@@ -90,7 +90,7 @@ class Telling:
             sent and (sent.open_ms, lane.pace.sent_final),
             position,
         )
-        shown = form.kept((count, recovers), state)
+        shown: Shown | None = form.kept((count, recovers), state)
         if shown is None:
             told = f',"recovered":false{position}' if recovers else position
             shown = self._make_initial(lane, form, count, told)
@@ -98,21 +98,22 @@ class Telling:
             self._texts.used(form)
         return shown
 
-    def resumed(self, membership: Membership, changed: Sequence[Candle]) -> Shown | None:
+    def resumed(self, membership: Membership, time_ms: int, changed: Sequence[Candle]) -> Shown | None:
         """The `resumed` of a member whose missed changes are known; None if they are too many or do not fit the lane.
 
-        With `final`, bars that may only have become final count as changed.
+        Its newest bar, or the oldest that was not final, began at `time_ms`. With `final`, bars that may only have
+        become final count as changed.
         """
-        lane, options, resume = membership.lane, membership.options, membership.resume
+        lane, options = membership.lane, membership.options
         topic, sent = lane.room.topic, lane.pace.sent
         times = self._bars.times(*topic, max(1, membership.bars))
         told = {bar.open_ms: bar for bar in changed}
         if lane.mode != "live":
             last_ms = -1 if sent is None else sent.open_ms
-            if topic.interval.floor(resume.time_ms) > last_ms:
+            if topic.interval.floor(time_ms) > last_ms:
                 return None  # it was told a bar that this lane has not told yet
             for open_ms in times:
-                bar = self._bars.bar(*topic, open_ms) if resume.time_ms <= open_ms <= last_ms else None
+                bar = self._bars.bar(*topic, open_ms) if time_ms <= open_ms <= last_ms else None
                 if bar is not None:
                     told.setdefault(open_ms, bar)
             told = {at: bar for at, bar in told.items() if at <= last_ms}

@@ -23,7 +23,7 @@ from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
 from candled.rooms.hub import Hub
 from candled.rooms.protocol import Protocol
 from candled.serve.server import Server
-from tests.rooms.test_hub import Stored
+from tests.rooms.stage import Stored
 from tests.rows import minute
 
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
