@@ -48,14 +48,19 @@ class Telling:
         """Bars of a market may have become final."""
         self._settled[market] += 1
 
-    def changed(self, lane: Lane, open_ms: int) -> None:
-        """A bar older than the newest changed."""
-        topic = lane.room.topic
+    def changed(self, lane: Lane, bar: Candle) -> bool:
+        """A bar older than the newest changed; whether the lane's members would see that, as far as is known."""
+        topic, is_seen = lane.room.topic, lane.revisions
         revision = self._bars.revision(*topic)
         for options in lane.groups:
             form = self._texts.held(topic, options.fields, options.closed)
-            if form is not None:
-                form.changed(open_ms, revision)
+            if form is None:
+                is_seen = True
+                continue
+            is_final = form.cares and self._bars.is_final(*topic, bar)
+            is_seen |= form.text(bar.open_ms) != bar_text(bar, options.fields, final=is_final).encode()
+            form.changed(bar.open_ms, revision)
+        return is_seen
 
     def update(self, lane: Lane, bar: Candle, fields: int, *, final: bool) -> Frame:
         """The `update` with the bar that the lane's pace has just taken."""

@@ -257,25 +257,33 @@ class Client:
     # ------------------------------------------------------------ inside
 
     async def _prepare(self, topic: Topic, may_wait: bool) -> None:
-        """Have read what memory lacks, then have `initial` sent; a failure is told once, and tried again."""
-        patience_s = self._limits.warmup_wait.total_seconds() if may_wait else 0.0
-        failed = False
+        """Have read what memory lacks, then have `initial` sent."""
+        try:
+            await self._read(topic, self._limits.warmup_wait.total_seconds() if may_wait else 0.0)
+        finally:
+            if self._preparing is not None:
+                del self._preparing[topic]
+        if topic in self._memberships:
+            self._link.want(topic)
+
+    async def _read(self, topic: Topic, patience_s: float) -> None:
+        """Have read what a member needs; a failure is told once, and tried again."""
+        has_failed = False
         while (membership := self._memberships.get(topic)) is not None:
             try:
                 await self._bars.prepare(*topic, membership.needed, patience_s)
                 await self._find(membership)
             except Unavailable as error:
-                if not failed:
+                if not has_failed:
                     logger.warning("%s %s: bars cannot be read: %s", *topic, error)
                     self._refuse(_failed(membership))
-                failed = True
+                has_failed = True
                 await self._clock.sleep(_RETRY_S)
                 continue
             finally:
                 patience_s = 0.0
             if self._memberships.get(topic) is membership:  # not asked for anew meanwhile
-                self._link.want(topic)
-                break
+                return
 
     async def _find(self, membership: Membership) -> None:
         """Find out what a member that was here before has missed; if that cannot be, it is told everything."""
