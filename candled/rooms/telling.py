@@ -58,8 +58,7 @@ class Telling:
                 is_seen = True
                 continue
             is_final = form.cares and self._bars.is_final(*topic, bar)
-            is_seen |= form.text(bar.open_ms) != bar_text(bar, options.fields, final=is_final).encode()
-            form.changed(bar.open_ms, revision)
+            is_seen |= form.changed(bar.open_ms, bar_text(bar, options.fields, final=is_final).encode(), revision)
         return is_seen
 
     def update(self, lane: Lane, bar: Candle, fields: int, *, final: bool) -> Frame:

@@ -96,11 +96,15 @@ class Form:
                 self._append(bar, self.cares and bars.is_final(*self.topic, bar))
                 self._last_ms = open_ms
 
-    def changed(self, open_ms: int, revision: int) -> None:
-        """One bar has changed, and with that the revision: what is older than it can stay."""
-        if self._revision + 1 == revision:  # nothing else has
-            self._forget_from(open_ms)
-            self._revision = revision
+    def changed(self, open_ms: int, text: bytes, revision: int) -> bool:
+        """One bar has changed, and with that the revision; whether its text is another now, as far as is known."""
+        if self._revision + 1 != revision:  # something else has as well
+            self._forget_from(0)
+            return True
+        was = self.text(open_ms)
+        self._forget_from(open_ms)
+        self._revision = revision
+        return was != text
 
     def held(self, since_ms: int, before_ms: int) -> int:
         """How many bars of `[since_ms, before_ms)` are held."""
