@@ -1,5 +1,6 @@
 """What a room knows of its clients' sockets, and the lists it hands out for sending."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from .frames import Frame
@@ -11,7 +12,11 @@ class Link(Protocol):
 
     A link calls its client back: `received` for each message, `make_initial` when the turn of a wanted topic has come,
     `fell_behind` when more bars of a topic wait than it keeps, `closed` once at the end.
+
+    `write` is for whoever broadcasts, and for nobody else: it may raise, and may take a part of the frame only.
     """
+
+    write: Callable[[bytes], int]
 
     def send(self, frame: Frame) -> int:
         """Hand a bar or a status to the kernel; what a slow client cannot take waits, one newest frame per bar."""
@@ -28,6 +33,9 @@ class Link(Protocol):
     def forget(self, topic: Topic) -> None:
         """Drop what waits of `topic`, a wanted turn as well."""
 
+    def gather(self, many: bool) -> None:
+        """Whether the client is in several rooms, so that their frames of one moment should leave together."""
+
     def close(self, code: int, reason: str) -> None:
         """Close the connection with a close code."""
 
@@ -35,8 +43,10 @@ class Link(Protocol):
 class _Nobody:
     """Stands in a list for a member that left while a broadcast to the list was under way."""
 
-    def send(self, frame: Frame) -> int:
+    def write(self, frame: bytes) -> int:
         return len(frame)
+
+    send = write
 
     def reply(self, frame: Frame) -> None:
         pass
@@ -45,6 +55,9 @@ class _Nobody:
         pass
 
     def forget(self, topic: Topic) -> None:
+        pass
+
+    def gather(self, many: bool) -> None:
         pass
 
     def close(self, code: int, reason: str) -> None:
