@@ -53,7 +53,7 @@ class Ladder:
             self._series[interval].put(bar)
         self._series[interval].since_ms = since_ms
 
-    def feed(self, minute: Candle) -> list[Change] | None:
+    def feed(self, minute: Candle, stamp: int = 0) -> list[Change] | None:
         """Take a version of a minute; return the bars it changed, shortest interval first.
 
         None: the minute is older than what is held, so its bars must be read from the store again.
@@ -62,14 +62,19 @@ class Ladder:
         if minute.open_ms < base.since_ms or self._cut_off(minute.open_ms):
             return None
         held = base.get(minute.open_ms)
-        if held is not None and not minute.supersedes(held):
-            return []
-        base.put(minute)
+        if held is not None:
+            if not minute.supersedes(held):
+                return []
+            if minute.rev < held.rev:  # whoever begins to read the exchange does not know of earlier revisions
+                minute = minute._replace(rev=held.rev)
+        base.put(minute, stamp)
         if held is not None and held.values == minute.values:
             return []
-        return [Change(MINUTE, minute), *self._fold_upwards(minute.open_ms)]
+        return [Change(MINUTE, minute), *self._fold_upwards(minute.open_ms, stamp)]
 
-    def merge(self, rows: Mapping[Interval, Sequence[Candle]], start_ms: int, end_ms: int) -> list[Change]:
+    def merge(
+        self, rows: Mapping[Interval, Sequence[Candle]], start_ms: int, end_ms: int, stamp: int = 0
+    ) -> list[Change]:
         """Take what the store holds of `[start_ms, end_ms)`, bars of every interval that touch it; return what changed.
 
         A minute in memory that is newer than the stored one stays.
@@ -81,16 +86,17 @@ class Ladder:
             held = base.get(row.open_ms)
             if row.open_ms < base.since_ms or (held is not None and not row.supersedes(held)):
                 continue
-            base.put(row)
-            if held is None or held.values != row.values:
+            is_news = held is None or held.values != row.values
+            base.put(row, stamp if is_news else 0)
+            if is_news:
                 changes.append(Change(MINUTE, row))
                 touched.add(row.open_ms)
         for interval, source in self._sources.items():
-            changes += self._merge_level(interval, source, rows.get(interval, ()), start_ms, end_ms)
+            changes += self._merge_level(interval, source, rows.get(interval, ()), start_ms, end_ms, stamp)
         return changes
 
     def _merge_level(
-        self, interval: Interval, source: Interval, rows: Sequence[Candle], start_ms: int, end_ms: int
+        self, interval: Interval, source: Interval, rows: Sequence[Candle], start_ms: int, end_ms: int, stamp: int
     ) -> list[Change]:
         series, parts = self._series[interval], self._series[source]
         changes = []
@@ -103,11 +109,11 @@ class Ladder:
             held = series.get(open_ms)
             if bar is None or open_ms < series.since_ms or (held is not None and held.values == bar.values):
                 continue
-            series.put(bar)
+            series.put(bar, stamp)
             changes.append(Change(interval, bar))
         return changes
 
-    def _fold_upwards(self, open_ms: int) -> list[Change]:
+    def _fold_upwards(self, open_ms: int, stamp: int) -> list[Change]:
         changes = []
         unchanged: set[Interval] = set()
         for interval, source in self._sources.items():
@@ -118,8 +124,9 @@ class Ladder:
                 continue
             bar = self._fold_one(interval, source, bucket_ms)
             held = series.get(bucket_ms)
-            series.put(bar)
-            if held is not None and held.values == bar.values:
+            is_same = held is not None and held.values == bar.values
+            series.put(bar, 0 if is_same else stamp)
+            if is_same:
                 unchanged.add(interval)
                 continue
             changes.append(Change(interval, bar))

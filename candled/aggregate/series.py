@@ -13,7 +13,7 @@ class Series:
     of `parent`, the interval folded from this one, so that a held bar of the parent has all or none of its parts.
     """
 
-    __slots__ = ("_bars", "_capacity", "_parent", "_times", "interval", "since_ms")
+    __slots__ = ("_bars", "_capacity", "_parent", "_stamps", "_times", "interval", "revision", "since_ms")
 
     def __init__(self, interval: Interval, parent: Interval | None, capacity: int) -> None:
         self.interval = interval
@@ -22,6 +22,8 @@ class Series:
         self._capacity = max(capacity, 2 * parent.ms // interval.ms if parent else 0)
         self._times: list[int] = []
         self._bars: dict[int, Candle] = {}
+        self._stamps: dict[int, int] = {}
+        self.revision = 0  # counts changes of bars other than the newest, and reads of older ones
 
     def __len__(self) -> int:
         return len(self._times)
@@ -51,14 +53,26 @@ class Series:
         first = bisect_left(self._times, since_ms)
         return [self._bars[open_ms] for open_ms in self._times[first:][-count:]]
 
+    def times(self, count: int, since_ms: int) -> list[int]:
+        """When the bars of `tail` open."""
+        return self._times[bisect_left(self._times, since_ms) :][-count:] if count > 0 else []
+
+    def changed_since(self, stamp: int) -> list[Candle]:
+        """Bars that were put with a later stamp, oldest first."""
+        return [self._bars[open_ms] for open_ms in sorted(self._stamps) if self._stamps[open_ms] > stamp]
+
     def between(self, start_ms: int, end_ms: int) -> list[Candle]:
         """Bars with `start_ms <= open_ms < end_ms`, oldest first."""
         first = bisect_left(self._times, start_ms)
         last = bisect_left(self._times, end_ms, first)
         return [self._bars[open_ms] for open_ms in self._times[first:last]]
 
-    def put(self, bar: Candle) -> None:
-        """Add or replace a bar."""
+    def put(self, bar: Candle, stamp: int = 0) -> None:
+        """Add or replace a bar. Stamps of changes only grow."""
+        if self._times and bar.open_ms < self._times[-1]:
+            self.revision += 1
+        if stamp:
+            self._stamps[bar.open_ms] = stamp
         if bar.open_ms not in self._bars:
             if not self._times or bar.open_ms > self._times[-1]:
                 self._times.append(bar.open_ms)
@@ -74,6 +88,7 @@ class Series:
         self._bars |= {bar.open_ms: bar for bar in older}
         self._times[:0] = [bar.open_ms for bar in older]
         self.since_ms = since_ms
+        self.revision += 1
 
     def forget_before(self, keep_ms: int) -> None:
         """Drop bars older than `keep_ms`, but not the parts of a parent's bar that holds it."""
@@ -82,5 +97,6 @@ class Series:
         first = bisect_left(self._times, keep_ms)
         for open_ms in self._times[:first]:
             del self._bars[open_ms]
+            self._stamps.pop(open_ms, None)
         del self._times[:first]
         self.since_ms = max(self.since_ms, keep_ms)

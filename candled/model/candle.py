@@ -21,7 +21,10 @@ class Candle(NamedTuple):
     `quote_volume` in quote currency, or None where the exchange did not send it (never 0 instead).
     `as_of_ms` is the exchange's own clock when it made this statement: of two versions of one minute the
     one with the later `as_of_ms` holds. `final` is True once the bar is over and its late versions had
-    their chance.
+    their chance. `rev` counts how many times the minute was revised after it was final; of a longer bar it is
+    the sum over its minutes. `src` says who stated the values: `live` (the exchange's stream), `rest` (its answer to
+    a question of the daemon), `backfill` (the same to the tool), `agg` (folded here), or "" where that is not known.
+    Neither is part of `values`, nor decides which version holds.
     """
 
     open_ms: int
@@ -33,6 +36,8 @@ class Candle(NamedTuple):
     quote_volume: Decimal | None = None
     as_of_ms: int = 0
     final: bool = False
+    rev: int = 0
+    src: str = ""
 
     @classmethod
     def parse(
@@ -115,9 +120,10 @@ class Candle(NamedTuple):
 def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Candle:
     """Fold candles, oldest first and at least one, into the bar that begins at `open_ms`.
 
-    Volumes are added exactly. The quote volume is absent as soon as one part lacks it.
+    Volumes are added exactly, revisions too. The quote volume is absent as soon as one part lacks it.
     """
     first = candles[0]
+    rev = first.rev
     high, low, volume, quote, as_of_ms = first.high, first.low, first.volume, first.quote_volume, first.as_of_ms
     for candle in candles[1:]:
         if candle.high > high:
@@ -127,9 +133,10 @@ def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Can
         if candle.as_of_ms > as_of_ms:
             as_of_ms = candle.as_of_ms
         volume = add_exactly(volume, candle.volume)
+        rev += candle.rev
         if quote is not None:
             quote = None if candle.quote_volume is None else add_exactly(quote, candle.quote_volume)
-    return Candle(open_ms, first.open, high, low, candles[-1].close, volume, quote, as_of_ms, final)
+    return Candle(open_ms, first.open, high, low, candles[-1].close, volume, quote, as_of_ms, final, rev, "agg")
 
 
 def decimal_text(number: Decimal) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tornado.httpserver import HTTPServer
@@ -63,7 +63,9 @@ class Server:
         health: Callable[[], Mapping[str, Any]],
         statistics: Callable[[], Mapping[str, Any]],
         page: Callable[[], str],
+        routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
     ) -> None:
+        self._routes = routes
         self._settings = settings
         self._hub = hub
         self._clock = clock
@@ -140,6 +142,7 @@ class Server:
                 (r"/health", HealthHandler, site),
                 (r"/health/ws-stats", StatisticsHandler, site),
                 (r"/static/(.*)", StaticHandler, {"path": str(STATIC)}),
+                *self._routes,
             ],
             default_handler_class=NothingHandler,
             default_handler_args=site,
