@@ -22,7 +22,7 @@ from .link import Client, Link
 from .publisher import Publisher
 from .socket_link import SocketLink, Wires
 from .takeover import TakenHandler, Takeover
-from .tornado_link import TornadoLink
+from .tornado_link import TornadoLink, answer_ends_rightly
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,8 @@ class StreamHandler(_Common, TakenHandler):
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Take the connection over, where it is a plain socket; else let Tornado keep it."""
         if not self.site.takes_over or self.request.protocol == "https":
-            return super().get_websocket_protocol()
+            protocol = super().get_websocket_protocol()
+            return None if protocol is None else answer_ends_rightly(protocol)
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
         if self.site.compresses:

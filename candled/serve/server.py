@@ -107,6 +107,11 @@ class Server:
         self._tasks = [asyncio.ensure_future(task) for task in (self._drive(), self._sweep(), self._beat())]
         return bound
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return self._door.count
+
     def drain(self) -> None:
         """Take no new connections; those that are there go on."""
         self._site.draining = True

@@ -127,20 +127,19 @@ class SocketLink(Link):
         protocol = self._protocol
         protocol.receive_data(data)
         frames = [event for event in protocol.events_received() if isinstance(event, Received)]
+        writes = protocol.data_to_send()  # a pong for each ping, then perhaps the end
         is_crowd = len(frames) > 1
         if is_crowd:
             self._gather_from_now_on()
         for frame in frames:
             if frame.opcode in _DATA:
                 self._take(frame)
+            elif frame.opcode is Opcode.PING:
+                self.reply(writes.pop(0))
             elif frame.opcode is Opcode.PONG:
                 self.awaits_pong = False
-        writes = protocol.data_to_send()
-        if writes:
-            if protocol.state is State.OPEN:
-                self.reply(b"".join(writes))  # pongs
-            else:
-                self._say_last(writes)
+        if protocol.state is not State.OPEN:
+            self._say_last([*writes, *protocol.data_to_send()])
         if is_crowd:
             self.flush()
 

@@ -2,13 +2,16 @@
 
 import asyncio
 
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol
 
 from candled.exchange import Clock
 from candled.rooms.frames import header_of
 
 from .link import Link, drop
 from .publisher import Publisher
+
+_BINARY = 2  # opcode
+_CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}
 
 
 class TornadoLink(Link):
@@ -27,7 +30,7 @@ class TornadoLink(Link):
         if self._handler is None:
             return len(frame)
         try:
-            future = asyncio.ensure_future(self._handler.write_message(frame[len(header_of(frame)) :]))
+            future = self._message(self._handler, frame)
         except WebSocketClosedError:
             self.lost()
             return len(frame)
@@ -35,6 +38,10 @@ class TornadoLink(Link):
         self.write = self.keep
         future.add_done_callback(self._written)
         return len(frame)
+
+    def _message(self, handler: WebSocketHandler, frame: bytes) -> "asyncio.Future[None]":
+        payload = frame[len(header_of(frame)) :]
+        return asyncio.ensure_future(handler.write_message(payload, binary=frame[0] & 0x0F == _BINARY))
 
     def _written(self, future: "asyncio.Future[None]") -> None:
         failed = future.cancelled() or future.exception() is not None  # asked for, so that nobody logs it
@@ -51,7 +58,7 @@ class TornadoLink(Link):
         if not self.is_open or self._handler is None:
             return
         for answer in self.outbox.take_replies():
-            self._handler.write_message(answer[len(header_of(answer)) :]).add_done_callback(_heard)
+            self._message(self._handler, answer).add_done_callback(_heard)
         self._handler.close(code, reason)
         self.lost()
 
@@ -67,6 +74,24 @@ class TornadoLink(Link):
         """The connection is closed."""
         self.lost()
         self._handler = None
+
+
+def answer_ends_rightly(protocol: WebSocketProtocol) -> WebSocketProtocol:
+    """Let a protocol of Tornado's, which would echo any close code, answer codes that must not be sent with 1002."""
+    close = protocol.close
+
+    def checked(code: int | None = None, reason: str | None = None) -> None:
+        if protocol.client_terminated and code is not None and not may_be_sent(code):
+            code = 1002
+        close(code, reason)
+
+    protocol.close = checked  # type: ignore[method-assign]
+    return protocol
+
+
+def may_be_sent(code: int) -> bool:
+    """Whether a close code may stand in a frame (RFC 6455, section 7.4, and IANA's register)."""
+    return code in _CLOSE_CODES or 3000 <= code < 5000
 
 
 def _heard(future: "asyncio.Future[None]") -> None:
