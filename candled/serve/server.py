@@ -64,8 +64,10 @@ class Server:
         statistics: Callable[[], Mapping[str, Any]],
         page: Callable[[], str],
         routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
+        largest_message: int = LARGEST_MESSAGE,
     ) -> None:
         self._routes = routes
+        self._largest = largest_message
         self._settings = settings
         self._hub = hub
         self._clock = clock
@@ -78,7 +80,7 @@ class Server:
             clock=clock,
             publisher=publisher,
             wheel=self._wheel,
-            largest=LARGEST_MESSAGE,
+            largest=largest_message,
             takes_over=settings.takeover,
             compresses=settings.compression,
             trusted=networks(settings.trusted_proxies),
@@ -154,7 +156,7 @@ class Server:
             # for connections that Tornado keeps
             websocket_ping_interval=self._settings.ping_interval.total_seconds(),
             websocket_ping_timeout=self._settings.ping_timeout.total_seconds(),
-            websocket_max_message_size=LARGEST_MESSAGE,
+            websocket_max_message_size=self._largest,
             log_function=_log_request,
         )
 

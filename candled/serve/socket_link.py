@@ -32,6 +32,15 @@ _protocol_log = logging.getLogger("candled.serve.websocket")
 _protocol_log.setLevel(logging.WARNING)  # it has a line for every connection that ends
 
 
+class _Protocol(ServerProtocol):
+    """Takes a close frame between the fragments of a message for the orderly end that it is (Autobahn, case 7.1.5)."""
+
+    def recv_frame(self, frame: Received) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None
+        super().recv_frame(frame)
+
+
 class Wires:
     """What the sockets of one server share. `gone` is told of each link whose socket was closed."""
 
@@ -91,7 +100,7 @@ class SocketLink(Link):
         self._is_lost = False
         self.awaits_pong = False
         self.slot = -1  # of the heartbeat's wheel
-        self._protocol = ServerProtocol(state=State.OPEN, max_size=wires.largest, logger=_protocol_log)
+        self._protocol = _Protocol(state=State.OPEN, max_size=wires.largest, logger=_protocol_log)
         self._protocol.extensions = list(extensions)
         peer.setblocking(False)
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -133,7 +142,8 @@ class SocketLink(Link):
             self._gather_from_now_on()
         for frame in frames:
             if frame.opcode in _DATA:
-                self._take(frame)
+                if not self._take(frame):
+                    break
             elif frame.opcode is Opcode.PING:
                 self.reply(writes.pop(0))
             elif frame.opcode is Opcode.PONG:
@@ -143,22 +153,22 @@ class SocketLink(Link):
         if is_crowd:
             self.flush()
 
-    def _take(self, frame: Received) -> None:
-        """Give the client a message, once it is whole."""
+    def _take(self, frame: Received) -> bool:
+        """Give the client a message, once it is whole; return whether to go on."""
         if not self.is_open:
-            return
+            return False
         try:
             message = self._message(frame)
         except UnicodeDecodeError:
             self._protocol.fail(1007, "not UTF-8")
-            return
-        if message is None:
-            return
+            return False
         try:
-            self.client.received(message)
+            if message is not None:
+                self.client.received(message)
         except Exception:  # ours: this client ends, the others go on
             logger.exception("%s: a message could not be handled", self.address)
             self.lost()
+        return self.is_open
 
     def _message(self, frame: Received) -> str | bytes | None:
         """The message that a frame completes. Text that is wrong is noticed with the fragment it is wrong in."""

@@ -14,7 +14,7 @@ from candled.rooms.links import Links
 from candled.rooms.protocol import Topic
 from candled.serve.link import Link
 from candled.serve.publisher import Publisher
-from candled.serve.server import Server
+from candled.serve.server import LARGEST_MESSAGE, Server
 
 HANDSHAKE = (
     "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -68,7 +68,7 @@ class NoRooms:
 class EchoSite:
     """A running server, its clients in the order in which they came, and a list of all their links."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, largest_message: int = LARGEST_MESSAGE, **settings: Any) -> None:
         self.clients: list[EchoClient] = []
         self.links = Links()
         self.publisher = Publisher(asyncio.get_running_loop().call_soon, SystemClock())
@@ -81,6 +81,7 @@ class EchoSite:
             health=lambda: {"status": "pass"},
             statistics=dict,
             page=lambda: "page",
+            largest_message=largest_message,
         )
         self.port = self.server.listen()
 

@@ -1,4 +1,4 @@
-"""What the Autobahn suite asks of a server, in forty frames sent by hand; both ways to keep a connection answer alike."""
+"""What the Autobahn suite asks of a server, in frames sent by hand; both ways to keep a connection answer alike."""
 
 import asyncio
 import struct
@@ -67,6 +67,8 @@ REFUSED = {
     "an end without a code": (frame(CLOSE), 1005),
     "an end with a reason": (closing(1000, b"bye"), 1000),
     "a code of the application": (closing(4999), 4999),
+    "an end among fragments": (frame(TEXT, b"a", fin=False) + closing(1000), 1000),
+    "bad text, then more of it": (frame(TEXT, b"\xff", fin=False) + frame(0), 1007),
     "close code 0": (closing(0), 1002),
     "close code 999": (closing(999), 1002),
     "close code 1004": (closing(1004), 1002),
