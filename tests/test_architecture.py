@@ -20,7 +20,7 @@ OUTSIDE = {
 
 # Modules that touch the outside themselves. `tools/` are commands of their own, each an edge as the command line is.
 EDGES = {
-    "app", "ingest_side", "cli", "clock", "plugins", "tail",
+    "app", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
     "api/handler",
@@ -61,13 +61,13 @@ STEPS = {
     "bus": {"errors", "model", "exchange", "token_bucket"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
-    "rooms": FOUNDATION | {"aggregate"},
+    "rooms": FOUNDATION | {"aggregate", "bus"},
     "serve": FOUNDATION | {"rooms", "config"},
     "api": FOUNDATION | {"rooms", "serve", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
-ROOTS = {"app", "ingest_side", "cli", "tools", "__main__", "candled"}  # they put the steps together
+ROOTS = {"app", "cli", "tools", "__main__", "candled"}  # they put the steps together
 
 # The only modules of a step that another step may know: values and pure arithmetic.
 SHARED = {
@@ -75,7 +75,14 @@ SHARED = {
     "bus": {"bus/__init__", "bus/interface", "bus/address"},  # what is published, and how a bus is written
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
-    "rooms": {"rooms/__init__", "rooms/frames", "rooms/hub", "rooms/links", "rooms/protocol"},
+    "rooms": {
+        "rooms/__init__",
+        "rooms/frames",
+        "rooms/hub",
+        "rooms/links",
+        "rooms/messages",
+        "rooms/protocol",
+    },
     "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }

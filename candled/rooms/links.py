@@ -13,11 +13,11 @@ class Link(Protocol):
     A link calls its client back: `received` for each message, `make_initial` when the turn of a wanted topic has come,
     `fell_behind` when more bars of a topic wait than it keeps, `closed` once at the end.
 
+    `write` is for whoever broadcasts, and for nobody else: it may raise, and may take a part of the frame only.
     """
 
     @property
-    def write(self) -> Callable[[bytes], int]:
-        """What a broadcast calls, and nobody else: it may raise, and may take only a part of the frame."""
+    def write(self) -> Callable[[bytes], int]: ...
 
     def send(self, frame: Frame) -> int:
         """Hand a bar or a status to the kernel; what a slow client cannot take waits, one newest frame per bar."""
