@@ -15,6 +15,7 @@ from candled.config import ServerSettings
 from candled.errors import ConfigError
 from candled.exchange import Clock
 
+from . import clients
 from .acceptor import Acceptor
 from .handlers import (
     STATIC,
@@ -149,6 +150,7 @@ class Server:
                 (r"/health", HealthHandler, site),
                 (r"/health/ws-stats", StatisticsHandler, site),
                 (r"/static/(.*)", StaticHandler, {"path": str(STATIC)}),
+                clients.make_route(),
                 *self._routes,
             ],
             default_handler_class=NothingHandler,
