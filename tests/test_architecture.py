@@ -26,7 +26,8 @@ EDGES = {
     "api/handler",
     "client/client", "client/link", "client/stream",
     "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
-    "serve/client", "serve/handlers", "serve/server",
+    "serve/acceptor", "serve/client", "serve/handlers", "serve/pager", "serve/server", "serve/socket_link",
+    "serve/takeover", "serve/tornado_link",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
 
@@ -65,7 +66,7 @@ STEPS = {
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
     "rooms": FOUNDATION | {"aggregate", "bus"},
-    "serve": FOUNDATION | {"rooms", "config"},
+    "serve": FOUNDATION | {"bus", "rooms", "config"},
     "api": FOUNDATION | {"bus", "rooms", "serve", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
