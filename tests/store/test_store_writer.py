@@ -6,6 +6,7 @@ import logging
 import resource
 import threading
 import time
+from decimal import Decimal
 
 import pytest
 
@@ -175,6 +176,56 @@ async def test_a_batch_refused_for_good_is_dropped_and_the_next_is_written(write
     writer.put(BTC, minute(1))
     await advance(clock, 1)
     assert (writer.status()["state"], everything(store, BTC, MINUTE)) == ("ok", [minute(1)])
+
+
+@pytest.mark.parametrize("bad", [[0], [2999], [7, 1500, 1501, 2998], list(range(100, 110))])
+async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer, store, bad, caplog):
+    for at in range(3000):
+        writer.put(BTC, impossible(at) if at in bad else minute(at))
+    with pytest.raises(StoreRejected):
+        await writer.flush()
+    assert everything(store, BTC, MINUTE) == [minute(at) for at in range(3000) if at not in bad]
+    status = writer.status()
+    assert (status["rejected"], status["written"], status["waiting"]) == (len(bad), 3000 - len(bad), 0)
+    assert status["state"] == "rejecting"
+    assert len(store.batches) <= 26 * len(bad)
+    assert len(caplog.messages) == 1
+
+
+async def test_a_store_that_refuses_everything_is_not_asked_row_by_row(writer, store):
+    for at in range(3000):
+        writer.put(BTC, minute(at))
+    store.trouble = StoreRejected("the file is damaged")
+    with pytest.raises(StoreRejected):
+        await writer.flush()
+    assert len(store.batches) < 70
+    assert (writer.status()["rejected"], writer.status()["waiting"]) == (3000, 0)
+
+
+async def test_a_store_that_goes_away_while_a_page_is_split_gets_the_rest_later(writer, store):
+    for at in range(100):
+        writer.put(BTC, impossible(at) if at == 70 else minute(at))
+    write, calls = store.write, []
+
+    def write_twice(rows):
+        calls.append(rows)
+        if len(calls) == 4:
+            raise AWAY
+        write(rows)
+
+    store.write = write_twice
+    with pytest.raises(StoreUnavailable):
+        await writer.flush()
+    assert writer.status()["waiting"] == 50  # the first half is stored
+    with pytest.raises(StoreRejected):
+        await writer.flush()
+    assert len(everything(store, BTC, MINUTE)) == 99
+    assert (writer.status()["waiting"], writer.status()["rejected"], writer.status()["written"]) == (0, 1, 99)
+
+
+def impossible(at):
+    """A minute that no store can hold."""
+    return minute(at)._replace(high=Decimal("1E+999999"))
 
 
 async def test_whoever_flushes_learns_that_rows_were_refused_for_good(writer, store):
@@ -466,6 +517,19 @@ async def test_rows_of_the_journal_that_the_store_refuses_are_put_aside(journali
         await writer.flush()
     assert [path.name for path in directory.iterdir()] == ["00000001.rows.rejected"]
     assert writer.status()["rejected"] == 1
+
+
+async def test_a_bad_row_of_the_journal_takes_no_other_with_it(journaling, store, clock, directory):
+    writer = journaling()
+    store.trouble = AWAY
+    for at in range(50):
+        writer.put(BTC, impossible(at) if at == 20 else minute(at))
+    await passing(clock, 7)
+    store.trouble = None
+    with pytest.raises(StoreRejected):
+        await writer.flush()
+    assert [path.name for path in directory.iterdir()] == ["00000001.rows.rejected"]
+    assert everything(store, BTC, MINUTE) == [minute(at) for at in range(50) if at != 20]
 
 
 @pytest.mark.timeout(60)
