@@ -27,6 +27,7 @@ PAGE_ROWS = 5_000
 RETRY_AT_MOST_S = 30.0
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
+JOURNAL_FROM_ROWS = 20_000  # Python looks through all rows in memory now and then, and nothing moves meanwhile
 SPLITS_IN_VAIN = 32  # halves refused, and nothing taken yet: it is not for the rows
 SPLITS_AT_MOST = 400
 
@@ -35,10 +36,10 @@ class Writer:
     """Collects candles on the event loop and writes them every `flush_interval_s` seconds on the store's threads.
 
     While the store is away candles wait, the newest version of each minute only, and attempts follow with doubling
-    pauses. Final minutes that wait for `JOURNAL_AFTER_S` seconds, or fill half of the room, move to the `journal` on
-    disk, which is written on a thread of its own, and on to the store once that is back, be it after a restart.
-    Beyond `max_waiting` final minutes further ones are refused: the minutes that wait stay, and the refused ones are
-    missing in the store, where the repair of gaps finds them and fetches them again.
+    pauses. Final minutes that wait for `JOURNAL_AFTER_S` seconds, or are many, move to the `journal` on disk, which is
+    written on a thread of its own, and on to the store once that is back, be it after a restart. Beyond `max_waiting`
+    final minutes further ones are refused: the minutes that wait stay, and the refused ones are missing in the store,
+    where the repair of gaps finds them and fetches them again.
     """
 
     def __init__(
@@ -305,7 +306,7 @@ class Writer:
     def _is_journal_due(self) -> bool:
         if not self._waiting.minutes:
             return False
-        if self._state == "away" and self._waiting.minutes * 2 >= self._max_waiting:
+        if self._state == "away" and self._waiting.minutes >= min(JOURNAL_FROM_ROWS, self._max_waiting // 2):
             return True
         waits_s = self._clock.monotonic() - self._waiting_since
         return waits_s >= self._flush_interval_s + JOURNAL_AFTER_S
