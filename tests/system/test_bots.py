@@ -1,12 +1,17 @@
 """What bots are written with reads a running daemon on the replay, and agrees with the recording candle for candle."""
 
+import asyncio
+import json
+import re
 import time
 import warnings
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import ccxt
+import ccxt.async_support as ccxt_async
 import pytest
 
 from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
@@ -17,6 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports names that the library websockets calls old
     from binance.client import Client
 
+ROOT = Path(__file__).parents[2]
 RECORDING = read_recording("bundled:binance-spot-btcusdt")
 DAY_MS = 86_400_000
 
@@ -70,6 +76,17 @@ def over_at(daemon: Daemon) -> int:
 
 
 @pytest.fixture
+def spot(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Client]]:
+    """python-binance's client for the daemon; it makes an event loop for each instance, which nobody would close."""
+    loop = asyncio.new_event_loop()
+    for module in ("base_client", "ws.reconnecting_websocket"):
+        monkeypatch.setattr(f"binance.{module}.get_loop", lambda: loop)
+    monkeypatch.setattr(Client, "API_URL", f"{daemon.url}/api")
+    yield Client
+    loop.close()
+
+
+@pytest.fixture
 def binance(daemon: Daemon) -> ccxt.binance:
     client = ccxt.binance({"options": {"fetchMarkets": {"types": ["spot"]}}})
     client.urls["api"]["public"] = f"{daemon.url}/api/v3"
@@ -102,9 +119,8 @@ def test_ccxt_reads_the_markets_and_their_precision(binance):
         binance.public_get_klines({"symbol": "NOPE", "interval": "1m"})
 
 
-def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, monkeypatch):
-    monkeypatch.setattr(Client, "API_URL", f"{daemon.url}/api")
-    client = Client()
+def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, spot):
+    client = spot()
     assert client.get_exchange_info()["timezone"] == "UTC"
     assert abs(client.get_server_time()["serverTime"] - time.time() * 1000) < 5000
     first_ms = beginning(daemon)
@@ -115,3 +131,32 @@ def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, mon
         open_ms: bar.values[:5] for open_ms, bar in wanted.items()
     }
     assert {row[6] - row[0] for row in rows} == {5 * MINUTE_MS - 1}
+
+
+# ---------------------------------------------------------------- the page
+
+
+def blocks(language: str) -> list[str]:
+    """What docs/bots.md shows in a language, for a daemon on another port."""
+    page = (ROOT / "docs" / "bots.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+@pytest.mark.usefixtures("spot")
+def test_the_snippets_of_the_page_run(daemon, capsys, number):
+    code = blocks("python")[number]
+    assert "http://localhost:7000" in code
+    exec(compile(code.replace("http://localhost:7000", daemon.url), "docs/bots.md", "exec"), {})
+    assert len(capsys.readouterr().out) > 100
+
+
+async def test_freqtrades_settings_make_a_ccxt_that_reads_here(daemon):
+    (text,) = blocks("json")
+    config = json.loads(text.replace("http://localhost:7000", daemon.url))["exchange"]
+    client = getattr(ccxt_async, config["name"])(config["ccxt_config"])
+    try:
+        rows = await client.fetch_ohlcv(config["pair_whitelist"][0], "1m", limit=5)
+    finally:
+        await client.close()
+    assert len(rows) == 5
