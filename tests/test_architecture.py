@@ -20,13 +20,14 @@ OUTSIDE = {
 
 # Modules that touch the outside themselves. `tools/` are commands of their own, each an edge as the command line is.
 EDGES = {
-    "app", "cli", "clock", "plugins", "tail",
+    "app", "ingest_side", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
     "api/handler",
     "client/client", "client/link", "client/stream",
     "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
-    "serve/client", "serve/handlers", "serve/server",
+    "serve/acceptor", "serve/client", "serve/handlers", "serve/pager", "serve/server", "serve/socket_link",
+    "serve/takeover", "serve/tornado_link",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
 
@@ -37,11 +38,14 @@ HOLDERS = {
     "client/__init__": "names what a program may import of the client",
     "bus/making": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
+    "serve/clients": "names files for the handlers",
     "store/__init__": "makes the store that an address means",
     "store/keeper": "writer and history of one store in one hand",
     "store/postgres": "statements on the connections of postgres_pool",
+    "store/postgres_folding": "the folding statements over them",
     "store/postgres_schema/__init__": "creates tables over postgres_pool",
     "store/postgres_schema/timescale": "the same for what TimescaleDB adds",
+    "store/postgres_upkeep": "drops what is old over them",
 }
 
 # Which steps a step may know, beside itself. What is missing here it is handed by `app`.
@@ -61,13 +65,13 @@ STEPS = {
     "bus": {"errors", "model", "exchange", "token_bucket"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
-    "rooms": FOUNDATION | {"aggregate"},
-    "serve": FOUNDATION | {"rooms", "config"},
+    "rooms": FOUNDATION | {"aggregate", "bus"},
+    "serve": FOUNDATION | {"bus", "rooms", "config"},
     "api": FOUNDATION | {"bus", "rooms", "serve", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
-ROOTS = {"app", "cli", "tools", "__main__", "candled"}  # they put the steps together
+ROOTS = {"app", "ingest_side", "cli", "tools", "__main__", "candled"}  # they put the steps together
 
 # The only modules of a step that another step may know: values and pure arithmetic.
 SHARED = {
@@ -75,7 +79,14 @@ SHARED = {
     "bus": {"bus/__init__", "bus/interface", "bus/address"},  # what is published, and how a bus is written
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
-    "rooms": {"rooms/__init__", "rooms/hub", "rooms/protocol"},
+    "rooms": {
+        "rooms/__init__",
+        "rooms/frames",
+        "rooms/hub",
+        "rooms/links",
+        "rooms/messages",
+        "rooms/protocol",
+    },
     "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }

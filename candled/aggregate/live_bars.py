@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
 
 from .ladder import Change
 from .market_bars import AT_FIRST, MarketBars
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _WEEK = Interval.parse("1W")
 _RETRY_S = 1.0
+_EARLY_KEPT = 500
 _STORED_AFTER_S = 2.0
 _CATCH_UP_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # pauses between looks for what was lost; the last one repeats
 
@@ -99,6 +100,7 @@ class LiveBars:
             self._take(message.market, market, message, position)
         else:
             market.early.append((message, position))
+            del market.early[:-_EARLY_KEPT]  # what is dropped is missed, and read from the store
 
     def _take(self, key: MarketKey, market: MarketBars, message: Message, position: Position) -> None:
         track, settled_ms = market.track, market.track.facts.settled_ms
@@ -114,7 +116,7 @@ class LiveBars:
         if isinstance(message, StateChanged):
             self._take_state(key, market, message)
         elif isinstance(message, Healed):
-            market.complete_from_ms = message.complete_from_ms
+            market.found_complete_from_ms = message.complete_from_ms
             if self._note_facts(market, message.facts):
                 self._tell_settled(key)
             self._read_again(key, message.start_ms, message.end_ms)
@@ -191,7 +193,7 @@ class LiveBars:
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Whether a bar is over for good: only a revision of one of its minutes changes it now."""
-        return self._markets[key].track.facts.settles(bar.open_ms, bar.open_ms + interval.ms)
+        return self._markets[key].settles(bar.open_ms, bar.open_ms + interval.ms)
 
     def position(self, key: MarketKey) -> Position | None:
         """The newest message of the market's feed of which, and of all before it, everything is in the bars."""
@@ -241,6 +243,19 @@ class LiveBars:
     def describe(self) -> dict[str, Any]:
         """For `/health/ws-stats`."""
         return {"oneMinuteCandlesCount": sum(market.ladder.minutes_held for market in self._markets.values())}
+
+    def describe_feeds(self) -> dict[str, dict[str, Any]]:
+        """For `/health` of a process that only serves: by exchange, the state of each symbol's feed."""
+        exchanges: dict[str, dict[str, Any]] = {}
+        for key, market in self._markets.items():
+            state, since_ms = market.state
+            position = market.track.position
+            exchanges.setdefault(key.exchange, {"symbols": {}})["symbols"][str(key.symbol)] = {
+                "state": state,
+                "since": iso_ms(since_ms),
+                "position": position and {"epoch": position.epoch, "seq": position.seq},
+            }
+        return exchanges
 
     def healing(self) -> dict[str, int]:
         """For `/health`: how often lost messages were made up for, and for how many markets that is under way."""
@@ -313,17 +328,21 @@ class LiveBars:
                     await self._clock.sleep(_RETRY_S)
                     continue
                 stale, market.stale = market.stale, None
+                market.under_way = stale
                 try:
                     await self._reread_range(key, market, stale)
                 except StoreUnavailable as error:
                     logger.warning("%s: a repaired range cannot be read yet: %s", key, error)
                     market.stale = stale.hull(market.stale)
                     await self._clock.sleep(_RETRY_S)
+                else:
+                    market.under_way = None
+                    self._tell_settled(key)
         finally:
             market.reading = False
 
     async def _reread_range(self, key: MarketKey, market: MarketBars, stale: Range) -> None:
-        rows = {}
+        rows, complete_from_ms = {}, market.found_complete_from_ms
         for interval in market.ladder.levels:
             series = market.ladder.series(interval)
             keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
@@ -334,6 +353,8 @@ class LiveBars:
                 rows[interval] = await self._history.bars_between(key, interval, start_ms, stale.end_ms)
         stamp = market.track.stamp + 1
         changes = market.ladder.merge(rows, stale.start_ms, stale.end_ms, stamp)
+        if complete_from_ms is not None:  # not before what was missing is there, else bars would be shown without it
+            market.complete_from_ms = complete_from_ms
         changed = [change.bar.open_ms for change in changes if change.interval == MINUTE]
         if changed:
             market.track.changed(stamp, changed[0], changed[-1] + MINUTE_MS)
@@ -378,6 +399,7 @@ class LiveBars:
                 if is_whole and (since, lost_from_ms) == (market.track.lost_since, market.lost_from_ms):
                     market.track.mend()
                     self._healed += 1
+                    self._tell_settled(key)
                     return
                 await self._clock.sleep(pause_s)
         finally:
@@ -387,7 +409,7 @@ class LiveBars:
         market = self._markets[key]
         complete_from_ms = await self._history.complete_from(key)
         if complete_from_ms is not None:
-            market.complete_from_ms = min(complete_from_ms, market.complete_from_ms or complete_from_ms)
+            market.found_complete_from_ms = min(complete_from_ms, market.found_complete_from_ms or complete_from_ms)
         changes = () if since is None else await self._history.changes_since(key, since.epoch, since.seq)
         if changes is None:  # nobody knows what else: everything that is held
             lost_from_ms, changes = 0, ()

@@ -1,9 +1,14 @@
 """The newest bars of one interval of one market."""
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 from candled.model import Candle, Interval
+
+from .packed import PackedBars
+
+_RECENT = 2  # the running bar, and the one before it, which may still get a last version
 
 
 class Series:
@@ -11,19 +16,24 @@ class Series:
 
     `since_ms` is 0 when nothing older exists. At most about `capacity` bars are kept; what goes is cut on a boundary
     of `parent`, the interval folded from this one, so that a held bar of the parent has all or none of its parts.
+
+    `revision` counts how often a bar other than the newest changed what a client sees of it, or came late or from
+    before: what was made of the bars before the newest holds as long as it is the same. Bars that are added at the
+    end, or dropped at the beginning, do not count.
     """
 
-    __slots__ = ("_bars", "_capacity", "_parent", "_stamps", "_times", "interval", "revision", "since_ms")
+    __slots__ = ("_capacity", "_packed", "_parent", "_recent", "_seqs", "_times", "interval", "revision", "since_ms")
 
     def __init__(self, interval: Interval, parent: Interval | None, capacity: int) -> None:
         self.interval = interval
         self.since_ms = 0
+        self.revision = 0
         self._parent = parent
         self._capacity = max(capacity, 2 * parent.ms // interval.ms if parent else 0)
-        self._times: list[int] = []
-        self._bars: dict[int, Candle] = {}
-        self._stamps: dict[int, int] = {}
-        self.revision = 0  # counts changes of bars other than the newest, and reads of older ones
+        self._times = array("q")  # of all bars, as the numbers of the messages that changed them last
+        self._seqs = array("q")
+        self._packed = PackedBars()  # all but the newest few
+        self._recent: list[Candle] = []
 
     def __len__(self) -> int:
         return len(self._times)
@@ -37,56 +47,66 @@ class Series:
         """Keep at least so many bars from now on."""
         self._capacity = max(self._capacity, capacity)
 
-    def get(self, open_ms: int) -> Candle | None:
-        """The bar that begins at `open_ms`."""
-        return self._bars.get(open_ms)
+    # ------------------------------------------------------------ reading
 
     @property
     def newest(self) -> Candle | None:
         """The newest bar."""
-        return self._bars[self._times[-1]] if self._times else None
+        return self._recent[-1] if self._recent else None
+
+    def get(self, open_ms: int) -> Candle | None:
+        """The bar that begins at `open_ms`."""
+        recent = self._recent
+        if recent and recent[-1].open_ms == open_ms:
+            return recent[-1]
+        index = bisect_left(self._times, open_ms)
+        if index == len(self._times) or self._times[index] != open_ms:
+            return None
+        return self._bars(index, index + 1)[0]
 
     def tail(self, count: int, since_ms: int) -> list[Candle]:
         """The newest `count` bars that begin at or after `since_ms`, oldest first."""
-        if count <= 0:
-            return []
-        first = bisect_left(self._times, since_ms)
-        return [self._bars[open_ms] for open_ms in self._times[first:][-count:]]
+        return self._bars(self._first_of(count, since_ms), len(self._times))
 
-    def times(self, count: int, since_ms: int) -> list[int]:
-        """When the bars of `tail` open."""
-        return self._times[bisect_left(self._times, since_ms) :][-count:] if count > 0 else []
-
-    def changed_since(self, stamp: int) -> list[Candle]:
-        """Bars that were put with a later stamp, oldest first."""
-        return [self._bars[open_ms] for open_ms in sorted(self._stamps) if self._stamps[open_ms] > stamp]
+    def times(self, count: int, since_ms: int) -> Sequence[int]:
+        """The opening times of what `tail` gives."""
+        return self._times[self._first_of(count, since_ms) :]
 
     def between(self, start_ms: int, end_ms: int) -> list[Candle]:
         """Bars with `start_ms <= open_ms < end_ms`, oldest first."""
         first = bisect_left(self._times, start_ms)
-        last = bisect_left(self._times, end_ms, first)
-        return [self._bars[open_ms] for open_ms in self._times[first:last]]
+        return self._bars(first, bisect_left(self._times, end_ms, first))
 
-    def put(self, bar: Candle, stamp: int = 0) -> None:
-        """Add or replace a bar. Stamps of changes only grow."""
-        if self._times and bar.open_ms < self._times[-1]:
-            self.revision += 1
-        if stamp:
-            self._stamps[bar.open_ms] = stamp
-        if bar.open_ms not in self._bars:
-            if not self._times or bar.open_ms > self._times[-1]:
-                self._times.append(bar.open_ms)
-            else:
-                insort(self._times, bar.open_ms)
-        self._bars[bar.open_ms] = bar
-        if len(self._times) > self._capacity + self._capacity // 4:
-            self.forget_before(self._times[-self._capacity])
+    def changed_since(self, seq: int) -> list[Candle]:
+        """Bars that were last put with a greater `seq`, oldest first."""
+        return [self._bars(index, index + 1)[0] for index, last in enumerate(self._seqs) if last > seq]
+
+    # ------------------------------------------------------------ writing
+
+    def put(self, bar: Candle, seq: int = 0) -> None:
+        """Add or replace a bar; `seq` is the number of the feed's message that brought it, 0 for one from the store."""
+        recent = self._recent
+        newest_ms = recent[-1].open_ms if recent else -1
+        if bar.open_ms == newest_ms:
+            recent[-1] = bar
+            self._seqs[-1] = seq
+        elif bar.open_ms > newest_ms:
+            self._append(bar, seq)
+            if len(self._times) > self._capacity + self._capacity // 8:
+                self.forget_before(self._times[-self._capacity])
+        else:
+            self._put_late(bar, seq)  # drops nothing, for it might be what it adds
 
     def prepend(self, older: Iterable[Candle], since_ms: int) -> None:
         """Add bars older than `since_ms` was; all there are from the new `since_ms` on."""
         older = [bar for bar in older if bar.open_ms < self.since_ms]
-        self._bars |= {bar.open_ms: bar for bar in older}
-        self._times[:0] = [bar.open_ms for bar in older]
+        if older and self._recent:
+            self._times[:0] = array("q", [bar.open_ms for bar in older])
+            self._seqs[:0] = array("q", [0]) * len(older)
+            self._packed.insert(0, older)
+        else:
+            for bar in older:
+                self._append(bar, 0)
         self.since_ms = since_ms
         self.revision += 1
 
@@ -94,9 +114,56 @@ class Series:
         """Drop bars older than `keep_ms`, but not the parts of a parent's bar that holds it."""
         if self._parent is not None:
             keep_ms = self._parent.floor(keep_ms)
-        first = bisect_left(self._times, keep_ms)
-        for open_ms in self._times[:first]:
-            del self._bars[open_ms]
-            self._stamps.pop(open_ms, None)
-        del self._times[:first]
+        count = bisect_left(self._times, keep_ms)
+        packed = min(count, len(self._times) - len(self._recent))
+        self._packed.drop(packed, self._times[:packed])
+        del self._recent[: count - packed]
+        del self._times[:count]
+        del self._seqs[:count]
         self.since_ms = max(self.since_ms, keep_ms)
+
+    # ------------------------------------------------------------ inside
+
+    def _first_of(self, count: int, since_ms: int) -> int:
+        """Where the newest `count` bars since `since_ms` begin."""
+        held = len(self._times)
+        return max(held - max(count, 0), bisect_left(self._times, since_ms))
+
+    def _bars(self, first: int, last: int) -> list[Candle]:
+        packed = len(self._times) - len(self._recent)
+        if first >= packed:
+            return self._recent[first - packed : last - packed]
+        bars = self._packed.bars(first, self._times[first : min(last, packed)])
+        return bars + self._recent[: last - packed] if last > packed else bars
+
+    def _append(self, bar: Candle, seq: int) -> None:
+        self._times.append(bar.open_ms)
+        self._seqs.append(seq)
+        self._recent.append(bar)
+        self._pack()
+
+    def _put_late(self, bar: Candle, seq: int) -> None:
+        packed = len(self._times) - len(self._recent)
+        index = bisect_left(self._times, bar.open_ms)
+        if self._times[index] != bar.open_ms:
+            self._times.insert(index, bar.open_ms)
+            self._seqs.insert(index, seq)
+            if index < packed:
+                self._packed.insert(index, (bar,))
+            else:
+                self._recent.insert(index - packed, bar)
+                self._pack()
+            self.revision += 1
+            return
+        held = self._bars(index, index + 1)[0]
+        if index < packed:
+            self._packed.replace(index, bar)
+        else:
+            self._recent[index - packed] = bar
+        self._seqs[index] = seq
+        if (held.values, held.rev, held.src) != (bar.values, bar.rev, bar.src):
+            self.revision += 1
+
+    def _pack(self) -> None:
+        if len(self._recent) > _RECENT:
+            self._packed.append(self._recent.pop(0))

@@ -107,6 +107,11 @@ class Candle(NamedTuple):
         the minute runs its volume only grows, so of two statements made before its end the larger volume is the later
         one: a cached copy with a newer stamp cannot turn the minute back. Equal ones are settled by their values.
         """
+        is_over, was_over = self.as_of_ms >= self.open_ms + MINUTE_MS, other.as_of_ms >= other.open_ms + MINUTE_MS
+        if is_over is not was_over:
+            return is_over
+        if not is_over and self.volume != other.volume:  # most of what an exchange says in a minute
+            return self.volume > other.volume
         return self._version() > other._version()
 
     def _version(self) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from candled.aggregate.ladder import Ladder
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, fold
 from tests.rows import MONDAY_MS, minute, recorded
 
 DAY = Interval.parse("1D")
@@ -85,6 +85,93 @@ def test_any_order_duplication_and_delay_of_versions_gives_the_same_bars(data):
         bars.feed(version)
     for interval in DEFAULT_INTERVALS:
         assert shown(bars.series(interval).tail(1000, 0)) == plain(sorted(truth), interval)
+
+
+@st.composite
+def versions(draw: st.DrawFn) -> Candle:
+    """One of few prices and volumes, so that much stays the same, of one of few minutes, so that they often meet."""
+    stamp = draw(st.integers(0, 90)) * 1000
+    final = stamp > 60_000 and draw(st.booleans())
+    volume, rev = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+    candle = minute(draw(st.integers(0, 70)), str(draw(st.integers(8, 12))), str(volume), as_of=stamp, final=final)
+    quote = draw(st.sampled_from([None, Decimal(1), Decimal("2.5")]))
+    return candle._replace(quote_volume=quote, rev=rev, src=draw(st.sampled_from(["live", "rest"])))
+
+
+def everything(bars: Ladder) -> dict[tuple[Interval, int], Candle]:
+    return {(interval, bar.open_ms): bar for interval in bars.levels for bar in bars.series(interval).between(0, 2**62)}
+
+
+def whole(minutes: list[Candle], interval: Interval, open_ms: int) -> Candle:
+    """The bar of an interval that begins at `open_ms`, from minutes alone."""
+    some = [one for one in minutes if interval.floor(one.open_ms) == open_ms]
+    ended = some[-1].open_ms + MINUTE_MS == open_ms + interval.ms
+    return some[0] if interval == MINUTE else fold(some, open_ms, final=some[-1].final and ended)
+
+
+def folded(bars: Ladder) -> dict[tuple[Interval, int], Candle]:
+    """What the bars should be of which all minutes are in memory."""
+    base = bars.series(MINUTE)
+    minutes = base.between(0, 2**62)
+    return {
+        (interval, open_ms): whole(minutes, interval, open_ms)
+        for interval, open_ms in everything(bars)
+        if open_ms >= base.since_ms
+    }
+
+
+LENGTHS = [
+    DEFAULT_INTERVALS,
+    tuple(Interval.parse(text) for text in ("2m", "3m", "5m", "15m", "20m", "1h")),  # 1m has three parents
+    (MINUTE, Interval.parse("1h"), WEEK),
+]
+
+
+@given(st.sampled_from(LENGTHS), st.integers(1, 80), st.lists(st.one_of(versions(), st.integers(0, 70)), max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_after_every_message_each_bar_is_the_plain_fold_of_its_minutes(intervals, capacity, messages):
+    bars = Ladder(intervals, capacity)
+    stored: dict[int, Candle] = {}
+    history = [everything(bars)]
+    for seq, message in enumerate(messages, 1):
+        if isinstance(message, Candle):
+            held = stored.get(message.open_ms)
+            if held is None or message.supersedes(held):
+                stored[message.open_ms] = message
+            changes = bars.feed(message, seq) or []
+        else:
+            changes = heal(bars, stored, message, seq)
+        before, now = history[-1], everything(bars)
+        assert now == now | folded(bars)
+        told = {(change.interval, change.bar.open_ms): change.bar for change in changes}
+        assert {at: bar for at, bar in told.items() if at in now} == {
+            at: bar
+            for at, bar in now.items()
+            if at not in before or (bar.values, bar.rev) != (before[at].values, before[at].rev)
+        }
+        history.append(now)
+    for seq, before in enumerate(history):
+        for interval in bars.levels:
+            touched = bars.changed_since(interval, seq)
+            assert touched == sorted(touched)
+            assert {bar for at, bar in history[-1].items() if at[0] == interval and before.get(at) != bar} <= set(
+                touched
+            )
+    assert not any(bars.changed_since(interval, len(messages)) for interval in bars.levels)
+
+
+def heal(bars: Ladder, stored: dict[int, Candle], at: int, seq: int) -> list:
+    """Ten minutes are read from the store; every other one that is missing there came to it meanwhile."""
+    start_ms, end_ms = MONDAY_MS + at * MINUTE_MS, MONDAY_MS + (at + 10) * MINUTE_MS
+    for number in range(at, at + 10, 2):
+        stored.setdefault(MONDAY_MS + number * MINUTE_MS, minute(number, volume="7", final=True))
+    minutes = [stored[open_ms] for open_ms in sorted(stored)]
+    rows = {}
+    for interval in bars.levels:
+        since_ms = max(interval.floor(start_ms), bars.series(interval).since_ms)
+        touched = sorted({interval.floor(one.open_ms) for one in minutes})
+        rows[interval] = [whole(minutes, interval, at_ms) for at_ms in touched if since_ms <= at_ms < end_ms]
+    return bars.merge(rows, start_ms, end_ms, seq)
 
 
 def test_an_older_copy_never_undoes_a_revision():

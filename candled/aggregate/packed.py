@@ -1,0 +1,231 @@
+"""Bars in a few dozen bytes each instead of the 800 that a candle with its decimals takes, and exactly as they were."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, Underflow
+from functools import lru_cache
+from struct import Struct
+from struct import error as does_not_fit
+from typing import Any, NamedTuple
+
+from candled.model import Candle
+
+_EXACT = Context(prec=200, traps=[Inexact, Overflow, Underflow, InvalidOperation])  # only zeros may be cut off
+_scale, _whole, _multiply = _EXACT.scaleb, _EXACT.to_integral_exact, _EXACT.multiply
+_CODES = ("b", "h", "i", "q", "12s")  # what a field may be written as; the last is an integer of 12 bytes
+_BITS = (7, 15, 31, 63, 95)  # what each of them holds beside the sign
+_WIDE = len(_CODES) - 1
+_NOT_A_ROW = (ArithmeticError, ValueError, KeyError, does_not_fit)
+
+_SOURCES = ("", "live", "rest", "backfill", "agg")
+_NUMBERS = {source: number << 3 for number, source in enumerate(_SOURCES)}
+_FINAL, _HAS_QUOTE, _ODD = 1, 2, 4
+_ODD_ROW = (0, 0, 0, 0, 0, 0, 0, 0, _ODD)
+_GROUPS = (0, 0, 0, 0, 1, 2, 3, 4, 5)  # fields of a group have one width, and those of the first three its decimals
+
+
+class _Shape(NamedTuple):
+    """How rows are written: digits after the point of prices, volume and quote volume, and the code of each group."""
+
+    decimals: tuple[int, int, int] = (0, 0, 0)
+    widths: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
+
+
+@lru_cache(maxsize=1024)
+def _struct(shape: _Shape) -> Struct:
+    return Struct("<" + "".join(_CODES[shape.widths[group]] for group in _GROUPS))
+
+
+@lru_cache(maxsize=1024)
+def _wide_fields(shape: _Shape) -> tuple[int, ...]:
+    return tuple(field for field, group in enumerate(_GROUPS) if shape.widths[group] == _WIDE)
+
+
+@lru_cache(maxsize=1024)
+def _units(shape: _Shape) -> tuple[Decimal, Decimal, Decimal]:
+    """What one unit of the integers stands for."""
+    price, volume, quote = (Decimal((0, (1,), -decimals)) for decimals in shape.decimals)
+    return price, volume, quote
+
+
+def _row(shape: _Shape, numbers: Sequence[int]) -> bytes:
+    """Raises: struct.error, OverflowError: a number does not fit."""
+    wide = _wide_fields(shape)
+    if not wide:
+        return _struct(shape).pack(*numbers)
+    fields: list[int | bytes] = list(numbers)
+    for field in wide:
+        fields[field] = numbers[field].to_bytes(12, "little", signed=True)
+    return _struct(shape).pack(*fields)
+
+
+def _numbers(shape: _Shape, rows: bytes | bytearray | memoryview) -> Iterator[Sequence[int]]:
+    """What was given to `_row`, of many rows."""
+    wide = _wide_fields(shape)
+    if not wide:
+        return _struct(shape).iter_unpack(rows)
+    return (_narrowed(fields, wide) for fields in _struct(shape).iter_unpack(rows))
+
+
+def _narrowed(fields: Sequence[Any], wide: Sequence[int]) -> Sequence[int]:
+    numbers = list(fields)
+    for field in wide:
+        numbers[field] = int.from_bytes(fields[field], "little", signed=True)
+    return numbers
+
+
+class PackedBars:
+    """Rows of integers, oldest first; the opening times are kept by whoever holds them.
+
+    All rows have one shape, which is widened when a bar needs more digits. A bar that does not fit into 12 bytes
+    a number stays the object it was.
+    """
+
+    __slots__ = ("_odd", "_rows", "_shape")
+
+    def __init__(self) -> None:
+        self._shape = _Shape()
+        self._rows = bytearray()
+        self._odd: dict[int, Candle] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows) // _struct(self._shape).size
+
+    def bars(self, first: int, times: Sequence[int]) -> list[Candle]:
+        """The bars from index `first` on, which open at `times`."""
+        size = _struct(self._shape).size
+        price, volume, quote = _units(self._shape)
+        found = []
+        rows = _numbers(self._shape, memoryview(self._rows)[first * size : (first + len(times)) * size])
+        for open_ms, (open_, high, low, close, amount, turnover, age_ms, rev, flags) in zip(times, rows, strict=True):
+            if flags & _ODD:
+                found.append(self._odd[open_ms])
+                continue
+            found.append(
+                Candle(
+                    open_ms,
+                    _multiply(open_, price),
+                    _multiply(high, price),
+                    _multiply(low, price),
+                    _multiply(close, price),
+                    _multiply(amount, volume),
+                    _multiply(turnover, quote) if flags & _HAS_QUOTE else None,
+                    open_ms + age_ms,
+                    bool(flags & _FINAL),
+                    rev,
+                    _SOURCES[flags >> 3],
+                )
+            )
+        return found
+
+    def append(self, bar: Candle) -> None:
+        """Add a bar at the end."""
+        row = self._row(bar)  # first, because it may replace the rows
+        self._rows += row
+
+    def insert(self, index: int, bars: Sequence[Candle]) -> None:
+        """Put bars before the one at `index`."""
+        try:
+            shape = self._shape
+            rows = b"".join([_row(shape, _integers(bar, shape.decimals)) for bar in bars])
+            self._put_rows(index, 0, rows)
+        except _NOT_A_ROW:
+            for at, bar in enumerate(bars, index):
+                self._put_rows(at, 0, self._row(bar))
+
+    def replace(self, index: int, bar: Candle) -> None:
+        """Put a bar in the place of another with the same opening time."""
+        self._odd.pop(bar.open_ms, None)
+        self._put_rows(index, 1, self._row(bar))
+
+    def drop(self, count: int, times: Iterable[int]) -> None:
+        """Forget the oldest `count` bars, which open at `times`."""
+        if self._odd:
+            for open_ms in times:
+                self._odd.pop(open_ms, None)
+        del self._rows[: count * _struct(self._shape).size]
+
+    # ------------------------------------------------------------ inside
+
+    def _put_rows(self, index: int, count: int, rows: bytes) -> None:
+        """Put rows in the place of `count` others."""
+        size = _struct(self._shape).size
+        self._rows[index * size : (index + count) * size] = rows
+
+    def _row(self, bar: Candle) -> bytes:
+        """A bar as a row of the shape that all rows have from now on."""
+        try:
+            return _row(self._shape, _integers(bar, self._shape.decimals))
+        except _NOT_A_ROW:
+            fits = self._make_room(bar)
+        if not fits:
+            self._odd[bar.open_ms] = bar
+        return _row(self._shape, _integers(bar, self._shape.decimals) if fits else _ODD_ROW)
+
+    def _make_room(self, bar: Candle) -> bool:
+        """Widen the shape so that this bar fits and all others still do; return whether that is possible."""
+        shape = self._shape
+        try:
+            decimals = _decimals(bar, shape.decimals)
+            new = _integers(bar, decimals)
+            least = _widths([new], shape.widths)
+            factors = [10 ** (decimals[g] - shape.decimals[g]) if g < 3 else 1 for g in _GROUPS]
+            rows = [[n * by for n, by in zip(row, factors, strict=True)] for row in _numbers(shape, self._rows)]
+            wider = _Shape(decimals, _widths(rows, least))
+        except _NOT_A_ROW:
+            return False
+        if wider != shape:
+            self._rows = bytearray(b"".join([_row(wider, row) for row in rows]))
+            self._shape = wider
+        return True
+
+
+def _integers(bar: Candle, decimals: Sequence[int]) -> tuple[int, ...]:
+    """The fields of a row.
+
+    Raises:
+        ArithmeticError, ValueError, KeyError: a number has more digits, or a field is not one of a row.
+    """
+    open_ms, open_, high, low, close, amount, turnover, as_of_ms, final, rev, source = bar
+    price, volume, quote = decimals
+    return (
+        int(_whole(_scale(open_, price))),
+        int(_whole(_scale(high, price))),
+        int(_whole(_scale(low, price))),
+        int(_whole(_scale(close, price))),
+        int(_whole(_scale(amount, volume))),
+        0 if turnover is None else int(_whole(_scale(turnover, quote))),
+        as_of_ms - open_ms,
+        rev,
+        _NUMBERS[source] | (0 if turnover is None else _HAS_QUOTE) | final,
+    )
+
+
+def _decimals(bar: Candle, at_least: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The digits after the point that prices, volume and quote volume need."""
+    price, volume, quote = at_least
+    return (
+        max(price, *map(_digits_after_point, bar[1:5])),
+        max(volume, _digits_after_point(bar.volume)),
+        quote if bar.quote_volume is None else max(quote, _digits_after_point(bar.quote_volume)),
+    )
+
+
+def _digits_after_point(number: Decimal) -> int:
+    return -int(_EXACT.normalize(number).as_tuple().exponent)
+
+
+def _widths(rows: Iterable[Sequence[int]], at_least: Sequence[int]) -> tuple[int, ...]:
+    """How wide the fields must be.
+
+    Raises:
+        OverflowError: more than 12 bytes.
+    """
+    widths = list(at_least)
+    for group, column in zip(_GROUPS, zip(*rows, strict=True), strict=False):  # no columns where there are no rows
+        bits = max(max(column).bit_length(), (~min(column)).bit_length())
+        width = bisect_left(_BITS, bits)
+        if width > _WIDE:
+            raise OverflowError(f"{bits} bits and a sign")
+        widths[group] = max(widths[group], width)
+    return tuple(widths)
