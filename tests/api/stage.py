@@ -15,14 +15,17 @@ from candled.aggregate.live_bars import LiveBars
 from candled.api.directory import Directory
 from candled.api.pages import Pages
 from candled.api.rest import Source
-from candled.api.routes import make_routes
+from candled.api.routes import make_routes, make_streams
 from candled.bus import Facts, MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.config import Config, LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, Market, MarketKey, Symbol
 from candled.rooms.hub import Hub
+from candled.rooms.links import Link
 from candled.rooms.protocol import Protocol
+from candled.serve.client import Client
+from candled.serve.publisher import Publisher
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
 from candled.store.history import History
@@ -100,7 +103,8 @@ async def stage(
     for market in stored:
         symbols.setdefault(market.exchange, []).append(market.symbol)
     codec = Protocol(symbols, intervals)
-    hub = Hub(codec, bars, clock)
+    publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
+    hub = Hub(codec, bars, clock, publisher.publish)
     bars.listen(hub)
     pages = Pages(bars, history)
     source = Source(
@@ -111,16 +115,21 @@ async def stage(
         describe=(describe or {}).get,
     )
     config = replace(Config(), limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
+
+    def make_client(link: Link) -> Client:
+        return Client(link, hub, bars, codec, clock, config.server, pages.history)
+
     running = Server(
         config.server,
         hub=hub,
-        bars=bars,
-        codec=codec,
+        publisher=publisher,
+        make_client=make_client,
         clock=clock,
         health=dict,
         statistics=dict,
         page=str,
         routes=make_routes(config, source, MemoryCounter(clock), clock),
+        streams=make_streams(config, source, make_client, publisher.publish, clock),
     )
     try:
         yield Stage(running.listen(), bars, store, pages, clock)
