@@ -49,6 +49,8 @@ class Stage:
         self.store = store
         self.pages = pages
         self.clock = clock
+        self.hub: Hub
+        self.server: Server
         self._bus = MemoryBus("one")
         self._bus.listen(bars.on_message)
 
@@ -132,7 +134,9 @@ async def stage(
         streams=make_streams(config, source, make_client, publisher.publish, clock),
     )
     try:
-        yield Stage(running.listen(), bars, store, pages, clock)
+        one = Stage(running.listen(), bars, store, pages, clock)
+        one.hub, one.server = hub, running
+        yield one
     finally:
         await asyncio.wait_for(running.stop(), 5)
         await bars.stop()

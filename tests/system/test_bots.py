@@ -12,6 +12,7 @@ from typing import Any
 
 import ccxt
 import ccxt.async_support as ccxt_async
+import ccxt.pro as ccxt_pro
 import pytest
 
 from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
@@ -20,6 +21,7 @@ from tests.system.daemon import Daemon
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports names that the library websockets calls old
+    from binance import AsyncClient, BinanceSocketManager
     from binance.client import Client
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +34,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon on the replay, as in the demo, whose history is complete."""
     directory = tmp_path_factory.mktemp("bots")
     config = {
-        "exchanges": {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"]}},
+        "exchanges": {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 30}},  # a minute every two seconds
         "ingest": {"backfill": "2d"},
         "store": {"url": f"sqlite:///{directory}/candled.db", "journal": str(directory / "journal")},
         "klines": {"enabled": True},
@@ -133,6 +135,52 @@ def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, spo
     assert {row[6] - row[0] for row in rows} == {5 * MINUTE_MS - 1}
 
 
+# ---------------------------------------------------------------- streams
+
+
+async def test_ccxt_watches_bars_that_agree_with_the_recording(daemon):
+    client = ccxt_pro.binance(
+        {
+            "urls": {
+                "api": {"public": f"{daemon.url}/api/v3", "ws": {"spot": f"ws://127.0.0.1:{daemon.port}/ws/stream"}}
+            },
+            "options": {"fetchMarkets": {"types": ["spot"]}},
+            "newUpdates": False,
+        }
+    )
+    rows: list[list[float]] = []
+    try:
+        while len(rows) < 4:
+            rows = await asyncio.wait_for(client.watch_ohlcv("BTC/USDT", "1m"), 30)
+    finally:
+        await client.close()
+    assert [row[0] for row in rows] == list(range(int(rows[0][0]), int(rows[-1][0]) + 1, MINUTE_MS))
+    wanted = recorded("1m", int(rows[0][0]), int(rows[-1][0]))
+    assert {row[0]: row[1:] for row in rows[:-1]} == {
+        open_ms: [float(number) for number in bar.values[:5]] for open_ms, bar in wanted.items()
+    }
+
+
+async def test_python_binance_hears_each_bar_end_once_and_as_recorded(daemon, monkeypatch):
+    monkeypatch.setattr(AsyncClient, "API_URL", f"{daemon.url}/api")
+    monkeypatch.setattr(BinanceSocketManager, "STREAM_URL", f"ws://127.0.0.1:{daemon.port}/")
+    client = await AsyncClient.create()
+    ends: list[dict[str, Any]] = []
+    try:
+        async with BinanceSocketManager(client).kline_socket("BTCUSDT", interval="1m") as stream:
+            while len(ends) < 3:
+                kline = (await asyncio.wait_for(stream.recv(), 30))["k"]
+                ends += [kline] if kline["x"] else []
+    finally:
+        await client.close_connection()
+    times = [kline["t"] for kline in ends]
+    assert times == list(range(times[0], times[-1] + 1, MINUTE_MS))
+    wanted = recorded("1m", times[0], times[-1] + MINUTE_MS)
+    assert {kline["t"]: tuple(Decimal(kline[key]) for key in "ohlcv") for kline in ends} == {
+        open_ms: bar.values[:5] for open_ms, bar in wanted.items()
+    }
+
+
 # ---------------------------------------------------------------- the page
 
 
@@ -147,13 +195,14 @@ def blocks(language: str) -> list[str]:
 def test_the_snippets_of_the_page_run(daemon, capsys, number):
     code = blocks("python")[number]
     assert "http://localhost:7000" in code
-    exec(compile(code.replace("http://localhost:7000", daemon.url), "docs/bots.md", "exec"), {})
+    here = code.replace("localhost:7000", f"127.0.0.1:{daemon.port}")
+    exec(compile(here, "docs/bots.md", "exec"), {})
     assert len(capsys.readouterr().out) > 100
 
 
 async def test_freqtrades_settings_make_a_ccxt_that_reads_here(daemon):
     (text,) = blocks("json")
-    config = json.loads(text.replace("http://localhost:7000", daemon.url))["exchange"]
+    config = json.loads(text.replace("localhost:7000", f"127.0.0.1:{daemon.port}"))["exchange"]
     client = getattr(ccxt_async, config["name"])(config["ccxt_config"])
     try:
         rows = await client.fetch_ohlcv(config["pair_whitelist"][0], "1m", limit=5)
