@@ -116,7 +116,7 @@ class LiveBars:
         if isinstance(message, StateChanged):
             self._take_state(key, market, message)
         elif isinstance(message, Healed):
-            market.complete_from_ms = message.complete_from_ms
+            market.found_complete_from_ms = message.complete_from_ms
             if self._note_facts(market, message.facts):
                 self._tell_settled(key)
             self._read_again(key, message.start_ms, message.end_ms)
@@ -338,7 +338,7 @@ class LiveBars:
             market.reading = False
 
     async def _reread_range(self, key: MarketKey, market: MarketBars, stale: Range) -> None:
-        rows = {}
+        rows, complete_from_ms = {}, market.found_complete_from_ms
         for interval in market.ladder.levels:
             series = market.ladder.series(interval)
             keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
@@ -349,6 +349,8 @@ class LiveBars:
                 rows[interval] = await self._history.bars_between(key, interval, start_ms, stale.end_ms)
         stamp = market.track.stamp + 1
         changes = market.ladder.merge(rows, stale.start_ms, stale.end_ms, stamp)
+        if complete_from_ms is not None:  # not before what was missing is there, else bars would be shown without it
+            market.complete_from_ms = complete_from_ms
         changed = [change.bar.open_ms for change in changes if change.interval == MINUTE]
         if changed:
             market.track.changed(stamp, changed[0], changed[-1] + MINUTE_MS)
@@ -402,7 +404,7 @@ class LiveBars:
         market = self._markets[key]
         complete_from_ms = await self._history.complete_from(key)
         if complete_from_ms is not None:
-            market.complete_from_ms = min(complete_from_ms, market.complete_from_ms or complete_from_ms)
+            market.found_complete_from_ms = min(complete_from_ms, market.found_complete_from_ms or complete_from_ms)
         changes = () if since is None else await self._history.changes_since(key, since.epoch, since.seq)
         if changes is None:  # nobody knows what else: everything that is held
             lost_from_ms, changes = 0, ()

@@ -32,6 +32,7 @@ class MarketBars:
         self.catching_up = False
         self.lost_from_ms = 0
         self.complete_from_ms: int | None = None
+        self.found_complete_from_ms: int | None = None  # not shown before it is read
         self.early: list[tuple[Message, Position]] = []
         self.stale: Range | None = None
         self.generation = 0  # counts changes of the past, so that a read that overlapped one is not believed
