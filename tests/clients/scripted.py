@@ -313,7 +313,7 @@ class _Handler(WebSocketHandler):
         before = iso_ms(before) if isinstance(before, int) else before
         older = [bar for bar in self.server.bars(topic) if bar["time"] < before]
         page = older[-request["limit"] :]
-        body = {"bars": [{key: bar[key] for key in TRUTH + EXTRA} for bar in page], "end": len(page) == len(older)}
+        body = {"bars": self._shown(page, request), "end": len(page) == len(older)}
         self.say({"type": "history", "id": request["id"], "symbol": topic[0], "interval": topic[1], **body})
 
     # ------------------------------------------------------------ answers
