@@ -5,6 +5,7 @@ import { changeText, direction, timeText, volumeText } from "./words.js";
 
 const { LightweightCharts } = window;
 const byId = (id) => document.getElementById(id);
+const RIGHT_OFFSET = 4; // bars of room beside the newest
 const VALUES = ["bar-time", "open", "high", "low", "close", "change", "volume", "finality"];
 
 export class ChartView {
@@ -19,7 +20,7 @@ export class ChartView {
     this.chart = LightweightCharts.createChart(byId("chart"), {
       autoSize: true,
       crosshair: { mode: LightweightCharts.CrosshairMode.Normal },
-      timeScale: { timeVisible: true, secondsVisible: false, rightOffset: 4, minBarSpacing: 0.2 },
+      timeScale: { timeVisible: true, secondsVisible: false, rightOffset: RIGHT_OFFSET, minBarSpacing: 0.2 },
     });
     this.candles = this.chart.addSeries(LightweightCharts.CandlestickSeries, {
       borderVisible: false,
@@ -121,11 +122,11 @@ export class ChartView {
   #showNewest(count) {
     const wanted = Math.max(30, Math.floor(byId("chart").clientWidth / 8));
     this.chart.priceScale("right").applyOptions({ autoScale: true });
-    this.chart.timeScale().setVisibleLogicalRange({ from: count - wanted, to: count + 4 });
+    this.chart.timeScale().setVisibleLogicalRange({ from: count - wanted, to: count + RIGHT_OFFSET });
   }
 
   #toNewest() {
-    this.chart.timeScale().scrollToRealTime();
+    this.chart.timeScale().scrollToPosition(RIGHT_OFFSET, false);
   }
 
   #toOldest() {
