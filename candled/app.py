@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +13,22 @@ from typing import Any
 
 from candled import __version__
 from candled.aggregate.live_bars import LiveBars
+from candled.api.directory import Directory
+from candled.api.pages import Pages
+from candled.api.rest import Source
+from candled.api.routes import make_routes
 from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import Config, make_exchanges
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
-from candled.model import MarketKey
+from candled.model import Market, MarketKey
 from candled.plugins import Plugins
 from candled.rooms.hub import Hub
 from candled.rooms.protocol import Protocol
 from candled.serve.handlers import STATIC
+from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
 from candled.store import make_store
 from candled.store.history import History
@@ -90,13 +96,21 @@ class Daemon:
             journal=_journal(config),
         )
         self._history = History(self._store, self._threads)
-        self._bus = MemoryBus()
+        self._bus = MemoryBus(secrets.token_hex(6))
         symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
         markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
         self._bars = LiveBars(markets, config.intervals, self._history, clock)
         self._codec = Protocol(symbols, config.intervals)
         self._hub = Hub(self._codec, self._bars, clock)
         self._page = (STATIC / "index.html").read_text("utf-8")
+        self._exchanges = self._make_exchanges()
+        source = Source(
+            directory=Directory(symbols, config.intervals),
+            pages=Pages(self._bars, self._history),
+            stored=self._history,
+            clock=clock,
+            describe=self._describe,
+        )
         self._server = Server(
             config.server,
             hub=self._hub,
@@ -106,8 +120,8 @@ class Daemon:
             health=self.health,
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
             page=self._page_text,
+            routes=make_routes(config, source, MemoryCounter(clock), clock),
         )
-        self._exchanges = self._make_exchanges()
         self._tasks: list[asyncio.Task[None]] = []
         self._store_trouble = ""
         self._is_reading = False
@@ -202,12 +216,16 @@ class Daemon:
             "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
             "exchanges": exchanges,
             "store": {**self._store.describe(), **writer},
-            "bus": self._bus.describe(),
+            "bus": {**self._bus.describe(), **self._bars.healing()},
             "plugins": {
                 status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
                 for status in self._plugins.statuses
             },
         }
+
+    def _describe(self, market: MarketKey) -> Market | None:
+        """What an exchange says of one of its markets, once it was asked."""
+        return next((one.market(market.symbol) for one in self._exchanges if one.name == market.exchange), None)
 
     def _make_exchanges(self) -> list[ExchangeIngest]:
         ingest = self._config.ingest

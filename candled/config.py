@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from candled.bus.address import SCHEMES, RedisAddress
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock, Exchange
 from candled.model import DEFAULT_INTERVALS, Interval, Symbol
@@ -31,7 +32,7 @@ from candled.settings import (
 logger = logging.getLogger(__name__)
 
 KNOWN_STORES = ("sqlite", "postgresql", "postgres")
-KNOWN_BUSES = ("memory",)
+KNOWN_BUSES = ("memory", *SCHEMES)
 ROLES = ("ingest", "serve")
 ENVIRONMENT = "CANDLED_"
 
@@ -89,6 +90,37 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """How many HTTP requests one address may make, by group of paths: so many in a window that its first one begins."""
+
+    api_requests: int = setting(100, help="requests to /api/ in a window; 0 for no limit", at_least=0)
+    api_window: timedelta = setting(
+        timedelta(minutes=15), help="the length of that window", at_least=timedelta(seconds=1)
+    )
+    udf_requests: int = setting(
+        3000, help="requests to /udf/ in a window; one pane of a TradingView chart makes 90 in 15 minutes", at_least=0
+    )
+    udf_window: timedelta = setting(
+        timedelta(minutes=15), help="the length of that window", at_least=timedelta(seconds=1)
+    )
+    headers: tuple[str, ...] = setting(
+        ("legacy", "draft-6"),
+        help="which headers tell the limit: X-RateLimit-*, and RateLimit-* as in a draft of the IETF, 6 or 8",
+        one_of=("legacy", "draft-6", "draft-8"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UdfSettings:
+    """TradingView's charts, at /udf."""
+
+    next_time: str = setting(
+        "s", help="the unit of nextTime where a range is empty: s or ms, which TradingView's pages disagree on",
+        one_of=("s", "ms"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IngestSettings:
     """How candles are taken from exchanges."""
 
@@ -98,9 +130,10 @@ class IngestSettings:
         at_least=timedelta(0),
     )
     settle: timedelta = setting(
-        timedelta(seconds=2),
-        help="how long after its successor opened the late versions of a minute are waited for",
+        timedelta(seconds=6),
+        help="how long after its successor opened the late versions of a minute are waited for before it is final",
         at_least=timedelta(0),
+        at_most=timedelta(minutes=5),
     )
     quiet_after: timedelta = setting(
         timedelta(seconds=60),
@@ -114,6 +147,12 @@ class IngestSettings:
         timedelta(seconds=5),
         help="how often the running minute is stored, so that a restart shows it at once",
         at_least=timedelta(milliseconds=100),
+    )
+    shards: int = setting(
+        1,
+        help="into how many parts the markets are divided for several ingest processes; the same in all processes",
+        at_least=1,
+        at_most=1024,
     )
 
 
@@ -154,7 +193,18 @@ class StoreSettings:
 class BusSettings:
     """What carries candles from ingest to serve."""
 
-    url: str = setting("memory://", help="memory:// inside one process")
+    url: str = setting(
+        "memory://",
+        help="memory:// inside one process, or redis://user:password@host:6379/0, rediss://, unix:///FILE, "
+        "redis+sentinel://host:26379,host2/SERVICE, redis+cluster://host:6379,host2",
+    )
+    prefix: str = setting("", help="stands before every channel and key, for several candleds on one Redis")
+    lease: timedelta = setting(
+        timedelta(seconds=6),
+        help="how long an ingest process may be silent before another takes over",
+        at_least=timedelta(seconds=3),
+        at_most=timedelta(seconds=60),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +242,8 @@ class Config:
     roles: tuple[str, ...] = setting(ROLES, help="what this process does", one_of=ROLES)
     exchanges: tuple[ExchangeConfig, ...] = setting((), help="the exchanges, by name; the first is the default one")
     intervals: tuple[Interval, ...] = setting(DEFAULT_INTERVALS, help="the lengths of bars that are served")
+    limits: LimitSettings = setting(LimitSettings(), help="how many HTTP requests one address may make")
+    udf: UdfSettings = setting(UdfSettings(), help="TradingView's charts")
     ingest: IngestSettings = setting(IngestSettings(), help="how candles are taken from exchanges")
     store: StoreSettings = setting(StoreSettings(), help="where candles are kept")
     bus: BusSettings = setting(BusSettings(), help="what carries candles from ingest to serve")
@@ -361,6 +413,9 @@ def _check(config: Config, problems: list[str]) -> None:
     _each(_origin, server.allowed_origins, "server.allowed_origins", problems)
     if server.ping_timeout > server.ping_interval:
         problems.append("server.ping_timeout: at most server.ping_interval")
+    if {"draft-6", "draft-8"} <= set(config.limits.headers):
+        problems.append("limits.headers: draft-6 or draft-8, they use one name for different things")
+    _refuse_twice(config.limits.headers, "limits.headers", problems)
     if not config.intervals:
         problems.append("intervals: at least one is needed")
     _refuse_twice(config.intervals, "intervals", problems)
@@ -368,6 +423,8 @@ def _check(config: Config, problems: list[str]) -> None:
     _check_url(config.store.url, "store", KNOWN_STORES, problems)
     _check_url(config.bus.url, "bus", KNOWN_BUSES, problems)
     _check_sqlite(config.store.url, problems)
+    if set("{}*?[]") & set(config.bus.prefix) or any(character.isspace() for character in config.bus.prefix):
+        problems.append("bus.prefix: expected letters, digits and signs such as : and -, without blanks and brackets")
     if config.bus.url == "memory://" and set(config.roles) != set(ROLES):
         problems.append("roles: bus.url memory:// stays inside one process, so that it needs both, [ingest, serve]")
 
@@ -405,6 +462,11 @@ def _check_url(url: str, what: str, known: Sequence[str], problems: list[str]) -
         problems.append(f"{what}.url: no {what} for {scheme}://; known: {choice}")
     elif scheme == "memory" and rest:
         problems.append(f"{what}.url: nothing can follow memory://")
+    elif scheme in SCHEMES:
+        try:
+            RedisAddress.parse(url)
+        except ValueError as error:
+            problems.append(f"{what}.url: {error}")
 
 
 def _check_sqlite(url: str, problems: list[str]) -> None:

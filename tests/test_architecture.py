@@ -22,7 +22,10 @@ OUTSIDE = {
 EDGES = {
     "app", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
-    "ingest/exchange_ingest", "ingest/feeds", "ingest/http",
+    "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
+    "api/handler",
+    "client/client", "client/link", "client/stream",
+    "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
     "serve/client", "serve/handlers", "serve/server",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
@@ -30,6 +33,9 @@ EDGES = {
 # Modules that touch it only through those edges: they hold one, and decide which.
 HOLDERS = {
     "__main__": "calls cli",
+    **dict.fromkeys(("api/rest", "api/routes", "api/udf"), "resources over api/handler"),
+    "client/__init__": "names what a program may import of the client",
+    "bus/making": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
     "store/__init__": "makes the store that an address means",
     "store/keeper": "writer and history of one store in one hand",
@@ -39,23 +45,26 @@ HOLDERS = {
 }
 
 # Which steps a step may know, beside itself. What is missing here it is handed by `app`.
-FOUNDATION = {"errors", "model", "exchange", "token_bucket"}
+FOUNDATION = {"errors", "model", "exchange", "token_bucket", "budget"}
 STEPS = {
     "errors": set(),
     "token_bucket": set(),
+    "budget": {"exchange", "token_bucket"},
     "model": {"errors"},
     "exchange": {"model"},
     "hookspecs": {"exchange"},
     "settings": {"model"},
     "clock": set(),
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
-    "config": {"errors", "model", "exchange", "settings", "plugins", "store"},
-    "bus": {"errors", "model", "exchange"},
-    "store": {"errors", "model", "exchange"},
+    "store": {"errors", "model", "exchange", "bus"},
+    "config": {"errors", "model", "exchange", "settings", "plugins", "store", "bus"},
+    "bus": {"errors", "model", "exchange", "token_bucket"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
     "rooms": FOUNDATION | {"aggregate"},
     "serve": FOUNDATION | {"rooms", "config"},
+    "api": FOUNDATION | {"rooms", "serve", "store", "config"},
+    "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
 ROOTS = {"app", "cli", "tools", "__main__", "candled"}  # they put the steps together
@@ -63,10 +72,11 @@ ROOTS = {"app", "cli", "tools", "__main__", "candled"}  # they put the steps tog
 # The only modules of a step that another step may know: values and pure arithmetic.
 SHARED = {
     "aggregate": {"aggregate/ladder"},  # what a changed bar is
-    "bus": {"bus/__init__", "bus/interface"},  # what is published
+    "bus": {"bus/__init__", "bus/interface", "bus/address"},  # what is published, and how a bus is written
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
     "rooms": {"rooms/__init__", "rooms/hub", "rooms/protocol"},
+    "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }
 

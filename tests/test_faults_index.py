@@ -180,16 +180,16 @@ def test_a_daemon_that_serves_another_symbol_knows_of_no_other(tmp_path):
 
 def test_a_listener_that_fails_keeps_no_message_from_the_others_nor_from_itself(caplog):
     """Fault 15: a lost message that nobody notices. In one process a message is a call, and a failing one is told."""
-    bus, heard = MemoryBus(), []
+    bus, heard = MemoryBus("one"), []
     attempts = []
 
-    def fails_once(message):
+    def fails_once(message, position):
         attempts.append(message)
         if len(attempts) == 1:
             raise ValueError("not today")
 
     bus.listen(fails_once)
-    bus.listen(heard.append)
+    bus.listen(lambda message, position: heard.append(message))
     messages = [MinuteChanged(STAGED, minute(number)) for number in range(3)]
     for message in messages:
         bus.publish(message)
@@ -219,7 +219,7 @@ async def test_a_message_without_news_of_the_past_changes_no_chart():
     one = await Stage(Stored(minute(number, final=True) for number in range(60))).start()
     chart = one.join("1m")
     before = list(chart.bars)
-    one.bars.on_message(Healed(STAGED, MONDAY_MS, MONDAY_MS + 60 * MINUTE_MS, MONDAY_MS))
+    one.bus.publish(Healed(STAGED, MONDAY_MS, MONDAY_MS + 60 * MINUTE_MS, MONDAY_MS))
     await one.wait(6)
     assert chart.bars == before
     assert chart.updates == []

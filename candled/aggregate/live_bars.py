@@ -2,34 +2,44 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
-from candled.bus import Healed, Message, MinuteChanged
-from candled.errors import StoreUnavailable, Unavailable
+from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position, StateChanged
+from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
 
-from .ladder import Change, Ladder
+from .ladder import Change
+from .market_bars import AT_FIRST, MarketBars
+from .resume import History as ResumeHistory
+from .resume import Resume, Resumer
 
 logger = logging.getLogger(__name__)
 
-_AT_FIRST = 120  # bars of each interval loaded at start, and kept until more are asked for: what most charts ask for
-_MINUTES_KEPT = 1000  # while the store is away they are nowhere else
 _WEEK = Interval.parse("1W")
 _RETRY_S = 1.0
 _STORED_AFTER_S = 2.0
+_CATCH_UP_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # pauses between looks for what was lost; the last one repeats
 
 
-class History(Protocol):
+class Absent(Protocol):
+    """Minutes that the exchange does not have; `candled.store.interface.Hole` is it."""
+
+    @property
+    def start_ms(self) -> int: ...
+    @property
+    def end_ms(self) -> int: ...
+
+
+class History(ResumeHistory, Protocol):
     """The reads this module needs; `candled.store.history.History` has them."""
 
     async def bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> Sequence[Candle]: ...
-    async def bars_between(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
-    ) -> Sequence[Candle]: ...
     async def running(self, market: MarketKey) -> Candle | None: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
+    async def holes(self, market: MarketKey, within: Range) -> Sequence[Absent]: ...
 
 
 class BarsListener(Protocol):
@@ -38,8 +48,14 @@ class BarsListener(Protocol):
     def changed(self, market: MarketKey, change: Change) -> None:
         """A bar changed, perhaps an older one."""
 
-    def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> None:
-        """Bars of `[start_ms, end_ms)` changed, or more history is there."""
+    def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]) -> None:
+        """Bars of `[start_ms, end_ms)` changed, those of them in memory to `bars`, or more history is there."""
+
+    def settled(self, market: MarketKey) -> None:
+        """Bars may have become final."""
+
+    def state_changed(self, market: MarketKey, state: str, since_ms: int) -> None:
+        """The state of the feed changed."""
 
 
 class LiveBars:
@@ -52,15 +68,17 @@ class LiveBars:
         self._clock = clock
         self._intervals = tuple(sorted(intervals))
         self._listeners: list[BarsListener] = []
-        self._markets = {key: _Market(new_ladder(self._intervals)) for key in markets}
+        self._markets = {key: MarketBars(self._intervals) for key in markets}
+        self._resumer = Resumer(history, clock)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._healed = 0
 
     def listen(self, listener: BarsListener) -> None:
         """Tell `listener` of every later change."""
         self._listeners.append(listener)
 
     async def start(self) -> None:
-        """Load the newest bars of every market; until then minutes from the bus wait."""
+        """Load the newest bars of every market; until then messages from the bus wait."""
         for key in self._markets:
             await self._seed(key)
 
@@ -72,19 +90,60 @@ class LiveBars:
 
     # ------------------------------------------------------------ from the bus
 
-    def on_message(self, message: Message) -> None:
-        """A bus listener."""
+    def on_message(self, message: Message, position: Position) -> None:
+        """A bus listener. What comes twice is heard once; what is missing is noticed, and read from the store."""
         market = self._markets.get(message.market)
         if market is None:
             return
-        if isinstance(message, Healed):
+        if market.seeded:
+            self._take(message.market, market, message, position)
+        else:
+            market.early.append((message, position))
+
+    def _take(self, key: MarketKey, market: MarketBars, message: Message, position: Position) -> None:
+        track, settled_ms = market.track, market.track.facts.settled_ms
+        was_broken = track.is_broken
+        if not market.is_behind:
+            market.shown = track.position
+        if isinstance(message, Missed):
+            track.mistrust()
+        elif not track.follow(position):
+            return
+        if track.is_broken and not was_broken:
+            self._lost(key, market, settled_ms)
+        if isinstance(message, StateChanged):
+            self._take_state(key, market, message)
+        elif isinstance(message, Healed):
             market.complete_from_ms = message.complete_from_ms
-            self._read_again(message.market, message.start_ms, message.end_ms)
+            if self._note_facts(market, message.facts):
+                self._tell_settled(key)
+            self._read_again(key, message.start_ms, message.end_ms)
         elif isinstance(message, MinuteChanged):
-            if market.seeded:
-                self._feed(message.market, market, message.candle)
-            else:
-                market.early.append(message.candle)
+            if settled_ms is not None and message.candle.open_ms < settled_ms:
+                track.changed(track.stamp, message.candle.open_ms, message.candle.open_ms + MINUTE_MS)
+            is_news = self._note_facts(market, message.facts)
+            self._feed(key, market, message.candle)
+            if is_news:
+                self._tell_settled(key)
+
+    def _take_state(self, key: MarketKey, market: MarketBars, message: StateChanged) -> None:
+        if (message.state, message.since_ms) == market.state:
+            return
+        market.state = message.state, message.since_ms
+        for listener in self._listeners:
+            listener.state_changed(key, message.state, message.since_ms)
+
+    def _note_facts(self, market: MarketBars, facts: Facts) -> bool:
+        """Whether they are news. A feed that has only begun does not know yet what is final."""
+        known = market.track.facts
+        if facts.settled_ms is None:
+            facts = replace(facts, settled_ms=known.settled_ms, gap=known.gap)
+        market.track.facts = facts
+        return facts != known
+
+    def _tell_settled(self, key: MarketKey) -> None:
+        for listener in self._listeners:
+            listener.settled(key)
 
     # ------------------------------------------------------------ for whoever serves
 
@@ -97,7 +156,7 @@ class LiveBars:
         if series.capacity < count:  # what is there now could be dropped before `tail`
             return False
         shown_from_ms = market.complete_from_ms or 0
-        return series.since_ms <= shown_from_ms or len(series.tail(count, shown_from_ms)) >= count
+        return series.since_ms <= shown_from_ms or len(series.times(count, shown_from_ms)) >= count
 
     def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
         """Whether the running week is complete, or the newest `count` bars are."""
@@ -106,7 +165,7 @@ class LiveBars:
             return False
         if market.complete_from_ms <= _WEEK.floor(self._clock.now_ms()):
             return True
-        return len(market.ladder.series(interval).tail(count, market.complete_from_ms)) >= count
+        return len(market.ladder.series(interval).times(count, market.complete_from_ms)) >= count
 
     def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
         """The newest `count` whole bars in memory, oldest first, ending with the running one."""
@@ -114,6 +173,49 @@ class LiveBars:
         if market.complete_from_ms is None:
             return []
         return market.ladder.series(interval).tail(count, market.complete_from_ms)
+
+    def times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
+        """When the bars of `tail` open, without making them."""
+        market = self._markets[key]
+        if market.complete_from_ms is None:
+            return ()
+        return market.ladder.series(interval).times(count, market.complete_from_ms)
+
+    def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
+        """One bar in memory."""
+        return self._markets[key].ladder.series(interval).get(open_ms)
+
+    def revision(self, key: MarketKey, interval: Interval) -> int:
+        """A number that changes whenever a bar other than the newest does, or older ones are read."""
+        return self._markets[key].ladder.series(interval).revision
+
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
+        """Whether a bar is over for good: only a revision of one of its minutes changes it now."""
+        return self._markets[key].track.facts.settles(bar.open_ms, bar.open_ms + interval.ms)
+
+    def position(self, key: MarketKey) -> Position | None:
+        """The newest message of the market's feed of which, and of all before it, everything is in the bars."""
+        return self._markets[key].position
+
+    def state(self, key: MarketKey) -> tuple[str, int]:
+        """How the market's feed is doing, as in `StateChanged`, and since when."""
+        return self._markets[key].state
+
+    async def prepare_resume(
+        self, key: MarketKey, interval: Interval, position: Position, time_ms: int
+    ) -> Resume | None:
+        """Find out what changed since `position`, for a client whose newest bar began at `time_ms`.
+
+        None: that cannot be proved, or it is too much.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        return await self._resumer.prepare(self._markets[key], key, interval, position, time_ms)
+
+    def resumed(self, key: MarketKey, interval: Interval, resume: Resume) -> list[Candle] | None:
+        """The bars that changed since, oldest first, as of now; None: that cannot be proved any more."""
+        return self._resumer.finish(self._markets[key], interval, resume)
 
     async def prepare(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
         """Make `tail` ready: wait for a market that is warming up, at most `patience_s`, then read older bars.
@@ -140,6 +242,10 @@ class LiveBars:
         """For `/health/ws-stats`."""
         return {"oneMinuteCandlesCount": sum(market.ladder.minutes_held for market in self._markets.values())}
 
+    def healing(self) -> dict[str, int]:
+        """For `/health`: how often lost messages were made up for, and for how many markets that is under way."""
+        return {"healed": self._healed, "catchingUp": sum(one.track.is_broken for one in self._markets.values())}
+
     # ------------------------------------------------------------ inside
 
     async def _seed(self, key: MarketKey) -> None:
@@ -148,7 +254,7 @@ class LiveBars:
             complete_from_ms = await self._history.complete_from(key)
             loaded = {}
             for interval in market.ladder.levels:
-                count = market.ladder.parts_needed(interval, _AT_FIRST)
+                count = market.ladder.parts_needed(interval, AT_FIRST)
                 loaded[interval] = (count, await self._history.bars(key, interval, 2**62, count))
             running = await self._history.running(key)
         except StoreUnavailable as error:
@@ -159,19 +265,22 @@ class LiveBars:
             market.ladder.seed(interval, bars, bars[0].open_ms if len(bars) >= count else 0)
         if market.complete_from_ms is None:
             market.complete_from_ms = complete_from_ms
+        newest = market.ladder.series(MINUTE).newest
+        if newest is not None:  # until a feed says more
+            market.track.facts = Facts(settled_ms=newest.open_ms + MINUTE_MS)
         market.seeded = True
         if running is not None and running.open_ms + MINUTE_MS > self._clock.now_ms():
             self._feed(key, market, running)
-        for candle in market.early:
-            self._feed(key, market, candle)
-        market.early.clear()
+        early, market.early = market.early, []
+        for message, position in early:
+            self._take(key, market, message, position)
 
     async def _seed_later(self, key: MarketKey) -> None:
         await self._clock.sleep(_RETRY_S)
         await self._seed(key)
 
-    def _feed(self, key: MarketKey, market: "_Market", minute: Candle) -> None:
-        changes = market.ladder.feed(minute)
+    def _feed(self, key: MarketKey, market: MarketBars, minute: Candle) -> None:
+        changes = market.ladder.feed(minute, market.track.stamp)
         if changes is None:
             if minute.final:
                 self._spawn(self._read_later(key, minute.open_ms))
@@ -196,7 +305,7 @@ class LiveBars:
             market.reading = True
             self._spawn(self._reread(key, market))
 
-    async def _reread(self, key: MarketKey, market: "_Market") -> None:
+    async def _reread(self, key: MarketKey, market: MarketBars) -> None:
         """Read what changed in the store until nothing is left; one reader per market."""
         try:
             while market.stale is not None:
@@ -213,7 +322,7 @@ class LiveBars:
         finally:
             market.reading = False
 
-    async def _reread_range(self, key: MarketKey, market: "_Market", stale: Range) -> None:
+    async def _reread_range(self, key: MarketKey, market: MarketBars, stale: Range) -> None:
         rows = {}
         for interval in market.ladder.levels:
             series = market.ladder.series(interval)
@@ -223,15 +332,83 @@ class LiveBars:
             start_ms = max(interval.floor(stale.start_ms), series.since_ms)
             if start_ms < stale.end_ms:
                 rows[interval] = await self._history.bars_between(key, interval, start_ms, stale.end_ms)
-        changes = market.ladder.merge(rows, stale.start_ms, stale.end_ms)
+        stamp = market.track.stamp + 1
+        changes = market.ladder.merge(rows, stale.start_ms, stale.end_ms, stamp)
+        changed = [change.bar.open_ms for change in changes if change.interval == MINUTE]
+        if changed:
+            market.track.changed(stamp, changed[0], changed[-1] + MINUTE_MS)
+        held_ms = market.ladder.series(MINUTE).since_ms
+        if stale.start_ms < held_ms:  # whatever it was, nobody here has seen it
+            market.track.changed(stamp, stale.start_ms, min(stale.end_ms, held_ms))
         for interval in market.ladder.shown:
-            changed = [change.bar.open_ms for change in changes if change.interval == interval]
-            end_ms = (
-                max(changed) + interval.ms if changed else min(stale.end_ms, market.ladder.series(interval).since_ms)
-            )
-            start_ms = min(changed) if changed else stale.start_ms
-            for listener in self._listeners:
-                listener.healed(key, interval, start_ms, end_ms)
+            self._tell_healed(key, market, interval, stale, [one.bar for one in changes if one.interval == interval])
+
+    def _tell_healed(
+        self, key: MarketKey, market: MarketBars, interval: Interval, stale: Range, bars: Sequence[Candle]
+    ) -> None:
+        since_ms = market.ladder.series(interval).since_ms
+        start_ms = bars[0].open_ms if bars else stale.start_ms
+        end_ms = bars[-1].open_ms + interval.ms if bars else min(stale.end_ms, since_ms)
+        for listener in self._listeners:
+            listener.healed(key, interval, start_ms, end_ms, bars)
+
+    # ------------------------------------------------------------ what was lost on the way
+
+    def _lost(self, key: MarketKey, market: MarketBars, settled_ms: int | None) -> None:
+        """Messages are missing; everything before `settled_ms` was final before that."""
+        newest = market.ladder.series(MINUTE).newest
+        held_ms = 0 if newest is None else newest.open_ms
+        market.lost_from_ms = max(0, (held_ms if settled_ms is None else settled_ms) - 2 * MINUTE_MS)
+        if not market.catching_up:
+            market.catching_up = True
+            self._spawn(self._catch_up(key, market))
+
+    async def _catch_up(self, key: MarketKey, market: MarketBars) -> None:
+        """Read again what lost messages may have changed, until every minute that is over is there as it ended."""
+        try:
+            for pause_s in _pauses():
+                since, lost_from_ms = market.track.lost_since, market.lost_from_ms
+                try:
+                    for stale in await self._lost_ranges(key, since, lost_from_ms):
+                        await self._reread_range(key, market, stale)
+                    is_whole = await self._is_whole(key, market, lost_from_ms)
+                except (StoreUnavailable, StoreRejected) as error:
+                    logger.debug("%s: what was lost cannot be read yet: %s", key, error)
+                    is_whole = False
+                if is_whole and (since, lost_from_ms) == (market.track.lost_since, market.lost_from_ms):
+                    market.track.mend()
+                    self._healed += 1
+                    return
+                await self._clock.sleep(pause_s)
+        finally:
+            market.catching_up = False
+
+    async def _lost_ranges(self, key: MarketKey, since: Position | None, lost_from_ms: int) -> RangeSet:
+        market = self._markets[key]
+        complete_from_ms = await self._history.complete_from(key)
+        if complete_from_ms is not None:
+            market.complete_from_ms = min(complete_from_ms, market.complete_from_ms or complete_from_ms)
+        changes = () if since is None else await self._history.changes_since(key, since.epoch, since.seq)
+        if changes is None:  # nobody knows what else: everything that is held
+            lost_from_ms, changes = 0, ()
+        newest = market.ladder.series(MINUTE).newest
+        now_ms = max(self._clock.now_ms(), 0 if newest is None else newest.open_ms)
+        return RangeSet([*changes, (lost_from_ms, now_ms + 2 * MINUTE_MS)])
+
+    async def _is_whole(self, key: MarketKey, market: MarketBars, from_ms: int) -> bool:
+        """Whether every minute from `from_ms` on that is over is in memory as it ended, or known not to exist."""
+        series, facts = market.ladder.series(MINUTE), market.track.facts
+        missing = RangeSet([(max(from_ms, series.since_ms), facts.settled_ms or 0)])
+        for minute in series.between(from_ms, facts.settled_ms or 0):
+            if minute.final:
+                missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
+        if facts.gap is not None:
+            missing.remove(*facts.gap)
+        for absent in await self._history.holes(key, Range(from_ms, facts.settled_ms or 0)) if missing else ():
+            missing.remove(absent.start_ms, absent.end_ms)
+        return not missing
+
+    # ------------------------------------------------------------ tasks
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -244,19 +421,7 @@ class LiveBars:
             logger.error("reading bars failed", exc_info=task.exception())
 
 
-def new_ladder(intervals: Sequence[Interval]) -> Ladder:
-    """An empty ladder that keeps what is kept of a market nobody asks much of."""
-    ladder = Ladder(intervals, _AT_FIRST)
-    ladder.series(MINUTE).widen(_MINUTES_KEPT)
-    return ladder
-
-
-class _Market:
-    def __init__(self, ladder: Ladder) -> None:
-        self.ladder = ladder
-        self.seeded = False
-        self.reading = False
-        self.complete_from_ms: int | None = None
-        self.early: list[Candle] = []
-        self.stale: Range | None = None
-        self.generation = 0  # counts changes of the past, so that a read that overlapped one is not believed
+def _pauses() -> Iterator[float]:
+    yield from _CATCH_UP_S
+    while True:
+        yield _CATCH_UP_S[-1]

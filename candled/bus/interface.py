@@ -2,9 +2,40 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from candled.model import Candle, MarketKey
+from candled.model import Candle, MarketKey, Range
+
+
+class Position(NamedTuple):
+    """Where in a market's feed something was said.
+
+    `epoch` names the feed: whoever begins to read a market from its exchange begins a new one. `seq` counts the
+    messages of the market within it, from 1.
+    """
+
+    epoch: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What ingest knows of a market beside its candles; times are UTC epoch milliseconds.
+
+    Every minute before `settled_ms` is final or known not to exist, but for those in `gap`, which are still missing.
+    Changes of minutes before `settled_ms` up to the message `logged_seq` can be read from the store's log of changes
+    (-1: none yet).
+    """
+
+    settled_ms: int | None = None
+    gap: Range | None = None
+    logged_seq: int = -1
+
+    def settles(self, start_ms: int, end_ms: int) -> bool:
+        """Whether every minute of `[start_ms, end_ms)` is final or known not to exist."""
+        if self.settled_ms is None or end_ms > self.settled_ms:
+            return False
+        return self.gap is None or end_ms <= self.gap.start_ms or self.gap.end_ms <= start_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +44,7 @@ class MinuteChanged:
 
     market: MarketKey
     candle: Candle
+    facts: Facts = Facts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +58,34 @@ class Healed:
     start_ms: int
     end_ms: int
     complete_from_ms: int | None
+    facts: Facts = Facts()
 
 
-Message = MinuteChanged | Healed
-Listener = Callable[[Message], None]
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """How a market is doing: `live`, `quiet`, `stale`, `warming` or `recovering`, since when (UTC epoch ms)."""
+
+    market: MarketKey
+    state: str
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Messages of a market may have been lost on the way. A bus says so to its listeners; nobody publishes it."""
+
+    market: MarketKey
+
+
+Message = MinuteChanged | Healed | StateChanged | Missed
+Listener = Callable[[Message, Position], None]
 
 
 class Bus(Protocol):
     """Carries messages of one market in the order they were published."""
 
-    def publish(self, message: Message) -> None:
-        """Hand a message to all listeners; never blocks and never raises for trouble on the way."""
+    def publish(self, message: Message) -> Position:
+        """Number a message and hand it to all listeners; never blocks and never raises for trouble on the way."""
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` for every later message. It must not block."""

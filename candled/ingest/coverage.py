@@ -92,6 +92,10 @@ class Coverage:
         """Whether the final candle of a minute is there."""
         return open_ms in self._have
 
+    def was_absent(self, open_ms: int) -> bool:
+        """Whether it is known that the exchange did not have a minute when it was asked."""
+        return open_ms in self._covered and open_ms not in self._have
+
     def held(self, start_ms: int, end_ms: int) -> RangeSet:
         """Which final minutes of `[start_ms, end_ms)` are there."""
         return _without(RangeSet([(start_ms, end_ms)]), self._have.missing(start_ms, end_ms))

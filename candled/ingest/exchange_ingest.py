@@ -10,18 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from candled.bus import Bus, Healed, MinuteChanged
+from candled.bus import Bus
 from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, Refused, Trouble
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, iso_ms
 from candled.store.interface import ALL_TIME, Hole
 from candled.token_bucket import TokenBucket
 
+from . import outlet
 from .backoff import Backoff
 from .coverage import Coverage, Urgency, Window
 from .feeds import FeedRunner
 from .http import HttpClient
 from .market import MarketIngest, Outcome, Rules
+from .outlet import Outlet
 from .parity import Parity
 from .skew import ClockSkew
 
@@ -42,20 +44,15 @@ _ATTEMPTS_PER_S = 0.5
 _ATTEMPTS_AT_ONCE = 20
 
 
-class Keeper(Protocol):
+class Keeper(outlet.Keeper, Protocol):
     """What ingest needs of the store; `candled.store.keeper.Keeper` has it."""
 
-    def put(self, market: MarketKey, candle: Candle) -> bool: ...
-    async def flush(self) -> None: ...
     async def newest(self, exchange: str) -> Mapping[Symbol, int]: ...
     async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
     async def running(self, market: MarketKey) -> Candle | None: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
     async def has_before(self, market: MarketKey, at_ms: int) -> bool: ...
     async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]: ...
-    async def save_coverage(
-        self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole], within: Range | None
-    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +84,14 @@ class ExchangeIngest:
         self._exchange = exchange
         self._symbols = tuple(symbols)
         self._clock = clock
-        self._bus = bus
         self._store = store
+        self._outlet = Outlet(
+            bus,
+            store,
+            clock,
+            checkpoint_ms=options.checkpoint_ms,
+            failed=lambda market, why: logger.error("%s: not stored: %s", market, why),
+        )
         self._options = options
         self._http = HttpClient(clock, exchange.requests_per_s)
         self._skew = ClockSkew()  # from `_steady_ms`
@@ -96,8 +99,6 @@ class ExchangeIngest:
         self._skew_noted = False
         self._markets: dict[Symbol, MarketIngest] = {}
         self._listed: dict[Symbol, Market] = {}
-        self._told: dict[Symbol, int | None] = {}
-        self._checkpoints: dict[Symbol, int] = {}
         self._runners: dict[Symbol, FeedRunner] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._queue: list[tuple[Urgency, int, Symbol]] = []
@@ -130,6 +131,7 @@ class ExchangeIngest:
             self._spawn(runner.run())
         self._spawn(self._list_markets())
         self._spawn(self._keep_house())
+        self._spawn(self._outlet.run())
         self._spawn(self._audit())
         for _ in range(_WORKERS):
             self._spawn(self._repair())
@@ -194,43 +196,9 @@ class ExchangeIngest:
             return
         self._watch_clock(max(candle.as_of_ms for candle in event.candles))
         outcome = market.pushed(event, self.now_ms())
-        self._publish(market, outcome.live)
-        if outcome.past or market.coverage.since_ms != self._told.get(event.symbol):
-            self._spawn(self._heal(market, outcome))
-
-    # ------------------------------------------------------------ what goes out
-
-    def _publish(self, market: MarketIngest, candles: Sequence[Candle]) -> None:
-        for candle in candles:
-            self._bus.publish(MinuteChanged(market.key, candle))
-            if candle.final:
-                if not self._store.put(market.key, candle):
-                    market.lost(candle.open_ms)
-            elif candle.as_of_ms - self._checkpoints.get(market.key.symbol, 0) >= self._options.checkpoint_ms:
-                self._checkpoints[market.key.symbol] = candle.as_of_ms
-                self._store.put(market.key, candle)
-
-    async def _heal(self, market: MarketIngest, outcome: Outcome) -> None:
-        """Store what belongs to the past and what is known of it, then tell that it changed."""
-        for candle in outcome.past:
-            while not self._store.put(market.key, candle):
-                await self._clock.sleep(_TICK_S)
-        since_ms, changed, backoff = market.coverage.since_ms, market.coverage.take_changes(), Backoff()
-        while True:
-            try:
-                await self._store.flush()
-                holes = [] if changed is None else market.coverage.holes_within(*changed)
-                await self._store.save_coverage(market.key, since_ms, holes, changed)
-                break
-            except StoreUnavailable:
-                await self._clock.sleep(backoff.failed())
-            except StoreRejected as error:  # named by the writer too; what was refused is missing, not wrong
-                logger.error("%s: not stored: %s", market.key, error)
-                break
-        healed = outcome.healed or (None if since_ms is None else Range(since_ms, since_ms + MINUTE_MS))
-        if healed is not None:
-            self._told[market.key.symbol] = since_ms
-            self._bus.publish(Healed(market.key, healed.start_ms, healed.end_ms, since_ms))
+        self._outlet.publish(market, outcome.live)
+        if outcome.past or not self._outlet.has_told(market):
+            self._spawn(self._outlet.heal(market, outcome))
 
     # ------------------------------------------------------------ housekeeping
 
@@ -240,8 +208,9 @@ class ExchangeIngest:
             for market in self._markets.values():
                 settled = market.settle(now_ms)
                 if settled:
-                    self._publish(market, settled)
+                    self._outlet.publish(market, settled)
                 self._enqueue(market, now_ms)
+                self._outlet.tell_state(market, now_ms)
             await self._clock.sleep(_TICK_S)
 
     def _enqueue(self, market: MarketIngest, now_ms: int) -> None:
@@ -306,11 +275,11 @@ class ExchangeIngest:
         stamped = [candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles]
         outcome = market.answered(window, stamped, max(asked_ms, self.now_ms()))
         self._parity.note(self.now_ms(), outcome.checked, outcome.mismatched)
-        self._publish(market, outcome.live)
+        self._outlet.publish(market, outcome.live)
         if outcome.dead and symbol in self._runners:
             self._runners[symbol].doubt(symbol)
         if outcome.past or outcome.healed is not None:
-            await self._heal(market, outcome)
+            await self._outlet.heal(market, outcome)
 
     def _rest_failed(self, market: MarketIngest, reason: str) -> None:
         symbol = market.key.symbol
@@ -361,7 +330,7 @@ class ExchangeIngest:
             new.add(since_ms, before_ms or until_ms)
         finds = list(new)
         if finds:
-            await self._heal(market, Outcome(healed=Range(finds[0].start_ms, finds[-1].end_ms)))
+            await self._outlet.heal(market, Outcome(healed=Range(finds[0].start_ms, finds[-1].end_ms)))
 
     # ------------------------------------------------------------ small things
 
@@ -371,6 +340,7 @@ class ExchangeIngest:
         now_ms = self.now_ms()
         for symbol in self._symbols:
             self._markets[symbol] = await self._open_market(symbol, now_ms, newest.get(symbol))
+        self._outlet.open(self._markets, newest, now_ms)
 
     async def _newest_over(self, final: Mapping[Symbol, int]) -> int | None:
         """The newest minute that is over as far as the store knows: a final one, or the one before a running one."""
@@ -402,7 +372,6 @@ class ExchangeIngest:
             history_minutes=self._exchange.history_minutes,
             opens_at_close=self._exchange.opens_at_close,
         )
-        self._told[symbol] = coverage.since_ms
         return MarketIngest(key, coverage, rules)
 
     async def _list_markets(self) -> None:
@@ -456,6 +425,7 @@ class ExchangeIngest:
             trouble = "subscribed, but the exchange sends nothing"
         return {
             "state": market.state(now_ms),
+            "since": iso_ms(self._outlet.state_since_ms(market)),
             "connected": market.connected,
             "lastMessageAgeMs": None if market.pushed_ms is None else max(0, now_ms - market.pushed_ms),
             "newestMinute": None if market.newest_ms is None else iso_ms(market.newest_ms),

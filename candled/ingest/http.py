@@ -11,9 +11,9 @@ from urllib.parse import urlencode, urlsplit
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
+from candled.budget import Budget, LocalBudget, MakeBudget
 from candled.errors import ExchangeError, HttpRefused, Unavailable
 from candled.exchange import Clock
-from candled.token_bucket import TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -24,20 +24,25 @@ _TOO_MANY = (418, 429)  # 418 is what Binance answers to those who went on after
 
 
 class HttpClient:
-    """`candled.exchange.Http` for one exchange: every host it asks has a budget of `requests_per_s`."""
+    """`candled.exchange.Http` for one exchange: every host it asks has a budget of `requests_per_s`.
 
-    def __init__(self, clock: Clock, requests_per_s: float) -> None:
+    `budget` gives the budgets that are shared with others; without it they are this client's alone.
+    """
+
+    def __init__(self, clock: Clock, requests_per_s: float, budget: MakeBudget | None = None) -> None:
         self._clock = clock
         self._rate = requests_per_s
+        self._budget = budget or self._own_budget
         self._client: AsyncHTTPClient = SimpleAsyncHTTPClient(force_instance=True, max_clients=8)
         self._hosts: dict[str, _Host] = {}
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         """GET `url`; see `candled.exchange.Http.get_json`."""
         name = urlsplit(url).netloc.rpartition("@")[2]
-        host = self._hosts.setdefault(name, _Host(TokenBucket(self._rate)))
-        while wait_s := host.bucket.take(self._clock.monotonic()):
-            await self._clock.sleep(wait_s)
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = _Host(self._budget(name, self._rate))
+        await host.budget.take()
         full = f"{url}?{urlencode(params)}" if params else url
         host.requests += 1
         try:
@@ -53,24 +58,25 @@ class HttpClient:
 
     def describe(self) -> dict[str, Any]:
         """Per host: requests made, the share of the budget left, and until when it asked for silence."""
-        now = self._clock.monotonic()
         return {
             name: {
                 "requests": host.requests,
-                "budgetLeft": round(host.bucket.left(now), 3),
-                "closedForSeconds": round(host.bucket.closed_for(now), 1),
+                "budgetLeft": round(host.budget.left(), 3),
+                "closedForSeconds": round(host.budget.closed_for(), 1),
             }
             for name, host in self._hosts.items()
         }
 
     def busy(self) -> bool:
         """Whether less than half of some host's budget is left."""
-        now = self._clock.monotonic()
-        return any(host.bucket.left(now) < 0.5 for host in self._hosts.values())
+        return any(host.budget.left() < 0.5 for host in self._hosts.values())
 
     def close(self) -> None:
         """Drop idle connections."""
         self._client.close()
+
+    def _own_budget(self, name: str, rate: float) -> Budget:
+        return LocalBudget(self._clock, rate)
 
     def _read(self, name: str, host: "_Host", response: HTTPResponse) -> Any:
         if response.code in _TOO_MANY:
@@ -95,13 +101,13 @@ class HttpClient:
         if asked_s is None:
             asked_s = min(_MOST_PENALTY_S, _FIRST_PENALTY_S * 2**host.penalties)
         host.penalties += 1
-        host.bucket.close_until(self._clock.monotonic() + asked_s)
+        host.budget.close_for(asked_s)
         return asked_s
 
 
 class _Host:
-    def __init__(self, bucket: TokenBucket) -> None:
-        self.bucket = bucket
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
         self.requests = 0
         self.penalties = 0
 

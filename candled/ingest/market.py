@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
+from candled.bus import Facts
 from candled.errors import InvalidCandle
 from candled.exchange import Candles
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
@@ -72,12 +73,13 @@ class MarketIngest:
     def pushed(self, event: Candles, now_ms: int) -> Outcome:
         """Take candles of the live stream."""
         self._pushed_ms = now_ms
-        return self._take(self._valid(event.candles, now_ms), now_ms, confirmed=event.snapshot)
+        return self._take(self._valid(event.candles, now_ms, "live"), now_ms, confirmed=event.snapshot)
 
     def answered(self, window: Window, candles: list[Candle], now_ms: int) -> Outcome:
         """Take REST's answer for a window it was asked for."""
         self.trouble = None
-        rows = [row for row in self._valid(candles, now_ms) if window.start_ms <= row.open_ms < window.end_ms]
+        src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
+        rows = [row for row in self._valid(candles, now_ms, src) if window.start_ms <= row.open_ms < window.end_ms]
         checked, mismatched = self._compare(window, rows, now_ms)
         outcome = self._take(rows, now_ms, confirmed=True)
         outcome.checked, outcome.mismatched = checked, mismatched
@@ -123,6 +125,16 @@ class MarketIngest:
         """The minute in progress as it stands, if there is one."""
         newest = None if self.newest_ms is None else self._minutes.get(self.newest_ms)
         return None if newest is None or newest.final else newest
+
+    def facts(self, logged_seq: int) -> Facts:
+        """What can be said of the market with its next message."""
+        settled_ms = self._minutes.settled_ms
+        if settled_ms is None:
+            return Facts(logged_seq=logged_seq)
+        since_ms = self.coverage.from_ms if self.coverage.since_ms is None else self.coverage.since_ms
+        missing = self.coverage.missing(since_ms, settled_ms)
+        gap = next(iter(missing)).hull(missing.last) if missing else None
+        return Facts(settled_ms, gap, logged_seq)
 
     def lost(self, open_ms: int) -> None:
         """Note that the store had no room for a final minute: it will be asked for again."""
@@ -193,11 +205,11 @@ class MarketIngest:
         """Minutes before this should be here by now."""
         return MINUTE.floor(now_ms - self._rules.settle_ms - _PATIENCE_MS)
 
-    def _valid(self, candles: list[Candle] | tuple[Candle, ...], now_ms: int) -> list[Candle]:
+    def _valid(self, candles: list[Candle] | tuple[Candle, ...], now_ms: int, src: str) -> list[Candle]:
         valid = []
         for candle in candles:
             try:
-                stamped = candle if candle.as_of_ms else candle._replace(as_of_ms=now_ms)
+                stamped = candle._replace(as_of_ms=candle.as_of_ms or now_ms, src=src)
                 stamped.check()
                 if stamped.open_ms > now_ms + _FUTURE_MS:
                     raise InvalidCandle(f"expected a minute that has begun by {now_ms}, got {stamped}")
@@ -218,7 +230,7 @@ class MarketIngest:
             if self._minutes.reaches(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS:
                 self._take_live(candle, now_ms, outcome, confirmed=confirmed)
             elif self._is_over(candle) and self._is_wanted(candle.open_ms):
-                outcome.past.append(candle._replace(final=True))
+                outcome.past.append(candle._replace(final=True, rev=self._missed(candle)))
                 self.coverage.add(candle.open_ms, confirmed=True)
         if outcome.past:
             outcome.healed = Range(outcome.past[0].open_ms, outcome.past[-1].open_ms + MINUTE_MS)
@@ -230,6 +242,8 @@ class MarketIngest:
 
     def _take_live(self, candle: Candle, now_ms: int, outcome: Outcome, *, confirmed: bool) -> None:
         held = self._minutes.get(candle.open_ms)
+        if held is None and self._missed(candle):
+            candle = candle._replace(rev=1)
         news = self._minutes.offer(candle, now_ms)
         if self._is_over(candle) and (confirmed or news is not None):
             if news is None and not self.coverage.has(candle.open_ms):
@@ -241,6 +255,10 @@ class MarketIngest:
             self.revisions += 1
         self._compare_with_previous(news, held)
         outcome.live.append(news)
+
+    def _missed(self, candle: Candle) -> int:
+        """1 for a minute that was taken not to exist: bars were final without it, so that it revises them."""
+        return int(self.coverage.was_absent(candle.open_ms))
 
     def _compare_with_previous(self, candle: Candle, held: Candle | None) -> None:
         """Where candles open at the close of the one before, a difference betrays a missed push."""

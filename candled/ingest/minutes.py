@@ -23,6 +23,17 @@ class Minutes:
         """The version held of a minute, if it is one of the newest hour."""
         return self._held.get(open_ms)
 
+    @property
+    def settled_ms(self) -> int | None:
+        """Before it no minute is held that may still become final by its successor; None before the first minute.
+
+        Minutes that were not seen to their end, when the stream broke or jumped, are before it: they are missing.
+        """
+        if self.newest_ms is None:
+            return None
+        newest_end_ms = self.newest_ms if not self._held[self.newest_ms].final else self.newest_ms + MINUTE_MS
+        return min(newest_end_ms, min(self._open, default=newest_end_ms))
+
     def reaches(self, open_ms: int, now_ms: int) -> bool:
         """Whether a minute belongs to the live edge; an older one must go through the store."""
         return open_ms > (now_ms if self.newest_ms is None else self.newest_ms) - WINDOW_MS
@@ -40,7 +51,8 @@ class Minutes:
         if held is not None and not candle.supersedes(held):
             return None
         over = candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._settle_ms
-        candle = candle._replace(final=candle.final or over or (held is not None and held.final))
+        was_final = held is not None and held.final
+        candle = candle._replace(final=candle.final or over or was_final, rev=_revisions(candle, held))
         self._held[candle.open_ms] = candle
         self._note(candle, now_ms)
         if held is not None and held.values == candle.values and held.final == candle.final:
@@ -81,3 +93,10 @@ class Minutes:
                 self._open[open_ms] = now_ms
         for open_ms in [old for old in self._held if not self.reaches(old, now_ms) and old not in self._open]:
             del self._held[open_ms]
+
+
+def _revisions(candle: Candle, held: Candle | None) -> int:
+    """How often the minute was revised, this version included: a final one with other values than before is."""
+    if held is None:
+        return candle.rev
+    return max(candle.rev, held.rev + (held.final and held.values != candle.values))

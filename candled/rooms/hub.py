@@ -1,7 +1,7 @@
 """Topics, their members, and what each of them is sent when."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -157,7 +157,13 @@ class Hub:
                 room.pace.ask_resync()
         self._run(room, self._clock.monotonic())
 
-    def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> None:
+    def settled(self, market: MarketKey) -> None:
+        """Bars may have become final: nothing on the wire says so."""
+
+    def state_changed(self, market: MarketKey, state: str, since_ms: int) -> None:
+        """The feed's state changed: nothing on the wire says so."""
+
+    def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]) -> None:
         """The past changed: whoever was shown it gets a fresh `initial`, each with its own number of bars."""
         room = self._rooms.get(Topic(market, interval))
         if room is not None:

@@ -64,4 +64,6 @@ def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:  # a socket for both sees IPv4 so
+        ip = ip.ipv4_mapped
     return any(ip in network for network in trusted)

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -51,7 +51,9 @@ class Server:
         health: Callable[[], Mapping[str, Any]],
         statistics: Callable[[], Mapping[str, Any]],
         page: Callable[[], str],
+        routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
     ) -> None:
+        self._routes = routes
         self._settings = settings
         self._hub = hub
         self._clock = clock
@@ -113,6 +115,7 @@ class Server:
                 (r"/health", HealthHandler, site),
                 (r"/health/ws-stats", StatisticsHandler, site),
                 (r"/static/(.*)", StaticHandler, {"path": str(STATIC)}),
+                *self._routes,
             ],
             default_handler_class=NothingHandler,
             default_handler_args=site,

@@ -6,6 +6,17 @@ from itertools import groupby
 
 from candled.model import MINUTE_MS, Candle, Interval, MarketKey, RangeSet, fold
 
+# What `Candle.src` may be; a store keeps the place in this list. New ones go to the end.
+SOURCES = ("", "live", "rest", "backfill", "agg")
+
+
+def source_number(src: str) -> int:
+    """The number of a source; 0 for one that has none, which then comes back as not known."""
+    return _NUMBERS.get(src, 0)
+
+
+_NUMBERS = {src: number for number, src in enumerate(SOURCES)}
+
 
 @dataclass(slots=True)
 class MarketBatch:
@@ -22,6 +33,20 @@ def newer_running(candle: Candle, other: Candle | None) -> bool:
     return candle.open_ms == other.open_ms and candle.supersedes(other)
 
 
+def merged(candle: Candle, stored: Candle) -> Candle:
+    """What is kept of a final minute of which `stored` was known when `candle` came: `stored` itself, or the new row.
+
+    A version that replaces one with other values is a revision more than that, or as many as it says itself. The same
+    version said again never counts twice, so that a batch may be written again.
+    """
+    if candle.supersedes(stored):
+        rev = max(candle.rev, stored.rev + (candle.values != stored.values))
+        return candle if rev == candle.rev else candle._replace(rev=rev)
+    if candle.rev > stored.rev and not stored.supersedes(candle):
+        return candle
+    return stored
+
+
 def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, MarketBatch]:
     """Sort rows into markets, keeping one version of each minute: the one that supersedes the others."""
     result: dict[MarketKey, MarketBatch] = {}
@@ -34,8 +59,7 @@ def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, Marke
                 batch.running = candle
             continue
         known = batch.minutes.get(candle.open_ms)
-        if known is None or candle.supersedes(known):
-            batch.minutes[candle.open_ms] = candle
+        batch.minutes[candle.open_ms] = candle if known is None else merged(candle, known)
     return result
 
 
@@ -50,12 +74,14 @@ def touched(changed: RangeSet, interval: Interval) -> RangeSet:
 
 
 def news(batch: Mapping[int, Candle], stored: Mapping[int, Candle]) -> list[Candle]:
-    """The minutes of `batch` that are not stored yet or supersede what is stored, oldest first."""
-    return [
-        batch[open_ms]
-        for open_ms in sorted(batch)
-        if open_ms not in stored or batch[open_ms].supersedes(stored[open_ms])
-    ]
+    """The minutes that `batch` adds to what is stored, or changes, as they are to be stored, oldest first."""
+    result = []
+    for open_ms in sorted(batch):
+        known = stored.get(open_ms)
+        kept = batch[open_ms] if known is None else merged(batch[open_ms], known)
+        if kept is not known:
+            result.append(kept)
+    return result
 
 
 def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:

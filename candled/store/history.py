@@ -56,6 +56,16 @@ class History:
         """The known holes of a market that reach into a range, oldest first and whole."""
         return await self._ask(self._holes, market, within)
 
+    async def changes_since(
+        self, market: MarketKey, epoch: str, seq: int, *, logged_seq: int = -1
+    ) -> tuple[Range, ...] | None:
+        """What of the past changed after message `seq` of a feed, in it and all later ones; None: it cannot be told.
+
+        `logged_seq` is the newest change that the caller knows to be in the log: an answer is never shared with one
+        who asked when less was known, which matters where another process writes.
+        """
+        return await self._ask(self._changes_since, market, epoch, seq, logged_seq)
+
     async def _ask(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         key = (call, args, self._threads.writes)
         task = self._under_way.get(key)
@@ -76,6 +86,10 @@ class History:
 
     def _bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> tuple[Candle, ...]:
         return tuple(self._store.bars_between(market, interval, start_ms, end_ms))
+
+    def _changes_since(self, market: MarketKey, epoch: str, seq: int, _: int) -> tuple[Range, ...] | None:
+        changes = self._store.changes_since(market, epoch, seq)
+        return None if changes is None else tuple(changes)
 
     def _newest(self, exchange: str) -> Mapping[Symbol, int]:
         return MappingProxyType(self._store.newest(exchange))

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from candled.model import Candle, Interval, MarketKey, Range, Symbol
 
+LATER = 2**53  # the seq of a past change that is not told yet: whoever asks what changed is given it
+FEEDS_KEPT = 100
+FEED_DAYS = 30
 ALL_TIME = Range(0, 10**14)  # later than any candle, and within what every store can hold
 
 
@@ -45,6 +48,9 @@ class Store(Protocol):
         writing. Final candles (`final=True`) are kept in the minutes, and every configured longer bar they touch is
         recomputed from its parts in the same transaction. A candle that is not final is the market's running
         minute: one per market, kept apart, the newest wins, and it never becomes part of the minutes or longer bars.
+
+        `rev` and `src` of minutes are kept. Where a version with other values replaces a final minute, `rev` becomes
+        at least one more than it was; rows that are written again count once.
         """
 
     def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
@@ -82,8 +88,30 @@ class Store(Protocol):
         in nothing but their times become one hole.
         """
 
+    def open_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
+        """Note that a new feed of these markets begins, after all those noted before; again is no other feed."""
+
+    def note_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
+        """Add to the log what of the past changed, each stretch with the number of the feed's message that told it.
+
+        One transaction; what is in the log already does not come twice. A stretch noted with `LATER` stands until one
+        that holds it is noted with its number. Epoch None is the newest feed; where there is none yet, nobody can ask.
+
+        Raises:
+            StoreRejected: the market has no such feed, or no longer.
+        """
+
+    def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
+        """What of the past changed after message `seq` of a feed, in it and all later ones: disjoint sorted ranges.
+
+        None where that cannot be told: the feed is not known, or no longer.
+        """
+
     def maintain(self, now_ms: int) -> None:
-        """Tidy up what is old at `now_ms` (UTC epoch ms). Called about once an hour, on a thread that reads."""
+        """Tidy up what is old at `now_ms` (UTC epoch ms). Called about once an hour, on a thread that reads.
+
+        Of each market's feeds the newest `FEEDS_KEPT` stay, without those that ended `FEED_DAYS` ago or earlier.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Facts for `/health`: at least `kind` and `schema`."""

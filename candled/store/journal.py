@@ -1,8 +1,9 @@
 """The journal: rows kept on disk while the store is away, in segments that are deleted once their rows are stored.
 
-A segment is a text file. It begins with the line `candled journal 1`; every further line is one row: the CRC-32 of the
+A segment is a text file. It begins with the line `candled journal 2`; every further line is one row: the CRC-32 of the
 rest in 8 hexadecimal digits, a space, and a JSON array of exchange, symbol, opening time, open, high, low, close,
-volume, quote volume or null, `as_of_ms` and `final`, the numbers as text. Damage costs the lines it touches, no others.
+volume, quote volume or null, `as_of_ms`, `final`, `rev` and `src`, the numbers as text. In a `candled journal 1`, which
+is read too, rows end with `final`. Damage costs the lines it touches, no others.
 """
 
 import errno
@@ -31,17 +32,34 @@ logger = logging.getLogger(__name__)
 
 LIMIT_BYTES = 256 * 2**20
 ALARM_AT = 0.8
-HEADER = b"candled journal 1\n"
+HEADER = b"candled journal 2\n"
 
+_HEADERS = {HEADER, b"candled journal 1\n"}
 _SEGMENT_AT_MOST = 8 * 2**20
 _LINE_AT_MOST = 4096  # bounds the memory for a file without line ends; a row takes 100 to 200 bytes
 _OUR_OWN_LACK = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # says nothing of the file
 _NUMBERED = re.compile(r"\d{8}\.")
 _SEGMENT_NAME = re.compile(r"\d{8}\.rows")
 
-_Record = tuple[
-    str, str, int, Decimal, Decimal, Decimal, Decimal, Decimal, Decimal | None, int, bool
-]  # exchange, symbol, and the fields of a candle
+
+class _Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A line as it is in the file: a market and the fields of a candle, of which version 1 lacks the last two."""
+
+    exchange: str
+    symbol: str
+    open_ms: int
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    quote_volume: Decimal | None
+    as_of_ms: int
+    final: bool
+    rev: int = 0
+    src: str = ""
+
+
 _record_decoder = msgspec.json.Decoder(_Record)
 _record_encoder = msgspec.json.Encoder()
 
@@ -61,7 +79,7 @@ def decode(line: bytes) -> Row | None:
     if line != b"%08x %s\n" % (zlib.crc32(text), text):
         return None
     try:
-        exchange, symbol, *fields = _record_decoder.decode(text)
+        exchange, symbol, *fields = msgspec.structs.astuple(_record_decoder.decode(text))
         return MarketKey(exchange, Symbol.parse(symbol)), Candle(*fields)
     except (ValueError, msgspec.DecodeError):
         return None
@@ -93,7 +111,7 @@ class Segment:
             row = decode(line)
             if row is not None:
                 rows.append(row)
-            elif line != HEADER:
+            elif line not in _HEADERS:
                 self.unreadable += len(line)
         self.saved += len(rows)
         return rows
@@ -391,7 +409,7 @@ def _lines(path: Path) -> Generator[bytes, None, None]:
 def _count_rows(path: Path) -> int:
     """The lines behind the header; 0 where that cannot be found out, which the reading reports."""
     try:
-        return sum(line != HEADER for line in _lines(path))
+        return sum(line not in _HEADERS for line in _lines(path))
     except OSError:
         return 0
 

@@ -53,6 +53,14 @@ class Keeper:
         """
         await self._threads.write(self._save, market, since_ms, holes, within)
 
+    async def open_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
+        """See `Store.open_feed`."""
+        await self._threads.write(self._store.open_feed, markets, epoch)
+
+    async def note_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
+        """See `Store.note_changes`."""
+        await self._threads.write(self._store.note_changes, market, epoch, changes)
+
     def _save(self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole], within: Range | None) -> None:
         if since_ms is not None:
             self._store.set_complete_from(market, since_ms)

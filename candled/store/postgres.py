@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any
 
@@ -13,14 +12,14 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range,
 from . import postgres_statements as sql
 from .batch import by_market, minute_ranges, touched
 from .holes import replaced
-from .interface import ALL_TIME, Hole
+from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, LATER, Hole
 from .postgres_pool import Link, Pool, Watchdog, parse_address
+from .postgres_rows import as_array, as_candles, as_columns
 from .postgres_schema import SCHEMA, check, migrate, timescale
 
 logger = logging.getLogger(__name__)
 
 OLDEST_SERVER = 140_000  # date_bin came with PostgreSQL 14
-LONGEST_NUMBER = 100  # characters; sums of a week of such numbers are exact in memory too
 DAY_MS = 86_400_000
 FOLD_CHUNK_MS = 28 * DAY_MS
 PRESENT_CHUNK_MS = 100 * DAY_MS
@@ -127,16 +126,16 @@ class PostgresStore:
                 self._write_minutes(link, minutes)
             if running:
                 markets = sorted(running)
-                link.run(sql.PUT_RUNNING, _columns(markets, [running[id] for id in markets]))
+                link.run(sql.PUT_RUNNING, as_columns(markets, [running[id] for id in markets]))
 
     def _write_minutes(self, link: Link, minutes: Mapping[int, Mapping[int, Candle]]) -> None:
         times = {id: sorted(minutes[id]) for id in sorted(minutes)}
         markets = [id for id in times for _ in times[id]]
         candles = [candle for id in times for candle in map(minutes[id].__getitem__, times[id])]
-        changed = link.rows(sql.PUT_MINUTES, _columns(markets, candles))
+        changed = link.rows(sql.PUT_MINUTES, as_columns(markets, candles))
         if not changed:
             return
-        link.run(sql.WIDEN_SPANS, [_array(map(str, column)) for column in zip(*changed, strict=True)])
+        link.run(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*changed, strict=True)])
         stretches = {
             id: _stretches([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
             for id, first_ms, last_ms in changed
@@ -170,6 +169,27 @@ class PostgresStore:
                 ),
             )
 
+    def open_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
+        """See `Store.open_feed`."""
+        with self._writing() as link:
+            ids = _lock_markets(link, dict.fromkeys(markets)) if markets else {}
+            link.run(sql.OPEN_FEED, (epoch, sorted(ids.values())))
+
+    def note_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
+        """See `Store.note_changes`."""
+        with self._writing() as link:
+            market_id = _lock_markets(link, [market])[market]
+            feeds = link.rows(sql.FEED, (market_id, epoch, epoch))
+            if not feeds and epoch is None:
+                return
+            if not feeds:
+                raise StoreRejected(f"{market} has no feed {epoch}, or no longer")
+            rows = [(seq, *span) for seq, span in changes]
+            arrays = [as_array(map(str, column)) for column in zip(*rows, strict=True)]
+            if arrays:
+                link.run(sql.DROP_UNTOLD, (*arrays, market_id, *feeds[0], LATER, LATER))
+                link.run(sql.NOTE_CHANGES, (market_id, *feeds[0], *arrays))
+
     # ------------------------------------------------------------ reading
 
     def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
@@ -183,7 +203,7 @@ class PostgresStore:
         if interval == MINUTE:
             return self._last_minutes(market, before_ms, limit)
         parameters = (*_names(market), _minutes(self._known(interval)), _possible(before_ms), limit)
-        return _candles(reversed(self._rows(sql.BARS_BEFORE, parameters)))
+        return as_candles(reversed(self._rows(sql.BARS_BEFORE, parameters)))
 
     def _last_minutes(self, market: MarketKey, before_ms: int, limit: int) -> list[Candle]:
         """The last minutes, first looked for where they are if none is missing, then ever farther back.
@@ -198,7 +218,7 @@ class PostgresStore:
                     start_ms = max(first_ms, end_ms - reach_ms)
                     rows = link.rows(sql.LAST_MINUTES, (market_id, start_ms, _possible(end_ms), limit))
                     if len(rows) == limit or start_ms == first_ms:
-                        return _candles(reversed(rows))
+                        return as_candles(reversed(rows))
                     reach_ms *= 4
         return []
 
@@ -210,18 +230,18 @@ class PostgresStore:
         """
         if interval != MINUTE:
             span = _minutes(self._known(interval)), _possible(start_ms), _possible(end_ms)
-            return _candles(self._rows(sql.BARS_BETWEEN, (*_names(market), *span)))
+            return as_candles(self._rows(sql.BARS_BETWEEN, (*_names(market), *span)))
         with self._reading() as link:
             return [
                 candle
                 for market_id, *span in _within(link, market, start_ms, end_ms)
-                for candle in _candles(link.rows(sql.MINUTES_BETWEEN, (market_id, *span)))
+                for candle in as_candles(link.rows(sql.MINUTES_BETWEEN, (market_id, *span)))
             ]
 
     def running(self, market: MarketKey) -> Candle | None:
         """See `Store.running`."""
         rows = self._rows(sql.RUNNING, _names(market))
-        return _candles(rows, final=False)[0] if rows else None
+        return as_candles(rows, final=False)[0] if rows else None
 
     def newest(self, exchange: str) -> Mapping[Symbol, int]:
         """See `Store.newest`."""
@@ -248,10 +268,15 @@ class PostgresStore:
         found = _holes(self._rows(sql.HOLES, (*_names(market), *within)))
         return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
 
+    def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
+        """See `Store.changes_since`."""
+        rows = self._rows(sql.CHANGES_SINCE, (seq, *_names(market), epoch))
+        return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
+
     # ------------------------------------------------------------ maintenance
 
     def maintain(self, now_ms: int) -> None:
-        """Compress and drop what is old at `now_ms` (UTC epoch ms), and bars of intervals that nobody uses any more.
+        """Compress and drop what is old at `now_ms` (UTC epoch ms), old feeds, and bars of intervals nobody uses.
 
         To be called about once an hour, not on the writing thread: compressing a chunk may take a minute. Where
         another process is at it, this returns at once. Raises as every method of a store; the next call goes on.
@@ -262,6 +287,9 @@ class PostgresStore:
             link.commit()
             if not is_ours:
                 return
+            link.run(sql.SEE_FEEDS, (now_ms,))
+            link.run(sql.DROP_FEEDS, (FEEDS_KEPT, now_ms - FEED_DAYS * DAY_MS))
+            link.commit()
             self._forget_intervals(link, now_ms)
             if self._retention_days is not None:
                 self._drop_minutes(link, now_ms - self._retention_days * DAY_MS)
@@ -468,47 +496,10 @@ def _fold(link: Link, changed: Mapping[int, RangeSet], levels: Mapping[Interval,
     """Fold again every bar of `levels` that the changed stretches of the markets touch."""
     for interval, source in levels.items():
         spans = [(id, *span) for id in sorted(changed) for span in touched(changed[id], interval)]
-        arrays = [_array(map(str, column)) for column in zip(*spans, strict=True)]
+        arrays = [as_array(map(str, column)) for column in zip(*spans, strict=True)]
         bounds = min(start_ms for _, start_ms, _ in spans), max(end_ms for _, _, end_ms in spans)
         parameters = (_minutes(interval), _minutes(interval), *arrays, *bounds)
         if source == MINUTE:
             link.run(sql.FOLD_MINUTES, parameters)
         else:
             link.run(sql.FOLD_BARS, (*parameters, _minutes(source)))
-
-
-# ---------------------------------------------------------------- rows and candles
-
-
-def _columns(markets: Sequence[int], candles: Sequence[Candle]) -> list[str]:
-    """Market numbers and candles as one array a column: a quarter of the cost of a list of rows.
-
-    Raises:
-        StoreRejected: a number that no exchange has, and of which not every sum would be exact.
-    """
-    open_ms, *numbers, as_of_ms, _ = zip(*candles, strict=True)
-    return [
-        _array(map(str, markets)),
-        _array(map(str, open_ms)),
-        *map(_number_array, numbers),
-        _array(map(str, as_of_ms)),
-    ]
-
-
-def _number_array(numbers: Sequence[Decimal | None]) -> str:
-    texts = list(map(str, numbers))
-    joined = ",".join(texts)
-    if "E" in joined or "N" in joined:  # an exponent, which hides how long a number is, or None
-        texts = ["NULL" if number is None else format(number, "f") for number in numbers]
-        joined = ",".join(texts)
-    if max(map(len, texts)) > LONGEST_NUMBER:
-        raise StoreRejected(f"a number it cannot hold: longer than {LONGEST_NUMBER} digits")
-    return "{" + joined + "}"
-
-
-def _array(texts: Iterable[str]) -> str:
-    return "{" + ",".join(texts) + "}"
-
-
-def _candles(rows: Iterable[tuple[Any, ...]], *, final: bool = True) -> list[Candle]:
-    return [Candle._make((*row, final)) for row in rows]

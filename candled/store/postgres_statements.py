@@ -1,7 +1,12 @@
 """The statements of the PostgreSQL store, each with a line on what it answers. Times go in and out as UTC epoch ms."""
 
-_COLUMNS = ("open", "high", "low", "close", "volume", "quote_volume", "as_of")
-COLUMNS = ", ".join(_COLUMNS)
+from collections.abc import Sequence
+
+from .batch import SOURCES
+
+_NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
+_BAR = (*_NUMBERS, "as_of", "rev")
+_MINUTE = (*_BAR, "src")
 MINUTE_MS = 60_000
 
 
@@ -14,32 +19,43 @@ def _ms(time: str) -> str:
     return f"(date_part('epoch', {time}) * 1000)::bigint"
 
 
-_VALUES = f"{_ms('time')}, open, high, low, close, volume, quote_volume, {_ms('as_of')}"
+# The columns of a bar as they are read, the last one always the same.
+_READ = f"{_ms('time')}, {', '.join(_NUMBERS)}, {_ms('as_of')}"
+_MINUTES = f"SELECT {_READ}, coalesce(rev, 0), coalesce(src, 0)"
+_BARS = f"SELECT {_READ}, rev, {SOURCES.index('agg')}"
 _AT = _time("%s::bigint")
 
 
 def _version(row: str) -> str:
-    """The rule of `Candle.supersedes`: of two versions of a minute the one with the greater tuple stays.
+    """The rule of `batch.merged`: of two versions of a minute the one with the greater tuple stays.
 
     A statement made after the minute was over counts more than any before; of those the later one counts,
-    of the ones before the one with the larger volume.
+    of the ones before the one with the larger volume. The same statement may come again with a greater count.
     """
     is_over = f"{row}.as_of >= {row}.time + interval '1 minute'"
     return (
         f"({is_over}, CASE WHEN {is_over} THEN {row}.as_of ELSE '-infinity' END, {row}.volume, {row}.as_of, "
-        f"coalesce({row}.quote_volume, -1), {row}.high, -{row}.low, {row}.close, {row}.open)"
+        f"coalesce({row}.quote_volume, -1), {row}.high, -{row}.low, {row}.close, {row}.open, coalesce({row}.rev, 0))"
     )
 
 
-def _all_new() -> str:
-    return ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS)
+def _listed(columns: Sequence[str], row: str = "") -> str:
+    return ", ".join(f"{row}.{column}" if row else column for column in columns)
+
+
+def _all_new(columns: Sequence[str]) -> str:
+    return ", ".join(f"{column} = excluded.{column}" for column in columns)
+
+
+def _differ(columns: Sequence[str]) -> str:
+    return f"({_listed(columns, 'old')}) IS DISTINCT FROM ({_listed(columns, 'excluded')})"
 
 
 _BATCH = f"""
-    SELECT market, {_time("time_ms")}, open, high, low, close, volume, quote_volume, {_time("as_of_ms")}
+    SELECT market, {_time("time_ms")}, {_listed(_NUMBERS)}, {_time("as_of_ms")}, rev, src
     FROM unnest(%s::int[], %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[],
-        %s::numeric[], %s::bigint[])
-        AS batch (market, time_ms, open, high, low, close, volume, quote_volume, as_of_ms)"""
+        %s::numeric[], %s::bigint[], %s::int[], %s::smallint[])
+        AS batch (market, time_ms, {_listed(_NUMBERS)}, as_of_ms, rev, src)"""
 
 # ---------------------------------------------------------------- markets
 
@@ -96,17 +112,20 @@ PUT_HOLES = f"""INSERT INTO candled.holes (market, start_time, end_time, reason,
 # ---------------------------------------------------------------- minutes
 
 # Which minutes lie in a range? Which are the last ones in it?
-MINUTES_BETWEEN = f"""SELECT {_VALUES} FROM candled.candles
+MINUTES_BETWEEN = f"""{_MINUTES} FROM candled.candles
     WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time"""
-LAST_MINUTES = f"""SELECT {_VALUES} FROM candled.candles
+LAST_MINUTES = f"""{_MINUTES} FROM candled.candles
     WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time DESC LIMIT %s"""
 
-# Store a batch of minutes; between which times did it change something, in each market where it did?
+# Store a batch of minutes, one revision more where another version had other values. Between which times did it change
+# something, in each market where it did?
 PUT_MINUTES = f"""WITH changed AS (
-        INSERT INTO candled.candles AS old (market, time, {COLUMNS})
-        SELECT * FROM ({_BATCH}) AS batch (market, time, {COLUMNS})
+        INSERT INTO candled.candles AS old (market, time, {_listed(_MINUTE)})
+        SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
             WHERE time >= (SELECT kept_from FROM candled.state)
-        ON CONFLICT (market, time) DO UPDATE SET {_all_new()} WHERE {_version("excluded")} > {_version("old")}
+        ON CONFLICT (market, time) DO UPDATE SET {_all_new((*_NUMBERS, "as_of", "src"))},
+            rev = greatest(excluded.rev, coalesce(old.rev, 0) + CASE WHEN {_differ(_NUMBERS)} THEN 1 ELSE 0 END)
+            WHERE {_version("excluded")} > {_version("old")}
         RETURNING market, time)
     SELECT market, {_ms("min(time)")}, {_ms("max(time)")} FROM changed GROUP BY market ORDER BY market"""
 
@@ -119,10 +138,10 @@ PRESENT = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} FROM (
 # ---------------------------------------------------------------- longer bars
 
 # Which bars lie in a range? Which are the last ones before a time?
-BARS_BETWEEN = f"""SELECT {_VALUES} FROM candled.rollups
+BARS_BETWEEN = f"""{_BARS} FROM candled.rollups
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
         AND time >= {_AT} AND time < {_AT} ORDER BY time"""
-BARS_BEFORE = f"""SELECT {_VALUES} FROM candled.rollups
+BARS_BEFORE = f"""{_BARS} FROM candled.rollups
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
         AND time < {_AT} ORDER BY time DESC LIMIT %s"""
 
@@ -134,10 +153,10 @@ def _fold(source: str, condition: str) -> str:
     let TimescaleDB leave out the chunks that no part is in. OFFSET 0 makes it one lookup a stretch: without it the
     planner, who knows nothing of fresh tables, may compare every part with every stretch.
     """
-    return f"""INSERT INTO candled.rollups AS old (market, minutes, time, {COLUMNS})
+    return f"""INSERT INTO candled.rollups AS old (market, minutes, time, {_listed(_BAR)})
     SELECT market, %s, bucket, (array_agg(open ORDER BY time))[1], max(high), min(low),
         (array_agg(close ORDER BY time DESC))[1], sum(volume),
-        CASE WHEN count(quote_volume) = count(*) THEN sum(quote_volume) END, max(as_of)
+        CASE WHEN count(quote_volume) = count(*) THEN sum(quote_volume) END, max(as_of), coalesce(sum(rev), 0)
     FROM (
         SELECT part.*, date_bin(%s * interval '1 minute', part.time, '1969-12-29 00:00:00+00') AS bucket
         FROM (SELECT market, {_time("start_ms")} AS start_time, {_time("end_ms")} AS end_time
@@ -148,9 +167,7 @@ def _fold(source: str, condition: str) -> str:
     ) AS parts
     GROUP BY market, bucket
     ORDER BY market, bucket
-    ON CONFLICT (market, minutes, time) DO UPDATE SET {_all_new()}
-        WHERE ({", ".join(f"old.{column}" for column in _COLUMNS)})
-            IS DISTINCT FROM ({", ".join(f"excluded.{column}" for column in _COLUMNS)})"""
+    ON CONFLICT (market, minutes, time) DO UPDATE SET {_all_new(_BAR)} WHERE {_differ(_BAR)}"""
 
 
 FOLD_MINUTES = _fold("candled.candles", "")
@@ -166,12 +183,46 @@ DROP_BARS = "DELETE FROM candled.rollups WHERE market = %s AND minutes = %s"
 
 # ---------------------------------------------------------------- the running minute
 
-PUT_RUNNING = f"""INSERT INTO candled.running AS old (market, time, {COLUMNS}) {_BATCH}
-    ON CONFLICT (market) DO UPDATE SET time = excluded.time, {_all_new()}
+PUT_RUNNING = f"""INSERT INTO candled.running AS old (market, time, {_listed(_MINUTE)}) {_BATCH}
+    ON CONFLICT (market) DO UPDATE SET time = excluded.time, {_all_new(_MINUTE)}
         WHERE excluded.time > old.time OR (excluded.time = old.time AND {_version("excluded")} > {_version("old")})"""
-RUNNING = f"""SELECT {_VALUES} FROM candled.running
+RUNNING = f"""{_MINUTES} FROM candled.running
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s
         AND (last_time IS NULL OR last_time < running.time))"""
+
+# ---------------------------------------------------------------- the log of changes
+
+# Which feeds does a market have, and what changed after a message of one of them? Of a known feed there is at least one
+# row, perhaps of nothing.
+OPEN_FEED = """INSERT INTO candled.feeds (market, number, epoch)
+    SELECT market, 1 + coalesce((SELECT max(number) FROM candled.feeds WHERE feeds.market = batch.market), 0), %s
+    FROM unnest(%s::int[]) AS batch (market)
+    ON CONFLICT (market, epoch) DO NOTHING"""
+FEED = """SELECT number FROM candled.feeds WHERE market = %s AND (epoch = %s OR %s::text IS NULL)
+    ORDER BY number DESC LIMIT 1"""
+DROP_UNTOLD = f"""DELETE FROM candled.changes
+    USING (SELECT seq, {_time("start_ms")} AS start_time, {_time("end_ms")} AS end_time
+        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)) AS told
+    WHERE changes.market = %s AND changes.feed = %s AND changes.seq = %s AND told.seq < %s
+        AND changes.start_time >= told.start_time AND changes.end_time <= told.end_time"""
+NOTE_CHANGES = f"""INSERT INTO candled.changes (market, feed, seq, start_time, end_time)
+    SELECT %s, %s, seq, {_time("start_ms")}, {_time("end_ms")}
+    FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)
+    ON CONFLICT DO NOTHING"""
+CHANGES_SINCE = f"""SELECT {_ms("start_time")}, {_ms("end_time")}
+    FROM candled.markets JOIN candled.feeds ON feeds.market = markets.id
+        LEFT JOIN candled.changes ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, %s)
+    WHERE exchange = %s AND symbol = %s AND epoch = %s"""
+
+# Which feeds are new to maintenance, and before which one may each market's be forgotten? When a feed began long ago
+# nobody asks any more for those before it; the newest always stays.
+SEE_FEEDS = f"UPDATE candled.feeds SET seen_at = {_AT} WHERE seen_at IS NULL"
+DROP_FEEDS = f"""WITH kept AS (
+        SELECT market, greatest(max(number) - %s + 1, max(number) FILTER (WHERE seen_at <= {_AT})) AS first
+        FROM candled.feeds GROUP BY market),
+    dropped AS (
+        DELETE FROM candled.changes USING kept WHERE changes.market = kept.market AND changes.feed < kept.first)
+    DELETE FROM candled.feeds USING kept WHERE feeds.market = kept.market AND feeds.number < kept.first"""
 
 # ---------------------------------------------------------------- maintenance
 

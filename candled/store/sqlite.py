@@ -6,114 +6,25 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal, DecimalException
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 
-from .batch import by_market, fold_bars, minute_ranges, newer_running, news, touched
+from . import sqlite_statements as sql
+from .batch import SOURCES, by_market, fold_bars, minute_ranges, newer_running, news, source_number, touched
 from .holes import replaced
-from .interface import ALL_TIME, Hole
+from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, LATER, Hole
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = len(sql.STEPS)
 APPLICATION_ID = 0x63616E64  # "cand": tells our files from those of other programs
 BUSY_TIMEOUT_S = 5.0
-FOLD_CHUNK_MS = 28 * 86_400_000
-
-# ---------------------------------------------------------------- statements
-
-_VALUES = "time_ms, open, high, low, close, volume, quote_volume, as_of_ms"
-_VALUE_COLUMNS = """
-    time_ms INTEGER NOT NULL,
-    open TEXT NOT NULL,
-    high TEXT NOT NULL,
-    low TEXT NOT NULL,
-    close TEXT NOT NULL,
-    volume TEXT NOT NULL,
-    quote_volume TEXT,
-    as_of_ms INTEGER NOT NULL
-"""
-
-# What a new file consists of.
-_CREATE = (
-    """CREATE TABLE markets (
-        id INTEGER PRIMARY KEY,
-        exchange TEXT NOT NULL,
-        symbol TEXT NOT NULL,
-        complete_from_ms INTEGER,
-        UNIQUE (exchange, symbol)
-    )""",
-    f"CREATE TABLE candles (market INTEGER NOT NULL, {_VALUE_COLUMNS}, PRIMARY KEY (market, time_ms)) WITHOUT ROWID",
-    f"""CREATE TABLE rollups (market INTEGER NOT NULL, interval_ms INTEGER NOT NULL, {_VALUE_COLUMNS},
-        PRIMARY KEY (market, interval_ms, time_ms)) WITHOUT ROWID""",
-    f"CREATE TABLE running (market INTEGER PRIMARY KEY, {_VALUE_COLUMNS})",
-    """CREATE TABLE holes (
-        market INTEGER NOT NULL,
-        start_ms INTEGER NOT NULL,
-        end_ms INTEGER NOT NULL,
-        reason TEXT NOT NULL,
-        attempts INTEGER NOT NULL,
-        retry_ms INTEGER,
-        PRIMARY KEY (market, start_ms)
-    ) WITHOUT ROWID""",
-    "CREATE TABLE intervals (interval_ms INTEGER PRIMARY KEY)",
-)
-
-# Which number does a market have, and which markets are there?
-_MARKET_ID = "SELECT id FROM markets WHERE exchange = ? AND symbol = ?"
-_MARKET_IDS = "SELECT id FROM markets ORDER BY id"
-_ADD_MARKET = "INSERT INTO markets (exchange, symbol) VALUES (?, ?) ON CONFLICT DO NOTHING"
-
-# Which minutes lie in a range? Which are the last ones before a time?
-_MINUTES_BETWEEN = f"SELECT {_VALUES} FROM candles WHERE market = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"
-_MINUTES_BEFORE = f"SELECT {_VALUES} FROM candles WHERE market = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"
-_PUT_MINUTE = f"REPLACE INTO candles (market, {_VALUES}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-# The same of longer bars.
-_BARS_BETWEEN = f"""SELECT {_VALUES} FROM rollups
-    WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"""
-_BARS_BEFORE = f"""SELECT {_VALUES} FROM rollups
-    WHERE market = ? AND interval_ms = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"""
-_PUT_BAR = f"REPLACE INTO rollups (market, interval_ms, {_VALUES}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_DROP_BARS = "DELETE FROM rollups WHERE market = ? AND interval_ms = ?"
-
-# What was the running minute when it was last put aside, and is there no final minute as new as that?
-_RUNNING = f"SELECT {_VALUES} FROM running WHERE market = ?"
-_RUNNING_AHEAD = f"""SELECT {_VALUES} FROM running WHERE market = ?1
-    AND time_ms > coalesce((SELECT max(time_ms) FROM candles WHERE market = ?1), -1)"""
-_PUT_RUNNING = f"REPLACE INTO running (market, {_VALUES}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-# Where do a market's minutes begin and end? One lookup at either end of the key, not a scan.
-_SPAN = """SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1),
-    (SELECT max(time_ms) FROM candles WHERE market = ?1)"""
-_NEWEST = """SELECT symbol, newest FROM (
-        SELECT symbol, (SELECT max(time_ms) FROM candles WHERE market = id) AS newest FROM markets WHERE exchange = ?
-    ) WHERE newest IS NOT NULL"""
-
-# Which stretches of minutes are there? Among neighbours, time minus position is the same number.
-_PRESENT = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (
-        SELECT time_ms, time_ms - {MINUTE_MS} * row_number() OVER (ORDER BY time_ms) AS stretch
-        FROM candles WHERE market = ? AND time_ms >= ? AND time_ms < ?
-    ) GROUP BY stretch ORDER BY 1"""
-
-# Since when is a market complete, and what does the exchange itself not have?
-_COMPLETE_FROM = "SELECT complete_from_ms FROM markets WHERE id = ?"
-_SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?1), ?1) WHERE id = ?2"
-# Holes do not overlap: of those that begin before a range only the last can reach into it.
-_HOLES = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ?1
-        AND start_ms >= coalesce((SELECT max(start_ms) FROM holes WHERE market = ?1 AND start_ms < ?2), ?2)
-        AND start_ms <= ?3 AND end_ms >= ?2
-    ORDER BY start_ms"""
-_DROP_HOLE = "DELETE FROM holes WHERE market = ? AND start_ms = ?"
-_PUT_HOLE = "INSERT INTO holes (market, start_ms, end_ms, reason, attempts, retry_ms) VALUES (?, ?, ?, ?, ?, ?)"
-
-# Of which intervals are all bars there?
-_INTERVALS = "SELECT interval_ms FROM intervals"
-_PUT_INTERVAL = "INSERT INTO intervals (interval_ms) VALUES (?)"
-_DROP_INTERVAL = "DELETE FROM intervals WHERE interval_ms = ?"
+DAY_MS = 86_400_000
+FOLD_CHUNK_MS = 28 * DAY_MS
 
 # ---------------------------------------------------------------- errors
 
@@ -144,8 +55,8 @@ def _primary_code(error: sqlite3.Error) -> int:
 # ---------------------------------------------------------------- rows and candles
 
 
-def _row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, int]:
-    """The columns of `_VALUES`: decimals as text, every digit as given and never with an exponent."""
+def _bar_row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, int, int]:
+    """The columns of a longer bar: decimals as text, every digit as given and never with an exponent."""
     quote = candle.quote_volume
     return (
         candle.open_ms,
@@ -156,7 +67,13 @@ def _row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, int]
         format(candle.volume, "f"),
         None if quote is None else format(quote, "f"),
         candle.as_of_ms,
+        candle.rev,
     )
+
+
+def _minute_row(candle: Candle) -> tuple[int | str | None, ...]:
+    """The columns of a minute: the same, and where it came from."""
+    return (*_bar_row(candle), source_number(candle.src))
 
 
 def _candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
@@ -171,8 +88,10 @@ def _candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
             None if quote is None else Decimal(quote),
             as_of_ms,
             final,
+            rev,
+            SOURCES[src],
         )
-        for open_ms, open, high, low, close, volume, quote, as_of_ms in rows
+        for open_ms, open, high, low, close, volume, quote, as_of_ms, rev, src in rows
     ]
 
 
@@ -187,8 +106,8 @@ def _between(
     connection: sqlite3.Connection, market_id: int, interval: Interval, start_ms: int, end_ms: int
 ) -> list[Candle]:
     if interval == MINUTE:
-        return _candles(connection.execute(_MINUTES_BETWEEN, (market_id, start_ms, end_ms)))
-    return _candles(connection.execute(_BARS_BETWEEN, (market_id, interval.ms, start_ms, end_ms)))
+        return _candles(connection.execute(sql.MINUTES_BETWEEN, (market_id, start_ms, end_ms)))
+    return _candles(connection.execute(sql.BARS_BETWEEN, (market_id, interval.ms, start_ms, end_ms)))
 
 
 def _fold(
@@ -201,7 +120,11 @@ def _fold(
             for start_ms, end_ms in touched(changed, interval)
             for bar in fold_bars(_between(connection, market_id, source, start_ms, end_ms), interval)
         ]
-        connection.executemany(_PUT_BAR, [(market_id, interval.ms, *_row(bar)) for bar in bars])
+        connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *_bar_row(bar)) for bar in bars])
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _size(path: Path) -> int:
@@ -275,9 +198,9 @@ class SqliteStore:
         if market_id is None or limit <= 0:  # to SQLite a negative limit is none at all
             return []
         if interval == MINUTE:
-            rows = self._rows(_MINUTES_BEFORE, market_id, before_ms, limit)
+            rows = self._rows(sql.MINUTES_BEFORE, market_id, before_ms, limit)
         else:
-            rows = self._rows(_BARS_BEFORE, market_id, self._known(interval).ms, before_ms, limit)
+            rows = self._rows(sql.BARS_BEFORE, market_id, self._known(interval).ms, before_ms, limit)
         rows.reverse()
         return _candles(rows)
 
@@ -296,52 +219,82 @@ class SqliteStore:
     def running(self, market: MarketKey) -> Candle | None:
         """See `Store.running`."""
         market_id = self._market_id(market)
-        rows = [] if market_id is None else self._rows(_RUNNING_AHEAD, market_id)
+        rows = [] if market_id is None else self._rows(sql.RUNNING_AHEAD, market_id)
         return _candles(rows, final=False)[0] if rows else None
 
     def newest(self, exchange: str) -> Mapping[Symbol, int]:
         """See `Store.newest`."""
-        return {Symbol.parse(symbol): newest_ms for symbol, newest_ms in self._rows(_NEWEST, exchange)}
+        return {Symbol.parse(symbol): newest_ms for symbol, newest_ms in self._rows(sql.NEWEST, exchange)}
 
     def present(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
         """See `Store.present`."""
         market_id = self._market_id(market)
-        rows = [] if market_id is None else self._rows(_PRESENT, market_id, start_ms, end_ms)
+        rows = [] if market_id is None else self._rows(sql.PRESENT, market_id, start_ms, end_ms)
         return [Range(*row) for row in rows]
 
     def complete_from(self, market: MarketKey) -> int | None:
         """See `Store.complete_from`."""
         market_id = self._market_id(market)
-        rows = [] if market_id is None else self._rows(_COMPLETE_FROM, market_id)
+        rows = [] if market_id is None else self._rows(sql.COMPLETE_FROM, market_id)
         return rows[0][0] if rows else None
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""
         with self._transaction() as connection:
-            connection.execute(_SET_COMPLETE_FROM, (since_ms, self._add_market(connection, market)))
+            connection.execute(sql.SET_COMPLETE_FROM, (since_ms, self._add_market(connection, market)))
 
     def holes(self, market: MarketKey, within: Range = ALL_TIME) -> list[Hole]:
         """See `Store.holes`."""
         market_id = self._market_id(market)
-        found = [] if market_id is None else _holes(self._rows(_HOLES, market_id, *within))
+        found = [] if market_id is None else _holes(self._rows(sql.HOLES, market_id, *within))
         return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
 
     def save_holes(self, market: MarketKey, holes: Sequence[Hole], within: Range = ALL_TIME) -> None:
         """See `Store.save_holes`."""
         with self._transaction() as connection:
             market_id = self._add_market(connection, market)
-            near = _holes(connection.execute(_HOLES, (market_id, *within)))
-            connection.executemany(_DROP_HOLE, [(market_id, hole.start_ms) for hole in near])
+            near = _holes(connection.execute(sql.HOLES, (market_id, *within)))
+            connection.executemany(sql.DROP_HOLE, [(market_id, hole.start_ms) for hole in near])
             connection.executemany(
-                _PUT_HOLE,
+                sql.PUT_HOLE,
                 [
                     (market_id, hole.start_ms, hole.end_ms, hole.reason, hole.attempts, hole.retry_ms)
                     for hole in replaced(near, holes, within)
                 ],
             )
 
+    def open_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
+        """See `Store.open_feed`."""
+        with self._transaction() as connection:
+            for market in markets:
+                connection.execute(sql.OPEN_FEED, (self._add_market(connection, market), epoch))
+
+    def note_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
+        """See `Store.note_changes`."""
+        with self._transaction() as connection:
+            market_id = self._add_market(connection, market)
+            feed = connection.execute(sql.FEED, (market_id, epoch)).fetchone()
+            if feed is None and epoch is None:
+                return
+            if feed is None:
+                raise StoreRejected(f"{self._path.name}: {market} has no feed {epoch}, or no longer")
+            told = [(market_id, feed[0], LATER, *span) for seq, span in changes if seq < LATER]
+            connection.executemany(sql.DROP_UNTOLD, told)
+            connection.executemany(sql.NOTE_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
+
+    def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
+        """See `Store.changes_since`."""
+        market_id = self._market_id(market)
+        rows = [] if market_id is None else self._rows(sql.CHANGES_SINCE, seq, market_id, epoch)
+        return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
+
     def maintain(self, now_ms: int) -> None:
-        """Let SQLite refresh its statistics where that pays; nothing is ever dropped."""
+        """Forget old feeds, and let SQLite refresh its statistics where that pays; no candle is ever dropped."""
+        with self._transaction() as connection:
+            connection.execute(sql.SEE_FEEDS, (now_ms,))
+            for kept in connection.execute(sql.OLD_FEEDS, (FEEDS_KEPT, now_ms - FEED_DAYS * DAY_MS)).fetchall():
+                connection.execute(sql.DROP_CHANGES, kept)
+                connection.execute(sql.DROP_FEEDS, kept)
         self._rows("PRAGMA optimize")
 
     def describe(self) -> dict[str, Any]:
@@ -355,40 +308,44 @@ class SqliteStore:
         if not self._path.parent.is_dir():
             raise StoreRejected(f"{self._path}: the directory {self._path.parent} does not exist")
         connection = self._connection()
-        is_new = self._check_owner(connection)
+        self._check_owner(connection)
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise StoreRejected(
                 f"{self._path}: SQLite cannot keep a write-ahead log here (mode {mode!r}); is it on a network drive?"
             )
-        with self._transaction():  # of an old file this shows now, not at the first candle, that it may be written
-            if is_new:
-                self._create(connection)
+        with self._transaction():  # shows now, not at the first candle, that the file may be written
+            self._upgrade(connection)
 
-    def _check_owner(self, connection: sqlite3.Connection) -> bool:
-        """Return whether the file is new; refuse it where it is not ours. Nothing of it is changed before that."""
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    def _check_owner(self, connection: sqlite3.Connection) -> None:
+        """Refuse the file where it is not ours. Nothing of it is changed before that."""
+        version = _version(connection)
         owner = connection.execute("PRAGMA application_id").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not (version or owner or tables):
-            return True
+            return
         if owner != APPLICATION_ID:
             raise StoreRejected(f"{self._path}: this SQLite file belongs to another program")
         if version > SCHEMA:
             raise StoreRejected(
                 f"{self._path}: written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
             )
-        return False
 
-    def _create(self, connection: sqlite3.Connection) -> None:
-        for statement in _CREATE:
+    def _upgrade(self, connection: sqlite3.Connection) -> None:
+        """Take the steps that the file lacks: all of them where it is new."""
+        version = _version(connection)  # read under the lock: another process may have been at it
+        if version >= SCHEMA:
+            return
+        if version:
+            logger.info("upgrading %s from schema %s to %s", self._path, version, SCHEMA)
+        for statement in chain.from_iterable(sql.STEPS[version:]):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def _match_intervals(self) -> None:
         """Make the longer bars those of the configured intervals. Whatever is cut short is done again next time."""
-        stored = {interval_ms for (interval_ms,) in self._rows(_INTERVALS)}
+        stored = {interval_ms for (interval_ms,) in self._rows(sql.INTERVALS)}
         for interval_ms in stored - {interval.ms for interval in self._sources}:
             self._forget_interval(interval_ms)
         fresh = {interval: source for interval, source in self._sources.items() if interval.ms not in stored}
@@ -396,18 +353,18 @@ class SqliteStore:
             return
         self._fold_history(fresh)
         with self._transaction() as connection:
-            connection.executemany(_PUT_INTERVAL, [(interval.ms,) for interval in fresh])
+            connection.executemany(sql.PUT_INTERVAL, [(interval.ms,) for interval in fresh])
 
     def _forget_interval(self, interval_ms: int) -> None:
         with self._transaction() as connection:
             dropped = 0
-            for (market_id,) in connection.execute(_MARKET_IDS).fetchall():
-                dropped += connection.execute(_DROP_BARS, (market_id, interval_ms)).rowcount
-            connection.execute(_DROP_INTERVAL, (interval_ms,))
+            for (market_id,) in connection.execute(sql.MARKET_IDS).fetchall():
+                dropped += connection.execute(sql.DROP_BARS, (market_id, interval_ms)).rowcount
+            connection.execute(sql.DROP_INTERVAL, (interval_ms,))
         logger.info("dropped %s bars of %s min, an interval no longer configured", dropped, interval_ms // MINUTE_MS)
 
     def _fold_history(self, fresh: Mapping[Interval, Interval]) -> None:
-        market_ids = [market_id for (market_id,) in self._rows(_MARKET_IDS)]
+        market_ids = [market_id for (market_id,) in self._rows(sql.MARKET_IDS)]
         names = ", ".join(map(str, fresh))
         for done, market_id in enumerate(market_ids, start=1):
             self._fold_market(market_id, fresh)
@@ -415,7 +372,7 @@ class SqliteStore:
                 logger.info("folded stored minutes into %s: %s of %s markets", names, done, len(market_ids))
 
     def _fold_market(self, market_id: int, fresh: Mapping[Interval, Interval]) -> None:
-        oldest_ms, newest_ms = self._rows(_SPAN, market_id)[0]
+        oldest_ms, newest_ms = self._rows(sql.SPAN, market_id)[0]
         if oldest_ms is None:
             return
         # A bar cut by the edge of two chunks is folded by both, at last from all its parts.
@@ -434,13 +391,13 @@ class SqliteStore:
         changed = news(minutes, stored)
         if not changed:
             return
-        connection.executemany(_PUT_MINUTE, [(market_id, *_row(candle)) for candle in changed])
+        connection.executemany(sql.PUT_MINUTE, [(market_id, *_minute_row(candle)) for candle in changed])
         _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), self._sources)
 
     def _write_running(self, connection: sqlite3.Connection, market_id: int, candle: Candle) -> None:
-        stored = _candles(connection.execute(_RUNNING, (market_id,)).fetchall(), final=False)
+        stored = _candles(connection.execute(sql.RUNNING, (market_id,)).fetchall(), final=False)
         if newer_running(candle, stored[0] if stored else None):
-            connection.execute(_PUT_RUNNING, (market_id, *_row(candle)))
+            connection.execute(sql.PUT_RUNNING, (market_id, *_minute_row(candle)))
 
     def _add_market(self, connection: sqlite3.Connection, market: MarketKey) -> int:
         """The number of a market, given now if it had none. Not remembered here: the transaction may fail."""
@@ -448,8 +405,8 @@ class SqliteStore:
         if known is not None:
             return known
         names = (market.exchange, str(market.symbol))
-        connection.execute(_ADD_MARKET, names)
-        return int(connection.execute(_MARKET_ID, names).fetchone()[0])
+        connection.execute(sql.ADD_MARKET, names)
+        return int(connection.execute(sql.MARKET_ID, names).fetchone()[0])
 
     # ------------------------------------------------------------ reading
 
@@ -457,7 +414,7 @@ class SqliteStore:
         known = self._ids.get(market)
         if known is not None:
             return known
-        rows = self._rows(_MARKET_ID, market.exchange, str(market.symbol))
+        rows = self._rows(sql.MARKET_ID, market.exchange, str(market.symbol))
         if not rows:
             return None
         self._ids[market] = rows[0][0]

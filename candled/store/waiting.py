@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from candled.model import Candle, MarketKey
 
-from .batch import newer_running
+from .batch import merged, newer_running
 
 Row = tuple[MarketKey, Candle]
 
@@ -31,7 +31,10 @@ class Waiting:
         return self._count
 
     def put(self, market: MarketKey, candle: Candle) -> bool:
-        """Keep `candle` unless a superseding version waits already; False where it is refused for lack of room."""
+        """Keep `candle` unless a superseding version waits already; False where it is refused for lack of room.
+
+        Of two versions of a minute `merged` is kept.
+        """
         if not candle.final:
             if newer_running(candle, self._running.get(market)):
                 self._running[market] = candle
@@ -41,9 +44,8 @@ class Waiting:
             if self._count >= self._limit:
                 return False
             self._count += 1
-        elif not candle.supersedes(known):
-            return True
-        self._minutes.setdefault(market, {})[candle.open_ms] = candle
+        kept = candle if known is None else merged(candle, known)
+        self._minutes.setdefault(market, {})[candle.open_ms] = kept
         return True
 
     def page(self, limit: int, *, running: bool = True) -> list[Row]:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from candled.bus import Position
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
 from candled.model import Candle, MarketKey
 
+from .changes import Changes, Log, of_the_journal
 from .interface import Store
 from .journal import Journal
 from .threads import StoreThreads
@@ -52,6 +54,7 @@ class Writer:
         self._flush_interval_s = flush_interval_s
         self._max_waiting = max_waiting
         self._waiting = Waiting(max_waiting)
+        self._changes = Changes()
         self._waiting_since = 0.0
         self._turn = asyncio.Lock()
         self._is_closed = False
@@ -69,16 +72,19 @@ class Writer:
         self._journal_fails = False
         self._is_journaling = False
 
-    def put(self, market: MarketKey, candle: Candle) -> bool:
+    def put(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
         """Take a candle to be stored; to be called on the event loop.
 
         A final one becomes part of history; one that is not final replaces the market's running minute. False: too
-        many wait already or the writer is closed, and the candle was not taken.
+        many wait already or the writer is closed, and the candle was not taken. `changes`: it changes the past, as this
+        message told.
         """
         if not self._waiting and self._state != "away":
             self._waiting_since = self._clock.monotonic()
         taken = not self._is_closed and self._waiting.put(market, candle)
         self._refused += not taken
+        if taken and changes is not None:
+            self._changes.put(market, candle.open_ms, changes)
         return taken
 
     async def flush(self) -> None:
@@ -174,16 +180,26 @@ class Writer:
         """Write a page; return the refusal if it was refused for good."""
         if not page:
             return None
+        log = of_the_journal(page) if from_journal else self._changes.of(page)
         try:
-            await self._threads.write(self._store.write, page)
+            await self._threads.write(self._write_logged, page, log)
         except StoreUnavailable as error:
             self._note_away(error)
             raise
         except StoreRejected as error:
             self._note_rejected(page, error, "kept aside" if from_journal else "dropped")
             return error
+        self._changes.drop(log)
         self._note_written(page)
         return None
+
+    def _write_logged(self, page: list[Row], log: Log) -> None:
+        """On the writing thread. What is in the log too early is told once too often; too late would be never."""
+        for (market, epoch), changes in log.items():
+            if epoch is not None:
+                self._store.open_feed([market], epoch)
+            self._store.note_changes(market, epoch, changes)
+        self._store.write(page)
 
     async def _write_journaled(self, journal: Journal) -> StoreRejected | None:
         """Write the oldest page of the journal."""

@@ -19,7 +19,7 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey
 
 NEEDED = ("time_ms", "open", "high", "low", "close", "volume")
 OPTIONAL = ("quote_volume", "as_of_ms")
-_IGNORED = ("trades",)
+_IGNORED = ("trades", "final")
 _NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _MOST_DIGITS = 49  # before the point, and after it: every store holds 100 characters

@@ -1,5 +1,6 @@
 from candled.aggregate.live_bars import LiveBars
 from candled.bus import MinuteChanged
+from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Symbol
 from tests.clocks import ManualClock
 from tests.rooms.test_hub import Stored
@@ -16,13 +17,15 @@ class Market:
     def __init__(self) -> None:
         self.stored = Stored()
         self.bars = LiveBars([BTC], DEFAULT_INTERVALS, self.stored, ManualClock(MONDAY_MS))
+        self.bus = MemoryBus("one")
+        self.bus.listen(self.bars.on_message)
         self.minutes = 0
 
     async def run(self, minutes: int) -> None:
         for number in range(self.minutes, self.minutes + minutes):
             candle = minute(number, final=True)
             self.stored.minutes[candle.open_ms] = candle
-            self.bars.on_message(MinuteChanged(BTC, candle))
+            self.bus.publish(MinuteChanged(BTC, candle))
         self.minutes += minutes
 
     async def ask(self, interval: Interval, count: int) -> list[int]:

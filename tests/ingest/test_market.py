@@ -1,3 +1,4 @@
+from candled.bus import Facts
 from candled.exchange import Candles
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.market import MarketIngest, Rules
@@ -195,3 +196,60 @@ def test_what_another_process_stored_is_not_asked_for():
     assert (list(lost), list(new)) == ([], [Range(minute(100).open_ms, minute(200).open_ms)])
     push(one, minute(600, as_of=30_000), seconds=36_030)
     assert one.want(at(36_030)) is None
+
+
+def test_what_is_settled_follows_the_minutes():
+    one = market()
+    assert one.facts(7) == Facts(logged_seq=7)
+    push(one, minute(600, as_of=10_000), seconds=36_010)
+    assert one.facts(7) == Facts(minute(600).open_ms, None, 7)
+    push(one, minute(600, "12", as_of=59_000), minute(601, as_of=500), seconds=36_060.5)
+    assert one.facts(7).settled_ms == minute(600).open_ms  # its late versions have their chance
+    push(one, minute(600, "12", volume="2", as_of=60_900), seconds=36_061)
+    assert one.facts(7).settled_ms == minute(600).open_ms
+    one.settle(at(36_063))
+    assert one.facts(7).settled_ms == minute(601).open_ms
+
+
+def test_minutes_that_are_missing_are_not_settled_until_they_are_there():
+    one = market()
+    push(one, minute(600, as_of=10_000), seconds=36_010)
+    one.interrupted()
+    push(one, minute(604, as_of=20_000), seconds=36_260)
+    gap = Range(minute(600).open_ms, minute(604).open_ms)
+    assert one.facts(0) == Facts(minute(604).open_ms, gap, 0)
+    rows = [minute(number, as_of=300_000) for number in (600, 601, 603)]
+    one.answered(one.want(at(36_265)), rows, at(36_265))
+    assert one.facts(0) == Facts(minute(604).open_ms, None, 0)  # the exchange does not have 602
+
+
+def test_a_running_minute_that_a_reconnect_repeats_is_not_settled():
+    one = market()
+    push(one, minute(600, "12", volume="5", as_of=10_000), seconds=36_010)
+    one.interrupted()
+    push(one, minute(600, "11", volume="4", as_of=9_000), seconds=36_012)  # an older copy, which is no news
+    assert one.facts(0).settled_ms == minute(600).open_ms
+
+
+def test_revisions_of_a_final_minute_are_counted_and_say_where_they_come_from():
+    one = market(confirm=True)
+    push(one, minute(600, "11", as_of=59_000), seconds=36_059)
+    push(one, minute(601, as_of=500), seconds=36_060.5)
+    assert [(candle.src, candle.rev) for candle in one.settle(at(36_063))] == [("live", 0)]
+    window = one.want(at(36_075))
+    outcome = one.answered(window, [minute(600, "12", as_of=75_000)], at(36_075))
+    assert [(candle.src, candle.rev) for candle in outcome.live] == [("rest", 1)]
+    outcome = push(one, minute(600, "13", as_of=76_000), seconds=36_076)
+    assert [(candle.src, candle.rev) for candle in outcome.live] == [("live", 2)]
+
+
+def test_a_minute_that_was_taken_not_to_exist_revises_the_bars_it_belongs_to():
+    one = market()
+    push(one, minute(600, as_of=10_000), seconds=36_010)
+    one.interrupted()
+    push(one, minute(603, as_of=20_000), seconds=36_200)
+    window = one.want(at(36_260))
+    rows = [minute(number, as_of=200_000) for number in (600, 602)]
+    assert {candle.rev for candle in one.answered(window, rows, at(36_260)).live} == {0}
+    outcome = push(one, minute(601, as_of=270_000), seconds=36_270)
+    assert [(candle.open_ms, candle.rev) for candle in outcome.live] == [(minute(601).open_ms, 1)]

@@ -5,6 +5,7 @@ import pytest
 
 from candled.aggregate.live_bars import LiveBars
 from candled.bus import Healed, MinuteChanged
+from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, MarketKey, Symbol, fold
 from candled.rooms.hub import Hub
 from candled.rooms.protocol import Protocol, Subscribe, Topic
@@ -41,6 +42,12 @@ class Stored:
     async def complete_from(self, market):
         return self.since
 
+    async def holes(self, market, within):
+        return ()
+
+    async def changes_since(self, market, epoch, seq, **_):
+        return None
+
 
 class Chart:
     """The documented client: replaces its bars on `initial`, replaces its last bar or appends on `update`."""
@@ -76,18 +83,20 @@ class Stage:
         self.bars = LiveBars([BTC], DEFAULT_INTERVALS, stored, self.clock)
         self.hub = Hub(PROTOCOL, self.bars, self.clock)
         self.bars.listen(self.hub)
+        self.bus = MemoryBus("one")
+        self.bus.listen(self.bars.on_message)
 
     async def start(self) -> "Stage":
         await self.bars.start()
         return self
 
     def push(self, candle) -> None:
-        self.bars.on_message(MinuteChanged(BTC, candle))
+        self.bus.publish(MinuteChanged(BTC, candle))
 
     def heal(self, candles) -> None:
         self.stored.minutes |= {candle.open_ms: candle for candle in candles}
         times = [candle.open_ms for candle in candles]
-        self.bars.on_message(Healed(BTC, min(times), max(times) + MINUTE_MS, self.stored.since))
+        self.bus.publish(Healed(BTC, min(times), max(times) + MINUTE_MS, self.stored.since))
 
     async def wait(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.02)):

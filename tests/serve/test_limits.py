@@ -35,6 +35,8 @@ def test_a_limit_of_zero_means_none():
         ("10.0.0.1", " , ", "10.0.0.1"),
         ("10.0.0.1", "garbage", "garbage"),
         ("fd00::1", "2001:db8::7", "2001:db8::7"),
+        ("::ffff:10.0.0.1", "9.9.9.9", "9.9.9.9"),  # IPv4 on a socket for both
+        ("::ffff:1.2.3.4", "9.9.9.9", "::ffff:1.2.3.4"),
     ],
 )
 def test_the_forwarded_address_counts_only_from_a_trusted_proxy(peer, forwarded, address):

@@ -15,6 +15,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
 from candled.aggregate.live_bars import LiveBars
 from candled.bus import MinuteChanged
+from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import ServerSettings
 from candled.errors import ConfigError, Unavailable
@@ -33,6 +34,8 @@ class Site:
     def __init__(self, server: Server, bars: LiveBars, stored: Stored, port: int) -> None:
         self.server = server
         self.bars = bars
+        self.bus = MemoryBus("one")
+        self.bus.listen(bars.on_message)
         self.stored = stored
         self.port = port
 
@@ -41,7 +44,7 @@ class Site:
         return f"ws://127.0.0.1:{self.port}/"
 
     def push(self, candle) -> None:
-        self.bars.on_message(MinuteChanged(BTC, candle))
+        self.bus.publish(MinuteChanged(BTC, candle))
 
     def connect(self, **options):
         return websockets.connect(self.url, max_size=None, **options)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from candled.errors import StoreRejected
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, Range, RangeSet
-from candled.store.interface import Hole, Store
+from candled.store.batch import SOURCES, by_market, news
+from candled.store.interface import ALL_TIME, FEEDS_KEPT, LATER, Hole, Store
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
 
 ALWAYS_MS = 10**15
@@ -52,9 +53,21 @@ def sums(minutes: Sequence[Candle], interval: Interval) -> list[Candle]:
             else sum((part.quote_volume for part in parts if part.quote_volume is not None), Decimal(0)),
             max(part.as_of_ms for part in parts),
             True,
+            sum(part.rev for part in parts),
+            "agg",
         )
         for open_ms, parts in groups.items()
     ]
+
+
+def folded(minute: Candle) -> Candle:
+    """The longer bar of a minute that is alone in it, where that begins with it."""
+    return minute._replace(src="agg")
+
+
+def without_origin(candle: Candle) -> Candle:
+    """A version as it was stated, without what depends on the versions that came before it."""
+    return candle._replace(rev=0, src="")
 
 
 _prices = st.decimals(min_value="0.01", max_value=999, places=2)
@@ -78,6 +91,8 @@ def versions(draw: st.DrawFn) -> Candle:
         draw(st.none() | _volumes),
         draw(st.sampled_from([0, open_ms + 59_000, open_ms + 60_000, open_ms + 90_000])),
         draw(st.sampled_from([True, True, False])),
+        draw(st.sampled_from([0, 0, 0, 1, 5])),
+        draw(st.sampled_from(SOURCES)),
     )
 
 
@@ -97,7 +112,7 @@ class StoreContract:
         store.write([(BTC, candle)])
         [minute_back], [day] = everything(store, BTC, MINUTE), everything(store, BTC, D1)
         assert [format(value, "f") for value in (*minute_back.values, *day.values)] == [text] * 12
-        assert (minute_back, day) == (candle, candle)
+        assert (minute_back, day) == (candle, folded(candle))
 
     def test_a_number_written_with_an_exponent_keeps_its_value(self, store):
         store.write([(BTC, minute(0, volume="1E+3"))])
@@ -124,7 +139,8 @@ class StoreContract:
         newer, older = minute(0, "5", as_of_ms=after + 9), minute(0, "3", volume="8", as_of_ms=after)
         store.write([(BTC, newer)])
         store.write([(BTC, older)])
-        assert everything(store, BTC, MINUTE) == everything(store, BTC, H1) == [newer]
+        assert everything(store, BTC, MINUTE) == [newer]
+        assert everything(store, BTC, H1) == [folded(newer)]
 
     def test_a_revision_reaches_every_longer_bar(self, store):
         store.write([(BTC, minute(at)) for at in range(10)])
@@ -136,7 +152,7 @@ class StoreContract:
     def test_of_two_versions_in_one_batch_the_superseding_one_stays(self, store):
         better = minute(0, volume="3")
         store.write([(BTC, minute(0, volume="2")), (BTC, better), (BTC, minute(0, volume="1"))])
-        assert everything(store, BTC, MINUTE) == [better]
+        assert everything(store, BTC, MINUTE) == [better._replace(rev=1)]
 
     @settings(
         max_examples=60,
@@ -149,9 +165,11 @@ class StoreContract:
         market = new_market()
         rows = [(market, candle) for candle in (*candles, *dice.choices(candles, k=5))]
         dice.shuffle(rows)
+        model: dict[int, Candle] = {}
         while rows:
             size = dice.randint(1, 8)
             store.write(rows[:size])
+            model |= {one.open_ms: one for one in news(by_market(rows[:size])[market].minutes, model)}
             del rows[:size]
 
         best: dict[int, Candle] = {}
@@ -159,9 +177,11 @@ class StoreContract:
             if candle.open_ms not in best or candle.supersedes(best[candle.open_ms]):
                 best[candle.open_ms] = candle
         minutes = [best[open_ms] for open_ms in sorted(best)]
-        assert everything(store, market, MINUTE) == minutes
+        stored = everything(store, market, MINUTE)
+        assert stored == [model[open_ms] for open_ms in sorted(model)]
+        assert list(map(without_origin, stored)) == list(map(without_origin, minutes))
         for interval in LONGER:
-            assert everything(store, market, interval) == sums(minutes, interval)
+            assert everything(store, market, interval) == sums(stored, interval)
 
         expected = None
         for candle in candles:
@@ -169,7 +189,51 @@ class StoreContract:
                 continue
             if expected is None or (candle.open_ms, candle._version()) > (expected.open_ms, expected._version()):
                 expected = candle
-        assert store.running(market) == expected
+        running = store.running(market)
+        assert (running and without_origin(running)) == (expected and without_origin(expected))
+
+    # ------------------------------------------------------------ revisions
+
+    def test_where_a_minute_came_from_and_how_often_it_was_revised_comes_back(self, store, open_store):
+        minutes = [minute(at, rev=at, src=src) for at, src in enumerate(SOURCES)]
+        running = minute(9, final=False, src="live")
+        store.write([(BTC, candle) for candle in (*minutes, running)])
+        again = open_store(*DEFAULT_INTERVALS)
+        assert everything(again, BTC, MINUTE) == minutes
+        assert again.bars(BTC, MINUTE, before_ms=ALWAYS_MS, limit=9) == minutes
+        assert again.running(BTC) == running
+        assert [(bar.rev, bar.src) for bar in everything(again, BTC, H1)] == [(10, "agg")]
+
+    def test_a_revision_counts_once_however_often_it_is_written(self, store):
+        first = minute(0, src="live")
+        store.write([(BTC, first), (BTC, minute(1, rev=2))])
+        revised = minute(0, "5", as_of_ms=first.open_ms + MINUTE_MS, src="rest")
+        for _ in range(3):
+            store.write([(BTC, revised)])
+            store.write([(BTC, first)])  # as a journal may bring it again
+        assert everything(store, BTC, MINUTE) == [revised._replace(rev=1), minute(1, rev=2)]
+        assert {interval: [bar.rev for bar in everything(store, BTC, interval)] for interval in LONGER} == {
+            interval: [3] for interval in LONGER
+        }
+
+    def test_a_version_with_the_same_values_is_no_revision(self, store):
+        store.write([(BTC, minute(0, rev=3, src="live"))])
+        confirmed = minute(0, as_of_ms=MONDAY_MS + MINUTE_MS, src="rest")
+        store.write([(BTC, confirmed)])
+        assert everything(store, BTC, MINUTE) == [confirmed._replace(rev=3)]
+
+    @pytest.mark.parametrize(("said", "kept"), [(0, 4), (2, 4), (9, 9)])
+    def test_whoever_counted_more_revisions_is_believed(self, store, said, kept):
+        store.write([(BTC, minute(0, rev=3))])
+        store.write([(BTC, minute(0, "5", as_of_ms=MONDAY_MS + MINUTE_MS, rev=said))])
+        assert [bar.rev for bar in everything(store, BTC, MINUTE)] == [kept]
+        assert [bar.rev for bar in everything(store, BTC, W1)] == [kept]
+
+    def test_of_two_versions_in_one_batch_the_second_is_a_revision(self, store):
+        batch = [(BTC, minute(0)), (BTC, minute(0, "5", as_of_ms=MONDAY_MS + MINUTE_MS))]
+        for _ in range(2):
+            store.write(batch)
+            assert [bar.rev for bar in everything(store, BTC, MINUTE)] == [1]
 
     # ------------------------------------------------------------ real minutes
 
@@ -249,7 +313,7 @@ class StoreContract:
         store.write([(BTC, minute(0)), (BTC, minute(1, final=False))])
         assert store.running(BTC) == minute(1, final=False)
         assert len(everything(store, BTC, MINUTE)) == 1
-        assert everything(store, BTC, M5) == [minute(0)]
+        assert everything(store, BTC, M5) == [folded(minute(0))]
         store.write([(ETH, minute(1, final=False))])
         assert store.newest("bitget") == {BTC.symbol: MONDAY_MS}
 
@@ -309,6 +373,98 @@ class StoreContract:
         store.save_holes(ETH, [])
         assert open_store(*DEFAULT_INTERVALS).holes(BTC) == [late]
 
+    # ------------------------------------------------------------ the log of changes
+
+    def test_a_feed_tells_what_changed_after_a_message(self, store, open_store):
+        store.open_feed([BTC, ETH], "a")
+        store.note_changes(BTC, "a", [(3, span(0, 2)), (4, span(9, 10)), (7, span(1, 5))])
+        store.note_changes(ETH, "a", [(1, span(50, 60))])
+        again = open_store(*DEFAULT_INTERVALS)
+        assert again.changes_since(BTC, "a", 0) == [span(0, 5), span(9, 10)]
+        assert again.changes_since(BTC, "a", 3) == [span(1, 5), span(9, 10)]
+        assert again.changes_since(BTC, "a", 4) == [span(1, 5)]
+        assert again.changes_since(BTC, "a", 7) == []
+
+    def test_what_changed_in_later_feeds_is_told_too(self, store):
+        for epoch in ("a", "b", "c"):
+            store.open_feed([BTC], epoch)
+        store.note_changes(BTC, "c", [(1, span(9, 10))])
+        store.note_changes(BTC, "a", [(5, span(0, 1))])
+        store.note_changes(BTC, "b", [(2, span(4, 5))])
+        assert store.changes_since(BTC, "a", 5) == [span(4, 5), span(9, 10)]
+        assert store.changes_since(BTC, "b", 0) == [span(4, 5), span(9, 10)]
+        assert store.changes_since(BTC, "c", 1) == []
+
+    def test_a_feed_may_be_opened_and_its_changes_noted_again(self, store):
+        store.open_feed([BTC], "a")
+        store.open_feed([BTC], "b")
+        store.note_changes(BTC, "b", [(1, span(3, 4))])
+        store.open_feed([ETH, BTC, BTC], "a")  # still before b
+        for _ in range(2):
+            store.note_changes(BTC, "a", [(1, span(0, 1)), (1, span(0, 2))])
+        assert store.changes_since(BTC, "b", 0) == [span(3, 4)]
+        assert store.changes_since(BTC, "a", 0) == [span(0, 2), span(3, 4)]
+
+    def test_a_change_that_is_told_later_is_in_every_answer_until_then(self, store):
+        store.note_changes(BTC, None, [(LATER, span(7, 8))])  # nobody can ask yet
+        store.open_feed([BTC], "a")
+        store.note_changes(BTC, None, [(LATER, span(0, 2)), (LATER, span(5, 6))])
+        assert store.changes_since(BTC, "a", 900) == [span(0, 2), span(5, 6)]
+        store.note_changes(BTC, "a", [(7, span(0, 3))])
+        assert store.changes_since(BTC, "a", 900) == [span(5, 6)]
+        assert store.changes_since(BTC, "a", 6) == [span(0, 3), span(5, 6)]
+
+    def test_of_an_unknown_feed_nothing_can_be_told_or_noted(self, store):
+        assert store.changes_since(BTC, "a", 0) is None
+        store.open_feed([], "a")
+        store.open_feed([ETH], "a")
+        assert store.changes_since(BTC, "a", 0) is None
+        with pytest.raises(StoreRejected, match="no feed a"):
+            store.note_changes(BTC, "a", [(1, span(0, 1))])
+        assert store.changes_since(ETH, "a", 0) == []
+
+    def test_changes_are_noted_whole_or_not_at_all(self, store):
+        store.open_feed([BTC], "a")
+        with pytest.raises(StoreRejected):
+            store.note_changes(BTC, "a", [(1, span(0, 1)), (10**30, span(1, 2))])
+        assert store.changes_since(BTC, "a", 0) == []
+
+    def test_many_changes_of_all_times_come_back_merged(self, store):
+        store.open_feed([BTC], "a")
+        changes = [(seq, span(seq * 7 % 1000, seq * 7 % 1000 + 2)) for seq in range(3000)]
+        store.note_changes(BTC, "a", [*changes, (3000, ALL_TIME)])
+        assert store.changes_since(BTC, "a", 2999) == store.changes_since(BTC, "a", 0) == [ALL_TIME]
+        assert store.changes_since(BTC, "a", 3000) == []
+
+    def test_only_the_newest_feeds_are_kept(self, store):
+        for number in range(FEEDS_KEPT + 3):
+            store.open_feed([BTC], f"e{number}")
+            store.note_changes(BTC, f"e{number}", [(1, span(number, number + 1))])
+        store.open_feed([ETH], "e0")
+        store.maintain(MONDAY_MS)
+        assert [store.changes_since(BTC, f"e{number}", 0) for number in range(3)] == [None] * 3
+        assert store.changes_since(BTC, "e3", 0) == [span(3, FEEDS_KEPT + 3)]
+        assert store.changes_since(ETH, "e0", 0) == []
+        with pytest.raises(StoreRejected):
+            store.note_changes(BTC, "e2", [(2, span(0, 1))])
+
+    def test_feeds_that_ended_long_ago_are_forgotten_and_a_long_one_is_not(self, store):
+        day_ms = 1440 * MINUTE_MS
+        store.open_feed([BTC], "a")
+        store.maintain(MONDAY_MS)
+        store.maintain(MONDAY_MS + 400 * day_ms)
+        assert store.changes_since(BTC, "a", 0) == []  # still the newest
+        store.open_feed([BTC], "b")
+        store.maintain(MONDAY_MS + 401 * day_ms)
+        store.open_feed([BTC], "c")
+        store.maintain(MONDAY_MS + 430 * day_ms)
+        assert store.changes_since(BTC, "a", 0) == []
+        store.maintain(MONDAY_MS + 431 * day_ms)
+        assert [store.changes_since(BTC, epoch, 0) for epoch in "abc"] == [None, [], []]
+        store.open_feed([BTC], "d")  # is none of those before
+        store.note_changes(BTC, "d", [(1, span(0, 1))])
+        assert store.changes_since(BTC, "b", 0) == [span(0, 1)]
+
     def test_health_learns_kind_and_schema(self, store):
         assert {"kind", "schema"} <= store.describe().keys()
 
@@ -317,7 +473,8 @@ class StoreContract:
     def test_everything_is_there_after_opening_again(self, store, open_store):
         store.write([(BTC, minute(0)), (BTC, minute(1, final=False))])
         again = open_store(*DEFAULT_INTERVALS)
-        assert everything(again, BTC, MINUTE) == everything(again, BTC, W1) == [minute(0)]
+        assert everything(again, BTC, MINUTE) == [minute(0)]
+        assert everything(again, BTC, W1) == [folded(minute(0))]
         assert again.running(BTC) == minute(1, final=False)
 
     def test_a_new_interval_is_folded_from_stored_minutes(self, open_store):

@@ -17,10 +17,20 @@ _numbers = count()
 
 
 def minute(
-    at: int, close: str = "2", volume: str = "1", *, quote: str | None = None, as_of_ms: int = 1, final: bool = True
+    at: int,
+    close: str = "2",
+    volume: str = "1",
+    *,
+    quote: str | None = None,
+    as_of_ms: int = 1,
+    final: bool = True,
+    rev: int = 0,
+    src: str = "",
 ) -> Candle:
     """The candle `at` minutes after Monday 00:00 UTC."""
-    return Candle.parse(MONDAY_MS + at * MINUTE_MS, "2", "9", "1", close, volume, quote, as_of_ms=as_of_ms, final=final)
+    open_ms = MONDAY_MS + at * MINUTE_MS
+    candle = Candle.parse(open_ms, "2", "9", "1", close, volume, quote, as_of_ms=as_of_ms, final=final)
+    return candle._replace(rev=rev, src=src)
 
 
 def new_market() -> MarketKey:

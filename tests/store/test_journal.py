@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from candled.errors import Unavailable
 from candled.model import Candle, MarketKey, Symbol
+from candled.store.batch import SOURCES
 from candled.store.journal import HEADER, Journal, Segment, decode, encode
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute
 
@@ -26,6 +27,8 @@ candles = st.builds(
     st.none() | decimals,
     st.integers(0, 2**53),
     st.booleans(),
+    st.integers(0, 2**31 - 1),
+    st.sampled_from(SOURCES),
 )
 rows = st.tuples(st.builds(MarketKey, st.text(st.characters(codec="utf-8"), max_size=20), symbols), candles)
 
@@ -48,9 +51,23 @@ def test_a_row_survives_the_journal_digit_for_digit(row):
 
 def test_the_format_on_disk_stays_what_it_is():
     candle = Candle.parse(MONDAY_MS, "2.50", "9", "1", "2", "0.00000010", None, as_of_ms=7, final=True)
+    row = (BTC, candle._replace(rev=3, src="rest"))
+    line = b'63a0a2ff ["bitget","BTC/USDT",1748822400000,"2.50","9","1","2","1.0E-7",null,7,true,3,"rest"]\n'
+    assert encode(row) == line
+    assert decode(line) == row
+
+
+def test_a_journal_of_the_first_version_is_read(tmp_path):
     line = b'cb0ea006 ["bitget","BTC/USDT",1748822400000,"2.50","9","1","2","1.0E-7",null,7,true]\n'
-    assert encode((BTC, candle)) == line
-    assert decode(line) == (BTC, candle)
+    (tmp_path / "00000007.rows").write_bytes(b"candled journal 1\n" + line)
+    journal = Journal(tmp_path)
+    journal.open()
+    assert journal.rows == 1
+    candle = Candle.parse(MONDAY_MS, "2.50", "9", "1", "2", "0.00000010", None, as_of_ms=7, final=True)
+    assert journal.page(9) == [(BTC, candle)]
+    journal.done()
+    assert (journal.is_empty, journal.last_error, list(tmp_path.iterdir())) == (True, None, [])
+    journal.close()
 
 
 @given(rows, st.data())

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, decimal_text
 from candled.store import KNOWN_STORES, make_store
-from candled.store.batch import fold_bars
+from candled.store.batch import by_market, fold_bars, news
 from candled.store.postgres import PostgresStore
 from candled.store.postgres_schema import SCHEMA
 from candled.store.sqlite import SqliteStore
 from tests.servers import Database, shared_postgres
-from tests.store.contract import D1, H1, LONGER, M5, W1, StoreContract, everything, sums
+from tests.store.contract import D1, H1, LONGER, M5, W1, StoreContract, everything, folded, sums
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
 
 WEEK_MINUTES = 7 * 1440
@@ -95,6 +95,29 @@ def test_a_newer_schema_is_refused_and_left_alone(database, open_store):
     assert database.rows("SELECT name FROM candled.intervals") == []
 
 
+def test_a_database_of_the_first_schema_is_upgraded_as_it_stands(database, open_store):
+    minutes = [minute(at, volume=f"{at}.10", quote="3") for at in range(20)]
+    open_store(*DEFAULT_INTERVALS).write([(BTC, candle) for candle in (*minutes, minute(20, final=False))])
+    database.rows(
+        """ALTER TABLE candled.candles DROP COLUMN rev, DROP COLUMN src;
+        ALTER TABLE candled.running DROP COLUMN rev, DROP COLUMN src;
+        ALTER TABLE candled.rollups DROP COLUMN rev;
+        DROP TABLE candled.feeds, candled.changes;
+        UPDATE candled.state SET schema = 1 RETURNING schema"""
+    )
+    store = open_store(*DEFAULT_INTERVALS)
+    assert everything(store, BTC, MINUTE) == minutes
+    assert store.running(BTC) == minute(20, final=False)
+    revised = minute(3, volume="5", as_of_ms=10**13, src="rest")
+    store.write([(BTC, revised), (BTC, minute(20, volume="4", final=False))])
+    assert store.running(BTC) == minute(20, volume="4", final=False)
+    for interval in LONGER:
+        expected = sums([*minutes[:3], revised._replace(rev=1), *minutes[4:]], interval)
+        assert everything(store, BTC, interval) == expected
+    store.open_feed([BTC], "a")
+    assert store.changes_since(BTC, "a", 0) == []
+
+
 def test_without_upgrade_a_database_that_is_not_up_to_date_is_refused_and_left_alone(database, open_store):
     with pytest.raises(StoreRejected, match=r"at schema 0, this program needs .*candled init-db"):
         open_store(MINUTE, upgrade=False)
@@ -122,7 +145,7 @@ def test_an_ordinary_role_that_owns_its_database_suffices(stores):
                 stores[0].open()
                 stores[0].write([(BTC, minute(0))])
                 stores[0].maintain(MONDAY_MS)
-                assert everything(stores[0], BTC, W1) == [minute(0)]
+                assert everything(stores[0], BTC, W1) == [folded(minute(0))]
                 stores[0].close()
         finally:
             admin.rows(f"DROP ROLE {admin.name}")
@@ -199,10 +222,14 @@ def test_memory_rollups_and_a_plain_group_by_agree_digit_for_digit(database, ope
             rows += [better, candle._replace(volume=candle.volume * 3, as_of_ms=candle.open_ms + 59_000)]
         rows += dice.choices(rows, k=500)
         dice.shuffle(rows)
+        revised: dict[int, Candle] = {}
         for start in range(0, len(rows), 700):
-            store.write([(market, candle) for candle in rows[start : start + 700]])
+            batch = [(market, candle) for candle in rows[start : start + 700]]
+            store.write(batch)
+            revised |= {one.open_ms: one for one in news(by_market(batch)[market].minutes, revised)}
 
-        truth = [best[open_ms] for open_ms in sorted(best)]
+        truth = [best[open_ms]._replace(rev=revised[open_ms].rev) for open_ms in sorted(best)]
+        assert 0 < sum(candle.rev for candle in truth) <= 500
         assert digits(everything(store, market, MINUTE)) == digits(truth)
         for interval in LONGER:
             memory = digits(fold_bars(truth, interval))
@@ -219,7 +246,7 @@ def corrected(candle: Candle, dice: random.Random) -> Candle:
 
 
 def digits(bars: list[Candle]) -> list[tuple[object, ...]]:
-    return [(bar.open_ms, *map(decimal_text, bar[1:6]), bar.quote_volume, bar.as_of_ms) for bar in bars]
+    return [(bar.open_ms, *map(decimal_text, bar[1:6]), bar.quote_volume, bar.as_of_ms, bar.rev) for bar in bars]
 
 
 def grouped(database: Database, market: object, interval: Interval) -> list[tuple[object, ...]]:
@@ -231,15 +258,15 @@ def grouped(database: Database, market: object, interval: Interval) -> list[tupl
         f"""SELECT extract(epoch FROM bucket)::bigint * 1000,
             (SELECT open FROM candled.candles AS c WHERE c.market = g.market AND c.time = g.first), high, low,
             (SELECT close FROM candled.candles AS c WHERE c.market = g.market AND c.time = g.last), volume,
-            (extract(epoch FROM as_of) * 1000)::bigint
+            (extract(epoch FROM as_of) * 1000)::bigint, rev
         FROM (SELECT market, {bucket} AS bucket, min(time) AS first, max(time) AS last, max(high) AS high,
-                min(low) AS low, sum(volume) AS volume, max(as_of) AS as_of
+                min(low) AS low, sum(volume) AS volume, max(as_of) AS as_of, sum(rev) AS rev
             FROM candled.candles JOIN candled.markets ON id = market WHERE exchange || ':' || symbol = %s
             GROUP BY 1, 2) AS g
         ORDER BY 1""",
         (str(market),),
     )
-    return [(row[0], *map(decimal_text, row[1:6]), None, row[6]) for row in rows]
+    return [(row[0], *map(decimal_text, row[1:6]), None, row[6], row[7]) for row in rows]
 
 
 def test_the_newest_minutes_are_found_behind_a_gap_of_years(open_store):
@@ -338,7 +365,8 @@ def test_without_settings_maintenance_keeps_everything(open_store):
     store = open_store(*DEFAULT_INTERVALS)
     store.write([(BTC, minute(0))])
     store.maintain(MONDAY_MS + 1000 * WEEK_MS)
-    assert everything(store, BTC, MINUTE) == everything(store, BTC, D1) == [minute(0)]
+    assert everything(store, BTC, MINUTE) == [minute(0)]
+    assert everything(store, BTC, D1) == [folded(minute(0))]
 
 
 # ---------------------------------------------------------------- connections
@@ -365,7 +393,7 @@ def test_a_batch_that_the_server_refuses_leaves_the_connection_fit_for_the_next(
     with pytest.raises(StoreRejected, match="out of range"):
         store.write([(ETH, minute(0)), (BTC, minute(0)._replace(open_ms=10**18))])
     store.write([(BTC, minute(0))])
-    assert (everything(store, BTC, W1), everything(store, ETH, MINUTE)) == ([minute(0)], [])
+    assert (everything(store, BTC, W1), everything(store, ETH, MINUTE)) == ([folded(minute(0))], [])
 
 
 def test_a_statement_that_takes_too_long_is_ended_by_the_server(open_store):

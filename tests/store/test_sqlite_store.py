@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_newer_schema_is_refused_and_left_alone(path, open_store):
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     before = path.read_bytes()
-    assert "newer candled (schema 99; this one knows up to 1)" in refusal(path)
+    assert "newer candled (schema 99; this one knows up to 2)" in refusal(path)
     assert path.read_bytes() == before
 
 
@@ -231,3 +232,79 @@ def load_and_kill(path: Path, start: int, *, after_s: float) -> int:
         words += child.stdout.read().splitlines(keepends=True)
     assert child.returncode == -signal.SIGKILL
     return max(json.loads(word) for word in words if word.endswith("\n"))
+
+
+# ---------------------------------------------------------------- files of earlier versions
+
+
+def test_a_file_of_the_first_schema_is_upgraded_as_it_stands(path, open_store):
+    minutes = [minute(at, volume=f"{at}.10", quote="3") for at in range(20)]
+    make_first_schema(path, minutes, running=minute(20, final=False))
+    store = open_store(*DEFAULT_INTERVALS)
+    assert everything(store, BTC, MINUTE) == minutes
+    for interval in LONGER:
+        assert everything(store, BTC, interval) == sums(minutes, interval)
+    assert store.running(BTC) == minute(20, final=False)
+    assert store.describe()["schema"] == sqlite.SCHEMA
+    revised = minute(3, volume="5", as_of_ms=10**13, src="rest")
+    store.write([(BTC, revised)])
+    assert everything(store, BTC, H1) == sums([*minutes[:3], revised._replace(rev=1), *minutes[4:]], H1)
+    store.open_feed([BTC], "a")
+    assert store.changes_since(BTC, "a", 0) == []
+
+
+def test_an_upgrade_that_was_cut_short_is_done_again_from_the_start(path, open_store, monkeypatch):
+    make_first_schema(path, [minute(0)])
+    with monkeypatch.context() as broken:
+        broken.setattr(sqlite.sql, "STEPS", (sqlite.sql.STEPS[0], (*sqlite.sql.STEPS[1], "SELECT no_such_column")))
+        with pytest.raises(StoreRejected, match="no_such_column"):
+            open_store(*DEFAULT_INTERVALS)
+    assert everything(open_store(*DEFAULT_INTERVALS), BTC, MINUTE) == [minute(0)]
+
+
+def test_processes_that_start_together_upgrade_the_file_once(path, open_store):
+    make_first_schema(path, [minute(0)])
+    with ThreadPoolExecutor(4) as threads:
+        stores = list(threads.map(lambda _: open_store(*DEFAULT_INTERVALS), range(4)))
+    assert [everything(store, BTC, MINUTE) for store in stores] == [[minute(0)]] * 4
+
+
+def make_first_schema(path, minutes, running=None):
+    """The file as the first version wrote it, by statements of that time."""
+    values = (
+        "time_ms INTEGER NOT NULL, open TEXT NOT NULL, high TEXT NOT NULL, low TEXT NOT NULL, close TEXT NOT NULL,"
+        "volume TEXT NOT NULL, quote_volume TEXT, as_of_ms INTEGER NOT NULL"
+    )
+    connection = sqlite3.connect(path)
+    connection.executescript(f"""
+        CREATE TABLE markets (id INTEGER PRIMARY KEY, exchange TEXT NOT NULL, symbol TEXT NOT NULL,
+            complete_from_ms INTEGER, UNIQUE (exchange, symbol));
+        CREATE TABLE candles (market INTEGER NOT NULL, {values}, PRIMARY KEY (market, time_ms)) WITHOUT ROWID;
+        CREATE TABLE rollups (market INTEGER NOT NULL, interval_ms INTEGER NOT NULL, {values},
+            PRIMARY KEY (market, interval_ms, time_ms)) WITHOUT ROWID;
+        CREATE TABLE running (market INTEGER PRIMARY KEY, {values});
+        CREATE TABLE holes (market INTEGER NOT NULL, start_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL,
+            reason TEXT NOT NULL, attempts INTEGER NOT NULL, retry_ms INTEGER, PRIMARY KEY (market, start_ms)
+        ) WITHOUT ROWID;
+        CREATE TABLE intervals (interval_ms INTEGER PRIMARY KEY);
+        INSERT INTO markets VALUES (7, 'bitget', 'BTC/USDT', NULL);
+        PRAGMA application_id = {0x63616E64};
+        PRAGMA user_version = 1;
+        PRAGMA journal_mode = WAL;
+        """)
+
+    def row(bar):
+        return (bar.open_ms, *(None if n is None else format(n, "f") for n in bar.values), bar.as_of_ms)
+
+    with connection:
+        connection.executemany(f"INSERT INTO candles VALUES (7, {MARKS})", map(row, minutes))
+        for interval in LONGER:
+            connection.execute("INSERT INTO intervals VALUES (?)", (interval.ms,))
+            bars = [(interval.ms, *row(bar)) for bar in sums(minutes, interval)]
+            connection.executemany(f"INSERT INTO rollups VALUES (7, ?, {MARKS})", bars)
+        if running:
+            connection.execute(f"INSERT INTO running VALUES (7, {MARKS})", row(running))
+    connection.close()
+
+
+MARKS = ", ".join("?" * 8)

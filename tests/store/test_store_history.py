@@ -6,12 +6,15 @@ import time
 
 import pytest
 
+from candled.clock import SystemClock
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, Range
 from candled.store.history import History
 from candled.store.interface import Hole
+from candled.store.keeper import Keeper
 from candled.store.sqlite import SqliteStore
 from candled.store.threads import StoreThreads
+from candled.store.writer import Writer
 from tests.store.contract import ALWAYS_MS, M5, sums
 from tests.store.rows import BTC, MONDAY_MS, minute
 
@@ -167,3 +170,37 @@ async def test_closed_threads_refuse_work(store, threads):
     await threads.close()
     with pytest.raises(StoreUnavailable):
         await threads.read(store.running, BTC)
+
+
+async def test_changes_are_told_anew_to_whoever_knows_of_more(history, store, threads):
+    store.open_feed([BTC], "a")
+    assert await history.changes_since(BTC, "b", 0) is None
+    asked, read = asyncio.Event(), store.changes_since
+
+    def slow(*args):
+        answer = read(*args)
+        loop.call_soon_threadsafe(asked.set)
+        assert store.gate.wait(5)
+        return answer
+
+    loop = asyncio.get_running_loop()
+    store.changes_since = slow
+    store.gate.clear()
+    early = asyncio.create_task(history.changes_since(BTC, "a", 0, logged_seq=0))
+    await asked.wait()
+    store.note_changes(BTC, "a", [(1, Range(0, 60_000))])  # by another process
+    late = asyncio.create_task(history.changes_since(BTC, "a", 0, logged_seq=1))
+    await asyncio.sleep(0.01)
+    store.gate.set()
+    assert (await early, await late) == ((), (Range(0, 60_000),))
+
+
+async def test_the_keeper_writes_the_log_of_changes_in_order(history, store, threads):
+    keeper = Keeper(store, threads, Writer(store, threads, SystemClock(), flush_interval_s=1), history)
+    await asyncio.gather(
+        keeper.open_feed([BTC], "a"),
+        keeper.note_changes(BTC, "a", [(1, Range(0, 60_000))]),
+        keeper.open_feed([BTC], "b"),
+        keeper.note_changes(BTC, "b", [(1, Range(0, 120_000))]),
+    )
+    assert await history.changes_since(BTC, "a", 1) == (Range(0, 120_000),)

@@ -102,7 +102,7 @@ async def test_a_flush_that_fails_keeps_the_rows_for_the_next(writer, store):
     writer.put(BTC, minute(0, volume="2"))
     store.trouble = None
     await writer.flush()
-    assert everything(store, BTC, MINUTE) == [minute(0, volume="2")]
+    assert everything(store, BTC, MINUTE) == [minute(0, volume="2", rev=1)]
 
 
 async def test_a_cancelled_flush_keeps_the_rows(writer, store):
@@ -320,7 +320,7 @@ async def test_when_the_store_is_back_the_journal_goes_to_it_and_is_empty(journa
     store.trouble = None
     await passing(clock, 31)
     expected = [minute(at) for at in range(20)]
-    expected[3] = minute(3, volume="7", as_of_ms=9)
+    expected[3] = minute(3, volume="7", as_of_ms=9, rev=1)
     assert everything(store, BTC, MINUTE) == expected
     assert (rows_left(writer), list(directory.iterdir())) == ((0, 0), [])
     assert caplog.messages[-2:] == [

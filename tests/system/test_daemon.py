@@ -248,7 +248,7 @@ def test_health_over_http_has_the_documented_keys(after_20_s):
     assert parse_iso_ms(market["newestMinute"]) >= now_ms() - MINUTE_MS
     assert market["holes"] == {"count": 0, "minutes": 0, "newest": []}
     assert {"kind", "schema", "state", "waiting", "lastError"} <= health["store"].keys()
-    assert health["bus"] == {"kind": "memory", "connected": True}
+    assert health["bus"] == {"kind": "memory", "connected": True, "healed": 0, "catchingUp": 0}
     assert health["plugins"]["replay"] == {"status": "ok", "error": None}
 
 
@@ -345,7 +345,7 @@ async def test_a_fast_replay_goes_on_where_its_running_minute_was(tmp_path):
     keeper = Keeper(store, threads, writer, History(store, threads))
     exchange = PLUGINS.exchanges["replay"](PLUGINS.exchanges["replay"].Settings(speed=30.0), clock)
     options = IngestOptions(backfill_ms=0, settle_ms=2_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=True)
-    ingest = ExchangeIngest("replay", exchange, [BTC], clock=clock, bus=MemoryBus(), store=keeper, options=options)
+    ingest = ExchangeIngest("replay", exchange, [BTC], clock=clock, bus=MemoryBus("one"), store=keeper, options=options)
     try:
         await ingest.start()
         assert exchange.now_ms() == ahead_ms + 2 * MINUTE_MS

@@ -1,0 +1,47 @@
+"""The bars of one market in memory, with what is known of its feed."""
+
+from collections.abc import Sequence
+
+from candled.bus import Message, Position
+from candled.model import MINUTE, Interval, Range
+
+from .ladder import Ladder
+from .track import Track
+
+AT_FIRST = 120  # bars of each interval loaded at start, and kept until more are asked for: what most charts ask for
+_MINUTES_KEPT = 1000  # while the store is away they are nowhere else
+
+
+def new_ladder(intervals: Sequence[Interval]) -> Ladder:
+    """An empty ladder that keeps what is kept of a market nobody asks much of."""
+    ladder = Ladder(intervals, AT_FIRST)
+    ladder.series(MINUTE).widen(_MINUTES_KEPT)
+    return ladder
+
+
+class MarketBars:
+    """What is known of one market: its bars, how far its feed was followed, and what is being read for it."""
+
+    def __init__(self, intervals: Sequence[Interval]) -> None:
+        self.ladder = new_ladder(intervals)
+        self.track = Track()
+        self.shown: Position | None = None  # while it `is_behind`: the last message before what is being read
+        self.state = ("warming", 0)
+        self.seeded = False
+        self.reading = False
+        self.catching_up = False
+        self.lost_from_ms = 0
+        self.complete_from_ms: int | None = None
+        self.early: list[tuple[Message, Position]] = []
+        self.stale: Range | None = None
+        self.generation = 0  # counts changes of the past, so that a read that overlapped one is not believed
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the store is being read for something that messages told of."""
+        return self.stale is not None or self.reading or self.track.is_broken
+
+    @property
+    def position(self) -> Position | None:
+        """The newest message of the feed of which, and of all before it, everything is in the bars."""
+        return self.shown if self.is_behind else self.track.position

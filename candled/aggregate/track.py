@@ -1,0 +1,108 @@
+"""How far one process has followed a market's feed, so that it can say what changed since a position in it."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from candled.bus import Facts, Position
+from candled.model import Range, RangeSet
+
+_EPOCHS_KEPT = 8
+_CHANGES_KEPT = 2000
+
+
+@dataclass(slots=True)
+class _Epoch:
+    """A feed that was followed from message `first_seq` to `last_seq`; `offset` makes stamps of its numbers."""
+
+    name: str
+    offset: int
+    first_seq: int
+    last_seq: int
+
+
+class Track:
+    """Pure. Gives every change a stamp; stamps only grow, also from one feed of the market to the next.
+
+    A message's stamp is even. What is found by reading the store again gets the odd stamp behind it: whoever has seen
+    everything up to a message has not necessarily seen that.
+    """
+
+    def __init__(self) -> None:
+        self.facts = Facts()
+        self.lost_since: Position | None = None  # with `is_broken`: the last message before some were lost
+        self.is_broken = False
+        self._epochs: deque[_Epoch] = deque(maxlen=_EPOCHS_KEPT)
+        self._changes: deque[tuple[int, Range]] = deque()
+        self._changes_from = 0  # changes up to this stamp may have been forgotten
+
+    @property
+    def position(self) -> Position | None:
+        """The newest message that was seen."""
+        return Position(self._epochs[-1].name, self._epochs[-1].last_seq) if self._epochs else None
+
+    @property
+    def stamp(self) -> int:
+        """The stamp of the newest message; 0 before the first."""
+        return _stamp(self._epochs[-1], self._epochs[-1].last_seq) if self._epochs else 0
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether what changed before this process began to follow can be read from the store's log of changes."""
+        return bool(self._epochs) and self.facts.logged_seq >= self._epochs[-1].first_seq
+
+    def follow(self, position: Position) -> bool:
+        """Take note of a message; False if it is older than the last. `is_broken`: some are missing before it.
+
+        Several may come at one position: what a bus found out by itself stands at the newest message it knows of.
+        """
+        current = self._epochs[-1] if self._epochs else None
+        if current is None or position.epoch != current.name:
+            if any(known.name == position.epoch and position.seq <= known.last_seq for known in self._epochs):
+                return False  # late, from a feed that another one has replaced
+            if current is not None or position.seq != 1:
+                self._break()
+            offset = 0 if current is None else current.offset + current.last_seq + 1 - position.seq
+            self._epochs.append(_Epoch(position.epoch, offset, position.seq, position.seq))
+            return True
+        if position.seq < current.last_seq:
+            return False
+        if position.seq > current.last_seq + 1:
+            self._break()
+        current.last_seq = position.seq
+        return True
+
+    def mistrust(self) -> None:
+        """Note that messages may have been lost, as the bus itself says."""
+        self._break()
+
+    def mend(self) -> None:
+        """Note that everything that may have been lost was read again."""
+        self.is_broken = False
+        self.lost_since = None
+
+    def changed(self, stamp: int, start_ms: int, end_ms: int) -> None:
+        """Remember that something in `[start_ms, end_ms)` changed after its time."""
+        if len(self._changes) >= _CHANGES_KEPT:
+            self._changes_from = self._changes.popleft()[0]
+        self._changes.append((stamp, Range(start_ms, end_ms)))
+
+    def stamp_of(self, position: Position) -> int | None:
+        """The stamp up to which whoever is at `position` has seen everything; None if it was not followed that far."""
+        for epoch in reversed(self._epochs):
+            if epoch.name == position.epoch and epoch.first_seq - 1 <= position.seq <= epoch.last_seq:
+                stamp = _stamp(epoch, position.seq)
+                return stamp if stamp >= self._changes_from else None
+        return None
+
+    def changes_since(self, stamp: int) -> RangeSet:
+        """Where something changed after its time, since a stamp."""
+        return RangeSet(change for at, change in self._changes if at > stamp)
+
+    def _break(self) -> None:
+        if not self.is_broken:
+            self.is_broken = True
+            self.lost_since = self.position
+
+
+def _stamp(epoch: _Epoch, seq: int) -> int:
+    return 2 * (epoch.offset + seq)

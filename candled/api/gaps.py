@@ -1,0 +1,132 @@
+"""What is there of a market, day by day, and what is missing and why."""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, iso_ms
+from candled.store.interface import Hole
+
+DAY_MS = 86_400_000
+CHUNK_MS = 7 * DAY_MS  # what is read of the store at once
+MOST_LISTED = 50  # gaps of one day
+
+
+class Stored(Protocol):
+    """The reads this module needs; `candled.store.history.History` has them."""
+
+    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
+    async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Minutes `[start_ms, end_ms)` that are not there.
+
+    `reason` is that of the hole, or `missing`: they were not fetched yet, and nobody knows that they do not exist.
+    """
+
+    start_ms: int
+    end_ms: int
+    reason: str
+    attempts: int = 0
+    retry_ms: int | None = None
+
+    @property
+    def minutes(self) -> int:
+        """How many minutes it is long."""
+        return (self.end_ms - self.start_ms) // MINUTE_MS
+
+    def plain(self) -> dict[str, Any]:
+        """The gap for JSON."""
+        return {
+            "from": iso_ms(self.start_ms),
+            "to": iso_ms(self.end_ms),
+            "minutes": self.minutes,
+            "reason": self.reason,
+        }
+
+
+async def read_gaps(stored: Stored, market: MarketKey, start_ms: int, end_ms: int) -> AsyncIterator[list[Gap]]:
+    """The gaps within `[start_ms, end_ms)`, a week at a time, the newest week first and each oldest first.
+
+    A gap across two weeks comes in two parts.
+    """
+    while start_ms < end_ms:
+        first_ms = max(start_ms, end_ms - CHUNK_MS)
+        present = await stored.present(market, first_ms, end_ms)
+        holes = await stored.holes(market, Range(first_ms, end_ms))
+        yield find_gaps(present, holes, first_ms, end_ms)
+        end_ms = first_ms
+
+
+def find_gaps(present: Iterable[Range], holes: Iterable[Hole], start_ms: int, end_ms: int) -> list[Gap]:
+    """Every gap within `[start_ms, end_ms)`, oldest first and cut there; `present` are the minutes that are there.
+
+    Holes are sorted and apart from each other, as a store has them. Where one covers minutes that are there after
+    all, those are no gap.
+    """
+    gaps: list[Gap] = []
+    waiting = iter(holes)
+    hole = next(waiting, None)
+    for left_ms, right_ms in RangeSet(present).missing(start_ms, end_ms):
+        while left_ms < right_ms:
+            while hole is not None and hole.end_ms <= left_ms:
+                hole = next(waiting, None)
+            if hole is None or hole.start_ms >= right_ms:
+                gaps.append(Gap(left_ms, right_ms, "missing"))
+                break
+            if left_ms < hole.start_ms:
+                gaps.append(Gap(left_ms, hole.start_ms, "missing"))
+                left_ms = hole.start_ms
+            until_ms = min(hole.end_ms, right_ms)
+            gaps.append(Gap(left_ms, until_ms, hole.reason, hole.attempts, hole.retry_ms))
+            left_ms = until_ms
+    return gaps
+
+
+def joined(gaps: Iterable[Gap]) -> list[Gap]:
+    """The same gaps, sorted; neighbours that differ in nothing but their times become one."""
+    result: list[Gap] = []
+    for gap in sorted(gaps, key=lambda gap: gap.start_ms):
+        last = result[-1] if result else None
+        if (
+            last is not None
+            and replace(last, start_ms=gap.start_ms, end_ms=gap.end_ms) == gap
+            and (last.end_ms == gap.start_ms)
+        ):
+            result[-1] = replace(last, end_ms=gap.end_ms)
+        else:
+            result.append(gap)
+    return result
+
+
+def by_day(gaps: Sequence[Gap], start_ms: int, end_ms: int) -> Iterator[dict[str, Any]]:
+    """The days that `[start_ms, end_ms)` touches, oldest first: minutes there and expected, and the gaps of each.
+
+    Of a day with very many gaps the first are listed; `holeCount` says how many there are.
+    """
+    index = 0
+    for day_ms in range(start_ms - start_ms % DAY_MS, end_ms, DAY_MS):
+        first_ms, last_ms = max(day_ms, start_ms), min(day_ms + DAY_MS, end_ms)
+        while index < len(gaps) and gaps[index].end_ms <= first_ms:
+            index += 1
+        found = []
+        for number in range(index, len(gaps)):
+            if gaps[number].start_ms >= last_ms:
+                break
+            found.append(
+                replace(
+                    gaps[number],
+                    start_ms=max(gaps[number].start_ms, first_ms),
+                    end_ms=min(gaps[number].end_ms, last_ms),
+                )
+            )
+        expected = (last_ms - first_ms) // MINUTE_MS
+        yield {
+            "day": iso_ms(day_ms)[:10],
+            "minutes": expected - sum(gap.minutes for gap in found),
+            "expected": expected,
+            "holeCount": len(found),
+            "holes": [gap.plain() for gap in found[:MOST_LISTED]],
+        }

@@ -1,0 +1,191 @@
+"""The OpenAPI 3.1 description of the REST API, made of the operations that also read its queries."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .operations import Operation
+from .parameters import Parameter
+
+_TIME = {"type": "string", "format": "date-time", "examples": ["2024-10-24T10:00:00.000Z"]}
+_REASON = {
+    "type": "string",
+    "enum": ["missing", "exchange_outage", "no_trades", "beyond_history"],
+    "description": (
+        "missing: not fetched yet; exchange_outage: the exchange does not have it, though it publishes quiet minutes "
+        "too; no_trades: nothing was traded; beyond_history: older than anything the exchange has"
+    ),
+}
+
+
+def _object(properties: Mapping[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+def _list(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": dict(items)}
+
+
+def _nullable(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+_GAP = {"from": _TIME, "to": _TIME, "minutes": {"type": "integer", "minimum": 1}, "reason": _REASON}
+_MARKET = {"exchange": {"type": "string"}, "symbol": {"type": "string"}}
+
+SCHEMAS: Mapping[str, Any] = {
+    "Bar": _object(
+        {
+            "time": {**_TIME, "description": "when the bar begins"},
+            "open": {"type": "number"},
+            "high": {"type": "number"},
+            "low": {"type": "number"},
+            "close": {"type": "number"},
+            "volume": {"type": "number", "description": "in base currency"},
+            "quoteVolume": {"type": "number", "description": "absent where the exchange did not send it"},
+            "final": {
+                "type": "boolean",
+                "description": "whether the bar is over and its late versions had their chance",
+            },
+        },
+        optional=("quoteVolume",),
+    ),
+    "Candles": _object(
+        {
+            **_MARKET,
+            "interval": {"type": "string"},
+            "bars": _list({"$ref": "#/components/schemas/Bar"}),
+            "hasMore": {"type": "boolean", "description": "whether there are further bars in the direction of paging"},
+            "oldest": {**_nullable(_TIME), "description": "when the first of these bars begins"},
+            "next": {"type": ["string", "null"], "description": "path and query of the following page"},
+        }
+    ),
+    "Symbols": _object(
+        {
+            "symbols": _list(
+                _object(
+                    {
+                        **_MARKET,
+                        "ticker": {"type": "string", "description": "its name at /udf"},
+                        "priceDecimals": {"type": ["integer", "null"]},
+                        "volumeDecimals": {"type": ["integer", "null"]},
+                    }
+                )
+            )
+        }
+    ),
+    "Intervals": _object(
+        {"intervals": _list(_object({"interval": {"type": "string"}, "ms": {"type": "integer", "minimum": 60_000}}))}
+    ),
+    "Exchanges": _object(
+        {
+            "exchanges": _list(
+                _object({"name": {"type": "string"}, "default": {"type": "boolean"}, "symbols": {"type": "integer"}})
+            )
+        }
+    ),
+    "Coverage": _object(
+        {
+            **_MARKET,
+            "completeFrom": {**_nullable(_TIME), "description": "since when history is complete but for holes"},
+            "days": _list(
+                _object(
+                    {
+                        "day": {"type": "string", "format": "date"},
+                        "minutes": {"type": "integer", "minimum": 0},
+                        "expected": {"type": "integer", "minimum": 1, "maximum": 1440},
+                        "holeCount": {"type": "integer", "minimum": 0},
+                        "holes": _list(_object(_GAP)),
+                    }
+                )
+            ),
+        }
+    ),
+    "Gaps": _object(
+        {
+            "gaps": _list(_object({**_MARKET, **_GAP, "attempts": {"type": "integer"}, "nextTry": _nullable(_TIME)})),
+            "hasMore": {"type": "boolean"},
+        }
+    ),
+    "Description": {"type": "object"},
+    "Error": _object(
+        {"error": _object({"code": {"type": "string"}, "message": {"type": "string"}})},
+    ),
+}
+
+_HEADERS: Mapping[str, Any] = {
+    name: {"description": about, "schema": {"type": kind}}
+    for name, kind, about in (
+        ("X-RateLimit-Limit", "integer", "requests a window allows"),
+        ("X-RateLimit-Remaining", "integer", "requests left in it"),
+        ("X-RateLimit-Reset", "integer", "when it ends, Unix seconds"),
+        ("RateLimit-Policy", "string", "the limit and the length of the window"),
+        ("RateLimit-Limit", "integer", "requests a window allows"),
+        ("RateLimit-Remaining", "integer", "requests left in it"),
+        ("RateLimit-Reset", "integer", "seconds until it ends"),
+    )
+}
+
+
+def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
+    """The whole description."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "candled",
+            "version": version,
+            "description": "Candles of the served markets: stored, exact, and with the running bar.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": {operation.path: {"get": _operation(operation)} for operation in operations},
+        "components": {"schemas": dict(SCHEMAS)},
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    return {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        **({"description": operation.about} if operation.about else {}),
+        "parameters": [_parameter(parameter) for parameter in operation.parameters],
+        "responses": {
+            "200": {
+                "description": "the answer",
+                "headers": dict(_HEADERS),
+                "content": {kind: _content(schema) for kind, schema in operation.answers.items()},
+            },
+            "304": {"description": "not changed since the answer whose ETag `If-None-Match` names"},
+            "400": _refusal("a parameter is not what was expected"),
+            "404": _refusal("there is no such symbol or exchange"),
+            "429": {
+                **_refusal("the address has asked too often; `Retry-After` says for how many seconds"),
+                "content": {"application/json": _content("Error"), "text/html": {"schema": {"type": "string"}}},
+            },
+            **({"501": _refusal("the server lacks what this format needs")} if len(operation.answers) > 1 else {}),
+            "503": _refusal("the store cannot be read now; `Retry-After` says when to ask again"),
+        },
+    }
+
+
+def _refusal(about: str) -> dict[str, Any]:
+    return {"description": about, "content": {"application/json": _content("Error")}}
+
+
+def _content(schema: str | None) -> dict[str, Any]:
+    return {"schema": {"type": "string"} if schema is None else {"$ref": f"#/components/schemas/{schema}"}}
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    schema = {key: value for key, value in parameter.schema.items() if key != "title"}
+    return {
+        "name": parameter.name,
+        "in": "query",
+        "required": parameter.required,
+        "description": parameter.about,
+        "schema": schema,
+    }

@@ -1,0 +1,295 @@
+"""The REST API below `/api/`."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+from candled import __version__
+from candled.errors import CandledError
+from candled.exchange import Clock
+from candled.model import MINUTE, MINUTE_MS, Market, MarketKey, iso_ms
+
+from . import gaps, operations
+from .directory import Directory
+from .formats import CONTENT_TYPES, json_bar, make_format
+from .handler import Handler
+from .openapi import document
+from .operations import Operation
+from .pages import EVER_MS, Page, Pages
+from .parameters import read_query
+
+logger = logging.getLogger(__name__)
+
+_SEVERAL_MS = 7 * gaps.DAY_MS
+
+
+class Stored(gaps.Stored, Protocol):
+    """The reads of the store beside pages."""
+
+    async def complete_from(self, market: MarketKey) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where answers come from. `describe` is what an exchange says of a market, None if it is not known here."""
+
+    directory: Directory
+    pages: Pages
+    stored: Stored
+    clock: Clock
+    describe: Callable[[MarketKey], Market | None]
+
+
+class RestHandler(Handler):
+    """A resource of the REST API."""
+
+    def initialize(self, operation: Operation, source: Source, **shared: Any) -> None:  # type: ignore[override]
+        super().initialize(**shared)
+        self.operation = operation
+        self.source = source
+
+    def query(self) -> dict[str, Any]:
+        """The values of the query's parameters.
+
+        Raises:
+            Refusal: one is not what was expected.
+        """
+        return read_query(self.operation.parameters, self.request.query_arguments)
+
+    def market(self, values: Mapping[str, Any]) -> MarketKey:
+        """The market a query is about.
+
+        Raises:
+            Refusal: it is not served.
+        """
+        return self.source.directory.market(values["exchange"], values["symbol"])
+
+
+class Candles(RestHandler):
+    """`/api/candles`."""
+
+    async def answer(self) -> None:
+        values = self.query()
+        market = self.market(values)
+        name, limit = values["format"], values["limit"]
+        if name != "json" and limit is None:
+            await self._stream(market, values)
+            return
+        ranged = {"start_ms": values["from"] or 0, "end_ms": EVER_MS if values["to"] is None else values["to"]}
+        page = await self.source.pages.page(
+            market,
+            values["interval"],
+            **ranged,
+            limit=limit or operations.DEFAULT_BARS,
+            newest_first=values["from"] is None,
+        )
+        self.cache(page.settled)
+        if name == "json":
+            self.write_json(self._body(market, values, page))
+            return
+        form = make_format(name, market, values["interval"])
+        self.set_header("Content-Type", CONTENT_TYPES[name])
+        self.write(form.begin() + form.page(page.bars) + form.end())
+
+    def _body(self, market: MarketKey, values: Mapping[str, Any], page: Page) -> str:
+        following = self._next(market, values, page)
+        facts = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(values["interval"])}
+        head = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))[:-1]
+        oldest = None if page.oldest_ms is None else iso_ms(page.oldest_ms)
+        if following is not None:
+            self.set_header("Link", f'<{following}>; rel="next"')
+        return (
+            f'{head},"bars":[{",".join(map(json_bar, page.bars))}],"hasMore":{json.dumps(page.has_more)}'
+            f',"oldest":{json.dumps(oldest)},"next":{json.dumps(following)}}}'
+        )
+
+    def _next(self, market: MarketKey, values: Mapping[str, Any], page: Page) -> str | None:
+        """Path and query of the following page, in the direction of this one."""
+        if not page.has_more:
+            return None
+        asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
+        if values["limit"] is not None:
+            asked["limit"] = values["limit"]
+        if values["from"] is None:
+            asked["to"] = page.oldest_ms
+        else:
+            asked["from"] = page.bars[-1].open_ms + values["interval"].ms
+            if values["to"] is not None:
+                asked["to"] = values["to"]
+        return f"{self.operation.path}?{urlencode(asked, safe='/:')}"
+
+    async def _stream(self, market: MarketKey, values: Mapping[str, Any]) -> None:
+        """The whole range, page by page as the client takes them."""
+        form = make_format(values["format"], market, values["interval"])
+        self.set_header("Content-Type", CONTENT_TYPES[values["format"]])
+        self.set_header("Cache-Control", "no-store")
+        if self.request.method == "HEAD":
+            return
+        pages = self.source.pages.walk(
+            market,
+            values["interval"],
+            start_ms=values["from"] or 0,
+            end_ms=EVER_MS if values["to"] is None else values["to"],
+        )
+        waiting = form.begin()
+        try:
+            async for page in pages:  # the first one is read before anything is sent, so that it can still be refused
+                if not await self.send(waiting + form.page(page.bars)):
+                    return
+                waiting = b""
+        except CandledError:
+            if waiting:
+                raise
+            logger.warning("%s: broken off, the store cannot be read", self.request.path)
+            self.cut()
+            return
+        await self.send(form.end())
+
+
+class Symbols(RestHandler):
+    """`/api/symbols`."""
+
+    async def answer(self) -> None:
+        wanted = self.query()["exchange"]
+        directory = self.source.directory
+        if wanted is not None:
+            directory.exchange(wanted)
+        found = []
+        for key in directory.markets:
+            if wanted in (None, key.exchange):
+                market = self.source.describe(key)
+                found.append(
+                    {
+                        "exchange": key.exchange,
+                        "symbol": str(key.symbol),
+                        "ticker": directory.ticker(key),
+                        "priceDecimals": market.price_decimals if market else None,
+                        "volumeDecimals": market.volume_decimals if market else None,
+                    }
+                )
+        self.cache(False)
+        self.write_json({"symbols": found})
+
+
+class Intervals(RestHandler):
+    """`/api/intervals`."""
+
+    async def answer(self) -> None:
+        self.cache(False)
+        self.write_json(
+            {"intervals": [{"interval": name, "ms": one.ms} for name, one in self.source.directory.intervals.items()]}
+        )
+
+
+class Exchanges(RestHandler):
+    """`/api/exchanges`."""
+
+    async def answer(self) -> None:
+        directory = self.source.directory
+        counts = {name: sum(key.exchange == name for key in directory.markets) for name in directory.exchanges}
+        self.cache(False)
+        self.write_json(
+            {
+                "exchanges": [
+                    {"name": name, "default": name == directory.default, "symbols": count}
+                    for name, count in counts.items()
+                ]
+            }
+        )
+
+
+class Period:
+    """The minutes that a question about gaps is about: over long enough ago that they should be there."""
+
+    def __init__(self, values: Mapping[str, Any], clock: Clock, default_ms: int, most_ms: int) -> None:
+        now_ms = clock.now_ms() - MINUTE_MS  # the last one may still be on its way
+        end_ms = now_ms if values["to"] is None else min(values["to"], now_ms)
+        self.end_ms = MINUTE.floor(end_ms)
+        start_ms = self.end_ms - default_ms if values["from"] is None else values["from"]
+        self.start_ms = MINUTE.floor(max(start_ms, self.end_ms - most_ms, 0))
+
+
+class Coverage(RestHandler):
+    """`/api/coverage`."""
+
+    async def answer(self) -> None:
+        values = self.query()
+        market = self.market(values)
+        day_ms = gaps.DAY_MS
+        period = Period(values, self.source.clock, operations.DEFAULT_DAYS * day_ms, operations.MOST_DAYS * day_ms)
+        since_ms = await self.source.stored.complete_from(market)
+        days: list[dict[str, Any]] = []
+        if since_ms is not None:
+            start_ms = max(period.start_ms, since_ms)
+            found = []
+            async for some in gaps.read_gaps(self.source.stored, market, start_ms, period.end_ms):
+                found += some
+            days = list(gaps.by_day(gaps.joined(found), start_ms, period.end_ms))
+        self.cache(False)
+        self.write_json(
+            {
+                "exchange": market.exchange,
+                "symbol": str(market.symbol),
+                "completeFrom": None if since_ms is None else iso_ms(since_ms),
+                "days": days,
+            }
+        )
+
+
+class Gaps(RestHandler):
+    """`/api/gaps`."""
+
+    async def answer(self) -> None:
+        values = self.query()
+        if values["symbol"] is not None:
+            markets, most_ms = [self.market(values)], operations.MOST_DAYS * gaps.DAY_MS
+        else:
+            wanted = None if values["exchange"] is None else self.source.directory.exchange(values["exchange"])
+            markets = [key for key in self.source.directory.markets if wanted in (None, key.exchange)]
+            most_ms = _SEVERAL_MS
+        period = Period(values, self.source.clock, _SEVERAL_MS, most_ms)
+        limit = values["limit"]
+        found: list[tuple[gaps.Gap, MarketKey]] = []
+        for market in markets:
+            found += [(gap, market) for gap in await self._newest(market, period, limit + 1)]
+        found.sort(key=lambda one: one[0].start_ms, reverse=True)
+        self.cache(False)
+        self.write_json({"gaps": [_plain(*one) for one in found[:limit]], "hasMore": len(found) > limit})
+
+    async def _newest(self, market: MarketKey, period: Period, limit: int) -> list[gaps.Gap]:
+        """At least the newest `limit` gaps of a market, or all of them."""
+        since_ms = await self.source.stored.complete_from(market)
+        found: list[gaps.Gap] = []
+        if since_ms is None:
+            return found
+        start_ms = max(period.start_ms, since_ms)
+        async for some in gaps.read_gaps(self.source.stored, market, start_ms, period.end_ms):
+            found = gaps.joined([*some, *found])
+            if len(found) > limit:  # the first of them may go on in the week before
+                break
+        return found
+
+
+class Description(RestHandler):
+    """`/api/openapi.json`."""
+
+    def initialize(self, all_operations: tuple[Operation, ...], **shared: Any) -> None:  # type: ignore[override]
+        super().initialize(**shared)
+        self.all_operations = all_operations
+
+    async def answer(self) -> None:
+        self.cache(False)
+        self.write_json(document(self.all_operations, __version__))
+
+
+def _plain(gap: gaps.Gap, market: MarketKey) -> dict[str, Any]:
+    return {
+        "exchange": market.exchange,
+        "symbol": str(market.symbol),
+        **gap.plain(),
+        "attempts": gap.attempts,
+        "nextTry": None if gap.retry_ms is None else iso_ms(gap.retry_ms),
+    }

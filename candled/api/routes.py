@@ -1,0 +1,65 @@
+"""All routes of the API, for whoever mounts them on a server."""
+
+from typing import Any
+
+from candled.config import Config
+from candled.exchange import Clock
+from candled.serve.limits import networks
+from candled.serve.rate_limit import Counter, RateLimit
+
+from . import operations, rest, udf
+from .handler import Gate, Nothing
+from .rest import Source
+
+Route = tuple[str, type[Any], dict[str, Any]]
+
+
+def make_routes(config: Config, source: Source, counter: Counter, clock: Clock) -> list[Route]:
+    """The routes that the settings want; `counter` counts the requests of each address."""
+    limits = config.limits
+    gate = Gate(config.server.allowed_origins, networks(config.server.trusted_proxies))
+
+    def limited(group: str) -> dict[str, Any]:
+        requests, window = getattr(limits, f"{group}_requests"), getattr(limits, f"{group}_window")
+        limit = RateLimit(group, requests, window.total_seconds(), counter, clock, limits.headers)
+        return {"gate": gate, "limit": limit}
+
+    return [*_rest(source, limited("api")), *_udf(source, config.udf.next_time, limited("udf"))]
+
+
+def _rest(source: Source, shared: dict[str, Any]) -> list[Route]:
+    directory = source.directory
+    resources: list[tuple[operations.Operation, type[rest.RestHandler]]] = [
+        (operations.candles(directory), rest.Candles),
+        (operations.symbols(directory), rest.Symbols),
+        (operations.intervals(), rest.Intervals),
+        (operations.exchanges(), rest.Exchanges),
+        (operations.coverage(directory), rest.Coverage),
+        (operations.gaps(directory), rest.Gaps),
+    ]
+    description = operations.description()
+    every = (*(operation for operation, _ in resources), description)
+    return [
+        *(
+            (operation.path, kind, {**shared, "operation": operation, "source": source})
+            for operation, kind in resources
+        ),
+        (description.path, rest.Description, {**shared, "all_operations": every}),
+        (r"/api(?:/.*)?", Nothing, shared),
+    ]
+
+
+def _udf(source: Source, next_time: str, shared: dict[str, Any]) -> list[Route]:
+    resources: dict[str, type[udf.UdfHandler]] = {
+        "config": udf.Config,
+        "symbols": udf.Symbols,
+        "symbol_info": udf.SymbolInfo,
+        "search": udf.Search,
+        "history": udf.History,
+        "time": udf.Time,
+        "quotes": udf.Quotes,
+        "marks": udf.Marks,
+        "timescale_marks": udf.TimescaleMarks,
+    }
+    more = {**shared, "source": source, "next_time": next_time}
+    return [*((f"/udf/{name}", kind, more) for name, kind in resources.items()), (r"/udf(?:/.*)?", udf.Nothing, more)]

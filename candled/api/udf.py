@@ -1,0 +1,392 @@
+"""TradingView's UDF below `/udf`: every answer is JSON that its adapter reads whatever the HTTP status.
+
+Source: "UDF" in the Charting Library's documentation, and the behaviour of its published UDF adapter.
+"""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, decimal_text, iso_ms
+
+from . import gaps
+from .directory import Directory, joined, resolution
+from .formats import json_number
+from .handler import Handler
+from .pages import EVER_MS
+from .parameters import Parameter, read_query, seconds, text, whole
+from .refusal import Refusal, shown
+from .rest import Source
+
+MOST_BARS = 5000
+_MOST_FOUND = 100
+_MOST_MARKS = 200
+_MARKED_MS = 92 * gaps.DAY_MS
+_DAY = "1D"
+_VOLUME_DECIMALS = 8
+
+_SYMBOL = text("symbol", "a symbol such as BITGET:BTCUSDT", required=True)
+_RESOLUTION = text("resolution", "a resolution such as 5, 240 or 1D", required=True)
+_FROM = seconds("from", "the beginning, Unix seconds", 0)
+_TO = seconds("to", "the end, Unix seconds", EVER_MS)
+
+
+class UdfHandler(Handler):
+    """A resource of the UDF. What a client got wrong is told with status 200, as TradingView's own tests want it."""
+
+    parameters: ClassVar[Sequence[Parameter]] = ()
+
+    def initialize(self, source: Source, next_time: str, **shared: Any) -> None:  # type: ignore[override]
+        super().initialize(**shared)
+        self.source = source
+        self.next_time = next_time
+
+    def refuse(self, refusal: Refusal) -> None:
+        if refusal.status in (400, 404) and refusal.code != "not_found":
+            self.set_status(200)
+        self.write_json({"s": "error", "errmsg": str(refusal)})
+
+    def refuse_too_many(self, refusal: Refusal) -> None:
+        self.refuse(refusal)
+
+    def query(self) -> dict[str, Any]:
+        """The values of the query's parameters.
+
+        Raises:
+            Refusal: one is not what was expected.
+        """
+        return read_query(self.parameters, self.request.query_arguments)
+
+    def market(self, name: str) -> MarketKey:
+        """The market of a ticker.
+
+        Raises:
+            Refusal: there is none.
+        """
+        market = self.source.directory.by_ticker(name)
+        if market is None:
+            raise Refusal(404, "unknown_symbol", "unknown_symbol")
+        return market
+
+    def interval(self, name: str) -> Interval:
+        """The interval of a resolution; `D` is `1D`.
+
+        Raises:
+            Refusal: it is not served.
+        """
+        known = {resolution(one): one for one in self.source.directory.intervals.values()}
+        found = known.get(name) or known.get(f"1{name}")
+        if found is None:
+            raise Refusal(
+                400, "unknown_resolution", f"resolution: expected one of {', '.join(known)}, got {shown(name)}"
+            )
+        return found
+
+    def decimals(self, market: MarketKey) -> tuple[int, int]:
+        """Digits after the point of prices and of volumes: what the exchange says, else what its candles have."""
+        described = self.source.describe(market)
+        price = described.price_decimals if described else None
+        volume = described.volume_decimals if described else None
+        if price is None:
+            recent = self.source.pages.newest(market)
+            price = max((_places(number) for bar in recent for number in bar.values[:4] if number), default=2)
+        return price, _VOLUME_DECIMALS if volume is None else volume
+
+
+class Config(UdfHandler):
+    """`/udf/config`."""
+
+    async def answer(self) -> None:
+        directory = self.source.directory
+        names = directory.exchanges
+        self.cache(False)
+        self.write_json(
+            {
+                "supported_resolutions": _resolutions(directory),
+                "supports_search": True,
+                "supports_group_request": False,
+                "supports_marks": True,
+                "supports_timescale_marks": True,
+                "supports_time": True,
+                "exchanges": [
+                    {"value": name.upper(), "name": name.capitalize(), "desc": name.capitalize()} for name in names
+                ],
+                "symbols_types": [{"name": "Crypto", "value": "crypto"}],
+            }
+        )
+
+
+class Symbols(UdfHandler):
+    """`/udf/symbols`: a success must not have a key `s`."""
+
+    parameters = (_SYMBOL,)
+
+    async def answer(self) -> None:
+        market = self.market(self.query()["symbol"])
+        self.cache(False)
+        self.write_json(self._info(market))
+
+    def _info(self, market: MarketKey) -> dict[str, Any]:
+        directory = self.source.directory
+        price_decimals, volume_decimals = self.decimals(market)
+        ticker, exchange = directory.ticker(market), market.exchange.upper()
+        return {
+            "name": ticker.partition(":")[2],
+            "ticker": ticker,
+            "full_name": ticker,
+            "description": f"{market.symbol}",
+            "type": "crypto",
+            "session": "24x7",
+            "timezone": "Etc/UTC",
+            "exchange": exchange,
+            "listed_exchange": exchange,
+            "minmov": 1,
+            "pricescale": 10**price_decimals,
+            "has_intraday": any(one.ms < gaps.DAY_MS for one in directory.intervals.values()),
+            "has_daily": _DAY in directory.intervals,
+            "has_weekly_and_monthly": "1W" in directory.intervals,
+            "intraday_multipliers": [name for name in _resolutions(directory) if name.isdigit()],
+            "supported_resolutions": _resolutions(directory),
+            "volume_precision": volume_decimals,
+            "data_status": "streaming",
+            "format": "price",
+        }
+
+
+class SymbolInfo(UdfHandler):
+    """`/udf/symbol_info`: all symbols of an exchange, in columns."""
+
+    parameters = (text("group", "an exchange such as BITGET"),)
+
+    async def answer(self) -> None:
+        directory = self.source.directory
+        group = self.query()["group"]
+        markets = [key for key in directory.markets if group is None or key.exchange.upper() == group.upper()]
+        if not markets:
+            raise Refusal(404, "unknown_group", "unknown_group")
+        decimals = [self.decimals(key) for key in markets]
+        exchanges = [key.exchange.upper() for key in markets]
+        self.cache(False)
+        self.write_json(
+            {
+                "symbol": [directory.ticker(key).partition(":")[2] for key in markets],
+                "description": [str(key.symbol) for key in markets],
+                "exchange-listed": exchanges,
+                "exchange-traded": exchanges,
+                "minmovement": 1,
+                "pricescale": [10**price for price, _ in decimals],
+                "type": "crypto",
+                "timezone": "Etc/UTC",
+                "session-regular": "24x7",
+                "has-intraday": any(one.ms < gaps.DAY_MS for one in directory.intervals.values()),
+                "has-daily": _DAY in directory.intervals,
+                "has-weekly-and-monthly": "1W" in directory.intervals,
+                "supported-resolutions": [_resolutions(directory)] * len(markets),
+                "ticker": [directory.ticker(key) for key in markets],
+                "volume_precision": [volume for _, volume in decimals],
+            }
+        )
+
+
+class Search(UdfHandler):
+    """`/udf/search`: a bare list, those that begin with the query first."""
+
+    parameters = (
+        text("query", "a part of a symbol"),
+        text("type", "a type such as crypto"),
+        text("exchange", "an exchange such as BITGET"),
+        whole("limit", "how many symbols", 0, 10**9, 30),
+    )
+
+    async def answer(self) -> None:
+        values = self.query()
+        directory = self.source.directory
+        wanted = (values["query"] or "").strip().upper()
+        exchange = (values["exchange"] or "").upper()
+        found: list[tuple[bool, MarketKey]] = []
+        for key in directory.markets:
+            names = (joined(key.symbol), str(key.symbol).upper(), directory.ticker(key).upper())
+            fits = any(wanted in name for name in names) and exchange in ("", key.exchange.upper())
+            if fits and values["type"] in (None, "", "crypto"):
+                found.append((not any(name.startswith(wanted) for name in names), key))
+        found.sort(key=lambda one: one[0])
+        self.cache(False)
+        self.write_json([self._item(key) for _, key in found[: min(values["limit"], _MOST_FOUND)]])
+
+    def _item(self, key: MarketKey) -> dict[str, str]:
+        ticker = self.source.directory.ticker(key)
+        return {
+            "symbol": ticker.partition(":")[2],
+            "full_name": ticker,
+            "description": str(key.symbol),
+            "exchange": key.exchange.upper(),
+            "ticker": ticker,
+            "type": "crypto",
+        }
+
+
+class History(UdfHandler):
+    """`/udf/history`: `countback` beats `from`; `no_data` with it only where nothing older exists."""
+
+    parameters = (_SYMBOL, _RESOLUTION, _FROM, _TO, whole("countback", "how many bars before `to`", 0, 10**9))
+
+    async def answer(self) -> None:
+        values = self.query()
+        market, interval = self.market(values["symbol"]), self.interval(values["resolution"])
+        pages, count = self.source.pages, values["countback"]
+        page = await pages.page(
+            market,
+            interval,
+            start_ms=0 if count else values["from"],
+            end_ms=values["to"],
+            limit=min(count or MOST_BARS, MOST_BARS),
+        )
+        self.cache(page.settled)
+        if page.bars:
+            self.set_header("X-Candled-Last-Final", "true" if page.bars[-1].final else "false")
+            self.write_json(_columns(page.bars))
+            return
+        older = None if count else await pages.page(market, interval, end_ms=values["from"], limit=1)
+        if older is None or not older.bars:
+            self.write_json({"s": "no_data"})
+            return
+        newest_ms = older.bars[-1].open_ms
+        self.write_json({"s": "no_data", "nextTime": newest_ms if self.next_time == "ms" else newest_ms // 1000})
+
+
+class Time(UdfHandler):
+    """`/udf/time`: Unix seconds as plain text."""
+
+    async def answer(self) -> None:
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.write(str(self.source.clock.now_ms() // 1000))
+
+
+class Quotes(UdfHandler):
+    """`/udf/quotes`: prices since 00:00 UTC. Bid and ask are not among what candles say, and are left out."""
+
+    parameters = (text("symbols", "symbols with commas between them", required=True),)
+
+    async def answer(self) -> None:
+        names = self.query()["symbols"].split(",")[:_MOST_FOUND]
+        self.cache(False)
+        self.write_json({"s": "ok", "d": [await self._quote(name) for name in names]})
+
+    async def _quote(self, name: str) -> dict[str, Any]:
+        market = self.source.directory.by_ticker(name)
+        if market is None:
+            return {"s": "error", "n": name[:64], "errmsg": "unknown_symbol", "v": {}}
+        quote = await self.source.pages.day(market, self.source.directory.intervals.values())
+        if quote is None:
+            return {"s": "error", "n": name[:64], "errmsg": "no_data", "v": {}}
+        ticker = self.source.directory.ticker(market)
+        today, before = quote
+        change = Decimal(0) if before is None else today.close - before.close
+        percent = Decimal(0) if before is None else round(change / before.close * 100, 2)
+        return {
+            "s": "ok",
+            "n": name,
+            "v": {
+                "lp": json_number(today.close),
+                "ch": json_number(change),
+                "chp": json_number(percent),
+                "short_name": ticker.partition(":")[2],
+                "exchange": market.exchange.upper(),
+                "description": str(market.symbol),
+                "open_price": json_number(today.open),
+                "high_price": json_number(today.high),
+                "low_price": json_number(today.low),
+                "prev_close_price": json_number(today.open if before is None else before.close),
+                "volume": json_number(today.volume),
+            },
+        }
+
+
+class Marks(UdfHandler):
+    """`/udf/marks`: where minutes are missing, in columns."""
+
+    parameters = (_SYMBOL, _FROM, _TO, _RESOLUTION)
+
+    async def answer(self) -> None:
+        found = await self.marked()
+        self.cache(False)
+        self.write_json(
+            {
+                "id": [mark["id"] for mark in found],
+                "time": [mark["time"] for mark in found],
+                "color": [mark["color"] for mark in found],
+                "text": [" ".join(mark["tooltip"]) for mark in found],
+                "label": [mark["label"] for mark in found],
+                "labelFontColor": ["white"] * len(found),
+                "minSize": [14] * len(found),
+            }
+        )
+
+    async def marked(self) -> list[dict[str, Any]]:
+        """The newest gaps in the range, oldest first: at the bar before each, since in it there is none."""
+        values = self.query()
+        market, interval = self.market(values["symbol"]), self.interval(values["resolution"])
+        since_ms = await self.source.stored.complete_from(market)
+        end_ms = min(values["to"], self.source.clock.now_ms() - MINUTE_MS) // MINUTE_MS * MINUTE_MS
+        start_ms = max(values["from"] // MINUTE_MS * MINUTE_MS, end_ms - _MARKED_MS, since_ms or EVER_MS)
+        found: list[gaps.Gap] = []
+        async for some in gaps.read_gaps(self.source.stored, market, start_ms, end_ms):
+            found = gaps.joined([*(gap for gap in some if gap.reason in _MARKED), *found])
+            if len(found) > _MOST_MARKS:
+                break
+        return [_mark(gap, interval) for gap in found[-_MOST_MARKS:]]
+
+
+class TimescaleMarks(Marks):
+    """`/udf/timescale_marks`: the same, as a list."""
+
+    async def answer(self) -> None:
+        found = await self.marked()
+        self.cache(False)
+        self.write_json(found)
+
+
+class Nothing(UdfHandler):
+    """Any other path below `/udf`."""
+
+    async def answer(self) -> None:
+        raise Refusal(404, "not_found", "not_found")
+
+
+_MARKED = {
+    "missing": ("red", "G", "not fetched yet"),
+    "exchange_outage": ("yellow", "O", "the exchange does not have them"),
+}
+
+
+def _mark(gap: gaps.Gap, interval: Interval) -> dict[str, Any]:
+    color, label, why = _MARKED[gap.reason]
+    return {
+        "id": f"{gap.reason}-{gap.start_ms // 1000}",
+        "color": color,
+        "label": label,
+        "time": interval.floor(gap.start_ms - MINUTE_MS) // 1000,
+        "tooltip": [f"{gap.minutes} minutes missing", f"from {iso_ms(gap.start_ms)} to {iso_ms(gap.end_ms)}:", why],
+    }
+
+
+def _columns(bars: Sequence[Candle]) -> str:
+    """Bars as the adapter reads them, numbers exact."""
+    columns = {
+        "t": (str(bar.open_ms // 1000) for bar in bars),
+        "o": (decimal_text(bar.open) for bar in bars),
+        "h": (decimal_text(bar.high) for bar in bars),
+        "l": (decimal_text(bar.low) for bar in bars),
+        "c": (decimal_text(bar.close) for bar in bars),
+        "v": (decimal_text(bar.volume) for bar in bars),
+    }
+    return '{"s":"ok",' + ",".join(f'"{name}":[{",".join(cells)}]' for name, cells in columns.items()) + "}"
+
+
+def _resolutions(directory: Directory) -> list[str]:
+    return [resolution(interval) for interval in directory.intervals.values()]
+
+
+def _places(number: Any) -> int:
+    _, _, places = decimal_text(number).partition(".")
+    return len(places)

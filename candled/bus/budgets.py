@@ -1,0 +1,165 @@
+"""What all processes share by way of Redis: the request budget of each exchange host, and counts of requests."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from candled.errors import Unavailable
+from candled.exchange import Clock
+from candled.token_bucket import TokenBucket
+
+from .codec import Names
+from .redis_links import TROUBLE, Call, Caller
+from .scripts import BUDGET, COUNT
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_S = 0.5  # whoever waits for a count or a budget waits no longer for Redis
+_REST_S = 2.0  # so long Redis is not asked again after it did not answer
+_MOST_WAIT_S = 1.0  # then it is asked again: another process may have closed or used the budget
+
+
+class _Asking:
+    """Asks Redis, but not while it has just failed to answer."""
+
+    def __init__(self, caller: Caller, clock: Clock) -> None:
+        self._caller = caller
+        self._clock = clock
+        self._rests_until = 0.0
+
+    async def ask(self, call: Call) -> Any:
+        """Raises: Unavailable."""
+        if self._clock.monotonic() < self._rests_until:
+            raise Unavailable("Redis did not answer a moment ago")
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await self._caller.call(call)
+        except Unavailable:
+            self._rests_until = self._clock.monotonic() + _REST_S
+            raise
+        except TROUBLE as error:
+            self._rests_until = self._clock.monotonic() + _REST_S
+            raise Unavailable(f"Redis: {error or 'no answer'}") from error
+
+
+class RedisCounter:
+    """Counts requests by key in fixed windows, together with all processes of one Redis."""
+
+    def __init__(self, caller: Caller, names: Names, clock: Clock) -> None:
+        self._names = names
+        self._asking = _Asking(caller, clock)
+
+    async def hit(self, key: str, window_s: float) -> tuple[int, float]:
+        """Count a request; return how many there were in the key's window, this one too, and the seconds it has left.
+
+        A key's window begins with its first request.
+
+        Raises:
+            Unavailable: it cannot be counted now.
+        """
+        count, left_ms = await self._asking.ask(Call.of(COUNT, [self._names.count(key)], round(window_s * 1000)))
+        return int(count), int(left_ms) / 1000
+
+
+class RedisBudgets:
+    """The budgets of hosts, each shared by all processes of one Redis.
+
+    While Redis is away each process keeps to its share: `processes` tells how many there are, 0 if that is not known.
+    """
+
+    def __init__(self, caller: Caller, names: Names, clock: Clock, processes: Callable[[], int]) -> None:
+        self._asking = _Asking(caller, clock)
+        self._names = names
+        self._clock = clock
+        self._processes = processes
+        self._budgets: dict[str, RedisBudget] = {}
+
+    def budget(self, host: str, rate: float) -> "RedisBudget":
+        """The budget of a host, `rate` requests per second: the same one for all who ask."""
+        if host not in self._budgets:
+            self._budgets[host] = RedisBudget(
+                self._asking, self._names.budget(host), self._clock, rate, self._processes
+            )
+        return self._budgets[host]
+
+
+class RedisBudget:
+    """A `candled.budget.Budget` that is kept in Redis."""
+
+    def __init__(self, asking: _Asking, key: str, clock: Clock, rate: float, processes: Callable[[], int]) -> None:
+        self._asking = asking
+        self._key = key
+        self._clock = clock
+        self._rate = rate
+        self._processes = processes
+        self._own = TokenBucket(rate)
+        self._left = 1.0
+        self._left_at = clock.monotonic()
+        self._closed_until = 0.0
+        self._to_close_until = 0.0  # what Redis has not been told yet
+        self._telling: asyncio.Task[None] | None = None
+
+    async def take(self) -> None:
+        """Wait until a request may be made, and count it."""
+        while wait_s := await self._take():
+            await self._clock.sleep(min(wait_s, _MOST_WAIT_S))
+
+    def close_for(self, seconds: float) -> None:
+        """The host asked for silence: give out nothing for so long, in any process."""
+        until = self._clock.monotonic() + seconds
+        self._closed_until = max(self._closed_until, until)
+        self._to_close_until = max(self._to_close_until, until)
+        self._own.close_until(until)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.ensure_future(self._tell())
+
+    def closed_for(self) -> float:
+        """Seconds until the host may be asked again."""
+        return max(0.0, self._closed_until - self._clock.monotonic())
+
+    def left(self) -> float:
+        """The share of the budget that was left when it was last asked for, and what has come back since."""
+        if self.closed_for():
+            return 0.0
+        back = (self._clock.monotonic() - self._left_at) * self._rate / max(1.0, self._rate)
+        return min(1.0, self._left + back)
+
+    async def _take(self) -> float:
+        """Seconds to wait before asking again; 0.0 once a request was counted."""
+        if closed_s := self.closed_for():
+            return closed_s
+        try:
+            return await self._ask(take=True)
+        except Unavailable:
+            return self._take_own_share()
+
+    def _take_own_share(self) -> float:
+        """As if every process took as much at this moment; of one that knows nothing of others, half."""
+        self._own.rate = self._rate / (self._processes() or 2)
+        wait_s = self._own.take(self._clock.monotonic())
+        self._left_at = self._clock.monotonic()
+        self._left = self._own.left(self._left_at)
+        return wait_s
+
+    async def _ask(self, *, take: bool) -> float:
+        now = self._clock.monotonic()
+        close_ms = max(0, round((self._to_close_until - now) * 1000))
+        told = self._to_close_until
+        burst = max(1.0, self._rate)
+        answer = await self._asking.ask(Call.of(BUDGET, [self._key], self._rate, burst, close_ms, int(take)))
+        wait_ms, left, closed_ms = (int(part) for part in answer)
+        if self._to_close_until == told:
+            self._to_close_until = 0.0
+        self._left, self._left_at = left / 1000, self._clock.monotonic()
+        if closed_ms:
+            self._closed_until = max(self._closed_until, self._clock.monotonic() + closed_ms / 1000)
+        return wait_ms / 1000
+
+    async def _tell(self) -> None:
+        """Have Redis know that the host is closed, for as long as it is."""
+        while self._to_close_until > self._clock.monotonic():
+            try:
+                await self._ask(take=False)
+            except Unavailable:
+                await self._clock.sleep(_MOST_WAIT_S)

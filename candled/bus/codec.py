@@ -1,0 +1,349 @@
+"""Messages as JSON, and the names of channels and keys. Other programs read and write them: docs/bus.md."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import msgspec
+
+from candled.errors import InvalidCandle
+from candled.model import MINUTE_MS, Candle, MarketKey, Range, decimal_text, iso_ms, parse_iso_ms
+
+from .interface import Facts, Healed, Message, MinuteChanged, Position, StateChanged
+
+STATES = ("live", "quiet", "stale", "warming", "recovering")
+_MOST_DIGITS = 100  # of a number from outside: 1e999999999 is short to write and long to print
+_YEAR_10000_MS = 253_402_300_800_000
+_quoted = msgspec.json.encode
+
+
+class BadMessage(ValueError):
+    """What came over a channel is not as documented."""
+
+
+class Names:
+    """The names of channels and keys. `prefix` stands before all of them; `default` is the first exchange.
+
+    The parts in braces decide where a Redis Cluster puts a key. A market's keys lie where its channel is, a shard's
+    keys where its heartbeat is.
+    """
+
+    def __init__(self, prefix: str, default: str, shards: int) -> None:
+        self._prefix = prefix
+        self._default = default
+        self._shards = shards
+
+    def channel(self, market: MarketKey) -> str:
+        """`candles:BTC/USDT:1m`, for another than the default exchange `candles:kraken:BTC/USDT:1m`."""
+        exchange = "" if market.exchange == self._default else f"{market.exchange}:"
+        symbol = str(market.symbol).replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+        return f"{self._prefix}candles:{exchange}{symbol}:1m"
+
+    def newest(self, market: MarketKey) -> str:
+        """The key with the newest minutes of a market."""
+        return f"{{{self.channel(market)}}}:newest"
+
+    def fence(self, market: MarketKey) -> str:
+        """The key with the highest token that published to the market's channel."""
+        return f"{{{self.channel(market)}}}:fence"
+
+    def lease(self, shard: int) -> str:
+        """The key of a shard's lease: token and process."""
+        return f"{self._of(shard)}:lease"
+
+    def token(self, shard: int) -> str:
+        """The key of the last token that was given out."""
+        return f"{self._of(shard)}:token"
+
+    def heartbeat(self, shard: int) -> str:
+        """The channel of a shard's heartbeat."""
+        return f"{self._of(shard)}:heartbeat"
+
+    @property
+    def processes(self) -> str:
+        """The key of the processes that ingest."""
+        return f"{self._prefix}candled:processes"
+
+    def budget(self, host: str) -> str:
+        """The key of the request budget of an exchange's host."""
+        return f"{self._prefix}candled:budget:{host}"
+
+    def count(self, key: str) -> str:
+        """The key of a client's requests within a window."""
+        return f"{self._prefix}candled:count:{key}"
+
+    def private(self, process: str, near: str) -> str:
+        """A channel of a process's own, in a cluster on the node of the channel `near`."""
+        return f"{{{near}}}:{process}"
+
+    def _of(self, shard: int) -> str:
+        return f"{self._prefix}candled:{{shard-{shard}-of-{self._shards}}}"
+
+
+def epoch_of(shard: int, token: int, process: str = "") -> str:
+    """The name of a feed; `process` tells apart those that began without a token."""
+    return f"{shard}.{token}{f'.{process}' if process else ''}"
+
+
+def token_of(epoch: str) -> int:
+    """The token in the name of a feed; a greater one is later. 0 where there is none."""
+    parts = epoch.split(".")
+    return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else 0
+
+
+# ---------------------------------------------------------------- writing
+
+
+def message_text(message: Message, position: Position) -> bytes:
+    """A message as it is published."""
+    if isinstance(message, MinuteChanged):
+        body = f'"type":"candle",{_candle_text(message.candle)}{_facts_text(message.facts)}'
+    elif isinstance(message, Healed):
+        since = "null" if message.complete_from_ms is None else f'"{iso_ms(message.complete_from_ms)}"'
+        body = (
+            f'"type":"healed","from":"{iso_ms(message.start_ms)}","until":"{iso_ms(message.end_ms)}"'
+            f',"completeFrom":{since}{_facts_text(message.facts)}'
+        )
+    elif isinstance(message, StateChanged):
+        body = f'"type":"state","state":"{message.state}","since":"{iso_ms(message.since_ms)}"'
+    else:
+        raise TypeError(f"{message} is not for other processes")
+    market = message.market
+    head = f'"exchange":{_text(market.exchange)},"symbol":{_text(str(market.symbol))},"interval":"1m"'
+    place = f'"epoch":{_text(position.epoch)},"seq":{position.seq}'
+    return f"{{{head},{place},{body}}}".encode()
+
+
+def heartbeat_text(shard: int, epoch: str, seqs: Mapping[str, int]) -> bytes:
+    """A heartbeat: the last message of each channel of a shard."""
+    return _quoted({"type": "heartbeat", "shard": shard, "epoch": epoch, "seqs": seqs})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newest:
+    """What is kept of a market beside its channel: the newest minutes, oldest first, and what was last said of it."""
+
+    position: Position
+    candles: tuple[Candle, ...] = ()
+    facts: Facts = Facts()
+    complete_from_ms: int | None = None
+    state: str | None = None
+    since_ms: int = 0
+
+
+def newest_text(newest: Newest) -> bytes:
+    """The value of a market's key."""
+    position = newest.position
+    since = "" if newest.complete_from_ms is None else f',"completeFrom":"{iso_ms(newest.complete_from_ms)}"'
+    state = "" if newest.state is None else f',"state":"{newest.state}","since":"{iso_ms(newest.since_ms)}"'
+    candles = ",".join(f"{{{_candle_text(candle)}}}" for candle in newest.candles)
+    place = f'"epoch":{_text(position.epoch)},"seq":{position.seq}'
+    return f'{{{place}{_facts_text(newest.facts)}{since}{state},"candles":[{candles}]}}'.encode()
+
+
+def _candle_text(candle: Candle) -> str:
+    quote = "" if candle.quote_volume is None else f',"quoteVolume":{decimal_text(candle.quote_volume)}'
+    return (
+        f'"time":"{iso_ms(candle.open_ms)}","open":{decimal_text(candle.open)},"high":{decimal_text(candle.high)}'
+        f',"low":{decimal_text(candle.low)},"close":{decimal_text(candle.close)}'
+        f',"volume":{decimal_text(candle.volume)}{quote},"final":{"true" if candle.final else "false"}'
+        f',"asOf":"{iso_ms(candle.as_of_ms)}","rev":{candle.rev},"src":{_text(candle.src)}'
+    )
+
+
+def _facts_text(facts: Facts) -> str:
+    settled = "" if facts.settled_ms is None else f',"settled":"{iso_ms(facts.settled_ms)}"'
+    gap = "" if facts.gap is None else f',"gap":["{iso_ms(facts.gap.start_ms)}","{iso_ms(facts.gap.end_ms)}"]'
+    return f'{settled}{gap},"logged":{facts.logged_seq}'
+
+
+def _text(text: str) -> str:
+    return _quoted(text).decode()
+
+
+# ---------------------------------------------------------------- reading
+
+Time = str | int
+
+
+class _Facts(msgspec.Struct, rename="camel"):
+    epoch: str = ""
+    seq: int = 0
+    settled: Time | None = None
+    gap: tuple[Time, Time] | None = None
+    logged: int = -1
+    complete_from: Time | None = None
+
+
+class _Candle(_Facts, kw_only=True, rename="camel"):
+    time: Time
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    quote_volume: Decimal | None = None
+    final: bool = False
+    as_of: Time | None = None
+    rev: int = 0
+    src: str = ""
+
+
+class _Kind(msgspec.Struct):
+    type: str = "candle"
+
+
+class _Healed(_Facts, kw_only=True):
+    from_: Time = msgspec.field(name="from")
+    until: Time
+
+
+class _State(_Facts, kw_only=True):
+    state: str
+    since: Time
+
+
+class _Newest(_Facts, kw_only=True):
+    candles: list[_Candle] = []
+    state: str | None = None
+    since: Time = 0
+
+
+class _Heartbeat(msgspec.Struct):
+    shard: int
+    epoch: str
+    seqs: dict[str, int]
+
+
+class Heartbeat(NamedTuple):
+    """The last message of each channel of a shard's feed."""
+
+    shard: int
+    epoch: str
+    seqs: Mapping[str, int]
+
+
+_kind = msgspec.json.Decoder(_Kind)
+_minute = msgspec.json.Decoder(_Candle)
+_healed = msgspec.json.Decoder(_Healed)
+_state = msgspec.json.Decoder(_State)
+_newest = msgspec.json.Decoder(_Newest)
+_heartbeat = msgspec.json.Decoder(_Heartbeat)
+
+
+def read_message(market: MarketKey, data: bytes) -> tuple[Message, Position | None]:
+    """Read what came over a market's channel; unknown keys are ignored. Other programs' minutes have no position.
+
+    Raises:
+        BadMessage: it is not as documented.
+    """
+    try:
+        kind = _kind.decode(data).type
+        if kind == "candle":
+            minute = _minute.decode(data)
+            return _heard(MinuteChanged(market, _candle(minute), _facts(minute)), minute)
+        if kind == "healed":
+            healed = _healed.decode(data)
+            since_ms = None if healed.complete_from is None else _ms(healed.complete_from)
+            return _heard(Healed(market, _ms(healed.from_), _ms(healed.until), since_ms, _facts(healed)), healed)
+        if kind == "state":
+            state = _state.decode(data)
+            return _heard(StateChanged(market, _known(state.state), _ms(state.since)), state)
+    except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
+        raise BadMessage(str(error)) from error
+    raise BadMessage(f"unknown type {kind[:64]!r}")
+
+
+def read_newest(data: bytes) -> Newest:
+    """Read the value of a market's key.
+
+    Raises:
+        BadMessage: it is not as documented.
+    """
+    try:
+        read = _newest.decode(data)
+        return Newest(
+            position=Position(read.epoch, read.seq),
+            candles=tuple(_candle(one) for one in read.candles),
+            facts=_facts(read),
+            complete_from_ms=None if read.complete_from is None else _ms(read.complete_from),
+            state=None if read.state is None else _known(read.state),
+            since_ms=_ms(read.since),
+        )
+    except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
+        raise BadMessage(str(error)) from error
+
+
+def read_heartbeat(data: bytes) -> Heartbeat:
+    """Read a heartbeat.
+
+    Raises:
+        BadMessage: it is not as documented.
+    """
+    try:
+        read = _heartbeat.decode(data)
+    except msgspec.MsgspecError as error:
+        raise BadMessage(str(error)) from error
+    return Heartbeat(read.shard, read.epoch, read.seqs)
+
+
+def _heard(message: Message, read: _Facts) -> tuple[Message, Position | None]:
+    if not read.epoch or read.seq < 1:
+        if not isinstance(message, MinuteChanged):
+            raise BadMessage("only candles may come from other programs, without epoch and seq")
+        candle = message.candle
+        message = MinuteChanged(message.market, candle._replace(src=candle.src or "live"))
+        return message, None
+    return message, Position(read.epoch, read.seq)
+
+
+def _candle(read: _Candle) -> Candle:
+    numbers = [read.open, read.high, read.low, read.close, read.volume]
+    numbers += [] if read.quote_volume is None else [read.quote_volume]
+    for number in numbers:
+        exponent = number.as_tuple().exponent
+        if not isinstance(exponent, int) or max(abs(exponent), abs(number.adjusted())) > _MOST_DIGITS:
+            raise BadMessage(f"expected numbers of at most {_MOST_DIGITS} digits")
+    open_ms = _ms(read.time)
+    if read.as_of is not None:
+        as_of_ms = _ms(read.as_of)
+    else:  # a minute that is said to be over was seen whole
+        as_of_ms = open_ms + MINUTE_MS if read.final else open_ms
+    candle = Candle(
+        open_ms,
+        read.open,
+        read.high,
+        read.low,
+        read.close,
+        read.volume,
+        read.quote_volume,
+        as_of_ms,
+        read.final,
+        read.rev,
+        read.src,
+    )
+    return candle.check(MINUTE_MS)
+
+
+def _facts(read: _Facts) -> Facts:
+    gap = None if read.gap is None else Range(_ms(read.gap[0]), _ms(read.gap[1]))
+    return Facts(None if read.settled is None else _ms(read.settled), gap, read.logged)
+
+
+def _ms(time: Time) -> int:
+    at_ms = time if isinstance(time, int) else parse_iso_ms(time)
+    if not 0 <= at_ms < _YEAR_10000_MS:
+        raise BadMessage(f"expected a time from 1970 to 9999, got {str(time)[:32]}")
+    return at_ms
+
+
+def _known(state: str) -> str:
+    if state not in STATES:
+        raise BadMessage(f"unknown state {state[:64]!r}")
+    return state
+
+
+def shown(data: Any) -> str:
+    """The beginning of a message, for the log."""
+    return repr(bytes(data[:120])) if isinstance(data, bytes | bytearray) else repr(data)[:120]

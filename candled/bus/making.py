@@ -1,0 +1,75 @@
+"""Makes the bus that an address means, and what comes with it."""
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from candled.exchange import Clock
+from candled.model import MarketKey
+
+from .address import RedisAddress
+from .budgets import RedisBudgets, RedisCounter
+from .codec import Names
+from .leases import Leases
+from .memory_bus import MemoryBus
+from .redis_bus import RedisBus
+from .redis_links import Caller, Servers
+
+
+@dataclass(frozen=True, slots=True)
+class RedisParts:
+    """What several processes share by way of one Redis. `leases` is None in a process that does not ingest."""
+
+    bus: RedisBus
+    leases: Leases | None
+    budgets: RedisBudgets
+    counter: RedisCounter
+    callers: tuple[Caller, ...]
+
+    def start(self) -> None:
+        """Begin to hear, to publish and to ask for leases."""
+        self.bus.start()
+        if self.leases is not None:
+            self.leases.start()
+
+    async def stop(self) -> None:
+        """Publish what waits, give leases back and release all connections. What was ingested has been stopped."""
+        await self.bus.stop()
+        if self.leases is not None:
+            await self.leases.stop()
+        for caller in self.callers:
+            await caller.close()
+
+
+def make_memory_bus() -> MemoryBus:
+    """The bus within one process."""
+    return MemoryBus(secrets.token_hex(6))
+
+
+def make_redis_parts(
+    url: str,
+    clock: Clock,
+    markets: Iterable[MarketKey],
+    *,
+    default_exchange: str,
+    prefix: str = "",
+    shards: int = 1,
+    lease_s: float = 6.0,
+    ingests: bool,
+    serves: bool,
+) -> RedisParts:
+    """The bus at `url` and its kin, none of them started.
+
+    Raises:
+        ValueError: `url` is no address of a Redis.
+    """
+    servers = Servers(RedisAddress.parse(url))
+    names = Names(prefix, default_exchange, shards)
+    process = secrets.token_hex(6)
+    lease_caller, caller = Caller(servers), Caller(servers)
+    leases = None
+    if ingests:
+        leases = Leases(lease_caller, names, clock, shards=shards, process=process, ttl_s=lease_s, also_alone=serves)
+    bus = RedisBus(servers, names, clock, markets, shards=shards, process=process, leases=leases)
+    budgets = RedisBudgets(caller, names, clock, lambda: 0 if leases is None else leases.processes)
+    return RedisParts(bus, leases, budgets, RedisCounter(caller, names, clock), (lease_caller, caller))

@@ -1,0 +1,310 @@
+"""Connections to Redis: which server holds what, and scripts run there. Nothing here tries again by itself.
+
+redis-py's own retries and reconnections hide what a bus must know, so that they are off: a client that failed is
+replaced, and the servers are looked up again. TCP keepalive is off too: the timeout it raises looks like "no message
+yet" to redis-py, which then asks again without end and stops the event loop. What is dead is found by heartbeats.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.maint_notifications import MaintNotificationsConfig
+
+from candled.errors import Unavailable
+
+from .address import RedisAddress
+from .scripts import Script
+
+logger = logging.getLogger(__name__)
+
+TROUBLE = (RedisError, OSError, TimeoutError)
+_TIMEOUT_S = 2.0  # for connecting, and for each answer
+_PATIENCE_S = 3.0  # for all answers of a pipeline together
+# Answers of a server that is no longer, or not yet, the one to ask.
+_ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError, ReadOnlyError)
+
+
+class Node(NamedTuple):
+    """A server: host and port, or the path of its socket and 0."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}" if self.port else self.host
+
+
+class Closable(Protocol):
+    """A client, or a subscription."""
+
+    async def aclose(self) -> None: ...
+
+
+class Topology:
+    """Which server has which keys and channels."""
+
+    def __init__(self, slots: Sequence[tuple[int, int, Node]], *, sharded: bool = False) -> None:
+        self._slots = tuple(slots)
+        self.sharded = sharded  # whether channels live where their slot is (Redis Cluster from version 7)
+
+    def owner(self, name: str) -> Node:
+        """The server of a key or channel.
+
+        Raises:
+            Unavailable: no server has it at this moment.
+        """
+        if len(self._slots) == 1:
+            return self._slots[0][2]
+        slot = key_slot(name.encode())
+        for first, last, node in self._slots:
+            if first <= slot <= last:
+                return node
+        raise Unavailable(f"no node of the cluster has the slot {slot}")
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All servers."""
+        return tuple(dict.fromkeys(node for _, _, node in self._slots))
+
+
+class Servers:
+    """Finds the servers behind an address, and makes clients for them."""
+
+    def __init__(self, address: RedisAddress) -> None:
+        self.address = address
+        self._known: Topology | None = None
+        self._seen: tuple[Node, ...] = ()
+        if address.kind in ("server", "socket"):
+            node = Node(address.path, 0) if address.kind == "socket" else Node(*address.hosts[0])
+            self._known = Topology([(0, 16383, node)])
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the address itself names the one server there is."""
+        return self.address.kind in ("server", "socket")
+
+    async def topology(self) -> Topology:
+        """Which server has what, asked for when it is not known.
+
+        Raises:
+            Unavailable: nobody who could tell can be reached.
+        """
+        if self._known is None:
+            self._known = await (self._ask_sentinels() if self.address.kind == "sentinel" else self._ask_cluster())
+        return self._known
+
+    def forget(self) -> None:
+        """Something failed: ask again which server has what."""
+        if not self.is_fixed:
+            self._known = None
+
+    def client(self, node: Node) -> "aioredis.Redis":
+        """A new client of one server, without retries."""
+        address = self.address
+        where: dict[str, Any] = {"host": node.host, "port": node.port} if node.port else {"unix_socket_path": node.host}
+        return self._client(where, db=address.database, username=address.username, password=address.password)
+
+    def _client(self, where: dict[str, Any], **more: Any) -> "aioredis.Redis":
+        options = {**where, **more, **self.address.files}
+        return aioredis.Redis(
+            **options,
+            ssl=self.address.tls,
+            protocol=3,
+            retry=Retry(NoBackoff(), 0, supported_errors=()),
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            socket_keepalive=False,
+            health_check_interval=0,
+            client_name="candled",
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
+
+    async def _ask_sentinels(self) -> Topology:
+        address, trouble = self.address, "no sentinel"
+        for host, port in address.hosts:
+            sentinel = self._client(
+                {"host": host, "port": port}, username=address.sentinel_username, password=address.sentinel_password
+            )
+            try:
+                found = await _command(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
+            except TROUBLE as error:
+                trouble = str(error)
+                continue
+            finally:
+                await close(sentinel)
+            if found:
+                return Topology([(0, 16383, Node(_text(found[0]), int(found[1])))])
+            trouble = f"the sentinels know no {address.service}"
+        raise Unavailable(f"the server cannot be found: {trouble}")
+
+    async def _ask_cluster(self) -> Topology:
+        trouble = "no node"
+        for node in dict.fromkeys((*self._seen, *(Node(*host) for host in self.address.hosts))):
+            client = self.client(node)
+            try:
+                slots = await _command(client, "CLUSTER", "SLOTS")
+                knows = await _command(client, "COMMAND", "INFO", "SSUBSCRIBE")
+            except TROUBLE as error:
+                trouble = str(error)
+                continue
+            finally:
+                await close(client)
+            topology = Topology(list(_ranges(slots, node)), sharded=bool(knows and next(iter(knows), None)))
+            self._seen = topology.nodes
+            return topology
+        raise Unavailable(f"no node of the cluster answers: {trouble}")
+
+
+def _ranges(slots: Any, asked: Node) -> Iterable[tuple[int, int, Node]]:
+    """Read the answer of CLUSTER SLOTS, as redis-py hands it out: a mapping, or rows as the server sent them."""
+    if isinstance(slots, dict):
+        for (first, last), owner in slots.items():
+            host, port = owner["primary"][:2]
+            yield int(first), int(last), Node(_text(host) or asked.host, int(port))
+        return
+    for first, last, owner, *_ in slots:
+        yield int(first), int(last), Node(_text(owner[0]) or asked.host, int(owner[1]))
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value or "")
+
+
+class Call(NamedTuple):
+    """A command or script for the server that has `key`."""
+
+    key: str
+    command: tuple[Any, ...] = ()
+    script: Script | None = None
+    keys: tuple[str, ...] = ()
+    arguments: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, script: Script, keys: Sequence[str], *arguments: Any) -> "Call":
+        """A call of a script."""
+        return cls(keys[0], (), script, tuple(keys), arguments)
+
+    def words(self, *, whole: bool = False) -> tuple[Any, ...]:
+        """The command; with `whole` the script's text instead of its name."""
+        if self.script is None:
+            return self.command
+        head = ("EVAL", self.script.text) if whole else ("EVALSHA", self.script.sha)
+        return (*head, len(self.keys), *self.keys, *self.arguments)
+
+
+class Caller:
+    """Runs calls where their keys are, those of one server in one pipeline and in order."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._clients: dict[Node, aioredis.Redis] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def call(self, call: Call) -> Any:
+        """The answer to one call.
+
+        Raises:
+            Unavailable: there is no answer, so that it is not known whether anything happened.
+            ResponseError: Redis refuses.
+        """
+        (answer,) = await self.call_all([call])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def call_all(self, calls: Sequence[Call]) -> list[Any]:
+        """The answer to each call: a value, `Unavailable` or a `ResponseError`. Never raises for trouble."""
+        answers: list[Any] = [None] * len(calls)
+        groups: dict[Node, list[int]] = {}
+        try:
+            topology = await self._servers.topology()
+            for index, call in enumerate(calls):
+                groups.setdefault(topology.owner(call.key), []).append(index)
+        except Unavailable as error:
+            self._servers.forget()
+            return [error] * len(calls)
+        await asyncio.gather(*(self._call_node(node, calls, indexes, answers) for node, indexes in groups.items()))
+        return answers
+
+    async def close(self) -> None:
+        """Release the connections."""
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await close(client)
+        await asyncio.gather(*self._closing)
+
+    async def _call_node(self, node: Node, calls: Sequence[Call], indexes: Sequence[int], answers: list[Any]) -> None:
+        client = self._clients.get(node)
+        if client is None:
+            client = self._clients[node] = self._servers.client(node)
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                found = await _pipeline(client, [calls[index].words() for index in indexes])
+                unknown = [at for at, answer in enumerate(found) if isinstance(answer, NoScriptError)]
+                if unknown:
+                    again = await _pipeline(client, [calls[indexes[at]].words(whole=True) for at in unknown])
+                    for at, answer in zip(unknown, again, strict=True):
+                        found[at] = answer
+        except TROUBLE as error:
+            self._drop(node, client)
+            found = [Unavailable(f"{node}: {_reason(error)}")] * len(indexes)
+        for index, answer in zip(indexes, found, strict=True):
+            answers[index] = self._judged(node, answer)
+
+    def _judged(self, node: Node, answer: Any) -> Any:
+        if isinstance(answer, _ELSEWHERE):
+            self._servers.forget()
+            return Unavailable(f"{node}: {_reason(answer)}")
+        if isinstance(answer, Exception) and not isinstance(answer, ResponseError | Unavailable):
+            return Unavailable(f"{node}: {_reason(answer)}")
+        return answer
+
+    def _drop(self, node: Node, client: "aioredis.Redis") -> None:
+        """Whatever failed may be half open, and so may its neighbours in the pool."""
+        self._servers.forget()
+        if self._clients.get(node) is client:
+            del self._clients[node]
+        task = asyncio.ensure_future(close(client))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+async def _command(client: "aioredis.Redis", *words: Any) -> Any:
+    return await client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+async def _pipeline(client: "aioredis.Redis", commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    answers: list[Any] = await pipeline.execute(raise_on_error=False)
+    return answers
+
+
+async def close(client: Closable) -> None:
+    """Close a client, whatever state its connections are in."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            await client.aclose()
+    except TROUBLE as error:
+        logger.debug("a client of Redis could not be closed: %s", error)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

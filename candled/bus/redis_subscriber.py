@@ -1,0 +1,251 @@
+"""Hears channels of Redis, and never believes a link that it has not heard itself on.
+
+redis-py does not notice a link that is half open, and connects again without telling. So each link publishes to a
+channel of its own every second, over another connection, and is replaced as a whole when it does not hear that.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from redis import asyncio as aioredis
+
+from candled.errors import Unavailable
+from candled.exchange import Clock
+
+from .redis_links import TROUBLE, Node, Servers, close
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+SILENT_S = 3.0  # without its own voice for so long a link is dead
+_EARLY_NONES = 20  # "no message yet" without having waited for one: the connection is dead, and would spin
+_SUBSCRIBE_S = 3.0
+_LOOK_S = 5.0  # how often it is looked whether channels have moved to other servers
+_FIRST_WAIT_S, _MOST_WAIT_S = 0.05, 1.0
+_CONFIRMED = ("subscribe", "ssubscribe")
+_MESSAGES = ("message", "smessage")
+
+
+class _Wanted(NamedTuple):
+    """The channels of one server."""
+
+    node: Node
+    channels: tuple[str, ...]
+    sharded: bool
+
+
+class Subscriber:
+    """Hears `channels` for as long as it runs.
+
+    `heard` is called with channel and data of each message; `ready` with the channels that are heard from now on,
+    whenever a link was made or replaced: what was published before may have been missed.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        channels: Sequence[str],
+        clock: Clock,
+        *,
+        process: str,
+        heard: Callable[[str, bytes], None],
+        ready: Callable[[Sequence[str]], None],
+    ) -> None:
+        self.servers = servers
+        self.clock = clock
+        self.process = process
+        self.heard = heard
+        self._channels = tuple(channels)
+        self._ready = ready
+        self._links: dict[Node, _Link] = {}
+        self._ended = asyncio.Event()
+        self._failures = 0
+        self.generation = 0  # how many links were made
+        self.ends: Counter[str] = Counter()
+        self.trouble: str | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether every channel is heard."""
+        return bool(self._links) and all(link.is_ready for link in self._links.values())
+
+    @property
+    def lag_s(self) -> float | None:
+        """Seconds from publishing to hearing, of the slowest link; None where nothing is heard."""
+        lags = [link.lag_s for link in self._links.values() if link.is_ready and link.lag_s is not None]
+        return max(lags, default=None)
+
+    async def run(self) -> None:
+        """Keep a link to each server that has channels, until cancelled."""
+        try:
+            while True:
+                self._ended.clear()
+                try:
+                    await self._arrange()
+                except Unavailable as error:
+                    self._failed(str(error))
+                    self.servers.forget()
+                wait_s = self._wait_s()
+                if not self._failures:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._ended.wait(), None if self.servers.is_fixed else wait_s)
+                else:
+                    await self.clock.sleep(wait_s)
+        finally:
+            await asyncio.gather(*(link.stop() for link in self._links.values()))
+
+    def _wait_s(self) -> float:
+        if not self._failures:
+            return _LOOK_S
+        limit = min(_MOST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(self._failures - 1, 10))
+        return limit * random.uniform(0.5, 1.0)  # thousands may have lost the same server
+
+    async def _arrange(self) -> None:
+        """Replace links that ended, and those whose channels are elsewhere now."""
+        if not self.servers.is_fixed:
+            self.servers.forget()
+        wanted = {one.node: one for one in await self._wanted()}
+        for node, link in list(self._links.items()):
+            if link.wanted != wanted.get(node) or link.is_over:
+                del self._links[node]
+                await link.stop()
+        for node, one in wanted.items():
+            if node not in self._links:
+                self._links[node] = _Link(self, one)
+
+    async def _wanted(self) -> list[_Wanted]:
+        topology = await self.servers.topology()
+        groups: dict[Node, list[str]] = {}
+        for channel in self._channels:
+            groups.setdefault(topology.owner(channel), []).append(channel)
+        if not topology.sharded and len(groups) > 1:  # without sharding every node of a cluster carries everything
+            alive = [node for node, link in self._links.items() if node in topology.nodes and not link.is_over]
+            return [_Wanted(random.choice(alive or topology.nodes), self._channels, False)]
+        return [_Wanted(node, tuple(channels), topology.sharded) for node, channels in groups.items()]
+
+    # ------------------------------------------------------------ from the links
+
+    def link_is_ready(self, link: "_Link") -> None:
+        self.generation += 1
+        if self.trouble is not None:
+            logger.info("Redis is heard again at %s", link.wanted.node)
+        self.trouble = None
+        self._ready(link.wanted.channels)
+
+    def link_is_heard(self) -> None:
+        self._failures = 0
+
+    def link_ended(self, link: "_Link", reason: str, *, was_ready: bool) -> None:
+        if was_ready:
+            self.ends[reason.split(":")[0]] += 1
+        self._failed(f"{link.wanted.node}: {reason}")
+        self.servers.forget()
+        self._ended.set()
+
+    def _failed(self, reason: str) -> None:
+        self._failures += 1
+        if self.trouble is None:
+            logger.warning("Redis is not heard: %s; connecting again", reason)
+        self.trouble = reason
+
+
+class _Link:
+    """One subscription at one server, from its beginning to its first trouble."""
+
+    def __init__(self, owner: Subscriber, wanted: _Wanted) -> None:
+        self.wanted = wanted
+        self.is_ready = False
+        self.is_over = False
+        self.lag_s: float | None = None
+        self._owner = owner
+        self._clock = owner.clock
+        self._private = f"{{{wanted.channels[0]}}}:{owner.process}"  # in a cluster: on the same node
+        self._heard_at = 0.0
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """End it; nothing is heard of it afterwards."""
+        self.is_over = True
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        listener, voice = (self._owner.servers.client(self.wanted.node) for _ in range(2))
+        pubsub = listener.pubsub()
+        speaking: asyncio.Task[None] | None = None
+        try:
+            await self._subscribe(pubsub)
+            self._heard_at = self._clock.monotonic()
+            self.is_ready = True
+            self._owner.link_is_ready(self)
+            speaking = asyncio.ensure_future(self._speak(voice))
+            reason = await self._listen(pubsub)
+        except TROUBLE as error:
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            was_ready, self.is_ready = self.is_ready, False
+            was_stopped, self.is_over = self.is_over, True
+            if speaking is not None:
+                speaking.cancel()
+            for one in (pubsub, listener, voice):
+                await close(one)
+        if not was_stopped:
+            self._owner.link_ended(self, reason, was_ready=was_ready)
+
+    async def _subscribe(self, pubsub: Any) -> None:
+        """Subscribe, and wait until every channel is confirmed."""
+        channels = (*self.wanted.channels, self._private)
+        async with asyncio.timeout(_SUBSCRIBE_S):
+            await (pubsub.ssubscribe if self.wanted.sharded else pubsub.subscribe)(*channels)
+            confirmed = 0
+            while confirmed < len(channels):
+                message = await pubsub.get_message(timeout=_SUBSCRIBE_S)
+                if message is not None and message["type"] in _CONFIRMED:
+                    confirmed += 1
+                elif message is not None:
+                    self._take(message)
+
+    async def _listen(self, pubsub: Any) -> str:
+        """Hand over messages; return why that ended."""
+        early = 0
+        while True:
+            asked_at = self._clock.monotonic()
+            message = await pubsub.get_message(timeout=BEAT_S)
+            now = self._clock.monotonic()
+            if message is None:
+                early = early + 1 if now - asked_at < BEAT_S / 2 else 0
+                if early >= _EARLY_NONES:
+                    return "a dead connection that answers at once"
+                await self._clock.sleep(0)
+            elif message["type"] in _MESSAGES:
+                early = 0
+                self._take(message)
+            elif message["type"] in _CONFIRMED:
+                return "subscribed once more without having asked: redis-py has connected again"
+            else:
+                return f"no longer subscribed: {message['type']}"
+            if now - self._heard_at > SILENT_S:
+                return f"silent: its own voice was not heard for {SILENT_S:g} s"
+
+    def _take(self, message: dict[str, Any]) -> None:
+        channel = message["channel"].decode("utf-8", "replace")
+        if channel != self._private:
+            self._owner.heard(channel, message["data"])
+            return
+        self._heard_at = self._clock.monotonic()
+        self._owner.link_is_heard()
+        with contextlib.suppress(ValueError):
+            self.lag_s = max(0.0, self._heard_at - float(message["data"]))
+
+    async def _speak(self, voice: "aioredis.Redis") -> None:
+        """Publish to the private channel for ever; that it cannot be done is noticed by who listens."""
+        word = "SPUBLISH" if self.wanted.sharded else "PUBLISH"
+        while True:
+            with contextlib.suppress(*TROUBLE):
+                await voice.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
+            await self._clock.sleep(BEAT_S)

@@ -1,0 +1,291 @@
+"""`Client`: any number of streams and questions over one WebSocket."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Self
+
+from candled.clock import SystemClock
+from candled.exchange import Clock
+from candled.ingest.backoff import Backoff
+
+from .link import Link, Message
+from .stream import BarStream, Topic
+from .values import Bar, Bars, RequestRefused, Status, moment, wire_time
+
+_PAGE = 1000
+_AGAIN_S = 1.0
+
+
+class Client:
+    """A client of the candled server at a `ws://` or `wss://` address; connected inside `async with`.
+
+    Lost connections are made again, and what was missed meanwhile is asked for. `default_exchange` is the exchange
+    that messages of the server do not name; without it, it is learned where it is needed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        default_exchange: str | None = None,
+        keep: int = 20_000,
+        ping_s: float = 20.0,
+        clock: Clock | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._default_exchange = default_exchange
+        self._keep = keep
+        self._topics: list[Topic] = []
+        self._questions: dict[int, tuple[dict[str, Any], asyncio.Future[Message]]] = {}
+        self._asked = 0
+        self._running: asyncio.Task[None] | None = None
+        self._repeating: set[asyncio.Task[None]] = set()
+        self._link = Link(
+            url,
+            opened=self._opened,
+            received=self._take,
+            lost=self._lost,
+            clock=self._clock,
+            backoff=backoff or Backoff(first_s=1.0, most_s=30.0),
+            ping_s=ping_s,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.ensure_future(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End every stream and question and let go of the socket."""
+        if self._running is None:
+            return
+        tasks = [self._running, *self._repeating]
+        self._running = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._end(RequestRefused("the client was closed"))
+
+    def bars(
+        self,
+        symbol: str,
+        interval: str,
+        *,
+        exchange: str | None = None,
+        initial_bars: int = 100,
+        final_only: bool = False,
+        corrections: bool = False,
+        on_status: Callable[[Status], None] | None = None,
+    ) -> BarStream:
+        """Follow one interval of one market; see `BarStream`.
+
+        `initial_bars` (1 to 1000) is how many bars come first. `on_status` is called when the status changes. The
+        subscription ends with `close()`, or when nobody holds the stream any more, as after a `break`.
+        """
+        if self._running is None:
+            raise RuntimeError("the client is not connected: use it inside `async with`")
+        named = None if exchange == self._default_exchange else exchange
+        topic = next((one for one in self._topics if _is_on(one, symbol, interval, named)), None)
+        if topic is None:
+            topic = Topic(symbol, interval, named, initial_bars, self._keep)
+            self._topics.append(topic)
+            self._ask(topic)
+        elif initial_bars > topic.wanted:
+            topic.wanted, topic.position = initial_bars, None
+            self._ask(topic)
+        return BarStream(topic, final_only=final_only, corrections=corrections, on_status=on_status, ended=self._left)
+
+    async def history(
+        self,
+        symbol: str,
+        interval: str,
+        start: datetime | int | str | None = None,
+        end: datetime | int | str | None = None,
+        *,
+        exchange: str | None = None,
+    ) -> Bars:
+        """The bars that open at or after `start` and before `end`, oldest first.
+
+        Times are aware datetimes, epoch milliseconds or ISO 8601 text. Without `start` from the first bar there is,
+        without `end` up to the running one. Waits through lost connections, as long as it takes.
+
+        Raises:
+            RequestRefused: the server refuses it, or does not know how to answer.
+        """
+        request = {"type": "history", "symbol": symbol, "interval": interval, "limit": _PAGE}
+        if exchange is not None and exchange != self._default_exchange:
+            request["exchange"] = exchange
+        first = None if start is None else moment(wire_time(start))
+        if end is not None:
+            request["before"] = wire_time(end)
+        pages: list[list[Bar]] = []
+        while True:
+            answer = await self._question(request)
+            page = [Bar.read(bar) for bar in answer["bars"]]
+            pages.append([bar for bar in page if first is None or bar.time >= first])
+            if answer["end"] or not page or (first is not None and page[0].time <= first):
+                return Bars([bar for page in reversed(pages) for bar in page])
+            request["before"] = answer["bars"][0]["time"]
+
+    # ------------------------------------------------------------ the connection
+
+    async def _run(self) -> None:
+        reason = await self._link.run()
+        self._end(RequestRefused(reason))
+
+    def _end(self, error: RequestRefused) -> None:
+        for topic in list(self._topics):
+            topic.refuse(error)
+            for stream in list(topic.followers):
+                if self._running is None:
+                    stream.close()
+        for number in list(self._questions):
+            self._answered(number, error)
+
+    def _opened(self) -> None:
+        for topic in self._topics:
+            self._ask(topic)
+        for number, (request, _) in self._questions.items():
+            self._link.send({**request, "id": number})
+
+    def _lost(self, reason: str, wait_s: float) -> None:
+        for topic in self._topics:
+            topic.lost(Status("lost", retry_s=wait_s, message=reason))
+
+    def _ask(self, topic: Topic) -> None:
+        if self._link.is_open:
+            self._link.send(topic.request(self._number()))
+            topic.tell(Status("loading"))
+
+    def _left(self, topic: Topic) -> None:
+        if topic in self._topics and not list(topic.followers):  # a list, which leaves out what is being collected
+            self._topics.remove(topic)
+            self._link.send({"type": "unsubscribe", **topic.named})
+
+    def _number(self) -> int:
+        self._asked += 1
+        return self._asked
+
+    async def _question(self, request: dict[str, Any]) -> Message:
+        if self._running is None:
+            raise RuntimeError("the client is not connected: use it inside `async with`")
+        number = self._number()
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._questions[number] = request, answer
+        self._link.send({**request, "id": number})
+        try:
+            return await answer
+        finally:
+            del self._questions[number]
+
+    # ------------------------------------------------------------ messages
+
+    def _take(self, message: Message) -> None:
+        match message["type"]:
+            case "initial" | "resumed" | "update" | "correction":
+                topic = self._topic_of(message)
+                if topic is not None:
+                    topic.take(message)
+            case "subscribed":
+                self._acknowledged(message)
+            case "status":
+                for topic in self._topics:
+                    if self._is_about(topic, message):
+                        topic.feed(message)
+            case "history":
+                self._answered(message["id"], message)
+            case "error":
+                self._refused(message)
+            case "bye":
+                self._link.expect_end(float(message["reconnectAfterMs"]) / 1000)
+
+    def _answered(self, number: int, answer: Message | RequestRefused) -> None:
+        _, waiting = self._questions.get(number, (None, None))
+        if waiting is None or waiting.done():
+            return
+        if isinstance(answer, RequestRefused):
+            waiting.set_exception(answer)
+        else:
+            waiting.set_result(answer)
+
+    def _refused(self, message: Message) -> None:
+        text, number, code = str(message["message"]), message.get("id"), message.get("code")
+        error = RequestRefused(text, None if code is None else int(code))
+        if number is None:
+            self._refused_without_number(error)
+            return
+        again = next((topic for topic in self._topics if topic.asked == number), None)
+        if message.get("temporary"):
+            self._repeat(int(number))
+        elif again is not None:
+            again.refuse(error)
+        else:
+            self._answered(number, error)
+
+    def _refused_without_number(self, error: RequestRefused) -> None:
+        """A server without the extensions does not say which request it means, but by the text."""
+        text = str(error)
+        if text.startswith("Unknown message type: history"):
+            for number in list(self._questions):
+                self._answered(number, error)
+        for topic in self._topics:
+            if not topic.is_settled and topic.refusal is None and _is_meant(topic, text):
+                topic.refuse(error)
+                return
+
+    def _repeat(self, number: int) -> None:
+        task = asyncio.ensure_future(self._later(number))
+        self._repeating.add(task)
+        task.add_done_callback(self._repeating.discard)
+
+    async def _later(self, number: int) -> None:
+        """Ask again what the server could not answer now."""
+        await self._clock.sleep(_AGAIN_S)
+        if number in self._questions:
+            self._link.send({**self._questions[number][0], "id": number})
+        for topic in self._topics:
+            if topic.asked == number:
+                self._ask(topic)
+
+    # ------------------------------------------------------------ exchanges
+
+    def _acknowledged(self, message: Message) -> None:
+        for topic in self._topics:
+            if topic.asked == message["id"] and "exchange" in topic.named and "exchange" not in message:
+                self._default_exchange = topic.named["exchange"]
+
+    def _is_about(self, topic: Topic, message: Message) -> bool:
+        default = self._default_exchange
+        return bool(
+            topic.named["symbol"] == message["symbol"]
+            and topic.named["interval"] == message.get("interval", topic.named["interval"])
+            and topic.named.get("exchange", default) == message.get("exchange", default)
+        )
+
+    def _topic_of(self, message: Message) -> Topic | None:
+        """Messages name the exchange where it is not the default one, which a client may have to learn."""
+        for topic in self._topics:
+            if self._is_about(topic, message):
+                return topic
+        about = [topic for topic in self._topics if _is_on(topic, message["symbol"], message["interval"], ...)]
+        if len(about) != 1 or "exchange" in message or self._default_exchange is not None:
+            return None
+        self._default_exchange = about[0].named["exchange"]
+        return about[0]
+
+
+def _is_on(topic: Topic, symbol: str, interval: str, exchange: Any) -> bool:
+    """Whether a topic is of this market; the exchange `...` is any."""
+    named = topic.named
+    is_there = exchange is ... or named.get("exchange") == exchange
+    return named["symbol"] == symbol and named["interval"] == interval and is_there
+
+
+def _is_meant(topic: Topic, text: str) -> bool:
+    """Whether an error can only mean this subscription."""
+    names = (f"Invalid {key}: {value}." for key, value in topic.named.items())
+    return text.startswith(("Too many subscriptions", *names))

@@ -1,0 +1,111 @@
+"""One WebSocket at a time, connected again by itself."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from tornado.httpclient import HTTPError, HTTPRequest
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
+
+from candled.exchange import Clock
+from candled.ingest.backoff import Backoff
+
+_OPEN_WITHIN_S = 15.0
+_MESSAGES_PER_S = 15.0  # the server refuses more than 20
+_LARGEST_MESSAGE = 64 * 1024 * 1024
+_NOT_OURS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+Message = Mapping[str, Any]
+
+
+class Link:
+    """Connects until it is cancelled, and tells its owner what happens.
+
+    `opened()`: send now what is wanted. `received(message)`: whatever it raises of a malformed message ends the
+    connection. `lost(reason, wait_s)`: connected again after so many seconds. A peer that does not answer a ping
+    within `ping_s` is lost.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        opened: Callable[[], None],
+        received: Callable[[Message], None],
+        lost: Callable[[str, float], None],
+        clock: Clock,
+        backoff: Backoff,
+        ping_s: float,
+    ) -> None:
+        self._url = url
+        self._opened, self._received, self._lost = opened, received, lost
+        self._clock = clock
+        self._backoff = backoff
+        self._ping_s = ping_s
+        self._outgoing: asyncio.Queue[str] | None = None
+        self._bye_s: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._outgoing is not None
+
+    def send(self, message: Message) -> None:
+        """Send a message if the link is open; what is not sent is for the next `opened` to say again."""
+        if self._outgoing is not None:
+            self._outgoing.put_nowait(json.dumps(message))
+
+    def expect_end(self, reconnect_after_s: float) -> None:
+        """The server said that it goes away, and when to come back."""
+        self._bye_s = reconnect_after_s
+
+    async def run(self) -> str:
+        """Stay connected; return why if the server asks not to come back."""
+        while True:
+            try:
+                code, reason = await self._connection()
+                if 3500 <= code < 4000:
+                    return reason
+            except (OSError, HTTPError, WebSocketError) as error:
+                reason = str(error)
+            except _NOT_OURS:
+                reason = "the server does not speak candled's protocol"
+            wait_s = self._backoff.failed() if self._bye_s is None else self._bye_s
+            self._bye_s = None
+            self._lost(reason, wait_s)
+            await self._clock.sleep(wait_s)
+
+    async def _connection(self) -> tuple[int, str]:
+        """Open a socket and read it to its end; the code it was closed with, and why in words."""
+        request = HTTPRequest(self._url, connect_timeout=_OPEN_WITHIN_S, request_timeout=_OPEN_WITHIN_S)
+        socket = await websocket_connect(
+            request, max_message_size=_LARGEST_MESSAGE, ping_interval=self._ping_s, ping_timeout=self._ping_s / 2
+        )
+        self._outgoing = asyncio.Queue()
+        sending = asyncio.ensure_future(self._send(socket, self._outgoing))
+        try:
+            self._opened()
+            while isinstance(text := await socket.read_message(), str):
+                self._received(json.loads(text, parse_float=Decimal, parse_int=Decimal))
+                self._backoff.succeeded()
+            return socket.close_code or 0, socket.close_reason or "the connection was closed"
+        finally:
+            self._outgoing = None
+            sending.cancel()
+            socket.close()
+
+    async def _send(self, socket: WebSocketClientConnection, outgoing: "asyncio.Queue[str]") -> None:
+        allowed = _MESSAGES_PER_S
+        since = self._clock.monotonic()
+        while True:
+            text = await outgoing.get()
+            now = self._clock.monotonic()
+            allowed, since = min(_MESSAGES_PER_S, allowed + (now - since) * _MESSAGES_PER_S), now
+            if allowed < 1:
+                await self._clock.sleep((1 - allowed) / _MESSAGES_PER_S)
+            allowed -= 1
+            try:
+                await socket.write_message(text)
+            except WebSocketClosedError:
+                return  # the reader sees the end too

@@ -1,0 +1,193 @@
+"""What leaves ingest: to the bus at once, to the store, and to the store's log of what changed in the past."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from candled.bus import Bus, Healed, MinuteChanged, Position, StateChanged
+from candled.errors import StoreRejected, StoreUnavailable
+from candled.exchange import Clock
+from candled.model import MINUTE_MS, Candle, MarketKey, Range, Symbol
+from candled.store.interface import LATER, Hole
+
+from .backoff import Backoff
+from .market import MarketIngest, Outcome
+
+_TICK_S = 0.5
+_STATE_AGAIN_MS = 10_000  # whoever listens from now on learns the state within this time
+
+
+class Keeper(Protocol):
+    """What leaves for the store; `candled.store.keeper.Keeper` takes it."""
+
+    def put(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool: ...
+    async def flush(self) -> None: ...
+    async def open_feed(self, markets: Sequence[MarketKey], epoch: str) -> None: ...
+    async def note_changes(
+        self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]
+    ) -> None: ...
+    async def save_coverage(
+        self, market: MarketKey, since_ms: int | None, holes: Sequence[Hole], within: Range | None
+    ) -> None: ...
+
+
+@dataclass(slots=True)
+class _Told:
+    """What was told of one market: times are UTC epoch milliseconds, `seq` the newest message's.
+
+    Past changes from `first_unlogged` to `last_unlogged` are on their way to the log.
+    """
+
+    settled_ms: int | None
+    complete_from_ms: int | None
+    epoch: str = ""
+    seq: int = 0
+    is_registered: bool = False
+    first_unlogged: int | None = None
+    last_unlogged: int = 0
+    checkpoint_ms: int = 0
+    state: str = ""
+    state_since_ms: int = 0
+    state_told_ms: int = 0
+
+
+class Outlet:
+    """The way out of one exchange's ingest.
+
+    `failed` is told what could not be stored for good. A change of a minute that was final before is logged before
+    it is stored, so that the log never lacks what the store has.
+    """
+
+    def __init__(
+        self, bus: Bus, store: Keeper, clock: Clock, *, checkpoint_ms: int, failed: Callable[[MarketKey, str], None]
+    ) -> None:
+        self._bus = bus
+        self._store = store
+        self._clock = clock
+        self._checkpoint_ms = checkpoint_ms
+        self._failed = failed
+        self._told: dict[Symbol, _Told] = {}
+        self._markets: Mapping[Symbol, MarketIngest] = {}
+
+    def open(self, markets: Mapping[Symbol, MarketIngest], newest: Mapping[Symbol, int], now_ms: int) -> None:
+        """Begin to speak of `markets`, whose newest stored minutes are `newest`."""
+        self._markets = markets
+        for symbol, market in markets.items():
+            settled_ms = newest[symbol] + MINUTE_MS if symbol in newest else None
+            self._told[symbol] = _Told(settled_ms, market.coverage.since_ms)
+            self.tell_state(market, now_ms)
+
+    def has_told(self, market: MarketIngest) -> bool:
+        """Whether it was told since when the market's history is complete."""
+        return market.coverage.since_ms == self._told[market.key.symbol].complete_from_ms
+
+    def publish(self, market: MarketIngest, candles: Sequence[Candle]) -> None:
+        """Tell of minutes of the live edge, and have the final ones stored."""
+        told = self._told[market.key.symbol]
+        for candle in candles:
+            is_past = told.settled_ms is not None and candle.open_ms < told.settled_ms
+            facts = market.facts(_logged(told))
+            position = self._note(told, self._bus.publish(MinuteChanged(market.key, candle, facts)))
+            if facts.settled_ms is not None:
+                told.settled_ms = facts.settled_ms
+            if is_past:
+                told.first_unlogged = told.first_unlogged or position.seq
+                told.last_unlogged = position.seq
+            if candle.final:
+                if not self._store.put(market.key, candle, changes=position if is_past else None):
+                    market.lost(candle.open_ms)
+            elif candle.as_of_ms - told.checkpoint_ms >= self._checkpoint_ms:
+                told.checkpoint_ms = candle.as_of_ms
+                self._store.put(market.key, candle)
+
+    async def heal(self, market: MarketIngest, outcome: Outcome) -> None:
+        """Store what belongs to the past and what is known of it, then tell that it changed."""
+        told = self._told[market.key.symbol]
+        for candle in outcome.past:
+            while not self._store.put(market.key, candle, changes=Position(told.epoch, LATER)):
+                await self._clock.sleep(_TICK_S)
+        since_ms, changed, backoff = market.coverage.since_ms, market.coverage.take_changes(), Backoff()
+        while True:
+            try:
+                await self._store.flush()
+                holes = [] if changed is None else market.coverage.holes_within(*changed)
+                await self._store.save_coverage(market.key, since_ms, holes, changed)
+                break
+            except StoreUnavailable:
+                await self._clock.sleep(backoff.failed())
+            except StoreRejected as error:  # named by the writer too; what was refused is missing, not wrong
+                self._failed(market.key, str(error))
+                break
+        healed = outcome.healed or (None if since_ms is None else Range(since_ms, since_ms + MINUTE_MS))
+        if healed is None:
+            return
+        told.complete_from_ms = since_ms
+        message = Healed(market.key, healed.start_ms, healed.end_ms, since_ms, market.facts(_logged(told)))
+        position = self._note(told, self._bus.publish(message))
+        if outcome.past:
+            await self._log(market.key, position, Range(outcome.past[0].open_ms, outcome.past[-1].open_ms + MINUTE_MS))
+
+    def tell_state(self, market: MarketIngest, now_ms: int) -> None:
+        """Tell the market's state when it changed, and now and then for those who listen since."""
+        told, state = self._told[market.key.symbol], market.state(now_ms)
+        if state == told.state and 0 <= now_ms - told.state_told_ms < _STATE_AGAIN_MS:
+            return
+        if state != told.state:
+            told.state, told.state_since_ms = state, now_ms
+        told.state_told_ms = now_ms
+        self._note(told, self._bus.publish(StateChanged(market.key, state, told.state_since_ms)))
+
+    def state_since_ms(self, market: MarketIngest) -> int:
+        """Since when the market is in the state that was told last."""
+        return self._told[market.key.symbol].state_since_ms
+
+    async def run(self) -> None:
+        """Have feeds registered and past changes logged, for ever."""
+        while True:
+            await self._clock.sleep(_TICK_S)
+            try:
+                await self._register()
+                await self._settle_log()
+            except (StoreUnavailable, StoreRejected):  # named by the writer; tried again
+                continue
+
+    async def _register(self) -> None:
+        fresh: dict[str, list[Symbol]] = {}
+        for symbol, told in self._told.items():
+            if told.epoch and not told.is_registered:
+                fresh.setdefault(told.epoch, []).append(symbol)
+        for epoch, symbols in fresh.items():
+            await self._store.open_feed([self._markets[symbol].key for symbol in symbols], epoch)
+            for symbol in symbols:
+                self._told[symbol].is_registered = self._told[symbol].epoch == epoch
+
+    async def _settle_log(self) -> None:
+        """What was put to the store before a flush ended well is logged and stored."""
+        waiting = {symbol: told.last_unlogged for symbol, told in self._told.items() if told.first_unlogged is not None}
+        if not waiting:
+            return
+        await self._store.flush()
+        for symbol, seq in waiting.items():
+            told = self._told[symbol]
+            told.first_unlogged = None if told.last_unlogged == seq else seq + 1
+
+    async def _log(self, market: MarketKey, position: Position, changed: Range) -> None:
+        """Say in the log when a change was told. Until then whoever asks is told of it once too often."""
+        try:
+            await self._store.note_changes(market, position.epoch, [(position.seq, changed)])
+        except (StoreUnavailable, StoreRejected, asyncio.CancelledError):
+            return
+
+    def _note(self, told: _Told, position: Position) -> Position:
+        if position.epoch != told.epoch:
+            told.epoch, told.is_registered, told.first_unlogged = position.epoch, False, None
+        told.seq = position.seq
+        return position
+
+
+def _logged(told: _Told) -> int:
+    """Up to which message the log has all past changes."""
+    if not told.is_registered:
+        return -1
+    return told.seq if told.first_unlogged is None else told.first_unlogged - 1

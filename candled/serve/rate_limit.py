@@ -1,0 +1,148 @@
+"""How often one address may ask: a fixed window of requests, counted here or wherever all processes count together."""
+
+import base64
+import hashlib
+import ipaddress
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from candled.errors import Unavailable
+from candled.exchange import Clock
+
+TOO_MANY = "Too many requests, please try again later."
+HEADERS = (
+    "RateLimit",
+    "RateLimit-Limit",
+    "RateLimit-Policy",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
+    "Retry-After",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+)
+_MOST_KEYS = 100_000  # about 20 MB
+_IPV6_PREFIX = 56  # what a provider gives to one customer; express-rate-limit counts the same
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+class Counter(Protocol):
+    """Counts requests by key in fixed windows."""
+
+    async def hit(self, key: str, window_s: float) -> tuple[int, float]:
+        """Count a request; return how many there were in the key's window, this one too, and the seconds it has left.
+
+        A key's window begins with its first request. Raises `Unavailable` where it cannot be counted now.
+        """
+
+
+class MemoryCounter:
+    """Counts in this process, for a bounded number of keys: where there are more, the oldest window is forgotten."""
+
+    def __init__(self, clock: Clock, most: int = _MOST_KEYS) -> None:
+        self._clock = clock
+        self._most = most
+        self._windows: dict[float, OrderedDict[str, tuple[int, float]]] = {}  # by length, in the order they began
+
+    def __len__(self) -> int:
+        return sum(map(len, self._windows.values()))
+
+    async def hit(self, key: str, window_s: float) -> tuple[int, float]:
+        """See `Counter.hit`; never raises."""
+        now = self._clock.monotonic()
+        windows = self._windows.setdefault(window_s, OrderedDict())
+        while windows:
+            oldest, (_, ends) = next(iter(windows.items()))
+            if ends > now and len(windows) <= self._most:
+                break
+            del windows[oldest]
+        count, ends = windows.get(key, (0, now + window_s))
+        windows[key] = count + 1, ends
+        return count + 1, ends - now
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a request may pass, how many its address has made in this window, and the headers that say so."""
+
+    allowed: bool
+    count: int
+    headers: Mapping[str, str]
+
+
+class RateLimit:
+    """The limit of one group of routes. `styles` are the headers wanted: `legacy`, `draft-6`, `draft-8`.
+
+    Where `counter` cannot count, this process counts for itself: a limit that is too mild beats no service.
+    """
+
+    def __init__(
+        self, group: str, requests: int, window_s: float, counter: Counter, clock: Clock, styles: Sequence[str]
+    ) -> None:
+        self._group = group
+        self._requests = requests
+        self._window_s = window_s
+        self._counter = counter
+        self._spare = MemoryCounter(clock)
+        self._clock = clock
+        self._styles = styles
+
+    async def check(self, address: str) -> Verdict:
+        """Count a request of `address`."""
+        if not self._requests:
+            return Verdict(True, 0, {})
+        owner = client_of(address)
+        key = f"{self._group}:{owner}"
+        try:
+            count, left_s = await self._counter.hit(key, self._window_s)
+        except Unavailable:
+            count, left_s = await self._spare.hit(key, self._window_s)
+        allowed = count <= self._requests
+        headers = self._headers(max(self._requests - count, 0), left_s, owner)
+        if not allowed:
+            headers["Retry-After"] = str(math.ceil(left_s))
+        return Verdict(allowed, count, headers)
+
+    def _headers(self, remaining: int, left_s: float, owner: str) -> dict[str, str]:
+        limit, window_s, reset_s = self._requests, math.ceil(self._window_s), math.ceil(left_s)
+        headers = {}
+        if "legacy" in self._styles:
+            headers["X-RateLimit-Limit"] = str(limit)
+            headers["X-RateLimit-Remaining"] = str(remaining)
+            headers["X-RateLimit-Reset"] = str(math.ceil(self._clock.now_ms() / 1000 + left_s))
+        if "draft-6" in self._styles:
+            headers["RateLimit-Policy"] = f"{limit};w={window_s}"
+            headers["RateLimit-Limit"] = str(limit)
+            headers["RateLimit-Remaining"] = str(remaining)
+            headers["RateLimit-Reset"] = str(reset_s)
+        if "draft-8" in self._styles:
+            name = f'"{limit}-in-{_span(window_s)}"'
+            partition = base64.b64encode(hashlib.sha256(owner.encode()).hexdigest()[:12].encode()).decode()
+            headers["RateLimit-Policy"] = f"{name}; q={limit}; w={window_s}; pk=:{partition}:"
+            headers["RateLimit"] = f"{name}; r={remaining}; t={reset_s}"
+        return headers
+
+
+def client_of(address: str) -> str:
+    """Whose an address is: an IPv4 address counts alone, of an IPv6 address the first 56 bits.
+
+    An IPv4 address written as IPv6 (`::ffff:192.0.2.1`) is the IPv4 one. What is no address counts as it is written.
+    """
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((int(ip), _IPV6_PREFIX), strict=False))
+
+
+def _span(seconds: int) -> str:
+    """`15min`, `1h`: the largest unit that divides it."""
+    size, unit = next(one for one in _UNITS if seconds % one[0] == 0)
+    return f"{seconds // size}{unit}"

@@ -1,0 +1,147 @@
+"""The tables and statements of the SQLite store, each with a line on what it answers."""
+
+from candled.model import MINUTE_MS
+
+from .batch import SOURCES
+
+# `src` is the number of a source, see `batch.SOURCES`; longer bars have always the same one.
+_BAR = "time_ms, open, high, low, close, volume, quote_volume, as_of_ms, rev"
+_MINUTE = f"{_BAR}, src"
+_FOLDED = f"{_BAR}, {SOURCES.index('agg')}"
+_VALUE_COLUMNS = """
+    time_ms INTEGER NOT NULL,
+    open TEXT NOT NULL,
+    high TEXT NOT NULL,
+    low TEXT NOT NULL,
+    close TEXT NOT NULL,
+    volume TEXT NOT NULL,
+    quote_volume TEXT,
+    as_of_ms INTEGER NOT NULL
+"""
+
+# What a new file consists of, step by step: an older file lacks the later steps. Nothing of a step is ever changed.
+_FIRST_TABLES = (
+    """CREATE TABLE markets (
+        id INTEGER PRIMARY KEY,
+        exchange TEXT NOT NULL,
+        symbol TEXT NOT NULL,
+        complete_from_ms INTEGER,
+        UNIQUE (exchange, symbol)
+    )""",
+    f"CREATE TABLE candles (market INTEGER NOT NULL, {_VALUE_COLUMNS}, PRIMARY KEY (market, time_ms)) WITHOUT ROWID",
+    f"""CREATE TABLE rollups (market INTEGER NOT NULL, interval_ms INTEGER NOT NULL, {_VALUE_COLUMNS},
+        PRIMARY KEY (market, interval_ms, time_ms)) WITHOUT ROWID""",
+    f"CREATE TABLE running (market INTEGER PRIMARY KEY, {_VALUE_COLUMNS})",
+    """CREATE TABLE holes (
+        market INTEGER NOT NULL,
+        start_ms INTEGER NOT NULL,
+        end_ms INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        retry_ms INTEGER,
+        PRIMARY KEY (market, start_ms)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE intervals (interval_ms INTEGER PRIMARY KEY)",
+)
+
+# Revisions and sources, and the log of changes: `feeds` of a market in the order of their numbers, `seen_ms` being when
+# `maintain` first met one, and which stretches of the past changed with which message of a feed.
+_REVISIONS_AND_CHANGES = (
+    "ALTER TABLE candles ADD COLUMN rev INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE candles ADD COLUMN src INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE rollups ADD COLUMN rev INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE running ADD COLUMN rev INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE running ADD COLUMN src INTEGER NOT NULL DEFAULT 0",
+    """CREATE TABLE feeds (
+        market INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        epoch TEXT NOT NULL,
+        seen_ms INTEGER,
+        PRIMARY KEY (market, number),
+        UNIQUE (market, epoch)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE changes (
+        market INTEGER NOT NULL,
+        feed INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        start_ms INTEGER NOT NULL,
+        end_ms INTEGER NOT NULL,
+        PRIMARY KEY (market, feed, seq, start_ms, end_ms)
+    ) WITHOUT ROWID""",
+)
+STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES)
+
+# Which number does a market have, and which markets are there?
+MARKET_ID = "SELECT id FROM markets WHERE exchange = ? AND symbol = ?"
+MARKET_IDS = "SELECT id FROM markets ORDER BY id"
+ADD_MARKET = "INSERT INTO markets (exchange, symbol) VALUES (?, ?) ON CONFLICT DO NOTHING"
+
+# Which minutes lie in a range? Which are the last ones before a time?
+MINUTES_BETWEEN = f"SELECT {_MINUTE} FROM candles WHERE market = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"
+MINUTES_BEFORE = f"SELECT {_MINUTE} FROM candles WHERE market = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"
+PUT_MINUTE = f"REPLACE INTO candles (market, {_MINUTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+# The same of longer bars.
+BARS_BETWEEN = f"""SELECT {_FOLDED} FROM rollups
+    WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"""
+BARS_BEFORE = f"""SELECT {_FOLDED} FROM rollups
+    WHERE market = ? AND interval_ms = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"""
+PUT_BAR = f"REPLACE INTO rollups (market, interval_ms, {_BAR}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+DROP_BARS = "DELETE FROM rollups WHERE market = ? AND interval_ms = ?"
+
+# What was the running minute when it was last put aside, and is there no final minute as new as that?
+RUNNING = f"SELECT {_MINUTE} FROM running WHERE market = ?"
+RUNNING_AHEAD = f"""SELECT {_MINUTE} FROM running WHERE market = ?1
+    AND time_ms > coalesce((SELECT max(time_ms) FROM candles WHERE market = ?1), -1)"""
+PUT_RUNNING = f"REPLACE INTO running (market, {_MINUTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+# Where do a market's minutes begin and end? One lookup at either end of the key, not a scan.
+SPAN = """SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1),
+    (SELECT max(time_ms) FROM candles WHERE market = ?1)"""
+NEWEST = """SELECT symbol, newest FROM (
+        SELECT symbol, (SELECT max(time_ms) FROM candles WHERE market = id) AS newest FROM markets WHERE exchange = ?
+    ) WHERE newest IS NOT NULL"""
+
+# Which stretches of minutes are there? Among neighbours, time minus position is the same number.
+PRESENT = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (
+        SELECT time_ms, time_ms - {MINUTE_MS} * row_number() OVER (ORDER BY time_ms) AS stretch
+        FROM candles WHERE market = ? AND time_ms >= ? AND time_ms < ?
+    ) GROUP BY stretch ORDER BY 1"""
+
+# Since when is a market complete, and what does the exchange itself not have?
+COMPLETE_FROM = "SELECT complete_from_ms FROM markets WHERE id = ?"
+SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?1), ?1) WHERE id = ?2"
+# Holes do not overlap: of those that begin before a range only the last can reach into it.
+HOLES = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ?1
+        AND start_ms >= coalesce((SELECT max(start_ms) FROM holes WHERE market = ?1 AND start_ms < ?2), ?2)
+        AND start_ms <= ?3 AND end_ms >= ?2
+    ORDER BY start_ms"""
+DROP_HOLE = "DELETE FROM holes WHERE market = ? AND start_ms = ?"
+PUT_HOLE = "INSERT INTO holes (market, start_ms, end_ms, reason, attempts, retry_ms) VALUES (?, ?, ?, ?, ?, ?)"
+
+# Of which intervals are all bars there?
+INTERVALS = "SELECT interval_ms FROM intervals"
+PUT_INTERVAL = "INSERT INTO intervals (interval_ms) VALUES (?)"
+DROP_INTERVAL = "DELETE FROM intervals WHERE interval_ms = ?"
+
+# Which feeds does a market have, and what changed after a message of one of them? Of a known feed there is at least one
+# row, perhaps of nothing.
+OPEN_FEED = """INSERT INTO feeds (market, number, epoch)
+    SELECT ?1, coalesce(max(number), 0) + 1, ?2 FROM feeds WHERE market = ?1
+    ON CONFLICT (market, epoch) DO NOTHING"""
+FEED = """SELECT number FROM feeds WHERE market = ?1 AND (epoch = ?2 OR ?2 IS NULL)
+    ORDER BY number DESC LIMIT 1"""
+DROP_UNTOLD = "DELETE FROM changes WHERE market = ? AND feed = ? AND seq = ? AND start_ms >= ? AND end_ms <= ?"
+NOTE_CHANGE = "INSERT INTO changes (market, feed, seq, start_ms, end_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+CHANGES_SINCE = """SELECT start_ms, end_ms FROM feeds LEFT JOIN changes
+        ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, ?)
+    WHERE feeds.market = ? AND epoch = ?"""
+
+# Which feeds are new to `maintain`, and before which one may each market's be forgotten? When a feed began long ago
+# nobody asks any more for those before it; the newest always stays.
+SEE_FEEDS = "UPDATE feeds SET seen_ms = ? WHERE seen_ms IS NULL"
+OLD_FEEDS = """SELECT market,
+        max(max(number) - ?1 + 1, coalesce(max(CASE WHEN seen_ms <= ?2 THEN number END), 0)) AS kept
+    FROM feeds GROUP BY market HAVING min(number) < kept"""
+DROP_CHANGES = "DELETE FROM changes WHERE market = ? AND feed < ?"
+DROP_FEEDS = "DELETE FROM feeds WHERE market = ? AND number < ?"

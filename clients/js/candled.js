@@ -1,0 +1,452 @@
+/**
+ * Live candles from a candled server: any number of streams over one WebSocket, through lost connections.
+ *
+ *     const client = new CandledClient("ws://localhost:7000/ws");
+ *     const stream = client.subscribe({ symbol: "BTC/USDT", interval: "5m", bars: 300 }, {
+ *       onBars: (bars) => chart.setData(bars),   // everything, at first and whenever more than the newest bar changed
+ *       onBar: (bar) => chart.update(bar),       // the newest bar moved, or the next one opened
+ *       onStatus: ({ state }) => label.textContent = state,
+ *     });
+ *
+ * The bars held are always those that a fresh subscription would get. Needs no other file than its neighbours
+ * link.js and series.js; works in browsers, and in Node with its own WebSocket or that of the package `ws`.
+ */
+import { Link } from "./link.js";
+import { Series } from "./series.js";
+
+const DEFAULT_BARS = 100;
+const FIELDS = ["final", "seq", "rev", "src"];
+const ASK_AGAIN_MS = 20000;
+const RETRY_REQUEST_MS = 1000;
+
+/** What the server, or the state of the client, refuses. `code` is the server's, or `closed`, `timeout`, `unsupported`. */
+export class CandledError extends Error {
+  constructor(message, code = null, temporary = false) {
+    super(message);
+    this.name = "CandledError";
+    this.code = code;
+    this.temporary = temporary;
+  }
+}
+
+export class CandledClient {
+  #link;
+  #options;
+  #streams = new Set();
+  #requests = new Map();
+  #nextId = 1;
+  #state = { state: "idle" };
+  #watch = null;
+
+  /** Connects with the first subscription or request, and stays connected until `close()`. */
+  constructor(url, options = {}) {
+    const { keep = 20000, historyWithinMs = 30000, defaultExchange = null, onState = () => {}, ...link } = options;
+    this.#options = { keep, historyWithinMs, onState };
+    this.defaultExchange = defaultExchange;
+    this.#link = new Link(url, {
+      ...link,
+      onOpen: () => this.#opened(),
+      onMessage: (message) => this.#take(message),
+      onState: (state, facts) => this.#tell({ state, ...facts }),
+    });
+  }
+
+  /** `{ state }`: idle, connecting, open, lost (with `retryAt` in epoch ms), refused (with `message`) or closed. */
+  get state() {
+    return this.#state;
+  }
+
+  /** Follow one interval of one market. The listeners are called from the next microtask on. */
+  subscribe({ symbol, interval, exchange = null, bars = DEFAULT_BARS }, listeners = {}) {
+    this.#open();
+    const named = exchange === this.defaultExchange ? null : exchange;
+    let stream = [...this.#streams].find((one) => one.isOn(symbol, interval, named));
+    if (!stream) {
+      stream = new Stream(this, { symbol, interval, exchange: named }, bars, this.#options.keep);
+      this.#streams.add(stream);
+      this.#ask(stream);
+    } else if (bars > stream.wanted) {
+      stream.wanted = bars;
+      stream.forget();
+      this.#ask(stream);
+    }
+    return new Subscription(stream, listeners);
+  }
+
+  /** One page of bars older than `before` (ISO text, epoch ms or Date; default: now): `{ bars, end }`, oldest first. */
+  async history({ symbol, interval, exchange = null, before, limit = 500 }) {
+    const request = { type: "history", symbol, interval, limit };
+    if (exchange !== null && exchange !== this.defaultExchange) request.exchange = exchange;
+    if (before !== undefined) request.before = before instanceof Date ? before.toISOString() : before;
+    const { bars, end } = await this.#request(request);
+    return { bars, end };
+  }
+
+  /** End every stream and request and let go of the socket. */
+  close() {
+    this.#link.close();
+    clearInterval(this.#watch);
+    for (const id of [...this.#requests.keys()]) this.#settle(id, new CandledError("the client was closed", "closed"));
+    this.#streams.clear();
+  }
+
+  /** For a stream whose last subscription ended. */
+  leave(stream) {
+    if (!this.#streams.delete(stream)) return;
+    this.#link.send({ type: "unsubscribe", ...stream.topic });
+  }
+
+  #open() {
+    if (this.#state.state === "closed") throw new CandledError("the client was closed", "closed");
+    if (this.#state.state === "idle") {
+      this.#link.open();
+      this.#watch = setInterval(() => this.#askAgain(), ASK_AGAIN_MS / 4);
+    }
+  }
+
+  #opened() {
+    for (const stream of this.#streams) {
+      stream.refusal = null;
+      this.#ask(stream);
+    }
+    for (const [id, { message }] of this.#requests) this.#link.send({ ...message, id });
+  }
+
+  #ask(stream) {
+    stream.askedId = this.#nextId++;
+    stream.askedAt = Date.now();
+    stream.isAcknowledged = false;
+    stream.isSettled = false;
+    const { position, series } = stream;
+    const request = { type: "subscribe", id: stream.askedId, ...stream.topic, initialBars: stream.wanted };
+    Object.assign(request, { fields: FIELDS, status: true, corrections: true });
+    if (position && series.last) request.resume = { ...position, time: series.last.time };
+    this.#link.send(request);
+    stream.tellStatus();
+  }
+
+  /** A subscription that was never answered was lost on the way, for instance to the limit on messages. */
+  #askAgain() {
+    const before = Date.now() - ASK_AGAIN_MS;
+    for (const stream of this.#streams) {
+      const isOpen = stream.isSettled || stream.isAcknowledged || stream.refusal;
+      if (this.#link.state === "open" && !isOpen && stream.askedAt < before) this.#ask(stream);
+    }
+  }
+
+  #request(message) {
+    this.#open();
+    const id = this.#nextId++;
+    return new Promise((resolve, reject) => {
+      const late = () => this.#settle(id, new CandledError("the server did not answer in time", "timeout", true));
+      const timer = setTimeout(late, this.#options.historyWithinMs);
+      this.#requests.set(id, { message, resolve, reject, timer });
+      this.#link.send({ ...message, id });
+    });
+  }
+
+  #settle(id, answer) {
+    const request = this.#requests.get(id);
+    if (!request) return;
+    this.#requests.delete(id);
+    clearTimeout(request.timer);
+    if (answer instanceof Error) request.reject(answer);
+    else request.resolve(answer);
+  }
+
+  #take(message) {
+    switch (message.type) {
+      case "initial":
+      case "resumed":
+      case "update":
+      case "correction":
+        this.#streamOf(message)?.take(message);
+        break;
+      case "subscribed":
+        this.#acknowledged(message);
+        break;
+      case "status":
+        for (const stream of this.#streams) if (stream.isAbout(message, this.defaultExchange)) stream.tellFeed(message);
+        break;
+      case "history":
+        this.#settle(message.id, message);
+        break;
+      case "error":
+        this.#refused(message);
+        break;
+      case "bye":
+        this.#link.expectEnd(message.reconnectAfterMs);
+        break;
+    }
+  }
+
+  #acknowledged({ id, exchange }) {
+    const stream = [...this.#streams].find((one) => one.askedId === id);
+    if (!stream) return;
+    stream.isAcknowledged = true;
+    if (exchange === undefined && stream.topic.exchange) this.defaultExchange = stream.topic.exchange;
+  }
+
+  /** Messages name the exchange where it is not the default one, which a client that named it may have to learn. */
+  #streamOf(message) {
+    const about = [...this.#streams].filter(
+      ({ topic }) => topic.symbol === message.symbol && topic.interval === message.interval,
+    );
+    const exact = about.find((stream) => stream.isAbout(message, this.defaultExchange));
+    if (exact || message.exchange !== undefined || about.length !== 1 || this.defaultExchange !== null) return exact;
+    this.defaultExchange = about[0].topic.exchange;
+    return about[0];
+  }
+
+  #refused({ id, message, code = null, temporary = false }) {
+    if (this.#requests.has(id)) {
+      if (temporary) setTimeout(() => this.#repeat(id), RETRY_REQUEST_MS);
+      else this.#settle(id, new CandledError(message, code));
+      return;
+    }
+    if (id === undefined && /^Unknown message type: history/.test(message)) {
+      for (const waiting of [...this.#requests.keys()]) this.#settle(waiting, new CandledError(message, "unsupported"));
+      return;
+    }
+    const stream = [...this.#streams].find((one) => (id === undefined ? one.isMeantBy(message) : one.askedId === id));
+    stream?.refuse(new CandledError(message, code, temporary));
+  }
+
+  #repeat(id) {
+    const request = this.#requests.get(id);
+    if (request) this.#link.send({ ...request.message, id });
+  }
+
+  #tell(state) {
+    this.#state = state;
+    for (const stream of this.#streams) stream.tellLink();
+    this.#options.onState(state);
+  }
+}
+
+/** What the server sends of one interval of one market, whoever of this client follows it. */
+class Stream {
+  followers = new Set();
+  position = null;
+  askedId = null;
+  askedAt = 0;
+  isAcknowledged = false;
+  isSettled = false; // this connection's `initial` or `resumed` has come
+  refusal = null;
+  #client;
+  #feed = null;
+  #loading = null;
+  #missed = [];
+  #end = false;
+
+  constructor(client, { symbol, interval, exchange }, wanted, keep) {
+    this.#client = client;
+    this.topic = exchange === null ? { symbol, interval } : { symbol, interval, exchange };
+    this.wanted = wanted;
+    this.series = new Series(Math.max(keep, wanted));
+    this.status = this.#describe();
+  }
+
+  isOn(symbol, interval, exchange) {
+    const { topic } = this;
+    return topic.symbol === symbol && topic.interval === interval && (topic.exchange ?? null) === exchange;
+  }
+
+  isAbout({ symbol, interval, exchange }, defaultExchange) {
+    const { topic } = this;
+    const isSameExchange = (exchange ?? defaultExchange) === (topic.exchange ?? defaultExchange);
+    return topic.symbol === symbol && (interval ?? topic.interval) === topic.interval && isSameExchange;
+  }
+
+  /** Whether an error without an id can only mean this subscription. */
+  isMeantBy(text) {
+    const { symbol, interval, exchange } = this.topic;
+    const names = [`Invalid symbol: ${symbol}.`, `Invalid interval: ${interval}.`, `Invalid exchange: ${exchange}.`];
+    return !this.isSettled && (names.some((name) => text.startsWith(name)) || text.startsWith("Too many subscriptions"));
+  }
+
+  /** Whether nothing older than the first bar exists. */
+  get end() {
+    return this.#end;
+  }
+
+  /** Ask for everything the next time, not for what changed. */
+  forget() {
+    this.position = null;
+  }
+
+  take(message) {
+    const { type, epoch, seq } = message;
+    if (type === "initial" || type === "resumed") this.#settled();
+    else if (!this.isSettled) return; // of a subscription before this one
+    if (epoch !== undefined) this.position = { epoch, seq };
+    else if (type === "initial") this.position = null;
+    switch (type) {
+      case "initial":
+        this.#replace(message);
+        break;
+      case "resumed":
+        this.#changed(this.series.merge(message.bars), { recovered: true });
+        break;
+      case "update":
+        this.#changed(this.series.update(message.bar));
+        break;
+      default:
+        if (this.#loading) this.#missed.push(message.bar);
+        this.#changed(this.series.correct(message.bar));
+    }
+    this.tellStatus();
+  }
+
+  /** The last subscription to it ended. */
+  ended() {
+    this.#client.leave(this);
+  }
+
+  tellFeed({ state, since }) {
+    this.#feed = { state, since };
+    this.tellStatus();
+  }
+
+  tellLink() {
+    if (this.#client.state.state !== "open") {
+      this.#feed = null;
+      this.isSettled = false;
+    }
+    this.tellStatus();
+  }
+
+  tellStatus() {
+    const status = this.#describe();
+    if (JSON.stringify(status) === JSON.stringify(this.status)) return;
+    this.status = status;
+    this.emit("onStatus", status);
+  }
+
+  refuse(error) {
+    if (error.temporary) this.askedAt = 0; // asked again soon
+    else this.refusal = error;
+    this.tellStatus();
+    this.emit("onError", error);
+  }
+
+  /** Put the page of history before the first bar in front of it; `{ added, end }`. */
+  async loadOlder(limit) {
+    if (this.#end || !this.series.first) return { added: 0, end: this.#end };
+    this.#loading ??= this.#load(limit).finally(() => {
+      this.#loading = null;
+      this.#missed = [];
+    });
+    return this.#loading;
+  }
+
+  async #load(limit) {
+    const { first } = this.series;
+    const { bars, end } = await this.#client.history({ ...this.topic, before: first.time, limit });
+    if (this.series.first.time !== first.time) return { added: 0, end: false }; // replaced meanwhile
+    const change = this.series.prepend(bars);
+    for (const bar of this.#missed) this.series.correct(bar);
+    this.#end = end;
+    this.#changed(change);
+    return { added: change.changed.length, end };
+  }
+
+  #settled() {
+    this.isSettled = true;
+    this.refusal = null;
+  }
+
+  #replace({ bars, recovered = false }) {
+    const isFirst = !this.series.last;
+    this.#end = false;
+    this.#changed(this.series.replace(bars), { isFirst, recovered });
+  }
+
+  #changed(change, more = {}) {
+    if (change?.bar && !change.isOld && this.series.trim()) this.#end = false;
+    if (change?.reason) this.emit("onBars", this.series.bars, { ...change, ...more });
+    else if (change?.isOld) this.emit("onCorrection", change.bar);
+    else if (change) this.emit("onBar", change.bar, change.isNew);
+    for (const bar of this.series.takeFinal()) this.emit("onFinal", bar);
+  }
+
+  #describe() {
+    const { state, retryAt, message } = this.#client.state;
+    if (state === "lost") return { state, retryAt };
+    if (state === "refused") return { state, message };
+    if (state === "closed") return { state };
+    if (this.refusal) return { state: "refused", message: this.refusal.message };
+    if (state !== "open") return { state: "connecting" };
+    if (!this.isSettled) return { state: this.#feed?.state === "warming" ? "warming" : "loading" };
+    return this.#feed ?? { state: "live" };
+  }
+
+  emit(name, ...facts) {
+    for (const follower of [...this.followers]) follower.hear(name, facts);
+  }
+}
+
+/** One listener's share of a stream. */
+class Subscription {
+  #stream;
+  #listeners;
+  #isOver = false;
+
+  constructor(stream, listeners) {
+    this.#stream = stream;
+    this.#listeners = listeners;
+    stream.followers.add(this);
+    queueMicrotask(() => this.#greet());
+  }
+
+  /** All bars that are held, oldest first; a new array whenever one of them changes. */
+  get bars() {
+    return this.#stream.series.bars;
+  }
+
+  /** The newest bar, or null. */
+  get bar() {
+    return this.#stream.series.last ?? null;
+  }
+
+  /**
+   * `{ state }`: connecting, loading, live, quiet, stale, warming, recovering (with `since` where the server says it),
+   * lost (with `retryAt` in epoch ms), refused (with `message`) or closed.
+   */
+  get status() {
+    return this.#isOver ? { state: "closed" } : this.#stream.status;
+  }
+
+  /** Whether history was loaded to its beginning. */
+  get end() {
+    return this.#stream.end;
+  }
+
+  /** Load the bars before the first one, over the same socket; `{ added, end }`, `end` when nothing older exists. */
+  loadOlder(limit = 500) {
+    return this.#stream.loadOlder(limit);
+  }
+
+  /** End this subscription and no other, however late it is called. */
+  unsubscribe() {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.#stream.followers.delete(this);
+    if (!this.#stream.followers.size) this.#stream.ended();
+  }
+
+  hear(name, facts) {
+    if (this.#isOver) return;
+    try {
+      this.#listeners[name]?.(...facts);
+    } catch (error) {
+      queueMicrotask(() => { throw error; }); // reported as any other, and the other listeners hear all the same
+    }
+  }
+
+  /** Who joins a stream that is held already gets what it holds. */
+  #greet() {
+    this.hear("onStatus", [this.status]);
+    if (this.bar) this.hear("onBars", [this.bars, { reason: "initial", changed: this.bars, isFirst: true, recovered: false }]);
+  }
+}

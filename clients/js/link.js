@@ -1,0 +1,177 @@
+/** One WebSocket at a time, replaced when it ends, fails to open, or stops answering pings. */
+
+const MESSAGES_PER_SECOND = 15; // the server refuses more than 20
+
+const TIMINGS = {
+  pingEveryMs: 20000,
+  answerWithinMs: 10000,
+  openWithinMs: 15000,
+  firstRetryMs: 1000,
+  longestRetryMs: 30000,
+};
+
+/**
+ * Owns connecting and nothing else: who listens subscribes again in `onOpen`.
+ *
+ * `onState(state, facts)` tells `connecting`, `open`, `lost` (with `retryAt` in epoch ms), `refused` (the server
+ * asked not to come back, with `message`) and `closed`.
+ */
+export class Link {
+  #url;
+  #options;
+  #socket = null;
+  #state = "idle";
+  #failures = 0;
+  #byeMs = null;
+  #outgoing = [];
+  #sentAt = [];
+  #timers = { deadline: null, retry: null, ping: null, pump: null };
+  #due = 0;
+  #hurry = () => this.hurry();
+  #shown = () => globalThis.document.hidden || this.hurry();
+
+  constructor(url, options) {
+    this.#url = url;
+    this.#options = { WebSocket: globalThis.WebSocket, random: Math.random, ...TIMINGS, ...options };
+    if (!this.#options.WebSocket) {
+      throw new TypeError("there is no WebSocket here: pass one, new CandledClient(url, { WebSocket })");
+    }
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /** Connect, unless that is done or under way. */
+  open() {
+    if (this.#state !== "idle") return;
+    globalThis.addEventListener?.("online", this.#hurry);
+    globalThis.document?.addEventListener("visibilitychange", this.#shown);
+    this.#connect();
+  }
+
+  /** Send a message if the link is open; what is not sent is for the next `onOpen` to say again. */
+  send(message) {
+    if (this.#state !== "open") return;
+    this.#outgoing.push(JSON.stringify(message));
+    this.#pump();
+  }
+
+  /** The server said that it goes away, and when to come back. */
+  expectEnd(reconnectAfterMs) {
+    this.#byeMs = reconnectAfterMs;
+  }
+
+  /** The network or the reader came back: do not sit out the wait. */
+  hurry() {
+    if (this.#state === "lost") this.#connect();
+  }
+
+  /** Let go of the socket and of every timer and listener, for good. */
+  close() {
+    globalThis.removeEventListener?.("online", this.#hurry);
+    globalThis.document?.removeEventListener("visibilitychange", this.#shown);
+    this.#drop();
+    this.#tell("closed");
+  }
+
+  #connect() {
+    this.#drop();
+    this.#tell("connecting");
+    const socket = new this.#options.WebSocket(this.#url);
+    this.#socket = socket;
+    this.#expect(this.#options.openWithinMs);
+    socket.onopen = () => this.#opened();
+    socket.onmessage = ({ data }) => this.#heard(data);
+    socket.onclose = ({ code, reason }) => this.#ended(code, reason);
+    socket.onerror = () => {}; // a close follows; a Node socket without a listener would throw
+  }
+
+  #opened() {
+    this.#tell("open");
+    this.#ping();
+    this.#timers.ping = setInterval(() => this.#ping(), this.#options.pingEveryMs);
+    this.#options.onOpen();
+  }
+
+  #heard(data) {
+    clearTimeout(this.#timers.deadline);
+    this.#failures = 0;
+    let message;
+    try {
+      message = JSON.parse(data);
+    } catch {
+      return; // not a server of this protocol; another message may be
+    }
+    if (typeof message?.type === "string") this.#options.onMessage(message);
+  }
+
+  #ping() {
+    this.#socket.send('{"type":"ping"}'); // ahead of what waits for its second
+    this.#expect(this.#options.answerWithinMs);
+  }
+
+  /** Whatever is heard in time is proof of life. */
+  #expect(withinMs) {
+    clearTimeout(this.#timers.deadline);
+    this.#due = Date.now() + withinMs;
+    this.#timers.deadline = setTimeout(() => this.#unanswered(), withinMs);
+  }
+
+  /** A machine that slept, or a page in the background, runs this late, perhaps before it read what has come: ask again. */
+  #unanswered() {
+    const late = Date.now() - this.#due > 1000;
+    if (late && this.#state === "open") this.#ping();
+    else this.#lost();
+  }
+
+  #ended(code, reason) {
+    if (code >= 3500 && code < 4000) {
+      this.#drop();
+      this.#tell("refused", { message: reason || `closed with ${code}` });
+    } else {
+      this.#lost();
+    }
+  }
+
+  /** Twice as long after every failure, and half of it by chance, so that not all clients come back at once. */
+  #lost() {
+    this.#drop();
+    const { firstRetryMs, longestRetryMs, random } = this.#options;
+    const longest = Math.min(firstRetryMs * 2 ** this.#failures, longestRetryMs);
+    let waitMs = (longest * (1 + random())) / 2;
+    if (this.#byeMs !== null) waitMs = this.#byeMs * (1 + random() / 4);
+    else this.#failures += 1;
+    this.#byeMs = null;
+    this.#timers.retry = setTimeout(() => this.#connect(), waitMs);
+    this.#tell("lost", { retryAt: Date.now() + waitMs });
+  }
+
+  #pump() {
+    const now = Date.now();
+    this.#sentAt = this.#sentAt.filter((at) => at > now - 1000 && at <= now);
+    while (this.#outgoing.length && this.#sentAt.length < MESSAGES_PER_SECOND) {
+      this.#socket.send(this.#outgoing.shift());
+      this.#sentAt.push(now);
+    }
+    clearTimeout(this.#timers.pump);
+    if (this.#outgoing.length) this.#timers.pump = setTimeout(() => this.#pump(), this.#sentAt[0] + 1000 - now);
+  }
+
+  /** Let go of the socket at once: the closing handshake with a dead peer can take minutes. */
+  #drop() {
+    for (const timer of Object.values(this.#timers)) clearTimeout(timer);
+    this.#outgoing = [];
+    this.#sentAt = [];
+    const socket = this.#socket;
+    this.#socket = null;
+    if (!socket) return;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close();
+  }
+
+  #tell(state, facts = {}) {
+    this.#state = state;
+    this.#options.onState(state, facts);
+  }
+}

@@ -1,0 +1,216 @@
+"""What changed since a client was cut off, and what a process does that has lost messages."""
+
+from candled.aggregate.live_bars import LiveBars
+from candled.aggregate.resume import MOST_RESUMED
+from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol
+from tests.clocks import ManualClock
+from tests.rooms.test_hub import Stored
+from tests.rows import MONDAY_MS, minute
+
+BTC = MarketKey("replay", Symbol("BTC", "USDT"))
+FIVE = Interval.parse("5m")
+
+
+class Logged(Stored):
+    """A history with a log of changes and known holes."""
+
+    def __init__(self, minutes=(), **options) -> None:
+        super().__init__(minutes, **options)
+        self.log: dict[tuple[str, int], list[Range]] = {}  # by position: what changed since
+        self.absent: list = []
+
+    async def changes_since(self, market, epoch, seq, **_):
+        return self.log.get((epoch, seq))
+
+    async def holes(self, market, within):
+        return self.absent
+
+
+class Process:
+    """Live bars that hear what a test says of the feed, one message after the other."""
+
+    def __init__(self, minutes: int = 60) -> None:
+        self.stored = Logged(minute(number, final=True) for number in range(minutes))
+        self.clock = ManualClock(MONDAY_MS + minutes * MINUTE_MS)
+        self.bars = LiveBars([BTC], DEFAULT_INTERVALS, self.stored, self.clock)
+        self.seq = 0
+        self.epoch = "one"
+
+    async def start(self) -> "Process":
+        await self.bars.start()
+        return self
+
+    def say(self, message: Message) -> Position:
+        self.seq += 1
+        position = Position(self.epoch, self.seq)
+        self.bars.on_message(message, position)
+        return position
+
+    def minute(self, candle: Candle, *, heard: bool = True, logged: int = 0) -> Position:
+        """A minute changes; a final one is stored too."""
+        if candle.final:
+            self.stored.minutes[candle.open_ms] = candle
+        facts = Facts(candle.open_ms + MINUTE_MS * candle.final, None, logged)
+        if heard:
+            return self.say(MinuteChanged(BTC, candle, facts))
+        self.seq += 1
+        return Position(self.epoch, self.seq)
+
+    async def since(self, position: Position, newest: int, interval: Interval = MINUTE) -> list[int] | None:
+        """The numbers of the minutes at which the changed bars begin, for a client whose newest bar begins there."""
+        time_ms = interval.floor(MONDAY_MS + newest * MINUTE_MS)
+        resume = await self.bars.prepare_resume(BTC, interval, position, time_ms)
+        bars = None if resume is None else self.bars.resumed(BTC, interval, resume)
+        return None if bars is None else [(bar.open_ms - MONDAY_MS) // MINUTE_MS for bar in bars]
+
+
+async def test_from_memory_come_exactly_the_bars_that_changed():
+    one = await Process().start()
+    seen = one.minute(minute(60, volume="2", as_of=10_000))
+    assert await one.since(seen, 60) == []
+    one.minute(minute(60, volume="3", final=True))
+    one.minute(minute(61, volume="1", as_of=500))
+    assert await one.since(seen, 60) == [60, 61]
+    assert await one.since(seen, 60, FIVE) == [60]
+    one.minute(minute(30, "12", volume="5", final=True, as_of=90_000))
+    assert await one.since(seen, 60) == [30, 60, 61]
+    assert await one.since(seen, 60, FIVE) == [30, 60]
+
+
+async def test_bars_older_than_memory_come_from_the_store():
+    one = await Process().start()
+    seen = one.minute(minute(60, volume="2", as_of=10_000))
+    for number in range(60, 1700):
+        one.minute(minute(number, final=True))
+    assert one.bars.times(BTC, MINUTE, 2000)[0] > MONDAY_MS + 400 * MINUTE_MS
+    assert await one.since(seen, 60) == list(range(60, 1700))
+
+
+async def test_more_than_a_chart_can_use_is_not_resumed():
+    one = await Process().start()
+    seen = one.minute(minute(60, volume="2", as_of=10_000))
+    for number in range(60, 62 + MOST_RESUMED):
+        one.minute(minute(number, final=True))
+    assert await one.since(seen, 60) is None
+
+
+async def test_a_position_that_was_not_followed_is_answered_from_the_log():
+    one = await Process().start()
+    one.seq = 100
+    one.minute(minute(60, volume="2", as_of=10_000), logged=101)
+    await one.clock.advance(10)
+    one.stored.log["one", 90] = [Range(MONDAY_MS + 7 * MINUTE_MS, MONDAY_MS + 9 * MINUTE_MS)]
+    assert await one.since(Position("one", 90), 58) == [7, 8, *range(48, 61)]
+    assert await one.since(Position("gone", 90), 58) is None
+
+
+async def test_a_log_that_may_lack_what_this_process_never_heard_is_not_believed():
+    one = await Process().start()
+    one.seq = 100
+    one.minute(minute(60, volume="2", as_of=10_000), logged=99)
+    one.stored.log["one", 90] = []
+
+    async def turn():
+        for _ in range(30):
+            await one.clock.advance(1)
+
+    import asyncio
+
+    asked = asyncio.ensure_future(one.since(Position("one", 90), 58))
+    await turn()
+    assert await asked is None
+
+
+async def test_lost_messages_are_made_up_for_from_the_store():
+    one = await Process().start()
+    one.minute(minute(60, volume="2", as_of=10_000))
+    seen = one.bars.position(BTC)
+    one.minute(minute(60, volume="3", final=True), heard=False)
+    one.minute(minute(61, volume="4", final=True), heard=False)
+    one.minute(minute(62, volume="1", as_of=500))
+    assert one.bars.position(BTC) == seen  # nobody may be told of a position whose changes are not there
+    assert one.bars.healing()["catchingUp"] == 1
+    one.stored.log[tuple(seen)] = []
+    await one.clock.advance(1)
+    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+    assert [bar.volume for bar in one.bars.tail(BTC, MINUTE, 3)] == [3, 4, 1]
+    assert one.bars.position(BTC) == ("one", 4)
+    assert await one.since(seen, 60) == [60, 61, 62]
+
+
+async def test_a_past_that_changed_in_lost_messages_is_found_in_the_log():
+    one = await Process().start()
+    one.minute(minute(60, volume="2", as_of=10_000))
+    seen = one.bars.position(BTC)
+    one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
+    one.stored.log[tuple(seen)] = [Range(MONDAY_MS + 5 * MINUTE_MS, MONDAY_MS + 6 * MINUTE_MS)]
+    one.minute(minute(60, volume="3", as_of=12_000))
+    await one.clock.advance(1)
+    assert one.bars.bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
+    assert await one.since(seen, 60) == [5, 60]
+
+
+async def test_without_a_log_everything_held_is_read_again():
+    one = await Process().start()
+    one.minute(minute(60, volume="2", as_of=10_000))
+    one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
+    one.minute(minute(60, volume="3", as_of=12_000))
+    await one.clock.advance(1)
+    assert one.bars.bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
+    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+
+
+async def test_what_is_not_stored_yet_is_looked_for_until_it_is():
+    one = await Process().start()
+    one.minute(minute(60, volume="2", as_of=10_000))
+    late = minute(60, volume="3", final=True)
+    one.seq += 1  # told, not heard, and the store is behind
+    one.say(MinuteChanged(BTC, minute(61, volume="1", as_of=500), Facts(MONDAY_MS + 61 * MINUTE_MS)))
+    await one.clock.advance(5)
+    assert one.bars.healing()["catchingUp"] == 1
+    one.stored.minutes[late.open_ms] = late
+    await one.clock.advance(20)
+    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+    assert [bar.volume for bar in one.bars.tail(BTC, MINUTE, 2)] == [3, 1]
+
+
+async def test_a_minute_the_exchange_does_not_have_is_not_waited_for():
+    one = await Process().start()
+    one.minute(minute(60, final=True))
+    one.seq += 1
+    one.stored.absent = [Range(MONDAY_MS + 61 * MINUTE_MS, MONDAY_MS + 62 * MINUTE_MS)]
+    one.say(MinuteChanged(BTC, minute(62, volume="1", as_of=500), Facts(MONDAY_MS + 62 * MINUTE_MS)))
+    await one.clock.advance(2)
+    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+
+
+async def test_the_bus_itself_may_say_that_messages_were_missed():
+    one = await Process().start()
+    one.minute(minute(60, final=True))
+    one.stored.minutes[minute(61).open_ms] = minute(61, volume="7", final=True)
+    one.bars.on_message(Missed(BTC), Position("one", 1))
+    await one.clock.advance(2)
+    assert [bar.volume for bar in one.bars.tail(BTC, MINUTE, 2)] == [1, 7]
+    assert one.bars.healing()["healed"] == 1
+
+
+async def test_a_position_is_told_only_once_a_healed_range_was_read():
+    one = await Process().start()
+    before = one.minute(minute(60, volume="2", as_of=10_000))
+    one.say(Healed(BTC, MONDAY_MS, MONDAY_MS + MINUTE_MS, MONDAY_MS, Facts(MONDAY_MS + 60 * MINUTE_MS)))
+    assert one.bars.position(BTC) == before
+    await one.clock.settle()
+    assert one.bars.position(BTC) == ("one", 2)
+
+
+async def test_a_bar_is_final_when_its_minutes_are_and_none_is_missing():
+    one = await Process().start()
+    (bar,) = one.bars.tail(BTC, FIVE, 1)
+    assert one.bars.is_final(BTC, FIVE, bar)
+    gap = Range(bar.open_ms + MINUTE_MS, bar.open_ms + 2 * MINUTE_MS)
+    one.say(MinuteChanged(BTC, minute(62, as_of=500), Facts(MONDAY_MS + 62 * MINUTE_MS, gap)))
+    assert not one.bars.is_final(BTC, FIVE, bar)
+    one.say(MinuteChanged(BTC, minute(62, as_of=900), Facts(MONDAY_MS + 62 * MINUTE_MS)))
+    assert one.bars.is_final(BTC, FIVE, bar)
+    assert not one.bars.is_final(BTC, FIVE, one.bars.tail(BTC, FIVE, 1)[0])

@@ -1,0 +1,100 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candled.aggregate.track import Track
+from candled.bus import Facts, Position
+from candled.model import Range
+
+
+def followed(*positions: tuple[str, int]) -> Track:
+    track = Track()
+    for position in positions:
+        track.follow(Position(*position))
+    return track
+
+
+def test_a_feed_followed_from_its_first_message_lacks_nothing():
+    track = followed(("a", 1), ("a", 2), ("a", 3))
+    assert not track.is_broken
+    assert track.position == ("a", 3)
+
+
+def test_an_older_message_is_not_news_and_several_may_stand_at_one_position():
+    track = followed(("a", 1), ("a", 2))
+    assert track.follow(Position("a", 2))
+    assert not track.follow(Position("a", 1))
+    assert not track.is_broken
+    assert track.position == ("a", 2)
+
+
+def test_a_missing_number_is_noticed_with_the_last_one_before_it():
+    track = followed(("a", 1), ("a", 2), ("a", 5), ("a", 9))
+    assert track.is_broken
+    assert track.lost_since == ("a", 2)
+    track.mend()
+    assert not track.is_broken
+
+
+def test_whoever_joins_in_the_middle_has_missed_what_came_before():
+    assert followed(("a", 7)).is_broken
+    assert followed(("a", 7)).lost_since is None
+
+
+def test_a_new_feed_may_have_followed_on_lost_messages():
+    track = followed(("a", 1), ("b", 1))
+    assert track.is_broken
+    assert track.lost_since == ("a", 1)
+
+
+def test_a_late_message_of_a_replaced_feed_is_dropped():
+    track = followed(("a", 1), ("a", 2), ("b", 1))
+    assert not track.follow(Position("a", 2))
+    assert track.position == ("b", 1)
+
+
+def test_a_feed_that_comes_back_is_followed_again():
+    track = followed(("a", 1), ("b", 1), ("a", 2))
+    assert track.position == ("a", 2)
+    assert track.is_broken
+
+
+def test_what_changed_since_a_position_is_known_as_far_as_the_feed_was_followed():
+    track = followed(("a", 4), ("a", 5))
+    track.changed(track.stamp, 100, 200)
+    track.follow(Position("a", 6))
+    track.follow(Position("b", 3))
+    track.changed(track.stamp + 1, 300, 400)
+    assert list(track.changes_since(track.stamp_of(Position("a", 4)))) == [Range(100, 200), Range(300, 400)]
+    assert list(track.changes_since(track.stamp_of(Position("a", 5)))) == [Range(300, 400)]
+    assert list(track.changes_since(track.stamp_of(Position("b", 3)))) == [Range(300, 400)]  # found after it was told
+    assert track.stamp_of(Position("a", 2)) is None
+    assert track.stamp_of(Position("a", 7)) is None
+    assert track.stamp_of(Position("c", 1)) is None
+
+
+def test_changes_that_were_forgotten_are_not_answered_for():
+    track = followed(("a", 1))
+    first = Position("a", 1)
+    for seq in range(2, 3000):
+        track.follow(Position("a", seq))
+        track.changed(track.stamp, seq, seq + 1)
+    assert track.stamp_of(first) is None
+    assert track.stamp_of(Position("a", 2990)) is not None
+
+
+def test_the_log_can_be_believed_once_it_holds_what_came_before_this_process_began():
+    track = followed(("a", 10))
+    track.facts = Facts(logged_seq=9)
+    assert not track.is_logged
+    track.facts = Facts(logged_seq=10)
+    assert track.is_logged
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6)), max_size=30))
+def test_stamps_only_grow(positions):
+    track, last = Track(), 0
+    for position in positions:
+        if track.follow(Position(*position)):
+            assert track.stamp >= last
+            last = track.stamp
+            assert track.stamp_of(track.position) == track.stamp

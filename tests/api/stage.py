@@ -1,0 +1,125 @@
+"""The API on a real socket, over a real store in a file and bars that the tests push."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
+
+from candled.aggregate.live_bars import LiveBars
+from candled.api.directory import Directory
+from candled.api.pages import Pages
+from candled.api.rest import Source
+from candled.api.routes import make_routes
+from candled.bus import MinuteChanged
+from candled.config import Config, LimitSettings, ServerSettings
+from candled.exchange import Clock
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, Market, MarketKey, Symbol
+from candled.rooms.hub import Hub
+from candled.rooms.protocol import Protocol
+from candled.serve.rate_limit import MemoryCounter
+from candled.serve.server import Server
+from candled.store.history import History
+from candled.store.sqlite import SqliteStore
+from candled.store.threads import StoreThreads
+from tests.clocks import ManualClock
+from tests.rows import MONDAY_MS, minute
+
+BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
+ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
+FUTURE = MarketKey("bitget-futures", Symbol.parse("BTC/USDT"))
+NO_LIMITS = LimitSettings(api_requests=0, udf_requests=0)
+
+
+class Stage:
+    """A server over one store; `get` is a client without a memory of its own."""
+
+    def __init__(self, port: int, bars: LiveBars, store: SqliteStore, pages: Pages, clock: Clock) -> None:
+        self.port = port
+        self.bars = bars
+        self.store = store
+        self.pages = pages
+        self.clock = clock
+
+    def push(self, candle: Candle, market: MarketKey = BTC) -> None:
+        self.bars.on_message(MinuteChanged(market, candle))
+
+    async def ask(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HTTPResponse:
+        client = AsyncHTTPClient(force_instance=True)
+        try:
+            return await client.fetch(
+                HTTPRequest(
+                    f"http://127.0.0.1:{self.port}{path}", method, dict(headers or {}), allow_nonstandard_methods=True
+                ),
+                raise_error=False,
+            )
+        finally:
+            client.close()
+
+    async def get(self, path: str) -> Any:
+        """The parsed JSON of an answer, numbers exact."""
+        return json.loads((await self.ask(path)).body, parse_float=Decimal, parse_int=Decimal)
+
+
+@asynccontextmanager
+async def stage(
+    directory: Path,
+    minutes: Mapping[MarketKey, Iterable[Candle]] | None = None,
+    *,
+    complete_from: int = MONDAY_MS,
+    clock: Clock | None = None,
+    limits: LimitSettings = NO_LIMITS,
+    server: ServerSettings | None = None,
+    intervals: Sequence[Interval] = DEFAULT_INTERVALS,
+    describe: Mapping[MarketKey, Market] | None = None,
+    **settings: Any,
+) -> AsyncIterator[Stage]:
+    """A server whose store holds `minutes` of each market, complete from `complete_from` on (UTC epoch ms)."""
+    stored = {BTC: [minute(number, final=True) for number in range(60)]} if minutes is None else minutes
+    store = SqliteStore(directory / "candled.db", intervals)
+    store.open()
+    for market, candles in stored.items():
+        store.write([(market, candle) for candle in candles])
+        store.set_complete_from(market, complete_from)
+    threads = StoreThreads(store)
+    history = History(store, threads)
+    clock = clock or ManualClock(MONDAY_MS + 61 * MINUTE_MS)
+    bars = LiveBars(list(stored), intervals, history, clock)
+    await bars.start()
+    symbols: dict[str, list[Symbol]] = {}
+    for market in stored:
+        symbols.setdefault(market.exchange, []).append(market.symbol)
+    codec = Protocol(symbols, intervals)
+    hub = Hub(codec, bars, clock)
+    bars.listen(hub)
+    pages = Pages(bars, history)
+    source = Source(
+        directory=Directory(symbols, intervals),
+        pages=pages,
+        stored=history,
+        clock=clock,
+        describe=(describe or {}).get,
+    )
+    config = replace(Config(), limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
+    running = Server(
+        config.server,
+        hub=hub,
+        bars=bars,
+        codec=codec,
+        clock=clock,
+        health=dict,
+        statistics=dict,
+        page=str,
+        routes=make_routes(config, source, MemoryCounter(clock), clock),
+    )
+    try:
+        yield Stage(running.listen(), bars, store, pages, clock)
+    finally:
+        await asyncio.wait_for(running.stop(), 5)
+        await bars.stop()
+        await threads.close()

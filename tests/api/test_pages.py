@@ -1,0 +1,177 @@
+"""Every bar exactly once: over the seam between memory and store, over gaps, in both directions, to a clear end."""
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candled.api.pages import EVER_MS, Pages
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, fold
+from tests.api.stage import BTC, stage
+from tests.rows import MONDAY_MS, minute
+
+
+class Shelf:
+    """Bars of one interval, the newest of them in memory and all but the running ones in store."""
+
+    def __init__(self, bars, *, in_memory, unstored, complete_from):
+        self.every = bars
+        self.in_memory = in_memory
+        self.stored = bars[: len(bars) - unstored]
+        self.since = complete_from
+        self.most_rows = 0
+        self.reads = 0
+
+    def tail(self, key, interval, count):
+        shown = [bar for bar in self.every[len(self.every) - self.in_memory :] if bar.open_ms >= self.since]
+        return shown[-count:]
+
+    def _answer(self, rows):
+        self.reads += 1
+        self.most_rows = max(self.most_rows, len(rows))
+        return tuple(rows)
+
+    async def bars(self, market, interval, before_ms, limit):
+        return self._answer([bar for bar in self.stored if bar.open_ms < before_ms][-limit:])
+
+    async def bars_between(self, market, interval, start_ms, end_ms):
+        return self._answer([bar for bar in self.stored if start_ms <= bar.open_ms < end_ms])
+
+    async def complete_from(self, market):
+        return self.since
+
+
+@st.composite
+def shelves(draw):
+    """Minutes with gaps of all lengths; some of the newest only in memory."""
+    steps = draw(st.lists(st.sampled_from([1, 1, 1, 1, 2, 3, 50, 3000]), min_size=1, max_size=60))
+    numbers, at = [], 0
+    for step in steps:
+        numbers.append(at)
+        at += step
+    bars = [minute(number, final=True) for number in numbers]
+    in_memory = draw(st.integers(0, len(bars)))
+    unstored = draw(st.integers(0, in_memory))
+    complete_from = MONDAY_MS + draw(st.sampled_from([0, 0, 7, numbers[-1], numbers[-1] + 1])) * MINUTE_MS
+    return Shelf(bars, in_memory=in_memory, unstored=unstored, complete_from=complete_from)
+
+
+RANGES = st.tuples(st.integers(-5, 400), st.integers(-5, 400)) | st.just((-5, 10**9))
+
+
+@settings(deadline=None, max_examples=300)
+@given(shelves(), st.integers(1, 9), RANGES)
+def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(shelf, limit, span):
+    start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
+    wanted = [bar for bar in shelf.every if max(start_ms, shelf.since) <= bar.open_ms < end_ms]
+
+    async def read():
+        pages, found, before_ms = Pages(shelf, shelf), [], end_ms
+        while True:
+            page = await pages.page(BTC, MINUTE, start_ms=start_ms, end_ms=before_ms, limit=limit)
+            assert len(page.bars) <= limit
+            found = [*page.bars, *found]
+            if not page.has_more:
+                return found
+            before_ms = page.oldest_ms
+
+    assert asyncio.run(read()) == wanted
+    assert shelf.most_rows <= limit + 1
+
+
+@settings(deadline=None, max_examples=300)
+@given(shelves(), st.integers(1, 9), RANGES)
+def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(shelf, limit, span):
+    start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
+    wanted = [bar for bar in shelf.every if max(start_ms, shelf.since) <= bar.open_ms < end_ms]
+
+    async def read():
+        pages, found, from_ms = Pages(shelf, shelf), [], start_ms
+        while True:
+            page = await pages.page(BTC, MINUTE, start_ms=from_ms, end_ms=end_ms, limit=limit, newest_first=False)
+            assert len(page.bars) <= limit
+            found += page.bars
+            if not page.has_more:
+                return found
+            from_ms = page.bars[-1].open_ms + MINUTE_MS
+
+    assert asyncio.run(read()) == wanted
+    assert shelf.most_rows <= limit + 1
+
+
+def test_a_gap_of_years_and_thin_trading_cost_few_reads():
+    numbers = [*range(10), *range(2_000_000, 2_000_000 + 400_000, 400), 5_000_000]
+    shelf = Shelf([minute(number, final=True) for number in numbers], in_memory=1, unstored=0, complete_from=MONDAY_MS)
+    page = asyncio.run(Pages(shelf, shelf).page(BTC, MINUTE, start_ms=0, limit=1000, newest_first=False))
+    assert (len(page.bars), page.has_more) == (1000, True)
+    assert shelf.reads < 25
+
+
+def test_without_complete_history_there_is_nothing():
+    shelf = Shelf([minute(0)], in_memory=1, unstored=0, complete_from=MONDAY_MS)
+    shelf.since = None
+    page = asyncio.run(Pages(shelf, shelf).page(BTC, MINUTE, limit=5))
+    assert (page.bars, page.has_more, page.settled) == ((), False, False)
+
+
+@pytest.mark.parametrize(
+    ("end_ms", "settled"),
+    [
+        (MONDAY_MS + 3 * MINUTE_MS, True),
+        (MONDAY_MS + 4 * MINUTE_MS, False),  # the running minute
+        (EVER_MS, False),
+    ],
+)
+def test_a_page_is_settled_up_to_the_first_bar_that_is_not_final(end_ms, settled):
+    bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
+    shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
+    page = asyncio.run(Pages(shelf, shelf).page(BTC, MINUTE, end_ms=end_ms, limit=2))
+    assert page.settled is settled
+
+
+def test_a_page_cut_by_its_limit_is_settled_though_its_range_is_not():
+    bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
+    shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
+    page = asyncio.run(Pages(shelf, shelf).page(BTC, MINUTE, limit=2, newest_first=False))
+    assert (page.settled, page.has_more) == (True, True)
+
+
+# ---------------------------------------------------------------- over real memory and a real store
+
+
+async def test_from_now_to_the_first_candle_over_memory_and_store(tmp_path):
+    """1,500 minutes with gaps: more than memory holds of them, and a running one that no store has."""
+    numbers = [number for number in range(1500) if number % 97 and not 700 <= number < 760]
+    minutes = [minute(number, volume=str(number + 1), final=True) for number in numbers]
+    async with stage(tmp_path, {BTC: minutes}) as one:
+        running = minute(1500, volume="0.5")
+        one.push(running)
+        everything = [*minutes, running]
+        for interval in DEFAULT_INTERVALS:
+            buckets = {}
+            for candle in everything:
+                buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
+            wanted = [fold(parts, open_ms).values for open_ms, parts in sorted(buckets.items())]
+            for limit in (7, 333):
+                found, before_ms, end = [], EVER_MS, False
+                while not end:
+                    bars, end = await one.pages.history(BTC, interval, before_ms, limit)
+                    found = [*bars, *found]
+                    before_ms = found[0].open_ms if found else 0
+                assert [bar.values for bar in found] == wanted
+            walked = [bar async for page in one.pages.walk(BTC, interval) for bar in page.bars]
+            assert [bar.values for bar in walked] == wanted
+        assert sum(bar.volume for bar in walked) == sum(n + 1 for n in numbers) + Decimal("0.5")
+
+
+async def test_the_same_question_asked_by_many_is_one_read(tmp_path, monkeypatch):
+    minutes = [minute(number, final=True) for number in range(3000)]
+    async with stage(tmp_path, {BTC: minutes}) as one:
+        reads = []
+        real = one.store.bars
+        monkeypatch.setattr(one.store, "bars", lambda *args, **more: reads.append(args) or real(*args, **more))
+        pages = await asyncio.gather(*(one.pages.page(BTC, MINUTE, limit=2500) for _ in range(50)))
+        assert {len(page.bars) for page in pages} == {2500}
+        assert len(reads) == 1

@@ -1,0 +1,517 @@
+"""The REST API over a real socket and a real store."""
+
+import asyncio
+import csv
+import io
+import json
+import socket
+import sys
+from decimal import Decimal
+
+import pyarrow
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from candled.api.parameters import read_moment
+from candled.errors import StoreUnavailable
+from candled.model import MINUTE_MS, Candle, Market, iso_ms, parse_iso_ms
+from candled.store import sqlite
+from candled.store.interface import Hole
+from candled.tools.files import read_candles
+from tests.api.stage import BTC, ETH, FUTURE, stage
+from tests.clocks import ManualClock
+from tests.rows import MONDAY_MS, minute
+
+DAY_MS = 86_400_000
+CANDLES = "/api/candles?symbol=BTC/USDT&interval=1m"
+
+
+def numbers(bars) -> list[int]:
+    """Which minutes after the beginning some bars of an answer are."""
+    return [(parse_iso_ms(bar["time"]) - MONDAY_MS) // MINUTE_MS for bar in bars]
+
+
+# ---------------------------------------------------------------- /api/candles
+
+
+async def test_an_answer_has_exact_bars_that_say_whether_they_are_final(tmp_path):
+    first = Candle.parse(
+        MONDAY_MS, "0.00000001", "67340.00", "0.00000001", "67310.2500", "145.23", "9772345.670", as_of_ms=1, final=True
+    )
+    async with stage(tmp_path, {BTC: [first]}) as one:
+        one.push(minute(1, volume="0.10"))
+        answer = await one.ask(CANDLES)
+    assert answer.body.decode() == (
+        '{"exchange":"replay","symbol":"BTC/USDT","interval":"1m","bars":['
+        '{"time":"2025-05-19T00:00:00.000Z","open":0.00000001,"high":67340,"low":0.00000001,"close":67310.25,'
+        '"volume":145.23,"quoteVolume":9772345.67,"final":true},'
+        '{"time":"2025-05-19T00:01:00.000Z","open":10,"high":10,"low":10,"close":10,"volume":0.1,"final":false}],'
+        '"hasMore":false,"oldest":"2025-05-19T00:00:00.000Z","next":null}'
+    )
+    assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
+
+
+async def test_without_from_the_newest_come_first_and_next_leads_to_the_first_candle(tmp_path):
+    async with stage(tmp_path) as one:
+        path, found = f"{CANDLES}&limit=7", []
+        while path is not None:
+            page = await one.get(path)
+            assert page["hasMore"] is (page["next"] is not None)
+            assert page["oldest"] == page["bars"][0]["time"]
+            found = [*numbers(page["bars"]), *found]
+            path = page["next"]
+    assert found == list(range(60))
+
+
+async def test_with_from_the_oldest_come_first_and_next_leads_to_the_end_of_the_range(tmp_path):
+    async with stage(tmp_path) as one:
+        path = f"{CANDLES}&limit=7&from={iso_ms(MONDAY_MS + 5 * MINUTE_MS)}&to={MONDAY_MS + 40 * MINUTE_MS}"
+        found = []
+        while path is not None:
+            page = await one.get(path)
+            found += numbers(page["bars"])
+            path = page["next"]
+    assert found == list(range(5, 40))
+
+
+async def test_link_names_the_following_page_too(tmp_path):
+    async with stage(tmp_path) as one:
+        answer = await one.ask(f"{CANDLES}&limit=7")
+    assert answer.headers["Link"] == f'<{json.loads(answer.body)["next"]}>; rel="next"'
+
+
+@pytest.mark.parametrize("span", ["from=2025-05-20&to=2025-05-19", "to=0", "from=99999999999999", "to=1969-01-01"])
+async def test_a_range_without_bars_is_empty_and_ends(tmp_path, span):
+    async with stage(tmp_path) as one:
+        page = await one.get(f"{CANDLES}&{span}")
+    assert (page["bars"], page["hasMore"], page["oldest"], page["next"]) == ([], False, None, None)
+
+
+async def test_an_exchange_can_be_named_and_the_first_one_is_meant_without(tmp_path):
+    minutes = {BTC: [minute(0, final=True)], FUTURE: [minute(0, volume="7", final=True)]}
+    async with stage(tmp_path, minutes) as one:
+        default = await one.get(CANDLES)
+        named = await one.get(f"{CANDLES}&exchange=bitget-futures")
+    assert (default["exchange"], default["bars"][0]["volume"]) == ("replay", 1)
+    assert (named["exchange"], named["bars"][0]["volume"]) == ("bitget-futures", 7)
+
+
+A_TIME = "an ISO 8601 time such as 2024-10-24T10:00:00Z, or UTC epoch milliseconds"
+INTERVALS = "one of 1m, 5m, 15m, 1h, 4h, 1D, 1W"
+A_LIMIT = "a whole number from 1 to 1000"
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code", "message"),
+    [
+        ("", 400, "missing_parameter", "symbol: expected a symbol such as BTC/USDT, got nothing"),
+        ("symbol=BTC/USDT", 400, "missing_parameter", f"interval: expected {INTERVALS}, got nothing"),
+        ("symbol=BTC/USDT&interval=10m", 400, "invalid_parameter", f"interval: expected {INTERVALS}, got '10m'"),
+        ("symbol=ETH/USDT&interval=1m", 404, "unknown_symbol", "Invalid symbol: ETH/USDT. Only BTC/USDT is supported."),
+        ("symbol=&interval=1m", 404, "unknown_symbol", "Invalid symbol: . Only BTC/USDT is supported."),
+        ("symbol=BTC/USDT&interval=1m&exchange=x", 404, "unknown_exchange", "Invalid exchange: x. Valid: replay"),
+        ("limit=0", 400, "invalid_parameter", f"limit: expected {A_LIMIT}, got '0'"),
+        ("limit=1001", 400, "invalid_parameter", f"limit: expected {A_LIMIT}, got '1001'"),
+        ("limit=-5", 400, "invalid_parameter", f"limit: expected {A_LIMIT}, got '-5'"),
+        ("limit=5.0", 400, "invalid_parameter", f"limit: expected {A_LIMIT}, got '5.0'"),
+        ("limit=1e2", 400, "invalid_parameter", f"limit: expected {A_LIMIT}, got '1e2'"),
+        ("limit=NaN", 400, "invalid_parameter", f"limit: expected {A_LIMIT}, got 'NaN'"),
+        ("limit=", 400, "invalid_parameter", f"limit: expected {A_LIMIT}, got ''"),
+        ("limit=%D9%A1%D9%A2", 400, "invalid_parameter", f"limit: expected {A_LIMIT}, got '١٢'"),
+        (f"limit={'9' * 90}", 400, "invalid_parameter", f"limit: expected {A_LIMIT}, got '{'9' * 64}…'"),
+        ("limit=5&limit=6", 400, "duplicate_parameter", "limit: expected once, got 2 of them"),
+        ("from=-1", 400, "invalid_parameter", f"from: expected {A_TIME}, got '-1'"),
+        ("from=inf", 400, "invalid_parameter", f"from: expected {A_TIME}, got 'inf'"),
+        ("to=2025-02-30T00:00:00Z", 400, "invalid_parameter", f"to: expected {A_TIME}, got '2025-02-30T00:00:00Z'"),
+        ("to=100000000000001", 400, "invalid_parameter", f"to: expected {A_TIME}, got '100000000000001'"),
+        ("to=20250519", 200, "", ""),  # epoch milliseconds, though it looks like a date
+        (
+            "to=%27;DROP TABLE candles--",
+            400,
+            "invalid_parameter",
+            f'to: expected {A_TIME}, got "\';DROP TABLE candles--"',
+        ),
+        ("format=xml", 400, "invalid_parameter", "format: expected one of json, csv, ndjson, arrow, got 'xml'"),
+        ("limit=%ff", 400, "invalid_parameter", "limit: expected UTF-8 text, got other bytes"),
+    ],
+)
+async def test_a_mistake_is_told_with_what_was_expected_and_what_came(tmp_path, query, status, code, message):
+    whole = query if not query or query.startswith("symbol") else f"symbol=BTC/USDT&interval=1m&{query}"
+    async with stage(tmp_path) as one:
+        answer = await one.ask(f"/api/candles?{whole.replace(' ', '%20')}")
+    assert answer.code == status
+    if status != 200:
+        assert json.loads(answer.body) == {"error": {"code": code, "message": message}}
+
+
+@pytest.mark.parametrize(
+    ("text", "at_ms"),
+    [
+        ("0", 0),
+        ("1747612800000", MONDAY_MS),
+        ("2025-05-19", MONDAY_MS),
+        ("2025-05-19T00:00", MONDAY_MS),
+        ("2025-05-19T00:00:00.000Z", MONDAY_MS),
+        ("2025-05-19t02:00:00.25+02:00", MONDAY_MS + 250),
+        ("2025-05-19T02:00:00 02:00", MONDAY_MS),  # a + that nobody escaped
+        ("2025-05-19T00:00:00.123456789Z", MONDAY_MS + 123),
+        ("1969-12-31T23:59:59Z", 0),
+        ("0000-01-01T00:00:00Z", 0),
+        ("0001-01-01T00:00:00+23:00", 0),
+        ("9999-12-31T23:59:59-23:00", 10**14),
+    ],
+)
+def test_times_are_read(text, at_ms):
+    assert read_moment(text) == at_ms
+
+
+async def test_other_methods_are_refused_and_other_paths_are_not_found(tmp_path):
+    async with stage(tmp_path) as one:
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            answer = await one.ask("/api/candles", method)
+            assert (answer.code, answer.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
+            assert json.loads(answer.body)["error"]["code"] == "method_not_allowed"
+        for path in ("/api", "/api/", "/api/candle", "/api/candles/1"):
+            answer = await one.ask(path)
+            assert (answer.code, json.loads(answer.body)["error"]["code"]) == (404, "not_found")
+
+
+async def test_a_head_is_the_answer_without_its_body(tmp_path):
+    async with stage(tmp_path) as one:
+        whole, head = await one.ask(CANDLES), await one.ask(CANDLES, "HEAD")
+        assert (head.code, head.body) == (200, b"")
+        for name in ("Content-Length", "Etag", "Content-Type", "Cache-Control"):
+            assert head.headers[name] == whole.headers[name]
+        bulk = await one.ask(f"{CANDLES}&format=csv", "HEAD")
+        assert (bulk.code, bulk.body, bulk.headers["Content-Type"]) == (200, b"", "text/csv")
+
+
+async def test_an_answer_that_did_not_change_is_304_and_only_a_settled_one_may_be_kept(tmp_path):
+    async with stage(tmp_path) as one:
+        one.push(minute(60))
+        settled = f"{CANDLES}&to={MONDAY_MS + 60 * MINUTE_MS}"
+        for path, kept in ((settled, "public, max-age=60"), (CANDLES, "no-cache")):
+            answer = await one.ask(path)
+            assert answer.headers["Cache-Control"] == kept
+            again = await one.ask(path, headers={"If-None-Match": answer.headers["Etag"]})
+            assert (again.code, again.body) == (304, b"")
+        tag = answer.headers["Etag"]
+        one.push(minute(60, volume="2"))
+        assert (await one.ask(CANDLES, headers={"If-None-Match": tag})).code == 200
+
+
+async def test_a_store_that_cannot_be_read_is_503_and_says_when_to_come_again(tmp_path, monkeypatch):
+    async with stage(tmp_path) as one:
+
+        def away(*_):
+            raise StoreUnavailable("gone for lunch")
+
+        monkeypatch.setattr(one.store, "complete_from", away)
+        for path in (CANDLES, f"{CANDLES}&format=csv", "/api/coverage?symbol=BTC/USDT", "/api/gaps"):
+            answer = await one.ask(path)
+            assert (answer.code, answer.headers["Retry-After"]) == (503, "2")
+            assert json.loads(answer.body)["error"] == {
+                "code": "unavailable",
+                "message": "The store cannot be read now",
+            }
+
+
+# ---------------------------------------------------------------- other formats
+
+
+def rows_of(kind: str, body: bytes) -> list[tuple]:
+    """The rows of an answer: time in ms, six numbers as exact decimals, final."""
+    if kind == "ndjson":
+        bars = [json.loads(line, parse_float=Decimal, parse_int=Decimal) for line in body.splitlines()]
+        names = ("open", "high", "low", "close", "volume", "quoteVolume")
+        return [(parse_iso_ms(bar["time"]), *map(bar.get, names), bar["final"]) for bar in bars]
+    if kind == "csv":
+        cells = list(csv.reader(io.StringIO(body.decode())))[1:]
+        return [
+            (int(row[0]), *(Decimal(cell) if cell else None for cell in row[1:7]), row[7] == "true") for row in cells
+        ]
+    table = pyarrow.ipc.open_stream(body).read_all().to_pylist()
+    return [(row["time_ms"], *(_decimal(row[name]) for name in list(row)[1:7]), row["final"]) for row in table]
+
+
+def _decimal(text):
+    return None if text is None else Decimal(text)
+
+
+@pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
+async def test_bulk_formats_hold_the_whole_range_and_the_same_numbers(tmp_path, kind):
+    count = 2500
+    minutes = [
+        minute(number, close=f"{10 + number % 3}.{number:05}", volume=f"0.{number:08}", final=True)
+        for number in range(count)
+    ]
+    minutes[7] = minutes[7]._replace(quote_volume=Decimal("123.4500"))
+    async with stage(tmp_path, {BTC: minutes}) as one:
+        one.push(minute(count))
+        answer = await one.ask(f"{CANDLES}&format={kind}")
+        some = await one.ask(f"{CANDLES}&format={kind}&limit=2")
+        nothing = await one.ask(f"{CANDLES}&format={kind}&from=2099-01-01")
+    wanted = [(bar.open_ms, *bar.values, bar.final) for bar in [*minutes, minute(count)]]
+    assert rows_of(kind, answer.body) == wanted
+    assert rows_of(kind, some.body) == wanted[-2:]
+    assert (nothing.code, rows_of(kind, nothing.body)) == (200, [])
+
+
+async def test_csv_can_be_imported(tmp_path):
+    minutes = [minute(number, close="10.50", final=True) for number in range(5)]
+    async with stage(tmp_path, {BTC: minutes}) as one:
+        (tmp_path / "bars.csv").write_bytes((await one.ask(f"{CANDLES}&format=csv")).body)
+    read = list(read_candles(tmp_path / "bars.csv", MONDAY_MS + DAY_MS))
+    assert [candle.values for candle in read] == [candle.values for candle in minutes]
+
+
+async def test_arrow_without_pyarrow_names_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    async with stage(tmp_path) as one:
+        answer = await one.ask(f"{CANDLES}&format=arrow")
+    assert answer.code == 501
+    assert json.loads(answer.body)["error"] == {
+        "code": "format_unavailable",
+        "message": "format=arrow needs pyarrow on the server: pip install 'candled[parquet]'",
+    }
+
+
+async def read_slowly(port: int, path: str):
+    taker = socket.socket()
+    taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)  # before connecting: the kernel then offers no more
+    taker.connect(("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=taker, limit=4096)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    return reader, writer, head
+
+
+async def test_a_bulk_answer_is_read_from_the_store_as_fast_as_the_client_takes_it(tmp_path, monkeypatch):
+    minutes = [minute(number, final=True) for number in range(60_000)]
+    async with stage(tmp_path, {BTC: []}) as one:
+        one.store.write([(BTC, candle) for candle in minutes])
+        reads = []
+        real = one.store.bars_between
+        monkeypatch.setattr(one.store, "bars_between", lambda *args: reads.append(args) or real(*args))
+        reader, writer, head = await read_slowly(one.port, f"{CANDLES}&format=ndjson")
+        assert "Transfer-Encoding: chunked" in head
+        await asyncio.sleep(0.5)
+        assert len(reads) < 50  # what the kernel holds of it, of 61 pages
+        rest = b""
+        while not rest.endswith(b"\r\n0\r\n\r\n"):
+            rest += await reader.read(1 << 16)
+        assert rest.count(b'"time"') == 60_000
+        assert len(reads) >= 60
+        writer.close()
+
+
+async def test_a_bulk_answer_that_cannot_go_on_is_broken_off_and_never_looks_whole(tmp_path, monkeypatch):
+    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(5000)]}) as one:
+        real, reads = one.store.bars_between, []
+
+        def fail_later(*args):
+            reads.append(args)
+            if len(reads) > 2:
+                raise StoreUnavailable("gone")
+            return real(*args)
+
+        monkeypatch.setattr(one.store, "bars_between", fail_later)
+        reader, writer, head = await read_slowly(one.port, f"{CANDLES}&format=csv")
+        assert " 200 " in head
+        body = await reader.read(-1)
+        assert body.count(b"true") == 2000
+        assert not body.endswith(b"0\r\n\r\n")
+        writer.close()
+
+
+# ---------------------------------------------------------------- what is served
+
+
+async def test_what_is_served(tmp_path):
+    minutes = {BTC: [], ETH: [], FUTURE: []}
+    described = {BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)}
+    async with stage(tmp_path, minutes, describe=described) as one:
+        symbols = (await one.get("/api/symbols"))["symbols"]
+        only = (await one.get("/api/symbols?exchange=bitget-futures"))["symbols"]
+        exchanges = await one.get("/api/exchanges")
+        intervals = (await one.get("/api/intervals"))["intervals"]
+        wrong = await one.ask("/api/symbols?exchange=x")
+    assert symbols[0] == {
+        "exchange": "replay", "symbol": "BTC/USDT", "ticker": "REPLAY:BTCUSDT", "priceDecimals": 2, "volumeDecimals": 6,
+    }  # fmt: skip
+    assert [(one["exchange"], one["symbol"]) for one in symbols] == [(key[0], str(key[1])) for key in minutes]
+    assert [(one["symbol"], one["priceDecimals"]) for one in only] == [("BTC/USDT", None)]
+    assert exchanges == {
+        "exchanges": [
+            {"name": "replay", "default": True, "symbols": 2},
+            {"name": "bitget-futures", "default": False, "symbols": 1},
+        ]
+    }
+    assert [(one["interval"], one["ms"]) for one in intervals][::6] == [("1m", 60_000), ("1W", 604_800_000)]
+    assert wrong.code == 404
+
+
+def with_holes(one) -> None:
+    one.store.save_holes(
+        BTC,
+        [
+            Hole(start_ms=MONDAY_MS + 10 * MINUTE_MS, end_ms=MONDAY_MS + 20 * MINUTE_MS, reason="exchange_outage",
+                 attempts=5, retry_ms=None),
+            Hole(start_ms=MONDAY_MS + 1438 * MINUTE_MS, end_ms=MONDAY_MS + 1445 * MINUTE_MS, reason="no_trades",
+                 attempts=1, retry_ms=MONDAY_MS + 3 * DAY_MS),
+        ],
+    )  # fmt: skip
+
+
+GAPPY = [
+    minute(number, final=True)
+    for number in range(3000)
+    if not (10 <= number < 20 or 1438 <= number < 1445 or 2000 <= number < 2005)
+]
+LATER = MONDAY_MS + 3001 * MINUTE_MS
+
+
+async def test_coverage_is_told_by_day_with_holes_and_their_reasons(tmp_path):
+    async with stage(tmp_path, {BTC: GAPPY}, clock=ManualClock(LATER)) as one:
+        with_holes(one)
+        answer = await one.get("/api/coverage?symbol=BTC/USDT")
+        second = await one.get("/api/coverage?symbol=BTC/USDT&from=2025-05-20&to=2025-05-21")
+    assert answer["completeFrom"] == "2025-05-19T00:00:00.000Z"
+    days = answer["days"]
+    assert [(day["day"], day["minutes"], day["expected"], day["holeCount"]) for day in days] == [
+        ("2025-05-19", 1428, 1440, 2),
+        ("2025-05-20", 1430, 1440, 2),
+        ("2025-05-21", 120, 120, 0),
+    ]
+    assert days[0]["holes"][0] == {
+        "from": "2025-05-19T00:10:00.000Z",
+        "to": "2025-05-19T00:20:00.000Z",
+        "minutes": 10,
+        "reason": "exchange_outage",
+    }
+    assert [(hole["minutes"], hole["reason"]) for day in days for hole in day["holes"]] == [
+        (10, "exchange_outage"),
+        (2, "no_trades"),
+        (5, "no_trades"),
+        (5, "missing"),
+    ]
+    assert second["days"] == [days[1]]
+
+
+async def test_gaps_are_told_newest_first(tmp_path):
+    async with stage(
+        tmp_path, {BTC: GAPPY, ETH: [minute(0, final=True), minute(2, final=True)]}, clock=ManualClock(LATER)
+    ) as one:
+        with_holes(one)
+        mine = await one.get("/api/gaps?symbol=BTC/USDT")
+        few = await one.get("/api/gaps?symbol=BTC/USDT&limit=1")
+        every = await one.get("/api/gaps")
+        old = await one.get("/api/gaps?to=2025-05-19T00:12:00Z")
+    assert [(gap["minutes"], gap["reason"], gap["attempts"], gap["nextTry"]) for gap in mine["gaps"]] == [
+        (5, "missing", 0, None),
+        (7, "no_trades", 1, "2025-05-22T00:00:00.000Z"),
+        (10, "exchange_outage", 5, None),
+    ]
+    assert mine["hasMore"] is False
+    assert (few["gaps"], few["hasMore"]) == (mine["gaps"][:1], True)
+    assert [(gap["symbol"], gap["minutes"]) for gap in every["gaps"]] == [
+        ("BTC/USDT", 5), ("BTC/USDT", 7), ("BTC/USDT", 10), ("ETH/USDT", 2997), ("ETH/USDT", 1),
+    ]  # fmt: skip
+    assert [(gap["symbol"], gap["minutes"]) for gap in old["gaps"]] == [
+        ("BTC/USDT", 2),
+        ("ETH/USDT", 9),
+        ("ETH/USDT", 1),
+    ]
+
+
+async def test_a_gap_of_many_weeks_is_one_gap(tmp_path):
+    last = 40 * 1440
+    minutes = [minute(0, final=True), minute(last, final=True)]
+    async with stage(tmp_path, {BTC: minutes}, clock=ManualClock(MONDAY_MS + (last + 2) * MINUTE_MS)) as one:
+        answer = await one.get(f"/api/gaps?symbol=BTC/USDT&from={MONDAY_MS}")
+    assert [(gap["minutes"], gap["reason"]) for gap in answer["gaps"]] == [(last - 1, "missing")]
+
+
+async def test_a_thin_market_lists_some_gaps_of_a_day_and_counts_all(tmp_path):
+    minutes = [minute(number, final=True) for number in range(0, 1441, 2)]
+    async with stage(tmp_path, {BTC: minutes}, clock=ManualClock(MONDAY_MS + 1442 * MINUTE_MS)) as one:
+        day = (await one.get("/api/coverage?symbol=BTC/USDT"))["days"][0]
+    assert (day["minutes"], day["holeCount"], len(day["holes"])) == (720, 720, 50)
+
+
+# ---------------------------------------------------------------- anything at all
+
+TEXTS = st.text(max_size=40) | st.sampled_from(
+    ["BTC/USDT", "1m", "5m", "1W", "0", "1", "500", "-1", "1e9", "NaN", "2025-05-19", "2025-05-19T00:00:00Z", "json",
+     "csv", "ndjson", "replay", "' OR 1=1 --", "%", "\x00", "9" * 30, "1747612800000"]
+)  # fmt: skip
+NAMES = st.sampled_from(["symbol", "interval", "limit", "from", "to", "format", "exchange", "resolution", "countback"])
+QUERIES = st.lists(st.tuples(NAMES | st.text(max_size=8), TEXTS), max_size=8)
+PATHS = ("/api/candles", "/api/symbols", "/api/coverage", "/api/gaps", "/udf/history", "/udf/symbols", "/udf/search",
+         "/udf/quotes", "/udf/marks")  # fmt: skip
+
+
+def escaped(query: list[tuple[str, str]]) -> str:
+    return "&".join("=".join("".join(f"%{byte:02x}" for byte in part.encode()) for part in pair) for pair in query)
+
+
+async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(tmp_path, monkeypatch, caplog):
+    drawn: list[list[tuple[str, str]]] = []
+
+    @given(st.lists(QUERIES, min_size=60, max_size=60))
+    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def draw(queries):
+        drawn.extend(queries)
+
+    draw()
+    statements: set[str] = set()
+    values: set[type] = set()
+    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(2500)]}) as one:
+        connection = sqlite.SqliteStore._connection
+
+        def watched(store):
+            real = connection(store)
+            return Watched(real, statements, values)
+
+        monkeypatch.setattr(sqlite.SqliteStore, "_connection", watched)
+        base = [("symbol", "BTC/USDT"), ("interval", "1m"), ("resolution", "1")]
+        asked = [
+            f"{PATHS[number % len(PATHS)]}?{escaped(query if number % 2 else unique(base, query))}"
+            for number, query in enumerate([[("from", "0")], *drawn])
+        ]
+        statuses: dict[int, int] = {}
+        for path in asked:
+            answer = await one.ask(path)
+            statuses[answer.code] = statuses.get(answer.code, 0) + 1
+            assert answer.code in (200, 400, 404), path
+        monkeypatch.undo()
+    assert len(asked) >= 1200
+    assert min(statuses.get(status, 0) for status in (200, 400, 404)) > 20, statuses
+    written = {text for text in vars(sqlite).values() if isinstance(text, str)}
+    assert len(statements) >= 5
+    assert statements <= written  # every statement is one of the store's own, to the letter
+    assert values <= {int, str}
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
+def unique(base: list[tuple[str, str]], query: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A query that may well be answered: the parameters that are needed, and what was drawn of the others."""
+    return [*base, *{name: text for name, text in query if name not in dict(base)}.items()]
+
+
+class Watched:
+    """A connection that notes every statement and the types of its values."""
+
+    def __init__(self, real, statements: set[str], values: set[type]) -> None:
+        self._real = real
+        self._statements = statements
+        self._values = values
+
+    def execute(self, statement, parameters=()):
+        self._statements.add(statement)
+        self._values.update(map(type, parameters))
+        return self._real.execute(statement, parameters)
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)

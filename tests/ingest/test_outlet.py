@@ -1,0 +1,112 @@
+"""What leaves ingest, in which order, and what its messages say of the log of changes."""
+
+import asyncio
+
+from candled.bus import Healed, MinuteChanged, Position, StateChanged
+from candled.bus.memory_bus import MemoryBus
+from candled.ingest.market import Outcome
+from candled.ingest.outlet import Outlet
+from candled.model import MINUTE_MS, Range
+from candled.store.interface import LATER
+from tests.clocks import ManualClock
+from tests.ingest.test_market import BTC, at, market, push
+from tests.rows import MONDAY_MS, minute
+
+
+class Keeper:
+    """A store that keeps nothing, and a diary of what it was asked for."""
+
+    def __init__(self) -> None:
+        self.diary: list[tuple] = []
+
+    def put(self, market, candle, *, changes=None) -> bool:
+        self.diary.append(("put", candle.open_ms, candle.final, changes))
+        return True
+
+    async def flush(self) -> None:
+        self.diary.append(("flush",))
+
+    async def open_feed(self, markets, epoch) -> None:
+        self.diary.append(("open", epoch))
+
+    async def note_changes(self, market, epoch, changes) -> None:
+        self.diary.append(("note", epoch, changes))
+
+    async def save_coverage(self, market, since_ms, holes, within) -> None:
+        self.diary.append(("coverage", since_ms))
+
+
+class Way:
+    """An outlet with everything around it."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock(MONDAY_MS)
+        self.bus = MemoryBus("one")
+        self.heard: list[tuple] = []
+        self.bus.listen(lambda message, position: self.heard.append((message, position)))
+        self.keeper = Keeper()
+        self.market = market()
+        self.outlet = Outlet(self.bus, self.keeper, self.clock, checkpoint_ms=5_000, failed=lambda *_: None)
+        self.outlet.open({BTC: self.market}, {BTC: minute(599).open_ms}, at(36_000))
+
+    def minutes(self) -> list[tuple]:
+        return [(message, position) for message, position in self.heard if isinstance(message, MinuteChanged)]
+
+
+def test_a_new_minute_at_the_live_edge_is_told_and_stored_and_changes_no_past():
+    way = Way()
+    way.outlet.publish(way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live)
+    way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000), seconds=36_067).live)
+    assert [entry[2:] for entry in way.keeper.diary] == [(False, None), (True, None)]
+    assert [message.facts.settled_ms for message, _ in way.minutes()] == [minute(600).open_ms, minute(601).open_ms]
+
+
+def test_a_revision_is_told_at_once_and_stored_as_a_change_of_the_past():
+    way = Way()
+    way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000), seconds=36_067).live)
+    way.outlet.publish(way.market, push(way.market, minute(600, "12", as_of=70_000), seconds=36_070).live)
+    (_, first), (message, second) = way.minutes()
+    assert (message.candle.rev, second.seq) == (1, first.seq + 1)
+    assert [entry[3] for entry in way.keeper.diary] == [None, second]
+
+
+async def test_messages_say_how_far_the_log_goes():
+    way = Way()
+    assert [message.facts.logged_seq for message, _ in way.minutes()] == []
+    running = asyncio.ensure_future(way.outlet.run())
+    await way.clock.advance(1)  # the feed is registered
+    way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000), seconds=36_067).live)
+    way.outlet.publish(way.market, push(way.market, minute(600, "12", as_of=70_000), seconds=36_070).live)
+    way.outlet.publish(way.market, push(way.market, minute(601, as_of=11_000), seconds=36_071).live)
+    revised = way.minutes()[1][1].seq
+    assert way.minutes()[2][0].facts.logged_seq == revised - 1
+    await way.clock.advance(1)  # flushed
+    way.outlet.publish(way.market, push(way.market, minute(601, volume="2", as_of=12_000), seconds=36_072).live)
+    assert way.minutes()[3][0].facts.logged_seq >= revised
+    assert ("open", "one") in way.keeper.diary
+    running.cancel()
+
+
+async def test_a_healed_past_is_in_the_log_before_it_is_stored_and_told_after():
+    way = Way()
+    outcome = Outcome(past=[minute(number, final=True) for number in (3, 4)], healed=Range(MONDAY_MS, at(600)))
+    await way.outlet.heal(way.market, outcome)
+    unknown = Position("one", LATER)
+    told = next(position for message, position in way.heard if isinstance(message, Healed))
+    assert way.keeper.diary == [
+        ("put", minute(3).open_ms, True, unknown),
+        ("put", minute(4).open_ms, True, unknown),
+        ("flush",),
+        ("coverage", MONDAY_MS),
+        ("note", "one", [(told.seq, Range(minute(3).open_ms, minute(4).open_ms + MINUTE_MS))]),
+    ]
+
+
+def test_the_state_is_told_when_it_changes_and_again_for_those_who_came_later():
+    way = Way()
+    push(way.market, minute(600, as_of=10_000), seconds=36_010)
+    for seconds in (36_011, 36_012, 36_022, 36_030):
+        way.outlet.tell_state(way.market, at(seconds))
+    states = [(one.state, one.since_ms) for one, _ in way.heard if isinstance(one, StateChanged)]
+    assert states == [("stale", at(36_000)), ("live", at(36_011)), ("live", at(36_011))]
+    assert way.outlet.state_since_ms(way.market) == at(36_011)
