@@ -5,9 +5,8 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from candled.api.directory import Directory
 from candled.api.pages import Pages
 from candled.api.rest import Source
 from candled.api.routes import make_routes
-from candled.bus.memory_bus import MemoryBus
+from candled.bus import Bus
+from candled.bus.making import RedisParts, make_memory_bus, make_redis_parts
 from candled.clock import SystemClock
-from candled.config import Config, make_exchanges
+from candled.config import Config
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
-from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
+from candled.ingest_side import IngestSide
 from candled.model import Market, MarketKey
 from candled.plugins import Plugins
 from candled.rooms.hub import Hub
@@ -96,14 +96,16 @@ class Daemon:
             journal=_journal(config),
         )
         self._history = History(self._store, self._threads)
-        self._bus = MemoryBus(secrets.token_hex(6))
         symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
         markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
-        self._bars = LiveBars(markets, config.intervals, self._history, clock)
+        self._shared = _shared(config, markets, clock)
+        self._bus: Bus = make_memory_bus() if self._shared is None else self._shared.bus
+        self._bars = LiveBars(markets if self._serves else [], config.intervals, self._history, clock)
         self._codec = Protocol(symbols, config.intervals)
         self._hub = Hub(self._codec, self._bars, clock)
         self._page = (STATIC / "index.html").read_text("utf-8")
-        self._exchanges = self._make_exchanges()
+        self._ingest = self._make_ingest() if "ingest" in config.roles else None
+        counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
         source = Source(
             directory=Directory(symbols, config.intervals),
             pages=Pages(self._bars, self._history),
@@ -120,7 +122,7 @@ class Daemon:
             health=self.health,
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
             page=self._page_text,
-            routes=make_routes(config, source, MemoryCounter(clock), clock),
+            routes=make_routes(config, source, counter, clock),
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._store_trouble = ""
@@ -130,7 +132,8 @@ class Daemon:
     async def start(self) -> None:
         """Start every step, the clients' side first, so that nothing is published to nobody."""
         self._bars.listen(self._hub)
-        self._bus.listen(self._bars.on_message)
+        if self._serves:
+            self._bus.listen(self._bars.on_message)
         self.port = self._server.listen()  # before the store is touched: another candled may be running
         is_open = await self._open_store()
         host = self._config.server.host
@@ -148,8 +151,11 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(exchange.stop() for exchange in self._exchanges))
+        if self._ingest is not None:
+            await self._ingest.stop()
         left = await self._writer.close(within_s=5.0) if self._is_reading else 0
+        if self._shared is not None and self._is_reading:
+            await self._shared.stop()  # another process that takes over now finds everything stored
         await self._server.stop()
         await self._bars.stop()
         await self._threads.close()
@@ -191,9 +197,11 @@ class Daemon:
             await self._writer.flush()
         self._tasks.append(asyncio.ensure_future(self._writer.run()))
         self._tasks.append(asyncio.ensure_future(self._maintain()))
+        if self._shared is not None:
+            self._shared.start()  # what is heard before the bars are loaded waits for them
         await self._bars.start()
-        for exchange in self._exchanges:
-            await exchange.start()
+        if self._ingest is not None:
+            await self._ingest.start()
 
     async def _maintain(self) -> None:
         """Let the store tidy up, every hour; nothing depends on it."""
@@ -206,7 +214,7 @@ class Daemon:
 
     def health(self) -> Mapping[str, Any]:
         """The body of `/health`."""
-        exchanges = {exchange.name: exchange.describe() for exchange in self._exchanges}
+        exchanges = self._bars.describe_feeds() if self._ingest is None else self._ingest.describe()
         states = [one["state"] for exchange in exchanges.values() for one in exchange["symbols"].values()]
         writer = self._writer.status()
         healthy = all(state in _SETTLED for state in states) and writer["state"] == "ok"
@@ -216,53 +224,48 @@ class Daemon:
             "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
             "exchanges": exchanges,
             "store": {**self._store.describe(), **writer},
-            "bus": {**self._bus.describe(), **self._bars.healing()},
+            "roles": list(self._config.roles),
+            "bus": self._bus.describe(),
+            "bars": self._bars.healing(),
             "plugins": {
                 status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
                 for status in self._plugins.statuses
             },
         }
 
+    @property
+    def _serves(self) -> bool:
+        return "serve" in self._config.roles
+
     def _describe(self, market: MarketKey) -> Market | None:
         """What an exchange says of one of its markets, once it was asked."""
-        return next((one.market(market.symbol) for one in self._exchanges if one.name == market.exchange), None)
+        return None if self._ingest is None else self._ingest.market(market)
 
-    def _make_exchanges(self) -> list[ExchangeIngest]:
-        ingest = self._config.ingest
-        options = IngestOptions(
-            backfill_ms=round(ingest.backfill.total_seconds() * 1000),
-            settle_ms=round(ingest.settle.total_seconds() * 1000),
-            quiet_after_ms=round(ingest.quiet_after.total_seconds() * 1000),
-            checkpoint_ms=round(ingest.checkpoint.total_seconds() * 1000),
-            confirm=ingest.confirm,
+    def _make_ingest(self) -> IngestSide:
+        return IngestSide(
+            self._config,
+            self._clock,
+            self._bus,
+            Keeper(self._store, self._threads, self._writer, self._history),
+            leases=None if self._shared is None else self._shared.leases,
+            budget=None if self._shared is None else self._shared.budgets.budget,
         )
-        keeper = Keeper(self._store, self._threads, self._writer, self._history)
-        return [
-            ExchangeIngest(
-                exchange.name,
-                made,
-                exchange.symbols,
-                clock=self._clock,
-                bus=self._bus,
-                store=keeper,
-                options=options,
-            )
-            for exchange, made in zip(self._config.exchanges, make_exchanges(self._config, self._clock), strict=True)
-        ]
 
     def _page_text(self) -> str:
         facts = {
             "version": __version__,
-            "defaultExchange": self._exchanges[0].name,
+            "defaultExchange": self._config.exchanges[0].name,
             "intervals": [str(interval) for interval in self._config.intervals],
             "markets": [
                 {
-                    "exchange": configured.name,
+                    "exchange": one.name,
                     "symbol": str(symbol),
-                    "priceDecimals": market.price_decimals if (market := running.market(symbol)) else None,
+                    "priceDecimals": market.price_decimals
+                    if (market := self._describe(MarketKey(one.name, symbol)))
+                    else None,
                 }
-                for configured, running in zip(self._config.exchanges, self._exchanges, strict=True)
-                for symbol in configured.symbols
+                for one in self._config.exchanges
+                for symbol in one.symbols
             ],
         }
         return self._page.replace("__CANDLED__", json.dumps(facts).replace("</", "<\\/"))
@@ -283,4 +286,21 @@ def _store(config: Config) -> Store:
         compress_after_days=settings.compress_after.days or None,
         retention_days=settings.retention.days or None,
         upgrade=settings.init,
+    )
+
+
+def _shared(config: Config, markets: Sequence[MarketKey], clock: Clock) -> RedisParts | None:
+    """What this process shares with others by way of Redis, if the settings name one."""
+    if config.bus.url.startswith("memory:"):
+        return None
+    return make_redis_parts(
+        config.bus.url,
+        clock,
+        markets,
+        default_exchange=config.exchanges[0].name,
+        prefix=config.bus.prefix,
+        shards=config.ingest.shards,
+        lease_s=config.bus.lease.total_seconds(),
+        ingests="ingest" in config.roles,
+        serves="serve" in config.roles,
     )

@@ -20,7 +20,7 @@ OUTSIDE = {
 
 # Modules that touch the outside themselves. `tools/` are commands of their own, each an edge as the command line is.
 EDGES = {
-    "app", "cli", "clock", "plugins", "tail",
+    "app", "ingest_side", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
     "api/handler",
@@ -67,7 +67,7 @@ STEPS = {
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
-ROOTS = {"app", "cli", "tools", "__main__", "candled"}  # they put the steps together
+ROOTS = {"app", "ingest_side", "cli", "tools", "__main__", "candled"}  # they put the steps together
 
 # The only modules of a step that another step may know: values and pure arithmetic.
 SHARED = {

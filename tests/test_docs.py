@@ -115,7 +115,7 @@ def keys(facts: Any, *, names: tuple[str, ...] = ("exchanges", "symbols", "plugi
         for one in inner:
             found |= keys(one) if isinstance(one, dict) else set()
             if isinstance(one, list):
-                found |= {name for item in one for name in keys(item)}
+                found |= {name for item in one if isinstance(item, dict) for name in keys(item)}
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
 
 from .ladder import Change
 from .market_bars import AT_FIRST, MarketBars
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _WEEK = Interval.parse("1W")
 _RETRY_S = 1.0
+_EARLY_KEPT = 500
 _STORED_AFTER_S = 2.0
 _CATCH_UP_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # pauses between looks for what was lost; the last one repeats
 
@@ -99,6 +100,7 @@ class LiveBars:
             self._take(message.market, market, message, position)
         else:
             market.early.append((message, position))
+            del market.early[:-_EARLY_KEPT]  # what is dropped is missed, and read from the store
 
     def _take(self, key: MarketKey, market: MarketBars, message: Message, position: Position) -> None:
         track, settled_ms = market.track, market.track.facts.settled_ms
@@ -241,6 +243,19 @@ class LiveBars:
     def describe(self) -> dict[str, Any]:
         """For `/health/ws-stats`."""
         return {"oneMinuteCandlesCount": sum(market.ladder.minutes_held for market in self._markets.values())}
+
+    def describe_feeds(self) -> dict[str, dict[str, Any]]:
+        """For `/health` of a process that only serves: by exchange, the state of each symbol's feed."""
+        exchanges: dict[str, dict[str, Any]] = {}
+        for key, market in self._markets.items():
+            state, since_ms = market.state
+            position = market.track.position
+            exchanges.setdefault(key.exchange, {"symbols": {}})["symbols"][str(key.symbol)] = {
+                "state": state,
+                "since": iso_ms(since_ms),
+                "position": position and {"epoch": position.epoch, "seq": position.seq},
+            }
+        return exchanges
 
     def healing(self) -> dict[str, int]:
         """For `/health`: how often lost messages were made up for, and for how many markets that is under way."""

@@ -78,6 +78,7 @@ class ExchangeIngest:
         clock: Clock,
         bus: Bus,
         store: Keeper,
+        http: HttpClient,
         options: IngestOptions,
     ) -> None:
         self.name = name
@@ -93,7 +94,7 @@ class ExchangeIngest:
             failed=lambda market, why: logger.error("%s: not stored: %s", market, why),
         )
         self._options = options
-        self._http = HttpClient(clock, exchange.requests_per_s)
+        self._http = http
         self._skew = ClockSkew()  # from `_steady_ms`
         self._has_own_clock = type(exchange).now_ms is not Exchange.now_ms
         self._skew_noted = False
@@ -141,7 +142,6 @@ class ExchangeIngest:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._http.close()
         for market in self._markets.values():
             running = market.running()
             if running is not None:

@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 from candled import __version__
 from candled.bus.memory_bus import MemoryBus
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
+from candled.ingest.http import HttpClient
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, parse_iso_ms
 from candled.rooms.protocol import bar_text
 from candled.store.history import History
@@ -248,7 +249,9 @@ def test_health_over_http_has_the_documented_keys(after_20_s):
     assert parse_iso_ms(market["newestMinute"]) >= now_ms() - MINUTE_MS
     assert market["holes"] == {"count": 0, "minutes": 0, "newest": []}
     assert {"kind", "schema", "state", "waiting", "lastError"} <= health["store"].keys()
-    assert health["bus"] == {"kind": "memory", "connected": True, "healed": 0, "catchingUp": 0}
+    assert health["bus"] == {"kind": "memory", "connected": True}
+    assert health["bars"] == {"healed": 0, "catchingUp": 0}
+    assert health["roles"] == ["ingest", "serve"]
     assert health["plugins"]["replay"] == {"status": "ok", "error": None}
 
 
@@ -345,7 +348,8 @@ async def test_a_fast_replay_goes_on_where_its_running_minute_was(tmp_path):
     keeper = Keeper(store, threads, writer, History(store, threads))
     exchange = PLUGINS.exchanges["replay"](PLUGINS.exchanges["replay"].Settings(speed=30.0), clock)
     options = IngestOptions(backfill_ms=0, settle_ms=2_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=True)
-    ingest = ExchangeIngest("replay", exchange, [BTC], clock=clock, bus=MemoryBus("one"), store=keeper, options=options)
+    bus, http = MemoryBus("one"), HttpClient(clock, 1.0)
+    ingest = ExchangeIngest("replay", exchange, [BTC], clock=clock, bus=bus, store=keeper, http=http, options=options)
     try:
         await ingest.start()
         assert exchange.now_ms() == ahead_ms + 2 * MINUTE_MS

@@ -1,0 +1,143 @@
+"""What a process with the role `ingest` does: reads from their exchanges the markets that it leads."""
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from candled.budget import MakeBudget
+from candled.bus import Bus
+from candled.bus.leases import Lease, Leases
+from candled.bus.shards import shard_of
+from candled.config import Config, ExchangeConfig, make_exchanges
+from candled.exchange import Clock
+from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions, Keeper
+from candled.ingest.http import HttpClient
+from candled.model import Market, MarketKey, Symbol
+
+logger = logging.getLogger(__name__)
+
+
+class IngestSide:
+    """Runs an `ExchangeIngest` per configured exchange and shard. Without `leases` all shards are this process's own.
+
+    `budget` gives the request budgets of hosts that are shared with other processes.
+
+    Raises:
+        ConfigError: an exchange cannot be made of its settings.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        bus: Bus,
+        store: Keeper,
+        *,
+        leases: Leases | None = None,
+        budget: MakeBudget | None = None,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._bus = bus
+        self._store = store
+        self._leases = leases
+        self._made = make_exchanges(config, clock)
+        self._http = {
+            one.name: HttpClient(clock, exchange.requests_per_s, budget)
+            for one, exchange in zip(config.exchanges, self._made, strict=True)
+        }
+        self._running: dict[int, list[ExchangeIngest]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._markets: dict[MarketKey, Market] = {}
+
+    async def start(self) -> None:
+        """Begin to read, or to wait for leases."""
+        if self._leases is None:
+            await self._start_shard(0)
+            return
+        self._tasks = [asyncio.ensure_future(self._follow(lease)) for lease in self._leases.all]
+
+    async def stop(self) -> None:
+        """Read no more; the minutes in progress are handed to the store."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for shard in list(self._running):
+            await self._stop_shard(shard)
+        for http in self._http.values():
+            http.close()
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """The exchanges' part of `/health`: of each exchange the facts of all the shards that are read here."""
+        result: dict[str, dict[str, Any]] = {}
+        for ingest in (one for shard in self._running.values() for one in shard):
+            facts = ingest.describe()
+            known = result.setdefault(ingest.name, facts)
+            known["symbols"] |= facts["symbols"]
+        return result
+
+    def market(self, key: MarketKey) -> Market | None:
+        """What the exchange says of a market that is read here, once it was asked."""
+        for ingest in (one for shard in self._running.values() for one in shard):
+            if ingest.name == key.exchange and (market := ingest.market(key.symbol)) is not None:
+                return market
+        return None
+
+    # ------------------------------------------------------------ shards
+
+    async def _follow(self, lease: Lease) -> None:
+        """Read a shard while its lease is ours, or nobody can tell whose it is."""
+        starting: asyncio.Task[None] | None = None
+        async for _ in lease.states():
+            if lease.ingests and starting is None:
+                logger.info("reading shard %d", lease.shard)
+                starting = asyncio.ensure_future(self._start_shard(lease.shard))
+                self._tasks.append(starting)
+            elif not lease.ingests and starting is not None:
+                logger.info("no longer reading shard %d: another process does", lease.shard)
+                starting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await starting
+                self._tasks.remove(starting)
+                starting = None
+                await self._stop_shard(lease.shard)
+
+    async def _start_shard(self, shard: int) -> None:
+        """Returns when the store was read; each exchange goes on by itself."""
+        shards = 1 if self._leases is None else len(self._leases.all)
+        made, self._made = self._made or make_exchanges(self._config, self._clock), []
+        self._running[shard] = [
+            ExchangeIngest(
+                one.name,
+                exchange,
+                symbols,
+                clock=self._clock,
+                bus=self._bus,
+                store=self._store,
+                http=self._http[one.name],
+                options=_options(self._config),
+            )
+            for one, exchange in zip(self._config.exchanges, made, strict=True)
+            if (symbols := _symbols_of(one, shard, shards))
+        ]
+        for ingest in self._running[shard]:
+            await ingest.start()
+
+    async def _stop_shard(self, shard: int) -> None:
+        await asyncio.gather(*(ingest.stop() for ingest in self._running.pop(shard, [])))
+
+
+def _symbols_of(exchange: ExchangeConfig, shard: int, shards: int) -> list[Symbol]:
+    return [symbol for symbol in exchange.symbols if shard_of(MarketKey(exchange.name, symbol), shards) == shard]
+
+
+def _options(config: Config) -> IngestOptions:
+    ingest = config.ingest
+    return IngestOptions(
+        backfill_ms=round(ingest.backfill.total_seconds() * 1000),
+        settle_ms=round(ingest.settle.total_seconds() * 1000),
+        quiet_after_ms=round(ingest.quiet_after.total_seconds() * 1000),
+        checkpoint_ms=round(ingest.checkpoint.total_seconds() * 1000),
+        confirm=ingest.confirm,
+    )
