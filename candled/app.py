@@ -214,7 +214,7 @@ class Daemon:
 
     def health(self) -> Mapping[str, Any]:
         """The body of `/health`."""
-        exchanges = self._bars.describe_feeds() if self._ingest is None else self._ingest.describe()
+        exchanges = self._exchanges_health()
         states = [one["state"] for exchange in exchanges.values() for one in exchange["symbols"].values()]
         writer = self._writer.status()
         healthy = all(state in _SETTLED for state in states) and writer["state"] == "ok"
@@ -250,6 +250,13 @@ class Daemon:
             leases=None if self._shared is None else self._shared.leases,
             budget=None if self._shared is None else self._shared.budgets.budget,
         )
+
+    def _exchanges_health(self) -> dict[str, dict[str, Any]]:
+        """What is heard of each feed, and of those read here all that is known."""
+        exchanges = {one.name: {"symbols": {}} for one in self._config.exchanges} | self._bars.describe_feeds()
+        for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
+            exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
+        return exchanges
 
     def _page_text(self) -> str:
         facts = {

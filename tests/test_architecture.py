@@ -33,15 +33,18 @@ EDGES = {
 # Modules that touch it only through those edges: they hold one, and decide which.
 HOLDERS = {
     "__main__": "calls cli",
-    **dict.fromkeys(("api/rest", "api/routes", "api/udf"), "resources over api/handler"),
+    **dict.fromkeys(("api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"),
     "client/__init__": "names what a program may import of the client",
     "bus/making": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
+    "serve/clients": "names files for the handlers",
     "store/__init__": "makes the store that an address means",
     "store/keeper": "writer and history of one store in one hand",
     "store/postgres": "statements on the connections of postgres_pool",
+    "store/postgres_folding": "the folding statements over them",
     "store/postgres_schema/__init__": "creates tables over postgres_pool",
     "store/postgres_schema/timescale": "the same for what TimescaleDB adds",
+    "store/postgres_upkeep": "drops what is old over them",
 }
 
 # Which steps a step may know, beside itself. What is missing here it is handed by `app`.
@@ -63,7 +66,7 @@ STEPS = {
     "aggregate": FOUNDATION | {"bus"},
     "rooms": FOUNDATION | {"aggregate"},
     "serve": FOUNDATION | {"rooms", "config"},
-    "api": FOUNDATION | {"rooms", "serve", "store", "config"},
+    "api": FOUNDATION | {"bus", "rooms", "serve", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from candled.config import Config
+from candled.config import Config, KlinesSettings
 from candled.exchange import Clock
 from candled.serve.limits import networks
 from candled.serve.rate_limit import Counter, RateLimit
 
-from . import operations, rest, udf
+from . import klines, operations, rest, udf
 from .handler import Gate, Nothing
 from .rest import Source
 
@@ -24,7 +24,8 @@ def make_routes(config: Config, source: Source, counter: Counter, clock: Clock) 
         limit = RateLimit(group, requests, window.total_seconds(), counter, clock, limits.headers)
         return {"gate": gate, "limit": limit}
 
-    return [*_rest(source, limited("api")), *_udf(source, config.udf.next_time, limited("udf"))]
+    facade = _klines(source, config.klines, limited("klines")) if config.klines.enabled else []
+    return [*facade, *_rest(source, limited("api")), *_udf(source, config.udf.next_time, limited("udf"))]
 
 
 def _rest(source: Source, shared: dict[str, Any]) -> list[Route]:
@@ -63,3 +64,17 @@ def _udf(source: Source, next_time: str, shared: dict[str, Any]) -> list[Route]:
     }
     more = {**shared, "source": source, "next_time": next_time}
     return [*((f"/udf/{name}", kind, more) for name, kind in resources.items()), (r"/udf(?:/.*)?", udf.Nothing, more)]
+
+
+def _klines(source: Source, settings: KlinesSettings, shared: dict[str, Any]) -> list[Route]:
+    resources: dict[str, type[klines.KlinesHandler]] = {
+        "klines": klines.Klines,
+        "uiKlines": klines.Klines,
+        "exchangeInfo": klines.ExchangeInfo,
+        "time": klines.Time,
+        "ping": klines.Ping,
+        ".*": klines.Nothing,
+    }
+    markets = klines.BinanceMarkets(source.directory, settings.exchange or source.directory.default)
+    more = {**shared, "source": source, "markets": markets}
+    return [(f"{settings.prefix}/api/v3/{name}", kind, more) for name, kind in resources.items()]

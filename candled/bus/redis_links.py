@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 TROUBLE = (RedisError, OSError, TimeoutError)
 _TIMEOUT_S = 2.0  # for connecting, and for each answer
 _PATIENCE_S = 3.0  # for all answers of a pipeline together
+_CONNECTIONS = 8  # of a caller: whatever comes in the same moment shares them
 # Answers of a server that is no longer, or not yet, the one to ask.
 _ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError, ReadOnlyError)
 
@@ -215,6 +216,7 @@ class Caller:
         self._servers = servers
         self._clients: dict[Node, aioredis.Redis] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Semaphore(_CONNECTIONS)
 
     async def call(self, call: Call) -> Any:
         """The answer to one call.
@@ -250,6 +252,12 @@ class Caller:
         await asyncio.gather(*self._closing)
 
     async def _call_node(self, node: Node, calls: Sequence[Call], indexes: Sequence[int], answers: list[Any]) -> None:
+        async with self._free:
+            found = await self._answers(node, calls, indexes)
+        for index, answer in zip(indexes, found, strict=True):
+            answers[index] = self._judged(node, answer)
+
+    async def _answers(self, node: Node, calls: Sequence[Call], indexes: Sequence[int]) -> list[Any]:
         client = self._clients.get(node)
         if client is None:
             client = self._clients[node] = self._servers.client(node)
@@ -261,11 +269,10 @@ class Caller:
                     again = await _pipeline(client, [calls[indexes[at]].words(whole=True) for at in unknown])
                     for at, answer in zip(unknown, again, strict=True):
                         found[at] = answer
+                return found
         except TROUBLE as error:
             self._drop(node, client)
-            found = [Unavailable(f"{node}: {_reason(error)}")] * len(indexes)
-        for index, answer in zip(indexes, found, strict=True):
-            answers[index] = self._judged(node, answer)
+            return [Unavailable(f"{node}: {_reason(error)}")] * len(indexes)
 
     def _judged(self, node: Node, answer: Any) -> Any:
         if isinstance(answer, _ELSEWHERE):

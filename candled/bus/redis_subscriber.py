@@ -17,6 +17,7 @@ from redis import asyncio as aioredis
 from candled.errors import Unavailable
 from candled.exchange import Clock
 
+from .codec import private_channel
 from .redis_links import TROUBLE, Node, Servers, close
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class _Link:
         self.lag_s: float | None = None
         self._owner = owner
         self._clock = owner.clock
-        self._private = f"{{{wanted.channels[0]}}}:{owner.process}"  # in a cluster: on the same node
+        self._private = private_channel(wanted.channels[0], owner.process)
         self._heard_at = 0.0
         self._task = asyncio.ensure_future(self._run())
 

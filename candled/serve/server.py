@@ -16,6 +16,7 @@ from candled.exchange import Clock
 from candled.rooms.hub import Hub
 from candled.rooms.protocol import Protocol
 
+from . import clients
 from .client import Bars, Client
 from .handlers import (
     STATIC,
@@ -115,6 +116,7 @@ class Server:
                 (r"/health", HealthHandler, site),
                 (r"/health/ws-stats", StatisticsHandler, site),
                 (r"/static/(.*)", StaticHandler, {"path": str(STATIC)}),
+                clients.make_route(),
                 *self._routes,
             ],
             default_handler_class=NothingHandler,

@@ -16,7 +16,8 @@ from candled.api.directory import Directory
 from candled.api.pages import Pages
 from candled.api.rest import Source
 from candled.api.routes import make_routes
-from candled.bus import MinuteChanged
+from candled.bus import Facts, MinuteChanged
+from candled.bus.memory_bus import MemoryBus
 from candled.config import Config, LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, Market, MarketKey, Symbol
@@ -33,7 +34,7 @@ from tests.rows import MONDAY_MS, minute
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
 ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
 FUTURE = MarketKey("bitget-futures", Symbol.parse("BTC/USDT"))
-NO_LIMITS = LimitSettings(api_requests=0, udf_requests=0)
+NO_LIMITS = LimitSettings(api_requests=0, udf_requests=0, klines_requests=0)
 
 
 class Stage:
@@ -45,9 +46,13 @@ class Stage:
         self.store = store
         self.pages = pages
         self.clock = clock
+        self._bus = MemoryBus("one")
+        self._bus.listen(bars.on_message)
 
     def push(self, candle: Candle, market: MarketKey = BTC) -> None:
-        self.bars.on_message(MinuteChanged(market, candle))
+        """A minute from the market's feed, before which all are final."""
+        end_ms = candle.open_ms + MINUTE_MS
+        self._bus.publish(MinuteChanged(market, candle, Facts(end_ms if candle.final else candle.open_ms)))
 
     async def ask(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HTTPResponse:
         client = AsyncHTTPClient(force_instance=True)

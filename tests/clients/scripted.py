@@ -9,7 +9,7 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
-from tornado.web import Application
+from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from candled.model import Interval, iso_ms, parse_iso_ms
@@ -52,11 +52,16 @@ class Scripted:
     def url(self) -> str:
         return f"ws://127.0.0.1:{self._port}/ws"
 
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
     # ------------------------------------------------------------ life
 
     async def start(self) -> "Scripted":
         """Listen, on the port of before if there was one."""
-        self._http = HTTPServer(Application([("/ws", _Handler, {"server": self})]))
+        facts = {"server": self}
+        self._http = HTTPServer(Application([("/ws", _Handler, facts), (r"/((?:api|udf)/\w+)", _Facts, facts)]))
         if self._port:
             self._http.listen(self._port, "127.0.0.1")
         else:
@@ -145,6 +150,9 @@ class Scripted:
     def position(self) -> Bar:
         return {"epoch": self._epochs[-1], "seq": self._seq}
 
+    def symbols(self) -> list[str]:
+        return sorted({symbol for symbol, _ in self._bars})
+
     def bars(self, topic: Topic) -> list[Bar]:
         return self._bars[topic]
 
@@ -182,6 +190,30 @@ class Scripted:
 
 def _time(bar: Bar) -> str:
     return str(bar["time"])
+
+
+class _Facts(RequestHandler):
+    """What a datafeed asks for by HTTP, shortened to what it reads."""
+
+    def initialize(self, server: Scripted) -> None:
+        self.server = server
+
+    def get(self, name: str) -> None:
+        self.set_header("Access-Control-Allow-Origin", "*")
+        match name:
+            case "api/symbols":
+                self.write({"symbols": [_market(symbol) for symbol in self.server.symbols()]})
+            case "udf/config":
+                exchanges = [{"value": "DEMO", "name": "Demo", "desc": "Demo"}]
+                more = {"symbols_types": [{"name": "Crypto", "value": "crypto"}], "supports_search": True}
+                self.write({"supported_resolutions": ["1", "5", "1D"], "exchanges": exchanges, **more})
+            case "udf/time":
+                self.write(str(START_MS // 1000))
+
+
+def _market(symbol: str) -> Bar:
+    names = {"exchange": "demo", "symbol": symbol, "ticker": f"DEMO:{symbol.replace('/', '')}"}
+    return {**names, "priceDecimals": None if symbol.startswith("ETH") else 2, "volumeDecimals": None}
 
 
 class _Handler(WebSocketHandler):

@@ -52,6 +52,10 @@ def open_store(database, stores):
 class TestPostgresStore(StoreContract):
     """The contract."""
 
+    @staticmethod
+    def read_endlessly(store):
+        store._rows("SELECT pg_sleep(60)", ())
+
 
 # ---------------------------------------------------------------- addresses
 
@@ -383,7 +387,7 @@ def test_more_threads_than_connections_wait_their_turn(open_store):
 
 def test_a_connection_that_never_becomes_free_is_not_waited_for_without_end(open_store):
     store = open_store(MINUTE, readers=1, limit_s=0.2)
-    with store._reading(), pytest.raises(StoreUnavailable, match="busy"):
+    with store._pools[2].borrow(), pytest.raises(StoreUnavailable, match="busy"):
         store.newest("bitget")
     assert store.newest("bitget") == {}
 

@@ -66,7 +66,7 @@ async def test_an_outage_of_the_database_loses_no_minute_and_charts_go_on(tmp_pa
                     await asyncio.to_thread(server.start)
                     assert await one.check(within_minutes=60) > 700
                     watch.stop()
-                    assert one.daemon.health()["store"]["state"] == "ok"
+                    await one.until(lambda: one.daemon.health()["store"]["state"] == "ok")
                     assert watch.worst_s < 1.0  # a shared machine; the figure itself is in bench/README.md
                 finally:
                     await one.stop()
