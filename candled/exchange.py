@@ -171,7 +171,11 @@ class Exchange(ABC):
         self.clock = clock
 
     def resume(self, newest_ms: int | None) -> None:  # noqa: B027 - most exchanges need nothing here
-        """Called once before anything else, with the newest minute the store holds of this exchange."""
+        """Called once before anything else, with the newest minute that is over as far as the store knows.
+
+        Of all symbols of this exchange: the newest final minute, or the one before a running one that was put aside.
+        UTC epoch milliseconds of its opening; None where the store has nothing of it.
+        """
 
     def now_ms(self) -> int:
         """The exchange's clock, UTC epoch milliseconds. Real exchanges keep the default: the daemon measures skew."""

@@ -27,22 +27,26 @@ EDGES = {
     "client/client", "client/link", "client/stream",
     "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
     "bus/tasks",
-    "serve/client", "serve/handlers", "serve/server",
+    "serve/acceptor", "serve/client", "serve/handlers", "serve/pager", "serve/server", "serve/socket_link",
+    "serve/takeover", "serve/tornado_link",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
 
 # Modules that touch it only through those edges: they hold one, and decide which.
 HOLDERS = {
     "__main__": "calls cli",
-    **dict.fromkeys(("api/rest", "api/routes", "api/udf"), "resources over api/handler"),
+    **dict.fromkeys(("api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"),
     "client/__init__": "names what a program may import of the client",
     "bus/making": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
+    "serve/clients": "names files for the handlers",
     "store/__init__": "makes the store that an address means",
     "store/keeper": "writer and history of one store in one hand",
     "store/postgres": "statements on the connections of postgres_pool",
+    "store/postgres_folding": "the folding statements over them",
     "store/postgres_schema/__init__": "creates tables over postgres_pool",
     "store/postgres_schema/timescale": "the same for what TimescaleDB adds",
+    "store/postgres_upkeep": "drops what is old over them",
 }
 
 # Which steps a step may know, beside itself. What is missing here it is handed by `app`.
@@ -62,9 +66,9 @@ STEPS = {
     "bus": {"errors", "model", "exchange", "token_bucket"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
-    "rooms": FOUNDATION | {"aggregate"},
-    "serve": FOUNDATION | {"rooms", "config"},
-    "api": FOUNDATION | {"rooms", "serve", "store", "config"},
+    "rooms": FOUNDATION | {"aggregate", "bus"},
+    "serve": FOUNDATION | {"bus", "rooms", "config"},
+    "api": FOUNDATION | {"bus", "rooms", "serve", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
@@ -76,7 +80,14 @@ SHARED = {
     "bus": {"bus/__init__", "bus/interface", "bus/address"},  # what is published, and how a bus is written
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
-    "rooms": {"rooms/__init__", "rooms/hub", "rooms/protocol"},
+    "rooms": {
+        "rooms/__init__",
+        "rooms/frames",
+        "rooms/hub",
+        "rooms/links",
+        "rooms/messages",
+        "rooms/protocol",
+    },
     "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }

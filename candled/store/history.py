@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar, TypeVarTuple, cast
 
@@ -14,17 +15,26 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
+@dataclass(eq=False, slots=True)
+class _Question:
+    """A read under way, and how many wait for its answer."""
+
+    task: asyncio.Task[Any]
+    asking: int = 0
+
+
 class History:
     """`Store`'s reads, awaitable on the event loop. Results are shared between callers, hence immutable.
 
     A question joins an identical one under way only if no write ended in between: whoever asks after a flush sees it.
+    When the last one who waits for an answer is cancelled, so is the read.
     Every method raises `StoreUnavailable` and `StoreRejected` as the store does.
     """
 
     def __init__(self, store: Store, threads: StoreThreads) -> None:
         self._store = store
         self._threads = threads
-        self._under_way: dict[object, asyncio.Task[Any]] = {}
+        self._under_way: dict[object, _Question] = {}
 
     async def bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> tuple[Candle, ...]:
         """The newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
@@ -68,16 +78,26 @@ class History:
 
     async def _ask(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         key = (call, args, self._threads.writes)
-        task = self._under_way.get(key)
-        if task is None:
-            task = self._under_way[key] = asyncio.create_task(self._threads.read(call, *args))
-            task.add_done_callback(lambda done: self._forget(key, done))
-        return cast(T, await asyncio.shield(task))  # one caller that leaves must not take the answer from the others
+        question = self._under_way.get(key)
+        if question is None:
+            question = self._under_way[key] = _Question(asyncio.create_task(self._threads.read(call, *args)))
+            question.task.add_done_callback(lambda _: self._forget(key, question))
+        question.asking += 1
+        try:
+            # one caller that leaves must not take the answer from the others
+            return cast(T, await asyncio.shield(question.task))
+        finally:
+            question.asking -= 1
+            if not question.asking and not question.task.done():
+                self._forget(key, question)
+                question.task.cancel()
 
-    def _forget(self, key: object, task: asyncio.Task[Any]) -> None:
-        del self._under_way[key]
-        if not task.cancelled():
-            task.exception()  # seen, even if every caller has left
+    def _forget(self, key: object, question: "_Question") -> None:
+        """Let nobody join any more."""
+        if self._under_way.get(key) is question:
+            del self._under_way[key]
+        if question.task.done() and not question.task.cancelled():
+            question.task.exception()  # seen, even if every caller has left
 
     # On the reading threads:
 

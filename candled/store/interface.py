@@ -107,6 +107,12 @@ class Store(Protocol):
         None where that cannot be told: the feed is not known, or no longer.
         """
 
+    def cancel(self, thread: int) -> None:
+        """End the read that another thread (`threading.get_ident`) is in: it raises `StoreUnavailable`.
+
+        Nothing happens where there is none, and nothing is raised.
+        """
+
     def maintain(self, now_ms: int) -> None:
         """Tidy up what is old at `now_ms` (UTC epoch ms). Called about once an hour, on a thread that reads.
 

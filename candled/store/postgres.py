@@ -1,33 +1,32 @@
 """The store for large sites: PostgreSQL, with TimescaleDB where the server has it."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol
 
 from . import postgres_statements as sql
-from .batch import by_market, minute_ranges, touched
+from .batch import by_market
 from .holes import replaced
-from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, LATER, Hole
+from .interface import ALL_TIME, LATER, Hole
+from .postgres_folding import fold_changes, fold_history, in_minutes, stretches
 from .postgres_pool import Link, Pool, Watchdog, parse_address
 from .postgres_rows import as_array, as_candles, as_columns
 from .postgres_schema import SCHEMA, check, migrate, timescale
+from .postgres_upkeep import drop_minutes, forget_feeds, forget_intervals
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 OLDEST_SERVER = 140_000  # date_bin came with PostgreSQL 14
 DAY_MS = 86_400_000
-FOLD_CHUNK_MS = 28 * DAY_MS
 PRESENT_CHUNK_MS = 100 * DAY_MS
-DELETE_CHUNK_MS = 28 * DAY_MS
-FORGET_AFTER_MS = 7 * DAY_MS
 MAINTENANCE_LIMIT_S = 3600.0
-
-_MONDAYS = Interval.parse("1W")
 
 
 class PostgresStore:
@@ -136,13 +135,11 @@ class PostgresStore:
         if not changed:
             return
         link.run(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*changed, strict=True)])
-        stretches = {
-            id: _stretches([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
+        changes = {
+            id: stretches([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
             for id, first_ms, last_ms in changed
         }
-        # Read only now that the markets are locked: an interval that another process adds is either in this
-        # list, or its folding waits for our lock and sees our minutes.
-        _fold(link, stretches, _levels(tuple(link.rows(sql.INTERVALS))))
+        fold_changes(link, changes)
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""
@@ -202,7 +199,7 @@ class PostgresStore:
             return []
         if interval == MINUTE:
             return self._last_minutes(market, before_ms, limit)
-        parameters = (*_names(market), _minutes(self._known(interval)), _possible(before_ms), limit)
+        parameters = (*_names(market), in_minutes(self._known(interval)), _possible(before_ms), limit)
         return as_candles(reversed(self._rows(sql.BARS_BEFORE, parameters)))
 
     def _last_minutes(self, market: MarketKey, before_ms: int, limit: int) -> list[Candle]:
@@ -210,7 +207,8 @@ class PostgresStore:
 
         A search without a lower bound would look into every chunk there is.
         """
-        with self._reading() as link:
+
+        def look(link: Link) -> list[Candle]:
             for market_id, first_ms, last_ms in link.rows(sql.SPAN, _names(market)):
                 end_ms = min(before_ms, last_ms + MINUTE_MS)
                 reach_ms = limit * MINUTE_MS
@@ -220,7 +218,9 @@ class PostgresStore:
                     if len(rows) == limit or start_ms == first_ms:
                         return as_candles(reversed(rows))
                     reach_ms *= 4
-        return []
+            return []
+
+        return self._read(look)
 
     def bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """See `Store.bars_between`.
@@ -229,14 +229,15 @@ class PostgresStore:
             StoreRejected: `interval` is not among the configured ones.
         """
         if interval != MINUTE:
-            span = _minutes(self._known(interval)), _possible(start_ms), _possible(end_ms)
+            span = in_minutes(self._known(interval)), _possible(start_ms), _possible(end_ms)
             return as_candles(self._rows(sql.BARS_BETWEEN, (*_names(market), *span)))
-        with self._reading() as link:
-            return [
+        return self._read(
+            lambda link: [
                 candle
                 for market_id, *span in _within(link, market, start_ms, end_ms)
                 for candle in as_candles(link.rows(sql.MINUTES_BETWEEN, (market_id, *span)))
             ]
+        )
 
     def running(self, market: MarketKey) -> Candle | None:
         """See `Store.running`."""
@@ -249,14 +250,16 @@ class PostgresStore:
 
     def present(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
         """See `Store.present`."""
-        found = RangeSet()
-        with self._reading() as link:
-            for market_id, first_ms, last_ms in _within(link, market, start_ms, end_ms):
-                for chunk_ms in range(first_ms, last_ms, PRESENT_CHUNK_MS):
-                    chunk = market_id, chunk_ms, min(last_ms, chunk_ms + PRESENT_CHUNK_MS)
-                    for stretch in link.rows(sql.PRESENT, chunk):
-                        found.add(*stretch)
-        return list(found)
+
+        def look(link: Link) -> RangeSet:
+            return RangeSet(
+                stretch
+                for market_id, first_ms, last_ms in _within(link, market, start_ms, end_ms)
+                for chunk_ms in range(first_ms, last_ms, PRESENT_CHUNK_MS)
+                for stretch in link.rows(sql.PRESENT, (market_id, chunk_ms, min(last_ms, chunk_ms + PRESENT_CHUNK_MS)))
+            )
+
+        return list(self._read(look))
 
     def complete_from(self, market: MarketKey) -> int | None:
         """See `Store.complete_from`."""
@@ -273,6 +276,11 @@ class PostgresStore:
         rows = self._rows(sql.CHANGES_SINCE, (seq, *_names(market), epoch))
         return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
 
+    def cancel(self, thread: int) -> None:
+        """See `Store.cancel`."""
+        if self._pools is not None:
+            self._pools[2].cancel(thread)
+
     # ------------------------------------------------------------ maintenance
 
     def maintain(self, now_ms: int) -> None:
@@ -287,46 +295,15 @@ class PostgresStore:
             link.commit()
             if not is_ours:
                 return
-            link.run(sql.SEE_FEEDS, (now_ms,))
-            link.run(sql.DROP_FEEDS, (FEEDS_KEPT, now_ms - FEED_DAYS * DAY_MS))
-            link.commit()
-            self._forget_intervals(link, now_ms)
+            forget_feeds(link, now_ms)
+            forget_intervals(link, self._intervals, now_ms)
             if self._retention_days is not None:
-                self._drop_minutes(link, now_ms - self._retention_days * DAY_MS)
+                before_ms = now_ms - self._retention_days * DAY_MS
+                drop_minutes(link, before_ms, in_chunks=self._timescale.hypertable)
             if self._compress_after_days is not None and self._timescale.hypertable and self._timescale.licensed:
                 compressed = timescale.compress(link, now_ms - self._compress_after_days * DAY_MS)
                 if compressed:
                     logger.info("compressed %s chunks of minutes", compressed)
-
-    def _forget_intervals(self, link: Link, now_ms: int) -> None:
-        link.run(sql.NOTE_USED, (now_ms, [str(interval) for interval in self._intervals]))
-        forgotten = link.rows(sql.FORGET_UNUSED, (now_ms - FORGET_AFTER_MS,))
-        link.commit()
-        for (name,) in forgotten:
-            dropped = 0
-            for market_id, _, _ in _spans(link):
-                link.run(sql.LOCK_MARKET, (market_id,))  # whoever still folds from these bars ends first
-                dropped += link.run(sql.DROP_BARS, (market_id, _minutes(Interval.parse(name))))
-                link.commit()
-            logger.info("dropped %s bars of %s, for a week not configured anywhere", dropped, name)
-
-    def _drop_minutes(self, link: Link, before_ms: int) -> None:
-        """Drop minutes of whole weeks, so that no bar loses a part of its minutes."""
-        before_ms = _MONDAYS.floor(before_ms)
-        if before_ms <= 0:
-            return
-        link.run(sql.SET_KEPT_FROM, (before_ms, before_ms))
-        link.commit()
-        if self._timescale.hypertable:
-            link.rows(sql.LOCK_ALL_MARKETS)  # a writer may still be folding minutes of a chunk that goes
-            dropped = timescale.drop_chunks(link, before_ms)
-            link.commit()
-            if dropped:
-                logger.info("dropped %s chunks of minutes", dropped)
-            return
-        deleted = sum(_delete_minutes(link, market_id, before_ms) for market_id, _, _ in _spans(link))
-        if deleted:
-            logger.info("dropped %s minutes", deleted)
 
     # ------------------------------------------------------------ preparing
 
@@ -338,6 +315,7 @@ class PostgresStore:
         if not link.rows(sql.TRY_PREPARE)[0][0]:
             logger.info("waiting for another process that prepares the database")
             link.rows(sql.PREPARE)
+        timescale.check_loaded(link)
         (migrate if self._upgrade else check)(link)
         self._timescale = timescale.prepare(link)
         self._facts = {
@@ -351,31 +329,7 @@ class PostgresStore:
             logger.info("PostgreSQL %s with TimescaleDB %s", name, self._timescale.version)
         else:
             logger.info("PostgreSQL %s with plain tables: %s", name, self._timescale.remark)
-        self._fold_history(link)
-
-    def _fold_history(self, link: Link) -> None:
-        """Fold stored minutes into intervals that are new to the database. What is cut short is done again."""
-        names = sorted(map(str, self._intervals))
-        link.run(sql.ADD_INTERVALS, (names,))
-        link.commit()  # from here on every writer keeps up the new ones too
-        rows = link.rows(sql.INTERVALS)
-        link.commit()
-        folded = {Interval.parse(name) for name, is_folded in rows if is_folded}
-        fresh = self._intervals - folded
-        if not fresh:
-            return
-        levels = {interval: source for interval, source in sources(fresh | folded).items() if interval in fresh}
-        spans = _spans(link)
-        for done, (market_id, first_ms, last_ms) in enumerate(spans, start=1):
-            # A bar cut by the edge of two chunks is folded by both, at last from all its parts.
-            for start_ms in range(first_ms, last_ms + 1, FOLD_CHUNK_MS):
-                link.run(sql.LOCK_MARKET, (market_id,))
-                _fold(link, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, levels)
-                link.commit()
-            if done * 10 // len(spans) > (done - 1) * 10 // len(spans):  # at most ten lines
-                logger.info("folded %s: %s of %s markets", ", ".join(map(str, levels)), done, len(spans))
-        link.run(sql.SET_FOLDED, ([str(interval) for interval in fresh],))
-        link.commit()
+        fold_history(link, self._intervals)
 
     # ------------------------------------------------------------ connections
 
@@ -389,14 +343,11 @@ class PostgresStore:
         with self._opened()[1].transaction() as link:
             yield link
 
-    @contextmanager
-    def _reading(self) -> Iterator[Link]:
-        with self._opened()[2].borrow() as link:
-            yield link
+    def _read(self, work: Callable[[Link], T]) -> T:
+        return self._opened()[2].read(work)
 
     def _rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
-        with self._reading() as link:
-            return link.rows(statement, parameters)
+        return self._read(lambda link: link.rows(statement, parameters))
 
     @contextmanager
     def _alone(self, watchdog: Watchdog) -> Iterator[Link]:
@@ -428,13 +379,6 @@ def _lock_markets(link: Link, markets: Iterable[MarketKey]) -> dict[MarketKey, i
     return {names[exchange, symbol]: id for id, exchange, symbol in link.rows(sql.LOCK_MARKETS, columns)}
 
 
-def _spans(link: Link) -> list[tuple[Any, ...]]:
-    """Number, first and last minute of every market that has minutes."""
-    rows = link.rows(sql.SPANS)
-    link.commit()
-    return rows
-
-
 def _within(link: Link, market: MarketKey, start_ms: int, end_ms: int) -> list[tuple[int, int, int]]:
     """The market's number with the part of `[start_ms, end_ms)` that its minutes span; empty where it has none."""
     return [
@@ -453,53 +397,3 @@ def _holes(rows: Iterable[tuple[Any, ...]]) -> list[Hole]:
         Hole(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
         for start_ms, end_ms, reason, attempts, retry_ms in rows
     ]
-
-
-def _delete_minutes(link: Link, market_id: int, before_ms: int) -> int:
-    """Delete the market's minutes before a time in small transactions, oldest first; return how many."""
-    deleted = 0
-    while True:
-        [(oldest_ms,)] = link.rows(sql.OLDEST_MINUTE, (market_id,))
-        if oldest_ms is None or oldest_ms >= before_ms:
-            link.commit()
-            return deleted
-        link.run(sql.LOCK_MARKET, (market_id,))
-        end_ms = min(before_ms, oldest_ms + DELETE_CHUNK_MS)
-        deleted += link.run(sql.DELETE_MINUTES, (market_id, oldest_ms, end_ms))
-        link.commit()
-
-
-# ---------------------------------------------------------------- folding
-
-
-def _minutes(interval: Interval) -> int:
-    return interval.ms // MINUTE_MS
-
-
-@lru_cache(maxsize=8)
-def _levels(rows: tuple[tuple[str, bool], ...]) -> Mapping[Interval, Interval]:
-    """The intervals to keep up, shortest first, each with the longest one whose past is folded to fold it from."""
-    folded = {Interval.parse(name) for name, is_folded in rows if is_folded}
-    wanted = sorted(Interval.parse(name) for name, _ in rows)
-    return {interval: sources({*folded, interval})[interval] for interval in wanted}
-
-
-def _stretches(open_ms: Sequence[int]) -> RangeSet:
-    """`minute_ranges` of sorted times, at once where no minute is missing, as in every page of a backfill."""
-    first_ms, end_ms = open_ms[0], open_ms[-1] + MINUTE_MS
-    if end_ms - first_ms == len(open_ms) * MINUTE_MS:
-        return RangeSet([(first_ms, end_ms)])
-    return minute_ranges(open_ms)
-
-
-def _fold(link: Link, changed: Mapping[int, RangeSet], levels: Mapping[Interval, Interval]) -> None:
-    """Fold again every bar of `levels` that the changed stretches of the markets touch."""
-    for interval, source in levels.items():
-        spans = [(id, *span) for id in sorted(changed) for span in touched(changed[id], interval)]
-        arrays = [as_array(map(str, column)) for column in zip(*spans, strict=True)]
-        bounds = min(start_ms for _, start_ms, _ in spans), max(end_ms for _, _, end_ms in spans)
-        parameters = (_minutes(interval), _minutes(interval), *arrays, *bounds)
-        if source == MINUTE:
-            link.run(sql.FOLD_MINUTES, parameters)
-        else:
-            link.run(sql.FOLD_BARS, (*parameters, _minutes(source)))

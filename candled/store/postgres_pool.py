@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty, LifoQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import parse_dsn
 
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+
+T = TypeVar("T")
 
 # What libpq can do by itself against links that die silently; an address may say otherwise.
 # Source: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
@@ -131,12 +133,14 @@ class Watchdog:
 class Link:
     """One connection. Each call ends within `limit_s` seconds: by an answer, by the server's timeout, or by force.
 
-    Every method raises `StoreUnavailable` and `StoreRejected` as `Store` does.
+    Every method raises `StoreUnavailable` and `StoreRejected` as `Store` does. `is_lost` once the
+    connection ended in the middle of a call.
     """
 
     def __init__(self, parameters: Mapping[str, Any], watchdog: Watchdog, *, limit_s: float, autocommit: bool) -> None:
         self._watchdog = watchdog
         self._limit_s = limit_s
+        self.is_lost = False
         with errors_translated():
             self._connection: Connection = psycopg2.connect(**parameters)
         # A second handle of the same socket, so that the watchdog never touches libpq's own.
@@ -176,6 +180,11 @@ class Link:
         with self._call():
             self._connection.rollback()
 
+    def cancel(self) -> None:
+        """Ask the server to end the call that another thread is in. It may take as long as a new connection."""
+        with suppress(psycopg2.Error):
+            self._connection.cancel()
+
     def is_stale(self) -> bool:
         """Whether something happened while it was idle. A server that went away says so, or closes the socket."""
         poll = select.poll()
@@ -191,7 +200,15 @@ class Link:
     @contextmanager
     def _call(self) -> Iterator[None]:
         with errors_translated(), self._watchdog.watching(self._line, self._limit_s):
-            yield
+            try:
+                yield
+            except psycopg2.Error:
+                self.is_lost = bool(self._connection.closed)
+                raise
+
+
+class _Lost(Exception):
+    """A connection ended under a read."""
 
 
 class Pool:
@@ -206,6 +223,7 @@ class Pool:
         self._wait_s = wait_s
         self._size = size
         self._is_closed = False
+        self._readers: dict[int, Link] = {}  # by the thread that reads
         # The slot used last is lent first: its connection is warm, the others need not exist.
         self._slots: LifoQueue[Link | None] = LifoQueue()
         for _ in range(size):
@@ -238,6 +256,38 @@ class Pool:
                 link.close()
                 link = None
             self._slots.put(link)
+
+    def read(self, work: Callable[[Link], T]) -> T:
+        """Do some reading on a connection; where that ends in the middle, once more on a fresh one.
+
+        Not after a long time, though: then the way to the server is in question, and the caller has waited enough.
+        """
+        started = time.monotonic()
+        with suppress(_Lost), self._borrow_to_read() as link:
+            try:
+                return work(link)
+            except StoreUnavailable as error:
+                if link.is_lost and time.monotonic() - started < self._wait_s / 2:
+                    raise _Lost from error
+                raise
+        with self._borrow_to_read() as link:
+            return work(link)
+
+    def cancel(self, thread: int) -> None:
+        """Have the server end what another thread reads just now; nothing if it does not."""
+        link = self._readers.get(thread)
+        if link is not None:
+            link.cancel()
+
+    @contextmanager
+    def _borrow_to_read(self) -> Iterator[Link]:
+        thread = threading.get_ident()
+        with self.borrow() as link:
+            self._readers[thread] = link
+            try:
+                yield link
+            finally:
+                del self._readers[thread]
 
     @contextmanager
     def transaction(self) -> Iterator[Link]:

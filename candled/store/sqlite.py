@@ -14,7 +14,17 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 
 from . import sqlite_statements as sql
-from .batch import SOURCES, by_market, fold_bars, minute_ranges, newer_running, news, source_number, touched
+from .batch import (
+    SOURCES,
+    by_market,
+    fold_bars,
+    minute_ranges,
+    newer_running,
+    news,
+    number_text,
+    source_number,
+    touched,
+)
 from .holes import replaced
 from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, LATER, Hole
 
@@ -60,12 +70,12 @@ def _bar_row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, 
     quote = candle.quote_volume
     return (
         candle.open_ms,
-        format(candle.open, "f"),
-        format(candle.high, "f"),
-        format(candle.low, "f"),
-        format(candle.close, "f"),
-        format(candle.volume, "f"),
-        None if quote is None else format(quote, "f"),
+        number_text(candle.open),
+        number_text(candle.high),
+        number_text(candle.low),
+        number_text(candle.close),
+        number_text(candle.volume),
+        None if quote is None else number_text(quote),
         candle.as_of_ms,
         candle.rev,
     )
@@ -145,8 +155,7 @@ class SqliteStore:
     def __init__(self, path: str | Path, intervals: Iterable[Interval]) -> None:
         self._path = Path(path)
         self._sources = sources(intervals)
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: dict[int, sqlite3.Connection] = {}  # by the thread that uses it
         self._lock = threading.Lock()
         self._is_open = False
         self._ids: dict[MarketKey, int] = {}
@@ -287,6 +296,13 @@ class SqliteStore:
         market_id = self._market_id(market)
         rows = [] if market_id is None else self._rows(sql.CHANGES_SINCE, seq, market_id, epoch)
         return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
+
+    def cancel(self, thread: int) -> None:
+        """See `Store.cancel`."""
+        with self._lock, suppress(sqlite3.Error):
+            connection = self._connections.get(thread)
+            if connection is not None:
+                connection.interrupt()
 
     def maintain(self, now_ms: int) -> None:
         """Forget old feeds, and let SQLite refresh its statistics where that pays; no candle is ever dropped."""
@@ -435,27 +451,23 @@ class SqliteStore:
         """This thread's connection."""
         if not self._is_open:
             raise StoreRejected(f"{self._path.name}: the store is not open")
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._connect()
-        return connection
+        return self._connections.get(threading.get_ident()) or self._connect()
 
     def _connect(self) -> sqlite3.Connection:
         # Each thread uses its own connection; `close` alone reaches for those of other threads.
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         with self._lock:
-            self._connections.append(connection)
+            self._connections[threading.get_ident()] = connection
         connection.execute("PRAGMA synchronous = FULL")  # a commit returns when the log is on the disk
         connection.execute("PRAGMA fullfsync = 1")  # on macOS fsync alone leaves it in the disk's cache
         return connection
 
     def _release(self) -> None:
         self._is_open = False
-        self._local = threading.local()
         self._ids.clear()
         with self._lock:
             while self._connections:
-                self._connections.pop().close()
+                self._connections.popitem()[1].close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -26,10 +26,12 @@ def arguments() -> tuple[str, ...]:
 
 
 class JsClient:
-    """One `CandledClient`; `heard` has everything it said so far."""
+    """One `CandledClient`, or what else a driver holds; `heard` has everything it said so far."""
 
-    def __init__(self, url: str, options: dict[str, Any] | None = None, library: str = "") -> None:
-        self._command = [str(FOLDER / "driver.mjs"), url, json.dumps({**QUICK, **(options or {})}), library]
+    def __init__(
+        self, url: str, options: dict[str, Any] | None = None, *, library: str = "", driver: str = "driver.mjs"
+    ) -> None:
+        self._command = [str(FOLDER / driver), url, json.dumps({**QUICK, **(options or {})}), library]
         self.heard: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
 

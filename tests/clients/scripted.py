@@ -5,11 +5,12 @@ import contextlib
 import json
 import random
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
-from tornado.web import Application
+from tornado.web import Application, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from candled.model import Interval, iso_ms, parse_iso_ms
@@ -17,6 +18,13 @@ from candled.model import Interval, iso_ms, parse_iso_ms
 Bar = dict[str, Any]
 Topic = tuple[str, str]  # symbol, interval
 
+ROOT = Path(__file__).parents[2]
+FOLDERS = {  # what a page of the tests may load from here
+    "clients": ROOT / "clients" / "js",
+    "pages": ROOT / "tests" / "clients" / "pages",
+    "react": ROOT / "tests" / "system" / "browser" / "vendor",
+    "vendor": ROOT / "candled" / "serve" / "static" / "vendor" / "lightweight-charts",
+}
 START_MS = parse_iso_ms("2026-10-05T00:00:00.000Z")  # a Monday
 TRUTH = ("time", "open", "high", "low", "close", "volume")
 EXTRA = ("final", "rev", "src")
@@ -52,11 +60,23 @@ class Scripted:
     def url(self) -> str:
         return f"ws://127.0.0.1:{self._port}/ws"
 
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def connected(self) -> int:
+        """How many clients are there now; `connections` counts all that ever were."""
+        return len(self._handlers)
+
     # ------------------------------------------------------------ life
 
     async def start(self) -> "Scripted":
         """Listen, on the port of before if there was one."""
-        self._http = HTTPServer(Application([("/ws", _Handler, {"server": self})]))
+        facts = {"server": self}
+        routes: list[Any] = [("/ws", _Handler, facts), (r"/((?:api|udf)/\w+)", _Facts, facts)]
+        routes += [(f"/{name}/(.*)", StaticFileHandler, {"path": str(folder)}) for name, folder in FOLDERS.items()]
+        self._http = HTTPServer(Application(routes))
         if self._port:
             self._http.listen(self._port, "127.0.0.1")
         else:
@@ -145,6 +165,9 @@ class Scripted:
     def position(self) -> Bar:
         return {"epoch": self._epochs[-1], "seq": self._seq}
 
+    def symbols(self) -> list[str]:
+        return sorted({symbol for symbol, _ in self._bars})
+
     def bars(self, topic: Topic) -> list[Bar]:
         return self._bars[topic]
 
@@ -182,6 +205,30 @@ class Scripted:
 
 def _time(bar: Bar) -> str:
     return str(bar["time"])
+
+
+class _Facts(RequestHandler):
+    """What a datafeed asks for by HTTP, shortened to what it reads."""
+
+    def initialize(self, server: Scripted) -> None:
+        self.server = server
+
+    def get(self, name: str) -> None:
+        self.set_header("Access-Control-Allow-Origin", "*")
+        match name:
+            case "api/symbols":
+                self.write({"symbols": [_market(symbol) for symbol in self.server.symbols()]})
+            case "udf/config":
+                exchanges = [{"value": "DEMO", "name": "Demo", "desc": "Demo"}]
+                more = {"symbols_types": [{"name": "Crypto", "value": "crypto"}], "supports_search": True}
+                self.write({"supported_resolutions": ["1", "5", "1D"], "exchanges": exchanges, **more})
+            case "udf/time":
+                self.write(str(START_MS // 1000))
+
+
+def _market(symbol: str) -> Bar:
+    names = {"exchange": "demo", "symbol": symbol, "ticker": f"DEMO:{symbol.replace('/', '')}"}
+    return {**names, "priceDecimals": None if symbol.startswith("ETH") else 2, "volumeDecimals": None}
 
 
 class _Handler(WebSocketHandler):
@@ -266,7 +313,7 @@ class _Handler(WebSocketHandler):
         before = iso_ms(before) if isinstance(before, int) else before
         older = [bar for bar in self.server.bars(topic) if bar["time"] < before]
         page = older[-request["limit"] :]
-        body = {"bars": [{key: bar[key] for key in TRUTH + EXTRA} for bar in page], "end": len(page) == len(older)}
+        body = {"bars": self._shown(page, request), "end": len(page) == len(older)}
         self.say({"type": "history", "id": request["id"], "symbol": topic[0], "interval": topic[1], **body})
 
     # ------------------------------------------------------------ answers

@@ -1,7 +1,9 @@
 """What every store must do. A store's test file subclasses `StoreContract` and provides `open_store`."""
 
+import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 from candled.errors import StoreRejected
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, Range, RangeSet
 from candled.store.batch import SOURCES, by_market, news
+from candled.store.history import History
 from candled.store.interface import ALL_TIME, FEEDS_KEPT, LATER, Hole, Store
+from candled.store.threads import StoreThreads
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
 
 ALWAYS_MS = 10**15
@@ -97,7 +101,12 @@ def versions(draw: st.DrawFn) -> Candle:
 
 
 class StoreContract:
-    """`open_store(*intervals)` opens a store at this test's own place, the same one at every call."""
+    """`open_store(*intervals)` opens a store at this test's own place, the same one at every call.
+
+    `read_endlessly(store)` reads from it for many seconds.
+    """
+
+    read_endlessly: Callable[[Store], object]
 
     @pytest.fixture
     def store(self, open_store: OpenStore) -> Store:
@@ -131,6 +140,12 @@ class StoreContract:
         with pytest.raises(StoreRejected):
             store.write([(ETH, minute(0)), (BTC, minute(0, volume="1E-150")), (BTC, minute(1, volume="1E+150"))])
         assert everything(store, ETH, MINUTE) == everything(store, BTC, MINUTE) == []
+
+    @pytest.mark.parametrize("text", ["1E+999999999999", "1E-999999999999"])
+    def test_a_number_of_endless_digits_is_refused_at_once(self, store, text):
+        with pytest.raises(StoreRejected, match="cannot hold"):
+            store.write([(BTC, minute(0, volume=text))])
+        assert everything(store, BTC, MINUTE) == []
 
     # ------------------------------------------------------------ versions
 
@@ -500,6 +515,36 @@ class StoreContract:
         assert everything(store, BTC, MINUTE) == [minute(0)]
 
     # ------------------------------------------------------------ threads
+
+    async def test_a_read_that_nobody_waits_for_any_more_is_ended_or_never_begins(self, store):
+        store.write([(BTC, minute(0))])
+        threads = StoreThreads(store, readers=2)
+        history = History(store, threads)
+        begun, asked_in_vain = threading.Barrier(3, timeout=10), threading.Event()
+
+        def endless(number: int) -> None:
+            begun.wait()
+            self.read_endlessly(store)
+
+        running = [asyncio.create_task(history._ask(endless, number)) for number in range(2)]
+        joined = asyncio.create_task(history._ask(endless, 1))
+        await asyncio.to_thread(begun.wait)
+        await asyncio.sleep(0.5)  # for the statements to reach the database
+        queued = asyncio.create_task(history._ask(asked_in_vain.set))
+        await asyncio.sleep(0)
+        after = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 1))
+        started = time.monotonic()
+        queued.cancel()
+        for task in running:
+            task.cancel()
+        assert await asyncio.wait_for(after, 5) == (minute(0),)  # on the thread that is free again
+        assert not joined.done()  # one is still waited for
+        joined.cancel()
+        both = [history.bars(BTC, MINUTE, ALWAYS_MS, limit) for limit in (1, 2)]
+        assert await asyncio.wait_for(asyncio.gather(*both), 5) == [(minute(0),)] * 2
+        await threads.close()
+        assert time.monotonic() - started < 5
+        assert not asked_in_vain.is_set()
 
     def test_readers_never_see_half_a_batch(self, store):
         done = threading.Event()

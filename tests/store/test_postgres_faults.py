@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import psycopg2
 import pytest
 
 from candled.errors import StoreUnavailable
@@ -207,6 +208,54 @@ def test_backends_killed_inside_transactions_cost_no_row_and_no_slot(database):
     print(f"{kills} backends killed, {failures} attempts failed, {number * PAGE} minutes: 0 missing, wrong or extra")
     assert kills >= wanted
     assert failures > wanted // 4
+
+
+def test_a_read_whose_backend_dies_in_the_middle_is_done_once_more(database):
+    """Many times over, on a table that is locked until the backend is gone."""
+    with opened(database.url()) as store, ThreadPoolExecutor(4) as threads, psycopg2.connect(database.url()) as other:
+        store.write(page(0))
+        minutes = truth(1)
+        reads: list[Callable[[], object]] = [
+            lambda: store.bars(BTC, MINUTE, before_ms=10**15, limit=PAGE) == minutes,
+            lambda: store.bars_between(BTC, LONGER[0], 0, 10**15) == sums(minutes, LONGER[0]),
+            lambda: store.newest("bitget") == {BTC.symbol: minutes[-1].open_ms},
+            lambda: len(store.present(BTC, 0, 10**15)) == 1,
+        ]
+        for _ in range(5):
+            with other.cursor() as cursor:
+                cursor.execute("LOCK TABLE candled.markets IN ACCESS EXCLUSIVE MODE")
+                jobs = [threads.submit(read) for read in reads]
+                while waiting_backends(database) < len(jobs):
+                    time.sleep(0.01)
+                killed = database.rows(WAITING.format("pg_terminate_backend(pid, 5000)"))
+                assert len(killed) == len(jobs)
+            other.commit()
+            assert [job.result() for job in jobs] == [True] * len(jobs)
+        check_slots(store)
+
+
+def test_a_read_that_broke_for_a_second_time_is_given_up(database):
+    with opened(database.url()) as store, ThreadPoolExecutor(1) as threads, psycopg2.connect(database.url()) as other:
+        store.write(page(0))
+        with other.cursor() as cursor:
+            cursor.execute("LOCK TABLE candled.markets IN ACCESS EXCLUSIVE MODE")
+            job = threads.submit(store.newest, "bitget")
+            for _ in range(2):
+                while not waiting_backends(database):
+                    time.sleep(0.01)
+                database.rows(WAITING.format("pg_terminate_backend(pid, 5000)"))
+            with pytest.raises(StoreUnavailable):
+                job.result()
+        other.rollback()
+        assert store.newest("bitget") != {}
+
+
+WAITING = """SELECT {} FROM pg_stat_activity
+    WHERE application_name = 'candled' AND datname = current_database() AND wait_event_type = 'Lock'"""
+
+
+def waiting_backends(database: Database) -> int:
+    return len(database.rows(WAITING.format("pid")))
 
 
 def test_four_writers_of_the_same_minutes_neither_deadlock_nor_disagree(database):

@@ -46,6 +46,12 @@ def open_store(path):
 class TestSqliteStore(StoreContract):
     """The contract."""
 
+    @staticmethod
+    def read_endlessly(store):
+        store._rows(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 999999999) SELECT max(i) FROM n"
+        )
+
 
 # ---------------------------------------------------------------- files it refuses
 

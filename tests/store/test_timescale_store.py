@@ -58,6 +58,10 @@ def uncompressed_minutes(database: Database) -> int:
 class TestTimescaleStore(StoreContract):
     """The contract."""
 
+    @staticmethod
+    def read_endlessly(store):
+        store._rows("SELECT pg_sleep(60)", ())
+
 
 def test_minutes_are_kept_in_chunks_of_a_week(database, open_store):
     store = open_store(*DEFAULT_INTERVALS)

@@ -27,22 +27,22 @@ class Timescale:
     remark: str = ""
 
 
-def prepare(link: Link) -> Timescale:
-    """Create the extension where that is possible, and chunks for the minutes while there are none yet.
+def check_loaded(link: Link) -> None:
+    """Refuse to touch tables that are TimescaleDB's already on a server that runs without it.
+
+    It would do so with a part of each table only: a column added now would be missing in the compressed chunks.
 
     Raises:
-        StoreUnavailable: the tables are TimescaleDB's already, but the server runs without it.
+        StoreUnavailable: that is so.
     """
-    # CREATE EXTENSION ends the connection of whoever tries it on a server that has not preloaded the library. Its
-    # loader's settings tell; the list of preloaded libraries is hidden from ordinary roles.
-    [(version, is_available, is_loaded)] = link.rows(
-        """SELECT (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
-            EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb'),
-            EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb.%')"""
-    )
-    link.commit()
+    version, _, is_loaded = _find(link)
     if version is not None and not is_loaded:
         raise StoreUnavailable("the tables need TimescaleDB, which is not in the server's shared_preload_libraries")
+
+
+def prepare(link: Link) -> Timescale:
+    """Create the extension where that is possible, and chunks for the minutes while there are none yet."""
+    version, is_available, is_loaded = _find(link)
     if version is None:
         if not is_available:
             return Timescale(remark="TimescaleDB is not installed on the server")
@@ -55,6 +55,19 @@ def prepare(link: Link) -> Timescale:
             link.rollback()
             return Timescale(remark=f"TimescaleDB could not be enabled in this database: {error}")
     return _prepare_chunks(link)
+
+
+def _find(link: Link) -> tuple[str | None, bool, bool]:
+    """The extension's version in this database, whether the server has it, and whether it has loaded it."""
+    # CREATE EXTENSION ends the connection of whoever tries it on a server that has not preloaded the library. Its
+    # loader's settings tell; the list of preloaded libraries is hidden from ordinary roles.
+    [(version, is_available, is_loaded)] = link.rows(
+        """SELECT (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
+            EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb'),
+            EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb.%')"""
+    )
+    link.commit()
+    return version, is_available, is_loaded
 
 
 def _prepare_chunks(link: Link) -> Timescale:

@@ -1,0 +1,91 @@
+"""Longer bars in PostgreSQL: folded again where minutes changed, and over all history where an interval is new."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from candled.model import MINUTE, MINUTE_MS, Interval, RangeSet, sources
+
+from . import postgres_statements as sql
+from .batch import minute_ranges, touched
+from .postgres_pool import Link
+from .postgres_rows import as_array
+
+logger = logging.getLogger(__name__)
+
+FOLD_CHUNK_MS = 28 * 86_400_000
+
+
+def in_minutes(interval: Interval) -> int:
+    """How long an interval is, as the tables name it."""
+    return interval.ms // MINUTE_MS
+
+
+def stretches(open_ms: Sequence[int]) -> RangeSet:
+    """`minute_ranges` of sorted times, at once where no minute is missing, as in every page of a backfill."""
+    first_ms, end_ms = open_ms[0], open_ms[-1] + MINUTE_MS
+    if end_ms - first_ms == len(open_ms) * MINUTE_MS:
+        return RangeSet([(first_ms, end_ms)])
+    return minute_ranges(open_ms)
+
+
+def fold_changes(link: Link, changed: Mapping[int, RangeSet]) -> None:
+    """Fold again every longer bar that the changed stretches of some markets touch. The caller has locked these.
+
+    The list of intervals is read only now: one that another process adds is either in it, or its folding waits for
+    our lock and sees our minutes.
+    """
+    _fold(link, changed, _levels(tuple(link.rows(sql.INTERVALS))))
+
+
+def fold_history(link: Link, intervals: Iterable[Interval]) -> None:
+    """Fold stored minutes into those intervals that are new to the database. What is cut short is done again."""
+    wanted = sorted(intervals)
+    link.run(sql.ADD_INTERVALS, ([str(interval) for interval in wanted],))
+    link.commit()  # from here on every writer keeps up the new ones too
+    rows = link.rows(sql.INTERVALS)
+    link.commit()
+    folded = {Interval.parse(name) for name, is_folded in rows if is_folded}
+    fresh = set(wanted) - folded
+    if not fresh:
+        return
+    levels = {interval: source for interval, source in sources(fresh | folded).items() if interval in fresh}
+    markets = spans(link)
+    for done, (market_id, first_ms, last_ms) in enumerate(markets, start=1):
+        # A bar cut by the edge of two chunks is folded by both, at last from all its parts.
+        for start_ms in range(first_ms, last_ms + 1, FOLD_CHUNK_MS):
+            link.run(sql.LOCK_MARKET, (market_id,))
+            _fold(link, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, levels)
+            link.commit()
+        if done * 10 // len(markets) > (done - 1) * 10 // len(markets):  # at most ten lines
+            logger.info("folded %s: %s of %s markets", ", ".join(map(str, levels)), done, len(markets))
+    link.run(sql.SET_FOLDED, ([str(interval) for interval in fresh],))
+    link.commit()
+
+
+def spans(link: Link) -> list[tuple[int, int, int]]:
+    """Number, first and last minute of every market that has minutes."""
+    rows = link.rows(sql.SPANS)
+    link.commit()
+    return [(market_id, first_ms, last_ms) for market_id, first_ms, last_ms in rows]
+
+
+@lru_cache(maxsize=8)
+def _levels(rows: tuple[tuple[str, bool], ...]) -> Mapping[Interval, Interval]:
+    """The intervals to keep up, shortest first, each with the longest one whose past is folded to fold it from."""
+    folded = {Interval.parse(name) for name, is_folded in rows if is_folded}
+    wanted = sorted(Interval.parse(name) for name, _ in rows)
+    return {interval: sources({*folded, interval})[interval] for interval in wanted}
+
+
+def _fold(link: Link, changed: Mapping[int, RangeSet], levels: Mapping[Interval, Interval]) -> None:
+    """Fold again every bar of `levels` that the changed stretches of the markets touch."""
+    for interval, source in levels.items():
+        bars = [(id, *span) for id in sorted(changed) for span in touched(changed[id], interval)]
+        arrays = [as_array(map(str, column)) for column in zip(*bars, strict=True)]
+        bounds = min(start_ms for _, start_ms, _ in bars), max(end_ms for _, _, end_ms in bars)
+        parameters = (in_minutes(interval), in_minutes(interval), *arrays, *bounds)
+        if source == MINUTE:
+            link.run(sql.FOLD_MINUTES, parameters)
+        else:
+            link.run(sql.FOLD_BARS, (*parameters, in_minutes(source)))

@@ -1,0 +1,77 @@
+"""What is dropped from PostgreSQL when it is old: feeds, bars of intervals nobody uses, and minutes if so asked."""
+
+import logging
+from collections.abc import Iterable
+
+from candled.model import Interval
+
+from . import postgres_statements as sql
+from .interface import FEED_DAYS, FEEDS_KEPT
+from .postgres_folding import in_minutes, spans
+from .postgres_pool import Link
+from .postgres_schema import timescale
+
+logger = logging.getLogger(__name__)
+
+DAY_MS = 86_400_000
+DELETE_CHUNK_MS = 28 * DAY_MS
+FORGET_AFTER_MS = 7 * DAY_MS
+
+_MONDAYS = Interval.parse("1W")
+
+
+def forget_feeds(link: Link, now_ms: int) -> None:
+    """Drop the feeds that ended long ago at `now_ms` (UTC epoch milliseconds), with their changes."""
+    link.run(sql.SEE_FEEDS, (now_ms,))
+    link.run(sql.DROP_FEEDS, (FEEDS_KEPT, now_ms - FEED_DAYS * DAY_MS))
+    link.commit()
+
+
+def forget_intervals(link: Link, used: Iterable[Interval], now_ms: int) -> None:
+    """Note that `used` are in use, and drop the bars of those that nobody has used for a week."""
+    link.run(sql.NOTE_USED, (now_ms, [str(interval) for interval in used]))
+    forgotten = link.rows(sql.FORGET_UNUSED, (now_ms - FORGET_AFTER_MS,))
+    link.commit()
+    for (name,) in forgotten:
+        dropped = 0
+        for market_id, _, _ in spans(link):
+            link.run(sql.LOCK_MARKET, (market_id,))  # whoever still folds from these bars ends first
+            dropped += link.run(sql.DROP_BARS, (market_id, in_minutes(Interval.parse(name))))
+            link.commit()
+        logger.info("dropped %s bars of %s, for a week not configured anywhere", dropped, name)
+
+
+def drop_minutes(link: Link, before_ms: int, *, in_chunks: bool) -> None:
+    """Drop minutes before a time (UTC epoch milliseconds), of whole weeks, so that no bar loses a part of its minutes.
+
+    `in_chunks`: they are kept in TimescaleDB's.
+    """
+    before_ms = _MONDAYS.floor(before_ms)
+    if before_ms <= 0:
+        return
+    link.run(sql.SET_KEPT_FROM, (before_ms, before_ms))
+    link.commit()
+    if in_chunks:
+        link.rows(sql.LOCK_ALL_MARKETS)  # a writer may still be folding minutes of a chunk that goes
+        dropped = timescale.drop_chunks(link, before_ms)
+        link.commit()
+        if dropped:
+            logger.info("dropped %s chunks of minutes", dropped)
+        return
+    deleted = sum(_delete_minutes(link, market_id, before_ms) for market_id, _, _ in spans(link))
+    if deleted:
+        logger.info("dropped %s minutes", deleted)
+
+
+def _delete_minutes(link: Link, market_id: int, before_ms: int) -> int:
+    """Delete the market's minutes before a time in small transactions, oldest first; return how many."""
+    deleted = 0
+    while True:
+        [(oldest_ms,)] = link.rows(sql.OLDEST_MINUTE, (market_id,))
+        if oldest_ms is None or oldest_ms >= before_ms:
+            link.commit()
+            return deleted
+        link.run(sql.LOCK_MARKET, (market_id,))
+        end_ms = min(before_ms, oldest_ms + DELETE_CHUNK_MS)
+        deleted += link.run(sql.DELETE_MINUTES, (market_id, oldest_ms, end_ms))
+        link.commit()

@@ -1,0 +1,47 @@
+/** Draws a stream on series of lightweight-charts. See docs/clients.md. */
+import type { Bar, CandledClient, Listeners, SubscribeRequest, Subscription } from "./candled.js";
+
+export interface CandleItem {
+  /** UTC seconds. */
+  time: number;
+  open: number;
+  high: number;
+  low: number;
+  close: number;
+}
+
+export interface VolumeItem {
+  time: number;
+  value: number;
+  color?: string;
+}
+
+export interface Colors {
+  up?: string;
+  down?: string;
+}
+
+interface Series<Item> {
+  setData(items: Item[]): void;
+  update(item: Item, historicalUpdate?: boolean): void;
+}
+
+export interface Drawn {
+  /** A series of `chart.addSeries(CandlestickSeries)`. */
+  candles: Series<any>;
+  /** A series of `chart.addSeries(HistogramSeries)`. */
+  volumes?: Series<any> | null;
+  /** Of the volumes; a function is asked at every drawing. */
+  colors?: Colors | (() => Colors);
+}
+
+export function candleItem(bar: Bar): CandleItem;
+export function volumeItem(bar: Bar, colors?: Colors): VolumeItem;
+export function priceDecimals(bars: readonly Bar[]): number;
+export function drawing(drawn: Drawn): Required<Pick<Listeners, "onBars" | "onBar" | "onCorrection">>;
+export function follow(
+  client: CandledClient, request: SubscribeRequest, drawn: Drawn, listeners?: Listeners,
+): Subscription;
+export function loadOnScroll(
+  chart: any, subscription: Subscription, options?: { ahead?: number; limit?: number },
+): () => void;

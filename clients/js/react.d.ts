@@ -1,0 +1,19 @@
+/** A React hook over the client. See docs/clients.md. */
+import type { Bar, CandledClient, Status, SubscribeRequest } from "./candled.js";
+
+export interface UseCandlesOptions extends SubscribeRequest {
+  /** Of the server; all hooks with one URL share one WebSocket. */
+  url?: string;
+  /** A client of your own, instead of `url`. */
+  client?: CandledClient | null;
+}
+
+export interface Candles {
+  readonly bars: readonly Bar[];
+  readonly bar: Bar | null;
+  readonly status: Status;
+  readonly end: boolean;
+  loadOlder(limit?: number): Promise<{ added: number; end: boolean }>;
+}
+
+export function useCandles(options: UseCandlesOptions): Candles;

@@ -1,0 +1,67 @@
+/**
+ * A React hook over the client; React 18 or newer.
+ *
+ *     const { bars, bar, status } = useCandles({ url: "ws://localhost:7000/ws", symbol: "BTC/USDT", interval: "5m" });
+ *
+ * All hooks with one `url` share one WebSocket. A client of your own goes in as `client` instead of `url`.
+ */
+import { useCallback, useRef, useSyncExternalStore } from "react";
+import { CandledClient } from "./candled.js";
+
+const LINGER_MS = 3000; // a component that shows another market leaves and comes back at once
+
+const NOTHING = Object.freeze({
+  bars: Object.freeze([]),
+  bar: null,
+  status: Object.freeze({ state: "connecting" }),
+  end: false,
+  loadOlder: async () => ({ added: 0, end: false }),
+});
+
+/** `{ bars, bar, status, end, loadOlder }` of one interval of one market, new whenever one of them changes. */
+export function useCandles({ url, client = null, symbol, interval, exchange = null, bars = 100 }) {
+  const latest = useRef({ of: null, value: NOTHING });
+  const subscribe = useCallback(
+    (changed) => {
+      const held = client === null ? borrow(url) : { client, giveBack: () => {} };
+      const read = () => {
+        const { bars, bar, status, end } = subscription;
+        latest.current = { of: subscribe, value: { bars, bar, status, end, loadOlder } };
+        changed();
+      };
+      const listeners = { onBars: read, onBar: read, onCorrection: read, onStatus: read };
+      const subscription = held.client.subscribe({ symbol, interval, exchange, bars }, listeners);
+      const loadOlder = (limit) => subscription.loadOlder(limit);
+      return () => {
+        subscription.unsubscribe();
+        held.giveBack();
+      };
+    },
+    [url, client, symbol, interval, exchange, bars],
+  );
+  // Until the first answer of another market there is nothing, not the bars of the one before.
+  const read = () => (latest.current.of === subscribe ? latest.current.value : NOTHING);
+  return useSyncExternalStore(subscribe, read, () => NOTHING);
+}
+
+const shared = new Map();
+
+/** The client that all hooks of a URL share; it is closed some seconds after the last gave it back. */
+function borrow(url) {
+  let entry = shared.get(url);
+  if (!entry) {
+    entry = { client: new CandledClient(url), users: 0, timer: null };
+    shared.set(url, entry);
+  }
+  entry.users += 1;
+  clearTimeout(entry.timer);
+  const giveBack = () => {
+    entry.users -= 1;
+    if (entry.users) return;
+    entry.timer = setTimeout(() => {
+      shared.delete(url);
+      entry.client.close();
+    }, LINGER_MS);
+  };
+  return { client: entry.client, giveBack };
+}

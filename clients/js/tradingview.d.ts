@@ -1,0 +1,40 @@
+/** A streaming datafeed for TradingView's Charting Library. See docs/clients.md. */
+import type { CandledClient, ClientOptions } from "./candled.js";
+
+export interface DatafeedOptions extends ClientOptions {
+  /** A client of your own, instead of one for this datafeed. */
+  client?: CandledClient | null;
+  /** The past that the chart holds has changed: call `chart.resetData()` here. */
+  onReset?(listenerGuid: string): void;
+  /** How long to collect corrections into one reset; default 500. */
+  resetAfterMs?: number;
+}
+
+/** Implements `IBasicDataFeed` of the Charting Library, whose types are not published. */
+export class CandledDatafeed {
+  constructor(base: string | URL, options?: DatafeedOptions);
+  close(): void;
+  onReady(callback: (configuration: any) => void): void;
+  searchSymbols(
+    userInput: string, exchange: string, symbolType: string, onResult: (items: any[]) => void,
+  ): Promise<void>;
+  resolveSymbol(
+    symbolName: string, onResolve: (symbolInfo: any) => void, onError: (reason: string) => void,
+  ): Promise<void>;
+  getBars(
+    symbolInfo: any,
+    resolution: string,
+    period: { from: number; to: number; countBack?: number; firstDataRequest?: boolean },
+    onResult: (bars: any[], meta: { noData: boolean }) => void,
+    onError: (reason: string) => void,
+  ): Promise<void>;
+  subscribeBars(
+    symbolInfo: any,
+    resolution: string,
+    onTick: (bar: any) => void,
+    listenerGuid: string,
+    onResetCacheNeededCallback: () => void,
+  ): Promise<void>;
+  unsubscribeBars(listenerGuid: string): void;
+  getServerTime(callback: (unixSeconds: number) => void): Promise<void>;
+}

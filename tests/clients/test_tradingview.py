@@ -1,0 +1,135 @@
+"""The TradingView datafeed, used as the Charting Library is known to use one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from candled.model import iso_ms
+from tests.clients.market import BTC, ETH, serving
+from tests.clients.node import NEEDS_NODE, NODE, JsClient, arguments
+from tests.clients.scripted import START_MS, Scripted
+
+pytestmark = pytest.mark.skipif(NODE is None or not arguments(), reason=NEEDS_NODE)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Scripted]:
+    async for server in serving(True):
+        yield server
+
+
+def charting(server: Scripted) -> JsClient:
+    return JsClient(server.http_url, {"endAfterMs": 200, "resetAfterMs": 30}, driver="charting.mjs")
+
+
+def shown(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**bar, "time": iso_ms(bar["time"])} for bar in bars]
+
+
+async def settled(library: JsClient, server: Scripted, topic: tuple[str, str], name: str = "a") -> int:
+    """Wait until the chart holds what a fresh one would get, and was told nothing that runs backwards; its bars."""
+    async with asyncio.timeout(10):
+        while True:
+            bars = shown((await library.report(name))["bars"])
+            assert library.events("violation", name) == []
+            if bars == server.fresh(topic, len(bars)):
+                return len(bars)
+            await asyncio.sleep(0.02)
+
+
+async def test_symbols_are_found_and_described(server: Scripted) -> None:
+    async with charting(server) as library:
+        configuration = await library.ask("ready", "ready", "")
+        assert configuration["supported_resolutions"] == ["1", "5", "1D"]
+        found = await library.ask("search", "found", "", input="eth")
+        assert [one["ticker"] for one in found] == ["DEMO:ETHUSDT"]
+        assert await library.ask("search", "found", "", input="", exchange="OTHER") == []
+        info = (await library.ask("show", "shown", symbol="BTC/USDT", resolution="5"))["info"]
+        assert (info["ticker"], info["pricescale"], info["has_daily"]) == ("DEMO:BTCUSDT", 100, True)
+        assert info["intraday_multipliers"] == ["1", "5"]
+        assert await library.ask("show", "failed", symbol="DOGEUSDT", resolution="5") == "unknown_symbol"
+        assert await library.ask("time", "time", "") == START_MS // 1000
+
+
+async def test_where_the_exchange_says_no_decimals_the_bars_do(server: Scripted) -> None:
+    server.trade(ETH)  # two decimals
+    async with charting(server) as library:
+        shown = await library.ask("show", "shown", symbol="ETHUSDT", resolution="1")
+        assert shown["info"]["pricescale"] == 100
+
+
+async def test_bars_come_from_now_back_to_the_first_and_then_there_is_no_data(server: Scripted) -> None:
+    async with charting(server) as library:
+        shown = await library.ask("show", "shown", symbol="BTCUSDT", resolution="5")
+        assert (len(shown["bars"]), shown["noData"]) == (50, False)
+        added = []
+        while True:
+            page = await library.ask("scroll", "scrolled", countBack=110)
+            added.append(page["added"])
+            if page["noData"]:
+                break
+        assert added == [110, 110, 30, 0]
+        assert await settled(library, server, BTC) == 300
+
+
+async def test_what_opened_between_history_and_live_is_not_missed(server: Scripted) -> None:
+    async with charting(server) as library:
+        server.delay_s = 0.1
+        library.tell("show", "a", symbol="BTCUSDT", resolution="5")
+        for _ in range(20):
+            server.trade(BTC)
+            server.open_next(BTC)
+            await asyncio.sleep(0.02)
+        server.delay_s = 0
+        await library.until("shown")
+        await asyncio.sleep(0.2)
+        server.trade(BTC)
+        await settled(library, server, BTC)
+        assert library.events("reset") == []
+
+
+async def test_a_late_unsubscribe_ends_the_old_market_and_not_the_new(server: Scripted) -> None:
+    async with charting(server) as library:
+        await library.ask("show", "shown", symbol="BTCUSDT", resolution="5")
+        await library.ask("show", "shown", symbol="ETHUSDT", resolution="1")
+        await library.ask("show", "shown", symbol="BTCUSDT", resolution="5")
+        await asyncio.sleep(0.5)  # both late calls have come
+        server.trade(BTC)
+        await library.until("tick")
+        await settled(library, server, BTC)
+        assert server.connections == 1
+        rooms = [(one["type"], one["symbol"]) for one in server.requests if "subscribe" in one["type"]]
+        assert rooms[-1] == ("unsubscribe", "ETH/USDT")
+
+
+async def test_a_drop_that_was_recovered_needs_no_reset(server: Scripted) -> None:
+    async with charting(server) as library:
+        await library.ask("show", "shown", symbol="BTCUSDT", resolution="5")
+        server.trade(BTC)
+        await library.until("tick")
+        server.drop()
+        server.open_next(BTC)
+        server.open_next(BTC)
+        assert await settled(library, server, BTC) == 52
+        assert library.events("reset") == []
+
+
+async def test_a_lost_position_and_a_revised_past_need_one(server: Scripted) -> None:
+    async with charting(server) as library:
+        await library.ask("show", "shown", symbol="BTCUSDT", resolution="5")
+        server.trade(BTC)
+        await library.until("tick")
+        server.correct(BTC, -7)
+        server.correct(BTC, -8)  # one reset for both
+        await library.until("shown", 2)
+        await settled(library, server, BTC)
+        assert len(library.events("reset")) == 1
+        await server.stop()
+        server.begin_epoch(forget=True)
+        server.correct(BTC, -9)
+        await server.start()
+        await library.until("shown", 3)
+        await settled(library, server, BTC)
+        assert len(library.events("reset")) == 2

@@ -1,0 +1,89 @@
+"""Live bars over a real store: what a storm of subscribers costs it, and what is left of it when they leave."""
+
+import asyncio
+import threading
+
+import pytest
+
+from candled.aggregate.live_bars import LiveBars
+from candled.model import DEFAULT_INTERVALS
+from candled.store.history import History
+from candled.store.sqlite import SqliteStore
+from candled.store.threads import StoreThreads
+from tests.clocks import ManualClock
+from tests.store.contract import ALWAYS_MS
+from tests.store.rows import BTC, MONDAY_MS, minute
+
+MINUTES = 30_000
+CLIENTS = 1000
+ASKED = 1000  # bars; more than are in memory before somebody asks
+
+
+class CountingStore(SqliteStore):
+    """Counts the queries for bars, which wait for a gate."""
+
+    def __init__(self, path, intervals):
+        super().__init__(path, intervals)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.queries = 0
+
+    def bars(self, market, interval, *, before_ms, limit):
+        self.queries += 1
+        assert self.gate.wait(30)
+        return super().bars(market, interval, before_ms=before_ms, limit=limit)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    store = CountingStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
+    store.open()
+    store.write([(BTC, minute(at)) for at in range(MINUTES)])
+    store.set_complete_from(BTC, MONDAY_MS)
+    yield store
+    store.gate.set()
+    store.close()
+
+
+@pytest.fixture
+async def bars(store):
+    threads = StoreThreads(store)
+    bars = LiveBars([BTC], DEFAULT_INTERVALS, History(store, threads), ManualClock(MONDAY_MS + MINUTES * 60_000))
+    await bars.start()
+    store.queries = 0
+    yield bars
+    store.gate.set()
+    await bars.stop()
+    await threads.close()
+
+
+def subscribe(bars: LiveBars) -> list[asyncio.Task[None]]:
+    """Each client wants every room; a room that memory has is no task, as in the server."""
+    return [
+        asyncio.create_task(bars.prepare(BTC, interval, ASKED, 0.0))
+        for _ in range(CLIENTS)
+        for interval in DEFAULT_INTERVALS
+        if not bars.ready(BTC, interval, ASKED)
+    ]
+
+
+async def test_a_thousand_subscribers_of_seven_rooms_cost_at_most_seven_queries(bars, store):
+    await asyncio.gather(*subscribe(bars))
+    assert 0 < store.queries <= len(DEFAULT_INTERVALS) == 7
+    for interval in DEFAULT_INTERVALS:
+        assert bars.tail(BTC, interval, ASKED) == store.bars(BTC, interval, before_ms=ALWAYS_MS, limit=ASKED)
+
+
+async def test_reads_that_all_subscribers_left_are_not_done(bars, store):
+    store.gate.clear()
+    clients = subscribe(bars)
+    while store.queries < 2:  # as many as there are threads
+        await asyncio.sleep(0.01)
+    for client in clients:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
+    store.gate.set()
+    await asyncio.sleep(0.1)
+    assert store.queries == 2
+    await asyncio.gather(*subscribe(bars))
+    assert store.queries <= 2 + len(DEFAULT_INTERVALS)
