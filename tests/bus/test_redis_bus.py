@@ -49,7 +49,8 @@ async def test_what_one_process_publishes_all_hear(prefix):
 
 async def test_a_combined_process_hears_itself_once_and_at_once(prefix):
     async with process(shared_redis(), prefix, ingests=True) as one:
-        await until(lambda: one.state is LeaseState.LEADER and one.is_ready)
+        await until(lambda: one.state is LeaseState.LEADER and one.bus.describe()["connected"])
+        await asyncio.sleep(0.1)
         before = len(one.ear.heard)
         candle = one.publish()
         assert one.ear.candles() == [candle]
