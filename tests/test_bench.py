@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 TINY = {
     "aggregation": ["--updates", "60", "--runs", "1", "--days", "1"],
     "latency": ["--markets", "2", "--pushes", "1"],
+    "bus": ["--messages", "100", "--markets", "5", "--seconds", "1", "--subscribers", "2", "--takeovers", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
@@ -19,6 +20,7 @@ TINY = {
 SAYS = {
     "aggregation": "Ladder.feed",
     "latency": "2 markets at once, daemon: p50",
+    "bus": "takeover from one that stopped in order",
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
     "scale": "14 clients in 14 rooms",
