@@ -22,7 +22,7 @@ OUTSIDE = {
 EDGES = {
     "app", "ingest_side", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
-    "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
+    "ingest/exchange_ingest", "ingest/feeds", "ingest/http",
     "api/handler",
     "client/client", "client/link", "client/stream",
     "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
