@@ -198,5 +198,5 @@ class Server:
 
 
 def _log_request(handler: Any) -> None:
-    if handler.get_status() >= 500:
+    if handler.get_status() >= 500 and handler.get_status() not in (501, 503):  # those are no mistakes of ours
         logger.error("%s %s: %d", handler.request.method, handler.request.path, handler.get_status())
