@@ -1,33 +1,53 @@
-"""Tornado handlers: the WebSocket, the page, and what can be asked about the daemon."""
+"""Tornado handlers: the WebSocket's handshake, the page, and what can be asked about the daemon."""
 
 import asyncio
 import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.websocket import WebSocketProtocol
 
-from .client import Client
+from candled.exchange import Clock
+
+from .compression import agree
+from .heartbeat import Wheel
 from .limits import Door, Network, client_address
+from .link import Client, Link
+from .publisher import Publisher
+from .socket_link import SocketLink, Wires, tune
+from .takeover import TakenHandler, Takeover
+from .tornado_link import TornadoLink, answer_ends_rightly
 
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 
+MakeClient = Callable[[Link], Client]
+MakeNamedClient = Callable[[Link, str], Client]
+"""Makes the client of a link that asked for this path and query."""
+
 
 class Site:
-    """What the handlers share: made once by the server."""
+    """What the handlers share: made once by the server. Keeps the links of all clients that are connected."""
 
     def __init__(
         self,
         *,
-        make_client: Callable[["StreamHandler"], Client],
+        make_client: MakeClient,
         door: Door,
+        clock: Clock,
+        publisher: Publisher,
+        wheel: Wheel,
+        largest: int,
+        takes_over: bool,
+        compresses: bool,
         trusted: tuple[Network, ...],
         allowed_origins: tuple[str, ...],
         health: Callable[[], Mapping[str, Any]],
@@ -36,32 +56,74 @@ class Site:
     ) -> None:
         self.make_client = make_client
         self.door = door
+        self.clock = clock
+        self.publisher = publisher
+        self.takes_over = takes_over
+        self.compresses = compresses
         self.trusted = trusted
         self.allowed_origins = allowed_origins
         self.health = health
         self.statistics = statistics
         self.page = page
         self.draining = False
-        self.handlers: set[StreamHandler] = set()
+        self.links: set[SocketLink | TornadoLink] = set()
+        self._kept: set[TornadoLink] = set()  # connections that Tornado keeps
+        self.wires = Wires(publisher, clock, largest=largest, gone=self._gone)
+        self._wheel = wheel
         self._empty = asyncio.Event()
 
-    def entered(self, handler: "StreamHandler") -> None:
-        """A client is connected."""
-        self.handlers.add(handler)
+    def entered(self, link: SocketLink | TornadoLink, make_client: MakeClient | None = None) -> None:
+        """A client is connected; it speaks our protocol unless `make_client` makes another one."""
+        self.door.enter(link.address)
+        self.links.add(link)
         self._empty.clear()
+        link.client = (make_client or self.make_client)(link)
 
-    def left(self, handler: "StreamHandler") -> None:
+    def kept(self, link: TornadoLink, make_client: MakeClient | None = None) -> None:
+        """A client is connected, and Tornado keeps the connection."""
+        self._kept.add(link)
+        self.entered(link, make_client)
+
+    def taken(
+        self, peer: socket, address: str, early: bytes, extensions: str, make_client: MakeClient | None = None
+    ) -> None:
+        """A client is connected, and its socket is ours."""
+        link = SocketLink(self.wires, peer, address, agree(extensions)[1] if extensions else ())
+        self.entered(link, make_client)
+        self._wheel.add(link)
+        link.start(early)
+
+    def left(self, link: SocketLink | TornadoLink) -> None:
         """A client is gone."""
-        self.handlers.discard(handler)
-        if not self.handlers:
+        self.links.discard(link)
+        if isinstance(link, TornadoLink):
+            self._kept.discard(link)
+        self.door.leave(link.address)
+        if not self.links:
             self._empty.set()
 
     async def emptied(self, within_s: float) -> bool:
         """Wait until no client is connected, at most so many seconds; return whether that came to be."""
-        if self.handlers:
+        if self.links:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), within_s)
-        return not self.handlers
+        return not self.links
+
+    def sweep(self, now: float, slow_s: float) -> None:
+        """Close who has not read for so long. Call it every second."""
+        self.wires.sweep(now, slow_s)
+        for link in [one for one in self._kept if one.stuck_for(now) > slow_s]:
+            logger.info("%s has not read for %.0f s: closed", link.address, slow_s)
+            link.close(3008, "slow")
+
+    def cut(self) -> None:
+        """Close the sockets of all who are still there."""
+        for link in list(self.links):
+            link.cut()
+
+    def _gone(self, link: SocketLink) -> None:
+        self._wheel.remove(link)
+        self.left(link)
 
 
 class _Common(RequestHandler):
@@ -86,28 +148,31 @@ class _Common(RequestHandler):
         self.finish(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-class StreamHandler(_Common, WebSocketHandler):
-    """`/ws`: the protocol of docs/protocol.md."""
+class Visitor(_Common):
+    """Somebody who wants to stay."""
 
-    client: Client | None = None
-    _address = ""
+    address = ""
 
-    async def get(self, *args: Any, **kwargs: Any) -> None:
-        """Upgrade, unless a limit or the origin policy refuses it."""
+    def is_refused(self) -> bool:
+        """Whether a limit refuses another connection; the client is told then."""
         if self.site.draining:
-            self._refuse(503, "The server is stopping")
-            return
+            self.refuse(503, "The server is stopping")
+            return True
+        wait_s = self.site.door.knock(self.site.clock.monotonic())
+        if wait_s:
+            self.refuse(503, "Too many handshakes at a time", wait_s)
+            return True
         peer = self.request.connection.context.address  # type: ignore[union-attr]
-        self._address = client_address(
+        self.address = client_address(
             peer[0] if isinstance(peer, tuple) else str(peer),
             self.request.headers.get("X-Forwarded-For"),
             self.site.trusted,
         )
-        refusal = self.site.door.refuse(self._address)
+        refusal = self.site.door.refuse(self.address)
         if refusal is not None:
-            self._refuse(*refusal)
-            return
-        await super().get(*args, **kwargs)
+            self.refuse(*refusal)
+            return True
+        return False
 
     def check_origin(self, origin: str) -> bool:
         """Candles are public data: by default any page may read them. `server.allowed_origins` narrows it."""
@@ -115,38 +180,64 @@ class StreamHandler(_Common, WebSocketHandler):
         host = urlsplit(origin).netloc.lower()
         return "*" in allowed or origin.lower() in allowed or host == self.request.headers.get("Host", "").lower()
 
+    def refuse(self, status: int, message: str, wait_s: float = 10.0) -> None:
+        """Tell the client that it may not stay."""
+        self.set_status(status)
+        self.set_header("Retry-After", str(max(1, round(wait_s))))
+        self.finish_json({"error": {"code": status, "message": message}})
+
+
+class StreamHandler(Visitor, TakenHandler):
+    """`/ws`: the protocol of docs/protocol.md. Lives as long as the handshake, unless Tornado keeps the connection."""
+
+    _link: TornadoLink | None = None
+    _extensions = ""
+    _make_client: MakeClient | None = None
+
+    def initialize(self, site: Site, make_client: MakeNamedClient | None = None) -> None:
+        super().initialize(site)
+        if make_client is not None:
+            self._make_client = partial(_named, make_client, self.request.uri or "")
+
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Upgrade, unless a limit or the origin policy refuses it."""
+        if not self.is_refused():
+            await super().get(*args, **kwargs)
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        """Take the connection over, where it is a plain socket; else let Tornado keep it."""
+        if not self.site.takes_over or self.request.protocol == "https":
+            protocol = super().get_websocket_protocol()
+            return None if protocol is None else answer_ends_rightly(protocol)
+        if self.request.headers.get("Sec-WebSocket-Version") != "13":
+            return None
+        if self.site.compresses:
+            self._extensions = agree(self.request.headers.get("Sec-WebSocket-Extensions", ""))[0]
+        return Takeover(self._extensions)  # type: ignore[return-value]  # as far as a handshake needs it
+
+    def taken(self, peer: socket, early: bytes) -> None:
+        self.site.taken(peer, self.address, early, self._extensions, self._make_client)
+
+    # ------------------------------------------------------------ where Tornado keeps the connection
+
+    def get_compression_options(self) -> dict[str, Any] | None:
+        return {"compression_level": 1, "mem_level": 5} if self.site.compresses else None
+
     def open(self, *args: str, **kwargs: str) -> None:
-        self.set_nodelay(True)
-        self.site.door.enter(self._address)
-        self.site.entered(self)
-        self.client = self.site.make_client(self)
+        if self.ws_connection is not None and self.ws_connection.stream is not None:
+            tune(self.ws_connection.stream.socket)
+        self._link = TornadoLink(self, self.site.publisher, self.site.clock, self.address)
+        self.site.kept(self._link, self._make_client)
 
     def on_message(self, message: str | bytes) -> None:
-        if self.client is not None:
-            self.client.received(message)
+        if self._link is not None:
+            self._link.client.received(message)
 
     def on_close(self) -> None:
-        if self.client is None:
-            return
-        self.site.left(self)
-        self.site.door.leave(self._address)
-        self.client.closed()
-        self.client = None
-
-    def send(self, text: str) -> "asyncio.Future[None]":
-        """Write one text frame; the future ends when the kernel took it all."""
-        try:
-            future = asyncio.ensure_future(self.write_message(text))
-        except WebSocketClosedError as error:
-            future = asyncio.get_running_loop().create_future()
-            future.set_exception(error)
-        future.add_done_callback(_heard)
-        return future
-
-    def _refuse(self, status: int, message: str) -> None:
-        self.set_status(status)
-        self.set_header("Retry-After", "10")
-        self.finish_json({"error": {"code": status, "message": message}})
+        if self._link is not None:
+            self._link.cut()
+            self.site.left(self._link)
+            self._link = None
 
 
 class RootHandler(StreamHandler):
@@ -190,7 +281,5 @@ class StaticHandler(StaticFileHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
 
 
-def _heard(future: "asyncio.Future[None]") -> None:
-    """A client that went away in the middle of a write is no error; take note of it, so that nobody logs it."""
-    if not future.cancelled():
-        future.exception()
+def _named(make_client: MakeNamedClient, uri: str, link: Link) -> Client:
+    return make_client(link, uri)

@@ -5,7 +5,7 @@ from candled.aggregate.resume import MOST_RESUMED
 from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol
 from tests.clocks import ManualClock
-from tests.rooms.test_hub import Stored
+from tests.rooms.stage import Stored
 from tests.rows import MONDAY_MS, minute
 
 BTC = MarketKey("replay", Symbol("BTC", "USDT"))
