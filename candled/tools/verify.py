@@ -229,7 +229,7 @@ def _repair(
     for difference in wrong:
         first = bisect_left(minutes, difference.open_ms, key=lambda minute: minute.open_ms)
         restated[first] = minutes[first]._replace(as_of_ms=minutes[first].as_of_ms + 1)
-    store.write([(market, minute) for minute in restated.values()])
+    stored.put_past(store, market, [restated[place] for place in sorted(restated)])
     _, left = _read_page(store, market, longer, page, from_ms)
     still = {(difference.interval, difference.open_ms) for difference in left}
     report.differ([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)
