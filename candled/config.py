@@ -39,6 +39,7 @@ ENVIRONMENT = "CANDLED_"
 _DEFAULT_EXCHANGES = {"bitget": None}
 _EXCHANGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+", re.IGNORECASE)
+_PREFIX = re.compile(r"(/[A-Za-z0-9_-]+)*")
 # Kubernetes tells every pod of the services called `candled` and `candled-…` by these names where they are
 # (kubernetes.io/docs, "Accessing the Service", environment variables); the test suite has its own names.
 _NOT_OURS = re.compile(
@@ -113,6 +114,10 @@ class LimitSettings:
     udf_window: timedelta = setting(
         timedelta(minutes=15), help="the length of that window", at_least=timedelta(seconds=1)
     )
+    klines_requests: int = setting(1200, help="requests to Binance's paths in a window; 0 for no limit", at_least=0)
+    klines_window: timedelta = setting(
+        timedelta(minutes=1), help="the length of that window", at_least=timedelta(seconds=1)
+    )
     headers: tuple[str, ...] = setting(
         ("legacy", "draft-6"),
         help="which headers tell the limit: X-RateLimit-*, and RateLimit-* as in a draft of the IETF, 6 or 8",
@@ -128,6 +133,15 @@ class UdfSettings:
         "s", help="the unit of nextTime where a range is empty: s or ms, which TradingView's pages disagree on",
         one_of=("s", "ms"),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KlinesSettings:
+    """Binance's klines, for bots and libraries that speak Binance."""
+
+    enabled: bool = setting(False, help="serve /api/v3/klines and the kline streams")
+    exchange: str | None = setting(None, help="whose symbols they are; by default the first exchange's")
+    prefix: str = setting("", help="what stands before these paths, such as /binance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +268,7 @@ class Config:
     intervals: tuple[Interval, ...] = setting(DEFAULT_INTERVALS, help="the lengths of bars that are served")
     limits: LimitSettings = setting(LimitSettings(), help="how many HTTP requests one address may make")
     udf: UdfSettings = setting(UdfSettings(), help="TradingView's charts")
+    klines: KlinesSettings = setting(KlinesSettings(), help="Binance's klines")
     ingest: IngestSettings = setting(IngestSettings(), help="how candles are taken from exchanges")
     store: StoreSettings = setting(StoreSettings(), help="where candles are kept")
     bus: BusSettings = setting(BusSettings(), help="what carries candles from ingest to serve")
@@ -426,6 +441,7 @@ def _check(config: Config, problems: list[str]) -> None:
     if {"draft-6", "draft-8"} <= set(config.limits.headers):
         problems.append("limits.headers: draft-6 or draft-8, they use one name for different things")
     _refuse_twice(config.limits.headers, "limits.headers", problems)
+    _check_klines(config, problems)
     if not config.intervals:
         problems.append("intervals: at least one is needed")
     _refuse_twice(config.intervals, "intervals", problems)
@@ -437,6 +453,15 @@ def _check(config: Config, problems: list[str]) -> None:
         problems.append("bus.prefix: expected letters, digits and signs such as : and -, without blanks and brackets")
     if config.bus.url == "memory://" and set(config.roles) != set(ROLES):
         problems.append("roles: bus.url memory:// stays inside one process, so that it needs both, [ingest, serve]")
+
+
+def _check_klines(config: Config, problems: list[str]) -> None:
+    prefix, exchange = config.klines.prefix, config.klines.exchange
+    if not _PREFIX.fullmatch(prefix):
+        problems.append(f"klines.prefix: expected a path such as /binance, got {redacted(prefix)!r}")
+    names = [one.name for one in config.exchanges]
+    if exchange is not None and exchange not in names:
+        problems.append(f"klines.exchange: no such exchange{suggestion(exchange, names)}")
 
 
 def _each(check: Callable[[str], str | None], texts: Sequence[str], path: str, problems: list[str]) -> None:

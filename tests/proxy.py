@@ -23,6 +23,10 @@ class Proxy:
         self._lock = threading.Lock()
         self._is_closing = False
         self._is_frozen = False
+        self._is_refusing = False
+        self._made = 0  # connections so far; of those up to the numbers below nothing is carried, or they are reset
+        self._lost = 0
+        self._reset = 0
         self._bytes_left: int | None = None
         self._at_commit: Literal["", "lose the request", "lose the answer"] = ""
         self._threads = [threading.Thread(target=self._accept)]
@@ -58,28 +62,52 @@ class Proxy:
         """Go on where it was frozen."""
         self._is_frozen = False
 
+    @property
+    def connections(self) -> int:
+        """How many were made so far."""
+        return self._made
+
+    def lose_existing(self) -> None:
+        """Carry nothing any more on the connections there are, without closing them: half open. New ones work."""
+        self._lost = self._made
+
+    def reset_existing(self) -> None:
+        """Reset the connections there are; new ones work."""
+        self._reset = self._made
+
+    def refuse(self, refuses: bool = True) -> None:
+        """Reset every new connection."""
+        self._is_refusing = refuses
+
     def _accept(self) -> None:
         while not self._is_closing:
             with suppress(TimeoutError):
                 client, _ = self._listener.accept()
-                thread = threading.Thread(target=self._carry, args=(client,))
+                self._made += 1
+                thread = threading.Thread(target=self._carry, args=(client, self._made))
                 self._threads.append(thread)
                 thread.start()
 
-    def _carry(self, client: socket.socket) -> None:
+    def _carry(self, client: socket.socket, number: int) -> None:
+        if self._is_refusing:
+            _reset(client)
+            return
         try:
             server = socket.create_connection(self._server)
         except OSError:
             _reset(client)
             return
         with suppress(OSError):
-            self._relay(client, server)
+            self._relay(client, server, number)
         _reset(client)
         server.close()
 
-    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+    def _relay(self, client: socket.socket, server: socket.socket, number: int) -> None:
         loses_next_answer = False
-        while not self._is_closing:
+        while not self._is_closing and number > self._reset:
+            if number <= self._lost:
+                threading.Event().wait(_TICK_S)
+                continue
             readable, _, _ = select.select([client, server], [], [], _TICK_S)
             for source in readable:
                 while self._is_frozen and not self._is_closing:

@@ -34,7 +34,7 @@ EDGES = {
 # Modules that touch it only through those edges: they hold one, and decide which.
 HOLDERS = {
     "__main__": "calls cli",
-    **dict.fromkeys(("api/rest", "api/routes", "api/udf"), "resources over api/handler"),
+    **dict.fromkeys(("api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"),
     "client/__init__": "names what a program may import of the client",
     "bus/making": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
@@ -65,9 +65,9 @@ STEPS = {
     "bus": {"errors", "model", "exchange", "token_bucket"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
-    "rooms": FOUNDATION | {"aggregate"},
+    "rooms": FOUNDATION | {"aggregate", "bus"},
     "serve": FOUNDATION | {"bus", "rooms", "config"},
-    "api": FOUNDATION | {"rooms", "serve", "store", "config"},
+    "api": FOUNDATION | {"bus", "rooms", "serve", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }

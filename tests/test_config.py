@@ -18,7 +18,7 @@ from candled.settings import plain_text, rules, section_as_plain
 ROOT = Path(__file__).parents[1]
 # whatever else is installed where the tests run
 PLUGINS = discover(one for one in metadata.entry_points(group="candled") if one.value.startswith("candled_plugins."))
-SECTIONS = ("server", "limits", "udf", "ingest", "store", "bus", "log")
+SECTIONS = ("server", "limits", "udf", "klines", "ingest", "store", "bus", "log")
 BTC = Symbol("BTC", "USDT")
 STORES, BUSES = (", ".join(f"{scheme}://" for scheme in known) for known in (KNOWN_STORES, KNOWN_BUSES))
 
@@ -115,7 +115,10 @@ def test_every_setting_has_a_help_text():
     config = load(None, {}, PLUGINS)
     sections = [
         Config,
-        *(type(getattr(config, name)) for name in ("server", "limits", "udf", "ingest", "store", "bus", "log")),
+        *(
+            type(getattr(config, name))
+            for name in ("server", "limits", "udf", "klines", "ingest", "store", "bus", "log")
+        ),
     ]
     sections += [plugin.Settings for plugin in PLUGINS.exchanges.values()]
     assert [(section, key) for section in sections for key, rule in rules(section).items() if not rule.help] == []

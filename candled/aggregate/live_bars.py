@@ -116,7 +116,7 @@ class LiveBars:
         if isinstance(message, StateChanged):
             self._take_state(key, market, message)
         elif isinstance(message, Healed):
-            market.complete_from_ms = message.complete_from_ms
+            market.found_complete_from_ms = message.complete_from_ms
             if self._note_facts(market, message.facts):
                 self._tell_settled(key)
             self._read_again(key, message.start_ms, message.end_ms)
@@ -158,7 +158,7 @@ class LiveBars:
         if series.capacity < count:  # what is there now could be dropped before `tail`
             return False
         shown_from_ms = market.complete_from_ms or 0
-        return series.since_ms <= shown_from_ms or len(series.tail(count, shown_from_ms)) >= count
+        return series.since_ms <= shown_from_ms or len(series.times(count, shown_from_ms)) >= count
 
     def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
         """Whether the running week is complete, or the newest `count` bars are."""
@@ -167,7 +167,7 @@ class LiveBars:
             return False
         if market.complete_from_ms <= _WEEK.floor(self._clock.now_ms()):
             return True
-        return len(market.ladder.series(interval).tail(count, market.complete_from_ms)) >= count
+        return len(market.ladder.series(interval).times(count, market.complete_from_ms)) >= count
 
     def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
         """The newest `count` whole bars in memory, oldest first, ending with the running one."""
@@ -193,7 +193,7 @@ class LiveBars:
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Whether a bar is over for good: only a revision of one of its minutes changes it now."""
-        return self._markets[key].track.facts.settles(bar.open_ms, bar.open_ms + interval.ms)
+        return self._markets[key].settles(bar.open_ms, bar.open_ms + interval.ms)
 
     def position(self, key: MarketKey) -> Position | None:
         """The newest message of the market's feed of which, and of all before it, everything is in the bars."""
@@ -328,17 +328,21 @@ class LiveBars:
                     await self._clock.sleep(_RETRY_S)
                     continue
                 stale, market.stale = market.stale, None
+                market.under_way = stale
                 try:
                     await self._reread_range(key, market, stale)
                 except StoreUnavailable as error:
                     logger.warning("%s: a repaired range cannot be read yet: %s", key, error)
                     market.stale = stale.hull(market.stale)
                     await self._clock.sleep(_RETRY_S)
+                else:
+                    market.under_way = None
+                    self._tell_settled(key)
         finally:
             market.reading = False
 
     async def _reread_range(self, key: MarketKey, market: MarketBars, stale: Range) -> None:
-        rows = {}
+        rows, complete_from_ms = {}, market.found_complete_from_ms
         for interval in market.ladder.levels:
             series = market.ladder.series(interval)
             keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
@@ -349,6 +353,8 @@ class LiveBars:
                 rows[interval] = await self._history.bars_between(key, interval, start_ms, stale.end_ms)
         stamp = market.track.stamp + 1
         changes = market.ladder.merge(rows, stale.start_ms, stale.end_ms, stamp)
+        if complete_from_ms is not None:  # not before what was missing is there, else bars would be shown without it
+            market.complete_from_ms = complete_from_ms
         changed = [change.bar.open_ms for change in changes if change.interval == MINUTE]
         if changed:
             market.track.changed(stamp, changed[0], changed[-1] + MINUTE_MS)
@@ -393,6 +399,7 @@ class LiveBars:
                 if is_whole and (since, lost_from_ms) == (market.track.lost_since, market.lost_from_ms):
                     market.track.mend()
                     self._healed += 1
+                    self._tell_settled(key)
                     return
                 await self._clock.sleep(pause_s)
         finally:
@@ -402,7 +409,7 @@ class LiveBars:
         market = self._markets[key]
         complete_from_ms = await self._history.complete_from(key)
         if complete_from_ms is not None:
-            market.complete_from_ms = min(complete_from_ms, market.complete_from_ms or complete_from_ms)
+            market.found_complete_from_ms = min(complete_from_ms, market.found_complete_from_ms or complete_from_ms)
         changes = () if since is None else await self._history.changes_since(key, since.epoch, since.seq)
         if changes is None:  # nobody knows what else: everything that is held
             lost_from_ms, changes = 0, ()

@@ -62,7 +62,10 @@ SCHEMAS: Mapping[str, Any] = {
             "hasMore": {"type": "boolean", "description": "whether there are further bars in the direction of paging"},
             "oldest": {**_nullable(_TIME), "description": "when the first of these bars begins"},
             "next": {"type": ["string", "null"], "description": "path and query of the following page"},
-        }
+            "epoch": {"type": "string", "description": "with seq: where the market's feed was, for `resume`"},
+            "seq": {"type": "integer"},
+        },
+        optional=("epoch", "seq"),
     ),
     "Symbols": _object(
         {

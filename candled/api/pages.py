@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from candled.bus import Position
 from candled.model import MINUTE, Candle, Interval, MarketKey, fold
 
 EVER_MS = 10**14  # later than any candle, and within what every store can hold
@@ -17,6 +18,8 @@ class Live(Protocol):
     """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
 
     def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]: ...
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
+    def position(self, key: MarketKey) -> Position | None: ...
 
 
 class Stored(Protocol):
@@ -35,11 +38,13 @@ class Page:
 
     `has_more`: the asked range holds further bars, older ones where the newest were asked for, else newer ones.
     `settled`: nothing of the answer changes any more, unless history is repaired or more of it is fetched.
+    `position`: everything that the market's feed said up to there is in the bars.
     """
 
     bars: tuple[Candle, ...]
     has_more: bool
     settled: bool
+    position: Position | None = None
 
     @property
     def oldest_ms(self) -> int | None:
@@ -72,10 +77,12 @@ class Pages:
         The running bar is among them. Bars from before the market's history is complete are not.
         """
         since_ms = await self._stored.complete_from(market)
+        position = self._live.position(market)
         if since_ms is None:
-            return Page((), False, False)
+            return Page((), False, False, position)
         start_ms, end_ms = max(start_ms, since_ms), min(end_ms, EVER_MS)
         memory = self._live.tail(market, interval, _ALL)
+        settled_ms = self._settled_ms(market, interval, memory)
         seam_ms = memory[0].open_ms if memory else EVER_MS  # every bar from there on is in memory
         held = [bar for bar in memory if start_ms <= bar.open_ms < end_ms]
         read = self._last if newest_first else self._first
@@ -83,12 +90,10 @@ class Pages:
         has_more = len(bars) > limit
         if has_more:
             bars = bars[-limit:] if newest_first else bars[:limit]
-        until_ms = bars[-1].open_ms + interval.ms if has_more and not newest_first else end_ms
-        return Page(
-            tuple(bar if bar.final == _is_final(bar) else bar._replace(final=_is_final(bar)) for bar in bars),
-            has_more,
-            until_ms <= _settled_ms(memory, interval),
-        )
+            end_ms = end_ms if newest_first else bars[-1].open_ms + interval.ms
+        judged = tuple(self._judged(market, interval, bar) for bar in bars)
+        settled = end_ms <= settled_ms and all(bar.final for bar in judged)
+        return Page(judged, has_more, settled, position)
 
     async def walk(
         self, market: MarketKey, interval: Interval, *, start_ms: int = 0, end_ms: int = EVER_MS
@@ -163,13 +168,12 @@ class Pages:
             stretch_ms *= 4
         return [*found, *held][:count]
 
+    def _judged(self, market: MarketKey, interval: Interval, bar: Candle) -> Candle:
+        """The bar, saying whether it is final."""
+        final = self._live.is_final(market, interval, bar)
+        return bar if bar.final == final else bar._replace(final=final)
 
-def _is_final(bar: Candle) -> bool:
-    return bar.final
-
-
-def _settled_ms(memory: Sequence[Candle], interval: Interval) -> int:
-    """Until when (UTC epoch ms) every bar in memory is final."""
-    if not memory:
-        return 0
-    return next((bar.open_ms for bar in memory if not _is_final(bar)), memory[-1].open_ms + interval.ms)
+    def _settled_ms(self, market: MarketKey, interval: Interval, memory: Sequence[Candle]) -> int:
+        """The end of the newest final bar in memory, UTC epoch ms; 0 where there is none."""
+        final = (bar.open_ms + interval.ms for bar in reversed(memory) if self._live.is_final(market, interval, bar))
+        return next(final, 0)

@@ -103,7 +103,7 @@ class Candles(RestHandler):
             self.set_header("Link", f'<{following}>; rel="next"')
         return (
             f'{head},"bars":[{",".join(map(json_bar, page.bars))}],"hasMore":{json.dumps(page.has_more)}'
-            f',"oldest":{json.dumps(oldest)},"next":{json.dumps(following)}}}'
+            f',"oldest":{json.dumps(oldest)},"next":{json.dumps(following)}{_position(page)}}}'
         )
 
     def _next(self, market: MarketKey, values: Mapping[str, Any], page: Page) -> str | None:
@@ -273,7 +273,7 @@ class Gaps(RestHandler):
         return found
 
 
-class Description(RestHandler):
+class Description(Handler):
     """`/api/openapi.json`."""
 
     def initialize(self, all_operations: tuple[Operation, ...], **shared: Any) -> None:  # type: ignore[override]
@@ -283,6 +283,12 @@ class Description(RestHandler):
     async def answer(self) -> None:
         self.cache(False)
         self.write_json(document(self.all_operations, __version__))
+
+
+def _position(page: Page) -> str:
+    if page.position is None:
+        return ""
+    return f',"epoch":{json.dumps(page.position.epoch)},"seq":{page.position.seq}'
 
 
 def _plain(gap: gaps.Gap, market: MarketKey) -> dict[str, Any]:

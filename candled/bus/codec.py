@@ -73,12 +73,13 @@ class Names:
         """The key of a client's requests within a window."""
         return f"{self._prefix}candled:count:{key}"
 
-    def private(self, process: str, near: str) -> str:
-        """A channel of a process's own, in a cluster on the node of the channel `near`."""
-        return f"{{{near}}}:{process}"
-
     def _of(self, shard: int) -> str:
         return f"{self._prefix}candled:{{shard-{shard}-of-{self._shards}}}"
+
+
+def private_channel(near: str, process: str) -> str:
+    """A channel of a process's own; in a cluster it lies where the channel `near` is."""
+    return f"{near}:{process}" if "{" in near else f"{{{near}}}:{process}"
 
 
 def epoch_of(shard: int, token: int, process: str = "") -> str:

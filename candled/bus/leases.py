@@ -22,8 +22,7 @@ from .shards import fair_share
 
 logger = logging.getLogger(__name__)
 
-_ASK_S = 1.0  # how often leases are renewed, and asked for
-_ALONE_AFTER_S = 10.0
+_TURNS = 6  # how often a lease is renewed, and others are asked for, while one lasts
 _PATIENT_TURNS = 3  # so long more than a fair share is kept: who comes first is not to lead for a second
 _HANDLED_S = 5.0  # how long a shard given up for fairness is waited for
 _MARGIN = 1 / 12  # of a lease: a leader stops so much earlier than Redis gives its lease to another
@@ -118,7 +117,7 @@ class Lease:
 class Leases:
     """The leases of all shards. `process` is another text at each start; `ttl_s` is how long a lease lasts.
 
-    With `also_alone`, a process that cannot reach Redis for ten seconds begins to ingest all the same.
+    After `alone_after_s` without Redis a process ingests all the same; None: never.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class Leases:
         shards: int,
         process: str,
         ttl_s: float,
-        also_alone: bool,
+        alone_after_s: float | None,
     ) -> None:
         self._caller = caller
         self._names = names
@@ -138,7 +137,8 @@ class Leases:
         self._process = process
         self._member = f"{process}/{shards}"
         self._ttl_s = ttl_s
-        self._also_alone = also_alone
+        self._ask_s = ttl_s / _TURNS
+        self._alone_after_s = alone_after_s
         self._listeners: list[Callable[[Lease], None]] = []
         self._answered_at = clock.monotonic()
         self._poke = asyncio.Event()
@@ -158,6 +158,7 @@ class Leases:
         """Begin to ask for leases."""
         self._answered_at = self._clock.monotonic()
         self._spawn(self._run())
+        self._spawn(self._watch())
 
     async def stop(self) -> None:
         """Give everything back, so that others take over at once. What was ingested has been stopped before."""
@@ -191,12 +192,20 @@ class Leases:
             if await self._turn():
                 continue
             self._poke.clear()
-            waits = [asyncio.ensure_future(self._poke.wait()), asyncio.ensure_future(self._clock.sleep(_ASK_S))]
+            waits = [asyncio.ensure_future(self._poke.wait()), asyncio.ensure_future(self._clock.sleep(self._ask_s))]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for wait in waits:
                     wait.cancel()
+
+    async def _watch(self) -> None:
+        """Doubt a lease as soon as it runs out, also while Redis is waited for."""
+        while True:
+            await self._clock.sleep(self._ask_s / 4)
+            for lease in self.all:
+                if lease.has_run_out():
+                    self._note(lease, lease.doubt())
 
     async def _turn(self) -> bool:
         """Renew what is ours and take what is free; return whether to ask again at once."""
@@ -274,7 +283,7 @@ class Leases:
         self._note(lease, lease.lose())
         deadline = self._clock.monotonic() + _HANDLED_S
         while not lease.is_handled and self._clock.monotonic() < deadline:
-            await self._clock.sleep(_ASK_S / 10)
+            await self._clock.sleep(self._ask_s / 10)
         await self._caller.call_all([self._release(lease)])
         lease.is_wanted = True
 
@@ -282,10 +291,8 @@ class Leases:
         if self.trouble is None:
             logger.warning("leases cannot be asked for: %s", error)
         self.trouble = str(error)
-        if lease.has_run_out():
-            self._note(lease, lease.doubt())
-        is_alone = self._clock.monotonic() - self._answered_at > _ALONE_AFTER_S
-        if self._also_alone and is_alone and lease.state is LeaseState.FOLLOWER:
+        alone_s = self._clock.monotonic() - self._answered_at
+        if self._alone_after_s is not None and alone_s > self._alone_after_s and not lease.ingests:
             self._note(lease, lease.doubt())
 
     def _answered(self) -> None:

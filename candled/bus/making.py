@@ -57,8 +57,11 @@ def make_redis_parts(
     lease_s: float = 6.0,
     ingests: bool,
     serves: bool,
+    alone_after_s: float = 10.0,
 ) -> RedisParts:
     """The bus at `url` and its kin, none of them started.
+
+    A process with clients that cannot reach Redis for `alone_after_s` reads the exchanges itself, for those clients.
 
     Raises:
         ValueError: `url` is no address of a Redis.
@@ -69,7 +72,15 @@ def make_redis_parts(
     lease_caller, caller = Caller(servers), Caller(servers)
     leases = None
     if ingests:
-        leases = Leases(lease_caller, names, clock, shards=shards, process=process, ttl_s=lease_s, also_alone=serves)
+        leases = Leases(
+            lease_caller,
+            names,
+            clock,
+            shards=shards,
+            process=process,
+            ttl_s=lease_s,
+            alone_after_s=alone_after_s if serves else None,
+        )
     bus = RedisBus(servers, names, clock, markets, shards=shards, process=process, leases=leases)
     budgets = RedisBudgets(caller, names, clock, lambda: 0 if leases is None else leases.processes)
     return RedisParts(bus, leases, budgets, RedisCounter(caller, names, clock), (lease_caller, caller))

@@ -196,7 +196,7 @@ class ExchangeIngest:
             return
         self._watch_clock(max(candle.as_of_ms for candle in event.candles))
         outcome = market.pushed(event, self.now_ms())
-        self._outlet.publish(market, outcome.live)
+        self._outlet.publish(market, outcome.live, outcome.past_range)
         if outcome.past or not self._outlet.has_told(market):
             self._spawn(self._outlet.heal(market, outcome))
 
@@ -275,7 +275,7 @@ class ExchangeIngest:
         stamped = [candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles]
         outcome = market.answered(window, stamped, max(asked_ms, self.now_ms()))
         self._parity.note(self.now_ms(), outcome.checked, outcome.mismatched)
-        self._outlet.publish(market, outcome.live)
+        self._outlet.publish(market, outcome.live, outcome.past_range)
         if outcome.dead and symbol in self._runners:
             self._runners[symbol].doubt(symbol)
         if outcome.past or outcome.healed is not None:
@@ -338,9 +338,9 @@ class ExchangeIngest:
         newest = await self._store.newest(self.name)
         self._exchange.resume(await self._newest_over(newest))
         now_ms = self.now_ms()
-        for symbol in self._symbols:
-            self._markets[symbol] = await self._open_market(symbol, now_ms, newest.get(symbol))
-        self._outlet.open(self._markets, newest, now_ms)
+        markets = {symbol: await self._open_market(symbol, now_ms, newest.get(symbol)) for symbol in self._symbols}
+        self._outlet.open(markets, newest, now_ms)
+        self._markets = markets
 
     async def _newest_over(self, final: Mapping[Symbol, int]) -> int | None:
         """The newest minute that is over as far as the store knows: a final one, or the one before a running one."""

@@ -143,9 +143,8 @@ class Hub:
         newest = self._bars.times(market, change.interval, 1)
         is_past = bool(newest) and bar.open_ms < newest[-1]
         for lane in list(room.lanes.values()):
-            if is_past:
-                self._telling.changed(lane, bar.open_ms)
-            if lane.told and not self._offer(lane, bar, now):
+            is_seen = not is_past or self._telling.changed(lane, bar)
+            if lane.told and not self._offer(lane, bar, now) and is_seen:
                 self._past(lane, [bar.open_ms])
             self._run(lane, now)
 
@@ -307,8 +306,7 @@ class Hub:
             lane.pace.start(newest, now, final=self._bars.is_final(*topic, newest))
             return
         lane.pace.start(previous, now)
-        lane.pace.offer(newest, now, final=self._bars.is_final(*topic, newest))
-        lane.pace.hold_from(now - max(0.0, held_s))
+        lane.pace.offer(newest, now - max(0.0, held_s), final=self._bars.is_final(*topic, newest))
 
     def _resumed(self, membership: Membership) -> Shown | None:
         """What a member that was here before missed; None if that is unknown or cannot be proved."""

@@ -21,7 +21,6 @@ class Pace:
 
     __slots__ = (
         "_busy",
-        "_hold_until",
         "_holds",
         "_next_at",
         "_resync",
@@ -39,9 +38,8 @@ class Pace:
         self.passed_over: int | None = None  # the bar that `take` left behind although it was not final yet
         self._holds = holds
         self._revisions = revisions
-        self._slots: dict[int, tuple[Candle, bool]] = {}
+        self._slots: dict[int, tuple[Candle, bool, float]] = {}  # with the time since when one waits
         self._next_at = 0.0
-        self._hold_until = 0.0
         self._busy = False
         self._resync = False
         self._resynced_at = float("-inf")
@@ -71,28 +69,18 @@ class Pace:
             if unchanged and not final:
                 self._slots.pop(bar.open_ms, None)
                 return True
-        elif self._holds and sent is not None and not any(open_ms > sent.open_ms for open_ms in self._slots):
-            self._hold_until = now + HOLD_S
         if not self._slots:
             self._wait_apart(now, spread_s)
-        self._slots[bar.open_ms] = (bar, final)
+        waiting = self._slots.get(bar.open_ms)
+        self._slots[bar.open_ms] = (bar, final, now if waiting is None else waiting[2])
         if len(self._slots) > MOST_BEHIND:
             self._resync = True
         return True
-
-    def hold_from(self, since: float) -> None:
-        """The bars that wait for another to be final have done so since `since`."""
-        self._hold_until = since + HOLD_S
 
     @property
     def waiting(self) -> tuple[int, ...]:
         """The bars that wait for their turn."""
         return tuple(self._slots)
-
-    @property
-    def oldest_waiting(self) -> int | None:
-        """The oldest bar that waits; None when nothing waits."""
-        return min(self._slots) if self._slots else None
 
     @property
     def is_clean(self) -> bool:
@@ -113,7 +101,7 @@ class Pace:
         """When `take` or `take_resync` has something next; None when nothing waits."""
         at = None
         if self._slots:
-            at = max(self._next_at, self._hold_until) if self._is_held(min(self._slots)) else self._next_at
+            at = max(self._next_at, self._held_until(min(self._slots)))
         if self._resync:
             resync_at = self._resynced_at + RESYNC_GAP_S
             at = resync_at if at is None else min(at, resync_at)
@@ -124,14 +112,12 @@ class Pace:
         if not self._slots or now < self._next_at:
             return None
         oldest_ms = min(self._slots)
-        held = self._is_held(oldest_ms)
-        if held and now < self._hold_until:
+        held_until = self._held_until(oldest_ms)
+        if now < held_until:
             return None
-        self.passed_over = self.sent.open_ms if held and self.sent is not None else None
-        self.sent, self.sent_final = self._slots.pop(oldest_ms)
+        self.passed_over = self.sent.open_ms if held_until and self.sent is not None else None
+        self.sent, self.sent_final, _ = self._slots.pop(oldest_ms)
         self._next_at = now + MIN_GAP_S
-        if self._slots and self._holds:
-            self._hold_until = now + HOLD_S
         return self.sent
 
     def take_resync(self, now: float) -> bool:
@@ -145,9 +131,11 @@ class Pace:
         self._resynced_at = now
         return True
 
-    def _is_held(self, open_ms: int) -> bool:
-        """Whether a bar may not go out yet because the one before it is not final."""
-        return self._holds and not self.sent_final and self.sent is not None and open_ms > self.sent.open_ms
+    def _held_until(self, open_ms: int) -> float:
+        """Until when a bar may not go out because the one before it is not final; 0.0 where nothing holds it."""
+        if not self._holds or self.sent_final or self.sent is None or open_ms <= self.sent.open_ms:
+            return 0.0
+        return self._slots[open_ms][2] + HOLD_S
 
     def _wait_apart(self, now: float, spread_s: float) -> None:
         if now >= self._next_at:

@@ -33,7 +33,6 @@ class Form:
 
     __slots__ = (
         "_blob",
-        "_cares",
         "_closed",
         "_ends",
         "_first_ms",
@@ -42,6 +41,7 @@ class Form:
         "_revision",
         "_settled",
         "_times",
+        "cares",
         "counted",
         "fields",
         "open",
@@ -54,7 +54,7 @@ class Form:
         self.open: list[int] = []  # bars that are not final: told as such, or left out with `closed`
         self.counted = 0  # bytes of it in the sum of all forms
         self._closed = closed
-        self._cares = closed or bool(fields & FINAL)  # whether it matters that a bar is final
+        self.cares = closed or bool(fields & FINAL)  # whether it matters that a bar is final
         self._first_ms = self._last_ms = -1  # the first and the last bar that was looked at
         self._times = array("q")
         self._ends = array("L")  # where each bar's text ends in the blob, with its comma
@@ -93,14 +93,18 @@ class Form:
         for open_ms in times[bisect_right(times, self._last_ms) :]:
             bar = bars.bar(*self.topic, open_ms)
             if bar is not None:
-                self._append(bar, self._cares and bars.is_final(*self.topic, bar))
+                self._append(bar, self.cares and bars.is_final(*self.topic, bar))
                 self._last_ms = open_ms
 
-    def changed(self, open_ms: int, revision: int) -> None:
-        """One bar has changed, and with that the revision: what is older than it can stay."""
-        if self._revision + 1 == revision:
-            self._forget_from(open_ms)
-            self._revision = revision
+    def changed(self, open_ms: int, text: bytes, revision: int) -> bool:
+        """One bar has changed, and with that the revision; whether its text is another now, as far as is known."""
+        if self._revision + 1 != revision:  # something else has as well
+            self._forget_from(0)
+            return True
+        was = self.text(open_ms)
+        self._forget_from(open_ms)
+        self._revision = revision
+        return was != text
 
     def held(self, since_ms: int, before_ms: int) -> int:
         """How many bars of `[since_ms, before_ms)` are held."""
@@ -137,7 +141,7 @@ class Form:
         self._kept[key] = state, message
 
     def _append(self, bar: Candle, final: bool) -> None:
-        if self._cares and not final:
+        if self.cares and not final:
             self.open.append(bar.open_ms)
             if self._closed:
                 return

@@ -257,25 +257,34 @@ class Client:
     # ------------------------------------------------------------ inside
 
     async def _prepare(self, topic: Topic, may_wait: bool) -> None:
-        """Have read what memory lacks, then have `initial` sent; a failure is told once, and tried again."""
-        patience_s = self._limits.warmup_wait.total_seconds() if may_wait else 0.0
-        failed = False
+        """Have read what memory lacks, then have `initial` sent."""
+        try:
+            await self._read(topic, self._limits.warmup_wait.total_seconds() if may_wait else 0.0)
+        finally:
+            if self._preparing is not None:
+                del self._preparing[topic]
+        if topic in self._memberships:
+            self._link.want(topic)
+
+    async def _read(self, topic: Topic, patience_s: float) -> None:
+        """Have read what a member needs; a failure is told once, and tried again."""
+        has_failed = False
         while (membership := self._memberships.get(topic)) is not None:
             try:
                 await self._bars.prepare(*topic, membership.needed, patience_s)
                 await self._find(membership)
-            except Unavailable as error:
-                if not failed:
-                    logger.warning("%s %s: bars cannot be read: %s", *topic, error)
+            except Exception as error:
+                if not has_failed:
+                    is_known = isinstance(error, Unavailable)
+                    logger.warning("%s %s: bars cannot be read: %s", *topic, error, exc_info=not is_known)
                     self._refuse(_failed(membership))
-                failed = True
+                has_failed = True
                 await self._clock.sleep(_RETRY_S)
                 continue
             finally:
                 patience_s = 0.0
             if self._memberships.get(topic) is membership:  # not asked for anew meanwhile
-                self._link.want(topic)
-                break
+                return
 
     async def _find(self, membership: Membership) -> None:
         """Find out what a member that was here before has missed; if that cannot be, it is told everything."""
@@ -288,6 +297,8 @@ class Client:
             )
         except Unavailable as error:
             logger.warning("%s %s: what changed cannot be read: %s", *membership.topic, error)
+        except Exception:  # everything is the safe answer
+            logger.exception("%s %s: what changed could not be found out", *membership.topic)
 
     def _refuse(self, error: RequestError) -> None:
         if error.request_id is not None:

@@ -83,8 +83,8 @@ class RateLimit:
         self, group: str, requests: int, window_s: float, counter: Counter, clock: Clock, styles: Sequence[str]
     ) -> None:
         self._group = group
-        self._requests = requests
-        self._window_s = window_s
+        self.requests = requests
+        self.window_s = window_s
         self._counter = counter
         self._spare = MemoryCounter(clock)
         self._clock = clock
@@ -92,22 +92,22 @@ class RateLimit:
 
     async def check(self, address: str) -> Verdict:
         """Count a request of `address`."""
-        if not self._requests:
+        if not self.requests:
             return Verdict(True, 0, {})
         owner = client_of(address)
         key = f"{self._group}:{owner}"
         try:
-            count, left_s = await self._counter.hit(key, self._window_s)
+            count, left_s = await self._counter.hit(key, self.window_s)
         except Unavailable:
-            count, left_s = await self._spare.hit(key, self._window_s)
-        allowed = count <= self._requests
-        headers = self._headers(max(self._requests - count, 0), left_s, owner)
+            count, left_s = await self._spare.hit(key, self.window_s)
+        allowed = count <= self.requests
+        headers = self._headers(max(self.requests - count, 0), left_s, owner)
         if not allowed:
             headers["Retry-After"] = str(math.ceil(left_s))
         return Verdict(allowed, count, headers)
 
     def _headers(self, remaining: int, left_s: float, owner: str) -> dict[str, str]:
-        limit, window_s, reset_s = self._requests, math.ceil(self._window_s), math.ceil(left_s)
+        limit, window_s, reset_s = self.requests, math.ceil(self.window_s), math.ceil(left_s)
         headers = {}
         if "legacy" in self._styles:
             headers["X-RateLimit-Limit"] = str(limit)

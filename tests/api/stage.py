@@ -15,13 +15,17 @@ from candled.aggregate.live_bars import LiveBars
 from candled.api.directory import Directory
 from candled.api.pages import Pages
 from candled.api.rest import Source
-from candled.api.routes import make_routes
-from candled.bus import MinuteChanged
+from candled.api.routes import make_routes, make_streams
+from candled.bus import Facts, MinuteChanged
+from candled.bus.memory_bus import MemoryBus
 from candled.config import Config, LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, Market, MarketKey, Symbol
 from candled.rooms.hub import Hub
+from candled.rooms.links import Link
 from candled.rooms.protocol import Protocol
+from candled.serve.client import Client
+from candled.serve.publisher import Publisher
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
 from candled.store.history import History
@@ -33,7 +37,7 @@ from tests.rows import MONDAY_MS, minute
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
 ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
 FUTURE = MarketKey("bitget-futures", Symbol.parse("BTC/USDT"))
-NO_LIMITS = LimitSettings(api_requests=0, udf_requests=0)
+NO_LIMITS = LimitSettings(api_requests=0, udf_requests=0, klines_requests=0)
 
 
 class Stage:
@@ -45,9 +49,15 @@ class Stage:
         self.store = store
         self.pages = pages
         self.clock = clock
+        self.hub: Hub
+        self.server: Server
+        self._bus = MemoryBus("one")
+        self._bus.listen(bars.on_message)
 
     def push(self, candle: Candle, market: MarketKey = BTC) -> None:
-        self.bars.on_message(MinuteChanged(market, candle))
+        """A minute from the market's feed, before which all are final."""
+        end_ms = candle.open_ms + MINUTE_MS
+        self._bus.publish(MinuteChanged(market, candle, Facts(end_ms if candle.final else candle.open_ms)))
 
     async def ask(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HTTPResponse:
         client = AsyncHTTPClient(force_instance=True)
@@ -95,7 +105,8 @@ async def stage(
     for market in stored:
         symbols.setdefault(market.exchange, []).append(market.symbol)
     codec = Protocol(symbols, intervals)
-    hub = Hub(codec, bars, clock)
+    publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
+    hub = Hub(codec, bars, clock, publisher.publish)
     bars.listen(hub)
     pages = Pages(bars, history)
     source = Source(
@@ -106,19 +117,26 @@ async def stage(
         describe=(describe or {}).get,
     )
     config = replace(Config(), limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
+
+    def make_client(link: Link) -> Client:
+        return Client(link, hub, bars, codec, clock, config.server, pages.history)
+
     running = Server(
         config.server,
         hub=hub,
-        bars=bars,
-        codec=codec,
+        publisher=publisher,
+        make_client=make_client,
         clock=clock,
         health=dict,
         statistics=dict,
         page=str,
         routes=make_routes(config, source, MemoryCounter(clock), clock),
+        streams=make_streams(config, source, make_client, publisher.publish, clock),
     )
     try:
-        yield Stage(running.listen(), bars, store, pages, clock)
+        one = Stage(running.listen(), bars, store, pages, clock)
+        one.hub, one.server = hub, running
+        yield one
     finally:
         await asyncio.wait_for(running.stop(), 5)
         await bars.stop()

@@ -28,6 +28,12 @@ class Shelf:
         shown = [bar for bar in self.every[len(self.every) - self.in_memory :] if bar.open_ms >= self.since]
         return shown[-count:]
 
+    def is_final(self, key, interval, bar):
+        return bar.final
+
+    def position(self, key):
+        return None
+
     def _answer(self, rows):
         self.reads += 1
         self.most_rows = max(self.most_rows, len(rows))

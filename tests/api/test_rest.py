@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from candled.api.parameters import read_moment
 from candled.errors import StoreUnavailable
 from candled.model import MINUTE_MS, Candle, Market, iso_ms, parse_iso_ms
-from candled.store import sqlite
+from candled.store import sqlite, sqlite_statements
 from candled.store.interface import Hole
 from candled.tools.files import read_candles
 from tests.api.stage import BTC, ETH, FUTURE, stage
@@ -47,7 +47,7 @@ async def test_an_answer_has_exact_bars_that_say_whether_they_are_final(tmp_path
         '{"time":"2025-05-19T00:00:00.000Z","open":0.00000001,"high":67340,"low":0.00000001,"close":67310.25,'
         '"volume":145.23,"quoteVolume":9772345.67,"final":true},'
         '{"time":"2025-05-19T00:01:00.000Z","open":10,"high":10,"low":10,"close":10,"volume":0.1,"final":false}],'
-        '"hasMore":false,"oldest":"2025-05-19T00:00:00.000Z","next":null}'
+        '"hasMore":false,"oldest":"2025-05-19T00:00:00.000Z","next":null,"epoch":"one","seq":1}'
     )
     assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
 
@@ -488,7 +488,7 @@ async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(tmp_
         monkeypatch.undo()
     assert len(asked) >= 1200
     assert min(statuses.get(status, 0) for status in (200, 400, 404)) > 20, statuses
-    written = {text for text in vars(sqlite).values() if isinstance(text, str)}
+    written = {text for text in vars(sqlite_statements).values() if isinstance(text, str)}
     assert len(statements) >= 5
     assert statements <= written  # every statement is one of the store's own, to the letter
     assert values <= {int, str}

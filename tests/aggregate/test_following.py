@@ -12,6 +12,10 @@ BTC = MarketKey("replay", Symbol("BTC", "USDT"))
 FIVE = Interval.parse("5m")
 
 
+def at(number: int) -> int:
+    return MONDAY_MS + number * MINUTE_MS
+
+
 class Logged(Stored):
     """A history with a log of changes and known holes."""
 
@@ -214,3 +218,47 @@ async def test_a_bar_is_final_when_its_minutes_are_and_none_is_missing():
     one.say(MinuteChanged(BTC, minute(62, as_of=900), Facts(MONDAY_MS + 62 * MINUTE_MS)))
     assert one.bars.is_final(BTC, FIVE, bar)
     assert not one.bars.is_final(BTC, FIVE, one.bars.tail(BTC, FIVE, 1)[0])
+
+
+async def test_a_bar_is_not_shown_before_all_its_minutes_are_read():
+    one = Process()
+    one.stored.minutes = {open_ms: candle for open_ms, candle in one.stored.minutes.items() if open_ms >= at(7)}
+    one.stored.since = at(7)
+    await one.start()
+    quarter = Interval.parse("15m")
+    assert one.bars.times(BTC, quarter, 9)[0] == at(15)
+    one.stored.minutes |= {minute(number).open_ms: minute(number, final=True) for number in range(7)}
+    one.say(Healed(BTC, at(0), at(7), at(0), Facts(at(60))))
+    assert one.bars.times(BTC, quarter, 9)[0] == at(15)
+    await one.clock.settle()
+    assert [bar.volume for bar in one.bars.tail(BTC, quarter, 9)] == [15] * 4
+
+
+async def test_no_bar_is_final_while_its_minutes_are_being_read():
+    one = await Process().start()
+    (bar,) = one.bars.tail(BTC, FIVE, 1)
+    told: list[bool] = []
+
+    class Listener:
+        def changed(self, *_) -> None: ...
+        def healed(self, *_) -> None: ...
+        def state_changed(self, *_) -> None: ...
+        def settled(self, key) -> None:
+            told.append(one.bars.is_final(BTC, FIVE, bar))
+
+    one.bars.listen(Listener())
+    one.say(Healed(BTC, bar.open_ms, bar.open_ms + MINUTE_MS, MONDAY_MS, Facts(at(60))))
+    assert not one.bars.is_final(BTC, FIVE, bar)
+    await one.clock.settle()
+    assert one.bars.is_final(BTC, FIVE, bar)
+    assert told[-1]
+
+
+async def test_no_bar_that_may_lack_lost_messages_is_final():
+    one = await Process().start()
+    one.minute(minute(60, volume="2", as_of=10_000))
+    one.seq += 1
+    one.say(MinuteChanged(BTC, minute(65, volume="1", as_of=500), Facts(at(65))))
+    early, late = one.bars.bar(BTC, MINUTE, at(50)), one.bars.bar(BTC, MINUTE, at(60))
+    assert one.bars.is_final(BTC, MINUTE, early)
+    assert not one.bars.is_final(BTC, MINUTE, late)

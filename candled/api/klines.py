@@ -1,0 +1,248 @@
+"""Binance's klines off the same candles, so that what speaks Binance can read them.
+
+Source: Binance's spot REST API, "Market Data endpoints" and "Error codes".
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from candled.model import Candle, Interval, MarketKey, decimal_text
+from candled.serve.rate_limit import RateLimit
+
+from .directory import Directory, binance_interval, joined
+from .handler import Handler
+from .pages import EVER_MS, MOST_BARS
+from .refusal import Refusal
+from .rest import Source
+
+DEFAULT_BARS = 500
+_DIGITS = "^[0-9]{1,20}$"
+_ZONE = re.compile(r"([+-]?)(\d{1,2})(?::?([0-5]\d))?")
+_MINUTE_MS = 60_000
+_CODES = {"too_many_requests": -1003, "unavailable": -1001}
+_UNKNOWN = -1000
+_DECIMALS = 8
+_LARGEST = "9000000000.00000000"
+
+
+class BinanceMarkets:
+    """The markets of one exchange by Binance's names: `BTCUSDT`, `1d`. Pure."""
+
+    def __init__(self, directory: Directory, exchange: str) -> None:
+        self.markets: dict[str, MarketKey] = {}
+        for market in directory.markets:
+            if market.exchange == exchange:
+                self.markets.setdefault(joined(market.symbol), market)
+        self.intervals = {binance_interval(interval): interval for interval in directory.intervals.values()}
+
+
+class KlinesHandler(Handler):
+    """A resource of the facade. Refusals are Binance's: `{"code": -1121, "msg": "Invalid symbol."}`."""
+
+    def initialize(self, source: Source, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
+        super().initialize(**shared)
+        self.source = source
+        self.markets = markets
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        if self.verdict.count and not self._finished:
+            self.set_header("X-MBX-USED-WEIGHT-1M", str(self.verdict.count))
+
+    def refuse(self, refusal: Refusal) -> None:
+        code = int(refusal.code) if refusal.code.startswith("-") else _CODES.get(refusal.code, _UNKNOWN)
+        self.write_json({"code": code, "msg": str(refusal)})
+
+    def refuse_too_many(self, refusal: Refusal) -> None:
+        self.refuse(refusal)
+
+    # ------------------------------------------------------------ parameters
+
+    def text(self, name: str) -> str | None:
+        """A parameter as it was sent, None if it was not.
+
+        Raises:
+            Refusal: it was sent twice, or is no text.
+        """
+        given = self.request.query_arguments.get(name, [])
+        if len(given) > 1:
+            raise Refusal(400, "-1101", f"Duplicate values for parameter '{name}' detected.")
+        try:
+            return given[0].decode() if given else None
+        except UnicodeDecodeError:
+            raise Refusal(400, "-1100", f"Illegal characters found in parameter '{name}'.") from None
+
+    def needed(self, name: str) -> str:
+        """A parameter that has to be sent."""
+        value = self.text(name)
+        if not value:
+            message = f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed."
+            raise Refusal(400, "-1102", message)
+        return value
+
+    def whole(self, name: str, default: int) -> int:
+        """A whole number, at most a time later than any candle."""
+        value = self.text(name)
+        if value is None:
+            return default
+        if not value:
+            raise Refusal(400, "-1105", f"Parameter '{name}' was empty.")
+        if not re.fullmatch(_DIGITS, value, re.ASCII):
+            message = f"Illegal characters found in parameter '{name}'; legal range is '{_DIGITS}'."
+            raise Refusal(400, "-1100", message)
+        return min(int(value), EVER_MS)
+
+    def market(self, name: str) -> MarketKey:
+        """The market of a symbol."""
+        market = self.markets.markets.get(name)
+        if market is None:
+            raise Refusal(400, "-1121", "Invalid symbol.")
+        return market
+
+
+class Klines(KlinesHandler):
+    """`/api/v3/klines` and `/api/v3/uiKlines`."""
+
+    async def answer(self) -> None:
+        market = self.market(self.needed("symbol"))
+        interval = self.markets.intervals.get(self.needed("interval"))
+        if interval is None:
+            raise Refusal(400, "-1120", "Invalid interval.")
+        limit = self.whole("limit", DEFAULT_BARS)
+        if limit == 0:
+            raise Refusal(400, "-1130", "Data sent for parameter 'limit' is not valid.")
+        self._check_zone(interval)
+        page = await self.source.pages.page(
+            market,
+            interval,
+            start_ms=self.whole("startTime", 0),
+            end_ms=self.whole("endTime", EVER_MS) + 1,
+            limit=min(limit, MOST_BARS),
+            newest_first=self.text("startTime") is None,
+        )
+        self.cache(page.settled)
+        if page.bars:
+            last = page.bars[-1]
+            self.set_header("X-Candled-Last-Final", "true" if last.final else "false")
+            if not last.final:
+                self.set_header("Age", str(max(0, self.source.clock.now_ms() - last.as_of_ms) // 1000))
+        self.write_json(f"[{','.join(row_text(bar, interval) for bar in page.bars)}]")
+
+    def _check_zone(self, interval: Interval) -> None:
+        """Bars begin by UTC; another zone is right only where its bars begin at the same times."""
+        zone = self.text("timeZone")
+        if zone is None:
+            return
+        match = _ZONE.fullmatch(zone)
+        shift = 0 if match is None else int(match[2]) * 60 + int(match[3] or 0)
+        if match is None or shift * _MINUTE_MS % interval.ms:
+            message = "Data sent for parameter 'timeZone' is not valid: days and weeks begin by UTC here."
+            raise Refusal(400, "-1130", message)
+
+
+class ExchangeInfo(KlinesHandler):
+    """`/api/v3/exchangeInfo`: what a client needs to know the symbols. Nothing can be traded here."""
+
+    async def answer(self) -> None:
+        names = self._wanted()
+        self.cache(False)
+        self.write_json(
+            {
+                "timezone": "UTC",
+                "serverTime": self.source.clock.now_ms(),
+                "rateLimits": [_limit(self.limit)] if self.limit.requests else [],
+                "exchangeFilters": [],
+                "symbols": [self._symbol(name) for name in names],
+            }
+        )
+
+    def _wanted(self) -> Sequence[str]:
+        one, several = self.text("symbol"), self.text("symbols")
+        if one is not None:
+            self.market(one)
+            return [one]
+        if several is None:
+            return list(self.markets.markets)
+        try:
+            names = json.loads(several)
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise Refusal(400, "-1100", "Illegal characters found in parameter 'symbols'.")
+        for name in names:
+            self.market(name)
+        return list(dict.fromkeys(names))
+
+    def _symbol(self, name: str) -> dict[str, Any]:
+        market = self.markets.markets[name]
+        described = self.source.describe(market)
+        price = described.price_decimals if described else None
+        volume = described.volume_decimals if described else None
+        tick, step = _unit(price), _unit(volume)
+        return {
+            "symbol": name,
+            "status": "TRADING",
+            "baseAsset": market.symbol.base,
+            "baseAssetPrecision": _DECIMALS,
+            "quoteAsset": market.symbol.quote,
+            "quotePrecision": _DECIMALS,
+            "quoteAssetPrecision": _DECIMALS,
+            "baseCommissionPrecision": _DECIMALS,
+            "quoteCommissionPrecision": _DECIMALS,
+            "orderTypes": [],
+            "icebergAllowed": False,
+            "ocoAllowed": False,
+            "isSpotTradingAllowed": True,
+            "isMarginTradingAllowed": False,
+            "filters": [
+                {"filterType": "PRICE_FILTER", "minPrice": tick, "maxPrice": _LARGEST, "tickSize": tick},
+                {"filterType": "LOT_SIZE", "minQty": step, "maxQty": _LARGEST, "stepSize": step},
+            ],
+            "permissions": [],
+            "permissionSets": [["SPOT"]],
+        }
+
+
+class Time(KlinesHandler):
+    """`/api/v3/time`."""
+
+    async def answer(self) -> None:
+        self.write_json({"serverTime": self.source.clock.now_ms()})
+
+
+class Ping(KlinesHandler):
+    """`/api/v3/ping`."""
+
+    async def answer(self) -> None:
+        self.write_json({})
+
+
+class Nothing(KlinesHandler):
+    """Any other path of the facade."""
+
+    async def answer(self) -> None:
+        raise Refusal(404, "not_found", "Nothing is here but klines, uiKlines, exchangeInfo, time and ping.")
+
+
+def row_text(bar: Candle, interval: Interval) -> str:
+    """A kline as REST has it. What no candle says is 0: trades, what takers bought, a quote volume nobody sent."""
+    quote = "0" if bar.quote_volume is None else decimal_text(bar.quote_volume)
+    prices = ",".join(f'"{decimal_text(number)}"' for number in bar.values[:5] if number is not None)
+    return f'[{bar.open_ms},{prices},{bar.open_ms + interval.ms - 1},"{quote}",0,"0","0","0"]'
+
+
+def _limit(limit: RateLimit) -> dict[str, Any]:
+    return {
+        "rateLimitType": "REQUEST_WEIGHT",
+        "interval": "SECOND",
+        "intervalNum": round(limit.window_s),
+        "limit": limit.requests,
+    }
+
+
+def _unit(decimals: int | None) -> str:
+    """The smallest step of a number with so many digits after the point."""
+    return decimal_text(Decimal(1).scaleb(-(_DECIMALS if decimals is None else decimals)))

@@ -1,0 +1,179 @@
+"""Processes around one Redis, played within the test: some lead and publish, some only hear."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+from candled.bus import Facts, Message, MinuteChanged, Missed, Position, StateChanged
+from candled.bus.leases import Lease, LeaseState
+from candled.bus.making import RedisParts, make_redis_parts
+from candled.clock import SystemClock
+from candled.model import Candle, MarketKey, Symbol
+from tests.rows import minute
+
+BTC, ETH = (MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH"))
+MARKETS = (BTC, ETH)
+
+_prefixes = count()
+
+
+def new_prefix() -> str:
+    """Parts the tests of one run on a Redis they share."""
+    return f"test-{next(_prefixes)}-{time.monotonic_ns()}:"
+
+
+class Ear:
+    """A listener: what a process would show, and whether it was told of everything it did not hear."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[float, Message, Position]] = []
+        self.newest: dict[MarketKey, Candle] = {}
+        self.states: dict[MarketKey, str] = {}
+        self.at: dict[MarketKey, Position] = {}
+        self.missed = 0
+        self.open_holes: set[MarketKey] = set()  # messages are missing, and no `Missed` has told of it yet
+
+    def __call__(self, message: Message, position: Position) -> None:
+        self.heard.append((time.monotonic(), message, position))
+        market, before = message.market, self.at.get(message.market)
+        self.at[market] = position
+        if before is not None and (before.epoch != position.epoch or position.seq > before.seq + 1):
+            self.open_holes.add(market)
+        if isinstance(message, Missed):
+            self.missed += 1
+            self.open_holes.discard(market)
+        elif isinstance(message, StateChanged):
+            self.states[market] = message.state
+        elif isinstance(message, MinuteChanged):
+            shown = self.newest.get(market)
+            if shown is None or message.candle.open_ms > shown.open_ms or message.candle.supersedes(shown):
+                self.newest[market] = message.candle
+
+    def candles(self, market: MarketKey = BTC) -> list[Candle]:
+        """Every version of a minute in the order it was heard."""
+        return [one.candle for _, one, _ in self.heard if isinstance(one, MinuteChanged) and one.market == market]
+
+
+class Process:
+    """What one process has of the bus, with an ear at it."""
+
+    def __init__(self, parts: RedisParts, *, listens: bool) -> None:
+        self.parts = parts
+        self.bus = parts.bus
+        self.leases = parts.leases
+        self.ear = Ear()
+        self._volume = count(1)
+        if listens:
+            parts.bus.listen(self.ear)
+
+    @property
+    def state(self) -> LeaseState:
+        """Of the first shard."""
+        assert self.leases is not None
+        return self.leases.all[0].state
+
+    def publish(self, market: MarketKey = BTC, number: int = 0, *, final: bool = False) -> Candle:
+        """Publish the next version of a minute."""
+        candle = minute(number, volume=str(next(self._volume)), final=final)
+        self.bus.publish(MinuteChanged(market, candle, Facts()))
+        return candle
+
+
+@asynccontextmanager
+async def process(
+    url: str,
+    prefix: str,
+    *,
+    ingests: bool = False,
+    serves: bool = True,
+    shards: int = 1,
+    lease_s: float = 6.0,
+    markets: tuple[MarketKey, ...] = MARKETS,
+    follows: bool = True,
+    **more: Any,
+) -> AsyncIterator[Process]:
+    """One process, stopped in an orderly way at the end."""
+    parts = make_redis_parts(
+        url,
+        SystemClock(),
+        markets,
+        default_exchange="bitget",
+        prefix=prefix,
+        shards=shards,
+        lease_s=lease_s,
+        ingests=ingests,
+        serves=serves,
+        **more,
+    )
+    one = Process(parts, listens=serves)
+    parts.start()
+    leases = one.leases.all if follows and one.leases is not None else []
+    followers = [asyncio.ensure_future(_follow(lease)) for lease in leases]
+    try:
+        yield one
+    finally:
+        for follower in followers:
+            follower.cancel()
+        await parts.stop()
+
+
+async def _follow(lease: Lease) -> None:
+    """As whoever ingests: each state is carried out at once."""
+    async for _ in lease.states():
+        continue
+
+
+async def until(is_so: Callable[[], Any], within_s: float = 10.0) -> float:
+    """Wait until something holds; return the seconds that took.
+
+    Raises:
+        AssertionError: it did not come to hold.
+    """
+    started = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - started < within_s, f"not within {within_s} s"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - started
+
+
+class LoopWatch:
+    """Measures for how long the event loop was held, beyond what the machine itself held up everybody.
+
+    Use it as an async context manager; `worst_s` afterwards. A thread that sleeps in the same rhythm tells how long
+    this process got no processor at all.
+    """
+
+    _RHYTHM_S = 0.01
+
+    def __init__(self) -> None:
+        self.worst_s = 0.0
+        self.worst_of_machine_s = 0.0
+        self._is_over = False
+
+    async def __aenter__(self) -> "LoopWatch":
+        self._thread = threading.Thread(target=self._sleep)
+        self._thread.start()
+        self._task = asyncio.ensure_future(self._wait())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_over = True
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.join()
+
+    async def _wait(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(self._RHYTHM_S)
+            self.worst_s = max(self.worst_s, time.monotonic() - before - self._RHYTHM_S)
+
+    def _sleep(self) -> None:
+        while not self._is_over:
+            before = time.monotonic()
+            time.sleep(self._RHYTHM_S)
+            self.worst_of_machine_s = max(self.worst_of_machine_s, time.monotonic() - before - self._RHYTHM_S)

@@ -1,0 +1,245 @@
+"""Budgets and counts that several processes share, and what they do while Redis is away."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from tornado.web import Application, RequestHandler
+
+from candled.budget import LocalBudget
+from candled.bus.address import RedisAddress
+from candled.bus.budgets import RedisBudgets, RedisCounter
+from candled.bus.codec import Names
+from candled.bus.redis_links import Caller, Servers
+from candled.clock import SystemClock
+from candled.errors import Unavailable
+from candled.ingest.http import HttpClient
+from tests.bus.rig import new_prefix
+from tests.clocks import ManualClock
+from tests.proxy import Proxy
+from tests.redis_servers import own_redis, shared_redis
+
+NOWHERE = "redis://127.0.0.1:1"
+
+
+@pytest.fixture
+def names() -> Names:
+    return Names(new_prefix(), "bitget", 1)
+
+
+@asynccontextmanager
+async def budgets(url: str, names: Names, count: int, processes: int = 1) -> AsyncIterator[list[RedisBudgets]]:
+    """The budgets of several processes."""
+    callers = [Caller(Servers(RedisAddress.parse(url))) for _ in range(count)]
+    try:
+        yield [RedisBudgets(caller, names, SystemClock(), lambda: processes) for caller in callers]
+    finally:
+        for caller in callers:
+            await caller.close()
+
+
+async def taken_within(seconds: float, *ways) -> int:
+    """How many requests are granted when each way asks as fast as it can."""
+    taken = [0]
+
+    async def ask(budget) -> None:
+        while True:
+            await budget.take()
+            taken[0] += 1
+
+    tasks = [asyncio.ensure_future(ask(budget)) for budget in ways]
+    await asyncio.sleep(seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return taken[0]
+
+
+# ---------------------------------------------------------------- budgets
+
+
+async def test_several_processes_together_keep_to_one_budget(names):
+    async with budgets(shared_redis(), names, 3) as all_:
+        taken = await taken_within(2.0, *(one.budget("host", 10.0) for one in all_))
+        assert 25 <= taken <= 31  # ten at once, then ten a second
+
+
+async def test_every_host_has_a_budget_of_its_own(names):
+    async with budgets(shared_redis(), names, 1) as (one,):
+        assert one.budget("a", 5.0) is one.budget("a", 5.0)
+        assert await taken_within(0.2, one.budget("a", 5.0), one.budget("b", 5.0)) >= 10
+
+
+async def test_silence_that_a_host_asks_of_one_process_binds_all(names):
+    async with budgets(shared_redis(), names, 2) as (first, second):
+        await second.budget("host", 10.0).take()
+        first.budget("host", 10.0).close_for(1.0)
+        assert first.budget("host", 10.0).closed_for() > 0.9
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        await second.budget("host", 10.0).take()
+        assert 0.8 < time.monotonic() - started < 2.0
+        assert await taken_within(0.5, first.budget("host", 10.0), second.budget("host", 10.0)) <= 7
+
+
+async def test_what_is_left_is_known_without_asking(names):
+    async with budgets(shared_redis(), names, 1) as (one,):
+        budget = one.budget("host", 5.0)
+        assert budget.left() == 1.0
+        for _ in range(4):
+            await budget.take()
+        assert budget.left() < 0.5
+        await asyncio.sleep(0.6)
+        assert budget.left() > 0.5  # or whoever waits for others to be idle would wait for ever
+        budget.close_for(5.0)
+        assert budget.left() == 0.0
+
+
+async def test_while_redis_is_away_each_process_keeps_to_its_share(names):
+    async with budgets(NOWHERE, names, 2, processes=2) as all_:
+        ways = [one.budget("host", 10.0) for one in all_]
+        await taken_within(1.0, *ways)  # the first requests are there at once in each of them
+        assert 6 <= await taken_within(1.0, *ways) <= 13
+
+
+async def test_a_process_that_never_saw_another_takes_half_for_itself(names):
+    async with budgets(NOWHERE, names, 1, processes=0) as (one,):
+        way = one.budget("host", 10.0)
+        await taken_within(1.0, way)
+        assert 3 <= await taken_within(1.0, way) <= 7
+
+
+async def test_silence_that_redis_did_not_hear_of_is_told_when_it_is_back(names):
+    with own_redis() as server:
+        async with budgets(server.url, names, 2) as (first, second):
+            server.kill()
+            first.budget("host", 10.0).close_for(6.0)
+            await asyncio.sleep(0.2)
+            server.start()
+            await asyncio.sleep(3.2)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(second.budget("host", 10.0).take(), 0.5)
+
+
+async def test_a_redis_that_does_not_answer_holds_up_no_request(names):
+    with own_redis() as server, Proxy(server.address) as proxy:
+        async with budgets(f"redis://127.0.0.1:{proxy.address[1]}", names, 1) as (one,):
+            budget = one.budget("host", 10.0)
+            await budget.take()
+            proxy.freeze()
+            started = time.monotonic()
+            for _ in range(4):
+                await budget.take()
+            assert time.monotonic() - started < 1.5
+            proxy.thaw()
+
+
+async def test_a_budget_of_one_process_waits_and_closes(names):
+    clock = ManualClock()
+    budget = LocalBudget(clock, 2.0)
+    for _ in range(2):
+        await budget.take()
+    assert budget.left() == 0.0
+    waiting = asyncio.ensure_future(budget.take())
+    await clock.advance(0.4)
+    assert not waiting.done()
+    await clock.advance(0.2)
+    assert waiting.done()
+    budget.close_for(5.0)
+    assert (budget.closed_for(), budget.left()) == (5.0, 0.0)
+
+
+# ---------------------------------------------------------------- the client of exchanges
+
+
+class _Refusing(RequestHandler):
+    asked = 0
+
+    def get(self) -> None:
+        _Refusing.asked += 1
+        if _Refusing.asked == 1:
+            self.set_status(429)
+            self.set_header("Retry-After", "1")
+        self.write({})
+
+
+@pytest.fixture
+async def refusing() -> AsyncIterator[str]:
+    """The address of a server that asks for a second of silence at the first request."""
+    _Refusing.asked = 0
+    socket, port = bind_unused_port()
+    server = HTTPServer(Application([(r"/", _Refusing)], log_function=lambda _: None))
+    server.add_socket(socket)
+    yield f"http://127.0.0.1:{port}/"
+    server.stop()
+
+
+async def test_a_host_that_refused_one_process_is_not_asked_by_another(names, refusing):
+    async with budgets(shared_redis(), names, 2) as all_:
+        first, second = (HttpClient(SystemClock(), 10.0, one.budget) for one in all_)
+        with contextlib.suppress(Unavailable):
+            await first.get_json(refusing)
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        await second.get_json(refusing)
+        assert 0.7 < time.monotonic() - started < 2.0
+        (facts,) = first.describe().values()
+        assert facts["requests"] == 1
+        first.close()
+        second.close()
+
+
+# ---------------------------------------------------------------- counts
+
+
+async def test_requests_are_counted_together_within_a_window(names):
+    async with counters(shared_redis(), names, 2) as (first, second):
+        assert [(await one.hit("a", 0.5))[0] for one in (first, second, first)] == [1, 2, 3]
+        assert (await first.hit("b", 0.5))[0] == 1
+        count, left_s = await second.hit("a", 0.5)
+        assert (count, 0.3 < left_s <= 0.5) == (4, True)
+        await asyncio.sleep(0.6)
+        assert (await first.hit("a", 0.5))[0] == 1
+
+
+async def test_a_thousand_requests_at_once_are_a_thousand(names):
+    async with counters(shared_redis(), names, 2) as all_:
+        counts = await asyncio.gather(*(all_[number % 2].hit("a", 60.0) for number in range(1000)))
+        assert sorted(count for count, _ in counts) == list(range(1, 1001))
+
+
+async def test_what_cannot_be_counted_is_told_at_once_and_counted_again_later(names):
+    with own_redis() as server:
+        async with counters(server.url, names, 1) as (one,):
+            await one.hit("a", 60.0)
+            server.kill()
+            started = time.monotonic()
+            for _ in range(100):
+                with pytest.raises(Unavailable):
+                    await one.hit("a", 60.0)
+            assert time.monotonic() - started < 1.0
+            server.start()
+            deadline = time.monotonic() + 4.0
+            while True:
+                try:
+                    assert (await one.hit("a", 60.0))[0] == 1
+                    break
+                except Unavailable:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def counters(url: str, names: Names, count: int) -> AsyncIterator[list[RedisCounter]]:
+    """The counters of several processes."""
+    callers = [Caller(Servers(RedisAddress.parse(url))) for _ in range(count)]
+    try:
+        yield [RedisCounter(caller, names, SystemClock()) for caller in callers]
+    finally:
+        for caller in callers:
+            await caller.close()

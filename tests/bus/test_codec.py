@@ -1,0 +1,198 @@
+"""Messages and keys as other programs see them."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.crc import key_slot
+
+from candled.bus import Facts, Healed, MinuteChanged, Missed, Position, StateChanged
+from candled.bus.codec import (
+    STATES,
+    BadMessage,
+    Names,
+    Newest,
+    epoch_of,
+    heartbeat_text,
+    message_text,
+    newest_text,
+    private_channel,
+    read_heartbeat,
+    read_message,
+    read_newest,
+    token_of,
+)
+from candled.model import MINUTE_MS, Candle, MarketKey, Range, Symbol
+
+BTC = MarketKey("bitget", Symbol("BTC", "USDT"))
+NAMES = Names("", "bitget", 4)
+AT = Position("0.1760000000000000", 7)
+
+TIMES = st.integers(0, 250_000_000_000_000)
+MINUTES = st.integers(0, 4_000_000).map(lambda number: number * MINUTE_MS)
+NUMBERS = st.decimals("0.000000000001", "999999999999", places=12)
+FACTS = st.builds(
+    Facts, st.none() | TIMES, st.none() | st.tuples(TIMES, TIMES).map(lambda one: Range(*one)), st.integers(-1, 10**9)
+)
+
+
+@st.composite
+def candles(draw) -> Candle:
+    low, *middle, high = sorted(draw(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)))
+    volume, quote = draw(NUMBERS), draw(st.none() | NUMBERS)
+    src, final, rev = (
+        draw(st.sampled_from(["", "live", "rest", "backfill"])),
+        draw(st.booleans()),
+        draw(st.integers(0, 9)),
+    )
+    return Candle(draw(MINUTES), middle[0], high, low, middle[1], volume, quote, draw(TIMES), final, rev, src)
+
+
+MESSAGES = st.one_of(
+    st.builds(MinuteChanged, st.just(BTC), candles(), FACTS),
+    st.builds(Healed, st.just(BTC), TIMES, TIMES, st.none() | TIMES, FACTS),
+    st.builds(StateChanged, st.just(BTC), st.sampled_from(STATES), TIMES),
+)
+POSITIONS = st.builds(Position, st.builds(epoch_of, st.integers(0, 9), st.integers(1, 2**53)), st.integers(1, 10**12))
+
+
+@given(MESSAGES, POSITIONS)
+def test_what_is_written_is_what_is_read(message, position):
+    assert read_message(BTC, message_text(message, position)) == (message, position)
+
+
+@given(POSITIONS, st.lists(candles(), max_size=3), FACTS, st.none() | TIMES, st.none() | st.sampled_from(STATES), TIMES)
+def test_the_newest_state_reads_back(position, minutes, facts, since_ms, state, at_ms):
+    newest = Newest(
+        position=position,
+        candles=tuple(minutes),
+        facts=facts,
+        complete_from_ms=since_ms,
+        state=state,
+        since_ms=at_ms if state else 0,
+    )
+    assert read_newest(newest_text(newest)) == newest
+
+
+@given(MESSAGES, POSITIONS, st.dictionaries(st.text().map("x-".__add__), st.none() | st.booleans() | st.text()))
+def test_unknown_keys_are_ignored(message, position, more):
+    text = json.dumps({**more, **json.loads(message_text(message, position).decode())})
+    read, at = read_message(BTC, text.encode())
+    assert at == position
+    assert type(read) is type(message)
+
+
+def test_a_candle_is_written_as_the_page_says():
+    candle = Candle.parse(60_000, "67234.50", "67340", "67200", "67300", "0.00000001", "0.5", as_of_ms=61_234)
+    candle = candle._replace(close=candle.open, rev=2, src="live")
+    text = message_text(MinuteChanged(BTC, candle, Facts(60_000, Range(0, 60_000), 5)), AT)
+    assert text == (
+        b'{"exchange":"bitget","symbol":"BTC/USDT","interval":"1m","epoch":"0.1760000000000000","seq":7,"type":"candle",'
+        b'"time":"1970-01-01T00:01:00.000Z","open":67234.5,"high":67340,"low":67200,"close":67234.5,'
+        b'"volume":0.00000001,"quoteVolume":0.5,"final":false,"asOf":"1970-01-01T00:01:01.234Z","rev":2,"src":"live",'
+        b'"settled":"1970-01-01T00:01:00.000Z","gap":["1970-01-01T00:00:00.000Z","1970-01-01T00:01:00.000Z"],"logged":5}'
+    )
+
+
+def test_a_minute_of_another_program_needs_time_prices_and_volume():
+    text = b'{"time":"2025-10-06T00:00:00Z","open":1,"high":2,"low":1,"close":"1.50","volume":0}'
+    message, position = read_message(BTC, text)
+    assert position is None
+    assert (message.candle.open_ms, str(message.candle.close), message.candle.src) == (
+        1_759_708_800_000,
+        "1.50",
+        "live",
+    )
+    in_ms = text.replace(b'"2025-10-06T00:00:00Z"', b"1759708800000")
+    assert read_message(BTC, in_ms)[0].candle == message.candle
+
+
+def test_of_two_versions_without_a_time_of_their_own_the_final_one_holds():
+    running = b'{"time":0,"open":1,"high":9,"low":1,"close":1,"volume":5}'
+    final = b'{"time":0,"open":1,"high":2,"low":1,"close":1,"volume":4,"final":true}'
+    first, second = (read_message(BTC, text)[0].candle for text in (running, final))
+    assert second.supersedes(first)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"7",
+        b'"candle"',
+        b"{}",
+        b'{"type":"trade"}',
+        b'{"type":7}',
+        b'{"type":"healed","from":0,"until":60000}',
+        b'{"type":"state","state":"live","since":0}',
+        b'{"type":"state","state":"odd","since":0,"epoch":"0.1","seq":1}',
+        b'{"time":0,"open":1,"high":2,"low":1,"close":1}',
+        b'{"time":1,"open":1,"high":2,"low":1,"close":1,"volume":1}',
+        b'{"time":-60000,"open":1,"high":2,"low":1,"close":1,"volume":1}',
+        b'{"time":999999999999999960000,"open":1,"high":2,"low":1,"close":1,"volume":1}',
+        b'{"time":"soon","open":1,"high":2,"low":1,"close":1,"volume":1}',
+        b'{"time":0,"open":true,"high":2,"low":1,"close":1,"volume":1}',
+        b'{"time":0,"open":"NaN","high":2,"low":1,"close":1,"volume":1}',
+        b'{"time":0,"open":1,"high":1e999999999,"low":1,"close":1,"volume":1}',
+        b'{"time":0,"open":1,"high":2,"low":1,"close":1,"volume":0e999999999}',
+        b'{"time":0,"open":1,"high":2,"low":3,"close":1,"volume":1}',
+        b'{"time":0,"open":1,"high":2,"low":1,"close":1,"volume":-1}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_not_as_documented_is_told_apart(text):
+    with pytest.raises(BadMessage):
+        read_message(BTC, text)
+
+
+@given(
+    st.binary() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(lambda one: json.dumps(one).encode())
+)
+def test_whatever_comes_is_read_or_refused(text):
+    for read in (lambda data: read_message(BTC, data), read_newest, read_heartbeat):
+        try:
+            read(text)
+        except BadMessage:
+            continue
+
+
+def test_a_heartbeat_tells_the_last_number_of_each_channel():
+    text = heartbeat_text(2, "2.17", {"candles:BTC/USDT:1m": 9})
+    assert json.loads(text) == {"type": "heartbeat", "shard": 2, "epoch": "2.17", "seqs": {"candles:BTC/USDT:1m": 9}}
+    assert read_heartbeat(text) == (2, "2.17", {"candles:BTC/USDT:1m": 9})
+
+
+def test_what_a_bus_says_to_its_own_listeners_is_not_published():
+    with pytest.raises(TypeError):
+        message_text(Missed(BTC), AT)
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_channels_are_named_as_the_page_says():
+    assert NAMES.channel(BTC) == "candles:BTC/USDT:1m"
+    assert NAMES.channel(MarketKey("kraken", BTC.symbol)) == "candles:kraken:BTC/USDT:1m"
+    assert Names("staging:", "bitget", 1).channel(BTC) == "staging:candles:BTC/USDT:1m"
+
+
+@given(st.text("AB{}%/", min_size=1, max_size=8), st.text("AB{}%", min_size=1, max_size=8), st.text("a:-", max_size=4))
+def test_a_markets_keys_lie_where_its_channel_is(base, quote, prefix):
+    market, names = MarketKey("other", Symbol(base, quote)), Names(prefix, "bitget", 3)
+    slots = {key_slot(name.encode()) for name in (names.channel(market), names.newest(market), names.fence(market))}
+    assert slots == {key_slot(private_channel(names.channel(market), "me").encode())}
+
+
+def test_a_shards_keys_lie_where_its_heartbeat_is():
+    for shard in range(4):
+        heartbeat = NAMES.heartbeat(shard)
+        names = (heartbeat, NAMES.lease(shard), NAMES.token(shard), private_channel(heartbeat, "me"))
+        assert len({key_slot(name.encode()) for name in names}) == 1
+
+
+def test_the_token_of_a_feed_orders_it():
+    assert token_of(epoch_of(3, 1_760_000_000_000_000)) == 1_760_000_000_000_000
+    assert token_of(epoch_of(3, 0, "abc")) == token_of("") == token_of("here.abc") == 0

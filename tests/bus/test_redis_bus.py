@@ -1,0 +1,279 @@
+"""Several processes around a real Redis that is well."""
+
+import asyncio
+import json
+import logging
+import time
+
+import pytest
+from redis import asyncio as aioredis
+
+from candled.bus import Facts, Healed, MinuteChanged, Missed, StateChanged
+from candled.bus.codec import Names
+from candled.bus.leases import LeaseState
+from candled.model import MarketKey, Symbol
+from tests.bus.rig import BTC, ETH, MARKETS, new_prefix, process, until
+from tests.redis_servers import own_redis, shared_redis
+from tests.rows import minute
+
+
+@pytest.fixture
+def prefix():
+    return new_prefix()
+
+
+@pytest.fixture
+def names(prefix):
+    return Names(prefix, "bitget", 1)
+
+
+async def test_what_one_process_publishes_all_hear(prefix):
+    url = shared_redis()
+    async with (
+        process(url, prefix, ingests=True) as leader,
+        process(url, prefix) as first,
+        process(url, prefix) as second,
+    ):
+        await until(lambda: leader.state is LeaseState.LEADER)
+        await until(lambda: first.bus.describe()["connected"] and second.bus.describe()["connected"])
+        sent = [leader.publish(number=number, final=number < 3) for number in range(4)]
+        leader.bus.publish(Healed(BTC, 0, 60_000, 0, Facts(60_000)))
+        leader.bus.publish(StateChanged(BTC, "live", 5))
+        for one in (first, second):
+            await until(lambda one=one: one.ear.states.get(BTC) == "live")
+            assert one.ear.candles() == sent
+            assert [type(message) for _, message, _ in one.ear.heard][-2:] == [Healed, StateChanged]
+            assert one.ear.at[BTC] == leader.ear.at[BTC]
+            assert one.ear.open_holes == set()
+
+
+async def test_a_combined_process_hears_itself_once_and_at_once(prefix):
+    async with process(shared_redis(), prefix, ingests=True) as one:
+        await until(lambda: one.state is LeaseState.LEADER and one.bus.describe()["connected"])
+        before = len(one.ear.heard)
+        candle = one.publish()
+        assert one.ear.candles() == [candle]
+        await until(lambda: one.bus.describe()["published"] == 1 and one.bus.describe()["ignored"].get("own", 0) == 0)
+        await asyncio.sleep(1.2)  # a heartbeat
+        assert len(one.ear.heard) == before + 1
+
+
+async def test_whoever_comes_later_gets_the_newest_minutes_and_is_told_to_read_the_rest(prefix):
+    url = shared_redis()
+    async with process(url, prefix, ingests=True) as leader:
+        await until(lambda: leader.state is LeaseState.LEADER)
+        sent = [leader.publish(number=number, final=number < 4) for number in range(5)]
+        leader.bus.publish(StateChanged(BTC, "quiet", 1_000))
+        await until(lambda: leader.bus.describe()["published"] == 6)
+        async with process(url, prefix) as late:
+            await until(lambda: late.ear.missed)
+            kinds = [type(message) for _, message, _ in late.ear.heard if message.market == BTC]
+            assert kinds[:5] == [MinuteChanged] * 3 + [StateChanged, Missed]
+            assert late.ear.candles() == sent[-3:]
+            assert {position for _, message, position in late.ear.heard if message.market == BTC} == {
+                leader.ear.at[BTC]
+            }
+            assert late.ear.states[BTC] == "quiet"
+
+
+async def test_the_key_of_a_market_is_as_the_page_says(prefix, names):
+    url = shared_redis()
+    async with process(url, prefix, ingests=True) as leader, aioredis.Redis.from_url(url) as client:
+        await until(lambda: leader.state is LeaseState.LEADER)
+        leader.bus.publish(MinuteChanged(BTC, minute(0, final=True), Facts(minute(1).open_ms, None, 0)))
+        leader.publish(number=1)
+        await until(lambda: leader.bus.describe()["published"] == 2)
+        kept = json.loads(await client.get(names.newest(BTC)))
+        assert [bar["time"] for bar in kept["candles"]] == ["2025-05-19T00:00:00.000Z", "2025-05-19T00:01:00.000Z"]
+        assert (kept["epoch"], kept["seq"]) == leader.ear.at[BTC]
+        assert 0 < await client.ttl(names.newest(BTC)) <= 7 * 86_400
+        assert await client.get(names.newest(ETH)) is None
+
+
+async def test_a_lost_message_is_noticed_by_the_heartbeat_even_if_it_was_the_last(prefix, names):
+    url = shared_redis()
+    async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
+        await until(lambda: leader.state is LeaseState.LEADER and other.bus.describe()["connected"])
+        leader.publish()
+        await until(lambda: other.ear.candles())
+        # Redis accepts a message and drops it: the subscription is gone, and the server does not say so
+        heard, other.bus._subscriber.heard = other.bus._subscriber.heard, _deaf_to(names.channel(BTC), other)
+        last = leader.publish()
+        await until(lambda: leader.bus.describe()["published"] == 2)
+        other.bus._subscriber.heard = heard
+        took_s = await until(lambda: other.ear.newest[BTC] == last, 5.0)
+        assert took_s < 3.0
+        assert other.bus.describe()["healed"]["heartbeat"] == 1
+        assert other.ear.open_holes == set()
+
+
+def _deaf_to(channel, other):
+    heard = other.bus._subscriber.heard
+    return lambda name, data: None if name == channel else heard(name, data)
+
+
+async def test_a_broken_message_is_counted_and_logged_once(prefix, names, caplog):
+    url = shared_redis()
+    async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
+        await until(lambda: one.bus.describe()["connected"])
+        for text in (b"garbage", b'{"type":"trade"}', b"\x00" * 100_000):
+            await client.publish(names.channel(BTC), text)
+        await client.publish(names.heartbeat(0), b"[]")
+        await until(lambda: one.bus.describe()["ignored"] == {"unreadable": 4})
+        assert sum("cannot be read" in record.message for record in caplog.records) == 1
+        assert one.bus.describe()["generation"] == 1
+
+
+async def test_a_broken_key_is_no_obstacle(prefix, names):
+    url = shared_redis()
+    async with aioredis.Redis.from_url(url) as client:
+        await client.set(names.newest(BTC), b"garbage")
+        async with process(url, prefix) as one:
+            await until(lambda: one.ear.missed == 2)
+            assert one.bus.describe()["ignored"] == {"unreadable": 1}
+
+
+async def test_a_minute_of_another_program_counts_where_nobody_leads_and_only_there(prefix, names):
+    url, text = shared_redis(), b'{"time":"2025-05-19T00:00:00Z","open":10,"high":10,"low":10,"close":10,"volume":7}'
+    async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
+        await until(lambda: one.ear.states.get(BTC) == "stale", 6.0)
+        await client.publish(names.channel(BTC), text)
+        await until(lambda: one.ear.candles())
+        assert str(one.ear.newest[BTC].volume) == "7"
+        assert (one.ear.states[BTC], one.ear.states[ETH]) == ("live", "stale")
+        async with process(url, prefix, ingests=True) as leader:
+            await until(lambda: leader.state is LeaseState.LEADER)
+            await until(lambda: "late heartbeat" in one.bus.describe()["healed"])
+            await client.publish(names.channel(BTC), text.replace(b":7", b":8"))
+            await until(lambda: one.bus.describe()["ignored"].get("outside") == 1)
+            await until(lambda: leader.bus.describe()["ignored"].get("outside") == 1)
+            assert str(one.ear.newest[BTC].volume) == "7"
+
+
+async def test_without_a_leader_the_markets_are_stale_and_with_one_they_are_what_he_says(prefix):
+    url = shared_redis()
+    async with process(url, prefix) as one:
+        took_s = await until(lambda: one.ear.states == {BTC: "stale", ETH: "stale"}, 6.0)
+        assert 2.5 < took_s < 4.5
+        async with process(url, prefix, ingests=True) as leader:
+            await until(lambda: leader.state is LeaseState.LEADER)
+            leader.publish()
+            leader.bus.publish(StateChanged(BTC, "live", 1))
+            await until(lambda: one.ear.states[BTC] == "live")
+        await until(lambda: one.ear.states[BTC] == "stale", 6.0)
+
+
+async def test_a_leader_that_was_replaced_is_refused(prefix, names, caplog):
+    url = shared_redis()
+    caplog.set_level(logging.INFO)
+    async with process(url, prefix, ingests=True) as old, aioredis.Redis.from_url(url) as client:
+        await until(lambda: old.state is LeaseState.LEADER)
+        old.publish()
+        await until(lambda: old.bus.describe()["published"] == 1)
+        token = old.leases.all[0].token
+        await client.set(names.lease(0), f"{token + 1} somebody", px=5000)
+        await client.set(names.fence(BTC), token + 1)
+        old.publish()
+        await until(lambda: old.state is LeaseState.FOLLOWER, 2.0)
+        assert old.bus.describe()["refused"] == 1
+        assert json.loads(await client.get(names.newest(BTC)))["seq"] == 1
+
+
+async def test_a_leader_takes_a_higher_token_where_redis_knows_one_but_not_its_lease(prefix, names):
+    url = shared_redis()
+    async with process(url, prefix, ingests=True) as one, aioredis.Redis.from_url(url) as client:
+        await until(lambda: one.state is LeaseState.LEADER)
+        token = one.leases.all[0].token
+        await client.set(names.fence(BTC), token + 10**9)
+        one.publish()
+        await until(lambda: one.bus.describe()["refused"] == 1)
+        await until(lambda: one.state is LeaseState.LEADER and one.leases.all[0].token > token + 10**9, 3.0)
+        one.publish()
+        await until(lambda: one.bus.describe()["published"] == 1)
+
+
+async def test_a_process_that_only_serves_publishes_nothing(prefix):
+    async with process(shared_redis(), prefix) as one:
+        with pytest.raises(RuntimeError):
+            one.publish()
+
+
+async def test_a_process_that_only_ingests_hears_nothing(prefix):
+    async with process(shared_redis(), prefix, ingests=True, serves=False) as one:
+        await until(lambda: one.state is LeaseState.LEADER)
+        assert "generation" not in one.bus.describe()
+        assert one.bus.describe()["connected"]
+
+
+async def test_a_listeners_fault_stops_nobody(prefix, caplog):
+    url = shared_redis()
+    async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
+        other.bus.listen(_faulty)
+        leader.bus.listen(_faulty)
+        await until(lambda: leader.state is LeaseState.LEADER and other.bus.describe()["connected"])
+        for _ in range(2):
+            candle = leader.publish()
+            await until(lambda candle=candle: other.ear.newest.get(BTC) == candle)
+        assert any("a listener failed" in record.message for record in caplog.records)
+
+
+def _faulty(*_):
+    raise ValueError("no")
+
+
+async def test_a_thousand_markets_in_one_moment_all_arrive(prefix):
+    url = shared_redis()
+    markets = tuple(MarketKey("bitget", Symbol(f"COIN{number}", "USDT")) for number in range(1000))
+    async with (
+        process(url, prefix, ingests=True, markets=markets, shards=1) as leader,
+        process(url, prefix, markets=markets) as other,
+    ):
+        await until(lambda: leader.state is LeaseState.LEADER and other.bus.describe()["connected"])
+        for _ in range(3):
+            sent = {market: leader.publish(market) for market in markets}
+            await until(lambda sent=sent: other.ear.newest == sent)
+        assert other.ear.open_holes == set()
+        assert set(other.bus.describe()["healed"]) <= {"connected", "epoch"}
+
+
+async def test_two_candleds_with_different_prefixes_do_not_hear_each_other():
+    url = shared_redis()
+    async with process(url, new_prefix(), ingests=True) as one, process(url, new_prefix()) as other:
+        await until(lambda: one.state is LeaseState.LEADER and other.bus.describe()["connected"])
+        one.publish()
+        await until(lambda: one.bus.describe()["published"] == 1)
+        await asyncio.sleep(0.3)
+        assert other.ear.candles() == []
+
+
+async def test_a_socket_in_the_file_system_does_as_well(tmp_path, prefix):
+    with own_redis(unixsocket=str(tmp_path / "redis.sock")):
+        url = f"unix://{tmp_path}/redis.sock"
+        async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
+            await until(lambda: leader.state is LeaseState.LEADER and other.bus.describe()["connected"])
+            candle = leader.publish()
+            await until(lambda: other.ear.newest.get(BTC) == candle)
+
+
+async def test_a_password_is_used_and_a_wrong_one_is_told(prefix):
+    with own_redis(requirepass="right") as server:
+        async with (
+            process(f"redis://:right@127.0.0.1:{server.port}", prefix, ingests=True) as leader,
+            process(f"redis://:wrong@127.0.0.1:{server.port}", prefix) as stranger,
+        ):
+            await until(lambda: leader.state is LeaseState.LEADER)
+            await until(lambda: "trouble" in stranger.bus.describe())
+            assert not stranger.bus.describe()["connected"]
+            assert "wrong" not in json.dumps(stranger.bus.describe())
+
+
+async def test_publishing_takes_no_time_whatever_redis_does(prefix):
+    """Ingest publishes between two awaits: what it may cost is the numbering alone."""
+    async with process(shared_redis(), prefix, ingests=True, serves=False) as one:
+        await until(lambda: one.state is LeaseState.LEADER)
+        took = []
+        for number in range(2000):
+            started = time.perf_counter()
+            one.publish(MARKETS[number % 2])
+            took.append(time.perf_counter() - started)
+        assert sorted(took)[1980] < 0.005

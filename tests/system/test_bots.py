@@ -1,0 +1,211 @@
+"""What bots are written with reads a running daemon on the replay, and agrees with the recording candle for candle."""
+
+import asyncio
+import json
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import ccxt
+import ccxt.async_support as ccxt_async
+import ccxt.pro as ccxt_pro
+import pytest
+
+from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
+from plugins.replay.exchange import read_recording
+from tests.system.daemon import Daemon
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # it imports names that the library websockets calls old
+    from binance import AsyncClient, BinanceSocketManager
+    from binance.client import Client
+
+ROOT = Path(__file__).parents[2]
+RECORDING = read_recording("bundled:binance-spot-btcusdt")
+DAY_MS = 86_400_000
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon on the replay, as in the demo, whose history is complete."""
+    directory = tmp_path_factory.mktemp("bots")
+    config = {
+        "exchanges": {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 30}},  # a minute every two seconds
+        "ingest": {"backfill": "2d"},
+        "store": {"url": f"sqlite:///{directory}/candled.db", "journal": str(directory / "journal")},
+        "klines": {"enabled": True},
+        "limits": {"api_requests": 0},
+    }
+    with Daemon(directory) as one:
+        health = one.start(config)
+        deadline = time.monotonic() + 60
+        while any(facts["missingMinutes"] or not facts["completeFrom"] for facts in symbols(health)):
+            assert time.monotonic() < deadline, one.output
+            time.sleep(0.2)
+            health = one.get("/health")
+        time.sleep(1.0)  # until what was fetched is in memory
+        yield one
+
+
+def symbols(health: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(health["exchanges"]["replay"]["symbols"].values())
+
+
+def beginning(daemon: Daemon) -> int:
+    return min(parse_iso_ms(facts["completeFrom"]) for facts in symbols(daemon.get("/health")))
+
+
+def recorded(interval: str, start_ms: int, end_ms: int) -> dict[int, Candle]:
+    """The bars that are over at `end_ms`, made of the recording without candled's store, memory or server."""
+    length = Interval.parse(interval)
+    buckets: dict[int, list[Candle]] = {}
+    for candle in RECORDING.between(start_ms, end_ms, end_ms):
+        buckets.setdefault(length.floor(candle.open_ms), []).append(candle)
+    return {
+        open_ms: fold(parts, open_ms)
+        for open_ms, parts in buckets.items()
+        if open_ms >= start_ms and open_ms + length.ms <= end_ms
+    }
+
+
+def over_at(daemon: Daemon) -> int:
+    """Until when everything is over and stored for certain."""
+    return parse_iso_ms(symbols(daemon.get("/health"))[0]["newestMinute"]) - MINUTE_MS
+
+
+@pytest.fixture
+def spot(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Client]]:
+    """python-binance's client for the daemon; it makes an event loop for each instance, which nobody would close."""
+    loop = asyncio.new_event_loop()
+    for module in ("base_client", "ws.reconnecting_websocket"):
+        monkeypatch.setattr(f"binance.{module}.get_loop", lambda: loop)
+    monkeypatch.setattr(Client, "API_URL", f"{daemon.url}/api")
+    yield Client
+    loop.close()
+
+
+@pytest.fixture
+def binance(daemon: Daemon) -> ccxt.binance:
+    client = ccxt.binance({"options": {"fetchMarkets": {"types": ["spot"]}}})
+    client.urls["api"]["public"] = f"{daemon.url}/api/v3"
+    return client
+
+
+@pytest.mark.parametrize(("timeframe", "interval"), [("1m", "1m"), ("15m", "15m"), ("1h", "1h"), ("1d", "1D")])
+def test_ccxt_pages_from_the_first_candle_to_now(daemon, binance, timeframe, interval):
+    first_ms, length_ms = beginning(daemon), Interval.parse(interval).ms
+    found: list[list[float]] = []
+    since = first_ms
+    while rows := binance.fetch_ohlcv("BTC/USDT", timeframe, since=since, limit=1000):
+        found += rows
+        since = rows[-1][0] + length_ms
+    over_ms = over_at(daemon)
+    wanted = recorded(interval, first_ms, over_ms)
+    assert [row[0] for row in found] == sorted({row[0] for row in found})
+    agreed = {row[0]: row[1:] for row in found if row[0] in wanted}
+    assert agreed == {open_ms: [float(number) for number in bar.values[:5]] for open_ms, bar in wanted.items()}
+    assert len(wanted) >= (over_ms - first_ms) // length_ms - 1
+
+
+def test_ccxt_reads_the_markets_and_their_precision(binance):
+    markets = binance.load_markets()
+    assert sorted(markets) == ["BTC/USDT", "ETH/USDT"]
+    market = markets["BTC/USDT"]
+    assert (market["id"], market["active"], market["spot"]) == ("BTCUSDT", True, True)
+    assert (market["precision"]["price"], market["precision"]["amount"]) == (0.01, 0.000001)
+    with pytest.raises(ccxt.BadSymbol):
+        binance.public_get_klines({"symbol": "NOPE", "interval": "1m"})
+
+
+def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, spot):
+    client = spot()
+    assert client.get_exchange_info()["timezone"] == "UTC"
+    assert abs(client.get_server_time()["serverTime"] - time.time() * 1000) < 5000
+    first_ms = beginning(daemon)
+    rows = client.get_historical_klines("BTCUSDT", Client.KLINE_INTERVAL_5MINUTE, 0)
+    wanted = recorded("5m", first_ms, over_at(daemon))
+    assert rows[0][0] == first_ms
+    assert {row[0]: tuple(map(Decimal, row[1:6])) for row in rows if row[0] in wanted} == {
+        open_ms: bar.values[:5] for open_ms, bar in wanted.items()
+    }
+    assert {row[6] - row[0] for row in rows} == {5 * MINUTE_MS - 1}
+
+
+# ---------------------------------------------------------------- streams
+
+
+async def test_ccxt_watches_bars_that_agree_with_the_recording(daemon):
+    client = ccxt_pro.binance(
+        {
+            "urls": {
+                "api": {"public": f"{daemon.url}/api/v3", "ws": {"spot": f"ws://127.0.0.1:{daemon.port}/ws/stream"}}
+            },
+            "options": {"fetchMarkets": {"types": ["spot"]}},
+            "newUpdates": False,
+        }
+    )
+    rows: list[list[float]] = []
+    try:
+        while len(rows) < 4:
+            rows = await asyncio.wait_for(client.watch_ohlcv("BTC/USDT", "1m"), 30)
+    finally:
+        await client.close()
+    assert [row[0] for row in rows] == list(range(int(rows[0][0]), int(rows[-1][0]) + 1, MINUTE_MS))
+    wanted = recorded("1m", int(rows[0][0]), int(rows[-1][0]))
+    assert {row[0]: row[1:] for row in rows[:-1]} == {
+        open_ms: [float(number) for number in bar.values[:5]] for open_ms, bar in wanted.items()
+    }
+
+
+async def test_python_binance_hears_each_bar_end_once_and_as_recorded(daemon, monkeypatch):
+    monkeypatch.setattr(AsyncClient, "API_URL", f"{daemon.url}/api")
+    monkeypatch.setattr(BinanceSocketManager, "STREAM_URL", f"ws://127.0.0.1:{daemon.port}/")
+    client = await AsyncClient.create()
+    ends: list[dict[str, Any]] = []
+    try:
+        async with BinanceSocketManager(client).kline_socket("BTCUSDT", interval="1m") as stream:
+            while len(ends) < 3:
+                kline = (await asyncio.wait_for(stream.recv(), 30))["k"]
+                ends += [kline] if kline["x"] else []
+    finally:
+        await client.close_connection()
+    times = [kline["t"] for kline in ends]
+    assert times == list(range(times[0], times[-1] + 1, MINUTE_MS))
+    wanted = recorded("1m", times[0], times[-1] + MINUTE_MS)
+    assert {kline["t"]: tuple(Decimal(kline[key]) for key in "ohlcv") for kline in ends} == {
+        open_ms: bar.values[:5] for open_ms, bar in wanted.items()
+    }
+
+
+# ---------------------------------------------------------------- the page
+
+
+def blocks(language: str) -> list[str]:
+    """What docs/bots.md shows in a language, for a daemon on another port."""
+    page = (ROOT / "docs" / "bots.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+@pytest.mark.usefixtures("spot")
+def test_the_snippets_of_the_page_run(daemon, capsys, number):
+    code = blocks("python")[number]
+    assert "http://localhost:7000" in code
+    here = code.replace("localhost:7000", f"127.0.0.1:{daemon.port}")
+    exec(compile(here, "docs/bots.md", "exec"), {})
+    assert len(capsys.readouterr().out) > 100
+
+
+async def test_freqtrades_settings_make_a_ccxt_that_reads_here(daemon):
+    (text,) = blocks("json")
+    config = json.loads(text.replace("localhost:7000", f"127.0.0.1:{daemon.port}"))["exchange"]
+    client = getattr(ccxt_async, config["name"])(config["ccxt_config"])
+    try:
+        rows = await client.fetch_ohlcv(config["pair_whitelist"][0], "1m", limit=5)
+    finally:
+        await client.close()
+    assert len(rows) == 5
