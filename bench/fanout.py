@@ -5,9 +5,9 @@
 For each server and number of clients: processor time per client of a broadcast, kernel included, as a ratio to a C loop
 that sends the same frame on the same sockets from the same thread, round by round in turn (minimum / median / maximum
 of the rounds' ratios); and the delay of the client that gets the frame last, as a ratio to the same of the C loop.
-candled is the daemon's whole way from the bus to the sockets. Node's `ws` gives no access to its sockets: it is compared with
-the median of the C loop in candled's process. While time is measured the load client looks at its sockets every few
-milliseconds only, so that it does not disturb; while delays are, it is awake.
+candled is the daemon's whole way from the bus to the sockets. Node's `ws` gives no access to its sockets: it is
+compared with the median of the C loop in candled's process. While time is measured the load client looks at its
+sockets every few milliseconds only, so that it does not disturb; while delays are, it is awake.
 """
 
 import argparse
@@ -148,10 +148,13 @@ def measure(name: str, clients: int, rounds: int, floors: dict[int, float]) -> s
     seen = delays(name, clients, rounds)
     last, base = seen.get(_VARIANTS[name], {}), seen.get("0", {})
     line = (
-        f"{clients:>6} clients, {name:<13} {spread(ratios, '.2f')} of the C loop, "
-        f"{statistics.median(own):.2f} µs each; last client p50 {last.get('last_p50_us', 0) / 1000:.1f}, p99 {last.get('last_p99_us', 0) / 1000:.1f} ms"
+        f"{clients:>6} clients, {name:<13} {spread(ratios, '.2f')} of the C loop, {statistics.median(own):.2f} µs each"
     )
-    return line + (f", p50 {last['last_p50_us'] / base['last_p50_us']:.2f} of the C loop" if base and last else "")
+    if last:
+        line += f"; last client p50 {last['last_p50_us'] / 1000:.1f}, p99 {last['last_p99_us'] / 1000:.1f} ms"
+    if last and base:
+        line += f", p50 {last['last_p50_us'] / base['last_p50_us']:.2f} of the C loop"
+    return line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
