@@ -206,7 +206,7 @@ class ExchangeIngest:
     async def _keep_house(self) -> None:
         """Look after every market once in a tick, some at a time, so that many do not hold the loop."""
         markets = list(self._markets.values())
-        turns = -(-len(markets) // _MARKETS_AT_ONCE)
+        turns = max(1, -(-len(markets) // _MARKETS_AT_ONCE))
         while True:
             for turn in range(turns):
                 now_ms = self.now_ms()
