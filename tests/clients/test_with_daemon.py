@@ -14,11 +14,12 @@ import pytest
 from candled.client import Client
 from candled.ingest.backoff import Backoff
 from candled.model import decimal_text, iso_ms
-from tests.clients.node import FOLDER, NODE, JsClient, arguments
+from tests.clients.node import NODE, JsClient, arguments
 from tests.system.daemon import Daemon
 
-WS = FOLDER / "node_modules" / "ws" / "wrapper.mjs"
-INSTALL_WS = "npm install --prefix tests/clients --no-save ws@8"
+ROOT = Path(__file__).parents[2]
+WS = ROOT / ".pytest_cache" / "npm" / "node_modules" / "ws" / "wrapper.mjs"
+INSTALL_WS = "npm install --prefix .pytest_cache/npm --no-save ws@8"
 KEYS = ("open", "high", "low", "close", "volume", "quoteVolume")
 
 
@@ -55,7 +56,7 @@ def install_ws() -> None:
     npm = shutil.which("npm")
     if not WS.exists() and npm is not None:
         command = [npm, *INSTALL_WS.split()[1:]]
-        subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, timeout=90, check=False)
+        subprocess.run(command, cwd=ROOT, capture_output=True, timeout=90, check=False)
     if not WS.exists():
         pytest.skip(f"needs the package ws: {INSTALL_WS}")
 
@@ -63,7 +64,7 @@ def install_ws() -> None:
 async def settled(daemon: Daemon) -> None:
     """Wait until history is complete as far back as it is wanted."""
     async with asyncio.timeout(30):
-        while any(one["missingMinutes"] or not one["completeFrom"] for one in symbols(daemon)):
+        while any(one.get("missingMinutes", 1) or not one["completeFrom"] for one in symbols(daemon)):
             await asyncio.sleep(0.1)
 
 
@@ -159,8 +160,7 @@ async def test_a_killed_daemon_is_survived_by_both_without_a_hole(daemon: Daemon
 
 
 def test_the_daemon_serves_the_files_of_the_repository(daemon: Daemon) -> None:
-    sources = Path(__file__).parents[2] / "clients" / "js"
-    for source in sources.glob("*.js"):
+    for source in (ROOT / "clients" / "js").glob("*.js"):
         with urllib.request.urlopen(f"{daemon.url}/clients/{source.name}") as answer:
             assert answer.read() == source.read_bytes()
             assert answer.headers["Access-Control-Allow-Origin"] == "*"
