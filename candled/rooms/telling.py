@@ -48,18 +48,22 @@ class Telling:
         """Bars of a market may have become final."""
         self._settled[market] += 1
 
-    def changed(self, lane: Lane, bar: Candle) -> bool:
-        """A bar older than the newest changed; whether the lane's members would see that, as far as is known."""
-        topic, is_seen = lane.room.topic, lane.revisions
+    def news(self, lane: Lane, bars: Sequence[Candle]) -> list[Candle]:
+        """Which of the bars that are said to have changed, oldest first, are told otherwise than they are now.
+
+        Whether they are final does not count: that is told when it is known.
+        """
+        topic = lane.room.topic
+        newest = next(iter(self._bars.times(*topic, 1)), 0)
+        if not bars or bars[0].open_ms >= newest:
+            return list(bars)
+        forms = [self._texts.held(topic, one.fields, one.closed) for one in lane.groups]
+        news = [bar for bar in bars if not all(form is not None and form.tells(bar) for form in forms)]
         revision = self._bars.revision(*topic)
-        for options in lane.groups:
-            form = self._texts.held(topic, options.fields, options.closed)
-            if form is None:
-                is_seen = True
-                continue
-            is_final = form.cares and self._bars.is_final(*topic, bar)
-            is_seen |= form.changed(bar.open_ms, bar_text(bar, options.fields, final=is_final).encode(), revision)
-        return is_seen
+        for form in forms:
+            if form is not None:
+                form.forget(bars[0].open_ms, revision)
+        return news
 
     def update(self, lane: Lane, bar: Candle, fields: int, *, final: bool) -> Frame:
         """The `update` with the bar that the lane's pace has just taken."""
@@ -74,9 +78,9 @@ class Telling:
         return Frame.of(messages.correction(lane.room.head, text, position), lane.room.topic, bar.open_ms)
 
     def is_final(self, lane: Lane, bar: Candle) -> bool:
-        """Whether a bar is final as far as the lane may say so: of the last one it says it in an update first."""
+        """Whether a bar is final as far as the lane says so: for the last one an update says it, and then it stands."""
         sent = lane.pace.sent
-        if lane.mode == "final" and sent is not None and sent.open_ms == bar.open_ms:
+        if lane.mode != "live" and sent is not None and sent.open_ms == bar.open_ms:
             return lane.pace.sent_final
         return self._bars.is_final(*lane.room.topic, bar)
 
@@ -123,13 +127,14 @@ class Telling:
         if len(told) > MOST_RESUMED:
             return None
         texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
+        still_open = [at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)]
         frame = Frame.of(messages.resumed(lane.room.head, texts, self._position(lane)), topic)
         self._texts.used(form)
         if last_ms is None or not count:
             return Shown(frame, None, last_ms, 0)
         first_ms, held, older = form.newest(count - 1, since_ms, last_ms)
         older.release()
-        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, tuple(form.open))
+        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, (*form.open, *still_open))
 
     # ------------------------------------------------------------ inside
 
