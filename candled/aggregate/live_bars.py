@@ -140,7 +140,7 @@ class LiveBars:
         known = market.track.facts
         if facts.settled_ms is None:
             facts = replace(facts, settled_ms=known.settled_ms, gap=known.gap)
-        market.track.facts = facts
+        market.track.learn(facts)
         return facts != known
 
     def _tell_settled(self, key: MarketKey) -> None:

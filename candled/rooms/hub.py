@@ -212,6 +212,8 @@ class Hub:
             if lane.told:
                 news = self._telling.news(lane, bars)
                 self._past(lane, [bar.open_ms for bar in news if not self._offer(lane, bar, now)])
+                if lane.mode != "live":
+                    self._offer_final(lane, now)
                 if fill_up:
                     self._fill_up(lane)
             self._run(lane, now)
@@ -310,10 +312,13 @@ class Hub:
 
     def _resumed(self, membership: Membership) -> Shown | None:
         """What a member that was here before missed; None if that is unknown or cannot be proved."""
-        if membership.resume is None or membership.found is None:
+        resume, found = membership.resume, membership.found
+        if resume is None or found is None:
             return None
-        changed = self._bars.resumed(*membership.topic, membership.found)
-        return None if changed is None else self._telling.resumed(membership, membership.resume.time_ms, changed)
+        changed = self._bars.resumed(*membership.topic, found)
+        if changed is None:
+            return None
+        return self._telling.resumed(membership, resume.time_ms, found.settled_ms, changed)
 
     def _run(self, lane: Lane, now: float) -> None:
         """Send what is due in a lane, unless an earlier broadcast to it is not through: then only the newest waits."""

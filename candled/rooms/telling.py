@@ -1,6 +1,6 @@
 """What members are told, as frames: each made once for all who are told the same."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -106,11 +106,11 @@ class Telling:
             self._texts.used(form)
         return shown
 
-    def resumed(self, membership: Membership, time_ms: int, changed: Sequence[Candle]) -> Shown | None:
+    def resumed(self, membership: Membership, time_ms: int, settled_ms: int, changed: Sequence[Candle]) -> Shown | None:
         """The `resumed` of a member whose missed changes are known; None if they are too many or do not fit the lane.
 
-        Its newest bar, or the oldest that was not final, began at `time_ms`. With `final`, bars that may only have
-        become final count as changed.
+        Its newest bar began at `time_ms`. What has become final since, with everything before `settled_ms` final
+        then, counts as changed where that is told.
         """
         lane, options, count = membership.lane, membership.options, membership.bars
         topic = lane.room.topic
@@ -120,7 +120,7 @@ class Telling:
         if lane.mode != "live":
             if last_ms is None or topic.interval.floor(time_ms) > last_ms:
                 return None  # it was told a bar that this lane has not told yet
-            told = self._become_final(lane, time_ms, last_ms) | told
+            told = self._became_final(lane, settled_ms, last_ms) | told
             told = {at: bar for at, bar in told.items() if at <= last_ms}
             if lane.mode == "closed":
                 told = {at: bar for at, bar in told.items() if self.is_final(lane, bar)}
@@ -151,15 +151,12 @@ class Telling:
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
         return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open)
 
-    def _become_final(self, lane: Lane, time_ms: int, last_ms: int) -> dict[int, Candle]:
-        """The bars that may have become final since one that began at `time_ms` was the last that is known to be.
-
-        With `closed` that one was told because it was final; else it was not final when it was told.
-        """
+    def _became_final(self, lane: Lane, settled_ms: int, last_ms: int) -> dict[int, Candle]:
+        """The bars that may not have been final when everything before `settled_ms` was."""
         topic = lane.room.topic
         times = self._bars.times(*topic, MOST_RESUMED)
-        from_ms = topic.interval.floor(time_ms) + (lane.mode == "closed")
-        bars = [self._bars.bar(*topic, at) for at in times[bisect_left(times, from_ms) : bisect_right(times, last_ms)]]
+        start = bisect_right(times, settled_ms - topic.interval.ms)
+        bars = [self._bars.bar(*topic, open_ms) for open_ms in times[start : bisect_right(times, last_ms)]]
         return {bar.open_ms: bar for bar in bars if bar is not None}
 
     def _read(self, lane: Lane, form: Form, count: int) -> tuple[int, int | None]:

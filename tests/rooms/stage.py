@@ -106,11 +106,6 @@ class Chart:
         """An update may come that is as the last one was."""
         self._last = None
 
-    @property
-    def last_open(self) -> str:
-        """What `resume` calls `time`: the oldest bar that is not known to be final, or the newest."""
-        return next((bar["time"] for bar in self.bars if bar.get("final") is False), self.bars[-1]["time"])
-
     def _update(self, bar: dict) -> None:
         assert self._last != bar, "an unchanged bar was sent again"
         self._last = bar

@@ -148,7 +148,7 @@ class Person:
         options = dict(self.kind)
         if resumes and self.chart.position is not None:
             epoch, seq = self.chart.position
-            options["resume"] = {"epoch": epoch, "seq": seq, "time": self.chart.last_open}
+            options["resume"] = {"epoch": epoch, "seq": seq, "time": self.chart.bars[-1]["time"]}
         self.socket.subscribe(self.interval, self.bars, **options)
 
     def check(self) -> None:
