@@ -34,6 +34,7 @@ class Track:
         self._epochs: deque[_Epoch] = deque(maxlen=_EPOCHS_KEPT)
         self._changes: deque[tuple[int, Range]] = deque()
         self._changes_from = 0  # changes up to this stamp may have been forgotten
+        self._settled: deque[tuple[int, int]] = deque(maxlen=_CHANGES_KEPT)
 
     @property
     def position(self) -> Position | None:
@@ -85,6 +86,20 @@ class Track:
         if len(self._changes) >= _CHANGES_KEPT:
             self._changes_from = self._changes.popleft()[0]
         self._changes.append((stamp, Range(start_ms, end_ms)))
+
+    def learn(self, facts: Facts) -> None:
+        """Take the facts that came with the newest message."""
+        known, self.facts = self.facts, facts
+        if facts.settled_ms is not None and facts.settled_ms != known.settled_ms:
+            self._settled.append((self.stamp, facts.settled_ms))
+        if known.gap is not None and facts.gap != known.gap:  # what is final there was not
+            self.changed(self.stamp, *known.gap)
+
+    def settled_at(self, stamp: int) -> int | None:
+        """Before which time everything was final, but for gaps, at a stamp; None if that was forgotten."""
+        if stamp < self._changes_from:
+            return None
+        return next((settled_ms for at, settled_ms in reversed(self._settled) if at <= stamp), None)
 
     def stamp_of(self, position: Position) -> int | None:
         """The stamp up to which whoever is at `position` has seen everything; None if it was not followed that far."""
