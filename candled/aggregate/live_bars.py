@@ -140,13 +140,8 @@ class LiveBars:
         known = market.track.facts
         if facts.settled_ms is None:
             facts = replace(facts, settled_ms=known.settled_ms, gap=known.gap)
-<<<<<<< HEAD
-        market.track.facts = facts
-        return facts.settled_ms != known.settled_ms or facts.gap != known.gap
-=======
         market.track.learn(facts)
-        return facts != known
->>>>>>> rooms
+        return facts.settled_ms != known.settled_ms or facts.gap != known.gap
 
     def _tell_settled(self, key: MarketKey) -> None:
         for listener in self._listeners:
