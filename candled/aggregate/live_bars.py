@@ -136,12 +136,12 @@ class LiveBars:
             listener.state_changed(key, message.state, message.since_ms)
 
     def _note_facts(self, market: MarketBars, facts: Facts) -> bool:
-        """Whether they are news. A feed that has only begun does not know yet what is final."""
+        """Whether bars may be final now. A feed that has only begun does not know yet what is."""
         known = market.track.facts
         if facts.settled_ms is None:
             facts = replace(facts, settled_ms=known.settled_ms, gap=known.gap)
-        market.track.facts = facts
-        return facts != known
+        market.track.learn(facts)
+        return facts.settled_ms != known.settled_ms or facts.gap != known.gap
 
     def _tell_settled(self, key: MarketKey) -> None:
         for listener in self._listeners:
@@ -282,7 +282,7 @@ class LiveBars:
             market.complete_from_ms = complete_from_ms
         newest = market.ladder.series(MINUTE).newest
         if newest is not None:  # until a feed says more
-            market.track.facts = Facts(settled_ms=newest.open_ms + MINUTE_MS)
+            market.track.learn(Facts(settled_ms=newest.open_ms + MINUTE_MS))
         market.seeded = True
         if running is not None and running.open_ms + MINUTE_MS > self._clock.now_ms():
             self._feed(key, market, running)

@@ -71,7 +71,7 @@ class Publisher:
 
     def describe(self) -> dict[str, Any]:
         """For `/health`."""
-        waiting = sum(bool(one.batch()) for one in self._markets.values())
+        waiting = sum(one.waits for one in self._markets.values())
         return {"published": self.published, "refused": self.refused, "waitingMarkets": waiting}
 
     async def run(self) -> None:
