@@ -146,7 +146,9 @@ def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Can
 
 def decimal_text(number: Decimal) -> str:
     """Print a decimal exactly, in its shortest form and never with an exponent: `67234.5`, `0.00000001`, `0`."""
-    text = format(number, "f")
+    text = str(number)
+    if "E" in text:
+        text = format(number, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return "0" if text == "-0" else text

@@ -102,7 +102,8 @@ class Telling:
         if shown is None:
             told = f',"recovered":false{position}' if recovers else position
             shown = self._make_initial(lane, form, count, told)
-            form.keep((count, recovers), state, shown)
+            if lane.members > 1:
+                form.keep((count, recovers), state, shown)
             self._texts.used(form)
         return shown
 
