@@ -1,7 +1,6 @@
 """The wire, to the client: bars and answers → message texts. They are those of docs/protocol.md, to the letter."""
 
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -34,8 +33,6 @@ class Options(NamedTuple):
 
 PLAIN = Options()
 
-_time_text = lru_cache(maxsize=8192)(iso_ms)  # the bars of all markets begin at the same times
-
 RequestId = int | str | None
 """What a client calls its request; None where it does not name it."""
 
@@ -59,7 +56,7 @@ def bar_text(bar: Candle, fields: int = 0, *, final: bool = False) -> str:
     quote = "" if bar.quote_volume is None else f',"quoteVolume":{decimal_text(bar.quote_volume)}'
     asked = _asked(bar, fields, final) if fields else ""
     return (
-        f'{{"time":"{_time_text(bar.open_ms)}","open":{decimal_text(bar.open)},"high":{decimal_text(bar.high)}'
+        f'{{"time":"{iso_ms(bar.open_ms)}","open":{decimal_text(bar.open)},"high":{decimal_text(bar.high)}'
         f',"low":{decimal_text(bar.low)},"close":{decimal_text(bar.close)},"volume":{decimal_text(bar.volume)}'
         f"{quote}{asked}}}"
     )

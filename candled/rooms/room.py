@@ -107,7 +107,7 @@ class Lane:
     @property
     def is_sending(self) -> bool:
         """Whether an earlier broadcast is not through."""
-        return any(links.sending for links in self.groups.values())
+        return any([links.sending for links in self.groups.values()])  # a list: quicker for the one or two there are
 
     @property
     def is_correcting(self) -> bool:
