@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("aggregation", "latency", "bus", "ingest", "memory", "scale", "store_sqlite", "store_postgres", "outage")
+NAMES = (
+    "fanout",
+    "connections",
+    "aggregation",
+    "latency",
+    "bus",
+    "ingest",
+    "memory",
+    "scale",
+    "store_sqlite",
+    "store_postgres",
+    "outage",
+)
 
 
 def main(arguments: Sequence[str]) -> int:
