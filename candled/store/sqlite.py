@@ -197,6 +197,16 @@ class SqliteStore:
                     self._write_running(connection, ids[market], batch.running)
         self._ids.update(ids)
 
+    def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:
+        """See `Store.refold`."""
+        changed = RangeSet(spans)
+        with self._transaction() as connection:
+            market_id = self._add_market(connection, market)
+            for interval in self._sources:
+                rows = [(market_id, interval.ms, *span) for span in touched(changed, interval)]
+                connection.executemany(sql.DROP_BARS_BETWEEN, rows)
+            _fold(connection, market_id, changed, self._sources)
+
     def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """See `Store.bars`.
 
