@@ -413,15 +413,22 @@ class LiveBars:
         return RangeSet([*changes, (lost_from_ms, now_ms + 2 * MINUTE_MS)])
 
     async def _is_whole(self, key: MarketKey, market: MarketBars, from_ms: int) -> bool:
-        """Whether every minute from `from_ms` on that is over is in memory as it ended, or known not to exist."""
+        """Whether every minute from `from_ms` on that is over is in memory as it ended, or known not to exist.
+
+        Of what is not shown yet nothing is expected: it is told of when it is complete.
+        """
         series, facts = market.ladder.series(MINUTE), market.track.facts
-        missing = RangeSet([(max(from_ms, series.since_ms), facts.settled_ms or 0)])
-        for minute in series.between(from_ms, facts.settled_ms or 0):
+        settled_ms = facts.settled_ms or 0
+        from_ms = max(
+            from_ms, series.since_ms, settled_ms if market.complete_from_ms is None else market.complete_from_ms
+        )
+        missing = RangeSet([(from_ms, settled_ms)])
+        for minute in series.between(from_ms, settled_ms):
             if minute.final:
                 missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
         if facts.gap is not None:
             missing.remove(*facts.gap)
-        for absent in await self._history.holes(key, Range(from_ms, facts.settled_ms or 0)) if missing else ():
+        for absent in await self._history.holes(key, Range(from_ms, settled_ms)) if missing else ():
             missing.remove(absent.start_ms, absent.end_ms)
         return not missing
 

@@ -189,6 +189,26 @@ async def test_a_minute_the_exchange_does_not_have_is_not_waited_for():
     assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
 
 
+async def test_minutes_before_history_is_complete_are_not_waited_for():
+    """As at the first start of a site: whoever serves hears of the newest minutes while history is being filled."""
+    one = Process(0)
+    one.stored.since = None
+    await one.start()
+    one.bars.on_message(Missed(BTC), Position("one", 0))
+    one.minute(minute(60, final=True))
+    await one.clock.advance(2)
+    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+    one.stored.since = at(58)
+    for number in (58, 59):
+        one.stored.minutes[at(number)] = minute(number, final=True)
+    one.say(Healed(BTC, at(58), at(60), at(58), Facts(at(61))))
+    await one.clock.settle()
+    one.bars.on_message(Missed(BTC), Position("one", 2))
+    await one.clock.advance(2)
+    assert one.bars.healing() == {"healed": 2, "catchingUp": 0}
+    assert [bar.open_ms for bar in one.bars.tail(BTC, MINUTE, 10)] == [at(58), at(59), at(60)]
+
+
 async def test_the_bus_itself_may_say_that_messages_were_missed():
     one = await Process().start()
     one.minute(minute(60, final=True))
