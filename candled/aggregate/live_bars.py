@@ -193,7 +193,7 @@ class LiveBars:
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Whether a bar is over for good: only a revision of one of its minutes changes it now."""
-        return self._markets[key].track.facts.settles(bar.open_ms, bar.open_ms + interval.ms)
+        return self._markets[key].settles(bar.open_ms, bar.open_ms + interval.ms)
 
     def position(self, key: MarketKey) -> Position | None:
         """The newest message of the market's feed of which, and of all before it, everything is in the bars."""
@@ -328,12 +328,16 @@ class LiveBars:
                     await self._clock.sleep(_RETRY_S)
                     continue
                 stale, market.stale = market.stale, None
+                market.under_way = stale
                 try:
                     await self._reread_range(key, market, stale)
                 except StoreUnavailable as error:
                     logger.warning("%s: a repaired range cannot be read yet: %s", key, error)
                     market.stale = stale.hull(market.stale)
                     await self._clock.sleep(_RETRY_S)
+                else:
+                    market.under_way = None
+                    self._tell_settled(key)
         finally:
             market.reading = False
 
@@ -395,6 +399,7 @@ class LiveBars:
                 if is_whole and (since, lost_from_ms) == (market.track.lost_since, market.lost_from_ms):
                     market.track.mend()
                     self._healed += 1
+                    self._tell_settled(key)
                     return
                 await self._clock.sleep(pause_s)
         finally:

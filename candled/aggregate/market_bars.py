@@ -35,6 +35,7 @@ class MarketBars:
         self.found_complete_from_ms: int | None = None  # not shown before it is read
         self.early: list[tuple[Message, Position]] = []
         self.stale: Range | None = None
+        self.under_way: Range | None = None  # what is being read again
         self.generation = 0  # counts changes of the past, so that a read that overlapped one is not believed
 
     @property
@@ -46,3 +47,12 @@ class MarketBars:
     def position(self) -> Position | None:
         """The newest message of the feed of which, and of all before it, everything is in the bars."""
         return self.shown if self.is_behind else self.track.position
+
+    def settles(self, start_ms: int, end_ms: int) -> bool:
+        """Whether every minute of `[start_ms, end_ms)` is final or known not to exist, and is here as it ended."""
+        if not self.track.facts.settles(start_ms, end_ms):
+            return False
+        if self.track.is_broken and end_ms > self.lost_from_ms:
+            return False
+        unread = (span for span in (self.stale, self.under_way) if span is not None)
+        return not any(start_ms < span.end_ms and span.start_ms < end_ms for span in unread)

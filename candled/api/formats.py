@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from candled.model import Candle, Interval, MarketKey, decimal_text
-from candled.rooms.protocol import bar_text
+from candled.rooms.messages import bar_text
 
 from .refusal import Refusal
 

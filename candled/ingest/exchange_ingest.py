@@ -338,9 +338,9 @@ class ExchangeIngest:
         newest = await self._store.newest(self.name)
         self._exchange.resume(await self._newest_over(newest))
         now_ms = self.now_ms()
-        for symbol in self._symbols:
-            self._markets[symbol] = await self._open_market(symbol, now_ms, newest.get(symbol))
-        self._outlet.open(self._markets, newest, now_ms)
+        markets = {symbol: await self._open_market(symbol, now_ms, newest.get(symbol)) for symbol in self._symbols}
+        self._outlet.open(markets, newest, now_ms)
+        self._markets = markets
 
     async def _newest_over(self, final: Mapping[Symbol, int]) -> int | None:
         """The newest minute that is over as far as the store knows: a final one, or the one before a running one."""

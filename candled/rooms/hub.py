@@ -1,268 +1,398 @@
 """Topics, their members, and what each of them is sent when."""
 
 import heapq
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Any, Protocol
 
 from candled.aggregate.ladder import Change
 from candled.exchange import Clock
 from candled.model import Candle, Interval, MarketKey
 
-from . import protocol
-from .protocol import Topic
-from .room import Pace
+from .frames import Frame
+from .links import Link, Links
+from .messages import Options, Topic
+from .pace import HOLD_S, MIN_GAP_S
+from .protocol import Protocol as Codec
+from .room import Lane, Member, Membership, Room
+from .statuses import Statuses
+from .telling import Bars as ToldBars
+from .telling import Shown, Telling
+from .texts import MOST_BYTES, Texts
+
+__all__ = ["Hub", "Link", "Links", "Member", "Membership"]
+
+_SPREAD_S = 0.0002  # by which rooms that would be due together are kept apart, so many times as there are rooms
+_MOST_SPREAD_S = 0.2
+_AGAIN_S = 0.02
+_MOST_LANES = 100  # served in one go, before others have their turn
+_MOST_WANTED = 500
+_LOOKED_AT = 64  # newest bars among which the newest final one is looked for first
 
 
-class Member(Protocol):
-    """A client in a room."""
-
-    def send_update(self, topic: Topic, open_ms: int, text: str) -> None:
-        """Deliver an `update`; one of the same bar that still waits may be replaced by it."""
-
-    def want_initial(self, topic: Topic) -> None:
-        """Ask the hub for `initial` as soon as it can be sent."""
-
-
-class Bars(Protocol):
+class Bars(ToldBars, Protocol):
     """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
 
-    def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]: ...
-
-
-@dataclass(slots=True)
-class _Membership:
-    """What one member has of a room: the bars it asked for, the first one it was shown, and whether those were fewer.
-
-    `ahead_ms`: its `initial` ended with this bar, while older ones still wait for their turn.
-    """
-
-    bars: int
-    shown_from_ms: int | None = None
-    short: bool = False
-    told: bool = False
-    ahead_ms: int | None = None
-
-
-class _Room:
-    def __init__(self, topic: Topic) -> None:
-        self.topic = topic
-        self.pace = Pace()
-        self.active: dict[Member, _Membership] = {}  # get every update
-        self.waiting: dict[Member, _Membership] = {}  # get none before their `initial`, or until the room caught up
-        self.stale: set[Member] = set()  # need a fresh `initial`
-        self.last_broadcast_ms = 0
-        self.most_bars = 1  # that a member asked for
-        self.texts: dict[int, tuple[Candle, str]] = {}
-        self.scheduled_at: float | None = None
-
-    def membership(self, member: Member) -> _Membership | None:
-        return self.active.get(member) or self.waiting.get(member)
-
-    def members(self) -> Iterable[tuple[Member, _Membership]]:
-        return [*self.active.items(), *self.waiting.items()]
-
-    def text(self, bar: Candle) -> str:
-        """The encoded bar; closed bars are encoded once."""
-        known = self.texts.get(bar.open_ms)
-        if known is not None and known[0] is bar:
-            return known[1]
-        if len(self.texts) > 2 * self.most_bars:
-            self.texts.clear()
-        text = protocol.bar_text(bar)
-        self.texts[bar.open_ms] = (bar, text)
-        return text
+    def resumed(self, key: MarketKey, interval: Interval, resume: Any) -> list[Candle] | None: ...
 
 
 class Hub:
-    """All rooms of a process. Owns no socket and waits for nothing; whoever drives it calls `run_due`."""
+    """All rooms of a process. Owns no socket and waits for nothing; whoever drives it calls `run_due`.
 
-    def __init__(self, wire: protocol.Protocol, bars: Bars, clock: Clock) -> None:
-        self._wire = wire
+    `publish` sends a frame to a list of links, perhaps in slices, as `Links` says.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        bars: Bars,
+        clock: Clock,
+        publish: Callable[[Links, Frame], None],
+        *,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        self._codec = codec
         self._bars = bars
         self._clock = clock
-        self._rooms: dict[Topic, _Room] = {}
-        self._due: list[tuple[float, Topic]] = []
+        self._publish = publish
+        self._telling = Telling(bars, Texts(most_bytes))
+        self._statuses = Statuses(codec.market_head, bars.state, publish)
+        self._rooms: dict[MarketKey, dict[int, Room]] = {}
+        self._count = 0
+        self._links: Counter[Link] = Counter()  # in how many rooms each is
+        self._versions = count(1)
+        self._turns = count()
+        self._due: list[tuple[float, int, Lane]] = []
+        self._wanting: deque[Membership] = deque()
 
     # ------------------------------------------------------------ members
 
-    def join(self, member: Member, topic: Topic, bars: int) -> None:
-        """Make `member` a member, or start it afresh with another number of bars; then ask for `initial`."""
-        room = self._rooms.setdefault(topic, _Room(topic))
-        room.most_bars = max(room.most_bars, bars)
-        self._await_initial(room, member, _Membership(bars))
-        member.want_initial(topic)
-
-    def leave(self, member: Member, topic: Topic) -> None:
-        """End a membership; a room without members is closed."""
-        room = self._rooms.get(topic)
+    def join(self, client: Member, link: Link, topic: Topic, bars: int, options: Options) -> Membership:
+        """Make a client a member of a room; it gets nothing before its `initial`."""
+        room = self._room(topic)
         if room is None:
+            room = Room(topic, self._codec.room_name(topic), self._codec.head(topic))
+            room.version = next(self._versions)
+            self._rooms.setdefault(topic.market, {})[topic.interval.ms] = room
+            self._count += 1
+        lane = room.lane(options)
+        membership = Membership(client, link, lane, bars, options)
+        lane.enter(membership)
+        self._links[link] += 1
+        return membership
+
+    def leave(self, membership: Membership) -> None:
+        """End a membership; a lane and a room without members are closed."""
+        lane, room = membership.lane, membership.lane.room
+        lane.leave(membership)
+        self._links[membership.link] -= 1
+        if not self._links[membership.link]:
+            del self._links[membership.link]
+        if lane.members:
             return
-        room.active.pop(member, None)
-        room.waiting.pop(member, None)
-        room.stale.discard(member)
-        if not room.active and not room.waiting:
-            del self._rooms[topic]
+        lane.scheduled_at = None
+        del room.lanes[lane.mode, lane.revisions]
+        if not room.lanes:
+            rooms = self._rooms[room.topic.market]
+            del rooms[room.topic.interval.ms]
+            self._count -= 1
+            if not rooms:
+                del self._rooms[room.topic.market]
 
-    def wanted(self, member: Member, topic: Topic) -> int | None:
-        """How many bars a member asked for; None if it is no member."""
-        room = self._rooms.get(topic)
-        membership = room.membership(member) if room else None
-        return membership.bars if membership else None
-
-    def told(self, member: Member, topic: Topic) -> bool:
-        """Whether a member has had an `initial` of this topic."""
-        room = self._rooms.get(topic)
-        membership = room.membership(member) if room else None
-        return membership is not None and membership.told
-
-    def fell_behind(self, member: Member, topic: Topic) -> None:
+    def fell_behind(self, membership: Membership) -> None:
         """A member cannot keep up: it gets no more updates before its next `initial`."""
-        room = self._rooms.get(topic)
-        membership = room.active.get(member) if room else None
-        if room is not None and membership is not None:
-            self._await_initial(room, member, membership)
+        membership.lane.await_initial(membership)
 
-    def initial(self, member: Member, topic: Topic) -> str | None:
-        """The `initial` message for a member, as of now; the updates that follow are newer. None if it is no member."""
-        room = self._rooms.get(topic)
-        membership = room.membership(member) if room else None
-        if room is None or membership is None:
-            return None
-        newest = next(iter(self._bars.tail(*topic, 1)), None)
-        bars = self._bars.tail(*topic, membership.bars)
-        first = not any(one.told and other is not member for other, one in room.members())
-        if first:
-            room.pace.start(newest, self._clock.monotonic())
-        membership.told = True
-        membership.shown_from_ms = bars[0].open_ms if bars else None
-        membership.short = len(bars) < membership.bars
-        room.stale.discard(member)
-        self._admit(room, member, membership, newest)
-        return self._wire.initial(topic, [room.text(bar) for bar in bars])
+    def initial(self, membership: Membership) -> Frame:
+        """The `initial` for a member, or the `resumed`, as of now; what it gets after it is newer."""
+        lane, now = membership.lane, self._clock.monotonic()
+        lane.await_initial(membership)
+        if not lane.told:
+            self._start(lane, membership.bars, now)
+        shown = self._resumed(membership) or self._telling.initial(membership)
+        membership.resume = membership.found = None
+        membership.fresh = False
+        membership.shown_from_ms = shown.first_ms
+        membership.short = shown.bars < membership.bars
+        if lane.mode != "live":
+            lane.unsaid.update(shown.open)
+        lane.admit(membership, shown.last_ms)
+        self._note(lane)
+        return shown.frame
+
+    def watch(self, link: Link, market: MarketKey) -> Any:
+        """Tell a link the state of a market's feed, now and whenever it changes; for `unwatch`."""
+        return self._statuses.watch(link, market)
+
+    def unwatch(self, watcher: Any) -> None:
+        """Tell it no more."""
+        self._statuses.unwatch(watcher)
 
     # ------------------------------------------------------------ BarsListener
 
     def changed(self, market: MarketKey, change: Change) -> None:
-        """A bar changed: send it now if the room's second is over, else when it is."""
-        room = self._rooms.get(Topic(market, change.interval))
+        """A bar changed: send it now if the lane's second is over, else when it is."""
+        rooms = self._rooms.get(market)
+        room = rooms.get(change.interval.ms) if rooms else None
         if room is None:
             return
-        bar = change.bar
-        if not room.pace.offer(bar):
-            self._make_stale(room, bar.open_ms, bar.open_ms + 1)
-        for member, membership in room.waiting.items():
-            if membership.ahead_ms is not None and bar.open_ms < membership.ahead_ms:
-                room.stale.add(member)
-                room.pace.ask_resync()
-        self._run(room, self._clock.monotonic())
-
-    def settled(self, market: MarketKey) -> None:
-        """Bars may have become final: nothing on the wire says so."""
-
-    def state_changed(self, market: MarketKey, state: str, since_ms: int) -> None:
-        """The feed's state changed: nothing on the wire says so."""
+        bar, now = change.bar, self._clock.monotonic()
+        room.version = next(self._versions)
+        newest = self._bars.times(market, change.interval, 1)
+        is_past = bool(newest) and bar.open_ms < newest[-1]
+        for lane in list(room.lanes.values()):
+            is_seen = not is_past or self._telling.changed(lane, bar)
+            if lane.told and not self._offer(lane, bar, now) and is_seen:
+                self._past(lane, [bar.open_ms])
+            self._run(lane, now)
 
     def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]) -> None:
-        """The past changed: whoever was shown it gets a fresh `initial`, each with its own number of bars."""
-        room = self._rooms.get(Topic(market, interval))
-        if room is not None:
-            self._make_stale(room, start_ms, end_ms)
-            self._run(room, self._clock.monotonic())
+        """The past changed: whoever was shown it is told, and whoever was shown less than it asked for gets more."""
+        room = self._room(Topic(market, interval))
+        if room is None:
+            return
+        now = self._clock.monotonic()
+        room.version = next(self._versions)
+        for lane in list(room.lanes.values()):
+            if lane.told:
+                self._past(lane, [bar.open_ms for bar in bars if not self._offer(lane, bar, now)])
+                self._fill_up(lane)
+            self._run(lane, now)
+
+    def settled(self, market: MarketKey) -> None:
+        """Bars may have become final: say so where that was asked for."""
+        self._telling.settled(market)
+        now = self._clock.monotonic()
+        for room in list(self._rooms.get(market, {}).values()):
+            for lane in [one for one in room.lanes.values() if one.mode != "live" and one.told]:
+                self._offer_final(lane, now)
+                self._run(lane, now)
+
+    def state_changed(self, market: MarketKey, state: str, since_ms: int) -> None:
+        """The state of a market's feed changed: tell those who want to know."""
+        self._statuses.changed(market, state, since_ms)
 
     # ------------------------------------------------------------ time
 
-    def run_due(self) -> None:
-        """Send everything whose time has come. Call it many times a second."""
+    def run_due(self) -> bool:
+        """Send everything whose time has come, as much as others can wait for; whether more is due now.
+
+        Call it many times a second.
+        """
         now = self._clock.monotonic()
-        while self._due and self._due[0][0] <= now:
-            at, topic = heapq.heappop(self._due)
-            room = self._rooms.get(topic)
-            if room is not None and room.scheduled_at == at:
-                room.scheduled_at = None
-                self._run(room, now)
+        self._ask_wanting()
+        for _ in range(_MOST_LANES):
+            if not self._due or self._due[0][0] > now:
+                return bool(self._wanting)
+            at, _, lane = heapq.heappop(self._due)
+            if lane.scheduled_at == at:
+                lane.scheduled_at = None
+                self._run(lane, now)
+        return True
 
     def describe(self) -> dict[str, Any]:
         """The `broadcaster` part of `/health/ws-stats`."""
         return {
-            "totalRooms": len(self._rooms),
-            "totalClients": len({member for room in self._rooms.values() for member, _ in room.members()}),
+            "totalRooms": self._count,
+            "totalClients": len(self._links),
             "rooms": [
                 {
-                    "key": self._wire.room_name(topic),
-                    "clientCount": len(room.active) + len(room.waiting),
-                    "hasCandle": bool(self._bars.tail(*topic, 1)),
+                    "key": room.name,
+                    "clientCount": room.members,
+                    "hasCandle": bool(self._bars.times(*room.topic, 1)),
                     "lastBroadcast": room.last_broadcast_ms,
                 }
-                for topic, room in self._rooms.items()
+                for room in self._all()
             ],
         }
 
-    # ------------------------------------------------------------ inside
+    # ------------------------------------------------------------ inside: what changed
 
-    def _run(self, room: _Room, now: float) -> None:
-        if room.pace.take_resync(now):
-            self._resync(room)
-        bar = room.pace.take(now)
-        if bar is not None:
-            self._broadcast(room, bar)
-        due_at = room.pace.due_at
-        if due_at is not None and (room.scheduled_at is None or due_at < room.scheduled_at):
-            room.scheduled_at = due_at
-            heapq.heappush(self._due, (due_at, room.topic))
+    def _room(self, topic: Topic) -> Room | None:
+        rooms = self._rooms.get(topic.market)
+        return rooms.get(topic.interval.ms) if rooms else None
 
-    def _broadcast(self, room: _Room, bar: Candle) -> None:
-        for member, membership in list(room.waiting.items()):
-            if membership.ahead_ms is not None and membership.ahead_ms <= bar.open_ms:
-                self._admit(room, member, membership, None)
-        if not room.active:
-            return
-        room.last_broadcast_ms = self._clock.now_ms()
-        text = self._wire.update(room.topic, room.text(bar))
-        for member in list(room.active):
-            member.send_update(room.topic, bar.open_ms, text)
+    def _all(self) -> Iterator[Room]:
+        for rooms in self._rooms.values():
+            yield from rooms.values()
 
-    def _resync(self, room: _Room) -> None:
-        stale = [member for member, _ in room.members()] if room.pace.overrun else list(room.stale)
-        room.stale.clear()
-        for member in stale:
-            membership = room.membership(member)
-            if membership is not None and membership.told:
-                self._await_initial(room, member, membership)
-        for member in stale:
-            member.want_initial(room.topic)
-
-    def _make_stale(self, room: _Room, start_ms: int, end_ms: int) -> None:
-        """Find the members to whom a change within `[start_ms, end_ms)` makes a difference."""
-        for member, membership in room.members():
-            if membership.told and self._concerns(room, membership, start_ms, end_ms):
-                room.stale.add(member)
-        if room.stale:
-            room.pace.ask_resync()
-
-    def _concerns(self, room: _Room, membership: _Membership, start_ms: int, end_ms: int) -> bool:
-        from_ms = membership.shown_from_ms
-        if from_ms is not None and max(from_ms, start_ms) < end_ms:
+    def _offer(self, lane: Lane, bar: Candle, now: float) -> bool:
+        """Let the lane's pace have a bar that changed; False if no update can show it any more."""
+        for membership in lane.ahead:
+            if membership.ahead_ms is not None and bar.open_ms < membership.ahead_ms:
+                self._make_stale(lane, [membership])
+        is_final = lane.mode != "live" and self._bars.is_final(*lane.room.topic, bar)
+        if lane.mode == "closed" and not is_final:
             return True
-        if not membership.short:
-            return False
-        first = next(iter(self._bars.tail(*room.topic, membership.bars)), None)
-        return first is not None and (from_ms is None or first.open_ms < from_ms)
+        spread_s = lane.room.phase * min(_MOST_SPREAD_S, self._count * _SPREAD_S)
+        return lane.pace.offer(bar, now, final=is_final, spread_s=spread_s)
 
-    def _await_initial(self, room: _Room, member: Member, membership: _Membership) -> None:
-        room.active.pop(member, None)
-        membership.told = False
-        membership.ahead_ms = None
-        room.waiting[member] = membership
+    def _offer_final(self, lane: Lane, now: float) -> None:
+        """Offer the bars that are final now and were not when they were offered or left out."""
+        topic, sent = lane.room.topic, lane.pace.sent
+        from_ms = -1 if sent is None else sent.open_ms
+        times = self._bars.times(*topic, _LOOKED_AT)
+        for open_ms in times[bisect_left(times, from_ms) :]:
+            if open_ms == from_ms:
+                is_news = not lane.pace.sent_final
+            else:
+                is_news = lane.mode == "closed" or open_ms in lane.pace.waiting
+            bar = self._bars.bar(*topic, open_ms)
+            if is_news and bar is not None and self._bars.is_final(*topic, bar):
+                self._offer(lane, bar, now)
+        final = [open_ms for open_ms in lane.unsaid if not self._is_open(topic, open_ms)]
+        lane.unsaid.difference_update(final)
+        self._past(lane, final)
 
-    def _admit(self, room: _Room, member: Member, membership: _Membership, newest: Candle | None) -> None:
-        """Let a member have the room's updates, unless bars older than the last it was told still wait."""
-        waiting_ms = room.pace.oldest_waiting
-        if newest is not None and waiting_ms is not None and waiting_ms < newest.open_ms:
-            membership.ahead_ms = newest.open_ms
-            room.waiting[member] = membership
-            room.active.pop(member, None)
+    def _past(self, lane: Lane, times: Sequence[int]) -> None:
+        """Bars that no update can show changed: correct them, or tell those who were shown them everything afresh."""
+        if not times:
             return
-        membership.ahead_ms = None
-        room.waiting.pop(member, None)
-        room.active[member] = membership
+        if lane.is_correcting:
+            lane.corrections.update(times)
+        newest_ms = max(times)
+        stale = []
+        for one in lane.told_members():
+            corrected = one.options.corrections and one.ahead_ms is None
+            if not corrected and one.shown_from_ms is not None and one.shown_from_ms <= newest_ms:
+                stale.append(one)
+        self._make_stale(lane, stale)
+
+    def _fill_up(self, lane: Lane) -> None:
+        """Whoever was shown less than it asked for, and could be shown more now, is told everything afresh."""
+        firsts: dict[int, int | None] = {}
+        stale = []
+        for one in lane.told_members():
+            if not one.short:
+                continue
+            if one.bars not in firsts:
+                firsts[one.bars] = next(iter(self._bars.times(*lane.room.topic, one.bars)), None)
+            first_ms = firsts[one.bars]
+            if first_ms is not None and (one.shown_from_ms is None or first_ms < one.shown_from_ms):
+                stale.append(one)
+        self._make_stale(lane, stale)
+
+    def _make_stale(self, lane: Lane, members: Sequence[Membership]) -> None:
+        lane.stale.update(dict.fromkeys(members))
+        if members:
+            lane.pace.ask_resync()
+
+    def _is_open(self, topic: Topic, open_ms: int) -> bool:
+        """Whether a bar is there and not final."""
+        bar = self._bars.bar(*topic, open_ms)
+        return bar is not None and not self._bars.is_final(*topic, bar)
+
+    # ------------------------------------------------------------ inside: what is sent
+
+    def _start(self, lane: Lane, count: int, now: float) -> None:
+        """The lane's first member is about to be told everything: find the bar that it is told last."""
+        topic = lane.room.topic
+        lane.unsaid.clear()
+        lane.corrections.clear()
+        times = self._bars.times(*topic, _LOOKED_AT if lane.mode == "closed" else 2)
+        if lane.mode == "closed":
+            times = [at for at in times if not self._is_open(topic, at)] or [
+                at for at in self._bars.times(*topic, count) if not self._is_open(topic, at)
+            ]
+        newest = self._bars.bar(*topic, times[-1]) if times else None
+        if lane.mode != "final" or newest is None:
+            lane.pace.start(newest, now, final=lane.mode == "closed")
+            return
+        held_s = (self._clock.now_ms() - newest.open_ms) / 1000
+        previous = self._bars.bar(*topic, times[0]) if len(times) > 1 and held_s < HOLD_S else None
+        if previous is None or self._bars.is_final(*topic, previous):
+            lane.pace.start(newest, now, final=self._bars.is_final(*topic, newest))
+            return
+        lane.pace.start(previous, now)
+        lane.pace.offer(newest, now - max(0.0, held_s), final=self._bars.is_final(*topic, newest))
+
+    def _resumed(self, membership: Membership) -> Shown | None:
+        """What a member that was here before missed; None if that is unknown or cannot be proved."""
+        if membership.resume is None or membership.found is None:
+            return None
+        changed = self._bars.resumed(*membership.topic, membership.found)
+        return None if changed is None else self._telling.resumed(membership, membership.resume.time_ms, changed)
+
+    def _run(self, lane: Lane, now: float) -> None:
+        """Send what is due in a lane, unless an earlier broadcast to it is not through: then only the newest waits."""
+        if lane.is_sending:
+            self._schedule(lane, now + _AGAIN_S)
+            return
+        if lane.told and lane.pace.take_resync(now):
+            self._resync(lane)
+        if not lane.told:
+            return
+        if lane.corrections and now >= lane.corrected_at + MIN_GAP_S:
+            self._correct(lane, now)
+        sent = lane.pace.sent
+        bar = lane.pace.take(now)
+        if bar is not None:
+            self._left_open(lane, sent, bar)
+            self._broadcast(lane, bar)
+        if lane.due_at is not None:
+            self._schedule(lane, lane.due_at)
+        self._note(lane)
+
+    def _schedule(self, lane: Lane, at: float) -> None:
+        if lane.scheduled_at is None or at < lane.scheduled_at:
+            lane.scheduled_at = at
+            heapq.heappush(self._due, (at, next(self._turns), lane))
+
+    def _note(self, lane: Lane) -> None:
+        """Remember up to where everything was told."""
+        if lane.counting and lane.is_clean:
+            lane.said = self._bars.position(lane.room.topic.market)
+
+    def _left_open(self, lane: Lane, sent: Candle | None, bar: Candle) -> None:
+        """Remember the bars that are passed over with `bar` and are not final yet."""
+        if lane.pace.passed_over is not None:
+            lane.unsaid.add(lane.pace.passed_over)
+        if lane.mode == "closed":
+            from_ms = -1 if sent is None else sent.open_ms
+            times = self._bars.times(*lane.room.topic, _LOOKED_AT)
+            passed = times[bisect_left(times, from_ms) : bisect_left(times, bar.open_ms)]
+            lane.unsaid.update(at for at in passed if self._is_open(lane.room.topic, at))
+
+    def _broadcast(self, lane: Lane, bar: Candle) -> None:
+        lane.catch_up(bar.open_ms)
+        is_final, frames = lane.pace.sent_final, dict[int, Frame]()
+        for options, links in lane.filled():
+            frame = frames.get(options.fields)
+            if frame is None:
+                frame = frames[options.fields] = self._telling.update(lane, bar, options.fields, final=is_final)
+            self._publish(links, frame)
+        if frames:
+            lane.room.last_broadcast_ms = self._clock.now_ms()
+
+    def _correct(self, lane: Lane, now: float) -> None:
+        """Send the bars that wait to be corrected; if they are too many, everything afresh."""
+        lane.corrected_at = now
+        if lane.is_beyond_correcting:
+            lane.corrections.clear()
+            self._make_stale(lane, [one for one in lane.told_members() if one.options.corrections])
+            return
+        for open_ms in sorted(lane.corrections):
+            lane.corrections.discard(open_ms)  # one by one: with the last of them everything has been told
+            bar, frames = self._bars.bar(*lane.room.topic, open_ms), dict[int, Frame]()
+            for options, links in lane.filled():
+                if bar is None or not options.corrections:
+                    continue
+                if options.fields not in frames:
+                    frames[options.fields] = self._telling.correction(lane, bar, options.fields)
+                self._publish(links, frames[options.fields])
+
+    def _resync(self, lane: Lane) -> None:
+        stale = lane.told_members() if lane.pace.overrun else list(lane.stale)
+        for membership in stale:
+            lane.await_initial(membership)
+        lane.stale.clear()
+        self._wanting.extend(stale)
+        self._ask_wanting()
+
+    def _ask_wanting(self) -> None:
+        for _ in range(min(len(self._wanting), _MOST_WANTED)):
+            membership = self._wanting.popleft()
+            if not membership.told:
+                membership.client.want_initial(membership)

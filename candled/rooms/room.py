@@ -1,92 +1,219 @@
-"""The pacing of one room: at most one update a second, each bar's last state before the next bar's first."""
+"""A room: the members of one topic, in lanes by how they want to be told."""
 
+import zlib
+from typing import Any, Literal, Protocol
+
+from candled.bus import Position
 from candled.model import Candle
 
-MIN_GAP_S = 1.0
-RESYNC_GAP_S = 5.0
-MOST_BEHIND = 5  # bars waiting for their turn before a fresh `initial` is the faster way
+from .links import Link, Links, Place
+from .messages import FINAL, REV, SEQ, Options, RequestId, Topic
+from .pace import MIN_GAP_S, Pace
+from .protocol import Resume
+
+MOST_CORRECTIONS = 100  # bars corrected in one go; above that a fresh `initial` is the faster way
+_MOST_CORRECTING = 20_000  # frames in one go, so many bars to so many members
+
+_NOT_SHOWN_YET = 2  # bars that are not final yet or wait for another that is not
+
+Mode = Literal["live", "final", "closed"]
 
 
-class Pace:
-    """Decides when which bar of one room is sent. Pure: `now` is monotonic seconds.
+class Member(Protocol):
+    """A client in a room."""
 
-    One slot per bar, oldest first: a bar's newest state replaces what waits in its slot. A change of a bar older than
-    the last one sent cannot be an update any more; it asks for a resync, that is a fresh `initial`.
+    def want_initial(self, membership: "Membership") -> None:
+        """Have `Hub.initial` called as soon as it can be sent."""
+
+
+class Membership(Place):
+    """What one member has of a room: the bars it asked for, the first one it was shown, and whether those were fewer.
+
+    It has a place in the lists of its lane while it gets the updates. `told`: it has had its `initial`. `ahead_ms`:
+    its `initial` ended with this bar, while older ones still wait for their turn.
     """
 
-    __slots__ = ("_next_at", "_resync", "_resynced_at", "_slots", "sent")
+    __slots__ = (
+        "ahead_ms",
+        "bars",
+        "client",
+        "found",
+        "fresh",
+        "lane",
+        "options",
+        "request_id",
+        "resume",
+        "short",
+        "shown_from_ms",
+        "told",
+    )
 
-    def __init__(self) -> None:
-        self.sent: Candle | None = None
-        self._slots: dict[int, Candle] = {}
-        self._next_at = 0.0
-        self._resync = False
-        self._resynced_at = float("-inf")
-
-    def start(self, newest: Candle | None, now: float) -> None:
-        """The room's first member was told everything up to `newest`."""
-        self.sent = newest
-        self._slots.clear()
-        self._next_at = max(self._next_at, now)
-        self._resync = False
-
-    def offer(self, bar: Candle) -> bool:
-        """Take a changed bar; False if it is older than what was sent, so that only a resync can show it."""
-        sent = self.sent
-        if sent is not None:
-            if bar.open_ms < sent.open_ms:
-                return False
-            if bar.open_ms == sent.open_ms and bar.values == sent.values:
-                self._slots.pop(bar.open_ms, None)
-                return True
-        self._slots[bar.open_ms] = bar
-        if len(self._slots) > MOST_BEHIND:
-            self._resync = True
-        return True
-
-    @property
-    def behind(self) -> int | None:
-        """The newest bar that waits; None when nothing waits."""
-        return max(self._slots) if self._slots else None
+    def __init__(self, client: Member, link: Link, lane: "Lane", bars: int, options: Options) -> None:
+        super().__init__(link)
+        self.client = client
+        self.lane: Lane = lane
+        self.bars = bars
+        self.options = options
+        self.request_id: RequestId = None
+        self.fresh = True  # had no `initial` yet, so that a better one may be waited for
+        self.resume: Resume | None = None  # where it was, if it wants only what changed since
+        self.found: Any = None  # what the bars in memory need to tell that
+        self.told = False
+        self.short = False
+        self.shown_from_ms: int | None = None
+        self.ahead_ms: int | None = None
 
     @property
-    def oldest_waiting(self) -> int | None:
-        """The oldest bar that waits; None when nothing waits."""
-        return min(self._slots) if self._slots else None
+    def topic(self) -> Topic:
+        """The topic of the room."""
+        return self.lane.room.topic
 
-    def ask_resync(self) -> None:
-        """Some members need a fresh `initial`."""
-        self._resync = True
+    @property
+    def needed(self) -> int:
+        """How many bars have to be in memory: in some lanes the newest ones may not be shown yet."""
+        return self.bars if self.lane.mode == "live" else self.bars + _NOT_SHOWN_YET
+
+
+class Lane:
+    """Members of a room that are told the same bars at the same time, in groups with the same options.
+
+    `live`: each change; `final`: each change, the next bar after the last one's end; `closed`: final bars only.
+    With `revisions` a bar counts as changed also when only its `rev` did.
+    """
+
+    def __init__(self, room: "Room", mode: Mode, revisions: bool) -> None:
+        self.room = room
+        self.mode = mode
+        self.revisions = revisions
+        self.pace = Pace(holds=mode == "final", revisions=revisions)
+        self.groups: dict[Options, Links] = {}
+        self.members = 0
+        self.told = 0  # members that have had their `initial`
+        self.counting = 0  # members that are told `seq`
+        self.ahead: dict[Membership, None] = {}
+        self.stale: dict[Membership, None] = {}  # need a fresh `initial`
+        self.corrections: set[int] = set()  # bars that wait to be corrected
+        self.corrected_at = float("-inf")
+        self.unsaid: set[int] = set()  # bars that were told, or left out, as not final and that no update can show
+        self.said: Position | None = None  # up to where everything was told when last nothing waited
+        self.scheduled_at: float | None = None
+        self.last_texts: dict[int, tuple[Candle, bool, str]] = {}  # of the bar told last, by fields
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything that changed was told to the members that have had their `initial`."""
+        return self.pace.is_clean and not self.corrections and not self.stale
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether an earlier broadcast is not through."""
+        return any(links.sending for links in self.groups.values())
+
+    @property
+    def is_correcting(self) -> bool:
+        """Whether some member wants corrections."""
+        return any(options.corrections and links for options, links in self.groups.items())
 
     @property
     def due_at(self) -> float | None:
-        """When `take` has something next; None when nothing waits."""
-        times = [self._next_at] if self._slots else []
-        if self._resync:
-            times.append(self._resynced_at + RESYNC_GAP_S)
-        return min(times, default=None)
-
-    def take(self, now: float) -> Candle | None:
-        """The bar to send now, if its time has come."""
-        if not self._slots or now < self._next_at:
-            return None
-        bar = self._slots.pop(min(self._slots))
-        self.sent = bar
-        self._next_at = now + MIN_GAP_S
-        return bar
-
-    def take_resync(self, now: float) -> bool:
-        """Whether members that need it get a fresh `initial` now.
-
-        With more bars waiting than `MOST_BEHIND` everybody needs it: `overrun` said so before.
-        """
-        if not self._resync or now < self._resynced_at + RESYNC_GAP_S:
-            return False
-        self._resync = False
-        self._resynced_at = now
-        return True
+        """When there is something to send; None when nothing waits."""
+        at = self.pace.due_at
+        if self.corrections:
+            correct_at = self.corrected_at + MIN_GAP_S
+            at = correct_at if at is None else min(at, correct_at)
+        return at
 
     @property
-    def overrun(self) -> bool:
-        """Whether so many bars wait that all members are better served by a fresh `initial`."""
-        return len(self._slots) > MOST_BEHIND
+    def is_beyond_correcting(self) -> bool:
+        """Whether so many corrections wait that a fresh `initial` is better."""
+        members = sum(len(links) for options, links in self.groups.items() if options.corrections)
+        return len(self.corrections) > MOST_CORRECTIONS or len(self.corrections) * members > _MOST_CORRECTING
+
+    def filled(self) -> list[tuple[Options, Links]]:
+        """The groups that have members, ready to be sent to."""
+        groups = [(options, links) for options, links in self.groups.items() if links]
+        for _, links in groups:
+            links.tidy()
+        return groups
+
+    def told_members(self) -> list[Membership]:
+        """Everybody who has had an `initial` and waits for no other."""
+        active = [place for links in self.groups.values() for place in links.places]
+        return [*active, *self.ahead]  # type: ignore[list-item]  # the lists of a lane hold memberships
+
+    def enter(self, membership: Membership) -> None:
+        """A new member, which waits for its `initial`."""
+        self.members += 1
+        self.counting += bool(membership.options.fields & SEQ)
+
+    def leave(self, membership: Membership) -> None:
+        """The end of a membership."""
+        self.await_initial(membership)
+        self.members -= 1
+        self.counting -= bool(membership.options.fields & SEQ)
+        if not self.counting:
+            self.said = None
+
+    def await_initial(self, membership: Membership) -> None:
+        """The member gets nothing more before its next `initial`."""
+        if membership.position >= 0:
+            self.groups[membership.options].drop(membership)
+        self.ahead.pop(membership, None)
+        self.stale.pop(membership, None)
+        self.told -= membership.told
+        membership.told = False
+        membership.ahead_ms = None
+
+    def admit(self, membership: Membership, newest_ms: int | None) -> None:
+        """The member was told everything up to the bar `newest_ms`.
+
+        From now on it has the lane's updates, unless older bars still wait for their turn.
+        """
+        membership.told = True
+        self.told += 1
+        waiting_ms = self.pace.oldest_waiting
+        if self.mode == "live" and newest_ms is not None and waiting_ms is not None and waiting_ms < newest_ms:
+            membership.ahead_ms = newest_ms
+            self.ahead[membership] = None
+        else:
+            self._activate(membership)
+
+    def catch_up(self, open_ms: int) -> None:
+        """The bar `open_ms` goes out: who was told no more than that has the updates from this one on."""
+        for membership in [one for one in self.ahead if one.ahead_ms is not None and one.ahead_ms <= open_ms]:
+            del self.ahead[membership]
+            membership.ahead_ms = None
+            self._activate(membership)
+
+    def _activate(self, membership: Membership) -> None:
+        links = self.groups.get(membership.options)
+        if links is None:
+            links = self.groups[membership.options] = Links()
+        links.add(membership)
+
+
+class Room:
+    """What all lanes of a topic share. `phase`, from 0 to 1, tells rooms apart that would be due together."""
+
+    def __init__(self, topic: Topic, name: str, head: str) -> None:
+        self.topic = topic
+        self.name = name
+        self.head = head
+        self.phase = zlib.crc32(name.encode()) / 2**32
+        self.lanes: dict[tuple[Mode, bool], Lane] = {}
+        self.version = 0  # changes whenever a bar does
+        self.last_broadcast_ms = 0
+
+    @property
+    def members(self) -> int:
+        """How many there are."""
+        return sum(lane.members for lane in self.lanes.values())
+
+    def lane(self, options: Options) -> Lane:
+        """The lane for members with these options."""
+        mode: Mode = "closed" if options.closed else "final" if options.fields & FINAL else "live"
+        key = (mode, bool(options.fields & REV))
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(self, *key)
+        return lane

@@ -1,30 +1,39 @@
-"""One WebSocket client: its requests to the hub, and the hub's deliveries to its socket."""
+"""One WebSocket client: what it asks for, and what it is told beside the bars of its rooms."""
 
 import asyncio
 import logging
 from datetime import timedelta
+from typing import Any
 from typing import Protocol as Interface
 
-from candled.errors import ClientError, Unavailable
+from candled.bus import Position
+from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import Candle, Interval, MarketKey
-from candled.rooms import protocol
-from candled.rooms.hub import Hub
-from candled.rooms.protocol import Ping, Subscribe, Topic
+from candled.rooms import messages
+from candled.rooms.frames import Frame
+from candled.rooms.hub import Hub, Link, Membership
+from candled.rooms.messages import PLAIN, Topic
+from candled.rooms.protocol import (
+    INTERNAL,
+    LIMIT,
+    TOO_MANY,
+    GetHistory,
+    ListSubscriptions,
+    Ping,
+    Protocol,
+    Request,
+    RequestError,
+    Subscribe,
+    SubscribeMany,
+)
 from candled.token_bucket import TokenBucket
 
-from .outbox import Outbox
+from .pager import TURN, Pager, Pages
 
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-
-
-class Wire(Interface):
-    """The socket, as far as a client needs it."""
-
-    def send(self, text: str) -> "asyncio.Future[None]": ...
-    def close(self, code: int, reason: str) -> None: ...
 
 
 class Bars(Interface):
@@ -32,8 +41,9 @@ class Bars(Interface):
 
     def ready(self, key: MarketKey, interval: Interval, count: int) -> bool: ...
     def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool: ...
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
     async def prepare(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None: ...
-    def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]: ...
+    async def prepare_resume(self, key: MarketKey, interval: Interval, position: Position, time_ms: int) -> Any: ...
 
 
 class ClientLimits(Interface):
@@ -48,143 +58,255 @@ class ClientLimits(Interface):
 
 
 class Client:
-    """A member of rooms. One write is under way at a time; what comes meanwhile waits in the outbox."""
+    """A member of rooms behind one link. There may be very many: what few of them need is made when it is needed."""
+
+    __slots__ = (
+        "_bars",
+        "_budget",
+        "_clock",
+        "_codec",
+        "_hub",
+        "_is_extended",
+        "_limits",
+        "_link",
+        "_memberships",
+        "_pager",
+        "_pages",
+        "_preparing",
+        "_watched",
+    )
 
     def __init__(
-        self, wire: Wire, hub: Hub, bars: Bars, codec: protocol.Protocol, clock: Clock, limits: ClientLimits
+        self, link: Link, hub: Hub, bars: Bars, codec: Protocol, clock: Clock, limits: ClientLimits, pages: Pages
     ) -> None:
-        self._wire = wire
+        self._link = link
         self._hub = hub
         self._bars = bars
         self._codec = codec
         self._clock = clock
         self._limits = limits
-        self._outbox = Outbox()
-        self._topics: set[Topic] = set()
-        self._fresh: set[Topic] = set()  # had no `initial` yet, so that a better one may be waited for
-        self._preparing: dict[Topic, asyncio.Task[None]] = {}
-        rate = limits.max_messages_per_second
-        self._budget = TokenBucket(rate, 2 * rate) if rate else None
-        self._writing_since: float | None = None
-        self._closed = False
+        self._pages = pages
+        self._memberships: dict[Topic, Membership] = {}
+        self._budget: TokenBucket | None = None
+        self._preparing: dict[Topic, asyncio.Task[None]] | None = None
+        self._watched: dict[MarketKey, tuple[Any, set[Topic]]] | None = None  # whose states it is told, and for which
+        self._pager: Pager | None = None
+        self._is_extended = False  # used something that the specification does not have
 
-    # ------------------------------------------------------------ from the socket
+    # ------------------------------------------------------------ from the link
 
     def received(self, message: str | bytes) -> None:
         """Handle one message; every mistake is answered and the socket stays open."""
         try:
             self._spend()
-            request = self._codec.decode(message)
-            if isinstance(request, Ping):
-                self._reply(protocol.PONG)
-            elif isinstance(request, Subscribe):
-                self._subscribe(request)
-            else:
-                self._unsubscribe(request.topic)
-        except ClientError as error:
-            self._reply(protocol.error(str(error)))
+            self._handle(self._codec.decode(message))
+        except RequestError as error:
+            self._refuse(error)
+
+    def make_initial(self, topic: Topic) -> Frame | None:
+        """The socket can take the `initial` that was wanted of it, or a page of history."""
+        membership = self._memberships.get(topic)
+        if membership is not None:
+            return self._hub.initial(membership)
+        if topic == TURN and self._pager is not None:
+            self._pager.turn()
+        return None
+
+    def fell_behind(self, topic: Topic) -> None:
+        """The client reads so slowly that updates of a topic had to be dropped."""
+        membership = self._memberships.get(topic)
+        if membership is not None:
+            self._hub.fell_behind(membership)
+            self.want_initial(membership)
+
+    def goodbye(self, reconnect_after_ms: int) -> None:
+        """The server is about to close the connection."""
+        if self._is_extended:
+            self._reply(messages.bye(reconnect_after_ms))
 
     def closed(self) -> None:
         """The socket is gone."""
-        self._closed = True
-        for task in self._preparing.values():
+        for task in list((self._preparing or {}).values()):
             task.cancel()
-        for topic in self._topics:
-            self._hub.leave(self, topic)
-        self._topics.clear()
-
-    def stuck_for(self, now: float) -> float:
-        """Seconds since the write that is under way began; 0.0 when none is."""
-        return 0.0 if self._writing_since is None else now - self._writing_since
+        if self._pager is not None:
+            self._pager.close()
+        for watcher, _ in (self._watched or {}).values():
+            self._hub.unwatch(watcher)
+        for membership in self._memberships.values():
+            self._hub.leave(membership)
+        self._watched = None
+        self._memberships.clear()
 
     # ------------------------------------------------------------ from the hub (Member)
 
-    def send_update(self, topic: Topic, open_ms: int, text: str) -> None:
-        if self._writing_since is None and not self._outbox:
-            self._write(text)
-        elif not self._outbox.update(topic, open_ms, text):
-            self._outbox.initial(topic)
-            self._hub.fell_behind(self, topic)
-
-    def want_initial(self, topic: Topic) -> None:
-        count = self._hub.wanted(self, topic)
-        if count is None:
+    def want_initial(self, membership: Membership) -> None:
+        """Have `initial` sent as soon as memory and socket are ready for it."""
+        topic = membership.topic
+        if self._memberships.get(topic) is not membership or (self._preparing and topic in self._preparing):
             return
-        may_wait = topic in self._fresh and not self._bars.is_warm(topic.market, topic.interval, count)
-        if not may_wait and self._bars.ready(topic.market, topic.interval, count):
-            self._fresh.discard(topic)
-            self._outbox.initial(topic)
-            self._pump()
-        elif topic not in self._preparing:
-            task = self._preparing[topic] = asyncio.ensure_future(self._prepare(topic))
-            task.add_done_callback(lambda _: self._preparing.pop(topic, None))
+        may_wait = membership.fresh and not self._bars.is_warm(*topic, membership.needed)
+        if membership.resume is None and not may_wait and self._bars.ready(*topic, membership.needed):
+            self._link.want(topic)
+            return
+        if self._preparing is None:
+            self._preparing = {}
+        self._preparing[topic] = asyncio.ensure_future(self._prepare(topic, may_wait))
+
+    # ------------------------------------------------------------ requests
+
+    def _spend(self) -> None:
+        rate = self._limits.max_messages_per_second
+        if not rate:
+            return
+        if self._budget is None:
+            self._budget = TokenBucket(rate, 2 * rate)
+        if self._budget.take(self._clock.monotonic()):
+            raise RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
+
+    def _handle(self, request: Request) -> None:
+        if request.id is not None:
+            self._is_extended = True
+        if isinstance(request, Subscribe):
+            self._subscribe(request)
+        elif isinstance(request, SubscribeMany):
+            self._is_extended = True
+            for one in request.wanted:
+                self._subscribe_one(one)
+        elif isinstance(request, Ping):
+            self._reply(messages.pong(request.id))
+        elif isinstance(request, ListSubscriptions):
+            self._is_extended = True
+            self._reply(messages.listing(map(self._codec.head, self._memberships), request.id))
+        elif isinstance(request, GetHistory):
+            self._page(request)
+        else:
+            existed = self._unsubscribe(request.topic)
+            if request.id is not None:
+                head = self._codec.head(request.topic)
+                self._reply(messages.unsubscribed(head, request.id, existed=existed))
+
+    def _subscribe_one(self, one: Subscribe | RequestError) -> None:
+        """One of several: what is wrong with it does not concern the others."""
+        try:
+            if isinstance(one, RequestError):
+                raise one
+            self._subscribe(one)
+        except RequestError as error:
+            self._refuse(error)
+
+    def _subscribe(self, request: Subscribe) -> None:
+        topic, most = request.topic, self._limits.max_rooms_per_connection
+        former = self._memberships.get(topic)
+        if most and former is None and len(self._memberships) >= most:
+            error = RequestError(f"Too many subscriptions: at most {most} per connection", code=LIMIT)
+            error.request_id = request.id
+            raise error
+        if request.options != PLAIN or request.status or request.resume is not None:
+            self._is_extended = True
+        self._link.forget(topic)
+        membership = self._hub.join(self, self._link, topic, request.bars, request.options)
+        membership.resume, membership.request_id = request.resume, request.id
+        self._memberships[topic] = membership
+        if former is not None:
+            self._hub.leave(former)
+        if len(self._memberships) > 1:
+            self._link.gather(many=True)
+        if request.id is not None:
+            self._reply(messages.subscribed(membership.lane.room.head, request.id))
+        self._watch(topic, request.status)
+        self.want_initial(membership)
+
+    def _unsubscribe(self, topic: Topic) -> bool:
+        membership = self._memberships.pop(topic, None)
+        if membership is None:
+            return False
+        self._link.forget(topic)
+        self._hub.leave(membership)
+        self._watch(topic, wanted=False)
+        if len(self._memberships) == 1:
+            self._link.gather(many=False)
+        return True
+
+    def _watch(self, topic: Topic, wanted: bool) -> None:
+        """Be told the state of a topic's market, once for all its topics, or no more."""
+        if self._watched is None:
+            if not wanted:
+                return
+            self._watched = {}
+        watcher, topics = self._watched.get(topic.market, (None, set()))
+        if wanted:
+            topics.add(topic)
+            if watcher is None:
+                self._watched[topic.market] = self._hub.watch(self._link, topic.market), topics
+        elif watcher is not None:
+            topics.discard(topic)
+            if not topics:
+                del self._watched[topic.market]
+                self._hub.unwatch(watcher)
+
+    def _page(self, request: GetHistory) -> None:
+        self._is_extended = True
+        if self._pager is None:
+            self._pager = Pager(self._link, self._pages, self._bars, self._codec.head, self._clock)
+        try:
+            self._pager.ask(request)
+        except RequestError as error:
+            error.request_id = request.id
+            raise
 
     # ------------------------------------------------------------ inside
 
-    def _spend(self) -> None:
-        if self._budget is not None and self._budget.take(self._clock.monotonic()):
-            raise ClientError(f"Too many messages: at most {self._limits.max_messages_per_second} per second")
+    async def _prepare(self, topic: Topic, may_wait: bool) -> None:
+        """Have read what memory lacks, then have `initial` sent."""
+        try:
+            await self._read(topic, self._limits.warmup_wait.total_seconds() if may_wait else 0.0)
+        finally:
+            if self._preparing is not None:
+                del self._preparing[topic]
+        if topic in self._memberships:
+            self._link.want(topic)
 
-    def _subscribe(self, request: Subscribe) -> None:
-        most = self._limits.max_rooms_per_connection
-        if most and request.topic not in self._topics and len(self._topics) >= most:
-            raise ClientError(f"Too many subscriptions: at most {most} per connection")
-        self._topics.add(request.topic)
-        self._fresh.add(request.topic)
-        self._outbox.forget(request.topic)
-        self._hub.join(self, request.topic, request.bars)
-
-    def _unsubscribe(self, topic: Topic) -> None:
-        self._topics.discard(topic)
-        self._fresh.discard(topic)
-        self._outbox.forget(topic)
-        self._hub.leave(self, topic)
-
-    async def _prepare(self, topic: Topic) -> None:
-        """Have the bars read that memory lacks, then send `initial`; a failure is told once, and tried again."""
-        patience_s = self._limits.warmup_wait.total_seconds() if topic in self._fresh else 0.0
-        failures = 0
-        while (count := self._hub.wanted(self, topic)) is not None:
+    async def _read(self, topic: Topic, patience_s: float) -> None:
+        """Have read what a member needs; a failure is told once, and tried again."""
+        has_failed = False
+        while (membership := self._memberships.get(topic)) is not None:
             try:
-                await self._bars.prepare(topic.market, topic.interval, count, patience_s)
+                await self._bars.prepare(*topic, membership.needed, patience_s)
+                await self._find(membership)
             except Unavailable as error:
-                if not failures:
+                if not has_failed:
                     logger.warning("%s %s: bars cannot be read: %s", *topic, error)
-                    self._reply(protocol.error(protocol.FAILED_TO_SUBSCRIBE))
-                failures += 1
+                    self._refuse(_failed(membership))
+                has_failed = True
                 await self._clock.sleep(_RETRY_S)
                 continue
             finally:
                 patience_s = 0.0
-            if count == self._hub.wanted(self, topic):  # not asked for anew meanwhile
-                self._fresh.discard(topic)
-                self._outbox.initial(topic)
-                self._pump()
+            if self._memberships.get(topic) is membership:  # not asked for anew meanwhile
                 return
+
+    async def _find(self, membership: Membership) -> None:
+        """Find out what a member that was here before has missed; if that cannot be, it is told everything."""
+        resume = membership.resume
+        if resume is None:
+            return
+        try:
+            membership.found = await self._bars.prepare_resume(
+                *membership.topic, Position(resume.epoch, resume.seq), resume.time_ms
+            )
+        except Unavailable as error:
+            logger.warning("%s %s: what changed cannot be read: %s", *membership.topic, error)
+
+    def _refuse(self, error: RequestError) -> None:
+        if error.request_id is not None:
+            self._is_extended = True
+        self._reply(messages.error(str(error), error.request_id, code=error.code, temporary=error.temporary))
 
     def _reply(self, text: str) -> None:
-        if not self._outbox.reply(text):
-            self._wire.close(1013, "too many answers are waiting to be read")
-            return
-        self._pump()
+        self._link.reply(Frame.of(text))
 
-    def _pump(self) -> None:
-        while self._writing_since is None and not self._closed:
-            item = self._outbox.pop()
-            if item is None:
-                return
-            text = item if isinstance(item, str) else self._hub.initial(self, item)
-            if text is not None:
-                self._write(text)
 
-    def _write(self, text: str) -> None:
-        future = self._wire.send(text)
-        if future.done():
-            return
-        self._writing_since = self._clock.monotonic()
-        future.add_done_callback(self._written)
-
-    def _written(self, future: "asyncio.Future[None]") -> None:
-        self._writing_since = None
-        if not future.cancelled() and future.exception() is None:
-            self._pump()
+def _failed(membership: Membership) -> RequestError:
+    error = RequestError(messages.FAILED_TO_SUBSCRIBE, code=INTERNAL, temporary=True)
+    error.request_id = membership.request_id if membership.fresh else None
+    return error

@@ -1,4 +1,4 @@
-"""Tornado handlers: the WebSocket, the page, and what can be asked about the daemon."""
+"""Tornado handlers: the WebSocket's handshake, the page, and what can be asked about the daemon."""
 
 import asyncio
 import contextlib
@@ -6,14 +6,23 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.websocket import WebSocketProtocol
 
-from .client import Client
+from candled.exchange import Clock
+
+from .compression import agree
+from .heartbeat import Wheel
 from .limits import Door, Network, client_address
+from .link import Client, Link
+from .publisher import Publisher
+from .socket_link import SocketLink, Wires
+from .takeover import TakenHandler, Takeover
+from .tornado_link import TornadoLink, answer_ends_rightly
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +30,19 @@ STATIC = Path(__file__).parent / "static"
 
 
 class Site:
-    """What the handlers share: made once by the server."""
+    """What the handlers share: made once by the server. Keeps the links of all clients that are connected."""
 
     def __init__(
         self,
         *,
-        make_client: Callable[["StreamHandler"], Client],
+        make_client: Callable[[Link], Client],
         door: Door,
+        clock: Clock,
+        publisher: Publisher,
+        wheel: Wheel,
+        largest: int,
+        takes_over: bool,
+        compresses: bool,
         trusted: tuple[Network, ...],
         allowed_origins: tuple[str, ...],
         health: Callable[[], Mapping[str, Any]],
@@ -36,32 +51,72 @@ class Site:
     ) -> None:
         self.make_client = make_client
         self.door = door
+        self.clock = clock
+        self.publisher = publisher
+        self.takes_over = takes_over
+        self.compresses = compresses
         self.trusted = trusted
         self.allowed_origins = allowed_origins
         self.health = health
         self.statistics = statistics
         self.page = page
         self.draining = False
-        self.handlers: set[StreamHandler] = set()
+        self.links: set[SocketLink | TornadoLink] = set()
+        self._kept: set[TornadoLink] = set()  # connections that Tornado keeps
+        self.wires = Wires(publisher, clock, largest=largest, gone=self._gone)
+        self._wheel = wheel
         self._empty = asyncio.Event()
 
-    def entered(self, handler: "StreamHandler") -> None:
+    def entered(self, link: SocketLink | TornadoLink) -> None:
         """A client is connected."""
-        self.handlers.add(handler)
+        self.door.enter(link.address)
+        self.links.add(link)
         self._empty.clear()
+        link.client = self.make_client(link)
 
-    def left(self, handler: "StreamHandler") -> None:
+    def kept(self, link: TornadoLink) -> None:
+        """A client is connected, and Tornado keeps the connection."""
+        self._kept.add(link)
+        self.entered(link)
+
+    def taken(self, peer: socket, address: str, early: bytes, extensions: str) -> None:
+        """A client is connected, and its socket is ours."""
+        link = SocketLink(self.wires, peer, address, agree(extensions)[1] if extensions else ())
+        self.entered(link)
+        self._wheel.add(link)
+        link.start(early)
+
+    def left(self, link: SocketLink | TornadoLink) -> None:
         """A client is gone."""
-        self.handlers.discard(handler)
-        if not self.handlers:
+        self.links.discard(link)
+        if isinstance(link, TornadoLink):
+            self._kept.discard(link)
+        self.door.leave(link.address)
+        if not self.links:
             self._empty.set()
 
     async def emptied(self, within_s: float) -> bool:
         """Wait until no client is connected, at most so many seconds; return whether that came to be."""
-        if self.handlers:
+        if self.links:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), within_s)
-        return not self.handlers
+        return not self.links
+
+    def sweep(self, now: float, slow_s: float) -> None:
+        """Close who has not read for so long. Call it every second."""
+        self.wires.sweep(now, slow_s)
+        for link in [one for one in self._kept if one.stuck_for(now) > slow_s]:
+            logger.info("%s has not read for %.0f s: closed", link.address, slow_s)
+            link.close(3008, "slow")
+
+    def cut(self) -> None:
+        """Close the sockets of all who are still there."""
+        for link in list(self.links):
+            link.cut()
+
+    def _gone(self, link: SocketLink) -> None:
+        self._wheel.remove(link)
+        self.left(link)
 
 
 class _Common(RequestHandler):
@@ -86,16 +141,21 @@ class _Common(RequestHandler):
         self.finish(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-class StreamHandler(_Common, WebSocketHandler):
-    """`/ws`: the protocol of docs/protocol.md."""
+class StreamHandler(_Common, TakenHandler):
+    """`/ws`: the protocol of docs/protocol.md. Lives as long as the handshake, unless Tornado keeps the connection."""
 
-    client: Client | None = None
+    _link: TornadoLink | None = None
     _address = ""
+    _extensions = ""
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade, unless a limit or the origin policy refuses it."""
         if self.site.draining:
             self._refuse(503, "The server is stopping")
+            return
+        wait_s = self.site.door.knock(self.site.clock.monotonic())
+        if wait_s:
+            self._refuse(503, "Too many handshakes at a time", wait_s)
             return
         peer = self.request.connection.context.address  # type: ignore[union-attr]
         self._address = client_address(
@@ -115,37 +175,43 @@ class StreamHandler(_Common, WebSocketHandler):
         host = urlsplit(origin).netloc.lower()
         return "*" in allowed or origin.lower() in allowed or host == self.request.headers.get("Host", "").lower()
 
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        """Take the connection over, where it is a plain socket; else let Tornado keep it."""
+        if not self.site.takes_over or self.request.protocol == "https":
+            protocol = super().get_websocket_protocol()
+            return None if protocol is None else answer_ends_rightly(protocol)
+        if self.request.headers.get("Sec-WebSocket-Version") != "13":
+            return None
+        if self.site.compresses:
+            self._extensions = agree(self.request.headers.get("Sec-WebSocket-Extensions", ""))[0]
+        return Takeover(self._extensions)  # type: ignore[return-value]  # as far as a handshake needs it
+
+    def taken(self, peer: socket, early: bytes) -> None:
+        self.site.taken(peer, self._address, early, self._extensions)
+
+    # ------------------------------------------------------------ where Tornado keeps the connection
+
+    def get_compression_options(self) -> dict[str, Any] | None:
+        return {"compression_level": 1, "mem_level": 5} if self.site.compresses else None
+
     def open(self, *args: str, **kwargs: str) -> None:
         self.set_nodelay(True)
-        self.site.door.enter(self._address)
-        self.site.entered(self)
-        self.client = self.site.make_client(self)
+        self._link = TornadoLink(self, self.site.publisher, self.site.clock, self._address)
+        self.site.kept(self._link)
 
     def on_message(self, message: str | bytes) -> None:
-        if self.client is not None:
-            self.client.received(message)
+        if self._link is not None:
+            self._link.client.received(message)
 
     def on_close(self) -> None:
-        if self.client is None:
-            return
-        self.site.left(self)
-        self.site.door.leave(self._address)
-        self.client.closed()
-        self.client = None
+        if self._link is not None:
+            self._link.cut()
+            self.site.left(self._link)
+            self._link = None
 
-    def send(self, text: str) -> "asyncio.Future[None]":
-        """Write one text frame; the future ends when the kernel took it all."""
-        try:
-            future = asyncio.ensure_future(self.write_message(text))
-        except WebSocketClosedError as error:
-            future = asyncio.get_running_loop().create_future()
-            future.set_exception(error)
-        future.add_done_callback(_heard)
-        return future
-
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, wait_s: float = 10.0) -> None:
         self.set_status(status)
-        self.set_header("Retry-After", "10")
+        self.set_header("Retry-After", str(max(1, round(wait_s))))
         self.finish_json({"error": {"code": status, "message": message}})
 
 
@@ -188,9 +254,3 @@ class StaticHandler(StaticFileHandler):
     def set_extra_headers(self, path: str) -> None:
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Content-Type-Options", "nosniff")
-
-
-def _heard(future: "asyncio.Future[None]") -> None:
-    """A client that went away in the middle of a write is no error; take note of it, so that nobody logs it."""
-    if not future.cancelled():
-        future.exception()

@@ -4,17 +4,36 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from candled.token_bucket import TokenBucket
+
+_LONGEST_WAIT_S = 60.0
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Door:
-    """Counts connections in all and per client address. A limit of 0 means none."""
+    """Counts connections in all and per client address, and handshakes per second. A limit of 0 means none."""
 
-    def __init__(self, most: int, most_per_address: int) -> None:
+    def __init__(self, most: int, most_per_address: int, most_per_second: int = 0) -> None:
         self._most = most
         self._most_per_address = most_per_address
+        self._handshakes = TokenBucket(most_per_second) if most_per_second else None
+        self._turned_away = 0  # since the last one that was let in
         self._addresses: Counter[str] = Counter()
         self.count = 0
+
+    def knock(self, now: float) -> float:
+        """Seconds after which to try again, if there are too many handshakes in this second; else 0.0.
+
+        Those who are turned away together are told different times, as many for each second as will be let in.
+        """
+        if self._handshakes is None:
+            return 0.0
+        if not self._handshakes.take(now):
+            self._turned_away = max(0, self._turned_away - 1)
+            return 0.0
+        self._turned_away += 1
+        return min(_LONGEST_WAIT_S, 1.0 + self._turned_away / self._handshakes.rate)
 
     def refuse(self, address: str) -> tuple[int, str] | None:
         """Why another connection from `address` is refused, as HTTP status and message; None if it may come in."""

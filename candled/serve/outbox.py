@@ -1,7 +1,5 @@
 """What one client has yet to receive, in bounded space however slowly it reads."""
 
-from collections import deque
-
 from candled.rooms.protocol import Topic
 
 MOST_REPLIES = 256
@@ -11,19 +9,21 @@ MOST_BARS_WAITING = 3
 class Outbox:
     """Pure. Replies keep their order; of a topic either a fresh `initial` waits, or the newest state of few bars."""
 
+    __slots__ = ("_initials", "_replies", "_updates")
+
     def __init__(self) -> None:
-        self._replies: deque[str] = deque()
+        self._replies: list[bytes] = []
         self._initials: dict[Topic, None] = {}  # ordered
-        self._updates: dict[Topic, dict[int, str]] = {}
+        self._updates: dict[Topic, dict[int, bytes]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._replies or self._initials or self._updates)
 
-    def reply(self, text: str) -> bool:
+    def reply(self, frame: bytes) -> bool:
         """Queue an answer; False when the client lets too many lie."""
         if len(self._replies) >= MOST_REPLIES:
             return False
-        self._replies.append(text)
+        self._replies.append(frame)
         return True
 
     def initial(self, topic: Topic) -> None:
@@ -31,10 +31,12 @@ class Outbox:
         self._updates.pop(topic, None)
         self._initials[topic] = None
 
-    def update(self, topic: Topic, open_ms: int, text: str) -> bool:
+    def update(self, topic: Topic, open_ms: int, frame: bytes) -> bool:
         """Queue an update; False when so many bars wait that an `initial` should take their place."""
+        if topic in self._initials:  # which will hold it
+            return True
         waiting = self._updates.setdefault(topic, {})
-        waiting[open_ms] = text
+        waiting[open_ms] = frame
         return len(waiting) <= MOST_BARS_WAITING
 
     def forget(self, topic: Topic) -> None:
@@ -42,19 +44,24 @@ class Outbox:
         self._updates.pop(topic, None)
         self._initials.pop(topic, None)
 
-    def pop(self) -> str | Topic | None:
-        """The next text to send, or a topic whose `initial` is to be made and sent; None when empty."""
+    def pop(self) -> bytes | Topic | None:
+        """The next frame to send, or a topic whose `initial` is to be made and sent; None when empty."""
         if self._replies:
-            return self._replies.popleft()
+            return self._replies.pop(0)
         if self._initials:
             topic = next(iter(self._initials))
             del self._initials[topic]
             return topic
         if self._updates:
             topic, waiting = next(iter(self._updates.items()))
-            text = waiting.pop(min(waiting))
+            frame = waiting.pop(min(waiting))
             del self._updates[topic]
             if waiting:
                 self._updates[topic] = waiting  # to the end: topics take turns
-            return text
+            return frame
         return None
+
+    def take_replies(self) -> list[bytes]:
+        """Take all answers at once: a connection that is closed gets nothing else any more."""
+        replies, self._replies = self._replies, []
+        return replies

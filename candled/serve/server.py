@@ -3,8 +3,9 @@
 import asyncio
 import errno
 import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -13,11 +14,9 @@ from tornado.web import Application
 from candled.config import ServerSettings
 from candled.errors import ConfigError
 from candled.exchange import Clock
-from candled.rooms.hub import Hub
-from candled.rooms.protocol import Protocol
 
 from . import clients
-from .client import Bars, Client
+from .acceptor import Acceptor
 from .handlers import (
     STATIC,
     HealthHandler,
@@ -28,14 +27,27 @@ from .handlers import (
     StatisticsHandler,
     StreamHandler,
 )
+from .heartbeat import Wheel
 from .limits import Door, networks
+from .link import Client, Link
+from .publisher import Publisher
 
 logger = logging.getLogger(__name__)
 
 LARGEST_MESSAGE = 16 * 1024
+_BACKLOG = 4096  # handshakes that wait; Linux lets no more of them wait unless net.core.somaxconn says so
 _TICK_S = 0.02
 _SWEEP_S = 1.0
 _GOODBYE_S = 4.0
+_GOODBYES = 200  # said at a time
+_RECONNECT_MS = (1_000, 10_000)  # the range over which clients are spread that come back after a goodbye
+
+
+class Rooms(Protocol):
+    """`candled.rooms.hub.Hub`."""
+
+    def run_due(self) -> bool | None:
+        """Send what is due; whether more is due now."""
 
 
 class Server:
@@ -45,24 +57,33 @@ class Server:
         self,
         settings: ServerSettings,
         *,
-        hub: Hub,
-        bars: Bars,
-        codec: Protocol,
+        hub: Rooms,
+        publisher: Publisher,
+        make_client: Callable[[Link], Client],
         clock: Clock,
         health: Callable[[], Mapping[str, Any]],
         statistics: Callable[[], Mapping[str, Any]],
         page: Callable[[], str],
         routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
+        largest_message: int = LARGEST_MESSAGE,
     ) -> None:
         self._routes = routes
+        self._largest = largest_message
         self._settings = settings
         self._hub = hub
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
-        self._door = Door(settings.max_connections, settings.max_connections_per_ip)
+        self._door = Door(settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second)
+        self._wheel = Wheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
         self._site = Site(
-            make_client=lambda handler: Client(handler, hub, bars, codec, clock, settings),
+            make_client=make_client,
             door=self._door,
+            clock=clock,
+            publisher=publisher,
+            wheel=self._wheel,
+            largest=largest_message,
+            takes_over=settings.takeover,
+            compresses=settings.compression,
             trusted=networks(settings.trusted_proxies),
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
             health=health,
@@ -70,6 +91,7 @@ class Server:
             page=page,
         )
         self._http = HTTPServer(self._application(), max_header_size=16 * 1024, max_body_size=64 * 1024)
+        self._acceptor = Acceptor(self._http, clock)
 
     def listen(self) -> int:
         """Listen; return the port, which the system chose where the settings say 0.
@@ -79,33 +101,45 @@ class Server:
         """
         host, port = self._settings.host, self._settings.port
         try:
-            sockets = bind_sockets(port, host)
+            sockets = bind_sockets(port, host, backlog=_BACKLOG)
         except OSError as error:
             why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
             raise ConfigError(f"server: cannot listen on {host}:{port}: {why}") from error
-        self._http.add_sockets(sockets)
-        self._tasks = [asyncio.ensure_future(self._drive()), asyncio.ensure_future(self._sweep())]
         bound: int = sockets[0].getsockname()[1]
+        self._acceptor.start(sockets)
+        self._tasks = [asyncio.ensure_future(task) for task in (self._drive(), self._sweep(), self._beat())]
         return bound
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return self._door.count
 
     def drain(self) -> None:
         """Take no new connections; those that are there go on."""
         self._site.draining = True
-        self._http.stop()
+        self._acceptor.stop()
 
     async def stop(self) -> None:
         """Take no new connections, tell everybody goodbye with 1001, then close."""
         self.drain()
-        for handler in list(self._site.handlers):
-            handler.close(1001, "the server is going away")
+        for number, link in enumerate(list(self._site.links)):
+            link.client.goodbye(random.randint(*_RECONNECT_MS))
+            link.close(1001, "the server is going away")
+            if number % _GOODBYES == 0:
+                await self._clock.sleep(0)
         await self._site.emptied(_GOODBYE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = len(self._site.links)
+        self._site.cut()
         try:
             await asyncio.wait_for(self._http.close_all_connections(), timeout=1.0)
         except TimeoutError:
-            logger.info("%d clients did not answer the goodbye", len(self._site.handlers))
+            left += 1
+        if left:
+            logger.info("%d clients did not answer the goodbye", left)
 
     def _application(self) -> Application:
         site = {"site": self._site}
@@ -121,30 +155,33 @@ class Server:
             ],
             default_handler_class=NothingHandler,
             default_handler_args=site,
+            # for connections that Tornado keeps
             websocket_ping_interval=self._settings.ping_interval.total_seconds(),
             websocket_ping_timeout=self._settings.ping_timeout.total_seconds(),
-            websocket_max_message_size=LARGEST_MESSAGE,
+            websocket_max_message_size=self._largest,
             log_function=_log_request,
         )
 
     async def _drive(self) -> None:
         while True:
+            is_more = False
             try:
-                self._hub.run_due()
+                is_more = bool(self._hub.run_due())
             except Exception:  # one room's trouble must not stop the others
                 logger.exception("a room failed")
-            await self._clock.sleep(_TICK_S)
+            await self._clock.sleep(0 if is_more else _TICK_S)
+
+    async def _beat(self) -> None:
+        """Ping everybody in turn."""
+        while True:
+            await self._clock.sleep(self._wheel.step_s)
+            self._wheel.turn()
 
     async def _sweep(self) -> None:
         """Close clients that have not read for too long."""
         while True:
             await self._clock.sleep(_SWEEP_S)
-            now = self._clock.monotonic()
-            limit_s = self._settings.slow_client_timeout.total_seconds()
-            for handler in list(self._site.handlers):
-                if handler.client is not None and handler.client.stuck_for(now) > limit_s:
-                    logger.info("%s has not read for %.0f s: closed", handler.request.remote_ip, limit_s)
-                    handler.close(3008, "slow")
+            self._site.sweep(self._clock.monotonic(), self._settings.slow_client_timeout.total_seconds())
 
 
 def _log_request(handler: Any) -> None:

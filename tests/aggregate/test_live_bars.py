@@ -3,7 +3,7 @@ from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Symbol
 from tests.clocks import ManualClock
-from tests.rooms.test_hub import Stored
+from tests.rooms.stage import Stored
 from tests.rows import MONDAY_MS, minute
 
 BTC = MarketKey("replay", Symbol("BTC", "USDT"))

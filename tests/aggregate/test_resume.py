@@ -5,7 +5,7 @@ from candled.aggregate.resume import MOST_RESUMED
 from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol
 from tests.clocks import ManualClock
-from tests.rooms.test_hub import Stored
+from tests.rooms.stage import Stored
 from tests.rows import MONDAY_MS, minute
 
 BTC = MarketKey("replay", Symbol("BTC", "USDT"))
@@ -252,3 +252,33 @@ async def test_a_bar_is_not_shown_before_all_its_minutes_are_read():
     assert one.bars.times(BTC, quarter, 9)[0] == at(15)
     await one.clock.settle()
     assert [bar.volume for bar in one.bars.tail(BTC, quarter, 9)] == [15] * 4
+
+
+async def test_no_bar_is_final_while_its_minutes_are_being_read():
+    one = await Process().start()
+    (bar,) = one.bars.tail(BTC, FIVE, 1)
+    told: list[bool] = []
+
+    class Listener:
+        def changed(self, *_) -> None: ...
+        def healed(self, *_) -> None: ...
+        def state_changed(self, *_) -> None: ...
+        def settled(self, key) -> None:
+            told.append(one.bars.is_final(BTC, FIVE, bar))
+
+    one.bars.listen(Listener())
+    one.say(Healed(BTC, bar.open_ms, bar.open_ms + MINUTE_MS, MONDAY_MS, Facts(at(60))))
+    assert not one.bars.is_final(BTC, FIVE, bar)
+    await one.clock.settle()
+    assert one.bars.is_final(BTC, FIVE, bar)
+    assert told[-1]
+
+
+async def test_no_bar_that_may_lack_lost_messages_is_final():
+    one = await Process().start()
+    one.minute(minute(60, volume="2", as_of=10_000))
+    one.seq += 1
+    one.say(MinuteChanged(BTC, minute(65, volume="1", as_of=500), Facts(at(65))))
+    early, late = one.bars.bar(BTC, MINUTE, at(50)), one.bars.bar(BTC, MINUTE, at(60))
+    assert one.bars.is_final(BTC, MINUTE, early)
+    assert not one.bars.is_final(BTC, MINUTE, late)

@@ -1,122 +1,9 @@
 import asyncio
-import json
 
 import pytest
 
-from candled.aggregate.live_bars import LiveBars
-from candled.bus import Healed, MinuteChanged
-from candled.bus.memory_bus import MemoryBus
-from candled.model import DEFAULT_INTERVALS, MINUTE_MS, MarketKey, Symbol, fold
-from candled.rooms.hub import Hub
-from candled.rooms.protocol import Protocol, Subscribe, Topic
-from tests.clocks import ManualClock
-from tests.rows import MONDAY_MS, minute
-
-BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
-PROTOCOL = Protocol({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
-
-
-class Stored:
-    """A history in memory, folded on demand."""
-
-    def __init__(self, minutes=(), complete_from=MONDAY_MS) -> None:
-        self.minutes = {candle.open_ms: candle for candle in minutes}
-        self.since = complete_from
-        self.queries = 0
-
-    async def bars_between(self, market, interval, start_ms, end_ms):
-        self.queries += 1
-        await asyncio.sleep(0)
-        buckets = {}
-        for candle in sorted(self.minutes.values()):
-            if start_ms <= interval.floor(candle.open_ms) < end_ms:
-                buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
-        return [fold(parts, open_ms, final=True) for open_ms, parts in sorted(buckets.items())]
-
-    async def bars(self, market, interval, before_ms, limit):
-        return (await self.bars_between(market, interval, 0, before_ms))[-limit:]
-
-    async def running(self, market):
-        return None
-
-    async def complete_from(self, market):
-        return self.since
-
-    async def holes(self, market, within):
-        return ()
-
-    async def changes_since(self, market, epoch, seq, **_):
-        return None
-
-
-class Chart:
-    """The documented client: replaces its bars on `initial`, replaces its last bar or appends on `update`."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self.initials: list[list[dict]] = []
-        self.updates: list[dict] = []
-        self.bars: list[dict] = []
-
-    def want_initial(self, topic) -> None:
-        bars = json.loads(self._hub.initial(self, topic))["bars"]
-        self.initials.append(bars)
-        self.bars = list(bars)
-
-    def send_update(self, topic, open_ms, text) -> None:
-        bar = json.loads(text)["bar"]
-        self.updates.append(bar)
-        assert self.initials, "an update came before its initial"
-        if self.bars and self.bars[-1]["time"] == bar["time"]:
-            self.bars[-1] = bar
-        else:
-            assert not self.bars or bar["time"] > self.bars[-1]["time"], "the chart moved back"
-            self.bars.append(bar)
-
-
-class Stage:
-    """A hub over live bars over a stored history, with a clock that is turned by hand."""
-
-    def __init__(self, stored: Stored) -> None:
-        self.stored = stored
-        self.clock = ManualClock(MONDAY_MS + 3_600_000)
-        self.bars = LiveBars([BTC], DEFAULT_INTERVALS, stored, self.clock)
-        self.hub = Hub(PROTOCOL, self.bars, self.clock)
-        self.bars.listen(self.hub)
-        self.bus = MemoryBus("one")
-        self.bus.listen(self.bars.on_message)
-
-    async def start(self) -> "Stage":
-        await self.bars.start()
-        return self
-
-    def push(self, candle) -> None:
-        self.bus.publish(MinuteChanged(BTC, candle))
-
-    def heal(self, candles) -> None:
-        self.stored.minutes |= {candle.open_ms: candle for candle in candles}
-        times = [candle.open_ms for candle in candles]
-        self.bus.publish(Healed(BTC, min(times), max(times) + MINUTE_MS, self.stored.since))
-
-    async def wait(self, seconds: float) -> None:
-        for _ in range(round(seconds / 0.02)):
-            await self.clock.advance(0.02)
-            self.hub.run_due()
-
-    def join(self, interval: str = "1m", bars: int = 100) -> Chart:
-        chart = Chart(self.hub)
-        self.hub.join(chart, topic(interval), bars)
-        return chart
-
-
-def topic(interval: str) -> Topic:
-    request = PROTOCOL.decode(json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": interval}))
-    assert isinstance(request, Subscribe)
-    return request.topic
-
-
-async def stage(count: int = 60) -> Stage:
-    return await Stage(Stored(minute(number, final=True) for number in range(count))).start()
+from tests.rooms.stage import BTC, MONDAY_MS, Stage, Stored, stage, topic
+from tests.rows import minute
 
 
 async def test_a_member_gets_initial_then_updates_and_ends_with_what_a_reload_shows():
@@ -201,7 +88,7 @@ async def test_bars_older_than_what_history_is_complete_from_are_not_shown_cut()
 async def test_nothing_is_encoded_or_sent_for_rooms_without_members():
     one = await stage()
     chart = one.join()
-    one.hub.leave(chart, topic("1m"))
+    one.hub.leave(chart.membership)
     one.push(minute(60))
     await one.wait(2)
     assert chart.updates == []

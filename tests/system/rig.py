@@ -13,7 +13,7 @@ from candled import config as settings
 from candled.app import Daemon
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Symbol, fold
 from candled.plugins import discover
-from candled.rooms.protocol import bar_text
+from candled.rooms.messages import bar_text
 from candled.store import make_store
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget

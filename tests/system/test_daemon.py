@@ -20,7 +20,7 @@ from candled.bus.memory_bus import MemoryBus
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
 from candled.ingest.http import HttpClient
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, parse_iso_ms
-from candled.rooms.protocol import bar_text
+from candled.rooms.messages import bar_text
 from candled.store.history import History
 from candled.store.keeper import Keeper
 from candled.store.sqlite import SqliteStore

@@ -1,0 +1,48 @@
+"""A message as it leaves the server: one complete WebSocket frame, made once however many clients get it."""
+
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from .protocol import Topic
+
+_TEXT = 0x81  # FIN and opcode 1 (RFC 6455, section 5.2)
+
+
+class Frame(bytes):
+    """One complete, unmasked text frame of a server.
+
+    `topic` and `open_ms` say which bar of which topic it shows, so that a newer state of the same bar may take its
+    place while a slow client lets it wait; `open_ms` 0 means that it shows no bar and must not be replaced.
+    """
+
+    topic: "Topic | None" = None
+    open_ms = 0
+
+    @classmethod
+    def of(cls, text: str | bytes, topic: "Topic | None" = None, open_ms: int = 0) -> Self:
+        """Frame a message; `text` is UTF-8 if it is bytes."""
+        payload = text.encode() if isinstance(text, str) else text
+        frame = cls(header(len(payload)) + payload)
+        if topic is not None:
+            frame.topic = topic
+            frame.open_ms = open_ms
+        return frame
+
+    @property
+    def payload(self) -> bytes:
+        """The message without the frame's header."""
+        return self[len(header_of(self)) :]
+
+
+def header(length: int) -> bytes:
+    """The header of an unmasked text frame whose payload has so many bytes."""
+    if length < 126:
+        return bytes((_TEXT, length))
+    if length < 65_536:
+        return b"\x81\x7e" + length.to_bytes(2, "big")
+    return b"\x81\x7f" + length.to_bytes(8, "big")
+
+
+def header_of(frame: bytes) -> bytes:
+    """The header that a frame begins with."""
+    return frame[: {126: 4, 127: 10}.get(frame[1], 2)]

@@ -1,0 +1,150 @@
+"""The pacing of one lane of a room: at most one update a second, each bar's last state before the next bar's first."""
+
+from candled.model import Candle
+
+MIN_GAP_S = 1.0
+RESYNC_GAP_S = 5.0
+HOLD_S = 30.0  # how long a new bar waits at most for the old one to be final, where that was asked for
+MOST_BEHIND = 5  # bars waiting for their turn before a fresh `initial` is the faster way
+
+
+class Pace:
+    """Decides when which bar is sent. Pure: `now` is monotonic seconds.
+
+    One slot per bar, oldest first: a bar's newest state replaces what waits in its slot. A change of a bar older than
+    the last one sent cannot be an update any more; only a correction or a fresh `initial` can show it. That is so for
+    the last one itself as soon as it was sent as final, so that this is said once.
+
+    With `holds`, a bar waits until the one before it was sent as final, but no longer than `HOLD_S`. With
+    `revisions`, a bar with the same values but another `rev` has changed as well.
+    """
+
+    __slots__ = (
+        "_busy",
+        "_holds",
+        "_next_at",
+        "_resync",
+        "_resynced_at",
+        "_revisions",
+        "_slots",
+        "passed_over",
+        "sent",
+        "sent_final",
+    )
+
+    def __init__(self, *, holds: bool = False, revisions: bool = False) -> None:
+        self.sent: Candle | None = None
+        self.sent_final = False
+        self.passed_over: int | None = None  # the bar that `take` left behind although it was not final yet
+        self._holds = holds
+        self._revisions = revisions
+        self._slots: dict[int, tuple[Candle, bool, float]] = {}  # with the time since when one waits
+        self._next_at = 0.0
+        self._busy = False
+        self._resync = False
+        self._resynced_at = float("-inf")
+
+    def start(self, newest: Candle | None, now: float, *, final: bool = False) -> None:
+        """The first member was told everything up to `newest`, and whether that is final."""
+        self.sent = newest
+        self.sent_final = final
+        self._slots.clear()
+        self._next_at = max(self._next_at, now)
+        self._resync = False
+
+    def offer(self, bar: Candle, now: float, *, final: bool = False, spread_s: float = 0.0) -> bool:
+        """Take a bar that changed or became final; False if no update can show it any more.
+
+        `spread_s`: rooms that were changed together wait for their next second longer by this, each by its own, so
+        that they do not all have their turn together for ever.
+        """
+        sent = self.sent
+        if sent is not None and bar.open_ms <= sent.open_ms:
+            if bar.open_ms < sent.open_ms:
+                return False
+            unchanged = bar.values == sent.values and (bar.rev == sent.rev or not self._revisions)
+            if self.sent_final:
+                self.sent = bar
+                return unchanged
+            if unchanged and not final:
+                self._slots.pop(bar.open_ms, None)
+                return True
+        if not self._slots:
+            self._wait_apart(now, spread_s)
+        waiting = self._slots.get(bar.open_ms)
+        self._slots[bar.open_ms] = (bar, final, now if waiting is None else waiting[2])
+        if len(self._slots) > MOST_BEHIND:
+            self._resync = True
+        return True
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The bars that wait for their turn."""
+        return tuple(self._slots)
+
+    @property
+    def oldest_waiting(self) -> int | None:
+        """The oldest bar that waits; None when nothing waits."""
+        return min(self._slots) if self._slots else None
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything that was offered has been sent."""
+        return not self._slots and not self._resync
+
+    @property
+    def overrun(self) -> bool:
+        """Whether so many bars wait that all members are better served by a fresh `initial`."""
+        return len(self._slots) > MOST_BEHIND
+
+    def ask_resync(self) -> None:
+        """Some members need a fresh `initial`."""
+        self._resync = True
+
+    @property
+    def due_at(self) -> float | None:
+        """When `take` or `take_resync` has something next; None when nothing waits."""
+        at = None
+        if self._slots:
+            at = max(self._next_at, self._held_until(min(self._slots)))
+        if self._resync:
+            resync_at = self._resynced_at + RESYNC_GAP_S
+            at = resync_at if at is None else min(at, resync_at)
+        return at
+
+    def take(self, now: float) -> Candle | None:
+        """The bar to send now, if its time has come; `sent_final` says whether as final."""
+        if not self._slots or now < self._next_at:
+            return None
+        oldest_ms = min(self._slots)
+        held_until = self._held_until(oldest_ms)
+        if now < held_until:
+            return None
+        self.passed_over = self.sent.open_ms if held_until and self.sent is not None else None
+        self.sent, self.sent_final, _ = self._slots.pop(oldest_ms)
+        self._next_at = now + MIN_GAP_S
+        return self.sent
+
+    def take_resync(self, now: float) -> bool:
+        """Whether members that need it get a fresh `initial` now.
+
+        With more bars waiting than `MOST_BEHIND` everybody needs it: `overrun` said so before.
+        """
+        if not self._resync or now < self._resynced_at + RESYNC_GAP_S:
+            return False
+        self._resync = False
+        self._resynced_at = now
+        return True
+
+    def _held_until(self, open_ms: int) -> float:
+        """Until when a bar may not go out because the one before it is not final; 0.0 where nothing holds it."""
+        if not self._holds or self.sent_final or self.sent is None or open_ms <= self.sent.open_ms:
+            return 0.0
+        return self._slots[open_ms][2] + HOLD_S
+
+    def _wait_apart(self, now: float, spread_s: float) -> None:
+        if now >= self._next_at:
+            self._busy = False
+        elif not self._busy:
+            self._busy = True
+            self._next_at += spread_s

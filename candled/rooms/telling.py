@@ -1,0 +1,187 @@
+"""What members are told, as frames: each made once for all who are told the same."""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from candled.bus import Position
+from candled.model import Candle, MarketKey
+
+from . import messages
+from .frames import Frame
+from .messages import FINAL, SEQ, bar_text
+from .room import Lane, Membership
+from .texts import Bars as KeptBars
+from .texts import Form, Texts
+
+MOST_RESUMED = 2000
+_NEWER = 8  # bars that may be newer than the last one that a lane has told
+
+
+class Bars(KeptBars, Protocol):
+    """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
+
+    def position(self, key: MarketKey) -> Position | None: ...
+    def state(self, key: MarketKey) -> tuple[str, int]: ...
+
+
+class Shown(NamedTuple):
+    """What an `initial` shows: when the first and the last bar begin, how many there are, and which are not final."""
+
+    frame: Frame
+    first_ms: int | None
+    last_ms: int | None
+    bars: int
+    open: tuple[int, ...] = ()
+
+
+class Telling:
+    """Makes frames from the bars in memory, and from texts that were kept where it can."""
+
+    def __init__(self, bars: Bars, texts: Texts) -> None:
+        self._bars = bars
+        self._texts = texts
+        self._settled: Counter[MarketKey] = Counter()
+
+    def settled(self, market: MarketKey) -> None:
+        """Bars of a market may have become final."""
+        self._settled[market] += 1
+
+    def changed(self, lane: Lane, bar: Candle) -> bool:
+        """A bar older than the newest changed; whether the lane's members would see that, as far as is known."""
+        topic, is_seen = lane.room.topic, lane.revisions
+        revision = self._bars.revision(*topic)
+        for options in lane.groups:
+            form = self._texts.held(topic, options.fields, options.closed)
+            if form is None:
+                is_seen = True
+                continue
+            is_final = form.cares and self._bars.is_final(*topic, bar)
+            is_seen |= form.changed(bar.open_ms, bar_text(bar, options.fields, final=is_final).encode(), revision)
+        return is_seen
+
+    def update(self, lane: Lane, bar: Candle, fields: int, *, final: bool) -> Frame:
+        """The `update` with the bar that the lane's pace has just taken."""
+        text = self._last_text(lane, bar, final, fields)
+        position = self._position(lane) if fields & SEQ else ""
+        return Frame.of(messages.update(lane.room.head, text, position), lane.room.topic, bar.open_ms)
+
+    def correction(self, lane: Lane, bar: Candle, fields: int) -> Frame:
+        """The `correction` with an older bar."""
+        text = bar_text(bar, fields, final=bool(fields & FINAL) and self.is_final(lane, bar))
+        position = self._position(lane) if fields & SEQ else ""
+        return Frame.of(messages.correction(lane.room.head, text, position), lane.room.topic, bar.open_ms)
+
+    def is_final(self, lane: Lane, bar: Candle) -> bool:
+        """Whether a bar is final as far as the lane may say so: of the last one it says it in an update first."""
+        sent = lane.pace.sent
+        if lane.mode == "final" and sent is not None and sent.open_ms == bar.open_ms:
+            return lane.pace.sent_final
+        return self._bars.is_final(*lane.room.topic, bar)
+
+    def initial(self, membership: Membership) -> Shown:
+        """The `initial` of a member as of now. One that could not be resumed is told so."""
+        lane, options, count = membership.lane, membership.options, membership.bars
+        topic, recovers = lane.room.topic, membership.resume is not None
+        position = self._position(lane) if options.fields & SEQ or recovers else ""
+        form = self._texts.form(topic, options.fields, options.closed)
+        sent = None if lane.mode == "live" else lane.pace.sent
+        state = (
+            lane.room.version,
+            self._bars.revision(*topic),
+            self._settled[topic.market],
+            sent and (sent.open_ms, lane.pace.sent_final),
+            position,
+        )
+        shown: Shown | None = form.kept((count, recovers), state)
+        if shown is None:
+            told = f',"recovered":false{position}' if recovers else position
+            shown = self._make_initial(lane, form, count, told)
+            form.keep((count, recovers), state, shown)
+            self._texts.used(form)
+        return shown
+
+    def resumed(self, membership: Membership, time_ms: int, changed: Sequence[Candle]) -> Shown | None:
+        """The `resumed` of a member whose missed changes are known; None if they are too many or do not fit the lane.
+
+        Its newest bar, or the oldest that was not final, began at `time_ms`. With `final`, bars that may only have
+        become final count as changed.
+        """
+        lane, options = membership.lane, membership.options
+        topic, sent = lane.room.topic, lane.pace.sent
+        times = self._bars.times(*topic, max(1, membership.bars))
+        told = {bar.open_ms: bar for bar in changed}
+        if lane.mode != "live":
+            last_ms = -1 if sent is None else sent.open_ms
+            if topic.interval.floor(time_ms) > last_ms:
+                return None  # it was told a bar that this lane has not told yet
+            for open_ms in times:
+                bar = self._bars.bar(*topic, open_ms) if time_ms <= open_ms <= last_ms else None
+                if bar is not None:
+                    told.setdefault(open_ms, bar)
+            told = {at: bar for at, bar in told.items() if at <= last_ms}
+            if lane.mode == "closed":
+                told = {at: bar for at, bar in told.items() if self.is_final(lane, bar)}
+        if len(told) > MOST_RESUMED:
+            return None
+        form = self._texts.form(topic, options.fields, options.closed)
+        form.read(self._bars, times[:-1], self._settled[topic.market])
+        texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
+        self._texts.used(form)
+        text = messages.resumed(lane.room.head, texts, self._position(lane))
+        newest_ms = times[-1] if times and lane.mode == "live" else None
+        return Shown(Frame.of(text, topic), times[0] if times else None, newest_ms, len(times), tuple(form.open))
+
+    # ------------------------------------------------------------ inside
+
+    def _make_initial(self, lane: Lane, form: Form, count: int, told: str) -> Shown:
+        topic, head = lane.room.topic, lane.room.head
+        since_ms, last_ms = self._read(lane, form, max(1, count))
+        last = None if last_ms is None else self._bars.bar(*topic, last_ms)
+        if last is None or not count:
+            return Shown(Frame.of(messages.initial(head, (), told), topic), None, last_ms, 0)
+        text = self._last_text(lane, last, lane.mode != "live" and self.is_final(lane, last), form.fields)
+        first_ms, held, texts = form.newest(count - 1, since_ms, last.open_ms)
+        with texts:
+            frame = Frame.of(messages.initial(head, (texts, text.encode()), told), topic)
+        still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
+        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open)
+
+    def _read(self, lane: Lane, form: Form, count: int) -> tuple[int, int | None]:
+        """Have `form` hold enough bars to show `count` of them, but for the last; when the first and the last begin."""
+        topic, sent = lane.room.topic, lane.pace.sent
+        more = 0 if lane.mode == "live" else _NEWER
+        while True:
+            times = self._bars.times(*topic, count + more)
+            stop = len(times)
+            if lane.mode != "live":
+                stop = 0 if sent is None else bisect_right(times, sent.open_ms)
+            if not stop:
+                return 0, None
+            last_ms = times[stop - 1]
+            form.read(self._bars, times[: stop - 1], self._settled[topic.market])
+            if not more or len(times) < count + more or form.held(times[0], last_ms) >= count - 1:
+                return times[0], last_ms
+            more *= 8
+
+    def _last_text(self, lane: Lane, bar: Candle, final: bool, fields: int) -> str:
+        """The text of the last bar of a lane, which is told again and again."""
+        known = lane.last_texts.get(fields)
+        if known is not None and known[0] == bar and known[1] is final:
+            return known[2]
+        text = bar_text(bar, fields, final=final)
+        lane.last_texts[fields] = bar, final, text
+        return text
+
+    def _older_text(self, lane: Lane, form: Form, bar: Candle) -> bytes:
+        sent = lane.pace.sent
+        text = None if sent is not None and sent.open_ms == bar.open_ms else form.text(bar.open_ms)
+        if text is None:
+            text = bar_text(bar, form.fields, final=lane.mode != "live" and self.is_final(lane, bar)).encode()
+        return text
+
+    def _position(self, lane: Lane) -> str:
+        """Up to where in the feed everything was told: to here, unless something waits."""
+        position = self._bars.position(lane.room.topic.market) if lane.is_clean else lane.said
+        return "" if position is None else messages.position_text(*position)

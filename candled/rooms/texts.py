@@ -1,0 +1,201 @@
+"""The encoded bars of rooms, kept so that an `initial` is a copy of bytes and not a thousand bars encoded anew."""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from candled.model import Candle, Interval, MarketKey
+
+from .messages import FINAL, Topic, bar_text
+
+MOST_BYTES = 96 * 2**20
+_MESSAGES_KEPT = 4  # whole messages of one form of one room
+_MOST_HELD = 2500  # bars; more than anybody asks for
+_PER_BAR = 16  # bytes beside a bar's text
+
+
+class Bars(Protocol):
+    """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
+
+    def times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]: ...
+    def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None: ...
+    def revision(self, key: MarketKey, interval: Interval) -> int: ...
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
+
+
+class Form:
+    """The bars of one topic as members with the same fields are told them, but for the last, which still changes.
+
+    They stay as they are until the series has another revision. With `closed` only final bars are among them.
+    """
+
+    __slots__ = (
+        "_blob",
+        "_closed",
+        "_ends",
+        "_first_ms",
+        "_kept",
+        "_last_ms",
+        "_revision",
+        "_settled",
+        "_times",
+        "cares",
+        "counted",
+        "fields",
+        "open",
+        "topic",
+    )
+
+    def __init__(self, topic: Topic, fields: int, closed: bool) -> None:
+        self.topic = topic
+        self.fields = fields
+        self.open: list[int] = []  # bars that are not final: told as such, or left out with `closed`
+        self.counted = 0  # bytes of it in the sum of all forms
+        self._closed = closed
+        self.cares = closed or bool(fields & FINAL)  # whether it matters that a bar is final
+        self._first_ms = self._last_ms = -1  # the first and the last bar that was looked at
+        self._times = array("q")
+        self._ends = array("L")  # where each bar's text ends in the blob, with its comma
+        self._blob = bytearray()
+        self._revision = -1
+        self._settled = -1
+        self._kept: dict[object, tuple[object, Sequence[Any]]] = {}
+
+    @property
+    def key(self) -> tuple[Topic, int, bool]:
+        """What tells it from other forms."""
+        return self.topic, self.fields, self._closed
+
+    @property
+    def size(self) -> int:
+        """Bytes in use, about."""
+        return len(self._blob) + _PER_BAR * len(self._times) + sum(len(kept[0]) for _, kept in self._kept.values())
+
+    def read(self, bars: Bars, times: Sequence[int], settled: int) -> None:
+        """Make sure that the bars that begin at `times`, oldest first, are held as they are now.
+
+        `settled` is a number that changes whenever bars may have become final.
+        """
+        revision = bars.revision(*self.topic)
+        if revision != self._revision:
+            self._forget_from(0)
+            self._revision = revision
+        if settled != self._settled:
+            self._check_open(bars)
+            self._settled = settled
+        if not times:
+            return
+        if not self._first_ms <= times[0] <= self._last_ms or len(self._times) > _MOST_HELD:
+            self._forget_from(0)
+            self._first_ms = times[0]
+        for open_ms in times[bisect_right(times, self._last_ms) :]:
+            bar = bars.bar(*self.topic, open_ms)
+            if bar is not None:
+                self._append(bar, self.cares and bars.is_final(*self.topic, bar))
+                self._last_ms = open_ms
+
+    def changed(self, open_ms: int, text: bytes, revision: int) -> bool:
+        """One bar has changed, and with that the revision; whether its text is another now, as far as is known."""
+        if self._revision + 1 != revision:  # something else has as well
+            self._forget_from(0)
+            return True
+        was = self.text(open_ms)
+        self._forget_from(open_ms)
+        self._revision = revision
+        return was != text
+
+    def held(self, since_ms: int, before_ms: int) -> int:
+        """How many bars of `[since_ms, before_ms)` are held."""
+        return bisect_left(self._times, before_ms) - bisect_left(self._times, since_ms)
+
+    def newest(self, count: int, since_ms: int, before_ms: int) -> tuple[int | None, int, memoryview]:
+        """The newest bars of `[since_ms, before_ms)`, at most `count`: when the first begins, how many, their texts.
+
+        The texts are a view, with a comma behind each: release it before anything else is asked of the form.
+        """
+        stop = bisect_left(self._times, before_ms)
+        start = max(bisect_left(self._times, since_ms), stop - count)
+        if start >= stop:
+            return None, 0, memoryview(b"")
+        return self._times[start], stop - start, memoryview(self._blob)[self._begin(start) : self._ends[stop - 1]]
+
+    def text(self, open_ms: int) -> bytes | None:
+        """The text of one bar; None if it is not held."""
+        at = bisect_left(self._times, open_ms)
+        if at == len(self._times) or self._times[at] != open_ms:
+            return None
+        return bytes(self._blob[self._begin(at) : self._ends[at] - 1])
+
+    def kept(self, key: object, state: object) -> Any:
+        """What was kept for `key` while the room was in the same `state`; None if nothing was."""
+        kept = self._kept.get(key)
+        return kept[1] if kept is not None and kept[0] == state else None
+
+    def keep(self, key: object, state: object, message: Sequence[Any]) -> None:
+        """Keep a message, its frame first, while the room is in this state."""
+        self._kept.pop(key, None)
+        if len(self._kept) >= _MESSAGES_KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[key] = state, message
+
+    def _append(self, bar: Candle, final: bool) -> None:
+        if self.cares and not final:
+            self.open.append(bar.open_ms)
+            if self._closed:
+                return
+        self._blob += bar_text(bar, self.fields, final=final).encode() + b","
+        self._times.append(bar.open_ms)
+        self._ends.append(len(self._blob))
+
+    def _check_open(self, bars: Bars) -> None:
+        """Bars that were not final may be so now."""
+        for open_ms in self.open:
+            bar = bars.bar(*self.topic, open_ms)
+            if bar is None or bars.is_final(*self.topic, bar):
+                self._forget_from(open_ms)
+                return
+
+    def _forget_from(self, open_ms: int) -> None:
+        start = bisect_left(self._times, open_ms)
+        del self._blob[self._begin(start) :]
+        del self._times[start:]
+        del self._ends[start:]
+        del self.open[bisect_left(self.open, open_ms) :]
+        self._last_ms = min(self._last_ms, open_ms - 1)
+
+    def _begin(self, at: int) -> int:
+        return self._ends[at - 1] if at else 0
+
+
+class Texts:
+    """All forms of all rooms within `most_bytes`; those not used for longest go first."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._forms: OrderedDict[tuple[Topic, int, bool], Form] = OrderedDict()
+        self.bytes = 0
+
+    def form(self, topic: Topic, fields: int, closed: bool) -> Form:
+        """The bars of a topic in one form; tell `used` when they were read."""
+        key = (topic, fields, closed)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = Form(topic, fields, closed)
+        else:
+            self._forms.move_to_end(key)
+        return form
+
+    def held(self, topic: Topic, fields: int, closed: bool) -> Form | None:
+        """A form if there is one."""
+        return self._forms.get((topic, fields, closed))
+
+    def used(self, form: Form) -> None:
+        """Count what a form needs now, and let others go if it is too much."""
+        size = form.size
+        self.bytes += size - form.counted
+        form.counted = size
+        while self.bytes > self._most_bytes and len(self._forms) > 1:
+            _, oldest = self._forms.popitem(last=False)
+            self.bytes -= oldest.counted

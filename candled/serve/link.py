@@ -1,0 +1,189 @@
+"""One client's way out: what it is sent leaves at once and in order, or waits in bounded space."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from candled.rooms.frames import Frame
+from candled.rooms.protocol import Topic
+
+from .outbox import Outbox
+from .publisher import Publisher
+
+
+class Client(Protocol):
+    """Whom a link belongs to: `candled.serve.client.Client`."""
+
+    def received(self, message: str | bytes) -> None:
+        """Handle one message: text, or the bytes of a binary one."""
+
+    def make_initial(self, topic: Topic) -> Frame | None:
+        """The `initial` that was wanted, as of now; None if there is nothing to send any more."""
+
+    def fell_behind(self, topic: Topic) -> None:
+        """Too many bars of a topic waited; they were dropped."""
+
+    def goodbye(self, reconnect_after_ms: int) -> None:
+        """The server is about to close the connection."""
+
+    def closed(self) -> None:
+        """The connection is gone. Called once, and never from inside a call to the link."""
+
+
+class Link:
+    """What a socket of our own and a connection that Tornado keeps have in common. Nothing here waits or raises.
+
+    `write` is what a broadcast calls. It takes a frame and returns how many bytes of it are dealt with; it may raise
+    what `socket.send` raises. It is replaced as the link changes: while the client is slow frames are kept, once it is
+    gone they are dropped, and none of that needs a question in the loop over all links.
+    """
+
+    __slots__ = ("__weakref__", "_outbox", "_publisher", "address", "client", "is_open", "parked_at", "write")
+
+    def __init__(self, publisher: Publisher, address: str) -> None:
+        self.write: Callable[[bytes], int] = drop
+        self.client: Client = NO_CLIENT
+        self.address = address
+        self.is_open = True
+        self.parked_at: float | None = None  # monotonic seconds: since when a frame is under way
+        self._publisher = publisher
+        self._outbox: Outbox | None = None
+
+    # ------------------------------------------------------------ for rooms
+
+    def send(self, frame: bytes) -> int:
+        """Hand a frame on, or keep it in the place of an older state of its bar."""
+        size = len(frame)
+        try:
+            taken = self.write(frame)
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            self.lost()
+            return size
+        if taken != size:
+            self.stall(frame, taken)
+        return size
+
+    def reply(self, frame: bytes) -> None:
+        """Send an answer: answers keep their order, and go before what else waits."""
+        frame = self.shape(frame)
+        if self.parked_at is None:
+            self.send(frame)
+        elif self.is_open and not self.outbox.reply(frame):
+            self.close(1013, "too many answers are waiting to be read")
+
+    def want(self, topic: Topic) -> None:
+        """Let `client.make_initial` be called, and its frame be sent, when the socket can take it: perhaps now."""
+        if not self.is_open:
+            return
+        if self.parked_at is None:
+            self._publisher.want(self, topic)
+        else:
+            self.outbox.initial(topic)
+
+    def forget(self, topic: Topic) -> None:
+        """Drop what waits of a topic."""
+        self._publisher.forget(self, topic)
+        if self._outbox is not None:
+            self._outbox.forget(topic)
+
+    def gather(self, many: bool) -> None:
+        """Whether frames of several rooms come at a time, so that it is worth letting them leave together."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye, then let the connection end."""
+        raise NotImplementedError
+
+    def stuck_for(self, now: float) -> float:
+        """Seconds since a frame has been under way; 0.0 when none is."""
+        return 0.0 if self.parked_at is None or not self.is_open else now - self.parked_at
+
+    # ------------------------------------------------------------ for the publisher and the heartbeat
+
+    def grant(self, topic: Topic) -> None:
+        """The turn of a wanted `initial` has come."""
+        if self.parked_at is not None:
+            self.outbox.initial(topic)
+        elif self.is_open:
+            frame = self.client.make_initial(topic)
+            if frame is not None:
+                self.send(self.shape(frame))
+
+    def stall(self, frame: bytes, taken: int) -> None:
+        """The socket took only so many bytes of a frame."""
+        raise NotImplementedError
+
+    def lost(self) -> None:
+        """The connection broke."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+
+    def settle(self) -> None:
+        """The connection ended, or is about to: tell the client, now that none of its calls is under way."""
+        client, self.client = self.client, NO_CLIENT
+        client.closed()
+
+    # ------------------------------------------------------------ inside
+
+    def shape(self, frame: bytes) -> bytes:
+        """The form in which this client gets an answer or an `initial`."""
+        return frame
+
+    @property
+    def outbox(self) -> Outbox:
+        """Made when something has to wait for the first time."""
+        if self._outbox is None:
+            self._outbox = Outbox()
+        return self._outbox
+
+    def keep(self, frame: bytes) -> int:
+        """Stand for `write` while a frame is under way: keep the newest state of few bars."""
+        if not isinstance(frame, Frame) or frame.topic is None or not frame.open_ms:
+            self.reply(frame)
+        elif not self.outbox.update(frame.topic, frame.open_ms, frame):
+            self.outbox.forget(frame.topic)
+            self.client.fell_behind(frame.topic)
+        return len(frame)
+
+    def next_frame(self) -> bytes | None:
+        """The next frame that waits, an `initial` being made now; None when nothing does."""
+        while self._outbox is not None:
+            item = self._outbox.pop()
+            if item is None:
+                self._outbox = None
+            elif isinstance(item, bytes):
+                return item
+            else:
+                frame = self.client.make_initial(item)
+                if frame is not None:
+                    return self.shape(frame)
+        return None
+
+
+def drop(frame: bytes) -> int:
+    """Stand for `write` once a connection ends: nobody is there."""
+    return len(frame)
+
+
+class _NoClient:
+    """The client of a link that has none yet, or none any more."""
+
+    def received(self, message: str | bytes) -> None:
+        pass
+
+    def make_initial(self, topic: Topic) -> Frame | None:
+        return None
+
+    def fell_behind(self, topic: Topic) -> None:
+        pass
+
+    def goodbye(self, reconnect_after_ms: int) -> None:
+        pass
+
+    def closed(self) -> None:
+        pass
+
+
+NO_CLIENT: Client = _NoClient()

@@ -1,0 +1,99 @@
+"""Older bars for one client, page by page over the socket that carries the new ones."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from candled.errors import Unavailable
+from candled.exchange import Clock
+from candled.model import Candle, Interval, MarketKey, Symbol
+from candled.rooms import messages
+from candled.rooms.frames import Frame
+from candled.rooms.hub import Link
+from candled.rooms.messages import FINAL, Topic, bar_text
+from candled.rooms.protocol import NOT_AVAILABLE, GetHistory, RequestError
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 8
+_AT_ONCE = 200  # bars encoded before others have their turn
+
+# What a link is asked for to learn when it can take a page.
+TURN = Topic(MarketKey("", Symbol("", "")), Interval(0, "history"))
+
+Pages = Callable[[MarketKey, Interval, int, int], Awaitable[tuple[Sequence[Candle], bool]]]
+"""The last `limit` bars that begin before a time, and whether nothing older exists; may raise `Unavailable`."""
+
+
+class Finality(Protocol):
+    """`candled.aggregate.live_bars.LiveBars`."""
+
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
+
+
+class Pager:
+    """Answers one request at a time, and only when the client has read what it was sent before: the others wait."""
+
+    __slots__ = ("_bars", "_clock", "_head", "_link", "_pages", "_requests", "_task")
+
+    def __init__(self, link: Link, pages: Pages, bars: Finality, head: Callable[[Topic], str], clock: Clock) -> None:
+        self._link = link
+        self._pages = pages
+        self._bars = bars
+        self._head = head
+        self._clock = clock
+        self._requests: deque[GetHistory] = deque()  # the first one is being answered
+        self._task: asyncio.Task[None] | None = None
+
+    def ask(self, request: GetHistory) -> None:
+        """Take a request.
+
+        Raises:
+            RequestError: too many wait already.
+        """
+        if len(self._requests) > MOST_WAITING:
+            raise RequestError(
+                f"Too many history requests: at most {MOST_WAITING} wait", code=NOT_AVAILABLE, temporary=True
+            )
+        self._requests.append(request)
+        if len(self._requests) == 1:
+            self._link.want(TURN)
+
+    def turn(self) -> None:
+        """The client can take a page."""
+        if self._requests and self._task is None:
+            self._task = asyncio.ensure_future(self._answer(self._requests[0]))
+
+    def close(self) -> None:
+        """The client is gone."""
+        self._requests.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _answer(self, request: GetHistory) -> None:
+        text = messages.error(messages.HISTORY_UNAVAILABLE, request.id, code=NOT_AVAILABLE, temporary=True)
+        try:
+            text = await self._page(request)
+        except Unavailable as error:
+            logger.warning("%s %s: history cannot be read: %s", *request.topic, error)
+        except Exception:
+            logger.exception("%s %s: history could not be read", *request.topic)
+        self._task = None
+        if self._requests:
+            self._requests.popleft()
+            self._link.reply(Frame.of(text))
+        if self._requests:
+            self._link.want(TURN)
+
+    async def _page(self, request: GetHistory) -> str:
+        before_ms = self._clock.now_ms() if request.before_ms is None else request.before_ms
+        bars, end = await self._pages(*request.topic, before_ms, request.limit)
+        texts: list[str] = []
+        for bar in bars:
+            is_final = bool(request.fields & FINAL) and self._bars.is_final(*request.topic, bar)
+            texts.append(bar_text(bar, request.fields, final=is_final))
+            if len(texts) % _AT_ONCE == 0:
+                await self._clock.sleep(0)
+        return messages.history(self._head(request.topic), texts, request.id, end=end)

@@ -1,0 +1,175 @@
+"""One frame to many links: straight, in slices that never hold the loop up, and in order for each list of links."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from candled.exchange import Clock
+from candled.rooms.frames import Frame
+from candled.rooms.links import Links
+from candled.rooms.protocol import Topic
+
+if TYPE_CHECKING:
+    from .link import Link
+
+logger = logging.getLogger(__name__)
+
+HOLD_S = 0.008  # of one pass of the loop
+SLICE = 256  # links between two looks at the clock
+_GRANTS = 8  # an `initial` may be 1000 times as long as an update
+
+
+class _Broadcast:
+    """A frame on its way to the first `stop` links of a list; `at` says how far it came."""
+
+    __slots__ = ("at", "frame", "stop")
+
+    def __init__(self, frame: Frame, at: int, stop: int) -> None:
+        self.frame = frame
+        self.at = at
+        self.stop = stop
+
+
+class Publisher:
+    """Shares out the time of the loop: what is over in 8 ms happens at once, the rest in the next passes.
+
+    Lists of links take turns; within one list frames go out in the order in which they were published. `soon` is the
+    loop's `call_soon`.
+    """
+
+    def __init__(self, soon: Callable[[Callable[[], None]], object], clock: Clock) -> None:
+        self._soon = soon
+        self._clock = clock
+        self._is_due = False  # a pass is scheduled
+        self._began = 0.0  # the pass
+        self._turns: deque[Links] = deque()
+        self._broadcasts: dict[int, deque[_Broadcast]] = {}  # by the identity of the list
+        self._wants: dict[tuple[Link, Topic], None] = {}  # ordered
+        self._gathered: deque[Link] = deque()
+        self._ended: list[Link] = []
+
+    # ------------------------------------------------------------ frames
+
+    def publish(self, links: Links, frame: Frame) -> None:
+        """Send a frame to all that are in a list now."""
+        stop = len(links)
+        if not stop:
+            return
+        links.sending += 1
+        at = 0
+        if links.sending == 1:
+            while at < stop and self._has_time():
+                send_all(_own(links[at : at + SLICE]), frame)
+                at += SLICE
+            if at >= stop:
+                links.sending = 0
+                return
+            self._turns.append(links)
+            self._broadcasts[id(links)] = deque()
+        self._broadcasts[id(links)].append(_Broadcast(frame, at, stop))
+
+    def want(self, link: "Link", topic: Topic) -> None:
+        """Grant a link an `initial` as soon as there is time: now, if nobody waits."""
+        if not self._wants and self._has_time():
+            link.grant(topic)
+        else:
+            self._wants[link, topic] = None
+
+    def forget(self, link: "Link", topic: Topic) -> None:
+        """A link does not want an `initial` any more."""
+        self._wants.pop((link, topic), None)
+
+    def gathered(self, link: "Link") -> None:
+        """A link holds frames that should leave together at the end of this pass."""
+        self._gathered.append(link)
+        self._begin()
+
+    def ended(self, link: "Link") -> None:
+        """Let a link settle in the next pass."""
+        self._ended.append(link)
+        self._begin()
+
+    # ------------------------------------------------------------ time
+
+    def _begin(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._began = self._clock.monotonic()
+            self._soon(self._run)
+
+    def _has_time(self) -> bool:
+        self._begin()
+        return self._clock.monotonic() - self._began < HOLD_S
+
+    def _run(self) -> None:
+        """The next pass: what was left over, as far as the time goes."""
+        self._began = self._clock.monotonic()
+        try:
+            self._settle()
+            while self._gathered and self._has_time():
+                self._gathered.popleft().flush()
+            while (self._turns or self._wants) and self._has_time():
+                self._send_slice()
+                self._grant()
+        finally:
+            self._is_due = False
+            if self._turns or self._wants or self._gathered or self._ended:
+                self._begin()
+
+    def _send_slice(self) -> None:
+        """The next slice of the list whose turn it is."""
+        if not self._turns:
+            return
+        links = self._turns[0]
+        broadcasts = self._broadcasts[id(links)]
+        broadcast = broadcasts[0]
+        send_all(_own(links[broadcast.at : min(broadcast.at + SLICE, broadcast.stop)]), broadcast.frame)
+        broadcast.at += SLICE
+        if broadcast.at >= broadcast.stop:
+            broadcasts.popleft()
+            links.sending -= 1
+        if broadcasts:
+            self._turns.rotate(-1)
+        else:
+            self._turns.popleft()
+            del self._broadcasts[id(links)]
+
+    def _grant(self) -> None:
+        """The next few `initial`s."""
+        for link, topic in [key for key, _ in zip(self._wants, range(_GRANTS), strict=False)]:
+            if self._wants.pop((link, topic), link) is None:
+                try:
+                    link.grant(topic)
+                except Exception:  # one client's trouble must not stop the others
+                    logger.exception("%s: no initial could be made", link.address)
+
+    def _settle(self) -> None:
+        ended, self._ended = self._ended, []
+        for link in ended:
+            try:
+                link.settle()
+            except Exception:
+                logger.exception("%s: could not be let go", link.address)
+
+
+def send_all(links: "Sequence[Link]", frame: Frame) -> None:
+    """The hot loop. `links` is a copy: a link that falls behind may change the list it came from."""
+    size = len(frame)
+    for link in links:
+        try:
+            taken = link.write(frame)
+            if taken == size:
+                continue
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            link.lost()
+            continue
+        link.stall(frame, taken)
+
+
+def _own(links: Any) -> "Sequence[Link]":
+    """What rooms knows by less is ours; only the links of this package are ever in a room, and `NOBODY`."""
+    own: Sequence[Link] = links
+    return own

@@ -1,0 +1,100 @@
+"""The plain way: a connection that Tornado keeps, written to with `write_message`. For TLS, and by setting."""
+
+import asyncio
+
+from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol
+
+from candled.exchange import Clock
+from candled.rooms.frames import header_of
+
+from .link import Link, drop
+from .publisher import Publisher
+
+_BINARY = 2  # opcode
+_CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}
+
+
+class TornadoLink(Link):
+    """Has one write under way at a time: what comes meanwhile waits in the outbox, as it does for a slow client."""
+
+    __slots__ = ("_clock", "_handler", "_is_told")
+
+    def __init__(self, handler: WebSocketHandler, publisher: Publisher, clock: Clock, address: str) -> None:
+        super().__init__(publisher, address)
+        self._handler: WebSocketHandler | None = handler
+        self._clock = clock
+        self._is_told = False
+        self.write = self._write
+
+    def _write(self, frame: bytes) -> int:
+        if self._handler is None:
+            return len(frame)
+        try:
+            future = self._message(self._handler, frame)
+        except WebSocketClosedError:
+            self.lost()
+            return len(frame)
+        self.parked_at = self._clock.monotonic()
+        self.write = self.keep
+        future.add_done_callback(self._written)
+        return len(frame)
+
+    def _message(self, handler: WebSocketHandler, frame: bytes) -> "asyncio.Future[None]":
+        payload = frame[len(header_of(frame)) :]
+        return asyncio.ensure_future(handler.write_message(payload, binary=frame[0] & 0x0F == _BINARY))
+
+    def _written(self, future: "asyncio.Future[None]") -> None:
+        failed = future.cancelled() or future.exception() is not None  # asked for, so that nobody logs it
+        self.parked_at = None
+        if not self.is_open:
+            return
+        self.write = self._write
+        frame = None if failed else self.next_frame()
+        if frame is not None:
+            self._write(frame)
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what answers wait, then a close frame."""
+        if not self.is_open or self._handler is None:
+            return
+        for answer in self.outbox.take_replies():
+            self._message(self._handler, answer).add_done_callback(_heard)
+        self._handler.close(code, reason)
+        self.lost()
+
+    def lost(self) -> None:
+        """No more frames; the handler hears of the end of the connection."""
+        if self.is_open:
+            self.is_open = False
+            self.write = drop
+            self._outbox = None
+            self._publisher.ended(self)
+
+    def cut(self) -> None:
+        """The connection is closed."""
+        self.lost()
+        self._handler = None
+
+
+def answer_ends_rightly(protocol: WebSocketProtocol) -> WebSocketProtocol:
+    """Let a protocol of Tornado's, which would echo any close code, answer codes that must not be sent with 1002."""
+    close = protocol.close
+
+    def checked(code: int | None = None, reason: str | None = None) -> None:
+        if protocol.client_terminated and code is not None and not may_be_sent(code):
+            code = 1002
+        close(code, reason)
+
+    protocol.close = checked  # type: ignore[method-assign]
+    return protocol
+
+
+def may_be_sent(code: int) -> bool:
+    """Whether a close code may stand in a frame (RFC 6455, section 7.4, and IANA's register)."""
+    return code in _CLOSE_CODES or 3000 <= code < 5000
+
+
+def _heard(future: "asyncio.Future[None]") -> None:
+    """A client that goes away in the middle of a write is no error; take note of it, so that nobody logs it."""
+    if not future.cancelled():
+        future.exception()

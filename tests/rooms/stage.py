@@ -1,0 +1,350 @@
+"""A process that serves, with a clock that is turned by hand, and clients that check what they are sent."""
+
+import asyncio
+import json
+from collections import Counter, deque
+
+from candled.aggregate.live_bars import LiveBars
+from candled.bus import Facts, Healed, MinuteChanged, StateChanged
+from candled.bus.memory_bus import MemoryBus
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS, MarketKey, Range, Symbol, fold
+from candled.rooms.frames import Frame
+from candled.rooms.hub import Hub
+from candled.rooms.messages import PLAIN
+from candled.rooms.protocol import Protocol, Subscribe, Topic
+from candled.serve.client import Client
+from tests.clocks import ManualClock
+from tests.rows import MONDAY_MS, minute
+
+BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
+ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
+PROTOCOL = Protocol({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
+
+
+class Stored:
+    """A history in memory, folded on demand."""
+
+    def __init__(self, minutes=(), complete_from=MONDAY_MS) -> None:
+        self.minutes = {candle.open_ms: candle for candle in minutes}
+        self.since = complete_from
+        self.queries = 0
+        self.log = []  # of changes of the past: epoch, seq, range
+
+    async def bars_between(self, market, interval, start_ms, end_ms):
+        self.queries += 1
+        await asyncio.sleep(0)
+        buckets = {}
+        for candle in sorted(self.minutes.values()):
+            if start_ms <= interval.floor(candle.open_ms) < end_ms:
+                buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
+        return [
+            parts[0] if interval.ms == MINUTE_MS else fold(parts, open_ms, final=True)
+            for open_ms, parts in sorted(buckets.items())
+        ]
+
+    async def bars(self, market, interval, before_ms, limit):
+        return (await self.bars_between(market, interval, 0, before_ms))[-limit:]
+
+    async def running(self, market):
+        return None
+
+    async def complete_from(self, market):
+        return self.since
+
+    async def holes(self, market, within):
+        return ()
+
+    async def changes_since(self, market, epoch, seq):
+        if epoch not in {name for name, _, _ in self.log}:
+            return None
+        return [span for name, at, span in self.log if (name, at) > (epoch, seq)]
+
+
+class Chart:
+    """The documented client: replaces its bars on `initial`, replaces its last bar or appends on `update`.
+
+    What is never allowed to come makes it fail at once.
+    """
+
+    def __init__(self) -> None:
+        self.bars: list[dict] = []
+        self.initials: list[list[dict]] = []
+        self.updates: list[dict] = []
+        self.corrections: list[dict] = []
+        self.resumes: list[list[dict]] = []
+        self.recovered: list[bool] = []
+        self.position: tuple[str, int] | None = None
+        self.finals: Counter[str] = Counter()
+
+    def take(self, message: dict) -> None:
+        if "seq" in message:
+            self.position = message["epoch"], message["seq"]
+        if "recovered" in message:
+            self.recovered.append(message["recovered"])
+        match message["type"]:
+            case "initial":
+                self.initials.append(message["bars"])
+                self.bars = list(message["bars"])
+                self.finals.clear()
+                assert self.bars == sorted(self.bars, key=lambda bar: bar["time"])
+            case "update":
+                self._update(message["bar"])
+            case "correction":
+                self.corrections.append(message["bar"])
+                self._put(message["bar"])
+            case "resumed":
+                self.resumes.append(message["bars"])
+                for bar in message["bars"]:
+                    self._put(bar)
+
+    @property
+    def last_open(self) -> str:
+        """What `resume` calls `time`: the oldest bar that is not known to be final, or the newest."""
+        return next((bar["time"] for bar in self.bars if bar.get("final") is False), self.bars[-1]["time"])
+
+    def _update(self, bar: dict) -> None:
+        assert not self.updates or self.updates[-1] != bar, "an unchanged bar was sent again"
+        self.updates.append(bar)
+        assert self.initials or self.resumes, "an update came before its initial"
+        assert not self.finals[bar["time"]], "an update came after a bar's last one"
+        self.finals[bar["time"]] += bar.get("final", False)
+        if self.bars and self.bars[-1]["time"] == bar["time"]:
+            self.bars[-1] = bar
+        else:
+            assert not self.bars or bar["time"] > self.bars[-1]["time"], "the chart moved back"
+            self.bars.append(bar)
+
+    def _put(self, bar: dict) -> None:
+        bars = {one["time"]: one for one in self.bars} | {bar["time"]: bar}
+        self.bars = [bars[time] for time in sorted(bars)]
+
+
+class Socket:
+    """A client's link: what was sent, at once; or, while it is `stuck`, when it is let go."""
+
+    def __init__(self, clock) -> None:
+        self.client = None
+        self.frames: list[Frame] = []
+        self.heard: list[dict] = []
+        self.at: list[tuple[float, dict]] = []
+        self.charts: dict[tuple[str, str], Chart] = {}
+        self.stuck = False
+        self.gathers = False
+        self._clock = clock
+        self._replies: deque[Frame] = deque()
+        self._wanted: dict[Topic, None] = {}
+        self._updates: dict[Topic, dict[int, Frame]] = {}
+
+    def send(self, frame: Frame) -> int:
+        if not self.stuck:
+            self._deliver(frame)
+        else:
+            assert frame.topic is not None
+            assert frame.open_ms
+            waiting = self._updates.setdefault(frame.topic, {})
+            waiting[frame.open_ms] = frame
+            if len(waiting) > 3:
+                del self._updates[frame.topic]
+                self.client.fell_behind(frame.topic)
+        return len(frame)
+
+    write = send
+
+    def reply(self, frame: Frame) -> None:
+        if self.stuck:
+            self._replies.append(frame)
+        else:
+            self._deliver(frame)
+
+    def want(self, topic: Topic) -> None:
+        if self.stuck:
+            self._updates.pop(topic, None)
+            self._wanted[topic] = None
+        else:
+            self._grant(topic)
+
+    def forget(self, topic: Topic) -> None:
+        self._updates.pop(topic, None)
+        self._wanted.pop(topic, None)
+
+    def gather(self, many: bool) -> None:
+        self.gathers = many
+
+    def close(self, code: int, reason: str) -> None:
+        raise AssertionError("nobody closes here")
+
+    def let_go(self) -> None:
+        """The client reads again."""
+        self.stuck = False
+        while self._replies:
+            self._deliver(self._replies.popleft())
+        wanted, self._wanted = self._wanted, {}
+        for topic in wanted:
+            self._grant(topic)
+        updates, self._updates = self._updates, {}
+        for waiting in updates.values():
+            for _, frame in sorted(waiting.items()):
+                self._deliver(frame)
+
+    def chart(self, interval: str = "1m", symbol: str = "BTC/USDT") -> Chart:
+        return self.charts.setdefault((symbol, interval), Chart())
+
+    def of(self, *types: str) -> list[dict]:
+        """What was heard of these types."""
+        return [message for message in self.heard if message["type"] in types]
+
+    def say(self, message: dict | str) -> list[dict]:
+        """Send a request; return what came at once."""
+        before = len(self.heard)
+        self.client.received(message if isinstance(message, str) else json.dumps(message))
+        return self.heard[before:]
+
+    def subscribe(self, interval: str = "1m", bars: int = 100, **options) -> list[dict]:
+        return self.say(
+            {"type": "subscribe", "symbol": "BTC/USDT", "interval": interval, "initialBars": bars, **options}
+        )
+
+    def _grant(self, topic: Topic) -> None:
+        frame = self.client.make_initial(topic)
+        if frame is not None:
+            self._deliver(frame)
+
+    def _deliver(self, frame: Frame) -> None:
+        message = json.loads(frame.payload)
+        self.frames.append(frame)
+        self.heard.append(message)
+        self.at.append((self._clock.monotonic(), message))
+        if "interval" in message:
+            self.chart(message["interval"], message["symbol"]).take(message)
+
+
+class Joined(Chart):
+    """A member without a client behind it, ready at any time, and the link of it."""
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__()
+        self.hub = hub
+        self.frames: list[Frame] = []
+
+    def want_initial(self, membership) -> None:
+        self.send(self.hub.initial(membership))
+
+    def send(self, frame: Frame) -> int:
+        self.frames.append(frame)
+        self.take(json.loads(frame.payload))
+        return len(frame)
+
+
+class Publisher:
+    """Sends to a whole list at once; or in slices of random sizes, one each time `turn` is called."""
+
+    def __init__(self, draw=None) -> None:
+        self._draw = draw
+        self._jobs = deque()
+
+    def __call__(self, links, frame) -> None:
+        links.sending += 1
+        self._jobs.append([links, frame, 0, len(links)])
+        if self._draw is None:
+            self.turn()
+
+    def turn(self) -> None:
+        """Send a slice of the oldest broadcast."""
+        if not self._jobs:
+            return
+        job = self._jobs[0]
+        links, frame, start, stop = job
+        end = stop if self._draw is None else min(stop, start + self._draw.randrange(1, 5))
+        for link in links[start:end]:
+            link.send(frame)
+        job[2] = end
+        if end == stop:
+            links.sending -= 1
+            self._jobs.popleft()
+
+
+class Limits:
+    """The settings of one client."""
+
+    def __init__(self, rooms: int = 64, rate: int = 0, wait_s: float = 0.0) -> None:
+        from datetime import timedelta
+
+        self.max_rooms_per_connection = rooms
+        self.max_messages_per_second = rate
+        self.warmup_wait = timedelta(seconds=wait_s)
+
+
+class Stage:
+    """One process that serves, from the bus to the clients' sockets."""
+
+    def __init__(
+        self, stored: Stored, clock=None, *, epoch: str = "one", draw=None, bus: MemoryBus | None = None
+    ) -> None:
+        self.stored = stored
+        self.clock = clock or ManualClock(MONDAY_MS + 3_600_000)
+        self.bars = LiveBars([BTC], DEFAULT_INTERVALS, stored, self.clock)
+        self.publisher = Publisher(draw)
+        self.hub = Hub(PROTOCOL, self.bars, self.clock, self.publisher)
+        self.bars.listen(self.hub)
+        self.bus = bus or MemoryBus(epoch)
+        self.bus.listen(self.bars.on_message)
+        self.facts = Facts(settled_ms=MONDAY_MS + 60 * MINUTE_MS)
+        self.limits = Limits()
+
+    async def start(self) -> "Stage":
+        await self.bars.start()
+        return self
+
+    def push(self, candle, settled: int | None = None) -> None:
+        """A minute changed; `settled`: all minutes before that number are final now."""
+        self.settle(settled)
+        self.bus.publish(MinuteChanged(BTC, candle, self.facts))
+
+    def settle(self, number: int | None, gap: Range | None = None) -> None:
+        """From the next message on all minutes before that number are final, but for a gap."""
+        if number is not None:
+            self.facts = Facts(settled_ms=MONDAY_MS + number * MINUTE_MS, gap=gap, logged_seq=10**9)
+
+    def heal(self, candles) -> None:
+        """Minutes of the past are stored and told of."""
+        self.stored.minutes |= {candle.open_ms: candle for candle in candles}
+        times = [candle.open_ms for candle in candles]
+        span = min(times), max(times) + MINUTE_MS
+        position = self.bus.publish(Healed(BTC, *span, self.stored.since, self.facts))
+        self.stored.log.append((position.epoch, position.seq, Range(*span)))
+
+    def state(self, state: str) -> None:
+        self.bus.publish(StateChanged(BTC, state, self.clock.now_ms()))
+
+    async def wait(self, seconds: float) -> None:
+        for _ in range(round(seconds / 0.02)):
+            await self.clock.advance(0.02)
+            self.hub.run_due()
+            self.publisher.turn()
+
+    def join(self, interval: str = "1m", bars: int = 100, options=PLAIN) -> Joined:
+        """A member that is told everything at once."""
+        chart = Joined(self.hub)
+        chart.membership = self.hub.join(chart, chart, topic(interval), bars, options)
+        chart.want_initial(chart.membership)
+        return chart
+
+    def connect(self) -> Socket:
+        """A client with a socket."""
+        socket = Socket(self.clock)
+        socket.client = Client(socket, self.hub, self.bars, PROTOCOL, self.clock, self.limits, self.history)
+        return socket
+
+    async def history(self, key, interval, before_ms, limit):
+        bars = await self.stored.bars(key, interval, before_ms, 10**6)
+        return bars[-limit:], len(bars) <= limit
+
+
+def topic(interval: str) -> Topic:
+    request = PROTOCOL.decode(json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": interval}))
+    assert isinstance(request, Subscribe)
+    return request.topic
+
+
+async def stage(count: int = 60, **options) -> Stage:
+    return await Stage(Stored(minute(number, final=True) for number in range(count)), **options).start()

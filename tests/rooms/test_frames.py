@@ -1,0 +1,93 @@
+"""Frames and the lists of links they are sent to."""
+
+import random
+
+import pytest
+from websockets.frames import Opcode
+from websockets.protocol import CLIENT, OPEN, Protocol
+
+from candled.rooms.frames import Frame
+from candled.rooms.links import NOBODY, Links, Place
+
+
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65_535, 65_536, 200_000])
+def test_a_frame_is_read_by_a_client_whatever_its_length(length):
+    text = ("ä" + "x" * length)[:length]
+    frame = Frame.of(text)
+    reader = Protocol(CLIENT, state=OPEN, max_size=None)
+    reader.receive_data(frame)
+    (read,) = reader.events_received()
+    assert (read.opcode, read.fin, bytes(read.data)) == (Opcode.TEXT, True, text.encode())
+    assert frame.payload == text.encode()
+
+
+def test_a_frame_says_which_bar_it_shows_and_an_answer_shows_none():
+    topic = object()
+    update, answer = Frame.of("{}", topic, 60_000), Frame.of(b"{}")
+    assert (update.topic, update.open_ms) == (topic, 60_000)
+    assert (answer.topic, answer.open_ms) == (None, 0)
+    assert update == answer == b"\x81\x02{}"
+
+
+class Socket:
+    """Notes what it is sent; perhaps does something else the moment it is."""
+
+    def __init__(self, then=lambda: None) -> None:
+        self.got = []
+        self.then = then
+
+    def send(self, frame) -> int:
+        self.got.append(frame)
+        self.then()
+        return len(frame)
+
+
+def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is_left_out():
+    """Against a plain model: a hundred members, slices, and comings and goings between the slices."""
+    draw = random.Random(5)
+    for _ in range(200):
+        links, inside = Links(), []
+        for _ in range(draw.randrange(100)):
+            place = Place(Socket())
+            links.add(place)
+            inside.append(place)
+        count, due, gone = len(links), list(inside), set()
+        links.sending += 1
+        position = 0
+        while position < count:
+            stop = min(count, position + draw.randrange(1, 30))
+            for link in links[position:stop]:
+                link.send("frame")
+            position = stop
+            for _ in range(draw.randrange(5)):
+                if inside and draw.random() < 0.6:
+                    place = inside.pop(draw.randrange(len(inside)))
+                    links.drop(place)
+                    gone.add(place)
+                else:
+                    place = Place(Socket())
+                    links.add(place)
+                    inside.append(place)
+        links.sending -= 1
+        links.tidy()
+        for place in due:
+            assert place.link.got == ["frame"] or (place in gone and place.link.got == [])
+        assert all(place.link.got == [] for place in inside if place not in due)
+        assert sorted(map(id, links)) == sorted(id(place.link) for place in inside)
+        assert [links[place.position] for place in inside] == [place.link for place in inside]
+        assert links.present == len(inside) == len(links.places)
+
+
+def test_who_leaves_in_the_middle_of_a_slice_leaves_a_place_that_does_nothing():
+    links = Links()
+    leaving = Place(Socket())
+    first = Place(Socket(then=lambda: links.drop(leaving)))
+    for place in (first, leaving):
+        links.add(place)
+    links.sending += 1
+    for position in range(2):
+        links[position].send("frame")
+    links.sending -= 1
+    assert (leaving.link.got, links[1], links.present) == ([], NOBODY, 1)
+    links.tidy()
+    assert list(links) == [first.link]

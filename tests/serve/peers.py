@@ -1,0 +1,185 @@
+"""A server whose clients echo, and a peer that speaks raw frames to it."""
+
+import asyncio
+import os
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from candled.clock import SystemClock
+from candled.config import ServerSettings
+from candled.rooms.frames import Frame
+from candled.rooms.links import Links
+from candled.rooms.protocol import Topic
+from candled.serve.link import Link
+from candled.serve.publisher import Publisher
+from candled.serve.server import LARGEST_MESSAGE, Server
+
+HANDSHAKE = (
+    "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+)
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+
+class EchoClient:
+    """Answers every message with itself; notes what else it is told."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.messages: list[str | bytes] = []
+        self.initials: dict[Topic, Callable[[], Frame | None]] = {}
+        self.behind: list[Topic] = []
+        self.ends = 0
+
+    def received(self, message: str | bytes) -> None:
+        self.messages.append(message)
+        self.link.reply(echo(message))
+
+    def make_initial(self, topic: Topic) -> Frame | None:
+        return self.initials[topic]()
+
+    def fell_behind(self, topic: Topic) -> None:
+        self.behind.append(topic)
+        if topic in self.initials:
+            self.link.want(topic)
+
+    def goodbye(self, reconnect_after_ms: int) -> None:
+        self.link.reply(Frame.of("bye"))
+
+    def closed(self) -> None:
+        self.ends += 1
+
+
+def echo(message: str | bytes) -> Frame:
+    """A frame with the same payload; binary ones stay binary."""
+    frame = Frame.of(message)
+    return frame if isinstance(message, str) else Frame(bytes((0x82,)) + frame[1:])
+
+
+class NoRooms:
+    """A hub with nothing due."""
+
+    def run_due(self) -> bool:
+        return False
+
+
+class EchoSite:
+    """A running server, its clients in the order in which they came, and a list of all their links."""
+
+    def __init__(self, *, largest_message: int = LARGEST_MESSAGE, **settings: Any) -> None:
+        self.clients: list[EchoClient] = []
+        self.links = Links()
+        self.publisher = Publisher(asyncio.get_running_loop().call_soon, SystemClock())
+        self.server = Server(
+            ServerSettings(**{"host": "127.0.0.1", "port": 0, "max_connections_per_ip": 0, **settings}),
+            hub=NoRooms(),
+            publisher=self.publisher,
+            make_client=self._make,
+            clock=SystemClock(),
+            health=lambda: {"status": "pass"},
+            statistics=dict,
+            page=lambda: "page",
+            largest_message=largest_message,
+        )
+        self.port = self.server.listen()
+
+    def _make(self, link: Link) -> EchoClient:
+        client = EchoClient(link)
+        self.clients.append(client)
+        self.links.append(link)
+        return client
+
+    async def connect(self, *, extra: str = "", behind: bytes = b"", buffer: int = 0) -> "Peer":
+        return await connect(self.port, extra=extra, behind=behind, buffer=buffer)
+
+    async def emptied(self) -> None:
+        """Wait until no connection is counted."""
+        async with asyncio.timeout(5):
+            while self.server.connections:
+                await asyncio.sleep(0.002)
+
+    async def client(self, number: int = -1) -> EchoClient:
+        """A client, once it is there."""
+        while len(self.clients) < (number + 1 if number >= 0 else 1):
+            await asyncio.sleep(0.005)
+        return self.clients[number]
+
+
+@asynccontextmanager
+async def echo_site(**settings: Any) -> AsyncIterator[EchoSite]:
+    site = EchoSite(**settings)
+    try:
+        yield site
+    finally:
+        await site.server.stop()
+
+
+class Peer:
+    """A client that sends any bytes, and reads frames as they come."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.head = head  # the server's answer to the handshake
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def receive(self, within_s: float = 3.0) -> tuple[int, bytes]:
+        """The next frame: its first byte and its payload."""
+        async with asyncio.timeout(within_s):
+            first, length = await self.reader.readexactly(2)
+            assert not length & 0x80, "a server does not mask"
+            if length == 126:
+                length = int.from_bytes(await self.reader.readexactly(2), "big")
+            elif length == 127:
+                length = int.from_bytes(await self.reader.readexactly(8), "big")
+            return first, await self.reader.readexactly(length)
+
+    async def closed_with(self, within_s: float = 5.0) -> int | None:
+        """The close code, every other frame being skipped, after which the connection must end; None without one."""
+        code: int | None = None
+        try:
+            while code is None:
+                first, payload = await self.receive(within_s)
+                if first == 0x88:
+                    code = int.from_bytes(payload[:2], "big") if payload else 1005
+            if code is not None:
+                self.writer.write(frame(CLOSE, payload))
+            async with asyncio.timeout(within_s):
+                assert await self.reader.read(1) == b""
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        self.close()
+        return code
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+async def connect(port: int, *, extra: str = "", behind: bytes = b"", buffer: int = 0) -> Peer:
+    """Shake hands; `extra` are more header lines, `behind` is sent in the same packet."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=buffer or 2**20)
+    writer.write((HANDSHAKE + extra + "\r\n").encode() + behind)
+    return Peer(reader, writer, await reader.readuntil(b"\r\n\r\n"))
+
+
+def frame(
+    opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True, size: int | None = None
+) -> bytes:
+    """A frame of a client; `size` lies about its length."""
+    length = len(payload) if size is None else size
+    first = (0x80 if fin else 0) | rsv << 4 | opcode
+    bit = 0x80 if masked else 0
+    if length < 126:
+        head = struct.pack("!BB", first, bit | length)
+    elif length < 65536:
+        head = struct.pack("!BBH", first, bit | 126, length)
+    else:
+        head = struct.pack("!BBQ", first, bit | 127, length)
+    if not masked:
+        return head + payload
+    key = os.urandom(4)
+    return head + key + bytes(byte ^ key[at % 4] for at, byte in enumerate(payload))

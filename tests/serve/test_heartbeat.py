@@ -1,0 +1,71 @@
+"""The wheel, turned by hand."""
+
+import pytest
+
+from candled.serve.heartbeat import Wheel
+
+
+class Mute:
+    """Is pinged, and answers if asked to."""
+
+    def __init__(self, answers: bool) -> None:
+        self.slot = -1
+        self.awaits_pong = False
+        self.pings: list[int] = []
+        self.codes: list[int] = []
+        self.answers = answers
+        self.step = 0
+
+    def ping(self) -> None:
+        self.pings.append(self.step)
+        self.awaits_pong = not self.answers
+
+    def close(self, code: int, reason: str) -> None:
+        self.codes.append(code)
+
+
+def turn(wheel: Wheel, links: list[Mute], steps: int) -> None:
+    for _ in range(steps):
+        for link in links:
+            link.step += 1
+        wheel.turn()
+
+
+@pytest.mark.parametrize(("interval_s", "timeout_s"), [(30, 10), (30, 30), (1, 1), (0.1, 0.1), (3600, 5)])
+def test_everybody_is_pinged_once_in_an_interval_and_closed_for_silence_after_the_timeout(interval_s, timeout_s):
+    wheel = Wheel(interval_s, timeout_s)
+    steps = round(interval_s / wheel.step_s)
+    good, bad = [Mute(True) for _ in range(50)], [Mute(False) for _ in range(50)]
+    for pair in zip(good, bad, strict=True):
+        for link in pair:
+            wheel.add(link)
+    turn(wheel, good + bad, 2 * steps)
+    assert all(len(link.pings) == 2 and not link.codes for link in good)
+    for link in bad:
+        assert link.codes[0] == 3012
+    closed_after = max(1, round(timeout_s / wheel.step_s))
+    watched = Mute(False)
+    wheel.add(watched)
+    while not watched.codes:
+        turn(wheel, [watched], 1)
+    assert watched.step - watched.pings[0] == pytest.approx(min(closed_after, steps - 1), abs=1)
+
+
+def test_the_steps_cost_the_same():
+    wheel = Wheel(30, 10)
+    links = [Mute(True) for _ in range(10_000)]
+    for link in links:
+        wheel.add(link)
+    for _ in range(300):
+        before = sum(len(link.pings) for link in links)
+        wheel.turn()
+        assert sum(len(link.pings) for link in links) - before in (33, 34)
+
+
+def test_who_left_is_not_pinged():
+    wheel = Wheel(1, 1)
+    link = Mute(False)
+    wheel.add(link)
+    wheel.remove(link)
+    turn(wheel, [link], 40)
+    assert (link.pings, link.codes) == ([], [])

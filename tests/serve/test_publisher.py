@@ -1,0 +1,221 @@
+"""The broadcast loop on links that need no socket."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candled.rooms.frames import Frame
+from candled.rooms.links import NOBODY, Links
+from candled.serve.publisher import HOLD_S, SLICE, Publisher
+
+COST_S = 0.00001  # of a send
+
+
+class Loop:
+    """Passes that are run by hand, and a clock that a send moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.soon: list[Callable[[], None]] = []
+        self.longest = 0.0
+        self.publisher = Publisher(self.soon.append, self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def run_once(self) -> None:
+        """One pass of the loop."""
+        due, self.soon[:] = list(self.soon), []
+        began = self.now
+        for call in due:
+            call()
+        self.longest = max(self.longest, self.now - began)
+
+    def run(self) -> int:
+        """All passes; how many they were."""
+        passes = 0
+        while self.soon:
+            self.run_once()
+            passes += 1
+        return passes
+
+
+class Wire:
+    """What a link has that the publisher uses."""
+
+    address = "here"
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.got: list[bytes] = []
+        self.stalled: list[tuple[bytes, int]] = []
+        self.trouble: Exception | int | None = None
+        self.is_lost = False
+        self.on_grant: Callable[[], None] = lambda: None
+
+    def write(self, frame: bytes) -> int:
+        self.loop.now += COST_S
+        if isinstance(self.trouble, Exception):
+            raise self.trouble
+        if self.trouble is not None:
+            return self.trouble
+        self.got.append(frame)
+        return len(frame)
+
+    def stall(self, frame: bytes, taken: int) -> None:
+        self.stalled.append((frame, taken))
+
+    def lost(self) -> None:
+        self.is_lost = True
+
+    def grant(self, topic: object) -> None:
+        self.loop.now += COST_S * 100
+        self.on_grant()
+        self.got.append(f"initial {topic}".encode())
+
+    def flush(self) -> None:
+        self.got.append(b"flushed")
+
+    def settle(self) -> None:
+        self.got.append(b"settled")
+
+
+def room(loop: Loop, count: int) -> Links:
+    links = Links()
+    links.extend(Wire(loop) for _ in range(count))
+    return links
+
+
+def frame(text: str) -> Frame:
+    return Frame.of(text)
+
+
+ONE, TWO = frame("one"), frame("two")
+
+
+def test_a_small_room_is_sent_to_at_once():
+    loop = Loop()
+    links = room(loop, SLICE)
+    loop.publisher.publish(links, ONE)
+    assert all(link.got == [ONE] for link in links)
+    assert links.sending == 0
+
+
+def test_a_large_room_is_sent_to_in_slices_and_no_pass_is_long():
+    loop = Loop()
+    links = room(loop, 10_000)
+    loop.publisher.publish(links, ONE)
+    assert loop.now <= HOLD_S + SLICE * COST_S
+    assert links.sending == 1
+    assert loop.run() > 5
+    assert loop.longest <= HOLD_S + (SLICE + 1) * COST_S
+    assert all(link.got == [ONE] for link in links)
+    assert links.sending == 0
+
+
+def test_a_small_room_need_not_wait_for_a_large_one():
+    loop = Loop()
+    large, small = room(loop, 10_000), room(loop, 10)
+    loop.publisher.publish(large, ONE)
+    loop.publisher.publish(small, TWO)
+    loop.run_once()
+    assert all(link.got == [TWO] for link in small)
+    assert large[-1].got == []
+
+
+def test_the_second_frame_of_a_room_waits_for_the_first():
+    loop = Loop()
+    links = room(loop, 3000)
+    loop.publisher.publish(links, ONE)
+    loop.publisher.publish(links, TWO)
+    loop.run()
+    assert all(link.got == [ONE, TWO] for link in links)
+
+
+def test_who_left_or_joined_meanwhile_does_not_get_the_frame():
+    loop = Loop()
+    links = room(loop, 3000)
+    loop.publisher.publish(links, ONE)
+    gone, links[-1] = links[-1], NOBODY
+    late = Wire(loop)
+    links.append(late)
+    loop.run()
+    assert (gone.got, late.got, links[0].got) == ([], [], [ONE])
+
+
+@pytest.mark.parametrize(("trouble", "taken"), [(BlockingIOError(), 0), (3, 3)])
+def test_what_the_kernel_does_not_take_is_left_to_the_link(trouble, taken):
+    loop = Loop()
+    links = room(loop, 3)
+    links[1].trouble = trouble
+    loop.publisher.publish(links, ONE)
+    assert links[1].stalled == [(ONE, taken)]
+    assert links[2].got == [ONE]
+
+
+def test_a_broken_connection_does_not_stop_the_others():
+    loop = Loop()
+    links = room(loop, 3)
+    links[1].trouble = ConnectionResetError()
+    loop.publisher.publish(links, ONE)
+    assert [link.is_lost for link in links] == [False, True, False]
+    assert links[2].got == [ONE]
+
+
+def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
+    loop = Loop()
+    links = room(loop, 1000)
+
+    def fail() -> None:
+        raise RuntimeError("no bars")
+
+    links[500].on_grant = fail
+    for link in links:
+        loop.publisher.want(link, "topic")
+    assert loop.now <= HOLD_S + COST_S * 100
+    loop.run()
+    assert loop.longest <= HOLD_S + 10 * COST_S * 100
+    assert [len(link.got) for link in links] == [1] * 500 + [0] + [1] * 499
+    assert "no initial could be made" in caplog.text
+
+
+def test_an_initial_is_wanted_once_and_can_be_forgotten():
+    loop = Loop()
+    links = room(loop, 100)
+    for _ in range(2):
+        for link in links:
+            loop.publisher.want(link, "topic")
+    loop.publisher.forget(links[-1], "topic")
+    loop.run()
+    assert len(links[-1].got) == 0
+    assert len(links[-2].got) == 1
+
+
+def test_what_was_gathered_is_flushed_and_what_ended_is_settled_in_the_next_pass():
+    loop = Loop()
+    one, two = room(loop, 2)
+    loop.publisher.gathered(one)
+    loop.publisher.ended(two)
+    assert one.got + two.got == []
+    assert loop.run() == 1
+    assert (one.got, two.got) == ([b"flushed"], [b"settled"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
+    loop = Loop()
+    rooms = [room(loop, size) for size in (1, 300, 1500, 4000)]
+    sent: list[list[bytes]] = [[] for _ in rooms]
+    for number, (which, goes_on) in enumerate(steps):
+        text = frame(str(number))
+        sent[which].append(text)
+        loop.publisher.publish(rooms[which], text)
+        if goes_on and loop.soon:
+            loop.run_once()
+    loop.run()
+    for links, frames in zip(rooms, sent, strict=True):
+        assert all(link.got == frames for link in links)
+        assert links.sending == 0
