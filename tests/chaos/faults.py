@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from tests.proxy import Proxy
-
 from tests.chaos.site import Node, Site
 from tests.chaos.tap import Tap
+from tests.proxy import Proxy
 
 TAKEOVER_S = 10.0
 LEASE_S = 6.0
@@ -152,7 +151,7 @@ class Faults:
 
     async def _reset(self, kind: str, way: str) -> None:
         """All connections are reset, and new ones for a while."""
-        node, proxy = self._way(way)
+        proxy = self._way(way)
         async with self._broken(kind):
             proxy.refuse()
             proxy.reset_existing()
@@ -161,7 +160,7 @@ class Faults:
 
     async def _mute(self, kind: str, way: str) -> None:
         """Nothing is carried any more; afterwards all of it arrives."""
-        node, proxy = self._way(way)
+        proxy = self._way(way)
         async with self._broken(kind):
             proxy.freeze()
             await asyncio.sleep(self._draw.uniform(1.0, 12.0))
@@ -169,14 +168,14 @@ class Faults:
 
     async def _lose(self, kind: str, way: str) -> None:
         """The connections there are stay open and carry nothing for ever; new ones work."""
-        node, proxy = self._way(way)
+        proxy = self._way(way)
         async with self._broken(kind):
             proxy.lose_existing()
 
-    def _way(self, way: str) -> tuple[Node, Proxy]:
+    def _way(self, way: str) -> Proxy:
         fitting = {"exchange": self._site.ingesting, "front": self._site.serving}.get(way, self._site.nodes)
-        node = self._draw.choice(fitting)
-        return node, getattr(node, way)
+        proxy: Proxy = getattr(self._draw.choice(fitting), way)
+        return proxy
 
     # ------------------------------------------------------------ inside
 

@@ -9,12 +9,12 @@ import psycopg2
 import websockets
 
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Symbol, fold, iso_ms
-
 from tests.chaos.charts import closed_before, time_ms, values_of
 from tests.chaos.site import Site, Values
 from tests.chaos.viewers import Viewer, fresh
 
 _SETTLED_MS = 2 * MINUTE_MS  # minutes that ended so long ago should be final and stored
+_LEAD_MS = 12 * 60 * MINUTE_MS  # the stream's snapshots reach back before the week in which a run begins
 _CALM_S = 1.0  # the exchange holds its tongue for so long while charts are compared
 _WRITERS_AND_READERS = {"freeWriters", "freeReaders"}
 
@@ -159,7 +159,7 @@ class Judge:
     def folded(self, symbol: Symbol, interval: Interval, until_ms: int) -> dict[int, Values]:
         """The closed bars of an interval as plain folds of the truth."""
         buckets: dict[int, list[Candle]] = {}
-        for candle in self._site.truth(symbol, until_ms):
+        for candle in self._site.truth(symbol, until_ms, lead_ms=_LEAD_MS):
             buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
         return {open_ms: fold(parts, open_ms).values for open_ms, parts in buckets.items()}
 
@@ -171,11 +171,10 @@ class Judge:
         now_ms = self._site.clock.now_ms()
         for chart in (viewer.chart for viewer in self._viewers):
             truth = self.folded(Symbol.parse(chart.wish.symbol), Interval.parse(chart.wish.interval), now_ms)
-            for time, (bar, _) in chart.finals.items():
-                if values_of(bar) != truth.get(time_ms((time, bar))):
-                    found.append(
-                        f"{chart.wish}: final was said of {bar}, the truth is {truth.get(time_ms((time, bar)))}"
-                    )
+            for begins, (bar, _) in chart.finals.items():
+                real = truth.get(time_ms((begins, bar)))
+                if values_of(bar) != real:
+                    found.append(f"{chart.wish}: final was said of {bar}, the truth is {real}")
         return found
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import yaml
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
@@ -202,9 +200,9 @@ class Site:
 
     # ------------------------------------------------------------ what is true, and what is stored
 
-    def truth(self, symbol: Symbol, until_ms: int) -> list[Candle]:
-        """The final minutes that the exchange had since the week began."""
-        return self.fake.truth(symbol, WEEK.floor(BEGINS_MS), until_ms)
+    def truth(self, symbol: Symbol, until_ms: int, *, lead_ms: int = 0) -> list[Candle]:
+        """The final minutes that the exchange had since the week began, or `lead_ms` before that."""
+        return self.fake.truth(symbol, WEEK.floor(BEGINS_MS) - lead_ms, until_ms)
 
     def stored(self, symbol: Symbol, until_ms: int) -> list[tuple[int, Values]]:
         """What the database has of the same minutes, row by row.

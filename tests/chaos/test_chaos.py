@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import time
-from pathlib import Path
 
 import pytest
 
