@@ -196,7 +196,7 @@ class ExchangeIngest:
             return
         self._watch_clock(max(candle.as_of_ms for candle in event.candles))
         outcome = market.pushed(event, self.now_ms())
-        self._outlet.publish(market, outcome.live)
+        self._outlet.publish(market, outcome.live, outcome.past_range)
         if outcome.past or not self._outlet.has_told(market):
             self._spawn(self._outlet.heal(market, outcome))
 
@@ -275,7 +275,7 @@ class ExchangeIngest:
         stamped = [candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles]
         outcome = market.answered(window, stamped, max(asked_ms, self.now_ms()))
         self._parity.note(self.now_ms(), outcome.checked, outcome.mismatched)
-        self._outlet.publish(market, outcome.live)
+        self._outlet.publish(market, outcome.live, outcome.past_range)
         if outcome.dead and symbol in self._runners:
             self._runners[symbol].doubt(symbol)
         if outcome.past or outcome.healed is not None:

@@ -49,6 +49,11 @@ class Outcome:
     checked: int = 0
     mismatched: int = 0
 
+    @property
+    def past_range(self) -> Range | None:
+        """The stretch that `past` lies in."""
+        return Range(self.past[0].open_ms, self.past[-1].open_ms + MINUTE_MS) if self.past else None
+
 
 class MarketIngest:
     """Order, finality, coverage and the state of one market. Pure: the time is an argument, on the exchange's clock."""
@@ -232,8 +237,7 @@ class MarketIngest:
             elif self._is_over(candle) and self._is_wanted(candle.open_ms):
                 outcome.past.append(candle._replace(final=True, rev=self._missed(candle)))
                 self.coverage.add(candle.open_ms, confirmed=True)
-        if outcome.past:
-            outcome.healed = Range(outcome.past[0].open_ms, outcome.past[-1].open_ms + MINUTE_MS)
+        outcome.healed = outcome.past_range
         return outcome
 
     def _is_wanted(self, open_ms: int) -> bool:

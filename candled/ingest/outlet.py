@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from candled.bus import Bus, Healed, MinuteChanged, Position, StateChanged
+from candled.bus import Bus, Facts, Healed, MinuteChanged, Position, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.model import MINUTE_MS, Candle, MarketKey, Range, Symbol
@@ -50,6 +50,7 @@ class _Told:
     state: str = ""
     state_since_ms: int = 0
     state_told_ms: int = 0
+    healing: list[Range] = field(default_factory=list)  # known to ingest, but not told yet
 
 
 class Outlet:
@@ -82,12 +83,17 @@ class Outlet:
         """Whether it was told since when the market's history is complete."""
         return market.coverage.since_ms == self._told[market.key.symbol].complete_from_ms
 
-    def publish(self, market: MarketIngest, candles: Sequence[Candle]) -> None:
-        """Tell of minutes of the live edge, and have the final ones stored."""
+    def publish(self, market: MarketIngest, candles: Sequence[Candle], healing: Range | None = None) -> None:
+        """Tell of minutes of the live edge, and have the final ones stored.
+
+        What `heal` is to tell of next, `healing`, is missing for those who listen until then.
+        """
         told = self._told[market.key.symbol]
+        if healing is not None:
+            told.healing.append(healing)
         for candle in candles:
             is_past = told.settled_ms is not None and candle.open_ms < told.settled_ms
-            facts = market.facts(_logged(told))
+            facts = _facts(market, told)
             position = self._note(told, self._bus.publish(MinuteChanged(market.key, candle, facts)))
             if facts.settled_ms is not None:
                 told.settled_ms = facts.settled_ms
@@ -123,10 +129,12 @@ class Outlet:
         if healed is None:
             return
         told.complete_from_ms = since_ms
-        message = Healed(market.key, healed.start_ms, healed.end_ms, since_ms, market.facts(_logged(told)))
+        if outcome.past_range is not None:
+            told.healing.remove(outcome.past_range)
+        message = Healed(market.key, healed.start_ms, healed.end_ms, since_ms, _facts(market, told))
         position = self._note(told, self._bus.publish(message))
-        if outcome.past:
-            await self._log(market.key, position, Range(outcome.past[0].open_ms, outcome.past[-1].open_ms + MINUTE_MS))
+        if outcome.past_range is not None:
+            await self._log(market.key, position, outcome.past_range)
 
     def tell_state(self, market: MarketIngest, now_ms: int) -> None:
         """Tell the market's state when it changed, and now and then for those who listen since."""
@@ -184,6 +192,14 @@ class Outlet:
             told.epoch, told.is_registered, told.first_unlogged = position.epoch, False, None
         told.seq = position.seq
         return position
+
+
+def _facts(market: MarketIngest, told: _Told) -> Facts:
+    """What can be said of the market with its next message."""
+    facts = market.facts(_logged(told))
+    for span in told.healing:
+        facts = replace(facts, gap=span.hull(facts.gap))
+    return facts
 
 
 def _logged(told: _Told) -> int:

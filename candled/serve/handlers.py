@@ -20,7 +20,7 @@ from .heartbeat import Wheel
 from .limits import Door, Network, client_address
 from .link import Client, Link
 from .publisher import Publisher
-from .socket_link import SocketLink, Wires
+from .socket_link import SocketLink, Wires, tune
 from .takeover import TakenHandler, Takeover
 from .tornado_link import TornadoLink, answer_ends_rightly
 
@@ -195,7 +195,8 @@ class StreamHandler(_Common, TakenHandler):
         return {"compression_level": 1, "mem_level": 5} if self.site.compresses else None
 
     def open(self, *args: str, **kwargs: str) -> None:
-        self.set_nodelay(True)
+        if self.ws_connection is not None and self.ws_connection.stream is not None:
+            tune(self.ws_connection.stream.socket)
         self._link = TornadoLink(self, self.site.publisher, self.site.clock, self._address)
         self.site.kept(self._link)
 

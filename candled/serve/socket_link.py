@@ -103,9 +103,7 @@ class SocketLink(Link):
         self._protocol = _Protocol(state=State.OPEN, max_size=wires.largest, logger=_protocol_log)
         self._protocol.extensions = list(extensions)
         peer.setblocking(False)
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_KEEPS)
+        tune(peer)
         self.write = peer.send
 
     def start(self, early: bytes) -> None:
@@ -362,8 +360,16 @@ class SocketLink(Link):
         self._wires.loop.remove_reader(peer)
         self._wires.loop.remove_writer(peer)
         peer.close()
-        self._protocol.parser.close()  # it holds its protocol, and the protocol holds it
+        self._protocol.parser.close()  # it holds its protocol, and the protocol holds it;
+        self._protocol.parser_exc = None  # so does an error's traceback
         self._wires.parked.discard(self)
         self._wires.leaving.pop(self, None)
         self._rest = self._outbox = self._gathered = None
         self._wires.gone(self)
+
+
+def tune(peer: socket.socket) -> None:
+    """Let small frames leave at once, and the kernel keep little for who does not read."""
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_KEEPS)

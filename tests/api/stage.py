@@ -23,6 +23,8 @@ from candled.exchange import Clock
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, Market, MarketKey, Symbol
 from candled.rooms.hub import Hub
 from candled.rooms.protocol import Protocol
+from candled.serve.client import Client
+from candled.serve.publisher import Publisher
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
 from candled.store.history import History
@@ -100,7 +102,8 @@ async def stage(
     for market in stored:
         symbols.setdefault(market.exchange, []).append(market.symbol)
     codec = Protocol(symbols, intervals)
-    hub = Hub(codec, bars, clock)
+    publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
+    hub = Hub(codec, bars, clock, publisher.publish)
     bars.listen(hub)
     pages = Pages(bars, history)
     source = Source(
@@ -114,8 +117,8 @@ async def stage(
     running = Server(
         config.server,
         hub=hub,
-        bars=bars,
-        codec=codec,
+        publisher=publisher,
+        make_client=lambda link: Client(link, hub, bars, codec, clock, config.server, pages.history),
         clock=clock,
         health=dict,
         statistics=dict,

@@ -90,6 +90,9 @@ async def test_messages_say_how_far_the_log_goes():
 async def test_a_healed_past_is_in_the_log_before_it_is_stored_and_told_after():
     way = Way()
     outcome = Outcome(past=[minute(number, final=True) for number in (3, 4)], healed=Range(MONDAY_MS, at(600)))
+    way.outlet.publish(way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live, outcome.past_range)
+    assert way.minutes()[-1][0].facts.gap == outcome.past_range  # it is not told yet
+    way.keeper.diary.clear()
     await way.outlet.heal(way.market, outcome)
     unknown = Position("one", LATER)
     told = next(position for message, position in way.heard if isinstance(message, Healed))

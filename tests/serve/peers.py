@@ -71,6 +71,7 @@ class EchoSite:
     def __init__(self, *, largest_message: int = LARGEST_MESSAGE, **settings: Any) -> None:
         self.clients: list[EchoClient] = []
         self.links = Links()
+        self.opened: list[Any] = []  # what is closed at the end
         self.publisher = Publisher(asyncio.get_running_loop().call_soon, SystemClock())
         self.server = Server(
             ServerSettings(**{"host": "127.0.0.1", "port": 0, "max_connections_per_ip": 0, **settings}),
@@ -91,8 +92,10 @@ class EchoSite:
         self.links.append(link)
         return client
 
-    async def connect(self, *, extra: str = "", behind: bytes = b"", buffer: int = 0) -> "Peer":
-        return await connect(self.port, extra=extra, behind=behind, buffer=buffer)
+    async def connect(self, *, extra: str = "", behind: bytes = b"") -> "Peer":
+        peer = await connect(self.port, extra=extra, behind=behind)
+        self.opened.append(peer)
+        return peer
 
     async def emptied(self) -> None:
         """Wait until no connection is counted."""
@@ -113,7 +116,10 @@ async def echo_site(**settings: Any) -> AsyncIterator[EchoSite]:
     try:
         yield site
     finally:
+        for one in site.opened:
+            one.close()
         await site.server.stop()
+        await asyncio.sleep(0)
 
 
 class Peer:
@@ -159,9 +165,9 @@ class Peer:
         self.writer.close()
 
 
-async def connect(port: int, *, extra: str = "", behind: bytes = b"", buffer: int = 0) -> Peer:
+async def connect(port: int, *, extra: str = "", behind: bytes = b"") -> Peer:
     """Shake hands; `extra` are more header lines, `behind` is sent in the same packet."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=buffer or 2**20)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write((HANDSHAKE + extra + "\r\n").encode() + behind)
     return Peer(reader, writer, await reader.readuntil(b"\r\n\r\n"))
 

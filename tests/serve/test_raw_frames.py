@@ -94,7 +94,6 @@ async def test_what_is_right_is_answered(case, takeover):
         peer = await site.connect()
         peer.send(sent)
         assert [await peer.receive() for _ in expected] == expected
-        peer.close()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,6 @@ async def test_it_does_not_matter_how_the_bytes_are_cut(case):
             await peer.writer.drain()
             await asyncio.sleep(0)
         assert [await peer.receive() for _ in expected] == expected
-        peer.close()
 
 
 @WAYS
