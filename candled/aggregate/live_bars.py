@@ -420,13 +420,17 @@ class LiveBars:
     async def _is_whole(self, key: MarketKey, market: MarketBars, from_ms: int) -> bool:
         """Whether every minute from `from_ms` on that is over is in memory as it ended, or known not to exist.
 
-        Of what is not shown yet nothing is expected: it is told of when it is complete.
+        Before history is complete that is asked of the minutes behind the gap only: the rest will be told of.
         """
         series, facts = market.ladder.series(MINUTE), market.track.facts
-        settled_ms = facts.settled_ms or 0
-        from_ms = max(
-            from_ms, series.since_ms, settled_ms if market.complete_from_ms is None else market.complete_from_ms
-        )
+        if facts.settled_ms is None:
+            return True
+        known_ms = market.complete_from_ms
+        if known_ms is None:
+            if facts.gap is None:
+                return False
+            known_ms = facts.gap.end_ms
+        from_ms, settled_ms = max(from_ms, series.since_ms, known_ms), facts.settled_ms
         missing = RangeSet([(from_ms, settled_ms)])
         for minute in series.between(from_ms, settled_ms):
             if minute.final:
