@@ -35,12 +35,11 @@ PATIENCE_S = 30.0
 class Exchange:
     """Speaks as much of Bitget's language as the way of a live candle needs; its history is empty."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self._links: list[_Link] = []
-        self._server = HTTPServer(
-            Application([(r"/v2/ws/public", _Link, {"exchange": self}), (r".*", _Nothing)], log_function=lambda _: None)
-        )
-        sockets = bind_sockets(0, "127.0.0.1")
+        routes = [(r"/v2/ws/public", _Link, {"exchange": self}), (r".*", _Nothing, {"exchange": self})]
+        self._server = HTTPServer(Application(routes, log_function=lambda _: None))
+        sockets = bind_sockets(port, "127.0.0.1")
         self.port: int = sockets[0].getsockname()[1]
         self._server.add_sockets(sockets)
 
@@ -50,10 +49,21 @@ class Exchange:
 
     def push(self, name: str, volume: int) -> None:
         """Send the running minute of a market to whoever is subscribed to it."""
-        text = frame("update", name, [volume])
+        self.send(name, frame("update", name, [volume]))
+
+    def send(self, name: str, text: str) -> None:
+        """Send a frame of a market to whoever is subscribed to it."""
         for link in self._links:
             if name in link.names:
                 link.write_message(text)
+
+    def snapshot(self, name: str) -> str:
+        """What a new subscriber is sent."""
+        return frame("snapshot", name, [1, 1, 1, 1])
+
+    def now_ms(self) -> int:
+        """UTC epoch milliseconds."""
+        return now_ms()
 
     @property
     def subscribed(self) -> int:
@@ -77,13 +87,16 @@ class _Link(WebSocketHandler):
         request = json.loads(message)
         for arg in request["args"] if request["op"] == "subscribe" else ():
             self.write_message({"event": "subscribe", "arg": arg})
-            self.write_message(frame("snapshot", arg["instId"], [1, 1, 1, 1]))
+            self.write_message(self._exchange.snapshot(arg["instId"]))
             self.names.add(arg["instId"])
 
 
 class _Nothing(RequestHandler):
+    def initialize(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
     def get(self) -> None:
-        self.write({"code": "00000", "msg": "success", "requestTime": now_ms(), "data": []})
+        self.write({"code": "00000", "msg": "success", "requestTime": self._exchange.now_ms(), "data": []})
 
 
 def frame(action: str, name: str, volumes: Sequence[int]) -> str:

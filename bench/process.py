@@ -67,9 +67,14 @@ class Process:
 
 
 class Daemon(Process):
-    """The whole daemon on SQLite in `directory`, its clock set to `start_ms` (UTC epoch milliseconds)."""
+    """The whole daemon on SQLite in `directory`, its clock set to `start_ms` (UTC epoch milliseconds).
 
-    def __init__(self, directory: Path, exchanges: Mapping[str, Any], start_ms: int, **more: Any) -> None:
+    `held`: where its loop is watched, as `bench.shifted_daemon` says.
+    """
+
+    def __init__(
+        self, directory: Path, exchanges: Mapping[str, Any], start_ms: int, held: Path | None = None, **more: Any
+    ) -> None:
         self.port = free_port()
         document = {
             "server": {"host": "127.0.0.1", "port": self.port, **_NO_LIMITS},
@@ -80,7 +85,8 @@ class Daemon(Process):
         }
         path = directory / "candled.yaml"
         path.write_text(yaml.safe_dump(document), "utf-8")
-        super().__init__("bench.shifted_daemon", str(path), str(start_ms), directory=directory)
+        watch = [] if held is None else [str(held)]
+        super().__init__("bench.shifted_daemon", str(path), str(start_ms), *watch, directory=directory)
 
     def get(self, path: str) -> Any:
         """GET a path of the server, parsed as JSON.

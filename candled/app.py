@@ -15,7 +15,7 @@ from candled.aggregate.live_bars import LiveBars
 from candled.api.directory import Directory
 from candled.api.pages import Pages
 from candled.api.rest import Source
-from candled.api.routes import make_routes
+from candled.api.routes import make_routes, make_streams
 from candled.bus import Bus
 from candled.bus.making import RedisParts, make_memory_bus, make_redis_parts
 from candled.clock import SystemClock
@@ -25,7 +25,7 @@ from candled.exchange import Clock
 from candled.ingest_side import IngestSide
 from candled.model import Market, MarketKey
 from candled.plugins import Plugins
-from candled.rooms.hub import Hub
+from candled.rooms.hub import Hub, Link
 from candled.rooms.protocol import Protocol
 from candled.serve.client import Client
 from candled.serve.collector import Collector
@@ -121,18 +121,21 @@ class Daemon:
             clock=clock,
             describe=self._describe,
         )
+
+        def make_client(link: Link) -> Client:
+            return Client(link, self._hub, self._bars, self._codec, clock, config.server, pages.history)
+
         self._server = Server(
             config.server,
             hub=self._hub,
             publisher=publisher,
-            make_client=lambda link: Client(
-                link, self._hub, self._bars, self._codec, clock, config.server, pages.history
-            ),
+            make_client=make_client,
             clock=clock,
             health=self.health,
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
             page=self._page_text,
             routes=make_routes(config, source, counter, clock),
+            streams=make_streams(config, source, make_client, publisher.publish, clock),
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._store_trouble = ""

@@ -62,6 +62,11 @@ class Proxy:
         """Go on where it was frozen."""
         self._is_frozen = False
 
+    @property
+    def connections(self) -> int:
+        """How many were made so far."""
+        return self._made
+
     def lose_existing(self) -> None:
         """Carry nothing any more on the connections there are, without closing them: half open. New ones work."""
         self._lost = self._made

@@ -14,12 +14,14 @@ TINY = {
     "latency": ["--markets", "2", "--pushes", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
+    "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
 SAYS = {
     "aggregation": "Ladder.feed",
     "latency": "2 markets at once, daemon: p50",
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
+    "scale": "14 clients in 14 rooms",
 }
 
 

@@ -16,7 +16,7 @@ class Ladder:
     A bar above 1m is folded from its parts in memory where they are all held; older bars come from the store, and
     stay as they came until they are read again.
 
-    `seq` is the number of the feed's message that brings something, 0 where it comes from the store alone.
+    Bars that come to look different get the `stamp` of what changed them, as in `Series`.
     """
 
     def __init__(self, intervals: Sequence[Interval], capacity: int) -> None:
@@ -49,10 +49,6 @@ class Ladder:
         longest = max((longer.ms for longer, source in self._sources.items() if source == interval), default=0)
         return max(at_least, longest // interval.ms + 1)
 
-    def changed_since(self, interval: Interval, seq: int) -> list[Candle]:
-        """The bars held that a message after `seq` touched, oldest first."""
-        return self._series[interval].changed_since(seq)
-
     def seed(self, interval: Interval, bars: Sequence[Candle], since_ms: int) -> None:
         """Take the newest bars of one interval from the store; `since_ms` as in `Series`."""
         for bar in bars:
@@ -60,7 +56,7 @@ class Ladder:
         self._series[interval].since_ms = since_ms
         self._start_afresh()
 
-    def feed(self, minute: Candle, seq: int = 0) -> list[Change] | None:
+    def feed(self, minute: Candle, stamp: int = 0) -> list[Change] | None:
         """Take a version of a minute; return the bars it changed, shortest interval first.
 
         None: the minute is older than what is held, so its bars must be read from the store again.
@@ -72,18 +68,19 @@ class Ladder:
         if held is not None:
             if not minute.supersedes(held):
                 return []
-            if minute.rev < held.rev:  # whoever begins to read the exchange does not know of earlier revisions
-                minute = minute._replace(rev=held.rev)
-        self._minutes.put(minute, seq)
-        changes = [] if held is not None and _alike(held, minute) else [Change(MINUTE, minute)]
+            minute = _following(held, minute)
+        changes = []
+        if held is None or not _alike(held, minute):
+            changes.append(Change(MINUTE, minute))
+        self._minutes.put(minute, stamp if changes else 0)
         bars: list[Candle | None] = [minute]
         for rung, source in self._steps:
             part = bars[source]
-            bars.append(None if part is None else rung.take(part, seq, changes))
+            bars.append(None if part is None else rung.take(part, stamp, changes))
         return changes
 
     def merge(
-        self, rows: Mapping[Interval, Sequence[Candle]], start_ms: int, end_ms: int, seq: int = 0
+        self, rows: Mapping[Interval, Sequence[Candle]], start_ms: int, end_ms: int, stamp: int = 0
     ) -> list[Change]:
         """Take what the store holds of `[start_ms, end_ms)`, bars of every interval that touch it; return what changed.
 
@@ -95,17 +92,19 @@ class Ladder:
             held = minutes.get(row.open_ms)
             if row.open_ms < minutes.since_ms or (held is not None and not row.supersedes(held)):
                 continue
-            minutes.put(row, seq)
             if held is None or not _alike(held, row):
+                minutes.put(row, stamp)
                 changes.append(Change(MINUTE, row))
+            else:
+                minutes.put(_following(held, row))
         for interval, source in self._sources.items():
             stored = {row.open_ms: row for row in rows.get(interval, ())}
-            changes += self._merge_level(interval, source, stored, Range(start_ms, end_ms), seq)
+            changes += self._merge_level(interval, source, stored, Range(start_ms, end_ms), stamp)
         self._start_afresh()
         return changes
 
     def _merge_level(
-        self, interval: Interval, source: Interval, stored: Mapping[int, Candle], span: Range, seq: int
+        self, interval: Interval, source: Interval, stored: Mapping[int, Candle], span: Range, stamp: int
     ) -> list[Change]:
         series, parts, rung = self._series[interval], self._series[source], self._rungs[interval]
         first_ms, end_ms = interval.floor(span.start_ms), interval.floor(span.end_ms - 1) + interval.ms
@@ -117,9 +116,11 @@ class Ladder:
             held = series.get(open_ms)
             if bar is None or open_ms < series.since_ms or bar == held:
                 continue
-            series.put(bar, seq)
             if held is None or not _alike(held, bar):
+                series.put(bar, stamp)
                 changes.append(Change(interval, bar))
+            else:
+                series.put(bar)
         return changes
 
     def _is_whole(self, open_ms: int) -> bool:
@@ -136,6 +137,16 @@ class Ladder:
         self._whole_ms = -1
         for rung in self._rungs.values():
             rung.forget()
+
+
+def _following(held: Candle, minute: Candle) -> Candle:
+    """A later version of a minute as it is to be held: nothing that clients see changes but with the values.
+
+    Whoever begins to read the exchange does not know of earlier revisions.
+    """
+    if minute.src != held.src and minute.values == held.values:
+        minute = minute._replace(src=held.src)
+    return minute._replace(rev=held.rev) if minute.rev < held.rev else minute
 
 
 def _alike(one: Candle, other: Candle) -> bool:

@@ -158,7 +158,7 @@ class LiveBars:
         if series.capacity < count:  # what is there now could be dropped before `tail`
             return False
         shown_from_ms = market.complete_from_ms or 0
-        return series.since_ms <= shown_from_ms or len(series.tail(count, shown_from_ms)) >= count
+        return series.since_ms <= shown_from_ms or len(series.times(count, shown_from_ms)) >= count
 
     def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
         """Whether the running week is complete, or the newest `count` bars are."""
@@ -167,7 +167,7 @@ class LiveBars:
             return False
         if market.complete_from_ms <= _WEEK.floor(self._clock.now_ms()):
             return True
-        return len(market.ladder.series(interval).tail(count, market.complete_from_ms)) >= count
+        return len(market.ladder.series(interval).times(count, market.complete_from_ms)) >= count
 
     def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
         """The newest `count` whole bars in memory, oldest first, ending with the running one."""

@@ -39,7 +39,7 @@ class Rung:
         """Whether the bar that holds a time is held without all its parts."""
         return self._series.since_ms <= self._series.interval.floor(open_ms) < self._parts.since_ms
 
-    def take(self, part: Candle, seq: int, changes: list[Change]) -> Candle | None:
+    def take(self, part: Candle, stamp: int, changes: list[Change]) -> Candle | None:
         """Fold the bar that holds `part`, which was just put among the parts, and add it to `changes` if it is one.
 
         Returns the bar; None if it is as it was, or not held.
@@ -58,9 +58,11 @@ class Rung:
             bar = self._anew(start_ms)
         if held is None or bar[1:7] != held[1:7] or bar.rev != held.rev:
             changes.append(Change(self._series.interval, bar))
-        elif bar == held:
+            self._series.put(bar, stamp)
+        elif bar != held:
+            self._series.put(bar)
+        else:
             return None
-        self._series.put(bar, seq)
         return bar
 
     def fold(self, start_ms: int) -> Candle:

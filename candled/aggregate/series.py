@@ -22,7 +22,7 @@ class Series:
     end, or dropped at the beginning, do not count.
     """
 
-    __slots__ = ("_capacity", "_packed", "_parent", "_recent", "_seqs", "_times", "interval", "revision", "since_ms")
+    __slots__ = ("_capacity", "_packed", "_parent", "_recent", "_stamps", "_times", "interval", "revision", "since_ms")
 
     def __init__(self, interval: Interval, parent: Interval | None, capacity: int) -> None:
         self.interval = interval
@@ -30,8 +30,8 @@ class Series:
         self.revision = 0
         self._parent = parent
         self._capacity = max(capacity, 2 * parent.ms // interval.ms if parent else 0)
-        self._times = array("q")  # of all bars, as the numbers of the messages that changed them last
-        self._seqs = array("q")
+        self._times = array("q")  # of all bars, as are the stamps
+        self._stamps = array("q")
         self._packed = PackedBars()  # all but the newest few
         self._recent: list[Candle] = []
 
@@ -77,32 +77,33 @@ class Series:
         first = bisect_left(self._times, start_ms)
         return self._bars(first, bisect_left(self._times, end_ms, first))
 
-    def changed_since(self, seq: int) -> list[Candle]:
-        """Bars that were last put with a greater `seq`, oldest first."""
-        return [self._bars(index, index + 1)[0] for index, last in enumerate(self._seqs) if last > seq]
+    def changed_since(self, stamp: int) -> list[Candle]:
+        """Bars that were put with a later stamp, oldest first."""
+        return [self._bars(index, index + 1)[0] for index, last in enumerate(self._stamps) if last > stamp]
 
     # ------------------------------------------------------------ writing
 
-    def put(self, bar: Candle, seq: int = 0) -> None:
-        """Add or replace a bar; `seq` is the number of the feed's message that brought it, 0 for one from the store."""
+    def put(self, bar: Candle, stamp: int = 0) -> None:
+        """Add or replace a bar. Stamps of changes only grow; without one the bar keeps what it has."""
         recent = self._recent
         newest_ms = recent[-1].open_ms if recent else -1
         if bar.open_ms == newest_ms:
             recent[-1] = bar
-            self._seqs[-1] = seq
+            if stamp:
+                self._stamps[-1] = stamp
         elif bar.open_ms > newest_ms:
-            self._append(bar, seq)
+            self._append(bar, stamp)
             if len(self._times) > self._capacity + self._capacity // 8:
                 self.forget_before(self._times[-self._capacity])
         else:
-            self._put_late(bar, seq)  # drops nothing, for it might be what it adds
+            self._put_late(bar, stamp)  # drops nothing, for it might be what it adds
 
     def prepend(self, older: Iterable[Candle], since_ms: int) -> None:
         """Add bars older than `since_ms` was; all there are from the new `since_ms` on."""
         older = [bar for bar in older if bar.open_ms < self.since_ms]
         if older and self._recent:
             self._times[:0] = array("q", [bar.open_ms for bar in older])
-            self._seqs[:0] = array("q", [0]) * len(older)
+            self._stamps[:0] = array("q", [0]) * len(older)
             self._packed.insert(0, older)
         else:
             for bar in older:
@@ -119,7 +120,7 @@ class Series:
         self._packed.drop(packed, self._times[:packed])
         del self._recent[: count - packed]
         del self._times[:count]
-        del self._seqs[:count]
+        del self._stamps[:count]
         self.since_ms = max(self.since_ms, keep_ms)
 
     # ------------------------------------------------------------ inside
@@ -136,18 +137,18 @@ class Series:
         bars = self._packed.bars(first, self._times[first : min(last, packed)])
         return bars + self._recent[: last - packed] if last > packed else bars
 
-    def _append(self, bar: Candle, seq: int) -> None:
+    def _append(self, bar: Candle, stamp: int) -> None:
         self._times.append(bar.open_ms)
-        self._seqs.append(seq)
+        self._stamps.append(stamp)
         self._recent.append(bar)
         self._pack()
 
-    def _put_late(self, bar: Candle, seq: int) -> None:
+    def _put_late(self, bar: Candle, stamp: int) -> None:
         packed = len(self._times) - len(self._recent)
         index = bisect_left(self._times, bar.open_ms)
         if self._times[index] != bar.open_ms:
             self._times.insert(index, bar.open_ms)
-            self._seqs.insert(index, seq)
+            self._stamps.insert(index, stamp)
             if index < packed:
                 self._packed.insert(index, (bar,))
             else:
@@ -160,7 +161,8 @@ class Series:
             self._packed.replace(index, bar)
         else:
             self._recent[index - packed] = bar
-        self._seqs[index] = seq
+        if stamp:
+            self._stamps[index] = stamp
         if (held.values, held.rev, held.src) != (bar.values, bar.rev, bar.src):
             self.revision += 1
 

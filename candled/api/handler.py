@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 METHODS = "GET, HEAD, OPTIONS"
 EXPOSED = ", ".join((*HEADERS, "Age", "Link", "X-Candled-Last-Final", "X-MBX-USED-WEIGHT-1M"))
-_NAMES = {404: "not_found", 405: "method_not_allowed"}
+_NAMES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 _STALLED_S = 30.0
 
 
@@ -163,6 +163,8 @@ class Handler(RequestHandler):
                 self.set_header(name, value)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if isinstance(value, HTTPError) and value.status_code < 500:
+            return  # the client was told; whoever can send requests must not fill our log
         if isinstance(value, CandledError):
             logger.error("%s: %s", self.request.path, value)
         else:

@@ -273,7 +273,7 @@ class Gaps(RestHandler):
         return found
 
 
-class Description(RestHandler):
+class Description(Handler):
     """`/api/openapi.json`."""
 
     def initialize(self, all_operations: tuple[Operation, ...], **shared: Any) -> None:  # type: ignore[override]

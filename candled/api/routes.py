@@ -1,17 +1,22 @@
 """All routes of the API, for whoever mounts them on a server."""
 
+from collections.abc import Callable
 from typing import Any
 
 from candled.config import Config, KlinesSettings
 from candled.exchange import Clock
+from candled.rooms.frames import Frame
+from candled.rooms.links import Link, Links
 from candled.serve.limits import networks
 from candled.serve.rate_limit import Counter, RateLimit
 
 from . import klines, operations, rest, udf
 from .handler import Gate, Nothing
+from .kline_streams import KlineClient, KlineStreams, Reader
 from .rest import Source
 
 Route = tuple[str, type[Any], dict[str, Any]]
+Stream = tuple[str, Callable[[Link, str], KlineClient]]
 
 
 def make_routes(config: Config, source: Source, counter: Counter, clock: Clock) -> list[Route]:
@@ -78,3 +83,24 @@ def _klines(source: Source, settings: KlinesSettings, shared: dict[str, Any]) ->
     markets = klines.BinanceMarkets(source.directory, settings.exchange or source.directory.default)
     more = {**shared, "source": source, "markets": markets}
     return [(f"{settings.prefix}/api/v3/{name}", kind, more) for name, kind in resources.items()]
+
+
+def make_streams(
+    config: Config,
+    source: Source,
+    make_reader: Callable[[Link], Reader],
+    publish: Callable[[Links, Frame], None],
+    clock: Clock,
+) -> list[Stream]:
+    """The paths of kline streams, if the settings want them; `make_reader` makes a client of our own protocol."""
+    settings = config.klines
+    if not settings.enabled:
+        return []
+    markets = klines.BinanceMarkets(source.directory, settings.exchange or source.directory.default)
+    streams = KlineStreams(markets, make_reader, publish, clock, config.server.max_messages_per_second)
+    paths = [
+        rf"{settings.prefix}/ws/.+",
+        rf"{settings.prefix}/stream",
+        *([f"{settings.prefix}/ws/?"] if settings.prefix else []),
+    ]
+    return [(path, streams.make_client) for path in paths]

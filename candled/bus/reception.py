@@ -35,12 +35,15 @@ class Reception:
     def message(self, market: MarketKey, position: Position) -> bool:
         """Note a message; return whether it is news, which a repeated or overtaken one is not."""
         known = self._at.get(market)
-        if known is not None and position.epoch == known.epoch:
+        if known is None:  # what was published before the link was made is read anyway
+            if position.seq > 1:
+                self.miss([market], "hole")
+        elif position.epoch == known.epoch:
             if position.seq <= known.seq:
                 return False
             if position.seq > known.seq + 1:
                 self.miss([market], "hole")
-        elif known is not None and self._is_overtaken(market, position.epoch, known.epoch):
+        elif self._is_overtaken(market, position.epoch, known.epoch):
             return False
         else:
             self.miss([market], "epoch")
@@ -126,8 +129,9 @@ class Reception:
     def miss(self, markets: Iterable[MarketKey], reason: str) -> None:
         """Have markets read again."""
         for market in markets:
-            self.reasons[reason] += market not in self._missed
-            self._missed.setdefault(market, reason)
+            if market not in self._missed:
+                self._missed[market] = reason
+                self.reasons[reason] += 1
 
     def take_missed(self, most: int) -> list[MarketKey]:
         """Some of the markets that are to be read again; each is followed by `healed` or `not_healed`."""

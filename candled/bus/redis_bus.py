@@ -181,6 +181,7 @@ class RedisBus:
         self._to_read.set()
 
     def _link_is_ready(self, channels: Sequence[str]) -> None:
+        self._reader.renew()
         markets = [self._channels[channel] for channel in channels if channel in self._channels]
         self._reception.miss((market for market in markets if not self._is_own(market)), "connected")
         self._to_read.set()

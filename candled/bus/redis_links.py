@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 TROUBLE = (RedisError, OSError, TimeoutError)
 _TIMEOUT_S = 2.0  # for connecting, and for each answer
 _PATIENCE_S = 3.0  # for all answers of a pipeline together
+_SHARDED_SINCE = 7  # the version of Redis from which channels of a cluster may lie where their slots are
 _CONNECTIONS = 8  # of a caller: whatever comes in the same moment shares them
 # Answers of a server that is no longer, or not yet, the one to ask.
 _ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError, ReadOnlyError)
@@ -160,13 +161,13 @@ class Servers:
             client = self.client(node)
             try:
                 slots = await _command(client, "CLUSTER", "SLOTS")
-                knows = await _command(client, "COMMAND", "INFO", "SSUBSCRIBE")
+                facts = await _command(client, "INFO", "server")
             except TROUBLE as error:
                 trouble = str(error)
                 continue
             finally:
                 await close(client)
-            topology = Topology(list(_ranges(slots, node)), sharded=bool(knows and next(iter(knows), None)))
+            topology = Topology(list(_ranges(slots, node)), sharded=_version(facts) >= _SHARDED_SINCE)
             self._seen = topology.nodes
             return topology
         raise Unavailable(f"no node of the cluster answers: {trouble}")
@@ -181,6 +182,10 @@ def _ranges(slots: Any, asked: Node) -> Iterable[tuple[int, int, Node]]:
         return
     for first, last, owner, *_ in slots:
         yield int(first), int(last), Node(_text(owner[0]) or asked.host, int(owner[1]))
+
+
+def _version(facts: Any) -> int:
+    return int(str(facts.get("redis_version", "0")).partition(".")[0])
 
 
 def _text(value: Any) -> str:
@@ -214,7 +219,7 @@ class Caller:
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
-        self._clients: dict[Node, aioredis.Redis] = {}
+        self._clients: dict[Node, _Client] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(_CONNECTIONS)
 
@@ -244,12 +249,17 @@ class Caller:
         await asyncio.gather(*(self._call_node(node, calls, indexes, answers) for node, indexes in groups.items()))
         return answers
 
+    def renew(self) -> None:
+        """Use new connections from now on: another link to these servers has failed."""
+        for node, client in list(self._clients.items()):
+            self._drop(node, client)
+            self._close(client)  # what waits for an answer there ends at once
+
     async def close(self) -> None:
         """Release the connections."""
-        clients, self._clients = self._clients, {}
-        for client in clients.values():
-            await close(client)
-        await asyncio.gather(*self._closing)
+        self.renew()
+        while self._closing:
+            await asyncio.gather(*self._closing)
 
     async def _call_node(self, node: Node, calls: Sequence[Call], indexes: Sequence[int], answers: list[Any]) -> None:
         async with self._free:
@@ -260,19 +270,24 @@ class Caller:
     async def _answers(self, node: Node, calls: Sequence[Call], indexes: Sequence[int]) -> list[Any]:
         client = self._clients.get(node)
         if client is None:
-            client = self._clients[node] = self._servers.client(node)
+            client = self._clients[node] = _Client(self._servers.client(node))
+        client.uses += 1
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                found = await _pipeline(client, [calls[index].words() for index in indexes])
+                found = await _pipeline(client.redis, [calls[index].words() for index in indexes])
                 unknown = [at for at, answer in enumerate(found) if isinstance(answer, NoScriptError)]
                 if unknown:
-                    again = await _pipeline(client, [calls[indexes[at]].words(whole=True) for at in unknown])
+                    again = await _pipeline(client.redis, [calls[indexes[at]].words(whole=True) for at in unknown])
                     for at, answer in zip(unknown, again, strict=True):
                         found[at] = answer
                 return found
         except TROUBLE as error:
             self._drop(node, client)
             return [Unavailable(f"{node}: {_reason(error)}")] * len(indexes)
+        finally:
+            client.uses -= 1
+            if client.is_dropped and not client.uses:
+                self._close(client)
 
     def _judged(self, node: Node, answer: Any) -> Any:
         if isinstance(answer, _ELSEWHERE):
@@ -282,14 +297,26 @@ class Caller:
             return Unavailable(f"{node}: {_reason(answer)}")
         return answer
 
-    def _drop(self, node: Node, client: "aioredis.Redis") -> None:
+    def _drop(self, node: Node, client: "_Client") -> None:
         """Whatever failed may be half open, and so may its neighbours in the pool."""
         self._servers.forget()
+        client.is_dropped = True
         if self._clients.get(node) is client:
             del self._clients[node]
-        task = asyncio.ensure_future(close(client))
+
+    def _close(self, client: "_Client") -> None:
+        task = asyncio.ensure_future(close(client.redis))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+class _Client:
+    """A client, and how many calls it is in the middle of: until the last has ended it may connect once more."""
+
+    def __init__(self, redis: "aioredis.Redis") -> None:
+        self.redis = redis
+        self.uses = 0
+        self.is_dropped = False
 
 
 async def _command(client: "aioredis.Redis", *words: Any) -> Any:

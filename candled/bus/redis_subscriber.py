@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 SILENT_S = 3.0  # without its own voice for so long a link is dead
+_LISTEN_S = 0.25  # how long one reading waits for a message
 _EARLY_NONES = 20  # "no message yet" without having waited for one: the connection is dead, and would spin
 _SUBSCRIBE_S = 3.0
 _LOOK_S = 5.0  # how often it is looked whether channels have moved to other servers
@@ -171,8 +172,9 @@ class _Link:
 
     async def stop(self) -> None:
         """End it; nothing is heard of it afterwards."""
-        self.is_over = True
-        self._task.cancel()
+        if not self.is_over:  # else it is closing its connections by itself
+            self.is_over = True
+            self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
@@ -193,6 +195,7 @@ class _Link:
             was_stopped, self.is_over = self.is_over, True
             if speaking is not None:
                 speaking.cancel()
+                await asyncio.gather(speaking, return_exceptions=True)
             for one in (pubsub, listener, voice):
                 await close(one)
         if not was_stopped:
@@ -202,7 +205,11 @@ class _Link:
         """Subscribe, and wait until every channel is confirmed."""
         channels = (*self.wanted.channels, self._private)
         async with asyncio.timeout(_SUBSCRIBE_S):
-            await (pubsub.ssubscribe if self.wanted.sharded else pubsub.subscribe)(*channels)
+            if self.wanted.sharded:
+                for channel in channels:  # one command takes channels of one slot only
+                    await pubsub.ssubscribe(channel)
+            else:
+                await pubsub.subscribe(*channels)
             confirmed = 0
             while confirmed < len(channels):
                 message = await pubsub.get_message(timeout=_SUBSCRIBE_S)
@@ -216,10 +223,10 @@ class _Link:
         early = 0
         while True:
             asked_at = self._clock.monotonic()
-            message = await pubsub.get_message(timeout=BEAT_S)
+            message = await pubsub.get_message(timeout=_LISTEN_S)
             now = self._clock.monotonic()
             if message is None:
-                early = early + 1 if now - asked_at < BEAT_S / 2 else 0
+                early = early + 1 if now - asked_at < _LISTEN_S / 2 else 0
                 if early >= _EARLY_NONES:
                     return "a dead connection that answers at once"
                 await self._clock.sleep(0)

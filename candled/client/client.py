@@ -10,7 +10,7 @@ from candled.exchange import Clock
 from candled.ingest.backoff import Backoff
 
 from .link import Link, Message
-from .stream import BarStream, Topic
+from .stream import FIELDS, BarStream, Topic
 from .values import Bar, Bars, RequestRefused, Status, moment, wire_time
 
 _PAGE = 1000
@@ -116,7 +116,7 @@ class Client:
         Raises:
             RequestRefused: the server refuses it, or does not know how to answer.
         """
-        request = {"type": "history", "symbol": symbol, "interval": interval, "limit": _PAGE}
+        request = {"type": "history", "symbol": symbol, "interval": interval, "limit": _PAGE, "fields": FIELDS}
         if exchange is not None and exchange != self._default_exchange:
             request["exchange"] = exchange
         first = None if start is None else moment(wire_time(start))

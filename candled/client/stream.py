@@ -10,6 +10,8 @@ from typing import Any, Self, get_args
 from .series import Series
 from .values import Bar, Bars, RequestRefused, State, Status, moment, wire_time
 
+FIELDS = ["final", "seq", "rev", "src"]  # what an extended server adds to bars and messages
+
 
 class Topic:
     """What the server sends of one interval of one market, whoever of this client follows it."""
@@ -30,7 +32,7 @@ class Topic:
         """The message that subscribes, to everything that an extended server offers."""
         self.asked, self.is_settled, self.refusal = number, False, None
         request = {"type": "subscribe", "id": number, **self.named, "initialBars": self.wanted}
-        request |= {"fields": ["final", "seq", "rev", "src"], "status": True, "corrections": True}
+        request |= {"fields": FIELDS, "status": True, "corrections": True}
         last = self.series.last
         if self.position is not None and last is not None:
             request["resume"] = self.position | {"time": wire_time(last.time)}

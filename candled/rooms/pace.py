@@ -83,11 +83,6 @@ class Pace:
         return tuple(self._slots)
 
     @property
-    def oldest_waiting(self) -> int | None:
-        """The oldest bar that waits; None when nothing waits."""
-        return min(self._slots) if self._slots else None
-
-    @property
     def is_clean(self) -> bool:
         """Whether everything that was offered has been sent."""
         return not self._slots and not self._resync

@@ -167,12 +167,13 @@ class Lane:
     def admit(self, membership: Membership, newest_ms: int | None) -> None:
         """The member was told everything up to the bar `newest_ms`.
 
-        From now on it has the lane's updates, unless older bars still wait for their turn.
+        From now on it has the lane's updates; but if the lane has not sent that bar yet, only from it on.
         """
         membership.told = True
         self.told += 1
-        waiting_ms = self.pace.oldest_waiting
-        if self.mode == "live" and newest_ms is not None and waiting_ms is not None and waiting_ms < newest_ms:
+        sent = self.pace.sent
+        is_ahead = newest_ms in self.pace.waiting and (sent is None or sent.open_ms != newest_ms)
+        if self.mode == "live" and is_ahead:
             membership.ahead_ms = newest_ms
             self.ahead[membership] = None
         else:

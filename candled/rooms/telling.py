@@ -1,6 +1,6 @@
 """What members are told, as frames: each made once for all who are told the same."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -108,30 +108,28 @@ class Telling:
         Its newest bar, or the oldest that was not final, began at `time_ms`. With `final`, bars that may only have
         become final count as changed.
         """
-        lane, options = membership.lane, membership.options
-        topic, sent = lane.room.topic, lane.pace.sent
-        times = self._bars.times(*topic, max(1, membership.bars))
+        lane, options, count = membership.lane, membership.options, membership.bars
+        topic = lane.room.topic
+        form = self._texts.form(topic, options.fields, options.closed)
+        since_ms, last_ms = self._read(lane, form, max(1, count))
         told = {bar.open_ms: bar for bar in changed}
         if lane.mode != "live":
-            last_ms = -1 if sent is None else sent.open_ms
-            if topic.interval.floor(time_ms) > last_ms:
+            if last_ms is None or topic.interval.floor(time_ms) > last_ms:
                 return None  # it was told a bar that this lane has not told yet
-            for open_ms in times:
-                bar = self._bars.bar(*topic, open_ms) if time_ms <= open_ms <= last_ms else None
-                if bar is not None:
-                    told.setdefault(open_ms, bar)
+            told = self._become_final(lane, time_ms, last_ms) | told
             told = {at: bar for at, bar in told.items() if at <= last_ms}
             if lane.mode == "closed":
                 told = {at: bar for at, bar in told.items() if self.is_final(lane, bar)}
         if len(told) > MOST_RESUMED:
             return None
-        form = self._texts.form(topic, options.fields, options.closed)
-        form.read(self._bars, times[:-1], self._settled[topic.market])
         texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
+        frame = Frame.of(messages.resumed(lane.room.head, texts, self._position(lane)), topic)
         self._texts.used(form)
-        text = messages.resumed(lane.room.head, texts, self._position(lane))
-        newest_ms = times[-1] if times and lane.mode == "live" else None
-        return Shown(Frame.of(text, topic), times[0] if times else None, newest_ms, len(times), tuple(form.open))
+        if last_ms is None or not count:
+            return Shown(frame, None, last_ms, 0)
+        first_ms, held, older = form.newest(count - 1, since_ms, last_ms)
+        older.release()
+        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, tuple(form.open))
 
     # ------------------------------------------------------------ inside
 
@@ -147,6 +145,17 @@ class Telling:
             frame = Frame.of(messages.initial(head, (texts, text.encode()), told), topic)
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
         return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open)
+
+    def _become_final(self, lane: Lane, time_ms: int, last_ms: int) -> dict[int, Candle]:
+        """The bars that may have become final since one that began at `time_ms` was the last that is known to be.
+
+        With `closed` that one was told because it was final; else it was not final when it was told.
+        """
+        topic = lane.room.topic
+        times = self._bars.times(*topic, MOST_RESUMED)
+        from_ms = topic.interval.floor(time_ms) + (lane.mode == "closed")
+        bars = [self._bars.bar(*topic, at) for at in times[bisect_left(times, from_ms) : bisect_right(times, last_ms)]]
+        return {bar.open_ms: bar for bar in bars if bar is not None}
 
     def _read(self, lane: Lane, form: Form, count: int) -> tuple[int, int | None]:
         """Have `form` hold enough bars to show `count` of them, but for the last; when the first and the last begin."""

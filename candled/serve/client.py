@@ -273,9 +273,10 @@ class Client:
             try:
                 await self._bars.prepare(*topic, membership.needed, patience_s)
                 await self._find(membership)
-            except Unavailable as error:
+            except Exception as error:
                 if not has_failed:
-                    logger.warning("%s %s: bars cannot be read: %s", *topic, error)
+                    is_known = isinstance(error, Unavailable)
+                    logger.warning("%s %s: bars cannot be read: %s", *topic, error, exc_info=not is_known)
                     self._refuse(_failed(membership))
                 has_failed = True
                 await self._clock.sleep(_RETRY_S)
@@ -296,6 +297,8 @@ class Client:
             )
         except Unavailable as error:
             logger.warning("%s %s: what changed cannot be read: %s", *membership.topic, error)
+        except Exception:  # everything is the safe answer
+            logger.exception("%s %s: what changed could not be found out", *membership.topic)
 
     def _refuse(self, error: RequestError) -> None:
         if error.request_id is not None:

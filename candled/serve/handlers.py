@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 
+MakeClient = Callable[[Link], Client]
+MakeNamedClient = Callable[[Link, str], Client]
+"""Makes the client of a link that asked for this path and query."""
+
 
 class Site:
     """What the handlers share: made once by the server. Keeps the links of all clients that are connected."""
@@ -35,7 +40,7 @@ class Site:
     def __init__(
         self,
         *,
-        make_client: Callable[[Link], Client],
+        make_client: MakeClient,
         door: Door,
         clock: Clock,
         publisher: Publisher,
@@ -67,22 +72,24 @@ class Site:
         self._wheel = wheel
         self._empty = asyncio.Event()
 
-    def entered(self, link: SocketLink | TornadoLink) -> None:
-        """A client is connected."""
+    def entered(self, link: SocketLink | TornadoLink, make_client: MakeClient | None = None) -> None:
+        """A client is connected; it speaks our protocol unless `make_client` makes another one."""
         self.door.enter(link.address)
         self.links.add(link)
         self._empty.clear()
-        link.client = self.make_client(link)
+        link.client = (make_client or self.make_client)(link)
 
-    def kept(self, link: TornadoLink) -> None:
+    def kept(self, link: TornadoLink, make_client: MakeClient | None = None) -> None:
         """A client is connected, and Tornado keeps the connection."""
         self._kept.add(link)
-        self.entered(link)
+        self.entered(link, make_client)
 
-    def taken(self, peer: socket, address: str, early: bytes, extensions: str) -> None:
+    def taken(
+        self, peer: socket, address: str, early: bytes, extensions: str, make_client: MakeClient | None = None
+    ) -> None:
         """A client is connected, and its socket is ours."""
         link = SocketLink(self.wires, peer, address, agree(extensions)[1] if extensions else ())
-        self.entered(link)
+        self.entered(link, make_client)
         self._wheel.add(link)
         link.start(early)
 
@@ -141,39 +148,61 @@ class _Common(RequestHandler):
         self.finish(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-class StreamHandler(_Common, TakenHandler):
-    """`/ws`: the protocol of docs/protocol.md. Lives as long as the handshake, unless Tornado keeps the connection."""
+class Visitor(_Common):
+    """Somebody who wants to stay."""
 
-    _link: TornadoLink | None = None
-    _address = ""
-    _extensions = ""
+    address = ""
 
-    async def get(self, *args: Any, **kwargs: Any) -> None:
-        """Upgrade, unless a limit or the origin policy refuses it."""
+    def is_refused(self) -> bool:
+        """Whether a limit refuses another connection; the client is told then."""
         if self.site.draining:
-            self._refuse(503, "The server is stopping")
-            return
+            self.refuse(503, "The server is stopping")
+            return True
         wait_s = self.site.door.knock(self.site.clock.monotonic())
         if wait_s:
-            self._refuse(503, "Too many handshakes at a time", wait_s)
-            return
+            self.refuse(503, "Too many handshakes at a time", wait_s)
+            return True
         peer = self.request.connection.context.address  # type: ignore[union-attr]
-        self._address = client_address(
+        self.address = client_address(
             peer[0] if isinstance(peer, tuple) else str(peer),
             self.request.headers.get("X-Forwarded-For"),
             self.site.trusted,
         )
-        refusal = self.site.door.refuse(self._address)
+        refusal = self.site.door.refuse(self.address)
         if refusal is not None:
-            self._refuse(*refusal)
-            return
-        await super().get(*args, **kwargs)
+            self.refuse(*refusal)
+            return True
+        return False
 
     def check_origin(self, origin: str) -> bool:
         """Candles are public data: by default any page may read them. `server.allowed_origins` narrows it."""
         allowed = self.site.allowed_origins
         host = urlsplit(origin).netloc.lower()
         return "*" in allowed or origin.lower() in allowed or host == self.request.headers.get("Host", "").lower()
+
+    def refuse(self, status: int, message: str, wait_s: float = 10.0) -> None:
+        """Tell the client that it may not stay."""
+        self.set_status(status)
+        self.set_header("Retry-After", str(max(1, round(wait_s))))
+        self.finish_json({"error": {"code": status, "message": message}})
+
+
+class StreamHandler(Visitor, TakenHandler):
+    """`/ws`: the protocol of docs/protocol.md. Lives as long as the handshake, unless Tornado keeps the connection."""
+
+    _link: TornadoLink | None = None
+    _extensions = ""
+    _make_client: MakeClient | None = None
+
+    def initialize(self, site: Site, make_client: MakeNamedClient | None = None) -> None:
+        super().initialize(site)
+        if make_client is not None:
+            self._make_client = partial(_named, make_client, self.request.uri or "")
+
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Upgrade, unless a limit or the origin policy refuses it."""
+        if not self.is_refused():
+            await super().get(*args, **kwargs)
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Take the connection over, where it is a plain socket; else let Tornado keep it."""
@@ -187,7 +216,7 @@ class StreamHandler(_Common, TakenHandler):
         return Takeover(self._extensions)  # type: ignore[return-value]  # as far as a handshake needs it
 
     def taken(self, peer: socket, early: bytes) -> None:
-        self.site.taken(peer, self._address, early, self._extensions)
+        self.site.taken(peer, self.address, early, self._extensions, self._make_client)
 
     # ------------------------------------------------------------ where Tornado keeps the connection
 
@@ -197,8 +226,8 @@ class StreamHandler(_Common, TakenHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         if self.ws_connection is not None and self.ws_connection.stream is not None:
             tune(self.ws_connection.stream.socket)
-        self._link = TornadoLink(self, self.site.publisher, self.site.clock, self._address)
-        self.site.kept(self._link)
+        self._link = TornadoLink(self, self.site.publisher, self.site.clock, self.address)
+        self.site.kept(self._link, self._make_client)
 
     def on_message(self, message: str | bytes) -> None:
         if self._link is not None:
@@ -209,11 +238,6 @@ class StreamHandler(_Common, TakenHandler):
             self._link.cut()
             self.site.left(self._link)
             self._link = None
-
-    def _refuse(self, status: int, message: str, wait_s: float = 10.0) -> None:
-        self.set_status(status)
-        self.set_header("Retry-After", str(max(1, round(wait_s))))
-        self.finish_json({"error": {"code": status, "message": message}})
 
 
 class RootHandler(StreamHandler):
@@ -255,3 +279,7 @@ class StaticHandler(StaticFileHandler):
     def set_extra_headers(self, path: str) -> None:
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Content-Type-Options", "nosniff")
+
+
+def _named(make_client: MakeNamedClient, uri: str, link: Link) -> Client:
+    return make_client(link, uri)

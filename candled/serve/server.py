@@ -17,9 +17,11 @@ from candled.exchange import Clock
 
 from . import clients
 from .acceptor import Acceptor
+from .events import EventsHandler
 from .handlers import (
     STATIC,
     HealthHandler,
+    MakeNamedClient,
     NothingHandler,
     RootHandler,
     Site,
@@ -65,9 +67,11 @@ class Server:
         statistics: Callable[[], Mapping[str, Any]],
         page: Callable[[], str],
         routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
+        streams: Sequence[tuple[str, MakeNamedClient]] = (),
         largest_message: int = LARGEST_MESSAGE,
     ) -> None:
         self._routes = routes
+        self._streams = streams
         self._largest = largest_message
         self._settings = settings
         self._hub = hub
@@ -147,6 +151,8 @@ class Server:
             [
                 (r"/", RootHandler, site),
                 (r"/ws", StreamHandler, site),
+                (r"/events", EventsHandler, site),
+                *((path, StreamHandler, {**site, "make_client": make}) for path, make in self._streams),
                 (r"/health", HealthHandler, site),
                 (r"/health/ws-stats", StatisticsHandler, site),
                 (r"/static/(.*)", StaticHandler, {"path": str(STATIC)}),

@@ -1,8 +1,9 @@
 """The plain way: a connection that Tornado keeps, written to with `write_message`. For TLS, and by setting."""
 
 import asyncio
+from typing import Protocol
 
-from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol
+from tornado.websocket import WebSocketClosedError, WebSocketProtocol
 
 from candled.exchange import Clock
 from candled.rooms.frames import header_of
@@ -14,14 +15,24 @@ _BINARY = 2  # opcode
 _CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}
 
 
+class Connection(Protocol):
+    """What Tornado keeps: a `WebSocketHandler`, or whatever else a client can be written to with."""
+
+    def write_message(self, message: bytes, binary: bool = False) -> "asyncio.Future[None]":
+        """Write a message; the future ends when the kernel took it all. Raises `WebSocketClosedError` after the end."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye."""
+
+
 class TornadoLink(Link):
     """Has one write under way at a time: what comes meanwhile waits in the outbox, as it does for a slow client."""
 
     __slots__ = ("_clock", "_handler", "_is_told")
 
-    def __init__(self, handler: WebSocketHandler, publisher: Publisher, clock: Clock, address: str) -> None:
+    def __init__(self, handler: Connection, publisher: Publisher, clock: Clock, address: str) -> None:
         super().__init__(publisher, address)
-        self._handler: WebSocketHandler | None = handler
+        self._handler: Connection | None = handler
         self._clock = clock
         self._is_told = False
         self.write = self._write
@@ -39,7 +50,7 @@ class TornadoLink(Link):
         future.add_done_callback(self._written)
         return len(frame)
 
-    def _message(self, handler: WebSocketHandler, frame: bytes) -> "asyncio.Future[None]":
+    def _message(self, handler: Connection, frame: bytes) -> "asyncio.Future[None]":
         payload = frame[len(header_of(frame)) :]
         return asyncio.ensure_future(handler.write_message(payload, binary=frame[0] & 0x0F == _BINARY))
 

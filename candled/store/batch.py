@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import groupby
 
+from candled.errors import StoreRejected
 from candled.model import MINUTE_MS, Candle, Interval, MarketKey, RangeSet, fold
 
 # What `Candle.src` may be; a store keeps the place in this list. New ones go to the end.
@@ -16,6 +18,23 @@ def source_number(src: str) -> int:
 
 
 _NUMBERS = {src: number for number, src in enumerate(SOURCES)}
+
+
+def number_text(number: Decimal) -> str:
+    """Every digit of a number and never an exponent.
+
+    Raises:
+        StoreRejected: it would take far more of them than any exchange prints.
+    """
+    text = str(number)
+    if "E" not in text:
+        return text
+    if abs(number.adjusted()) > _FARTHEST_DIGIT:
+        raise StoreRejected(f"a number it cannot hold: {text}")
+    return format(number, "f")
+
+
+_FARTHEST_DIGIT = 300
 
 
 @dataclass(slots=True)

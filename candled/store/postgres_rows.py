@@ -7,7 +7,7 @@ from typing import Any
 from candled.errors import StoreRejected
 from candled.model import Candle
 
-from .batch import SOURCES, source_number
+from .batch import SOURCES, number_text, source_number
 
 LONGEST_NUMBER = 100  # characters; sums of a week of such numbers are exact in memory too
 
@@ -33,7 +33,7 @@ def _numbers(numbers: Sequence[Decimal | None]) -> str:
     texts = list(map(str, numbers))
     joined = ",".join(texts)
     if "E" in joined or "N" in joined:  # an exponent, which hides how long a number is, or None
-        texts = ["NULL" if number is None else format(number, "f") for number in numbers]
+        texts = ["NULL" if number is None else number_text(number) for number in numbers]
         joined = ",".join(texts)
     if max(map(len, texts)) > LONGEST_NUMBER:
         raise StoreRejected(f"a number it cannot hold: longer than {LONGEST_NUMBER} digits")

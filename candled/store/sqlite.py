@@ -14,7 +14,17 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 
 from . import sqlite_statements as sql
-from .batch import SOURCES, by_market, fold_bars, minute_ranges, newer_running, news, source_number, touched
+from .batch import (
+    SOURCES,
+    by_market,
+    fold_bars,
+    minute_ranges,
+    newer_running,
+    news,
+    number_text,
+    source_number,
+    touched,
+)
 from .holes import replaced
 from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, LATER, Hole
 
@@ -60,12 +70,12 @@ def _bar_row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, 
     quote = candle.quote_volume
     return (
         candle.open_ms,
-        format(candle.open, "f"),
-        format(candle.high, "f"),
-        format(candle.low, "f"),
-        format(candle.close, "f"),
-        format(candle.volume, "f"),
-        None if quote is None else format(quote, "f"),
+        number_text(candle.open),
+        number_text(candle.high),
+        number_text(candle.low),
+        number_text(candle.close),
+        number_text(candle.volume),
+        None if quote is None else number_text(quote),
         candle.as_of_ms,
         candle.rev,
     )

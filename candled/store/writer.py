@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -26,16 +27,19 @@ PAGE_ROWS = 5_000
 RETRY_AT_MOST_S = 30.0
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
+JOURNAL_FROM_ROWS = 20_000  # Python looks through all rows in memory now and then, and nothing moves meanwhile
+SPLITS_IN_VAIN = 32  # halves refused, and nothing taken yet: it is not for the rows
+SPLITS_AT_MOST = 400
 
 
 class Writer:
     """Collects candles on the event loop and writes them every `flush_interval_s` seconds on the store's threads.
 
     While the store is away candles wait, the newest version of each minute only, and attempts follow with doubling
-    pauses. Final minutes that wait for `JOURNAL_AFTER_S` seconds, or fill half of the room, move to the `journal` on
-    disk, which is written on a thread of its own, and on to the store once that is back, be it after a restart.
-    Beyond `max_waiting` final minutes further ones are refused: the minutes that wait stay, and the refused ones are
-    missing in the store, where the repair of gaps finds them and fetches them again.
+    pauses. Final minutes that wait for `JOURNAL_AFTER_S` seconds, or are many, move to the `journal` on disk, which is
+    written on a thread of its own, and on to the store once that is back, be it after a restart. Beyond `max_waiting`
+    final minutes further ones are refused: the minutes that wait stay, and the refused ones are missing in the store,
+    where the repair of gaps finds them and fetches them again.
     """
 
     def __init__(
@@ -101,7 +105,6 @@ class Writer:
             while True:
                 waited = self._waiting.page(PAGE_ROWS)
                 rejection = await self._write(waited) or rejection
-                self._waiting.drop(waited)
                 if self._journal and not self._journal.is_empty:
                     rejection = await self._write_journaled(self._journal) or rejection
                 elif len(waited) < PAGE_ROWS:  # it was all there was when the page was taken
@@ -177,21 +180,48 @@ class Writer:
         return True
 
     async def _write(self, page: list[Row], *, from_journal: bool = False) -> StoreRejected | None:
-        """Write a page; return the refusal if it was refused for good."""
-        if not page:
-            return None
-        log = of_the_journal(page) if from_journal else self._changes.of(page)
+        """Write a page; return the refusal if some of it was refused for good.
+
+        What is refused is halved, and written in halves, until the bad rows are alone: they take no others with them.
+        A store that refuses all of it is not asked row by row.
+        """
+        parts = deque([page] if page else [])
+        refused: list[Row] = []
+        refusal: StoreRejected | None = None
+        refusals = taken = 0
+        while parts:
+            part = parts.popleft()
+            try:
+                await self._write_part(part, from_journal=from_journal)
+            except StoreRejected as error:
+                refusal = error
+                refusals += 1
+                if len(part) > 1 and refusals < (SPLITS_AT_MOST if taken else SPLITS_IN_VAIN):
+                    parts += part[: len(part) // 2], part[len(part) // 2 :]
+                else:
+                    refused += part
+            else:
+                taken += len(part)
+        if refusal is not None:
+            self._note_rejected(refused, refusal, "kept aside" if from_journal else "dropped")
+            if not from_journal:
+                self._drop(refused, self._changes.of(refused))
+        return refusal
+
+    async def _write_part(self, part: list[Row], *, from_journal: bool) -> None:
+        log = of_the_journal(part) if from_journal else self._changes.of(part)
         try:
-            await self._threads.write(self._write_logged, page, log)
+            await self._threads.write(self._write_logged, part, log)
         except StoreUnavailable as error:
             self._note_away(error)
             raise
-        except StoreRejected as error:
-            self._note_rejected(page, error, "kept aside" if from_journal else "dropped")
-            return error
+        self._note_written(part)
+        if not from_journal:
+            self._drop(part, log)
+
+    def _drop(self, rows: list[Row], log: Log) -> None:
+        self._waiting.drop(rows)
         self._changes.drop(log)
-        self._note_written(page)
-        return None
 
     def _write_logged(self, page: list[Row], log: Log) -> None:
         """On the writing thread. What is in the log too early is told once too often; too late would be never."""
@@ -276,7 +306,7 @@ class Writer:
     def _is_journal_due(self) -> bool:
         if not self._waiting.minutes:
             return False
-        if self._state == "away" and self._waiting.minutes * 2 >= self._max_waiting:
+        if self._state == "away" and self._waiting.minutes >= min(JOURNAL_FROM_ROWS, self._max_waiting // 2):
             return True
         waits_s = self._clock.monotonic() - self._waiting_since
         return waits_s >= self._flush_interval_s + JOURNAL_AFTER_S

@@ -75,7 +75,7 @@ export class CandledClient {
 
   /** One page of bars older than `before` (ISO text, epoch ms or Date; default: now): `{ bars, end }`, oldest first. */
   async history({ symbol, interval, exchange = null, before, limit = 500 }) {
-    const request = { type: "history", symbol, interval, limit };
+    const request = { type: "history", symbol, interval, limit, fields: FIELDS };
     if (exchange !== null && exchange !== this.defaultExchange) request.exchange = exchange;
     if (before !== undefined) request.before = before instanceof Date ? before.toISOString() : before;
     const { bars, end } = await this.#request(request);

@@ -132,35 +132,33 @@ LENGTHS = [
 def test_after_every_message_each_bar_is_the_plain_fold_of_its_minutes(intervals, capacity, messages):
     bars = Ladder(intervals, capacity)
     stored: dict[int, Candle] = {}
-    history = [everything(bars)]
-    for seq, message in enumerate(messages, 1):
+    before: dict[tuple[Interval, int], Candle] = {}
+    told: list[dict[tuple[Interval, int], Candle]] = []
+    for stamp, message in enumerate(messages, 1):
         if isinstance(message, Candle):
             held = stored.get(message.open_ms)
             if held is None or message.supersedes(held):
                 stored[message.open_ms] = message
-            changes = bars.feed(message, seq) or []
+            changes = bars.feed(message, stamp) or []
         else:
-            changes = heal(bars, stored, message, seq)
-        before, now = history[-1], everything(bars)
+            changes = heal(bars, stored, message, stamp)
+        now = everything(bars)
         assert now == now | folded(bars)
-        told = {(change.interval, change.bar.open_ms): change.bar for change in changes}
-        assert {at: bar for at, bar in told.items() if at in now} == {
+        told.append({(change.interval, change.bar.open_ms): change.bar for change in changes})
+        assert {at: bar for at, bar in told[-1].items() if at in now} == {
             at: bar
             for at, bar in now.items()
             if at not in before or (bar.values, bar.rev) != (before[at].values, before[at].rev)
         }
-        history.append(now)
-    for seq, before in enumerate(history):
-        for interval in bars.levels:
-            touched = bars.changed_since(interval, seq)
-            assert touched == sorted(touched)
-            assert {bar for at, bar in history[-1].items() if at[0] == interval and before.get(at) != bar} <= set(
-                touched
-            )
-    assert not any(bars.changed_since(interval, len(messages)) for interval in bars.levels)
+        before = now
+    for stamp in range(len(messages)):
+        later = {at for changes in told[stamp:] for at in changes}
+        assert [
+            (interval, bar.open_ms) for interval in bars.levels for bar in bars.series(interval).changed_since(stamp)
+        ] == [at for at in everything(bars) if at in later]
 
 
-def heal(bars: Ladder, stored: dict[int, Candle], at: int, seq: int) -> list:
+def heal(bars: Ladder, stored: dict[int, Candle], at: int, stamp: int) -> list:
     """Ten minutes are read from the store; every other one that is missing there came to it meanwhile."""
     start_ms, end_ms = MONDAY_MS + at * MINUTE_MS, MONDAY_MS + (at + 10) * MINUTE_MS
     for number in range(at, at + 10, 2):
@@ -171,7 +169,23 @@ def heal(bars: Ladder, stored: dict[int, Candle], at: int, seq: int) -> list:
         since_ms = max(interval.floor(start_ms), bars.series(interval).since_ms)
         touched = sorted({interval.floor(one.open_ms) for one in minutes})
         rows[interval] = [whole(minutes, interval, at_ms) for at_ms in touched if since_ms <= at_ms < end_ms]
-    return bars.merge(rows, start_ms, end_ms, seq)
+    return bars.merge(rows, start_ms, end_ms, stamp)
+
+
+def test_a_version_with_the_same_values_is_no_news_and_keeps_what_clients_were_told():
+    bars = ladder()
+    bars.feed(minute(0, as_of=70_000)._replace(rev=1, src="live"), 2)
+    bars.feed(minute(1), 4)
+    assert bars.feed(minute(0, as_of=90_000, final=True)._replace(src="rest"), 6) == []
+    held = bars.series(MINUTE).get(MONDAY_MS)
+    assert (held.rev, held.src, held.final) == (1, "live", True)
+    assert [bars.series(interval).changed_since(4) for interval in bars.levels] == [[]] * 7
+    assert [bars.series(interval).revision for interval in bars.levels] == [0] * 7
+    bars.feed(minute(0, "11", as_of=95_000, final=True)._replace(rev=2, src="rest"), 8)
+    held = bars.series(MINUTE).get(MONDAY_MS)
+    assert (held.rev, held.src) == (2, "rest")
+    assert bars.series(WEEK).newest.rev == 2
+    assert [bar.open_ms for bar in bars.series(MINUTE).changed_since(4)] == [MONDAY_MS]
 
 
 def test_an_older_copy_never_undoes_a_revision():

@@ -128,7 +128,7 @@ def test_a_recorded_bar_takes_a_tenth_of_what_it_takes_as_an_object():
     series = Series(MINUTE, None, len(candles))
     for candle in candles:
         series.put(candle)
-    packed = sum(sys.getsizeof(getattr(series, name)) for name in ("_times", "_seqs"))
+    packed = sum(sys.getsizeof(getattr(series, name)) for name in ("_times", "_stamps"))
     packed += sys.getsizeof(series._packed._rows)
     objects = sum(sys.getsizeof(candle) + sum(sys.getsizeof(number) for number in candle[:8]) for candle in candles)
     assert not series._packed._odd

@@ -15,13 +15,14 @@ from candled.aggregate.live_bars import LiveBars
 from candled.api.directory import Directory
 from candled.api.pages import Pages
 from candled.api.rest import Source
-from candled.api.routes import make_routes
+from candled.api.routes import make_routes, make_streams
 from candled.bus import Facts, MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.config import Config, LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, Market, MarketKey, Symbol
 from candled.rooms.hub import Hub
+from candled.rooms.links import Link
 from candled.rooms.protocol import Protocol
 from candled.serve.client import Client
 from candled.serve.publisher import Publisher
@@ -48,6 +49,8 @@ class Stage:
         self.store = store
         self.pages = pages
         self.clock = clock
+        self.hub: Hub
+        self.server: Server
         self._bus = MemoryBus("one")
         self._bus.listen(bars.on_message)
 
@@ -114,19 +117,26 @@ async def stage(
         describe=(describe or {}).get,
     )
     config = replace(Config(), limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
+
+    def make_client(link: Link) -> Client:
+        return Client(link, hub, bars, codec, clock, config.server, pages.history)
+
     running = Server(
         config.server,
         hub=hub,
         publisher=publisher,
-        make_client=lambda link: Client(link, hub, bars, codec, clock, config.server, pages.history),
+        make_client=make_client,
         clock=clock,
         health=dict,
         statistics=dict,
         page=str,
         routes=make_routes(config, source, MemoryCounter(clock), clock),
+        streams=make_streams(config, source, make_client, publisher.publish, clock),
     )
     try:
-        yield Stage(running.listen(), bars, store, pages, clock)
+        one = Stage(running.listen(), bars, store, pages, clock)
+        one.hub, one.server = hub, running
+        yield one
     finally:
         await asyncio.wait_for(running.stop(), 5)
         await bars.stop()

@@ -5,11 +5,12 @@ import contextlib
 import json
 import random
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from candled.model import Interval, iso_ms, parse_iso_ms
@@ -17,6 +18,13 @@ from candled.model import Interval, iso_ms, parse_iso_ms
 Bar = dict[str, Any]
 Topic = tuple[str, str]  # symbol, interval
 
+ROOT = Path(__file__).parents[2]
+FOLDERS = {  # what a page of the tests may load from here
+    "clients": ROOT / "clients" / "js",
+    "pages": ROOT / "tests" / "clients" / "pages",
+    "react": ROOT / "tests" / "system" / "browser" / "vendor",
+    "vendor": ROOT / "candled" / "serve" / "static" / "vendor" / "lightweight-charts",
+}
 START_MS = parse_iso_ms("2026-10-05T00:00:00.000Z")  # a Monday
 TRUTH = ("time", "open", "high", "low", "close", "volume")
 EXTRA = ("final", "rev", "src")
@@ -56,12 +64,19 @@ class Scripted:
     def http_url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def connected(self) -> int:
+        """How many clients are there now; `connections` counts all that ever were."""
+        return len(self._handlers)
+
     # ------------------------------------------------------------ life
 
     async def start(self) -> "Scripted":
         """Listen, on the port of before if there was one."""
         facts = {"server": self}
-        self._http = HTTPServer(Application([("/ws", _Handler, facts), (r"/((?:api|udf)/\w+)", _Facts, facts)]))
+        routes: list[Any] = [("/ws", _Handler, facts), (r"/((?:api|udf)/\w+)", _Facts, facts)]
+        routes += [(f"/{name}/(.*)", StaticFileHandler, {"path": str(folder)}) for name, folder in FOLDERS.items()]
+        self._http = HTTPServer(Application(routes))
         if self._port:
             self._http.listen(self._port, "127.0.0.1")
         else:
@@ -298,7 +313,7 @@ class _Handler(WebSocketHandler):
         before = iso_ms(before) if isinstance(before, int) else before
         older = [bar for bar in self.server.bars(topic) if bar["time"] < before]
         page = older[-request["limit"] :]
-        body = {"bars": [{key: bar[key] for key in TRUTH + EXTRA} for bar in page], "end": len(page) == len(older)}
+        body = {"bars": self._shown(page, request), "end": len(page) == len(older)}
         self.say({"type": "history", "id": request["id"], "symbol": topic[0], "interval": topic[1], **body})
 
     # ------------------------------------------------------------ answers

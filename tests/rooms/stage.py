@@ -54,7 +54,7 @@ class Stored:
     async def holes(self, market, within):
         return ()
 
-    async def changes_since(self, market, epoch, seq):
+    async def changes_since(self, market, epoch, seq, *, logged_seq=-1):
         if epoch not in {name for name, _, _ in self.log}:
             return None
         return [span for name, at, span in self.log if (name, at) > (epoch, seq)]
@@ -75,12 +75,15 @@ class Chart:
         self.recovered: list[bool] = []
         self.position: tuple[str, int] | None = None
         self.finals: Counter[str] = Counter()
+        self._last: dict | None = None
 
     def take(self, message: dict) -> None:
         if "seq" in message:
             self.position = message["epoch"], message["seq"]
         if "recovered" in message:
             self.recovered.append(message["recovered"])
+        if message["type"] != "update":
+            self._last = None
         match message["type"]:
             case "initial":
                 self.initials.append(message["bars"])
@@ -94,8 +97,13 @@ class Chart:
                 self._put(message["bar"])
             case "resumed":
                 self.resumes.append(message["bars"])
+                self.finals.clear()
                 for bar in message["bars"]:
                     self._put(bar)
+
+    def forget_last(self) -> None:
+        """An update may come that is as the last one was."""
+        self._last = None
 
     @property
     def last_open(self) -> str:
@@ -103,7 +111,8 @@ class Chart:
         return next((bar["time"] for bar in self.bars if bar.get("final") is False), self.bars[-1]["time"])
 
     def _update(self, bar: dict) -> None:
-        assert not self.updates or self.updates[-1] != bar, "an unchanged bar was sent again"
+        assert self._last != bar, "an unchanged bar was sent again"
+        self._last = bar
         self.updates.append(bar)
         assert self.initials or self.resumes, "an update came before its initial"
         assert not self.finals[bar["time"]], "an update came after a bar's last one"
@@ -184,6 +193,8 @@ class Socket:
         updates, self._updates = self._updates, {}
         for waiting in updates.values():
             for _, frame in sorted(waiting.items()):
+                for chart in self.charts.values():
+                    chart.forget_last()  # it may have changed and changed back meanwhile
                 self._deliver(frame)
 
     def chart(self, interval: str = "1m", symbol: str = "BTC/USDT") -> Chart:

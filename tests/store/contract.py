@@ -141,6 +141,12 @@ class StoreContract:
             store.write([(ETH, minute(0)), (BTC, minute(0, volume="1E-150")), (BTC, minute(1, volume="1E+150"))])
         assert everything(store, ETH, MINUTE) == everything(store, BTC, MINUTE) == []
 
+    @pytest.mark.parametrize("text", ["1E+999999999999", "1E-999999999999"])
+    def test_a_number_of_endless_digits_is_refused_at_once(self, store, text):
+        with pytest.raises(StoreRejected, match="cannot hold"):
+            store.write([(BTC, minute(0, volume=text))])
+        assert everything(store, BTC, MINUTE) == []
+
     # ------------------------------------------------------------ versions
 
     def test_an_older_copy_that_arrives_late_changes_nothing(self, store):

@@ -1,6 +1,5 @@
 """The PostgreSQL store: the contract of all stores, and what is special about a server."""
 
-import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -9,15 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, decimal_text
+from candled.model import DEFAULT_INTERVALS, MINUTE, Interval
 from candled.store import KNOWN_STORES, make_store
-from candled.store.batch import by_market, fold_bars, news
 from candled.store.postgres import PostgresStore
 from candled.store.postgres_schema import SCHEMA
 from candled.store.sqlite import SqliteStore
 from tests.servers import Database, shared_postgres
 from tests.store.contract import D1, H1, LONGER, M5, W1, StoreContract, everything, folded, sums
-from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
+from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market
 
 WEEK_MINUTES = 7 * 1440
 DAY_MS = 86_400_000
@@ -210,67 +208,6 @@ def test_times_are_exact_to_the_millisecond(open_store, stores, at_ms):
     market = new_market()  # of one market it only moves back
     store.set_complete_from(market, at_ms)
     assert store.complete_from(market) == at_ms
-
-
-def test_memory_rollups_and_a_plain_group_by_agree_digit_for_digit(database, open_store):
-    """After shuffled backfills and corrections of real minutes, some of them late, doubled or older copies."""
-    dice = random.Random(20251110)
-    store = open_store(*DEFAULT_INTERVALS)
-    for market, name in ((BTC, "btcusdt-week.csv.gz"), (ETH, "ethusd-thin-week.csv.gz")):
-        minutes = recorded(name)
-        best = {candle.open_ms: candle._replace(as_of_ms=candle.open_ms + MINUTE_MS) for candle in minutes}
-        rows = list(best.values())
-        for candle in dice.sample(minutes, 500):
-            better = corrected(candle, dice)
-            best[better.open_ms] = better
-            rows += [better, candle._replace(volume=candle.volume * 3, as_of_ms=candle.open_ms + 59_000)]
-        rows += dice.choices(rows, k=500)
-        dice.shuffle(rows)
-        revised: dict[int, Candle] = {}
-        for start in range(0, len(rows), 700):
-            batch = [(market, candle) for candle in rows[start : start + 700]]
-            store.write(batch)
-            revised |= {one.open_ms: one for one in news(by_market(batch)[market].minutes, revised)}
-
-        truth = [best[open_ms]._replace(rev=revised[open_ms].rev) for open_ms in sorted(best)]
-        assert 0 < sum(candle.rev for candle in truth) <= 500
-        assert digits(everything(store, market, MINUTE)) == digits(truth)
-        for interval in LONGER:
-            memory = digits(fold_bars(truth, interval))
-            assert digits(everything(store, market, interval)) == memory
-            assert grouped(database, market, interval) == memory
-
-
-def corrected(candle: Candle, dice: random.Random) -> Candle:
-    return candle._replace(
-        close=candle.low,
-        volume=candle.volume + dice.randrange(1, 9),
-        as_of_ms=candle.open_ms + MINUTE_MS * dice.randrange(2, 9),
-    )
-
-
-def digits(bars: list[Candle]) -> list[tuple[object, ...]]:
-    return [(bar.open_ms, *map(decimal_text, bar[1:6]), bar.quote_volume, bar.as_of_ms, bar.rev) for bar in bars]
-
-
-def grouped(database: Database, market: object, interval: Interval) -> list[tuple[object, ...]]:
-    """The bars of an interval by a query that shares nothing with those of the store."""
-    bucket = "date_trunc('week', time AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'"
-    if interval != W1:
-        bucket = f"to_timestamp(floor(extract(epoch FROM time) / {interval.ms // 1000}) * {interval.ms // 1000})"
-    rows = database.rows(
-        f"""SELECT extract(epoch FROM bucket)::bigint * 1000,
-            (SELECT open FROM candled.candles AS c WHERE c.market = g.market AND c.time = g.first), high, low,
-            (SELECT close FROM candled.candles AS c WHERE c.market = g.market AND c.time = g.last), volume,
-            (extract(epoch FROM as_of) * 1000)::bigint, rev
-        FROM (SELECT market, {bucket} AS bucket, min(time) AS first, max(time) AS last, max(high) AS high,
-                min(low) AS low, sum(volume) AS volume, max(as_of) AS as_of, sum(rev) AS rev
-            FROM candled.candles JOIN candled.markets ON id = market WHERE exchange || ':' || symbol = %s
-            GROUP BY 1, 2) AS g
-        ORDER BY 1""",
-        (str(market),),
-    )
-    return [(row[0], *map(decimal_text, row[1:6]), None, row[6], row[7]) for row in rows]
 
 
 def test_the_newest_minutes_are_found_behind_a_gap_of_years(open_store):

@@ -71,7 +71,7 @@ class Daemon:
             raise RuntimeError("the daemon is already running")
         server = {"host": "127.0.0.1", "port": self.port, **config.get("server", {})}
         path = self.directory / "candled.yaml"
-        path.write_text(yaml.safe_dump({**config, "server": server}), "utf-8")
+        path.write_text(yaml.safe_dump({**config, "server": server}, sort_keys=False), "utf-8")
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "candled", "--config", str(path)],

@@ -1,12 +1,18 @@
 """What bots are written with reads a running daemon on the replay, and agrees with the recording candle for candle."""
 
+import asyncio
+import json
+import re
 import time
 import warnings
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import ccxt
+import ccxt.async_support as ccxt_async
+import ccxt.pro as ccxt_pro
 import pytest
 
 from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
@@ -15,8 +21,10 @@ from tests.system.daemon import Daemon
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports names that the library websockets calls old
+    from binance import AsyncClient, BinanceSocketManager
     from binance.client import Client
 
+ROOT = Path(__file__).parents[2]
 RECORDING = read_recording("bundled:binance-spot-btcusdt")
 DAY_MS = 86_400_000
 
@@ -26,7 +34,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon on the replay, as in the demo, whose history is complete."""
     directory = tmp_path_factory.mktemp("bots")
     config = {
-        "exchanges": {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"]}},
+        "exchanges": {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 30}},  # a minute every two seconds
         "ingest": {"backfill": "2d"},
         "store": {"url": f"sqlite:///{directory}/candled.db", "journal": str(directory / "journal")},
         "klines": {"enabled": True},
@@ -70,6 +78,17 @@ def over_at(daemon: Daemon) -> int:
 
 
 @pytest.fixture
+def spot(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Client]]:
+    """python-binance's client for the daemon; it makes an event loop for each instance, which nobody would close."""
+    loop = asyncio.new_event_loop()
+    for module in ("base_client", "ws.reconnecting_websocket"):
+        monkeypatch.setattr(f"binance.{module}.get_loop", lambda: loop)
+    monkeypatch.setattr(Client, "API_URL", f"{daemon.url}/api")
+    yield Client
+    loop.close()
+
+
+@pytest.fixture
 def binance(daemon: Daemon) -> ccxt.binance:
     client = ccxt.binance({"options": {"fetchMarkets": {"types": ["spot"]}}})
     client.urls["api"]["public"] = f"{daemon.url}/api/v3"
@@ -102,9 +121,8 @@ def test_ccxt_reads_the_markets_and_their_precision(binance):
         binance.public_get_klines({"symbol": "NOPE", "interval": "1m"})
 
 
-def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, monkeypatch):
-    monkeypatch.setattr(Client, "API_URL", f"{daemon.url}/api")
-    client = Client()
+def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, spot):
+    client = spot()
     assert client.get_exchange_info()["timezone"] == "UTC"
     assert abs(client.get_server_time()["serverTime"] - time.time() * 1000) < 5000
     first_ms = beginning(daemon)
@@ -115,3 +133,79 @@ def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, mon
         open_ms: bar.values[:5] for open_ms, bar in wanted.items()
     }
     assert {row[6] - row[0] for row in rows} == {5 * MINUTE_MS - 1}
+
+
+# ---------------------------------------------------------------- streams
+
+
+async def test_ccxt_watches_bars_that_agree_with_the_recording(daemon):
+    client = ccxt_pro.binance(
+        {
+            "urls": {
+                "api": {"public": f"{daemon.url}/api/v3", "ws": {"spot": f"ws://127.0.0.1:{daemon.port}/ws/stream"}}
+            },
+            "options": {"fetchMarkets": {"types": ["spot"]}},
+            "newUpdates": False,
+        }
+    )
+    rows: list[list[float]] = []
+    try:
+        while len(rows) < 4:
+            rows = await asyncio.wait_for(client.watch_ohlcv("BTC/USDT", "1m"), 30)
+    finally:
+        await client.close()
+    assert [row[0] for row in rows] == list(range(int(rows[0][0]), int(rows[-1][0]) + 1, MINUTE_MS))
+    wanted = recorded("1m", int(rows[0][0]), int(rows[-1][0]))
+    assert {row[0]: row[1:] for row in rows[:-1]} == {
+        open_ms: [float(number) for number in bar.values[:5]] for open_ms, bar in wanted.items()
+    }
+
+
+async def test_python_binance_hears_each_bar_end_once_and_as_recorded(daemon, monkeypatch):
+    monkeypatch.setattr(AsyncClient, "API_URL", f"{daemon.url}/api")
+    monkeypatch.setattr(BinanceSocketManager, "STREAM_URL", f"ws://127.0.0.1:{daemon.port}/")
+    client = await AsyncClient.create()
+    ends: list[dict[str, Any]] = []
+    try:
+        async with BinanceSocketManager(client).kline_socket("BTCUSDT", interval="1m") as stream:
+            while len(ends) < 3:
+                kline = (await asyncio.wait_for(stream.recv(), 30))["k"]
+                ends += [kline] if kline["x"] else []
+    finally:
+        await client.close_connection()
+    times = [kline["t"] for kline in ends]
+    assert times == list(range(times[0], times[-1] + 1, MINUTE_MS))
+    wanted = recorded("1m", times[0], times[-1] + MINUTE_MS)
+    assert {kline["t"]: tuple(Decimal(kline[key]) for key in "ohlcv") for kline in ends} == {
+        open_ms: bar.values[:5] for open_ms, bar in wanted.items()
+    }
+
+
+# ---------------------------------------------------------------- the page
+
+
+def blocks(language: str) -> list[str]:
+    """What docs/bots.md shows in a language, for a daemon on another port."""
+    page = (ROOT / "docs" / "bots.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+@pytest.mark.usefixtures("spot")
+def test_the_snippets_of_the_page_run(daemon, capsys, number):
+    code = blocks("python")[number]
+    assert "http://localhost:7000" in code
+    here = code.replace("localhost:7000", f"127.0.0.1:{daemon.port}")
+    exec(compile(here, "docs/bots.md", "exec"), {})
+    assert len(capsys.readouterr().out) > 100
+
+
+async def test_freqtrades_settings_make_a_ccxt_that_reads_here(daemon):
+    (text,) = blocks("json")
+    config = json.loads(text.replace("localhost:7000", f"127.0.0.1:{daemon.port}"))["exchange"]
+    client = getattr(ccxt_async, config["name"])(config["ccxt_config"])
+    try:
+        rows = await client.fetch_ohlcv(config["pair_whitelist"][0], "1m", limit=5)
+    finally:
+        await client.close()
+    assert len(rows) == 5

@@ -46,17 +46,27 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("browser")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> dict[str, Any]:
+    nobody = {"ws_url": "ws://127.0.0.1:9/", "rest_url": "http://127.0.0.1:9"}  # so that there is a second exchange
     return {
-        "exchanges": {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 20}},
-        "store": {"url": f"sqlite:///{tmp_path / 'candled.db'}"},
+        "exchanges": {
+            "replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 20},
+            "bitget": {"symbols": ["LTC/USDT", "BTC/USDT"], **nobody},
+        },
+        "store": {"url": f"sqlite:///{folder / 'candled.db'}"},
+        "limits": {"api_requests": 10_000},
     }
 
 
-@pytest.fixture
-def daemon(tmp_path: Path, config: dict[str, Any]) -> Iterator[Daemon]:
-    with Daemon(tmp_path) as daemon:
+@pytest.fixture(scope="module")
+def daemon(folder: Path, config: dict[str, Any]) -> Iterator[Daemon]:
+    with Daemon(folder) as daemon:
         daemon.start(config)
         yield daemon
 
@@ -66,6 +76,7 @@ class Tab:
 
     def __init__(self, browser: Any, **options: Any) -> None:
         self.page = browser.new_page(**options)
+        self.page.set_default_timeout(15_000)
         self.requests: list[str] = []
         self.problems: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -173,16 +184,22 @@ def test_market_and_interval_are_chosen_by_keyboard_and_kept_in_the_address(brow
         tab.page.goto(daemon.url + "/#BTC/USDT/5m")
         tab.page.wait_for_function(LIVE)
         assert spacing(tab) == 300
-        tab.page.focus("input[value='5m']")
-        tab.page.keyboard.press("ArrowRight")
+        tab.page.keyboard.press("]")
         tab.page.wait_for_function("candled.bars().length > 1 && " + LIVE)
         assert spacing(tab) == 900
-        tab.page.select_option("#market", "ETH/USDT")
+        tab.page.focus("input[value='15m']")
+        tab.page.keyboard.press("ArrowLeft")
+        tab.page.wait_for_function("candled.bars().length > 1 && " + LIVE)
+        assert spacing(tab) == 300
+        tab.page.keyboard.press("3")
+        tab.page.keyboard.press("/")
+        tab.page.keyboard.type("eth")
+        tab.page.keyboard.press("Enter")
         tab.page.wait_for_function("candled.bars().length > 1 && " + LIVE)
         assert tab.page.url == daemon.url + "/#ETH/USDT/15m"
         tab.page.reload()
         tab.page.wait_for_function("candled.bars().length > 1 && " + LIVE)
-        assert tab.page.input_value("#market") == "ETH/USDT"
+        assert tab.page.inner_text("#market-symbol") == "ETH/USDT"
         wait_until_equal(lambda: drawn(tab.bars()), lambda count: drawn(initial(daemon, "15m", count, "ETH/USDT")))
         assert tab.problems == []
 
@@ -191,6 +208,33 @@ def spacing(tab: Tab) -> int:
     """Seconds between the last two bars."""
     older, newer = tab.bars()[-2:]
     return int(newer["time"] - older["time"])
+
+
+def test_a_market_is_found_by_letters_of_its_symbol_or_exchange(browser: Any, daemon: Daemon) -> None:
+    with Tab(browser) as tab:
+        tab.page.goto(daemon.url + "/")
+        tab.page.wait_for_function(LIVE)
+        tab.page.click("#market")
+        assert found(tab, "") == ["BTC/USDT", "ETH/USDT", "bitget:LTC/USDT", "bitget:BTC/USDT"]
+        assert found(tab, "btc") == ["BTC/USDT", "bitget:BTC/USDT"]
+        assert found(tab, "bitget btc") == ["bitget:BTC/USDT"]
+        assert found(tab, "ltcusdt") == ["bitget:LTC/USDT"]
+        assert found(tab, "doge") == []
+        assert tab.page.inner_text("#search-more") == "No market fits"
+        tab.page.keyboard.press("Escape")
+        assert not tab.page.is_visible("#search")
+        tab.page.click("#market")
+        tab.page.click("#search-list li[data-name='ETH/USDT']")
+        tab.page.wait_for_function("candled.bars().length > 1 && " + LIVE)
+        assert tab.page.url == daemon.url + "/#ETH/USDT/1m"
+        assert tab.problems == []
+
+
+def found(tab: Tab, text: str) -> list[str]:
+    """The markets that the search window lists for a text."""
+    tab.page.fill("#search-text", text)
+    names: list[str] = tab.page.eval_on_selector_all("#search-list li", "all => all.map((item) => item.dataset.name)")
+    return names
 
 
 def test_a_market_that_is_not_served_is_said_and_another_is_shown(browser: Any, daemon: Daemon) -> None:
@@ -202,17 +246,105 @@ def test_a_market_that_is_not_served_is_said_and_another_is_shown(browser: Any, 
         assert not tab.page.is_visible("#problem")
 
 
+def test_scrolling_back_loads_history_to_its_beginning_and_says_so(browser: Any, daemon: Daemon) -> None:
+    with Tab(browser) as tab:
+        tab.page.goto(daemon.url + "/#BTC/USDT/1h")
+        tab.page.wait_for_function(LIVE)
+        count = len(tab.bars())
+        tab.page.wait_for_function("document.getElementById('newest').hidden")
+        for _ in range(60):
+            tab.page.keyboard.press("Home")
+            if "Nothing older exists" in tab.page.inner_text("#past"):
+                break
+            tab.page.wait_for_timeout(50)
+        assert tab.page.inner_text("#past").startswith("Nothing older exists than ")
+        assert len(tab.bars()) > count
+        times = [bar["time"] for bar in tab.bars()]
+        assert times == [times[0] + 3600 * number for number in range(len(times))]
+        everything = candles(daemon, "BTC/USDT", "1h")
+        wait_until_equal(lambda: drawn(tab.bars())[:-1], lambda _: drawn(everything)[: len(times) - 1][-MOST_BARS:])
+        assert tab.page.is_visible("#newest")
+        tab.page.keyboard.press("End")
+        tab.page.wait_for_function("document.getElementById('newest').hidden")
+        assert tab.problems == []
+
+
+def candles(daemon: Daemon, symbol: str, interval: str) -> list[dict[str, Any]]:
+    """Every bar there is, by HTTP."""
+    path: str | None = f"/api/candles?symbol={symbol}&interval={interval}&from=0&limit=1000"
+    bars: list[dict[str, Any]] = []
+    while path:
+        page = daemon.get(path)
+        bars += page["bars"]
+        path = page["next"]
+    return bars
+
+
+def test_coverage_tells_day_by_day_what_is_missing_and_why(browser: Any, tmp_path: Path) -> None:
+    recording = tmp_path / "quiet.csv"
+    recording.write_text("time_ms,open,high,low,close,volume\n" + "".join(map(row, range(1440))))
+    config = {
+        "exchanges": {"replay": {"symbols": ["BTC/USDT"], "files": {"BTC/USDT": str(recording)}}},
+        "ingest": {"backfill": "3d"},
+        "store": {"url": f"sqlite:///{tmp_path / 'candled.db'}"},
+    }
+    with Daemon(tmp_path) as daemon, Tab(browser) as tab:
+        daemon.start(config)
+        deadline = time.monotonic() + 20
+        while daemon.get("/health")["exchanges"]["replay"]["symbols"]["BTC/USDT"].get("missingMinutes", 1):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        tab.page.goto(daemon.url + "/#BTC/USDT/1m/coverage")
+        tab.page.wait_for_selector("#months button")
+        facts = daemon.get("/api/coverage?symbol=BTC/USDT")["days"]
+        assert tab.page.locator("#months button").count() == len(facts)
+        name = facts[-2]["day"]  # yesterday
+        tab.page.focus("#months button[tabindex='0']")
+        tab.page.keyboard.press("End")
+        tab.page.keyboard.press("ArrowLeft")
+        assert tab.page.inner_text("#day h3") == name
+        assert tab.page.inner_text("#day p") == "1,403 of 1,440 minutes, 1 hole."
+        hole = tab.page.inner_text("#day li")
+        assert hole.split("\n") == [f"{name} 05:00 – 05:37", "37 minutes", "nothing was traded"]
+        assert tab.page.get_attribute(f"#months [data-day='{name}']", "data-level") == "calm"
+        assert tab.hosts == {urlsplit(daemon.url).netloc}
+        assert tab.problems == []
+
+
+def row(minute: int) -> str:
+    """A minute of a recorded day that was silent from 05:00 to 05:37."""
+    if 300 <= minute < 337:
+        return ""
+    return f"{1_751_846_400_000 + minute * 60_000},100,101,99,100,1\n"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_phone_in_light_and_dark(browser: Any, daemon: Daemon, scheme: str) -> None:
     with Tab(browser, viewport={"width": 360, "height": 640}, color_scheme=scheme) as tab:
         tab.page.goto(daemon.url + "/")
         tab.page.wait_for_function(LIVE)
-        assert tab.page.evaluate("document.documentElement.scrollWidth") == 360
-        assert tab.page.evaluate("document.documentElement.scrollHeight") == 640
+        assert fits(tab)
         chart = tab.page.locator("#chart").bounding_box()
         assert chart["height"] > 250
-        ground = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 20, 26)"}[scheme]
+        assert ground(tab) == GROUND[scheme]
+        tab.page.keyboard.press("c")
+        tab.page.wait_for_selector("#months button")
+        assert fits(tab)
+        tab.page.click("#theme")
+        assert ground(tab) == GROUND["dark" if scheme == "light" else "light"]
+
+
+GROUND = {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 20, 26)"}
+
+
+def ground(tab: Tab) -> str:
+    return str(tab.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+
+def fits(tab: Tab) -> bool:
+    """Whether nothing of the page lies outside of a phone's window."""
+    root = "document.documentElement"
+    return bool(tab.page.evaluate(f"{root}.scrollWidth === 360 && {root}.scrollHeight === 640"))
 
 
 # ---------------------------------------------------------------- the clients of the documentation

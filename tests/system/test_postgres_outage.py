@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-import time
+from typing import Any
 
 import pytest
 
@@ -11,29 +11,13 @@ from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.servers import Database, own_postgres
+from tests.system.loop_watch import LoopWatch
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 
 BTC, ETH = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT")
 MARKETS = [FakeMarket(symbol=BTC, tape=Synthetic(1)), FakeMarket(symbol=ETH, tape=Synthetic(2))]
 LONG = "CANDLED_TEST_LONG" in os.environ
-OUTAGE_S = 60.0 if LONG else 6.0
-
-
-class LoopWatch:
-    """Measures how late the loop comes to its callbacks, in seconds."""
-
-    def __init__(self) -> None:
-        self.worst_s = 0.0
-        self._task = asyncio.ensure_future(self._watch())
-
-    async def _watch(self) -> None:
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.01)
-            self.worst_s = max(self.worst_s, time.monotonic() - before - 0.01)
-
-    def stop(self) -> None:
-        self._task.cancel()
+OUTAGE_S = 600.0 if LONG else 6.0
 
 
 @pytest.mark.timeout(300)
@@ -52,23 +36,29 @@ async def test_an_outage_of_the_database_loses_no_minute_and_charts_go_on(tmp_pa
                     chart = one.open_chart(BTC)
                     await one.until(lambda: one.health(BTC)["state"] == "live" and one.health(ETH)["state"] == "live")
                     await one.check()
-                    watch = LoopWatch()
-                    await asyncio.to_thread(server.kill)
-                    shown = len(chart.bars)
-                    if restart_daemon:
-                        await one.minutes(2)
-                        await one.daemon.stop()
-                        await one.start()
-                    await asyncio.sleep(OUTAGE_S)
-                    if not restart_daemon:
-                        assert len(chart.bars) > shown, "the chart stood still while the database was away"
-                        assert one.daemon.health()["store"]["state"] == "away"
-                    await asyncio.to_thread(server.start)
-                    assert await one.check(within_minutes=60) > 700
-                    watch.stop()
-                    await one.until(lambda: one.daemon.health()["store"]["state"] == "ok")
-                    assert watch.worst_s < 1.0  # a shared machine; the figure itself is in bench/README.md
+                    async with LoopWatch() as watch:
+                        await asyncio.to_thread(server.kill)
+                        shown = len(chart.bars)
+                        if restart_daemon:
+                            await one.minutes(2)
+                            await one.daemon.stop()
+                            await one.start()
+                        await asyncio.sleep(OUTAGE_S)
+                        if not restart_daemon:
+                            assert len(chart.bars) > shown, "the chart stood still while the database was away"
+                            assert one.daemon.health()["store"]["state"] == "away"
+                        await asyncio.to_thread(server.start)
+                        await one.until(lambda: is_stored(one.daemon.health()["store"]), within_minutes=60)
+                    minutes = await one.check(within_minutes=60)
+                    print(f"{OUTAGE_S:.0f} s away, {minutes} minutes: 0 missing, wrong or extra; {watch}")
+                    assert minutes > 700
+                    assert watch.held_s < 0.1
                 finally:
                     await one.stop()
     finally:
         await asyncio.to_thread(server.remove)
+
+
+def is_stored(store: dict[str, Any]) -> bool:
+    """Whether the store is back and nothing waits for it any more."""
+    return store["state"] == "ok" and store["waiting"] < 10 and not store["journal"]["rows"]

@@ -1,0 +1,124 @@
+"""Thousands of WebSocket clients in one process that read and throw away; prints what came in each second.
+
+    python -m bench.crowd PORT CLIENTS BARS PER_SECOND SYMBOL...
+
+The clients go through the symbols in turn and then to the next interval, so that they spread over all rooms. They are
+bare sockets: nothing of a frame is read but pings, and in updates the close, which `bench.stamped_exchange` fills with
+the time of the push. A line is `connected updates p50 p99 most`, the last three in milliseconds.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import resource
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from candled.model import DEFAULT_INTERVALS
+
+_UPDATE = b'"update"'
+_CLOSE = b'"close":'
+_TIMED_OUT_S = 60.0
+
+
+class Crowd:
+    """The sockets, and what came of them since the last report."""
+
+    def __init__(self, port: int, bars: int, symbols: Sequence[str]) -> None:
+        self._port = port
+        self._bars = bars
+        self._symbols = symbols
+        self._selector = selectors.DefaultSelector()
+        self.connected = 0
+        self.updates = 0
+        self.delays_ms: list[float] = []
+
+    def run(self, clients: int, per_second: float) -> None:
+        """Connect the clients at that pace; print a line a second, until killed."""
+        waiting = self._requests(clients)
+        started = reported = time.monotonic()
+        while True:
+            now = time.monotonic()
+            while self.connected < min(clients, int((now - started) * per_second)):
+                self._connect(next(waiting))
+            self._read(0.01 if self.connected < clients else 0.2)
+            if now - reported >= 1.0:
+                reported = now
+                print(self._report(), flush=True)
+
+    def _requests(self, clients: int) -> Iterator[bytes]:
+        for turn in range(clients):
+            symbol = self._symbols[turn % len(self._symbols)]
+            interval = DEFAULT_INTERVALS[turn // len(self._symbols) % len(DEFAULT_INTERVALS)]
+            fields = {"type": "subscribe", "symbol": symbol, "interval": str(interval), "initialBars": self._bars}
+            yield json.dumps(fields).encode()
+
+    def _connect(self, request: bytes) -> None:
+        """Open one connection and subscribe; updates of the others wait meanwhile, which is a millisecond."""
+        while True:
+            link = socket.create_connection(("127.0.0.1", self._port), timeout=_TIMED_OUT_S)
+            link.sendall(_handshake(self._port))
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                answer += link.recv(4096)
+            if answer.startswith(b"HTTP/1.1 101"):
+                break
+            link.close()
+            time.sleep(0.1)  # too many handshakes in this second
+        link.sendall(_masked(0x81, request))
+        link.setblocking(False)
+        self._selector.register(link, selectors.EVENT_READ)
+        self.connected += 1
+
+    def _read(self, patience_s: float) -> None:
+        for key, _ in self._selector.select(patience_s):
+            link = key.fileobj
+            assert isinstance(link, socket.socket)
+            with contextlib.suppress(BlockingIOError):
+                chunk = link.recv(262_144)
+                if not chunk:
+                    raise RuntimeError("the daemon closed a connection")
+                self._look_at(link, chunk)
+
+    def _look_at(self, link: socket.socket, chunk: bytes) -> None:
+        if b"\x89" in chunk[:1] or b"\x89\x00" in chunk:  # never part of JSON
+            link.send(_masked(0x8A, b""))
+        found = chunk.find(_UPDATE, 0, 40)
+        if found < 0:
+            return
+        self.updates += 1
+        start = chunk.find(_CLOSE, found) + len(_CLOSE)
+        self.delays_ms.append(1000 * (time.monotonic() - float(chunk[start : chunk.find(b",", start)])))
+
+    def _report(self) -> str:
+        delays, updates = sorted(self.delays_ms), self.updates
+        self.delays_ms, self.updates = [], 0
+        at = [delays[min(len(delays) - 1, int(share * len(delays)))] if delays else 0.0 for share in (0.5, 0.99, 1.0)]
+        return f"{self.connected} {updates} {at[0]:.2f} {at[1]:.2f} {at[2]:.2f}"
+
+
+def _handshake(port: int) -> bytes:
+    key = base64.b64encode(os.urandom(16)).decode()
+    lines = [
+        "GET / HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: Upgrade", "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}", "", "",
+    ]  # fmt: skip
+    return "\r\n".join(lines).encode()
+
+
+def _masked(first: int, payload: bytes) -> bytes:
+    """A client's frame; its mask is all zeros."""
+    length = len(payload)
+    header = bytes((first, 0x80 | length)) if length < 126 else bytes((first, 0xFE)) + length.to_bytes(2, "big")
+    return header + bytes(4) + payload
+
+
+if __name__ == "__main__":
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    crowd = Crowd(int(sys.argv[1]), int(sys.argv[3]), sys.argv[5:])
+    crowd.run(int(sys.argv[2]), float(sys.argv[4]))

@@ -1,0 +1,180 @@
+"""The whole daemon at size: 1,000 symbols of 7 intervals an update a second each, 10,000 clients in 7,000 rooms.
+
+    python -m bench.scale [--symbols 1000] [--clients 10000] [--held 1000] [--seconds 60]
+
+The daemon, the exchange and the clients are processes of their own. The store holds `--held` bars of every interval of
+every market from the start, and every client asks for so many, so that all of them come to be in memory. Measured in
+windows of five seconds, after everybody is in: the daemon's share of a core, all threads, kernel included; its resident
+memory; how long its loop was held in one go; how many updates reached the clients, and how long after the exchange
+handed the frame to its socket. A symbol is updated every 1.05 seconds: at every second exactly, whatever comes a moment
+too early waits for its room's next second, and what is measured is that wait.
+"""
+
+import argparse
+import contextlib
+import random
+import resource
+import sqlite3
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.process import MONDAY_MS, Daemon, Process, every, scratch, spread, symbols
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval
+from candled.store import sqlite_statements as sql
+from candled.store.batch import SOURCES
+from candled.store.sqlite import SqliteStore
+from tests.system.daemon import free_port
+
+WINDOW_S = 5.0
+LIVE = "live"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
+    parser.add_argument("--symbols", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=10_000)
+    parser.add_argument("--held", type=int, default=1000, help="bars of each interval")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--every", type=float, default=1.05, help="seconds between two updates of a symbol")
+    parser.add_argument("--settle", type=float, default=20.0, help="seconds to wait when all are in")
+    parser.add_argument("--connects", type=float, default=100.0, help="new clients a second")
+    options = parser.parse_args(arguments)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.ExitStack() as stack:
+        measure(options, stack)
+
+
+def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    """One daemon."""
+    directory = stack.enter_context(scratch())
+    names = symbols(options.symbols)
+    fill(directory / "candled.db", names, options.held)
+    port, started_ms = free_port(), MONDAY_MS + 1000
+    pushes = [str(port), str(started_ms), str(options.every), *names]
+    stack.enter_context(Process("bench.stamped_exchange", *pushes, directory=directory))
+    exchange = {
+        "symbols": names,
+        "ws_url": f"ws://127.0.0.1:{port}/v2/ws/public",
+        "rest_url": f"http://127.0.0.1:{port}",
+    }
+    held = directory / "held"
+    daemon = stack.enter_context(
+        Daemon(directory, {"bitget": exchange}, started_ms, held, ingest={"backfill": "0m", "confirm": False})
+    )
+    warm_s = daemon.wait_until_complete(30.0 + options.symbols / 2)
+    time.sleep(options.settle)
+    idle = every(WINDOW_S, 3, daemon.cpu_s)
+    before_mib = daemon.rss_mib()
+    arguments = [str(daemon.port), str(options.clients), str(options.held), str(options.connects), *names]
+    crowd = stack.enter_context(Process("bench.crowd", *arguments, directory=directory))
+    joined_s = wait_for(crowd, options.clients, 120.0 + 5 * options.clients / options.connects)
+    time.sleep(options.settle)
+    first_line, first_held = len(lines_of(crowd.log)), len(lines_of(held))
+    window_s = min(WINDOW_S, options.seconds)
+    shares = every(window_s, max(1, round(options.seconds / window_s)), daemon.cpu_s)
+    crowd.check()
+    report = Report(lines_of(crowd.log)[first_line:], lines_of(held)[first_held:])
+    rooms = len({turn % (options.symbols * len(DEFAULT_INTERVALS)) for turn in range(options.clients)})
+    print(
+        f"{options.symbols:,} symbols of {len(DEFAULT_INTERVALS)} intervals with {options.held:,} bars each, "
+        f"{options.clients:,} clients in {rooms:,} rooms\n"
+        f"  complete {warm_s:.0f} s after the start, all clients in {joined_s:.0f} s after the first\n"
+        f"  of a core: {percent(shares)}; without clients {percent(idle)}\n"
+        f"  resident: {before_mib:.0f} MiB without clients, {daemon.rss_mib():.0f} MiB with them\n{report}",
+        flush=True,
+    )
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Shares of one."""
+    return f"{spread([100 * share for share in shares])} %"
+
+
+class Report:
+    """What the clients and the loop's watch wrote, a line a second."""
+
+    def __init__(self, crowd: Sequence[Sequence[float]], held: Sequence[Sequence[float]]) -> None:
+        self._crowd = crowd
+        self._held = held
+
+    def __str__(self) -> str:
+        _, updates, half, most_of_all, most = zip(*self._crowd, strict=True)
+        wall, cpu = zip(*self._held, strict=True)
+        return (
+            f"  {statistics.fmean(updates):,.0f} updates a second to the clients, since the exchange sent the frame: "
+            f"p50 {spread(half)}, p99 {spread(most_of_all)}, most {spread(most)} ms\n"
+            f"  longest stop of the loop in each second: {spread(wall)} ms, {spread(cpu)} ms of its own processor time"
+        )
+
+
+def lines_of(path: Path) -> list[list[float]]:
+    """The numbers of each whole line."""
+    text = path.read_text()
+    return [[float(number) for number in line.split()] for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def wait_for(crowd: Process, clients: int, within_s: float) -> float:
+    """Wait until all clients are connected; return the seconds that took."""
+    started = time.monotonic()
+    while time.monotonic() - started < within_s:
+        crowd.check()
+        lines = lines_of(crowd.log)
+        if lines and lines[-1][0] >= clients:
+            return time.monotonic() - started
+        time.sleep(0.5)
+    raise RuntimeError(f"not all clients were in within {within_s:g} s:\n{crowd.log.read_text()[-500:]}")
+
+
+# ---------------------------------------------------------------- the store
+
+
+def fill(path: Path, names: Sequence[str], held: int) -> None:
+    """A store with `held` bars of every interval that end where the week begins, in which nothing is missing."""
+    store = SqliteStore(path, DEFAULT_INTERVALS)
+    store.open()
+    store.close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("BEGIN")
+    oldest_ms = MONDAY_MS - held * DEFAULT_INTERVALS[-1].ms
+    known_hole = (oldest_ms, MONDAY_MS - held * MINUTE_MS, "exchange_outage", 5, None)
+    for market, name in enumerate(names, 1):
+        dice = random.Random(market)
+        connection.execute(sql.ADD_MARKET, ("bitget", name))
+        connection.execute(sql.SET_COMPLETE_FROM, (oldest_ms, market))
+        connection.execute(sql.PUT_HOLE, (market, *known_hole))
+        for interval in DEFAULT_INTERVALS:
+            rows = list(bars(dice, interval, held))
+            if interval == MINUTE:
+                connection.executemany(sql.PUT_MINUTE, [(market, *row, SOURCES.index(LIVE)) for row in rows])
+            else:
+                connection.executemany(sql.PUT_BAR, [(market, interval.ms, *row) for row in rows])
+    connection.execute("COMMIT")
+    connection.close()
+
+
+def bars(dice: random.Random, interval: Interval, held: int) -> Iterator[tuple[int | str, ...]]:
+    """Columns of bars with digits like those of a real market."""
+    minutes = interval.ms // MINUTE_MS
+    for at in range(-held, 0):
+        low = dice.randrange(9_000_000, 11_000_000)
+        volume = dice.randrange(10**9) * minutes
+        quote = low * volume
+        open_ms = MONDAY_MS + at * interval.ms
+        prices = (low + 20, low + 99, low, low + 50)
+        yield (
+            open_ms,
+            *(f"{price // 100}.{price % 100:02}" for price in prices),
+            f"{volume // 10**6}.{volume % 10**6:06}",
+            f"{quote // 10**8}.{quote % 10**8:08}",
+            open_ms + interval.ms + 900,
+            0,
+        )
+
+
+if __name__ == "__main__":
+    main()

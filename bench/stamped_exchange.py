@@ -1,0 +1,71 @@
+"""A fake Bitget of which every push carries its own time: the close is the seconds of CLOCK_MONOTONIC, to microseconds.
+
+    python -m bench.stamped_exchange PORT START_MS EVERY_S SYMBOL...
+
+Each market is pushed once in EVERY_S, all of them spread over that time. The close of a running minute is the close of
+every longer bar, so a client of any interval can tell how long the newest push of its bar was on its way.
+"""
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from bench.latency import Exchange, inst_id
+from candled.model import MINUTE_MS
+from tests.clocks import ScaledClock
+
+OPEN = "0.01"  # below every close, so that low and high are known: the first and the newest one
+SLICE_S = 0.005
+
+
+class StampedExchange(Exchange):
+    """The markets of `names`, on a clock that began at `start_ms` (UTC epoch milliseconds)."""
+
+    def __init__(self, port: int, start_ms: int, names: Sequence[str]) -> None:
+        self._clock = ScaledClock(start_ms=start_ms)
+        self._names = names
+        super().__init__(port)
+
+    def now_ms(self) -> int:
+        return self._clock.now_ms()
+
+    def snapshot(self, name: str) -> str:
+        return self._frame("snapshot", name)
+
+    async def push_for_ever(self, every_s: float) -> None:
+        """Push whoever is due, a few at a time."""
+        done, started = 0, time.monotonic()
+        while True:
+            due = int((time.monotonic() - started) * len(self._names) / every_s)
+            for number in range(done, due):
+                name = self._names[number % len(self._names)]
+                self.send(name, self._frame("update", name))
+            done = due
+            await asyncio.sleep(SLICE_S)
+
+    def _frame(self, action: str, name: str) -> str:
+        sent_ms = self.now_ms()
+        open_ms = sent_ms - sent_ms % MINUTE_MS
+        close = f"{time.monotonic():.6f}"
+        volume = f"{(sent_ms - open_ms) / 1000 + 1:.6f}"
+        arg = {"instType": "SPOT", "channel": "candle1m", "instId": name}
+        row = [str(open_ms), OPEN, close, OPEN, close, volume, f"{float(close) * float(volume):.8f}"]
+        return json.dumps(
+            {"action": action, "arg": arg, "data": [[*row, row[-1]]], "ts": sent_ms}, separators=(",", ":")
+        )
+
+
+async def main(port: int, start_ms: int, every_s: float, symbols: Sequence[str]) -> None:
+    """Serve until SIGTERM."""
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    exchange = StampedExchange(port, start_ms, [inst_id(symbol) for symbol in symbols])
+    pushing = asyncio.ensure_future(exchange.push_for_ever(every_s))
+    await asyncio.wait([pushing, asyncio.ensure_future(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]))

@@ -1,0 +1,186 @@
+"""Server-sent events: the messages of the WebSocket protocol for one topic, over HTTP alone."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import msgspec
+from tornado.websocket import WebSocketClosedError
+
+from candled.model import parse_iso_ms
+
+from .handlers import Site, Visitor
+from .tornado_link import TornadoLink
+
+_RETRY_MS = 2000  # after which a browser connects again
+_ALIVE_S = 15.0  # proxies end a connection on which nothing comes
+_FIELDS = ("final", "seq")
+_FLAGS = {"true": True, "false": False}
+
+
+class _Bar(msgspec.Struct):
+    time: str
+    final: bool = True
+
+
+class _Message(msgspec.Struct):
+    """What of a message says how far a client was told."""
+
+    type: str
+    bars: list[_Bar] = []
+    bar: _Bar | None = None
+    epoch: str | None = None
+    seq: int = 0
+    message: str = ""
+
+
+class Progress:
+    """Pure. How far a client was told, as the id of each event: a feed's epoch and number, and a bar's time.
+
+    The bar is the oldest one that it was not told to be final, or else the newest one.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+        self._newest_ms: int | None = None
+
+    def id_after(self, message: _Message) -> str | None:
+        """The id that belongs to a message; None if it tells nothing of the feed."""
+        if message.type == "initial":
+            self._open.clear()
+            self._newest_ms = None
+        for bar in (*message.bars, *(() if message.bar is None else (message.bar,))):
+            open_ms = parse_iso_ms(bar.time)
+            self._newest_ms = max(open_ms, self._newest_ms or 0)
+            (self._open.discard if bar.final else self._open.add)(open_ms)
+        if message.epoch is None or self._newest_ms is None:
+            return None
+        return f"{message.epoch}:{message.seq}:{min(self._open, default=self._newest_ms)}"
+
+
+def resume_of(event_id: str) -> dict[str, Any] | None:
+    """What `resume` has to say for a client whose last event had this id; None if it is none of ours."""
+    epoch, _, rest = event_id.rpartition(":")
+    epoch, _, seq = epoch.rpartition(":")
+    if not epoch or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in (seq, rest)):
+        return None
+    return {"epoch": epoch, "seq": int(seq), "time": int(rest)}
+
+
+class EventsHandler(Visitor):
+    """`/events?symbol=&interval=`: a client of our own protocol, whose messages are written as events."""
+
+    _link: TornadoLink
+
+    def initialize(self, site: Site) -> None:
+        super().initialize(site)
+        self._progress = Progress()
+        self._decoder = msgspec.json.Decoder(_Message)
+        self._has_begun = False
+        self._over = asyncio.Event()
+
+    async def get(self) -> None:
+        """Subscribe, then write events until the client goes or the server stops."""
+        origin = self.request.headers.get("Origin")
+        if origin is not None and not self.check_origin(origin):
+            self.refuse(403, "Cross origin requests are not allowed")
+            return
+        if self.is_refused():
+            return
+        self._link = TornadoLink(self, self.site.publisher, self.site.clock, self.address)
+        self.site.kept(self._link)
+        try:
+            self._link.client.received(msgspec.json.encode(self._subscription()).decode())
+            if not self._finished:
+                await self._stay()
+        finally:
+            self._link.cut()
+            self.site.left(self._link)
+
+    async def _stay(self) -> None:
+        self._begin()
+        while not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), _ALIVE_S)
+            if not self._over.is_set() and self._link.parked_at is None:
+                self._write(":\n\n")
+
+    def on_connection_close(self) -> None:
+        self._over.set()
+
+    # ------------------------------------------------------------ for the link
+
+    def write_message(self, message: bytes, binary: bool = False) -> "asyncio.Future[None]":
+        """Write one message as an event; a subscription that is refused at once is refused with 400."""
+        if self._over.is_set():
+            raise WebSocketClosedError
+        told = self._decoder.decode(message)
+        if not self._has_begun and told.type == "error":
+            self._over.set()
+            self.set_status(400)
+            self.finish_json({"error": {"code": 400, "message": told.message}})
+            return _done()
+        self._begin()
+        event_id = self._progress.id_after(told)
+        head = b"" if event_id is None else f"id: {event_id}\n".encode()
+        self.write(head + b"data: " + message + b"\n\n")
+        return self.flush()
+
+    def close(self, code: int, reason: str) -> None:
+        """End the answer; one that cannot be written any more is broken off."""
+        self._over.set()
+        if code != 1001:
+            self.request.connection.stream.close()  # type: ignore[union-attr]
+
+    # ------------------------------------------------------------ inside
+
+    def _begin(self) -> None:
+        if self._has_begun:
+            return
+        self._has_begun = True
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("Cache-Control", "no-store, no-transform")
+        self.set_header("X-Accel-Buffering", "no")  # nginx would keep events back
+        self._allow_origin()
+        self._write(f"retry: {_RETRY_MS}\n\n")
+
+    def _write(self, text: str) -> None:
+        self.write(text)
+        self.flush().add_done_callback(_heard)
+
+    def _allow_origin(self) -> None:
+        origin = self.request.headers.get("Origin")
+        if "*" in self.site.allowed_origins:
+            self.set_header("Access-Control-Allow-Origin", "*")
+        elif origin is not None:
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Vary", "Origin")
+
+    def _subscription(self) -> dict[str, Any]:
+        """The message that a WebSocket client would send."""
+        asked = {name: self.get_query_argument(name) for name in self.request.query_arguments}
+        message: dict[str, Any] = {"type": "subscribe"}
+        message |= {name: asked[name] for name in ("symbol", "interval", "exchange", "mode") if name in asked}
+        if "initialBars" in asked:
+            count = asked["initialBars"]
+            message["initialBars"] = int(count) if count.isascii() and count.isdigit() and len(count) < 19 else count
+        for name in ("status", "corrections"):
+            if name in asked:
+                message[name] = _FLAGS.get(asked[name], asked[name])
+        wanted = [field for field in asked.get("fields", "").split(",") if field]
+        message["fields"] = [*_FIELDS, *(field for field in wanted if field not in _FIELDS)]
+        last = self.request.headers.get("Last-Event-ID") or asked.get("lastEventId", "")
+        resume = resume_of(last)
+        return message if resume is None else {**message, "resume": resume}
+
+
+def _heard(future: "asyncio.Future[None]") -> None:
+    """A client that has gone is no error; take note of it, so that nobody logs it."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _done() -> "asyncio.Future[None]":
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.set_result(None)
+    return future

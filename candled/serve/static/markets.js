@@ -1,0 +1,56 @@
+/** Which markets, intervals and views there are, and which of them the address names. */
+
+const facts = JSON.parse(document.getElementById("candled").textContent);
+
+export const { version, defaultExchange, markets, intervals } = facts;
+export const VIEWS = ["chart", "coverage"];
+
+const severalExchanges = new Set(markets.map(({ exchange }) => exchange)).size > 1;
+
+/** How a market is written in the address: the exchange only where it is not the default one. */
+export function marketName({ exchange, symbol }) {
+  return exchange === defaultExchange ? symbol : `${exchange}:${symbol}`;
+}
+
+/** The exchange of a market, in words where there are several to choose from. */
+export function exchangeLabel({ exchange }) {
+  return severalExchanges ? exchange : "";
+}
+
+/** `#BTC/USDT/5m`, `#exchange:BTC/USDT/5m`, `#BTC/USDT/5m/coverage`; `unknown` is a market that is not served. */
+export function readHash() {
+  const parts = decoded(location.hash.slice(1)).split("/");
+  const view = VIEWS.includes(parts.at(-1)) ? parts.pop() : "chart";
+  const interval = intervals.includes(parts.at(-1)) ? parts.pop() : null;
+  const name = parts.join("/");
+  const market = markets.find((candidate) => marketName(candidate) === name) ?? null;
+  return {
+    market: market ?? markets[0],
+    interval: interval ?? intervals[0],
+    view,
+    unknown: market || !name ? null : name,
+  };
+}
+
+export function writeHash({ market, interval, view }) {
+  const more = view === "chart" ? "" : `/${view}`;
+  history.replaceState(null, "", `#${marketName(market)}/${interval}${more}`);
+}
+
+/** The markets that fit every word of a text, those first whose symbol begins with it. */
+export function findMarkets(text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const names = ({ exchange, symbol }) =>
+    [symbol, symbol.replace("/", ""), `${exchange}:${symbol}`].map((name) => name.toLowerCase());
+  const found = markets.filter((market) => words.every((word) => names(market).some((name) => name.includes(word))));
+  const rank = ({ symbol }) => (words.length && symbol.toLowerCase().startsWith(words[0]) ? 0 : 1);
+  return found.sort((one, other) => rank(one) - rank(other));
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // a hash that somebody mistyped
+  }
+}

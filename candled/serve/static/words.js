@@ -1,0 +1,58 @@
+/** Numbers, times and states as a reader wants them. Pure. */
+
+const smallVolume = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 6 });
+const largeVolume = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 2 });
+const whole = new Intl.NumberFormat("en-US");
+
+export function volumeText(number) {
+  return (number < 10000 ? smallVolume : largeVolume).format(number);
+}
+
+export function countText(number, one, many = `${one}s`) {
+  return `${whole.format(number)} ${number === 1 ? one : many}`;
+}
+
+/** ISO 8601 text, to the minute. */
+export function timeText(time) {
+  return time.slice(0, 16).replace("T", " ");
+}
+
+export function changeText({ open, close }) {
+  const percent = (close / open - 1) * 100;
+  return `${percent < 0 ? "−" : "+"}${Math.abs(percent).toFixed(2)} %`;
+}
+
+/** A share of 1 in percent, never rounded up to all of it. */
+export function shareText(share) {
+  return `${share === 1 ? "100" : (Math.floor(share * 10000) / 100).toFixed(2)} %`;
+}
+
+export function direction({ open, close }) {
+  return close < open ? "down" : "up";
+}
+
+/** What the state of a stream is called, and what it means. */
+export const STATES = {
+  connecting: ["Connecting…", "The socket is being opened."],
+  loading: ["Waiting for candles…", "Subscribed; the bars have not come yet."],
+  live: ["Live", "Candles come."],
+  quiet: ["Quiet", "No candles come, and the exchange agrees that nothing is traded."],
+  stale: ["Stale", "No candles come and nobody knows why: the exchange or the way to it may be down."],
+  warming: ["Warming up", "The running week is being fetched; the first bars follow."],
+  recovering: ["Recovering", "Minutes of the last two hours are being fetched."],
+  lost: ["Connection lost, trying again", "The server cannot be reached."],
+  refused: ["Refused", "The server does not serve this."],
+  closed: ["Closed", ""],
+};
+
+/** Why minutes are not there. */
+export const REASONS = {
+  no_trades: "nothing was traded",
+  exchange_outage: "the exchange has no candles there",
+  beyond_history: "older than the exchange's history",
+  missing: "not fetched yet",
+};
+
+export function reasonText(reason) {
+  return REASONS[reason] ?? reason.replaceAll("_", " ");
+}

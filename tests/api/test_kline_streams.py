@@ -1,0 +1,240 @@
+"""Binance's kline streams on real sockets: frames, requests, errors, and that no bar's end is left out."""
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+import websockets
+
+from candled.clock import SystemClock
+from candled.config import KlinesSettings, ServerSettings
+from candled.model import MINUTE_MS
+from tests.api.stage import BTC, ETH, FUTURE, stage
+from tests.rows import MONDAY_MS, minute
+
+ON = KlinesSettings(enabled=True)
+START_MS = MONDAY_MS + 60 * MINUTE_MS
+
+
+@asynccontextmanager
+async def streams(tmp_path, minutes=None, **more):
+    async with stage(tmp_path, minutes, clock=SystemClock(), **{"klines": ON, **more}) as one:
+        yield one
+
+
+def connect(one, path: str):
+    return websockets.connect(f"ws://127.0.0.1:{one.port}{path}", max_size=None)
+
+
+async def hear(ws, within_s: float = 3.0):
+    return json.loads(await asyncio.wait_for(ws.recv(), within_s))
+
+
+async def ask(ws, method: str, *params, request_id=1):
+    await ws.send(json.dumps({"method": method, "params": list(params), "id": request_id}))
+    return await hear(ws)
+
+
+async def test_a_stream_begins_with_the_bar_as_it_is_and_goes_on_as_it_changes(tmp_path):
+    async with streams(tmp_path) as one:
+        one.push(minute(60, close="10.5", volume="1.50"))
+        async with connect(one, "/ws/btcusdt@kline_1m") as ws:
+            first = await hear(ws)
+            one.push(minute(60, close="9", volume="2"))
+            second = await hear(ws)
+    assert abs(first.pop("E") - time.time() * 1000) < 5000
+    assert first == {
+        "e": "kline", "s": "BTCUSDT",
+        "k": {
+            "t": START_MS, "T": START_MS + MINUTE_MS - 1, "s": "BTCUSDT", "i": "1m", "f": -1, "L": -1, "o": "10",
+            "c": "10.5", "h": "10.5", "l": "10", "v": "1.5", "n": 0, "x": False, "q": "0", "V": "0", "Q": "0", "B": "0",
+        },
+    }  # fmt: skip
+    assert (second["k"]["c"], second["k"]["v"], second["k"]["x"]) == ("9", "2", False)
+
+
+async def test_numbers_and_quote_volumes_are_exact_strings(tmp_path):
+    async with streams(tmp_path, {BTC: []}) as one:
+        candle = minute(0, close="10.00000001", volume="0.123456789012345678")._replace(quote_volume=minute(0).open)
+        one.store.set_complete_from(BTC, MONDAY_MS)
+        await one.bars.start()
+        one.push(candle)
+        async with connect(one, "/ws/btcusdt@kline_1m") as ws:
+            kline = (await hear(ws))["k"]
+    assert (kline["c"], kline["v"], kline["q"]) == ("10.00000001", "0.123456789012345678", "10")
+
+
+async def test_the_combined_stream_names_each(tmp_path):
+    async with streams(tmp_path) as one:
+        names = ["btcusdt@kline_1m", "btcusdt@kline_1d", "btcusdt@kline_1w"]
+        async with connect(one, f"/stream?streams={'/'.join(names)}") as ws:
+            told = [await hear(ws) for _ in names]
+            assert [message["stream"] for message in told] == names
+            assert [message["data"]["k"]["i"] for message in told] == ["1m", "1d", "1w"]
+            one.push(minute(60, volume="5"))
+            assert {(await hear(ws))["stream"] for _ in names} == set(names)
+
+
+async def test_streams_are_subscribed_listed_and_left_by_request(tmp_path):
+    minutes = {BTC: [minute(0, final=True)], ETH: [minute(0, final=True)]}
+    async with streams(tmp_path, minutes) as one, connect(one, "/ws/anything") as ws:  # as ccxt connects
+        assert await ask(ws, "LIST_SUBSCRIPTIONS", request_id=3) == {"result": [], "id": 3}
+        assert await ask(ws, "SUBSCRIBE", "btcusdt@kline_1m", "ethusdt@kline_5m") == {"result": None, "id": 1}
+        assert [(await hear(ws))["s"] for _ in range(2)] == ["BTCUSDT", "ETHUSDT"]
+        assert await ask(ws, "LIST_SUBSCRIPTIONS", request_id="a") == {
+            "result": ["btcusdt@kline_1m", "ethusdt@kline_5m"], "id": "a",
+        }  # fmt: skip
+        assert await ask(ws, "SUBSCRIBE", "btcusdt@kline_1m", request_id=None) == {"result": None, "id": None}
+        assert await ask(ws, "UNSUBSCRIBE", "btcusdt@kline_1m", "nothing") == {"result": None, "id": 1}
+        one.push(minute(1, volume="3"))
+        one.push(minute(1, volume="4"), ETH)
+        assert (await hear(ws))["k"]["v"] == "5"
+        with pytest.raises(TimeoutError):
+            await hear(ws, 1.2)
+
+
+async def test_combined_is_a_property(tmp_path):
+    async with streams(tmp_path) as one, connect(one, "/ws/btcusdt@kline_1m") as ws:
+        assert "stream" not in await hear(ws)
+        assert await ask(ws, "GET_PROPERTY", "combined") == {"result": False, "id": 1}
+        assert await ask(ws, "SET_PROPERTY", "combined", True) == {"result": None, "id": 1}
+        assert (await hear(ws))["stream"] == "btcusdt@kline_1m"
+        assert await ask(ws, "GET_PROPERTY", "combined") == {"result": True, "id": 1}
+        one.push(minute(60, volume="7"))
+        assert (await hear(ws))["data"]["k"]["v"] == "7"
+
+
+UNKNOWN = "Invalid request: unknown method, expected one of "
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "text"),
+    [
+        ("", 3, "Invalid JSON: expected value at line 1 column 1"),
+        ("[", 3, "Invalid JSON: expected value at line 1 column 2"),
+        (b"\xff", 3, "Invalid JSON: expected value"),
+        ("[1]", 2, "Invalid request: expected an object"),
+        ("{}", 2, UNKNOWN),
+        ('{"method":"SUBSCRIBE","id":1}', 2, "Invalid request: params must be a list that is not empty"),
+        ('{"method":"SUBSCRIBE","params":"x","id":1}', 2, "Invalid request: params must be a list that is not empty"),
+        ('{"method":"SUBSCRIBE","params":[1],"id":1}', 2, "Invalid request: params must be names of streams"),
+        ('{"method":"SUBSCRIBE","params":["x@trade"],"id":1}', 2, "Invalid request: unknown stream x@trade"),
+        (
+            '{"method":"SUBSCRIBE","params":["btcusdt@kline_1m","btcusdt@kline_1m@+08:00"],"id":1}', 2,
+            "Invalid request: unknown stream btcusdt@kline_1m@+08:00",
+        ),
+        ('{"method":"GET_PROPERTY","params":["x"],"id":1}', 0, "Unknown property"),
+        ('{"method":"SET_PROPERTY","params":["combined","x"],"id":1}', 1, "Invalid value type: expected Boolean"),
+        ('{"method":"LIST_SUBSCRIPTIONS","id":[]}', 2, "Invalid request: request ID must be"),
+        ('{"method":"LIST_SUBSCRIPTIONS","id":1.5}', 2, "Invalid request: request ID must be"),
+        ('{"method":"LIST_SUBSCRIPTIONS","id":"%s"}' % ("x" * 37), 2, "Invalid request: request ID must be"),
+        ('{"method":"LIST_SUBSCRIPTIONS","id":18446744073709551616}', 2, "Invalid request: request ID must be"),
+    ],
+)  # fmt: skip
+async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(tmp_path, message, code, text):
+    async with streams(tmp_path) as one, connect(one, "/ws/x") as ws:
+        await ws.send(message)
+        told = await hear(ws)
+        assert told["code"] == code
+        assert told["msg"].startswith(text)
+        assert ("id" in told) == (code != 3)
+        assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
+
+
+async def test_an_address_with_an_unknown_stream_is_told(tmp_path):
+    async with streams(tmp_path) as one, connect(one, "/ws/nope@kline_1m") as ws:
+        assert await hear(ws) == {"code": 2, "msg": "Invalid request: unknown stream nope@kline_1m"}
+
+
+async def test_x_is_true_exactly_once_per_bar_and_last(tmp_path):
+    """Bars that end, some of them seconds after the next one opened; what is said final is said before the next."""
+    async with streams(tmp_path) as one, connect(one, "/ws/btcusdt@kline_1m") as ws:
+        told = [await hear(ws)]
+        for number in range(60, 64):
+            for volume in ("1", "2"):
+                one.push(minute(number, volume=volume))
+                await asyncio.sleep(0.6)
+            one.push(minute(number, volume="3", final=True))
+        one.push(minute(64))
+        while told[-1]["k"]["t"] < START_MS + 4 * MINUTE_MS:
+            told.append(await hear(ws, 8))
+    ends = [message["k"]["t"] for message in told if message["k"]["x"]]
+    assert ends == [START_MS + number * MINUTE_MS for number in range(-1, 4)]
+    times = [(message["k"]["t"], message["k"]["x"]) for message in told]
+    assert times == sorted(times)
+    assert [message["k"]["v"] for message in told if message["k"]["x"]][1:] == ["3"] * 4
+
+
+async def test_what_a_burst_passes_over_is_told_when_everything_is_told_afresh(tmp_path):
+    """More bars in a moment than a room lets wait: each of them ends all the same."""
+    async with streams(tmp_path) as one, connect(one, "/ws/btcusdt@kline_1m") as ws:
+        await hear(ws)
+        for number in range(60, 69):
+            one.push(minute(number, volume="3", final=True))
+        ends = []
+        while len(ends) < 9:
+            kline = (await hear(ws, 12))["k"]
+            ends += [kline["t"]] if kline["x"] else []
+    assert ends == [START_MS + number * MINUTE_MS for number in range(9)]
+
+
+async def test_one_membership_serves_all_clients_of_a_stream_and_ends_with_the_last(tmp_path):
+    async with streams(tmp_path, {BTC: [minute(0, final=True)], FUTURE: [minute(0, final=True)]}) as one:
+        clients = [
+            await connect(one, path) for path in ["/ws/btcusdt@kline_1m", "/stream?streams=btcusdt@kline_1m"] * 10
+        ]
+        for ws in clients:
+            await hear(ws)
+        statistics = await one.get("/health/ws-stats")
+        assert statistics["connections"] == 20
+        assert one.hub.describe()["rooms"][0]["clientCount"] == 1
+        one.push(minute(1, volume="9"))
+        klines = [(message.get("data") or message)["k"] for message in [await hear(ws) for ws in clients]]
+        assert {kline["v"] for kline in klines} == {"9"}
+        for ws in clients:
+            await ws.close()
+        for _ in range(100):
+            if not one.hub.describe()["totalRooms"]:
+                break
+            await asyncio.sleep(0.02)
+        assert one.hub.describe()["totalRooms"] == 0
+
+
+async def test_a_flood_of_messages_is_ended_and_the_end_of_the_server_is_told(tmp_path):
+    server = ServerSettings(host="127.0.0.1", port=0, max_messages_per_second=5)
+    async with streams(tmp_path, server=server) as one:
+        async with connect(one, "/ws/x") as flood:
+            for number in range(100):
+                await flood.send(json.dumps({"method": "LIST_SUBSCRIPTIONS", "id": number}))
+            await flood.wait_closed()
+            assert flood.close_code == 1008
+        raw, combined = (
+            await connect(one, "/ws/btcusdt@kline_1m"),
+            await connect(one, "/stream?streams=btcusdt@kline_1m"),
+        )
+        await hear(raw)
+        await hear(combined)
+        await one.server.stop()
+        assert (await hear(raw))["e"] == "serverShutdown"
+        told = await hear(combined)
+        assert (told["stream"], told["data"]["e"]) == ("!serverShutdown", "serverShutdown")
+        with pytest.raises(websockets.ConnectionClosed):
+            await hear(raw)
+        assert raw.close_code == 1001
+
+
+async def test_our_own_protocol_stays_where_it_is_and_a_prefix_moves_the_streams(tmp_path):
+    async with streams(tmp_path) as one, connect(one, "/ws") as ws:
+        await ws.send('{"type":"ping"}')
+        assert await hear(ws) == {"type": "pong"}
+    settings = KlinesSettings(enabled=True, prefix="/binance")
+    async with streams(tmp_path, klines=settings) as one:
+        for path in ("/binance/ws/btcusdt@kline_1m", "/binance/stream?streams=btcusdt@kline_1m"):
+            async with connect(one, path) as ws:
+                assert "kline" in str(await hear(ws))
+        async with connect(one, "/binance/ws") as ws:
+            assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
+        with pytest.raises(websockets.InvalidStatus):
+            await connect(one, "/ws/btcusdt@kline_1m")

@@ -1,0 +1,111 @@
+"""The description is OpenAPI 3.1, and what it says is what the server does."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from candled.api.openapi import SCHEMAS
+from candled.store.interface import Hole
+from tests.api.stage import BTC, ETH, FUTURE, stage
+from tests.clocks import ManualClock
+from tests.rows import MONDAY_MS, minute
+from tests.system.daemon import Daemon
+
+DESCRIPTION = "/api/openapi.json"
+DOCS = (Path(__file__).parents[2] / "docs" / "http.md").read_text("utf-8")
+
+
+async def described(tmp_path) -> dict:
+    async with stage(tmp_path, {BTC: [], ETH: [], FUTURE: []}) as one:
+        return json.loads((await one.ask(DESCRIPTION)).body)
+
+
+async def test_the_description_is_valid(tmp_path):
+    document = await described(tmp_path)
+    assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
+    assert document["openapi"] == "3.1.0"
+    assert set(document["paths"]) == {
+        "/api/candles", "/api/symbols", "/api/intervals", "/api/exchanges", "/api/coverage", "/api/gaps", DESCRIPTION,
+    }  # fmt: skip
+    used = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert used == set(SCHEMAS)
+
+
+async def test_it_names_the_served_symbols_exchanges_and_intervals(tmp_path):
+    document = await described(tmp_path)
+    found = {one["name"]: one["schema"] for one in document["paths"]["/api/candles"]["get"]["parameters"]}
+    assert found["symbol"]["enum"] == ["BTC/USDT", "ETH/USDT"]
+    assert found["exchange"]["enum"] == ["replay", "bitget-futures"]
+    assert found["interval"]["enum"] == ["1m", "5m", "15m", "1h", "4h", "1D", "1W"]
+    assert (found["limit"]["minimum"], found["limit"]["maximum"]) == (1, 1000)
+
+
+async def test_every_parameter_and_error_code_is_on_the_page(tmp_path):
+    document = await described(tmp_path)
+    for path, operation in document["paths"].items():
+        assert path in DOCS
+        for parameter in operation["get"]["parameters"]:
+            assert f"{parameter['name']}=" in DOCS or f"`{parameter['name']}`" in DOCS
+    sources = [path.read_text("utf-8") for path in (Path(__file__).parents[2] / "candled" / "api").glob("*.py")]
+    codes = {code for text in sources for code in re.findall(r'Refusal\(\s*\d+, "([a-z_]+)"', text)}
+    codes |= set(re.findall(r'\d{3}: "([a-z_]+)"', "".join(sources)))
+    assert {"unavailable", "method_not_allowed", "unknown_symbol"} <= codes
+    assert {code for code in codes if f"`{code}`" not in DOCS} == {"unknown_resolution", "unknown_group"}  # of /udf
+
+
+def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
+    """Against a whole daemon with two exchanges; the limiter is off, and tested elsewhere with its real numbers."""
+    config = {
+        "exchanges": {
+            "replay": {"symbols": ["BTC/USDT", "ETH/USDT"]},
+            "other": {"plugin": "replay", "symbols": ["BTC/USDT"]},
+        },
+        "ingest": {"backfill": "1d"},
+        "store": {"url": f"sqlite:///{tmp_path}/candled.db", "journal": str(tmp_path / "journal")},
+        "limits": {"api_requests": 0},
+    }
+    command = [
+        str(Path(sys.executable).with_name("st")), "run", "--max-examples", "30", "--generation-database", "none",
+        "--request-timeout", "20", "--no-color",
+    ]  # fmt: skip
+    with Daemon(tmp_path) as daemon:
+        daemon.start(config)
+        deadline = time.monotonic() + 30
+        while not daemon.get("/api/candles?symbol=BTC/USDT&interval=1m")["bars"]:
+            assert time.monotonic() < deadline, daemon.output
+            time.sleep(0.1)
+        ended = subprocess.run(
+            [*command, daemon.url + DESCRIPTION], cwd=tmp_path, capture_output=True, text=True, timeout=240
+        )
+        output = daemon.output
+    assert ended.returncode == 0, ended.stdout
+    passed = re.search(r"(\d+) generated, (\d+) passed", ended.stdout)
+    assert passed, ended.stdout
+    assert int(passed[1]) == int(passed[2]) >= 300
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/coverage?symbol=BTC/USDT", "/api/gaps", "/api/candles?symbol=BTC/USDT&interval=5m"]
+)
+async def test_answers_with_gaps_and_absent_values_fit_their_schemas(tmp_path, path):
+    """What the replay does not have: holes, a next try, a quote volume."""
+    minutes = [minute(number, final=True) for number in range(60) if not 10 <= number < 20]
+    async with stage(tmp_path, {BTC: minutes}, clock=ManualClock(MONDAY_MS + 3_700_000)) as one:
+        start_ms, end_ms = MONDAY_MS + 600_000, MONDAY_MS + 900_000
+        hole = Hole(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
+        one.store.save_holes(BTC, [hole])
+        document = json.loads((await one.ask(DESCRIPTION)).body)
+        answer = json.loads((await one.ask(path)).body)
+    content = document["paths"][path.partition("?")[0]]["get"]["responses"]["200"]["content"]["application/json"]
+    schema = {**content["schema"], "components": document["components"]}
+    Draft202012Validator(schema).validate(answer)
+    broken = {**answer, "surprise": 1}
+    assert list(Draft202012Validator(schema).iter_errors(broken))

@@ -1,0 +1,176 @@
+"""A Redis Cluster, and a server that sentinels watch: channels spread, and a dead owner is replaced."""
+
+import asyncio
+import os
+import time
+
+import pytest
+
+from candled.bus.address import RedisAddress
+from candled.bus.codec import Names
+from candled.bus.leases import LeaseState
+from candled.bus.redis_links import Servers
+from candled.model import MarketKey, Symbol
+from tests.bus.rig import LoopWatch, Process, new_prefix, process, until
+from tests.redis_servers import RedisCluster, SentinelSet
+
+LONG = "CANDLED_TEST_LONG" in os.environ
+KILLS = 10 if LONG else 2
+HEALED_WITHIN_S = 10.0
+MARKETS = tuple(MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH", "SOL", "XRP", "ADA", "DOGE"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three masters, without replicas: nobody kills them."""
+    with RedisCluster() as one:
+        yield one
+
+
+def is_well(leader: Process, *hearers: Process) -> bool:
+    """Whether everybody is connected, and all shards are led."""
+    leads = leader.leases is not None and all(lease.state is LeaseState.LEADER for lease in leader.leases.all)
+    return leads and all(one.bus.describe()["connected"] for one in (leader, *hearers))
+
+
+async def test_markets_are_spread_over_the_nodes_and_all_arrive(cluster):
+    prefix = new_prefix()
+    async with (
+        process(cluster.url, prefix, ingests=True, markets=MARKETS, shards=2) as leader,
+        process(cluster.url, prefix, markets=MARKETS, shards=2) as hearer,
+    ):
+        await until(lambda: is_well(leader, hearer))
+        sent = {}
+        for number in range(20):
+            sent = {market: leader.publish(market, number) for market in MARKETS}
+            await asyncio.sleep(0.01)
+        await until(lambda: hearer.ear.newest == sent)
+        assert hearer.ear.open_holes == set()
+        assert hearer.bus.describe()["generation"] == len(_owners(cluster, prefix, shards=2))
+        assert len(_owners(cluster, prefix, shards=2)) > 1
+        await asyncio.sleep(2.5)  # heartbeats come over other connections, and nothing is taken for lost
+        assert set(hearer.bus.describe()["healed"]) <= {"connected", "epoch"}
+
+
+def _owners(cluster: RedisCluster, prefix: str, shards: int) -> set[int]:
+    names = Names(prefix, "bitget", shards)
+    channels = [*map(names.channel, MARKETS), *map(names.heartbeat, range(shards))]
+    return {cluster.owner(channel).port for channel in channels}
+
+
+async def test_channels_are_sharded_where_the_server_can(cluster):
+    servers, prefix = Servers(RedisAddress.parse(cluster.url)), new_prefix()
+    assert (await servers.topology()).sharded
+    async with process(cluster.url, prefix, markets=MARKETS) as hearer:
+        await until(lambda: hearer.bus.describe()["connected"])
+        names = Names(prefix, "bitget", 1)
+        counts = []
+        for node in cluster.nodes:
+            with node.client() as client:
+                counts.append(client.execute_command("PUBSUB", "SHARDCHANNELS", f"{prefix}*"))
+                assert client.execute_command("PUBSUB", "CHANNELS", f"{prefix}*") == []
+        found = {channel.decode() for channels in counts for channel in channels}
+        assert {*map(names.channel, MARKETS), names.heartbeat(0)} <= found
+
+
+async def test_on_an_old_cluster_every_node_carries_everything(cluster, monkeypatch):
+    """As on a cluster before version 7, which does not know SSUBSCRIBE."""
+    monkeypatch.setattr("candled.bus.redis_links._SHARDED_SINCE", 99)
+    prefix = new_prefix()
+    async with (
+        process(cluster.url, prefix, ingests=True, markets=MARKETS) as leader,
+        process(cluster.url, prefix, markets=MARKETS) as hearer,
+    ):
+        await until(lambda: is_well(leader, hearer))
+        assert hearer.bus.describe()["generation"] == 1
+        sent = {market: leader.publish(market) for market in MARKETS}
+        await until(lambda: hearer.ear.newest == sent)
+
+
+@pytest.mark.slow
+async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys):
+    prefix, worst_s, healed = new_prefix(), 0.0, 0
+    names = Names(prefix, "bitget", 1)
+    with RedisCluster(replicas=1, timeout_ms=2000) as cluster:
+        async with (
+            process(cluster.url, prefix, ingests=True, markets=MARKETS) as leader,
+            process(cluster.url, prefix, markets=MARKETS) as hearer,
+            LoopWatch() as watch,
+        ):
+            await until(lambda: is_well(leader, hearer))
+            publishing = asyncio.ensure_future(_publish(leader))
+            try:
+                for number in range(KILLS):
+                    market = MARKETS[number % len(MARKETS)]
+                    await until(lambda: len(hearer.ear.newest) == len(MARKETS))
+                    owner = await asyncio.to_thread(cluster.owner, names.channel(market))
+                    owner.kill()
+                    took_s = await _healed(leader, hearer)
+                    worst_s, healed = max(worst_s, took_s), healed + (took_s <= HEALED_WITHIN_S)
+                    await asyncio.to_thread(_back_again, cluster, owner)
+            finally:
+                publishing.cancel()
+            assert hearer.ear.open_holes == set()
+    with capsys.disabled():
+        print(
+            f"\ncluster: {KILLS} owners killed, {healed} healed, worst {worst_s:.2f} s, loop held {watch.worst_s:.3f} s"
+        )
+    assert healed == KILLS
+    assert watch.worst_s < 0.1 + watch.worst_of_machine_s
+
+
+async def _publish(leader: Process) -> None:
+    number = 0
+    while True:
+        number += 1
+        for market in MARKETS:
+            leader.publish(market, number // 60)
+        await asyncio.sleep(0.05)
+
+
+async def _healed(leader: Process, hearer: Process) -> float:
+    """Seconds until every market's minutes of now are heard again, and every loss was told."""
+    since = time.monotonic()
+    await asyncio.sleep(0.3)
+    volumes = {market: leader.ear.newest[market].volume for market in MARKETS}
+    ear = hearer.ear
+
+    def is_so() -> bool:
+        return not ear.open_holes and all(ear.newest[market].volume > volumes[market] for market in MARKETS)
+
+    await until(is_so, HEALED_WITHIN_S + 5)
+    return time.monotonic() - since
+
+
+def _back_again(cluster: RedisCluster, node) -> None:
+    """Start a killed node, and wait until it follows who took its place."""
+    node.start()
+    for _ in range(500):
+        with node.client() as client:
+            facts = client.info("replication")
+            if facts["role"] == "slave" and facts["master_link_status"] == "up":
+                return
+        time.sleep(0.02)
+    raise RuntimeError("the node did not come back as a replica")
+
+
+async def test_the_server_that_sentinels_watch_dies_and_the_other_is_found():
+    prefix = new_prefix()
+    with SentinelSet() as sentinels:
+        async with (
+            process(sentinels.url, prefix, ingests=True, markets=MARKETS) as leader,
+            process(sentinels.url, prefix, markets=MARKETS) as hearer,
+        ):
+            await until(lambda: is_well(leader, hearer))
+            candle = leader.publish(MARKETS[0])
+            await until(lambda: hearer.ear.newest.get(MARKETS[0]) == candle)
+            sentinels.master.kill()
+            started = time.monotonic()
+            publishing = asyncio.ensure_future(_publish(leader))
+            try:
+                await asyncio.sleep(0.3)
+                await _healed(leader, hearer)
+            finally:
+                publishing.cancel()
+            assert time.monotonic() - started < 15.0
+            assert hearer.ear.open_holes == set()

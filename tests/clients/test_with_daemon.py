@@ -1,0 +1,164 @@
+"""Both clients against the real daemon: what they hold is what the daemon's REST API says."""
+
+import asyncio
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from candled.client import Client
+from candled.model import decimal_text, iso_ms
+from tests.clients.node import FOLDER, NODE, JsClient, arguments
+from tests.system.daemon import Daemon
+
+WS = FOLDER / "node_modules" / "ws" / "wrapper.mjs"
+INSTALL_WS = "npm install --prefix tests/clients --no-save ws@8"
+KEYS = ("open", "high", "low", "close", "volume", "quoteVolume")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {
+        "exchanges": {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 60}},
+        "ingest": {"backfill": "2d"},
+        "store": {"url": f"sqlite:///{tmp_path_factory.mktemp('clients') / 'candled.db'}"},
+        "limits": {"api_requests": 100_000},
+    }
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("daemon")) as daemon:
+        daemon.start(config)
+        yield daemon
+
+
+@pytest.fixture(params=["global", "ws"])
+async def javascript(request: pytest.FixtureRequest, daemon: Daemon) -> AsyncIterator[JsClient]:
+    if NODE is None or not arguments():
+        pytest.skip("needs Node 20 or newer")
+    if request.param == "ws":
+        install_ws()
+    library = str(WS) if request.param == "ws" else ""
+    async with JsClient(daemon.ws_url, {"pingEveryMs": 2000, "answerWithinMs": 2000}, library=library) as client:
+        yield client
+
+
+def install_ws() -> None:
+    """The package `ws`, from npm, if it is not there yet."""
+    npm = shutil.which("npm")
+    if not WS.exists() and npm is not None:
+        command = [npm, *INSTALL_WS.split()[1:]]
+        subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, timeout=90, check=False)
+    if not WS.exists():
+        pytest.skip(f"needs the package ws: {INSTALL_WS}")
+
+
+async def settled(daemon: Daemon) -> None:
+    """Wait until history is complete as far back as it is wanted."""
+    async with asyncio.timeout(30):
+        while any(one["missingMinutes"] or not one["completeFrom"] for one in symbols(daemon)):
+            await asyncio.sleep(0.1)
+
+
+def symbols(daemon: Daemon) -> list[dict[str, Any]]:
+    return [one for exchange in daemon.get("/health")["exchanges"].values() for one in exchange["symbols"].values()]
+
+
+def candles(daemon: Daemon, symbol: str, interval: str) -> list[dict[str, Any]]:
+    """The final bars by HTTP, oldest first."""
+    path: str | None = f"/api/candles?symbol={symbol}&interval={interval}&from=0&limit=1000"
+    bars: list[dict[str, Any]] = []
+    while path:
+        page = daemon.get(path)
+        bars += page["bars"]
+        path = page["next"]
+    return [values(bar) for bar in bars if bar["final"]]
+
+
+def values(bar: dict[str, Any]) -> dict[str, Any]:
+    return {key: bar[key] for key in ("time", *KEYS) if key in bar}
+
+
+def is_part(bars: list[dict[str, Any]], known: list[dict[str, Any]]) -> bool:
+    """Whether bars are a stretch of those known, without a hole in it."""
+    times = [bar["time"] for bar in known]
+    if not bars or bars[0]["time"] not in times:
+        return False
+    at = times.index(bars[0]["time"])
+    return bars == known[at : at + len(bars)]
+
+
+async def test_what_javascript_holds_in_the_end_is_what_rest_says(javascript: JsClient, daemon: Daemon) -> None:
+    await settled(daemon)
+    request = {"symbol": "BTC/USDT", "interval": "1m", "bars": 50}
+    javascript.tell("subscribe", "a", request=request)
+    await javascript.until("onBars")
+    await javascript.until("onFinal", 1, within_s=30)
+    while not (await javascript.ask("older", "older", limit=1000))["end"]:
+        pass
+    report = await javascript.report()
+    held = [values(bar) for bar in report["bars"] if bar["final"]]
+    assert report["status"]["state"] == "live"
+    assert is_part(held, candles(daemon, "BTC/USDT", "1m"))
+    assert held[0] == candles(daemon, "BTC/USDT", "1m")[0]
+    (final,) = javascript.events("onFinal")[0]
+    assert values(final) in held
+
+
+async def test_what_python_holds_in_the_end_is_what_rest_says(daemon: Daemon) -> None:
+    await settled(daemon)
+    async with Client(daemon.ws_url) as client:
+        finals = []
+        async for bar in client.bars("ETH/USDT", "1m", initial_bars=5, final_only=True):
+            finals.append(bar)
+            if len(finals) == 7:
+                break
+        everything = await client.history("ETH/USDT", "1m")
+    known = candles(daemon, "ETH/USDT", "1m")
+    assert is_part([plain(bar) for bar in everything if bar.final], known)
+    assert plain(everything[0]) == known[0]
+    assert is_part([plain(bar) for bar in finals], known)
+
+
+def plain(bar: Any) -> dict[str, Any]:
+    """A bar of the Python client in the form of the wire; texts to see that no digit is lost."""
+    numbers = dict(zip(KEYS, (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.quote_volume), strict=True))
+    assert all("e" not in decimal_text(number) for number in numbers.values() if number is not None)
+    present = {key: float(number) for key, number in numbers.items() if number is not None}
+    return {"time": iso_ms(int(bar.time.timestamp() * 1000)), **present}
+
+
+async def test_a_restart_is_survived_by_both_without_a_hole(daemon: Daemon, config: dict[str, Any]) -> None:
+    await settled(daemon)
+    async with Client(daemon.ws_url) as client, JsClient(daemon.ws_url) as javascript:
+        javascript.tell("subscribe", "a", request={"symbol": "BTC/USDT", "interval": "1m", "bars": 100})
+        stream = client.bars("BTC/USDT", "1m", final_only=True)
+        first = await anext(stream)
+        await javascript.until("onBars")
+        assert daemon.stop() == 0
+        daemon.start(config)
+        await javascript.until("onBars", 2, within_s=20)
+        before = len(javascript.events("onFinal"))
+        await javascript.until("onFinal", before + 2, within_s=20)
+        given = [first]
+        async with asyncio.timeout(20):
+            while len(given) < 102:
+                given.append(await anext(stream))
+        held = [values(bar) for bar in (await javascript.report())["bars"] if bar["final"]]
+    known = candles(daemon, "BTC/USDT", "1m")
+    assert is_part(held, known)
+    assert is_part([plain(bar) for bar in given], known)
+
+
+def test_the_daemon_serves_the_files_of_the_repository(daemon: Daemon) -> None:
+    sources = Path(__file__).parents[2] / "clients" / "js"
+    for source in sources.glob("*.js"):
+        with urllib.request.urlopen(f"{daemon.url}/clients/{source.name}") as answer:
+            assert answer.read() == source.read_bytes()
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+            assert "javascript" in answer.headers["Content-Type"]

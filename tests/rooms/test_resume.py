@@ -1,0 +1,261 @@
+"""Resume: exactly what was missed, whenever a socket was cut and for how long; the chart is then a fresh load's."""
+
+import json
+import os
+
+import pytest
+
+from candled.bus.memory_bus import MemoryBus
+from candled.model import MINUTE, MINUTE_MS
+from tests.rooms.stage import BTC, MONDAY_MS, Chart, Socket, Stage, Stored, stage
+from tests.rows import minute
+
+LONG = bool(os.environ.get("CANDLED_TEST_LONG"))
+KINDS = [
+    {"fields": ["seq"]},
+    {"fields": ["final", "seq", "rev", "src"], "corrections": True},
+    {"mode": "closed", "fields": ["seq"]},
+]
+
+
+async def reconnect(one: Stage, chart: Chart, interval: str, bars: int = 100, **options) -> Socket:
+    """A new socket for a chart that was here before."""
+    epoch, seq = chart.position
+    socket = one.connect()
+    socket.charts["BTC/USDT", interval] = chart
+    socket.subscribe(interval, bars, resume={"epoch": epoch, "seq": seq, "time": chart.last_open}, **options)
+    await one.clock.settle()  # what changed is found out first
+    return socket
+
+
+def fresh(one: Stage, interval: str, bars: int = 100, **options) -> list[str]:
+    socket = one.connect()
+    socket.subscribe(interval, bars, **options)
+    shown = texts(socket.chart(interval))
+    socket.client.closed()
+    return shown
+
+
+def texts(chart: Chart) -> list[str]:
+    return [json.dumps(bar) for bar in chart.bars]
+
+
+class Feed:
+    """One update a second; each minute is final three seconds after its end; now and then a version comes late."""
+
+    def __init__(self, one: Stage) -> None:
+        self.one = one
+        self.volume = 0
+
+    async def begin(self) -> None:
+        """Nobody knows where in the feed it is before the first message."""
+        await self.run(0.02, 0.02)
+
+    async def run(self, seconds: float, step_s: float = 1.0) -> None:
+        one = self.one
+        for _ in range(round(seconds / step_s)):
+            now_ms = one.clock.now_ms()
+            number, into_ms = divmod(now_ms - MONDAY_MS, MINUTE_MS)
+            self.volume += 1
+            if 2000 <= into_ms < 2000 + step_s * 1000 and number > 60:
+                one.push(minute(number - 1, "11", str(self.volume), as_of=62_000, final=True)._replace(src="live"))
+            settled = number if into_ms >= 3000 else number - 1
+            one.push(minute(number, volume=str(self.volume), as_of=into_ms)._replace(src="live"), settled)
+            if step_s < 10:
+                await one.wait(step_s)
+            else:
+                await one.clock.advance(step_s)
+                one.hub.run_due()
+
+
+@pytest.mark.parametrize("options", KINDS, ids=["seq", "final", "closed"])
+@pytest.mark.parametrize("interval", ["1m", "5m", "1h"] if LONG else ["1m", "5m"])
+@pytest.mark.parametrize("cut_s", [58.9, 59.95, 61.0, 62.5, 90.0] if LONG else [59.95, 61.0, 90.0])
+@pytest.mark.parametrize("away_s", [0.1, 90.0])
+async def test_a_chart_that_was_cut_off_for_a_moment_is_a_fresh_load(options, interval, cut_s, away_s):
+    one = await stage()
+    feed = Feed(one)
+    await feed.begin()
+    others = one.connect()
+    others.subscribe(interval, 5)
+    socket = one.connect()
+    socket.subscribe(interval, **options)
+    chart = socket.chart(interval)
+    await feed.run(cut_s, 0.05)
+    socket.client.closed()
+    await feed.run(away_s, 0.05)
+    again = await reconnect(one, chart, interval, **options)
+    assert chart.recovered == [True]
+    assert [message["type"] for message in again.heard] == ["resumed"]
+    assert len(again.heard[0]["bars"]) <= 4
+    assert texts(chart)[-100:] == fresh(one, interval, **options)
+    await feed.run(5, 0.05)
+    await one.wait(2)
+    assert texts(chart)[-100:] == fresh(one, interval, **options)
+
+
+async def test_nothing_that_changed_is_nothing_to_tell():
+    one = await stage()
+    one.push(minute(60, volume="1", as_of=0))
+    socket = one.connect()
+    socket.subscribe("1m", 5, fields=["seq"])
+    one.push(minute(60, volume="2", as_of=1000))
+    await one.wait(2)
+    socket.client.closed()
+    again = await reconnect(one, socket.chart(), "1m", 5, fields=["seq"])
+    assert again.heard == [
+        {"type": "resumed", "symbol": "BTC/USDT", "interval": "1m", "bars": [], "recovered": True, "epoch": "one",
+         "seq": 2}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", KINDS, ids=["seq", "final", "closed"])
+@pytest.mark.parametrize("interval", ["1m", "5m", "1h"])
+async def test_a_day_and_two_hours_later_only_what_changed_is_told(options, interval):
+    one = await stage()
+    feed = Feed(one)
+    await feed.begin()
+    socket = one.connect()
+    socket.subscribe(interval, 1000, **options)
+    chart = socket.chart(interval)
+    await feed.run(90)
+    await one.wait(2)
+    socket.client.closed()
+    one.stored.minutes |= {minute(number).open_ms: minute(number, final=True) for number in range(60, 62)}
+    await feed.run(26 * 3600, 30.0)
+    one.push(minute(10, "15", "77", as_of=10**9, final=True)._replace(rev=1, src="rest"))
+    again = await reconnect(one, chart, interval, 1000, **options)
+    for _ in range(5):
+        await one.wait(0.1)
+    assert chart.recovered == [True]
+    assert len(again.heard[0]["bars"]) <= {"1m": 1570, "5m": 320, "1h": 30}[interval]
+    shown = fresh(one, interval, 1000, **options)
+    assert texts(chart)[-len(shown) :] == shown
+    assert "77" in again.frames[0].payload.decode()
+
+
+async def test_more_than_two_thousand_bars_are_told_as_a_fresh_load():
+    one = await stage()
+    feed = Feed(one)
+    await feed.begin()
+    socket = one.connect()
+    socket.subscribe("1m", 10, fields=["seq"])
+    await feed.run(10)
+    socket.client.closed()
+    await feed.run(2100 * 60, 60.0)
+    one.stored.minutes |= {minute(number).open_ms: minute(number, final=True) for number in range(60, 2100)}
+    again = await reconnect(one, socket.chart(), "1m", 10, fields=["seq"])
+    await one.wait(0.1)
+    assert [message["type"] for message in again.heard] == ["initial"]
+    assert again.heard[0]["recovered"] is False
+    assert {"epoch", "seq"} <= again.heard[0].keys()
+    assert len(again.heard[0]["bars"]) == 10
+
+
+@pytest.mark.parametrize(
+    "resume", [{"epoch": "never", "seq": 1}, {"epoch": "one", "seq": 10**12}, {"epoch": "", "seq": 0}]
+)
+async def test_a_position_that_proves_nothing_is_answered_with_everything(resume):
+    one = await stage()
+    one.push(minute(60, volume="2", as_of=1000))
+    socket = one.connect()
+    socket.subscribe("1m", 3, resume={**resume, "time": MONDAY_MS})
+    for _ in range(30):
+        await one.wait(0.1)
+    assert [(message["type"], message["recovered"], len(message["bars"])) for message in socket.heard] == [
+        ("initial", False, 3)
+    ]
+    socket.say({"type": "ping"})
+    one.push(minute(60, volume="3", as_of=2000))
+    await one.wait(2)
+    assert [message["type"] for message in socket.heard] == ["initial", "pong", "update"]
+    assert "recovered" not in socket.heard[-1]
+
+
+async def test_a_chart_goes_on_at_another_process_that_follows_the_same_feed():
+    """Positions belong to the feed: what one process told, another can take up."""
+    bus = MemoryBus("one")
+    minutes = [minute(number, final=True) for number in range(60)]
+    here = await Stage(Stored(minutes), bus=bus).start()
+    there = await Stage(Stored(minutes), bus=bus, clock=here.clock).start()
+    options = KINDS[1]
+    for one in (here, there):
+        one.connect().subscribe("1m", 3, **options)
+    socket = here.connect()
+    socket.subscribe("1m", **options)
+    feed = Feed(here)
+    for second in range(200):
+        await feed.run(1)
+        there.hub.run_due()
+        if second % 37 == 36:  # from one to the other and back
+            socket.client.closed()
+            one = (there, here)[second // 37 % 2]
+            chart, socket = socket.chart(), await reconnect(one, socket.chart(), "1m", **options)
+            shown = fresh(one, "1m", **options)
+            assert texts(chart)[-len(shown) :] == shown
+    assert socket.chart().recovered == [True] * 5
+
+
+async def test_a_process_that_began_later_takes_a_chart_up_from_the_log_of_changes():
+    bus = MemoryBus("one")
+    here = await Stage(Stored([minute(number, final=True) for number in range(60)]), bus=bus).start()
+    socket = here.connect()
+    socket.subscribe("1m", fields=["seq"])
+    feed = Feed(here)
+    await feed.run(100)
+    await here.wait(2)
+    socket.client.closed()
+    await feed.run(30)
+    here.heal([minute(20, "14", "9", as_of=10**6, final=True)])
+    stored = Stored(here.stored.minutes.values())
+    stored.log = list(here.stored.log)
+    for number in (60, 61):
+        stored.minutes[minute(number).open_ms] = here.bars.bar(BTC, MINUTE, minute(number).open_ms)
+    there = await Stage(stored, bus=bus, clock=here.clock).start()
+    there.facts = here.facts
+    await feed.run(3)
+    again = await reconnect(there, socket.chart(), "1m", fields=["seq"])
+    await there.wait(3)
+    assert socket.chart().recovered == [True]
+    assert again.heard[0]["bars"][0]["time"] == "2025-05-19T00:20:00.000Z"
+    shown = fresh(there, "1m", fields=["seq"])
+    assert texts(socket.chart())[-len(shown) :] == shown
+
+
+async def test_a_seq_never_promises_what_was_not_sent():
+    """Cut at every moment of a boundary with a repair under way: what the last message did not tell is told again."""
+    for cut in range(0, 260, 1 if LONG else 9):
+        one = await stage()
+        script(one, 0)
+        socket = one.connect()
+        socket.subscribe("1m", 60, fields=["seq", "rev"], corrections=True)
+        other = one.connect()
+        other.subscribe("1m", 60, fields=["seq"])
+        for step in range(cut):
+            script(one, step)
+            await one.wait(0.02)
+        for ws in (socket, other):
+            ws.client.closed()
+        for step in range(cut, 300):
+            script(one, step)
+            await one.wait(0.02)
+        await one.wait(10)
+        for ws, options in ((socket, {"fields": ["seq", "rev"], "corrections": True}), (other, {"fields": ["seq"]})):
+            await reconnect(one, ws.chart(), "1m", 60, **options)
+            assert ws.chart().recovered == [True]
+            assert texts(ws.chart())[-60:] == fresh(one, "1m", 60, **options)
+
+
+def script(one: Stage, step: int) -> None:
+    """What happens in six seconds around a boundary."""
+    if step % 20 == 0:
+        number, second = (60, 57 + step // 50) if step < 150 else (61, step // 50 - 3)
+        one.push(minute(number, volume=str(step + 2), as_of=second * 1000))
+    if step == 160:
+        one.push(minute(60, "12", volume="500", as_of=61_000))
+    if step == 170:
+        one.push(minute(33, "13", volume="7", as_of=10**6, final=True)._replace(rev=1))
+    if step == 200:
+        one.heal([minute(40, "14", volume="8", as_of=10**6, final=True)._replace(rev=1)])
+    if step == 250:
+        one.push(minute(60, "12", volume="501", as_of=62_000, final=True), 61)
