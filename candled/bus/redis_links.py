@@ -222,6 +222,7 @@ class Caller:
         self._clients: dict[Node, _Client] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(_CONNECTIONS)
+        self._is_closed = False
 
     async def call(self, call: Call) -> Any:
         """The answer to one call.
@@ -237,6 +238,8 @@ class Caller:
 
     async def call_all(self, calls: Sequence[Call]) -> list[Any]:
         """The answer to each call: a value, `Unavailable` or a `ResponseError`. Never raises for trouble."""
+        if self._is_closed:
+            return [Unavailable("no connection any more")] * len(calls)
         answers: list[Any] = [None] * len(calls)
         groups: dict[Node, list[int]] = {}
         try:
@@ -253,10 +256,12 @@ class Caller:
         """Use new connections from now on: another link to these servers has failed."""
         for node, client in list(self._clients.items()):
             self._drop(node, client)
-            self._close(client)  # what waits for an answer there ends at once
+            if not client.uses:
+                self._close(client)
 
     async def close(self) -> None:
-        """Release the connections."""
+        """Release the connections; every later call is `Unavailable`."""
+        self._is_closed = True
         self.renew()
         while self._closing:
             await asyncio.gather(*self._closing)

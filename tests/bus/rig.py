@@ -71,6 +71,11 @@ class Process:
             parts.bus.listen(self.ear)
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it is connected, and has read what there was before."""
+        return bool(self.bus.describe()["connected"]) and self.ear.missed >= len(MARKETS)
+
+    @property
     def state(self) -> LeaseState:
         """Of the first shard."""
         assert self.leases is not None
