@@ -136,12 +136,12 @@ class LiveBars:
             listener.state_changed(key, message.state, message.since_ms)
 
     def _note_facts(self, market: MarketBars, facts: Facts) -> bool:
-        """Whether they are news. A feed that has only begun does not know yet what is final."""
+        """Whether bars may be final now. A feed that has only begun does not know yet what is."""
         known = market.track.facts
         if facts.settled_ms is None:
             facts = replace(facts, settled_ms=known.settled_ms, gap=known.gap)
         market.track.facts = facts
-        return facts != known
+        return facts.settled_ms != known.settled_ms or facts.gap != known.gap
 
     def _tell_settled(self, key: MarketKey) -> None:
         for listener in self._listeners:

@@ -59,7 +59,7 @@ class Topic:
         state = message["state"]
         if state in get_args(State):
             self._feed = Status(state, moment(message["since"]))
-            if self.is_settled or state == "warming":
+            if self.is_settled or state != "live":  # until bars are there, a live feed is but loading
                 self.tell(self._feed)
 
     def refuse(self, error: RequestRefused) -> None:

@@ -168,6 +168,14 @@ class Protocol:
             error.request_id = request_id
             raise
 
+    def name_of(self, message: str | bytes) -> RequestId:
+        """What a client calls a request that is not going to be read; None if that cannot be told."""
+        try:
+            told = self._decoder.decode(message)
+            return None if told.id is msgspec.UNSET else _request_id(told.id)
+        except (msgspec.DecodeError, UnicodeError, RecursionError, RequestError):
+            return None
+
     def _request(self, told: _Message, request_id: RequestId) -> Request:
         match told.type:
             case "ping":

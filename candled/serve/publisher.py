@@ -90,6 +90,11 @@ class Publisher:
         self._ended.append(link)
         self._begin()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something was left over for the next pass."""
+        return bool(self._turns or self._wants or self._gathered)
+
     # ------------------------------------------------------------ time
 
     def _begin(self) -> None:

@@ -47,11 +47,14 @@ class Difference:
         if self.found is None:
             return none_there
         source = {"rollup": "by its minutes", "exchange": "at the exchange", "memory": "in the store"}[self.check]
-        return ", ".join(
+        differences = [
             f"{name} is {_text(found)}, {source} {_text(expected)}"
             for name, expected, found in zip(_NAMES, self.expected.values, self.found.values, strict=True)
             if expected != found
-        )
+        ]
+        if not differences:
+            differences = [f"rev is {self.found.rev}, {source} {self.expected.rev}"]
+        return ", ".join(differences)
 
     def as_plain(self) -> dict[str, Any]:
         """The difference as JSON values; numbers are texts, exact."""
@@ -71,10 +74,15 @@ def _text(number: Decimal | None) -> str:
     return "absent" if number is None else decimal_text(number)
 
 
-def _plain(bar: Candle | None) -> dict[str, str | None] | None:
+def _plain(bar: Candle | None) -> dict[str, str | int | None] | None:
     if bar is None:
         return None
-    return {name: None if n is None else decimal_text(n) for name, n in zip(_NAMES, bar.values, strict=True)}
+    plain: dict[str, str | int | None] = {
+        name: None if n is None else decimal_text(n) for name, n in zip(_NAMES, bar.values, strict=True)
+    }
+    if bar.rev:
+        plain["rev"] = bar.rev
+    return plain
 
 
 def compare(
@@ -85,10 +93,11 @@ def compare(
     found: Iterable[Candle],
     *,
     quote_may_be_absent: bool = False,
+    revisions: bool = False,
 ) -> list[Difference]:
     """What of `found` is not as `expected`, oldest first. Numbers are compared exactly: 10.0 equals 10, nothing else.
 
-    With `quote_may_be_absent` a quote volume that one side lacks is no difference.
+    With `quote_may_be_absent` a quote volume that one side lacks is no difference; with `revisions` another `rev` is.
     """
     ours, theirs = {bar.open_ms: bar for bar in found}, {bar.open_ms: bar for bar in expected}
     return [
@@ -101,12 +110,12 @@ def compare(
             found=ours.get(open_ms),
         )
         for open_ms in sorted(ours.keys() | theirs.keys())
-        if not _same(theirs.get(open_ms), ours.get(open_ms), quote_may_be_absent)
+        if not _same(theirs.get(open_ms), ours.get(open_ms), quote_may_be_absent, revisions)
     ]
 
 
-def _same(one: Candle | None, other: Candle | None, quote_may_be_absent: bool) -> bool:
-    if one is None or other is None:
+def _same(one: Candle | None, other: Candle | None, quote_may_be_absent: bool, revisions: bool) -> bool:
+    if one is None or other is None or (revisions and one.rev != other.rev):
         return False
     if quote_may_be_absent and (one.quote_volume is None or other.quote_volume is None):
         return one.values[:-1] == other.values[:-1]

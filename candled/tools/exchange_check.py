@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
+from typing import Literal
 
 from candled.config import ExchangeConfig
 from candled.errors import ExchangeError, Unavailable
@@ -13,7 +14,6 @@ from candled.store.interface import Store
 
 from . import stored
 from .compare import compare
-from .progress import Progress
 from .report import Report
 
 _SHARE = 0.5  # of the request budget: a daemon beside us needs the rest
@@ -46,14 +46,20 @@ class ExchangeCheck:
         self._compared: Counter[Interval] = Counter()
         self._http = HttpClient(clock, self._exchange.requests_per_s * _SHARE)
 
-    async def run(self, markets: Sequence[MarketKey], bounds: Range, windows: int) -> None:
-        """Compare `windows` stretches of minutes of each market, and a stretch of each longer interval offered."""
+    async def run(self, markets: Sequence[MarketKey], bounds: Range, windows: int | Literal["all"]) -> None:
+        """Compare `windows` stretches of minutes of each market, and a stretch of each longer interval offered.
+
+        With `all` everything is compared that is stored and the exchange has.
+        """
         self._exchange.resume(max(self._store.newest(self._name).values(), default=None))
-        progress = self._report.progress(f"ask {self._name}", len(markets) * (windows + len(self._longer)))
+        plans = {market: self._plan(market, bounds, windows) for market in markets}
+        progress = self._report.progress(f"ask {self._name}", sum(map(len, plans.values())))
         try:
-            for market in markets:
+            for market, plan in plans.items():
                 self._compared.clear()
-                await self._check(market, bounds, windows, progress)
+                for interval, window in plan:
+                    await self._compare(market, interval, window, self._minutes if interval == MINUTE else self._bars)
+                    progress.advance(1)
                 self._summarize(market)
         except Unavailable as error:
             self._report.unchecked(self._name, error)
@@ -61,20 +67,22 @@ class ExchangeCheck:
             progress.clear()
             self._http.close()
 
-    async def _check(self, market: MarketKey, bounds: Range, windows: int, progress: Progress) -> None:
+    def _plan(self, market: MarketKey, bounds: Range, windows: int | Literal["all"]) -> list[tuple[Interval, Range]]:
+        """What to compare, minutes first; nothing that reaches beyond the stored minutes."""
         span = stored.span_of(self._store, market, MINUTE)
         start_ms = max(span.start_ms if span else 0, bounds.start_ms)
         end_ms = min(span.end_ms if span else 0, bounds.end_ms)
-        for _ in range(windows):
-            window = self._window(MINUTE, start_ms, end_ms, self._exchange.history_minutes)
-            if window is not None:
-                await self._compare(market, MINUTE, window, self._minutes)
-            progress.advance(1)
-        for interval in self._longer:
-            window = self._window(interval, start_ms, end_ms, _STRETCH_BARS)
-            if window is not None:
-                await self._compare(market, interval, window, self._bars)
-            progress.advance(1)
+        plan: list[tuple[Interval, Range]] = []
+        for interval in (MINUTE, *self._longer):
+            most = self._exchange.history_minutes if interval == MINUTE else _STRETCH_BARS
+            if windows == "all":
+                plan += [(interval, window) for window in _all_windows(interval, start_ms, end_ms, most)]
+                continue
+            for _ in range(windows if interval == MINUTE else 1):
+                window = self._window(interval, start_ms, end_ms, most)
+                if window is not None:
+                    plan.append((interval, window))
+        return plan
 
     async def _minutes(self, market: MarketKey, _: Interval, window: Range) -> list[Candle]:
         return await self._exchange.history(self._http, market.symbol, *window)
@@ -121,3 +129,12 @@ class ExchangeCheck:
             f"{market}: compared with the exchange: {listed}",
             {"exchange": market.exchange, "symbol": str(market.symbol), "compared": counts},
         )
+
+
+def _all_windows(interval: Interval, start_ms: int, end_ms: int, most: int) -> list[Range]:
+    """All whole bars within a range, newest first, in stretches of at most `most`."""
+    first_ms, last_ms = interval.floor(start_ms + interval.ms - 1), interval.floor(end_ms)
+    return [
+        Range(max(first_ms, until_ms - most * interval.ms), until_ms)
+        for until_ms in range(last_ms, first_ms, -most * interval.ms)
+    ]

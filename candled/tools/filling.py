@@ -11,6 +11,7 @@ from candled.store.holes import inside
 from candled.store.interface import Hole
 
 from .session import Session, Source
+from .stored import put_past
 
 # Coverage is held for so many requests at a time, so that memory does not grow with the range.
 _SEGMENT_WINDOWS = 30
@@ -139,7 +140,7 @@ class Filler:
         self._nonsense = 0
         new = [candle for candle in candles if not coverage.has(candle.open_ms)]
         store = self._session.store
-        await self._session.write(store.write, [(self._market, candle) for candle in new])
+        await self._session.write(put_past, store, self._market, new)
         await self._check_kept(new)
         for candle in new:
             coverage.add(candle.open_ms, confirmed=True)

@@ -91,7 +91,7 @@ class Source:
         candles = await self._asked(symbol, span)
         stamped = (candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles)
         return [
-            candle._replace(final=True)
+            candle._replace(final=True, src="backfill")
             for candle in stamped
             if span.start_ms <= candle.open_ms < span.end_ms and self._is_over(candle) and _is_possible(candle)
         ]

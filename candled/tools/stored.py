@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 from candled.config import Config, ExchangeConfig
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
-from candled.model import MINUTE_MS, Interval, MarketKey, Range, Symbol, parse_iso_ms
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol, parse_iso_ms
 from candled.settings import suggestion
 from candled.store import make_store
-from candled.store.interface import Store
+from candled.store.batch import minute_ranges
+from candled.store.interface import LATER, Store
 
 END_OF_TIME_MS = 10**14  # later than any candle, and within what every store can hold
 
@@ -80,6 +81,17 @@ def span_of(store: Store, market: MarketKey, interval: Interval) -> Range | None
         key=lambda minute: bool(store.bars(market, interval, before_ms=minute * MINUTE_MS, limit=1)),
     )
     return Range((first - 1) * MINUTE_MS, end_ms)
+
+
+def put_past(store: Store, market: MarketKey, minutes: Sequence[Candle]) -> None:
+    """Store minutes, oldest first, and before that note in the log of changes that the past is to change.
+
+    So a client that was away meanwhile is given their bars, also when no daemon is running that could tell of them.
+    """
+    if minutes:
+        changes = [(LATER, span) for span in minute_ranges(minute.open_ms for minute in minutes)]
+        store.note_changes(market, None, changes)
+        store.write([(market, minute) for minute in minutes])
 
 
 # ---------------------------------------------------------------- arguments

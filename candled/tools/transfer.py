@@ -235,7 +235,7 @@ def put_page(store: Store, market: MarketKey, page: Sequence[Candle], counts: Co
     counts.kept += len(page) - len(changed)
     if not changed:
         return
-    store.write([(market, candle) for candle in changed])
+    stored.put_past(store, market, changed)
     there = RangeSet(store.present(market, *span))
     for candle in changed:
         if candle.open_ms not in there:

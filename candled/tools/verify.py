@@ -6,6 +6,7 @@ import random
 import secrets
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import Literal
 from urllib.parse import urlsplit
 
 from candled.clock import SystemClock
@@ -39,10 +40,11 @@ def add(commands: Commands) -> None:
         "--exchange-check",
         nargs="?",
         const=10,
-        type=_positive,
+        type=_windows,
         metavar="N",
         help="also compare N random windows of each market (default: %(const)s), and a stretch of each longer interval "
-        "that the exchange has in UTC, with the exchange; takes at most half of its request budget",
+        "that the exchange has in UTC, with the exchange, or `all` that it has; takes at most half of its request "
+        "budget",
     )
     parser.add_argument("--seed", type=int, metavar="S", help="choose the same windows as the run that printed S")
     parser.add_argument(
@@ -58,9 +60,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
-def _positive(text: str) -> int:
+def _windows(text: str) -> int | Literal["all"]:
+    if text == "all":
+        return "all"
     if not (text.isascii() and text.isdigit()) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, or all, got {text!r}")
     return int(text)
 
 
@@ -97,13 +101,14 @@ def _check_exchanges(
     markets: Sequence[MarketKey],
     bounds: Range,
     report: Report,
-    windows: int,
+    windows: int | Literal["all"],
     seed: int | None,
 ) -> None:
     from .exchange_check import ExchangeCheck
 
     seed = secrets.randbelow(10**6) if seed is None else seed
-    report.say(f"seed {seed}", {"seed": seed})
+    if windows != "all":
+        report.say(f"seed {seed}", {"seed": seed})
     for exchange in config.exchanges:
         ours = [market for market in markets if market.exchange == exchange.name]
         if ours:
@@ -186,7 +191,12 @@ def _read_page(
             difference
             for interval in longer
             for difference in compare(
-                "rollup", market, interval, expected[interval], store.bars_between(market, interval, *page)
+                "rollup",
+                market,
+                interval,
+                expected[interval],
+                store.bars_between(market, interval, *page),
+                revisions=True,
             )
             if difference.open_ms >= from_ms
         ]
@@ -219,7 +229,7 @@ def _repair(
     for difference in wrong:
         first = bisect_left(minutes, difference.open_ms, key=lambda minute: minute.open_ms)
         restated[first] = minutes[first]._replace(as_of_ms=minutes[first].as_of_ms + 1)
-    store.write([(market, minute) for minute in restated.values()])
+    stored.put_past(store, market, [restated[place] for place in sorted(restated)])
     _, left = _read_page(store, market, longer, page, from_ms)
     still = {(difference.interval, difference.open_ms) for difference in left}
     report.differ([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)

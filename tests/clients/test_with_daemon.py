@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import subprocess
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from candled.client import Client
+from candled.ingest.backoff import Backoff
 from candled.model import decimal_text, iso_ms
 from tests.clients.node import FOLDER, NODE, JsClient, arguments
 from tests.system.daemon import Daemon
@@ -133,14 +135,15 @@ def plain(bar: Any) -> dict[str, Any]:
     return {"time": iso_ms(int(bar.time.timestamp() * 1000)), **present}
 
 
-async def test_a_restart_is_survived_by_both_without_a_hole(daemon: Daemon, config: dict[str, Any]) -> None:
+async def test_a_killed_daemon_is_survived_by_both_without_a_hole(daemon: Daemon, config: dict[str, Any]) -> None:
     await settled(daemon)
-    async with Client(daemon.ws_url) as client, JsClient(daemon.ws_url) as javascript:
+    backoff = Backoff(first_s=0.05, most_s=0.5)
+    async with Client(daemon.ws_url, backoff=backoff) as client, JsClient(daemon.ws_url) as javascript:
         javascript.tell("subscribe", "a", request={"symbol": "BTC/USDT", "interval": "1m", "bars": 100})
         stream = client.bars("BTC/USDT", "1m", final_only=True)
         first = await anext(stream)
         await javascript.until("onBars")
-        assert daemon.stop() == 0
+        daemon.stop(signal.SIGKILL)
         daemon.start(config)
         await javascript.until("onBars", 2, within_s=20)
         before = len(javascript.events("onFinal"))

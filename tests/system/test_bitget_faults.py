@@ -1,5 +1,8 @@
 """Every fault of Bitget that the fake can do: afterwards store and charts hold what the exchange really had."""
 
+import os
+import random
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,6 +15,8 @@ from tests.system.rig import MONDAY_MORNING_MS, Rig
 
 BTC, ETH, THIN = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT"), Symbol.parse("EWZ/USDT")
 SPEED = 60.0
+LONG = "CANDLED_TEST_LONG" in os.environ
+SOAK_S, SOAK_FAULTS = (600.0, 60) if LONG else (15.0, 3)
 
 
 def markets() -> list[FakeMarket]:
@@ -134,6 +139,13 @@ FAULTS = [
 ]  # fmt: skip
 
 
+def calm(one: Rig) -> None:
+    """Let the fake be as Bitget is on a good day."""
+    one.fake.heal()
+    one.fake.max_age_s = 86_400.0
+    one.fake.ping_patience_s = (120.0, 145.0)
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 async def test_after_a_fault_the_store_and_the_charts_hold_the_truth(tmp_path, fault):
     async with rig(tmp_path) as one:
@@ -145,13 +157,30 @@ async def test_after_a_fault_the_store_and_the_charts_hold_the_truth(tmp_path, f
         before = one.clock.now_ms()
         fault(one)
         await one.minutes(3.5)
-        one.fake.heal()
-        one.fake.max_age_s = 86_400.0
-        one.fake.ping_patience_s = (120.0, 145.0)
+        calm(one)
         await one.minutes(2)
         assert await one.check() > 700
         assert one.clock.now_ms() - before > 5 * MINUTE_MS
         assert chart.initials >= 1
+
+
+@pytest.mark.timeout(1200 if LONG else 120)
+async def test_faults_one_after_another_leave_nothing_behind(tmp_path):
+    """Promise 1; long form: ten minutes with at least 60 faults."""
+    draw, began, injected = random.Random(20251118), time.monotonic(), 0
+    async with rig(tmp_path) as one:
+        one.open_chart(BTC)
+        one.open_chart(ETH, "5m")
+        await live(one)
+        while time.monotonic() - began < SOAK_S:
+            draw.choice(FAULTS)(one)
+            injected += 1
+            await one.minutes(draw.uniform(0.2, 4))
+            calm(one)
+            await one.minutes(draw.uniform(0.1, 3))
+        minutes = await one.check(within_minutes=30)
+    print(f"{injected} faults, {minutes} minutes compared: 0 missing, wrong or extra")
+    assert injected >= SOAK_FAULTS
 
 
 async def test_a_revised_minute_is_found_by_the_comparison_with_rest_and_shown(tmp_path):

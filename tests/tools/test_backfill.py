@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from candled.errors import ConfigError
-from candled.model import DEFAULT_INTERVALS, MINUTE_MS
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
 from candled.store.postgres import PostgresStore
 from candled.tools.backfill import backfill
 from candled_plugins.bitget.exchange import Bitget
@@ -64,6 +64,18 @@ async def test_a_from_before_the_listing_date_does_not_ask_for_years_of_nothing(
         assert await one.run(backfill, "backfill", "--from", "2019-01-01", "--to", iso(at(-0.5))) == 0
         assert len(one.fake.requests) < 60
         assert [candle.open_ms for candle in one.stored()] == list(range(at(-1), at(-0.5), MINUTE_MS))
+
+
+async def test_what_is_fetched_is_in_the_log_of_changes_and_known_to_be_so(tmp_path):
+    async with bench(tmp_path) as one:
+        one.put(*one.truth(at(-1, 5), at(-1, 9)))
+        store = one.store()
+        store.open_feed([MARKET], "a")
+        assert await one.run(backfill, "backfill", "--from", iso(at(-1)), "--to", iso(at(-1, 20))) == 0
+        fetched = [Range(at(-1), at(-1, 5)), Range(at(-1, 9), at(-1, 20))]
+        assert store.changes_since(MARKET, "a", 10**9) == fetched
+        assert [candle.src for candle in one.stored()] == ["backfill"] * 5 + [""] * 4 + ["backfill"] * 11
+        store.close()
 
 
 async def test_a_newer_revision_is_not_touched(tmp_path):

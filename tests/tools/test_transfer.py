@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, iso_ms
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, iso_ms
 from candled.store import make_store
 from candled.store.interface import Hole
 from candled.tools.files import BadRow, open_writer, read_candles
@@ -365,6 +365,15 @@ def test_rows_without_a_time_of_statement_yield_to_anything_the_exchange_said_la
     load(config, write(tmp_path / "in.csv", HEADER.rpartition(",")[0], line, row(1, close="4").rpartition(",")[0]))
     assert closes(store) == ["5", "4"]
     assert minutes(store)[1].as_of_ms == MONDAY_MS + 2 * MINUTE_MS
+
+
+def test_what_an_import_changes_is_in_the_log_of_changes(config, store, tmp_path):
+    """So that a client that was away is given it, though no daemon could tell of it."""
+    load(config, write(tmp_path / "1.csv", HEADER, row(0), row(1)))
+    store.open_feed([MARKET], "a")
+    load(config, write(tmp_path / "2.csv", HEADER, row(0), row(1, close="5", as_of=90_000), row(2)))
+    assert store.changes_since(MARKET, "a", 10**9) == [Range(MONDAY_MS + MINUTE_MS, MONDAY_MS + 3 * MINUTE_MS)]
+    assert [candle.rev for candle in minutes(store)] == [0, 1, 0]
 
 
 def test_importing_again_changes_nothing(config, store, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from candled.clock import SystemClock
 from candled.config import ExchangeConfig
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, MarketKey, Range
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, MarketKey, Range, iso_ms
 from candled.store import make_store
 from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
@@ -130,6 +130,17 @@ def test_every_wrong_bar_is_named_with_what_is_wrong(tables, capsys):
         "bitget:BTC/USDT 1W 2025-06-09T00:00:00.000Z: quoteVolume is 7, by its minutes absent",
     ]
     assert summary.endswith("4 differ")
+
+
+def test_a_wrong_count_of_revisions_is_found_and_repaired(tables, capsys):
+    fill(tables, week())
+    at = MONDAY_MS + 4 * DAY_MS
+    tables.spoil(f"UPDATE rollups SET rev = 7 WHERE time_ms = AT({at}) INTERVAL", H1)
+    assert verify(tables) == 1
+    assert lines(capsys)[0] == "bitget:BTC/USDT 1h 2025-06-06T00:00:00.000Z: rev is 7, by its minutes 0"
+    assert verify(tables, "--repair") == 0
+    capsys.readouterr()
+    assert verify(tables) == 0
 
 
 def bars(tables, interval, start_ms, count):
@@ -351,6 +362,23 @@ async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, file, cap
     assert {interval for interval, _ in by_interval} == {"1m", "1D"}
     assert by_interval["1m", "2025-11-17T12:00:00.000Z"]["expected"]["volume"] == str(row.volume + 1)
     assert by_interval["1m", "2025-11-17T12:01:00.000Z"]["expected"] is None
+
+
+async def test_everything_can_be_compared_with_the_exchange(fake, file, capsys):
+    minutes = history(fake)
+    fill(file, minutes)
+    assert (await against(fake, file, windows="all")).status == 0
+    [summary] = map(json.loads, lines(capsys))
+    assert summary["compared"]["1m"] == len(minutes)
+    assert [summary["compared"][str(interval)] for interval in (H4, D1, W1)] == [85, 13, 1]
+    assert summary["compared"]["5m"] in (len(minutes) // 5 - 1, len(minutes) // 5)
+    asked = [(request.path, request.query) for request in fake.requests]
+    assert len(set(map(str, asked))) == len(asked)
+
+    row = fake.truth(BTC, minutes[3].open_ms, minutes[4].open_ms)[0]
+    fake.revise(BTC, row.open_ms, Row(row.open, row.high, row.low, row.close, row.volume + 1, row.quote_volume))
+    assert (await against(fake, file, windows="all", intervals=[MINUTE])).status == 1
+    assert json.loads(lines(capsys)[0])["time"] == iso_ms(row.open_ms)
 
 
 async def test_a_minute_that_is_not_stored_is_found(fake, file, capsys):
