@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -201,9 +202,11 @@ class Faults:
             self.takeovers_s.append(seconds)
 
     async def _leader(self) -> Node:
-        """One that leads a shard; whoever ingests where nobody does."""
-        leaders = await self._site.leaders()
-        return self._draw.choice(sorted(leaders.values(), key=lambda node: node.name) or self._site.ingesting)
+        """One that leads a shard; whoever ingests, if nobody leads for long."""
+        deadline = time.monotonic() + TAKEOVER_S
+        while not (leaders := await self._site.leaders()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        return self._draw.choice(sorted(set(leaders.values()), key=lambda node: node.name) or self._site.ingesting)
 
     async def _follower(self) -> Node:
         leaders = await self._site.leaders()

@@ -93,8 +93,10 @@ async def test_whatever_fails_every_minute_is_stored_once_and_every_chart_is_rig
                 else:
                     print(flush=True)
                 await asyncio.sleep(draw.uniform(0.0, 2.0))
+            await site.minutes(1)
             await judge.until_right(HEAL_S)
-            assert tap.wrong + judge.misbehaved() == []
+            wrong = tap.wrong + judge.misbehaved()
+            assert not wrong, "\n".join(wrong)
         finally:
             for viewer in viewers:
                 await viewer.stop()
