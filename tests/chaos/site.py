@@ -21,9 +21,9 @@ from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.proxy import Proxy
-from tests.redis_servers import RedisServer, own_redis
-from tests.servers import Database, PostgresServer, own_postgres
-from tests.system.daemon import ROOT, free_port
+from tests.redis_servers import RedisServer, program
+from tests.servers import NOT_FOUND, Database, PostgresServer, find_binaries
+from tests.system.daemon import ROOT
 from tests.system.rig import MONDAY_MORNING_MS
 
 SPEED = 6.0  # a minute of the market takes ten seconds
@@ -32,6 +32,15 @@ WEEK = Interval.parse("1W")
 _HEALTH_S = 1.5
 
 Values = tuple[Any, ...]
+
+
+def steady_port() -> int:
+    """A TCP port that no connection going out is given either, so that it is free again after a restart."""
+    while True:
+        port = random.randrange(12_000, 32_000)  # below what systems hand out by themselves
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Node:
@@ -43,7 +52,7 @@ class Node:
     def __init__(self, name: str, roles: Sequence[str], directory: Path) -> None:
         self.name = name
         self.roles = tuple(roles)
-        self.port = free_port()
+        self.port = steady_port()
         self.starts = 0
         self.is_paused = False
         self.process: subprocess.Popen[bytes] | None = None
@@ -153,9 +162,13 @@ class Site:
     async def __aenter__(self) -> "Site":
         try:
             await self.fake.start()
-            self.redis = self._stack.enter_context(own_redis())
-            self.postgres = await asyncio.to_thread(own_postgres)
+            self.redis = RedisServer(program(), steady_port())
+            self._stack.callback(self.redis.remove)
+            self.postgres = PostgresServer(postgres_binaries())
             self._stack.callback(self.postgres.remove)
+            self.postgres.port = steady_port()
+            await asyncio.to_thread(self.redis.start)
+            await asyncio.to_thread(self.postgres.start)
             self.database = self._stack.enter_context(_dropped_with_its_server(Database(self.postgres.dsn)))
             for node in self.nodes:
                 node.redis = self._stack.enter_context(Proxy(self.redis.address))
@@ -237,6 +250,14 @@ class Site:
             "store": {"url": self.database.url(address=node.database.address), "journal": str(node.journal)},
             "bus": {"url": f"redis://{host}:{redis_port}/0"},
         }
+
+
+def postgres_binaries() -> Path:
+    """The folder with PostgreSQL's programs; skips the test where there is none."""
+    found = find_binaries()
+    if found is None:
+        pytest.skip(NOT_FOUND)
+    return found
 
 
 @contextmanager

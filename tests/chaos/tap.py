@@ -12,6 +12,8 @@ from redis.exceptions import RedisError
 from candled.bus.codec import token_of
 from tests.redis_servers import RedisServer
 
+_REPEATED = 16  # so many messages wait for an answer, at most
+
 
 class Tap:
     """Hears every channel of one Redis server, over its restarts, straight from it.
@@ -25,7 +27,7 @@ class Tap:
         self.published = 0
         self.tokens: dict[str, int] = {}  # by channel, the newest that spoke
         self._server = server
-        self._seqs: dict[tuple[str, str], int] = {}
+        self._said: dict[tuple[str, str], dict[int, bytes]] = {}  # by channel and epoch: number and message
         self._highest = 0
         self._task = asyncio.ensure_future(self._run())
 
@@ -38,7 +40,7 @@ class Tap:
     def restarted(self) -> None:
         """Redis has lost its data."""
         self.tokens.clear()
-        self._seqs.clear()
+        self._said.clear()
 
     async def next_feed(self, within_s: float) -> float | None:
         """Seconds until somebody speaks with a higher token than anybody before; None: nobody does."""
@@ -63,20 +65,24 @@ class Tap:
             while True:
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1.0)
                 if message is not None and message["type"] == "pmessage":
-                    self._heard(message["channel"].decode(), json.loads(message["data"]))
+                    self._heard(message["channel"].decode(), message["data"])
         finally:
             for one in (pubsub, client):
                 with contextlib.suppress(RedisError, OSError):
                     await one.aclose()
 
-    def _heard(self, channel: str, message: dict[str, Any]) -> None:
+    def _heard(self, channel: str, data: bytes) -> None:
+        message: dict[str, Any] = json.loads(data)
         epoch, seq = message["epoch"], message["seq"]
         token, known = token_of(epoch), self.tokens.get(channel, 0)
         self.published += message["type"] == "candle"
         if token < known:
             self.wrong.append(f"{channel}: {epoch} speaks after token {known}: {message}")
-        if seq <= self._seqs.get((channel, epoch), 0):
-            self.wrong.append(f"{channel}: {epoch} repeats number {seq}: {message}")
+        said = self._said.setdefault((channel, epoch), {})
+        # Where an answer was lost the same may be said again.
+        if said.get(seq, data) != data or seq + _REPEATED <= max(said, default=0):
+            self.wrong.append(f"{channel}: {epoch} says another number {seq}: {message}")
+        said[seq] = data
+        said.pop(seq - 4 * _REPEATED, None)
         self.tokens[channel] = max(token, known)
         self._highest = max(self._highest, token)
-        self._seqs[channel, epoch] = seq
