@@ -107,6 +107,14 @@ class PostgresServer:
         for process in _children(self._data):
             os.kill(process, signal.SIGCONT)
 
+    def forget_files(self) -> None:
+        """Have the operating system drop its copies of the files, so that the next read comes from the disk."""
+        for path in self._data.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     def remove(self) -> None:
         """Stop the server and delete its folder."""
         if self._process is not None:

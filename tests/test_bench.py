@@ -14,6 +14,7 @@ TINY = {
     "latency": ["--markets", "2", "--pushes", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
+    "outage": ["--markets", "2", "--pushes", "2", "--rounds", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
 SAYS = {
@@ -21,6 +22,7 @@ SAYS = {
     "latency": "2 markets at once, daemon: p50",
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
+    "outage": "the database away: p50",
     "scale": "14 clients in 14 rooms",
 }
 

@@ -131,6 +131,8 @@ class RedisBus:
         if self._publisher is not None:
             await self._publisher.flush()
         await end(self._tasks)
+        if self._subscriber is not None:
+            await self._subscriber.stop()
         if self._publisher is not None:
             await self._publisher.close()
         await self._reader.close()

@@ -336,8 +336,18 @@ async def _pipeline(client: "aioredis.Redis", commands: Sequence[tuple[Any, ...]
     return answers
 
 
+_closing: set["asyncio.Task[None]"] = set()
+
+
 async def close(client: Closable) -> None:
-    """Close a client, whatever state its connections are in."""
+    """Close a client, whatever state its connections are in; it is closed even if this is cancelled."""
+    task = asyncio.ensure_future(_close(client))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+    await asyncio.shield(task)
+
+
+async def _close(client: Closable) -> None:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             await client.aclose()

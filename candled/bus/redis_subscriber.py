@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from redis import asyncio as aioredis
-
 from candled.errors import Unavailable
 from candled.exchange import Clock
 
@@ -84,24 +82,25 @@ class Subscriber:
         return max(lags, default=None)
 
     async def run(self) -> None:
-        """Keep a link to each server that has channels, until cancelled."""
-        try:
-            while True:
-                self._ended.clear()
-                try:
-                    await self._arrange()
-                except Unavailable as error:
-                    self._failed(str(error))
-                    self.servers.forget()
-                wait_s = self._wait_s()
-                if not self._failures:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._ended.wait(), None if self.servers.is_fixed else wait_s)
-                else:
-                    await self.clock.sleep(wait_s)
-        finally:
-            for link in self._links.values():
-                await link.stop()
+        """Keep a link to each server that has channels, until cancelled; `stop` ends the links."""
+        while True:
+            self._ended.clear()
+            try:
+                await self._arrange()
+            except Unavailable as error:
+                self._failed(str(error))
+                self.servers.forget()
+            wait_s = self._wait_s()
+            if self._failures:
+                await self.clock.sleep(wait_s)
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), None if self.servers.is_fixed else wait_s)
+
+    async def stop(self) -> None:
+        """End the links, once `run` has ended."""
+        for link in self._links.values():
+            await link.stop()
 
     def _wait_s(self) -> float:
         if not self._failures:
@@ -172,7 +171,9 @@ class _Link:
         self._private = private_channel(wanted.channels[0], owner.process)
         self._heard_at = 0.0
         self._listener, self._voice = (owner.servers.client(wanted.node) for _ in range(2))
-        self._hearing = asyncio.ensure_future(self._hear(self._listener.pubsub()))
+        self._pubsub = self._listener.pubsub()
+        self._speaking: asyncio.Task[None] | None = None
+        self._hearing = asyncio.ensure_future(self._hear())
         self._task = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
@@ -182,34 +183,32 @@ class _Link:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        """Clean up behind the hearing, however that ended."""
+        """Clean up behind the hearing, however that ended. Nobody cancels this."""
         await asyncio.wait([self._hearing])
         was_ready, self.is_ready = self.is_ready, False
         reason = "stopped" if self._hearing.cancelled() else self._hearing.result()
-        for one in (self._listener, self._voice):
+        await end([] if self._speaking is None else [self._speaking])
+        for one in (self._pubsub, self._listener, self._voice):
             await close(one)
         self.is_over = True
         if not self._is_stopped:
             self._owner.link_ended(self, reason, was_ready=was_ready)
 
-    async def _hear(self, pubsub: "aioredis.client.PubSub") -> str:
+    async def _hear(self) -> str:
         """Hear until the first trouble; return what it was."""
-        speaking: asyncio.Task[None] | None = None
         try:
-            await self._subscribe(pubsub)
+            await self._subscribe()
             self._heard_at = self._clock.monotonic()
             self.is_ready = True
             self._owner.link_is_ready(self)
-            speaking = asyncio.ensure_future(self._speak())
-            return await self._listen(pubsub)
+            self._speaking = asyncio.ensure_future(self._speak())
+            return await self._listen()
         except TROUBLE as error:
             return f"{type(error).__name__}: {error}"
-        finally:
-            await end([] if speaking is None else [speaking])
-            await close(pubsub)
 
-    async def _subscribe(self, pubsub: Any) -> None:
+    async def _subscribe(self) -> None:
         """Subscribe, and wait until every channel is confirmed."""
+        pubsub: Any = self._pubsub
         channels = (*self.wanted.channels, self._private)
         async with asyncio.timeout(_SUBSCRIBE_S):
             if self.wanted.sharded:
@@ -225,8 +224,9 @@ class _Link:
                 elif message is not None:
                     self._take(message)
 
-    async def _listen(self, pubsub: Any) -> str:
+    async def _listen(self) -> str:
         """Hand over messages; return why that ended."""
+        pubsub: Any = self._pubsub
         early = 0
         while True:
             asked_at = self._clock.monotonic()

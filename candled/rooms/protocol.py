@@ -40,7 +40,7 @@ class RequestError(ClientError):
 
 
 class Resume(msgspec.Struct, frozen=True):
-    """Where in a feed a client was, and the opening time of the oldest bar whose last state it may not have."""
+    """Where in a feed a client was, and when the newest bar that it holds begins."""
 
     epoch: str
     seq: int

@@ -96,15 +96,16 @@ class Form:
                 self._append(bar, self.cares and bars.is_final(*self.topic, bar))
                 self._last_ms = open_ms
 
-    def changed(self, open_ms: int, text: bytes, revision: int) -> bool:
-        """One bar has changed, and with that the revision; whether its text is another now, as far as is known."""
-        if self._revision + 1 != revision:  # something else has as well
-            self._forget_from(0)
-            return True
-        was = self.text(open_ms)
+    def tells(self, bar: Candle) -> bool:
+        """Whether the bar is told as it is now, but perhaps for whether it is final."""
+        text = self.text(bar.open_ms)
+        return text is not None and any(text == bar_text(bar, self.fields, final=one).encode() for one in (True, False))
+
+    def forget(self, open_ms: int, revision: int) -> None:
+        """Bars from this one on have changed, and with that the revision."""
         self._forget_from(open_ms)
-        self._revision = revision
-        return was != text
+        if self._revision + 1 == revision:  # nothing else has
+            self._revision = revision
 
     def held(self, since_ms: int, before_ms: int) -> int:
         """How many bars of `[since_ms, before_ms)` are held."""

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient

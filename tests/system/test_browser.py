@@ -120,7 +120,7 @@ def initial(daemon: Daemon, interval: str, bars: int, symbol: str = "BTC/USDT") 
         return received
 
 
-def wait_until_equal(shown: Callable[[], list[Any]], fresh: Callable[[int], list[Any]], within_s: float = 20.0) -> None:
+def wait_until_equal(shown: Callable[[], list[Any]], fresh: Callable[[int], list[Any]], within_s: float = 60.0) -> None:
     """The running bar moves between the two readings, so they are repeated until both fall between two moves."""
     deadline = time.monotonic() + within_s
     while True:
