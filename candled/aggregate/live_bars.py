@@ -282,7 +282,7 @@ class LiveBars:
             market.complete_from_ms = complete_from_ms
         newest = market.ladder.series(MINUTE).newest
         if newest is not None:  # until a feed says more
-            market.track.facts = Facts(settled_ms=newest.open_ms + MINUTE_MS)
+            market.track.learn(Facts(settled_ms=newest.open_ms + MINUTE_MS))
         market.seeded = True
         if running is not None and running.open_ms + MINUTE_MS > self._clock.now_ms():
             self._feed(key, market, running)
