@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("aggregation", "latency", "ingest", "memory", "scale", "store_sqlite", "store_postgres")
+NAMES = ("aggregation", "rooms", "latency", "ingest", "memory", "scale", "store_sqlite", "store_postgres")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from bench.__main__ import NAMES
 ROOT = Path(__file__).parents[1]
 TINY = {
     "aggregation": ["--updates", "60", "--runs", "1", "--days", "1"],
+    "rooms": ["--runs", "1", "--times", "20"],
     "latency": ["--markets", "2", "--pushes", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
@@ -18,6 +19,7 @@ TINY = {
 }
 SAYS = {
     "aggregation": "Ladder.feed",
+    "rooms": "initial of 1000 bars: warm",
     "latency": "2 markets at once, daemon: p50",
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
