@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
+<<<<<<< HEAD
 NAMES = ("aggregation", "latency", "bus", "ingest", "memory", "scale", "store_sqlite", "store_postgres", "outage")
+=======
+NAMES = ("aggregation", "rooms", "latency", "ingest", "memory", "scale", "store_sqlite", "store_postgres")
+>>>>>>> rooms
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from bench.__main__ import NAMES
 ROOT = Path(__file__).parents[1]
 TINY = {
     "aggregation": ["--updates", "60", "--runs", "1", "--days", "1"],
+    "rooms": ["--runs", "1", "--times", "20"],
     "latency": ["--markets", "2", "--pushes", "1"],
     "bus": ["--messages", "100", "--markets", "5", "--seconds", "1", "--subscribers", "2", "--takeovers", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
@@ -20,6 +21,7 @@ TINY = {
 }
 SAYS = {
     "aggregation": "Ladder.feed",
+    "rooms": "initial of 1000 bars: warm",
     "latency": "2 markets at once, daemon: p50",
     "bus": "takeover from one that stopped in order",
     "ingest": "fake, 2 symbols, 2 clients",
