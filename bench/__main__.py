@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-<<<<<<< HEAD
-NAMES = ("aggregation", "latency", "bus", "ingest", "memory", "scale", "store_sqlite", "store_postgres", "outage")
-=======
-NAMES = ("aggregation", "rooms", "latency", "ingest", "memory", "scale", "store_sqlite", "store_postgres")
->>>>>>> rooms
+NAMES = (
+    "aggregation", "rooms", "latency", "bus", "ingest", "memory", "scale", "store_sqlite", "store_postgres", "outage",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
