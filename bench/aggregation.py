@@ -1,27 +1,32 @@
-"""Folding minutes into longer bars: one update in memory, and a month from nothing, against plain ways to do the same.
+"""Folding minutes into longer bars: one update in memory, a year from nothing, and what a bar in memory takes.
 
-    python -m bench.aggregation [--updates 20000] [--runs 5]
+    python -m bench.aggregation [--updates 20000] [--runs 5] [--days 365]
 
 `Ladder.feed` gives the running bars of six longer intervals, exactly, as a minute grows. The first alternative folds
 each running bar from its minutes again, with the same exact decimals; the second asks polars' `group_by_dynamic`, in
-binary floats, which are not exact. Polars is measured where it is installed (`pip install polars`).
+binary floats, which are not exact. Polars is measured where it is installed (`pip install polars`). A bar in memory is
+compared with the candle object that it comes from and goes to.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Any
 
+from bench.memory import of_its_own
 from bench.process import MONDAY_MS, seconds, spread
 from bench.store_sqlite import candle
 from candled.aggregate.ladder import Ladder
+from candled.aggregate.series import Series
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, fold, sources
 
 HELD_BARS = 1001  # as candled.aggregate.live_bars keeps them
 LONGER = tuple(interval for interval in DEFAULT_INTERVALS if interval > MINUTE)
 SUNDAY_EVENING = 7 * 1440 - 240  # minutes of the week: the running 1D and 1W are nearly full
-MONTH = 30 * 1440
+MOST_FED = 30 * 1440  # minutes one by one
+MOST_HELD = 10_000  # bars of which the memory is counted
 UPDATES_A_MINUTE = 60
 _POLARS_NAMES = {"1D": "1d", "1W": "1w"}
 
@@ -31,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.aggregation", description=__doc__)
     parser.add_argument("--updates", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--days", type=int, default=30)
+    parser.add_argument("--days", type=int, default=365)
     options = parser.parse_args(arguments)
     measure_updates(options.updates, options.runs)
     measure_rebuild(options.days * 1440, options.runs)
+    measure_memory(min(options.days * 1440, MOST_HELD))
 
 
 def minute(at: int) -> Candle:
@@ -105,20 +111,22 @@ def polars_update_s(week: Sequence[Candle]) -> float:
     return seconds(lambda: [polars_bars(frame, interval).tail(1) for interval in LONGER])
 
 
-# ---------------------------------------------------------------- a month
+# ---------------------------------------------------------------- a year
 
 
 def measure_rebuild(minutes: int, runs: int) -> None:
-    """Minutes a second, from 1-minute candles to all bars of the longer intervals."""
-    month = [minute(at) for at in range(minutes)]
+    """From 1-minute candles to all bars of the longer intervals."""
+    year = [minute(at) for at in range(minutes)]
+    part = year[:MOST_FED]
     ours, fed, plain, polars = [], [], [], []
     for _ in range(runs):
-        ours.append(seconds(lambda: rebuilt(month)))
+        ours.append(seconds(lambda: rebuilt(year)))
         ladder = Ladder(DEFAULT_INTERVALS, HELD_BARS)
-        fed.append(seconds(lambda ladder=ladder: [ladder.feed(one) for one in month]))
-        plain.append(seconds(lambda: [bucketed(month, MINUTE, interval) for interval in LONGER]))
+        took = seconds(lambda ladder=ladder: [ladder.feed(one) for one in part])
+        fed.append(took * len(year) / len(part))
+        plain.append(seconds(lambda: [bucketed(year, MINUTE, interval) for interval in LONGER]))
         if find_spec("polars"):
-            frame = polars_frame(month)
+            frame = polars_frame(year)
             polars.append(seconds(lambda frame=frame: [polars_bars(frame, interval) for interval in LONGER]))
     print(f"{minutes:,} minutes into {len(LONGER)} longer intervals, ms: each from the next shorter {ms(ours)}")
     print(f"  minute by minute through Ladder.feed: {ms(fed)}, {ratio(fed, ours)}")
@@ -142,6 +150,42 @@ def bucketed(parts: Sequence[Candle], source: Interval, interval: Interval) -> l
         buckets.setdefault(interval.floor(part.open_ms), []).append(part)
     whole = interval.ms // source.ms
     return [fold(some, open_ms, final=len(some) == whole) for open_ms, some in buckets.items()]
+
+
+# ---------------------------------------------------------------- memory
+
+
+def measure_memory(bars: int) -> None:
+    """Bytes of a bar in a series beside those of the candle object, and what it costs to go in and to come out."""
+    candles = [of_its_own(minute(at)) for at in range(bars)]
+    objects = traced(lambda: [of_its_own(one) for one in candles])
+    packed = traced(lambda: held(candles))
+    series = held(candles)
+    put = seconds(lambda: held(candles)) / bars * 1e6
+    tail = seconds(lambda: series.tail(bars, 0)) / bars * 1e6
+    print(
+        f"a bar in memory, of {bars:,}: {packed / bars:.0f} bytes; as a candle with its decimals {objects / bars:.0f}, "
+        f"{objects / packed:.1f} times as much; in {put:.1f}, out {tail:.1f} microseconds"
+    )
+
+
+def held(candles: Sequence[Candle]) -> Series:
+    """A series of all the candles."""
+    series = Series(MINUTE, None, len(candles))
+    for one in candles:
+        series.put(one)
+    return series
+
+
+def traced(make: Callable[[], object]) -> int:
+    """Bytes that Python allocated for what is made."""
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    made = make()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del made
+    return after - before
 
 
 # ---------------------------------------------------------------- polars

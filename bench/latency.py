@@ -21,7 +21,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
-from tornado.websocket import WebSocketClientConnection, WebSocketHandler, websocket_connect
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketHandler, websocket_connect
 
 from bench.process import Daemon, Process, scratch, symbols
 from candled.model import MINUTE_MS
@@ -55,7 +55,8 @@ class Exchange:
         """Send a frame of a market to whoever is subscribed to it."""
         for link in self._links:
             if name in link.names:
-                link.write_message(text)
+                with contextlib.suppress(WebSocketClosedError):
+                    link.write_message(text)
 
     def snapshot(self, name: str) -> str:
         """What a new subscriber is sent."""

@@ -20,7 +20,13 @@ from tests.system.daemon import free_port
 
 ROOT = Path(__file__).parents[1]
 MONDAY_MS = 1_759_708_800_000  # 2025-10-06T00:00Z
-_NO_LIMITS = {"max_connections_per_ip": 0, "max_rooms_per_connection": 10_000, "max_messages_per_second": 0}
+_NO_LIMITS = {
+    "max_connections": 0,
+    "max_connections_per_ip": 0,
+    "max_handshakes_per_second": 0,
+    "max_rooms_per_connection": 10_000,
+    "max_messages_per_second": 0,
+}
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -50,6 +56,11 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
 
     def cpu_s(self) -> float:
         """Seconds of processor time so far, all threads, user and system."""

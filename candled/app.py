@@ -23,7 +23,7 @@ from candled.config import Config
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.ingest_side import IngestSide
-from candled.model import Market, MarketKey
+from candled.model import MINUTE, Market, MarketKey
 from candled.plugins import Plugins
 from candled.rooms.hub import Hub, Link
 from candled.rooms.protocol import Protocol
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 _SETTLED = ("live", "quiet")
 _REOPEN_S = 2.0
 _MAINTAIN_S = 3600.0
+_READY_S = 2.0
 
 
 def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
@@ -104,6 +105,7 @@ class Daemon:
         self._history = History(self._store, self._threads)
         symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
         markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
+        self._markets = markets
         self._shared = _shared(config, markets, clock)
         self._bus: Bus = make_memory_bus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(markets if self._serves else [], config.intervals, self._history, clock)
@@ -132,6 +134,7 @@ class Daemon:
             make_client=make_client,
             clock=clock,
             health=self.health,
+            ready=self.ready,
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
             page=self._page_text,
             routes=make_routes(config, source, counter, clock),
@@ -230,6 +233,8 @@ class Daemon:
         exchanges = self._exchanges_health()
         states = [one["state"] for exchange in exchanges.values() for one in exchange["symbols"].values()]
         writer = self._writer.status()
+        if not self._is_reading:  # nothing was written yet, so that the writer knows of no trouble
+            writer |= {"state": "away", "lastError": self._store_trouble or None}
         healthy = all(state in _SETTLED for state in states) and writer["state"] == "ok"
         return {
             "status": "pass" if healthy else "warn",
@@ -245,6 +250,32 @@ class Daemon:
                 for status in self._plugins.statuses
             },
         }
+
+    async def ready(self) -> Mapping[str, str | None]:
+        """What serving needs, each with what is wrong with it: an exchange out of reach is not among it."""
+        bus = self._bus.describe()["connected"]
+        loaded = all(self._bars.ready(key, MINUTE, 1) for key in self._markets) if self._serves else True
+        return {
+            "store": await self._store_trouble_now(),
+            "bus": None if bus else "is not connected",
+            "bars": None if loaded else "are being loaded",
+        }
+
+    async def _store_trouble_now(self) -> str | None:
+        """Why the store is of no use at this moment; None if it is."""
+        if not self._is_reading:
+            return self._store_trouble or "is being opened"
+        writer = self._writer.status()
+        if writer["state"] != "ok":
+            return f"{writer['state']}: {writer['lastError']}"
+        try:
+            async with asyncio.timeout(_READY_S):
+                await self._history.complete_from(self._markets[0])
+        except TimeoutError:
+            return f"did not answer within {_READY_S} s"
+        except (StoreUnavailable, StoreRejected) as error:
+            return str(error)
+        return None
 
     @property
     def _serves(self) -> bool:

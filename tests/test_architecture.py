@@ -22,12 +22,13 @@ OUTSIDE = {
 EDGES = {
     "app", "ingest_side", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
-    "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/outlet",
+    "ingest/exchange_ingest", "ingest/feeds", "ingest/http",
     "api/handler",
     "client/client", "client/link", "client/stream",
     "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
-    "serve/acceptor", "serve/client", "serve/handlers", "serve/pager", "serve/server", "serve/socket_link",
-    "serve/takeover", "serve/tornado_link",
+    "bus/tasks",
+    "serve/acceptor", "serve/client", "serve/events", "serve/handlers", "serve/pager", "serve/server",
+    "serve/socket_link", "serve/takeover", "serve/tornado_link",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
 

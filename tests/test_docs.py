@@ -19,7 +19,7 @@ from candled.app import Daemon
 from candled.clock import SystemClock
 from candled.ingest.market import State
 from candled.plugins import discover
-from candled.rooms import protocol
+from candled.rooms import messages, protocol
 from candled.serve.server import LARGEST_MESSAGE
 
 ROOT = Path(__file__).parents[1]
@@ -45,23 +45,23 @@ def beginning(text: ast.expr) -> str:
         return str(first.value)
     if isinstance(text, ast.Name | ast.Attribute):
         name = text.id if isinstance(text, ast.Name) else text.attr
-        return str(getattr(protocol, name))
+        return str(getattr(messages, name, None) or getattr(protocol, name))
     assert isinstance(text, ast.Constant)
     return str(text.value)
 
 
 def error_texts() -> list[str]:
     """The fixed beginning of every error that a client may be sent."""
-    raised = [beginning(call.args[0]) for path in WIRE for call in calls(path, "ClientError")]
+    raised = [beginning(call.args[0]) for path in WIRE for call in calls(path, "RequestError")]
     sent = [beginning(call.args[0]) for path in WIRE for call in calls(path, "error") if is_message(call)]
     return sorted({*raised, *sent})
 
 
 def is_message(call: ast.Call) -> bool:
-    """Whether it is `protocol.error("…")`, not `logger.error` and not an error that was counted where it was raised."""
+    """Whether it is `messages.error("…")`, not `logger.error` and not an error that was counted where it was raised."""
     function = call.func
     ours = (
-        isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "protocol"
+        isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "messages"
     )
     return ours and not isinstance(call.args[0], ast.Call)
 

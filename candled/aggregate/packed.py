@@ -6,7 +6,7 @@ from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, Under
 from functools import lru_cache
 from struct import Struct
 from struct import error as does_not_fit
-from typing import Any, NamedTuple
+from typing import Any
 
 from candled.model import Candle
 
@@ -24,54 +24,45 @@ _ODD_ROW = (0, 0, 0, 0, 0, 0, 0, 0, _ODD)
 _GROUPS = (0, 0, 0, 0, 1, 2, 3, 4, 5)  # fields of a group have one width, and those of the first three its decimals
 
 
-class _Shape(NamedTuple):
+class _Shape:
     """How rows are written: digits after the point of prices, volume and quote volume, and the code of each group."""
 
-    decimals: tuple[int, int, int] = (0, 0, 0)
-    widths: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
+    __slots__ = ("decimals", "struct", "units", "wide", "widths")
+
+    def __init__(self, decimals: tuple[int, int, int], widths: tuple[int, ...]) -> None:
+        self.decimals = decimals
+        self.widths = widths
+        self.struct = Struct("<" + "".join(_CODES[widths[group]] for group in _GROUPS))
+        self.units = tuple(Decimal((0, (1,), -digits)) for digits in decimals)  # what one of the integers stands for
+        self.wide = tuple(field for field, group in enumerate(_GROUPS) if widths[group] == _WIDE)
+
+    def row(self, numbers: Sequence[int]) -> bytes:
+        """Raises: struct.error, OverflowError: a number does not fit."""
+        if not self.wide:
+            return self.struct.pack(*numbers)
+        fields: list[int | bytes] = list(numbers)
+        for field in self.wide:
+            fields[field] = numbers[field].to_bytes(12, "little", signed=True)
+        return self.struct.pack(*fields)
+
+    def numbers(self, rows: bytes | bytearray | memoryview) -> Iterator[Sequence[int]]:
+        """What was given to `row`, of many rows."""
+        fields = self.struct.iter_unpack(rows)
+        return map(self._narrowed, fields) if self.wide else fields
+
+    def number(self, rows: bytearray, index: int) -> Sequence[int]:
+        """What was given to `row`, of one row."""
+        fields = self.struct.unpack_from(rows, index * self.struct.size)
+        return self._narrowed(fields) if self.wide else fields
+
+    def _narrowed(self, fields: Sequence[Any]) -> Sequence[int]:
+        numbers = list(fields)
+        for field in self.wide:
+            numbers[field] = int.from_bytes(fields[field], "little", signed=True)
+        return numbers
 
 
-@lru_cache(maxsize=1024)
-def _struct(shape: _Shape) -> Struct:
-    return Struct("<" + "".join(_CODES[shape.widths[group]] for group in _GROUPS))
-
-
-@lru_cache(maxsize=1024)
-def _wide_fields(shape: _Shape) -> tuple[int, ...]:
-    return tuple(field for field, group in enumerate(_GROUPS) if shape.widths[group] == _WIDE)
-
-
-@lru_cache(maxsize=1024)
-def _units(shape: _Shape) -> tuple[Decimal, Decimal, Decimal]:
-    """What one unit of the integers stands for."""
-    price, volume, quote = (Decimal((0, (1,), -decimals)) for decimals in shape.decimals)
-    return price, volume, quote
-
-
-def _row(shape: _Shape, numbers: Sequence[int]) -> bytes:
-    """Raises: struct.error, OverflowError: a number does not fit."""
-    wide = _wide_fields(shape)
-    if not wide:
-        return _struct(shape).pack(*numbers)
-    fields: list[int | bytes] = list(numbers)
-    for field in wide:
-        fields[field] = numbers[field].to_bytes(12, "little", signed=True)
-    return _struct(shape).pack(*fields)
-
-
-def _numbers(shape: _Shape, rows: bytes | bytearray | memoryview) -> Iterator[Sequence[int]]:
-    """What was given to `_row`, of many rows."""
-    wide = _wide_fields(shape)
-    if not wide:
-        return _struct(shape).iter_unpack(rows)
-    return (_narrowed(fields, wide) for fields in _struct(shape).iter_unpack(rows))
-
-
-def _narrowed(fields: Sequence[Any], wide: Sequence[int]) -> Sequence[int]:
-    numbers = list(fields)
-    for field in wide:
-        numbers[field] = int.from_bytes(fields[field], "little", signed=True)
-    return numbers
+_shape = lru_cache(maxsize=1024)(_Shape)  # of a few dozen there are in use, each by many
 
 
 class PackedBars:
@@ -84,39 +75,22 @@ class PackedBars:
     __slots__ = ("_odd", "_rows", "_shape")
 
     def __init__(self) -> None:
-        self._shape = _Shape()
+        self._shape = _shape((0, 0, 0), (0, 0, 0, 0, 0, 0))
         self._rows = bytearray()
         self._odd: dict[int, Candle] = {}
 
     def __len__(self) -> int:
-        return len(self._rows) // _struct(self._shape).size
+        return len(self._rows) // self._shape.struct.size
+
+    def bar(self, index: int, open_ms: int) -> Candle:
+        """One bar, which opens at `open_ms`."""
+        return self._bar(open_ms, self._shape.number(self._rows, index), *self._shape.units)
 
     def bars(self, first: int, times: Sequence[int]) -> list[Candle]:
         """The bars from index `first` on, which open at `times`."""
-        size = _struct(self._shape).size
-        price, volume, quote = _units(self._shape)
-        found = []
-        rows = _numbers(self._shape, memoryview(self._rows)[first * size : (first + len(times)) * size])
-        for open_ms, (open_, high, low, close, amount, turnover, age_ms, rev, flags) in zip(times, rows, strict=True):
-            if flags & _ODD:
-                found.append(self._odd[open_ms])
-                continue
-            found.append(
-                Candle(
-                    open_ms,
-                    _multiply(open_, price),
-                    _multiply(high, price),
-                    _multiply(low, price),
-                    _multiply(close, price),
-                    _multiply(amount, volume),
-                    _multiply(turnover, quote) if flags & _HAS_QUOTE else None,
-                    open_ms + age_ms,
-                    bool(flags & _FINAL),
-                    rev,
-                    _SOURCES[flags >> 3],
-                )
-            )
-        return found
+        shape, size = self._shape, self._shape.struct.size
+        rows = shape.numbers(memoryview(self._rows)[first * size : (first + len(times)) * size])
+        return [self._bar(open_ms, row, *shape.units) for open_ms, row in zip(times, rows, strict=True)]
 
     def append(self, bar: Candle) -> None:
         """Add a bar at the end."""
@@ -127,7 +101,7 @@ class PackedBars:
         """Put bars before the one at `index`."""
         try:
             shape = self._shape
-            rows = b"".join([_row(shape, _integers(bar, shape.decimals)) for bar in bars])
+            rows = b"".join([shape.row(_integers(bar, shape.decimals)) for bar in bars])
             self._put_rows(index, 0, rows)
         except _NOT_A_ROW:
             for at, bar in enumerate(bars, index):
@@ -143,24 +117,42 @@ class PackedBars:
         if self._odd:
             for open_ms in times:
                 self._odd.pop(open_ms, None)
-        del self._rows[: count * _struct(self._shape).size]
+        del self._rows[: count * self._shape.struct.size]
 
     # ------------------------------------------------------------ inside
 
+    def _bar(self, open_ms: int, row: Sequence[int], price: Decimal, volume: Decimal, quote: Decimal) -> Candle:
+        opened, high, low, close, amount, turnover, age_ms, rev, flags = row
+        if flags & _ODD:
+            return self._odd[open_ms]
+        return Candle(
+            open_ms,
+            _multiply(opened, price),
+            _multiply(high, price),
+            _multiply(low, price),
+            _multiply(close, price),
+            _multiply(amount, volume),
+            _multiply(turnover, quote) if flags & _HAS_QUOTE else None,
+            open_ms + age_ms,
+            flags & _FINAL == _FINAL,
+            rev,
+            _SOURCES[flags >> 3],
+        )
+
     def _put_rows(self, index: int, count: int, rows: bytes) -> None:
         """Put rows in the place of `count` others."""
-        size = _struct(self._shape).size
+        size = self._shape.struct.size
         self._rows[index * size : (index + count) * size] = rows
 
     def _row(self, bar: Candle) -> bytes:
         """A bar as a row of the shape that all rows have from now on."""
         try:
-            return _row(self._shape, _integers(bar, self._shape.decimals))
+            return self._shape.row(_integers(bar, self._shape.decimals))
         except _NOT_A_ROW:
             fits = self._make_room(bar)
         if not fits:
             self._odd[bar.open_ms] = bar
-        return _row(self._shape, _integers(bar, self._shape.decimals) if fits else _ODD_ROW)
+        return self._shape.row(_integers(bar, self._shape.decimals) if fits else _ODD_ROW)
 
     def _make_room(self, bar: Candle) -> bool:
         """Widen the shape so that this bar fits and all others still do; return whether that is possible."""
@@ -170,12 +162,12 @@ class PackedBars:
             new = _integers(bar, decimals)
             least = _widths([new], shape.widths)
             factors = [10 ** (decimals[g] - shape.decimals[g]) if g < 3 else 1 for g in _GROUPS]
-            rows = [[n * by for n, by in zip(row, factors, strict=True)] for row in _numbers(shape, self._rows)]
-            wider = _Shape(decimals, _widths(rows, least))
+            rows = [[n * by for n, by in zip(row, factors, strict=True)] for row in shape.numbers(self._rows)]
+            wider = _shape(decimals, _widths(rows, least))
         except _NOT_A_ROW:
             return False
-        if wider != shape:
-            self._rows = bytearray(b"".join([_row(wider, row) for row in rows]))
+        if wider is not shape:
+            self._rows = bytearray(b"".join([wider.row(row) for row in rows]))
             self._shape = wider
         return True
 

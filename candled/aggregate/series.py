@@ -62,7 +62,7 @@ class Series:
         index = bisect_left(self._times, open_ms)
         if index == len(self._times) or self._times[index] != open_ms:
             return None
-        return self._bars(index, index + 1)[0]
+        return self._bar(index)
 
     def tail(self, count: int, since_ms: int) -> list[Candle]:
         """The newest `count` bars that begin at or after `since_ms`, oldest first."""
@@ -79,7 +79,7 @@ class Series:
 
     def changed_since(self, stamp: int) -> list[Candle]:
         """Bars that were put with a later stamp, oldest first."""
-        return [self._bars(index, index + 1)[0] for index, last in enumerate(self._stamps) if last > stamp]
+        return [self._bar(index) for index, last in enumerate(self._stamps) if last > stamp]
 
     # ------------------------------------------------------------ writing
 
@@ -130,6 +130,10 @@ class Series:
         held = len(self._times)
         return max(held - max(count, 0), bisect_left(self._times, since_ms))
 
+    def _bar(self, index: int) -> Candle:
+        packed = len(self._times) - len(self._recent)
+        return self._packed.bar(index, self._times[index]) if index < packed else self._recent[index - packed]
+
     def _bars(self, first: int, last: int) -> list[Candle]:
         packed = len(self._times) - len(self._recent)
         if first >= packed:
@@ -156,7 +160,7 @@ class Series:
                 self._pack()
             self.revision += 1
             return
-        held = self._bars(index, index + 1)[0]
+        held = self._bar(index)
         if index < packed:
             self._packed.replace(index, bar)
         else:

@@ -83,6 +83,17 @@ class Directory:
         return tickers
 
 
+class BinanceMarkets:
+    """The markets of one exchange by Binance's names: `BTCUSDT`, `1d`. Pure."""
+
+    def __init__(self, directory: Directory, exchange: str) -> None:
+        self.markets: dict[str, MarketKey] = {}
+        for market in directory.markets:
+            if market.exchange == exchange:
+                self.markets.setdefault(joined(market.symbol), market)
+        self.intervals = {binance_interval(interval): interval for interval in directory.intervals.values()}
+
+
 def joined(symbol: Symbol) -> str:
     """A symbol as Binance and TradingView write it: `BTCUSDT`."""
     return f"{symbol.base}{symbol.quote}".upper()

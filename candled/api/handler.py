@@ -9,7 +9,7 @@ import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
-from candled.errors import CandledError, Unavailable
+from candled.errors import CandledError, StoreRejected, Unavailable
 from candled.serve.limits import Network, client_address
 from candled.serve.rate_limit import HEADERS, TOO_MANY, RateLimit, Verdict
 
@@ -128,8 +128,8 @@ class Handler(RequestHandler):
             await self.answer()
         except Refusal as refusal:
             self._refuse(refusal)
-        except Unavailable as error:
-            logger.warning("%s: %s", self.request.path, error)
+        except (Unavailable, StoreRejected) as error:
+            logger.debug("%s: %s", self.request.path, error)  # the writer says once that the store is away
             self._refuse(Refusal(503, "unavailable", "The store cannot be read now", {"Retry-After": "2"}))
 
     head = get

@@ -18,8 +18,7 @@ from candled.rooms.links import Link, Links, Place
 from candled.rooms.messages import Topic
 from candled.token_bucket import TokenBucket
 
-from .directory import binance_interval
-from .klines import BinanceMarkets
+from .directory import BinanceMarkets, binance_interval
 
 MOST_STREAMS = 1024  # of one connection, as at Binance
 _BARS = 10  # so many may end while a room is told everything afresh, and none of them is left out

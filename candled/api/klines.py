@@ -12,7 +12,7 @@ from typing import Any
 from candled.model import Candle, Interval, MarketKey, decimal_text
 from candled.serve.rate_limit import RateLimit
 
-from .directory import Directory, binance_interval, joined
+from .directory import BinanceMarkets
 from .handler import Handler
 from .pages import EVER_MS, MOST_BARS
 from .refusal import Refusal
@@ -26,17 +26,6 @@ _CODES = {"too_many_requests": -1003, "unavailable": -1001}
 _UNKNOWN = -1000
 _DECIMALS = 8
 _LARGEST = "9000000000.00000000"
-
-
-class BinanceMarkets:
-    """The markets of one exchange by Binance's names: `BTCUSDT`, `1d`. Pure."""
-
-    def __init__(self, directory: Directory, exchange: str) -> None:
-        self.markets: dict[str, MarketKey] = {}
-        for market in directory.markets:
-            if market.exchange == exchange:
-                self.markets.setdefault(joined(market.symbol), market)
-        self.intervals = {binance_interval(interval): interval for interval in directory.intervals.values()}
 
 
 class KlinesHandler(Handler):

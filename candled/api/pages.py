@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from candled.bus import Position
+from candled.errors import StoreRejected, Unavailable
 from candled.model import MINUTE, Candle, Interval, MarketKey, fold
 
 EVER_MS = 10**14  # later than any candle, and within what every store can hold
@@ -76,24 +77,10 @@ class Pages:
 
         The running bar is among them. Bars from before the market's history is complete are not.
         """
-        since_ms = await self._stored.complete_from(market)
-        position = self._live.position(market)
-        if since_ms is None:
-            return Page((), False, False, position)
-        start_ms, end_ms = max(start_ms, since_ms), min(end_ms, EVER_MS)
-        memory = self._live.tail(market, interval, _ALL)
-        settled_ms = self._settled_ms(market, interval, memory)
-        seam_ms = memory[0].open_ms if memory else EVER_MS  # every bar from there on is in memory
-        held = [bar for bar in memory if start_ms <= bar.open_ms < end_ms]
-        read = self._last if newest_first else self._first
-        bars = await read(market, interval, start_ms, min(end_ms, seam_ms), held, limit + 1)
-        has_more = len(bars) > limit
-        if has_more:
-            bars = bars[-limit:] if newest_first else bars[:limit]
-            end_ms = end_ms if newest_first else bars[-1].open_ms + interval.ms
-        judged = tuple(self._judged(market, interval, bar) for bar in bars)
-        settled = end_ms <= settled_ms and all(bar.final for bar in judged)
-        return Page(judged, has_more, settled, position)
+        try:
+            return await self._page(market, interval, start_ms, end_ms, limit, newest_first)
+        except StoreRejected as error:  # it is not open yet, or broken: to whoever asks it is away
+            raise Unavailable(str(error)) from error
 
     async def walk(
         self, market: MarketKey, interval: Interval, *, start_ms: int = 0, end_ms: int = EVER_MS
@@ -132,6 +119,28 @@ class Pages:
         today = await self.page(market, interval, start_ms=day_ms, limit=_DAY.ms // interval.ms)
         before = await self.page(market, interval, end_ms=day_ms, limit=1)
         return fold(today.bars, day_ms), before.bars[0] if before.bars else None
+
+    async def _page(
+        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, limit: int, newest_first: bool
+    ) -> Page:
+        since_ms = await self._stored.complete_from(market)
+        position = self._live.position(market)
+        if since_ms is None:
+            return Page((), False, False, position)
+        start_ms, end_ms = max(start_ms, since_ms), min(end_ms, EVER_MS)
+        memory = self._live.tail(market, interval, _ALL)
+        settled_ms = self._settled_ms(market, interval, memory)
+        seam_ms = memory[0].open_ms if memory else EVER_MS  # every bar from there on is in memory
+        held = [bar for bar in memory if start_ms <= bar.open_ms < end_ms]
+        read = self._last if newest_first else self._first
+        bars = await read(market, interval, start_ms, min(end_ms, seam_ms), held, limit + 1)
+        has_more = len(bars) > limit
+        if has_more:
+            bars = bars[-limit:] if newest_first else bars[:limit]
+            end_ms = end_ms if newest_first else bars[-1].open_ms + interval.ms
+        judged = tuple(self._judged(market, interval, bar) for bar in bars)
+        settled = end_ms <= settled_ms and all(bar.final for bar in judged)
+        return Page(judged, has_more, settled, position)
 
     async def _last(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, held: list[Candle], count: int

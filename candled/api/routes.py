@@ -11,6 +11,7 @@ from candled.serve.limits import networks
 from candled.serve.rate_limit import Counter, RateLimit
 
 from . import klines, operations, rest, udf
+from .directory import BinanceMarkets
 from .handler import Gate, Nothing
 from .kline_streams import KlineClient, KlineStreams, Reader
 from .rest import Source
@@ -80,7 +81,7 @@ def _klines(source: Source, settings: KlinesSettings, shared: dict[str, Any]) ->
         "ping": klines.Ping,
         ".*": klines.Nothing,
     }
-    markets = klines.BinanceMarkets(source.directory, settings.exchange or source.directory.default)
+    markets = BinanceMarkets(source.directory, settings.exchange or source.directory.default)
     more = {**shared, "source": source, "markets": markets}
     return [(f"{settings.prefix}/api/v3/{name}", kind, more) for name, kind in resources.items()]
 
@@ -96,7 +97,7 @@ def make_streams(
     settings = config.klines
     if not settings.enabled:
         return []
-    markets = klines.BinanceMarkets(source.directory, settings.exchange or source.directory.default)
+    markets = BinanceMarkets(source.directory, settings.exchange or source.directory.default)
     streams = KlineStreams(markets, make_reader, publish, clock, config.server.max_messages_per_second)
     paths = [
         rf"{settings.prefix}/ws/.+",

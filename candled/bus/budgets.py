@@ -12,6 +12,7 @@ from candled.token_bucket import TokenBucket
 from .codec import Names
 from .redis_links import TROUBLE, Call, Caller
 from .scripts import BUDGET, COUNT
+from .tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,10 @@ class RedisBudgets:
             )
         return self._budgets[host]
 
+    async def stop(self) -> None:
+        """Tell Redis nothing more."""
+        await end(one.telling for one in self._budgets.values() if one.telling is not None)
+
 
 class RedisBudget:
     """A `candled.budget.Budget` that is kept in Redis."""
@@ -98,7 +103,7 @@ class RedisBudget:
         self._left_at = clock.monotonic()
         self._closed_until = 0.0
         self._to_close_until = 0.0  # what Redis has not been told yet
-        self._telling: asyncio.Task[None] | None = None
+        self.telling: asyncio.Task[None] | None = None
 
     async def take(self) -> None:
         """Wait until a request may be made, and count it."""
@@ -111,8 +116,8 @@ class RedisBudget:
         self._closed_until = max(self._closed_until, until)
         self._to_close_until = max(self._to_close_until, until)
         self._own.close_until(until)
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.ensure_future(self._tell())
+        if self.telling is None or self.telling.done():
+            self.telling = asyncio.ensure_future(self._tell())
 
     def closed_for(self) -> float:
         """Seconds until the host may be asked again."""

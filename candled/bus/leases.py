@@ -19,6 +19,7 @@ from .codec import Names, epoch_of
 from .redis_links import Call, Caller
 from .scripts import HERE, LEASE, RELEASE
 from .shards import fair_share
+from .tasks import end, keep
 
 logger = logging.getLogger(__name__)
 
@@ -157,15 +158,12 @@ class Leases:
     def start(self) -> None:
         """Begin to ask for leases."""
         self._answered_at = self._clock.monotonic()
-        self._spawn(self._run())
-        self._spawn(self._watch())
+        self._spawn(keep(self._run, self._clock))
+        self._spawn(keep(self._watch, self._clock))
 
     async def stop(self) -> None:
         """Give everything back, so that others take over at once. What was ingested has been stopped before."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._tasks)
         held = [lease for lease in self.all if lease.token]
         calls = [Call.of(RELEASE, [self._names.lease(lease.shard)], self._process) for lease in held]
         await self._caller.call_all([*calls, Call.of(HERE, [self._names.processes], self._member, 0)])

@@ -37,6 +37,7 @@ class RedisParts:
         await self.bus.stop()
         if self.leases is not None:
             await self.leases.stop()
+        await self.budgets.stop()
         for caller in self.callers:
             await caller.close()
 

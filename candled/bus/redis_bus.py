@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from candled.exchange import Clock
 from candled.model import MarketKey
@@ -17,6 +16,7 @@ from .reception import Reception
 from .redis_links import Call, Caller, Servers
 from .redis_subscriber import Subscriber
 from .shards import shard_of
+from .tasks import end, keep
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ class RedisBus:
     def start(self) -> None:
         """Begin to hear and to publish; what cannot be reached is tried again for ever."""
         if self._publisher is not None:
-            self._spawn(self._publisher.run())
-            self._spawn(self._publisher.beat())
+            self._spawn(self._publisher.run)
+            self._spawn(self._publisher.beat)
         if not self._listeners:
             return
         self._subscriber = Subscriber(
@@ -122,17 +122,17 @@ class RedisBus:
             heard=self._heard,
             ready=self._link_is_ready,
         )
-        self._spawn(self._subscriber.run())
-        self._spawn(self._heal())
-        self._spawn(self._look())
+        self._spawn(self._subscriber.run)
+        self._spawn(self._heal)
+        self._spawn(self._look)
 
     async def stop(self) -> None:
         """Publish what waits, if that is possible now, and release the connections."""
         if self._publisher is not None:
             await self._publisher.flush()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
+        if self._subscriber is not None:
+            await self._subscriber.stop()
         if self._publisher is not None:
             await self._publisher.close()
         await self._reader.close()
@@ -298,5 +298,5 @@ class RedisBus:
     def _ingests(self, shard: int) -> bool:
         return self.leases is not None and shard < len(self.leases.all) and self.leases.all[shard].ingests
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.ensure_future(work))
+    def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.ensure_future(keep(work, self._clock)))

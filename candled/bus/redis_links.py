@@ -222,6 +222,7 @@ class Caller:
         self._clients: dict[Node, _Client] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(_CONNECTIONS)
+        self._is_closed = False
 
     async def call(self, call: Call) -> Any:
         """The answer to one call.
@@ -237,6 +238,8 @@ class Caller:
 
     async def call_all(self, calls: Sequence[Call]) -> list[Any]:
         """The answer to each call: a value, `Unavailable` or a `ResponseError`. Never raises for trouble."""
+        if self._is_closed:
+            return [Unavailable("no connection any more")] * len(calls)
         answers: list[Any] = [None] * len(calls)
         groups: dict[Node, list[int]] = {}
         try:
@@ -253,10 +256,12 @@ class Caller:
         """Use new connections from now on: another link to these servers has failed."""
         for node, client in list(self._clients.items()):
             self._drop(node, client)
-            self._close(client)  # what waits for an answer there ends at once
+            if not client.uses:
+                self._close(client)
 
     async def close(self) -> None:
-        """Release the connections."""
+        """Release the connections; every later call is `Unavailable`."""
+        self._is_closed = True
         self.renew()
         while self._closing:
             await asyncio.gather(*self._closing)
@@ -331,8 +336,18 @@ async def _pipeline(client: "aioredis.Redis", commands: Sequence[tuple[Any, ...]
     return answers
 
 
+_closing: set["asyncio.Task[None]"] = set()
+
+
 async def close(client: Closable) -> None:
-    """Close a client, whatever state its connections are in."""
+    """Close a client, whatever state its connections are in; it is closed even if this is cancelled."""
+    task = asyncio.ensure_future(_close(client))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+    await asyncio.shield(task)
+
+
+async def _close(client: Closable) -> None:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             await client.aclose()

@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from redis import asyncio as aioredis
-
 from candled.errors import Unavailable
 from candled.exchange import Clock
 
 from .codec import private_channel
 from .redis_links import TROUBLE, Node, Servers, close
+from .tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -83,23 +82,25 @@ class Subscriber:
         return max(lags, default=None)
 
     async def run(self) -> None:
-        """Keep a link to each server that has channels, until cancelled."""
-        try:
-            while True:
-                self._ended.clear()
-                try:
-                    await self._arrange()
-                except Unavailable as error:
-                    self._failed(str(error))
-                    self.servers.forget()
-                wait_s = self._wait_s()
-                if not self._failures:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._ended.wait(), None if self.servers.is_fixed else wait_s)
-                else:
-                    await self.clock.sleep(wait_s)
-        finally:
-            await asyncio.gather(*(link.stop() for link in self._links.values()))
+        """Keep a link to each server that has channels, until cancelled; `stop` ends the links."""
+        while True:
+            self._ended.clear()
+            try:
+                await self._arrange()
+            except Unavailable as error:
+                self._failed(str(error))
+                self.servers.forget()
+            wait_s = self._wait_s()
+            if self._failures:
+                await self.clock.sleep(wait_s)
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), None if self.servers.is_fixed else wait_s)
+
+    async def stop(self) -> None:
+        """End the links, once `run` has ended."""
+        for link in self._links.values():
+            await link.stop()
 
     def _wait_s(self) -> float:
         if not self._failures:
@@ -163,46 +164,51 @@ class _Link:
         self.wanted = wanted
         self.is_ready = False
         self.is_over = False
+        self._is_stopped = False
         self.lag_s: float | None = None
         self._owner = owner
         self._clock = owner.clock
         self._private = private_channel(wanted.channels[0], owner.process)
         self._heard_at = 0.0
+        self._listener, self._voice = (owner.servers.client(wanted.node) for _ in range(2))
+        self._pubsub = self._listener.pubsub()
+        self._speaking: asyncio.Task[None] | None = None
+        self._hearing = asyncio.ensure_future(self._hear())
         self._task = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
         """End it; nothing is heard of it afterwards."""
-        if not self.is_over:  # else it is closing its connections by itself
-            self.is_over = True
-            self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._is_stopped = True
+        await end([self._hearing])
+        await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        listener, voice = (self._owner.servers.client(self.wanted.node) for _ in range(2))
-        pubsub = listener.pubsub()
-        speaking: asyncio.Task[None] | None = None
+        """Clean up behind the hearing, however that ended. Nobody cancels this."""
+        await asyncio.wait([self._hearing])
+        was_ready, self.is_ready = self.is_ready, False
+        reason = "stopped" if self._hearing.cancelled() else self._hearing.result()
+        await end([] if self._speaking is None else [self._speaking])
+        for one in (self._pubsub, self._listener, self._voice):
+            await close(one)
+        self.is_over = True
+        if not self._is_stopped:
+            self._owner.link_ended(self, reason, was_ready=was_ready)
+
+    async def _hear(self) -> str:
+        """Hear until the first trouble; return what it was."""
         try:
-            await self._subscribe(pubsub)
+            await self._subscribe()
             self._heard_at = self._clock.monotonic()
             self.is_ready = True
             self._owner.link_is_ready(self)
-            speaking = asyncio.ensure_future(self._speak(voice))
-            reason = await self._listen(pubsub)
+            self._speaking = asyncio.ensure_future(self._speak())
+            return await self._listen()
         except TROUBLE as error:
-            reason = f"{type(error).__name__}: {error}"
-        finally:
-            was_ready, self.is_ready = self.is_ready, False
-            was_stopped, self.is_over = self.is_over, True
-            if speaking is not None:
-                speaking.cancel()
-                await asyncio.gather(speaking, return_exceptions=True)
-            for one in (pubsub, listener, voice):
-                await close(one)
-        if not was_stopped:
-            self._owner.link_ended(self, reason, was_ready=was_ready)
+            return f"{type(error).__name__}: {error}"
 
-    async def _subscribe(self, pubsub: Any) -> None:
+    async def _subscribe(self) -> None:
         """Subscribe, and wait until every channel is confirmed."""
+        pubsub: Any = self._pubsub
         channels = (*self.wanted.channels, self._private)
         async with asyncio.timeout(_SUBSCRIBE_S):
             if self.wanted.sharded:
@@ -218,8 +224,9 @@ class _Link:
                 elif message is not None:
                     self._take(message)
 
-    async def _listen(self, pubsub: Any) -> str:
+    async def _listen(self) -> str:
         """Hand over messages; return why that ended."""
+        pubsub: Any = self._pubsub
         early = 0
         while True:
             asked_at = self._clock.monotonic()
@@ -250,10 +257,10 @@ class _Link:
         with contextlib.suppress(ValueError):
             self.lag_s = max(0.0, self._heard_at - float(message["data"]))
 
-    async def _speak(self, voice: "aioredis.Redis") -> None:
+    async def _speak(self) -> None:
         """Publish to the private channel for ever; that it cannot be done is noticed by who listens."""
         word = "SPUBLISH" if self.wanted.sharded else "PUBLISH"
         while True:
             with contextlib.suppress(*TROUBLE):
-                await voice.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
+                await self._voice.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
             await self._clock.sleep(BEAT_S)

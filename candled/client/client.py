@@ -248,15 +248,17 @@ class Client:
         if number in self._questions:
             self._link.send({**self._questions[number][0], "id": number})
         for topic in self._topics:
-            if topic.asked == number:
+            if topic.asked == number and not topic.is_acknowledged:  # else the server tries again by itself
                 self._ask(topic)
 
     # ------------------------------------------------------------ exchanges
 
     def _acknowledged(self, message: Message) -> None:
         for topic in self._topics:
-            if topic.asked == message["id"] and "exchange" in topic.named and "exchange" not in message:
-                self._default_exchange = topic.named["exchange"]
+            if topic.asked == message["id"]:
+                topic.is_acknowledged = True
+                if "exchange" in topic.named and "exchange" not in message:
+                    self._default_exchange = topic.named["exchange"]
 
     def _is_about(self, topic: Topic, message: Message) -> bool:
         default = self._default_exchange

@@ -22,6 +22,7 @@ class Topic:
         self.series = Series(max(keep, wanted))
         self.position: dict[str, Any] | None = None
         self.asked: int | None = None
+        self.is_acknowledged = False
         self.is_settled = False  # this connection's `initial` or `resumed` has come
         self.refusal: RequestRefused | None = None
         self.status = Status("connecting")
@@ -30,7 +31,7 @@ class Topic:
 
     def request(self, number: int) -> dict[str, Any]:
         """The message that subscribes, to everything that an extended server offers."""
-        self.asked, self.is_settled, self.refusal = number, False, None
+        self.asked, self.is_acknowledged, self.is_settled, self.refusal = number, False, False, None
         request = {"type": "subscribe", "id": number, **self.named, "initialBars": self.wanted}
         request |= {"fields": FIELDS, "status": True, "corrections": True}
         last = self.series.last
@@ -59,7 +60,7 @@ class Topic:
         state = message["state"]
         if state in get_args(State):
             self._feed = Status(state, moment(message["since"]))
-            if self.is_settled or state == "warming":
+            if self.is_settled or state != "live":  # until bars are there, a live feed is but loading
                 self.tell(self._feed)
 
     def refuse(self, error: RequestRefused) -> None:

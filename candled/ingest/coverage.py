@@ -70,6 +70,7 @@ class Coverage:
         self._covered = RangeSet([*self._have, *((hole.start_ms, hole.end_ms) for hole in holes)])
         self._unconfirmed = RangeSet()
         self._changed: Range | None = None
+        self.version = 0  # grows with whatever is learned
 
     # ------------------------------------------------------------ what is known
 
@@ -117,6 +118,7 @@ class Coverage:
 
     def known_since(self, since_ms: int) -> bool:
         """Note that history is complete since then, as another process found; return whether that is news."""
+        self.version += 1
         is_news = self.since_ms is None or since_ms < self.since_ms
         if is_news:
             self.since_ms = since_ms
@@ -133,6 +135,7 @@ class Coverage:
 
     def found(self, start_ms: int, end_ms: int) -> None:
         """Note that the final minutes of `[start_ms, end_ms)` are in the store."""
+        self.version += 1
         first, last = self._reaching(start_ms, end_ms)
         if first < last:
             self._holes[first:last] = [
@@ -149,6 +152,7 @@ class Coverage:
 
         A hole that was in the window only because others were asked for is not counted as asked again.
         """
+        self.version += 1
         start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
         self._unconfirmed.remove(start_ms, end_ms)
         fresh = self._have.missing(start_ms, end_ms)
@@ -173,6 +177,7 @@ class Coverage:
 
     def lost(self, start_ms: int, end_ms: int) -> None:
         """Note that final minutes could not be kept: they are missing again."""
+        self.version += 1
         for ranges in (self._have, self._covered, self._unconfirmed):
             ranges.remove(start_ms, end_ms)
 

@@ -30,6 +30,7 @@ from .skew import ClockSkew
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
+_MARKETS_AT_ONCE = 50
 _WORKERS = 4
 _NOTABLE_SKEW_MS = 2_000
 _RECHECK_MS = 24 * 60 * MINUTE_MS  # at start so much of what is stored is compared with REST again
@@ -203,15 +204,19 @@ class ExchangeIngest:
     # ------------------------------------------------------------ housekeeping
 
     async def _keep_house(self) -> None:
+        """Look after every market once in a tick, some at a time, so that many do not hold the loop."""
+        markets = list(self._markets.values())
+        turns = max(1, -(-len(markets) // _MARKETS_AT_ONCE))
         while True:
-            now_ms = self.now_ms()
-            for market in self._markets.values():
-                settled = market.settle(now_ms)
-                if settled:
-                    self._outlet.publish(market, settled)
-                self._enqueue(market, now_ms)
-                self._outlet.tell_state(market, now_ms)
-            await self._clock.sleep(_TICK_S)
+            for turn in range(turns):
+                now_ms = self.now_ms()
+                for market in markets[turn::turns]:
+                    settled = market.settle(now_ms)
+                    if settled:
+                        self._outlet.publish(market, settled)
+                    self._enqueue(market, now_ms)
+                    self._outlet.tell_state(market, now_ms)
+                await self._clock.sleep(_TICK_S / turns)
 
     def _enqueue(self, market: MarketIngest, now_ms: int) -> None:
         symbol = market.key.symbol

@@ -71,6 +71,8 @@ class MarketIngest:
         self._pushed_ms: int | None = None  # when the stream last brought something, on the exchange's clock
         self._agreed_ms: int | None = None  # when REST last agreed that there was nothing newer
         self._lost_before = RangeSet()
+        self._gap: Range | None = None
+        self._gap_of: tuple[int, int] | None = None
         self._idle_until_ms = 0  # nothing to ask for before minutes up to here should be there
 
     # ------------------------------------------------------------ what the exchange said
@@ -136,10 +138,13 @@ class MarketIngest:
         settled_ms = self._minutes.settled_ms
         if settled_ms is None:
             return Facts(logged_seq=logged_seq)
-        since_ms = self.coverage.from_ms if self.coverage.since_ms is None else self.coverage.since_ms
-        missing = self.coverage.missing(since_ms, settled_ms)
-        gap = next(iter(missing)).hull(missing.last) if missing else None
-        return Facts(settled_ms, gap, logged_seq)
+        known = self.coverage.version, settled_ms
+        if known != self._gap_of:
+            since_ms = self.coverage.from_ms if self.coverage.since_ms is None else self.coverage.since_ms
+            missing = self.coverage.missing(since_ms, settled_ms)
+            self._gap = next(iter(missing)).hull(missing.last) if missing else None
+            self._gap_of = known
+        return Facts(settled_ms, self._gap, logged_seq)
 
     def lost(self, open_ms: int) -> None:
         """Note that the store had no room for a final minute: it will be asked for again."""

@@ -51,8 +51,9 @@ class Minutes:
         if held is not None and not candle.supersedes(held):
             return None
         over = candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._settle_ms
-        was_final = held is not None and held.final
-        candle = candle._replace(final=candle.final or over or was_final, rev=_revisions(candle, held))
+        final, rev = candle.final or over or (held is not None and held.final), _revisions(candle, held)
+        if (final, rev) != (candle.final, candle.rev):
+            candle = candle._replace(final=final, rev=rev)
         self._held[candle.open_ms] = candle
         self._note(candle, now_ms)
         if held is not None and held.values == candle.values and held.final == candle.final:

@@ -1,6 +1,5 @@
 """What leaves ingest: to the bus at once, to the store, and to the store's log of what changed in the past."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -184,7 +183,7 @@ class Outlet:
         """Say in the log when a change was told. Until then whoever asks is told of it once too often."""
         try:
             await self._store.note_changes(market, position.epoch, [(position.seq, changed)])
-        except (StoreUnavailable, StoreRejected, asyncio.CancelledError):
+        except (StoreUnavailable, StoreRejected):
             return
 
     def _note(self, told: _Told, position: Position) -> Position:

@@ -82,16 +82,19 @@ class Candle(NamedTuple):
             InvalidCandle: off the grid, not finite, low and high do not enclose open and close, a price that is
                 not positive, a negative volume.
         """
-        numbers = (*self[1:6], *(() if self.quote_volume is None else (self.quote_volume,)))
-        if not all(number.is_finite() for number in numbers):
+        _, opened, high, low, close, volume, quote, *_ = self
+        finite = (opened.is_finite() and high.is_finite() and low.is_finite() and close.is_finite()) and (
+            volume.is_finite() and (quote is None or quote.is_finite())
+        )
+        if not finite:
             raise InvalidCandle(f"expected finite numbers, got {self}")
         if self.open_ms < 0 or self.open_ms % grid_ms:
             raise InvalidCandle(f"expected an opening time on a boundary of {grid_ms} ms, got {self.open_ms}")
-        if not self.low <= min(self.open, self.close) <= max(self.open, self.close) <= self.high:
+        if not (low <= opened <= high and low <= close <= high):
             raise InvalidCandle(f"expected low <= open, close <= high, got {self}")
-        if self.low <= 0:
+        if low <= 0:
             raise InvalidCandle(f"expected prices above zero, got {self}")
-        if self.volume < 0 or (self.quote_volume is not None and self.quote_volume < 0):
+        if volume < 0 or (quote is not None and quote < 0):
             raise InvalidCandle(f"expected volumes of zero or more, got {self}")
         return self
 
@@ -146,7 +149,9 @@ def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Can
 
 def decimal_text(number: Decimal) -> str:
     """Print a decimal exactly, in its shortest form and never with an exponent: `67234.5`, `0.00000001`, `0`."""
-    text = format(number, "f")
-    if "." in text:
+    text = str(number)
+    if "E" in text:
+        text = format(number, "f")
+    if text[-1] == "0" and "." in text:
         text = text.rstrip("0").rstrip(".")
     return "0" if text == "-0" else text

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 _DAY_MS = 86_400_000
+_MINUTES = tuple(f"{hour:02}:{minute:02}:00.000Z" for hour in range(24) for minute in range(60))
 
 
 @lru_cache(maxsize=4096)
@@ -14,6 +15,8 @@ def _day(day: int) -> str:
 def iso_ms(at_ms: int) -> str:
     """Print UTC epoch milliseconds as `2024-10-24T10:00:00.000Z`."""
     day, rest = divmod(at_ms, _DAY_MS)
+    if rest % 60_000 == 0:  # as every bar begins
+        return _day(day) + _MINUTES[rest // 60_000]
     seconds, ms = divmod(rest, 1000)
     minutes, second = divmod(seconds, 60)
     hour, minute = divmod(minutes, 60)

@@ -138,28 +138,15 @@ class Hub:
         room = rooms.get(change.interval.ms) if rooms else None
         if room is None:
             return
-        bar, now = change.bar, self._clock.monotonic()
         room.version = next(self._versions)
-        newest = self._bars.times(market, change.interval, 1)
-        is_past = bool(newest) and bar.open_ms < newest[-1]
-        for lane in list(room.lanes.values()):
-            is_seen = not is_past or self._telling.changed(lane, bar)
-            if lane.told and not self._offer(lane, bar, now) and is_seen:
-                self._past(lane, [bar.open_ms])
-            self._run(lane, now)
+        self._take(room, (change.bar,))
 
     def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]) -> None:
         """The past changed: whoever was shown it is told, and whoever was shown less than it asked for gets more."""
         room = self._room(Topic(market, interval))
-        if room is None:
-            return
-        now = self._clock.monotonic()
-        room.version = next(self._versions)
-        for lane in list(room.lanes.values()):
-            if lane.told:
-                self._past(lane, [bar.open_ms for bar in bars if not self._offer(lane, bar, now)])
-                self._fill_up(lane)
-            self._run(lane, now)
+        if room is not None:
+            room.version = next(self._versions)
+            self._take(room, bars, fill_up=True)
 
     def settled(self, market: MarketKey) -> None:
         """Bars may have become final: say so where that was asked for."""
@@ -218,6 +205,19 @@ class Hub:
         for rooms in self._rooms.values():
             yield from rooms.values()
 
+    def _take(self, room: Room, bars: Sequence[Candle], *, fill_up: bool = False) -> None:
+        """Let all lanes have bars that changed, oldest first."""
+        now = self._clock.monotonic()
+        for lane in list(room.lanes.values()):
+            if lane.told:
+                news = self._telling.news(lane, bars)
+                self._past(lane, [bar.open_ms for bar in news if not self._offer(lane, bar, now)])
+                if lane.mode != "live":
+                    self._offer_final(lane, now)
+                if fill_up:
+                    self._fill_up(lane)
+            self._run(lane, now)
+
     def _offer(self, lane: Lane, bar: Candle, now: float) -> bool:
         """Let the lane's pace have a bar that changed; False if no update can show it any more."""
         for membership in lane.ahead:
@@ -225,6 +225,8 @@ class Hub:
                 self._make_stale(lane, [membership])
         is_final = lane.mode != "live" and self._bars.is_final(*lane.room.topic, bar)
         if lane.mode == "closed" and not is_final:
+            if lane.pace.sent is not None and bar.open_ms <= lane.pace.sent.open_ms:
+                lane.unsaid.add(bar.open_ms)
             return True
         spread_s = lane.room.phase * min(_MOST_SPREAD_S, self._count * _SPREAD_S)
         return lane.pace.offer(bar, now, final=is_final, spread_s=spread_s)
@@ -310,10 +312,13 @@ class Hub:
 
     def _resumed(self, membership: Membership) -> Shown | None:
         """What a member that was here before missed; None if that is unknown or cannot be proved."""
-        if membership.resume is None or membership.found is None:
+        resume, found = membership.resume, membership.found
+        if resume is None or found is None:
             return None
-        changed = self._bars.resumed(*membership.topic, membership.found)
-        return None if changed is None else self._telling.resumed(membership, membership.resume.time_ms, changed)
+        changed = self._bars.resumed(*membership.topic, found)
+        if changed is None:
+            return None
+        return self._telling.resumed(membership, resume.time_ms, found.settled_ms, changed)
 
     def _run(self, lane: Lane, now: float) -> None:
         """Send what is due in a lane, unless an earlier broadcast to it is not through: then only the newest waits."""
@@ -375,13 +380,25 @@ class Hub:
             return
         for open_ms in sorted(lane.corrections):
             lane.corrections.discard(open_ms)  # one by one: with the last of them everything has been told
-            bar, frames = self._bars.bar(*lane.room.topic, open_ms), dict[int, Frame]()
-            for options, links in lane.filled():
-                if bar is None or not options.corrections:
-                    continue
-                if options.fields not in frames:
-                    frames[options.fields] = self._telling.correction(lane, bar, options.fields)
-                self._publish(links, frames[options.fields])
+            bar = self._bars.bar(*lane.room.topic, open_ms)
+            if bar is not None and self._may_correct(lane, bar):
+                self._send_correction(lane, bar)
+
+    def _may_correct(self, lane: Lane, bar: Candle) -> bool:
+        """Whether a bar may be told; one that is told as not final, or not told for that, is told again when it is."""
+        if lane.mode == "live" or self._telling.is_final(lane, bar):
+            return True
+        lane.unsaid.add(bar.open_ms)
+        return lane.mode == "final"
+
+    def _send_correction(self, lane: Lane, bar: Candle) -> None:
+        frames = dict[int, Frame]()
+        for options, links in lane.filled():
+            if not options.corrections:
+                continue
+            if options.fields not in frames:
+                frames[options.fields] = self._telling.correction(lane, bar, options.fields)
+            self._publish(links, frames[options.fields])
 
     def _resync(self, lane: Lane) -> None:
         stale = lane.told_members() if lane.pace.overrun else list(lane.stale)

@@ -40,7 +40,7 @@ class RequestError(ClientError):
 
 
 class Resume(msgspec.Struct, frozen=True):
-    """Where in a feed a client was, and the opening time of the oldest bar whose last state it may not have."""
+    """Where in a feed a client was, and when the newest bar that it holds begins."""
 
     epoch: str
     seq: int
@@ -167,6 +167,14 @@ class Protocol:
         except RequestError as error:
             error.request_id = request_id
             raise
+
+    def name_of(self, message: str | bytes) -> RequestId:
+        """What a client calls a request that is not going to be read; None if that cannot be told."""
+        try:
+            told = self._decoder.decode(message)
+            return None if told.id is msgspec.UNSET else _request_id(told.id)
+        except (msgspec.DecodeError, UnicodeError, RecursionError, RequestError):
+            return None
 
     def _request(self, told: _Message, request_id: RequestId) -> Request:
         match told.type:

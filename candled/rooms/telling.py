@@ -1,6 +1,6 @@
 """What members are told, as frames: each made once for all who are told the same."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -48,18 +48,21 @@ class Telling:
         """Bars of a market may have become final."""
         self._settled[market] += 1
 
-    def changed(self, lane: Lane, bar: Candle) -> bool:
-        """A bar older than the newest changed; whether the lane's members would see that, as far as is known."""
-        topic, is_seen = lane.room.topic, lane.revisions
+    def news(self, lane: Lane, bars: Sequence[Candle]) -> list[Candle]:
+        """Which of the bars that are said to have changed, oldest first, are told otherwise than they are now.
+
+        Whether they are final does not count: that is told when it is known.
+        """
+        topic = lane.room.topic
+        forms = [self._texts.held(topic, one.fields, one.closed) for one in lane.groups]
+        if not bars or not any(form is not None and form.reaches(bars[0].open_ms) for form in forms):
+            return list(bars)
+        news = [bar for bar in bars if not all(form is not None and form.tells(bar) for form in forms)]
         revision = self._bars.revision(*topic)
-        for options in lane.groups:
-            form = self._texts.held(topic, options.fields, options.closed)
-            if form is None:
-                is_seen = True
-                continue
-            is_final = form.cares and self._bars.is_final(*topic, bar)
-            is_seen |= form.changed(bar.open_ms, bar_text(bar, options.fields, final=is_final).encode(), revision)
-        return is_seen
+        for form in forms:
+            if form is not None:
+                form.forget(bars[0].open_ms, revision)
+        return news
 
     def update(self, lane: Lane, bar: Candle, fields: int, *, final: bool) -> Frame:
         """The `update` with the bar that the lane's pace has just taken."""
@@ -74,9 +77,9 @@ class Telling:
         return Frame.of(messages.correction(lane.room.head, text, position), lane.room.topic, bar.open_ms)
 
     def is_final(self, lane: Lane, bar: Candle) -> bool:
-        """Whether a bar is final as far as the lane may say so: of the last one it says it in an update first."""
+        """Whether a bar is final as far as the lane says so: for the last one an update says it, and then it stands."""
         sent = lane.pace.sent
-        if lane.mode == "final" and sent is not None and sent.open_ms == bar.open_ms:
+        if lane.mode != "live" and sent is not None and sent.open_ms == bar.open_ms:
             return lane.pace.sent_final
         return self._bars.is_final(*lane.room.topic, bar)
 
@@ -98,15 +101,16 @@ class Telling:
         if shown is None:
             told = f',"recovered":false{position}' if recovers else position
             shown = self._make_initial(lane, form, count, told)
-            form.keep((count, recovers), state, shown)
+            if lane.members > 1:
+                form.keep((count, recovers), state, shown)
             self._texts.used(form)
         return shown
 
-    def resumed(self, membership: Membership, time_ms: int, changed: Sequence[Candle]) -> Shown | None:
+    def resumed(self, membership: Membership, time_ms: int, settled_ms: int, changed: Sequence[Candle]) -> Shown | None:
         """The `resumed` of a member whose missed changes are known; None if they are too many or do not fit the lane.
 
-        Its newest bar, or the oldest that was not final, began at `time_ms`. With `final`, bars that may only have
-        become final count as changed.
+        Its newest bar began at `time_ms`. What has become final since, with everything before `settled_ms` final
+        then, counts as changed where that is told.
         """
         lane, options, count = membership.lane, membership.options, membership.bars
         topic = lane.room.topic
@@ -116,20 +120,21 @@ class Telling:
         if lane.mode != "live":
             if last_ms is None or topic.interval.floor(time_ms) > last_ms:
                 return None  # it was told a bar that this lane has not told yet
-            told = self._become_final(lane, time_ms, last_ms) | told
+            told = self._became_final(lane, settled_ms, last_ms) | told
             told = {at: bar for at, bar in told.items() if at <= last_ms}
             if lane.mode == "closed":
                 told = {at: bar for at, bar in told.items() if self.is_final(lane, bar)}
         if len(told) > MOST_RESUMED:
             return None
         texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
+        still_open = [at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)]
         frame = Frame.of(messages.resumed(lane.room.head, texts, self._position(lane)), topic)
         self._texts.used(form)
         if last_ms is None or not count:
             return Shown(frame, None, last_ms, 0)
         first_ms, held, older = form.newest(count - 1, since_ms, last_ms)
         older.release()
-        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, tuple(form.open))
+        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, (*form.open, *still_open))
 
     # ------------------------------------------------------------ inside
 
@@ -138,23 +143,20 @@ class Telling:
         since_ms, last_ms = self._read(lane, form, max(1, count))
         last = None if last_ms is None else self._bars.bar(*topic, last_ms)
         if last is None or not count:
-            return Shown(Frame.of(messages.initial(head, (), told), topic), None, last_ms, 0)
+            return Shown(Frame.of_parts(messages.initial(head, (), told), topic), None, last_ms, 0)
         text = self._last_text(lane, last, lane.mode != "live" and self.is_final(lane, last), form.fields)
         first_ms, held, texts = form.newest(count - 1, since_ms, last.open_ms)
         with texts:
-            frame = Frame.of(messages.initial(head, (texts, text.encode()), told), topic)
+            frame = Frame.of_parts(messages.initial(head, (texts, text.encode()), told), topic)
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
         return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open)
 
-    def _become_final(self, lane: Lane, time_ms: int, last_ms: int) -> dict[int, Candle]:
-        """The bars that may have become final since one that began at `time_ms` was the last that is known to be.
-
-        With `closed` that one was told because it was final; else it was not final when it was told.
-        """
+    def _became_final(self, lane: Lane, settled_ms: int, last_ms: int) -> dict[int, Candle]:
+        """The bars that may not have been final when everything before `settled_ms` was."""
         topic = lane.room.topic
         times = self._bars.times(*topic, MOST_RESUMED)
-        from_ms = topic.interval.floor(time_ms) + (lane.mode == "closed")
-        bars = [self._bars.bar(*topic, at) for at in times[bisect_left(times, from_ms) : bisect_right(times, last_ms)]]
+        start = bisect_right(times, settled_ms - topic.interval.ms)
+        bars = [self._bars.bar(*topic, open_ms) for open_ms in times[start : bisect_right(times, last_ms)]]
         return {bar.open_ms: bar for bar in bars if bar is not None}
 
     def _read(self, lane: Lane, form: Form, count: int) -> tuple[int, int | None]:
@@ -169,7 +171,7 @@ class Telling:
             if not stop:
                 return 0, None
             last_ms = times[stop - 1]
-            form.read(self._bars, times[: stop - 1], self._settled[topic.market])
+            form.read(self._bars, times, stop - 1, self._settled[topic.market])
             if not more or len(times) < count + more or form.held(times[0], last_ms) >= count - 1:
                 return times[0], last_ms
             more *= 8

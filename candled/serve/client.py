@@ -98,7 +98,7 @@ class Client:
     def received(self, message: str | bytes) -> None:
         """Handle one message; every mistake is answered and the socket stays open."""
         try:
-            self._spend()
+            self._spend(message)
             self._handle(self._codec.decode(message))
         except RequestError as error:
             self._refuse(error)
@@ -154,14 +154,16 @@ class Client:
 
     # ------------------------------------------------------------ requests
 
-    def _spend(self) -> None:
+    def _spend(self, message: str | bytes) -> None:
         rate = self._limits.max_messages_per_second
         if not rate:
             return
         if self._budget is None:
             self._budget = TokenBucket(rate, 2 * rate)
         if self._budget.take(self._clock.monotonic()):
-            raise RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
+            error = RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
+            error.request_id = self._codec.name_of(message)
+            raise error
 
     def _handle(self, request: Request) -> None:
         if request.id is not None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 
+Ready = Callable[[], Awaitable[Mapping[str, str | None]]]
+"""What serving needs, each with what is wrong with it, or None."""
 MakeClient = Callable[[Link], Client]
 MakeNamedClient = Callable[[Link, str], Client]
 """Makes the client of a link that asked for this path and query."""
@@ -51,6 +53,7 @@ class Site:
         trusted: tuple[Network, ...],
         allowed_origins: tuple[str, ...],
         health: Callable[[], Mapping[str, Any]],
+        ready: Ready,
         statistics: Callable[[], Mapping[str, Any]],
         page: Callable[[], str],
     ) -> None:
@@ -63,6 +66,7 @@ class Site:
         self.trusted = trusted
         self.allowed_origins = allowed_origins
         self.health = health
+        self.ready = ready
         self.statistics = statistics
         self.page = page
         self.draining = False
@@ -201,6 +205,8 @@ class StreamHandler(Visitor, TakenHandler):
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade, unless a limit or the origin policy refuses it."""
+        while not self.site.publisher.may_read():  # hundreds that ask in one moment take turns with everybody else
+            await self.site.clock.sleep(0)
         if not self.is_refused():
             await super().get(*args, **kwargs)
 
@@ -257,6 +263,26 @@ class HealthHandler(_Common):
 
     def get(self) -> None:
         self.finish_json(self.site.health())
+
+
+class LiveHandler(_Common):
+    """`/health/live`: the loop turns. Nothing else is looked at: a restart would not bring back a database."""
+
+    def get(self) -> None:
+        self.finish_json({"status": "pass"})
+
+
+class ReadyHandler(_Common):
+    """`/health/ready`: 200 while clients are well served here, 503 while they are better sent elsewhere."""
+
+    async def get(self) -> None:
+        checks = dict(await self.site.ready())
+        if self.site.draining:
+            checks["server"] = "is stopping"
+        failed = any(trouble is not None for trouble in checks.values())
+        self.set_status(503 if failed else 200)
+        told = {name: trouble or "ok" for name, trouble in checks.items()}
+        self.finish_json({"status": "fail" if failed else "pass", "checks": told})
 
 
 class StatisticsHandler(_Common):

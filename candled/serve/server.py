@@ -21,8 +21,11 @@ from .events import EventsHandler
 from .handlers import (
     STATIC,
     HealthHandler,
+    LiveHandler,
     MakeNamedClient,
     NothingHandler,
+    Ready,
+    ReadyHandler,
     RootHandler,
     Site,
     StaticHandler,
@@ -64,6 +67,7 @@ class Server:
         make_client: Callable[[Link], Client],
         clock: Clock,
         health: Callable[[], Mapping[str, Any]],
+        ready: Ready,
         statistics: Callable[[], Mapping[str, Any]],
         page: Callable[[], str],
         routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
@@ -91,6 +95,7 @@ class Server:
             trusted=networks(settings.trusted_proxies),
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
             health=health,
+            ready=ready,
             statistics=lambda: {"connections": self._door.count, **statistics()},
             page=page,
         )
@@ -154,6 +159,8 @@ class Server:
                 (r"/events", EventsHandler, site),
                 *((path, StreamHandler, {**site, "make_client": make}) for path, make in self._streams),
                 (r"/health", HealthHandler, site),
+                (r"/health/live", LiveHandler, site),
+                (r"/health/ready", ReadyHandler, site),
                 (r"/health/ws-stats", StatisticsHandler, site),
                 (r"/static/(.*)", StaticHandler, {"path": str(STATIC)}),
                 clients.make_route(),
@@ -191,5 +198,5 @@ class Server:
 
 
 def _log_request(handler: Any) -> None:
-    if handler.get_status() >= 500:
+    if handler.get_status() >= 500 and handler.get_status() not in (501, 503):  # those are no mistakes of ours
         logger.error("%s %s: %d", handler.request.method, handler.request.path, handler.get_status())

@@ -377,7 +377,7 @@ class Stream {
     if (state === "closed") return { state };
     if (this.refusal) return { state: "refused", message: this.refusal.message };
     if (state !== "open") return { state: "connecting" };
-    if (!this.isSettled) return { state: this.#feed?.state === "warming" ? "warming" : "loading" };
+    if (!this.isSettled && (this.#feed?.state ?? "live") === "live") return { state: "loading" };
     return this.#feed ?? { state: "live" };
   }
 

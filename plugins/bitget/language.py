@@ -257,15 +257,17 @@ def read_row(row: Any, quote_columns: Sequence[int], as_of_ms: int) -> Candle:
     Raises:
         InvalidCandle: not of that form, or not a possible candle.
     """
-    if not isinstance(row, list) or len(row) <= max(quote_columns) or not all(isinstance(cell, str) for cell in row):
+    if not isinstance(row, list) or len(row) <= max(quote_columns) or set(map(type, row)) != {str}:
         raise InvalidCandle(f"expected a row of more than {max(quote_columns)} texts, got {row!r}")
-    columns = quote_columns if len({row[column] for column in quote_columns}) > 1 else quote_columns[:1]
-    readings = [
-        Candle.parse(row[0], row[1], row[2], row[3], row[4], row[5], row[column], as_of_ms=as_of_ms)
-        for column in columns
-    ]
+    if len(quote_columns) == 1 or len({row[column] for column in quote_columns}) == 1:
+        return _candle(row, quote_columns[0], as_of_ms)
     # Where the columns differ one is in USDT: the quote volume is the one near price times volume.
-    return min(readings, key=_distance_from_turnover)
+    return min((_candle(row, column, as_of_ms) for column in quote_columns), key=_distance_from_turnover)
+
+
+def _candle(row: Sequence[str], quote_column: int, as_of_ms: int) -> Candle:
+    open_ms, opened, high, low, close, volume, *_ = row
+    return Candle.parse(open_ms, opened, high, low, close, volume, row[quote_column], as_of_ms=as_of_ms)
 
 
 def _distance_from_turnover(candle: Candle) -> Decimal:

@@ -33,6 +33,7 @@ from candled.store.sqlite import SqliteStore
 from candled.store.threads import StoreThreads
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
+from tests.serve.peers import all_well
 
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
 ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
@@ -128,6 +129,7 @@ async def stage(
         make_client=make_client,
         clock=clock,
         health=dict,
+        ready=all_well,
         statistics=dict,
         page=str,
         routes=make_routes(config, source, MemoryCounter(clock), clock),

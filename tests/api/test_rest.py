@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from candled.api.parameters import read_moment
-from candled.errors import StoreUnavailable
+from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE_MS, Candle, Market, iso_ms, parse_iso_ms
 from candled.store import sqlite, sqlite_statements
 from candled.store.interface import Hole
@@ -201,11 +201,12 @@ async def test_an_answer_that_did_not_change_is_304_and_only_a_settled_one_may_b
         assert (await one.ask(CANDLES, headers={"If-None-Match": tag})).code == 200
 
 
-async def test_a_store_that_cannot_be_read_is_503_and_says_when_to_come_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [StoreUnavailable("gone for lunch"), StoreRejected("the store is not open")])
+async def test_a_store_that_cannot_be_read_is_503_and_says_when_to_come_again(tmp_path, monkeypatch, caplog, error):
     async with stage(tmp_path) as one:
 
         def away(*_):
-            raise StoreUnavailable("gone for lunch")
+            raise error
 
         monkeypatch.setattr(one.store, "complete_from", away)
         for path in (CANDLES, f"{CANDLES}&format=csv", "/api/coverage?symbol=BTC/USDT", "/api/gaps"):

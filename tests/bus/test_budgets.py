@@ -37,7 +37,10 @@ async def budgets(url: str, names: Names, count: int, processes: int = 1) -> Asy
     """The budgets of several processes."""
     callers = [Caller(Servers(RedisAddress.parse(url))) for _ in range(count)]
     try:
-        yield [RedisBudgets(caller, names, SystemClock(), lambda: processes) for caller in callers]
+        all_ = [RedisBudgets(caller, names, SystemClock(), lambda: processes) for caller in callers]
+        yield all_
+        for one in all_:
+            await one.stop()
     finally:
         for caller in callers:
             await caller.close()

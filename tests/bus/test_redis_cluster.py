@@ -12,10 +12,11 @@ from candled.bus.leases import LeaseState
 from candled.bus.redis_links import Servers
 from candled.model import MarketKey, Symbol
 from tests.bus.rig import LoopWatch, Process, new_prefix, process, until
-from tests.redis_servers import RedisCluster, SentinelSet
+from tests.redis_servers import RedisCluster, RedisServer, SentinelSet
 
 LONG = "CANDLED_TEST_LONG" in os.environ
 KILLS = 10 if LONG else 2
+NODE_TIMEOUT_MS = 2000 if LONG else 1000
 HEALED_WITHIN_S = 10.0
 MARKETS = tuple(MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH", "SOL", "XRP", "ADA", "DOGE"))
 
@@ -28,9 +29,10 @@ def cluster():
 
 
 def is_well(leader: Process, *hearers: Process) -> bool:
-    """Whether everybody is connected, and all shards are led."""
+    """Whether everybody is connected, and all shards are led, and what there was before was read."""
     leads = leader.leases is not None and all(lease.state is LeaseState.LEADER for lease in leader.leases.all)
-    return leads and all(one.bus.describe()["connected"] for one in (leader, *hearers))
+    is_read = all(one.ear.missed >= len(MARKETS) and not one.ear.open_holes for one in hearers)
+    return leads and is_read and all(one.bus.describe()["connected"] for one in (leader, *hearers))
 
 
 async def test_markets_are_spread_over_the_nodes_and_all_arrive(cluster):
@@ -91,7 +93,7 @@ async def test_on_an_old_cluster_every_node_carries_everything(cluster, monkeypa
 async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys):
     prefix, worst_s, healed = new_prefix(), 0.0, 0
     names = Names(prefix, "bitget", 1)
-    with RedisCluster(replicas=1, timeout_ms=2000) as cluster:
+    with RedisCluster(replicas=1, timeout_ms=NODE_TIMEOUT_MS) as cluster:
         async with (
             process(cluster.url, prefix, ingests=True, markets=MARKETS) as leader,
             process(cluster.url, prefix, markets=MARKETS) as hearer,
@@ -107,7 +109,8 @@ async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys):
                     owner.kill()
                     took_s = await _healed(leader, hearer)
                     worst_s, healed = max(worst_s, took_s), healed + (took_s <= HEALED_WITHIN_S)
-                    await asyncio.to_thread(_back_again, cluster, owner)
+                    if number + 1 < KILLS:
+                        await asyncio.to_thread(_back_again, owner)
             finally:
                 publishing.cancel()
             assert hearer.ear.open_holes == set()
@@ -116,7 +119,7 @@ async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys):
             f"\ncluster: {KILLS} owners killed, {healed} healed, worst {worst_s:.2f} s, loop held {watch.worst_s:.3f} s"
         )
     assert healed == KILLS
-    assert watch.worst_s < 0.1 + watch.worst_of_machine_s
+    assert watch.worst_s < 0.1
 
 
 async def _publish(leader: Process) -> None:
@@ -142,7 +145,7 @@ async def _healed(leader: Process, hearer: Process) -> float:
     return time.monotonic() - since
 
 
-def _back_again(cluster: RedisCluster, node) -> None:
+def _back_again(node: RedisServer) -> None:
     """Start a killed node, and wait until it follows who took its place."""
     node.start()
     for _ in range(500):

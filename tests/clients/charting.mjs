@@ -10,9 +10,11 @@ import { CandledDatafeed } from "../../clients/js/tradingview.js";
 const [base, options] = process.argv.slice(2);
 const { endAfterMs, ...timings } = JSON.parse(options);
 const say = (name, event, facts) => console.log(JSON.stringify({ name, event, facts }));
-const datafeed = new CandledDatafeed(base, { ...timings, onReset: (guid) => charts.get(guid)?.resetData() });
+const onReset = (guid) => guid === charts.get(guid).guid && charts.get(guid).resetData(); // not of one that ends soon
+const datafeed = new CandledDatafeed(base, { ...timings, onReset });
 const charts = new Map(); // by listenerGuid
 let count = 0;
+let isOver = false;
 
 class Chart {
   async show(symbol, resolution) {
@@ -25,7 +27,8 @@ class Chart {
     await this.load(true);
     const { guid } = this;
     const onTick = (bar) => guid === this.guid && this.tick(bar);
-    datafeed.subscribeBars(this.info, resolution, onTick, guid, () => this.forget());
+    if (isOver) return;
+    datafeed.subscribeBars(this.info, resolution, onTick, guid, () => guid === this.guid && this.forget());
     say(this.name, "shown", [{ info: this.info, bars: this.bars, noData: this.noData }]);
   }
 
@@ -54,7 +57,7 @@ class Chart {
 
   /** As the library does it: the bars are asked for again, and the subscription begins anew. */
   async resetData() {
-    await this.show(this.info.ticker, this.resolution);
+    await this.show(this.info.ticker, this.resolution).catch((error) => isOver || say(this.name, "failed", [String(error)]));
   }
 }
 
@@ -84,4 +87,7 @@ createInterface({ input: process.stdin })
       say(command.name ?? "", "failed", [String(error.message ?? error)]);
     }
   })
-  .on("close", () => datafeed.close());
+  .on("close", () => {
+    isOver = true;
+    datafeed.close();
+  });

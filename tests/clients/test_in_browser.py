@@ -43,6 +43,13 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
+async def extended() -> AsyncIterator[Scripted]:
+    async for server in serving(True):
+        server.make(*XRP, 40)
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Any) -> AsyncIterator[Any]:
     page = await browser.new_page()
     problems: list[str] = []
@@ -90,10 +97,8 @@ async def test_the_chart_shows_what_a_fresh_one_would_after_any_faults(page: Any
     assert set(finals) <= set(server.finals(BTC))
 
 
-async def test_scrolling_back_loads_the_rest_and_leaves_the_view_where_it_is(page: Any, server: Scripted) -> None:
-    if not server.extended:
-        return
-    await page.goto(server.http_url + "/pages/chart.html")
+async def test_scrolling_back_loads_the_rest_and_leaves_the_view_where_it_is(page: Any, extended: Scripted) -> None:
+    await page.goto(extended.http_url + "/pages/chart.html")
     await page.wait_for_function("candles.data().length >= 160")  # the view began near the first bar
     scroll = "chart.timeScale().setVisibleLogicalRange({ from: 10, to: 80 })"
     count, leftmost = await page.evaluate(f"{scroll}; [candles.data().length, candles.data()[10].time]")
@@ -103,8 +108,8 @@ async def test_scrolling_back_loads_the_rest_and_leaves_the_view_where_it_is(pag
     while not await page.evaluate("stream.end"):
         await page.evaluate(scroll)
         await asyncio.sleep(0.02)
-    assert await until_equal(lambda: drawn(page), lambda count: server.fresh(BTC, count)) == 300
-    assert server.connections == 1
+    assert await until_equal(lambda: drawn(page), lambda count: extended.fresh(BTC, count)) == 300
+    assert extended.connections == 1
 
 
 # ---------------------------------------------------------------- React
@@ -138,10 +143,10 @@ async def test_a_component_shows_what_a_fresh_one_would_after_any_faults(page: A
     assert of_btc & of_eth == set()
 
 
-async def test_when_the_last_component_is_gone_so_is_the_socket(page: Any, server: Scripted) -> None:
-    await page.goto(server.http_url + "/pages/hook.html")
+async def test_when_the_last_component_is_gone_so_is_the_socket(page: Any, extended: Scripted) -> None:
+    await page.goto(extended.http_url + "/pages/hook.html")
     await page.wait_for_selector("#XRP li")
     await page.evaluate("setShown(false)")
     async with asyncio.timeout(10):
-        while server.connected:
+        while extended.connected:
             await asyncio.sleep(0.05)

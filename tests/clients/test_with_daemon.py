@@ -1,22 +1,29 @@
 """Both clients against the real daemon: what they hold is what the daemon's REST API says."""
 
 import asyncio
+import itertools
+import re
 import shutil
+import signal
 import subprocess
+import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 
 from candled.client import Client
+from candled.ingest.backoff import Backoff
 from candled.model import decimal_text, iso_ms
-from tests.clients.node import FOLDER, NODE, JsClient, arguments
+from tests.clients.node import NEEDS_NODE, NODE, JsClient, arguments
 from tests.system.daemon import Daemon
 
-WS = FOLDER / "node_modules" / "ws" / "wrapper.mjs"
-INSTALL_WS = "npm install --prefix tests/clients --no-save ws@8"
+ROOT = Path(__file__).parents[2]
+WS = ROOT / ".pytest_cache" / "npm" / "node_modules" / "ws" / "wrapper.mjs"
+INSTALL_WS = "npm install --prefix .pytest_cache/npm --no-save ws@8"
 KEYS = ("open", "high", "low", "close", "volume", "quoteVolume")
 
 
@@ -40,7 +47,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> 
 @pytest.fixture(params=["global", "ws"])
 async def javascript(request: pytest.FixtureRequest, daemon: Daemon) -> AsyncIterator[JsClient]:
     if NODE is None or not arguments():
-        pytest.skip("needs Node 20 or newer")
+        pytest.skip(NEEDS_NODE)
     if request.param == "ws":
         install_ws()
     library = str(WS) if request.param == "ws" else ""
@@ -53,7 +60,7 @@ def install_ws() -> None:
     npm = shutil.which("npm")
     if not WS.exists() and npm is not None:
         command = [npm, *INSTALL_WS.split()[1:]]
-        subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, timeout=90, check=False)
+        subprocess.run(command, cwd=ROOT, capture_output=True, timeout=90, check=False)
     if not WS.exists():
         pytest.skip(f"needs the package ws: {INSTALL_WS}")
 
@@ -61,7 +68,7 @@ def install_ws() -> None:
 async def settled(daemon: Daemon) -> None:
     """Wait until history is complete as far back as it is wanted."""
     async with asyncio.timeout(30):
-        while any(one["missingMinutes"] or not one["completeFrom"] for one in symbols(daemon)):
+        while any(one.get("missingMinutes", 1) or not one["completeFrom"] for one in symbols(daemon)):
             await asyncio.sleep(0.1)
 
 
@@ -133,14 +140,15 @@ def plain(bar: Any) -> dict[str, Any]:
     return {"time": iso_ms(int(bar.time.timestamp() * 1000)), **present}
 
 
-async def test_a_restart_is_survived_by_both_without_a_hole(daemon: Daemon, config: dict[str, Any]) -> None:
+async def test_a_killed_daemon_is_survived_by_both_without_a_hole(daemon: Daemon, config: dict[str, Any]) -> None:
     await settled(daemon)
-    async with Client(daemon.ws_url) as client, JsClient(daemon.ws_url) as javascript:
+    backoff = Backoff(first_s=0.05, most_s=0.5)
+    async with Client(daemon.ws_url, backoff=backoff) as client, JsClient(daemon.ws_url) as javascript:
         javascript.tell("subscribe", "a", request={"symbol": "BTC/USDT", "interval": "1m", "bars": 100})
         stream = client.bars("BTC/USDT", "1m", final_only=True)
         first = await anext(stream)
         await javascript.until("onBars")
-        assert daemon.stop() == 0
+        daemon.stop(signal.SIGKILL)
         daemon.start(config)
         await javascript.until("onBars", 2, within_s=20)
         before = len(javascript.events("onFinal"))
@@ -156,9 +164,52 @@ async def test_a_restart_is_survived_by_both_without_a_hole(daemon: Daemon, conf
 
 
 def test_the_daemon_serves_the_files_of_the_repository(daemon: Daemon) -> None:
-    sources = Path(__file__).parents[2] / "clients" / "js"
-    for source in sources.glob("*.js"):
+    for source in (ROOT / "clients" / "js").glob("*.js"):
         with urllib.request.urlopen(f"{daemon.url}/clients/{source.name}") as answer:
             assert answer.read() == source.read_bytes()
             assert answer.headers["Access-Control-Allow-Origin"] == "*"
             assert "javascript" in answer.headers["Content-Type"]
+
+
+# ---------------------------------------------------------------- the examples of the README
+
+
+def example(language: str, daemon: Daemon) -> str:
+    """The first example in a language, with the daemon's address."""
+    code = (ROOT / "README.md").read_text("utf-8").split(f"```{language}\n")[1].split("```")[0]
+    assert "localhost:7000" in code
+    return code.replace("localhost:7000", f"127.0.0.1:{daemon.port}")
+
+
+def lines_of(command: list[str], count: int) -> list[str]:
+    """The first lines that a program prints, and no more of it."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
+        assert program.stdout is not None
+        patience = Timer(30, program.kill)
+        patience.start()
+        lines = list(itertools.islice(program.stdout, count))
+        patience.cancel()
+        program.kill()
+    return lines
+
+
+async def test_the_python_example_runs(daemon: Daemon, tmp_path: Path) -> None:
+    await settled(daemon)
+    file = tmp_path / "example.py"
+    file.write_text(example("python", daemon), "utf-8")
+    first, second = lines_of([sys.executable, "-u", str(file)], 2)
+    assert re.match(r"<\d+ bars, 20\d\d-\d\d-\d\d \d\d:00 to 20", first)
+    assert re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:00\+00:00 \d+(\.\d+)? final", second)
+
+
+@pytest.mark.skipif(NODE is None or not arguments(), reason=NEEDS_NODE)
+async def test_the_javascript_example_runs(daemon: Daemon, tmp_path: Path) -> None:
+    await settled(daemon)
+    script = example("html", daemon).split('<script type="module">')[1].split("</script>")[0]
+    script = script.replace(f"http://127.0.0.1:{daemon.port}/clients", str(ROOT / "clients" / "js"))
+    file = tmp_path / "example.mjs"
+    file.write_text(script, "utf-8")
+    lines = lines_of([*arguments(), str(file)], 6)
+    assert lines[:2] == ["connecting\n", "loading\n"]
+    assert "100 bars\n" in lines
+    assert any(re.match("(next|moved) {", line) for line in lines)

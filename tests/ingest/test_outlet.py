@@ -105,6 +105,23 @@ async def test_a_healed_past_is_in_the_log_before_it_is_stored_and_told_after():
     ]
 
 
+async def test_healing_can_be_cancelled_while_it_is_logged():
+    way = Way()
+    reached, never = asyncio.Event(), asyncio.Event()
+
+    async def note_changes(market, epoch, changes) -> None:
+        reached.set()
+        await never.wait()
+
+    way.keeper.note_changes = note_changes
+    outcome = Outcome(past=[minute(3, final=True)], healed=Range(MONDAY_MS, at(600)))
+    way.outlet.publish(way.market, [], outcome.past_range)
+    healing = asyncio.ensure_future(way.outlet.heal(way.market, outcome))
+    await reached.wait()
+    healing.cancel()
+    assert [type(one) for one in await asyncio.gather(healing, return_exceptions=True)] == [asyncio.CancelledError]
+
+
 def test_the_state_is_told_when_it_changes_and_again_for_those_who_came_later():
     way = Way()
     push(way.market, minute(600, as_of=10_000), seconds=36_010)

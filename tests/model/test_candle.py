@@ -35,6 +35,14 @@ def test_numbers_print_in_shortest_form_without_exponent(number, text):
     assert decimal_text(Decimal(number)) == text
 
 
+@given(st.decimals(allow_nan=False, allow_infinity=False))
+def test_a_printed_number_is_exact_and_has_no_zero_too_many(number):
+    text = decimal_text(number)
+    assert Decimal(text) == number
+    assert "E" not in text
+    assert "." not in text or text[-1] != "0"
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -102,5 +110,7 @@ def test_times_print_and_parse_back(at_ms):
 
 def test_times_have_milliseconds_and_z():
     assert iso_ms(1_729_764_000_000) == "2024-10-24T10:00:00.000Z"
+    assert iso_ms(1_729_814_339_999) == "2024-10-24T23:58:59.999Z"
+    assert iso_ms(1_729_814_340_000) == "2024-10-24T23:59:00.000Z"
     assert parse_iso_ms("2024-10-24T12:00:00.5+02:00") == 1_729_764_000_500
     assert parse_iso_ms("2024-10-24") == parse_iso_ms("2024-10-24T00:00:00Z")

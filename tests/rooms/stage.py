@@ -29,10 +29,11 @@ class Stored:
         self.since = complete_from
         self.queries = 0
         self.log = []  # of changes of the past: epoch, seq, range
+        self.clock = None  # reading takes a while on it
 
     async def bars_between(self, market, interval, start_ms, end_ms):
         self.queries += 1
-        await asyncio.sleep(0)
+        await (asyncio.sleep(0) if self.clock is None else self.clock.sleep(0.15))
         buckets = {}
         for candle in sorted(self.minutes.values()):
             if start_ms <= interval.floor(candle.open_ms) < end_ms:
@@ -104,11 +105,6 @@ class Chart:
     def forget_last(self) -> None:
         """An update may come that is as the last one was."""
         self._last = None
-
-    @property
-    def last_open(self) -> str:
-        """What `resume` calls `time`: the oldest bar that is not known to be final, or the newest."""
-        return next((bar["time"] for bar in self.bars if bar.get("final") is False), self.bars[-1]["time"])
 
     def _update(self, bar: dict) -> None:
         assert self._last != bar, "an unchanged bar was sent again"
@@ -235,10 +231,12 @@ class Joined(Chart):
     def __init__(self, hub: Hub) -> None:
         super().__init__()
         self.hub = hub
+        self.left = False
         self.frames: list[Frame] = []
 
     def want_initial(self, membership) -> None:
-        self.send(self.hub.initial(membership))
+        if not self.left:
+            self.send(self.hub.initial(membership))
 
     def send(self, frame: Frame) -> int:
         self.frames.append(frame)
@@ -258,6 +256,11 @@ class Publisher:
         self._jobs.append([links, frame, 0, len(links)])
         if self._draw is None:
             self.turn()
+
+    @property
+    def waiting(self) -> int:
+        """How many broadcasts are not through."""
+        return len(self._jobs)
 
     def turn(self) -> None:
         """Send a slice of the oldest broadcast."""
@@ -318,6 +321,8 @@ class Stage:
 
     def heal(self, candles) -> None:
         """Minutes of the past are stored and told of."""
+        if not candles:
+            return
         self.stored.minutes |= {candle.open_ms: candle for candle in candles}
         times = [candle.open_ms for candle in candles]
         span = min(times), max(times) + MINUTE_MS

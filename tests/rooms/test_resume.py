@@ -23,7 +23,7 @@ async def reconnect(one: Stage, chart: Chart, interval: str, bars: int = 100, **
     epoch, seq = chart.position
     socket = one.connect()
     socket.charts["BTC/USDT", interval] = chart
-    socket.subscribe(interval, bars, resume={"epoch": epoch, "seq": seq, "time": chart.last_open}, **options)
+    socket.subscribe(interval, bars, resume={"epoch": epoch, "seq": seq, "time": chart.bars[-1]["time"]}, **options)
     await one.clock.settle()  # what changed is found out first
     return socket
 

@@ -23,6 +23,11 @@ HANDSHAKE = (
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 
+async def all_well() -> dict[str, str | None]:
+    """What a server that is ready says of what it needs."""
+    return {"store": None}
+
+
 class EchoClient:
     """Answers every message with itself; notes what else it is told."""
 
@@ -80,6 +85,7 @@ class EchoSite:
             make_client=self._make,
             clock=SystemClock(),
             health=lambda: {"status": "pass"},
+            ready=all_well,
             statistics=dict,
             page=lambda: "page",
             largest_message=largest_message,

@@ -148,9 +148,11 @@ async def test_limits_are_told_with_their_codes():
     ]
     for _ in range(2):
         ws.say({"type": "ping"})
-    assert ws.say({"type": "ping", "id": 9}) == [
-        {"type": "error", "message": "Too many messages: at most 2 per second"}
-    ]
+    text = "Too many messages: at most 2 per second"
+    assert ws.say({"type": "ping"}) == [{"type": "error", "message": text}]
+    assert ws.say("{") == [{"type": "error", "message": text}]
+    named = {"type": "error", "message": text, "id": 9, "code": 111, "temporary": True}
+    assert ws.say({"type": "ping", "id": 9}) == [named]
     await one.wait(1)
     assert ws.say({"type": "ping", "id": 9}) == [{"type": "pong", "id": 9}]
 

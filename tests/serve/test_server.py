@@ -28,6 +28,7 @@ from candled.serve.publisher import Publisher
 from candled.serve.server import Server
 from tests.rooms.stage import Stored
 from tests.rows import minute
+from tests.serve.peers import all_well
 
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
 SUBSCRIBE = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initialBars": 5}
@@ -84,6 +85,7 @@ async def site(stored: Stored | None = None, **changes):
         make_client=lambda link: Client(link, hub, bars, codec, clock, settings, pages.history),
         clock=clock,
         health=lambda: {"status": "pass"},
+        ready=all_well,
         statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
         page=lambda: "<!doctype html><title>chart</title>",
     )

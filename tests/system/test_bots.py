@@ -43,7 +43,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with Daemon(directory) as one:
         health = one.start(config)
         deadline = time.monotonic() + 60
-        while any(facts["missingMinutes"] or not facts["completeFrom"] for facts in symbols(health)):
+        while any(facts.get("missingMinutes", 1) or not facts["completeFrom"] for facts in symbols(health)):
             assert time.monotonic() < deadline, one.output
             time.sleep(0.2)
             health = one.get("/health")

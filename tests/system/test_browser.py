@@ -120,7 +120,7 @@ def initial(daemon: Daemon, interval: str, bars: int, symbol: str = "BTC/USDT") 
         return received
 
 
-def wait_until_equal(shown: Callable[[], list[Any]], fresh: Callable[[int], list[Any]], within_s: float = 20.0) -> None:
+def wait_until_equal(shown: Callable[[], list[Any]], fresh: Callable[[int], list[Any]], within_s: float = 60.0) -> None:
     """The running bar moves between the two readings, so they are repeated until both fall between two moves."""
     deadline = time.monotonic() + within_s
     while True:
@@ -244,6 +244,15 @@ def test_a_market_that_is_not_served_is_said_and_another_is_shown(browser: Any, 
         assert "DOGE/USDT is not served here; this is BTC/USDT." in tab.page.inner_text("#problem")
         tab.page.click("#problem-close")
         assert not tab.page.is_visible("#problem")
+
+
+def test_a_feed_without_candles_is_said_to_be_stale(browser: Any, daemon: Daemon) -> None:
+    with Tab(browser) as tab:
+        tab.page.goto(daemon.url + "/#bitget:LTC/USDT/5m")
+        tab.page.wait_for_function("document.getElementById('state').dataset.state === 'stale'")
+        assert re.fullmatch(r"Stale since (\d{4}-\d\d-\d\d )?\d\d:\d\d", tab.page.inner_text("#state"))
+        assert "nobody knows why" in tab.page.get_attribute("#state", "title")
+        assert tab.page.inner_text("#price") == "–"
 
 
 def test_scrolling_back_loads_history_to_its_beginning_and_says_so(browser: Any, daemon: Daemon) -> None:

@@ -171,7 +171,7 @@ export class ChartView {
     byId("price").className = last ? direction(last) : "";
     byId("change").className = bar ? direction(bar) : "";
     const texts = bar ? this.#texts(bar) : {};
-    for (const id of VALUES) byId(id).textContent = texts[id] ?? "–";
+    for (const id of VALUES) byId(id).textContent = texts[id] ?? (id === "finality" ? "" : "–");
     this.#tellPlace(this.chart.timeScale().getVisibleLogicalRange());
   }
 

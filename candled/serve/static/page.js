@@ -70,7 +70,10 @@ class Page {
     this.stream = this.client.subscribe(
       { symbol: market.symbol, exchange: market.exchange, interval, bars: INITIAL_BARS },
       {
-        onBars: (...facts) => this.heard(draw.onBars, facts),
+        onBars: (...facts) => {
+          if (!this.choice.unknown) tellProblem(null);
+          this.heard(draw.onBars, facts);
+        },
         onBar: (...facts) => this.heard(draw.onBar, facts),
         onCorrection: (...facts) => this.heard(draw.onCorrection, facts),
         onStatus: () => this.tellStatus(),

@@ -1,0 +1,95 @@
+"""docs/bus.md: the programs on it run, its messages can be read, and its names are the real ones."""
+
+import asyncio
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from redis import asyncio as aioredis
+
+from candled.bus import Healed, MinuteChanged, StateChanged
+from candled.bus.codec import STATES, Names, read_heartbeat, read_message, read_newest
+from candled.bus.leases import LeaseState
+from tests.bus.rig import BTC, new_prefix, process, until
+from tests.redis_servers import shared_redis
+
+PAGE = (Path(__file__).parents[2] / "docs" / "bus.md").read_text("utf-8")
+NAMES = Names("", "bitget", 1)
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def objects(text: str) -> list[str]:
+    """The JSON objects of a block, one after the other."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while at < len(text.rstrip()):
+        _, end = decoder.raw_decode(text, at)
+        found.append(text[at:end])
+        at = end + len(text[end:]) - len(text[end:].lstrip())
+    return found
+
+
+async def test_the_listening_program_prints_what_is_published(tmp_path):
+    (program,) = blocks("python")
+    (tmp_path / "listen.py").write_text(program)
+    prefix, url = new_prefix(), shared_redis()
+    async with process(url, prefix, ingests=True) as leader:
+        await until(lambda: leader.state is LeaseState.LEADER)
+        leader.publish(number=0, final=True)
+        await until(lambda: leader.bus.describe()["published"] == 1)
+        channel = Names(prefix, "bitget", 1).channel(BTC)
+        listening = await asyncio.create_subprocess_exec(
+            sys.executable, str(tmp_path / "listen.py"), url, channel, stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(10):
+                assert await listening.stdout.readline() == b"2025-05-19T00:00:00.000Z 10 final\n"
+                leader.publish(number=1)
+                assert await listening.stdout.readline() == b"2025-05-19T00:01:00.000Z 10 running\n"
+        finally:
+            listening.kill()
+            await listening.wait()
+            listening._transport.close()
+
+
+async def test_the_publishing_command_is_understood():
+    (command,) = blocks("sh")
+    _, word, channel, text = shlex.split(command)
+    assert channel == NAMES.channel(BTC)
+    prefix, url = new_prefix(), shared_redis()
+    async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
+        await until(lambda: one.ear.states.get(BTC) == "stale", 6.0)
+        await client.execute_command(word, prefix + channel, text)
+        await until(lambda: one.ear.candles())
+        assert str(one.ear.newest[BTC].close) == "1.5"
+
+
+def test_the_messages_of_the_page_are_messages():
+    messages, key = blocks("json")
+    read = [read_message(BTC, text.encode()) for text in objects(messages)]
+    assert [type(message) for message, _ in read] == [MinuteChanged, Healed, StateChanged]
+    assert [position.seq for _, position in read] == [7, 8, 9]
+    assert read_newest(re.sub(r'"candles".*', '"candles": []}', key).encode()).state == "quiet"
+    heartbeat = re.search(r'`(\{"type": "heartbeat".*?\}\})`', PAGE)
+    assert read_heartbeat(heartbeat[1].encode()).seqs == {NAMES.channel(BTC): 9}
+
+
+def test_the_names_of_the_page_are_the_names():
+    told = set(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE))
+    names = {NAMES.channel(BTC), NAMES.newest(BTC), NAMES.fence(BTC), NAMES.lease(0), NAMES.token(0)}
+    names |= {NAMES.heartbeat(0), NAMES.processes, NAMES.budget("HOST"), NAMES.count("…")}
+    assert names <= told
+    assert all(f"`{state}`" in PAGE for state in STATES)
+
+
+@pytest.mark.parametrize("ingests", [True, False])
+async def test_every_key_of_health_is_on_the_page(ingests):
+    async with process(shared_redis(), new_prefix(), ingests=ingests) as one:
+        await until(lambda: one.bus.describe()["connected"])
+        section = PAGE.split("## `bus` in `/health`")[1]
+        assert set(one.bus.describe()) - set(re.findall(r"`(\w+)`", section)) == set()

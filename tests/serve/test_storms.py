@@ -1,0 +1,214 @@
+"""Many clients at once, and the loop and the collector that carry them."""
+
+import ast
+import asyncio
+import gc
+import json
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import websockets
+
+from bench.native import Load, compiler
+from candled.rooms.frames import Frame
+from candled.serve.collector import Collector
+from tests.rows import minute
+from tests.serve import test_links, test_server
+from tests.serve.peers import echo_site
+from tests.serve.test_links import mute, update
+
+ROOT = Path(__file__).parents[2]
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="the load client is C: apt-get install gcc")
+
+
+@needs_compiler
+async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starve_nobody(tmp_path):
+    """Promise 15: at most 7 queries for 7 rooms, p99 of `initial` below 1 s."""
+    intervals = ("1m", "5m", "15m", "1h", "4h", "1D", "1W")
+    asks = tmp_path / "subscriptions"
+    asks.write_text("".join(json.dumps({**test_server.SUBSCRIBE, "interval": one}) + "\n" for one in intervals))
+    stored = test_server.Stored(minute(number, final=True) for number in range(600))
+    limits = {"max_connections_per_ip": 0, "max_handshakes_per_second": 0, "max_messages_per_second": 0}
+    async with test_server.site(stored, **limits) as site, site.connect() as there:
+        before = stored.queries
+        load = Load(site.port, 1000, "--inflight", "1000", "--subs", str(asks), "--secs", "20")
+        longest_s = 0.0
+        try:
+            while site.server.connections < 1001:
+                began = time.monotonic()
+                await test_server.say(there, {"type": "ping"})
+                await test_server.hear(there, 5)
+                longest_s = max(longest_s, time.monotonic() - began)
+            await asyncio.sleep(0.5)
+        finally:
+            results = await asyncio.to_thread(load.results)
+        assert (results["opened"], results["answers"]) == (1000, 1000)
+        assert results["answer_p99_us"] < 1e6
+        assert stored.queries - before <= 7
+        assert longest_s < 0.5
+
+
+async def test_clients_that_never_read_take_nothing_from_those_that_do():
+    """Promise 13, in short: the readers get every frame, the others cost little and are closed."""
+    async with echo_site(slow_client_timeout=timedelta(seconds=0.5)) as site:
+        stuck = [await mute(site) for _ in range(5)]
+        readers = [await site.connect() for _ in range(50)]
+        await site.client(54)
+        for number in range(600):
+            site.publisher.publish(site.links, update(number))
+            await asyncio.sleep(0.002)
+        for reader in readers:
+            got = []
+            while len(got) < 600:
+                first, payload = await reader.receive()
+                if first == 0x81:  # no ping
+                    got.append(int(payload[:8]))
+            assert got == list(range(600))
+        async with asyncio.timeout(8):
+            while any(client.link.is_open for client in site.clients[: len(stuck)]):
+                await asyncio.sleep(0.05)
+        assert all(client.link.is_open for client in site.clients[len(stuck) :])
+
+
+async def test_the_loop_is_free_while_a_large_room_is_sent_to():
+    async with echo_site(max_handshakes_per_second=0) as site:
+        peers = [await site.connect() for _ in range(300)]
+        await site.client(299)
+        site.links.extend(list(site.links) * 99)  # 30,000 sends
+        passes = 0
+
+        async def count() -> None:
+            nonlocal passes
+            while site.publisher.is_busy:
+                passes += 1
+                await asyncio.sleep(0)
+
+        site.publisher.publish(site.links, Frame.of("x"))
+        await count()
+        assert passes >= 2
+        for _ in range(100):
+            assert await peers[-1].receive() == (0x81, b"x")
+
+
+# ---------------------------------------------------------------- the seam to Tornado
+
+
+def test_only_documented_parts_of_tornado_are_used_where_the_socket_is_taken():
+    for name in ("takeover", "acceptor", "handlers", "socket_link", "tornado_link"):
+        tree = ast.parse((ROOT / "candled" / "serve" / f"{name}.py").read_text("utf-8"))
+        private = {
+            ast.unparse(node)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+            and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "site"))
+            and not ast.unparse(node.value).startswith("self._")
+        }
+        assert private == set(), name
+
+
+# ---------------------------------------------------------------- uvloop
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        lambda: test_server.test_the_documented_exchange_of_messages(),
+        lambda: test_links.test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_when_it_reads_again(
+            True
+        ),
+        lambda: test_links.test_who_stays_stuck_is_closed_with_3008(True, _Caplog()),
+        lambda: test_links.test_a_mute_client_is_closed_with_3012(),
+        lambda: test_links.test_the_end_of_the_server_is_told_to_everybody(True),
+        lambda: test_links.test_what_comes_right_behind_the_handshake_is_read(),
+    ],
+    ids=["messages", "slow", "stuck", "mute", "end", "early"],
+)
+def test_sockets_behave_the_same_on_uvloop(scenario):
+    uvloop = pytest.importorskip("uvloop", reason='pip install -e ".[test]"')
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
+class _Caplog:
+    """What one of the scenarios looks for in the log."""
+
+    text = "has not read for 0 s: closed"
+
+    def set_level(self, level: str) -> None:
+        pass
+
+
+async def test_the_daemon_runs_on_uvloop(tmp_path):
+    pytest.importorskip("uvloop", reason='pip install -e ".[test]"')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "candled.yaml").write_text(
+        f"server: {{host: 127.0.0.1, port: {port}}}\nexchanges: {{replay: {{symbols: [BTC/USDT], speed: 20}}}}\n"
+        f"store: {{url: 'sqlite:///{tmp_path}/candled.db', journal: ''}}\ningest: {{backfill: 0s}}\n"
+    )
+    program = "import sys, uvloop; uvloop.install(); from candled.cli import main; sys.exit(main())"
+    with subprocess.Popen([sys.executable, "-c", program, "--config", "candled.yaml"], cwd=tmp_path) as daemon:
+        try:
+            messages = await asyncio.wait_for(followed(port), 30)
+            assert [message["type"] for message in messages] == ["initial", "update", "update"]
+        finally:
+            daemon.terminate()
+        assert daemon.wait(15) == 0
+
+
+async def followed(port: int) -> list[dict]:
+    """The first messages of a subscription, once the daemon is there."""
+    while True:
+        try:
+            async with websockets.connect(f"ws://127.0.0.1:{port}/") as ws:
+                await ws.send(json.dumps(test_server.SUBSCRIBE))
+                return [json.loads(await ws.recv()) for _ in range(3)]
+        except OSError:
+            await asyncio.sleep(0.1)
+
+
+# ---------------------------------------------------------------- the collector
+
+
+class Node:
+    """Something in a cycle."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_what_survived_a_full_collection_is_not_looked_at_again():
+    collector = Collector()
+    before = gc.get_threshold()
+    collector.start()
+    try:
+        assert gc.get_freeze_count() > 10_000
+        kept = [Node() for _ in range(1000)]
+        began = time.perf_counter()
+        gc.collect()
+        took_s = time.perf_counter() - began
+        assert took_s < 0.02, "it saw only what came since the start"
+        assert len(gc.get_objects()) < 1000, "and set it aside"
+        assert len(kept) == 1000
+        Node()
+        assert gc.collect() >= 1, "garbage is still found"
+    finally:
+        collector.stop()
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
+
+
+def test_with_handlers_that_tornado_keeps_nothing_is_set_aside():
+    collector = Collector(keeps_handlers=True)
+    collector.start()
+    try:
+        assert gc.get_freeze_count() == 0
+    finally:
+        collector.stop()

@@ -1,0 +1,62 @@
+"""A browser's own EventSource against a daemon that is restarted under it."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.daemon import Daemon
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip(
+        "needs Chromium: apt-get install --no-install-recommends chromium fonts-liberation", allow_module_level=True
+    )
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[test]'")
+
+pytestmark = pytest.mark.browser
+
+LISTEN = """() => {
+  window.told = [];
+  const source = new EventSource('/events?symbol=BTC/USDT&interval=1m&initialBars=5');
+  source.onmessage = (event) => window.told.push({id: event.lastEventId, ...JSON.parse(event.data)});
+}"""
+
+
+def told(page: Any, count: int, within_s: float = 20) -> list[dict[str, Any]]:
+    """At least so many messages."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        messages: list[dict[str, Any]] = page.evaluate("window.told")
+        if len(messages) >= count:
+            return messages
+        time.sleep(0.1)
+    raise AssertionError(page.evaluate("window.told"))
+
+
+def test_an_event_source_comes_back_by_itself_and_says_where_it_was(tmp_path: Path) -> None:
+    config = {
+        "exchanges": {"replay": {"symbols": ["BTC/USDT"]}},
+        "ingest": {"backfill": "0s"},
+        "store": {"url": f"sqlite:///{tmp_path}/candled.db", "journal": str(tmp_path / "journal")},
+    }
+    with Daemon(tmp_path) as daemon, playwright.sync_playwright() as driver:
+        daemon.start(config)
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        page = browser.new_page()
+        page.goto(daemon.url)
+        page.evaluate(LISTEN)
+        before = told(page, 3)
+        assert [message["type"] for message in before[:3]] == ["initial", "update", "update"]
+        assert before[2]["id"] == f"{before[2]['epoch']}:{before[2]['seq']}:{before[2]['id'].rpartition(':')[2]}"
+        daemon.stop()
+        assert told(page, 1)[-1]["type"] == "bye"
+        count = len(told(page, 1))
+        daemon.start(config)
+        after = told(page, count + 2)[count:]
+        browser.close()
+    assert after[0]["type"] in ("resumed", "initial")
+    assert "recovered" in after[0]  # only who sent an id is told this
+    assert after[1]["type"] == "update"

@@ -1,0 +1,110 @@
+"""Promise 24: probes tell the truth while the database and Redis are down, and nothing is restarted for it."""
+
+import asyncio
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tests.api.stage import stage
+from tests.redis_servers import RedisServer, own_redis
+from tests.servers import PostgresServer, own_postgres
+from tests.system.daemon import Daemon
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresServer]:
+    server = own_postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with own_redis() as server:
+        yield server
+
+
+def probe(daemon: Daemon, name: str) -> tuple[int, dict]:
+    try:
+        with urllib.request.urlopen(f"{daemon.url}/health/{name}", timeout=4) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def seconds_until(daemon: Daemon, status: int, lives: list[int], within_s: float) -> float:
+    """How long `ready` takes to say so; `live` is asked all the while."""
+    started = time.monotonic()
+    while True:
+        lives.append(probe(daemon, "live")[0])
+        if probe(daemon, "ready")[0] == status:
+            return time.monotonic() - started
+        assert time.monotonic() - started < within_s, (probe(daemon, "ready"), daemon.output)
+        time.sleep(0.1)
+
+
+def test_live_stays_and_ready_follows_while_the_database_and_redis_are_down(tmp_path, postgres, redis):
+    config = {
+        "exchanges": {"replay": {"symbols": ["BTC/USDT"]}},
+        "ingest": {"backfill": "0s"},
+        "store": {
+            "url": f"postgresql://candled@127.0.0.1:{postgres.port}/postgres",
+            "journal": str(tmp_path / "journal"),
+        },
+        "bus": {"url": redis.url},
+    }
+    lives: list[int] = []
+    with Daemon(tmp_path) as daemon:
+        daemon.start(config, within_s=40)
+        seconds_until(daemon, 200, lives, 30)
+        started = daemon.get("/health")["uptimeSeconds"]
+        postgres.kill()
+        redis.kill()
+        assert seconds_until(daemon, 503, lives, 10) <= 5
+        for _ in range(20):
+            lives.append(probe(daemon, "live")[0])
+            status, body = probe(daemon, "ready")
+            assert (status, body["status"]) == (503, "fail")
+            time.sleep(0.1)
+        assert "ok" not in (body["checks"]["store"], body["checks"]["bus"])
+        postgres.start()
+        redis.start()
+        assert seconds_until(daemon, 200, lives, 20) <= 10
+        assert probe(daemon, "ready")[1] == {
+            "status": "pass", "checks": {"store": "ok", "bus": "ok", "bars": "ok"},
+        }  # fmt: skip
+        assert daemon.get("/health")["uptimeSeconds"] > started  # the same process
+    assert len(lives) > 25
+    assert set(lives) == {200}
+
+
+def test_an_exchange_out_of_reach_is_no_reason_to_send_clients_elsewhere(tmp_path):
+    config = {
+        "exchanges": {"bitget": {"ws_url": "ws://127.0.0.1:9/", "rest_url": "http://127.0.0.1:9"}},
+        "store": {"url": f"sqlite:///{tmp_path}/candled.db", "journal": str(tmp_path / "journal")},
+    }
+    with Daemon(tmp_path) as daemon:
+        daemon.start(config)
+        seconds_until(daemon, 200, [], 10)
+        assert daemon.get("/health")["status"] == "warn"
+
+
+async def test_a_process_that_is_stopping_says_so_on_connections_that_are_open(tmp_path):
+    async with stage(tmp_path) as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+
+        async def ready() -> tuple[int, dict]:
+            writer.write(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = int(head.partition("content-length: ")[2].split()[0])
+            return int(head.split()[1]), json.loads(await reader.readexactly(length))
+
+        assert await ready() == (200, {"status": "pass", "checks": {"store": "ok"}})
+        one.server.drain()
+        assert await ready() == (503, {"status": "fail", "checks": {"store": "ok", "server": "is stopping"}})
+        writer.close()
