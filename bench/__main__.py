@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("aggregation", "rooms", "latency", "ingest", "memory", "scale", "store_sqlite", "store_postgres")
+NAMES = (
+    "aggregation",
+    "rooms",
+    "latency",
+    "bus",
+    "ingest",
+    "memory",
+    "scale",
+    "store_sqlite",
+    "store_postgres",
+    "outage",
+)
 
 
 def main(arguments: Sequence[str]) -> int:

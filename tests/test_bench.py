@@ -13,16 +13,20 @@ TINY = {
     "aggregation": ["--updates", "60", "--runs", "1", "--days", "1"],
     "rooms": ["--runs", "1", "--times", "20"],
     "latency": ["--markets", "2", "--pushes", "1"],
+    "bus": ["--messages", "100", "--markets", "5", "--seconds", "1", "--subscribers", "2", "--takeovers", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
+    "outage": ["--markets", "2", "--pushes", "2", "--rounds", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
 SAYS = {
     "aggregation": "Ladder.feed",
     "rooms": "initial of 1000 bars: warm",
     "latency": "2 markets at once, daemon: p50",
+    "bus": "takeover from one that stopped in order",
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
+    "outage": "the database away: p50",
     "scale": "14 clients in 14 rooms",
 }
 

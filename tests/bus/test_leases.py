@@ -73,6 +73,8 @@ async def test_whoever_is_cut_off_stops_publishing_before_another_takes_over(pre
                 await until(lambda: cut_off.state is FOLLOWER, 6.0)
                 await until(lambda: cut_off.ear.newest[BTC].volume == 2 and cut_off.ear.at[BTC] == other.ear.at[BTC])
                 await until(lambda: ear.ear.at[BTC] == other.ear.at[BTC])
+                facts = cut_off.bus.describe()  # what could not be published is the other's now
+                assert (facts["connected"], facts["waitingMarkets"], "trouble" in facts) == (True, 0, False)
                 assert [one.volume for one in ear.ear.candles()].count(2) == 0  # what it said meanwhile went nowhere
                 assert candle in ear.ear.candles()
 

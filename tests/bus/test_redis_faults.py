@@ -116,9 +116,9 @@ async def test_a_fault_heals_within_five_seconds_after_the_link_is_back(fault, c
     with capsys.disabled():
         print(
             f"\n{fault}: {times} faults, {one.healed} healed, worst {one.worst_s:.2f} s"
-            f", loop held {watch.worst_s:.3f} s (machine {watch.worst_of_machine_s:.3f} s), {facts['healed']}"
+            f", loop held {watch.worst_s:.3f} s, {facts['healed']}"
         )
-    assert watch.worst_s < LOOP_HELD_S + watch.worst_of_machine_s
+    assert watch.worst_s < LOOP_HELD_S
 
 
 async def test_a_leader_whose_link_is_half_open_publishes_again_and_sends_what_is_newest():
@@ -166,7 +166,7 @@ async def test_a_combined_process_shows_its_own_minutes_all_the_while(capsys):
     with capsys.disabled():
         print(f"\nRedis away: {len(took)} published, p99 {p99_s * 1000:.2f} ms, loop held {watch.worst_s:.3f} s")
     assert p99_s < 0.05
-    assert watch.worst_s < LOOP_HELD_S + watch.worst_of_machine_s
+    assert watch.worst_s < LOOP_HELD_S
 
 
 async def test_a_link_that_ends_again_and_again_is_not_tried_in_a_spin():
