@@ -98,6 +98,16 @@ class PostgresServer:
             os.kill(backend, signal.SIGKILL)
         self._process = None
 
+    def pause(self) -> None:
+        """Let it answer nothing any more (SIGSTOP), and accept connections all the same."""
+        for process in _children(self._data):
+            os.kill(process, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        for process in _children(self._data):
+            os.kill(process, signal.SIGCONT)
+
     def forget_files(self) -> None:
         """Have the operating system drop its copies of the files, so that the next read comes from the disk."""
         for path in self._data.rglob("*"):
@@ -299,7 +309,7 @@ def _reachable(binaries: Path, folder: Path, account: dict[str, Any]) -> Path:
 
 
 def _children(data: Path) -> list[int]:
-    """The processes that still work in a data folder: each backend leads a process group of its own."""
+    """The processes that work in a data folder: each backend leads a process group of its own."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cwd"):
         try:

@@ -143,11 +143,11 @@ class Telling:
         since_ms, last_ms = self._read(lane, form, max(1, count))
         last = None if last_ms is None else self._bars.bar(*topic, last_ms)
         if last is None or not count:
-            return Shown(Frame.of(messages.initial(head, (), told), topic), None, last_ms, 0)
+            return Shown(Frame.of_parts(messages.initial(head, (), told), topic), None, last_ms, 0)
         text = self._last_text(lane, last, lane.mode != "live" and self.is_final(lane, last), form.fields)
         first_ms, held, texts = form.newest(count - 1, since_ms, last.open_ms)
         with texts:
-            frame = Frame.of(messages.initial(head, (texts, text.encode()), told), topic)
+            frame = Frame.of_parts(messages.initial(head, (texts, text.encode()), told), topic)
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
         return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open)
 
