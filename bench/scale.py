@@ -4,11 +4,11 @@
 
 The daemon, the exchange and the clients are processes of their own. The store holds `--held` bars of every interval of
 every market from the start, and every client asks for so many, so that all of them come to be in memory. Measured in
-windows of five seconds, after everybody is in: the daemon's share of a core, all threads, kernel included, and beside it
-what that many bare `socket.send` take; its resident memory; how long its loop was held in one go; how many updates
+windows of five seconds, after everybody is in: the daemon's share of a core, all threads, kernel included, and beside
+it what that many bare `socket.send` take; its resident memory; how long its loop was held in one go; how many updates
 reached the clients, and how long after the exchange handed the frame to its socket. A symbol is updated every 1.05
-seconds: at every second exactly, whatever comes a moment too early waits for its room's next second, and what is measured
-is that wait.
+seconds: at every second exactly, whatever comes a moment too early waits for its room's next second, and what is
+measured is that wait.
 """
 
 import argparse
