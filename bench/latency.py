@@ -21,7 +21,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
-from tornado.websocket import WebSocketClosedError, WebSocketHandler, websocket_connect
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketHandler, websocket_connect
 
 from bench.process import Daemon, Process, scratch, symbols
 from candled.model import MINUTE_MS
@@ -166,22 +166,33 @@ async def measure(markets: int, pushes: int, directory: Path) -> list[str]:
 
 async def through(process: Process, port: int, exchange: Exchange, names: Sequence[str], pushes: int) -> list[float]:
     """Seconds on the way, for every push of every market."""
+    await heard(process, exchange, names)
+    socket = await subscribed(port, names)
+    return await timed(socket, exchange, [inst_id(name) for name in names], pushes)
+
+
+async def heard(process: Process, exchange: Exchange, names: Sequence[str]) -> None:
+    """Wait until a process has subscribed to every market."""
     deadline = time.monotonic() + PATIENCE_S
     while exchange.subscribed < len(names):
         process.check()
         if time.monotonic() > deadline:
             raise RuntimeError(f"only {exchange.subscribed} of {len(names)} markets were subscribed")
         await asyncio.sleep(0.05)
+
+
+async def subscribed(port: int, names: Sequence[str]) -> WebSocketClientConnection:
+    """A client that has had the first answer to each subscription."""
     socket = await websocket_connect(f"ws://127.0.0.1:{port}/")
     for name in names:
         request = {"type": "subscribe", "symbol": name, "interval": INTERVAL, "initialBars": 1}
         await socket.write_message(json.dumps(request))
-    await asyncio.sleep(BETWEEN_S)  # first answers
-    return await timed(socket, exchange, [inst_id(name) for name in names], pushes)
+    await asyncio.sleep(BETWEEN_S)
+    return socket
 
 
-async def timed(socket: Any, exchange: Exchange, names: Sequence[str], pushes: int) -> list[float]:
-    """Push and receive. The volumes tell the pushes apart: they only grow, and no two are the same."""
+async def timed(socket: Any, exchange: Exchange, names: Sequence[str], pushes: int, volume: int = 1000) -> list[float]:
+    """Push and receive. The volumes, above `volume`, tell the pushes apart: they only grow, no two are the same."""
     sent: dict[int, float] = {}
     took: list[float] = []
 
@@ -195,7 +206,6 @@ async def timed(socket: Any, exchange: Exchange, names: Sequence[str], pushes: i
                 took.append(time.perf_counter() - sent_at)
 
     receiver = asyncio.ensure_future(receive())
-    volume = 1000
     for _ in range(pushes):
         for name in names:
             volume += 1

@@ -4,7 +4,8 @@
 
 Without an address a server of its own is started in a temporary folder, as for the tests: it does not wait for the
 disk. One market gets `--years` of minutes, the others 30 days each. Reads are cold for the store: each asks for a
-place of the history that was not read before, all of them in the operating system's cache.
+place of the history that was not read before, all of them in the operating system's cache. Of a server of its own they
+are read from the disk too: it is started anew, and nothing of its files is in memory.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import psycopg2
 
@@ -21,11 +23,12 @@ from bench.store_sqlite import candle
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, MarketKey, Symbol, iso_ms
 from candled.store.batch import source_number
 from candled.store.postgres import PostgresStore
-from tests.servers import Database, own_postgres
+from tests.servers import Database, PostgresServer, own_postgres
 
 PAGE_ROWS = 5_000  # as the writer sends them
 MONTH = 30 * 1440
 READS = 200
+COLD_STARTS = 9
 Row = tuple[MarketKey, Candle]
 
 
@@ -113,6 +116,25 @@ def measure_reads(store: PostgresStore, interval: Interval, limit: int, minutes:
     print(f"read {limit} of {interval}: p50 {took[READS // 2]:.1f} ms, p99 {took[READS * 99 // 100]:.1f} ms")
 
 
+def measure_disk_reads(server: PostgresServer, database: Database, minutes: int, dice: random.Random) -> None:
+    """The newest bars before random times, the first ones that a server started anew reads of its tables."""
+    last_ms = candle(0).open_ms + minutes * MINUTE_MS
+    took: dict[tuple[int, Interval], list[float]] = {}
+    for _ in range(COLD_STARTS):
+        for limit in (100, 1000):
+            for interval in DEFAULT_INTERVALS:
+                server.kill()
+                server.forget_files()
+                server.start()
+                with opened(database.url(), DEFAULT_INTERVALS) as store:
+                    store.bars(market(1), interval, before_ms=candle(MONTH).open_ms, limit=1)  # the catalog is read
+                    before_ms = dice.randrange(last_ms - minutes * MINUTE_MS // 2, last_ms)
+                    read = seconds(partial(store.bars, market(0), interval, before_ms=before_ms, limit=limit))
+                took.setdefault((limit, interval), []).append(read * 1000)
+    for (limit, interval), values in took.items():
+        print(f"from the disk, {limit} of {interval}: median {statistics.median(values):.1f} ms of {COLD_STARTS}")
+
+
 @contextmanager
 def opened(url: str, intervals: Sequence[Interval]) -> Iterator[PostgresStore]:
     """A store that is closed at the end."""
@@ -124,14 +146,23 @@ def opened(url: str, intervals: Sequence[Interval]) -> Iterator[PostgresStore]:
         store.close()
 
 
-def measure(dsn: str, years: float, markets: int) -> None:
-    """Everything, each part in a database of its own."""
+def measure(dsn: str, years: float, markets: int, server: PostgresServer | None = None) -> None:
+    """Everything, each part in a database of its own. Reads from the disk need a server that may be stopped."""
     for name, intervals in (("minutes and six longer intervals", DEFAULT_INTERVALS), ("minutes alone", ())):
         with Database(dsn) as database:
             measure_bulk(database.url(), name, intervals)
     with Database(dsn) as database:
         measure_live(database.url(), 1000)
-    with Database(dsn) as database, opened(database.url(), DEFAULT_INTERVALS) as store:
+    with Database(dsn) as database:
+        measure_history(database, years, markets)
+        if server:
+            database.rows("CHECKPOINT; SELECT 1")
+            measure_disk_reads(server, database, round(years * 365 * 1440), random.Random(2))
+
+
+def measure_history(database: Database, years: float, markets: int) -> None:
+    """A long history among others: written, and read."""
+    with opened(database.url(), DEFAULT_INTERVALS) as store:
         minutes = round(years * 365 * 1440)
         took = sum(write(store, [page]) for page in pages(market(0), minutes))
         print(f"{minutes:,} minutes of one market written in {took:.0f} s: {minutes / took:,.0f} rows/s")
@@ -160,7 +191,7 @@ def main() -> None:
         return
     server = own_postgres()
     try:
-        measure(server.dsn, options.years, options.markets)
+        measure(server.dsn, options.years, options.markets, server)
     finally:
         server.remove()
 

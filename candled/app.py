@@ -233,6 +233,8 @@ class Daemon:
         exchanges = self._exchanges_health()
         states = [one["state"] for exchange in exchanges.values() for one in exchange["symbols"].values()]
         writer = self._writer.status()
+        if not self._is_reading:  # nothing was written yet, so that the writer knows of no trouble
+            writer |= {"state": "away", "lastError": self._store_trouble or None}
         healthy = all(state in _SETTLED for state in states) and writer["state"] == "ok"
         return {
             "status": "pass" if healthy else "warn",

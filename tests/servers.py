@@ -65,8 +65,9 @@ class PostgresServer:
         """The connection string of the maintenance database."""
         return make_dsn(host="127.0.0.1", port=self.port, user="candled", dbname="postgres")
 
-    def start(self) -> None:
-        """Start and wait until connections are accepted."""
+    def start(self, **settings: str) -> None:
+        """Start, with other settings where some are given, and wait until connections are accepted."""
+        self._settings |= settings
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -96,6 +97,24 @@ class PostgresServer:
         for backend in _children(self._data):
             os.kill(backend, signal.SIGKILL)
         self._process = None
+
+    def pause(self) -> None:
+        """Let it answer nothing any more (SIGSTOP), and accept connections all the same."""
+        for process in _children(self._data):
+            os.kill(process, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        for process in _children(self._data):
+            os.kill(process, signal.SIGCONT)
+
+    def forget_files(self) -> None:
+        """Have the operating system drop its copies of the files, so that the next read comes from the disk."""
+        for path in self._data.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def remove(self) -> None:
         """Stop the server and delete its folder."""
@@ -290,7 +309,7 @@ def _reachable(binaries: Path, folder: Path, account: dict[str, Any]) -> Path:
 
 
 def _children(data: Path) -> list[int]:
-    """The processes that still work in a data folder: each backend leads a process group of its own."""
+    """The processes that work in a data folder: each backend leads a process group of its own."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cwd"):
         try:

@@ -282,7 +282,7 @@ class LiveBars:
             market.complete_from_ms = complete_from_ms
         newest = market.ladder.series(MINUTE).newest
         if newest is not None:  # until a feed says more
-            market.track.facts = Facts(settled_ms=newest.open_ms + MINUTE_MS)
+            market.track.learn(Facts(settled_ms=newest.open_ms + MINUTE_MS))
         market.seeded = True
         if running is not None and running.open_ms + MINUTE_MS > self._clock.now_ms():
             self._feed(key, market, running)
@@ -418,15 +418,26 @@ class LiveBars:
         return RangeSet([*changes, (lost_from_ms, now_ms + 2 * MINUTE_MS)])
 
     async def _is_whole(self, key: MarketKey, market: MarketBars, from_ms: int) -> bool:
-        """Whether every minute from `from_ms` on that is over is in memory as it ended, or known not to exist."""
+        """Whether every minute from `from_ms` on that is over is in memory as it ended, or known not to exist.
+
+        Before history is complete that is asked of the minutes behind the gap only: the rest will be told of.
+        """
         series, facts = market.ladder.series(MINUTE), market.track.facts
-        missing = RangeSet([(max(from_ms, series.since_ms), facts.settled_ms or 0)])
-        for minute in series.between(from_ms, facts.settled_ms or 0):
+        if facts.settled_ms is None:
+            return True
+        known_ms = market.complete_from_ms
+        if known_ms is None:
+            if facts.gap is None:
+                return False
+            known_ms = facts.gap.end_ms
+        from_ms, settled_ms = max(from_ms, series.since_ms, known_ms), facts.settled_ms
+        missing = RangeSet([(from_ms, settled_ms)])
+        for minute in series.between(from_ms, settled_ms):
             if minute.final:
                 missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
         if facts.gap is not None:
             missing.remove(*facts.gap)
-        for absent in await self._history.holes(key, Range(from_ms, facts.settled_ms or 0)) if missing else ():
+        for absent in await self._history.holes(key, Range(from_ms, settled_ms)) if missing else ():
             missing.remove(absent.start_ms, absent.end_ms)
         return not missing
 

@@ -1,5 +1,7 @@
 """How far one process has followed a market's feed, so that it can say what changed since a position in it."""
 
+from array import array
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 
@@ -34,7 +36,8 @@ class Track:
         self._epochs: deque[_Epoch] = deque(maxlen=_EPOCHS_KEPT)
         self._changes: deque[tuple[int, Range]] = deque()
         self._changes_from = 0  # changes up to this stamp may have been forgotten
-        self._settled: deque[tuple[int, int]] = deque(maxlen=_CHANGES_KEPT)
+        # from which stamp on everything before which time was final; packed, as it grows every minute
+        self._settled_stamps, self._settled_times = array("q"), array("q")
 
     @property
     def position(self) -> Position | None:
@@ -91,7 +94,10 @@ class Track:
         """Take the facts that came with the newest message."""
         known, self.facts = self.facts, facts
         if facts.settled_ms is not None and facts.settled_ms != known.settled_ms:
-            self._settled.append((self.stamp, facts.settled_ms))
+            self._settled_stamps.append(self.stamp)
+            self._settled_times.append(facts.settled_ms)
+            if len(self._settled_stamps) >= 2 * _CHANGES_KEPT:
+                del self._settled_stamps[:_CHANGES_KEPT], self._settled_times[:_CHANGES_KEPT]
         if known.gap is not None and facts.gap != known.gap:  # what is final there was not
             self.changed(self.stamp, *known.gap)
 
@@ -99,7 +105,8 @@ class Track:
         """Before which time everything was final, but for gaps, at a stamp; None if that was forgotten."""
         if stamp < self._changes_from:
             return None
-        return next((settled_ms for at, settled_ms in reversed(self._settled) if at <= stamp), None)
+        index = bisect_right(self._settled_stamps, stamp) - 1
+        return self._settled_times[index] if index >= 0 else None
 
     def stamp_of(self, position: Position) -> int | None:
         """The stamp up to which whoever is at `position` has seen everything; None if it was not followed that far."""

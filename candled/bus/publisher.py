@@ -64,6 +64,8 @@ class Publisher:
     def lease_changed(self, lease: Lease) -> None:
         """Whoever leads raises the fence of every market at once, so that whoever led before is refused."""
         self._begin_feed(lease)
+        if not any(one.ingests for one in self._leases.all):
+            self.trouble = None  # there is nothing to publish any more
         if lease.may_publish():
             self._due |= dict.fromkeys(market for market, shard in self._shard_of.items() if shard == lease.shard)
             self._beats_due.add(lease.shard)
@@ -71,7 +73,7 @@ class Publisher:
 
     def describe(self) -> dict[str, Any]:
         """For `/health`."""
-        waiting = sum(bool(one.batch()) for one in self._markets.values())
+        waiting = sum(one.waits for market, one in self._markets.items() if self._lease(market).ingests)
         return {"published": self.published, "refused": self.refused, "waitingMarkets": waiting}
 
     async def run(self) -> None:

@@ -1,6 +1,7 @@
 """A room: the members of one topic, in lanes by how they want to be told."""
 
 import zlib
+from operator import attrgetter
 from typing import Any, Literal, Protocol
 
 from candled.bus import Position
@@ -14,6 +15,7 @@ from .protocol import Resume
 MOST_CORRECTIONS = 100  # bars corrected in one go; above that a fresh `initial` is the faster way
 _MOST_CORRECTING = 20_000  # frames in one go, so many bars to so many members
 
+_sending = attrgetter("sending")
 _NOT_SHOWN_YET = 2  # bars that are not final yet or wait for another that is not
 
 Mode = Literal["live", "final", "closed"]
@@ -107,7 +109,7 @@ class Lane:
     @property
     def is_sending(self) -> bool:
         """Whether an earlier broadcast is not through."""
-        return any(links.sending for links in self.groups.values())
+        return any(map(_sending, self.groups.values()))
 
     @property
     def is_correcting(self) -> bool:

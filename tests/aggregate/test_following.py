@@ -189,6 +189,43 @@ async def test_a_minute_the_exchange_does_not_have_is_not_waited_for():
     assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
 
 
+async def test_at_a_first_start_only_minutes_behind_the_gap_are_waited_for():
+    """Whoever serves hears of the newest minutes while history is being filled, and of those perhaps not all."""
+    one = Process(0)
+    one.stored.since = None
+    await one.start()
+    one.bars.on_message(Missed(BTC), Position("one", 0))
+    gap = Range(at(0), at(58))
+    one.seq += 3  # minutes 58 to 60 were told, and not heard
+    one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), Facts(at(61), gap)))
+    await one.clock.advance(2)
+    assert one.bars.healing()["catchingUp"] == 1
+    for number in (58, 59, 60):
+        one.stored.minutes[at(number)] = minute(number, final=True)
+    await one.clock.advance(8)
+    assert one.bars.healing()["catchingUp"] == 0
+    one.stored.since = at(0)
+    for number in range(58):
+        one.stored.minutes[at(number)] = minute(number, final=True)
+    one.say(Healed(BTC, at(0), at(58), at(0), Facts(at(61))))
+    await one.clock.settle()
+    assert [bar.open_ms for bar in one.bars.tail(BTC, MINUTE, 100)] == [at(number) for number in range(62)]
+
+
+async def test_before_anything_is_known_of_history_what_was_lost_is_looked_for():
+    one = Process(0)
+    one.stored.since = None
+    await one.start()
+    one.seq += 1
+    one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), Facts(at(61))))
+    await one.clock.advance(2)
+    assert one.bars.healing()["catchingUp"] == 1
+    one.stored.since = at(60)
+    one.stored.minutes[at(60)] = minute(60, final=True)
+    await one.clock.advance(8)
+    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+
+
 async def test_the_bus_itself_may_say_that_messages_were_missed():
     one = await Process().start()
     one.minute(minute(60, final=True))

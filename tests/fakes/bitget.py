@@ -102,6 +102,7 @@ class FakeBitget:
             above real time the jitter of the loop alone breaks limits per second.
         push_quiet_minutes: whether a minute without trades is pushed, or only found in snapshots and REST.
         duplicate_updates: every update is sent twice.
+        holds_back: nothing is pushed; what there was to say meanwhile follows afterwards, in order.
         refuse_connections: WebSocket handshakes are cut before an answer.
         rest_down: requests are cut before an answer.
         recent_reach_ms: how far back `candles` goes; further back it answers an empty list.
@@ -121,6 +122,7 @@ class FakeBitget:
         self.enforce_limits = True
         self.push_quiet_minutes = True
         self.duplicate_updates = False
+        self.holds_back = False
         self.refuse_connections = False
         self.rest_down = False
         self.recent_reach_ms = 30 * DAY_MS
@@ -285,7 +287,8 @@ class FakeBitget:
 
     def heal(self) -> None:
         """End every fault but changed candles. Connections that are half-open stay so."""
-        self._silent = self.duplicate_updates = self.refuse_connections = self.rest_down = False
+        self._silent = self.duplicate_updates = self.holds_back = False
+        self.refuse_connections = self.rest_down = False
         self.window_shift_ms = 0
         self._rest_fault = None
         for socket in self._sockets:
@@ -311,7 +314,7 @@ class FakeBitget:
             monotonic, now_ms = self.clock.monotonic(), self.now_ms()
             for socket in list(self._sockets):
                 socket.tick(monotonic)
-            for channel in self._channels.values():
+            for channel in () if self.holds_back else self._channels.values():
                 channel.tick(now_ms)
 
     def admits(self) -> bool:

@@ -105,6 +105,8 @@ async def hit(site: Site) -> str:
     """Connections are reset in the middle, many at COMMIT, and backends killed, while the daemon writes."""
     dice, kills = random.Random(3), 0
     while site.proxy.faults < HITS or kills < HITS // 2:
+        if dice.random() < 0.1:  # a moment of peace, or what waits grows and never gets through in one piece
+            await site.rig.until(site.is_stored)
         if dice.random() < 0.3:
             site.proxy.cut_at_commit(reaches_server=dice.random() < 0.5)
         else:

@@ -1,0 +1,45 @@
+"""The daemon on a market that runs faster than the wall: minutes pass in seconds, links and leases keep real time.
+
+python -m tests.chaos.daemon FILE SPEED START_MS STARTED
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from candled import app, config
+from candled.bus.making import RedisParts, make_redis_parts
+from candled.plugins import discover
+from tests.clocks import ScaledClock
+
+
+class LinkClock(ScaledClock):
+    """The market's time of day, and the seconds of the machine.
+
+    Everything about Redis runs on it: Redis counts a lease in real seconds, and what is promised of links is real too.
+    """
+
+    def __init__(self, market: ScaledClock) -> None:
+        super().__init__()
+        self._market = market
+
+    def now_ms(self) -> int:
+        return self._market.now_ms()
+
+
+def main(path: Path, speed: float, start_ms: float, started: float) -> int:
+    """Run until SIGTERM; it was `start_ms` on the market when this machine's monotonic clock was at `started`."""
+    plugins = discover()
+    market = ScaledClock(speed, int(start_ms + (time.monotonic() - started) * speed * 1000))
+
+    def make(url: str, clock: Any, *rest: Any, **more: Any) -> RedisParts:
+        return make_redis_parts(url, LinkClock(clock), *rest, **more)
+
+    app.make_redis_parts = make
+    return app.run(config.load(path, os.environ, plugins), plugins, market)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), *map(float, sys.argv[2:])))

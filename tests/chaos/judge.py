@@ -1,0 +1,187 @@
+"""Whether everything is right: store, charts, processes. What is not is said in a sentence."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import psycopg2
+import websockets
+
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Symbol, fold, iso_ms
+from tests.chaos.charts import closed_before, time_ms, values_of
+from tests.chaos.site import Site, Values
+from tests.chaos.viewers import Viewer, fresh
+
+_SETTLED_MS = 2 * MINUTE_MS  # minutes that ended so long ago should be final and stored
+_LEAD_MS = 12 * 60 * MINUTE_MS  # the stream's snapshots reach back before the week in which a run begins
+_CALM_S = 1.0  # the exchange holds its tongue for so long while charts are compared
+_WRITERS_AND_READERS = {"freeWriters", "freeReaders"}
+
+
+@dataclass
+class Score:
+    """What a run adds up to."""
+
+    minutes: int = 0
+    missing: int = 0
+    wrong: int = 0
+    extra: int = 0
+    charts: int = 0
+    heals_s: list[float] = field(default_factory=list)
+
+
+class Judge:
+    """Compares a site and its viewers with the exchange's truth."""
+
+    def __init__(self, site: Site, viewers: Sequence[Viewer]) -> None:
+        self.score = Score()
+        self._site = site
+        self._viewers = viewers
+        self._slots: dict[str, dict[str, int]] = {}
+
+    async def until_right(self, within_s: float) -> float:
+        """Wait until everything is right; return the seconds that took.
+
+        Raises:
+            AssertionError: it did not come to be; the text says what was wrong last.
+        """
+        begun = time.monotonic()
+        while True:
+            wrong = await self.differences()
+            took_s = time.monotonic() - begun
+            if not wrong:
+                self.score.heals_s.append(took_s)
+                return took_s
+            assert took_s < within_s, f"not right after {took_s:.1f} s: {wrong}"
+            await asyncio.sleep(0.1)
+
+    async def differences(self) -> str:
+        """What is wrong now, in order of what depends on what; empty if nothing is."""
+        wrong = await self._processes()
+        if wrong:
+            return wrong
+        until_ms = MINUTE.floor(self._site.clock.now_ms()) - _SETTLED_MS
+        wrong = await self._store(until_ms)
+        if wrong:
+            return wrong
+        self._site.fake.holds_back = True
+        try:
+            calm_until = time.monotonic() + _CALM_S
+            while wrong := await self._charts(until_ms):
+                if time.monotonic() > calm_until:
+                    break
+                await asyncio.sleep(0.1)
+        finally:
+            self._site.fake.holds_back = False
+        return wrong
+
+    # ------------------------------------------------------------ processes
+
+    async def _processes(self) -> str:
+        """Every process says that it is well, and has all slots of its pools."""
+        nodes = self._site.nodes
+        for node, health in zip(nodes, await asyncio.gather(*(node.health() for node in nodes)), strict=True):
+            if health is None:
+                return f"{node.name} does not answer: {node.tail(1500)}"
+            if health["status"] != "pass":
+                facts = {key: health[key] for key in ("exchanges", "store", "bus", "bars")}
+                return f"{node.name} is not well: {facts}"
+            if health["bars"]["catchingUp"] or not health["bus"]["connected"]:
+                return f"{node.name} is behind: {health['bus']} {health['bars']}"
+            slots = {key: health["store"][key] for key in _WRITERS_AND_READERS}
+            most = self._slots.setdefault(node.name, slots)
+            for key, free in slots.items():
+                most[key] = max(free, most[key])
+            if slots != most:
+                return f"{node.name} lacks slots: {slots} of {most}"
+        return ""
+
+    # ------------------------------------------------------------ the store
+
+    async def _store(self, until_ms: int) -> str:
+        """Every final minute is there exactly once, as the exchange had it."""
+        minutes = missing = wrong = extra = 0
+        example = ""
+        for symbol in self._site.symbols:
+            truth = {candle.open_ms: candle.values for candle in self._site.truth(symbol, until_ms)}
+            try:
+                rows = await asyncio.to_thread(self._site.stored, symbol, until_ms)
+            except psycopg2.Error as error:
+                return f"the database cannot be read: {error}"
+            stored = dict(rows)
+            lost = [open_ms for open_ms in truth if open_ms not in stored]
+            bad = [open_ms for open_ms in truth if open_ms in stored and stored[open_ms] != truth[open_ms]]
+            minutes, missing, wrong = minutes + len(truth), missing + len(lost), wrong + len(bad)
+            extra += len(rows) - len(stored) + len(stored.keys() - truth.keys())
+            for open_ms in [*lost, *bad][:1]:
+                example = f"{symbol} {iso_ms(open_ms)}: {stored.get(open_ms)}, not {truth[open_ms]}"
+        self.score.minutes, self.score.missing, self.score.wrong, self.score.extra = minutes, missing, wrong, extra
+        return f"store: {missing} missing, {wrong} wrong, {extra} extra: {example}" if missing + wrong + extra else ""
+
+    # ------------------------------------------------------------ the charts
+
+    async def _charts(self, until_ms: int) -> str:
+        """Every chart is a fresh `initial` of every process, letter by letter, and closed bars are the truth."""
+        wishes = list(dict.fromkeys(viewer.chart.wish for viewer in self._viewers))
+        nodes = self._site.serving
+        try:
+            shown = await asyncio.gather(*(fresh(node, wish) for wish in wishes for node in nodes))
+        except (OSError, TimeoutError, websockets.WebSocketException) as error:
+            return f"a fresh client is not served: {error!r}"
+        by_wish = {wish: shown[at * len(nodes) : (at + 1) * len(nodes)] for at, wish in enumerate(wishes)}
+        for wish, several in by_wish.items():
+            for node, bars in zip(nodes, several, strict=True):
+                if bars != several[0]:
+                    return f"{wish}: {node.name} shows {_unlike(bars, several[0])} of {nodes[0].name}"
+            if not several[0]:
+                return f"{wish}: nothing is shown"
+            wrong = self._untrue(Symbol.parse(wish.symbol), wish.interval, several[0], until_ms)
+            if wrong:
+                return f"{wish}: {wrong}"
+        for viewer in self._viewers:
+            bars = by_wish[viewer.chart.wish][0]
+            if not viewer.is_connected:
+                return f"{viewer.chart.wish}: the client is not connected"
+            if viewer.chart.window(bars) != bars:
+                return f"{viewer.chart.wish}: the chart shows {_unlike(viewer.chart.window(bars), bars)} of a reload"
+        self.score.charts = len(self._viewers)
+        return ""
+
+    def _untrue(self, symbol: Symbol, interval: str, bars: Sequence[tuple[str, str]], until_ms: int) -> str:
+        truth = self.folded(symbol, Interval.parse(interval), until_ms)
+        length_ms = Interval.parse(interval).ms
+        for bar in closed_before(bars, length_ms, until_ms):
+            if values_of(bar[1]) != truth.get(time_ms(bar)):
+                return f"{bar[1]} is shown, the truth is {truth.get(time_ms(bar))}"
+        return ""
+
+    def folded(self, symbol: Symbol, interval: Interval, until_ms: int) -> dict[int, Values]:
+        """The closed bars of an interval as plain folds of the truth."""
+        buckets: dict[int, list[Candle]] = {}
+        for candle in self._site.truth(symbol, until_ms, lead_ms=_LEAD_MS):
+            buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
+        return {open_ms: fold(parts, open_ms).values for open_ms, parts in buckets.items()}
+
+    # ------------------------------------------------------------ afterwards
+
+    def misbehaved(self) -> list[str]:
+        """What charts complain of, and what was said to be final and was not."""
+        found = [wrong for viewer in self._viewers for wrong in viewer.chart.wrong]
+        now_ms = self._site.clock.now_ms()
+        for chart in (viewer.chart for viewer in self._viewers):
+            truth = self.folded(Symbol.parse(chart.wish.symbol), Interval.parse(chart.wish.interval), now_ms)
+            for begins, (bar, _) in chart.finals.items():
+                real = truth.get(time_ms((begins, bar)))
+                if values_of(bar) != real:
+                    found.append(f"{chart.wish}: final was said of {bar}, the truth is {real}")
+        return found
+
+
+def _unlike(shown: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> str:
+    """Where two lists of bars differ first."""
+    ours, theirs = dict(shown), dict(other)
+    differing = sorted(time for time in ours.keys() | theirs.keys() if ours.get(time) != theirs.get(time))
+    if not differing:
+        return "the same bars in another order than those"
+    return f"{ours.get(differing[0])}, not {theirs.get(differing[0])} ({len(differing)} bars unlike those)"

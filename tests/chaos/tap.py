@@ -1,0 +1,88 @@
+"""Listens on Redis beside the processes: who speaks for a shard, and whether two ever do at once."""
+
+import asyncio
+import contextlib
+import json
+import time
+from typing import Any
+
+from redis import asyncio as aioredis
+from redis.exceptions import RedisError
+
+from candled.bus.codec import token_of
+from tests.redis_servers import RedisServer
+
+_REPEATED = 16  # so many messages wait for an answer, at most
+
+
+class Tap:
+    """Hears every channel of one Redis server, over its restarts, straight from it.
+
+    `wrong` is what must not happen. `published` counts candles. `restarted` is to be called where Redis loses its data:
+    what a fence forbids after that, nobody can know.
+    """
+
+    def __init__(self, server: RedisServer) -> None:
+        self.wrong: list[str] = []
+        self.published = 0
+        self.tokens: dict[str, int] = {}  # by channel, the newest that spoke
+        self._server = server
+        self._said: dict[tuple[str, str], dict[int, bytes]] = {}  # by channel and epoch: number and message
+        self._highest = 0
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """Hear no more."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    def restarted(self) -> None:
+        """Redis has lost its data."""
+        self.tokens.clear()
+        self._said.clear()
+
+    async def next_feed(self, within_s: float) -> float | None:
+        """Seconds until somebody speaks with a higher token than anybody before; None: nobody does."""
+        known, begun = self._highest, time.monotonic()
+        while self._highest <= known:
+            if time.monotonic() > begun + within_s:
+                return None
+            await asyncio.sleep(0.02)
+        return time.monotonic() - begun
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                await self._listen()
+            await asyncio.sleep(0.05)
+
+    async def _listen(self) -> None:
+        client = aioredis.Redis(host="127.0.0.1", port=self._server.port, socket_connect_timeout=1.0)
+        pubsub = client.pubsub()
+        try:
+            await pubsub.psubscribe("candles:*")
+            while True:
+                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1.0)
+                if message is not None and message["type"] == "pmessage":
+                    self._heard(message["channel"].decode(), message["data"])
+        finally:
+            for one in (pubsub, client):
+                with contextlib.suppress(RedisError, OSError):
+                    await one.aclose()
+
+    def _heard(self, channel: str, data: bytes) -> None:
+        message: dict[str, Any] = json.loads(data)
+        epoch, seq = message["epoch"], message["seq"]
+        token, known = token_of(epoch), self.tokens.get(channel, 0)
+        self.published += message["type"] == "candle"
+        if token < known:
+            self.wrong.append(f"{channel}: {epoch} speaks after token {known}: {message}")
+        said = self._said.setdefault((channel, epoch), {})
+        # Where an answer was lost the same may be said again.
+        if said.get(seq, data) != data or seq + _REPEATED <= max(said, default=0):
+            self.wrong.append(f"{channel}: {epoch} says another number {seq}: {message}")
+        said[seq] = data
+        said.pop(seq - 4 * _REPEATED, None)
+        self.tokens[channel] = max(token, known)
+        self._highest = max(self._highest, token)

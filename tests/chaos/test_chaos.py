@@ -1,0 +1,122 @@
+"""Many processes under random faults: afterwards every final minute is stored once, and every chart is a fresh one."""
+
+import asyncio
+import os
+import random
+import time
+
+import pytest
+
+from tests.chaos.charts import Wish
+from tests.chaos.faults import TAKEOVER_S, Faults
+from tests.chaos.judge import Judge
+from tests.chaos.site import Site
+from tests.chaos.tap import Tap
+from tests.chaos.viewers import Viewer
+
+LONG = [
+    pytest.mark.long,
+    pytest.mark.timeout(7200),
+    pytest.mark.skipif("CANDLED_TEST_LONG" not in os.environ, reason="the long form: make chaos"),
+]
+START_S = 60.0
+HEAL_S = 60.0
+EXTENDED = ("fields", "corrections", "status")
+# Every run has these, in a random order; the first one at the beginning of a minute.
+ALWAYS = [
+    "restart redis", "kill leader", "freeze leader", "kill serve", "freeze serve", "freeze redis", "kill database",
+    "lose redis", "mute exchange", "reset front",
+]  # fmt: skip
+
+
+def seed() -> int:
+    """Another one at each run, unless `CANDLED_TEST_SEED` says which."""
+    return int(os.environ.get("CANDLED_TEST_SEED") or random.SystemRandom().randrange(10**6))
+
+
+def watch(site: Site, draw: random.Random) -> list[Viewer]:
+    """Clients of every serving process in several rooms, plain and extended ones, and some that go from one to another."""
+    viewers = []
+    for node in site.serving:
+        for number, interval in enumerate(("1m", "5m", "1h")):
+            symbol = str(site.symbols[number % len(site.symbols)])
+            viewers.append(Viewer(Wish(symbol, interval), [node], random.Random(draw.random())))
+            viewers.append(Viewer(Wish(symbol, interval, more=EXTENDED), [node], random.Random(draw.random())))
+    for interval in ("1m", "5m"):
+        symbol = str(site.symbols[-1])
+        viewers.append(Viewer(Wish(symbol, interval), site.serving, random.Random(draw.random())))
+        viewers.append(Viewer(Wish(symbol, interval, more=EXTENDED), site.serving, random.Random(draw.random())))
+    return viewers
+
+
+def plan(draw: random.Random, known: list[str], count: int) -> list[tuple[list[str], bool]]:
+    """Rounds of one to three faults, `count` in all, each at the beginning of a minute or not."""
+    kinds = draw.sample(ALWAYS, len(ALWAYS))
+    while len(kinds) < count:
+        kinds.append(draw.choice(known))
+    rounds = []
+    while kinds:
+        size = draw.choice([1, 1, 1, 2, 3])
+        several, kinds = kinds[:size], kinds[size:]
+        rounds.append((several, "restart redis" in several or draw.random() < 0.4))
+    return rounds
+
+
+@pytest.mark.parametrize(
+    ("faults", "serve", "shards"),
+    [pytest.param(10, 2, 1, marks=pytest.mark.timeout(400)), pytest.param(200, 3, 2, marks=LONG)],
+    ids=["short", "long"],
+)
+async def test_whatever_fails_every_minute_is_stored_once_and_every_chart_is_right(tmp_path, faults, serve, shards):
+    number = seed()
+    print(f"\nchaos: seed {number}")
+    draw = random.Random(number)
+    async with Site(tmp_path, ingest=shards + 1, serve=serve, shards=shards, markets=2 * shards) as site:
+        tap = Tap(site.redis)
+        for node in site.nodes:
+            site.start(node)
+        viewers = watch(site, draw)
+        judge, breaking = Judge(site, viewers), Faults(site, tap, draw)
+        try:
+            print(f"right after the start: {await judge.until_right(START_S):.1f} s", flush=True)
+            judge.score.heals_s.clear()
+            for kinds, at_boundary in plan(draw, sorted(breaking.kinds), faults):
+                begun = time.monotonic()
+                await breaking.round(kinds, at_boundary=at_boundary)
+                print(
+                    f"{kinds}{' at a boundary' if at_boundary else ''}: {time.monotonic() - begun:.1f} s",
+                    end="",
+                    flush=True,
+                )
+                if draw.random() < 0.5:
+                    print(f", healed in {await judge.until_right(HEAL_S):.1f} s", flush=True)
+                else:
+                    print(flush=True)
+                await asyncio.sleep(draw.uniform(0.0, 2.0))
+            await site.minutes(1)
+            await judge.until_right(HEAL_S)
+            wrong = tap.wrong + judge.misbehaved()
+            assert not wrong, "\n".join(wrong)
+        finally:
+            for viewer in viewers:
+                await viewer.stop()
+            await tap.stop()
+            print(summary(breaking, judge, viewers, number), flush=True)
+    assert breaking.counts.total() >= faults
+    assert max(breaking.takeovers_s, default=0.0) <= TAKEOVER_S
+    assert sum(viewer.chart.updates for viewer in viewers) > 100
+
+
+def summary(breaking: Faults, judge: Judge, viewers: list[Viewer], number: int) -> str:
+    """The one line that a run ends with."""
+    score = judge.score
+    by_kind = ", ".join(f"{kind} {count}" for kind, count in sorted(breaking.counts.items()))
+    resumed = sum(viewer.chart.resumed for viewer in viewers)
+    back = sum(viewer.chart.went_back for viewer in viewers)
+    finals = sum(len(viewer.chart.finals) for viewer in viewers)
+    return (
+        f"chaos: {breaking.counts.total()} faults ({by_kind}); {score.minutes} minutes checked: {score.missing} missing, "
+        f"{score.wrong} wrong, {score.extra} extra; {len(viewers)} charts, {resumed} resumed, {back} began older, "
+        f"{finals} finals; largest heal {max(score.heals_s, default=0.0):.1f} s, takeover "
+        f"{max(breaking.takeovers_s, default=0.0):.1f} s of {len(breaking.takeovers_s)}; seed {number}"
+    )
