@@ -74,6 +74,7 @@ class Crowd:
         link.setblocking(False)
         self._selector.register(link, selectors.EVENT_READ)
         self.connected += 1
+        self._look_at(link, answer.partition(b"\r\n\r\n")[2])  # perhaps a first ping
 
     def _read(self, patience_s: float) -> None:
         for key, _ in self._selector.select(patience_s):
