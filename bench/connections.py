@@ -169,9 +169,10 @@ def loop(options: argparse.Namespace) -> list[str]:
             for _ in range(max(3, options.seconds // 10)):
                 shares.append(crowd.share(window_s))
                 longest.append(crowd.server.ask("longest"))
+    measured_s = window_s * len(longest)
     return [
-        f"{options.clients} clients, {len(asks)} rooms, a change a second each, {window_s * len(longest):.0f} s: the loop was "
-        f"held {spread(longest)} ms at most in {window_s:.0f} s; {spread(shares)} % of a core, {rss_text(crowd)}"
+        f"{options.clients} clients, {len(asks)} rooms, a change a second each, {measured_s:.0f} s: the loop "
+        f"was held {spread(longest)} ms at most in {window_s:.0f} s; {spread(shares)} % of a core, {rss_text(crowd)}"
     ]
 
 
