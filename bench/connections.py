@@ -165,13 +165,13 @@ def loop(options: argparse.Namespace) -> list[str]:
             crowd.server.ask("live")
             time.sleep(2)
             crowd.server.ask("longest")
-            longest, shares = [], []
+            longest, shares, window_s = [], [], min(10.0, options.seconds)
             for _ in range(max(3, options.seconds // 10)):
-                shares.append(crowd.share(10.0))
+                shares.append(crowd.share(window_s))
                 longest.append(crowd.server.ask("longest"))
     return [
-        f"{options.clients} clients, {len(asks)} rooms, a change a second each, {10 * len(longest)} s: the loop was "
-        f"held {spread(longest)} ms at most in 10 s; {spread(shares)} % of a core, {rss_text(crowd)}"
+        f"{options.clients} clients, {len(asks)} rooms, a change a second each, {window_s * len(longest):.0f} s: the loop was "
+        f"held {spread(longest)} ms at most in {window_s:.0f} s; {spread(shares)} % of a core, {rss_text(crowd)}"
     ]
 
 

@@ -8,7 +8,7 @@ from candled.bus import Position
 from candled.model import Candle
 
 from .links import Link, Links, Place
-from .messages import FINAL, REV, SEQ, Options, RequestId, Topic
+from .messages import FINAL, REV, Options, RequestId, Topic
 from .pace import MIN_GAP_S, Pace
 from .protocol import Resume
 
@@ -91,7 +91,6 @@ class Lane:
         self.groups: dict[Options, Links] = {}
         self.members = 0
         self.told = 0  # members that have had their `initial`
-        self.counting = 0  # members that are told `seq`
         self.ahead: dict[Membership, None] = {}
         self.stale: dict[Membership, None] = {}  # need a fresh `initial`
         self.corrections: set[int] = set()  # bars that wait to be corrected
@@ -146,15 +145,11 @@ class Lane:
     def enter(self, membership: Membership) -> None:
         """A new member, which waits for its `initial`."""
         self.members += 1
-        self.counting += bool(membership.options.fields & SEQ)
 
     def leave(self, membership: Membership) -> None:
         """The end of a membership."""
         self.await_initial(membership)
         self.members -= 1
-        self.counting -= bool(membership.options.fields & SEQ)
-        if not self.counting:
-            self.said = None
 
     def await_initial(self, membership: Membership) -> None:
         """The member gets nothing more before its next `initial`."""
