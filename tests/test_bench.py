@@ -21,7 +21,7 @@ TINY = {
     "bus": ["--messages", "100", "--markets", "5", "--seconds", "1", "--subscribers", "2", "--takeovers", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
-    "outage": ["--markets", "2", "--pushes", "2", "--rounds", "1"],
+    "outage": ["--markets", "2", "--pushes", "2", "--rounds", "1", "--away", "3", "--settle", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
 SAYS = {

@@ -320,8 +320,8 @@ def test_more_threads_than_connections_wait_their_turn(open_store):
     store = open_store(MINUTE, readers=2)
     store.write([(BTC, minute(0))])
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda _: everything(store, BTC, MINUTE), range(2000)))
-    assert answers == [[minute(0)]] * 2000
+        answers = list(threads.map(lambda _: everything(store, BTC, MINUTE), range(10_000)))
+    assert answers == [[minute(0)]] * 10_000
     assert store.describe()["freeReaders"] == 2
 
 
