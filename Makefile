@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench soak autobahn install
+.PHONY: run test lint bench soak chaos autobahn install
 
 run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart on http://localhost:7000/
 	$(BIN)/candled --config config/demo.yaml
@@ -21,6 +21,9 @@ bench: $(VENV)/.test  ## the figures of bench/README.md
 
 soak: $(VENV)/.test  ## the long forms of the reliability tests
 	CANDLED_TEST_LONG=1 CANDLED_TEST_BROWSER_SECONDS=300 $(BIN)/python -m pytest tests/system tests/store tests/tools tests/ingest
+
+chaos: $(VENV)/.test  ## two hundred faults at several processes, Redis and PostgreSQL
+	CANDLED_TEST_LONG=1 $(BIN)/python -m pytest tests/chaos -s
 
 autobahn: .autobahn/bin/wstest  ## the WebSocket conformance suite, for tests/serve/test_autobahn.py; needs Python 2.7
 
