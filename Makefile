@@ -20,7 +20,7 @@ bench: $(VENV)/.test  ## the figures of bench/README.md
 	$(BIN)/python -m bench
 
 soak: $(VENV)/.test  ## the long forms of the reliability tests
-	CANDLED_TEST_LONG=1 CANDLED_TEST_BROWSER_SECONDS=300 $(BIN)/python -m pytest tests/system tests/store tests/tools tests/ingest
+	CANDLED_TEST_LONG=1 CANDLED_TEST_BROWSER_SECONDS=300 $(BIN)/python -m pytest tests/system tests/store tests/tools tests/ingest tests/rooms
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
