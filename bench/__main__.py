@@ -8,17 +8,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 NAMES = (
-    "aggregation",
-    "rooms",
-    "latency",
-    "bus",
-    "ingest",
-    "memory",
-    "scale",
-    "store_sqlite",
-    "store_postgres",
-    "outage",
-)
+    "fanout", "connections", "rooms", "aggregation", "latency", "bus", "ingest", "memory", "scale", "store_sqlite",
+    "store_postgres", "outage",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -26,6 +26,7 @@ from candled.serve.publisher import Publisher
 from candled.serve.server import Server
 from tests.rooms.stage import Stored
 from tests.rows import minute
+from tests.serve.peers import all_well
 
 NO_LIMITS: dict[str, Any] = {"max_connections_per_ip": 0, "max_connections": 0, "max_handshakes_per_second": 0}
 _DURATIONS = {"ping_interval", "ping_timeout", "slow_client_timeout"}  # in seconds here
@@ -68,6 +69,7 @@ class Serving:
             make_client=lambda link: Client(link, hub, bars, codec, clock, options, Pages(bars, stored).history),
             clock=clock,
             health=dict,
+            ready=all_well,
             statistics=hub.describe,
             page=str,
         )

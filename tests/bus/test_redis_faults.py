@@ -145,12 +145,12 @@ async def test_a_combined_process_shows_its_own_minutes_all_the_while(capsys):
     prefix, took = new_prefix(), []
     with own_redis() as server, Proxy(server.address) as proxy:
         far = f"redis://127.0.0.1:{proxy.address[1]}"
-        async with process(far, prefix, ingests=True, lease_s=3.0) as leader, LoopWatch() as watch:
+        async with process(far, prefix, ingests=True, lease_s=2.0) as leader, LoopWatch() as watch:
             await until(lambda: leader.state is LeaseState.LEADER)
             published = 0
             for fault in (proxy.freeze, server.kill):
                 fault()
-                for number in range(300 if LONG else 200):
+                for number in range(300 if LONG else 130):
                     started = time.perf_counter()
                     leader.publish(number=number)
                     took.append(time.perf_counter() - started)

@@ -155,7 +155,7 @@ def test_compressed_minutes_of_the_first_schema_are_upgraded_as_they_stand(datab
 
 def test_tables_in_chunks_are_left_alone_by_a_server_that_runs_without_the_library():
     """Such a server would change a part of each table only."""
-    server = own_timescale(shared_preload_libraries="timescaledb")
+    server = own_timescale(shared_preload_libraries="timescaledb", synchronous_commit="on")
     try:
         with Database(server.dsn) as database:
             store = PostgresStore(database.url(), [M5], compress_after_days=1)

@@ -24,7 +24,7 @@ MARKETS = [FakeMarket(symbol=BTC, tape=Synthetic(1)), FakeMarket(symbol=ETH, tap
 LONG = "CANDLED_TEST_LONG" in os.environ
 OUTAGE_S = 600.0 if LONG else 6.0
 HANG_S = 60.0 if LONG else 12.0  # long enough for calls to be given up, after 10 seconds
-HITS = 200 if LONG else 30
+HITS = 200 if LONG else 20
 
 
 class Site:
