@@ -23,6 +23,7 @@ from candled.rooms.links import Links
 from candled.rooms.protocol import Topic
 from candled.serve.handlers import StreamHandler
 from candled.serve.outbox import MOST_BARS_WAITING
+from candled.serve.publisher import READ_UNTIL_S
 from candled.serve.socket_link import KERNEL_KEEPS
 from tests.serve.peers import CLOSE, PING, PONG, TEXT, EchoSite, echo_site, frame
 
@@ -278,6 +279,18 @@ async def test_the_end_of_the_server_is_told_to_everybody(takeover):
         assert time.monotonic() - began < 3
         assert await asyncio.gather(*ends) == [1001] * 200
         assert [client.ends for client in site.clients] == [1] * 200
+
+
+async def test_a_goodbye_is_said_however_long_the_pass_has_been():
+    """All are told when the server ends, not only those whose turn comes in the first milliseconds."""
+    async with echo_site() as site:
+        peer = await site.connect()
+        client = await site.client()
+        site.publisher.may_read()
+        time.sleep(2 * READ_UNTIL_S)
+        assert not site.publisher.may_read()
+        client.link.close(1001, "bye")
+        assert await peer.receive() == (0x88, (1001).to_bytes(2, "big") + b"bye")
 
 
 async def test_a_mute_client_is_closed_with_3012():
