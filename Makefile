@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench soak install
+.PHONY: run test lint bench soak chaos autobahn install
 
 run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart on http://localhost:7000/
 	$(BIN)/candled --config config/demo.yaml
@@ -20,7 +20,19 @@ bench: $(VENV)/.test  ## the figures of bench/README.md
 	$(BIN)/python -m bench
 
 soak: $(VENV)/.test  ## the long forms of the reliability tests
-	CANDLED_TEST_LONG=1 CANDLED_TEST_BROWSER_SECONDS=300 $(BIN)/python -m pytest tests/system tests/store tests/tools tests/ingest
+	CANDLED_TEST_LONG=1 CANDLED_TEST_BROWSER_SECONDS=300 $(BIN)/python -m pytest tests/system tests/store tests/tools tests/ingest tests/rooms
+
+chaos: $(VENV)/.test  ## two hundred faults at several processes, Redis and PostgreSQL
+	CANDLED_TEST_LONG=1 $(BIN)/python -m pytest tests/chaos -s
+
+autobahn: .autobahn/bin/wstest  ## the WebSocket conformance suite, for tests/serve/test_autobahn.py; needs Python 2.7
+
+PYTHON2 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/2.7*/bin/python2.7) python2.7)
+
+.autobahn/bin/wstest: $(VENV)/.venv
+	$(BIN)/python -m pip install --quiet "virtualenv<20.22"
+	$(BIN)/python -m virtualenv --quiet --python $(PYTHON2) .autobahn
+	.autobahn/bin/python -m pip install --quiet "autobahntestsuite<25"
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("aggregation", "latency", "ingest", "memory", "scale", "store_sqlite", "store_postgres", "outage")
+NAMES = (
+    "fanout", "connections", "rooms", "aggregation", "latency", "bus", "ingest", "memory", "scale", "store_sqlite",
+    "store_postgres", "outage",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:

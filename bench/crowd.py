@@ -38,14 +38,15 @@ class Crowd:
         self.delays_ms: list[float] = []
 
     def run(self, clients: int, per_second: float) -> None:
-        """Connect the clients at that pace; print a line a second, until killed."""
+        """Connect the clients, not faster than that; print a line a second, until killed."""
         waiting = self._requests(clients)
-        started = reported = time.monotonic()
+        connect_at = reported = time.monotonic()
         while True:
             now = time.monotonic()
-            while self.connected < min(clients, int((now - started) * per_second)):
+            if self.connected < clients and now >= connect_at:
                 self._connect(next(waiting))
-            self._read(0.01 if self.connected < clients else 0.2)
+                connect_at = now + 1 / per_second
+            self._read(0.2 if self.connected == clients else max(0.0, connect_at - time.monotonic()))
             if now - reported >= 1.0:
                 reported = now
                 print(self._report(), flush=True)
@@ -73,6 +74,7 @@ class Crowd:
         link.setblocking(False)
         self._selector.register(link, selectors.EVENT_READ)
         self.connected += 1
+        self._look_at(link, answer.partition(b"\r\n\r\n")[2])  # perhaps a first ping
 
     def _read(self, patience_s: float) -> None:
         for key, _ in self._selector.select(patience_s):
@@ -81,10 +83,12 @@ class Crowd:
             with contextlib.suppress(BlockingIOError):
                 chunk = link.recv(262_144)
                 if not chunk:
-                    raise RuntimeError("the daemon closed a connection")
+                    raise RuntimeError("a connection was cut")
                 self._look_at(link, chunk)
 
     def _look_at(self, link: socket.socket, chunk: bytes) -> None:
+        if chunk[:1] == b"\x88":
+            raise RuntimeError(f"the daemon closed a connection: {chunk!r}")
         if b"\x89" in chunk[:1] or b"\x89\x00" in chunk:  # never part of JSON
             link.send(_masked(0x8A, b""))
         found = chunk.find(_UPDATE, 0, 40)

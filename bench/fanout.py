@@ -40,15 +40,20 @@ _VARIANTS = {name: str(number) for number, name in enumerate(SERVERS, 1)}
 class Server:
     """One of the servers in a process of its own, and the commands it takes."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
         self.name = name
         self.port = free_port()
         command = [sys.executable, "-m", "bench.fanout_servers", name]
         if name == "ws":
             command = ["node", str(HERE / "fanout_ws.js")]
         self._process = subprocess.Popen(
-            [*command, str(self.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
+            [*command, str(self.port), *([json.dumps(options)] if options else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
         )
+        self.pid = self._process.pid
         assert json.loads(self._line()) == "ready"
 
     def ask(self, what: str) -> float:

@@ -1,10 +1,11 @@
-"""The servers of `bench.fanout`: each holds its clients, and on demand sends one frame to all of them, timed.
+"""The servers of `bench.fanout` and `bench.connections`: each holds its clients, and sends one frame to all on demand.
 
-    python -m bench.fanout_servers NAME PORT
+    python -m bench.fanout_servers NAME PORT [OPTIONS in JSON]
 
 On standard input `send` has the server send one frame its own way, `floor` has a C loop send the same frame on the same
 sockets, `idle` has nothing sent. Each is answered with a line of JSON: microseconds of processor time of the thread.
-`count` is answered with the number of connections.
+`count` is answered with the number of connections. candled alone: `live` lets all its markets change once a second,
+`longest` is answered with the milliseconds that the loop was held at most since it was asked before.
 """
 
 import asyncio
@@ -13,10 +14,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from itertools import count
 from typing import Any
 
 from bench.native import Floor, connections
+from bench.serving import Serving
 
 # Sends one frame to all; returns how long it took, in microseconds, where that is not the time until it returned.
 Send = Callable[[], Awaitable[float | None]]
@@ -44,90 +45,18 @@ def framed(message: str) -> bytes:
     return b"\x81\x7e" + len(payload).to_bytes(2, "big") + payload
 
 
-# ---------------------------------------------------------------- candled
+_serving: list[Serving] = []
 
 
-class Timed:
-    """A hub that notes when its last tick began."""
-
-    def __init__(self, run_due: Callable[[], bool]) -> None:
-        self._run_due = run_due
-        self.began = 0
-
-    def run_due(self) -> bool:
-        """One tick."""
-        self.began = time.thread_time_ns()
-        return self._run_due()
-
-
-async def candled(port: int) -> Send:
-    """The daemon's way from the bus to the sockets: bus, bars, hub, publisher, links. Without ingest and store."""
-    from candled.aggregate.live_bars import LiveBars
-    from candled.api.pages import Pages
-    from candled.bus import MinuteChanged
-    from candled.bus.making import make_memory_bus
-    from candled.clock import SystemClock
-    from candled.config import ServerSettings
-    from candled.model import DEFAULT_INTERVALS, Candle, MarketKey, Symbol
-    from candled.rooms.frames import Frame
-    from candled.rooms.hub import Hub
-    from candled.rooms.links import Links
-    from candled.rooms.protocol import Protocol
-    from candled.serve.client import Client
-    from candled.serve.collector import Collector
-    from candled.serve.publisher import Publisher
-    from candled.serve.server import Server
-    from tests.rooms.stage import Stored
-    from tests.rows import minute
-
-    market = MarketKey("replay", Symbol.parse("BTC/USDT"))
-    stored, clock, bus = Stored(minute(number, final=True) for number in range(60)), SystemClock(), make_memory_bus()
-    bars = LiveBars([market], DEFAULT_INTERVALS, stored, clock)
-    codec = Protocol({"replay": [market.symbol]}, DEFAULT_INTERVALS)
-    publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
-    sent = asyncio.Event()
-
-    def publish(links: Links, frame: Frame) -> None:
-        publisher.publish(links, frame)
-        sent.set()
-
-    hub = Hub(codec, bars, clock, publish)
-    rooms = Timed(hub.run_due)
-    bars.listen(hub)
-    bus.listen(bars.on_message)
-    await bars.start()
-    settings = ServerSettings(
-        host="127.0.0.1", port=port, max_connections_per_ip=0, max_connections=0, max_handshakes_per_second=0
-    )
-    server = Server(
-        settings,
-        hub=rooms,
-        publisher=publisher,
-        make_client=lambda link: Client(link, hub, bars, codec, clock, settings, Pages(bars, stored).history),
-        clock=clock,
-        health=dict,
-        statistics=dict,
-        page=str,
-    )
-    server.listen()
+async def candled(port: int, **options: Any) -> Send:
+    """The daemon's way from the bus to the sockets."""
+    serving = Serving(port, **options)
+    await serving.start()
+    _serving.append(serving)
     prices = [Decimal(price) for price in ("67234.5", "67340", "67200", "67310.25")]
-    opened = minute(60)
-    versions = count(opened.as_of_ms - 50_000)
-    Collector().start()
 
     async def send() -> float:
-        volumes = Decimal(stamp(CANDLED)), Decimal("9772345.67")
-        candle = Candle(opened.open_ms, *prices, *volumes, next(versions))
-        sent.clear()
-        began = time.thread_time_ns()
-        bus.publish(MinuteChanged(market, candle))
-        if not sent.is_set():  # its turn comes a little later; what passes until then is not its time
-            spent = time.thread_time_ns() - began
-            await asyncio.wait_for(sent.wait(), 5)
-            began = rooms.began - spent
-        while publisher.is_busy:
-            await asyncio.sleep(0)
-        return (time.thread_time_ns() - began) / 1000
+        return await serving.send((*prices, Decimal(stamp(CANDLED)), Decimal("9772345.67")))
 
     return send
 
@@ -135,7 +64,7 @@ async def candled(port: int) -> Send:
 # ---------------------------------------------------------------- the others
 
 
-async def write_message(port: int) -> Send:
+async def write_message(port: int, **settings: Any) -> Send:
     """Tornado's `WebSocketHandler.write_message`, for each client."""
     from tornado.httpserver import HTTPServer
     from tornado.netutil import bind_sockets
@@ -150,9 +79,12 @@ async def write_message(port: int) -> Send:
             handlers.append(self)
 
         def on_message(self, message: str | bytes) -> None:
-            pass
+            json.loads(message)
 
-    http = HTTPServer(Application([("/ws", Handler)]))
+        def on_close(self) -> None:
+            handlers.remove(self)
+
+    http = HTTPServer(Application([("/ws", Handler)], **settings))
     http.add_sockets(bind_sockets(port, "127.0.0.1", backlog=4096))
 
     async def send() -> None:
@@ -200,7 +132,7 @@ async def picows(port: int) -> Send:
     return send
 
 
-Server = Callable[[int], Awaitable[Send]]
+Server = Callable[..., Awaitable[Send]]
 CANDLED, WRITE_MESSAGE, WEBSOCKETS, PICOWS, SOCKETIFY, WS = range(1, 7)
 SERVERS: dict[str, Server] = {
     "candled": candled,
@@ -229,6 +161,11 @@ class Control:
     async def _timed(self, what: str) -> float:
         if what == "count":
             return len(connections())
+        if what == "live":
+            _serving[0].live()
+        if what == "longest":
+            longest_s, _serving[0].longest_s = _serving[0].longest_s, 0.0
+            return longest_s * 1000
         if what == "floor" and self._floor is None:
             self._floor = Floor(connections())
         began = time.thread_time_ns()
@@ -242,9 +179,9 @@ class Control:
         return (time.thread_time_ns() - began) / 1000
 
 
-async def main(name: str, port: int) -> None:
+async def main(name: str, port: int, options: str = "{}") -> None:
     """Serve."""
-    send = await SERVERS[name](port)
+    send = await SERVERS[name](port, **json.loads(options))
     print(json.dumps("ready"), flush=True)
     await Control(send).run()
 
@@ -274,4 +211,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "socketify":
         socketify(int(sys.argv[2]))
     else:
-        asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+        asyncio.run(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))

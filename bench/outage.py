@@ -15,12 +15,10 @@ from bench.latency import Exchange, heard, inst_id, now_ms, percentiles, subscri
 from bench.process import Daemon, scratch, symbols
 from tests.servers import Database, PostgresServer, own_postgres
 
-SETTLE_S = 5.0
-AWAY_S = 8.0  # until candles have gone to the journal for the first time
 
-
-async def measure(server: PostgresServer, url: str, markets: int, pushes: int, rounds: int, directory: Path) -> None:
+async def measure(server: PostgresServer, url: str, options: argparse.Namespace, directory: Path) -> None:
     """Measure and print."""
+    markets, pushes = options.markets, options.pushes
     exchange, names = Exchange(), symbols(markets)
     ids = [inst_id(name) for name in names]
     ws_url, rest_url = f"ws://127.0.0.1:{exchange.port}/v2/ws/public", f"http://127.0.0.1:{exchange.port}"
@@ -30,21 +28,21 @@ async def measure(server: PostgresServer, url: str, markets: int, pushes: int, r
     with Daemon(directory, exchanges, now_ms(), ingest=ingest, store=store) as daemon:
         await heard(daemon, exchange, names)
         socket = await subscribed(daemon.port, names)
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(options.settle)
         there: list[float] = []
         away: list[float] = []
-        for number in range(rounds):
+        for number in range(options.rounds):
             there += await timed(socket, exchange, ids, pushes, 1000 + 2 * number * pushes * markets)
             await asyncio.to_thread(server.kill)
-            await asyncio.sleep(AWAY_S)
+            await asyncio.sleep(options.away)
             away += await timed(socket, exchange, ids, pushes, 1000 + (2 * number + 1) * pushes * markets)
             state = (await asyncio.to_thread(daemon.get, "/health"))["store"]["state"]
             if state != "away":
-                raise RuntimeError(f"the store was {state} after {AWAY_S:.0f} s without a server")
+                raise RuntimeError(f"the store was {state} after {options.away:g} s without a server")
             server.start()  # not in a thread, with which it would end
             while (await asyncio.to_thread(daemon.get, "/health"))["store"]["state"] != "ok":
                 await asyncio.sleep(0.5)
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(options.settle)
     print(f"{markets} markets at once, the database there: {percentiles(there)}")
     print(f"  the database away: {percentiles(away)}")
 
@@ -55,12 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--markets", type=int, default=200)
     parser.add_argument("--pushes", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--away", type=float, default=8.0, help="seconds; the journal is used after about 6")
+    parser.add_argument("--settle", type=float, default=5.0, help="seconds")
     options = parser.parse_args(arguments)
     server = own_postgres()
     try:
         with Database(server.dsn) as database, scratch() as directory:
-            work = measure(server, database.url(), options.markets, options.pushes, options.rounds, directory)
-            asyncio.run(work)
+            asyncio.run(measure(server, database.url(), options, directory))
     finally:
         server.remove()
 

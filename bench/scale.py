@@ -4,16 +4,18 @@
 
 The daemon, the exchange and the clients are processes of their own. The store holds `--held` bars of every interval of
 every market from the start, and every client asks for so many, so that all of them come to be in memory. Measured in
-windows of five seconds, after everybody is in: the daemon's share of a core, all threads, kernel included; its resident
-memory; how long its loop was held in one go; how many updates reached the clients, and how long after the exchange
-handed the frame to its socket. A symbol is updated every 1.05 seconds: at every second exactly, whatever comes a moment
-too early waits for its room's next second, and what is measured is that wait.
+windows of five seconds, after everybody is in: the daemon's share of a core, all threads, kernel included, and beside
+it what that many bare `socket.send` take; its resident memory; how long its loop was held in one go; how many updates
+reached the clients, and how long after the exchange handed the frame to its socket. A symbol is updated every 1.05
+seconds: at every second exactly, whatever comes a moment too early waits for its room's next second, and what is
+measured is that wait.
 """
 
 import argparse
 import contextlib
 import random
 import resource
+import socket
 import sqlite3
 import statistics
 import time
@@ -83,7 +85,8 @@ def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         f"{options.symbols:,} symbols of {len(DEFAULT_INTERVALS)} intervals with {options.held:,} bars each, "
         f"{options.clients:,} clients in {rooms:,} rooms\n"
         f"  complete {warm_s:.0f} s after the start, all clients in {joined_s:.0f} s after the first\n"
-        f"  of a core: {percent(shares)}; without clients {percent(idle)}\n"
+        f"  of a core: {percent(shares)}; without clients {percent(idle)}; "
+        f"bare sends of as many frames {100 * report.updates_a_second * bare_send_s():.1f} %\n"
         f"  resident: {before_mib:.0f} MiB without clients, {daemon.rss_mib():.0f} MiB with them\n{report}",
         flush=True,
     )
@@ -101,19 +104,43 @@ class Report:
         self._crowd = crowd
         self._held = held
 
+    @property
+    def updates_a_second(self) -> float:
+        """To all clients together."""
+        return statistics.fmean(line[1] for line in self._crowd)
+
     def __str__(self) -> str:
-        _, updates, half, most_of_all, most = zip(*self._crowd, strict=True)
+        _, _, half, most_of_all, most = zip(*self._crowd, strict=True)
         wall, cpu = zip(*self._held, strict=True)
         return (
-            f"  {statistics.fmean(updates):,.0f} updates a second to the clients, since the exchange sent the frame: "
+            f"  {self.updates_a_second:,.0f} updates a second to the clients, since the exchange sent the frame: "
             f"p50 {spread(half)}, p99 {spread(most_of_all)}, most {spread(most)} ms\n"
             f"  longest stop of the loop in each second: {spread(wall)} ms, {spread(cpu)} ms of its own processor time"
         )
 
 
+def bare_send_s() -> float:
+    """Processor seconds to send a frame of 230 bytes over loopback, one after the other to 200 sockets."""
+    took = []
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        links = []
+        for _ in range(200):
+            sender = stack.enter_context(socket.create_connection(listener.getsockname()))
+            links.append((sender, stack.enter_context(listener.accept()[0])))
+        for _ in range(50):
+            started = time.thread_time()
+            for sender, _ in links:
+                sender.send(bytes(230))
+            took.append((time.thread_time() - started) / len(links))
+            for _, receiver in links:
+                receiver.recv(4096)
+    return statistics.median(took)
+
+
 def lines_of(path: Path) -> list[list[float]]:
-    """The numbers of each whole line."""
-    text = path.read_text()
+    """The numbers of each whole line, up to where something else was written."""
+    text = path.read_text().partition("Traceback")[0]
     return [[float(number) for number in line.split()] for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
@@ -125,7 +152,7 @@ def wait_for(crowd: Process, clients: int, within_s: float) -> float:
         lines = lines_of(crowd.log)
         if lines and lines[-1][0] >= clients:
             return time.monotonic() - started
-        time.sleep(0.5)
+        time.sleep(1.0)
     raise RuntimeError(f"not all clients were in within {within_s:g} s:\n{crowd.log.read_text()[-500:]}")
 
 

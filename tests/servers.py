@@ -65,8 +65,9 @@ class PostgresServer:
         """The connection string of the maintenance database."""
         return make_dsn(host="127.0.0.1", port=self.port, user="candled", dbname="postgres")
 
-    def start(self) -> None:
-        """Start and wait until connections are accepted."""
+    def start(self, **settings: str) -> None:
+        """Start, with other settings where some are given, and wait until connections are accepted."""
+        self._settings |= settings
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -1,5 +1,7 @@
 """The benchmarks run: each in a tiny form, without a look at the clock."""
 
+import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,19 +9,28 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import NAMES
+from tests.serve.peers import echo_site
 
 ROOT = Path(__file__).parents[1]
 TINY = {
+    "fanout": ["--clients", "20", "--rounds", "2", "--servers", "candled", "write_message"],
+    "connections": ["memory", "loop", "--clients", "50", "--seconds", "1"],
     "aggregation": ["--updates", "60", "--runs", "1", "--days", "1"],
+    "rooms": ["--runs", "1", "--times", "20"],
     "latency": ["--markets", "2", "--pushes", "1"],
+    "bus": ["--messages", "100", "--markets", "5", "--seconds", "1", "--subscribers", "2", "--takeovers", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
-    "outage": ["--markets", "2", "--pushes", "2", "--rounds", "1"],
+    "outage": ["--markets", "2", "--pushes", "2", "--rounds", "1", "--away", "3", "--settle", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
 SAYS = {
+    "fanout": "20 clients, candled",
+    "connections": "50 clients, 1001 rooms",
     "aggregation": "Ladder.feed",
+    "rooms": "initial of 1000 bars: warm",
     "latency": "2 markets at once, daemon: p50",
+    "bus": "takeover from one that stopped in order",
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
     "outage": "the database away: p50",
@@ -32,6 +43,28 @@ def test_a_benchmark_runs_and_says_what_it_measured(name):
     ran = bench(name, *TINY[name])
     assert ran.returncode == 0, ran.stderr
     assert SAYS[name] in ran.stdout
+
+
+async def test_without_a_compiler_there_is_a_load_client_in_python():
+    async with echo_site() as site:
+        command = [
+            sys.executable,
+            str(ROOT / "bench" / "load.py"),
+            "--port",
+            str(site.port),
+            "--n",
+            "20",
+            "--sub",
+            "hello",
+        ]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        while not (len(site.clients) == 20 and all(client.messages for client in site.clients)):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
+        process.terminate()
+        output, _ = await process.communicate()
+    counted = json.loads(output)
+    assert (counted["opened"], counted["failed"], counted["text"], counted["answers"]) == (20, 0, 20, 20)
 
 
 @pytest.mark.parametrize("name", NAMES)

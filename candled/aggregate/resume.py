@@ -64,18 +64,18 @@ class Resumer:
         if market.complete_from_ms is None or not market.seeded:
             return None
         stamp = None if market.track.is_broken else market.track.stamp_of(position)
-        settled_ms = max(0, time_ms - _UNSETTLED_MS)
+        settled_ms = None if stamp is None else market.track.settled_at(stamp)
+        from_ms = time_ms if settled_ms is None else min(time_ms, settled_ms)
         if stamp is not None:
             ranges = market.track.changes_since(stamp)
-            settled_ms = market.track.settled_at(stamp) or settled_ms
         else:
             logged = await self._logged(key, market, position)
             if logged is None:
                 return None
-            stamp, time_ms = 0, settled_ms
-            ranges = RangeSet([*logged, (interval.floor(time_ms), 2**62)])
+            stamp, from_ms = 0, max(0, time_ms - _UNSETTLED_MS)
+            ranges = RangeSet([*logged, (interval.floor(from_ms), 2**62)])
         generation, since_ms = market.generation, market.ladder.series(interval).since_ms
-        ranges.add(interval.floor(min(time_ms, settled_ms)), since_ms)
+        ranges.add(interval.floor(from_ms), since_ms)
         older = RangeSet(
             (interval.floor(start_ms), min(end_ms, since_ms)) for start_ms, end_ms in ranges if start_ms < since_ms
         )
@@ -83,7 +83,14 @@ class Resumer:
             return None
         read = [bar for span in older for bar in await self._history.bars_between(key, interval, *span)]
         shown = tuple(bar for bar in read if bar.open_ms >= market.complete_from_ms)
-        return Resume(stamp, ranges, shown, since_ms, generation, settled_ms)
+        return Resume(
+            stamp,
+            ranges,
+            shown,
+            since_ms,
+            generation,
+            max(0, time_ms - _UNSETTLED_MS) if settled_ms is None else settled_ms,
+        )
 
     def finish(self, market: MarketBars, interval: Interval, resume: Resume) -> list[Candle] | None:
         """The bars that changed since, oldest first, as of now; None: that cannot be proved any more."""

@@ -38,6 +38,11 @@ class Outgoing:
         self._complete_from_ms: int | None = None
         self._state: StateChanged | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether something is to be sent."""
+        return bool(self._waiting)
+
     def put(self, message: Message) -> int:
         """Number a message and keep it; return its number."""
         self.seq += 1

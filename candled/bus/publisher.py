@@ -73,7 +73,7 @@ class Publisher:
 
     def describe(self) -> dict[str, Any]:
         """For `/health`."""
-        waiting = sum(bool(one.batch()) for market, one in self._markets.items() if self._lease(market).ingests)
+        waiting = sum(one.waits for market, one in self._markets.items() if self._lease(market).ingests)
         return {"published": self.published, "refused": self.refused, "waitingMarkets": waiting}
 
     async def run(self) -> None:

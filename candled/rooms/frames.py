@@ -1,5 +1,6 @@
 """A message as it leaves the server: one complete WebSocket frame, made once however many clients get it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ class Frame(bytes):
         if topic is not None:
             frame.topic = topic
             frame.open_ms = open_ms
+        return frame
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[bytes | memoryview], topic: "Topic | None" = None) -> Self:
+        """Frame a message that consists of these parts, without copying it more than needed."""
+        frame = cls(b"".join((header(sum(map(len, parts))), *parts)))
+        frame.topic = topic
         return frame
 
     @property

@@ -347,7 +347,7 @@ class Hub:
 
     def _note(self, lane: Lane) -> None:
         """Remember up to where everything was told."""
-        if lane.counting and lane.is_clean:
+        if lane.is_clean:
             lane.said = self._bars.position(lane.room.topic.market)
 
     def _left_open(self, lane: Lane, sent: Candle | None, bar: Candle) -> None:

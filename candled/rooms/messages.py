@@ -86,9 +86,9 @@ def correction(head: str, bar: str, position: str = "") -> str:
     return f'{{"type":"correction",{head},"bar":{bar}{position}}}'
 
 
-def initial(head: str, bars: Iterable[bytes | memoryview], more: str = "") -> bytes:
-    """The `initial` message of the texts of bars, oldest first, each with a comma behind it but the last."""
-    return b"".join((b'{"type":"initial",', head.encode(), b',"bars":[', *bars, b"]", more.encode(), b"}"))
+def initial(head: str, bars: Iterable[bytes | memoryview], more: str = "") -> tuple[bytes | memoryview, ...]:
+    """The `initial` message of the texts of bars, oldest first, each with a comma behind it but the last; in parts."""
+    return b'{"type":"initial",%b,"bars":[' % head.encode(), *bars, b"]%b}" % more.encode()
 
 
 def resumed(head: str, bars: Iterable[bytes], position: str) -> bytes:

@@ -1,19 +1,21 @@
 """A room: the members of one topic, in lanes by how they want to be told."""
 
 import zlib
+from operator import attrgetter
 from typing import Any, Literal, Protocol
 
 from candled.bus import Position
 from candled.model import Candle
 
 from .links import Link, Links, Place
-from .messages import FINAL, REV, SEQ, Options, RequestId, Topic
+from .messages import FINAL, REV, Options, RequestId, Topic
 from .pace import MIN_GAP_S, Pace
 from .protocol import Resume
 
 MOST_CORRECTIONS = 100  # bars corrected in one go; above that a fresh `initial` is the faster way
 _MOST_CORRECTING = 20_000  # frames in one go, so many bars to so many members
 
+_sending = attrgetter("sending")
 _NOT_SHOWN_YET = 2  # bars that are not final yet or wait for another that is not
 
 Mode = Literal["live", "final", "closed"]
@@ -89,7 +91,6 @@ class Lane:
         self.groups: dict[Options, Links] = {}
         self.members = 0
         self.told = 0  # members that have had their `initial`
-        self.counting = 0  # members that are told `seq`
         self.ahead: dict[Membership, None] = {}
         self.stale: dict[Membership, None] = {}  # need a fresh `initial`
         self.corrections: set[int] = set()  # bars that wait to be corrected
@@ -107,7 +108,7 @@ class Lane:
     @property
     def is_sending(self) -> bool:
         """Whether an earlier broadcast is not through."""
-        return any(links.sending for links in self.groups.values())
+        return any(map(_sending, self.groups.values()))
 
     @property
     def is_correcting(self) -> bool:
@@ -144,15 +145,11 @@ class Lane:
     def enter(self, membership: Membership) -> None:
         """A new member, which waits for its `initial`."""
         self.members += 1
-        self.counting += bool(membership.options.fields & SEQ)
 
     def leave(self, membership: Membership) -> None:
         """The end of a membership."""
         self.await_initial(membership)
         self.members -= 1
-        self.counting -= bool(membership.options.fields & SEQ)
-        if not self.counting:
-            self.said = None
 
     def await_initial(self, membership: Membership) -> None:
         """The member gets nothing more before its next `initial`."""

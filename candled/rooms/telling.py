@@ -54,10 +54,9 @@ class Telling:
         Whether they are final does not count: that is told when it is known.
         """
         topic = lane.room.topic
-        newest = next(iter(self._bars.times(*topic, 1)), 0)
-        if not bars or bars[0].open_ms >= newest:
-            return list(bars)
         forms = [self._texts.held(topic, one.fields, one.closed) for one in lane.groups]
+        if not bars or not any(form is not None and form.reaches(bars[0].open_ms) for form in forms):
+            return list(bars)
         news = [bar for bar in bars if not all(form is not None and form.tells(bar) for form in forms)]
         revision = self._bars.revision(*topic)
         for form in forms:
@@ -102,7 +101,8 @@ class Telling:
         if shown is None:
             told = f',"recovered":false{position}' if recovers else position
             shown = self._make_initial(lane, form, count, told)
-            form.keep((count, recovers), state, shown)
+            if lane.members > 1:
+                form.keep((count, recovers), state, shown)
             self._texts.used(form)
         return shown
 
@@ -143,11 +143,11 @@ class Telling:
         since_ms, last_ms = self._read(lane, form, max(1, count))
         last = None if last_ms is None else self._bars.bar(*topic, last_ms)
         if last is None or not count:
-            return Shown(Frame.of(messages.initial(head, (), told), topic), None, last_ms, 0)
+            return Shown(Frame.of_parts(messages.initial(head, (), told), topic), None, last_ms, 0)
         text = self._last_text(lane, last, lane.mode != "live" and self.is_final(lane, last), form.fields)
         first_ms, held, texts = form.newest(count - 1, since_ms, last.open_ms)
         with texts:
-            frame = Frame.of(messages.initial(head, (texts, text.encode()), told), topic)
+            frame = Frame.of_parts(messages.initial(head, (texts, text.encode()), told), topic)
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
         return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open)
 
@@ -171,7 +171,7 @@ class Telling:
             if not stop:
                 return 0, None
             last_ms = times[stop - 1]
-            form.read(self._bars, times[: stop - 1], self._settled[topic.market])
+            form.read(self._bars, times, stop - 1, self._settled[topic.market])
             if not more or len(times) < count + more or form.held(times[0], last_ms) >= count - 1:
                 return times[0], last_ms
             more *= 8

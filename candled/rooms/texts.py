@@ -3,7 +3,7 @@
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from candled.model import Candle, Interval, MarketKey
@@ -13,6 +13,7 @@ from .messages import FINAL, Topic, bar_text
 MOST_BYTES = 96 * 2**20
 _MESSAGES_KEPT = 4  # whole messages of one form of one room
 _MOST_HELD = 2500  # bars; more than anybody asks for
+_READ_SINGLY = 8  # bars; more are quicker read together
 _PER_BAR = 16  # bytes beside a bar's text
 
 
@@ -21,6 +22,7 @@ class Bars(Protocol):
 
     def times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]: ...
     def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None: ...
+    def tail(self, key: MarketKey, interval: Interval, count: int) -> Sequence[Candle]: ...
     def revision(self, key: MarketKey, interval: Interval) -> int: ...
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
 
@@ -73,10 +75,11 @@ class Form:
         """Bytes in use, about."""
         return len(self._blob) + _PER_BAR * len(self._times) + sum(len(kept[0]) for _, kept in self._kept.values())
 
-    def read(self, bars: Bars, times: Sequence[int], settled: int) -> None:
-        """Make sure that the bars that begin at `times`, oldest first, are held as they are now.
+    def read(self, bars: Bars, times: Sequence[int], stop: int, settled: int) -> None:
+        """Make sure that the bars that begin at `times[:stop]` are held as they are now.
 
-        `settled` is a number that changes whenever bars may have become final.
+        `times` are those of the newest bars, to the very newest, oldest first. `settled` is a number that changes
+        whenever bars may have become final.
         """
         revision = bars.revision(*self.topic)
         if revision != self._revision:
@@ -85,16 +88,24 @@ class Form:
         if settled != self._settled:
             self._check_open(bars)
             self._settled = settled
-        if not times:
+        if not stop:
             return
         if not self._first_ms <= times[0] <= self._last_ms or len(self._times) > _MOST_HELD:
             self._forget_from(0)
             self._first_ms = times[0]
-        for open_ms in times[bisect_right(times, self._last_ms) :]:
-            bar = bars.bar(*self.topic, open_ms)
+        start = bisect_right(times, self._last_ms)
+        if stop - start > _READ_SINGLY:
+            missing: Iterable[Candle | None] = bars.tail(*self.topic, len(times) - start)[: stop - start]
+        else:
+            missing = (bars.bar(*self.topic, open_ms) for open_ms in times[start:stop])
+        for bar in missing:
             if bar is not None:
                 self._append(bar, self.cares and bars.is_final(*self.topic, bar))
-                self._last_ms = open_ms
+                self._last_ms = bar.open_ms
+
+    def reaches(self, open_ms: int) -> bool:
+        """Whether a bar that begins at `open_ms`, or a newer one, is held."""
+        return self._last_ms >= open_ms
 
     def tells(self, bar: Candle) -> bool:
         """Whether the bar is told as it is now, but perhaps for whether it is final."""

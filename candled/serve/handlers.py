@@ -205,6 +205,8 @@ class StreamHandler(Visitor, TakenHandler):
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade, unless a limit or the origin policy refuses it."""
+        while not self.site.publisher.may_read():  # hundreds that ask in one moment take turns with everybody else
+            await self.site.clock.sleep(0)
         if not self.is_refused():
             await super().get(*args, **kwargs)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HOLD_S = 0.008  # of one pass of the loop
+READ_UNTIL_S = 0.012  # into a pass: what broadcasts leave of it, and a little more
 SLICE = 256  # links between two looks at the clock
 _GRANTS = 8  # an `initial` may be 1000 times as long as an update
 
@@ -47,7 +48,7 @@ class Publisher:
         self._broadcasts: dict[int, deque[_Broadcast]] = {}  # by the identity of the list
         self._wants: dict[tuple[Link, Topic], None] = {}  # ordered
         self._gathered: deque[Link] = deque()
-        self._ended: list[Link] = []
+        self._ended: deque[Link] = deque()
 
     # ------------------------------------------------------------ frames
 
@@ -97,6 +98,11 @@ class Publisher:
 
     # ------------------------------------------------------------ time
 
+    def may_read(self) -> bool:
+        """Whether there is time in this pass to read what a client sent."""
+        self._begin()
+        return self._clock.monotonic() - self._began < READ_UNTIL_S
+
     def _begin(self) -> None:
         if not self._is_due:
             self._is_due = True
@@ -111,9 +117,10 @@ class Publisher:
         """The next pass: what was left over, as far as the time goes."""
         self._began = self._clock.monotonic()
         try:
-            self._settle()
             while self._gathered and self._has_time():
                 self._gathered.popleft().flush()
+            while self._ended and self._has_time():
+                self._settle()
             while (self._turns or self._wants) and self._has_time():
                 self._send_slice()
                 self._grant()
@@ -150,12 +157,12 @@ class Publisher:
                     logger.exception("%s: no initial could be made", link.address)
 
     def _settle(self) -> None:
-        ended, self._ended = self._ended, []
-        for link in ended:
-            try:
-                link.settle()
-            except Exception:
-                logger.exception("%s: could not be let go", link.address)
+        """The next one that ended."""
+        link = self._ended.popleft()
+        try:
+            link.settle()
+        except Exception:
+            logger.exception("%s: could not be let go", link.address)
 
 
 def send_all(links: "Sequence[Link]", frame: Frame) -> None:

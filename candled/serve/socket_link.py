@@ -116,8 +116,8 @@ class SocketLink(Link):
     # ------------------------------------------------------------ from the socket
 
     def _readable(self) -> None:
-        if self._socket is None or self._is_lost:
-            return
+        if self._socket is None or self._is_lost or not self._publisher.may_read():
+            return  # a socket that is not read now is reported again in the next pass
         try:
             data = self._socket.recv(_READ)
         except BlockingIOError:
@@ -301,8 +301,8 @@ class SocketLink(Link):
         """Send the last frames there are, and end our direction once the protocol says so."""
         self._ends = self._ends or SEND_EOF in writes
         data = b"".join([*self._leave(), *writes])
-        if self._socket is None or self._is_lost:
-            return
+        if self._socket is None or self._is_lost or not self._publisher.may_read():
+            return  # a socket that is not read now is reported again in the next pass
         if self._rest is not None:
             self._rest = memoryview(bytes(self._rest) + data)
             return

@@ -53,6 +53,12 @@ class Store(Protocol):
         at least one more than it was; rows that are written again count once.
         """
 
+    def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:
+        """Fold again every longer bar that some stretches touch, and drop those in which no minute lies.
+
+        One transaction. Where minutes are dropped when they are old, bars that begin before the oldest one stay.
+        """
+
     def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """The newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
 

@@ -13,7 +13,7 @@ from . import postgres_statements as sql
 from .batch import by_market
 from .holes import replaced
 from .interface import ALL_TIME, LATER, Hole
-from .postgres_folding import fold_changes, fold_history, in_minutes, stretches
+from .postgres_folding import fold_anew, fold_changes, fold_history, in_minutes, stretches
 from .postgres_pool import Link, Pool, Watchdog, parse_address
 from .postgres_rows import as_array, as_candles, as_columns
 from .postgres_schema import SCHEMA, check, migrate, timescale
@@ -140,6 +140,14 @@ class PostgresStore:
             for id, first_ms, last_ms in changed
         }
         fold_changes(link, changes)
+
+    def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:
+        """See `Store.refold`."""
+        with self._writing() as link:
+            market_id = _lock_markets(link, [market])[market]
+            [(oldest_ms,)] = link.rows(sql.OLDEST_MINUTE, (market_id,))
+            if oldest_ms is not None:
+                fold_anew(link, market_id, RangeSet(spans), oldest_ms)
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""

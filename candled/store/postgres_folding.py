@@ -38,6 +38,16 @@ def fold_changes(link: Link, changed: Mapping[int, RangeSet]) -> None:
     _fold(link, changed, _levels(tuple(link.rows(sql.INTERVALS))))
 
 
+def fold_anew(link: Link, market_id: int, changed: RangeSet, from_ms: int) -> None:
+    """Drop and fold again every longer bar that the stretches touch and that begins at or after `from_ms`."""
+    for interval, source in _levels(tuple(link.rows(sql.INTERVALS))).items():
+        bars = touched(changed, interval)
+        bars.remove(0, interval.floor(from_ms + interval.ms - 1))
+        for span in bars:
+            link.run(sql.DROP_BARS_BETWEEN, (market_id, in_minutes(interval), *span))
+        _fold_level(link, interval, source, [(market_id, *span) for span in bars])
+
+
 def fold_history(link: Link, intervals: Iterable[Interval]) -> None:
     """Fold stored minutes into those intervals that are new to the database. What is cut short is done again."""
     wanted = sorted(intervals)
@@ -82,10 +92,17 @@ def _fold(link: Link, changed: Mapping[int, RangeSet], levels: Mapping[Interval,
     """Fold again every bar of `levels` that the changed stretches of the markets touch."""
     for interval, source in levels.items():
         bars = [(id, *span) for id in sorted(changed) for span in touched(changed[id], interval)]
-        arrays = [as_array(map(str, column)) for column in zip(*bars, strict=True)]
-        bounds = min(start_ms for _, start_ms, _ in bars), max(end_ms for _, _, end_ms in bars)
-        parameters = (in_minutes(interval), in_minutes(interval), *arrays, *bounds)
-        if source == MINUTE:
-            link.run(sql.FOLD_MINUTES, parameters)
-        else:
-            link.run(sql.FOLD_BARS, (*parameters, in_minutes(source)))
+        _fold_level(link, interval, source, bars)
+
+
+def _fold_level(link: Link, interval: Interval, source: Interval, bars: Sequence[tuple[int, int, int]]) -> None:
+    """Fold stretches of whole bars, each with the number of its market."""
+    if not bars:
+        return
+    arrays = [as_array(map(str, column)) for column in zip(*bars, strict=True)]
+    bounds = min(start_ms for _, start_ms, _ in bars), max(end_ms for _, _, end_ms in bars)
+    parameters = (in_minutes(interval), in_minutes(interval), *arrays, *bounds)
+    if source == MINUTE:
+        link.run(sql.FOLD_MINUTES, parameters)
+    else:
+        link.run(sql.FOLD_BARS, (*parameters, in_minutes(source)))

@@ -179,6 +179,7 @@ ADD_INTERVALS = "INSERT INTO candled.intervals (name) SELECT unnest(%s::text[]) 
 SET_FOLDED = "UPDATE candled.intervals SET folded = true WHERE name = ANY(%s)"
 NOTE_USED = f"UPDATE candled.intervals SET used_at = {_AT} WHERE name = ANY(%s) OR used_at IS NULL"
 FORGET_UNUSED = f"DELETE FROM candled.intervals WHERE used_at < {_AT} RETURNING name"
+DROP_BARS_BETWEEN = f"DELETE FROM candled.rollups WHERE market = %s AND minutes = %s AND time >= {_AT} AND time < {_AT}"
 DROP_BARS = "DELETE FROM candled.rollups WHERE market = %s AND minutes = %s"
 
 # ---------------------------------------------------------------- the running minute

@@ -5,7 +5,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from decimal import Decimal, DecimalException
+from decimal import DecimalException
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,10 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 
 from . import sqlite_statements as sql
-from .batch import (
-    SOURCES,
-    by_market,
-    fold_bars,
-    minute_ranges,
-    newer_running,
-    news,
-    number_text,
-    source_number,
-    touched,
-)
+from .batch import by_market, fold_bars, minute_ranges, newer_running, news, touched
 from .holes import replaced
 from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, LATER, Hole
+from .sqlite_rows import as_candles, as_holes, bar_row, minute_row
 
 logger = logging.getLogger(__name__)
 
@@ -62,62 +53,15 @@ def _primary_code(error: sqlite3.Error) -> int:
     return -1 if code is None else int(code) & 0xFF
 
 
-# ---------------------------------------------------------------- rows and candles
-
-
-def _bar_row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, int, int]:
-    """The columns of a longer bar: decimals as text, every digit as given and never with an exponent."""
-    quote = candle.quote_volume
-    return (
-        candle.open_ms,
-        number_text(candle.open),
-        number_text(candle.high),
-        number_text(candle.low),
-        number_text(candle.close),
-        number_text(candle.volume),
-        None if quote is None else number_text(quote),
-        candle.as_of_ms,
-        candle.rev,
-    )
-
-
-def _minute_row(candle: Candle) -> tuple[int | str | None, ...]:
-    """The columns of a minute: the same, and where it came from."""
-    return (*_bar_row(candle), source_number(candle.src))
-
-
-def _candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
-    return [
-        Candle(
-            open_ms,
-            Decimal(open),
-            Decimal(high),
-            Decimal(low),
-            Decimal(close),
-            Decimal(volume),
-            None if quote is None else Decimal(quote),
-            as_of_ms,
-            final,
-            rev,
-            SOURCES[src],
-        )
-        for open_ms, open, high, low, close, volume, quote, as_of_ms, rev, src in rows
-    ]
-
-
-def _holes(rows: Iterable[Any]) -> list[Hole]:
-    return [
-        Hole(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
-        for start_ms, end_ms, reason, attempts, retry_ms in rows
-    ]
+# ---------------------------------------------------------------- bars
 
 
 def _between(
     connection: sqlite3.Connection, market_id: int, interval: Interval, start_ms: int, end_ms: int
 ) -> list[Candle]:
     if interval == MINUTE:
-        return _candles(connection.execute(sql.MINUTES_BETWEEN, (market_id, start_ms, end_ms)))
-    return _candles(connection.execute(sql.BARS_BETWEEN, (market_id, interval.ms, start_ms, end_ms)))
+        return as_candles(connection.execute(sql.MINUTES_BETWEEN, (market_id, start_ms, end_ms)))
+    return as_candles(connection.execute(sql.BARS_BETWEEN, (market_id, interval.ms, start_ms, end_ms)))
 
 
 def _fold(
@@ -130,7 +74,7 @@ def _fold(
             for start_ms, end_ms in touched(changed, interval)
             for bar in fold_bars(_between(connection, market_id, source, start_ms, end_ms), interval)
         ]
-        connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *_bar_row(bar)) for bar in bars])
+        connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -197,6 +141,16 @@ class SqliteStore:
                     self._write_running(connection, ids[market], batch.running)
         self._ids.update(ids)
 
+    def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:
+        """See `Store.refold`."""
+        changed = RangeSet(spans)
+        with self._transaction() as connection:
+            market_id = self._add_market(connection, market)
+            for interval in self._sources:
+                rows = [(market_id, interval.ms, *span) for span in touched(changed, interval)]
+                connection.executemany(sql.DROP_BARS_BETWEEN, rows)
+            _fold(connection, market_id, changed, self._sources)
+
     def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """See `Store.bars`.
 
@@ -211,7 +165,7 @@ class SqliteStore:
         else:
             rows = self._rows(sql.BARS_BEFORE, market_id, self._known(interval).ms, before_ms, limit)
         rows.reverse()
-        return _candles(rows)
+        return as_candles(rows)
 
     def bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """See `Store.bars_between`.
@@ -229,7 +183,7 @@ class SqliteStore:
         """See `Store.running`."""
         market_id = self._market_id(market)
         rows = [] if market_id is None else self._rows(sql.RUNNING_AHEAD, market_id)
-        return _candles(rows, final=False)[0] if rows else None
+        return as_candles(rows, final=False)[0] if rows else None
 
     def newest(self, exchange: str) -> Mapping[Symbol, int]:
         """See `Store.newest`."""
@@ -255,14 +209,14 @@ class SqliteStore:
     def holes(self, market: MarketKey, within: Range = ALL_TIME) -> list[Hole]:
         """See `Store.holes`."""
         market_id = self._market_id(market)
-        found = [] if market_id is None else _holes(self._rows(sql.HOLES, market_id, *within))
+        found = [] if market_id is None else as_holes(self._rows(sql.HOLES, market_id, *within))
         return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
 
     def save_holes(self, market: MarketKey, holes: Sequence[Hole], within: Range = ALL_TIME) -> None:
         """See `Store.save_holes`."""
         with self._transaction() as connection:
             market_id = self._add_market(connection, market)
-            near = _holes(connection.execute(sql.HOLES, (market_id, *within)))
+            near = as_holes(connection.execute(sql.HOLES, (market_id, *within)))
             connection.executemany(sql.DROP_HOLE, [(market_id, hole.start_ms) for hole in near])
             connection.executemany(
                 sql.PUT_HOLE,
@@ -407,13 +361,13 @@ class SqliteStore:
         changed = news(minutes, stored)
         if not changed:
             return
-        connection.executemany(sql.PUT_MINUTE, [(market_id, *_minute_row(candle)) for candle in changed])
+        connection.executemany(sql.PUT_MINUTE, [(market_id, *minute_row(candle)) for candle in changed])
         _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), self._sources)
 
     def _write_running(self, connection: sqlite3.Connection, market_id: int, candle: Candle) -> None:
-        stored = _candles(connection.execute(sql.RUNNING, (market_id,)).fetchall(), final=False)
+        stored = as_candles(connection.execute(sql.RUNNING, (market_id,)).fetchall(), final=False)
         if newer_running(candle, stored[0] if stored else None):
-            connection.execute(sql.PUT_RUNNING, (market_id, *_minute_row(candle)))
+            connection.execute(sql.PUT_RUNNING, (market_id, *minute_row(candle)))
 
     def _add_market(self, connection: sqlite3.Connection, market: MarketKey) -> int:
         """The number of a market, given now if it had none. Not remembered here: the transaction may fail."""

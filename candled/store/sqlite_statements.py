@@ -87,6 +87,7 @@ BARS_BETWEEN = f"""SELECT {_FOLDED} FROM rollups
 BARS_BEFORE = f"""SELECT {_FOLDED} FROM rollups
     WHERE market = ? AND interval_ms = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"""
 PUT_BAR = f"REPLACE INTO rollups (market, interval_ms, {_BAR}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+DROP_BARS_BETWEEN = "DELETE FROM rollups WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ?"
 DROP_BARS = "DELETE FROM rollups WHERE market = ? AND interval_ms = ?"
 
 # What was the running minute when it was last put aside, and is there no final minute as new as that?

@@ -4,15 +4,14 @@ import argparse
 import asyncio
 import random
 import secrets
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
 from candled.clock import SystemClock
 from candled.config import Config
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, iso_ms
-from candled.store.interface import Store
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.store.interface import LATER, Store
 from candled.tools import Commands
 
 from . import stored
@@ -130,8 +129,7 @@ def verify_market(
 ) -> None:
     """Compare every longer bar of the weeks that `bounds` touch with what its minutes say; report what differs.
 
-    With `repair` wrong bars are folded again, and reported as repaired when they are right afterwards. A week with a
-    stored bar that has no minutes is left alone: nothing takes that bar away, and longer ones would be folded from it.
+    With `repair` wrong bars are folded again, and reported as repaired when they are right afterwards.
     """
     span = stored.span_of(store, market, MINUTE)
     if span is None:
@@ -147,8 +145,8 @@ def verify_market(
     for page in pages:
         of_page, wrong = _read_page(store, market, longer, page, from_ms)
         report.differ(impossible(market, of_page))
-        if wrong and repair and all(difference.expected for difference in wrong):
-            wrong = _repair(store, market, longer, page, from_ms, of_page, wrong, report)
+        if wrong and repair:
+            wrong = _repair(store, market, longer, page, from_ms, wrong, report)
         report.differ(wrong)
         minutes += len(of_page)
         bars += sum(len({interval.floor(minute.open_ms) for minute in of_page}) for interval in longer)
@@ -215,21 +213,13 @@ def _repair(
     longer: Sequence[Interval],
     page: Range,
     from_ms: int,
-    minutes: Sequence[Candle],
     wrong: Sequence[Difference],
     report: Report,
 ) -> list[Difference]:
-    """Fold wrong bars again; return what differs still.
-
-    A store folds the bars of the minutes that change. So one minute of each wrong bar is stated again a millisecond
-    later with the same values: nothing that a client sees changes but the bar. All of them go in one batch, which folds
-    the short bars before the long ones that are made of them.
-    """
-    restated = {}
-    for difference in wrong:
-        first = bisect_left(minutes, difference.open_ms, key=lambda minute: minute.open_ms)
-        restated[first] = minutes[first]._replace(as_of_ms=minutes[first].as_of_ms + 1)
-    stored.put_past(store, market, [restated[place] for place in sorted(restated)])
+    """Fold wrong bars again; return what differs still."""
+    spans = RangeSet((difference.open_ms, difference.open_ms + difference.interval.ms) for difference in wrong)
+    store.note_changes(market, None, [(LATER, span) for span in spans])
+    store.refold(market, list(spans))
     _, left = _read_page(store, market, longer, page, from_ms)
     still = {(difference.interval, difference.open_ms) for difference in left}
     report.differ([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)

@@ -98,3 +98,27 @@ def test_stamps_only_grow(positions):
             assert track.stamp >= last
             last = track.stamp
             assert track.stamp_of(track.position) == track.stamp
+
+
+def test_what_was_settled_at_a_moment_is_remembered():
+    track = Track()
+    for seq, settled_ms in ((1, 60_000), (2, 60_000), (3, 120_000), (4, None), (5, 180_000)):
+        track.follow(Position("one", seq))
+        track.learn(Facts(settled_ms=settled_ms or 120_000))
+    stamps = [track.stamp_of(Position("one", seq)) for seq in range(1, 6)]
+    assert [track.settled_at(stamp) for stamp in stamps] == [60_000, 60_000, 120_000, 120_000, 180_000]
+    assert track.settled_at(-1) is None
+    assert track.facts.settled_ms == 180_000
+
+
+def test_a_gap_that_goes_away_counts_as_a_change_of_where_it_was():
+    track = Track()
+    track.follow(Position("one", 1))
+    track.learn(Facts(settled_ms=10**6, gap=Range(60_000, 180_000)))
+    before = track.stamp
+    track.follow(Position("one", 2))
+    track.learn(Facts(settled_ms=10**6, gap=Range(60_000, 180_000)))
+    assert not track.changes_since(before)
+    track.follow(Position("one", 3))
+    track.learn(Facts(settled_ms=10**6))
+    assert list(track.changes_since(before)) == [(60_000, 180_000)]

@@ -54,11 +54,11 @@ async def test_whoever_is_cut_off_stops_publishing_before_another_takes_over(pre
     with own_redis() as server, Proxy(server.address) as proxy:
         far = f"redis://127.0.0.1:{proxy.address[1]}"
         async with (
-            process(far, prefix, ingests=True, lease_s=3.0) as cut_off,
+            process(far, prefix, ingests=True, lease_s=2.0) as cut_off,
             process(server.url, prefix) as ear,
         ):
             await until(lambda: cut_off.state is LEADER)
-            async with process(server.url, prefix, ingests=True, lease_s=3.0) as other:
+            async with process(server.url, prefix, ingests=True, lease_s=2.0) as other:
                 cut_off.publish()
                 await until(lambda: cut_off.bus.describe()["published"] == 1)
                 proxy.freeze()
@@ -81,12 +81,12 @@ async def test_whoever_is_cut_off_stops_publishing_before_another_takes_over(pre
 
 async def test_a_leader_that_was_cut_off_for_a_while_goes_on_with_its_feed(prefix):
     with own_redis() as server, Proxy(server.address) as proxy:
-        async with process(f"redis://127.0.0.1:{proxy.address[1]}", prefix, ingests=True, lease_s=3.0) as one:
+        async with process(f"redis://127.0.0.1:{proxy.address[1]}", prefix, ingests=True, lease_s=2.0) as one:
             await until(lambda: one.state is LEADER)
             epoch = one.leases.all[0].epoch
             proxy.freeze()
             await until(lambda: one.state is UNSURE, 6.0)
-            await asyncio.sleep(1.0)  # the lease has run out in Redis too
+            await asyncio.sleep(0.5)  # the lease has run out in Redis too
             proxy.thaw()
             await until(lambda: one.state is LEADER, 6.0)
             assert one.leases.all[0].epoch == epoch
@@ -94,7 +94,7 @@ async def test_a_leader_that_was_cut_off_for_a_while_goes_on_with_its_feed(prefi
 
 async def test_a_redis_that_forgot_everything_gives_out_no_token_twice(prefix):
     with own_redis() as server:
-        async with process(server.url, prefix, ingests=True, lease_s=3.0) as one:
+        async with process(server.url, prefix, ingests=True, lease_s=2.0) as one:
             await until(lambda: one.state is LEADER)
             token = one.leases.all[0].token
             server.kill()
@@ -108,8 +108,8 @@ async def test_a_redis_that_forgot_everything_gives_out_no_token_twice(prefix):
 async def test_without_redis_a_process_with_clients_begins_alone_and_one_without_waits(prefix):
     nowhere = "redis://127.0.0.1:1"
     async with (
-        process(nowhere, prefix, ingests=True, lease_s=3.0, alone_after_s=1.5) as combined,
-        process(nowhere, prefix, ingests=True, lease_s=3.0, alone_after_s=1.5, serves=False) as alone,
+        process(nowhere, prefix, ingests=True, lease_s=2.0, alone_after_s=1.5) as combined,
+        process(nowhere, prefix, ingests=True, lease_s=2.0, alone_after_s=1.5, serves=False) as alone,
     ):
         took_s = await until(lambda: combined.state is UNSURE, 4.0)
         assert took_s > 1.4
@@ -133,11 +133,11 @@ async def test_shards_are_spread_and_spread_again(prefix):
 
 async def test_a_shard_that_is_given_up_is_released_once_its_ingest_has_stopped(prefix):
     url = shared_redis()
-    async with process(url, prefix, ingests=True, shards=2, lease_s=3.0, follows=False) as first:
+    async with process(url, prefix, ingests=True, shards=2, lease_s=2.0, follows=False) as first:
         stopped = asyncio.Event()
         followers = [asyncio.ensure_future(_stop_slowly(lease, stopped)) for lease in first.leases.all]
         await until(lambda: led(first) == [2])
-        async with process(url, prefix, ingests=True, shards=2, lease_s=3.0) as second:
+        async with process(url, prefix, ingests=True, shards=2, lease_s=2.0) as second:
             await until(lambda: led(first) == [1], 8.0)
             await asyncio.sleep(1.0)
             assert led(second) == [0]

@@ -119,7 +119,7 @@ async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys):
             f"\ncluster: {KILLS} owners killed, {healed} healed, worst {worst_s:.2f} s, loop held {watch.worst_s:.3f} s"
         )
     assert healed == KILLS
-    assert watch.worst_s < 0.1 + watch.worst_of_machine_s
+    assert watch.worst_s < 0.1
 
 
 async def _publish(leader: Process) -> None:

@@ -116,9 +116,9 @@ async def test_a_fault_heals_within_five_seconds_after_the_link_is_back(fault, c
     with capsys.disabled():
         print(
             f"\n{fault}: {times} faults, {one.healed} healed, worst {one.worst_s:.2f} s"
-            f", loop held {watch.worst_s:.3f} s (machine {watch.worst_of_machine_s:.3f} s), {facts['healed']}"
+            f", loop held {watch.worst_s:.3f} s, {facts['healed']}"
         )
-    assert watch.worst_s < LOOP_HELD_S + watch.worst_of_machine_s
+    assert watch.worst_s < LOOP_HELD_S
 
 
 async def test_a_leader_whose_link_is_half_open_publishes_again_and_sends_what_is_newest():
@@ -145,12 +145,12 @@ async def test_a_combined_process_shows_its_own_minutes_all_the_while(capsys):
     prefix, took = new_prefix(), []
     with own_redis() as server, Proxy(server.address) as proxy:
         far = f"redis://127.0.0.1:{proxy.address[1]}"
-        async with process(far, prefix, ingests=True, lease_s=3.0) as leader, LoopWatch() as watch:
+        async with process(far, prefix, ingests=True, lease_s=2.0) as leader, LoopWatch() as watch:
             await until(lambda: leader.state is LeaseState.LEADER)
             published = 0
             for fault in (proxy.freeze, server.kill):
                 fault()
-                for number in range(300 if LONG else 200):
+                for number in range(300 if LONG else 130):
                     started = time.perf_counter()
                     leader.publish(number=number)
                     took.append(time.perf_counter() - started)
@@ -166,7 +166,7 @@ async def test_a_combined_process_shows_its_own_minutes_all_the_while(capsys):
     with capsys.disabled():
         print(f"\nRedis away: {len(took)} published, p99 {p99_s * 1000:.2f} ms, loop held {watch.worst_s:.3f} s")
     assert p99_s < 0.05
-    assert watch.worst_s < LOOP_HELD_S + watch.worst_of_machine_s
+    assert watch.worst_s < LOOP_HELD_S
 
 
 async def test_a_link_that_ends_again_and_again_is_not_tried_in_a_spin():

@@ -231,10 +231,12 @@ class Joined(Chart):
     def __init__(self, hub: Hub) -> None:
         super().__init__()
         self.hub = hub
+        self.left = False
         self.frames: list[Frame] = []
 
     def want_initial(self, membership) -> None:
-        self.send(self.hub.initial(membership))
+        if not self.left:
+            self.send(self.hub.initial(membership))
 
     def send(self, frame: Frame) -> int:
         self.frames.append(frame)
@@ -254,6 +256,11 @@ class Publisher:
         self._jobs.append([links, frame, 0, len(links)])
         if self._draw is None:
             self.turn()
+
+    @property
+    def waiting(self) -> int:
+        """How many broadcasts are not through."""
+        return len(self._jobs)
 
     def turn(self) -> None:
         """Send a slice of the oldest broadcast."""

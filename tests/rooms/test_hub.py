@@ -1,8 +1,18 @@
 import asyncio
+import random
+from collections import Counter
 
 import pytest
 
-from tests.rooms.stage import BTC, MONDAY_MS, Stage, Stored, stage, topic
+from candled.aggregate.live_bars import LiveBars
+from candled.bus import MinuteChanged
+from candled.bus.memory_bus import MemoryBus
+from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
+from candled.rooms.hub import Hub
+from candled.rooms.messages import PLAIN, SEQ, Options, Topic
+from candled.rooms.protocol import Protocol
+from tests.clocks import ManualClock
+from tests.rooms.stage import BTC, MONDAY_MS, Joined, Publisher, Stage, Stored, stage, topic
 from tests.rows import minute
 
 
@@ -143,3 +153,97 @@ async def test_ten_thousand_subscriptions_around_boundaries_see_no_hole_and_no_d
     for chart in charts:
         assert chart.bars == reload[-len(chart.bars) :]
         assert chart.bars
+
+
+# ---------------------------------------------------------------- many rooms, large rooms
+
+
+async def test_rooms_that_changed_in_one_moment_have_their_next_turn_apart():
+    symbols = [Symbol("S", str(number)) for number in range(100)]
+    markets = [MarketKey("replay", symbol) for symbol in symbols]
+    clock = ManualClock(MONDAY_MS + 3_600_000)
+    bars = LiveBars(markets, DEFAULT_INTERVALS, Stored([minute(number) for number in range(60)]), clock)
+    sent: list[tuple[float, tuple[str, str]]] = []
+
+    class Ear(Joined):
+        def take(self, message) -> None:
+            if message["type"] == "update":
+                sent.append((clock.monotonic(), (message["symbol"], message["interval"])))
+
+    codec = Protocol({"replay": symbols}, DEFAULT_INTERVALS)
+    hub = Hub(codec, bars, clock, Publisher())
+    bars.listen(hub)
+    await bars.start()
+    bus = MemoryBus("one")
+    bus.listen(bars.on_message)
+    for market in markets:
+        for interval in DEFAULT_INTERVALS:
+            ear = Ear(hub)
+            ear.want_initial(hub.join(ear, ear, Topic(market, interval), 1, PLAIN))
+    for step in range(400):
+        if step % 20 == 0:  # all of them, five times a second
+            for market in markets:
+                bus.publish(MinuteChanged(market, minute(60, volume=str(step + 2), as_of=step * 10)))
+        await clock.advance(0.01)
+        while hub.run_due():
+            pass
+    at_once = Counter(round(moment, 3) for moment, _ in sent)
+    first, *later = sorted(at_once)
+    assert at_once[first] == 700  # what was idle is told at once
+    assert max(at_once[moment] for moment in later) < 150
+    for room in {room for _, room in sent}:
+        moments = [moment for moment, name in sent if name == room]
+        assert len(moments) >= 4
+        assert min(b - a for a, b in zip(moments, moments[1:], strict=False)) >= 1.0 - 1e-6, (room, moments)
+
+
+async def test_while_a_broadcast_is_under_way_the_newest_state_waits_and_no_other_is_queued():
+    one = await stage(draw=random.Random(1))
+    charts = [one.join() for _ in range(50)]
+    one.push(minute(60, volume="2"))  # begins to go out, five links at a time
+    jobs = one.publisher.waiting
+    assert jobs == 1
+    for second in range(3, 8):
+        await one.clock.advance(1)
+        one.push(minute(60, volume=str(second)))
+        one.hub.run_due()
+    assert one.publisher.waiting == 1
+    await one.wait(5)
+    assert {tuple(bar["volume"] for bar in chart.updates) for chart in charts} == {(2, 7)}
+
+
+async def test_a_large_room_is_told_afresh_in_turns():
+    one = await stage()
+    charts = [one.join() for _ in range(1200)]
+    one.heal([minute(30, "15", final=True, as_of=90_000)])
+    await one.clock.settle()
+    assert sum(len(chart.initials) == 2 for chart in charts) == 500
+    assert one.hub.run_due()
+    assert sum(len(chart.initials) == 2 for chart in charts) == 1000
+    assert not one.hub.run_due()
+    assert all(len(chart.initials) == 2 for chart in charts)
+
+
+async def test_who_leaves_while_it_waits_for_its_turn_is_not_asked_for_it():
+    one = await stage()
+    charts = [one.join() for _ in range(700)]
+    one.heal([minute(30, "15", final=True, as_of=90_000)])
+    await one.clock.settle()
+    ws = charts[-1]
+    one.hub.leave(ws.membership)
+    ws.left = True
+    one.hub.run_due()
+    assert len(ws.initials) == 1
+
+
+async def test_one_encoding_serves_all_with_the_same_fields():
+    one = await stage()
+    plain = [one.join(bars=number) for number in range(3)]
+    correcting = one.join(options=Options(corrections=True))
+    counted = [one.join(options=Options(fields=SEQ)) for _ in range(2)]
+    one.push(minute(60, volume="2"))
+    assert len({id(chart.frames[-1]) for chart in [*plain, correcting]}) == 1
+    assert len({id(chart.frames[-1]) for chart in counted}) == 1
+    assert plain[0].frames[-1] != counted[0].frames[-1]
+    first, second = one.join(), one.join()
+    assert first.frames[0] is second.frames[0]

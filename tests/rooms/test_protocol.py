@@ -91,7 +91,7 @@ def test_messages_carry_exactly_the_specified_keys_byte_for_byte():
         '"high":67340,"low":67200,"close":67310.25,"volume":145.23,"quoteVolume":9772345.67}}'
     )
     bare = messages.bar_text(BAR._replace(quote_volume=None)).encode()
-    initial = messages.initial(HEAD, (bare + b",", bare))
+    initial = b"".join(messages.initial(HEAD, (bare + b",", bare)))
     assert initial == b'{"type":"initial","symbol":"BTC/USDT","interval":"5m","bars":[%b,%b]}' % (bare, bare)
     assert b"quoteVolume" not in bare
     assert messages.error("No") == '{"type":"error","message":"No"}'
@@ -123,9 +123,9 @@ def test_answers_name_the_request_they_answer():
 
 def test_an_exchange_that_is_not_the_default_is_named_in_its_messages_and_rooms():
     topic = TWO.decode(subscribe(exchange="other")).topic
-    assert json.loads(messages.initial(TWO.head(topic), []))["exchange"] == "other"
+    assert json.loads(b"".join(messages.initial(TWO.head(topic), [])))["exchange"] == "other"
     assert TWO.room_name(topic) == "other:BTC/USDT:5m"
-    assert "exchange" not in json.loads(messages.initial(TWO.head(TOPIC), []))
+    assert "exchange" not in json.loads(b"".join(messages.initial(TWO.head(TOPIC), [])))
     assert TWO.room_name(TOPIC) == "BTC/USDT:5m"
 
 

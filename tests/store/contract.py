@@ -272,6 +272,14 @@ class StoreContract:
         assert ranges == list(RangeSet(ranges))
         assert everything(store, BTC, H1) == sums(minutes, H1)
 
+    def test_folding_again_changes_nothing_where_nothing_is_wrong(self, store):
+        minutes = recorded("btcusdt-week.csv.gz")[:3000]
+        store.write([(BTC, candle) for candle in minutes])
+        store.refold(ETH, [ALL_TIME])
+        store.refold(BTC, [Range(minutes[7].open_ms, minutes[900].open_ms), Range(0, 1), ALL_TIME])
+        for interval in LONGER:
+            assert everything(store, BTC, interval) == sums(minutes, interval)
+
     # ------------------------------------------------------------ reading
 
     def test_bars_are_the_newest_before_a_time_oldest_first(self, store):

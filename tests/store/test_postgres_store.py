@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, Interval
 from candled.store import KNOWN_STORES, make_store
+from candled.store.interface import ALL_TIME
 from candled.store.postgres import PostgresStore
 from candled.store.postgres_schema import SCHEMA
 from candled.store.sqlite import SqliteStore
@@ -291,6 +292,8 @@ def test_old_minutes_are_dropped_by_weeks_and_their_bars_stay(open_store):
         assert kept == minutes[7 * 24 :]
     assert {interval: everything(store, BTC, interval) for interval in LONGER} == bars
     assert store.bars(BTC, MINUTE, before_ms=10**15, limit=10**6) == kept
+    store.refold(BTC, [ALL_TIME])
+    assert {interval: everything(store, BTC, interval) for interval in LONGER} == bars
 
 
 def test_a_minute_too_old_to_be_kept_does_not_spoil_its_bar(open_store):
@@ -317,8 +320,8 @@ def test_more_threads_than_connections_wait_their_turn(open_store):
     store = open_store(MINUTE, readers=2)
     store.write([(BTC, minute(0))])
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda _: everything(store, BTC, MINUTE), range(2000)))
-    assert answers == [[minute(0)]] * 2000
+        answers = list(threads.map(lambda _: everything(store, BTC, MINUTE), range(10_000)))
+    assert answers == [[minute(0)]] * 10_000
     assert store.describe()["freeReaders"] == 2
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from candled.errors import StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS
 from candled.store import postgres
 from candled.store.postgres import PostgresStore
@@ -120,6 +121,55 @@ def test_corrections_and_late_minutes_inside_compressed_chunks_are_exact(databas
                 assert everything(store, market, interval) == sums(minutes, interval)
         store.maintain(MONDAY_MS + 61 * DAY_MS)
         assert uncompressed_minutes(database) == 0
+
+
+def test_compressed_minutes_of_the_first_schema_are_upgraded_as_they_stand(database, open_store):
+    store = open_store(*DEFAULT_INTERVALS, compress_after_days=14)
+    minutes = [minute(at, volume=f"{at}.10", quote="3") for at in range(0, 4 * WEEK_MINUTES, 7)]
+    store.write([(BTC, candle) for candle in minutes])
+    store.maintain(MONDAY_MS + 60 * DAY_MS)
+    before = compressed_chunks(database)
+    assert before >= 4
+    for statement in (
+        "ALTER TABLE candled.candles DROP COLUMN rev",
+        "ALTER TABLE candled.candles DROP COLUMN src",
+        "ALTER TABLE candled.running DROP COLUMN rev, DROP COLUMN src",
+        "ALTER TABLE candled.rollups DROP COLUMN rev",
+        "DROP TABLE candled.feeds, candled.changes",
+        "UPDATE candled.state SET schema = 1",
+    ):
+        database.rows(statement)
+    again = open_store(*DEFAULT_INTERVALS, compress_after_days=14)
+    assert compressed_chunks(database) == before
+    assert everything(again, BTC, MINUTE) == minutes
+    revised = {at: minute(7 * at, "5", as_of_ms=10**13, src="rest") for at in range(0, len(minutes), 50)}
+    again.write([(BTC, candle) for candle in revised.values()])
+    truth = [revised[at]._replace(rev=1) if at in revised else candle for at, candle in enumerate(minutes)]
+    for _ in range(2):  # as corrected, and compressed again
+        assert everything(again, BTC, MINUTE) == truth
+        for interval in LONGER:
+            assert everything(again, BTC, interval) == sums(truth, interval)
+        again.maintain(MONDAY_MS + 61 * DAY_MS)
+        assert uncompressed_minutes(database) == 0
+
+
+def test_tables_in_chunks_are_left_alone_by_a_server_that_runs_without_the_library():
+    """Such a server would change a part of each table only."""
+    server = own_timescale(shared_preload_libraries="timescaledb", synchronous_commit="on")
+    try:
+        with Database(server.dsn) as database:
+            store = PostgresStore(database.url(), [M5], compress_after_days=1)
+            store.open()
+            store.write([(BTC, minute(0))])
+            store.close()
+            database.rows("UPDATE candled.state SET schema = 1")
+            server.kill()
+            server.start(shared_preload_libraries="")
+            with pytest.raises(StoreUnavailable, match="need TimescaleDB"):
+                store.open()
+            assert database.rows("SELECT schema FROM candled.state") == [(1,)]
+    finally:
+        server.remove()
 
 
 def test_one_batch_may_touch_all_of_a_compressed_history(open_store):

@@ -16,7 +16,7 @@ from tests.system.rig import MONDAY_MORNING_MS, Rig
 BTC, ETH, THIN = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT"), Symbol.parse("EWZ/USDT")
 SPEED = 60.0
 LONG = "CANDLED_TEST_LONG" in os.environ
-SOAK_S, SOAK_FAULTS = (600.0, 60) if LONG else (15.0, 3)
+SOAK_S, SOAK_FAULTS = (600.0, 60) if LONG else (10.0, 2)
 
 
 def markets() -> list[FakeMarket]:

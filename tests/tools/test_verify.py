@@ -257,17 +257,31 @@ def values(by_interval):
     return {interval: [(bar.open_ms, *bar.values) for bar in bars] for interval, bars in by_interval.items()}
 
 
-def test_a_week_with_a_bar_without_minutes_is_not_repaired(file, capsys):
-    fill(file, [candle(0), candle(10), candle(20_000)])
-    file.spoil(f"UPDATE rollups SET time_ms = {MONDAY_MS + M5.ms} WHERE time_ms = {MONDAY_MS} INTERVAL", M5)
-    file.spoil(f"UPDATE rollups SET volume = '7' WHERE time_ms > {MONDAY_MS + 8 * DAY_MS} INTERVAL", M5)
-    assert verify(file, "--repair") == 1
+def test_repair_takes_away_a_bar_that_has_no_minutes(tables, capsys):
+    minutes = [candle(0), candle(10), candle(20_000)]
+    fill(tables, minutes)
+    tables.spoil(f"UPDATE rollups SET time_ms = AT({MONDAY_MS + M5.ms}) WHERE time_ms = AT({MONDAY_MS}) INTERVAL", M5)
+    tables.spoil(f"UPDATE rollups SET volume = '7' WHERE time_ms > AT({MONDAY_MS + 8 * DAY_MS}) INTERVAL", M5)
+    assert verify(tables, "--repair") == 0
     assert lines(capsys) == [
-        "bitget:BTC/USDT 5m 2025-06-02T00:00:00.000Z: is not stored, though there are minutes",
-        "bitget:BTC/USDT 5m 2025-06-02T00:05:00.000Z: no minute lies in it, but it is stored",
+        "bitget:BTC/USDT 5m 2025-06-02T00:00:00.000Z: is not stored, though there are minutes (repaired)",
+        "bitget:BTC/USDT 5m 2025-06-02T00:05:00.000Z: no minute lies in it, but it is stored (repaired)",
         "bitget:BTC/USDT 5m 2025-06-15T21:20:00.000Z: volume is 7, by its minutes 1 (repaired)",
-        "bitget:BTC/USDT: 3 minutes, 13 longer bars: 2 differ, 1 repaired",
+        "bitget:BTC/USDT: 3 minutes, 13 longer bars: nothing differs, 3 repaired",
     ]
+    assert bars(tables, MINUTE, MONDAY_MS, 30_000) == minutes
+    assert verify(tables) == 0
+
+
+def test_what_a_repair_changes_is_in_the_log_of_changes(tables):
+    fill(tables, week())
+    store = opened(tables)
+    store.open_feed([MARKET], "a")
+    at = MONDAY_MS + 4 * DAY_MS
+    tables.spoil(f"UPDATE rollups SET high = '1000000' WHERE time_ms = AT({at}) INTERVAL", H1)
+    assert verify(tables, "--repair") == 0
+    assert store.changes_since(MARKET, "a", 10**9) == [Range(at, at + H1.ms)]
+    store.close()
 
 
 def test_bars_whose_first_minutes_a_database_dropped_are_left_alone(capsys):

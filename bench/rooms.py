@@ -1,0 +1,229 @@
+"""What rooms and clients do without a socket: read a request, join, make `initial` and `update`, keep a client.
+
+    python -m bench.rooms [--runs 7]
+
+CPU time of this process. `initial` warm: the running bar has changed since the last one, so that the message is
+new; cold: no bar's text is kept. It is compared with encoding the same bars anew, by `json` and by msgspec, both
+from objects that are ready, and both with binary floats, which are not exact.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from bench.process import spread
+from candled.aggregate.ladder import Change
+from candled.model import MINUTE, Candle, iso_ms
+from candled.rooms.frames import Frame
+from candled.rooms.messages import PLAIN
+from candled.serve.client import Client
+from tests.rooms.stage import BTC, ETH, PROTOCOL, Stage, Stored, topic
+from tests.rows import minute
+
+BARS = (100, 1000)
+_HISTORY = 1500
+_REQUEST = '{"type":"subscribe","symbol":"BTC/USDT","interval":"1m","initialBars":100}'
+_EXTENDED = (
+    '{"type":"subscribe","id":7,"symbol":"BTC/USDT","interval":"1m","initialBars":100,"fields":["final","seq"],'
+    '"corrections":true,"status":true}'
+)
+
+
+class Nowhere:
+    """A link that takes everything, and whose turn has always come."""
+
+    client: Client
+
+    def send(self, frame: bytes) -> int:
+        return len(frame)
+
+    write = send
+
+    def reply(self, frame: Frame) -> None:
+        pass
+
+    def want(self, topic: Any) -> None:
+        self.client.make_initial(topic)
+
+    def forget(self, topic: Any) -> None:
+        pass
+
+    def gather(self, many: bool) -> None:
+        pass
+
+    def close(self, code: int, reason: str) -> None:
+        pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.rooms", description=__doc__)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--times", type=int, default=2000)
+    options = parser.parse_args(arguments)
+    asyncio.run(measure(options.runs, options.times))
+
+
+async def measure(runs: int, times: int) -> None:
+    """All figures."""
+    one = await stage()
+
+    def us(act: Callable[[], object], count: int = times) -> list[float]:
+        return [cpu_us(act, max(1, count)) for _ in range(runs)]
+
+    print("microseconds of CPU, minimum / median / maximum")
+    link = connect(one)
+    others = [connect(one) for _ in range(10)]  # with nobody else in the room every subscription would begin it
+    for other in others:
+        other.client.received(_REQUEST)
+    print(f"reading a subscribe message {spread(us(lambda: PROTOCOL.decode(_REQUEST)), '.2f')}, ", end="")
+    print(f"with every extension {spread(us(lambda: PROTOCOL.decode(_EXTENDED)), '.2f')}")
+    print(f"reading it, joining and making its initial {spread(us(lambda: link.client.received(_REQUEST)), '.1f')}")
+    for count in BARS:
+        measure_initial(one, count, us, times)
+    measure_updates(one, us)
+    print(f"bytes per client in one room, without its socket: {client_bytes(one, 500):,.0f}")
+
+
+def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], times: int) -> None:
+    """An `initial` of so many bars: copied, new, and from nothing."""
+    link = Nowhere()
+    member = one.hub.join(Silent(), link, topic("1m"), count, PLAIN)
+    volume = iter(range(2, 10**9))
+
+    def change() -> None:
+        bar = running(next(volume))
+        one.bars._markets[BTC].ladder.feed(bar)
+        one.hub.changed(BTC, Change(MINUTE, bar))
+
+    def warm() -> None:
+        change()
+        one.hub.initial(member)
+
+    def cold() -> None:
+        one.hub._telling._texts.form(topic("1m"), 0, False).forget(0, -1)
+        warm()
+
+    one.hub.initial(member)
+    changing = us(change)
+    kept, new = us(lambda: one.hub.initial(member)), us(warm)
+    new = [max(0.0, with_it - without) for with_it, without in zip(new, changing, strict=True)]
+    anew = us(cold, times // 100)
+    bars = one.bars.tail(BTC, MINUTE, count)
+    rows = [as_floats(bar) for bar in bars]
+    ready = [Bar(**row) for row in rows]
+    by_json = us(lambda: json.dumps({"type": "initial", "bars": rows}), times // 20)
+    by_msgspec = us(lambda: msgspec.json.encode({"type": "initial", "bars": ready}), times // 4)
+    print(
+        f"initial of {count} bars: warm {spread(new, '.1f')}, unchanged {spread(kept, '.1f')}, "
+        f"cold {spread(anew, ',.0f')}"
+    )
+    print(f"  json.dumps {spread(by_json, ',.0f')}, msgspec {spread(by_msgspec, ',.0f')}")
+    one.hub.leave(member)
+
+
+def measure_updates(one: Stage, us: Callable[..., list[float]]) -> None:
+    """A changed bar, to one member whose second is over, to one whose second is not, and to nobody."""
+    numbers = iter(range(2, 10**9))
+
+    def sent() -> None:
+        one.clock._now += 2.0
+        held()
+
+    def held() -> None:
+        one.hub.changed(BTC, Change(MINUTE, running(next(numbers))))
+
+    making = us(lambda: Change(MINUTE, running(next(numbers))))
+    at_once = [whole - part for whole, part in zip(us(sent), making, strict=True)]
+    print(f"a changed bar, told to one room of 11: {spread(at_once, '.1f')}, ", end="")
+    later = [whole - part for whole, part in zip(us(held), making, strict=True)]
+    nobody = us(lambda: one.hub.changed(ETH, Change(MINUTE, running(2))))
+    nobody = [whole - part for whole, part in zip(nobody, making, strict=True)]
+    print(f"held {spread(later, '.1f')}, in a room without members {spread(nobody, '.2f')}")
+
+
+# ---------------------------------------------------------------- parts
+
+
+class Bar(msgspec.Struct):
+    """A bar of binary floats."""
+
+    time: str
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    quoteVolume: float
+
+
+class Silent:
+    """A member that is asked for nothing."""
+
+    def want_initial(self, membership: Any) -> None:
+        pass
+
+
+async def stage() -> Stage:
+    """A day of minutes in memory, with the digits of a real market."""
+    minutes = [running(number)._replace(open_ms=minute(number).open_ms, final=True) for number in range(_HISTORY)]
+    one = await Stage(Stored(minutes)).start()
+    await one.bars.prepare(BTC, MINUTE, max(BARS), 0)
+    one.push(running(1))
+    return one
+
+
+def running(volume: int) -> Candle:
+    """A version of the running minute."""
+    price = Decimal("67234.51") + volume % 100
+    bar = minute(_HISTORY, as_of=volume % 60_000)
+    return bar._replace(
+        open=price, high=price + 1, low=price - 1, close=price, volume=Decimal(volume) + Decimal("0.1234"),
+        quote_volume=Decimal("9772345.67") + volume,
+    )  # fmt: skip
+
+
+def as_floats(bar: Candle) -> dict[str, Any]:
+    return {
+        "time": iso_ms(bar.open_ms), "open": float(bar.open), "high": float(bar.high), "low": float(bar.low),
+        "close": float(bar.close), "volume": float(bar.volume), "quoteVolume": float(bar.quote_volume or 0),
+    }  # fmt: skip
+
+
+def connect(one: Stage) -> Nowhere:
+    link = Nowhere()
+    link.client = Client(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+    return link
+
+
+def client_bytes(one: Stage, count: int) -> float:
+    """What a subscribed client takes, but for its link."""
+    links = [Nowhere() for _ in range(count)]
+    gc.collect()
+    tracemalloc.start()
+    for link in links:
+        link.client = Client(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+        link.client.received(_REQUEST)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return size / count
+
+
+def cpu_us(act: Callable[[], object], count: int) -> float:
+    """Microseconds of CPU for one of `count` calls."""
+    began = time.process_time_ns()
+    for _ in range(count):
+        act()
+    return (time.process_time_ns() - began) / count / 1000
+
+
+if __name__ == "__main__":
+    main()

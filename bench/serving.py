@@ -1,0 +1,128 @@
+"""The serving half of the daemon in this process: bus, bars, hub, publisher, links, HTTP. Without ingest and store."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from itertools import count
+from typing import Any
+
+from candled.aggregate.live_bars import LiveBars
+from candled.api.pages import Pages
+from candled.bus import MinuteChanged
+from candled.bus.making import make_memory_bus
+from candled.clock import SystemClock
+from candled.config import ServerSettings
+from candled.model import DEFAULT_INTERVALS, Candle, MarketKey, Symbol
+from candled.rooms.frames import Frame
+from candled.rooms.hub import Hub
+from candled.rooms.links import Links
+from candled.rooms.protocol import Protocol
+from candled.serve.client import Client
+from candled.serve.collector import Collector
+from candled.serve.publisher import Publisher
+from candled.serve.server import Server
+from tests.rooms.stage import Stored
+from tests.rows import minute
+from tests.serve.peers import all_well
+
+NO_LIMITS: dict[str, Any] = {"max_connections_per_ip": 0, "max_connections": 0, "max_handshakes_per_second": 0}
+_DURATIONS = {"ping_interval", "ping_timeout", "slow_client_timeout"}  # in seconds here
+_LAG_STEP_S = 0.005
+_HISTORY = 1100  # minutes
+
+
+@dataclass
+class Timed:
+    """A hub that notes when its last tick began."""
+
+    hub: Hub
+    began: int = 0
+
+    def run_due(self) -> bool:
+        """One tick."""
+        self.began = time.thread_time_ns()
+        return self.hub.run_due()
+
+
+class Serving:
+    """Serves `markets` named `BTC/USDT`, `SYM001/USDT`, …, each with some history. `settings` are of `server`."""
+
+    def __init__(self, port: int, markets: int = 1, **settings: Any) -> None:
+        symbols = [Symbol("BTC", "USDT"), *(Symbol(f"SYM{number:03}", "USDT") for number in range(1, markets))]
+        self._markets = [MarketKey("replay", symbol) for symbol in symbols]
+        stored, clock = Stored(minute(number, final=True) for number in range(_HISTORY)), SystemClock()
+        self._bus = make_memory_bus()
+        self._bars = bars = LiveBars(self._markets, DEFAULT_INTERVALS, stored, clock)
+        codec = Protocol({"replay": symbols}, DEFAULT_INTERVALS)
+        self._publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
+        hub = Hub(codec, bars, clock, self._publish)
+        self._rooms = Timed(hub)
+        durations = {name: timedelta(seconds=settings.pop(name)) for name in _DURATIONS & settings.keys()}
+        options = ServerSettings(host="127.0.0.1", port=port, **NO_LIMITS | settings | durations)
+        self._server = Server(
+            options,
+            hub=self._rooms,
+            publisher=self._publisher,
+            make_client=lambda link: Client(link, hub, bars, codec, clock, options, Pages(bars, stored).history),
+            clock=clock,
+            health=dict,
+            ready=all_well,
+            statistics=hub.describe,
+            page=str,
+        )
+        bars.listen(hub)
+        self._bus.listen(bars.on_message)
+        self._sent = asyncio.Event()
+        self._opened = minute(_HISTORY)
+        self._versions = count(self._opened.as_of_ms - 50_000)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.longest_s = 0.0  # that the loop was held, since it was last set to 0
+
+    async def start(self) -> None:
+        """Load the bars and listen."""
+        await self._bars.start()
+        self._server.listen()
+        Collector().start()
+
+    async def send(self, values: Sequence[Decimal]) -> float:
+        """Publish one change of the first market; return the microseconds of this thread that its way took."""
+        self._sent.clear()
+        change = MinuteChanged(self._markets[0], self._candle(values))
+        began = time.thread_time_ns()
+        self._bus.publish(change)
+        if not self._sent.is_set():  # its turn comes a little later; what passes until then is not its time
+            spent = time.thread_time_ns() - began
+            await asyncio.wait_for(self._sent.wait(), 5)
+            began = self._rooms.began - spent
+        while self._publisher.is_busy:
+            await asyncio.sleep(0)
+        return (time.thread_time_ns() - began) / 1000
+
+    def live(self) -> None:
+        """From now on every market changes once a second, and how long the loop is held is watched."""
+        self._tasks += [asyncio.ensure_future(self._change_all()), asyncio.ensure_future(self._watch())]
+
+    def _publish(self, links: Links, frame: Frame) -> None:
+        self._publisher.publish(links, frame)
+        self._sent.set()
+
+    def _candle(self, values: Sequence[Decimal]) -> Candle:
+        return Candle(self._opened.open_ms, *values, next(self._versions))
+
+    async def _change_all(self) -> None:
+        prices = [Decimal(price) for price in ("67234.5", "67340", "67200", "67310.25")]
+        pause_s = 1.0 / len(self._markets)
+        for number in count(1):
+            for market in self._markets:
+                change = MinuteChanged(market, self._candle((*prices, Decimal(number), Decimal("9772345.67"))))
+                self._bus.publish(change)
+                await asyncio.sleep(pause_s)
+
+    async def _watch(self) -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(_LAG_STEP_S)
+            self.longest_s = max(self.longest_s, time.monotonic() - began - _LAG_STEP_S)
