@@ -67,7 +67,9 @@ class Gathering:
     def __init__(self, site: Site) -> None:
         self.site = site
         wishes = [
-            Wish(str(symbol), interval, more=tuple(EXTENDED)) for symbol in site.symbols for interval in ("1m", "5m", "1h")
+            Wish(str(symbol), interval, more=tuple(EXTENDED))
+            for symbol in site.symbols
+            for interval in ("1m", "5m", "1h")
         ]
         self.visitors = [Visitor(wish, node) for wish in wishes for node in site.serving]
         self.judge = Judge(site, self.visitors)
