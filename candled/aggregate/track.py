@@ -95,7 +95,7 @@ class Track:
         self.lost_since = self._lost_until = None
 
     def back_from(self, position: Position) -> Iterator[Position]:
-        """A position, then the last ones of the feeds before: the log may know those where it does not know this one."""
+        """A position, then the last ones of the feeds before: the log may know those, but not this one yet."""
         yield position
         names = [epoch.name for epoch in self._epochs]
         earlier = list(self._epochs)[: names.index(position.epoch)] if position.epoch in names else []

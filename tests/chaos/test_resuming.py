@@ -85,7 +85,8 @@ class Gathering:
     ) -> list[bool]:
         """Everybody leaves for so long, around the beginning of a minute or between two; then `meanwhile` happens.
 
-        By turns everybody and every second one comes back to the next process. Returns of each whether he was told only what changed.
+        By turns everybody and every second one comes back to the next process. Returns of each whether he was told
+        only what changed.
         """
         serving, minute_s = self.site.serving, 60.0 / self.site.clock.speed
         to_boundary_s = self.site.to_boundary_s()
