@@ -54,6 +54,11 @@ class Proxy:
         with self._lock:
             self._at_commit = "lose the answer" if reaches_server else "lose the request"
 
+    def spare(self) -> None:
+        """Cut nothing of what was asked for and has not come yet."""
+        with self._lock:
+            self._bytes_left, self._at_commit = None, ""
+
     def freeze(self) -> None:
         """Carry nothing any more, without closing anything: both ends still see a healthy connection."""
         self._is_frozen = True

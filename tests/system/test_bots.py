@@ -1,8 +1,11 @@
 """What bots are written with reads a running daemon on the replay, and agrees with the recording candle for candle."""
 
 import asyncio
+import csv
 import json
 import re
+import shutil
+import subprocess
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ import ccxt
 import ccxt.async_support as ccxt_async
 import ccxt.pro as ccxt_pro
 import pytest
+import websockets
 
 from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
 from plugins.replay.exchange import read_recording
@@ -133,6 +137,34 @@ def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, spo
         open_ms: bar.values[:5] for open_ms, bar in wanted.items()
     }
     assert {row[6] - row[0] for row in rows} == {5 * MINUTE_MS - 1}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: install your system's curl package")
+def test_curl_reads_a_table_that_agrees_with_the_recording(daemon):
+    url = f"{daemon.url}/api/candles?symbol=BTC/USDT&interval=5m&format=csv&from={beginning(daemon)}"
+    over_ms = over_at(daemon)
+    text = subprocess.run(["curl", "-sS", "--fail", url], capture_output=True, text=True, check=True).stdout
+    found = {int(row["time_ms"]): row for row in csv.DictReader(text.splitlines())}
+    wanted = recorded("5m", beginning(daemon), over_ms)
+    assert len(wanted) > 500
+    for open_ms, bar in wanted.items():
+        values = [Decimal(found[open_ms][name]) for name in ("open", "high", "low", "close", "volume")]
+        assert values == list(bar.values[:5])
+
+
+async def test_a_websocket_reads_bars_that_agree_with_the_recording(daemon):
+    over_ms = over_at(daemon)
+    async with websockets.connect(daemon.ws_url, max_size=None) as socket:
+        request = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "15m", "initialBars": 1000}
+        await socket.send(json.dumps(request))
+        initial = json.loads(await asyncio.wait_for(socket.recv(), 20), parse_float=Decimal)
+    wanted = recorded("15m", beginning(daemon), over_ms)
+    found = {parse_iso_ms(bar["time"]): bar for bar in initial["bars"]}
+    assert len(wanted.keys() & found.keys()) > 180
+    for open_ms in wanted.keys() & found.keys():
+        bar = found[open_ms]
+        values = [bar["open"], bar["high"], bar["low"], bar["close"], bar["volume"]]
+        assert values == list(wanted[open_ms].values[:5])
 
 
 # ---------------------------------------------------------------- streams
