@@ -55,8 +55,9 @@ class Minutes:
             return None
         over = candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._settle_ms
         final, rev = candle.final or over or (held is not None and held.final), _revisions(candle, held)
-        if (final, rev) != (candle.final, candle.rev):
-            candle = candle._replace(final=final, rev=rev)
+        src = held.src if held is not None and held.values == candle.values else candle.src  # who said so first
+        if (final, rev, src) != candle[-3:]:
+            candle = candle._replace(final=final, rev=rev, src=src)
         self._held[candle.open_ms] = candle
         self._note(candle, now_ms)
         if held is not None and held.values == candle.values and held.final == candle.final:

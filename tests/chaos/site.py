@@ -176,7 +176,8 @@ class Site:
             await self.fake.start()
             self.redis = RedisServer(program(), steady_port())
             self._stack.callback(self.redis.remove)
-            self.postgres = PostgresServer(postgres_binaries())
+            # What it has confirmed is in the system's hands, so that only the machine's end could lose it.
+            self.postgres = PostgresServer(postgres_binaries(), synchronous_commit="on")
             self._stack.callback(self.postgres.remove)
             self.postgres.port = steady_port()
             await asyncio.to_thread(self.redis.start)

@@ -103,3 +103,12 @@ def test_what_is_known_from_before_is_no_news_and_another_version_of_it_is_a_rev
     revised = held.offer(minute(1, volume="7", as_of=600_000), at(600))
     assert (revised.volume, revised.final, revised.rev) == (7, True, 3)
     assert held.offer(minute(2, as_of=500), at(120.5)) is not None
+
+
+def test_the_source_of_a_minute_is_who_stated_its_values_first():
+    """Whoever shows it has that one already, and the store is to agree with them."""
+    held = minutes()
+    held.offer(minute(0, as_of=60_000)._replace(src="live"), at(60))
+    confirmed = held.offer(minute(0, as_of=70_000)._replace(src="rest"), at(70))
+    assert (confirmed.final, confirmed.src) == (True, "live")
+    assert held.offer(minute(0, volume="9", as_of=80_000)._replace(src="rest"), at(80)).src == "rest"
