@@ -185,8 +185,10 @@ class LiveBars:
         return market.ladder.series(interval).times(count, market.complete_from_ms)
 
     def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
-        """One bar in memory."""
-        return self._markets[key].ladder.series(interval).get(open_ms)
+        """One bar in memory; None if it is not there, or not shown."""
+        market = self._markets[key]
+        is_shown = market.complete_from_ms is not None and open_ms >= market.complete_from_ms
+        return market.ladder.series(interval).get(open_ms) if is_shown else None
 
     def revision(self, key: MarketKey, interval: Interval) -> int:
         """A number that changes whenever a bar other than the newest does, or older ones are read."""
@@ -362,8 +364,9 @@ class LiveBars:
         held_ms = market.ladder.series(MINUTE).since_ms
         if stale.start_ms < held_ms:  # whatever it was, nobody here has seen it
             market.track.changed(stamp, stale.start_ms, min(stale.end_ms, held_ms))
+        shown = [one for one in changes if one.bar.open_ms >= (market.complete_from_ms or 0)]
         for interval in market.ladder.shown:
-            self._tell_healed(key, market, interval, stale, [one.bar for one in changes if one.interval == interval])
+            self._tell_healed(key, market, interval, stale, [one.bar for one in shown if one.interval == interval])
 
     def _tell_healed(
         self, key: MarketKey, market: MarketBars, interval: Interval, stale: Range, bars: Sequence[Candle]

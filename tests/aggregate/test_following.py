@@ -290,6 +290,30 @@ async def test_a_position_is_told_only_once_a_healed_range_was_read():
     assert one.bars.position(BTC) == ("one", 2)
 
 
+async def test_a_bar_that_history_cuts_is_told_to_nobody():
+    """Its first minutes are before the time from which on history is complete."""
+    one = Process(20)
+    one.stored.since = at(7)
+    await one.start()
+    told: list[int] = []
+
+    class Ear:
+        def healed(self, market, interval, start_ms, end_ms, bars):
+            told.extend(bar.open_ms for bar in bars if interval == FIVE)
+
+        def settled(self, market): ...
+        def changed(self, market, change): ...
+
+    one.bars.listen(Ear())
+    for number in (8, 12):
+        one.stored.minutes[at(number)] = minute(number, "12", volume="9", final=True, as_of=90_000)
+    one.say(Healed(BTC, at(7), at(20), at(7), Facts(at(20))))
+    await one.clock.settle()
+    assert told == [at(10)]
+    assert one.bars.bar(BTC, FIVE, at(5)) is None
+    assert one.bars.bar(BTC, FIVE, at(10)).open_ms == at(10)
+
+
 async def test_a_bar_is_final_when_its_minutes_are_and_none_is_missing():
     one = await Process().start()
     (bar,) = one.bars.tail(BTC, FIVE, 1)
