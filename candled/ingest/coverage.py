@@ -187,6 +187,7 @@ class Coverage:
 
     def recheck(self, since_ms: int) -> None:
         """Have REST confirm what is there from `since_ms` on: who stored it may have ended before REST was asked."""
+        since_ms = MINUTE.floor(since_ms)  # a question about a part of a minute may be answered without it
         for start_ms, end_ms in self._have:
             self._unconfirmed.add(max(start_ms, since_ms), end_ms)
 

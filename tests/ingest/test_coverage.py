@@ -236,3 +236,14 @@ def test_whatever_was_there_and_whatever_the_exchange_lacks_asking_ends_with_eve
     known = {open_ms for hole in held.holes for open_ms in range(hole.start_ms, hole.end_ms, MINUTE_MS)}
     assert known == lacking
     assert held.since_ms == start
+
+
+def test_after_a_start_in_the_middle_of_a_minute_whole_minutes_are_asked_for():
+    """Else the minute at the edge would count as confirmed by an answer that need not hold it."""
+    held = coverage(present=[(0, 300)], since=MONDAY_MS, start=MONDAY_MS)
+    held.recheck(ms(200) + 15_000)
+    window = held.want(ms(300), ms(300), 1000, ms(300))
+    assert (window.start_ms, window.end_ms) == (ms(200), ms(300))
+    held.recheck(ms(100) + 45_000)
+    window = held.want(ms(300), ms(300), 150, ms(300))
+    assert (window.start_ms % MINUTE_MS, window.end_ms % MINUTE_MS) == (0, 0)

@@ -19,7 +19,7 @@ from candled.rooms.frames import Frame
 from candled.serve.collector import Collector
 from tests.rows import minute
 from tests.serve import test_links, test_server
-from tests.serve.peers import echo_site
+from tests.serve.peers import Peer, echo_site
 from tests.serve.test_links import mute, update
 
 ROOT = Path(__file__).parents[2]
@@ -53,21 +53,27 @@ async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starv
         assert longest_s < 2.0, "who was there before waits like everybody"
 
 
+async def numbers(reader: Peer, count: int) -> list[int]:
+    """Those of the next so many updates."""
+    got: list[int] = []
+    while len(got) < count:
+        first, payload = await reader.receive()
+        if first == 0x81:  # no ping
+            got.append(int(payload[:8]))
+    return got
+
+
 async def test_clients_that_never_read_take_nothing_from_those_that_do():
     """Promise 13, in short: the readers get every frame, the others cost little and are closed."""
     async with echo_site(slow_client_timeout=timedelta(seconds=0.5)) as site:
         stuck = [await mute(site) for _ in range(5)]
         readers = [await site.connect() for _ in range(50)]
         await site.client(54)
+        reading = [asyncio.create_task(numbers(reader, 600)) for reader in readers]
         for number in range(600):
             site.publisher.publish(site.links, update(number))
             await asyncio.sleep(0.002)
-        for reader in readers:
-            got = []
-            while len(got) < 600:
-                first, payload = await reader.receive()
-                if first == 0x81:  # no ping
-                    got.append(int(payload[:8]))
+        for got in await asyncio.gather(*reading):
             assert got == list(range(600))
         async with asyncio.timeout(8):
             while any(client.link.is_open for client in site.clients[: len(stuck)]):

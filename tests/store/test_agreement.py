@@ -36,6 +36,7 @@ MORE = (
     else []
 )
 PAGE_ROWS = 700
+MOST_MINUTES = 20_000  # of a recording; shuffled minutes of months take long, as every page touches everything
 _ADD = Context(prec=200).add
 
 Bar = tuple[int, Decimal, Decimal, Decimal, Decimal, Decimal, Decimal | None, int, int]
@@ -166,7 +167,7 @@ def shuffled(name: str | Path) -> tuple[list[Candle], list[Candle]]:
     dice = random.Random(str(name))
     truth, rows = [], []
     with_quotes = dice.choice(["all", "some", "none"])
-    for candle in recorded(name):
+    for candle in recorded(name, MOST_MINUTES):
         has_quote = with_quotes == "all" or (with_quotes == "some" and dice.random() < 0.9)
         said = candle._replace(quote_volume=candle.close * candle.volume if has_quote else None, src="live")
         if dice.random() < 0.1:  # too early, though with a larger volume
