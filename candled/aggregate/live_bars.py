@@ -22,6 +22,7 @@ _WEEK = Interval.parse("1W")
 _RETRY_S = 1.0
 _EARLY_KEPT = 500
 _STORED_AFTER_S = 2.0
+_PATIENT_LOOKS = 3  # so often it is waited for the log of changes; after that everything that is held is read again
 _CATCH_UP_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # pauses between looks for what was lost; the last one repeats
 
 
@@ -184,8 +185,10 @@ class LiveBars:
         return market.ladder.series(interval).times(count, market.complete_from_ms)
 
     def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
-        """One bar in memory."""
-        return self._markets[key].ladder.series(interval).get(open_ms)
+        """One bar in memory; None if it is not there, or not shown."""
+        market = self._markets[key]
+        is_shown = market.complete_from_ms is not None and open_ms >= market.complete_from_ms
+        return market.ladder.series(interval).get(open_ms) if is_shown else None
 
     def revision(self, key: MarketKey, interval: Interval) -> int:
         """A number that changes whenever a bar other than the newest does, or older ones are read."""
@@ -361,8 +364,9 @@ class LiveBars:
         held_ms = market.ladder.series(MINUTE).since_ms
         if stale.start_ms < held_ms:  # whatever it was, nobody here has seen it
             market.track.changed(stamp, stale.start_ms, min(stale.end_ms, held_ms))
+        shown = [one for one in changes if one.bar.open_ms >= (market.complete_from_ms or 0)]
         for interval in market.ladder.shown:
-            self._tell_healed(key, market, interval, stale, [one.bar for one in changes if one.interval == interval])
+            self._tell_healed(key, market, interval, stale, [one.bar for one in shown if one.interval == interval])
 
     def _tell_healed(
         self, key: MarketKey, market: MarketBars, interval: Interval, stale: Range, bars: Sequence[Candle]
@@ -387,12 +391,13 @@ class LiveBars:
     async def _catch_up(self, key: MarketKey, market: MarketBars) -> None:
         """Read again what lost messages may have changed, until every minute that is over is there as it ended."""
         try:
-            for pause_s in _pauses():
+            for attempt, pause_s in enumerate(_pauses()):
                 since, lost_from_ms = market.track.lost_since, market.lost_from_ms
+                is_known, is_last = market.track.is_lost_logged, attempt >= _PATIENT_LOOKS
                 try:
-                    for stale in await self._lost_ranges(key, since, lost_from_ms):
+                    for stale in await self._lost_ranges(key, since, lost_from_ms, all_held=is_last and not is_known):
                         await self._reread_range(key, market, stale)
-                    is_whole = await self._is_whole(key, market, lost_from_ms)
+                    is_whole = (is_known or is_last) and await self._is_whole(key, market, lost_from_ms)
                 except (StoreUnavailable, StoreRejected) as error:
                     logger.debug("%s: what was lost cannot be read yet: %s", key, error)
                     is_whole = False
@@ -405,13 +410,20 @@ class LiveBars:
         finally:
             market.catching_up = False
 
-    async def _lost_ranges(self, key: MarketKey, since: Position | None, lost_from_ms: int) -> RangeSet:
+    async def _lost_ranges(
+        self, key: MarketKey, since: Position | None, lost_from_ms: int, *, all_held: bool
+    ) -> RangeSet:
+        """Where something may have changed: everywhere with `all_held`, or where nobody knows better."""
         market = self._markets[key]
         complete_from_ms = await self._history.complete_from(key)
         if complete_from_ms is not None:
             market.found_complete_from_ms = min(complete_from_ms, market.found_complete_from_ms or complete_from_ms)
-        changes = () if since is None else await self._history.changes_since(key, since.epoch, since.seq)
-        if changes is None:  # nobody knows what else: everything that is held
+        changes: Sequence[Range] | None = None if all_held else ()
+        for position in () if all_held or since is None else market.track.back_from(since):
+            changes = await self._history.changes_since(key, position.epoch, position.seq)
+            if changes is not None:
+                break
+        if changes is None:
             lost_from_ms, changes = 0, ()
         newest = market.ladder.series(MINUTE).newest
         now_ms = max(self._clock.now_ms(), 0 if newest is None else newest.open_ms)

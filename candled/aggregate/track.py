@@ -3,7 +3,8 @@
 from array import array
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from candled.bus import Facts, Position
 from candled.model import Range, RangeSet
@@ -33,6 +34,7 @@ class Track:
         self.facts = Facts()
         self.lost_since: Position | None = None  # with `is_broken`: the last message before some were lost
         self.is_broken = False
+        self._lost_until: Position | None = None  # the last message that may have been lost
         self._epochs: deque[_Epoch] = deque(maxlen=_EPOCHS_KEPT)
         self._changes: deque[tuple[int, Range]] = deque()
         self._changes_from = 0  # changes up to this stamp may have been forgotten
@@ -54,6 +56,12 @@ class Track:
         """Whether what changed before this process began to follow can be read from the store's log of changes."""
         return bool(self._epochs) and self.facts.logged_seq >= self._epochs[-1].first_seq
 
+    @property
+    def is_lost_logged(self) -> bool:
+        """Whether what was told in lost messages can be read from the store's log of changes."""
+        until = self._lost_until
+        return until is None or (until.epoch == self._epochs[-1].name and self.facts.logged_seq >= until.seq)
+
     def follow(self, position: Position) -> bool:
         """Take note of a message; False if it is older than the last. `is_broken`: some are missing before it.
 
@@ -64,25 +72,35 @@ class Track:
             if any(known.name == position.epoch and position.seq <= known.last_seq for known in self._epochs):
                 return False  # late, from a feed that another one has replaced
             if current is not None or position.seq != 1:
-                self._break()
+                self._break(Position(position.epoch, position.seq - 1))
             offset = 0 if current is None else current.offset + current.last_seq + 1 - position.seq
             self._epochs.append(_Epoch(position.epoch, offset, position.seq, position.seq))
+            self.facts = replace(self.facts, logged_seq=-1)  # it was a number of the feed before
             return True
         if position.seq < current.last_seq:
             return False
         if position.seq > current.last_seq + 1:
-            self._break()
+            self._break(Position(position.epoch, position.seq - 1))
         current.last_seq = position.seq
         return True
 
     def mistrust(self) -> None:
-        """Note that messages may have been lost, as the bus itself says."""
-        self._break()
+        """Note that messages before the present one may have been lost, as the bus itself says."""
+        position = self.position
+        self._break(None if position is None else position._replace(seq=position.seq - 1))
 
     def mend(self) -> None:
         """Note that everything that may have been lost was read again."""
         self.is_broken = False
-        self.lost_since = None
+        self.lost_since = self._lost_until = None
+
+    def back_from(self, position: Position) -> Iterator[Position]:
+        """A position, then the last ones of the feeds before: the log may know those, but not this one yet."""
+        yield position
+        names = [epoch.name for epoch in self._epochs]
+        earlier = list(self._epochs)[: names.index(position.epoch)] if position.epoch in names else []
+        for epoch in reversed(earlier):
+            yield Position(epoch.name, epoch.last_seq)
 
     def changed(self, stamp: int, start_ms: int, end_ms: int) -> None:
         """Remember that something in `[start_ms, end_ms)` changed after its time."""
@@ -120,10 +138,11 @@ class Track:
         """Where something changed after its time, since a stamp."""
         return RangeSet(change for at, change in self._changes if at > stamp)
 
-    def _break(self) -> None:
+    def _break(self, until: Position | None) -> None:
         if not self.is_broken:
             self.is_broken = True
             self.lost_since = self.position
+        self._lost_until = until
 
 
 def _stamp(epoch: _Epoch, seq: int) -> int:

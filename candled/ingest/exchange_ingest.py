@@ -23,6 +23,7 @@ from .coverage import Coverage, Urgency, Window
 from .feeds import FeedRunner
 from .http import HttpClient
 from .market import MarketIngest, Outcome, Rules
+from .minutes import WINDOW_MS
 from .outlet import Outlet
 from .parity import Parity
 from .skew import ClockSkew
@@ -50,6 +51,7 @@ class Keeper(outlet.Keeper, Protocol):
 
     async def newest(self, exchange: str) -> Mapping[Symbol, int]: ...
     async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
+    async def minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]: ...
     async def running(self, market: MarketKey) -> Candle | None: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
     async def has_before(self, market: MarketKey, at_ms: int) -> bool: ...
@@ -377,7 +379,8 @@ class ExchangeIngest:
             history_minutes=self._exchange.history_minutes,
             opens_at_close=self._exchange.opens_at_close,
         )
-        return MarketIngest(key, coverage, rules)
+        recent = () if newest_ms is None else await self._store.minutes(key, newest_ms - WINDOW_MS, ALL_TIME.end_ms)
+        return MarketIngest(key, coverage, rules, recent)
 
     async def _list_markets(self) -> None:
         """Ask the exchange what it lists; a symbol that is not among it is named and given up, the others go on."""

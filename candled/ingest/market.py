@@ -1,6 +1,7 @@
 """One market's way from what the exchange said to what is published and stored."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,9 +57,12 @@ class Outcome:
 
 
 class MarketIngest:
-    """Order, finality, coverage and the state of one market. Pure: the time is an argument, on the exchange's clock."""
+    """Order, finality, coverage and the state of one market. Pure: the time is an argument, on the exchange's clock.
 
-    def __init__(self, key: MarketKey, coverage: Coverage, rules: Rules) -> None:
+    `recent` are the newest stored minutes, oldest first: what the exchange says of them as they are is no news.
+    """
+
+    def __init__(self, key: MarketKey, coverage: Coverage, rules: Rules, recent: Sequence[Candle] = ()) -> None:
         self.key = key
         self.coverage = coverage
         self.connected = False
@@ -67,7 +71,7 @@ class MarketIngest:
         self.revisions = 0
         self.invalid = 0
         self._rules = rules
-        self._minutes = Minutes(rules.settle_ms)
+        self._minutes = Minutes(rules.settle_ms, recent)
         self._pushed_ms: int | None = None  # when the stream last brought something, on the exchange's clock
         self._agreed_ms: int | None = None  # when REST last agreed that there was nothing newer
         self._lost_before = RangeSet()

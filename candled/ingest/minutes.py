@@ -1,5 +1,7 @@
 """The minutes of one market at the live edge: versions, order and finality."""
 
+from collections.abc import Sequence
+
 from candled.model import MINUTE_MS, Candle
 
 # Older minutes are the store's business: a change there goes through the store first.
@@ -10,14 +12,15 @@ class Minutes:
     """Holds the newest hour of one market and decides what of a candle is news. Pure: the time is an argument.
 
     All times are UTC epoch milliseconds on the exchange's clock. `settle_ms` is how long after its successor
-    opened the late versions of a minute have their chance.
+    opened the late versions of a minute have their chance. `held` are final minutes that are known from before, oldest
+    first.
     """
 
-    def __init__(self, settle_ms: int) -> None:
+    def __init__(self, settle_ms: int, held: Sequence[Candle] = ()) -> None:
         self._settle_ms = settle_ms
-        self._held: dict[int, Candle] = {}
+        self._held = {candle.open_ms: candle for candle in held}
         self._open: dict[int, int | None] = {}  # minutes not final → when a successor was first seen
-        self.newest_ms: int | None = None
+        self.newest_ms: int | None = held[-1].open_ms if held else None
 
     def get(self, open_ms: int) -> Candle | None:
         """The version held of a minute, if it is one of the newest hour."""
@@ -52,8 +55,9 @@ class Minutes:
             return None
         over = candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._settle_ms
         final, rev = candle.final or over or (held is not None and held.final), _revisions(candle, held)
-        if (final, rev) != (candle.final, candle.rev):
-            candle = candle._replace(final=final, rev=rev)
+        src = held.src if held is not None and held.values == candle.values else candle.src  # who said so first
+        if (final, rev, src) != candle[-3:]:
+            candle = candle._replace(final=final, rev=rev, src=src)
         self._held[candle.open_ms] = candle
         self._note(candle, now_ms)
         if held is not None and held.values == candle.values and held.final == candle.final:

@@ -56,14 +56,18 @@ def merged(candle: Candle, stored: Candle) -> Candle:
     """What is kept of a final minute of which `stored` was known when `candle` came: `stored` itself, or the new row.
 
     A version that replaces one with other values is a revision more than that, or as many as it says itself. The same
-    version said again never counts twice, so that a batch may be written again.
+    version said again never counts twice, so that a batch may be written again. The source is whose statement had these
+    values first, as it is for everybody who has them in memory.
     """
+    is_same = candle.values == stored.values
     if candle.supersedes(stored):
-        rev = max(candle.rev, stored.rev + (candle.values != stored.values))
-        return candle if rev == candle.rev else candle._replace(rev=rev)
-    if candle.rev > stored.rev and not stored.supersedes(candle):
-        return candle
-    return stored
+        rev = max(candle.rev, stored.rev + (not is_same))
+    elif candle.rev > stored.rev and not stored.supersedes(candle):
+        rev = candle.rev
+    else:
+        return stored
+    src = stored.src if is_same else candle.src
+    return candle if (rev, src) == (candle.rev, candle.src) else candle._replace(rev=rev, src=src)
 
 
 def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, MarketBatch]:

@@ -50,7 +50,7 @@ class Store(Protocol):
         minute: one per market, kept apart, the newest wins, and it never becomes part of the minutes or longer bars.
 
         `rev` and `src` of minutes are kept. Where a version with other values replaces a final minute, `rev` becomes
-        at least one more than it was; rows that are written again count once.
+        at least one more than it was; rows that are written again count once. One with the same values leaves `src`.
         """
 
     def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:

@@ -28,6 +28,10 @@ class Keeper:
         """See `Store.present`."""
         return await self._history.present(market, start_ms, end_ms)
 
+    async def minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]:
+        """The final minutes of `[start_ms, end_ms)`, oldest first."""
+        return await self._history.bars_between(market, MINUTE, start_ms, end_ms)
+
     async def running(self, market: MarketKey) -> Candle | None:
         """See `Store.running`."""
         return await self._history.running(market)

@@ -123,7 +123,8 @@ PUT_MINUTES = f"""WITH changed AS (
         INSERT INTO candled.candles AS old (market, time, {_listed(_MINUTE)})
         SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
             WHERE time >= (SELECT kept_from FROM candled.state)
-        ON CONFLICT (market, time) DO UPDATE SET {_all_new((*_NUMBERS, "as_of", "src"))},
+        ON CONFLICT (market, time) DO UPDATE SET {_all_new((*_NUMBERS, "as_of"))},
+            src = CASE WHEN {_differ(_NUMBERS)} THEN excluded.src ELSE old.src END,
             rev = greatest(excluded.rev, coalesce(old.rev, 0) + CASE WHEN {_differ(_NUMBERS)} THEN 1 ELSE 0 END)
             WHERE {_version("excluded")} > {_version("old")}
         RETURNING market, time)

@@ -51,11 +51,11 @@ class Process:
         self.bars.on_message(message, position)
         return position
 
-    def minute(self, candle: Candle, *, heard: bool = True, logged: int = 0) -> Position:
-        """A minute changes; a final one is stored too."""
+    def minute(self, candle: Candle, *, heard: bool = True, logged: int | None = None) -> Position:
+        """A minute changes; a final one is stored too. What was told before it is in the log."""
         if candle.final:
             self.stored.minutes[candle.open_ms] = candle
-        facts = Facts(candle.open_ms + MINUTE_MS * candle.final, None, logged)
+        facts = Facts(candle.open_ms + MINUTE_MS * candle.final, None, self.seq if logged is None else logged)
         if heard:
             return self.say(MinuteChanged(BTC, candle, facts))
         self.seq += 1
@@ -155,6 +155,51 @@ async def test_a_past_that_changed_in_lost_messages_is_found_in_the_log():
     assert await one.since(seen, 60) == [5, 60]
 
 
+async def test_a_log_that_does_not_know_a_feed_yet_is_asked_from_the_end_of_the_one_before():
+    """As after a takeover: else everything that is held would count as changed, and nobody could resume."""
+    one = await Process().start()
+    seen = one.minute(minute(60, volume="2", as_of=10_000))
+    one.epoch, one.seq = "two", 0
+    one.minute(minute(60, volume="3", as_of=20_000))
+    one.bars.on_message(Missed(BTC), Position("two", 1))
+    one.stored.log[tuple(seen)] = []
+    await one.clock.advance(5)
+    one.bars.on_message(Missed(BTC), Position("two", 1))
+    await one.clock.advance(5)
+    assert one.bars.healing() == {"healed": 2, "catchingUp": 0}
+    assert await one.since(seen, 60) == [60]
+
+
+async def test_a_change_that_is_not_in_the_log_yet_is_waited_for():
+    one = await Process().start()
+    seen = one.minute(minute(60, volume="2", as_of=10_000))
+    one.stored.log[tuple(seen)] = []
+    one.seq += 1  # a change of minute 5 was told, and not heard
+    one.minute(minute(60, volume="3", as_of=12_000), logged=1)
+    await one.clock.advance(1)
+    assert one.bars.healing()["catchingUp"] == 1
+    changed = minute(5, "12", volume="9", final=True, as_of=90_000)
+    one.stored.minutes[changed.open_ms] = changed
+    one.stored.log[tuple(seen)] = [Range(changed.open_ms, changed.open_ms + MINUTE_MS)]
+    one.minute(minute(60, volume="4", as_of=14_000), logged=3)
+    await one.clock.advance(2)
+    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.bar(BTC, MINUTE, changed.open_ms).volume == 9
+
+
+async def test_where_the_log_stays_behind_everything_held_is_read_again():
+    one = await Process().start()
+    seen = one.minute(minute(60, volume="2", as_of=10_000))
+    one.stored.log[tuple(seen)] = []
+    one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
+    one.minute(minute(60, volume="3", as_of=12_000), logged=1)
+    await one.clock.advance(6)
+    assert one.bars.healing()["catchingUp"] == 1
+    await one.clock.advance(2)
+    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
+
+
 async def test_without_a_log_everything_held_is_read_again():
     one = await Process().start()
     one.minute(minute(60, volume="2", as_of=10_000))
@@ -184,7 +229,7 @@ async def test_a_minute_the_exchange_does_not_have_is_not_waited_for():
     one.minute(minute(60, final=True))
     one.seq += 1
     one.stored.absent = [Range(MONDAY_MS + 61 * MINUTE_MS, MONDAY_MS + 62 * MINUTE_MS)]
-    one.say(MinuteChanged(BTC, minute(62, volume="1", as_of=500), Facts(MONDAY_MS + 62 * MINUTE_MS)))
+    one.say(MinuteChanged(BTC, minute(62, volume="1", as_of=500), Facts(MONDAY_MS + 62 * MINUTE_MS, None, 2)))
     await one.clock.advance(2)
     assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
 
@@ -243,6 +288,30 @@ async def test_a_position_is_told_only_once_a_healed_range_was_read():
     assert one.bars.position(BTC) == before
     await one.clock.settle()
     assert one.bars.position(BTC) == ("one", 2)
+
+
+async def test_a_bar_that_history_cuts_is_told_to_nobody():
+    """Its first minutes are before the time from which on history is complete."""
+    one = Process(20)
+    one.stored.since = at(7)
+    await one.start()
+    told: list[int] = []
+
+    class Ear:
+        def healed(self, market, interval, start_ms, end_ms, bars):
+            told.extend(bar.open_ms for bar in bars if interval == FIVE)
+
+        def settled(self, market): ...
+        def changed(self, market, change): ...
+
+    one.bars.listen(Ear())
+    for number in (8, 12):
+        one.stored.minutes[at(number)] = minute(number, "12", volume="9", final=True, as_of=90_000)
+    one.say(Healed(BTC, at(7), at(20), at(7), Facts(at(20))))
+    await one.clock.settle()
+    assert told == [at(10)]
+    assert one.bars.bar(BTC, FIVE, at(5)) is None
+    assert one.bars.bar(BTC, FIVE, at(10)).open_ms == at(10)
 
 
 async def test_a_bar_is_final_when_its_minutes_are_and_none_is_missing():

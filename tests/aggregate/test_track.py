@@ -46,6 +46,20 @@ def test_a_new_feed_may_have_followed_on_lost_messages():
     assert track.lost_since == ("a", 1)
 
 
+def test_what_was_lost_is_logged_once_the_log_has_the_last_message_that_may_have_been():
+    track = followed(("a", 1), ("a", 5))
+    track.learn(Facts(logged_seq=3))
+    assert not track.is_lost_logged
+    track.learn(Facts(logged_seq=4))
+    assert track.is_lost_logged
+    track.follow(Position("b", 3))
+    assert not track.is_lost_logged, "a number of another feed was taken for one of this"
+    track.learn(Facts(logged_seq=2))
+    assert track.is_lost_logged
+    assert list(track.back_from(Position("b", 3))) == [("b", 3), ("a", 5)]
+    assert list(track.back_from(Position("c", 1))) == [("c", 1)]
+
+
 def test_a_late_message_of_a_replaced_feed_is_dropped():
     track = followed(("a", 1), ("a", 2), ("b", 1))
     assert not track.follow(Position("a", 2))

@@ -12,7 +12,6 @@ from candled.model import Interval, iso_ms, parse_iso_ms
 
 _BAR = re.compile(r'\{"time":"([^"]+)"[^{}]*\}')
 _FINAL = re.compile(r',"final":(true|false)')
-_SRC = re.compile(r',"src":"[a-z]*"')
 _REV = re.compile(r',"rev":(\d+)')
 EXTENDED = {"fields": ["final", "seq", "rev", "src"], "corrections": True, "status": True}
 KEYS = ("open", "high", "low", "close", "volume", "quoteVolume")
@@ -41,11 +40,8 @@ class Wish:
 
 
 def bars_of(text: str) -> list[tuple[str, str]]:
-    """The bars of a message, each with its time, letter by letter as they were sent but for `src`.
-
-    Where the same values came from first is not the same for every process.
-    """
-    return [(match[1], _SRC.sub("", match[0])) for match in _BAR.finditer(text)]
+    """The bars of a message, each with its time, letter by letter as they were sent."""
+    return [(match[1], match[0]) for match in _BAR.finditer(text)]
 
 
 def values_of(bar: str) -> tuple[Decimal | None, ...]:

@@ -21,16 +21,17 @@ class Faults:
 
     A method ends with whatever it broke repaired, so that only the healing is left. Two faults never kill or freeze the
     same thing at once: the second waits for its turn. `takeovers_s` are the times from the end of a leader to the first
-    message of the next, where nothing else was broken meanwhile.
+    message of the next, where nothing else was broken meanwhile. What is broken stays so for `longest_s` at most.
     """
 
-    def __init__(self, site: Site, tap: Tap, draw: random.Random) -> None:
+    def __init__(self, site: Site, tap: Tap, draw: random.Random, *, longest_s: float) -> None:
         self.counts: Counter[str] = Counter()
         self.takeovers_s: list[float] = []
         self.active: Counter[str] = Counter()
         self._site = site
         self._tap = tap
         self._draw = draw
+        self._longest_s = longest_s
         self._locks = {name: asyncio.Lock() for name in (*(node.name for node in site.nodes), "redis", "database")}
         self.kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "kill leader": self.kill_leader,
@@ -71,7 +72,7 @@ class Faults:
             begun_alone = self._is_alone
             await node.end(signal.SIGKILL)
             taking_over = asyncio.ensure_future(self._tap.next_feed(2 * TAKEOVER_S))
-            await asyncio.sleep(self._draw.uniform(0.0, 8.0))
+            await self._for_a_while(0.0)
             self._site.start(node)
             self._note_takeover(await taking_over, begun_alone)
 
@@ -85,7 +86,7 @@ class Faults:
                 await asyncio.sleep(self._draw.uniform(1.0, LEASE_S - 2.0))
             else:
                 self._note_takeover(await self._tap.next_feed(TAKEOVER_S), begun_alone)
-                await asyncio.sleep(self._draw.uniform(0.0, 4.0))
+                await self._for_a_while(0.0)
             node.signal(signal.SIGCONT)
 
     async def kill_follower(self) -> None:
@@ -105,19 +106,19 @@ class Faults:
         node = self._draw.choice(self._site.nodes)
         async with self._broken("stop process", node.name):
             await node.end(signal.SIGTERM)
-            await asyncio.sleep(self._draw.uniform(0.0, 4.0))
+            await self._for_a_while(0.0)
             self._site.start(node)
 
     async def _kill(self, kind: str, node: Node) -> None:
         async with self._broken(kind, node.name):
             await node.end(signal.SIGKILL)
-            await asyncio.sleep(self._draw.uniform(0.0, 5.0))
+            await self._for_a_while(0.0)
             self._site.start(node)
 
     async def _freeze(self, kind: str, node: Node) -> None:
         async with self._broken(kind, node.name):
             node.signal(signal.SIGSTOP)
-            await asyncio.sleep(self._draw.uniform(2.0, 10.0))
+            await self._for_a_while(2.0)
             node.signal(signal.SIGCONT)
 
     # ------------------------------------------------------------ servers
@@ -126,26 +127,27 @@ class Faults:
         """It loses all its data."""
         async with self._broken("restart redis", "redis"):
             await asyncio.to_thread(self._site.redis.kill)
-            await asyncio.sleep(self._draw.choice([0.0, 0.0, self._draw.uniform(0.0, 12.0)]))
+            if self._draw.random() < 0.3:
+                await self._for_a_while(0.0)
             self._tap.restarted()
             await asyncio.to_thread(self._site.redis.start)
 
     async def freeze_redis(self) -> None:
         async with self._broken("freeze redis", "redis"):
             self._site.redis.pause()
-            await asyncio.sleep(self._draw.uniform(1.0, 10.0))
+            await self._for_a_while(1.0)
             self._site.redis.resume()
 
     async def kill_database(self) -> None:
         async with self._broken("kill database", "database"):
             await asyncio.to_thread(self._site.postgres.kill)
-            await asyncio.sleep(self._draw.uniform(0.0, 8.0))
+            await self._for_a_while(0.0)
             await asyncio.to_thread(self._site.postgres.start)
 
     async def freeze_database(self) -> None:
         async with self._broken("freeze database", "database"):
             self._site.postgres.pause()
-            await asyncio.sleep(self._draw.uniform(1.0, 10.0))
+            await self._for_a_while(1.0)
             self._site.postgres.resume()
 
     # ------------------------------------------------------------ ways
@@ -156,7 +158,7 @@ class Faults:
         async with self._broken(kind):
             proxy.refuse()
             proxy.reset_existing()
-            await asyncio.sleep(self._draw.choice([0.1, self._draw.uniform(0.0, 8.0)]))
+            await self._for_a_while(0.1)
             proxy.refuse(False)
 
     async def _mute(self, kind: str, way: str) -> None:
@@ -164,7 +166,7 @@ class Faults:
         proxy = self._way(way)
         async with self._broken(kind):
             proxy.freeze()
-            await asyncio.sleep(self._draw.uniform(1.0, 12.0))
+            await self._for_a_while(1.0)
             proxy.thaw()
 
     async def _lose(self, kind: str, way: str) -> None:
@@ -179,6 +181,9 @@ class Faults:
         return proxy
 
     # ------------------------------------------------------------ inside
+
+    async def _for_a_while(self, least_s: float) -> None:
+        await asyncio.sleep(self._draw.uniform(least_s, self._longest_s))
 
     @asynccontextmanager
     async def _broken(self, kind: str, what: str | None = None):

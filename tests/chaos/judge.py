@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import psycopg2
@@ -14,6 +14,7 @@ from tests.chaos.site import Site, Values
 from tests.chaos.viewers import Viewer, fresh
 
 _SETTLED_MS = 2 * MINUTE_MS  # minutes that ended so long ago should be final and stored
+_CLOSED_MS = 36_000  # so long after its end a minute has settled, and is stored
 _LEAD_MS = 12 * 60 * MINUTE_MS  # the stream's snapshots reach back before the week in which a run begins
 _CALM_S = 1.0  # the exchange holds its tongue for so long while charts are compared
 _WRITERS_AND_READERS = {"freeWriters", "freeReaders"}
@@ -46,9 +47,28 @@ class Judge:
         Raises:
             AssertionError: it did not come to be; the text says what was wrong last.
         """
+        return await self._until(self.differences, within_s)
+
+    async def watch_closed(self, seconds: float) -> float:
+        """Look for so long whether every closed bar that clients show is the stored one; return when last it was not.
+
+        Minutes that end meanwhile count as well.
+        """
+        begun, last_s, wrong = time.monotonic(), 0.0, ""
+        while (passed_s := time.monotonic() - begun) < seconds:
+            now_wrong = await self._closed()
+            if now_wrong:
+                last_s, wrong = passed_s, now_wrong
+            await asyncio.sleep(0.2)
+        self.score.heals_s.append(last_s)
+        if last_s:
+            print(f"last wrong after {last_s:.1f} s: {wrong}")
+        return last_s
+
+    async def _until(self, differences: Callable[[], Awaitable[str]], within_s: float) -> float:
         begun = time.monotonic()
         while True:
-            wrong = await self.differences()
+            wrong = await differences()
             took_s = time.monotonic() - begun
             if not wrong:
                 self.score.heals_s.append(took_s)
@@ -120,6 +140,19 @@ class Judge:
         return f"store: {missing} missing, {wrong} wrong, {extra} extra: {example}" if missing + wrong + extra else ""
 
     # ------------------------------------------------------------ the charts
+
+    async def _closed(self) -> str:
+        """Every closed bar is stored as the exchange had it, and shown so by every client."""
+        until_ms = MINUTE.floor(self._site.clock.now_ms() - _CLOSED_MS)
+        wrong = await self._store(until_ms)
+        for chart in () if wrong else (viewer.chart for viewer in self._viewers):
+            wrong = self._untrue(Symbol.parse(chart.wish.symbol), chart.wish.interval, chart.bars, until_ms)
+            newest = closed_before(chart.bars, chart.wish.length_ms, until_ms)[-1:]
+            if not newest or time_ms(newest[0]) + 2 * chart.wish.length_ms <= until_ms:
+                wrong = f"the newest closed bar is missing: {newest}"
+            if wrong:
+                return f"{chart.wish}: {wrong}"
+        return wrong
 
     async def _charts(self, until_ms: int) -> str:
         """Every chart is a fresh `initial` of every process, letter by letter, and closed bars are the truth."""

@@ -134,10 +134,19 @@ class Node:
 class Site:
     """Everything together; an async context manager. `ingest` and `serve` processes, and one that does both."""
 
-    def __init__(self, directory: Path, *, ingest: int = 2, serve: int = 2, shards: int = 1, markets: int = 2) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        ingest: int = 2,
+        serve: int = 2,
+        shards: int = 1,
+        markets: int = 2,
+        speed: float = SPEED,
+    ) -> None:
         self.directory = directory
         self.shards = shards
-        self.clock = ScaledClock(SPEED, BEGINS_MS)
+        self.clock = ScaledClock(speed, BEGINS_MS)
         self.symbols = [Symbol(f"SYM{number:03}", "USDT") for number in range(markets)]
         tapes = [FakeMarket(symbol=symbol, tape=Synthetic(number)) for number, symbol in enumerate(self.symbols)]
         self.fake = FakeBitget(self.clock, tapes, push_interval_s=1.5)
@@ -167,7 +176,8 @@ class Site:
             await self.fake.start()
             self.redis = RedisServer(program(), steady_port())
             self._stack.callback(self.redis.remove)
-            self.postgres = PostgresServer(postgres_binaries())
+            # What it has confirmed is in the system's hands, so that only the machine's end could lose it.
+            self.postgres = PostgresServer(postgres_binaries(), synchronous_commit="on")
             self._stack.callback(self.postgres.remove)
             self.postgres.port = steady_port()
             await asyncio.to_thread(self.redis.start)
@@ -202,7 +212,7 @@ class Site:
 
     def to_boundary_s(self) -> float:
         """Real seconds to the next beginning of a minute."""
-        return (60_000 - self.clock.now_ms() % 60_000) / 1000 / SPEED
+        return (60_000 - self.clock.now_ms() % 60_000) / 1000 / self.clock.speed
 
     async def leaders(self) -> dict[int, Node]:
         """Which process leads each shard, as they say themselves."""

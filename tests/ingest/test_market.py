@@ -12,7 +12,7 @@ def at(seconds: float) -> int:
     return MONDAY_MS + round(seconds * 1000)
 
 
-def market(*, present=((0, 600),), opens_at_close: bool = False, confirm: bool = False) -> MarketIngest:
+def market(*, present=((0, 600),), opens_at_close: bool = False, confirm: bool = False, recent=()) -> MarketIngest:
     coverage = Coverage(
         present=[Range(MONDAY_MS + a * MINUTE_MS, MONDAY_MS + b * MINUTE_MS) for a, b in present],
         holes=[],
@@ -27,7 +27,7 @@ def market(*, present=((0, 600),), opens_at_close: bool = False, confirm: bool =
         history_minutes=1000,
         opens_at_close=opens_at_close,
     )
-    one = MarketIngest(MarketKey("bitget", BTC), coverage, rules)
+    one = MarketIngest(MarketKey("bitget", BTC), coverage, rules, recent)
     one.connected = True
     return one
 
@@ -51,6 +51,14 @@ def test_a_snapshot_after_a_hole_fills_it_the_new_part_live_the_old_part_through
     assert [candle.open_ms for candle in outcome.past] == [minute(number).open_ms for number in range(600, 641)]
     assert outcome.healed == Range(minute(600).open_ms, minute(641).open_ms)
     assert all(candle.final for candle in outcome.past)
+
+
+def test_a_snapshot_of_what_is_stored_is_told_and_stored_no_second_time():
+    stored = [minute(number, final=True) for number in range(541, 601)]
+    one = market(present=((0, 601),), recent=stored)
+    rows = [minute(number, as_of=36_100_000 - 60_000 * number) for number in range(400, 602)]
+    outcome = push(one, *rows, seconds=36_100, snapshot=True)
+    assert ([candle.open_ms for candle in outcome.live], outcome.past) == ([minute(601).open_ms], [])
 
 
 def test_minutes_missing_after_a_reconnect_without_snapshot_are_asked_for():

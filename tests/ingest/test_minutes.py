@@ -93,3 +93,22 @@ def test_a_minute_that_the_stream_jumped_away_from_does_not_become_final():
     held.offer(minute(120, as_of=500), at(7200.5))
     held.offer(minute(121, as_of=500), at(7260.5))
     assert [candle.open_ms for candle in held.settle(at(7265))] == [minute(120).open_ms]
+
+
+def test_what_is_known_from_before_is_no_news_and_another_version_of_it_is_a_revision():
+    """As where a process takes over from another: the first snapshot holds an hour that is stored already."""
+    held = Minutes(SETTLE_MS, [minute(0, final=True)._replace(src="rest"), minute(1, final=True)._replace(rev=2)])
+    assert held.offer(minute(0, as_of=600_000)._replace(src="live"), at(600)) is None
+    assert held.settled_ms == at(120)
+    revised = held.offer(minute(1, volume="7", as_of=600_000), at(600))
+    assert (revised.volume, revised.final, revised.rev) == (7, True, 3)
+    assert held.offer(minute(2, as_of=500), at(120.5)) is not None
+
+
+def test_the_source_of_a_minute_is_who_stated_its_values_first():
+    """Whoever shows it has that one already, and the store is to agree with them."""
+    held = minutes()
+    held.offer(minute(0, as_of=60_000)._replace(src="live"), at(60))
+    confirmed = held.offer(minute(0, as_of=70_000)._replace(src="rest"), at(70))
+    assert (confirmed.final, confirmed.src) == (True, "live")
+    assert held.offer(minute(0, volume="9", as_of=80_000)._replace(src="rest"), at(80)).src == "rest"

@@ -231,11 +231,16 @@ class StoreContract:
             interval: [3] for interval in LONGER
         }
 
-    def test_a_version_with_the_same_values_is_no_revision(self, store):
+    def test_a_version_with_the_same_values_is_no_revision_and_does_not_change_whose_they_are(self, store):
+        """Whoever has them in memory knows no better either."""
         store.write([(BTC, minute(0, rev=3, src="live"))])
         confirmed = minute(0, as_of_ms=MONDAY_MS + MINUTE_MS, src="rest")
         store.write([(BTC, confirmed)])
-        assert everything(store, BTC, MINUTE) == [confirmed._replace(rev=3)]
+        assert everything(store, BTC, MINUTE) == [confirmed._replace(rev=3, src="live")]
+        store.write(
+            [(BTC, minute(1, src="live")), (BTC, minute(1, as_of_ms=confirmed.as_of_ms + MINUTE_MS, src="rest"))]
+        )
+        assert everything(store, BTC, MINUTE)[1].src == "live"
 
     @pytest.mark.parametrize(("said", "kept"), [(0, 4), (2, 4), (9, 9)])
     def test_whoever_counted_more_revisions_is_believed(self, store, said, kept):

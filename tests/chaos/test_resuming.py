@@ -1,0 +1,150 @@
+"""Clients that were cut off come back, to the same process or another: what they show is what a reload would show."""
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import Callable
+
+import pytest
+import websockets
+
+from tests.chaos.charts import EXTENDED, Chart, Wish
+from tests.chaos.judge import Judge
+from tests.chaos.site import Node, Site
+
+SPEED = 20.0
+START_S = 60.0
+TAKEOVER_S = 12.0  # another leads, and has told everybody
+AWAY_S = 90.0  # of the market
+MOMENT_S = 0.1  # of the wall
+PATIENCE_S = 10.0
+HEAL_S = 30.0
+
+
+class Visitor:
+    """A client that comes and goes as it is told, and asks for everything that an extended server offers."""
+
+    def __init__(self, wish: Wish, home: Node) -> None:
+        self.chart = Chart(wish)
+        self.home = home
+        self.is_connected = False
+        self._reading: asyncio.Task[None] | None = None
+
+    async def visit(self, node: Node) -> bool:
+        """Connect and wait for what is shown first; return whether it was only what changed."""
+        request, resumed = self.chart.connected(), self.chart.resumed
+        self._reading = asyncio.ensure_future(self._read(node, request))
+        async with asyncio.timeout(PATIENCE_S):
+            while not self.chart.is_told:
+                assert not self._reading.done(), self._reading.exception()
+                await asyncio.sleep(0.01)
+        self.is_connected = True
+        return self.chart.resumed > resumed
+
+    async def leave(self) -> None:
+        """Vanish without a word."""
+        self.is_connected = False
+        if self._reading is not None:
+            self._reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reading
+        self._reading = None
+
+    async def _read(self, node: Node, request: dict[str, object]) -> None:
+        async with websockets.connect(f"ws://127.0.0.1:{node.port}/", max_size=None) as ws:
+            try:
+                await ws.send(json.dumps(request))
+                async for text in ws:
+                    self.chart.take(str(text))
+            finally:
+                ws.transport.abort()
+
+
+class Gathering:
+    """Visitors of every serving process, in several rooms, and the judge of what they show."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        wishes = [
+            Wish(str(symbol), interval, more=tuple(EXTENDED))
+            for symbol in site.symbols
+            for interval in ("1m", "5m", "1h")
+        ]
+        self.visitors = [Visitor(wish, node) for wish in wishes for node in site.serving]
+        self.judge = Judge(site, self.visitors)
+        self._step = 1  # first everybody goes elsewhere, then every second one, and so on
+
+    async def begin(self) -> None:
+        """Everybody comes."""
+        await asyncio.gather(*(visitor.visit(visitor.home) for visitor in self.visitors))
+
+    async def be_away(
+        self, seconds: float, *, at_boundary: bool, meanwhile: Callable[[], None] = lambda: None
+    ) -> list[bool]:
+        """Everybody leaves for so long, around the beginning of a minute or between two; then `meanwhile` happens.
+
+        By turns everybody and every second one comes back to the next process. Returns of each whether he was told
+        only what changed.
+        """
+        serving, minute_s = self.site.serving, 60.0 / self.site.clock.speed
+        to_boundary_s = self.site.to_boundary_s()
+        await asyncio.sleep((to_boundary_s + (-seconds / 2 if at_boundary else minute_s / 3)) % minute_s)
+        await asyncio.gather(*(visitor.leave() for visitor in self.visitors))
+        meanwhile()
+        await asyncio.sleep(seconds)
+        for visitor in self.visitors[:: self._step]:
+            visitor.home = serving[(serving.index(visitor.home) + 1) % len(serving)]
+        self._step = 3 - self._step
+        return await asyncio.gather(*(visitor.visit(visitor.home) for visitor in self.visitors))
+
+    async def right(self) -> None:
+        """Every chart is a fresh one, letter by letter, and nobody was told what must not be."""
+        await self.judge.until_right(HEAL_S)
+        wrong = self.judge.misbehaved()
+        assert not wrong, "\n".join(wrong)
+
+    async def end(self) -> None:
+        await asyncio.gather(*(visitor.leave() for visitor in self.visitors))
+
+
+@pytest.mark.timeout(240)
+async def test_whoever_comes_back_shows_what_a_reload_would(tmp_path):
+    async with Site(tmp_path, ingest=1, serve=1, speed=SPEED) as site:
+        for node in site.nodes:
+            site.start(node)
+        await Judge(site, []).until_right(START_S)
+        together = Gathering(site)
+        try:
+            await together.begin()
+            await together.right()
+            for seconds in (MOMENT_S, AWAY_S / SPEED):
+                for at_boundary in (True, False):
+                    told = await together.be_away(seconds, at_boundary=at_boundary)
+                    assert all(told), f"{seconds:.1f} s: {told}"
+                    await together.right()
+            for node, seconds in ((site.serving[0], AWAY_S / SPEED), (await leader(site), TAKEOVER_S)):
+                told = await together.be_away(seconds, at_boundary=True, meanwhile=restart(site, node))
+                assert all(told), f"{node.name} was restarted: {told}"
+                await together.right()
+        finally:
+            await together.end()
+
+
+async def leader(site: Site) -> Node:
+    """Whoever reads the exchange."""
+    while not (leaders := await site.leaders()):
+        await asyncio.sleep(0.1)
+    return leaders[0]
+
+
+def restart(site: Site, node: Node) -> Callable[[], None]:
+    """Kills a process and starts it again."""
+
+    def do() -> None:
+        assert node.process is not None
+        node.signal(signal.SIGKILL)
+        node.process.wait()
+        site.start(node)
+
+    return do

@@ -1,0 +1,48 @@
+"""A process that begins to serve while others are in trouble."""
+
+import asyncio
+
+import pytest
+
+from tests.chaos.judge import Judge
+from tests.chaos.site import Node, Site
+from tests.chaos.test_resuming import SPEED, START_S, Gathering, leader
+
+HEAL_S = 40.0
+
+
+async def health_of(node: Node, within_s: float = 20.0) -> dict:
+    """What a process says of itself once it answers."""
+    async with asyncio.timeout(within_s):
+        while (health := await node.health()) is None or health["store"]["state"] == "away":
+            await asyncio.sleep(0.1)
+    return health
+
+
+@pytest.mark.timeout(240)
+async def test_whoever_begins_while_the_leaders_database_is_away_says_nothing_wrong_to_be_final(tmp_path):
+    """What the leader cannot store nobody can read; it is shown as soon as it is there."""
+    async with Site(tmp_path, ingest=1, serve=2, speed=SPEED) as site:
+        late = next(node for node in site.nodes if node.name == "serve1")
+        site.nodes = [node for node in site.nodes if node.name in ("ingest0", "serve0")]
+        for node in site.nodes:
+            site.start(node)
+        await Judge(site, []).until_right(START_S)
+        way = (await leader(site)).database
+        way.refuse()
+        way.reset_existing()
+        await site.minutes(4)
+        site.start(late)
+        site.nodes.append(late)
+        await health_of(late)
+        together = Gathering(site)
+        try:
+            await together.begin()
+            await site.minutes(1)
+            assert (await health_of(late))["bars"]["catchingUp"] == len(site.symbols)
+            way.refuse(False)
+            await together.judge.until_right(HEAL_S)
+            wrong = together.judge.misbehaved()
+            assert not wrong, "\n".join(wrong)
+        finally:
+            await together.end()
