@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "D": 86_400_000, "W": 604_800_000}
 _DAY_MS = _UNIT_MS["D"]
@@ -12,15 +12,14 @@ _FIRST_MONDAY_MS = 4 * _DAY_MS  # the epoch was a Thursday
 _PATTERN = re.compile(r"([1-9][0-9]{0,5})([a-zA-Z])")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Interval:
+class Interval(NamedTuple):
     """The length of a bar: `1m`, `5m`, `4h`, `1D`, `1W`. Ordered by length; `str()` and `parse` are inverse.
 
     Bars are aligned to UTC: whatever divides a day starts at 00:00 UTC, weeks start Monday 00:00 UTC.
     """
 
     ms: int
-    text: str = field(compare=False)
+    text: str
 
     @staticmethod
     def parse(text: str) -> "Interval":

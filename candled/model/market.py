@@ -7,8 +7,7 @@ from typing import NamedTuple
 _PATTERN = re.compile(r"([^\s/:]{1,32})/([^\s/:]{1,32})")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A trading pair, written `BASE/QUOTE`; `str()` and `parse` are inverse."""
 
     base: str
