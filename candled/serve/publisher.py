@@ -178,10 +178,14 @@ def send_all(links: "Sequence[Link]", frame: Frame) -> None:
         except OSError:
             link.lost()
             continue
+        except Exception:  # of whoever is behind the link: the others must not miss the frame, nor get it twice
+            logger.exception("a frame could not be handed on")
+            link.close(1011, "internal error")
+            continue
         link.stall(frame, taken)
 
 
 def _own(links: Any) -> "Sequence[Link]":
-    """What rooms knows by less is ours; only the links of this package are ever in a room, and `NOBODY`."""
+    """What rooms knows by less is ours: only links of this package are ever in a room, and some that only `write`."""
     own: Sequence[Link] = links
     return own

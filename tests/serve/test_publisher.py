@@ -70,6 +70,9 @@ class Wire:
     def lost(self) -> None:
         self.is_lost = True
 
+    def close(self, code: int, reason: str) -> None:
+        self.is_lost = True
+
     def grant(self, topic: object) -> None:
         self.loop.now += COST_S * 100
         self.on_grant()
@@ -162,6 +165,20 @@ def test_a_broken_connection_does_not_stop_the_others():
     loop.publisher.publish(links, ONE)
     assert [link.is_lost for link in links] == [False, True, False]
     assert links[2].got == [ONE]
+
+
+def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twice(caplog):
+    loop = Loop()
+    links = room(loop, 3000)
+    for broken in (links[1], links[2500]):
+        broken.trouble = RuntimeError("no bars")
+    loop.publisher.publish(links, ONE)
+    loop.publisher.publish(links, TWO)
+    loop.run()
+    assert [number for number, link in enumerate(links) if link.is_lost] == [1, 2500]
+    assert all(link.got == [ONE, TWO] for link in links if not link.is_lost)
+    assert links.sending == 0
+    assert "could not be handed on" in caplog.text
 
 
 def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
