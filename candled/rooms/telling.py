@@ -127,14 +127,15 @@ class Telling:
         if len(told) > MOST_RESUMED:
             return None
         texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
-        still_open = [at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)]
+        still_open = {at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)}
         frame = Frame.of(messages.resumed(lane.room.head, texts, self._position(lane)), topic)
         self._texts.used(form)
         if last_ms is None or not count:
             return Shown(frame, None, last_ms, 0)
         first_ms, held, older = form.newest(count - 1, since_ms, last_ms)
         older.release()
-        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, (*form.open, *still_open))
+        passed = tuple(at for at in still_open.union(form.open) if at < last_ms)  # of the last one an update tells
+        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, passed)
 
     # ------------------------------------------------------------ inside
 
