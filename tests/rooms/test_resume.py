@@ -279,3 +279,24 @@ async def test_one_who_comes_back_is_no_reason_to_tell_the_others_everything_afr
     finals = [message["bar"]["time"] for message in again.of("update") if message["bar"]["final"]]
     assert len(finals) == len(set(finals)) == (1 if cut_s < 58 else 2)
     assert texts(again.chart())[-60:] == texts(other.chart())[-60:]
+
+
+@pytest.mark.parametrize("away_s", [0.1, 2.0, 70.0])
+async def test_where_a_chart_is_in_the_feed_is_told_also_while_the_end_of_a_bar_is_open(away_s):
+    one, fields = await stage(), {"fields": ["final", "seq"]}
+    feed = Feed(one)
+    await feed.begin()
+    await feed.run(61, 0.5)
+    first = one.connect()
+    (initial,) = first.subscribe("1m", 60, **fields)
+    assert (initial["epoch"], initial["bars"][-1]["final"]) == ("one", False)
+    first.client.closed()
+    second = await reconnect(one, first.chart(), "1m", 60, **fields)
+    (resumed,) = second.of("resumed")
+    assert (resumed["epoch"], resumed["seq"]) == ("one", initial["seq"])
+    second.client.closed()
+    await feed.run(away_s, 0.1)
+    third = await reconnect(one, second.chart(), "1m", 60, **fields)
+    await feed.run(5)
+    assert third.chart().recovered == [True, True]
+    assert texts(third.chart())[-60:] == fresh(one, "1m", 60, **fields)
