@@ -405,8 +405,7 @@ class Hub:
         for membership in stale:
             lane.await_initial(membership)
         lane.stale.clear()
-        self._wanting.extend(stale)
-        self._ask_wanting()
+        self._wanting.extend(stale)  # not now: what is final may be known already, and not be offered yet
 
     def _ask_wanting(self) -> None:
         for _ in range(min(len(self._wanting), _MOST_WANTED)):

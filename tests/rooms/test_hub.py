@@ -217,6 +217,8 @@ async def test_a_large_room_is_told_afresh_in_turns():
     charts = [one.join() for _ in range(1200)]
     one.heal([minute(30, "15", final=True, as_of=90_000)])
     await one.clock.settle()
+    assert sum(len(chart.initials) == 2 for chart in charts) == 0, "not in the middle of a change"
+    assert one.hub.run_due()
     assert sum(len(chart.initials) == 2 for chart in charts) == 500
     assert one.hub.run_due()
     assert sum(len(chart.initials) == 2 for chart in charts) == 1000
