@@ -23,6 +23,7 @@ from bench.process import spread
 from candled.aggregate.ladder import Change
 from candled.model import MINUTE, Candle, iso_ms
 from candled.rooms.frames import Frame
+from candled.rooms.links import Place
 from candled.rooms.messages import PLAIN
 from candled.serve.client import Client
 from tests.rooms.stage import BTC, ETH, PROTOCOL, Stage, Stored, topic
@@ -41,6 +42,7 @@ class Nowhere:
     """A link that takes everything, and whose turn has always come."""
 
     client: Client
+    places: tuple[Place, ...] = ()
 
     def send(self, frame: bytes) -> int:
         return len(frame)

@@ -46,6 +46,8 @@ class _Bar(NamedTuple):
 class KlineRoom:
     """One topic: a member of the hub like any client, whose messages are printed anew for all who want the stream."""
 
+    places: tuple[Place, ...] = ()
+
     def __init__(
         self, name: str, topic: Topic, symbol: str, publish: Callable[[Links, Frame], None], clock: Clock
     ) -> None:

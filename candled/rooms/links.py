@@ -13,8 +13,11 @@ class Link(Protocol):
     A link calls its client back: `received` for each message, `make_initial` when the turn of a wanted topic has come,
     `fell_behind` when more bars of a topic wait than it keeps, `closed` once at the end.
 
-    `write` is for whoever broadcasts, and for nobody else: it may raise, and may take a part of the frame only.
+    `write` is for whoever broadcasts, and for nobody else: it may raise, and may take a part of the frame only. Whoever
+    replaces it calls `redirect` on each of `places`.
     """
+
+    places: tuple["Place", ...]  # where the link stands in lists; kept by these
 
     @property
     def write(self) -> Callable[[bytes], int]: ...
@@ -44,6 +47,8 @@ class Link(Protocol):
 class _Nobody:
     """Stands in a list for a member that left while a broadcast to the list was under way."""
 
+    places: tuple["Place", ...] = ()
+
     def write(self, frame: bytes) -> int:
         return len(frame)
 
@@ -71,11 +76,27 @@ NOBODY: Link = _Nobody()
 class Place:
     """A member's place in one list; `position` is -1 while it has none."""
 
-    __slots__ = ("link", "position")
+    __slots__ = ("_links", "link", "position")
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.position = -1
+        self._links: Links | None = None
+
+    def redirect(self) -> None:
+        """The link's `write` was replaced."""
+        if self._links is not None:
+            self._links.writes[self.position] = self.link.write
+
+    def enter(self, links: "Links", position: int) -> None:
+        """It is in a list now."""
+        self._links, self.position = links, position
+        self.link.places = (*self.link.places, self)
+
+    def leave(self) -> None:
+        """It is in no list any more."""
+        self._links, self.position = None, -1
+        self.link.places = tuple(place for place in self.link.places if place is not self)
 
 
 class Links(list[Link]):
@@ -84,13 +105,17 @@ class Links(list[Link]):
     Whoever sends a frame takes the length when it is asked to, keeps `sending` above zero until it is through, and
     reads each position when its turn comes. While `sending` is above zero nobody changes place: who leaves, or is
     due a fresh `initial`, is replaced by `NOBODY` at once, and who joins goes to the end, behind that length.
+
+    `writes` holds the `write` of each: with ten thousand members every object that a broadcast has to look at comes
+    from the far end of the memory, and costs as much as the rest of its turn in Python.
     """
 
-    __slots__ = ("_holes", "_places", "sending")
+    __slots__ = ("_holes", "_places", "sending", "writes")
 
     def __init__(self) -> None:
         super().__init__()
         self.sending = 0
+        self.writes: list[Callable[[bytes], int]] = []
         self._places: list[Place] = []
         self._holes: list[int] = []
 
@@ -107,16 +132,19 @@ class Links(list[Link]):
     def add(self, place: Place) -> None:
         """Let a member in, at the end."""
         self.tidy()
-        place.position = len(self)
+        place.enter(self, len(self))
         self.append(place.link)
+        self.writes.append(place.link.write)
         self._places.append(place)
 
     def drop(self, place: Place) -> None:
         """Let a member go."""
         self.tidy()
-        position, place.position = place.position, -1
+        position = place.position
+        place.leave()
         if self.sending:
             self[position] = NOBODY
+            self.writes[position] = NOBODY.write
             self._holes.append(position)
         else:
             self._close_up(position)
@@ -130,7 +158,7 @@ class Links(list[Link]):
 
     def _close_up(self, position: int) -> None:
         """The last member takes the empty place."""
-        link, place = self.pop(), self._places.pop()
+        link, write, place = self.pop(), self.writes.pop(), self._places.pop()
         if position < len(self):
-            self[position], self._places[position] = link, place
+            self[position], self.writes[position], self._places[position] = link, write, place
             place.position = position

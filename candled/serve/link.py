@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from candled.rooms.frames import Frame
+from candled.rooms.links import Place
 from candled.rooms.protocol import Topic
 
 from .outbox import Outbox
@@ -37,10 +38,11 @@ class Link:
     gone they are dropped, and none of that needs a question in the loop over all links.
     """
 
-    __slots__ = ("__weakref__", "_outbox", "_publisher", "address", "client", "is_open", "parked_at", "write")
+    __slots__ = ("__weakref__", "_outbox", "_publisher", "address", "client", "is_open", "parked_at", "places", "write")
 
     def __init__(self, publisher: Publisher, address: str) -> None:
         self.write: Callable[[bytes], int] = drop
+        self.places: tuple[Place, ...] = ()
         self.client: Client = NO_CLIENT
         self.address = address
         self.is_open = True
@@ -126,6 +128,12 @@ class Link:
         client.closed()
 
     # ------------------------------------------------------------ inside
+
+    def direct(self, write: Callable[[bytes], int]) -> None:
+        """Let frames go another way from now on."""
+        self.write = write
+        for place in self.places:
+            place.redirect()
 
     def shape(self, frame: bytes) -> bytes:
         """The form in which this client gets an answer or an `initial`."""

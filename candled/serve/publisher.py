@@ -2,7 +2,8 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from candled.exchange import Clock
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 HOLD_S = 0.008  # of one pass of the loop
 READ_UNTIL_S = 0.012  # into a pass: what broadcasts leave of it, and a little more
 SLICE = 256  # links between two looks at the clock
+_BROKEN, _MISTAKEN = -1, -2  # instead of the number of bytes taken
 _GRANTS = 8  # an `initial` may be 1000 times as long as an update
 
 
@@ -61,7 +63,7 @@ class Publisher:
         at = 0
         if links.sending == 1:
             while at < stop and self._has_time():
-                send_all(_own(links[at : at + SLICE]), frame)
+                send_all(links, at, at + SLICE, frame)
                 at += SLICE
             if at >= stop:
                 links.sending = 0
@@ -136,7 +138,7 @@ class Publisher:
         links = self._turns[0]
         broadcasts = self._broadcasts[id(links)]
         broadcast = broadcasts[0]
-        send_all(_own(links[broadcast.at : min(broadcast.at + SLICE, broadcast.stop)]), broadcast.frame)
+        send_all(links, broadcast.at, min(broadcast.at + SLICE, broadcast.stop), broadcast.frame)
         broadcast.at += SLICE
         if broadcast.at >= broadcast.stop:
             broadcasts.popleft()
@@ -165,27 +167,40 @@ class Publisher:
             logger.exception("%s: could not be let go", link.address)
 
 
-def send_all(links: "Sequence[Link]", frame: Frame) -> None:
-    """The hot loop. `links` is a copy: a link that falls behind may change the list it came from."""
+def send_all(links: Links, start: int, stop: int, frame: Frame) -> None:
+    """The hot loop, over a slice of a list in which nobody changes place meanwhile.
+
+    It looks at nothing but the `write` of each, until one does not take the frame.
+    """
     size = len(frame)
-    for link in links:
+    writes = links.writes[start:stop]
+    turns = iter(writes)
+    while True:
+        taken = 0
         try:
-            taken = link.write(frame)
-            if taken == size:
-                continue
+            for write in turns:
+                taken = write(frame)
+                if taken != size:
+                    break
+            else:
+                return
         except BlockingIOError:
             taken = 0
         except OSError:
-            link.lost()
-            continue
-        except Exception:  # of whoever is behind the link: the others must not miss the frame, nor get it twice
+            taken = _BROKEN
+        except Exception:  # ours: this client ends, the others go on
             logger.exception("a frame could not be handed on")
+            taken = _MISTAKEN
+        link = _own(links[start + len(writes) - length_hint(turns) - 1])
+        if taken == _MISTAKEN:  # of whatever is behind the link: it need not be a socket
             link.close(1011, "internal error")
-            continue
-        link.stall(frame, taken)
+        elif taken == _BROKEN:
+            link.lost()
+        else:
+            link.stall(frame, taken)
 
 
-def _own(links: Any) -> "Sequence[Link]":
-    """What rooms knows by less is ours: only links of this package are ever in a room, and some that only `write`."""
-    own: Sequence[Link] = links
+def _own(link: Any) -> "Link":
+    """What rooms knows by less is ours: only the links of this package fail to take a frame."""
+    own: Link = link
     return own

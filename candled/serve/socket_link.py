@@ -104,7 +104,7 @@ class SocketLink(Link):
         self._protocol.extensions = list(extensions)
         peer.setblocking(False)
         tune(peer)
-        self.write = peer.send
+        self.direct(peer.send)
 
     def start(self, early: bytes) -> None:
         """Read from now on; `early` came together with the handshake."""
@@ -196,7 +196,7 @@ class SocketLink(Link):
             return
         self._rest = memoryview(frame)[taken:]
         self.parked_at = self._wires.clock.monotonic()
-        self.write = self.keep if self.is_open else drop
+        self.direct(self.keep if self.is_open else drop)
         self._wires.parked.add(self)
         self._wires.loop.add_writer(self._socket, self._writable)
 
@@ -231,7 +231,7 @@ class SocketLink(Link):
         self._wires.parked.discard(self)
         self._wires.loop.remove_writer(self._socket)
         if self.is_open:
-            self.write = self._hold if self._many else self._socket.send
+            self.direct(self._hold if self._many else self._socket.send)
         elif self._ends:
             self._shut()
 
@@ -251,7 +251,7 @@ class SocketLink(Link):
 
     def _gather_from_now_on(self) -> None:
         if self.is_open and self.parked_at is None:
-            self.write = self._hold
+            self.direct(self._hold)
 
     def _hold(self, frame: bytes) -> int:
         """Stand for `write` while frames are gathered."""
@@ -270,7 +270,7 @@ class SocketLink(Link):
         if self._socket is None or not self.is_open or self.parked_at is not None:
             return
         if not self._many:
-            self.write = self._socket.send
+            self.direct(self._socket.send)
         if frames:
             self._send_together(self._socket, frames)
 
@@ -324,7 +324,7 @@ class SocketLink(Link):
         if not self.is_open:
             return []
         self.is_open = False
-        self.write = drop
+        self.direct(drop)
         gathered, self._gathered = self._gathered or [], None
         answers = self._outbox.take_replies() if self._outbox is not None else []
         self._outbox = None
@@ -345,7 +345,7 @@ class SocketLink(Link):
         if not self._is_lost:
             self._is_lost = True
             self.is_open = False
-            self.write = drop
+            self.direct(drop)
             self._publisher.ended(self)
 
     def settle(self) -> None:

@@ -35,7 +35,7 @@ class TornadoLink(Link):
         self._handler: Connection | None = handler
         self._clock = clock
         self._is_told = False
-        self.write = self._write
+        self.direct(self._write)
 
     def _write(self, frame: bytes) -> int:
         if self._handler is None:
@@ -46,7 +46,7 @@ class TornadoLink(Link):
             self.lost()
             return len(frame)
         self.parked_at = self._clock.monotonic()
-        self.write = self.keep
+        self.direct(self.keep)
         future.add_done_callback(self._written)
         return len(frame)
 
@@ -59,7 +59,7 @@ class TornadoLink(Link):
         self.parked_at = None
         if not self.is_open:
             return
-        self.write = self._write
+        self.direct(self._write)
         frame = None if failed else self.next_frame()
         if frame is not None:
             self._write(frame)
@@ -77,7 +77,7 @@ class TornadoLink(Link):
         """No more frames; the handler hears of the end of the connection."""
         if self.is_open:
             self.is_open = False
-            self.write = drop
+            self.direct(drop)
             self._outbox = None
             self._publisher.ended(self)
 

@@ -127,6 +127,8 @@ class Chart:
 class Socket:
     """A client's link: what was sent, at once; or, while it is `stuck`, when it is let go."""
 
+    places = ()
+
     def __init__(self, clock) -> None:
         self.client = None
         self.frames: list[Frame] = []
@@ -228,6 +230,8 @@ class Socket:
 class Joined(Chart):
     """A member without a client behind it, ready at any time, and the link of it."""
 
+    places = ()
+
     def __init__(self, hub: Hub) -> None:
         super().__init__()
         self.hub = hub
@@ -242,6 +246,9 @@ class Joined(Chart):
         self.frames.append(frame)
         self.take(json.loads(frame.payload))
         return len(frame)
+
+    def write(self, frame: Frame) -> int:
+        return self.send(frame)
 
 
 class Publisher:

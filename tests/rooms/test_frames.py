@@ -32,11 +32,13 @@ def test_a_frame_says_which_bar_it_shows_and_an_answer_shows_none():
 class Socket:
     """Notes what it is sent; perhaps does something else the moment it is."""
 
+    places = ()
+
     def __init__(self, then=lambda: None) -> None:
         self.got = []
         self.then = then
 
-    def send(self, frame) -> int:
+    def write(self, frame) -> int:
         self.got.append(frame)
         self.then()
         return len(frame)
@@ -56,8 +58,8 @@ def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is
         position = 0
         while position < count:
             stop = min(count, position + draw.randrange(1, 30))
-            for link in links[position:stop]:
-                link.send("frame")
+            for write in links.writes[position:stop]:
+                write("frame")
             position = stop
             for _ in range(draw.randrange(5)):
                 if inside and draw.random() < 0.6:
@@ -75,6 +77,8 @@ def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is
         assert all(place.link.got == [] for place in inside if place not in due)
         assert sorted(map(id, links)) == sorted(id(place.link) for place in inside)
         assert [links[place.position] for place in inside] == [place.link for place in inside]
+        assert links.writes == [link.write for link in links]
+        assert all(place.link.places == (place,) for place in inside)
         assert links.present == len(inside) == len(links.places)
 
 
@@ -86,7 +90,7 @@ def test_who_leaves_in_the_middle_of_a_slice_leaves_a_place_that_does_nothing():
         links.add(place)
     links.sending += 1
     for position in range(2):
-        links[position].send("frame")
+        links.writes[position]("frame")
     links.sending -= 1
     assert (leaving.link.got, links[1], links.present) == ([], NOBODY, 1)
     links.tidy()

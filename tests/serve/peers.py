@@ -10,7 +10,7 @@ from typing import Any
 from candled.clock import SystemClock
 from candled.config import ServerSettings
 from candled.rooms.frames import Frame
-from candled.rooms.links import Links
+from candled.rooms.links import Links, Place
 from candled.rooms.protocol import Topic
 from candled.serve.link import Link
 from candled.serve.publisher import Publisher
@@ -31,8 +31,11 @@ async def all_well() -> dict[str, str | None]:
 class EchoClient:
     """Answers every message with itself; notes what else it is told."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, everybody: Links) -> None:
         self.link = link
+        self.everybody = everybody
+        self.place = Place(link)
+        everybody.add(self.place)
         self.messages: list[str | bytes] = []
         self.initials: dict[Topic, Callable[[], Frame | None]] = {}
         self.behind: list[Topic] = []
@@ -54,6 +57,7 @@ class EchoClient:
         self.link.reply(Frame.of("bye"))
 
     def closed(self) -> None:
+        self.everybody.drop(self.place)
         self.ends += 1
 
 
@@ -93,9 +97,8 @@ class EchoSite:
         self.port = self.server.listen()
 
     def _make(self, link: Link) -> EchoClient:
-        client = EchoClient(link)
+        client = EchoClient(link, self.links)
         self.clients.append(client)
-        self.links.append(link)
         return client
 
     async def connect(self, *, extra: str = "", behind: bytes = b"") -> "Peer":

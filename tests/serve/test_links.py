@@ -19,7 +19,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
 
 from candled.rooms.frames import Frame
-from candled.rooms.links import Links
+from candled.rooms.links import Links, Place
 from candled.rooms.protocol import Topic
 from candled.serve.handlers import StreamHandler
 from candled.serve.outbox import MOST_BARS_WAITING
@@ -224,11 +224,11 @@ async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
         site.server._site.wires.loop.remove_reader(counting.fileno())
         site.server._site.wires.loop.add_reader(counting, link._readable)
         link._socket = counting
-        link.write = counting.send
+        link.direct(counting.send)
         link.gather(many=True)
         rooms = [Links() for _ in range(7)]
         for number, room in enumerate(rooms):
-            room.append(link)
+            room.add(Place(link))
             site.publisher.publish(room, update(number, topic=Topic(number, "1m")))
         link.reply(Frame.of("answer"))
         got = [(await peer.receive())[1][:8] for _ in range(8)]
@@ -246,7 +246,7 @@ async def test_a_client_in_several_rooms_that_is_slow_loses_no_last_state():
         link.gather(many=True)
         rooms = {ONE: Links(), TWO: Links()}
         for room in rooms.values():
-            room.append(link)
+            room.add(Place(link))
         for number in range(4000):
             for topic, room in rooms.items():
                 site.publisher.publish(room, update(number, topic=topic))
@@ -392,7 +392,6 @@ async def test_a_connection_that_ended_is_freed_without_the_cycle_collector(how)
             protocols = [weakref.ref(ref()._protocol) for ref in links]
             await site.emptied()
             site.clients.clear()
-            site.links.clear()
             await asyncio.sleep(0.01)
             assert [ref() for ref in (*links, *clients, *protocols)] == [None] * 18
         finally:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from candled.rooms.frames import Frame
-from candled.rooms.links import NOBODY, Links
+from candled.rooms.links import Links, Place
 from candled.serve.publisher import HOLD_S, SLICE, Publisher
 
 COST_S = 0.00001  # of a send
@@ -46,6 +46,7 @@ class Wire:
     """What a link has that the publisher uses."""
 
     address = "here"
+    places: tuple[Place, ...] = ()
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -53,6 +54,7 @@ class Wire:
         self.stalled: list[tuple[bytes, int]] = []
         self.trouble: Exception | int | None = None
         self.is_lost = False
+        self.code = 0
         self.on_grant: Callable[[], None] = lambda: None
 
     def write(self, frame: bytes) -> int:
@@ -71,7 +73,7 @@ class Wire:
         self.is_lost = True
 
     def close(self, code: int, reason: str) -> None:
-        self.is_lost = True
+        self.code = code
 
     def grant(self, topic: object) -> None:
         self.loop.now += COST_S * 100
@@ -87,7 +89,8 @@ class Wire:
 
 def room(loop: Loop, count: int) -> Links:
     links = Links()
-    links.extend(Wire(loop) for _ in range(count))
+    for _ in range(count):
+        links.add(Place(Wire(loop)))
     return links
 
 
@@ -141,30 +144,57 @@ def test_who_left_or_joined_meanwhile_does_not_get_the_frame():
     loop = Loop()
     links = room(loop, 3000)
     loop.publisher.publish(links, ONE)
-    gone, links[-1] = links[-1], NOBODY
-    late = Wire(loop)
-    links.append(late)
+    gone, late = links[-1], Wire(loop)
+    links.drop(links.places[-1])
+    links.add(Place(late))
     loop.run()
     assert (gone.got, late.got, links[0].got) == ([], [], [ONE])
 
 
+PLACES = pytest.mark.parametrize("which", [(1,), (0, 1), (SLICE - 1, SLICE), (SLICE * 2 - 1, SLICE * 2 + 9)])
+
+
+@PLACES
 @pytest.mark.parametrize(("trouble", "taken"), [(BlockingIOError(), 0), (3, 3)])
-def test_what_the_kernel_does_not_take_is_left_to_the_link(trouble, taken):
+def test_what_the_kernel_does_not_take_is_left_to_the_link(trouble, taken, which):
     loop = Loop()
-    links = room(loop, 3)
-    links[1].trouble = trouble
+    links = room(loop, SLICE * 2 + 10)
+    for position in which:
+        links[position].trouble = trouble
     loop.publisher.publish(links, ONE)
-    assert links[1].stalled == [(ONE, taken)]
-    assert links[2].got == [ONE]
+    loop.run()
+    assert [link.stalled for link in links] == [[(ONE, taken)] * (at in which) for at in range(len(links))]
+    assert all(link.got == [ONE] for at, link in enumerate(links) if at not in which)
 
 
-def test_a_broken_connection_does_not_stop_the_others():
+@PLACES
+@pytest.mark.parametrize("trouble", [ConnectionResetError(), RuntimeError("a mistake of ours")])
+def test_a_broken_connection_does_not_stop_the_others(trouble, which):
     loop = Loop()
-    links = room(loop, 3)
-    links[1].trouble = ConnectionResetError()
+    links = room(loop, SLICE * 2 + 10)
+    for position in which:
+        links[position].trouble = trouble
     loop.publisher.publish(links, ONE)
-    assert [link.is_lost for link in links] == [False, True, False]
-    assert links[2].got == [ONE]
+    loop.run()
+    assert [at for at, link in enumerate(links) if link.is_lost] == list(which)
+    assert all(link.got == [ONE] for at, link in enumerate(links) if at not in which)
+    assert links.sending == 0
+
+
+def test_a_link_whose_way_changes_is_found_in_every_list():
+    loop = Loop()
+    lists = [room(loop, 3) for _ in range(2)]
+    link = Wire(loop)
+    for links in lists:
+        links.add(Place(link))
+    lists[0].drop(lists[0].places[0])  # so that it changes place
+    kept: list[bytes] = []
+    link.write = lambda taken: kept.append(taken) or len(taken)
+    for place in link.places:
+        place.redirect()
+    for links in lists:
+        loop.publisher.publish(links, ONE)
+    assert (link.got, kept) == ([], [ONE, ONE])
 
 
 def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twice(caplog):
@@ -175,8 +205,8 @@ def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twi
     loop.publisher.publish(links, ONE)
     loop.publisher.publish(links, TWO)
     loop.run()
-    assert [number for number, link in enumerate(links) if link.is_lost] == [1, 2500]
-    assert all(link.got == [ONE, TWO] for link in links if not link.is_lost)
+    assert [(number, link.code) for number, link in enumerate(links) if link.code] == [(1, 1011), (2500, 1011)]
+    assert all(link.got == [ONE, TWO] for link in links if not link.code)
     assert links.sending == 0
     assert "could not be handed on" in caplog.text
 
