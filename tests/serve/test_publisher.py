@@ -73,7 +73,7 @@ class Wire:
         self.is_lost = True
 
     def close(self, code: int, reason: str) -> None:
-        self.code = code
+        self.code, self.is_lost = code, True
 
     def grant(self, topic: object) -> None:
         self.loop.now += COST_S * 100
