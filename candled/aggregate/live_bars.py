@@ -266,7 +266,7 @@ class LiveBars:
 
     # ------------------------------------------------------------ inside
 
-    async def _seed(self, key: MarketKey) -> None:
+    async def _seed(self, key: MarketKey, level: int = logging.WARNING) -> None:
         market = self._markets[key]
         try:
             complete_from_ms = await self._history.complete_from(key)
@@ -275,8 +275,8 @@ class LiveBars:
                 count = market.ladder.parts_needed(interval, AT_FIRST)
                 loaded[interval] = (count, await self._history.bars(key, interval, 2**62, count))
             running = await self._history.running(key)
-        except StoreUnavailable as error:
-            logger.warning("%s: its bars cannot be loaded: %s; trying again", key, error)
+        except (StoreUnavailable, StoreRejected) as error:
+            logger.log(level, "%s: its bars cannot be loaded: %s; trying again", key, error)
             self._spawn(self._seed_later(key))
             return
         for interval, (count, bars) in loaded.items():
@@ -295,7 +295,7 @@ class LiveBars:
 
     async def _seed_later(self, key: MarketKey) -> None:
         await self._clock.sleep(_RETRY_S)
-        await self._seed(key)
+        await self._seed(key, logging.DEBUG)
 
     def _feed(self, key: MarketKey, market: MarketBars, minute: Candle) -> None:
         changes = market.ladder.feed(minute, market.track.stamp)
@@ -325,6 +325,7 @@ class LiveBars:
 
     async def _reread(self, key: MarketKey, market: MarketBars) -> None:
         """Read what changed in the store until nothing is left; one reader per market."""
+        level = logging.WARNING  # of the first failure: an outage is not worth a line each second
         try:
             while market.stale is not None:
                 if not market.seeded:
@@ -334,12 +335,13 @@ class LiveBars:
                 market.under_way = stale
                 try:
                     await self._reread_range(key, market, stale)
-                except StoreUnavailable as error:
-                    logger.warning("%s: a repaired range cannot be read yet: %s", key, error)
+                except (StoreUnavailable, StoreRejected) as error:
+                    logger.log(level, "%s: a repaired range cannot be read yet: %s", key, error)
+                    level = logging.DEBUG
                     market.stale = stale.hull(market.stale)
                     await self._clock.sleep(_RETRY_S)
                 else:
-                    market.under_way = None
+                    level, market.under_way = logging.WARNING, None
                     self._tell_settled(key)
         finally:
             market.reading = False

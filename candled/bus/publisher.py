@@ -188,7 +188,8 @@ class Publisher:
             if isinstance(answer, Unavailable):
                 self._failed([batch.market], answer)
             elif isinstance(answer, Exception):
-                outgoing.is_away = True  # with the next message it is tried again
+                outgoing.is_away = True
+                self._later[batch.market] = None
                 if not self.refused:
                     logger.error("Redis refuses what is published of %s: %s", batch.market, answer)
                 self.refused += 1

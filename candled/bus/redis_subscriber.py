@@ -205,6 +205,9 @@ class _Link:
             return await self._listen()
         except TROUBLE as error:
             return f"{type(error).__name__}: {error}"
+        except Exception as error:  # whatever it was: a link that ended without telling would never be replaced
+            logger.exception("Redis could not be heard at %s", self.wanted.node)
+            return f"{type(error).__name__}: {error}"
 
     async def _subscribe(self) -> None:
         """Subscribe, and wait until every channel is confirmed."""

@@ -229,7 +229,11 @@ class Hub:
                 lane.unsaid.add(bar.open_ms)
             return True
         spread_s = lane.room.phase * min(_MOST_SPREAD_S, self._count * _SPREAD_S)
-        return lane.pace.offer(bar, now, final=is_final, spread_s=spread_s)
+        can_show = lane.pace.offer(bar, now, final=is_final, spread_s=spread_s)
+        sent = lane.pace.sent
+        if lane.early and sent is not None and sent.open_ms == bar.open_ms and bar.open_ms not in lane.pace.waiting:
+            self._make_stale(lane, list(lane.early))  # it is again as it was sent, but they were told otherwise
+        return can_show
 
     def _offer_final(self, lane: Lane, now: float) -> None:
         """Offer the bars that are final now and were not when they were offered or left out."""
@@ -405,8 +409,7 @@ class Hub:
         for membership in stale:
             lane.await_initial(membership)
         lane.stale.clear()
-        self._wanting.extend(stale)
-        self._ask_wanting()
+        self._wanting.extend(stale)  # not now: what is final may be known already, and not be offered yet
 
     def _ask_wanting(self) -> None:
         for _ in range(min(len(self._wanting), _MOST_WANTED)):

@@ -92,6 +92,7 @@ class Lane:
         self.members = 0
         self.told = 0  # members that have had their `initial`
         self.ahead: dict[Membership, None] = {}
+        self.early: dict[Membership, None] = {}  # were told a state of the last bar that waits for its turn
         self.stale: dict[Membership, None] = {}  # need a fresh `initial`
         self.corrections: set[int] = set()  # bars that wait to be corrected
         self.corrected_at = float("-inf")
@@ -156,6 +157,7 @@ class Lane:
         if membership.position >= 0:
             self.groups[membership.options].drop(membership)
         self.ahead.pop(membership, None)
+        self.early.pop(membership, None)
         self.stale.pop(membership, None)
         self.told -= membership.told
         membership.told = False
@@ -174,10 +176,13 @@ class Lane:
             membership.ahead_ms = newest_ms
             self.ahead[membership] = None
         else:
+            if newest_ms in self.pace.waiting:
+                self.early[membership] = None
             self._activate(membership)
 
     def catch_up(self, open_ms: int) -> None:
         """The bar `open_ms` goes out: who was told no more than that has the updates from this one on."""
+        self.early.clear()
         for membership in [one for one in self.ahead if one.ahead_ms is not None and one.ahead_ms <= open_ms]:
             del self.ahead[membership]
             membership.ahead_ms = None

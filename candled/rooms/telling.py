@@ -113,7 +113,8 @@ class Telling:
         then, counts as changed where that is told.
         """
         lane, options, count = membership.lane, membership.options, membership.bars
-        topic = lane.room.topic
+        topic, resume = lane.room.topic, membership.resume
+        resumed_from = None if resume is None else Position(resume.epoch, resume.seq)
         form = self._texts.form(topic, options.fields, options.closed)
         since_ms, last_ms = self._read(lane, form, max(1, count))
         told = {bar.open_ms: bar for bar in changed}
@@ -127,14 +128,15 @@ class Telling:
         if len(told) > MOST_RESUMED:
             return None
         texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
-        still_open = [at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)]
-        frame = Frame.of(messages.resumed(lane.room.head, texts, self._position(lane)), topic)
+        still_open = {at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)}
+        frame = Frame.of(messages.resumed(lane.room.head, texts, self._position(lane, resumed_from)), topic)
         self._texts.used(form)
         if last_ms is None or not count:
             return Shown(frame, None, last_ms, 0)
         first_ms, held, older = form.newest(count - 1, since_ms, last_ms)
         older.release()
-        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, (*form.open, *still_open))
+        passed = tuple(at for at in still_open.union(form.open) if at < last_ms)  # of the last one an update tells
+        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, passed)
 
     # ------------------------------------------------------------ inside
 
@@ -192,7 +194,14 @@ class Telling:
             text = bar_text(bar, form.fields, final=lane.mode != "live" and self.is_final(lane, bar)).encode()
         return text
 
-    def _position(self, lane: Lane) -> str:
-        """Up to where in the feed everything was told: to here, unless something waits."""
-        position = self._bars.position(lane.room.topic.market) if lane.is_clean else lane.said
+    def _position(self, lane: Lane, known: Position | None = None) -> str:
+        """Up to where in the feed everything was told: to here, unless something waits.
+
+        Who comes to a lane that has never told everything knows as much as before, `known`, or nothing of the feed.
+        """
+        position = self._bars.position(lane.room.topic.market)
+        if position is not None and not lane.is_clean:
+            position = lane.said or position._replace(seq=0)
+            if known is not None and known.epoch == position.epoch:
+                position = max(position, known)
         return "" if position is None else messages.position_text(*position)

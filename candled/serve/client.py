@@ -269,18 +269,18 @@ class Client:
             self._link.want(topic)
 
     async def _read(self, topic: Topic, patience_s: float) -> None:
-        """Have read what a member needs; a failure is told once, and tried again."""
-        has_failed = False
+        """Have read what a member needs; a failure is told once to each request, and tried again."""
+        told: Membership | None = None
         while (membership := self._memberships.get(topic)) is not None:
             try:
                 await self._bars.prepare(*topic, membership.needed, patience_s)
                 await self._find(membership)
             except Exception as error:
-                if not has_failed:
+                if told is not membership:
                     is_known = isinstance(error, Unavailable)
                     logger.warning("%s %s: bars cannot be read: %s", *topic, error, exc_info=not is_known)
                     self._refuse(_failed(membership))
-                has_failed = True
+                told = membership
                 await self._clock.sleep(_RETRY_S)
                 continue
             finally:

@@ -1,6 +1,6 @@
 """One client's way out: what it is sent leaves at once and in order, or waits in bounded space."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from candled.rooms.frames import Frame
@@ -154,6 +154,14 @@ class Link:
             self.outbox.forget(frame.topic)
             self.client.fell_behind(frame.topic)
         return len(frame)
+
+    def keep_all(self, frames: Sequence[bytes]) -> None:
+        """Keep frames that were to leave together: a bar's state that came before an `initial` must not follow it."""
+        last = max((at for at, frame in enumerate(frames) if not getattr(frame, "open_ms", 0)), default=-1)
+        for frame in frames[: last + 1]:
+            self.reply(frame)
+        for frame in frames[last + 1 :]:
+            self.keep(frame)
 
     def next_frame(self) -> bytes | None:
         """The next frame that waits, an `initial` being made now; None when nothing does."""

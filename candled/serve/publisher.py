@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 HOLD_S = 0.008  # of one pass of the loop
 READ_UNTIL_S = 0.012  # into a pass: what broadcasts leave of it, and a little more
 SLICE = 256  # links between two looks at the clock
-_BROKEN = -1  # instead of the number of bytes taken
+_BROKEN, _MISTAKEN = -1, -2  # instead of the number of bytes taken
 _GRANTS = 8  # an `initial` may be 1000 times as long as an update
 
 
@@ -190,9 +190,11 @@ def send_all(links: Links, start: int, stop: int, frame: Frame) -> None:
             taken = _BROKEN
         except Exception:  # ours: this client ends, the others go on
             logger.exception("a frame could not be handed on")
-            taken = _BROKEN
+            taken = _MISTAKEN
         link = _own(links[start + len(writes) - length_hint(turns) - 1])
-        if taken == _BROKEN:
+        if taken == _MISTAKEN:  # of whatever is behind the link: it need not be a socket
+            link.close(1011, "internal error")
+        elif taken == _BROKEN:
             link.lost()
         else:
             link.stall(frame, taken)

@@ -260,6 +260,8 @@ class SocketLink(Link):
             if self._many:
                 self._publisher.gathered(self)
         self._gathered.append(frame)
+        if len(frame) > KERNEL_KEEPS:  # worth a call of its own; what is wanted next waits until the socket took it
+            self.flush()
         return len(frame)
 
     def flush(self) -> None:
@@ -283,8 +285,7 @@ class SocketLink(Link):
         for number, frame in enumerate(frames):
             if taken < len(frame):
                 self.stall(frame, taken)
-                for late in frames[number + 1 :]:
-                    self.keep(late)
+                self.keep_all(frames[number + 1 :])
                 return
             taken -= len(frame)
 

@@ -1,8 +1,11 @@
 """What changed since a client was cut off, and what a process does that has lost messages."""
 
+import pytest
+
 from candled.aggregate.live_bars import LiveBars
 from candled.aggregate.resume import MOST_RESUMED
 from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position
+from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol
 from tests.clocks import ManualClock
 from tests.rooms.stage import Stored
@@ -358,6 +361,44 @@ async def test_no_bar_is_final_while_its_minutes_are_being_read():
     await one.clock.settle()
     assert one.bars.is_final(BTC, FIVE, bar)
     assert told[-1]
+
+
+@pytest.mark.parametrize("trouble", [StoreUnavailable("away"), StoreRejected("permission denied")])
+async def test_a_repair_that_cannot_be_read_is_read_later_and_logged_once(trouble, caplog):
+    one = await Process().start()
+    one.stored.minutes[at(30)] = minute(30, volume="77", final=True)
+    read, one.stored.bars_between = one.stored.bars_between, _fail_with(trouble)
+    one.say(Healed(BTC, at(30), at(31), MONDAY_MS, Facts(at(60))))
+    for _ in range(5):
+        await one.clock.settle()
+        await one.clock.advance(1.0)
+    assert len(caplog.records) == 1
+    one.stored.bars_between = read
+    await one.clock.advance(2.0)
+    bar = one.bars.bar(BTC, MINUTE, at(30))
+    assert bar.volume == 77
+    assert one.bars.is_final(BTC, MINUTE, bar)
+
+
+@pytest.mark.parametrize("trouble", [StoreUnavailable("away"), StoreRejected("permission denied")])
+async def test_bars_that_cannot_be_loaded_at_the_start_are_loaded_later_and_logged_once(trouble, caplog):
+    one = Process()
+    read, one.stored.complete_from = one.stored.complete_from, _fail_with(trouble)
+    await one.start()
+    for _ in range(5):
+        await one.clock.advance(1.0)
+    assert not one.bars.ready(BTC, MINUTE, 10)
+    assert len(caplog.records) == 1
+    one.stored.complete_from = read
+    await one.clock.advance(2.0)
+    assert len(one.bars.tail(BTC, MINUTE, 10)) == 10
+
+
+def _fail_with(trouble: Exception):
+    async def fail(*_):
+        raise trouble
+
+    return fail
 
 
 async def test_no_bar_that_may_lack_lost_messages_is_final():

@@ -114,6 +114,37 @@ def _deaf_to(channel, other):
     return lambda name, data: None if name == channel else heard(name, data)
 
 
+async def test_a_mistake_while_hearing_ends_that_link_only(prefix, caplog):
+    url = shared_redis()
+    async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
+        await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
+        subscriber = other.bus._subscriber
+        heard = subscriber.heard
+
+        def mistaken(channel, data):
+            subscriber.heard = heard
+            raise KeyError(channel)
+
+        subscriber.heard = mistaken
+        last = leader.publish()
+        await until(lambda: other.ear.newest.get(BTC) == last, 5.0)
+        assert other.bus.describe()["linkEnds"] == {"KeyError": 1}
+        assert other.ear.open_holes == set()
+        assert "could not be heard" in caplog.text
+
+
+async def test_what_redis_refuses_for_a_while_is_published_without_waiting_for_the_next_message(prefix):
+    with own_redis() as server:
+        async with process(server.url, prefix, ingests=True) as leader, process(server.url, prefix) as other:
+            await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
+            with server.client() as client:
+                client.config_set("maxmemory", 1)
+                last = leader.publish(final=True)
+                await until(lambda: leader.bus.describe()["refused"])
+                client.config_set("maxmemory", 0)
+            await until(lambda: other.ear.newest.get(BTC) == last, 3.0)
+
+
 async def test_a_broken_message_is_counted_and_logged_once(prefix, names, caplog):
     url = shared_redis()
     async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:

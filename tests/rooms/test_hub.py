@@ -9,7 +9,7 @@ from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
 from candled.rooms.hub import Hub
-from candled.rooms.messages import PLAIN, SEQ, Options, Topic
+from candled.rooms.messages import FINAL, PLAIN, SEQ, Options, Topic
 from candled.rooms.protocol import Protocol
 from tests.clocks import ManualClock
 from tests.rooms.stage import BTC, MONDAY_MS, Joined, Publisher, Stage, Stored, stage, topic
@@ -80,6 +80,20 @@ async def test_a_subscriber_in_the_middle_of_a_boundary_sees_no_older_update_aft
     await one.wait(2)
     assert late.bars == early.bars == one.join().bars
     assert [bar["time"] for bar in early.updates] == sorted(bar["time"] for bar in early.updates)
+
+
+@pytest.mark.parametrize("options", [PLAIN, Options(FINAL)], ids=["live", "final"])
+async def test_a_bar_that_changes_back_is_told_to_who_came_in_between(options):
+    one = await stage()
+    first = one.join(options=options)
+    one.push(minute(60, "11", volume="5", as_of=1_000))
+    one.push(minute(60, "12", volume="5", as_of=1_200))
+    late = one.join(options=options)
+    assert late.bars[-1]["close"] == 12
+    one.push(minute(60, "11", volume="5", as_of=1_400))
+    await one.wait(6)
+    assert len(first.updates) == 1, "nothing has changed for the others"
+    assert first.bars[-1] == late.bars[-1] == one.join(options=options).bars[-1]
 
 
 async def test_bars_older_than_what_history_is_complete_from_are_not_shown_cut():
@@ -217,6 +231,8 @@ async def test_a_large_room_is_told_afresh_in_turns():
     charts = [one.join() for _ in range(1200)]
     one.heal([minute(30, "15", final=True, as_of=90_000)])
     await one.clock.settle()
+    assert sum(len(chart.initials) == 2 for chart in charts) == 0, "not in the middle of a change"
+    assert one.hub.run_due()
     assert sum(len(chart.initials) == 2 for chart in charts) == 500
     assert one.hub.run_due()
     assert sum(len(chart.initials) == 2 for chart in charts) == 1000

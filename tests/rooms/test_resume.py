@@ -259,3 +259,44 @@ def script(one: Stage, step: int) -> None:
         one.heal([minute(40, "14", volume="8", as_of=10**6, final=True)._replace(rev=1)])
     if step == 250:
         one.push(minute(60, "12", volume="501", as_of=62_000, final=True), 61)
+
+
+@pytest.mark.parametrize("cut_s", [30.0, 58.0, 61.0])
+async def test_one_who_comes_back_is_no_reason_to_tell_the_others_everything_afresh(cut_s):
+    one, fields = await stage(), {"fields": ["final", "seq"]}
+    feed = Feed(one)
+    await feed.begin()
+    other, socket = one.connect(), one.connect()
+    other.subscribe("1m", 60, **fields)
+    socket.subscribe("1m", 60, **fields)
+    await feed.run(cut_s)
+    socket.client.closed()
+    await feed.run(1)
+    again = await reconnect(one, socket.chart(), "1m", 60, **fields)
+    await feed.run(70)
+    assert len(other.of("initial")) == 1
+    assert [message["type"] for message in again.heard if message["type"] != "update"] == ["resumed"]
+    finals = [message["bar"]["time"] for message in again.of("update") if message["bar"]["final"]]
+    assert len(finals) == len(set(finals)) == (1 if cut_s < 58 else 2)
+    assert texts(again.chart())[-60:] == texts(other.chart())[-60:]
+
+
+@pytest.mark.parametrize("away_s", [0.1, 2.0, 70.0])
+async def test_where_a_chart_is_in_the_feed_is_told_also_while_the_end_of_a_bar_is_open(away_s):
+    one, fields = await stage(), {"fields": ["final", "seq"]}
+    feed = Feed(one)
+    await feed.begin()
+    await feed.run(61, 0.5)
+    first = one.connect()
+    (initial,) = first.subscribe("1m", 60, **fields)
+    assert (initial["epoch"], initial["bars"][-1]["final"]) == ("one", False)
+    first.client.closed()
+    second = await reconnect(one, first.chart(), "1m", 60, **fields)
+    (resumed,) = second.of("resumed")
+    assert (resumed["epoch"], resumed["seq"]) == ("one", initial["seq"])
+    second.client.closed()
+    await feed.run(away_s, 0.1)
+    third = await reconnect(one, second.chart(), "1m", 60, **fields)
+    await feed.run(5)
+    assert third.chart().recovered == [True, True]
+    assert texts(third.chart())[-60:] == fresh(one, "1m", 60, **fields)

@@ -176,6 +176,9 @@ async def test_a_store_that_cannot_be_read_is_told_once_to_the_request_and_the_i
         "code": 100,
         "temporary": True,
     }
+    ws.subscribe("1m", 900, id="y")
+    await one.wait(3)
+    assert [(message["type"], message["id"]) for message in ws.heard[2:]] == [("subscribed", "y"), ("error", "y")]
     stored.bars = works
     await one.wait(2)
     assert len(ws.chart().bars) == 900

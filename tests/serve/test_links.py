@@ -259,6 +259,50 @@ async def test_a_client_in_several_rooms_that_is_slow_loses_no_last_state():
                 reader.feed(await asyncio.get_running_loop().sock_recv(peer, 65536))
 
 
+class Full(socket.socket):
+    """Takes frames one by one only."""
+
+    def sendmsg(self, *data) -> int:
+        raise BlockingIOError
+
+
+async def test_no_state_of_a_bar_overtakes_an_initial_that_left_together_with_it():
+    async with echo_site() as site:
+        peer = await site.connect()
+        link = (await site.client()).link
+        full = Full(fileno=link._socket.detach())
+        full.setblocking(False)
+        link._socket = full
+        link.gather(many=True)
+        for one in (update(1, topic=TWO), update(2), Frame.of("initial".ljust(500), ONE), update(3), update(4)):
+            link.send(one)
+        got = [(await peer.receive())[1][:8] for _ in range(4)]
+        assert got == [b"00000001", b"00000002", b"initial ", b"00000004"]
+
+
+async def test_what_a_slow_client_wants_of_many_rooms_is_made_when_it_can_take_it():
+    async with echo_site() as site:
+        peer = await mute(site)
+        client = await site.client()
+        client.link.gather(many=True)
+        made = []
+
+        def initial() -> Frame:
+            made.append(Frame.of(b"i" * 100_000))
+            return made[-1]
+
+        for number in range(60):
+            topic = Topic(number, "1m")
+            client.initials[topic] = initial
+            client.link.want(topic)
+        await asyncio.sleep(0.05)
+        held = len(client.link._rest) + sum(map(len, client.link._outbox._replies))
+        assert held <= 100_010, "one that is under way"
+        assert 0 < len(made) < 50
+        while len(made) < 60:
+            await asyncio.get_running_loop().sock_recv(peer, 2**20)
+
+
 # ---------------------------------------------------------------- handshake and end
 
 

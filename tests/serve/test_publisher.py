@@ -54,6 +54,7 @@ class Wire:
         self.stalled: list[tuple[bytes, int]] = []
         self.trouble: Exception | int | None = None
         self.is_lost = False
+        self.code = 0
         self.on_grant: Callable[[], None] = lambda: None
 
     def write(self, frame: bytes) -> int:
@@ -70,6 +71,9 @@ class Wire:
 
     def lost(self) -> None:
         self.is_lost = True
+
+    def close(self, code: int, reason: str) -> None:
+        self.code, self.is_lost = code, True
 
     def grant(self, topic: object) -> None:
         self.loop.now += COST_S * 100
@@ -191,6 +195,20 @@ def test_a_link_whose_way_changes_is_found_in_every_list():
     for links in lists:
         loop.publisher.publish(links, ONE)
     assert (link.got, kept) == ([], [ONE, ONE])
+
+
+def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twice(caplog):
+    loop = Loop()
+    links = room(loop, 3000)
+    for broken in (links[1], links[2500]):
+        broken.trouble = RuntimeError("no bars")
+    loop.publisher.publish(links, ONE)
+    loop.publisher.publish(links, TWO)
+    loop.run()
+    assert [(number, link.code) for number, link in enumerate(links) if link.code] == [(1, 1011), (2500, 1011)]
+    assert all(link.got == [ONE, TWO] for link in links if not link.code)
+    assert links.sending == 0
+    assert "could not be handed on" in caplog.text
 
 
 def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
