@@ -104,7 +104,7 @@ def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], time
     def change() -> None:
         bar = running(next(volume))
         one.bars._markets[BTC].ladder.feed(bar)
-        one.hub.changed(BTC, Change(MINUTE, bar))
+        one.hub.changed(BTC, [Change(MINUTE, bar)])
 
     def warm() -> None:
         change()
@@ -141,13 +141,13 @@ def measure_updates(one: Stage, us: Callable[..., list[float]]) -> None:
         held()
 
     def held() -> None:
-        one.hub.changed(BTC, Change(MINUTE, running(next(numbers))))
+        one.hub.changed(BTC, [Change(MINUTE, running(next(numbers)))])
 
     making = us(lambda: Change(MINUTE, running(next(numbers))))
     at_once = [whole - part for whole, part in zip(us(sent), making, strict=True)]
     print(f"a changed bar, told to one room of 11: {spread(at_once, '.1f')}, ", end="")
     later = [whole - part for whole, part in zip(us(held), making, strict=True)]
-    nobody = us(lambda: one.hub.changed(ETH, Change(MINUTE, running(2))))
+    nobody = us(lambda: one.hub.changed(ETH, [Change(MINUTE, running(2))]))
     nobody = [whole - part for whole, part in zip(nobody, making, strict=True)]
     print(f"held {spread(later, '.1f')}, in a room without members {spread(nobody, '.2f')}")
 

@@ -47,8 +47,8 @@ class History(ResumeHistory, Protocol):
 class BarsListener(Protocol):
     """Who hears of changed bars."""
 
-    def changed(self, market: MarketKey, change: Change) -> None:
-        """A bar changed, perhaps an older one."""
+    def changed(self, market: MarketKey, changes: Sequence[Change]) -> None:
+        """Bars changed with one minute, the shortest first; perhaps older ones."""
 
     def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]) -> None:
         """Bars of `[start_ms, end_ms)` changed, those of them in memory to `bars`, or more history is there."""
@@ -305,10 +305,9 @@ class LiveBars:
             return
         if market.complete_from_ms is None:
             return
-        for change in changes:
-            if change.bar.open_ms >= market.complete_from_ms:
-                for listener in self._listeners:
-                    listener.changed(key, change)
+        shown = [change for change in changes if change.bar.open_ms >= market.complete_from_ms]
+        for listener in self._listeners:
+            listener.changed(key, shown)
 
     async def _read_later(self, key: MarketKey, open_ms: int) -> None:
         """Read a minute older than memory from the store, once it is stored."""

@@ -132,21 +132,31 @@ class Hub:
 
     # ------------------------------------------------------------ BarsListener
 
-    def changed(self, market: MarketKey, change: Change) -> None:
-        """A bar changed: send it now if the lane's second is over, else when it is."""
+    def changed(self, market: MarketKey, changes: Sequence[Change]) -> None:
+        """Bars changed: send each now if its lane's second is over, else when it is."""
         rooms = self._rooms.get(market)
-        room = rooms.get(change.interval.ms) if rooms else None
-        if room is None:
+        if not rooms:
             return
-        room.version = next(self._versions)
-        self._take(room, (change.bar,))
+        now, now_ms, position = self._clock.monotonic(), self._clock.now_ms(), self._bars.position(market)
+        for interval, bar in changes:
+            room = rooms.get(interval.ms)
+            if room is None:
+                continue
+            room.version = next(self._versions)
+            for lane in list(room.lanes.values()):
+                if lane.take_at_once(bar, now):
+                    self._tell(lane, bar, now_ms)
+                    lane.said = position
+                else:
+                    self._take(lane, (bar,), now)
 
     def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]) -> None:
         """The past changed: whoever was shown it is told, and whoever was shown less than it asked for gets more."""
         room = self._room(Topic(market, interval))
         if room is not None:
-            room.version = next(self._versions)
-            self._take(room, bars, fill_up=True)
+            room.version, now = next(self._versions), self._clock.monotonic()
+            for lane in list(room.lanes.values()):
+                self._take(lane, bars, now, fill_up=True)
 
     def settled(self, market: MarketKey) -> None:
         """Bars may have become final: say so where that was asked for."""
@@ -205,18 +215,16 @@ class Hub:
         for rooms in self._rooms.values():
             yield from rooms.values()
 
-    def _take(self, room: Room, bars: Sequence[Candle], *, fill_up: bool = False) -> None:
-        """Let all lanes have bars that changed, oldest first."""
-        now = self._clock.monotonic()
-        for lane in list(room.lanes.values()):
-            if lane.told:
-                news = self._telling.news(lane, bars)
-                self._past(lane, [bar.open_ms for bar in news if not self._offer(lane, bar, now)])
-                if lane.mode != "live":
-                    self._offer_final(lane, now)
-                if fill_up:
-                    self._fill_up(lane)
-            self._run(lane, now)
+    def _take(self, lane: Lane, bars: Sequence[Candle], now: float, *, fill_up: bool = False) -> None:
+        """Let a lane have bars that changed, oldest first."""
+        if lane.told:
+            news = self._telling.news(lane, bars)
+            self._past(lane, [bar.open_ms for bar in news if not self._offer(lane, bar, now)])
+            if lane.mode != "live":
+                self._offer_final(lane, now)
+            if fill_up:
+                self._fill_up(lane)
+        self._run(lane, now)
 
     def _offer(self, lane: Lane, bar: Candle, now: float) -> bool:
         """Let the lane's pace have a bar that changed; False if no update can show it any more."""
@@ -339,7 +347,8 @@ class Hub:
         bar = lane.pace.take(now)
         if bar is not None:
             self._left_open(lane, sent, bar)
-            self._broadcast(lane, bar)
+            lane.catch_up(bar.open_ms)
+            self._tell(lane, bar, self._clock.now_ms())
         if lane.due_at is not None:
             self._schedule(lane, lane.due_at)
         self._note(lane)
@@ -364,16 +373,15 @@ class Hub:
             passed = times[bisect_left(times, from_ms) : bisect_left(times, bar.open_ms)]
             lane.unsaid.update(at for at in passed if self._is_open(lane.room.topic, at))
 
-    def _broadcast(self, lane: Lane, bar: Candle) -> None:
-        lane.catch_up(bar.open_ms)
-        is_final, frames = lane.pace.sent_final, dict[int, Frame]()
+    def _tell(self, lane: Lane, bar: Candle, now_ms: int) -> None:
+        """Send the bar that the lane's pace has just taken."""
+        frames: dict[int, Frame] = {}
         for options, links in lane.filled():
-            frame = frames.get(options.fields)
-            if frame is None:
-                frame = frames[options.fields] = self._telling.update(lane, bar, options.fields, final=is_final)
-            self._publish(links, frame)
-        if frames:
-            lane.room.last_broadcast_ms = self._clock.now_ms()
+            fields = options.fields
+            if fields not in frames:
+                frames[fields] = self._telling.update(lane, bar, fields, final=lane.pace.sent_final)
+            self._publish(links, frames[fields])
+            lane.room.last_broadcast_ms = now_ms
 
     def _correct(self, lane: Lane, now: float) -> None:
         """Send the bars that wait to be corrected; if they are too many, everything afresh."""

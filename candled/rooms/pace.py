@@ -77,6 +77,22 @@ class Pace:
             self._resync = True
         return True
 
+    def take_at_once(self, bar: Candle, now: float) -> bool:
+        """What `offer` and `take` come to for a bar that is not final while nothing waits; False if more is to be done.
+
+        Not for a pace with `holds` or `revisions`.
+        """
+        sent = self.sent
+        if sent is None or self.sent_final or self._slots or self._resync or now < self._next_at:
+            return False
+        if bar.open_ms < sent.open_ms or (bar.open_ms == sent.open_ms and bar.values == sent.values):
+            return False
+        self._busy = False
+        self.passed_over = None
+        self.sent = bar
+        self._next_at = now + MIN_GAP_S
+        return True
+
     @property
     def waiting(self) -> tuple[int, ...]:
         """The bars that wait for their turn."""

@@ -97,6 +97,7 @@ class Telling:
             sent and (sent.open_ms, lane.pace.sent_final),
             position,
         )
+        lane.room.read_ms = max(lane.room.read_ms, form.last_ms)
         shown: Shown | None = form.kept((count, recovers), state)
         if shown is None:
             told = f',"recovered":false{position}' if recovers else position
@@ -174,6 +175,7 @@ class Telling:
                 return 0, None
             last_ms = times[stop - 1]
             form.read(self._bars, times, stop - 1, self._settled[topic.market])
+            lane.room.read_ms = max(lane.room.read_ms, form.last_ms)
             if not more or len(times) < count + more or form.held(times[0], last_ms) >= count - 1:
                 return times[0], last_ms
             more *= 8

@@ -39,13 +39,13 @@ class Form:
         "_ends",
         "_first_ms",
         "_kept",
-        "_last_ms",
         "_revision",
         "_settled",
         "_times",
         "cares",
         "counted",
         "fields",
+        "last_ms",
         "open",
         "topic",
     )
@@ -57,7 +57,7 @@ class Form:
         self.counted = 0  # bytes of it in the sum of all forms
         self._closed = closed
         self.cares = closed or bool(fields & FINAL)  # whether it matters that a bar is final
-        self._first_ms = self._last_ms = -1  # the first and the last bar that was looked at
+        self._first_ms = self.last_ms = -1  # the first and the last bar that was looked at
         self._times = array("q")
         self._ends = array("L")  # where each bar's text ends in the blob, with its comma
         self._blob = bytearray()
@@ -90,10 +90,10 @@ class Form:
             self._settled = settled
         if not stop:
             return
-        if not self._first_ms <= times[0] <= self._last_ms or len(self._times) > _MOST_HELD:
+        if not self._first_ms <= times[0] <= self.last_ms or len(self._times) > _MOST_HELD:
             self._forget_from(0)
             self._first_ms = times[0]
-        start = bisect_right(times, self._last_ms)
+        start = bisect_right(times, self.last_ms)
         if stop - start > _READ_SINGLY:
             missing: Iterable[Candle | None] = bars.tail(*self.topic, len(times) - start)[: stop - start]
         else:
@@ -101,11 +101,11 @@ class Form:
         for bar in missing:
             if bar is not None:
                 self._append(bar, self.cares and bars.is_final(*self.topic, bar))
-                self._last_ms = bar.open_ms
+                self.last_ms = bar.open_ms
 
     def reaches(self, open_ms: int) -> bool:
         """Whether a bar that begins at `open_ms`, or a newer one, is held."""
-        return self._last_ms >= open_ms
+        return self.last_ms >= open_ms
 
     def tells(self, bar: Candle) -> bool:
         """Whether the bar is told as it is now, but perhaps for whether it is final."""
@@ -175,7 +175,7 @@ class Form:
         del self._times[start:]
         del self._ends[start:]
         del self.open[bisect_left(self.open, open_ms) :]
-        self._last_ms = min(self._last_ms, open_ms - 1)
+        self.last_ms = min(self.last_ms, open_ms - 1)
 
     def _begin(self, at: int) -> int:
         return self._ends[at - 1] if at else 0

@@ -112,8 +112,12 @@ class Publisher:
             self._soon(self._run)
 
     def _has_time(self) -> bool:
-        self._begin()
-        return self._clock.monotonic() - self._began < HOLD_S
+        now = self._clock.monotonic()
+        if not self._is_due:
+            self._is_due = True
+            self._began = now
+            self._soon(self._run)
+        return now - self._began < HOLD_S
 
     def _run(self) -> None:
         """The next pass: what was left over, as far as the time goes."""
