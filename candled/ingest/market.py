@@ -72,6 +72,8 @@ class MarketIngest:
         self.invalid = 0
         self._rules = rules
         self._minutes = Minutes(rules.settle_ms, recent)
+        self._recent_known: tuple[int, int] | None = None
+        self._recent_lacks = False
         self._pushed_ms: int | None = None  # when the stream last brought something, on the exchange's clock
         self._agreed_ms: int | None = None  # when REST last agreed that there was nothing newer
         self._lost_before = RangeSet()
@@ -194,7 +196,7 @@ class MarketIngest:
             return "warming" if moving or agreed or self.trouble is None else "stale"
         if not moving and not agreed:
             return "stale"
-        if self.coverage.missing(now_ms - RECENT_MS, self._until(now_ms) - MINUTE_MS):
+        if self._lacks_recent(self._until(now_ms)):
             return "recovering"
         return "live" if moving else "quiet"
 
@@ -214,6 +216,14 @@ class MarketIngest:
         return [hole for hole in self.coverage.holes if hole.reason != "beyond_history"]
 
     # ------------------------------------------------------------ inside
+
+    def _lacks_recent(self, until_ms: int) -> bool:
+        """Whether minutes of the last hours are missing: asked every second, and the same until a minute is over or read."""
+        known = self.coverage.version, until_ms
+        if known != self._recent_known:
+            self._recent_known = known
+            self._recent_lacks = bool(self.coverage.missing(until_ms - RECENT_MS, until_ms - MINUTE_MS))
+        return self._recent_lacks
 
     def _until(self, now_ms: int) -> int:
         """Minutes before this should be here by now."""

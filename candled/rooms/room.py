@@ -1,7 +1,6 @@
 """A room: the members of one topic, in lanes by how they want to be told."""
 
 import zlib
-from operator import attrgetter
 from typing import Any, Literal, Protocol
 
 from candled.bus import Position
@@ -15,7 +14,6 @@ from .protocol import Resume
 MOST_CORRECTIONS = 100  # bars corrected in one go; above that a fresh `initial` is the faster way
 _MOST_CORRECTING = 20_000  # frames in one go, so many bars to so many members
 
-_sending = attrgetter("sending")
 _NOT_SHOWN_YET = 2  # bars that are not final yet or wait for another that is not
 
 Mode = Literal["live", "final", "closed"]
@@ -145,7 +143,7 @@ class Lane:
     @property
     def is_sending(self) -> bool:
         """Whether an earlier broadcast is not through."""
-        return any(map(_sending, self.groups.values()))
+        return sum([links.sending for links in self.groups.values()]) > 0
 
     @property
     def is_correcting(self) -> bool:
@@ -169,10 +167,10 @@ class Lane:
 
     def filled(self) -> list[tuple[Options, Links]]:
         """The groups that have members, ready to be sent to."""
-        groups = [(options, links) for options, links in self.groups.items() if links]
+        groups = list(self.groups.items())
         for _, links in groups:
             links.tidy()
-        return groups
+        return [group for group in groups if group[1]]
 
     def told_members(self) -> list[Membership]:
         """Everybody who has had an `initial` and waits for no other."""

@@ -66,7 +66,8 @@ class Telling:
 
     def update(self, lane: Lane, bar: Candle, fields: int, *, final: bool) -> Frame:
         """The `update` with the bar that the lane's pace has just taken."""
-        text = self._last_text(lane, bar, final, fields)
+        text = bar_text(bar, fields, final=final)
+        lane.last_texts[fields] = bar, final, text
         position = self._position(lane) if fields & SEQ else ""
         return Frame.of(messages.update(lane.room.head, text, position), lane.room.topic, bar.open_ms)
 
