@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ class Daemon:
         if is_open:
             await self._start_reading()
         else:
-            self._tasks.append(asyncio.ensure_future(self._open_store_later()))
+            self._spawn(self._open_store_later())
 
     async def stop(self) -> int:
         """Stop every step in order; return how many candles could neither be stored nor kept in the journal."""
@@ -176,6 +176,12 @@ class Daemon:
         await self._bars.stop()
         await self._threads.close()
         return left
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done until the daemon stops; whatever ends it before is named."""
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(_name_failure)
+        self._tasks.append(task)
 
     async def _open_store(self) -> bool:
         """Whether the store could be opened now.
@@ -211,8 +217,8 @@ class Daemon:
         self._is_reading = True
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer names it, and tries again
             await self._writer.flush()
-        self._tasks.append(asyncio.ensure_future(self._writer.run()))
-        self._tasks.append(asyncio.ensure_future(self._maintain()))
+        self._spawn(self._writer.run())
+        self._spawn(self._maintain())
         if self._shared is not None:
             self._shared.start()  # what is heard before the bars are loaded waits for them
         await self._bars.start()
@@ -320,6 +326,12 @@ class Daemon:
             ],
         }
         return self._page.replace("__CANDLED__", json.dumps(facts).replace("</", "<\\/"))
+
+
+def _name_failure(task: "asyncio.Task[None]") -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.critical("a part of the daemon has ended, which must not happen; restart it", exc_info=error)
 
 
 def _journal(config: Config) -> Journal | None:

@@ -218,7 +218,7 @@ class MarketIngest:
     # ------------------------------------------------------------ inside
 
     def _lacks_recent(self, until_ms: int) -> bool:
-        """Whether minutes of the last hours are missing: asked every second, and the same until a minute is over or read."""
+        """Whether minutes of the last hours are missing: asked every second, it changes once a minute."""
         known = self.coverage.version, until_ms
         if known != self._recent_known:
             self._recent_known = known

@@ -13,11 +13,13 @@ class Frame(bytes):
     """One complete, unmasked text frame of a server.
 
     `topic` and `open_ms` say which bar of which topic it shows, so that a newer state of the same bar may take its
-    place while a slow client lets it wait; `open_ms` 0 means that it shows no bar and must not be replaced.
+    place while a slow client lets it wait; `open_ms` 0 means that it shows no bar and must not be replaced. What
+    `corrects` a bar does not take the place of what showed it first.
     """
 
     topic: "Topic | None" = None
     open_ms = 0
+    corrects = False
 
     @classmethod
     def of(cls, text: str | bytes, topic: "Topic | None" = None, open_ms: int = 0) -> Self:

@@ -75,7 +75,9 @@ class Telling:
         """The `correction` with an older bar."""
         text = bar_text(bar, fields, final=bool(fields & FINAL) and self.is_final(lane, bar))
         position = self._position(lane) if fields & SEQ else ""
-        return Frame.of(messages.correction(lane.room.head, text, position), lane.room.topic, bar.open_ms)
+        frame = Frame.of(messages.correction(lane.room.head, text, position), lane.room.topic, bar.open_ms)
+        frame.corrects = True
+        return frame
 
     def is_final(self, lane: Lane, bar: Candle) -> bool:
         """Whether a bar is final as far as the lane says so: for the last one an update says it, and then it stands."""

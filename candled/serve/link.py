@@ -150,7 +150,7 @@ class Link:
         """Stand for `write` while a frame is under way: keep the newest state of few bars."""
         if not isinstance(frame, Frame) or frame.topic is None or not frame.open_ms:
             self.reply(frame)
-        elif not self.outbox.update(frame.topic, frame.open_ms, frame):
+        elif not self.outbox.update(frame.topic, frame.open_ms, frame, corrects=frame.corrects):
             self.outbox.forget(frame.topic)
             self.client.fell_behind(frame.topic)
         return len(frame)

@@ -14,7 +14,7 @@ class Outbox:
     def __init__(self) -> None:
         self._replies: list[bytes] = []
         self._initials: dict[Topic, None] = {}  # ordered
-        self._updates: dict[Topic, dict[int, bytes]] = {}
+        self._updates: dict[Topic, dict[tuple[int, bool], bytes]] = {}  # by bar, and whether it is corrected
 
     def __bool__(self) -> bool:
         return bool(self._replies or self._initials or self._updates)
@@ -31,12 +31,15 @@ class Outbox:
         self._updates.pop(topic, None)
         self._initials[topic] = None
 
-    def update(self, topic: Topic, open_ms: int, frame: bytes) -> bool:
-        """Queue an update; False when so many bars wait that an `initial` should take their place."""
+    def update(self, topic: Topic, open_ms: int, frame: bytes, *, corrects: bool = False) -> bool:
+        """Queue an update or a correction; False when so many wait that an `initial` should take their place.
+
+        A correction goes behind an update of the same bar: who has not been shown a bar cannot correct it.
+        """
         if topic in self._initials:  # which will hold it
             return True
         waiting = self._updates.setdefault(topic, {})
-        waiting[open_ms] = frame
+        waiting[open_ms, corrects] = frame
         return len(waiting) <= MOST_BARS_WAITING
 
     def forget(self, topic: Topic) -> None:

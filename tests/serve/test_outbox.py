@@ -33,6 +33,15 @@ def test_bars_of_a_topic_leave_oldest_first_and_topics_take_turns():
     assert drain(box) == ["one-old", "two", "one-new"]
 
 
+def test_a_correction_takes_the_place_of_a_correction_and_not_of_the_update_that_shows_the_bar():
+    box = Outbox()
+    box.update(ONE, 0, "update")
+    box.update(ONE, 60, "next")
+    for text in ("correction", "newer correction"):
+        box.update(ONE, 0, text, corrects=True)
+    assert drain(box) == ["update", "newer correction", "next"]
+
+
 def test_replies_go_first_and_keep_their_order():
     box = Outbox()
     box.update(ONE, 0, "update")

@@ -140,6 +140,23 @@ def test_the_second_frame_of_a_room_waits_for_the_first():
     assert all(link.got == [ONE, TWO] for link in links)
 
 
+def test_of_a_bar_that_waits_for_its_turn_only_the_newest_state_is_sent():
+    """However long a list takes, what waits for it does not grow."""
+    loop = Loop()
+    links = room(loop, 3000)
+    states = [Frame.of(str(number), "topic", 60_000) for number in range(100)]
+    for state in states:
+        loop.publisher.publish(links, state)
+    loop.publisher.publish(links, ONE)
+    loop.publisher.publish(links, Frame.of("next", "topic", 120_000))
+    late = Wire(loop)
+    links.add(Place(late))
+    assert links.sending == 4
+    loop.run()
+    assert all(link.got == [states[0], states[-1], ONE, Frame.of("next")] for link in links[:-1])
+    assert (late.got, links.sending) == ([], 0)
+
+
 def test_who_left_or_joined_meanwhile_does_not_get_the_frame():
     loop = Loop()
     links = room(loop, 3000)
