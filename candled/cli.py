@@ -146,6 +146,8 @@ def _check_config(options: argparse.Namespace) -> int:
     settings = _load(options, discover())
     config.make_exchanges(settings, SystemClock())
     make_store(settings.store.url, settings.intervals)  # reads the address, connects to nothing
+    for doubt in config.doubts(settings):
+        print(f"candled: warning: {doubt}", file=sys.stderr)
     print(yaml.safe_dump(config.as_plain(settings), sort_keys=False, allow_unicode=True), end="")
     return 0
 
