@@ -7,6 +7,7 @@ yet" to redis-py, which then asks again without end and stops the event loop. Wh
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +27,7 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
-from candled.errors import Unavailable
+from candled.errors import ConfigError, Unavailable
 
 from .address import RedisAddress
 from .scripts import Script
@@ -83,6 +84,31 @@ class Topology:
     def nodes(self) -> tuple[Node, ...]:
         """All servers."""
         return tuple(dict.fromkeys(node for _, _, node in self._slots))
+
+
+def check_files(address: RedisAddress) -> None:
+    """See whether the files of TLS can be used, so that a mistake in them is not found by connecting in vain.
+
+    Raises:
+        ConfigError: they cannot; the text names the file.
+    """
+    ca, certificate, key = (address.files.get(f"ssl_{name}") for name in ("ca_certs", "certfile", "keyfile"))
+    if key and not certificate:
+        raise ConfigError("bus.url: key: needs cert beside it")
+    context = ssl.create_default_context()
+    try:
+        names = "ca"
+        files = [ca]
+        if ca:
+            context.load_verify_locations(ca)
+        names, files = ("cert, key", [certificate, key]) if key else ("cert", [certificate])
+        if certificate:
+            context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        why = "no certificate in it" if names == "ca" else f"not a certificate and its key ({error.reason})"
+        raise ConfigError(f"bus.url: {names}: {', '.join(map(str, files))}: {why}") from error
+    except OSError as error:
+        raise ConfigError(f"bus.url: {names}: {', '.join(map(str, files))}: {error.strerror or error}") from error
 
 
 class Servers:
