@@ -259,15 +259,19 @@ def _cluster_port() -> int:
 
 
 class SentinelSet:
-    """A master, a replica and three sentinels that watch them as `candled`; taken down with the `with` block."""
+    """A master, a replica and three sentinels that watch them as `candled`; taken down with the `with` block.
+
+    `password` is that of the sentinels; the servers have none.
+    """
 
     name = "candled"
 
-    def __init__(self, down_after_ms: int = 1000) -> None:
+    def __init__(self, down_after_ms: int = 1000, password: str = "") -> None:
         self.master = RedisServer(program())
         self.replica = RedisServer(program(), None, replicaof=f"127.0.0.1 {self.master.port}")
         self._down_after_ms = down_after_ms
-        self._sentinels: list[RedisServer] = []
+        self._password = password
+        self.sentinels: list[RedisServer] = []
 
     def __enter__(self) -> "SentinelSet":
         try:
@@ -283,14 +287,15 @@ class SentinelSet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in (*self._sentinels, self.replica, self.master):
+        for server in (*self.sentinels, self.replica, self.master):
             server.remove()
 
     @property
     def url(self) -> str:
         """Its address, as `bus.url` has it."""
-        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self._sentinels)
-        return f"redis+sentinel://{hosts}/{self.name}/0"
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
+        account = f"?sentinel_password={self._password}" if self._password else ""
+        return f"redis+sentinel://{hosts}/{self.name}/0{account}"
 
     def _wait_for_replica(self) -> None:
         for _ in range(500):
@@ -302,7 +307,7 @@ class SentinelSet:
 
     def _wait_for_sentinels(self) -> None:
         """Until each knows the others and the replica: before that they would not fail over."""
-        for sentinel in self._sentinels:
+        for sentinel in self.sentinels:
             for _ in range(500):
                 with sentinel.client() as client:
                     row: Any = client.execute_command("SENTINEL MASTER", self.name)
@@ -322,15 +327,17 @@ class SentinelSet:
             f"sentinel failover-timeout {self.name} 3000",
         ]
         file.write_text("\n".join(lines) + "\n")
-        sentinel = _Sentinel(program(), file)
-        self._sentinels.append(sentinel)
+        sentinel = _Sentinel(program(), file, self._password)
+        self.sentinels.append(sentinel)
         sentinel.start()
 
 
 class _Sentinel(RedisServer):
-    def __init__(self, program: Path, file: Path) -> None:
+    def __init__(self, program: Path, file: Path, password: str) -> None:
         super().__init__(program, None, str(file), "--sentinel")
         self._settings = {"bind": "127.0.0.1", "protected-mode": "no"}
+        if password:
+            self._settings["requirepass"] = password
         self._file = file
 
     def remove(self) -> None:

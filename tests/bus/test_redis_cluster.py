@@ -1,4 +1,4 @@
-"""A Redis Cluster, and a server that sentinels watch: channels spread, and a dead owner is replaced."""
+"""A Redis Cluster: channels are spread, and a dead owner is replaced."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from candled.bus.leases import LeaseState
 from candled.bus.redis_links import Servers
 from candled.model import MarketKey, Symbol
 from tests.bus.rig import LoopWatch, Process, new_prefix, process, until
-from tests.redis_servers import RedisCluster, RedisServer, SentinelSet
+from tests.redis_servers import RedisCluster, RedisServer
 
 LONG = "CANDLED_TEST_LONG" in os.environ
 KILLS = 10 if LONG else 2
@@ -155,25 +155,3 @@ def _back_again(node: RedisServer) -> None:
                 return
         time.sleep(0.02)
     raise RuntimeError("the node did not come back as a replica")
-
-
-async def test_the_server_that_sentinels_watch_dies_and_the_other_is_found():
-    prefix = new_prefix()
-    with SentinelSet() as sentinels:
-        async with (
-            process(sentinels.url, prefix, ingests=True, markets=MARKETS) as leader,
-            process(sentinels.url, prefix, markets=MARKETS) as hearer,
-        ):
-            await until(lambda: is_well(leader, hearer))
-            candle = leader.publish(MARKETS[0])
-            await until(lambda: hearer.ear.newest.get(MARKETS[0]) == candle)
-            sentinels.master.kill()
-            started = time.monotonic()
-            publishing = asyncio.ensure_future(_publish(leader))
-            try:
-                await asyncio.sleep(0.3)
-                await _healed(leader, hearer)
-            finally:
-                publishing.cancel()
-            assert time.monotonic() - started < 15.0
-            assert hearer.ear.open_holes == set()
