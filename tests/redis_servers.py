@@ -202,6 +202,24 @@ class RedisCluster:
             return next(one for one in self.nodes if one.port == port)
         raise RuntimeError("no node of the cluster answers")
 
+    def move(self, key: str, to: RedisServer, between_s: float = 0.0) -> None:
+        """Move a key's slot to another master, as `redis-cli --cluster reshard` does.
+
+        For `between_s` the keys are there already, and the slot is not.
+        """
+        source = self.owner(key)
+        with source.client() as old, to.client() as new:
+            slot = old.cluster("KEYSLOT", key)
+            old_id, new_id = (client.execute_command("CLUSTER", "MYID").decode() for client in (old, new))
+            new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", old_id)
+            old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", new_id)
+            while keys := old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                old.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
+            time.sleep(between_s)
+        for node in (to, source, *(one for one in self.nodes if one not in (to, source))):
+            with node.client() as client:
+                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", new_id)
+
     def _join(self) -> None:
         """As `redis-cli --cluster create` does, which the wheel does not have."""
         masters, replicas = self.nodes[:3], self.nodes[3:]

@@ -16,6 +16,7 @@ from tests.redis_servers import RedisCluster, RedisServer
 
 LONG = "CANDLED_TEST_LONG" in os.environ
 KILLS = 10 if LONG else 2
+MOVES = 40 if LONG else 4
 NODE_TIMEOUT_MS = 2000 if LONG else 1000
 HEALED_WITHIN_S = 10.0
 MARKETS = tuple(MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH", "SOL", "XRP", "ADA", "DOGE"))
@@ -87,6 +88,46 @@ async def test_on_an_old_cluster_every_node_carries_everything(cluster, monkeypa
         assert hearer.bus.describe()["generation"] == 1
         sent = {market: leader.publish(market) for market in MARKETS}
         await until(lambda: hearer.ear.newest == sent)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+async def test_slots_that_move_to_other_owners_while_messages_flow(cluster, monkeypatch, capsys, sharded):
+    """Those of a market, and that of the lease and heartbeat; there and back, with a pause between keys and slot."""
+    if not sharded:
+        monkeypatch.setattr("candled.bus.redis_links._SHARDED_SINCE", 99)
+    prefix, took = new_prefix(), []
+    names = Names(prefix, "bitget", 1)
+    async with (
+        process(cluster.url, prefix, ingests=True, markets=MARKETS) as leader,
+        process(cluster.url, prefix, markets=MARKETS) as hearer,
+        LoopWatch() as watch,
+    ):
+        await until(lambda: is_well(leader, hearer))
+        token = leader.leases.all[0].token
+        publishing = asyncio.ensure_future(_publish(leader))
+        try:
+            for number in range(MOVES):
+                key = (names.channel(MARKETS[0]), names.lease(0))[number % 2]
+                await until(lambda: len(hearer.ear.newest) == len(MARKETS))
+                owner = await asyncio.to_thread(cluster.owner, key)
+                to = next(node for node in cluster.nodes if node is not owner)
+                await asyncio.to_thread(cluster.move, key, to, 0.5)
+                took.append(await _healed(leader, hearer))
+                assert await asyncio.to_thread(cluster.owner, key) is to
+        finally:
+            publishing.cancel()
+        await until(lambda: is_well(leader, hearer) and hearer.ear.newest == leader.ear.newest)
+        assert leader.leases.all[0].token == token  # it went on leading
+        ends = hearer.bus.describe()["linkEnds"]
+        if sharded:  # Redis takes the subscriptions away with the slot
+            assert sum(ends.values()) >= MOVES
+        else:
+            assert ends == {}
+    with capsys.disabled():
+        told = ", ".join(f"{seconds:.2f}" for seconds in took)
+        print(f"\n{'sharded' if sharded else 'not sharded'}: {MOVES} slots moved, healed after {told} s, {ends}")
+    assert max(took) < 5.0
+    assert watch.worst_s < 0.1
 
 
 @pytest.mark.slow
