@@ -137,10 +137,13 @@ class Servers:
             self._known = await (self._ask_sentinels() if self.address.kind == "sentinel" else self._ask_cluster())
         return self._known
 
-    def forget(self) -> None:
-        """Something failed: ask again which server has what."""
-        if not self.is_fixed:
-            self._known = None
+    def forget(self, suspect: Node | None = None) -> None:
+        """Something failed: ask again which server has what, the one that failed last of all."""
+        if self.is_fixed:
+            return
+        self._known = None
+        if suspect in self._seen:
+            self._seen = (*(node for node in self._seen if node != suspect), suspect)
 
     def client(self, node: Node) -> "aioredis.Redis":
         """A new client of one server, without retries."""
@@ -190,11 +193,12 @@ class Servers:
                 facts = await _command(client, "INFO", "server")
             except TROUBLE as error:
                 trouble = str(error)
+                self.forget(node)
                 continue
             finally:
                 await close(client)
             topology = Topology(list(_ranges(slots, node)), sharded=_version(facts) >= _SHARDED_SINCE)
-            self._seen = topology.nodes
+            self._seen = tuple(dict.fromkeys((node, *self._seen, *topology.nodes)))
             return topology
         raise Unavailable(f"no node of the cluster answers: {trouble}")
 
@@ -323,14 +327,14 @@ class Caller:
     def _judged(self, node: Node, answer: Any) -> Any:
         if isinstance(answer, _ELSEWHERE):
             self._servers.forget()
-            return Unavailable(f"{node}: {_reason(answer)}")
+            return Unavailable(f"{node} is not the one to ask: {type(answer).__name__}: {answer}")
         if isinstance(answer, Exception) and not isinstance(answer, ResponseError | Unavailable):
             return Unavailable(f"{node}: {_reason(answer)}")
         return answer
 
     def _drop(self, node: Node, client: "_Client") -> None:
         """Whatever failed may be half open, and so may its neighbours in the pool."""
-        self._servers.forget()
+        self._servers.forget(node)
         client.is_dropped = True
         if self._clients.get(node) is client:
             del self._clients[node]

@@ -130,6 +130,50 @@ async def test_slots_that_move_to_other_owners_while_messages_flow(cluster, monk
     assert watch.worst_s < 0.1
 
 
+async def test_a_node_that_answers_nothing_holds_up_no_other(capsys):
+    """Its own markets wait; of those elsewhere nothing is late, and the lease stays."""
+    with RedisCluster(timeout_ms=60_000) as cluster:  # so long the others do without it
+        prefix, mute, elsewhere = _apart(cluster)
+        async with (
+            process(cluster.url, prefix, ingests=True, markets=MARKETS) as leader,
+            process(cluster.url, prefix, markets=MARKETS) as hearer,
+        ):
+            await until(lambda: is_well(leader, hearer))
+            publishing = asyncio.ensure_future(_publish(leader))
+            try:
+                await until(lambda: len(hearer.ear.newest) == len(MARKETS))
+                mute.pause()
+                since, until_ = time.monotonic(), time.monotonic() + 6.0
+                await asyncio.sleep(6.0)
+                assert not leader.bus.describe()["connected"]
+                assert str(mute.port) in str(leader.bus.describe()["trouble"])
+                assert leader.state is LeaseState.LEADER
+                mute.resume()
+                await _healed(leader, hearer)
+            finally:
+                mute.resume()
+                publishing.cancel()
+            gaps = {}
+            for market in elsewhere:
+                at = [at for at, one, _ in hearer.ear.heard if one.market == market and since <= at <= until_]
+                gaps[market] = max(later - earlier for earlier, later in zip([since, *at], [*at, until_], strict=True))
+            await until(lambda: leader.bus.describe()["connected"] and hearer.bus.describe()["connected"])
+    with capsys.disabled():
+        print(f"\none node mute for 6 s: the markets of the others were silent for at most {max(gaps.values()):.2f} s")
+    assert max(gaps.values()) < 1.0  # they come every 50 ms
+
+
+def _apart(cluster: RedisCluster) -> tuple[str, RedisServer, list[MarketKey]]:
+    """A prefix with which a node has some of the markets and not the lease; that node, and the markets of others."""
+    while True:
+        prefix = new_prefix()
+        names = Names(prefix, "bitget", 1)
+        owners = {market: cluster.owner(names.channel(market)) for market in MARKETS}
+        mute = owners[MARKETS[0]]
+        if mute is not cluster.owner(names.lease(0)) and len(set(owners.values())) == 3:
+            return prefix, mute, [market for market, owner in owners.items() if owner is not mute]
+
+
 @pytest.mark.slow
 async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys):
     prefix, worst_s, healed = new_prefix(), 0.0, 0
