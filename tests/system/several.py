@@ -11,11 +11,14 @@ from tests.system.daemon import Daemon
 
 
 class Several:
-    """One `ingest` process on the replay exchange and as many `serving` ones as wanted; a context manager."""
+    """One `ingest` process on the replay exchange and as many `serving` ones as wanted; a context manager.
 
-    def __init__(self, directory: Path, serving: int, **server: Any) -> None:
+    `more` are further sections of everybody's settings.
+    """
+
+    def __init__(self, directory: Path, serving: int, **more: Any) -> None:
         self._directory = directory
-        self._server = server
+        self._more = more
         self._serving = serving
         self._stack = ExitStack()
         self._url = self._bus = ""
@@ -46,7 +49,7 @@ class Several:
             "ingest": {"backfill": "1h"},
             "store": {"url": self._url, "journal": str(daemon.directory / "journal")},
             "bus": {"url": self._bus},
-            "server": self._server,
+            **self._more,
         }
         daemon.start(config, within_s=40)
 

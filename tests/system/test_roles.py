@@ -41,7 +41,7 @@ async def test_a_process_that_only_ingests_refuses_a_handshake_and_says_why(site
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/ws", "/events?symbol=BTC/USDT&interval=1m", "/api/v1/symbols", "/udf/config", "/static/chart.js", "/x"],
+    ["/", "/ws", "/events?symbol=BTC/USDT&interval=1m", "/api/symbols", "/udf/config", "/static/chart.js", "/x"],
 )
 def test_everything_else_is_answered_with_503_and_the_reason(site, path):
     status, text = answer(site.ingest, path)
