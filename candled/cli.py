@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from candled import __version__, config
+from candled.bus.address import RedisAddress
 from candled.clock import SystemClock
 from candled.errors import ConfigError
 from candled.plugins import Plugins, discover
@@ -143,9 +144,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
+    from candled.bus.redis_links import check_files  # the client of Redis is slow to load
+
     settings = _load(options, discover())
     config.make_exchanges(settings, SystemClock())
     make_store(settings.store.url, settings.intervals)  # reads the address, connects to nothing
+    if settings.bus.url != "memory://":
+        check_files(RedisAddress.parse(settings.bus.url))
+    for doubt in config.doubts(settings):
+        print(f"candled: warning: {doubt}", file=sys.stderr)
     print(yaml.safe_dump(config.as_plain(settings), sort_keys=False, allow_unicode=True), end="")
     return 0
 

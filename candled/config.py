@@ -295,6 +295,16 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     return config
 
 
+def doubts(config: Config) -> list[str]:
+    """What works in one process and not in several, of which this one may be: a line each."""
+    if config.bus.url == "memory://" or not config.store.url.startswith("sqlite:"):
+        return []
+    return [
+        "store.url: SQLite is one process's file; where several processes share bus.url only the one that leads stores "
+        "candles, and the others find holes in their files: give all of them the same postgresql://"
+    ]
+
+
 def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
     """An instance of each configured exchange, in order.
 
@@ -451,8 +461,21 @@ def _check(config: Config, problems: list[str]) -> None:
     _check_sqlite(config.store.url, problems)
     if set("{}*?[]") & set(config.bus.prefix) or any(character.isspace() for character in config.bus.prefix):
         problems.append("bus.prefix: expected letters, digits and signs such as : and -, without blanks and brackets")
-    if config.bus.url == "memory://" and set(config.roles) != set(ROLES):
+    _check_parts(config, problems)
+
+
+def _check_parts(config: Config, problems: list[str]) -> None:
+    """What one process cannot do for itself, where the settings leave it alone."""
+    is_split = set(config.roles) != set(ROLES)
+    if config.bus.url == "memory://" and is_split:
         problems.append("roles: bus.url memory:// stays inside one process, so that it needs both, [ingest, serve]")
+    elif not config.roles:
+        problems.append("roles: at least one is needed, ingest or serve")
+    elif is_split and config.store.url.startswith("sqlite:"):
+        lacks = "what it serves is stored by another" if config.roles == ("serve",) else "another serves what it stores"
+        problems.append(f"store.url: SQLite is one process's file, and {lacks}: both need the same postgresql://")
+    if config.bus.url == "memory://" and config.ingest.shards > 1:
+        problems.append("ingest.shards: several processes share the markets by way of Redis; with memory:// it is 1")
 
 
 def _check_klines(config: Config, problems: list[str]) -> None:

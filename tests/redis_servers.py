@@ -202,6 +202,24 @@ class RedisCluster:
             return next(one for one in self.nodes if one.port == port)
         raise RuntimeError("no node of the cluster answers")
 
+    def move(self, key: str, to: RedisServer, between_s: float = 0.0) -> None:
+        """Move a key's slot to another master, as `redis-cli --cluster reshard` does.
+
+        For `between_s` the keys are there already, and the slot is not.
+        """
+        source = self.owner(key)
+        with source.client() as old, to.client() as new:
+            slot = old.cluster("KEYSLOT", key)
+            old_id, new_id = (client.execute_command("CLUSTER", "MYID").decode() for client in (old, new))
+            new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", old_id)
+            old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", new_id)
+            while keys := old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                old.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
+            time.sleep(between_s)
+        for node in (to, source, *(one for one in self.nodes if one not in (to, source))):
+            with node.client() as client:
+                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", new_id)
+
     def _join(self) -> None:
         """As `redis-cli --cluster create` does, which the wheel does not have."""
         masters, replicas = self.nodes[:3], self.nodes[3:]
@@ -259,15 +277,19 @@ def _cluster_port() -> int:
 
 
 class SentinelSet:
-    """A master, a replica and three sentinels that watch them as `candled`; taken down with the `with` block."""
+    """A master, a replica and three sentinels that watch them as `candled`; taken down with the `with` block.
+
+    `password` is that of the sentinels; the servers have none.
+    """
 
     name = "candled"
 
-    def __init__(self, down_after_ms: int = 1000) -> None:
+    def __init__(self, down_after_ms: int = 1000, password: str = "") -> None:
         self.master = RedisServer(program())
         self.replica = RedisServer(program(), None, replicaof=f"127.0.0.1 {self.master.port}")
         self._down_after_ms = down_after_ms
-        self._sentinels: list[RedisServer] = []
+        self._password = password
+        self.sentinels: list[RedisServer] = []
 
     def __enter__(self) -> "SentinelSet":
         try:
@@ -283,14 +305,15 @@ class SentinelSet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in (*self._sentinels, self.replica, self.master):
+        for server in (*self.sentinels, self.replica, self.master):
             server.remove()
 
     @property
     def url(self) -> str:
         """Its address, as `bus.url` has it."""
-        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self._sentinels)
-        return f"redis+sentinel://{hosts}/{self.name}/0"
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
+        account = f"?sentinel_password={self._password}" if self._password else ""
+        return f"redis+sentinel://{hosts}/{self.name}/0{account}"
 
     def _wait_for_replica(self) -> None:
         for _ in range(500):
@@ -302,7 +325,7 @@ class SentinelSet:
 
     def _wait_for_sentinels(self) -> None:
         """Until each knows the others and the replica: before that they would not fail over."""
-        for sentinel in self._sentinels:
+        for sentinel in self.sentinels:
             for _ in range(500):
                 with sentinel.client() as client:
                     row: Any = client.execute_command("SENTINEL MASTER", self.name)
@@ -322,15 +345,17 @@ class SentinelSet:
             f"sentinel failover-timeout {self.name} 3000",
         ]
         file.write_text("\n".join(lines) + "\n")
-        sentinel = _Sentinel(program(), file)
-        self._sentinels.append(sentinel)
+        sentinel = _Sentinel(program(), file, self._password)
+        self.sentinels.append(sentinel)
         sentinel.start()
 
 
 class _Sentinel(RedisServer):
-    def __init__(self, program: Path, file: Path) -> None:
+    def __init__(self, program: Path, file: Path, password: str) -> None:
         super().__init__(program, None, str(file), "--sentinel")
         self._settings = {"bind": "127.0.0.1", "protected-mode": "no"}
+        if password:
+            self._settings["requirepass"] = password
         self._file = file
 
     def remove(self) -> None:

@@ -85,6 +85,19 @@ def test_check_config_without_a_file_prints_the_defaults(capsys):
     assert yaml.safe_load(capsys.readouterr().out)["server"]["port"] == 7000
 
 
+def test_check_config_warns_of_what_works_in_one_process_alone(capsys, tmp_path):
+    (tmp_path / "candled.yaml").write_text("bus: {url: redis://h}\n", "utf-8")
+    assert main(["check-config"]) == 0
+    assert capsys.readouterr().err.startswith("candled: warning: store.url: SQLite is one process's file")
+
+
+def test_a_file_of_tls_that_is_not_there_is_found_by_check_config_and_at_the_start(capsys, tmp_path):
+    (tmp_path / "candled.yaml").write_text("bus: {url: 'rediss://localhost?ca=nothing.crt'}", "utf-8")
+    for command in (["check-config"], []):
+        assert main(command) == 2
+        assert "candled: bus.url: ca: nothing.crt: No such file or directory" in capsys.readouterr().err.splitlines()
+
+
 def test_check_config_does_not_print_passwords(capsys, tmp_path):
     (tmp_path / "candled.yaml").write_text("exchanges: {bitget: {ws_url: 'wss://me:hunter2@proxy/ws'}}", "utf-8")
     assert main(["check-config"]) == 0

@@ -10,7 +10,17 @@ import yaml
 
 from candled import ConfigError, Exchange, ExchangeError, Interval, Symbol
 from candled.clock import SystemClock
-from candled.config import KNOWN_BUSES, KNOWN_STORES, Config, ServerSettings, as_plain, keys, load, make_exchanges
+from candled.config import (
+    KNOWN_BUSES,
+    KNOWN_STORES,
+    Config,
+    ServerSettings,
+    as_plain,
+    doubts,
+    keys,
+    load,
+    make_exchanges,
+)
 from candled.model import DEFAULT_INTERVALS
 from candled.plugins import Plugins, PluginStatus, discover
 from candled.settings import plain_text, rules, section_as_plain
@@ -261,6 +271,29 @@ def test_the_memory_bus_needs_both_roles_in_one_process(problems, roles):
     assert problems(f"roles: {roles}") == (
         "roles: bus.url memory:// stays inside one process, so that it needs both, [ingest, serve]",
     )
+
+
+def test_a_process_without_a_role_is_refused(problems):
+    assert problems("roles: []\nbus: {url: redis://h}") == ("roles: at least one is needed, ingest or serve",)
+
+
+@pytest.mark.parametrize(("role", "why"), [("serve", "is stored by another"), ("ingest", "another serves")])
+def test_processes_with_one_role_each_cannot_share_a_file(problems, settings, role, why):
+    (only,) = problems(f"roles: [{role}]\nbus: {{url: redis://h}}")
+    assert only.startswith("store.url: SQLite is one process's file")
+    assert why in only
+    assert settings(f"roles: [{role}]\nbus: {{url: redis://h}}\nstore: {{url: 'postgresql://h/d'}}").roles == (role,)
+
+
+def test_shards_need_a_redis(problems):
+    (only,) = problems("ingest: {shards: 2}")
+    assert only.startswith("ingest.shards: several processes")
+
+
+def test_a_file_beside_a_redis_is_doubted_and_nothing_else(settings):
+    (only,) = doubts(settings("bus: {url: redis://h}"))
+    assert only.startswith("store.url: SQLite is one process's file")
+    assert doubts(settings("")) == doubts(settings("bus: {url: redis://h}\nstore: {url: 'postgresql://h/d'}")) == []
 
 
 @pytest.mark.parametrize("origin", ["example.org", "https://example.org/", "https://example.org/page", ""])

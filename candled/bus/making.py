@@ -13,7 +13,7 @@ from .codec import Names
 from .leases import Leases
 from .memory_bus import MemoryBus
 from .redis_bus import RedisBus
-from .redis_links import Caller, Servers
+from .redis_links import Caller, Servers, check_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,11 @@ def make_redis_parts(
 
     Raises:
         ValueError: `url` is no address of a Redis.
+        ConfigError: the files of TLS cannot be used.
     """
-    servers = Servers(RedisAddress.parse(url))
+    address = RedisAddress.parse(url)
+    check_files(address)
+    servers = Servers(address)
     names = Names(prefix, default_exchange, shards)
     process = secrets.token_hex(6)
     lease_caller, caller = Caller(servers), Caller(servers)

@@ -71,7 +71,7 @@ class Outgoing:
 
     def sent_up_to(self, seq: int) -> None:
         """Forget what was sent."""
-        self.sent = seq
+        self.sent = max(self.sent, seq)
         self.is_away = False
         self._waiting = [one for one in self._waiting if one.seq > seq]
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from candled.errors import Unavailable
@@ -13,8 +14,9 @@ from .codec import Names, heartbeat_text, message_text, newest_text
 from .interface import Message, Position
 from .leases import Lease, Leases
 from .outgoing import Outgoing
-from .redis_links import Call, Caller, Servers
+from .redis_links import Call, Caller, Node, Servers, Topology
 from .scripts import BEAT, PUBLISH
+from .tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,10 @@ _KEPT_S = 7 * 86_400  # how long the keys of a market live that nobody publishes
 
 
 class Publisher:
-    """Numbers messages at once (`put`), and sends them from a task of its own (`run`), over a client of its own."""
+    """Numbers messages at once (`put`), and sends them from tasks of its own (`run`), over a client of its own.
+
+    Each server has a pump: one that does not answer holds up nothing but what is its own.
+    """
 
     def __init__(
         self, servers: Servers, names: Names, clock: Clock, leases: Leases, shard_of: Mapping[MarketKey, int]
@@ -42,9 +47,10 @@ class Publisher:
         self._later: dict[MarketKey, None] = {}  # could not be sent: again with the next heartbeat
         self._beats_due: set[int] = set()
         self._wake = asyncio.Event()
+        self._pumps: dict[Node, _Pump] = {}
+        self._troubles: dict[MarketKey | int, str] = {}  # of markets, and of shards' heartbeats
         self.published = 0
         self.refused = 0
-        self.trouble: str | None = None
         leases.listen(self.lease_changed)
 
     def put(self, message: Message) -> Position:
@@ -64,12 +70,17 @@ class Publisher:
     def lease_changed(self, lease: Lease) -> None:
         """Whoever leads raises the fence of every market at once, so that whoever led before is refused."""
         self._begin_feed(lease)
-        if not any(one.ingests for one in self._leases.all):
-            self.trouble = None  # there is nothing to publish any more
+        if not lease.ingests:  # there is nothing to publish of it any more
+            self._well(lease.shard, *(market for market, shard in self._shard_of.items() if shard == lease.shard))
         if lease.may_publish():
             self._due |= dict.fromkeys(market for market, shard in self._shard_of.items() if shard == lease.shard)
             self._beats_due.add(lease.shard)
             self._wake.set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why something cannot be sent."""
+        return next(iter(self._troubles.values()), None)
 
     def describe(self) -> dict[str, Any]:
         """For `/health`."""
@@ -77,12 +88,11 @@ class Publisher:
         return {"published": self.published, "refused": self.refused, "waitingMarkets": waiting}
 
     async def run(self) -> None:
-        """Send what is due, for ever; what cannot be sent is tried again."""
+        """Have what is due sent, for ever; what cannot be sent is tried again."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._due or self._beats_due:
-                await self._send()
+            await self._distribute()
 
     async def beat(self) -> None:
         """Have the last numbers of the shards repeated every second, and what failed tried again."""
@@ -95,11 +105,13 @@ class Publisher:
 
     async def flush(self) -> None:
         """Send what is due, if that is possible now."""
-        while self._due:
-            await self._send()
+        await self._distribute()
+        if tasks := [pump.task for pump in self._pumps.values() if pump.task is not None]:
+            await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """Release the connections."""
+        """Release the connections. Nothing more is to be sent, and `run` has ended."""
+        await end(pump.task for pump in self._pumps.values() if pump.task is not None)
         await self._caller.close()
 
     # ------------------------------------------------------------ inside
@@ -116,35 +128,74 @@ class Publisher:
             if shard == lease.shard:
                 self._markets[market].begin_feed()
 
-    async def _send(self) -> None:
-        """Send a part of what is due."""
-        chosen = list(self._due)[:_AT_ONCE]
-        led = []
+    async def _distribute(self) -> None:
+        """Give what is due to the pumps of the servers that have it."""
+        try:
+            topology = await self._servers.topology() if self._due or self._beats_due else None
+        except Unavailable as error:
+            topology = None
+            self._servers.forget()
+            self._failed([*self._led(self._due), *self._beats_due], error)
+            self._due.clear()
+            self._beats_due.clear()
+        if topology is None:
+            return
+        due, self._due = self._due, {}
+        for market in due:
+            self._give(market, topology, self._names.fence(market))
+        beats, self._beats_due = self._beats_due, set()
+        for shard in beats:
+            self._give(shard, topology, self._names.lease(shard))
+
+    def _give(self, one: MarketKey | int, topology: Topology, key: str) -> None:
+        """Give a market, or the heartbeat of a shard, to the pump of the server that has its key."""
+        try:
+            node = topology.owner(key)
+        except Unavailable as error:
+            self._servers.forget()
+            self._failed([one], error)
+            return
+        pump = self._pumps.setdefault(node, _Pump())
+        if isinstance(one, MarketKey):
+            pump.due[one] = None
+        else:
+            pump.beats.add(one)
+        if pump.task is None or pump.task.done():
+            pump.task = asyncio.ensure_future(self._drain(node, pump))
+
+    async def _drain(self, node: Node, pump: "_Pump") -> None:
+        """Send to one server what its pump has, part by part."""
+        try:
+            while pump.due or pump.beats:
+                await self._send(pump)
+        except Exception:
+            logger.exception("publishing to %s failed and begins again", node)
+
+    async def _send(self, pump: "_Pump") -> None:
+        """Send a part of what a pump has."""
+        chosen = list(islice(pump.due, _AT_ONCE))
         for market in chosen:
-            del self._due[market]
-            if self._lease(market).may_publish():
-                led.append(market)
-            else:  # it stays numbered and waits for the lease
-                self._markets[market].is_away = True
+            del pump.due[market]
+        shards, pump.beats = pump.beats, set()
         try:
             word = "SPUBLISH" if (await self._servers.topology()).sharded else "PUBLISH"
         except Unavailable as error:
-            self._servers.forget()
-            self._beats_due.clear()
-            self._failed(led, error)
+            self._failed([*self._led(chosen), *shards], error)
             return
-        batches = [self._call(market, word) for market in led]
-        beats = self._beats(word)
-        calls = [*(batch.call for batch in batches), *(call for _, call in beats)]
-        answers = await self._caller.call_all(calls)
-        self._sent(batches, answers[: len(led)])
-        for (lease, _), answer in zip(beats, answers[len(led) :], strict=True):
-            if isinstance(answer, Unavailable):
-                self._failed([], answer)
-            elif isinstance(answer, bytes):
-                self._leases.fenced(lease, int(answer))
-        if answers and not any(isinstance(answer, Unavailable) for answer in answers):
-            self._well()
+        batches = [self._call(market, word) for market in self._led(chosen)]
+        beats = self._beats(shards, word)
+        if calls := [*(batch.call for batch in batches), *(call for _, call in beats)]:
+            self._sent(batches, beats, await self._caller.call_all(calls))
+
+    def _led(self, markets: Iterable[MarketKey]) -> list[MarketKey]:
+        """Those that may be published now. The others stay numbered, and wait for their leases."""
+        led = []
+        for market in markets:
+            if self._lease(market).may_publish():
+                led.append(market)
+            else:
+                self._markets[market].is_away = True
+        return led
 
     def _call(self, market: MarketKey, word: str) -> "_Batch":
         outgoing, lease, names = self._markets[market], self._lease(market), self._names
@@ -163,11 +214,10 @@ class Publisher:
         )
         return _Batch(market, lease.epoch, seq, len(messages), call)
 
-    def _beats(self, word: str) -> list[tuple[Lease, Call]]:
-        """A heartbeat for each shard whose turn it is, with what was sent up to now."""
-        due, self._beats_due = self._beats_due, set()
+    def _beats(self, shards: Iterable[int], word: str) -> list[tuple[Lease, Call]]:
+        """A heartbeat for each shard, with what was sent up to now."""
         beats = []
-        for shard in sorted(due):
+        for shard in sorted(shards):
             lease = self._leases.all[shard]
             if not lease.may_publish():
                 continue
@@ -181,37 +231,64 @@ class Publisher:
             beats.append((lease, Call.of(BEAT, [self._names.lease(shard)], *arguments)))
         return beats
 
-    def _sent(self, batches: Sequence["_Batch"], answers: Sequence[Any]) -> None:
-        """Note what became of batches."""
-        for batch, answer in zip(batches, answers, strict=True):
-            outgoing, lease = self._markets[batch.market], self._lease(batch.market)
+    def _sent(self, batches: Sequence["_Batch"], beats: Sequence[tuple[Lease, Call]], answers: Sequence[Any]) -> None:
+        """Note what became of batches and heartbeats."""
+        for batch, answer in zip(batches, answers, strict=False):
+            self._batch_sent(batch, answer)
+        for (lease, _), answer in zip(beats, answers[len(batches) :], strict=True):
             if isinstance(answer, Unavailable):
-                self._failed([batch.market], answer)
-            elif isinstance(answer, Exception):
-                outgoing.is_away = True
-                self._later[batch.market] = None
-                if not self.refused:
-                    logger.error("Redis refuses what is published of %s: %s", batch.market, answer)
-                self.refused += 1
-            elif answer is not None:
-                self.refused += 1
+                self._failed([lease.shard], answer)
+                continue
+            self._well(lease.shard)
+            if isinstance(answer, bytes):
                 self._leases.fenced(lease, int(answer))
-            elif lease.epoch == batch.epoch:
-                self.published += batch.messages
-                outgoing.sent_up_to(batch.seq)
 
-    def _failed(self, markets: Sequence[MarketKey], error: Exception) -> None:
-        for market in markets:
-            self._markets[market].is_away = True
-            self._later[market] = None
-        if self.trouble is None:
-            logger.warning("nothing can be published: %s; trying again", error)
-        self.trouble = str(error)
+    def _batch_sent(self, batch: "_Batch", answer: Any) -> None:
+        if isinstance(answer, Unavailable):
+            self._failed([batch.market], answer)
+            return
+        self._well(batch.market)
+        outgoing, lease = self._markets[batch.market], self._lease(batch.market)
+        if isinstance(answer, Exception):
+            outgoing.is_away = True
+            self._later[batch.market] = None
+            if not self.refused:
+                logger.error("Redis refuses what is published of %s: %s", batch.market, answer)
+            self.refused += 1
+        elif answer is not None:
+            self.refused += 1
+            self._leases.fenced(lease, int(answer))
+        elif lease.epoch == batch.epoch:
+            self.published += batch.messages
+            outgoing.sent_up_to(batch.seq)
 
-    def _well(self) -> None:
-        if self.trouble is not None:
+    def _failed(self, what: Sequence[MarketKey | int], error: Exception) -> None:
+        """Markets, and heartbeats of shards, could not be sent."""
+        if what and not self._troubles:
+            logger.warning("cannot publish: %s; trying again", error)
+        for one in what:
+            self._troubles[one] = str(error)
+            if isinstance(one, MarketKey):
+                self._markets[one].is_away = True
+                self._later[one] = None
+
+    def _well(self, *what: MarketKey | int) -> None:
+        """They were sent, or are not to be sent any more."""
+        if not self._troubles:
+            return
+        for one in what:
+            self._troubles.pop(one, None)
+        if not self._troubles:
             logger.info("publishing again")
-        self.trouble = None
+
+
+class _Pump:
+    """What is to be sent to one server, and the task that does it; there is none while nothing is."""
+
+    def __init__(self) -> None:
+        self.due: dict[MarketKey, None] = {}
+        self.beats: set[int] = set()
+        self.task: asyncio.Task[None] | None = None
 
 
 class _Batch(NamedTuple):

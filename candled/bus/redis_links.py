@@ -7,6 +7,7 @@ yet" to redis-py, which then asks again without end and stops the event loop. Wh
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +27,7 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
-from candled.errors import Unavailable
+from candled.errors import ConfigError, Unavailable
 
 from .address import RedisAddress
 from .scripts import Script
@@ -85,6 +86,31 @@ class Topology:
         return tuple(dict.fromkeys(node for _, _, node in self._slots))
 
 
+def check_files(address: RedisAddress) -> None:
+    """See whether the files of TLS can be used, so that a mistake in them is not found by connecting in vain.
+
+    Raises:
+        ConfigError: they cannot; the text names the file.
+    """
+    ca, certificate, key = (address.files.get(f"ssl_{name}") for name in ("ca_certs", "certfile", "keyfile"))
+    if key and not certificate:
+        raise ConfigError("bus.url: key: needs cert beside it")
+    context = ssl.create_default_context()
+    try:
+        names = "ca"
+        files = [ca]
+        if ca:
+            context.load_verify_locations(ca)
+        names, files = ("cert, key", [certificate, key]) if key else ("cert", [certificate])
+        if certificate:
+            context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        why = "no certificate in it" if names == "ca" else f"not a certificate and its key ({error.reason})"
+        raise ConfigError(f"bus.url: {names}: {', '.join(map(str, files))}: {why}") from error
+    except OSError as error:
+        raise ConfigError(f"bus.url: {names}: {', '.join(map(str, files))}: {error.strerror or error}") from error
+
+
 class Servers:
     """Finds the servers behind an address, and makes clients for them."""
 
@@ -111,10 +137,13 @@ class Servers:
             self._known = await (self._ask_sentinels() if self.address.kind == "sentinel" else self._ask_cluster())
         return self._known
 
-    def forget(self) -> None:
-        """Something failed: ask again which server has what."""
-        if not self.is_fixed:
-            self._known = None
+    def forget(self, suspect: Node | None = None) -> None:
+        """Something failed: ask again which server has what, the one that failed last of all."""
+        if self.is_fixed:
+            return
+        self._known = None
+        if suspect in self._seen:
+            self._seen = (*(node for node in self._seen if node != suspect), suspect)
 
     def client(self, node: Node) -> "aioredis.Redis":
         """A new client of one server, without retries."""
@@ -164,11 +193,12 @@ class Servers:
                 facts = await _command(client, "INFO", "server")
             except TROUBLE as error:
                 trouble = str(error)
+                self.forget(node)
                 continue
             finally:
                 await close(client)
             topology = Topology(list(_ranges(slots, node)), sharded=_version(facts) >= _SHARDED_SINCE)
-            self._seen = topology.nodes
+            self._seen = tuple(dict.fromkeys((node, *self._seen, *topology.nodes)))
             return topology
         raise Unavailable(f"no node of the cluster answers: {trouble}")
 
@@ -297,14 +327,14 @@ class Caller:
     def _judged(self, node: Node, answer: Any) -> Any:
         if isinstance(answer, _ELSEWHERE):
             self._servers.forget()
-            return Unavailable(f"{node}: {_reason(answer)}")
+            return Unavailable(f"{node} is not the one to ask: {type(answer).__name__}: {answer}")
         if isinstance(answer, Exception) and not isinstance(answer, ResponseError | Unavailable):
             return Unavailable(f"{node}: {_reason(answer)}")
         return answer
 
     def _drop(self, node: Node, client: "_Client") -> None:
         """Whatever failed may be half open, and so may its neighbours in the pool."""
-        self._servers.forget()
+        self._servers.forget(node)
         client.is_dropped = True
         if self._clients.get(node) is client:
             del self._clients[node]

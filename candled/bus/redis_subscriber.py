@@ -147,7 +147,7 @@ class Subscriber:
         if was_ready:
             self.ends[reason.split(":")[0]] += 1
         self._failed(f"{link.wanted.node}: {reason}")
-        self.servers.forget()
+        self.servers.forget(link.wanted.node)
         self._ended.set()
 
     def _failed(self, reason: str) -> None:

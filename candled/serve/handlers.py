@@ -299,6 +299,15 @@ class NothingHandler(_Common):
         raise HTTPError(404)
 
 
+class NotServingHandler(_Common):
+    """Every path of a process that does not serve but those about itself: a balancer asks the next one on 503."""
+
+    def prepare(self) -> None:
+        message = "This process reads exchanges and serves no clients: its roles in the settings are [ingest]"
+        self.set_status(503)
+        self.finish_json({"error": {"code": 503, "message": message}})
+
+
 class StaticHandler(StaticFileHandler):
     """The page's files; the browser asks each time whether they changed."""
 

@@ -24,6 +24,7 @@ from .handlers import (
     LiveHandler,
     MakeNamedClient,
     NothingHandler,
+    NotServingHandler,
     Ready,
     ReadyHandler,
     RootHandler,
@@ -56,7 +57,7 @@ class Rooms(Protocol):
 
 
 class Server:
-    """Serves one hub on one port."""
+    """Serves one hub on one port. A process whose role is not to serve answers only what is asked about itself."""
 
     def __init__(
         self,
@@ -73,7 +74,9 @@ class Server:
         routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
         streams: Sequence[tuple[str, MakeNamedClient]] = (),
         largest_message: int = LARGEST_MESSAGE,
+        serves: bool = True,
     ) -> None:
+        self._serves = serves
         self._routes = routes
         self._streams = streams
         self._largest = largest_message
@@ -152,16 +155,26 @@ class Server:
 
     def _application(self) -> Application:
         site = {"site": self._site}
+        probes = [
+            (r"/health", HealthHandler, site),
+            (r"/health/live", LiveHandler, site),
+            (r"/health/ready", ReadyHandler, site),
+            (r"/health/ws-stats", StatisticsHandler, site),
+        ]
+        if not self._serves:
+            return Application(
+                probes,
+                default_handler_class=NotServingHandler,
+                default_handler_args=site,
+                log_function=_log_request,
+            )
         return Application(
             [
+                *probes,
                 (r"/", RootHandler, site),
                 (r"/ws", StreamHandler, site),
                 (r"/events", EventsHandler, site),
                 *((path, StreamHandler, {**site, "make_client": make}) for path, make in self._streams),
-                (r"/health", HealthHandler, site),
-                (r"/health/live", LiveHandler, site),
-                (r"/health/ready", ReadyHandler, site),
-                (r"/health/ws-stats", StatisticsHandler, site),
                 (r"/static/(.*)", StaticHandler, {"path": str(STATIC)}),
                 clients.make_route(),
                 *self._routes,

@@ -41,7 +41,8 @@ class Ear:
         self.heard.append((time.monotonic(), message, position))
         market, before = message.market, self.at.get(message.market)
         self.at[market] = position
-        if before is not None and (before.epoch != position.epoch or position.seq > before.seq + 1):
+        begins = before is not None and before.epoch.startswith("here.") and position.seq == 1  # no feed was there
+        if before is not None and not begins and (before.epoch != position.epoch or position.seq > before.seq + 1):
             self.open_holes.add(market)
         if isinstance(message, Missed):
             self.missed += 1

@@ -6,6 +6,7 @@ import logging
 import time
 
 import pytest
+import redis
 from redis import asyncio as aioredis
 
 from candled.bus import Facts, Healed, MinuteChanged, Missed, StateChanged
@@ -286,6 +287,28 @@ async def test_a_socket_in_the_file_system_does_as_well(tmp_path, prefix):
             await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
             candle = leader.publish()
             await until(lambda: other.ear.newest.get(BTC) == candle)
+
+
+async def test_a_socket_with_an_account_and_a_database_of_its_own(tmp_path, prefix):
+    with own_redis(unixsocket=str(tmp_path / "redis.sock")) as server:
+        with server.client() as client:
+            client.execute_command("ACL", "SETUSER", "me", "on", ">p@ss", "~*", "&*", "+@all")
+            client.execute_command("ACL", "SETUSER", "default", "off")
+        url = f"unix://me:p%40ss@{tmp_path}/redis.sock?db=3"
+        async with (
+            process(url, prefix, ingests=True) as leader,
+            process(url, prefix) as other,
+            process(f"unix://{tmp_path}/redis.sock", prefix) as stranger,
+            process(f"unix://{tmp_path}/nothing.sock", prefix) as lost,
+        ):
+            await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
+            candle = leader.publish()
+            await until(lambda: other.ear.newest.get(BTC) == candle)
+            await until(lambda: "authenticated" in str(stranger.bus.describe().get("trouble")))
+            await until(lambda: f"{tmp_path}/nothing.sock" in str(lost.bus.describe().get("trouble")))
+        me = redis.Redis(unix_socket_path=str(tmp_path / "redis.sock"), username="me", password="p@ss", db=3)
+        with me:
+            assert me.exists(f"{{{prefix}candles:BTC/USDT:1m}}:newest")
 
 
 async def test_a_password_is_used_and_a_wrong_one_is_told(prefix):
