@@ -49,6 +49,11 @@ class Judge:
         """
         return await self._until(self.differences, within_s)
 
+    async def until_stored(self, within_s: float) -> float:
+        """The same of what is stored alone."""
+        until_ms = MINUTE.floor(self._site.clock.now_ms()) - _SETTLED_MS
+        return await self._until(lambda: self._store(until_ms), within_s)
+
     async def watch_closed(self, seconds: float) -> float:
         """Look for so long whether every closed bar that clients show is the stored one; return when last it was not.
 
