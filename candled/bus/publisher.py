@@ -155,6 +155,7 @@ class Publisher:
             PUBLISH,
             [names.fence(market), names.newest(market)],
             lease.token,
+            seq,
             names.channel(market),
             word,
             _KEPT_S,

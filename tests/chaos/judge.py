@@ -14,7 +14,7 @@ from tests.chaos.site import Site, Values
 from tests.chaos.viewers import Viewer, fresh
 
 _SETTLED_MS = 2 * MINUTE_MS  # minutes that ended so long ago should be final and stored
-_CLOSED_MS = 36_000  # so long after its end a minute has settled, and is stored
+_CLOSED_MS = 30_000  # so long after its end a minute has settled, and is stored
 _LEAD_MS = 12 * 60 * MINUTE_MS  # the stream's snapshots reach back before the week in which a run begins
 _CALM_S = 1.0  # the exchange holds its tongue for so long while charts are compared
 _WRITERS_AND_READERS = {"freeWriters", "freeReaders"}
