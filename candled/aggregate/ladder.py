@@ -140,15 +140,14 @@ class Ladder:
 
 
 def _following(held: Candle, minute: Candle) -> Candle:
-    """A later version of a minute as it is to be held: nothing that clients see changes but with the values.
+    """A later version of a minute as it is to be held: whoever begins to read the exchange may not know of revisions.
 
-    Whoever begins to read the exchange does not know of earlier revisions.
+    The source is as it is told: whoever leads keeps it with the values, as the store does. Another one for the same
+    values means that a leader ended before it had stored them.
     """
-    if minute.src != held.src and minute.values == held.values:
-        minute = minute._replace(src=held.src)
     return minute._replace(rev=held.rev) if minute.rev < held.rev else minute
 
 
 def _alike(one: Candle, other: Candle) -> bool:
     """Whether a client sees the same bar in both."""
-    return one[1:7] == other[1:7] and one.rev == other.rev
+    return one[1:7] == other[1:7] and (one.rev, one.src) == (other.rev, other.src)

@@ -206,6 +206,7 @@ class Publisher:
             PUBLISH,
             [names.fence(market), names.newest(market)],
             lease.token,
+            seq,
             names.channel(market),
             word,
             _KEPT_S,

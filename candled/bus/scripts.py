@@ -16,20 +16,27 @@ class Script:
 
 
 # Publish messages of one market, unless somebody with a higher token has published to it: then that token.
-# KEYS: fence, newest. ARGV: token, channel, the command PUBLISH or SPUBLISH, how long keys live in seconds, the newest
-# state ("" for none), messages.
-# Without messages it only raises the fence, so that whoever led before is refused from then on.
+# KEYS: fence, newest. ARGV: token, the last message's number, channel, the command PUBLISH or SPUBLISH, how long keys
+# live in seconds, the newest state ("" for none), messages.
+# Without messages it only raises the fence, so that whoever led before is refused from then on. A call that arrives
+# after a later one of the same leader, over a connection that hung and that it gave up, changes nothing.
 PUBLISH = Script("""
 local fence = redis.call('GET', KEYS[1])
-if fence and tonumber(fence) > tonumber(ARGV[1]) then
-  return fence
+if fence then
+  local token, number = string.match(fence, '^(%d+) ?(%d*)$')
+  if tonumber(token) > tonumber(ARGV[1]) then
+    return token
+  end
+  if token == ARGV[1] and number ~= '' and tonumber(number) > tonumber(ARGV[2]) then
+    return false
+  end
 end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[4])
-if ARGV[5] ~= '' then
-  redis.call('SET', KEYS[2], ARGV[5], 'EX', ARGV[4])
+redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2], 'EX', ARGV[5])
+if ARGV[6] ~= '' then
+  redis.call('SET', KEYS[2], ARGV[6], 'EX', ARGV[5])
 end
-for index = 6, #ARGV do
-  redis.call(ARGV[3], ARGV[2], ARGV[index])
+for index = 7, #ARGV do
+  redis.call(ARGV[4], ARGV[3], ARGV[index])
 end
 return false
 """)

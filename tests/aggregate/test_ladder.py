@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from candled.aggregate.ladder import Ladder
+from candled.aggregate.ladder import Change, Ladder
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, fold
 from tests.rows import MONDAY_MS, minute, recorded
 
@@ -176,7 +176,7 @@ def test_a_version_with_the_same_values_is_no_news_and_keeps_what_clients_were_t
     bars = ladder()
     bars.feed(minute(0, as_of=70_000)._replace(rev=1, src="live"), 2)
     bars.feed(minute(1), 4)
-    assert bars.feed(minute(0, as_of=90_000, final=True)._replace(src="rest"), 6) == []
+    assert bars.feed(minute(0, as_of=90_000, final=True)._replace(src="live"), 6) == []
     held = bars.series(MINUTE).get(MONDAY_MS)
     assert (held.rev, held.src, held.final) == (1, "live", True)
     assert [bars.series(interval).changed_since(4) for interval in bars.levels] == [[]] * 7
@@ -186,6 +186,19 @@ def test_a_version_with_the_same_values_is_no_news_and_keeps_what_clients_were_t
     assert (held.rev, held.src) == (2, "rest")
     assert bars.series(WEEK).newest.rev == 2
     assert [bar.open_ms for bar in bars.series(MINUTE).changed_since(4)] == [MONDAY_MS]
+
+
+def test_another_source_of_the_same_values_is_told():
+    """A leader ended before it had stored what it told; to whoever reads the store the minute is its successor's."""
+    bars = ladder()
+    bars.feed(minute(0, as_of=70_000)._replace(src="live"), 2)
+    bars.feed(minute(1), 4)
+    later = minute(0, as_of=90_000, final=True)._replace(src="rest")
+    assert bars.feed(later, 6) == [Change(MINUTE, later)]
+    again = minute(0, as_of=95_000, final=True)._replace(src="backfill")
+    assert bars.merge({MINUTE: [again]}, MONDAY_MS, MONDAY_MS + MINUTE_MS, 8) == [Change(MINUTE, again)]
+    assert bars.series(MINUTE).get(MONDAY_MS) == again
+    assert [bars.series(interval).revision for interval in bars.levels] == [2, 0, 0, 0, 0, 0, 0]
 
 
 def test_an_older_copy_never_undoes_a_revision():

@@ -12,6 +12,7 @@ from redis import asyncio as aioredis
 from candled.bus import Facts, Healed, MinuteChanged, Missed, StateChanged
 from candled.bus.codec import Names
 from candled.bus.leases import LeaseState
+from candled.bus.scripts import PUBLISH
 from candled.model import MarketKey, Symbol
 from tests.bus.rig import BTC, ETH, MARKETS, new_prefix, process, until
 from tests.redis_servers import own_redis, shared_redis
@@ -224,6 +225,31 @@ async def test_a_leader_takes_a_higher_token_where_redis_knows_one_but_not_its_l
         await until(lambda: one.state is LeaseState.LEADER and one.leases.all[0].token > token + 10**9, 3.0)
         one.publish()
         await until(lambda: one.bus.describe()["published"] == 1)
+
+
+async def test_a_call_that_a_later_one_of_the_same_leader_overtook_changes_nothing(prefix, names):
+    """It waited in a connection that hung, and that the leader had given up."""
+    keys, channel = (names.fence(BTC), names.newest(BTC)), names.channel(BTC)
+    async with aioredis.Redis.from_url(shared_redis()) as client, client.pubsub() as hearer:
+        await hearer.subscribe(channel)
+        answers = [
+            await client.eval(PUBLISH.text, 2, *keys, token, number, channel, "PUBLISH", 60, newest, *messages)
+            for token, number, newest, messages in (
+                (7, 3, "third", ["2", "3"]),
+                (7, 1, "first", ["1"]),
+                (7, 3, "third", ["3"]),  # its answer was lost
+                (7, 0, "", []),
+                (8, 1, "another feed", ["next 1"]),
+                (7, 4, "fourth", ["4"]),
+            )
+        ]
+        heard = []
+        while (message := await hearer.get_message(timeout=0.5)) is not None:
+            heard += [message["data"]] if message["type"] == "message" else []
+        assert answers == [None, None, None, None, None, b"8"]
+        assert heard == [b"2", b"3", b"3", b"next 1"]
+        assert await client.get(names.newest(BTC)) == b"another feed"
+        assert await client.get(names.fence(BTC)) == b"8 1"
 
 
 async def test_a_process_that_only_serves_publishes_nothing(prefix):

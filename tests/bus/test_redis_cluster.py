@@ -15,6 +15,7 @@ from tests.bus.rig import LoopWatch, Process, new_prefix, process, until
 from tests.redis_servers import RedisCluster, RedisServer
 
 LONG = "CANDLED_TEST_LONG" in os.environ
+REASON = "the long form: CANDLED_TEST_LONG=1"
 KILLS = 10 if LONG else 2
 MOVES = 40 if LONG else 4
 NODE_TIMEOUT_MS = 2000 if LONG else 1000
@@ -175,7 +176,14 @@ def _apart(cluster: RedisCluster) -> tuple[str, RedisServer, list[MarketKey]]:
 
 
 @pytest.mark.slow
-async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys):
+@pytest.mark.timeout(900 if LONG else 300)
+@pytest.mark.parametrize(
+    "is_sharded", [True, pytest.param(False, marks=[pytest.mark.long, pytest.mark.skipif(not LONG, reason=REASON)])]
+)
+async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys, monkeypatch, is_sharded):
+    """The same where every node carries everything, as before version 7."""
+    if not is_sharded:
+        monkeypatch.setattr("candled.bus.redis_links._SHARDED_SINCE", 99)
     prefix, worst_s, healed = new_prefix(), 0.0, 0
     names = Names(prefix, "bitget", 1)
     with RedisCluster(replicas=1, timeout_ms=NODE_TIMEOUT_MS) as cluster:
@@ -201,7 +209,8 @@ async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys):
             assert hearer.ear.open_holes == set()
     with capsys.disabled():
         print(
-            f"\ncluster: {KILLS} owners killed, {healed} healed, worst {worst_s:.2f} s, loop held {watch.worst_s:.3f} s"
+            f"\ncluster, {'sharded' if is_sharded else 'classic'}: {KILLS} owners killed, {healed} healed, "
+            f"worst {worst_s:.2f} s, loop held {watch.worst_s:.3f} s"
         )
     assert healed == KILLS
     assert watch.worst_s < 0.1

@@ -71,6 +71,7 @@ class Chart:
     bars: list[tuple[str, str]] = field(default_factory=list)
     position: tuple[str, int] | None = None
     is_told: bool = False  # this connection's `initial` or `resumed` has come
+    messages: int = 0
     initials: int = 0
     resumed: int = 0
     not_resumed: int = 0
@@ -91,6 +92,7 @@ class Chart:
 
     def take(self, text: str) -> None:
         """Take one message."""
+        self.messages += 1
         message = json.loads(text)
         match message["type"]:
             case "initial":

@@ -14,7 +14,7 @@ from tests.chaos.site import Site, Values
 from tests.chaos.viewers import Viewer, fresh
 
 _SETTLED_MS = 2 * MINUTE_MS  # minutes that ended so long ago should be final and stored
-_CLOSED_MS = 36_000  # so long after its end a minute has settled, and is stored
+_CLOSED_MS = 30_000  # so long after its end a minute has settled, and is stored
 _LEAD_MS = 12 * 60 * MINUTE_MS  # the stream's snapshots reach back before the week in which a run begins
 _CALM_S = 1.0  # the exchange holds its tongue for so long while charts are compared
 _WRITERS_AND_READERS = {"freeWriters", "freeReaders"}
@@ -48,6 +48,11 @@ class Judge:
             AssertionError: it did not come to be; the text says what was wrong last.
         """
         return await self._until(self.differences, within_s)
+
+    async def until_stored(self, within_s: float) -> float:
+        """The same of what is stored alone."""
+        until_ms = MINUTE.floor(self._site.clock.now_ms()) - _SETTLED_MS
+        return await self._until(lambda: self._store(until_ms), within_s)
 
     async def watch_closed(self, seconds: float) -> float:
         """Look for so long whether every closed bar that clients show is the stored one; return when last it was not.

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from candled.bus.codec import token_of
 from tests.redis_servers import RedisServer
 
-_REPEATED = 16  # so many messages wait for an answer, at most
+_KEPT = 1000  # of each feed; what is older is not said again
 
 
 class Tap:
@@ -79,10 +79,10 @@ class Tap:
         if token < known:
             self.wrong.append(f"{channel}: {epoch} speaks after token {known}: {message}")
         said = self._said.setdefault((channel, epoch), {})
-        # Where an answer was lost the same may be said again.
-        if said.get(seq, data) != data or seq + _REPEATED <= max(said, default=0):
+        # Where an answer was lost the same may be said again; what was left out may not.
+        if said.get(seq, data) != data or (seq not in said and seq <= max(said, default=0)):
             self.wrong.append(f"{channel}: {epoch} says another number {seq}: {message}")
         said[seq] = data
-        said.pop(seq - 4 * _REPEATED, None)
+        said.pop(seq - _KEPT, None)
         self.tokens[channel] = max(token, known)
         self._highest = max(self._highest, token)

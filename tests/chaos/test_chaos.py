@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.charts import Wish
 from tests.chaos.faults import TAKEOVER_S, Faults
 from tests.chaos.judge import Judge
-from tests.chaos.site import Site
+from tests.chaos.site import SPEED, Site
 from tests.chaos.tap import Tap
 from tests.chaos.viewers import Viewer
 
@@ -67,17 +67,17 @@ def plan(draw: random.Random, known: list[str], count: int) -> list[tuple[list[s
 
 
 @pytest.mark.parametrize(
-    ("faults", "longest_s", "serve", "shards"),
-    [pytest.param(10, 5.0, 2, 1, marks=SHORT), pytest.param(200, 12.0, 3, 2, marks=LONG)],
+    ("faults", "longest_s", "serve", "shards", "speed"),
+    [pytest.param(10, 5.0, 2, 1, 10.0, marks=SHORT), pytest.param(200, 12.0, 3, 2, SPEED, marks=LONG)],
     ids=["short", "long"],
 )
 async def test_whatever_fails_every_minute_is_stored_once_and_every_chart_is_right(
-    tmp_path, faults, longest_s, serve, shards
+    tmp_path, faults, longest_s, serve, shards, speed
 ):
     number = seed()
     print(f"\nchaos: seed {number}")
     draw = random.Random(number)
-    async with Site(tmp_path, ingest=shards + 1, serve=serve, shards=shards, markets=2 * shards) as site:
+    async with Site(tmp_path, ingest=shards + 1, serve=serve, shards=shards, markets=2 * shards, speed=speed) as site:
         tap = Tap(site.redis)
         for node in site.nodes:
             site.start(node)

@@ -13,7 +13,7 @@ from tests.chaos.charts import EXTENDED, Chart, Wish
 from tests.chaos.judge import Judge
 from tests.chaos.site import Node, Site
 
-SPEED = 20.0
+SPEED = 30.0
 START_S = 60.0
 TAKEOVER_S = 12.0  # another leads, and has told everybody
 AWAY_S = 90.0  # of the market

@@ -1,0 +1,174 @@
+"""Redis is away for minutes while candles come: all are stored, nobody is held up, and afterwards nothing floods."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import time
+from decimal import Decimal
+
+import pytest
+import websockets
+
+from candled.model import MINUTE_MS, iso_ms
+from tests.bus.rig import until
+from tests.chaos.charts import EXTENDED, Wish
+from tests.chaos.judge import Judge
+from tests.chaos.site import Node, Site
+from tests.chaos.tap import Tap
+from tests.chaos.viewers import Viewer
+from tests.redis_servers import RedisServer
+from tests.system.loop_watch import LoopWatch
+
+LONG = "CANDLED_TEST_LONG" in os.environ
+SPEED, AWAY_S = (6.0, 300.0) if LONG else (20.0, 20.0)
+MARKETS = 4
+START_S = 60.0
+WATCHED_S = 5.0  # so long publishing is counted, before and after
+LATENCY_S = 0.05
+STALE_WITHIN_S = 5.0
+MOVING_WITHIN_S = 3.0  # it is a bar's beginning, or the machine is slow
+STORED_WITHIN_S = 10.0
+HEALED_S = 5.0
+HEAL_S = 30.0
+WAITING = 16  # messages of each market that may wait while nobody can be told
+
+
+class Stopwatch:
+    """How long every version of a running minute is on its way from the exchange to the clients of a process.
+
+    It begins when whoever listens at the exchange beside the process has the version.
+    """
+
+    def __init__(self, site: Site, node: Node) -> None:
+        self._site = site
+        self._node = node
+        self._said: dict[tuple[str, Decimal], float] = {}
+        self._shown: dict[tuple[str, Decimal], float] = {}
+
+    async def __aenter__(self) -> "Stopwatch":
+        self._tasks = [asyncio.ensure_future(one) for one in (self._hear(), self._ping(), self._watch())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def lap(self) -> list[float]:
+        """The times in seconds since the last lap, ascending; most versions must have been shown."""
+        took = sorted(at - self._said[one] for one, at in self._shown.items() if one in self._said)
+        assert len(took) > 0.9 * len(self._said) > 0, f"{len(took)} of {len(self._said)} versions were shown"
+        self._said.clear()
+        self._shown.clear()
+        return took
+
+    async def _hear(self) -> None:
+        names = {f"{symbol.base}{symbol.quote}": str(symbol) for symbol in self._site.symbols}
+        args = [{"instType": "SPOT", "channel": "candle1m", "instId": name} for name in names]
+        async with websockets.connect(self._site.fake.ws_url, max_size=None) as self._exchange:
+            await self._exchange.send(json.dumps({"op": "subscribe", "args": args}))
+            async for text in self._exchange:
+                now = time.monotonic()
+                message = json.loads(text) if text != "pong" else {}
+                if message.get("action") == "update":
+                    open_ms, _, _, _, _, volume, *_ = message["data"][0]
+                    symbol = names[message["arg"]["instId"]]
+                    self._said.setdefault((f"{symbol} {iso_ms(int(open_ms))}", Decimal(volume)), now)
+
+    async def _ping(self) -> None:
+        while True:
+            await self._site.clock.sleep(25.0)
+            await self._exchange.send("ping")
+
+    async def _watch(self) -> None:
+        async with websockets.connect(f"ws://127.0.0.1:{self._node.port}/", max_size=None) as ws:
+            for symbol in self._site.symbols:
+                await ws.send(json.dumps(Wish(str(symbol), "1m").request))
+            async for text in ws:
+                now = time.monotonic()
+                message = json.loads(text, parse_float=Decimal)
+                if message["type"] == "update":
+                    bar = message["bar"]
+                    self._shown.setdefault((f"{message['symbol']} {bar['time']}", Decimal(bar["volume"])), now)
+
+
+def published(server: RedisServer) -> int:
+    """How often anything was published since the server was started."""
+    with server.client() as client:
+        calls = client.info("commandstats").get("cmdstat_publish", {"calls": 0})["calls"]
+    return int(calls)
+
+
+def is_moving(site: Site, viewers: list[Viewer]) -> bool:
+    """Whether every chart shows the running bar."""
+    now_ms = site.clock.now_ms()
+    ends = [(viewer.chart.bars[-1][0], viewer.chart.wish.length_ms) for viewer in viewers]
+    return all(begins > iso_ms(now_ms - length_ms - MINUTE_MS // 3) for begins, length_ms in ends)
+
+
+@pytest.mark.timeout(1200 if LONG else 180)
+async def test_while_redis_is_away_candles_are_stored_and_shown_and_afterwards_only_what_is_newest_is_sent(tmp_path):
+    """First it hangs, then it is gone. One process ingests and serves, another only serves."""
+    async with Site(tmp_path, ingest=0, serve=1, markets=MARKETS, speed=SPEED) as site:
+        far, near = site.nodes
+        tap = Tap(site.redis)
+        for node in site.nodes:
+            site.start(node)
+        wishes = [Wish(str(symbol), "1m", more=more) for symbol in site.symbols for more in ((), tuple(EXTENDED))]
+        at_near, at_far = ([Viewer(wish, [node], random.Random(1)) for wish in wishes] for node in (near, far))
+        told = [viewer.chart for viewer in at_far if viewer.chart.wish.more]
+        judge = Judge(site, at_near + at_far)
+        try:
+            await judge.until_right(START_S)
+            async with LoopWatch() as watch, Stopwatch(site, near) as stopwatch:
+                await asyncio.sleep(1.0)
+                before = await asyncio.to_thread(published, site.redis)
+                await asyncio.sleep(WATCHED_S)
+                usual = await asyncio.to_thread(published, site.redis) - before
+                there = stopwatch.lap()
+
+                begun = time.monotonic()
+                site.redis.pause()
+                stale_s = await until(lambda: all(chart.states[-1] == "stale" for chart in told), STALE_WITHIN_S)
+                await asyncio.sleep(AWAY_S / 2 - stale_s)
+                await until(lambda: is_moving(site, at_near), MOVING_WITHIN_S)
+                await asyncio.to_thread(site.redis.kill)
+                await asyncio.sleep(begun + AWAY_S - time.monotonic())
+                await until(lambda: is_moving(site, at_near), MOVING_WITHIN_S)
+                assert not is_moving(site, at_far)
+                away = stopwatch.lap()
+                assert [lease["state"] for lease in (await near.health())["bus"]["leases"]] == ["unsure"]
+                assert not (await far.health())["bus"]["connected"]
+                await judge.until_stored(STORED_WITHIN_S)
+
+                tap.restarted()
+                await asyncio.to_thread(site.redis.start)
+                back, sent = time.monotonic(), [chart.messages for chart in told]
+                await until(lambda: all(chart.states[-1] != "stale" for chart in told), HEALED_S)
+                await until(lambda: is_moving(site, at_far), HEALED_S)
+                healed_s = time.monotonic() - back
+                await asyncio.sleep(back + WATCHED_S - time.monotonic())
+                afterwards = await asyncio.to_thread(published, site.redis)
+                most = max(chart.messages - had for chart, had in zip(told, sent, strict=True))
+            right_s = await judge.until_right(HEAL_S)
+            wrong = tap.wrong + judge.misbehaved()
+            assert not wrong, "\n".join(wrong)
+        finally:
+            for viewer in at_near + at_far:
+                await viewer.stop()
+            await tap.stop()
+    p99_s, usual_p99_s = away[int(0.99 * len(away))], there[int(0.99 * len(there))]
+    print(
+        f"\nRedis away for {AWAY_S:.0f} s: {len(away)} versions, p50 {away[len(away) // 2] * 1000:.1f} ms, p99 "
+        f"{p99_s * 1000:.1f} ms (before: {usual_p99_s * 1000:.1f} ms); {watch}; stale after {stale_s:.1f} s, healed "
+        f"{healed_s:.1f} s and all right {right_s:.1f} s after it was back; in {WATCHED_S:.0f} s {usual} published "
+        f"before, {afterwards} afterwards, {most} to a client; {judge.score.minutes} minutes: {judge.score.missing} "
+        f"missing, {judge.score.wrong} wrong, {judge.score.extra} extra"
+    )
+    assert p99_s - 2 * watch.idle_s < LATENCY_S
+    assert healed_s <= HEALED_S
+    assert afterwards < 1.5 * usual + WAITING * MARKETS
