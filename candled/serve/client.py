@@ -34,6 +34,7 @@ from .pager import TURN, Pager, Pages
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
+_PATIENCE_S = 10.0  # so many seconds' worth of messages may be too many at once before the connection is closed
 
 
 class Bars(Interface):
@@ -72,6 +73,7 @@ class Client:
         "_memberships",
         "_pager",
         "_pages",
+        "_patience",
         "_preparing",
         "_watched",
     )
@@ -88,6 +90,7 @@ class Client:
         self._pages = pages
         self._memberships: dict[Topic, Membership] = {}
         self._budget: TokenBucket | None = None
+        self._patience: TokenBucket | None = None  # with messages above the budget
         self._preparing: dict[Topic, asyncio.Task[None]] | None = None
         self._watched: dict[MarketKey, tuple[Any, set[Topic]]] | None = None  # whose states it is told, and for which
         self._pager: Pager | None = None
@@ -160,7 +163,12 @@ class Client:
             return
         if self._budget is None:
             self._budget = TokenBucket(rate, 2 * rate)
-        if self._budget.take(self._clock.monotonic()):
+        now = self._clock.monotonic()
+        if self._budget.take(now):
+            if self._patience is None:
+                self._patience = TokenBucket(rate, _PATIENCE_S * rate)
+            if self._patience.take(now):
+                self._link.close(3013, "too many messages")
             error = RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
             error.request_id = self._codec.name_of(message)
             raise error

@@ -72,7 +72,7 @@ class Link:
         if self.parked_at is None:
             self.send(frame)
         elif self.is_open and not self.outbox.reply(frame):
-            self.close(1013, "too many answers are waiting to be read")
+            self.close(3008, "too many answers wait to be read")
 
     def want(self, topic: Topic) -> None:
         """Let `client.make_initial` be called, and its frame be sent, when the socket can take it: perhaps now."""

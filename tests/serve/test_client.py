@@ -157,6 +157,24 @@ async def test_limits_are_told_with_their_codes():
     assert ws.say({"type": "ping", "id": 9}) == [{"type": "pong", "id": 9}]
 
 
+async def test_who_goes_on_sending_far_too_much_is_closed_with_3013():
+    one = await stage()
+    one.limits = Limits(rate=2)
+    ws, codes = one.connect(), []
+    ws.close = lambda code, reason: codes.append(code)
+    for _ in range(120):  # a client that sends half as much again as it may
+        for _ in range(3):
+            ws.say({"type": "ping"})
+        await one.wait(1)
+    assert not codes
+    await one.wait(5)
+    for _ in range(4 + 20):
+        ws.say({"type": "ping"})
+    assert not codes
+    ws.say({"type": "ping"})
+    assert codes == [3013]
+
+
 async def test_a_store_that_cannot_be_read_is_told_once_to_the_request_and_the_initial_follows():
     stored = Stored([minute(number, final=True) for number in range(900)])
     one = await Stage(stored).start()

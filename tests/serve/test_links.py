@@ -134,7 +134,7 @@ async def test_too_many_bars_are_replaced_by_a_fresh_initial():
 
 
 @WAYS
-async def test_answers_keep_their_order_and_too_many_that_are_left_close_with_1013(takeover):
+async def test_answers_keep_their_order_and_too_many_that_are_left_close_with_3008(takeover):
     async with echo_site(takeover=takeover) as site:
         peer = await mute(site)
         link = (await site.client()).link
@@ -149,7 +149,7 @@ async def test_answers_keep_their_order_and_too_many_that_are_left_close_with_10
         numbers = [int(payload[:8]) for payload in reader.payloads]
         assert numbers[:256] == list(range(256))
         assert reader.buffer[:1] == b"\x88"
-        assert int.from_bytes(reader.buffer[2:4], "big") == 1013
+        assert int.from_bytes(reader.buffer[2:4], "big") == 3008
 
 
 @WAYS
