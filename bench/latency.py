@@ -153,7 +153,7 @@ class _Outlet(WebSocketHandler):
 # ---------------------------------------------------------------- measuring
 
 
-async def measure(markets: int, pushes: int, rounds: int, directory: Path) -> list[str]:
+async def measure(markets: int, pushes: int, rounds: int, settle_s: float, directory: Path) -> list[str]:
     """Measure each way; return a line for each."""
     ids = [inst_id(name) for name in symbols(markets)]
     took: dict[str, list[float]] = {"daemon": [], "through Redis": [], "relay": []}
@@ -167,6 +167,7 @@ async def measure(markets: int, pushes: int, rounds: int, directory: Path) -> li
             "through Redis": await daemon(stack, directory / "two", second, symbols(markets), redis.url),
             "relay": await relayed(stack, directory, symbols(markets)),
         }
+        await asyncio.sleep(settle_s)
         for number in range(rounds):
             for way, (exchange, socket) in ways.items():
                 took[way] += await timed(socket, exchange, ids, pushes, 1000 + number * pushes * markets)
@@ -282,10 +283,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--markets", type=int, nargs="+", default=[1, 200])
     parser.add_argument("--pushes", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--settle", type=float, default=10.0, help="seconds between the start and the first push")
     options = parser.parse_args(arguments)
     for markets in options.markets:
         with scratch() as directory:
-            for line in asyncio.run(measure(markets, options.pushes, options.rounds, directory)):
+            for line in asyncio.run(measure(markets, options.pushes, options.rounds, options.settle, directory)):
                 print(line, flush=True)
 
 

@@ -17,7 +17,7 @@ TINY = {
     "connections": ["memory", "loop", "--clients", "50", "--seconds", "1"],
     "aggregation": ["--updates", "60", "--runs", "1", "--days", "1"],
     "rooms": ["--runs", "1", "--times", "20"],
-    "latency": ["--markets", "2", "--pushes", "1", "--rounds", "1"],
+    "latency": ["--markets", "2", "--pushes", "1", "--rounds", "1", "--settle", "0"],
     "bus": ["--messages", "100", "--markets", "5", "--seconds", "1", "--subscribers", "2", "--takeovers", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
