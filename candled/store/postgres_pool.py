@@ -33,8 +33,8 @@ _PARAMETERS = {
 
 _EXPECTED = "expected postgresql://user:password@host:port/database"
 
-# A link may die silently between two statements of a transaction: the server gives it up as soon as this side does, else
-# it kept locks on rows for hours.
+# A link may die silently between two statements of a transaction: the server gives it up as soon as this side does,
+# else it kept locks on rows for hours.
 # Every statement of the store is an index lookup. Fresh tables have no statistics, and a plan for the 100 rows of
 # yesterday must not scan the million of today; compiling such statements costs more than running them. Corrections of
 # compressed minutes are bounded by the size of a batch; TimescaleDB's own bound would refuse some of them for good.
