@@ -90,9 +90,9 @@ class Outlet:
         told = self._told[market.key.symbol]
         if healing is not None:
             told.healing.append(healing)
-        for candle in candles:
+        for number, candle in enumerate(candles, 1):
             is_past = told.settled_ms is not None and candle.open_ms < told.settled_ms
-            facts = _facts(market, told)
+            facts = _facts(market, told, candles[number:])
             position = self._note(told, self._bus.publish(MinuteChanged(market.key, candle, facts)))
             if facts.settled_ms is not None:
                 told.settled_ms = facts.settled_ms
@@ -193,11 +193,13 @@ class Outlet:
         return position
 
 
-def _facts(market: MarketIngest, told: _Told) -> Facts:
-    """What can be said of the market with its next message."""
+def _facts(market: MarketIngest, told: _Told, following: Sequence[Candle] = ()) -> Facts:
+    """What can be said of the market with its next message: minutes that only messages after it tell of are missing."""
     facts = market.facts(_logged(told))
-    for span in told.healing:
-        facts = replace(facts, gap=span.hull(facts.gap))
+    spans = [*told.healing, *(Range(candle.open_ms, candle.open_ms + MINUTE_MS) for candle in following)]
+    for span in spans:
+        if facts.settled_ms is not None and span.start_ms < facts.settled_ms:
+            facts = replace(facts, gap=span.hull(facts.gap))
     return facts
 
 

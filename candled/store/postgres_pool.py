@@ -33,11 +33,14 @@ _PARAMETERS = {
 
 _EXPECTED = "expected postgresql://user:password@host:port/database"
 
+# A link may die silently between two statements of a transaction: the server gives it up as soon as this side does,
+# else it kept locks on rows for hours.
 # Every statement of the store is an index lookup. Fresh tables have no statistics, and a plan for the 100 rows of
 # yesterday must not scan the million of today; compiling such statements costs more than running them. Corrections of
 # compressed minutes are bounded by the size of a batch; TimescaleDB's own bound would refuse some of them for good.
 _SESSION = """SET TimeZone = 'UTC'; SET client_min_messages = 'warning'; SET jit = off;
-    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET statement_timeout = {};
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET statement_timeout = {0};
+    SET idle_in_transaction_session_timeout = {0};
     SELECT set_config(name, '0', false) FROM pg_settings
         WHERE name = 'timescaledb.max_tuples_decompressed_per_dml_transaction'"""
 

@@ -1,4 +1,4 @@
-"""The daemon on a market that runs faster than the wall: minutes pass in seconds, links and leases keep real time.
+"""The daemon on a market that runs faster than the wall: minutes pass in seconds, but not what waits for machines.
 
 python -m tests.chaos.daemon FILE SPEED START_MS STARTED
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from candled import app, config
+from candled.aggregate import resume
 from candled.bus.making import RedisParts, make_redis_parts
 from candled.plugins import discover
 from tests.clocks import ScaledClock
@@ -38,6 +39,7 @@ def main(path: Path, speed: float, start_ms: float, started: float) -> int:
         return make_redis_parts(url, LinkClock(clock), *rest, **more)
 
     app.make_redis_parts = make
+    resume._LOGGED_WITHIN_S *= speed  # the store is no faster than it is
     return app.run(config.load(path, os.environ, plugins), plugins, market)
 
 

@@ -67,12 +67,15 @@ def plan(draw: random.Random, known: list[str], count: int) -> list[tuple[list[s
 
 
 @pytest.mark.parametrize(
-    ("faults", "longest_s", "serve", "shards", "speed"),
-    [pytest.param(10, 5.0, 2, 1, 10.0, marks=SHORT), pytest.param(200, 12.0, 3, 2, SPEED, marks=LONG)],
+    ("faults", "longest_s", "serve", "shards", "speed", "takeover_s"),
+    [
+        pytest.param(10, 5.0, 2, 1, 10.0, 1.5 * TAKEOVER_S, marks=SHORT),  # also where many tests run beside it
+        pytest.param(200, 12.0, 3, 2, SPEED, TAKEOVER_S, marks=LONG),
+    ],
     ids=["short", "long"],
 )
 async def test_whatever_fails_every_minute_is_stored_once_and_every_chart_is_right(
-    tmp_path, faults, longest_s, serve, shards, speed
+    tmp_path, faults, longest_s, serve, shards, speed, takeover_s
 ):
     number = seed()
     print(f"\nchaos: seed {number}")
@@ -109,7 +112,7 @@ async def test_whatever_fails_every_minute_is_stored_once_and_every_chart_is_rig
             await tap.stop()
             print(summary(breaking, judge, viewers, number), flush=True)
     assert breaking.counts.total() >= faults
-    assert max(breaking.takeovers_s, default=0.0) <= TAKEOVER_S
+    assert max(breaking.takeovers_s, default=0.0) <= takeover_s
     assert sum(viewer.chart.updates for viewer in viewers) > 100
 
 

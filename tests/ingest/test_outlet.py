@@ -61,6 +61,24 @@ def test_a_new_minute_at_the_live_edge_is_told_and_stored_and_changes_no_past():
     assert [message.facts.settled_ms for message, _ in way.minutes()] == [minute(600).open_ms, minute(601).open_ms]
 
 
+def test_no_minute_is_final_before_the_message_that_tells_how_it_ended():
+    """The stream comes back with four minutes at once, one of which was told as it began."""
+    way = Way()
+    way.outlet.publish(way.market, push(way.market, minute(601, as_of=5_000), seconds=36_065).live)
+    back = [minute(number, "12", as_of=200_000) for number in (600, 601, 602, 603)]
+    way.outlet.publish(way.market, push(way.market, *back, seconds=36_200, snapshot=True).live)
+    told = {message.candle.open_ms: message.candle for message, _ in way.minutes()}
+    assert [message.candle.open_ms for message, _ in way.minutes()][1:] == [one.open_ms for one in back]
+    shown: dict[int, object] = {}
+    for message, _ in way.minutes():
+        shown[message.candle.open_ms] = message.candle.values
+        for open_ms, values in shown.items():
+            is_final = message.facts.settles(open_ms, open_ms + MINUTE_MS)
+            assert not is_final or values == told[open_ms].values
+    assert [message.facts.settled_ms for message, _ in way.minutes()][-1] == minute(604).open_ms
+    assert way.minutes()[-1][0].facts.gap is None
+
+
 def test_a_revision_is_told_at_once_and_stored_as_a_change_of_the_past():
     way = Way()
     way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000), seconds=36_067).live)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import psycopg2
 import pytest
@@ -15,6 +15,7 @@ from candled.errors import StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, Candle, MarketKey, RangeSet
 from candled.store.batch import minute_ranges
 from candled.store.postgres import PostgresStore
+from candled.store.postgres_pool import Link, Watchdog, parse_address
 from tests.proxy import Proxy
 from tests.servers import Database, own_postgres, shared_postgres
 from tests.store.contract import LONGER, everything, sums, without_origin
@@ -161,6 +162,25 @@ def test_a_link_that_hangs_ends_in_time_and_is_replaced(database):
         proxy.thaw()
         until_stored(lambda: store.write(page(1)), pause_s=0.1)
         check(store, 2)
+
+
+def test_a_link_that_dies_silently_within_a_transaction_holds_up_nobody_for_long(database):
+    """The server hears nothing of it, and keeps the transaction's locks as long as it waits for more."""
+    with (
+        Proxy(database.address) as proxy,
+        opened(database.url(), limit_s=4.0) as store,
+        closing(Watchdog()) as watchdog,
+    ):
+        store.write(page(0))
+        parameters = parse_address(database.url(address=proxy.address))
+        lost = Link(parameters, watchdog, limit_s=2.0, autocommit=False)
+        assert lost.run("UPDATE candled.candles SET rev = rev") == PAGE
+        proxy.lose_existing()
+        started = time.monotonic()
+        until_stored(lambda: store.write(page(1)), pause_s=0.1)
+        assert 1.0 < time.monotonic() - started < 4.0
+        check(store, 2)
+        lost.close()
 
 
 def test_an_idle_connection_that_went_away_costs_no_attempt(database):
