@@ -12,6 +12,7 @@ from candled.model import Interval, iso_ms, parse_iso_ms
 
 _BAR = re.compile(r'\{"time":"([^"]+)"[^{}]*\}')
 _FINAL = re.compile(r',"final":(true|false)')
+_SRC = re.compile(r',"src":"\w*"')
 _REV = re.compile(r',"rev":(\d+)')
 EXTENDED = {"fields": ["final", "seq", "rev", "src"], "corrections": True, "status": True}
 KEYS = ("open", "high", "low", "close", "volume", "quoteVolume")
@@ -42,6 +43,11 @@ class Wish:
 def bars_of(text: str) -> list[tuple[str, str]]:
     """The bars of a message, each with its time, letter by letter as they were sent."""
     return [(match[1], match[0]) for match in _BAR.finditer(text)]
+
+
+def without_source(bars: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Bars but for `src`: two who read the exchange at once do not know whose statement was stored first."""
+    return [(time, _SRC.sub("", bar)) for time, bar in bars]
 
 
 def values_of(bar: str) -> tuple[Decimal | None, ...]:

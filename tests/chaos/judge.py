@@ -9,7 +9,7 @@ import psycopg2
 import websockets
 
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Symbol, fold, iso_ms
-from tests.chaos.charts import closed_before, time_ms, values_of
+from tests.chaos.charts import closed_before, time_ms, values_of, without_source
 from tests.chaos.site import Site, Values
 from tests.chaos.viewers import Viewer, fresh
 
@@ -160,13 +160,14 @@ class Judge:
         return wrong
 
     async def _charts(self, until_ms: int) -> str:
-        """Every chart is a fresh `initial` of every process, letter by letter, and closed bars are the truth."""
+        """Every chart is a fresh `initial` of every process, letter by letter but for `src`; closed bars are true."""
         wishes = list(dict.fromkeys(viewer.chart.wish for viewer in self._viewers))
         nodes = self._site.serving
         try:
             shown = await asyncio.gather(*(fresh(node, wish) for wish in wishes for node in nodes))
         except (OSError, TimeoutError, websockets.WebSocketException) as error:
             return f"a fresh client is not served: {error!r}"
+        shown = [without_source(bars) for bars in shown]
         by_wish = {wish: shown[at * len(nodes) : (at + 1) * len(nodes)] for at, wish in enumerate(wishes)}
         for wish, several in by_wish.items():
             for node, bars in zip(nodes, several, strict=True):
@@ -181,8 +182,9 @@ class Judge:
             bars = by_wish[viewer.chart.wish][0]
             if not viewer.is_connected:
                 return f"{viewer.chart.wish}: the client is not connected"
-            if viewer.chart.window(bars) != bars:
-                return f"{viewer.chart.wish}: the chart shows {_unlike(viewer.chart.window(bars), bars)} of a reload"
+            drawn = without_source(viewer.chart.window(bars))
+            if drawn != bars:
+                return f"{viewer.chart.wish}: the chart shows {_unlike(drawn, bars)} of a reload"
         self.score.charts = len(self._viewers)
         return ""
 
