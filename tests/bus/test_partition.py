@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from candled.bus.leases import LeaseState
-from tests.bus.rig import BTC, LoopWatch, Process, new_prefix, process, until
+from tests.bus.rig import BTC, LOOP_HELD_S, LoopWatch, Process, new_prefix, process, until
 from tests.redis_servers import RedisServer, program
 
 TIMES = 20 if "CANDLED_TEST_LONG" in os.environ else 1
@@ -112,7 +112,7 @@ async def test_after_a_partition_everything_is_heard_within_five_seconds(server)
         await until(lambda: hearer.ear.newest[BTC] == candle, 6.0)
         assert time.monotonic() - back < 5.0
         assert hearer.ear.open_holes == set()
-    assert watch.worst_s < 0.1
+    assert watch.worst_s < LOOP_HELD_S
 
 
 async def test_connections_that_the_kernel_gave_up_heal_and_do_not_hold_the_loop(server, capsys):
@@ -142,7 +142,7 @@ async def test_connections_that_the_kernel_gave_up_heal_and_do_not_hold_the_loop
         ends = hearer.bus.describe()["linkEnds"]
     with capsys.disabled():
         print(f"\nETIMEDOUT: {TIMES} faults, all healed, worst {worst_s:.2f} s, loop held {watch.worst_s:.3f} s")
-    assert watch.worst_s < 0.1
+    assert watch.worst_s < LOOP_HELD_S
     assert ends == {"a dead connection that answers at once": TIMES}
 
 

@@ -10,14 +10,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from candled.bus.leases import LeaseState
-from tests.bus.rig import BTC, LoopWatch, Process, new_prefix, process, until
+from tests.bus.rig import BTC, LOOP_HELD_S, LoopWatch, Process, new_prefix, process, until
 from tests.proxy import Proxy
 from tests.redis_servers import RedisServer, own_redis
 
 LONG = "CANDLED_TEST_LONG" in os.environ
 TIMES = 20 if LONG else 2
 HEALED_WITHIN_S = 5.0  # after the link is there again
-LOOP_HELD_S = 0.1
 _EVERY_S = 0.02
 _TAKES_HOLD_S = 0.2  # what the proxy has begun to carry still passes
 
