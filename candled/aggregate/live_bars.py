@@ -13,8 +13,8 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range,
 
 from .ladder import Change
 from .market_bars import AT_FIRST, MarketBars
+from .resume import FOREVER_MS, Resume, Resumer
 from .resume import History as ResumeHistory
-from .resume import Resume, Resumer
 
 logger = logging.getLogger(__name__)
 
@@ -222,6 +222,10 @@ class LiveBars:
         """The bars that changed since, oldest first, as of now; None: that cannot be proved any more."""
         return self._resumer.finish(self._markets[key], interval, resume)
 
+    def became_final(self, key: MarketKey, resume: Resume) -> RangeSet:
+        """Where bars may be final now that were not told as final then."""
+        return self._resumer.became_final(self._markets[key], resume)
+
     async def prepare(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
         """Make `tail` ready: wait for a market that is warming up, at most `patience_s`, then read older bars.
 
@@ -341,6 +345,7 @@ class LiveBars:
                     await self._clock.sleep(_RETRY_S)
                 else:
                     level, market.under_way = logging.WARNING, None
+                    market.track.changed(market.track.stamp + 1, *stale, only_final=True)
                     self._tell_settled(key)
         finally:
             market.reading = False
@@ -404,6 +409,7 @@ class LiveBars:
                     is_whole = False
                 if is_whole and (since, lost_from_ms) == (market.track.lost_since, market.lost_from_ms):
                     market.track.mend()
+                    market.track.changed(market.track.stamp + 1, lost_from_ms, FOREVER_MS, only_final=True)
                     self._healed += 1
                     self._tell_settled(key)
                     return

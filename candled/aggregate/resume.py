@@ -11,6 +11,7 @@ from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSe
 from .market_bars import MarketBars
 
 MOST_RESUMED = 2000
+FOREVER_MS = 2**62
 _LOGGED_WITHIN_S = 2.0
 # How much older than a client's newest bar a minute can be that was not final yet when the client was cut off.
 _UNSETTLED_MS = 10 * MINUTE_MS
@@ -73,7 +74,7 @@ class Resumer:
             if logged is None:
                 return None
             stamp, from_ms = 0, max(0, time_ms - _UNSETTLED_MS)
-            ranges = RangeSet([*logged, (interval.floor(from_ms), 2**62)])
+            ranges = RangeSet([*logged, (interval.floor(from_ms), FOREVER_MS)])
         generation, since_ms = market.generation, market.ladder.series(interval).since_ms
         ranges.add(interval.floor(from_ms), since_ms)
         older = RangeSet(
@@ -105,6 +106,10 @@ class Resumer:
         held = [changed[open_ms] for open_ms in sorted(changed) if open_ms >= shown_ms]
         bars = [*resume.older, *held]
         return bars if len(bars) <= MOST_RESUMED else None
+
+    def became_final(self, market: MarketBars, resume: Resume) -> RangeSet:
+        """Where bars may be final now that were not told as final then."""
+        return RangeSet([*market.track.finals_since(resume.stamp), (resume.settled_ms, FOREVER_MS)])
 
     async def _logged(self, key: MarketKey, market: MarketBars, position: Position) -> Sequence[Range] | None:
         """The past changes since a position that this process did not follow, once all of them are in the log."""

@@ -36,7 +36,7 @@ class Track:
         self.is_broken = False
         self._lost_until: Position | None = None  # the last message that may have been lost
         self._epochs: deque[_Epoch] = deque(maxlen=_EPOCHS_KEPT)
-        self._changes: deque[tuple[int, Range]] = deque()
+        self._changes: deque[tuple[int, Range, bool]] = deque()  # the stamp, where, and whether only in being final
         self._changes_from = 0  # changes up to this stamp may have been forgotten
         # from which stamp on everything before which time was final; packed, as it grows every minute
         self._settled_stamps, self._settled_times = array("q"), array("q")
@@ -102,11 +102,11 @@ class Track:
         for epoch in reversed(earlier):
             yield Position(epoch.name, epoch.last_seq)
 
-    def changed(self, stamp: int, start_ms: int, end_ms: int) -> None:
-        """Remember that something in `[start_ms, end_ms)` changed after its time."""
+    def changed(self, stamp: int, start_ms: int, end_ms: int, *, only_final: bool = False) -> None:
+        """Remember that something in `[start_ms, end_ms)` changed after its time; `only_final`: became final again."""
         if len(self._changes) >= _CHANGES_KEPT:
             self._changes_from = self._changes.popleft()[0]
-        self._changes.append((stamp, Range(start_ms, end_ms)))
+        self._changes.append((stamp, Range(start_ms, end_ms), only_final))
 
     def learn(self, facts: Facts) -> None:
         """Take the facts that came with the newest message."""
@@ -136,7 +136,11 @@ class Track:
 
     def changes_since(self, stamp: int) -> RangeSet:
         """Where something changed after its time, since a stamp."""
-        return RangeSet(change for at, change in self._changes if at > stamp)
+        return RangeSet(change for at, change, only_final in self._changes if at > stamp and not only_final)
+
+    def finals_since(self, stamp: int) -> RangeSet:
+        """Where something was final before, was not for as long as it was read again, and is since a stamp."""
+        return RangeSet(change for at, change, only_final in self._changes if at > stamp and only_final)
 
     def _break(self, until: Position | None) -> None:
         if not self.is_broken:

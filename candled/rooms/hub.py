@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from candled.aggregate.ladder import Change
 from candled.exchange import Clock
-from candled.model import Candle, Interval, MarketKey
+from candled.model import Candle, Interval, MarketKey, RangeSet
 
 from .frames import Frame
 from .links import Link, Links
@@ -36,6 +36,7 @@ class Bars(ToldBars, Protocol):
     """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
 
     def resumed(self, key: MarketKey, interval: Interval, resume: Any) -> list[Candle] | None: ...
+    def became_final(self, key: MarketKey, resume: Any) -> RangeSet: ...
 
 
 class Hub:
@@ -330,7 +331,8 @@ class Hub:
         changed = self._bars.resumed(*membership.topic, found)
         if changed is None:
             return None
-        return self._telling.resumed(membership, resume.time_ms, found.settled_ms, changed)
+        became_final = self._bars.became_final(membership.topic.market, found)
+        return self._telling.resumed(membership, resume.time_ms, became_final, changed)
 
     def _run(self, lane: Lane, now: float) -> None:
         """Send what is due in a lane, unless an earlier broadcast to it is not through: then only the newest waits."""

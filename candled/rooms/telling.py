@@ -1,12 +1,12 @@
 """What members are told, as frames: each made once for all who are told the same."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from candled.bus import Position
-from candled.model import Candle, MarketKey
+from candled.model import Candle, MarketKey, RangeSet
 
 from . import messages
 from .frames import Frame
@@ -110,11 +110,13 @@ class Telling:
             self._texts.used(form)
         return shown
 
-    def resumed(self, membership: Membership, time_ms: int, settled_ms: int, changed: Sequence[Candle]) -> Shown | None:
+    def resumed(
+        self, membership: Membership, time_ms: int, became_final: RangeSet, changed: Sequence[Candle]
+    ) -> Shown | None:
         """The `resumed` of a member whose missed changes are known; None if they are too many or do not fit the lane.
 
-        Its newest bar began at `time_ms`. What has become final since, with everything before `settled_ms` final
-        then, counts as changed where that is told.
+        Its newest bar began at `time_ms`. What may have become final since, with a part in `became_final`, counts as
+        changed where that is told.
         """
         lane, options, count = membership.lane, membership.options, membership.bars
         topic, resume = lane.room.topic, membership.resume
@@ -125,7 +127,7 @@ class Telling:
         if lane.mode != "live":
             if last_ms is None or topic.interval.floor(time_ms) > last_ms:
                 return None  # it was told a bar that this lane has not told yet
-            told = self._became_final(lane, settled_ms, last_ms) | told
+            told = self._bars_in(lane, became_final, last_ms) | told
             told = {at: bar for at, bar in told.items() if at <= last_ms}
             if lane.mode == "closed":
                 told = {at: bar for at, bar in told.items() if self.is_final(lane, bar)}
@@ -157,13 +159,16 @@ class Telling:
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
         return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open)
 
-    def _became_final(self, lane: Lane, settled_ms: int, last_ms: int) -> dict[int, Candle]:
-        """The bars that may not have been final when everything before `settled_ms` was."""
+    def _bars_in(self, lane: Lane, spans: RangeSet, last_ms: int) -> dict[int, Candle]:
+        """The newest bars that have a part in one of `spans`, up to the one that begins at `last_ms`."""
         topic = lane.room.topic
         times = self._bars.times(*topic, MOST_RESUMED)
-        start = bisect_right(times, settled_ms - topic.interval.ms)
-        bars = [self._bars.bar(*topic, open_ms) for open_ms in times[start : bisect_right(times, last_ms)]]
-        return {bar.open_ms: bar for bar in bars if bar is not None}
+        stop = bisect_right(times, last_ms)
+        found = []
+        for start_ms, end_ms in spans:
+            start = bisect_right(times, start_ms - topic.interval.ms)
+            found += [self._bars.bar(*topic, at) for at in times[start : bisect_left(times, end_ms, hi=stop)]]
+        return {bar.open_ms: bar for bar in found if bar is not None}
 
     def _read(self, lane: Lane, form: Form, count: int) -> tuple[int, int | None]:
         """Have `form` hold enough bars to show `count` of them, but for the last; when the first and the last begin."""

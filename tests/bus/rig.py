@@ -146,8 +146,8 @@ async def until(is_so: Callable[[], Any], within_s: float = 10.0) -> float:
     return time.monotonic() - started
 
 
-# A call that waits for Redis holds the loop for a second and more. What is measured on an idle machine is below 0.1 s, but
-# a virtual one that gets no processor for a moment, which nobody tells it, reads 0.2 s.
+# A call that waits for Redis holds the loop for a second and more. On an idle machine less than 0.1 s is measured; a
+# virtual one that gets no processor for a moment, which nobody tells it, reads 0.2 s.
 LOOP_HELD_S = 0.5
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from candled.bus.memory_bus import MemoryBus
-from candled.model import MINUTE, MINUTE_MS
+from candled.model import MINUTE, MINUTE_MS, iso_ms
 from tests.rooms.stage import BTC, MONDAY_MS, Chart, Socket, Stage, Stored, stage
 from tests.rows import minute
 
@@ -92,6 +92,27 @@ async def test_a_chart_that_was_cut_off_for_a_moment_is_a_fresh_load(options, in
     await feed.run(5, 0.05)
     await one.wait(2)
     assert texts(chart)[-100:] == fresh(one, interval, **options)
+
+
+@pytest.mark.parametrize("options", KINDS[1:], ids=["final", "closed"])
+async def test_what_was_not_final_while_it_was_read_again_and_then_was_as_before_is_told(options):
+    one = await stage(120)
+    one.stored.clock = one.clock  # reading takes a while
+    one.push(minute(120, volume="1", as_of=0), 120)
+    one.heal([minute(20, final=True)])
+    await one.wait(0.02)
+    socket = one.connect()
+    socket.subscribe("1h", 3, **options)
+    chart = socket.chart("1h")
+    hour_0 = [bar for bar in chart.bars if bar["time"] == iso_ms(MONDAY_MS) and bar.get("final", True)]
+    assert (hour_0, len(chart.bars)) == ([], 1 if "mode" in options else 3), "it is being read again"
+    socket.client.closed()
+    await one.wait(5)
+    await reconnect(one, chart, "1h", 3, **options)
+    await one.wait(1)
+    assert chart.recovered == [True]
+    assert texts(chart) == fresh(one, "1h", 3, **options)
+    assert chart.bars[0]["time"] == iso_ms(MONDAY_MS)
 
 
 async def test_nothing_that_changed_is_nothing_to_tell():
