@@ -55,6 +55,5 @@ def deflated(frame: bytes) -> bytes:
         payload = memoryview(frame)[len(header_of(frame)) :]
         body = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
         body = body.removesuffix(b"\x00\x00\xff\xff")
-        start = header(len(body))
-        known = frame.__dict__["deflated"] = bytes((start[0] | _RSV1,)) + start[1:] + body
+        known = frame.__dict__["deflated"] = bytes((frame[0] | _RSV1,)) + header(len(body))[1:] + body
     return known

@@ -25,7 +25,7 @@ from candled.serve.handlers import StreamHandler
 from candled.serve.outbox import MOST_BARS_WAITING
 from candled.serve.publisher import READ_UNTIL_S
 from candled.serve.socket_link import KERNEL_KEEPS
-from tests.serve.peers import CLOSE, PING, PONG, TEXT, EchoSite, echo_site, frame
+from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, EchoSite, echo_site, frame
 
 WAYS = pytest.mark.parametrize("takeover", [True, False], ids=["own socket", "Tornado's"])
 ONE, TWO = Topic("one", "1m"), Topic("two", "5m")  # links do not look into topics
@@ -452,6 +452,10 @@ async def test_large_messages_are_compressed_once_for_all_who_agreed_and_small_o
         body = shrunk.compress(b"asked compressed") + shrunk.flush(zlib.Z_SYNC_FLUSH)
         agreed.send(frame(TEXT, body[:-4], rsv=4))
         assert await agreed.receive() == (0x81, b"asked compressed")
+        body = bytes(5000)
+        agreed.send(frame(BINARY, body))
+        first, payload = await agreed.receive()
+        assert (first, zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff")) == (0xC2, body)
 
 
 @pytest.mark.parametrize(
