@@ -34,7 +34,7 @@ setup(
         "pluggy>=1.5",
         "pyyaml>=6.0",
         "msgspec>=0.19",
-        "websockets>=14",  # its protocol class reads the frames; no server or client of it runs
+        "websockets>=15",  # its client reads the exchange; its protocol class reads our clients' frames
         "psycopg2-binary>=2.9",
         "redis>=8.1",  # what became of aioredis: `from redis import asyncio as aioredis`
     ],

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable

@@ -4,7 +4,9 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from candled.bus import Facts, Position
 from candled.model import Range, RangeSet

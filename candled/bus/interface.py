@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from candled.model import Candle, MarketKey, Range
 
 
@@ -18,8 +20,7 @@ class Position(NamedTuple):
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What ingest knows of a market beside its candles; times are UTC epoch milliseconds.
 
     Every minute before `settled_ms` is final or known not to exist, but for those in `gap`, which are still missing.
@@ -38,8 +39,7 @@ class Facts:
         return self.gap is None or end_ms <= self.gap.start_ms or self.gap.end_ms <= start_ms
 
 
-@dataclass(frozen=True, slots=True)
-class MinuteChanged:
+class MinuteChanged(msgspec.Struct, frozen=True):
     """A 1-minute candle at the live edge: new, grown, final, or revised. Sent before it is stored."""
 
     market: MarketKey

@@ -6,7 +6,7 @@ import difflib
 import heapq
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from .skew import ClockSkew
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
+_LOOK_S = 1.0  # between two looks at a market
 _MARKETS_AT_ONCE = 50
 _WORKERS = 4
 _NOTABLE_SKEW_MS = 2_000
@@ -109,6 +110,7 @@ class ExchangeIngest:
         self._queued = asyncio.Event()
         self._turn = itertools.count()
         self._busy: set[Symbol] = set()
+        self._settling: dict[Symbol, MarketIngest] = {}
         self._rest_until: dict[Symbol, float] = {}
         self._backoffs: dict[Symbol, Backoff] = {}
         self._outage = Backoff()
@@ -135,6 +137,7 @@ class ExchangeIngest:
             self._spawn(runner.run())
         self._spawn(self._list_markets())
         self._spawn(self._keep_house())
+        self._spawn(self._settle())
         self._spawn(self._outlet.run())
         self._spawn(self._audit())
         for _ in range(_WORKERS):
@@ -197,28 +200,53 @@ class ExchangeIngest:
         market = self._markets.get(event.symbol)
         if market is None or not event.candles:
             return
-        self._watch_clock(max(candle.as_of_ms for candle in event.candles))
+        as_of_ms = max([candle.as_of_ms for candle in event.candles])
+        if as_of_ms:
+            self._skew.observe(as_of_ms, self._steady_ms())
         outcome = market.pushed(event, self.now_ms())
-        self._outlet.publish(market, outcome.live, outcome.past_range)
+        self._publish(market, outcome)
         if outcome.past or not self._outlet.has_told(market):
             self._spawn(self._outlet.heal(market, outcome))
+
+    def _publish(self, market: MarketIngest, outcome: Outcome) -> None:
+        self._outlet.publish(market, outcome.live, outcome.past_range)
+        if market.awaits_late_versions:
+            self._settling[market.key.symbol] = market
 
     # ------------------------------------------------------------ housekeeping
 
     async def _keep_house(self) -> None:
-        """Look after every market once in a tick, some at a time, so that many do not hold the loop."""
-        markets = list(self._markets.values())
-        turns = max(1, -(-len(markets) // _MARKETS_AT_ONCE))
+        """Look after every market, again and again."""
         while True:
-            for turn in range(turns):
-                now_ms = self.now_ms()
-                for market in markets[turn::turns]:
-                    settled = market.settle(now_ms)
-                    if settled:
-                        self._outlet.publish(market, settled)
-                    self._enqueue(market, now_ms)
-                    self._outlet.tell_state(market, now_ms)
-                await self._clock.sleep(_TICK_S / turns)
+            self._compare_clocks()
+            await self._in_turns(list(self._markets.values()), _LOOK_S, self._look_after)
+
+    async def _settle(self) -> None:
+        """Tell of minutes that became final, soon after they did."""
+        while True:
+            await self._in_turns(list(self._settling.values()), _TICK_S, self._tell_settled)
+
+    async def _in_turns(
+        self, markets: Sequence[MarketIngest], seconds: float, do: Callable[[MarketIngest, int], None]
+    ) -> None:
+        """Do something with each market within so many seconds, some at a time, so that many do not hold the loop."""
+        turns = max(1, -(-len(markets) // _MARKETS_AT_ONCE))
+        for turn in range(turns):
+            now_ms = self.now_ms()
+            for market in markets[turn::turns]:
+                do(market, now_ms)
+            await self._clock.sleep(seconds / turns)
+
+    def _look_after(self, market: MarketIngest, now_ms: int) -> None:
+        self._enqueue(market, now_ms)
+        self._outlet.tell_state(market, now_ms)
+
+    def _tell_settled(self, market: MarketIngest, now_ms: int) -> None:
+        settled = market.settle(now_ms)
+        if settled:
+            self._outlet.publish(market, settled)
+        if not market.awaits_late_versions:
+            self._settling.pop(market.key.symbol, None)
 
     def _enqueue(self, market: MarketIngest, now_ms: int) -> None:
         symbol = market.key.symbol
@@ -282,7 +310,7 @@ class ExchangeIngest:
         stamped = [candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles]
         outcome = market.answered(window, stamped, max(asked_ms, self.now_ms()))
         self._parity.note(self.now_ms(), outcome.checked, outcome.mismatched)
-        self._outlet.publish(market, outcome.live, outcome.past_range)
+        self._publish(market, outcome)
         if outcome.dead and symbol in self._runners:
             self._runners[symbol].doubt(symbol)
         if outcome.past or outcome.healed is not None:
@@ -401,10 +429,7 @@ class ExchangeIngest:
             market.refused = f"{self.name} does not list {symbol}" + (f", did you mean {near[0]}?" if near else "")
             logger.error("%s", market.refused)
 
-    def _watch_clock(self, as_of_ms: int) -> None:
-        if not as_of_ms:
-            return
-        self._skew.observe(as_of_ms, self._steady_ms())
+    def _compare_clocks(self) -> None:
         notable = abs(self._skew_ms()) > _NOTABLE_SKEW_MS
         if notable != self._skew_noted:
             self._skew_noted = notable

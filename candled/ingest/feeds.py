@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from tornado.httpclient import HTTPError, HTTPRequest
-from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from candled.errors import CandledError, ExchangeError
 from candled.exchange import Clock, Event, Feed, Refused, SocketFeed, StreamFeed
@@ -18,9 +18,13 @@ from .backoff import Backoff
 from .connection import Connection
 
 logger = logging.getLogger(__name__)
+_protocol_log = logging.getLogger("candled.ingest.websocket")
+_protocol_log.setLevel(logging.WARNING)  # what it says of a connection's end, the runner says better
 
 _TICK_S = 0.25
 _CONNECT_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 0.2  # for the answer to our close frame, of a peer that may be dead
+_TURN_S = 0.005  # so long frames that are there are read without a break
 _STEADY_S = 30.0  # a connection that lived this long was no failure
 _LARGEST_FRAME = 16 * 1024 * 1024
 
@@ -84,7 +88,7 @@ class FeedRunner:
     async def _attempt(self, run_once: Callable[[], Awaitable[str]]) -> str:
         try:
             return await run_once()
-        except (OSError, HTTPError, WebSocketError, CandledError) as error:
+        except (OSError, WebSocketException, CandledError) as error:
             return f"{type(error).__name__}: {error}" if not isinstance(error, CandledError) else str(error)
         except Exception as error:  # a plugin's mistake must not end the feed for good
             logger.exception("%s: the feed failed", self._name)
@@ -104,12 +108,17 @@ class FeedRunner:
     async def _socket(self) -> str:
         feed = self.feed
         assert isinstance(feed, SocketFeed)
-        request = HTTPRequest(feed.url, connect_timeout=_CONNECT_TIMEOUT_S, request_timeout=_CONNECT_TIMEOUT_S)
-        socket = await websocket_connect(
-            request,
-            ping_interval=None if feed.ping is not None else feed.ping_every_s,
-            ping_timeout=None if feed.ping is not None else feed.pong_within_s,
-            max_message_size=_LARGEST_FRAME,
+        pings_itself = feed.ping is not None
+        socket = await connect(
+            feed.url,
+            compression=None,
+            proxy=None,
+            open_timeout=_CONNECT_TIMEOUT_S,
+            close_timeout=_CLOSE_TIMEOUT_S,
+            ping_interval=None if pings_itself else feed.ping_every_s,
+            ping_timeout=None if pings_itself else feed.pong_within_s,
+            max_size=_LARGEST_FRAME,
+            logger=_protocol_log,
         )
         symbols = [symbol for symbol in feed.symbols if symbol not in self._refused]
         connection = self._connection = Connection(feed, symbols, self._clock.monotonic())
@@ -121,18 +130,16 @@ class FeedRunner:
             return await self._pump(socket, connection, reader)
         finally:
             reader.cancel()
-            _hang_up(socket)
+            await socket.close()
 
-    async def _pump(
-        self, socket: WebSocketClientConnection, connection: Connection, reader: "asyncio.Future[str]"
-    ) -> str:
+    async def _pump(self, socket: ClientConnection, connection: Connection, reader: "asyncio.Future[str]") -> str:
         while True:
             now = self._clock.monotonic()
             try:
                 for frame in connection.outgoing(now):
-                    await socket.write_message(frame)
-            except WebSocketClosedError:
-                return "closed by the exchange"
+                    await socket.send(frame)
+            except ConnectionClosed:
+                return await reader  # which knows why
             reason = connection.verdict(now)
             if reason is not None:
                 return reason
@@ -143,39 +150,30 @@ class FeedRunner:
             if reader.done():
                 return reader.result()
 
-    async def _read(self, socket: WebSocketClientConnection, connection: Connection) -> str:
-        complaints = 0
+    async def _read(self, socket: ClientConnection, connection: Connection) -> str:
+        complaints, busy_s = 0, 0.0
         while True:
-            frame = await socket.read_message()
-            if frame is None:
-                how = (
-                    "no close frame"
-                    if socket.close_code is None
-                    else f"{socket.close_code} {socket.close_reason or ''}"
-                )
-                return f"closed by the exchange ({how.strip()})"
+            try:
+                frame = await socket.recv()
+            except ConnectionClosed as error:
+                return f"connection closed: {error}"
+            began = self._clock.monotonic()
             try:
                 text = frame if isinstance(frame, str) else frame.decode("utf-8", "replace")
-                events = connection.received(text, self._clock.monotonic())
+                for event in connection.received(text, began):
+                    self._report(event)
             except ExchangeError as error:
                 complaints += 1
                 if complaints == 1:
                     logger.warning("%s: skipped a frame (later ones only at debug level): %s", self._name, error)
                 else:
                     logger.debug("%s: skipped a frame: %s", self._name, error)
-                continue
-            for event in events:
-                self._report(event)
+            busy_s += self._clock.monotonic() - began
+            if busy_s > _TURN_S:  # `recv` does not wait while there are frames
+                busy_s = 0.0
+                await self._clock.sleep(0)
 
     def _report(self, event: Event) -> None:
         if isinstance(event, Refused):
             self._refused.add(event.symbol)
         self._sink.event(event)
-
-
-def _hang_up(socket: WebSocketClientConnection) -> None:
-    """Close at once: a close frame is sent, but nobody waits seconds for the answer of a peer that may be dead."""
-    protocol = socket.protocol
-    socket.close()
-    if protocol is not None and protocol.stream is not None:
-        protocol.stream.close()

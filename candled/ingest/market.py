@@ -114,6 +114,11 @@ class MarketIngest:
         self._idle_until_ms = 0
         self._minutes.interrupted()
 
+    @property
+    def awaits_late_versions(self) -> bool:
+        """Whether `settle` will have something to say before long."""
+        return self._minutes.awaits_late_versions
+
     def settle(self, now_ms: int) -> list[Candle]:
         """The minutes that became final because their late versions had their chance."""
         settled = self._minutes.settle(now_ms)
@@ -233,7 +238,7 @@ class MarketIngest:
         valid = []
         for candle in candles:
             try:
-                stamped = candle._replace(as_of_ms=candle.as_of_ms or now_ms, src=src)
+                stamped = Candle(*candle[:7], candle.as_of_ms or now_ms, candle.final, candle.rev, src)
                 stamped.check()
                 if stamped.open_ms > now_ms + _FUTURE_MS:
                     raise InvalidCandle(f"expected a minute that has begun by {now_ms}, got {stamped}")
@@ -245,11 +250,12 @@ class MarketIngest:
                     )
                 continue
             valid.append(stamped)
-        return sorted(valid)
+        return sorted(valid) if len(valid) > 1 else valid
 
     def _take(self, candles: list[Candle], now_ms: int, *, confirmed: bool) -> Outcome:
+        """Take candles, oldest first."""
         outcome = Outcome()
-        newest_ms = max((candle.open_ms for candle in candles), default=0)
+        newest_ms = candles[-1].open_ms if candles else 0
         for candle in candles:
             if self._minutes.reaches(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS:
                 self._take_live(candle, now_ms, outcome, confirmed=confirmed)

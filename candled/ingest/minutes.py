@@ -21,6 +21,7 @@ class Minutes:
         self._held = {candle.open_ms: candle for candle in held}
         self._open: dict[int, int | None] = {}  # minutes not final → when a successor was first seen
         self.newest_ms: int | None = held[-1].open_ms if held else None
+        self.awaits_late_versions = False  # some minute will be final once its successor is open for long enough
 
     def get(self, open_ms: int) -> Candle | None:
         """The version held of a minute, if it is one of the newest hour."""
@@ -47,6 +48,7 @@ class Minutes:
         They are held on, and become final when the stream or REST speaks of them again.
         """
         self._open.clear()
+        self.awaits_late_versions = False
 
     def offer(self, candle: Candle, now_ms: int) -> Candle | None:
         """Take a version of a minute of the live edge; return it as it now stands if that is news, else None."""
@@ -81,6 +83,7 @@ class Minutes:
             if self.reaches(open_ms, now_ms):
                 self._held[open_ms] = self._held[open_ms]._replace(final=True)
                 result.append(self._held[open_ms])
+        self.awaits_late_versions = any(seen_ms is not None for seen_ms in self._open.values())
         return result
 
     def _note(self, candle: Candle, now_ms: int) -> None:
@@ -90,12 +93,14 @@ class Minutes:
         else:
             overtaken = newest_ms is not None and candle.open_ms < newest_ms
             self._open.setdefault(candle.open_ms, now_ms if overtaken else None)
+            self.awaits_late_versions = self.awaits_late_versions or overtaken
         if newest_ms is not None and candle.open_ms <= newest_ms:
             return
         self.newest_ms = candle.open_ms
         for open_ms, seen_ms in self._open.items():
             if open_ms < candle.open_ms and seen_ms is None:
                 self._open[open_ms] = now_ms
+                self.awaits_late_versions = True
         for open_ms in [old for old in self._held if not self.reaches(old, now_ms) and old not in self._open]:
             del self._held[open_ms]
 

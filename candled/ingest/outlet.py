@@ -1,8 +1,10 @@
 """What leaves ingest: to the bus at once, to the store, and to the store's log of what changed in the past."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from candled.bus import Bus, Facts, Healed, MinuteChanged, Position, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable
@@ -196,6 +198,8 @@ class Outlet:
 def _facts(market: MarketIngest, told: _Told, following: Sequence[Candle] = ()) -> Facts:
     """What can be said of the market with its next message: minutes that only messages after it tell of are missing."""
     facts = market.facts(_logged(told))
+    if not told.healing and not following:
+        return facts
     spans = [*told.healing, *(Range(candle.open_ms, candle.open_ms + MINUTE_MS) for candle in following)]
     for span in spans:
         if facts.settled_ms is not None and span.start_ms < facts.settled_ms:

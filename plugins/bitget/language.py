@@ -11,6 +11,8 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
+import msgspec
+
 from candled import (
     Candle,
     Candles,
@@ -141,7 +143,7 @@ def read_frame(text: str, dialect: Dialect, symbols: Mapping[str, Symbol]) -> li
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        message = json.loads(text)
+        message = msgspec.json.decode(text)
     except ValueError as error:
         raise ExchangeError(f"expected a JSON object, got {_shorten(text)}") from error
     if not isinstance(message, dict):
