@@ -5,6 +5,9 @@
 The clients go through the symbols in turn and then to the next interval, so that they spread over all rooms. They are
 bare sockets: nothing of a frame is read but pings, and in updates the close, which `bench.stamped_exchange` fills with
 the time of the push. A line is `connected updates p50 p99 most`, the last three in milliseconds.
+
+From SIGUSR1 on they look at their sockets every few milliseconds only. A client elsewhere is woken by its own machine;
+here whoever sends to one that sleeps pays for waking it.
 """
 
 import base64
@@ -13,6 +16,7 @@ import json
 import os
 import resource
 import selectors
+import signal
 import socket
 import sys
 import time
@@ -23,6 +27,7 @@ from candled.model import DEFAULT_INTERVALS
 _UPDATE = b'"update"'
 _CLOSE = b'"close":'
 _TIMED_OUT_S = 60.0
+_NAP_S = 0.005
 
 
 class Crowd:
@@ -34,6 +39,7 @@ class Crowd:
         self._symbols = symbols
         self._selector = selectors.DefaultSelector()
         self.connected = 0
+        self.naps = False
         self.updates = 0
         self.delays_ms: list[float] = []
 
@@ -77,6 +83,9 @@ class Crowd:
         self._look_at(link, answer.partition(b"\r\n\r\n")[2])  # perhaps a first ping
 
     def _read(self, patience_s: float) -> None:
+        if self.naps:
+            time.sleep(_NAP_S)
+            patience_s = 0.0
         for key, _ in self._selector.select(patience_s):
             link = key.fileobj
             assert isinstance(link, socket.socket)
@@ -125,4 +134,5 @@ if __name__ == "__main__":
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     crowd = Crowd(int(sys.argv[1]), int(sys.argv[3]), sys.argv[5:])
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(crowd, "naps", True))
     crowd.run(int(sys.argv[2]), float(sys.argv[4]))

@@ -4,7 +4,8 @@
 
 The daemon, the exchange and the clients are processes of their own. The store holds `--held` bars of every interval of
 every market from the start, and every client asks for so many, so that all of them come to be in memory. Measured in
-windows of five seconds, after everybody is in: the daemon's share of a core, all threads, kernel included, and beside
+windows of five seconds, after everybody is in: the daemon's share of a core, all threads, kernel included, first with
+clients that wait for every frame, which the daemon's `send` wakes, then with clients that look every 5 ms; and beside
 it what that many bare `socket.send` take; its resident memory; how long its loop was held in one go; how many updates
 reached the clients, and how long after the exchange handed the frame to its socket. A symbol is updated every 1.05
 seconds: at every second exactly, whatever comes a moment too early waits for its room's next second, and what is
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import random
 import resource
+import signal
 import socket
 import sqlite3
 import statistics
@@ -77,15 +79,20 @@ def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     time.sleep(options.settle)
     first_line, first_held = len(lines_of(crowd.log)), len(lines_of(held))
     window_s = min(WINDOW_S, options.seconds)
-    shares = every(window_s, max(1, round(options.seconds / window_s)), daemon.cpu_s)
-    crowd.check()
+    windows = max(1, round(options.seconds / window_s))
+    shares = every(window_s, windows, daemon.cpu_s)
     report = Report(lines_of(crowd.log)[first_line:], lines_of(held)[first_held:])
+    crowd.signal(signal.SIGUSR1)
+    time.sleep(2.0)
+    napping = every(window_s, windows, daemon.cpu_s)
+    crowd.check()
     rooms = len({turn % (options.symbols * len(DEFAULT_INTERVALS)) for turn in range(options.clients)})
     print(
         f"{options.symbols:,} symbols of {len(DEFAULT_INTERVALS)} intervals with {options.held:,} bars each, "
         f"{options.clients:,} clients in {rooms:,} rooms\n"
         f"  complete {warm_s:.0f} s after the start, all clients in {joined_s:.0f} s after the first\n"
-        f"  of a core: {percent(shares)}; without clients {percent(idle)}; "
+        f"  of a core: {percent(shares)}; with clients that are not woken {percent(napping)}; "
+        f"without clients {percent(idle)}; "
         f"bare sends of as many frames {100 * report.updates_a_second * bare_send_s():.1f} %\n"
         f"  resident: {before_mib:.0f} MiB without clients, {daemon.rss_mib():.0f} MiB with them\n{report}",
         flush=True,
