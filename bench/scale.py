@@ -192,19 +192,19 @@ def fill(path: Path, names: Sequence[str], held: int) -> None:
 
 
 def bars(dice: random.Random, interval: Interval, held: int) -> Iterator[tuple[int | str, ...]]:
-    """Columns of bars with digits like those of a real market."""
+    """Columns of bars with as many digits as what the exchange pushes: with more of them, what is held is repacked."""
     minutes = interval.ms // MINUTE_MS
     for at in range(-held, 0):
-        low = dice.randrange(9_000_000, 11_000_000)
+        low = dice.randrange(90_000_000_000, 110_000_000_000)
         volume = dice.randrange(10**9) * minutes
         quote = low * volume
         open_ms = MONDAY_MS + at * interval.ms
         prices = (low + 20, low + 99, low, low + 50)
         yield (
             open_ms,
-            *(f"{price // 100}.{price % 100:02}" for price in prices),
+            *(f"{price // 10**6}.{price % 10**6:06}" for price in prices),
             f"{volume // 10**6}.{volume % 10**6:06}",
-            f"{quote // 10**8}.{quote % 10**8:08}",
+            f"{quote // 10**12}.{quote % 10**12 // 10**4:08}",
             open_ms + interval.ms + 900,
             0,
         )

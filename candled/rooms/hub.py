@@ -380,9 +380,10 @@ class Hub:
         frames: dict[int, Frame] = {}
         for options, links in lane.filled():
             fields = options.fields
-            if fields not in frames:
-                frames[fields] = self._telling.update(lane, bar, fields, final=lane.pace.sent_final)
-            self._publish(links, frames[fields])
+            frame = frames.get(fields)
+            if frame is None:
+                frame = frames[fields] = self._telling.update(lane, bar, fields, final=lane.pace.sent_final)
+            self._publish(links, frame)
             lane.room.last_broadcast_ms = now_ms
 
     def _correct(self, lane: Lane, now: float) -> None:
