@@ -1,6 +1,7 @@
 """What connections cost that wait, come, ask, are pinged, or do not read; and how long many of them hold the loop.
 
-    python -m bench.connections [memory handshakes reading heartbeat storm loop slow] [--clients 10000] [--seconds 60]
+    python -m bench.connections [memory handshakes reading heartbeat storm loop slow never]
+                                [--clients 10000] [--seconds 60]
 
 candled is its serving half: bus, bars, hub, publisher, links. The alternative in the same run is Tornado's plain
 `WebSocketHandler`; for handshakes `websockets` and picows beside it. Three numbers are minimum / median / maximum.
@@ -209,6 +210,29 @@ def slow(options: argparse.Namespace) -> list[str]:
     return [*lines, f"p50 with them is {medians[1] / medians[0]:.2f} of p50 without"]
 
 
+def never(options: argparse.Namespace) -> list[str]:
+    """Fifty never read while 500 do, with the settings at their defaults: who is closed, and what the others notice."""
+    lines, slowest = [], []
+    many = SUBSCRIBE.replace('"initialBars":1', '"initialBars":1000')
+    for stuck in (0, 50):
+        with Crowd("candled", 500 + stuck, "--slow", str(stuck), "--sub", many) as crowd:
+            crowd.complete()
+            before_mib, ends = rss_mib(crowd.server.pid), time.monotonic() + options.seconds
+            while time.monotonic() < ends:
+                crowd.server.ask("send")
+                time.sleep(1.3)
+            grown_mib = rss_mib(crowd.server.pid) - before_mib
+            gone = 500 + stuck - crowd.server.ask("count")
+            seen = crowd.load.results()["v"]["1"]
+            slowest.append(seen["all_p99_us"])
+            lines.append(
+                f"{stuck} of {500 + stuck} never read, {options.seconds} s: {gone:.0f} were closed, the process grew "
+                f"by {grown_mib:.1f} MiB; the others' p50 {seen['all_p50_us'] / 1000:.2f} ms, "
+                f"p99 {seen['all_p99_us'] / 1000:.2f} ms"
+            )
+    return [*lines, f"p99 with them is {slowest[1] / slowest[0]:.2f} of p99 without"]
+
+
 def unread(crowd: Crowd) -> int:
     """Bytes that wait in the kernel for clients of a server."""
     total = 0
@@ -227,6 +251,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "storm": storm,
     "loop": loop,
     "slow": slow,
+    "never": never,
 }
 
 

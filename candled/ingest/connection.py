@@ -76,6 +76,11 @@ class Connection:
             self._send_at = max(self._send_at, now - _LATE_S) + 1.0 / self._feed.frames_per_s
         return due
 
+    @property
+    def has_more(self) -> bool:
+        """Whether frames wait until the exchange allows them."""
+        return bool(self._frames)
+
     def verdict(self, now: float) -> str | None:
         """Why the connection must be replaced, or None."""
         if self._broken is not None:

@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 _protocol_log = logging.getLogger("candled.ingest.websocket")
 _protocol_log.setLevel(logging.WARNING)  # what it says of a connection's end, the runner says better
 
-_TICK_S = 0.25
+_TICK_S = 1.0
+_SEND_TICK_S = 0.25  # while frames wait for their turn
 _CONNECT_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 0.2  # for the answer to our close frame, of a peer that may be dead
 _TURN_S = 0.005  # so long frames that are there are read without a break
@@ -143,7 +144,7 @@ class FeedRunner:
             reason = connection.verdict(now)
             if reason is not None:
                 return reason
-            tick = asyncio.ensure_future(self._clock.sleep(_TICK_S))
+            tick = asyncio.ensure_future(self._clock.sleep(_SEND_TICK_S if connection.has_more else _TICK_S))
             waiting: set[asyncio.Future[Any]] = {reader, tick}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             tick.cancel()

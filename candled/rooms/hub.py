@@ -139,17 +139,22 @@ class Hub:
         if not rooms:
             return
         now, now_ms, position = self._clock.monotonic(), self._clock.now_ms(), self._bars.position(market)
+        most_spread_s = self._most_spread_s
         for interval, bar in changes:
             room = rooms.get(interval.ms)
             if room is None:
                 continue
             room.version = next(self._versions)
             for lane in list(room.lanes.values()):
-                if lane.take_at_once(bar, now):
+                if not lane.is_simple(bar):
+                    self._take(lane, (bar,), now)
+                elif not lane.is_sending and lane.pace.take_at_once(bar, now):
                     self._tell(lane, bar, now_ms)
                     lane.said = position
-                else:
+                elif not lane.pace.hold(bar, now, room.phase * most_spread_s):
                     self._take(lane, (bar,), now)
+                elif lane.scheduled_at is None and lane.due_at is not None:
+                    self._schedule(lane, lane.due_at)
 
     def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]) -> None:
         """The past changed: whoever was shown it is told, and whoever was shown less than it asked for gets more."""
@@ -237,8 +242,7 @@ class Hub:
             if lane.pace.sent is not None and bar.open_ms <= lane.pace.sent.open_ms:
                 lane.unsaid.add(bar.open_ms)
             return True
-        spread_s = lane.room.phase * min(_MOST_SPREAD_S, self._count * _SPREAD_S)
-        can_show = lane.pace.offer(bar, now, final=is_final, spread_s=spread_s)
+        can_show = lane.pace.offer(bar, now, final=is_final, spread_s=lane.room.phase * self._most_spread_s)
         sent = lane.pace.sent
         if lane.early and sent is not None and sent.open_ms == bar.open_ms and bar.open_ms not in lane.pace.waiting:
             self._make_stale(lane, list(lane.early))  # it is again as it was sent, but they were told otherwise
@@ -294,6 +298,11 @@ class Hub:
         if members:
             lane.pace.ask_resync()
 
+    @property
+    def _most_spread_s(self) -> float:
+        """How far rooms that would be due together are kept apart."""
+        return min(_MOST_SPREAD_S, self._count * _SPREAD_S)
+
     def _is_open(self, topic: Topic, open_ms: int) -> bool:
         """Whether a bar is there and not final."""
         bar = self._bars.bar(*topic, open_ms)
@@ -348,7 +357,8 @@ class Hub:
         sent = lane.pace.sent
         bar = lane.pace.take(now)
         if bar is not None:
-            self._left_open(lane, sent, bar)
+            if lane.mode != "live":
+                self._left_open(lane, sent, bar)
             lane.catch_up(bar.open_ms)
             self._tell(lane, bar, self._clock.now_ms())
         if lane.due_at is not None:

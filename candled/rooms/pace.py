@@ -93,6 +93,27 @@ class Pace:
         self._next_at = now + MIN_GAP_S
         return True
 
+    def hold(self, bar: Candle, now: float, spread_s: float) -> bool:
+        """What `offer` comes to for a bar that is not final while no other waits, within the second after an update.
+
+        False if more is to be done. Not for a pace with `holds` or `revisions`.
+        """
+        sent, slots = self.sent, self._slots
+        if sent is None or self.sent_final or self._resync or now >= self._next_at:
+            return False
+        if bar.open_ms < sent.open_ms or bar[:7] == sent[:7]:
+            return False
+        since = now
+        if slots:
+            waiting = slots.get(bar.open_ms)
+            if waiting is None:
+                return False
+            since = waiting[2]
+        else:
+            self._wait_apart(now, spread_s)
+        slots[bar.open_ms] = bar, False, since
+        return True
+
     @property
     def waiting(self) -> tuple[int, ...]:
         """The bars that wait for their turn."""
@@ -116,6 +137,8 @@ class Pace:
     def due_at(self) -> float | None:
         """When `take` or `take_resync` has something next; None when nothing waits."""
         at = None
+        if not self._slots and not self._resync:
+            return None
         if self._slots:
             at = max(self._next_at, self._held_until(min(self._slots)))
         if self._resync:
@@ -128,7 +151,7 @@ class Pace:
         if not self._slots or now < self._next_at:
             return None
         oldest_ms = min(self._slots)
-        held_until = self._held_until(oldest_ms)
+        held_until = self._held_until(oldest_ms) if self._holds else 0.0
         if now < held_until:
             return None
         self.passed_over = self.sent.open_ms if held_until and self.sent is not None else None

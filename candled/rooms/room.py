@@ -120,19 +120,16 @@ class Lane:
         self.scheduled_at: float | None = None
         self.last_texts: dict[int, tuple[Candle, bool, str]] = {}  # of the bar told last, by fields
 
-    def take_at_once(self, bar: Candle, now: float) -> bool:
-        """Whether a bar that changed can go out with nothing else to be thought of, as it is nearly always.
+    def is_simple(self, bar: Candle) -> bool:
+        """Whether for a bar that changed only the pace is to be asked, as it is nearly always.
 
-        The pace then counts it as sent. Ten thousand rooms are not in the processor's caches: what is looked at here is
-        what an update of a room costs.
+        Ten thousand rooms are not in the processor's caches: what is looked at here is what an update of a room costs.
         """
         return (
             self._is_plain
             and self.told > 0
             and bar.open_ms > self.room.read_ms
             and not (self.ahead or self.early or self.stale or self.corrections)
-            and not self.is_sending
-            and self.pace.take_at_once(bar, now)
         )
 
     @property
@@ -221,6 +218,8 @@ class Lane:
 
     def catch_up(self, open_ms: int) -> None:
         """The bar `open_ms` goes out: who was told no more than that has the updates from this one on."""
+        if not self.early and not self.ahead:
+            return
         self.early.clear()
         for membership in [one for one in self.ahead if one.ahead_ms is not None and one.ahead_ms <= open_ms]:
             del self.ahead[membership]

@@ -290,3 +290,34 @@ def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(lane, 
         assert not was_final or later.open_ms > earlier.open_ms  # in the last update of a bar
         if lane == "final" and later.open_ms > earlier.open_ms and not was_final:
             assert (earlier.open_ms - MONDAY_MS) // MINUTE_MS in feed.past
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 8), st.integers(1, 3), st.sampled_from([0.0, 0.1, 0.4, 1.0, 1.3]), st.booleans()),
+        max_size=60,
+    )
+)
+def test_the_short_ways_come_to_what_the_long_one_comes_to(events):
+    long, short, now = pace(), pace(), 0.0
+    for number, volume, later_s, is_late in events:
+        now += later_s
+        bar = minute(max(0, number - 2 * is_late), volume=str(volume))
+        told = []
+        long.offer(bar, now, spread_s=0.15)
+        told.append(long.take(now))
+        if short.take_at_once(bar, now):
+            told.append(bar)
+        elif short.hold(bar, now, 0.15):
+            told.append(None)
+        else:
+            short.offer(bar, now, spread_s=0.15)
+            told.append(short.take(now))
+        assert told[0] == told[1]
+        assert (long.sent, long.waiting, long.due_at, long.overrun) == (
+            short.sent,
+            short.waiting,
+            short.due_at,
+            short.overrun,
+        )
+        assert [long.take(now + 0.05), long.take_resync(now)] == [short.take(now + 0.05), short.take_resync(now)]
