@@ -1,0 +1,190 @@
+"""The sockets of feeds against a real server: what is read, and what is said of each end."""
+
+import asyncio
+import http
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from candled.clock import SystemClock
+from candled.errors import ExchangeError
+from candled.exchange import Candles, Event, SocketFeed, Subscribed
+from candled.ingest.feeds import FeedRunner
+from candled.model import Symbol
+from candled.token_bucket import TokenBucket
+from tests.rows import minute
+
+BTC = Symbol("BTC", "USDT")
+
+
+class Numbers(SocketFeed):
+    """Frames are numbers: the volume of a minute. Without a ping of its own the protocol's is sent."""
+
+    frames_per_s = 1000.0
+    ping_every_s = 0.2
+    pong_within_s = 0.2
+
+    def subscribe(self, symbols):
+        return [f"+{symbol}" for symbol in symbols]
+
+    def unsubscribe(self, symbols):
+        return [f"-{symbol}" for symbol in symbols]
+
+    def read(self, frame: str) -> list[Event]:
+        if frame.startswith("ok"):
+            return [Subscribed(BTC)]
+        if not frame.isdecimal():
+            raise ExchangeError(f"expected a number, got {frame!r}")
+        return [Candles(BTC, (minute(0, volume=frame),))]
+
+
+class Sink:
+    """What a runner tells."""
+
+    def __init__(self) -> None:
+        self.volumes: list[int] = []
+        self.reasons: asyncio.Queue[str] = asyncio.Queue()
+        self.connections = 0
+
+    def connected(self, feed) -> None:
+        self.connections += 1
+
+    def event(self, event) -> None:
+        self.volumes.append(int(event.candles[0].volume))
+
+    def interrupted(self, feed, reason: str) -> None:
+        self.reasons.put_nowait(reason)
+
+    async def reason(self) -> str:
+        return await asyncio.wait_for(self.reasons.get(), 5)
+
+
+@asynccontextmanager
+async def running(
+    handle: Callable[[ServerConnection], Awaitable[None]], **options
+) -> AsyncIterator[tuple[Sink, "asyncio.Task[None]"]]:
+    """A server that treats each connection so, and a runner that reads from it."""
+    async with serve(
+        handle, "127.0.0.1", 0, compression=None, ping_interval=None, close_timeout=0.5, **options
+    ) as server:
+        port = server.sockets[0].getsockname()[1]
+        sink = Sink()
+        runner = FeedRunner(
+            "test", Numbers(f"ws://127.0.0.1:{port}/", [BTC]), sink, SystemClock(), TokenBucket(100, 100)
+        )
+        task = asyncio.create_task(runner.run())
+        try:
+            yield sink, task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_frames_are_read_in_order_and_a_bad_one_is_skipped():
+    async def handle(peer):
+        assert await peer.recv() == "+BTC/USDT"
+        for frame in ("ok", "1", "what", "2", b"3", '{"', "4"):
+            await peer.send(frame)
+        await peer.close(4000, "enough")
+
+    async with running(handle) as (sink, _):
+        reason = await sink.reason()
+        assert sink.volumes == [1, 2, 3, 4]
+        assert "4000" in reason
+        assert "enough" in reason
+
+
+async def test_it_connects_again_after_each_end():
+    async def handle(peer):
+        await peer.recv()
+        await peer.send("7")
+        peer.transport.abort()
+
+    async with running(handle) as (sink, _):
+        for _ in range(3):
+            assert "connection closed" in await sink.reason()
+        assert sink.connections >= 3
+        assert sink.volumes[:3] == [7, 7, 7]
+
+
+async def test_a_refused_handshake_is_told():
+    def refuse(peer, request):
+        return peer.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "busy\n")
+
+    async def handle(peer):
+        raise AssertionError("nobody comes in")
+
+    async with running(handle, process_request=refuse) as (sink, _):
+        assert "503" in await sink.reason()
+        assert not sink.connections
+
+
+async def test_text_that_is_no_utf_8_ends_the_connection():
+    async def handle(peer):
+        await peer.recv()
+        await peer.send(b"\xff\xfe", text=True)
+        await peer.wait_closed()
+        assert peer.close_code == 1007
+
+    async with running(handle) as (sink, _):
+        assert "1007" in await sink.reason()
+
+
+async def test_a_peer_that_answers_no_ping_is_left():
+    async def handle(peer):
+        peer.transport.pause_reading()
+        await asyncio.sleep(2)
+
+    async with running(handle) as (sink, _):
+        assert "keepalive" in await sink.reason()
+
+
+async def test_the_end_of_the_daemon_does_not_wait_for_a_peer_that_is_dead():
+    async def handle(peer):
+        await peer.recv()
+        await peer.send("1")
+        peer.transport.pause_reading()
+        await asyncio.sleep(2)
+
+    async with running(handle) as (sink, task):
+        while not sink.volumes:
+            await asyncio.sleep(0.01)
+        began = asyncio.get_running_loop().time()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert asyncio.get_running_loop().time() - began < 2
+
+
+async def test_a_flood_of_frames_lets_others_have_their_turn():
+    """What is there already is read without waiting, so that somebody has to let the loop go on."""
+    count = 20_000
+
+    async def handle(peer):
+        await peer.recv()
+        for number in range(1, count + 1):
+            await peer.send(str(number))
+        await peer.wait_closed()
+
+    async with running(handle) as (sink, _):
+        longest_s, loop = 0.0, asyncio.get_running_loop()
+        while len(sink.volumes) < count:
+            began, held = loop.time(), len(sink.volumes)
+            await asyncio.sleep(0)
+            longest_s = max(longest_s, loop.time() - began)
+            assert len(sink.volumes) - held < 5_000
+        assert sink.volumes == list(range(1, count + 1))
+
+
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:1/", "http://127.0.0.1/", "ws://no-such-host.invalid/"])
+async def test_an_address_that_cannot_be_reached_is_told_and_tried_again(url):
+    sink = Sink()
+    runner = FeedRunner("test", Numbers(url, [BTC]), sink, SystemClock(), TokenBucket(100, 100))
+    task = asyncio.create_task(runner.run())
+    try:
+        assert await sink.reason()
+        assert await sink.reason()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
