@@ -20,7 +20,7 @@ from candled.token_bucket import TokenBucket
 from . import outlet
 from .backoff import Backoff
 from .coverage import Coverage, Urgency, Window
-from .feeds import FeedRunner
+from .feeds import FeedRunner, Turns
 from .http import HttpClient
 from .market import MarketIngest, Outcome, Rules
 from .minutes import WINDOW_MS
@@ -130,9 +130,9 @@ class ExchangeIngest:
             except StoreUnavailable as error:
                 logger.warning("%s: the store cannot be read yet: %s", self.name, error)
                 await self._clock.sleep(backoff.failed())
-        attempts = TokenBucket(_ATTEMPTS_PER_S, _ATTEMPTS_AT_ONCE)
+        attempts, turns = TokenBucket(_ATTEMPTS_PER_S, _ATTEMPTS_AT_ONCE), Turns()
         for number, feed in enumerate(self._exchange.feeds(self._symbols), 1):
-            runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts)
+            runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts, turns)
             self._runners |= dict.fromkeys(feed.symbols, runner)
             self._spawn(runner.run())
         self._spawn(self._list_markets())

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
+from websockets.protocol import State
 
 from candled.errors import CandledError, ExchangeError
 from candled.exchange import Clock, Event, Feed, Refused, SocketFeed, StreamFeed
@@ -25,7 +26,9 @@ _TICK_S = 1.0
 _SEND_TICK_S = 0.25  # while frames wait for their turn
 _CONNECT_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 0.2  # for the answer to our close frame, of a peer that may be dead
-_TURN_S = 0.005  # so long frames that are there are read without a break
+_SEND_TIMEOUT_S = 5.0
+_HANG_UP_S = 1.0
+_TURN_S = 0.005  # so long frames that are there are read in one pass of the loop
 _STEADY_S = 30.0  # a connection that lived this long was no failure
 _LARGEST_FRAME = 16 * 1024 * 1024
 
@@ -43,18 +46,44 @@ class FeedSink(Protocol):
         """The feed broke; it will be started again."""
 
 
+class Turns:
+    """The time of one pass of the loop that all feeds together may take: a snapshot of one takes it all."""
+
+    def __init__(self) -> None:
+        self._spent_s = 0.0
+        self._is_begun = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the next frame should wait for the next pass."""
+        return self._spent_s > _TURN_S
+
+    def spent(self, seconds: float) -> None:
+        """A frame took so long."""
+        self._spent_s += seconds
+        if not self._is_begun:
+            self._is_begun = True
+            asyncio.get_running_loop().call_soon(self._end)
+
+    def _end(self) -> None:
+        self._spent_s, self._is_begun = 0.0, False
+
+
 class FeedRunner:
     """Runs one feed for ever.
 
-    `attempts` is the budget of connection attempts, shared by all feeds of one host.
+    `attempts` is the budget of connection attempts, shared by all feeds of one host; `turns` is shared by all feeds.
     """
 
-    def __init__(self, name: str, feed: Feed, sink: FeedSink, clock: Clock, attempts: TokenBucket) -> None:
+    def __init__(
+        self, name: str, feed: Feed, sink: FeedSink, clock: Clock, attempts: TokenBucket, turns: Turns
+    ) -> None:
         self.feed = feed
         self._name = name
         self._sink = sink
         self._clock = clock
         self._attempts = attempts
+        self._turns = turns
         self._refused: set[Symbol] = set()
         self._connection: Connection | None = None
 
@@ -89,6 +118,8 @@ class FeedRunner:
     async def _attempt(self, run_once: Callable[[], Awaitable[str]]) -> str:
         try:
             return await run_once()
+        except InvalidURI as error:  # whose text holds the whole address
+            return f"the address cannot be used: {error.msg}"
         except (OSError, WebSocketException, CandledError) as error:
             return f"{type(error).__name__}: {error}" if not isinstance(error, CandledError) else str(error)
         except Exception as error:  # a plugin's mistake must not end the feed for good
@@ -120,7 +151,14 @@ class FeedRunner:
             ping_timeout=None if pings_itself else feed.pong_within_s,
             max_size=_LARGEST_FRAME,
             logger=_protocol_log,
+            **_connecting(),
         )
+        try:
+            return await self._talk(socket, feed)
+        finally:
+            await _hang_up(socket)
+
+    async def _talk(self, socket: ClientConnection, feed: SocketFeed) -> str:
         symbols = [symbol for symbol in feed.symbols if symbol not in self._refused]
         connection = self._connection = Connection(feed, symbols, self._clock.monotonic())
         # the host alone: an operator's address may hold a password
@@ -131,16 +169,21 @@ class FeedRunner:
             return await self._pump(socket, connection, reader)
         finally:
             reader.cancel()
-            await socket.close()
 
     async def _pump(self, socket: ClientConnection, connection: Connection, reader: "asyncio.Future[str]") -> str:
         while True:
             now = self._clock.monotonic()
+            if socket.state is not State.OPEN:  # one side says that it ends; the other may not hang up
+                await _hang_up(socket)
+                return await reader
             try:
-                for frame in connection.outgoing(now):
-                    await socket.send(frame)
+                async with asyncio.timeout(_SEND_TIMEOUT_S):
+                    for frame in connection.outgoing(now):
+                        await socket.send(frame)
             except ConnectionClosed:
                 return await reader  # which knows why
+            except TimeoutError:
+                return "what is sent is not read"
             reason = connection.verdict(now)
             if reason is not None:
                 return reason
@@ -152,29 +195,45 @@ class FeedRunner:
                 return reader.result()
 
     async def _read(self, socket: ClientConnection, connection: Connection) -> str:
-        complaints, busy_s = 0, 0.0
+        complaints, turns = 0, self._turns
         while True:
             try:
                 frame = await socket.recv()
             except ConnectionClosed as error:
                 return f"connection closed: {error}"
+            while turns.is_over:  # `recv` does not wait while there are frames
+                await self._clock.sleep(0)
             began = self._clock.monotonic()
+            text = frame if isinstance(frame, str) else frame.decode("utf-8", "replace")
             try:
-                text = frame if isinstance(frame, str) else frame.decode("utf-8", "replace")
-                for event in connection.received(text, began):
-                    self._report(event)
+                events = connection.received(text, began)
             except ExchangeError as error:
+                events = []
                 complaints += 1
                 if complaints == 1:
                     logger.warning("%s: skipped a frame (later ones only at debug level): %s", self._name, error)
                 else:
                     logger.debug("%s: skipped a frame: %s", self._name, error)
-            busy_s += self._clock.monotonic() - began
-            if busy_s > _TURN_S:  # `recv` does not wait while there are frames
-                busy_s = 0.0
-                await self._clock.sleep(0)
+            for event in events:
+                self._report(event)
+            turns.spent(self._clock.monotonic() - began)
 
     def _report(self, event: Event) -> None:
         if isinstance(event, Refused):
             self._refused.add(event.symbol)
         self._sink.event(event)
+
+
+async def _hang_up(socket: ClientConnection) -> None:
+    """Send a close frame, and do not wait long for the answer of a peer that may be dead."""
+    try:
+        async with asyncio.timeout(_HANG_UP_S):
+            await socket.close()
+    except TimeoutError:
+        socket.transport.abort()
+
+
+def _connecting() -> dict[str, Any]:
+    """Options of `create_connection`: where an address does not answer, the next one is tried beside it."""
+    is_plain = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)  # uvloop does not know it
+    return {"happy_eyeballs_delay": 0.25} if is_plain else {}

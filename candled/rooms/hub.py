@@ -153,8 +153,8 @@ class Hub:
                     lane.said = position
                 elif not lane.pace.hold(bar, now, room.phase * most_spread_s):
                     self._take(lane, (bar,), now)
-                elif lane.scheduled_at is None and lane.due_at is not None:
-                    self._schedule(lane, lane.due_at)
+                elif lane.scheduled_at is None or lane.scheduled_at > lane.pace.next_at:
+                    self._schedule(lane, lane.pace.next_at)
 
     def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]) -> None:
         """The past changed: whoever was shown it is told, and whoever was shown less than it asked for gets more."""

@@ -115,6 +115,11 @@ class Pace:
         return True
 
     @property
+    def next_at(self) -> float:
+        """When the second after the last update is over."""
+        return self._next_at
+
+    @property
     def waiting(self) -> tuple[int, ...]:
         """The bars that wait for their turn."""
         return tuple(self._slots)

@@ -11,7 +11,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from candled.clock import SystemClock
 from candled.errors import ExchangeError
 from candled.exchange import Candles, Event, SocketFeed, Subscribed
-from candled.ingest.feeds import FeedRunner
+from candled.ingest import feeds
+from candled.ingest.feeds import FeedRunner, Turns
 from candled.model import Symbol
 from candled.token_bucket import TokenBucket
 from tests.rows import minute
@@ -61,9 +62,14 @@ class Sink:
         return await asyncio.wait_for(self.reasons.get(), 5)
 
 
+class Patient(Numbers):
+    ping_every_s = 60.0
+    pong_within_s = 60.0
+
+
 @asynccontextmanager
 async def running(
-    handle: Callable[[ServerConnection], Awaitable[None]], **options
+    handle: Callable[[ServerConnection], Awaitable[None]], feed: type[SocketFeed] = Numbers, **options
 ) -> AsyncIterator[tuple[Sink, "asyncio.Task[None]"]]:
     """A server that treats each connection so, and a runner that reads from it."""
     async with serve(
@@ -72,7 +78,7 @@ async def running(
         port = server.sockets[0].getsockname()[1]
         sink = Sink()
         runner = FeedRunner(
-            "test", Numbers(f"ws://127.0.0.1:{port}/", [BTC]), sink, SystemClock(), TokenBucket(100, 100)
+            "test", feed(f"ws://127.0.0.1:{port}/", [BTC]), sink, SystemClock(), TokenBucket(100, 100), Turns()
         )
         task = asyncio.create_task(runner.run())
         try:
@@ -141,6 +147,49 @@ async def test_a_peer_that_answers_no_ping_is_left():
         assert "keepalive" in await sink.reason()
 
 
+@pytest.mark.parametrize(
+    "last",
+    [b"\x88\x02\x03\xe9", b"\x81\x7f" + (17 * 2**20).to_bytes(8, "big") + b"x", b"\xf1\x01a"],
+    ids=["a close frame", "a frame that is too large", "reserved bits"],
+)
+async def test_a_peer_that_ends_and_does_not_hang_up_is_left(last):
+    async def handle(peer):
+        await peer.recv()
+        peer.transport.write(last)
+        peer.transport.pause_reading()
+        await asyncio.sleep(3)
+
+    async with running(handle, Patient) as (sink, _):
+        assert "connection closed" in await sink.reason()
+
+
+async def test_a_peer_that_reads_nothing_is_left_at_last(monkeypatch):
+    monkeypatch.setattr(feeds, "_SEND_TIMEOUT_S", 0.3)
+
+    class Talkative(Patient):
+        def subscribe(self, symbols):
+            return ["x" * 1_000_000] * 30
+
+    async def handle(peer):
+        peer.transport.pause_reading()
+        await asyncio.sleep(4)
+
+    async with running(handle, Talkative) as (sink, task):
+        assert await sink.reason() == "what is sent is not read"
+        task.cancel()
+        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 2)
+
+
+async def test_feeds_share_the_time_of_a_pass():
+    turns = Turns()
+    turns.spent(0.004)
+    assert not turns.is_over
+    turns.spent(0.004)
+    assert turns.is_over
+    await asyncio.sleep(0)
+    assert not turns.is_over
+
+
 async def test_the_end_of_the_daemon_does_not_wait_for_a_peer_that_is_dead():
     async def handle(peer):
         await peer.recv()
@@ -177,10 +226,22 @@ async def test_a_flood_of_frames_lets_others_have_their_turn():
         assert sink.volumes == list(range(1, count + 1))
 
 
+async def test_a_password_in_an_address_that_cannot_be_used_is_not_told():
+    sink = Sink()
+    feed = Numbers("https://user:secret@127.0.0.1/", [BTC])
+    runner = FeedRunner("test", feed, sink, SystemClock(), TokenBucket(100, 100), Turns())
+    task = asyncio.create_task(runner.run())
+    reason = await sink.reason()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert reason.startswith("the address cannot be used")
+    assert "secret" not in reason
+
+
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:1/", "http://127.0.0.1/", "ws://no-such-host.invalid/"])
 async def test_an_address_that_cannot_be_reached_is_told_and_tried_again(url):
     sink = Sink()
-    runner = FeedRunner("test", Numbers(url, [BTC]), sink, SystemClock(), TokenBucket(100, 100))
+    runner = FeedRunner("test", Numbers(url, [BTC]), sink, SystemClock(), TokenBucket(100, 100), Turns())
     task = asyncio.create_task(runner.run())
     try:
         assert await sink.reason()
@@ -188,3 +249,10 @@ async def test_an_address_that_cannot_be_reached_is_told_and_tried_again(url):
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def test_sockets_are_read_on_uvloop_too():
+    uvloop = pytest.importorskip("uvloop", reason='pip install -e ".[test]"')
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(test_frames_are_read_in_order_and_a_bad_one_is_skipped())
+        runner.run(test_a_refused_handshake_is_told())

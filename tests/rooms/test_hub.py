@@ -211,6 +211,26 @@ async def test_rooms_that_changed_in_one_moment_have_their_next_turn_apart():
         assert min(b - a for a, b in zip(moments, moments[1:], strict=False)) >= 1.0 - 1e-6, (room, moments)
 
 
+async def test_an_update_does_not_wait_for_a_resync_that_nobody_needs_any_more():
+    one = await stage()
+    client = one.connect()
+    client.subscribe("1m", 50)
+    one.push(minute(60, volume="1", as_of=10_000))
+    await one.wait(1.2)
+    for number in (30, 31):  # the second of them would be told 5 s after the first
+        one.heal([minute(number, volume="5", final=True)])
+        await one.wait(1.0)
+    client.subscribe("1m", 50)
+    await one.wait(0.2)
+    began = one.clock.monotonic()
+    for volume in ("2", "3"):
+        one.push(minute(60, volume=volume, as_of=20_000))
+        await one.wait(0.3)
+    await one.wait(2.0)
+    told = {message["bar"]["volume"]: at - began for at, message in client.at if message["type"] == "update"}
+    assert told[3] <= 1.1
+
+
 async def test_while_a_broadcast_is_under_way_the_newest_state_waits_and_no_other_is_queued():
     one = await stage(draw=random.Random(1))
     charts = [one.join() for _ in range(50)]
