@@ -1,6 +1,6 @@
 """What connections cost that wait, come, ask, are pinged, or do not read; and how long many of them hold the loop.
 
-    python -m bench.connections [memory handshakes reading heartbeat storm loop slow never]
+    python -m bench.connections [memory handshakes reading heartbeat collection storm loop slow never]
                                 [--clients 10000] [--seconds 60]
 
 candled is its serving half: bus, bars, hub, publisher, links. The alternative in the same run is Tornado's plain
@@ -137,6 +137,19 @@ def heartbeat(options: argparse.Namespace) -> list[str]:
     return lines
 
 
+def collection(options: argparse.Namespace) -> list[str]:
+    """How long a full collection of reference cycles stops the loop while all are there."""
+    took = {}
+    for name in ("candled", PLAIN):
+        with Crowd(name, options.clients) as crowd:
+            crowd.complete()
+            took[name] = [crowd.server.ask("collect") for _ in range(5)]
+    return [
+        f"a full collection with {options.clients} clients: {spread(took['candled'])} ms; "
+        f"of Tornado's handlers {spread(took[PLAIN])} ms"
+    ]
+
+
 def storm(options: argparse.Namespace) -> list[str]:
     """Everybody comes at once, subscribes, and gets 100 bars."""
     subscribe = SUBSCRIBE.replace('"initialBars":1', '"initialBars":100')
@@ -248,6 +261,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "handshakes": handshakes,
     "reading": reading,
     "heartbeat": heartbeat,
+    "collection": collection,
     "storm": storm,
     "loop": loop,
     "slow": slow,

@@ -122,17 +122,26 @@ def costs(name: str, clients: int, rounds: int) -> tuple[list[float], list[float
 
 
 def delays(name: str, clients: int, rounds: int) -> dict[str, Any]:
-    """What the load client saw: by variant, the delays of the last client of a round."""
+    """What the load client saw: by variant, the delays of the last client of a round; how long the loop was held."""
     server = Server(name)
     load = Load(server.port, clients, *_options(name))
     try:
         server.wait_for(clients)
+        longest_ms = []
+        if name == "candled":
+            server.ask("watch")
         for _ in range(rounds):
-            for what in ("send",) if name == "ws" else ("floor", "send"):
-                server.ask(what)
+            if name != "ws":
+                server.ask("floor")
                 time.sleep(GAP_S)
+            if name == "candled":
+                server.ask("longest")
+            server.ask("send")
+            time.sleep(GAP_S)
+            if name == "candled":
+                longest_ms.append(server.ask("longest"))
         results: dict[str, Any] = load.results()["v"]
-        return results
+        return results | {"longest_ms": longest_ms}
     finally:
         server.end()
         load.kill()
@@ -160,6 +169,8 @@ def measure(name: str, clients: int, rounds: int, floors: dict[int, float]) -> s
         line += f"; last client p50 {last['last_p50_us'] / 1000:.1f}, p99 {last['last_p99_us'] / 1000:.1f} ms"
     if last and base:
         line += f", p50 {last['last_p50_us'] / base['last_p50_us']:.2f} of the C loop"
+    if seen["longest_ms"]:
+        line += f"; the loop was held {spread(seen['longest_ms'])} ms"
     return line
 
 

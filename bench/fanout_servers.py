@@ -4,11 +4,13 @@
 
 On standard input `send` has the server send one frame its own way, `floor` has a C loop send the same frame on the same
 sockets, `idle` has nothing sent. Each is answered with a line of JSON: microseconds of processor time of the thread.
-`count` is answered with the number of connections. candled alone: `live` lets all its markets change once a second,
-`longest` is answered with the milliseconds that the loop was held at most since it was asked before.
+`count` is answered with the number of connections, `collect` with the milliseconds of a full collection of cycles.
+candled alone: `live` lets all its markets change once a second; with that or `watch`, `longest` is answered with the
+milliseconds that the loop was held at most since it was asked before.
 """
 
 import asyncio
+import gc
 import json
 import sys
 import time
@@ -161,8 +163,14 @@ class Control:
     async def _timed(self, what: str) -> float:
         if what == "count":
             return len(connections())
+        if what == "collect":
+            began_at = time.perf_counter()
+            gc.collect()
+            return (time.perf_counter() - began_at) * 1000
         if what == "live":
             _serving[0].live()
+        if what == "watch":
+            _serving[0].watch()
         if what == "longest":
             longest_s, _serving[0].longest_s = _serving[0].longest_s, 0.0
             return longest_s * 1000

@@ -103,7 +103,12 @@ class Serving:
 
     def live(self) -> None:
         """From now on every market changes once a second, and how long the loop is held is watched."""
-        self._tasks += [asyncio.ensure_future(self._change_all()), asyncio.ensure_future(self._watch())]
+        self._tasks.append(asyncio.ensure_future(self._change_all()))
+        self.watch()
+
+    def watch(self) -> None:
+        """From now on how long the loop is held is watched."""
+        self._tasks.append(asyncio.ensure_future(self._watch()))
 
     def _publish(self, links: Links, frame: Frame) -> None:
         self._publisher.publish(links, frame)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from datetime import timedelta
 from pathlib import Path
 
@@ -54,6 +55,17 @@ async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starv
         assert longest_s < 2.0, "who was there before waits like everybody"
 
 
+async def test_who_came_first_is_let_in_first():
+    async with echo_site(max_handshakes_per_second=0) as site:
+        addresses = [f"127.0.0.{number}" for number in range(10, 70)]
+        for address in addresses:
+            peer = socket.create_connection(("127.0.0.1", site.port), source_address=(address, 0))
+            peer.sendall(test_links.HANDSHAKE)
+            site.opened.append(peer)
+        await site.client(59)
+        assert [client.link.address for client in site.clients] == addresses
+
+
 async def numbers(reader: Peer, count: int) -> list[int]:
     """Those of the next so many updates."""
     got: list[int] = []
@@ -80,6 +92,39 @@ async def test_clients_that_never_read_take_nothing_from_those_that_do():
             while any(client.link.is_open for client in site.clients[: len(stuck)]):
                 await asyncio.sleep(0.05)
         assert all(client.link.is_open for client in site.clients[len(stuck) :])
+
+
+async def test_a_broadcast_runs_no_python_code_for_a_client():
+    """What keeps it close to the kernel: between two clients there is nothing but the socket's own `send`."""
+    async with echo_site(max_handshakes_per_second=0) as site:
+        peers = [await site.connect() for _ in range(100)]
+        await site.client(99)
+        calls = []
+        sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
+        try:
+            site.publisher.publish(site.links, update(1))
+        finally:
+            sys.setprofile(None)
+        assert len(calls) < 20, calls
+        for peer in peers:
+            assert (await peer.receive())[0] == 0x81
+
+
+async def test_a_connection_that_waits_takes_less_than_ten_kilobytes():
+    async with echo_site(max_handshakes_per_second=0) as site:
+        await mute(site)  # whatever the first one brings with it
+        await site.client()
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for _ in range(200):
+                await mute(site)
+            await site.client(200)
+            gc.collect()
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert taken / 200 < 10_000
 
 
 async def test_the_loop_is_free_while_a_large_room_is_sent_to():
