@@ -230,6 +230,8 @@ async def _hang_up(socket: ClientConnection) -> None:
         async with asyncio.timeout(_HANG_UP_S):
             await socket.close()
     except TimeoutError:
+        logger.debug("a connection is cut off that could not be closed")
+    finally:
         socket.transport.abort()
 
 

@@ -180,6 +180,22 @@ async def test_a_peer_that_reads_nothing_is_left_at_last(monkeypatch):
         await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 2)
 
 
+async def test_a_plugin_that_fails_leaves_no_connection_open():
+    class Broken(Patient):
+        def subscribe(self, symbols):
+            raise LookupError("no such thing")
+
+    ends = asyncio.Queue()
+
+    async def handle(peer):
+        await peer.wait_closed()
+        ends.put_nowait(None)
+
+    async with running(handle, Broken) as (sink, _):
+        assert "no such thing" in await sink.reason()
+        await asyncio.wait_for(ends.get(), 3)
+
+
 async def test_feeds_share_the_time_of_a_pass():
     turns = Turns()
     turns.spent(0.004)
