@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HOLD_S = 0.008  # of one pass of the loop
-READ_UNTIL_S = 0.012  # into a pass: what broadcasts leave of it, and a little more
+HOLD_S = 0.005  # of one pass of the loop
+READ_UNTIL_S = 0.009  # into a pass: what broadcasts leave of it, and a little more
 SLICE = 256  # links between two looks at the clock
 _BROKEN, _MISTAKEN = -1, -2  # instead of the number of bytes taken
 _GRANTS = 8  # an `initial` may be 1000 times as long as an update
@@ -41,7 +41,7 @@ class _Broadcast:
 
 
 class Publisher:
-    """Shares out the time of the loop: what is over in 8 ms happens at once, the rest in the next passes.
+    """Shares out the time of the loop: what is over in 5 ms happens at once, the rest in the next passes.
 
     Lists of links take turns; within one list frames go out in the order in which they were published. `soon` is the
     loop's `call_soon`.
