@@ -57,6 +57,13 @@ class Crowd:
             time.sleep(0.05)
         return time.monotonic() - self.began
 
+    def update(self, seconds: float) -> None:
+        """Have an update sent every 1.3 s for so long: the room has one a second, and a little spread."""
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            self.server.ask("send")
+            time.sleep(1.3)
+
     def share(self, seconds: float) -> float:
         """Percent of a core that the server takes for some seconds from now."""
         before = cpu_us(self.server.pid)
@@ -204,13 +211,9 @@ def slow(options: argparse.Namespace) -> list[str]:
                    ping_interval=86_400) as crowd:  # fmt: skip
             crowd.complete()
             time.sleep(2)
-            for _ in range(5):
-                crowd.server.ask("send")
-                time.sleep(1.3)
+            crowd.update(5)
             before_mib, kernel_before = rss_mib(crowd.server.pid), unread(crowd)
-            for _ in range(max(5, options.seconds)):
-                crowd.server.ask("send")
-                time.sleep(1.3)
+            crowd.update(max(5, options.seconds))
             grown = (rss_mib(crowd.server.pid) - before_mib) * 1024
             kernel = unread(crowd)
             seen = crowd.load.results()["v"]["1"]
@@ -230,10 +233,8 @@ def never(options: argparse.Namespace) -> list[str]:
     for stuck in (0, 50):
         with Crowd("candled", 500 + stuck, "--slow", str(stuck), "--sub", many) as crowd:
             crowd.complete()
-            before_mib, ends = rss_mib(crowd.server.pid), time.monotonic() + options.seconds
-            while time.monotonic() < ends:
-                crowd.server.ask("send")
-                time.sleep(1.3)
+            before_mib = rss_mib(crowd.server.pid)
+            crowd.update(options.seconds)
             grown_mib = rss_mib(crowd.server.pid) - before_mib
             gone = 500 + stuck - crowd.server.ask("count")
             seen = crowd.load.results()["v"]["1"]

@@ -127,18 +127,18 @@ def delays(name: str, clients: int, rounds: int) -> dict[str, Any]:
     load = Load(server.port, clients, *_options(name))
     try:
         server.wait_for(clients)
-        longest_ms = []
-        if name == "candled":
+        longest_ms, is_watched = [], name == "candled"
+        if is_watched:
             server.ask("watch")
         for _ in range(rounds):
             if name != "ws":
                 server.ask("floor")
                 time.sleep(GAP_S)
-            if name == "candled":
-                server.ask("longest")
+            if is_watched:
+                server.ask("longest")  # of the C loop
             server.ask("send")
             time.sleep(GAP_S)
-            if name == "candled":
+            if is_watched:
                 longest_ms.append(server.ask("longest"))
         results: dict[str, Any] = load.results()["v"]
         return results | {"longest_ms": longest_ms}

@@ -21,7 +21,6 @@ class Minutes:
         self._held = {candle.open_ms: candle for candle in held}
         self._open: dict[int, int | None] = {}  # minutes not final → when a successor was first seen
         self.newest_ms: int | None = held[-1].open_ms if held else None
-        self.awaits_late_versions = False  # some minute will be final once its successor is open for long enough
 
     def get(self, open_ms: int) -> Candle | None:
         """The version held of a minute, if it is one of the newest hour."""
@@ -38,6 +37,11 @@ class Minutes:
         newest_end_ms = self.newest_ms if not self._held[self.newest_ms].final else self.newest_ms + MINUTE_MS
         return min(newest_end_ms, min(self._open, default=newest_end_ms))
 
+    @property
+    def awaits_late_versions(self) -> bool:
+        """Whether some minute will be final once its successor has been open for long enough."""
+        return any(seen_ms is not None for seen_ms in self._open.values())
+
     def reaches(self, open_ms: int, now_ms: int) -> bool:
         """Whether a minute belongs to the live edge; an older one must go through the store."""
         return open_ms > (now_ms if self.newest_ms is None else self.newest_ms) - WINDOW_MS
@@ -48,7 +52,6 @@ class Minutes:
         They are held on, and become final when the stream or REST speaks of them again.
         """
         self._open.clear()
-        self.awaits_late_versions = False
 
     def offer(self, candle: Candle, now_ms: int) -> Candle | None:
         """Take a version of a minute of the live edge; return it as it now stands if that is news, else None."""
@@ -83,7 +86,6 @@ class Minutes:
             if self.reaches(open_ms, now_ms):
                 self._held[open_ms] = self._held[open_ms]._replace(final=True)
                 result.append(self._held[open_ms])
-        self.awaits_late_versions = any(seen_ms is not None for seen_ms in self._open.values())
         return result
 
     def _note(self, candle: Candle, now_ms: int) -> None:
@@ -93,14 +95,12 @@ class Minutes:
         else:
             overtaken = newest_ms is not None and candle.open_ms < newest_ms
             self._open.setdefault(candle.open_ms, now_ms if overtaken else None)
-            self.awaits_late_versions = self.awaits_late_versions or overtaken
         if newest_ms is not None and candle.open_ms <= newest_ms:
             return
         self.newest_ms = candle.open_ms
         for open_ms, seen_ms in self._open.items():
             if open_ms < candle.open_ms and seen_ms is None:
                 self._open[open_ms] = now_ms
-                self.awaits_late_versions = True
         for open_ms in [old for old in self._held if not self.reaches(old, now_ms) and old not in self._open]:
             del self._held[open_ms]
 

@@ -357,8 +357,7 @@ class Hub:
         sent = lane.pace.sent
         bar = lane.pace.take(now)
         if bar is not None:
-            if lane.mode != "live":
-                self._left_open(lane, sent, bar)
+            self._left_open(lane, sent, bar)
             lane.catch_up(bar.open_ms)
             self._tell(lane, bar, self._clock.now_ms())
         if lane.due_at is not None:

@@ -82,10 +82,7 @@ class Pace:
 
         Not for a pace with `holds` or `revisions`.
         """
-        sent = self.sent
-        if sent is None or self.sent_final or self._slots or self._resync or now < self._next_at:
-            return False
-        if bar.open_ms < sent.open_ms or bar[:7] == sent[:7]:  # the same time and values
+        if now < self._next_at or self._slots or not self._is_plain_news(bar):
             return False
         self._busy = False
         self.passed_over = None
@@ -98,20 +95,17 @@ class Pace:
 
         False if more is to be done. Not for a pace with `holds` or `revisions`.
         """
-        sent, slots = self.sent, self._slots
-        if sent is None or self.sent_final or self._resync or now >= self._next_at:
-            return False
-        if bar.open_ms < sent.open_ms or bar[:7] == sent[:7]:
+        if now >= self._next_at or not self._is_plain_news(bar):
             return False
         since = now
-        if slots:
-            waiting = slots.get(bar.open_ms)
+        if self._slots:
+            waiting = self._slots.get(bar.open_ms)
             if waiting is None:
                 return False
             since = waiting[2]
         else:
             self._wait_apart(now, spread_s)
-        slots[bar.open_ms] = bar, False, since
+        self._slots[bar.open_ms] = bar, False, since
         return True
 
     @property
@@ -142,8 +136,6 @@ class Pace:
     def due_at(self) -> float | None:
         """When `take` or `take_resync` has something next; None when nothing waits."""
         at = None
-        if not self._slots and not self._resync:
-            return None
         if self._slots:
             at = max(self._next_at, self._held_until(min(self._slots)))
         if self._resync:
@@ -156,7 +148,7 @@ class Pace:
         if not self._slots or now < self._next_at:
             return None
         oldest_ms = min(self._slots)
-        held_until = self._held_until(oldest_ms) if self._holds else 0.0
+        held_until = self._held_until(oldest_ms)
         if now < held_until:
             return None
         self.passed_over = self.sent.open_ms if held_until and self.sent is not None else None
@@ -174,6 +166,13 @@ class Pace:
         self._resync = False
         self._resynced_at = now
         return True
+
+    def _is_plain_news(self, bar: Candle) -> bool:
+        """Whether a bar is another one than was sent last, and nothing but an update is due."""
+        sent = self.sent
+        if sent is None or self.sent_final or self._resync:
+            return False
+        return bar.open_ms >= sent.open_ms and bar[:7] != sent[:7]  # the time and the values
 
     def _held_until(self, open_ms: int) -> float:
         """Until when a bar may not go out because the one before it is not final; 0.0 where nothing holds it."""

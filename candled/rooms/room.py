@@ -218,8 +218,6 @@ class Lane:
 
     def catch_up(self, open_ms: int) -> None:
         """The bar `open_ms` goes out: who was told no more than that has the updates from this one on."""
-        if not self.early and not self.ahead:
-            return
         self.early.clear()
         for membership in [one for one in self.ahead if one.ahead_ms is not None and one.ahead_ms <= open_ms]:
             del self.ahead[membership]
