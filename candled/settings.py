@@ -9,6 +9,7 @@ from datetime import timedelta
 from decimal import Decimal
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -50,19 +51,28 @@ class Rule:
     at_most: Any = None
     one_of: tuple[Any, ...] | None = None
     secret: bool = False
+    schemes: tuple[str, ...] = ()
 
 
 def setting(
-    default: Any, *, help: str, at_least: Any = None, at_most: Any = None, one_of: Any = None, secret: bool = False
+    default: Any,
+    *,
+    help: str,
+    at_least: Any = None,
+    at_most: Any = None,
+    one_of: Any = None,
+    secret: bool = False,
+    schemes: Iterable[str] = (),
 ) -> Any:
     """Declare one key of a section: a field of a frozen dataclass made with `kw_only=True`.
 
     The annotation says what may be written: `str`, `int`, `float`, `bool`, `timedelta` (written `250ms`, `10s`, `5m`,
     `2h`, `30d`), `ByteSize` (`256MB`), `Interval`, `Symbol`, `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, another
-    section, and `X | None`. Bounds are inclusive; they and `one_of` hold for each item of a tuple. A secret is
-    printed as stars, and so are the passwords, tokens and keys in URLs of any setting.
+    section, and `X | None`. Bounds are inclusive; they and `one_of` hold for each item of a tuple. A URL begins with
+    one of its `schemes`, such as `wss`, and names a host. A secret is printed as stars, and so are the passwords,
+    tokens and keys in URLs of any setting.
     """
-    rule = Rule(help, at_least, at_most, None if one_of is None else tuple(one_of), secret)
+    rule = Rule(help, at_least, at_most, None if one_of is None else tuple(one_of), secret, tuple(schemes))
     if isinstance(default, dict | list | set):
         return field(default_factory=default.copy, metadata={_KEY: rule})
     return field(default=default, metadata={_KEY: rule})
@@ -255,7 +265,17 @@ def _checked(value: Any, path: str, problems: list[str], rule: Rule) -> Any:
         problems.append(f"{path}: at least {plain_text(rule.at_least)}{was}")
     elif rule.at_most is not None and value > rule.at_most:
         problems.append(f"{path}: at most {plain_text(rule.at_most)}{was}")
+    elif rule.schemes and not _is_url(value, rule.schemes):
+        problems.append(f"{path}: a URL that begins with {' or '.join(f'{one}://' for one in rule.schemes)}{was}")
     return value
+
+
+def _is_url(text: str, schemes: Iterable[str]) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        return False
 
 
 def _text(raw: object) -> str:

@@ -44,6 +44,7 @@ class Everything:
     files: Mapping[str, int] = setting({}, help="")
     kind: Literal["new", "old"] = setting("new", help="")
     colour: str = setting("red", help="", one_of=("red", "green"))
+    address: str = setting("wss://a.example/ws", help="", schemes=("wss", "ws"))
     limit: int | None = setting(None, help="")
     password: str = setting("", help="", secret=True)
     inner: Inner = setting(Inner(), help="")
@@ -111,6 +112,13 @@ def test_what_yaml_says_becomes_a_value(text, expected):
         ("files: {a: b}", "x.files.a: expected a whole number, got 'b'"),
         ("kind: odd", "x.kind: one of new, old, was odd"),
         ("colour: blue", "x.colour: one of red, green, was blue"),
+        (
+            "address: https://me:pw@a.example",
+            "x.address: a URL that begins with wss:// or ws://, was https://me:***@a.example",
+        ),
+        ("address: a.example/ws", "x.address: a URL that begins with wss:// or ws://, was a.example/ws"),
+        ("address: 'wss:///ws'", "x.address: a URL that begins with wss:// or ws://, was wss:///ws"),
+        ("address: 'wss://a:b/ws'", "x.address: a URL that begins with wss:// or ws://, was wss://a:b/ws"),
         ("inner: {depth: 10}", "x.inner.depth: at most 9, was 10"),
         ("inner: 7", "x.inner: expected a mapping of settings, got 7"),
         ("[]", "x: expected a mapping of settings, got a list"),

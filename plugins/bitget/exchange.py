@@ -34,8 +34,8 @@ class BitgetSettings:
     """What an operator may set for Bitget."""
 
     market: str = setting("spot", help="which candles: of the spot market or of perpetuals", one_of=tuple(DIALECTS))
-    ws_url: str = setting("wss://ws.bitget.com/v2/ws/public", help="the public WebSocket")
-    rest_url: str = setting("https://api.bitget.com", help="the REST API, without a path")
+    ws_url: str = setting("wss://ws.bitget.com/v2/ws/public", help="the public WebSocket", schemes=("wss", "ws"))
+    rest_url: str = setting("https://api.bitget.com", help="the REST API, without a path", schemes=("https", "http"))
     symbols_per_connection: int = setting(
         50,
         help="symbols on one connection; Bitget recommends at most 50 and refuses above 1000",
