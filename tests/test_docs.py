@@ -18,6 +18,7 @@ from candled import config
 from candled.app import Daemon
 from candled.clock import SystemClock
 from candled.ingest.market import State
+from candled.model import REASONS
 from candled.plugins import discover
 from candled.rooms import messages, protocol
 from candled.serve.server import LARGEST_MESSAGE
@@ -171,6 +172,27 @@ def test_every_key_of_the_postgresql_store_is_on_the_page():
 def test_every_state_of_a_symbol_is_on_the_page_and_no_other():
     section = PROTOCOL.split("| state | meaning |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(get_args(State))
+
+
+TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+
+
+def listed(page: str, title: str) -> list[str]:
+    """The first column of the table below a heading."""
+    section = re.split(rf"^#+ {title}$", page, flags=re.MULTILINE)[1]
+    return re.findall(r"^\| `(\w+)` \|", re.split(r"^#", section, flags=re.MULTILINE)[0], re.MULTILINE)
+
+
+def test_every_state_and_reason_has_its_line_of_troubleshooting():
+    assert set(listed(TROUBLESHOOTING, "States of a symbol")) == set(get_args(State))
+    assert listed(TROUBLESHOOTING, "Why minutes are missing") == list(REASONS)
+
+
+@pytest.mark.parametrize("page", ["docs/http.md", "docs/tools.md", "candled/serve/static/words.js"])
+def test_the_reasons_of_gaps_are_the_same_everywhere(page):
+    text = (ROOT / page).read_text("utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) + re.findall(r"^  (\w+): \"", text, re.MULTILINE)
+    assert set(REASONS) <= set(named)
 
 
 # ---------------------------------------------------------------- links and names

@@ -3,17 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from candled.model import REASONS
+
 from .operations import Operation
 from .parameters import Parameter
 
 _TIME = {"type": "string", "format": "date-time", "examples": ["2024-10-24T10:00:00.000Z"]}
 _REASON = {
     "type": "string",
-    "enum": ["missing", "exchange_outage", "no_trades", "beyond_history"],
-    "description": (
-        "missing: not fetched yet; exchange_outage: the exchange does not have it, though it publishes quiet minutes "
-        "too; no_trades: nothing was traded; beyond_history: older than anything the exchange has"
-    ),
+    "enum": list(REASONS),
+    "description": "; ".join(f"{reason}: {why}" for reason, why in REASONS.items()),
 }
 
 

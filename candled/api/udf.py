@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, decimal_text, iso_ms
+from candled.model import MINUTE_MS, REASONS, Candle, Interval, MarketKey, decimal_text, iso_ms
 
 from . import gaps
 from .directory import Directory, joined, resolution
@@ -353,14 +353,12 @@ class Nothing(UdfHandler):
         raise Refusal(404, "not_found", "not_found")
 
 
-_MARKED = {
-    "missing": ("red", "G", "not fetched yet"),
-    "exchange_outage": ("yellow", "O", "the exchange does not have them"),
-}
+_MARKED = {"missing": ("red", "G"), "invalid": ("red", "I"), "exchange_outage": ("yellow", "O")}
 
 
 def _mark(gap: gaps.Gap, interval: Interval) -> dict[str, Any]:
-    color, label, why = _MARKED[gap.reason]
+    color, label = _MARKED[gap.reason]
+    why = REASONS[gap.reason]
     return {
         "id": f"{gap.reason}-{gap.start_ms // 1000}",
         "color": color,

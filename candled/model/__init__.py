@@ -1,6 +1,7 @@
 """Values: what a candle, a symbol, an interval and a market are. Needs nothing but `candled.errors`."""
 
 from .candle import MINUTE_MS, Candle, decimal_text, fold
+from .gaps import REASONS
 from .interval import DEFAULT_INTERVALS, MINUTE, Interval, sources
 from .market import Market, MarketKey, Symbol
 from .ranges import Range, RangeSet
@@ -10,6 +11,7 @@ __all__ = [
     "DEFAULT_INTERVALS",
     "MINUTE",
     "MINUTE_MS",
+    "REASONS",
     "Candle",
     "Interval",
     "Market",

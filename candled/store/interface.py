@@ -16,9 +16,7 @@ ALL_TIME = Range(0, 10**14)  # later than any candle, and within what every stor
 class Hole:
     """Minutes `[start_ms, end_ms)` that the exchange itself does not have, as far as it was asked.
 
-    `reason` is `exchange_outage` (asked and not there, though the exchange publishes quiet minutes too), `no_trades`
-    (asked and not there, on an exchange that publishes only minutes with trades) or `beyond_history` (older than
-    anything the exchange has).
+    `reason` is one of `candled.model.REASONS` but `missing`.
     `attempts` counts the answers without them; `retry_ms` is when to ask again (UTC epoch ms), None for never.
     """
 

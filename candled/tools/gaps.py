@@ -12,7 +12,7 @@ from typing import Any
 from candled.clock import SystemClock
 from candled.config import Config
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.model import MINUTE, MINUTE_MS, REASONS, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.holes import inside
 from candled.store.interface import Hole, Store
 from candled.tools import Commands
@@ -29,17 +29,12 @@ _PAGE_MS = 4 * _WEEK.ms
 _MARGIN_MS = 120_000
 
 _GAPS_HELP = """\
-Reads the store alone and asks nobody. Why a minute is missing:
-  feed              we missed it, and the exchange was not asked for it yet
-  pending           the exchange was asked and did not have it; the daemon asks again
-  exchange_outage   the exchange was asked several times and does not have it
-  no_trades         the same, on an exchange that publishes only minutes with trades
-  beyond_history    it is older than anything the exchange has
-"""
+Reads only the store and asks no exchange. Why a minute is missing:
+""" + "".join(f"  {reason:<16}  {why}\n" for reason, why in REASONS.items())
 _GAPS_STATUS = """\
 exit status:
   0  nothing is missing that the exchange was not asked for
-  1  some minutes are missing because of us (feed)
+  1  some minutes were not fetched yet (missing)
   2  a mistake in settings or arguments
 """
 _REPAIR_HELP = """\
@@ -145,7 +140,7 @@ def _pieces(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
                 gaps += [_known(hole, part) for part in _overlap(absent, piece)]
         for gap in gaps:
             absent.remove(gap.start_ms, gap.end_ms)
-        gaps += [Gap(start_ms=start_ms, end_ms=end_ms, reason="feed") for start_ms, end_ms in absent]
+        gaps += [Gap(start_ms=start_ms, end_ms=end_ms, reason="missing") for start_ms, end_ms in absent]
         yield from sorted(gaps, key=lambda gap: gap.start_ms)
 
 
@@ -155,9 +150,7 @@ def _overlap(absent: RangeSet, hole: Hole) -> RangeSet:
 
 
 def _known(hole: Hole, part: Range) -> Gap:
-    is_beyond = hole.reason == "beyond_history"
-    reason = hole.reason if hole.retry_ms is None or is_beyond else "pending"
-    return Gap(**part._asdict(), reason=reason, attempts=hole.attempts, retry_ms=hole.retry_ms)
+    return Gap(**part._asdict(), reason=hole.reason, attempts=hole.attempts, retry_ms=hole.retry_ms)
 
 
 def _fields(gap: Gap) -> dict[str, Any]:
@@ -183,7 +176,7 @@ def run_gaps(options: argparse.Namespace, config: Config, clock: Clock | None = 
             gaps = find_gaps(store, market, span)
             minutes: Counter[str] = Counter()
             listed = [gap for gap in _counted(gaps, minutes) if options.json or options.all or _is_listed(gap)]
-            is_ours = is_ours or minutes["feed"] > 0
+            is_ours = is_ours or minutes["missing"] > 0
             report = _report(market, span, minutes, listed)
             reports.append(report)
             if not options.json:

@@ -81,10 +81,9 @@ def test_every_missing_minute_is_told_with_its_reason_attempts_and_next_try(tmp_
     (report,) = json.loads(capsys.readouterr().out)["markets"]
     assert report["missing"] == {
         "beyond_history": 60,
-        "exchange_outage": 5,
-        "feed": 1,
+        "exchange_outage": 7,
+        "missing": 1,
         "no_trades": 5,
-        "pending": 2,
     }
     assert [
         (gap["from"], gap["minutes"], gap["reason"], gap["attempts"], gap["nextTry"]) for gap in report["gaps"]
@@ -92,8 +91,8 @@ def test_every_missing_minute_is_told_with_its_reason_attempts_and_next_try(tmp_
         (iso(ms(0)), 60, "beyond_history", 1, None),
         (iso(ms(100)), 5, "exchange_outage", 5, None),
         (iso(ms(105)), 5, "no_trades", 3, None),
-        (iso(ms(200)), 2, "pending", 2, iso(ms(400))),
-        (iso(ms(202)), 1, "feed", 0, None),
+        (iso(ms(200)), 2, "exchange_outage", 2, iso(ms(400))),
+        (iso(ms(202)), 1, "missing", 0, None),
     ]
 
 
@@ -103,7 +102,7 @@ def test_in_words_minutes_without_trades_are_only_counted_unless_asked_for(tmp_p
     one.store.save_holes(MARKET, [hole(100, 101, "no_trades", 3), hole(200, 210, attempts=1, retry_ms=ms(400))])
     assert one.gaps(now_ms=ms(302)) == 0
     text = capsys.readouterr().out
-    assert "no_trades 1 min, pending 10 min" in text
+    assert "exchange_outage 10 min, no_trades 1 min" in text
     assert f"{iso(ms(200))} to {iso(ms(210))}" in text
     assert f"asked once, again at {iso(ms(400))}" in text
     assert iso(ms(100)) not in text
@@ -115,7 +114,7 @@ def test_minutes_since_the_daemon_stopped_are_missing_because_of_us(tmp_path, ca
     one = shop(tmp_path)
     one.put((0, 100))
     assert one.gaps(now_ms=ms(162)) == 1
-    assert "feed 60 min" in capsys.readouterr().out
+    assert "missing 60 min" in capsys.readouterr().out
 
 
 def test_a_complete_market_has_no_gaps(tmp_path, capsys):
@@ -129,7 +128,7 @@ def test_a_market_of_which_nothing_is_stored_lacks_what_the_settings_want(tmp_pa
     one = shop(tmp_path)
     assert one.gaps("--json", now_ms=ms(62)) == 1
     (report,) = json.loads(capsys.readouterr().out)["markets"]
-    assert report["missing"] == {"feed": 60}
+    assert report["missing"] == {"missing": 60}
 
 
 def test_holes_that_were_filled_since_are_no_gaps(tmp_path, capsys):

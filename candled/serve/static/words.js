@@ -48,6 +48,7 @@ export const STATES = {
 /** Why minutes are not there. */
 export const REASONS = {
   no_trades: "nothing was traded",
+  invalid: "the exchange's row for it cannot be read",
   exchange_outage: "the exchange has no candles there",
   beyond_history: "older than the exchange's history",
   missing: "not fetched yet",

@@ -1,0 +1,12 @@
+"""Why minutes are missing: one list of reasons for stores, `/api/gaps`, `/udf/marks`, `candled gaps` and the page."""
+
+from collections.abc import Mapping
+
+# Each with a line that any reader understands. A store has holes of every reason but the first.
+REASONS: Mapping[str, str] = {
+    "missing": "not fetched yet",
+    "invalid": "the exchange's rows for them cannot be candles; it is asked again",
+    "exchange_outage": "the exchange does not have them",
+    "no_trades": "nothing was traded",
+    "beyond_history": "older than anything the exchange has",
+}
