@@ -114,7 +114,9 @@ class LimitSettings:
     udf_window: timedelta = setting(
         timedelta(minutes=15), help="the length of that window", at_least=timedelta(seconds=1)
     )
-    klines_requests: int = setting(1200, help="requests to Binance's paths in a window; 0 for no limit", at_least=0)
+    klines_requests: int = setting(
+        6000, help="requests to Binance's paths in a window; 0 for no limit; ccxt makes up to 3000 a minute", at_least=0
+    )
     klines_window: timedelta = setting(
         timedelta(minutes=1), help="the length of that window", at_least=timedelta(seconds=1)
     )

@@ -22,8 +22,14 @@ DEFAULT_BARS = 500
 _DIGITS = "^[0-9]{1,20}$"
 _ZONE = re.compile(r"([+-]?)(\d{1,2})(?::?([0-5]\d))?")
 _MINUTE_MS = 60_000
-_CODES = {"too_many_requests": -1003, "unavailable": -1001}
-_UNKNOWN = -1000
+_CODES = {
+    "too_many_requests": -1003,
+    "unavailable": -1001,
+    "internal": -1000,
+}
+_UNSUPPORTED = -1020  # clients take -1000 for a trouble that passes, and ask again
+_NOT_HERE = "This operation is not supported: here are klines, uiKlines, exchangeInfo, time and ping, for GET."
+_UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
 _DECIMALS = 8
 _LARGEST = "9000000000.00000000"
 
@@ -42,13 +48,39 @@ class KlinesHandler(Handler):
             self.set_header("X-MBX-USED-WEIGHT-1M", str(self.verdict.count))
 
     def refuse(self, refusal: Refusal) -> None:
-        code = int(refusal.code) if refusal.code.startswith("-") else _CODES.get(refusal.code, _UNKNOWN)
-        self.write_json({"code": code, "msg": str(refusal)})
+        code = int(refusal.code) if refusal.code.startswith("-") else _CODES.get(refusal.code, _UNSUPPORTED)
+        self.write_json({"code": code, "msg": _NOT_HERE if code == _UNSUPPORTED else str(refusal)})
 
     def refuse_too_many(self, refusal: Refusal) -> None:
         self.refuse(refusal)
 
     # ------------------------------------------------------------ parameters
+
+    def expect(self, *names: str) -> None:
+        """Refuse a query with other parameters than these.
+
+        Raises:
+            Refusal: there is one.
+        """
+        sent = self.request.query_arguments
+        read = len(sent.keys() & {*names, "timeUnit"})
+        if read < len(sent):
+            message = f"Not all sent parameters were read; read '{read}' parameter(s) but was sent '{len(sent)}'."
+            raise Refusal(400, "-1104", message)
+
+    def units_per_ms(self) -> int:
+        """Return how many units of an answer's times are a millisecond: 1, or 1000 where the client wants microseconds.
+
+        Raises:
+            Refusal: neither is asked for.
+        """
+        name = self.text("timeUnit")
+        if name is None:
+            name = self.request.headers.get("X-MBX-TIME-UNIT", "MILLISECOND")
+        units = _UNITS.get(name.upper())
+        if units is None:
+            raise Refusal(400, "-1130", "Data sent for parameter 'timeUnit' is not valid.")
+        return units
 
     def text(self, name: str) -> str | None:
         """A parameter as it was sent, None if it was not.
@@ -72,8 +104,8 @@ class KlinesHandler(Handler):
             raise Refusal(400, "-1102", message)
         return value
 
-    def whole(self, name: str, default: int) -> int:
-        """A whole number, at most a time later than any candle."""
+    def whole(self, name: str, default: int, most: int) -> int:
+        """A whole number; a larger one than `most` is `most`."""
         value = self.text(name)
         if value is None:
             return default
@@ -82,7 +114,14 @@ class KlinesHandler(Handler):
         if not re.fullmatch(_DIGITS, value, re.ASCII):
             message = f"Illegal characters found in parameter '{name}'; legal range is '{_DIGITS}'."
             raise Refusal(400, "-1100", message)
-        return min(int(value), EVER_MS)
+        return min(int(value), most)
+
+    def moment(self, name: str, default: int, *, up: bool) -> int:
+        """Return a time in UTC epoch ms; one later than any candle is in microseconds, rounded `up` or down to ms."""
+        at = self.whole(name, default, most=10**20)
+        if at > EVER_MS:
+            at = -(-at // 1000) if up else at // 1000
+        return min(at, EVER_MS)
 
     def market(self, name: str) -> MarketKey:
         """The market of a symbol."""
@@ -96,20 +135,22 @@ class Klines(KlinesHandler):
     """`/api/v3/klines` and `/api/v3/uiKlines`."""
 
     async def answer(self) -> None:
+        self.expect("symbol", "interval", "startTime", "endTime", "timeZone", "limit")
         market = self.market(self.needed("symbol"))
         interval = self.markets.intervals.get(self.needed("interval"))
         if interval is None:
             raise Refusal(400, "-1120", "Invalid interval.")
-        limit = self.whole("limit", DEFAULT_BARS)
+        limit = self.whole("limit", DEFAULT_BARS, MOST_BARS)
         if limit == 0:
             raise Refusal(400, "-1130", "Data sent for parameter 'limit' is not valid.")
         self._check_zone(interval)
+        units = self.units_per_ms()
         page = await self.source.pages.page(
             market,
             interval,
-            start_ms=self.whole("startTime", 0),
-            end_ms=self.whole("endTime", EVER_MS) + 1,
-            limit=min(limit, MOST_BARS),
+            start_ms=self.moment("startTime", 0, up=True),
+            end_ms=self.moment("endTime", EVER_MS, up=False) + 1,
+            limit=limit,
             newest_first=self.text("startTime") is None,
         )
         self.cache(page.settled)
@@ -118,7 +159,7 @@ class Klines(KlinesHandler):
             self.set_header("X-Candled-Last-Final", "true" if last.final else "false")
             if not last.final:
                 self.set_header("Age", str(max(0, self.source.clock.now_ms() - last.as_of_ms) // 1000))
-        self.write_json(f"[{','.join(row_text(bar, interval) for bar in page.bars)}]")
+        self.write_json(f"[{','.join(row_text(bar, interval, units) for bar in page.bars)}]")
 
     def _check_zone(self, interval: Interval) -> None:
         """Bars begin by UTC; another zone is right only where its bars begin at the same times."""
@@ -141,7 +182,7 @@ class ExchangeInfo(KlinesHandler):
         self.write_json(
             {
                 "timezone": "UTC",
-                "serverTime": self.source.clock.now_ms(),
+                "serverTime": self.source.clock.now_ms() * self.units_per_ms(),
                 "rateLimits": [_limit(self.limit)] if self.limit.requests else [],
                 "exchangeFilters": [],
                 "symbols": [self._symbol(name) for name in names],
@@ -149,6 +190,7 @@ class ExchangeInfo(KlinesHandler):
         )
 
     def _wanted(self) -> Sequence[str]:
+        self.expect("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus")
         one, several = self.text("symbol"), self.text("symbols")
         if one is not None:
             self.market(one)
@@ -199,13 +241,15 @@ class Time(KlinesHandler):
     """`/api/v3/time`."""
 
     async def answer(self) -> None:
-        self.write_json({"serverTime": self.source.clock.now_ms()})
+        self.expect()
+        self.write_json({"serverTime": self.source.clock.now_ms() * self.units_per_ms()})
 
 
 class Ping(KlinesHandler):
     """`/api/v3/ping`."""
 
     async def answer(self) -> None:
+        self.expect()
         self.write_json({})
 
 
@@ -213,14 +257,15 @@ class Nothing(KlinesHandler):
     """Any other path of the facade."""
 
     async def answer(self) -> None:
-        raise Refusal(404, "not_found", "Nothing is here but klines, uiKlines, exchangeInfo, time and ping.")
+        raise Refusal(404, "not_found", _NOT_HERE)
 
 
-def row_text(bar: Candle, interval: Interval) -> str:
+def row_text(bar: Candle, interval: Interval, units_per_ms: int = 1) -> str:
     """A kline as REST has it. What no candle says is 0: trades, what takers bought, a quote volume nobody sent."""
+    start, end = bar.open_ms * units_per_ms, (bar.open_ms + interval.ms) * units_per_ms - 1
     quote = "0" if bar.quote_volume is None else decimal_text(bar.quote_volume)
     prices = ",".join(f'"{decimal_text(number)}"' for number in bar.values[:5] if number is not None)
-    return f'[{bar.open_ms},{prices},{bar.open_ms + interval.ms - 1},"{quote}",0,"0","0","0"]'
+    return f'[{start},{prices},{end},"{quote}",0,"0","0","0"]'
 
 
 def _limit(limit: RateLimit) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Parameter:
 
 
 def read_query(parameters: Sequence[Parameter], query: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
-    """The values of all `parameters`; what the query has beside them is ignored.
+    """Return the values of all `parameters`; what the query has beside them is ignored.
 
     Raises:
         Refusal: one is missing, there twice, no text, or not what was expected; the first of them is named.
@@ -57,6 +57,19 @@ def read_query(parameters: Sequence[Parameter], query: Mapping[str, Sequence[byt
             problem = f"{name}: expected {_expected(parameter)}, got {shown(text)}"
             raise Refusal(400, "invalid_parameter", problem) from None
     return values
+
+
+def refuse_unknown(parameters: Sequence[Parameter], query: Mapping[str, Sequence[bytes]]) -> None:
+    """Refuse a query with another parameter than these: a misspelled one would change the answer unnoticed.
+
+    Raises:
+        Refusal: there is one; the first is named.
+    """
+    names = [parameter.name for parameter in parameters]
+    for name in query:
+        if name not in names:
+            known = f"expected {', '.join(names)}" if names else "this path has no parameters"
+            raise Refusal(400, "unknown_parameter", f"{shown(name)[1:-1]}: unknown parameter, {known}")
 
 
 def _expected(parameter: Parameter) -> str:

@@ -19,7 +19,7 @@ from .handler import Handler
 from .openapi import document
 from .operations import Operation
 from .pages import EVER_MS, Page, Pages
-from .parameters import read_query
+from .parameters import read_query, refuse_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +52,12 @@ class RestHandler(Handler):
         self.source = source
 
     def query(self) -> dict[str, Any]:
-        """The values of the query's parameters.
+        """Return the values of the query's parameters.
 
         Raises:
-            Refusal: one is not what was expected.
+            Refusal: one is not what was expected, or there is another one.
         """
+        refuse_unknown(self.operation.parameters, self.request.query_arguments)
         return read_query(self.operation.parameters, self.request.query_arguments)
 
     def market(self, values: Mapping[str, Any]) -> MarketKey:
@@ -126,8 +127,6 @@ class Candles(RestHandler):
         form = make_format(values["format"], market, values["interval"])
         self.set_header("Content-Type", CONTENT_TYPES[values["format"]])
         self.set_header("Cache-Control", "no-store")
-        if self.request.method == "HEAD":
-            return
         pages = self.source.pages.walk(
             market,
             values["interval"],
@@ -137,7 +136,8 @@ class Candles(RestHandler):
         waiting = form.begin()
         try:
             async for page in pages:  # the first one is read before anything is sent, so that it can still be refused
-                if not await self.send(waiting + form.page(page.bars)):
+                is_taken = await self.send(waiting + form.page(page.bars))
+                if not is_taken or self.request.method == "HEAD":  # a HEAD is over with its headers
                     return
                 waiting = b""
         except CandledError:
@@ -178,6 +178,7 @@ class Intervals(RestHandler):
     """`/api/intervals`."""
 
     async def answer(self) -> None:
+        self.query()
         self.cache(False)
         self.write_json(
             {"intervals": [{"interval": name, "ms": one.ms} for name, one in self.source.directory.intervals.items()]}
@@ -188,6 +189,7 @@ class Exchanges(RestHandler):
     """`/api/exchanges`."""
 
     async def answer(self) -> None:
+        self.query()
         directory = self.source.directory
         counts = {name: sum(key.exchange == name for key in directory.markets) for name in directory.exchanges}
         self.cache(False)
@@ -281,6 +283,7 @@ class Description(Handler):
         self.all_operations = all_operations
 
     async def answer(self) -> None:
+        refuse_unknown((), self.request.query_arguments)
         self.cache(False)
         self.write_json(document(self.all_operations, __version__))
 

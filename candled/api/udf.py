@@ -145,7 +145,7 @@ class Symbols(UdfHandler):
             "has_intraday": any(one.ms < gaps.DAY_MS for one in directory.intervals.values()),
             "has_daily": _DAY in directory.intervals,
             "has_weekly_and_monthly": "1W" in directory.intervals,
-            "intraday_multipliers": [name for name in _resolutions(directory) if name.isdigit()],
+            "intraday_multipliers": _intraday(directory),
             "supported_resolutions": _resolutions(directory),
             "volume_precision": volume_decimals,
             "data_status": "streaming",
@@ -181,9 +181,10 @@ class SymbolInfo(UdfHandler):
                 "has-intraday": any(one.ms < gaps.DAY_MS for one in directory.intervals.values()),
                 "has-daily": _DAY in directory.intervals,
                 "has-weekly-and-monthly": "1W" in directory.intervals,
+                "intraday-multipliers": [_intraday(directory)] * len(markets),
                 "supported-resolutions": [_resolutions(directory)] * len(markets),
                 "ticker": [directory.ticker(key) for key in markets],
-                "volume_precision": [volume for _, volume in decimals],
+                "volume-precision": [volume for _, volume in decimals],
             }
         )
 
@@ -246,7 +247,8 @@ class History(UdfHandler):
             self.set_header("X-Candled-Last-Final", "true" if page.bars[-1].final else "false")
             self.write_json(_columns(page.bars))
             return
-        older = None if count else await pages.page(market, interval, end_ms=values["from"], limit=1)
+        empty_ms = min(values["from"], values["to"])
+        older = None if count else await pages.page(market, interval, end_ms=empty_ms, limit=1)
         if older is None or not older.bars:
             self.write_json({"s": "no_data"})
             return
@@ -383,6 +385,10 @@ def _columns(bars: Sequence[Candle]) -> str:
 
 def _resolutions(directory: Directory) -> list[str]:
     return [resolution(interval) for interval in directory.intervals.values()]
+
+
+def _intraday(directory: Directory) -> list[str]:
+    return [name for name in _resolutions(directory) if name.isdigit()]
 
 
 def _places(number: Any) -> int:

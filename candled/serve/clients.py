@@ -1,4 +1,4 @@
-"""The JavaScript clients below `/clients/`: the very files of the repository's `clients/js`, installed beside."""
+"""The JavaScript clients below `/clients/`: the files of the repository's `clients/js`, with their TypeScript types."""
 
 import importlib.resources
 from typing import Any
@@ -13,8 +13,13 @@ class ClientsHandler(StaticHandler):
         super().set_extra_headers(path)
         self.set_header("Access-Control-Allow-Origin", "*")
 
+    def get_content_type(self) -> str:
+        """Return TypeScript's own type for declarations, which systems take for a video (`.ts`)."""
+        is_types = self.absolute_path is not None and self.absolute_path.endswith(".ts")
+        return "application/typescript; charset=utf-8" if is_types else super().get_content_type()
+
 
 def make_route() -> tuple[str, type[Any], dict[str, Any]]:
     """The route of the JavaScript clients."""
     folder = importlib.resources.files("candled_clients") / "js"
-    return r"/clients/([\w-]+\.js)", ClientsHandler, {"path": str(folder)}
+    return r"/clients/([\w-]+(?:\.js|\.d\.ts))", ClientsHandler, {"path": str(folder)}

@@ -103,7 +103,7 @@ class EventsHandler(Visitor):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), _ALIVE_S)
             if not self._over.is_set() and self._link.parked_at is None:
-                self._write(":\n\n")
+                self._write(":\n")  # no blank line: some clients take one for the end of an empty event
 
     def on_connection_close(self) -> None:
         self._over.set()
@@ -142,7 +142,7 @@ class EventsHandler(Visitor):
         self.set_header("Cache-Control", "no-store, no-transform")
         self.set_header("X-Accel-Buffering", "no")  # nginx would keep events back
         self._allow_origin()
-        self._write(f"retry: {_RETRY_MS}\n\n")
+        self._write(f"retry: {_RETRY_MS}\n")  # a line of the first event, for the same reason
 
     def _write(self, text: str) -> None:
         self.write(text)

@@ -110,6 +110,11 @@ MISSING = "Mandatory parameter '{}' was not sent, was empty/null, or malformed."
             "symbol=BTCUSDT&interval=1d&timeZone=8", -1130,
             "Data sent for parameter 'timeZone' is not valid: days and weeks begin by UTC here.",
         ),
+        ("symbol=BTCUSDT&interval=1m&timeUnit=SECOND", -1130, INVALID.format("timeUnit")),
+        (
+            "symbol=BTCUSDT&interval=1m&limt=2&x=%ff", -1104,
+            "Not all sent parameters were read; read '2' parameter(s) but was sent '4'.",
+        ),
     ],
 )  # fmt: skip
 async def test_mistakes_have_binances_bodies(tmp_path, query, code, message):
@@ -129,6 +134,49 @@ async def test_another_zone_is_refused_only_where_bars_would_begin_at_other_time
     assert answer.code == (200 if accepted else 400)
 
 
+@pytest.mark.parametrize("path", ["klines", "uiKlines", "exchangeInfo", "time", "ping"])
+async def test_no_path_ignores_a_parameter_that_it_does_not_know(tmp_path, path):
+    known = "symbol=BTCUSDT&interval=1m&" if "lines" in path else ""
+    async with stage(tmp_path, klines=ON) as one:
+        assert (await one.ask(f"/api/v3/{path}?{known}")).code == 200
+        answer = await one.ask(f"/api/v3/{path}?{known}strartTime=5")
+    assert (answer.code, json.loads(answer.body)["code"]) == (400, -1104)
+
+
+def by_query(path: str, unit: str) -> tuple[str, dict[str, str]]:
+    return f"{path}{'&' if '?' in path else '?'}timeUnit={unit}", {}
+
+
+def by_header(path: str, unit: str) -> tuple[str, dict[str, str]]:
+    return path, {"X-MBX-TIME-UNIT": unit}
+
+
+@pytest.mark.parametrize("wanted", [by_query, by_header])
+@pytest.mark.parametrize(("unit", "times"), [("MICROSECOND", 1000), ("microsecond", 1000), ("MILLISECOND", 1)])
+async def test_times_are_in_the_unit_that_is_asked_for(tmp_path, wanted, unit, times):
+    async with stage(tmp_path, klines=ON) as one:
+
+        async def ask(path: str):
+            path, headers = wanted(path, unit)
+            return json.loads((await one.ask(path, headers=headers)).body)
+
+        (row,) = await ask(f"{KLINES}&limit=1&startTime={MONDAY_MS}")
+        assert (row[0], row[6]) == (MONDAY_MS * times, (MONDAY_MS + MINUTE_MS) * times - 1)
+        assert await ask("/api/v3/time") == {"serverTime": one.clock.now_ms() * times}
+        assert (await ask("/api/v3/exchangeInfo"))["serverTime"] == one.clock.now_ms() * times
+
+
+async def test_asked_times_are_microseconds_where_they_are_too_late_for_milliseconds(tmp_path):
+    async with stage(tmp_path, klines=ON) as one:
+
+        async def rows(query: str) -> list[int]:
+            return numbers(await one.get(f"{KLINES}&{query}"))
+
+        at = [(MONDAY_MS + number * MINUTE_MS) * 1000 for number in range(60)]
+        assert await rows(f"startTime={at[10]}&endTime={at[12]}") == [10, 11, 12]
+        assert await rows(f"startTime={at[10] + 1}&endTime={at[12] - 1}") == [11]
+
+
 async def test_trouble_has_binances_bodies_too(tmp_path, monkeypatch):
     limits = LimitSettings(klines_requests=4)
     async with stage(tmp_path, klines=ON, limits=limits) as one:
@@ -143,7 +191,7 @@ async def test_trouble_has_binances_bodies_too(tmp_path, monkeypatch):
         api = await one.ask("/api/intervals")
     answers = [first, nowhere, posted, stopped, refused]
     assert [answer.code for answer in answers] == [200, 404, 405, 503, 429]
-    assert [json.loads(answer.body).get("code") for answer in answers] == [None, -1000, -1000, -1001, -1003]
+    assert [json.loads(answer.body).get("code") for answer in answers] == [None, -1020, -1020, -1001, -1003]
     assert (first.headers["X-MBX-USED-WEIGHT-1M"], refused.headers["Retry-After"]) == ("1", "60")
     assert api.headers["X-RateLimit-Remaining"] == "99"  # a limit of its own
 
@@ -162,7 +210,7 @@ async def test_exchange_info_lists_the_symbols_of_one_exchange_with_their_steps(
         ]
     assert (info["timezone"], info["serverTime"]) == ("UTC", one.clock.now_ms())
     assert info["rateLimits"] == [
-        {"rateLimitType": "REQUEST_WEIGHT", "interval": "SECOND", "intervalNum": 60, "limit": 1200}
+        {"rateLimitType": "REQUEST_WEIGHT", "interval": "SECOND", "intervalNum": 60, "limit": 6000}
     ]
     assert [(symbol["symbol"], symbol["baseAsset"], symbol["status"]) for symbol in info["symbols"]] == [
         ("BTCUSDT", "BTC", "TRADING"), ("ETHUSDT", "ETH", "TRADING"),

@@ -19,6 +19,7 @@ from candled.model import MINUTE_MS, Candle, Market, iso_ms, parse_iso_ms
 from candled.store import sqlite, sqlite_statements
 from candled.store.interface import Hole
 from candled.tools.files import read_candles
+from tests.api.raw import ask_all
 from tests.api.stage import BTC, ETH, FUTURE, stage
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
@@ -100,6 +101,7 @@ async def test_an_exchange_can_be_named_and_the_first_one_is_meant_without(tmp_p
 A_TIME = "an ISO 8601 time such as 2024-10-24T10:00:00Z, or UTC epoch milliseconds"
 INTERVALS = "one of 1m, 5m, 15m, 1h, 4h, 1D, 1W"
 A_LIMIT = "a whole number from 1 to 1000"
+PARAMETERS = "symbol, exchange, interval, limit, from, to, format"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,9 @@ A_LIMIT = "a whole number from 1 to 1000"
         ),
         ("format=xml", 400, "invalid_parameter", "format: expected one of json, csv, ndjson, arrow, got 'xml'"),
         ("limit=%ff", 400, "invalid_parameter", "limit: expected UTF-8 text, got other bytes"),
+        ("limt=5", 400, "unknown_parameter", f"limt: unknown parameter, expected {PARAMETERS}"),
+        ("Limit=5", 400, "unknown_parameter", f"Limit: unknown parameter, expected {PARAMETERS}"),
+        (f"{'x' * 90}=5", 400, "unknown_parameter", f"{'x' * 64}…: unknown parameter, expected {PARAMETERS}"),
     ],
 )
 async def test_a_mistake_is_told_with_what_was_expected_and_what_came(tmp_path, query, status, code, message):
@@ -183,8 +188,44 @@ async def test_a_head_is_the_answer_without_its_body(tmp_path):
         assert (head.code, head.body) == (200, b"")
         for name in ("Content-Length", "Etag", "Content-Type", "Cache-Control"):
             assert head.headers[name] == whole.headers[name]
-        bulk = await one.ask(f"{CANDLES}&format=csv", "HEAD")
-        assert (bulk.code, bulk.body, bulk.headers["Content-Type"]) == (200, b"", "text/csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
+async def test_a_head_of_a_streamed_answer_says_nothing_of_its_length_or_version(tmp_path, monkeypatch, kind):
+    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(2500)]}) as one:
+        path = f"{CANDLES}&format={kind}"
+        whole, head = await one.ask(path), await one.ask(path, "HEAD")
+        assert (head.code, head.body) == (200, b"")
+        assert not {"Content-Length", "Etag", "Transfer-Encoding"} & set(head.headers)
+        assert {name for name in whole.headers if name not in head.headers} == {"Transfer-Encoding"}
+        assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+        # the connection goes on with the next request
+        heads = await ask_all(one.port, [(path, {}), (path, {}), (CANDLES, {})], "HEAD")
+        assert [answer.status for answer in heads] == [200] * 3
+
+        def away(*_):
+            raise StoreUnavailable("gone")
+
+        monkeypatch.setattr(one.store, "complete_from", away)
+        assert [(await one.ask(path, method)).code for method in ("GET", "HEAD")] == [503, 503]
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [("symbols", "expected exchange"), ("intervals", "this path has no parameters"),
+     ("exchanges", "this path has no parameters"), ("openapi.json", "this path has no parameters"),
+     ("coverage?symbol=BTC/USDT", "expected symbol, exchange, from, to"),
+     ("gaps", "expected symbol, exchange, from, to, limit")],
+)  # fmt: skip
+async def test_no_path_ignores_a_parameter_that_it_does_not_know(tmp_path, path, known):
+    async with stage(tmp_path) as one:
+        assert (await one.ask(f"/api/{path}")).code == 200
+        answer = await one.ask(f"/api/{path}{'&' if '?' in path else '?'}symbl=BTC/USDT")
+    assert answer.code == 400
+    assert json.loads(answer.body)["error"] == {
+        "code": "unknown_parameter",
+        "message": f"symbl: unknown parameter, {known}",
+    }
 
 
 async def test_an_answer_that_did_not_change_is_304_and_only_a_settled_one_may_be_kept(tmp_path):

@@ -143,6 +143,8 @@ async def test_no_data_means_that_nothing_older_exists_and_else_names_what_is_ne
         before = await adapter.bars(TICKER, "1", MONDAY_S - 600, MONDAY_S, None)
         counted = await adapter.bars(TICKER, "1", MONDAY_S + 20 * 60, MONDAY_S + 30 * 60, 5)
         counted_before = await adapter.bars(TICKER, "1", -600, MONDAY_S, 5)
+        turned = await adapter.bars(TICKER, "1", MONDAY_S + 55 * 60, MONDAY_S + 5 * 60, None)
+    assert turned == ([], {"noData": True, "nextTime": MONDAY_S + 4 * 60})  # `from` after `to`
     assert in_gap == ([], {"noData": True, "nextTime": MONDAY_S + 9 * 60})
     assert before == ([], {"noData": True, "nextTime": None})
     assert [bar["time"] for bar in counted[0]] == [MONDAY_MS + number * MINUTE_MS for number in range(5, 10)]
@@ -267,8 +269,9 @@ async def test_symbol_info_is_columns_of_one_exchange(tmp_path):
     assert set(info) == {
         "symbol", "description", "exchange-listed", "exchange-traded", "minmovement", "pricescale", "type", "timezone",
         "session-regular", "has-intraday", "has-daily", "has-weekly-and-monthly", "supported-resolutions", "ticker",
-        "volume_precision",
+        "volume-precision", "intraday-multipliers",
     }  # fmt: skip
+    assert (info["volume-precision"], info["intraday-multipliers"]) == ([8, 8], [["1", "5", "15", "60", "240"]] * 2)
     assert wrong["s"] == "error"
 
 

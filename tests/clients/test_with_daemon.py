@@ -164,11 +164,13 @@ async def test_a_killed_daemon_is_survived_by_both_without_a_hole(daemon: Daemon
 
 
 def test_the_daemon_serves_the_files_of_the_repository(daemon: Daemon) -> None:
-    for source in (ROOT / "clients" / "js").glob("*.js"):
+    sources = [path for path in (ROOT / "clients" / "js").iterdir() if path.suffix in (".js", ".ts")]
+    assert {"candled.js", "candled.d.ts"} <= {path.name for path in sources}
+    for source in sources:
         with urllib.request.urlopen(f"{daemon.url}/clients/{source.name}") as answer:
             assert answer.read() == source.read_bytes()
             assert answer.headers["Access-Control-Allow-Origin"] == "*"
-            assert "javascript" in answer.headers["Content-Type"]
+            assert ("javascript" if source.suffix == ".js" else "typescript") in answer.headers["Content-Type"]
 
 
 # ---------------------------------------------------------------- the examples of the README

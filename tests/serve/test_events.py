@@ -224,8 +224,27 @@ async def test_a_silent_room_keeps_the_connection_alive_with_comments(tmp_path, 
     monkeypatch.setattr(events, "_ALIVE_S", 0.1)
     async with site(tmp_path) as one, source(one) as chart:
         await chart.event()
-        blocks = [await asyncio.wait_for(chart._block(), 2) for _ in range(3)]
-        assert blocks == [":"] * 3
+        await asyncio.sleep(0.35)
+        one.push(minute(60))
+        block = await asyncio.wait_for(chart._block(), 2)
+        comments, _, event = block.partition("id:")
+        assert comments.count(":\n") >= 2
+        assert comments.strip(":\n") == ""
+        assert '"type":"update"' in event
+
+
+async def test_no_event_is_empty_neither_the_first_nor_between_others(tmp_path, monkeypatch):
+    """A blank line ends an event, for some clients also where no data came before it."""
+    monkeypatch.setattr(events, "_ALIVE_S", 0.05)
+    async with site(tmp_path) as one, source(one) as chart:
+        blocks = []
+        for volume in "123":
+            blocks.append(await asyncio.wait_for(chart._block(), 3))
+            await asyncio.sleep(0.2)
+            one.push(minute(60, volume=volume))
+    names = [[line.partition(":")[0] for line in block.split("\n")] for block in blocks]
+    assert [block.count("data") for block in names] == [1, 1, 1]
+    assert [block.count("retry") for block in names] == [1, 0, 0]
 
 
 async def test_a_client_that_stops_reading_costs_bounded_memory_and_is_cut_off(tmp_path):
