@@ -131,6 +131,7 @@ class LiveBars:
                 self._tell_settled(key)
 
     def _take_state(self, key: MarketKey, market: MarketBars, message: StateChanged) -> None:
+        market.reason = message.reason
         if (message.state, message.since_ms) == market.state:
             return
         market.state = message.state, message.since_ms
@@ -262,6 +263,7 @@ class LiveBars:
                 "state": state,
                 "since": iso_ms(since_ms),
                 "position": position and {"epoch": position.epoch, "seq": position.seq},
+                "trouble": market.reason or None,
             }
         return exchanges
 

@@ -27,6 +27,7 @@ class MarketBars:
         self.track = Track()
         self.shown: Position | None = None  # while it `is_behind`: the last message before what is being read
         self.state = ("warming", 0)
+        self.reason = ""  # why it is in that state, in words, as far as the bus knows
         self.seeded = False
         self.reading = False
         self.catching_up = False

@@ -14,6 +14,7 @@ from .interface import Facts, Healed, Message, MinuteChanged, Position, StateCha
 
 STATES = ("live", "quiet", "stale", "warming", "recovering")
 _MOST_DIGITS = 100  # of a number from outside: 1e999999999 is short to write and long to print
+_LONGEST_REASON = 300
 _YEAR_10000_MS = 253_402_300_800_000
 _quoted = msgspec.json.encode
 
@@ -107,7 +108,7 @@ def message_text(message: Message, position: Position) -> bytes:
             f',"completeFrom":{since}{_facts_text(message.facts)}'
         )
     elif isinstance(message, StateChanged):
-        body = f'"type":"state","state":"{message.state}","since":"{iso_ms(message.since_ms)}"'
+        body = f'"type":"state",{_state_text(message.state, message.since_ms, message.reason)}'
     else:
         raise TypeError(f"{message} is not for other processes")
     market = message.market
@@ -131,13 +132,14 @@ class Newest:
     complete_from_ms: int | None = None
     state: str | None = None
     since_ms: int = 0
+    reason: str = ""
 
 
 def newest_text(newest: Newest) -> bytes:
     """The value of a market's key."""
     position = newest.position
     since = "" if newest.complete_from_ms is None else f',"completeFrom":"{iso_ms(newest.complete_from_ms)}"'
-    state = "" if newest.state is None else f',"state":"{newest.state}","since":"{iso_ms(newest.since_ms)}"'
+    state = "" if newest.state is None else f",{_state_text(newest.state, newest.since_ms, newest.reason)}"
     candles = ",".join(f"{{{_candle_text(candle)}}}" for candle in newest.candles)
     place = f'"epoch":{_text(position.epoch)},"seq":{position.seq}'
     return f'{{{place}{_facts_text(newest.facts)}{since}{state},"candles":[{candles}]}}'.encode()
@@ -151,6 +153,11 @@ def _candle_text(candle: Candle) -> str:
         f',"volume":{decimal_text(candle.volume)}{quote},"final":{"true" if candle.final else "false"}'
         f',"asOf":"{iso_ms(candle.as_of_ms)}","rev":{candle.rev},"src":{_text(candle.src)}'
     )
+
+
+def _state_text(state: str, since_ms: int, reason: str) -> str:
+    why = f',"reason":{_text(reason)}' if reason else ""
+    return f'"state":"{state}","since":"{iso_ms(since_ms)}"{why}'
 
 
 def _facts_text(facts: Facts) -> str:
@@ -203,12 +210,14 @@ class _Healed(_Facts, kw_only=True):
 class _State(_Facts, kw_only=True):
     state: str
     since: Time
+    reason: str = ""
 
 
 class _Newest(_Facts, kw_only=True):
     candles: list[_Candle] = []
     state: str | None = None
     since: Time = 0
+    reason: str = ""
 
 
 class _Heartbeat(msgspec.Struct):
@@ -250,7 +259,7 @@ def read_message(market: MarketKey, data: bytes) -> tuple[Message, Position | No
             return _heard(Healed(market, _ms(healed.from_), _ms(healed.until), since_ms, _facts(healed)), healed)
         if kind == "state":
             state = _state.decode(data)
-            return _heard(StateChanged(market, _known(state.state), _ms(state.since)), state)
+            return _heard(StateChanged(market, _known(state.state), _ms(state.since), _reason(state.reason)), state)
     except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
         raise BadMessage(str(error)) from error
     raise BadMessage(f"unknown type {kind[:64]!r}")
@@ -271,6 +280,7 @@ def read_newest(data: bytes) -> Newest:
             complete_from_ms=None if read.complete_from is None else _ms(read.complete_from),
             state=None if read.state is None else _known(read.state),
             since_ms=_ms(read.since),
+            reason=_reason(read.reason),
         )
     except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
         raise BadMessage(str(error)) from error
@@ -343,6 +353,11 @@ def _known(state: str) -> str:
     if state not in STATES:
         raise BadMessage(f"unknown state {state[:64]!r}")
     return state
+
+
+def _reason(text: str) -> str:
+    """Return a text for people, without the signs that would forge a line of the log."""
+    return "".join(character if character.isprintable() else " " for character in text[:_LONGEST_REASON])
 
 
 def shown(data: Any) -> str:

@@ -63,11 +63,15 @@ class Healed:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """How a market is doing: `live`, `quiet`, `stale`, `warming` or `recovering`, since when (UTC epoch ms)."""
+    """How a market is doing: `live`, `quiet`, `stale`, `warming` or `recovering`, since when (UTC epoch ms).
+
+    `reason` says in words why it is not well; empty where that is not known, or there is nothing to say.
+    """
 
     market: MarketKey
     state: str
     since_ms: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

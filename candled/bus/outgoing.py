@@ -87,6 +87,7 @@ class Outgoing:
             complete_from_ms=self._complete_from_ms,
             state=None if state is None else state.state,
             since_ms=0 if state is None else state.since_ms,
+            reason="" if state is None else state.reason,
         )
 
 

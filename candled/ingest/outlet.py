@@ -145,7 +145,8 @@ class Outlet:
         if state != told.state:
             told.state, told.state_since_ms = state, now_ms
         told.state_told_ms = now_ms
-        self._note(told, self._bus.publish(StateChanged(market.key, state, told.state_since_ms)))
+        reason = "" if state in ("live", "quiet") else market.refused or market.trouble or ""
+        self._note(told, self._bus.publish(StateChanged(market.key, state, told.state_since_ms, reason)))
 
     def state_since_ms(self, market: MarketIngest) -> int:
         """Since when the market is in the state that was told last."""

@@ -1,5 +1,5 @@
 from candled.aggregate.live_bars import LiveBars
-from candled.bus import MinuteChanged
+from candled.bus import MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Symbol
 from tests.clocks import ManualClock
@@ -76,3 +76,11 @@ async def test_bars_between_what_is_kept_and_what_is_there_are_not_shown_as_all(
         assert started.bars.ready(BTC, FIVE, count) == (count <= 120)
         assert await started.ask(FIVE, count) == started.newest(FIVE, count)
         await started.run(31)
+
+
+async def test_why_a_market_is_not_well_is_among_the_facts_of_its_feed_until_it_is_well():
+    started = await market()
+    for state, reason, trouble in (("stale", "no heartbeat", "no heartbeat"), ("live", "", None)):
+        started.bus.publish(StateChanged(BTC, state, MONDAY_MS, reason))
+        facts = started.bars.describe_feeds()["replay"]["symbols"]["BTC/USDT"]
+        assert (facts["state"], facts["trouble"]) == (state, trouble)

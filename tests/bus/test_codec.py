@@ -52,7 +52,7 @@ def candles(draw) -> Candle:
 MESSAGES = st.one_of(
     st.builds(MinuteChanged, st.just(BTC), candles(), FACTS),
     st.builds(Healed, st.just(BTC), TIMES, TIMES, st.none() | TIMES, FACTS),
-    st.builds(StateChanged, st.just(BTC), st.sampled_from(STATES), TIMES),
+    st.builds(StateChanged, st.just(BTC), st.sampled_from(STATES), TIMES, st.text('ab "é', max_size=9)),
 )
 POSITIONS = st.builds(Position, st.builds(epoch_of, st.integers(0, 9), st.integers(1, 2**53)), st.integers(1, 10**12))
 
@@ -163,6 +163,13 @@ def test_a_heartbeat_tells_the_last_number_of_each_channel():
     text = heartbeat_text(2, "2.17", {"candles:BTC/USDT:1m": 9})
     assert json.loads(text) == {"type": "heartbeat", "shard": 2, "epoch": "2.17", "seqs": {"candles:BTC/USDT:1m": 9}}
     assert read_heartbeat(text) == (2, "2.17", {"candles:BTC/USDT:1m": 9})
+
+
+def test_a_reason_is_one_line_of_bounded_length():
+    text = message_text(StateChanged(BTC, "stale", 0, "a\n\x1b[31m" + "b" * 10_000), AT)
+    message, _ = read_message(BTC, text)
+    assert message.reason.startswith("a  [31mbbb")
+    assert len(message.reason) == 300
 
 
 def test_what_a_bus_says_to_its_own_listeners_is_not_published():
