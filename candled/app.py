@@ -23,7 +23,7 @@ from candled.config import Config, doubts
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.ingest_side import IngestSide
-from candled.model import MINUTE, Market, MarketKey
+from candled.model import MINUTE, MarketKey
 from candled.plugins import Plugins
 from candled.rooms.hub import Hub, Link
 from candled.rooms.protocol import Protocol
@@ -123,7 +123,8 @@ class Daemon:
             pages=pages,
             stored=self._history,
             clock=clock,
-            describe=self._describe,
+            decimals=self._bars.decimals,
+            seen_decimals=self._bars.seen_decimals,
         )
 
         def make_client(link: Link) -> Client:
@@ -293,10 +294,6 @@ class Daemon:
     def _serves(self) -> bool:
         return "serve" in self._config.roles
 
-    def _describe(self, market: MarketKey) -> Market | None:
-        """What an exchange says of one of its markets, once it was asked."""
-        return None if self._ingest is None else self._ingest.market(market)
-
     def _make_ingest(self) -> IngestSide:
         return IngestSide(
             self._config,
@@ -323,9 +320,7 @@ class Daemon:
                 {
                     "exchange": one.name,
                     "symbol": str(symbol),
-                    "priceDecimals": market.price_decimals
-                    if (market := self._describe(MarketKey(one.name, symbol)))
-                    else None,
+                    "priceDecimals": self._bars.decimals(MarketKey(one.name, symbol)).price,
                 }
                 for one in self._config.exchanges
                 for symbol in one.symbols

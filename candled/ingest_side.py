@@ -13,7 +13,7 @@ from candled.config import Config, ExchangeConfig, make_exchanges
 from candled.exchange import Clock
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions, Keeper
 from candled.ingest.http import HttpClient
-from candled.model import Market, MarketKey, Symbol
+from candled.model import MarketKey, Symbol
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,6 @@ class IngestSide:
         }
         self._running: dict[int, list[ExchangeIngest]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._markets: dict[MarketKey, Market] = {}
 
     async def start(self) -> None:
         """Begin to read, or to wait for leases."""
@@ -76,13 +75,6 @@ class IngestSide:
             known = result.setdefault(ingest.name, facts)
             known["symbols"] |= facts["symbols"]
         return result
-
-    def market(self, key: MarketKey) -> Market | None:
-        """What the exchange says of a market that is read here, once it was asked."""
-        for ingest in (one for shard in self._running.values() for one in shard):
-            if ingest.name == key.exchange and (market := ingest.market(key.symbol)) is not None:
-                return market
-        return None
 
     # ------------------------------------------------------------ shards
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Interval, MarketKey, Range, RangeSet, iso_ms
 
 from .ladder import Change
 from .market_bars import AT_FIRST, MarketBars
@@ -132,6 +132,7 @@ class LiveBars:
 
     def _take_state(self, key: MarketKey, market: MarketBars, message: StateChanged) -> None:
         market.reason = message.reason
+        market.decimals = message.decimals.or_else(market.decimals)
         if (message.state, message.since_ms) == market.state:
             return
         market.state = message.state, message.since_ms
@@ -207,6 +208,14 @@ class LiveBars:
     def state(self, key: MarketKey) -> tuple[str, int]:
         """How the market's feed is doing, as in `StateChanged`, and since when."""
         return self._markets[key].state
+
+    def decimals(self, key: MarketKey) -> Decimals:
+        """Return the decimals that the exchange names for a market; unknown before it was asked."""
+        return self._markets[key].decimals
+
+    def seen_decimals(self, key: MarketKey) -> Decimals:
+        """Return the most decimals that the minutes in memory have; unknown where there is none."""
+        return self._markets[key].ladder.series(MINUTE).decimals
 
     async def prepare_resume(
         self, key: MarketKey, interval: Interval, position: Position, time_ms: int

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from candled.bus import Message, Position
-from candled.model import MINUTE, Interval, Range
+from candled.model import MINUTE, Decimals, Interval, Range
 
 from .ladder import Ladder
 from .track import Track
@@ -28,6 +28,7 @@ class MarketBars:
         self.shown: Position | None = None  # while it `is_behind`: the last message before what is being read
         self.state = ("warming", 0)
         self.reason = ""  # why it is in that state, in words, as far as the bus knows
+        self.decimals = Decimals()  # what the exchange says, once a message told
         self.seeded = False
         self.reading = False
         self.catching_up = False

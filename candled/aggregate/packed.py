@@ -82,6 +82,11 @@ class PackedBars:
     def __len__(self) -> int:
         return len(self._rows) // self._shape.struct.size
 
+    @property
+    def decimals(self) -> tuple[int, int, int]:
+        """Digits after the point of prices, volumes and quote volumes: the most that any bar needed."""
+        return self._shape.decimals
+
     def bar(self, index: int, open_ms: int) -> Candle:
         """One bar, which opens at `open_ms`."""
         return self._bar(open_ms, self._shape.number(self._rows, index), *self._shape.units)
@@ -197,13 +202,14 @@ def _decimals(bar: Candle, at_least: tuple[int, int, int]) -> tuple[int, int, in
     """The digits after the point that prices, volume and quote volume need."""
     price, volume, quote = at_least
     return (
-        max(price, *map(_digits_after_point, bar[1:5])),
-        max(volume, _digits_after_point(bar.volume)),
-        quote if bar.quote_volume is None else max(quote, _digits_after_point(bar.quote_volume)),
+        max(price, *map(digits_after_point, bar[1:5])),
+        max(volume, digits_after_point(bar.volume)),
+        quote if bar.quote_volume is None else max(quote, digits_after_point(bar.quote_volume)),
     )
 
 
-def _digits_after_point(number: Decimal) -> int:
+def digits_after_point(number: Decimal) -> int:
+    """Return how many digits after the point a number needs, less than zero where it ends with zeros before it."""
     return -int(_EXACT.normalize(number).as_tuple().exponent)
 
 

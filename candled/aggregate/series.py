@@ -4,9 +4,9 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
-from candled.model import Candle, Interval
+from candled.model import Candle, Decimals, Interval
 
-from .packed import PackedBars
+from .packed import PackedBars, digits_after_point
 
 _RECENT = 2  # the running bar, and the one before it, which may still get a last version
 
@@ -53,6 +53,17 @@ class Series:
     def newest(self) -> Candle | None:
         """The newest bar."""
         return self._recent[-1] if self._recent else None
+
+    @property
+    def decimals(self) -> Decimals:
+        """The most digits after the point that prices and volumes of the bars have; unknown where there is no bar."""
+        if not self._recent:
+            return Decimals()
+        price, volume, _ = self._packed.decimals
+        for bar in self._recent:
+            price = max(price, *map(digits_after_point, bar[1:5]))
+            volume = max(volume, digits_after_point(bar.volume))
+        return Decimals(price, volume)
 
     def get(self, open_ms: int) -> Candle | None:
         """The bar that begins at `open_ms`."""

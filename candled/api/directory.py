@@ -84,19 +84,29 @@ class Directory:
 
 
 class BinanceMarkets:
-    """The markets of one exchange by Binance's names: `BTCUSDT`, `1d`. Pure."""
+    """The markets of one exchange by Binance's names: `BTCUSDT`, `1d`. Pure.
+
+    Of two that would be one name (`AB/USDT` and `A/BUSDT`) the second is `A-BUSDT`.
+    """
 
     def __init__(self, directory: Directory, exchange: str) -> None:
         self.markets: dict[str, MarketKey] = {}
         for market in directory.markets:
             if market.exchange == exchange:
-                self.markets.setdefault(joined(market.symbol), market)
+                self.markets[self._free_name(market.symbol)] = market
         self.intervals = {binance_interval(interval): interval for interval in directory.intervals.values()}
 
+    def _free_name(self, symbol: Symbol) -> str:
+        for sign in ("", "-", "_", "."):  # what Binance lets a name consist of, beside letters and digits
+            name = joined(symbol, sign)
+            if name not in self.markets:
+                return name
+        return f"{symbol.base}/{symbol.quote}"
 
-def joined(symbol: Symbol) -> str:
+
+def joined(symbol: Symbol, sign: str = "") -> str:
     """A symbol as Binance and TradingView write it: `BTCUSDT`."""
-    return f"{symbol.base}{symbol.quote}".upper()
+    return f"{symbol.base}{sign}{symbol.quote}".upper()
 
 
 def resolution(interval: Interval) -> str:

@@ -32,6 +32,10 @@ _NOT_HERE = "This operation is not supported: here are klines, uiKlines, exchang
 _UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
 _DECIMALS = 8
 _LARGEST = "9000000000.00000000"
+_NOT_ALLOWED = (
+    "icebergAllowed", "ocoAllowed", "otoAllowed", "opoAllowed", "quoteOrderQtyMarketAllowed", "allowTrailingStop",
+    "cancelReplaceAllowed", "amendAllowed", "pegInstructionsAllowed",
+)  # fmt: skip
 
 
 class KlinesHandler(Handler):
@@ -209,10 +213,7 @@ class ExchangeInfo(KlinesHandler):
 
     def _symbol(self, name: str) -> dict[str, Any]:
         market = self.markets.markets[name]
-        described = self.source.describe(market)
-        price = described.price_decimals if described else None
-        volume = described.volume_decimals if described else None
-        tick, step = _unit(price), _unit(volume)
+        tick, step = map(_unit, self.source.likely_decimals(market))
         return {
             "symbol": name,
             "status": "TRADING",
@@ -224,8 +225,7 @@ class ExchangeInfo(KlinesHandler):
             "baseCommissionPrecision": _DECIMALS,
             "quoteCommissionPrecision": _DECIMALS,
             "orderTypes": [],
-            "icebergAllowed": False,
-            "ocoAllowed": False,
+            **dict.fromkeys(_NOT_ALLOWED, False),
             "isSpotTradingAllowed": True,
             "isMarginTradingAllowed": False,
             "filters": [
@@ -234,6 +234,8 @@ class ExchangeInfo(KlinesHandler):
             ],
             "permissions": [],
             "permissionSets": [["SPOT"]],
+            "defaultSelfTradePreventionMode": "NONE",
+            "allowedSelfTradePreventionModes": ["NONE"],
         }
 
 
@@ -278,5 +280,5 @@ def _limit(limit: RateLimit) -> dict[str, Any]:
 
 
 def _unit(decimals: int | None) -> str:
-    """The smallest step of a number with so many digits after the point."""
-    return decimal_text(Decimal(1).scaleb(-(_DECIMALS if decimals is None else decimals)))
+    """Return the smallest step of a number with so many digits after the point; 0, no rule at Binance, if unknown."""
+    return "0" if decimals is None else decimal_text(Decimal(1).scaleb(-decimals))

@@ -11,7 +11,6 @@ from candled.model import MINUTE, Candle, Interval, MarketKey, fold
 EVER_MS = 10**14  # later than any candle, and within what every store can hold
 MOST_BARS = 1000
 _ALL = 10**6  # more than memory holds
-_SOME = 100
 _DAY = Interval.parse("1D")
 
 
@@ -101,10 +100,6 @@ class Pages:
         """The last `limit` bars with `open_ms < before_ms`, oldest first, and whether nothing older exists."""
         page = await self.page(market, interval, end_ms=before_ms, limit=limit)
         return page.bars, not page.has_more
-
-    def newest(self, market: MarketKey) -> list[Candle]:
-        """Some of the newest minutes, from memory."""
-        return self._live.tail(market, MINUTE, _SOME)
 
     async def day(self, market: MarketKey, intervals: Iterable[Interval]) -> tuple[Candle, Candle | None] | None:
         """The newest UTC day so far as one bar, and the last bar before it; folded from one of the served `intervals`.

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from candled import __version__
 from candled.errors import CandledError
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Market, MarketKey, iso_ms
+from candled.model import MINUTE, MINUTE_MS, Decimals, MarketKey, iso_ms
 
 from . import gaps, operations
 from .directory import Directory
@@ -34,13 +34,19 @@ class Stored(gaps.Stored, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where answers come from. `describe` is what an exchange says of a market, None if it is not known here."""
+    """Where answers come from."""
 
     directory: Directory
     pages: Pages
     stored: Stored
     clock: Clock
-    describe: Callable[[MarketKey], Market | None]
+    #: What the exchange says of a market's numbers, and what its candles show of them.
+    decimals: Callable[[MarketKey], Decimals]
+    seen_decimals: Callable[[MarketKey], Decimals]
+
+    def likely_decimals(self, market: MarketKey) -> Decimals:
+        """Return what the exchange says of a market's numbers, and where it says nothing what its candles show."""
+        return self.decimals(market).or_else(self.seen_decimals(market))
 
 
 class RestHandler(Handler):
@@ -133,15 +139,16 @@ class Candles(RestHandler):
             start_ms=values["from"] or 0,
             end_ms=EVER_MS if values["to"] is None else values["to"],
         )
-        waiting = form.begin()
+        waiting, has_begun = form.begin(), False
         try:
             async for page in pages:  # the first one is read before anything is sent, so that it can still be refused
+                has_begun = True
                 is_taken = await self.send(waiting + form.page(page.bars))
                 if not is_taken or self.request.method == "HEAD":  # a HEAD is over with its headers
                     return
                 waiting = b""
         except CandledError:
-            if waiting:
+            if not has_begun:
                 raise
             logger.warning("%s: broken off, the store cannot be read", self.request.path)
             self.cut()
@@ -160,14 +167,14 @@ class Symbols(RestHandler):
         found = []
         for key in directory.markets:
             if wanted in (None, key.exchange):
-                market = self.source.describe(key)
+                decimals = self.source.decimals(key)
                 found.append(
                     {
                         "exchange": key.exchange,
                         "symbol": str(key.symbol),
                         "ticker": directory.ticker(key),
-                        "priceDecimals": market.price_decimals if market else None,
-                        "volumeDecimals": market.volume_decimals if market else None,
+                        "priceDecimals": decimals.price,
+                        "volumeDecimals": decimals.volume,
                     }
                 )
         self.cache(False)

@@ -1,5 +1,6 @@
 """All routes of the API, for whoever mounts them on a server."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,12 @@ from candled.serve.limits import networks
 from candled.serve.rate_limit import Counter, RateLimit
 
 from . import klines, operations, rest, udf
-from .directory import BinanceMarkets
+from .directory import BinanceMarkets, joined
 from .handler import Gate, Nothing
 from .kline_streams import KlineClient, KlineStreams, Reader
 from .rest import Source
+
+logger = logging.getLogger(__name__)
 
 Route = tuple[str, type[Any], dict[str, Any]]
 Stream = tuple[str, Callable[[Link, str], KlineClient]]
@@ -82,6 +85,10 @@ def _klines(source: Source, settings: KlinesSettings, shared: dict[str, Any]) ->
         ".*": klines.Nothing,
     }
     markets = BinanceMarkets(source.directory, settings.exchange or source.directory.default)
+    for name, market in markets.markets.items():
+        if name != joined(market.symbol):
+            taken = markets.markets[joined(market.symbol)].symbol
+            logger.warning("klines: %s is served as %s: %s is %s", market.symbol, name, joined(market.symbol), taken)
     more = {**shared, "source": source, "markets": markets}
     return [(f"{settings.prefix}/api/v3/{name}", kind, more) for name, kind in resources.items()]
 

@@ -23,6 +23,7 @@ _MOST_FOUND = 100
 _MOST_MARKS = 200
 _MARKED_MS = 92 * gaps.DAY_MS
 _DAY = "1D"
+_PRICE_DECIMALS = 2  # of a market without a candle
 _VOLUME_DECIMALS = 8
 
 _SYMBOL = text("symbol", "a symbol such as BITGET:BTCUSDT", required=True)
@@ -83,14 +84,13 @@ class UdfHandler(Handler):
         return found
 
     def decimals(self, market: MarketKey) -> tuple[int, int]:
-        """Digits after the point of prices and of volumes: what the exchange says, else what its candles have."""
-        described = self.source.describe(market)
-        price = described.price_decimals if described else None
-        volume = described.volume_decimals if described else None
-        if price is None:
-            recent = self.source.pages.newest(market)
-            price = max((_places(number) for bar in recent for number in bar.values[:4] if number), default=2)
-        return price, _VOLUME_DECIMALS if volume is None else volume
+        """Return the digits after the point that a chart shows of prices and volumes.
+
+        Prices that the exchange says nothing of have those of its candles; volumes might need more later.
+        """
+        volume = self.source.decimals(market).volume
+        price = self.source.likely_decimals(market).price
+        return _PRICE_DECIMALS if price is None else price, _VOLUME_DECIMALS if volume is None else volume
 
 
 class Config(UdfHandler):
@@ -389,8 +389,3 @@ def _resolutions(directory: Directory) -> list[str]:
 
 def _intraday(directory: Directory) -> list[str]:
     return [name for name in _resolutions(directory) if name.isdigit()]
-
-
-def _places(number: Any) -> int:
-    _, _, places = decimal_text(number).partition(".")
-    return len(places)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from candled.errors import InvalidCandle
-from candled.model import MINUTE_MS, Candle, MarketKey, Range, decimal_text, iso_ms, parse_iso_ms
+from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Range, decimal_text, iso_ms, parse_iso_ms
 
 from .interface import Facts, Healed, Message, MinuteChanged, Position, StateChanged
 
@@ -109,6 +109,7 @@ def message_text(message: Message, position: Position) -> bytes:
         )
     elif isinstance(message, StateChanged):
         body = f'"type":"state",{_state_text(message.state, message.since_ms, message.reason)}'
+        body += _decimals_text(message.decimals)
     else:
         raise TypeError(f"{message} is not for other processes")
     market = message.market
@@ -133,6 +134,7 @@ class Newest:
     state: str | None = None
     since_ms: int = 0
     reason: str = ""
+    decimals: Decimals = Decimals()
 
 
 def newest_text(newest: Newest) -> bytes:
@@ -140,6 +142,7 @@ def newest_text(newest: Newest) -> bytes:
     position = newest.position
     since = "" if newest.complete_from_ms is None else f',"completeFrom":"{iso_ms(newest.complete_from_ms)}"'
     state = "" if newest.state is None else f",{_state_text(newest.state, newest.since_ms, newest.reason)}"
+    state += _decimals_text(newest.decimals)
     candles = ",".join(f"{{{_candle_text(candle)}}}" for candle in newest.candles)
     place = f'"epoch":{_text(position.epoch)},"seq":{position.seq}'
     return f'{{{place}{_facts_text(newest.facts)}{since}{state},"candles":[{candles}]}}'.encode()
@@ -166,6 +169,11 @@ def _facts_text(facts: Facts) -> str:
     return f'{settled}{gap},"logged":{facts.logged_seq}'
 
 
+def _decimals_text(decimals: Decimals) -> str:
+    named = (("priceDecimals", decimals.price), ("volumeDecimals", decimals.volume))
+    return "".join(f',"{name}":{count}' for name, count in named if count is not None)
+
+
 def _text(text: str) -> str:
     return _quoted(text).decode()
 
@@ -173,6 +181,7 @@ def _text(text: str) -> str:
 # ---------------------------------------------------------------- reading
 
 Time = str | int
+DigitCount = Annotated[int, msgspec.Meta(ge=0, le=_MOST_DIGITS)]
 
 
 class _Facts(msgspec.Struct, rename="camel"):
@@ -207,13 +216,18 @@ class _Healed(_Facts, kw_only=True):
     until: Time
 
 
-class _State(_Facts, kw_only=True):
+class _Decimals(_Facts, kw_only=True, rename="camel"):
+    price_decimals: DigitCount | None = None
+    volume_decimals: DigitCount | None = None
+
+
+class _State(_Decimals, kw_only=True):
     state: str
     since: Time
     reason: str = ""
 
 
-class _Newest(_Facts, kw_only=True):
+class _Newest(_Decimals, kw_only=True):
     candles: list[_Candle] = []
     state: str | None = None
     since: Time = 0
@@ -259,7 +273,8 @@ def read_message(market: MarketKey, data: bytes) -> tuple[Message, Position | No
             return _heard(Healed(market, _ms(healed.from_), _ms(healed.until), since_ms, _facts(healed)), healed)
         if kind == "state":
             state = _state.decode(data)
-            return _heard(StateChanged(market, _known(state.state), _ms(state.since), _reason(state.reason)), state)
+            since_ms, reason = _ms(state.since), _reason(state.reason)
+            return _heard(StateChanged(market, _known(state.state), since_ms, reason, _decimals(state)), state)
     except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
         raise BadMessage(str(error)) from error
     raise BadMessage(f"unknown type {kind[:64]!r}")
@@ -281,6 +296,7 @@ def read_newest(data: bytes) -> Newest:
             state=None if read.state is None else _known(read.state),
             since_ms=_ms(read.since),
             reason=_reason(read.reason),
+            decimals=_decimals(read),
         )
     except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
         raise BadMessage(str(error)) from error
@@ -340,6 +356,10 @@ def _candle(read: _Candle) -> Candle:
 def _facts(read: _Facts) -> Facts:
     gap = None if read.gap is None else Range(_ms(read.gap[0]), _ms(read.gap[1]))
     return Facts(None if read.settled is None else _ms(read.settled), gap, read.logged)
+
+
+def _decimals(read: _Decimals) -> Decimals:
+    return Decimals(read.price_decimals, read.volume_decimals)
 
 
 def _ms(time: Time) -> int:

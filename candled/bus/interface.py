@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from candled.model import Candle, MarketKey, Range
+from candled.model import Candle, Decimals, MarketKey, Range
 
 
 class Position(NamedTuple):
@@ -72,6 +72,8 @@ class StateChanged:
     state: str
     since_ms: int
     reason: str = ""
+    #: What the exchange says of the market's numbers, as soon as it was asked.
+    decimals: Decimals = Decimals()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from candled.model import Candle
+from candled.model import Candle, Decimals
 
 from .codec import Newest
 from .interface import Facts, Healed, Message, MinuteChanged, Position, StateChanged
@@ -88,6 +88,7 @@ class Outgoing:
             state=None if state is None else state.state,
             since_ms=0 if state is None else state.since_ms,
             reason="" if state is None else state.reason,
+            decimals=Decimals() if state is None else state.decimals,
         )
 
 

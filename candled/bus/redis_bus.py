@@ -251,7 +251,8 @@ class RedisBus:
             for candle in newest.candles:
                 self._hand(MinuteChanged(market, candle, newest.facts), position)
             if newest.state not in (None, self._states.get(market)) and not self._reception.is_late(market):
-                self._hand(StateChanged(market, newest.state or "", newest.since_ms), position)
+                state = StateChanged(market, newest.state or "", newest.since_ms, newest.reason, newest.decimals)
+                self._hand(state, position)
         self._hand(Missed(market), position)
         for message, at in later:
             self._hand(message, at)

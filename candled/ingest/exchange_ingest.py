@@ -162,10 +162,6 @@ class ExchangeIngest:
             return self._exchange.now_ms()
         return self._steady_ms() + self._skew.ms
 
-    def market(self, symbol: Symbol) -> Market | None:
-        """What the exchange says of a market, once it was asked."""
-        return self._listed.get(symbol)
-
     def describe(self) -> dict[str, Any]:
         """The exchange's part of `/health`."""
         now_ms = self.now_ms()
@@ -423,6 +419,8 @@ class ExchangeIngest:
         self._listed = {market.symbol: market for market in listed}
         names = [str(symbol) for symbol in self._listed]
         for symbol, market in self._markets.items():
+            if symbol in self._listed:
+                market.decimals = self._listed[symbol].decimals
             if symbol in self._listed or not names:
                 continue
             near = difflib.get_close_matches(str(symbol), names, n=1, cutoff=0.8)

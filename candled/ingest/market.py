@@ -8,7 +8,7 @@ from typing import Literal
 from candled.bus import Facts
 from candled.errors import InvalidCandle
 from candled.exchange import Candles
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Interval, MarketKey, Range, RangeSet
 from candled.store.interface import Hole
 
 from .coverage import RECENT_MS, Coverage, Urgency, Window
@@ -66,6 +66,7 @@ class MarketIngest:
         self.key = key
         self.coverage = coverage
         self.connected = False
+        self.decimals = Decimals()  # what the exchange's list of markets says
         self.refused: str | None = None
         self.trouble: str | None = None
         self.revisions = 0

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from candled.bus import Bus, Facts, Healed, MinuteChanged, Position, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
-from candled.model import MINUTE_MS, Candle, MarketKey, Range, Symbol
+from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Range, Symbol
 from candled.store.interface import LATER, Hole
 
 from .backoff import Backoff
@@ -51,6 +51,7 @@ class _Told:
     state: str = ""
     state_since_ms: int = 0
     state_told_ms: int = 0
+    decimals: Decimals = Decimals()
     healing: list[Range] = field(default_factory=list)  # known to ingest, but not told yet
 
 
@@ -138,15 +139,17 @@ class Outlet:
             await self._log(market.key, position, outcome.past_range)
 
     def tell_state(self, market: MarketIngest, now_ms: int) -> None:
-        """Tell the market's state when it changed, and now and then for those who listen since."""
+        """Tell the market's state and decimals when they changed, and now and then for those who listen since."""
         told, state = self._told[market.key.symbol], market.state(now_ms)
-        if state == told.state and 0 <= now_ms - told.state_told_ms < _STATE_AGAIN_MS:
+        is_same = state == told.state and market.decimals == told.decimals
+        if is_same and 0 <= now_ms - told.state_told_ms < _STATE_AGAIN_MS:
             return
         if state != told.state:
             told.state, told.state_since_ms = state, now_ms
-        told.state_told_ms = now_ms
+        told.state_told_ms, told.decimals = now_ms, market.decimals
         reason = "" if state in ("live", "quiet") else market.refused or market.trouble or ""
-        self._note(told, self._bus.publish(StateChanged(market.key, state, told.state_since_ms, reason)))
+        message = StateChanged(market.key, state, told.state_since_ms, reason, market.decimals)
+        self._note(told, self._bus.publish(message))
 
     def state_since_ms(self, market: MarketIngest) -> int:
         """Since when the market is in the state that was told last."""

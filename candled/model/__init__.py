@@ -3,7 +3,7 @@
 from .candle import MINUTE_MS, Candle, decimal_text, fold
 from .gaps import REASONS
 from .interval import DEFAULT_INTERVALS, MINUTE, Interval, sources
-from .market import Market, MarketKey, Symbol
+from .market import Decimals, Market, MarketKey, Symbol
 from .ranges import Range, RangeSet
 from .times import iso_ms, parse_iso_ms
 
@@ -13,6 +13,7 @@ __all__ = [
     "MINUTE_MS",
     "REASONS",
     "Candle",
+    "Decimals",
     "Interval",
     "Market",
     "MarketKey",

@@ -39,6 +39,17 @@ class MarketKey(NamedTuple):
         return f"{self.exchange}:{self.symbol}"
 
 
+class Decimals(NamedTuple):
+    """Digits after the point of a market's prices and volumes, None where they are not known."""
+
+    price: int | None = None
+    volume: int | None = None
+
+    def or_else(self, other: "Decimals") -> "Decimals":
+        """Return these, with those of `other` in the place of unknown ones."""
+        return Decimals(*(theirs if mine is None else mine for mine, theirs in zip(self, other, strict=True)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Market:
     """What an exchange says of one of its markets. Decimals are counts of digits after the point, None if unknown."""
@@ -47,3 +58,8 @@ class Market:
     price_decimals: int | None = None
     volume_decimals: int | None = None
     active: bool = True
+
+    @property
+    def decimals(self) -> Decimals:
+        """Both counts of digits."""
+        return Decimals(self.price_decimals, self.volume_decimals)

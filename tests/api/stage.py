@@ -20,7 +20,7 @@ from candled.bus import Facts, MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.config import Config, LimitSettings, ServerSettings
 from candled.exchange import Clock
-from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, Market, MarketKey, Symbol
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Decimals, Interval, Market, MarketKey, Symbol
 from candled.rooms.hub import Hub
 from candled.rooms.links import Link
 from candled.rooms.protocol import Protocol
@@ -87,10 +87,11 @@ async def stage(
     limits: LimitSettings = NO_LIMITS,
     server: ServerSettings | None = None,
     intervals: Sequence[Interval] = DEFAULT_INTERVALS,
-    describe: Mapping[MarketKey, Market] | None = None,
+    described: Mapping[MarketKey, Market] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stage]:
     """A server whose store holds `minutes` of each market, complete from `complete_from` on (UTC epoch ms)."""
+    known = described or {}
     stored = {BTC: [minute(number, final=True) for number in range(60)]} if minutes is None else minutes
     store = SqliteStore(directory / "candled.db", intervals)
     store.open()
@@ -115,7 +116,8 @@ async def stage(
         pages=pages,
         stored=history,
         clock=clock,
-        describe=(describe or {}).get,
+        decimals=lambda key: known[key].decimals if key in known else Decimals(),
+        seen_decimals=bars.seen_decimals,
     )
     config = replace(Config(), limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
 

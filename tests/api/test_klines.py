@@ -2,7 +2,9 @@
 
 import json
 from decimal import Decimal
+from typing import Literal
 
+import msgspec
 import pytest
 
 from candled.config import KlinesSettings, LimitSettings
@@ -197,10 +199,9 @@ async def test_trouble_has_binances_bodies_too(tmp_path, monkeypatch):
 
 
 async def test_exchange_info_lists_the_symbols_of_one_exchange_with_their_steps(tmp_path):
-    alike = MarketKey("replay", Symbol("BT", "CUSDT"))
     described = {BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)}
-    minutes = {BTC: [], alike: [], ETH: [], FUTURE: []}
-    async with stage(tmp_path, minutes, klines=ON, limits=LimitSettings(), describe=described) as one:
+    minutes = {BTC: [], ETH: [], FUTURE: []}
+    async with stage(tmp_path, minutes, klines=ON, limits=LimitSettings(), described=described) as one:
         info = await one.get("/api/v3/exchangeInfo")
         picked = await one.get("/api/v3/exchangeInfo?symbols=%5B%22ETHUSDT%22%5D")
         single = await one.get("/api/v3/exchangeInfo?symbol=BTCUSDT")
@@ -221,6 +222,106 @@ async def test_exchange_info_lists_the_symbols_of_one_exchange_with_their_steps(
         ["ETHUSDT"], ["BTCUSDT"],
     )  # fmt: skip
     assert wrong == [-1121, -1100, -1100, -1121]
+
+
+class _Filter(msgspec.Struct, forbid_unknown_fields=True):
+    filterType: Literal["PRICE_FILTER", "LOT_SIZE"]
+    minPrice: str | None = None
+    maxPrice: str | None = None
+    tickSize: str | None = None
+    minQty: str | None = None
+    maxQty: str | None = None
+    stepSize: str | None = None
+
+
+class _Symbol(msgspec.Struct):
+    """Every field that Binance documents; typed decoders such as nautilus_trader's want most of them."""
+
+    symbol: str
+    status: Literal["TRADING"]
+    baseAsset: str
+    baseAssetPrecision: int
+    quoteAsset: str
+    quotePrecision: int
+    quoteAssetPrecision: int
+    baseCommissionPrecision: int
+    quoteCommissionPrecision: int
+    orderTypes: list[str]
+    icebergAllowed: bool
+    ocoAllowed: bool
+    otoAllowed: bool
+    opoAllowed: bool
+    quoteOrderQtyMarketAllowed: bool
+    allowTrailingStop: bool
+    cancelReplaceAllowed: bool
+    amendAllowed: bool
+    pegInstructionsAllowed: bool
+    isSpotTradingAllowed: bool
+    isMarginTradingAllowed: bool
+    filters: list[_Filter]
+    permissions: list[str]
+    permissionSets: list[list[str]]
+    defaultSelfTradePreventionMode: str
+    allowedSelfTradePreventionModes: list[str]
+
+
+class _Limit(msgspec.Struct):
+    rateLimitType: Literal["REQUEST_WEIGHT"]
+    interval: Literal["SECOND", "MINUTE", "DAY"]
+    intervalNum: int
+    limit: int
+
+
+class _Info(msgspec.Struct):
+    timezone: str
+    serverTime: int
+    rateLimits: list[_Limit]
+    exchangeFilters: list[dict]
+    symbols: list[_Symbol]
+
+
+async def test_exchange_info_has_every_field_that_a_typed_decoder_wants(tmp_path):
+    described = {BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)}
+    minutes = {BTC: [minute(0, final=True)], ETH: []}
+    async with stage(tmp_path, minutes, klines=ON, limits=LimitSettings(), described=described) as one:
+        answer = await one.ask("/api/v3/exchangeInfo")
+    info = msgspec.json.decode(answer.body, type=_Info)
+    assert [(one.symbol, one.baseAsset, one.quoteAsset) for one in info.symbols] == [
+        ("BTCUSDT", "BTC", "USDT"), ("ETHUSDT", "ETH", "USDT"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "candles", "steps"),
+    [
+        ((2, 6), [], ("0.01", "0.000001")),
+        ((2, 6), ["10.0001"], ("0.01", "0.000001")),  # the exchange's word counts
+        ((0, 0), ["10.5"], ("1", "1")),
+        ((None, None), ["10.00125", "10.5"], ("0.00001", "0.001")),  # else what candles show
+        ((2, None), ["10.00125"], ("0.01", "0.001")),
+        ((None, None), [], ("0", "0")),  # no rule at Binance
+    ],
+)
+async def test_a_step_is_the_exchanges_or_what_candles_show_and_never_made_up(tmp_path, said, candles, steps):
+    described = {BTC: Market(symbol=BTC.symbol, price_decimals=said[0], volume_decimals=said[1])}
+    stored = [minute(number, close=close, volume="1.125", final=True) for number, close in enumerate([*candles] * 200)]
+    async with stage(tmp_path, {BTC: stored}, klines=ON, described=described) as one:
+        (symbol,) = (await one.get("/api/v3/exchangeInfo"))["symbols"]
+    price, lot = symbol["filters"]
+    assert (price["tickSize"], lot["stepSize"]) == (price["minPrice"], lot["minQty"]) == steps
+
+
+async def test_markets_whose_names_would_be_one_are_both_reachable_and_the_second_is_named(tmp_path, caplog):
+    alike = [MarketKey("replay", Symbol.parse(text)) for text in ("AB/USDT", "A/BUSDT", "a/BUSDT")]
+    minutes = {key: [minute(0, volume=str(number), final=True)] for number, key in enumerate(alike)}
+    async with stage(tmp_path, minutes, klines=ON) as one:
+        symbols = (await one.get("/api/v3/exchangeInfo"))["symbols"]
+        rows = [await one.get(f"/api/v3/klines?symbol={one_['symbol']}&interval=1m") for one_ in symbols]
+    assert [(one_["symbol"], one_["baseAsset"], one_["quoteAsset"]) for one_ in symbols] == [
+        ("ABUSDT", "AB", "USDT"), ("A-BUSDT", "A", "BUSDT"), ("A_BUSDT", "a", "BUSDT"),
+    ]  # fmt: skip
+    assert [row[0][5] for row in rows] == ["0", "1", "2"]
+    assert "klines: A/BUSDT is served as A-BUSDT: ABUSDT is AB/USDT" in caplog.text
 
 
 async def test_the_facade_is_off_by_default_and_can_stand_below_a_prefix_for_another_exchange(tmp_path):

@@ -373,7 +373,7 @@ async def test_a_bulk_answer_that_cannot_go_on_is_broken_off_and_never_looks_who
 async def test_what_is_served(tmp_path):
     minutes = {BTC: [], ETH: [], FUTURE: []}
     described = {BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)}
-    async with stage(tmp_path, minutes, describe=described) as one:
+    async with stage(tmp_path, minutes, described=described) as one:
         symbols = (await one.get("/api/symbols"))["symbols"]
         only = (await one.get("/api/symbols?exchange=bitget-futures"))["symbols"]
         exchanges = await one.get("/api/exchanges")
@@ -488,10 +488,19 @@ TEXTS = st.text(max_size=40) | st.sampled_from(
     ["BTC/USDT", "1m", "5m", "1W", "0", "1", "500", "-1", "1e9", "NaN", "2025-05-19", "2025-05-19T00:00:00Z", "json",
      "csv", "ndjson", "replay", "' OR 1=1 --", "%", "\x00", "9" * 30, "1747612800000"]
 )  # fmt: skip
-NAMES = st.sampled_from(["symbol", "interval", "limit", "from", "to", "format", "exchange", "resolution", "countback"])
+PATHS = {
+    "/api/candles": ("symbol", "interval", "exchange", "limit", "from", "to", "format"),
+    "/api/symbols": ("exchange",),
+    "/api/coverage": ("symbol", "exchange", "from", "to"),
+    "/api/gaps": ("symbol", "exchange", "from", "to", "limit"),
+    "/udf/history": ("symbol", "resolution", "from", "to", "countback"),
+    "/udf/symbols": ("symbol",),
+    "/udf/search": ("query", "type", "exchange", "limit"),
+    "/udf/quotes": ("symbols",),
+    "/udf/marks": ("symbol", "resolution", "from", "to"),
+}
+NAMES = st.sampled_from(sorted({name for names in PATHS.values() for name in names}))
 QUERIES = st.lists(st.tuples(NAMES | st.text(max_size=8), TEXTS), max_size=8)
-PATHS = ("/api/candles", "/api/symbols", "/api/coverage", "/api/gaps", "/udf/history", "/udf/symbols", "/udf/search",
-         "/udf/quotes", "/udf/marks")  # fmt: skip
 
 
 def escaped(query: list[tuple[str, str]]) -> str:
@@ -517,11 +526,12 @@ async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(tmp_
             return Watched(real, statements, values)
 
         monkeypatch.setattr(sqlite.SqliteStore, "_connection", watched)
-        base = [("symbol", "BTC/USDT"), ("interval", "1m"), ("resolution", "1")]
-        asked = [
-            f"{PATHS[number % len(PATHS)]}?{escaped(query if number % 2 else unique(base, query))}"
-            for number, query in enumerate([[("from", "0")], *drawn])
-        ]
+        asked = []
+        for number, query in enumerate([[("from", "0")], *drawn]):
+            path, names = list(PATHS.items())[number % len(PATHS)]
+            asked.append(
+                f"{path}?{escaped((query, likely(names, query), known(names, query))[number // len(PATHS) % 3])}"
+            )
         statuses: dict[int, int] = {}
         for path in asked:
             answer = await one.ask(path)
@@ -537,9 +547,19 @@ async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(tmp_
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
-def unique(base: list[tuple[str, str]], query: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A query that may well be answered: the parameters that are needed, and what was drawn of the others."""
-    return [*base, *{name: text for name, text in query if name not in dict(base)}.items()]
+def known(names, query: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What was drawn of the parameters that a path has, each once, and the rest of those that it cannot do without."""
+    return list({**needed(names), **{name: text for name, text in query if name in names}}.items())
+
+
+def likely(names, query: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same, but for those that it cannot do without: they are right."""
+    return list({**dict(known(names, query)), **needed(names)}.items())
+
+
+def needed(names) -> dict[str, str]:
+    right = {"symbol": "BTC/USDT", "symbols": "BTC/USDT", "interval": "1m", "resolution": "1"}
+    return {name: right[name] for name in names if name in right}
 
 
 class Watched:

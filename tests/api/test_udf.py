@@ -51,7 +51,7 @@ async def test_config_has_what_the_library_asks_for(tmp_path):
 
 async def test_a_symbol_is_resolved_by_every_name_it_may_have_and_has_no_key_s(tmp_path):
     described = {BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)}
-    async with stage(tmp_path, {BTC: [], FUTURE: []}, describe=described) as one:
+    async with stage(tmp_path, {BTC: [], FUTURE: []}, described=described) as one:
         adapter = Adapter(one)
         info = await adapter.resolve(TICKER)
         for name in ("BTCUSDT", "BTC/USDT", "replay:BTC/USDT", "btcusdt", "REPLAY:BTC/USDT"):

@@ -23,7 +23,7 @@ from candled.bus.codec import (
     read_newest,
     token_of,
 )
-from candled.model import MINUTE_MS, Candle, MarketKey, Range, Symbol
+from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Range, Symbol
 
 BTC = MarketKey("bitget", Symbol("BTC", "USDT"))
 NAMES = Names("", "bitget", 4)
@@ -35,6 +35,9 @@ NUMBERS = st.decimals("0.000000000001", "999999999999", places=12)
 FACTS = st.builds(
     Facts, st.none() | TIMES, st.none() | st.tuples(TIMES, TIMES).map(lambda one: Range(*one)), st.integers(-1, 10**9)
 )
+
+DIGITS = st.none() | st.integers(0, 100)
+DECIMALS = st.builds(Decimals, DIGITS, DIGITS)
 
 
 @st.composite
@@ -52,7 +55,7 @@ def candles(draw) -> Candle:
 MESSAGES = st.one_of(
     st.builds(MinuteChanged, st.just(BTC), candles(), FACTS),
     st.builds(Healed, st.just(BTC), TIMES, TIMES, st.none() | TIMES, FACTS),
-    st.builds(StateChanged, st.just(BTC), st.sampled_from(STATES), TIMES, st.text('ab "é', max_size=9)),
+    st.builds(StateChanged, st.just(BTC), st.sampled_from(STATES), TIMES, st.text('ab "é', max_size=9), DECIMALS),
 )
 POSITIONS = st.builds(Position, st.builds(epoch_of, st.integers(0, 9), st.integers(1, 2**53)), st.integers(1, 10**12))
 
@@ -62,8 +65,12 @@ def test_what_is_written_is_what_is_read(message, position):
     assert read_message(BTC, message_text(message, position)) == (message, position)
 
 
-@given(POSITIONS, st.lists(candles(), max_size=3), FACTS, st.none() | TIMES, st.none() | st.sampled_from(STATES), TIMES)
-def test_the_newest_state_reads_back(position, minutes, facts, since_ms, state, at_ms):
+STATE = st.tuples(st.none() | st.sampled_from(STATES), TIMES, DECIMALS)
+
+
+@given(POSITIONS, st.lists(candles(), max_size=3), FACTS, st.none() | TIMES, STATE)
+def test_the_newest_state_reads_back(position, minutes, facts, since_ms, last):
+    state, at_ms, decimals = last
     newest = Newest(
         position=position,
         candles=tuple(minutes),
@@ -71,6 +78,7 @@ def test_the_newest_state_reads_back(position, minutes, facts, since_ms, state, 
         complete_from_ms=since_ms,
         state=state,
         since_ms=at_ms if state else 0,
+        decimals=decimals,
     )
     assert read_newest(newest_text(newest)) == newest
 
@@ -129,6 +137,8 @@ def test_of_two_versions_without_a_time_of_their_own_the_final_one_holds():
         b'{"type":"healed","from":0,"until":60000}',
         b'{"type":"state","state":"live","since":0}',
         b'{"type":"state","state":"odd","since":0,"epoch":"0.1","seq":1}',
+        b'{"type":"state","state":"live","since":0,"epoch":"0.1","seq":1,"priceDecimals":-1}',
+        b'{"type":"state","state":"live","since":0,"epoch":"0.1","seq":1,"volumeDecimals":1e9}',
         b'{"time":0,"open":1,"high":2,"low":1,"close":1}',
         b'{"time":1,"open":1,"high":2,"low":1,"close":1,"volume":1}',
         b'{"time":-60000,"open":1,"high":2,"low":1,"close":1,"volume":1}',

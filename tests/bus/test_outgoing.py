@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from candled.bus import Facts, Healed, MinuteChanged, StateChanged
 from candled.bus.outgoing import Outgoing
-from candled.model import MarketKey, Symbol
+from candled.model import Decimals, MarketKey, Symbol
 from tests.rows import minute
 
 BTC = MarketKey("bitget", Symbol("BTC", "USDT"))
@@ -84,10 +84,11 @@ def test_the_newest_minutes_are_kept_with_what_was_said_last():
     for number in range(5):
         outgoing.put(MinuteChanged(BTC, minute(number), facts))
     outgoing.put(MinuteChanged(BTC, minute(1, "12"), facts))  # a late version of an old minute
-    outgoing.put(StateChanged(BTC, "quiet", 77))
+    outgoing.put(StateChanged(BTC, "quiet", 77, decimals=Decimals(2, 6)))
     newest = outgoing.newest("0.1", 6)
     assert [candle.open_ms for candle in newest.candles] == [minute(number).open_ms for number in (2, 3, 4)]
     assert (newest.position, newest.facts, newest.state, newest.since_ms) == (("0.1", 6), facts, "quiet", 77)
+    assert newest.decimals == (2, 6)
 
 
 def test_another_feed_begins_with_the_number_one_and_nothing_to_send():

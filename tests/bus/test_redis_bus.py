@@ -13,7 +13,7 @@ from candled.bus import Facts, Healed, MinuteChanged, Missed, StateChanged
 from candled.bus.codec import Names
 from candled.bus.leases import LeaseState
 from candled.bus.scripts import PUBLISH
-from candled.model import MarketKey, Symbol
+from candled.model import Decimals, MarketKey, Symbol
 from tests.bus.rig import BTC, ETH, MARKETS, new_prefix, process, until
 from tests.redis_servers import own_redis, shared_redis
 from tests.rows import minute
@@ -67,7 +67,7 @@ async def test_whoever_comes_later_gets_the_newest_minutes_and_is_told_to_read_t
     async with process(url, prefix, ingests=True) as leader:
         await until(lambda: leader.state is LeaseState.LEADER)
         sent = [leader.publish(number=number, final=number < 4) for number in range(5)]
-        leader.bus.publish(StateChanged(BTC, "quiet", 1_000))
+        leader.bus.publish(StateChanged(BTC, "quiet", 1_000, decimals=Decimals(2, 6)))
         await until(lambda: leader.bus.describe()["published"] == 6)
         async with process(url, prefix) as late:
             await until(lambda: late.ear.missed)
@@ -78,6 +78,9 @@ async def test_whoever_comes_later_gets_the_newest_minutes_and_is_told_to_read_t
                 leader.ear.at[BTC]
             }
             assert late.ear.states[BTC] == "quiet"
+            assert [message.decimals for _, message, _ in late.ear.heard if isinstance(message, StateChanged)] == [
+                Decimals(2, 6)
+            ]
 
 
 async def test_the_key_of_a_market_is_as_the_page_says(prefix, names):

@@ -6,7 +6,7 @@ from candled.bus import Healed, MinuteChanged, Position, StateChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.ingest.market import Outcome
 from candled.ingest.outlet import Outlet
-from candled.model import MINUTE_MS, Range
+from candled.model import MINUTE_MS, Decimals, Range
 from candled.store.interface import LATER
 from tests.clocks import ManualClock
 from tests.ingest.test_market import BTC, at, market, push
@@ -148,3 +148,14 @@ def test_the_state_is_told_when_it_changes_and_again_for_those_who_came_later():
     states = [(one.state, one.since_ms) for one, _ in way.heard if isinstance(one, StateChanged)]
     assert states == [("stale", at(36_000)), ("live", at(36_011)), ("live", at(36_011))]
     assert way.outlet.state_since_ms(way.market) == at(36_011)
+
+
+def test_decimals_are_told_with_the_state_as_soon_as_the_exchange_named_them():
+    way = Way()
+    push(way.market, minute(600, as_of=10_000), seconds=36_010)
+    way.outlet.tell_state(way.market, at(36_011))
+    way.market.decimals = Decimals(2, 6)
+    for seconds in (36_012, 36_013, 36_023):
+        way.outlet.tell_state(way.market, at(seconds))
+    told = [(one.decimals, one.since_ms) for one, _ in way.heard if isinstance(one, StateChanged)][1:]
+    assert told == [(Decimals(), at(36_011)), ((2, 6), at(36_011)), ((2, 6), at(36_011))]

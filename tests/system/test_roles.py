@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 import urllib.error
 import urllib.request
 
@@ -64,6 +65,15 @@ async def test_the_process_beside_it_serves_what_it_reads(site):
         kinds = [json.loads(await client.recv())["type"] for _ in range(2)]
     assert kinds == ["initial", "update"]
     assert answer(site.serving[0], "/")[0] == 200
+
+
+def test_a_process_that_only_serves_learns_the_decimals_of_markets(site):
+    """The replay says 2 and 6; what its candles show would be less for most volumes."""
+    deadline = time.monotonic() + 30
+    while (symbol := site.serving[0].get("/api/symbols")["symbols"][0])["priceDecimals"] is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert (symbol["symbol"], symbol["priceDecimals"], symbol["volumeDecimals"]) == ("BTC/USDT", 2, 6)
 
 
 def test_it_stops_as_any_other(site):
