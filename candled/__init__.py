@@ -8,12 +8,14 @@ from .exchange import (
     Exchange,
     Feed,
     Http,
+    InvalidRow,
     Pong,
     Refused,
     SocketFeed,
     StreamFeed,
     Subscribed,
     Trouble,
+    read_rows,
 )
 from .hookspecs import hookimpl
 from .model import MINUTE_MS, Candle, Interval, Market, Symbol
@@ -36,6 +38,7 @@ __all__ = [
     "HttpRefused",
     "Interval",
     "InvalidCandle",
+    "InvalidRow",
     "Market",
     "Pong",
     "Refused",
@@ -46,5 +49,6 @@ __all__ = [
     "Trouble",
     "Unavailable",
     "hookimpl",
+    "read_rows",
     "setting",
 ]

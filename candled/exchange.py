@@ -6,11 +6,60 @@ and the repair of gaps are the daemon's, once for all exchanges.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from candled.errors import InvalidCandle
 from candled.model import Candle, Interval, Market, Symbol
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidRow:
+    """A row of the exchange that cannot be a candle.
+
+    The daemon counts it and takes the rest of the page or frame. A minute of history that has no other row is a gap
+    with the reason `invalid`, and is asked for again after growing pauses.
+    """
+
+    #: the opening time that the row names, UTC epoch milliseconds; None where it names none
+    open_ms: int | None
+    #: the problem, in words
+    reason: str
+
+
+def read_rows(
+    rows: Iterable[Any], read: Callable[[Any], Candle], *, open_ms: Callable[[Any], int] | None = None
+) -> list[Candle | InvalidRow]:
+    """Read each row of a page or frame; one that `read` cannot make a candle of becomes an `InvalidRow`.
+
+    `open_ms` finds the opening time of such a row; by default it is the row's first cell.
+    """
+    found: list[Candle | InvalidRow] = []
+    for row in rows:
+        try:
+            found.append(read(row))
+        except _UNREADABLE as error:
+            reason = str(error) if isinstance(error, InvalidCandle) else f"{error!r} in {str(row)[:200]}"
+            found.append(InvalidRow(_opening(row, open_ms or _first_cell), reason))
+    return found
+
+
+_UNREADABLE = (InvalidCandle, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+
+
+def _opening(row: Any, open_ms: Callable[[Any], int]) -> int | None:
+    try:
+        return open_ms(row)
+    except _UNREADABLE:
+        return None
+
+
+def _first_cell(row: Any) -> int:
+    return int(row[0])
+
 
 # ---------------------------------------------------------------- what a feed reports
 
@@ -22,11 +71,13 @@ class Candles:
     A candle's `as_of_ms` is the exchange's send time of the frame; leave it 0 where the exchange prints none, and
     the daemon puts its own estimate of the exchange's clock there. `final` is set only where the exchange itself
     says that the minute is closed. `snapshot` marks the recent past that an exchange sends after a subscription.
+    `invalid` are the rows of the frame that cannot be candles.
     """
 
     symbol: Symbol
     candles: tuple[Candle, ...]
     snapshot: bool = False
+    invalid: tuple[InvalidRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +148,8 @@ class SocketFeed(ABC):
         """Read one text frame.
 
         Raises:
-            ExchangeError: the frame is not as documented. It is logged and skipped; the connection stays.
+            ExchangeError: the frame is not as documented. It is counted and skipped; the connection stays. The
+                first of a series is logged, and the end of the series with its number.
         """
 
 
@@ -196,8 +248,11 @@ class Exchange(ABC):
         """Spread `symbols` over as many feeds as the exchange's limits ask for, each symbol in exactly one."""
 
     @abstractmethod
-    async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
-        """Return every 1-minute candle with `start_ms <= open_ms < end_ms`, oldest first, as the exchange has it now.
+    async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> Sequence[Candle | InvalidRow]:
+        """Return every 1-minute candle with `start_ms <= open_ms < end_ms`, as the exchange has it now.
+
+        A row that cannot be a candle is returned as an `InvalidRow`, so that it does not cost the others; `read_rows`
+        does that. Rows may come in any order.
 
         Both ends are on the minute and at most `history_minutes` apart. The minute in progress may be included. Each
         candle's `as_of_ms` is the exchange's clock when it answered (0 if it does not say: the daemon then takes
@@ -205,7 +260,7 @@ class Exchange(ABC):
 
         Raises:
             Unavailable: try again later.
-            ExchangeError: the answer is not as documented (another window than asked for, rows off the grid).
+            ExchangeError: the answer as a whole is not as documented (another window than asked for, another period).
         """
 
     async def bars(

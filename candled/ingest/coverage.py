@@ -16,10 +16,14 @@ _WEEK = Interval.parse("1W")
 RECENT_MS = 2 * 60 * MINUTE_MS
 # How long after each answer without the minutes the exchange is asked for them again; then never. Where a minute
 # without trades is simply not published, absence is no news, and every thin market has hundreds a day.
-_RETRY_MS: dict[Absence, tuple[int, ...]] = {
+_RETRY_MS: dict[str, tuple[int, ...]] = {
     "exchange_outage": (60_000, 600_000, 3_600_000, 21_600_000),
     "no_trades": (600_000, 21_600_000),
+    "invalid": (60_000, 300_000, 1_800_000, 7_200_000, 21_600_000),
 }
+# A row that cannot be read says that there is one: the exchange is asked again for as long as it takes.
+_ENDLESS_MS = {"invalid": 86_400_000}
+_NOTHING = RangeSet()
 MOST_ATTEMPTS = len(_RETRY_MS["exchange_outage"]) + 1
 
 
@@ -30,6 +34,14 @@ class Urgency(IntEnum):
     WEEK = 1  # missing minutes of the running week: running bars need them
     CONFIRM = 2  # final minutes that REST has not confirmed yet
     HISTORY = 3  # older history, newest first, and minutes the exchange did not have when asked before
+
+
+@dataclass(frozen=True, slots=True)
+class _Deferred:
+    """A final minute that an answer of REST did not confirm: when to ask again, UTC epoch milliseconds."""
+
+    attempts: int
+    retry_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,8 @@ class Coverage:
         # what is there or known not to exist; a hole that is filled stays in it, so it only grows
         self._covered = RangeSet([*self._have, *((hole.start_ms, hole.end_ms) for hole in holes)])
         self._unconfirmed = RangeSet()
+        self._deferred: dict[int, _Deferred] = {}  # by the opening time
+        self._resume_ms: int | None = None  # when the first of them is due
         self._changed: Range | None = None
         self.version = 0  # grows with whatever is learned
 
@@ -114,6 +128,17 @@ class Coverage:
         for first_ms, stop_ms in _without(RangeSet([(start_ms, end_ms)]), self._unconfirmed.missing(start_ms, end_ms)):
             yield from range(first_ms, stop_ms, MINUTE_MS)
 
+    @property
+    def unconfirmed_minutes(self) -> int:
+        """How many final minutes still await an answer of REST that confirms them."""
+        return self._unconfirmed.total_ms // MINUTE_MS + sum(
+            one.retry_ms is not None and open_ms not in self._unconfirmed for open_ms, one in self._deferred.items()
+        )
+
+    def was_deferred(self, open_ms: int) -> bool:
+        """Whether an answer of REST did not confirm a minute before."""
+        return open_ms in self._deferred
+
     # ------------------------------------------------------------ what is learned
 
     def known_since(self, since_ms: int) -> bool:
@@ -129,6 +154,7 @@ class Coverage:
         end_ms = open_ms + MINUTE_MS
         if confirmed:
             self._unconfirmed.remove(open_ms, end_ms)
+            self._deferred.pop(open_ms, None)
         else:
             self._unconfirmed.add(open_ms, end_ms)
         self.found(open_ms, end_ms)
@@ -146,15 +172,16 @@ class Coverage:
         self._covered.add(start_ms, end_ms)
         self._lower()
 
-    def answered(self, window: Window, until_ms: int, now_ms: int) -> bool:
+    def answered(self, window: Window, until_ms: int, now_ms: int, unreadable: RangeSet = _NOTHING) -> bool:
         """Note that the exchange answered for a window, after `add` for all it sent: what is still missing before
         `until_ms` it does not have. Return whether the known holes changed.
 
-        A hole that was in the window only because others were asked for is not counted as asked again.
+        `unreadable` are minutes of which it sent rows that are no candles. A hole that was in the window only because
+        others were asked for is not counted as asked again.
         """
         self.version += 1
         start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
-        self._unconfirmed.remove(start_ms, end_ms)
+        self._defer(start_ms, end_ms, unreadable, now_ms)
         fresh = self._have.missing(start_ms, end_ms)
         if not fresh:
             return False
@@ -162,9 +189,12 @@ class Coverage:
         known = self._holes[first:last]
         now_known = [piece for hole in known for piece in outside(hole, start_ms, end_ms)]
         for hole in known:
-            now_known += inside(self._asked_again(hole, now_ms), start_ms, end_ms)
+            for piece in inside(hole, start_ms, end_ms):
+                now_known += self._asked_again(piece, unreadable, now_ms)
             fresh.remove(hole.start_ms, hole.end_ms)
-        now_known += [self._absent(first_ms, stop_ms, 1, now_ms) for first_ms, stop_ms in fresh]
+        for gap in fresh:
+            for first_ms, stop_ms, reason in self._reasons(gap, unreadable):
+                now_known.append(_absent(first_ms, stop_ms, reason, 1, now_ms))
         for first_ms, stop_ms in fresh:
             self._covered.add(first_ms, stop_ms)
         changed = joined(now_known) != known
@@ -180,6 +210,8 @@ class Coverage:
         self.version += 1
         for ranges in (self._have, self._covered, self._unconfirmed):
             ranges.remove(start_ms, end_ms)
+        for open_ms in [known for known in self._deferred if start_ms <= known < end_ms]:
+            del self._deferred[open_ms]
 
     def doubt(self, open_ms: int) -> None:
         """Ask again for a minute that is there: a sign says that its last version was missed."""
@@ -201,6 +233,7 @@ class Coverage:
         Minutes before `until_ms` should be there; final ones before `confirm_until_ms` may be confirmed (0: never).
         No window holds a known hole whose time has not come, so that none is asked for more than `MOST_ATTEMPTS` times.
         """
+        self._resume(now_ms)
         most_ms = most_minutes * MINUTE_MS
         week_ms = _WEEK.floor(now_ms)
         recent_ms = MINUTE.floor(now_ms - RECENT_MS)
@@ -258,16 +291,45 @@ class Coverage:
             for start_ms, end_ms in self._have.missing(hole.start_ms, hole.end_ms)
         ]
 
-    def _asked_again(self, hole: Hole, now_ms: int) -> Hole:
-        if hole.retry_ms is None or hole.retry_ms > now_ms:
-            return hole
-        again = self._absent(hole.start_ms, hole.end_ms, hole.attempts + 1, now_ms)
-        return replace(again, reason=hole.reason)
+    def _asked_again(self, hole: Hole, unreadable: RangeSet, now_ms: int) -> Iterator[Hole]:
+        is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
+        for start_ms, end_ms, reason in self._reasons(Range(hole.start_ms, hole.end_ms), unreadable):
+            if (reason == "invalid") is not (hole.reason == "invalid"):
+                yield _absent(start_ms, end_ms, reason, 1, now_ms)
+            elif is_due:
+                again = _absent(start_ms, end_ms, reason, hole.attempts + 1, now_ms)
+                yield replace(again, reason=hole.reason)
+            else:
+                yield replace(hole, start_ms=start_ms, end_ms=end_ms)
 
-    def _absent(self, start_ms: int, end_ms: int, attempts: int, now_ms: int) -> Hole:
-        waits_ms = _RETRY_MS[self._absence]
-        retry_ms = _shared_time(now_ms, waits_ms[attempts - 1]) if attempts <= len(waits_ms) else None
-        return Hole(start_ms=start_ms, end_ms=end_ms, reason=self._absence, attempts=attempts, retry_ms=retry_ms)
+    def _reasons(self, gap: Range, unreadable: RangeSet) -> Iterator[tuple[int, int, str]]:
+        """The parts of a gap that an answer left, each with its reason."""
+        for start_ms, end_ms in unreadable.missing(*gap):
+            yield start_ms, end_ms, self._absence
+        for start_ms, end_ms in _common(unreadable, gap):
+            yield start_ms, end_ms, "invalid"
+
+    # ------------------------------------------------------------ minutes that REST did not confirm
+
+    def _defer(self, start_ms: int, end_ms: int, unreadable: RangeSet, now_ms: int) -> None:
+        """Ask again later for the minutes that are there, but of which the answer had no row, or none to be read."""
+        for open_ms in self.unconfirmed(start_ms, end_ms):
+            known = self._deferred.get(open_ms)
+            attempts = 1 if known is None else known.attempts + 1
+            reason = "invalid" if open_ms in unreadable else self._absence
+            self._deferred[open_ms] = _Deferred(attempts, _retry_ms(reason, attempts, now_ms))
+        self._unconfirmed.remove(start_ms, end_ms)
+        self._resume_ms = min(
+            (one.retry_ms for one in self._deferred.values() if one.retry_ms is not None), default=None
+        )
+
+    def _resume(self, now_ms: int) -> None:
+        if self._resume_ms is None or now_ms < self._resume_ms:
+            return
+        for open_ms, one in self._deferred.items():
+            if one.retry_ms is not None and one.retry_ms <= now_ms:
+                self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
+        self._resume_ms = None  # until the next answer
 
     def _reaching(self, start_ms: int, end_ms: int) -> tuple[int, int]:
         """Where the holes that reach into a range begin and end in the list."""
@@ -288,6 +350,9 @@ class Coverage:
         first_ms = next((start_ms for start_ms, _ in self._have), None)
         for index, hole in enumerate(self._holes):
             before = first_ms is None or hole.end_ms <= first_ms
+            if hole.reason == "invalid":  # the exchange has something there
+                first_ms = hole.start_ms if first_ms is None else min(first_ms, hole.start_ms)
+                continue
             if not before and hole.reason != "beyond_history":
                 break
             reason = "beyond_history" if before else self._absence
@@ -305,6 +370,22 @@ class Coverage:
             at_ms = self._have.last.end_ms if self._have.last else None
         if at_ms is not None:
             self.since_ms = min(at_ms, max(self.from_ms, self._covered.start_of(at_ms)))
+
+
+def _absent(start_ms: int, end_ms: int, reason: str, attempts: int, now_ms: int) -> Hole:
+    retry_ms = _retry_ms(reason, attempts, now_ms)
+    return Hole(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
+
+
+def _retry_ms(reason: str, attempts: int, now_ms: int) -> int | None:
+    """When to ask again after so many answers without a minute; None: never."""
+    waits_ms = _RETRY_MS[reason]
+    wait_ms = waits_ms[attempts - 1] if attempts <= len(waits_ms) else _ENDLESS_MS.get(reason)
+    return None if wait_ms is None else _shared_time(now_ms, wait_ms)
+
+
+def _common(ranges: RangeSet, within: Range) -> RangeSet:
+    return _without(RangeSet([within]), ranges.missing(*within))
 
 
 def _start(hole: Hole) -> int:

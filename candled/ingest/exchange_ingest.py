@@ -19,6 +19,7 @@ from candled.token_bucket import TokenBucket
 
 from . import outlet
 from .backoff import Backoff
+from .complaints import Complaints
 from .coverage import Coverage, Urgency, Window
 from .feeds import FeedRunner, Turns
 from .http import HttpClient
@@ -117,6 +118,7 @@ class ExchangeIngest:
         self._paused_until = 0.0
         self._rest_trouble: str | None = None
         self._parity = Parity()
+        self._troubles = Complaints()  # of the exchange, about whole connections
 
     # ------------------------------------------------------------ life
 
@@ -169,6 +171,8 @@ class ExchangeIngest:
             "clockSkewMs": self._skew_ms(),
             "historyTrouble": self._rest_trouble,
             "parity": self._parity.describe(now_ms),
+            "complaints": self._troubles.total,
+            "malformedFrames": sum(runner.malformed.total for runner in set(self._runners.values())),
             "hosts": self._http.describe(),
             "symbols": {str(symbol): self._describe(market, now_ms) for symbol, market in self._markets.items()},
         }
@@ -189,14 +193,14 @@ class ExchangeIngest:
         elif isinstance(event, Refused) and event.symbol in self._markets:
             self._markets[event.symbol].refused = event.reason
             logger.error("%s: %s is given up: %s", self.name, event.symbol, event.reason)
-        elif isinstance(event, Trouble):
-            logger.warning("%s: %s", self.name, event.reason)
+        elif isinstance(event, Trouble) and self._troubles.note(event.reason, self._steady_ms()):
+            logger.warning("%s: the exchange complains, counting more: %s", self.name, event.reason)
 
     def _candles(self, event: Candles) -> None:
         market = self._markets.get(event.symbol)
-        if market is None or not event.candles:
+        if market is None or not (event.candles or event.invalid):
             return
-        as_of_ms = max([candle.as_of_ms for candle in event.candles])
+        as_of_ms = max([candle.as_of_ms for candle in event.candles], default=0)
         if as_of_ms:
             self._skew.observe(as_of_ms, self._steady_ms())
         outcome = market.pushed(event, self.now_ms())
@@ -215,6 +219,9 @@ class ExchangeIngest:
         """Look after every market, again and again."""
         while True:
             self._compare_clocks()
+            complaints = self._troubles.ended(self._steady_ms())
+            if complaints > 1:
+                logger.info("%s: the exchange complains no more; %d complaints", self.name, complaints)
             await self._in_turns(list(self._markets.values()), _LOOK_S, self._look_after)
 
     async def _settle(self) -> None:
@@ -236,6 +243,7 @@ class ExchangeIngest:
     def _look_after(self, market: MarketIngest, now_ms: int) -> None:
         self._enqueue(market, now_ms)
         self._outlet.tell_state(market, now_ms)
+        market.log_recovery(now_ms)
 
     def _tell_settled(self, market: MarketIngest, now_ms: int) -> None:
         settled = market.settle(now_ms)
@@ -288,7 +296,7 @@ class ExchangeIngest:
         symbol = market.key.symbol
         asked_ms = self.now_ms()
         try:
-            candles = await self._exchange.history(self._http, symbol, window.start_ms, window.end_ms)
+            rows = await self._exchange.history(self._http, symbol, window.start_ms, window.end_ms)
         except Unavailable as error:
             market.failed(str(error))
             wait_s = max(self._outage.failed(), error.retry_after_s or 0.0)
@@ -303,7 +311,9 @@ class ExchangeIngest:
             self._rest_failed(market, repr(error))
             return
         self._rest_works(symbol)
-        stamped = [candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles]
+        stamped = [
+            row._replace(as_of_ms=asked_ms) if isinstance(row, Candle) and not row.as_of_ms else row for row in rows
+        ]
         outcome = market.answered(window, stamped, max(asked_ms, self.now_ms()))
         self._parity.note(self.now_ms(), outcome.checked, outcome.mismatched)
         self._publish(market, outcome)
@@ -477,7 +487,8 @@ class ExchangeIngest:
                 ],
             },
             "revisions": market.revisions,
-            "invalidCandles": market.invalid,
+            "invalidCandles": market.complaints.total,
+            "unconfirmedMinutes": coverage.unconfirmed_minutes,
             "trouble": trouble,
         }
 

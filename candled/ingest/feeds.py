@@ -16,6 +16,7 @@ from candled.model import Symbol
 from candled.token_bucket import TokenBucket
 
 from .backoff import Backoff
+from .complaints import Complaints
 from .connection import Connection
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ class FeedRunner:
         self._turns = turns
         self._refused: set[Symbol] = set()
         self._connection: Connection | None = None
+        #: frames that could not be read
+        self.malformed = Complaints()
 
     async def run(self) -> None:
         """Connect, read until it breaks, wait, again."""
@@ -184,6 +187,9 @@ class FeedRunner:
                 return await reader  # which knows why
             except TimeoutError:
                 return "what is sent is not read"
+            skipped = self.malformed.ended(self._steady_ms())
+            if skipped > 1:
+                logger.info("%s: all frames can be read again; %d were skipped", self._name, skipped)
             reason = connection.verdict(now)
             if reason is not None:
                 return reason
@@ -195,7 +201,7 @@ class FeedRunner:
                 return reader.result()
 
     async def _read(self, socket: ClientConnection, connection: Connection) -> str:
-        complaints, turns = 0, self._turns
+        turns = self._turns
         while True:
             try:
                 frame = await socket.recv()
@@ -209,14 +215,21 @@ class FeedRunner:
                 events = connection.received(text, began)
             except ExchangeError as error:
                 events = []
-                complaints += 1
-                if complaints == 1:
-                    logger.warning("%s: skipped a frame (later ones only at debug level): %s", self._name, error)
-                else:
-                    logger.debug("%s: skipped a frame: %s", self._name, error)
+                self._skipped(str(error))
+            except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+                events = []
+                logger.debug("%s: the plugin failed to read a frame", self._name, exc_info=error)
+                self._skipped(f"the plugin failed: {error!r}")
             for event in events:
                 self._report(event)
             turns.spent(self._clock.monotonic() - began)
+
+    def _skipped(self, reason: str) -> None:
+        if self.malformed.note(reason, self._steady_ms()):
+            logger.warning("%s: skipped a frame that cannot be read, counting more: %s", self._name, reason)
+
+    def _steady_ms(self) -> int:
+        return round(self._clock.monotonic() * 1000)
 
     def _report(self, event: Event) -> None:
         if isinstance(event, Refused):

@@ -7,12 +7,14 @@ from typing import Literal
 
 from candled.bus import Facts
 from candled.errors import InvalidCandle
-from candled.exchange import Candles
+from candled.exchange import Candles, InvalidRow
 from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Interval, MarketKey, Range, RangeSet
 from candled.store.interface import Hole
 
+from .complaints import Complaints
 from .coverage import RECENT_MS, Coverage, Urgency, Window
 from .minutes import WINDOW_MS, Minutes
+from .rows import check, sift
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,8 @@ class MarketIngest:
         self.refused: str | None = None
         self.trouble: str | None = None
         self.revisions = 0
-        self.invalid = 0
+        #: rows of the exchange that were dropped because they cannot be candles
+        self.complaints = Complaints()
         self._rules = rules
         self._minutes = Minutes(rules.settle_ms, recent)
         self._recent_known: tuple[int, int] | None = None
@@ -87,21 +90,30 @@ class MarketIngest:
     def pushed(self, event: Candles, now_ms: int) -> Outcome:
         """Take candles of the live stream."""
         self._pushed_ms = now_ms
+        for row in event.invalid:
+            self._drop(row, now_ms)
+            if row.open_ms is not None:
+                self._minutes.doubt(MINUTE.floor(row.open_ms))
         return self._take(self._valid(event.candles, now_ms, "live"), now_ms, confirmed=event.snapshot)
 
-    def answered(self, window: Window, candles: list[Candle], now_ms: int) -> Outcome:
+    def answered(self, window: Window, rows: Sequence[Candle | InvalidRow], now_ms: int) -> Outcome:
         """Take REST's answer for a window it was asked for."""
         self.trouble = None
+        span = Range(window.start_ms, window.end_ms)
+        answer = sift(rows, span)
+        for row in answer.invalid:
+            self._drop(row, now_ms)
+        unreadable = answer.unreadable(span)
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
-        rows = [row for row in self._valid(candles, now_ms, src) if window.start_ms <= row.open_ms < window.end_ms]
-        checked, mismatched = self._compare(window, rows, now_ms)
-        outcome = self._take(rows, now_ms, confirmed=True)
+        candles = self._valid(answer.candles, now_ms, src)
+        checked, mismatched = self._compare(window, candles, unreadable, now_ms)
+        outcome = self._take(candles, now_ms, confirmed=True)
         outcome.checked, outcome.mismatched = checked, mismatched
-        holes_changed = self.coverage.answered(window, self._until(now_ms), now_ms)
+        holes_changed = self.coverage.answered(window, self._until(now_ms), now_ms, unreadable)
         if holes_changed or window.urgency is not Urgency.CONFIRM:
             outcome.healed = Range(window.start_ms, window.end_ms)
         if window.end_ms >= self._until(now_ms):
-            self._judge_silence(rows, now_ms, outcome)
+            self._judge_silence(candles, now_ms, outcome)
         return outcome
 
     def failed(self, reason: str) -> None:
@@ -235,20 +247,27 @@ class MarketIngest:
         """Minutes before this should be here by now."""
         return MINUTE.floor(now_ms - self._rules.settle_ms - _PATIENCE_MS)
 
-    def _valid(self, candles: list[Candle] | tuple[Candle, ...], now_ms: int, src: str) -> list[Candle]:
+    def _drop(self, row: InvalidRow, now_ms: int) -> None:
+        """Count a row that cannot be a candle."""
+        if self.complaints.note(row.reason, now_ms):
+            logger.warning("%s: dropped a row that cannot be a candle, counting more: %s", self.key, row.reason)
+
+    def log_recovery(self, now_ms: int) -> None:
+        """Log the end of a series of rows that could not be read."""
+        dropped = self.complaints.ended(now_ms)
+        if dropped > 1:
+            logger.info("%s: no more rows that cannot be candles; %d were dropped", self.key, dropped)
+
+    def _valid(self, candles: Sequence[Candle], now_ms: int, src: str) -> list[Candle]:
         valid = []
         for candle in candles:
             try:
                 stamped = Candle(*candle[:7], candle.as_of_ms or now_ms, candle.final, candle.rev, src)
-                stamped.check()
+                check(stamped)
                 if stamped.open_ms > now_ms + _FUTURE_MS:
                     raise InvalidCandle(f"expected a minute that has begun by {now_ms}, got {stamped}")
             except InvalidCandle as error:
-                self.invalid += 1
-                if self.invalid == 1:
-                    logger.warning(
-                        "%s: dropped an impossible candle (later ones are only counted): %s", self.key, error
-                    )
+                self._drop(InvalidRow(candle.open_ms, str(error)), now_ms)
                 continue
             valid.append(stamped)
         return sorted(valid) if len(valid) > 1 else valid
@@ -300,13 +319,13 @@ class MarketIngest:
     def _is_over(self, candle: Candle) -> bool:
         return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._rules.settle_ms
 
-    def _compare(self, window: Window, rows: list[Candle], now_ms: int) -> tuple[int, int]:
+    def _compare(self, window: Window, rows: list[Candle], unreadable: RangeSet, now_ms: int) -> tuple[int, int]:
         """How many final minutes REST speaks of for the first time, and of how many it has another version."""
         theirs = {row.open_ms: row for row in rows}
         checked = mismatched = 0
         for open_ms in self.coverage.unconfirmed(window.start_ms, min(window.end_ms, self._until(now_ms))):
             ours = self._minutes.get(open_ms)
-            if ours is None or not ours.final:
+            if ours is None or not ours.final or open_ms in unreadable or self.coverage.was_deferred(open_ms):
                 continue
             row = theirs.get(open_ms)
             checked += 1

@@ -53,6 +53,13 @@ class Minutes:
         """
         self._open.clear()
 
+    def doubt(self, open_ms: int) -> None:
+        """Note that a statement about a minute could not be read: its successor does not prove that it is final.
+
+        It becomes final as after an interruption.
+        """
+        self._open.pop(open_ms, None)
+
     def offer(self, candle: Candle, now_ms: int) -> Candle | None:
         """Take a version of a minute of the live edge; return it as it now stands if that is news, else None."""
         held = self._held.get(candle.open_ms)

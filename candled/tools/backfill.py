@@ -182,8 +182,10 @@ class _Backfill:
             await self.session.write(self.session.store.save_holes, self.market, [hole], before)
 
     async def _oldest(self, span: Range) -> int | None:
-        candles = await self.source.history(self.market.symbol, span)
-        return candles[0].open_ms if candles else None
+        answer = await self.source.history(self.market.symbol, span)
+        there = [candle.open_ms for candle in answer.candles[:1]]
+        there += [MINUTE.floor(row.open_ms) for row in answer.invalid if row.open_ms is not None]
+        return min(there, default=None)
 
 
 def _print(result: dict[str, Any], *, is_dry: bool) -> None:

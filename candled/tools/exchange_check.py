@@ -9,7 +9,8 @@ from candled.config import ExchangeConfig
 from candled.errors import ExchangeError, Unavailable
 from candled.exchange import Clock, Exchange
 from candled.ingest.http import HttpClient
-from candled.model import MINUTE, Candle, Interval, MarketKey, Range, iso_ms
+from candled.ingest.rows import Answer, sift
+from candled.model import MINUTE, Interval, MarketKey, Range, iso_ms
 from candled.store.interface import Store
 
 from . import stored
@@ -21,7 +22,7 @@ _ATTEMPTS = 4
 _FIRST_WAIT_S = 1.0
 _STRETCH_BARS = 90  # one request nearly everywhere, and a quarter of daily bars
 
-_Ask = Callable[[MarketKey, Interval, Range], Awaitable[list[Candle] | None]]
+_Ask = Callable[[MarketKey, Interval, Range], Awaitable[Answer]]
 
 
 class ExchangeCheck:
@@ -84,11 +85,11 @@ class ExchangeCheck:
                     plan.append((interval, window))
         return plan
 
-    async def _minutes(self, market: MarketKey, _: Interval, window: Range) -> list[Candle]:
-        return await self._exchange.history(self._http, market.symbol, *window)
+    async def _minutes(self, market: MarketKey, _: Interval, window: Range) -> Answer:
+        return sift(await self._exchange.history(self._http, market.symbol, *window), window)
 
-    async def _bars(self, market: MarketKey, interval: Interval, window: Range) -> list[Candle] | None:
-        return await self._exchange.bars(self._http, market.symbol, interval, *window)
+    async def _bars(self, market: MarketKey, interval: Interval, window: Range) -> Answer:
+        return Answer(await self._exchange.bars(self._http, market.symbol, interval, *window) or [])
 
     def _window(self, interval: Interval, start_ms: int, end_ms: int, most: int) -> Range | None:
         """A random stretch of at most `most` whole bars; None where not one fits."""
@@ -102,17 +103,22 @@ class ExchangeCheck:
 
     async def _compare(self, market: MarketKey, interval: Interval, window: Range, ask: _Ask) -> None:
         try:
-            theirs = await self._persist(lambda: ask(market, interval, window))
+            answer = await self._persist(lambda: ask(market, interval, window))
         except ExchangeError as error:
             self._report.unchecked(f"{market} {interval} {iso_ms(window.start_ms)}", error)
             return
+        for row in answer.invalid:
+            at = iso_ms(window.start_ms if row.open_ms is None else row.open_ms)
+            self._report.unchecked(f"{market} {interval} {at}", row.reason)
+        theirs, unreadable = answer.candles, answer.unreadable(window)
         if not theirs:  # not offered, or older than what the exchange still has
             return
-        ours = self._store.bars_between(market, interval, *window)
+        bars = self._store.bars_between(market, interval, *window)
+        ours = [bar for bar in bars if bar.open_ms not in unreadable]
         self._compared[interval] += len(theirs)
         self._report.differ(compare("exchange", market, interval, theirs, ours, quote_may_be_absent=True))
 
-    async def _persist(self, ask: Callable[[], Awaitable[list[Candle] | None]]) -> list[Candle] | None:
+    async def _persist(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         wait_s = _FIRST_WAIT_S
         for _ in range(_ATTEMPTS - 1):
             try:

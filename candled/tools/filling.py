@@ -136,7 +136,9 @@ class Filler:
             advance(lacking)
 
     async def _ask(self, window: Window, coverage: Coverage, until_ms: int) -> None:
-        candles = await self._source.history(self._market.symbol, Range(window.start_ms, window.end_ms))
+        span = Range(window.start_ms, window.end_ms)
+        answer = await self._source.history(self._market.symbol, span)
+        candles, unreadable = answer.candles, answer.unreadable(span)
         self._nonsense = 0
         new = [candle for candle in candles if not coverage.has(candle.open_ms)]
         store = self._session.store
@@ -144,7 +146,7 @@ class Filler:
         await self._check_kept(new)
         for candle in new:
             coverage.add(candle.open_ms, confirmed=True)
-        coverage.answered(window, self._answered_until(candles, until_ms), self._source.now_ms())
+        coverage.answered(window, self._answered_until(candles, until_ms), self._source.now_ms(), unreadable)
         changed = coverage.take_changes()
         if changed is not None:
             holes = coverage.holes_within(*changed)

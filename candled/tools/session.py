@@ -1,7 +1,7 @@
 """What commands that ask an exchange work with: the store on its threads, and exchanges with half of their budget."""
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import ParamSpec, TypeVar
 
@@ -10,15 +10,15 @@ from candled.errors import (
     CandledError,
     ConfigError,
     ExchangeError,
-    InvalidCandle,
     StoreRejected,
     StoreUnavailable,
     Unavailable,
 )
-from candled.exchange import Clock, Exchange
+from candled.exchange import Clock, Exchange, InvalidRow
 from candled.ingest.backoff import Backoff
 from candled.ingest.coverage import Absence
 from candled.ingest.http import HttpClient
+from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
 from candled.store import make_store
 from candled.store.interface import Store
@@ -80,27 +80,24 @@ class Source:
         """Minutes before this are over, with all their late versions."""
         return MINUTE.floor(self.now_ms() - self._settle_ms - _MARGIN_MS)
 
-    async def history(self, symbol: Symbol, span: Range) -> list[Candle]:
-        """The final minutes of `span` that the exchange has, oldest first; impossible candles are left out.
+    async def history(self, symbol: Symbol, span: Range) -> Answer:
+        """Return the final minutes of `span` that the exchange has, and the rows that cannot be candles.
 
         Raises:
             Unavailable: it did not answer, in several attempts over minutes.
             ExchangeError: it refused, or answered other than documented, again and again.
         """
         asked_ms = self.now_ms()
-        candles = await self._asked(symbol, span)
-        stamped = (candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in candles)
-        return [
-            candle._replace(final=True, src="backfill")
-            for candle in stamped
-            if span.start_ms <= candle.open_ms < span.end_ms and self._is_over(candle) and _is_possible(candle)
-        ]
+        answer = sift(await self._asked(symbol, span), span)
+        stamped = (candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in answer.candles)
+        answer.candles = [candle._replace(final=True, src="backfill") for candle in stamped if self._is_over(candle)]
+        return answer
 
     def close(self) -> None:
         """Drop idle connections."""
         self._http.close()
 
-    async def _asked(self, symbol: Symbol, span: Range) -> list[Candle]:
+    async def _asked(self, symbol: Symbol, span: Range) -> Sequence[Candle | InvalidRow]:
         backoff = Backoff()
         while True:
             try:
@@ -208,11 +205,3 @@ def _made(config: ExchangeConfig, clock: Clock) -> Exchange:
         raise
     except CandledError as error:
         raise ConfigError(f"exchanges.{config.name}: {error}") from error
-
-
-def _is_possible(candle: Candle) -> bool:
-    try:
-        candle.check()
-    except InvalidCandle:
-        return False
-    return True

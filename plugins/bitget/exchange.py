@@ -13,6 +13,7 @@ from candled import (
     Feed,
     Http,
     Interval,
+    InvalidRow,
     Market,
     SocketFeed,
     Symbol,
@@ -102,7 +103,7 @@ class Bitget(Exchange):
             for first in range(0, len(symbols), most)
         ]
 
-    async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+    async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> Sequence[Candle | InvalidRow]:
         recent = start_ms >= self.now_ms() - _RECENT_MS
         path = self._dialect.candles_path if recent else self._dialect.history_path
         return await self._pages(
@@ -116,31 +117,36 @@ class Bitget(Exchange):
         if str(interval) not in self._dialect.granularities:
             return None
         most = min(_HISTORY_PAGE, _HISTORY_PAGE_MS // interval.ms)
-        return await self._pages(http, self._dialect.history_path, most, symbol, interval, start_ms, end_ms)
+        rows = await self._pages(http, self._dialect.history_path, most, symbol, interval, start_ms, end_ms)
+        return [language.strict(row) for row in rows]
 
     async def _pages(
         self, http: Http, path: str, most: int, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle]:
+    ) -> list[Candle | InvalidRow]:
         """Page back from `end_ms`, each page of `most` bars anchored at the oldest bar of the one before it.
 
         `history-candles` leaves out the bar at `endTime` and `candles` takes it in: anchored so, the pages of
         neither have a hole between them, and what comes twice is dropped. A page that brings nothing new may be a
         hole of the exchange wider than the page, so that the next one begins a page earlier.
         """
-        found: dict[int, Candle] = {}
+        found: list[Candle | InvalidRow] = []
         while end_ms > start_ms:
             limit = min(most, (end_ms - start_ms) // interval.ms + 1)
             page = await self._page(http, path, symbol, interval, end_ms, limit)
-            new = {candle.open_ms: candle for candle in page if start_ms <= candle.open_ms < end_ms}
-            found |= new
-            if page and page[0].open_ms <= start_ms:
+            earliest_ms = end_ms - (limit - 1) * interval.ms
+            found += [row for row in page if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+            oldest_ms = language.oldest_of(page, earliest_ms, interval)
+            if oldest_ms is None or oldest_ms >= end_ms:
+                end_ms = earliest_ms
+            elif oldest_ms <= start_ms:
                 break
-            end_ms = min(new, default=end_ms - (limit - 1) * interval.ms)
-        return [found[open_ms] for open_ms in sorted(found)]
+            else:
+                end_ms = oldest_ms
+        return language.in_order(found)
 
     async def _page(
         self, http: Http, path: str, symbol: Symbol, interval: Interval, end_ms: int, limit: int
-    ) -> list[Candle]:
+    ) -> list[Candle | InvalidRow]:
         # `startTime` is left out: it plays no part beside the other two, and a window wider than `limit` is
         # answered with another window.
         query = {

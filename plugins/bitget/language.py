@@ -5,7 +5,7 @@ History Candle Data", "Get Symbols"; and captured frames, which tests/plugins/bi
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
@@ -20,6 +20,7 @@ from candled import (
     ExchangeError,
     Interval,
     InvalidCandle,
+    InvalidRow,
     Market,
     Pong,
     Refused,
@@ -27,6 +28,7 @@ from candled import (
     Symbol,
     Trouble,
     Unavailable,
+    read_rows,
 )
 
 CHANNEL = "candle1m"
@@ -125,8 +127,8 @@ def command_frames(op: str, dialect: Dialect, symbols: Sequence[Symbol]) -> list
 def read_frame(text: str, dialect: Dialect, symbols: Mapping[str, Symbol]) -> list[Event]:
     """Read one frame of the public WebSocket; `symbols` maps the names of the subscribed markets to their symbols.
 
-    Candles never come flagged as closed. Their `as_of_ms` is the frame's send time. Rows that are no candles are
-    left out and reported as `Trouble`, so that one of them does not cost the other 499 of a snapshot.
+    Candles never come flagged as closed. Their `as_of_ms` is the frame's send time. Rows that cannot be candles come
+    beside the others as `invalid`.
 
     Raises:
         ExchangeError: not as documented, or a market that was not subscribed.
@@ -141,9 +143,12 @@ def read_frame(text: str, dialect: Dialect, symbols: Mapping[str, Symbol]) -> li
     raise ExchangeError(f"expected an event or a push, got {_shorten(text)}")
 
 
+_decoder = msgspec.json.Decoder(float_hook=Decimal)  # a number keeps its digits
+
+
 def _parse(text: str) -> dict[str, Any]:
     try:
-        message = msgspec.json.decode(text)
+        message = _decoder.decode(text)
     except ValueError as error:
         raise ExchangeError(f"expected a JSON object, got {_shorten(text)}") from error
     if not isinstance(message, dict):
@@ -172,18 +177,10 @@ def _read_push(message: Mapping[str, Any], dialect: Dialect, symbols: Mapping[st
     if not isinstance(rows, list) or not isinstance(sent_ms, int | str):
         raise ExchangeError(f"expected rows and a send time for {symbol}, got {_shorten(str(message))}")
     as_of_ms = read_ms(sent_ms)
-    candles, refused = [], []
-    for row in rows:
-        try:
-            candles.append(read_row(row, _SOCKET_QUOTE_COLUMN, as_of_ms))
-        except InvalidCandle as error:
-            refused.append(error)
-    events: list[Event] = []
-    if candles or snapshot:
-        events.append(Candles(symbol, tuple(sorted(candles, key=lambda candle: candle.open_ms)), snapshot))
-    if refused:
-        events.append(Trouble(f"{len(refused)} of {len(rows)} rows of {symbol} left out; the first: {refused[0]}"))
-    return events
+    found = _read_rows(rows, _SOCKET_QUOTE_COLUMN, as_of_ms)
+    candles = sorted((row for row in found if isinstance(row, Candle)), key=lambda candle: candle.open_ms)
+    invalid = tuple(row for row in found if isinstance(row, InvalidRow))
+    return [Candles(symbol, tuple(candles), snapshot, invalid)] if found or snapshot else []
 
 
 def _symbol_of(message: Mapping[str, Any], dialect: Dialect, symbols: Mapping[str, Symbol]) -> Symbol:
@@ -232,48 +229,122 @@ def refuse_failure(body: Any) -> None:
     raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
 
 
-def read_page(body: Any, dialect: Dialect, end_ms: int, interval: Interval = MINUTE) -> list[Candle]:
-    """Read the answer to a request for bars of `interval` that was anchored at `end_ms`, oldest first, each once.
+def read_page(body: Any, dialect: Dialect, end_ms: int, interval: Interval = MINUTE) -> list[Candle | InvalidRow]:
+    """Read the answer to a request for bars of `interval` that was anchored at `end_ms`, oldest first.
 
-    The request asks for bars before `end_ms`; whether the one at `end_ms` is among them differs by endpoint.
+    The request asks for bars before `end_ms`; whether the one at `end_ms` is among them differs by endpoint. A row that
+    cannot be a candle, or a single one that is later than asked for, does not cost the others.
 
     Raises:
-        Unavailable, ExchangeError: as `read_envelope`; rows off the grid, farther apart, or later than asked for.
+        Unavailable, ExchangeError: as `read_envelope`; rows farther apart or later than asked for; days that do not
+            begin at 00:00 UTC.
     """
     rows, as_of_ms = read_envelope(body)
-    page = {candle.open_ms: candle for candle in (read_row(row, dialect.quote_columns, as_of_ms) for row in rows)}
-    candles = [page[open_ms] for open_ms in sorted(page)]
-    if candles and candles[-1].open_ms > end_ms:
-        raise ExchangeError(f"asked for bars of {interval} before {end_ms}, got one at {candles[-1].open_ms}")
-    if off := [open_ms for open_ms in page if open_ms != interval.floor(open_ms)]:  # a day that begins in UTC+8
+    page = list(dict.fromkeys(_read_rows(rows, dialect.quote_columns, as_of_ms)))
+    times = sorted({row.open_ms for row in page if isinstance(row, Candle)})
+    late = [open_ms for open_ms in times if open_ms > end_ms]
+    if late and (len(late) > 1 or len(times) <= 2):
+        raise ExchangeError(f"asked for bars of {interval} before {end_ms}, got one at {late[-1]}")
+    if off := [open_ms for open_ms in times if open_ms != interval.floor(open_ms)]:  # a day that begins in UTC+8
         raise ExchangeError(f"expected bars of {interval} on their boundaries, got one at {off[0]}")
-    steps = {later.open_ms - earlier.open_ms for earlier, later in pairwise(candles)}
-    if len(candles) > 2 and min(steps) > interval.ms:  # an unknown period was once answered with another one
+    steps = [later - earlier for earlier, later in pairwise(times)]
+    if len(steps) > 1 and min(steps) > interval.ms:  # an unknown period was once answered with another one
         raise ExchangeError(f"expected bars of {interval}, got rows {min(steps)} ms apart")
-    return candles
+    return in_order(row for row in page if row.open_ms is None or row.open_ms <= end_ms)
+
+
+def in_order(rows: Iterable[Candle | InvalidRow]) -> list[Candle | InvalidRow]:
+    """Sort rows by their times, those without one first."""
+    return sorted(rows, key=lambda row: -1 if row.open_ms is None else row.open_ms)
+
+
+def oldest_of(rows: Iterable[Candle | InvalidRow], earliest_ms: int, interval: Interval) -> int | None:
+    """Return how far back a page reaches; None where it has no rows.
+
+    A row before `earliest_ms` that has no neighbour has a wrong time: the page does not reach there.
+    """
+    times = {row.open_ms for row in rows if row.open_ms is not None}
+    return min(
+        (at_ms for at_ms in times if at_ms >= earliest_ms or {at_ms - interval.ms, at_ms + interval.ms} & times),
+        default=None,
+    )
+
+
+def strict(row: Candle | InvalidRow) -> Candle:
+    """Return a row that has to be a candle.
+
+    Raises:
+        InvalidCandle: it is none.
+    """
+    if isinstance(row, InvalidRow):
+        raise InvalidCandle(row.reason)
+    return row
+
+
+def _read_rows(rows: Sequence[Any], quote_columns: Sequence[int], as_of_ms: int) -> list[Candle | InvalidRow]:
+    return read_rows(rows, lambda row: read_row(row, quote_columns, as_of_ms), open_ms=lambda row: _whole(row[0]))
 
 
 def read_row(row: Any, quote_columns: Sequence[int], as_of_ms: int) -> Candle:
     """Read one row: opening time, open, high, low, close, base volume, and the quote volume in one of `quote_columns`.
 
+    Cells are texts; numbers are taken as well. The other columns may hold anything.
+
     Raises:
         InvalidCandle: not of that form, or not a possible candle.
     """
-    if not isinstance(row, list) or len(row) <= max(quote_columns) or set(map(type, row)) != {str}:
-        raise InvalidCandle(f"expected a row of more than {max(quote_columns)} texts, got {row!r}")
-    if len(quote_columns) == 1 or len({row[column] for column in quote_columns}) == 1:
-        return _candle(row, quote_columns[0], as_of_ms)
-    # Where the columns differ one is in USDT: the quote volume is the one near price times volume.
-    return min((_candle(row, column, as_of_ms) for column in quote_columns), key=_distance_from_turnover)
+    if not isinstance(row, list) or len(row) < _COLUMNS:
+        raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
+    quotes = {_number(row[column]) for column in quote_columns if len(row) > column and _is_number(row[column])}
+    if not quotes:
+        raise InvalidCandle(f"expected a quote volume in one of the columns {quote_columns}, got {str(row)[:200]}")
+    opened, high, low, close, volume = map(_number, row[1:_COLUMNS])
+    try:
+        # Where the columns differ one is in USDT: the quote volume is the one near price times volume.
+        quote = quotes.pop() if len(quotes) == 1 else min(quotes, key=lambda one: abs(one - close * volume))
+    except ArithmeticError as error:
+        raise InvalidCandle(f"expected finite numbers, got {str(row)[:200]}") from error
+    return Candle(_whole(row[0]), opened, high, low, close, volume, quote, as_of_ms).check()
 
 
-def _candle(row: Sequence[str], quote_column: int, as_of_ms: int) -> Candle:
-    open_ms, opened, high, low, close, volume, *_ = row
-    return Candle.parse(open_ms, opened, high, low, close, volume, row[quote_column], as_of_ms=as_of_ms)
+_COLUMNS = 6  # that every row has: the opening time, four prices, the base volume
 
 
-def _distance_from_turnover(candle: Candle) -> Decimal:
-    return abs((candle.quote_volume or Decimal()) - candle.close * candle.volume)
+def _number(cell: Any) -> Decimal:
+    """Read a number as it is printed, exactly.
+
+    Raises:
+        InvalidCandle: it is none.
+    """
+    if type(cell) not in _PRINTED or len(str(cell)) > _MOST_DIGITS:
+        raise InvalidCandle(f"expected a number, got {str(cell)[:_MOST_DIGITS]!r}")
+    try:
+        return Decimal(cell)
+    except ArithmeticError as error:
+        raise InvalidCandle(f"expected a number, got {cell!r}") from error
+
+
+_PRINTED = (str, int, Decimal)
+_MOST_DIGITS = 60
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        return _number(cell).is_finite()
+    except InvalidCandle:
+        return False
+
+
+def _whole(cell: Any) -> int:
+    """Read an opening time, in milliseconds.
+
+    Raises:
+        InvalidCandle: it is no whole number.
+    """
+    number = _number(cell)
+    if not number.is_finite() or number.adjusted() > _MOST_DIGITS or number != number.to_integral_value():
+        raise InvalidCandle(f"expected a time in milliseconds, got {cell!r}")
+    return int(number)
 
 
 def read_markets(body: Any, dialect: Dialect) -> list[Market]:

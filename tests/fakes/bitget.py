@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
+from email.utils import formatdate
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -107,6 +108,7 @@ class FakeBitget:
         rest_down: requests are cut before an answer.
         recent_reach_ms: how far back `candles` goes; further back it answers an empty list.
         candles_take_in_end, history_takes_in_end: whether a page holds the minute that contains `endTime`.
+        newest_first: pages begin with the newest minute.
         pages_count_rows: whether a page skips holes to reach `limit` rows, or covers `limit` minutes whatever is there.
         window_shift_ms: pages come from another window than asked for, this much later.
     """
@@ -129,6 +131,7 @@ class FakeBitget:
         self.candles_take_in_end = True
         self.history_takes_in_end = False
         self.pages_count_rows = False
+        self.newest_first = False
         self.window_shift_ms = 0
 
         self.connections = 0
@@ -268,6 +271,20 @@ class FakeBitget:
         for channel in self._find(symbol):
             channel.revised[open_ms] = row
             channel.forget_texts()
+
+    def garble(
+        self, symbol: Symbol | str, open_ms: int, change: Callable[[list[Any]], list[Any]] | None, *, live: bool = False
+    ) -> None:
+        """Send `change` of the row of one minute in its place, by REST or in the stream (`live`); None: its own again.
+
+        `change` returns a list of rows.
+        """
+        for channel in self._find(symbol):
+            garbled = channel.garbled_live if live else channel.garbled
+            if change is None:
+                garbled.pop(open_ms, None)
+            else:
+                garbled[open_ms] = change
 
     # ------------------------------------------------------------ faults of REST
 
@@ -425,19 +442,23 @@ class FakeBitget:
 
     def _spot_candles(self, query: Mapping[str, str]) -> list[list[str]]:
         channel, period = self._asked("SPOT", query)
-        return [_rest_spot_row(*entry, channel.market) for entry in self._recent_page(channel, period, query)]
+        page = self._recent_page(channel, period, query)
+        return channel.garble(period, [_rest_spot_row(*entry, channel.market) for entry in page])
 
     def _spot_history(self, query: Mapping[str, str]) -> list[list[str]]:
         channel, period = self._asked("SPOT", query)
         if "endTime" not in query:
             raise _Refused("400172", "Parameter verification failed")
-        return [_rest_spot_row(*entry, channel.market) for entry in self._history_page(channel, period, query)]
+        page = self._history_page(channel, period, query)
+        return channel.garble(period, [_rest_spot_row(*entry, channel.market) for entry in page])
 
     def _mix_candles(self, query: Mapping[str, str]) -> list[list[str]]:
-        return [_row_text(*entry) for entry in self._recent_page(*self._mix_asked(query), query)]
+        channel, period = self._mix_asked(query)
+        return channel.garble(period, [_row_text(*entry) for entry in self._recent_page(channel, period, query)])
 
     def _mix_history(self, query: Mapping[str, str]) -> list[list[str]]:
-        return [_row_text(*entry) for entry in self._history_page(*self._mix_asked(query), query)]
+        channel, period = self._mix_asked(query)
+        return channel.garble(period, [_row_text(*entry) for entry in self._history_page(channel, period, query)])
 
     def _mix_asked(self, query: Mapping[str, str]) -> "tuple[_Channel, _Period]":
         if query.get("productType", "").upper() != "USDT-FUTURES":
@@ -494,7 +515,7 @@ class FakeBitget:
                 rows.append((open_ms, row))
             if len(rows) == limit:
                 break
-        return rows[::-1]
+        return rows if self.newest_first else rows[::-1]
 
 
 class _Period:
@@ -575,6 +596,8 @@ class _Channel:
         self.subscribers: dict[_Socket, bool] = {}  # True: silenced
         self.missing = RangeSet()
         self.revised: dict[int, Row] = {}
+        self.garbled: dict[int, Callable[[list[Any]], list[Any]]] = {}
+        self.garbled_live: dict[int, Callable[[list[Any]], list[Any]]] = {}
         self._fake = fake
         self._texts: dict[int, list[str]] = {}
         self._minute: int | None = None
@@ -586,6 +609,12 @@ class _Channel:
         self.muted = self.skips_last = False
         self.late_by_s: float | None = None
         self.subscribers = dict.fromkeys(self.subscribers, False)
+
+    def garble(self, period: "_Period", rows: list[list[str]]) -> list[Any]:
+        """The rows of a page as they are sent."""
+        if not self.garbled or period.ms != MINUTE_MS:
+            return rows
+        return [sent for row in rows for sent in self.garbled.get(int(row[0]), lambda row: [row])(row)]
 
     def forget_texts(self) -> None:
         self._texts.clear()
@@ -657,7 +686,8 @@ class _Channel:
         self._send(open_ms, row, now_ms)
 
     def _send(self, open_ms: int, row: Row, now_ms: int) -> None:
-        frame = self._frame("update", [self._text(open_ms, row)], now_ms)
+        garble = self.garbled_live.get(open_ms, lambda row: [row])
+        frame = self._frame("update", garble(self._text(open_ms, row)), now_ms)
         for socket, silenced in list(self.subscribers.items()):
             if silenced:
                 continue
@@ -810,6 +840,7 @@ class _Rest(RequestHandler):
         query = {name: self.get_query_argument(name) for name in self.request.query_arguments}
         answer = self._fake.answer(self.request.path, query)
         self.set_status(answer.status)
+        self.set_header("Date", formatdate(self._fake.now_ms() / 1000, usegmt=True))
         for name, value in answer.headers.items():
             self.set_header(name, value)
         self.finish(answer.body)

@@ -2,6 +2,7 @@
 
 import asyncio
 import http
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -77,7 +78,7 @@ async def running(
     ) as server:
         port = server.sockets[0].getsockname()[1]
         sink = Sink()
-        runner = FeedRunner(
+        runner = sink.runner = FeedRunner(
             "test", feed(f"ws://127.0.0.1:{port}/", [BTC]), sink, SystemClock(), TokenBucket(100, 100), Turns()
         )
         task = asyncio.create_task(runner.run())
@@ -100,6 +101,30 @@ async def test_frames_are_read_in_order_and_a_bad_one_is_skipped():
         assert sink.volumes == [1, 2, 3, 4]
         assert "4000" in reason
         assert "enough" in reason
+
+
+class Clumsy(Patient):
+    def read(self, frame: str) -> list[Event]:
+        return [Candles(BTC, (minute(0, volume=str(int(frame))),))]
+
+
+@pytest.mark.parametrize("feed", [Patient, Clumsy])
+async def test_frames_that_cannot_be_read_are_one_log_line_and_a_count_also_where_the_plugin_fails(feed, caplog):
+    async def handle(peer):
+        await peer.recv()
+        for number in range(1, 292):
+            await peer.send(f"what {number}")
+        await peer.send("5")
+        await peer.wait_closed()
+
+    caplog.set_level(logging.INFO, "candled")
+    async with running(handle, feed) as (sink, _):
+        async with asyncio.timeout(5):
+            while not sink.volumes:
+                await asyncio.sleep(0.01)
+        assert sink.volumes == [5]
+        assert sink.runner.malformed.total == 291
+    assert len([record for record in caplog.records if "frame" in record.getMessage()]) == 1
 
 
 async def test_it_connects_again_after_each_end():

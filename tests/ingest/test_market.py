@@ -134,7 +134,7 @@ def test_impossible_candles_are_dropped_and_counted_and_the_others_go_on():
     future = minute(700, as_of=10_000)
     outcome = push(one, off_grid, inverted, future, good, seconds=36_010)
     assert [candle.open_ms for candle in outcome.live] == [good.open_ms]
-    assert one.invalid == 3
+    assert one.complaints.total == 3
 
 
 def test_a_minute_the_exchange_never_had_is_never_invented():

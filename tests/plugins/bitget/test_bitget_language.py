@@ -119,11 +119,10 @@ def test_rows_of_a_push_come_out_oldest_first():
 
 
 def test_an_impossible_row_is_left_out_and_reported_without_losing_the_others():
-    candles, trouble = language.read_frame(push(row(60_000), row(60_001), action="snapshot"), SPOT, SYMBOLS)
-    assert [candle.open_ms for candle in candles.candles] == [60_000]
-    assert candles.snapshot
-    assert "1 of 2 rows of BTC/USDT" in trouble.reason
-    assert not trouble.reconnect
+    [event] = language.read_frame(push(row(60_000), row(60_001), action="snapshot"), SPOT, SYMBOLS)
+    assert [candle.open_ms for candle in event.candles] == [60_000]
+    assert event.snapshot
+    assert [(row.open_ms, "boundary" in row.reason) for row in event.invalid] == [(60_001, True)]
 
 
 def test_an_empty_snapshot_still_proves_the_subscription():
@@ -222,7 +221,7 @@ def test_the_quote_volume_of_a_pair_without_usdt_is_found_in_either_order(column
         None,
         "0",
         ["0", "1", "1", "1", "1", "1"],
-        [0, 1, 1, 1, 1, 1, 1],
+        [0, 1, 1, 1, True, 1, 1],
         ["0", "1", "1", "1", "x", "1", "1"],
         ["0", "1", "0.5", "1", "1", "1", "1"],
         ["0", "1", "1", "1", "1", "NaN", "1"],
