@@ -56,7 +56,7 @@ STEPS = {
     "token_bucket": set(),
     "budget": {"exchange", "token_bucket"},
     "model": {"errors"},
-    "exchange": {"model"},
+    "exchange": {"errors", "model"},
     "hookspecs": {"exchange"},
     "settings": {"model"},
     "clock": set(),
