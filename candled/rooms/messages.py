@@ -7,9 +7,11 @@ import msgspec
 
 from candled.model import Candle, Interval, MarketKey, decimal_text, iso_ms
 
-# What `fields` may ask for beside the documented keys of a bar; added up they are one number.
-FINAL, SEQ, REV, SRC = 1, 2, 4, 8
+# How bars are printed, added up to one number: what `fields` may ask for beside the documented keys, and
+# whether numbers are JSON strings.
+FINAL, SEQ, REV, SRC, STRINGS = 1, 2, 4, 8, 16
 FIELDS = {"final": FINAL, "seq": SEQ, "rev": REV, "src": SRC}
+NUMBERS = {"number": 0, "string": STRINGS}
 
 FAILED_TO_SUBSCRIBE = "Failed to subscribe to candles"
 HISTORY_UNAVAILABLE = "History cannot be read now"
@@ -26,7 +28,7 @@ class Topic(NamedTuple):
 class Options(NamedTuple):
     """How a member wants the bars of a topic told; members with equal options are sent the same bytes."""
 
-    fields: int = 0
+    fields: int = 0  # how they are printed
     closed: bool = False  # final bars only
     corrections: bool = False
 
@@ -52,13 +54,28 @@ def market_head(market: MarketKey, default_exchange: str) -> str:
 
 
 def bar_text(bar: Candle, fields: int = 0, *, final: bool = False) -> str:
-    """A bar as JSON: exact decimals as numbers in shortest form, the quote volume only where there is one."""
+    """Print a bar as JSON: exact decimals in shortest form, the quote volume only where there is one.
+
+    `fields` adds up what more it shows, and with `STRINGS` each number is a JSON string: a reader whose numbers are
+    64-bit floats, as JavaScript's, gets every digit only so.
+    """
+    if fields & STRINGS:
+        return _bar_of_strings(bar, fields, final)
     quote = "" if bar.quote_volume is None else f',"quoteVolume":{decimal_text(bar.quote_volume)}'
     asked = _asked(bar, fields, final) if fields else ""
     return (
         f'{{"time":"{iso_ms(bar.open_ms)}","open":{decimal_text(bar.open)},"high":{decimal_text(bar.high)}'
         f',"low":{decimal_text(bar.low)},"close":{decimal_text(bar.close)},"volume":{decimal_text(bar.volume)}'
         f"{quote}{asked}}}"
+    )
+
+
+def _bar_of_strings(bar: Candle, fields: int, final: bool) -> str:
+    quote = "" if bar.quote_volume is None else f',"quoteVolume":"{decimal_text(bar.quote_volume)}"'
+    return (
+        f'{{"time":"{iso_ms(bar.open_ms)}","open":"{decimal_text(bar.open)}","high":"{decimal_text(bar.high)}"'
+        f',"low":"{decimal_text(bar.low)}","close":"{decimal_text(bar.close)}","volume":"{decimal_text(bar.volume)}"'
+        f"{quote}{_asked(bar, fields, final)}}}"
     )
 
 

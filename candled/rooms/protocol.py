@@ -9,7 +9,7 @@ from candled.errors import ClientError
 from candled.model import Interval, MarketKey, Symbol, parse_iso_ms
 
 from . import messages
-from .messages import FIELDS, PLAIN, Options, RequestId, Topic
+from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId, Topic
 
 __all__ = ["Options", "Protocol", "Request", "Topic"]
 
@@ -107,6 +107,7 @@ class _Message(msgspec.Struct):
     initialBars: Any = DEFAULT_BARS
     id: Any = msgspec.UNSET
     fields: Any = msgspec.UNSET
+    numbers: Any = "number"
     mode: Any = "all"
     status: Any = False
     corrections: Any = False
@@ -117,7 +118,9 @@ class _Message(msgspec.Struct):
 
 
 # What one of several subscriptions may say for itself.
-_OF_ONE = {"symbol", "interval", "exchange", "initialBars", "fields", "mode", "status", "corrections", "resume"}
+_OF_ONE = {
+    "symbol", "interval", "exchange", "initialBars", "fields", "numbers", "mode", "status", "corrections", "resume",
+}  # fmt: skip
 
 
 class Protocol:
@@ -192,7 +195,8 @@ class Protocol:
                 topic, before_ms = self._topic(told), None
                 if told.before is not msgspec.UNSET:
                     before_ms = _time_ms("before", told.before)
-                return GetHistory(topic, before_ms, _page_size(told.limit), _fields(told.fields), request_id)
+                fields = _fields(told.fields) | _numbers(told.numbers)
+                return GetHistory(topic, before_ms, _page_size(told.limit), fields, request_id)
             case str(other):
                 raise RequestError(f"Unknown message type: {_shown(other)}")
             case _:
@@ -201,8 +205,10 @@ class Protocol:
     def _subscribe(self, told: _Message, request_id: RequestId) -> Subscribe:
         topic, bars = self._topic(told), _bars(told.initialBars)
         options, resume = PLAIN, None
-        if told.fields is not msgspec.UNSET or told.mode != "all" or told.corrections is not False:
-            options = Options(_fields(told.fields), _closed(told.mode), _flag("corrections", told.corrections))
+        asks = told.fields is not msgspec.UNSET or told.numbers != "number"
+        if asks or told.mode != "all" or told.corrections is not False:
+            fields = _fields(told.fields) | _numbers(told.numbers)
+            options = Options(fields, _closed(told.mode), _flag("corrections", told.corrections))
         if told.resume is not msgspec.UNSET:
             resume = _resume(told.resume)
         return Subscribe(topic, bars, options, _flag("status", told.status), resume, request_id)
@@ -268,6 +274,12 @@ def _fields(given: Any) -> int:
     if not isinstance(given, list) or not all(isinstance(one, str) and one in FIELDS for one in given):
         raise RequestError(f"Invalid fields: {_json(given)}. Valid: {', '.join(FIELDS)}")
     return sum(FIELDS[one] for one in set(given))
+
+
+def _numbers(given: Any) -> int:
+    if not isinstance(given, str) or given not in NUMBERS:
+        raise RequestError(f"Invalid numbers: {_json(given)}. Valid: {', '.join(NUMBERS)}")
+    return NUMBERS[given]
 
 
 def _closed(mode: Any) -> bool:

@@ -160,7 +160,9 @@ class EventsHandler(Visitor):
         """The message that a WebSocket client would send."""
         asked = {name: self.get_query_argument(name) for name in self.request.query_arguments}
         message: dict[str, Any] = {"type": "subscribe"}
-        message |= {name: asked[name] for name in ("symbol", "interval", "exchange", "mode") if name in asked}
+        message |= {
+            name: asked[name] for name in ("symbol", "interval", "exchange", "numbers", "mode") if name in asked
+        }
         if "initialBars" in asked:
             count = asked["initialBars"]
             message["initialBars"] = int(count) if count.isascii() and count.isdigit() and len(count) < 19 else count

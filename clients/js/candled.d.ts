@@ -1,17 +1,20 @@
 /** Live candles from a candled server. See docs/clients.md. */
 
-/** One bar. `final`, `rev` and `src` are there when the server tells them. */
-export interface Bar {
+/**
+ * One bar. `final`, `rev` and `src` are there when the server tells them. `N` is `string` for a client with
+ * `numbers: "string"`: `new CandledClient<string>(url, { numbers: "string" })`.
+ */
+export interface Bar<N extends number | string = number> {
   /** The start of the bar: ISO 8601 with milliseconds and `Z`. */
   readonly time: string;
-  readonly open: number;
-  readonly high: number;
-  readonly low: number;
-  readonly close: number;
+  readonly open: N;
+  readonly high: N;
+  readonly low: N;
+  readonly close: N;
   /** In base currency. */
-  readonly volume: number;
+  readonly volume: N;
   /** In quote currency; absent where the exchange does not send it. */
-  readonly quoteVolume?: number;
+  readonly quoteVolume?: N;
   /** Whether the bar is over and its late versions had their chance. */
   readonly final?: boolean;
   /** How often it was revised after it was final. */
@@ -39,8 +42,8 @@ export interface HistoryRequest extends Topic {
   limit?: number;
 }
 
-export interface HistoryPage {
-  bars: Bar[];
+export interface HistoryPage<N extends number | string = number> {
+  bars: Bar<N>[];
   /** Nothing older exists. */
   end: boolean;
 }
@@ -65,34 +68,34 @@ export interface Status {
   message?: string;
 }
 
-export interface Change {
+export interface Change<N extends number | string = number> {
   reason: "initial" | "resumed" | "history" | "inserted";
   /** The bars that are new or differ from before, oldest first. */
-  changed: readonly Bar[];
+  changed: readonly Bar<N>[];
   /** With `initial`: whether no bar was held before. */
   isFirst?: boolean;
   /** With `initial` and `resumed`: whether the server proved that `changed` is all that was missed. */
   recovered?: boolean;
 }
 
-export interface Listeners {
+export interface Listeners<N extends number | string = number> {
   /** All bars, at first and whenever more than one bar changed. */
-  onBars?(bars: readonly Bar[], change: Change): void;
+  onBars?(bars: readonly Bar<N>[], change: Change<N>): void;
   /** The newest bar moved, or (`isNew`) the next one opened. */
-  onBar?(bar: Bar, isNew: boolean): void;
+  onBar?(bar: Bar<N>, isNew: boolean): void;
   /** An older bar was revised where it stands. */
-  onCorrection?(bar: Bar): void;
+  onCorrection?(bar: Bar<N>): void;
   /** A bar became final: once for each, oldest first. */
-  onFinal?(bar: Bar): void;
+  onFinal?(bar: Bar<N>): void;
   onStatus?(status: Status): void;
   onError?(error: CandledError): void;
 }
 
-export interface Subscription {
+export interface Subscription<N extends number | string = number> {
   /** All bars that are held, oldest first; a new array whenever one of them changes. */
-  readonly bars: readonly Bar[];
+  readonly bars: readonly Bar<N>[];
   /** The newest bar. */
-  readonly bar: Bar | null;
+  readonly bar: Bar<N> | null;
   readonly status: Status;
   /** Whether history was loaded to its beginning. */
   readonly end: boolean;
@@ -109,6 +112,8 @@ export interface ClientOptions {
   defaultExchange?: string | null;
   /** How many bars of a stream are held at most, beside those loaded from history. Default 20000. */
   keep?: number;
+  /** How the server prints the numbers of bars; `string` keeps digits that a JavaScript number cannot hold. Default `number`. */
+  numbers?: "number" | "string";
   onState?(state: ClientState): void;
   pingEveryMs?: number;
   answerWithinMs?: number;
@@ -126,12 +131,12 @@ export class CandledError extends Error {
   readonly temporary: boolean;
 }
 
-export class CandledClient {
+export class CandledClient<N extends number | string = number> {
   constructor(url: string | URL, options?: ClientOptions);
   readonly state: ClientState;
   defaultExchange: string | null;
-  subscribe(request: SubscribeRequest, listeners?: Listeners): Subscription;
-  history(request: HistoryRequest): Promise<HistoryPage>;
+  subscribe(request: SubscribeRequest, listeners?: Listeners<N>): Subscription<N>;
+  history(request: HistoryRequest): Promise<HistoryPage<N>>;
   /** End every stream and request and let go of the socket. */
   close(): void;
 }

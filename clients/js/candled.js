@@ -32,6 +32,7 @@ export class CandledError extends Error {
 export class CandledClient {
   #link;
   #options;
+  #form; // how bars are asked for
   #streams = new Set();
   #requests = new Map();
   #nextId = 1;
@@ -40,8 +41,9 @@ export class CandledClient {
 
   /** Connects with the first subscription or request, and stays connected until `close()`. */
   constructor(url, options = {}) {
-    const { keep = 20000, historyWithinMs = 30000, defaultExchange = null, onState = () => {}, ...link } = options;
+    const { keep = 20000, historyWithinMs = 30000, defaultExchange = null, numbers, onState = () => {}, ...link } = options;
     this.#options = { keep, historyWithinMs, onState };
+    this.#form = numbers === undefined ? { fields: FIELDS } : { fields: FIELDS, numbers };
     this.defaultExchange = defaultExchange;
     this.#link = new Link(url, {
       ...link,
@@ -75,7 +77,7 @@ export class CandledClient {
 
   /** One page of bars older than `before` (ISO text, epoch ms or Date; default: now): `{ bars, end }`, oldest first. */
   async history({ symbol, interval, exchange = null, before, limit = 500 }) {
-    const request = { type: "history", symbol, interval, limit, fields: FIELDS };
+    const request = { type: "history", symbol, interval, limit, ...this.#form };
     if (exchange !== null && exchange !== this.defaultExchange) request.exchange = exchange;
     if (before !== undefined) request.before = before instanceof Date ? before.toISOString() : before;
     const { bars, end } = await this.#request(request);
@@ -119,7 +121,7 @@ export class CandledClient {
     stream.isSettled = false;
     const { position, series } = stream;
     const request = { type: "subscribe", id: stream.askedId, ...stream.topic, initialBars: stream.wanted };
-    Object.assign(request, { fields: FIELDS, status: true, corrections: true });
+    Object.assign(request, { ...this.#form, status: true, corrections: true });
     if (position && series.last) request.resume = { ...position, time: series.last.time };
     this.#link.send(request);
     stream.tellStatus();

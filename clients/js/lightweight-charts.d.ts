@@ -35,13 +35,13 @@ export interface Drawn {
   colors?: Colors | (() => Colors);
 }
 
-export function candleItem(bar: Bar): CandleItem;
-export function volumeItem(bar: Bar, colors?: Colors): VolumeItem;
-export function priceDecimals(bars: readonly Bar[]): number;
-export function drawing(drawn: Drawn): Required<Pick<Listeners, "onBars" | "onBar" | "onCorrection">>;
-export function follow(
-  client: CandledClient, request: SubscribeRequest, drawn: Drawn, listeners?: Listeners,
-): Subscription;
+export function candleItem(bar: Bar<number | string>): CandleItem;
+export function volumeItem(bar: Bar<number | string>, colors?: Colors): VolumeItem;
+export function priceDecimals(bars: readonly Bar<number | string>[]): number;
+export function drawing(drawn: Drawn): Required<Pick<Listeners<any>, "onBars" | "onBar" | "onCorrection">>;
+export function follow<N extends number | string = number>(
+  client: CandledClient<N>, request: SubscribeRequest, drawn: Drawn, listeners?: Listeners<N>,
+): Subscription<N>;
 export function loadOnScroll(
-  chart: any, subscription: Subscription, options?: { ahead?: number; limit?: number },
+  chart: any, subscription: Subscription<any>, options?: { ahead?: number; limit?: number },
 ): () => void;

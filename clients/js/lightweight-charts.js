@@ -12,13 +12,13 @@ export { priceDecimals } from "./numbers.js";
 
 /** A bar as a candlestick series takes it: `time` in UTC seconds. */
 export function candleItem({ time, open, high, low, close }) {
-  return { time: Date.parse(time) / 1000, open, high, low, close };
+  return { time: Date.parse(time) / 1000, open: Number(open), high: Number(high), low: Number(low), close: Number(close) };
 }
 
 /** A bar as a histogram series takes it; `colors` has `up` and `down`. */
 export function volumeItem({ time, open, close, volume }, colors = {}) {
-  const color = close < open ? colors.down : colors.up;
-  return { time: Date.parse(time) / 1000, value: volume, ...(color && { color }) };
+  const color = Number(close) < Number(open) ? colors.down : colors.up;
+  return { time: Date.parse(time) / 1000, value: Number(volume), ...(color && { color }) };
 }
 
 /**

@@ -233,8 +233,9 @@ function reaches(bars, through) {
   return through === 0 || (bars.length > 0 && Date.parse(bars[0].time) <= through);
 }
 
-function tick({ time, open, high, low, close, volume }) {
-  return { time: Date.parse(time), open, high, low, close, volume };
+function tick(bar) {
+  const [open, high, low, close, volume] = [bar.open, bar.high, bar.low, bar.close, bar.volume].map(Number);
+  return { time: Date.parse(bar.time), open, high, low, close, volume };
 }
 
 function keyOf({ ticker }, resolution) {

@@ -11,7 +11,8 @@ from candled.config import KlinesSettings
 from candled.model import Interval, fold, parse_iso_ms
 from tests.api.stage import BTC, Stage, stage
 from tests.api.udf_adapter import Adapter
-from tests.rows import minute
+from tests.rows import MONDAY_MS, minute
+from tests.serve.test_events import source
 
 NUMBERS = ("open", "high", "low", "close", "volume")
 Rows = list[tuple]
@@ -82,3 +83,40 @@ async def test_every_dialect_tells_the_same_bars_from_now_to_the_first(tmp_path,
         wanted = [(open_ms, *fold(parts, open_ms).values[:5]) for open_ms, parts in sorted(buckets.items())]
         for read in (by_rest, by_websocket, by_udf, by_klines, by_csv):
             assert await read(one, interval) == wanted, read.__name__
+
+
+LONG_CLOSE, LONG_VOLUME = "67160.25559653090524111836", "0.1234567890123456789"  # more digits than a float has
+
+
+async def by_subscription(one: Stage) -> list[dict]:
+    """The bars of `initial`, `update`, `resumed` and `history`, as a client reads them whose numbers are floats."""
+    wanted = {"symbol": "BTC/USDT", "interval": "1m", "numbers": "string"}
+    async with websockets.connect(f"ws://127.0.0.1:{one.port}/ws") as ws:
+
+        async def ask(**message) -> dict:
+            await ws.send(json.dumps({**wanted, **message}))
+            return json.loads(await ws.recv())
+
+        initial = await ask(type="subscribe", initialBars=1, fields=["seq"])
+        history = await ask(type="history", limit=1)
+        one.push(minute(1, close=LONG_CLOSE, volume=LONG_VOLUME))
+        update = json.loads(await ws.recv())
+        resume = {"epoch": "one", "seq": 0, "time": MONDAY_MS}
+        resumed = await ask(type="subscribe", fields=["seq", "final"], resume=resume)
+    assert [one["type"] for one in (initial, history, update, resumed)] == ["initial", "history", "update", "resumed"]
+    return [initial["bars"][0], history["bars"][0], update["bar"], *resumed["bars"]]
+
+
+async def by_events(one: Stage) -> list[dict]:
+    async with source(one, "/events?symbol=BTC/USDT&interval=1m&initialBars=1&numbers=string") as events:
+        return (await events.event())["bars"]
+
+
+async def test_strings_keep_the_digits_that_a_float_loses(tmp_path):
+    stored = [minute(0, close=LONG_CLOSE, volume=LONG_VOLUME, final=True)]
+    assert json.loads(LONG_CLOSE) != Decimal(LONG_CLOSE)
+    async with stage(tmp_path, {BTC: stored}, clock=SystemClock()) as one:
+        for read in (by_subscription, by_events):
+            bars = await read(one)
+            assert bars
+            assert {(bar["close"], bar["volume"], bar["open"]) for bar in bars} == {(LONG_CLOSE, LONG_VOLUME, "10")}

@@ -27,6 +27,7 @@ FOLDERS = {  # what a page of the tests may load from here
 }
 START_MS = parse_iso_ms("2026-10-05T00:00:00.000Z")  # a Monday
 TRUTH = ("time", "open", "high", "low", "close", "volume")
+NUMBERS = TRUTH[1:]
 EXTRA = ("final", "rev", "src")
 
 
@@ -343,7 +344,10 @@ class _Handler(WebSocketHandler):
 
     def _shown(self, bars: Iterable[Bar], request: Bar) -> list[Bar]:
         keys = [*TRUTH, *(key for key in EXTRA if key in request.get("fields", ()))]
-        return [{key: bar[key] for key in keys} for bar in bars]
+        shown = [{key: bar[key] for key in keys} for bar in bars]
+        if request.get("numbers") != "string":
+            return shown
+        return [{key: str(value) if key in NUMBERS else value for key, value in bar.items()} for bar in shown]
 
     def _position(self, request: Bar) -> Bar:
         return self.server.position() if "seq" in request.get("fields", ()) else {}

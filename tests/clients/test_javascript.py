@@ -1,8 +1,11 @@
 """The JavaScript client, in Node, against a server that drops, delays, restarts and misorders."""
 
 import asyncio
+import json
 import random
+import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from tests.clients.market import BTC, ETH, calm, fault, plain, serving, times
 from tests.clients.node import NEEDS_NODE, NODE, JsClient, arguments
 from tests.clients.scripted import Scripted
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(NODE is None or not arguments(), reason=NEEDS_NODE)
 
@@ -291,3 +296,31 @@ async def test_after_any_faults_it_holds_what_a_fresh_load_gets(server: Scripted
             assert finals == sorted(set(finals))
             heard = [bar["time"] for bar, _ in client.events("onBar", name)]
             assert heard == sorted(heard)
+
+
+async def test_a_client_that_asks_for_strings_gets_the_digits_as_they_were_printed(extended: Scripted) -> None:
+    async with JsClient(extended.url, {"numbers": "string"}) as client:
+        client.tell("subscribe", "a", request=request())
+        bars, _ = await client.until("onBars")
+        extended.trade(BTC)
+        moved, _ = await client.until("onBar")
+        await client.ask("older", "older", limit=5)
+        older = (await client.report())["bars"]
+        page = await client.ask("history", "history", "", request={"symbol": "BTC/USDT", "interval": "5m", "limit": 3})
+        found = [*bars, moved, *older, *page["bars"]]
+        assert len(older) == 25
+        assert {type(bar[name]) for bar in found for name in ("open", "high", "low", "close", "volume")} == {str}
+
+
+def test_charts_draw_strings_as_the_numbers_they_are() -> None:
+    bar = {"time": "2026-10-05T00:00:00.000Z", "open": "9", "high": "10.5", "low": "9", "close": "10", "volume": "1.25"}
+    code = f"""
+        import {{ candleItem, volumeItem }} from "{ROOT}/clients/js/lightweight-charts.js";
+        const bar = {json.dumps(bar)};
+        console.log(JSON.stringify([candleItem(bar), volumeItem(bar, {{ up: "u", down: "d" }})]));
+    """
+    drawn = subprocess.run([*arguments(), "--input-type=module", "-e", code], capture_output=True, check=True).stdout
+    at = 1_791_158_400
+    assert json.loads(drawn) == [
+        {"time": at, "open": 9, "high": 10.5, "low": 9, "close": 10}, {"time": at, "value": 1.25, "color": "u"},
+    ]  # fmt: skip

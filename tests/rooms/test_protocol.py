@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from candled.model import DEFAULT_INTERVALS, Candle, Interval, MarketKey, Symbol
 from candled.rooms import messages
-from candled.rooms.messages import FINAL, REV, SEQ, SRC, Options, Topic
+from candled.rooms.messages import FINAL, REV, SEQ, SRC, STRINGS, Options, Topic
 from candled.rooms.protocol import (
     GetHistory,
     ListSubscriptions,
@@ -186,6 +186,16 @@ def test_the_other_requests_are_read():
     assert asked == GetHistory(TOPIC, 1729764300000, 3, REV, 1)
 
 
+def test_numbers_are_asked_for_as_strings():
+    history = {"type": "history", "symbol": "BTC/USDT", "interval": "5m", "fields": ["rev"]}
+    assert ONE.decode(subscribe(numbers="string")).options == Options(STRINGS)
+    assert ONE.decode(subscribe(numbers="string", fields=["final"])).options == Options(FINAL | STRINGS)
+    assert ONE.decode(subscribe(numbers="number")) == ONE.decode(subscribe())
+    assert ONE.decode(json.dumps({**history, "numbers": "string"})).fields == REV | STRINGS
+    several = subscribe(numbers="string", subscriptions=[{}, {"interval": "1h", "numbers": "number"}])
+    assert [one.options for one in ONE.decode(several).wanted] == [Options(STRINGS), Options()]
+
+
 WRONG = [
     ({"id": 1.5}, "Invalid id: 1.5. Expected an integer or at most 64 characters", None),
     ({"id": "x" * 65}, f'Invalid id: "{"x" * 63}…. Expected an integer or at most 64 characters', None),
@@ -195,6 +205,10 @@ WRONG = [
     ({"fields": ["open"]}, 'Invalid fields: ["open"]. Valid: final, seq, rev, src', 107),
     ({"fields": "final"}, 'Invalid fields: "final". Valid: final, seq, rev, src', 107),
     ({"fields": [["final"]]}, 'Invalid fields: [["final"]]. Valid: final, seq, rev, src', 107),
+    ({"numbers": "text"}, 'Invalid numbers: "text". Valid: number, string', 107),
+    ({"numbers": None}, "Invalid numbers: null. Valid: number, string", 107),
+    ({"numbers": ["string"]}, 'Invalid numbers: ["string"]. Valid: number, string', 107),
+    ({"type": "history", "numbers": 1}, "Invalid numbers: 1. Valid: number, string", 107),
     ({"mode": "open"}, 'Invalid mode: "open". Valid: all, closed', 107),
     ({"mode": None}, "Invalid mode: null. Valid: all, closed", 107),
     ({"mode": ["all"]}, 'Invalid mode: ["all"]. Valid: all, closed', 107),
@@ -248,9 +262,20 @@ def test_numbers_on_the_wire_are_exact_and_without_exponent(number):
     assert json.loads(text, parse_float=Decimal, parse_int=Decimal)["volume"] == number
 
 
+@given(st.decimals(min_value=0, max_value=10**15, allow_nan=False, places=None), st.booleans(), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_strings_are_the_same_digits_in_quotes_and_nothing_else_differs(number, has_quote, final):
+    bar = Candle(1729764000000, number, number, number, number, number, number if has_quote else None)
+    fields = FINAL | REV | SRC
+    plain = json.loads(messages.bar_text(bar, fields, final=final), parse_float=str, parse_int=str)
+    quoted = json.loads(messages.bar_text(bar, fields | STRINGS, final=final), parse_int=str)
+    assert quoted == plain
+    assert all(isinstance(quoted[name], str) for name in ("open", "high", "low", "close", "volume"))
+
+
 KEYS = st.sampled_from(
-    ["type", "symbol", "interval", "initialBars", "exchange", "id", "fields", "mode", "status", "corrections", "resume",
-     "epoch", "seq", "time", "subscriptions", "before", "limit"]
+    ["type", "symbol", "interval", "initialBars", "exchange", "id", "fields", "numbers", "mode", "status",
+     "corrections", "resume", "epoch", "seq", "time", "subscriptions", "before", "limit"]
 ) | st.text()  # fmt: skip
 WORDS = st.sampled_from(
     ["subscribe", "unsubscribe", "ping", "list", "history", "BTC/USDT", "5m", "final", "closed", "2024-10-24"]

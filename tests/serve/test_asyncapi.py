@@ -126,6 +126,8 @@ async def captured() -> list[dict]:
         await say(extended, {"type": "list", "id": 2})
         await say(extended, {"type": "ping", "id": 3})
         await say(extended, {"type": "history", "symbol": "BTC/USDT", "interval": "1m", "id": 4, "limit": 3})
+        page = {"type": "history", "symbol": "BTC/USDT", "interval": "1m", "id": 6, "limit": 3, "numbers": "string"}
+        await say(extended, page)
         await say(extended, {"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "5m", "id": 5})
         await say(closed, {**SUBSCRIBE, "mode": "closed", "fields": ["seq"]})
         await say(again, {**SUBSCRIBE, "fields": ["seq"]})
@@ -164,6 +166,7 @@ def test_every_message_of_a_running_server_is_as_the_document_says(messages):
     assert {"epoch", "seq", "recovered", "temporary", "end", "existed"} <= keys
     bars = [bar for message in messages for bar in [message.get("bar"), *message.get("bars", [])] if bar]
     assert {"final", "rev", "src"} <= {key for bar in bars for key in bar}
+    assert {type(bar["close"]) for bar in bars} == {int, str}
 
 
 def mutants(message: dict) -> list[tuple[str, dict]]:
@@ -192,7 +195,10 @@ def mutants(message: dict) -> list[tuple[str, dict]]:
             if key not in ("exchange", "quoteVolume", "final", "rev", "src", "epoch", "seq", "recovered", "id"):
                 with_one(path, lambda node, key=key: node.pop(key))
             if isinstance(value, int | float) and key != "id":
-                with_one(path, lambda node, key=key, value=value: node.update({key: str(value)}))
+                wrong = (
+                    "1e5" if path and path[0] in ("bar", "bars") else str(value)
+                )  # no decimal as the server prints it
+                with_one(path, lambda node, key=key, wrong=wrong: node.update({key: wrong}))
             if key == "time":
                 with_one(path, lambda node, value=value: node.update(time=value.replace(".000Z", "Z")))
             visit(value, [*path, key])
