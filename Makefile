@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench soak chaos autobahn install
+.PHONY: run test lint bench soak chaos autobahn bots install
 
 run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart on http://localhost:7000/
 	$(BIN)/candled --config config/demo.yaml
@@ -33,6 +33,13 @@ PYTHON2 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/2.7*/bin/python2.7) py
 	$(BIN)/python -m pip install --quiet "virtualenv<20.22"
 	$(BIN)/python -m virtualenv --quiet --python $(PYTHON2) .autobahn
 	.autobahn/bin/python -m pip install --quiet "autobahntestsuite<25"
+
+bots: .bots/freqtrade/.installed .bots/nautilus_trader/.installed  ## programs that read Binance, for tests/system/test_bots.py; about 1.5 GB
+
+.bots/%/.installed:
+	$(PYTHON) -m venv .bots/$*
+	.bots/$*/bin/python -m pip install --quiet $*
+	touch $@
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import ccxt
 import ccxt.async_support as ccxt_async
 import ccxt.pro as ccxt_pro
+import pandas
 import pytest
 import websockets
 
@@ -230,6 +232,80 @@ def test_the_snippets_of_the_page_run(daemon, capsys, number):
     here = code.replace("localhost:7000", f"127.0.0.1:{daemon.port}")
     exec(compile(here, "docs/bots.md", "exec"), {})
     assert len(capsys.readouterr().out) > 100
+
+
+def installed(program: str) -> Path:
+    """A program of `make bots`, or no test."""
+    path = ROOT / ".bots" / program
+    if not path.exists():
+        pytest.skip(f"{program} is not installed: make bots")
+    return path
+
+
+@pytest.mark.slow
+def test_freqtrade_downloads_and_backtests_as_the_page_says(daemon, tmp_path):
+    freqtrade = installed("freqtrade/bin/freqtrade")
+    (settings,), (commands,) = blocks("json"), blocks("sh")
+    (tmp_path / "config.json").write_text(settings.replace("localhost:7000", f"127.0.0.1:{daemon.port}"))
+    output = ""
+    for command in commands.splitlines():
+        words = [str(freqtrade), *shlex.split(command)[1:]]
+        ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        output = ended.stdout + ended.stderr
+        assert ended.returncode == 0, output
+        assert "ERROR" not in output
+    assert "Result for strategy SampleStrategy" in output
+    for timeframe in ("1m", "5m"):
+        table = pandas.read_feather(tmp_path / "user_data" / "data" / "binance" / f"BTC_USDT-{timeframe}.feather")
+        found = {int(row[0].timestamp() * 1000): tuple(row[1:6]) for row in table.itertuples(index=False)}
+        wanted = recorded(timeframe, min(found), max(found))
+        assert len(wanted) > 1440 / Interval.parse(timeframe).ms * MINUTE_MS * 0.9
+        assert found == {
+            **{open_ms: tuple(map(float, bar.values[:5])) for open_ms, bar in wanted.items()},
+            max(found): found[max(found)],
+        }
+
+
+READ_BY_NAUTILUS = """
+import asyncio, json, sys
+from nautilus_trader.adapters.binance.common.enums import BinanceAccountType, BinanceKlineInterval
+from nautilus_trader.adapters.binance.http.client import BinanceHttpClient
+from nautilus_trader.adapters.binance.spot.http.market import BinanceSpotMarketHttpAPI
+from nautilus_trader.adapters.binance.spot.providers import BinanceSpotInstrumentProvider
+from nautilus_trader.common.component import LiveClock
+from nautilus_trader.model.data import BarType
+
+async def main():
+    clock = LiveClock()
+    client = BinanceHttpClient(clock=clock, api_key="", api_secret="", base_url=sys.argv[1])
+    market = BinanceSpotMarketHttpAPI(client, BinanceAccountType.SPOT)
+    provider = BinanceSpotInstrumentProvider(client=client, clock=clock, account_type=BinanceAccountType.SPOT)
+    for symbol in (await market.query_spot_exchange_info()).symbols:
+        provider._parse_instrument(symbol, fee=None, ts_event=0)
+    kind = BarType.from_str("BTCUSDT.BINANCE-1-MINUTE-LAST-EXTERNAL")
+    bars = await market.request_binance_bars(kind, interval=BinanceKlineInterval.MINUTE_1, start_time=int(sys.argv[2]))
+    instruments = {str(one.id): [str(one.price_increment), str(one.size_increment)] for one in provider.list_all()}
+    rows = {bar.ts_event: [str(bar.open), str(bar.high), str(bar.low), str(bar.close), str(bar.volume)] for bar in bars}
+    print(json.dumps({"instruments": instruments, "bars": rows}))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_nautilus_traders_typed_decoders_read_markets_and_bars(daemon):
+    python, over_ms = installed("nautilus_trader/bin/python"), over_at(daemon)
+    start_ms = over_ms - 100 * MINUTE_MS
+    command = [str(python), "-c", READ_BY_NAUTILUS, daemon.url, str(start_ms)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    read = json.loads(ended.stdout.splitlines()[-1])
+    assert read["instruments"]["BTCUSDT.BINANCE"] == ["0.01", "0.000001"]
+    assert set(read["instruments"]) == {"BTCUSDT.BINANCE", "ETHUSDT.BINANCE"}
+    wanted = recorded("1m", start_ms, over_ms)
+    found = {int(at) // 10**6 + 1 - MINUTE_MS: tuple(map(Decimal, numbers)) for at, numbers in read["bars"].items()}
+    assert len(wanted) == 100
+    assert {open_ms: found[open_ms] for open_ms in wanted} == {at: bar.values[:5] for at, bar in wanted.items()}
 
 
 async def test_freqtrades_settings_make_a_ccxt_that_reads_here(daemon):
