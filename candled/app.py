@@ -19,7 +19,7 @@ from candled.api.routes import make_routes, make_streams
 from candled.bus import Bus
 from candled.bus.making import RedisParts, make_memory_bus, make_redis_parts
 from candled.clock import SystemClock
-from candled.config import Config, doubts
+from candled.config import Config, doubts, make_store
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.ingest_side import IngestSide
@@ -33,9 +33,8 @@ from candled.serve.handlers import STATIC
 from candled.serve.publisher import Publisher
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
-from candled.store import make_store
 from candled.store.history import History
-from candled.store.interface import Store
+from candled.store.interface import CHECK_IN_S
 from candled.store.journal import Journal
 from candled.store.keeper import Keeper
 from candled.store.threads import StoreThreads
@@ -95,7 +94,7 @@ class Daemon:
         self._plugins = plugins
         self._clock = clock
         self._started = clock.monotonic()
-        self._store = _store(config)
+        self._store = make_store(config, owns=True)
         self._threads = StoreThreads(self._store)
         self._writer = Writer(
             self._store,
@@ -146,6 +145,7 @@ class Daemon:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._store_trouble = ""
+        self._conflicts: Sequence[str] = ()
         self._is_reading = False
         self.port = 0
 
@@ -226,6 +226,7 @@ class Daemon:
             await self._writer.flush()
         self._spawn(self._writer.run())
         self._spawn(self._maintain())
+        self._spawn(self._check_in())
         if self._shared is not None:
             self._shared.start()  # what is heard before the bars are loaded waits for them
         await self._bars.start()
@@ -241,6 +242,19 @@ class Daemon:
                 logger.warning("the store could not be tidied up: %s", error)
             await self._clock.sleep(_MAINTAIN_S)
 
+    async def _check_in(self) -> None:
+        """Notice other daemons that use the store with other settings."""
+        while True:
+            try:
+                conflicts = await self._threads.write(self._store.check_in)
+            except (StoreUnavailable, StoreRejected):
+                conflicts = self._conflicts  # the writer names the trouble
+            for conflict in conflicts:
+                if conflict not in self._conflicts:
+                    logger.warning("two daemons with different settings on one store: %s", conflict)
+            self._conflicts = conflicts
+            await self._clock.sleep(CHECK_IN_S)
+
     def health(self) -> Mapping[str, Any]:
         """The body of `/health`."""
         exchanges = self._exchanges_health()
@@ -248,13 +262,13 @@ class Daemon:
         writer = self._writer.status()
         if not self._is_reading:  # nothing was written yet, so that the writer knows of no trouble
             writer |= {"state": "away", "lastError": self._store_trouble or None}
-        healthy = all(state in _SETTLED for state in states) and writer["state"] == "ok"
+        healthy = all(state in _SETTLED for state in states) and writer["state"] == "ok" and not self._conflicts
         return {
             "status": "pass" if healthy else "warn",
             "version": __version__,
             "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
             "exchanges": exchanges,
-            "store": {**self._store.describe(), **writer},
+            "store": {**self._store.describe(), "conflicts": list(self._conflicts), **writer},
             "roles": list(self._config.roles),
             "bus": self._bus.describe(),
             "bars": self._bars.healing(),
@@ -339,18 +353,6 @@ def _journal(config: Config) -> Journal | None:
     """Where candles wait while the store is away, if the settings want it."""
     settings = config.store
     return Journal(Path(settings.journal), limit_bytes=settings.journal_limit) if settings.journal else None
-
-
-def _store(config: Config) -> Store:
-    """The store that `store.url` names."""
-    settings = config.store
-    return make_store(
-        settings.url,
-        config.intervals,
-        compress_after_days=settings.compress_after.days or None,
-        retention_days=settings.retention.days or None,
-        upgrade=settings.init,
-    )
 
 
 def _shared(config: Config, markets: Sequence[MarketKey], clock: Clock) -> RedisParts | None:

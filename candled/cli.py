@@ -18,7 +18,6 @@ from candled.clock import SystemClock
 from candled.errors import ConfigError
 from candled.plugins import Plugins, discover
 from candled.settings import redacted
-from candled.store import make_store
 from candled.tools import TOOLS, Run
 
 DEFAULT_CONFIG = Path("candled.yaml")
@@ -148,7 +147,7 @@ def _check_config(options: argparse.Namespace) -> int:
 
     settings = _load(options, discover())
     config.make_exchanges(settings, SystemClock())
-    make_store(settings.store.url, settings.intervals)  # reads the address, connects to nothing
+    config.make_store(settings)  # reads the address, connects to nothing
     if settings.bus.url != "memory://":
         check_files(RedisAddress.parse(settings.bus.url))
     for doubt in config.doubts(settings):

@@ -28,6 +28,8 @@ from candled.settings import (
     setting,
     suggestion,
 )
+from candled.store import make_store as make_store_at
+from candled.store.interface import Store
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +194,7 @@ class StoreSettings:
         "postgresql://user:password@host:5432/database, with or without TimescaleDB",
     )
     init: bool = setting(
-        True, help="create or upgrade PostgreSQL's tables on start; false leaves that to `candled init-db`"
+        True, help="the daemon makes or upgrades the store's tables on start; false leaves that to `candled init-db`"
     )
     flush_interval: timedelta = setting(
         timedelta(milliseconds=250),
@@ -328,6 +330,26 @@ def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
     if problems:
         raise ConfigError(problems)
     return made
+
+
+def make_store(config: Config, *, owns: bool = False, upgrade: bool | None = None) -> Store:
+    """Return the store of the settings, not yet opened.
+
+    As a guest by default, as for commands: nothing of its tables and intervals is changed. With `owns`, as for the
+    daemon, it keeps the bars of the settings' intervals, and its tables are upgraded as `upgrade` says, by default as
+    the settings do.
+
+    Raises:
+        ConfigError: `store.url` cannot be read. The text does not repeat it.
+    """
+    settings = config.store
+    return make_store_at(
+        settings.url,
+        config.intervals if owns else None,
+        upgrade=settings.init if upgrade is None else upgrade,
+        compress_after_days=settings.compress_after.days or None,
+        retention_days=settings.retention.days or None,
+    )
 
 
 def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:

@@ -31,6 +31,17 @@ class Interval(NamedTuple):
         """
         return _parse(text)
 
+    @staticmethod
+    def of_ms(ms: int) -> "Interval":
+        """Return the interval of a length in milliseconds.
+
+        Raises:
+            ValueError: there is none of that length.
+        """
+        if ms <= 0 or ms % _UNIT_MS["m"]:
+            raise ValueError(f"no interval is {ms} ms long")
+        return _parse(_spelling(ms))
+
     def __str__(self) -> str:
         return self.text
 

@@ -18,13 +18,15 @@ KNOWN_STORES = {
 
 def make_store(
     url: str,
-    intervals: Iterable[Interval],
+    intervals: Iterable[Interval] | None,
     *,
+    upgrade: bool = True,
     compress_after_days: int | None = None,
     retention_days: int | None = None,
-    upgrade: bool = True,
 ) -> Store:
-    """The store that `url` means, not yet opened. What follows the intervals is for PostgreSQL; see `PostgresStore`.
+    """Return the store that `url` means, not yet opened; without intervals as a guest, see `Store`.
+
+    Without `upgrade` opening it changes no tables. Days are for PostgreSQL; see `PostgresStore`.
 
     Raises:
         ConfigError: no store has such addresses, or this one cannot be read. The text does not repeat it.
@@ -32,7 +34,7 @@ def make_store(
     if url.startswith("sqlite:///"):
         from .sqlite import SqliteStore
 
-        return SqliteStore(Path(url.removeprefix("sqlite:///")), intervals)
+        return SqliteStore(Path(url.removeprefix("sqlite:///")), intervals, upgrade=upgrade)
     if url.startswith(("postgresql://", "postgres://")):
         from .postgres import PostgresStore
 

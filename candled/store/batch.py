@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import lru_cache
 from itertools import groupby
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, RangeSet, fold
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, RangeSet, fold, sources
 
 # What `Candle.src` may be; a store keeps the place in this list. New ones go to the end.
 SOURCES = ("", "live", "rest", "backfill", "agg")
@@ -113,3 +114,13 @@ def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:
         fold(list(group), open_ms, final=True)
         for open_ms, group in groupby(parts, key=lambda part: interval.floor(part.open_ms))
     ]
+
+
+@lru_cache(maxsize=8)
+def levels(kept: tuple[tuple[Interval, bool], ...]) -> Mapping[Interval, Interval]:
+    """Map each kept interval to the longest one to fold it from, shortest first.
+
+    Each comes with whether its past is folded too: only then can it be the source of another.
+    """
+    folded = {interval for interval, is_folded in kept if is_folded}
+    return {interval: sources({*folded, interval})[interval] for interval in sorted(one for one, _ in kept)}

@@ -9,6 +9,7 @@ from candled.model import Candle, Interval, MarketKey, Range, Symbol
 LATER = 2**53  # the seq of a past change that is not told yet: whoever asks what changed is given it
 FEEDS_KEPT = 100
 FEED_DAYS = 30
+CHECK_IN_S = 20.0
 ALL_TIME = Range(0, 10**14)  # later than any candle, and within what every store can hold
 
 
@@ -30,11 +31,18 @@ class Hole:
 class Store(Protocol):
     """The candles of all markets. 1-minute candles are the truth; longer bars are folded from them.
 
+    The store itself knows of which intervals it keeps the bars, and every writer keeps up all of them. A store made
+    with intervals is the daemon's own: it adds those that are new. One made without is a guest's, as commands are, and
+    takes the store as it is.
+
     Every method raises `StoreUnavailable` when trying again may help and `StoreRejected` when it will not.
     """
 
     def open(self) -> None:
-        """Create or upgrade what is needed, fold newly configured intervals; refuse a newer schema than known."""
+        """Open it; the daemon's own also creates or upgrades tables where allowed, and folds new intervals.
+
+        A guest changes nothing. A newer schema than known is refused, by a guest an older one too.
+        """
 
     def close(self) -> None:
         """Release everything; the store is not used afterwards."""
@@ -49,6 +57,16 @@ class Store(Protocol):
 
         `rev` and `src` of minutes are kept. Where a version with other values replaces a final minute, `rev` becomes
         at least one more than it was; rows that are written again count once. One with the same values leaves `src`.
+        """
+
+    def intervals(self) -> Sequence[Interval]:
+        """List the intervals above 1m of which all bars are stored, shortest first."""
+
+    def drop_interval(self, interval: Interval) -> int:
+        """Drop the bars of an interval, and keep them up no more; return how many bars there were.
+
+        Raises:
+            StoreRejected: a daemon that runs uses the interval.
         """
 
     def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:
@@ -123,5 +141,11 @@ class Store(Protocol):
         Of each market's feeds the newest `FEEDS_KEPT` stay, without those that ended `FEED_DAYS` ago or earlier.
         """
 
+    def check_in(self) -> Sequence[str]:
+        """Note that this process uses the store, and name those that do so with other settings, a line each.
+
+        Only the daemon calls it, every `CHECK_IN_S` seconds.
+        """
+
     def describe(self) -> dict[str, Any]:
-        """Facts for `/health`: at least `kind` and `schema`."""
+        """Facts for `/health`: at least `kind`, `schema` and `intervals`."""

@@ -1,6 +1,10 @@
 """The store for large sites: PostgreSQL, with TimescaleDB where the server has it."""
 
+import json
 import logging
+import os
+import platform
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,11 +17,11 @@ from . import postgres_statements as sql
 from .batch import by_market
 from .holes import replaced
 from .interface import ALL_TIME, LATER, Hole
-from .postgres_folding import fold_anew, fold_changes, fold_history, in_minutes, stretches
+from .postgres_folding import fold_anew, fold_changes, fold_history, in_minutes, kept, stretches
 from .postgres_pool import Link, Pool, Watchdog, parse_address
 from .postgres_rows import as_array, as_candles, as_columns
 from .postgres_schema import SCHEMA, check, migrate, timescale
-from .postgres_upkeep import drop_minutes, forget_feeds, forget_intervals
+from .postgres_upkeep import drop_interval, drop_minutes, forget_feeds
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +36,21 @@ MAINTENANCE_LIMIT_S = 3600.0
 class PostgresStore:
     """The candles of all markets in the schema `candled` of the database that `url` names.
 
-    Bars of each of `intervals` are kept beside the minutes. Several processes may use one database, each with its
-    own intervals: every writer keeps up all that any of them is configured for. Methods may be called from any
-    threads; at most `writers` write and `readers` read at a time, further ones wait. Each statement ends within
-    `limit_s` seconds, whatever the link does; `open` and `maintain` may take longer.
+    Bars of longer intervals are kept beside the minutes. Several processes may use one database, each with its
+    own intervals: every writer keeps up all that any of them was ever configured for, until one is dropped by command.
+    A guest, made without intervals, adds none. Methods may be called from any threads; at most `writers` write and
+    `readers` read at a time, further ones wait. Each statement ends within `limit_s` seconds, whatever the link does;
+    `open` and `maintain` may take longer.
 
     `compress_after_days` (TimescaleDB under its own licence) and `retention_days` are what `maintain` does to old
-    minutes; None leaves them alone. Longer bars are never dropped. Without `upgrade`, `open` refuses a database whose
-    tables are not there or not up to date.
+    minutes; None leaves them alone. Longer bars are never dropped. Without `upgrade`, and always as a guest, `open`
+    refuses a database whose tables are missing or not up to date, and changes none of them.
     """
 
     def __init__(
         self,
         url: str,
-        intervals: Iterable[Interval],
+        intervals: Iterable[Interval] | None,
         *,
         compress_after_days: int | None = None,
         retention_days: int | None = None,
@@ -55,7 +60,10 @@ class PostgresStore:
         limit_s: float = 10.0,
     ) -> None:
         self._parameters = parse_address(url)
-        self._intervals = frozenset(intervals) - {MINUTE}
+        self._wanted = None if intervals is None else frozenset(intervals) - {MINUTE}
+        self._kept: frozenset[Interval] = frozenset()
+        self._id = secrets.token_hex(8)
+        self._since_ms: int | None = None
         self._compress_after_days = compress_after_days
         self._retention_days = retention_days
         self._upgrade = upgrade
@@ -68,17 +76,23 @@ class PostgresStore:
     # ------------------------------------------------------------ opening and closing
 
     def open(self) -> None:
-        """Create or upgrade the tables and fold newly configured intervals. Other processes may be at work.
+        """See `Store.open`. Other processes may be at work.
 
         Raises:
             StoreUnavailable: the server cannot be reached, or does not accept us now.
-            StoreRejected: the server is too old, the schema newer than known, or the role may not create tables.
+            StoreRejected: the server is too old, the schema not the one needed, or the role may not create tables.
         """
         self.close()
         watchdog = Watchdog()
         try:
             with self._alone(watchdog) as link:
-                self._prepare(link)
+                self._check_server(link)
+                if self._wanted is None:
+                    check(link)
+                    self._note_facts(link, timescale.look(link))
+                else:
+                    self._prepare(link, self._wanted)
+                self._kept = frozenset(interval for interval, is_folded in kept(link) if is_folded)
         except BaseException:
             watchdog.close()
             raise
@@ -101,11 +115,51 @@ class PostgresStore:
         watchdog.close()
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `/health`: kind (`timescaledb` or `postgresql`), schema, versions, and connections not in use."""
+        """Facts for `/health`: as of every store (kind: `timescaledb` or `postgresql`), versions, free connections."""
+        facts = {**self._facts, "intervals": [str(interval) for interval in sorted(self._kept)]}
         if self._pools is None:
-            return dict(self._facts)
+            return facts
         _, writers, readers = self._pools
-        return {**self._facts, "freeWriters": writers.usable(), "freeReaders": readers.usable()}
+        return {**facts, "freeWriters": writers.usable(), "freeReaders": readers.usable()}
+
+    def intervals(self) -> Sequence[Interval]:
+        """See `Store.intervals`."""
+        return sorted(self._kept)
+
+    def drop_interval(self, interval: Interval) -> int:
+        """See `Store.drop_interval`."""
+        watchdog, _, _ = self._opened()
+        with self._alone(watchdog) as link:
+            users = [name for name, settings in link.rows(sql.OTHERS, (self._id, 0)) if _uses(settings, interval)]
+            link.commit()
+            if users:
+                raise StoreRejected(f"bars of {interval} are in use by {', '.join(users)}: stop it first")
+            self._kept -= {interval}
+            return drop_interval(link, interval)
+
+    def check_in(self) -> Sequence[str]:
+        """See `Store.check_in`. Named are processes that were seen since this one began and in the last two minutes."""
+        ours = self._settings()
+        with self._writing() as link:
+            link.run(sql.FORGET_PROCESSES)
+            link.run(sql.CHECK_IN, (self._id, f"{platform.node()}:{os.getpid()}", json.dumps(ours)))
+            if self._since_ms is None:
+                [(self._since_ms,)] = link.rows(sql.NOW)
+            others = link.rows(sql.OTHERS, (self._id, self._since_ms))
+        return [
+            f"{name} uses this store with {key} {settings.get(key)}, this process with {ours[key]}"
+            for name, settings in others
+            for key in ours
+            if settings.get(key) != ours[key]
+        ]
+
+    def _settings(self) -> dict[str, str]:
+        """Those of the settings in which processes on one database should agree."""
+        return {
+            "intervals": ", ".join(str(interval) for interval in sorted(self._wanted or ())) or "none",
+            "compress_after": _days(self._compress_after_days),
+            "retention": _days(self._retention_days),
+        }
 
     # ------------------------------------------------------------ writing
 
@@ -201,7 +255,7 @@ class PostgresStore:
         """See `Store.bars`.
 
         Raises:
-            StoreRejected: `interval` is not among the configured ones.
+            StoreRejected: bars of `interval` are not kept.
         """
         if limit <= 0:
             return []
@@ -234,7 +288,7 @@ class PostgresStore:
         """See `Store.bars_between`.
 
         Raises:
-            StoreRejected: `interval` is not among the configured ones.
+            StoreRejected: bars of `interval` are not kept.
         """
         if interval != MINUTE:
             span = in_minutes(self._known(interval)), _possible(start_ms), _possible(end_ms)
@@ -292,7 +346,7 @@ class PostgresStore:
     # ------------------------------------------------------------ maintenance
 
     def maintain(self, now_ms: int) -> None:
-        """Compress and drop what is old at `now_ms` (UTC epoch ms), old feeds, and bars of intervals nobody uses.
+        """Compress and drop what is old at `now_ms` (UTC epoch ms), old feeds too.
 
         To be called about once an hour, not on the writing thread: compressing a chunk may take a minute. Where
         another process is at it, this returns at once. Raises as every method of a store; the next call goes on.
@@ -304,7 +358,6 @@ class PostgresStore:
             if not is_ours:
                 return
             forget_feeds(link, now_ms)
-            forget_intervals(link, self._intervals, now_ms)
             if self._retention_days is not None:
                 before_ms = now_ms - self._retention_days * DAY_MS
                 drop_minutes(link, before_ms, in_chunks=self._timescale.hypertable)
@@ -315,29 +368,34 @@ class PostgresStore:
 
     # ------------------------------------------------------------ preparing
 
-    def _prepare(self, link: Link) -> None:
-        version = link.server_version
-        name = f"{version // 10_000}.{version % 10_000}"
-        if version < OLDEST_SERVER:
-            raise StoreRejected(f"expected PostgreSQL {OLDEST_SERVER // 10_000} or newer, the server is {name}")
+    def _check_server(self, link: Link) -> None:
+        if link.server_version < OLDEST_SERVER:
+            raise StoreRejected(
+                f"expected PostgreSQL {OLDEST_SERVER // 10_000} or newer, the server is {_name(link.server_version)}"
+            )
+
+    def _prepare(self, link: Link, wanted: Iterable[Interval]) -> None:
         if not link.rows(sql.TRY_PREPARE)[0][0]:
             logger.info("waiting for another process that prepares the database")
             link.rows(sql.PREPARE)
         timescale.check_loaded(link)
         (migrate if self._upgrade else check)(link)
-        self._timescale = timescale.prepare(link)
-        self._facts = {
-            "kind": "timescaledb" if self._timescale.hypertable else "postgresql",
-            "schema": SCHEMA,
-            "server": name,
-            "timescaledb": self._timescale.version,
-            "compression": self._compress_after_days is not None and self._timescale.licensed,
-        }
+        self._note_facts(link, (timescale.prepare if self._upgrade else timescale.look)(link))
         if self._timescale.hypertable:
-            logger.info("PostgreSQL %s with TimescaleDB %s", name, self._timescale.version)
+            logger.info("PostgreSQL %s with TimescaleDB %s", self._facts["server"], self._timescale.version)
         else:
-            logger.info("PostgreSQL %s with plain tables: %s", name, self._timescale.remark)
-        fold_history(link, self._intervals)
+            logger.info("PostgreSQL %s with plain tables: %s", self._facts["server"], self._timescale.remark)
+        fold_history(link, wanted)
+
+    def _note_facts(self, link: Link, found: timescale.Timescale) -> None:
+        self._timescale = found
+        self._facts = {
+            "kind": "timescaledb" if found.hypertable else "postgresql",
+            "schema": SCHEMA,
+            "server": _name(link.server_version),
+            "timescaledb": found.version,
+            "compression": self._compress_after_days is not None and found.licensed,
+        }
 
     # ------------------------------------------------------------ connections
 
@@ -367,9 +425,22 @@ class PostgresStore:
             link.close()
 
     def _known(self, interval: Interval) -> Interval:
-        if interval not in self._intervals:
-            raise StoreRejected(f"no bars of {interval} are kept; it is not among the intervals")
+        if interval not in self._kept:
+            raise StoreRejected(f"no bars of {interval} are kept")
         return interval
+
+
+def _name(version: int) -> str:
+    """The server's version as people write it."""
+    return f"{version // 10_000}.{version % 10_000}"
+
+
+def _days(count: int | None) -> str:
+    return "off" if count is None else f"{count} d"
+
+
+def _uses(settings: Mapping[str, str], interval: Interval) -> bool:
+    return str(interval) in settings.get("intervals", "").split(", ")
 
 
 # ---------------------------------------------------------------- markets and spans

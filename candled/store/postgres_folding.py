@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 
 from candled.model import MINUTE, MINUTE_MS, Interval, RangeSet, sources
 
 from . import postgres_statements as sql
-from .batch import minute_ranges, touched
+from .batch import levels, minute_ranges, touched
 from .postgres_pool import Link
 from .postgres_rows import as_array
 
@@ -35,12 +34,12 @@ def fold_changes(link: Link, changed: Mapping[int, RangeSet]) -> None:
     The list of intervals is read only now: one that another process adds is either in it, or its folding waits for
     our lock and sees our minutes.
     """
-    _fold(link, changed, _levels(tuple(link.rows(sql.INTERVALS))))
+    _fold(link, changed, levels(kept(link)))
 
 
 def fold_anew(link: Link, market_id: int, changed: RangeSet, from_ms: int) -> None:
     """Drop and fold again every longer bar that the stretches touch and that begins at or after `from_ms`."""
-    for interval, source in _levels(tuple(link.rows(sql.INTERVALS))).items():
+    for interval, source in levels(kept(link)).items():
         bars = touched(changed, interval)
         bars.remove(0, interval.floor(from_ms + interval.ms - 1))
         for span in bars:
@@ -53,22 +52,29 @@ def fold_history(link: Link, intervals: Iterable[Interval]) -> None:
     wanted = sorted(intervals)
     link.run(sql.ADD_INTERVALS, ([str(interval) for interval in wanted],))
     link.commit()  # from here on every writer keeps up the new ones too
-    rows = link.rows(sql.INTERVALS)
+    folded = {interval for interval, is_folded in kept(link) if is_folded}
     link.commit()
-    folded = {Interval.parse(name) for name, is_folded in rows if is_folded}
+    unused = sorted(folded - set(wanted))
+    if unused:
+        logger.info(
+            "the store keeps bars of %s, which the settings do not name; to drop them: "
+            "candled init-db --drop-interval %s",
+            ", ".join(map(str, unused)),
+            unused[0],
+        )
     fresh = set(wanted) - folded
     if not fresh:
         return
-    levels = {interval: source for interval, source in sources(fresh | folded).items() if interval in fresh}
+    chosen = {interval: source for interval, source in sources(fresh | folded).items() if interval in fresh}
     markets = spans(link)
     for done, (market_id, first_ms, last_ms) in enumerate(markets, start=1):
         # A bar cut by the edge of two chunks is folded by both, at last from all its parts.
         for start_ms in range(first_ms, last_ms + 1, FOLD_CHUNK_MS):
             link.run(sql.LOCK_MARKET, (market_id,))
-            _fold(link, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, levels)
+            _fold(link, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, chosen)
             link.commit()
         if done * 10 // len(markets) > (done - 1) * 10 // len(markets):  # at most ten lines
-            logger.info("folded %s: %s of %s markets", ", ".join(map(str, levels)), done, len(markets))
+            logger.info("folded %s: %s of %s markets", ", ".join(map(str, chosen)), done, len(markets))
     link.run(sql.SET_FOLDED, ([str(interval) for interval in fresh],))
     link.commit()
 
@@ -80,17 +86,14 @@ def spans(link: Link) -> list[tuple[int, int, int]]:
     return [(market_id, first_ms, last_ms) for market_id, first_ms, last_ms in rows]
 
 
-@lru_cache(maxsize=8)
-def _levels(rows: tuple[tuple[str, bool], ...]) -> Mapping[Interval, Interval]:
-    """The intervals to keep up, shortest first, each with the longest one whose past is folded to fold it from."""
-    folded = {Interval.parse(name) for name, is_folded in rows if is_folded}
-    wanted = sorted(Interval.parse(name) for name, _ in rows)
-    return {interval: sources({*folded, interval})[interval] for interval in wanted}
+def kept(link: Link) -> tuple[tuple[Interval, bool], ...]:
+    """The intervals that every writer keeps up, each with whether its past is folded too."""
+    return tuple((Interval.parse(name), is_folded) for name, is_folded in link.rows(sql.INTERVALS))
 
 
-def _fold(link: Link, changed: Mapping[int, RangeSet], levels: Mapping[Interval, Interval]) -> None:
-    """Fold again every bar of `levels` that the changed stretches of the markets touch."""
-    for interval, source in levels.items():
+def _fold(link: Link, changed: Mapping[int, RangeSet], chosen: Mapping[Interval, Interval]) -> None:
+    """Fold again every bar of `chosen` that the changed stretches of the markets touch."""
+    for interval, source in chosen.items():
         bars = [(id, *span) for id in sorted(changed) for span in touched(changed[id], interval)]
         _fold_level(link, interval, source, bars)
 

@@ -178,8 +178,7 @@ FOLD_BARS = _fold("candled.rollups", "AND source.minutes = %s")
 INTERVALS = "SELECT name, folded FROM candled.intervals ORDER BY name"
 ADD_INTERVALS = "INSERT INTO candled.intervals (name) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
 SET_FOLDED = "UPDATE candled.intervals SET folded = true WHERE name = ANY(%s)"
-NOTE_USED = f"UPDATE candled.intervals SET used_at = {_AT} WHERE name = ANY(%s) OR used_at IS NULL"
-FORGET_UNUSED = f"DELETE FROM candled.intervals WHERE used_at < {_AT} RETURNING name"
+FORGET_INTERVAL = "DELETE FROM candled.intervals WHERE name = %s"
 DROP_BARS_BETWEEN = f"DELETE FROM candled.rollups WHERE market = %s AND minutes = %s AND time >= {_AT} AND time < {_AT}"
 DROP_BARS = "DELETE FROM candled.rollups WHERE market = %s AND minutes = %s"
 
@@ -227,6 +226,14 @@ DROP_FEEDS = f"""WITH kept AS (
     DELETE FROM candled.feeds USING kept WHERE feeds.market = kept.market AND feeds.number < kept.first"""
 
 # ---------------------------------------------------------------- maintenance
+
+# This process uses the database, with these settings. Which others do so with other ones, now that it does?
+CHECK_IN = """INSERT INTO candled.processes AS old (id, name, settings, seen_at) VALUES (%s, %s, %s, now())
+    ON CONFLICT (id) DO UPDATE SET settings = excluded.settings, seen_at = excluded.seen_at"""
+FORGET_PROCESSES = "DELETE FROM candled.processes WHERE seen_at < now() - interval '1 day'"
+OTHERS = f"""SELECT name, settings FROM candled.processes
+    WHERE id <> %s AND seen_at >= {_AT} AND seen_at > now() - interval '2 minutes' ORDER BY name"""
+NOW = f"SELECT {_ms('now()')}"
 
 # Only one process at a time prepares the tables, and only one looks after them. The locks end with the connection.
 TRY_PREPARE = "SELECT pg_try_advisory_lock(hashtextextended('candled prepare', 0))"

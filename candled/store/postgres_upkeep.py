@@ -1,7 +1,6 @@
-"""What is dropped from PostgreSQL when it is old: feeds, bars of intervals nobody uses, and minutes if so asked."""
+"""What is dropped from PostgreSQL: feeds when they are old, minutes if so asked, and bars of an interval by command."""
 
 import logging
-from collections.abc import Iterable
 
 from candled.model import Interval
 
@@ -15,7 +14,6 @@ logger = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
 DELETE_CHUNK_MS = 28 * DAY_MS
-FORGET_AFTER_MS = 7 * DAY_MS
 
 _MONDAYS = Interval.parse("1W")
 
@@ -27,18 +25,16 @@ def forget_feeds(link: Link, now_ms: int) -> None:
     link.commit()
 
 
-def forget_intervals(link: Link, used: Iterable[Interval], now_ms: int) -> None:
-    """Note that `used` are in use, and drop the bars of those that nobody has used for a week."""
-    link.run(sql.NOTE_USED, (now_ms, [str(interval) for interval in used]))
-    forgotten = link.rows(sql.FORGET_UNUSED, (now_ms - FORGET_AFTER_MS,))
+def drop_interval(link: Link, interval: Interval) -> int:
+    """Drop the bars of an interval and keep them up no more; return how many there were."""
+    link.run(sql.FORGET_INTERVAL, (str(interval),))
     link.commit()
-    for (name,) in forgotten:
-        dropped = 0
-        for market_id, _, _ in spans(link):
-            link.run(sql.LOCK_MARKET, (market_id,))  # whoever still folds from these bars ends first
-            dropped += link.run(sql.DROP_BARS, (market_id, in_minutes(Interval.parse(name))))
-            link.commit()
-        logger.info("dropped %s bars of %s, for a week not configured anywhere", dropped, name)
+    dropped = 0
+    for market_id, _, _ in spans(link):
+        link.run(sql.LOCK_MARKET, (market_id,))  # whoever still folds from these bars ends first
+        dropped += link.run(sql.DROP_BARS, (market_id, in_minutes(interval)))
+        link.commit()
+    return dropped
 
 
 def drop_minutes(link: Link, before_ms: int, *, in_chunks: bool) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
+from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 
 from . import sqlite_statements as sql
-from .batch import by_market, fold_bars, minute_ranges, newer_running, news, touched
+from .batch import by_market, fold_bars, levels, minute_ranges, newer_running, news, touched
 from .holes import replaced
 from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, LATER, Hole
+from .owner import Owner
 from .sqlite_rows import as_candles, as_holes, bar_row, minute_row
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,19 @@ def _fold(
         connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
 
 
+def _levels(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:
+    """The intervals whose bars are to be kept up with a change of minutes, by the file's own word."""
+    rows = connection.execute(sql.INTERVALS).fetchall()
+    return levels(tuple((_interval(interval_ms), bool(is_folded)) for interval_ms, is_folded in rows))
+
+
+def _interval(ms: int) -> Interval:
+    try:
+        return Interval.of_ms(ms)
+    except ValueError as error:
+        raise StoreRejected(f"the table of intervals is damaged: {error}") from error
+
+
 def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
@@ -89,34 +103,43 @@ def _size(path: Path) -> int:
 
 
 class SqliteStore:
-    """The candles of all markets in the file `path`, with bars of each of `intervals` kept beside the minutes.
+    """The candles of all markets in the file `path`, with bars of longer intervals kept beside the minutes.
 
     Decimals are kept as the text that the exchange printed. Methods may be called from several threads; each has a
-    connection of its own. One daemon may use the file at a time, and commands on stored history beside it: those who
-    write take turns.
+    connection of its own. With `intervals` the file belongs to this process until it is closed: one daemon at a time
+    may have it. Guests, made without, may use it beside that daemon: those who write take turns. Without `upgrade` the
+    daemon refuses a file that is missing or not up to date, as guests always do.
     """
 
-    def __init__(self, path: str | Path, intervals: Iterable[Interval]) -> None:
+    def __init__(self, path: str | Path, intervals: Iterable[Interval] | None, *, upgrade: bool = True) -> None:
         self._path = Path(path)
-        self._sources = sources(intervals)
+        self._wanted = None if intervals is None else frozenset(intervals) - {MINUTE}
+        self._upgrade = upgrade
+        self._owner = Owner(self._path)
+        self._kept: frozenset[Interval] = frozenset()
         self._connections: dict[int, sqlite3.Connection] = {}  # by the thread that uses it
         self._lock = threading.Lock()
         self._is_open = False
         self._ids: dict[MarketKey, int] = {}
 
     def open(self) -> None:
-        """Create or check the file, then fold new intervals and drop the bars of those no longer configured.
+        """See `Store.open`.
 
         Raises:
-            StoreUnavailable: another program holds the file locked, or the disk is full or failing.
-            StoreRejected: the directory is missing, the file cannot be written, is damaged, is not ours, or has a
-                newer schema.
+            StoreUnavailable: another daemon has the file, another program holds it locked, or the disk is full or
+                failing.
+            StoreRejected: the directory is missing, the file cannot be written, is damaged, is not ours, or has
+                another schema.
         """
         self._is_open = True
         try:
             with self._errors_translated():
-                self._open_file()
-                self._match_intervals()
+                if self._wanted is None:
+                    self._check_file(self._connection())
+                else:
+                    self._open_own_file()
+                    self._add_intervals(self._wanted)
+                self._kept = frozenset(self._folded())
         except BaseException as error:
             self._release()
             if isinstance(error.__cause__, sqlite3.Error) and _primary_code(error.__cause__) in _WRONG_FILE:
@@ -141,21 +164,32 @@ class SqliteStore:
                     self._write_running(connection, ids[market], batch.running)
         self._ids.update(ids)
 
+    def intervals(self) -> Sequence[Interval]:
+        """See `Store.intervals`."""
+        return sorted(self._kept)
+
+    def drop_interval(self, interval: Interval) -> int:
+        """See `Store.drop_interval`. Only who owns the file may do it, so that no daemon is running."""
+        if self._wanted is None:
+            raise StoreRejected(f"{self._path.name}: only its owner drops an interval")
+        self._kept -= {interval}
+        return self._drop_bars(interval)
+
     def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """See `Store.refold`."""
         changed = RangeSet(spans)
         with self._transaction() as connection:
-            market_id = self._add_market(connection, market)
-            for interval in self._sources:
+            market_id, kept = self._add_market(connection, market), _levels(connection)
+            for interval in kept:
                 rows = [(market_id, interval.ms, *span) for span in touched(changed, interval)]
                 connection.executemany(sql.DROP_BARS_BETWEEN, rows)
-            _fold(connection, market_id, changed, self._sources)
+            _fold(connection, market_id, changed, kept)
 
     def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """See `Store.bars`.
 
         Raises:
-            StoreRejected: `interval` is not among the configured ones.
+            StoreRejected: bars of `interval` are not kept.
         """
         market_id = self._market_id(market)
         if market_id is None or limit <= 0:  # to SQLite a negative limit is none at all
@@ -171,7 +205,7 @@ class SqliteStore:
         """See `Store.bars_between`.
 
         Raises:
-            StoreRejected: `interval` is not among the configured ones.
+            StoreRejected: bars of `interval` are not kept.
         """
         market_id = self._market_id(market)
         if market_id is None:
@@ -267,27 +301,53 @@ class SqliteStore:
                 connection.execute(sql.DROP_FEEDS, kept)
         self._rows("PRAGMA optimize")
 
+    def check_in(self) -> Sequence[str]:
+        """See `Store.check_in`: no other daemon has the file."""
+        return ()
+
     def describe(self) -> dict[str, Any]:
-        """Facts for `/health`: kind, schema, the size of the file and of its write-ahead log in bytes."""
+        """Facts for `/health`: as of every store, and the size of the file and of its write-ahead log in bytes."""
         log = self._path.with_name(self._path.name + "-wal")
-        return {"kind": "sqlite", "schema": SCHEMA, "bytes": _size(self._path), "walBytes": _size(log)}
+        return {
+            "kind": "sqlite",
+            "schema": SCHEMA,
+            "intervals": [str(interval) for interval in sorted(self._kept)],
+            "bytes": _size(self._path),
+            "walBytes": _size(log),
+        }
 
     # ------------------------------------------------------------ opening
 
-    def _open_file(self) -> None:
+    def _open_own_file(self) -> None:
         if not self._path.parent.is_dir():
             raise StoreRejected(f"{self._path}: the directory {self._path.parent} does not exist")
+        try:
+            self._owner.take()
+        except OSError as error:
+            raise StoreRejected(f"{self._path}: cannot be opened for writing ({error.strerror})") from error
+        if not self._upgrade:
+            self._check_file(self._connection())
         connection = self._connection()
-        self._check_owner(connection)
+        self._check_program(connection)
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise StoreRejected(
                 f"{self._path}: SQLite cannot keep a write-ahead log here (mode {mode!r}); is it on a network drive?"
             )
         with self._transaction():  # shows now, not at the first candle, that the file may be written
-            self._upgrade(connection)
+            self._upgrade_file(connection)
 
-    def _check_owner(self, connection: sqlite3.Connection) -> None:
+    def _check_file(self, connection: sqlite3.Connection) -> None:
+        """Refuse the file where its tables are not those of this program. Nothing of it is changed."""
+        self._check_program(connection)
+        version = _version(connection)
+        if version < SCHEMA:
+            raise StoreRejected(
+                f"{self._path}: {f'is at schema {version}' if version else 'has no tables yet'}, this program needs "
+                f"schema {SCHEMA}: run `candled init-db`, or let the daemon do it (store.init: true)"
+            )
+
+    def _check_program(self, connection: sqlite3.Connection) -> None:
         """Refuse the file where it is not ours. Nothing of it is changed before that."""
         version = _version(connection)
         owner = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -301,7 +361,7 @@ class SqliteStore:
                 f"{self._path}: written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
             )
 
-    def _upgrade(self, connection: sqlite3.Connection) -> None:
+    def _upgrade_file(self, connection: sqlite3.Connection) -> None:
         """Take the steps that the file lacks: all of them where it is new."""
         version = _version(connection)  # read under the lock: another process may have been at it
         if version >= SCHEMA:
@@ -313,25 +373,41 @@ class SqliteStore:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
-    def _match_intervals(self) -> None:
-        """Make the longer bars those of the configured intervals. Whatever is cut short is done again next time."""
-        stored = {interval_ms for (interval_ms,) in self._rows(sql.INTERVALS)}
-        for interval_ms in stored - {interval.ms for interval in self._sources}:
-            self._forget_interval(interval_ms)
-        fresh = {interval: source for interval, source in self._sources.items() if interval.ms not in stored}
-        if not fresh:
-            return
-        self._fold_history(fresh)
-        with self._transaction() as connection:
-            connection.executemany(sql.PUT_INTERVAL, [(interval.ms,) for interval in fresh])
+    # ------------------------------------------------------------ intervals
 
-    def _forget_interval(self, interval_ms: int) -> None:
+    def _add_intervals(self, wanted: frozenset[Interval]) -> None:
+        """Keep bars of the wanted intervals from now on. What is cut short is done again next time.
+
+        Bars of other intervals stay and are kept up too; only those whose folding was cut short are given up.
+        """
         with self._transaction() as connection:
-            dropped = 0
-            for (market_id,) in connection.execute(sql.MARKET_IDS).fetchall():
-                dropped += connection.execute(sql.DROP_BARS, (market_id, interval_ms)).rowcount
-            connection.execute(sql.DROP_INTERVAL, (interval_ms,))
-        logger.info("dropped %s bars of %s min, an interval no longer configured", dropped, interval_ms // MINUTE_MS)
+            connection.executemany(sql.ADD_INTERVAL, [(interval.ms,) for interval in wanted])
+        folded = self._folded()  # from here on every writer keeps up the new ones too
+        for (interval_ms,) in self._rows(sql.UNFOLDED):
+            if _interval(interval_ms) not in wanted:
+                self._drop_bars(_interval(interval_ms))
+        fresh = wanted - folded
+        if fresh:
+            self._fold_history({one: source for one, source in sources(fresh | folded).items() if one in fresh})
+            with self._transaction() as connection:
+                connection.executemany(sql.SET_FOLDED, [(interval.ms,) for interval in fresh])
+        unused = sorted(folded - wanted)
+        if unused:
+            logger.info(
+                "%s keeps bars of %s, which the settings do not name; to drop them: candled init-db --drop-interval %s",
+                self._path.name,
+                ", ".join(map(str, unused)),
+                unused[0],
+            )
+
+    def _drop_bars(self, interval: Interval) -> int:
+        with self._transaction() as connection:
+            connection.execute(sql.DROP_INTERVAL, (interval.ms,))
+            market_ids = connection.execute(sql.MARKET_IDS).fetchall()
+            return sum(connection.execute(sql.DROP_BARS, (id, interval.ms)).rowcount for (id,) in market_ids)
+
+    def _folded(self) -> set[Interval]:
+        return {_interval(interval_ms) for (interval_ms,) in self._rows(sql.FOLDED)}
 
     def _fold_history(self, fresh: Mapping[Interval, Interval]) -> None:
         market_ids = [market_id for (market_id,) in self._rows(sql.MARKET_IDS)]
@@ -362,7 +438,7 @@ class SqliteStore:
         if not changed:
             return
         connection.executemany(sql.PUT_MINUTE, [(market_id, *minute_row(candle)) for candle in changed])
-        _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), self._sources)
+        _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), _levels(connection))
 
     def _write_running(self, connection: sqlite3.Connection, market_id: int, candle: Candle) -> None:
         stored = as_candles(connection.execute(sql.RUNNING, (market_id,)).fetchall(), final=False)
@@ -391,8 +467,8 @@ class SqliteStore:
         return self._ids[market]
 
     def _known(self, interval: Interval) -> Interval:
-        if interval != MINUTE and interval not in self._sources:
-            raise StoreRejected(f"{self._path.name}: no bars of {interval} are kept; it is not among the intervals")
+        if interval != MINUTE and interval not in self._kept:
+            raise StoreRejected(f"{self._path.name}: no bars of {interval} are kept")
         return interval
 
     def _rows(self, statement: str, *parameters: object) -> list[Any]:
@@ -409,6 +485,10 @@ class SqliteStore:
 
     def _connect(self) -> sqlite3.Connection:
         # Each thread uses its own connection; `close` alone reaches for those of other threads.
+        if self._wanted is None and not self._path.exists():  # connecting would make it
+            raise StoreRejected(
+                f"{self._path}: there is no such file yet: run `candled init-db`, or start the daemon (store.init)"
+            )
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         with self._lock:
             self._connections[threading.get_ident()] = connection
@@ -422,6 +502,7 @@ class SqliteStore:
         with self._lock:
             while self._connections:
                 self._connections.popitem()[1].close()
+        self._owner.release()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -69,7 +69,10 @@ _REVISIONS_AND_CHANGES = (
         PRIMARY KEY (market, feed, seq, start_ms, end_ms)
     ) WITHOUT ROWID""",
 )
-STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES)
+
+# `folded`: the past is folded too, so that the bars can be read and be the parts of still longer ones.
+_INTERVALS_BEING_FOLDED = ("ALTER TABLE intervals ADD COLUMN folded INTEGER NOT NULL DEFAULT 1",)
+STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES, _INTERVALS_BEING_FOLDED)
 
 # Which number does a market have, and which markets are there?
 MARKET_ID = "SELECT id FROM markets WHERE exchange = ? AND symbol = ?"
@@ -120,9 +123,12 @@ HOLES = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE 
 DROP_HOLE = "DELETE FROM holes WHERE market = ? AND start_ms = ?"
 PUT_HOLE = "INSERT INTO holes (market, start_ms, end_ms, reason, attempts, retry_ms) VALUES (?, ?, ?, ?, ?, ?)"
 
-# Of which intervals are all bars there?
-INTERVALS = "SELECT interval_ms FROM intervals"
-PUT_INTERVAL = "INSERT INTO intervals (interval_ms) VALUES (?)"
+# Of which intervals are bars kept up by every writer, and of which are all bars stored?
+INTERVALS = "SELECT interval_ms, folded FROM intervals"
+FOLDED = "SELECT interval_ms FROM intervals WHERE folded"
+UNFOLDED = "SELECT interval_ms FROM intervals WHERE NOT folded"
+ADD_INTERVAL = "INSERT INTO intervals (interval_ms, folded) VALUES (?, 0) ON CONFLICT DO NOTHING"
+SET_FOLDED = "UPDATE intervals SET folded = 1 WHERE interval_ms = ?"
 DROP_INTERVAL = "DELETE FROM intervals WHERE interval_ms = ?"
 
 # Which feeds does a market have, and what changed after a message of one of them? Of a known feed there is at least one

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import ParamSpec, TypeVar
 
-from candled.config import Config, ExchangeConfig
+from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import (
     CandledError,
     ConfigError,
@@ -20,7 +20,6 @@ from candled.ingest.coverage import Absence
 from candled.ingest.http import HttpClient
 from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
-from candled.store import make_store
 from candled.store.interface import Store
 from candled.store.threads import StoreThreads
 
@@ -180,7 +179,7 @@ async def open_session(
     settle_ms = round(config.ingest.settle.total_seconds() * 1000)
     by_name = {one.name: one for one in config.exchanges}
     sources = [Source(by_name[name], clock, settle_ms, speaker.say) for name in exchanges]
-    store = make_store(config.store.url, config.intervals)
+    store = make_store(config)
     threads = StoreThreads(store)
     session = Session(store, threads, sources, clock)
     try:

@@ -5,11 +5,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from candled.config import Config, ExchangeConfig
+from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol, parse_iso_ms
 from candled.settings import suggestion
-from candled.store import make_store
 from candled.store.batch import minute_ranges
 from candled.store.interface import LATER, Store
 
@@ -18,12 +17,12 @@ END_OF_TIME_MS = 10**14  # later than any candle, and within what every store ca
 
 @contextmanager
 def open_store(config: Config) -> Iterator[Store]:
-    """The store of the settings, open for the length of the block.
+    """The store of the settings, open for the length of the block as a guest's, see `Store`.
 
     Raises:
         ConfigError: it could not be opened, or failed within the block.
     """
-    store = make_store(config.store.url, config.intervals)
+    store = make_store(config)
     try:
         store.open()
         yield store

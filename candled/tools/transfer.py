@@ -77,14 +77,13 @@ def _shown(options: argparse.Namespace) -> bool | None:
 def _export(options: argparse.Namespace, config: Config) -> int:
     interval: Interval = options.interval
     kind = options.format or kind_of(options.output)
-    if interval not in (MINUTE, *config.intervals):
-        raise ConfigError(
-            f"--interval: no bars of {interval} are kept; kept are {', '.join(map(str, config.intervals))}"
-        )
     if kind == "parquet" and (options.output == "-" or options.output.endswith(".gz")):
         raise ConfigError("--output: Parquet needs a file, and is compressed by itself: FILE.parquet")
     market = stored.markets_of(config, [options.symbol], options.exchange)[0]
     with stored.open_store(config) as store:
+        kept = [MINUTE, *store.intervals()]
+        if interval not in kept:
+            raise ConfigError(f"--interval: no bars of {interval} are kept; kept are {', '.join(map(str, kept))}")
         there = stored.span_of(store, market, interval)
         start_ms = max(options.start_ms, there.start_ms if there else 0)
         end_ms = min(options.end_ms, there.end_ms if there else 0)

@@ -84,13 +84,14 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
                 _print_digests(store, market, bounds, report)
             return 0
         for market in markets:
-            verify_market(store, market, config.intervals, bounds, report, repair=options.repair)
+            verify_market(store, market, store.intervals(), bounds, report, repair=options.repair)
         if options.exchange_check:
             _check_exchanges(store, config, markets, bounds, report, options.exchange_check, options.seed)
         if options.memory:
             from .memory_check import check_memory  # the others need no client
 
-            asyncio.run(check_memory(store, options.memory, markets, config.intervals, report))
+            shown = [interval for interval in config.intervals if interval in (MINUTE, *store.intervals())]
+            asyncio.run(check_memory(store, options.memory, markets, shown, report))
     return report.status
 
 
@@ -111,7 +112,7 @@ def _check_exchanges(
     for exchange in config.exchanges:
         ours = [market for market in markets if market.exchange == exchange.name]
         if ours:
-            check = ExchangeCheck(store, exchange, config.intervals, SystemClock(), report, random.Random(seed))
+            check = ExchangeCheck(store, exchange, store.intervals(), SystemClock(), report, random.Random(seed))
             asyncio.run(check.run(ours, bounds, windows))
 
 

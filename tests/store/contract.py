@@ -513,14 +513,52 @@ class StoreContract:
         for interval in (M5, H1, W1):
             assert everything(later, BTC, interval) == sums(minutes, interval)
 
-    def test_an_interval_that_was_away_for_a_while_missed_nothing(self, open_store):
+    def test_an_interval_that_is_not_wanted_any_more_stays_and_is_kept_up(self, open_store):
         open_store(M5, H1).write([(BTC, minute(0))])
         without = open_store(M5)
         without.write([(BTC, minute(1))])
-        with pytest.raises(StoreRejected):
-            everything(without, BTC, H1)
-        again = open_store(M5, H1)
-        assert everything(again, BTC, H1) == sums([minute(0), minute(1)], H1)
+        assert without.intervals() == [M5, H1]
+        assert without.describe()["intervals"] == ["5m", "1h"]
+        assert everything(without, BTC, H1) == sums([minute(0), minute(1)], H1)
+
+    def test_an_interval_is_dropped_by_command_and_can_be_had_again(self, open_store):
+        store = open_store(M5, H1, W1)
+        store.write([(BTC, minute(0)), (ETH, minute(90))])
+        assert store.drop_interval(H1) == 2
+        store.write([(BTC, minute(1))])
+        assert store.intervals() == [M5, W1]
+        with pytest.raises(StoreRejected, match="1h"):
+            everything(store, BTC, H1)
+        assert everything(store, BTC, W1) == sums([minute(0), minute(1)], W1)
+        assert everything(open_store(M5, H1), BTC, H1) == sums([minute(0), minute(1)], H1)
+
+    # ------------------------------------------------------------ guests
+
+    @pytest.mark.parametrize(
+        "act",
+        [
+            lambda guest: guest.close(),
+            lambda guest: everything(guest, BTC, D1),
+            lambda guest: guest.write([(BTC, minute(61)), (BTC, minute(3, "7", as_of_ms=10**13))]),
+            lambda guest: guest.write([(ETH, minute(61))]),
+            lambda guest: guest.refold(BTC, [ALL_TIME]),
+            lambda guest: guest.save_holes(BTC, [hole(0, 2)]),
+        ],
+        ids=["nothing", "read", "revise", "another market", "fold", "holes"],
+    )
+    def test_whatever_a_guest_does_the_bars_of_the_daemon_are_those_of_the_minutes(self, open_store, act):
+        m3, m6 = Interval.parse("3m"), Interval.parse("6m")
+        kept = (m3, m6, D1, W1)
+        daemon = open_store(MINUTE, *kept)
+        daemon.write([(BTC, minute(at)) for at in range(0, 60, 7)])
+        guest = open_store()
+        assert guest.intervals() == [*kept]
+        if act(guest) is None:
+            daemon.write([(BTC, minute(at)) for at in range(60)])
+        minutes = everything(daemon, BTC, MINUTE)
+        for interval in kept:
+            assert everything(daemon, BTC, interval) == sums(minutes, interval)
+        assert daemon.intervals() == [*kept]
 
     def test_only_minutes_can_be_kept(self, open_store):
         store = open_store(MINUTE)

@@ -19,7 +19,7 @@ from candled.model import DEFAULT_INTERVALS, MINUTE
 from candled.store import sqlite
 from candled.store.sqlite import SqliteStore
 from tests.store import load
-from tests.store.contract import H1, LONGER, M5, StoreContract, everything, sums
+from tests.store.contract import H1, LONGER, M5, StoreContract, everything, folded, sums
 from tests.store.rows import BTC, ETH, minute
 
 
@@ -32,8 +32,11 @@ def path(tmp_path):
 def open_store(path):
     stores = []
 
-    def open_again(*intervals):
-        store = SqliteStore(path, intervals)
+    def open_again(*intervals, **options):
+        store = SqliteStore(path, intervals or None, **options)
+        if intervals:  # the file belongs to one at a time
+            for before in stores:
+                before.close()
         stores.append(store)
         store.open()
         return store
@@ -68,7 +71,7 @@ def test_a_newer_schema_is_refused_and_left_alone(path, open_store):
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     before = path.read_bytes()
-    assert "newer candled (schema 99; this one knows up to 2)" in refusal(path)
+    assert f"newer candled (schema 99; this one knows up to {sqlite.SCHEMA})" in refusal(path)
     assert path.read_bytes() == before
 
 
@@ -112,6 +115,63 @@ def test_a_closed_store_says_so(open_store):
     store.close()
     with pytest.raises(StoreRejected, match="not open"):
         store.newest("bitget")
+
+
+# ---------------------------------------------------------------- whose file it is
+
+
+def test_a_second_daemon_is_refused_by_name_and_has_the_file_when_the_first_ends(path, open_store):
+    first, second = open_store(M5), SqliteStore(path, [H1])
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match=f"another candled uses it .process {os.getpid()}."):
+            second.open()
+    first.write([(BTC, minute(0))])
+    assert first.intervals() == [M5]
+    first.close()
+    second.open()
+    assert second.intervals() == [M5, H1]
+    second.close()
+
+
+def test_the_file_is_free_again_however_its_daemon_ended(path, open_store):
+    load_and_kill(path, 0, after_s=0.1)
+    assert len(everything(open_store(*DEFAULT_INTERVALS), BTC, MINUTE)) > 0
+
+
+def test_another_name_of_the_file_is_the_same_file(path, open_store):
+    open_store(MINUTE)
+    other = path.with_name("other.db")
+    other.symlink_to(path)
+    with pytest.raises(StoreUnavailable, match="another candled"):
+        SqliteStore(other, [MINUTE]).open()
+
+
+def first_schema(path):
+    make_first_schema(path, [minute(0)])
+
+
+@pytest.mark.parametrize("made", [lambda path: None, lambda path: path.touch(), first_schema])
+@pytest.mark.parametrize("options", [{"intervals": None}, {"intervals": [H1], "upgrade": False}])
+def test_who_may_not_upgrade_says_what_to_run_and_leaves_the_file_alone(path, made, options):
+    made(path)
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(StoreRejected, match="run `candled init-db`"):
+        SqliteStore(path, **options).open()
+    if before is not None:
+        assert path.read_bytes() == before
+    elif options["intervals"] is None:
+        assert not path.exists()
+
+
+def test_a_guest_writes_nothing_by_opening_and_reading(path, open_store):
+    open_store(M5).write([(BTC, minute(0))])
+    open_store(M5).close()
+    path.chmod(0o444)
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    guest = open_store()
+    assert everything(guest, BTC, M5) == [folded(minute(0))]
+    guest.close()
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
 # ---------------------------------------------------------------- trouble that passes
@@ -179,7 +239,8 @@ def test_folding_that_was_cut_short_is_done_again(open_store, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         open_store(MINUTE, M5)
     monkeypatch.undo()
-    open_store(MINUTE).write([(BTC, minute(2))])  # the interval given up again, its half history with it
+    open_store(MINUTE).write([(BTC, minute(2))])  # the interval is given up again, its half history with it
+    assert open_store(MINUTE).intervals() == []
     assert everything(open_store(MINUTE, M5), BTC, M5) == sums(sorted([*minutes, minute(2)]), M5)
 
 
@@ -268,11 +329,23 @@ def test_an_upgrade_that_was_cut_short_is_done_again_from_the_start(path, open_s
     assert everything(open_store(*DEFAULT_INTERVALS), BTC, MINUTE) == [minute(0)]
 
 
-def test_processes_that_start_together_upgrade_the_file_once(path, open_store):
+def test_of_daemons_that_start_together_one_upgrades_the_file_and_has_it(path):
     make_first_schema(path, [minute(0)])
+
+    def start(_):
+        store = SqliteStore(path, DEFAULT_INTERVALS)
+        try:
+            store.open()
+        except StoreUnavailable as error:
+            assert "another candled uses it" in str(error)
+            return None
+        return store
+
     with ThreadPoolExecutor(4) as threads:
-        stores = list(threads.map(lambda _: open_store(*DEFAULT_INTERVALS), range(4)))
-    assert [everything(store, BTC, MINUTE) for store in stores] == [[minute(0)]] * 4
+        [store] = [store for store in threads.map(start, range(4)) if store]
+    assert everything(store, BTC, MINUTE) == [minute(0)]
+    store.close()
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def make_first_schema(path, minutes, running=None):

@@ -33,7 +33,7 @@ def open_store(database):
     stores = []
 
     def open_again(*intervals, **options):
-        store = PostgresStore(database.url(), intervals, **options)
+        store = PostgresStore(database.url(), intervals or None, **options)
         stores.append(store)
         store.open()
         return store

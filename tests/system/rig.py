@@ -154,7 +154,7 @@ class Rig:
         return {candle.open_ms: candle.values for candle in self.fake.truth(symbol, week_ms, until_ms)}
 
     def _stored(self, symbol: Symbol, until_ms: int) -> dict[int, tuple]:
-        store = make_store(self.store_url, DEFAULT_INTERVALS)
+        store = make_store(self.store_url, None)
         try:
             store.open()
             week_ms = DEFAULT_INTERVALS[-1].floor(self.started_ms)

@@ -1,11 +1,12 @@
 """Runs a command on stored history in this process, with settings made by hand."""
 
 import argparse
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from candled.config import Config, ExchangeConfig, StoreSettings
-from candled.errors import ConfigError
+from candled.config import Config, ExchangeConfig, StoreSettings, make_store
+from candled.errors import ConfigError, StoreRejected
 from candled.model import Symbol
 from candled.tools import TOOLS, Run
 
@@ -31,12 +32,24 @@ def settings(url: str, *exchanges: ExchangeConfig) -> Config:
     return replace(Config(), store=StoreSettings(url=url), exchanges=known)
 
 
-def run(config: Config, *arguments: object) -> int:
-    """Run `candled ARGUMENTS…`; return the exit status.
+def prepare(config: Config) -> None:
+    """Make the tables where there are none, as `candled init-db` does."""
+    for owns in (False, True):
+        store = make_store(config, owns=owns)
+        with suppress(StoreRejected):
+            store.open()
+            store.close()
+            return
+
+
+def run(config: Config, *arguments: object, fresh: bool = False) -> int:
+    """Run `candled ARGUMENTS…` on a store that has tables unless it is `fresh`; return the exit status.
 
     Raises:
         ConfigError: what the command line prints before it ends with status 2.
     """
+    if not fresh:
+        prepare(config)
     parser = _Parser()
     for add in TOOLS:
         add(parser)

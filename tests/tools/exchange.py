@@ -8,13 +8,13 @@ from typing import Any
 
 from candled.cli import _parser
 from candled.config import Config, ExchangeConfig
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, MarketKey, Symbol, iso_ms
+from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Symbol, iso_ms
 from candled.store.sqlite import SqliteStore
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
-from tests.tools.command import settings
+from tests.tools.command import prepare, settings
 
 BTC = Symbol.parse("BTC/USDT")
 MARKET = MarketKey("bitget", BTC)
@@ -40,11 +40,13 @@ class Bench:
 
     async def run(self, command: Any, *arguments: object) -> int:
         """Run a command's coroutine function on this loop; return the exit status."""
+        prepare(self.config)
         return await command(options(*arguments), self.config, self.clock)
 
     def store(self) -> SqliteStore:
-        """The store, opened; to be closed."""
-        store = SqliteStore(self.path, DEFAULT_INTERVALS)
+        """The store, opened as a guest; to be closed."""
+        prepare(self.config)
+        store = SqliteStore(self.path, None)
         store.open()
         return store
 

@@ -24,6 +24,7 @@ from tests.fakes.tapes import Synthetic
 from tests.servers import Database, shared_postgres
 from tests.system.daemon import ROOT
 from tests.system.rig import Rig
+from tests.tools.command import prepare
 from tests.tools.exchange import BTC, MARKET, NOON_MS, Bench, at, bench, iso, values
 
 
@@ -208,6 +209,7 @@ async def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path, pages):
     """The process runs on the real clock, hence on the real budget of five requests a second."""
     async with bench(tmp_path) as one:
         span = ["--from", iso(at(-44)), "--to", iso(at(-40))]
+        prepare(one.config)
         process = await _start(tmp_path, one, *span)
         while len(one.fake.requests) < pages:
             assert process.returncode is None, await process.stderr.read()

@@ -461,6 +461,7 @@ def test_both_work_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copy(EWZ, tmp_path / "ewz.csv.gz")
     write(tmp_path / "candled.yaml", "exchanges: {replay: {symbols: [EWZ/USDT]}}")
+    assert main(["init-db"]) == 0
     assert main(["import", "ewz.csv.gz", "--symbol", "EWZ/USDT"]) == 0
     assert "234 new" in capsys.readouterr().out
     assert main(["export", "EWZ/USDT", "--interval", "1D"]) == 0

@@ -36,6 +36,7 @@ def check(link: Link) -> None:
     """
     [(table,)] = link.rows("SELECT to_regclass('candled.state')")
     version = 0 if table is None else _version(link)
+    link.commit()
     _refuse_newer(version)
     if version < SCHEMA:
         raise StoreRejected(

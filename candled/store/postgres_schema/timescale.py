@@ -57,6 +57,19 @@ def prepare(link: Link) -> Timescale:
     return _prepare_chunks(link)
 
 
+def look(link: Link) -> Timescale:
+    """Find out what there is, and change nothing."""
+    version, is_available, _ = _find(link)
+    if version is None:
+        word = "not enabled in this database" if is_available else "not installed on the server"
+        return Timescale(remark=f"TimescaleDB is {word}")
+    [(license_name,)] = link.rows("SELECT current_setting('timescaledb.license')")
+    is_hypertable = _is_hypertable(link)
+    link.commit()
+    remark = "" if is_hypertable else "the minutes are kept in an ordinary table"
+    return Timescale(version=version, hypertable=is_hypertable, licensed=license_name == "timescale", remark=remark)
+
+
 def _find(link: Link) -> tuple[str | None, bool, bool]:
     """The extension's version in this database, whether the server has it, and whether it has loaded it."""
     # CREATE EXTENSION ends the connection of whoever tries it on a server that has not preloaded the library. Its
