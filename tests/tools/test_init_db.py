@@ -26,6 +26,50 @@ def test_init_db_makes_the_embedded_file(tmp_path, capsys):
     assert (tmp_path / "new.db").exists()
 
 
+COMMANDS = [
+    ["gaps"],
+    ["repair"],
+    ["verify"],
+    ["backfill"],
+    ["export", "BTC/USDT"],
+    ["import", "minutes.csv", "--symbol", "BTC/USDT"],
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("init", [True, False])
+def test_no_other_command_makes_tables(tmp_path, monkeypatch, capsys, arguments, init):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minutes.csv").write_text("time_ms,open,high,low,close,volume\n0,1,1,1,1,1\n")
+    with Database(shared_postgres()) as database:
+        for url in (f"sqlite:///{tmp_path}/new.db", database.url()):
+            config = settings(tmp_path, url=url, init=init)
+            assert main([*arguments, "--config", config]) == 2
+            assert "run `candled init-db`" in capsys.readouterr().err
+        assert database.rows("SELECT to_regnamespace('candled')") == [(None,)]
+    assert not (tmp_path / "new.db").exists()
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "postgresql"])
+def test_an_interval_is_dropped_by_name_only(tmp_path, capsys, scheme):
+    with Database(shared_postgres()) as database:
+        url = database.url() if scheme == "postgresql" else f"sqlite:///{tmp_path}/new.db"
+        config = settings(tmp_path, url=url)
+        assert main(["init-db", "--config", config]) == 0
+        (tmp_path / "candled.yaml").write_text(
+            yaml.safe_dump({"exchanges": {"replay": {}}, "store": {"url": url}, "intervals": ["1m", "1D"]}), "utf-8"
+        )
+        assert main(["init-db", "--config", config]) == 0
+        assert "with bars of 1m, 5m, 15m, 1h, 4h, 1D, 1W" in capsys.readouterr().out
+        assert main(["init-db", "--config", config, "--drop-interval", "4h", "--drop-interval", "2h"]) == 0
+        out = capsys.readouterr().out
+        assert out.splitlines()[:2] == ["4h: 0 bars dropped", "2h: no bars of it are kept"]
+        assert "with bars of 1m, 5m, 15m, 1h, 1D, 1W" in out
+        for interval, problem in (("1D", "is in the settings"), ("1m", "minutes are the truth")):
+            assert main(["init-db", "--config", config, "--drop-interval", interval]) == 2
+            assert problem in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:1/none", "sqlite:////nowhere/at/all.db"])
 def test_a_store_that_cannot_be_made_is_one_clear_line(tmp_path, capsys, url):
     assert main(["init-db", "--config", settings(tmp_path, url=url)]) == 2

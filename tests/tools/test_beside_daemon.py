@@ -1,0 +1,114 @@
+"""Commands beside a running daemon, as real processes: whatever their settings, its bars stay those of its minutes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from candled.model import MINUTE, Interval, MarketKey, Symbol
+from candled.store.batch import fold_bars
+from candled.store.sqlite import SqliteStore
+from tests.system.daemon import ROOT, Daemon
+
+MARKET = MarketKey("replay", Symbol("BTC", "USDT"))
+KEPT = [Interval.parse(text) for text in ("3m", "6m", "1D", "1W")]
+SETTINGS = {
+    "exchanges": {"replay": {"symbols": ["BTC/USDT"], "speed": 60}},
+    "intervals": ["1m", *map(str, KEPT)],
+    "ingest": {"backfill": "0s", "settle": "0s"},
+    "store": {"url": "sqlite:///candled.db", "journal": ""},
+}
+OTHER_SETTINGS = {"CANDLED_INTERVALS": "[1m, 6m, 1W]"}
+
+
+def candled(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with settings that name other intervals than the daemon's."""
+    return subprocess.run(
+        [sys.executable, "-m", "candled", *arguments, "--config", "candled.yaml"],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **OTHER_SETTINGS},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def minutes(directory: Path) -> int:
+    store = SqliteStore(directory / "candled.db", None)
+    store.open()
+    try:
+        return len(store.bars_between(MARKET, MINUTE, 0, 2**62))
+    finally:
+        store.close()
+
+
+def check(directory: Path) -> int:
+    """Prove that the bars of every interval are those of the minutes; return how many there are."""
+    store = SqliteStore(directory / "candled.db", None)
+    store.open()
+    try:
+        assert store.intervals() == KEPT
+        rows = store.bars_between(MARKET, MINUTE, 0, 2**62)
+        compared = 0
+        for interval in KEPT:
+            bars = store.bars_between(MARKET, interval, 0, 2**62)
+            expected = fold_bars(rows, interval)
+            assert [(bar.open_ms, bar.values) for bar in bars] == [(bar.open_ms, bar.values) for bar in expected]
+            compared += len(bars)
+        return compared
+    finally:
+        store.close()
+
+
+@pytest.mark.timeout(300)
+def test_no_command_with_other_settings_touches_the_bars_of_a_running_daemon(tmp_path):
+    commands = [
+        (["gaps"], {0, 1}),
+        (["verify", "--repair"], {0}),
+        (["verify", "--digest"], {0}),
+        (["export", "BTC/USDT", "--interval", "3m", "--output", "3m.csv"], {0}),
+        (["export", "BTC/USDT", "--to", "2030-01-01", "--output", "1m.csv"], {0}),
+        (["import", "1m.csv", "--symbol", "BTC/USDT", "--skip-bad"], {0}),
+        (["check-config"], {0}),
+        (["init-db"], {2}),
+        (["init-db", "--drop-interval", "3m"], {2}),
+    ]
+    with Daemon(tmp_path) as daemon:
+        daemon.start(SETTINGS)
+        while daemon.get("/health")["status"] != "pass" or minutes(tmp_path) < 30:
+            time.sleep(0.2)
+        for arguments, statuses in commands:
+            before = minutes(tmp_path)
+            ended = candled(tmp_path, *arguments)
+            assert ended.returncode in statuses, (arguments, ended.stderr)
+            if ended.returncode == 2:
+                assert f"another candled uses it (process {daemon.process.pid})" in ended.stderr
+            while minutes(tmp_path) < before + 7:  # the daemon folds on
+                time.sleep(0.1)
+        bars = daemon.get("/api/candles?symbol=BTC/USDT&interval=3m&limit=1000")["bars"]
+        assert daemon.stop() == 0
+    assert check(tmp_path) > 30
+    assert len(bars) > 20
+
+
+def test_a_second_daemon_waits_for_the_file_and_takes_over(tmp_path):
+    (tmp_path / "second").mkdir()
+    url = f"sqlite:///{tmp_path / 'candled.db'}"
+    with Daemon(tmp_path) as first, Daemon(tmp_path / "second") as second:
+        first.start(SETTINGS)
+        while first.get("/health")["status"] != "pass":
+            time.sleep(0.1)
+        health = second.start({**SETTINGS, "intervals": ["1m", "5m"], "store": {"url": url, "journal": ""}})
+        assert health["store"]["state"] == "away"
+        assert f"another candled uses it (process {first.process.pid})" in health["store"]["lastError"]
+        assert second.get("/health/ready")["status"] != "pass"
+        assert first.stop() == 0
+        check(tmp_path)
+        while (health := second.get("/health"))["status"] != "pass":
+            time.sleep(0.1)
+        assert health["store"]["intervals"] == ["3m", "5m", "6m", "1D", "1W"]
+        assert second.stop() == 0
