@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from candled.model import Candle, Interval, MarketKey, decimal_text
-from candled.rooms.messages import bar_text
+from candled.rooms.messages import FINAL, bar_text
 
 from .refusal import Refusal
 
@@ -30,24 +30,27 @@ class Format(Protocol):
     def end(self) -> bytes: ...
 
 
-def json_number(number: Decimal) -> msgspec.Raw:
-    """A decimal as an exact JSON number, without exponent."""
-    return msgspec.Raw(decimal_text(number).encode())
+def json_number(number: Decimal, numbers: int = 0) -> msgspec.Raw:
+    """Return a decimal as an exact JSON number without exponent, with `STRINGS` as a string."""
+    return msgspec.Raw((f'"{decimal_text(number)}"' if numbers else decimal_text(number)).encode())
 
 
-def json_bar(bar: Candle) -> str:
-    """A bar as on the WebSocket, and whether it is final."""
-    return f'{bar_text(bar)[:-1]},"final":{_yes(bar.final)}}}'
+def json_bar(bar: Candle, numbers: int = 0) -> str:
+    """Return a bar as on the WebSocket, and whether it is final; with `STRINGS` its numbers are strings."""
+    return bar_text(bar, FINAL | numbers, final=bar.final)
 
 
 class Ndjson:
     """A JSON object a line."""
 
+    def __init__(self, numbers: int = 0) -> None:
+        self._numbers = numbers
+
     def begin(self) -> bytes:
         return b""
 
     def page(self, bars: Sequence[Candle]) -> bytes:
-        return "".join(f"{json_bar(bar)}\n" for bar in bars).encode()
+        return "".join(f"{json_bar(bar, self._numbers)}\n" for bar in bars).encode()
 
     def end(self) -> bytes:
         return b""
@@ -128,15 +131,15 @@ class _Sink(io.RawIOBase):
         return taken
 
 
-def make_format(name: str, market: MarketKey, interval: Interval) -> Format:
-    """The format of that name.
+def make_format(name: str, market: MarketKey, interval: Interval, numbers: int = 0) -> Format:
+    """Return the format of that name; `numbers` matters to NDJSON only, the others have strings anyway.
 
     Raises:
         Refusal: it needs what is not installed.
     """
     if name == "arrow":
         return Arrow(market, interval)
-    return Csv() if name == "csv" else Ndjson()
+    return Csv() if name == "csv" else Ndjson(numbers)
 
 
 def _cell(number: Any) -> str | None:

@@ -33,6 +33,7 @@ def _nullable(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**schema, "type": [schema["type"], "null"]}
 
 
+_NUMBER = {"type": ["number", "string"], "description": "a string with `numbers=string`, which keeps every digit"}
 _GAP = {"from": _TIME, "to": _TIME, "minutes": {"type": "integer", "minimum": 1}, "reason": _REASON}
 _MARKET = {"exchange": {"type": "string"}, "symbol": {"type": "string"}}
 
@@ -40,12 +41,12 @@ SCHEMAS: Mapping[str, Any] = {
     "Bar": _object(
         {
             "time": {**_TIME, "description": "when the bar begins"},
-            "open": {"type": "number"},
-            "high": {"type": "number"},
-            "low": {"type": "number"},
-            "close": {"type": "number"},
-            "volume": {"type": "number", "description": "in base currency"},
-            "quoteVolume": {"type": "number", "description": "absent where the exchange did not send it"},
+            "open": _NUMBER,
+            "high": _NUMBER,
+            "low": _NUMBER,
+            "close": _NUMBER,
+            "volume": {**_NUMBER, "description": "in base currency"},
+            "quoteVolume": {**_NUMBER, "description": "absent where the exchange did not send it"},
             "final": {
                 "type": "boolean",
                 "description": "whether the bar is over and its late versions had their chance",

@@ -49,6 +49,7 @@ def candles(directory: Directory) -> Operation:
             parameters.moment("from", "the earliest opening time"),
             parameters.moment("to", "bars that open before this time"),
             parameters.choice("format", "how the answer is written", ("json", *CONTENT_TYPES), "json"),
+            parameters.numbers(),
         ),
         answers={"application/json": "Candles", **dict.fromkeys(CONTENT_TYPES.values())},
     )

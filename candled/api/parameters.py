@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from candled.model import Interval, parse_iso_ms
+from candled.rooms.messages import NUMBERS
 
 from .pages import EVER_MS
 from .refusal import Refusal, shown
@@ -167,6 +168,13 @@ def interval(name: str, intervals: Mapping[str, Interval], **more: Any) -> Param
 
     schema = {"type": "string", "enum": list(intervals), "title": f"one of {', '.join(intervals)}"}
     return Parameter(name=name, about="the length of a bar", read=read, schema=schema, required=True, **more)
+
+
+def numbers() -> Parameter:
+    """How numbers of bars are written; read as what `candled.rooms.messages.bar_text` takes."""
+    about = "string: prices and volumes are JSON strings, which keep every digit where JSON numbers become floats"
+    words = choice("numbers", about, tuple(NUMBERS), "number")
+    return replace(words, read=lambda text: NUMBERS[words.read(text)], default=NUMBERS["number"])
 
 
 def text(name: str, about: str, *, values: Sequence[str] = (), required: bool = False) -> Parameter:

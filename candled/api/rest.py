@@ -97,7 +97,7 @@ class Candles(RestHandler):
         if name == "json":
             self.write_json(self._body(market, values, page))
             return
-        form = make_format(name, market, values["interval"])
+        form = make_format(name, market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[name])
         self.write(form.begin() + form.page(page.bars) + form.end())
 
@@ -108,8 +108,9 @@ class Candles(RestHandler):
         oldest = None if page.oldest_ms is None else iso_ms(page.oldest_ms)
         if following is not None:
             self.set_header("Link", f'<{following}>; rel="next"')
+        bars = ",".join(json_bar(bar, values["numbers"]) for bar in page.bars)
         return (
-            f'{head},"bars":[{",".join(map(json_bar, page.bars))}],"hasMore":{json.dumps(page.has_more)}'
+            f'{head},"bars":[{bars}],"hasMore":{json.dumps(page.has_more)}'
             f',"oldest":{json.dumps(oldest)},"next":{json.dumps(following)}{_position(page)}}}'
         )
 
@@ -120,6 +121,8 @@ class Candles(RestHandler):
         asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
         if values["limit"] is not None:
             asked["limit"] = values["limit"]
+        if values["numbers"]:
+            asked["numbers"] = "string"
         if values["from"] is None:
             asked["to"] = page.oldest_ms
         else:
@@ -130,7 +133,7 @@ class Candles(RestHandler):
 
     async def _stream(self, market: MarketKey, values: Mapping[str, Any]) -> None:
         """The whole range, page by page as the client takes them."""
-        form = make_format(values["format"], market, values["interval"])
+        form = make_format(values["format"], market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[values["format"]])
         self.set_header("Cache-Control", "no-store")
         pages = self.source.pages.walk(

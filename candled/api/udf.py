@@ -14,7 +14,7 @@ from .directory import Directory, joined, resolution
 from .formats import json_number
 from .handler import Handler
 from .pages import EVER_MS
-from .parameters import Parameter, read_query, seconds, text, whole
+from .parameters import Parameter, numbers, read_query, seconds, text, whole
 from .refusal import Refusal, shown
 from .rest import Source
 
@@ -229,7 +229,14 @@ class Search(UdfHandler):
 class History(UdfHandler):
     """`/udf/history`: `countback` beats `from`; `no_data` with it only where nothing older exists."""
 
-    parameters = (_SYMBOL, _RESOLUTION, _FROM, _TO, whole("countback", "how many bars before `to`", 0, 10**9))
+    parameters = (
+        _SYMBOL,
+        _RESOLUTION,
+        _FROM,
+        _TO,
+        whole("countback", "how many bars before `to`", 0, 10**9),
+        numbers(),
+    )
 
     async def answer(self) -> None:
         values = self.query()
@@ -245,7 +252,7 @@ class History(UdfHandler):
         self.cache(page.settled)
         if page.bars:
             self.set_header("X-Candled-Last-Final", "true" if page.bars[-1].final else "false")
-            self.write_json(_columns(page.bars))
+            self.write_json(_columns(page.bars, '"' if values["numbers"] else ""))
             return
         empty_ms = min(values["from"], values["to"])
         older = None if count else await pages.page(market, interval, end_ms=empty_ms, limit=1)
@@ -267,14 +274,15 @@ class Time(UdfHandler):
 class Quotes(UdfHandler):
     """`/udf/quotes`: prices since 00:00 UTC. Bid and ask are not among what candles say, and are left out."""
 
-    parameters = (text("symbols", "symbols with commas between them", required=True),)
+    parameters = (text("symbols", "symbols with commas between them", required=True), numbers())
 
     async def answer(self) -> None:
-        names = self.query()["symbols"].split(",")[:_MOST_FOUND]
+        values = self.query()
+        names = values["symbols"].split(",")[:_MOST_FOUND]
         self.cache(False)
-        self.write_json({"s": "ok", "d": [await self._quote(name) for name in names]})
+        self.write_json({"s": "ok", "d": [await self._quote(name, values["numbers"]) for name in names]})
 
-    async def _quote(self, name: str) -> dict[str, Any]:
+    async def _quote(self, name: str, numbers: int) -> dict[str, Any]:
         market = self.source.directory.by_ticker(name)
         if market is None:
             return {"s": "error", "n": name[:64], "errmsg": "unknown_symbol", "v": {}}
@@ -289,17 +297,17 @@ class Quotes(UdfHandler):
             "s": "ok",
             "n": name,
             "v": {
-                "lp": json_number(today.close),
-                "ch": json_number(change),
-                "chp": json_number(percent),
+                "lp": json_number(today.close, numbers),
+                "ch": json_number(change, numbers),
+                "chp": json_number(percent, numbers),
                 "short_name": ticker.partition(":")[2],
                 "exchange": market.exchange.upper(),
                 "description": str(market.symbol),
-                "open_price": json_number(today.open),
-                "high_price": json_number(today.high),
-                "low_price": json_number(today.low),
-                "prev_close_price": json_number(today.open if before is None else before.close),
-                "volume": json_number(today.volume),
+                "open_price": json_number(today.open, numbers),
+                "high_price": json_number(today.high, numbers),
+                "low_price": json_number(today.low, numbers),
+                "prev_close_price": json_number(today.open if before is None else before.close, numbers),
+                "volume": json_number(today.volume, numbers),
             },
         }
 
@@ -370,15 +378,15 @@ def _mark(gap: gaps.Gap, interval: Interval) -> dict[str, Any]:
     }
 
 
-def _columns(bars: Sequence[Candle]) -> str:
-    """Bars as the adapter reads them, numbers exact."""
+def _columns(bars: Sequence[Candle], quote: str) -> str:
+    """Return bars as the adapter reads them, numbers exact and each between two of `quote`."""
     columns = {
         "t": (str(bar.open_ms // 1000) for bar in bars),
-        "o": (decimal_text(bar.open) for bar in bars),
-        "h": (decimal_text(bar.high) for bar in bars),
-        "l": (decimal_text(bar.low) for bar in bars),
-        "c": (decimal_text(bar.close) for bar in bars),
-        "v": (decimal_text(bar.volume) for bar in bars),
+        "o": (f"{quote}{decimal_text(bar.open)}{quote}" for bar in bars),
+        "h": (f"{quote}{decimal_text(bar.high)}{quote}" for bar in bars),
+        "l": (f"{quote}{decimal_text(bar.low)}{quote}" for bar in bars),
+        "c": (f"{quote}{decimal_text(bar.close)}{quote}" for bar in bars),
+        "v": (f"{quote}{decimal_text(bar.volume)}{quote}" for bar in bars),
     }
     return '{"s":"ok",' + ",".join(f'"{name}":[{",".join(cells)}]' for name, cells in columns.items()) + "}"
 

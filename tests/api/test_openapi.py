@@ -93,7 +93,13 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/coverage?symbol=BTC/USDT", "/api/gaps", "/api/candles?symbol=BTC/USDT&interval=5m"]
+    "path",
+    [
+        "/api/coverage?symbol=BTC/USDT",
+        "/api/gaps",
+        "/api/candles?symbol=BTC/USDT&interval=5m",
+        "/api/candles?symbol=BTC/USDT&interval=5m&numbers=string",
+    ],
 )
 async def test_answers_with_gaps_and_absent_values_fit_their_schemas(tmp_path, path):
     """What the replay does not have: holes, a next try, a quote volume."""

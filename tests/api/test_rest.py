@@ -101,7 +101,7 @@ async def test_an_exchange_can_be_named_and_the_first_one_is_meant_without(tmp_p
 A_TIME = "an ISO 8601 time such as 2024-10-24T10:00:00Z, or UTC epoch milliseconds"
 INTERVALS = "one of 1m, 5m, 15m, 1h, 4h, 1D, 1W"
 A_LIMIT = "a whole number from 1 to 1000"
-PARAMETERS = "symbol, exchange, interval, limit, from, to, format"
+PARAMETERS = "symbol, exchange, interval, limit, from, to, format, numbers"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,7 @@ PARAMETERS = "symbol, exchange, interval, limit, from, to, format"
         ),
         ("format=xml", 400, "invalid_parameter", "format: expected one of json, csv, ndjson, arrow, got 'xml'"),
         ("limit=%ff", 400, "invalid_parameter", "limit: expected UTF-8 text, got other bytes"),
+        ("numbers=text", 400, "invalid_parameter", "numbers: expected one of number, string, got 'text'"),
         ("limt=5", 400, "unknown_parameter", f"limt: unknown parameter, expected {PARAMETERS}"),
         ("Limit=5", 400, "unknown_parameter", f"Limit: unknown parameter, expected {PARAMETERS}"),
         (f"{'x' * 90}=5", 400, "unknown_parameter", f"{'x' * 64}…: unknown parameter, expected {PARAMETERS}"),
@@ -257,6 +258,65 @@ async def test_a_store_that_cannot_be_read_is_503_and_says_when_to_come_again(tm
                 "code": "unavailable",
                 "message": "The store cannot be read now",
             }
+
+
+# ---------------------------------------------------------------- numbers as strings
+
+# digits that a float does not have, and those that JSON printers like to change
+EXACT = Candle.parse(
+    MONDAY_MS, "67160.25559653090524111836", "67160.25559653090524111837", "0.00000000000000000001",
+    "67160.25559653090524111835", "100000000000000000000001", "0.10", as_of_ms=1, final=True,
+)  # fmt: skip
+PRINTED = {
+    "open": "67160.25559653090524111836", "high": "67160.25559653090524111837", "low": "0.00000000000000000001",
+    "close": "67160.25559653090524111835", "volume": "100000000000000000000001", "quoteVolume": "0.1",
+}  # fmt: skip
+HISTORY = f"/udf/history?symbol=REPLAY:BTCUSDT&resolution=1&from=0&to={MONDAY_MS // 1000 + 60}"
+QUOTES = "/udf/quotes?symbols=REPLAY:BTCUSDT"
+
+
+def of_history(answer) -> dict[str, object]:
+    return {name: answer[name[0]][0] for name in ("open", "high", "low", "close", "volume")}
+
+
+def of_quotes(answer) -> dict[str, object]:
+    names = {"open": "open_price", "high": "high_price", "low": "low_price", "close": "lp", "volume": "volume"}
+    return {name: answer["d"][0]["v"][key] for name, key in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        (CANDLES, lambda answer: answer["bars"][0]),
+        (f"{CANDLES}&limit=5", lambda answer: answer["bars"][0]),
+        (f"{CANDLES}&format=ndjson", lambda answer: answer),
+        (f"{CANDLES}&format=ndjson&limit=5", lambda answer: answer),
+        (HISTORY, of_history),
+        (QUOTES, of_quotes),
+    ],
+)
+async def test_numbers_are_strings_with_every_digit_for_those_who_ask(tmp_path, path, read):
+    async with stage(tmp_path, {BTC: [EXACT]}) as one:
+        asked, plain, said = [
+            json.loads((await one.ask(path + more)).body)
+            for more in ("&numbers=string", "", "&numbers=number")
+        ]  # fmt: skip
+        exact = await one.get(path)
+    found = {name: read(asked)[name] for name in PRINTED if name in read(asked)}
+    assert found == {name: PRINTED[name] for name in found}
+    assert len(found) >= 5
+    assert plain == said
+    assert {name: read(exact)[name] for name in found} == {name: Decimal(text) for name, text in found.items()}
+    assert str(read(plain)["open"]) == "67160.2555965309"  # the digits were there; a float loses them
+
+
+async def test_the_next_page_has_strings_too(tmp_path):
+    async with stage(tmp_path) as one:
+        page = await one.get(f"{CANDLES}&limit=2&numbers=string")
+        older = await one.get(page["next"])
+        plain = await one.get(f"{CANDLES}&limit=2")
+    assert isinstance(older["bars"][0]["open"], str)
+    assert "numbers" not in plain["next"]
 
 
 # ---------------------------------------------------------------- other formats
@@ -489,14 +549,14 @@ TEXTS = st.text(max_size=40) | st.sampled_from(
      "csv", "ndjson", "replay", "' OR 1=1 --", "%", "\x00", "9" * 30, "1747612800000"]
 )  # fmt: skip
 PATHS = {
-    "/api/candles": ("symbol", "interval", "exchange", "limit", "from", "to", "format"),
+    "/api/candles": ("symbol", "interval", "exchange", "limit", "from", "to", "format", "numbers"),
     "/api/symbols": ("exchange",),
     "/api/coverage": ("symbol", "exchange", "from", "to"),
     "/api/gaps": ("symbol", "exchange", "from", "to", "limit"),
-    "/udf/history": ("symbol", "resolution", "from", "to", "countback"),
+    "/udf/history": ("symbol", "resolution", "from", "to", "countback", "numbers"),
     "/udf/symbols": ("symbol",),
     "/udf/search": ("query", "type", "exchange", "limit"),
-    "/udf/quotes": ("symbols",),
+    "/udf/quotes": ("symbols", "numbers"),
     "/udf/marks": ("symbol", "resolution", "from", "to"),
 }
 NAMES = st.sampled_from(sorted({name for names in PATHS.values() for name in names}))
