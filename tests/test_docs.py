@@ -16,9 +16,9 @@ import yaml
 
 from candled import config
 from candled.app import Daemon
+from candled.client.values import State as ClientState
 from candled.clock import SystemClock
-from candled.ingest.market import State
-from candled.model import REASONS
+from candled.model import REASONS, STATE_REASONS, STATES, State, StateReason
 from candled.plugins import discover
 from candled.rooms import messages, protocol
 from candled.serve.server import LARGEST_MESSAGE
@@ -184,8 +184,22 @@ def listed(page: str, title: str) -> list[str]:
 
 
 def test_every_state_and_reason_has_its_line_of_troubleshooting():
-    assert set(listed(TROUBLESHOOTING, "States of a symbol")) == set(get_args(State))
+    assert listed(TROUBLESHOOTING, "States of a symbol") == list(STATES) == list(get_args(State))
+    assert listed(TROUBLESHOOTING, "Why a symbol is not live") == list(STATE_REASONS) == list(get_args(StateReason))
     assert listed(TROUBLESHOOTING, "Why minutes are missing") == list(REASONS)
+
+
+def test_clients_and_the_page_know_every_state_and_reason():
+    words = (ROOT / "candled" / "serve" / "static" / "words.js").read_text("utf-8")
+    states, reasons = re.findall(r"export const (?:STATES|STATE_REASONS) = \{\n(.*?)\n\};", words, re.DOTALL)
+    assert set(STATES) <= set(re.findall(r"^  (\w+):", states, re.MULTILINE))
+    assert re.findall(r"^  (\w+):", reasons, re.MULTILINE) == list(STATE_REASONS)
+    assert set(STATES) <= set(get_args(ClientState))
+    types = (ROOT / "clients" / "js" / "candled.d.ts").read_text("utf-8")
+    assert re.findall(r'"(\w+)"', types.split("export type FeedState")[1].split(";")[0]) == list(STATES)
+    document = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text("utf-8"))
+    status = document["components"]["messages"]["status"]["payload"]["properties"]
+    assert status["state"]["enum"] == list(STATES)
 
 
 @pytest.mark.parametrize("page", ["docs/http.md", "docs/tools.md", "candled/serve/static/words.js"])

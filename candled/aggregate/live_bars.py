@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, FeedState, Interval, MarketKey, Range, RangeSet, iso_ms
 
 from .ladder import Change
 from .market_bars import AT_FIRST, MarketBars
@@ -57,8 +57,8 @@ class BarsListener(Protocol):
     def settled(self, market: MarketKey) -> None:
         """Bars may have become final."""
 
-    def state_changed(self, market: MarketKey, state: str, since_ms: int) -> None:
-        """The state of the feed changed."""
+    def state_changed(self, market: MarketKey, feed: FeedState) -> None:
+        """The state of the feed changed, or the reason for it."""
 
 
 class LiveBars:
@@ -131,13 +131,13 @@ class LiveBars:
                 self._tell_settled(key)
 
     def _take_state(self, key: MarketKey, market: MarketBars, message: StateChanged) -> None:
-        market.reason = message.reason
+        known = market.feed
         market.decimals = message.decimals.or_else(market.decimals)
-        if (message.state, message.since_ms) == market.state:
+        market.feed = FeedState(message.state, message.since_ms, message.reason, message.trouble)
+        if market.feed[:3] == known[:3]:  # what is wrong may be said in other words each time
             return
-        market.state = message.state, message.since_ms
         for listener in self._listeners:
-            listener.state_changed(key, message.state, message.since_ms)
+            listener.state_changed(key, market.feed)
 
     def _note_facts(self, market: MarketBars, facts: Facts) -> bool:
         """Whether bars may be final now. A feed that has only begun does not know yet what is."""
@@ -205,9 +205,9 @@ class LiveBars:
         """The newest message of the market's feed of which, and of all before it, everything is in the bars."""
         return self._markets[key].position
 
-    def state(self, key: MarketKey) -> tuple[str, int]:
-        """How the market's feed is doing, as in `StateChanged`, and since when."""
-        return self._markets[key].state
+    def state(self, key: MarketKey) -> FeedState:
+        """How the market's feed is doing, as in `StateChanged`."""
+        return self._markets[key].feed
 
     def decimals(self, key: MarketKey) -> Decimals:
         """Return the decimals that the exchange names for a market; unknown before it was asked."""
@@ -266,13 +266,13 @@ class LiveBars:
         """For `/health` of a process that only serves: by exchange, the state of each symbol's feed."""
         exchanges: dict[str, dict[str, Any]] = {}
         for key, market in self._markets.items():
-            state, since_ms = market.state
             position = market.track.position
             exchanges.setdefault(key.exchange, {"symbols": {}})["symbols"][str(key.symbol)] = {
-                "state": state,
-                "since": iso_ms(since_ms),
+                "state": market.feed.state,
+                "reason": market.feed.reason or None,
+                "since": iso_ms(market.feed.since_ms),
                 "position": position and {"epoch": position.epoch, "seq": position.seq},
-                "trouble": market.reason or None,
+                "trouble": market.feed.trouble or None,
             }
         return exchanges
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from candled.bus import Message, Position
-from candled.model import MINUTE, Decimals, Interval, Range
+from candled.model import MINUTE, Decimals, FeedState, Interval, Range
 
 from .ladder import Ladder
 from .track import Track
@@ -26,8 +26,7 @@ class MarketBars:
         self.ladder = new_ladder(intervals)
         self.track = Track()
         self.shown: Position | None = None  # while it `is_behind`: the last message before what is being read
-        self.state = ("warming", 0)
-        self.reason = ""  # why it is in that state, in words, as far as the bus knows
+        self.feed = FeedState("warming", 0, "starting")
         self.decimals = Decimals()  # what the exchange says, once a message told
         self.seeded = False
         self.reading = False

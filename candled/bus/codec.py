@@ -8,13 +8,13 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from candled.errors import InvalidCandle
-from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Range, decimal_text, iso_ms, parse_iso_ms
+from candled.model import MINUTE_MS, STATES, Candle, Decimals, MarketKey, Range, decimal_text, iso_ms, parse_iso_ms
 
 from .interface import Facts, Healed, Message, MinuteChanged, Position, StateChanged
 
-STATES = ("live", "quiet", "stale", "warming", "recovering")
 _MOST_DIGITS = 100  # of a number from outside: 1e999999999 is short to write and long to print
-_LONGEST_REASON = 300
+_LONGEST_TROUBLE = 300
+_LONGEST_REASON = 40
 _YEAR_10000_MS = 253_402_300_800_000
 _quoted = msgspec.json.encode
 
@@ -108,8 +108,7 @@ def message_text(message: Message, position: Position) -> bytes:
             f',"completeFrom":{since}{_facts_text(message.facts)}'
         )
     elif isinstance(message, StateChanged):
-        body = f'"type":"state",{_state_text(message.state, message.since_ms, message.reason)}'
-        body += _decimals_text(message.decimals)
+        body = f'"type":"state",{_state_text(message)}{_decimals_text(message.decimals)}'
     else:
         raise TypeError(f"{message} is not for other processes")
     market = message.market
@@ -134,6 +133,7 @@ class Newest:
     state: str | None = None
     since_ms: int = 0
     reason: str = ""
+    trouble: str = ""
     decimals: Decimals = Decimals()
 
 
@@ -141,7 +141,7 @@ def newest_text(newest: Newest) -> bytes:
     """The value of a market's key."""
     position = newest.position
     since = "" if newest.complete_from_ms is None else f',"completeFrom":"{iso_ms(newest.complete_from_ms)}"'
-    state = "" if newest.state is None else f",{_state_text(newest.state, newest.since_ms, newest.reason)}"
+    state = "" if newest.state is None else f",{_state_text(newest)}"
     state += _decimals_text(newest.decimals)
     candles = ",".join(f"{{{_candle_text(candle)}}}" for candle in newest.candles)
     place = f'"epoch":{_text(position.epoch)},"seq":{position.seq}'
@@ -158,9 +158,10 @@ def _candle_text(candle: Candle) -> str:
     )
 
 
-def _state_text(state: str, since_ms: int, reason: str) -> str:
-    why = f',"reason":{_text(reason)}' if reason else ""
-    return f'"state":"{state}","since":"{iso_ms(since_ms)}"{why}'
+def _state_text(told: StateChanged | Newest) -> str:
+    reason = f',"reason":{_text(told.reason)}' if told.reason else ""
+    trouble = f',"trouble":{_text(told.trouble)}' if told.trouble else ""
+    return f'"state":"{told.state}","since":"{iso_ms(told.since_ms)}"{reason}{trouble}'
 
 
 def _facts_text(facts: Facts) -> str:
@@ -225,6 +226,7 @@ class _State(_Decimals, kw_only=True):
     state: str
     since: Time
     reason: str = ""
+    trouble: str = ""
 
 
 class _Newest(_Decimals, kw_only=True):
@@ -232,6 +234,7 @@ class _Newest(_Decimals, kw_only=True):
     state: str | None = None
     since: Time = 0
     reason: str = ""
+    trouble: str = ""
 
 
 class _Heartbeat(msgspec.Struct):
@@ -273,8 +276,9 @@ def read_message(market: MarketKey, data: bytes) -> tuple[Message, Position | No
             return _heard(Healed(market, _ms(healed.from_), _ms(healed.until), since_ms, _facts(healed)), healed)
         if kind == "state":
             state = _state.decode(data)
-            since_ms, reason = _ms(state.since), _reason(state.reason)
-            return _heard(StateChanged(market, _known(state.state), since_ms, reason, _decimals(state)), state)
+            why = _line(state.reason, _LONGEST_REASON), _line(state.trouble, _LONGEST_TROUBLE)
+            told = StateChanged(market, _known(state.state), _ms(state.since), *why, _decimals(state))
+            return _heard(told, state)
     except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
         raise BadMessage(str(error)) from error
     raise BadMessage(f"unknown type {kind[:64]!r}")
@@ -295,7 +299,8 @@ def read_newest(data: bytes) -> Newest:
             complete_from_ms=None if read.complete_from is None else _ms(read.complete_from),
             state=None if read.state is None else _known(read.state),
             since_ms=_ms(read.since),
-            reason=_reason(read.reason),
+            reason=_line(read.reason, _LONGEST_REASON),
+            trouble=_line(read.trouble, _LONGEST_TROUBLE),
             decimals=_decimals(read),
         )
     except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
@@ -375,9 +380,9 @@ def _known(state: str) -> str:
     return state
 
 
-def _reason(text: str) -> str:
-    """Return a text for people, without the signs that would forge a line of the log."""
-    return "".join(character if character.isprintable() else " " for character in text[:_LONGEST_REASON])
+def _line(text: str, longest: int) -> str:
+    """Return the beginning of a text, without the signs that would forge a line of the log."""
+    return "".join(character if character.isprintable() else " " for character in text[:longest])
 
 
 def shown(data: Any) -> str:

@@ -63,15 +63,17 @@ class Healed:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """How a market is doing: `live`, `quiet`, `stale`, `warming` or `recovering`, since when (UTC epoch ms).
+    """How a market is doing: one of `candled.model.STATES`, since when (UTC epoch ms).
 
-    `reason` says in words why it is not well; empty where that is not known, or there is nothing to say.
+    `reason` is one of `candled.model.STATE_REASONS`, empty where it is `live`; `trouble` describes the problem, and is
+    empty where there is none or it is not known.
     """
 
     market: MarketKey
     state: str
     since_ms: int
     reason: str = ""
+    trouble: str = ""
     #: What the exchange says of the market's numbers, as soon as it was asked.
     decimals: Decimals = Decimals()
 

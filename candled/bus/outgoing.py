@@ -88,6 +88,7 @@ class Outgoing:
             state=None if state is None else state.state,
             since_ms=0 if state is None else state.since_ms,
             reason="" if state is None else state.reason,
+            trouble="" if state is None else state.trouble,
             decimals=Decimals() if state is None else state.decimals,
         )
 

@@ -251,7 +251,8 @@ class RedisBus:
             for candle in newest.candles:
                 self._hand(MinuteChanged(market, candle, newest.facts), position)
             if newest.state not in (None, self._states.get(market)) and not self._reception.is_late(market):
-                state = StateChanged(market, newest.state or "", newest.since_ms, newest.reason, newest.decimals)
+                why = newest.reason, newest.trouble
+                state = StateChanged(market, newest.state or "", newest.since_ms, *why, newest.decimals)
                 self._hand(state, position)
         self._hand(Missed(market), position)
         for message, at in later:
@@ -276,7 +277,7 @@ class RedisBus:
                     self._reception.keep_alive(shard, now)
             for market in self._reception.late(now):
                 position = self._reception.position(market) or self._nowhere(market)
-                self._hand(StateChanged(market, "stale", self._clock.now_ms()), position)
+                self._hand(StateChanged(market, "stale", self._clock.now_ms(), "leader_silent"), position)
 
     def _nowhere(self, market: MarketKey) -> Position:
         """The position of what belongs to no feed."""

@@ -59,7 +59,7 @@ class Topic:
         """Take `status`."""
         state = message["state"]
         if state in get_args(State):
-            self._feed = Status(state, moment(message["since"]))
+            self._feed = Status(state, moment(message["since"]), reason=str(message.get("reason", "")))
             if self.is_settled or state != "live":  # until bars are there, a live feed is but loading
                 self.tell(self._feed)
 

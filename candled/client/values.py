@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import polars
 
 State = Literal[
-    "connecting", "loading", "live", "quiet", "stale", "warming", "recovering", "lost", "refused", "closed"
+    "connecting", "loading", "live", "quiet", "polling", "stale", "warming", "recovering", "lost", "refused", "closed"
 ]  # fmt: skip
 
 
@@ -62,7 +62,8 @@ class Bar:
 class Status:
     """How a stream stands, in one word.
 
-    `since`: when the feed began to be so, where the server tells. `retry_s`: with `lost`, the seconds until the next
+    `since`: when the feed began to be so, where the server tells. `reason`: why it is not `live`, one word of
+    docs/troubleshooting.md. `retry_s`: with `lost`, the seconds until the next
     attempt. `message`: with `lost` and `refused`, why.
     """
 
@@ -70,6 +71,7 @@ class Status:
     since: datetime | None = None
     retry_s: float | None = None
     message: str = ""
+    reason: str = ""
 
 
 class Bars(Sequence[Bar]):

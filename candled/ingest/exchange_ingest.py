@@ -461,11 +461,13 @@ class ExchangeIngest:
         symbol, coverage = market.key.symbol, market.coverage
         holes = market.holes
         runner = self._runners.get(symbol)
+        condition = market.condition(now_ms)
         trouble = market.refused or market.trouble
         if trouble is None and runner is not None and symbol in runner.mute:
             trouble = "subscribed, but the exchange sends nothing"
         return {
-            "state": market.state(now_ms),
+            "state": condition.state,
+            "reason": condition.reason or None,
             "since": iso_ms(self._outlet.state_since_ms(market)),
             "connected": market.connected,
             "lastMessageAgeMs": None if market.pushed_ms is None else max(0, now_ms - market.pushed_ms),

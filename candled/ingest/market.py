@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from candled.bus import Facts
 from candled.errors import InvalidCandle
 from candled.exchange import Candles, InvalidRow
-from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Interval, MarketKey, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Interval, MarketKey, Range, RangeSet, State, StateReason
 from candled.store.interface import Hole
 
 from .complaints import Complaints
@@ -18,11 +18,17 @@ from .rows import check, sift
 
 logger = logging.getLogger(__name__)
 
-State = Literal["live", "quiet", "stale", "warming", "recovering"]
 _WEEK = Interval.parse("1W")
 _FUTURE_MS = 2 * MINUTE_MS
 # A missing minute is asked for by REST only this long after its end: before, it is on its way.
 _PATIENCE_MS = 10_000
+
+
+class Condition(NamedTuple):
+    """How a market is doing, and why: one of `candled.model.STATE_REASONS`, empty where it is `live`."""
+
+    state: State
+    reason: StateReason | Literal[""] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,24 +205,23 @@ class MarketIngest:
             self._idle_until_ms = 0
         return lost, new
 
-    def state(self, now_ms: int) -> State:
-        """`live`: the stream moves. `quiet`: it does not, and REST agrees. `stale`: we don't know.
-
-        `warming`: the running week is not complete yet. `recovering`: minutes of the last hours are being fetched.
-        """
+    def condition(self, now_ms: int) -> Condition:
+        """Return the state of the market, one of `candled.model.STATES`, and the reason for it."""
         moving = (
             self.connected and self._pushed_ms is not None and now_ms - self._pushed_ms <= self._rules.quiet_after_ms
         )
         agreed = self._agreed_ms is not None and now_ms - self._agreed_ms <= 2 * self._rules.quiet_after_ms + MINUTE_MS
+        doubt: StateReason = "rest_unavailable" if self.trouble is not None else "unconfirmed_silence"
         if self.refused is not None:
-            return "stale"
+            return Condition("stale", "subscription_refused")
         if self.coverage.since_ms is None or self.coverage.since_ms > max(_WEEK.floor(now_ms), self.coverage.from_ms):
-            return "warming" if moving or agreed or self.trouble is None else "stale"
+            is_known = moving or agreed or self.trouble is None
+            return Condition("warming", "fetching") if is_known else Condition("stale", doubt)
         if not moving and not agreed:
-            return "stale"
+            return Condition("stale", doubt if self.connected else "stream_down")
         if self._lacks_recent(self._until(now_ms)):
-            return "recovering"
-        return "live" if moving else "quiet"
+            return Condition("recovering", "fetching")
+        return Condition("live") if moving else Condition("quiet", "no_trades")
 
     @property
     def newest_ms(self) -> int | None:

@@ -13,7 +13,7 @@ from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Range, Symbol
 from candled.store.interface import LATER, Hole
 
 from .backoff import Backoff
-from .market import MarketIngest, Outcome
+from .market import Condition, MarketIngest, Outcome
 
 _TICK_S = 0.5
 _STATE_AGAIN_MS = 10_000  # whoever listens from now on learns the state within this time
@@ -48,7 +48,7 @@ class _Told:
     first_unlogged: int | None = None
     last_unlogged: int = 0
     checkpoint_ms: int = 0
-    state: str = ""
+    condition: Condition | None = None
     state_since_ms: int = 0
     state_told_ms: int = 0
     decimals: Decimals = Decimals()
@@ -140,15 +140,15 @@ class Outlet:
 
     def tell_state(self, market: MarketIngest, now_ms: int) -> None:
         """Tell the market's state and decimals when they changed, and now and then for those who listen since."""
-        told, state = self._told[market.key.symbol], market.state(now_ms)
-        is_same = state == told.state and market.decimals == told.decimals
+        told, now = self._told[market.key.symbol], market.condition(now_ms)
+        is_same = now == told.condition and market.decimals == told.decimals
         if is_same and 0 <= now_ms - told.state_told_ms < _STATE_AGAIN_MS:
             return
-        if state != told.state:
-            told.state, told.state_since_ms = state, now_ms
-        told.state_told_ms, told.decimals = now_ms, market.decimals
-        reason = "" if state in ("live", "quiet") else market.refused or market.trouble or ""
-        message = StateChanged(market.key, state, told.state_since_ms, reason, market.decimals)
+        if told.condition is None or now.state != told.condition.state:
+            told.state_since_ms = now_ms
+        told.condition, told.state_told_ms, told.decimals = now, now_ms, market.decimals
+        trouble = "" if now.state in ("live", "quiet") else market.refused or market.trouble or ""
+        message = StateChanged(market.key, now.state, told.state_since_ms, now.reason, trouble, market.decimals)
         self._note(told, self._bus.publish(message))
 
     def state_since_ms(self, market: MarketIngest) -> int:

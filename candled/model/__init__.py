@@ -5,6 +5,7 @@ from .gaps import REASONS
 from .interval import DEFAULT_INTERVALS, MINUTE, Interval, sources
 from .market import Decimals, Market, MarketKey, Symbol
 from .ranges import Range, RangeSet
+from .states import STATE_REASONS, STATES, FeedState, State, StateReason
 from .times import iso_ms, parse_iso_ms
 
 __all__ = [
@@ -12,13 +13,18 @@ __all__ = [
     "MINUTE",
     "MINUTE_MS",
     "REASONS",
+    "STATES",
+    "STATE_REASONS",
     "Candle",
     "Decimals",
+    "FeedState",
     "Interval",
     "Market",
     "MarketKey",
     "Range",
     "RangeSet",
+    "State",
+    "StateReason",
     "Symbol",
     "decimal_text",
     "fold",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from candled.aggregate.ladder import Change
 from candled.exchange import Clock
-from candled.model import Candle, Interval, MarketKey, RangeSet
+from candled.model import Candle, FeedState, Interval, MarketKey, RangeSet
 
 from .frames import Frame
 from .links import Link, Links
@@ -173,9 +173,9 @@ class Hub:
                 self._offer_final(lane, now)
                 self._run(lane, now)
 
-    def state_changed(self, market: MarketKey, state: str, since_ms: int) -> None:
+    def state_changed(self, market: MarketKey, feed: FeedState) -> None:
         """The state of a market's feed changed: tell those who want to know."""
-        self._statuses.changed(market, state, since_ms)
+        self._statuses.changed(market, feed)
 
     # ------------------------------------------------------------ time
 

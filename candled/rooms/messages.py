@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from candled.model import Candle, Interval, MarketKey, decimal_text, iso_ms
+from candled.model import Candle, FeedState, Interval, MarketKey, decimal_text, iso_ms
 
 # How bars are printed, added up to one number: what `fields` may ask for beside the documented keys, and
 # whether numbers are JSON strings.
@@ -151,9 +151,10 @@ def history(head: str, bars: Iterable[str], request_id: RequestId, *, end: bool)
     return f'{{"type":"history",{_named(request_id)}{head},"bars":[{texts}],"end":{"true" if end else "false"}}}'
 
 
-def status(head: str, state: str, since_ms: int) -> str:
+def status(head: str, feed: FeedState) -> str:
     """The `status` message."""
-    return f'{{"type":"status",{head},"state":"{state}","since":"{iso_ms(since_ms)}"}}'
+    reason = f',"reason":{_quoted(feed.reason)}' if feed.reason else ""
+    return f'{{"type":"status",{head},"state":"{feed.state}","since":"{iso_ms(feed.since_ms)}"{reason}}}'
 
 
 def bye(reconnect_after_ms: int) -> str:

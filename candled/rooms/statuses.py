@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from candled.model import Interval, MarketKey
+from candled.model import FeedState, Interval, MarketKey
 
 from . import messages
 from .frames import Frame
@@ -30,7 +30,7 @@ class Statuses:
     def __init__(
         self,
         head: Callable[[MarketKey], str],
-        state: Callable[[MarketKey], tuple[str, int]],
+        state: Callable[[MarketKey], FeedState],
         publish: Callable[[Links, Frame], None],
     ) -> None:
         self._head = head
@@ -42,7 +42,7 @@ class Statuses:
         """Tell a link the state now, and whenever it changes."""
         watcher = Watcher(link, market)
         self._watchers.setdefault(market, Links()).add(watcher)
-        link.reply(self._frame(market, *self._state(market)))
+        link.reply(self._frame(market, self._state(market)))
         return watcher
 
     def unwatch(self, watcher: Watcher) -> None:
@@ -52,13 +52,13 @@ class Statuses:
         if not links.present and not links.sending:
             del self._watchers[watcher.market]
 
-    def changed(self, market: MarketKey, state: str, since_ms: int) -> None:
-        """The state of a market's feed is another one."""
+    def changed(self, market: MarketKey, feed: FeedState) -> None:
+        """The state of a market's feed is another one, or the reason for it."""
         links = self._watchers.get(market)
         if links:
             links.tidy()
-            self._publish(links, self._frame(market, state, since_ms))
+            self._publish(links, self._frame(market, feed))
 
-    def _frame(self, market: MarketKey, state: str, since_ms: int) -> Frame:
-        text = messages.status(self._head(market), state, since_ms)
+    def _frame(self, market: MarketKey, feed: FeedState) -> Frame:
+        text = messages.status(self._head(market), feed)
         return Frame.of(text, Topic(market, _NO_INTERVAL), _NO_BAR_MS)

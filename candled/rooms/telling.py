@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from candled.bus import Position
-from candled.model import Candle, MarketKey, RangeSet
+from candled.model import Candle, FeedState, MarketKey, RangeSet
 
 from . import messages
 from .frames import Frame
@@ -23,7 +23,7 @@ class Bars(KeptBars, Protocol):
     """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
 
     def position(self, key: MarketKey) -> Position | None: ...
-    def state(self, key: MarketKey) -> tuple[str, int]: ...
+    def state(self, key: MarketKey) -> FeedState: ...
 
 
 class Shown(NamedTuple):

@@ -58,12 +58,14 @@ export interface ClientState {
   message?: string;
 }
 
-export type FeedState = "live" | "quiet" | "stale" | "warming" | "recovering";
+export type FeedState = "live" | "quiet" | "polling" | "stale" | "warming" | "recovering";
 
 export interface Status {
   state: "connecting" | "loading" | FeedState | "lost" | "refused" | "closed";
   /** Since when the feed is so, ISO 8601; absent where the server does not tell the state of the feed. */
   since?: string;
+  /** Why the feed is not live, one word of docs/troubleshooting.md. */
+  reason?: string;
   retryAt?: number;
   message?: string;
 }

@@ -305,8 +305,8 @@ class Stream {
     this.#client.leave(this);
   }
 
-  tellFeed({ state, since }) {
-    this.#feed = { state, since };
+  tellFeed({ state, since, reason }) {
+    this.#feed = reason === undefined ? { state, since } : { state, since, reason };
     this.tellStatus();
   }
 
@@ -412,7 +412,7 @@ class Subscription {
   }
 
   /**
-   * `{ state }`: connecting, loading, live, quiet, stale, warming, recovering (with `since` where the server says it),
+   * `{ state }`: connecting, loading, live, quiet, polling, stale, warming, recovering (with `since` and `reason` where the server sends them),
    * lost (with `retryAt` in epoch ms), refused (with `message`) or closed.
    */
   get status() {

@@ -80,7 +80,7 @@ async def test_bars_between_what_is_kept_and_what_is_there_are_not_shown_as_all(
 
 async def test_why_a_market_is_not_well_is_among_the_facts_of_its_feed_until_it_is_well():
     started = await market()
-    for state, reason, trouble in (("stale", "no heartbeat", "no heartbeat"), ("live", "", None)):
-        started.bus.publish(StateChanged(BTC, state, MONDAY_MS, reason))
+    for state, reason, trouble in (("stale", "rest_unavailable", "no route to host"), ("live", "", "")):
+        started.bus.publish(StateChanged(BTC, state, MONDAY_MS, reason, trouble))
         facts = started.bars.describe_feeds()["replay"]["symbols"]["BTC/USDT"]
-        assert (facts["state"], facts["trouble"]) == (state, trouble)
+        assert (facts["state"], facts["reason"], facts["trouble"]) == (state, reason or None, trouble or None)

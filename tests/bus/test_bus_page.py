@@ -11,8 +11,9 @@ import pytest
 from redis import asyncio as aioredis
 
 from candled.bus import Healed, MinuteChanged, StateChanged
-from candled.bus.codec import STATES, Names, read_heartbeat, read_message, read_newest
+from candled.bus.codec import Names, read_heartbeat, read_message, read_newest
 from candled.bus.leases import LeaseState
+from candled.model import STATES
 from tests.bus.rig import BTC, new_prefix, process, until
 from tests.redis_servers import shared_redis
 

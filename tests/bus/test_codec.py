@@ -9,7 +9,6 @@ from redis.crc import key_slot
 
 from candled.bus import Facts, Healed, MinuteChanged, Missed, Position, StateChanged
 from candled.bus.codec import (
-    STATES,
     BadMessage,
     Names,
     Newest,
@@ -23,7 +22,7 @@ from candled.bus.codec import (
     read_newest,
     token_of,
 )
-from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Range, Symbol
+from candled.model import MINUTE_MS, STATES, Candle, Decimals, MarketKey, Range, Symbol
 
 BTC = MarketKey("bitget", Symbol("BTC", "USDT"))
 NAMES = Names("", "bitget", 4)
@@ -31,7 +30,9 @@ AT = Position("0.1760000000000000", 7)
 
 TIMES = st.integers(0, 250_000_000_000_000)
 MINUTES = st.integers(0, 4_000_000).map(lambda number: number * MINUTE_MS)
+TEXTS = st.text('ab "é', max_size=9)
 NUMBERS = st.decimals("0.000000000001", "999999999999", places=12)
+STATED = st.sampled_from(list(STATES))
 FACTS = st.builds(
     Facts, st.none() | TIMES, st.none() | st.tuples(TIMES, TIMES).map(lambda one: Range(*one)), st.integers(-1, 10**9)
 )
@@ -55,7 +56,7 @@ def candles(draw) -> Candle:
 MESSAGES = st.one_of(
     st.builds(MinuteChanged, st.just(BTC), candles(), FACTS),
     st.builds(Healed, st.just(BTC), TIMES, TIMES, st.none() | TIMES, FACTS),
-    st.builds(StateChanged, st.just(BTC), st.sampled_from(STATES), TIMES, st.text('ab "é', max_size=9), DECIMALS),
+    st.builds(StateChanged, st.just(BTC), STATED, TIMES, TEXTS, TEXTS, DECIMALS),
 )
 POSITIONS = st.builds(Position, st.builds(epoch_of, st.integers(0, 9), st.integers(1, 2**53)), st.integers(1, 10**12))
 
@@ -65,7 +66,7 @@ def test_what_is_written_is_what_is_read(message, position):
     assert read_message(BTC, message_text(message, position)) == (message, position)
 
 
-STATE = st.tuples(st.none() | st.sampled_from(STATES), TIMES, DECIMALS)
+STATE = st.tuples(st.none() | STATED, TIMES, DECIMALS)
 
 
 @given(POSITIONS, st.lists(candles(), max_size=3), FACTS, st.none() | TIMES, STATE)
@@ -176,10 +177,11 @@ def test_a_heartbeat_tells_the_last_number_of_each_channel():
 
 
 def test_a_reason_is_one_line_of_bounded_length():
-    text = message_text(StateChanged(BTC, "stale", 0, "a\n\x1b[31m" + "b" * 10_000), AT)
+    text = message_text(StateChanged(BTC, "stale", 0, "silent\n", "a\n\x1b[31m" + "b" * 10_000), AT)
     message, _ = read_message(BTC, text)
-    assert message.reason.startswith("a  [31mbbb")
-    assert len(message.reason) == 300
+    assert message.reason == "silent "
+    assert message.trouble.startswith("a  [31mbbb")
+    assert len(message.trouble) == 300
 
 
 def test_what_a_bus_says_to_its_own_listeners_is_not_published():

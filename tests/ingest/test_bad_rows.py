@@ -83,9 +83,9 @@ def answer_everything(one: MarketIngest, bad: set[int], now_s: float) -> list[Wi
 def test_warming_ends_whatever_rows_are_bad_and_their_minutes_are_gaps_with_that_reason(bad):
     one = market(present=())
     push(one, minute(600, as_of=30_000), seconds=36_030)
-    assert one.state(at(36_030)) == "warming"
+    assert one.condition(at(36_030)).state == "warming"
     answer_everything(one, bad, 36_040)
-    assert one.state(at(36_040)) == "live"
+    assert one.condition(at(36_040)).state == "live"
     assert {hole.reason for hole in one.holes} == {"invalid"}
     assert sum(hole.end_ms - hole.start_ms for hole in one.holes) == len(bad) * MINUTE_MS
     assert one.complaints.total == len(bad)

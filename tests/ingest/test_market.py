@@ -40,7 +40,7 @@ def test_a_running_minute_goes_out_live():
     one = market()
     outcome = push(one, minute(600, as_of=10_000), seconds=36_010)
     assert [candle.final for candle in outcome.live] == [False]
-    assert one.state(at(36_010)) == "live"
+    assert one.condition(at(36_010)).state == "live"
 
 
 def test_a_snapshot_after_a_hole_fills_it_the_new_part_live_the_old_part_through_the_store():
@@ -97,7 +97,7 @@ def test_silence_that_rest_agrees_with_is_quiet():
     flat = [minute(number, "10", volume="0", as_of=200_000) for number in (600, 601)]
     window = one.want(at(36_140))
     one.answered(window, flat, at(36_140))
-    assert one.state(at(36_140)) == "quiet"
+    assert one.condition(at(36_140)).state == "quiet"
 
 
 def test_silence_while_rest_shows_trades_is_a_dead_subscription():
@@ -106,24 +106,24 @@ def test_silence_while_rest_shows_trades_is_a_dead_subscription():
     push(one, minute(600, as_of=30_000), seconds=36_030)
     outcome = one.answered(one.want(at(36_140)), [minute(601, "12", volume="7", as_of=90_000)], at(36_140))
     assert outcome.dead
-    assert one.state(at(36_140)) == "stale"
+    assert one.condition(at(36_140)).state == "stale"
 
 
 def test_silence_without_an_answer_of_rest_is_stale():
     one = market()
     push(one, minute(600, as_of=30_000), seconds=36_030)
     one.failed("no route")
-    assert one.state(at(36_140)) == "stale"
+    assert one.condition(at(36_140)).state == "stale"
 
 
 def test_a_market_is_warming_until_the_running_week_is_there():
     one = market(present=())
     push(one, minute(600, as_of=30_000), seconds=36_030)
-    assert one.state(at(36_030)) == "warming"
+    assert one.condition(at(36_030)).state == "warming"
     while window := one.want(at(36_040)):
         rows = [minute(number, as_of=90_000_000) for number in range(600)]
         one.answered(window, rows, at(36_040))
-    assert one.state(at(36_040)) == "live"
+    assert one.condition(at(36_040)).state == "live"
 
 
 def test_impossible_candles_are_dropped_and_counted_and_the_others_go_on():

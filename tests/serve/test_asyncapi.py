@@ -141,7 +141,7 @@ async def captured() -> list[dict]:
         }
         span = minute(50).open_ms, minute(51).open_ms
         one.bus.publish(Healed(BTC, *span, MONDAY_MS, Facts(settled_ms=MONDAY_MS + 61 * MINUTE_MS)))
-        one.bus.publish(StateChanged(BTC, "stale", MONDAY_MS + 1))
+        one.bus.publish(StateChanged(BTC, "stale", MONDAY_MS + 1, "leader_silent"))
         again = await one.connect()
         tasks.append(asyncio.ensure_future(listen(again)))
         position = {"epoch": shown["epoch"], "seq": shown["seq"], "time": shown["bars"][-1]["time"]}
@@ -163,7 +163,7 @@ def test_every_message_of_a_running_server_is_as_the_document_says(messages):
     for message in messages:
         validator(message["type"]).validate(message)
     keys = {key for message in messages for key in message}
-    assert {"epoch", "seq", "recovered", "temporary", "end", "existed"} <= keys
+    assert {"epoch", "seq", "recovered", "temporary", "end", "existed", "reason"} <= keys
     bars = [bar for message in messages for bar in [message.get("bar"), *message.get("bars", [])] if bar]
     assert {"final", "rev", "src"} <= {key for bar in bars for key in bar}
     assert {type(bar["close"]) for bar in bars} == {int, str}
@@ -192,7 +192,18 @@ def mutants(message: dict) -> list[tuple[str, dict]]:
         for key, value in node.items():
             with_one(path, lambda node, key=key: node.update({key: {"not": "this"}}))
             with_one(path, lambda node, key=key: node.update({key: None}))
-            if key not in ("exchange", "quoteVolume", "final", "rev", "src", "epoch", "seq", "recovered", "id"):
+            if key not in (
+                "exchange",
+                "quoteVolume",
+                "final",
+                "rev",
+                "src",
+                "epoch",
+                "seq",
+                "recovered",
+                "id",
+                "reason",
+            ):
                 with_one(path, lambda node, key=key: node.pop(key))
             if isinstance(value, int | float) and key != "id":
                 wrong = (

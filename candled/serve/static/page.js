@@ -4,7 +4,7 @@ import { ChartView } from "./chart.js";
 import { CoverageView } from "./coverage.js";
 import { defaultExchange, exchangeLabel, intervals, marketName, markets, readHash, version, writeHash } from "./markets.js";
 import { Search } from "./search.js";
-import { STATES, timeText } from "./words.js";
+import { STATES, STATE_REASONS, timeText } from "./words.js";
 
 const INITIAL_BARS = 500;
 const byId = (id) => document.getElementById(id);
@@ -97,13 +97,13 @@ class Page {
 
   /** Says the state in words; what changes every second is not read aloud. */
   tellStatus() {
-    const { state, since, retryAt, message } = this.stream.status;
-    const [text, meaning] = STATES[state];
+    const { state, since, reason, retryAt, message } = this.stream.status;
+    const [text, meaning] = STATES[state] ?? STATES.stale;
     const seconds = Math.max(0, Math.ceil((retryAt - Date.now()) / 1000));
     const isOld = since && !["live", "closed"].includes(state);
     const more = state === "lost" ? ` in ${seconds} s` : isOld ? ` since ${sinceText(since)}` : "";
     byId("state").dataset.state = document.body.dataset.state = state;
-    byId("state").title = message ?? meaning;
+    byId("state").title = message ?? [meaning, STATE_REASONS[reason]].filter(Boolean).join(" ");
     byId("state-more").textContent = more;
     if (byId("state-text").textContent !== text) byId("state-text").textContent = text;
   }

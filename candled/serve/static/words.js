@@ -36,13 +36,29 @@ export const STATES = {
   connecting: ["Connecting…", "The socket is being opened."],
   loading: ["Waiting for candles…", "Subscribed; the bars have not come yet."],
   live: ["Live", "Candles come."],
-  quiet: ["Quiet", "No candles come, and the exchange agrees that nothing is traded."],
-  stale: ["Stale", "No candles come and nobody knows why: the exchange or the way to it may be down."],
+  quiet: ["Quiet", "No candles come, and the exchange confirms that nothing was traded."],
+  polling: ["Polling", "The stream does not bring candles: they are read from the exchange every few seconds."],
+  stale: ["Stale", "No candles come, and whether there are any is not known."],
   warming: ["Warming up", "The running week is being fetched; the first bars follow."],
   recovering: ["Recovering", "Minutes of the last two hours are being fetched."],
   lost: ["Connection lost, trying again", "The server cannot be reached."],
   refused: ["Refused", "The server does not serve this."],
   closed: ["Closed", ""],
+};
+
+/** Why a feed is not live. */
+export const STATE_REASONS = {
+  starting: "Nothing has answered yet.",
+  no_trades: "Nothing was traded.",
+  unconfirmed_silence: "The stream is silent; the exchange is being asked whether anything was traded.",
+  stream_down: "The stream is not connected.",
+  stream_silent: "The stream is connected, but silent while the market trades.",
+  subscription_refused: "The exchange refuses the subscription.",
+  not_listed: "The exchange does not list this symbol.",
+  rest_unavailable: "The exchange's REST API cannot be read.",
+  fetching: "Missing minutes are being fetched.",
+  unconfirmed_beginning: "Whether the exchange has older minutes is not known yet.",
+  leader_silent: "The process that reads the exchange is not heard.",
 };
 
 /** Why minutes are not there. */
