@@ -586,12 +586,16 @@ async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(tmp_
             return Watched(real, statements, values)
 
         monkeypatch.setattr(sqlite.SqliteStore, "_connection", watched)
-        asked = []
-        for number, query in enumerate([[("from", "0")], *drawn]):
+        asked = [
+            f"{CANDLES}&from=0",
+            f"{CANDLES.replace('1m', '5m')}&from=0",
+            "/api/gaps",
+            "/api/coverage?symbol=BTC/USDT",
+        ]
+        for number, query in enumerate(drawn):
             path, names = list(PATHS.items())[number % len(PATHS)]
-            asked.append(
-                f"{path}?{escaped((query, likely(names, query), known(names, query))[number // len(PATHS) % 3])}"
-            )
+            ways = (query, likely(names, query), known(names, query), strange(names, query))
+            asked.append(f"{path}?{escaped(ways[number // len(PATHS) % len(ways)])}")
         statuses: dict[int, int] = {}
         for path in asked:
             answer = await one.ask(path)
@@ -615,6 +619,12 @@ def known(names, query: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def likely(names, query: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The same, but for those that it cannot do without: they are right."""
     return list({**dict(known(names, query)), **needed(names)}.items())
+
+
+def strange(names, query: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The parameters that a path cannot do without, about whatever was drawn: mostly nothing that is served."""
+    drawn = query[0][1] if query else ""
+    return [(name, drawn if name in ("symbol", "exchange") else text) for name, text in needed(names).items()]
 
 
 def needed(names) -> dict[str, str]:
