@@ -89,7 +89,7 @@ class Subscribed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The exchange refused the subscription of `symbol`: it is given up, the others go on."""
+    """The exchange refused the subscription of `symbol`: it is asked again after growing pauses, the others go on."""
 
     symbol: Symbol
     reason: str
@@ -235,7 +235,7 @@ class Exchange(ABC):
 
     @abstractmethod
     async def markets(self, http: Http) -> list[Market]:
-        """List the markets the exchange offers; a configured symbol that is not among them is named and given up.
+        """List the markets the exchange offers; while a configured symbol is not among them the list is read again.
 
         An empty list says that the exchange cannot tell: every symbol is tried.
 

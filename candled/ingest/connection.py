@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from candled.exchange import Candles, Event, Pong, Refused, SocketFeed, Subscribed, Trouble
 from candled.model import Symbol
 
+from .refusals import Refusals
+
 # A subscription without acknowledgement or data is asked for again, at first after 10 s, then ever more seldom.
 _ANSWER_WITHIN_S = 10.0
 _MOST_RENEWAL_S = 600.0
@@ -28,7 +30,9 @@ class Connection:
     After each call, send what `outgoing` gives and close when `verdict` names a reason.
     """
 
-    def __init__(self, feed: SocketFeed, symbols: Iterable[Symbol], now: float) -> None:
+    def __init__(
+        self, feed: SocketFeed, symbols: Iterable[Symbol], now: float, refusals: Refusals | None = None
+    ) -> None:
         self._feed = feed
         self._opened_at = now
         self._ping_at = now + feed.ping_every_s
@@ -37,7 +41,9 @@ class Connection:
         self._frames: deque[str] = deque()
         self._subscriptions: dict[Symbol, _Subscription] = {}
         self._broken: str | None = None
-        self._ask(tuple(symbols), now)
+        #: what the exchange refused, on this connection and on those before it
+        self._refusals = Refusals() if refusals is None else refusals
+        self._ask(self._refusals.admitted(symbols, now), now)
 
     def received(self, frame: str, now: float) -> list[Event]:
         """Read a frame; return what concerns others: candles, refusals, trouble.
@@ -56,6 +62,7 @@ class Connection:
                     self._alive(event.symbol)
                 elif isinstance(event, Refused):
                     self._subscriptions.pop(event.symbol, None)
+                    self._refusals.note(event.symbol, now)
                 elif isinstance(event, Trouble) and event.reconnect:
                     self._broken = event.reason
                 events.append(event)
@@ -63,6 +70,7 @@ class Connection:
 
     def outgoing(self, now: float) -> list[str]:
         """The frames to send now, as fast as the exchange allows; pings go first."""
+        self._ask(self._refusals.take_due(now), now)
         self._renew_silent(now)
         ping = self._feed.ping
         if ping is not None and now >= self._ping_at:
@@ -104,7 +112,8 @@ class Connection:
         return [symbol for symbol, one in self._subscriptions.items() if one.renewals and not one.alive]
 
     def _ask(self, symbols: tuple[Symbol, ...], now: float) -> None:
-        self._frames.extend(self._feed.subscribe(symbols))
+        if symbols:
+            self._frames.extend(self._feed.subscribe(symbols))
         for symbol in symbols:
             self._subscriptions[symbol] = _Subscription(now)
 
@@ -113,6 +122,7 @@ class Connection:
             self._subscriptions[symbol].acknowledged = True
 
     def _alive(self, symbol: Symbol) -> None:
+        self._refusals.forget(symbol)
         if symbol in self._subscriptions:
             subscription = self._subscriptions[symbol]
             subscription.acknowledged = subscription.alive = True

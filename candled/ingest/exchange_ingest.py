@@ -43,6 +43,8 @@ _AUDIT_S = 300.0
 _AUDIT_MS = 3 * 1440 * MINUTE_MS
 _AUDIT_MARGIN_MS = 10 * MINUTE_MS
 _WEEK = Interval.parse("1W")
+# The list of markets is read again after one minute to one hour while it lacks a symbol, else every six hours.
+_RELIST_S, _RELIST_MOST_S, _RELIST_WHOLE_S = 60.0, 3600.0, 21_600.0
 # Bitget allows 300 attempts in 5 minutes per address; half of that suits every exchange we know.
 _ATTEMPTS_PER_S = 0.5
 _ATTEMPTS_AT_ONCE = 20
@@ -137,7 +139,7 @@ class ExchangeIngest:
             runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts, turns)
             self._runners |= dict.fromkeys(feed.symbols, runner)
             self._spawn(runner.run())
-        self._spawn(self._list_markets())
+        self._spawn(self._follow_listing())
         self._spawn(self._keep_house())
         self._spawn(self._settle())
         self._spawn(self._outlet.run())
@@ -191,8 +193,10 @@ class ExchangeIngest:
         if isinstance(event, Candles):
             self._candles(event)
         elif isinstance(event, Refused) and event.symbol in self._markets:
-            self._markets[event.symbol].refused = event.reason
-            logger.error("%s: %s is given up: %s", self.name, event.symbol, event.reason)
+            market = self._markets[event.symbol]
+            if market.refused is None:
+                logger.error("%s: %s is refused, asking again after pauses: %s", self.name, event.symbol, event.reason)
+            market.refused = event.reason
         elif isinstance(event, Trouble) and self._troubles.note(event.reason, self._steady_ms()):
             logger.warning("%s: the exchange complains, counting more: %s", self.name, event.reason)
 
@@ -416,26 +420,48 @@ class ExchangeIngest:
         recent = () if newest_ms is None else await self._store.minutes(key, newest_ms - WINDOW_MS, ALL_TIME.end_ms)
         return MarketIngest(key, coverage, rules, recent)
 
-    async def _list_markets(self) -> None:
-        """Ask the exchange what it lists; a symbol that is not among it is named and given up, the others go on."""
-        backoff = Backoff(first_s=2.0)
+    async def _follow_listing(self) -> None:
+        """Read the exchange's list of markets again and again, sooner while it lacks a symbol."""
+        failures, lacks = Backoff(first_s=2.0), Backoff(first_s=_RELIST_S, most_s=_RELIST_MOST_S)
         while True:
             try:
                 listed = await self._exchange.markets(self._http)
-                break
             except (Unavailable, ExchangeError) as error:
-                logger.warning("%s: the list of markets cannot be read: %s", self.name, error)
-                await self._clock.sleep(backoff.failed())
+                if failures.failures == 0:
+                    logger.warning("%s: the list of markets cannot be read: %s", self.name, error)
+                await self._clock.sleep(failures.failed())
+                continue
+            except Exception:  # a plugin's mistake must not end this for good
+                logger.exception("%s: the list of markets cannot be read", self.name)
+                await self._clock.sleep(failures.failed())
+                continue
+            failures.succeeded()
+            if self._take_listing(listed):
+                lacks.succeeded()
+                await self._clock.sleep(_RELIST_WHOLE_S)
+            else:
+                await self._clock.sleep(lacks.failed())
+
+    def _take_listing(self, listed: Sequence[Market]) -> bool:
+        """Compare the exchange's list with the symbols; return whether it has all of them."""
         self._listed = {market.symbol: market for market in listed}
         names = [str(symbol) for symbol in self._listed]
         for symbol, market in self._markets.items():
             if symbol in self._listed:
                 market.decimals = self._listed[symbol].decimals
-            if symbol in self._listed or not names:
-                continue
-            near = difflib.get_close_matches(str(symbol), names, n=1, cutoff=0.8)
-            market.refused = f"{self.name} does not list {symbol}" + (f", did you mean {near[0]}?" if near else "")
-            logger.error("%s", market.refused)
+            was_unlisted, market.unlisted = market.unlisted is not None, None
+            if names and symbol not in self._listed:
+                near = difflib.get_close_matches(str(symbol), names, n=1, cutoff=0.8)
+                market.unlisted = f"{self.name} does not list {symbol}" + (f", did you mean {near[0]}?" if near else "")
+                if not was_unlisted:
+                    logger.error("%s; reading its list again after pauses", market.unlisted)
+            elif was_unlisted:
+                logger.info("%s: lists %s now", self.name, symbol)
+                self._rest_until.pop(symbol, None)
+                self._backoffs.pop(symbol, None)
+                if symbol in self._runners:
+                    self._runners[symbol].hasten(symbol)
+        return all(symbol in self._listed for symbol in self._markets)
 
     def _compare_clocks(self) -> None:
         notable = abs(self._skew_ms()) > _NOTABLE_SKEW_MS
@@ -462,7 +488,7 @@ class ExchangeIngest:
         holes = market.holes
         runner = self._runners.get(symbol)
         condition = market.condition(now_ms)
-        trouble = market.refused or market.trouble
+        trouble = market.trouble_text
         if trouble is None and runner is not None and symbol in runner.mute:
             trouble = "subscribed, but the exchange sends nothing"
         return {

@@ -11,13 +11,14 @@ from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketExcepti
 from websockets.protocol import State
 
 from candled.errors import CandledError, ExchangeError
-from candled.exchange import Clock, Event, Feed, Refused, SocketFeed, StreamFeed
+from candled.exchange import Clock, Event, Feed, SocketFeed, StreamFeed
 from candled.model import Symbol
 from candled.token_bucket import TokenBucket
 
 from .backoff import Backoff
 from .complaints import Complaints
 from .connection import Connection
+from .refusals import Refusals
 
 logger = logging.getLogger(__name__)
 _protocol_log = logging.getLogger("candled.ingest.websocket")
@@ -85,7 +86,7 @@ class FeedRunner:
         self._clock = clock
         self._attempts = attempts
         self._turns = turns
-        self._refused: set[Symbol] = set()
+        self._refusals = Refusals()
         self._connection: Connection | None = None
         #: frames that could not be read
         self.malformed = Complaints()
@@ -112,6 +113,10 @@ class FeedRunner:
         """REST has trades of `symbol` that this feed did not bring."""
         if self._connection is not None:
             self._connection.doubt(symbol, self._clock.monotonic())
+
+    def hasten(self, symbol: Symbol) -> None:
+        """Ask for a refused symbol now: there is a sign that the exchange has it."""
+        self._refusals.hasten(symbol, self._clock.monotonic())
 
     @property
     def mute(self) -> list[Symbol]:
@@ -162,10 +167,9 @@ class FeedRunner:
             await _hang_up(socket)
 
     async def _talk(self, socket: ClientConnection, feed: SocketFeed) -> str:
-        symbols = [symbol for symbol in feed.symbols if symbol not in self._refused]
-        connection = self._connection = Connection(feed, symbols, self._clock.monotonic())
+        connection = self._connection = Connection(feed, feed.symbols, self._clock.monotonic(), self._refusals)
         # the host alone: an operator's address may hold a password
-        logger.info("%s: connected to %s for %d symbols", self._name, urlsplit(feed.url).hostname, len(symbols))
+        logger.info("%s: connected to %s for %d symbols", self._name, urlsplit(feed.url).hostname, len(feed.symbols))
         self._sink.connected(feed)
         reader = asyncio.ensure_future(self._read(socket, connection))
         try:
@@ -221,7 +225,7 @@ class FeedRunner:
                 logger.debug("%s: the plugin failed to read a frame", self._name, exc_info=error)
                 self._skipped(f"the plugin failed: {error!r}")
             for event in events:
-                self._report(event)
+                self._sink.event(event)
             turns.spent(self._clock.monotonic() - began)
 
     def _skipped(self, reason: str) -> None:
@@ -230,11 +234,6 @@ class FeedRunner:
 
     def _steady_ms(self) -> int:
         return round(self._clock.monotonic() * 1000)
-
-    def _report(self, event: Event) -> None:
-        if isinstance(event, Refused):
-            self._refused.add(event.symbol)
-        self._sink.event(event)
 
 
 async def _hang_up(socket: ClientConnection) -> None:

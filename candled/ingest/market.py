@@ -75,7 +75,10 @@ class MarketIngest:
         self.coverage = coverage
         self.connected = False
         self.decimals = Decimals()  # what the exchange's list of markets says
+        #: the exchange's words for refusing the subscription, until the stream brings candles
         self.refused: str | None = None
+        #: in words, that the exchange's list lacks the symbol; candles of the stream or REST outweigh it
+        self.unlisted: str | None = None
         self.trouble: str | None = None
         self.revisions = 0
         #: rows of the exchange that were dropped because they cannot be candles
@@ -96,6 +99,7 @@ class MarketIngest:
     def pushed(self, event: Candles, now_ms: int) -> Outcome:
         """Take candles of the live stream."""
         self._pushed_ms = now_ms
+        self.refused = None
         for row in event.invalid:
             self._drop(row, now_ms)
             if row.open_ms is not None:
@@ -150,7 +154,7 @@ class MarketIngest:
     def want(self, now_ms: int) -> Window | None:
         """The next request for history, if there is one to make."""
         until_ms = self._until(now_ms)
-        if self.refused is not None or until_ms < self._idle_until_ms:
+        if until_ms < self._idle_until_ms:
             return None
         confirm_until_ms = until_ms if self._rules.confirm else 0
         window = self.coverage.want(until_ms, now_ms, self._rules.history_minutes, confirm_until_ms)
@@ -212,13 +216,12 @@ class MarketIngest:
         )
         agreed = self._agreed_ms is not None and now_ms - self._agreed_ms <= 2 * self._rules.quiet_after_ms + MINUTE_MS
         doubt: StateReason = "rest_unavailable" if self.trouble is not None else "unconfirmed_silence"
-        if self.refused is not None:
-            return Condition("stale", "subscription_refused")
+        doubt = self._stream_trouble or doubt
         if self.coverage.since_ms is None or self.coverage.since_ms > max(_WEEK.floor(now_ms), self.coverage.from_ms):
             is_known = moving or agreed or self.trouble is None
             return Condition("warming", "fetching") if is_known else Condition("stale", doubt)
         if not moving and not agreed:
-            return Condition("stale", doubt if self.connected else "stream_down")
+            return Condition("stale", doubt)
         if self._lacks_recent(self._until(now_ms)):
             return Condition("recovering", "fetching")
         return Condition("live") if moving else Condition("quiet", "no_trades")
@@ -238,7 +241,21 @@ class MarketIngest:
         """The minutes the exchange itself does not have, but for the time before its history begins."""
         return [hole for hole in self.coverage.holes if hole.reason != "beyond_history"]
 
+    @property
+    def trouble_text(self) -> str | None:
+        """Everything that is wrong, in words; None where nothing is."""
+        return "; ".join(text for text in (self.refused, self.unlisted, self.trouble) if text) or None
+
     # ------------------------------------------------------------ inside
+
+    @property
+    def _stream_trouble(self) -> StateReason | None:
+        """Why the stream brings nothing, as far as that is known without REST."""
+        if self.refused is not None:
+            return "subscription_refused"
+        if self.unlisted is not None:
+            return "not_listed"
+        return None if self.connected else "stream_down"
 
     def _lacks_recent(self, until_ms: int) -> bool:
         """Whether minutes of the last hours are missing: asked every second, it changes once a minute."""

@@ -147,7 +147,7 @@ class Outlet:
         if told.condition is None or now.state != told.condition.state:
             told.state_since_ms = now_ms
         told.condition, told.state_told_ms, told.decimals = now, now_ms, market.decimals
-        trouble = "" if now.state in ("live", "quiet") else market.refused or market.trouble or ""
+        trouble = "" if now.state in ("live", "quiet") else market.trouble_text or ""
         message = StateChanged(market.key, now.state, told.state_since_ms, now.reason, trouble, market.decimals)
         self._note(told, self._bus.publish(message))
 

@@ -95,12 +95,13 @@ def test_a_mute_subscription_is_renewed_ever_more_seldom():
     assert len(renewals) < 13
 
 
-def test_a_refused_symbol_is_reported_and_not_asked_again():
+def test_a_refused_symbol_is_reported_and_not_asked_again_for_a_minute():
     one = connection(BTC, ETH)
     sent(one, 1.0)
     assert one.received("no BTC/USDT", 1.0) == [Refused(BTC, "unknown")]
     one.received("candle ETH/USDT", 1.0)
-    assert "+BTC/USDT" not in sent(one, 15.0, 1.0)
+    assert "+BTC/USDT" not in sent(one, 60.0, 1.0)
+    assert "+BTC/USDT" in sent(one, 61.0, 61.0)
 
 
 def test_doubt_renews_one_subscription_but_not_again_at_once():

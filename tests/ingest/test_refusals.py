@@ -1,0 +1,115 @@
+"""No market is given up: refused, unlisted or both, it is asked for again, and what the stream brings is believed."""
+
+import pytest
+
+from candled.exchange import Refused
+from candled.ingest.connection import Connection
+from candled.ingest.refusals import Refusals
+from candled.model import Market, Symbol
+from tests.ingest.small import BTC, running
+from tests.ingest.test_connection import ETH, PlainFeed, connection, sent
+
+
+def asked_at(one: Connection, until: float, start: float = 0.0) -> list[float]:
+    """When BTC is subscribed to, while the exchange refuses it each time."""
+    times, now = [], start
+    while now <= until:
+        if "+BTC/USDT" in one.outgoing(now):
+            times.append(now)
+            one.received("no BTC/USDT", now)
+        now += 1.0
+    return times
+
+
+def test_a_refused_symbol_is_asked_again_after_growing_pauses_without_an_end():
+    one = connection(BTC, ETH)
+    assert one.received("candle ETH/USDT", 0.0)
+    times = asked_at(one, 40_000.0)
+    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert pauses[:4] == [60.0, 120.0, 240.0, 480.0]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == pauses[-2] == 3600.0
+
+
+ACCEPTED = [
+    pytest.param(0, 60.0, id="refused once"),
+    pytest.param(1, 180.0, id="refused twice"),
+    pytest.param(5, 3780.0, id="refused six times"),
+]
+
+
+@pytest.mark.parametrize(("more", "at"), ACCEPTED)
+def test_what_was_refused_and_comes_back_is_read_as_if_nothing_had_been(more, at):
+    one = connection(BTC)
+    one.outgoing(0.0)
+    assert one.received("no BTC/USDT", 0.0) == [Refused(BTC, "unknown")]
+    refusals, now = 0, 0.0
+    while refusals < more:
+        now += 1.0
+        if "+BTC/USDT" in one.outgoing(now):
+            one.received("no BTC/USDT", now)
+            refusals += 1
+    assert "+BTC/USDT" in sent(one, at, at)
+    one.received("candle BTC/USDT", at)
+    one.received("no BTC/USDT", at + 1)
+    assert "+BTC/USDT" in sent(one, at + 61, at + 60)  # the pauses begin anew
+
+
+def test_a_refusal_outlasts_a_reconnect_only_until_its_pause_is_over():
+    refusals, feed = Refusals(), PlainFeed("ws://localhost", [BTC, ETH])
+    first = Connection(feed, [BTC, ETH], 0.0, refusals)
+    first.outgoing(0.0)
+    first.received("no BTC/USDT", 0.0)
+    second = Connection(feed, [BTC, ETH], 30.0, refusals)
+    assert sent(second, 31.0, 30.0) == ["+ETH/USDT"]
+    assert "+BTC/USDT" in sent(second, 61.0, 60.0)
+    third = Connection(feed, [BTC, ETH], 61.0, refusals)
+    assert sent(third, 61.0, 61.0) == ["+BTC/USDT"]
+
+
+def test_a_sign_that_the_exchange_has_it_ends_the_pause():
+    refusals = Refusals()
+    for _ in range(8):
+        refusals.note(BTC, 0.0)
+    refusals.hasten(BTC, 10.0)
+    assert refusals.take_due(10.0) == (BTC,)
+    assert refusals.take_due(10.0) == ()
+
+
+OTHER = Market(symbol=Symbol.parse("BTC/USDC"))
+LISTS = [
+    pytest.param(None, id="the list cannot be read"),
+    pytest.param([], id="the list is empty"),
+    pytest.param([OTHER], id="the list lacks the market"),
+]
+
+
+@pytest.mark.parametrize("listed", LISTS)
+async def test_evidence_from_the_stream_beats_the_list(listed):
+    def lie(exchange):
+        exchange.listed = listed
+
+    async with running(prepare=lie) as run:
+        await run.seconds(200)
+        assert run.state == ("live", None)
+        assert run.health()["missingMinutes"] == 0
+        unlisted = run.health()["trouble"]
+        assert (unlisted is not None) == bool(listed)
+        lists = run.exchange.lists
+        run.exchange.listed = [Market(symbol=BTC, price_decimals=2)]
+        await run.seconds(3700)
+        assert run.exchange.lists > lists
+        assert (run.health()["trouble"], run.state) == (None, ("live", None))
+
+
+async def test_a_market_that_is_listed_after_the_start_comes_by_itself():
+    def not_yet(exchange):
+        exchange.listed, exchange.stream, exchange.rest = [OTHER], "silent", "down"
+
+    async with running(prepare=not_yet) as run:
+        await run.seconds(1200)
+        assert run.state == ("stale", "not_listed")
+        assert run.health()["trouble"].startswith("small does not list BTC/USDT, did you mean BTC/USDC?")
+        run.exchange.listed, run.exchange.stream, run.exchange.rest = [Market(symbol=BTC)], "up", "up"
+        await run.seconds(3700)
+        assert (run.state, run.health()["missingMinutes"]) == (("live", None), 0)
