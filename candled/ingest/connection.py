@@ -102,7 +102,9 @@ class Connection:
     def doubt(self, symbol: Symbol, now: float) -> None:
         """REST shows trades that this subscription did not bring: renew it, unless that was done just now."""
         subscription = self._subscriptions.get(symbol)
-        if subscription is not None and now - subscription.asked_at >= _RENEW_ON_DOUBT_S:
+        if subscription is None:
+            return
+        if now - subscription.asked_at >= min(_MOST_RENEWAL_S, _RENEW_ON_DOUBT_S * 2 ** min(subscription.renewals, 9)):
             subscription.alive = False
             self._renew(symbol, subscription, now)
 

@@ -31,9 +31,10 @@ class Urgency(IntEnum):
     """What a request is for; the lower goes first."""
 
     RECENT = 0  # missing minutes of the last hours: every chart shows them
-    WEEK = 1  # missing minutes of the running week: running bars need them
-    CONFIRM = 2  # final minutes that REST has not confirmed yet
-    HISTORY = 3  # older history, newest first, and minutes the exchange did not have when asked before
+    PRESENT = 1  # the forming minute, where the stream does not bring it
+    WEEK = 2  # missing minutes of the running week: running bars need them
+    CONFIRM = 3  # final minutes that REST has not confirmed yet
+    HISTORY = 4  # older history, newest first, and minutes the exchange did not have when asked before
 
 
 @dataclass(frozen=True, slots=True)

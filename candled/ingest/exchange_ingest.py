@@ -23,7 +23,7 @@ from .complaints import Complaints
 from .coverage import Coverage, Urgency, Window
 from .feeds import FeedRunner, Turns
 from .http import HttpClient
-from .market import MarketIngest, Outcome, Rules
+from .market import POLL_MS, MarketIngest, Outcome, Rules
 from .minutes import WINDOW_MS
 from .outlet import Outlet
 from .parity import Parity
@@ -43,6 +43,8 @@ _AUDIT_S = 300.0
 _AUDIT_MS = 3 * 1440 * MINUTE_MS
 _AUDIT_MARGIN_MS = 10 * MINUTE_MS
 _WEEK = Interval.parse("1W")
+# While a stream is down its forming minutes come from REST, with at most this share of the request budget.
+_POLL_SHARE = 0.4
 # The list of markets is read again after one minute to one hour while it lacks a symbol, else every six hours.
 _RELIST_S, _RELIST_MOST_S, _RELIST_WHOLE_S = 60.0, 3600.0, 21_600.0
 # Bitget allows 300 attempts in 5 minutes per address; half of that suits every exchange we know.
@@ -119,6 +121,7 @@ class ExchangeIngest:
         self._outage = Backoff()
         self._paused_until = 0.0
         self._rest_trouble: str | None = None
+        self._pace_ms = POLL_MS  # between two requests for the present of one market
         self._parity = Parity()
         self._troubles = Complaints()  # of the exchange, about whole connections
 
@@ -223,6 +226,7 @@ class ExchangeIngest:
         """Look after every market, again and again."""
         while True:
             self._compare_clocks()
+            self._set_pace()
             complaints = self._troubles.ended(self._steady_ms())
             if complaints > 1:
                 logger.info("%s: the exchange complains no more; %d complaints", self.name, complaints)
@@ -244,6 +248,12 @@ class ExchangeIngest:
                 do(market, now_ms)
             await self._clock.sleep(seconds / turns)
 
+    def _set_pace(self) -> None:
+        """Spread the requests for present minutes over the markets whose streams do not bring them."""
+        now_ms = self.now_ms()
+        polled = sum(market.is_polled(now_ms) for market in self._markets.values())
+        self._pace_ms = max(POLL_MS, round(1000 * polled / (_POLL_SHARE * self._exchange.requests_per_s)))
+
     def _look_after(self, market: MarketIngest, now_ms: int) -> None:
         self._enqueue(market, now_ms)
         self._outlet.tell_state(market, now_ms)
@@ -260,7 +270,7 @@ class ExchangeIngest:
         symbol = market.key.symbol
         if symbol in self._busy or self._clock.monotonic() < self._rest_until.get(symbol, 0.0):
             return
-        window = market.want(now_ms)
+        window = market.want(now_ms, self._pace_ms)
         if window is not None:
             self._busy.add(symbol)
             heapq.heappush(self._queue, (window.urgency, next(self._turn), symbol))
@@ -279,7 +289,7 @@ class ExchangeIngest:
             market = self._markets[symbol]
             if urgency >= Urgency.CONFIRM:
                 await self._until_idle()
-            window = market.want(self.now_ms())
+            window = market.want(self.now_ms(), self._pace_ms)
             try:
                 if window is not None:
                     await self._ask(market, window)
@@ -323,7 +333,7 @@ class ExchangeIngest:
         self._publish(market, outcome)
         if outcome.dead and symbol in self._runners:
             self._runners[symbol].doubt(symbol)
-        if outcome.past or outcome.healed is not None:
+        if outcome.past or outcome.healed is not None or not self._outlet.has_told(market):
             await self._outlet.heal(market, outcome)
 
     def _rest_failed(self, market: MarketIngest, reason: str) -> None:
@@ -416,6 +426,7 @@ class ExchangeIngest:
             confirm=self._options.confirm,
             history_minutes=self._exchange.history_minutes,
             opens_at_close=self._exchange.opens_at_close,
+            publishes_empty_candles=self._exchange.quiet_minutes,
         )
         recent = () if newest_ms is None else await self._store.minutes(key, newest_ms - WINDOW_MS, ALL_TIME.end_ms)
         return MarketIngest(key, coverage, rules, recent)

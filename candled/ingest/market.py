@@ -14,12 +14,15 @@ from candled.store.interface import Hole
 from .complaints import Complaints
 from .coverage import RECENT_MS, Coverage, Urgency, Window
 from .minutes import WINDOW_MS, Minutes
+from .presence import Presence
 from .rows import check, sift
 
 logger = logging.getLogger(__name__)
 
 _WEEK = Interval.parse("1W")
 _FUTURE_MS = 2 * MINUTE_MS
+# Where the stream does not bring the forming minute REST is asked for it every three seconds, if the budget allows.
+POLL_MS = 3_000
 # A missing minute is asked for by REST only this long after its end: before, it is on its way.
 _PATIENCE_MS = 10_000
 
@@ -40,6 +43,7 @@ class Rules:
     confirm: bool
     history_minutes: int
     opens_at_close: bool
+    publishes_empty_candles: bool
 
 
 @dataclass(slots=True)
@@ -73,7 +77,6 @@ class MarketIngest:
     def __init__(self, key: MarketKey, coverage: Coverage, rules: Rules, recent: Sequence[Candle] = ()) -> None:
         self.key = key
         self.coverage = coverage
-        self.connected = False
         self.decimals = Decimals()  # what the exchange's list of markets says
         #: the exchange's words for refusing the subscription, until the stream brings candles
         self.refused: str | None = None
@@ -87,8 +90,8 @@ class MarketIngest:
         self._minutes = Minutes(rules.settle_ms, recent)
         self._recent_known: tuple[int, int] | None = None
         self._recent_lacks = False
-        self._pushed_ms: int | None = None  # when the stream last brought something, on the exchange's clock
-        self._agreed_ms: int | None = None  # when REST last agreed that there was nothing newer
+        self._presence = Presence(rules.quiet_after_ms, publishes_empty_candles=rules.publishes_empty_candles)
+        self._was_answered = False
         self._lost_before = RangeSet()
         self._gap: Range | None = None
         self._gap_of: tuple[int, int] | None = None
@@ -98,7 +101,7 @@ class MarketIngest:
 
     def pushed(self, event: Candles, now_ms: int) -> Outcome:
         """Take candles of the live stream."""
-        self._pushed_ms = now_ms
+        self._presence.on_push(now_ms)
         self.refused = None
         for row in event.invalid:
             self._drop(row, now_ms)
@@ -108,7 +111,7 @@ class MarketIngest:
 
     def answered(self, window: Window, rows: Sequence[Candle | InvalidRow], now_ms: int) -> Outcome:
         """Take REST's answer for a window it was asked for."""
-        self.trouble = None
+        self.trouble, self._was_answered = None, True
         span = Range(window.start_ms, window.end_ms)
         answer = sift(rows, span)
         for row in answer.invalid:
@@ -117,23 +120,25 @@ class MarketIngest:
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
         candles = self._valid(answer.candles, now_ms, src)
         checked, mismatched = self._compare(window, candles, unreadable, now_ms)
+        is_dead = window.urgency is Urgency.PRESENT and self._judge_silence(window, candles, now_ms)
         outcome = self._take(candles, now_ms, confirmed=True)
+        if not self._presence.is_moving(now_ms):  # nobody sees how the forming minute ends
+            self._minutes.interrupted()
+        outcome.dead = is_dead
         outcome.checked, outcome.mismatched = checked, mismatched
         holes_changed = self.coverage.answered(window, self._until(now_ms), now_ms, unreadable)
-        if holes_changed or window.urgency is not Urgency.CONFIRM:
+        if holes_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
             outcome.healed = Range(window.start_ms, window.end_ms)
-        if window.end_ms >= self._until(now_ms):
-            self._judge_silence(candles, now_ms, outcome)
         return outcome
 
     def failed(self, reason: str) -> None:
         """Note that REST could not be asked, or did not answer as documented."""
         self.trouble = reason
-        self._agreed_ms = None
+        self._presence.on_failure()
 
     def interrupted(self) -> None:
         """Note that the stream broke."""
-        self.connected = False
+        self._presence.on_interruption()
         self._idle_until_ms = 0
         self._minutes.interrupted()
 
@@ -151,8 +156,19 @@ class MarketIngest:
 
     # ------------------------------------------------------------ what to do next
 
-    def want(self, now_ms: int) -> Window | None:
-        """The next request for history, if there is one to make."""
+    def want(self, now_ms: int, pace_ms: int = POLL_MS) -> Window | None:
+        """The next request for history, if there is one to make; for the present at most every `pace_ms`."""
+        window = self._want_missing(now_ms)
+        if (window is not None and window.urgency is Urgency.RECENT) or not self._presence.is_due(now_ms, pace_ms):
+            return window
+        end_ms = MINUTE.floor(now_ms) + MINUTE_MS
+        start_ms = end_ms - 2 * MINUTE_MS if self.newest_ms is None else self.newest_ms
+        if not self.coverage.has(start_ms - MINUTE_MS):  # REST says how it ended
+            start_ms -= MINUTE_MS
+        first_ms = max(start_ms, end_ms - self._rules.history_minutes * MINUTE_MS)
+        return Window(Urgency.PRESENT, min(first_ms, end_ms - MINUTE_MS), end_ms)
+
+    def _want_missing(self, now_ms: int) -> Window | None:
         until_ms = self._until(now_ms)
         if until_ms < self._idle_until_ms:
             return None
@@ -211,20 +227,35 @@ class MarketIngest:
 
     def condition(self, now_ms: int) -> Condition:
         """Return the state of the market, one of `candled.model.STATES`, and the reason for it."""
-        moving = (
-            self.connected and self._pushed_ms is not None and now_ms - self._pushed_ms <= self._rules.quiet_after_ms
-        )
-        agreed = self._agreed_ms is not None and now_ms - self._agreed_ms <= 2 * self._rules.quiet_after_ms + MINUTE_MS
-        doubt: StateReason = "rest_unavailable" if self.trouble is not None else "unconfirmed_silence"
-        doubt = self._stream_trouble or doubt
-        if self.coverage.since_ms is None or self.coverage.since_ms > max(_WEEK.floor(now_ms), self.coverage.from_ms):
-            is_known = moving or agreed or self.trouble is None
-            return Condition("warming", "fetching") if is_known else Condition("stale", doubt)
-        if not moving and not agreed:
-            return Condition("stale", doubt)
+        standing = self._presence.standing(now_ms)
+        if standing == "unknown":
+            return self._unknown(now_ms)
+        if self._lacks_week(now_ms):
+            return Condition("warming", "fetching")
         if self._lacks_recent(self._until(now_ms)):
             return Condition("recovering", "fetching")
-        return Condition("live") if moving else Condition("quiet", "no_trades")
+        if standing == "moving":
+            return Condition("live")
+        reason = self._stream_trouble
+        if standing == "quiet" and reason is None:
+            return Condition("quiet", "no_trades")
+        return Condition("polling", reason or "stream_silent")
+
+    def _unknown(self, now_ms: int) -> Condition:
+        """Return the condition of a market that neither the stream nor REST vouches for."""
+        if self.trouble is None and self._lacks_week(now_ms):
+            return Condition("warming", "fetching" if self._was_answered else "starting")
+        if self._stream_trouble is not None:
+            return Condition("stale", self._stream_trouble)
+        if self.trouble is not None:
+            return Condition("stale", "rest_unavailable")
+        is_fresh = self.pushed_ms is None and not self._was_answered
+        return Condition("stale", "starting" if is_fresh else "unconfirmed_silence")
+
+    def _lacks_week(self, now_ms: int) -> bool:
+        """Return whether the running week is not complete yet."""
+        since_ms = self.coverage.since_ms
+        return since_ms is None or since_ms > max(_WEEK.floor(now_ms), self.coverage.from_ms)
 
     @property
     def newest_ms(self) -> int | None:
@@ -232,9 +263,22 @@ class MarketIngest:
         return self._minutes.newest_ms
 
     @property
+    def connected(self) -> bool:
+        """Whether the stream is connected."""
+        return self._presence.connected
+
+    @connected.setter
+    def connected(self, is_connected: bool) -> None:
+        self._presence.connected = is_connected
+
+    @property
     def pushed_ms(self) -> int | None:
         """When the stream last brought a candle, on the exchange's clock."""
-        return self._pushed_ms
+        return self._presence.pushed_ms
+
+    def is_polled(self, now_ms: int) -> bool:
+        """Return whether REST is asked for the present in the stream's place."""
+        return not self.connected or self._presence.standing(now_ms) == "polled"
 
     @property
     def holes(self) -> list[Hole]:
@@ -354,13 +398,13 @@ class MarketIngest:
             mismatched += row is None or (row.values != ours.values and row.supersedes(ours))
         return checked, mismatched
 
-    def _judge_silence(self, rows: list[Candle], now_ms: int, outcome: Outcome) -> None:
-        """REST answered up to the present: does it agree that nothing was traded while the stream was silent?"""
-        last_push_ms = self._pushed_ms
-        if last_push_ms is not None and any(
-            row.open_ms >= last_push_ms and row.volume > 0 and self._is_over(row) for row in rows
-        ):
-            outcome.dead = True
-            self._agreed_ms = None
-        else:
-            self._agreed_ms = now_ms
+    def _judge_silence(self, window: Window, rows: list[Candle], now_ms: int) -> bool:
+        """Take REST's answer about the present; return whether it shows a subscription that is dead."""
+        verdict = self._presence.judge(rows, window.start_ms, self._minutes.get, now_ms)
+        if verdict == "nothing":
+            self.trouble = "the exchange's REST API answers with nothing for minutes that it had"
+        last_ms = self.pushed_ms
+        is_certain = any(
+            row.volume > 0 and self._is_over(row) and (last_ms is None or row.open_ms >= last_ms) for row in rows
+        )
+        return verdict == "traded" and self.connected and is_certain

@@ -16,7 +16,14 @@ BTC = Symbol.parse("BTC/USDT")
 LONG = "CANDLED_TEST_LONG" in os.environ
 SEEDS, MINUTES = (1000, 10_000) if LONG else (20, 2_500)
 STEP_MS = 15_000
-RULES = Rules(settle_ms=2_000, quiet_after_ms=60_000, confirm=True, history_minutes=300, opens_at_close=True)
+RULES = Rules(
+    settle_ms=2_000,
+    quiet_after_ms=60_000,
+    confirm=True,
+    history_minutes=300,
+    opens_at_close=True,
+    publishes_empty_candles=True,
+)
 FAULTS = ("cut", "cut_without_snapshot", "silent", "rest_down", "store_full", "restart")
 
 
@@ -116,6 +123,7 @@ def simulate(seed: int) -> tuple[int, int]:
                 daemon.market.interrupted()
         daemon.store_full = "store_full" in faults
         cut = any(fault in faults for fault in ("cut", "cut_without_snapshot"))
+        daemon.market.connected = not cut
         if was_cut and not cut and snapshot:
             daemon.push(
                 exchange.between(now_ms - 500 * MINUTE_MS, MINUTE.floor(now_ms) + 1, now_ms), now_ms, snapshot=True

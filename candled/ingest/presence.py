@@ -1,0 +1,134 @@
+"""Whether a market's stream brings all that is traded: its own pushes, or REST's word where it is silent."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from candled.model import MINUTE, MINUTE_MS, Candle
+
+# A stream that broke has so long to come back before REST is asked in its place.
+_GRACE_MS = 5_000
+# So long before a silence counts as one REST is asked about it, and so much later its answer may come.
+_EARLY_MS = 10_000
+_LATE_MS = 15_000
+# An answer that says nothing is asked for again after so long.
+_AGAIN_MS = 10_000
+_LONG_MS = 10**12
+
+Standing = Literal["moving", "quiet", "polled", "unknown"]
+RestVerdict = Literal["traded", "silent", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What REST showed of the time since the last push."""
+
+    #: when it answered up to the present, UTC epoch milliseconds on the exchange's clock
+    at_ms: int
+    #: whether it had trades that the stream did not bring
+    traded: bool
+
+
+class Presence:
+    """Judges one market's stream. Pure: time is an argument, UTC epoch milliseconds on the exchange's clock.
+
+    A stream is believed while it is connected and pushed within `quiet_after_ms`. Then only REST's answer counts, and
+    only one for the minutes since the last push. `publishes_empty_candles`: the exchange has a candle for every minute,
+    so that an answer without any says nothing.
+    """
+
+    def __init__(self, quiet_after_ms: int, *, publishes_empty_candles: bool) -> None:
+        self._quiet_after_ms = quiet_after_ms
+        self._publishes_empty_candles = publishes_empty_candles
+        #: whether the stream is connected; set by the feed
+        self.connected = False
+        #: when the stream last brought a candle; None before the first
+        self.pushed_ms: int | None = None
+        self._down_ms: int | None = None  # since when it is known to be down
+        self._answer: _Answer | None = None
+        self._since_ms: int | None = None  # the first look
+        self._asked_ms: int | None = None  # when REST last answered for the present
+
+    def on_push(self, now_ms: int) -> None:
+        """Note that the stream brought a candle."""
+        self.pushed_ms = now_ms
+        self._answer = None
+
+    def on_interruption(self) -> None:
+        """Note that the stream broke."""
+        self.connected = False
+
+    def on_failure(self) -> None:
+        """Note that REST could not be asked: what it said before is no evidence of the present."""
+        self._answer = None
+
+    def is_moving(self, now_ms: int) -> bool:
+        """Return whether the stream is connected and pushed lately."""
+        return self.connected and self.pushed_ms is not None and now_ms - self.pushed_ms <= self._quiet_after_ms
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether REST answered for the time since the last push."""
+        return self._answer is not None
+
+    def standing(self, now_ms: int) -> Standing:
+        """Return what is known: `quiet` and `polled` only by an answer of REST that is fresh."""
+        if self.is_moving(now_ms):
+            return "moving"
+        answer = self._answer
+        if answer is None or now_ms - answer.at_ms > self._quiet_after_ms + _LATE_MS:
+            return "unknown"
+        return "quiet" if self.connected and not answer.traded else "polled"
+
+    def is_due(self, now_ms: int, pace_ms: int) -> bool:
+        """Return whether to ask REST for the present: about a silence, or every `pace_ms` in the stream's place."""
+        if self.connected:
+            self._down_ms = None
+        elif self._down_ms is None:
+            self._down_ms = now_ms
+        if self._since_ms is None:
+            self._since_ms = now_ms
+        asked_ago_ms = _LONG_MS if self._asked_ms is None else now_ms - self._asked_ms
+        if self._down_ms is not None:
+            return now_ms - self._down_ms >= _GRACE_MS and asked_ago_ms >= pace_ms
+        if self._answer is not None and self._answer.traded:
+            return asked_ago_ms >= pace_ms
+        check_ms = max(self._quiet_after_ms // 2, self._quiet_after_ms - _EARLY_MS)
+        silent_ms = now_ms - (self._since_ms if self.pushed_ms is None else self.pushed_ms)
+        if self._answer is not None:
+            return asked_ago_ms >= max(check_ms, pace_ms)
+        return silent_ms >= check_ms and asked_ago_ms >= max(_AGAIN_MS, pace_ms)
+
+    def judge(
+        self, rows: Sequence[Candle], start_ms: int, known: Callable[[int], Candle | None], now_ms: int
+    ) -> RestVerdict:
+        """Take REST's rows from `start_ms` to the present; `known` gives the version of a minute from before."""
+        self._asked_ms, pushed_ms = now_ms, self.pushed_ms
+        pushed_in_ms = MINUTE.floor(start_ms if pushed_ms is None else pushed_ms)
+        fresh = [row for row in rows if row.volume > 0 and _is_fresh(row, pushed_in_ms, known)]
+        was_traded = self._answer is not None and self._answer.traded
+        if fresh or was_traded:
+            self._answer = _Answer(now_ms, traded=True)
+        elif self._covers(rows, start_ms, known, now_ms):
+            self._answer = _Answer(now_ms, traded=False)
+        else:
+            self._answer = None
+            return "nothing"
+        return "traded" if fresh else "silent"
+
+    def _covers(
+        self, rows: Sequence[Candle], start_ms: int, known: Callable[[int], Candle | None], now_ms: int
+    ) -> bool:
+        """Return whether an answer without trades speaks of this market up to the present at all."""
+        if self._publishes_empty_candles:
+            return bool(rows) and rows[-1].open_ms >= MINUTE.floor(now_ms) - MINUTE_MS
+        anchor = known(start_ms)
+        return bool(rows) or anchor is None or not anchor.volume
+
+
+def _is_fresh(row: Candle, pushed_in_ms: int, known: Callable[[int], Candle | None]) -> bool:
+    """Return whether a row has trades since the last push, which was in the minute `pushed_in_ms`."""
+    if row.open_ms != pushed_in_ms:
+        return row.open_ms > pushed_in_ms
+    before = known(row.open_ms)
+    return before is None or row.volume > before.volume

@@ -1,0 +1,136 @@
+"""No market is called quiet without REST's word for these minutes, and none stands still while REST has its candles."""
+
+from decimal import Decimal
+
+import pytest
+
+from candled.ingest.presence import Presence
+from candled.model import MINUTE_MS, Candle, RangeSet
+from tests.ingest.small import THURSDAY_MS, running
+
+NOW_MS = THURSDAY_MS + 600 * MINUTE_MS
+PUSHED_MS = NOW_MS - 55_000  # in the minute before the present one
+
+
+def row(minutes_ago: int, volume: int) -> Candle:
+    return Candle(NOW_MS - minutes_ago * MINUTE_MS, *[Decimal(9)] * 4, Decimal(volume), None, NOW_MS)
+
+
+# What REST answers 55 s after the last push of a minute that then had volume 5, on an exchange with or without empty
+# candles: what follows from it, and how the market stands 10 s later.
+ANSWERS = [
+    pytest.param(True, [row(1, 5), row(0, 0)], "silent", "quiet", id="flat candles up to the present"),
+    pytest.param(True, [row(1, 5)], "silent", "quiet", id="up to the minute that ended just now"),
+    pytest.param(True, [row(3, 5), row(2, 5)], "nothing", "unknown", id="an old page"),
+    pytest.param(True, [], "nothing", "unknown", id="an empty page where every minute has a candle"),
+    pytest.param(False, [row(1, 5)], "silent", "quiet", id="the known minute and nothing newer"),
+    pytest.param(False, [], "nothing", "unknown", id="an empty page that lacks a known minute"),
+    pytest.param(True, [row(1, 6), row(0, 0)], "traded", "polled", id="the minute of the last push has grown"),
+    pytest.param(True, [row(1, 5), row(0, 3)], "traded", "polled", id="a newer minute has trades"),
+    pytest.param(False, [row(0, 3)], "traded", "polled", id="only a newer minute"),
+]
+
+
+@pytest.mark.parametrize(("empty_candles", "rows", "verdict", "standing"), ANSWERS)
+def test_only_an_answer_for_these_minutes_makes_a_market_quiet(empty_candles, rows, verdict, standing):
+    one = Presence(60_000, publishes_empty_candles=empty_candles)
+    one.connected = True
+    one.on_push(PUSHED_MS)
+    known = {candle.open_ms: candle for candle in [row(1, 5)]}
+    assert one.judge(rows, NOW_MS - MINUTE_MS, known.get, NOW_MS) == verdict
+    assert one.standing(NOW_MS + 10_000) == standing
+    assert one.standing(NOW_MS + 120_000) == "unknown"  # it said nothing of now
+    one.on_push(NOW_MS + 130_000)
+    assert one.standing(NOW_MS + 130_000) == "moving"
+    assert one.standing(NOW_MS + 191_000) == "unknown"  # what it said before the push is no evidence
+
+
+@pytest.mark.parametrize("event", ["on_failure", "on_interruption"])
+def test_evidence_ends_with_what_it_rests_on(event):
+    one = Presence(60_000, publishes_empty_candles=True)
+    one.connected = True
+    one.on_push(PUSHED_MS)
+    one.judge([row(1, 5), row(0, 0)], NOW_MS - MINUTE_MS, lambda open_ms: row(1, 5), NOW_MS)
+    getattr(one, event)()
+    assert one.standing(NOW_MS + 10_000) != "quiet"
+
+
+async def test_with_the_stream_cut_candles_come_from_rest_and_charts_move():
+    async with running() as run:
+        await run.seconds(120)
+        assert run.state == ("live", None)
+        run.exchange.stream = "down"
+        await run.seconds(20)
+        assert run.state == ("polling", "stream_down")
+        told = len(run.minutes())
+        await run.seconds(300)
+        assert len(run.minutes()) - told >= 60
+        assert {candle.src for candle in run.minutes()[told:]} == {"rest"}
+        assert any(not candle.final for candle in run.minutes()[told:])
+        assert {state for state, _ in run.states()[-3:]} <= {"live", "stale", "polling"}
+        run.exchange.stream = "up"
+        await run.seconds(60)
+        assert run.state == ("live", None)
+        await run.seconds(60)
+        end_ms = run.exchange.now() // MINUTE_MS * MINUTE_MS - MINUTE_MS
+        assert run.wrong(end_ms - 8 * MINUTE_MS, end_ms) == []
+        assert all(candle.rev == 0 for candle in run.minutes())
+
+
+SILENCES = [
+    pytest.param("silent", "up", "polling", "stream_silent", id="a dead subscription"),
+    pytest.param("down", "up", "polling", "stream_down", id="a stream that is cut"),
+    pytest.param("silent", "down", "stale", "rest_unavailable", id="a dead subscription, and REST is down"),
+    pytest.param("silent", "empty", "stale", "rest_unavailable", id="a dead subscription, and REST has nothing"),
+    pytest.param("down", "down", "stale", "stream_down", id="neither can be reached"),
+]
+
+
+@pytest.mark.parametrize(("stream", "rest", "state", "reason"), SILENCES)
+async def test_while_the_market_trades_no_silence_is_ever_called_quiet(stream, rest, state, reason):
+    async with running() as run:
+        await run.seconds(120)
+        run.exchange.stream, run.exchange.rest = stream, rest
+        heard = len(run.heard)
+        await run.seconds(300)
+        assert run.state == (state, reason)
+        assert "quiet" not in {told for told, _ in run.states()}
+        if rest == "empty":
+            assert len(run.exchange.asked) < 200
+        del run.heard[:heard]
+        run.exchange.stream = run.exchange.rest = "up"
+        await run.seconds(200)
+        assert run.state == ("live", None)
+
+
+@pytest.mark.parametrize("empty_candles", [True, False], ids=["with empty candles", "only minutes with trades"])
+async def test_a_market_without_trades_is_quiet_by_rests_word_and_costs_about_a_request_a_minute(empty_candles):
+    def thin(exchange):
+        exchange.quiet_minutes = empty_candles
+        exchange.quiet = lambda open_ms: open_ms >= run_from_ms + 3 * MINUTE_MS
+
+    run_from_ms = THURSDAY_MS + 6 * 3_600_000
+    async with running(prepare=thin) as run:
+        await run.seconds(180)
+        run.exchange.stream = "silent" if empty_candles else "up"
+        await run.seconds(240)
+        assert run.state == ("quiet", "no_trades")
+        asked = len(run.exchange.asked)
+        await run.seconds(600)
+        assert len(run.exchange.asked) - asked <= 40
+        assert run.state == ("quiet", "no_trades")
+        run.exchange.quiet = lambda open_ms: False
+        run.exchange.stream = "up"
+        await run.seconds(90)
+        assert run.state == ("live", None)
+
+
+async def test_the_pace_of_polling_leaves_most_of_the_budget():
+    async with running() as run:
+        run.exchange.missing = RangeSet()
+        await run.seconds(120)
+        run.exchange.stream = "down"
+        await run.seconds(30)
+        asked = len(run.exchange.asked)
+        await run.seconds(60)
+        assert len(run.exchange.asked) - asked <= 60 / 3 + 5
