@@ -21,7 +21,7 @@ from candled.bus.making import RedisParts, make_memory_bus, make_redis_parts
 from candled.clock import SystemClock
 from candled.config import Config, doubts, make_store
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
-from candled.exchange import Clock
+from candled.exchange import Clock, Exchange
 from candled.ingest_side import IngestSide
 from candled.model import MINUTE, MarketKey
 from candled.plugins import Plugins
@@ -262,7 +262,9 @@ class Daemon:
         writer = self._writer.status()
         if not self._is_reading:  # nothing was written yet, so that the writer knows of no trouble
             writer |= {"state": "away", "lastError": self._store_trouble or None}
-        healthy = all(state in _SETTLED for state in states) and writer["state"] == "ok" and not self._conflicts
+        bus = self._bus.describe()
+        doubtful = writer["state"] != "ok" or self._conflicts or "trouble" in bus
+        healthy = all(state in _SETTLED for state in states) and not doubtful
         return {
             "status": "pass" if healthy else "warn",
             "version": __version__,
@@ -270,7 +272,7 @@ class Daemon:
             "exchanges": exchanges,
             "store": {**self._store.describe(), "conflicts": list(self._conflicts), **writer},
             "roles": list(self._config.roles),
-            "bus": self._bus.describe(),
+            "bus": bus,
             "bars": self._bars.healing(),
             "plugins": {
                 status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
@@ -280,11 +282,11 @@ class Daemon:
 
     async def ready(self) -> Mapping[str, str | None]:
         """What serving needs, each with what is wrong with it: an exchange out of reach is not among it."""
-        bus = self._bus.describe()["connected"]
+        bus = self._bus.describe()
         loaded = all(self._bars.ready(key, MINUTE, 1) for key in self._markets) if self._serves else True
         return {
             "store": await self._store_trouble_now(),
-            "bus": None if bus else "is not connected",
+            "bus": None if bus["connected"] else str(bus.get("trouble", "is not connected")),
             "bars": None if loaded else "are being loaded",
         }
 
@@ -323,6 +325,10 @@ class Daemon:
         exchanges = {one.name: {"symbols": {}} for one in self._config.exchanges} | self._bars.describe_feeds()
         for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
             exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
+        for market, trouble in self._bus.unpublished().items():
+            symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))
+            if symbol is not None:  # read here, and nobody else gets anything of it
+                symbol |= {"state": "stale", "reason": "not_published", "trouble": trouble}
         return exchanges
 
     def _page_text(self) -> str:
@@ -369,4 +375,5 @@ def _shared(config: Config, markets: Sequence[MarketKey], clock: Clock) -> Redis
         lease_s=config.bus.lease.total_seconds(),
         ingests="ingest" in config.roles,
         serves="serve" in config.roles,
+        timeless={one.name for one in config.exchanges if one.plugin.now_ms is not Exchange.now_ms},
     )

@@ -86,10 +86,21 @@ class Track:
         current.last_seq = position.seq
         return True
 
-    def mistrust(self) -> None:
-        """Note that messages before the present one may have been lost, as the bus itself says."""
+    def mistrust(self, back_to: Position | None = None) -> None:
+        """Note that messages before the present one may have been lost, as the bus itself says.
+
+        With `back_to` the numbers that were followed were not the feed's, and go on behind that position.
+        """
         position = self.position
         self._break(None if position is None else position._replace(seq=position.seq - 1))
+        if back_to is not None and position is not None:
+            current = self._epochs[-1]
+            offset = current.offset + current.last_seq + 1 - back_to.seq
+            followed = [epoch.first_seq for epoch in self._epochs if epoch.name == back_to.epoch]
+            self.lost_since = back_to._replace(seq=min([*followed, back_to.seq + 1]) - 1)
+            self._lost_until = back_to
+            self._epochs.append(_Epoch(back_to.epoch, offset, back_to.seq + 1, back_to.seq))
+            self.facts = replace(self.facts, logged_seq=-1)
 
     def mend(self) -> None:
         """Note that everything that may have been lost was read again."""
@@ -130,7 +141,7 @@ class Track:
 
     def stamp_of(self, position: Position) -> int | None:
         """The stamp up to which whoever is at `position` has seen everything; None if it was not followed that far."""
-        for epoch in reversed(self._epochs):
+        for epoch in self._epochs:  # of a feed that went back the first: what is told twice does no harm
             if epoch.name == position.epoch and epoch.first_seq - 1 <= position.seq <= epoch.last_seq:
                 stamp = _stamp(epoch, position.seq)
                 return stamp if stamp >= self._changes_from else None

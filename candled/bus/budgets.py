@@ -1,7 +1,6 @@
 """What all processes share by way of Redis: the request budget of each exchange host, and counts of requests."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,10 @@ from candled.exchange import Clock
 from candled.token_bucket import TokenBucket
 
 from .codec import Names
-from .redis_links import TROUBLE, Call, Caller
-from .scripts import BUDGET, COUNT
+from .redis_links import Call, Caller, reason_of
+from .scripts import BUDGET
 from .tasks import end
-
-logger = logging.getLogger(__name__)
+from .troubles import Trouble, Troubles
 
 _ANSWER_S = 0.5  # whoever waits for a count or a budget waits no longer for Redis
 _REST_S = 2.0  # so long Redis is not asked again after it did not answer
@@ -24,32 +22,43 @@ _MOST_WAIT_S = 1.0  # then it is asked again: another process may have closed or
 class _Asking:
     """Asks Redis, but not while it has just failed to answer."""
 
-    def __init__(self, caller: Caller, clock: Clock) -> None:
+    def __init__(self, caller: Caller, clock: Clock, trouble: Trouble) -> None:
         self._caller = caller
         self._clock = clock
+        self._trouble = trouble
         self._rests_until = 0.0
 
-    async def ask(self, call: Call) -> Any:
-        """Raises: Unavailable."""
+    async def ask(self, *calls: Call) -> list[Any]:
+        """Return the answers to calls for one key.
+
+        Raises:
+            Unavailable: one of them has no answer, or was refused.
+        """
         if self._clock.monotonic() < self._rests_until:
             raise Unavailable("Redis did not answer a moment ago")
         try:
             async with asyncio.timeout(_ANSWER_S):
-                return await self._caller.call(call)
-        except Unavailable:
-            self._rests_until = self._clock.monotonic() + _REST_S
-            raise
-        except TROUBLE as error:
-            self._rests_until = self._clock.monotonic() + _REST_S
-            raise Unavailable(f"Redis: {error or 'no answer'}") from error
+                answers = await self._caller.call_all(calls)
+        except TimeoutError:
+            answers = [Unavailable(f"no answer within {_ANSWER_S:g} s")]
+        error = next((one for one in answers if isinstance(one, Exception)), None)
+        if error is None:
+            self._trouble.works()
+            return answers
+        self._trouble.fails(reason_of(error))
+        self._rests_until = self._clock.monotonic() + _REST_S
+        raise Unavailable(f"Redis: {reason_of(error)}") from error
 
 
 class RedisCounter:
-    """Counts requests by key in fixed windows, together with all processes of one Redis."""
+    """Counts requests by key in fixed windows, together with all processes of one Redis.
 
-    def __init__(self, caller: Caller, names: Names, clock: Clock) -> None:
+    With plain commands, so that a process that only serves needs no right to run scripts.
+    """
+
+    def __init__(self, caller: Caller, names: Names, clock: Clock, troubles: Troubles) -> None:
         self._names = names
-        self._asking = _Asking(caller, clock)
+        self._asking = _Asking(caller, clock, troubles.of("counting requests", vital=False))
 
     async def hit(self, key: str, window_s: float) -> tuple[int, float]:
         """Count a request; return how many there were in the key's window, this one too, and the seconds it has left.
@@ -59,7 +68,12 @@ class RedisCounter:
         Raises:
             Unavailable: it cannot be counted now.
         """
-        count, left_ms = await self._asking.ask(Call.of(COUNT, [self._names.count(key)], round(window_s * 1000)))
+        name, window_ms = self._names.count(key), round(window_s * 1000)
+        begin = Call(name, ("SET", name, 0, "PX", window_ms, "NX"))
+        _, count, left_ms = await self._asking.ask(begin, Call(name, ("INCR", name)), Call(name, ("PTTL", name)))
+        if int(left_ms) < 0:  # it ended between the first two, or somebody else has written it
+            await self._asking.ask(Call(name, ("PEXPIRE", name, window_ms)))
+            left_ms = window_ms
         return int(count), int(left_ms) / 1000
 
 
@@ -69,8 +83,10 @@ class RedisBudgets:
     While Redis is away each process keeps to its share: `processes` tells how many there are, 0 if that is not known.
     """
 
-    def __init__(self, caller: Caller, names: Names, clock: Clock, processes: Callable[[], int]) -> None:
-        self._asking = _Asking(caller, clock)
+    def __init__(
+        self, caller: Caller, names: Names, clock: Clock, troubles: Troubles, processes: Callable[[], int]
+    ) -> None:
+        self._asking = _Asking(caller, clock, troubles.of("sharing request budgets", vital=False))
         self._names = names
         self._clock = clock
         self._processes = processes
@@ -152,7 +168,7 @@ class RedisBudget:
         close_ms = max(0, round((self._to_close_until - now) * 1000))
         told = self._to_close_until
         burst = max(1.0, self._rate)
-        answer = await self._asking.ask(Call.of(BUDGET, [self._key], self._rate, burst, close_ms, int(take)))
+        (answer,) = await self._asking.ask(Call.of(BUDGET, [self._key], self._rate, burst, close_ms, int(take)))
         wait_ms, left, closed_ms = (int(part) for part in answer)
         if self._to_close_until == told:
             self._to_close_until = 0.0

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -15,12 +16,19 @@ from .interface import Facts, Healed, Message, MinuteChanged, Position, StateCha
 _MOST_DIGITS = 100  # of a number from outside: 1e999999999 is short to write and long to print
 _LONGEST_TROUBLE = 300
 _LONGEST_REASON = 40
-_YEAR_10000_MS = 253_402_300_800_000
+LARGEST = 64 * 1024  # bytes of a message, and of a market's key
+_LARGEST_HEARTBEAT = 4 * 1024 * 1024  # some tens of thousands of markets
+_MOST = 2**53  # of numbers and tokens: beyond it Redis's scripts do not count exactly
+YEAR_10000_MS = 253_402_300_800_000
 _quoted = msgspec.json.encode
 
 
 class BadMessage(ValueError):
     """What came over a channel is not as documented."""
+
+
+class FutureMessage(BadMessage):
+    """A message speaks of a time that has not come."""
 
 
 class Names:
@@ -88,6 +96,7 @@ def epoch_of(shard: int, token: int, process: str = "") -> str:
     return f"{shard}.{token}{f'.{process}' if process else ''}"
 
 
+@lru_cache(maxsize=1024)
 def token_of(epoch: str) -> int:
     """The token in the name of a feed; a greater one is later. 0 where there is none."""
     parts = epoch.split(".")
@@ -117,9 +126,10 @@ def message_text(message: Message, position: Position) -> bytes:
     return f"{{{head},{place},{body}}}".encode()
 
 
-def heartbeat_text(shard: int, epoch: str, seqs: Mapping[str, int]) -> bytes:
-    """A heartbeat: the last message of each channel of a shard."""
-    return _quoted({"type": "heartbeat", "shard": shard, "epoch": epoch, "seqs": seqs})
+def heartbeat_text(shard: int, epoch: str, seqs: Mapping[str, int], as_of_ms: int = 0) -> bytes:
+    """A heartbeat: the last message of each channel of a shard, and the newest `asOf` among them."""
+    as_of = {"asOf": iso_ms(as_of_ms)} if as_of_ms else {}
+    return _quoted({"type": "heartbeat", "shard": shard, "epoch": epoch, **as_of, "seqs": seqs})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,14 +193,19 @@ def _text(text: str) -> str:
 
 Time = str | int
 DigitCount = Annotated[int, msgspec.Meta(ge=0, le=_MOST_DIGITS)]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+_Epoch = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^([0-9]{1,9}\.[0-9]{1,16}(\.[0-9a-f]+)?)?\Z")]
 
 
 class _Facts(msgspec.Struct, rename="camel"):
-    epoch: str = ""
-    seq: int = 0
+    exchange: str | None = None
+    symbol: str | None = None
+    interval: str | None = None
+    epoch: _Epoch = ""
+    seq: _Number = 0
     settled: Time | None = None
     gap: tuple[Time, Time] | None = None
-    logged: int = -1
+    logged: Annotated[int, msgspec.Meta(ge=-1, le=_MOST)] = -1
     complete_from: Time | None = None
 
 
@@ -204,8 +219,8 @@ class _Candle(_Facts, kw_only=True, rename="camel"):
     quote_volume: Decimal | None = None
     final: bool = False
     as_of: Time | None = None
-    rev: int = 0
-    src: str = ""
+    rev: Annotated[int, msgspec.Meta(ge=0, le=10**6)] = 0
+    src: Annotated[str, msgspec.Meta(max_length=32)] = ""
 
 
 class _Kind(msgspec.Struct):
@@ -237,18 +252,20 @@ class _Newest(_Decimals, kw_only=True):
     trouble: str = ""
 
 
-class _Heartbeat(msgspec.Struct):
-    shard: int
-    epoch: str
-    seqs: dict[str, int]
+class _Heartbeat(msgspec.Struct, rename="camel"):
+    shard: _Number
+    epoch: _Epoch
+    seqs: dict[str, _Number]
+    as_of: Time | None = None
 
 
 class Heartbeat(NamedTuple):
-    """The last message of each channel of a shard's feed."""
+    """The last message of each channel of a shard's feed, and the exchange's newest time among them, 0 before it."""
 
     shard: int
     epoch: str
     seqs: Mapping[str, int]
+    as_of_ms: int = 0
 
 
 _kind = msgspec.json.Decoder(_Kind)
@@ -259,50 +276,68 @@ _newest = msgspec.json.Decoder(_Newest)
 _heartbeat = msgspec.json.Decoder(_Heartbeat)
 
 
-def read_message(market: MarketKey, data: bytes) -> tuple[Message, Position | None]:
+def read_message(market: MarketKey, data: bytes, latest_ms: int = YEAR_10000_MS) -> tuple[Message, Position | None]:
     """Read what came over a market's channel; unknown keys are ignored. Other programs' minutes have no position.
 
     Raises:
         BadMessage: it is not as documented.
+        FutureMessage: it speaks of a time after `latest_ms`.
     """
+    _bounded(data, LARGEST)
     try:
         kind = _kind.decode(data).type
         if kind == "candle":
             minute = _minute.decode(data)
-            return _heard(MinuteChanged(market, _candle(minute), _facts(minute)), minute)
+            candle, facts = _candle(minute), _facts(minute)
+            _present(latest_ms, candle.open_ms, candle.as_of_ms, *_times(facts))
+            return _heard(MinuteChanged(market, candle, facts), minute)
         if kind == "healed":
             healed = _healed.decode(data)
             since_ms = None if healed.complete_from is None else _ms(healed.complete_from)
-            return _heard(Healed(market, _ms(healed.from_), _ms(healed.until), since_ms, _facts(healed)), healed)
+            span, facts = _range(healed.from_, healed.until), _facts(healed)
+            _present(latest_ms, span.start_ms, span.end_ms - MINUTE_MS, since_ms or 0, *_times(facts))
+            return _heard(Healed(market, *span, since_ms, facts), healed)
         if kind == "state":
             state = _state.decode(data)
+            _present(latest_ms, _ms(state.since))
             why = _line(state.reason, _LONGEST_REASON), _line(state.trouble, _LONGEST_TROUBLE)
             told = StateChanged(market, _known(state.state), _ms(state.since), *why, _decimals(state))
             return _heard(told, state)
+    except BadMessage:
+        raise
     except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
         raise BadMessage(str(error)) from error
     raise BadMessage(f"unknown type {kind[:64]!r}")
 
 
-def read_newest(data: bytes) -> Newest:
+def read_newest(data: bytes, latest_ms: int = YEAR_10000_MS) -> Newest:
     """Read the value of a market's key.
 
     Raises:
         BadMessage: it is not as documented.
+        FutureMessage: it speaks of a time after `latest_ms`.
     """
+    _bounded(data, LARGEST)
     try:
         read = _newest.decode(data)
+        candles, facts = tuple(_candle(one) for one in read.candles), _facts(read)
+        since_ms = None if read.complete_from is None else _ms(read.complete_from)
+        for candle in candles:
+            _present(latest_ms, candle.open_ms, candle.as_of_ms)
+        _present(latest_ms, since_ms or 0, _ms(read.since), *_times(facts))
         return Newest(
-            position=Position(read.epoch, read.seq),
-            candles=tuple(_candle(one) for one in read.candles),
-            facts=_facts(read),
-            complete_from_ms=None if read.complete_from is None else _ms(read.complete_from),
+            position=_position(read),
+            candles=candles,
+            facts=facts,
+            complete_from_ms=since_ms,
             state=None if read.state is None else _known(read.state),
             since_ms=_ms(read.since),
             reason=_line(read.reason, _LONGEST_REASON),
             trouble=_line(read.trouble, _LONGEST_TROUBLE),
             decimals=_decimals(read),
         )
+    except BadMessage:
+        raise
     except (msgspec.MsgspecError, InvalidCandle, ValueError, ArithmeticError) as error:
         raise BadMessage(str(error)) from error
 
@@ -313,21 +348,45 @@ def read_heartbeat(data: bytes) -> Heartbeat:
     Raises:
         BadMessage: it is not as documented.
     """
+    _bounded(data, _LARGEST_HEARTBEAT)
     try:
         read = _heartbeat.decode(data)
-    except msgspec.MsgspecError as error:
+        as_of_ms = 0 if read.as_of is None else _ms(read.as_of)
+    except (msgspec.MsgspecError, ValueError) as error:
         raise BadMessage(str(error)) from error
-    return Heartbeat(read.shard, read.epoch, read.seqs)
+    if not read.epoch or token_of(read.epoch) > _MOST:
+        raise BadMessage(f"expected a feed's name, got {read.epoch!r}")
+    return Heartbeat(read.shard, read.epoch, read.seqs, as_of_ms)
+
+
+def read_fence(data: bytes) -> tuple[int, int] | None:
+    """Return the token and number of a market's fence; None where it is not as documented."""
+    token, _, number = data.decode("ascii", "replace").partition(" ")
+    if not token.isdecimal() or not (number or "0").isdecimal() or len(data) > 40:
+        return None
+    found = int(token), int(number or 0)
+    return found if max(found) <= _MOST else None
 
 
 def _heard(message: Message, read: _Facts) -> tuple[Message, Position | None]:
+    market = message.market
+    named = (read.exchange, read.symbol, read.interval)
+    expected = (market.exchange, str(market.symbol), "1m")
+    if any(one is not None and one != other for one, other in zip(named, expected, strict=True)):
+        raise BadMessage(f"of another market, {' '.join(str(one)[:64] for one in named)}")
     if not read.epoch or read.seq < 1:
         if not isinstance(message, MinuteChanged):
             raise BadMessage("only candles may come from other programs, without epoch and seq")
         candle = message.candle
         message = MinuteChanged(message.market, candle._replace(src=candle.src or "live"))
         return message, None
-    return message, Position(read.epoch, read.seq)
+    return message, _position(read)
+
+
+def _position(read: _Facts) -> Position:
+    if token_of(read.epoch) > _MOST:
+        raise BadMessage(f"expected a feed's name, got {read.epoch!r}")
+    return Position(read.epoch, read.seq)
 
 
 def _candle(read: _Candle) -> Candle:
@@ -359,7 +418,7 @@ def _candle(read: _Candle) -> Candle:
 
 
 def _facts(read: _Facts) -> Facts:
-    gap = None if read.gap is None else Range(_ms(read.gap[0]), _ms(read.gap[1]))
+    gap = None if read.gap is None else _range(*read.gap)
     return Facts(None if read.settled is None else _ms(read.settled), gap, read.logged)
 
 
@@ -367,9 +426,32 @@ def _decimals(read: _Decimals) -> Decimals:
     return Decimals(read.price_decimals, read.volume_decimals)
 
 
+def _times(facts: Facts) -> tuple[int, ...]:
+    """The times of facts, but for the end of what is missing, which may be the end of the running minute."""
+    gap_ms = () if facts.gap is None else (facts.gap.start_ms, facts.gap.end_ms - MINUTE_MS)
+    return (facts.settled_ms or 0, *gap_ms)
+
+
+def _present(latest_ms: int, *times_ms: int) -> None:
+    if max(times_ms) > latest_ms:
+        raise FutureMessage(f"expected times up to {iso_ms(latest_ms)}, got {iso_ms(max(times_ms))}")
+
+
+def _range(start: Time, end: Time) -> Range:
+    span = Range(_ms(start), _ms(end))
+    if span.end_ms < span.start_ms:
+        raise BadMessage("expected a range that ends after it begins")
+    return span
+
+
+def _bounded(data: bytes, most: int) -> None:
+    if len(data) > most:
+        raise BadMessage(f"expected at most {most} bytes, got {len(data)}")
+
+
 def _ms(time: Time) -> int:
     at_ms = time if isinstance(time, int) else parse_iso_ms(time)
-    if not 0 <= at_ms < _YEAR_10000_MS:
+    if not 0 <= at_ms < YEAR_10000_MS:
         raise BadMessage(f"expected a time from 1970 to 9999, got {str(time)[:32]}")
     return at_ms
 

@@ -1,6 +1,6 @@
 """What travels from ingest to serve, and what every bus can do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -80,9 +80,13 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """Messages of a market may have been lost on the way. A bus says so to its listeners; nobody publishes it."""
+    """Messages of a market may have been lost on the way. A bus says so to its listeners; nobody publishes it.
+
+    With `back_to` what came after that position was not the feed's: its numbers go on from there.
+    """
 
     market: MarketKey
+    back_to: Position | None = None
 
 
 Message = MinuteChanged | Healed | StateChanged | Missed
@@ -99,4 +103,7 @@ class Bus(Protocol):
         """Call `listener` for every later message. It must not block."""
 
     def describe(self) -> dict[str, object]:
-        """Facts for `/health`: at least `kind` and `connected`."""
+        """Return facts for `/health`: at least `kind` and `connected`, and `trouble` where something fails."""
+
+    def unpublished(self) -> Mapping[MarketKey, str]:
+        """Return the markets that this process reads and others get nothing of, each with the reason."""

@@ -16,10 +16,11 @@ from zlib import crc32
 from candled.exchange import Clock
 
 from .codec import Names, epoch_of
-from .redis_links import Call, Caller
+from .redis_links import Call, Caller, reason_of
 from .scripts import HERE, LEASE, RELEASE
 from .shards import fair_share
 from .tasks import end, keep
+from .troubles import Troubles
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class Leases:
         caller: Caller,
         names: Names,
         clock: Clock,
+        troubles: Troubles,
         *,
         shards: int,
         process: str,
@@ -148,7 +150,7 @@ class Leases:
         self._too_many = 0  # turns in a row with more than a fair share
         self._is_mixed = False
         self.processes = 0  # how many ingest, this one included; 0: not known yet
-        self.trouble: str | None = None
+        self._trouble = troubles.of("leases")  # its parts are shards, and the list of processes
         self.all = [Lease(shard, epoch_of(shard, 0, process), clock) for shard in range(shards)]
 
     def listen(self, listener: Callable[[Lease], None]) -> None:
@@ -178,6 +180,11 @@ class Leases:
         if lease.state is LeaseState.LEADER:
             self._note(lease, lease.doubt())
         self._poke.set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why leases cannot be asked for; None if they can."""
+        return self._trouble.reason
 
     def describe(self) -> list[dict[str, Any]]:
         """For `/health`."""
@@ -217,7 +224,8 @@ class Leases:
             if isinstance(answer, Exception):
                 self._unanswered(lease, answer)
                 continue
-            self._answered()
+            self._answered_at = self._clock.monotonic()
+            self._trouble.works(lease.shard)
             token, owner = int(answer[0]), answer[1].decode()
             lease.owner = owner
             if owner != self._process and owner:
@@ -251,8 +259,10 @@ class Leases:
     def _count(self, members: Any) -> None:
         """Who else ingests; and whether somebody reads the markets in other shards."""
         if isinstance(members, Exception):
+            self._trouble.fails(reason_of(members), "processes")
             return
-        texts = [member.decode() for member in members]
+        self._trouble.works("processes")
+        texts = [member.decode("utf-8", "replace") for member in members]
         shards = f"/{len(self.all)}"
         self.processes = sum(text.endswith(shards) for text in texts)
         is_mixed = self.processes < len(texts)
@@ -286,18 +296,10 @@ class Leases:
         lease.is_wanted = True
 
     def _unanswered(self, lease: Lease, error: Exception) -> None:
-        if self.trouble is None:
-            logger.warning("leases cannot be asked for: %s", error)
-        self.trouble = str(error)
+        self._trouble.fails(reason_of(error), lease.shard)
         alone_s = self._clock.monotonic() - self._answered_at
         if self._alone_after_s is not None and alone_s > self._alone_after_s and not lease.ingests:
             self._note(lease, lease.doubt())
-
-    def _answered(self) -> None:
-        self._answered_at = self._clock.monotonic()
-        if self.trouble is not None:
-            logger.info("leases are answered again")
-        self.trouble = None
 
     def _note(self, lease: Lease, changed: bool) -> None:
         if not changed:

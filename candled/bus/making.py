@@ -1,7 +1,7 @@
 """Makes the bus that an address means, and what comes with it."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from candled.exchange import Clock
@@ -14,6 +14,7 @@ from .leases import Leases
 from .memory_bus import MemoryBus
 from .redis_bus import RedisBus
 from .redis_links import Caller, Servers, check_files
+from .troubles import Troubles
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,12 @@ def make_redis_parts(
     ingests: bool,
     serves: bool,
     alone_after_s: float = 10.0,
+    timeless: Collection[str] = (),
 ) -> RedisParts:
     """The bus at `url` and its kin, none of them started.
 
     A process with clients that cannot reach Redis for `alone_after_s` reads the exchanges itself, for those clients.
+    `timeless` are the exchanges whose clock may run ahead of any other.
 
     Raises:
         ValueError: `url` is no address of a Redis.
@@ -74,17 +77,28 @@ def make_redis_parts(
     names = Names(prefix, default_exchange, shards)
     process = secrets.token_hex(6)
     lease_caller, caller = Caller(servers), Caller(servers)
-    leases = None
+    troubles, leases = Troubles(clock), None
     if ingests:
         leases = Leases(
             lease_caller,
             names,
             clock,
+            troubles,
             shards=shards,
             process=process,
             ttl_s=lease_s,
             alone_after_s=alone_after_s if serves else None,
         )
-    bus = RedisBus(servers, names, clock, markets, shards=shards, process=process, leases=leases)
-    budgets = RedisBudgets(caller, names, clock, lambda: 0 if leases is None else leases.processes)
-    return RedisParts(bus, leases, budgets, RedisCounter(caller, names, clock), (lease_caller, caller))
+    bus = RedisBus(
+        servers,
+        names,
+        clock,
+        markets,
+        shards=shards,
+        process=process,
+        leases=leases,
+        troubles=troubles,
+        timeless=timeless,
+    )
+    budgets = RedisBudgets(caller, names, clock, troubles, lambda: 0 if leases is None else leases.processes)
+    return RedisParts(bus, leases, budgets, RedisCounter(caller, names, clock, troubles), (lease_caller, caller))

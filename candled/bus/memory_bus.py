@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 
 from candled.model import MarketKey
 
@@ -36,3 +37,6 @@ class MemoryBus:
 
     def describe(self) -> dict[str, object]:
         return {"kind": "memory", "connected": True}
+
+    def unpublished(self) -> Mapping[MarketKey, str]:
+        return {}

@@ -26,12 +26,25 @@ class Outgoing:
     few: what is sent afterwards is no flood, and the jump in the numbers tells that something is missing.
     """
 
-    __slots__ = ("_candles", "_complete_from_ms", "_facts", "_state", "_waiting", "is_away", "sent", "seq")
+    __slots__ = (
+        "_candles",
+        "_complete_from_ms",
+        "_facts",
+        "_state",
+        "_waiting",
+        "as_of_ms",
+        "ignores_number",
+        "is_away",
+        "sent",
+        "seq",
+    )
 
     def __init__(self) -> None:
         self.seq = 0  # of the last message
         self.sent = 0  # of the last message that was sent
+        self.as_of_ms = 0  # the exchange's newest time in a message
         self.is_away = False
+        self.ignores_number = False  # whether Redis has a number that this process never gave, to be overwritten
         self._waiting: list[Numbered] = []
         self._candles: list[Candle] = []
         self._facts = Facts()
@@ -43,11 +56,17 @@ class Outgoing:
         """Whether something is to be sent."""
         return bool(self._waiting)
 
+    @property
+    def promised(self) -> int:
+        """The number up to which others should have got everything by now."""
+        return self.seq if self.is_away else self.sent
+
     def put(self, message: Message) -> int:
         """Number a message and keep it; return its number."""
         self.seq += 1
         if isinstance(message, MinuteChanged):
             self._candles = _with(self._candles, message.candle)
+            self.as_of_ms = max(self.as_of_ms, message.candle.as_of_ms)
         if isinstance(message, MinuteChanged | Healed):
             self._facts = message.facts
         if isinstance(message, Healed):
@@ -63,6 +82,7 @@ class Outgoing:
     def begin_feed(self) -> None:
         """Another epoch begins: numbers start again. What was not sent is left to the newest state and the store."""
         self.seq = self.sent = 0
+        self.ignores_number = False
         self._waiting.clear()
 
     def batch(self) -> Sequence[Numbered]:
@@ -72,7 +92,7 @@ class Outgoing:
     def sent_up_to(self, seq: int) -> None:
         """Forget what was sent."""
         self.sent = max(self.sent, seq)
-        self.is_away = False
+        self.is_away = self.ignores_number = False
         self._waiting = [one for one in self._waiting if one.seq > seq]
 
     def newest(self, epoch: str, seq: int) -> Newest | None:

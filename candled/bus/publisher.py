@@ -12,11 +12,12 @@ from candled.model import MarketKey
 
 from .codec import Names, heartbeat_text, message_text, newest_text
 from .interface import Message, Position
-from .leases import Lease, Leases
+from .leases import Lease, Leases, LeaseState
 from .outgoing import Outgoing
-from .redis_links import Call, Caller, Node, Servers, Topology
+from .redis_links import Call, Caller, Node, Servers, Topology, reason_of
 from .scripts import BEAT, PUBLISH
 from .tasks import end
+from .troubles import Troubles
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,13 @@ class Publisher:
     """
 
     def __init__(
-        self, servers: Servers, names: Names, clock: Clock, leases: Leases, shard_of: Mapping[MarketKey, int]
+        self,
+        servers: Servers,
+        names: Names,
+        clock: Clock,
+        leases: Leases,
+        shard_of: Mapping[MarketKey, int],
+        troubles: Troubles,
     ) -> None:
         self._servers = servers
         self._caller = Caller(servers)
@@ -48,7 +55,7 @@ class Publisher:
         self._beats_due: set[int] = set()
         self._wake = asyncio.Event()
         self._pumps: dict[Node, _Pump] = {}
-        self._troubles: dict[MarketKey | int, str] = {}  # of markets, and of shards' heartbeats
+        self._trouble = troubles.of("publishing")  # its parts are markets, and shards for their heartbeats
         self.published = 0
         self.refused = 0
         leases.listen(self.lease_changed)
@@ -71,16 +78,25 @@ class Publisher:
         """Whoever leads raises the fence of every market at once, so that whoever led before is refused."""
         self._begin_feed(lease)
         if not lease.ingests:  # there is nothing to publish of it any more
-            self._well(lease.shard, *(market for market, shard in self._shard_of.items() if shard == lease.shard))
+            self._trouble.works(lease.shard, *self._of(lease.shard))
         if lease.may_publish():
-            self._due |= dict.fromkeys(market for market, shard in self._shard_of.items() if shard == lease.shard)
+            self._due |= dict.fromkeys(self._of(lease.shard))
             self._beats_due.add(lease.shard)
             self._wake.set()
 
-    @property
-    def trouble(self) -> str | None:
-        """Why something cannot be sent."""
-        return next(iter(self._troubles.values()), None)
+    def unpublished(self) -> Mapping[MarketKey, str]:
+        """Return the markets that are read here and whose messages do not leave, each with the reason."""
+        found: dict[MarketKey, str] = {}
+        for lease in self._leases.all:
+            reason = self._trouble.parts.get(lease.shard)
+            if lease.state is LeaseState.UNSURE:
+                reason = self._leases.trouble or "it is not known who leads"
+            if reason is not None:
+                found |= dict.fromkeys(self._of(lease.shard), reason)
+        for part, reason in self._trouble.parts.items():
+            if isinstance(part, MarketKey):
+                found[part] = reason
+        return found
 
     def describe(self) -> dict[str, Any]:
         """For `/health`."""
@@ -119,14 +135,16 @@ class Publisher:
     def _lease(self, market: MarketKey) -> Lease:
         return self._leases.all[self._shard_of[market]]
 
+    def _of(self, shard: int) -> list[MarketKey]:
+        return [market for market, one in self._shard_of.items() if one == shard]
+
     def _begin_feed(self, lease: Lease) -> None:
         if self._epochs.get(lease.shard) == lease.epoch:
             return
         self._epochs[lease.shard] = lease.epoch
         self._known_epochs.add(lease.epoch)
-        for market, shard in self._shard_of.items():
-            if shard == lease.shard:
-                self._markets[market].begin_feed()
+        for market in self._of(lease.shard):
+            self._markets[market].begin_feed()
 
     async def _distribute(self) -> None:
         """Give what is due to the pumps of the servers that have it."""
@@ -207,6 +225,7 @@ class Publisher:
             [names.fence(market), names.newest(market)],
             lease.token,
             seq,
+            int(outgoing.ignores_number),
             names.channel(market),
             word,
             _KEPT_S,
@@ -216,18 +235,16 @@ class Publisher:
         return _Batch(market, lease.epoch, seq, len(messages), call)
 
     def _beats(self, shards: Iterable[int], word: str) -> list[tuple[Lease, Call]]:
-        """A heartbeat for each shard, with what was sent up to now."""
+        """A heartbeat for each shard, with what was sent up to now and what should have been."""
         beats = []
         for shard in sorted(shards):
             lease = self._leases.all[shard]
             if not lease.may_publish():
                 continue
-            seqs = {
-                self._names.channel(market): self._markets[market].sent
-                for market, of in self._shard_of.items()
-                if of == shard
-            }
-            text = heartbeat_text(shard, lease.epoch, seqs)
+            markets = {market: self._markets[market] for market in self._of(shard)}
+            seqs = {self._names.channel(market): one.promised for market, one in markets.items()}
+            as_of_ms = max((one.as_of_ms for one in markets.values()), default=0)
+            text = heartbeat_text(shard, lease.epoch, seqs, as_of_ms)
             arguments = lease.token, self._names.heartbeat(shard), word, text
             beats.append((lease, Call.of(BEAT, [self._names.lease(shard)], *arguments)))
         return beats
@@ -237,50 +254,50 @@ class Publisher:
         for batch, answer in zip(batches, answers, strict=False):
             self._batch_sent(batch, answer)
         for (lease, _), answer in zip(beats, answers[len(batches) :], strict=True):
-            if isinstance(answer, Unavailable):
+            if isinstance(answer, Exception):
                 self._failed([lease.shard], answer)
                 continue
-            self._well(lease.shard)
+            self._trouble.works(lease.shard)
             if isinstance(answer, bytes):
                 self._leases.fenced(lease, int(answer))
 
     def _batch_sent(self, batch: "_Batch", answer: Any) -> None:
-        if isinstance(answer, Unavailable):
-            self._failed([batch.market], answer)
-            return
-        self._well(batch.market)
         outgoing, lease = self._markets[batch.market], self._lease(batch.market)
         if isinstance(answer, Exception):
-            outgoing.is_away = True
-            self._later[batch.market] = None
-            if not self.refused:
-                logger.error("Redis refuses what is published of %s: %s", batch.market, answer)
-            self.refused += 1
-        elif answer is not None:
+            self.refused += not isinstance(answer, Unavailable)
+            self._failed([batch.market], answer)
+            return
+        if isinstance(answer, bytes) and answer.startswith(b"late"):
+            self._overtaken(batch, int(answer[4:]))
+            return
+        self._trouble.works(batch.market)
+        if answer is not None:
             self.refused += 1
             self._leases.fenced(lease, int(answer))
         elif lease.epoch == batch.epoch:
             self.published += batch.messages
             outgoing.sent_up_to(batch.seq)
 
+    def _overtaken(self, batch: "_Batch", number: int) -> None:
+        """Redis knows a later call of this feed; one that this process never made has to be overwritten."""
+        outgoing = self._markets[batch.market]
+        if self._lease(batch.market).epoch != batch.epoch:
+            return
+        if number > outgoing.seq:
+            outgoing.ignores_number = True
+            self._failed([batch.market], Unavailable("another program has written its fence"))
+        else:
+            self._trouble.works(batch.market)
+            outgoing.sent_up_to(batch.seq)
+
     def _failed(self, what: Sequence[MarketKey | int], error: Exception) -> None:
         """Markets, and heartbeats of shards, could not be sent."""
-        if what and not self._troubles:
-            logger.warning("cannot publish: %s; trying again", error)
+        if what:
+            self._trouble.fails(reason_of(error), *what)
         for one in what:
-            self._troubles[one] = str(error)
             if isinstance(one, MarketKey):
                 self._markets[one].is_away = True
                 self._later[one] = None
-
-    def _well(self, *what: MarketKey | int) -> None:
-        """They were sent, or are not to be sent any more."""
-        if not self._troubles:
-            return
-        for one in what:
-            self._troubles.pop(one, None)
-        if not self._troubles:
-            logger.info("publishing again")
 
 
 class _Pump:

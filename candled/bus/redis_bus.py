@@ -3,20 +3,34 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from candled.exchange import Clock
-from candled.model import MarketKey
+from candled.model import Decimals, MarketKey
 
-from .codec import BadMessage, Names, Newest, read_heartbeat, read_message, read_newest, shown
+from .codec import (
+    LARGEST,
+    YEAR_10000_MS,
+    BadMessage,
+    FutureMessage,
+    Names,
+    Newest,
+    read_fence,
+    read_heartbeat,
+    read_message,
+    read_newest,
+    shown,
+)
 from .interface import Listener, Message, MinuteChanged, Missed, Position, StateChanged
 from .leases import Lease, Leases
 from .publisher import Publisher
-from .reception import Reception
-from .redis_links import Call, Caller, Servers
+from .reception import NOT_ARRIVING, Reception, Verdict, order_of
+from .redis_links import Call, Caller, Servers, reason_of
 from .redis_subscriber import Subscriber
 from .shards import shard_of
 from .tasks import end, keep
+from .troubles import Troubles
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +38,23 @@ _LOOK_S = 0.5
 _READ_AT_ONCE = 200
 _HELD_BACK = 64  # messages of a market that wait while it is read again; that reading covers what is dropped
 _AGAIN_S = 0.5
+_AHEAD_MS = 10_000  # how far this machine's clock may be behind the exchange's, beyond what the leader knows of it
+
+
+class _HeldBack(NamedTuple):
+    """A message of a market that is to be read; `is_early`: it came before that reading began."""
+
+    message: Message
+    position: Position
+    is_early: bool
 
 
 class RedisBus:
     """`redis://` and its kin, for `markets`. `leases` is None in a process that only serves.
 
     What is published here is handed to the listeners here at once, whether or not Redis can be reached, and ignored
-    when it comes back. Feeds that others lead are heard once there is a listener.
+    when it comes back. Feeds that others lead are heard once there is a listener. `timeless` are the exchanges whose
+    minutes may lie in the future, as those of a recording that is played fast.
     """
 
     def __init__(
@@ -43,23 +67,33 @@ class RedisBus:
         shards: int,
         process: str,
         leases: Leases | None,
+        troubles: Troubles,
+        timeless: Collection[str] = (),
     ) -> None:
         self.leases = leases
         self._servers = servers
         self._names = names
         self._clock = clock
         self._process = process
+        self._troubles = troubles
+        self._timeless = frozenset(timeless)
         self._shard_of = {market: shard_of(market, shards) for market in markets}
         self._channels = {names.channel(market): market for market in self._shard_of}
         self._heartbeats = {names.heartbeat(shard): shard for shard in range(shards)}
         self._listeners: list[Listener] = []
         by_shard = {shard: [one for one in self._shard_of if self._shard_of[one] == shard] for shard in range(shards)}
         self._reception = Reception(by_shard, clock.monotonic())
-        self._publisher = None if leases is None else Publisher(servers, names, clock, leases, self._shard_of)
+        self._publisher = None if leases is None else Publisher(servers, names, clock, leases, self._shard_of, troubles)
         self._reader = Caller(servers)
+        self._reading = troubles.of("reading what was missed")
+        self._receiving = troubles.of("receiving")
         self._subscriber: Subscriber | None = None
-        self._held_back: dict[MarketKey, list[tuple[Message, Position]]] = {}
-        self._states: dict[MarketKey, str] = {}
+        self._held_back: dict[MarketKey, list[_HeldBack]] = {}
+        self._from_future: set[MarketKey] = set()  # to be read again when the leader's clock is known better
+        self._said: dict[MarketKey, StateChanged] = {}  # what the feed said last
+        self._shown: dict[MarketKey, StateChanged] = {}  # what listeners were told
+        self._doubted: set[MarketKey] = set()  # where that is another state
+        self._handed: dict[MarketKey, Position] = {}
         self._unfed: Counter[MarketKey] = Counter()  # numbers what belongs to no feed
         self._to_read = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -74,6 +108,8 @@ class RedisBus:
             raise RuntimeError("a process that only serves publishes nothing")
         position = self._publisher.put(message)
         self._reception.own(message.market, position)
+        if isinstance(message, StateChanged):
+            self._said[message.market] = message
         self._hand(message, position)
         return position
 
@@ -82,10 +118,10 @@ class RedisBus:
 
     def describe(self) -> dict[str, object]:
         now = self._clock.monotonic()
-        heard, sent = self._subscriber, self._publisher
+        heard, sent, trouble = self._subscriber, self._publisher, self._troubles.text
         facts: dict[str, object] = {
             "kind": "redis",
-            "connected": (heard is None or heard.is_connected) and (sent is None or sent.trouble is None),
+            "connected": (heard is None or heard.is_connected) and not self._troubles.is_vital,
             "servers": str(self._servers.address),
         }
         if heard is not None:
@@ -102,22 +138,27 @@ class RedisBus:
             }
         if sent is not None and self.leases is not None:
             facts |= {**sent.describe(), "leases": self.leases.describe(), "processes": self.leases.processes}
-        trouble = (heard and heard.trouble) or (sent and sent.trouble)
         return {**facts, "trouble": trouble} if trouble else facts
+
+    def unpublished(self) -> Mapping[MarketKey, str]:
+        return {} if self._publisher is None else self._publisher.unpublished()
 
     # ------------------------------------------------------------ life
 
     def start(self) -> None:
         """Begin to hear and to publish; what cannot be reached is tried again for ever."""
+        self._spawn(self._settle)
         if self._publisher is not None:
             self._spawn(self._publisher.run)
             self._spawn(self._publisher.beat)
         if not self._listeners:
             return
+        self._reception.begin(self._clock.monotonic())
         self._subscriber = Subscriber(
             self._servers,
             [*self._channels, *self._heartbeats],
             self._clock,
+            self._troubles.of("subscribing"),
             process=self._process,
             heard=self._heard,
             ready=self._link_is_ready,
@@ -137,6 +178,12 @@ class RedisBus:
             await self._publisher.close()
         await self._reader.close()
 
+    async def _settle(self) -> None:
+        """Have it logged what works again."""
+        while True:
+            await self._clock.sleep(1.0)
+            self._troubles.settle()
+
     # ------------------------------------------------------------ hearing
 
     def _heard(self, channel: str, data: bytes) -> None:
@@ -145,12 +192,16 @@ class RedisBus:
             if market is not None:
                 self._heard_message(market, data)
             elif channel in self._heartbeats:
-                self._heard_heartbeat(data)
+                self._heard_heartbeat(self._heartbeats[channel], data)
+        except FutureMessage as error:
+            if market is not None:
+                self._from_future.add(market)
+            self._ignore("future", f"a message on {channel} is refused: {error}: {shown(data)}")
         except BadMessage as error:
             self._ignore("unreadable", f"a message on {channel} cannot be read: {error}: {shown(data)}")
 
     def _heard_message(self, market: MarketKey, data: bytes) -> None:
-        message, position = read_message(market, data)
+        message, position = read_message(market, data, self._latest_ms(market))
         if position is None:
             self._heard_outside(market, message)
         elif self._is_own(market):
@@ -158,26 +209,30 @@ class RedisBus:
                 self.ignored["of another leader"] += 1  # the lease will tell which of us it is
         elif self._publisher is not None and self._publisher.knows(position.epoch):
             self.ignored["own"] += 1
-        elif not self._reception.message(market, position):
-            self.ignored["repeated"] += 1
         else:
             self._take(message, position)
-            if self._reception.is_missed(market):
-                self._to_read.set()
 
     def _heard_outside(self, market: MarketKey, message: Message) -> None:
         if self._is_own(market) or not self._reception.outside(market, self._clock.monotonic()):
             self._ignore("outside", f"{market} is led by an ingest process: minutes of other programs are ignored")
             return
-        if self._states.get(market) != "live":
-            self._hand(StateChanged(market, "live", self._clock.now_ms()), self._nowhere(market))
+        said = self._said.get(market)
+        if said is None or said.state != "live":
+            self._said[market] = StateChanged(market, "live", self._clock.now_ms())
+        self._show(market)
         self._hand(message, self._nowhere(market))
 
-    def _heard_heartbeat(self, data: bytes) -> None:
+    def _heard_heartbeat(self, shard: int, data: bytes) -> None:
         beat = read_heartbeat(data)
-        if self._ingests(beat.shard):
+        if beat.shard != shard:
+            raise BadMessage(f"of another shard, {beat.shard}")
+        if self._ingests(shard):
             return
-        self._reception.heartbeat(beat, self._channels, self._clock.monotonic())
+        if not self._reception.heartbeat(beat, self._channels, self._clock.monotonic()):
+            self.ignored["of another leader"] += 1
+        refused = {market for market in self._from_future if self._shard_of[market] == shard}
+        self._from_future -= refused
+        self._reception.miss(refused, "future")
         self._to_read.set()
 
     def _link_is_ready(self, channels: Sequence[str]) -> None:
@@ -188,16 +243,32 @@ class RedisBus:
 
     def _take(self, message: Message, position: Position) -> None:
         """Hand a message over, or keep it back while its market is being read again."""
-        if not self._reception.is_missed(message.market):
-            self._hand(message, position)
-            return
-        waiting = self._held_back.setdefault(message.market, [])
-        waiting.append((message, position))
+        market = message.market
+        if not self._reception.is_missed(market):
+            verdict = self._reception.message(market, position)
+            if verdict is Verdict.NEXT:
+                self._deliver(message, position)
+                return
+            if verdict is Verdict.REPEATED:
+                self.ignored["repeated"] += 1
+                return
+            self._to_read.set()
+        waiting = self._held_back.setdefault(market, [])
+        waiting.append(_HeldBack(message, position, not self._reception.is_reading(market)))
         del waiting[:-_HELD_BACK]
 
-    def _hand(self, message: Message, position: Position) -> None:
+    def _deliver(self, message: Message, position: Position) -> None:
+        """Hand over a message of a feed that is led elsewhere; its state only as far as it is not in doubt."""
         if isinstance(message, StateChanged):
-            self._states[message.market] = message.state
+            self._said[message.market] = message
+            self._show(message.market, position)
+        else:
+            self._hand(message, position)
+
+    def _hand(self, message: Message, position: Position) -> None:
+        self._handed[message.market] = position
+        if isinstance(message, StateChanged):
+            self._shown[message.market] = message
         for listener in self._listeners:
             try:
                 listener(message, position)
@@ -210,6 +281,13 @@ class RedisBus:
             logger.warning("%s", line)
         self.ignored[reason] += 1
 
+    def _latest_ms(self, market: MarketKey) -> int:
+        """Up to when minutes of a market are believed."""
+        if market.exchange in self._timeless:
+            return YEAR_10000_MS
+        leader_ms = self._reception.leader_ms(self._shard_of[market], self._clock.monotonic())
+        return max(self._clock.now_ms(), leader_ms) + _AHEAD_MS
+
     # ------------------------------------------------------------ healing
 
     async def _heal(self) -> None:
@@ -220,64 +298,115 @@ class RedisBus:
                 self._to_read.clear()
                 await self._to_read.wait()
                 continue
-            keys = [self._names.newest(market) for market in markets]
-            answers = await self._reader.call_all([Call(key, ("GET", key)) for key in keys])
-            failed = []
-            for market, answer in zip(markets, answers, strict=True):
-                if isinstance(answer, Exception):
-                    failed.append(market)
+            keys = [key for market in markets for key in (self._names.newest(market), self._names.fence(market))]
+            answers = await self._reader.call_all([Call(key, ("GETRANGE", key, 0, LARGEST)) for key in keys])
+            failed: dict[str, list[MarketKey]] = {}
+            for market, newest, fence in zip(markets, answers[::2], answers[1::2], strict=True):
+                error = next((one for one in (newest, fence) if isinstance(one, Exception)), None)
+                if error is None:
+                    self._healed(market, newest, fence)
                 else:
-                    self._healed(market, answer)
+                    failed.setdefault(reason_of(error), []).append(market)
+            for reason, unread in failed.items():
+                self._reading.fails(reason, *unread)
+                self._reception.not_healed(unread, reason, self._clock.monotonic())
             if failed:
-                self._reception.not_healed(failed)
                 await self._clock.sleep(_AGAIN_S)
 
-    def _healed(self, market: MarketKey, data: bytes | None) -> None:
-        """Hand over what the market's key has, in the order in which it was published."""
-        newest = self._newest(market, data)
+    def _healed(self, market: MarketKey, newest_data: bytes, fence_data: bytes) -> None:
+        """Hand over what the market's keys have, then what came meanwhile, and have the rest read from the store."""
+        self._reading.works(market)
         self._reception.healed(market)
         held_back = self._held_back.pop(market, [])
         if self._is_own(market):  # it became ours meanwhile
             return
-        position = None if newest is None else self._reception.read(market, newest.position)
-        position = position or self._reception.position(market) or self._nowhere(market)
-        later = []
-        if newest is not None and newest.position.epoch == position.epoch:
-            later = [one for one in held_back if one[1].epoch == position.epoch and one[1].seq > newest.position.seq]
-            position = newest.position
-        for message, at in held_back[: len(held_back) - len(later)]:
-            self._hand(message, at)
+        fence = read_fence(fence_data)
+        self._from_future.discard(market)
+        newest = self._newest(market, newest_data)
+        is_refused = market in self._from_future  # then what came up to there is not here
+        known = self._reception.read(market, None if newest is None else newest.position, None if is_refused else fence)
+        handed = self._handed.get(market)
+        if known is not None and handed is not None and order_of(known) < order_of(handed):
+            self._hand(Missed(market, back_to=known), known)
+        position = known or self._last(market)
         if newest is not None:
             for candle in newest.candles:
                 self._hand(MinuteChanged(market, candle, newest.facts), position)
-            if newest.state not in (None, self._states.get(market)) and not self._reception.is_late(market):
+            if newest.state is not None:
                 why = newest.reason, newest.trouble
-                state = StateChanged(market, newest.state or "", newest.since_ms, *why, newest.decimals)
-                self._hand(state, position)
+                self._said[market] = StateChanged(market, newest.state, newest.since_ms, *why, newest.decimals)
+        self._show(market, position)
         self._hand(Missed(market), position)
-        for message, at in later:
-            self._hand(message, at)
+        for one in held_back:
+            self._take_later(one, fence)
 
-    def _newest(self, market: MarketKey, data: bytes | None) -> Newest | None:
-        if data is None:
+    def _take_later(self, one: _HeldBack, fence: tuple[int, int] | None) -> None:
+        """Take a message that was held back while its market was read, unless that reading had it."""
+        market, at = one.message.market, self._reception.position(one.message.market)
+        if at is not None and order_of(one.position) <= order_of(at):
+            return
+        if not one.is_early or self._reception.is_missed(market):
+            self._take(one.message, one.position)
+        elif self._reception.prove(market, one.position, fence):
+            self._deliver(one.message, one.position)
+        else:
+            number = f"{one.position.seq} of the feed {one.position.epoch}"
+            self._ignore(
+                "unproved", f"{market}: a message is ignored, for its leader has not published number {number}"
+            )
+
+    def _newest(self, market: MarketKey, data: bytes) -> Newest | None:
+        if not data:
             return None
         try:
-            return read_newest(data)
+            return read_newest(data, self._latest_ms(market))
+        except FutureMessage as error:
+            self._from_future.add(market)
+            self._ignore("future", f"the newest state of {market} is refused: {error}: {shown(data)}")
         except BadMessage as error:
             self._ignore("unreadable", f"the newest state of {market} cannot be read: {error}: {shown(data)}")
-            return None
+        return None
+
+    # ------------------------------------------------------------ states
 
     async def _look(self) -> None:
-        """Say `stale` of markets whose feed is late: whether it goes on is not known."""
+        """Say `stale` of markets that are in doubt, and how they are when they no longer are."""
         while True:
             await self._clock.sleep(_LOOK_S)
             now = self._clock.monotonic()
             for shard in self._heartbeats.values():
                 if self._ingests(shard):
                     self._reception.keep_alive(shard, now)
-            for market in self._reception.late(now):
-                position = self._reception.position(market) or self._nowhere(market)
-                self._hand(StateChanged(market, "stale", self._clock.now_ms(), "leader_silent"), position)
+            self._reception.look(now)
+            for market in self._reception.doubtful() | self._doubted:
+                if not self._is_own(market):
+                    self._show(market)
+
+    def _show(self, market: MarketKey, position: Position | None = None) -> None:
+        """Hand over a market's state as its feed says it, or `stale` where that is in doubt; always at a `position`."""
+        said, shown_ = self._said.get(market), self._shown.get(market)
+        doubt = self._reception.doubt(market, self._clock.monotonic())
+        if doubt:
+            is_stale = shown_ is not None and shown_.state == "stale"
+            since_ms = shown_.since_ms if shown_ is not None and is_stale else self._clock.now_ms()
+            decimals = Decimals() if said is None else said.decimals
+            said = StateChanged(market, "stale", since_ms, *doubt, decimals)
+        if doubt != NOT_ARRIVING:
+            self._receiving.works(market)
+        elif market not in self._receiving.parts:
+            self._receiving.fails("published messages do not arrive", market)
+        if doubt:
+            self._doubted.add(market)
+        elif position is None and self._reception.is_missed(market):
+            return
+        else:
+            self._doubted.discard(market)
+        if said is not None and (position is not None or said != shown_):
+            self._hand(said, position or self._last(market))
+
+    def _last(self, market: MarketKey) -> Position:
+        """Where the last message was that listeners were handed."""
+        return self._handed.get(market) or self._nowhere(market)
 
     def _nowhere(self, market: MarketKey) -> Position:
         """The position of what belongs to no feed."""
@@ -290,6 +419,10 @@ class RedisBus:
         now = self._clock.monotonic()
         if lease.ingests:
             self._reception.keep_alive(lease.shard, now)
+            markets = [market for market, shard in self._shard_of.items() if shard == lease.shard]
+            self._doubted.difference_update(markets)
+            self._receiving.works(*markets)
+            self._reading.works(*markets)
         else:
             self._reception.forget(lease.shard, now)
             self._to_read.set()

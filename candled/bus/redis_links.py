@@ -7,6 +7,7 @@ yet" to redis-py, which then asks again without end and stops the event loop. Wh
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -41,6 +42,9 @@ _SHARDED_SINCE = 7  # the version of Redis from which channels of a cluster may 
 _CONNECTIONS = 8  # of a caller: whatever comes in the same moment shares them
 # Answers of a server that is no longer, or not yet, the one to ask.
 _ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError, ReadOnlyError)
+
+
+_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on @user_script:\d+\.$")  # the place in one of our scripts
 
 
 class Node(NamedTuple):
@@ -118,6 +122,8 @@ class Servers:
         self.address = address
         self._known: Topology | None = None
         self._seen: tuple[Node, ...] = ()
+        self._sentinels = address.hosts  # in the order in which they are asked
+        self._informant: Node | None = None  # the node or sentinel that named the present topology
         if address.kind in ("server", "socket"):
             node = Node(address.path, 0) if address.kind == "socket" else Node(*address.hosts[0])
             self._known = Topology([(0, 16383, node)])
@@ -145,6 +151,13 @@ class Servers:
         if suspect in self._seen:
             self._seen = (*(node for node in self._seen if node != suspect), suspect)
 
+    def distrust(self) -> None:
+        """Ask again which server has what, last of all the one that named a server which is not the one to ask."""
+        if self._informant is not None:
+            host = tuple(self._informant)
+            self._sentinels = tuple(sorted(self._sentinels, key=lambda one: one == host))
+        self.forget(self._informant)
+
     def client(self, node: Node) -> "aioredis.Redis":
         """A new client of one server, without retries."""
         address = self.address
@@ -163,23 +176,25 @@ class Servers:
             socket_keepalive=False,
             health_check_interval=0,
             client_name="candled",
+            driver_info=None,  # or every connection asks for a command that an account may not have
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
 
     async def _ask_sentinels(self) -> Topology:
         address, trouble = self.address, "no sentinel"
-        for host, port in address.hosts:
+        for host, port in self._sentinels:
             sentinel = self._client(
                 {"host": host, "port": port}, username=address.sentinel_username, password=address.sentinel_password
             )
             try:
                 found = await _command(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
             except TROUBLE as error:
-                trouble = str(error)
+                trouble = reason_of(error)
                 continue
             finally:
                 await close(sentinel)
             if found:
+                self._informant = Node(host, port)
                 return Topology([(0, 16383, Node(_text(found[0]), int(found[1])))])
             trouble = f"the sentinels know no {address.service}"
         raise Unavailable(f"the server cannot be found: {trouble}")
@@ -192,13 +207,14 @@ class Servers:
                 slots = await _command(client, "CLUSTER", "SLOTS")
                 facts = await _command(client, "INFO", "server")
             except TROUBLE as error:
-                trouble = str(error)
+                trouble = reason_of(error)
                 self.forget(node)
                 continue
             finally:
                 await close(client)
             topology = Topology(list(_ranges(slots, node)), sharded=_version(facts) >= _SHARDED_SINCE)
             self._seen = tuple(dict.fromkeys((node, *self._seen, *topology.nodes)))
+            self._informant = node
             return topology
         raise Unavailable(f"no node of the cluster answers: {trouble}")
 
@@ -318,7 +334,7 @@ class Caller:
                 return found
         except TROUBLE as error:
             self._drop(node, client)
-            return [Unavailable(f"{node}: {_reason(error)}")] * len(indexes)
+            return [Unavailable(f"{node}: {reason_of(error)}")] * len(indexes)
         finally:
             client.uses -= 1
             if client.is_dropped and not client.uses:
@@ -326,10 +342,10 @@ class Caller:
 
     def _judged(self, node: Node, answer: Any) -> Any:
         if isinstance(answer, _ELSEWHERE):
-            self._servers.forget()
-            return Unavailable(f"{node} is not the one to ask: {type(answer).__name__}: {answer}")
+            self._servers.distrust()
+            return Unavailable(f"{node} is not the one to ask: {reason_of(answer)}")
         if isinstance(answer, Exception) and not isinstance(answer, ResponseError | Unavailable):
-            return Unavailable(f"{node}: {_reason(answer)}")
+            return Unavailable(f"{node}: {reason_of(answer)}")
         return answer
 
     def _drop(self, node: Node, client: "_Client") -> None:
@@ -385,5 +401,8 @@ async def _close(client: Closable) -> None:
         logger.debug("a client of Redis could not be closed: %s", error)
 
 
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """Say in words why a command failed, with the code that Redis gave it."""
+    text = _SCRIPT.sub("", str(error)) or type(error).__name__
+    code = getattr(error, "status_code", None)  # redis-py takes it off the text
+    return f"{code} {text}" if code else text

@@ -16,8 +16,9 @@ from candled.errors import Unavailable
 from candled.exchange import Clock
 
 from .codec import private_channel
-from .redis_links import TROUBLE, Node, Servers, close
+from .redis_links import TROUBLE, Node, Servers, close, reason_of
 from .tasks import end
+from .troubles import Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Subscriber:
         servers: Servers,
         channels: Sequence[str],
         clock: Clock,
+        trouble: Trouble,
         *,
         process: str,
         heard: Callable[[str, bytes], None],
@@ -68,7 +70,7 @@ class Subscriber:
         self._failures = 0
         self.generation = 0  # how many links were made
         self.ends: Counter[str] = Counter()
-        self.trouble: str | None = None
+        self._trouble = trouble
 
     @property
     def is_connected(self) -> bool:
@@ -88,7 +90,7 @@ class Subscriber:
             try:
                 await self._arrange()
             except Unavailable as error:
-                self._failed(str(error))
+                self._failed(str(error), None)
                 self.servers.forget()
             wait_s = self._wait_s()
             if self._failures:
@@ -113,6 +115,7 @@ class Subscriber:
         if not self.servers.is_fixed:
             self.servers.forget()
         wanted = {one.node: one for one in await self._wanted()}
+        self._trouble.works(*(node for node in self._trouble.parts if node not in wanted))
         for node, link in list(self._links.items()):
             if link.wanted != wanted.get(node) or link.is_over:
                 del self._links[node]
@@ -135,9 +138,7 @@ class Subscriber:
 
     def link_is_ready(self, link: "_Link") -> None:
         self.generation += 1
-        if self.trouble is not None:
-            logger.info("Redis is heard again at %s", link.wanted.node)
-        self.trouble = None
+        self._trouble.works(link.wanted.node)
         self._ready(link.wanted.channels)
 
     def link_is_heard(self) -> None:
@@ -146,15 +147,13 @@ class Subscriber:
     def link_ended(self, link: "_Link", reason: str, *, was_ready: bool) -> None:
         if was_ready:
             self.ends[reason.split(":")[0]] += 1
-        self._failed(f"{link.wanted.node}: {reason}")
+        self._failed(f"{link.wanted.node}: {reason}", link.wanted.node)
         self.servers.forget(link.wanted.node)
         self._ended.set()
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, reason: str, node: Node | None) -> None:
         self._failures += 1
-        if self.trouble is None:
-            logger.warning("Redis is not heard: %s; connecting again", reason)
-        self.trouble = reason
+        self._trouble.fails(reason, node)
 
 
 class _Link:
@@ -173,6 +172,7 @@ class _Link:
         self._listener, self._voice = (owner.servers.client(wanted.node) for _ in range(2))
         self._pubsub = self._listener.pubsub()
         self._speaking: asyncio.Task[None] | None = None
+        self._voice_trouble = ""
         self._hearing = asyncio.ensure_future(self._hear())
         self._task = asyncio.ensure_future(self._run())
 
@@ -204,7 +204,7 @@ class _Link:
             self._speaking = asyncio.ensure_future(self._speak())
             return await self._listen()
         except TROUBLE as error:
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {reason_of(error)}"
         except Exception as error:  # whatever it was: a link that ended without telling would never be replaced
             logger.exception("Redis could not be heard at %s", self.wanted.node)
             return f"{type(error).__name__}: {error}"
@@ -248,7 +248,8 @@ class _Link:
             else:
                 return f"no longer subscribed: {message['type']}"
             if now - self._heard_at > SILENT_S:
-                return f"silent: its own voice was not heard for {SILENT_S:g} s"
+                why = f" ({self._voice_trouble})" if self._voice_trouble else ""
+                return f"silent: its own voice was not heard for {SILENT_S:g} s{why}"
 
     def _take(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode("utf-8", "replace")
@@ -264,6 +265,9 @@ class _Link:
         """Publish to the private channel for ever; that it cannot be done is noticed by who listens."""
         word = "SPUBLISH" if self.wanted.sharded else "PUBLISH"
         while True:
-            with contextlib.suppress(*TROUBLE):
+            try:
                 await self._voice.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
+                self._voice_trouble = ""
+            except TROUBLE as error:
+                self._voice_trouble = reason_of(error)
             await self._clock.sleep(BEAT_S)

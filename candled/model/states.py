@@ -16,6 +16,10 @@ StateReason = Literal[
     "fetching",
     "unconfirmed_beginning",
     "leader_silent",
+    "leader_differs",
+    "messages_lost",
+    "bus_unreadable",
+    "not_published",
 ]
 
 # Each with a line that any reader understands.
@@ -40,6 +44,10 @@ STATE_REASONS: Mapping[StateReason, str] = {
     "fetching": "missing minutes are being fetched",
     "unconfirmed_beginning": "the exchange says that it has no older minutes, and nothing else confirms it yet",
     "leader_silent": "the process that reads the exchange is not heard on the bus",
+    "leader_differs": "the process that reads the exchange has other settings and does not read this symbol",
+    "messages_lost": "the process that reads the exchange publishes, but its messages do not arrive",
+    "bus_unreadable": "the symbol's newest state cannot be read from Redis",
+    "not_published": "other processes get nothing of what this one reads, because Redis does not take it",
 }
 
 

@@ -409,3 +409,13 @@ async def test_no_bar_that_may_lack_lost_messages_is_final():
     early, late = one.bars.bar(BTC, MINUTE, at(50)), one.bars.bar(BTC, MINUTE, at(60))
     assert one.bars.is_final(BTC, MINUTE, early)
     assert not one.bars.is_final(BTC, MINUTE, late)
+
+
+async def test_a_market_whose_numbers_were_forged_goes_on_once_the_bus_says_where_it_is():
+    one = await Process().start()
+    one.minute(minute(60, volume="1"))
+    one.bars.on_message(MinuteChanged(BTC, minute(60, volume="2")), Position("one", 1_000_000))
+    one.bars.on_message(Missed(BTC, back_to=Position("one", one.seq)), Position("one", one.seq))
+    one.minute(minute(60, volume="3"))
+    assert str(one.bars.bar(BTC, MINUTE, at(60)).volume) == "3"
+    assert one.bars.position(BTC) != ("one", 1_000_000)

@@ -46,6 +46,30 @@ def test_a_new_feed_may_have_followed_on_lost_messages():
     assert track.lost_since == ("a", 1)
 
 
+def test_a_feed_whose_numbers_go_back_is_followed_on_and_everything_of_it_may_be_lost():
+    """The bus found out that a message was forged."""
+    track = followed(("a", 1), ("a", 2), ("a", 1_000_000))
+    track.mend()
+    stamp = track.stamp
+    track.changed(stamp, 0, 60_000)
+    track.mistrust(Position("a", 7))
+    assert track.position == ("a", 7)
+    assert track.stamp > stamp
+    assert (track.is_broken, track.lost_since, track.is_lost_logged) == (True, ("a", 0), False)
+    track.mend()
+    assert track.follow(Position("a", 8))
+    assert not track.is_broken
+    assert track.changes_since(track.stamp_of(Position("a", 2))), "whoever saw what was real is told of the change"
+
+
+def test_a_feed_that_never_was_gives_way_to_the_one_before():
+    track = followed(("a", 1), ("a", 2), ("z", 1))
+    track.mistrust(Position("a", 4))
+    assert track.follow(Position("a", 5))
+    assert not track.follow(Position("z", 1))
+    assert track.position == ("a", 5)
+
+
 def test_what_was_lost_is_logged_once_the_log_has_the_last_message_that_may_have_been():
     track = followed(("a", 1), ("a", 5))
     track.learn(Facts(logged_seq=3))

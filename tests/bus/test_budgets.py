@@ -16,6 +16,7 @@ from candled.bus.address import RedisAddress
 from candled.bus.budgets import RedisBudgets, RedisCounter
 from candled.bus.codec import Names
 from candled.bus.redis_links import Caller, Servers
+from candled.bus.troubles import Troubles
 from candled.clock import SystemClock
 from candled.errors import Unavailable
 from candled.ingest.http import HttpClient
@@ -37,7 +38,9 @@ async def budgets(url: str, names: Names, count: int, processes: int = 1) -> Asy
     """The budgets of several processes."""
     callers = [Caller(Servers(RedisAddress.parse(url))) for _ in range(count)]
     try:
-        all_ = [RedisBudgets(caller, names, SystemClock(), lambda: processes) for caller in callers]
+        all_ = [
+            RedisBudgets(caller, names, SystemClock(), Troubles(SystemClock()), lambda: processes) for caller in callers
+        ]
         yield all_
         for one in all_:
             await one.stop()
@@ -244,7 +247,7 @@ async def counters(url: str, names: Names, count: int) -> AsyncIterator[list[Red
     """The counters of several processes."""
     callers = [Caller(Servers(RedisAddress.parse(url))) for _ in range(count)]
     try:
-        yield [RedisCounter(caller, names, SystemClock()) for caller in callers]
+        yield [RedisCounter(caller, names, SystemClock(), Troubles(SystemClock())) for caller in callers]
     finally:
         for caller in callers:
             await caller.close()

@@ -10,6 +10,7 @@ from redis.crc import key_slot
 from candled.bus import Facts, Healed, MinuteChanged, Missed, Position, StateChanged
 from candled.bus.codec import (
     BadMessage,
+    FutureMessage,
     Names,
     Newest,
     epoch_of,
@@ -17,6 +18,7 @@ from candled.bus.codec import (
     message_text,
     newest_text,
     private_channel,
+    read_fence,
     read_heartbeat,
     read_message,
     read_newest,
@@ -33,9 +35,8 @@ MINUTES = st.integers(0, 4_000_000).map(lambda number: number * MINUTE_MS)
 TEXTS = st.text('ab "é', max_size=9)
 NUMBERS = st.decimals("0.000000000001", "999999999999", places=12)
 STATED = st.sampled_from(list(STATES))
-FACTS = st.builds(
-    Facts, st.none() | TIMES, st.none() | st.tuples(TIMES, TIMES).map(lambda one: Range(*one)), st.integers(-1, 10**9)
-)
+RANGES = st.tuples(TIMES, TIMES).map(lambda one: Range(*sorted(one)))
+FACTS = st.builds(Facts, st.none() | TIMES, st.none() | RANGES, st.integers(-1, 10**9))
 
 DIGITS = st.none() | st.integers(0, 100)
 DECIMALS = st.builds(Decimals, DIGITS, DIGITS)
@@ -55,7 +56,7 @@ def candles(draw) -> Candle:
 
 MESSAGES = st.one_of(
     st.builds(MinuteChanged, st.just(BTC), candles(), FACTS),
-    st.builds(Healed, st.just(BTC), TIMES, TIMES, st.none() | TIMES, FACTS),
+    st.builds(lambda span, *rest: Healed(BTC, *span, *rest), RANGES, st.none() | TIMES, FACTS),
     st.builds(StateChanged, st.just(BTC), STATED, TIMES, TEXTS, TEXTS, DECIMALS),
 )
 POSITIONS = st.builds(Position, st.builds(epoch_of, st.integers(0, 9), st.integers(1, 2**53)), st.integers(1, 10**12))
@@ -159,6 +160,129 @@ def test_what_is_not_as_documented_is_told_apart(text):
         read_message(BTC, text)
 
 
+NOW_MS = 1_759_708_830_000
+MINUTE_NOW = (
+    b'{"type":"candle","time":"2025-10-06T00:00:00Z","open":1,"high":2,"low":1,"close":1,"volume":1,'
+    b'"epoch":"0.17","seq":1'
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (b"", None),
+        (b',"settled":"2025-10-06T00:00:00Z","gap":["2025-10-05T00:00:00Z","2025-10-06T00:01:00Z"]', None),
+        (b',"exchange":"bitget","symbol":"BTC/USDT","interval":"1m"', None),
+        (b',"asOf":"2025-10-06T00:00:30Z","rev":3,"src":"live","logged":0', None),
+        (b',"time":"2025-10-06T00:01:00Z"', FutureMessage),
+        (b',"time":"9999-12-31T23:59:00Z"', FutureMessage),
+        (b',"asOf":"2025-10-06T00:00:31Z"', FutureMessage),
+        (b',"settled":"9999-12-31T23:59:00Z"', FutureMessage),
+        (b',"gap":["2025-10-06T00:00:00Z","9999-12-31T23:59:00Z"]', FutureMessage),
+        (b',"gap":["2025-10-06T00:00:00Z","2025-10-05T00:00:00Z"]', BadMessage),
+        (b',"time":"0001-01-01T00:00:00Z"', BadMessage),
+        (b',"seq":9007199254740993', BadMessage),
+        (b',"seq":-1', BadMessage),
+        (b',"seq":1.5', BadMessage),
+        (b',"epoch":"0.10000000000000000000000"', BadMessage),
+        (b',"epoch":"0.9007199254740993"', BadMessage),
+        (b',"epoch":"here.17"', BadMessage),
+        (b',"epoch":"0.17\\n"', BadMessage),
+        (b',"epoch":"' + b"0" * 10_000 + b'"', BadMessage),
+        (b',"rev":-1', BadMessage),
+        (b',"rev":1000000000', BadMessage),
+        (b',"logged":-2', BadMessage),
+        (b',"src":"' + b"x" * 33 + b'"', BadMessage),
+        (b',"symbol":"ETH/USDT"', BadMessage),
+        (b',"exchange":"kraken"', BadMessage),
+        (b',"interval":"5m"', BadMessage),
+        (b',"more":"' + b"x" * 65_536 + b'"', BadMessage),
+    ],
+)
+def test_a_message_is_checked_like_a_frame_of_an_exchange(more, error):
+    text = MINUTE_NOW + more + b"}"
+    if error is None:
+        assert read_message(BTC, text, NOW_MS)[1] == ("0.17", 1)
+        return
+    with pytest.raises(error) as raised:
+        read_message(BTC, text, NOW_MS)
+    assert type(raised.value) is error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"type":"healed","epoch":"0.1","seq":1,"from":0,"until":"9999-01-01T00:00:00Z"}',
+        b'{"type":"healed","epoch":"0.1","seq":1,"from":0,"until":60000,"completeFrom":"9999-01-01T00:00:00Z"}',
+        b'{"type":"state","epoch":"0.1","seq":1,"state":"live","since":"9999-01-01T00:00:00Z"}',
+    ],
+)
+def test_repairs_and_states_of_the_future_are_refused_too(text):
+    assert read_message(BTC, text)[1] == ("0.1", 1)
+    with pytest.raises(FutureMessage):
+        read_message(BTC, text, NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (b"", None),
+        (b',"candles":[%s,"time":"9999-12-31T23:59:00Z"}]' % MINUTE_NOW, FutureMessage),
+        (b',"settled":"9999-12-31T23:59:00Z"', FutureMessage),
+        (b',"completeFrom":"9999-12-31T23:59:00Z"', FutureMessage),
+        (b',"state":"live","since":"9999-12-31T23:59:00Z"', FutureMessage),
+        (b',"epoch":"0.10000000000000000000000"', BadMessage),
+        (b',"epoch":"0.9007199254740993"', BadMessage),
+        (b',"seq":9007199254740993', BadMessage),
+        (b',"more":"' + b"x" * 65_536 + b'"', BadMessage),
+    ],
+)
+def test_the_newest_state_is_checked_too(more, error):
+    text = b'{"epoch":"0.17","seq":1' + more + b"}"
+    if error is None:
+        assert read_newest(text, NOW_MS).position == ("0.17", 1)
+        return
+    with pytest.raises(error) as raised:
+        read_newest(text, NOW_MS)
+    assert type(raised.value) is error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"shard":0,"epoch":"","seqs":{}}',
+        b'{"shard":0,"epoch":"0.10000000000000000000000","seqs":{}}',
+        b'{"shard":0,"epoch":"0.9007199254740993","seqs":{}}',
+        b'{"shard":-1,"epoch":"0.17","seqs":{}}',
+        b'{"shard":0,"epoch":"0.17","seqs":{"x":-1}}',
+        b'{"shard":0,"epoch":"0.17","seqs":{"x":9007199254740993}}',
+        b'{"shard":0,"epoch":"0.17","seqs":{},"asOf":"soon"}',
+        b'{"shard":0,"epoch":"0.17","seqs":{},"more":"' + b"x" * 4_194_304 + b'"}',
+    ],
+)
+def test_a_heartbeat_is_checked_too(text):
+    with pytest.raises(BadMessage):
+        read_heartbeat(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "fence"),
+    [
+        (b"17 3", (17, 3)),
+        (b"17", (17, 0)),
+        (b"", None),
+        (b"17 3 4", None),
+        (b"-1 3", None),
+        (b"\xff 3", None),
+        (b"10000000000000000000000 0", None),
+        (b"17 10000000000000000000000", None),
+        (b"9" * 65_536, None),
+    ],
+)
+def test_a_fence_is_two_numbers_that_redis_can_count(text, fence):
+    assert read_fence(text) == fence
+
+
 @given(
     st.binary() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(lambda one: json.dumps(one).encode())
 )
@@ -173,7 +297,10 @@ def test_whatever_comes_is_read_or_refused(text):
 def test_a_heartbeat_tells_the_last_number_of_each_channel():
     text = heartbeat_text(2, "2.17", {"candles:BTC/USDT:1m": 9})
     assert json.loads(text) == {"type": "heartbeat", "shard": 2, "epoch": "2.17", "seqs": {"candles:BTC/USDT:1m": 9}}
-    assert read_heartbeat(text) == (2, "2.17", {"candles:BTC/USDT:1m": 9})
+    assert read_heartbeat(text) == (2, "2.17", {"candles:BTC/USDT:1m": 9}, 0)
+    text = heartbeat_text(2, "2.17", {}, 1_759_708_800_123)
+    assert json.loads(text)["asOf"] == "2025-10-06T00:00:00.123Z"
+    assert read_heartbeat(text).as_of_ms == 1_759_708_800_123
 
 
 def test_a_reason_is_one_line_of_bounded_length():

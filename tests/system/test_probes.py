@@ -83,6 +83,53 @@ def test_live_stays_and_ready_follows_while_the_database_and_redis_are_down(tmp_
     assert set(lives) == {200}
 
 
+@pytest.mark.parametrize(
+    ("begin", "end", "words"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "OOM"),
+        (("ACL", "SETUSER", "default", "-evalsha", "-eval"), ("ACL", "SETUSER", "default", "+@all"), "NOPERM"),
+    ],
+)
+def test_a_redis_that_refuses_is_no_healthy_one(tmp_path, redis, begin, end, words):
+    config = {
+        "exchanges": {"replay": {"symbols": ["BTC/USDT"]}},
+        "ingest": {"backfill": "0s"},
+        "store": {"url": f"sqlite:///{tmp_path}/candled.db", "journal": str(tmp_path / "journal")},
+        "bus": {"url": redis.url, "lease": "3s"},
+    }
+    lives: list[int] = []
+    with Daemon(tmp_path) as daemon, redis.client() as client:
+        daemon.start(config, within_s=40)
+        seconds_until(daemon, 200, lives, 30)
+        health_until(daemon, lambda facts: facts["status"] == "pass")
+        client.execute_command(*begin)
+        assert seconds_until(daemon, 503, lives, 15) <= 10
+        assert words in probe(daemon, "ready")[1]["checks"]["bus"]
+        facts = health_until(daemon, lambda facts: _symbol(facts)["state"] == "stale")
+        assert (facts["status"], facts["bus"]["connected"]) == ("warn", False)
+        assert words in facts["bus"]["trouble"]
+        assert words in _symbol(facts)["trouble"]
+        client.execute_command(*end)
+        assert seconds_until(daemon, 200, lives, 20) <= 10
+        facts = health_until(daemon, lambda facts: facts["status"] == "pass")
+        assert "trouble" not in facts["bus"]
+        assert daemon.output.count("Redis: publishing: " + words) == 1
+    assert set(lives) == {200}
+
+
+def health_until(daemon: Daemon, is_so) -> dict:
+    """The body of `/health` once something holds in it."""
+    deadline = time.monotonic() + 20
+    while not is_so(facts := daemon.get("/health")):
+        assert time.monotonic() < deadline, facts
+        time.sleep(0.1)
+    return facts
+
+
+def _symbol(facts: dict) -> dict:
+    return facts["exchanges"]["replay"]["symbols"]["BTC/USDT"]
+
+
 def test_an_exchange_out_of_reach_is_no_reason_to_send_clients_elsewhere(tmp_path):
     config = {
         "exchanges": {"bitget": {"ws_url": "ws://127.0.0.1:9/", "rest_url": "http://127.0.0.1:9"}},

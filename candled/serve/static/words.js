@@ -59,6 +59,10 @@ export const STATE_REASONS = {
   fetching: "Missing minutes are being fetched.",
   unconfirmed_beginning: "Whether the exchange has older minutes is not known yet.",
   leader_silent: "The process that reads the exchange is not heard.",
+  leader_differs: "The process that reads the exchange does not read this symbol.",
+  messages_lost: "The messages of the process that reads the exchange do not arrive.",
+  bus_unreadable: "The newest state cannot be read from the bus.",
+  not_published: "What is read from the exchange cannot be published.",
 };
 
 /** Why minutes are not there. */

@@ -1,0 +1,92 @@
+"""What Redis does not do for this process at present: for `/health`, and a log line whenever that changes."""
+
+import logging
+import re
+from collections.abc import Hashable, Mapping
+
+from candled.exchange import Clock
+
+logger = logging.getLogger(__name__)
+
+_WELL_S = 5.0  # work that fails again within this time has not worked in between
+_ALL = "all"
+
+
+class Trouble:
+    """One kind of work with Redis, such as publishing: the reason why it fails, perhaps for some of its parts only.
+
+    Every kind of failure is logged once, until the work has succeeded for a while.
+    """
+
+    def __init__(self, work: str, clock: Clock, *, vital: bool) -> None:
+        self.work = work
+        self.is_vital = vital  # whether clients are not well served without it
+        self.failures = 0
+        self._clock = clock
+        self._reasons: dict[Hashable, str] = {}
+        self._logged: set[str] = set()
+        self._well_since = 0.0
+
+    @property
+    def reason(self) -> str | None:
+        """Why it fails at present; None if it does not."""
+        return next(iter(self._reasons.values()), None)
+
+    @property
+    def parts(self) -> Mapping[Hashable, str]:
+        """The parts that fail at present, each with its reason."""
+        return self._reasons
+
+    def fails(self, reason: str, *parts: Hashable) -> None:
+        """Note that it failed for some parts, without any named for the whole."""
+        self.failures += 1
+        for part in parts or (_ALL,):
+            self._reasons[part] = reason
+        kind = re.sub(r"\d+", "#", reason)[:100]
+        if kind not in self._logged:
+            self._logged.add(kind)
+            logger.warning("Redis: %s: %s; trying again", self.work, reason)
+
+    def works(self, *parts: Hashable) -> None:
+        """Note that some parts succeeded, or are not needed any more; without any named the whole."""
+        if not self._reasons:
+            return
+        for part in parts or (_ALL,):
+            self._reasons.pop(part, None)
+        if not self._reasons:
+            self._well_since = self._clock.monotonic()
+
+    def settle(self) -> None:
+        """Log that it works again, once it has for a while."""
+        if self._logged and not self._reasons and self._clock.monotonic() - self._well_since >= _WELL_S:
+            logger.info("Redis: %s: works again, after %d failures", self.work, self.failures)
+            self._logged.clear()
+            self.failures = 0
+
+
+class Troubles:
+    """All kinds of work that one process does with its Redis."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._all: list[Trouble] = []
+
+    def of(self, work: str, *, vital: bool = True) -> Trouble:
+        """Add a kind of work."""
+        self._all.append(Trouble(work, self._clock, vital=vital))
+        return self._all[-1]
+
+    @property
+    def is_vital(self) -> bool:
+        """Whether anything fails without which clients are not well served."""
+        return any(one.is_vital and one.reason is not None for one in self._all)
+
+    @property
+    def text(self) -> str | None:
+        """What fails and why, in words; None if nothing does."""
+        return "; ".join(f"{one.work}: {one.reason}" for one in self._all if one.reason is not None) or None
+
+    def settle(self) -> None:
+        """Log what works again."""
+        for one in self._all:
+            one.settle()

@@ -1,0 +1,267 @@
+"""Somebody else writes to Redis once: no market freezes, no number jumps, nobody leads or waits for ever.
+
+One table of messages and one of keys. A real server, a process that leads and publishes ten times a second, one that
+serves, and one that would lead; the forgery is made between.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from redis import asyncio as aioredis
+
+from candled.bus import Facts, MinuteChanged, StateChanged
+from candled.bus.codec import Names
+from candled.bus.leases import LeaseState
+from candled.bus.making import RedisParts, make_redis_parts
+from candled.clock import SystemClock
+from candled.model import MINUTE_MS, Candle
+from tests.bus.rig import BTC, MARKETS, Process, new_prefix, process, until
+from tests.redis_servers import own_redis
+
+FORGED = 666  # the price
+WELL_WITHIN_S = 5.0
+HUGE = 10**22
+SCRIPT_MOST = 2**53
+
+
+class Site:
+    """What the table of forgeries knows of the site."""
+
+    def __init__(self, leader: Process, serving: Process, waiting: Process, client: Any, names: Names) -> None:
+        self.leader = leader
+        self.serving = serving
+        self.waiting = waiting
+        self.client = client
+        self.names = names
+        self._number = 0
+
+    async def publish(self) -> None:
+        """Publish for ever, the present minute as it grows."""
+        while True:
+            self._number += 1
+            ingesting = self.leader if self.leader.leases.all[0].ingests else self.waiting
+            if ingesting.leases.all[0].ingests:
+                now_ms = SystemClock().now_ms()
+                open_ms = now_ms - now_ms % MINUTE_MS
+                candle = Candle.parse(open_ms, "10", "10", "10", "10", str(self._number), as_of_ms=now_ms)
+                for market in MARKETS:
+                    ingesting.bus.publish(MinuteChanged(market, candle, Facts(open_ms)))
+                    ingesting.bus.publish(StateChanged(market, "live", 1))
+            await asyncio.sleep(0.1)
+
+    @property
+    def token(self) -> int:
+        return self.leader.leases.all[0].token
+
+    @property
+    def seq(self) -> int:
+        return self.leader.ear.at[BTC].seq
+
+    def candle(self, **changes: Any) -> str:
+        """A message as the leader would send it, but for what is forged."""
+        now_ms = SystemClock().now_ms()
+        return json.dumps(
+            {
+                "type": "candle",
+                "epoch": self.leader.leases.all[0].epoch,
+                "seq": self.seq + 1,
+                "time": now_ms - now_ms % MINUTE_MS,
+                **dict.fromkeys(("open", "high", "low", "close"), FORGED),
+                "volume": 0.5,
+                **changes,
+            }
+        )
+
+    def beat(self, **changes: Any) -> str:
+        seqs = {self.names.channel(market): self.seq for market in MARKETS}
+        return json.dumps({"shard": 0, "epoch": self.leader.leases.all[0].epoch, "seqs": seqs, **changes})
+
+    async def is_well(self) -> None:
+        """Wait until what is published from now on comes within a second, and everybody says that all is well."""
+        processes = (self.leader, self.serving, self.waiting)
+
+        def states() -> list[LeaseState]:
+            return sorted((self.leader.state, self.waiting.state), key=lambda state: state.value)
+
+        def is_so() -> bool:
+            newest = {one.ear.newest[BTC].volume for one in processes}
+            return (
+                states() == [LeaseState.FOLLOWER, LeaseState.LEADER]
+                and max(newest) - min(newest) <= 10
+                and all(one.ear.newest[BTC].close == 10 for one in processes)
+                and all(one.ear.states == dict.fromkeys(MARKETS, "live") for one in processes)
+                and all("trouble" not in one.bus.describe() for one in processes)
+            )
+
+        await until(is_so, WELL_WITHIN_S)
+        seen = self.serving.ear.newest[BTC].volume
+        await until(lambda: self.serving.ear.newest[BTC].volume > seen + 5, 2.0)
+
+
+@asynccontextmanager
+async def site(url: str) -> AsyncIterator[Site]:
+    prefix = new_prefix()
+    async with (
+        process(url, prefix, ingests=True, lease_s=3.0) as leader,
+        process(url, prefix) as serving,
+        aioredis.Redis.from_url(url) as client,
+    ):
+        await until(lambda: leader.state is LeaseState.LEADER and serving.is_ready)
+        async with process(url, prefix, ingests=True, lease_s=3.0) as waiting:
+            one = Site(leader, serving, waiting, client, Names(prefix, "bitget", 1))
+            publishing = asyncio.ensure_future(one.publish())
+            try:
+                await until(lambda: all(BTC in each.ear.newest for each in (leader, serving, waiting)))
+                await one.is_well()
+                yield one
+            finally:
+                publishing.cancel()
+                await asyncio.gather(publishing, return_exceptions=True)
+
+
+# ---------------------------------------------------------------- messages
+
+MESSAGES: dict[str, Callable[[Site], str]] = {
+    "a jump": lambda one: one.candle(seq=one.seq + 10**6),
+    "the largest number": lambda one: one.candle(seq=SCRIPT_MOST),
+    "a number beyond all": lambda one: one.candle(seq=HUGE),
+    "the next leader's": lambda one: one.candle(epoch=f"0.{one.token + 1}", seq=1),
+    "the largest token": lambda one: one.candle(epoch=f"0.{SCRIPT_MOST}", seq=1),
+    "a token of 10^22": lambda one: one.candle(epoch=f"0.{HUGE}", seq=1),
+    "a minute of the year 9999": lambda one: one.candle(time="9999-12-31T23:59:00Z"),
+    "a jump to the year 9999": lambda one: one.candle(time="9999-12-31T23:59:00Z", seq=one.seq + 10**6),
+    "a minute in an hour": lambda one: one.candle(
+        time=SystemClock().now_ms() // MINUTE_MS * MINUTE_MS + 60 * MINUTE_MS
+    ),
+    "a statement of the year 9999": lambda one: one.candle(asOf="9999-12-31T23:59:00Z"),
+    "all is final": lambda one: one.candle(settled="9999-12-31T23:59:00Z"),
+    "of another market": lambda one: one.candle(symbol="XRP/USDT"),
+    "of another program": lambda one: one.candle(epoch="", seq=0),
+    "a repair of everything": lambda one: json.dumps(
+        {"type": "healed", "epoch": f"0.{one.token}", "seq": one.seq + 10**6, "from": 0, "until": 10**12}
+    ),
+    "no JSON": lambda one: "{",
+    "nothing": lambda one: "",
+    "a million brackets": lambda one: "[" * 10**6,
+}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with own_redis() as one:
+        yield one
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+async def test_a_forged_message_changes_nothing(kind, server):
+    async with site(server.url) as one:
+        for _ in range(2):
+            await one.client.publish(one.names.channel(BTC), MESSAGES[kind](one))
+            await asyncio.sleep(0.05)
+        await one.is_well()
+        assert FORGED not in {int(candle.close) for candle in one.serving.ear.candles()}
+        ignored = one.serving.bus.describe()["ignored"]
+        assert sum(ignored[key] for key in ("unreadable", "future", "unproved", "outside") if key in ignored) >= 1
+        assert one.leader.state is LeaseState.LEADER
+
+
+HEARTBEATS: dict[str, Callable[[Site], str]] = {
+    "more than there is": lambda one: one.beat(seqs={one.names.channel(BTC): one.seq + 10**6}),
+    "nothing published": lambda one: one.beat(seqs={one.names.channel(BTC): 0}),
+    "no markets": lambda one: one.beat(seqs={}),
+    "another leader": lambda one: one.beat(epoch=f"0.{one.token + 10**6}"),
+    "the largest token": lambda one: one.beat(epoch=f"0.{SCRIPT_MOST}"),
+    "a token of 10^22": lambda one: one.beat(epoch=f"0.{HUGE}"),
+    "another shard": lambda one: one.beat(shard=7),
+    "the year 9999": lambda one: one.beat(asOf="9999-12-31T23:59:00Z"),
+    "no JSON": lambda one: "{",
+}
+
+
+@pytest.mark.parametrize("kind", HEARTBEATS)
+async def test_a_forged_heartbeat_heals_within_seconds(kind, server):
+    async with site(server.url) as one:
+        for _ in range(2):
+            await one.client.publish(one.names.heartbeat(0), HEARTBEATS[kind](one))
+        await one.is_well()
+        await one.client.publish(one.names.channel(BTC), MESSAGES["a minute of the year 9999"](one))
+        await one.is_well()
+        assert FORGED not in {int(candle.close) for candle in one.serving.ear.candles()}
+
+
+# ---------------------------------------------------------------- keys
+
+Write = Callable[[Site], tuple[Any, ...]]
+
+KEYS: dict[str, Write] = {
+    "fence: a token of 10^22": lambda one: ("SET", one.names.fence(BTC), f"{HUGE} 0"),
+    "fence: the largest token": lambda one: ("SET", one.names.fence(BTC), f"{SCRIPT_MOST} 0"),
+    "fence: the next token": lambda one: ("SET", one.names.fence(BTC), f"{one.token + 1} 0"),
+    "fence: a number of 10^18": lambda one: ("SET", one.names.fence(BTC), f"{one.token} {10**18}"),
+    "fence: garbage": lambda one: ("SET", one.names.fence(BTC), "garbage"),
+    "fence: a megabyte": lambda one: ("SET", one.names.fence(BTC), "9" * 10**6),
+    "fence: a hash": lambda one: ("HSET", one.names.fence(BTC), "a", "b"),
+    "newest: garbage": lambda one: ("SET", one.names.newest(BTC), "garbage"),
+    "newest: a list": lambda one: ("LPUSH", one.names.newest(BTC), "garbage"),
+    "newest: ten megabytes": lambda one: ("SET", one.names.newest(BTC), "9" * 10**7),
+    "lease: a token of 10^22": lambda one: ("SET", one.names.lease(0), f"{HUGE} somebody", "PX", 6000),
+    "lease: without an end": lambda one: ("SET", one.names.lease(0), f"{one.token + 1} somebody"),
+    "lease: for a year": lambda one: ("SET", one.names.lease(0), f"{one.token + 1} somebody", "EX", 31_536_000),
+    "lease: garbage": lambda one: ("SET", one.names.lease(0), "garbage"),
+    "lease: a set": lambda one: ("SADD", one.names.lease(0), "garbage"),
+    "token: 10^22": lambda one: ("SET", one.names.token(0), HUGE),
+    "token: garbage": lambda one: ("SET", one.names.token(0), "garbage"),
+    "token: a list": lambda one: ("LPUSH", one.names.token(0), "garbage"),
+    "processes: other shards, for ever": lambda one: ("ZADD", one.names.processes, 10**15, "somebody/2"),
+    "processes: a thousand": lambda one: (
+        "ZADD", one.names.processes, *(part for number in range(1000) for part in (10**15, f"{number}/1")),
+    ),
+    "processes: no text": lambda one: ("ZADD", one.names.processes, 10**15, b"\xff\xfe"),
+    "processes: a text": lambda one: ("SET", one.names.processes, "garbage"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEYS)
+async def test_a_forged_key_heals_within_seconds(kind, server):
+    async with site(server.url) as one:
+        words = KEYS[kind](one)
+        if words[0] != "SET":
+            await one.client.delete(words[1])
+        await one.client.execute_command(*words)
+        await one.is_well()
+        one.serving.bus._reception.miss(MARKETS, "connected")  # and whoever comes later reads no nonsense
+        one.serving.bus._to_read.set()
+        await one.is_well()
+        if kind.startswith(("lease", "token")):  # nor is a new leader kept out
+            one.leader.leases.all[0].is_wanted = False
+            one.leader.leases._note(one.leader.leases.all[0], one.leader.leases.all[0].lose())
+            await one.client.delete(one.names.lease(0))
+            await until(lambda: one.waiting.state is LeaseState.LEADER, WELL_WITHIN_S)
+            assert one.waiting.leases.all[0].token < SCRIPT_MOST
+
+
+BUDGETS: dict[str, tuple[Any, ...]] = {
+    "closed for ever": ("HSET", "tokens", "0", "at", "0", "closed", str(10**18)),
+    "to come in a year": ("HSET", "tokens", "0", "at", str(10**15), "closed", "0"),
+    "a debt": ("HSET", "tokens", str(-(10**9)), "at", "0", "closed", "0"),
+    "no numbers": ("HSET", "tokens", "x", "at", "nan", "closed", "inf"),
+    "a text": ("SET", "garbage"),
+}
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+async def test_a_forged_request_budget_does_not_keep_anybody_from_an_exchange(kind, server):
+    prefix = new_prefix()
+    parts: RedisParts = make_redis_parts(
+        server.url, SystemClock(), MARKETS, default_exchange="bitget", prefix=prefix, ingests=True, serves=False
+    )
+    async with aioredis.Redis.from_url(server.url) as client:
+        word, *rest = BUDGETS[kind]
+        await client.execute_command(word, Names(prefix, "bitget", 1).budget("host"), *rest)
+        for _ in range(3):
+            await asyncio.wait_for(parts.budgets.budget("host", 10.0).take(), 1.0)
+    await parts.stop()
