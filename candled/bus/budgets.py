@@ -69,9 +69,8 @@ class RedisCounter:
             Unavailable: it cannot be counted now.
         """
         name, window_ms = self._names.count(key), round(window_s * 1000)
-        begin = Call(name, ("SET", name, 0, "PX", window_ms, "NX"))
-        _, count, left_ms = await self._asking.ask(begin, Call(name, ("INCR", name)), Call(name, ("PTTL", name)))
-        if int(left_ms) < 0:  # it ended between the first two, or somebody else has written it
+        count, left_ms = await self._asking.ask(Call(name, ("INCR", name)), Call(name, ("PTTL", name)))
+        if int(left_ms) < 0:  # it is the first, or who made that one came no further
             await self._asking.ask(Call(name, ("PEXPIRE", name, window_ms)))
             left_ms = window_ms
         return int(count), int(left_ms) / 1000
