@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench soak chaos autobahn bots install
+.PHONY: run check test lint bench soak chaos autobahn bots install
 
 run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart on http://localhost:7000/
 	$(BIN)/candled --config config/demo.yaml
+
+check: lint $(VENV)/.test  ## a change so far: lint, types, and the tests that need nothing but Python
+	$(BIN)/python -m pytest -q -n 2 -m "not postgres and not redis and not daemon and not browser"
 
 test: $(VENV)/.test  ## install the test extra and run the whole suite
 	$(BIN)/python -m pytest

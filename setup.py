@@ -50,6 +50,8 @@ setup(
             "pytest-asyncio>=1.1",
             "pytest-tornado>=0.8.1",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "pytest-cov>=6",
             "setuptools<81",  # pytest-tornado imports pkg_resources
             "hypothesis>=6.100",
             "uvloop>=0.19; sys_platform != 'win32'",  # the daemon runs on it, though it gains nothing

@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import time
 from itertools import count
+from typing import Any
 
 START_MS = 1_760_000_040_000  # 2025-10-09T08:54:00Z, on a minute
 
@@ -76,5 +77,8 @@ class ManualClock:
 
     async def settle(self, rounds: int = 20) -> None:
         """Let the loop run whatever is ready, without moving time."""
+        loop: Any = asyncio.get_running_loop()
         for _ in range(rounds):
             await asyncio.sleep(0)
+            if not loop._ready and not (loop._scheduled and loop._scheduled[0].when() <= loop.time()):
+                return  # nothing has a next step: more rounds would only take time

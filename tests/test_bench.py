@@ -11,6 +11,8 @@ import pytest
 from bench.__main__ import NAMES
 from tests.serve.peers import echo_site
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "fanout": ["--clients", "20", "--rounds", "2", "--servers", "candled", "write_message"],

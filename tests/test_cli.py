@@ -126,12 +126,14 @@ def test_a_recording_that_cannot_be_read_is_found_before_the_daemon_runs(capsys,
 # ---------------------------------------------------------------- the daemon
 
 
+@pytest.mark.usefixtures("daemon")
 def test_the_daemon_does_not_start_on_a_mistake():
     ended = run(env={"CANDLED_SERVER__PORT": "99999"})
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "candled: server.port (CANDLED_SERVER__PORT): at most 65535, was 99999\n"
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("text", ["server: &s {host: *s}", "server: " + "[" * 3000])
 def test_settings_without_an_end_are_a_line_and_status_2(text, tmp_path):
     (tmp_path / "candled.yaml").write_text(text, "utf-8")
@@ -177,6 +179,7 @@ def installed(tmp_path, module: str, source: str | None) -> dict[str, str]:
     return {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("command", [["check-config"], []], ids=["check-config", "run"])
 def test_exchanges_that_cannot_be_made_are_a_line_each_and_status_2(command, tmp_path):
     (tmp_path / "candled.yaml").write_text("server: {port: 0}\nexchanges: {acme: , replay: , other: }", "utf-8")
@@ -188,6 +191,7 @@ def test_exchanges_that_cannot_be_made_are_a_line_each_and_status_2(command, tmp
     ]
 
 
+@pytest.mark.usefixtures("daemon")
 def test_a_broken_plugin_that_is_not_used_is_one_warning(tmp_path):
     ended = run("check-config", env=installed(tmp_path, "broken", "1 / 0"))
     assert ended.returncode == 0
@@ -196,6 +200,7 @@ def test_a_broken_plugin_that_is_not_used_is_one_warning(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("daemon")
 def test_a_password_of_the_store_is_in_no_line(tmp_path):
     for url in ("mysql://me:hunter2@host/db", "me:hunter2@host", "sqlite://me:hunter2@host/db"):
         ended = run("check-config", env={"CANDLED_STORE__URL": url, "CANDLED_LOG__LEVEL": "debug"})
@@ -204,12 +209,14 @@ def test_a_password_of_the_store_is_in_no_line(tmp_path):
         assert "hunter2" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.usefixtures("daemon")
 def test_the_daemon_does_not_start_without_the_file_it_was_told():
     ended = run("--config", "none.yaml")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "candled: none.yaml: cannot be read: No such file or directory\n"
 
 
+@pytest.mark.usefixtures("daemon")
 def test_a_port_in_use_is_a_line_and_status_2():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -246,6 +253,7 @@ def test_help_tells_commands_environment_and_statuses(capsys):
         assert word in text
 
 
+@pytest.mark.usefixtures("daemon")
 def test_every_command_and_option_is_on_the_page():
     page = (ROOT / "docs" / "command-line.md").read_text("utf-8")
     help_text = "".join(run(*command, "--help").stdout for command in ([], ["check-config"], ["plugins"], ["tail"]))
@@ -254,6 +262,7 @@ def test_every_command_and_option_is_on_the_page():
     assert [option for option in sorted(options) if option not in page] == []
 
 
+@pytest.mark.usefixtures("daemon")
 def test_the_statuses_of_the_page_are_those_of_the_help():
     page = (ROOT / "docs" / "command-line.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d) \| (.+) \|$", page, re.MULTILINE)
@@ -290,6 +299,7 @@ def test_plugins_are_listed(capsys):
     assert f"bitget (candled {__version__}): exchanges: bitget\n" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("daemon")
 def test_a_broken_plugin_is_listed_with_its_reason_and_status_1(tmp_path):
     env = installed(tmp_path, "x", None)
     ended = run("plugins", env=env)
@@ -528,6 +538,7 @@ async def test_a_refusal_ends_tail_with_status_2(control, capsys):
     await server.stop()
 
 
+@pytest.mark.usefixtures("daemon")
 def test_tail_follows_a_daemon_until_ctrl_c(tmp_path):
     with Daemon(tmp_path) as daemon:
         daemon.start({"exchanges": {"replay": {"symbols": ["BTC/USDT"]}}, "ingest": {"backfill": "0s"}})
@@ -540,6 +551,7 @@ def test_tail_follows_a_daemon_until_ctrl_c(tmp_path):
     assert (tail.returncode, errors) == (0, "")
 
 
+@pytest.mark.usefixtures("daemon")
 def test_tail_into_a_pipe_that_closes_ends_without_a_traceback(tmp_path):
     with Daemon(tmp_path) as daemon:
         daemon.start({"exchanges": {"replay": {"symbols": ["BTC/USDT"]}}, "ingest": {"backfill": "0s"}})
@@ -553,6 +565,7 @@ def test_tail_into_a_pipe_that_closes_ends_without_a_traceback(tmp_path):
             assert tail.stderr.read() == ""
 
 
+@pytest.mark.usefixtures("daemon")
 def test_tail_keeps_trying_while_nobody_listens():
     tail = started("BTC/USDT", "1m", "--url", f"ws://127.0.0.1:{free_port()}/ws")
     assert tail.stdout is not None

@@ -145,6 +145,7 @@ def test_no_symbol_is_written_into_the_page():
         assert not re.search(r"BTC|USDT", code)
 
 
+@pytest.mark.usefixtures("daemon")
 def test_a_daemon_that_serves_another_symbol_knows_of_no_other(tmp_path):
     """Fault 14: one hard-coded symbol anywhere. Health, page, rooms, errors and store are about the configured one."""
     replay = {"symbols": ["DOGE/EUR"], "files": {"*": "bundled:binance-spot-btcusdt"}}

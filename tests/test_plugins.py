@@ -201,6 +201,7 @@ def test_a_plugin_that_takes_too_long_is_broken_and_the_others_are_not(install, 
     assert list(plugins.exchanges) == ["y"]
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("source", ["threading.Event().wait()", "while True: pass"])
 def test_a_plugin_that_never_ends_does_not_keep_the_program_from_ending(install, tmp_path, source):
     install(endless=f"import threading\n{source}")
@@ -219,6 +220,7 @@ def test_a_plugin_that_never_ends_does_not_keep_the_program_from_ending(install,
     assert (ended.returncode, ended.stdout) == (0, "[False]\n"), ended.stderr
 
 
+@pytest.mark.usefixtures("daemon")
 async def test_the_daemon_serves_beside_three_broken_plugins_and_names_each_in_health(install, tmp_path):
     install(
         will_not_import="import no_such_module",

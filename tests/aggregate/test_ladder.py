@@ -4,7 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.aggregate.ladder import Change, Ladder
@@ -67,7 +67,6 @@ def test_bars_of_the_recordings_equal_simple_decimal_arithmetic(name):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
 def test_any_order_duplication_and_delay_of_versions_gives_the_same_bars(data):
     truth = [
         minute(n, str(10 + n % 3), str(1 + n), final=True)
@@ -128,7 +127,6 @@ LENGTHS = [
 
 
 @given(st.sampled_from(LENGTHS), st.integers(1, 80), st.lists(st.one_of(versions(), st.integers(0, 70)), max_size=60))
-@settings(max_examples=150, deadline=None)
 def test_after_every_message_each_bar_is_the_plain_fold_of_its_minutes(intervals, capacity, messages):
     bars = Ladder(intervals, capacity)
     stored: dict[int, Candle] = {}

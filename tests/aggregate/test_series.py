@@ -2,7 +2,7 @@ import sys
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.aggregate.packed import PackedBars
@@ -88,7 +88,6 @@ class Plain:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
 def test_a_series_gives_back_what_was_put_whatever_the_order_and_the_digits(data):
     plain = Plain()
     at = 0

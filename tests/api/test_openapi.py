@@ -60,6 +60,7 @@ async def test_every_parameter_and_error_code_is_on_the_page(tmp_path):
     assert {code for code in codes if f"`{code}`" not in DOCS} == {"unknown_resolution", "unknown_group"}  # of /udf
 
 
+@pytest.mark.usefixtures("daemon")
 def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
     """Against a whole daemon with two exchanges; the limiter is off, and tested elsewhere with its real numbers."""
     config = {

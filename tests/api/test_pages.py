@@ -4,7 +4,7 @@ import asyncio
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.api.pages import EVER_MS, Pages
@@ -67,7 +67,6 @@ def shelves(draw):
 RANGES = st.tuples(st.integers(-5, 400), st.integers(-5, 400)) | st.just((-5, 10**9))
 
 
-@settings(deadline=None, max_examples=300)
 @given(shelves(), st.integers(1, 9), RANGES)
 def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(shelf, limit, span):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
@@ -87,7 +86,6 @@ def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(shelf, limi
     assert shelf.most_rows <= limit + 1
 
 
-@settings(deadline=None, max_examples=300)
 @given(shelves(), st.integers(1, 9), RANGES)
 def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(shelf, limit, span):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)

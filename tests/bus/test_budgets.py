@@ -25,6 +25,8 @@ from tests.clocks import ManualClock
 from tests.proxy import Proxy
 from tests.redis_servers import own_redis, shared_redis
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 NOWHERE = "redis://127.0.0.1:1"
 
 

@@ -17,6 +17,8 @@ from candled.model import STATES
 from tests.bus.rig import BTC, new_prefix, process, until
 from tests.redis_servers import shared_redis
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 PAGE = (Path(__file__).parents[2] / "docs" / "bus.md").read_text("utf-8")
 NAMES = Names("", "bitget", 1)
 

@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from redis import asyncio as aioredis
 
 from candled.bus.codec import Names, token_of
 from candled.bus.leases import LeaseState
 from tests.bus.rig import BTC, new_prefix, process, until
 from tests.redis_servers import shared_redis
+
+pytestmark = pytest.mark.usefixtures("redis", "daemon")
 
 ROOT = Path(__file__).parents[2]
 LONG = "CANDLED_TEST_LONG" in os.environ

@@ -12,6 +12,8 @@ from tests.bus.rig import BTC, new_prefix, process, until
 from tests.proxy import Proxy
 from tests.redis_servers import own_redis, shared_redis
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 LEADER, FOLLOWER, UNSURE = LeaseState.LEADER, LeaseState.FOLLOWER, LeaseState.UNSURE
 
 

@@ -21,6 +21,8 @@ from candled.bus.leases import LeaseState
 from tests.bus.rig import BTC, LOOP_HELD_S, LoopWatch, Process, new_prefix, process, until
 from tests.redis_servers import RedisServer, program
 
+pytestmark = pytest.mark.usefixtures("redis", "daemon")
+
 TIMES = 20 if "CANDLED_TEST_LONG" in os.environ else 1
 HEALED_WITHIN_S = 5.0
 NAME = f"candled{os.getpid() % 10_000}"

@@ -18,6 +18,8 @@ from tests.bus.rig import BTC, ETH, MARKETS, new_prefix, process, until
 from tests.redis_servers import own_redis, shared_redis
 from tests.rows import minute
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 
 @pytest.fixture
 def prefix():

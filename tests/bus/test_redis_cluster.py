@@ -14,6 +14,8 @@ from candled.model import MarketKey, Symbol
 from tests.bus.rig import LOOP_HELD_S, LoopWatch, Process, new_prefix, process, until
 from tests.redis_servers import RedisCluster, RedisServer
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 LONG = "CANDLED_TEST_LONG" in os.environ
 REASON = "the long form: CANDLED_TEST_LONG=1"
 KILLS = 10 if LONG else 2

@@ -14,6 +14,8 @@ from tests.bus.rig import BTC, LOOP_HELD_S, LoopWatch, Process, new_prefix, proc
 from tests.proxy import Proxy
 from tests.redis_servers import RedisServer, own_redis
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 LONG = "CANDLED_TEST_LONG" in os.environ
 TIMES = 20 if LONG else 2
 HEALED_WITHIN_S = 5.0  # after the link is there again

@@ -13,6 +13,8 @@ from candled.bus.leases import LeaseState
 from tests.bus.rig import BTC, Process, new_prefix, process, until
 from tests.redis_servers import RedisServer, SentinelSet
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 MOVED_WITHIN_S = 20.0
 
 

@@ -18,6 +18,8 @@ from tests.certificates import Authority
 from tests.redis_servers import RedisServer, program, shared_redis
 from tests.system.daemon import Daemon
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 HOST = "127.0.0.1"
 
 

@@ -14,6 +14,8 @@ from tests.chaos.site import SPEED, Site
 from tests.chaos.tap import Tap
 from tests.chaos.viewers import Viewer
 
+pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
+
 LONG = [
     pytest.mark.long,
     pytest.mark.timeout(7200),

@@ -21,6 +21,8 @@ from tests.chaos.viewers import Viewer
 from tests.redis_servers import RedisServer
 from tests.system.loop_watch import LoopWatch
 
+pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
+
 LONG = "CANDLED_TEST_LONG" in os.environ
 SPEED, AWAY_S = (6.0, 300.0) if LONG else (20.0, 20.0)
 MARKETS = 4

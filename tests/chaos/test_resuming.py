@@ -13,6 +13,8 @@ from tests.chaos.charts import EXTENDED, Chart, Wish
 from tests.chaos.judge import Judge
 from tests.chaos.site import Node, Site
 
+pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
+
 SPEED = 30.0
 START_S = 60.0
 TAKEOVER_S = 12.0  # another leads, and has told everybody

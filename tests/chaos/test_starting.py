@@ -8,6 +8,8 @@ from tests.chaos.judge import Judge
 from tests.chaos.site import Node, Site
 from tests.chaos.test_resuming import SPEED, START_S, Gathering, leader
 
+pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
+
 HEAL_S = 40.0
 
 

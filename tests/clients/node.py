@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FOLDER = Path(__file__).parent
 NODE = shutil.which("node")
 NEEDS_NODE = "needs Node 20 or newer: apt-get install nodejs, or see nodejs.org"
@@ -16,13 +18,12 @@ QUICK = {"firstRetryMs": 20, "longestRetryMs": 100, "pingEveryMs": 150, "answerW
 
 @cache
 def arguments() -> tuple[str, ...]:
-    """How Node is called so that it has a WebSocket of its own, which version 20 keeps behind a flag."""
-    assert NODE is not None
+    """Return the command that starts Node with a WebSocket, which version 20 keeps behind a flag; skip without Node."""
     for flags in ((), ("--experimental-websocket", "--no-warnings")):
-        probe = [NODE, *flags, "-p", "typeof WebSocket"]
-        if subprocess.run(probe, capture_output=True, text=True, check=False).stdout.strip() == "function":
+        probe = [NODE or "node", *flags, "-p", "typeof WebSocket"]
+        if NODE and subprocess.run(probe, capture_output=True, text=True, check=False).stdout.strip() == "function":
             return NODE, *flags
-    return ()
+    pytest.skip(NEEDS_NODE)
 
 
 class JsClient:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -13,21 +12,19 @@ import pytest_asyncio
 from candled.model import iso_ms
 from tests.clients.market import BTC, ETH, calm, fault, plain, serving
 from tests.clients.scripted import Scripted
+from tests.tiers import CHROMIUM, NO_CHROMIUM
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip(
-        "needs Chromium: apt-get install --no-install-recommends chromium fonts-liberation", allow_module_level=True
-    )
 playwright = pytest.importorskip("playwright.async_api", reason="needs Playwright: pip install -e '.[test]'")
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.usefixtures("browser"), pytest.mark.asyncio(loop_scope="module")]
 
 XRP = ("XRP/USDT", "1m")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip(NO_CHROMIUM)
     async with playwright.async_playwright() as driver:
         flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         browser = await driver.chromium.launch(executable_path=CHROMIUM, args=flags)

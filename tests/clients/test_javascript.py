@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests.clients.market import BTC, ETH, calm, fault, plain, serving, times
-from tests.clients.node import NEEDS_NODE, NODE, JsClient, arguments
+from tests.clients.node import JsClient
 from tests.clients.scripted import Scripted
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(NODE is None or not arguments(), reason=NEEDS_NODE)
+pytestmark = pytest.mark.usefixtures("daemon")
 
 
 @pytest.fixture(params=[True, False], ids=["extended", "plain"])

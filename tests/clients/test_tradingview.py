@@ -8,10 +8,10 @@ import pytest
 
 from candled.model import iso_ms
 from tests.clients.market import BTC, ETH, serving
-from tests.clients.node import NEEDS_NODE, NODE, JsClient, arguments
+from tests.clients.node import JsClient
 from tests.clients.scripted import START_MS, Scripted
 
-pytestmark = pytest.mark.skipif(NODE is None or not arguments(), reason=NEEDS_NODE)
+pytestmark = pytest.mark.usefixtures("daemon")
 
 
 @pytest.fixture

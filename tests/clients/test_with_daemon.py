@@ -18,8 +18,10 @@ import pytest
 from candled.client import Client
 from candled.ingest.backoff import Backoff
 from candled.model import decimal_text, iso_ms
-from tests.clients.node import NEEDS_NODE, NODE, JsClient, arguments
+from tests.clients.node import JsClient, arguments
 from tests.system.daemon import Daemon
+
+pytestmark = pytest.mark.usefixtures("daemon")
 
 ROOT = Path(__file__).parents[2]
 WS = ROOT / ".pytest_cache" / "npm" / "node_modules" / "ws" / "wrapper.mjs"
@@ -46,8 +48,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> 
 
 @pytest.fixture(params=["global", "ws"])
 async def javascript(request: pytest.FixtureRequest, daemon: Daemon) -> AsyncIterator[JsClient]:
-    if NODE is None or not arguments():
-        pytest.skip(NEEDS_NODE)
     if request.param == "ws":
         install_ws()
     library = str(WS) if request.param == "ws" else ""
@@ -204,7 +204,6 @@ async def test_the_python_example_runs(daemon: Daemon, tmp_path: Path) -> None:
     assert re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:00\+00:00 \d+(\.\d+)? final", second)
 
 
-@pytest.mark.skipif(NODE is None or not arguments(), reason=NEEDS_NODE)
 async def test_the_javascript_example_runs(daemon: Daemon, tmp_path: Path) -> None:
     await settled(daemon)
     script = example("html", daemon).split('<script type="module">')[1].split("</script>")[0]

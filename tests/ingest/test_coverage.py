@@ -1,6 +1,6 @@
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.ingest.coverage import MOST_ATTEMPTS, Coverage, Urgency, Window
@@ -194,7 +194,6 @@ def test_changes_of_holes_are_told_once_as_the_range_they_lie_in():
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
 def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_there(data):
     held = coverage(start=ms(0))
     minutes = st.integers(0, 60)
@@ -219,7 +218,6 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
 def test_whatever_was_there_and_whatever_the_exchange_lacks_asking_ends_with_every_minute_accounted_for(data):
     start = NOW_MS - 600 * MINUTE_MS
     numbers = st.integers(0, 599)

@@ -1,4 +1,4 @@
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.ingest.minutes import Minutes
@@ -76,7 +76,6 @@ def test_only_the_newest_hour_is_held():
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
 def test_any_order_and_duplication_of_versions_ends_in_the_same_minute(data):
     stamps = data.draw(st.lists(st.integers(1, 120_000), unique=True, min_size=1, max_size=8))
     versions = [minute(0, str(10 + index), str(index + 1), as_of=stamp) for index, stamp in enumerate(sorted(stamps))]

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.model import MINUTE_MS
@@ -265,7 +265,6 @@ class Feed:
 
 @pytest.mark.parametrize("lane", ["live", "final", "closed"])
 @given(events=EVENTS)
-@settings(max_examples=400, deadline=None)
 def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(lane, events):
     one = Pace(holds=lane == "final")
     one.start(None if lane == "closed" else minute(0, volume="1"), 0.0)

@@ -2,7 +2,7 @@ import json
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.model import DEFAULT_INTERVALS, Candle, Interval, MarketKey, Symbol
@@ -254,7 +254,6 @@ def test_every_mistake_has_its_text_and_names_the_request_where_it_has_a_name(ch
 
 
 @given(st.decimals(min_value=0, max_value=10**15, allow_nan=False, places=None))
-@settings(max_examples=300, deadline=None)
 def test_numbers_on_the_wire_are_exact_and_without_exponent(number):
     bar = Candle(0, number, number, number, number, number)
     text = messages.bar_text(bar)
@@ -287,7 +286,6 @@ JSON = st.recursive(
 
 
 @given(st.text() | st.binary() | JSON.map(json.dumps))
-@settings(max_examples=1000, deadline=None)
 def test_no_input_raises_anything_but_an_answerable_error(message):
     try:
         request = TWO.decode(message)

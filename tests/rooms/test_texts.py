@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.model import MINUTE, Candle, MarketKey, Symbol
@@ -62,7 +62,6 @@ EVENTS = st.lists(
 
 
 @given(events=EVENTS, fields=st.sampled_from([0, FINAL, FINAL | REV]), closed=st.booleans())
-@settings(max_examples=300, deadline=None)
 def test_what_is_read_is_what_encoding_everything_anew_would_give(events, fields, closed):
     memory, form, number = Memory(), Form(TOPIC, fields, closed), 50
     for at in range(0, 50, 2):

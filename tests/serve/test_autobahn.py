@@ -11,6 +11,8 @@ import pytest
 
 from tests.serve.peers import echo_site
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 ROOT = Path(__file__).parents[2]
 # Group 9 sends messages of 16 MiB.
 LARGEST = 16 * 2**20

@@ -1,6 +1,6 @@
 import json
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
@@ -67,7 +67,6 @@ def test_too_many_waiting_bars_or_replies_are_reported():
 
 
 @given(st.lists(st.tuples(st.sampled_from(TOPICS), st.integers(0, 5), st.integers())))
-@settings(max_examples=200)
 def test_space_is_bounded_and_the_newest_state_of_each_bar_survives(updates):
     box, newest, dropped = Outbox(), {}, set()
     for topic, open_ms, value in updates:

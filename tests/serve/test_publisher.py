@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.rooms.frames import Frame
@@ -268,7 +268,6 @@ def test_what_was_gathered_is_flushed_and_what_ended_is_settled_in_the_next_pass
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
-@settings(max_examples=60, deadline=None)
 def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
     loop = Loop()
     rooms = [room(loop, size) for size in (1, 300, 1500, 4000)]

@@ -198,6 +198,7 @@ class _Caplog:
         pass
 
 
+@pytest.mark.usefixtures("daemon")
 async def test_the_daemon_runs_on_uvloop(tmp_path):
     pytest.importorskip("uvloop", reason='pip install -e ".[test]"')
     with socket.socket() as free:

@@ -137,7 +137,13 @@ def _database(dsn: str) -> Iterator[Postgres]:
         yield Postgres(database)
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "timescaledb"])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.postgres),
+        pytest.param("timescaledb", marks=pytest.mark.postgres),
+    ]
+)
 def place(request, tmp_path):
     if request.param == "sqlite":
         yield Sqlite(tmp_path / "candled.db")

@@ -24,6 +24,8 @@ from tests.store.contract import LONGER, everything, sums
 from tests.store.faults import FailingStore
 from tests.store.rows import BTC
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 BATCH = 40
 
 

@@ -18,6 +18,8 @@ from tests.servers import Database, shared_postgres
 from tests.store.contract import D1, H1, LONGER, M5, W1, StoreContract, everything, folded, sums
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market
 
+pytestmark = pytest.mark.usefixtures("postgres")
+
 WEEK_MINUTES = 7 * 1440
 DAY_MS = 86_400_000
 WEEK_MS = 7 * DAY_MS

@@ -15,6 +15,8 @@ from tests.servers import NO_TIMESCALE, Database, has_timescale, own_timescale, 
 from tests.store.contract import LONGER, M5, StoreContract, everything, folded, sums
 from tests.store.rows import BTC, MONDAY_MS, minute, new_market
 
+pytestmark = pytest.mark.usefixtures("postgres")
+
 if not has_timescale():
     pytest.skip(NO_TIMESCALE, allow_module_level=True)
 

@@ -21,6 +21,8 @@ from tests.servers import _end_with_parent
 from tests.system.daemon import ROOT, Daemon, free_port
 from tests.system.several import Several
 
+pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
+
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 if NGINX is None:
     pytest.skip("needs nginx: apt-get install --no-install-recommends nginx-light", allow_module_level=True)

@@ -13,6 +13,8 @@ from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Recorded, Row, Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 BTC, ETH, THIN = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT"), Symbol.parse("EWZ/USDT")
 SPEED = 60.0
 LONG = "CANDLED_TEST_LONG" in os.environ

@@ -25,6 +25,8 @@ from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
 from plugins.replay.exchange import read_recording
 from tests.system.daemon import Daemon
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports names that the library websockets calls old
     from binance import AsyncClient, BinanceSocketManager

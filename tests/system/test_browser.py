@@ -4,7 +4,6 @@ import json
 import mimetypes
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,16 +18,12 @@ import pytest
 
 from candled.model import parse_iso_ms
 from tests.system.daemon import Daemon
+from tests.tiers import CHROMIUM, NO_CHROMIUM
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip(
-        "needs Chromium: apt-get install --no-install-recommends chromium fonts-liberation", allow_module_level=True
-    )
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[test]'")
 websockets = pytest.importorskip("websockets.sync.client", reason="needs websockets: pip install -e '.[test]'")
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.usefixtures("browser", "daemon")
 
 SECONDS = float(os.environ.get("CANDLED_TEST_BROWSER_SECONDS", "40"))
 HARNESS = Path(__file__).parent / "browser"
@@ -40,6 +35,8 @@ LOST = "document.getElementById('state').dataset.state === 'lost'"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip(NO_CHROMIUM)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

@@ -32,6 +32,8 @@ from tests.system.daemon import Daemon, free_port
 from tests.system.rig import PLUGINS
 from tests.system.test_bitget_faults import BTC, live, rig
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 REPLAY = {"replay": {"symbols": ["BTC/USDT"]}}
 QUICK = {"backfill": "0s"}
 

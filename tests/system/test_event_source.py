@@ -1,6 +1,5 @@
 """A browser's own EventSource against a daemon that is restarted under it."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,11 @@ from typing import Any
 import pytest
 
 from tests.system.daemon import Daemon
+from tests.tiers import CHROMIUM
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip(
-        "needs Chromium: apt-get install --no-install-recommends chromium fonts-liberation", allow_module_level=True
-    )
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[test]'")
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.usefixtures("browser", "daemon")
 
 LISTEN = """() => {
   window.told = [];

@@ -30,6 +30,8 @@ from tests.fakes.tapes import Recorded, Synthetic
 from tests.system.daemon import ROOT, Daemon
 from tests.system.rig import MONDAY_MORNING_MS
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 SHORT = pytest.mark.timeout(240)
 LONG = [
     pytest.mark.long,

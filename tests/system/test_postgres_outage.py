@@ -19,6 +19,8 @@ from tests.servers import Database, PostgresServer, own_postgres
 from tests.system.loop_watch import LoopWatch
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 
+pytestmark = pytest.mark.usefixtures("postgres")
+
 BTC, ETH = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT")
 MARKETS = [FakeMarket(symbol=BTC, tape=Synthetic(1)), FakeMarket(symbol=ETH, tape=Synthetic(2))]
 LONG = "CANDLED_TEST_LONG" in os.environ

@@ -14,6 +14,8 @@ from tests.redis_servers import RedisServer, own_redis
 from tests.servers import PostgresServer, own_postgres
 from tests.system.daemon import Daemon
 
+pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
+
 
 @pytest.fixture
 def postgres() -> Iterator[PostgresServer]:

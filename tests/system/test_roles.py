@@ -13,6 +13,8 @@ from tests.redis_servers import shared_redis
 from tests.system.daemon import Daemon
 from tests.system.several import Several
 
+pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
+
 SUBSCRIBE = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initialBars": 2}
 
 

@@ -20,6 +20,8 @@ from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, MarketKey, Symbo
 from candled.store.sqlite import SqliteStore
 from tests.system.daemon import Daemon
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 SHORT = pytest.mark.timeout(240)
 LONG = [
     pytest.mark.long,

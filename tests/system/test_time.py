@@ -24,6 +24,8 @@ from tests.rows import minute
 from tests.system.rig import MONDAY_MORNING_MS, PLUGINS, Chart, Rig
 from tests.system.test_bitget_faults import BTC, ETH, SPEED, live, markets
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 HOUR_MS = 3_600_000
 LONG = [
     pytest.mark.long,

@@ -168,6 +168,7 @@ async def test_a_time_range_that_is_none_is_refused(tmp_path):
 # ---------------------------------------------------------------- PostgreSQL
 
 
+@pytest.mark.usefixtures("postgres")
 async def test_a_postgresql_store_is_filled_as_well_and_its_retention_named(tmp_path, capsys):
     with Database(shared_postgres()) as database:
         async with bench(tmp_path) as one:
@@ -204,6 +205,7 @@ async def _start(directory: Path, one, *arguments: str) -> asyncio.subprocess.Pr
     )
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("pages", [3, 14])
 async def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path, pages):
     """The process runs on the real clock, hence on the real budget of five requests a second."""

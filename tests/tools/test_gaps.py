@@ -6,7 +6,7 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.config import Config
@@ -140,7 +140,6 @@ def test_holes_that_were_filled_since_are_no_gaps(tmp_path, capsys):
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
 def test_minutes_and_gaps_together_are_all_minutes_each_once(tmp_path_factory, data):
     one = shop(tmp_path_factory.mktemp("gaps"))
     page = 4 * 7 * 1440  # what is read at once

@@ -11,6 +11,7 @@ def settings(tmp_path, **store):
     return str(path)
 
 
+@pytest.mark.usefixtures("postgres")
 def test_init_db_makes_the_tables_once_and_again(tmp_path, capsys):
     with Database(shared_postgres()) as database:
         config = settings(tmp_path, url=database.url(), init=False)

@@ -26,7 +26,7 @@ NOW_MS = MONDAY_MS + 10**12
 HEADER = "time_ms,open,high,low,close,volume,quote_volume,as_of_ms"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def url(request, tmp_path):
     """The address of a new store; skipped by name where no PostgreSQL server is."""
     if request.param == "sqlite":
@@ -102,6 +102,7 @@ def test_an_export_holds_every_digit_that_was_recorded(url, tmp_path, recording)
     assert [",".join(line.split(",")[:columns]) for line in exported[1:]] == recorded
 
 
+@pytest.mark.usefixtures("postgres")
 def test_from_sqlite_to_postgresql_and_back_nothing_changes(tmp_path):
     here, back = settings(f"sqlite:///{tmp_path / 'here.db'}"), settings(f"sqlite:///{tmp_path / 'back.db'}")
     with Database(shared_postgres()) as database:

@@ -60,7 +60,7 @@ class PostgresTables:
         self._database.rows(statement.replace(" INTERVAL", where).replace("interval_ms", "minutes"))
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def tables(request, tmp_path):
     """A new store's place; skipped by name where no PostgreSQL server is."""
     if request.param == "sqlite":
@@ -284,6 +284,7 @@ def test_what_a_repair_changes_is_in_the_log_of_changes(tables):
     store.close()
 
 
+@pytest.mark.usefixtures("postgres")
 def test_bars_whose_first_minutes_a_database_dropped_are_left_alone(capsys):
     with Database(shared_postgres()) as database:
         tables = PostgresTables(database)

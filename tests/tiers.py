@@ -1,0 +1,55 @@
+"""The needs of tests: a test runs with nothing but Python unless it takes one of the fixtures in `NEEDS`.
+
+Each fixture gives its name as a marker to the tests that take it, so that `-m "not postgres"` selects by need.
+A test that starts a program without any of them fails and names the line to add.
+"""
+
+import shutil
+import sys
+from typing import Any
+
+import pytest
+
+NEEDS = {
+    "postgres": "needs a PostgreSQL server",
+    "redis": "needs a Redis server",
+    "daemon": "runs the whole daemon, or programs: a command, Node, nginx",
+    "browser": "needs Chromium and Playwright",
+}
+NO_CHROMIUM = "needs Chromium: apt-get install --no-install-recommends chromium fonts-liberation"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+_running: pytest.Item | None = None
+
+
+def mark(items: list[pytest.Item]) -> None:
+    """Mark each test with the names of the fixtures in `NEEDS` that it takes."""
+    for item in items:
+        for need in NEEDS:
+            named = any(need in used.args for used in item.iter_markers("usefixtures"))
+            if named or need in getattr(item, "fixturenames", ()):
+                item.add_marker(need)
+
+
+def enter(item: pytest.Item | None) -> None:
+    """Remember the test that runs from now on; None between tests."""
+    global _running
+    _running = item
+
+
+def require(*needs: str) -> None:
+    """Fail the running test unless it has one of these markers."""
+    if _running is None or any(_running.get_closest_marker(need) for need in needs):
+        return
+    name = _running.nodeid
+    raise AssertionError(f"{name} needs {needs[0]}: take that fixture, or pytest.mark.usefixtures({needs[0]!r})")
+
+
+def watch_programs() -> None:
+    """Fail a test that starts a program and takes none of the fixtures, from now until the end of the run."""
+    sys.addaudithook(_on_audit)
+
+
+def _on_audit(event: str, _: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen" and _running is not None:
+        require("daemon", "postgres", "redis", "browser")
