@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests import tiers
 from tests.servers import _end_with_parent, _free_port
 
 REDIS_URL = "CANDLED_TEST_REDIS_URL"
@@ -129,6 +130,7 @@ def find_program() -> Path | None:
 
 def program() -> Path:
     """The program of a server; skips the test where there is none."""
+    tiers.require("redis")
     found = find_program()
     if found is None:
         pytest.skip(NOT_FOUND)
@@ -148,6 +150,7 @@ def own_redis(**settings: str) -> Iterator[RedisServer]:
 
 def shared_redis() -> str:
     """The address of a server that all tests of this run share; each test takes a prefix of its own."""
+    tiers.require("redis")
     return os.environ.get(REDIS_URL) or _shared()
 
 

@@ -27,6 +27,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
+from tests import tiers
+
 POSTGRES_DSN = "CANDLED_TEST_POSTGRES_DSN"
 POSTGRES_BIN = "CANDLED_TEST_POSTGRES_BIN"
 TIMESCALE_DSN = "CANDLED_TEST_TIMESCALE_DSN"
@@ -136,6 +138,7 @@ class PostgresServer:
 
 def own_postgres(**settings: str) -> PostgresServer:
     """A started server that the caller may kill, and has to `remove`; skips the test where no programs are found."""
+    tiers.require("postgres")
     binaries = find_binaries()
     if binaries is None:
         pytest.skip(NOT_FOUND)
@@ -144,6 +147,7 @@ def own_postgres(**settings: str) -> PostgresServer:
 
 def own_timescale(**settings: str) -> PostgresServer:
     """The same of a server that has the timescaledb extension; whether it is loaded, `settings` say."""
+    tiers.require("postgres")
     binaries = find_binaries()
     if binaries is None or not _timescale_is_installed(binaries):
         pytest.skip(NO_TIMESCALE)
@@ -152,6 +156,7 @@ def own_timescale(**settings: str) -> PostgresServer:
 
 def shared_postgres() -> str:
     """The connection string of a server that all tests of this run share; skips the test where there is none."""
+    tiers.require("postgres")
     dsn = os.environ.get(POSTGRES_DSN) or _shared()
     if not dsn:
         pytest.skip(NOT_FOUND)
@@ -160,6 +165,7 @@ def shared_postgres() -> str:
 
 def shared_timescale() -> str:
     """The connection string of a server with the timescaledb extension, which all tests of this run share."""
+    tiers.require("postgres")
     return os.environ.get(TIMESCALE_DSN) or _shared_timescale()
 
 

@@ -15,6 +15,8 @@ from candled.clock import SystemClock
 from tests.bus.rig import BTC, MARKETS, process, until
 from tests.redis_servers import RedisCluster, RedisServer, own_redis, program
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 FILE = Path(__file__).parents[2] / "deploy" / "redis.acl"
 NAMES = Names("", "bitget", 1)
 USERS = ("candled-ingest", "candled-serve", "candled-listen")

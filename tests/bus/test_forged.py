@@ -22,6 +22,8 @@ from candled.model import MINUTE_MS, Candle
 from tests.bus.rig import BTC, MARKETS, Process, new_prefix, process, until
 from tests.redis_servers import own_redis
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 FORGED = 666  # the price
 WELL_WITHIN_S = 5.0
 HUGE = 10**22

@@ -18,6 +18,8 @@ from candled.bus.leases import LeaseState
 from tests.bus.rig import BTC, MARKETS, Process, new_prefix, process, until
 from tests.redis_servers import RedisCluster, RedisServer, own_redis
 
+pytestmark = pytest.mark.usefixtures("redis")
+
 STALE_WITHIN_S = 8.0  # a lease of 3 s that cannot be renewed, and 3 s without a heartbeat
 WELL_WITHIN_S = 8.0
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.clients.market import BTC, ETH, calm, fault, plain, serving, times
-from tests.clients.node import JsClient
+from tests.clients.node import JsClient, arguments
 from tests.clients.scripted import Scripted
 
 ROOT = Path(__file__).parents[2]

@@ -262,7 +262,6 @@ def test_numbers_on_the_wire_are_exact_and_without_exponent(number):
 
 
 @given(st.decimals(min_value=0, max_value=10**15, allow_nan=False, places=None), st.booleans(), st.booleans())
-@settings(max_examples=300, deadline=None)
 def test_strings_are_the_same_digits_in_quotes_and_nothing_else_differs(number, has_quote, final):
     bar = Candle(1729764000000, number, number, number, number, number, number if has_quote else None)
     fields = FINAL | REV | SRC

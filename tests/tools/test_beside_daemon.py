@@ -13,6 +13,8 @@ from candled.store.batch import fold_bars
 from candled.store.sqlite import SqliteStore
 from tests.system.daemon import ROOT, Daemon
 
+pytestmark = pytest.mark.usefixtures("daemon")
+
 MARKET = MarketKey("replay", Symbol("BTC", "USDT"))
 KEPT = [Interval.parse(text) for text in ("3m", "6m", "1D", "1W")]
 SETTINGS = {

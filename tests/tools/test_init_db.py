@@ -37,6 +37,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.usefixtures("postgres")
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
 @pytest.mark.parametrize("init", [True, False])
 def test_no_other_command_makes_tables(tmp_path, monkeypatch, capsys, arguments, init):
@@ -51,6 +52,7 @@ def test_no_other_command_makes_tables(tmp_path, monkeypatch, capsys, arguments,
     assert not (tmp_path / "new.db").exists()
 
 
+@pytest.mark.usefixtures("postgres")
 @pytest.mark.parametrize("scheme", ["sqlite", "postgresql"])
 def test_an_interval_is_dropped_by_name_only(tmp_path, capsys, scheme):
     with Database(shared_postgres()) as database:
