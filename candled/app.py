@@ -140,7 +140,7 @@ class Daemon:
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
             page=self._page_text,
             routes=make_routes(config, source, counter, clock),
-            streams=make_streams(config, source, make_client, publisher.publish, clock),
+            streams=make_streams(config, source, self._bars, make_client, publisher.publish, clock),
             serves=self._serves,
         )
         self._tasks: list[asyncio.Task[None]] = []

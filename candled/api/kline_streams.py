@@ -5,115 +5,126 @@ Source: Binance's spot "WebSocket Streams".
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
 from candled.exchange import Clock
-from candled.model import parse_iso_ms
-from candled.rooms.frames import Frame
+from candled.model import Candle, Interval, MarketKey, decimal_text
+from candled.rooms.frames import Contents, Frame
 from candled.rooms.links import Link, Links, Place
-from candled.rooms.messages import Topic
+from candled.rooms.messages import FINAL, UNPRINTED, Options, Topic
+from candled.rooms.protocol import Subscribe
 from candled.token_bucket import TokenBucket
 
 from .directory import BinanceMarkets, binance_interval
+from .kline_order import KlineOrder
 
 MOST_STREAMS = 1024  # of one connection, as at Binance
+HOLD_S = 2.0  # a new bar waits so long at most for the one before it to be final
 _BARS = 10  # so many may end while a room is told everything afresh, and none of them is left out
+_OPTIONS = Options(FINAL | UNPRINTED, corrections=True, hold_s=HOLD_S)
 _TEXT_ID = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
+_UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
+_SHOWN = 64  # characters of a client's own text that an error repeats
 
 
 class Reader(Protocol):
-    """A client of our own protocol: `candled.serve.client.Client`."""
+    """A client of candled's own protocol: `candled.serve.client.Client`."""
 
-    def received(self, message: str | bytes) -> None: ...
+    def handle(self, request: Subscribe) -> None: ...
     def make_initial(self, topic: Topic) -> Frame | None: ...
-    def fell_behind(self, topic: Topic) -> None: ...
     def closed(self) -> None: ...
 
 
-class _Bar(NamedTuple):
-    """A bar as our messages have it; numbers are texts, exact."""
+class Bars(Protocol):
+    """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
 
-    open_ms: int
-    numbers: tuple[str, ...]  # open, high, low, close, volume, quote volume
-    final: bool
+    def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None: ...
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
+
+
+class Style(NamedTuple):
+    """How a connection wants events printed."""
+
+    combined: bool = False
+    units_per_ms: int = 1  # of times
 
 
 class KlineRoom:
-    """One topic: a member of the hub like any client, whose messages are printed anew for all who want the stream."""
+    """One stream: a member of the hub like any client, whose bars are printed as Binance does for all subscribers."""
 
     places: tuple[Place, ...] = ()
 
     def __init__(
-        self, name: str, topic: Topic, symbol: str, publish: Callable[[Links, Frame], None], clock: Clock
+        self, name: str, topic: Topic, symbol: str, bars: Bars, publish: Callable[[Links, Frame], None], clock: Clock
     ) -> None:
         self.name = name
         self.topic = topic
         self._symbol = symbol
+        self._bars = bars
         self._publish = publish
         self._clock = clock
-        self._groups = {False: Links(), True: Links()}  # raw, combined
-        self._last: _Bar | None = None
+        self._order = KlineOrder()
+        self._groups: dict[Style, Links] = {}
         self._reader: Reader | None = None
 
     def open(self, make_reader: Callable[[Link], Reader]) -> None:
         """Become a member."""
         self._reader = make_reader(self)
-        market, interval = self.topic
-        wanted = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(interval)}
-        message = {"type": "subscribe", **wanted, "initialBars": _BARS, "fields": ["final"]}
-        self._reader.received(json.dumps(message))
+        self._reader.handle(Subscribe(self.topic, _BARS, _OPTIONS))
 
     def end(self) -> None:
-        """Be no member any more."""
+        """Leave the hub."""
         if self._reader is not None:
             reader, self._reader = self._reader, None
             reader.closed()
 
-    # ------------------------------------------------------------ for those who want the stream
+    # ------------------------------------------------------------ for subscribers
 
     @property
-    def wanted(self) -> int:
-        """How many want it."""
+    def subscribers(self) -> int:
+        """How many there are."""
         return sum(links.present for links in self._groups.values())
 
-    def add(self, place: Place, combined: bool) -> None:
-        """Send updates there from now on, beginning with the bar as it is."""
-        frame = self.frame(combined)
-        if frame is not None:
+    def add(self, place: Place, style: Style) -> None:
+        """Send updates there from now on, beginning with the bars as they are."""
+        for frame in self._beginning(style):
             place.link.send(frame)
-        self._groups[combined].add(place)
+        self.join(place, style)
 
-    def drop(self, place: Place, combined: bool) -> None:
+    def join(self, place: Place, style: Style) -> None:
+        """Send updates there from now on."""
+        self._groups.setdefault(style, Links()).add(place)
+
+    def drop(self, place: Place, style: Style) -> None:
         """Send no more."""
-        self._groups[combined].drop(place)
+        self._groups[style].drop(place)
 
-    def frame(self, combined: bool) -> Frame | None:
-        """The newest bar; None before there is one."""
-        return None if self._last is None else self._frame(self._last, combined)
+    def newest(self, style: Style) -> Frame | None:
+        """Return the newest bar as it was sent last; None before there is one."""
+        newest = self._order.newest
+        return None if newest is None else self._frame(newest, self._order.is_closed, style)
 
     # ------------------------------------------------------------ from the hub (Link)
 
     def write(self, frame: bytes) -> int:
-        """Take a message."""
-        message = _read(frame)
-        if message["type"] == "initial":
-            self._catch_up([_bar(one) for one in message["bars"]])
-        elif message["type"] == "update":
-            self._tell(_bar(message["bar"]))
+        """Take the bars of a message."""
+        contents = frame.contents if isinstance(frame, Frame) else None
+        if contents is not None:
+            self._take(contents)
         return len(frame)
 
     send = write
 
-    def reply(self, frame: bytes) -> None:
+    def reply(self, frame: Frame) -> None:
         """Take an answer: that bars cannot be read now is all it could say, and the hub tries again."""
 
     def want(self, topic: Topic) -> None:
-        """Take the `initial` at once."""
+        """Take the bars of an `initial` at once."""
         frame = None if self._reader is None else self._reader.make_initial(topic)
         if frame is not None:
             self.write(frame)
@@ -129,37 +140,63 @@ class KlineRoom:
 
     # ------------------------------------------------------------ inside
 
-    def _catch_up(self, bars: Sequence[_Bar]) -> None:
-        """Tell what is news of the newest bars, in order; what is older cannot be told in a stream."""
-        last = self._last
-        for bar in bars[-1:] if last is None else bars:
-            if last is None or bar.open_ms > last.open_ms or (bar.open_ms == last.open_ms and bar != last):
-                self._tell(bar)
+    def _take(self, contents: Contents) -> None:
+        is_beginning = self._order.newest is None
+        self._close_late()
+        for open_ms, final in contents.bars:
+            bar = self._bars.bar(*self.topic, open_ms)
+            if bar is not None and self._order.take(bar, final=final) and not is_beginning:
+                self._send(bar, final)
+        if is_beginning:
+            for style, links in self._filled():
+                for frame in self._beginning(style):
+                    self._publish(links, frame)
 
-    def _tell(self, bar: _Bar) -> None:
-        self._last = bar
-        for combined, links in self._groups.items():
+    def _close_late(self) -> None:
+        """Send the end of the bars that are final by now and were not when the next one began."""
+        for open_ms in self._order.unclosed:
+            bar = self._bars.bar(*self.topic, open_ms)
+            if bar is not None and self._bars.is_final(*self.topic, bar) and self._order.close(open_ms):
+                self._send(bar, closes=True)
+
+    def _beginning(self, style: Style) -> list[Frame]:
+        """Return what a stream begins with: the bars that are still to be closed, then the newest one."""
+        if self._order.newest is None:
+            return []
+        earlier = [self._bars.bar(*self.topic, open_ms) for open_ms in self._order.unclosed]
+        frames = [self._frame(bar, False, style) for bar in earlier if bar is not None]
+        return [*frames, self._frame(self._order.newest, self._order.is_closed, style)]
+
+    def _send(self, bar: Candle, closes: bool) -> None:
+        for style, links in self._filled():
+            self._publish(links, self._frame(bar, closes, style))
+
+    def _filled(self) -> Iterable[tuple[Style, Links]]:
+        for style, links in self._groups.items():
             links.tidy()
             if links.present:
-                self._publish(links, self._frame(bar, combined))
+                yield style, links
 
-    def _frame(self, bar: _Bar, combined: bool) -> Frame:
-        opened, high, low, close, volume, quote = bar.numbers
+    def _frame(self, bar: Candle, closes: bool, style: Style) -> Frame:
+        units, interval = style.units_per_ms, self.topic.interval
         kline = {
-            "t": bar.open_ms, "T": bar.open_ms + self.topic.interval.ms - 1, "s": self._symbol,
-            "i": binance_interval(self.topic.interval), "f": -1, "L": -1, "o": opened, "c": close, "h": high, "l": low,
-            "v": volume, "n": 0, "x": bar.final, "q": quote, "V": "0", "Q": "0", "B": "0",
+            "t": bar.open_ms * units, "T": (bar.open_ms + interval.ms) * units - 1, "s": self._symbol,
+            "i": binance_interval(interval), "f": -1, "L": -1, "o": decimal_text(bar.open),
+            "c": decimal_text(bar.close), "h": decimal_text(bar.high), "l": decimal_text(bar.low),
+            "v": decimal_text(bar.volume), "n": 0, "x": closes,
+            "q": "0" if bar.quote_volume is None else decimal_text(bar.quote_volume), "V": "0", "Q": "0", "B": "0",
         }  # fmt: skip
-        event: dict[str, Any] = {"e": "kline", "E": self._clock.now_ms(), "s": self._symbol, "k": kline}
-        return Frame.of(msgspec.json.encode(_wrapped(self.name, event, combined)), self.topic, bar.open_ms)
+        event: dict[str, Any] = {"e": "kline", "E": self._clock.now_ms() * units, "s": self._symbol, "k": kline}
+        return Frame.of(msgspec.json.encode(_wrapped(self.name, event, style)), self.topic, bar.open_ms)
 
 
 class KlineStreams:
-    """The rooms that somebody wants, by their streams' names, and the clients that want them."""
+    """The rooms that have subscribers, by their streams' names, and the clients."""
 
     def __init__(
         self,
         markets: BinanceMarkets,
+        bars: Bars,
         make_reader: Callable[[Link], Reader],
         publish: Callable[[Links, Frame], None],
         clock: Clock,
@@ -170,41 +207,50 @@ class KlineStreams:
             for symbol, market in markets.markets.items()
             for name, interval in markets.intervals.items()
         }
+        self._bars = bars
         self._make_reader = make_reader
         self._publish = publish
         self._rooms: dict[str, KlineRoom] = {}
         self.clock = clock
         self.messages_per_s = messages_per_s
 
-    def make_client(self, link: Link, uri: str) -> "KlineClient":
-        """The client of a connection to `/ws/<stream>` or `/stream?streams=<stream>/<stream>`."""
-        parts = urlsplit(uri)
-        combined = not re.search(r"/ws(/|$)", parts.path)
-        asked = (
-            parse_qs(parts.query).get("streams", [""])[-1] if combined else unquote(parts.path.rpartition("/ws/")[2])
-        )
-        client = KlineClient(link, self, combined)
-        client.begin([name for name in asked.split("/") if "@" in name])
+    def make_raw(self, link: Link, uri: str) -> "KlineClient":
+        """Make the client of a connection to `/ws/<stream>/<stream>`, which gets bare events."""
+        names = urlsplit(uri).path.rpartition("/ws/")[2]
+        return self._make_client(link, uri, unquote(names), combined=False)
+
+    def make_combined(self, link: Link, uri: str) -> "KlineClient":
+        """Make the client of a connection to `/stream?streams=<stream>/<stream>`, whose events name their stream."""
+        names = parse_qs(urlsplit(uri).query).get("streams", [""])[-1]
+        return self._make_client(link, uri, names, combined=True)
+
+    def _make_client(self, link: Link, uri: str, names: str, *, combined: bool) -> "KlineClient":
+        unit = parse_qs(urlsplit(uri).query).get("timeUnit", ["MILLISECOND"])[-1].upper()
+        client = KlineClient(link, self, Style(combined, _UNITS.get(unit, 1)))
+        if unit not in _UNITS:
+            client.refuse(_Invalid(2, f"Invalid request: timeUnit must be one of {', '.join(_UNITS)}"))
+        else:
+            client.begin([name for name in names.split("/") if "@" in name])
         return client
 
     def knows(self, name: str) -> bool:
         """Whether there is such a stream."""
         return name in self._topics
 
-    def enter(self, name: str, place: Place, combined: bool) -> KlineRoom:
-        """Send a stream to a place, which begins with the bar as it is."""
+    def enter(self, name: str, place: Place, style: Style) -> KlineRoom:
+        """Send a stream to a place, beginning with the bars as they are."""
         room = self._rooms.get(name)
         if room is None:
             topic, symbol = self._topics[name]
-            room = self._rooms[name] = KlineRoom(name, topic, symbol, self._publish, self.clock)
+            room = self._rooms[name] = KlineRoom(name, topic, symbol, self._bars, self._publish, self.clock)
             room.open(self._make_reader)
-        room.add(place, combined)
+        room.add(place, style)
         return room
 
-    def leave(self, room: KlineRoom, place: Place, combined: bool) -> None:
-        """Send it there no more; a room that nobody wants is closed."""
-        room.drop(place, combined)
-        if not room.wanted:
+    def leave(self, room: KlineRoom, place: Place, style: Style) -> None:
+        """Send it there no more; a room without subscribers is closed."""
+        room.drop(place, style)
+        if not room.subscribers:
             del self._rooms[room.name]
             room.end()
 
@@ -212,22 +258,26 @@ class KlineStreams:
 class KlineClient:
     """One connection that speaks Binance."""
 
-    __slots__ = ("_budget", "_combined", "_link", "_rooms", "_streams")
+    __slots__ = ("_budget", "_link", "_rooms", "_streams", "_style")
 
-    def __init__(self, link: Link, streams: KlineStreams, combined: bool) -> None:
+    def __init__(self, link: Link, streams: KlineStreams, style: Style) -> None:
         self._link = link
         self._streams = streams
-        self._combined = combined
+        self._style = style
         self._rooms: dict[str, tuple[KlineRoom, Place]] = {}
         rate = streams.messages_per_s
         self._budget = TokenBucket(rate, 2 * rate) if rate else None
 
     def begin(self, names: Sequence[str]) -> None:
-        """Subscribe what the address names."""
+        """Subscribe to what the address names."""
         try:
             self._enter(self._new(names))
         except _Invalid as error:
-            self._reply({"code": error.code, "msg": str(error)})
+            self.refuse(error)
+
+    def refuse(self, error: "_Invalid", request_id: Any = None) -> None:
+        """Answer a request that is wrong, in the shape that Binance's clients look for."""
+        self._reply({"error": {"code": error.code, "msg": str(error)}, "id": request_id})
 
     # ------------------------------------------------------------ from the link
 
@@ -247,14 +297,13 @@ class KlineClient:
             self._reply({"result": result, "id": request_id})
             self._enter(new)
         except _Invalid as error:
-            told = {} if error.code == 3 else {"id": request_id}
-            self._reply({"code": error.code, "msg": str(error), **told})
+            self.refuse(error, request_id)
 
     def make_initial(self, topic: Topic) -> Frame | None:
         """The newest bar of a topic, for a client that read too slowly to get each."""
         for room, _ in self._rooms.values():
             if room.topic == topic:
-                return room.frame(self._combined)
+                return room.newest(self._style)
         return None
 
     def fell_behind(self, topic: Topic) -> None:
@@ -263,8 +312,8 @@ class KlineClient:
 
     def goodbye(self, reconnect_after_ms: int) -> None:
         """The server is about to close the connection."""
-        event = {"e": "serverShutdown", "E": self._streams.clock.now_ms()}
-        self._link.reply(Frame.of(msgspec.json.encode(_wrapped("!serverShutdown", event, self._combined))))
+        event = {"e": "serverShutdown", "E": self._streams.clock.now_ms() * self._style.units_per_ms}
+        self._link.reply(Frame.of(msgspec.json.encode(_wrapped("!serverShutdown", event, self._style))))
 
     def closed(self) -> None:
         """The socket is gone."""
@@ -282,7 +331,7 @@ class KlineClient:
         if not isinstance(params, list) or not params:
             raise _Invalid(2, "Invalid request: params must be a list that is not empty")
         if method.endswith("PROPERTY"):
-            return self._property(method, params)
+            return self._property(method, params), ()
         if not all(isinstance(name, str) for name in params):
             raise _Invalid(2, "Invalid request: params must be names of streams")
         if method == "SUBSCRIBE":
@@ -295,7 +344,7 @@ class KlineClient:
         new = [name for name in dict.fromkeys(names) if name not in self._rooms]
         for name in new:
             if not self._streams.knows(name):
-                raise _Invalid(2, f"Invalid request: unknown stream {name[:64]}")
+                raise _Invalid(2, f"Invalid request: unknown stream {_shown(name)}")
         if len(self._rooms) + len(new) > MOST_STREAMS:
             raise _Invalid(2, f"Invalid request: at most {MOST_STREAMS} streams per connection")
         return new
@@ -303,7 +352,7 @@ class KlineClient:
     def _enter(self, names: Sequence[str]) -> None:
         for name in names:
             place = Place(self._link)
-            self._rooms[name] = self._streams.enter(name, place, self._combined), place
+            self._rooms[name] = self._streams.enter(name, place, self._style), place
         self._link.gather(len(self._rooms) > 1)
 
     def _leave(self, names: Sequence[str]) -> None:
@@ -311,20 +360,22 @@ class KlineClient:
             room, place = self._rooms.pop(name, (None, None))
             if room is not None and place is not None:
                 self._link.forget(room.topic)
-                self._streams.leave(room, place, self._combined)
+                self._streams.leave(room, place, self._style)
         self._link.gather(len(self._rooms) > 1)
 
-    def _property(self, method: str, params: list[Any]) -> tuple[bool | None, Sequence[str]]:
+    def _property(self, method: str, params: list[Any]) -> bool | None:
         if params[0] != "combined":
             raise _Invalid(0, "Unknown property")
         if method == "GET_PROPERTY":
-            return self._combined, ()
+            return self._style.combined
         if len(params) != 2 or not isinstance(params[1], bool):
             raise _Invalid(1, "Invalid value type: expected Boolean")
-        names = list(self._rooms)
-        self._leave(names)
-        self._combined = params[1]
-        return None, names
+        style = self._style._replace(combined=params[1])
+        for room, place in self._rooms.values():
+            room.drop(place, self._style)
+            room.join(place, style)
+        self._style = style
+        return None
 
     def _reply(self, body: dict[str, Any]) -> None:
         self._link.reply(Frame.of(msgspec.json.encode(body)))
@@ -355,15 +406,10 @@ def _is_id(given: Any) -> bool:
     return given is None or (type(given) is int and -(2**63) <= given < 2**63)
 
 
-def _wrapped(stream: str, event: dict[str, Any], combined: bool) -> dict[str, Any]:
-    return {"stream": stream, "data": event} if combined else event
+def _wrapped(stream: str, event: dict[str, Any], style: Style) -> dict[str, Any]:
+    return {"stream": stream, "data": event} if style.combined else event
 
 
-def _read(frame: bytes) -> Any:
-    payload = frame.payload if isinstance(frame, Frame) else frame
-    return json.loads(payload, parse_float=str, parse_int=str)
-
-
-def _bar(told: dict[str, Any]) -> _Bar:
-    numbers = [told[name] for name in ("open", "high", "low", "close", "volume")]
-    return _Bar(parse_iso_ms(told["time"]), (*numbers, told.get("quoteVolume", "0")), bool(told["final"]))
+def _shown(text: str) -> str:
+    """A piece of a client's own text for an error; a lone surrogate, which UTF-8 cannot carry, is replaced."""
+    return text[:_SHOWN].encode("utf-8", "replace").decode()

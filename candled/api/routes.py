@@ -14,7 +14,7 @@ from candled.serve.rate_limit import Counter, RateLimit
 from . import klines, operations, rest, udf
 from .directory import BinanceMarkets, joined
 from .handler import Gate, Nothing
-from .kline_streams import KlineClient, KlineStreams, Reader
+from .kline_streams import Bars, KlineClient, KlineStreams, Reader
 from .rest import Source
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def _klines(source: Source, settings: KlinesSettings, shared: dict[str, Any]) ->
 def make_streams(
     config: Config,
     source: Source,
+    bars: Bars,
     make_reader: Callable[[Link], Reader],
     publish: Callable[[Links, Frame], None],
     clock: Clock,
@@ -105,10 +106,7 @@ def make_streams(
     if not settings.enabled:
         return []
     markets = BinanceMarkets(source.directory, settings.exchange or source.directory.default)
-    streams = KlineStreams(markets, make_reader, publish, clock, config.server.max_messages_per_second)
-    paths = [
-        rf"{settings.prefix}/ws/.+",
-        rf"{settings.prefix}/stream",
-        *([f"{settings.prefix}/ws/?"] if settings.prefix else []),
-    ]
-    return [(path, streams.make_client) for path in paths]
+    streams = KlineStreams(markets, bars, make_reader, publish, clock, config.server.max_messages_per_second)
+    bare = [f"{settings.prefix}/ws"] if settings.prefix else ["/", "/ws"]  # candled's own as well
+    raw = [*bare, rf"{settings.prefix}/ws/.*"]
+    return [*((path, streams.make_raw) for path in raw), (rf"{settings.prefix}/stream", streams.make_combined)]

@@ -1,12 +1,25 @@
 """A message as it leaves the server: one complete WebSocket frame, made once however many clients get it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
-    from .protocol import Topic
+    from candled.bus import Position
+
+    from .messages import Topic
 
 _TEXT = 0x81  # FIN and opcode 1 (RFC 6455, section 5.2)
+
+
+class Contents(NamedTuple):
+    """The bars of a message and its place in the feed, for readers in this process."""
+
+    #: When bars open, oldest first, and whether each was sent as final. Final ones before the last may be absent.
+    bars: tuple[tuple[int, bool], ...]
+    #: The room has received every change up to here. None where nobody asked for it.
+    position: "Position | None" = None
+    #: Whether the bars replace everything that was sent before.
+    replaces: bool = False
 
 
 class Frame(bytes):
@@ -20,6 +33,8 @@ class Frame(bytes):
     topic: "Topic | None" = None
     open_ms = 0
     corrects = False
+    contents: Contents | None = None
+    refusal = ""  # the text of an error message
 
     @classmethod
     def of(cls, text: str | bytes, topic: "Topic | None" = None, open_ms: int = 0) -> Self:

@@ -14,7 +14,7 @@ from candled.model import Candle, FeedState, Interval, MarketKey, RangeSet
 from .frames import Frame
 from .links import Link, Links
 from .messages import Options, Topic
-from .pace import HOLD_S, MIN_GAP_S
+from .pace import MIN_GAP_S
 from .protocol import Protocol as Codec
 from .room import Lane, Member, Membership, Room
 from .statuses import Statuses
@@ -94,7 +94,7 @@ class Hub:
         if lane.members:
             return
         lane.scheduled_at = None
-        del room.lanes[lane.mode, lane.revisions]
+        del room.lanes[lane.key]
         if not room.lanes:
             rooms = self._rooms[room.topic.market]
             del rooms[room.topic.interval.ms]
@@ -325,7 +325,7 @@ class Hub:
             lane.pace.start(newest, now, final=lane.mode == "closed")
             return
         held_s = (self._clock.now_ms() - newest.open_ms) / 1000
-        previous = self._bars.bar(*topic, times[0]) if len(times) > 1 and held_s < HOLD_S else None
+        previous = self._bars.bar(*topic, times[0]) if len(times) > 1 and held_s < lane.hold_s else None
         if previous is None or self._bars.is_final(*topic, previous):
             lane.pace.start(newest, now, final=self._bars.is_final(*topic, newest))
             return

@@ -5,11 +5,14 @@ from typing import NamedTuple
 
 import msgspec
 
+from candled.bus import Position
 from candled.model import Candle, FeedState, Interval, MarketKey, decimal_text, iso_ms
 
+from .pace import HOLD_S
+
 # How bars are printed, added up to one number: what `fields` may ask for beside the documented keys, and
-# whether numbers are JSON strings.
-FINAL, SEQ, REV, SRC, STRINGS = 1, 2, 4, 8, 16
+# whether numbers are JSON strings. `UNPRINTED` are frames without a text, for members that read their `contents`.
+FINAL, SEQ, REV, SRC, STRINGS, UNPRINTED = 1, 2, 4, 8, 16, 32
 FIELDS = {"final": FINAL, "seq": SEQ, "rev": REV, "src": SRC}
 NUMBERS = {"number": 0, "string": STRINGS}
 
@@ -31,6 +34,7 @@ class Options(NamedTuple):
     fields: int = 0  # how they are printed
     closed: bool = False  # final bars only
     corrections: bool = False
+    hold_s: float = HOLD_S  # with `FINAL`: how long a new bar waits for the old one to be final
 
 
 PLAIN = Options()
@@ -88,9 +92,9 @@ def _asked(bar: Candle, fields: int, final: bool) -> str:
     return told
 
 
-def position_text(epoch: str, seq: int) -> str:
-    """The keys that say up to where in the feed a message tells everything."""
-    return f',"epoch":{_quoted(epoch)},"seq":{seq}'
+def position_text(position: Position | None) -> str:
+    """Print the keys of a position in the feed; nothing where it is not known."""
+    return "" if position is None else f',"epoch":{_quoted(position.epoch)},"seq":{position.seq}'
 
 
 def update(head: str, bar: str, position: str = "") -> str:

@@ -4,7 +4,7 @@ from candled.model import Candle
 
 MIN_GAP_S = 1.0
 RESYNC_GAP_S = 5.0
-HOLD_S = 30.0  # how long a new bar waits at most for the old one to be final, where that was asked for
+HOLD_S = 30.0  # how long a new bar waits at most for the old one to be final, where nothing else was asked for
 MOST_BEHIND = 5  # bars waiting for their turn before a fresh `initial` is the faster way
 
 
@@ -15,13 +15,13 @@ class Pace:
     the last one sent cannot be an update any more; only a correction or a fresh `initial` can show it. That is so for
     the last one itself as soon as it was sent as final, so that this is said once.
 
-    With `holds`, a bar waits until the one before it was sent as final, but no longer than `HOLD_S`. With
+    With `hold_s`, a bar waits until the one before it was sent as final, but no longer than that. With
     `revisions`, a bar with the same values but another `rev` has changed as well.
     """
 
     __slots__ = (
         "_busy",
-        "_holds",
+        "_hold_s",
         "_next_at",
         "_resync",
         "_resynced_at",
@@ -32,11 +32,11 @@ class Pace:
         "sent_final",
     )
 
-    def __init__(self, *, holds: bool = False, revisions: bool = False) -> None:
+    def __init__(self, *, hold_s: float = 0.0, revisions: bool = False) -> None:
         self.sent: Candle | None = None
         self.sent_final = False
         self.passed_over: int | None = None  # the bar that `take` left behind although it was not final yet
-        self._holds = holds
+        self._hold_s = hold_s
         self._revisions = revisions
         self._slots: dict[int, tuple[Candle, bool, float]] = {}  # with the time since when one waits
         self._next_at = 0.0
@@ -80,7 +80,7 @@ class Pace:
     def take_at_once(self, bar: Candle, now: float) -> bool:
         """What `offer` and `take` come to for a bar that is not final while nothing waits; False if more is to be done.
 
-        Not for a pace with `holds` or `revisions`.
+        Not for a pace with `hold_s` or `revisions`.
         """
         if now < self._next_at or self._slots or not self._is_plain_news(bar):
             return False
@@ -93,7 +93,7 @@ class Pace:
     def hold(self, bar: Candle, now: float, spread_s: float) -> bool:
         """What `offer` comes to for a bar that is not final while no other waits, within the second after an update.
 
-        False if more is to be done. Not for a pace with `holds` or `revisions`.
+        False if more is to be done. Not for a pace with `hold_s` or `revisions`.
         """
         if now >= self._next_at or not self._is_plain_news(bar):
             return False
@@ -176,9 +176,9 @@ class Pace:
 
     def _held_until(self, open_ms: int) -> float:
         """Until when a bar may not go out because the one before it is not final; 0.0 where nothing holds it."""
-        if not self._holds or self.sent_final or self.sent is None or open_ms <= self.sent.open_ms:
+        if not self._hold_s or self.sent_final or self.sent is None or open_ms <= self.sent.open_ms:
             return 0.0
-        return self._slots[open_ms][2] + HOLD_S
+        return self._slots[open_ms][2] + self._hold_s
 
     def _wait_apart(self, now: float, spread_s: float) -> None:
         if now >= self._next_at:

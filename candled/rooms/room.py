@@ -77,8 +77,8 @@ class Membership(Place):
 class Lane:
     """Members of a room that are told the same bars at the same time, in groups with the same options.
 
-    `live`: each change; `final`: each change, the next bar after the last one's end; `closed`: final bars only.
-    With `revisions` a bar counts as changed also when only its `rev` did.
+    `live`: each change; `final`: each change, the next bar after the last one's end, or `hold_s` after it opened;
+    `closed`: final bars only. With `revisions` a bar counts as changed also when only its `rev` did.
     """
 
     __slots__ = (
@@ -88,11 +88,12 @@ class Lane:
         "corrections",
         "early",
         "groups",
+        "hold_s",
+        "key",
         "last_texts",
         "members",
         "mode",
         "pace",
-        "revisions",
         "room",
         "said",
         "scheduled_at",
@@ -101,12 +102,13 @@ class Lane:
         "unsaid",
     )
 
-    def __init__(self, room: "Room", mode: Mode, revisions: bool) -> None:
+    def __init__(self, room: "Room", mode: Mode, revisions: bool, hold_s: float) -> None:
         self.room = room
+        self.key = mode, revisions, hold_s  # in the room
         self.mode = mode
-        self.revisions = revisions
+        self.hold_s = hold_s
         self._is_plain = mode == "live" and not revisions
-        self.pace = Pace(holds=mode == "final", revisions=revisions)
+        self.pace = Pace(hold_s=hold_s, revisions=revisions)
         self.groups: dict[Options, Links] = {}
         self.members = 0
         self.told = 0  # members that have had their `initial`
@@ -241,7 +243,7 @@ class Room:
         self.name = name
         self.head = head
         self.phase = zlib.crc32(name.encode()) / 2**32
-        self.lanes: dict[tuple[Mode, bool], Lane] = {}
+        self.lanes: dict[tuple[Mode, bool, float], Lane] = {}
         self.version = 0  # changes whenever a bar does
         self.last_broadcast_ms = 0
         self.read_ms = -1  # a bar that begins later is among no texts that were kept for an `initial`
@@ -254,7 +256,7 @@ class Room:
     def lane(self, options: Options) -> Lane:
         """The lane for members with these options."""
         mode: Mode = "closed" if options.closed else "final" if options.fields & FINAL else "live"
-        key = (mode, bool(options.fields & REV))
+        key = (mode, bool(options.fields & REV), options.hold_s if mode == "final" else 0.0)
         lane = self.lanes.get(key)
         if lane is None:
             lane = self.lanes[key] = Lane(self, *key)

@@ -9,8 +9,8 @@ from candled.bus import Position
 from candled.model import Candle, FeedState, MarketKey, RangeSet
 
 from . import messages
-from .frames import Frame
-from .messages import FINAL, SEQ, bar_text
+from .frames import Contents, Frame
+from .messages import FINAL, SEQ, UNPRINTED, bar_text, position_text
 from .room import Lane, Membership
 from .texts import Bars as KeptBars
 from .texts import Form, Texts
@@ -27,13 +27,17 @@ class Bars(KeptBars, Protocol):
 
 
 class Shown(NamedTuple):
-    """What an `initial` shows: when the first and the last bar begin, how many there are, and which are not final."""
+    """What an `initial` shows: when the first and the last bar begin, how many there are, and which are not final.
+
+    `open` are bars before the last that are not final, `final` is about the last.
+    """
 
     frame: Frame
     first_ms: int | None
     last_ms: int | None
     bars: int
     open: tuple[int, ...] = ()
+    final: bool = False
 
 
 class Telling:
@@ -66,17 +70,27 @@ class Telling:
 
     def update(self, lane: Lane, bar: Candle, fields: int, *, final: bool) -> Frame:
         """The `update` with the bar that the lane's pace has just taken."""
+        if fields & UNPRINTED:
+            return _unprinted(lane, Contents(((bar.open_ms, final),)), bar.open_ms)
         text = bar_text(bar, fields, final=final)
         lane.last_texts[fields] = bar, final, text
-        position = self._position(lane) if fields & SEQ else ""
-        return Frame.of(messages.update(lane.room.head, text, position), lane.room.topic, bar.open_ms)
+        position = self._position(lane) if fields & SEQ else None
+        frame = Frame.of(messages.update(lane.room.head, text, position_text(position)), lane.room.topic, bar.open_ms)
+        if fields & SEQ:
+            frame.contents = Contents(((bar.open_ms, final),), position)
+        return frame
 
     def correction(self, lane: Lane, bar: Candle, fields: int) -> Frame:
         """The `correction` with an older bar."""
-        text = bar_text(bar, fields, final=bool(fields & FINAL) and self.is_final(lane, bar))
-        position = self._position(lane) if fields & SEQ else ""
-        frame = Frame.of(messages.correction(lane.room.head, text, position), lane.room.topic, bar.open_ms)
+        final = bool(fields & FINAL) and self.is_final(lane, bar)
+        if fields & UNPRINTED:
+            return _unprinted(lane, Contents(((bar.open_ms, final),)), bar.open_ms)
+        position = self._position(lane) if fields & SEQ else None
+        text = messages.correction(lane.room.head, bar_text(bar, fields, final=final), position_text(position))
+        frame = Frame.of(text, lane.room.topic, bar.open_ms)
         frame.corrects = True
+        if fields & SEQ:
+            frame.contents = Contents(((bar.open_ms, final),), position)
         return frame
 
     def is_final(self, lane: Lane, bar: Candle) -> bool:
@@ -89,8 +103,10 @@ class Telling:
     def initial(self, membership: Membership) -> Shown:
         """The `initial` of a member as of now. One that could not be resumed is told so."""
         lane, options, count = membership.lane, membership.options, membership.bars
+        if options.fields & UNPRINTED:
+            return self._unprinted_initial(lane, count)
         topic, recovers = lane.room.topic, membership.resume is not None
-        position = self._position(lane) if options.fields & SEQ or recovers else ""
+        position = self._position(lane) if options.fields & SEQ or recovers else None
         form = self._texts.form(topic, options.fields, options.closed)
         sent = None if lane.mode == "live" else lane.pace.sent
         state = (
@@ -103,8 +119,10 @@ class Telling:
         lane.room.read_ms = max(lane.room.read_ms, form.last_ms)
         shown: Shown | None = form.kept((count, recovers), state)
         if shown is None:
-            told = f',"recovered":false{position}' if recovers else position
-            shown = self._make_initial(lane, form, count, told)
+            told = ',"recovered":false' if recovers else ""
+            shown = self._make_initial(lane, form, count, f"{told}{position_text(position)}")
+            if position is not None:
+                shown.frame.contents = _contents(shown, () if options.closed else shown.open, position)
             if lane.members > 1:
                 form.keep((count, recovers), state, shown)
             self._texts.used(form)
@@ -120,7 +138,7 @@ class Telling:
         """
         lane, options, count = membership.lane, membership.options, membership.bars
         topic, resume = lane.room.topic, membership.resume
-        resumed_from = None if resume is None else Position(resume.epoch, resume.seq)
+        position = self._position(lane, None if resume is None else Position(resume.epoch, resume.seq))
         form = self._texts.form(topic, options.fields, options.closed)
         since_ms, last_ms = self._read(lane, form, max(1, count))
         told = {bar.open_ms: bar for bar in changed}
@@ -135,7 +153,10 @@ class Telling:
             return None
         texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
         still_open = {at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)}
-        frame = Frame.of(messages.resumed(lane.room.head, texts, self._position(lane, resumed_from)), topic)
+        frame = Frame.of(messages.resumed(lane.room.head, texts, position_text(position)), topic)
+        frame.contents = Contents(
+            tuple((at, lane.mode != "live" and at not in still_open) for at in sorted(told)), position
+        )
         self._texts.used(form)
         if last_ms is None or not count:
             return Shown(frame, None, last_ms, 0)
@@ -152,12 +173,25 @@ class Telling:
         last = None if last_ms is None else self._bars.bar(*topic, last_ms)
         if last is None or not count:
             return Shown(Frame.of_parts(messages.initial(head, (), told), topic), None, last_ms, 0)
-        text = self._last_text(lane, last, lane.mode != "live" and self.is_final(lane, last), form.fields)
+        final = lane.mode != "live" and self.is_final(lane, last)
+        text = self._last_text(lane, last, final, form.fields)
         first_ms, held, texts = form.newest(count - 1, since_ms, last.open_ms)
         with texts:
             frame = Frame.of_parts(messages.initial(head, (texts, text.encode()), told), topic)
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
-        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open)
+        return Shown(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open, final)
+
+    def _unprinted_initial(self, lane: Lane, count: int) -> Shown:
+        topic, sent = lane.room.topic, lane.pace.sent
+        times = self._bars.times(*topic, count + _NEWER)
+        stop = 0 if sent is None else bisect_right(times, sent.open_ms)
+        bars = [self._bars.bar(*topic, open_ms) for open_ms in times[:stop][-count:]]
+        states = tuple((bar.open_ms, self.is_final(lane, bar)) for bar in bars if bar is not None)
+        frame = _unprinted(lane, Contents(states, replaces=True))
+        if not states:
+            return Shown(frame, None, None, 0)
+        still_open = tuple(open_ms for open_ms, final in states[:-1] if not final)
+        return Shown(frame, states[0][0], states[-1][0], len(states), still_open, states[-1][1])
 
     def _bars_in(self, lane: Lane, spans: RangeSet, last_ms: int) -> dict[int, Candle]:
         """The newest bars that have a part in one of `spans`, up to the one that begins at `last_ms`."""
@@ -204,7 +238,7 @@ class Telling:
             text = bar_text(bar, form.fields, final=lane.mode != "live" and self.is_final(lane, bar)).encode()
         return text
 
-    def _position(self, lane: Lane, known: Position | None = None) -> str:
+    def _position(self, lane: Lane, known: Position | None = None) -> Position | None:
         """Up to where in the feed everything was told: to here, unless something waits.
 
         Who comes to a lane that has never told everything knows as much as before, `known`, or nothing of the feed.
@@ -214,4 +248,18 @@ class Telling:
             position = lane.said or position._replace(seq=0)
             if known is not None and known.epoch == position.epoch:
                 position = max(position, known)
-        return "" if position is None else messages.position_text(*position)
+        return position
+
+
+def _unprinted(lane: Lane, contents: Contents, open_ms: int = 0) -> Frame:
+    frame = Frame()
+    frame.topic, frame.open_ms, frame.contents = lane.room.topic, open_ms, contents
+    return frame
+
+
+def _contents(shown: Shown, still_open: Sequence[int], position: Position) -> Contents:
+    """Return the contents of an `initial`, without the final bars before its last one."""
+    if shown.first_ms is None or shown.last_ms is None:
+        return Contents((), position, replaces=True)
+    earlier = [(open_ms, False) for open_ms in still_open if open_ms >= shown.first_ms]
+    return Contents((*earlier, (shown.last_ms, shown.final)), position, replaces=True)

@@ -102,9 +102,36 @@ class Client:
         """Handle one message; every mistake is answered and the socket stays open."""
         try:
             self._spend(message)
-            self._handle(self._codec.decode(message))
+            self.handle(self._codec.decode(message))
         except RequestError as error:
             self._refuse(error)
+
+    def handle(self, request: Request) -> None:
+        """Handle a request that was read already.
+
+        Raises:
+            RequestError: a limit forbids it.
+        """
+        if request.id is not None:
+            self._is_extended = True
+        if isinstance(request, Subscribe):
+            self._subscribe(request)
+        elif isinstance(request, SubscribeMany):
+            self._is_extended = True
+            for one in request.wanted:
+                self._subscribe_one(one)
+        elif isinstance(request, Ping):
+            self._reply(messages.pong(request.id))
+        elif isinstance(request, ListSubscriptions):
+            self._is_extended = True
+            self._reply(messages.listing(map(self._codec.head, self._memberships), request.id))
+        elif isinstance(request, GetHistory):
+            self._page(request)
+        else:
+            existed = self._unsubscribe(request.topic)
+            if request.id is not None:
+                head = self._codec.head(request.topic)
+                self._reply(messages.unsubscribed(head, request.id, existed=existed))
 
     def make_initial(self, topic: Topic) -> Frame | None:
         """The socket can take the `initial` that was wanted of it, or a page of history."""
@@ -172,28 +199,6 @@ class Client:
             error = RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
             error.request_id = self._codec.name_of(message)
             raise error
-
-    def _handle(self, request: Request) -> None:
-        if request.id is not None:
-            self._is_extended = True
-        if isinstance(request, Subscribe):
-            self._subscribe(request)
-        elif isinstance(request, SubscribeMany):
-            self._is_extended = True
-            for one in request.wanted:
-                self._subscribe_one(one)
-        elif isinstance(request, Ping):
-            self._reply(messages.pong(request.id))
-        elif isinstance(request, ListSubscriptions):
-            self._is_extended = True
-            self._reply(messages.listing(map(self._codec.head, self._memberships), request.id))
-        elif isinstance(request, GetHistory):
-            self._page(request)
-        else:
-            existed = self._unsubscribe(request.topic)
-            if request.id is not None:
-                head = self._codec.head(request.topic)
-                self._reply(messages.unsubscribed(head, request.id, existed=existed))
 
     def _subscribe_one(self, one: Subscribe | RequestError) -> None:
         """One of several: what is wrong with it does not concern the others."""
@@ -313,7 +318,10 @@ class Client:
     def _refuse(self, error: RequestError) -> None:
         if error.request_id is not None:
             self._is_extended = True
-        self._reply(messages.error(str(error), error.request_id, code=error.code, temporary=error.temporary))
+        text = messages.error(str(error), error.request_id, code=error.code, temporary=error.temporary)
+        frame = Frame.of(text)
+        frame.refusal = str(error)
+        self._link.reply(frame)
 
     def _reply(self, text: str) -> None:
         self._link.reply(Frame.of(text))

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from tornado.websocket import WebSocketClosedError
 
-from candled.model import parse_iso_ms
+from candled.rooms.frames import Contents, Frame
 
 from .handlers import Site, Visitor
 from .tornado_link import TornadoLink
@@ -16,22 +16,6 @@ _RETRY_MS = 2000  # after which a browser connects again
 _ALIVE_S = 15.0  # proxies end a connection on which nothing comes
 _FIELDS = ("final", "seq")
 _FLAGS = {"true": True, "false": False}
-
-
-class _Bar(msgspec.Struct):
-    time: str
-    final: bool = True
-
-
-class _Message(msgspec.Struct):
-    """What of a message says how far a client was told."""
-
-    type: str
-    bars: list[_Bar] = []
-    bar: _Bar | None = None
-    epoch: str | None = None
-    seq: int = 0
-    message: str = ""
 
 
 class Progress:
@@ -44,18 +28,20 @@ class Progress:
         self._open: set[int] = set()
         self._newest_ms: int | None = None
 
-    def id_after(self, message: _Message) -> str | None:
-        """The id that belongs to a message; None if it tells nothing of the feed."""
-        if message.type == "initial":
+    def id_after(self, contents: Contents | None) -> str | None:
+        """Return the id that belongs to a message; None if it has no place in the feed."""
+        if contents is None:
+            return None
+        if contents.replaces:
             self._open.clear()
             self._newest_ms = None
-        for bar in (*message.bars, *(() if message.bar is None else (message.bar,))):
-            open_ms = parse_iso_ms(bar.time)
+        for open_ms, final in contents.bars:
             self._newest_ms = max(open_ms, self._newest_ms or 0)
-            (self._open.discard if bar.final else self._open.add)(open_ms)
-        if message.epoch is None or self._newest_ms is None:
+            (self._open.discard if final else self._open.add)(open_ms)
+        if contents.position is None or self._newest_ms is None:
             return None
-        return f"{message.epoch}:{message.seq}:{min(self._open, default=self._newest_ms)}"
+        epoch, seq = contents.position
+        return f"{epoch}:{seq}:{min(self._open, default=self._newest_ms)}"
 
 
 def resume_of(event_id: str) -> dict[str, Any] | None:
@@ -75,7 +61,6 @@ class EventsHandler(Visitor):
     def initialize(self, site: Site) -> None:
         super().initialize(site)
         self._progress = Progress()
-        self._decoder = msgspec.json.Decoder(_Message)
         self._has_begun = False
         self._over = asyncio.Event()
 
@@ -110,20 +95,20 @@ class EventsHandler(Visitor):
 
     # ------------------------------------------------------------ for the link
 
-    def write_message(self, message: bytes, binary: bool = False) -> "asyncio.Future[None]":
-        """Write one message as an event; a subscription that is refused at once is refused with 400."""
+    def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
+        """Write one message as an event; a subscription that is refused before the first one is answered 400."""
         if self._over.is_set():
             raise WebSocketClosedError
-        told = self._decoder.decode(message)
-        if not self._has_begun and told.type == "error":
+        message = frame if isinstance(frame, Frame) else Frame(frame)
+        if not self._has_begun and message.refusal:
             self._over.set()
             self.set_status(400)
-            self.finish_json({"error": {"code": 400, "message": told.message}})
+            self.finish_json({"error": {"code": 400, "message": message.refusal}})
             return _done()
         self._begin()
-        event_id = self._progress.id_after(told)
+        event_id = self._progress.id_after(message.contents)
         head = b"" if event_id is None else f"id: {event_id}\n".encode()
-        self.write(head + b"data: " + message + b"\n\n")
+        self.write(head + b"data: " + message.payload + b"\n\n")
         return self.flush()
 
     def close(self, code: int, reason: str) -> None:

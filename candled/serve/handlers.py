@@ -15,6 +15,7 @@ from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketProtocol
 
 from candled.exchange import Clock
+from candled.rooms.frames import header_of
 
 from .compression import agree
 from .heartbeat import Wheel
@@ -28,6 +29,7 @@ from .tornado_link import TornadoLink, answer_ends_rightly
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
+_BINARY = 2  # opcode
 
 Ready = Callable[[], Awaitable[Mapping[str, str | None]]]
 """What serving needs, each with what is wrong with it, or None."""
@@ -234,6 +236,10 @@ class StreamHandler(Visitor, TakenHandler):
             tune(self.ws_connection.stream.socket)
         self._link = TornadoLink(self, self.site.publisher, self.site.clock, self.address)
         self.site.kept(self._link, self._make_client)
+
+    def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
+        payload = frame[len(header_of(frame)) :]
+        return asyncio.ensure_future(self.write_message(payload, binary=frame[0] & 0x0F == _BINARY))
 
     def on_message(self, message: str | bytes) -> None:
         if self._link is not None:

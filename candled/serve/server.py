@@ -17,6 +17,7 @@ from candled.exchange import Clock
 
 from . import clients
 from .acceptor import Acceptor
+from .dialects import Undecided
 from .events import EventsHandler
 from .handlers import (
     STATIC,
@@ -57,7 +58,11 @@ class Rooms(Protocol):
 
 
 class Server:
-    """Serves one hub on one port. A process whose role is not to serve answers only what is asked about itself."""
+    """Serves one hub on one port. A process whose role is not to serve answers only what is asked about itself.
+
+    `streams` are WebSockets of Binance's protocol, by path. Where that is one of candled's own paths, the first message
+    decides which of the two a connection speaks.
+    """
 
     def __init__(
         self,
@@ -78,7 +83,7 @@ class Server:
     ) -> None:
         self._serves = serves
         self._routes = routes
-        self._streams = streams
+        self._streams = dict(streams)
         self._largest = largest_message
         self._settings = settings
         self._hub = hub
@@ -168,13 +173,17 @@ class Server:
                 default_handler_args=site,
                 log_function=_log_request,
             )
+        own = {"/": RootHandler, "/ws": StreamHandler}
         return Application(
             [
                 *probes,
-                (r"/", RootHandler, site),
-                (r"/ws", StreamHandler, site),
+                *((path, handler, {**site, "make_client": self._first_decides(path)}) for path, handler in own.items()),
                 (r"/events", EventsHandler, site),
-                *((path, StreamHandler, {**site, "make_client": make}) for path, make in self._streams),
+                *(
+                    (path, StreamHandler, {**site, "make_client": make})
+                    for path, make in self._streams.items()
+                    if path not in own
+                ),
                 (r"/static/(.*)", StaticHandler, {"path": str(STATIC)}),
                 clients.make_route(),
                 *self._routes,
@@ -187,6 +196,13 @@ class Server:
             websocket_max_message_size=self._largest,
             log_function=_log_request,
         )
+
+    def _first_decides(self, path: str) -> MakeNamedClient | None:
+        """Return how clients on a path of candled's own are made; None where only candled's protocol is spoken."""
+        make_other = self._streams.get(path)
+        if make_other is None:
+            return None
+        return lambda link, uri: Undecided(link, self._site.make_client, lambda link: make_other(link, uri))
 
     async def _drive(self) -> None:
         while True:

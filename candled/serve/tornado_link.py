@@ -1,4 +1,4 @@
-"""The plain way: a connection that Tornado keeps, written to with `write_message`. For TLS, and by setting."""
+"""The plain way: a connection that Tornado keeps. For TLS, by setting, and for server-sent events."""
 
 import asyncio
 from typing import Protocol
@@ -6,20 +6,18 @@ from typing import Protocol
 from tornado.websocket import WebSocketClosedError, WebSocketProtocol
 
 from candled.exchange import Clock
-from candled.rooms.frames import header_of
 
 from .link import Link, drop
 from .publisher import Publisher
 
-_BINARY = 2  # opcode
 _CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}
 
 
 class Connection(Protocol):
-    """What Tornado keeps: a `WebSocketHandler`, or whatever else a client can be written to with."""
+    """What Tornado keeps: a handler that writes frames to its client in its own way."""
 
-    def write_message(self, message: bytes, binary: bool = False) -> "asyncio.Future[None]":
-        """Write a message; the future ends when the kernel took it all. Raises `WebSocketClosedError` after the end."""
+    def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
+        """Write a frame; the future ends when the kernel took it all. Raises `WebSocketClosedError` after the end."""
 
     def close(self, code: int, reason: str) -> None:
         """Say goodbye."""
@@ -41,7 +39,7 @@ class TornadoLink(Link):
         if self._handler is None:
             return len(frame)
         try:
-            future = self._message(self._handler, frame)
+            future = self._handler.write_frame(frame)
         except WebSocketClosedError:
             self.lost()
             return len(frame)
@@ -49,10 +47,6 @@ class TornadoLink(Link):
         self.direct(self.keep)
         future.add_done_callback(self._written)
         return len(frame)
-
-    def _message(self, handler: Connection, frame: bytes) -> "asyncio.Future[None]":
-        payload = frame[len(header_of(frame)) :]
-        return asyncio.ensure_future(handler.write_message(payload, binary=frame[0] & 0x0F == _BINARY))
 
     def _written(self, future: "asyncio.Future[None]") -> None:
         failed = future.cancelled() or future.exception() is not None  # asked for, so that nobody logs it
@@ -69,7 +63,7 @@ class TornadoLink(Link):
         if not self.is_open or self._handler is None:
             return
         for answer in self.outbox.take_replies():
-            self._message(self._handler, answer).add_done_callback(_heard)
+            self._handler.write_frame(answer).add_done_callback(_heard)
         self._handler.close(code, reason)
         self.lost()
 

@@ -55,10 +55,11 @@ class Stage:
         self._bus = MemoryBus("one")
         self._bus.listen(bars.on_message)
 
-    def push(self, candle: Candle, market: MarketKey = BTC) -> None:
-        """A minute from the market's feed, before which all are final."""
-        end_ms = candle.open_ms + MINUTE_MS
-        self._bus.publish(MinuteChanged(market, candle, Facts(end_ms if candle.final else candle.open_ms)))
+    def push(self, candle: Candle, market: MarketKey = BTC, *, settled_ms: int | None = None) -> None:
+        """A minute from the market's feed, before which all are final, or before `settled_ms`."""
+        if settled_ms is None:
+            settled_ms = candle.open_ms + (MINUTE_MS if candle.final else 0)
+        self._bus.publish(MinuteChanged(market, candle, Facts(settled_ms)))
 
     async def ask(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HTTPResponse:
         client = AsyncHTTPClient(force_instance=True)
@@ -135,7 +136,7 @@ async def stage(
         statistics=dict,
         page=str,
         routes=make_routes(config, source, MemoryCounter(clock), clock),
-        streams=make_streams(config, source, make_client, publisher.publish, clock),
+        streams=make_streams(config, source, bars, make_client, publisher.publish, clock),
     )
     try:
         one = Stage(running.listen(), bars, store, pages, clock)

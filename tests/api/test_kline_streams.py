@@ -100,10 +100,10 @@ async def test_combined_is_a_property(tmp_path):
         assert "stream" not in await hear(ws)
         assert await ask(ws, "GET_PROPERTY", "combined") == {"result": False, "id": 1}
         assert await ask(ws, "SET_PROPERTY", "combined", True) == {"result": None, "id": 1}
-        assert (await hear(ws))["stream"] == "btcusdt@kline_1m"
         assert await ask(ws, "GET_PROPERTY", "combined") == {"result": True, "id": 1}
         one.push(minute(60, volume="7"))
-        assert (await hear(ws))["data"]["k"]["v"] == "7"
+        told = await hear(ws)  # the bar that it began with is not sent a second time
+        assert (told["stream"], told["data"]["k"]["v"]) == ("btcusdt@kline_1m", "7")
 
 
 UNKNOWN = "Invalid request: unknown method, expected one of "
@@ -137,15 +137,18 @@ async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(t
     async with streams(tmp_path) as one, connect(one, "/ws/x") as ws:
         await ws.send(message)
         told = await hear(ws)
-        assert told["code"] == code
-        assert told["msg"].startswith(text)
-        assert ("id" in told) == (code != 3)
+        assert told.keys() == {"error", "id"}  # as ccxt looks for, which else waits for ever
+        assert told["error"]["code"] == code
+        assert told["error"]["msg"].startswith(text)
+        known = json.loads(message) if code != 3 else {}
+        assert told["id"] == (known["id"] if "id" in known and "request ID" not in text else None)
         assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
 
 
 async def test_an_address_with_an_unknown_stream_is_told(tmp_path):
     async with streams(tmp_path) as one, connect(one, "/ws/nope@kline_1m") as ws:
-        assert await hear(ws) == {"code": 2, "msg": "Invalid request: unknown stream nope@kline_1m"}
+        refusal = {"code": 2, "msg": "Invalid request: unknown stream nope@kline_1m"}
+        assert await hear(ws) == {"error": refusal, "id": None}
 
 
 async def test_x_is_true_exactly_once_per_bar_and_last(tmp_path):
@@ -165,6 +168,30 @@ async def test_x_is_true_exactly_once_per_bar_and_last(tmp_path):
     times = [(message["k"]["t"], message["k"]["x"]) for message in told]
     assert times == sorted(times)
     assert [message["k"]["v"] for message in told if message["k"]["x"]][1:] == ["3"] * 4
+
+
+async def test_a_bar_that_opens_is_told_within_three_seconds_though_the_last_one_is_not_final(tmp_path):
+    async with streams(tmp_path) as one, connect(one, "/ws/btcusdt@kline_1m") as ws:
+        await hear(ws)
+        one.push(minute(60, volume="2"))
+        assert (await hear(ws))["k"]["v"] == "2"
+        one.push(minute(61, volume="3"), settled_ms=START_MS)
+        kline = (await hear(ws, 3.5))["k"]
+        assert (kline["t"], kline["x"]) == (START_MS + MINUTE_MS, False)
+        one.push(minute(60, volume="4", final=True))
+        kline = (await hear(ws))["k"]
+        assert (kline["t"], kline["v"], kline["x"]) == (START_MS, "4", True)
+
+
+@pytest.mark.parametrize("unit", ["MICROSECOND", "microsecond"])
+@pytest.mark.parametrize("path", ["/ws/btcusdt@kline_1m?timeUnit=", "/stream?streams=btcusdt@kline_1m&timeUnit="])
+async def test_times_are_in_microseconds_where_that_is_asked_for(tmp_path, unit, path):
+    async with streams(tmp_path) as one, connect(one, path + unit) as ws, connect(one, path + "second") as wrong:
+        told = await hear(ws)
+        event = told.get("data", told)
+        assert (event["k"]["t"], event["k"]["T"]) == ((START_MS - MINUTE_MS) * 1000, START_MS * 1000 - 1)
+        assert abs(event["E"] / 1e6 - time.time()) < 5
+        assert (await hear(wrong))["error"]["msg"].startswith("Invalid request: timeUnit")
 
 
 async def test_what_a_burst_passes_over_is_told_when_everything_is_told_afresh(tmp_path):
@@ -225,10 +252,62 @@ async def test_a_flood_of_messages_is_ended_and_the_end_of_the_server_is_told(tm
         assert raw.close_code == 1001
 
 
+SUBSCRIBE = '{"method":"SUBSCRIBE","params":["btcusdt@kline_1m"],"id":1}'
+BEGUN = {"result": None, "id": 1}, "kline"
+PING, PONG = '{"type":"ping"}', {"type": "pong"}
+FORMAT = {"type": "error", "message": "Invalid message format"}
+NAMED = {**FORMAT, "id": 1, "code": 107, "temporary": False}
+METHOD = {
+    "error": {"code": 2, "msg": UNKNOWN + "SUBSCRIBE, UNSUBSCRIBE, LIST_SUBSCRIPTIONS, SET_PROPERTY, GET_PROPERTY"}
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "heard"),
+    [
+        ("/ws", [SUBSCRIBE], [BEGUN]),  # hummingbot's only way, binance-connector's default
+        ("/", [SUBSCRIBE], [BEGUN]),
+        ("/ws/", [SUBSCRIBE], [BEGUN]),
+        ("/ws", [PING, PING], [PONG, PONG]),
+        ("/", [PING], [PONG]),
+        ("/ws", [PING, SUBSCRIBE, PING], [PONG, NAMED, PONG]),  # the first one decided
+        ("/ws", [SUBSCRIBE, PING], [BEGUN, {**METHOD, "id": None}]),
+        ("/ws", ["{}", "[", '"x"', SUBSCRIBE], [FORMAT, FORMAT, FORMAT, BEGUN]),  # these are of neither
+        ("/ws", [b"\xff", "[" * 9000, PING, SUBSCRIBE], [FORMAT, FORMAT, PONG, NAMED]),
+        ("/ws", ['{"type":"ping","method":"SUBSCRIBE"}', SUBSCRIBE], [PONG, NAMED]),
+        ("/ws", ['{"method":null}', PING], [{**METHOD, "id": None}, {**METHOD, "id": None}]),
+        ("/ws/x", [PING, SUBSCRIBE], [{**METHOD, "id": None}, BEGUN]),  # Binance's path alone
+    ],
+)
+@pytest.mark.parametrize("takeover", [True, False])
+async def test_the_first_message_decides_which_protocol_a_connection_speaks(tmp_path, path, said, heard, takeover):
+    server = ServerSettings(host="127.0.0.1", port=0, takeover=takeover)
+    async with streams(tmp_path, server=server) as one, connect(one, path) as ws:
+        for message, answers in zip(said, heard, strict=True):
+            await ws.send(message)
+            for wanted in answers if isinstance(answers, tuple) else (answers,):
+                told = await hear(ws)
+                assert told.get("e", told) == wanted
+
+
+async def test_a_connection_that_never_said_which_protocol_it_speaks_is_let_go(tmp_path):
+    async with streams(tmp_path) as one:
+        silent, nonsense = await connect(one, "/ws"), await connect(one, "/ws")
+        await nonsense.send("{")
+        assert await hear(nonsense) == FORMAT
+        await silent.close()
+        await one.server.stop()
+        with pytest.raises(websockets.ConnectionClosed):
+            await hear(nonsense)
+        assert nonsense.close_code == 1001
+
+
 async def test_our_own_protocol_stays_where_it_is_and_a_prefix_moves_the_streams(tmp_path):
-    async with streams(tmp_path) as one, connect(one, "/ws") as ws:
-        await ws.send('{"type":"ping"}')
-        assert await hear(ws) == {"type": "pong"}
+    async with stage(tmp_path, clock=SystemClock()) as one, connect(one, "/ws") as ws:
+        await ws.send(SUBSCRIBE)
+        assert await hear(ws) == NAMED
+        await ws.send(PING)
+        assert await hear(ws) == PONG
     settings = KlinesSettings(enabled=True, prefix="/binance")
     async with streams(tmp_path, klines=settings) as one:
         for path in ("/binance/ws/btcusdt@kline_1m", "/binance/stream?streams=btcusdt@kline_1m"):
@@ -236,5 +315,7 @@ async def test_our_own_protocol_stays_where_it_is_and_a_prefix_moves_the_streams
                 assert "kline" in str(await hear(ws))
         async with connect(one, "/binance/ws") as ws:
             assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
+        async with connect(one, "/ws") as ws:
+            assert await ask(ws, "LIST_SUBSCRIPTIONS") == NAMED
         with pytest.raises(websockets.InvalidStatus):
             await connect(one, "/ws/btcusdt@kline_1m")

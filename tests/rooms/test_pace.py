@@ -151,7 +151,7 @@ def test_rooms_that_change_together_have_their_turns_apart_and_none_is_slower_fo
 
 
 def holding() -> Pace:
-    one = Pace(holds=True)
+    one = Pace(hold_s=HOLD_S)
     one.start(minute(0, volume="1"), 0.0)
     return one
 
@@ -266,7 +266,7 @@ class Feed:
 @pytest.mark.parametrize("lane", ["live", "final", "closed"])
 @given(events=EVENTS)
 def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(lane, events):
-    one = Pace(holds=lane == "final")
+    one = Pace(hold_s=HOLD_S if lane == "final" else 0.0)
     one.start(None if lane == "closed" else minute(0, volume="1"), 0.0)
     feed = Feed(one, closed=lane == "closed")
     for what, seconds in events:

@@ -1,0 +1,70 @@
+"""Two protocols on one path: the first message of a connection decides which one it speaks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from candled.rooms.frames import Frame
+from candled.rooms.protocol import Topic
+
+from .link import Client, Link
+
+MakeClient = Callable[[Link], Client]
+
+
+class _First(msgspec.Struct):
+    type: Any = msgspec.UNSET
+    method: Any = msgspec.UNSET
+
+
+_DECODER = msgspec.json.Decoder(_First)
+
+
+def speaks_binance(message: str | bytes) -> bool | None:
+    """Whether a message is Binance's, which has a `method`, or candled's, which has a `type`; None if it is neither."""
+    try:
+        first = _DECODER.decode(message)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    if first.type is not msgspec.UNSET:
+        return False
+    return None if first.method is msgspec.UNSET else True
+
+
+class Undecided:
+    """The client of a link that has sent no message of either protocol yet. It gives way to the one that does.
+
+    Until then candled's protocol answers: what is wrong with a message is said in its words.
+    """
+
+    __slots__ = ("_link", "_make_binance", "_own")
+
+    def __init__(self, link: Link, make_own: MakeClient, make_binance: MakeClient) -> None:
+        self._link = link
+        self._own = make_own(link)
+        self._make_binance = make_binance
+
+    def received(self, message: str | bytes) -> None:
+        """Handle a message; from the first one that is of a protocol on, the link has a client of that protocol."""
+        is_binance = speaks_binance(message)
+        if is_binance:
+            self._own.closed()
+            self._link.client = self._make_binance(self._link)
+        elif is_binance is False:
+            self._link.client = self._own
+        (self._own if is_binance is None else self._link.client).received(message)
+
+    def make_initial(self, topic: Topic) -> Frame | None:
+        """Nothing was subscribed to."""
+        return None
+
+    def fell_behind(self, topic: Topic) -> None:
+        """Nothing was subscribed to."""
+
+    def goodbye(self, reconnect_after_ms: int) -> None:
+        """It knows neither protocol's goodbye."""
+
+    def closed(self) -> None:
+        """The socket is gone."""
+        self._own.closed()
