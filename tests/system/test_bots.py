@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -23,6 +24,7 @@ import websockets
 
 from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
 from plugins.replay.exchange import read_recording
+from tests.system.binance_libraries import watch
 from tests.system.daemon import Daemon
 
 pytestmark = pytest.mark.usefixtures("daemon")
@@ -215,6 +217,43 @@ async def test_python_binance_hears_each_bar_end_once_and_as_recorded(daemon, mo
     assert {kline["t"]: tuple(Decimal(kline[key]) for key in "ohlcv") for kline in ends} == {
         open_ms: bar.values[:5] for open_ms, bar in wanted.items()
     }
+
+
+async def watched_by_ccxt(daemon: Daemon, interval: str) -> list[dict[str, Any]]:
+    """As `watch` of the libraries that run in a process of their own."""
+    spot = f"ws://127.0.0.1:{daemon.port}/ws/stream"
+    urls = {"api": {"public": f"{daemon.url}/api/v3", "ws": {"spot": spot}}}
+    client = ccxt_pro.binance({"urls": urls, "options": {"fetchMarkets": {"types": ["spot"]}}})
+    try:
+        await client.load_markets()
+        begun = time.monotonic()
+        found = []
+        for _ in range(2):
+            row = (await asyncio.wait_for(client.watch_ohlcv("BTC/USDT", interval), 30))[-1]
+            found.append({"time": row[0], "close": row[4]})
+        return found
+    except ccxt.ExchangeError as error:
+        return [{"refused": str(error), "ms": (time.monotonic() - begun) * 1000}]
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("library", ["ccxt for Python", "ccxt", "binance-connector", "binance-api-node"])
+async def test_a_library_is_sent_bars_and_told_of_an_interval_that_is_not_configured(daemon, library):
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+
+    async def of(interval: str) -> list[dict[str, Any]]:
+        if library == "ccxt for Python":
+            return await watched_by_ccxt(daemon, interval)
+        return await watch(library, daemon.port, interval, environment)
+
+    bars = await of("1m")
+    assert len(bars) == 2
+    assert bars[0]["time"] <= bars[1]["time"] + MINUTE_MS
+    assert all(bar["time"] % MINUTE_MS == 0 and 10_000 < bar["close"] < 1_000_000 for bar in bars)
+    (refused,) = await of("3m")
+    assert "unknown stream btcusdt@kline_3m" in refused["refused"]
+    assert refused["ms"] < 3000
 
 
 # ---------------------------------------------------------------- the page
