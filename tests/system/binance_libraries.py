@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -47,11 +48,28 @@ def command_of(library: str, port: int, interval: str) -> tuple[list[str], dict[
     return [NODE, str(script), str(folder), str(port), interval], {}
 
 
-async def watch(library: str, port: int, interval: str, environment: dict[str, str]) -> list[dict[str, Any]]:
+def snippet(language: str, code: str) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a snippet with binance-connector or with ccxt for JavaScript, and its environment."""
+    if language == "python":
+        _install(INSTALL_CONNECTOR, CONNECTOR / "binance")
+        return [sys.executable, "-c", code], {"PYTHONPATH": str(CONNECTOR)}
+    if NODE is None:
+        pytest.skip(NEEDS_NODE)
+    _install(INSTALL_NPM, NPM / "node_modules" / "ccxt")
+    (NPM / "snippet.mjs").write_text(code)
+    return [NODE, str(NPM / "snippet.mjs")], {}
+
+
+def without_proxies() -> dict[str, str]:
+    """Our environment without proxies, of which some libraries ask the way to this very machine."""
+    return {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+
+
+async def watch(library: str, port: int, interval: str) -> list[dict[str, Any]]:
     """Two bars that a library was sent of an interval, or its error."""
     command, more = command_of(library, port, interval)
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, env={**environment, **more}
+        *command, stdout=asyncio.subprocess.PIPE, env={**without_proxies(), **more}
     )
     try:
         told, _ = await asyncio.wait_for(process.communicate(), 60)

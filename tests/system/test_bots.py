@@ -3,7 +3,6 @@
 import asyncio
 import csv
 import json
-import os
 import re
 import shlex
 import shutil
@@ -24,7 +23,7 @@ import websockets
 
 from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
 from plugins.replay.exchange import read_recording
-from tests.system.binance_libraries import watch
+from tests.system.binance_libraries import snippet, watch, without_proxies
 from tests.system.daemon import Daemon
 
 pytestmark = pytest.mark.usefixtures("daemon")
@@ -240,12 +239,10 @@ async def watched_by_ccxt(daemon: Daemon, interval: str) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("library", ["ccxt for Python", "ccxt", "binance-connector", "binance-api-node"])
 async def test_a_library_is_sent_bars_and_told_of_an_interval_that_is_not_configured(daemon, library):
-    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-
     async def of(interval: str) -> list[dict[str, Any]]:
         if library == "ccxt for Python":
             return await watched_by_ccxt(daemon, interval)
-        return await watch(library, daemon.port, interval, environment)
+        return await watch(library, daemon.port, interval)
 
     bars = await of("1m")
     assert len(bars) == 2
@@ -265,14 +262,26 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def here(code: str, daemon: Daemon) -> str:
+    """A snippet for the daemon of the tests."""
+    assert "localhost:7000" in code
+    return code.replace("localhost:7000", f"127.0.0.1:{daemon.port}")
+
+
+@pytest.mark.parametrize("code", [code for code in blocks("python") if "binance.websocket" not in code])
 @pytest.mark.usefixtures("spot")
-def test_the_snippets_of_the_page_run(daemon, capsys, number):
-    code = blocks("python")[number]
-    assert "http://localhost:7000" in code
-    here = code.replace("localhost:7000", f"127.0.0.1:{daemon.port}")
-    exec(compile(here, "docs/bots.md", "exec"), {})
+def test_the_snippets_of_the_page_run(daemon, capsys, code):
+    exec(compile(here(code, daemon), "docs/bots.md", "exec"), {})
     assert len(capsys.readouterr().out) > 100
+
+
+@pytest.mark.parametrize("language", ["python", "js"])
+def test_the_snippets_of_other_libraries_run(daemon, language):
+    (code,) = [code for code in blocks(language) if language == "js" or "binance.websocket" in code]
+    command, more = snippet(language, here(code, daemon))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**without_proxies(), **more})
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("\n") >= 3
 
 
 def installed(program: str) -> Path:
