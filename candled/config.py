@@ -173,7 +173,7 @@ class IngestSettings:
     )
     checkpoint: timedelta = setting(
         timedelta(seconds=5),
-        help="how often the running minute is stored, so that a restart shows it at once",
+        help="how often minutes that are not final yet are stored, so that a restart shows them",
         at_least=timedelta(milliseconds=100),
     )
     shards: int = setting(

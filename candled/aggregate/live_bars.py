@@ -40,7 +40,7 @@ class History(ResumeHistory, Protocol):
     """The reads this module needs; `candled.store.history.History` has them."""
 
     async def bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> Sequence[Candle]: ...
-    async def running(self, market: MarketKey) -> Candle | None: ...
+    async def forming(self, market: MarketKey) -> Sequence[Candle]: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
     async def holes(self, market: MarketKey, within: Range) -> Sequence[Absent]: ...
 
@@ -290,7 +290,7 @@ class LiveBars:
             for interval in market.ladder.levels:
                 count = market.ladder.parts_needed(interval, AT_FIRST)
                 loaded[interval] = (count, await self._history.bars(key, interval, 2**62, count))
-            running = await self._history.running(key)
+            forming = await self._adjoining(key, loaded[MINUTE][1], await self._history.forming(key))
         except (StoreUnavailable, StoreRejected) as error:
             logger.log(level, "%s: its bars cannot be loaded: %s; trying again", key, error)
             self._spawn(self._seed_later(key))
@@ -301,13 +301,34 @@ class LiveBars:
             market.complete_from_ms = complete_from_ms
         newest = market.ladder.series(MINUTE).newest
         if newest is not None:  # until a feed says more
-            market.track.learn(Facts(settled_ms=newest.open_ms + MINUTE_MS))
+            settled_ms = newest.open_ms + MINUTE_MS
+            overtaken = [minute.open_ms for minute in forming if minute.open_ms < settled_ms]
+            gap = Range(overtaken[0], overtaken[-1] + MINUTE_MS) if overtaken else None
+            market.track.learn(Facts(settled_ms=settled_ms, gap=gap))
         market.seeded = True
-        if running is not None and running.open_ms + MINUTE_MS > self._clock.now_ms():
-            self._feed(key, market, running)
+        for minute in forming:
+            self._feed(key, market, minute)
         early, market.early = market.early, []
         for message, position in early:
             self._take(key, market, message, position)
+
+    async def _adjoining(self, key: MarketKey, final: Sequence[Candle], forming: Sequence[Candle]) -> list[Candle]:
+        """Return those of the forming minutes before which none is missing: no bar is to be shown without its part.
+
+        What is left out comes when the feed speaks of it.
+        """
+        result: list[Candle] = []
+        end_ms = final[-1].open_ms + MINUTE_MS if final else None
+        for minute in forming:
+            if end_ms is not None and minute.open_ms > end_ms:
+                missing = RangeSet([(end_ms, minute.open_ms)])
+                for absent in await self._history.holes(key, Range(end_ms, minute.open_ms)):
+                    missing.remove(absent.start_ms, absent.end_ms)
+                if missing:
+                    break
+            result.append(minute)
+            end_ms = max(minute.open_ms + MINUTE_MS, end_ms or 0)
+        return result
 
     async def _seed_later(self, key: MarketKey) -> None:
         await self._clock.sleep(_RETRY_S)

@@ -58,7 +58,7 @@ class Keeper(outlet.Keeper, Protocol):
     async def newest(self, exchange: str) -> Mapping[Symbol, int]: ...
     async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
     async def minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]: ...
-    async def running(self, market: MarketKey) -> Candle | None: ...
+    async def forming(self, market: MarketKey) -> Sequence[Candle]: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
     async def has_before(self, market: MarketKey, at_ms: int) -> bool: ...
     async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]: ...
@@ -151,14 +151,13 @@ class ExchangeIngest:
             self._spawn(self._repair())
 
     async def stop(self) -> None:
-        """Stop everything; the minutes in progress are handed to the store."""
+        """Stop everything; the minutes that are not final yet are handed to the store."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for market in self._markets.values():
-            running = market.running()
-            if running is not None:
-                self._store.put(market.key, running)
+            for candle in market.forming():
+                self._store.put(market.key, candle)
 
     def now_ms(self) -> int:
         """The exchange's clock as far as it is known, UTC epoch milliseconds.
@@ -398,12 +397,10 @@ class ExchangeIngest:
         self._markets = markets
 
     async def _newest_over(self, final: Mapping[Symbol, int]) -> int | None:
-        """The newest minute that is over as far as the store knows: a final one, or the one before a running one."""
+        """The newest minute that is over as far as the store knows: a final one, or the one before a forming one."""
         newest = list(final.values())
         for symbol in self._symbols:
-            running = await self._store.running(MarketKey(self.name, symbol))
-            if running is not None:
-                newest.append(running.open_ms - MINUTE_MS)
+            newest += [one.open_ms - MINUTE_MS for one in await self._store.forming(MarketKey(self.name, symbol))]
         return max(newest, default=None)
 
     async def _open_market(self, symbol: Symbol, now_ms: int, newest_ms: int | None) -> MarketIngest:
@@ -429,7 +426,7 @@ class ExchangeIngest:
             publishes_empty_candles=self._exchange.quiet_minutes,
         )
         recent = () if newest_ms is None else await self._store.minutes(key, newest_ms - WINDOW_MS, ALL_TIME.end_ms)
-        return MarketIngest(key, coverage, rules, recent)
+        return MarketIngest(key, coverage, rules, sorted([*recent, *await self._store.forming(key)]))
 
     async def _follow_listing(self) -> None:
         """Read the exchange's list of markets again and again, sooner while it lacks a symbol."""
@@ -510,7 +507,7 @@ class ExchangeIngest:
             "lastMessageAgeMs": None if market.pushed_ms is None else max(0, now_ms - market.pushed_ms),
             "newestMinute": None if market.newest_ms is None else iso_ms(market.newest_ms),
             "completeFrom": None if coverage.since_ms is None else iso_ms(coverage.since_ms),
-            "missingMinutes": coverage.missing(coverage.from_ms, now_ms - 2 * MINUTE_MS).total_ms // MINUTE_MS,
+            "missingMinutes": market.missing_minutes(now_ms),
             "holes": {
                 "count": len(holes),
                 "minutes": sum(hole.end_ms - hole.start_ms for hole in holes) // MINUTE_MS,

@@ -23,6 +23,7 @@ _WEEK = Interval.parse("1W")
 _FUTURE_MS = 2 * MINUTE_MS
 # Where the stream does not bring the forming minute REST is asked for it every three seconds, if the budget allows.
 POLL_MS = 3_000
+_ON_THEIR_WAY_MS = 2 * MINUTE_MS  # newer minutes are not counted as missing yet
 # A missing minute is asked for by REST only this long after its end: before, it is on its way.
 _PATIENCE_MS = 10_000
 
@@ -71,7 +72,8 @@ class Outcome:
 class MarketIngest:
     """Order, finality, coverage and the state of one market. Pure: the time is an argument, on the exchange's clock.
 
-    `recent` are the newest stored minutes, oldest first: what the exchange says of them as they are is no news.
+    `recent` are the newest stored minutes, oldest first, forming ones too: what the exchange says of them as they are
+    is no news.
     """
 
     def __init__(self, key: MarketKey, coverage: Coverage, rules: Rules, recent: Sequence[Candle] = ()) -> None:
@@ -88,6 +90,7 @@ class MarketIngest:
         self.complaints = Complaints()
         self._rules = rules
         self._minutes = Minutes(rules.settle_ms, recent)
+        self._restored = self._minutes.forming
         self._recent_known: tuple[int, int] | None = None
         self._recent_lacks = False
         self._presence = Presence(rules.quiet_after_ms, publishes_empty_candles=rules.publishes_empty_candles)
@@ -178,10 +181,24 @@ class MarketIngest:
             self._idle_until_ms = until_ms + MINUTE_MS
         return window
 
-    def running(self) -> Candle | None:
-        """The minute in progress as it stands, if there is one."""
-        newest = None if self.newest_ms is None else self._minutes.get(self.newest_ms)
-        return None if newest is None or newest.final else newest
+    def forming(self) -> list[Candle]:
+        """Return the minutes that are not final as they stand, oldest first."""
+        return self._minutes.forming
+
+    def missing_minutes(self, now_ms: int) -> int:
+        """Count the minutes that are neither there nor known not to exist, up to two minutes ago.
+
+        What lies before a minute that was restored at the start is counted without delay: it was lost then.
+        """
+        until_ms = now_ms - _ON_THEIR_WAY_MS
+        missing = self.coverage.missing(self.coverage.from_ms, until_ms)
+        if self._restored:
+            for start_ms, end_ms in self.coverage.missing(until_ms, self._restored[-1].open_ms):
+                missing.add(start_ms, end_ms)
+            for candle in self._restored:
+                if candle.open_ms >= until_ms:
+                    missing.remove(candle.open_ms, candle.open_ms + MINUTE_MS)
+        return missing.total_ms // MINUTE_MS
 
     def facts(self, logged_seq: int) -> Facts:
         """What can be said of the market with its next message."""

@@ -12,8 +12,8 @@ class Minutes:
     """Holds the newest hour of one market and decides what of a candle is news. Pure: the time is an argument.
 
     All times are UTC epoch milliseconds on the exchange's clock. `settle_ms` is how long after its successor
-    opened the late versions of a minute have their chance. `held` are final minutes that are known from before, oldest
-    first.
+    opened the late versions of a minute have their chance. `held` are minutes that are known from before, oldest first.
+    One of them that is not final becomes final as after an interruption: its end may not have been seen.
     """
 
     def __init__(self, settle_ms: int, held: Sequence[Candle] = ()) -> None:
@@ -25,6 +25,11 @@ class Minutes:
     def get(self, open_ms: int) -> Candle | None:
         """The version held of a minute, if it is one of the newest hour."""
         return self._held.get(open_ms)
+
+    @property
+    def forming(self) -> list[Candle]:
+        """The minutes that are not final, oldest first."""
+        return sorted(candle for candle in self._held.values() if not candle.final)
 
     @property
     def settled_ms(self) -> int | None:

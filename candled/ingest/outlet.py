@@ -49,6 +49,7 @@ class _Told:
     last_unlogged: int = 0
     checkpoint_ms: int = 0
     condition: Condition | None = None
+    checkpointed: dict[int, Candle] = field(default_factory=dict)
     state_since_ms: int = 0
     state_told_ms: int = 0
     decimals: Decimals = Decimals()
@@ -105,9 +106,17 @@ class Outlet:
             if candle.final:
                 if not self._store.put(market.key, candle, changes=position if is_past else None):
                     market.lost(candle.open_ms)
-            elif candle.as_of_ms - told.checkpoint_ms >= self._checkpoint_ms:
+            elif candle.as_of_ms - told.checkpoint_ms >= self._checkpoint_ms or candle.open_ms not in told.checkpointed:
                 told.checkpoint_ms = candle.as_of_ms
+                self._checkpoint(market, told)
+
+    def _checkpoint(self, market: MarketIngest, told: _Told) -> None:
+        """Have every minute stored that is not final yet, as far as it changed since the last time."""
+        forming = {candle.open_ms: candle for candle in market.forming()}
+        for open_ms, candle in forming.items():
+            if told.checkpointed.get(open_ms) is not candle:
                 self._store.put(market.key, candle)
+        told.checkpointed = forming
 
     async def heal(self, market: MarketIngest, outcome: Outcome) -> None:
         """Store what belongs to the past and what is known of it, then tell that it changed."""

@@ -40,17 +40,10 @@ _FARTHEST_DIGIT = 300
 
 @dataclass(slots=True)
 class MarketBatch:
-    """What one batch says of one market: final minutes by opening time, and the newest running minute."""
+    """What one batch says of one market: final and forming minutes by opening time."""
 
     minutes: dict[int, Candle] = field(default_factory=dict)
-    running: Candle | None = None
-
-
-def newer_running(candle: Candle, other: Candle | None) -> bool:
-    """Whether `candle` takes the place of `other` as the running minute of a market: the newest minute does."""
-    if other is None or candle.open_ms > other.open_ms:
-        return True
-    return candle.open_ms == other.open_ms and candle.supersedes(other)
+    forming: dict[int, Candle] = field(default_factory=dict)
 
 
 def merged(candle: Candle, stored: Candle) -> Candle:
@@ -79,8 +72,9 @@ def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, Marke
         if batch is None:
             batch = result[market] = MarketBatch()
         if not candle.final:
-            if newer_running(candle, batch.running):
-                batch.running = candle
+            before = batch.forming.get(candle.open_ms)
+            if before is None or candle.supersedes(before):
+                batch.forming[candle.open_ms] = candle
             continue
         known = batch.minutes.get(candle.open_ms)
         batch.minutes[candle.open_ms] = candle if known is None else merged(candle, known)

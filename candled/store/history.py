@@ -46,9 +46,9 @@ class History:
         """All bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
         return await self._ask(self._bars_between, market, interval, start_ms, end_ms)
 
-    async def running(self, market: MarketKey) -> Candle | None:
-        """The last checkpoint of the running minute, if there is one newer than every final minute."""
-        return await self._ask(self._store.running, market)
+    async def forming(self, market: MarketKey) -> tuple[Candle, ...]:
+        """Return the minutes of which no final version is stored, oldest first."""
+        return await self._ask(self._forming, market)
 
     async def complete_from(self, market: MarketKey) -> int | None:
         """Since when (UTC epoch ms) history is complete but for known holes; None before the first answer."""
@@ -116,6 +116,9 @@ class History:
 
     def _present(self, market: MarketKey, start_ms: int, end_ms: int) -> tuple[Range, ...]:
         return tuple(self._store.present(market, start_ms, end_ms))
+
+    def _forming(self, market: MarketKey) -> tuple[Candle, ...]:
+        return tuple(self._store.forming(market))
 
     def _holes(self, market: MarketKey, within: Range) -> tuple[Hole, ...]:
         return tuple(self._store.holes(market, within))

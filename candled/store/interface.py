@@ -10,6 +10,7 @@ LATER = 2**53  # the seq of a past change that is not told yet: whoever asks wha
 FEEDS_KEPT = 100
 FEED_DAYS = 30
 CHECK_IN_S = 20.0
+FORMING_KEPT_MS = 86_400_000  # a forming minute so much older than the market's newest will not become final any more
 ALL_TIME = Range(0, 10**14)  # later than any candle, and within what every store can hold
 
 
@@ -52,8 +53,8 @@ class Store(Protocol):
 
         Of two versions of a minute the one that `Candle.supersedes` the other stays, whatever the order of
         writing. Final candles (`final=True`) are kept in the minutes, and every configured longer bar they touch is
-        recomputed from its parts in the same transaction. A candle that is not final is the market's running
-        minute: one per market, kept apart, the newest wins, and it never becomes part of the minutes or longer bars.
+        recomputed from its parts in the same transaction. Candles that are not final are the market's forming
+        minutes: kept apart, never part of the minutes or longer bars, and gone once a final version of them is stored.
 
         `rev` and `src` of minutes are kept. Where a version with other values replaces a final minute, `rev` becomes
         at least one more than it was; rows that are written again count once. One with the same values leaves `src`.
@@ -81,8 +82,11 @@ class Store(Protocol):
     def bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """All bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
 
-    def running(self, market: MarketKey) -> Candle | None:
-        """The last checkpoint of the running minute, if there is one newer than every final minute."""
+    def forming(self, market: MarketKey) -> list[Candle]:
+        """Return the minutes of which no final version is stored, as they were last written, oldest first.
+
+        The newest may be in progress; older ones are over, and their late versions were still waited for.
+        """
 
     def newest(self, exchange: str) -> Mapping[Symbol, int]:
         """The newest final minute of every market of `exchange` that has one, UTC epoch milliseconds."""

@@ -32,9 +32,9 @@ class Keeper:
         """The final minutes of `[start_ms, end_ms)`, oldest first."""
         return await self._history.bars_between(market, MINUTE, start_ms, end_ms)
 
-    async def running(self, market: MarketKey) -> Candle | None:
-        """See `Store.running`."""
-        return await self._history.running(market)
+    async def forming(self, market: MarketKey) -> Sequence[Candle]:
+        """See `Store.forming`."""
+        return await self._history.forming(market)
 
     async def complete_from(self, market: MarketKey) -> int | None:
         """See `Store.complete_from`."""

@@ -16,7 +16,7 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range,
 from . import postgres_statements as sql
 from .batch import by_market
 from .holes import replaced
-from .interface import ALL_TIME, LATER, Hole
+from .interface import ALL_TIME, FORMING_KEPT_MS, LATER, Hole
 from .postgres_folding import fold_anew, fold_changes, fold_history, in_minutes, kept, stretches
 from .postgres_pool import Link, Pool, Watchdog, parse_address
 from .postgres_rows import as_array, as_candles, as_columns
@@ -174,18 +174,19 @@ class PostgresStore:
         with self._writing() as link:
             ids = _lock_markets(link, batches)
             minutes = {ids[market]: batch.minutes for market, batch in batches.items() if batch.minutes}
-            running = {ids[market]: batch.running for market, batch in batches.items() if batch.running}
+            forming = {ids[market]: batch.forming for market, batch in batches.items() if batch.forming}
             if minutes:
                 self._write_minutes(link, minutes)
-            if running:
-                markets = sorted(running)
-                link.run(sql.PUT_RUNNING, as_columns(markets, [running[id] for id in markets]))
+            if forming:
+                _write_forming(link, forming)
 
     def _write_minutes(self, link: Link, minutes: Mapping[int, Mapping[int, Candle]]) -> None:
         times = {id: sorted(minutes[id]) for id in sorted(minutes)}
         markets = [id for id in times for _ in times[id]]
         candles = [candle for id in times for candle in map(minutes[id].__getitem__, times[id])]
-        changed = link.rows(sql.PUT_MINUTES, as_columns(markets, candles))
+        columns = as_columns(markets, candles)
+        link.run(sql.DROP_FORMING, columns[:2])
+        changed = link.rows(sql.PUT_MINUTES, columns)
         if not changed:
             return
         link.run(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*changed, strict=True)])
@@ -301,10 +302,9 @@ class PostgresStore:
             ]
         )
 
-    def running(self, market: MarketKey) -> Candle | None:
-        """See `Store.running`."""
-        rows = self._rows(sql.RUNNING, _names(market))
-        return as_candles(rows, final=False)[0] if rows else None
+    def forming(self, market: MarketKey) -> list[Candle]:
+        """See `Store.forming`."""
+        return as_candles(self._rows(sql.FORMING, _names(market)), final=False)
 
     def newest(self, exchange: str) -> Mapping[Symbol, int]:
         """See `Store.newest`."""
@@ -358,6 +358,8 @@ class PostgresStore:
             if not is_ours:
                 return
             forget_feeds(link, now_ms)
+            link.run(sql.DROP_OLD_FORMING, (FORMING_KEPT_MS,))
+            link.commit()
             if self._retention_days is not None:
                 before_ms = now_ms - self._retention_days * DAY_MS
                 drop_minutes(link, before_ms, in_chunks=self._timescale.hypertable)
@@ -456,6 +458,13 @@ def _lock_markets(link: Link, markets: Iterable[MarketKey]) -> dict[MarketKey, i
     columns = [list(column) for column in zip(*names, strict=True)]
     link.run(sql.ADD_MARKETS, columns)
     return {names[exchange, symbol]: id for id, exchange, symbol in link.rows(sql.LOCK_MARKETS, columns)}
+
+
+def _write_forming(link: Link, forming: Mapping[int, Mapping[int, Candle]]) -> None:
+    rows = [(id, forming[id][open_ms]) for id in sorted(forming) for open_ms in sorted(forming[id])]
+    times = [candle.open_ms for _, candle in rows]
+    columns = as_columns([id for id, _ in rows], [candle for _, candle in rows])
+    link.run(sql.PUT_FORMING, (*columns, min(times), max(times)))
 
 
 def _within(link: Link, market: MarketKey, start_ms: int, end_ms: int) -> list[tuple[int, int, int]]:

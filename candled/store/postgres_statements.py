@@ -182,14 +182,21 @@ FORGET_INTERVAL = "DELETE FROM candled.intervals WHERE name = %s"
 DROP_BARS_BETWEEN = f"DELETE FROM candled.rollups WHERE market = %s AND minutes = %s AND time >= {_AT} AND time < {_AT}"
 DROP_BARS = "DELETE FROM candled.rollups WHERE market = %s AND minutes = %s"
 
-# ---------------------------------------------------------------- the running minute
+# ---------------------------------------------------------------- forming minutes
 
-PUT_RUNNING = f"""INSERT INTO candled.running AS old (market, time, {_listed(_MINUTE)}) {_BATCH}
-    ON CONFLICT (market) DO UPDATE SET time = excluded.time, {_all_new(_MINUTE)}
-        WHERE excluded.time > old.time OR (excluded.time = old.time AND {_version("excluded")} > {_version("old")})"""
-RUNNING = f"""{_MINUTES} FROM candled.running
-    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s
-        AND (last_time IS NULL OR last_time < running.time))"""
+# Store minutes without a final version. The bounds of the batch let TimescaleDB leave out the chunks beside it.
+PUT_FORMING = f"""INSERT INTO candled.forming AS old (market, time, {_listed(_MINUTE)})
+    SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
+        WHERE NOT EXISTS (SELECT FROM candled.candles AS final
+            WHERE final.market = batch.market AND final.time = batch.time AND final.time BETWEEN {_AT} AND {_AT})
+    ON CONFLICT (market, time) DO UPDATE SET {_all_new(_MINUTE)} WHERE {_version("excluded")} > {_version("old")}"""
+FORMING = f"""{_MINUTES} FROM candled.forming
+    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) ORDER BY time"""
+DROP_FORMING = f"""DELETE FROM candled.forming USING (SELECT market, {_time("time_ms")} AS time
+        FROM unnest(%s::int[], %s::bigint[]) AS batch (market, time_ms)) AS ended
+    WHERE forming.market = ended.market AND forming.time = ended.time"""
+DROP_OLD_FORMING = """DELETE FROM candled.forming WHERE time <
+    (SELECT max(time) FROM candled.forming AS newest WHERE newest.market = forming.market) - %s * interval '1 ms'"""
 
 # ---------------------------------------------------------------- the log of changes
 

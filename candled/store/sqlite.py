@@ -14,9 +14,9 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 
 from . import sqlite_statements as sql
-from .batch import by_market, fold_bars, levels, minute_ranges, newer_running, news, touched
+from .batch import MarketBatch, by_market, fold_bars, levels, minute_ranges, news, touched
 from .holes import replaced
-from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, LATER, Hole
+from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, LATER, Hole
 from .owner import Owner
 from .sqlite_rows import as_candles, as_holes, bar_row, minute_row
 
@@ -160,8 +160,7 @@ class SqliteStore:
             for market, batch in batches.items():
                 if batch.minutes:
                     self._write_minutes(connection, ids[market], batch.minutes)
-                if batch.running is not None:
-                    self._write_running(connection, ids[market], batch.running)
+                self._write_forming(connection, ids[market], batch)
         self._ids.update(ids)
 
     def intervals(self) -> Sequence[Interval]:
@@ -213,11 +212,10 @@ class SqliteStore:
         with self._errors_translated():
             return _between(self._connection(), market_id, self._known(interval), start_ms, end_ms)
 
-    def running(self, market: MarketKey) -> Candle | None:
-        """See `Store.running`."""
+    def forming(self, market: MarketKey) -> list[Candle]:
+        """See `Store.forming`."""
         market_id = self._market_id(market)
-        rows = [] if market_id is None else self._rows(sql.RUNNING_AHEAD, market_id)
-        return as_candles(rows, final=False)[0] if rows else None
+        return [] if market_id is None else as_candles(self._rows(sql.FORMING, market_id), final=False)
 
     def newest(self, exchange: str) -> Mapping[Symbol, int]:
         """See `Store.newest`."""
@@ -293,8 +291,9 @@ class SqliteStore:
                 connection.interrupt()
 
     def maintain(self, now_ms: int) -> None:
-        """Forget old feeds, and let SQLite refresh its statistics where that pays; no candle is ever dropped."""
+        """Forget old feeds, and let SQLite refresh its statistics where that pays; no final minute is ever dropped."""
         with self._transaction() as connection:
+            connection.execute(sql.DROP_OLD_FORMING, (FORMING_KEPT_MS,))
             connection.execute(sql.SEE_FEEDS, (now_ms,))
             for kept in connection.execute(sql.OLD_FEEDS, (FEEDS_KEPT, now_ms - FEED_DAYS * DAY_MS)).fetchall():
                 connection.execute(sql.DROP_CHANGES, kept)
@@ -440,10 +439,17 @@ class SqliteStore:
         connection.executemany(sql.PUT_MINUTE, [(market_id, *minute_row(candle)) for candle in changed])
         _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), _levels(connection))
 
-    def _write_running(self, connection: sqlite3.Connection, market_id: int, candle: Candle) -> None:
-        stored = as_candles(connection.execute(sql.RUNNING, (market_id,)).fetchall(), final=False)
-        if newer_running(candle, stored[0] if stored else None):
-            connection.execute(sql.PUT_RUNNING, (market_id, *minute_row(candle)))
+    def _write_forming(self, connection: sqlite3.Connection, market_id: int, batch: MarketBatch) -> None:
+        rows = connection.execute(sql.FORMING, (market_id,)).fetchall()
+        stored = {candle.open_ms: candle for candle in as_candles(rows, final=False)}
+        for open_ms, candle in batch.forming.items():
+            known = stored.get(open_ms)
+            if (known is not None and not candle.supersedes(known)) or open_ms in batch.minutes:
+                continue
+            if known is not None or not connection.execute(sql.IS_FINAL, (market_id, open_ms)).fetchone():
+                connection.execute(sql.PUT_FORMING, (market_id, *minute_row(candle)))
+        ended = stored.keys() & batch.minutes.keys()
+        connection.executemany(sql.DROP_FORMING, [(market_id, open_ms) for open_ms in ended])
 
     def _add_market(self, connection: sqlite3.Connection, market: MarketKey) -> int:
         """The number of a market, given now if it had none. Not remembered here: the transaction may fail."""

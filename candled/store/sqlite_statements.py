@@ -72,7 +72,16 @@ _REVISIONS_AND_CHANGES = (
 
 # `folded`: the past is folded too, so that the bars can be read and be the parts of still longer ones.
 _INTERVALS_BEING_FOLDED = ("ALTER TABLE intervals ADD COLUMN folded INTEGER NOT NULL DEFAULT 1",)
-STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES, _INTERVALS_BEING_FOLDED)
+
+# Several minutes of a market without a final version, where `running` had one row a market.
+_FORMING_MINUTES = (
+    f"""CREATE TABLE forming (market INTEGER NOT NULL, {_VALUE_COLUMNS},
+        rev INTEGER NOT NULL, src INTEGER NOT NULL, PRIMARY KEY (market, time_ms)) WITHOUT ROWID""",
+    f"""INSERT INTO forming (market, {_MINUTE}) SELECT market, {_MINUTE} FROM running
+        WHERE time_ms > coalesce((SELECT max(time_ms) FROM candles WHERE candles.market = running.market), -1)""",
+    "DROP TABLE running",
+)
+STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES, _INTERVALS_BEING_FOLDED, _FORMING_MINUTES)
 
 # Which number does a market have, and which markets are there?
 MARKET_ID = "SELECT id FROM markets WHERE exchange = ? AND symbol = ?"
@@ -93,11 +102,13 @@ PUT_BAR = f"REPLACE INTO rollups (market, interval_ms, {_BAR}) VALUES (?, ?, ?, 
 DROP_BARS_BETWEEN = "DELETE FROM rollups WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ?"
 DROP_BARS = "DELETE FROM rollups WHERE market = ? AND interval_ms = ?"
 
-# What was the running minute when it was last put aside, and is there no final minute as new as that?
-RUNNING = f"SELECT {_MINUTE} FROM running WHERE market = ?"
-RUNNING_AHEAD = f"""SELECT {_MINUTE} FROM running WHERE market = ?1
-    AND time_ms > coalesce((SELECT max(time_ms) FROM candles WHERE market = ?1), -1)"""
-PUT_RUNNING = f"REPLACE INTO running (market, {_MINUTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# Which minutes have no final version yet, and which of them are so old that nobody waits for one any more?
+FORMING = f"SELECT {_MINUTE} FROM forming WHERE market = ? ORDER BY time_ms"
+PUT_FORMING = f"REPLACE INTO forming (market, {_MINUTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+DROP_FORMING = "DELETE FROM forming WHERE market = ? AND time_ms = ?"
+DROP_OLD_FORMING = """DELETE FROM forming WHERE time_ms <
+    (SELECT max(time_ms) FROM forming AS newest WHERE newest.market = forming.market) - ?"""
+IS_FINAL = "SELECT 1 FROM candles WHERE market = ? AND time_ms = ?"
 
 # Where do a market's minutes begin and end? One lookup at either end of the key, not a scan.
 SPAN = """SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1),

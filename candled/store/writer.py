@@ -79,9 +79,9 @@ class Writer:
     def put(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
         """Take a candle to be stored; to be called on the event loop.
 
-        A final one becomes part of history; one that is not final replaces the market's running minute. False: too
-        many wait already or the writer is closed, and the candle was not taken. `changes`: it changes the past, as this
-        message told.
+        A final one becomes part of history; one that is not final is kept until a final version of its minute comes.
+        False: too many wait already or the writer is closed, and the candle was not taken. `changes`: it changes the
+        past, as this message told.
         """
         if not self._waiting and self._state != "away":
             self._waiting_since = self._clock.monotonic()
@@ -123,7 +123,7 @@ class Writer:
         """Take no more candles and write what waits; return how many rows had to be left.
 
         Attempts are repeated while the store is away, but none begins later than `within_s` seconds from now. With a
-        journal what waits goes there instead, running minutes too, and nothing has to be left.
+        journal what waits goes there instead, forming minutes too, and nothing has to be left.
         """
         self._is_closed = True
         deadline = self._clock.monotonic() + within_s
@@ -311,11 +311,11 @@ class Writer:
         waits_s = self._clock.monotonic() - self._waiting_since
         return waits_s >= self._flush_interval_s + JOURNAL_AFTER_S
 
-    async def _move_to(self, journal: Journal, *, running: bool = False) -> bool:
+    async def _move_to(self, journal: Journal, *, forming: bool = False) -> bool:
         """Move what waits to the journal; whether all of it has gone there."""
         if not await self._open_journal(journal):
             return False
-        while page := self._waiting.page(PAGE_ROWS, running=running):
+        while page := self._waiting.page(PAGE_ROWS, forming=forming):
             try:
                 kept = await self._on_journal_thread(journal.append, page)
             except Unavailable as error:
@@ -334,9 +334,9 @@ class Writer:
         if self._journal is None:
             return await self._try_flush()
         is_behind = self._state == "away" or self._is_journal_due() or not self._journal.is_empty
-        if is_behind and await self._move_to(self._journal, running=True):
+        if is_behind and await self._move_to(self._journal, forming=True):
             return True
-        return await self._try_flush() or await self._move_to(self._journal, running=True)
+        return await self._try_flush() or await self._move_to(self._journal, forming=True)
 
     async def _open_journal(self, journal: Journal) -> bool:
         self._journal_was_tried = True

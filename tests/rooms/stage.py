@@ -46,8 +46,8 @@ class Stored:
     async def bars(self, market, interval, before_ms, limit):
         return (await self.bars_between(market, interval, 0, before_ms))[-limit:]
 
-    async def running(self, market):
-        return None
+    async def forming(self, market):
+        return ()
 
     async def complete_from(self, market):
         return self.since

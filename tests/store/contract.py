@@ -198,14 +198,14 @@ class StoreContract:
         for interval in LONGER:
             assert everything(store, market, interval) == sums(stored, interval)
 
-        expected = None
+        forming: dict[int, Candle] = {}
         for candle in candles:
-            if candle.final or candle.open_ms <= max(best, default=-1):
+            if candle.final or candle.open_ms in best:
                 continue
-            if expected is None or (candle.open_ms, candle._version()) > (expected.open_ms, expected._version()):
-                expected = candle
-        running = store.running(market)
-        assert (running and without_origin(running)) == (expected and without_origin(expected))
+            if candle.open_ms not in forming or candle.supersedes(forming[candle.open_ms]):
+                forming[candle.open_ms] = candle
+        expected = [without_origin(forming[open_ms]) for open_ms in sorted(forming)]
+        assert list(map(without_origin, store.forming(market))) == expected
 
     # ------------------------------------------------------------ revisions
 
@@ -216,7 +216,7 @@ class StoreContract:
         again = open_store(*DEFAULT_INTERVALS)
         assert everything(again, BTC, MINUTE) == minutes
         assert again.bars(BTC, MINUTE, before_ms=ALWAYS_MS, limit=9) == minutes
-        assert again.running(BTC) == running
+        assert again.forming(BTC) == [running]
         assert [(bar.rev, bar.src) for bar in everything(again, BTC, H1)] == [(10, "agg")]
 
     def test_a_revision_counts_once_however_often_it_is_written(self, store):
@@ -316,7 +316,8 @@ class StoreContract:
 
     def test_of_an_unknown_market_there_is_nothing(self, store):
         assert store.bars(BTC, MINUTE, before_ms=ALWAYS_MS, limit=9) == everything(store, BTC, D1) == []
-        assert store.running(BTC) is store.complete_from(BTC) is None
+        assert store.complete_from(BTC) is None
+        assert store.forming(BTC) == []
         assert store.present(BTC, 0, ALWAYS_MS) == store.holes(BTC) == []
         assert store.newest("bitget") == {}
 
@@ -335,33 +336,50 @@ class StoreContract:
             Range(MONDAY_MS + 5 * MINUTE_MS, MONDAY_MS + 6 * MINUTE_MS),
         ]
 
-    # ------------------------------------------------------------ the running minute
+    # ------------------------------------------------------------ forming minutes
 
-    def test_a_running_minute_is_no_part_of_history(self, store):
+    def test_a_forming_minute_is_no_part_of_history(self, store):
         store.write([(BTC, minute(0)), (BTC, minute(1, final=False))])
-        assert store.running(BTC) == minute(1, final=False)
+        assert store.forming(BTC) == [minute(1, final=False)]
         assert len(everything(store, BTC, MINUTE)) == 1
         assert everything(store, BTC, M5) == [folded(minute(0))]
         store.write([(ETH, minute(1, final=False))])
         assert store.newest("bitget") == {BTC.symbol: MONDAY_MS}
 
-    def test_the_newest_running_minute_wins(self, store):
+    def test_of_each_forming_minute_the_superseding_version_stays(self, store):
         newest = minute(2, volume="1", final=False)
         store.write([(BTC, newest), (BTC, minute(1, volume="9", final=False))])
         store.write([(BTC, minute(1, volume="10", final=False)), (BTC, minute(2, volume="0", final=False))])
-        assert store.running(BTC) == newest
+        assert store.forming(BTC) == [minute(1, volume="10", final=False), newest]
 
-    @pytest.mark.parametrize("final_at", [3, 4])
-    def test_a_final_minute_ends_the_running_one(self, store, final_at):
-        store.write([(BTC, minute(3, final=False))])
-        store.write([(BTC, minute(final_at))])
-        assert store.running(BTC) is None
+    @pytest.mark.parametrize(
+        ("written", "left"),
+        [
+            ([[3, 4, 5], [-4]], [3, 5]),
+            ([[3, 4], [-6]], [3, 4]),
+            ([[-3], [3]], []),
+            ([[-3, 3, 4]], [4]),
+            ([[3, -3, 4]], [4]),
+            ([[3, 4], [-3, -4, 5]], [5]),
+            ([[5], [3], [4]], [3, 4, 5]),
+        ],
+    )
+    def test_a_forming_minute_is_kept_until_a_final_version_of_it_is_there(self, store, open_store, written, left):
+        """A number is a minute, a final one where it is negative; each list is a batch."""
+        for batch in written:
+            store.write([(BTC, minute(abs(at), final=at < 0)) for at in batch])
+            store.write([(ETH, minute(abs(at), final=False)) for at in batch])
+        assert store.forming(BTC) == [minute(at, final=False) for at in left]
+        again = open_store(*DEFAULT_INTERVALS)
+        assert again.forming(BTC) == [minute(at, final=False) for at in left]
+        assert len(again.forming(ETH)) == len({abs(at) for batch in written for at in batch})
 
-    def test_a_running_minute_that_comes_after_its_final_version_is_ignored(self, store):
-        store.write([(BTC, minute(3))])
-        store.write([(BTC, minute(3, volume="9", final=False))])
-        assert store.running(BTC) is None
-        assert everything(store, BTC, MINUTE) == [minute(3)]
+    def test_a_forming_minute_that_will_never_be_final_is_dropped_by_maintenance(self, store):
+        store.write([(BTC, minute(at, final=False)) for at in (0, 1439, 1441)])
+        store.write([(ETH, minute(0, final=False))])
+        store.maintain(MONDAY_MS)
+        assert [candle.open_ms - MONDAY_MS for candle in store.forming(BTC)] == [1439 * MINUTE_MS, 1441 * MINUTE_MS]
+        assert len(store.forming(ETH)) == 1
 
     # ------------------------------------------------------------ what is known of the past
 
@@ -503,7 +521,7 @@ class StoreContract:
         again = open_store(*DEFAULT_INTERVALS)
         assert everything(again, BTC, MINUTE) == [minute(0)]
         assert everything(again, BTC, W1) == [folded(minute(0))]
-        assert again.running(BTC) == minute(1, final=False)
+        assert again.forming(BTC) == [minute(1, final=False)]
 
     def test_a_new_interval_is_folded_from_stored_minutes(self, open_store):
         # far apart, because old minutes are folded in several steps

@@ -105,7 +105,9 @@ def test_a_database_of_the_first_schema_is_upgraded_as_it_stands(database, open_
     open_store(*DEFAULT_INTERVALS).write([(BTC, candle) for candle in (*minutes, minute(20, final=False))])
     database.rows(
         """ALTER TABLE candled.candles DROP COLUMN rev, DROP COLUMN src;
-        ALTER TABLE candled.running DROP COLUMN rev, DROP COLUMN src;
+        ALTER TABLE candled.forming DROP CONSTRAINT forming_pkey, ADD CONSTRAINT running_pkey PRIMARY KEY (market);
+        ALTER TABLE candled.forming DROP COLUMN rev, DROP COLUMN src;
+        ALTER TABLE candled.forming RENAME TO running;
         ALTER TABLE candled.rollups DROP COLUMN rev;
         DROP TABLE candled.feeds, candled.changes, candled.processes;
         ALTER TABLE candled.intervals ADD COLUMN used_at timestamptz;
@@ -113,10 +115,10 @@ def test_a_database_of_the_first_schema_is_upgraded_as_it_stands(database, open_
     )
     store = open_store(*DEFAULT_INTERVALS)
     assert everything(store, BTC, MINUTE) == minutes
-    assert store.running(BTC) == minute(20, final=False)
+    assert store.forming(BTC) == [minute(20, final=False)]
     revised = minute(3, volume="5", as_of_ms=10**13, src="rest")
     store.write([(BTC, revised), (BTC, minute(20, volume="4", final=False))])
-    assert store.running(BTC) == minute(20, volume="4", final=False)
+    assert store.forming(BTC) == [minute(20, volume="4", final=False)]
     for interval in LONGER:
         expected = sums([*minutes[:3], revised._replace(rev=1), *minutes[4:]], interval)
         assert everything(store, BTC, interval) == expected

@@ -312,7 +312,7 @@ def test_a_file_of_the_first_schema_is_upgraded_as_it_stands(path, open_store):
     assert everything(store, BTC, MINUTE) == minutes
     for interval in LONGER:
         assert everything(store, BTC, interval) == sums(minutes, interval)
-    assert store.running(BTC) == minute(20, final=False)
+    assert store.forming(BTC) == [minute(20, final=False)]
     assert store.describe()["schema"] == sqlite.SCHEMA
     revised = minute(3, volume="5", as_of_ms=10**13, src="rest")
     store.write([(BTC, revised)])

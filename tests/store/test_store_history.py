@@ -65,7 +65,7 @@ async def test_history_answers_as_the_store_does(history, store):
     minutes = [minute(at) for at in range(10)]
     assert await history.bars(BTC, MINUTE, ALWAYS_MS, 3) == tuple(minutes[-3:])
     assert await history.bars_between(BTC, M5, 0, ALWAYS_MS) == tuple(sums(minutes, M5))
-    assert await history.running(BTC) == minute(10, final=False)
+    assert await history.forming(BTC) == (minute(10, final=False),)
     assert await history.complete_from(BTC) == MONDAY_MS
     assert await history.newest("bitget") == {BTC.symbol: MONDAY_MS + 9 * MINUTE_MS}
     assert await history.present(BTC, 0, ALWAYS_MS) == (Range(MONDAY_MS, MONDAY_MS + 10 * MINUTE_MS),)
@@ -169,7 +169,7 @@ async def test_closing_lets_what_was_asked_for_end(store, threads):
 async def test_closed_threads_refuse_work(store, threads):
     await threads.close()
     with pytest.raises(StoreUnavailable):
-        await threads.read(store.running, BTC)
+        await threads.read(store.forming, BTC)
 
 
 async def test_changes_are_told_anew_to_whoever_knows_of_more(history, store, threads):

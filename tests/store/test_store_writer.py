@@ -71,7 +71,7 @@ async def test_after_a_flush_everything_is_stored(writer, store, threads):
     writer.put(ETH, minute(1, final=False))
     await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(0)]
-    assert store.running(ETH) == minute(1, final=False)
+    assert store.forming(ETH) == [minute(1, final=False)]
     assert (writer.status()["waiting"], writer.status()["written"]) == (0, 2)
     assert threads.writes == 1
 
@@ -454,7 +454,7 @@ async def test_closing_while_the_store_is_away_leaves_everything_to_the_next_sta
     store.trouble = None
     await journaling().flush()
     assert everything(store, BTC, MINUTE) == [minute(0)]
-    assert store.running(BTC) == minute(1, final=False)
+    assert store.forming(BTC) == [minute(1, final=False)]
 
 
 async def test_closing_does_not_wait_for_a_long_journal(journaling, store, clock):

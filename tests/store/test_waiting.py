@@ -21,10 +21,21 @@ def test_only_the_superseding_version_of_a_minute_waits():
     assert filled((BTC, minute(0)), (BTC, newer), (BTC, minute(0))).page(9) == [(BTC, newer._replace(rev=1))]
 
 
-def test_one_running_minute_waits_per_market():
-    newest = minute(6, final=False)
-    waiting = filled((BTC, minute(5, final=False)), (BTC, newest), (BTC, minute(4, volume="9", final=False)))
-    assert waiting.page(9) == [(BTC, newest)]
+def test_every_forming_minute_waits_until_a_final_version_does():
+    forming = [minute(at, final=False) for at in (4, 5, 6)]
+    waiting = filled(*((BTC, one) for one in reversed(forming)))
+    assert waiting.page(9) == [(BTC, one) for one in forming]
+    waiting.put(BTC, minute(5))
+    waiting.put(BTC, minute(5, volume="9", final=False))
+    assert waiting.page(9) == [(BTC, minute(5)), (BTC, forming[0]), (BTC, forming[2])]
+    assert waiting.page(9, forming=False) == [(BTC, minute(5))]
+    assert len(waiting) == 3
+
+
+def test_forming_minutes_that_never_become_final_do_not_pile_up():
+    waiting = filled(*((BTC, minute(at, final=False)) for at in range(500)))
+    assert len(waiting) == 60
+    assert waiting.page(1) == [(BTC, minute(440, final=False))]
 
 
 def test_rows_are_sorted_by_market_and_time():
@@ -82,16 +93,19 @@ def test_pages_taken_and_dropped_bring_every_newest_version_once(puts, limit):
     for number, at, volume, final in puts:
         candle = minute(at, volume=str(volume), final=final)
         waiting.put(markets[number], candle)
-        key = (number, at if final else "running")
-        rank = (candle.open_ms, candle.volume)
-        if key not in newest or rank > (newest[key].open_ms, newest[key].volume):
+        key = (number, at, final)
+        if (number, at, True) in newest and not final:
+            continue
+        if key not in newest or candle.volume > newest[key].volume:
             newest[key] = candle
+        if final:
+            newest.pop((number, at, False), None)
     assert len(waiting) == len(newest)
     taken = []
     while page := waiting.page(limit):
         assert len(page) <= limit
         taken += page
         waiting.drop(page)
-    expected = [(markets[number], candle) for (number, _), candle in newest.items()]
+    expected = [(markets[number], candle) for (number, _, _), candle in newest.items()]
     assert sorted(repr((market, without_origin(candle))) for market, candle in taken) == sorted(map(repr, expected))
     assert len(waiting) == 0

@@ -331,7 +331,7 @@ def test_a_kill_within_a_minute_keeps_the_running_minute_up_to_its_last_checkpoi
         daemon.stop(signal.SIGKILL)
     store = SqliteStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
     store.open()
-    running = store.running(market)
+    running = store.forming(market)[-1]
     store.close()
     assert running.open_ms >= parse_iso_ms(before["time"])
     assert running.open_ms > parse_iso_ms(before["time"]) or running.volume >= before["volume"]

@@ -17,13 +17,13 @@ def test_init_db_makes_the_tables_once_and_again(tmp_path, capsys):
         config = settings(tmp_path, url=database.url(), init=False)
         for _ in range(2):
             assert main(["init-db", "--config", config]) == 0
-            assert "schema 3 is ready, with bars of 1m, 5m, 15m, 1h, 4h, 1D, 1W" in capsys.readouterr().out
+            assert "schema 4 is ready, with bars of 1m, 5m, 15m, 1h, 4h, 1D, 1W" in capsys.readouterr().out
         assert database.rows("SELECT count(*) FROM candled.intervals") == [(6,)]
 
 
 def test_init_db_makes_the_embedded_file(tmp_path, capsys):
     assert main(["init-db", "--config", settings(tmp_path, url=f"sqlite:///{tmp_path}/new.db")]) == 0
-    assert "sqlite: schema 3 is ready" in capsys.readouterr().out
+    assert "sqlite: schema 4 is ready" in capsys.readouterr().out
     assert (tmp_path / "new.db").exists()
 
 
