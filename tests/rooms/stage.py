@@ -27,6 +27,8 @@ class Stored:
     def __init__(self, minutes=(), complete_from=MONDAY_MS) -> None:
         self.minutes = {candle.open_ms: candle for candle in minutes}
         self.since = complete_from
+        self.unfinished = ()  # minutes that are not final
+        self.absent = ()  # what the exchange does not have
         self.queries = 0
         self.log = []  # of changes of the past: epoch, seq, range
         self.clock = None  # reading takes a while on it
@@ -47,13 +49,13 @@ class Stored:
         return (await self.bars_between(market, interval, 0, before_ms))[-limit:]
 
     async def forming(self, market):
-        return ()
+        return self.unfinished
 
     async def complete_from(self, market):
         return self.since
 
     async def holes(self, market, within):
-        return ()
+        return [one for one in self.absent if one.start_ms < within.end_ms and within.start_ms < one.end_ms]
 
     async def changes_since(self, market, epoch, seq, *, logged_seq=-1):
         if epoch not in {name for name, _, _ in self.log}:
