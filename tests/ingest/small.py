@@ -144,8 +144,8 @@ class SmallStore:
     async def minutes(self, market: Any, start_ms: int, end_ms: int) -> list[Candle]:
         return [candle for open_ms, candle in sorted(self.stored.items()) if start_ms <= open_ms < end_ms]
 
-    async def running(self, market: Any) -> Candle | None:
-        return None
+    async def forming(self, market: Any) -> list[Candle]:
+        return []
 
     async def complete_from(self, market: Any) -> int | None:
         return self.since_ms
