@@ -164,12 +164,15 @@ class Protocol:
             told = self._decoder.decode(message)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise RequestError(INVALID_FORMAT) from error
-        request_id = None if told.id is msgspec.UNSET else _request_id(told.id)
+        request_id: RequestId = None
         try:
+            request_id = None if told.id is msgspec.UNSET else _request_id(told.id)
             return self._request(told, request_id)
         except RequestError as error:
             error.request_id = request_id
             raise
+        except RecursionError as error:  # it could be read, but its nesting is too deep to be printed in an error
+            raise RequestError(INVALID_FORMAT) from error
 
     def name_of(self, message: str | bytes) -> RequestId:
         """What a client calls a request that is not going to be read; None if that cannot be told."""
