@@ -66,9 +66,9 @@ class Ladder:
             return None
         held = self._minutes.get(open_ms)
         if held is not None:
-            if not minute.supersedes(held):
+            minute = minute.copied_over(held)
+            if minute is held:
                 return []
-            minute = _following(held, minute)
         changes = []
         if held is None or not _alike(held, minute):
             changes.append(Change(MINUTE, minute))
@@ -96,7 +96,7 @@ class Ladder:
                 minutes.put(row, stamp)
                 changes.append(Change(MINUTE, row))
             else:
-                minutes.put(_following(held, row))
+                minutes.put(row.copied_over(held))
         for interval, source in self._sources.items():
             stored = {row.open_ms: row for row in rows.get(interval, ())}
             changes += self._merge_level(interval, source, stored, Range(start_ms, end_ms), stamp)
@@ -137,15 +137,6 @@ class Ladder:
         self._whole_ms = -1
         for rung in self._rungs.values():
             rung.forget()
-
-
-def _following(held: Candle, minute: Candle) -> Candle:
-    """A later version of a minute as it is to be held: whoever begins to read the exchange may not know of revisions.
-
-    The source is as it is told: whoever leads keeps it with the values, as the store does. Another one for the same
-    values means that a leader ended before it had stored them.
-    """
-    return minute._replace(rev=held.rev) if minute.rev < held.rev else minute
 
 
 def _alike(one: Candle, other: Candle) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from candled.model import MINUTE, MINUTE_MS, Interval, Range, RangeSet
 from candled.store.holes import inside, joined, outside
-from candled.store.interface import Hole
+from candled.store.interface import ALL_TIME, Hole
 
 Absence = Literal["exchange_outage", "no_trades"]
 
@@ -213,6 +213,16 @@ class Coverage:
             ranges.remove(start_ms, end_ms)
         for open_ms in [known for known in self._deferred if start_ms <= known < end_ms]:
             del self._deferred[open_ms]
+
+    def forget_after(self, at_ms: int) -> None:
+        """Note that nothing can be known yet of the minutes from `at_ms` on: the clock was ahead."""
+        self.version += 1
+        future = Range(at_ms, ALL_TIME.end_ms)
+        self._holes = [piece for hole in self._holes for piece in outside(hole, *future)]
+        self._covered.remove(*future)
+        for start_ms, end_ms in _common(self._have, future):
+            self._covered.add(start_ms, end_ms)
+        self._note(*future)
 
     def doubt(self, open_ms: int) -> None:
         """Ask again for a minute that is there: a sign says that its last version was missed."""

@@ -8,12 +8,13 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from candled.bus import Bus
 from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, Refused, Trouble
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, iso_ms
+from candled.store.holes import inside
 from candled.store.interface import ALL_TIME, Hole
 from candled.token_bucket import TokenBucket
 
@@ -21,13 +22,13 @@ from . import outlet
 from .backoff import Backoff
 from .complaints import Complaints
 from .coverage import Coverage, Urgency, Window
+from .exchange_clock import TOLERANCE_MS, ExchangeClock, Source
 from .feeds import FeedRunner, Turns
 from .http import HttpClient
 from .market import POLL_MS, MarketIngest, Outcome, Rules
 from .minutes import WINDOW_MS
 from .outlet import Outlet
 from .parity import Parity
-from .skew import ClockSkew
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ _LOOK_S = 1.0  # between two looks at a market
 _MARKETS_AT_ONCE = 50
 _WORKERS = 4
 _NOTABLE_SKEW_MS = 2_000
-_RECHECK_MS = 24 * 60 * MINUTE_MS  # at start so much of what is stored is compared with REST again
+# At the start, and then so often, so much of what is stored is compared with REST again: exchanges revise minutes.
+_RECHECK_MS = 24 * 60 * MINUTE_MS
+_RECHECK_EVERY_MS = 6 * 60 * MINUTE_MS
 # Every five minutes what each market should have of the last days is compared with what the store has. The newest
 # minutes are left to the live stream, whose late versions may still be on their way.
 _AUDIT_S = 300.0
@@ -104,7 +107,11 @@ class ExchangeIngest:
         )
         self._options = options
         self._http = http
-        self._skew = ClockSkew()  # from `_steady_ms`
+        self._rechecked_ms: dict[Symbol, int] = {}  # when each market was last compared with REST, steady clock
+        self._time = ExchangeClock()
+        self._waiting: list[Candles] = []  # what came before the time was settled
+        self._doubts: dict[Source, Complaints] = {source: Complaints() for source in get_args(Source)}
+        http.saw_date = self._saw_date
         self._has_own_clock = type(exchange).now_ms is not Exchange.now_ms
         self._skew_noted = False
         self._markets: dict[Symbol, MarketIngest] = {}
@@ -162,17 +169,18 @@ class ExchangeIngest:
     def now_ms(self) -> int:
         """The exchange's clock as far as it is known, UTC epoch milliseconds.
 
-        Once the exchange has told a time it is counted from there: whoever sets this machine's clock changes nothing.
+        It is counted from the time that most witnesses agree on: setting this machine's clock changes nothing.
         """
-        if self._has_own_clock or not self._skew.is_known:
+        if self._has_own_clock:
             return self._exchange.now_ms()
-        return self._steady_ms() + self._skew.ms
+        return self._time.now_ms(self._steady_ms(), self._clock.now_ms())
 
     def describe(self) -> dict[str, Any]:
         """The exchange's part of `/health`."""
         now_ms = self.now_ms()
         return {
             "clockSkewMs": self._skew_ms(),
+            "clock": self._time.describe(),
             "historyTrouble": self._rest_trouble,
             "parity": self._parity.describe(now_ms),
             "complaints": self._troubles.total,
@@ -206,9 +214,17 @@ class ExchangeIngest:
         market = self._markets.get(event.symbol)
         if market is None or not (event.candles or event.invalid):
             return
-        as_of_ms = max([candle.as_of_ms for candle in event.candles], default=0)
-        if as_of_ms:
-            self._skew.observe(as_of_ms, self._steady_ms())
+        if event.candles and not self._has_own_clock:
+            newest = event.candles[-1]
+            self._time.observe_frame(newest.as_of_ms, newest.open_ms, self._steady_ms())
+            if not self._time.is_settled:
+                self._look_at_clocks()
+        if self._is_settled:
+            self._take(market, event)
+        else:
+            self._waiting.append(event)
+
+    def _take(self, market: MarketIngest, event: Candles) -> None:
         outcome = market.pushed(event, self.now_ms())
         self._publish(market, outcome)
         if outcome.past or not self._outlet.has_told(market):
@@ -234,6 +250,7 @@ class ExchangeIngest:
     async def _settle(self) -> None:
         """Tell of minutes that became final, soon after they did."""
         while True:
+            self._look_at_clocks()
             await self._in_turns(list(self._settling.values()), _TICK_S, self._tell_settled)
 
     async def _in_turns(
@@ -267,7 +284,8 @@ class ExchangeIngest:
 
     def _enqueue(self, market: MarketIngest, now_ms: int) -> None:
         symbol = market.key.symbol
-        if symbol in self._busy or self._clock.monotonic() < self._rest_until.get(symbol, 0.0):
+        is_resting = self._clock.monotonic() < self._rest_until.get(symbol, 0.0)
+        if symbol in self._busy or is_resting or not self._is_settled:
             return
         window = market.want(now_ms, self._pace_ms)
         if window is not None:
@@ -307,7 +325,7 @@ class ExchangeIngest:
 
     async def _ask(self, market: MarketIngest, window: Window) -> None:
         symbol = market.key.symbol
-        asked_ms = self.now_ms()
+        asked_ms, asked_steady_ms = self.now_ms(), self._steady_ms()
         try:
             rows = await self._exchange.history(self._http, symbol, window.start_ms, window.end_ms)
         except Unavailable as error:
@@ -324,16 +342,29 @@ class ExchangeIngest:
             self._rest_failed(market, repr(error))
             return
         self._rest_works(symbol)
-        stamped = [
-            row._replace(as_of_ms=asked_ms) if isinstance(row, Candle) and not row.as_of_ms else row for row in rows
-        ]
-        outcome = market.answered(window, stamped, max(asked_ms, self.now_ms()))
+        stated_ms = max((row.as_of_ms for row in rows if isinstance(row, Candle)), default=0)
+        self._time.observe_answer(stated_ms, asked_steady_ms, self._steady_ms())
+        try:
+            stored = await self._stored(market, window)
+        except (StoreUnavailable, StoreRejected) as error:
+            self._rest_failed(market, f"the stored minutes cannot be read to compare them: {error}")
+            return
+        now_ms = max(asked_ms, self.now_ms())
+        outcome = market.answered(window, rows, now_ms, asked_ms=asked_ms, stored=stored)
         self._parity.note(self.now_ms(), outcome.checked, outcome.mismatched)
         self._publish(market, outcome)
         if outcome.dead and symbol in self._runners:
             self._runners[symbol].doubt(symbol)
         if outcome.past or outcome.healed is not None or not self._outlet.has_told(market):
             await self._outlet.heal(market, outcome)
+
+    async def _stored(self, market: MarketIngest, window: Window) -> Sequence[Candle]:
+        """The minutes that an answer is compared with and that are not in memory."""
+        span = market.stored_span(window, self.now_ms())
+        if span is None:
+            return ()
+        await self._store.flush()
+        return await self._store.minutes(market.key, *span)
 
     def _rest_failed(self, market: MarketIngest, reason: str) -> None:
         symbol = market.key.symbol
@@ -359,12 +390,18 @@ class ExchangeIngest:
     # ------------------------------------------------------------ the store beside us
 
     async def _audit(self) -> None:
-        """Go through the markets for ever, one at a time, and compare each with the store."""
+        """Go through the markets for ever, one at a time, and compare each with the store, now and then with REST."""
         while self._markets:
-            for market in self._markets.values():
+            for symbol, market in self._markets.items():
                 await self._clock.sleep(_AUDIT_S / len(self._markets))
+                if self._steady_ms() - self._rechecked_ms[symbol] >= _RECHECK_EVERY_MS:
+                    self._recheck(symbol, market.coverage)
                 with contextlib.suppress(StoreUnavailable, StoreRejected):  # named by the writer; we come again
                     await self._compare_with_store(market)
+
+    def _recheck(self, symbol: Symbol, coverage: Coverage) -> None:
+        self._rechecked_ms[symbol] = self._steady_ms()
+        coverage.recheck(self.now_ms() - _RECHECK_MS)
 
     async def _compare_with_store(self, market: MarketIngest) -> None:
         """Find minutes that the store has lost, and what commands beside this daemon have stored."""
@@ -410,13 +447,13 @@ class ExchangeIngest:
         from_ms = _WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
         coverage = Coverage(
             present=await self._store.present(key, from_ms, now_ms),
-            holes=await self._store.holes(key, Range(from_ms, ALL_TIME.end_ms)),
+            holes=await self._holes(key, from_ms, MINUTE.floor(now_ms)),
             since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
             absence="exchange_outage" if self._exchange.quiet_minutes else "no_trades",
             older=await self._store.has_before(key, from_ms),
         )
-        coverage.recheck(now_ms - _RECHECK_MS)
+        self._recheck(symbol, coverage)
         rules = Rules(
             settle_ms=self._options.settle_ms,
             quiet_after_ms=self._options.quiet_after_ms,
@@ -427,6 +464,13 @@ class ExchangeIngest:
         )
         recent = () if newest_ms is None else await self._store.minutes(key, newest_ms - WINDOW_MS, ALL_TIME.end_ms)
         return MarketIngest(key, coverage, rules, sorted([*recent, *await self._store.forming(key)]))
+
+    async def _holes(self, key: MarketKey, from_ms: int, now_ms: int) -> list[Hole]:
+        """The known holes of a market. Minutes to come are none: a wrong clock may have said so."""
+        holes = await self._store.holes(key, Range(from_ms, ALL_TIME.end_ms))
+        if any(hole.end_ms > now_ms for hole in holes):
+            await self._store.save_coverage(key, None, [], Range(now_ms, ALL_TIME.end_ms))
+        return [piece for hole in holes for piece in inside(hole, from_ms, now_ms)]
 
     async def _follow_listing(self) -> None:
         """Read the exchange's list of markets again and again, sooner while it lacks a symbol."""
@@ -471,7 +515,40 @@ class ExchangeIngest:
                     self._runners[symbol].hasten(symbol)
         return all(symbol in self._listed for symbol in self._markets)
 
+    @property
+    def _is_settled(self) -> bool:
+        return self._has_own_clock or self._time.is_settled
+
+    def _saw_date(self, date_ms: int, asked: float, answered: float) -> None:
+        self._time.observe_date(date_ms, round(asked * 1000), round(answered * 1000))
+
+    def _look_at_clocks(self) -> None:
+        """Weigh what is known of the time; take what waited for it."""
+        if self._has_own_clock:
+            return
+        before_ms = self.now_ms()
+        if self._time.look(self._steady_ms(), self._clock.now_ms()):
+            self._spawn(self._ask_the_time())
+        if self.now_ms() < before_ms - TOLERANCE_MS:
+            for market in self._markets.values():
+                market.coverage.forget_after(MINUTE.floor(self.now_ms()))
+        if self._waiting and self._time.is_settled:
+            waiting, self._waiting = self._waiting, []
+            for event in waiting:
+                self._take(self._markets[event.symbol], event)
+
+    async def _ask_the_time(self) -> None:
+        """This machine's clock was set, or the machine slept: any answer of REST tells which."""
+        with contextlib.suppress(Unavailable, ExchangeError):
+            await self._exchange.markets(self._http)
+
     def _compare_clocks(self) -> None:
+        for source, off_ms in self._time.doubted.items():
+            if source != "machine" and self._doubts[source].note("", self._steady_ms()):
+                logger.warning("%s: the time by its %s is %.1f s off, not believed", self.name, source, off_ms / 1000)
+        for source, complaints in self._doubts.items():
+            if complaints.ended(self._steady_ms()):
+                logger.info("%s: the time by its %s is right again", self.name, source)
         notable = abs(self._skew_ms()) > _NOTABLE_SKEW_MS
         if notable != self._skew_noted:
             self._skew_noted = notable
@@ -524,6 +601,7 @@ class ExchangeIngest:
             },
             "revisions": market.revisions,
             "invalidCandles": market.complaints.total,
+            "unbelievedStamps": market.unbelieved_stamps,
             "unconfirmedMinutes": coverage.unconfirmed_minutes,
             "trouble": trouble,
         }

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -35,6 +35,8 @@ class HttpClient:
         self._budget = budget or self._own_budget
         self._client: AsyncHTTPClient = SimpleAsyncHTTPClient(force_instance=True, max_clients=8)
         self._hosts: dict[str, _Host] = {}
+        #: called with the `Date` of each answer in UTC epoch ms, and when it was asked for and came, monotonic seconds
+        self.saw_date: Callable[[int, float, float], None] | None = None
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         """GET `url`; see `candled.exchange.Http.get_json`."""
@@ -45,6 +47,7 @@ class HttpClient:
         await host.budget.take()
         full = f"{url}?{urlencode(params)}" if params else url
         host.requests += 1
+        asked = self._clock.monotonic()
         try:
             response = await self._client.fetch(
                 HTTPRequest(full, connect_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S, follow_redirects=False),
@@ -54,6 +57,9 @@ class HttpClient:
             raise Unavailable(f"cannot reach {name}: {error}") from error
         if response.code == 599:  # Tornado's own: no answer at all
             raise Unavailable(f"cannot reach {name}: {response.error}") from response.error
+        date_ms = _date_ms(response.headers)
+        if date_ms is not None and self.saw_date is not None:
+            self.saw_date(date_ms, asked, self._clock.monotonic())
         return self._read(name, host, response)
 
     def describe(self) -> dict[str, Any]:
@@ -121,6 +127,15 @@ def _parse(body: bytes) -> Any:
 
 def _excerpt(body: bytes) -> str:
     return repr(body[:120].decode("utf-8", "replace"))
+
+
+def _date_ms(headers: Mapping[str, str]) -> int | None:
+    """The server's clock by `Date` (RFC 9110, 6.6.1) and, of a cached answer, its `Age`; None if absent or garbage."""
+    try:
+        made = parsedate_to_datetime(headers["Date"])
+        return round(made.timestamp() * 1000) + 1000 * int(headers.get("Age", 0))
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
 
 
 def _retry_after_s(header: str | None, now_ms: int) -> float | None:

@@ -1,7 +1,7 @@
 """One market's way from what the exchange said to what is published and stored."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from candled.store.interface import Hole
 
 from .complaints import Complaints
 from .coverage import RECENT_MS, Coverage, Urgency, Window
+from .exchange_clock import TOLERANCE_MS
 from .minutes import WINDOW_MS, Minutes
 from .presence import Presence
 from .rows import check, sift
@@ -20,7 +21,6 @@ from .rows import check, sift
 logger = logging.getLogger(__name__)
 
 _WEEK = Interval.parse("1W")
-_FUTURE_MS = 2 * MINUTE_MS
 # Where the stream does not bring the forming minute REST is asked for it every three seconds, if the budget allows.
 POLL_MS = 3_000
 _ON_THEIR_WAY_MS = 2 * MINUTE_MS  # newer minutes are not counted as missing yet
@@ -88,6 +88,8 @@ class MarketIngest:
         self.revisions = 0
         #: rows of the exchange that were dropped because they cannot be candles
         self.complaints = Complaints()
+        #: stamps that cannot be right; the time of receipt took their place
+        self.unbelieved_stamps = 0
         self._rules = rules
         self._minutes = Minutes(rules.settle_ms, recent)
         self._restored = self._minutes.forming
@@ -104,31 +106,72 @@ class MarketIngest:
 
     def pushed(self, event: Candles, now_ms: int) -> Outcome:
         """Take candles of the live stream."""
-        self._presence.on_push(now_ms)
-        self.refused = None
         for row in event.invalid:
             self._drop(row, now_ms)
             if row.open_ms is not None:
                 self._minutes.doubt(MINUTE.floor(row.open_ms))
-        return self._take(self._valid(event.candles, now_ms, "live"), now_ms, confirmed=event.snapshot)
+        candles = self._valid(event.candles, "live", now_ms, now_ms, is_update=not event.snapshot)
+        if candles:
+            self._presence.on_push(now_ms)
+            self.refused = None
+        outcome = Outcome()
+        newest_ms = candles[-1].open_ms if candles else 0
+        for candle in candles:
+            # A row of a snapshot is the last version of its minute where the next minute is there too.
+            if event.snapshot and candle.open_ms < newest_ms and self._is_over(candle) and not candle.final:
+                candle = candle._replace(final=True)
+            if self._reaches(candle, newest_ms, now_ms):
+                self._take_pushed(candle, now_ms, outcome)
+            elif candle.final and self.coverage.has(candle.open_ms):
+                self.coverage.doubt(candle.open_ms)  # it may be another version than the stored one
+            elif candle.final:
+                self._take_past(candle, outcome, confirmed=False)
+        outcome.healed = outcome.past_range
+        return outcome
 
-    def answered(self, window: Window, rows: Sequence[Candle | InvalidRow], now_ms: int) -> Outcome:
-        """Take REST's answer for a window it was asked for."""
+    def stored_span(self, window: Window, now_ms: int) -> Range | None:
+        """Return the part of a window whose minutes are stored and no longer in memory; None where there is none.
+
+        `answered` needs these minutes to compare.
+        """
+        newest_ms = now_ms if self.newest_ms is None else self.newest_ms
+        span = Range(window.start_ms, min(window.end_ms, MINUTE.floor(newest_ms - WINDOW_MS) + MINUTE_MS))
+        return span if span.start_ms < span.end_ms and self.coverage.held(*span) else None
+
+    def answered(
+        self,
+        window: Window,
+        rows: Sequence[Candle | InvalidRow],
+        now_ms: int,
+        *,
+        asked_ms: int | None = None,
+        stored: Sequence[Candle] = (),
+    ) -> Outcome:
+        """Take REST's answer for a window it was asked for at `asked_ms`; `stored` are the minutes of `stored_span`.
+
+        REST is the higher authority for minutes that are over, whatever stamps the stream had.
+        """
         self.trouble, self._was_answered = None, True
+        asked_ms = now_ms if asked_ms is None else asked_ms
         span = Range(window.start_ms, window.end_ms)
         answer = sift(rows, span)
         for row in answer.invalid:
             self._drop(row, now_ms)
         unreadable = answer.unreadable(span)
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
-        candles = self._valid(answer.candles, now_ms, src)
-        checked, mismatched = self._compare(window, candles, unreadable, now_ms)
+        candles = self._valid(answer.candles, src, asked_ms, now_ms)
+        known = {candle.open_ms: candle for candle in stored} | {
+            candle.open_ms: held for candle in candles if (held := self._minutes.get(candle.open_ms)) is not None
+        }
+        outcome = Outcome()
+        self._count_differences(window, candles, known, unreadable, asked_ms, now_ms, outcome)
         is_dead = window.urgency is Urgency.PRESENT and self._judge_silence(window, candles, now_ms)
-        outcome = self._take(candles, now_ms, confirmed=True)
+        newest_ms = candles[-1].open_ms if candles else 0
+        for candle in candles:
+            self._take_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
         if not self._presence.is_moving(now_ms):  # nobody sees how the forming minute ends
             self._minutes.interrupted()
-        outcome.dead = is_dead
-        outcome.checked, outcome.mismatched = checked, mismatched
+        outcome.dead, outcome.healed = is_dead, outcome.past_range
         holes_changed = self.coverage.answered(window, self._until(now_ms), now_ms, unreadable)
         if holes_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
             outcome.healed = Range(window.start_ms, window.end_ms)
@@ -341,45 +384,91 @@ class MarketIngest:
         if dropped > 1:
             logger.info("%s: no more rows that cannot be candles; %d were dropped", self.key, dropped)
 
-    def _valid(self, candles: Sequence[Candle], now_ms: int, src: str) -> list[Candle]:
+    def _valid(
+        self, candles: Sequence[Candle], src: str, received_ms: int, now_ms: int, *, is_update: bool = False
+    ) -> list[Candle]:
+        """Return the possible ones of some candles, oldest first, each with a stamp that can be believed.
+
+        The stamp is `received_ms` where the exchange states none, or one that cannot be right. An `update` of the
+        stream then counts as a statement from before the end of the minute, so that it replaces none from after it.
+        """
         valid = []
         for candle in candles:
+            end_ms = candle.open_ms + MINUTE_MS
             try:
-                stamped = Candle(*candle[:7], candle.as_of_ms or now_ms, candle.final, candle.rev, src)
-                check(stamped)
-                if stamped.open_ms > now_ms + _FUTURE_MS:
-                    raise InvalidCandle(f"expected a minute that has begun by {now_ms}, got {stamped}")
+                check(candle)
+                if candle.open_ms > now_ms + TOLERANCE_MS:
+                    raise InvalidCandle(f"expected a minute that has begun by {now_ms}, got {candle}")
             except InvalidCandle as error:
                 self._drop(InvalidRow(candle.open_ms, str(error)), now_ms)
                 continue
-            valid.append(stamped)
+            as_of_ms = candle.as_of_ms
+            if candle.open_ms - TOLERANCE_MS <= as_of_ms <= now_ms + TOLERANCE_MS:
+                as_of_ms = min(as_of_ms, now_ms)
+            else:
+                self.unbelieved_stamps += as_of_ms != 0
+                as_of_ms = min(received_ms, end_ms - 1) if is_update else received_ms
+            final = candle.final and now_ms >= end_ms - TOLERANCE_MS
+            valid.append(Candle(*candle[:7], as_of_ms, final, candle.rev, src))
         return sorted(valid) if len(valid) > 1 else valid
 
-    def _take(self, candles: list[Candle], now_ms: int, *, confirmed: bool) -> Outcome:
-        """Take candles, oldest first."""
-        outcome = Outcome()
-        newest_ms = candles[-1].open_ms if candles else 0
-        for candle in candles:
-            if self._minutes.reaches(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS:
-                self._take_live(candle, now_ms, outcome, confirmed=confirmed)
-            elif self._is_over(candle) and self._is_wanted(candle.open_ms):
-                outcome.past.append(candle._replace(final=True, rev=self._missed(candle)))
-                self.coverage.add(candle.open_ms, confirmed=True)
-        outcome.healed = outcome.past_range
-        return outcome
+    def _take_pushed(self, candle: Candle, now_ms: int, outcome: Outcome) -> None:
+        """Take a minute of the live edge from the stream. One that REST has confirmed only REST changes."""
+        held = self._minutes.get(candle.open_ms)
+        if held is not None and held.final and self._is_confirmed(candle.open_ms):
+            if held.values != candle.values and candle.supersedes(held):
+                self.coverage.doubt(candle.open_ms)
+                self._idle_until_ms = 0
+            return
+        self._hold(candle, now_ms, outcome, confirmed=False)
+
+    def _take_answered(
+        self, candle: Candle, known: Candle | None, newest_ms: int, asked_ms: int, now_ms: int, outcome: Outcome
+    ) -> None:
+        """Take a minute from REST; `known` is the version in memory or in the store."""
+        is_over = self._is_over(candle)
+        if known is not None and is_over:
+            if _came_meanwhile(known, candle, asked_ms, now_ms):
+                return  # it stays unconfirmed, and is asked for once more
+            candle = candle.confirmed_over(known)
+        proven = candle if candle.final is is_over else candle._replace(final=is_over)
+        if self._reaches(candle, newest_ms, now_ms):
+            self._hold(proven, now_ms, outcome, confirmed=is_over)
+        elif is_over and known is not None and known.values == candle.values:
+            self.coverage.add(candle.open_ms, confirmed=True)
+        elif is_over and (known is not None or self._is_wanted(candle.open_ms)):
+            self.revisions += known is not None
+            self._take_past(proven, outcome, confirmed=True)
+
+    def _take_past(self, candle: Candle, outcome: Outcome, *, confirmed: bool) -> None:
+        """Take a final minute that is older than the live edge."""
+        outcome.past.append(candle._replace(rev=self._missed(candle)))
+        self.coverage.add(candle.open_ms, confirmed=confirmed)
+
+    def _reaches(self, candle: Candle, newest_ms: int, now_ms: int) -> bool:
+        """Whether a candle belongs to the live edge, also once the newest one that came with it is there."""
+        return self._minutes.reaches(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS
 
     def _is_wanted(self, open_ms: int) -> bool:
-        """Whether the store should get the exchange's word on a minute that is no longer held here."""
+        """Whether the store should get the exchange's word on a minute that is no longer in memory."""
         return not self.coverage.has(open_ms) or self.coverage.awaits_confirmation(open_ms)
 
-    def _take_live(self, candle: Candle, now_ms: int, outcome: Outcome, *, confirmed: bool) -> None:
+    def _is_confirmed(self, open_ms: int) -> bool:
+        """Whether REST has confirmed a final minute, and can be asked again."""
+        coverage = self.coverage
+        is_open = coverage.awaits_confirmation(open_ms) or coverage.was_deferred(open_ms)
+        return self._rules.confirm and coverage.has(open_ms) and not is_open
+
+    def _hold(self, candle: Candle, now_ms: int, outcome: Outcome, *, confirmed: bool) -> None:
+        """Take a version of a minute of the live edge."""
         held = self._minutes.get(candle.open_ms)
         if held is None and self._missed(candle):
             candle = candle._replace(rev=1)
         news = self._minutes.offer(candle, now_ms)
-        if self._is_over(candle) and (confirmed or news is not None):
+        current = news or self._minutes.get(candle.open_ms)
+        if current is not None and current.final and (confirmed or news is not None):
             if news is None and not self.coverage.has(candle.open_ms):
-                news = self._minutes.get(candle.open_ms)  # the store has lost it, and gets it once more
+                news = current  # the store has lost it, and gets it once more
             self.coverage.add(candle.open_ms, confirmed=confirmed)
         if news is None:
             return
@@ -402,18 +491,28 @@ class MarketIngest:
     def _is_over(self, candle: Candle) -> bool:
         return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._rules.settle_ms
 
-    def _compare(self, window: Window, rows: list[Candle], unreadable: RangeSet, now_ms: int) -> tuple[int, int]:
-        """How many final minutes REST speaks of for the first time, and of how many it has another version."""
-        theirs = {row.open_ms: row for row in rows}
-        checked = mismatched = 0
-        for open_ms in self.coverage.unconfirmed(window.start_ms, min(window.end_ms, self._until(now_ms))):
-            ours = self._minutes.get(open_ms)
+    def _count_differences(
+        self,
+        window: Window,
+        candles: Sequence[Candle],
+        known: Mapping[int, Candle],
+        unreadable: RangeSet,
+        asked_ms: int,
+        now_ms: int,
+        outcome: Outcome,
+    ) -> None:
+        """Count the final minutes that REST is compared with for the first time, and all that differ from it."""
+        theirs = {candle.open_ms: candle for candle in candles if self._is_over(candle)}
+        awaiting = set(self.coverage.unconfirmed(window.start_ms, min(window.end_ms, self._until(now_ms))))
+        for open_ms in awaiting | theirs.keys():
+            ours, row = known.get(open_ms) or self._minutes.get(open_ms), theirs.get(open_ms)
             if ours is None or not ours.final or open_ms in unreadable or self.coverage.was_deferred(open_ms):
                 continue
-            row = theirs.get(open_ms)
-            checked += 1
-            mismatched += row is None or (row.values != ours.values and row.supersedes(ours))
-        return checked, mismatched
+            if row is not None and _came_meanwhile(ours, row, asked_ms, now_ms):
+                continue
+            differs = row is None or row.values != ours.values
+            outcome.checked += differs or open_ms in awaiting
+            outcome.mismatched += differs
 
     def _judge_silence(self, window: Window, rows: list[Candle], now_ms: int) -> bool:
         """Take REST's answer about the present; return whether it shows a subscription that is dead."""
@@ -425,3 +524,8 @@ class MarketIngest:
             row.volume > 0 and self._is_over(row) and (last_ms is None or row.open_ms >= last_ms) for row in rows
         )
         return verdict == "traded" and self.connected and is_certain
+
+
+def _came_meanwhile(known: Candle, candle: Candle, asked_ms: int, now_ms: int) -> bool:
+    """Whether another version of a minute was pushed while REST was asked: then it may be the newer one."""
+    return known.values != candle.values and asked_ms < known.as_of_ms <= now_ms

@@ -66,23 +66,26 @@ class Minutes:
         self._open.pop(open_ms, None)
 
     def offer(self, candle: Candle, now_ms: int) -> Candle | None:
-        """Take a version of a minute of the live edge; return it as it now stands if that is news, else None."""
+        """Take a version of a minute of the live edge; return it as it now stands if that is a change, else None.
+
+        `final` of the candle is whether it is proven to be the last one: a pushed one alone never is.
+        """
         held = self._held.get(candle.open_ms)
-        if held is not None and not candle.supersedes(held):
-            return None
-        over = candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._settle_ms
-        final, rev = candle.final or over or (held is not None and held.final), _revisions(candle, held)
-        src = held.src if held is not None and held.values == candle.values else candle.src  # who said so first
-        if (final, rev, src) != candle[-3:]:
-            candle = candle._replace(final=final, rev=rev, src=src)
+        if held is not None:
+            candle = candle.merged_with(held)
+            if candle is held:
+                return None
         self._held[candle.open_ms] = candle
         self._note(candle, now_ms)
-        if held is not None and held.values == candle.values and held.final == candle.final:
+        if held is not None and held.final is candle.final and held[1:7] == candle[1:7]:
             return None
         return candle
 
     def settle(self, now_ms: int) -> list[Candle]:
         """Return the minutes that became final because their successor opened long enough ago, oldest first.
+
+        Both the successor and the exchange's clock must say so: one frame of the stream, which may be about a minute to
+        come, ends none.
 
         One that time has left behind (the stream jumped by an hour or more) does not: nobody compares it with REST any
         more, so it stays missing and is fetched.
@@ -90,7 +93,7 @@ class Minutes:
         settled = [
             open_ms
             for open_ms, seen_ms in self._open.items()
-            if seen_ms is not None and seen_ms + self._settle_ms <= now_ms
+            if seen_ms is not None and max(seen_ms, open_ms + MINUTE_MS) + self._settle_ms <= now_ms
         ]
         result = []
         for open_ms in sorted(settled):
@@ -115,10 +118,3 @@ class Minutes:
                 self._open[open_ms] = now_ms
         for open_ms in [old for old in self._held if not self.reaches(old, now_ms) and old not in self._open]:
             del self._held[open_ms]
-
-
-def _revisions(candle: Candle, held: Candle | None) -> int:
-    """How often the minute was revised, this version included: a final one with other values than before is."""
-    if held is None:
-        return candle.rev
-    return max(candle.rev, held.rev + (held.final and held.values != candle.values))

@@ -117,6 +117,44 @@ class Candle(NamedTuple):
             return self.volume > other.volume
         return self._version() > other._version()
 
+    def merged_with(self, known: "Candle") -> "Candle":
+        """Return the version of a minute to keep, of which `known` was there when this one came: `known`, or a new row.
+
+        The rule of every writer: of ingest's memory, of what waits for the store, and of the stores themselves. A
+        version that replaces a final one with other values is a revision more than that, or as many as it says itself.
+        The same version said again never counts twice, so that a batch may be written again. The source is whose
+        statement had these values first.
+        """
+        is_same = self[1:7] == known[1:7]
+        if self.supersedes(known):
+            rev = max(self.rev, known.rev + (known.final and not is_same))
+        elif self.rev > known.rev and not known.supersedes(self):
+            rev = self.rev
+        else:
+            return known
+        src, final = known.src if is_same else self.src, self.final or known.final
+        return self if (final, rev, src) == self[-3:] else self._replace(final=final, rev=rev, src=src)
+
+    def copied_over(self, known: "Candle") -> "Candle":
+        """Return the version to show of a minute, of which `known` was shown when a writer's version came.
+
+        The rule of those who show: the writer has merged already, but one that has just begun may not know of
+        revisions before it. The source is as it is told: another one for the same values means that a writer ended
+        before it had stored them.
+        """
+        if not self.supersedes(known):
+            return known
+        return self._replace(rev=known.rev) if self.rev < known.rev else self
+
+    def confirmed_over(self, known: "Candle") -> "Candle":
+        """Return the exchange's REST answer about a minute that is over as a version that replaces `known`.
+
+        REST is the higher authority, whatever stamp `known` has.
+        """
+        if self.supersedes(known) or (known.final and self.values == known.values):
+            return self
+        return self._replace(as_of_ms=max(known.as_of_ms, self.open_ms + MINUTE_MS) + 1)
+
     def _version(self) -> tuple[object, ...]:
         quote = Decimal(-1) if self.quote_volume is None else self.quote_volume
         rest = (quote, self.high, -self.low, self.close, self.open, self.final)

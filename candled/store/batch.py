@@ -46,24 +46,6 @@ class MarketBatch:
     forming: dict[int, Candle] = field(default_factory=dict)
 
 
-def merged(candle: Candle, stored: Candle) -> Candle:
-    """What is kept of a final minute of which `stored` was known when `candle` came: `stored` itself, or the new row.
-
-    A version that replaces one with other values is a revision more than that, or as many as it says itself. The same
-    version said again never counts twice, so that a batch may be written again. The source is whose statement had these
-    values first, as it is for everybody who has them in memory.
-    """
-    is_same = candle.values == stored.values
-    if candle.supersedes(stored):
-        rev = max(candle.rev, stored.rev + (not is_same))
-    elif candle.rev > stored.rev and not stored.supersedes(candle):
-        rev = candle.rev
-    else:
-        return stored
-    src = stored.src if is_same else candle.src
-    return candle if (rev, src) == (candle.rev, candle.src) else candle._replace(rev=rev, src=src)
-
-
 def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, MarketBatch]:
     """Sort rows into markets, keeping one version of each minute: the one that supersedes the others."""
     result: dict[MarketKey, MarketBatch] = {}
@@ -77,7 +59,7 @@ def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, Marke
                 batch.forming[candle.open_ms] = candle
             continue
         known = batch.minutes.get(candle.open_ms)
-        batch.minutes[candle.open_ms] = candle if known is None else merged(candle, known)
+        batch.minutes[candle.open_ms] = candle if known is None else candle.merged_with(known)
     return result
 
 
@@ -96,7 +78,7 @@ def news(batch: Mapping[int, Candle], stored: Mapping[int, Candle]) -> list[Cand
     result = []
     for open_ms in sorted(batch):
         known = stored.get(open_ms)
-        kept = batch[open_ms] if known is None else merged(batch[open_ms], known)
+        kept = batch[open_ms] if known is None else batch[open_ms].merged_with(known)
         if kept is not known:
             result.append(kept)
     return result

@@ -27,7 +27,7 @@ _AT = _time("%s::bigint")
 
 
 def _version(row: str) -> str:
-    """The rule of `batch.merged`: of two versions of a minute the one with the greater tuple stays.
+    """The rule of `Candle.merged_with`: of two versions of a minute the one with the greater tuple stays.
 
     A statement made after the minute was over counts more than any before; of those the later one counts,
     of the ones before the one with the larger volume. The same statement may come again with a greater count.

@@ -4,8 +4,6 @@ from collections.abc import Iterable
 
 from candled.model import Candle, MarketKey
 
-from .batch import merged
-
 Row = tuple[MarketKey, Candle]
 
 _MOST_FORMING = 60  # of a market; older ones will not become final by the stream any more
@@ -36,7 +34,7 @@ class Waiting:
     def put(self, market: MarketKey, candle: Candle) -> bool:
         """Keep `candle` unless a superseding version waits already; False where it is refused for lack of room.
 
-        Of two versions of a minute `merged` is kept.
+        Of two versions of a minute `Candle.merged_with` says which one is kept.
         """
         if not candle.final:
             if candle.open_ms not in self._minutes.get(market, {}):
@@ -47,7 +45,7 @@ class Waiting:
             if self._count >= self._limit:
                 return False
             self._count += 1
-        kept = candle if known is None else merged(candle, known)
+        kept = candle if known is None else candle.merged_with(known)
         self._minutes.setdefault(market, {})[candle.open_ms] = kept
         self._drop_forming(market, candle.open_ms)
         return True

@@ -21,6 +21,7 @@ async def test_minutes_that_the_store_has_lost_are_fetched_again(tmp_path, caplo
             await rig.start()
             await rig.until(lambda: rig.health(BTC)["state"] == "live")
             await rig.check()
+            await rig.until(lambda: rig.health(BTC)["unconfirmedMinutes"] < 60)  # after the snapshot
             lost = (MONDAY_MORNING_MS - 200 * MINUTE_MS, MONDAY_MORNING_MS - 190 * MINUTE_MS)
             with closing(sqlite3.connect(tmp_path / "candled.db")) as database, database:
                 deleted = database.execute("DELETE FROM candles WHERE time_ms >= ? AND time_ms < ?", lost).rowcount

@@ -258,7 +258,11 @@ def test_revisions_of_a_final_minute_are_counted_and_say_where_they_come_from():
     outcome = one.answered(window, [minute(600, "12", as_of=75_000)], at(36_075))
     assert [(candle.src, candle.rev) for candle in outcome.live] == [("rest", 1)]
     outcome = push(one, minute(600, "13", as_of=76_000), seconds=36_076)
-    assert [(candle.src, candle.rev) for candle in outcome.live] == [("live", 2)]
+    assert outcome.live == []  # what REST has confirmed only REST changes
+    window = one.want(at(36_077))
+    assert (window.urgency, window.start_ms) == (Urgency.CONFIRM, minute(600).open_ms)
+    outcome = one.answered(window, [minute(600, "13", as_of=77_000)], at(36_077))
+    assert [(candle.src, candle.rev) for candle in outcome.live] == [("rest", 2)]
 
 
 def test_a_minute_that_was_taken_not_to_exist_revises_the_bars_it_belongs_to():

@@ -41,15 +41,24 @@ def test_a_late_version_before_settling_is_in_the_final_minute():
 
 def test_a_later_statement_revises_a_final_minute_and_an_older_copy_does_not():
     held = minutes()
-    held.offer(minute(0, "11", as_of=63_000), at(63))
+    held.offer(minute(0, "11", as_of=63_000, final=True), at(63))
     revised = held.offer(minute(0, "12", as_of=65_000), at(65))
     assert (revised.close, revised.final) == (12, True)
     assert held.offer(minute(0, "11", as_of=63_000), at(66)) is None
     assert held.get(MONDAY_MS).close == 12
 
 
-def test_a_statement_made_long_after_the_end_is_final_at_once():
-    assert minutes().offer(minute(0, as_of=62_000), at(62)).final
+def test_a_statement_made_long_after_the_end_is_final_only_where_that_is_proven():
+    assert not minutes().offer(minute(0, as_of=62_000), at(62)).final
+    assert minutes().offer(minute(0, as_of=62_000, final=True), at(62)).final
+
+
+def test_a_successor_from_the_future_ends_no_minute_before_its_time():
+    held = minutes()
+    held.offer(minute(0, as_of=20_000), at(20))
+    held.offer(minute(1, as_of=500), at(21))
+    assert held.settle(at(40)) == []
+    assert [candle.open_ms for candle in held.settle(at(62))] == [MONDAY_MS]
 
 
 def test_a_stale_cached_copy_does_not_shrink_the_running_minute():
@@ -64,13 +73,13 @@ def test_a_minute_cut_short_by_a_disconnect_is_not_proved_final_by_its_successor
     held.interrupted()
     held.offer(minute(5, as_of=500), at(300.5))
     assert held.settle(at(400)) == []
-    assert held.offer(minute(0, "12", volume="2", as_of=400_000), at(400)).final
+    assert held.offer(minute(0, "12", volume="2", as_of=400_000, final=True), at(400)).final
 
 
 def test_only_the_newest_hour_is_held():
     held = minutes()
     for number in range(200):
-        held.offer(minute(number, as_of=62_000), at(number * 60 + 62))
+        held.offer(minute(number, as_of=62_000, final=True), at(number * 60 + 62))
     assert held.get(minute(100).open_ms) is None
     assert held.get(minute(150).open_ms) is not None
 
@@ -108,6 +117,6 @@ def test_the_source_of_a_minute_is_who_stated_its_values_first():
     """Whoever shows it has that one already, and the store is to agree with them."""
     held = minutes()
     held.offer(minute(0, as_of=60_000)._replace(src="live"), at(60))
-    confirmed = held.offer(minute(0, as_of=70_000)._replace(src="rest"), at(70))
+    confirmed = held.offer(minute(0, as_of=70_000, final=True)._replace(src="rest"), at(70))
     assert (confirmed.final, confirmed.src) == (True, "live")
     assert held.offer(minute(0, volume="9", as_of=80_000)._replace(src="rest"), at(80)).src == "rest"

@@ -56,7 +56,7 @@ class Way:
 def test_a_new_minute_at_the_live_edge_is_told_and_stored_and_changes_no_past():
     way = Way()
     way.outlet.publish(way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live)
-    way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000), seconds=36_067).live)
+    way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
     assert [entry[2:] for entry in way.keeper.diary] == [(False, None), (True, None)]
     assert [message.facts.settled_ms for message, _ in way.minutes()] == [minute(600).open_ms, minute(601).open_ms]
 
@@ -75,14 +75,14 @@ def test_no_minute_is_final_before_the_message_that_tells_how_it_ended():
         for open_ms, values in shown.items():
             is_final = message.facts.settles(open_ms, open_ms + MINUTE_MS)
             assert not is_final or values == told[open_ms].values
-    assert [message.facts.settled_ms for message, _ in way.minutes()][-1] == minute(604).open_ms
+    assert [message.facts.settled_ms for message, _ in way.minutes()][-1] == minute(603).open_ms
     assert way.minutes()[-1][0].facts.gap is None
 
 
 def test_a_revision_is_told_at_once_and_stored_as_a_change_of_the_past():
     way = Way()
-    way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000), seconds=36_067).live)
-    way.outlet.publish(way.market, push(way.market, minute(600, "12", as_of=70_000), seconds=36_070).live)
+    way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
+    way.outlet.publish(way.market, push(way.market, minute(600, "12", as_of=70_000, final=True), seconds=36_070).live)
     (_, first), (message, second) = way.minutes()
     assert (message.candle.rev, second.seq) == (1, first.seq + 1)
     assert [entry[3] for entry in way.keeper.diary] == [None, second]
@@ -93,8 +93,8 @@ async def test_messages_say_how_far_the_log_goes():
     assert [message.facts.logged_seq for message, _ in way.minutes()] == []
     running = asyncio.ensure_future(way.outlet.run())
     await way.clock.advance(1)  # the feed is registered
-    way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000), seconds=36_067).live)
-    way.outlet.publish(way.market, push(way.market, minute(600, "12", as_of=70_000), seconds=36_070).live)
+    way.outlet.publish(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
+    way.outlet.publish(way.market, push(way.market, minute(600, "12", as_of=70_000, final=True), seconds=36_070).live)
     way.outlet.publish(way.market, push(way.market, minute(601, as_of=11_000), seconds=36_071).live)
     revised = way.minutes()[1][1].seq
     assert way.minutes()[2][0].facts.logged_seq == revised - 1

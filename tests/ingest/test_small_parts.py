@@ -1,11 +1,8 @@
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from candled.ingest.backoff import Backoff
-from candled.ingest.skew import ClockSkew
 from candled.token_bucket import TokenBucket
 
 
@@ -39,19 +36,3 @@ def test_a_closed_bucket_gives_nothing_before_its_time_and_no_burst_after():
     assert bucket.closed_for(30.0) == 30.0
     assert bucket.take(60.5) > 0
     assert bucket.take(61.0) == 0.0
-
-
-def test_skew_is_the_sample_that_travelled_least():
-    skew = ClockSkew()
-    for delay in (300, 40, 900):
-        skew.observe(1_000_000 + 5_000, 1_000_000 + delay)
-    assert skew.ms == 4_960
-
-
-@given(st.lists(st.integers(-50, 50), max_size=40))
-def test_skew_is_the_largest_of_the_newest_samples(samples):
-    skew = ClockSkew(samples=5)
-    for number, sample in enumerate(samples, 1):
-        skew.observe(sample, 0)
-        assert skew.ms == max(samples[:number][-5:])
-    assert skew.is_known == bool(samples)

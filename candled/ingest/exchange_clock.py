@@ -1,0 +1,195 @@
+"""The exchange's clock: what several witnesses say of it, and which of them are believed."""
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Source = Literal["answers", "dates", "stream", "machine"]
+
+#: witnesses agree, and a stamp is believed, within so much
+TOLERANCE_MS = 10_000
+# A stamp is a time only within these; seconds and microseconds are far outside.
+_EARLIEST_MS, _LATEST_MS = 1_230_768_000_000, 4_102_444_800_000  # 2009, 2100
+_FRESHEST_ROW_MS = 600_000  # the newest row of a frame began at most so long before it was sent
+_ENOUGH_FRAMES = 8  # so many are believed alone, where nothing else is known
+_FEW_FRAMES = 3  # fewer prove nothing against what was known before
+_ENOUGH_ANSWERS = 3
+# So long two witnesses are waited for after the start, the longer where they do not agree.
+_WAIT_MS, _WAIT_IN_DOUBT_MS = 3_000, 15_000
+_LOOK_MS = 400
+_FRAME_MS = 50
+
+
+class _Witness:
+    """The newest statements of one source: exchange clock minus steady clock, milliseconds.
+
+    Each is low by the time it travelled, and some may be lies, late or early.
+    """
+
+    def __init__(self, size: int, quarters: int) -> None:
+        self._statements: deque[int] = deque(maxlen=size)
+        self._sorted: list[int] = []
+        self._quarters = quarters
+
+    def __len__(self) -> int:
+        return len(self._statements)
+
+    def note(self, offset_ms: int) -> None:
+        if len(self._statements) == self._statements.maxlen:
+            self.forget_oldest()
+        self._statements.append(offset_ms)
+        insort(self._sorted, offset_ms)
+
+    @property
+    def offset_ms(self) -> int | None:
+        count = len(self._sorted)
+        return self._sorted[(count - 1) * self._quarters // 4] if count else None
+
+    def least_travelled_ms(self, near_ms: int) -> int:
+        """Return the third largest of the statements that agree with an offset: the largest may lie a little."""
+        first = bisect_left(self._sorted, near_ms - TOLERANCE_MS)
+        last = bisect_right(self._sorted, near_ms + TOLERANCE_MS)
+        return self._sorted[max((first + last) // 2, last - 3)]
+
+    def forget_oldest(self) -> None:
+        if self._statements:
+            del self._sorted[bisect_left(self._sorted, self._statements.popleft())]
+
+    def forget(self) -> None:
+        self._statements.clear()
+        self._sorted.clear()
+
+
+class ExchangeClock:
+    """Estimates the exchange's clock from its stream, its REST answers, the dates of these, and this machine's clock.
+
+    The time that most of them agree on counts, with a vote for the estimate so far. So no single frame or answer, and
+    no change of this machine's clock alone, moves the estimate; a machine that slept is right again as soon as one
+    other witness says so. Pure: `steady_ms`, a clock that never goes back, and `machine_ms`, UTC epoch milliseconds,
+    are arguments.
+    """
+
+    def __init__(self) -> None:
+        #: whether two witnesses agreed, or were waited for long enough: before, nothing should depend on the time
+        self.is_settled = False
+        self._answers, self._dates, self._stream = _Witness(5, 2), _Witness(5, 2), _Witness(64, 3)
+        self._machine_ms: int | None = None  # minus steady, at the last look
+        self._offset_ms: int | None = None  # the estimate; None before the first look
+        self._is_known = False  # whether more than this machine's clock is in it
+        self._agreed: frozenset[Source] = frozenset()
+        self._looked_ms = self._framed_ms = 0
+        self._began_ms: int | None = None
+
+    def now_ms(self, steady_ms: int, machine_ms: int) -> int:
+        """Return the exchange's clock, UTC epoch milliseconds."""
+        return machine_ms if self._offset_ms is None else steady_ms + self._offset_ms
+
+    def observe_frame(self, as_of_ms: int, newest_open_ms: int, steady_ms: int) -> None:
+        """Take the send time of a frame of the stream, whose newest row opens at `newest_open_ms`."""
+        if self.is_settled and 0 <= steady_ms - self._framed_ms < _FRAME_MS:  # of many markets a few frames are enough
+            return
+        self._framed_ms = steady_ms
+        fits = newest_open_ms - TOLERANCE_MS <= as_of_ms <= newest_open_ms + _FRESHEST_ROW_MS
+        if fits and _is_time(as_of_ms):
+            self._stream.note(as_of_ms - steady_ms)
+        else:
+            self._stream.forget_oldest()
+
+    def observe_answer(self, as_of_ms: int, asked_ms: int, answered_ms: int) -> None:
+        """Take the time that an answer of REST states in its body; both others are of the steady clock."""
+        if _is_time(as_of_ms) and answered_ms - asked_ms < TOLERANCE_MS:
+            self._answers.note(as_of_ms - (asked_ms + answered_ms) // 2)
+
+    def observe_date(self, date_ms: int, asked_ms: int, answered_ms: int) -> None:
+        """Take the `Date` of an answer of REST, which is in whole seconds; both others are of the steady clock."""
+        if _is_time(date_ms) and answered_ms - asked_ms < TOLERANCE_MS:
+            self._dates.note(date_ms + 500 - (asked_ms + answered_ms) // 2)
+
+    def look(self, steady_ms: int, machine_ms: int) -> bool:
+        """Weigh what is known; return whether this machine's clock was set, or slept, since the last look.
+
+        Call it often; most calls do nothing.
+        """
+        if self.is_settled and 0 <= steady_ms - self._looked_ms < _LOOK_MS:
+            return False
+        self._looked_ms = steady_ms
+        offset_ms = machine_ms - steady_ms
+        is_step = self._machine_ms is not None and abs(offset_ms - self._machine_ms) > TOLERANCE_MS
+        if is_step:  # the steady clock may have stood still: what was said before proves nothing
+            for witness in (self._answers, self._dates, self._stream):
+                witness.forget()
+        self._machine_ms = offset_ms
+        self._weigh()
+        if self._began_ms is None:
+            self._began_ms = steady_ms
+        enough = len(self._agreed) > 1 or len(self._stream) >= _ENOUGH_FRAMES
+        wait_ms = _WAIT_IN_DOUBT_MS if self.doubted else _WAIT_MS
+        if enough or steady_ms - self._began_ms >= wait_ms:
+            self.is_settled = True
+            self._is_known = self._is_known or self._agreed != {"machine"}
+        return is_step
+
+    @property
+    def doubted(self) -> Mapping[Source, int]:
+        """How far those are from the estimate that do not agree with it, milliseconds."""
+        return {source: ms for source, ms in self._said().items() if not _agree(ms, 0)}
+
+    def describe(self) -> dict[str, Any]:
+        """For `/health`: how far each witness is from the estimate, milliseconds, and which are not believed."""
+        return {"sources": dict(self._said()), "notBelieved": sorted(self.doubted)}
+
+    def _offsets(self) -> dict[Source, int]:
+        said: dict[Source, int | None] = {
+            "answers": self._answers.offset_ms,
+            "dates": self._dates.offset_ms,
+            "stream": self._stream.offset_ms,
+            "machine": self._machine_ms,
+        }
+        return {source: ms for source, ms in said.items() if ms is not None}
+
+    def _said(self) -> dict[Source, int]:
+        estimate_ms = self._offset_ms or 0
+        return {source: ms - estimate_ms for source, ms in self._offsets().items()}
+
+    def _weigh(self) -> None:
+        said, held = self._offsets(), self._held
+        if held and len(self._stream) < _FEW_FRAMES:
+            said.pop("stream", None)
+        votes = [*said.values(), *held]
+        best = max(self._candidates(said), key=lambda ms: sum(_agree(ms, other) for other in votes))
+        self._agreed = frozenset(source for source, ms in self._offsets().items() if _agree(ms, best))
+        if len(self._stream) >= _FEW_FRAMES and "stream" in self._agreed:
+            self._offset_ms = self._stream.least_travelled_ms(best)
+            return
+        others = [said.get("answers"), said.get("dates"), *self._held, self._machine_ms]
+        self._offset_ms = next(ms for ms in others if ms is not None and _agree(ms, best))
+
+    @property
+    def _held(self) -> list[int]:
+        """The estimate so far, where more than this machine's clock is in it."""
+        return [self._offset_ms] if self._offset_ms is not None and self._is_known else []
+
+    def _candidates(self, said: Mapping[Source, int]) -> list[int]:
+        """What may be the time; of those with as many votes the first one is taken."""
+        enough: list[Source] = []
+        if len(self._answers) >= _ENOUGH_ANSWERS:
+            enough.append("answers")
+        if len(self._dates) >= _ENOUGH_ANSWERS:
+            enough.append("dates")
+        if len(self._stream) >= _ENOUGH_FRAMES:
+            enough.append("stream")
+        few: tuple[Source, ...] = ("answers", "dates", "machine")  # a few frames may only support others
+        return [
+            *(said[source] for source in enough),
+            *self._held,
+            *(said[source] for source in few if source in said),
+        ]
+
+
+def _is_time(at_ms: int) -> bool:
+    return _EARLIEST_MS < at_ms < _LATEST_MS
+
+
+def _agree(one_ms: int, other_ms: int) -> bool:
+    return abs(one_ms - other_ms) <= TOLERANCE_MS

@@ -1,0 +1,138 @@
+"""Stamps that lie: no minute ends early, none stays wrong, nothing is asked of the future, and charts go on."""
+
+import pytest
+
+from candled.model import MINUTE, MINUTE_MS
+from tests.ingest.test_exchange_clock import HOUR, LIES, SECOND, YEAR
+from tests.ingest.virtual import BTC, Memory, Site
+from tests.rows import MONDAY_MS
+
+LIES = {**LIES, "jumping back": lambda ms: ms - (ms // 1000 % 7) * 60 * SECOND}
+
+
+def check(site: Site) -> None:
+    assert site.false_finals == []
+    assert site.asked_for_the_future() == []
+    assert site.store.known_holes == []
+    assert site.wrong() == []
+    assert site.market["state"] == "live"
+    assert site.clock.true_ms - site.shown_at_ms <= 2_000
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+@pytest.mark.parametrize("machine_ms", [0, -3 * HOUR])
+async def test_one_frame_ends_no_minute_and_stops_no_chart(lie, machine_ms):
+    site = Site(machine_ms=machine_ms)
+    await site.start()
+    await site.run(150)
+    before = len(site.changes)
+    site.push(site.frame(lie))
+    await site.run(25)
+    assert site.clock.true_ms - site.shown_at_ms <= 2_000
+    assert len(site.changes) - before >= 20
+    await site.run(240)
+    check(site)
+    assert site.health["parity"]["mismatched24h"] == 0
+    await site.stop()
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+async def test_the_first_frames_may_lie(lie):
+    site = Site()
+    site.stamp = lie
+    await site.start()
+    await site.run(1)
+    site.stamp = lambda ms: ms
+    await site.run(240)
+    check(site)
+    await site.stop()
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+async def test_a_stream_that_lies_for_good_is_not_believed_but_its_candles_are(lie):
+    site = Site()
+    site.stamp = lie
+    await site.start()
+    await site.run(400)
+    check(site)
+    await site.stop()
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+@pytest.mark.parametrize("which", ["rest_stamp", "date", "both"])
+async def test_rest_that_lies_about_the_time_is_still_right_about_minutes(lie, which):
+    site = Site()
+    for name in ("rest_stamp", "date") if which == "both" else (which,):
+        setattr(site.exchange, name, lie)
+    await site.start()
+    await site.run(400)
+    check(site)
+    await site.stop()
+
+
+@pytest.mark.parametrize("ahead_ms", [90 * SECOND, HOUR, YEAR])
+async def test_rest_corrects_a_minute_whose_stored_stamp_is_in_the_future(ahead_ms):
+    """As a former version of candled stored it: half a minute, with a stamp of the far future."""
+    first = Site()
+    await first.start()
+    await first.run(200)
+    await first.stop()
+    store: Memory = first.store
+    poisoned = [max(store.rows), max(store.rows) - 150 * MINUTE_MS]
+    for open_ms in poisoned:
+        row = first.exchange.version(open_ms, open_ms + 30_000, open_ms + 30_000)
+        store.rows[open_ms] = row._replace(as_of_ms=first.clock.true_ms + ahead_ms, final=True, src="live")
+    site = Site(store, start_ms=first.clock.true_ms)
+    await site.start()
+    await site.run(200)
+    check(site)
+    assert site.health["parity"]["mismatched24h"] == 2
+    assert site.market["revisions"] == 2
+    assert {store.rows[open_ms].rev for open_ms in poisoned} == {1}
+    assert any(one.start_ms <= poisoned[1] < one.end_ms for one in site.healed)
+    await site.stop()
+
+
+async def test_a_minute_that_the_stream_got_wrong_is_corrected_and_counted():
+    site = Site()
+    await site.start()
+    await site.run(150)
+    wrong_ms = MINUTE.floor(site.clock.true_ms)
+    true_row = site.exchange.row(wrong_ms)
+    site.exchange.revised[wrong_ms] = true_row._replace(volume=true_row.volume + 5)
+    await site.run(35)
+    del site.exchange.revised[wrong_ms]  # REST is right
+    await site.run(180)
+    check(site)
+    assert site.health["parity"]["mismatched24h"] == 1
+    await site.stop()
+
+
+@pytest.mark.parametrize("by_ms", [2 * HOUR, -2 * HOUR, YEAR])
+async def test_setting_this_machines_clock_changes_nothing(by_ms):
+    site = Site()
+    await site.start()
+    await site.run(150)
+    site.clock.machine_ms += by_ms
+    await site.run(200)
+    check(site)
+    await site.stop()
+
+
+async def test_holes_of_minutes_to_come_are_forgotten_at_the_start():
+    from candled.store.interface import Hole
+
+    site = Site()
+    now_ms = MINUTE.floor(site.clock.true_ms)
+    future = Hole(
+        start_ms=now_ms - MINUTE_MS, end_ms=now_ms + 59 * MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None
+    )
+    past = Hole(start_ms=MONDAY_MS, end_ms=MONDAY_MS + MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None)
+    site.store.known_holes = [past, future]
+    await site.start()
+    assert [hole.end_ms for hole in site.store.known_holes] == [past.end_ms, now_ms]
+    await site.run(100)
+    site.exchange.feed.queue.put_nowait(site.frame())
+    assert site.market["holes"]["minutes"] <= 2
+    assert str(BTC) in site.health["symbols"]
+    await site.stop()

@@ -1,0 +1,79 @@
+"""The exchange's later word is taken at any age: counted, stored, and told to clients."""
+
+import pytest
+
+from candled.model import MINUTE, MINUTE_MS, Range
+from tests.ingest.virtual import Site
+from tests.rows import MONDAY_MS
+
+
+def revise(site: Site, open_ms: int) -> None:
+    row = site.exchange.row(open_ms)
+    site.exchange.revised[open_ms] = row._replace(volume=row.volume + 5, high=row.high + 1)
+
+
+async def restart(site: Site) -> Site:
+    await site.stop()
+    again = Site(site.store, start_ms=site.clock.true_ms)
+    again.exchange.revised = site.exchange.revised
+    await again.start()
+    return again
+
+
+async def reconnect(site: Site) -> Site:
+    site.ingest.interrupted(site.exchange.feed, "test")
+    site.ingest.connected(site.exchange.feed)
+    site.push(site.snapshot())
+    return site
+
+
+AGES = [pytest.param(minutes, id=f"{minutes} min") for minutes in (61, 120, 300)]
+
+
+@pytest.mark.parametrize("age", AGES)
+@pytest.mark.parametrize("occasion", [restart, reconnect])
+async def test_a_revision_of_an_old_minute_is_taken_counted_and_told(age, occasion):
+    site = Site()
+    await site.start()
+    await site.run(150)
+    old_ms = MINUTE.floor(site.clock.true_ms) - age * MINUTE_MS
+    revise(site, old_ms)
+    site = await occasion(site)
+    await site.run(120)
+    assert site.wrong() == []
+    stored = site.store.rows[old_ms]
+    assert (stored.rev, stored.final) == (1, True)
+    assert site.market["revisions"] == 1
+    assert site.health["parity"]["mismatched24h"] == 1
+    assert any(one.start_ms <= old_ms < one.end_ms for one in site.healed)
+    assert any(span.start_ms <= old_ms < span.end_ms for span in site.store.logged)
+    await site.stop()
+
+
+async def test_minutes_of_the_last_day_are_compared_again_every_six_hours():
+    site = Site()
+    await site.start()
+    await site.run(100)
+    old_ms = MINUTE.floor(site.clock.true_ms) - 90 * MINUTE_MS
+    revise(site, old_ms)
+    await site.run(6 * 3600 + 500, stream=False)
+    assert site.store.rows[old_ms].rev == 1
+    asked = [one for one in site.exchange.asked if one[1] <= old_ms < one[2]]
+    assert len(asked) <= 6
+    await site.stop()
+
+
+async def test_what_rest_agrees_with_is_not_written_again():
+    site = Site()
+    await site.start()
+    await site.run(150)
+    before = dict(site.store.rows)
+    logged = len(site.store.logged)
+    await reconnect(site)
+    await site.run(30)
+    old = Range(MONDAY_MS, MINUTE.floor(site.clock.true_ms) - 70 * MINUTE_MS)
+    assert all(site.store.rows[open_ms] is before[open_ms] for open_ms in range(*old, MINUTE_MS))
+    assert len(site.store.logged) == logged
+    assert site.health["parity"]["mismatched24h"] == 0
+    assert site.market["unconfirmedMinutes"] <= 2
+    await site.stop()
