@@ -107,7 +107,10 @@ async def test_a_broadcast_runs_no_python_code_for_a_client():
             sys.setprofile(None)
         assert len(calls) < 20, calls
         for peer in peers:
-            assert (await peer.receive())[0] == 0x81
+            first = 0x89
+            while first == 0x89:  # a ping, if connecting took long
+                first, _ = await peer.receive()
+            assert first == 0x81
 
 
 async def test_a_connection_that_waits_takes_less_than_ten_kilobytes():
