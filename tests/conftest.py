@@ -16,7 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Searches for counterexamples: a few seconds each in the suite, thorough in `make soak`.
 hypothesis.settings.register_profile("short", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None)
-hypothesis.settings.load_profile("long" if "CANDLED_TEST_LONG" in os.environ else "short")
+hypothesis.settings.load_profile("long" if tiers.LONG else "short")
 
 # ---------------------------------------------------------------- tiers
 

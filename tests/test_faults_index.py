@@ -5,6 +5,7 @@ import json
 import re
 import urllib.request
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ DAY_MS = 86_400_000
 # ---------------------------------------------------------------- the index
 
 
+@cache
 def told() -> dict[int, list[str]]:
     """Which tests say in their docstring that they are about which fault."""
     found: dict[int, list[str]] = {}
@@ -86,6 +88,7 @@ def stored_times(directory: Path, interval: Interval, sunday: list) -> list[str]
 # ---------------------------------------------------------------- fault 13
 
 
+@pytest.mark.usefixtures("daemon")
 async def test_a_warm_up_that_fails_shows_nothing_cut_says_why_and_is_made_good(tmp_path):
     """Fault 13: a failed warm-up that leaves half bars and only a log line."""
     thursday_ms = MONDAY_MORNING_MS + 3 * DAY_MS

@@ -4,6 +4,7 @@ Each fixture gives its name as a marker to the tests that take it, so that `-m "
 A test that starts a program without any of them fails and names the line to add.
 """
 
+import os
 import shutil
 import sys
 from typing import Any
@@ -22,9 +23,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 _running: pytest.Item | None = None
 
 
+LONG = "CANDLED_TEST_LONG" in os.environ
+
+
 def mark(items: list[pytest.Item]) -> None:
-    """Mark each test with the names of the fixtures in `NEEDS` that it takes."""
+    """Mark each test with the names of the fixtures in `NEEDS` that it takes; skip long ones in the short form."""
     for item in items:
+        if item.get_closest_marker("long") and not LONG:
+            item.add_marker(pytest.mark.skip(reason="the long form: make soak, or make chaos"))
         for need in NEEDS:
             named = any(need in used.args for used in item.iter_markers("usefixtures"))
             if named or need in getattr(item, "fixturenames", ()):

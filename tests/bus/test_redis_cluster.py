@@ -17,7 +17,6 @@ from tests.redis_servers import RedisCluster, RedisServer
 pytestmark = pytest.mark.usefixtures("redis")
 
 LONG = "CANDLED_TEST_LONG" in os.environ
-REASON = "the long form: CANDLED_TEST_LONG=1"
 KILLS = 10 if LONG else 2
 MOVES = 40 if LONG else 4
 NODE_TIMEOUT_MS = 2000 if LONG else 1000
@@ -179,9 +178,7 @@ def _apart(cluster: RedisCluster, mute: RedisServer) -> tuple[str, list[MarketKe
 
 @pytest.mark.slow
 @pytest.mark.timeout(900 if LONG else 300)
-@pytest.mark.parametrize(
-    "is_sharded", [True, pytest.param(False, marks=[pytest.mark.long, pytest.mark.skipif(not LONG, reason=REASON)])]
-)
+@pytest.mark.parametrize("is_sharded", [True, pytest.param(False, marks=pytest.mark.long)])
 async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys, monkeypatch, is_sharded):
     """The same where every node carries everything, as before version 7."""
     if not is_sharded:

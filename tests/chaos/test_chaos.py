@@ -19,7 +19,6 @@ pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
 LONG = [
     pytest.mark.long,
     pytest.mark.timeout(7200),
-    pytest.mark.skipif("CANDLED_TEST_LONG" not in os.environ, reason="the long form: make chaos"),
 ]
 SHORT = [pytest.mark.timeout(400)]
 START_S = 60.0

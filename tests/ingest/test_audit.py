@@ -3,11 +3,15 @@
 import sqlite3
 from contextlib import closing
 
+import pytest
+
 from candled.model import MINUTE, MINUTE_MS, Symbol
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
+
+pytestmark = pytest.mark.usefixtures("daemon")
 
 BTC = Symbol.parse("BTC/USDT")
 

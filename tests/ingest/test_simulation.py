@@ -14,7 +14,7 @@ from tests.rows import MONDAY_MS
 
 BTC = Symbol.parse("BTC/USDT")
 LONG = "CANDLED_TEST_LONG" in os.environ
-SEEDS, MINUTES = (1000, 10_000) if LONG else (20, 2_500)
+SEEDS, MINUTES = (1000, 10_000) if LONG else (5, 2_000)
 STEP_MS = 15_000
 RULES = Rules(
     settle_ms=2_000,

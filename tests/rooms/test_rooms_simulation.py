@@ -160,7 +160,7 @@ class Person:
         assert shown or (self.kind.get("mode"), self.interval) == ("closed", "1D")
 
 
-@pytest.mark.parametrize("seed", range(300 if LONG else 6))
+@pytest.mark.parametrize("seed", range(300 if LONG else 4))
 async def test_whatever_happens_every_chart_ends_as_a_fresh_load(seed):
     draw = random.Random(seed)
     one = await stage(draw=draw)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -75,6 +74,5 @@ async def test_compressed_messages_of_the_first_sizes(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(5400)
-@pytest.mark.skipif("CANDLED_TEST_LONG" not in os.environ, reason="the long form: make soak")
 async def test_all_cases(tmp_path):
     assert await failed(tmp_path, ["*"], [], DECLINED, compression=True) >= 517

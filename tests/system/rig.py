@@ -15,6 +15,7 @@ from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval
 from candled.plugins import discover
 from candled.rooms.messages import bar_text
 from candled.store import make_store
+from tests import tiers
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget
 
@@ -62,6 +63,7 @@ class Rig:
         self._readers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
+        tiers.require("daemon")
         path = self.directory / "candled.yaml"
         bitget = {
             "symbols": [str(symbol) for symbol in self.symbols],

@@ -4,7 +4,6 @@ import asyncio
 import csv
 import gzip
 import json
-import os
 import random
 import shutil
 import signal
@@ -36,7 +35,6 @@ SHORT = pytest.mark.timeout(240)
 LONG = [
     pytest.mark.long,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif("CANDLED_TEST_LONG" not in os.environ, reason="the long form: make soak"),
 ]
 HEALED_WITHIN_S = 60.0
 VALUES = ("open", "high", "low", "close", "volume")

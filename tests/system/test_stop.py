@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import random
 import signal
 import socket
@@ -26,7 +25,6 @@ SHORT = pytest.mark.timeout(240)
 LONG = [
     pytest.mark.long,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif("CANDLED_TEST_LONG" not in os.environ, reason="the long form: make soak"),
 ]
 SYMBOLS = [f"S{number}/USDT" for number in range(8)]
 CLIENTS = 60

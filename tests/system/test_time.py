@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import random
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -30,7 +29,6 @@ HOUR_MS = 3_600_000
 LONG = [
     pytest.mark.long,
     pytest.mark.timeout(600),
-    pytest.mark.skipif("CANDLED_TEST_LONG" not in os.environ, reason="the long form: make soak"),
 ]
 
 

@@ -234,6 +234,7 @@ async def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path, pages):
 # ---------------------------------------------------------------- beside the daemon
 
 
+@pytest.mark.usefixtures("daemon")
 async def test_beside_a_running_daemon_both_keep_what_they_know_and_the_daemon_learns(tmp_path):
     clock = ScaledClock(60.0, NOON_MS)
     fake = FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7), listed_ms=at(-12))], push_interval_s=2.0)
@@ -278,9 +279,9 @@ class _Forgetful(list):
 async def test_memory_does_not_grow_with_the_range(tmp_path):
     tracemalloc.start()
     try:
-        await _peak(tmp_path / "first", 5)  # what is loaded or cached once is there afterwards
-        short = await _peak(tmp_path / "short", 5)
-        long = await _peak(tmp_path / "long", 15)
+        await _peak(tmp_path / "first", 1)  # what is loaded or cached once is there afterwards
+        short = await _peak(tmp_path / "short", 1)
+        long = await _peak(tmp_path / "long", 4)
     finally:
         tracemalloc.stop()
     assert long < short * 1.25

@@ -477,6 +477,7 @@ async def test_the_command_prints_its_seed_and_takes_it_again(tmp_path, capsys):
 # ---------------------------------------------------------------- against memory
 
 
+@pytest.mark.usefixtures("daemon")
 async def test_what_a_daemon_shows_is_compared_with_the_store(tmp_path, capsys):
     clock = ScaledClock(60.0, MONDAY_MORNING_MS)
     async with FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=1.0) as fake:
