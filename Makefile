@@ -9,7 +9,7 @@ run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart 
 	$(BIN)/candled --config config/demo.yaml
 
 check: lint $(VENV)/.test  ## a change so far: lint, types, and the tests that need nothing but Python
-	$(BIN)/python -m pytest -q -n 2 -m "not postgres and not redis and not daemon and not browser"
+	$(BIN)/python -m pytest -q -n auto --quick
 
 test: $(VENV)/.test  ## install the test extra and run the whole suite
 	$(BIN)/python -m pytest

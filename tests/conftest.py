@@ -47,6 +47,10 @@ def browser() -> None:
         pytest.skip(tiers.NO_CHROMIUM)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only tests that need nothing but Python and are not slow")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for name, reason in tiers.NEEDS.items():
         config.addinivalue_line("markers", f"{name}: {reason}")
@@ -54,8 +58,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tiers.mark(items)
+    if config.option.quick:
+        left_out = {item for item in items if tiers.is_marked(item, "slow", *tiers.NEEDS)}
+        config.hook.pytest_deselected(items=[*left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True)

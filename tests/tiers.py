@@ -37,6 +37,11 @@ def mark(items: list[pytest.Item]) -> None:
                 item.add_marker(need)
 
 
+def is_marked(item: pytest.Item, *markers: str) -> bool:
+    """Tell whether a test has one of these markers."""
+    return any(item.get_closest_marker(marker) for marker in markers)
+
+
 def enter(item: pytest.Item | None) -> None:
     """Remember the test that runs from now on; None between tests."""
     global _running
@@ -45,7 +50,7 @@ def enter(item: pytest.Item | None) -> None:
 
 def require(*needs: str) -> None:
     """Fail the running test unless it has one of these markers."""
-    if _running is None or any(_running.get_closest_marker(need) for need in needs):
+    if _running is None or is_marked(_running, *needs):
         return
     name = _running.nodeid
     raise AssertionError(f"{name} needs {needs[0]}: take that fixture, or pytest.mark.usefixtures({needs[0]!r})")
