@@ -16,10 +16,12 @@ from candled.api.directory import Directory
 from candled.api.pages import Pages
 from candled.api.rest import Source
 from candled.api.routes import make_routes, make_streams
+from candled.budget import MakeBudget
+from candled.budget_file import BudgetFile
 from candled.bus import Bus
 from candled.bus.making import RedisParts, make_memory_bus, make_redis_parts
 from candled.clock import SystemClock
-from candled.config import Config, doubts, make_store
+from candled.config import Config, budget_path, doubts, make_store
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock, Exchange
 from candled.ingest_side import IngestSide
@@ -310,6 +312,13 @@ class Daemon:
     def _serves(self) -> bool:
         return "serve" in self._config.roles
 
+    def _shared_budget(self) -> MakeBudget | None:
+        """Give the request budgets that are shared with other processes: in Redis, else in a file."""
+        if self._shared is not None:
+            return self._shared.budgets.budget
+        path = budget_path(self._config)
+        return None if path is None else BudgetFile(path, self._clock).budget
+
     def _make_ingest(self) -> IngestSide:
         return IngestSide(
             self._config,
@@ -317,7 +326,7 @@ class Daemon:
             self._bus,
             Keeper(self._store, self._threads, self._writer, self._history),
             leases=None if self._shared is None else self._shared.leases,
-            budget=None if self._shared is None else self._shared.budgets.budget,
+            budget=self._shared_budget(),
         )
 
     def _exchanges_health(self) -> dict[str, dict[str, Any]]:

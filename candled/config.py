@@ -352,6 +352,20 @@ def make_store(config: Config, *, owns: bool = False, upgrade: bool | None = Non
     )
 
 
+def budget_path(config: Config) -> Path | None:
+    """Return the file by which processes on one machine share request budgets without Redis; None if there is none.
+
+    It lies beside the SQLite file, else beside the journal.
+    """
+    if config.store.url.startswith("sqlite:///"):
+        beside = Path(config.store.url.removeprefix("sqlite:///"))
+    elif config.store.journal:
+        beside = Path(config.store.journal)
+    else:
+        return None
+    return beside.with_name(f"{beside.name}-budget")
+
+
 def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
     """The settings as YAML values that `load` reads back; with `redact`, secrets and passwords are stars."""
     plain = section_as_plain(replace(config, exchanges=()), redact=redact)

@@ -5,7 +5,7 @@ import contextlib
 import logging
 from typing import Any
 
-from candled.budget import MakeBudget
+from candled.budget import LocalBudgets, MakeBudget
 from candled.bus import Bus
 from candled.bus.leases import Lease, Leases
 from candled.bus.shards import shard_of
@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 class IngestSide:
     """Runs an `ExchangeIngest` per configured exchange and shard. Without `leases` all shards are this process's own.
 
-    `budget` gives the request budgets of hosts that are shared with other processes.
+    `budget` gives the request budgets of hosts that are shared with other processes. Exchanges on one host share its
+    budget in any case.
 
     Raises:
         ConfigError: an exchange cannot be made of its settings.
@@ -43,6 +44,7 @@ class IngestSide:
         self._store = store
         self._leases = leases
         self._made = make_exchanges(config, clock)
+        budget = budget or LocalBudgets(clock).budget
         self._http = {
             one.name: HttpClient(clock, exchange.requests_per_s, budget)
             for one, exchange in zip(config.exchanges, self._made, strict=True)

@@ -20,7 +20,7 @@ OUTSIDE = {
 
 # Modules that touch the outside themselves. `tools/` are commands of their own, each an edge as the command line is.
 EDGES = {
-    "app", "ingest_side", "cli", "clock", "plugins", "tail",
+    "app", "budget", "budget_file", "ingest_side", "cli", "clock", "plugins", "tail",
     "aggregate/live_bars",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http",
     "api/handler",
@@ -55,6 +55,7 @@ STEPS = {
     "errors": set(),
     "token_bucket": set(),
     "budget": {"exchange", "token_bucket"},
+    "budget_file": {"exchange", "token_bucket", "budget"},
     "model": {"errors"},
     "exchange": {"errors", "model"},
     "hookspecs": {"exchange"},
@@ -63,7 +64,7 @@ STEPS = {
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
     "store": {"errors", "model", "exchange", "bus"},
     "config": {"errors", "model", "exchange", "settings", "plugins", "store", "bus"},
-    "bus": {"errors", "model", "exchange", "token_bucket"},
+    "bus": FOUNDATION,
     "ingest": FOUNDATION | {"bus", "store"},
     "aggregate": FOUNDATION | {"bus"},
     "rooms": FOUNDATION | {"aggregate", "bus"},

@@ -6,7 +6,7 @@ from typing import Any
 
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.token_bucket import TokenBucket
+from candled.token_bucket import MOST_CLOSED_S, TokenBucket
 
 from .codec import Names
 from .redis_links import Call, Caller, reason_of
@@ -16,6 +16,7 @@ from .troubles import Trouble, Troubles
 
 _ANSWER_S = 0.5  # whoever waits for a count or a budget waits no longer for Redis
 _REST_S = 2.0  # so long Redis is not asked again after it did not answer
+_FOR_COMMANDS = 0.1  # the part of a budget that is left to commands while Redis is unavailable
 _MOST_WAIT_S = 1.0  # then it is asked again: another process may have closed or used the budget
 
 
@@ -79,11 +80,17 @@ class RedisCounter:
 class RedisBudgets:
     """The budgets of hosts, each shared by all processes of one Redis.
 
-    While Redis is away each process keeps to its share: `processes` tells how many there are, 0 if that is not known.
+    While Redis is unavailable each process keeps to its share: `processes` tells how many there are, 0 if that is not
+    known. It is None in a command, which runs beside them.
     """
 
     def __init__(
-        self, caller: Caller, names: Names, clock: Clock, troubles: Troubles, processes: Callable[[], int]
+        self,
+        caller: Caller,
+        names: Names,
+        clock: Clock,
+        troubles: Troubles,
+        processes: Callable[[], int] | None,
     ) -> None:
         self._asking = _Asking(caller, clock, troubles.of("sharing request budgets", vital=False))
         self._names = names
@@ -92,12 +99,22 @@ class RedisBudgets:
         self._budgets: dict[str, RedisBudget] = {}
 
     def budget(self, host: str, rate: float) -> "RedisBudget":
-        """The budget of a host, `rate` requests per second: the same one for all who ask."""
-        if host not in self._budgets:
-            self._budgets[host] = RedisBudget(
-                self._asking, self._names.budget(host), self._clock, rate, self._processes
-            )
-        return self._budgets[host]
+        """Return the budget of a host, the same one for everything that asks it; of several rates the lowest holds."""
+        found = self._budgets.get(host)
+        if found is None:
+            key = self._names.budget(host)
+            found = self._budgets[host] = RedisBudget(self._asking, key, self._clock, rate, self._share)
+        found.limit(rate)
+        return found
+
+    def _share(self) -> float:
+        """Return the part of a budget that is this process's while Redis is unavailable.
+
+        A part is left to commands, which do not know how many processes there are.
+        """
+        if self._processes is None:
+            return _FOR_COMMANDS
+        return (1.0 - _FOR_COMMANDS) / (self._processes() or 2)
 
     async def stop(self) -> None:
         """Tell Redis nothing more."""
@@ -107,12 +124,13 @@ class RedisBudgets:
 class RedisBudget:
     """A `candled.budget.Budget` that is kept in Redis."""
 
-    def __init__(self, asking: _Asking, key: str, clock: Clock, rate: float, processes: Callable[[], int]) -> None:
+    def __init__(self, asking: _Asking, key: str, clock: Clock, rate: float, share: Callable[[], float]) -> None:
         self._asking = asking
         self._key = key
         self._clock = clock
         self._rate = rate
-        self._processes = processes
+        self._share = share
+        self._turn = asyncio.Lock()  # within this process
         self._own = TokenBucket(rate)
         self._left = 1.0
         self._left_at = clock.monotonic()
@@ -120,14 +138,20 @@ class RedisBudget:
         self._to_close_until = 0.0  # what Redis has not been told yet
         self.telling: asyncio.Task[None] | None = None
 
+    def limit(self, rate: float) -> None:
+        """Give out no more than `rate` requests a second from now on."""
+        self._rate = min(self._rate, rate)
+        self._own.limit(rate)
+
     async def take(self) -> None:
         """Wait until a request may be made, and count it."""
-        while wait_s := await self._take():
-            await self._clock.sleep(min(wait_s, _MOST_WAIT_S))
+        async with self._turn:
+            while wait_s := await self._take():
+                await self._clock.sleep(min(wait_s, _MOST_WAIT_S))
 
     def close_for(self, seconds: float) -> None:
         """The host asked for silence: give out nothing for so long, in any process."""
-        until = self._clock.monotonic() + seconds
+        until = self._clock.monotonic() + min(seconds, MOST_CLOSED_S)
         self._closed_until = max(self._closed_until, until)
         self._to_close_until = max(self._to_close_until, until)
         self._own.close_until(until)
@@ -155,8 +179,8 @@ class RedisBudget:
             return self._take_own_share()
 
     def _take_own_share(self) -> float:
-        """As if every process took as much at this moment; of one that knows nothing of others, half."""
-        self._own.rate = self._rate / (self._processes() or 2)
+        """As if every process took as much at this moment; of one that knows nothing of others, about half."""
+        self._own.rate = self._rate * self._share()
         wait_s = self._own.take(self._clock.monotonic())
         self._left_at = self._clock.monotonic()
         self._left = self._own.left(self._left_at)

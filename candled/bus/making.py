@@ -1,9 +1,11 @@
 """Makes the bus that an address means, and what comes with it."""
 
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from candled.budget import MakeBudget
 from candled.exchange import Clock
 from candled.model import MarketKey
 
@@ -46,6 +48,22 @@ class RedisParts:
 def make_memory_bus() -> MemoryBus:
     """The bus within one process."""
     return MemoryBus(secrets.token_hex(6))
+
+
+@asynccontextmanager
+async def redis_budgets(
+    url: str, clock: Clock, *, default_exchange: str, prefix: str = ""
+) -> AsyncIterator[MakeBudget]:
+    """Give a command the request budgets that it shares with all processes at the Redis of `url`."""
+    address = RedisAddress.parse(url)
+    check_files(address)
+    caller, names = Caller(Servers(address)), Names(prefix, default_exchange, 1)
+    budgets = RedisBudgets(caller, names, clock, Troubles(clock), None)
+    try:
+        yield budgets.budget
+    finally:
+        await budgets.stop()
+        await caller.close()
 
 
 def make_redis_parts(

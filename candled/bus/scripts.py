@@ -155,7 +155,8 @@ local function within(text, least, most, default)
 end
 local latest = now + 3600000
 local tokens = within(kept[1], 0, burst, burst)
-local at, closed = within(kept[2], 0, latest, now), within(kept[3], 0, latest, 0)
+local closed = within(kept[3], 0, latest, 0)
+local at = within(kept[2], 0, math.max(now, closed), now)
 local close = math.min(now + tonumber(ARGV[3]), latest)
 if ARGV[3] ~= '0' and close > closed then
   tokens, at, closed = 0, close, close

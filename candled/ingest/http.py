@@ -26,7 +26,7 @@ _TOO_MANY = (418, 429)  # 418 is what Binance answers to those who went on after
 class HttpClient:
     """`candled.exchange.Http` for one exchange: every host it asks has a budget of `requests_per_s`.
 
-    `budget` gives the budgets that are shared with others; without it they are this client's alone.
+    `budget` gives the budgets of hosts, which other clients share; without it they are this client's alone.
     """
 
     def __init__(self, clock: Clock, requests_per_s: float, budget: MakeBudget | None = None) -> None:
@@ -40,7 +40,7 @@ class HttpClient:
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         """GET `url`; see `candled.exchange.Http.get_json`."""
-        name = urlsplit(url).netloc.rpartition("@")[2]
+        name = _host_of(url)
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = _Host(self._budget(name, self._rate))
@@ -116,6 +116,13 @@ class _Host:
         self.budget = budget
         self.requests = 0
         self.penalties = 0
+
+
+def _host_of(url: str) -> str:
+    """Return the host of a URL, and its port where that is not the usual one: however it is written, the same text."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2].lower()
+    return host.removesuffix({"https": ":443", "http": ":80"}.get(parts.scheme.lower(), ""))
 
 
 def _parse(body: bytes) -> Any:

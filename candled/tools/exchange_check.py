@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Literal
 
+from candled.budget import MakeBudget
 from candled.config import ExchangeConfig
 from candled.errors import ExchangeError, Unavailable
 from candled.exchange import Clock, Exchange
@@ -17,7 +18,6 @@ from . import stored
 from .compare import compare
 from .report import Report
 
-_SHARE = 0.5  # of the request budget: a daemon beside us needs the rest
 _ATTEMPTS = 4
 _FIRST_WAIT_S = 1.0
 _STRETCH_BARS = 90  # one request nearly everywhere, and a quarter of daily bars
@@ -36,6 +36,7 @@ class ExchangeCheck:
         clock: Clock,
         report: Report,
         chance: Random,
+        budget: MakeBudget,
     ) -> None:
         self._store = store
         self._name = exchange.name
@@ -45,7 +46,7 @@ class ExchangeCheck:
         self._report = report
         self._chance = chance
         self._compared: Counter[Interval] = Counter()
-        self._http = HttpClient(clock, self._exchange.requests_per_s * _SHARE)
+        self._http = HttpClient(clock, self._exchange.requests_per_s, budget)
 
     async def run(self, markets: Sequence[MarketKey], bounds: Range, windows: int | Literal["all"]) -> None:
         """Compare `windows` stretches of minutes of each market, and a stretch of each longer interval offered.

@@ -1,10 +1,11 @@
-"""What commands that ask an exchange work with: the store on its threads, and exchanges with half of their budget."""
+"""What commands that ask an exchange work with: the store on its threads, and exchanges within their budgets."""
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import ParamSpec, TypeVar
 
+from candled.budget import MakeBudget
 from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import (
     CandledError,
@@ -23,6 +24,7 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
 from candled.store.interface import Store
 from candled.store.threads import StoreThreads
 
+from .budgets import SHARE, request_budgets
 from .progress import Progress
 
 P = ParamSpec("P")
@@ -36,16 +38,18 @@ _MARGIN_MS = 60_000
 
 
 class Source:
-    """One configured exchange, asked with half of its request budget: a daemon's live repair has the other half."""
+    """One configured exchange, asked within a command's part of its request budget (`request_budgets`)."""
 
-    def __init__(self, config: ExchangeConfig, clock: Clock, settle_ms: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: ExchangeConfig, clock: Clock, settle_ms: int, say: Callable[[str], None], budget: MakeBudget
+    ) -> None:
         self.name = config.name
         self._exchange = _made(config, clock)
         self._clock = clock
         self._settle_ms = settle_ms
         self._say = say
-        self.requests_per_s = self._exchange.requests_per_s / 2
-        self._http = HttpClient(clock, self.requests_per_s)
+        self.requests_per_s = self._exchange.requests_per_s * SHARE
+        self._http = HttpClient(clock, self._exchange.requests_per_s, budget)
 
     @property
     def most_minutes(self) -> int:
@@ -178,23 +182,24 @@ async def open_session(
     """
     settle_ms = round(config.ingest.settle.total_seconds() * 1000)
     by_name = {one.name: one for one in config.exchanges}
-    sources = [Source(by_name[name], clock, settle_ms, speaker.say) for name in exchanges]
-    store = make_store(config)
-    threads = StoreThreads(store)
-    session = Session(store, threads, sources, clock)
-    try:
+    async with request_budgets(config, clock) as budget:
+        sources = [Source(by_name[name], clock, settle_ms, speaker.say, budget) for name in exchanges]
+        store = make_store(config)
+        threads = StoreThreads(store)
+        session = Session(store, threads, sources, clock)
         try:
-            await threads.write(store.open)
-        except (StoreUnavailable, StoreRejected) as error:
-            raise ConfigError(f"store.url: {error}") from error
-        for source in sources:
-            newest = await session.read(store.newest, source.name)
-            source.resume(max(newest.values(), default=None))
-        yield session
-    finally:
-        for source in sources:
-            source.close()
-        await threads.close()
+            try:
+                await threads.write(store.open)
+            except (StoreUnavailable, StoreRejected) as error:
+                raise ConfigError(f"store.url: {error}") from error
+            for source in sources:
+                newest = await session.read(store.newest, source.name)
+                source.resume(max(newest.values(), default=None))
+            yield session
+        finally:
+            for source in sources:
+                source.close()
+            await threads.close()
 
 
 def _made(config: ExchangeConfig, clock: Clock) -> Exchange:

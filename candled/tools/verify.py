@@ -15,6 +15,7 @@ from candled.store.interface import LATER, Store
 from candled.tools import Commands
 
 from . import stored
+from .budgets import request_budgets
 from .compare import Difference, compare, impossible, recompute
 from .digest import DAY_MS, day_digests
 from .report import Report
@@ -86,7 +87,8 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
         for market in markets:
             verify_market(store, market, store.intervals(), bounds, report, repair=options.repair)
         if options.exchange_check:
-            _check_exchanges(store, config, markets, bounds, report, options.exchange_check, options.seed)
+            windows, seed = options.exchange_check, options.seed
+            asyncio.run(_check_exchanges(store, config, markets, bounds, report, windows, seed))
         if options.memory:
             from .memory_check import check_memory  # the others need no client
 
@@ -95,7 +97,7 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
     return report.status
 
 
-def _check_exchanges(
+async def _check_exchanges(
     store: Store,
     config: Config,
     markets: Sequence[MarketKey],
@@ -109,11 +111,14 @@ def _check_exchanges(
     seed = secrets.randbelow(10**6) if seed is None else seed
     if windows != "all":
         report.say(f"seed {seed}", {"seed": seed})
-    for exchange in config.exchanges:
-        ours = [market for market in markets if market.exchange == exchange.name]
-        if ours:
-            check = ExchangeCheck(store, exchange, store.intervals(), SystemClock(), report, random.Random(seed))
-            asyncio.run(check.run(ours, bounds, windows))
+    clock = SystemClock()
+    async with request_budgets(config, clock) as budget:
+        for exchange in config.exchanges:
+            ours = [market for market in markets if market.exchange == exchange.name]
+            if ours:
+                chance = random.Random(seed)
+                check = ExchangeCheck(store, exchange, store.intervals(), clock, report, chance, budget)
+                await check.run(ours, bounds, windows)
 
 
 # ---------------------------------------------------------------- against the minutes

@@ -11,15 +11,18 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler
 
-from candled.budget import LocalBudget
+from candled.budget import LocalBudget, MakeBudget
 from candled.bus.address import RedisAddress
 from candled.bus.budgets import RedisBudgets, RedisCounter
 from candled.bus.codec import Names
 from candled.bus.redis_links import Caller, Servers
 from candled.bus.troubles import Troubles
 from candled.clock import SystemClock
+from candled.config import load
 from candled.errors import Unavailable
 from candled.ingest.http import HttpClient
+from candled.plugins import discover
+from candled.tools.budgets import request_budgets
 from tests.bus.rig import new_prefix
 from tests.clocks import ManualClock
 from tests.proxy import Proxy
@@ -120,6 +123,43 @@ async def test_a_process_that_never_saw_another_takes_half_for_itself(names):
         way = one.budget("host", 10.0)
         await taken_within(1.0, way)
         assert 3 <= await taken_within(1.0, way) <= 7
+
+
+@asynccontextmanager
+async def command(url: str, prefix: str) -> AsyncIterator[MakeBudget]:
+    """The budgets of a command with the settings of a daemon."""
+    loaded = load(None, {"CANDLED_BUS__URL": url, "CANDLED_BUS__PREFIX": prefix}, discover())
+    async with request_budgets(loaded, SystemClock()) as budget:
+        yield budget
+
+
+async def test_a_command_beside_a_daemon_takes_half_of_what_both_may(names):
+    prefix = names.budget("").removesuffix("candled:budget:")
+    async with budgets(shared_redis(), names, 1) as (one,), command(shared_redis(), prefix) as beside:
+        daemon, tool = one.budget("host", 10.0), beside("host", 10.0)
+        taken = await taken_within(2.0, daemon, tool)
+        assert 25 <= taken <= 31
+        assert await taken_within(2.0, tool) <= 16
+        tool.close_for(1.0)
+        await asyncio.sleep(0.2)
+        assert await taken_within(0.5, daemon) == 0
+
+
+async def test_while_redis_is_away_a_command_and_a_daemon_do_not_ask_more_than_one_may(names):
+    async with budgets(NOWHERE, names, 1) as (one,), command(NOWHERE, "") as beside:
+        ways = [one.budget("host", 10.0), beside("host", 10.0)]
+        await taken_within(2.0, *ways)  # the first requests are there at once in each of them
+        assert 15 <= await taken_within(2.0, *ways) <= 22
+
+
+async def test_two_sections_of_one_process_share_a_budget_in_redis_fairly_and_the_lower_rate_holds(names):
+    async with budgets(shared_redis(), names, 1) as (one,):
+        first, second = HttpClient(SystemClock(), 40.0, one.budget), HttpClient(SystemClock(), 10.0, one.budget)
+        ways = [http._budget("host", http._rate) for http in (first, second)]
+        assert ways[0] is ways[1]
+        assert 25 <= await taken_within(2.0, *ways) <= 31
+        first.close()
+        second.close()
 
 
 async def test_silence_that_redis_did_not_hear_of_is_told_when_it_is_back(names):

@@ -8,10 +8,12 @@ from random import Random
 
 import pytest
 
+from candled.budget import LocalBudgets, part_of
 from candled.clock import SystemClock
 from candled.config import ExchangeConfig
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, MarketKey, Range, iso_ms
 from candled.store import make_store
+from candled.tools.budgets import SHARE
 from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
 from candled.tools.stored import END_OF_TIME_MS
@@ -345,7 +347,9 @@ async def against(fake, file, *, windows=3, seed=1, intervals=DEFAULT_INTERVALS,
     report = Report(as_json=True, quiet=True)
     store = opened(file)
     try:
-        check = ExchangeCheck(store, bitget(fake), intervals, clock or fake.clock, report, Random(seed))
+        clock = clock or fake.clock
+        budget = part_of(clock, SHARE, LocalBudgets(clock).budget)
+        check = ExchangeCheck(store, bitget(fake), intervals, clock, report, Random(seed), budget)
         await check.run([MARKET], ALWAYS, windows)
     finally:
         store.close()

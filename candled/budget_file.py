@@ -1,0 +1,192 @@
+"""Request budgets that the processes of one machine share without Redis: in a file beside the store."""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from candled.budget import LocalBudget
+from candled.exchange import Clock
+from candled.token_bucket import MOST_CLOSED_S, BucketState, TokenBucket
+
+logger = logging.getLogger(__name__)
+
+_SHARE = 0.5  # of one that cannot share, for there may be another
+_BUSY_S = 0.02  # between two attempts to lock the file
+_ATTEMPTS = 25  # then whoever has it locked was stopped, and is not waited for
+_LARGEST = 64 * 1024
+_MOST_WAIT_S = 1.0  # while a host is closed; then the file is looked at again
+
+
+class BudgetFile:
+    """The budgets of all hosts in one file, which is locked for the moment in which it is read and written.
+
+    Times in it are those of the wall clock, which is the same for all processes. Nothing in it has to be right: a file
+    that cannot be read is an empty one, and a clock that was set closes nothing for longer than an hour.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._budgets: dict[str, SharedBudget] = {}
+        self._is_well = True
+
+    def budget(self, host: str, rate: float) -> "SharedBudget":
+        """Return the budget of a host; of several rates in this process the lowest holds."""
+        found = self._budgets.get(host)
+        if found is None:
+            found = self._budgets[host] = SharedBudget(self, host, rate, self._clock)
+        found.limit(rate)
+        return found
+
+    @contextmanager
+    def bucket(self, host: str, rate: float) -> Iterator[TokenBucket]:
+        """Give the bucket of a host, as all processes have left it; what is done to it within the block is kept.
+
+        Raises:
+            BlockingIOError: another process has just locked the file.
+            OSError: the file cannot be used.
+        """
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            states = _read(descriptor)
+            now = self._clock.now_ms() / 1000
+            known = states.get(host)
+            bucket = TokenBucket(rate) if known is None else TokenBucket.restored(rate, known, now)
+            yield bucket
+            states[host] = bucket.state
+            _write(descriptor, {name: one for name, one in states.items() if _is_of_use(one, now)})
+            self._leave_to_owner(descriptor)
+        finally:
+            os.close(descriptor)
+        if not self._is_well:
+            logger.info("%s: request budgets are shared again", self._path)
+            self._is_well = True
+
+    def failed(self, reason: str) -> None:
+        """Note that the file cannot be used now."""
+        if self._is_well:
+            logger.warning("%s: request budgets are not shared with other processes: %s", self._path, reason)
+            self._is_well = False
+
+    def _leave_to_owner(self, descriptor: int) -> None:
+        """Give a file that root made to whose folder it is in, or the daemon could not use it."""
+        if os.geteuid() == 0 and os.fstat(descriptor).st_uid == 0:
+            folder = self._path.parent.stat()
+            with suppress(OSError):
+                os.fchown(descriptor, folder.st_uid, folder.st_gid)
+
+
+class SharedBudget:
+    """A `candled.budget.Budget` that is kept in a file. While the file cannot be used, half of it is this process's."""
+
+    def __init__(self, file: BudgetFile, host: str, rate: float, clock: Clock) -> None:
+        self._file = file
+        self._host = host
+        self._rate = rate
+        self._clock = clock
+        self._turn = asyncio.Lock()  # within this process
+        self._own = LocalBudget(clock, rate * _SHARE)
+        self._seen = TokenBucket(rate)  # as it was when the file was last looked at, in seconds of the wall clock
+        self._to_close_until = 0.0  # what the file does not have yet, in seconds of the wall clock
+
+    def limit(self, rate: float) -> None:
+        """Give out no more than `rate` requests a second from now on."""
+        self._rate = min(self._rate, rate)
+        self._own.limit(rate * _SHARE)
+
+    async def take(self) -> None:
+        """Wait until a request may be made, and count it. Of several processes each has its turn."""
+        async with self._turn:
+            while (seen := await self._try_to_look(reserves=True)) is not None:
+                closed_s, wait_s = seen
+                if closed_s:
+                    await self._clock.sleep(min(closed_s, _MOST_WAIT_S))
+                    continue
+                if not wait_s:
+                    return
+                await self._clock.sleep(wait_s)
+                seen = await self._try_to_look(reserves=False)
+                if seen is None or not seen[0]:  # else another process closed the host meanwhile
+                    return
+            await self._own.take()
+
+    def close_for(self, seconds: float) -> None:
+        """The host asked for silence: give out nothing for so long, in any process."""
+        until = self._now() + min(seconds, MOST_CLOSED_S)
+        self._to_close_until = max(self._to_close_until, until)
+        self._own.close_for(seconds)
+        with suppress(OSError):  # the next request tells it
+            self._look(reserves=False)
+
+    def closed_for(self) -> float:
+        """Seconds until the host may be asked again, as far as this process has seen."""
+        now = self._now()
+        return max(0.0, min(MOST_CLOSED_S, max(self._seen.closed_for(now), self._to_close_until - now)))
+
+    def left(self) -> float:
+        """The share of the budget that is left, as far as this process has seen."""
+        return 0.0 if self.closed_for() else self._seen.left(self._now())
+
+    async def _try_to_look(self, *, reserves: bool) -> tuple[float, float] | None:
+        """Look into the file; None where it cannot be used, for any reason."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._look(reserves=reserves)
+            except BlockingIOError:
+                await self._clock.sleep(_BUSY_S)
+            except OSError as error:
+                self._file.failed(error.strerror or str(error))
+                return None
+        self._file.failed("another process keeps it locked")
+        return None
+
+    def _look(self, *, reserves: bool) -> tuple[float, float]:
+        """Look into the file; return for how many seconds the host is closed, and how many to wait for a request.
+
+        With `reserves` a request is reserved, unless the host is closed.
+        """
+        with self._file.bucket(self._host, self._rate) as bucket:
+            now = self._now()
+            if self._to_close_until > now:
+                bucket.close_until(min(self._to_close_until, now + MOST_CLOSED_S))
+            closed_s = bucket.closed_for(now)
+            wait_s = bucket.reserve(now) if reserves and not closed_s else 0.0
+            self._seen = bucket
+        self._to_close_until = 0.0
+        return closed_s, wait_s
+
+    def _now(self) -> float:
+        return self._clock.now_ms() / 1000
+
+
+def _read(descriptor: int) -> dict[str, BucketState]:
+    try:
+        found = json.loads(os.pread(descriptor, _LARGEST, 0))
+        return {str(host): BucketState(*map(_number, state)) for host, state in found.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        raise ValueError(f"expected a time or a count, got {value!r}")
+    return float(value)
+
+
+def _write(descriptor: int, states: dict[str, BucketState]) -> None:
+    data = json.dumps(states).encode()
+    if len(data) > _LARGEST:
+        data = b"{}"
+    os.pwrite(descriptor, data, 0)
+    os.ftruncate(descriptor, len(data))
+
+
+def _is_of_use(state: BucketState, now: float) -> bool:
+    """Whether a state still says anything: a bucket that nobody used for an hour is full."""
+    return state.at > now - MOST_CLOSED_S

@@ -1,0 +1,30 @@
+"""The request budgets of commands, which they share with the daemon of the same settings."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from candled.budget import LocalBudgets, MakeBudget, part_of
+from candled.budget_file import BudgetFile
+from candled.bus.making import redis_budgets
+from candled.config import Config, budget_path
+from candled.exchange import Clock
+
+SHARE = 0.5  # of a host's budget that a command takes at most: a daemon beside it repairs what is live
+
+
+@asynccontextmanager
+async def request_budgets(config: Config, clock: Clock) -> AsyncIterator[MakeBudget]:
+    """Give budgets of which a command takes half, and which count what daemons take: in Redis or in a file.
+
+    Raises:
+        ConfigError: the files of TLS of `bus.url` cannot be used.
+    """
+    path = budget_path(config)
+    if not config.bus.url.startswith("memory:"):
+        names = {"default_exchange": config.exchanges[0].name, "prefix": config.bus.prefix}
+        async with redis_budgets(config.bus.url, clock, **names) as shared:
+            yield part_of(clock, SHARE, shared)
+    elif path is not None:
+        yield part_of(clock, SHARE, BudgetFile(path, clock).budget)
+    else:
+        yield part_of(clock, SHARE, LocalBudgets(clock).budget)
