@@ -20,6 +20,7 @@ from candled.rooms.frames import Frame
 from candled.rooms.hub import Hub
 from candled.rooms.links import Links
 from candled.rooms.protocol import Protocol
+from candled.rooms.texts import Texts
 from candled.serve.client import Client
 from candled.serve.collector import Collector
 from candled.serve.publisher import Publisher
@@ -66,7 +67,9 @@ class Serving:
             options,
             hub=self._rooms,
             publisher=self._publisher,
-            make_client=lambda link: Client(link, hub, bars, codec, clock, options, Pages(bars, stored).history),
+            make_client=lambda link: Client(
+                link, hub, bars, codec, clock, options, Pages(bars, stored, Texts(), clock).history
+            ),
             clock=clock,
             health=dict,
             ready=all_well,

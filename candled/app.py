@@ -29,6 +29,7 @@ from candled.model import MINUTE, MarketKey
 from candled.plugins import Plugins
 from candled.rooms.hub import Hub, Link
 from candled.rooms.protocol import Protocol
+from candled.rooms.texts import Texts
 from candled.serve.client import Client
 from candled.serve.collector import Collector
 from candled.serve.handlers import STATIC
@@ -114,11 +115,12 @@ class Daemon:
         self._bars = LiveBars(markets if self._serves else [], config.intervals, self._history, clock)
         self._codec = Protocol(symbols, config.intervals)
         publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
-        self._hub = Hub(self._codec, self._bars, clock, publisher.publish)
+        texts = Texts(config.server.cache)
+        self._hub = Hub(self._codec, self._bars, clock, publisher.publish, texts=texts)
         self._page = (STATIC / "index.html").read_text("utf-8")
         self._ingest = self._make_ingest() if "ingest" in config.roles else None
         counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
-        pages = Pages(self._bars, self._history)
+        pages = Pages(self._bars, self._history, texts, clock)
         source = Source(
             directory=Directory(symbols, config.intervals),
             pages=pages,

@@ -95,6 +95,11 @@ class ServerSettings:
         True,
         help="own the sockets of clients after the handshake; false leaves them to Tornado, at five times the cost",
     )
+    cache: ByteSize = setting(
+        ByteSize(64 * 10**6),
+        help="memory for encoded bars, which rooms and HTTP answers are copied from",
+        at_least=ByteSize(10**6),
+    )
     warmup_wait: timedelta = setting(
         timedelta(seconds=10),
         help="how long a subscription waits for the running week to be complete before it gets what is there",

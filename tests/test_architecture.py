@@ -88,6 +88,7 @@ SHARED = {
         "rooms/links",
         "rooms/messages",
         "rooms/protocol",
+        "rooms/texts",
     },
     "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values

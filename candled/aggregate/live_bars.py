@@ -147,7 +147,16 @@ class LiveBars:
         market.track.learn(facts)
         return facts.settled_ms != known.settled_ms or facts.gap != known.gap
 
+    def settlements(self, key: MarketKey) -> int:
+        """Return a number that changes whenever bars may have become final."""
+        return self._markets[key].settlements
+
+    def is_behind(self, key: MarketKey) -> bool:
+        """Return whether the store is being read again for something that messages told of."""
+        return self._markets[key].is_behind
+
     def _tell_settled(self, key: MarketKey) -> None:
+        self._markets[key].settlements += 1
         for listener in self._listeners:
             listener.settled(key)
 
@@ -193,13 +202,29 @@ class LiveBars:
         is_shown = market.complete_from_ms is not None and open_ms >= market.complete_from_ms
         return market.ladder.series(interval).get(open_ms) if is_shown else None
 
+    def between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+        """Return the bars in memory with `start_ms <= open_ms < end_ms`, oldest first; ask for shown ones only."""
+        return self._markets[key].ladder.series(interval).between(start_ms, end_ms)
+
+    def generation(self, key: MarketKey) -> int:
+        """Return a number that changes whenever the stored past is to be read again."""
+        return self._markets[key].generation
+
     def revision(self, key: MarketKey, interval: Interval) -> int:
         """A number that changes whenever a bar other than the newest does, or older ones are read."""
         return self._markets[key].ladder.series(interval).revision
 
+    def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
+        """Return the opening time of the oldest bar that is another than at a revision; later than any if none is."""
+        return self._markets[key].ladder.series(interval).revised_from(revision)
+
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Whether a bar is over for good: only a revision of one of its minutes changes it now."""
         return self._markets[key].settles(bar.open_ms, bar.open_ms + interval.ms)
+
+    def settles(self, key: MarketKey, start_ms: int, end_ms: int) -> bool:
+        """Return whether every bar of `[start_ms, end_ms)` is over for good."""
+        return self._markets[key].settles(start_ms, end_ms)
 
     def position(self, key: MarketKey) -> Position | None:
         """The newest message of the market's feed of which, and of all before it, everything is in the bars."""

@@ -28,6 +28,7 @@ class MarketBars:
         self.shown: Position | None = None  # while it `is_behind`: the last message before what is being read
         self.feed = FeedState("warming", 0, "starting")
         self.decimals = Decimals()  # what the exchange says, once a message told
+        self.settlements = 0  # how often bars may have become final
         self.seeded = False
         self.reading = False
         self.catching_up = False

@@ -9,6 +9,8 @@ from candled.model import Candle, Decimals, Interval
 from .packed import PackedBars, digits_after_point
 
 _RECENT = 2  # the running bar, and the one before it, which may still get a last version
+_CHANGES_KEPT = 16
+UNCHANGED_MS = 2**62  # later than any bar
 
 
 class Series:
@@ -22,12 +24,24 @@ class Series:
     end, or dropped at the beginning, do not count.
     """
 
-    __slots__ = ("_capacity", "_packed", "_parent", "_recent", "_stamps", "_times", "interval", "revision", "since_ms")
+    __slots__ = (
+        "_capacity",
+        "_changes",
+        "_packed",
+        "_parent",
+        "_recent",
+        "_stamps",
+        "_times",
+        "interval",
+        "revision",
+        "since_ms",
+    )
 
     def __init__(self, interval: Interval, parent: Interval | None, capacity: int) -> None:
         self.interval = interval
         self.since_ms = 0
         self.revision = 0
+        self._changes = array("q")  # where each of the newest revisions was, the bar's opening time
         self._parent = parent
         self._capacity = max(capacity, 2 * parent.ms // interval.ms if parent else 0)
         self._times = array("q")  # of all bars, as are the stamps
@@ -88,6 +102,13 @@ class Series:
         first = bisect_left(self._times, start_ms)
         return self._bars(first, bisect_left(self._times, end_ms, first))
 
+    def revised_from(self, revision: int) -> int:
+        """Return the opening time of the oldest bar that is another than at a revision; later than any if none is."""
+        count = self.revision - revision
+        if not 0 <= count <= len(self._changes):
+            return 0
+        return min(self._changes[-count:]) if count else UNCHANGED_MS
+
     def changed_since(self, stamp: int) -> list[Candle]:
         """Bars that were put with a later stamp, oldest first."""
         return [self._bar(index) for index, last in enumerate(self._stamps) if last > stamp]
@@ -120,7 +141,7 @@ class Series:
             for bar in older:
                 self._append(bar, 0)
         self.since_ms = since_ms
-        self.revision += 1
+        self._revise(0)
 
     def forget_before(self, keep_ms: int) -> None:
         """Drop bars older than `keep_ms`, but not the parts of a parent's bar that holds it."""
@@ -169,7 +190,7 @@ class Series:
             else:
                 self._recent.insert(index - packed, bar)
                 self._pack()
-            self.revision += 1
+            self._revise(bar.open_ms)
             return
         held = self._bar(index)
         if index < packed:
@@ -179,7 +200,12 @@ class Series:
         if stamp:
             self._stamps[index] = stamp
         if (held.values, held.rev, held.src) != (bar.values, bar.rev, bar.src):
-            self.revision += 1
+            self._revise(bar.open_ms)
+
+    def _revise(self, open_ms: int) -> None:
+        self.revision += 1
+        self._changes.append(open_ms)
+        del self._changes[:-_CHANGES_KEPT]
 
     def _pack(self) -> None:
         if len(self._recent) > _RECENT:

@@ -78,9 +78,9 @@ class Handler(RequestHandler):
     # ------------------------------------------------------------ for subclasses
 
     def write_json(self, body: Any) -> None:
-        """Write a value as JSON, or a text that is JSON already."""
+        """Write a value as JSON, or bytes that are JSON already."""
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.write(body if isinstance(body, str) else msgspec.json.encode(body))
+        self.write(body if isinstance(body, bytes) else msgspec.json.encode(body))
 
     def cache(self, settled: bool) -> None:
         """Let caches keep an answer for a minute if it is settled; otherwise they ask each time whether it changed."""

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from candled.model import Candle, Interval, MarketKey, decimal_text
+from candled.model import Interval, MarketKey, decimal_text
 from candled.serve.rate_limit import RateLimit
 
 from .directory import BinanceMarkets
 from .handler import Handler
-from .pages import EVER_MS, MOST_BARS
+from .pages import EVER_MS, MOST_BARS, Asked
+from .printers import klines_printer
 from .refusal import Refusal
 from .rest import Source
 
@@ -149,21 +150,23 @@ class Klines(KlinesHandler):
             raise Refusal(400, "-1130", "Data sent for parameter 'limit' is not valid.")
         self._check_zone(interval)
         units = self.units_per_ms()
-        page = await self.source.pages.page(
+        page = await self.source.pages.printed(
             market,
             interval,
-            start_ms=self.moment("startTime", 0, up=True),
-            end_ms=self.moment("endTime", EVER_MS, up=False) + 1,
-            limit=limit,
-            newest_first=self.text("startTime") is None,
+            klines_printer(interval, units),
+            Asked(
+                limit,
+                self.moment("startTime", 0, up=True),
+                self.moment("endTime", EVER_MS, up=False) + 1,
+                self.text("startTime") is None,
+            ),
         )
         self.cache(page.settled)
-        if page.bars:
-            last = page.bars[-1]
-            self.set_header("X-Candled-Last-Final", "true" if last.final else "false")
-            if not last.final:
-                self.set_header("Age", str(max(0, self.source.clock.now_ms() - last.as_of_ms) // 1000))
-        self.write_json(f"[{','.join(row_text(bar, interval, units) for bar in page.bars)}]")
+        if page.last_ms is not None:
+            self.set_header("X-Candled-Last-Final", "true" if page.last_final else "false")
+            if not page.last_final:
+                self.set_header("Age", str(max(0, self.source.clock.now_ms() - page.last_as_of_ms) // 1000))
+        self.write_json(b"[%b]" % page.columns[0])
 
     def _check_zone(self, interval: Interval) -> None:
         """Bars begin by UTC; another zone is right only where its bars begin at the same times."""
@@ -260,14 +263,6 @@ class Nothing(KlinesHandler):
 
     async def answer(self) -> None:
         raise Refusal(404, "not_found", _NOT_HERE)
-
-
-def row_text(bar: Candle, interval: Interval, units_per_ms: int = 1) -> str:
-    """A kline as REST has it. What no candle says is 0: trades, what takers bought, a quote volume nobody sent."""
-    start, end = bar.open_ms * units_per_ms, (bar.open_ms + interval.ms) * units_per_ms - 1
-    quote = "0" if bar.quote_volume is None else decimal_text(bar.quote_volume)
-    prices = ",".join(f'"{decimal_text(number)}"' for number in bar.values[:5] if number is not None)
-    return f'[{start},{prices},{end},"{quote}",0,"0","0","0"]'
 
 
 def _limit(limit: RateLimit) -> dict[str, Any]:

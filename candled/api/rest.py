@@ -14,12 +14,13 @@ from candled.model import MINUTE, MINUTE_MS, Decimals, MarketKey, iso_ms
 
 from . import gaps, operations
 from .directory import Directory
-from .formats import CONTENT_TYPES, json_bar, make_format
+from .formats import CONTENT_TYPES, make_format
 from .handler import Handler
 from .openapi import document
 from .operations import Operation
-from .pages import EVER_MS, Page, Pages
+from .pages import EVER_MS, Asked, Pages, PrintedPage
 from .parameters import read_query, refuse_unknown
+from .printers import json_printer
 
 logger = logging.getLogger(__name__)
 
@@ -85,38 +86,36 @@ class Candles(RestHandler):
         if name != "json" and limit is None:
             await self._stream(market, values)
             return
-        ranged = {"start_ms": values["from"] or 0, "end_ms": EVER_MS if values["to"] is None else values["to"]}
-        page = await self.source.pages.page(
-            market,
-            values["interval"],
-            **ranged,
-            limit=limit or operations.DEFAULT_BARS,
-            newest_first=values["from"] is None,
-        )
-        self.cache(page.settled)
+        start_ms, end_ms = values["from"] or 0, EVER_MS if values["to"] is None else values["to"]
+        asked = Asked(limit or operations.DEFAULT_BARS, start_ms, end_ms, newest_first=values["from"] is None)
         if name == "json":
-            self.write_json(self._body(market, values, page))
+            printer = json_printer(values["numbers"])
+            printed = await self.source.pages.printed(market, values["interval"], printer, asked)
+            self.cache(printed.settled)
+            self.write_json(self._body(market, values, printed))
             return
+        page = await self.source.pages.page(market, values["interval"], **asked._asdict())
+        self.cache(page.settled)
         form = make_format(name, market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[name])
         self.write(form.begin() + form.page(page.bars) + form.end())
 
-    def _body(self, market: MarketKey, values: Mapping[str, Any], page: Page) -> str:
+    def _body(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> bytes:
         following = self._next(market, values, page)
         facts = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(values["interval"])}
         head = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))[:-1]
-        oldest = None if page.oldest_ms is None else iso_ms(page.oldest_ms)
+        oldest = None if page.first_ms is None else iso_ms(page.first_ms)
         if following is not None:
             self.set_header("Link", f'<{following}>; rel="next"')
-        bars = ",".join(json_bar(bar, values["numbers"]) for bar in page.bars)
-        return (
-            f'{head},"bars":[{bars}],"hasMore":{json.dumps(page.has_more)}'
-            f',"oldest":{json.dumps(oldest)},"next":{json.dumps(following)}{_position(page)}}}'
+        more = (
+            f'"hasMore":{json.dumps(page.has_more)},"oldest":{json.dumps(oldest)}'
+            f',"next":{json.dumps(following)}{_position(page)}'
         )
+        return b'%b,"bars":[%b],%b}' % (head.encode(), page.columns[0], more.encode())
 
-    def _next(self, market: MarketKey, values: Mapping[str, Any], page: Page) -> str | None:
+    def _next(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> str | None:
         """Path and query of the following page, in the direction of this one."""
-        if not page.has_more:
+        if not page.has_more or page.last_ms is None:
             return None
         asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
         if values["limit"] is not None:
@@ -124,9 +123,9 @@ class Candles(RestHandler):
         if values["numbers"]:
             asked["numbers"] = "string"
         if values["from"] is None:
-            asked["to"] = page.oldest_ms
+            asked["to"] = page.first_ms
         else:
-            asked["from"] = page.bars[-1].open_ms + values["interval"].ms
+            asked["from"] = page.last_ms + values["interval"].ms
             if values["to"] is not None:
                 asked["to"] = values["to"]
         return f"{self.operation.path}?{urlencode(asked, safe='/:')}"
@@ -298,7 +297,7 @@ class Description(Handler):
         self.write_json(document(self.all_operations, __version__))
 
 
-def _position(page: Page) -> str:
+def _position(page: PrintedPage) -> str:
     if page.position is None:
         return ""
     return f',"epoch":{json.dumps(page.position.epoch)},"seq":{page.position.seq}'

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from candled.model import MINUTE_MS, REASONS, Candle, Interval, MarketKey, decimal_text, iso_ms
+from candled.model import MINUTE_MS, REASONS, Interval, MarketKey, iso_ms
 
 from . import gaps
 from .directory import Directory, joined, resolution
 from .formats import json_number
 from .handler import Handler
-from .pages import EVER_MS
+from .pages import EVER_MS, Asked
 from .parameters import Parameter, numbers, read_query, seconds, text, whole
+from .printers import udf_printer
 from .refusal import Refusal, shown
 from .rest import Source
 
@@ -242,17 +243,16 @@ class History(UdfHandler):
         values = self.query()
         market, interval = self.market(values["symbol"]), self.interval(values["resolution"])
         pages, count = self.source.pages, values["countback"]
-        page = await pages.page(
+        page = await pages.printed(
             market,
             interval,
-            start_ms=0 if count else values["from"],
-            end_ms=values["to"],
-            limit=min(count or MOST_BARS, MOST_BARS),
+            udf_printer(values["numbers"]),
+            Asked(min(count or MOST_BARS, MOST_BARS), 0 if count else values["from"], values["to"]),
         )
         self.cache(page.settled)
-        if page.bars:
-            self.set_header("X-Candled-Last-Final", "true" if page.bars[-1].final else "false")
-            self.write_json(_columns(page.bars, '"' if values["numbers"] else ""))
+        if page.last_ms is not None:
+            self.set_header("X-Candled-Last-Final", "true" if page.last_final else "false")
+            self.write_json(b'{"s":"ok","t":[%b],"o":[%b],"h":[%b],"l":[%b],"c":[%b],"v":[%b]}' % (*page.columns,))
             return
         empty_ms = min(values["from"], values["to"])
         older = None if count else await pages.page(market, interval, end_ms=empty_ms, limit=1)
@@ -376,19 +376,6 @@ def _mark(gap: gaps.Gap, interval: Interval) -> dict[str, Any]:
         "time": interval.floor(gap.start_ms - MINUTE_MS) // 1000,
         "tooltip": [f"{gap.minutes} minutes missing", f"from {iso_ms(gap.start_ms)} to {iso_ms(gap.end_ms)}:", why],
     }
-
-
-def _columns(bars: Sequence[Candle], quote: str) -> str:
-    """Return bars as the adapter reads them, numbers exact and each between two of `quote`."""
-    columns = {
-        "t": (str(bar.open_ms // 1000) for bar in bars),
-        "o": (f"{quote}{decimal_text(bar.open)}{quote}" for bar in bars),
-        "h": (f"{quote}{decimal_text(bar.high)}{quote}" for bar in bars),
-        "l": (f"{quote}{decimal_text(bar.low)}{quote}" for bar in bars),
-        "c": (f"{quote}{decimal_text(bar.close)}{quote}" for bar in bars),
-        "v": (f"{quote}{decimal_text(bar.volume)}{quote}" for bar in bars),
-    }
-    return '{"s":"ok",' + ",".join(f'"{name}":[{",".join(cells)}]' for name, cells in columns.items()) + "}"
 
 
 def _resolutions(directory: Directory) -> list[str]:

@@ -20,7 +20,7 @@ from .room import Lane, Member, Membership, Room
 from .statuses import Statuses
 from .telling import Bars as ToldBars
 from .telling import Shown, Telling
-from .texts import MOST_BYTES, Texts
+from .texts import Texts
 
 __all__ = ["Hub", "Link", "Links", "Member", "Membership"]
 
@@ -52,13 +52,13 @@ class Hub:
         clock: Clock,
         publish: Callable[[Links, Frame], None],
         *,
-        most_bytes: int = MOST_BYTES,
+        texts: Texts | None = None,
     ) -> None:
         self._codec = codec
         self._bars = bars
         self._clock = clock
         self._publish = publish
-        self._telling = Telling(bars, Texts(most_bytes))
+        self._telling = Telling(bars, texts or Texts())
         self._statuses = Statuses(codec.market_head, bars.state, publish)
         self._rooms: dict[MarketKey, dict[int, Room]] = {}
         self._count = 0

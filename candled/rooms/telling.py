@@ -13,7 +13,7 @@ from .frames import Contents, Frame
 from .messages import FINAL, SEQ, UNPRINTED, bar_text, position_text
 from .room import Lane, Membership
 from .texts import Bars as KeptBars
-from .texts import Form, Texts
+from .texts import Form, Texts, fields_printer
 
 MOST_RESUMED = 2000
 _NEWER = 8  # bars that may be newer than the last one that a lane has told
@@ -107,7 +107,7 @@ class Telling:
             return self._unprinted_initial(lane, count)
         topic, recovers = lane.room.topic, membership.resume is not None
         position = self._position(lane) if options.fields & SEQ or recovers else None
-        form = self._texts.form(topic, options.fields, options.closed)
+        form = self._texts.form(topic, fields_printer(options.fields), options.closed)
         sent = None if lane.mode == "live" else lane.pace.sent
         state = (
             lane.room.version,
@@ -139,7 +139,7 @@ class Telling:
         lane, options, count = membership.lane, membership.options, membership.bars
         topic, resume = lane.room.topic, membership.resume
         position = self._position(lane, None if resume is None else Position(resume.epoch, resume.seq))
-        form = self._texts.form(topic, options.fields, options.closed)
+        form = self._texts.form(topic, fields_printer(options.fields), options.closed)
         since_ms, last_ms = self._read(lane, form, max(1, count))
         told = {bar.open_ms: bar for bar in changed}
         if lane.mode != "live":

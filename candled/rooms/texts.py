@@ -1,16 +1,18 @@
-"""The encoded bars of rooms, kept so that an `initial` is a copy of bytes and not a thousand bars encoded anew."""
+"""Encoded bars, kept so that an `initial` or an HTTP answer copies bytes instead of encoding a thousand bars again."""
 
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from candled.model import Candle, Interval, MarketKey
 
 from .messages import FINAL, Topic, bar_text
 
-MOST_BYTES = 96 * 2**20
+MOST_BYTES = 64 * 2**20
 _MESSAGES_KEPT = 4  # whole messages of one form of one room
 _MOST_HELD = 2500  # bars; more than anybody asks for
 _READ_SINGLY = 8  # bars; more are quicker read together
@@ -24,56 +26,89 @@ class Bars(Protocol):
     def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None: ...
     def tail(self, key: MarketKey, interval: Interval, count: int) -> Sequence[Candle]: ...
     def revision(self, key: MarketKey, interval: Interval) -> int: ...
+    def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int: ...
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Printer:
+    """How bars are printed: each as one text for each column. Printers with one `name` print the same."""
+
+    name: Hashable
+    print: Callable[[Candle, bool], Sequence[str]]  # a bar, and whether it is final
+    columns: int = 1
+    cares: bool = False  # whether it matters that a bar is final
+    fields: int = 0  # of members' bars, what `bar_text` is given
+
+
+@lru_cache(maxsize=64)
+def fields_printer(fields: int) -> Printer:
+    """Return the printer of bars as members are sent them."""
+
+    def text(bar: Candle, final: bool) -> tuple[str]:
+        return (bar_text(bar, fields, final=final),)
+
+    return Printer(fields, text, cares=bool(fields & FINAL), fields=fields)
+
+
 class Form:
-    """The bars of one topic as members with the same fields are told them, but for the last, which still changes.
+    """The bars of one topic as one printer prints them, but for the last, which still changes.
 
     They stay as they are until the series has another revision. With `closed` only final bars are among them.
     """
 
     __slots__ = (
-        "_blob",
+        "_blobs",
         "_closed",
         "_ends",
         "_first_ms",
         "_kept",
+        "_newest",
+        "_print",
+        "_printer",
         "_revision",
         "_settled",
         "_times",
         "cares",
         "counted",
-        "fields",
         "last_ms",
         "open",
         "topic",
     )
 
-    def __init__(self, topic: Topic, fields: int, closed: bool) -> None:
+    def __init__(self, topic: Topic, printer: Printer, closed: bool = False) -> None:
         self.topic = topic
-        self.fields = fields
         self.open: list[int] = []  # bars that are not final: told as such, or left out with `closed`
         self.counted = 0  # bytes of it in the sum of all forms
         self._closed = closed
-        self.cares = closed or bool(fields & FINAL)  # whether it matters that a bar is final
+        self._printer = printer
+        self._print = printer.print
+        self.cares = closed or printer.cares  # whether it matters that a bar is final
         self._first_ms = self.last_ms = -1  # the first and the last bar that was looked at
         self._times = array("q")
-        self._ends = array("L")  # where each bar's text ends in the blob, with its comma
-        self._blob = bytearray()
+        # for each column the texts, and where each ends, with its comma
+        self._ends = [array("L") for _ in range(printer.columns)]
+        self._blobs = [bytearray() for _ in range(printer.columns)]
+        self._newest: tuple[Candle, bool, Sequence[bytes]] | None = None  # the last bar as it was printed last
         self._revision = -1
         self._settled = -1
         self._kept: dict[object, tuple[object, Sequence[Any]]] = {}
 
     @property
-    def key(self) -> tuple[Topic, int, bool]:
+    def fields(self) -> int:
+        """What members' bars show beside the documented keys."""
+        return self._printer.fields
+
+    @property
+    def key(self) -> tuple[Topic, Hashable, bool]:
         """What tells it from other forms."""
-        return self.topic, self.fields, self._closed
+        return self.topic, self._printer.name, self._closed
 
     @property
     def size(self) -> int:
         """Bytes in use, about."""
-        return len(self._blob) + _PER_BAR * len(self._times) + sum(len(kept[0]) for _, kept in self._kept.values())
+        texts = sum(map(len, self._blobs)) + _PER_BAR * self._printer.columns * len(self._times)
+        return texts + sum(len(kept[0]) for _, kept in self._kept.values())
 
     def read(self, bars: Bars, times: Sequence[int], stop: int, settled: int) -> None:
         """Make sure that the bars that begin at `times[:stop]` are held as they are now.
@@ -81,13 +116,7 @@ class Form:
         `times` are those of the newest bars, to the very newest, oldest first. `settled` is a number that changes
         whenever bars may have become final.
         """
-        revision = bars.revision(*self.topic)
-        if revision != self._revision:
-            self._forget_from(0)
-            self._revision = revision
-        if settled != self._settled:
-            self._check_open(bars)
-            self._settled = settled
+        self.refresh(bars, settled)
         if not stop:
             return
         if not self._first_ms <= times[0] <= self.last_ms or len(self._times) > _MOST_HELD:
@@ -103,6 +132,16 @@ class Form:
                 self._append(bar, self.cares and bars.is_final(*self.topic, bar))
                 self.last_ms = bar.open_ms
 
+    def refresh(self, bars: Bars, settled: int) -> None:
+        """Drop the texts of bars that are not as they were."""
+        revision = bars.revision(*self.topic)
+        if revision != self._revision:
+            self._forget_from(bars.revised_from(*self.topic, self._revision))
+            self._revision = revision
+        if settled != self._settled:
+            self._check_open(bars)
+            self._settled = settled
+
     def reaches(self, open_ms: int) -> bool:
         """Whether a bar that begins at `open_ms`, or a newer one, is held."""
         return self.last_ms >= open_ms
@@ -110,7 +149,7 @@ class Form:
     def tells(self, bar: Candle) -> bool:
         """Whether the bar is told as it is now, but perhaps for whether it is final."""
         text = self.text(bar.open_ms)
-        return text is not None and any(text == bar_text(bar, self.fields, final=one).encode() for one in (True, False))
+        return text is not None and any(text == self._print(bar, final)[0].encode() for final in (True, False))
 
     def forget(self, open_ms: int, revision: int) -> None:
         """Bars from this one on have changed, and with that the revision."""
@@ -131,14 +170,35 @@ class Form:
         start = max(bisect_left(self._times, since_ms), stop - count)
         if start >= stop:
             return None, 0, memoryview(b"")
-        return self._times[start], stop - start, memoryview(self._blob)[self._begin(start) : self._ends[stop - 1]]
+        return (
+            self._times[start],
+            stop - start,
+            memoryview(self._blobs[0])[self._begin(start) : self._ends[0][stop - 1]],
+        )
+
+    def columns(self, start_ms: int, end_ms: int) -> list[bytes]:
+        """Return each column's texts of the bars of `[start_ms, end_ms)`, with a comma behind each."""
+        start, stop = bisect_left(self._times, start_ms), bisect_left(self._times, end_ms)
+        if start >= stop:
+            return [b""] * self._printer.columns
+        return [
+            bytes(memoryview(blob)[ends[start - 1] if start else 0 : ends[stop - 1]])
+            for blob, ends in zip(self._blobs, self._ends, strict=True)
+        ]
+
+    def newest_columns(self, bar: Candle, final: bool) -> Sequence[bytes]:
+        """Return each column's text of the last bar."""
+        newest = self._newest
+        if newest is None or newest[0] is not bar or newest[1] is not final:
+            newest = self._newest = bar, final, [text.encode() for text in self._print(bar, final)]
+        return newest[2]
 
     def text(self, open_ms: int) -> bytes | None:
         """The text of one bar; None if it is not held."""
         at = bisect_left(self._times, open_ms)
         if at == len(self._times) or self._times[at] != open_ms:
             return None
-        return bytes(self._blob[self._begin(at) : self._ends[at] - 1])
+        return bytes(self._blobs[0][self._begin(at) : self._ends[0][at] - 1])
 
     def kept(self, key: object, state: object) -> Any:
         """What was kept for `key` while the room was in the same `state`; None if nothing was."""
@@ -157,9 +217,10 @@ class Form:
             self.open.append(bar.open_ms)
             if self._closed:
                 return
-        self._blob += bar_text(bar, self.fields, final=final).encode() + b","
+        for text, blob, ends in zip(self._print(bar, final), self._blobs, self._ends, strict=True):
+            blob += text.encode() + b","
+            ends.append(len(blob))
         self._times.append(bar.open_ms)
-        self._ends.append(len(self._blob))
 
     def _check_open(self, bars: Bars) -> None:
         """Bars that were not final may be so now."""
@@ -171,14 +232,16 @@ class Form:
 
     def _forget_from(self, open_ms: int) -> None:
         start = bisect_left(self._times, open_ms)
-        del self._blob[self._begin(start) :]
-        del self._times[start:]
-        del self._ends[start:]
+        if start < len(self._times):
+            for blob, ends in zip(self._blobs, self._ends, strict=True):
+                del blob[ends[start - 1] if start else 0 :]
+                del ends[start:]
+            del self._times[start:]
         del self.open[bisect_left(self.open, open_ms) :]
         self.last_ms = min(self.last_ms, open_ms - 1)
 
     def _begin(self, at: int) -> int:
-        return self._ends[at - 1] if at else 0
+        return self._ends[0][at - 1] if at else 0
 
 
 class Texts:
@@ -186,15 +249,15 @@ class Texts:
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
-        self._forms: OrderedDict[tuple[Topic, int, bool], Form] = OrderedDict()
+        self._forms: OrderedDict[tuple[Topic, Hashable, bool], Form] = OrderedDict()
         self.bytes = 0
 
-    def form(self, topic: Topic, fields: int, closed: bool) -> Form:
+    def form(self, topic: Topic, printer: Printer, closed: bool = False) -> Form:
         """The bars of a topic in one form; tell `used` when they were read."""
-        key = (topic, fields, closed)
+        key = (topic, printer.name, closed)
         form = self._forms.get(key)
         if form is None:
-            form = self._forms[key] = Form(topic, fields, closed)
+            form = self._forms[key] = Form(topic, printer, closed)
         else:
             self._forms.move_to_end(key)
         return form

@@ -24,6 +24,7 @@ from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Decimals, Interv
 from candled.rooms.hub import Hub
 from candled.rooms.links import Link
 from candled.rooms.protocol import Protocol
+from candled.rooms.texts import Texts
 from candled.serve.client import Client
 from candled.serve.publisher import Publisher
 from candled.serve.rate_limit import MemoryCounter
@@ -109,9 +110,10 @@ async def stage(
         symbols.setdefault(market.exchange, []).append(market.symbol)
     codec = Protocol(symbols, intervals)
     publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
-    hub = Hub(codec, bars, clock, publisher.publish)
+    texts = Texts()
+    hub = Hub(codec, bars, clock, publisher.publish, texts=texts)
     bars.listen(hub)
-    pages = Pages(bars, history)
+    pages = Pages(bars, history, texts, clock)
     source = Source(
         directory=Directory(symbols, intervals),
         pages=pages,

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from candled.api.pages import EVER_MS, Pages
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, fold
+from candled.rooms.texts import Texts
 from tests.api.stage import BTC, stage
+from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
 
@@ -20,16 +22,33 @@ class Shelf:
         self.every = bars
         self.in_memory = in_memory
         self.stored = bars[: len(bars) - unstored]
-        self.since = complete_from
+        self.complete_ms = complete_from
         self.most_rows = 0
         self.reads = 0
 
     def tail(self, key, interval, count):
-        shown = [bar for bar in self.every[len(self.every) - self.in_memory :] if bar.open_ms >= self.since]
+        if self.complete_ms is None:
+            return []
+        shown = [bar for bar in self.every[len(self.every) - self.in_memory :] if bar.open_ms >= self.complete_ms]
         return shown[-count:]
+
+    def times(self, key, interval, count):
+        return [bar.open_ms for bar in self.tail(key, interval, count)]
+
+    def bar(self, key, interval, open_ms):
+        return next((bar for bar in self.tail(key, interval, 10**6) if bar.open_ms == open_ms), None)
+
+    def between(self, key, interval, start_ms, end_ms):
+        return [bar for bar in self.tail(key, interval, 10**6) if start_ms <= bar.open_ms < end_ms]
+
+    def generation(self, key):
+        return 0
 
     def is_final(self, key, interval, bar):
         return bar.final
+
+    def settles(self, key, start_ms, end_ms):
+        return all(bar.final for bar in self.every if start_ms <= bar.open_ms < end_ms)
 
     def position(self, key):
         return None
@@ -46,7 +65,11 @@ class Shelf:
         return self._answer([bar for bar in self.stored if start_ms <= bar.open_ms < end_ms])
 
     async def complete_from(self, market):
-        return self.since
+        return self.complete_ms
+
+
+def pages_of(shelf: Shelf) -> Pages:
+    return Pages(shelf, shelf, Texts(), ManualClock(0))
 
 
 @st.composite
@@ -70,10 +93,10 @@ RANGES = st.tuples(st.integers(-5, 400), st.integers(-5, 400)) | st.just((-5, 10
 @given(shelves(), st.integers(1, 9), RANGES)
 def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(shelf, limit, span):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
-    wanted = [bar for bar in shelf.every if max(start_ms, shelf.since) <= bar.open_ms < end_ms]
+    wanted = [bar for bar in shelf.every if max(start_ms, shelf.complete_ms) <= bar.open_ms < end_ms]
 
     async def read():
-        pages, found, before_ms = Pages(shelf, shelf), [], end_ms
+        pages, found, before_ms = pages_of(shelf), [], end_ms
         while True:
             page = await pages.page(BTC, MINUTE, start_ms=start_ms, end_ms=before_ms, limit=limit)
             assert len(page.bars) <= limit
@@ -89,10 +112,10 @@ def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(shelf, limi
 @given(shelves(), st.integers(1, 9), RANGES)
 def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(shelf, limit, span):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
-    wanted = [bar for bar in shelf.every if max(start_ms, shelf.since) <= bar.open_ms < end_ms]
+    wanted = [bar for bar in shelf.every if max(start_ms, shelf.complete_ms) <= bar.open_ms < end_ms]
 
     async def read():
-        pages, found, from_ms = Pages(shelf, shelf), [], start_ms
+        pages, found, from_ms = pages_of(shelf), [], start_ms
         while True:
             page = await pages.page(BTC, MINUTE, start_ms=from_ms, end_ms=end_ms, limit=limit, newest_first=False)
             assert len(page.bars) <= limit
@@ -108,15 +131,15 @@ def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(shelf, l
 def test_a_gap_of_years_and_thin_trading_cost_few_reads():
     numbers = [*range(10), *range(2_000_000, 2_000_000 + 400_000, 400), 5_000_000]
     shelf = Shelf([minute(number, final=True) for number in numbers], in_memory=1, unstored=0, complete_from=MONDAY_MS)
-    page = asyncio.run(Pages(shelf, shelf).page(BTC, MINUTE, start_ms=0, limit=1000, newest_first=False))
+    page = asyncio.run(pages_of(shelf).page(BTC, MINUTE, start_ms=0, limit=1000, newest_first=False))
     assert (len(page.bars), page.has_more) == (1000, True)
     assert shelf.reads < 25
 
 
 def test_without_complete_history_there_is_nothing():
     shelf = Shelf([minute(0)], in_memory=1, unstored=0, complete_from=MONDAY_MS)
-    shelf.since = None
-    page = asyncio.run(Pages(shelf, shelf).page(BTC, MINUTE, limit=5))
+    shelf.complete_ms = None
+    page = asyncio.run(pages_of(shelf).page(BTC, MINUTE, limit=5))
     assert (page.bars, page.has_more, page.settled) == ((), False, False)
 
 
@@ -131,14 +154,14 @@ def test_without_complete_history_there_is_nothing():
 def test_a_page_is_settled_up_to_the_first_bar_that_is_not_final(end_ms, settled):
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
     shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
-    page = asyncio.run(Pages(shelf, shelf).page(BTC, MINUTE, end_ms=end_ms, limit=2))
+    page = asyncio.run(pages_of(shelf).page(BTC, MINUTE, end_ms=end_ms, limit=2))
     assert page.settled is settled
 
 
 def test_a_page_cut_by_its_limit_is_settled_though_its_range_is_not():
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
     shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
-    page = asyncio.run(Pages(shelf, shelf).page(BTC, MINUTE, limit=2, newest_first=False))
+    page = asyncio.run(pages_of(shelf).page(BTC, MINUTE, limit=2, newest_first=False))
     assert (page.settled, page.has_more) == (True, True)
 
 

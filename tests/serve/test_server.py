@@ -23,6 +23,7 @@ from candled.errors import ConfigError, Unavailable
 from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
 from candled.rooms.hub import Hub
 from candled.rooms.protocol import Protocol
+from candled.rooms.texts import Texts
 from candled.serve.client import Client
 from candled.serve.publisher import Publisher
 from candled.serve.server import Server
@@ -77,7 +78,7 @@ async def site(stored: Stored | None = None, **changes):
     bars.listen(hub)
     await bars.start()
     settings = ServerSettings(**{"host": "127.0.0.1", "port": 0, "warmup_wait": timedelta(seconds=0.2), **changes})
-    pages = Pages(bars, stored)
+    pages = Pages(bars, stored, Texts(), clock)
     server = Server(
         settings,
         hub=hub,

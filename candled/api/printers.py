@@ -1,0 +1,44 @@
+"""How each dialect prints a bar, for answers whose bars are kept encoded."""
+
+from functools import lru_cache
+
+from candled.model import Candle, Interval, decimal_text
+from candled.rooms.messages import FINAL, bar_text
+from candled.rooms.texts import Printer
+
+
+@lru_cache(maxsize=4)
+def json_printer(numbers: int = 0) -> Printer:
+    """Return the printer of `/api/candles`: a bar as on the WebSocket, with whether it is final."""
+
+    def texts(bar: Candle, final: bool) -> tuple[str]:
+        return (bar_text(bar, FINAL | numbers, final=final),)
+
+    return Printer(("json", numbers), texts, cares=True)
+
+
+@lru_cache(maxsize=64)
+def klines_printer(interval: Interval, units_per_ms: int = 1) -> Printer:
+    """Return the printer of Binance's rows, whose times are in so many units a millisecond.
+
+    What no candle says is 0: trades, what takers bought, a quote volume that was not sent.
+    """
+
+    def texts(bar: Candle, _: bool) -> tuple[str]:
+        start, end = bar.open_ms * units_per_ms, (bar.open_ms + interval.ms) * units_per_ms - 1
+        quote = "0" if bar.quote_volume is None else decimal_text(bar.quote_volume)
+        opened, high, low, close, volume = map(decimal_text, bar[1:6])
+        return (f'[{start},"{opened}","{high}","{low}","{close}","{volume}",{end},"{quote}",0,"0","0","0"]',)
+
+    return Printer(("klines", units_per_ms), texts)
+
+
+@lru_cache(maxsize=4)
+def udf_printer(numbers: int = 0) -> Printer:
+    """Return the printer of TradingView's columns: t, o, h, l, c, v."""
+    quote = '"' if numbers else ""
+
+    def texts(bar: Candle, _: bool) -> list[str]:
+        return [str(bar.open_ms // 1000), *(f"{quote}{decimal_text(number)}{quote}" for number in bar[1:6])]
+
+    return Printer(("udf", numbers), texts, columns=6)

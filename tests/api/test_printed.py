@@ -1,0 +1,214 @@
+"""Answers from kept texts are, to the byte, what encoding every bar anew gives: warm, cold, revised, evicted."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+import pytest
+
+from candled.aggregate.packed import PackedBars
+from candled.api.pages import EVER_MS, MOST_BARS, Asked, Pages, print_page
+from candled.api.printers import json_printer, klines_printer, udf_printer
+from candled.bus import Facts, Healed, MinuteChanged
+from candled.config import KlinesSettings
+from candled.errors import StoreUnavailable
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, iso_ms
+from candled.rooms.messages import STRINGS
+from candled.rooms.texts import Printer, Texts
+from tests.api.stage import BTC, Stage, stage
+from tests.clocks import ManualClock
+from tests.rows import MONDAY_MS, minute
+
+ON = KlinesSettings(enabled=True)
+COUNT = 2600
+AT = [MONDAY_MS + number * MINUTE_MS for number in range(COUNT + 100)]
+
+
+def plain(number: Decimal) -> str:
+    text = format(number.normalize(), "f")
+    return "0" if text == "-0" else text
+
+
+# ---------------------------------------------------------------- slow encoders, written from the pages in docs/
+
+
+def as_json(bars: Sequence[Candle], interval: Interval, quote: str = "") -> list[bytes]:
+    rows = []
+    for bar in bars:
+        names = ("open", "high", "low", "close", "volume", "quoteVolume")
+        numbers = [
+            f'"{name}":{quote}{plain(value)}{quote}'
+            for name, value in zip(names, bar.values, strict=True)
+            if value is not None
+        ]
+        rows.append(f'{{"time":"{iso_ms(bar.open_ms)}",{",".join(numbers)},"final":{json.dumps(bar.final)}}}')
+    return [",".join(rows).encode()]
+
+
+def as_klines(bars: Sequence[Candle], interval: Interval) -> list[bytes]:
+    rows = [
+        [bar.open_ms, *map(plain, bar.values[:5]), bar.open_ms + interval.ms - 1, plain(bar.quote_volume or Decimal(0)),
+         0, "0", "0", "0"]
+        for bar in bars
+    ]  # fmt: skip
+    return [json.dumps(rows, separators=(",", ":"))[1:-1].encode()]
+
+
+def as_udf(bars: Sequence[Candle], interval: Interval) -> list[bytes]:
+    columns = [[str(bar.open_ms // 1000), *map(plain, bar.values[:5])] for bar in bars]
+    return [",".join(column).encode() for column in zip(*columns, strict=True)] or [b""] * 6
+
+
+DIALECTS: list[tuple[Callable[[Interval], Printer], Callable[..., list[bytes]]]] = [
+    (lambda _: json_printer(), as_json),
+    (lambda _: json_printer(STRINGS), lambda bars, interval: as_json(bars, interval, '"')),
+    (klines_printer, as_klines),
+    (lambda _: udf_printer(), as_udf),
+]
+INTERVALS = [Interval.parse(text) for text in ("1m", "5m", "1h", "1D", "1W")]
+
+
+async def check(one: Stage, pages: Pages, rng: random.Random, rounds: int = 12) -> int:
+    """Compare some pages of all kinds; return how many of them needed nothing but memory."""
+    at_once = 0
+    reference = Pages(one.bars, pages._stored, Texts(), one.clock)
+    reference._in_memory = lambda *_: None  # type: ignore[method-assign]  # all from the store, joined bar by bar
+    for _ in range(rounds):
+        interval = rng.choice(INTERVALS)
+        start_ms, end_ms = rng.choice([0, 0, *AT]), rng.choice([EVER_MS, EVER_MS, EVER_MS, *AT])
+        limit, newest_first = rng.choice([1, 2, 3, 100, 119, 500, MOST_BARS]), rng.random() < 0.7
+        asked = Asked(limit, start_ms, end_ms, newest_first)
+        wanted, state = await reference.page(BTC, interval, **asked._asdict()), state_of(one)
+        for make, encode in DIALECTS:
+            printer = make(interval)
+            at_once += pages.printed_now(BTC, interval, printer, asked) is not None
+            page = await pages.printed(BTC, interval, printer, asked)
+            if state != state_of(one):  # what was being read again has come meanwhile
+                break
+            assert list(page.columns) == encode(wanted.bars, interval), (str(interval), asked, printer.name)
+            assert (page.has_more, page.settled, page.position) == (wanted.has_more, wanted.settled, wanted.position)
+            assert page.first_ms == wanted.oldest_ms
+            last = wanted.bars[-1] if wanted.bars else None
+            assert (page.last_ms, page.last_final) == ((last.open_ms, last.final) if last else (None, False))
+            assert page.last_as_of_ms == (last.as_of_ms if last else 0)
+            slow = print_page(wanted, printer)
+            assert (list(slow.columns), slow.first_ms, slow.last_ms) == (
+                list(page.columns),
+                page.first_ms,
+                page.last_ms,
+            )
+    return at_once
+
+
+def state_of(one: Stage) -> tuple[object, ...]:
+    return one.bars.position(BTC), one.bars.is_behind(BTC), one.bars.settlements(BTC)
+
+
+def odd(number: int, rng: random.Random, **more) -> Candle:
+    """A minute with digits of all kinds."""
+    close = Decimal(rng.randrange(1, 10 ** rng.randrange(1, 24))).scaleb(-rng.randrange(0, 20))
+    quote = None if rng.random() < 0.2 else Decimal(rng.randrange(0, 10**12)).scaleb(-rng.randrange(0, 9))
+    volume = Decimal(rng.randrange(0, 10**9)).scaleb(-rng.randrange(0, 9))
+    bar = minute(number, **more)
+    values = {"open": close, "high": close, "low": close, "close": close, "volume": volume, "quote_volume": quote}
+    return bar._replace(**values)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, seed):
+    rng = random.Random(seed)
+    gaps = {number for start in (40, 1300, COUNT - 60) for number in range(start, start + rng.randrange(1, 30))}
+    stored = [odd(number, rng, final=True) for number in range(COUNT) if number not in gaps]
+    clock = ManualClock(AT[COUNT])
+    async with stage(tmp_path, {BTC: stored}, clock=clock, klines=ON) as one:
+        texts = one.pages._texts
+        at_once = await check(one, one.pages, rng)  # cold
+        at_once += await check(one, one.pages, rng)  # warm
+        for number in range(COUNT, COUNT + 14):
+            one.push(odd(number, rng, as_of=1_000))  # the boundary: the next bar opens, the last is not final yet
+            at_once += await check(one, one.pages, rng, 2)
+            late = odd(number - 1, rng, as_of=60_500)  # a late version
+            one.push(late)
+            at_once += await check(one, one.pages, rng, 2)
+            one.push(late._replace(final=True))
+            one.store.write([(BTC, late._replace(final=True))])
+            at_once += await check(one, one.pages, rng, 2)
+            if number % 4 == 0:  # the past is revised, in memory and before it
+                old = odd(rng.choice([500, COUNT - 20]), rng, as_of=900_000, final=True)._replace(rev=1)
+                one.store.write([(BTC, old)])
+                one._bus.publish(Healed(BTC, old.open_ms, old.open_ms + MINUTE_MS, MONDAY_MS, Facts(AT[number])))
+                at_once += await check(one, one.pages, rng, 1)  # while it is being read again
+                while one.bars.is_behind(BTC):
+                    await clock.advance(0.1)
+                at_once += await check(one, one.pages, rng, 2)
+            if number % 5 == 0:  # eviction
+                texts._most_bytes = rng.choice([1_000, 100_000, 10**8])
+        assert texts.bytes <= max(texts._most_bytes, 10**6)
+    assert at_once > 100
+
+
+async def test_what_memory_holds_is_answered_without_the_store(tmp_path, monkeypatch):
+    stored = [minute(number, final=True) for number in range(COUNT)]
+    async with stage(tmp_path, {BTC: stored}, klines=ON) as one:
+        paths = [
+            "/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=500",
+            "/api/candles?symbol=BTC/USDT&interval=1m&limit=999",
+            f"/udf/history?symbol=REPLAY:BTCUSDT&resolution=5&from=0&to={AT[-1]}&countback=100",
+            "/api/v3/klines?symbol=BTCUSDT&interval=1w&limit=500",  # fewer bars than that exist
+        ]
+        before = [(await one.ask(path)).body for path in paths]
+
+        def away(*_, **__):
+            raise StoreUnavailable("gone")
+
+        for name in ("complete_from", "bars", "bars_between"):
+            monkeypatch.setattr(one.store, name, away)
+        assert [(await one.ask(path)).body for path in paths] == before
+        await one.clock.advance(60)
+        answers = [await one.ask(path) for path in paths]
+        assert [answer.code for answer in answers] == [200, 200, 200, 503]  # whether older bars exist is asked again
+        one._bus.publish(MinuteChanged(BTC, minute(COUNT), Facts(AT[COUNT])))
+        assert json.loads((await one.ask(paths[0])).body)[-1][0] == AT[COUNT]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100, 900])
+async def test_an_answer_makes_the_bars_that_it_shows_and_none_the_next_time(tmp_path, monkeypatch, limit):
+    made = []
+    real = PackedBars._bar
+    monkeypatch.setattr(PackedBars, "_bar", lambda self, *args: made.append(args[0]) or real(self, *args))
+    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(COUNT)]}) as one:
+        await one.bars.prepare(BTC, MINUTE, limit + 1, 0)
+        counts = []
+        for printer in (klines_printer(MINUTE), klines_printer(MINUTE), json_printer(), json_printer()):
+            made.clear()
+            assert one.pages.printed_now(BTC, MINUTE, printer, Asked(limit)) is not None
+            counts.append(len(made))
+        made.clear()
+        await one.pages.page(BTC, MINUTE, limit=limit)
+        counts.append(len(made))
+    assert counts[0] <= limit + 2
+    assert counts[2] <= limit + 2
+    assert counts[1] == counts[3] == 0
+    assert counts[4] <= limit
+
+
+async def test_fewer_bars_are_no_reason_to_print_more_again_later(tmp_path, monkeypatch):
+    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(COUNT)]}) as one:
+        printed = []
+        real = klines_printer(MINUTE)
+        printer = Printer("counted", lambda bar, final: printed.append(bar.open_ms) or real.print(bar, final))
+
+        def ask(limit: int) -> int:
+            printed.clear()
+            assert one.pages.printed_now(BTC, MINUTE, printer, Asked(limit)) is not None
+            return len(printed)
+
+        await one.bars.prepare(BTC, MINUTE, 901, 0)
+        assert [ask(900), ask(900)] == [900, 0]
+        for number in range(COUNT, COUNT + 5):
+            one.push(minute(number, final=True))
+            assert ask(2) <= 3  # the new bar, and the one before it, whose last version this is
+            assert ask(900) == 0
+        one.push(minute(COUNT - 3, volume="7", as_of=90_000, final=True))
+        assert ask(2) + ask(900) <= 9
