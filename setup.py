@@ -69,7 +69,7 @@ setup(
         "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psycopg2", "types-setuptools<81"],
     },
     entry_points={
-        "console_scripts": ["candled = candled.cli:main"],
+        "console_scripts": ["candled = candled.__main__:main"],
         "candled": [
             "bitget = candled_plugins.bitget",
             "replay = candled_plugins.replay",

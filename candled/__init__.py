@@ -1,25 +1,32 @@
-"""candled, a self-hosted candle server. What plugins may import is here."""
+"""candled, a self-hosted candle server. What plugins may import is here.
 
-from .errors import CandledError, ConfigError, ExchangeError, HttpRefused, InvalidCandle, Unavailable
-from .exchange import (
-    Candles,
-    Clock,
-    Event,
-    Exchange,
-    Feed,
-    Http,
-    InvalidRow,
-    Pong,
-    Refused,
-    SocketFeed,
-    StreamFeed,
-    Subscribed,
-    Trouble,
-    read_rows,
-)
-from .hookspecs import hookimpl
-from .model import MINUTE_MS, Candle, Interval, Market, Symbol
-from .settings import setting
+Nothing is imported before it is used: the daemon has to obey signals before that.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import CandledError, ConfigError, ExchangeError, HttpRefused, InvalidCandle, Unavailable
+    from .exchange import (
+        Candles,
+        Clock,
+        Event,
+        Exchange,
+        Feed,
+        Http,
+        InvalidRow,
+        Pong,
+        Refused,
+        SocketFeed,
+        StreamFeed,
+        Subscribed,
+        Trouble,
+        read_rows,
+    )
+    from .hookspecs import hookimpl
+    from .model import MINUTE_MS, Candle, Interval, Market, Symbol
+    from .settings import setting
 
 __version__ = "0.1.0"
 
@@ -52,3 +59,17 @@ __all__ = [
     "read_rows",
     "setting",
 ]
+
+_SOURCES = ("errors", "exchange", "hookspecs", "model", "settings")
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Return a name of `__all__` from the module that defines it."""
+        if name in __all__:
+            for source in _SOURCES:
+                module = import_module(f"{__name__}.{source}")
+                if hasattr(module, name):
+                    globals()[name] = value = getattr(module, name)
+                    return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

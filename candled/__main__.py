@@ -2,6 +2,16 @@
 
 import sys
 
-from candled.cli import main
+from candled import signals
 
-sys.exit(main())
+
+def main() -> int:
+    """Run a command; return the exit status."""
+    signals.obey()  # before the imports that take time
+    from candled.cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from candled import __version__
+from candled import __version__, signals
 from candled.aggregate.live_bars import LiveBars
 from candled.api.directory import Directory
 from candled.api.pages import Pages
@@ -22,10 +22,12 @@ from candled.bus import Bus
 from candled.bus.making import RedisParts, make_memory_bus, make_redis_parts
 from candled.clock import SystemClock
 from candled.config import Config, budget_path, doubts, make_store
+from candled.daemon_threads import DaemonThreads
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock, Exchange
 from candled.ingest_side import IngestSide
 from candled.model import MINUTE, MarketKey
+from candled.parallel import in_parallel
 from candled.plugins import Plugins
 from candled.rooms.hub import Hub, Link
 from candled.rooms.protocol import Protocol
@@ -49,6 +51,9 @@ _SETTLED = ("live", "quiet")
 _REOPEN_S = 2.0
 _MAINTAIN_S = 3600.0
 _READY_S = 2.0
+_STOP_S = 5.0  # for each step of the end
+_STOP_EARLY_S = 0.25  # the same while the daemon is starting: whatever it waits for then may never come
+_LOOKUPS = 4  # names of hosts that are resolved at a time
 
 
 def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
@@ -66,25 +71,39 @@ def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
 
 
 async def _run(config: Config, plugins: Plugins, clock: Clock) -> int:
-    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, _asked_to_stop, stopping)
-    daemon = Daemon(config, plugins, clock)
+    loop.set_default_executor(DaemonThreads(_LOOKUPS, "lookup"))
+    daemon = Daemon(config, plugins, clock)  # nothing has begun before this: a signal ends the process where it is
+    stopping = asyncio.Event()
+    _listen_to_signals(loop, stopping)
     collector = Collector(keeps_handlers=not config.server.takeover)
+    starting = asyncio.ensure_future(daemon.start())
+    asked = asyncio.ensure_future(stopping.wait())
     try:
-        await daemon.start()
-        collector.start()
-        await stopping.wait()
+        await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            collector.start()
+            await asked
         logger.info("stopping")
     finally:
+        for task in (starting, asked):
+            task.cancel()
+        await asyncio.gather(starting, asked, return_exceptions=True)
         collector.stop()
         left = await daemon.stop()
     return 1 if left else 0
 
 
+def _listen_to_signals(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, _asked_to_stop, stopping)
+    loop.add_signal_handler(signal.SIGHUP, logger.warning, "SIGHUP is ignored: restart candled to change its settings")
+    signals.unblock_hangup()
+
+
 def _asked_to_stop(stopping: asyncio.Event) -> None:
-    if stopping.is_set():  # asked twice: at once, and nothing is awaited any more
+    if stopping.is_set():  # asked twice: nothing is awaited any more
         os._exit(1)
     stopping.set()
 
@@ -151,10 +170,14 @@ class Daemon:
         self._store_trouble = ""
         self._conflicts: Sequence[str] = ()
         self._is_reading = False
+        self._is_started = False
         self.port = 0
 
     async def start(self) -> None:
-        """Start every step, the clients' side first, so that nothing is published to nobody."""
+        """Start every step, the clients' side first, so that nothing is published to nobody.
+
+        It may be cancelled at any moment; `stop` undoes what was done.
+        """
         self._bars.listen(self._hub)
         if self._serves:
             self._bus.listen(self._bars.on_message)
@@ -174,18 +197,21 @@ class Daemon:
 
     async def stop(self) -> int:
         """Stop every step in order; return how many candles could neither be stored nor kept in the journal."""
+        within_s = _STOP_S if self._is_started else _STOP_EARLY_S
         self._server.drain()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._ingest is not None:
             await self._ingest.stop()
-        left = await self._writer.close(within_s=5.0) if self._is_reading else 0
+        has_journal = bool(self._config.store.journal)
+        left = await self._writer.close(within_s=within_s if has_journal else _STOP_S) if self._is_reading else 0
         if self._shared is not None and self._is_reading:
-            await self._shared.stop()  # another process that takes over now finds everything stored
+            # another process that takes over now finds everything stored
+            await _at_most(within_s, self._shared.stop(), "Redis does not answer and is left as it is")
         await self._server.stop()
         await self._bars.stop()
-        await self._threads.close()
+        await self._threads.close(within_s=within_s)
         return left
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -233,9 +259,9 @@ class Daemon:
         self._spawn(self._check_in())
         if self._shared is not None:
             self._shared.start()  # what is heard before the bars are loaded waits for them
-        await self._bars.start()
-        if self._ingest is not None:
-            await self._ingest.start()
+        steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
+        await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
+        self._is_started = True
 
     async def _maintain(self) -> None:
         """Let the store tidy up, every hour; nothing depends on it."""
@@ -358,6 +384,15 @@ class Daemon:
             ],
         }
         return self._page.replace("__CANDLED__", json.dumps(facts).replace("</", "<\\/"))
+
+
+async def _at_most(seconds: float, work: Coroutine[Any, Any, None], otherwise: str) -> None:
+    """Wait for work, but not longer than that; log `otherwise` then."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        logger.warning("%s", otherwise)
 
 
 def _name_failure(task: "asyncio.Task[None]") -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from candled import __version__, config
+from candled import __version__, config, signals
 from candled.bus.address import RedisAddress
 from candled.clock import SystemClock
 from candled.errors import ConfigError
@@ -44,6 +44,8 @@ exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     options = _parser().parse_args(argv)
+    if options.command is not _run:
+        signals.obey_as_command()
     logging.basicConfig(level=_level(os.environ), format="candled: %(message)s")
     try:
         status: int = options.command(options)

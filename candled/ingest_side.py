@@ -14,6 +14,7 @@ from candled.exchange import Clock
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions, Keeper
 from candled.ingest.http import HttpClient
 from candled.model import MarketKey, Symbol
+from candled.parallel import in_parallel
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +116,8 @@ class IngestSide:
             for one, exchange in zip(self._config.exchanges, made, strict=True)
             if (symbols := _symbols_of(one, shard, shards))
         ]
-        for ingest in self._running[shard]:
-            await ingest.start()
+        running = self._running[shard]
+        await in_parallel(len(running), running, ExchangeIngest.start)
 
     async def _stop_shard(self, shard: int) -> None:
         await asyncio.gather(*(ingest.stop() for ingest in self._running.pop(shard, [])))

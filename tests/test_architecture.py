@@ -20,7 +20,8 @@ OUTSIDE = {
 
 # Modules that touch the outside themselves. `tools/` are commands of their own, each an edge as the command line is.
 EDGES = {
-    "app", "budget", "budget_file", "ingest_side", "cli", "clock", "plugins", "tail",
+    "app", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "parallel", "plugins", "signals",
+    "tail",
     "aggregate/live_bars",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http",
     "api/handler",
@@ -34,7 +35,7 @@ EDGES = {
 
 # Modules that touch it only through those edges: they hold one, and decide which.
 HOLDERS = {
-    "__main__": "calls cli",
+    "__main__": "obeys signals, and calls cli",
     **dict.fromkeys(("api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"),
     "client/__init__": "names what a program may import of the client",
     "bus/making": "makes the bus that an address means",
@@ -50,10 +51,12 @@ HOLDERS = {
 }
 
 # Which steps a step may know, beside itself. What is missing here it is handed by `app`.
-FOUNDATION = {"errors", "model", "exchange", "token_bucket", "budget"}
+FOUNDATION = {"errors", "model", "exchange", "token_bucket", "budget", "parallel"}
 STEPS = {
     "errors": set(),
     "token_bucket": set(),
+    "parallel": set(),
+    "daemon_threads": set(),
     "budget": {"exchange", "token_bucket"},
     "budget_file": {"exchange", "token_bucket", "budget"},
     "model": {"errors"},
@@ -62,7 +65,7 @@ STEPS = {
     "settings": {"model"},
     "clock": set(),
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
-    "store": {"errors", "model", "exchange", "bus"},
+    "store": {"errors", "model", "exchange", "bus", "daemon_threads"},
     "config": {"errors", "model", "exchange", "settings", "plugins", "store", "bus"},
     "bus": FOUNDATION,
     "ingest": FOUNDATION | {"bus", "store"},
@@ -73,7 +76,7 @@ STEPS = {
     "client": FOUNDATION | {"clock", "ingest"},
     "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
-ROOTS = {"app", "ingest_side", "cli", "tools", "__main__", "candled"}  # they put the steps together
+ROOTS = {"app", "ingest_side", "cli", "tools", "signals", "__main__", "candled"}  # they put the steps together
 
 # The only modules of a step that another step may know: values and pure arithmetic.
 SHARED = {

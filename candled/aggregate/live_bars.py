@@ -11,6 +11,7 @@ from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position,
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, FeedState, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.parallel import in_parallel
 
 from .ladder import Change
 from .market_bars import AT_FIRST, MarketBars
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _WEEK = Interval.parse("1W")
 _RETRY_S = 1.0
+_LOADED_AT_ONCE = 8
 _EARLY_KEPT = 500
 _STORED_AFTER_S = 2.0
 _PATIENT_LOOKS = 3  # so often it is waited for the log of changes; after that everything that is held is read again
@@ -82,8 +84,7 @@ class LiveBars:
 
     async def start(self) -> None:
         """Load the newest bars of every market; until then messages from the bus wait."""
-        for key in self._markets:
-            await self._seed(key)
+        await in_parallel(_LOADED_AT_ONCE, self._markets, self._seed)
 
     async def stop(self) -> None:
         """End what runs in the background."""

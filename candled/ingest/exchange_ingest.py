@@ -6,14 +6,16 @@ import difflib
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 from candled.bus import Bus
 from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, Refused, Trouble
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, iso_ms
+from candled.parallel import in_parallel
 from candled.store.holes import inside
 from candled.store.interface import ALL_TIME, Hole
 from candled.token_bucket import TokenBucket
@@ -32,6 +34,10 @@ from .parity import Parity
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_OPENED_AT_ONCE = 8
+_EARLY_EVENTS = 1000  # of one market that is not open yet
 _TICK_S = 0.5
 _LOOK_S = 1.0  # between two looks at a market
 _MARKETS_AT_ONCE = 50
@@ -79,7 +85,10 @@ class IngestOptions:
 
 
 class ExchangeIngest:
-    """Runs one configured exchange. `start` returns when the store was read; everything else goes on by itself."""
+    """Runs one configured exchange. `start` returns when all markets are open; everything else goes on by itself.
+
+    The exchange is read while markets are still being opened. What it sends of a market before that waits for it.
+    """
 
     def __init__(
         self,
@@ -114,7 +123,12 @@ class ExchangeIngest:
         http.saw_date = self._saw_date
         self._has_own_clock = type(exchange).now_ms is not Exchange.now_ms
         self._skew_noted = False
-        self._markets: dict[Symbol, MarketIngest] = {}
+        self._markets: dict[Symbol, MarketIngest] = {}  # those that are open
+        self._connected: set[Symbol] = set()
+        # Since the last interruption, with the exchange's time when it came, None before that was settled. The oldest
+        # are dropped where it takes long.
+        self._early: dict[Symbol, deque[tuple[Candles | Refused, int | None]]] = {}
+        self._store_is_away = False
         self._listed: dict[Symbol, Market] = {}
         self._runners: dict[Symbol, FeedRunner] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -135,15 +149,10 @@ class ExchangeIngest:
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Read what the store holds, as soon as it can be read; then start the feeds and the repair."""
-        backoff = Backoff()
-        while True:
-            try:
-                await self._open_markets()
-                break
-            except StoreUnavailable as error:
-                logger.warning("%s: the store cannot be read yet: %s", self.name, error)
-                await self._clock.sleep(backoff.failed())
+        """Start the feeds and the repair as soon as the store answers, and open the markets."""
+        newest = await self._until_stored(lambda: self._store.newest(self.name))
+        if type(self._exchange).resume is not Exchange.resume:
+            self._exchange.resume(await self._until_stored(lambda: self._newest_over(newest)))
         attempts, turns = TokenBucket(_ATTEMPTS_PER_S, _ATTEMPTS_AT_ONCE), Turns()
         for number, feed in enumerate(self._exchange.feeds(self._symbols), 1):
             runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts, turns)
@@ -153,9 +162,10 @@ class ExchangeIngest:
         self._spawn(self._keep_house())
         self._spawn(self._settle())
         self._spawn(self._outlet.run())
-        self._spawn(self._audit())
         for _ in range(_WORKERS):
             self._spawn(self._repair())
+        await in_parallel(_OPENED_AT_ONCE, self._symbols, lambda symbol: self._open(symbol, newest.get(symbol)))
+        self._spawn(self._audit())
 
     async def stop(self) -> None:
         """Stop everything; the minutes that are not final yet are handed to the store."""
@@ -186,46 +196,62 @@ class ExchangeIngest:
             "complaints": self._troubles.total,
             "malformedFrames": sum(runner.malformed.total for runner in set(self._runners.values())),
             "hosts": self._http.describe(),
-            "symbols": {str(symbol): self._describe(market, now_ms) for symbol, market in self._markets.items()},
+            "symbols": {str(symbol): self._describe(symbol, now_ms) for symbol in self._symbols},
         }
 
     # ------------------------------------------------------------ FeedSink
 
     def connected(self, feed: Feed) -> None:
-        for symbol in feed.symbols:
-            self._markets[symbol].connected = True
+        self._connected.update(feed.symbols)
+        for market in self._open_ones(feed):
+            market.connected = True
 
     def interrupted(self, feed: Feed, reason: str) -> None:
+        self._connected.difference_update(feed.symbols)
         for symbol in feed.symbols:
-            self._markets[symbol].interrupted()
+            self._early.pop(symbol, None)
+        self._waiting = [event for event in self._waiting if event.symbol not in feed.symbols]
+        for market in self._open_ones(feed):
+            market.interrupted()
 
     def event(self, event: Event) -> None:
-        if isinstance(event, Candles):
-            self._candles(event)
-        elif isinstance(event, Refused) and event.symbol in self._markets:
-            market = self._markets[event.symbol]
-            if market.refused is None:
-                logger.error("%s: %s is refused, asking again after pauses: %s", self.name, event.symbol, event.reason)
-            market.refused = event.reason
-        elif isinstance(event, Trouble) and self._troubles.note(event.reason, self._steady_ms()):
-            logger.warning("%s: the exchange complains, counting more: %s", self.name, event.reason)
-
-    def _candles(self, event: Candles) -> None:
-        market = self._markets.get(event.symbol)
-        if market is None or not (event.candles or event.invalid):
-            return
-        if event.candles and not self._has_own_clock:
+        if isinstance(event, Candles) and event.candles and not self._has_own_clock:
             newest = event.candles[-1]
             self._time.observe_frame(newest.as_of_ms, newest.open_ms, self._steady_ms())
             if not self._time.is_settled:
                 self._look_at_clocks()
+        if isinstance(event, Candles | Refused):
+            self._about_market(event, self.now_ms())
+        elif isinstance(event, Trouble) and self._troubles.note(event.reason, self._steady_ms()):
+            logger.warning("%s: the exchange complains, counting more: %s", self.name, event.reason)
+
+    def _open_ones(self, feed: Feed) -> list[MarketIngest]:
+        return [self._markets[symbol] for symbol in feed.symbols if symbol in self._markets]
+
+    def _about_market(self, event: Candles | Refused, now_ms: int) -> None:
+        market = self._markets.get(event.symbol)
+        if market is None:
+            if event.symbol in self._connected:
+                self._early.setdefault(event.symbol, deque(maxlen=_EARLY_EVENTS)).append(
+                    (event, now_ms if self._is_settled else None)
+                )
+        elif isinstance(event, Candles):
+            self._candles(market, event, now_ms)
+        else:
+            if market.refused is None:
+                logger.error("%s: %s is refused, asking again after pauses: %s", self.name, event.symbol, event.reason)
+            market.refused = event.reason
+
+    def _candles(self, market: MarketIngest, event: Candles, now_ms: int) -> None:
+        if not (event.candles or event.invalid):
+            return
         if self._is_settled:
-            self._take(market, event)
+            self._take(market, event, now_ms)
         else:
             self._waiting.append(event)
 
-    def _take(self, market: MarketIngest, event: Candles) -> None:
-        outcome = market.pushed(event, self.now_ms())
+    def _take(self, market: MarketIngest, event: Candles, now_ms: int) -> None:
+        outcome = market.pushed(event, now_ms)
         self._publish(market, outcome)
         if outcome.past or not self._outlet.has_told(market):
             self._spawn(self._outlet.heal(market, outcome))
@@ -392,7 +418,7 @@ class ExchangeIngest:
     async def _audit(self) -> None:
         """Go through the markets for ever, one at a time, and compare each with the store, now and then with REST."""
         while self._markets:
-            for symbol, market in self._markets.items():
+            for symbol, market in list(self._markets.items()):
                 await self._clock.sleep(_AUDIT_S / len(self._markets))
                 if self._steady_ms() - self._rechecked_ms[symbol] >= _RECHECK_EVERY_MS:
                     self._recheck(symbol, market.coverage)
@@ -425,19 +451,39 @@ class ExchangeIngest:
 
     # ------------------------------------------------------------ small things
 
-    async def _open_markets(self) -> None:
-        newest = await self._store.newest(self.name)
-        self._exchange.resume(await self._newest_over(newest))
-        now_ms = self.now_ms()
-        markets = {symbol: await self._open_market(symbol, now_ms, newest.get(symbol)) for symbol in self._symbols}
-        self._outlet.open(markets, newest, now_ms)
-        self._markets = markets
+    async def _open(self, symbol: Symbol, newest_ms: int | None) -> None:
+        """Read what the store has of a market, then take what its feed has brought meanwhile."""
+        market = await self._until_stored(lambda: self._open_market(symbol, self.now_ms(), newest_ms))
+        market.connected = symbol in self._connected
+        self._markets[symbol] = market
+        self._compare_with_listing(market)
+        self._outlet.open(market, newest_ms, self.now_ms())
+        for event, came_ms in self._early.pop(symbol, ()):
+            self._about_market(event, self.now_ms() if came_ms is None else came_ms)
+
+    async def _until_stored(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read from the store, again and again while it is away."""
+        backoff = Backoff()
+        while True:
+            try:
+                result = await read()
+            except StoreUnavailable as error:
+                if not self._store_is_away:
+                    logger.warning("%s: the store cannot be read yet: %s", self.name, error)
+                self._store_is_away = True
+                await self._clock.sleep(backoff.failed())
+            else:
+                self._store_is_away = False
+                return result
 
     async def _newest_over(self, final: Mapping[Symbol, int]) -> int | None:
         """The newest minute that is over as far as the store knows: a final one, or the one before a forming one."""
         newest = list(final.values())
-        for symbol in self._symbols:
-            newest += [one.open_ms - MINUTE_MS for one in await self._store.forming(MarketKey(self.name, symbol))]
+
+        async def add_forming(symbol: Symbol) -> None:
+            newest.extend(one.open_ms - MINUTE_MS for one in await self._store.forming(MarketKey(self.name, symbol)))
+
+        await in_parallel(_OPENED_AT_ONCE, self._symbols, add_forming)
         return max(newest, default=None)
 
     async def _open_market(self, symbol: Symbol, now_ms: int, newest_ms: int | None) -> MarketIngest:
@@ -497,23 +543,27 @@ class ExchangeIngest:
     def _take_listing(self, listed: Sequence[Market]) -> bool:
         """Compare the exchange's list with the symbols; return whether it has all of them."""
         self._listed = {market.symbol: market for market in listed}
-        names = [str(symbol) for symbol in self._listed]
-        for symbol, market in self._markets.items():
-            if symbol in self._listed:
-                market.decimals = self._listed[symbol].decimals
-            was_unlisted, market.unlisted = market.unlisted is not None, None
-            if names and symbol not in self._listed:
-                near = difflib.get_close_matches(str(symbol), names, n=1, cutoff=0.8)
-                market.unlisted = f"{self.name} does not list {symbol}" + (f", did you mean {near[0]}?" if near else "")
-                if not was_unlisted:
-                    logger.error("%s; reading its list again after pauses", market.unlisted)
-            elif was_unlisted:
-                logger.info("%s: lists %s now", self.name, symbol)
-                self._rest_until.pop(symbol, None)
-                self._backoffs.pop(symbol, None)
-                if symbol in self._runners:
-                    self._runners[symbol].hasten(symbol)
-        return all(symbol in self._listed for symbol in self._markets)
+        for market in self._markets.values():
+            self._compare_with_listing(market)
+        return all(symbol in self._listed for symbol in self._symbols)
+
+    def _compare_with_listing(self, market: MarketIngest) -> None:
+        """Note what the newest list says of a market. An empty one, or none so far, says nothing."""
+        symbol = market.key.symbol
+        if symbol in self._listed:
+            market.decimals = self._listed[symbol].decimals
+        was_unlisted, market.unlisted = market.unlisted is not None, None
+        if self._listed and symbol not in self._listed:
+            near = difflib.get_close_matches(str(symbol), map(str, self._listed), n=1, cutoff=0.8)
+            market.unlisted = f"{self.name} does not list {symbol}" + (f", did you mean {near[0]}?" if near else "")
+            if not was_unlisted:
+                logger.error("%s; reading its list again after pauses", market.unlisted)
+        elif was_unlisted:
+            logger.info("%s: lists %s now", self.name, symbol)
+            self._rest_until.pop(symbol, None)
+            self._backoffs.pop(symbol, None)
+            if symbol in self._runners:
+                self._runners[symbol].hasten(symbol)
 
     @property
     def _is_settled(self) -> bool:
@@ -535,7 +585,7 @@ class ExchangeIngest:
         if self._waiting and self._time.is_settled:
             waiting, self._waiting = self._waiting, []
             for event in waiting:
-                self._take(self._markets[event.symbol], event)
+                self._take(self._markets[event.symbol], event, self.now_ms())
 
     async def _ask_the_time(self) -> None:
         """This machine's clock was set, or the machine slept: any answer of REST tells which."""
@@ -568,8 +618,13 @@ class ExchangeIngest:
         """How far the exchange's clock is ahead of this machine's."""
         return self.now_ms() - self._exchange.now_ms()
 
-    def _describe(self, market: MarketIngest, now_ms: int) -> dict[str, Any]:
-        symbol, coverage = market.key.symbol, market.coverage
+    def _describe(self, symbol: Symbol, now_ms: int) -> dict[str, Any]:
+        market = self._markets.get(symbol)
+        if market is None:
+            loading = "is not loaded from the store yet"
+            connected = symbol in self._connected
+            return {"state": "warming", "reason": "starting", "connected": connected, "trouble": loading}
+        coverage = market.coverage
         holes = market.holes
         runner = self._runners.get(symbol)
         condition = market.condition(now_ms)

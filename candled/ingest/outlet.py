@@ -1,6 +1,6 @@
 """What leaves ingest: to the bus at once, to the store, and to the store's log of what changed in the past."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -72,15 +72,15 @@ class Outlet:
         self._checkpoint_ms = checkpoint_ms
         self._failed = failed
         self._told: dict[Symbol, _Told] = {}
-        self._markets: Mapping[Symbol, MarketIngest] = {}
+        self._markets: dict[Symbol, MarketIngest] = {}
 
-    def open(self, markets: Mapping[Symbol, MarketIngest], newest: Mapping[Symbol, int], now_ms: int) -> None:
-        """Begin to speak of `markets`, whose newest stored minutes are `newest`."""
-        self._markets = markets
-        for symbol, market in markets.items():
-            settled_ms = newest[symbol] + MINUTE_MS if symbol in newest else None
-            self._told[symbol] = _Told(settled_ms, market.coverage.since_ms)
-            self.tell_state(market, now_ms)
+    def open(self, market: MarketIngest, newest_ms: int | None, now_ms: int) -> None:
+        """Begin to publish a market, whose newest stored minute is `newest_ms`."""
+        symbol = market.key.symbol
+        self._markets[symbol] = market
+        settled_ms = None if newest_ms is None else newest_ms + MINUTE_MS
+        self._told[symbol] = _Told(settled_ms, market.coverage.since_ms)
+        self.tell_state(market, now_ms)
 
     def has_told(self, market: MarketIngest) -> bool:
         """Whether it was told since when the market's history is complete."""

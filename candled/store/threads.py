@@ -1,19 +1,26 @@
 """The threads a blocking store works on, so that the event loop never waits for a disk or a database."""
 
 import asyncio
+import logging
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from candled.daemon_threads import DaemonThreads
 from candled.errors import StoreUnavailable
 
 from .interface import Store
 
+logger = logging.getLogger(__name__)
+
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_CLOSE_S = 5.0  # for closing a store that answers
 
 
 class _Read:
@@ -38,8 +45,9 @@ class StoreThreads:
 
     def __init__(self, store: Store, *, readers: int = 2) -> None:
         self._store = store
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
-        self._reading = ThreadPoolExecutor(readers, thread_name_prefix="store-read")
+        self._writing = DaemonThreads(1, "store-write")
+        self._reading = DaemonThreads(readers, "store-read")
+        self._jobs: set[Future[Any]] = set()
         self._left: SimpleQueue[_Read | None] = SimpleQueue()
         # Ending a read may mean talking to a server that does not answer: nothing waits for this thread.
         threading.Thread(target=self._end_reads, name="store-cancel", daemon=True).start()
@@ -71,20 +79,32 @@ class StoreThreads:
                 self._left.put(read)
             raise
 
-    async def close(self) -> None:
-        """Let everything asked for end, then close the store and the threads."""
+    async def close(self, *, within_s: float = 60.0) -> None:
+        """Let everything asked for end, then close the store and the threads.
+
+        A call that has not ended after `within_s` seconds is left behind: the store takes it back when the process
+        ends.
+        """
         if self._is_closed:
             return
         self._is_closed = True
-        await asyncio.wrap_future(self._writing.submit(self._finish))
+        if await _ended(self._jobs, within_s):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await asyncio.wrap_future(self._writing.submit(self._store.close))
+        else:
+            logger.warning("the store does not answer and is left as it is")
+        self._left.put(None)
+        self._reading.shutdown()
         self._writing.shutdown()
 
-    def _submit(
-        self, threads: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> Future[T]:
+    def _submit(self, threads: DaemonThreads, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         if self._is_closed:
             raise StoreUnavailable("the store is being closed")
-        return threads.submit(call, *args, **kwargs)
+        job = threads.submit(call, *args, **kwargs)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return job
 
     def _end_reads(self) -> None:
         while (read := self._left.get()) is not None:
@@ -95,7 +115,14 @@ class StoreThreads:
     def _count(self, _: Future[T]) -> None:
         self.writes += 1
 
-    def _finish(self) -> None:
-        self._reading.shutdown()
-        self._left.put(None)
-        self._store.close()
+
+async def _ended(jobs: Collection[Future[Any]], within_s: float) -> bool:
+    """Wait for jobs, at most so long; return whether all have ended."""
+    waiting = [asyncio.wrap_future(job) for job in list(jobs)]
+    if not waiting:
+        return True
+    _, left = await asyncio.wait(waiting, timeout=within_s)
+    for one in waiting:
+        if one.done() and not one.cancelled():
+            one.exception()  # was raised where it was asked for
+    return not left

@@ -4,10 +4,10 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from candled.bus import Position
+from candled.daemon_threads import DaemonThreads
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
 from candled.model import Candle, MarketKey
@@ -71,7 +71,7 @@ class Writer:
         self._last_error: str | None = None
         self._last_flush_ms: int | None = None
         self._journal = journal
-        self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="store-journal")
+        self._journal_thread = DaemonThreads(1, "store-journal")
         self._journal_was_tried = False
         self._journal_fails = False
         self._is_journaling = False
@@ -122,13 +122,13 @@ class Writer:
     async def close(self, *, within_s: float = 10.0) -> int:
         """Take no more candles and write what waits; return how many rows had to be left.
 
-        Attempts are repeated while the store is away, but none begins later than `within_s` seconds from now. With a
-        journal what waits goes there instead, forming minutes too, and nothing has to be left.
+        Attempts are repeated while the store is away, but none begins later than `within_s` seconds from now, nor
+        takes longer. With a journal what waits goes there instead, forming minutes too, and nothing has to be left.
         """
         self._is_closed = True
         deadline = self._clock.monotonic() + within_s
         pause_s = self._flush_interval_s
-        while not await self._empty():
+        while not await self._empty(within_s):
             pause_s = self._longer(pause_s)
             if self._clock.monotonic() + pause_s > deadline:
                 break
@@ -329,14 +329,23 @@ class Writer:
                 break
         return True
 
-    async def _empty(self) -> bool:
+    async def _empty(self, within_s: float) -> bool:
         """Try to bring everything out of memory; whether nothing is left there."""
         if self._journal is None:
-            return await self._try_flush()
+            return await self._try_flush_within(within_s)
         is_behind = self._state == "away" or self._is_journal_due() or not self._journal.is_empty
         if is_behind and await self._move_to(self._journal, forming=True):
             return True
-        return await self._try_flush() or await self._move_to(self._journal, forming=True)
+        return await self._try_flush_within(within_s) or await self._move_to(self._journal, forming=True)
+
+    async def _try_flush_within(self, within_s: float) -> bool:
+        """Flush, unless the store takes longer: what it did not take still waits then, and may be stored twice."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._try_flush()
+        except TimeoutError:
+            self._last_error = f"the store did not answer within {within_s:g} s"
+            return False
 
     async def _open_journal(self, journal: Journal) -> bool:
         self._journal_was_tried = True

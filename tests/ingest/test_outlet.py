@@ -9,7 +9,7 @@ from candled.ingest.outlet import Outlet
 from candled.model import MINUTE_MS, Decimals, Range
 from candled.store.interface import LATER
 from tests.clocks import ManualClock
-from tests.ingest.test_market import BTC, at, market, push
+from tests.ingest.test_market import at, market, push
 from tests.rows import MONDAY_MS, minute
 
 
@@ -47,7 +47,7 @@ class Way:
         self.keeper = Keeper()
         self.market = market()
         self.outlet = Outlet(self.bus, self.keeper, self.clock, checkpoint_ms=5_000, failed=lambda *_: None)
-        self.outlet.open({BTC: self.market}, {BTC: minute(599).open_ms}, at(36_000))
+        self.outlet.open(self.market, minute(599).open_ms, at(36_000))
 
     def minutes(self) -> list[tuple]:
         return [(message, position) for message, position in self.heard if isinstance(message, MinuteChanged)]

@@ -166,6 +166,25 @@ async def test_closing_lets_what_was_asked_for_end(store, threads):
     assert store.newest("bitget") == {BTC.symbol: MONDAY_MS + 10 * MINUTE_MS}
 
 
+@pytest.mark.parametrize("kind", ["a read", "a write", "a write that waits behind one"])
+async def test_a_call_that_does_not_end_cannot_hold_the_end_up(store, kind, caplog):
+    """Neither the closing, nor the end of the process: the threads are no others that it waits for."""
+    threads = StoreThreads(store, readers=2)
+    stall = threading.Event()
+    begin = threads.read if kind == "a read" else threads.write
+    calls = [asyncio.create_task(begin(stall.wait)) for _ in range(2 if kind.endswith("one") else 1)]
+    try:
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await threads.close(within_s=0.1)
+        assert time.monotonic() - began < 2.0
+        assert "the store does not answer" in caplog.text
+        assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("store-"))
+    finally:
+        stall.set()
+        await asyncio.gather(*calls)
+
+
 async def test_closed_threads_refuse_work(store, threads):
     await threads.close()
     with pytest.raises(StoreUnavailable):

@@ -457,6 +457,24 @@ async def test_closing_while_the_store_is_away_leaves_everything_to_the_next_sta
     assert store.forming(BTC) == [minute(1, final=False)]
 
 
+async def test_closing_does_not_wait_for_a_store_that_does_not_answer(journaling, store, threads, clock):
+    """What it was given and has not taken may be stored twice, and is not lost."""
+    writer = journaling()
+    stall = threading.Event()
+    write = asyncio.create_task(threads.write(stall.wait))
+    writer.put(BTC, minute(0))
+    writer.put(BTC, minute(1, final=False))
+    try:
+        async with asyncio.timeout(5):
+            assert await writer.close(within_s=0.1) == 0
+    finally:
+        stall.set()
+        await write
+    await journaling().flush()
+    assert everything(store, BTC, MINUTE) == [minute(0)]
+    assert store.forming(BTC) == [minute(1, final=False)]
+
+
 async def test_closing_does_not_wait_for_a_long_journal(journaling, store, clock):
     writer = journaling()
     store.trouble = AWAY

@@ -1,0 +1,70 @@
+"""Threads that the end of the process does not wait for."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class DaemonThreads(ThreadPoolExecutor):
+    """At most `most` threads, which end with the process wherever they are.
+
+    Python's own executor makes the process wait for its threads: one that waits for a server which does not answer
+    keeps the process alive as long. A `ThreadPoolExecutor` in name, because an event loop takes no other kind.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        super().__init__(most, thread_name_prefix=name)
+        self._most = most
+        self._name = name
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = threading.Semaphore(0)
+        self._made = 0
+        self._is_shut = False
+
+    def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a thread call `call`, after what was submitted before."""
+        job: Future[T] = Future()
+        with self._lock:
+            if self._is_shut:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._jobs.put(partial(_run, job, partial(call, *args, **kwargs)))
+            if not self._idle.acquire(blocking=False) and self._made < self._most:
+                self._made += 1
+                threading.Thread(target=self._work, name=f"{self._name}_{self._made}", daemon=True).start()
+        return job
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work, and let the threads end after what they have. It never waits for them."""
+        with self._lock:
+            if not self._is_shut:
+                self._is_shut = True
+                for _ in range(self._made):
+                    self._jobs.put(None)
+
+    def _work(self) -> None:
+        while True:
+            if self._jobs.empty():
+                self._idle.release()
+            job = self._jobs.get()
+            if job is None:
+                return
+            job()
+            del job  # holds what it worked on
+
+
+def _run(job: "Future[T]", call: Callable[[], T]) -> None:
+    if not job.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:
+        job.set_exception(error)
+    else:
+        job.set_result(result)

@@ -1,0 +1,232 @@
+"""Markets are opened some at a time, and the exchange is read meanwhile."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from candled.bus import MinuteChanged
+from candled.bus.memory_bus import MemoryBus
+from candled.errors import StoreUnavailable
+from candled.exchange import Candles, Event, Exchange, StreamFeed
+from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
+from candled.ingest.http import HttpClient
+from candled.model import Candle, Symbol
+from tests.clocks import ManualClock
+from tests.rows import MONDAY_MS, minute
+
+SYMBOLS = [Symbol("S" + str(number), "USDT") for number in range(40)]
+SLOW = SYMBOLS[3]
+
+
+class Feed(StreamFeed):
+    """Brings what a test puts into it, and breaks at None."""
+
+    def __init__(self) -> None:
+        super().__init__(SYMBOLS)
+        self.queue: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    async def events(self) -> AsyncIterator[Event]:
+        while (event := await self.queue.get()) is not None:
+            yield event
+
+
+class Quiet(Exchange):
+    """One feed of all symbols; REST has nothing."""
+
+    name = "quiet"
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(None, clock)
+        self.feed = Feed()
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms()  # nothing has to be found out about it
+
+    async def markets(self, http: Any) -> list[Any]:
+        return []
+
+    def feeds(self, symbols: Any) -> list[Any]:
+        return [self.feed]
+
+    async def history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+        return []
+
+
+class Store:
+    """Empty; reads of `stalled` symbols wait for `release`, and the first `failures` reads fail."""
+
+    def __init__(self, stalled: frozenset[Symbol] = frozenset(), failures: int = 0) -> None:
+        self.release = asyncio.Event()
+        self.stored: list[tuple[Symbol, Candle]] = []
+        self.reading = self.most_reading = 0
+        self._stalled = stalled
+        self._failures = failures
+
+    async def _read(self, symbol: Symbol | None) -> None:
+        self.reading += 1
+        self.most_reading = max(self.most_reading, self.reading)
+        try:
+            if self._failures:
+                self._failures -= 1
+                raise StoreUnavailable("not yet")
+            if symbol in self._stalled:
+                await self.release.wait()
+            await asyncio.sleep(0)
+        finally:
+            self.reading -= 1
+
+    async def newest(self, exchange: str) -> dict[Symbol, int]:
+        await self._read(None)
+        return {}
+
+    async def present(self, market: Any, start_ms: int, end_ms: int) -> list[Any]:
+        await self._read(market.symbol)
+        return []
+
+    minutes = present
+
+    async def forming(self, market: Any) -> list[Candle]:
+        await self._read(market.symbol)
+        return []
+
+    async def complete_from(self, market: Any) -> None:
+        await self._read(market.symbol)
+
+    async def has_before(self, market: Any, at_ms: int) -> bool:
+        await self._read(market.symbol)
+        return False
+
+    async def holes(self, market: Any, within: Any) -> list[Any]:
+        await self._read(market.symbol)
+        return []
+
+    def put(self, market: Any, candle: Candle, *, changes: Any = None) -> bool:
+        self.stored.append((market.symbol, candle))
+        return True
+
+    async def flush(self) -> None: ...
+    async def open_feed(self, markets: Any, epoch: str) -> None: ...
+    async def note_changes(self, market: Any, epoch: Any, changes: Any) -> None: ...
+    async def save_coverage(self, market: Any, since_ms: Any, holes: Any, within: Any) -> None: ...
+
+
+class Stage:
+    """An `ExchangeIngest` that starts, and the minutes that it publishes."""
+
+    def __init__(self, store: Store, clock: ManualClock) -> None:
+        bus = MemoryBus("one")
+        bus.listen(self._hear)
+        self.clock = clock
+        self.store = store
+        self.exchange = Quiet(clock)
+        self.heard: list[tuple[Symbol, Candle]] = []
+        options = IngestOptions(
+            backfill_ms=0, settle_ms=6000, quiet_after_ms=60_000, checkpoint_ms=1, confirm=False
+        )  # fmt: skip
+        self.ingest = ExchangeIngest(
+            "quiet", self.exchange, SYMBOLS, clock=clock, bus=bus, store=store, http=HttpClient(clock, 1.0),
+            options=options,
+        )  # fmt: skip
+        self.starting = asyncio.ensure_future(self.ingest.start())
+
+    def _hear(self, message: Any, _: Any) -> None:
+        if isinstance(message, MinuteChanged):
+            self.heard.append((message.market.symbol, message.candle))
+
+    async def push(self, symbol: Symbol, *candles: Candle) -> None:
+        """The feed brings candles of a symbol."""
+        await self.exchange.feed.queue.put(Candles(symbol, candles))
+        await self.clock.settle(200)
+
+    def state(self, symbol: Symbol) -> dict[str, Any]:
+        return self.ingest.describe()["symbols"][str(symbol)]
+
+    def minutes(self, symbol: Symbol) -> list[tuple[int, Any]]:
+        return [(candle.open_ms, candle.volume) for one, candle in self.heard if one == symbol]
+
+
+@asynccontextmanager
+async def starting(store: Store) -> AsyncIterator[Stage]:
+    stage = Stage(store, ManualClock(MONDAY_MS + 36_000_000))
+    try:
+        await stage.clock.settle(2000)
+        yield stage
+    finally:
+        stage.starting.cancel()
+        await asyncio.gather(stage.starting, return_exceptions=True)
+        await stage.ingest.stop()
+
+
+def now(seconds: float, volume: str = "1") -> Candle:
+    """The minute 600, as it is so many seconds after its beginning."""
+    return minute(600, volume=volume, as_of=seconds * 1000)
+
+
+async def test_a_few_are_opened_at_a_time():
+    async with starting(Store()) as stage:
+        assert stage.starting.done()
+        assert 2 <= stage.store.most_reading <= 8
+
+
+async def test_the_others_are_read_while_one_is_not_open():
+    async with starting(Store(frozenset({SLOW}))) as stage:
+        assert not stage.starting.done()
+        await stage.push(SYMBOLS[-1], now(1))
+        assert stage.minutes(SYMBOLS[-1]) == [(minute(600).open_ms, 1)]
+        assert stage.state(SYMBOLS[-1])["connected"]
+
+
+async def test_one_that_is_not_open_is_said_to_be_loading():
+    async with starting(Store(frozenset({SLOW}))) as stage:
+        assert stage.state(SLOW) == {
+            "state": "warming", "reason": "starting", "connected": True,
+            "trouble": "is not loaded from the store yet",
+        }  # fmt: skip
+        stage.store.release.set()
+        await stage.clock.settle(200)
+        assert stage.starting.done()
+        assert stage.state(SLOW)["trouble"] is None
+
+
+async def test_what_came_of_it_meanwhile_is_taken_when_it_is_open():
+    async with starting(Store(frozenset({SLOW}))) as stage:
+        for second in range(1, 4):
+            await stage.push(SLOW, now(second, str(second)))
+        assert stage.minutes(SLOW) == []
+        stage.store.release.set()
+        await stage.clock.settle(200)
+        assert stage.minutes(SLOW) == [(minute(600).open_ms, volume) for volume in (1, 2, 3)]
+        await stage.push(SLOW, now(4, "4"))
+        assert stage.minutes(SLOW)[-1] == (minute(600).open_ms, 4)
+
+
+async def test_what_came_before_an_interruption_is_left_to_rest():
+    """Nobody knows how the minute went on; a version from before must not look like the last one."""
+    async with starting(Store(frozenset({SLOW}))) as stage:
+        await stage.push(SLOW, now(1))
+        await stage.exchange.feed.queue.put(None)
+        await stage.clock.settle(200)
+        assert not stage.state(SLOW)["connected"]
+        stage.store.release.set()
+        await stage.clock.settle(200)
+        assert stage.minutes(SLOW) == []
+
+
+async def test_an_end_before_all_are_open_puts_aside_what_came(caplog):
+    async with starting(Store(frozenset({SLOW}))) as stage:
+        await stage.push(SYMBOLS[0], now(1))
+        stage.starting.cancel()
+        stage.store.stored.clear()
+        await stage.ingest.stop()
+        assert [symbol for symbol, _ in stage.store.stored] == [SYMBOLS[0]]
+
+
+async def test_a_store_that_is_away_is_named_once_and_asked_again(caplog):
+    async with starting(Store(failures=30)) as stage:
+        for _ in range(40):
+            await stage.clock.advance(60.0)
+        assert stage.starting.done()
+        await stage.push(SYMBOLS[-1], now(1))
+        assert len(stage.minutes(SYMBOLS[-1])) == 1
+    assert caplog.text.count("the store cannot be read yet") <= 2
