@@ -82,6 +82,19 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.write(body if isinstance(body, bytes) else msgspec.json.encode(body))
 
+    @property
+    def known_tags(self) -> str:
+        """The ETags of answers that the client has; `*` means nothing to a server that answers only reads."""
+        return self.request.headers.get("If-None-Match", "")
+
+    def tag(self, tag: str | None, is_known: bool) -> bool:
+        """Give the answer an ETag; return whether it is 304 because the client has it: write nothing then."""
+        if tag is not None:
+            self.set_header("Etag", tag)
+        if is_known:
+            self.set_status(304)
+        return is_known
+
     def cache(self, settled: bool) -> None:
         """Let caches keep an answer for a minute if it is settled; otherwise they ask each time whether it changed."""
         self.set_header("Cache-Control", "public, max-age=60" if settled else "no-cache")

@@ -160,13 +160,15 @@ class Klines(KlinesHandler):
                 self.moment("endTime", EVER_MS, up=False) + 1,
                 self.text("startTime") is None,
             ),
+            self.known_tags,
         )
         self.cache(page.settled)
         if page.last_ms is not None:
             self.set_header("X-Candled-Last-Final", "true" if page.last_final else "false")
             if not page.last_final:
                 self.set_header("Age", str(max(0, self.source.clock.now_ms() - page.last_as_of_ms) // 1000))
-        self.write_json(b"[%b]" % page.columns[0])
+        if not self.tag(page.tag, page.is_known):
+            self.write_json(b"[%b]" % page.columns[0])
 
     def _check_zone(self, interval: Interval) -> None:
         """Bars begin by UTC; another zone is right only where its bars begin at the same times."""

@@ -1,5 +1,6 @@
 """Pages of bars: what is in memory joined with what is stored, each bar exactly once and none of them cut."""
 
+import random
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,10 @@ class PrintedPage:
     has_more: bool
     settled: bool
     position: Position | None
+    #: A strong ETag, where one is known without looking at the bytes.
+    tag: str | None = None
+    #: The client has these bytes already; there are no columns then.
+    is_known: bool = False
 
 
 class _Beginning(NamedTuple):
@@ -129,10 +134,13 @@ class Pages:
         self._stored = stored
         self._texts = texts
         self._clock = clock
+        self._name = f"{random.getrandbits(48):x}"  # in ETags, whose numbers count in this process
         # where the store had nothing older than what memory has: until when that is believed
         self._begins: dict[tuple[MarketKey, Interval], _Beginning] = {}
 
-    def printed_now(self, market: MarketKey, interval: Interval, printer: Printer, asked: Asked) -> PrintedPage | None:
+    def printed_now(
+        self, market: MarketKey, interval: Interval, printer: Printer, asked: Asked, known: str = ""
+    ) -> PrintedPage | None:
         """Return what `printed` does, if memory has it: nothing is waited for."""
         span = self._in_memory(market, interval, asked)
         if span is None or (printer.cares and self._live.is_behind(market)):
@@ -150,7 +158,20 @@ class Pages:
         form.read(self._live, times[begin:], len(times) - 1 - begin, settlements)
         last = self._live.bar(market, interval, times[stop - 1])
         assert last is not None, "a bar whose time is known"
-        if stop == len(times):
+        is_newest = stop == len(times)
+        numbers = (
+            form.version(times[stop - 1 - is_newest]) if stop - first > is_newest else 0,
+            form.newest_version(last, last_final) if is_newest else 0,
+            times[first],
+            last.open_ms,
+            int(span.has_more),
+            *((printer.positioned and position) or ()),
+        )
+        tag = f'"{self._name}.{".".join(map(str, numbers))}"'
+        if tag in known:
+            self._texts.used(form)
+            columns: Sequence[bytes] = ()
+        elif is_newest:
             texts = form.newest_columns(last, last_final)
             older = form.columns(times[first], last.open_ms)
             columns = [before + text for before, text in zip(older, texts, strict=True)]
@@ -158,16 +179,23 @@ class Pages:
             columns = [text[:-1] for text in form.columns(times[first], times[stop - 1] + 1)]
         self._texts.used(form)
         return PrintedPage(
-            columns, times[first], last.open_ms, last_final, last.as_of_ms, span.has_more, settled, position
-        )
+            columns, times[first], last.open_ms, last_final, last.as_of_ms, span.has_more, settled, position,
+            tag, tag in known,
+        )  # fmt: skip
 
-    async def printed(self, market: MarketKey, interval: Interval, printer: Printer, asked: Asked) -> PrintedPage:
-        """Return the asked bars, oldest first, as `page` does, but printed."""
-        page = self.printed_now(market, interval, printer, asked)
+    async def printed(
+        self, market: MarketKey, interval: Interval, printer: Printer, asked: Asked, known: str = ""
+    ) -> PrintedPage:
+        """Return the asked bars, oldest first, as `page` does, but printed, if none of the ETags `known` is theirs."""
+        page = self.printed_now(market, interval, printer, asked, known)
         if page is None and self._is_tail(market, interval, asked):
             await self._readable(self._live.prepare(market, interval, asked.limit + 1, 0.0))
-            page = self.printed_now(market, interval, printer, asked)
-        return print_page(await self._page(market, interval, asked), printer) if page is None else page
+            page = self.printed_now(market, interval, printer, asked, known)
+        if page is None:
+            read = await self._page(market, interval, asked)
+            # it may be known only now that memory has all of it: then the next answer has the same tag
+            page = self.printed_now(market, interval, printer, asked, known) or print_page(read, printer)
+        return page
 
     async def page(
         self,

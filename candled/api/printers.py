@@ -14,7 +14,7 @@ def json_printer(numbers: int = 0) -> Printer:
     def texts(bar: Candle, final: bool) -> tuple[str]:
         return (bar_text(bar, FINAL | numbers, final=final),)
 
-    return Printer(("json", numbers), texts, cares=True)
+    return Printer(("json", numbers), texts, cares=True, positioned=True)
 
 
 @lru_cache(maxsize=64)

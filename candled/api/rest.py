@@ -90,9 +90,10 @@ class Candles(RestHandler):
         asked = Asked(limit or operations.DEFAULT_BARS, start_ms, end_ms, newest_first=values["from"] is None)
         if name == "json":
             printer = json_printer(values["numbers"])
-            printed = await self.source.pages.printed(market, values["interval"], printer, asked)
+            printed = await self.source.pages.printed(market, values["interval"], printer, asked, self.known_tags)
             self.cache(printed.settled)
-            self.write_json(self._body(market, values, printed))
+            if not self.tag(printed.tag, printed.is_known):
+                self.write_json(self._body(market, values, printed))
             return
         page = await self.source.pages.page(market, values["interval"], **asked._asdict())
         self.cache(page.settled)

@@ -248,10 +248,13 @@ class History(UdfHandler):
             interval,
             udf_printer(values["numbers"]),
             Asked(min(count or MOST_BARS, MOST_BARS), 0 if count else values["from"], values["to"]),
+            self.known_tags,
         )
         self.cache(page.settled)
         if page.last_ms is not None:
             self.set_header("X-Candled-Last-Final", "true" if page.last_final else "false")
+            if self.tag(page.tag, page.is_known):
+                return
             self.write_json(b'{"s":"ok","t":[%b],"o":[%b],"h":[%b],"l":[%b],"c":[%b],"v":[%b]}' % (*page.columns,))
             return
         empty_ms = min(values["from"], values["to"])

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import Any, Protocol
 
 from candled.model import Candle, Interval, MarketKey
@@ -17,6 +18,9 @@ _MESSAGES_KEPT = 4  # whole messages of one form of one room
 _MOST_HELD = 2500  # bars; more than anybody asks for
 _READ_SINGLY = 8  # bars; more are quicker read together
 _PER_BAR = 16  # bytes beside a bar's text
+
+
+_numbers = count(1)
 
 
 class Bars(Protocol):
@@ -39,6 +43,7 @@ class Printer:
     columns: int = 1
     cares: bool = False  # whether it matters that a bar is final
     fields: int = 0  # of members' bars, what `bar_text` is given
+    positioned: bool = False  # whether the position of the feed stands beside the bars
 
 
 @lru_cache(maxsize=64)
@@ -64,11 +69,13 @@ class Form:
         "_first_ms",
         "_kept",
         "_newest",
+        "_newest_texts",
         "_print",
         "_printer",
         "_revision",
         "_settled",
         "_times",
+        "_versions",
         "cares",
         "counted",
         "last_ms",
@@ -89,7 +96,11 @@ class Form:
         # for each column the texts, and where each ends, with its comma
         self._ends = [array("L") for _ in range(printer.columns)]
         self._blobs = [bytearray() for _ in range(printer.columns)]
-        self._newest: tuple[Candle, bool, Sequence[bytes]] | None = None  # the last bar as it was printed last
+        # the last bar as it was printed last, and the number of that version
+        self._newest: tuple[Candle, bool, int] | None = None
+        self._newest_texts: Sequence[bytes] = ()
+        # from which bar on texts became others, and the number of that version: both grow
+        self._versions: list[tuple[int, int]] = [(0, next(_numbers))]
         self._revision = -1
         self._settled = -1
         self._kept: dict[object, tuple[object, Sequence[Any]]] = {}
@@ -186,12 +197,24 @@ class Form:
             for blob, ends in zip(self._blobs, self._ends, strict=True)
         ]
 
-    def newest_columns(self, bar: Candle, final: bool) -> Sequence[bytes]:
-        """Return each column's text of the last bar."""
+    def version(self, open_ms: int) -> int:
+        """Return a number that no other version of the texts up to this bar has, in this process."""
+        return next(number for from_ms, number in reversed(self._versions) if from_ms <= open_ms)
+
+    def newest_version(self, bar: Candle, final: bool) -> int:
+        """Return a number that no other version of the last bar has, in this process."""
         newest = self._newest
         if newest is None or newest[0] is not bar or newest[1] is not final:
-            newest = self._newest = bar, final, [text.encode() for text in self._print(bar, final)]
+            newest = self._newest = bar, final, next(_numbers)
+            self._newest_texts = ()
         return newest[2]
+
+    def newest_columns(self, bar: Candle, final: bool) -> Sequence[bytes]:
+        """Return each column's text of the last bar."""
+        self.newest_version(bar, final)
+        if not self._newest_texts:
+            self._newest_texts = [text.encode() for text in self._print(bar, final)]
+        return self._newest_texts
 
     def text(self, open_ms: int) -> bytes | None:
         """The text of one bar; None if it is not held."""
@@ -237,6 +260,9 @@ class Form:
                 del blob[ends[start - 1] if start else 0 :]
                 del ends[start:]
             del self._times[start:]
+            while self._versions and self._versions[-1][0] >= open_ms:
+                self._versions.pop()
+            self._versions.append((open_ms, next(_numbers)))
         del self.open[bisect_left(self.open, open_ms) :]
         self.last_ms = min(self.last_ms, open_ms - 1)
 

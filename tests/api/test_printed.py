@@ -15,7 +15,7 @@ from candled.config import KlinesSettings
 from candled.errors import StoreUnavailable
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, iso_ms
 from candled.rooms.messages import STRINGS
-from candled.rooms.texts import Printer, Texts
+from candled.rooms.texts import Form, Printer, Texts
 from tests.api.stage import BTC, Stage, stage
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
@@ -69,6 +69,9 @@ DIALECTS: list[tuple[Callable[[Interval], Printer], Callable[..., list[bytes]]]]
 INTERVALS = [Interval.parse(text) for text in ("1m", "5m", "1h", "1D", "1W")]
 
 
+TAGGED: dict[object, object] = {}  # what was answered under a tag
+
+
 async def check(one: Stage, pages: Pages, rng: random.Random, rounds: int = 12) -> int:
     """Compare some pages of all kinds; return how many of them needed nothing but memory."""
     at_once = 0
@@ -92,6 +95,12 @@ async def check(one: Stage, pages: Pages, rng: random.Random, rounds: int = 12) 
             last = wanted.bars[-1] if wanted.bars else None
             assert (page.last_ms, page.last_final) == ((last.open_ms, last.final) if last else (None, False))
             assert page.last_as_of_ms == (last.as_of_ms if last else 0)
+            if page.tag is not None:
+                told = (page.columns, page.has_more, page.position if printer.positioned else None)
+                assert TAGGED.setdefault((page.tag, asked, printer, interval), told) == told
+                again = pages.printed_now(BTC, interval, printer, asked, f'"x", {page.tag}')
+                assert again is not None
+                assert (again.is_known, again.tag, again.columns) == (True, page.tag, ())
             slow = print_page(wanted, printer)
             assert (list(slow.columns), slow.first_ms, slow.last_ms) == (
                 list(page.columns),
@@ -191,6 +200,44 @@ async def test_an_answer_makes_the_bars_that_it_shows_and_none_the_next_time(tmp
     assert counts[2] <= limit + 2
     assert counts[1] == counts[3] == 0
     assert counts[4] <= limit
+
+
+@pytest.mark.parametrize("path", [
+    "/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=100",
+    "/api/candles?symbol=BTC/USDT&interval=1m&limit=100",
+    f"/udf/history?symbol=REPLAY:BTCUSDT&resolution=1&from=0&to={AT[-1]}&countback=100",
+])  # fmt: skip
+async def test_an_etag_is_the_version_of_what_was_read_and_304_prints_nothing(tmp_path, monkeypatch, path):
+    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(COUNT)]}, klines=ON) as one:
+        one.push(minute(COUNT))
+        tags = []
+        for change in (None, minute(COUNT, volume="2"), minute(COUNT + 1), minute(COUNT, volume="3", as_of=90_000)):
+            if change is not None:
+                one.push(change)
+            answer = await one.ask(path)
+            tags.append(answer.headers["Etag"])
+            with monkeypatch.context() as patch:
+                patch.setattr(Form, "columns", None)
+                again = await one.ask(path, headers={"If-None-Match": f'"other", {tags[-1]}'})
+            assert (again.code, again.body, again.headers["Etag"]) == (304, b"", tags[-1])
+            assert "Content-Type" not in again.headers
+            head = await one.ask(path, "HEAD")
+            assert (head.headers["Etag"], head.headers["Content-Length"]) == (tags[-1], str(len(answer.body)))
+    assert len(set(tags)) == 4  # the running bar, the next one, a late version
+    (tmp_path / "other").mkdir()
+    async with stage(tmp_path / "other", klines=ON) as other:
+        assert (await other.ask(path)).headers["Etag"] not in tags
+
+
+async def test_a_closed_range_keeps_its_etag_while_the_running_bar_moves(tmp_path):
+    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(COUNT)]}, klines=ON) as one:
+        path = f"/api/v3/klines?symbol=BTCUSDT&interval=1m&startTime={AT[COUNT - 50]}&endTime={AT[COUNT - 10]}"
+        tag = (await one.ask(path)).headers["Etag"]
+        for number in range(COUNT, COUNT + 3):
+            one.push(minute(number, final=True))
+            assert (await one.ask(path, headers={"If-None-Match": tag})).code == 304
+        one.push(minute(COUNT - 20, volume="9", as_of=90_000, final=True))
+        assert (await one.ask(path, headers={"If-None-Match": tag})).code == 200
 
 
 async def test_fewer_bars_are_no_reason_to_print_more_again_later(tmp_path, monkeypatch):
