@@ -303,7 +303,8 @@ class MarketIngest:
 
     def _unknown(self, now_ms: int) -> Condition:
         """Return the condition of a market that neither the stream nor REST vouches for."""
-        if self.trouble is None and self._lacks_week(now_ms):
+        is_refused = self.refused is not None or self.unlisted is not None
+        if not is_refused and self.trouble is None and self._lacks_week(now_ms):
             return Condition("warming", "fetching" if self._was_answered else "starting")
         if self._stream_trouble is not None:
             return Condition("stale", self._stream_trouble)
