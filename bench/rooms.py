@@ -25,6 +25,7 @@ from candled.model import MINUTE, Candle, iso_ms
 from candled.rooms.frames import Frame
 from candled.rooms.links import Place
 from candled.rooms.messages import PLAIN
+from candled.rooms.texts import fields_printer
 from candled.serve.client import Client
 from tests.rooms.stage import BTC, ETH, PROTOCOL, Stage, Stored, topic
 from tests.rows import minute
@@ -111,7 +112,7 @@ def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], time
         one.hub.initial(member)
 
     def cold() -> None:
-        one.hub._telling._texts.form(topic("1m"), 0, False).forget(0, -1)
+        one.hub._telling._texts.form(topic("1m"), fields_printer(0), False).forget(0, -1)
         warm()
 
     one.hub.initial(member)

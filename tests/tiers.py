@@ -49,8 +49,8 @@ def enter(item: pytest.Item | None) -> None:
 
 
 def require(*needs: str) -> None:
-    """Fail the running test unless it has one of these markers."""
-    if _running is None or is_marked(_running, *needs):
+    """Fail the running test of the quick tier unless it has one of these markers."""
+    if _running is None or not _running.config.option.quick or is_marked(_running, *needs):
         return
     name = _running.nodeid
     raise AssertionError(f"{name} needs {needs[0]}: take that fixture, or pytest.mark.usefixtures({needs[0]!r})")

@@ -125,6 +125,7 @@ async def until_second(clock: ScaledClock, second: float) -> None:
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.usefixtures("daemon")
 async def test_after_a_stop_behind_a_boundary_and_a_start_without_the_exchange_every_minute_is_shown(tmp_path):
     clock = ScaledClock(10.0, MONDAY_MORNING_MS)
     fake = FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(3), listed_ms=MONDAY_MORNING_MS - 86_400_000)])

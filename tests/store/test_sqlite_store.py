@@ -133,6 +133,7 @@ def test_a_second_daemon_is_refused_by_name_and_has_the_file_when_the_first_ends
     second.close()
 
 
+@pytest.mark.usefixtures("daemon")
 def test_the_file_is_free_again_however_its_daemon_ended(path, open_store):
     load_and_kill(path, 0, after_s=0.1)
     assert len(everything(open_store(*DEFAULT_INTERVALS), BTC, MINUTE)) > 0

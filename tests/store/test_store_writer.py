@@ -551,6 +551,7 @@ async def test_a_bad_row_of_the_journal_takes_no_other_with_it(journaling, store
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.usefixtures("daemon")
 async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock):
     """As in the outage of a database while history is fetched: to the journal, and from there to the store."""
     writer = journaling(limit_bytes=100_000_000, max_waiting=200_000)
