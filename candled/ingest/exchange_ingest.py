@@ -368,8 +368,9 @@ class ExchangeIngest:
             self._rest_failed(market, repr(error))
             return
         self._rest_works(symbol)
-        stated_ms = max((row.as_of_ms for row in rows if isinstance(row, Candle)), default=0)
-        self._time.observe_answer(stated_ms, asked_steady_ms, self._steady_ms())
+        if not self._has_own_clock:
+            stated_ms = max((row.as_of_ms for row in rows if isinstance(row, Candle)), default=0)
+            self._time.observe_answer(stated_ms, asked_steady_ms, self._steady_ms())
         try:
             stored = await self._stored(market, window)
         except (StoreUnavailable, StoreRejected) as error:
