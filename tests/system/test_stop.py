@@ -107,8 +107,7 @@ def check_stored(store: SqliteStore, client: Client, asked_at: float) -> None:
     minutes = {row.open_ms for row in store.bars_between(market, MINUTE, 0, 2**62)}
     assert {open_ms for _, open_ms, _ in client.told if open_ms < settled} <= minutes
     _, newest_ms, volume = max((one for one in client.told if one[0] < asked_at), key=lambda one: one[1:])
-    running = store.running(market)
-    assert running is not None
+    *_, running = store.forming(market)
     assert running.open_ms in (newest_ms, newest_ms + MINUTE_MS)
     assert running.open_ms > newest_ms or running.volume >= volume
 
