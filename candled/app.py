@@ -34,6 +34,7 @@ from candled.rooms.protocol import Protocol
 from candled.rooms.texts import Texts
 from candled.serve.client import Client
 from candled.serve.collector import Collector
+from candled.serve.descriptors import raise_limit, shortage
 from candled.serve.handlers import STATIC
 from candled.serve.publisher import Publisher
 from candled.serve.rate_limit import MemoryCounter
@@ -65,8 +66,10 @@ def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
     logging.basicConfig(
         level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    for doubt in doubts(config):
-        logger.warning("%s", doubt)
+    clients = config.server.max_connections if "serve" in config.roles else 0
+    for doubt in (*doubts(config), shortage(raise_limit(), clients)):
+        if doubt is not None:
+            logger.warning("%s", doubt)
     return asyncio.run(_run(config, plugins, clock or SystemClock()))
 
 

@@ -2,29 +2,38 @@
 
 import asyncio
 import errno
-import logging
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
 from candled.exchange import Clock
 
-logger = logging.getLogger(__name__)
+from .descriptors import Descriptors
 
 # At about 0.3 ms for a handshake: what one pass of the loop may spend on newcomers. Tornado takes 128 at a time.
 _AT_A_TIME = 16
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S = 1.0
+_RESERVED_S = 10.0  # how long a connection may last that has one of the last descriptors
+_BODY = b'{"error":{"code":503,"message":"This server has no file descriptors left"}}\n'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nServer: candled\r\nRetry-After: 10\r\nConnection: close\r\n"
+    b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s"
+) % (len(_BODY), _BODY)
 
 
 class Acceptor:
     """Feeds an HTTP server from listening sockets. The kernel keeps the order of those who wait."""
 
-    def __init__(self, http: HTTPServer, clock: Clock) -> None:
+    def __init__(self, http: HTTPServer, clock: Clock, descriptors: Descriptors) -> None:
         self._http = http
         self._clock = clock
+        self._descriptors = descriptors
+        self._cutting: set[asyncio.Task[None]] = set()
         self._sockets: Sequence[socket.socket] = ()
         self._resuming: asyncio.Task[None] | None = None
 
@@ -37,6 +46,8 @@ class Acceptor:
         """Take no more; the port is free."""
         if self._resuming is not None:
             self._resuming.cancel()
+        for task in self._cutting:
+            task.cancel()
         self._unwatch()
         for listening in self._sockets:
             listening.close()
@@ -59,12 +70,38 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
-                logger.warning("no new connection can be taken: %s", error.strerror)
+                self._descriptors.exhausted(self._clock.monotonic())
                 self._unwatch()
                 self._resuming = asyncio.ensure_future(self._resume())
                 return
-            self._http.handle_stream(IOStream(peer), address)
+            if self._descriptors.has_room_for_request(peer.fileno(), self._clock.monotonic()):
+                self._hand_over(peer, address)
+            else:
+                _refuse(peer)
+
+    def _hand_over(self, peer: socket.socket, address: Any) -> None:
+        stream = IOStream(peer)
+        if self._descriptors.is_reserved(peer.fileno()):
+            task = asyncio.ensure_future(self._cut_later(stream))
+            self._cutting.add(task)
+            task.add_done_callback(self._cutting.discard)
+        self._http.handle_stream(stream, address)
+
+    async def _cut_later(self, stream: IOStream) -> None:
+        """Give back a descriptor that is not for staying."""
+        await self._clock.sleep(_RESERVED_S)
+        stream.close()
 
     async def _resume(self) -> None:
         await self._clock.sleep(_PAUSE_S)
         self._watch()
+
+
+def _refuse(peer: socket.socket) -> None:
+    """Answer without having read: what the client sent is thrown away, else the answer could be lost with it."""
+    with peer, suppress(OSError):
+        peer.setblocking(False)
+        with suppress(BlockingIOError):
+            peer.recv(64 * 1024)
+        peer.send(_FULL)
+        peer.shutdown(socket.SHUT_WR)

@@ -18,6 +18,7 @@ from candled.exchange import Clock
 from candled.rooms.frames import header_of
 
 from .compression import agree
+from .descriptors import Descriptors
 from .heartbeat import Wheel
 from .limits import Door, Network, client_address
 from .link import Client, Link
@@ -28,6 +29,7 @@ from .tornado_link import TornadoLink, answer_ends_rightly
 
 logger = logging.getLogger(__name__)
 
+NO_DESCRIPTORS = "This server has no file descriptors left"
 STATIC = Path(__file__).parent / "static"
 _BINARY = 2  # opcode
 
@@ -50,6 +52,7 @@ class Site:
         publisher: Publisher,
         wheel: Wheel,
         largest: int,
+        descriptors: Descriptors,
         takes_over: bool,
         compresses: bool,
         trusted: tuple[Network, ...],
@@ -63,6 +66,7 @@ class Site:
         self.door = door
         self.clock = clock
         self.publisher = publisher
+        self.descriptors = descriptors
         self.takes_over = takes_over
         self.compresses = compresses
         self.trusted = trusted
@@ -164,6 +168,9 @@ class Visitor(_Common):
         if self.site.draining:
             self.refuse(503, "The server is stopping")
             return True
+        if not self.site.descriptors.has_room(self.site.clock.monotonic()):
+            self.without_descriptor()
+            return True
         wait_s = self.site.door.knock(self.site.clock.monotonic())
         if wait_s:
             self.refuse(503, "Too many handshakes at a time", wait_s)
@@ -191,6 +198,11 @@ class Visitor(_Common):
         self.set_status(status)
         self.set_header("Retry-After", str(max(1, round(wait_s))))
         self.finish_json({"error": {"code": status, "message": message}})
+
+    def without_descriptor(self) -> None:
+        """Tell the client that no file descriptor is left, and give back the one it has."""
+        self.refuse(503, NO_DESCRIPTORS)
+        self.request.connection.stream.close()  # type: ignore[union-attr]
 
 
 class StreamHandler(Visitor, TakenHandler):

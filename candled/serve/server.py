@@ -17,6 +17,7 @@ from candled.exchange import Clock
 
 from . import clients
 from .acceptor import Acceptor
+from .descriptors import Descriptors
 from .dialects import Undecided
 from .events import EventsHandler
 from .handlers import (
@@ -91,6 +92,7 @@ class Server:
         self._tasks: list[asyncio.Task[None]] = []
         self._door = Door(settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second)
         self._wheel = Wheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
+        descriptors = Descriptors()
         self._site = Site(
             make_client=make_client,
             door=self._door,
@@ -98,6 +100,7 @@ class Server:
             publisher=publisher,
             wheel=self._wheel,
             largest=largest_message,
+            descriptors=descriptors,
             takes_over=settings.takeover,
             compresses=settings.compression,
             trusted=networks(settings.trusted_proxies),
@@ -108,7 +111,7 @@ class Server:
             page=page,
         )
         self._http = HTTPServer(self._application(), max_header_size=16 * 1024, max_body_size=64 * 1024)
-        self._acceptor = Acceptor(self._http, clock)
+        self._acceptor = Acceptor(self._http, clock, descriptors)
 
     def listen(self) -> int:
         """Listen; return the port, which the system chose where the settings say 0.

@@ -27,6 +27,11 @@ class Takeover:
             handler.set_status(400)
             handler.finish("Missing/Invalid WebSocket headers")
             return
+        try:
+            peer = handler.request.connection.stream.socket.dup()  # type: ignore[union-attr]
+        except OSError:  # before the answer, so that it can still be another one
+            handler.without_descriptor()
+            return
         handler.clear_header("Content-Type")
         handler.set_status(101)
         handler.set_header("Upgrade", "websocket")
@@ -41,8 +46,9 @@ class Takeover:
             if stream.writing():
                 await stream.write(b"")  # the answer is out when this is
         except StreamClosedError:
+            peer.close()
             return
-        handler.taken(*take(stream))
+        handler.taken(peer, read_early(stream))
 
     def on_connection_close(self) -> None:
         """The client left during the handshake."""
@@ -55,17 +61,14 @@ class TakenHandler(WebSocketHandler):
         """Get the socket, and what the client sent right behind its handshake."""
         raise NotImplementedError
 
+    def without_descriptor(self) -> None:
+        """Refuse the handshake: there is no file descriptor for the connection."""
+        raise NotImplementedError
 
-def take(stream: IOStream) -> tuple[socket.socket, bytes]:
-    """Take the connection out of a stream, which is closed; return a socket of our own and what had been read already.
 
-    Raises:
-        OSError: no file descriptor is left.
-    """
+def read_early(stream: IOStream) -> bytes:
+    """Close a stream, whose connection goes on in another socket; return what it had read already."""
     reading = asyncio.ensure_future(stream.read_bytes(_MOST_EARLY, partial=True))
-    try:
-        peer = stream.socket.dup()
-    finally:
-        stream.close()  # closes its own descriptor, not the connection
+    stream.close()  # closes its own descriptor, not the connection
     is_early = reading.done() and not reading.cancelled() and reading.exception() is None
-    return peer, bytes(reading.result()) if is_early else b""
+    return bytes(reading.result()) if is_early else b""

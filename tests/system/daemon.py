@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _limit_files(most: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Daemon:
@@ -65,8 +71,13 @@ class Daemon:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def launch(self, config: Mapping[str, Any], *, env: Mapping[str, str] | None = None) -> None:
-        """Start the process with `config` and do not wait. `server.port` is set to `port`, `host` to 127.0.0.1."""
+    def launch(
+        self, config: Mapping[str, Any], *, env: Mapping[str, str] | None = None, open_files: int | None = None
+    ) -> None:
+        """Start the process with `config` and do not wait. `server.port` is set to `port`, `host` to 127.0.0.1.
+
+        `open_files` is the limit of its file descriptors.
+        """
         if self.running:
             raise RuntimeError("the daemon is already running")
         server = {"host": "127.0.0.1", "port": self.port, **config.get("server", {})}
@@ -80,17 +91,23 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                preexec_fn=None if open_files is None else partial(_limit_files, open_files),
             )
 
     def start(
-        self, config: Mapping[str, Any], *, env: Mapping[str, str] | None = None, within_s: float = 20.0
+        self,
+        config: Mapping[str, Any],
+        *,
+        env: Mapping[str, str] | None = None,
+        open_files: int | None = None,
+        within_s: float = 20.0,
     ) -> dict[str, Any]:
         """Start the process, wait until `/health` answers, and return that answer.
 
         Raises:
             AssertionError: it ended, or did not answer within `within_s` seconds; the text carries its output.
         """
-        self.launch(config, env=env)
+        self.launch(config, env=env, open_files=open_files)
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             assert self.running, f"the daemon ended with status {self.status}:\n{self.output}"

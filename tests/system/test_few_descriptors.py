@@ -1,0 +1,87 @@
+"""The daemon with too few file descriptors: clients are refused properly, and what it needs itself goes on."""
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+import websockets
+
+from candled.model import Symbol
+from tests.clocks import ScaledClock
+from tests.fakes.bitget import FakeBitget, FakeMarket
+from tests.fakes.tapes import Synthetic
+from tests.system.daemon import Daemon
+
+pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.timeout(240)]
+BTC = Symbol.parse("BTC/USDT")
+SUBSCRIBE = json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initialBars": 5})
+
+
+async def attempt(daemon: Daemon, clients: list[Any]) -> str:
+    """Connect and subscribe; return what became of it."""
+    try:
+        client = await websockets.connect(daemon.ws_url, max_size=None, open_timeout=20)
+    except websockets.InvalidStatus as refusal:
+        assert json.loads(refusal.response.body)["error"]["code"] == 503
+        assert int(refusal.response.headers["Retry-After"]) > 0
+        return "503"
+    except (OSError, websockets.WebSocketException) as error:
+        return repr(error)
+    clients.append(client)
+    try:
+        await client.send(SUBSCRIBE)
+        async with asyncio.timeout(20):
+            while json.loads(await client.recv())["type"] != "initial":
+                continue
+    except websockets.ConnectionClosed as error:
+        return f"let in and cut: {error}"
+    return "served"
+
+
+async def health(daemon: Daemon) -> Any:
+    return await asyncio.to_thread(daemon.get, "/health")
+
+
+async def reconnected(fake: FakeBitget, within_s: float = 40.0) -> bool:
+    async with asyncio.timeout(within_s):
+        while not fake.open_connections:
+            await asyncio.sleep(0.1)
+    return True
+
+
+@pytest.mark.parametrize("takeover", [True, False])
+async def test_clients_beyond_the_limit_get_503_and_the_exchange_comes_back(tmp_path, takeover):
+    async with FakeBitget(ScaledClock(), [FakeMarket(symbol=BTC, tape=Synthetic(7))]) as fake:
+        config = {
+            "exchanges": {"bitget": {"symbols": ["BTC/USDT"], "ws_url": fake.ws_url, "rest_url": fake.rest_url}},
+            "ingest": {"backfill": "0s"},
+            "server": {"takeover": takeover, "warmup_wait": "0s"},
+            "store": {"url": f"sqlite:///{tmp_path}/candled.db", "journal": str(tmp_path / "journal")},
+        }
+        with Daemon(tmp_path) as daemon:
+            await asyncio.to_thread(daemon.start, config, open_files=60, within_s=60)
+            await reconnected(fake)
+            clients: list[Any] = []
+            outcomes = Counter(await asyncio.gather(*(attempt(daemon, clients) for _ in range(100))))
+            assert outcomes["served"] >= 5
+            assert outcomes["served"] + outcomes["503"] == 100, outcomes
+            for _ in range(5):
+                assert await attempt(daemon, clients) == "503"
+            assert (await health(daemon))["exchanges"]["bitget"]["symbols"]["BTC/USDT"]["connected"]
+            fake.drop_all()
+            await asyncio.sleep(0.2)
+            assert await reconnected(fake)
+            await asyncio.sleep(1.0)
+            assert len([client for client in clients if client.state.name == "OPEN"]) == outcomes["served"]
+            await asyncio.gather(*(client.close() for client in clients))
+            async with asyncio.timeout(20):
+                while await attempt(daemon, clients) != "served":
+                    await asyncio.sleep(0.2)
+            await clients[-1].close()
+            assert await asyncio.to_thread(daemon.stop) == 0
+            assert "Traceback" not in daemon.output
+            lines = [line for line in daemon.output.splitlines() if "open files" in line or "descriptor" in line]
+            assert len(lines) == 2, lines  # at the start, and when it happened
+            assert "about 0 clients find room" in lines[0]
