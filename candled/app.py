@@ -291,13 +291,13 @@ class Daemon:
     def health(self) -> Mapping[str, Any]:
         """The body of `/health`."""
         exchanges = self._exchanges_health()
-        states = [one["state"] for exchange in exchanges.values() for one in exchange["symbols"].values()]
+        symbols = [one for exchange in exchanges.values() for one in exchange["symbols"].values()]
         writer = self._writer.status()
         if not self._is_reading:  # nothing was written yet, so that the writer knows of no trouble
             writer |= {"state": "away", "lastError": self._store_trouble or None}
         bus = self._bus.describe()
         doubtful = writer["state"] != "ok" or self._conflicts or "trouble" in bus
-        healthy = all(state in _SETTLED for state in states) and not doubtful
+        healthy = all(map(_is_settled, symbols)) and not doubtful
         return {
             "status": "pass" if healthy else "warn",
             "version": __version__,
@@ -396,6 +396,12 @@ async def _at_most(seconds: float, work: Coroutine[Any, Any, None], otherwise: s
             await work
     except TimeoutError:
         logger.warning("%s", otherwise)
+
+
+def _is_settled(symbol: Mapping[str, Any]) -> bool:
+    """Return whether nothing of a symbol is in doubt, as its part of `/health` says."""
+    beginning = symbol.get("beginning")
+    return symbol["state"] in _SETTLED and (beginning is None or beginning["reason"] != "unconfirmed")
 
 
 def _name_failure(task: "asyncio.Task[None]") -> None:

@@ -268,7 +268,8 @@ class Exchange(ABC):
     ) -> list[Candle] | None:
         """Return the exchange's own bars of `interval` with `start_ms <= open_ms < end_ms`, oldest first.
 
-        `candled verify` compares them with those made from minutes, so days have to begin 00:00 UTC and weeks Monday
+        They confirm where history begins: an empty answer of `history` alone is no evidence of it. `candled verify`
+        compares them with those made from minutes, so days have to begin 00:00 UTC and weeks Monday
         00:00 UTC; both ends are on such a boundary. None, the default, says that the exchange has no such bars.
 
         Raises:

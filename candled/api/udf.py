@@ -366,7 +366,12 @@ class Nothing(UdfHandler):
         raise Refusal(404, "not_found", "not_found")
 
 
-_MARKED = {"missing": ("red", "G"), "invalid": ("red", "I"), "exchange_outage": ("yellow", "O")}
+_MARKED = {
+    "missing": ("red", "G"),
+    "unconfirmed": ("red", "U"),
+    "invalid": ("red", "I"),
+    "exchange_outage": ("yellow", "O"),
+}
 
 
 def _mark(gap: gaps.Gap, interval: Interval) -> dict[str, Any]:

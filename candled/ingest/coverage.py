@@ -10,9 +10,12 @@ from candled.model import MINUTE, MINUTE_MS, Interval, Range, RangeSet
 from candled.store.holes import inside, joined, outside
 from candled.store.interface import ALL_TIME, Hole
 
+from .evidence import Evidence
+
 Absence = Literal["exchange_outage", "no_trades"]
 
 _WEEK = Interval.parse("1W")
+_DAY_MS = 86_400_000
 RECENT_MS = 2 * 60 * MINUTE_MS
 # How long after each answer without the minutes the exchange is asked for them again; then never. Where a minute
 # without trades is simply not published, absence is no news, and every thin market has hundreds a day.
@@ -20,9 +23,15 @@ _RETRY_MS: dict[str, tuple[int, ...]] = {
     "exchange_outage": (60_000, 600_000, 3_600_000, 21_600_000),
     "no_trades": (600_000, 21_600_000),
     "invalid": (60_000, 300_000, 1_800_000, 7_200_000, 21_600_000),
+    "unconfirmed": (60_000, 600_000, 3_600_000),
+    "beyond_history": (_DAY_MS, 7 * _DAY_MS),
 }
-# A row that cannot be read says that there is one: the exchange is asked again for as long as it takes.
-_ENDLESS_MS = {"invalid": 86_400_000}
+# For these the exchange is asked again without an end: a row that cannot be read says that there is one, and who says
+# that there is nothing may be wrong.
+_ENDLESS_MS = {"invalid": _DAY_MS, "unconfirmed": 21_600_000, "beyond_history": 30 * _DAY_MS}
+# So many answers, over at least eleven minutes, are believed where no other source speaks of the beginning of history.
+_LOOKS = 3
+_SETTLED = ("exchange_outage", "no_trades", "invalid")
 _NOTHING = RangeSet()
 MOST_ATTEMPTS = len(_RETRY_MS["exchange_outage"]) + 1
 
@@ -79,8 +88,11 @@ class Coverage:
         self._have = RangeSet(present)
         # sorted, apart from each other and from what is there
         self._holes = [piece for hole in joined(holes) for piece in self._lacking(hole)]
-        # what is there or known not to exist; a hole that is filled stays in it, so it only grows
-        self._covered = RangeSet([*self._have, *((hole.start_ms, hole.end_ms) for hole in holes)])
+        # what is there or known not to exist
+        known = ((hole.start_ms, hole.end_ms) for hole in holes if hole.reason != "unconfirmed")
+        self._covered = RangeSet([*self._have, *known])
+        self._begins_ms: int | None = None  # nothing is older, by another source
+        self._is_contradicted = False  # another source has what the exchange says that it has not
         self._unconfirmed = RangeSet()
         self._deferred: dict[int, _Deferred] = {}  # by the opening time
         self._resume_ms: int | None = None  # when the first of them is due
@@ -117,8 +129,37 @@ class Coverage:
         return _without(RangeSet([(start_ms, end_ms)]), self._have.missing(start_ms, end_ms))
 
     def missing(self, start_ms: int, end_ms: int) -> RangeSet:
-        """Minutes that are neither there nor known holes."""
+        """Minutes that are neither there nor known not to exist."""
         return self._covered.missing(max(start_ms, self.from_ms), end_ms)
+
+    def unasked(self, start_ms: int, end_ms: int) -> RangeSet:
+        """Return the missing minutes that the exchange was not asked for yet."""
+        gaps = self.missing(start_ms, end_ms)
+        first, last = self._reaching(start_ms, end_ms)
+        for hole in self._holes[first:last]:
+            gaps.remove(hole.start_ms, hole.end_ms)
+        return gaps
+
+    @property
+    def first_ms(self) -> int | None:
+        """The opening time of the oldest minute that is there."""
+        return next((start_ms for start_ms, _ in self._have), None)
+
+    @property
+    def beginning(self) -> Hole | None:
+        """The hole before the oldest minute: `unconfirmed` or `beyond_history`, as far as history is wanted."""
+        first_ms = self.first_ms
+        named = [
+            hole
+            for hole in self._holes
+            if hole.reason in ("unconfirmed", "beyond_history")
+            and hole.end_ms > self.from_ms
+            and (first_ms is None or hole.end_ms <= first_ms)
+        ]
+        doubtful = [hole for hole in named if hole.reason == "unconfirmed"] or named
+        if not doubtful:
+            return None
+        return replace(doubtful[-1], start_ms=max(doubtful[0].start_ms, self.from_ms))
 
     def lacking(self, start_ms: int, end_ms: int) -> int:
         """How many minutes of `[start_ms, end_ms)` are not there, for whatever reason."""
@@ -165,20 +206,28 @@ class Coverage:
         self.version += 1
         first, last = self._reaching(start_ms, end_ms)
         if first < last:
-            self._holes[first:last] = [
-                piece for hole in self._holes[first:last] for piece in outside(hole, start_ms, end_ms)
-            ]
+            reached = self._holes[first:last]
+            # History is older than was believed: all of what was taken not to exist may exist.
+            disproved = [hole for hole in reached if hole.reason == "beyond_history"]
+            kept = [hole for hole in reached if hole.reason != "beyond_history"]
+            self._holes[first:last] = [piece for hole in kept for piece in outside(hole, start_ms, end_ms)]
             self._note(start_ms, end_ms)
+            for hole in disproved:
+                self._covered.remove(hole.start_ms, hole.end_ms)
+                self._note(hole.start_ms, hole.end_ms)
         self._have.add(start_ms, end_ms)
         self._covered.add(start_ms, end_ms)
         self._lower()
 
-    def answered(self, window: Window, until_ms: int, now_ms: int, unreadable: RangeSet = _NOTHING) -> bool:
+    def answered(
+        self, window: Window, until_ms: int, now_ms: int, unreadable: RangeSet = _NOTHING, *, is_believed: bool = True
+    ) -> bool:
         """Note that the exchange answered for a window, after `add` for all it sent: what is still missing before
         `until_ms` it does not have. Return whether the known holes changed.
 
-        `unreadable` are minutes of which it sent rows that are no candles. A hole that was in the window only because
-        others were asked for is not counted as asked again.
+        `unreadable` are minutes of which it sent rows that are no candles. Without `is_believed` the answer is no
+        evidence of what it lacks, and is not counted. A hole that was in the window only because others were asked for
+        is not counted as asked again.
         """
         self.version += 1
         start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
@@ -187,24 +236,44 @@ class Coverage:
         if not fresh:
             return False
         first, last = self._reaching(start_ms, end_ms)
-        known = self._holes[first:last]
+        before = self._holes[first:last]
+        known = [self._examined(hole, is_believed, now_ms) for hole in before]
         now_known = [piece for hole in known for piece in outside(hole, start_ms, end_ms)]
         for hole in known:
             for piece in inside(hole, start_ms, end_ms):
-                now_known += self._asked_again(piece, unreadable, now_ms)
+                now_known += self._asked_again(piece, unreadable, now_ms) if is_believed else [_put_off(piece, now_ms)]
             fresh.remove(hole.start_ms, hole.end_ms)
         for gap in fresh:
             for first_ms, stop_ms, reason in self._reasons(gap, unreadable):
-                now_known.append(_absent(first_ms, stop_ms, reason, 1, now_ms))
-        for first_ms, stop_ms in fresh:
-            self._covered.add(first_ms, stop_ms)
-        changed = joined(now_known) != known
+                why = reason if is_believed or reason == "invalid" else "unconfirmed"
+                now_known.append(_absent(first_ms, stop_ms, why, 1, now_ms))
+                if why != "unconfirmed":
+                    self._covered.add(first_ms, stop_ms)
+        changed = joined(now_known) != before
         if changed:
             self._put(first, last, now_known)
-            self._note(start_ms, end_ms)
-        self._name_the_beginning()
+            self._note(*Range(start_ms, end_ms).hull(_span(now_known)))
+        if is_believed:
+            changed |= self._name_the_beginning(now_ms)
         self._lower()
         return changed
+
+    def settle_beginning(self, evidence: Evidence, now_ms: int) -> bool:
+        """Take what other sources say of the minutes before the first one; return whether the holes changed."""
+        self.version += 1
+        self._older |= evidence.has_before
+        self._is_contradicted = evidence.is_contradicted
+        self._begins_ms = evidence.begins_ms
+        changed = self._name_the_beginning(now_ms)
+        self._lower()
+        return changed
+
+    def reopen(self) -> None:
+        """Ask again for all that is unconfirmed: the answers so far are no evidence."""
+        self.version += 1
+        for hole in [hole for hole in self._holes if hole.reason == "unconfirmed"]:
+            self._holes.remove(hole)
+            self._note(hole.start_ms, hole.end_ms)
 
     def lost(self, start_ms: int, end_ms: int) -> None:
         """Note that final minutes could not be kept: they are missing again."""
@@ -248,16 +317,16 @@ class Coverage:
         most_ms = most_minutes * MINUTE_MS
         week_ms = _WEEK.floor(now_ms)
         recent_ms = MINUTE.floor(now_ms - RECENT_MS)
-        gaps = self._newest_gaps(self.missing(recent_ms, until_ms), most_ms)
+        gaps = self._newest_gaps(self.unasked(recent_ms, until_ms), most_ms)
         if gaps:
             return Window(Urgency.RECENT, *gaps)
-        gaps = self._newest_gaps(self.missing(week_ms, until_ms), most_ms)
+        gaps = self._newest_gaps(self.unasked(week_ms, until_ms), most_ms)
         if gaps:
             return Window(Urgency.WEEK, *gaps)
         due = self._oldest_unconfirmed(confirm_until_ms, most_ms)
         if due:
             return Window(Urgency.CONFIRM, *due)
-        gaps = self._newest_gaps(self.missing(self.from_ms, until_ms), most_ms) or self._due_holes(now_ms, most_ms)
+        gaps = self._newest_gaps(self.unasked(self.from_ms, until_ms), most_ms) or self._due_holes(now_ms, most_ms)
         return Window(Urgency.HISTORY, *gaps) if gaps else None
 
     def _newest_gaps(self, gaps: RangeSet, most_ms: int) -> Range | None:
@@ -308,8 +377,7 @@ class Coverage:
             if (reason == "invalid") is not (hole.reason == "invalid"):
                 yield _absent(start_ms, end_ms, reason, 1, now_ms)
             elif is_due:
-                again = _absent(start_ms, end_ms, reason, hole.attempts + 1, now_ms)
-                yield replace(again, reason=hole.reason)
+                yield _absent(start_ms, end_ms, hole.reason, hole.attempts + 1, now_ms)
             else:
                 yield replace(hole, start_ms=start_ms, end_ms=end_ms)
 
@@ -354,22 +422,61 @@ class Coverage:
         neighbours = [*self._holes[before:first], *self._holes[last : last + 1]]
         self._holes[before : last + 1] = joined([*neighbours, *holes])
 
-    def _name_the_beginning(self) -> None:
-        """Holes before the first candle there is are not holes: the exchange's history begins after them."""
-        if self._older:
-            return
-        first_ms = next((start_ms for start_ms, _ in self._have), None)
-        for index, hole in enumerate(self._holes):
-            before = first_ms is None or hole.end_ms <= first_ms
+    def _examined(self, hole: Hole, is_believed: bool, now_ms: int) -> Hole:
+        """Return the hole as it is when its newest part was asked for again, of the time before history: as a whole."""
+        is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
+        if hole.reason != "beyond_history" or not is_due or not is_believed:
+            return hole
+        return _absent(hole.start_ms, hole.end_ms, hole.reason, hole.attempts + 1, now_ms)
+
+    def _name_the_beginning(self, now_ms: int) -> bool:
+        """Give the holes before the first candle their reason; return whether some changed.
+
+        History begins after them where another source says so, or where the exchange said so again and again.
+        """
+        first_ms, holes = self.first_ms, []
+        if all(hole.reason in _SETTLED and first_ms is not None and hole.start_ms > first_ms for hole in self._holes):
+            return False
+        for hole in self._holes:
             if hole.reason == "invalid":  # the exchange has something there
                 first_ms = hole.start_ms if first_ms is None else min(first_ms, hole.start_ms)
-                continue
-            if not before and hole.reason != "beyond_history":
-                break
-            reason = "beyond_history" if before else self._absence
-            if hole.reason != reason:
-                self._holes[index] = replace(hole, reason=reason)
-                self._note(hole.start_ms, hole.end_ms)
+            is_before = not self._older and (first_ms is None or hole.end_ms <= first_ms)
+            if hole.reason == "invalid" or (not is_before and hole.reason in _SETTLED):
+                holes.append(hole)
+            elif is_before:
+                holes += self._before_history(hole, now_ms)
+            elif hole.reason == "unconfirmed":
+                holes.append(_absent(hole.start_ms, hole.end_ms, self._absence, hole.attempts, now_ms))
+            # An older minute was found: the exchange may have what it was taken not to have.
+        return self._rename(joined(holes))
+
+    def _before_history(self, hole: Hole, now_ms: int) -> Iterator[Hole]:
+        begins_ms = hole.start_ms if self._begins_ms is None else self._begins_ms
+        is_told = hole.reason == "beyond_history" or (hole.reason == "unconfirmed" and hole.attempts >= _LOOKS)
+        if is_told and not self._is_contradicted and self.first_ms is not None:
+            begins_ms = hole.end_ms
+        for piece in inside(hole, hole.start_ms, begins_ms):
+            is_new = piece.reason != "beyond_history"
+            yield _absent(piece.start_ms, piece.end_ms, "beyond_history", 1, now_ms) if is_new else piece
+        for piece in inside(hole, begins_ms, hole.end_ms):
+            is_new = piece.reason != "unconfirmed"
+            yield _absent(piece.start_ms, piece.end_ms, "unconfirmed", 1, now_ms) if is_new else piece
+
+    def _rename(self, holes: list[Hole]) -> bool:
+        """Replace all holes by others of the same or fewer minutes."""
+        changed = RangeSet()
+        for hole in set(self._holes) ^ set(holes):
+            changed.add(hole.start_ms, hole.end_ms)
+        self._holes = holes
+        for start_ms, end_ms in changed:
+            self._covered.remove(start_ms, end_ms)
+            for there_ms, stop_ms in _common(self._have, Range(start_ms, end_ms)):
+                self._covered.add(there_ms, stop_ms)
+            self._note(start_ms, end_ms)
+        for hole in holes:
+            if hole.reason != "unconfirmed":
+                self._covered.add(hole.start_ms, hole.end_ms)
+        return bool(changed)
 
     def _note(self, start_ms: int, end_ms: int) -> None:
         self._changed = Range(start_ms, end_ms).hull(self._changed)
@@ -393,6 +500,18 @@ def _retry_ms(reason: str, attempts: int, now_ms: int) -> int | None:
     waits_ms = _RETRY_MS[reason]
     wait_ms = waits_ms[attempts - 1] if attempts <= len(waits_ms) else _ENDLESS_MS.get(reason)
     return None if wait_ms is None else _shared_time(now_ms, wait_ms)
+
+
+def _put_off(hole: Hole, now_ms: int) -> Hole:
+    """Return a hole that an answer without evidence left: asked for again after the same wait."""
+    if hole.retry_ms is None or hole.retry_ms > now_ms:
+        return hole
+    return replace(hole, retry_ms=_retry_ms(hole.reason, hole.attempts, now_ms) or _shared_time(now_ms, _DAY_MS))
+
+
+def _span(holes: Iterable[Hole]) -> Range | None:
+    holes = list(holes)
+    return Range(min(hole.start_ms for hole in holes), max(hole.end_ms for hole in holes)) if holes else None
 
 
 def _common(ranges: RangeSet, within: Range) -> RangeSet:

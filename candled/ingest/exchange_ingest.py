@@ -8,11 +8,11 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, get_args
 
 from candled.bus import Bus
-from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
+from candled.errors import CandledError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, Refused, Trouble
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, iso_ms
 from candled.parallel import in_parallel
@@ -24,6 +24,7 @@ from . import outlet
 from .backoff import Backoff
 from .complaints import Complaints
 from .coverage import Coverage, Urgency, Window
+from .evidence import find_evidence
 from .exchange_clock import TOLERANCE_MS, ExchangeClock, Source
 from .feeds import FeedRunner, Turns
 from .http import HttpClient
@@ -54,6 +55,8 @@ _AUDIT_MARGIN_MS = 10 * MINUTE_MS
 _WEEK = Interval.parse("1W")
 # While a stream is down its forming minutes come from REST, with at most this share of the request budget.
 _POLL_SHARE = 0.4
+# Other sources are asked about an unconfirmed beginning of history after one minute to six hours.
+_EVIDENCE_S, _EVIDENCE_MOST_S = 60.0, 21_600.0
 # The list of markets is read again after one minute to one hour while it lacks a symbol, else every six hours.
 _RELIST_S, _RELIST_MOST_S, _RELIST_WHOLE_S = 60.0, 3600.0, 21_600.0
 # Bitget allows 300 attempts in 5 minutes per address; half of that suits every exchange we know.
@@ -142,6 +145,7 @@ class ExchangeIngest:
         self._outage = Backoff()
         self._paused_until = 0.0
         self._rest_trouble: str | None = None
+        self._beginnings: dict[Symbol, tuple[Backoff, float]] = {}  # pauses between looks for evidence, the next look
         self._pace_ms = POLL_MS  # between two requests for the present of one market
         self._parity = Parity()
         self._troubles = Complaints()  # of the exchange, about whole connections
@@ -384,6 +388,33 @@ class ExchangeIngest:
             self._runners[symbol].doubt(symbol)
         if outcome.past or outcome.healed is not None or not self._outlet.has_told(market):
             await self._outlet.heal(market, outcome)
+        await self._look_for_beginning(market)
+
+    async def _look_for_beginning(self, market: MarketIngest) -> None:
+        """Ask other sources about the time before the first minute, after growing pauses while that is unknown."""
+        symbol, beginning, first_ms = market.key.symbol, market.coverage.beginning, market.coverage.first_ms
+        if beginning is None or first_ms is None or beginning.reason != "unconfirmed":
+            self._beginnings.pop(symbol, None)
+            return
+        pauses, due_at = self._beginnings.get(symbol, (Backoff(first_s=_EVIDENCE_S, most_s=_EVIDENCE_MOST_S), 0.0))
+        if self._clock.monotonic() < due_at or market.coverage.unasked(beginning.start_ms, first_ms):
+            return
+        self._beginnings[symbol] = pauses, self._clock.monotonic() + pauses.failed()
+        stretch, listed = Range(beginning.start_ms, beginning.end_ms), self._listed.get(symbol)
+        try:
+            (first,) = await self._store.minutes(market.key, first_ms, first_ms + MINUTE_MS)
+            evidence = await find_evidence(
+                self._exchange, self._http, symbol, stretch, first, None if listed is None else listed.listed_ms
+            )
+        except (CandledError, ValueError) as error:  # nothing was found out; asked again later
+            logger.debug("%s: the beginning of its history is unknown: %s", market.key, error)
+            return
+        except Exception:  # a plugin's mistake must not end the repair of all markets
+            logger.exception("%s: the beginning of its history is unknown", market.key)
+            return
+        changed = market.settle_beginning(evidence, self.now_ms())
+        if changed is not None:
+            await self._outlet.heal(market, Outcome(healed=changed))
 
     async def _stored(self, market: MarketIngest, window: Window) -> Sequence[Candle]:
         """The minutes that an answer is compared with and that are not in memory."""
@@ -494,7 +525,7 @@ class ExchangeIngest:
         from_ms = _WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
         coverage = Coverage(
             present=await self._store.present(key, from_ms, now_ms),
-            holes=await self._holes(key, from_ms, MINUTE.floor(now_ms)),
+            holes=[_examined(hole) for hole in await self._holes(key, from_ms, MINUTE.floor(now_ms))],
             since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
             absence="exchange_outage" if self._exchange.quiet_minutes else "no_trades",
@@ -640,20 +671,12 @@ class ExchangeIngest:
             "lastMessageAgeMs": None if market.pushed_ms is None else max(0, now_ms - market.pushed_ms),
             "newestMinute": None if market.newest_ms is None else iso_ms(market.newest_ms),
             "completeFrom": None if coverage.since_ms is None else iso_ms(coverage.since_ms),
+            "beginning": _describe_hole(beginning) if (beginning := coverage.beginning) is not None else None,
             "missingMinutes": market.missing_minutes(now_ms),
             "holes": {
                 "count": len(holes),
                 "minutes": sum(hole.end_ms - hole.start_ms for hole in holes) // MINUTE_MS,
-                "newest": [
-                    {
-                        "from": iso_ms(hole.start_ms),
-                        "to": iso_ms(hole.end_ms),
-                        "reason": hole.reason,
-                        "attempts": hole.attempts,
-                        "nextTry": None if hole.retry_ms is None else iso_ms(hole.retry_ms),
-                    }
-                    for hole in holes[-5:]
-                ],
+                "newest": [_describe_hole(hole) for hole in holes[-5:]],
             },
             "revisions": market.revisions,
             "invalidCandles": market.complaints.total,
@@ -671,3 +694,18 @@ class ExchangeIngest:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s: a task failed", self.name, exc_info=task.exception())
+
+
+def _examined(hole: Hole) -> Hole:
+    """Return a stored hole; the time before history is examined again, even if that was once believed for good."""
+    return replace(hole, retry_ms=0) if hole.reason == "beyond_history" and hole.retry_ms is None else hole
+
+
+def _describe_hole(hole: Hole) -> dict[str, Any]:
+    return {
+        "from": iso_ms(hole.start_ms),
+        "to": iso_ms(hole.end_ms),
+        "reason": hole.reason,
+        "attempts": hole.attempts,
+        "nextTry": None if hole.retry_ms is None else iso_ms(hole.retry_ms),
+    }

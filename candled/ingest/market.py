@@ -13,6 +13,7 @@ from candled.store.interface import Hole
 
 from .complaints import Complaints
 from .coverage import RECENT_MS, Coverage, Urgency, Window
+from .evidence import Evidence
 from .exchange_clock import TOLERANCE_MS
 from .minutes import WINDOW_MS, Minutes
 from .presence import Presence
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 _WEEK = Interval.parse("1W")
 # Where the stream does not bring the forming minute REST is asked for it every three seconds, if the budget allows.
 POLL_MS = 3_000
+# What was answered without evidence is asked for again when REST is believed again, at most so often.
+_REOPEN_MS = 600_000
 _ON_THEIR_WAY_MS = 2 * MINUTE_MS  # newer minutes are not counted as missing yet
 # A missing minute is asked for by REST only this long after its end: before, it is on its way.
 _PATIENCE_MS = 10_000
@@ -97,6 +100,9 @@ class MarketIngest:
         self._recent_lacks = False
         self._presence = Presence(rules.quiet_after_ms, publishes_empty_candles=rules.publishes_empty_candles)
         self._was_answered = False
+        #: whether REST is known to speak of this market: None until it does, False when it denies a known minute
+        self._is_credible: bool | None = None
+        self._reopened_ms = 0
         self._lost_before = RangeSet()
         self._gap: Range | None = None
         self._gap_of: tuple[int, int] | None = None
@@ -159,6 +165,7 @@ class MarketIngest:
             self._drop(row, now_ms)
         unreadable = answer.unreadable(span)
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
+        self._weigh(window, bool(rows), now_ms)
         candles = self._valid(answer.candles, src, asked_ms, now_ms)
         known = {candle.open_ms: candle for candle in stored} | {
             candle.open_ms: held for candle in candles if (held := self._minutes.get(candle.open_ms)) is not None
@@ -172,10 +179,31 @@ class MarketIngest:
         if not self._presence.is_moving(now_ms):  # nobody sees how the forming minute ends
             self._minutes.interrupted()
         outcome.dead, outcome.healed = is_dead, outcome.past_range
-        holes_changed = self.coverage.answered(window, self._until(now_ms), now_ms, unreadable)
+        holes_changed = self.coverage.answered(
+            window, self._until(now_ms), now_ms, unreadable, is_believed=self._is_credible is True
+        )
         if holes_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
             outcome.healed = Range(window.start_ms, window.end_ms)
         return outcome
+
+    def _weigh(self, window: Window, has_rows: bool, now_ms: int) -> None:
+        """Judge whether REST's silence about minutes means anything: not where it denies what it must have."""
+        if has_rows:
+            if not self._is_credible and now_ms - self._reopened_ms >= _REOPEN_MS:
+                self._reopened_ms = now_ms
+                self.coverage.reopen()
+                self._idle_until_ms = 0
+            self._is_credible = True
+        elif self.coverage.held(max(window.start_ms, now_ms - RECENT_MS), window.end_ms):
+            self._is_credible = False
+
+    def settle_beginning(self, evidence: Evidence, now_ms: int) -> Range | None:
+        """Take what other sources say of the time before the first minute; return where the known holes changed."""
+        stretch = self.coverage.beginning
+        if stretch is None or not self.coverage.settle_beginning(evidence, now_ms):
+            return None
+        self._idle_until_ms = 0
+        return Range(stretch.start_ms, stretch.end_ms)
 
     def failed(self, reason: str) -> None:
         """Note that REST could not be asked, or did not answer as documented."""
@@ -291,9 +319,9 @@ class MarketIngest:
         if standing == "unknown":
             return self._unknown(now_ms)
         if self._lacks_week(now_ms):
-            return Condition("warming", "fetching")
+            return Condition("warming", self._why_missing(now_ms))
         if self._lacks_recent(self._until(now_ms)):
-            return Condition("recovering", "fetching")
+            return Condition("recovering", "fetching" if self._rest_works else "rest_unavailable")
         if standing == "moving":
             return Condition("live")
         reason = self._stream_trouble
@@ -305,7 +333,7 @@ class MarketIngest:
         """Return the condition of a market that neither the stream nor REST vouches for."""
         is_refused = self.refused is not None or self.unlisted is not None
         if not is_refused and self.trouble is None and self._lacks_week(now_ms):
-            return Condition("warming", "fetching" if self._was_answered else "starting")
+            return Condition("warming", self._why_missing(now_ms) if self._was_answered else "starting")
         if self._stream_trouble is not None:
             return Condition("stale", self._stream_trouble)
         if self.trouble is not None:
@@ -315,8 +343,21 @@ class MarketIngest:
 
     def _lacks_week(self, now_ms: int) -> bool:
         """Return whether the running week is not complete yet."""
-        since_ms = self.coverage.since_ms
-        return since_ms is None or since_ms > max(_WEEK.floor(now_ms), self.coverage.from_ms)
+        since_ms, beginning = self.coverage.since_ms, self.coverage.beginning
+        from_ms = max(_WEEK.floor(now_ms), self.coverage.from_ms)
+        is_doubtful = beginning is not None and beginning.reason == "unconfirmed" and beginning.end_ms > from_ms
+        return since_ms is None or since_ms > from_ms or is_doubtful
+
+    def _why_missing(self, now_ms: int) -> StateReason:
+        """Return why the running week is not complete."""
+        if not self._rest_works:
+            return "rest_unavailable"
+        is_asked = not self.coverage.unasked(_WEEK.floor(now_ms), self._until(now_ms))
+        return "unconfirmed_beginning" if is_asked and self.coverage.beginning is not None else "fetching"
+
+    @property
+    def _rest_works(self) -> bool:
+        return self.trouble is None and self._is_credible is not False
 
     @property
     def newest_ms(self) -> int | None:
@@ -349,7 +390,9 @@ class MarketIngest:
     @property
     def trouble_text(self) -> str | None:
         """Everything that is wrong, in words; None where nothing is."""
-        return "; ".join(text for text in (self.refused, self.unlisted, self.trouble) if text) or None
+        denies = "the exchange's REST API answers with nothing for minutes that it had"
+        trouble = denies if self._is_credible is False else self.trouble
+        return "; ".join(text for text in (self.refused, self.unlisted, trouble) if text) or None
 
     # ------------------------------------------------------------ inside
 
@@ -519,7 +562,7 @@ class MarketIngest:
         """Take REST's answer about the present; return whether it shows a subscription that is dead."""
         verdict = self._presence.judge(rows, window.start_ms, self._minutes.get, now_ms)
         if verdict == "nothing":
-            self.trouble = "the exchange's REST API answers with nothing for minutes that it had"
+            self.trouble = "the exchange's REST API does not answer for the present"
         last_ms = self.pushed_ms
         is_certain = any(
             row.volume > 0 and self._is_over(row) and (last_ms is None or row.open_ms >= last_ms) for row in rows

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 # Each with a line that any reader understands. A store has holes of every reason but the first.
 REASONS: Mapping[str, str] = {
     "missing": "not fetched yet",
+    "unconfirmed": "the exchange says that it has nothing there, and nothing else confirms it; it is asked again",
     "invalid": "the exchange's rows for them cannot be candles; it is asked again",
     "exchange_outage": "the exchange does not have them",
     "no_trades": "nothing was traded",

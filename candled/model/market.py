@@ -58,6 +58,8 @@ class Market:
     price_decimals: int | None = None
     volume_decimals: int | None = None
     active: bool = True
+    #: when trading began, UTC epoch milliseconds; None where the exchange does not say
+    listed_ms: int | None = None
 
     @property
     def decimals(self) -> Decimals:

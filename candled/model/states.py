@@ -40,7 +40,7 @@ STATE_REASONS: Mapping[StateReason, str] = {
     "stream_silent": "the stream is connected, but does not bring trades that REST has",
     "subscription_refused": "the exchange refuses the subscription; it is asked again after growing pauses",
     "not_listed": "the exchange does not list the symbol; its list is read again after growing pauses",
-    "rest_unavailable": "the exchange's REST API cannot be read",
+    "rest_unavailable": "the exchange's REST API cannot be read, or answers with nothing",
     "fetching": "missing minutes are being fetched",
     "unconfirmed_beginning": "the exchange says that it has no older minutes, and nothing else confirms it yet",
     "leader_silent": "the process that reads the exchange is not heard on the bus",

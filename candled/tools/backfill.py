@@ -23,6 +23,9 @@ from .session import Session, Source, Speaker, open_session
 
 # Where quiet minutes are published, so few tell whether there is history; elsewhere a whole request is needed.
 _PROBE_MS = 180 * MINUTE_MS
+# Longer bars of so many days before the oldest minute are compared; a day later the daemon looks again.
+_COMPARED_MS = 60 * 86_400_000
+_EXAMINED_MS = 86_400_000
 
 _HELP = """\
 Fetches every minute that is missing, newest first. What is stored is the progress: killed at any moment and started
@@ -155,7 +158,7 @@ class _Backfill:
         """The end of the time before the exchange's history, if that was found out and nothing older is wanted."""
         store = self.session.store
         for hole in await self.session.read(store.holes, self.market, Range(earliest_ms, earliest_ms + MINUTE_MS)):
-            if hole.reason == "beyond_history" and hole.retry_ms is None:
+            if hole.reason == "beyond_history" and (hole.retry_ms is None or hole.retry_ms > self.source.now_ms()):
                 return hole.end_ms
         return None
 
@@ -171,15 +174,31 @@ class _Backfill:
         if there_ms is None:
             return None
         begins_ms = await find_beginning(self._oldest, earliest_ms, there_ms, width_ms)
-        if not self.options.dry_run:
-            await self._remember(0 if earliest_ms == EARLIEST_MS else earliest_ms, begins_ms)
+        if not self.options.dry_run and begins_ms > earliest_ms:
+            is_contradicted = await self._is_contradicted(earliest_ms, begins_ms)
+            await self._remember(0 if earliest_ms == EARLIEST_MS else earliest_ms, begins_ms, is_contradicted)
         return begins_ms
 
-    async def _remember(self, start_ms: int, begins_ms: int) -> None:
-        before = Range(start_ms, begins_ms)
-        if before.start_ms < before.end_ms:
-            hole = Hole(**before._asdict(), reason="beyond_history", attempts=1, retry_ms=None)
-            await self.session.write(self.session.store.save_holes, self.market, [hole], before)
+    async def _is_contradicted(self, earliest_ms: int, begins_ms: int) -> bool:
+        """Return whether longer bars of the exchange are older than the oldest minute it answers with."""
+        stretch = Range(max(earliest_ms, begins_ms - _COMPARED_MS), begins_ms)
+        answer = await self.source.history(self.market.symbol, Range(begins_ms, begins_ms + MINUTE_MS))
+        if not answer.candles:
+            return False
+        evidence = await self.source.evidence(self.market.symbol, stretch, answer.candles[0])
+        if evidence.is_contradicted:
+            self.speaker.say(
+                f"{self.market}: the exchange answers with no minutes before {iso_ms(begins_ms)}, "
+                "but has longer bars from before: they are asked for again"
+            )
+        return evidence.is_contradicted
+
+    async def _remember(self, start_ms: int, begins_ms: int, is_contradicted: bool) -> None:
+        """Store what is known of the time before the oldest minute; the daemon examines it again."""
+        before, retry_ms = Range(start_ms, begins_ms), self.source.now_ms() + _EXAMINED_MS
+        reason = "unconfirmed" if is_contradicted else "beyond_history"
+        hole = Hole(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
+        await self.session.write(self.session.store.save_holes, self.market, [hole], before)
 
     async def _oldest(self, span: Range) -> int | None:
         answer = await self.source.history(self.market.symbol, span)

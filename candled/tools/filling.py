@@ -66,6 +66,7 @@ class Filler:
         self._market = market
         self._is_reopened = is_reopened
         self._nonsense = 0
+        self._is_credible = False  # whether the exchange had anything of this market
 
     async def count(self, span: Range) -> Tally:
         """What `fill` would ask for, from the store alone."""
@@ -146,7 +147,10 @@ class Filler:
         await self._check_kept(new)
         for candle in new:
             coverage.add(candle.open_ms, confirmed=True)
-        coverage.answered(window, self._answered_until(candles, until_ms), self._source.now_ms(), unreadable)
+        self._is_credible |= bool(candles or answer.invalid)
+        until_ms = self._answered_until(candles, until_ms)
+        now_ms = self._source.now_ms()
+        coverage.answered(window, until_ms, now_ms, unreadable, is_believed=self._is_credible)
         changed = coverage.take_changes()
         if changed is not None:
             holes = coverage.holes_within(*changed)

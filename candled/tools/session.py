@@ -18,6 +18,7 @@ from candled.errors import (
 from candled.exchange import Clock, Exchange, InvalidRow
 from candled.ingest.backoff import Backoff
 from candled.ingest.coverage import Absence
+from candled.ingest.evidence import Evidence, find_evidence
 from candled.ingest.http import HttpClient
 from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
@@ -95,6 +96,15 @@ class Source:
         stamped = (candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in answer.candles)
         answer.candles = [candle._replace(final=True, src="backfill") for candle in stamped if self._is_over(candle)]
         return answer
+
+    async def evidence(self, symbol: Symbol, stretch: Range, first: Candle) -> Evidence:
+        """Ask other sources about the minutes of `stretch`, before `first`; see `candled.ingest.evidence`.
+
+        Raises:
+            Unavailable, ExchangeError: as the methods of the exchange.
+        """
+        listed = {market.symbol: market.listed_ms for market in await self._exchange.markets(self._http)}
+        return await find_evidence(self._exchange, self._http, symbol, stretch, first, listed.get(symbol))
 
     def close(self) -> None:
         """Drop idle connections."""

@@ -63,6 +63,7 @@ class Dialect:
     volume_decimals: str
     status: str
     active: str
+    listed: str
     quote_columns: tuple[int, ...]
 
 
@@ -83,6 +84,7 @@ SPOT = Dialect(
     price_decimals="pricePrecision",
     volume_decimals="quantityPrecision",
     status="status",
+    listed="openTime",
     active="online",
     # The page of today says USDT volume, then quote volume; older pages and several clients say the reverse.
     quote_columns=(7, 6),
@@ -101,6 +103,7 @@ USDT_FUTURES = Dialect(
     price_decimals="pricePlace",
     volume_decimals="volumePlace",
     status="symbolStatus",
+    listed="launchTime",
     active="normal",
     quote_columns=(6,),
 )
@@ -371,7 +374,16 @@ def _read_market(entry: Mapping[str, Any], dialect: Dialect) -> Market:
         price_decimals=int(entry[dialect.price_decimals]),
         volume_decimals=int(entry[dialect.volume_decimals]),
         active=entry[dialect.status] == dialect.active,
+        listed_ms=_listed_ms(entry.get(dialect.listed)),
     )
+
+
+def _listed_ms(value: Any) -> int | None:
+    """Read when trading began; None where Bitget does not say, which it does as an empty text or 0."""
+    try:
+        return int(value) or None
+    except (TypeError, ValueError):
+        return None
 
 
 def read_ms(value: Any) -> int:

@@ -42,7 +42,8 @@ _TEXTS_KEPT = 3 * SNAPSHOT_ROWS
 
 @dataclass(frozen=True, kw_only=True)
 class FakeMarket:
-    """One market; `market` is `spot` or `usdt-futures`. There is nothing before `listed_ms` (UTC epoch ms).
+    """One market; `market` is `spot` or `usdt-futures`. There is nothing before `listed_ms` (UTC epoch ms),
+    which the list of markets names with `names_listing`.
 
     `usdt_per_quote` is the price of the quote coin, for the column that holds the volume in USDT.
     """
@@ -54,6 +55,7 @@ class FakeMarket:
     volume_decimals: int = 4
     active: bool = True
     listed_ms: int = 0
+    names_listing: bool = True
     usdt_per_quote: Decimal = Decimal(1)
 
     @property
@@ -903,6 +905,7 @@ def _spot_entry(market: FakeMarket) -> dict[str, str]:
         "quantityPrecision": str(market.volume_decimals),
         "quotePrecision": "6",
         "status": "online" if market.active else "halt",
+        "openTime": str(market.listed_ms) if market.listed_ms and market.names_listing else "0",
         "minTradeUSDT": "1",
         "buyLimitPriceRatio": "0.05",
         "sellLimitPriceRatio": "0.05",
@@ -925,7 +928,7 @@ def _contract_entry(market: FakeMarket) -> dict[str, Any]:
         "symbolType": "perpetual",
         "minTradeUSDT": "5",
         "symbolStatus": "normal" if market.active else "maintain",
-        "launchTime": "",
+        "launchTime": str(market.listed_ms) if market.listed_ms and market.names_listing else "",
         "minLever": "1",
         "maxLever": "125",
     }

@@ -140,7 +140,7 @@ def test_a_bad_row_at_the_beginning_is_not_taken_for_the_time_before_the_listing
     held = Coverage(present=[span(500, 600)], holes=[], since_ms=None, from_ms=MONDAY_MS, absence="exchange_outage")
     held.answered(Window(Urgency.HISTORY, *span(0, 500)), span(0, 600).end_ms, at(36_000), RangeSet([span(200, 203)]))
     assert [(hole.reason, *Range(hole.start_ms, hole.end_ms)) for hole in held.holes] == [
-        ("beyond_history", *span(0, 200)),
+        ("unconfirmed", *span(0, 200)),
         ("invalid", *span(200, 203)),
         ("exchange_outage", *span(203, 500)),
     ]

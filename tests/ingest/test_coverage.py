@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.ingest.coverage import MOST_ATTEMPTS, Coverage, Urgency, Window
+from candled.ingest.evidence import Evidence
 from candled.model import MINUTE_MS, Range
 from candled.store.interface import Hole
 from tests.rows import MONDAY_MS
@@ -81,13 +82,6 @@ def test_a_hole_that_is_filled_later_is_forgotten():
     held.answered(want(held), NOW_MS, NOW_MS)
     held.add(ms(100), confirmed=True)
     assert [(hole.start_ms, hole.end_ms) for hole in held.holes] == [(ms(101), ms(102))]
-
-
-def test_time_before_the_first_candle_is_beyond_history_not_a_hole():
-    held = coverage(present=[(500, UNTIL)], since=ms(500), start=MONDAY_MS)
-    held.answered(want(held), NOW_MS, NOW_MS)
-    assert [hole.reason for hole in held.holes] == ["beyond_history"]
-    assert held.since_ms == MONDAY_MS
 
 
 def test_final_minutes_are_confirmed_once_in_one_request():
@@ -199,11 +193,17 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
     minutes = st.integers(0, 60)
     for step in range(data.draw(st.integers(1, 30))):
         first, length = data.draw(minutes), data.draw(st.integers(1, 15))
-        what = data.draw(st.sampled_from(["add", "answer", "lose", "find"]))
+        what = data.draw(st.sampled_from(["add", "answer", "lose", "find", "reopen", "evidence"]))
         if what == "add":
             held.add(ms(first), confirmed=data.draw(st.booleans()))
         elif what == "answer":
-            held.answered(Window(Urgency.HISTORY, ms(first), ms(first + length)), ms(70), NOW_MS + step * 500_000)
+            window = Window(Urgency.HISTORY, ms(first), ms(first + length))
+            held.answered(window, ms(70), NOW_MS + step * 500_000, is_believed=data.draw(st.booleans()))
+        elif what == "reopen":
+            held.reopen()
+        elif what == "evidence":
+            said = st.sampled_from([{"begins_ms": ms(first)}, {"has_before": True}, {"is_contradicted": True}, {}])
+            held.settle_beginning(Evidence(**data.draw(said)), NOW_MS + step * 500_000)
         elif what == "lose":
             for start_ms, end_ms in held.held(ms(first), ms(first + length)):
                 held.lost(start_ms, end_ms)
@@ -214,7 +214,10 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
     assert all(left[1] <= right[0] for left, right in pairwise(spans))
     for start_ms, end_ms in spans:
         assert not held.held(start_ms, end_ms)
-        assert not held.missing(start_ms, end_ms)
+        assert not held.unasked(start_ms, end_ms)
+    for hole in held.holes:
+        assert bool(held.missing(hole.start_ms, hole.end_ms)) == (hole.reason == "unconfirmed")
+        assert hole.reason != "beyond_history" or hole.end_ms <= (held.first_ms or ms(1000))
 
 
 @given(st.data())
@@ -233,7 +236,9 @@ def test_whatever_was_there_and_whatever_the_exchange_lacks_asking_ends_with_eve
         fill(held, window, lacking)
     known = {open_ms for hole in held.holes for open_ms in range(hole.start_ms, hole.end_ms, MINUTE_MS)}
     assert known == lacking
-    assert held.since_ms == start
+    if held.first_ms is not None:
+        held.settle_beginning(Evidence(begins_ms=held.first_ms), NOW_MS)
+        assert held.since_ms == start
 
 
 def test_after_a_start_in_the_middle_of_a_minute_whole_minutes_are_asked_for():

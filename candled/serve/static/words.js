@@ -68,6 +68,7 @@ export const STATE_REASONS = {
 /** Why minutes are not there. */
 export const REASONS = {
   no_trades: "nothing was traded",
+  unconfirmed: "the exchange says it has nothing there, and nothing confirms it",
   invalid: "the exchange's row for it cannot be read",
   exchange_outage: "the exchange has no candles there",
   beyond_history: "older than the exchange's history",
