@@ -98,6 +98,8 @@ class Coverage:
         self._resume_ms: int | None = None  # when the first of them is due
         self._changed: Range | None = None
         self.version = 0  # grows with whatever is learned
+        self._beginning: Hole | None = None  # as of the version beside it
+        self._beginning_of = -1
 
     # ------------------------------------------------------------ what is known
 
@@ -148,14 +150,17 @@ class Coverage:
     @property
     def beginning(self) -> Hole | None:
         """The hole before the oldest minute: `unconfirmed` or `beyond_history`, as far as history is wanted."""
-        first_ms = self.first_ms
-        named = [
-            hole
-            for hole in self._holes
-            if hole.reason in ("unconfirmed", "beyond_history")
-            and hole.end_ms > self.from_ms
-            and (first_ms is None or hole.end_ms <= first_ms)
-        ]
+        if self._beginning_of != self.version:
+            self._beginning_of, self._beginning = self.version, self._find_beginning()
+        return self._beginning
+
+    def _find_beginning(self) -> Hole | None:
+        first_ms, named = self.first_ms, []
+        for hole in self._holes:
+            if first_ms is not None and hole.start_ms >= first_ms:
+                break
+            if hole.end_ms > self.from_ms and hole.reason in ("unconfirmed", "beyond_history"):
+                named.append(hole)
         doubtful = [hole for hole in named if hole.reason == "unconfirmed"] or named
         if not doubtful:
             return None
