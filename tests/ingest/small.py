@@ -64,6 +64,8 @@ class SmallExchange(Exchange):
         self.stream, self.rest = "up", "up"
         self.listed: list[Market] | None = [Market(symbol=BTC)]
         self.has_bars = False
+        self.stamps_rows = True  # whether its rows state the time of the answer
+        self.has_dates = False  # whether its answers have a `Date`
         self.asked: list[tuple[int, Range]] = []
         self.lists = 0
 
@@ -93,10 +95,13 @@ class SmallExchange(Exchange):
         self.asked.append((self.now(), Range(start_ms, end_ms)))
         if self.rest == "down":
             raise Unavailable("no route to host")
+        if self.has_dates and http.saw_date is not None:
+            http.saw_date(self.now() // 1000 * 1000, self.clock.monotonic(), self.clock.monotonic())
         if self.rest == "empty":
             return []
         versions = (self.version(open_ms, self.now()) for open_ms in range(start_ms, end_ms, MINUTE_MS))
-        return [one for one in versions if one is not None and (one.volume or self.quiet_minutes)]
+        rows = [one for one in versions if one is not None and (one.volume or self.quiet_minutes)]
+        return rows if self.stamps_rows else [row._replace(as_of_ms=0) for row in rows]
 
     async def bars(
         self, http: Any, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int

@@ -7,6 +7,7 @@ import pytest
 from candled import ExchangeError, Market, Symbol, Unavailable
 from candled.model import MINUTE_MS
 from candled_plugins import bitget
+from candled_plugins.bitget import language
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
@@ -210,8 +211,25 @@ async def test_the_markets_of_spot_and_futures_are_listed_with_their_precision(f
     ]
     assert await bitget_at(fake).markets(http) == [
         Market(symbol=FUTURES, price_decimals=2, volume_decimals=4),
-        Market(symbol=THIN, price_decimals=2, volume_decimals=4, active=False),
+        Market(symbol=THIN, price_decimals=2, volume_decimals=4, active=False, listed_ms=minutes_ago(60 * 24 * 40)),
     ]
+
+
+LISTINGS = [("", None), ("0", None), (None, None), (0, None), ("soon", None), ("1700000000000", 1_700_000_000_000)]
+
+
+@pytest.mark.parametrize(("text", "listed_ms"), LISTINGS)
+def test_a_listing_date_that_is_not_set_is_unknown(text, listed_ms):
+    entry = {
+        "symbol": "BTCUSDT",
+        "baseCoin": "BTC",
+        "quoteCoin": "USDT",
+        "pricePrecision": "2",
+        "quantityPrecision": "6",
+    }
+    body = {"code": "00000", "requestTime": 1, "data": [{**entry, "status": "online", "openTime": text}]}
+    (market,) = language.read_markets(body, language.SPOT)
+    assert market.listed_ms == listed_ms
 
 
 async def test_symbols_spread_over_as_many_connections_as_the_limit_asks_for(fake):
