@@ -60,6 +60,7 @@ class ServerSettings:
 
     host: str = setting("0.0.0.0", help="the address to listen on; 127.0.0.1 for this machine only")
     port: int = setting(7000, help="the TCP port; 0 lets the system choose one", at_least=0, at_most=65535)
+    prefix: str = setting("", help="a path such as /candles that a reverse proxy leaves before candled's own paths")
     allowed_origins: tuple[str, ...] = setting(
         ("*",), help="which web pages may connect, such as https://charts.example.org; * is any page"
     )
@@ -494,7 +495,7 @@ def _check(config: Config, problems: list[str]) -> None:
     if {"draft-6", "draft-8"} <= set(config.limits.headers):
         problems.append("limits.headers: draft-6 or draft-8, they use one name for different things")
     _refuse_twice(config.limits.headers, "limits.headers", problems)
-    _check_klines(config, problems)
+    _check_paths(config, problems)
     if not config.intervals:
         problems.append("intervals: at least one is needed")
     _refuse_twice(config.intervals, "intervals", problems)
@@ -521,10 +522,14 @@ def _check_parts(config: Config, problems: list[str]) -> None:
         problems.append("ingest.shards: several processes share the markets by way of Redis; with memory:// it is 1")
 
 
-def _check_klines(config: Config, problems: list[str]) -> None:
-    prefix, exchange = config.klines.prefix, config.klines.exchange
-    if not _PREFIX.fullmatch(prefix):
-        problems.append(f"klines.prefix: expected a path such as /binance, got {redacted(prefix)!r}")
+def _check_paths(config: Config, problems: list[str]) -> None:
+    for name, prefix, such in (
+        ("server.prefix", config.server.prefix, "/candles"),
+        ("klines.prefix", config.klines.prefix, "/binance"),
+    ):
+        if not _PREFIX.fullmatch(prefix):
+            problems.append(f"{name}: expected a path such as {such}, got {redacted(prefix)!r}")
+    exchange = config.klines.exchange
     names = [one.name for one in config.exchanges]
     if exchange is not None and exchange not in names:
         problems.append(f"klines.exchange: no such exchange{suggestion(exchange, names)}")

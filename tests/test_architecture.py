@@ -28,7 +28,7 @@ EDGES = {
     "client/client", "client/link", "client/stream",
     "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
     "bus/tasks",
-    "serve/acceptor", "serve/client", "serve/events", "serve/handlers", "serve/pager", "serve/server",
+    "serve/acceptor", "serve/client", "serve/events", "serve/handlers", "serve/pager", "serve/prefix", "serve/server",
     "serve/socket_link", "serve/takeover", "serve/tornado_link",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip

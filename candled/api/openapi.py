@@ -61,7 +61,7 @@ SCHEMAS: Mapping[str, Any] = {
             "bars": _list({"$ref": "#/components/schemas/Bar"}),
             "hasMore": {"type": "boolean", "description": "whether there are further bars in the direction of paging"},
             "oldest": {**_nullable(_TIME), "description": "when the first of these bars begins"},
-            "next": {"type": ["string", "null"], "description": "path and query of the following page"},
+            "next": {"type": ["string", "null"], "description": "the following page, relative to this one's address"},
             "epoch": {"type": "string", "description": "with seq: where the market's feed was, for `resume`"},
             "seq": {"type": "integer"},
         },
@@ -144,7 +144,7 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
             "description": "Candles of the served markets: stored, exact, and with the running bar.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": ".."}],
         "paths": {operation.path: {"get": _operation(operation)} for operation in operations},
         "components": {"schemas": dict(SCHEMAS)},
     }

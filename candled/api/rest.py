@@ -115,7 +115,7 @@ class Candles(RestHandler):
         return b'%b,"bars":[%b],%b}' % (head.encode(), page.columns[0], more.encode())
 
     def _next(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> str | None:
-        """Path and query of the following page, in the direction of this one."""
+        """Return the following page in the direction of this one, as a reference relative to this request's address."""
         if not page.has_more or page.last_ms is None:
             return None
         asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
@@ -129,7 +129,7 @@ class Candles(RestHandler):
             asked["from"] = page.last_ms + values["interval"].ms
             if values["to"] is not None:
                 asked["to"] = values["to"]
-        return f"{self.operation.path}?{urlencode(asked, safe='/:')}"
+        return f"?{urlencode(asked, safe='/:')}"
 
     async def _stream(self, market: MarketKey, values: Mapping[str, Any]) -> None:
         """The whole range, page by page as the client takes them."""

@@ -271,6 +271,10 @@ class RootHandler(StreamHandler):
         if self.request.headers.get("Upgrade", "").lower() == "websocket":
             await super().get(*args, **kwargs)
             return
+        path = (self.request.uri or "/").partition("?")[0]
+        if not path.endswith("/"):  # the bare `server.prefix`, below which the page's references would be wrong
+            self.redirect(path.rpartition("/")[2] + "/")
+            return
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Cache-Control", "no-cache")
         self.finish(self.site.page())

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from tornado.web import Application
 
 from candled.config import ServerSettings
 from candled.errors import ConfigError
@@ -38,6 +37,7 @@ from .handlers import (
 from .heartbeat import Wheel
 from .limits import Door, networks
 from .link import Client, Link
+from .prefix import PrefixedApplication
 from .publisher import Publisher
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Server:
         if left:
             logger.info("%d clients did not answer the goodbye", left)
 
-    def _application(self) -> Application:
+    def _application(self) -> PrefixedApplication:
         site = {"site": self._site}
         probes = [
             (r"/health", HealthHandler, site),
@@ -170,14 +170,15 @@ class Server:
             (r"/health/ws-stats", StatisticsHandler, site),
         ]
         if not self._serves:
-            return Application(
+            return PrefixedApplication(
                 probes,
+                self._settings.prefix,
                 default_handler_class=NotServingHandler,
                 default_handler_args=site,
                 log_function=_log_request,
             )
         own = {"/": RootHandler, "/ws": StreamHandler}
-        return Application(
+        return PrefixedApplication(
             [
                 *probes,
                 *((path, handler, {**site, "make_client": self._first_decides(path)}) for path, handler in own.items()),
@@ -191,6 +192,7 @@ class Server:
                 clients.make_route(),
                 *self._routes,
             ],
+            self._settings.prefix,
             default_handler_class=NothingHandler,
             default_handler_args=site,
             # for connections that Tornado keeps

@@ -8,6 +8,7 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 
@@ -42,6 +43,11 @@ FUTURE = MarketKey("bitget-futures", Symbol.parse("BTC/USDT"))
 NO_LIMITS = LimitSettings(api_requests=0, udf_requests=0, klines_requests=0)
 
 
+def following(path: str, page: Mapping[str, Any]) -> str | None:
+    """The path of the page after this one."""
+    return None if page["next"] is None else urljoin(path, page["next"])
+
+
 class Stage:
     """A server over one store; `get` is a client without a memory of its own."""
 
@@ -62,12 +68,18 @@ class Stage:
             settled_ms = candle.open_ms + (MINUTE_MS if candle.final else 0)
         self._bus.publish(MinuteChanged(market, candle, Facts(settled_ms)))
 
-    async def ask(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HTTPResponse:
+    async def ask(
+        self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, **more: Any
+    ) -> HTTPResponse:
         client = AsyncHTTPClient(force_instance=True)
         try:
             return await client.fetch(
                 HTTPRequest(
-                    f"http://127.0.0.1:{self.port}{path}", method, dict(headers or {}), allow_nonstandard_methods=True
+                    f"http://127.0.0.1:{self.port}{path}",
+                    method,
+                    dict(headers or {}),
+                    allow_nonstandard_methods=True,
+                    **more,
                 ),
                 raise_error=False,
             )

@@ -9,7 +9,7 @@ import websockets
 from candled.clock import SystemClock
 from candled.config import KlinesSettings
 from candled.model import Interval, fold, parse_iso_ms
-from tests.api.stage import BTC, Stage, stage
+from tests.api.stage import BTC, Stage, following, stage
 from tests.api.udf_adapter import Adapter
 from tests.rows import MONDAY_MS, minute
 from tests.serve.test_events import source
@@ -23,7 +23,7 @@ async def by_rest(one: Stage, interval: str) -> Rows:
     while path is not None:
         page = await one.get(path)
         found = [(parse_iso_ms(bar["time"]), *map(bar.get, NUMBERS)) for bar in page["bars"]] + found
-        path = page["next"]
+        path = following(path, page)
     return found
 
 

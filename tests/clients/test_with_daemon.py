@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from threading import Timer
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -83,7 +84,7 @@ def candles(daemon: Daemon, symbol: str, interval: str) -> list[dict[str, Any]]:
     while path:
         page = daemon.get(path)
         bars += page["bars"]
-        path = page["next"]
+        path = page["next"] and urljoin(path, page["next"])
     return [values(bar) for bar in bars if bar["final"]]
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 import websockets
@@ -49,10 +50,10 @@ class Nginx:
         self.port = port
         self.trust = trust
 
-    def connect(self, address: str = NEAR, **more: Any) -> Any:
+    def connect(self, address: str = NEAR, path: str = "/", **more: Any) -> Any:
         """A WebSocket connection."""
         options = {"ssl": self.trust, "server_hostname": HOST, "local_addr": (address, 0), **more}
-        return websockets.connect(f"wss://{HOST}:{self.port}/", host="127.0.0.1", port=self.port, **options)
+        return websockets.connect(f"wss://{HOST}:{self.port}{path}", host="127.0.0.1", port=self.port, **options)
 
     @asynccontextmanager
     async def ask(self, path: str, address: str = NEAR, headers: str = "") -> AsyncIterator[asyncio.StreamReader]:
@@ -74,10 +75,10 @@ class Nginx:
             return int((await reader.readline()).split()[1])
 
 
-def documented() -> str:
-    """The configuration on the page."""
-    (text,) = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text("utf-8"), re.DOTALL)
-    return str(text)
+def documented() -> tuple[str, str]:
+    """The configuration on the page, and the beginning of its location where candled is below a path."""
+    text, below = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text("utf-8"), re.DOTALL)
+    return text, below
 
 
 def replaced(text: str, *changes: tuple[str, str]) -> str:
@@ -96,7 +97,7 @@ def balancer(folder: Path, backends: Sequence[Daemon], *changes: tuple[str, str]
     first, *others = [f"127.0.0.1:{one.port}" for one in backends]
     more = "".join(f"    server {one} max_fails=1 fail_timeout=5s;\n" for one in others[1:])
     inner = replaced(
-        documented(),
+        documented()[0],
         ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
         ("10.0.0.11:7000", first),
         ("10.0.0.12:7000", others[0]),
@@ -125,7 +126,7 @@ def balancer(folder: Path, backends: Sequence[Daemon], *changes: tuple[str, str]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Iterator[Several]:
-    server = {"trusted_proxies": ["127.0.0.1"], "max_connections_per_ip": 2}
+    server = {"trusted_proxies": ["127.0.0.1"], "max_connections_per_ip": 2, "prefix": "/candles"}
     directory = tmp_path_factory.mktemp("site")
     with Several(directory, 2, server=server, limits={"api_requests": 5}) as one:
         yield one
@@ -193,6 +194,31 @@ async def test_events_come_one_by_one_and_not_when_a_buffer_is_full(nginx):
     gaps = [later - earlier for earlier, later in zip(at[1:], at[2:], strict=False)]
     assert min(gaps) > 0.5  # updates of a second each
     assert at[0] < 2.0
+
+
+AT_ROOT = "    location / {\n        proxy_pass http://candled;\n"
+
+
+@pytest.mark.parametrize(
+    "location",
+    [documented()[1], AT_ROOT.replace("location /", "location /candles/")],
+    ids=["stripped, as documented", "passed on to server.prefix"],
+)
+async def test_everything_works_behind_a_path(site, tmp_path, location):
+    with balancer(tmp_path / "nginx", site.serving, (AT_ROOT, location)) as nginx:
+        path = "/candles/api/candles?symbol=BTC/USDT&interval=1m&limit=2"
+        for address in ("127.0.0.4", "127.0.0.5"):
+            async with nginx.ask(path, address) as reader:
+                body = (await reader.read()).partition(b"\r\n\r\n")[2]
+            path = urljoin(path, json.loads(body)["next"])
+            assert path.startswith("/candles/api/candles?")
+        assert await nginx.status("/candles/") == 200
+        assert await nginx.status("/candles") == 301
+        assert await nginx.status("/candles/static/page.js") == 200
+        assert await nginx.status("/candles/clients/candled.js") == 200
+        async with nginx.connect(path="/candles/ws") as client:
+            await client.send(json.dumps(SUBSCRIBE))
+            assert (await hear(client, "initial"))["bars"]
 
 
 async def alone_at(site: Several) -> Daemon:

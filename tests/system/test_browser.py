@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 
@@ -282,7 +282,7 @@ def candles(daemon: Daemon, symbol: str, interval: str) -> list[dict[str, Any]]:
     while path:
         page = daemon.get(path)
         bars += page["bars"]
-        path = page["next"]
+        path = page["next"] and urljoin(path, page["next"])
     return bars
 
 

@@ -1,0 +1,116 @@
+"""Everything below a path of a reverse proxy, which strips that path or passes it on."""
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import pytest
+import websockets
+
+from candled.config import KlinesSettings, ServerSettings
+from candled.serve.handlers import STATIC
+from tests.api.stage import Stage, stage
+
+CANDLES = "api/candles?symbol=BTC/USDT&interval=1m&limit=20"
+HOST = "http://public"
+
+
+class Proxy:
+    """What a client sees behind a reverse proxy: addresses below a path of its own."""
+
+    def __init__(self, one: Stage, path: str, is_stripped: bool) -> None:
+        self.home = f"{HOST}{path}/"
+        self._one = one
+        self._stripped = len(path) if is_stripped else 0
+
+    def inner(self, address: str) -> str:
+        """The path and query that the proxy asks candled for."""
+        assert address.startswith(self.home), address
+        return address[len(HOST) :][self._stripped :]
+
+    async def ask(self, address: str):
+        return await self._one.ask(self.inner(address))
+
+
+@pytest.fixture(
+    params=[
+        ("", "", False),
+        ("/candles", "", True),
+        ("/a/b", "", True),
+        ("/api", "", True),
+        ("/candles", "/candles", False),
+        ("/a/b", "/a/b", False),
+        ("/api", "/api", False),
+        ("/candles", "/candles", True),
+    ],
+    ids=str,
+)
+async def proxy(request, tmp_path):
+    path, prefix, is_stripped = request.param
+    settings = ServerSettings(host="127.0.0.1", port=0, prefix=prefix)
+    async with stage(tmp_path, server=settings, klines=KlinesSettings(enabled=True)) as one:
+        yield Proxy(one, path, is_stripped)
+
+
+async def test_next_and_link_lead_to_all_bars(proxy):
+    address, times = proxy.home + CANDLES, set()
+    while address:
+        answer = await proxy.ask(address)
+        page = json.loads(answer.body)
+        times |= {bar["time"] for bar in page["bars"]}
+        link = re.fullmatch(r'<(.*)>; rel="next"', answer.headers.get("Link", ""))
+        assert page["next"] == (link and link[1])
+        address = page["next"] and urljoin(address, page["next"])
+    assert len(times) == 60
+
+
+async def test_the_description_names_the_server_that_it_came_from(proxy):
+    address = proxy.home + "api/openapi.json"
+    document = json.loads((await proxy.ask(address)).body)
+    server = urljoin(address, document["servers"][0]["url"]).rstrip("/")
+    assert server == proxy.home.rstrip("/")
+    for path in ("/api/symbols", "/api/openapi.json"):
+        assert path in document["paths"]
+        assert (await proxy.ask(server + path)).code == 200
+
+
+@pytest.mark.parametrize("path", ["", "health", "udf/config", "clients/candled.js", "static/page.js", "api/v3/time"])
+async def test_every_path_is_answered(proxy, path):
+    assert (await proxy.ask(proxy.home + path)).code == 200
+
+
+async def test_websockets_are_opened(proxy):
+    for path in ("", "ws", "ws/btcusdt@kline_1m"):
+        async with websockets.connect(f"ws://127.0.0.1:{proxy._one.port}{proxy.inner(proxy.home + path)}") as ws:
+            await ws.send(
+                '{"type":"ping"}' if path != "ws/btcusdt@kline_1m" else '{"method":"LIST_SUBSCRIPTIONS","id":1}'
+            )
+            assert json.loads(await ws.recv())
+
+
+async def test_the_bare_prefix_leads_to_the_page_and_takes_a_websocket(tmp_path):
+    async with stage(tmp_path, server=ServerSettings(host="127.0.0.1", port=0, prefix="/a/candles")) as one:
+        answer = await one.ask("/a/candles?x=1", follow_redirects=False)
+        assert (answer.code, urljoin(f"{HOST}/a/candles?x=1", answer.headers["Location"])) == (
+            302,
+            f"{HOST}/a/candles/",
+        )
+        async with websockets.connect(f"ws://127.0.0.1:{one.port}/a/candles") as ws:
+            await ws.send('{"type":"ping"}')
+            assert json.loads(await ws.recv())["type"] == "pong"
+        statuses = [
+            (await one.ask(path)).code for path in ("/a/candlestick", "/a", "/a/candles/a/candles", "/api/symbols")
+        ]
+    assert statuses == [404, 404, 404, 200]
+
+
+@pytest.mark.parametrize(
+    "file", sorted(STATIC.glob("*.*")) + sorted(Path("clients/js").glob("*.js")), ids=lambda file: file.name
+)
+def test_the_page_and_the_clients_refer_to_nothing_by_an_absolute_path(file):
+    text = file.read_text("utf-8")
+    references = re.findall(
+        r"""(?:\b(?:src|href|action)=|url\(|fetch\(|new URL\(|\bfrom |import\()\s*["'`]([^"'`]+)""", text
+    )
+    assert [one for one in references if one.startswith("/") and not urlsplit(one).scheme] == []
