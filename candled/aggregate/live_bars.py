@@ -44,6 +44,7 @@ class History(ResumeHistory, Protocol):
     async def bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> Sequence[Candle]: ...
     async def forming(self, market: MarketKey) -> Sequence[Candle]: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
+    async def served_from(self, market: MarketKey) -> int | None: ...
     async def holes(self, market: MarketKey, within: Range) -> Sequence[Absent]: ...
 
 
@@ -64,7 +65,7 @@ class BarsListener(Protocol):
 
 
 class LiveBars:
-    """All bars of the served markets. A bar is shown from where its market's history is complete, never cut."""
+    """All bars of the served markets, from where what is stored begins; none begins before that, as it would be cut."""
 
     def __init__(
         self, markets: Iterable[MarketKey], intervals: Sequence[Interval], history: History, clock: Clock
@@ -120,6 +121,7 @@ class LiveBars:
             self._take_state(key, market, message)
         elif isinstance(message, Healed):
             market.found_complete_from_ms = message.complete_from_ms
+            market.found_served_from_ms = min(message.start_ms, market.found_served_from_ms or message.start_ms)
             if self._note_facts(market, message.facts):
                 self._tell_settled(key)
             self._read_again(key, message.start_ms, message.end_ms)
@@ -171,7 +173,7 @@ class LiveBars:
         series = market.ladder.series(interval)
         if series.capacity < count:  # what is there now could be dropped before `tail`
             return False
-        shown_from_ms = market.complete_from_ms or 0
+        shown_from_ms = market.served_from_ms or 0
         return series.since_ms <= shown_from_ms or len(series.times(count, shown_from_ms)) >= count
 
     def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
@@ -186,21 +188,21 @@ class LiveBars:
     def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
         """The newest `count` whole bars in memory, oldest first, ending with the running one."""
         market = self._markets[key]
-        if market.complete_from_ms is None:
+        if market.served_from_ms is None:
             return []
-        return market.ladder.series(interval).tail(count, market.complete_from_ms)
+        return market.ladder.series(interval).tail(count, market.served_from_ms)
 
     def times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
         """When the bars of `tail` open, without making them."""
         market = self._markets[key]
-        if market.complete_from_ms is None:
+        if market.served_from_ms is None:
             return ()
-        return market.ladder.series(interval).times(count, market.complete_from_ms)
+        return market.ladder.series(interval).times(count, market.served_from_ms)
 
     def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
         """One bar in memory; None if it is not there, or not shown."""
         market = self._markets[key]
-        is_shown = market.complete_from_ms is not None and open_ms >= market.complete_from_ms
+        is_shown = market.served_from_ms is not None and open_ms >= market.served_from_ms
         return market.ladder.series(interval).get(open_ms) if is_shown else None
 
     def between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
@@ -312,6 +314,7 @@ class LiveBars:
         market = self._markets[key]
         try:
             complete_from_ms = await self._history.complete_from(key)
+            served_from_ms = await self._history.served_from(key)
             loaded = {}
             for interval in market.ladder.levels:
                 count = market.ladder.parts_needed(interval, AT_FIRST)
@@ -325,6 +328,8 @@ class LiveBars:
             market.ladder.seed(interval, bars, bars[0].open_ms if len(bars) >= count else 0)
         if market.complete_from_ms is None:
             market.complete_from_ms = complete_from_ms
+        if market.served_from_ms is None:
+            market.served_from_ms = served_from_ms
         newest = market.ladder.series(MINUTE).newest
         if newest is not None:  # until a feed says more
             settled_ms = newest.open_ms + MINUTE_MS
@@ -366,9 +371,9 @@ class LiveBars:
             if minute.final:
                 self._spawn(self._read_later(key, minute.open_ms))
             return
-        if market.complete_from_ms is None:
+        if market.served_from_ms is None:
             return
-        shown = [change for change in changes if change.bar.open_ms >= market.complete_from_ms]
+        shown = [change for change in changes if change.bar.open_ms >= market.served_from_ms]
         for listener in self._listeners:
             listener.changed(key, shown)
 
@@ -410,7 +415,7 @@ class LiveBars:
             market.reading = False
 
     async def _reread_range(self, key: MarketKey, market: MarketBars, stale: Range) -> None:
-        rows, complete_from_ms = {}, market.found_complete_from_ms
+        rows, complete_from_ms, served_from_ms = {}, market.found_complete_from_ms, market.found_served_from_ms
         for interval in market.ladder.levels:
             series = market.ladder.series(interval)
             keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
@@ -423,13 +428,15 @@ class LiveBars:
         changes = market.ladder.merge(rows, stale.start_ms, stale.end_ms, stamp)
         if complete_from_ms is not None:  # not before what was missing is there, else bars would be shown without it
             market.complete_from_ms = complete_from_ms
+        known = (market.served_from_ms, served_from_ms, complete_from_ms)
+        market.served_from_ms = min((one for one in known if one is not None), default=None)
         changed = [change.bar.open_ms for change in changes if change.interval == MINUTE]
         if changed:
             market.track.changed(stamp, changed[0], changed[-1] + MINUTE_MS)
         held_ms = market.ladder.series(MINUTE).since_ms
         if stale.start_ms < held_ms:  # whatever it was, nobody here has seen it
             market.track.changed(stamp, stale.start_ms, min(stale.end_ms, held_ms))
-        shown = [one for one in changes if one.bar.open_ms >= (market.complete_from_ms or 0)]
+        shown = [one for one in changes if one.bar.open_ms >= (market.served_from_ms or 0)]
         for interval in market.ladder.shown:
             self._tell_healed(key, market, interval, stale, [one.bar for one in shown if one.interval == interval])
 
@@ -484,6 +491,9 @@ class LiveBars:
         complete_from_ms = await self._history.complete_from(key)
         if complete_from_ms is not None:
             market.found_complete_from_ms = min(complete_from_ms, market.found_complete_from_ms or complete_from_ms)
+        served_from_ms = await self._history.served_from(key)
+        if served_from_ms is not None:
+            market.found_served_from_ms = min(served_from_ms, market.found_served_from_ms or served_from_ms)
         changes: Sequence[Range] | None = None if all_held else ()
         for position in () if all_held or since is None else market.track.back_from(since):
             changes = await self._history.changes_since(key, position.epoch, position.seq)

@@ -34,7 +34,11 @@ class MarketBars:
         self.catching_up = False
         self.lost_from_ms = 0
         self.complete_from_ms: int | None = None
-        self.found_complete_from_ms: int | None = None  # not shown before it is read
+        self.found_complete_from_ms: int | None = None  # not believed before it is read
+        #: since when bars are shown; none is final before `complete_from_ms`, as minutes may be missing there
+        self.served_from_ms: int | None = None
+        #: a beginning that a message told of, not shown before it is read
+        self.found_served_from_ms: int | None = None
         self.early: list[tuple[Message, Position]] = []
         self.stale: Range | None = None
         self.under_way: Range | None = None  # what is being read again
@@ -52,6 +56,8 @@ class MarketBars:
 
     def settles(self, start_ms: int, end_ms: int) -> bool:
         """Whether every minute of `[start_ms, end_ms)` is final or known not to exist, and is here as it ended."""
+        if self.complete_from_ms is None or start_ms < self.complete_from_ms:
+            return False
         if not self.track.facts.settles(start_ms, end_ms):
             return False
         if self.track.is_broken and end_ms > self.lost_from_ms:

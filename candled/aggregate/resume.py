@@ -62,7 +62,7 @@ class Resumer:
         Raises:
             Unavailable: the store cannot be read.
         """
-        if market.complete_from_ms is None or not market.seeded:
+        if market.served_from_ms is None or not market.seeded:
             return None
         stamp = None if market.track.is_broken else market.track.stamp_of(position)
         settled_ms = None if stamp is None else market.track.settled_at(stamp)
@@ -83,7 +83,7 @@ class Resumer:
         if older.total_ms > MOST_RESUMED * interval.ms:
             return None
         read = [bar for span in older for bar in await self._history.bars_between(key, interval, *span)]
-        shown = tuple(bar for bar in read if bar.open_ms >= market.complete_from_ms)
+        shown = tuple(bar for bar in read if bar.open_ms >= market.served_from_ms)
         return Resume(
             stamp,
             ranges,
@@ -102,7 +102,7 @@ class Resumer:
         for start_ms, end_ms in resume.ranges:
             for bar in series.between(interval.floor(start_ms), end_ms):
                 changed[bar.open_ms] = bar
-        shown_ms = market.complete_from_ms or 0
+        shown_ms = market.served_from_ms or 0
         held = [changed[open_ms] for open_ms in sorted(changed) if open_ms >= shown_ms]
         bars = [*resume.older, *held]
         return bars if len(bars) <= MOST_RESUMED else None

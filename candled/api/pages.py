@@ -47,7 +47,7 @@ class Stored(Protocol):
     async def bars_between(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
     ) -> Sequence[Candle]: ...
-    async def complete_from(self, market: MarketKey) -> int | None: ...
+    async def served_from(self, market: MarketKey) -> int | None: ...
 
 
 class Asked(NamedTuple):
@@ -209,7 +209,7 @@ class Pages:
     ) -> Page:
         """At most `limit` bars with `start_ms <= open_ms < end_ms`, oldest first: the last or the first of them.
 
-        The running bar is among them. Bars from before the market's history is complete are not.
+        The running bar is among them. A bar that begins before anything that is stored is not: it would be cut.
         """
         return await self._page(market, interval, Asked(limit, start_ms, end_ms, newest_first))
 
@@ -322,7 +322,7 @@ class Pages:
         self, market: MarketKey, interval: Interval, limit: int, start_ms: int, end_ms: int, newest_first: bool
     ) -> Page:
         asked_ms, generation = start_ms, self._live.generation(market)
-        since_ms = await self._stored.complete_from(market)
+        since_ms = await self._stored.served_from(market)
         position = self._live.position(market)
         if since_ms is None:
             return Page((), False, False, position)

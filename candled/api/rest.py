@@ -31,6 +31,7 @@ class Stored(gaps.Stored, Protocol):
     """The reads of the store beside pages."""
 
     async def complete_from(self, market: MarketKey) -> int | None: ...
+    async def served_from(self, market: MarketKey) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +233,8 @@ class Coverage(RestHandler):
         market = self.market(values)
         day_ms = gaps.DAY_MS
         period = Period(values, self.source.clock, operations.DEFAULT_DAYS * day_ms, operations.MOST_DAYS * day_ms)
-        since_ms = await self.source.stored.complete_from(market)
+        complete_ms = await self.source.stored.complete_from(market)
+        since_ms = await self.source.stored.served_from(market)
         days: list[dict[str, Any]] = []
         if since_ms is not None:
             start_ms = max(period.start_ms, since_ms)
@@ -245,7 +247,7 @@ class Coverage(RestHandler):
             {
                 "exchange": market.exchange,
                 "symbol": str(market.symbol),
-                "completeFrom": None if since_ms is None else iso_ms(since_ms),
+                "completeFrom": None if complete_ms is None else iso_ms(complete_ms),
                 "days": days,
             }
         )
@@ -273,7 +275,7 @@ class Gaps(RestHandler):
 
     async def _newest(self, market: MarketKey, period: Period, limit: int) -> list[gaps.Gap]:
         """At least the newest `limit` gaps of a market, or all of them."""
-        since_ms = await self.source.stored.complete_from(market)
+        since_ms = await self.source.stored.served_from(market)
         found: list[gaps.Gap] = []
         if since_ms is None:
             return found

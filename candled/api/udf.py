@@ -339,7 +339,7 @@ class Marks(UdfHandler):
         """The newest gaps in the range, oldest first: at the bar before each, since in it there is none."""
         values = self.query()
         market, interval = self.market(values["symbol"]), self.interval(values["resolution"])
-        since_ms = await self.source.stored.complete_from(market)
+        since_ms = await self.source.stored.served_from(market)
         end_ms = min(values["to"], self.source.clock.now_ms() - MINUTE_MS) // MINUTE_MS * MINUTE_MS
         start_ms = max(values["from"] // MINUTE_MS * MINUTE_MS, end_ms - _MARKED_MS, since_ms or EVER_MS)
         found: list[gaps.Gap] = []

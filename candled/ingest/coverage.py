@@ -67,7 +67,8 @@ class Coverage:
     """Pure arithmetic on minutes; all times are UTC epoch milliseconds on the exchange's clock.
 
     `from_ms` is how far back history is wanted. `since_ms` is since when it is complete but for known holes; it only
-    moves back, since holes that appear later are repaired in place. `older` says that there are candles before
+    moves back, since holes that appear later are repaired in place; `given_since_ms` is what was known of that at
+    first. `older` says that there are candles before
     `from_ms`, so that a hole at the beginning is not taken for the time before the exchange's history.
     """
 
@@ -82,7 +83,7 @@ class Coverage:
         older: bool = False,
     ) -> None:
         self.from_ms = from_ms
-        self.since_ms = since_ms
+        self.since_ms = self.given_since_ms = since_ms
         self._absence = absence
         self._older = older
         self._have = RangeSet(present)
@@ -100,6 +101,7 @@ class Coverage:
         self.version = 0  # grows with whatever is learned
         self._beginning: Hole | None = None  # as of the version beside it
         self._beginning_of = -1
+        self._lower()
 
     # ------------------------------------------------------------ what is known
 

@@ -23,7 +23,7 @@ from candled.token_bucket import TokenBucket
 from . import outlet
 from .backoff import Backoff
 from .complaints import Complaints
-from .coverage import Coverage, Urgency, Window
+from .coverage import Absence, Coverage, Urgency, Window
 from .evidence import find_evidence
 from .exchange_clock import TOLERANCE_MS, ExchangeClock, Source
 from .feeds import FeedRunner, Turns
@@ -32,6 +32,7 @@ from .market import POLL_MS, MarketIngest, Outcome, Rules
 from .minutes import WINDOW_MS
 from .outlet import Outlet
 from .parity import Parity
+from .stored_past import StoredPast
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class Keeper(outlet.Keeper, Protocol):
     async def minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]: ...
     async def forming(self, market: MarketKey) -> Sequence[Candle]: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
+    async def served_from(self, market: MarketKey) -> int | None: ...
+    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]: ...
     async def has_before(self, market: MarketKey, at_ms: int) -> bool: ...
     async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]: ...
 
@@ -117,6 +120,8 @@ class ExchangeIngest:
             checkpoint_ms=options.checkpoint_ms,
             failed=lambda market, why: logger.error("%s: not stored: %s", market, why),
         )
+        self._absence: Absence = "exchange_outage" if exchange.quiet_minutes else "no_trades"
+        self._past = StoredPast(name, self._absence, store, self._outlet, clock)
         self._options = options
         self._http = http
         self._rechecked_ms: dict[Symbol, int] = {}  # when each market was last compared with REST, steady clock
@@ -170,6 +175,7 @@ class ExchangeIngest:
             self._spawn(self._repair())
         await in_parallel(_OPENED_AT_ONCE, self._symbols, lambda symbol: self._open(symbol, newest.get(symbol)))
         self._spawn(self._audit())
+        self._spawn(self._past.run(self._markets))
 
     async def stop(self) -> None:
         """Stop everything; the minutes that are not final yet are handed to the store."""
@@ -477,6 +483,7 @@ class ExchangeIngest:
         before_ms = market.coverage.since_ms
         if since_ms is not None and market.coverage.known_since(since_ms):
             new.add(since_ms, before_ms or until_ms)
+        self._past.doubt(market.key.symbol)
         finds = list(new)
         if finds:
             await self._outlet.heal(market, Outcome(healed=Range(finds[0].start_ms, finds[-1].end_ms)))
@@ -528,7 +535,7 @@ class ExchangeIngest:
             holes=[_examined(hole) for hole in await self._holes(key, from_ms, MINUTE.floor(now_ms))],
             since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
-            absence="exchange_outage" if self._exchange.quiet_minutes else "no_trades",
+            absence=self._absence,
             older=await self._store.has_before(key, from_ms),
         )
         self._recheck(symbol, coverage)

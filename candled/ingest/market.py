@@ -56,7 +56,8 @@ class Outcome:
 
     `live`: publish now, in this order, and store the final ones. `past`: store first, then tell that the range
     `healed` changed. `dead`: REST shows trades that the stream did not bring, so renew the subscription. `checked`
-    final minutes were compared with REST for the first time, `mismatched` of them differed.
+    final minutes were compared with REST for the first time, `mismatched` of them differed. `foreign` is a stretch that
+    another process has stored and nobody was told of yet.
     """
 
     live: list[Candle] = field(default_factory=list)
@@ -65,6 +66,7 @@ class Outcome:
     dead: bool = False
     checked: int = 0
     mismatched: int = 0
+    foreign: Range | None = None
 
     @property
     def past_range(self) -> Range | None:
@@ -96,6 +98,9 @@ class MarketIngest:
         self._rules = rules
         self._minutes = Minutes(rules.settle_ms, recent)
         self._restored = self._minutes.forming
+        #: a stretch of stored history before all that `coverage` knows, while it is looked at
+        self.older: Coverage | None = None
+        self._older_until_ms = 0
         self._recent_known: tuple[int, int] | None = None
         self._recent_lacks = False
         self._presence = Presence(rules.quiet_after_ms, publishes_empty_candles=rules.publishes_empty_candles)
@@ -179,11 +184,11 @@ class MarketIngest:
         if not self._presence.is_moving(now_ms):  # nobody sees how the forming minute ends
             self._minutes.interrupted()
         outcome.dead, outcome.healed = is_dead, outcome.past_range
-        holes_changed = self.coverage.answered(
+        holes_changed = self._coverage_of(window.start_ms).answered(
             window, self._until(now_ms), now_ms, unreadable, is_believed=self._is_credible is True
         )
         if holes_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
-            outcome.healed = Range(window.start_ms, window.end_ms)
+            outcome.healed = Range(window.start_ms, window.end_ms).hull(self._take_older())
         return outcome
 
     def _weigh(self, window: Window, has_rows: bool, now_ms: int) -> None:
@@ -204,6 +209,19 @@ class MarketIngest:
             return None
         self._idle_until_ms = 0
         return Range(stretch.start_ms, stretch.end_ms)
+
+    def look_at(self, older: Coverage, until_ms: int) -> Range | None:
+        """Take a stretch of stored history before all that is known, which ends at `until_ms`.
+
+        What is missing there is asked for when nothing else is. Return where history is complete by this alone.
+        """
+        self.older, self._older_until_ms = older, until_ms
+        return self._take_older()
+
+    @property
+    def coverages(self) -> list[Coverage]:
+        """All that is known of minutes, the newest first."""
+        return [self.coverage] if self.older is None else [self.coverage, self.older]
 
     def failed(self, reason: str) -> None:
         """Note that REST could not be asked, or did not answer as documented."""
@@ -245,12 +263,18 @@ class MarketIngest:
     def _want_missing(self, now_ms: int) -> Window | None:
         until_ms = self._until(now_ms)
         if until_ms < self._idle_until_ms:
-            return None
+            return self._want_older(now_ms)
         confirm_until_ms = until_ms if self._rules.confirm else 0
         window = self.coverage.want(until_ms, now_ms, self._rules.history_minutes, confirm_until_ms)
         if window is None:
             self._idle_until_ms = until_ms + MINUTE_MS
+            return self._want_older(now_ms)
         return window
+
+    def _want_older(self, now_ms: int) -> Window | None:
+        if self.older is None:
+            return None
+        return self.older.want(self._older_until_ms, now_ms, self._rules.history_minutes, 0)
 
     def forming(self) -> list[Candle]:
         """Return the minutes that are not final as they stand, oldest first."""
@@ -263,6 +287,9 @@ class MarketIngest:
         """
         until_ms = now_ms - _ON_THEIR_WAY_MS
         missing = self.coverage.missing(self.coverage.from_ms, until_ms)
+        if self.older is not None:
+            for start_ms, end_ms in self.older.missing(self.older.from_ms, self._older_until_ms):
+                missing.add(start_ms, end_ms)
         if self._restored:
             for start_ms, end_ms in self.coverage.missing(until_ms, self._restored[-1].open_ms):
                 missing.add(start_ms, end_ms)
@@ -396,6 +423,18 @@ class MarketIngest:
 
     # ------------------------------------------------------------ inside
 
+    def _coverage_of(self, open_ms: int) -> Coverage:
+        """Return what is known of the time of a minute."""
+        return self.older if self.older is not None and open_ms < self._older_until_ms else self.coverage
+
+    def _take_older(self) -> Range | None:
+        """Let history be complete since when the older stretch is; return what that adds."""
+        since_ms, older = self.coverage.since_ms, self.older
+        if older is None or older.since_ms is None or since_ms is None or older.since_ms >= since_ms:
+            return None
+        self.coverage.known_since(older.since_ms)
+        return Range(older.since_ms, since_ms)
+
     @property
     def _stream_trouble(self) -> StateReason | None:
         """Why the stream brings nothing, as far as that is known without REST."""
@@ -479,7 +518,7 @@ class MarketIngest:
         if self._reaches(candle, newest_ms, now_ms):
             self._hold(proven, now_ms, outcome, confirmed=is_over)
         elif is_over and known is not None and known.values == candle.values:
-            self.coverage.add(candle.open_ms, confirmed=True)
+            self._coverage_of(candle.open_ms).add(candle.open_ms, confirmed=True)
         elif is_over and (known is not None or self._is_wanted(candle.open_ms)):
             self.revisions += known is not None
             self._take_past(proven, outcome, confirmed=True)
@@ -487,7 +526,7 @@ class MarketIngest:
     def _take_past(self, candle: Candle, outcome: Outcome, *, confirmed: bool) -> None:
         """Take a final minute that is older than the live edge."""
         outcome.past.append(candle._replace(rev=self._missed(candle)))
-        self.coverage.add(candle.open_ms, confirmed=confirmed)
+        self._coverage_of(candle.open_ms).add(candle.open_ms, confirmed=confirmed)
 
     def _reaches(self, candle: Candle, newest_ms: int, now_ms: int) -> bool:
         """Whether a candle belongs to the live edge, also once the newest one that came with it is there."""
@@ -495,7 +534,8 @@ class MarketIngest:
 
     def _is_wanted(self, open_ms: int) -> bool:
         """Whether the store should get the exchange's word on a minute that is no longer in memory."""
-        return not self.coverage.has(open_ms) or self.coverage.awaits_confirmation(open_ms)
+        coverage = self._coverage_of(open_ms)
+        return not coverage.has(open_ms) or coverage.awaits_confirmation(open_ms)
 
     def _is_confirmed(self, open_ms: int) -> bool:
         """Whether REST has confirmed a final minute, and can be asked again."""
@@ -523,7 +563,7 @@ class MarketIngest:
 
     def _missed(self, candle: Candle) -> int:
         """1 for a minute that was taken not to exist: bars were final without it, so that it revises them."""
-        return int(self.coverage.was_absent(candle.open_ms))
+        return int(self._coverage_of(candle.open_ms).was_absent(candle.open_ms))
 
     def _compare_with_previous(self, candle: Candle, held: Candle | None) -> None:
         """Where candles open at the close of the one before, a difference betrays a missed push."""

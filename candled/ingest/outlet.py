@@ -79,7 +79,7 @@ class Outlet:
         symbol = market.key.symbol
         self._markets[symbol] = market
         settled_ms = None if newest_ms is None else newest_ms + MINUTE_MS
-        self._told[symbol] = _Told(settled_ms, market.coverage.since_ms)
+        self._told[symbol] = _Told(settled_ms, market.coverage.given_since_ms)
         self.tell_state(market, now_ms)
 
     def has_told(self, market: MarketIngest) -> bool:
@@ -124,12 +124,14 @@ class Outlet:
         for candle in outcome.past:
             while not self._store.put(market.key, candle, changes=Position(told.epoch, LATER)):
                 await self._clock.sleep(_TICK_S)
-        since_ms, changed, backoff = market.coverage.since_ms, market.coverage.take_changes(), Backoff()
+        since_ms, backoff = market.coverage.since_ms, Backoff()
+        changes = [(coverage, coverage.take_changes()) for coverage in market.coverages]
         while True:
             try:
                 await self._store.flush()
-                holes = [] if changed is None else market.coverage.holes_within(*changed)
-                await self._store.save_coverage(market.key, since_ms, holes, changed)
+                for coverage, changed in changes:
+                    holes = [] if changed is None else coverage.holes_within(*changed)
+                    await self._store.save_coverage(market.key, since_ms, holes, changed)
                 break
             except StoreUnavailable:
                 await self._clock.sleep(backoff.failed())
@@ -144,8 +146,13 @@ class Outlet:
             told.healing.remove(outcome.past_range)
         message = Healed(market.key, healed.start_ms, healed.end_ms, since_ms, _facts(market, told))
         position = self._note(told, self._bus.publish(message))
-        if outcome.past_range is not None:
-            await self._log(market.key, position, outcome.past_range)
+        for changed in (outcome.past_range, outcome.foreign):
+            if changed is not None:
+                await self._log(market.key, position, changed)
+
+    def healing(self, market: MarketIngest) -> Sequence[Range]:
+        """Return the stretches of the past that `heal` has not told of yet."""
+        return tuple(self._told[market.key.symbol].healing)
 
     def tell_state(self, market: MarketIngest, now_ms: int) -> None:
         """Tell the market's state and decimals when they changed, and now and then for those who listen since."""

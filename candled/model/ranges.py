@@ -92,6 +92,17 @@ class RangeSet:
         self._starts[first:last] = [start for start, _ in kept]
         self._ends[first:last] = [end for _, end in kept]
 
+    def common(self, other: "RangeSet") -> "RangeSet":
+        """Return what is in both sets."""
+        result = RangeSet()
+        for start_ms, end_ms in other:
+            part = RangeSet([(start_ms, end_ms)])
+            for gap in self.missing(start_ms, end_ms):
+                part.remove(*gap)
+            for span in part:
+                result.add(*span)
+        return result
+
     def missing(self, start_ms: int, end_ms: int) -> "RangeSet":
         """What of `[start_ms, end_ms)` is not in the set."""
         result = RangeSet([(start_ms, end_ms)])

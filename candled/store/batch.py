@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, RangeSet, fold, sources
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, sources
 
 # What `Candle.src` may be; a store keeps the place in this list. New ones go to the end.
 SOURCES = ("", "live", "rest", "backfill", "agg")
@@ -61,6 +61,14 @@ def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, Marke
         known = batch.minutes.get(candle.open_ms)
         batch.minutes[candle.open_ms] = candle if known is None else candle.merged_with(known)
     return result
+
+
+def by_symbol(rows: Iterable[tuple[str, int, int]]) -> dict[Symbol, list[Range]]:
+    """Group rows of symbol, start and end into disjoint sorted ranges."""
+    result: dict[Symbol, RangeSet] = {}
+    for symbol, start_ms, end_ms in rows:
+        result.setdefault(Symbol.parse(symbol), RangeSet()).add(start_ms, end_ms)
+    return {symbol: list(ranges) for symbol, ranges in result.items()}
 
 
 def minute_ranges(open_ms: Iterable[int]) -> RangeSet:

@@ -54,6 +54,10 @@ class History:
         """Since when (UTC epoch ms) history is complete but for known holes; None before the first answer."""
         return await self._ask(self._store.complete_from, market)
 
+    async def served_from(self, market: MarketKey) -> int | None:
+        """Return where what may be served begins (UTC epoch ms); see `Store.served_from`."""
+        return await self._ask(self._store.served_from, market)
+
     async def newest(self, exchange: str) -> Mapping[Symbol, int]:
         """The newest final minute of every market of `exchange` that has one, UTC epoch milliseconds."""
         return await self._ask(self._newest, exchange)

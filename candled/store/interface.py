@@ -97,6 +97,12 @@ class Store(Protocol):
     def complete_from(self, market: MarketKey) -> int | None:
         """Since when (UTC epoch ms) history is complete but for known holes; None before the first answer."""
 
+    def served_from(self, market: MarketKey) -> int | None:
+        """Return where what may be served begins (UTC epoch ms): the oldest minute, or complete history if earlier.
+
+        Between there and `complete_from` minutes may be missing that nobody has asked for.
+        """
+
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """Remember since when history is complete. It only moves back: a later time than the known one changes nothing.
 
@@ -125,6 +131,12 @@ class Store(Protocol):
 
         Raises:
             StoreRejected: the market has no such feed, or no longer.
+        """
+
+    def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """Return the stretches that were noted with `LATER` in the newest feed of each market of an exchange.
+
+        So commands that store past minutes beside a daemon are noticed by it.
         """
 
     def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:

@@ -40,6 +40,14 @@ class Keeper:
         """See `Store.complete_from`."""
         return await self._history.complete_from(market)
 
+    async def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+        return await self._history.served_from(market)
+
+    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """See `Store.unpublished`."""
+        return await self._threads.read(self._store.unpublished, exchange)
+
     async def has_before(self, market: MarketKey, at_ms: int) -> bool:
         """Whether there is a final minute before a time, UTC epoch milliseconds."""
         return bool(await self._history.bars(market, MINUTE, at_ms, 1))

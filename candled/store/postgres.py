@@ -14,7 +14,7 @@ from candled.errors import StoreRejected
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol
 
 from . import postgres_statements as sql
-from .batch import by_market
+from .batch import by_market, by_symbol
 from .holes import replaced
 from .interface import ALL_TIME, FORMING_KEPT_MS, LATER, Hole
 from .postgres_folding import fold_anew, fold_changes, fold_history, in_minutes, kept, stretches
@@ -328,10 +328,19 @@ class PostgresStore:
         rows = self._rows(sql.COMPLETE_FROM, _names(market))
         return rows[0][0] if rows else None
 
+    def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+        rows = self._rows(sql.SERVED_FROM, _names(market))
+        return rows[0][0] if rows else None
+
     def holes(self, market: MarketKey, within: Range = ALL_TIME) -> list[Hole]:
         """See `Store.holes`."""
         found = _holes(self._rows(sql.HOLES, (*_names(market), *within)))
         return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
+
+    def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """See `Store.unpublished`."""
+        return by_symbol(self._rows(sql.UNPUBLISHED, (exchange, LATER)))
 
     def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
         """See `Store.changes_since`."""

@@ -89,6 +89,9 @@ WIDEN_SPANS = f"""UPDATE candled.markets
 
 # Since when is the history of a market complete, and what does the exchange itself not have?
 COMPLETE_FROM = f"SELECT {_ms('complete_from')} FROM candled.markets WHERE exchange = %s AND symbol = %s"
+# Where does what may be served begin? Minutes older than the retention allows are not there any more.
+SERVED_FROM = f"""SELECT {_ms("least(complete_from, greatest(first_time, kept_from))")}
+    FROM candled.markets, candled.state WHERE exchange = %s AND symbol = %s"""
 SET_COMPLETE_FROM = f"UPDATE candled.markets SET complete_from = least(complete_from, {_AT}) WHERE id = %s"
 # Holes do not overlap: of those that begin before a range only the last can reach into it.
 HOLES = f"""WITH asked (market, start_time, end_time) AS (
@@ -217,6 +220,11 @@ NOTE_CHANGES = f"""INSERT INTO candled.changes (market, feed, seq, start_time, e
     SELECT %s, %s, seq, {_time("start_ms")}, {_time("end_ms")}
     FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)
     ON CONFLICT DO NOTHING"""
+UNPUBLISHED = f"""SELECT symbol, {_ms("start_time")}, {_ms("end_time")}
+    FROM candled.markets JOIN candled.changes ON changes.market = markets.id
+    WHERE exchange = %s AND seq = %s
+        AND feed = (SELECT max(number) FROM candled.feeds WHERE feeds.market = markets.id)
+    ORDER BY symbol, start_time"""
 CHANGES_SINCE = f"""SELECT {_ms("start_time")}, {_ms("end_time")}
     FROM candled.markets JOIN candled.feeds ON feeds.market = markets.id
         LEFT JOIN candled.changes ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, %s)

@@ -14,7 +14,7 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 
 from . import sqlite_statements as sql
-from .batch import MarketBatch, by_market, fold_bars, levels, minute_ranges, news, touched
+from .batch import MarketBatch, by_market, by_symbol, fold_bars, levels, minute_ranges, news, touched
 from .holes import replaced
 from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, LATER, Hole
 from .owner import Owner
@@ -233,6 +233,12 @@ class SqliteStore:
         rows = [] if market_id is None else self._rows(sql.COMPLETE_FROM, market_id)
         return rows[0][0] if rows else None
 
+    def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+        market_id = self._market_id(market)
+        rows = [] if market_id is None else self._rows(sql.SERVED_FROM, market_id)
+        return rows[0][0] if rows else None
+
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""
         with self._transaction() as connection:
@@ -276,6 +282,10 @@ class SqliteStore:
             told = [(market_id, feed[0], LATER, *span) for seq, span in changes if seq < LATER]
             connection.executemany(sql.DROP_UNTOLD, told)
             connection.executemany(sql.NOTE_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
+
+    def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """See `Store.unpublished`."""
+        return by_symbol(self._rows(sql.UNPUBLISHED, exchange, LATER))
 
     def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
         """See `Store.changes_since`."""

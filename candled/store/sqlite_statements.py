@@ -125,6 +125,10 @@ PRESENT = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (
 
 # Since when is a market complete, and what does the exchange itself not have?
 COMPLETE_FROM = "SELECT complete_from_ms FROM markets WHERE id = ?"
+# Where does what may be served begin? `min` of two is NULL where one of them is.
+SERVED_FROM = """SELECT min(coalesce(complete_from_ms, oldest), coalesce(oldest, complete_from_ms)) FROM
+    (SELECT complete_from_ms, (SELECT min(time_ms) FROM candles WHERE market = id) AS oldest
+        FROM markets WHERE id = ?)"""
 SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?1), ?1) WHERE id = ?2"
 # Holes do not overlap: of those that begin before a range only the last can reach into it.
 HOLES = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ?1
@@ -151,6 +155,9 @@ FEED = """SELECT number FROM feeds WHERE market = ?1 AND (epoch = ?2 OR ?2 IS NU
     ORDER BY number DESC LIMIT 1"""
 DROP_UNTOLD = "DELETE FROM changes WHERE market = ? AND feed = ? AND seq = ? AND start_ms >= ? AND end_ms <= ?"
 NOTE_CHANGE = "INSERT INTO changes (market, feed, seq, start_ms, end_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+UNPUBLISHED = """SELECT symbol, start_ms, end_ms FROM markets JOIN changes ON changes.market = id
+    WHERE exchange = ? AND feed = (SELECT max(number) FROM feeds WHERE feeds.market = id) AND seq = ?
+    ORDER BY symbol, start_ms"""
 CHANGES_SINCE = """SELECT start_ms, end_ms FROM feeds LEFT JOIN changes
         ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, ?)
     WHERE feeds.market = ? AND epoch = ?"""

@@ -78,8 +78,8 @@ def _compare(store: Store, market: MarketKey, interval: Interval, shown: Sequenc
     closed = [bar for bar in shown if bar.open_ms + interval.ms <= over_ms]
     limit = len(closed) if len(shown) >= _BARS else _BARS
     expected = store.bars(market, interval, before_ms=over_ms - interval.ms + 1, limit=limit)
-    complete_ms = store.complete_from(market)  # a daemon shows nothing older: it would be cut
-    whole = [bar for bar in expected if complete_ms is not None and bar.open_ms >= complete_ms]
+    served_ms = store.served_from(market)  # a bar that begins before is cut: a daemon does not show it
+    whole = [bar for bar in expected if served_ms is not None and bar.open_ms >= served_ms]
     return compare("memory", market, interval, whole, closed)
 
 

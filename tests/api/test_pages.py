@@ -64,7 +64,7 @@ class Shelf:
     async def bars_between(self, market, interval, start_ms, end_ms):
         return self._answer([bar for bar in self.stored if start_ms <= bar.open_ms < end_ms])
 
-    async def complete_from(self, market):
+    async def served_from(self, market):
         return self.complete_ms
 
 

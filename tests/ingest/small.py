@@ -155,6 +155,13 @@ class SmallStore:
     async def complete_from(self, market: Any) -> int | None:
         return self.since_ms
 
+    async def served_from(self, market: Any) -> int | None:
+        known = [one for one in (self.since_ms, min(self.stored, default=None)) if one is not None]
+        return min(known, default=None)
+
+    async def unpublished(self, exchange: str) -> dict[Symbol, list[Range]]:
+        return {}
+
     async def has_before(self, market: Any, at_ms: int) -> bool:
         return any(open_ms < at_ms for open_ms in self.stored)
 

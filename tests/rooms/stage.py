@@ -54,6 +54,9 @@ class Stored:
     async def complete_from(self, market):
         return self.since
 
+    async def served_from(self, market):
+        return self.since
+
     async def holes(self, market, within):
         return [one for one in self.absent if one.start_ms < within.end_ms and within.start_ms < one.end_ms]
 

@@ -1,0 +1,133 @@
+"""What is stored of the past beside what ingest itself has fetched: however old, and whoever stored it."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from candled.errors import StoreRejected, StoreUnavailable
+from candled.exchange import Clock
+from candled.model import MINUTE_MS, Interval, MarketKey, Range, RangeSet, Symbol
+from candled.store.interface import Hole
+
+from .coverage import Absence, Coverage
+from .market import MarketIngest, Outcome
+from .outlet import Outlet
+
+_WEEK = Interval.parse("1W")
+_SEGMENT_MS = 4 * _WEEK.ms  # looked at as a whole, so that memory does not grow with the history
+_TICK_S = 1.0
+_TICKS_A_NOTICE = 5
+
+
+class Keeper(Protocol):
+    """The reads this module needs; `candled.store.keeper.Keeper` has them."""
+
+    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
+    async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]: ...
+    async def complete_from(self, market: MarketKey) -> int | None: ...
+    async def served_from(self, market: MarketKey) -> int | None: ...
+    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]: ...
+    async def has_before(self, market: MarketKey, at_ms: int) -> bool: ...
+
+
+class StoredPast:
+    """Looks at the stored history of one exchange's markets that reaches beyond what they have fetched.
+
+    Of each market it goes back stretch by stretch: what is there counts as complete, and what is missing is asked for.
+    What commands beside this daemon store is noticed within ten seconds, and told to clients.
+    """
+
+    def __init__(self, exchange: str, absence: Absence, store: Keeper, outlet: Outlet, clock: Clock) -> None:
+        self._exchange = exchange
+        self._absence: Absence = absence
+        self._store = store
+        self._outlet = outlet
+        self._clock = clock
+        self._markets: Mapping[Symbol, MarketIngest] = {}
+        self._doubtful: dict[Symbol, None] = {}  # the store may have more of them
+        self._noticed: dict[Symbol, RangeSet] = {}
+
+    async def run(self, markets: Mapping[Symbol, MarketIngest]) -> None:
+        """Look at the markets until cancelled."""
+        self._markets = markets
+        self._doubtful = dict.fromkeys(markets)
+        ticks = 0
+        while True:
+            await self._clock.sleep(_TICK_S)
+            ticks += 1
+            with contextlib.suppress(StoreUnavailable, StoreRejected):  # named by the writer; we come again
+                if ticks % _TICKS_A_NOTICE == 0:
+                    await self._notice()
+                for symbol in list(self._doubtful):
+                    await self._look(markets[symbol])
+
+    def doubt(self, symbol: Symbol) -> None:
+        """Look once more whether the store has more of a market than is known."""
+        self._doubtful[symbol] = None
+
+    # ------------------------------------------------------------ farther back
+
+    async def _look(self, market: MarketIngest) -> None:
+        """Go back one stretch, as soon as everything after it is complete."""
+        if not self._outlet.has_told(market):
+            await self._outlet.heal(market, Outcome())
+        since_ms = market.coverage.since_ms
+        if since_ms is None or since_ms > market.coverage.from_ms:
+            return
+        older = market.older
+        if older is not None and older.since_ms is not None and older.since_ms > older.from_ms:
+            return  # asked for, when nothing else is
+        market.older = None
+        served_ms = await self._store.served_from(market.key)
+        if served_ms is None or served_ms >= since_ms:
+            await self._pass_the_beginning(market, since_ms)
+            self._doubtful.pop(market.key.symbol, None)
+            return
+        span = Range(max(_WEEK.floor(served_ms), since_ms - _SEGMENT_MS), since_ms)
+        stretch = Coverage(
+            present=await self._store.present(market.key, *span),
+            holes=await self._store.holes(market.key, span),
+            since_ms=since_ms,
+            from_ms=span.start_ms,
+            absence=self._absence,
+            older=await self._store.has_before(market.key, span.start_ms),
+        )
+        added = market.look_at(stretch, since_ms)
+        if added is not None:
+            await self._outlet.heal(market, Outcome(healed=added))
+
+    async def _pass_the_beginning(self, market: MarketIngest, since_ms: int) -> None:
+        """Where nothing exists before history, the bars in which it begins are whole: it is complete since theirs."""
+        for hole in await self._store.holes(market.key, Range(since_ms - MINUTE_MS, since_ms)):
+            begins_ms = max(hole.start_ms, _WEEK.floor(since_ms))
+            if hole.reason == "beyond_history" and hole.end_ms >= since_ms and begins_ms < since_ms:
+                market.coverage.known_since(begins_ms)
+                await self._outlet.heal(market, Outcome(healed=Range(begins_ms, since_ms)))
+
+    # ------------------------------------------------------------ what others store
+
+    async def _notice(self) -> None:
+        """Take in what others have noted twice: between the note and the minutes a moment may pass."""
+        found = {
+            symbol: RangeSet(spans)
+            for symbol, spans in (await self._store.unpublished(self._exchange)).items()
+            if symbol in self._markets
+        }
+        before, self._noticed = self._noticed, found
+        for symbol, spans in found.items():
+            market = self._markets[symbol]
+            for start_ms, end_ms in self._outlet.healing(market):
+                spans.remove(start_ms, end_ms)
+            for span in before.get(symbol, RangeSet()).common(spans):
+                await self._take_in(market, span)
+
+    async def _take_in(self, market: MarketIngest, span: Range) -> None:
+        for week_ms in range(_WEEK.floor(max(span.start_ms, market.coverage.from_ms)), span.end_ms, _WEEK.ms):
+            part = Range(max(week_ms, span.start_ms), min(week_ms + _WEEK.ms, span.end_ms))
+            market.compare(RangeSet(), RangeSet(await self._store.present(market.key, *part)), part)
+        since_ms = await self._store.complete_from(market.key)
+        if since_ms is not None:
+            market.coverage.known_since(since_ms)
+        market.older = None
+        self.doubt(market.key.symbol)
+        await self._outlet.heal(market, Outcome(healed=span, foreign=span))
