@@ -196,7 +196,8 @@ class MarketIngest:
         if has_rows:
             if not self._is_credible and now_ms - self._reopened_ms >= _REOPEN_MS:
                 self._reopened_ms = now_ms
-                self.coverage.reopen()
+                for coverage in self.coverages:
+                    coverage.reopen()
                 self._idle_until_ms = 0
             self._is_credible = True
         elif self.coverage.held(max(window.start_ms, now_ms - RECENT_MS), window.end_ms):

@@ -90,7 +90,8 @@ WIDEN_SPANS = f"""UPDATE candled.markets
 # Since when is the history of a market complete, and what does the exchange itself not have?
 COMPLETE_FROM = f"SELECT {_ms('complete_from')} FROM candled.markets WHERE exchange = %s AND symbol = %s"
 # Where does what may be served begin? Minutes older than the retention allows are not there any more.
-SERVED_FROM = f"""SELECT {_ms("least(complete_from, greatest(first_time, kept_from))")}
+_OLDEST_KEPT = "CASE WHEN first_time IS NOT NULL THEN greatest(first_time, kept_from) END"
+SERVED_FROM = f"""SELECT {_ms(f"least(complete_from, {_OLDEST_KEPT})")}
     FROM candled.markets, candled.state WHERE exchange = %s AND symbol = %s"""
 SET_COMPLETE_FROM = f"UPDATE candled.markets SET complete_from = least(complete_from, {_AT}) WHERE id = %s"
 # Holes do not overlap: of those that begin before a range only the last can reach into it.

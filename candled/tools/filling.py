@@ -11,7 +11,7 @@ from candled.store.holes import inside
 from candled.store.interface import Hole
 
 from .session import Session, Source
-from .stored import put_past
+from .stored import before_beginning, put_past
 
 # Coverage is held for so many requests at a time, so that memory does not grow with the range.
 _SEGMENT_WINDOWS = 30
@@ -191,5 +191,6 @@ class Filler:
         since_ms = segment.start_ms
         for gap in coverage.missing(segment.start_ms, known_ms):
             since_ms = gap.end_ms
+        since_ms = await self._session.read(before_beginning, store, market, since_ms)
         if since_ms < known_ms:
             await self._session.write(store.set_complete_from, market, since_ms)

@@ -12,6 +12,7 @@ from candled.settings import suggestion
 from candled.store.batch import minute_ranges
 from candled.store.interface import LATER, Store
 
+WEEK = Interval.parse("1W")
 END_OF_TIME_MS = 10**14  # later than any candle, and within what every store can hold
 
 
@@ -80,6 +81,17 @@ def span_of(store: Store, market: MarketKey, interval: Interval) -> Range | None
         key=lambda minute: bool(store.bars(market, interval, before_ms=minute * MINUTE_MS, limit=1)),
     )
     return Range((first - 1) * MINUTE_MS, end_ms)
+
+
+def before_beginning(store: Store, market: MarketKey, since_ms: int) -> int:
+    """Where nothing exists before `since_ms`, return when the week begins in which history does; else `since_ms`.
+
+    The bars in which history begins are whole then, though they begin before it.
+    """
+    for hole in store.holes(market, Range(since_ms - MINUTE_MS, since_ms)):
+        if hole.reason == "beyond_history" and hole.end_ms >= since_ms:
+            return min(since_ms, max(hole.start_ms, WEEK.floor(since_ms)))
+    return since_ms
 
 
 def put_past(store: Store, market: MarketKey, minutes: Sequence[Candle]) -> None:

@@ -274,6 +274,7 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
         return
     known = [(hole.start_ms, hole.end_ms) for hole in left]
     joined_ms = RangeSet([*store.present(market, there.start_ms, since_ms), *known]).start_of(since_ms)
+    joined_ms = max(joined_ms, stored.WEEK.floor(there.start_ms))  # before history nothing is complete or not
     if joined_ms < since_ms:
         store.set_complete_from(market, joined_ms)
 

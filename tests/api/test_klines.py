@@ -188,7 +188,7 @@ async def test_trouble_has_binances_bodies_too(tmp_path, monkeypatch):
 
         first = await one.ask("/api/v3/ping")
         nowhere, posted = await one.ask("/api/v3/order"), await one.ask("/api/v3/klines", "POST")
-        monkeypatch.setattr(one.store, "complete_from", away)
+        monkeypatch.setattr(one.store, "served_from", away)
         stopped, refused = await one.ask(KLINES), await one.ask(KLINES)
         api = await one.ask("/api/intervals")
     answers = [first, nowhere, posted, stopped, refused]

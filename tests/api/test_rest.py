@@ -207,7 +207,7 @@ async def test_a_head_of_a_streamed_answer_says_nothing_of_its_length_or_version
         def away(*_):
             raise StoreUnavailable("gone")
 
-        monkeypatch.setattr(one.store, "complete_from", away)
+        monkeypatch.setattr(one.store, "served_from", away)
         assert [(await one.ask(path, method)).code for method in ("GET", "HEAD")] == [503, 503]
 
 
@@ -250,7 +250,7 @@ async def test_a_store_that_cannot_be_read_is_503_and_says_when_to_come_again(tm
         def away(*_):
             raise error
 
-        monkeypatch.setattr(one.store, "complete_from", away)
+        monkeypatch.setattr(one.store, "served_from", away)
         for path in (CANDLES, f"{CANDLES}&format=csv", "/api/coverage?symbol=BTC/USDT", "/api/gaps"):
             answer = await one.ask(path)
             assert (answer.code, answer.headers["Retry-After"]) == (503, "2")

@@ -312,9 +312,9 @@ async def test_every_trouble_is_json_with_s_too(tmp_path, monkeypatch):
 
         history = f"/udf/history?symbol={TICKER}&resolution=1&from=0&to=9999999999"
         nowhere, posted = await one.ask("/udf/nowhere"), await one.ask("/udf/history", "POST")
-        monkeypatch.setattr(one.store, "complete_from", away)
+        monkeypatch.setattr(one.store, "served_from", away)
         stopped = await one.ask(history)
-        monkeypatch.setattr(one.store, "complete_from", fails)
+        monkeypatch.setattr(one.store, "served_from", fails)
         broken = await one.ask(history)
         monkeypatch.undo()
         await one.ask("/udf/config")

@@ -390,6 +390,19 @@ class StoreContract:
         assert (store.complete_from(BTC), store.complete_from(ETH)) == (3, None)
         assert open_store(*DEFAULT_INTERVALS).complete_from(BTC) == 3
 
+    @pytest.mark.parametrize(
+        ("complete", "minutes", "served"),
+        [(None, [], None), (5, [], 5), (None, [3, 9], 3), (5, [9], 5), (5, [3, 9], 3), (0, [3], 0)],
+    )
+    def test_what_may_be_served_begins_with_the_oldest_minute_or_with_complete_history(
+        self, store, complete, minutes, served
+    ):
+        store.write([(ETH, minute(-7))])
+        if complete is not None:
+            store.set_complete_from(BTC, MONDAY_MS + complete * MINUTE_MS)
+        store.write([(BTC, minute(at)) for at in minutes])
+        assert store.served_from(BTC) == (None if served is None else MONDAY_MS + served * MINUTE_MS)
+
     def test_holes_saved_within_a_range_leave_the_others_and_cut_those_across_its_edges(self, store):
         store.save_holes(BTC, [hole(0, 2), hole(4, 10), hole(20, 22)])
         store.save_holes(BTC, [hole(6, 7, "no_trades"), hole(18, 19)], span(5, 9))
@@ -459,6 +472,19 @@ class StoreContract:
         store.note_changes(BTC, "a", [(7, span(0, 3))])
         assert store.changes_since(BTC, "a", 900) == [span(5, 6)]
         assert store.changes_since(BTC, "a", 6) == [span(0, 3), span(5, 6)]
+
+    def test_what_nobody_was_told_of_is_found_by_exchange(self, store):
+        store.note_changes(BTC, None, [(LATER, span(0, 1))])  # nobody can ask yet
+        for epoch in "ab":
+            store.open_feed([BTC, ETH, BTC._replace(exchange="kraken")], epoch)
+        assert store.unpublished("bitget") == {}
+        store.note_changes(BTC, "a", [(LATER, span(8, 9))])  # of a feed that has ended
+        store.note_changes(BTC, None, [(LATER, span(0, 2)), (LATER, span(2, 3)), (4, span(5, 6)), (LATER, span(7, 8))])
+        store.note_changes(ETH, None, [(LATER, span(1, 2))])
+        assert store.unpublished("bitget") == {BTC.symbol: [span(0, 3), span(7, 8)], ETH.symbol: [span(1, 2)]}
+        store.note_changes(BTC, "b", [(9, span(0, 3))])
+        assert store.unpublished("bitget") == {BTC.symbol: [span(7, 8)], ETH.symbol: [span(1, 2)]}
+        assert store.unpublished("kraken") == store.unpublished("nobody") == {}
 
     def test_of_an_unknown_feed_nothing_can_be_told_or_noted(self, store):
         assert store.changes_since(BTC, "a", 0) is None

@@ -17,6 +17,7 @@ from candled.errors import ConfigError
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
 from candled.store.postgres import PostgresStore
 from candled.tools.backfill import backfill
+from candled.tools.stored import WEEK
 from candled_plugins.bitget.exchange import Bitget
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
@@ -54,7 +55,7 @@ async def test_without_from_the_listing_date_is_found_and_remembered(tmp_path, c
         assert facts["requests"] < 50
         assert one.stored()[0].open_ms == listed_ms
         assert one.holes() == [(0, listed_ms, "beyond_history")]
-        assert one.complete_from() == listed_ms
+        assert one.complete_from() == WEEK.floor(listed_ms)
         before = len(one.fake.requests)
         assert await one.run(backfill, "backfill") == 0
         assert len(one.fake.requests) - before <= 2  # the minutes that passed meanwhile
@@ -249,8 +250,9 @@ async def test_beside_a_running_daemon_both_keep_what_they_know_and_the_daemon_l
             days = rig.open_chart(BTC, "1D", 30)
             assert await beside.run(backfill, "backfill") == 0
             assert values(beside.stored(0, at(-1))) == values(fake.truth(BTC, at(-12), at(-1)))
-            await rig.until(lambda: rig.health(BTC)["completeFrom"] == iso(at(-12)))
-            await rig.until(lambda: len(days.bars) >= 11)
+            await rig.until(lambda: rig.health(BTC)["completeFrom"] == iso(WEEK.floor(at(-12))))
+            await rig.until(lambda: len(days.bars) >= 13)
+            assert days.bars[0]["time"] == iso(at(-12.5))  # the day in which history begins, whole as it is
             assert (at(-10), at(-10, 5), "exchange_outage") in beside.holes()
             assert (0, at(-12), "beyond_history") in beside.holes()
             assert await rig.check() > 700
