@@ -171,7 +171,7 @@ async def test_what_memory_holds_is_answered_without_the_store(tmp_path, monkeyp
         def away(*_, **__):
             raise StoreUnavailable("gone")
 
-        for name in ("complete_from", "bars", "bars_between"):
+        for name in ("served_from", "bars", "bars_between"):
             monkeypatch.setattr(one.store, name, away)
         assert [(await one.ask(path)).body for path in paths] == before
         await one.clock.advance(60)

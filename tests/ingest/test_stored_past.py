@@ -95,6 +95,7 @@ async def fake():
 # ---------------------------------------------------------------- at the start
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("spans", "gaps"),
@@ -145,6 +146,7 @@ def at(text: str) -> int:
     return parse_iso_ms(text)
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("hole", "complete", "begins"),
@@ -183,6 +185,7 @@ async def test_the_bar_in_which_history_begins_is_served_where_nothing_exists_be
         await rig.stop()
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.timeout(180)
 async def test_what_is_missing_between_imported_pieces_is_fetched(tmp_path, fake):
     rig = Rig(tmp_path, fake, fake.clock, [BTC], ingest={"backfill": "10d"})
@@ -208,6 +211,7 @@ async def test_what_is_missing_between_imported_pieces_is_fetched(tmp_path, fake
 # ---------------------------------------------------------------- while it runs
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.timeout(180)
 async def test_a_running_daemon_shows_what_is_imported_within_seconds(tmp_path, fake):
     rig = Rig(tmp_path, fake, fake.clock, [BTC], ingest={"backfill": "1h"})
