@@ -1,0 +1,185 @@
+"""One table of which version of a minute wins, with which count of revisions and whose word it is, for every writer.
+
+The rule is `Candle.merged_with`; PostgreSQL has it in SQL, the others call it. `Candle.copied_over` is the one of
+those who only show what a writer merged, `Candle.confirmed_over` that of REST's word.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import pytest
+
+from candled.model import MINUTE, Candle
+from candled.store.batch import by_market
+from candled.store.interface import Store
+from candled.store.postgres import PostgresStore
+from candled.store.sqlite import SqliteStore
+from candled.store.waiting import Waiting
+from tests.servers import Database, shared_postgres
+from tests.store.rows import BTC, MONDAY_MS, new_market
+
+Merge = Callable[[Candle, Candle], Candle]
+
+
+def said(at_s: int, close: str = "2", volume: str = "5", rev: int = 0, src: str = "live", **more: Any) -> Candle:
+    """What the exchange said of a minute so many seconds after its beginning; at 60 it is over."""
+    candle = Candle.parse(MONDAY_MS, "2", "9", "1", close, volume, "7", as_of_ms=MONDAY_MS + at_s * 1000, final=True)
+    return candle._replace(rev=rev, src=src, **more)
+
+
+class Case(NamedTuple):
+    """What is known, what comes then, and what is kept: `rev` and `src` None stand for `known` as it was."""
+
+    known: Candle
+    new: Candle
+    rev: int | None
+    src: str | None = None
+    #: of those who show: whether the new one is shown, and with which count
+    shown_rev: int | None = None
+
+
+KNOWN = None
+MERGED = {
+    # which values win
+    "a later statement": Case(said(61), said(75, "3", src="rest"), 1, "rest", 0),
+    "an earlier statement that comes late": Case(said(75), said(61, "3", src="rest"), KNOWN),
+    "one made after the end over a larger one from before": Case(said(59, volume="8"), said(60, "3"), 1, "live", 0),
+    "one made before the end, however large, after one from after": Case(said(60), said(59, "3", "8"), KNOWN),
+    "of two from before the end the larger": Case(said(59), said(50, "3", "6"), 1, "live", 0),
+    "of two from before the end not the later": Case(said(50), said(59, "3", "4"), KNOWN),
+    "of two as large from before the end the later": Case(said(50), said(55, "3"), 1, "live", 0),
+    "a statement without a time over nothing better": Case(said(0), said(0, volume="6"), 1, "live", 0),
+    "a statement without a time": Case(said(61), said(0, "3", "6")._replace(as_of_ms=0), KNOWN),
+    "of two of one moment the larger": Case(said(61), said(61, "3", "6", src="rest"), 1, "rest", 0),
+    "of two of one moment not the smaller": Case(said(61), said(61, "3", "4", src="rest"), KNOWN),
+    "of one moment and volume, with a quote volume": Case(said(61, quote_volume=None), said(61), 1, "live", 0),
+    "of one moment and volume, without a quote volume": Case(said(61), said(61, quote_volume=None), KNOWN),
+    "of one moment, the higher high": Case(said(61), said(61, high=Decimal(10)), 1, "live", 0),
+    "of one moment, not the lower high": Case(said(61), said(61, high=Decimal(8)), KNOWN),
+    "of one moment, the lower low": Case(said(61), said(61, low=Decimal("0.5")), 1, "live", 0),
+    "of one moment, not the higher low": Case(said(61), said(61, low=Decimal("1.5")), KNOWN),
+    "of one moment, the higher close": Case(said(61), said(61, "3"), 1, "live", 0),
+    "of one moment, not the lower close": Case(said(61, "3"), said(61), KNOWN),
+    "of one moment, the higher open": Case(said(61), said(61, open=Decimal(3)), 1, "live", 0),
+    "of one moment, not the lower open": Case(said(61), said(61, open=Decimal(1)), KNOWN),
+    # whose word it is, and what counts as a revision
+    "the same again": Case(said(61), said(61, src="rest"), KNOWN),
+    "the same values, confirmed later": Case(said(61, rev=2), said(75, src="rest"), 2, "live", 2),
+    "the same values in another spelling": Case(said(61), said(61, "2.000"), KNOWN),
+    "the same values in another spelling, later": Case(said(61), said(75, "2.000", src="rest"), 0, "live", 0),
+    "the same values from nobody known": Case(said(61, src=""), said(75, src="backfill"), 0, "", 0),
+    "other values over revisions": Case(said(61, rev=3), said(75, "3", src="backfill"), 4, "backfill", 3),
+    "a writer that counted as many": Case(said(61, rev=3), said(75, "3", rev=4), 4, "live", 4),
+    "a writer that counted fewer": Case(said(61, rev=3), said(75, "3", rev=1), 4, "live", 3),
+    "a writer that counted more": Case(said(61, rev=3), said(75, "3", rev=9), 9, "live", 9),
+    "a writer that counted more of the same": Case(said(61, rev=3), said(61, rev=5, src="rest"), 5, "live"),
+    "a writer that counted fewer of the same": Case(said(61, rev=3), said(61, rev=2), KNOWN),
+    "an earlier statement with a larger count": Case(said(75, rev=1), said(61, "3", rev=9), KNOWN),
+}
+
+
+class _Stored:
+    """A store as a merge: one write after the other, or both in one batch."""
+
+    def __init__(self, store: Store, *, in_one_batch: bool) -> None:
+        self._store = store
+        self._in_one_batch = in_one_batch
+
+    def __call__(self, new: Candle, known: Candle) -> Candle:
+        market = new_market()
+        rows = [(market, known), (market, new)]
+        for batch in [rows] if self._in_one_batch else [rows[:1], rows[1:]]:
+            self._store.write(batch)
+        [kept] = self._store.bars_between(market, MINUTE, 0, 2**45)
+        return kept
+
+
+def _batched(new: Candle, known: Candle) -> Candle:
+    return by_market([(BTC, known), (BTC, new)])[BTC].minutes[known.open_ms]
+
+
+def _waiting(new: Candle, known: Candle) -> Candle:
+    waiting = Waiting(10)
+    for candle in (known, new):
+        waiting.put(BTC, candle)
+    [(_, kept)] = waiting.page(10)
+    return kept
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "memory",
+        "batch",
+        "waiting rows",
+        "sqlite",
+        "sqlite, one batch",
+        pytest.param("postgresql", marks=pytest.mark.postgres),
+        pytest.param("postgresql, one batch", marks=pytest.mark.postgres),
+    ],
+)
+def merge(request, tmp_path_factory):
+    """The rule as one of its writers has it."""
+    if request.param in ("memory", "batch", "waiting rows"):
+        yield {"memory": Candle.merged_with, "batch": _batched, "waiting rows": _waiting}[request.param]
+        return
+    with ExitStack() as stack:
+        if request.param.startswith("sqlite"):
+            store = SqliteStore(tmp_path_factory.mktemp("rule") / "candled.db", [])
+        else:
+            database = stack.enter_context(Database(shared_postgres()))
+            store = PostgresStore(database.url(), [])
+        store.open()
+        stack.callback(store.close)
+        yield _Stored(store, in_one_batch=request.param.endswith("batch"))
+
+
+def spelled(candle: Candle) -> tuple[Any, ...]:
+    """A candle with its digits as they are written."""
+    return candle.open_ms, tuple(map(str, candle.values)), candle.as_of_ms, candle.final, candle.rev, candle.src
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in MERGED.items()])
+def test_every_writer_keeps_the_same_version(merge: Merge, case: Case) -> None:
+    expected = case.known if case.rev is None else case.new._replace(rev=case.rev, src=case.src)
+    kept = merge(case.new, case.known)
+    assert spelled(kept) == spelled(expected)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in MERGED.items()])
+def test_whoever_shows_it_takes_the_writers_word_and_loses_no_count(case: Case) -> None:
+    expected = case.known if case.shown_rev is None else case.new._replace(rev=case.shown_rev)
+    assert spelled(case.new.copied_over(case.known)) == spelled(expected)
+
+
+HOUR_S = 3600
+#: what is known, REST's answer, and of what is kept: when it was stated, `rev` and `src`
+CONFIRMED = {
+    "a later answer": (said(61), said(75, "3", src="rest"), (75, 1, "rest")),
+    "an answer with the smaller stamp": (said(75), said(61, "3", src="rest"), (75.001, 1, "rest")),
+    "an answer without a stamp": (said(61), said(0, "3", src="rest"), (61.001, 1, "rest")),
+    "an answer to a stamp from the future": (said(HOUR_S), said(75, "3", src="rest"), (HOUR_S + 0.001, 1, "rest")),
+    "an answer with less volume": (said(61), said(61, volume="4", src="backfill"), (61.001, 1, "backfill")),
+    "an answer over what was said before the end": (said(50, volume="9"), said(0, src="rest"), (60.001, 1, "rest")),
+    "the same values": (said(75, rev=1), said(61, src="rest"), (75, 1, "live")),
+    "the same values, later": (said(61, rev=1), said(75, src="rest"), (75, 1, "live")),
+    "another answer over revisions": (said(75, rev=3), said(61, "3", src="rest"), (75.001, 4, "rest")),
+}
+
+
+@pytest.mark.parametrize(("known", "answer", "kept"), [pytest.param(*row, id=name) for name, row in CONFIRMED.items()])
+def test_the_exchanges_own_answer_wins_whatever_its_stamp(
+    merge: Merge, known: Candle, answer: Candle, kept: tuple[float, int, str]
+) -> None:
+    as_of_s, rev, src = kept
+    merged = merge(answer.confirmed_over(known), known)
+    assert merged.values == answer.values
+    assert (merged.as_of_ms, merged.rev, merged.src) == (MONDAY_MS + round(as_of_s * 1000), rev, src)
+
+
+def test_a_minute_that_was_never_final_is_replaced_without_a_revision() -> None:
+    known = said(50)._replace(final=False)
+    assert said(60, "3").merged_with(known).rev == 0
+    assert said(60, "3", rev=1).merged_with(known).rev == 1
