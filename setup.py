@@ -35,6 +35,7 @@ setup(
         "pyyaml>=6.0",
         "msgspec>=0.19",
         "websockets>=15",  # its client reads the exchange; its protocol class reads our clients' frames
+        "python-socks>=3.2",  # SOCKS proxies before exchanges
         "psycopg2-binary>=2.9",
         "redis>=8.1",  # what became of aioredis: `from redis import asyncio as aioredis`
     ],

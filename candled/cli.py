@@ -155,6 +155,8 @@ def _check_config(options: argparse.Namespace) -> int:
     for doubt in config.doubts(settings):
         print(f"candled: warning: {doubt}", file=sys.stderr)
     print(yaml.safe_dump(config.as_plain(settings), sort_keys=False, allow_unicode=True), end="")
+    for exchange in settings.exchanges:
+        print(f"# proxy of exchanges.{exchange.name}: {exchange.proxies.describe()}")
     return 0
 
 

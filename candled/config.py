@@ -14,7 +14,9 @@ from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock, Exchange
 from candled.model import DEFAULT_INTERVALS, Interval, Symbol
 from candled.plugins import DAEMON_KEYS, Plugins, one_line
+from candled.proxies import Proxies
 from candled.settings import (
+    STARS,
     ByteSize,
     NotYaml,
     apply_environment,
@@ -256,6 +258,9 @@ class ExchangeKeys:
 
     symbols: tuple[Symbol, ...] = setting((Symbol("BTC", "USDT"),), help="which markets, written BASE/QUOTE")
     plugin: str | None = setting(None, help="which exchange of a plugin it is; by default the one of the same name")
+    proxy: str | None = setting(
+        None, help="http://user:password@host:port, socks5h://…, or direct; by default the environment decides"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +271,8 @@ class ExchangeConfig:
     plugin: type[Exchange]
     symbols: tuple[Symbol, ...]
     settings: Any
+    #: of the section's `proxy` and of the environment
+    proxies: Proxies = Proxies()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +303,7 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     ours = {name: value for name, value in env.items() if not _NOT_OURS.match(f"{name}={value}")}
     kinds = _kinds(raw, plugins)
     raw = apply_environment(raw, ours, ENVIRONMENT, kinds, problems)
-    exchanges = _read_exchanges(raw.pop("exchanges", None), plugins, problems)
+    exchanges = _read_exchanges(raw.pop("exchanges", None), env, plugins, problems)
     config = read_section(Config, raw, "", problems, beside=("exchanges",))
     config = replace(config, exchanges=exchanges, intervals=tuple(sorted(config.intervals)))
     _check(config, problems)
@@ -379,11 +386,19 @@ def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
         one.name: {
             "symbols": [str(symbol) for symbol in one.symbols],
             "plugin": one.plugin.name,
+            "proxy": _written_proxy(one.proxies, redact=redact),
             **section_as_plain(one.settings, redact=redact),
         }
         for one in config.exchanges
     }
     return plain
+
+
+def _written_proxy(proxies: Proxies, *, redact: bool) -> str | None:
+    proxy = proxies.secure
+    if proxies.written is None or proxy is None or proxy.user is None or not redact:
+        return proxies.written
+    return str(proxy).replace("://", f"://{proxy.user}:{STARS}@")
 
 
 def keys() -> list[str]:
@@ -433,7 +448,9 @@ def _exchange_kinds(plugin: type[Exchange] | None) -> dict[str, Any]:
 # ---------------------------------------------------------------- exchanges
 
 
-def _read_exchanges(raw: object, plugins: Plugins, problems: list[str]) -> tuple[ExchangeConfig, ...]:
+def _read_exchanges(
+    raw: object, env: Mapping[str, str], plugins: Plugins, problems: list[str]
+) -> tuple[ExchangeConfig, ...]:
     if raw is None:
         raw = _DEFAULT_EXCHANGES
     if not isinstance(raw, Mapping):
@@ -441,11 +458,13 @@ def _read_exchanges(raw: object, plugins: Plugins, problems: list[str]) -> tuple
         return ()
     if not raw:
         problems.append("exchanges: at least one is needed")
-    read = (_read_exchange(str(name), keys, plugins, problems) for name, keys in raw.items())
+    read = (_read_exchange(str(name), keys, env, plugins, problems) for name, keys in raw.items())
     return tuple(exchange for exchange in read if exchange is not None)
 
 
-def _read_exchange(name: str, raw: object, plugins: Plugins, problems: list[str]) -> ExchangeConfig | None:
+def _read_exchange(
+    name: str, raw: object, env: Mapping[str, str], plugins: Plugins, problems: list[str]
+) -> ExchangeConfig | None:
     path = f"exchanges.{name}"
     if not _EXCHANGE_NAME.fullmatch(name):
         problems.append(f"{path}: expected a name of letters, digits, - and _")
@@ -460,13 +479,18 @@ def _read_exchange(name: str, raw: object, plugins: Plugins, problems: list[str]
     if not keys.symbols:
         problems.append(f"{path}.symbols: at least one is needed")
     _refuse_twice(keys.symbols, f"{path}.symbols", problems)
+    proxies = Proxies()
+    try:
+        proxies = Proxies.of(keys.proxy, env)
+    except ValueError as error:
+        problems.append(f"{path}.proxy: {error}")
     plugin = plugins.exchanges.get(keys.plugin or name)
     if plugin is None:
         problems.append(_no_plugin(path if keys.plugin is None else f"{path}.plugin", keys.plugin or name, plugins))
         return None
     own = {key: value for key, value in written.items() if key not in DAEMON_KEYS}
     settings = read_section(plugin.Settings, own, path, problems, beside=DAEMON_KEYS)
-    return ExchangeConfig(name=name, plugin=plugin, symbols=keys.symbols, settings=settings)
+    return ExchangeConfig(name=name, plugin=plugin, symbols=keys.symbols, settings=settings, proxies=proxies)
 
 
 def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:

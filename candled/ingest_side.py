@@ -47,7 +47,7 @@ class IngestSide:
         self._made = make_exchanges(config, clock)
         budget = budget or LocalBudgets(clock).budget
         self._http = {
-            one.name: HttpClient(clock, exchange.requests_per_s, budget)
+            one.name: HttpClient(clock, exchange.requests_per_s, budget, one.proxies)
             for one, exchange in zip(config.exchanges, self._made, strict=True)
         }
         self._running: dict[int, list[ExchangeIngest]] = {}
@@ -112,6 +112,7 @@ class IngestSide:
                 store=self._store,
                 http=self._http[one.name],
                 options=_options(self._config),
+                proxies=one.proxies,
             )
             for one, exchange in zip(self._config.exchanges, made, strict=True)
             if (symbols := _symbols_of(one, shard, shards))

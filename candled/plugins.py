@@ -20,7 +20,7 @@ from candled.settings import read_section, rules, section_as_plain
 logger = logging.getLogger(__name__)
 
 GROUP = "candled"
-DAEMON_KEYS = ("symbols", "plugin")
+DAEMON_KEYS = ("symbols", "plugin", "proxy")
 """The keys under an exchange that are the daemon's, so that no plugin may use them."""
 
 _WITHIN_S = 10.0

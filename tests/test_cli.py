@@ -98,6 +98,17 @@ def test_a_file_of_tls_that_is_not_there_is_found_by_check_config_and_at_the_sta
         assert "candled: bus.url: ca: nothing.crt: No such file or directory" in capsys.readouterr().err.splitlines()
 
 
+def test_check_config_names_the_proxy_of_each_exchange(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://ann:s3cret@proxy:3128")
+    monkeypatch.setenv("HTTP_PROXY", "http://ann:s3cret@proxy:3128")
+    (tmp_path / "candled.yaml").write_text("exchanges: {bitget: {}, replay: {proxy: direct}}")
+    assert main(["check-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "# proxy of exchanges.bitget: http://proxy:3128 as ann, from the environment\n" in printed
+    assert "# proxy of exchanges.replay: direct, from the settings\n" in printed
+    assert "s3cret" not in printed
+
+
 def test_check_config_does_not_print_passwords(capsys, tmp_path):
     (tmp_path / "candled.yaml").write_text("exchanges: {bitget: {ws_url: 'wss://me:hunter2@proxy/ws'}}", "utf-8")
     assert main(["check-config"]) == 0

@@ -16,6 +16,7 @@ from candled.errors import CandledError, ExchangeError, StoreRejected, StoreUnav
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, Refused, Trouble
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, iso_ms
 from candled.parallel import in_parallel
+from candled.proxies import Proxies
 from candled.store.holes import inside
 from candled.store.interface import ALL_TIME, Hole
 from candled.token_bucket import TokenBucket
@@ -107,8 +108,10 @@ class ExchangeIngest:
         store: Keeper,
         http: HttpClient,
         options: IngestOptions,
+        proxies: Proxies | None = None,
     ) -> None:
         self.name = name
+        self._proxies = proxies
         self._exchange = exchange
         self._symbols = tuple(symbols)
         self._clock = clock
@@ -164,7 +167,7 @@ class ExchangeIngest:
             self._exchange.resume(await self._until_stored(lambda: self._newest_over(newest)))
         attempts, turns = TokenBucket(_ATTEMPTS_PER_S, _ATTEMPTS_AT_ONCE), Turns()
         for number, feed in enumerate(self._exchange.feeds(self._symbols), 1):
-            runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts, turns)
+            runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts, turns, self._proxies)
             self._runners |= dict.fromkeys(feed.symbols, runner)
             self._spawn(runner.run())
         self._spawn(self._follow_listing())

@@ -9,16 +9,19 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
 from websockets.protocol import State
+from websockets.uri import parse_uri
 
 from candled.errors import CandledError, ExchangeError
 from candled.exchange import Clock, Event, Feed, SocketFeed, StreamFeed
 from candled.model import Symbol
+from candled.proxies import Proxies
 from candled.token_bucket import TokenBucket
 
 from .backoff import Backoff
 from .complaints import Complaints
 from .connection import Connection
 from .refusals import Refusals
+from .tunnel import open_tunnel
 
 logger = logging.getLogger(__name__)
 _protocol_log = logging.getLogger("candled.ingest.websocket")
@@ -75,10 +78,18 @@ class FeedRunner:
     """Runs one feed for ever.
 
     `attempts` is the budget of connection attempts, shared by all feeds of one host; `turns` is shared by all feeds.
+    `proxies` are those of the settings.
     """
 
     def __init__(
-        self, name: str, feed: Feed, sink: FeedSink, clock: Clock, attempts: TokenBucket, turns: Turns
+        self,
+        name: str,
+        feed: Feed,
+        sink: FeedSink,
+        clock: Clock,
+        attempts: TokenBucket,
+        turns: Turns,
+        proxies: Proxies | None = None,
     ) -> None:
         self.feed = feed
         self._name = name
@@ -86,6 +97,7 @@ class FeedRunner:
         self._clock = clock
         self._attempts = attempts
         self._turns = turns
+        self._proxies = proxies or Proxies()
         self._refusals = Refusals()
         self._connection: Connection | None = None
         #: frames that could not be read
@@ -159,12 +171,22 @@ class FeedRunner:
             ping_timeout=None if pings_itself else feed.pong_within_s,
             max_size=_LARGEST_FRAME,
             logger=_protocol_log,
-            **_connecting(),
+            **await self._way_to(feed.url),
         )
         try:
             return await self._talk(socket, feed)
         finally:
             await _hang_up(socket)
+
+    async def _way_to(self, url: str) -> dict[str, Any]:
+        """Return the options of `create_connection`: a tunnel through a proxy, or how the host is connected."""
+        parts = parse_uri(url)
+        proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
+        if proxy is not None:
+            return {"sock": await open_tunnel(proxy, parts.host, parts.port, _CONNECT_TIMEOUT_S)}
+        is_plain = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
+        # where an address does not answer, the next one is tried beside it; uvloop does not know it
+        return {"happy_eyeballs_delay": 0.25} if is_plain else {}
 
     async def _talk(self, socket: ClientConnection, feed: SocketFeed) -> str:
         connection = self._connection = Connection(feed, feed.symbols, self._clock.monotonic(), self._refusals)
@@ -245,9 +267,3 @@ async def _hang_up(socket: ClientConnection) -> None:
         logger.debug("a connection is cut off that could not be closed")
     finally:
         socket.transport.abort()
-
-
-def _connecting() -> dict[str, Any]:
-    """Options of `create_connection`: where an address does not answer, the next one is tried beside it."""
-    is_plain = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)  # uvloop does not know it
-    return {"happy_eyeballs_delay": 0.25} if is_plain else {}

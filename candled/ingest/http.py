@@ -8,12 +8,15 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from candled.budget import Budget, LocalBudget, MakeBudget
 from candled.errors import ExchangeError, HttpRefused, Unavailable
 from candled.exchange import Clock
+from candled.proxies import Proxies
+
+from .tunnel import TunnelingTCPClient
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +29,18 @@ _TOO_MANY = (418, 429)  # 418 is what Binance answers to those who went on after
 class HttpClient:
     """`candled.exchange.Http` for one exchange: every host it asks has a budget of `requests_per_s`.
 
-    `budget` gives the budgets of hosts, which other clients share; without it they are this client's alone.
+    `budget` gives the budgets of hosts, which other clients share; without it they are this client's alone. `proxies`
+    are those of the settings.
     """
 
-    def __init__(self, clock: Clock, requests_per_s: float, budget: MakeBudget | None = None) -> None:
+    def __init__(
+        self, clock: Clock, requests_per_s: float, budget: MakeBudget | None = None, proxies: Proxies | None = None
+    ) -> None:
         self._clock = clock
         self._rate = requests_per_s
         self._budget = budget or self._own_budget
-        self._client: AsyncHTTPClient = SimpleAsyncHTTPClient(force_instance=True, max_clients=8)
+        self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=8)
+        self._client.tcp_client = TunnelingTCPClient(proxies or Proxies())
         self._hosts: dict[str, _Host] = {}
         #: called with the `Date` of each answer in UTC epoch ms, and when it was asked for and came, monotonic seconds
         self.saw_date: Callable[[int, float, float], None] | None = None

@@ -46,7 +46,7 @@ class ExchangeCheck:
         self._report = report
         self._chance = chance
         self._compared: Counter[Interval] = Counter()
-        self._http = HttpClient(clock, self._exchange.requests_per_s, budget)
+        self._http = HttpClient(clock, self._exchange.requests_per_s, budget, exchange.proxies)
 
     async def run(self, markets: Sequence[MarketKey], bounds: Range, windows: int | Literal["all"]) -> None:
         """Compare `windows` stretches of minutes of each market, and a stretch of each longer interval offered.

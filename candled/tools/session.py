@@ -50,7 +50,7 @@ class Source:
         self._settle_ms = settle_ms
         self._say = say
         self.requests_per_s = self._exchange.requests_per_s * SHARE
-        self._http = HttpClient(clock, self._exchange.requests_per_s, budget)
+        self._http = HttpClient(clock, self._exchange.requests_per_s, budget, config.proxies)
 
     @property
     def most_minutes(self) -> int:

@@ -8,12 +8,14 @@ one of them shows.
 import asyncio
 import json
 import random
+import ssl
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -156,15 +158,19 @@ class FakeBitget:
 
     # ------------------------------------------------------------ running
 
-    async def start(self, port: int = 0) -> None:
-        """Listen; `port` 0 takes a free one, as `self.port` says afterwards."""
+    async def start(self, port: int = 0, certificate: tuple[Path, Path] | None = None) -> None:
+        """Listen; `port` 0 takes a free one, as `self.port` says afterwards. TLS needs the files of a certificate."""
         application = Application(
             [(r"/v2/ws/public", _Socket, {"fake": self}), (r".*", _Rest, {"fake": self})],
             log_function=lambda handler: None,
         )
         sockets = bind_sockets(port, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
-        self._server = HTTPServer(application)
+        context = None
+        if certificate is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*certificate)
+        self._server = HTTPServer(application, ssl_options=context)
         self._server.add_sockets(sockets)
         self._ticking = asyncio.create_task(self._tick_for_ever())
 
