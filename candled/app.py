@@ -36,6 +36,7 @@ from candled.serve.client import Client
 from candled.serve.collector import Collector
 from candled.serve.descriptors import raise_limit, shortage
 from candled.serve.handlers import STATIC
+from candled.serve.listening import in_browser
 from candled.serve.publisher import Publisher
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
@@ -186,9 +187,7 @@ class Daemon:
             self._bus.listen(self._bars.on_message)
         self.port = self._server.listen()  # before the store is touched: another candled may be running
         is_open = await self._open_store()
-        host = self._config.server.host
-        shown = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "") else host
-        address = f"{shown}:{self.port}"
+        address = in_browser(self._config.server.hosts, self.port)
         if self._serves:
             logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
         else:

@@ -60,7 +60,9 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 class ServerSettings:
     """How clients reach the server, and what one of them may take of it."""
 
-    host: str = setting("0.0.0.0", help="the address to listen on; 127.0.0.1 for this machine only")
+    host: str | tuple[str, ...] = setting(
+        "0.0.0.0", help='the address to listen on, or a list; 127.0.0.1 for this machine only, "" for IPv4 and IPv6'
+    )
     port: int = setting(7000, help="the TCP port; 0 lets the system choose one", at_least=0, at_most=65535)
     prefix: str = setting("", help="a path such as /candles that a reverse proxy leaves before candled's own paths")
     allowed_origins: tuple[str, ...] = setting(
@@ -108,6 +110,11 @@ class ServerSettings:
         help="how long a subscription waits for the running week to be complete before it gets what is there",
         at_least=timedelta(0),
     )
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses to listen on; an empty text is every one of this machine."""
+        return (self.host,) if isinstance(self.host, str) else self.host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -510,8 +517,13 @@ def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:
 
 def _check(config: Config, problems: list[str]) -> None:
     server = config.server
-    if not server.host.strip():
-        problems.append("server.host: an address is needed; 0.0.0.0 is every one of this machine")
+    if not server.hosts:
+        problems.append('server.host: at least one address is needed; "" is every one of this machine')
+    if len(server.hosts) > 1 and "" in server.hosts:
+        problems.append('server.host: "" is every address of this machine, so that it stands alone')
+    if any(host and not host.strip("[] ") for host in server.hosts):
+        problems.append("server.host: blanks are no address")
+    _refuse_twice(server.hosts, "server.host", problems)
     _each(_network, server.trusted_proxies, "server.trusted_proxies", problems)
     _each(_origin, server.allowed_origins, "server.allowed_origins", problems)
     if server.ping_timeout > server.ping_interval:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+from candled.addresses import with_port
+
 DIRECT = "direct"
 """Written instead of a proxy: no proxy, whatever the environment says."""
 
@@ -55,7 +57,7 @@ class ProxyAddress:
         return cls(scheme, host, port or _PORTS[scheme], user or None, (password or "") if user else None)
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"{self.scheme}://{with_port(self.host, self.port)}"
 
 
 @dataclass(frozen=True, slots=True)

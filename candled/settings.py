@@ -68,9 +68,9 @@ def setting(
 
     The annotation says what may be written: `str`, `int`, `float`, `bool`, `timedelta` (written `250ms`, `10s`, `5m`,
     `2h`, `30d`), `ByteSize` (`256MB`), `Interval`, `Symbol`, `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, another
-    section, and `X | None`. Bounds are inclusive; they and `one_of` hold for each item of a tuple. A URL begins with
-    one of its `schemes`, such as `wss`, and names a host. A secret is printed as stars, and so are the passwords,
-    tokens and keys in URLs of any setting.
+    section, `X | None`, and `X | tuple[X, ...]`. Bounds are inclusive; they and `one_of` hold for each item of a
+    tuple. A URL begins with one of its `schemes`, such as `wss`, and names a host. A secret is printed as stars, and so
+    are the passwords, tokens and keys in URLs of any setting.
     """
     rule = Rule(help, at_least, at_most, None if one_of is None else tuple(one_of), secret, tuple(schemes))
     if isinstance(default, dict | list | set):
@@ -237,9 +237,16 @@ def _read(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) ->
 
 def _read_optional(kinds: tuple[Any, ...], raw: object, path: str, problems: list[str], rule: Rule) -> Any:
     others = [kind for kind in kinds if kind is not NoneType]
+    if _is_one_or_more(kinds):
+        return _read(kinds[1] if isinstance(raw, list) else kinds[0], raw, path, problems, rule)
     if len(others) != 1 or len(others) == len(kinds):
-        raise TypeError(f"{path}: of unions only X | None can be a setting")
+        raise TypeError(f"{path}: of unions only X | None and X | tuple[X, ...] can be a setting")
     return None if raw is None else _read(others[0], raw, path, problems, rule)
+
+
+def _is_one_or_more(kinds: tuple[Any, ...]) -> bool:
+    """Whether a union is `X | tuple[X, ...]`."""
+    return len(kinds) == 2 and get_origin(kinds[1]) is tuple and get_args(kinds[1])[0] is kinds[0]
 
 
 def _read_list(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) -> tuple[Any, ...]:
@@ -531,13 +538,14 @@ def _kind_at(kinds: Kinds, path: tuple[str, ...]) -> Any:
 
 
 def _environment_value(text: str, kind: Any) -> Any:
-    if kind is not str:
+    takes_list = kind == str | tuple[str, ...]
+    if kind is not str and not takes_list:
         return read_yaml(text)
     try:
         value = read_yaml(text)
     except NotYaml:
         return text
-    return value if isinstance(value, str) else text
+    return value if isinstance(value, str) or (takes_list and isinstance(value, list)) else text
 
 
 def _copied(value: Any) -> Any:

@@ -28,8 +28,8 @@ EDGES = {
     "client/client", "client/link", "client/stream",
     "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
     "bus/tasks",
-    "serve/acceptor", "serve/client", "serve/events", "serve/handlers", "serve/pager", "serve/prefix", "serve/server",
-    "serve/socket_link", "serve/takeover", "serve/tornado_link",
+    "serve/acceptor", "serve/client", "serve/events", "serve/handlers", "serve/listening", "serve/pager",
+    "serve/prefix", "serve/server", "serve/socket_link", "serve/takeover", "serve/tornado_link",
     "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
 }  # fmt: skip
 
@@ -51,12 +51,13 @@ HOLDERS = {
 }
 
 # Which steps a step may know, beside itself. What is missing here it is handed by `app`.
-FOUNDATION = {"errors", "model", "exchange", "token_bucket", "budget", "parallel"}
+FOUNDATION = {"addresses", "errors", "model", "exchange", "token_bucket", "budget", "parallel"}
 STEPS = {
     "errors": set(),
     "token_bucket": set(),
     "parallel": set(),
-    "proxies": set(),
+    "addresses": set(),
+    "proxies": {"addresses"},
     "daemon_threads": set(),
     "budget": {"exchange", "token_bucket"},
     "budget_file": {"exchange", "token_bucket", "budget"},

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import parse_qsl, unquote
 
+from candled.addresses import with_port
+
 Kind = Literal["server", "socket", "sentinel", "cluster"]
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
@@ -76,7 +78,7 @@ class RedisAddress:
 
     def __str__(self) -> str:
         """Without user and password, for people."""
-        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
+        hosts = ",".join(with_port(host, port) for host, port in self.hosts)
         if self.kind == "socket":
             return self.path
         return f"{self.service} at {hosts}" if self.kind == "sentinel" else hosts

@@ -28,6 +28,7 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
+from candled.addresses import with_port
 from candled.errors import ConfigError, Unavailable
 
 from .address import RedisAddress
@@ -54,7 +55,7 @@ class Node(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}" if self.port else self.host
+        return with_port(self.host, self.port) if self.port else self.host
 
 
 class Closable(Protocol):

@@ -13,6 +13,7 @@ from python_socks.async_.asyncio import Proxy
 from tornado.iostream import IOStream
 from tornado.tcpclient import TCPClient
 
+from candled.addresses import with_port
 from candled.errors import Unavailable
 from candled.proxies import Proxies, ProxyAddress
 
@@ -45,7 +46,7 @@ async def open_tunnel(proxy: ProxyAddress, host: str, port: int, within_s: float
     except OSError as failure:  # with the errors of python-socks that are such ones
         raise Unavailable(f"cannot reach the proxy {proxy}: {failure.strerror or failure}") from failure
     except (_RefusedError, ProxyError, ValueError) as failure:
-        raise Unavailable(f"the proxy {proxy} does not connect to {host}:{port}: {failure}") from failure
+        raise Unavailable(f"the proxy {proxy} does not connect to {with_port(host, port)}: {failure}") from failure
 
 
 class TunnelingTCPClient(TCPClient):
@@ -110,7 +111,7 @@ async def _connect_over_http(proxy: ProxyAddress, family: int, address: Any, hos
     peer.setblocking(False)
     try:
         await loop.sock_connect(peer, address)
-        await loop.sock_sendall(peer, _request(proxy, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"))
+        await loop.sock_sendall(peer, _request(proxy, with_port(host, port)))
         head = b""
         while b"\r\n\r\n" not in head:
             part = await loop.sock_recv(peer, _LONGEST_HEAD)

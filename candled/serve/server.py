@@ -1,17 +1,15 @@
 """The HTTP server: routes, listening, the ticks that drive the rooms, and an orderly end."""
 
 import asyncio
-import errno
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 
+from candled.addresses import with_port
 from candled.config import ServerSettings
-from candled.errors import ConfigError
 from candled.exchange import Clock
 
 from . import clients
@@ -37,6 +35,7 @@ from .handlers import (
 from .heartbeat import Wheel
 from .limits import Door, networks
 from .link import Client, Link
+from .listening import listen
 from .prefix import PrefixedApplication
 from .publisher import Publisher
 
@@ -117,15 +116,13 @@ class Server:
         """Listen; return the port, which the system chose where the settings say 0.
 
         Raises:
-            ConfigError: the address or port cannot be had.
+            ConfigError: an address or the port cannot be had.
         """
-        host, port = self._settings.host, self._settings.port
-        try:
-            sockets = bind_sockets(port, host, backlog=_BACKLOG)
-        except OSError as error:
-            why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-            raise ConfigError(f"server: cannot listen on {host}:{port}: {why}") from error
+        sockets = listen(self._settings.hosts, self._settings.port, _BACKLOG)
         bound: int = sockets[0].getsockname()[1]
+        if len(sockets) > 1:
+            addresses = ", ".join(with_port(*one.getsockname()[:2]) for one in sockets)
+            logger.info("listening on %s", addresses)
         self._acceptor.start(sockets)
         self._tasks = [asyncio.ensure_future(task) for task in (self._drive(), self._sweep(), self._beat())]
         return bound

@@ -1,0 +1,93 @@
+"""Listening sockets on any number of addresses, IPv4 and IPv6, with one port."""
+
+import errno
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from candled.addresses import with_port
+from candled.errors import ConfigError
+
+_ATTEMPTS = 20  # at a port that is free on every address, where the system chooses
+_LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # where IPv6 is switched off, for instance
+_OWN = ("", "0.0.0.0", "::", "127.0.0.1")
+
+
+class _TakenError(ConfigError):
+    """The port is in use."""
+
+
+def listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket]:
+    """Return sockets on all addresses of `hosts`, of which an empty one is every address of this machine.
+
+    With port 0 the system chooses one port for all of them.
+
+    Raises:
+        ConfigError: an address cannot be had; the text names it. No socket stays open.
+    """
+    for _ in range(_ATTEMPTS if port == 0 else 0):
+        with suppress(_TakenError):
+            return _listen(hosts, port, backlog)
+    return _listen(hosts, port, backlog)
+
+
+def in_browser(hosts: Sequence[str], port: int) -> str:
+    """Return the host and port that a person on this machine writes: `localhost` where that is among the hosts."""
+    host = hosts[0].strip("[]")
+    return with_port("localhost" if host in _OWN else host, port)
+
+
+def _listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    with ExitStack() as opened:
+        for host in hosts:
+            lacking: ConfigError | None = None
+            works = False
+            for family, address in _addresses(host):
+                number = sockets[0].getsockname()[1] if sockets else port
+                if (address[0], number) not in [one.getsockname()[:2] for one in sockets]:  # of another host
+                    try:
+                        sockets.append(_listening(family, (address[0], number, *address[2:]), backlog))
+                    except OSError as error:
+                        lacking = _problem(error, with_port(str(address[0]), number))
+                        if error.errno not in _LACKING:
+                            raise lacking from error
+                        continue
+                    opened.callback(sockets[-1].close)
+                works = True
+            if lacking is not None and not works:
+                raise lacking
+        opened.pop_all()
+    return sockets
+
+
+def _addresses(host: str) -> list[tuple[socket.AddressFamily, Any]]:
+    """Look a host up; IPv4 comes first."""
+    name = host.strip("[]") or None
+    try:
+        found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"server: cannot listen on {host}: {getattr(error, 'strerror', None) or error}") from error
+    return [(family, address) for family, _, _, _, address in sorted(found, key=lambda one: one[0])]
+
+
+def _listening(family: socket.AddressFamily, address: tuple[str | int, ...], backlog: int) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # IPv4 has a socket of its own
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.setblocking(False)
+        one.bind(address)
+        one.listen(backlog)
+    except BaseException:
+        one.close()
+        raise
+    return one
+
+
+def _problem(error: OSError, address: str) -> ConfigError:
+    if error.errno == errno.EADDRINUSE:
+        return _TakenError(f"server: cannot listen on {address}: the port is in use")
+    return ConfigError(f"server: cannot listen on {address}: {error.strerror or error}")

@@ -1,0 +1,190 @@
+"""IPv4 and IPv6: where the server listens, what it prints, and which address is named when it cannot."""
+
+import errno
+import logging
+import socket
+
+import pytest
+import websockets
+import yaml
+
+from candled.addresses import with_port
+from candled.config import ServerSettings, as_plain, load
+from candled.errors import ConfigError
+from candled.plugins import discover
+from candled.serve import listening
+from candled.serve.listening import in_browser, listen
+from tests.api.stage import stage
+from tests.system.daemon import free_port
+
+V4, V6 = "127.0.0.1", "::1"
+LOCAL = ["127.0.0.1", "::1"]
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server((V6, 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not has_ipv6(), reason="needs IPv6 on the loopback interface")
+
+
+@pytest.mark.parametrize(
+    ("host", "answers"),
+    [
+        ("127.0.0.1", [V4]),
+        ("0.0.0.0", [V4]),
+        ("::1", [V6]),
+        ("[::1]", [V6]),
+        ("::", [V6]),
+        ("", [V4, V6]),
+        (("127.0.0.1", "::1"), [V4, V6]),
+        (("::", "0.0.0.0"), [V4, V6]),
+        (("127.0.0.1", "127.0.0.2"), [V4]),
+        (("::1", "[::1]"), [V6]),  # an address that two of them mean is taken once
+    ],
+    ids=str,
+)
+async def test_clients_are_served_on_every_address_with_one_port(tmp_path, caplog, host, answers):
+    caplog.set_level(logging.INFO, "candled.serve.server")
+    async with stage(tmp_path, server=ServerSettings(host=host, port=0)) as one:
+        reached = []
+        for address in LOCAL:
+            try:
+                async with websockets.connect(f"ws://{with_port(address, one.port)}/ws") as client:
+                    await client.send('{"type":"ping"}')
+                    assert "pong" in await client.recv()
+                    reached.append(address)
+            except OSError:
+                continue
+    assert reached == answers
+    lines = [text for text in caplog.messages if text.startswith("listening on ")]
+    assert len(lines) == (len(answers) > 1 or "127.0.0.2" in host)
+    assert all(f"[::1]:{one.port}" in line or f"[::]:{one.port}" in line for line in lines if V6 in answers)
+
+
+@pytest.mark.parametrize("hosts", [("",), ("127.0.0.1", "::1"), ("::1", "127.0.0.1")], ids=str)
+@pytest.mark.parametrize("taken", [("0.0.0.0", "127.0.0.1"), ("::", "::1")], ids=["IPv4", "IPv6"])
+def test_a_port_that_is_taken_on_one_of_them_names_the_address(hosts, taken):
+    address = taken[0] if hosts == ("",) else taken[1]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError) as refused:
+            listen(hosts, port, 8)
+        assert str(refused.value) == f"server: cannot listen on {with_port(address, port)}: the port is in use"
+    for one in listen(hosts, port, 8):  # nothing stayed open
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "says"),
+    [
+        (("203.0.113.1",), "cannot listen on 203.0.113.1:7001: Cannot assign"),
+        (("2001:db8::1",), "cannot listen on [2001:db8::1]:7001: Cannot assign"),
+        (("no.such.invalid",), "cannot listen on no.such.invalid: "),
+        (("127.0.0.1", "2001:db8::1"), "cannot listen on [2001:db8::1]:7001: Cannot assign"),
+        (("a" * 70 + ".example",), "cannot listen on aaa"),
+    ],
+    ids=str,
+)
+def test_an_address_that_the_machine_lacks_is_named(hosts, says):
+    with pytest.raises(ConfigError) as refused:
+        listen(hosts, 7001, 8)
+    assert says in str(refused.value)
+
+
+def failing(monkeypatch, fails) -> None:
+    """Let sockets fail where `fails(family, port)` gives an error number."""
+    usual = listening._listening
+
+    def listening_(family, address, backlog):
+        number = fails(family, address[1])
+        if number:
+            raise OSError(number, "as the test wants it")
+        return usual(family, address, backlog)
+
+    monkeypatch.setattr(listening, "_listening", listening_)
+
+
+@pytest.mark.parametrize("number", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT])
+def test_without_ipv6_every_address_means_those_of_ipv4(monkeypatch, number):
+    failing(monkeypatch, lambda family, _: number if family == socket.AF_INET6 else 0)
+    (one,) = listen([""], 0, 8)
+    with one:
+        assert one.family == socket.AF_INET
+    with pytest.raises(ConfigError, match=r"cannot listen on \[::1\]"):  # it was asked for by name
+        listen(LOCAL, free_port(), 8)
+
+
+def test_the_system_chooses_a_port_that_is_free_on_all_addresses(monkeypatch):
+    left = [errno.EADDRINUSE, errno.EADDRINUSE]
+    failing(monkeypatch, lambda family, _: left.pop() if family == socket.AF_INET6 and left else 0)
+    sockets = listen(LOCAL, 0, 8)
+    assert len({one.getsockname()[1] for one in sockets}) == 1
+    assert not left
+    for one in sockets:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "address"),
+    [
+        (("0.0.0.0",), "localhost:7000"),
+        (("",), "localhost:7000"),
+        (("::",), "localhost:7000"),
+        (("127.0.0.1", "::1"), "localhost:7000"),
+        (("192.0.2.1",), "192.0.2.1:7000"),
+        (("2001:db8::1", "192.0.2.1"), "[2001:db8::1]:7000"),
+        (("[2001:db8::1]",), "[2001:db8::1]:7000"),
+    ],
+    ids=str,
+)
+def test_the_address_for_a_browser(hosts, address):
+    assert in_browser(hosts, 7000) == address
+
+
+# ---------------------------------------------------------------- in the settings
+
+
+@pytest.mark.parametrize(
+    ("written", "env", "hosts"),
+    [
+        ("127.0.0.1", {}, ("127.0.0.1",)),
+        ("", {}, ("",)),
+        (["127.0.0.1", "::1"], {}, ("127.0.0.1", "::1")),
+        ("1.2.3.4", {"CANDLED_SERVER__HOST": "::"}, ("::",)),
+        ("1.2.3.4", {"CANDLED_SERVER__HOST": "[::1]"}, ("[::1]",)),
+        ("1.2.3.4", {"CANDLED_SERVER__HOST": '""'}, ("",)),
+        ("1.2.3.4", {"CANDLED_SERVER__HOST": "['127.0.0.1', '::1']"}, ("127.0.0.1", "::1")),
+    ],
+)
+def test_one_host_or_a_list_can_be_written(tmp_path, written, env, hosts):
+    path = tmp_path / "candled.yaml"
+    path.write_text(yaml.safe_dump({"server": {"host": written}}))
+    config = load(path, env, discover())
+    assert config.server.hosts == hosts
+    path.write_text(yaml.safe_dump(as_plain(config)))
+    assert load(path, {}, discover()).server.hosts == hosts
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ([], 'server.host: at least one address is needed; "" is every one of this machine'),
+        (["", "::1"], 'server.host: "" is every address of this machine, so that it stands alone'),
+        (["::1", "::1"], "server.host: ::1 is there twice"),
+        (["::1", 7], "server.host[1]: expected text, got 7: put it in quotes"),
+        ({":": None}, "server.host: expected text, got a mapping"),
+        (" ", "server.host: blanks are no address"),
+    ],
+)
+def test_hosts_that_cannot_work_are_refused(tmp_path, written, problem):
+    path = tmp_path / "candled.yaml"
+    path.write_text(yaml.safe_dump({"server": {"host": written}}))
+    with pytest.raises(ConfigError) as refused:
+        load(path, {}, discover())
+    assert problem in refused.value.problems
