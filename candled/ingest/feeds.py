@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
@@ -191,7 +190,10 @@ class FeedRunner:
     async def _talk(self, socket: ClientConnection, feed: SocketFeed) -> str:
         connection = self._connection = Connection(feed, feed.symbols, self._clock.monotonic(), self._refusals)
         # the host alone: an operator's address may hold a password
-        logger.info("%s: connected to %s for %d symbols", self._name, urlsplit(feed.url).hostname, len(feed.symbols))
+        parts = parse_uri(feed.url)
+        proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
+        through = "" if proxy is None else f" through {proxy}"
+        logger.info("%s: connected to %s%s for %d symbols", self._name, parts.host, through, len(feed.symbols))
         self._sink.connected(feed)
         reader = asyncio.ensure_future(self._read(socket, connection))
         try:

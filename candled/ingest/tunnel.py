@@ -97,6 +97,9 @@ async def _opened(proxy: ProxyAddress, host: str, port: int, within_s: float) ->
             kind, is_resolved_there = _SOCKS[proxy.scheme]
             socks = Proxy(kind, str(address[0]), proxy.port, proxy.user, proxy.password, is_resolved_there)
             return await socks.connect(host, port, within_s)
+        except socket.gaierror as error:
+            other = "socks5h" if kind is ProxyType.SOCKS5 else "socks4a"
+            raise _RefusedError(f"the name is unknown here; with {other}:// the proxy looks it up") from error
         except (ConnectionError, ProxyConnectionError) as error:
             failure = error
     raise failure

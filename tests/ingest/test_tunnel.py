@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from tornado.httpserver import HTTPServer
@@ -125,6 +126,25 @@ async def test_a_proxy_that_is_not_there_is_named(attempt, kind):
     happened = await attempt(Proxies.of(f"{kind}://ann:secret@127.0.0.1:{port}", {}))
     assert f"cannot reach the proxy {kind}://127.0.0.1:{port}: " in happened
     assert "secret" not in happened
+
+
+@pytest.mark.parametrize(("written", "better"), [("socks5", "socks5h"), ("socks4", "socks4a")])
+async def test_a_name_that_only_the_proxy_knows_needs_a_proxy_that_looks_it_up(attempt, written, better):
+    async with exchange() as hosts, FakeProxy("socks5h", hosts) as proxy:
+        happened = await attempt(Proxies.of(f"{written}://127.0.0.1:{proxy.port}", {}))
+    assert re.search(rf"does not connect to \w+.test:80: the name is unknown here; with {better}://", happened), (
+        happened
+    )
+
+
+def test_every_client_of_an_exchange_knows_the_proxies():
+    made = {
+        path.name: calls
+        for path in (Path(__file__).parents[2] / "candled").rglob("*.py")
+        if (calls := re.findall(r"= HttpClient\((.*)\)|: HttpClient\((.*)\)", path.read_text("utf-8")))
+    }
+    assert set(made) == {"ingest_side.py", "session.py", "exchange_check.py"}
+    assert all("proxies" in "".join(call) for calls in made.values() for call in calls)
 
 
 @pytest.mark.parametrize("kind", ["http", "socks5h"])

@@ -1,5 +1,6 @@
 """How many file descriptors clients may take, and what is said of it."""
 
+import asyncio
 import errno
 import logging
 import os
@@ -9,6 +10,9 @@ import pytest
 
 from candled.serve import descriptors
 from candled.serve.descriptors import Descriptors, raise_limit, shortage
+from tests.api.stage import stage
+from tests.clocks import ManualClock
+from tests.rows import MONDAY_MS
 
 
 @pytest.mark.parametrize(
@@ -94,3 +98,31 @@ def test_a_descriptor_that_cannot_be_made_is_none_that_is_left(monkeypatch):
 
     monkeypatch.setattr(descriptors.os, "open", exhausted)
     assert not Descriptors(100).has_room(0.0)
+
+
+async def test_a_connection_on_one_of_the_last_descriptors_is_answered_and_closed_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr(Descriptors, "is_reserved", lambda *_: True)
+    clock = ManualClock(MONDAY_MS)
+    async with stage(tmp_path, clock=clock) as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        await clock.advance(9.0)
+        assert not reader.at_eof()
+        await clock.advance(1.1)
+        assert await asyncio.wait_for(reader.read(), 5) == b"\n"
+        writer.close()
+
+
+async def test_a_client_beyond_the_limit_gets_503_and_no_101(tmp_path, monkeypatch):
+    monkeypatch.setattr(Descriptors, "has_room_for_request", lambda *_: False)
+    async with stage(tmp_path) as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+        writer.write(b"GET /ws HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    head, body = answer.split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 10" in head
+    assert f"Content-Length: {len(body)}".encode() in head

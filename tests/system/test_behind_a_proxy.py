@@ -59,6 +59,7 @@ async def test_the_exchange_is_read_through_the_proxy(tmp_path, kind, is_setting
                 assert set(proxy.asked) == {f"{HOST}:443"}
                 assert len(proxy.asked) >= 2  # REST, and the stream
                 assert fake.open_connections == 1
+                assert f"connected to {HOST} through {proxy.url()} for 1 symbols" in daemon.output
 
                 proxy.fault = "forbidden"
                 proxy.cut()
