@@ -23,7 +23,8 @@ import pytest
 import redis
 
 from tests import tiers
-from tests.servers import _end_with_parent, _free_port
+from tests.ports import free_port
+from tests.servers import _end_with_parent
 
 REDIS_URL = "CANDLED_TEST_REDIS_URL"
 REDIS_SERVER = "CANDLED_TEST_REDIS_SERVER"
@@ -42,7 +43,7 @@ class RedisServer:
         self._settings = {**_SETTINGS, **settings}
         self._launcher: list[str] = []  # what runs the program, where it is not to run here
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = port or _free_port()
+        self.port = port or free_port()
 
     @property
     def url(self) -> str:
@@ -171,7 +172,7 @@ class RedisCluster:
     def __init__(self, replicas: int = 0, timeout_ms: int = 2000) -> None:
         self._replicas = replicas
         settings = {"cluster_enabled": "yes", "cluster_node_timeout": str(timeout_ms), "cluster_config_file": "nodes"}
-        self.nodes = [RedisServer(program(), _cluster_port(), **settings) for _ in range(3 * (1 + replicas))]
+        self.nodes = [RedisServer(program(), free_port(), **settings) for _ in range(3 * (1 + replicas))]
 
     def __enter__(self) -> "RedisCluster":
         try:
@@ -269,14 +270,6 @@ def _replicas(client: "redis.Redis[bytes]") -> int:
     if isinstance(rows, dict):
         return sum(len(row["replicas"]) for row in rows.values())
     return sum(len(row) - 3 for row in rows)
-
-
-def _cluster_port() -> int:
-    """A free port whose bus port, 10,000 above, exists."""
-    while True:
-        port = _free_port()
-        if port < 55_000:
-            return port
 
 
 class SentinelSet:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from tests import tiers
+from tests.ports import free_port
 
 POSTGRES_DSN = "CANDLED_TEST_POSTGRES_DSN"
 POSTGRES_BIN = "CANDLED_TEST_POSTGRES_BIN"
@@ -59,7 +59,7 @@ class PostgresServer:
         self._data = self._folder / "data"
         self._settings = {**_SETTINGS, **settings}
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
         self._run("initdb", "-D", self._data, "-U", "candled", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
 
     @property
@@ -123,7 +123,7 @@ class PostgresServer:
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)  # "fast": without waiting for clients
             try:
-                self._process.wait(10)
+                self._process.wait(60)
             except subprocess.TimeoutExpired:
                 self.kill()
             self._process = None
@@ -276,13 +276,6 @@ def _running(server: PostgresServer) -> PostgresServer:
         server.remove()
         raise
     return server
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _end_with_parent() -> None:

@@ -161,13 +161,13 @@ def test_a_daemon_that_serves_another_symbol_knows_of_no_other(tmp_path):
         daemon.start(settings)
         with connect(daemon.ws_url) as socket:
             socket.send('{"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m"}')
-            answer = json.loads(socket.recv(timeout=10))
+            answer = json.loads(socket.recv(timeout=60))
             assert answer["message"] == "Invalid symbol: BTC/USDT. Only DOGE/EUR is supported."
             socket.send('{"type": "subscribe", "symbol": "DOGE/EUR", "interval": "1m", "initialBars": 5}')
-            initial = json.loads(socket.recv(timeout=15))
+            initial = json.loads(socket.recv(timeout=60))
             assert (initial["type"], initial["symbol"], len(initial["bars"])) == ("initial", "DOGE/EUR", 5)
         assert list(daemon.get("/health")["exchanges"]["replay"]["symbols"]) == ["DOGE/EUR"]
-        with urllib.request.urlopen(f"{daemon.url}/", timeout=5) as answer:
+        with urllib.request.urlopen(f"{daemon.url}/", timeout=60) as answer:
             page = answer.read().decode()
         assert "DOGE/EUR" in page
         assert "BTC" not in page

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from candled.errors import Unavailable
@@ -28,9 +29,11 @@ class _Asking:
         self._clock = clock
         self._trouble = trouble
         self._rests_until = 0.0
+        self._harmless: Call | None = None  # stands for the call that failed last
+        trouble.try_again = self._try_again
 
-    async def ask(self, *calls: Call) -> list[Any]:
-        """Return the answers to calls for one key.
+    async def ask(self, *calls: Call, harmless: Call) -> list[Any]:
+        """Return the answers to calls for one key. If they fail, `harmless` is tried until it works.
 
         Raises:
             Unavailable: one of them has no answer, or was refused.
@@ -47,8 +50,14 @@ class _Asking:
             self._trouble.works()
             return answers
         self._trouble.fails(reason_of(error))
+        self._harmless = harmless
         self._rests_until = self._clock.monotonic() + _REST_S
         raise Unavailable(f"Redis: {reason_of(error)}") from error
+
+    async def _try_again(self) -> None:
+        if self._harmless is not None:
+            with suppress(Unavailable):
+                await self.ask(self._harmless, harmless=self._harmless)
 
 
 class RedisCounter:
@@ -70,9 +79,10 @@ class RedisCounter:
             Unavailable: it cannot be counted now.
         """
         name, window_ms = self._names.count(key), round(window_s * 1000)
-        count, left_ms = await self._asking.ask(Call(name, ("INCR", name)), Call(name, ("PTTL", name)))
+        expire = Call(name, ("PEXPIRE", name, window_ms))
+        count, left_ms = await self._asking.ask(Call(name, ("INCR", name)), Call(name, ("PTTL", name)), harmless=expire)
         if int(left_ms) < 0:  # it is the first, or who made that one came no further
-            await self._asking.ask(Call(name, ("PEXPIRE", name, window_ms)))
+            await self._asking.ask(expire, harmless=expire)
             left_ms = window_ms
         return int(count), int(left_ms) / 1000
 
@@ -191,7 +201,9 @@ class RedisBudget:
         close_ms = max(0, round((self._to_close_until - now) * 1000))
         told = self._to_close_until
         burst = max(1.0, self._rate)
-        (answer,) = await self._asking.ask(Call.of(BUDGET, [self._key], self._rate, burst, close_ms, int(take)))
+        asked = Call.of(BUDGET, [self._key], self._rate, burst, close_ms, int(take))
+        harmless = Call.of(BUDGET, [self._key], self._rate, burst, 0, 0)
+        (answer,) = await self._asking.ask(asked, harmless=harmless)
         wait_ms, left, closed_ms = (int(part) for part in answer)
         if self._to_close_until == told:
             self._to_close_until = 0.0

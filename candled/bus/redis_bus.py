@@ -182,7 +182,7 @@ class RedisBus:
         """Have it logged what works again."""
         while True:
             await self._clock.sleep(1.0)
-            self._troubles.settle()
+            await self._troubles.settle()
 
     # ------------------------------------------------------------ hearing
 

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 
 from candled.exchange import Clock
 
@@ -22,6 +22,8 @@ class Trouble:
         self.work = work
         self.is_vital = vital  # whether clients are not well served without it
         self.failures = 0
+        # Tries the work again without effect; set for work that may not come up for hours.
+        self.try_again: Callable[[], Awaitable[None]] | None = None
         self._clock = clock
         self._reasons: dict[Hashable, str] = {}
         self._logged: set[str] = set()
@@ -86,7 +88,9 @@ class Troubles:
         """What fails and why, in words; None if nothing does."""
         return "; ".join(f"{one.work}: {one.reason}" for one in self._all if one.reason is not None) or None
 
-    def settle(self) -> None:
-        """Log what works again."""
+    async def settle(self) -> None:
+        """Try again what fails and may not come up by itself; log what works again."""
         for one in self._all:
+            if one.reason is not None and one.try_again is not None:
+                await one.try_again()
             one.settle()

@@ -33,6 +33,7 @@ from candled.serve.server import Server
 from candled.store.history import History
 from candled.store.sqlite import SqliteStore
 from candled.store.threads import StoreThreads
+from tests import deadlines
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 from tests.serve.peers import all_well
@@ -157,6 +158,6 @@ async def stage(
         one.hub, one.server = hub, running
         yield one
     finally:
-        await asyncio.wait_for(running.stop(), 5)
+        await deadlines.wait_for(running.stop(), 5)
         await bars.stop()
         await threads.close()

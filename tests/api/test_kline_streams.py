@@ -11,6 +11,7 @@ import websockets
 from candled.clock import SystemClock
 from candled.config import KlinesSettings, ServerSettings
 from candled.model import MINUTE_MS
+from tests import deadlines
 from tests.api.stage import BTC, ETH, FUTURE, stage
 from tests.rows import MONDAY_MS, minute
 
@@ -29,7 +30,7 @@ def connect(one, path: str):
 
 
 async def hear(ws, within_s: float = 3.0):
-    return json.loads(await asyncio.wait_for(ws.recv(), within_s))
+    return json.loads(await deadlines.wait_for(ws.recv(), within_s))
 
 
 async def ask(ws, method: str, *params, request_id=1):

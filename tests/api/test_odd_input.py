@@ -19,6 +19,7 @@ from candled.clock import SystemClock
 from candled.config import KlinesSettings, ServerSettings
 from candled.model import DEFAULT_INTERVALS
 from candled.rooms.protocol import Protocol, RequestError
+from tests import deadlines
 from tests.api.stage import BTC, Stage, stage
 
 LONG = bool(os.environ.get("CANDLED_TEST_LONG"))
@@ -143,7 +144,7 @@ async def say_all(one: Stage, path: str, messages: list[str], last: str, name: A
         for message in messages:
             await ws.send(message)
         await ws.send(last)
-        while strict(await asyncio.wait_for(ws.recv(decode=False), 10)).get("id") != name:
+        while strict(await deadlines.wait_for(ws.recv(decode=False), 10)).get("id") != name:
             pass
 
 
@@ -186,7 +187,7 @@ def test_odd_first_messages_are_answered(messages):
                 await ws.send(message)
                 await ws.send(PING)
                 await ws.send(LIST)
-                strict(await asyncio.wait_for(ws.recv(decode=False), 10))
+                strict(await deadlines.wait_for(ws.recv(decode=False), 10))
 
     served(check)
 
@@ -218,7 +219,7 @@ async def ask(one: Stage, path: str, headers: dict[str, str] | None = None) -> t
     lines += [f"{name}: {value.translate(dict.fromkeys(range(32)))}" for name, value in (headers or {}).items()]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogatepass"))
     try:
-        async with asyncio.timeout(10):
+        async with deadlines.timeout(10):
             head = await reader.readuntil(b"\r\n\r\n")
             if b"text/event-stream" in head:
                 event = await reader.readuntil(b"}\n\n")

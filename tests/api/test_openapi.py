@@ -13,6 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from candled.api.openapi import SCHEMAS
 from candled.store.interface import Hole
+from tests import deadlines
 from tests.api.stage import BTC, ETH, FUTURE, stage
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
@@ -78,9 +79,9 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
     ]  # fmt: skip
     with Daemon(tmp_path) as daemon:
         daemon.start(config)
-        deadline = time.monotonic() + 30
+        deadline = deadlines.now() + 30
         while not daemon.get("/api/candles?symbol=BTC/USDT&interval=1m").get("bars"):
-            assert time.monotonic() < deadline, daemon.output
+            assert deadlines.now() < deadline, daemon.output
             time.sleep(0.1)
         ended = subprocess.run(
             [*command, daemon.url + DESCRIPTION], cwd=tmp_path, capture_output=True, text=True, timeout=240

@@ -13,6 +13,7 @@ from candled.bus.leases import Lease, LeaseState
 from candled.bus.making import RedisParts, make_redis_parts
 from candled.clock import SystemClock
 from candled.model import Candle, MarketKey, Symbol
+from tests import deadlines
 from tests.rows import minute
 
 BTC, ETH = (MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH"))
@@ -38,7 +39,7 @@ class Ear:
         self.open_holes: set[MarketKey] = set()  # messages are missing, and no `Missed` has told of it yet
 
     def __call__(self, message: Message, position: Position) -> None:
-        self.heard.append((time.monotonic(), message, position))
+        self.heard.append((deadlines.now(), message, position))
         market, before = message.market, self.at.get(message.market)
         self.at[market] = position
         begins = before is not None and before.epoch.startswith("here.") and position.seq == 1  # no feed was there
@@ -139,11 +140,11 @@ async def until(is_so: Callable[[], Any], within_s: float = 10.0) -> float:
     Raises:
         AssertionError: it did not come to hold.
     """
-    started = time.monotonic()
+    started = deadlines.now()
     while not is_so():
-        assert time.monotonic() - started < within_s, f"not within {within_s} s"
+        assert deadlines.now() - started < within_s, f"not within {within_s} s"
         await asyncio.sleep(0.01)
-    return time.monotonic() - started
+    return deadlines.now() - started
 
 
 # A call that waits for Redis holds the loop for a second and more. On an idle machine less than 0.1 s is measured; a

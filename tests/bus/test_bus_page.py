@@ -14,6 +14,7 @@ from candled.bus import Healed, MinuteChanged, StateChanged
 from candled.bus.codec import Names, read_heartbeat, read_message, read_newest
 from candled.bus.leases import LeaseState
 from candled.model import STATES
+from tests import deadlines
 from tests.bus.rig import BTC, new_prefix, process, until
 from tests.redis_servers import shared_redis
 
@@ -50,7 +51,7 @@ async def test_the_listening_program_prints_what_is_published(tmp_path):
             sys.executable, str(tmp_path / "listen.py"), url, channel, stdout=asyncio.subprocess.PIPE
         )
         try:
-            async with asyncio.timeout(10):
+            async with deadlines.timeout(10):
                 assert await listening.stdout.readline() == b"2025-05-19T00:00:00.000Z 10 final\n"
                 leader.publish(number=1)
                 assert await listening.stdout.readline() == b"2025-05-19T00:01:00.000Z 10 running\n"

@@ -19,6 +19,7 @@ from candled.bus.leases import LeaseState
 from candled.bus.making import RedisParts, make_redis_parts
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS, Candle
+from tests import deadlines
 from tests.bus.rig import BTC, MARKETS, Process, new_prefix, process, until
 from tests.redis_servers import own_redis
 
@@ -265,5 +266,5 @@ async def test_a_forged_request_budget_does_not_keep_anybody_from_an_exchange(ki
         word, *rest = BUDGETS[kind]
         await client.execute_command(word, Names(prefix, "bitget", 1).budget("host"), *rest)
         for _ in range(3):
-            await asyncio.wait_for(parts.budgets.budget("host", 10.0).take(), 1.0)
+            await deadlines.wait_for(parts.budgets.budget("host", 10.0).take(), 1.0)
     await parts.stop()

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from redis import asyncio as aioredis
 
 from candled.bus.codec import Names, token_of
 from candled.bus.leases import LeaseState
+from tests import deadlines
 from tests.bus.rig import BTC, new_prefix, process, until
 from tests.redis_servers import shared_redis
 
@@ -33,7 +33,7 @@ async def leader(url: str, prefix: str) -> AsyncIterator[asyncio.subprocess.Proc
     arguments = [sys.executable, "-m", "tests.bus.leader", url, prefix, str(LEASE_S)]
     one = await asyncio.create_subprocess_exec(*arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     try:
-        while b"leader" not in await asyncio.wait_for(one.stdout.readline(), 15):
+        while b"leader" not in await deadlines.wait_for(one.stdout.readline(), 15):
             continue
         yield one
     finally:
@@ -72,9 +72,9 @@ async def test_a_leader_that_was_stopped_for_a_while_says_nothing_more():
                 second.publish(number=number)
                 await asyncio.sleep(0.02)
             first.send_signal(signal.SIGCONT)
-            told = await asyncio.wait_for(first.stdout.readline(), 5)
-            deadline = time.monotonic() + 1.0
-            while time.monotonic() < deadline:
+            told = await deadlines.wait_for(first.stdout.readline(), 5)
+            deadline = deadlines.now() + 1.0
+            while deadlines.now() < deadline:
                 second.publish(number=20)
                 await asyncio.sleep(0.02)
             assert told.split()[0] in (b"unsure", b"follower")

@@ -15,6 +15,7 @@ import redis
 from candled.bus import StateChanged
 from candled.bus.codec import Names
 from candled.bus.leases import LeaseState
+from candled.errors import Unavailable
 from tests.bus.rig import BTC, MARKETS, Process, new_prefix, process, until
 from tests.redis_servers import RedisCluster, RedisServer, own_redis
 
@@ -184,6 +185,21 @@ async def test_a_full_redis_that_accepts_heartbeats_is_no_healthy_one(caplog):
             assert len(told) == 2
             assert ": OOM" in told[0]
             assert "works again" in told[1]
+
+
+async def test_work_that_failed_and_does_not_come_up_again_is_tried_until_it_works():
+    """A follower asks for no request budget; its trouble from before must end with Redis's."""
+    with own_redis() as server:
+        async with site(server.url) as one:
+            FAULTS["NOPERM keys"].begin(server)
+            with pytest.raises(Unavailable):
+                await one.both.parts.counter.hit("127.0.0.1", 60.0)
+            await one.both.parts.budgets.budget("api.example.com", 10.0).take()
+            trouble = one.both.bus.describe()["trouble"]
+            assert "counting requests: NOPERM" in trouble
+            assert "sharing request budgets: NOPERM" in trouble
+            FAULTS["NOPERM keys"].end(server)
+            await until(one.is_well, WELL_WITHIN_S)
 
 
 async def test_scripts_that_redis_forgets_all_the_time_are_sent_again():

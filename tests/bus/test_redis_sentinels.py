@@ -4,12 +4,12 @@ The tests share one set of servers and run in their order: the last ones change 
 """
 
 import asyncio
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from candled.bus.leases import LeaseState
+from tests import deadlines
 from tests.bus.rig import BTC, Process, new_prefix, process, until
 from tests.redis_servers import RedisServer, SentinelSet
 
@@ -27,9 +27,9 @@ def sentinels() -> Iterator[SentinelSet]:
 async def all_works(leader: Process, hearer: Process, within_s: float = 10.0) -> None:
     """What is published now is heard; it is said again and again, as candles are."""
     ear, before = hearer.ear, leader.ear.newest[BTC].volume if BTC in leader.ear.newest else 0
-    deadline = time.monotonic() + within_s
+    deadline = deadlines.now() + within_s
     while BTC not in ear.newest or ear.newest[BTC].volume <= before or ear.open_holes:
-        assert time.monotonic() < deadline, (leader.bus.describe(), hearer.bus.describe())
+        assert deadlines.now() < deadline, (leader.bus.describe(), hearer.bus.describe())
         leader.publish()
         await asyncio.sleep(0.05)
 

@@ -3,11 +3,11 @@
 import asyncio
 import random
 import signal
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from tests import deadlines
 from tests.chaos.site import Node, Site
 from tests.chaos.tap import Tap
 from tests.proxy import Proxy
@@ -208,8 +208,8 @@ class Faults:
 
     async def _leader(self) -> Node:
         """One that leads a shard; whoever ingests, if nobody leads for long."""
-        deadline = time.monotonic() + TAKEOVER_S
-        while not (leaders := await self._site.leaders()) and time.monotonic() < deadline:
+        deadline = deadlines.now() + TAKEOVER_S
+        while not (leaders := await self._site.leaders()) and deadlines.now() < deadline:
             await asyncio.sleep(0.1)
         return self._draw.choice(sorted(set(leaders.values()), key=lambda node: node.name) or self._site.ingesting)
 

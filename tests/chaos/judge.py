@@ -1,7 +1,6 @@
 """Whether everything is right: store, charts, processes. What is not is said in a sentence."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +8,7 @@ import psycopg2
 import websockets
 
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Symbol, fold, iso_ms
+from tests import deadlines
 from tests.chaos.charts import closed_before, time_ms, values_of, without_source
 from tests.chaos.site import Site, Values
 from tests.chaos.viewers import Viewer, fresh
@@ -59,8 +59,8 @@ class Judge:
 
         Minutes that end meanwhile count as well.
         """
-        begun, last_s, wrong = time.monotonic(), 0.0, ""
-        while (passed_s := time.monotonic() - begun) < seconds:
+        begun, last_s, wrong = deadlines.now(), 0.0, ""
+        while (passed_s := deadlines.now() - begun) < seconds:
             now_wrong = await self._closed()
             if now_wrong:
                 last_s, wrong = passed_s, now_wrong
@@ -71,10 +71,10 @@ class Judge:
         return last_s
 
     async def _until(self, differences: Callable[[], Awaitable[str]], within_s: float) -> float:
-        begun = time.monotonic()
+        begun = deadlines.now()
         while True:
             wrong = await differences()
-            took_s = time.monotonic() - begun
+            took_s = deadlines.now() - begun
             if not wrong:
                 self.score.heals_s.append(took_s)
                 return took_s
@@ -92,9 +92,9 @@ class Judge:
             return wrong
         self._site.fake.holds_back = True
         try:
-            calm_until = time.monotonic() + _CALM_S
+            calm_until = deadlines.now() + _CALM_S
             while wrong := await self._charts(until_ms):
-                if time.monotonic() > calm_until:
+                if deadlines.now() > calm_until:
                     break
                 await asyncio.sleep(0.1)
         finally:

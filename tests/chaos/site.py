@@ -20,6 +20,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from candled.model import Candle, Interval, MarketKey, Symbol
+from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
@@ -106,9 +107,9 @@ class Node:
         """
         assert self.process is not None
         self.signal(how)
-        deadline = time.monotonic() + within_s
+        deadline = deadlines.now() + within_s
         while (status := self.process.poll()) is None:
-            assert time.monotonic() < deadline, f"{self.name} does not end: {self.tail()}"
+            assert deadlines.now() < deadline, f"{self.name} does not end: {self.tail()}"
             await asyncio.sleep(0.02)
         return status
 

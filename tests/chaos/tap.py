@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import json
-import time
 from typing import Any
 
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
 from candled.bus.codec import token_of
+from tests import deadlines
 from tests.redis_servers import RedisServer
 
 _KEPT = 1000  # of each feed; what is older is not said again
@@ -44,12 +44,12 @@ class Tap:
 
     async def next_feed(self, within_s: float) -> float | None:
         """Seconds until somebody speaks with a higher token than anybody before; None: nobody does."""
-        known, begun = self._highest, time.monotonic()
+        known, begun = self._highest, deadlines.now()
         while self._highest <= known:
-            if time.monotonic() > begun + within_s:
+            if deadlines.now() > begun + within_s:
                 return None
             await asyncio.sleep(0.02)
-        return time.monotonic() - begun
+        return deadlines.now() - begun
 
     async def _run(self) -> None:
         while True:

@@ -3,10 +3,10 @@
 import asyncio
 import os
 import random
-import time
 
 import pytest
 
+from tests import deadlines
 from tests.chaos.charts import Wish
 from tests.chaos.faults import TAKEOVER_S, Faults
 from tests.chaos.judge import Judge
@@ -91,10 +91,10 @@ async def test_whatever_fails_every_minute_is_stored_once_and_every_chart_is_rig
             print(f"right after the start: {await judge.until_right(START_S):.1f} s", flush=True)
             judge.score.heals_s.clear()
             for kinds, at_boundary in plan(draw, sorted(breaking.kinds), faults):
-                begun = time.monotonic()
+                begun = deadlines.now()
                 await breaking.round(kinds, at_boundary=at_boundary)
                 print(
-                    f"{kinds}{' at a boundary' if at_boundary else ''}: {time.monotonic() - begun:.1f} s",
+                    f"{kinds}{' at a boundary' if at_boundary else ''}: {deadlines.now() - begun:.1f} s",
                     end="",
                     flush=True,
                 )

@@ -5,13 +5,13 @@ import contextlib
 import json
 import os
 import random
-import time
 from decimal import Decimal
 
 import pytest
 import websockets
 
 from candled.model import MINUTE_MS, iso_ms
+from tests import deadlines
 from tests.bus.rig import until
 from tests.chaos.charts import EXTENDED, Wish
 from tests.chaos.judge import Judge
@@ -74,7 +74,7 @@ class Stopwatch:
         async with websockets.connect(self._site.fake.ws_url, max_size=None) as self._exchange:
             await self._exchange.send(json.dumps({"op": "subscribe", "args": args}))
             async for text in self._exchange:
-                now = time.monotonic()
+                now = deadlines.now()
                 message = json.loads(text) if text != "pong" else {}
                 if message.get("action") == "update":
                     open_ms, _, _, _, _, volume, *_ = message["data"][0]
@@ -91,7 +91,7 @@ class Stopwatch:
             for symbol in self._site.symbols:
                 await ws.send(json.dumps(Wish(str(symbol), "1m").request))
             async for text in ws:
-                now = time.monotonic()
+                now = deadlines.now()
                 message = json.loads(text, parse_float=Decimal)
                 if message["type"] == "update":
                     bar = message["bar"]
@@ -133,13 +133,13 @@ async def test_while_redis_is_away_candles_are_stored_and_shown_and_afterwards_o
                 usual = await asyncio.to_thread(published, site.redis) - before
                 there = stopwatch.lap()
 
-                begun = time.monotonic()
+                begun = deadlines.now()
                 site.redis.pause()
                 stale_s = await until(lambda: all(chart.states[-1] == "stale" for chart in told), STALE_WITHIN_S)
                 await asyncio.sleep(AWAY_S / 2 - stale_s)
                 await until(lambda: is_moving(site, at_near), MOVING_WITHIN_S)
                 await asyncio.to_thread(site.redis.kill)
-                await asyncio.sleep(begun + AWAY_S - time.monotonic())
+                await asyncio.sleep(begun + AWAY_S - deadlines.now())
                 await until(lambda: is_moving(site, at_near), MOVING_WITHIN_S)
                 assert not is_moving(site, at_far)
                 away = stopwatch.lap()
@@ -149,11 +149,11 @@ async def test_while_redis_is_away_candles_are_stored_and_shown_and_afterwards_o
 
                 tap.restarted()
                 await asyncio.to_thread(site.redis.start)
-                back, sent = time.monotonic(), [chart.messages for chart in told]
+                back, sent = deadlines.now(), [chart.messages for chart in told]
                 await until(lambda: all(chart.states[-1] != "stale" for chart in told), HEALED_S)
                 await until(lambda: is_moving(site, at_far), HEALED_S)
-                healed_s = time.monotonic() - back
-                await asyncio.sleep(back + WATCHED_S - time.monotonic())
+                healed_s = deadlines.now() - back
+                await asyncio.sleep(back + WATCHED_S - deadlines.now())
                 afterwards = await asyncio.to_thread(published, site.redis)
                 most = max(chart.messages - had for chart, had in zip(told, sent, strict=True))
             right_s = await judge.until_right(HEAL_S)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import websockets
 
+from tests import deadlines
 from tests.chaos.charts import EXTENDED, Chart, Wish
 from tests.chaos.judge import Judge
 from tests.chaos.site import Node, Site
@@ -37,7 +38,7 @@ class Visitor:
         """Connect and wait for what is shown first; return whether it was only what changed."""
         request, resumed = self.chart.connected(), self.chart.resumed
         self._reading = asyncio.ensure_future(self._read(node, request))
-        async with asyncio.timeout(PATIENCE_S):
+        async with deadlines.timeout(PATIENCE_S):
             while not self.chart.is_told:
                 assert not self._reading.done(), self._reading.exception()
                 await asyncio.sleep(0.01)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests import deadlines
 from tests.chaos.judge import Judge
 from tests.chaos.site import Node, Site
 from tests.chaos.test_resuming import SPEED, START_S, Gathering, leader
@@ -15,7 +16,7 @@ HEAL_S = 40.0
 
 async def health_of(node: Node, within_s: float = 20.0) -> dict:
     """What a process says of itself once it answers."""
-    async with asyncio.timeout(within_s):
+    async with deadlines.timeout(within_s):
         while (health := await node.health()) is None or health["store"]["state"] == "away":
             await asyncio.sleep(0.1)
     return health

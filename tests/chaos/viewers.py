@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import websockets
 
+from tests import deadlines
 from tests.chaos.charts import Chart, Wish, bars_of
 from tests.chaos.site import Node
 
@@ -65,7 +66,7 @@ async def fresh(node: Node, wish: Wish) -> list[tuple[str, str]]:
     """What a new client of a process is shown, straight from it."""
     async with websockets.connect(f"ws://127.0.0.1:{node.port}/", max_size=None, open_timeout=_PATIENCE_S) as ws:
         await ws.send(json.dumps(wish.request))
-        async with asyncio.timeout(_PATIENCE_S):
+        async with deadlines.timeout(_PATIENCE_S):
             async for text in ws:
                 if json.loads(text)["type"] == "initial":
                     return bars_of(str(text))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests import deadlines
+
 FOLDER = Path(__file__).parent
 NODE = shutil.which("node")
 NEEDS_NODE = "needs Node 20 or newer: apt-get install nodejs, or see nodejs.org"
@@ -47,7 +49,7 @@ class JsClient:
         assert self._process.stdin is not None
         self._process.stdin.close()  # on which the driver closes its client
         try:
-            await asyncio.wait_for(self._process.wait(), 10)
+            await deadlines.wait_for(self._process.wait(), 10)
         except TimeoutError:
             self._process.kill()
             raise AssertionError("the client keeps the process alive after close()") from None
@@ -66,7 +68,7 @@ class JsClient:
 
     async def until(self, event: str, count: int = 1, name: str = "a", within_s: float = 10.0) -> Any:
         """Wait until an event was heard that often; the facts of the last."""
-        async with asyncio.timeout(within_s):
+        async with deadlines.timeout(within_s):
             while len(self.events(event, name)) < count:
                 self._changed.clear()
                 await self._changed.wait()

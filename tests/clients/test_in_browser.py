@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from candled.model import iso_ms
+from tests import deadlines
 from tests.clients.market import BTC, ETH, calm, fault, plain, serving
 from tests.clients.scripted import Scripted
 from tests.tiers import CHROMIUM, NO_CHROMIUM
@@ -144,6 +145,6 @@ async def test_when_the_last_component_is_gone_so_is_the_socket(page: Any, exten
     await page.goto(extended.http_url + "/pages/hook.html")
     await page.wait_for_selector("#XRP li")
     await page.evaluate("setShown(false)")
-    async with asyncio.timeout(10):
+    async with deadlines.timeout(10):
         while extended.connected:
             await asyncio.sleep(0.05)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests import deadlines
 from tests.clients.market import BTC, ETH, calm, fault, plain, serving, times
 from tests.clients.node import JsClient, arguments
 from tests.clients.scripted import Scripted
@@ -37,7 +38,7 @@ def request(topic: tuple[str, str] = BTC, bars: int = 20) -> dict[str, Any]:
 
 async def settled(client: JsClient, server: Scripted, topic: tuple[str, str], name: str = "a") -> list[dict[str, Any]]:
     """Wait until the client holds what a fresh subscription would get; every bar it holds."""
-    async with asyncio.timeout(10):
+    async with deadlines.timeout(10):
         while True:
             bars = plain((await client.report(name))["bars"])
             if bars and bars == server.fresh(topic, len(bars)):

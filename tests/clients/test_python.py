@@ -15,6 +15,7 @@ import pytest
 from candled.client import Bar, Bars, BarStream, Client, RequestRefused, Status
 from candled.ingest.backoff import Backoff
 from candled.model import iso_ms
+from tests import deadlines
 from tests.clients.market import BTC, ETH, calm, fault, serving
 from tests.clients.scripted import START_MS, Scripted
 from tests.proxy import Proxy
@@ -49,7 +50,7 @@ class Reader:
             self.bars.append(bar)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with deadlines.timeout(10):
             while not is_so():
                 assert not self.task.done(), self.task.exception()
                 await asyncio.sleep(0.01)
@@ -240,7 +241,7 @@ async def test_who_reads_slowly_gets_the_newest_state_of_each_bar(server: Script
         for _ in range(200):
             server.trade(BTC)
         server.open_next(BTC)
-        async with asyncio.timeout(10):
+        async with deadlines.timeout(10):
             while not is_settled(server, BTC, stream)():
                 await asyncio.sleep(0.01)
         given = [await anext(stream), await anext(stream)]
@@ -267,7 +268,7 @@ async def test_a_loop_that_is_left_ends_its_subscription(server: Scripted) -> No
         async for _ in client.bars(*BTC):
             break
         gc.collect()
-        async with asyncio.timeout(10):
+        async with deadlines.timeout(10):
             while not any(one["type"] == "unsubscribe" for one in server.requests):
                 await asyncio.sleep(0.01)
 
@@ -287,7 +288,7 @@ async def test_what_the_server_cannot_do_now_is_asked_again(extended: Scripted) 
         first = asyncio.ensure_future(anext(client.bars(*BTC)))
         await asyncio.sleep(0.1)
         extended.refuses.clear()
-        assert shown([await asyncio.wait_for(first, 10)]) == extended.fresh(BTC, 100)[:1]
+        assert shown([await deadlines.wait_for(first, 10)]) == extended.fresh(BTC, 100)[:1]
 
 
 async def test_the_state_of_the_feed_is_known(extended: Scripted, reading: Reading) -> None:
@@ -332,14 +333,14 @@ async def test_a_question_survives_a_drop(extended: Scripted) -> None:
         await asyncio.sleep(0.05)
         extended.silent = False
         extended.drop()
-        assert shown(await asyncio.wait_for(answer, 10)) == extended.fresh(ETH, 50)
+        assert shown(await deadlines.wait_for(answer, 10)) == extended.fresh(ETH, 50)
 
 
 async def test_a_server_without_history_refuses_the_question() -> None:
     async for server in serving(False):
         async with connected(server) as client:
             with pytest.raises(RequestRefused, match="Unknown message type: history"):
-                await asyncio.wait_for(client.history(*BTC), 10)
+                await deadlines.wait_for(client.history(*BTC), 10)
 
 
 # ---------------------------------------------------------------- the client

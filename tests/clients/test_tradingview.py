@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from candled.model import iso_ms
+from tests import deadlines
 from tests.clients.market import BTC, ETH, serving
 from tests.clients.node import JsClient
 from tests.clients.scripted import START_MS, Scripted
@@ -30,7 +31,7 @@ def shown(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 async def settled(library: JsClient, server: Scripted, topic: tuple[str, str], name: str = "a") -> int:
     """Wait until the chart holds what a fresh one would get, and was told nothing that runs backwards; its bars."""
-    async with asyncio.timeout(10):
+    async with deadlines.timeout(10):
         while True:
             bars = shown((await library.report(name))["bars"])
             assert library.events("violation", name) == []

@@ -19,6 +19,7 @@ import pytest
 from candled.client import Client
 from candled.ingest.backoff import Backoff
 from candled.model import decimal_text, iso_ms
+from tests import deadlines
 from tests.clients.node import JsClient, arguments
 from tests.system.daemon import Daemon
 
@@ -61,14 +62,14 @@ def install_ws() -> None:
     npm = shutil.which("npm")
     if not WS.exists() and npm is not None:
         command = [npm, *INSTALL_WS.split()[1:]]
-        subprocess.run(command, cwd=ROOT, capture_output=True, timeout=90, check=False)
+        subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240, check=False)
     if not WS.exists():
         pytest.skip(f"needs the package ws: {INSTALL_WS}")
 
 
 async def settled(daemon: Daemon) -> None:
     """Wait until history is complete as far back as it is wanted."""
-    async with asyncio.timeout(30):
+    async with deadlines.timeout(30):
         while any(one.get("missingMinutes", 1) or not one["completeFrom"] for one in symbols(daemon)):
             await asyncio.sleep(0.1)
 
@@ -155,7 +156,7 @@ async def test_a_killed_daemon_is_survived_by_both_without_a_hole(daemon: Daemon
         before = len(javascript.events("onFinal"))
         await javascript.until("onFinal", before + 2, within_s=20)
         given = [first]
-        async with asyncio.timeout(20):
+        async with deadlines.timeout(20):
             while len(given) < 102:
                 given.append(await anext(stream))
         held = [values(bar) for bar in (await javascript.report())["bars"] if bar["final"]]

@@ -16,6 +16,7 @@ from candled.ingest import feeds
 from candled.ingest.feeds import FeedRunner, Turns
 from candled.model import Symbol
 from candled.token_bucket import TokenBucket
+from tests import deadlines
 from tests.rows import minute
 
 BTC = Symbol("BTC", "USDT")
@@ -60,7 +61,7 @@ class Sink:
         self.reasons.put_nowait(reason)
 
     async def reason(self) -> str:
-        return await asyncio.wait_for(self.reasons.get(), 5)
+        return await deadlines.wait_for(self.reasons.get(), 5)
 
 
 class Patient(Numbers):
@@ -119,7 +120,7 @@ async def test_frames_that_cannot_be_read_are_one_log_line_and_a_count_also_wher
 
     caplog.set_level(logging.INFO, "candled")
     async with running(handle, feed) as (sink, _):
-        async with asyncio.timeout(5):
+        async with deadlines.timeout(5):
             while not sink.volumes:
                 await asyncio.sleep(0.01)
         assert sink.volumes == [5]
@@ -202,7 +203,7 @@ async def test_a_peer_that_reads_nothing_is_left_at_last(monkeypatch):
     async with running(handle, Talkative) as (sink, task):
         assert await sink.reason() == "what is sent is not read"
         task.cancel()
-        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 2)
+        await deadlines.wait_for(asyncio.gather(task, return_exceptions=True), 2)
 
 
 async def test_a_plugin_that_fails_leaves_no_connection_open():
@@ -218,7 +219,7 @@ async def test_a_plugin_that_fails_leaves_no_connection_open():
 
     async with running(handle, Broken) as (sink, _):
         assert "no such thing" in await sink.reason()
-        await asyncio.wait_for(ends.get(), 3)
+        await deadlines.wait_for(ends.get(), 3)
 
 
 async def test_feeds_share_the_time_of_a_pass():

@@ -15,6 +15,7 @@ from candled.rooms.protocol import Topic
 from candled.serve.link import Link
 from candled.serve.publisher import Publisher
 from candled.serve.server import LARGEST_MESSAGE, Server
+from tests import deadlines
 
 HANDSHAKE = (
     "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -108,7 +109,7 @@ class EchoSite:
 
     async def emptied(self) -> None:
         """Wait until no connection is counted."""
-        async with asyncio.timeout(5):
+        async with deadlines.timeout(5):
             while self.server.connections:
                 await asyncio.sleep(0.002)
 
@@ -144,7 +145,7 @@ class Peer:
 
     async def receive(self, within_s: float = 3.0) -> tuple[int, bytes]:
         """The next frame: its first byte and its payload."""
-        async with asyncio.timeout(within_s):
+        async with deadlines.timeout(within_s):
             first, length = await self.reader.readexactly(2)
             assert not length & 0x80, "a server does not mask"
             if length == 126:
@@ -163,7 +164,7 @@ class Peer:
                     code = int.from_bytes(payload[:2], "big") if payload else 1005
             if code is not None:
                 self.writer.write(frame(CLOSE, payload))
-            async with asyncio.timeout(within_s):
+            async with deadlines.timeout(within_s):
                 assert await self.reader.read(1) == b""
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

@@ -15,6 +15,7 @@ from candled.config import ServerSettings
 from candled.model import MINUTE_MS, parse_iso_ms
 from candled.serve import events
 from candled.serve.events import resume_of
+from tests import deadlines
 from tests.api.raw import ask_all
 from tests.api.stage import BTC, stage
 from tests.rows import MONDAY_MS, minute
@@ -36,7 +37,7 @@ class Source:
 
     async def event(self, within_s: float = 3.0) -> dict:
         """The next message."""
-        return await asyncio.wait_for(self._event(), within_s)
+        return await deadlines.wait_for(self._event(), within_s)
 
     async def _event(self) -> dict:
         while True:
@@ -71,7 +72,7 @@ async def source(one, path: str = PATH, **headers):
     lines = [f"GET {path} HTTP/1.1", "Host: x", "Accept: text/event-stream"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 3)).decode()
+    head = (await deadlines.wait_for(reader.readuntil(b"\r\n\r\n"), 3)).decode()
     try:
         yield Source(reader, writer, head)
     finally:
@@ -182,7 +183,7 @@ async def test_the_end_of_the_server_is_told_and_the_answer_ends(tmp_path):
         assert bye["type"] == "bye"
         with pytest.raises(EOFError):
             await chart.event()
-        await asyncio.wait_for(stopping, 3)
+        await deadlines.wait_for(stopping, 3)
 
 
 async def test_a_client_that_left_is_in_no_room_and_counts_no_more(tmp_path):
@@ -226,7 +227,7 @@ async def test_a_silent_room_keeps_the_connection_alive_with_comments(tmp_path, 
         await chart.event()
         await asyncio.sleep(0.35)
         one.push(minute(60))
-        block = await asyncio.wait_for(chart._block(), 2)
+        block = await deadlines.wait_for(chart._block(), 2)
         comments, _, event = block.partition("id:")
         assert comments.count(":\n") >= 2
         assert comments.strip(":\n") == ""
@@ -239,7 +240,7 @@ async def test_no_event_is_empty_neither_the_first_nor_between_others(tmp_path, 
     async with site(tmp_path) as one, source(one) as chart:
         blocks = []
         for volume in "123":
-            blocks.append(await asyncio.wait_for(chart._block(), 3))
+            blocks.append(await deadlines.wait_for(chart._block(), 3))
             await asyncio.sleep(0.2)
             one.push(minute(60, volume=volume))
     names = [[line.partition(":")[0] for line in block.split("\n")] for block in blocks]

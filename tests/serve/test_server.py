@@ -27,6 +27,7 @@ from candled.rooms.texts import Texts
 from candled.serve.client import Client
 from candled.serve.publisher import Publisher
 from candled.serve.server import Server
+from tests import deadlines
 from tests.rooms.stage import Stored
 from tests.rows import minute
 from tests.serve.peers import all_well
@@ -102,7 +103,7 @@ async def say(ws, message) -> None:
 
 
 async def hear(ws, within_s: float = 3.0) -> dict:
-    return json.loads(await asyncio.wait_for(ws.recv(), within_s))
+    return json.loads(await deadlines.wait_for(ws.recv(), within_s))
 
 
 async def test_the_documented_exchange_of_messages():

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -18,6 +17,7 @@ from candled.store.batch import SOURCES, by_market, news
 from candled.store.history import History
 from candled.store.interface import ALL_TIME, FEEDS_KEPT, LATER, Hole, Store
 from candled.store.threads import StoreThreads
+from tests import deadlines
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
 
 ALWAYS_MS = 10**15
@@ -628,17 +628,17 @@ class StoreContract:
         queued = asyncio.create_task(history._ask(asked_in_vain.set))
         await asyncio.sleep(0)
         after = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 1))
-        started = time.monotonic()
+        started = deadlines.now()
         queued.cancel()
         for task in running:
             task.cancel()
-        assert await asyncio.wait_for(after, 5) == (minute(0),)  # on the thread that is free again
+        assert await deadlines.wait_for(after, 5) == (minute(0),)  # on the thread that is free again
         assert not joined.done()  # one is still waited for
         joined.cancel()
         both = [history.bars(BTC, MINUTE, ALWAYS_MS, limit) for limit in (1, 2)]
-        assert await asyncio.wait_for(asyncio.gather(*both), 5) == [(minute(0),)] * 2
+        assert await deadlines.wait_for(asyncio.gather(*both), 5) == [(minute(0),)] * 2
         await threads.close()
-        assert time.monotonic() - started < 5
+        assert deadlines.now() - started < 5
         assert not asked_in_vain.is_set()
 
     def test_readers_never_see_half_a_batch(self, store):

@@ -15,6 +15,7 @@ from candled.store import writer as writer_module
 from candled.store.journal import Journal
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
+from tests import deadlines
 from tests.clocks import START_MS, ManualClock
 from tests.store.contract import everything
 from tests.store.faults import FailingStore
@@ -61,7 +62,7 @@ async def running(writer, clock):
 async def advance(clock, seconds, *, task=None):
     """Move the clock; then wait until the writer, back from its threads, waits for the clock again, or `task` ended."""
     await clock.advance(seconds)
-    async with asyncio.timeout(5):
+    async with deadlines.timeout(5):
         while not clock.sleepers and not (task and task.done()):
             await asyncio.sleep(0.001)
 
@@ -305,7 +306,7 @@ async def passing(clock, seconds):
     await clock.settle()
     for _ in range(seconds):
         await clock.advance(1)
-        async with asyncio.timeout(5):
+        async with deadlines.timeout(5):
             while clock.sleepers < 2:
                 await asyncio.sleep(0.001)
 
@@ -415,7 +416,7 @@ async def test_a_store_that_hangs_does_not_keep_minutes_from_the_journal(journal
     hanging = asyncio.create_task(threads.write(goes_on.wait, 10))
     await clock.settle()
     writer.put(BTC, minute(0))
-    async with asyncio.timeout(5):
+    async with deadlines.timeout(5):
         while rows_left(writer) != (0, 1):
             await clock.advance(1)
             await asyncio.sleep(0.001)
@@ -465,7 +466,7 @@ async def test_closing_does_not_wait_for_a_store_that_does_not_answer(journaling
     writer.put(BTC, minute(0))
     writer.put(BTC, minute(1, final=False))
     try:
-        async with asyncio.timeout(5):
+        async with deadlines.timeout(5):
             assert await writer.close(within_s=0.1) == 0
     finally:
         stall.set()

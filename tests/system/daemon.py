@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,15 +16,10 @@ from typing import Any
 
 import yaml
 
+from tests import deadlines
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _limit_files(most: int) -> None:
@@ -108,8 +102,8 @@ class Daemon:
             AssertionError: it ended, or did not answer within `within_s` seconds; the text carries its output.
         """
         self.launch(config, env=env, open_files=open_files)
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
+        deadline = deadlines.now() + within_s
+        while deadlines.now() < deadline:
             assert self.running, f"the daemon ended with status {self.status}:\n{self.output}"
             try:
                 return self.get("/health")
@@ -120,7 +114,7 @@ class Daemon:
     def get(self, path: str) -> Any:
         """GET `path` and parse the JSON body, whatever the status."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=60) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -132,7 +126,7 @@ class Daemon:
             raise RuntimeError("the daemon was not started")
         self.process.send_signal(how)
         try:
-            return self.process.wait(within_s)
+            return deadlines.wait_for_end(self.process, within_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -15,7 +15,7 @@ from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval
 from candled.plugins import discover
 from candled.rooms.messages import bar_text
 from candled.store import make_store
-from tests import tiers
+from tests import deadlines, tiers
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget
 
@@ -107,11 +107,16 @@ class Rig:
     def health(self, symbol: Symbol) -> dict[str, Any]:
         return self.daemon.health()["exchanges"]["bitget"]["symbols"][str(symbol)]
 
+    def all_are(self, key: str, value: object) -> bool:
+        """Return whether `key` has this value for every symbol."""
+        symbols = self.daemon.health()["exchanges"]["bitget"]["symbols"].values()
+        return all(facts[key] == value for facts in symbols)
+
     async def until(self, condition, within_minutes: float = 15.0) -> None:
-        deadline = self.clock.monotonic() + within_minutes * 60
+        deadline = deadlines.now() + within_minutes * 60 / self.clock.speed
         while not condition():
-            assert self.clock.monotonic() < deadline, json.dumps(self.daemon.health(), indent=1)
-            await asyncio.sleep(0.02)
+            assert deadlines.now() < deadline, json.dumps(self.daemon.health(), indent=1)
+            await asyncio.sleep(0.05)
 
     # ------------------------------------------------------------ proof
 
@@ -121,13 +126,13 @@ class Rig:
         Raises:
             AssertionError: that did not come to be; the text says what differs.
         """
-        deadline = self.clock.monotonic() + within_minutes * 60
+        deadline = deadlines.now() + within_minutes * 60 / self.clock.speed
         while True:
             wrong = await self._differences(symbols or self.symbols)
             if not wrong:
                 until_ms = self.clock.now_ms() - 3 * MINUTE_MS
                 return sum(len(self._truth(symbol, until_ms)) for symbol in symbols or self.symbols)
-            assert self.clock.monotonic() < deadline, wrong
+            assert deadlines.now() < deadline, wrong
             await asyncio.sleep(0.1)
 
     async def _differences(self, symbols: list[Symbol]) -> str:

@@ -17,9 +17,11 @@ from urllib.parse import urljoin
 import pytest
 import websockets
 
+from tests import deadlines
 from tests.certificates import Authority
+from tests.ports import free_port
 from tests.servers import _end_with_parent
-from tests.system.daemon import ROOT, Daemon, free_port
+from tests.system.daemon import ROOT, Daemon
 from tests.system.several import Several
 
 pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
@@ -113,15 +115,15 @@ def balancer(folder: Path, backends: Sequence[Daemon], *changes: tuple[str, str]
         [str(NGINX), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(conf)], preexec_fn=_end_with_parent
     )
     try:
-        deadline = time.monotonic() + 10
+        deadline = deadlines.now() + 10
         while not (folder / "pid").exists():
             assert process.poll() is None, (folder / "error.log").read_text()
-            assert time.monotonic() < deadline
+            assert deadlines.now() < deadline
             time.sleep(0.02)
         yield Nginx(port, ssl.create_default_context(cafile=str(authority.certificate)))
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ def nginx(site, tmp_path_factory) -> Iterator[Nginx]:
 
 async def hear(client: Any, *types: str, within_s: float = 20.0) -> dict[str, Any]:
     """The next message of one of these types."""
-    async with asyncio.timeout(within_s):
+    async with deadlines.timeout(within_s):
         while True:
             message: dict[str, Any] = json.loads(await client.recv())
             if message["type"] in types:
@@ -186,11 +188,11 @@ async def test_requests_are_counted_for_each_client_and_for_both_processes_toget
 
 async def test_events_come_one_by_one_and_not_when_a_buffer_is_full(nginx):
     async with nginx.ask("/events?symbol=BTC/USDT&interval=1m&initialBars=1") as reader:
-        began, at = time.monotonic(), []
-        async with asyncio.timeout(20):
+        began, at = deadlines.now(), []
+        async with deadlines.timeout(20):
             while len(at) < 4:
                 if (await reader.readline()).startswith(b"data:"):
-                    at.append(time.monotonic() - began)
+                    at.append(deadlines.now() - began)
     gaps = [later - earlier for earlier, later in zip(at[1:], at[2:], strict=False)]
     assert min(gaps) > 0.5  # updates of a second each
     assert at[0] < 2.0
@@ -223,7 +225,7 @@ async def test_everything_works_behind_a_path(site, tmp_path, location):
 
 async def alone_at(site: Several) -> Daemon:
     """Where the only client is, once all those before have gone."""
-    async with asyncio.timeout(20):
+    async with deadlines.timeout(20):
         while True:
             counts = [await asyncio.to_thread(one.get, "/health/ws-stats") for one in site.serving]
             if sum(one["connections"] for one in counts) == 1:
@@ -241,7 +243,7 @@ async def test_whoever_was_at_a_process_that_stops_comes_back_at_the_other_and_r
         time_of = at["bar"]["time"]
         here = await alone_at(site)
         stopping = asyncio.create_task(asyncio.to_thread(here.stop))
-        async with asyncio.timeout(20):
+        async with deadlines.timeout(20):
             async for text in client:
                 message = json.loads(text)
                 at, time_of = (message, message["bar"]["time"]) if message["type"] == "update" else (at, time_of)

@@ -2,12 +2,12 @@
 
 import os
 import random
-import time
 from contextlib import asynccontextmanager
 
 import pytest
 
 from candled.model import MINUTE, MINUTE_MS, Interval, Symbol, parse_iso_ms
+from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Recorded, Row, Synthetic
@@ -169,12 +169,12 @@ async def test_after_a_fault_the_store_and_the_charts_hold_the_truth(tmp_path, f
 @pytest.mark.timeout(1200 if LONG else 120)
 async def test_faults_one_after_another_leave_nothing_behind(tmp_path):
     """Promise 1; long form: ten minutes with at least 60 faults."""
-    draw, began, injected = random.Random(20251118), time.monotonic(), 0
+    draw, began, injected = random.Random(20251118), deadlines.now(), 0
     async with rig(tmp_path) as one:
         one.open_chart(BTC)
         one.open_chart(ETH, "5m")
         await live(one)
-        while time.monotonic() - began < SOAK_S:
+        while deadlines.now() - began < SOAK_S:
             draw.choice(FAULTS)(one)
             injected += 1
             await one.minutes(draw.uniform(0.2, 4))
@@ -280,15 +280,15 @@ async def test_a_restart_after_minutes_away_shows_no_half_bar_and_repairs_the_re
 async def test_many_symbols_share_a_connection_and_more_use_more(tmp_path):
     from tests.fakes.bitget import synthetic_markets
 
-    clock = ScaledClock(10.0, MONDAY_MORNING_MS)
+    clock = ScaledClock(4.0, MONDAY_MORNING_MS)
     many = synthetic_markets(120)
     async with FakeBitget(clock, many, push_interval_s=1.0) as fake:
         fake.enforce_limits = False
         one = Rig(tmp_path, fake, clock, [market.symbol for market in many])
         try:
             await one.start()
-            await one.until(lambda: all(one.health(market.symbol)["connected"] for market in many))
+            await one.until(lambda: one.all_are("connected", True))
             assert fake.open_connections == 3
-            await one.until(lambda: all(one.health(market.symbol)["state"] == "live" for market in many), 30)
+            await one.until(lambda: one.all_are("state", "live"), 30)
         finally:
             await one.stop()

@@ -23,6 +23,7 @@ import websockets
 
 from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
 from plugins.replay.exchange import read_recording
+from tests import deadlines
 from tests.system.binance_libraries import snippet, watch, without_proxies
 from tests.system.daemon import Daemon
 
@@ -51,9 +52,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     }
     with Daemon(directory) as one:
         health = one.start(config)
-        deadline = time.monotonic() + 60
+        deadline = deadlines.now() + 60
         while any(facts.get("missingMinutes", 1) or not facts["completeFrom"] for facts in symbols(health)):
-            assert time.monotonic() < deadline, one.output
+            assert deadlines.now() < deadline, one.output
             time.sleep(0.2)
             health = one.get("/health")
         time.sleep(1.0)  # until what was fetched is in memory
@@ -162,7 +163,7 @@ async def test_a_websocket_reads_bars_that_agree_with_the_recording(daemon):
     async with websockets.connect(daemon.ws_url, max_size=None) as socket:
         request = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "15m", "initialBars": 1000}
         await socket.send(json.dumps(request))
-        initial = json.loads(await asyncio.wait_for(socket.recv(), 20), parse_float=Decimal)
+        initial = json.loads(await deadlines.wait_for(socket.recv(), 20), parse_float=Decimal)
     wanted = recorded("15m", beginning(daemon), over_ms)
     found = {parse_iso_ms(bar["time"]): bar for bar in initial["bars"]}
     assert len(wanted.keys() & found.keys()) > 180
@@ -188,7 +189,7 @@ async def test_ccxt_watches_bars_that_agree_with_the_recording(daemon):
     rows: list[list[float]] = []
     try:
         while len(rows) < 4:
-            rows = await asyncio.wait_for(client.watch_ohlcv("BTC/USDT", "1m"), 30)
+            rows = await deadlines.wait_for(client.watch_ohlcv("BTC/USDT", "1m"), 30)
     finally:
         await client.close()
     assert [row[0] for row in rows] == list(range(int(rows[0][0]), int(rows[-1][0]) + 1, MINUTE_MS))
@@ -206,7 +207,7 @@ async def test_python_binance_hears_each_bar_end_once_and_as_recorded(daemon, mo
     try:
         async with BinanceSocketManager(client).kline_socket("BTCUSDT", interval="1m") as stream:
             while len(ends) < 3:
-                kline = (await asyncio.wait_for(stream.recv(), 30))["k"]
+                kline = (await deadlines.wait_for(stream.recv(), 30))["k"]
                 ends += [kline] if kline["x"] else []
     finally:
         await client.close_connection()
@@ -228,7 +229,7 @@ async def watched_by_ccxt(daemon: Daemon, interval: str) -> list[dict[str, Any]]
         begun = time.monotonic()
         found = []
         for _ in range(2):
-            row = (await asyncio.wait_for(client.watch_ohlcv("BTC/USDT", interval), 30))[-1]
+            row = (await deadlines.wait_for(client.watch_ohlcv("BTC/USDT", interval), 30))[-1]
             found.append({"time": row[0], "close": row[4]})
         return found
     except ccxt.ExchangeError as error:

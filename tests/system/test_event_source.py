@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests import deadlines
 from tests.system.daemon import Daemon
 from tests.tiers import CHROMIUM
 
@@ -22,8 +23,8 @@ LISTEN = """() => {
 
 def told(page: Any, count: int, *, until: str = "", within_s: float = 30) -> list[dict[str, Any]]:
     """At least so many messages, the last of them of type `until` if that is given."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
+    deadline = deadlines.now() + within_s
+    while deadlines.now() < deadline:
         messages: list[dict[str, Any]] = page.evaluate("window.told")
         if len(messages) >= count and messages[-1]["type"] == (until or messages[-1]["type"]):
             return messages

@@ -9,6 +9,7 @@ import pytest
 import websockets
 
 from candled.model import Symbol
+from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
@@ -32,7 +33,7 @@ async def attempt(daemon: Daemon, clients: list[Any]) -> str:
     clients.append(client)
     try:
         await client.send(SUBSCRIBE)
-        async with asyncio.timeout(20):
+        async with deadlines.timeout(20):
             while json.loads(await client.recv())["type"] != "initial":
                 continue
     except websockets.ConnectionClosed as error:
@@ -45,7 +46,7 @@ async def health(daemon: Daemon) -> Any:
 
 
 async def reconnected(fake: FakeBitget, within_s: float = 40.0) -> bool:
-    async with asyncio.timeout(within_s):
+    async with deadlines.timeout(within_s):
         while not fake.open_connections:
             await asyncio.sleep(0.1)
     return True
@@ -76,7 +77,7 @@ async def test_clients_beyond_the_limit_get_503_and_the_exchange_comes_back(tmp_
             await asyncio.sleep(1.0)
             assert len([client for client in clients if client.state.name == "OPEN"]) == outcomes["served"]
             await asyncio.gather(*(client.close() for client in clients))
-            async with asyncio.timeout(20):
+            async with deadlines.timeout(20):
                 while await attempt(daemon, clients) != "served":
                     await asyncio.sleep(0.2)
             await clients[-1].close()

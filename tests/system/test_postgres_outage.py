@@ -78,7 +78,7 @@ async def killed(site: Site) -> str:
     """kill -9, and some time later a new start."""
     await asyncio.to_thread(site.server.kill)
     await asyncio.sleep(OUTAGE_S)
-    assert site.store["state"] == "away"
+    await site.rig.until(lambda: site.store["state"] == "away")
     await asyncio.to_thread(site.server.start)
     return f"away for {OUTAGE_S:.0f} s"
 
@@ -98,7 +98,7 @@ async def hung(site: Site) -> str:
     """Connections stay open, and nothing comes any more."""
     site.proxy.freeze()
     await asyncio.sleep(HANG_S)
-    assert site.store["state"] == "away"
+    await site.rig.until(lambda: site.store["state"] == "away")
     site.proxy.thaw()
     return f"a link that hung for {HANG_S:.0f} s"
 
@@ -140,4 +140,4 @@ async def test_trouble_with_the_database_loses_no_minute_and_charts_go_on(tmp_pa
         assert minutes > 700
         assert moved > 0, "the chart stood still"
         assert watch.held_s < 0.1
-        assert (site.store["freeWriters"], site.store["freeReaders"]) == (2, 4)
+        await site.rig.until(lambda: (site.store["freeWriters"], site.store["freeReaders"]) == (2, 4))

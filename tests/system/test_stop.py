@@ -17,6 +17,7 @@ import websockets
 
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, MarketKey, Symbol, parse_iso_ms
 from candled.store.sqlite import SqliteStore
+from tests import deadlines
 from tests.system.daemon import Daemon
 
 pytestmark = pytest.mark.usefixtures("daemon")
@@ -66,7 +67,7 @@ class Client:
         self.initials += message["type"] == "initial"
         if message["interval"] == "1m":
             bars = message["bars"] if message["type"] == "initial" else [message["bar"]]
-            now = time.monotonic()
+            now = deadlines.now()
             self.told += [(now, parse_iso_ms(bar["time"]), bar["volume"]) for bar in bars]
 
 
@@ -88,10 +89,10 @@ async def stop_under_load(directory: Path, daemon: Daemon, how: int, after_s: fl
     while not all(client.initials >= 3 for client in clients):
         await asyncio.sleep(0.05)
     await asyncio.sleep(after_s)
-    asked_at = time.monotonic()
+    asked_at = deadlines.now()
     status = await asyncio.to_thread(daemon.stop, how)
-    took_s = time.monotonic() - asked_at
-    await asyncio.wait_for(asyncio.gather(*running), 5)
+    took_s = deadlines.now() - asked_at
+    await deadlines.wait_for(asyncio.gather(*running), 5)
     assert status == 0, daemon.output
     assert [client.close_code for client in clients] == [1001] * CLIENTS
     with stored(directory) as store:
@@ -145,9 +146,9 @@ def test_a_client_that_does_not_answer_cannot_hold_the_end_up(tmp_path):
     with Daemon(tmp_path) as daemon:
         daemon.start(settings(tmp_path))
         with mute_client(daemon):
-            asked_at = time.monotonic()
+            asked_at = deadlines.now()
             assert daemon.stop() == 0
-            assert time.monotonic() - asked_at < WITHIN_S
+            assert deadlines.now() - asked_at < WITHIN_S
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
@@ -158,9 +159,9 @@ def test_asked_twice_it_ends_at_once(tmp_path, second):
             daemon.process.send_signal(signal.SIGTERM)
             time.sleep(1.0)
             assert daemon.running, "nobody was waited for, so that there is nothing to cut short"
-            asked_at = time.monotonic()
+            asked_at = deadlines.now()
             assert daemon.stop(second) == 1
-            assert time.monotonic() - asked_at < 1.0
+            assert deadlines.now() - asked_at < 1.0
 
 
 def test_while_it_stops_nobody_gets_in(tmp_path):
@@ -172,4 +173,4 @@ def test_while_it_stops_nobody_gets_in(tmp_path):
             assert daemon.running
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", daemon.port))
-            assert daemon.process.wait(WITHIN_S) == 0
+            assert deadlines.wait_for_end(daemon.process, WITHIN_S) == 0

@@ -17,6 +17,7 @@ from candled.aggregate.ladder import Ladder
 from candled.app import Daemon
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Symbol, parse_iso_ms
 from candled.store.sqlite import SqliteStore
+from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget
 from tests.rows import minute
@@ -166,7 +167,7 @@ async def follow(daemon: Daemon, chart: Chart) -> None:
 
 
 async def until(condition, within_s: float = 20.0) -> None:
-    async with asyncio.timeout(within_s):
+    async with deadlines.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.02)
 

@@ -1,13 +1,11 @@
 """ccxt, an independent client of Bitget, reads the fake's candles as they are: this keeps the fake honest."""
 
-import asyncio
-import time
-
 import pytest
 
 from candled import Symbol
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS
+from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.tapes import Recorded
@@ -84,18 +82,18 @@ async def test_ccxt_understands_too_many_requests(fake, bitget):
 async def test_ccxt_watches_minutes_come_and_go_through_a_lost_connection(fake, bitget, unified, symbol):
     fake.ping_patience_s = None  # ccxt pings in real time
     fake.enforce_limits = False
-    snapshot = await asyncio.wait_for(bitget.watch_ohlcv(unified, "1m"), TIMEOUT_S)
+    snapshot = await deadlines.wait_for(bitget.watch_ohlcv(unified, "1m"), TIMEOUT_S)
     assert len(snapshot) == 500
     begun_ms = snapshot[-1][0]
     dropped, seen = False, {row[0]: row for row in snapshot}
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = deadlines.now() + TIMEOUT_S
     while fake.now_ms() < begun_ms + 4 * MINUTE_MS:
-        assert time.monotonic() < deadline
+        assert deadlines.now() < deadline
         if not dropped and fake.now_ms() > begun_ms + 2 * MINUTE_MS:
             fake.drop_all()
             dropped = True
         try:
-            rows = await asyncio.wait_for(bitget.watch_ohlcv(unified, "1m"), TIMEOUT_S)
+            rows = await deadlines.wait_for(bitget.watch_ohlcv(unified, "1m"), TIMEOUT_S)
         except ccxt.NetworkError:
             continue
         seen |= {row[0]: list(row) for row in rows}

@@ -12,6 +12,7 @@ from candled import Candles, Pong, Refused, Subscribed, Symbol, Trouble
 from candled.model import MINUTE_MS
 from candled_plugins.bitget.exchange import BitgetFeed
 from candled_plugins.bitget.language import SPOT, USDT_FUTURES
+from tests import deadlines
 from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import FakeBitget, FakeMarket, synthetic_markets
 from tests.fakes.tapes import Recorded, Synthetic, grown
@@ -53,7 +54,7 @@ class Client:
         """All that came up to now: the pong of a ping comes after it."""
         await self.socket.write_message("ping")
         events = []
-        while (frame := await asyncio.wait_for(self.socket.read_message(), 5)) is not None:
+        while (frame := await deadlines.wait_for(self.socket.read_message(), 5)) is not None:
             found = self.feed.read(frame)
             if found == [Pong()]:
                 return events
@@ -70,7 +71,7 @@ class Client:
 
     async def end(self):
         """Wait until the connection ends; the code of the close frame, None without one."""
-        while await asyncio.wait_for(self.socket.read_message(), 5) is not None:
+        while await deadlines.wait_for(self.socket.read_message(), 5) is not None:
             pass
         return self.socket.close_code
 
@@ -361,7 +362,7 @@ async def test_a_half_open_connection_neither_answers_nor_ends(fake, client):
     await client.socket.write_message("ping")
     await fake.clock.advance(200)
     with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(client.socket.read_message(), 0.2)
+        await deadlines.wait_for(client.socket.read_message(), 0.2)
     assert fake.open_connections == 1
 
 

@@ -1,0 +1,108 @@
+"""Deadlines that scale with the machine: a clock that passes only as fast as the machine had a core for this process.
+
+`now` passes like the wall on a quiet machine. With twice as many runnable threads as cores it passes half as fast, so
+that a deadline of 10 s ends after 20 s there: a busy machine is slow, and no test turns red for it. A process that was
+not run at all, because its machine was paused, sees no time pass. Where the system does not tell, `now` is the wall's.
+"""
+
+import asyncio
+import os
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_STEP_S = 0.02
+_MOST_A_STEP_S = 0.2  # a sample that comes later than this is itself the proof that the machine had no time for it
+_STAT = Path("/proc/stat")
+
+
+class FairClock:
+    """A monotonic clock of seconds in which this process could run. Its thread samples the run queue."""
+
+    def __init__(self) -> None:
+        self._cores = _usable_cores()
+        self._passed_s = 0.0
+        self._busy_ticks, self._stolen_ticks = 0, 0
+        self._thread: threading.Thread | None = None
+
+    def now(self) -> float:
+        """Return the seconds passed since the first call."""
+        if self._thread is None:
+            if not _STAT.exists():
+                return time.monotonic()
+            self._thread = threading.Thread(target=self._run, name="fair clock", daemon=True)
+            self._thread.start()
+        return self._passed_s
+
+    def _run(self) -> None:
+        before = time.monotonic()
+        while True:
+            time.sleep(_STEP_S)
+            at = time.monotonic()
+            self._passed_s += min(at - before, _MOST_A_STEP_S) * self._share(_STAT.read_text())
+            before = at
+
+    def _share(self, stat: str) -> float:
+        """Return the part of a core that a runnable thread gets, 0 to 1, from the text of /proc/stat."""
+        lines = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
+        runnable = int(lines["procs_running"]) - 1  # without the thread that reads this
+        ticks = [int(word) for word in lines["cpu"].split()]
+        busy, stolen = sum(ticks[:3]) + sum(ticks[5:7]), ticks[7]
+        new_busy, new_stolen = busy - self._busy_ticks, stolen - self._stolen_ticks
+        self._busy_ticks, self._stolen_ticks = busy, stolen
+        left = new_busy / (new_busy + new_stolen) if new_busy > 0 and new_stolen > 0 else 1.0
+        return left * min(1.0, self._cores / max(runnable, 1))
+
+
+def _usable_cores() -> float:
+    """Return the cores this process may use: those of its affinity, or its control group's share if less."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    if limit.exists():
+        quota, period = limit.read_text().split()
+        if quota != "max":
+            return min(cores, int(quota) / int(period))
+    return cores
+
+
+_clock = FairClock()
+now = _clock.now
+
+
+@asynccontextmanager
+async def timeout(seconds: float) -> AsyncIterator[None]:
+    """Raise TimeoutError after `seconds` of `now`; otherwise as `asyncio.timeout`."""
+    async with asyncio.timeout(None) as limit:
+        watching = asyncio.create_task(_expire(limit, now() + seconds))
+        try:
+            yield
+        finally:
+            watching.cancel()
+
+
+async def _expire(limit: asyncio.Timeout, at: float) -> None:
+    while (left_s := at - now()) > 0:
+        await asyncio.sleep(max(left_s, _STEP_S))
+    limit.reschedule(asyncio.get_running_loop().time())
+
+
+async def wait_for(awaitable: Awaitable[T], seconds: float) -> T:
+    """Return the result of `awaitable`; raise TimeoutError after `seconds` of `now`."""
+    async with timeout(seconds):
+        return await awaitable
+
+
+def wait_for_end(process: subprocess.Popen[Any], seconds: float) -> int:
+    """Return the exit status of a process; raise subprocess.TimeoutExpired after `seconds` of `now`."""
+    at = now() + seconds
+    while (status := process.poll()) is None:
+        if now() > at:
+            raise subprocess.TimeoutExpired(process.args, seconds)
+        time.sleep(_STEP_S / 2)
+    return status
