@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from candled.bus import Facts, Message, MinuteChanged, Missed, Position, StateChanged
@@ -150,39 +149,3 @@ async def until(is_so: Callable[[], Any], within_s: float = 10.0) -> float:
 # A call that waits for Redis holds the loop for a second and more. On an idle machine less than 0.1 s is measured; a
 # virtual one that gets no processor for a moment, which nobody tells it, reads 0.2 s.
 LOOP_HELD_S = 0.5
-
-
-class LoopWatch:
-    """Measures for how long the event loop was held, without the time in which its thread waited for a processor.
-
-    Use it as an async context manager; `worst_s` afterwards. Where the kernel does not tell how long a thread waited,
-    other work on the machine counts too.
-    """
-
-    _RHYTHM_S = 0.01
-
-    def __init__(self) -> None:
-        self.worst_s = 0.0
-
-    async def __aenter__(self) -> "LoopWatch":
-        self._task = asyncio.ensure_future(self._watch())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _watch(self) -> None:
-        while True:
-            before, waited_s = time.monotonic(), _waited_s()
-            await asyncio.sleep(self._RHYTHM_S)
-            held_s = time.monotonic() - before - self._RHYTHM_S - (_waited_s() - waited_s)
-            self.worst_s = max(self.worst_s, held_s)
-
-
-def _waited_s() -> float:
-    """Seconds that this thread could have run and had no processor (proc(5), schedstat); 0.0 where it is not told."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0

@@ -18,7 +18,8 @@ import redis
 
 from candled.bus.leases import LeaseState
 from tests import deadlines
-from tests.bus.rig import BTC, LOOP_HELD_S, LoopWatch, Process, new_prefix, process, until
+from tests.bus.rig import BTC, LOOP_HELD_S, Process, new_prefix, process, until
+from tests.loop_watch import LoopWatch
 from tests.redis_servers import RedisServer, program
 
 pytestmark = pytest.mark.usefixtures("redis", "daemon")
@@ -114,7 +115,7 @@ async def test_after_a_partition_everything_is_heard_within_five_seconds(server)
         await until(lambda: hearer.ear.newest[BTC] == candle, 6.0)
         assert deadlines.now() - back < 5.0
         assert hearer.ear.open_holes == set()
-    assert watch.worst_s < LOOP_HELD_S
+    assert watch.held_s < LOOP_HELD_S
 
 
 async def test_connections_that_the_kernel_gave_up_heal_and_do_not_hold_the_loop(server, capsys):
@@ -143,8 +144,8 @@ async def test_connections_that_the_kernel_gave_up_heal_and_do_not_hold_the_loop
             publishing.cancel()
         ends = hearer.bus.describe()["linkEnds"]
     with capsys.disabled():
-        print(f"\nETIMEDOUT: {TIMES} faults, all healed, worst {worst_s:.2f} s, loop held {watch.worst_s:.3f} s")
-    assert watch.worst_s < LOOP_HELD_S
+        print(f"\nETIMEDOUT: {TIMES} faults, all healed, worst {worst_s:.2f} s, loop held {watch.held_s:.3f} s")
+    assert watch.held_s < LOOP_HELD_S
     assert ends == {"a dead connection that answers at once": TIMES}
 
 

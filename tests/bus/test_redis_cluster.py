@@ -12,7 +12,8 @@ from candled.bus.leases import LeaseState
 from candled.bus.redis_links import Servers
 from candled.model import MarketKey, Symbol
 from tests import deadlines
-from tests.bus.rig import LOOP_HELD_S, LoopWatch, Process, new_prefix, process, until
+from tests.bus.rig import LOOP_HELD_S, Process, new_prefix, process, until
+from tests.loop_watch import LoopWatch
 from tests.redis_servers import RedisCluster, RedisServer
 
 pytestmark = pytest.mark.usefixtures("redis")
@@ -130,7 +131,7 @@ async def test_slots_that_move_to_other_owners_while_messages_flow(cluster, monk
         told = ", ".join(f"{seconds:.2f}" for seconds in took)
         print(f"\n{'sharded' if sharded else 'not sharded'}: {MOVES} slots moved, healed after {told} s, {ends}")
     assert max(took) < 5.0
-    assert watch.worst_s < LOOP_HELD_S
+    assert watch.held_s < LOOP_HELD_S
 
 
 async def test_a_node_that_answers_nothing_holds_up_no_other(capsys):
@@ -211,10 +212,10 @@ async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys, mo
     with capsys.disabled():
         print(
             f"\ncluster, {'sharded' if is_sharded else 'classic'}: {KILLS} owners killed, {healed} healed, "
-            f"worst {worst_s:.2f} s, loop held {watch.worst_s:.3f} s"
+            f"worst {worst_s:.2f} s, loop held {watch.held_s:.3f} s"
         )
     assert healed == KILLS
-    assert watch.worst_s < LOOP_HELD_S
+    assert watch.held_s < LOOP_HELD_S
 
 
 async def _publish(leader: Process) -> None:

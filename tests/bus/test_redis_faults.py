@@ -11,7 +11,8 @@ import pytest
 
 from candled.bus.leases import LeaseState
 from tests import deadlines
-from tests.bus.rig import BTC, LOOP_HELD_S, LoopWatch, Process, new_prefix, process, until
+from tests.bus.rig import BTC, LOOP_HELD_S, Process, new_prefix, process, until
+from tests.loop_watch import LoopWatch
 from tests.proxy import Proxy
 from tests.redis_servers import RedisServer, own_redis
 
@@ -118,9 +119,9 @@ async def test_a_fault_heals_within_five_seconds_after_the_link_is_back(fault, c
     with capsys.disabled():
         print(
             f"\n{fault}: {times} faults, {one.healed} healed, worst {one.worst_s:.2f} s"
-            f", loop held {watch.worst_s:.3f} s, {facts['healed']}"
+            f", loop held {watch.held_s:.3f} s, {facts['healed']}"
         )
-    assert watch.worst_s < LOOP_HELD_S
+    assert watch.held_s < LOOP_HELD_S
 
 
 async def test_a_leader_whose_link_is_half_open_publishes_again_and_sends_what_is_newest():
@@ -166,9 +167,9 @@ async def test_a_combined_process_shows_its_own_minutes_all_the_while(capsys):
             assert len(leader.ear.candles()) == published
     p99_s = sorted(took)[int(0.99 * len(took))]
     with capsys.disabled():
-        print(f"\nRedis away: {len(took)} published, p99 {p99_s * 1000:.2f} ms, loop held {watch.worst_s:.3f} s")
+        print(f"\nRedis away: {len(took)} published, p99 {p99_s * 1000:.2f} ms, loop held {watch.held_s:.3f} s")
     assert p99_s < 0.05
-    assert watch.worst_s < LOOP_HELD_S
+    assert watch.held_s < LOOP_HELD_S
 
 
 async def test_a_link_that_ends_again_and_again_is_not_tried_in_a_spin():

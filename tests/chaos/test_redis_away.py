@@ -18,8 +18,8 @@ from tests.chaos.judge import Judge
 from tests.chaos.site import Node, Site
 from tests.chaos.tap import Tap
 from tests.chaos.viewers import Viewer
+from tests.loop_watch import LoopWatch
 from tests.redis_servers import RedisServer
-from tests.system.loop_watch import LoopWatch
 
 pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
 

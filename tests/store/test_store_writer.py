@@ -17,10 +17,10 @@ from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
 from tests import deadlines
 from tests.clocks import START_MS, ManualClock
+from tests.loop_watch import LoopWatch
 from tests.store.contract import everything
 from tests.store.faults import FailingStore
 from tests.store.rows import BTC, ETH, minute
-from tests.system.loop_watch import LoopWatch
 
 AWAY = StoreUnavailable("no room on the disk")
 

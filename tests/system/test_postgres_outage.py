@@ -14,9 +14,9 @@ from candled.model import Symbol
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
+from tests.loop_watch import LoopWatch
 from tests.proxy import Proxy
 from tests.servers import Database, PostgresServer, own_postgres
-from tests.system.loop_watch import LoopWatch
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 
 pytestmark = pytest.mark.usefixtures("postgres")
