@@ -135,7 +135,7 @@ class MarketIngest:
                 self._take_pushed(candle, now_ms, outcome)
             elif candle.final and self.coverage.has(candle.open_ms):
                 self.coverage.doubt(candle.open_ms)  # it may be another version than the stored one
-            elif candle.final:
+            elif candle.final and candle.open_ms >= self.coverage.from_ms:
                 self._take_past(candle, outcome, confirmed=False)
         outcome.healed = outcome.past_range
         return outcome

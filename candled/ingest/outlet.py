@@ -54,6 +54,7 @@ class _Told:
     state_told_ms: int = 0
     decimals: Decimals = Decimals()
     healing: list[Range] = field(default_factory=list)  # known to ingest, but not told yet
+    logging: list[Range] = field(default_factory=list)  # told, but in the log without the number of the message
 
 
 class Outlet:
@@ -144,15 +145,19 @@ class Outlet:
         told.complete_from_ms = since_ms
         if outcome.past_range is not None:
             told.healing.remove(outcome.past_range)
+            told.logging.append(outcome.past_range)
         message = Healed(market.key, healed.start_ms, healed.end_ms, since_ms, _facts(market, told))
         position = self._note(told, self._bus.publish(message))
         for changed in (outcome.past_range, outcome.foreign):
             if changed is not None:
                 await self._log(market.key, position, changed)
+        if outcome.past_range is not None:
+            told.logging.remove(outcome.past_range)
 
     def healing(self, market: MarketIngest) -> Sequence[Range]:
-        """Return the stretches of the past that `heal` has not told of yet."""
-        return tuple(self._told[market.key.symbol].healing)
+        """Return the stretches of the past that `heal` is at work on."""
+        told = self._told[market.key.symbol]
+        return *told.healing, *told.logging
 
     def tell_state(self, market: MarketIngest, now_ms: int) -> None:
         """Tell the market's state and decimals when they changed, and now and then for those who listen since."""

@@ -79,11 +79,12 @@ class StoredPast:
             return  # asked for, when nothing else is
         market.older = None
         served_ms = await self._store.served_from(market.key)
-        if served_ms is None or served_ms >= since_ms:
+        begins_ms = None if served_ms is None else _WEEK.floor(served_ms)  # so that the first bars are whole
+        if begins_ms is None or begins_ms >= since_ms:
             await self._pass_the_beginning(market, since_ms)
             self._doubtful.pop(market.key.symbol, None)
             return
-        span = Range(max(_WEEK.floor(served_ms), since_ms - _SEGMENT_MS), since_ms)
+        span = Range(max(begins_ms, since_ms - _SEGMENT_MS), since_ms)
         stretch = Coverage(
             present=await self._store.present(market.key, *span),
             holes=await self._store.holes(market.key, span),

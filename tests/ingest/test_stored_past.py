@@ -5,6 +5,7 @@ import json
 import urllib.request
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 import websockets
@@ -60,7 +61,7 @@ async def all_bars(rig: Rig, interval: str) -> list[dict[str, Any]]:
     while path:
         page = await get(rig, path)
         bars = page["bars"] + bars
-        path = page["next"]
+        path = page["next"] and urljoin(path, page["next"])
     return bars
 
 
@@ -229,6 +230,20 @@ async def test_a_running_daemon_shows_what_is_imported_within_seconds(tmp_path, 
         await rig.until(lambda: chart.bars[0]["time"] == iso_ms(first_ms), 3)
         await rig.until(lambda: at(rig.health(BTC)["completeFrom"]) <= W1.floor(days(20)), 60)
         await rig.until(lambda: len(chart.bars) > 20)
+    finally:
+        await rig.stop()
+
+
+@pytest.mark.usefixtures("daemon")
+async def test_what_the_stream_brings_of_the_week_before_does_not_make_that_wanted(tmp_path, fake):
+    """With a subscription come the last 500 minutes, on a Monday morning some of Sunday."""
+    rig = Rig(tmp_path, fake, fake.clock, [BTC])
+    try:
+        await rig.start()
+        await rig.until(lambda: rig.health(BTC)["state"] == "live" and not rig.health(BTC)["missingMinutes"])
+        await rig.clock.sleep(60)
+        assert rig.health(BTC)["completeFrom"] == iso_ms(W1.floor(MONDAY_MORNING_MS))
+        assert stored(rig, MINUTE)[0].open_ms == W1.floor(MONDAY_MORNING_MS)
     finally:
         await rig.stop()
 
