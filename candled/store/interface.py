@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from candled.model import Candle, Interval, MarketKey, Range, Symbol
 
@@ -27,6 +27,22 @@ class Hole:
     reason: str
     attempts: int
     retry_ms: int | None
+
+
+Table = Literal["candles", "rollups", "forming"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """A stored row that cannot be a bar: a final minute, a longer bar, or a minute that is not final.
+
+    `time` is as it is stored: UTC epoch milliseconds, or another value where that is the problem itself.
+    """
+
+    table: Table
+    interval: Interval
+    time: object
+    problem: str
 
 
 class Store(Protocol):
@@ -73,14 +89,32 @@ class Store(Protocol):
     def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """Fold again every longer bar that some stretches touch, and drop those in which no minute lies.
 
-        One transaction. Where minutes are dropped when they are old, bars that begin before the oldest one stay.
+        One transaction. Bars that begin before `kept_from` stay.
         """
+
+    def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
+        """Delete rows, and fold again every longer bar that they were, or were a part of. One transaction."""
 
     def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """The newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
 
     def bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """All bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
+
+    def span(self, market: MarketKey, interval: Interval) -> Range | None:
+        """Return the time from the oldest bar to the end of the newest one; None where there is none.
+
+        Of minutes only final ones count. No value of a bar is read, so that bad ones are no obstacle.
+        """
+
+    def kept_from(self) -> int:
+        """Return before which time (UTC epoch ms) minutes are dropped while their bars stay; 0 where all are kept."""
+
+    def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
+        """Return the rows of a range that cannot be read as bars, in all tables; rows without a possible time too.
+
+        Where the types of the columns let none in, there are none. A read that comes upon one raises `StoreRejected`.
+        """
 
     def forming(self, market: MarketKey) -> list[Candle]:
         """Return the minutes of which no final version is stored, as they were last written, oldest first.

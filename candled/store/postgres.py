@@ -16,7 +16,7 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range,
 from . import postgres_statements as sql
 from .batch import by_market, by_symbol
 from .holes import replaced
-from .interface import ALL_TIME, FORMING_KEPT_MS, LATER, Hole
+from .interface import ALL_TIME, FORMING_KEPT_MS, LATER, BadRow, Hole
 from .postgres_folding import fold_anew, fold_changes, fold_history, in_minutes, kept, stretches
 from .postgres_pool import Link, Pool, Watchdog, parse_address
 from .postgres_rows import as_array, as_candles, as_columns
@@ -200,9 +200,18 @@ class PostgresStore:
         """See `Store.refold`."""
         with self._writing() as link:
             market_id = _lock_markets(link, [market])[market]
-            [(oldest_ms,)] = link.rows(sql.OLDEST_MINUTE, (market_id,))
-            if oldest_ms is not None:
-                fold_anew(link, market_id, RangeSet(spans), oldest_ms)
+            fold_anew(link, market_id, RangeSet(spans), _kept_from(link))
+
+    def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
+        """See `Store.discard`."""
+        bars = [(row.table, row.interval, row.time) for row in rows if isinstance(row.time, int)]
+        with self._writing() as link:
+            market_id = _lock_markets(link, [market])[market]
+            for table, statement in sql.DISCARD.items():
+                link.run(statement, (market_id, [open_ms for at, _, open_ms in bars if at == table]))
+            link.run(sql.SET_SPAN, (market_id,))
+            spans = [(open_ms, open_ms + interval.ms) for at, interval, open_ms in bars if at != "forming"]
+            fold_anew(link, market_id, RangeSet(spans), _kept_from(link))
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""
@@ -301,6 +310,25 @@ class PostgresStore:
                 for candle in as_candles(link.rows(sql.MINUTES_BETWEEN, (market_id, *span)))
             ]
         )
+
+    def span(self, market: MarketKey, interval: Interval) -> Range | None:
+        """See `Store.span`."""
+        if interval == MINUTE:
+            found = self._rows(sql.KEPT_SPAN, _names(market))
+        else:
+            found = self._rows(sql.BARS_SPAN, (*_names(market), in_minutes(self._known(interval))))
+        for first_ms, last_ms in found:
+            if first_ms is not None:
+                return Range(first_ms, last_ms + interval.ms)
+        return None
+
+    def kept_from(self) -> int:
+        """See `Store.kept_from`."""
+        return self._read(_kept_from)
+
+    def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
+        """See `Store.bad_rows`: the columns hold numbers and times only."""
+        return []
 
     def forming(self, market: MarketKey) -> list[Candle]:
         """See `Store.forming`."""
@@ -467,6 +495,10 @@ def _lock_markets(link: Link, markets: Iterable[MarketKey]) -> dict[MarketKey, i
     columns = [list(column) for column in zip(*names, strict=True)]
     link.run(sql.ADD_MARKETS, columns)
     return {names[exchange, symbol]: id for id, exchange, symbol in link.rows(sql.LOCK_MARKETS, columns)}
+
+
+def _kept_from(link: Link) -> int:
+    return max((kept_ms for (kept_ms,) in link.rows(sql.KEPT_FROM)), default=0)
 
 
 def _write_forming(link: Link, forming: Mapping[int, Mapping[int, Candle]]) -> None:

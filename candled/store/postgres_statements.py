@@ -77,6 +77,9 @@ LOCK_ALL_MARKETS = "SELECT FROM candled.markets ORDER BY id FOR NO KEY UPDATE"
 # Where do the minutes of a market begin and end?
 SPAN = f"""SELECT id, {_ms("first_time")}, {_ms("last_time")} FROM candled.markets
     WHERE exchange = %s AND symbol = %s AND first_time IS NOT NULL"""
+# The minutes that are kept: older ones were dropped, or will be.
+KEPT_SPAN = f"""SELECT {_ms("greatest(first_time, kept_from)")}, {_ms("last_time")} FROM candled.markets, candled.state
+    WHERE exchange = %s AND symbol = %s AND last_time >= kept_from"""
 SPANS = (
     f"SELECT id, {_ms('first_time')}, {_ms('last_time')} FROM candled.markets WHERE first_time IS NOT NULL ORDER BY id"
 )
@@ -142,6 +145,9 @@ PRESENT = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} FROM (
 
 # ---------------------------------------------------------------- longer bars
 
+# Where do the bars of an interval begin and end?
+BARS_SPAN = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} FROM candled.rollups
+    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s"""
 # Which bars lie in a range? Which are the last ones before a time?
 BARS_BETWEEN = f"""{_BARS} FROM candled.rollups
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
@@ -260,4 +266,13 @@ TRY_MAINTAIN = "SELECT pg_try_advisory_lock(hashtextextended('candled maintain',
 SET_KEPT_FROM = f"UPDATE candled.state SET kept_from = {_AT} WHERE kept_from < {_AT}"
 KEPT_FROM = f"SELECT {_ms('kept_from')} FROM candled.state WHERE kept_from > '-infinity'"
 OLDEST_MINUTE = f"SELECT {_ms('min(time)')} FROM candled.candles WHERE market = %s"
+# Delete single minutes; then the span of a market may be shorter.
+DISCARD = {
+    table: f"""DELETE FROM candled.{table}
+        WHERE market = %s AND time IN (SELECT {_time("open_ms")} FROM unnest(%s::bigint[]) AS open_ms)"""
+    for table in ("candles", "forming")
+}
+SET_SPAN = """UPDATE candled.markets SET
+    first_time = (SELECT min(time) FROM candled.candles WHERE market = id),
+    last_time = (SELECT max(time) FROM candled.candles WHERE market = id) WHERE id = %s"""
 DELETE_MINUTES = f"DELETE FROM candled.candles WHERE market = %s AND time >= {_AT} AND time < {_AT}"

@@ -16,9 +16,9 @@ from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, 
 from . import sqlite_statements as sql
 from .batch import MarketBatch, by_market, by_symbol, fold_bars, levels, minute_ranges, news, touched
 from .holes import replaced
-from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, LATER, Hole
+from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, LATER, BadRow, Hole
 from .owner import Owner
-from .sqlite_rows import as_candles, as_holes, bar_row, minute_row
+from .sqlite_rows import UnreadableRow, as_candles, as_holes, bar_row, minute_row, problem
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,15 @@ def _fold(
             for bar in fold_bars(_between(connection, market_id, source, start_ms, end_ms), interval)
         ]
         connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
+
+
+def _fold_anew(connection: sqlite3.Connection, market_id: int, changed: RangeSet) -> None:
+    """Fold again every longer bar that `changed` touches, and drop those in which no minute lies."""
+    kept = _levels(connection)
+    for interval in kept:
+        rows = [(market_id, interval.ms, *span) for span in touched(changed, interval)]
+        connection.executemany(sql.DROP_BARS_BETWEEN, rows)
+    _fold(connection, market_id, changed, kept)
 
 
 def _levels(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:
@@ -176,13 +185,17 @@ class SqliteStore:
 
     def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """See `Store.refold`."""
-        changed = RangeSet(spans)
         with self._transaction() as connection:
-            market_id, kept = self._add_market(connection, market), _levels(connection)
-            for interval in kept:
-                rows = [(market_id, interval.ms, *span) for span in touched(changed, interval)]
-                connection.executemany(sql.DROP_BARS_BETWEEN, rows)
-            _fold(connection, market_id, changed, kept)
+            _fold_anew(connection, self._add_market(connection, market), RangeSet(spans))
+
+    def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
+        """See `Store.discard`."""
+        bars = [(row.time, row.interval.ms) for row in rows if row.table != "forming" and isinstance(row.time, int)]
+        with self._transaction() as connection:
+            market_id = self._add_market(connection, market)
+            for row in rows:
+                connection.execute(sql.DISCARD[row.table], (market_id, row.interval.ms, row.time))
+            _fold_anew(connection, market_id, RangeSet((open_ms, open_ms + length_ms) for open_ms, length_ms in bars))
 
     def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """See `Store.bars`.
@@ -198,7 +211,8 @@ class SqliteStore:
         else:
             rows = self._rows(sql.BARS_BEFORE, market_id, self._known(interval).ms, before_ms, limit)
         rows.reverse()
-        return as_candles(rows)
+        with self._errors_translated():
+            return as_candles(rows)
 
     def bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """See `Store.bars_between`.
@@ -215,7 +229,34 @@ class SqliteStore:
     def forming(self, market: MarketKey) -> list[Candle]:
         """See `Store.forming`."""
         market_id = self._market_id(market)
-        return [] if market_id is None else as_candles(self._rows(sql.FORMING, market_id), final=False)
+        rows = [] if market_id is None else self._rows(sql.FORMING, market_id)
+        with self._errors_translated():
+            return as_candles(rows, final=False)
+
+    def span(self, market: MarketKey, interval: Interval) -> Range | None:
+        """See `Store.span`."""
+        market_id = self._market_id(market)
+        if market_id is None:
+            return None
+        is_minute = interval == MINUTE
+        rows = self._rows(sql.SPAN, market_id) if is_minute else self._rows(sql.BARS_SPAN, market_id, interval.ms)
+        [(first_ms, last_ms)] = rows
+        return None if first_ms is None else Range(int(first_ms), int(last_ms) + interval.ms)
+
+    def kept_from(self) -> int:
+        """See `Store.kept_from`: everything is kept."""
+        return 0
+
+    def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
+        """See `Store.bad_rows`. The file checks no types: any of them may hold anything."""
+        market_id = self._market_id(market)
+        found: list[BadRow] = []
+        for table, suspects in () if market_id is None else sql.SUSPECTS.items():
+            for interval_ms, *row in self._rows(suspects, market_id, *within):
+                wrong = problem(row)
+                if wrong is not None:
+                    found.append(BadRow(table=table, interval=_interval(interval_ms), time=row[0], problem=wrong))
+        return found
 
     def newest(self, exchange: str) -> Mapping[Symbol, int]:
         """See `Store.newest`."""
@@ -542,5 +583,9 @@ class SqliteStore:
         except sqlite3.Error as error:
             kind = StoreUnavailable if _primary_code(error) in _MAY_HEAL else StoreRejected
             raise kind(f"{self._path.name}: {error}") from error
+        except UnreadableRow as error:
+            raise StoreRejected(
+                f"{self._path.name}: a stored bar cannot be read: {error}; `candled verify --repair` mends the store"
+            ) from error
         except (DecimalException, OverflowError) as error:
             raise StoreRejected(f"{self._path.name}: a number it cannot hold ({error!r})") from error

@@ -1,8 +1,13 @@
 """The tables and statements of the SQLite store, each with a line on what it answers."""
 
+from collections.abc import Mapping
+
 from candled.model import MINUTE_MS
 
 from .batch import SOURCES
+from .interface import ALL_TIME, Table
+
+END_MS = ALL_TIME.end_ms
 
 # `src` is the number of a source, see `batch.SOURCES`; longer bars have always the same one.
 _BAR = "time_ms, open, high, low, close, volume, quote_volume, as_of_ms, rev"
@@ -110,12 +115,45 @@ DROP_OLD_FORMING = """DELETE FROM forming WHERE time_ms <
     (SELECT max(time_ms) FROM forming AS newest WHERE newest.market = forming.market) - ?"""
 IS_FINAL = "SELECT 1 FROM candles WHERE market = ? AND time_ms = ?"
 
-# Where do a market's minutes begin and end? One lookup at either end of the key, not a scan.
-SPAN = """SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1),
-    (SELECT max(time_ms) FROM candles WHERE market = ?1)"""
-NEWEST = """SELECT symbol, newest FROM (
-        SELECT symbol, (SELECT max(time_ms) FROM candles WHERE market = id) AS newest FROM markets WHERE exchange = ?
+# Where do a market's minutes or bars begin and end? One lookup at either end of the key, not a scan.
+SPAN = f"""SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_MS}),
+    (SELECT max(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_MS})"""
+BARS_SPAN = SPAN.replace("candles", "rollups").replace("?1", "?1 AND interval_ms = ?2")
+NEWEST = f"""SELECT symbol, newest FROM (
+        SELECT symbol, (SELECT max(time_ms) FROM candles WHERE market = id AND time_ms < {END_MS}) AS newest
+        FROM markets WHERE exchange = ?
     ) WHERE newest IS NOT NULL"""
+
+
+def _suspect(table: str, interval_ms: str, columns: str) -> str:
+    """Find the rows that `sqlite_rows.problem` is to judge: with anything but plain digits, within a range or nowhere.
+
+    The file checks no types: a column may hold anything.
+    """
+    signs = [
+        f"typeof({name}) <> 'text' OR {name} GLOB '*[^0-9.]*' OR {name} GLOB '*.*.*' OR {name} IN ('', '.')"
+        for name in ("open", "high", "low", "close", "volume")
+    ]
+    signs.append(signs[0].replace("open", "quote_volume").join(("quote_volume IS NOT NULL AND (", ")")))
+    signs += [f"typeof({name}) <> 'integer'" for name in ("time_ms", "as_of_ms", "rev", "src") if name in columns]
+    signs += [f"src NOT BETWEEN 0 AND {len(SOURCES) - 1}"] if "src" in columns else []
+    nowhere = f"typeof(time_ms) <> 'integer' OR time_ms < 0 OR time_ms >= {END_MS}"
+    return f"""SELECT {interval_ms}, {columns} FROM {table} WHERE market = ?1
+        AND ((time_ms >= ?2 AND time_ms < ?3) OR {nowhere}) AND ({" OR ".join((*signs, nowhere))})"""
+
+
+# Which rows may be no bars? Only bars that are kept up count. Then one of them is deleted.
+SUSPECTS: Mapping[Table, str] = {
+    "candles": _suspect("candles", str(MINUTE_MS), _MINUTE),
+    "rollups": f"""{_suspect("rollups", "interval_ms", _FOLDED)}
+        AND interval_ms IN (SELECT interval_ms FROM intervals)""",
+    "forming": _suspect("forming", str(MINUTE_MS), _MINUTE),
+}
+DISCARD = {
+    "candles": f"DELETE FROM candles WHERE market = ? AND ? = {MINUTE_MS} AND time_ms IS ?",
+    "rollups": "DELETE FROM rollups WHERE market = ? AND interval_ms = ? AND time_ms IS ?",
+    "forming": f"DELETE FROM forming WHERE market = ? AND ? = {MINUTE_MS} AND time_ms IS ?",
+}
 
 # Which stretches of minutes are there? Among neighbours, time minus position is the same number.
 PRESENT = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,7 @@ def add(commands: Commands) -> None:
     )
     add_markets(parser)
     stored.add_range(parser)
+    add_reread(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be asked for, and store nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -60,6 +62,15 @@ def add(commands: Commands) -> None:
 def shown(options: argparse.Namespace) -> bool | None:
     """Whether progress is shown; None leaves it to the terminal."""
     return False if options.quiet or options.json else None
+
+
+def add_reread(parser: argparse.ArgumentParser) -> None:
+    """Add `--reread`."""
+    parser.add_argument(
+        "--reread",
+        action="store_true",
+        help="ask for stored minutes too, and replace those that the exchange has otherwise",
+    )
 
 
 def add_markets(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +128,7 @@ class _Backfill:
             return {**facts, "trouble": "the exchange has no history of it"}
         span = Range(min(start_ms, end_ms), end_ms)
         facts |= {"from": iso_ms(span.start_ms), "to": iso_ms(span.end_ms)}
-        filler = Filler(self.session, self.source, self.market)
+        filler = Filler(self.session, self.source, self.market, rereads=self.options.reread)
         tally = await filler.count(span)
         if self.options.dry_run:
             return facts | self._plan(tally) | {"requestsMade": self.source.requests - asked}
@@ -131,6 +142,7 @@ class _Backfill:
             "windows": result.windows,
             "requests": self.source.requests - asked,
             "stored": result.stored,
+            "revised": result.revised,
             "absent": result.absent,
             "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in result.failed],
             "trouble": result.trouble,
@@ -149,7 +161,7 @@ class _Backfill:
         begins_ms = await self._known_beginning(earliest_ms)
         if begins_ms is not None:
             return begins_ms
-        there = await self.session.read(stored.span_of, self.session.store, self.market, MINUTE)
+        there = await self.session.read(self.session.store.span, self.market, MINUTE)
         if wanted_ms and (self.options.dry_run or (there is not None and there.start_ms <= wanted_ms)):
             return wanted_ms
         return await self._search(earliest_ms, end_ms, None if there is None else there.start_ms)
@@ -221,11 +233,17 @@ def _print(result: dict[str, Any], *, is_dry: bool) -> None:
         )
         return
     print(
-        f"{span}: {result['stored']:,} minutes stored, {result['absent']:,} the exchange does not have, "
+        f"{span}: {result['stored']:,} minutes stored{revised_text(result)}, "
+        f"{result['absent']:,} the exchange does not have, "
         f"{result['requests']:,} requests"
     )
     for one in result["failed"]:
         print(f"{name}: no usable answer for {one['from']} to {one['to']}", file=sys.stderr)
+
+
+def revised_text(result: Mapping[str, Any]) -> str:
+    """Say how many stored minutes were replaced, if any were."""
+    return f", {result['revised']:,} revised" if result["revised"] else ""
 
 
 def _duration(seconds: int) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 from candled.errors import InvalidCandle
@@ -22,9 +23,10 @@ _ABSENT = {
 class Difference:
     """A bar that is not what it should be.
 
-    `check` is `minute` (an impossible candle; `problem` says why), `rollup` (stored against its minutes), `exchange`
-    (stored against the exchange's own) or `memory` (what a daemon shows against what is stored). `expected` is None
-    where there should be no such bar, `found` where there is none.
+    `check` is `minute` (an impossible candle; `problem` says why), `neighbour` (a minute that contradicts the one
+    before it), `rollup` (stored against its minutes), `exchange` (stored against the exchange's own) or `memory` (what
+    a daemon shows against what is stored). `expected` is None where there should be no such bar, `found` where there is
+    none. `time` is for a row whose time is none.
     """
 
     check: str
@@ -34,9 +36,13 @@ class Difference:
     expected: Candle | None = None
     found: Candle | None = None
     problem: str = ""
+    time: str = ""
 
     def __str__(self) -> str:
-        return f"{self.market} {self.interval} {iso_ms(self.open_ms)}: {self._what()}"
+        return f"{self.market} {self.interval} {self._when()}: {self._what()}"
+
+    def _when(self) -> str:
+        return self.time or iso_ms(self.open_ms)
 
     def _what(self) -> str:
         if self.problem:
@@ -63,7 +69,7 @@ class Difference:
             "exchange": self.market.exchange,
             "symbol": str(self.market.symbol),
             "interval": str(self.interval),
-            "time": iso_ms(self.open_ms),
+            "time": self._when(),
         }
         if self.problem:
             return {**plain, "problem": self.problem}
@@ -140,5 +146,24 @@ def impossible(market: MarketKey, minutes: Iterable[Candle]) -> list[Difference]
         except InvalidCandle as error:
             wrong.append(
                 Difference(check="minute", market=market, interval=MINUTE, open_ms=minute.open_ms, problem=str(error))
+            )
+    return wrong
+
+
+def contradictions(market: MarketKey, minutes: Iterable[Candle]) -> list[Difference]:
+    """Return the minutes that do not open where the one right before them closed, on an exchange where all do.
+
+    Imported ones may be of another exchange, and are not compared.
+    """
+    wrong = []
+    for before, minute in pairwise(minutes):
+        adjoin = before.open_ms + MINUTE.ms == minute.open_ms and before.src and minute.src
+        if adjoin and before.close != minute.open:
+            problem = (
+                f"opens at {decimal_text(minute.open)}, though the minute before closed at "
+                f"{decimal_text(before.close)}: one of the two is wrong"
+            )
+            wrong.append(
+                Difference(check="neighbour", market=market, interval=MINUTE, open_ms=minute.open_ms, problem=problem)
             )
     return wrong

@@ -1,22 +1,25 @@
 """Stored bars against the exchange's own, in random samples."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 from typing import Literal
 
 from candled.budget import MakeBudget
 from candled.config import ExchangeConfig
-from candled.errors import ExchangeError, Unavailable
+from candled.errors import ExchangeError, StoreRejected, Unavailable
 from candled.exchange import Clock, Exchange
 from candled.ingest.http import HttpClient
 from candled.ingest.rows import Answer, sift
-from candled.model import MINUTE, Interval, MarketKey, Range, iso_ms
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.interface import Store
 
-from . import stored
-from .compare import compare
+from .compare import Difference, compare
 from .report import Report
+from .session import MARGIN_MS
+from .stored import put_past
+from .transfer import extend_coverage
 
 _ATTEMPTS = 4
 _FIRST_WAIT_S = 1.0
@@ -26,7 +29,10 @@ _Ask = Callable[[MarketKey, Interval, Range], Awaitable[Answer]]
 
 
 class ExchangeCheck:
-    """Compares one exchange's markets, in windows that `chance` chooses: by the same seed the same ones."""
+    """Compares one exchange's markets, in windows that `chance` chooses: by the same seed the same ones.
+
+    With `repair` minutes that differ are stored as the exchange has them, a revision more, and longer bars follow.
+    """
 
     def __init__(
         self,
@@ -37,6 +43,8 @@ class ExchangeCheck:
         report: Report,
         chance: Random,
         budget: MakeBudget,
+        *,
+        repair: bool = False,
     ) -> None:
         self._store = store
         self._name = exchange.name
@@ -45,16 +53,24 @@ class ExchangeCheck:
         self._clock = clock
         self._report = report
         self._chance = chance
+        self._is_repairing = repair
         self._compared: Counter[Interval] = Counter()
         self._http = HttpClient(clock, self._exchange.requests_per_s, budget, exchange.proxies)
 
-    async def run(self, markets: Sequence[MarketKey], bounds: Range, windows: int | Literal["all"]) -> None:
+    async def run(
+        self,
+        markets: Sequence[MarketKey],
+        bounds: Range,
+        windows: int | Literal["all"],
+        doubtful: Mapping[MarketKey, RangeSet] = MappingProxyType({}),
+    ) -> None:
         """Compare `windows` stretches of minutes of each market, and a stretch of each longer interval offered.
 
-        With `all` everything is compared that is stored and the exchange has.
+        With `all` everything is compared that is stored and the exchange has. Minutes that are `doubtful` are compared
+        in any case.
         """
         self._exchange.resume(max(self._store.newest(self._name).values(), default=None))
-        plans = {market: self._plan(market, bounds, windows) for market in markets}
+        plans = {market: self._plan(market, bounds, windows, doubtful.get(market, RangeSet())) for market in markets}
         progress = self._report.progress(f"ask {self._name}", sum(map(len, plans.values())))
         try:
             for market, plan in plans.items():
@@ -69,12 +85,16 @@ class ExchangeCheck:
             progress.clear()
             self._http.close()
 
-    def _plan(self, market: MarketKey, bounds: Range, windows: int | Literal["all"]) -> list[tuple[Interval, Range]]:
+    def _plan(
+        self, market: MarketKey, bounds: Range, windows: int | Literal["all"], doubtful: RangeSet
+    ) -> list[tuple[Interval, Range]]:
         """What to compare, minutes first; nothing that reaches beyond the stored minutes."""
-        span = stored.span_of(self._store, market, MINUTE)
+        span = self._store.span(market, MINUTE)
         start_ms = max(span.start_ms if span else 0, bounds.start_ms)
         end_ms = min(span.end_ms if span else 0, bounds.end_ms)
         plan: list[tuple[Interval, Range]] = []
+        if windows != "all":
+            plan += [(MINUTE, window) for window in _windows_around(doubtful, self._exchange.history_minutes)]
         for interval in (MINUTE, *self._longer):
             most = self._exchange.history_minutes if interval == MINUTE else _STRETCH_BARS
             if windows == "all":
@@ -103,6 +123,7 @@ class ExchangeCheck:
         return Range(window_ms, window_ms + bars * interval.ms)
 
     async def _compare(self, market: MarketKey, interval: Interval, window: Range, ask: _Ask) -> None:
+        asked_ms = self._exchange.now_ms()
         try:
             answer = await self._persist(lambda: ask(market, interval, window))
         except ExchangeError as error:
@@ -114,10 +135,51 @@ class ExchangeCheck:
         theirs, unreadable = answer.candles, answer.unreadable(window)
         if not theirs:  # not offered, or older than what the exchange still has
             return
+        self._compared[interval] += len(theirs)
+        try:
+            wrong = self._differences(market, interval, window, theirs, unreadable)
+            if wrong and self._is_repairing:
+                if interval == MINUTE:
+                    self._take(market, wrong, asked_ms)
+                else:
+                    await self._compare_parts(market, wrong)
+                left = self._differences(market, interval, window, theirs, unreadable)
+                still = {difference.open_ms for difference in left}
+                self._report.differ([one for one in wrong if one.open_ms not in still], repaired=True)
+                wrong = left
+        except StoreRejected as error:  # a row that cannot be read, which was reported
+            self._report.unchecked(f"{market} {interval} {iso_ms(window.start_ms)}", error)
+            return
+        self._report.differ(wrong)
+
+    def _differences(
+        self, market: MarketKey, interval: Interval, window: Range, theirs: Sequence[Candle], unreadable: RangeSet
+    ) -> list[Difference]:
         bars = self._store.bars_between(market, interval, *window)
         ours = [bar for bar in bars if bar.open_ms not in unreadable]
-        self._compared[interval] += len(theirs)
-        self._report.differ(compare("exchange", market, interval, theirs, ours, quote_may_be_absent=True))
+        return compare("exchange", market, interval, theirs, ours, quote_may_be_absent=True)
+
+    def _take(self, market: MarketKey, wrong: Sequence[Difference], asked_ms: int) -> None:
+        """Store the exchange's version of minutes that are over; minutes that it does not have are left alone."""
+        over_ms = asked_ms - MARGIN_MS
+        minutes = []
+        for expected, found in ((one.expected, one.found) for one in wrong):
+            if expected is None or expected.open_ms + MINUTE_MS > over_ms:
+                continue
+            minute = expected._replace(final=True, src="backfill", as_of_ms=expected.as_of_ms or asked_ms)
+            if found is not None:
+                minute = minute.confirmed_over(found)
+            minutes.append(minute)
+        put_past(self._store, market, minutes)
+        if any(one.found is None for one in wrong):
+            extend_coverage(self._store, market)
+
+    async def _compare_parts(self, market: MarketKey, wrong: Sequence[Difference]) -> None:
+        """Compare the minutes of longer bars."""
+        spans = RangeSet((one.open_ms, one.open_ms + one.interval.ms) for one in wrong)
+        for span in spans:
+            for window in _all_windows(MINUTE, *span, self._exchange.history_minutes):
+                await self._compare(market, MINUTE, window, self._minutes)
 
     async def _persist(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         wait_s = _FIRST_WAIT_S
@@ -136,6 +198,17 @@ class ExchangeCheck:
             f"{market}: compared with the exchange: {listed}",
             {"exchange": market.exchange, "symbol": str(market.symbol), "compared": counts},
         )
+
+
+def _windows_around(doubtful: RangeSet, most: int) -> list[Range]:
+    """Return stretches of at most `most` minutes that hold all doubtful ones, few of them, newest first."""
+    windows: list[Range] = []
+    for start_ms, end_ms in doubtful:
+        if windows and end_ms - windows[-1].start_ms <= most * MINUTE_MS:
+            windows[-1] = Range(windows[-1].start_ms, end_ms)
+        else:
+            windows.append(Range(start_ms, end_ms))
+    return [part for window in reversed(windows) for part in _all_windows(MINUTE, *window, most)]
 
 
 def _all_windows(interval: Interval, start_ms: int, end_ms: int, most: int) -> list[Range]:

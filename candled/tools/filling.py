@@ -31,11 +31,13 @@ class Tally:
 class Result:
     """What became of a market: minutes stored, minutes that the exchange does not have, windows asked for.
 
-    `failed` are windows that the exchange did not answer for; `trouble` is why it was given up before the end.
+    `revised` minutes were stored with other values. `failed` are windows that the exchange did not answer for;
+    `trouble` is why it was given up before the end.
     """
 
     windows: int = 0
     stored: int = 0
+    revised: int = 0
     absent: int = 0
     failed: list[Range] = field(default_factory=list)
     trouble: str | None = None
@@ -49,7 +51,8 @@ class Result:
 class Filler:
     """Fills one market. Rows are durable before anything is said of them, so a kill costs at most what is on its way.
 
-    `is_reopened` tells which known holes are asked for now, whenever their time comes.
+    `is_reopened` tells which known holes are asked for now, whenever their time comes. `rereads`: stored minutes are
+    asked for too, and where the exchange has other values it is right, whatever stamps they have.
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class Filler:
         market: MarketKey,
         *,
         is_reopened: Callable[[Hole], bool] = lambda hole: False,
+        rereads: bool = False,
     ) -> None:
         self.result = Result()
         self._session = session
         self._source = source
         self._market = market
         self._is_reopened = is_reopened
+        self._rereads = rereads
         self._nonsense = 0
         self._is_credible = False  # whether the exchange had anything of this market
 
@@ -102,8 +107,9 @@ class Filler:
     async def _coverage(self, segment: Range) -> Coverage:
         store = self._session.store
         holes = await self._session.read(store.holes, self._market, segment)
+        present = [] if self._rereads else await self._session.read(store.present, self._market, *segment)
         return Coverage(
-            present=await self._session.read(store.present, self._market, *segment),
+            present=present,
             holes=[piece for hole in map(self._reopened, holes) for piece in inside(hole, *segment)],
             since_ms=segment.end_ms,
             from_ms=segment.start_ms,
@@ -141,9 +147,19 @@ class Filler:
         answer = await self._source.history(self._market.symbol, span)
         candles, unreadable = answer.candles, answer.unreadable(span)
         self._nonsense = 0
-        new = [candle for candle in candles if not coverage.has(candle.open_ms)]
         store = self._session.store
-        await self._session.write(put_past, store, self._market, new)
+        known: dict[int, Candle] = {}
+        if self._rereads:
+            for minute in await self._session.read(store.bars_between, self._market, MINUTE, *span):
+                known[minute.open_ms] = minute
+                coverage.add(minute.open_ms, confirmed=True)
+        new = [candle for candle in candles if not coverage.has(candle.open_ms)]
+        revised = [
+            candle.confirmed_over(known[candle.open_ms])
+            for candle in candles
+            if candle.open_ms in known and _differs(candle, known[candle.open_ms])
+        ]
+        await self._session.write(put_past, store, self._market, sorted([*new, *revised]))
         await self._check_kept(new)
         for candle in new:
             coverage.add(candle.open_ms, confirmed=True)
@@ -157,6 +173,7 @@ class Filler:
             await self._session.write(store.save_holes, self._market, holes, changed)
         self.result.windows += 1
         self.result.stored += len(new)
+        self.result.revised += len(revised)
         self.result.absent += coverage.lacking(window.start_ms, window.end_ms)
 
     async def _check_kept(self, new: list[Candle]) -> None:
@@ -194,3 +211,10 @@ class Filler:
         since_ms = await self._session.read(before_beginning, store, market, since_ms)
         if since_ms < known_ms:
             await self._session.write(store.set_complete_from, market, since_ms)
+
+
+def _differs(answer: Candle, known: Candle) -> bool:
+    """Return whether an answer has other values; a quote volume that it lacks is none."""
+    if answer.quote_volume is None:
+        return answer.values[:-1] != known.values[:-1]
+    return answer.values != known.values

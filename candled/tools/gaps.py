@@ -18,7 +18,7 @@ from candled.store.interface import Hole, Store
 from candled.tools import Commands
 
 from . import stored
-from .backfill import add_markets, shown
+from .backfill import add_markets, add_reread, revised_text, shown
 from .filling import Filler
 from .progress import Progress
 from .session import Session, Speaker, open_session
@@ -39,7 +39,7 @@ exit status:
 """
 _REPAIR_HELP = """\
 Asks the exchange again for everything that is missing, now and whatever was answered before; what it still does not
-have is remembered as before. May run beside the daemon, which finds the repaired minutes within five minutes.
+have is remembered as before. May run beside the daemon, which notices the repaired minutes within ten seconds.
 """
 _REPAIR_STATUS = """\
 exit status:
@@ -71,6 +71,8 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_markets(repair)
+    stored.add_range(repair)
+    add_reread(repair)
     repair.add_argument("--all", action="store_true", help="ask for what is older than the exchange's history too")
     repair.add_argument("--json", action="store_true", help="print one JSON object at the end")
     repair.add_argument("--quiet", action="store_true", help="show no progress")
@@ -108,7 +110,7 @@ class Gap:
 
 def expected(store: Store, market: MarketKey, now_ms: int, backfill_ms: int) -> Range:
     """The minutes that should be there at `now_ms`: what is stored and what settings or store say is wanted."""
-    there = stored.span_of(store, market, MINUTE)
+    there = store.span(market, MINUTE)
     begins = [_WEEK.floor(now_ms - backfill_ms), *([there.start_ms] if there else [])]
     since_ms = store.complete_from(market)
     if since_ms is not None:
@@ -254,13 +256,21 @@ async def _repair_market(
 ) -> dict[str, Any]:
     source, store = session.sources[market.exchange], session.store
     start_ms, end_ms = await session.read(expected, store, market, source.now_ms(), backfill_ms)
-    span = Range(start_ms, min(end_ms, source.until_ms()))
+    end_ms = min(end_ms, source.until_ms())
+    start_ms = max(start_ms, MINUTE.floor(options.start_ms))
+    span = Range(start_ms, max(start_ms, min(end_ms, MINUTE.floor(options.end_ms))))
     before = await session.read(_listed_gaps, store, market, span)
-    filler = Filler(session, source, market, is_reopened=lambda hole: options.all or hole.reason != "beyond_history")
+    filler = Filler(
+        session,
+        source,
+        market,
+        is_reopened=lambda hole: options.all or hole.reason != "beyond_history",
+        rereads=options.reread,
+    )
     tally = await filler.count(span)
     progress = Progress(f"repair {market}", tally.minutes, enabled=shown(options))
     speaker.progress = progress
-    await filler.fill(span, progress.advance, to_present=True)
+    await filler.fill(span, progress.advance, to_present=span.end_ms == end_ms)
     progress.done()
     speaker.progress = None
     after = await session.read(_listed_gaps, store, market, span)
@@ -269,6 +279,7 @@ async def _repair_market(
         "symbol": str(market.symbol),
         "asked": tally.minutes,
         "stored": filler.result.stored,
+        "revised": filler.result.revised,
         "absent": filler.result.absent,
         "gaps": [{**gap.as_json(), **_outcome(gap, after)} for gap in before if options.all or _may_heal(gap)],
         "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in filler.result.failed],
@@ -298,7 +309,7 @@ def _outcome(gap: Gap, after: list[Gap]) -> dict[str, Any]:
 def _print_repair(report: dict[str, Any]) -> None:
     name = f"{report['exchange']}:{report['symbol']}"
     print(
-        f"{name}: {report['asked']:,} minutes asked for, {report['stored']:,} stored, "
+        f"{name}: {report['asked']:,} minutes asked for, {report['stored']:,} stored{revised_text(report)}, "
         f"{report['absent']:,} the exchange does not have"
     )
     for gap in report["gaps"]:

@@ -35,7 +35,7 @@ T = TypeVar("T")
 _PATIENCE = 10
 _PATIENCE_WITH_NONSENSE = 3
 # After its end a minute is left to the daemon for so long; before that late versions may still come.
-_MARGIN_MS = 60_000
+MARGIN_MS = 60_000
 
 
 class Source:
@@ -82,7 +82,7 @@ class Source:
 
     def until_ms(self) -> int:
         """Minutes before this are over, with all their late versions."""
-        return MINUTE.floor(self.now_ms() - self._settle_ms - _MARGIN_MS)
+        return MINUTE.floor(self.now_ms() - self._settle_ms - MARGIN_MS)
 
     async def history(self, symbol: Symbol, span: Range) -> Answer:
         """Return the final minutes of `span` that the exchange has, and the rows that cannot be candles.

@@ -1,7 +1,6 @@
 """What commands on stored history share: the store of the settings, and the markets and times of the command line."""
 
 import argparse
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -64,23 +63,6 @@ def markets_of(config: Config, symbols: Sequence[Symbol], exchange: str | None) 
         names = [one.name for one in asked if symbol in one.symbols] or [asked[0].name]
         found += [MarketKey(name, symbol) for name in names]
     return list(dict.fromkeys(found))
-
-
-def span_of(store: Store, market: MarketKey, interval: Interval) -> Range | None:
-    """From the beginning of the oldest bar to the end of the newest one; None where there is no bar.
-
-    The oldest is found by halving, so that two dozen look-ups take the place of a scan of years.
-    """
-    newest = store.bars(market, interval, before_ms=END_OF_TIME_MS, limit=1)
-    if not newest:
-        return None
-    end_ms = newest[0].open_ms + interval.ms
-    first = bisect_left(
-        range(end_ms // MINUTE_MS + 1),
-        True,
-        key=lambda minute: bool(store.bars(market, interval, before_ms=minute * MINUTE_MS, limit=1)),
-    )
-    return Range((first - 1) * MINUTE_MS, end_ms)
 
 
 def before_beginning(store: Store, market: MarketKey, since_ms: int) -> int:

@@ -84,7 +84,7 @@ def _export(options: argparse.Namespace, config: Config) -> int:
         kept = [MINUTE, *store.intervals()]
         if interval not in kept:
             raise ConfigError(f"--interval: no bars of {interval} are kept; kept are {', '.join(map(str, kept))}")
-        there = stored.span_of(store, market, interval)
+        there = store.span(market, interval)
         start_ms = max(options.start_ms, there.start_ms if there else 0)
         end_ms = min(options.end_ms, there.end_ms if there else 0)
         if start_ms >= end_ms:
@@ -269,7 +269,7 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
     left = [piece for hole in holes for piece in _unfilled(store, market, hole)]
     if left != holes:
         store.save_holes(market, left)
-    since_ms, there = store.complete_from(market), stored.span_of(store, market, MINUTE)
+    since_ms, there = store.complete_from(market), store.span(market, MINUTE)
     if since_ms is None or there is None or there.start_ms >= since_ms:
         return
     known = [(hole.start_ms, hole.end_ms) for hole in left]

@@ -2,30 +2,33 @@
 
 import argparse
 import asyncio
+import math
 import random
 import secrets
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
 from candled.clock import SystemClock
 from candled.config import Config
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
-from candled.store.interface import LATER, Store
+from candled.store.interface import LATER, BadRow, Store, Table
 from candled.tools import Commands
 
 from . import stored
 from .budgets import request_budgets
-from .compare import Difference, compare, impossible, recompute
+from .compare import Difference, compare, contradictions, impossible, recompute
 from .digest import DAY_MS, day_digests
 from .report import Report
 
 _WEEK = Interval.parse("1W")  # a page: whole bars of every interval
+_EMPTY_WEEKS = 520  # a page where no minutes are stored
 _READS = 5
 
 _HELP = """\
 Recomputes every stored bar from its minutes and compares digit for digit, week by week; weeks that the time range cuts
-are taken whole. Prints a line for each difference. May run beside a daemon.
+are taken whole. Prints a line for each difference, and for each row that is no bar. May run beside a daemon.
 """
 
 
@@ -35,7 +38,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("symbols", nargs="*", type=stored.symbol, metavar="SYMBOL", help="default: all of the settings")
     parser.add_argument("--exchange", metavar="X", help="only markets of this exchange of the settings")
     stored.add_range(parser)
-    parser.add_argument("--repair", action="store_true", help="fold wrong bars again from their minutes")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="fold wrong bars again from their minutes, and delete rows that are no bars; with --exchange-check also "
+        "replace minutes that the exchange has otherwise",
+    )
     parser.add_argument(
         "--exchange-check",
         nargs="?",
@@ -84,11 +92,26 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
             for market in markets:
                 _print_digests(store, market, bounds, report)
             return 0
+        found: dict[MarketKey, list[Difference]] = {}
+        asks_later = options.repair and options.exchange_check is not None
         for market in markets:
-            verify_market(store, market, store.intervals(), bounds, report, repair=options.repair)
+            found[market] = verify_market(
+                store,
+                market,
+                store.intervals(),
+                bounds,
+                report,
+                repair=options.repair,
+                opens_at_close=stored.exchange_of(config, market.exchange).plugin.opens_at_close,
+                asks_later=asks_later,
+            )
         if options.exchange_check:
-            windows, seed = options.exchange_check, options.seed
-            asyncio.run(_check_exchanges(store, config, markets, bounds, report, windows, seed))
+            asyncio.run(_check_exchanges(store, config, found, bounds, report, options))
+        if asks_later:
+            for before in found.values():
+                left = [one for one in before if _contradicts(store, one)]
+                report.differ([one for one in before if one not in left], repaired=True)
+                report.differ(left)
         if options.memory:
             from .memory_check import check_memory  # the others need no client
 
@@ -100,25 +123,32 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
 async def _check_exchanges(
     store: Store,
     config: Config,
-    markets: Sequence[MarketKey],
+    found: Mapping[MarketKey, Sequence[Difference]],
     bounds: Range,
     report: Report,
-    windows: int | Literal["all"],
-    seed: int | None,
+    options: argparse.Namespace,
 ) -> None:
+    """Compare samples of markets with the exchange, and the minutes that contradict each other."""
     from .exchange_check import ExchangeCheck
 
-    seed = secrets.randbelow(10**6) if seed is None else seed
+    windows = options.exchange_check
+    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     if windows != "all":
         report.say(f"seed {seed}", {"seed": seed})
     clock = SystemClock()
     async with request_budgets(config, clock) as budget:
         for exchange in config.exchanges:
-            ours = [market for market in markets if market.exchange == exchange.name]
+            ours = {
+                market: RangeSet((one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS) for one in doubtful)
+                for market, doubtful in found.items()
+                if market.exchange == exchange.name
+            }
             if ours:
                 chance = random.Random(seed)
-                check = ExchangeCheck(store, exchange, store.intervals(), clock, report, chance, budget)
-                await check.run(ours, bounds, windows)
+                check = ExchangeCheck(
+                    store, exchange, store.intervals(), clock, report, chance, budget, repair=options.repair
+                )
+                await check.run(list(ours), bounds, windows, ours)
 
 
 # ---------------------------------------------------------------- against the minutes
@@ -132,43 +162,224 @@ def verify_market(
     report: Report,
     *,
     repair: bool = False,
-) -> None:
+    opens_at_close: bool = False,
+    asks_later: bool = False,
+) -> list[Difference]:
     """Compare every longer bar of the weeks that `bounds` touch with what its minutes say; report what differs.
 
-    With `repair` wrong bars are folded again, and reported as repaired when they are right afterwards.
+    With `repair` bad rows are deleted and wrong bars folded again, and reported as repaired when they are right
+    afterwards. `opens_at_close`: every minute opens where the one before it closed. Minutes that contradict their
+    neighbours are reported too, and returned; with `asks_later` only returned, as the exchange will be asked.
     """
-    span = stored.span_of(store, market, MINUTE)
-    if span is None:
-        report.say(f"{market}: no minutes are stored", {**_named(market), "minutes": 0})
-        return
     longer = [interval for interval in intervals if interval != MINUTE]
-    # A database drops minutes after its retention and keeps the bars: the first of these have more than their minutes.
-    from_ms = 0 if store.describe()["kind"] == "sqlite" else span.start_ms
-    pages = list(_weeks(span, bounds))
-    progress = report.progress(f"verify {market}", len(pages) * _WEEK.ms // MINUTE_MS)
-    minutes = bars = 0
-    before = report.found, report.repaired
-    for page in pages:
-        of_page, wrong = _read_page(store, market, longer, page, from_ms)
-        report.differ(impossible(market, of_page))
-        if wrong and repair:
-            wrong = _repair(store, market, longer, page, from_ms, wrong, report)
-        report.differ(wrong)
-        minutes += len(of_page)
-        bars += sum(len({interval.floor(minute.open_ms) for minute in of_page}) for interval in longer)
-        progress.advance(_WEEK.ms // MINUTE_MS)
-    progress.clear()
-    differ, repaired = report.found - before[0], report.repaired - before[1]
-    report.say(
-        f"{market}: {minutes:,} minutes, {bars:,} longer bars: "
-        + (f"{differ:,} differ" if differ else "nothing differs")
-        + (f", {repaired:,} repaired" if repaired else ""),
-        {**_named(market), "minutes": minutes, "bars": bars, "differ": differ, "repaired": repaired},
-    )
+    one = _MarketCheck(store, market, longer, report, repair=repair, opens_at_close=opens_at_close)
+    one.asks_later = asks_later
+    one.run(bounds)
+    return one.contradictions
+
+
+class _MarketCheck:
+    """The stored bars of one market, checked a week at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        market: MarketKey,
+        longer: Sequence[Interval],
+        report: Report,
+        *,
+        repair: bool,
+        opens_at_close: bool,
+    ) -> None:
+        self._store = store
+        self._market = market
+        self._longer = longer
+        self._report = report
+        self._is_repairing = repair
+        self._opens_at_close = opens_at_close
+        #: a database drops minutes after its retention and keeps the bars: those from before then have more than theirs
+        self._from_ms = store.kept_from()
+        #: rows that cannot be read and are there still, by interval
+        self._unreadable: dict[Interval, list[float]] = {}
+        self._last: Candle | None = None
+        self.asks_later = False
+        self.contradictions: list[Difference] = []
+
+    def run(self, bounds: Range) -> None:
+        """Check the weeks that a range touches, those too in which there are bars and no minutes."""
+        store, market, report = self._store, self._market, self._report
+        before = report.found, report.repaired
+        self._check_rows(_whole_weeks(bounds))
+        span = store.span(market, MINUTE)
+        weeks = [] if span is None else list(_weeks(span, bounds))
+        progress = report.progress(f"verify {market}", len(weeks) * _WEEK.ms // MINUTE_MS)
+        minutes = bars = 0
+        for page in sorted([*self._beyond(span, bounds), *weeks]):
+            of_page = self._check_page(page)
+            minutes += len(of_page)
+            bars += sum(len({interval.floor(minute.open_ms) for minute in of_page}) for interval in self._longer)
+            progress.advance(_WEEK.ms // MINUTE_MS)
+        progress.clear()
+        differ, repaired = report.found - before[0], report.repaired - before[1]
+        if span is None and not differ and not repaired:
+            report.say(f"{market}: no minutes are stored", {**_named(market), "minutes": 0})
+            return
+        report.say(
+            f"{market}: {minutes:,} minutes, {bars:,} longer bars: "
+            + (f"{differ:,} differ" if differ else "nothing differs")
+            + (f", {repaired:,} repaired" if repaired else ""),
+            {**_named(market), "minutes": minutes, "bars": bars, "differ": differ, "repaired": repaired},
+        )
+
+    # ------------------------------------------------------------ rows that are no bars
+
+    def _check_rows(self, within: Range) -> None:
+        """Report the rows that cannot be read; delete them, or remember where they are."""
+        rows = self._store.bad_rows(self._market, within)
+        for minute in self._store.forming(self._market) if not _are_forming(rows) else ():
+            rows += [_bad_row("forming", one) for one in impossible(self._market, [minute])]
+        self._report_bad(rows)
+        if self._is_repairing:
+            return
+        for row in rows:
+            if row.table != "forming" and isinstance(row.time, int | float):
+                insort(self._unreadable.setdefault(row.interval, []), row.time)
+
+    def _report_bad(self, rows: Sequence[BadRow]) -> None:
+        """Report rows that are no bars; with `repair` delete them, so that the minutes are missing."""
+        if self._is_repairing and rows:
+            times = [(at_ms, row.interval.ms) for row in rows if (at_ms := _time_of(row)) is not None]
+            spans = [(at_ms, at_ms + length_ms) for at_ms, length_ms in times]
+            self._store.note_changes(self._market, None, [(LATER, span) for span in RangeSet(spans)])
+            self._store.discard(self._market, rows)
+        self._report.differ([_difference(self._market, row) for row in rows], repaired=self._is_repairing)
+
+    def _read(self, interval: Interval, page: Range) -> list[Candle]:
+        """Return the bars of a page that can be read."""
+        bars: list[Candle] = []
+        start_ms = page.start_ms
+        for at_ms in self._unreadable_in(interval, page):
+            bars += self._store.bars_between(self._market, interval, start_ms, math.ceil(at_ms))
+            start_ms = math.floor(at_ms) + 1
+        return bars + self._store.bars_between(self._market, interval, start_ms, page.end_ms)
+
+    def _unreadable_in(self, interval: Interval, page: Range) -> Sequence[float]:
+        times = self._unreadable.get(interval, [])
+        return times[bisect_left(times, page.start_ms) : bisect_left(times, page.end_ms)]
+
+    # ------------------------------------------------------------ bars that are not those of their minutes
+
+    def _beyond(self, span: Range | None, bounds: Range) -> Iterator[Range]:
+        """Yield the time before and after the weeks of the minutes as far as bars are stored there, in long pages."""
+        found = [one for interval in self._longer if (one := self._store.span(self._market, interval)) is not None]
+        if not found:
+            return
+        first_ms, last_ms = min(one.start_ms for one in found), max(one.end_ms for one in found)
+        minutes = Range(first_ms, first_ms) if span is None else _whole_weeks(span)
+        within = _whole_weeks(bounds)
+        for start_ms, end_ms in ((max(first_ms, self._from_ms), minutes.start_ms), (minutes.end_ms, last_ms)):
+            start_ms, end_ms = max(_WEEK.floor(start_ms), within.start_ms), min(end_ms, within.end_ms)
+            for page_ms in range(start_ms, end_ms, _EMPTY_WEEKS * _WEEK.ms):
+                yield Range(page_ms, min(end_ms, page_ms + _EMPTY_WEEKS * _WEEK.ms))
+
+    def _check_page(self, page: Range) -> list[Candle]:
+        """Report what is wrong in a page; return its minutes."""
+        minutes, bad, wrong = self._read_page(page)
+        if bad:
+            self._report_bad([_bad_row("candles", one) for one in bad])
+        if bad and self._is_repairing:
+            minutes, _, wrong = self._read_page(page)
+        if wrong and self._is_repairing:
+            wrong = self._fold_again(page, wrong)
+        self._report.differ(wrong)
+        if self._opens_at_close and minutes:
+            last = [] if self._last is None else [self._last]
+            self._last = minutes[-1]
+            found = contradictions(self._market, [*last, *minutes])
+            self.contradictions += found
+            self._report.differ([] if self.asks_later else found)
+        return minutes
+
+    def _read_page(self, page: Range) -> tuple[list[Candle], list[Difference], list[Difference]]:
+        """Return the minutes of a page, which are impossible, and which of the longer bars are not what they say.
+
+        A daemon may write between two reads: a difference counts only where the minutes are the same before and after.
+        Bars with a minute that cannot be one are not compared: they may be right.
+        """
+        minutes = self._read(MINUTE, page)
+        for _ in range(_READS):
+            bad = impossible(self._market, minutes)
+            doubtful = {one.open_ms for one in bad}
+            good = [minute for minute in minutes if minute.open_ms not in doubtful]
+            wrong = self._differences(good, doubtful, page)
+            if not wrong:
+                break
+            again = self._read(MINUTE, page)
+            if again == minutes:
+                break
+            minutes = again
+        return good, bad, wrong
+
+    def _differences(self, minutes: Sequence[Candle], doubtful: Iterable[int], page: Range) -> list[Difference]:
+        expected = recompute(minutes, self._longer)
+        unread = [*doubtful, *map(math.floor, self._unreadable_in(MINUTE, page))]
+        wrong: list[Difference] = []
+        for interval in self._longer:
+            unclear = {interval.floor(at_ms) for at_ms in unread} | {*self._unreadable_in(interval, page)}
+            found = self._read(interval, page)
+            wrong += [
+                difference
+                for difference in compare("rollup", self._market, interval, expected[interval], found, revisions=True)
+                if difference.open_ms >= self._from_ms and difference.open_ms not in unclear
+            ]
+        return wrong
+
+    def _fold_again(self, page: Range, wrong: Sequence[Difference]) -> list[Difference]:
+        """Fold wrong bars again; return what differs still."""
+        spans = RangeSet((difference.open_ms, difference.open_ms + difference.interval.ms) for difference in wrong)
+        self._store.note_changes(self._market, None, [(LATER, span) for span in spans])
+        self._store.refold(self._market, list(spans))
+        _, _, left = self._read_page(page)
+        still = {(difference.interval, difference.open_ms) for difference in left}
+        self._report.differ([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)
+        return left
+
+
+def _contradicts(store: Store, one: Difference) -> bool:
+    minutes = store.bars_between(one.market, MINUTE, one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS)
+    return bool(contradictions(one.market, minutes))
 
 
 def _named(market: MarketKey) -> dict[str, str]:
     return {"exchange": market.exchange, "symbol": str(market.symbol)}
+
+
+def _are_forming(rows: Iterable[BadRow]) -> bool:
+    return any(row.table == "forming" for row in rows)
+
+
+def _time_of(row: BadRow) -> int | None:
+    return row.time if isinstance(row.time, int) and 0 <= row.time < stored.END_OF_TIME_MS else None
+
+
+def _bad_row(table: Table, difference: Difference) -> BadRow:
+    return BadRow(table=table, interval=MINUTE, time=difference.open_ms, problem=difference.problem)
+
+
+def _difference(market: MarketKey, row: BadRow) -> Difference:
+    at_ms = _time_of(row)
+    return Difference(
+        check="minute" if row.interval == MINUTE else "rollup",
+        market=market,
+        interval=row.interval,
+        open_ms=0 if at_ms is None else at_ms,
+        time=f"time {row.time!r:.40}" if at_ms is None else "",
+        problem=f"{row.problem} (table {row.table})",
+    )
+
+
+def _whole_weeks(span: Range) -> Range:
+    return Range(_WEEK.floor(span.start_ms), _WEEK.floor(span.end_ms - 1) + _WEEK.ms)
 
 
 def _weeks(span: Range, bounds: Range) -> Iterator[Range]:
@@ -180,63 +391,11 @@ def _weeks(span: Range, bounds: Range) -> Iterator[Range]:
         yield Range(week_ms, week_ms + _WEEK.ms)
 
 
-def _read_page(
-    store: Store, market: MarketKey, longer: Sequence[Interval], page: Range, from_ms: int
-) -> tuple[list[Candle], list[Difference]]:
-    """The minutes of a week, and which of its longer bars from `from_ms` on are not what these say.
-
-    A daemon may write between two reads: a difference counts only where the minutes are the same before and after.
-    """
-    minutes = store.bars_between(market, MINUTE, *page)
-    wrong: list[Difference] = []
-    for _ in range(_READS):
-        expected = recompute(minutes, longer)
-        wrong = [
-            difference
-            for interval in longer
-            for difference in compare(
-                "rollup",
-                market,
-                interval,
-                expected[interval],
-                store.bars_between(market, interval, *page),
-                revisions=True,
-            )
-            if difference.open_ms >= from_ms
-        ]
-        if not wrong:
-            break
-        again = store.bars_between(market, MINUTE, *page)
-        if again == minutes:
-            break
-        minutes = again
-    return minutes, wrong
-
-
-def _repair(
-    store: Store,
-    market: MarketKey,
-    longer: Sequence[Interval],
-    page: Range,
-    from_ms: int,
-    wrong: Sequence[Difference],
-    report: Report,
-) -> list[Difference]:
-    """Fold wrong bars again; return what differs still."""
-    spans = RangeSet((difference.open_ms, difference.open_ms + difference.interval.ms) for difference in wrong)
-    store.note_changes(market, None, [(LATER, span) for span in spans])
-    store.refold(market, list(spans))
-    _, left = _read_page(store, market, longer, page, from_ms)
-    still = {(difference.interval, difference.open_ms) for difference in left}
-    report.differ([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)
-    return left
-
-
 # ---------------------------------------------------------------- digests
 
 
 def _print_digests(store: Store, market: MarketKey, bounds: Range, report: Report) -> None:
-    span = stored.span_of(store, market, MINUTE)
+    span = store.span(market, MINUTE)
     if span is None:
         return
     start_ms = max(bounds.start_ms, span.start_ms)

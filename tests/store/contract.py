@@ -15,7 +15,7 @@ from candled.errors import StoreRejected
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, Range, RangeSet
 from candled.store.batch import SOURCES, by_market, news
 from candled.store.history import History
-from candled.store.interface import ALL_TIME, FEEDS_KEPT, LATER, Hole, Store
+from candled.store.interface import ALL_TIME, FEEDS_KEPT, LATER, BadRow, Hole, Store, Table
 from candled.store.threads import StoreThreads
 from tests import deadlines
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
@@ -37,6 +37,10 @@ def hole(start: int, end: int, reason: str = "exchange_outage") -> Hole:
 
 def span(start: int, end: int) -> Range:
     return Range(start * MINUTE_MS, end * MINUTE_MS)
+
+
+def bad(table: Table, interval: Interval, at: int) -> BadRow:
+    return BadRow(table=table, interval=interval, time=minute(at).open_ms, problem="it is no bar")
 
 
 def sums(minutes: Sequence[Candle], interval: Interval) -> list[Candle]:
@@ -284,6 +288,53 @@ class StoreContract:
         store.refold(BTC, [Range(minutes[7].open_ms, minutes[900].open_ms), Range(0, 1), ALL_TIME])
         for interval in LONGER:
             assert everything(store, BTC, interval) == sums(minutes, interval)
+
+    def test_bars_are_folded_again_also_where_no_minute_is_left(self, store):
+        store.write([(BTC, minute(at)) for at in range(0, 30)])
+        gone = [bad("candles", MINUTE, at) for at in range(30)]
+        store.discard(BTC, gone)
+        assert {interval: everything(store, BTC, interval) for interval in DEFAULT_INTERVALS} == {
+            interval: [] for interval in DEFAULT_INTERVALS
+        }
+        assert store.newest("bitget").get(BTC.symbol) is None
+        store.write([(BTC, minute(7))])
+        assert everything(store, BTC, MINUTE) == [minute(7)]
+        assert store.span(BTC, MINUTE) == Range(minute(7).open_ms, minute(8).open_ms)
+
+    @pytest.mark.parametrize(
+        ("rows", "left"),
+        [
+            ([], range(120)),
+            ([("candles", MINUTE, 0)], range(1, 120)),
+            ([("candles", MINUTE, 119), ("candles", MINUTE, 60)], [*range(60), *range(61, 119)]),
+            ([("candles", MINUTE, 500)], range(120)),
+            ([("rollups", H1, 60), ("rollups", M5, 5)], range(120)),
+            ([("forming", MINUTE, 130)], range(120)),
+            ([("forming", MINUTE, 5), ("candles", MINUTE, 130)], range(120)),
+        ],
+    )
+    def test_discarded_rows_are_gone_and_bars_are_those_of_the_rest(self, store, rows, left):
+        store.write([(market, minute(at)) for market in (BTC, ETH) for at in range(120)])
+        store.write([(BTC, minute(130, final=False))])
+        store.discard(BTC, [bad(*row) for row in rows])
+        kept = [minute(at) for at in left]
+        assert everything(store, BTC, MINUTE) == kept
+        assert {interval: everything(store, BTC, interval) for interval in LONGER} == {
+            interval: sums(kept, interval) for interval in LONGER
+        }
+        assert len(store.forming(BTC)) == 1 - (("forming", MINUTE, 130) in rows)
+        assert len(everything(store, ETH, MINUTE)) == 120
+        assert store.span(BTC, MINUTE) == Range(kept[0].open_ms, kept[-1].open_ms + MINUTE_MS)
+        assert store.bad_rows(BTC) == []
+
+    @pytest.mark.parametrize(("at", "interval"), [((0,), D1), ((3, 5000), MINUTE), ((7, 1500, 20_000), H1)])
+    def test_the_span_of_bars_is_from_the_oldest_to_the_end_of_the_newest(self, store, at, interval):
+        assert store.span(BTC, interval) is None
+        store.write([(BTC, minute(one)) for one in at])
+        first, last = everything(store, BTC, interval)[0], everything(store, BTC, interval)[-1]
+        assert store.span(BTC, interval) == Range(first.open_ms, last.open_ms + interval.ms)
+        assert store.span(ETH, interval) is None
+        assert store.kept_from() == 0
 
     # ------------------------------------------------------------ reading
 

@@ -9,6 +9,7 @@ from candled.config import Config, ExchangeConfig, StoreSettings, make_store
 from candled.errors import ConfigError, StoreRejected
 from candled.model import Symbol
 from candled.tools import TOOLS, Run
+from candled_plugins.bitget.exchange import Bitget
 
 BTC, ETH = Symbol("BTC", "USDT"), Symbol("ETH", "USDT")
 
@@ -28,7 +29,7 @@ class _Parser:
 
 def settings(url: str, *exchanges: ExchangeConfig) -> Config:
     """Settings with a store and exchanges; by default `bitget`, which these commands need not know more of."""
-    known = exchanges or (ExchangeConfig(name="bitget", plugin=Any, symbols=(BTC, ETH), settings=None),)
+    known = exchanges or (ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC, ETH), settings=None),)
     return replace(Config(), store=StoreSettings(url=url), exchanges=known)
 
 

@@ -1,0 +1,304 @@
+"""The exchange's word reaches stored minutes by command: counted, folded, and told to a running daemon's clients."""
+
+import asyncio
+import json
+from decimal import Decimal
+from random import Random
+
+import pytest
+
+from candled.budget import LocalBudgets, part_of
+from candled.config import ExchangeConfig
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, Range, RangeSet
+from candled.store.batch import fold_bars
+from candled.tools.backfill import backfill
+from candled.tools.budgets import SHARE
+from candled.tools.exchange_check import ExchangeCheck
+from candled.tools.gaps import repair
+from candled.tools.report import Report
+from candled.tools.stored import END_OF_TIME_MS
+from candled.tools.verify import verify_market
+from candled_plugins.bitget.exchange import Bitget, BitgetSettings
+from tests.clocks import ScaledClock
+from tests.fakes.bitget import FakeBitget, FakeMarket
+from tests.fakes.tapes import Row, Synthetic
+from tests.system.rig import MONDAY_MORNING_MS, Rig
+from tests.tools.command import BTC, run, settings
+from tests.tools.exchange import at, bench, iso, values
+from tests.tools.tables import MARKET, SqliteFile, fill, new_tables, opened
+
+LONGER = DEFAULT_INTERVALS[1:]
+D1, H1 = Interval.parse("1D"), Interval.parse("1h")
+DAY_MS = 86_400_000
+NOW_MS = 1_763_640_012_345  # 2025-11-20T12:00Z, a Thursday
+BEGUN_MS = NOW_MS - NOW_MS % DAY_MS - 3 * DAY_MS
+AT = NOW_MS - NOW_MS % MINUTE_MS - DAY_MS
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def tables(request, tmp_path):
+    with new_tables(request.param, tmp_path) as tables:
+        yield tables
+
+
+@pytest.fixture
+async def fake():
+    async with FakeBitget(ScaledClock(50, NOW_MS), [FakeMarket(symbol=BTC, tape=Synthetic(3))]) as fake:
+        fake.enforce_limits = False
+        yield fake
+
+
+def config_of(fake, tables):
+    ours = BitgetSettings(ws_url=fake.ws_url, rest_url=fake.rest_url)
+    return settings(tables.url, ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC,), settings=ours))
+
+
+async def check(fake, tables, *, windows="all", intervals=DEFAULT_INTERVALS, repair=True, doubtful=()):
+    """Compare with the exchange; return the report and its lines."""
+    report = Report(as_json=True, quiet=True)
+    store = opened(tables)
+    budget = part_of(fake.clock, SHARE, LocalBudgets(fake.clock).budget)
+    exchange = config_of(fake, tables).exchanges[0]
+    try:
+        one = ExchangeCheck(store, exchange, intervals, fake.clock, report, Random(1), budget, repair=repair)
+        await one.run([MARKET], Range(0, END_OF_TIME_MS), windows, {MARKET: RangeSet(doubtful)})
+    finally:
+        store.close()
+    return report
+
+
+def history(fake):
+    return fake.truth(BTC, BEGUN_MS, NOW_MS - 5 * MINUTE_MS)
+
+
+def stored(tables, interval=MINUTE):
+    store = opened(tables)
+    try:
+        return store.bars_between(MARKET, interval, 0, 10**14)
+    finally:
+        store.close()
+
+
+def other(candle, **change):
+    return candle._replace(src="live", **change)
+
+
+KINDS = {
+    "another volume": lambda one: other(one, volume=one.volume + 1),
+    "a stamp from the future": lambda one: other(one, volume=one.volume + 1, as_of_ms=END_OF_TIME_MS),
+    "said before the end": lambda one: other(one, volume=one.volume + 7, as_of_ms=one.open_ms + 1),
+    "another open": lambda one: other(one, open=one.low),
+    "another close": lambda one: other(one, close=one.low),
+    "revised before": lambda one: other(one, volume=one.volume + 1, rev=3),
+    "not there": lambda one: None,
+}
+
+
+@pytest.mark.parametrize("wrong", [pytest.param(make, id=name) for name, make in KINDS.items()])
+async def test_a_minute_that_differs_becomes_the_exchanges_own(fake, tables, capsys, wrong):
+    minutes = history(fake)
+    truth = next(one for one in minutes if one.open_ms == AT)
+    before = wrong(truth)
+    fill(tables, [one for one in minutes if one.open_ms != AT] + [one for one in (before,) if one is not None])
+    store = opened(tables)
+    store.open_feed([MARKET], "a")
+    store.close()
+
+    assert (await check(fake, tables, repair=False)).status == 1
+    capsys.readouterr()
+    report = await check(fake, tables)
+    assert (report.status, report.repaired > 0) == (0, True)
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {one["repaired"] for one in found if "difference" in one} == {True}
+    assert [one["time"] for one in found if one.get("interval") == "1m"] == [iso(AT)]
+
+    [kept] = [one for one in stored(tables) if one.open_ms == AT]
+    assert kept.values == truth.values
+    assert kept.src == "backfill"
+    assert kept.rev == (0 if before is None else before.rev + 1)
+    for interval in LONGER:
+        bars, expected = stored(tables, interval), fold_bars(stored(tables), interval)
+        assert [(*bar.values, bar.rev) for bar in bars] == [(*bar.values, bar.rev) for bar in expected]
+    store = opened(tables)
+    assert store.changes_since(MARKET, "a", 10**9) == [Range(AT, AT + MINUTE_MS)]
+    store.close()
+    assert (await check(fake, tables)).status == 0
+    assert "repaired" not in capsys.readouterr().out
+
+
+async def test_the_minutes_of_a_longer_bar_that_differs_are_asked_for(fake, tables, capsys):
+    """No window of minutes holds the wrong one: the day does."""
+    minutes = history(fake)
+    fill(tables, [one._replace(volume=one.volume + 1) if one.open_ms == AT else one for one in minutes])
+    report = await check(fake, tables, windows=0, intervals=[MINUTE, D1])
+    assert (report.status, report.repaired) == (0, 2)
+    assert values(stored(tables)) == values(minutes)
+
+
+async def test_a_minute_that_the_exchange_does_not_have_stays_and_is_named(fake, tables, capsys):
+    fill(tables, history(fake))
+    fake.missing_minutes(BTC, (AT, AT + MINUTE_MS))
+    assert (await check(fake, tables, intervals=[MINUTE])).status == 1
+    fake.give_back_minutes(BTC)
+    assert values(stored(tables)) == values(history(fake))
+
+
+async def test_doubtful_minutes_are_asked_for_whatever_windows_are_chosen(fake, tables):
+    minutes = history(fake)
+    fill(tables, [one._replace(volume=one.volume + 1) if one.open_ms == AT else one for one in minutes])
+    report = await check(fake, tables, windows=0, intervals=[MINUTE], doubtful=[(AT - MINUTE_MS, AT + MINUTE_MS)])
+    assert (report.status, report.repaired) == (0, 1)
+
+
+async def test_an_absent_quote_volume_is_no_difference_to_repair(fake, tables):
+    fill(tables, [one._replace(quote_volume=None) if one.open_ms == AT else one for one in history(fake)])
+    report = await check(fake, tables, intervals=[MINUTE])
+    assert (report.status, report.repaired) == (0, 0)
+
+
+async def test_the_command_mends_minutes_that_contradict_each_other(tables, capsys):
+    from candled.clock import SystemClock
+
+    async with FakeBitget(SystemClock(), [FakeMarket(symbol=BTC, tape=Synthetic(3))]) as fake:
+        now_ms = fake.now_ms()
+        minutes = [one._replace(src="live") for one in fake.truth(BTC, now_ms - DAY_MS, now_ms - 5 * MINUTE_MS)]
+        middle = minutes[300 - minutes[0].open_ms // MINUTE_MS % 60 + 17]  # of an hour
+        wrong = middle._replace(open=(middle.low + middle.high) / 2 + Decimal("0.001"))
+        fill(tables, [wrong if one is middle else one for one in minutes])
+        command = config_of(fake, tables), "verify", "--quiet", "--exchange-check", "1", "--seed", "5"
+        assert await asyncio.to_thread(run, *command) == 1
+        assert any("though the minute before closed at" in line for line in capsys.readouterr().out.splitlines())
+        assert await asyncio.to_thread(run, *command, "--repair") == 0
+        found = capsys.readouterr().out.splitlines()
+        assert any("though" in line and line.endswith("(repaired)") for line in found)
+        assert any("at the exchange" in line and line.endswith("(repaired)") for line in found)
+        assert values(stored(tables)) == values(minutes)
+
+
+# ---------------------------------------------------------------- reading minutes again
+
+
+@pytest.mark.parametrize("command", ["backfill", "repair"])
+async def test_stored_minutes_are_read_again_where_that_is_asked_for(tmp_path, command, capsys):
+    async with bench(tmp_path) as one:
+        truth = one.truth(at(-1), at(0, -10))
+        changed = [one.open_ms for one in truth[100:1400:200]]
+        gone = truth[50].open_ms
+        one.put(
+            *[
+                minute._replace(volume=minute.volume + 1, as_of_ms=10**14) if minute.open_ms in changed else minute
+                for minute in truth
+                if minute.open_ms != gone
+            ]
+        )
+        run_it = {"backfill": backfill, "repair": repair}[command]
+        more = ("--from", iso(at(-1)), "--to", iso(at(0, -10)))
+        assert await one.run(run_it, command, *(more if command == "backfill" else ())) == 0
+        assert {minute.open_ms for minute in one.stored(at(-1), at(0, -10))} == {minute.open_ms for minute in truth}
+        assert values(one.stored(at(-1), at(0, -10))) != values(truth)  # what is stored is left alone
+
+        capsys.readouterr()
+        assert await one.run(run_it, command, *more, "--reread", "--json") == 0
+        [facts] = json.loads(capsys.readouterr().out)["markets"]
+        assert facts["revised"] == len(changed)
+        assert facts["stored"] == 0
+        again = one.stored(at(-1), at(0, -10))
+        assert values(again) == values(truth)
+        assert {minute.open_ms for minute in again if minute.rev} == set(changed)
+        assert all(minute.src == "backfill" for minute in again if minute.rev)
+        assert one.holes() == []
+
+
+async def test_reading_again_takes_no_stored_minute_for_absent(tmp_path):
+    async with bench(tmp_path) as one:
+        truth = one.truth(at(-1), at(0, -10))
+        one.put(*truth)
+        one.fake.missing_minutes(BTC, (truth[60].open_ms, truth[70].open_ms))
+        assert await one.run(backfill, "backfill", "--from", iso(at(-1)), "--to", iso(at(0, -10)), "--reread") == 0
+        assert values(one.stored(at(-1), at(0, -10))) == values(truth)
+        assert one.holes() == []
+
+
+# ---------------------------------------------------------------- beside a daemon
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("act", ["exchange check", "reread", "verify"])
+async def test_clients_of_a_running_daemon_get_a_correction(tmp_path, capsys, act):
+    clock = ScaledClock(20.0, MONDAY_MORNING_MS)
+    async with FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=2.0) as fake:
+        fake.enforce_limits = False
+        rig = Rig(tmp_path, fake, clock, [BTC])
+        file = SqliteFile(tmp_path / "candled.db")
+        try:
+            await rig.start()
+            await rig.until(lambda: rig.health(BTC)["state"] == "live" and not rig.health(BTC)["missingMinutes"])
+            chart = rig.open_chart(BTC, "1h", 10)
+            await rig.until(lambda: chart.initials == 1)
+            at_ms = MONDAY_MORNING_MS - 4 * H1.ms + 17 * MINUTE_MS
+            hour = iso(H1.floor(at_ms))
+            before = bar_of(chart, hour)
+            row = fake.truth(BTC, at_ms, at_ms + MINUTE_MS)[0]
+            if act == "verify":
+                file.spoil(f"UPDATE candles SET volume = '-1' WHERE time_ms = {at_ms}")
+            else:
+                more = Row(row.open, row.high, row.low, row.close, row.volume + 1000, row.quote_volume)
+                fake.revise(BTC, at_ms, more)
+            config = config_of(fake, file)
+            if act == "exchange check":
+                assert await check_running(fake, file) == 1
+            elif act == "reread":
+                one = ("backfill", "BTC/USDT", "--from", iso(at_ms - H1.ms), "--to", iso(at_ms + H1.ms), "--reread")
+                from tests.tools.exchange import options
+
+                assert await backfill(options(*one), config, clock) == 0
+            else:
+                store = opened_beside(file)
+                report = Report(as_json=False, quiet=True)
+                verify_market(store, MARKET, store.intervals(), Range(0, END_OF_TIME_MS), report, repair=True)
+                store.close()
+            asked = before["volume"] if act == "verify" else before["volume"] + 1000
+            await rig.until(lambda: bar_of(chart, hour)["volume"] == pytest.approx(asked, rel=1e-12), 5)
+            if act == "verify":  # the minute is fetched again
+                await rig.until(lambda: at_ms in {one.open_ms for one in beside(file)}, 2)
+            assert values([one for one in beside(file) if one.open_ms == at_ms]) == values(
+                fake.truth(BTC, at_ms, at_ms + MINUTE_MS)
+            )
+        finally:
+            await rig.stop()
+
+
+async def check_running(fake, file):
+    """Mend what differs from the exchange; return how many minutes were."""
+    report = Report(as_json=True, quiet=True)
+    store = opened_beside(file)
+    budget = part_of(fake.clock, SHARE, LocalBudgets(fake.clock).budget)
+    exchange = config_of(fake, file).exchanges[0]
+    try:
+        one = ExchangeCheck(store, exchange, [MINUTE], fake.clock, report, Random(1), budget, repair=True)
+        await one.run([MARKET], Range(0, END_OF_TIME_MS), "all")
+    finally:
+        store.close()
+    return report.repaired
+
+
+def opened_beside(file):
+    from candled.store import make_store
+
+    store = make_store(file.url, None)
+    store.open()
+    return store
+
+
+def beside(file):
+    store = opened_beside(file)
+    try:
+        return store.bars_between(MARKET, MINUTE, 0, 10**14)
+    finally:
+        store.close()
+
+
+def bar_of(chart, time):
+    [bar] = [bar for bar in chart.bars if bar["time"] == time]
+    return bar
