@@ -261,7 +261,7 @@ async def test_clients_of_a_running_daemon_get_a_correction(tmp_path, capsys, ac
             asked = before["volume"] if act == "verify" else before["volume"] + 1000
             await rig.until(lambda: bar_of(chart, hour)["volume"] == pytest.approx(asked, rel=1e-12), 5)
             if act == "verify":  # the minute is fetched again
-                await rig.until(lambda: at_ms in {one.open_ms for one in beside(file)}, 2)
+                await rig.until(lambda: at_ms in {one.open_ms for one in beside(file)}, 15)
             assert values([one for one in beside(file) if one.open_ms == at_ms]) == values(
                 fake.truth(BTC, at_ms, at_ms + MINUTE_MS)
             )
