@@ -7,6 +7,7 @@ import random
 import secrets
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -92,7 +93,7 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
             for market in markets:
                 _print_digests(store, market, bounds, report)
             return 0
-        found: dict[MarketKey, list[Difference]] = {}
+        found: dict[MarketKey, Doubts] = {}
         asks_later = options.repair and options.exchange_check is not None
         for market in markets:
             found[market] = verify_market(
@@ -108,7 +109,7 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
         if options.exchange_check:
             asyncio.run(_check_exchanges(store, config, found, bounds, report, options))
         if asks_later:
-            for before in found.values():
+            for before in (doubts.contradictions for doubts in found.values()):
                 left = [one for one in before if _contradicts(store, one)]
                 report.differ([one for one in before if one not in left], repaired=True)
                 report.differ(left)
@@ -123,12 +124,12 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
 async def _check_exchanges(
     store: Store,
     config: Config,
-    found: Mapping[MarketKey, Sequence[Difference]],
+    found: Mapping[MarketKey, "Doubts"],
     bounds: Range,
     report: Report,
     options: argparse.Namespace,
 ) -> None:
-    """Compare samples of markets with the exchange, and the minutes that contradict each other."""
+    """Compare samples of markets with the exchange, and the minutes in doubt."""
     from .exchange_check import ExchangeCheck
 
     windows = options.exchange_check
@@ -138,11 +139,7 @@ async def _check_exchanges(
     clock = SystemClock()
     async with request_budgets(config, clock) as budget:
         for exchange in config.exchanges:
-            ours = {
-                market: RangeSet((one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS) for one in doubtful)
-                for market, doubtful in found.items()
-                if market.exchange == exchange.name
-            }
+            ours = {market: doubts.minutes for market, doubts in found.items() if market.exchange == exchange.name}
             if ours:
                 chance = random.Random(seed)
                 check = ExchangeCheck(
@@ -152,6 +149,20 @@ async def _check_exchanges(
 
 
 # ---------------------------------------------------------------- against the minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """The minutes of a market that only the exchange can settle: pairs that contradict each other, and deleted ones."""
+
+    contradictions: list[Difference]
+    deleted: RangeSet
+
+    @property
+    def minutes(self) -> RangeSet:
+        """The minutes to ask the exchange for."""
+        pairs = [(one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS) for one in self.contradictions]
+        return RangeSet([*self.deleted, *pairs])
 
 
 def verify_market(
@@ -164,18 +175,18 @@ def verify_market(
     repair: bool = False,
     opens_at_close: bool = False,
     asks_later: bool = False,
-) -> list[Difference]:
+) -> Doubts:
     """Compare every longer bar of the weeks that `bounds` touch with what its minutes say; report what differs.
 
     With `repair` bad rows are deleted and wrong bars folded again, and reported as repaired when they are right
     afterwards. `opens_at_close`: every minute opens where the one before it closed. Minutes that contradict their
-    neighbours are reported too, and returned; with `asks_later` only returned, as the exchange will be asked.
+    neighbours are reported too, but for `asks_later`: then the exchange will be asked first.
     """
     longer = [interval for interval in intervals if interval != MINUTE]
     one = _MarketCheck(store, market, longer, report, repair=repair, opens_at_close=opens_at_close)
     one.asks_later = asks_later
     one.run(bounds)
-    return one.contradictions
+    return one.doubts
 
 
 class _MarketCheck:
@@ -203,7 +214,7 @@ class _MarketCheck:
         self._unreadable: dict[Interval, list[float]] = {}
         self._last: Candle | None = None
         self.asks_later = False
-        self.contradictions: list[Difference] = []
+        self.doubts = Doubts([], RangeSet())
 
     def run(self, bounds: Range) -> None:
         """Check the weeks that a range touches, those too in which there are bars and no minutes."""
@@ -252,6 +263,10 @@ class _MarketCheck:
             spans = [(at_ms, at_ms + length_ms) for at_ms, length_ms in times]
             self._store.note_changes(self._market, None, [(LATER, span) for span in RangeSet(spans)])
             self._store.discard(self._market, rows)
+            for row in rows:
+                at_ms = _time_of(row)
+                if row.table == "candles" and at_ms is not None:
+                    self.doubts.deleted.add(MINUTE.floor(at_ms), MINUTE.floor(at_ms) + MINUTE_MS)
         self._report.differ([_difference(self._market, row) for row in rows], repaired=self._is_repairing)
 
     def _read(self, interval: Interval, page: Range) -> list[Candle]:
@@ -296,7 +311,7 @@ class _MarketCheck:
             last = [] if self._last is None else [self._last]
             self._last = minutes[-1]
             found = contradictions(self._market, [*last, *minutes])
-            self.contradictions += found
+            self.doubts.contradictions.extend(found)
             self._report.differ([] if self.asks_later else found)
         return minutes
 

@@ -156,6 +156,20 @@ async def test_an_absent_quote_volume_is_no_difference_to_repair(fake, tables):
     assert (report.status, report.repaired) == (0, 0)
 
 
+async def test_the_command_fetches_the_minutes_that_it_deletes(tables, capsys):
+    from candled.clock import SystemClock
+
+    async with FakeBitget(SystemClock(), [FakeMarket(symbol=BTC, tape=Synthetic(3))]) as fake:
+        now_ms = fake.now_ms()
+        minutes = fake.truth(BTC, now_ms - 4 * DAY_MS, now_ms - 5 * MINUTE_MS)
+        fill(tables, minutes)
+        for number in (400, 4000, len(minutes) - 1):
+            tables.spoil(f"UPDATE candles SET close = 'NaN' WHERE time_ms = AT({minutes[number].open_ms})")
+        command = config_of(fake, tables), "verify", "--quiet", "--exchange-check", "1", "--seed", "5", "--repair"
+        assert await asyncio.to_thread(run, *command) == 0
+        assert values(stored(tables)) == values(minutes)
+
+
 async def test_the_command_mends_minutes_that_contradict_each_other(tables, capsys):
     from candled.clock import SystemClock
 
@@ -198,6 +212,9 @@ async def test_stored_minutes_are_read_again_where_that_is_asked_for(tmp_path, c
         assert values(one.stored(at(-1), at(0, -10))) != values(truth)  # what is stored is left alone
 
         capsys.readouterr()
+        if command == "backfill":
+            assert await one.run(run_it, command, *more, "--reread", "--json", "--dry-run") == 0
+            assert json.loads(capsys.readouterr().out)["markets"][0]["minutes"] == len(truth)
         assert await one.run(run_it, command, *more, "--reread", "--json") == 0
         [facts] = json.loads(capsys.readouterr().out)["markets"]
         assert facts["revised"] == len(changed)
