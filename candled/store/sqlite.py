@@ -16,9 +16,9 @@ from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, 
 from . import sqlite_statements as sql
 from .batch import MarketBatch, by_market, by_symbol, fold_bars, levels, minute_ranges, news, touched
 from .holes import replaced
-from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, LATER, BadRow, Hole
+from .interface import ALL_TIME, FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, LATER, BadRow, Hole, Table
 from .owner import Owner
-from .sqlite_rows import UnreadableRow, as_candles, as_holes, bar_row, minute_row, problem
+from .sqlite_rows import UnreadableRow, as_candles, as_holes, bar_row, minute_row, problem, time_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ APPLICATION_ID = 0x63616E64  # "cand": tells our files from those of other progr
 BUSY_TIMEOUT_S = 5.0
 DAY_MS = 86_400_000
 FOLD_CHUNK_MS = 28 * DAY_MS
+_WEEK = Interval.parse("1W")
 
 # ---------------------------------------------------------------- errors
 
@@ -160,10 +161,22 @@ class SqliteStore:
         self._release()
 
     def write(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
-        """See `Store.write`. A batch that changes no row costs reads only."""
+        """See `Store.write`. A batch that changes no row costs reads only.
+
+        Rows beside the minutes that cannot be read would keep these from being stored: such rows are deleted, as
+        `candled verify --repair` does.
+        """
         batches = by_market(rows)
         if not batches:
             return
+        try:
+            self._write(batches)
+        except StoreRejected as error:
+            if not isinstance(error.__cause__, UnreadableRow | DecimalException) or not self._delete_bad_rows(batches):
+                raise
+            self._write(batches)
+
+    def _write(self, batches: Mapping[MarketKey, MarketBatch]) -> None:
         with self._transaction() as connection:
             ids = {market: self._add_market(connection, market) for market in batches}
             for market, batch in batches.items():
@@ -249,14 +262,19 @@ class SqliteStore:
 
     def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
         """See `Store.bad_rows`. The file checks no types: any of them may hold anything."""
-        market_id = self._market_id(market)
         found: list[BadRow] = []
-        for table, suspects in () if market_id is None else sql.SUSPECTS.items():
-            for interval_ms, *row in self._rows(suspects, market_id, *within):
-                wrong = problem(row)
-                if wrong is not None:
-                    found.append(BadRow(table=table, interval=_interval(interval_ms), time=row[0], problem=wrong))
+        for table in sql.SUSPECTS:
+            found += self._bad_rows_of(table, market, sql.SUSPECTS[table], *within)
+            found += self._bad_rows_of(table, market, sql.WITHOUT_TIME[table])
         return found
+
+    def _bad_rows_of(self, table: Table, market: MarketKey, suspects: str, *within: int) -> list[BadRow]:
+        market_id = self._market_id(market)
+        return [
+            BadRow(table=table, interval=_interval(interval_ms), time=row[0], problem=wrong)
+            for interval_ms, *row in (() if market_id is None else self._rows(suspects, market_id, *within))
+            if (wrong := problem(row)) is not None
+        ]
 
     def newest(self, exchange: str) -> Mapping[Symbol, int]:
         """See `Store.newest`."""
@@ -489,6 +507,28 @@ class SqliteStore:
             return
         connection.executemany(sql.PUT_MINUTE, [(market_id, *minute_row(candle)) for candle in changed])
         _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), _levels(connection))
+
+    def _delete_bad_rows(self, batches: Mapping[MarketKey, MarketBatch]) -> bool:
+        """Delete what cannot be read in the weeks of some minutes; return whether there was anything.
+
+        Longer bars are folded again. Minutes become gaps, and are noted as changes so that ingest fetches them.
+        """
+        found = False
+        for market, batch in batches.items():
+            times = [*batch.minutes, *batch.forming]
+            weeks = Range(_WEEK.floor(min(times)), _WEEK.floor(max(times)) + _WEEK.ms)
+            rows = self._bad_rows_of("forming", market, sql.SUSPECTS["forming"], *ALL_TIME)
+            for table in ("candles", "rollups"):
+                rows += self._bad_rows_of(table, market, sql.SUSPECTS[table], *weeks)
+            if not rows:
+                continue
+            found = True
+            first = f"{time_text(rows[0].time)}: {rows[0].problem} (table {rows[0].table})"
+            logger.warning("%s: %s: deleting %d rows that are no bars: %s", self._path.name, market, len(rows), first)
+            minutes = [row.time for row in rows if row.table == "candles" and isinstance(row.time, int)]
+            self.note_changes(market, None, [(LATER, span) for span in minute_ranges(minutes)])
+            self.discard(market, rows)
+        return found
 
     def _write_forming(self, connection: sqlite3.Connection, market_id: int, batch: MarketBatch) -> None:
         rows = connection.execute(sql.FORMING, (market_id,)).fetchall()

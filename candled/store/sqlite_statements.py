@@ -125,8 +125,11 @@ NEWEST = f"""SELECT symbol, newest FROM (
     ) WHERE newest IS NOT NULL"""
 
 
+_NOWHERE = f"(typeof(time_ms) <> 'integer' OR time_ms < 0 OR time_ms >= {END_MS})"
+
+
 def _suspect(table: str, interval_ms: str, columns: str) -> str:
-    """Find the rows that `sqlite_rows.problem` is to judge: with anything but plain digits, within a range or nowhere.
+    """Find the rows of a range that `sqlite_rows.problem` is to judge: with anything but plain digits.
 
     The file checks no types: a column may hold anything.
     """
@@ -135,19 +138,23 @@ def _suspect(table: str, interval_ms: str, columns: str) -> str:
         for name in ("open", "high", "low", "close", "volume")
     ]
     signs.append(signs[0].replace("open", "quote_volume").join(("quote_volume IS NOT NULL AND (", ")")))
-    signs += [f"typeof({name}) <> 'integer'" for name in ("time_ms", "as_of_ms", "rev", "src") if name in columns]
+    signs += [f"typeof({name}) <> 'integer'" for name in ("as_of_ms", "rev", "src") if name in columns]
     signs += [f"src NOT BETWEEN 0 AND {len(SOURCES) - 1}"] if "src" in columns else []
-    nowhere = f"typeof(time_ms) <> 'integer' OR time_ms < 0 OR time_ms >= {END_MS}"
-    return f"""SELECT {interval_ms}, {columns} FROM {table} WHERE market = ?1
-        AND ((time_ms >= ?2 AND time_ms < ?3) OR {nowhere}) AND ({" OR ".join((*signs, nowhere))})"""
+    return f"""SELECT {interval_ms}, {columns} FROM {table}
+        WHERE market = ? AND time_ms >= ? AND time_ms < ? AND NOT {_NOWHERE} AND ({" OR ".join(signs)})"""
 
 
-# Which rows may be no bars? Only bars that are kept up count. Then one of them is deleted.
+# Which rows of a range may be no bars, and which have no time? Only bars that are kept up count. Then one is deleted.
+_KEPT_UP = "AND interval_ms IN (SELECT interval_ms FROM intervals)"
 SUSPECTS: Mapping[Table, str] = {
     "candles": _suspect("candles", str(MINUTE_MS), _MINUTE),
-    "rollups": f"""{_suspect("rollups", "interval_ms", _FOLDED)}
-        AND interval_ms IN (SELECT interval_ms FROM intervals)""",
+    "rollups": f"{_suspect('rollups', 'interval_ms', _FOLDED)} {_KEPT_UP}",
     "forming": _suspect("forming", str(MINUTE_MS), _MINUTE),
+}
+WITHOUT_TIME: Mapping[Table, str] = {
+    "candles": f"SELECT {MINUTE_MS}, {_MINUTE} FROM candles WHERE market = ? AND {_NOWHERE}",
+    "rollups": f"SELECT interval_ms, {_FOLDED} FROM rollups WHERE market = ? AND {_NOWHERE} {_KEPT_UP}",
+    "forming": f"SELECT {MINUTE_MS}, {_MINUTE} FROM forming WHERE market = ? AND {_NOWHERE}",
 }
 DISCARD = {
     "candles": f"DELETE FROM candles WHERE market = ? AND ? = {MINUTE_MS} AND time_ms IS ?",

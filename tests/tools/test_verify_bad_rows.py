@@ -378,3 +378,56 @@ def test_only_exchanges_that_open_at_the_close_are_looked_at(file, capsys):
     assert run(config, "verify", "--quiet", "BTC/USDT") == 1
     other = replace(config, exchanges=tuple(replace(one, plugin=Other) for one in config.exchanges))
     assert run(other, "verify", "--quiet", "BTC/USDT") == 0
+
+
+# ---------------------------------------------------------------- writing beside them
+
+BESIDE = {
+    "a day": ("rollups", MONDAY_MS, D1),
+    "five minutes": ("rollups", MONDAY_MS + 395 * MINUTE_MS, M5),
+    "the week": ("rollups", MONDAY_MS, W1),
+    "a minute of the same five": ("candles", MONDAY_MS + 401 * MINUTE_MS, None),
+    "an older version of the minute": ("candles", MONDAY_MS + 403 * MINUTE_MS, None),
+    "a forming minute": ("forming", MONDAY_MS + 410 * MINUTE_MS, None),
+    "the minute while it formed": ("forming", MONDAY_MS + 403 * MINUTE_MS, None),
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "at_ms", "interval", "value"),
+    [pytest.param(*row, value, id=f"{name}: {value}") for name, row in BESIDE.items() for value in ("'abc'", "X'00'")]
+    + [pytest.param(*BESIDE[name], "'NaN'", id=f"{name}: NaN") for name in ("a day", "a minute of the same five")],
+)
+def test_a_bad_row_keeps_no_minute_from_being_stored(file, table, at_ms, interval, value):
+    there = minutes(404) if table != "forming" else minutes(403)
+    running = Candle(*minutes(1, (at_ms - MONDAY_MS) // MINUTE_MS)[0])._replace(final=False, as_of_ms=at_ms + 1)
+    fill(file, [*there, *([running] if table == "forming" else [])])
+    store = opened(file)
+    store.open_feed([MARKET], "a")
+    file.spoil(
+        f"UPDATE {table} SET high = {value} WHERE time_ms = {at_ms}" + (" INTERVAL" if interval else ""), interval
+    )
+    new = minutes(1, 403)[0]
+    new = new._replace(volume=Decimal(9), as_of_ms=new.as_of_ms + 1)
+    store.write([(MARKET, new)])
+    store.close()
+    lost = [at_ms] if table == "candles" and at_ms != new.open_ms else []
+    kept = [one for one in there if one.open_ms not in (*lost, new.open_ms)]
+    after = stored(file, MINUTE)
+    assert values(after) == values([*kept, new])
+    for interval in LONGER:
+        assert values(stored(file, interval)) == values(fold_bars(after, interval))
+    store = opened(file)
+    noted = [Range(at_ms, at_ms + MINUTE_MS)] if table == "candles" else []
+    assert store.unpublished("bitget").get(MARKET.symbol, []) == noted
+    store.close()
+    assert verify(file) == 0
+
+
+def test_a_minute_that_cannot_be_stored_costs_no_other_row(file):
+    fill(file, minutes())
+    store = opened(file)
+    with pytest.raises(StoreRejected):
+        store.write([(MARKET, minutes(1, 401)[0]._replace(close=Decimal("1e999")))])
+    store.close()
+    assert_bars_are_those_of(file, minutes())
