@@ -122,9 +122,10 @@ class LiveBars:
         elif isinstance(message, Healed):
             market.found_complete_from_ms = message.complete_from_ms
             market.found_served_from_ms = min(message.start_ms, market.found_served_from_ms or message.start_ms)
-            if self._note_facts(market, message.facts):
+            is_news = self._note_facts(market, message.facts)
+            self._read_again(key, message.start_ms, message.end_ms)  # before: what is not read yet is not final
+            if is_news:
                 self._tell_settled(key)
-            self._read_again(key, message.start_ms, message.end_ms)
         elif isinstance(message, MinuteChanged):
             if settled_ms is not None and message.candle.open_ms < settled_ms:
                 track.changed(track.stamp, message.candle.open_ms, message.candle.open_ms + MINUTE_MS)
@@ -502,8 +503,9 @@ class LiveBars:
         if changes is None:
             lost_from_ms, changes = 0, ()
         newest = market.ladder.series(MINUTE).newest
-        now_ms = max(self._clock.now_ms(), 0 if newest is None else newest.open_ms)
-        return RangeSet([*changes, (lost_from_ms, now_ms + 2 * MINUTE_MS)])
+        # The feed's time, not this machine's: what is read again makes room by forgetting what is much older.
+        told_ms = max(market.track.facts.settled_ms or 0, 0 if newest is None else newest.open_ms)
+        return RangeSet([*changes, (lost_from_ms, (told_ms or self._clock.now_ms()) + 2 * MINUTE_MS)])
 
     async def _is_whole(self, key: MarketKey, market: MarketBars, from_ms: int) -> bool:
         """Whether every minute from `from_ms` on that is over is in memory as it ended, or known not to exist.

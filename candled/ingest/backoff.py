@@ -13,7 +13,7 @@ class Backoff:
         self._first_s = first_s
         self._most_s = most_s
         self._failures = 0
-        self._draw = draw or random.Random()
+        self._draw = draw or random.Random(random.getrandbits(64))  # the same again after `random.seed`
 
     @property
     def failures(self) -> int:

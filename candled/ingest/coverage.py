@@ -94,6 +94,7 @@ class Coverage:
         self._covered = RangeSet([*self._have, *known])
         self._begins_ms: int | None = None  # nothing is older, by another source
         self._is_contradicted = False  # another source has what the exchange says that it has not
+        self._seen = RangeSet()  # of these a version was seen that is not the last one: they exist
         self._unconfirmed = RangeSet()
         self._deferred: dict[int, _Deferred] = {}  # by the opening time
         self._resume_ms: int | None = None  # when the first of them is due
@@ -212,6 +213,8 @@ class Coverage:
         """Note that the final minutes of `[start_ms, end_ms)` are in the store."""
         self.version += 1
         first, last = self._reaching(start_ms, end_ms)
+        if self._begins_ms is not None and start_ms < self._begins_ms:  # who said that it begins there was wrong
+            self._begins_ms, last = None, max(last, self._reaching(start_ms, ALL_TIME.end_ms)[1])
         if first < last:
             reached = self._holes[first:last]
             # History is older than was believed: all of what was taken not to exist may exist.
@@ -224,21 +227,32 @@ class Coverage:
                 self._note(hole.start_ms, hole.end_ms)
         self._have.add(start_ms, end_ms)
         self._covered.add(start_ms, end_ms)
+        self._seen.remove(start_ms, end_ms)
         self._lower()
 
     def answered(
-        self, window: Window, until_ms: int, now_ms: int, unreadable: RangeSet = _NOTHING, *, is_believed: bool = True
+        self,
+        window: Window,
+        until_ms: int,
+        now_ms: int,
+        unreadable: RangeSet = _NOTHING,
+        *,
+        seen: RangeSet = _NOTHING,
+        is_believed: bool = True,
     ) -> bool:
         """Note that the exchange answered for a window, after `add` for all it sent: what is still missing before
         `until_ms` it does not have. Return whether the known holes changed.
 
-        `unreadable` are minutes of which it sent rows that are no candles. Without `is_believed` the answer is no
+        `unreadable` are minutes of which it sent rows that are no candles, `seen` those of which a version is known that
+        is not the last one: that they do not exist is not believed. Without `is_believed` the answer is no
         evidence of what it lacks, and is not counted. A hole that was in the window only because others were asked for
         is not counted as asked again.
         """
         self.version += 1
         start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
         self._defer(start_ms, end_ms, unreadable, now_ms)
+        for first_ms, stop_ms in _common(seen, Range(start_ms, max(start_ms, end_ms))):
+            self._seen.add(first_ms, stop_ms)
         fresh = self._have.missing(start_ms, end_ms)
         if not fresh:
             return False
@@ -381,7 +395,9 @@ class Coverage:
     def _asked_again(self, hole: Hole, unreadable: RangeSet, now_ms: int) -> Iterator[Hole]:
         is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
         for start_ms, end_ms, reason in self._reasons(Range(hole.start_ms, hole.end_ms), unreadable):
-            if (reason == "invalid") is not (hole.reason == "invalid"):
+            if reason == "unconfirmed" != hole.reason:
+                self._covered.remove(start_ms, end_ms)
+            if reason == "unconfirmed" != hole.reason or (reason == "invalid") is not (hole.reason == "invalid"):
                 yield _absent(start_ms, end_ms, reason, 1, now_ms)
             elif is_due:
                 yield _absent(start_ms, end_ms, hole.reason, hole.attempts + 1, now_ms)
@@ -390,8 +406,11 @@ class Coverage:
 
     def _reasons(self, gap: Range, unreadable: RangeSet) -> Iterator[tuple[int, int, str]]:
         """The parts of a gap that an answer left, each with its reason."""
-        for start_ms, end_ms in unreadable.missing(*gap):
-            yield start_ms, end_ms, self._absence
+        for readable in unreadable.missing(*gap):
+            for start_ms, end_ms in self._seen.missing(*readable):
+                yield start_ms, end_ms, self._absence
+            for start_ms, end_ms in _common(self._seen, readable):
+                yield start_ms, end_ms, "unconfirmed"
         for start_ms, end_ms in _common(unreadable, gap):
             yield start_ms, end_ms, "invalid"
 
@@ -453,7 +472,10 @@ class Coverage:
             elif is_before:
                 holes += self._before_history(hole, now_ms)
             elif hole.reason == "unconfirmed":
-                holes.append(_absent(hole.start_ms, hole.end_ms, self._absence, hole.attempts, now_ms))
+                for start_ms, end_ms in self._seen.missing(hole.start_ms, hole.end_ms):
+                    holes.append(_absent(start_ms, end_ms, self._absence, hole.attempts, now_ms))
+                for start_ms, end_ms in _common(self._seen, Range(hole.start_ms, hole.end_ms)):
+                    holes.append(replace(hole, start_ms=start_ms, end_ms=end_ms))
             # An older minute was found: the exchange may have what it was taken not to have.
         return self._rename(joined(holes))
 

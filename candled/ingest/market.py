@@ -185,7 +185,12 @@ class MarketIngest:
             self._minutes.interrupted()
         outcome.dead, outcome.healed = is_dead, outcome.past_range
         holes_changed = self._coverage_of(window.start_ms).answered(
-            window, self._until(now_ms), now_ms, unreadable, is_believed=self._is_credible is True
+            window,
+            self._until(now_ms),
+            now_ms,
+            unreadable,
+            seen=RangeSet((one.open_ms, one.open_ms + MINUTE_MS) for one in self._minutes.forming),
+            is_believed=self._is_credible is True,
         )
         if holes_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
             outcome.healed = Range(window.start_ms, window.end_ms).hull(self._take_older())
@@ -308,6 +313,9 @@ class MarketIngest:
         if known != self._gap_of:
             since_ms = self.coverage.from_ms if self.coverage.since_ms is None else self.coverage.since_ms
             missing = self.coverage.missing(since_ms, settled_ms)
+            for candle in self._minutes.forming:  # whatever REST said of it: its end was not seen
+                if candle.open_ms < settled_ms:
+                    missing.add(candle.open_ms, candle.open_ms + MINUTE_MS)
             self._gap = next(iter(missing)).hull(missing.last) if missing else None
             self._gap_of = known
         return Facts(settled_ms, self._gap, logged_seq)
@@ -527,6 +535,7 @@ class MarketIngest:
     def _take_past(self, candle: Candle, outcome: Outcome, *, confirmed: bool) -> None:
         """Take a final minute that is older than the live edge."""
         outcome.past.append(candle._replace(rev=self._missed(candle)))
+        self._minutes.forget(candle.open_ms)
         self._coverage_of(candle.open_ms).add(candle.open_ms, confirmed=confirmed)
 
     def _reaches(self, candle: Candle, newest_ms: int, now_ms: int) -> bool:

@@ -65,6 +65,12 @@ class Minutes:
         """
         self._open.pop(open_ms, None)
 
+    def forget(self, open_ms: int) -> None:
+        """Note that the last version of a minute went past this to the store."""
+        if open_ms != self.newest_ms:
+            self._held.pop(open_ms, None)
+            self._open.pop(open_ms, None)
+
     def offer(self, candle: Candle, now_ms: int) -> Candle | None:
         """Take a version of a minute of the live edge; return it as it now stands if that is a change, else None.
 
@@ -116,5 +122,5 @@ class Minutes:
         for open_ms, seen_ms in self._open.items():
             if open_ms < candle.open_ms and seen_ms is None:
                 self._open[open_ms] = now_ms
-        for open_ms in [old for old in self._held if not self.reaches(old, now_ms) and old not in self._open]:
+        for open_ms in [old for old in self._held if not self.reaches(old, now_ms) and self._held[old].final]:
             del self._held[open_ms]

@@ -111,7 +111,7 @@ class Hub:
         lane, now = membership.lane, self._clock.monotonic()
         lane.await_initial(membership)
         if not lane.told:
-            self._start(lane, membership.bars, now)
+            self._start(lane, membership.bars, now, resumes=membership.found is not None)
         shown = self._resumed(membership) or self._telling.initial(membership)
         membership.resume = membership.found = None
         membership.fresh = False
@@ -120,6 +120,8 @@ class Hub:
         if lane.mode != "live":
             lane.unsaid.update(shown.open)
         lane.admit(membership, shown.last_ms)
+        if lane.due_at is not None:
+            self._schedule(lane, lane.due_at)
         self._note(lane)
         return shown.frame
 
@@ -310,8 +312,11 @@ class Hub:
 
     # ------------------------------------------------------------ inside: what is sent
 
-    def _start(self, lane: Lane, count: int, now: float) -> None:
-        """The lane's first member is about to be told everything: find the bar that it is told last."""
+    def _start(self, lane: Lane, count: int, now: float, *, resumes: bool) -> None:
+        """The lane's first member is about to be told everything: find the bar that it is told last.
+
+        One that `resumes` may have been told the newest one before: nothing is held back.
+        """
         topic = lane.room.topic
         lane.unsaid.clear()
         lane.corrections.clear()
@@ -324,7 +329,7 @@ class Hub:
         if lane.mode != "final" or newest is None:
             lane.pace.start(newest, now, final=lane.mode == "closed")
             return
-        held_s = (self._clock.now_ms() - newest.open_ms) / 1000
+        held_s = lane.hold_s if resumes else (max(self._clock.now_ms(), newest.as_of_ms) - newest.open_ms) / 1000
         previous = self._bars.bar(*topic, times[0]) if len(times) > 1 and held_s < lane.hold_s else None
         if previous is None or self._bars.is_final(*topic, previous):
             lane.pace.start(newest, now, final=self._bars.is_final(*topic, newest))

@@ -314,7 +314,8 @@ async def test_where_a_chart_is_in_the_feed_is_told_also_while_the_end_of_a_bar_
     first.client.closed()
     second = await reconnect(one, first.chart(), "1m", 60, **fields)
     (resumed,) = second.of("resumed")
-    assert (resumed["epoch"], resumed["seq"]) == ("one", initial["seq"])
+    assert resumed["epoch"] == "one"
+    assert resumed["seq"] >= initial["seq"]
     second.client.closed()
     await feed.run(away_s, 0.1)
     third = await reconnect(one, second.chart(), "1m", 60, **fields)

@@ -1,0 +1,106 @@
+"""Hours of a market in virtual time under faults and lies of every kind: everything is right again afterwards."""
+
+import asyncio
+import logging
+import os
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from candled.model import MINUTE, MINUTE_MS
+from tests.rows import MONDAY_MS
+from tests.simulation.faults import KINDS, LASTING, RARE, draw_schedule
+from tests.simulation.site import Site
+from tests.simulation.virtual_time import run
+
+SPAN_S = 2700.0
+# Everything is right again so long after the last fault: what REST did not have is asked for again after 1 and 10 minutes,
+# 1 hour and 6 hours, and the last day is compared with REST every 6 hours.
+HEALED_S = 10 * 3600.0
+_STEP_S = 60.0
+_AGAIN_S = 150.0  # right, and still right so long later
+
+
+@dataclass
+class Result:
+    """What a schedule came to."""
+
+    seed: int
+    faults: list[tuple[float, str, float]]
+    met: Counter[str] = field(default_factory=Counter)
+    minutes: int = 0
+    healed_s: float = 0.0
+    wrong: str = ""
+
+    def __str__(self) -> str:
+        listed = "\n".join(f"  {at:6.0f} s  {kind}, {length:.0f} s" for at, kind, length in self.faults)
+        return f"seed {self.seed}: {self.wrong}\nfaults:\n{listed}"
+
+
+async def play(seed: int, folder: Path, faults: list[tuple[float, str, float]]) -> Result:
+    """Let the faults of a schedule happen, then wait until everything is right."""
+    result, site = Result(seed, faults), Site(seed, folder)
+    site.weather.met = result.met
+    try:
+        for at, kind, length in faults:
+            await site.pass_time(max(0.0, at - site.clock.monotonic()))
+            await happen(site, kind, length)
+        await site.pass_time(max(0.0, SPAN_S + 60 - site.clock.monotonic()))
+        site.calm()
+        began, right_since = site.clock.monotonic(), None
+        while (passed := site.clock.monotonic() - began) < HEALED_S:
+            await site.pass_time(_STEP_S if passed < 600 else 5 * _STEP_S)
+            result.wrong = site.differences()
+            if result.wrong:
+                right_since = None
+            elif right_since is None:
+                right_since = passed
+            elif passed - right_since >= _AGAIN_S:
+                break
+        result.healed_s = right_since or passed
+        result.wrong = "; ".join([*([result.wrong] if result.wrong else []), *site.misbehaved()])
+        result.minutes = (site.until_ms - MONDAY_MS) // MINUTE_MS
+    finally:
+        await site.close()
+    return result
+
+
+async def happen(site: Site, kind: str, length: float) -> None:
+    draw, now_ms = site.draw, site.clock.true_ms
+    if kind in LASTING:
+        site.weather.begin(kind, site.clock.monotonic() + length)
+        return
+    site.weather.met[kind] += 1
+    this_minute = MINUTE.floor(now_ms)
+    match kind:
+        case "restart" | "kill":
+            await site.restart(is_killed=kind == "kill", pause_s=draw.choice((1.0, 5.0, length)))
+        case "machine sleeps":
+            site.sleep(draw.choice((length, 3600.0, 8 * 3600.0)))
+        case "machine clock set ahead":
+            site.clock.wrong_ms = draw.choice((30_000, 3_600_000, 31_536_000_000))
+        case "machine clock set back":
+            site.clock.wrong_ms = -draw.choice((30_000, 3_600_000))
+        case "client loses its connection":
+            for person in site.people:
+                person.lose(site.clock.monotonic() + draw.uniform(0, length))
+        case "store loses minutes":
+            site.lose_minutes()
+        case "exchange revises a minute of the last hour, and sends it":
+            site.exchange.revise(this_minute - draw.randrange(3, 50) * MINUTE_MS)
+        case "exchange revises a minute older than an hour, and sends it":
+            site.exchange.revise(this_minute - draw.randrange(65, 300) * MINUTE_MS)
+        case _:
+            site.truth.revise(this_minute - draw.randrange(3, 300) * MINUTE_MS)
+
+
+def simulate(seed: int) -> Result:
+    draw = Random(seed * 7919 + 1)
+    faults = draw_schedule(draw, draw.randint(20, 30), SPAN_S)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        return run(play(seed, Path(folder), faults), seed)

@@ -1,0 +1,127 @@
+"""The bus between who reads the exchange and who serves, as Redis would be: it refuses, loses, repeats, and is away."""
+
+from candled.bus import MinuteChanged, Missed, Position, StateChanged
+from candled.bus.codec import Heartbeat, Newest, epoch_of
+from candled.bus.interface import Listener, Message
+from candled.bus.outgoing import Outgoing
+from candled.bus.reception import Reception, Verdict
+from candled.model import MarketKey
+from tests.simulation.faults import Weather
+from tests.simulation.virtual_time import Machine
+
+_CHANNEL = "channel"
+
+
+class Wire:
+    """One market's way from a leader to a process that serves; each leader begins a feed of its own.
+
+    `Outgoing` numbers what is published, `Reception` judges what comes, as with Redis; between them, where Redis would
+    be, is the weather, and a key with the newest state.
+    """
+
+    def __init__(self, market: MarketKey, clock: Machine, weather: Weather, token: int) -> None:
+        self._market = market
+        self._clock = clock
+        self._weather = weather
+        self._epoch = epoch_of(0, token)
+        self._outgoing = Outgoing()
+        self._reception = Reception({0: [market]}, clock.monotonic())
+        self._reception.begin(clock.monotonic())
+        self._listener: Listener | None = None
+        self._kept: Newest | None = None  # beside the channel
+        self._said: StateChanged | None = None  # by the leader
+        self._shown: str | None = None  # in place of that
+
+    # ------------------------------------------------------------ the bus that ingest and serve know
+
+    def publish(self, message: Message) -> Position:
+        seq = self._outgoing.put(message)
+        self._send()
+        return Position(self._epoch, seq)
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "wire", "connected": True}
+
+    def unpublished(self) -> dict[MarketKey, str]:
+        return {}
+
+    # ------------------------------------------------------------ time
+
+    async def run(self) -> None:
+        """A heartbeat a second; what was refused is tried again with it."""
+        while True:
+            await self._clock.sleep(1.0)
+            now = self._clock.monotonic()
+            self._send()
+            if not self._weather.has("bus down"):
+                seqs = {_CHANNEL: self._outgoing.promised}
+                self._reception.heartbeat(Heartbeat(0, self._epoch, seqs), {_CHANNEL: self._market}, now)
+                self._read()
+            self._reception.look(now)
+            self._show()
+
+    # ------------------------------------------------------------ inside
+
+    def _send(self) -> None:
+        weather, outgoing = self._weather, self._outgoing
+        if weather.has("bus down") or weather.has("bus refuses messages"):
+            outgoing.is_away = True
+            return
+        batch = outgoing.batch()
+        if not batch:
+            return
+        self._kept = outgoing.newest(self._epoch, outgoing.seq)  # as the script in Redis: before anybody hears
+        outgoing.sent_up_to(outgoing.seq)
+        for message, seq in batch:
+            if weather.has("bus loses messages") and seq % 3 == 0:
+                continue
+            for _ in range(1 + weather.has("bus repeats messages")):
+                self._heard(message, Position(self._epoch, seq))
+
+    def _heard(self, message: Message, position: Position) -> None:
+        if self._reception.is_missed(self._market):
+            return
+        verdict = self._reception.message(self._market, position)
+        if verdict is Verdict.NEXT:
+            self._deliver(message, position)
+        elif verdict is Verdict.GAP:
+            self._read()
+
+    def _read(self) -> None:
+        """Read the newest state, as after every gap; what else was lost is read from the store."""
+        if self._weather.has("bus down") or not self._reception.take_missed(1):
+            return
+        self._reception.healed(self._market)
+        newest = self._kept
+        position = self._reception.read(self._market, None if newest is None else newest.position)
+        if position is None or newest is None or self._listener is None:
+            return
+        for candle in newest.candles:
+            self._listener(MinuteChanged(self._market, candle, newest.facts), position)
+        if newest.state is not None:
+            said = StateChanged(self._market, newest.state, newest.since_ms, newest.reason, newest.trouble)
+            self._deliver(said, position)
+        self._listener(Missed(self._market), position)
+
+    def _deliver(self, message: Message, position: Position) -> None:
+        if isinstance(message, StateChanged):
+            self._said, self._shown = message, None
+            if self._reception.doubt(self._market, self._clock.monotonic()) is not None:
+                self._show()
+                return
+        if self._listener is not None:
+            self._listener(message, position)
+
+    def _show(self) -> None:
+        """Put a doubt in the place of the state that the leader said."""
+        doubt = self._reception.doubt(self._market, self._clock.monotonic())
+        position = self._reception.position(self._market) or Position(self._epoch, 0)
+        if doubt is not None and self._shown != doubt.reason and self._listener is not None:
+            self._shown = doubt.reason
+            self._listener(StateChanged(self._market, "stale", self._clock.now_ms(), *doubt), position)
+        elif doubt is None and self._shown is not None and self._said is not None:
+            self._shown = None
+            self._deliver(self._said, position)
