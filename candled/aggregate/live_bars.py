@@ -107,7 +107,7 @@ class LiveBars:
             del market.early[:-_EARLY_KEPT]  # what is dropped is missed, and read from the store
 
     def _take(self, key: MarketKey, market: MarketBars, message: Message, position: Position) -> None:
-        track, settled_ms = market.track, market.track.facts.settled_ms
+        track, settled_ms, sure_ms = market.track, market.track.facts.settled_ms, _sure_ms(market.track.facts)
         was_broken = track.is_broken
         if not market.is_behind:
             market.shown = track.position
@@ -116,7 +116,7 @@ class LiveBars:
         elif not track.follow(position):
             return
         if track.is_broken and not was_broken:
-            self._lost(key, market, settled_ms)
+            self._lost(key, market, sure_ms)
         if isinstance(message, StateChanged):
             self._take_state(key, market, message)
         elif isinstance(message, Healed):
@@ -321,6 +321,7 @@ class LiveBars:
                 count = market.ladder.parts_needed(interval, AT_FIRST)
                 loaded[interval] = (count, await self._history.bars(key, interval, 2**62, count))
             forming = await self._adjoining(key, loaded[MINUTE][1], await self._history.forming(key))
+            gap = await self._gap(key, loaded[MINUTE][1])
         except (StoreUnavailable, StoreRejected) as error:
             logger.log(level, "%s: its bars cannot be loaded: %s; trying again", key, error)
             self._spawn(self._seed_later(key))
@@ -335,7 +336,8 @@ class LiveBars:
         if newest is not None:  # until a feed says more
             settled_ms = newest.open_ms + MINUTE_MS
             overtaken = [minute.open_ms for minute in forming if minute.open_ms < settled_ms]
-            gap = Range(overtaken[0], overtaken[-1] + MINUTE_MS) if overtaken else None
+            if overtaken:
+                gap = Range(overtaken[0], overtaken[-1] + MINUTE_MS).hull(gap)
             market.track.learn(Facts(settled_ms=settled_ms, gap=gap))
         market.seeded = True
         for minute in forming:
@@ -343,6 +345,16 @@ class LiveBars:
         early, market.early = market.early, []
         for message, position in early:
             self._take(key, market, message, position)
+
+    async def _gap(self, key: MarketKey, final: Sequence[Candle]) -> Range | None:
+        """Return the stretch of stored minutes in which some are missing that nothing is known of."""
+        missing = RangeSet([(final[0].open_ms, final[-1].open_ms)] if final else ())
+        for minute in final:
+            missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
+        for absent in await self._history.holes(key, Range(final[0].open_ms, final[-1].open_ms)) if missing else ():
+            missing.remove(absent.start_ms, absent.end_ms)
+        spans = list(missing)
+        return Range(spans[0].start_ms, spans[-1].end_ms) if spans else None
 
     async def _adjoining(self, key: MarketKey, final: Sequence[Candle], forming: Sequence[Candle]) -> list[Candle]:
         """Return those of the forming minutes before which none is missing: no bar is to be shown without its part.
@@ -452,11 +464,11 @@ class LiveBars:
 
     # ------------------------------------------------------------ what was lost on the way
 
-    def _lost(self, key: MarketKey, market: MarketBars, settled_ms: int | None) -> None:
-        """Messages are missing; everything before `settled_ms` was final before that."""
+    def _lost(self, key: MarketKey, market: MarketBars, sure_ms: int | None) -> None:
+        """Messages are missing; everything before `sure_ms` was final before that."""
         newest = market.ladder.series(MINUTE).newest
         held_ms = 0 if newest is None else newest.open_ms
-        market.lost_from_ms = max(0, (held_ms if settled_ms is None else settled_ms) - 2 * MINUTE_MS)
+        market.lost_from_ms = max(0, (held_ms if sure_ms is None else sure_ms) - 2 * MINUTE_MS)
         if not market.catching_up:
             market.catching_up = True
             self._spawn(self._catch_up(key, market))
@@ -542,6 +554,13 @@ class LiveBars:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("reading bars failed", exc_info=task.exception())
+
+
+def _sure_ms(facts: Facts) -> int | None:
+    """Return the time before which every minute is final or known not to exist."""
+    if facts.settled_ms is None or facts.gap is None:
+        return facts.settled_ms
+    return min(facts.settled_ms, facts.gap.start_ms)
 
 
 def _pauses() -> Iterator[float]:
