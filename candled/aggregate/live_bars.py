@@ -112,7 +112,7 @@ class LiveBars:
         if not market.is_behind:
             market.shown = track.position
         if isinstance(message, Missed):
-            track.mistrust(message.back_to)
+            track.mistrust(message.back_to, until=position)
         elif not track.follow(position):
             return
         if track.is_broken and not was_broken:

@@ -86,13 +86,14 @@ class Track:
         current.last_seq = position.seq
         return True
 
-    def mistrust(self, back_to: Position | None = None) -> None:
-        """Note that messages before the present one may have been lost, as the bus itself says.
+    def mistrust(self, back_to: Position | None = None, *, until: Position | None = None) -> None:
+        """Note that messages may have been lost, as the bus itself says: up to `until`, or before the present one.
 
         With `back_to` the numbers that were followed were not the feed's, and go on behind that position.
         """
         position = self.position
-        self._break(None if position is None else position._replace(seq=position.seq - 1))
+        is_later = until is not None and position is not None and until.epoch == position.epoch and until > position
+        self._break(until if is_later or position is None else position._replace(seq=position.seq - 1))
         if back_to is not None and position is not None:
             current = self._epochs[-1]
             offset = current.offset + current.last_seq + 1 - back_to.seq
@@ -159,6 +160,8 @@ class Track:
         if not self.is_broken:
             self.is_broken = True
             self.lost_since = self.position
+        elif until is not None and self._lost_until is not None and until.epoch == self._lost_until.epoch:
+            until = max(until, self._lost_until)
         self._lost_until = until
 
 

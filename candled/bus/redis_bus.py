@@ -329,6 +329,8 @@ class RedisBus:
         if known is not None and handed is not None and order_of(known) < order_of(handed):
             self._hand(Missed(market, back_to=known), known)
         position = known or self._last(market)
+        # Before what is newest: that stands at the number of the last message, which may be the lost one.
+        self._hand(Missed(market), position)
         if newest is not None:
             for candle in newest.candles:
                 self._hand(MinuteChanged(market, candle, newest.facts), position)
@@ -336,7 +338,6 @@ class RedisBus:
                 why = newest.reason, newest.trouble
                 self._said[market] = StateChanged(market, newest.state, newest.since_ms, *why, newest.decimals)
         self._show(market, position)
-        self._hand(Missed(market), position)
         for one in held_back:
             self._take_later(one, fence)
 

@@ -243,8 +243,8 @@ class Coverage:
         """Note that the exchange answered for a window, after `add` for all it sent: what is still missing before
         `until_ms` it does not have. Return whether the known holes changed.
 
-        `unreadable` are minutes of which it sent rows that are no candles, `seen` those of which a version is known that
-        is not the last one: that they do not exist is not believed. Without `is_believed` the answer is no
+        `unreadable` are minutes of which it sent rows that are no candles. `seen` are those of which a version is known
+        that is not the last one: that they do not exist is not believed. Without `is_believed` the answer is no
         evidence of what it lacks, and is not counted. A hole that was in the window only because others were asked for
         is not counted as asked again.
         """

@@ -268,7 +268,7 @@ class MarketIngest:
 
     def _want_missing(self, now_ms: int) -> Window | None:
         until_ms = self._until(now_ms)
-        if until_ms < self._idle_until_ms:
+        if until_ms < self._idle_until_ms <= until_ms + MINUTE_MS:  # a later time was that of a clock that was ahead
             return self._want_older(now_ms)
         confirm_until_ms = until_ms if self._rules.confirm else 0
         window = self.coverage.want(until_ms, now_ms, self._rules.history_minutes, confirm_until_ms)
@@ -526,10 +526,10 @@ class MarketIngest:
         proven = candle if candle.final is is_over else candle._replace(final=is_over)
         if self._reaches(candle, newest_ms, now_ms):
             self._hold(proven, now_ms, outcome, confirmed=is_over)
-        elif is_over and known is not None and known.values == candle.values:
+        elif is_over and known is not None and known.final and known.values == candle.values:
             self._coverage_of(candle.open_ms).add(candle.open_ms, confirmed=True)
         elif is_over and (known is not None or self._is_wanted(candle.open_ms)):
-            self.revisions += known is not None
+            self.revisions += known is not None and known.final
             self._take_past(proven, outcome, confirmed=True)
 
     def _take_past(self, candle: Candle, outcome: Outcome, *, confirmed: bool) -> None:

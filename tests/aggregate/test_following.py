@@ -419,3 +419,76 @@ async def test_a_market_whose_numbers_were_forged_goes_on_once_the_bus_says_wher
     one.minute(minute(60, volume="3"))
     assert str(one.bars.bar(BTC, MINUTE, at(60)).volume) == "3"
     assert one.bars.position(BTC) != ("one", 1_000_000)
+
+
+async def test_a_machine_clock_a_year_ahead_does_not_make_a_process_forget_its_bars():
+    one = await Process().start()
+    one.minute(minute(60, final=True))
+    one.clock._start_ms += 365 * 86_400_000
+    one.minute(minute(61, final=True), heard=False)
+    one.minute(minute(62, final=True))
+    await one.clock.advance(30)
+    assert not one.bars.is_behind(BTC)
+    assert one.bars.times(BTC, MINUTE, 10)[-1] == at(62)
+    one.minute(minute(63, volume="2"))
+    assert one.bars.bar(BTC, MINUTE, at(63)) is not None
+
+
+async def test_a_change_of_the_past_that_was_the_last_message_lost_is_read_although_the_newest_minute_came():
+    one = await Process().start()
+    one.minute(minute(60, volume="2"))
+    one.stored.minutes[at(30)] = minute(30, "12", volume="9", as_of=90_000, final=True)._replace(rev=1)
+    one.stored.log["one", 1] = [Range(at(30), at(31))]
+    one.stored.log["one", 2] = []
+    one.seq = 2
+    position, facts = Position("one", 2), Facts(at(60), None, 2)
+    one.bars.on_message(Missed(BTC), position)  # as a bus reads what is newest: message 2 told of minute 30
+    one.bars.on_message(MinuteChanged(BTC, minute(60, volume="3"), facts), position)
+    await one.clock.advance(30)
+    assert one.bars.bar(BTC, MINUTE, at(30)).volume == 9
+
+
+async def test_bars_that_are_read_again_are_not_final_before_they_were_read():
+    one = await Process().start()
+    one.say(MinuteChanged(BTC, minute(60, volume="2"), Facts(at(60), Range(at(30), at(31)))))
+    told = []
+
+    class Listener:
+        def settled(self, market):
+            told.append(one.bars.is_final(BTC, MINUTE, one.bars.bar(BTC, MINUTE, at(30))))
+
+        def changed(self, *_): ...
+        def healed(self, *_): ...
+        def state_changed(self, *_): ...
+
+    one.bars.listen(Listener())
+    one.stored.minutes[at(30)] = minute(30, "12", volume="9", as_of=90_000, final=True)
+    one.say(Healed(BTC, at(30), at(31), MONDAY_MS, Facts(at(60))))
+    assert told == [False]
+    await one.clock.advance(1)
+    assert told[-1] is True
+    assert one.bars.bar(BTC, MINUTE, at(30)).volume == 9
+
+
+async def test_what_was_missing_before_messages_were_lost_is_not_final_before_it_was_read():
+    one = await Process().start()
+    one.say(MinuteChanged(BTC, minute(60, volume="2"), Facts(at(60), Range(at(30), at(31)))))
+    one.seq += 1  # told that minute 30 is there
+    one.stored.minutes[at(30)] = minute(30, "12", volume="9", as_of=90_000, final=True)
+    one.say(MinuteChanged(BTC, minute(60, volume="3"), Facts(at(60), None, one.seq)))
+    assert not one.bars.is_final(BTC, MINUTE, one.bars.bar(BTC, MINUTE, at(30)))
+    await one.clock.advance(30)
+    assert one.bars.is_final(BTC, MINUTE, one.bars.bar(BTC, MINUTE, at(30)))
+    assert one.bars.bar(BTC, MINUTE, at(30)).volume == 9
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_bar_that_lacks_stored_minutes_is_not_final_at_the_start(is_known):
+    one = Process()
+    for number in (31, 32):
+        del one.stored.minutes[at(number)]
+    if is_known:
+        one.stored.absent = [Range(at(31), at(33))]
+    await one.start()
+    assert one.bars.is_final(BTC, FIVE, one.bars.bar(BTC, FIVE, at(30))) is is_known
+    assert one.bars.is_final(BTC, FIVE, one.bars.bar(BTC, FIVE, at(25)))

@@ -74,7 +74,7 @@ async def test_whoever_comes_later_gets_the_newest_minutes_and_is_told_to_read_t
         async with process(url, prefix) as late:
             await until(lambda: late.ear.missed)
             kinds = [type(message) for _, message, _ in late.ear.heard if message.market == BTC]
-            assert kinds[:5] == [MinuteChanged] * 3 + [StateChanged, Missed]
+            assert kinds[:5] == [Missed] + [MinuteChanged] * 3 + [StateChanged]
             assert late.ear.candles() == sent[-3:]
             assert {position for _, message, position in late.ear.heard if message.market == BTC} == {
                 leader.ear.at[BTC]

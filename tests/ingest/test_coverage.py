@@ -250,3 +250,13 @@ def test_after_a_start_in_the_middle_of_a_minute_whole_minutes_are_asked_for():
     held.recheck(ms(100) + 45_000)
     window = held.want(ms(300), ms(300), 150, ms(300))
     assert (window.start_ms % MINUTE_MS, window.end_ms % MINUTE_MS) == (0, 0)
+
+
+def test_a_minute_before_the_told_beginning_disproves_all_that_was_taken_to_be_before_history():
+    held = coverage(present=[(10, UNTIL)], start=ms(0))
+    held.answered(Window(Urgency.HISTORY, ms(5), ms(10)), NOW_MS, NOW_MS)
+    held.settle_beginning(Evidence(begins_ms=ms(8)), NOW_MS)
+    assert [hole.reason for hole in held.holes] == ["beyond_history", "unconfirmed"]
+    held.add(ms(0), confirmed=True)
+    assert "beyond_history" not in {hole.reason for hole in held.holes}
+    assert held.missing(ms(0), ms(10)).total_ms >= 7 * MINUTE_MS

@@ -114,7 +114,7 @@ def test_silence_while_rest_shows_trades_is_a_dead_subscription():
     traded = minute(601, "12", volume="7", as_of=90_000)
     outcomes = []
     while window := one.want(at(36_140)):
-        outcomes.append(one.answered(window, [traded], at(36_140)))
+        outcomes.append(one.answered(window, [minute(600, as_of=140_000), traded], at(36_140)))
     assert any(outcome.dead for outcome in outcomes)
     assert one.condition(at(36_140)) == ("polling", "stream_silent")
 
@@ -275,3 +275,49 @@ def test_a_minute_that_was_taken_not_to_exist_revises_the_bars_it_belongs_to():
     assert {candle.rev for candle in one.answered(window, rows, at(36_260)).live} == {0}
     outcome = push(one, minute(601, as_of=270_000), seconds=36_270)
     assert [(candle.open_ms, candle.rev) for candle in outcome.live] == [(minute(601).open_ms, 1)]
+
+
+def test_a_minute_whose_beginning_was_seen_is_not_taken_to_be_absent_and_not_final():
+    one = market()
+    push(one, minute(600, volume="2", as_of=10_000), seconds=36_010)
+    one.interrupted()
+    window = Window(Urgency.RECENT, minute(600).open_ms, minute(603).open_ms)
+    one.answered(window, [minute(602, as_of=100_000)], at(36_200))  # the page lacks minutes 600 and 601
+    reasons = {hole.reason: (hole.start_ms, hole.end_ms) for hole in one.coverage.holes}
+    assert reasons == {
+        "unconfirmed": (minute(600).open_ms, minute(601).open_ms),
+        "exchange_outage": (minute(601).open_ms, minute(602).open_ms),
+    }
+    assert not one.facts(0).settles(minute(600).open_ms, minute(601).open_ms)
+    assert one.missing_minutes(at(36_200)) == 1
+    asked = []
+    while (again := one.want(at(36_300), pace_ms=10**9)) is not None:
+        asked.append(again)
+        numbers = range((again.start_ms - MONDAY_MS) // MINUTE_MS, (again.end_ms - MONDAY_MS) // MINUTE_MS)
+        rows = [minute(number, volume="5", as_of=36_300_000 - number * 60_000) for number in numbers]
+        one.answered(again, rows, at(36_300))
+    assert any(window.start_ms <= minute(600).open_ms < window.end_ms for window in asked)
+    assert one.facts(0).settles(minute(600).open_ms, minute(601).open_ms)
+
+
+def test_a_minute_without_trades_whose_end_was_not_seen_is_stored_though_its_values_did_not_change():
+    one = market()
+    push(one, minute(600, volume="0", as_of=10_000), seconds=36_010)
+    one.interrupted()
+    hours = 8 * 3600
+    rows = [minute(number, volume="0", as_of=36_010_000 + hours * 1000) for number in (600, 1080)]
+    outcome = one.answered(Window(Urgency.RECENT, minute(600).open_ms, minute(1081).open_ms), rows, at(36_010 + hours))
+    assert [(candle.open_ms, candle.final) for candle in outcome.past] == [(minute(600).open_ms, True)]
+    assert one.revisions == 0
+
+
+def test_what_is_missing_is_asked_for_after_the_clock_was_ahead_and_is_right_again():
+    one = market(present=((0, 600), (601, 660)))
+    one.coverage.answered(Window(Urgency.RECENT, minute(600).open_ms, minute(601).open_ms), at(40_000), at(39_600))
+    push(one, minute(660, as_of=5_000), seconds=39_605)
+    while (window := one.want(at(43_500), pace_ms=10**9)) is not None:  # an hour ahead, until nothing is left to ask
+        one.answered(window, [], at(43_500))
+    one.coverage.forget_after(minute(660).open_ms)
+    window = one.want(at(39_900), pace_ms=10**9)
+    assert window is not None
+    assert window.start_ms <= minute(660).open_ms

@@ -322,3 +322,30 @@ async def test_where_a_chart_is_in_the_feed_is_told_also_while_the_end_of_a_bar_
     await feed.run(5)
     assert third.chart().recovered == [True, True]
     assert texts(third.chart())[-60:] == fresh(one, "1m", 60, **fields)
+
+
+async def test_one_who_comes_back_alone_is_sent_no_older_bar_after_a_newer_one_whatever_this_machines_clock_says():
+    one, fields = await stage(), {"fields": ["final", "seq"], "corrections": True}
+    await Feed(one).run(62)  # minute 60 is over, and not final
+    one.push(minute(61, volume="5", as_of=2_000), 60)
+    first = one.connect()
+    first.subscribe("1m", 60, **fields)
+    await one.wait(31)  # so long the end of minute 60 is waited for
+    assert first.chart().bars[-1]["time"] == iso_ms(MONDAY_MS + 61 * MINUTE_MS)
+    first.client.closed()
+    one.clock._start_ms -= 3_600_000
+    again = await reconnect(one, first.chart(), "1m", 60, **fields)
+    one.push(minute(61, volume="6", as_of=40_000), 61)  # minute 60 is final now
+    await one.wait(3)  # the chart fails where an update goes back
+    assert texts(again.chart())[-60:] == fresh(one, "1m", 60, **fields)
+
+
+async def test_a_bar_that_is_held_back_at_the_first_load_is_sent_though_nothing_changes_any_more():
+    one = await stage()
+    await Feed(one).run(62)
+    one.push(minute(61, volume="5", as_of=2_000), 60)
+    socket = one.connect()
+    socket.subscribe("1m", 60, fields=["final"])
+    assert socket.chart().bars[-1]["time"] == iso_ms(MONDAY_MS + 60 * MINUTE_MS)
+    await one.wait(31)
+    assert socket.chart().bars[-1]["time"] == iso_ms(MONDAY_MS + 61 * MINUTE_MS)

@@ -121,4 +121,4 @@ def draw_schedule(draw: Random, count: int, span_s: float) -> list[tuple[float, 
     chosen = draw.sample(kinds, min(len(kinds), count))
     if RARE[0] in kinds and RARE[0] not in chosen:
         chosen[0] = RARE[0]
-    return sorted((draw.uniform(60, span_s), kind, draw.choice((15.0, 60.0, 150.0, 420.0))) for kind in chosen)
+    return sorted((draw.uniform(60, span_s), kind, draw.choice((15.0, 40.0, 90.0, 240.0))) for kind in chosen)

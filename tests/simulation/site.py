@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,7 +21,7 @@ from candled.serve.client import Client
 from candled.store.history import History
 from candled.store.keeper import Keeper
 from candled.store.sqlite import SqliteStore
-from candled.store.writer import Writer
+from candled.store.writer import JOURNAL_AFTER_S, JOURNAL_LOOK_S, Writer
 from tests.chaos.charts import Chart, Wish, closed_before, time_ms, values_of, without_source
 from tests.rows import MONDAY_MS
 from tests.simulation.exchange import BTC, LyingExchange, Truth
@@ -166,8 +167,11 @@ class Socket:
 class Process:
     """One run of candled: made at a start, ended by a stop or a kill."""
 
-    def __init__(self, store: SqliteStore, exchange: LyingExchange, clock: Machine, weather: Weather, token: int) -> None:
+    def __init__(
+        self, store: SqliteStore, exchange: LyingExchange, clock: Machine, weather: Weather, token: int
+    ) -> None:
         threads: Any = Threads(store, weather)
+        self._store = store
         self._writer = Writer(store, threads, clock, flush_interval_s=5.0)
         history = History(store, threads)
         self.bus = Wire(KEY, clock, weather, token)
@@ -196,15 +200,16 @@ class Process:
         self._tasks = [asyncio.ensure_future(step()) for step in steps]
 
     def connect(self, chart: Chart) -> Socket:
-        import json
-
         socket = Socket(chart)
         socket.client = Client(socket, self.hub, self.bars, PROTOCOL, self._clock, Limits(), None)  # type: ignore[arg-type]
         socket.client.received(json.dumps(chart.connected()))
         return socket
 
     async def end(self, *, is_killed: bool) -> None:
-        """Stop as at SIGTERM, or at once: what waits for the store is lost."""
+        """Stop as at SIGTERM, or at once: then what waits for the store is lost, unless the journal on disk has it."""
+        journaled = self._writer._waiting.page(10_000)
+        if is_killed and self._clock.monotonic() - self._writer._waiting_since < JOURNAL_AFTER_S + JOURNAL_LOOK_S:
+            journaled = []
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -213,7 +218,9 @@ class Process:
         await self.ingest.stop()
         if not is_killed:
             await self._writer.close(within_s=3.0)
+            journaled = self._writer._waiting.page(10_000)
         await self.bars.stop()
+        self._store.write([(market, candle) for market, candle in journaled if candle.final])
 
     async def _drive(self) -> None:
         while True:
@@ -381,7 +388,9 @@ class Site:
             return wrong
         facts = self.process.ingest.describe()["symbols"][str(BTC)]
         if facts["state"] not in _GOOD or facts["missingMinutes"] or facts["holes"]["count"]:
-            return f"health: {({key: facts[key] for key in ('state', 'reason', 'missingMinutes', 'holes', 'trouble')})}"
+            return (
+                f"health: { ({key: facts[key] for key in ('state', 'reason', 'missingMinutes', 'holes', 'trouble')}) }"
+            )
         for person in self.people:
             wrong = self._chart(person)
             if wrong:
@@ -408,7 +417,7 @@ class Site:
         fresh = self.process.connect(Chart(chart.wish)).chart
         shown, drawn = without_source(fresh.bars), without_source(chart.window(fresh.bars))
         if shown != drawn:
-            unlike = [one for one in {*shown} ^ {*drawn}][:2]
+            unlike = list({*shown} ^ {*drawn})[:2]
             return f"the chart is not as a reload: {unlike}"
         if not shown:
             return "nothing is shown"
@@ -429,7 +438,10 @@ class Site:
         found = list(self.violations)
         for chart in (person.chart for person in self.people):
             found += [wrong for wrong in chart.wrong if "the volume goes back" not in wrong]  # after a lie it has to
-            truth, fresh = self.folded(Interval.parse(chart.wish.interval)), self.process.connect(Chart(chart.wish)).chart
+            truth, fresh = (
+                self.folded(Interval.parse(chart.wish.interval)),
+                self.process.connect(Chart(chart.wish)).chart,
+            )
             first = fresh.bars[0][0] if fresh.bars else ""
             for begins, (bar, _) in chart.finals.items():
                 open_ms = time_ms((begins, bar))

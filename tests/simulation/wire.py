@@ -99,12 +99,12 @@ class Wire:
         position = self._reception.read(self._market, None if newest is None else newest.position)
         if position is None or newest is None or self._listener is None:
             return
+        self._listener(Missed(self._market), position)
         for candle in newest.candles:
             self._listener(MinuteChanged(self._market, candle, newest.facts), position)
         if newest.state is not None:
             said = StateChanged(self._market, newest.state, newest.since_ms, newest.reason, newest.trouble)
             self._deliver(said, position)
-        self._listener(Missed(self._market), position)
 
     def _deliver(self, message: Message, position: Position) -> None:
         if isinstance(message, StateChanged):
