@@ -301,6 +301,7 @@ asyncio.run(main(sys.argv[1], float(sys.argv[2])))
 """
 
 
+@pytest.mark.usefixtures("daemon")
 def test_real_processes_share_it(tmp_path):
     begun = time.time()
     until = begun + 8.0  # importing takes a while on a busy machine

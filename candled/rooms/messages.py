@@ -8,8 +8,6 @@ import msgspec
 from candled.bus import Position
 from candled.model import Candle, FeedState, Interval, MarketKey, decimal_text, iso_ms
 
-from .pace import HOLD_S
-
 # How bars are printed, added up to one number: what `fields` may ask for beside the documented keys, and
 # whether numbers are JSON strings. `UNPRINTED` are frames without a text, for members that read their `contents`.
 FINAL, SEQ, REV, SRC, STRINGS, UNPRINTED = 1, 2, 4, 8, 16, 32
@@ -19,6 +17,8 @@ NUMBERS = {"number": 0, "string": STRINGS}
 FAILED_TO_SUBSCRIBE = "Failed to subscribe to candles"
 HISTORY_UNAVAILABLE = "History cannot be read now"
 PONG = '{"type":"pong"}'
+
+HOLD_S = 30.0  # how long a new bar waits at most for the old one to be final, unless something else was asked for
 
 
 class Topic(NamedTuple):

@@ -4,7 +4,6 @@ from candled.model import Candle
 
 MIN_GAP_S = 1.0
 RESYNC_GAP_S = 5.0
-HOLD_S = 30.0  # how long a new bar waits at most for the old one to be final, where nothing else was asked for
 MOST_BEHIND = 5  # bars waiting for their turn before a fresh `initial` is the faster way
 
 

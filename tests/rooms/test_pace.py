@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.model import MINUTE_MS
-from candled.rooms.pace import HOLD_S, MOST_BEHIND, RESYNC_GAP_S, Pace
+from candled.rooms.messages import HOLD_S
+from candled.rooms.pace import MOST_BEHIND, RESYNC_GAP_S, Pace
 from tests.rows import MONDAY_MS, minute
 
 
