@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="the load client is C: apt-get install gcc")
 
 
+@pytest.mark.usefixtures("daemon")
 @needs_compiler
 async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starve_nobody(tmp_path):
     """Promise 15: at most 7 queries for 7 rooms. p99 of `initial` below 1 s is measured in bench; here is a bound."""
