@@ -167,6 +167,12 @@ class Memory:
     async def complete_from(self, market: MarketKey) -> int | None:
         return self.since_ms
 
+    async def served_from(self, market: MarketKey) -> int | None:
+        return min(self.rows, default=None)
+
+    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        return {}
+
     async def has_before(self, market: MarketKey, at_ms: int) -> bool:
         return any(open_ms < at_ms for open_ms in self.rows)
 
