@@ -76,6 +76,13 @@ class Client:
         return self.socket.close_code
 
 
+async def until_closed(fake):
+    """Wait until the fake has noticed that its only connection ended."""
+    async with deadlines.timeout(5):
+        while fake.open_connections:
+            await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 async def connect(fake):
     clients = []
@@ -265,7 +272,7 @@ async def test_more_than_ten_frames_a_second_end_the_connection(fake, client):
     for _ in range(11):
         await client.socket.write_message("ping")
     await client.end()
-    assert fake.open_connections == 0
+    await until_closed(fake)
 
 
 async def test_a_frame_beyond_4096_bytes_ends_the_connection(fake, client):
@@ -274,7 +281,7 @@ async def test_a_frame_beyond_4096_bytes_ends_the_connection(fake, client):
         Trouble("30007 request frame too long", reconnect=True)
     ]
     await client.end()
-    assert fake.open_connections == 0
+    await until_closed(fake)
 
 
 async def test_more_than_240_subscriptions_an_hour_end_the_connection(fake, client):
