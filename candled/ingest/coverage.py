@@ -316,7 +316,8 @@ class Coverage:
 
     def doubt(self, open_ms: int) -> None:
         """Ask again for a minute that is there: a sign says that its last version was missed."""
-        self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
+        if open_ms in self._have:
+            self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
 
     def recheck(self, since_ms: int) -> None:
         """Have REST confirm what is there from `since_ms` on: who stored it may have ended before REST was asked."""
@@ -363,6 +364,9 @@ class Coverage:
     def _oldest_unconfirmed(self, before_ms: int, most_ms: int) -> Range | None:
         """From the oldest minute on, with those that REST has confirmed, up to the next known hole."""
         oldest = next(iter(self._unconfirmed), None)
+        while oldest is not None and oldest.start_ms not in self._have:  # it is asked for as missing, or as a hole
+            self._unconfirmed.remove(oldest.start_ms, oldest.start_ms + MINUTE_MS)
+            oldest = next(iter(self._unconfirmed), None)
         if oldest is None or oldest.start_ms >= before_ms:
             return None
         index = bisect_left(self._holes, oldest.start_ms, key=_start)

@@ -260,3 +260,12 @@ def test_a_minute_before_the_told_beginning_disproves_all_that_was_taken_to_be_b
     held.add(ms(0), confirmed=True)
     assert "beyond_history" not in {hole.reason for hole in held.holes}
     assert held.missing(ms(0), ms(10)).total_ms >= 7 * MINUTE_MS
+
+
+def test_a_doubt_about_a_minute_that_is_not_there_makes_no_window_without_minutes():
+    held = coverage(present=[(0, 10), (11, UNTIL)], start=ms(0))
+    held.answered(Window(Urgency.HISTORY, ms(10), ms(11)), NOW_MS, NOW_MS - 3_600_000)
+    held.doubt(ms(10))
+    window = want(held, confirm=True)
+    assert window is not None
+    assert (window.start_ms, window.end_ms) == (ms(10), ms(11))
