@@ -248,3 +248,9 @@ def test_the_rules_would_notice_a_breach(tmp_path, monkeypatch):
     assert imported.__wrapped__(path) == {
         "a.b", "c", "c.d", "candled.rooms", "candled.rooms.e", "candled.x.y", "candled.x.y.z", "tornado.web",
     }  # fmt: skip
+
+
+def test_test_modules_have_names_of_their_own():
+    """Pytest imports them by their name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
