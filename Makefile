@@ -11,8 +11,8 @@ run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart 
 check: lint $(VENV)/.test  ## a change so far: lint, types, and the tests that need nothing but Python
 	$(BIN)/python -m pytest -q -n auto --quick
 
-test: $(VENV)/.test  ## install the test extra and run the whole suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.test  ## install the test extra and run the whole suite, in parallel
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -51,6 +51,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only tests that need nothing but Python and are not slow")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run one worker more than there are cores, as most of the whole suite waits for servers; with `--quick` none."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if config.option.quick else cores + 1
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for name, reason in tiers.NEEDS.items():
         config.addinivalue_line("markers", f"{name}: {reason}")

@@ -189,6 +189,21 @@ def test_every_state_and_reason_has_its_line_of_troubleshooting():
     assert listed(TROUBLESHOOTING, "Why minutes are missing") == list(REASONS)
 
 
+def test_every_state_of_the_parts_is_in_troubleshooting():
+    section = TROUBLESHOOTING.split("## Parts of the daemon")[1].split("\n## ")[0]
+    writer = (ROOT / "candled" / "store" / "writer.py").read_text("utf-8")
+    states = re.search(r"self\._state: Literal\[(.*?)\]", writer)
+    assert states is not None
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == re.findall(r'"(\w+)"', states[1])
+    for name, texts in {
+        "app.py": ("are being loaded", "is being opened", "is not connected"),
+        "serve/handlers.py": ("is stopping",),
+    }.items():
+        source = (ROOT / "candled" / name).read_text("utf-8")
+        assert all(f'"{text}"' in source and f"| `{text}` |" in section for text in texts)
+    assert set(get_args(ClientState)) <= set(re.findall(r"`(\w+)`", section)) | set(STATES)
+
+
 def test_clients_and_the_page_know_every_state_and_reason():
     words = (ROOT / "candled" / "serve" / "static" / "words.js").read_text("utf-8")
     states, reasons = re.findall(r"export const (?:STATES|STATE_REASONS) = \{\n(.*?)\n\};", words, re.DOTALL)

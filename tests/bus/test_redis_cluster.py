@@ -180,7 +180,7 @@ def _apart(cluster: RedisCluster, mute: RedisServer) -> tuple[str, list[MarketKe
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900 if LONG else 300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("is_sharded", [True, pytest.param(False, marks=pytest.mark.long)])
 async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys, monkeypatch, is_sharded):
     """The same where every node carries everything, as before version 7."""

@@ -20,7 +20,7 @@ LONG = [
     pytest.mark.long,
     pytest.mark.timeout(7200),
 ]
-SHORT = [pytest.mark.timeout(400)]
+SHORT: list[pytest.MarkDecorator] = []
 START_S = 60.0
 HEAL_S = 60.0
 REDIS_HEALED_S = 5.0

@@ -112,7 +112,7 @@ def is_moving(site: Site, viewers: list[Viewer]) -> bool:
     return all(begins > iso_ms(now_ms - length_ms - MINUTE_MS // 3) for begins, length_ms in ends)
 
 
-@pytest.mark.timeout(1200 if LONG else 180)
+@pytest.mark.timeout(1200 if LONG else 900)
 async def test_while_redis_is_away_candles_are_stored_and_shown_and_afterwards_only_what_is_newest_is_sent(tmp_path):
     """First it hangs, then it is gone. One process ingests and serves, another only serves."""
     async with Site(tmp_path, ingest=0, serve=1, markets=MARKETS, speed=SPEED) as site:

@@ -111,7 +111,6 @@ class Gathering:
         await asyncio.gather(*(visitor.leave() for visitor in self.visitors))
 
 
-@pytest.mark.timeout(240)
 async def test_whoever_comes_back_shows_what_a_reload_would(tmp_path):
     async with Site(tmp_path, ingest=1, serve=1, speed=SPEED) as site:
         for node in site.nodes:

@@ -22,7 +22,6 @@ async def health_of(node: Node, within_s: float = 20.0) -> dict:
     return health
 
 
-@pytest.mark.timeout(240)
 async def test_whoever_begins_while_the_leaders_database_is_away_says_nothing_wrong_to_be_final(tmp_path):
     """What the leader cannot store nobody can read; it is shown as soon as it is there."""
     async with Site(tmp_path, ingest=1, serve=2, speed=SPEED) as site:

@@ -97,7 +97,6 @@ async def fake():
 
 
 @pytest.mark.usefixtures("daemon")
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("spans", "gaps"),
     [
@@ -148,7 +147,6 @@ def at(text: str) -> int:
 
 
 @pytest.mark.usefixtures("daemon")
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("hole", "complete", "begins"),
     [
@@ -187,7 +185,6 @@ async def test_the_bar_in_which_history_begins_is_served_where_nothing_exists_be
 
 
 @pytest.mark.usefixtures("daemon")
-@pytest.mark.timeout(180)
 async def test_what_is_missing_between_imported_pieces_is_fetched(tmp_path, fake):
     rig = Rig(tmp_path, fake, fake.clock, [BTC], ingest={"backfill": "10d"})
     minutes = [*fake.truth(BTC, days(60.3), days(40)), *fake.truth(BTC, days(39), days(10))]
@@ -213,7 +210,6 @@ async def test_what_is_missing_between_imported_pieces_is_fetched(tmp_path, fake
 
 
 @pytest.mark.usefixtures("daemon")
-@pytest.mark.timeout(180)
 async def test_a_running_daemon_shows_what_is_imported_within_seconds(tmp_path, fake):
     rig = Rig(tmp_path, fake, fake.clock, [BTC], ingest={"backfill": "1h"})
     try:

@@ -58,14 +58,12 @@ async def failed(directory: Path, cases: list[str], exclude: list[str], allowed:
     return len(results)
 
 
-@pytest.mark.timeout(240)
 async def test_cases_1_to_10(tmp_path):
     """Promise 18."""
     groups = [f"{group}.*" for group in range(1, 11)]
     assert await failed(tmp_path, groups, [], set()) >= 301
 
 
-@pytest.mark.timeout(240)
 async def test_compressed_messages_of_the_first_sizes(tmp_path):
     """Groups 12 and 13 differ in sizes and windows only; the long form runs them all."""
     sizes = [f"{group}.{at}" for group in ("12.1", "13.1", "13.3") for at in (1, 2, 3)]

@@ -133,7 +133,6 @@ def test_a_seed_gives_the_same_schedule_and_the_same_end_each_time():
     assert (first.faults, first.met, first.healed_s) == (second.faults, second.met, second.healed_s)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("silence")
 def test_after_any_faults_store_and_charts_are_as_the_exchange():
     """Promises 1, 2 and 3 under lies; the long form is below."""

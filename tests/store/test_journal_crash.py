@@ -48,7 +48,6 @@ async def write_on(folder: Path, start: int, *, is_away: bool) -> None:
         print(start, flush=True)
 
 
-@pytest.mark.timeout(120)
 async def test_kill_9_loses_nothing_that_was_safe(tmp_path):
     dice = random.Random(20261122)
     safe, journaled, segments = 0, 0, tmp_path / "candled.journal"

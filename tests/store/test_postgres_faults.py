@@ -25,7 +25,7 @@ from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market
 LONG = "CANDLED_TEST_LONG" in os.environ
 PAGE = 30
 
-pytestmark = [pytest.mark.usefixtures("postgres"), pytest.mark.timeout(900 if LONG else 120)]
+pytestmark = [pytest.mark.usefixtures("postgres"), pytest.mark.timeout(900)]
 
 
 def page(number: int) -> list[tuple[MarketKey, Candle]]:

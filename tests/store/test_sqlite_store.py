@@ -265,7 +265,6 @@ def test_decimals_are_kept_as_text_with_their_zeros(path, open_store):
 
 
 @pytest.mark.usefixtures("daemon")
-@pytest.mark.timeout(120)
 def test_kill_9_during_load_loses_nothing_that_was_acknowledged(path, open_store):
     dice = random.Random(20250602)
     acknowledged = 0

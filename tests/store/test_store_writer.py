@@ -551,7 +551,6 @@ async def test_a_bad_row_of_the_journal_takes_no_other_with_it(journaling, store
     assert everything(store, BTC, MINUTE) == [minute(at) for at in range(50) if at != 20]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.usefixtures("daemon")
 async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock):
     """As in the outage of a database while history is fetched: to the journal, and from there to the store."""

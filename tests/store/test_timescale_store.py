@@ -93,7 +93,6 @@ def test_an_ordinary_role_gets_chunks_too():
             admin.rows(f"DROP ROLE {admin.name}")
 
 
-@pytest.mark.timeout(120)
 def test_corrections_and_late_minutes_inside_compressed_chunks_are_exact(database, open_store):
     """Three days of ten markets corrected, minutes added between old ones, and single ones all over the history."""
     dice = random.Random(20251117)

@@ -14,7 +14,7 @@ from tests.fakes.proxies import FakeProxy
 from tests.fakes.tapes import Synthetic
 from tests.system.daemon import Daemon
 
-pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.timeout(900)]
 BTC = Symbol.parse("BTC/USDT")
 HOST = "exchange.test"  # only the proxy knows it
 

@@ -166,7 +166,7 @@ async def test_after_a_fault_the_store_and_the_charts_hold_the_truth(tmp_path, f
         assert chart.initials >= 1
 
 
-@pytest.mark.timeout(1200 if LONG else 120)
+@pytest.mark.timeout(1200 if LONG else 900)
 async def test_faults_one_after_another_leave_nothing_behind(tmp_path):
     """Promise 1; long form: ten minutes with at least 60 faults."""
     draw, began, injected = random.Random(20251118), deadlines.now(), 0

@@ -15,7 +15,7 @@ from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.system.daemon import Daemon
 
-pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.timeout(900)]
 BTC = Symbol.parse("BTC/USDT")
 SUBSCRIBE = json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initialBars": 5})
 

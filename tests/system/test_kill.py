@@ -32,7 +32,7 @@ from tests.system.rig import MONDAY_MORNING_MS
 
 pytestmark = pytest.mark.usefixtures("daemon")
 
-SHORT = pytest.mark.timeout(240)
+SHORT = pytest.mark.timeout(900)
 LONG = [
     pytest.mark.long,
     pytest.mark.timeout(3600),

@@ -125,7 +125,7 @@ KILL = """SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_
     WHERE application_name = 'candled' AND datname = current_database()"""
 
 
-@pytest.mark.timeout(1200 if LONG else 180)
+@pytest.mark.timeout(1200 if LONG else 900)
 @pytest.mark.parametrize("trouble", [killed, killed_and_daemon_restarted, hung, hit])
 async def test_trouble_with_the_database_loses_no_minute_and_charts_go_on(tmp_path, trouble):
     """Promise 4, 5 and 8 for the whole daemon. The loop is never held, whatever the database does."""

@@ -22,7 +22,7 @@ from tests.system.daemon import Daemon
 
 pytestmark = pytest.mark.usefixtures("daemon")
 
-SHORT = pytest.mark.timeout(240)
+SHORT = pytest.mark.timeout(900)
 LONG = [
     pytest.mark.long,
     pytest.mark.timeout(3600),

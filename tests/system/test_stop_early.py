@@ -23,7 +23,7 @@ from tests.system.daemon import ROOT, Daemon
 if sys.platform != "linux":
     pytest.skip("reads /proc", allow_module_level=True)
 
-pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.timeout(900)]
 UNSHARE = shutil.which("unshare")
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("daemon")
 HOUR_MS = 3_600_000
 LONG = [
     pytest.mark.long,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
 ]
 
 

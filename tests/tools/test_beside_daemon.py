@@ -66,7 +66,6 @@ def check(directory: Path) -> int:
         store.close()
 
 
-@pytest.mark.timeout(300)
 def test_no_command_with_other_settings_touches_the_bars_of_a_running_daemon(tmp_path):
     commands = [
         (["gaps"], {0, 1}),

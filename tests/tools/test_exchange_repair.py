@@ -240,7 +240,6 @@ async def test_reading_again_takes_no_stored_minute_for_absent(tmp_path):
 
 
 @pytest.mark.usefixtures("daemon")
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("act", ["exchange check", "reread", "verify"])
 async def test_clients_of_a_running_daemon_get_a_correction(tmp_path, capsys, act):
     clock = ScaledClock(20.0, MONDAY_MORNING_MS)
