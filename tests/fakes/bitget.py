@@ -310,6 +310,10 @@ class FakeBitget:
         """Answer the next `times` requests (None: all) with an error of Bitget's own."""
         self._break_rest(lambda: self._refusal(code, message, status), times)
 
+    def rest_nothing(self, times: int | None = None) -> None:
+        """Answer the next `times` requests (None: all) with success and an empty list."""
+        self._break_rest(lambda: self._envelope(200, "00000", "success", [], {}), times)
+
     def heal(self) -> None:
         """End every fault but changed candles. Connections that are half-open stay so."""
         self._silent = self.duplicate_updates = self.holds_back = False

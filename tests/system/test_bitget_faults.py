@@ -1,5 +1,6 @@
 """Every fault of Bitget that the fake can do: afterwards store and charts hold what the exchange really had."""
 
+import gc
 import os
 import random
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Recorded, Row, Synthetic
+from tests.loop_watch import LoopWatch
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 
 pytestmark = pytest.mark.usefixtures("daemon")
@@ -141,14 +143,42 @@ FAULTS = [
 ]  # fmt: skip
 
 
+def nothing(one: Rig) -> None:
+    one.fake.rest_nothing()
+    one.fake.drop_all()
+
+
+def bad_rows(one: Rig) -> None:
+    """No row of the last and the next minutes can be a candle."""
+    for open_ms in lied_about(one):
+        one.fake.garble(BTC, open_ms, lambda row: [[row[0], "1", "1", "2", "1", *row[5:]]])
+    one.fake.drop_all()
+
+
+def malformed_pushes(one: Rig) -> None:
+    for open_ms in lied_about(one):
+        one.fake.garble(BTC, open_ms, lambda row: [["yesterday", None, {}]], live=True)
+
+
+def lied_about(one: Rig) -> range:
+    now_ms = MINUTE.floor(one.clock.now_ms())
+    return range(now_ms - 10 * MINUTE_MS, now_ms + 10 * MINUTE_MS, MINUTE_MS)
+
+
+LIES = [nothing, bad_rows, malformed_pushes]
+
+
 def calm(one: Rig) -> None:
     """Let the fake be as Bitget is on a good day."""
     one.fake.heal()
+    for open_ms in range(MONDAY_MORNING_MS, one.clock.now_ms() + 20 * MINUTE_MS, MINUTE_MS):
+        one.fake.garble(BTC, open_ms, None)
+        one.fake.garble(BTC, open_ms, None, live=True)
     one.fake.max_age_s = 86_400.0
     one.fake.ping_patience_s = (120.0, 145.0)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [*FAULTS, *LIES], ids=lambda fault: fault.__name__)
 async def test_after_a_fault_the_store_and_the_charts_hold_the_truth(tmp_path, fault):
     async with rig(tmp_path) as one:
         chart = one.open_chart(BTC)
@@ -164,6 +194,25 @@ async def test_after_a_fault_the_store_and_the_charts_hold_the_truth(tmp_path, f
         assert await one.check() > 700
         assert one.clock.now_ms() - before > 5 * MINUTE_MS
         assert chart.initials >= 1
+
+
+async def test_lies_and_faults_hold_the_loop_for_no_moment_and_leave_nothing_in_memory(tmp_path):
+    sizes = []
+    async with rig(tmp_path, speed=20.0) as one:
+        one.open_chart(BTC)
+        await live(one)
+        async with LoopWatch() as watch:
+            for _ in range(2):
+                for fault in (*LIES, silence, drop, html, duplicates):
+                    fault(one)
+                    await one.minutes(1.0)
+                    calm(one)
+                    await one.minutes(0.5)
+                gc.collect()
+                sizes.append(len(gc.get_objects()))
+        await one.check(within_minutes=60)
+    assert watch.held_s < 0.1
+    assert sizes[1] < sizes[0] * 1.1  # what comes of ten more minutes of two markets
 
 
 @pytest.mark.timeout(1200 if LONG else 900)
