@@ -613,6 +613,8 @@ class MarketIngest:
         verdict = self._presence.judge(rows, window.start_ms, self._minutes.get, now_ms)
         if verdict == "nothing":
             self.trouble = "the exchange's REST API does not answer for the present"
+            if not rows and self.newest_ms is not None:  # it lacks a minute that it must have, final or not
+                self._is_credible = False
         last_ms = self.pushed_ms
         is_certain = any(
             row.volume > 0 and self._is_over(row) and (last_ms is None or row.open_ms >= last_ms) for row in rows

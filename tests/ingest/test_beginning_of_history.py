@@ -177,13 +177,20 @@ async def test_a_success_with_nothing_is_never_taken_for_an_answer():
         assert run.wrong(MONDAY_MS, run.exchange.now() // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
 
 
-async def test_a_success_with_nothing_in_the_middle_leaves_no_hole():
-    async with running(start_ms=START_MS) as run:
-        await run.seconds(300)
+@pytest.mark.parametrize("empty_candles", [True, False], ids=["with empty candles", "only minutes with trades"])
+@pytest.mark.parametrize("second", [0, 15, 30, 45])
+async def test_a_success_with_nothing_in_the_middle_leaves_no_hole(second, empty_candles):
+    def kind(exchange):
+        exchange.quiet_minutes = empty_candles
+
+    async with running(start_ms=START_MS, prepare=kind) as run:
+        await run.seconds(300 + second)
         assert run.state == ("live", None)
         run.exchange.stream, run.exchange.rest = "silent", "empty"
-        await run.seconds(8 * 3600)
-        assert run.state[0] in ("stale", "recovering")
+        for _ in range(10):
+            await run.seconds(300)
+            assert run.state[0] in ("stale", "recovering")
+        assert run.health()["missingMinutes"] >= 45
         run.exchange.stream = run.exchange.rest = "up"
         await run.seconds(900)
         assert (run.state, run.health()["missingMinutes"], run.health()["holes"]["count"]) == (("live", None), 0, 0)
