@@ -119,11 +119,16 @@ class Presence:
     def _covers(
         self, rows: Sequence[Candle], start_ms: int, known: Callable[[int], Candle | None], now_ms: int
     ) -> bool:
-        """Return whether an answer without trades speaks of this market up to the present at all."""
-        if self._publishes_empty_candles:
-            return bool(rows) and rows[-1].open_ms >= MINUTE.floor(now_ms) - MINUTE_MS
-        anchor = known(start_ms)
-        return bool(rows) or anchor is None or not anchor.volume
+        """Return whether an answer without trades speaks of this market up to the present at all.
+
+        It has to show the newest known trades.
+        """
+        newest_ms = MINUTE.floor(now_ms)
+        if self._publishes_empty_candles and (not rows or rows[-1].open_ms < newest_ms - MINUTE_MS):
+            return False
+        minutes = (known(open_ms) for open_ms in range(newest_ms, start_ms - 1, -MINUTE_MS))
+        traded = next((minute for minute in minutes if minute is not None and minute.volume), None)
+        return traded is None or any(row.open_ms == traded.open_ms and row.volume >= traded.volume for row in rows)
 
 
 def _is_fresh(row: Candle, pushed_in_ms: int, known: Callable[[int], Candle | None]) -> bool:

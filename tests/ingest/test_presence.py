@@ -4,6 +4,7 @@ from decimal import Decimal
 
 import pytest
 
+from candled.bus import StateChanged
 from candled.ingest.presence import Presence
 from candled.model import MINUTE_MS, Candle, RangeSet
 from tests.ingest.small import THURSDAY_MS, running
@@ -17,7 +18,7 @@ def row(minutes_ago: int, volume: int) -> Candle:
 
 
 # What REST answers 55 s after the last push of a minute that then had volume 5, on an exchange with or without empty
-# candles: what follows from it, and how the market stands 10 s later.
+# candles: what follows from it, and how the market stands 10 s later, also where it was asked for older minutes too.
 ANSWERS = [
     pytest.param(True, [row(1, 5), row(0, 0)], "silent", "quiet", id="flat candles up to the present"),
     pytest.param(True, [row(1, 5)], "silent", "quiet", id="up to the minute that ended just now"),
@@ -25,19 +26,24 @@ ANSWERS = [
     pytest.param(True, [], "nothing", "unknown", id="an empty page where every minute has a candle"),
     pytest.param(False, [row(1, 5)], "silent", "quiet", id="the known minute and nothing newer"),
     pytest.param(False, [], "nothing", "unknown", id="an empty page that lacks a known minute"),
+    pytest.param(False, [row(2, 5)], "nothing", "unknown", id="an old page where quiet minutes have no candle"),
+    pytest.param(False, [row(1, 4)], "nothing", "unknown", id="the known minute before its last trades"),
+    pytest.param(True, [row(1, 4), row(0, 0)], "nothing", "unknown", id="flat candles and less than was traded"),
+    pytest.param(True, [row(2, 5), row(0, 0)], "nothing", "unknown", id="flat candles without the traded minute"),
     pytest.param(True, [row(1, 6), row(0, 0)], "traded", "polled", id="the minute of the last push has grown"),
     pytest.param(True, [row(1, 5), row(0, 3)], "traded", "polled", id="a newer minute has trades"),
     pytest.param(False, [row(0, 3)], "traded", "polled", id="only a newer minute"),
 ]
 
 
+@pytest.mark.parametrize("minutes_ago", [1, 2, 30], ids="from_{}".format)
 @pytest.mark.parametrize(("empty_candles", "rows", "verdict", "standing"), ANSWERS)
-def test_only_an_answer_for_these_minutes_makes_a_market_quiet(empty_candles, rows, verdict, standing):
+def test_only_an_answer_for_these_minutes_makes_a_market_quiet(empty_candles, rows, verdict, standing, minutes_ago):
     one = Presence(60_000, publishes_empty_candles=empty_candles)
     one.connected = True
     one.on_push(PUSHED_MS)
     known = {candle.open_ms: candle for candle in [row(1, 5)]}
-    assert one.judge(rows, NOW_MS - MINUTE_MS, known.get, NOW_MS) == verdict
+    assert one.judge(rows, NOW_MS - minutes_ago * MINUTE_MS, known.get, NOW_MS) == verdict
     assert one.standing(NOW_MS + 10_000) == standing
     assert one.standing(NOW_MS + 120_000) == "unknown"  # it said nothing of now
     one.on_push(NOW_MS + 130_000)
@@ -101,6 +107,21 @@ async def test_while_the_market_trades_no_silence_is_ever_called_quiet(stream, r
         run.exchange.stream = run.exchange.rest = "up"
         await run.seconds(200)
         assert run.state == ("live", None)
+
+
+async def test_nothing_after_a_minute_without_trades_is_not_called_quiet():
+    def thin(exchange):
+        exchange.quiet_minutes = False
+        exchange.quiet = lambda open_ms: open_ms == THURSDAY_MS + (6 * 60 + 4) * MINUTE_MS
+
+    async with running(prepare=thin) as run:
+        await run.seconds(300 + 7)
+        run.exchange.stream, run.exchange.rest = "silent", "empty"
+        heard = len(run.heard)
+        await run.seconds(1200)
+        assert run.state[0] in ("stale", "recovering")
+        assert "quiet" not in {one.state for one in run.heard[heard:] if isinstance(one, StateChanged)}
+        assert run.health()["missingMinutes"] >= 15
 
 
 @pytest.mark.parametrize("empty_candles", [True, False], ids=["with empty candles", "only minutes with trades"])
