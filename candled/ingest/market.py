@@ -500,7 +500,7 @@ class MarketIngest:
             else:
                 self.unbelieved_stamps += as_of_ms != 0
                 as_of_ms = min(received_ms, end_ms - 1) if is_update else received_ms
-            final = candle.final and now_ms >= end_ms - TOLERANCE_MS
+            final = candle.final and now_ms >= end_ms  # one frame ends no minute early
             valid.append(Candle(*candle[:7], as_of_ms, final, candle.rev, src))
         return sorted(valid) if len(valid) > 1 else valid
 

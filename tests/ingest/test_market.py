@@ -1,3 +1,5 @@
+import pytest
+
 from candled.bus import Facts
 from candled.exchange import Candles
 from candled.ingest.coverage import Coverage, Urgency, Window
@@ -175,6 +177,25 @@ def test_each_final_minute_is_compared_with_rest_once_and_differences_are_counte
     assert [candle.open_ms for candle in outcome.live] == [minute(601).open_ms]
     again = one.answered(window, rows, at(603 * 60 + 20))
     assert (again.checked, again.mismatched) == (0, 0)
+
+
+FRAMES = [
+    pytest.param(51, False, id="nine seconds early"),
+    pytest.param(59.999, False, id="a millisecond early"),
+    pytest.param(60, True, id="as the minute ends"),
+    pytest.param(61, True, id="a second later"),
+]
+
+
+@pytest.mark.parametrize(("second", "is_believed"), FRAMES)
+def test_a_frame_that_calls_its_minute_final_is_believed_once_the_minute_is_over(second, is_believed):
+    one = market()
+    push(one, minute(600, as_of=10_000), seconds=36_010)
+    outcome = push(one, minute(600, "11", volume="2", as_of=round(second * 1000), final=True), seconds=36_000 + second)
+    assert [candle.final for candle in outcome.live] == [is_believed]
+    if not is_believed:
+        push(one, minute(600, "12", volume="3", as_of=59_999), minute(601, as_of=0), seconds=36_060)
+        assert [(candle.final, candle.close) for candle in one.settle(at(36_062))] == [(True, 12)]
 
 
 def test_minutes_that_rest_brought_are_not_compared_with_themselves():
