@@ -17,23 +17,29 @@ Absence = Literal["exchange_outage", "no_trades"]
 _WEEK = Interval.parse("1W")
 _DAY_MS = 86_400_000
 RECENT_MS = 2 * 60 * MINUTE_MS
-# How long after each answer without the minutes the exchange is asked for them again; then never. Where a minute
-# without trades is simply not published, absence is no news, and every thin market has hundreds a day.
+# How long after each answer without the minutes the exchange is asked for them again, and how often from then on.
+# Asking never ends: an exchange that says that there is nothing may be wrong. Where it does not publish minutes without
+# trades, every thin market lacks hundreds a day: few questions at first, then such that one request asks for many.
 _RETRY_MS: dict[str, tuple[int, ...]] = {
-    "exchange_outage": (60_000, 600_000, 3_600_000, 21_600_000),
-    "no_trades": (600_000, 21_600_000),
+    "exchange_outage": (60_000, 600_000, 3_600_000, 21_600_000, 43_200_000, *[_DAY_MS] * 7),
+    "no_trades": (600_000, 21_600_000, *[_DAY_MS] * 7),
     "invalid": (60_000, 300_000, 1_800_000, 7_200_000, 21_600_000),
     "unconfirmed": (60_000, 600_000, 3_600_000),
     "beyond_history": (_DAY_MS, 7 * _DAY_MS),
 }
-# For these the exchange is asked again without an end: a row that cannot be read says that there is one, and who says
-# that there is nothing may be wrong.
-_ENDLESS_MS = {"invalid": _DAY_MS, "unconfirmed": 21_600_000, "beyond_history": 30 * _DAY_MS}
+_ENDLESS_MS = {
+    "exchange_outage": 30 * _DAY_MS,
+    "no_trades": 30 * _DAY_MS,
+    "invalid": _DAY_MS,
+    "unconfirmed": 21_600_000,
+    "beyond_history": 30 * _DAY_MS,
+}
+# A final minute that REST does not confirm is asked for again for so long; then the stream's version stands.
+_DEFERRED_MS = _DAY_MS
 # So many answers, over at least eleven minutes, are believed where no other source speaks of the beginning of history.
 _LOOKS = 3
 _SETTLED = ("exchange_outage", "no_trades", "invalid")
 _NOTHING = RangeSet()
-MOST_ATTEMPTS = len(_RETRY_MS["exchange_outage"]) + 1
 
 
 class Urgency(IntEnum):
@@ -48,10 +54,11 @@ class Urgency(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Deferred:
-    """A final minute that an answer of REST did not confirm: when to ask again, UTC epoch milliseconds."""
+    """A final minute that answers of REST did not confirm: since when, and when to ask again, in UTC epoch ms."""
 
+    since_ms: int
     attempts: int
-    retry_ms: int | None
+    retry_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +189,7 @@ class Coverage:
     def unconfirmed_minutes(self) -> int:
         """How many final minutes still await an answer of REST that confirms them."""
         return self._unconfirmed.total_ms // MINUTE_MS + sum(
-            one.retry_ms is not None and open_ms not in self._unconfirmed for open_ms, one in self._deferred.items()
+            open_ms not in self._unconfirmed for open_ms in self._deferred
         )
 
     def was_deferred(self, open_ms: int) -> bool:
@@ -333,7 +340,7 @@ class Coverage:
         """The most urgent request, of at most `most_minutes`; None when there is nothing to ask.
 
         Minutes before `until_ms` should be there; final ones before `confirm_until_ms` may be confirmed (0: never).
-        No window holds a known hole whose time has not come, so that none is asked for more than `MOST_ATTEMPTS` times.
+        No window holds a known hole whose time has not come, so that none is asked for more often than it should be.
         """
         self._resume(now_ms)
         most_ms = most_minutes * MINUTE_MS
@@ -425,18 +432,19 @@ class Coverage:
         for open_ms in self.unconfirmed(start_ms, end_ms):
             known = self._deferred.get(open_ms)
             attempts = 1 if known is None else known.attempts + 1
+            since_ms = now_ms if known is None else known.since_ms
             reason = "invalid" if open_ms in unreadable else self._absence
-            self._deferred[open_ms] = _Deferred(attempts, _retry_ms(reason, attempts, now_ms))
+            self._deferred[open_ms] = _Deferred(since_ms, attempts, _retry_ms(reason, attempts, now_ms))
         self._unconfirmed.remove(start_ms, end_ms)
-        self._resume_ms = min(
-            (one.retry_ms for one in self._deferred.values() if one.retry_ms is not None), default=None
-        )
+        for open_ms in [old for old, one in self._deferred.items() if now_ms - one.since_ms > _DEFERRED_MS]:
+            del self._deferred[open_ms]
+        self._resume_ms = min((one.retry_ms for one in self._deferred.values()), default=None)
 
     def _resume(self, now_ms: int) -> None:
         if self._resume_ms is None or now_ms < self._resume_ms:
             return
         for open_ms, one in self._deferred.items():
-            if one.retry_ms is not None and one.retry_ms <= now_ms:
+            if one.retry_ms <= now_ms:
                 self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
         self._resume_ms = None  # until the next answer
 
@@ -528,18 +536,17 @@ def _absent(start_ms: int, end_ms: int, reason: str, attempts: int, now_ms: int)
     return Hole(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
 
 
-def _retry_ms(reason: str, attempts: int, now_ms: int) -> int | None:
-    """When to ask again after so many answers without a minute; None: never."""
+def _retry_ms(reason: str, attempts: int, now_ms: int) -> int:
+    """Return when to ask again after so many answers without a minute."""
     waits_ms = _RETRY_MS[reason]
-    wait_ms = waits_ms[attempts - 1] if attempts <= len(waits_ms) else _ENDLESS_MS.get(reason)
-    return None if wait_ms is None else _shared_time(now_ms, wait_ms)
+    return _shared_time(now_ms, waits_ms[attempts - 1] if attempts <= len(waits_ms) else _ENDLESS_MS[reason])
 
 
 def _put_off(hole: Hole, now_ms: int) -> Hole:
     """Return a hole that an answer without evidence left: asked for again after the same wait."""
     if hole.retry_ms is None or hole.retry_ms > now_ms:
         return hole
-    return replace(hole, retry_ms=_retry_ms(hole.reason, hole.attempts, now_ms) or _shared_time(now_ms, _DAY_MS))
+    return replace(hole, retry_ms=_retry_ms(hole.reason, hole.attempts, now_ms))
 
 
 def _span(holes: Iterable[Hole]) -> Range | None:

@@ -707,8 +707,8 @@ class ExchangeIngest:
 
 
 def _examined(hole: Hole) -> Hole:
-    """Return a stored hole; the time before history is examined again, even if that was once believed for good."""
-    return replace(hole, retry_ms=0) if hole.reason == "beyond_history" and hole.retry_ms is None else hole
+    """Return a stored hole; it is examined again, even if it was once believed for good."""
+    return replace(hole, retry_ms=0) if hole.retry_ms is None else hole
 
 
 def _describe_hole(hole: Hole) -> dict[str, Any]:

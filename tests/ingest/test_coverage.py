@@ -1,9 +1,10 @@
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.ingest.coverage import MOST_ATTEMPTS, Coverage, Urgency, Window
+from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.evidence import Evidence
 from candled.model import MINUTE_MS, Range
 from candled.store.interface import Hole
@@ -63,18 +64,60 @@ def test_a_hole_that_appears_later_does_not_move_the_beginning():
     assert held.since_ms == MONDAY_MS
 
 
-def test_what_the_exchange_does_not_have_is_remembered_and_asked_for_a_bounded_number_of_times():
-    held = coverage(present=[(0, 100), (110, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
-    now_ms, asked = NOW_MS, 0
-    for _ in range(40):
+# Why minutes are missing, how many hours the exchange withholds them, and within how many more they are found.
+WITHHELD = [
+    pytest.param("exchange_outage", 1, 1.5, id="an outage of an hour"),
+    pytest.param("exchange_outage", 9, 12, id="an outage of nine hours"),
+    pytest.param("exchange_outage", 24, 24, id="an outage of a day"),
+    pytest.param("exchange_outage", 24 * 6, 36, id="an outage of six days"),
+    pytest.param("exchange_outage", 24 * 40, 45 * 24, id="an outage of forty days"),
+    pytest.param("no_trades", 1, 9, id="no trades for an hour"),
+    pytest.param("no_trades", 9, 36, id="no trades for nine hours"),
+    pytest.param("no_trades", 24 * 40, 45 * 24, id="no trades for forty days"),
+]
+
+
+@pytest.mark.parametrize(("absence", "hours", "within_hours"), WITHHELD)
+def test_what_the_exchange_does_not_have_is_asked_for_after_growing_pauses_without_an_end(absence, hours, within_hours):
+    held = Coverage(
+        present=[Range(ms(0), ms(100)), Range(ms(110), NOW_MS)],
+        holes=[],
+        since_ms=MONDAY_MS,
+        from_ms=MONDAY_MS,
+        absence=absence,
+    )
+    asked = []
+    for now_ms in range(NOW_MS, NOW_MS + round((hours + within_hours) * 60) * MINUTE_MS, 5 * MINUTE_MS):
         window = held.want(NOW_MS, now_ms, 1000, 0)
+        if window is None:
+            continue
+        asked.append(now_ms)
+        if now_ms - NOW_MS >= hours * 3_600_000:
+            held.found(ms(100), ms(110))
+        held.answered(window, NOW_MS, now_ms)
+        assert all(hole.reason == absence and hole.retry_ms > now_ms for hole in held.holes)
+    assert held.holes == []
+    assert len(asked) <= 15 + hours // (24 * 15)
+    pauses = [later - earlier for earlier, later in pairwise(asked)]
+    assert max(pauses) <= 45 * 86_400_000
+
+
+def test_a_final_minute_that_rest_lacks_is_counted_as_unconfirmed_for_a_day_and_asked_for_a_few_times():
+    held = coverage(present=[(0, UNTIL - 3)], since=MONDAY_MS, start=MONDAY_MS)
+    for number in range(UNTIL - 3, UNTIL):
+        held.add(ms(number), confirmed=False)
+    asked = []
+    for now_ms in range(NOW_MS, NOW_MS + 3 * 86_400_000, 5 * MINUTE_MS):
+        window = held.want(NOW_MS, now_ms, 1000, NOW_MS)
         if window is not None:
-            asked += 1
+            assert window.urgency is Urgency.CONFIRM
+            asked.append(now_ms)
             held.answered(window, NOW_MS, now_ms)
-        now_ms += 3_600_000
-    assert asked == MOST_ATTEMPTS
-    (hole,) = held.holes
-    assert (hole.start_ms, hole.end_ms, hole.reason, hole.retry_ms) == (ms(100), ms(110), "exchange_outage", None)
+        if now_ms - NOW_MS <= 86_400_000:
+            assert held.unconfirmed_minutes == 3
+    assert held.unconfirmed_minutes == 0
+    assert not held.was_deferred(ms(UNTIL - 1))
+    assert 5 <= len(asked) <= 8
 
 
 def test_a_hole_that_is_filled_later_is_forgotten():
@@ -117,15 +160,15 @@ def ask_for_days(held: Coverage, days: int, most: int, without=(), confirm: bool
     return windows
 
 
-def test_ten_holes_of_an_exchange_that_share_windows_are_each_asked_for_at_most_five_times():
+def test_ten_holes_of_an_exchange_share_the_windows_in_which_they_are_asked_for():
     lacking = {ms(100 + hole * hole + n) for hole in range(10) for n in range(hole % 3 + 1)}
     held = coverage(present=[(0, 90), (300, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
     windows = ask_for_days(held, days=3, most=1000, without=lacking)
     holes = held.holes
     assert sum(hole.end_ms - hole.start_ms for hole in holes) == len(lacking) * MINUTE_MS
-    assert {asked_about(windows, hole) for hole in holes} == {MOST_ATTEMPTS}
-    assert {(hole.attempts, hole.retry_ms) for hole in holes} == {(MOST_ATTEMPTS, None)}
-    assert len(windows) == MOST_ATTEMPTS
+    assert {asked_about(windows, hole) for hole in holes} == {len(windows)}
+    assert {hole.attempts for hole in holes} == {len(windows)}
+    assert 6 <= len(windows) <= 9
 
 
 def test_holes_found_at_different_times_are_not_asked_for_more_often_because_they_are_neighbours():
@@ -142,16 +185,15 @@ def test_holes_found_at_different_times_are_not_asked_for_more_often_because_the
         if ms(minute) not in lacking:
             held.add(ms(minute), confirmed=False)
     assert len(held.holes) == len(lacking)
-    assert max(asked_about(windows, hole) for hole in held.holes) <= MOST_ATTEMPTS
+    assert max(asked_about(windows, hole) for hole in held.holes) <= 9
 
 
-def test_a_thin_market_without_quiet_minutes_costs_few_requests_and_ends():
+def test_a_thin_market_without_quiet_minutes_costs_few_requests():
     held = Coverage(present=[], holes=[], since_ms=None, from_ms=MONDAY_MS, absence="no_trades")
     lacking = {ms(number) for number in range(1, UNTIL, 2)}
-    windows = ask_for_days(held, days=4, most=1000, without=lacking)
     first_pass = -(-UNTIL // 1000) + 2
-    assert len(windows) <= 3 * first_pass
-    assert {(hole.reason, hole.attempts, hole.retry_ms) for hole in held.holes} == {("no_trades", 3, None)}
+    assert len(ask_for_days(held, days=2, most=1000, without=lacking)) <= 4 * first_pass
+    assert {(hole.reason, hole.retry_ms is None) for hole in held.holes} == {("no_trades", False)}
 
 
 def test_gaps_that_fit_into_one_request_are_asked_for_together():
