@@ -244,20 +244,24 @@ class Coverage:
         now_ms: int,
         unreadable: RangeSet = _NOTHING,
         *,
+        behind: RangeSet = _NOTHING,
         seen: RangeSet = _NOTHING,
         is_believed: bool = True,
     ) -> bool:
         """Note that the exchange answered for a window, after `add` for all it sent: what is still missing before
         `until_ms` it does not have. Return whether the known holes changed.
 
-        `unreadable` are minutes of which it sent rows that are no candles. `seen` are those of which a version is known
+        `unreadable` are minutes of which it sent rows that are no candles. `behind` are those of which it sent an older
+        version than the known one: they are asked for again soon.
+
+        `seen` are those of which a version is known
         that is not the last one: that they do not exist is not believed. Without `is_believed` the answer is no
         evidence of what it lacks, and is not counted. A hole that was in the window only because others were asked for
         is not counted as asked again.
         """
         self.version += 1
         start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
-        self._defer(start_ms, end_ms, unreadable, now_ms)
+        self._defer(start_ms, end_ms, unreadable, behind, now_ms)
         for first_ms, stop_ms in _common(seen, Range(start_ms, max(start_ms, end_ms))):
             self._seen.add(first_ms, stop_ms)
         fresh = self._have.missing(start_ms, end_ms)
@@ -427,13 +431,15 @@ class Coverage:
 
     # ------------------------------------------------------------ minutes that REST did not confirm
 
-    def _defer(self, start_ms: int, end_ms: int, unreadable: RangeSet, now_ms: int) -> None:
+    def _defer(self, start_ms: int, end_ms: int, unreadable: RangeSet, behind: RangeSet, now_ms: int) -> None:
         """Ask again later for the minutes that are there, but of which the answer had no row, or none to be read."""
         for open_ms in self.unconfirmed(start_ms, end_ms):
             known = self._deferred.get(open_ms)
             attempts = 1 if known is None else known.attempts + 1
             since_ms = now_ms if known is None else known.since_ms
             reason = "invalid" if open_ms in unreadable else self._absence
+            if open_ms in behind:
+                attempts, reason = 1, "invalid"
             self._deferred[open_ms] = _Deferred(since_ms, attempts, _retry_ms(reason, attempts, now_ms))
         self._unconfirmed.remove(start_ms, end_ms)
         for open_ms in [old for old, one in self._deferred.items() if now_ms - one.since_ms > _DEFERRED_MS]:

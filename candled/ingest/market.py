@@ -29,6 +29,10 @@ _REOPEN_MS = 600_000
 _ON_THEIR_WAY_MS = 2 * MINUTE_MS  # newer minutes are not counted as missing yet
 # A missing minute is asked for by REST only this long after its end: before, it is on its way.
 _PATIENCE_MS = 10_000
+# So long after the end of a minute an answer of REST may come from a cache: one with less volume than the stream had is
+# taken only once it was repeated after the other time.
+_CACHED_MS = 300_000
+_REPEATED_MS = 120_000
 
 
 class Condition(NamedTuple):
@@ -108,6 +112,8 @@ class MarketIngest:
         #: whether REST is known to speak of this market: None until it does, False when it denies a known minute
         self._is_credible: bool | None = None
         self._reopened_ms = 0
+        #: minutes of which REST had less volume than the stream: since when it has had which values
+        self._lesser: dict[int, tuple[int, tuple[object, ...]]] = {}
         self._lost_before = RangeSet()
         self._gap: Range | None = None
         self._gap_of: tuple[int, int] | None = None
@@ -175,12 +181,13 @@ class MarketIngest:
         known = {candle.open_ms: candle for candle in stored} | {
             candle.open_ms: held for candle in candles if (held := self._minutes.get(candle.open_ms)) is not None
         }
-        outcome = Outcome()
-        self._count_differences(window, candles, known, unreadable, asked_ms, now_ms, outcome)
+        outcome, behind = Outcome(), self._behind(candles, known, now_ms)
+        self._count_differences(window, candles, known, RangeSet([*unreadable, *behind]), asked_ms, now_ms, outcome)
         is_dead = window.urgency is Urgency.PRESENT and self._judge_silence(window, candles, now_ms)
         newest_ms = candles[-1].open_ms if candles else 0
         for candle in candles:
-            self._take_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
+            if candle.open_ms not in behind:  # else it stays unconfirmed, and is asked for once more
+                self._take_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
         if not self._presence.is_moving(now_ms):  # nobody sees how the forming minute ends
             self._minutes.interrupted()
         outcome.dead, outcome.healed = is_dead, outcome.past_range
@@ -189,6 +196,7 @@ class MarketIngest:
             self._until(now_ms),
             now_ms,
             unreadable,
+            behind=behind,
             seen=RangeSet((one.open_ms, one.open_ms + MINUTE_MS) for one in self._minutes.forming),
             is_believed=self._is_credible is True,
         )
@@ -207,6 +215,24 @@ class MarketIngest:
             self._is_credible = True
         elif self.coverage.held(max(window.start_ms, now_ms - RECENT_MS), window.end_ms):
             self._is_credible = False
+
+    def _behind(self, candles: Sequence[Candle], known: Mapping[int, Candle], now_ms: int) -> RangeSet:
+        """Return the minutes of which an answer is older than the stream's version: volume only grows in a minute."""
+        behind = RangeSet()
+        for open_ms in [old for old in self._lesser if now_ms - old > 2 * _CACHED_MS]:
+            del self._lesser[open_ms]
+        for candle in candles:
+            open_ms, ours = candle.open_ms, known.get(candle.open_ms)
+            is_less = ours is not None and ours.src == "live" and candle.volume < ours.volume
+            if not is_less or not self._is_over(candle) or now_ms - open_ms - MINUTE_MS > _CACHED_MS:
+                continue
+            since_ms, values = self._lesser.get(open_ms, (now_ms, candle.values))
+            if values != candle.values:
+                since_ms = now_ms
+            self._lesser[open_ms] = since_ms, candle.values
+            if now_ms - since_ms < _REPEATED_MS:
+                behind.add(open_ms, open_ms + MINUTE_MS)
+        return behind
 
     def settle_beginning(self, evidence: Evidence, now_ms: int) -> Range | None:
         """Take what other sources say of the time before the first minute; return where the known holes changed."""
@@ -600,7 +626,9 @@ class MarketIngest:
         awaiting = set(self.coverage.unconfirmed(window.start_ms, min(window.end_ms, self._until(now_ms))))
         for open_ms in awaiting | theirs.keys():
             ours, row = known.get(open_ms) or self._minutes.get(open_ms), theirs.get(open_ms)
-            if ours is None or not ours.final or open_ms in unreadable or self.coverage.was_deferred(open_ms):
+            if ours is None or not ours.final or open_ms in unreadable:
+                continue
+            if self.coverage.was_deferred(open_ms) and open_ms not in self._lesser:  # it was counted
                 continue
             if row is not None and _came_meanwhile(ours, row, asked_ms, now_ms):
                 continue

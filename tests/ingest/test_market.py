@@ -97,7 +97,7 @@ def test_rest_that_agrees_with_the_stream_is_no_news():
 def test_silence_that_rest_agrees_with_is_quiet():
     one = market()
     push(one, minute(600, as_of=30_000), seconds=36_030)
-    flat = [minute(number, "10", volume="0", as_of=200_000) for number in (600, 601)]
+    flat = [minute(600, as_of=200_000), minute(601, "10", volume="0", as_of=200_000)]
     windows = []
     while window := one.want(at(36_082)):
         windows.append(window)
@@ -177,6 +177,45 @@ def test_each_final_minute_is_compared_with_rest_once_and_differences_are_counte
     assert [candle.open_ms for candle in outcome.live] == [minute(601).open_ms]
     again = one.answered(window, rows, at(603 * 60 + 20))
     assert (again.checked, again.mismatched) == (0, 0)
+
+
+# The volumes of a minute, of which the stream brought 5, in the answers of REST; how the minute then stands, after how
+# many seconds at most, and how many differences from REST are counted.
+LESSER = [
+    pytest.param(["5"], 5, 20, 0, id="the same"),
+    pytest.param(["2", "5"], 5, 20, 0, id="a cache that is one answer behind"),
+    pytest.param(["1", "2", "3", "5"], 5, 20, 0, id="a cache that catches up"),
+    pytest.param(["2"], 2, 260, 1, id="less, again and again"),
+    pytest.param(["1", "2", "3", "4"] * 9, 4, 900, 1, id="something else each time"),
+    pytest.param(["7"], 7, 20, 1, id="more"),
+]
+
+
+@pytest.mark.parametrize(("answers", "volume", "within_s", "mismatched"), LESSER)
+def test_an_answer_with_less_volume_than_the_stream_had_counts_once_it_is_repeated(
+    answers, volume, within_s, mismatched
+):
+    one, left, versions, counted = market(confirm=True), list(answers), {}, 0
+    end_s = 36_060
+    for second in range(end_s - 10, end_s + 900, 5):
+        number, forming_s = divmod(second, 60)
+        live = [minute(600, volume="5", as_of=59_000)] if second == end_s else []
+        live += push(one, *live, minute(number, volume="1", as_of=forming_s * 1000), seconds=second).live
+        live += one.settle(at(second))
+        while (window := one.want(at(second))) is not None:
+            numbers = range((window.start_ms - MONDAY_MS) // MINUTE_MS, (window.end_ms - MONDAY_MS) // MINUTE_MS)
+            rows = [minute(n, as_of=(second - n * 60) * 1000) for n in numbers if n != 600]
+            if 600 in numbers:
+                given = left.pop(0) if len(left) > 1 else left[0]
+                rows.append(minute(600, volume=given, as_of=(second - 36_000) * 1000))
+            outcome = one.answered(window, rows, at(second))
+            live += [*outcome.live, *outcome.past]
+            counted += outcome.mismatched
+        versions.update((second, candle.volume) for candle in live if candle.open_ms == minute(600).open_ms)
+    assert set(versions.values()) <= {1, 5, volume}
+    assert versions[max(versions)] == volume
+    assert (counted, one.coverage.unconfirmed_minutes <= 2) == (mismatched, True)
+    assert max(versions) - end_s <= within_s
 
 
 FRAMES = [
