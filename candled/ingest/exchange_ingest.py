@@ -380,6 +380,10 @@ class ExchangeIngest:
             logger.exception("%s: history of %s failed", self.name, symbol)
             self._rest_failed(market, repr(error))
             return
+        foreign = market.find_foreign(rows, self.now_ms())
+        if foreign is not None:
+            self._rest_failed(market, foreign)
+            return
         self._rest_works(symbol)
         if not self._has_own_clock:
             stated_ms = max((row.as_of_ms for row in rows if isinstance(row, Candle)), default=0)

@@ -33,6 +33,8 @@ _PATIENCE_MS = 10_000
 # taken only once it was repeated after the other time.
 _CACHED_MS = 300_000
 _REPEATED_MS = 120_000
+# Prices that lie apart in so many minutes, or in fewer by this factor, are those of another market.
+_FOREIGN_MINUTES, _FOREIGN_FACTOR = 3, 2
 
 
 class Condition(NamedTuple):
@@ -154,6 +156,24 @@ class MarketIngest:
         newest_ms = now_ms if self.newest_ms is None else self.newest_ms
         span = Range(window.start_ms, min(window.end_ms, MINUTE.floor(newest_ms - WINDOW_MS) + MINUTE_MS))
         return span if span.start_ms < span.end_ms and self.coverage.held(*span) else None
+
+    def find_foreign(self, rows: Sequence[Candle | InvalidRow], now_ms: int) -> str | None:
+        """Return in words that an answer is about another market, and count it; None where nothing says so.
+
+        Its prices then lie apart from the stream's in all minutes that both have: in three or more, or by a factor.
+        """
+        pairs = [
+            (row, ours)
+            for row in rows
+            if isinstance(row, Candle) and (ours := self._minutes.get(row.open_ms)) is not None and ours.src == "live"
+        ]
+        most = 1 if len(pairs) >= _FOREIGN_MINUTES else _FOREIGN_FACTOR
+        if not pairs or not all(row.low > most * ours.high or most * row.high < ours.low for row, ours in pairs):
+            return None
+        row, ours = pairs[-1]
+        foreign = f"rows of another market: {row.low} to {row.high}, where the stream had {ours.low} to {ours.high}"
+        self._drop(InvalidRow(row.open_ms, foreign), now_ms)
+        return "the exchange's REST API answers with rows of another market"
 
     def answered(
         self,

@@ -1,7 +1,9 @@
+from decimal import Decimal
+
 import pytest
 
 from candled.bus import Facts
-from candled.exchange import Candles
+from candled.exchange import Candles, InvalidRow
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.market import MarketIngest, Rules
 from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, Symbol
@@ -216,6 +218,34 @@ def test_an_answer_with_less_volume_than_the_stream_had_counts_once_it_is_repeat
     assert versions[max(versions)] == volume
     assert (counted, one.coverage.unconfirmed_minutes <= 2) == (mismatched, True)
     assert max(versions) - end_s <= within_s
+
+
+PRICES = ("open", "high", "low", "close")
+
+# What the prices of REST's rows are multiplied by, how many minutes both the stream and REST have, and whether the
+# answer may be one about this market.
+FOREIGN = [
+    pytest.param(1, 5, True, id="the same prices"),
+    pytest.param("1.05", 5, True, id="ranges that overlap"),
+    pytest.param("1.5", 2, True, id="two minutes apart"),
+    pytest.param("1.5", 3, False, id="three minutes apart"),
+    pytest.param("0.5", 5, False, id="lower prices"),
+    pytest.param(40, 1, False, id="one minute apart by a factor"),
+    pytest.param("0.02", 2, False, id="two minutes apart by a factor"),
+    pytest.param(40, 0, True, id="no minute that both have"),
+]
+
+
+@pytest.mark.parametrize(("factor", "shared", "is_taken"), FOREIGN)
+def test_an_answer_whose_prices_lie_apart_from_the_streams_is_one_about_another_market(factor, shared, is_taken):
+    one = market(confirm=True)
+    three_final_minutes(one)
+    push(one, minute(604, "11", as_of=10_000), seconds=604 * 60 + 10)
+    rows = [minute(number, "11", as_of=300_000) for number in range(600 - shared % 5, 600 + shared)]
+    rows = [row._replace(**{name: getattr(row, name) * Decimal(factor) for name in PRICES}) for row in rows]
+    assert (one.find_foreign(rows, at(604 * 60 + 15)) is None) is is_taken
+    assert one.complaints.total == (not is_taken)
+    assert one.find_foreign([InvalidRow(None, "nonsense")], at(604 * 60 + 15)) is None
 
 
 FRAMES = [

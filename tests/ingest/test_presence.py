@@ -109,6 +109,28 @@ async def test_while_the_market_trades_no_silence_is_ever_called_quiet(stream, r
         assert run.state == ("live", None)
 
 
+async def test_rows_of_another_market_are_refused_named_and_asked_for_again():
+    async with running() as run:
+        await run.seconds(180)
+        history = run.exchange.history
+
+        async def of_another(http, symbol, start_ms, end_ms):
+            rows = await history(http, symbol, start_ms, end_ms)
+            return [row._replace(open=row.open * 40, high=row.high * 40, low=row.low * 40, close=row.close * 40)
+                    for row in rows]  # fmt: skip
+
+        run.exchange.history = of_another
+        await run.seconds(300)
+        assert "another market" in run.health()["trouble"]
+        assert run.health()["invalidCandles"] >= 2
+        run.exchange.history = history
+        await run.seconds(700)
+        assert run.health()["trouble"] is None
+        end_ms = run.exchange.now() // MINUTE_MS * MINUTE_MS - MINUTE_MS
+        assert run.wrong(end_ms - 15 * MINUTE_MS, end_ms) == []
+        assert max(candle.high for candle in run.minutes()) < 3000
+
+
 async def test_nothing_after_a_minute_without_trades_is_not_called_quiet():
     def thin(exchange):
         exchange.quiet_minutes = False
