@@ -467,7 +467,8 @@ class MarketIngest:
     @property
     def holes(self) -> list[Hole]:
         """The minutes the exchange itself does not have, but for the time before its history begins."""
-        return [hole for hole in self.coverage.holes if hole.reason != "beyond_history"]
+        found = [hole for coverage in reversed(self.coverages) for hole in coverage.holes]
+        return [hole for hole in found if hole.reason != "beyond_history"]
 
     @property
     def trouble_text(self) -> str | None:

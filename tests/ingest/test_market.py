@@ -7,6 +7,7 @@ from candled.exchange import Candles, InvalidRow
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.market import MarketIngest, Rules
 from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, Symbol
+from candled.store.interface import Hole
 from tests.rows import MONDAY_MS, minute
 
 BTC = Symbol.parse("BTC/USDT")
@@ -411,3 +412,22 @@ def test_what_is_missing_is_asked_for_after_the_clock_was_ahead_and_is_right_aga
     window = one.want(at(39_900), pace_ms=10**9)
     assert window is not None
     assert window.start_ms <= minute(660).open_ms
+
+
+def test_gaps_of_older_stored_history_are_among_those_of_the_market():
+    one, newer, older = market(present=((0, 100), (110, 600))), (100, 110), (-1000, -990)
+    gaps = [
+        Hole(start_ms=minute(first).open_ms, end_ms=minute(last).open_ms, reason="no_trades", attempts=1, retry_ms=None)
+        for first, last in (older, newer)
+    ]
+    one.coverage.answered(Window(Urgency.HISTORY, gaps[1].start_ms, gaps[1].end_ms), at(36_000), at(36_000))
+    present = [Range(minute(-2000).open_ms, gaps[0].start_ms), Range(gaps[0].end_ms, MONDAY_MS)]
+    past = Coverage(
+        present=present,
+        holes=gaps[:1],
+        since_ms=present[0].start_ms,
+        from_ms=present[0].start_ms,
+        absence="exchange_outage",
+    )
+    one.look_at(past, MONDAY_MS)
+    assert [(hole.start_ms, hole.end_ms) for hole in one.holes] == [(gap.start_ms, gap.end_ms) for gap in gaps]
