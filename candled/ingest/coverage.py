@@ -93,12 +93,12 @@ class Coverage:
         self.since_ms = self.given_since_ms = since_ms
         self._absence = absence
         self._older = older
-        self._have = RangeSet(present)
+        self._have = RangeSet(sorted(present))  # in order: each range is then put at the end
         # sorted, apart from each other and from what is there
         self._holes = [piece for hole in joined(holes) for piece in self._lacking(hole)]
         # what is there or known not to exist
         known = ((hole.start_ms, hole.end_ms) for hole in holes if hole.reason != "unconfirmed")
-        self._covered = RangeSet([*self._have, *known])
+        self._covered = RangeSet(sorted([*self._have, *known]))
         self._begins_ms: int | None = None  # nothing is older, by another source
         self._is_contradicted = False  # another source has what the exchange says that it has not
         self._seen = RangeSet()  # of these a version was seen that is not the last one: they exist
@@ -303,9 +303,10 @@ class Coverage:
     def reopen(self) -> None:
         """Ask again for all that is unconfirmed: the answers so far are no evidence."""
         self.version += 1
-        for hole in [hole for hole in self._holes if hole.reason == "unconfirmed"]:
-            self._holes.remove(hole)
-            self._note(hole.start_ms, hole.end_ms)
+        for hole in self._holes:
+            if hole.reason == "unconfirmed":
+                self._note(hole.start_ms, hole.end_ms)
+        self._holes = [hole for hole in self._holes if hole.reason != "unconfirmed"]
 
     def lost(self, start_ms: int, end_ms: int) -> None:
         """Note that final minutes could not be kept: they are missing again."""
@@ -333,8 +334,9 @@ class Coverage:
     def recheck(self, since_ms: int) -> None:
         """Have REST confirm what is there from `since_ms` on: who stored it may have ended before REST was asked."""
         since_ms = MINUTE.floor(since_ms)  # a question about a part of a minute may be answered without it
-        for start_ms, end_ms in self._have:
-            self._unconfirmed.add(max(start_ms, since_ms), end_ms)
+        if self._have.last is not None and since_ms < self._have.last.end_ms:
+            for start_ms, end_ms in self.held(since_ms, self._have.last.end_ms):
+                self._unconfirmed.add(start_ms, end_ms)
 
     def awaits_confirmation(self, open_ms: int) -> bool:
         """Whether a minute that is there has not been confirmed by REST."""

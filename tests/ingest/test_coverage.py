@@ -8,6 +8,7 @@ from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.evidence import Evidence
 from candled.model import MINUTE_MS, Range
 from candled.store.interface import Hole
+from tests import deadlines
 from tests.rows import MONDAY_MS
 
 NOW_MS = MONDAY_MS + 3 * 86_400_000
@@ -311,3 +312,25 @@ def test_a_doubt_about_a_minute_that_is_not_there_makes_no_window_without_minute
     window = want(held, confirm=True)
     assert window is not None
     assert (window.start_ms, window.end_ms) == (ms(10), ms(11))
+
+
+def test_many_gaps_cost_time_in_proportion():
+    gaps, began = 100_000, deadlines.now()
+    reasons = ("no_trades", "unconfirmed")
+    holes = [
+        Hole(start_ms=ms(2 * n), end_ms=ms(2 * n + 1), reason=reasons[n % 2], attempts=1, retry_ms=None)
+        for n in range(gaps)
+    ]
+    held = Coverage(
+        present=[Range(ms(2 * n + 1), ms(2 * n + 2)) for n in reversed(range(gaps))],
+        holes=holes,
+        since_ms=MONDAY_MS,
+        from_ms=MONDAY_MS,
+        absence="no_trades",
+    )
+    assert held.missing(MONDAY_MS, ms(2 * gaps)).total_ms == gaps // 2 * MINUTE_MS
+    held.recheck(ms(2 * gaps - 1440))
+    assert held.unconfirmed_minutes == 720
+    held.reopen()
+    assert len(held.holes) == gaps // 2
+    assert deadlines.now() - began <= 10
