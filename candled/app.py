@@ -290,13 +290,12 @@ class Daemon:
     def health(self) -> Mapping[str, Any]:
         """The body of `/health`."""
         exchanges = self._exchanges_health()
-        symbols = [one for exchange in exchanges.values() for one in exchange["symbols"].values()]
         writer = self._writer.status()
         if not self._is_reading:  # nothing was written yet, so that the writer knows of no trouble
             writer |= {"state": "away", "lastError": self._store_trouble or None}
         bus = self._bus.describe()
         doubtful = writer["state"] != "ok" or self._conflicts or "trouble" in bus
-        healthy = all(map(_is_settled, symbols)) and not doubtful
+        healthy = all(map(has_no_doubts, exchanges.values())) and not doubtful
         return {
             "status": "pass" if healthy else "warn",
             "version": __version__,
@@ -397,10 +396,15 @@ async def _at_most(seconds: float, work: Coroutine[Any, Any, None], otherwise: s
         logger.warning("%s", otherwise)
 
 
+def has_no_doubts(exchange: Mapping[str, Any]) -> bool:
+    """Return whether nothing of an exchange is in doubt, as its part of `/health` shows."""
+    return not exchange.get("historyTrouble") and all(map(_is_settled, exchange["symbols"].values()))
+
+
 def _is_settled(symbol: Mapping[str, Any]) -> bool:
-    """Return whether nothing of a symbol is in doubt, as its part of `/health` says."""
     beginning = symbol.get("beginning")
-    return symbol["state"] in _SETTLED and (beginning is None or beginning["reason"] != "unconfirmed")
+    is_known = beginning is None or beginning["reason"] != "unconfirmed"
+    return symbol["state"] in _SETTLED and is_known and not symbol.get("trouble")
 
 
 def _name_failure(task: "asyncio.Task[None]") -> None:

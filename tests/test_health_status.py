@@ -1,0 +1,25 @@
+"""`/health` is `pass` only where nothing of any exchange is in doubt."""
+
+import pytest
+
+from candled.app import has_no_doubts
+
+LIVE = {"state": "live", "trouble": None, "beginning": None}
+
+EXCHANGES = [
+    pytest.param({}, {}, True, id="live"),
+    pytest.param({}, {"state": "quiet"}, True, id="quiet"),
+    pytest.param({}, {"state": "polling"}, False, id="polling"),
+    pytest.param({}, {"beginning": {"reason": "beyond_history"}}, True, id="a known beginning"),
+    pytest.param({}, {"beginning": {"reason": "unconfirmed"}}, False, id="an unconfirmed beginning"),
+    pytest.param({}, {"trouble": "rows of another market"}, False, id="live with trouble"),
+    pytest.param({}, {"state": "quiet", "trouble": "no answer"}, False, id="quiet with trouble"),
+    pytest.param({"historyTrouble": None}, {}, True, id="history can be read"),
+    pytest.param({"historyTrouble": "no route to host"}, {}, False, id="history cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("exchange", "symbol", "expected"), EXCHANGES)
+def test_trouble_of_an_exchange_or_of_a_market_is_a_doubt_whatever_the_state(exchange, symbol, expected):
+    symbols = {"BTC/USDT": LIVE, "ETH/USDT": LIVE | symbol}
+    assert has_no_doubts({"symbols": symbols, **exchange}) is expected
