@@ -222,6 +222,8 @@ class Coverage:
         first, last = self._reaching(start_ms, end_ms)
         if self._begins_ms is not None and start_ms < self._begins_ms:  # who said that it begins there was wrong
             self._begins_ms, last = None, max(last, self._reaching(start_ms, ALL_TIME.end_ms)[1])
+        elif (first_ms := self.first_ms) is None or start_ms < first_ms:
+            last = max(last, self._reaching(start_ms, ALL_TIME.end_ms if first_ms is None else first_ms)[1])
         if first < last:
             reached = self._holes[first:last]
             # History is older than was believed: all of what was taken not to exist may exist.

@@ -230,6 +230,18 @@ def test_changes_of_holes_are_told_once_as_the_range_they_lie_in():
     assert [(hole.start_ms, hole.end_ms) for hole in held.holes] == [(ms(100), ms(105)), (ms(106), ms(110))]
 
 
+def test_an_older_minute_disproves_that_history_begins_later_whoever_said_so():
+    held = coverage(start=ms(0))
+    held.answered(Window(Urgency.HISTORY, ms(0), ms(2)), ms(70), NOW_MS, is_believed=False)
+    held.add(ms(0), confirmed=False)
+    held.lost(ms(0), ms(1))
+    held.settle_beginning(Evidence(begins_ms=ms(3)), NOW_MS)
+    assert [hole.reason for hole in held.holes] == ["beyond_history"]
+    held.add(ms(2), confirmed=False)
+    held.add(ms(0), confirmed=False)
+    assert held.holes == []
+
+
 @given(st.data())
 def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_there(data):
     held = coverage(start=ms(0))
