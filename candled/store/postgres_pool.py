@@ -141,6 +141,7 @@ class Link:
     """
 
     def __init__(self, parameters: Mapping[str, Any], watchdog: Watchdog, *, limit_s: float, autocommit: bool) -> None:
+        self._parameters = parameters
         self._watchdog = watchdog
         self._limit_s = limit_s
         self.is_lost = False
@@ -184,9 +185,18 @@ class Link:
             self._connection.rollback()
 
     def cancel(self) -> None:
-        """Ask the server to end the call that another thread is in. It may take as long as a new connection."""
+        """Ask the server to end the call that another thread is in. It may take as long as a new connection.
+
+        Not by psycopg2's own `cancel`: that waits for the server with the interpreter's lock, and stops every thread.
+        """
         with suppress(psycopg2.Error):
-            self._connection.cancel()
+            connection = psycopg2.connect(**self._parameters)
+            try:
+                connection.autocommit = True
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT pg_cancel_backend(%s)", (self._connection.info.backend_pid,))
+            finally:
+                connection.close()
 
     def is_stale(self) -> bool:
         """Whether something happened while it was idle. A server that went away says so, or closes the socket."""

@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -195,6 +197,50 @@ def test_an_idle_connection_that_went_away_costs_no_attempt(database):
         store.write(page(1))
         check(store, 2)
     assert killed >= 1
+
+
+_CANCELS = """
+import os, sys, threading, time
+from candled.store.postgres_pool import Link, Watchdog, parse_address
+link = Link(parse_address(sys.argv[1]), Watchdog(), limit_s=60.0, autocommit=True)
+print("connected", flush=True)
+sys.stdin.readline()
+threading.Thread(target=link.cancel, daemon=True).start()
+for _ in range(20):
+    time.sleep(0.01)
+print("alive", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_server_that_does_not_answer_a_cancellation_stops_no_thread(database):
+    """In a process of its own: if it had the interpreter's lock, this one could not end it."""
+    with Proxy(database.address) as proxy:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", _CANCELS, database.url(address=proxy.address)]
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "connected\n"
+                proxy.freeze()
+                output, _ = process.communicate("\n", timeout=30)
+                assert output == "alive\n"
+            finally:
+                process.kill()
+                proxy.thaw()
+
+
+def test_a_call_that_is_cancelled_ends(database):
+    with closing(Watchdog()) as watchdog:
+        link = Link(parse_address(database.url()), watchdog, limit_s=60.0, autocommit=True)
+        threading.Timer(0.5, link.cancel).start()
+        started = deadlines.now()
+        with pytest.raises(StoreUnavailable):
+            link.rows("SELECT pg_sleep(30)")
+        assert deadlines.now() - started < 10.0
+        assert link.rows("SELECT 1") == [(1,)]
+        link.close()
 
 
 # ---------------------------------------------------------------- backends
