@@ -62,7 +62,10 @@ class Track:
     def is_lost_logged(self) -> bool:
         """Whether what was told in lost messages can be read from the store's log of changes."""
         until = self._lost_until
-        return until is None or (until.epoch == self._epochs[-1].name and self.facts.logged_seq >= until.seq)
+        if until is None:
+            return True
+        is_of_this_feed = bool(self._epochs) and until.epoch == self._epochs[-1].name  # messages may be lost before any
+        return is_of_this_feed and self.facts.logged_seq >= until.seq
 
     def follow(self, position: Position) -> bool:
         """Take note of a message; False if it is older than the last. `is_broken`: some are missing before it.

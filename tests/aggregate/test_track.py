@@ -160,3 +160,13 @@ def test_a_gap_that_goes_away_counts_as_a_change_of_where_it_was():
     track.follow(Position("one", 3))
     track.learn(Facts(settled_ms=10**6))
     assert list(track.changes_since(before)) == [(60_000, 180_000)]
+
+
+def test_messages_may_be_lost_before_any_came():
+    track = Track()
+    track.mistrust(until=Position("one", 7))
+    assert track.is_broken
+    assert not track.is_lost_logged
+    track.follow(Position("one", 8))
+    track.learn(Facts(logged_seq=7))
+    assert track.is_lost_logged

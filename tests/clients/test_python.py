@@ -253,6 +253,10 @@ async def test_streams_share_one_socket_and_end_alone(server: Scripted, reading:
         first, second, third = client.bars(*BTC), client.bars(*ETH, initial_bars=10), client.bars(*BTC)
         reader = reading(third)
         await reader.read(100)
+        async with deadlines.timeout(10):  # the second's bars are on their way too
+            while not any(one.get("symbol") == "ETH/USDT" for one in server.requests):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
         first.close()
         second.close()
         server.trade(BTC)
