@@ -16,13 +16,14 @@ from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, fold
 from candled.rooms.frames import Frame
 from candled.rooms.hub import Hub
-from candled.rooms.protocol import Protocol, Topic
+from candled.rooms.protocol import Protocol
 from candled.serve.client import Client
 from candled.store.history import History
 from candled.store.keeper import Keeper
 from candled.store.sqlite import SqliteStore
 from candled.store.writer import JOURNAL_AFTER_S, JOURNAL_LOOK_S, Writer
 from tests.chaos.charts import Chart, Wish, closed_before, time_ms, values_of, without_source
+from tests.rooms.stage import Socket
 from tests.rows import MONDAY_MS
 from tests.simulation.exchange import BTC, LyingExchange, Truth
 from tests.simulation.faults import DATES, REST_STAMPS, STAMPS, Weather
@@ -91,77 +92,19 @@ class Limits:
     warmup_wait = timedelta(0)
 
 
-class Socket:
-    """One connection of one chart; while it is `stuck`, what is sent waits as at a client that does not read."""
+class Line(Socket):
+    """The connection of one chart."""
 
-    places = ()
-
-    def __init__(self, chart: Chart) -> None:
-        self.chart = chart
-        self.client: Client | None = None
-        self.stuck = False
-        self._replies: list[Frame] = []
-        self._wanted: dict[Topic, None] = {}
-        self._updates: dict[Topic, dict[int, Frame]] = {}
-
-    def send(self, frame: Frame) -> int:
-        if not self.stuck:
-            self._deliver(frame)
-            return len(frame)
-        assert frame.topic is not None
-        waiting = self._updates.setdefault(frame.topic, {})
-        waiting[frame.open_ms] = frame
-        if len(waiting) > 3 and self.client is not None:
-            del self._updates[frame.topic]
-            self.client.fell_behind(frame.topic)
-        return len(frame)
-
-    write = send
-
-    def reply(self, frame: Frame) -> None:
-        if self.stuck:
-            self._replies.append(frame)
-        else:
-            self._deliver(frame)
-
-    def want(self, topic: Topic) -> None:
-        if self.stuck:
-            self._updates.pop(topic, None)
-            self._wanted[topic] = None
-        else:
-            self._grant(topic)
-
-    def forget(self, topic: Topic) -> None:
-        self._updates.pop(topic, None)
-        self._wanted.pop(topic, None)
-
-    def gather(self, many: bool) -> None: ...
+    def __init__(self, shown: Chart) -> None:
+        super().__init__(None)
+        self.shown = shown
 
     def close(self, code: int, reason: str) -> None:
         raise AssertionError(f"a client was closed: {code} {reason}")
 
-    def let_go(self) -> None:
-        """The client reads again."""
-        self.stuck = False
-        replies, self._replies = self._replies, []
-        wanted, self._wanted = self._wanted, {}
-        updates, self._updates = self._updates, {}
-        for frame in replies:
-            self._deliver(frame)
-        for topic in wanted:
-            self._grant(topic)
-        for waiting in updates.values():
-            for _, frame in sorted(waiting.items()):
-                self._deliver(frame)
-
-    def _grant(self, topic: Topic) -> None:
-        frame = None if self.client is None else self.client.make_initial(topic)
-        if frame is not None:
-            self._deliver(frame)
-
     def _deliver(self, frame: Frame) -> None:
         payload = frame.payload
-        self.chart.take(payload if isinstance(payload, str) else bytes(payload).decode())
+        self.shown.take(payload if isinstance(payload, str) else bytes(payload).decode())
 
 
 class Process:
@@ -199,8 +142,8 @@ class Process:
         steps = (self._writer.run, self.bus.run, self.bars.start, self.ingest.start, self._drive)
         self._tasks = [asyncio.ensure_future(step()) for step in steps]
 
-    def connect(self, chart: Chart) -> Socket:
-        socket = Socket(chart)
+    def connect(self, chart: Chart) -> Line:
+        socket = Line(chart)
         socket.client = Client(socket, self.hub, self.bars, PROTOCOL, self._clock, Limits(), None)  # type: ignore[arg-type]
         socket.client.received(json.dumps(chart.connected()))
         return socket
@@ -240,7 +183,7 @@ class Person:
 
     def __init__(self, wish: Wish) -> None:
         self.chart = Chart(wish)
-        self.socket: Socket | None = None
+        self.socket: Line | None = None
         self.connects_at = 0.0
 
     def lose(self, connects_at: float) -> None:
@@ -414,7 +357,7 @@ class Site:
         chart = person.chart
         if person.socket is None or person.socket.stuck or not chart.is_told:
             return "is not connected"
-        fresh = self.process.connect(Chart(chart.wish)).chart
+        fresh = self.process.connect(Chart(chart.wish)).shown
         shown, drawn = without_source(fresh.bars), without_source(chart.window(fresh.bars))
         if shown != drawn:
             unlike = list({*shown} ^ {*drawn})[:2]
@@ -440,7 +383,7 @@ class Site:
             found += [wrong for wrong in chart.wrong if "the volume goes back" not in wrong]  # after a lie it has to
             truth, fresh = (
                 self.folded(Interval.parse(chart.wish.interval)),
-                self.process.connect(Chart(chart.wish)).chart,
+                self.process.connect(Chart(chart.wish)).shown,
             )
             first = fresh.bars[0][0] if fresh.bars else ""
             for begins, (bar, _) in chart.finals.items():

@@ -25,7 +25,7 @@ from tests.fakes.tapes import Row, Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 from tests.tools.command import BTC, run, settings
 from tests.tools.exchange import at, bench, iso, values
-from tests.tools.tables import MARKET, SqliteFile, fill, new_tables, opened
+from tests.tools.tables import MARKET, SqliteFile, fill, opened
 
 LONGER = DEFAULT_INTERVALS[1:]
 D1, H1 = Interval.parse("1D"), Interval.parse("1h")
@@ -33,12 +33,6 @@ DAY_MS = 86_400_000
 NOW_MS = 1_763_640_012_345  # 2025-11-20T12:00Z, a Thursday
 BEGUN_MS = NOW_MS - NOW_MS % DAY_MS - 3 * DAY_MS
 AT = NOW_MS - NOW_MS % MINUTE_MS - DAY_MS
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def tables(request, tmp_path):
-    with new_tables(request.param, tmp_path) as tables:
-        yield tables
 
 
 @pytest.fixture

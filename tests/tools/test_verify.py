@@ -24,21 +24,10 @@ from tests.servers import Database, shared_postgres
 from tests.store.rows import MONDAY_MS, recorded
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 from tests.tools.command import BTC, ETH, run, settings
-from tests.tools.tables import MARKET, PostgresTables, SqliteFile, fill, new_tables, opened
+from tests.tools.tables import MARKET, PostgresTables, SqliteFile, fill, opened
 
 M5, M15, H1, H4, D1, W1 = DEFAULT_INTERVALS[1:]
 ALWAYS = Range(0, END_OF_TIME_MS)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def tables(request, tmp_path):
-    with new_tables(request.param, tmp_path) as tables:
-        yield tables
-
-
-@pytest.fixture
-def file(tmp_path):
-    return SqliteFile(tmp_path / "candled.db")
 
 
 def week():

@@ -19,17 +19,6 @@ DAY_MS = 86_400_000
 WEEK_MS = 7 * DAY_MS
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def tables(request, tmp_path):
-    with new_tables(request.param, tmp_path) as tables:
-        yield tables
-
-
-@pytest.fixture
-def file(tmp_path):
-    return SqliteFile(tmp_path / "candled.db")
-
-
 def minutes(count=400, start=0, src="live"):
     """Minutes that open where the one before closed; the high goes up, so that every bar's close and volume count."""
     return [
