@@ -72,7 +72,7 @@ class Proxies:
     plain: ProxyAddress | None = None
     #: hosts that are asked without a proxy, as in the variable `NO_PROXY`
     exempt: str = ""
-    #: whether the proxies are the environment's, which nobody means for this machine's own addresses
+    #: whether the proxies are the environment's; those are not used for this machine's own addresses
     is_environment: bool = False
 
     @classmethod

@@ -37,7 +37,7 @@ class MarketBars:
         self.found_complete_from_ms: int | None = None  # not believed before it is read
         #: since when bars are shown; none is final before `complete_from_ms`, as minutes may be missing there
         self.served_from_ms: int | None = None
-        #: a beginning that a message told of, not shown before it is read
+        #: a beginning received in a message; shown once its minutes are read
         self.found_served_from_ms: int | None = None
         self.early: list[tuple[Message, Position]] = []
         self.stale: Range | None = None

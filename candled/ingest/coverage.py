@@ -220,7 +220,7 @@ class Coverage:
         """Note that the final minutes of `[start_ms, end_ms)` are in the store."""
         self.version += 1
         first, last = self._reaching(start_ms, end_ms)
-        if self._begins_ms is not None and start_ms < self._begins_ms:  # who said that it begins there was wrong
+        if self._begins_ms is not None and start_ms < self._begins_ms:  # the source of that beginning was wrong
             self._begins_ms, last = None, max(last, self._reaching(start_ms, ALL_TIME.end_ms)[1])
         elif (first_ms := self.first_ms) is None or start_ms < first_ms:
             last = max(last, self._reaching(start_ms, ALL_TIME.end_ms if first_ms is None else first_ms)[1])
@@ -253,10 +253,10 @@ class Coverage:
         """Note that the exchange answered for a window, after `add` for all it sent: what is still missing before
         `until_ms` it does not have. Return whether the known holes changed.
 
-        `unreadable` are minutes of which it sent rows that are no candles. `behind` are those of which it sent an older
+        `unreadable` are minutes whose rows are no candles. `behind` are those whose row is an older
         version than the known one: they are asked for again soon.
 
-        `seen` are those of which a version is known
+        `seen` are those with a known version
         that is not the last one: that they do not exist is not believed. Without `is_believed` the answer is no
         evidence of what it lacks, and is not counted. A hole that was in the window only because others were asked for
         is not counted as asked again.
@@ -480,7 +480,7 @@ class Coverage:
     def _name_the_beginning(self, now_ms: int) -> bool:
         """Give the holes before the first candle their reason; return whether some changed.
 
-        History begins after them where another source says so, or where the exchange said so again and again.
+        History begins after them if another source confirms it, or if the exchange repeated its answer often enough.
         """
         first_ms, holes = self.first_ms, []
         if all(hole.reason in _SETTLED and first_ms is not None and hole.start_ms > first_ms for hole in self._holes):

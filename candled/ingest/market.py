@@ -63,7 +63,7 @@ class Outcome:
     `live`: publish now, in this order, and store the final ones. `past`: store first, then tell that the range
     `healed` changed. `dead`: REST shows trades that the stream did not bring, so renew the subscription. `checked`
     final minutes were compared with REST for the first time, `mismatched` of them differed. `foreign` is a stretch that
-    another process has stored and nobody was told of yet.
+    another process has stored and that are not published yet.
     """
 
     live: list[Candle] = field(default_factory=list)
@@ -114,7 +114,7 @@ class MarketIngest:
         #: whether REST is known to speak of this market: None until it does, False when it denies a known minute
         self._is_credible: bool | None = None
         self._reopened_ms = 0
-        #: minutes of which REST had less volume than the stream: since when it has had which values
+        #: minutes with less volume in REST than in the stream: the time of the first such answer, and its values
         self._lesser: dict[int, tuple[int, tuple[object, ...]]] = {}
         self._lost_before = RangeSet()
         self._gap: Range | None = None
@@ -237,7 +237,7 @@ class MarketIngest:
             self._is_credible = False
 
     def _behind(self, candles: Sequence[Candle], known: Mapping[int, Candle], now_ms: int) -> RangeSet:
-        """Return the minutes of which an answer is older than the stream's version: volume only grows in a minute."""
+        """Return the minutes whose answer is older than the stream's version: volume only grows within a minute."""
         behind = RangeSet()
         for open_ms in [old for old in self._lesser if now_ms - old > 2 * _CACHED_MS]:
             del self._lesser[open_ms]
@@ -359,7 +359,7 @@ class MarketIngest:
         if known != self._gap_of:
             since_ms = self.coverage.from_ms if self.coverage.since_ms is None else self.coverage.since_ms
             missing = self.coverage.missing(since_ms, settled_ms)
-            for candle in self._minutes.forming:  # whatever REST said of it: its end was not seen
+            for candle in self._minutes.forming:  # whatever REST answered: its end was not seen
                 if candle.open_ms < settled_ms:
                     missing.add(candle.open_ms, candle.open_ms + MINUTE_MS)
             self._gap = next(iter(missing)).hull(missing.last) if missing else None

@@ -54,7 +54,7 @@ class _Told:
     state_told_ms: int = 0
     decimals: Decimals = Decimals()
     healing: list[Range] = field(default_factory=list)  # known to ingest, but not told yet
-    logging: list[Range] = field(default_factory=list)  # told, but in the log without the number of the message
+    logging: list[Range] = field(default_factory=list)  # published, but in the log without the number of the message
 
 
 class Outlet:

@@ -1,4 +1,4 @@
-"""What is stored of the past beside what ingest itself has fetched: however old, and whoever stored it."""
+"""Stored history that ingest has not fetched itself, of any age and from any writer."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class StoredPast:
     """Looks at the stored history of one exchange's markets that reaches beyond what they have fetched.
 
     Of each market it goes back stretch by stretch: what is there counts as complete, and what is missing is asked for.
-    What commands beside this daemon store is noticed within ten seconds, and told to clients.
+    Minutes stored by commands beside this daemon are noticed within ten seconds and sent to clients.
     """
 
     def __init__(self, exchange: str, absence: Absence, store: Keeper, outlet: Outlet, clock: Clock) -> None:

@@ -23,7 +23,7 @@ _SOCKS = {  # and whether the proxy looks the host's name up
     "socks4": (ProxyType.SOCKS4, False),
     "socks4a": (ProxyType.SOCKS4, True),
 }
-_WITHIN_S = 60.0  # where nobody sets a limit
+_WITHIN_S = 60.0  # unless the caller sets a limit
 _LONGEST_HEAD = 64 * 1024
 _STATUS = re.compile(r"HTTP/1\.[01] (\d{3})(?: (.*))?")
 
@@ -105,7 +105,7 @@ async def _opened(proxy: ProxyAddress, host: str, port: int, within_s: float) ->
     raise failure
 
 
-# ---------------------------------------------------------------- HTTP, of which python-socks reads one packet only
+# ---------------------------------------------------------------- HTTP: python-socks reads one packet only
 
 
 async def _connect_over_http(proxy: ProxyAddress, family: int, address: Any, host: str, port: int) -> socket.socket:

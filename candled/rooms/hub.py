@@ -313,9 +313,9 @@ class Hub:
     # ------------------------------------------------------------ inside: what is sent
 
     def _start(self, lane: Lane, count: int, now: float, *, resumes: bool) -> None:
-        """The lane's first member is about to be told everything: find the bar that it is told last.
+        """Find the newest bar of the snapshot that the lane's first member is about to receive.
 
-        One that `resumes` may have been told the newest one before: nothing is held back.
+        A member that `resumes` may have received that bar already: nothing is kept back.
         """
         topic = lane.room.topic
         lane.unsaid.clear()

@@ -19,7 +19,7 @@ class _TakenError(ConfigError):
 
 
 def listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket]:
-    """Return sockets on all addresses of `hosts`, of which an empty one is every address of this machine.
+    """Return sockets on all addresses of `hosts`; an empty host means every address of this machine.
 
     With port 0 the system chooses one port for all of them.
 

@@ -134,7 +134,7 @@ class Store(Protocol):
     def served_from(self, market: MarketKey) -> int | None:
         """Return where what may be served begins (UTC epoch ms): the oldest minute, or complete history if earlier.
 
-        Between there and `complete_from` minutes may be missing that nobody has asked for.
+        Between there and `complete_from` minutes may be missing that the exchange was never asked for.
         """
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:

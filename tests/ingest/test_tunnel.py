@@ -1,4 +1,4 @@
-"""REST and WebSocket through real proxies on sockets: how they connect, and what is said where they do not."""
+"""REST and WebSocket through real proxies on sockets: how they connect, and the errors where they do not."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""How many file descriptors clients may take, and what is said of it."""
+"""The number of file descriptors that clients may take, and the log lines about it."""
 
 import asyncio
 import errno

@@ -149,7 +149,7 @@ class Process:
         return socket
 
     async def end(self, *, is_killed: bool) -> None:
-        """Stop as at SIGTERM, or at once: then what waits for the store is lost, unless the journal on disk has it."""
+        """Stop as at SIGTERM, or without warning: then waiting rows are lost unless the journal has them."""
         journaled = self._writer._waiting.page(10_000)
         if is_killed and self._clock.monotonic() - self._writer._waiting_since < JOURNAL_AFTER_S + JOURNAL_LOOK_S:
             journaled = []
@@ -227,7 +227,7 @@ class Site:
         self._behind_since = self._lacking_since = None
 
     def sleep(self, seconds: float) -> None:
-        """The machine sleeps: its connections are dead when it wakes, and nobody looked meanwhile."""
+        """Let the machine sleep: its connections are dead when it wakes, and nothing ran meanwhile."""
         self.clock.asleep_ms += round(seconds * 1000)
         self.weather.begin("stream cut", self.clock.monotonic() + 5)
         for person in self.people:
@@ -377,7 +377,7 @@ class Site:
         return {open_ms: fold(parts, open_ms).values for open_ms, parts in buckets.items()}
 
     def misbehaved(self) -> list[str]:
-        """What a client was sent that it must not be sent, and what was said to be final and was not taken back."""
+        """Return the messages that a client must not get, and wrong final bars without a correction."""
         found = list(self.violations)
         for chart in (person.chart for person in self.people):
             found += [wrong for wrong in chart.wrong if "the volume goes back" not in wrong]  # after a lie it has to

@@ -116,7 +116,7 @@ class Wire:
             self._listener(message, position)
 
     def _show(self) -> None:
-        """Put a doubt in the place of the state that the leader said."""
+        """Replace the leader's state by a doubt."""
         doubt = self._reception.doubt(self._market, self._clock.monotonic())
         position = self._reception.position(self._market) or Position(self._epoch, 0)
         if doubt is not None and self._shown != doubt.reason and self._listener is not None:

@@ -1,4 +1,4 @@
-"""One table of which version of a minute wins, with which count of revisions and whose word it is, for every writer.
+"""One table for every writer: the winning version of a minute, its count of revisions and its source.
 
 The rule is `Candle.merged_with`; PostgreSQL has it in SQL, the others call it. `Candle.copied_over` is the one of
 those who only show what a writer merged, `Candle.confirmed_over` that of REST's word.
@@ -24,7 +24,7 @@ Merge = Callable[[Candle, Candle], Candle]
 
 
 def said(at_s: int, close: str = "2", volume: str = "5", rev: int = 0, src: str = "live", **more: Any) -> Candle:
-    """What the exchange said of a minute so many seconds after its beginning; at 60 it is over."""
+    """Return the exchange's version of a minute so many seconds after its beginning; at 60 it is over."""
     candle = Candle.parse(MONDAY_MS, "2", "9", "1", close, volume, "7", as_of_ms=MONDAY_MS + at_s * 1000, final=True)
     return candle._replace(rev=rev, src=src, **more)
 

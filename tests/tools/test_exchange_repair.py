@@ -1,4 +1,4 @@
-"""The exchange's word reaches stored minutes by command: counted, folded, and told to a running daemon's clients."""
+"""The exchange's word reaches stored minutes by command: counted, folded, and sent to a running daemon's clients."""
 
 import asyncio
 import json
