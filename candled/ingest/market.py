@@ -63,7 +63,7 @@ class Outcome:
     `live`: publish now, in this order, and store the final ones. `past`: store first, then tell that the range
     `healed` changed. `dead`: REST shows trades that the stream did not bring, so renew the subscription. `checked`
     final minutes were compared with REST for the first time, `mismatched` of them differed. `foreign` is a stretch that
-    another process has stored and that are not published yet.
+    another process has stored and that is not published yet.
     """
 
     live: list[Candle] = field(default_factory=list)
