@@ -110,7 +110,9 @@ class Presence:
         if fresh or was_traded:
             self._answer = _Answer(now_ms, traded=True)
         elif self._covers(rows, start_ms, known, now_ms):
-            self._answer = _Answer(now_ms, traded=False)
+            # The answer tells nothing of the time after its last row, whenever it came.
+            end_ms = rows[-1].open_ms + MINUTE_MS if self._publishes_empty_candles else now_ms
+            self._answer = _Answer(min(now_ms, end_ms), traded=False)
         else:
             self._answer = None
             return "nothing"

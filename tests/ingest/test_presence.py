@@ -51,6 +51,17 @@ def test_only_an_answer_for_these_minutes_makes_a_market_quiet(empty_candles, ro
     assert one.standing(NOW_MS + 191_000) == "unknown"  # what it said before the push is no evidence
 
 
+@pytest.mark.parametrize(("rows", "quiet_for_s"), [([row(1, 5), row(0, 0)], 75), ([row(1, 5)], 35)])
+def test_an_answer_tells_nothing_of_the_time_after_its_last_row(rows, quiet_for_s):
+    """A page that was cut short in the 40th second ends with the minute before."""
+    one, now_ms = Presence(60_000, publishes_empty_candles=True), NOW_MS + 40_000
+    one.connected = True
+    one.on_push(PUSHED_MS)
+    assert one.judge(rows, NOW_MS - MINUTE_MS, lambda open_ms: row(1, 5), now_ms) == "silent"
+    assert one.standing(now_ms + quiet_for_s * 1000) == "quiet"
+    assert one.standing(now_ms + quiet_for_s * 1000 + 1) == "unknown"
+
+
 @pytest.mark.parametrize("event", ["on_failure", "on_interruption"])
 def test_evidence_ends_with_what_it_rests_on(event):
     one = Presence(60_000, publishes_empty_candles=True)
