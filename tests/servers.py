@@ -6,6 +6,7 @@ databases), the programs in the folder `CANDLED_TEST_POSTGRES_BIN`, the newest o
 """
 
 import atexit
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -96,19 +97,16 @@ class PostgresServer:
             return
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for backend in _children(self._data):
-            os.kill(backend, signal.SIGKILL)
+        self._send(signal.SIGKILL)
         self._process = None
 
     def pause(self) -> None:
         """Let it answer nothing any more (SIGSTOP), and accept connections all the same."""
-        for process in _children(self._data):
-            os.kill(process, signal.SIGSTOP)
+        self._send(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        for process in _children(self._data):
-            os.kill(process, signal.SIGCONT)
+        self._send(signal.SIGCONT)
 
     def forget_files(self) -> None:
         """Have the operating system drop its copies of the files, so that the next read comes from the disk."""
@@ -128,6 +126,12 @@ class PostgresServer:
                 self.kill()
             self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _send(self, number: signal.Signals) -> None:
+        """Send a signal to the server's processes. One that ends meanwhile needs none."""
+        for process in _children(self._data):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
 
     def _run(self, program: str, *arguments: object) -> None:
         command = [str(self._binaries / program), *map(str, arguments)]

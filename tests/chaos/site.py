@@ -195,13 +195,15 @@ class Site:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for node in self.nodes:
-            if node.is_running:
-                await node.end(signal.SIGKILL)
-        with contextlib.suppress(AttributeError):
-            self.postgres.resume()
-        await self.fake.close()
-        await asyncio.to_thread(self._stack.close)
+        try:
+            for node in self.nodes:
+                if node.is_running:
+                    await node.end(signal.SIGKILL)
+            with contextlib.suppress(AttributeError):
+                self.postgres.resume()
+            await self.fake.close()
+        finally:
+            await asyncio.to_thread(self._stack.close)
 
     def start(self, node: Node) -> None:
         """Start a process of the site."""

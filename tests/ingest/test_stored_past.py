@@ -17,6 +17,7 @@ from candled.store import make_store
 from candled.store.interface import Hole
 from candled.tools.stored import put_past
 from candled.tools.transfer import extend_coverage
+from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
@@ -195,11 +196,11 @@ async def test_what_is_missing_between_imported_pieces_is_fetched(tmp_path, fake
         await rig.until(lambda: at(rig.health(BTC)["completeFrom"] or iso_ms(2**41)) <= begins_ms, 60)
         await rig.until(lambda: not rig.health(BTC)["missingMinutes"], 60)
         bars = await all_bars(rig, "1D")
-        while bars[0]["time"] != iso_ms(begins_ms) or not bars[1]["final"]:  # known, but not stored yet
-            await asyncio.sleep(0.1)
-            bars = await all_bars(rig, "1D")
+        async with deadlines.timeout(60):
+            while bars[0]["time"] != iso_ms(begins_ms) or not all(bar["final"] for bar in bars[:-1]):
+                await asyncio.sleep(0.1)  # known, but not stored yet
+                bars = await all_bars(rig, "1D")
         assert shown(bars)[:-1] == expected(stored(rig, D1), begins_ms)[: len(bars) - 1]
-        assert all(bar["final"] for bar in bars[:-1])
         truth = {candle.open_ms: candle.values for candle in fake.truth(BTC, begins_ms, days(5))}
         assert {one.open_ms: one.values for one in stored(rig, MINUTE) if one.open_ms < days(5)} == truth
     finally:
