@@ -2,9 +2,9 @@
 
     python -m bench.aggregation [--updates 20000] [--runs 5] [--days 365]
 
-`Ladder.feed` gives the running bars of six longer intervals, exactly, as a minute grows. The first alternative folds
-each running bar from its minutes again, with the same exact decimals; the second asks polars' `group_by_dynamic`, in
-binary floats, which are not exact. Polars is measured where it is installed (`pip install polars`). A bar in memory is
+`Aggregator.feed` gives the forming bars of six longer intervals, exactly, as a minute grows. The first alternative
+folds each forming bar from its minutes again, with the same exact decimals; the second asks polars'
+`group_by_dynamic`, in binary floats, which are not exact. Polars is measured where it is installed (`pip install polars`). A bar in memory is
 compared with the candle object that it comes from and goes to.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from bench.memory import of_its_own
 from bench.process import MONDAY_MS, seconds, spread
 from bench.store_sqlite import candle
-from candled.aggregate.ladder import Ladder
+from candled.aggregate.aggregator import Aggregator
 from candled.aggregate.series import Series
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, fold, sources
 
@@ -69,10 +69,10 @@ def measure_updates(updates: int, runs: int) -> None:
         ladder, week = seeded_ladder(), [minute(at) for at in range(SUNDAY_EVENING)]
         changed = 0
 
-        def feed(ladder: Ladder = ladder) -> None:
+        def feed(ladder: Aggregator = ladder) -> None:
             nonlocal changed
             for version in versions:
-                changed += len(ladder.feed(version) or ())
+                changed += len(ladder.apply_minute(version) or ())
 
         ours.append(seconds(feed) / updates * 1e6)
         assert changed == updates * len(DEFAULT_INTERVALS), changed
@@ -85,13 +85,13 @@ def measure_updates(updates: int, runs: int) -> None:
         print(f"  polars group_by_dynamic over the running week: {spread(polars, ',.0f')}, {ratio(polars, ours)}")
 
 
-def seeded_ladder() -> Ladder:
+def seeded_ladder() -> Aggregator:
     """A ladder on a Sunday evening, as after a restart: the newest bars of every level came from the store."""
-    ladder = Ladder(DEFAULT_INTERVALS, HELD_BARS)
+    ladder = Aggregator(DEFAULT_INTERVALS, HELD_BARS)
     for interval, bars in rebuilt([minute(at) for at in range(SUNDAY_EVENING)]).items():
         count = ladder.parts_needed(interval, 120)
         newest = bars[-count:]
-        ladder.seed(interval, newest, newest[0].open_ms if len(newest) == count else 0)
+        ladder.seed_bars(interval, newest, newest[0].open_ms if len(newest) == count else 0)
     return ladder
 
 
@@ -121,8 +121,8 @@ def measure_rebuild(minutes: int, runs: int) -> None:
     ours, fed, plain, polars = [], [], [], []
     for _ in range(runs):
         ours.append(seconds(lambda: rebuilt(year)))
-        ladder = Ladder(DEFAULT_INTERVALS, HELD_BARS)
-        took = seconds(lambda ladder=ladder: [ladder.feed(one) for one in part])
+        ladder = Aggregator(DEFAULT_INTERVALS, HELD_BARS)
+        took = seconds(lambda ladder=ladder: [ladder.apply_minute(one) for one in part])
         fed.append(took * len(year) / len(part))
         plain.append(seconds(lambda: [bucketed(year, MINUTE, interval) for interval in LONGER]))
         if find_spec("polars"):
@@ -162,7 +162,7 @@ def measure_memory(bars: int) -> None:
     packed = traced(lambda: held(candles))
     series = held(candles)
     put = seconds(lambda: held(candles)) / bars * 1e6
-    tail = seconds(lambda: series.tail(bars, 0)) / bars * 1e6
+    tail = seconds(lambda: series.newest_bars(bars, 0)) / bars * 1e6
     print(
         f"a bar in memory, of {bars:,}: {packed / bars:.0f} bytes; as a candle with its decimals {objects / bars:.0f}, "
         f"{objects / packed:.1f} times as much; in {put:.1f}, out {tail:.1f} microseconds"
@@ -173,7 +173,7 @@ def held(candles: Sequence[Candle]) -> Series:
     """A series of all the candles."""
     series = Series(MINUTE, None, len(candles))
     for one in candles:
-        series.put(one)
+        series.put_bar(one)
     return series
 
 

@@ -24,10 +24,10 @@ from redis import asyncio as aioredis
 
 from bench.latency import percentiles
 from bench.process import Process, scratch, spread, symbols
-from candled.bus import Facts, Message, MinuteChanged, Position
+from candled.bus import FeedMetadata, Message, MinuteChanged, Position
 from candled.bus.codec import Names, message_text
-from candled.bus.leases import LeaseState
-from candled.bus.making import RedisParts, make_redis_parts
+from candled.bus.factory import RedisParts, make_redis_parts
+from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS, Candle, MarketKey, Symbol
 from tests.proxy import Proxy
@@ -89,7 +89,7 @@ async def listen(url: str, markets: Sequence[MarketKey]) -> None:
         if isinstance(message, MinuteChanged) and message.market == markets[0]:
             tell(int(message.candle.volume), time.perf_counter())
 
-    one.bus.listen(heard)
+    one.bus.add_listener(heard)
     one.start()
     client = aioredis.Redis.from_url(url)
     pubsub = client.pubsub()
@@ -152,9 +152,11 @@ async def latency(url: str, messages: int, directory: Path) -> list[str]:
             await asyncio.sleep(1.0)
             for number in range(1, 2 * messages, 2):
                 sent[number] = time.perf_counter()
-                leader.bus.publish(MinuteChanged(markets[0], candle(number), Facts()))
+                leader.bus.publish(MinuteChanged(markets[0], candle(number), FeedMetadata()))
                 await asyncio.sleep(BETWEEN_S)
-                text = message_text(MinuteChanged(markets[0], candle(number + 1), Facts()), Position("0.1", number))
+                text = message_text(
+                    MinuteChanged(markets[0], candle(number + 1), FeedMetadata()), Position("0.1", number)
+                )
                 bare[number + 1] = time.perf_counter()
                 await client.publish(BARE, text)
                 await asyncio.sleep(BETWEEN_S)
@@ -179,7 +181,7 @@ async def rate(url: str, count: int, seconds: float, directory: Path) -> list[st
             while time.monotonic() - started < seconds:
                 volume += 1
                 for market in markets:
-                    leader.bus.publish(MinuteChanged(market, candle(volume), Facts()))
+                    leader.bus.publish(MinuteChanged(market, candle(volume), FeedMetadata()))
                 while leader.bus.describe()["waitingMarkets"]:
                     await asyncio.sleep(0.002)
             took_s, cpu_s = time.monotonic() - started, time.process_time() - cpu_before
@@ -196,7 +198,7 @@ async def rate(url: str, count: int, seconds: float, directory: Path) -> list[st
 
 async def carrying(server: RedisServer, subscribers: int, messages: int, directory: Path) -> list[str]:
     """What Redis itself spends on a message, for itself and for each subscriber."""
-    text = message_text(MinuteChanged(markets_of(1)[0], candle(1), Facts()), Position("0.1760000000000000", 1))
+    text = message_text(MinuteChanged(markets_of(1)[0], candle(1), FeedMetadata()), Position("0.1760000000000000", 1))
     with Process("bench.bus", "drain", str(server.port), str(subscribers), directory=directory) as drain:
         async with aioredis.Redis.from_url(server.url) as client:
             while (await client.pubsub_numsub(BARE))[0][1] < subscribers:
@@ -245,7 +247,7 @@ async def healing(times: int) -> list[str]:
     markets, heard = markets_of(1), [0]
     with own_redis() as server, Proxy(server.address) as proxy:
         far = parts(f"redis://127.0.0.1:{proxy.address[1]}", markets, ingests=False)
-        far.bus.listen(lambda message, _: _note(heard, message))
+        far.bus.add_listener(lambda message, _: _note(heard, message))
         far.start()
         async with leading(server.url, markets) as leader:
             while not far.bus.describe()["connected"]:
@@ -258,7 +260,7 @@ async def healing(times: int) -> list[str]:
                 first = volume + 1
                 while heard[0] < first:
                     volume += 1
-                    leader.bus.publish(MinuteChanged(markets[0], candle(volume), Facts()))
+                    leader.bus.publish(MinuteChanged(markets[0], candle(volume), FeedMetadata()))
                     await asyncio.sleep(0.01)
                 took.append(time.monotonic() - began)
         await far.stop()
@@ -300,7 +302,7 @@ async def takeover(times: int, directory: Path) -> list[str]:
 
 def _leads(server: Any) -> bool:
     with server.client() as client:
-        return bool(client.get(Names("", EXCHANGE, 1).lease(0)))
+        return bool(client.get(Names("", EXCHANGE, 1).lease_key(0)))
 
 
 async def _until_led(one: RedisParts, started: float | None = None) -> float:

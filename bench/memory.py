@@ -20,10 +20,10 @@ from decimal import Decimal
 
 from bench.process import MONDAY_MS, Daemon, Process, rss_mib, scratch, symbols
 from bench.store_sqlite import candle
-from candled.aggregate.ladder import Ladder
+from candled.aggregate.aggregator import Aggregator
 from candled.aggregate.market_bars import new_ladder
 from candled.model import DEFAULT_INTERVALS, Candle
-from candled.rooms.protocol import MOST_BARS
+from candled.protocol.requests import MOST_BARS
 
 RECORDING = "bundled:binance-spot-btcusdt"
 ROOMS_PER_CLIENT = 4
@@ -97,28 +97,28 @@ def bound() -> str:
     return f"the bars of one market, all windows full: {few:.1f} MiB, with all of them asked for {many:.1f} MiB"
 
 
-def asked_for_all() -> Ladder:
+def asked_for_all() -> Aggregator:
     """A ladder of which clients asked the most there is of every interval."""
     ladder = new_ladder(DEFAULT_INTERVALS)
     for interval in ladder.levels:
-        ladder.series(interval).widen(MOST_BARS)
+        ladder.series_of(interval).grow_capacity(MOST_BARS)
     return ladder
 
 
-def full_mib(make: Callable[[], Ladder]) -> float:
+def full_mib(make: Callable[[], Aggregator]) -> float:
     """Resident MiB that a full ladder adds to this process."""
     before = rss_mib(os.getpid())
     ladders = [filled(make()) for _ in range(LADDERS)]
     return (rss_mib(os.getpid()) - before) / len(ladders)
 
 
-def filled(ladder: Ladder) -> Ladder:
+def filled(ladder: Aggregator) -> Aggregator:
     """Put bars into every window until it would drop some."""
     for interval in ladder.levels:
-        series = ladder.series(interval)
+        series = ladder.series_of(interval)
         start_ms = interval.floor(MONDAY_MS)
         for at in range(series.capacity + series.capacity // 4):
-            series.put(of_its_own(candle(at)._replace(open_ms=start_ms + at * interval.ms)))
+            series.put_bar(of_its_own(candle(at)._replace(open_ms=start_ms + at * interval.ms)))
     return ladder
 
 

@@ -20,13 +20,13 @@ from typing import Any
 import msgspec
 
 from bench.process import spread
-from candled.aggregate.ladder import Change
+from candled.aggregate.aggregator import Change
 from candled.model import MINUTE, Candle, iso_ms
-from candled.rooms.frames import Frame
-from candled.rooms.links import Place
-from candled.rooms.messages import PLAIN
-from candled.rooms.texts import fields_printer
-from candled.serve.client import Client
+from candled.protocol.frames import Frame
+from candled.protocol.messages import PLAIN
+from candled.rooms.encoded_bars import fields_printer
+from candled.rooms.recipients import RecipientSlot
+from candled.serve.client import ClientSession
 from tests.rooms.stage import BTC, ETH, PROTOCOL, Stage, Stored, topic
 from tests.rows import minute
 
@@ -42,27 +42,27 @@ _EXTENDED = (
 class Nowhere:
     """A link that takes everything, and whose turn has always come."""
 
-    client: Client
-    places: tuple[Place, ...] = ()
+    client: ClientSession
+    places: tuple[RecipientSlot, ...] = ()
 
-    def send(self, frame: bytes) -> int:
+    def send_update(self, frame: bytes) -> int:
         return len(frame)
 
-    write = send
+    write = send_update
 
-    def reply(self, frame: Frame) -> None:
+    def send_reply(self, frame: Frame) -> None:
         pass
 
-    def want(self, topic: Any) -> None:
+    def request_snapshot(self, topic: Any) -> None:
         self.client.make_initial(topic)
 
-    def forget(self, topic: Any) -> None:
+    def cancel_topic(self, topic: Any) -> None:
         pass
 
-    def gather(self, many: bool) -> None:
+    def cork(self, many: bool) -> None:
         pass
 
-    def close(self, code: int, reason: str) -> None:
+    def disconnect(self, code: int, reason: str) -> None:
         pass
 
 
@@ -86,10 +86,10 @@ async def measure(runs: int, times: int) -> None:
     link = connect(one)
     others = [connect(one) for _ in range(10)]  # with nobody else in the room every subscription would begin it
     for other in others:
-        other.client.received(_REQUEST)
-    print(f"reading a subscribe message {spread(us(lambda: PROTOCOL.decode(_REQUEST)), '.2f')}, ", end="")
-    print(f"with every extension {spread(us(lambda: PROTOCOL.decode(_EXTENDED)), '.2f')}")
-    print(f"reading it, joining and making its initial {spread(us(lambda: link.client.received(_REQUEST)), '.1f')}")
+        other.client.on_message(_REQUEST)
+    print(f"reading a subscribe message {spread(us(lambda: PROTOCOL.decode_request(_REQUEST)), '.2f')}, ", end="")
+    print(f"with every extension {spread(us(lambda: PROTOCOL.decode_request(_EXTENDED)), '.2f')}")
+    print(f"reading it, joining and making its initial {spread(us(lambda: link.client.on_message(_REQUEST)), '.1f')}")
     for count in BARS:
         measure_initial(one, count, us, times)
     measure_updates(one, us)
@@ -99,28 +99,28 @@ async def measure(runs: int, times: int) -> None:
 def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], times: int) -> None:
     """An `initial` of so many bars: copied, new, and from nothing."""
     link = Nowhere()
-    member = one.hub.join(Silent(), link, topic("1m"), count, PLAIN)
+    member = one.hub.join_room(Silent(), link, topic("1m"), count, PLAIN)
     volume = iter(range(2, 10**9))
 
     def change() -> None:
         bar = running(next(volume))
-        one.bars._markets[BTC].ladder.feed(bar)
-        one.hub.changed(BTC, [Change(MINUTE, bar)])
+        one.bars._markets[BTC].ladder.apply_minute(bar)
+        one.hub.on_bars_changed(BTC, [Change(MINUTE, bar)])
 
     def warm() -> None:
         change()
-        one.hub.initial(member)
+        one.hub.render_initial(member)
 
     def cold() -> None:
-        one.hub._telling._texts.form(topic("1m"), fields_printer(0), False).forget(0, -1)
+        one.hub._telling._texts.get_form(topic("1m"), fields_printer(0), False).drop_from(0, -1)
         warm()
 
-    one.hub.initial(member)
+    one.hub.render_initial(member)
     changing = us(change)
-    kept, new = us(lambda: one.hub.initial(member)), us(warm)
+    kept, new = us(lambda: one.hub.render_initial(member)), us(warm)
     new = [max(0.0, with_it - without) for with_it, without in zip(new, changing, strict=True)]
     anew = us(cold, times // 100)
-    bars = one.bars.tail(BTC, MINUTE, count)
+    bars = one.bars.newest_bars(BTC, MINUTE, count)
     rows = [as_floats(bar) for bar in bars]
     ready = [Bar(**row) for row in rows]
     by_json = us(lambda: json.dumps({"type": "initial", "bars": rows}), times // 20)
@@ -130,7 +130,7 @@ def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], time
         f"cold {spread(anew, ',.0f')}"
     )
     print(f"  json.dumps {spread(by_json, ',.0f')}, msgspec {spread(by_msgspec, ',.0f')}")
-    one.hub.leave(member)
+    one.hub.leave_room(member)
 
 
 def measure_updates(one: Stage, us: Callable[..., list[float]]) -> None:
@@ -142,13 +142,13 @@ def measure_updates(one: Stage, us: Callable[..., list[float]]) -> None:
         held()
 
     def held() -> None:
-        one.hub.changed(BTC, [Change(MINUTE, running(next(numbers)))])
+        one.hub.on_bars_changed(BTC, [Change(MINUTE, running(next(numbers)))])
 
     making = us(lambda: Change(MINUTE, running(next(numbers))))
     at_once = [whole - part for whole, part in zip(us(sent), making, strict=True)]
     print(f"a changed bar, told to one room of 11: {spread(at_once, '.1f')}, ", end="")
     later = [whole - part for whole, part in zip(us(held), making, strict=True)]
-    nobody = us(lambda: one.hub.changed(ETH, [Change(MINUTE, running(2))]))
+    nobody = us(lambda: one.hub.on_bars_changed(ETH, [Change(MINUTE, running(2))]))
     nobody = [whole - part for whole, part in zip(nobody, making, strict=True)]
     print(f"held {spread(later, '.1f')}, in a room without members {spread(nobody, '.2f')}")
 
@@ -179,7 +179,7 @@ async def stage() -> Stage:
     """A day of minutes in memory, with the digits of a real market."""
     minutes = [running(number)._replace(open_ms=minute(number).open_ms, final=True) for number in range(_HISTORY)]
     one = await Stage(Stored(minutes)).start()
-    await one.bars.prepare(BTC, MINUTE, max(BARS), 0)
+    await one.bars.load_bars(BTC, MINUTE, max(BARS), 0)
     one.push(running(1))
     return one
 
@@ -203,7 +203,7 @@ def as_floats(bar: Candle) -> dict[str, Any]:
 
 def connect(one: Stage) -> Nowhere:
     link = Nowhere()
-    link.client = Client(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+    link.client = ClientSession(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
     return link
 
 
@@ -213,8 +213,8 @@ def client_bytes(one: Stage, count: int) -> float:
     gc.collect()
     tracemalloc.start()
     for link in links:
-        link.client = Client(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
-        link.client.received(_REQUEST)
+        link.client = ClientSession(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+        link.client.on_message(_REQUEST)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return size / count

@@ -26,9 +26,9 @@ from pathlib import Path
 
 from bench.process import MONDAY_MS, Daemon, Process, every, scratch, spread, symbols
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval
-from candled.store import sqlite_statements as sql
 from candled.store.batch import SOURCES
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite import statements as sql
+from candled.store.sqlite.store import SqliteStore
 from tests.system.daemon import free_port
 
 WINDOW_S = 5.0

@@ -10,21 +10,21 @@ from itertools import count
 from typing import Any
 
 from candled.aggregate.live_bars import LiveBars
-from candled.api.pages import Pages
+from candled.api.pages import BarReader
 from candled.bus import MinuteChanged
-from candled.bus.making import make_memory_bus
+from candled.bus.factory import make_memory_bus
 from candled.clock import SystemClock
 from candled.config import ServerSettings
 from candled.model import DEFAULT_INTERVALS, Candle, MarketKey, Symbol
-from candled.rooms.frames import Frame
+from candled.protocol.frames import Frame
+from candled.protocol.requests import RequestCodec
+from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub
-from candled.rooms.links import Links
-from candled.rooms.protocol import Protocol
-from candled.rooms.texts import Texts
-from candled.serve.client import Client
-from candled.serve.collector import Collector
-from candled.serve.publisher import Publisher
+from candled.rooms.recipients import Recipients
+from candled.serve.client import ClientSession
+from candled.serve.gc_tuner import GcTuner
 from candled.serve.server import Server
+from candled.transport.broadcaster import Broadcaster
 from tests.rooms.stage import Stored
 from tests.rows import minute
 from tests.serve.peers import all_well
@@ -57,8 +57,8 @@ class Serving:
         stored, clock = Stored(minute(number, final=True) for number in range(_HISTORY)), SystemClock()
         self._bus = make_memory_bus()
         self._bars = bars = LiveBars(self._markets, DEFAULT_INTERVALS, stored, clock)
-        codec = Protocol({"replay": symbols}, DEFAULT_INTERVALS)
-        self._publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
+        codec = RequestCodec({"replay": symbols}, DEFAULT_INTERVALS)
+        self._publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
         hub = Hub(codec, bars, clock, self._publish)
         self._rooms = Timed(hub)
         durations = {name: timedelta(seconds=settings.pop(name)) for name in _DURATIONS & settings.keys()}
@@ -67,8 +67,8 @@ class Serving:
             options,
             hub=self._rooms,
             publisher=self._publisher,
-            make_client=lambda link: Client(
-                link, hub, bars, codec, clock, options, Pages(bars, stored, Texts(), clock).history
+            make_client=lambda link: ClientSession(
+                link, hub, bars, codec, clock, options, BarReader(bars, stored, EncodedBarCache(), clock).read_history
             ),
             clock=clock,
             health=dict,
@@ -76,8 +76,8 @@ class Serving:
             statistics=hub.describe,
             page=str,
         )
-        bars.listen(hub)
-        self._bus.listen(bars.on_message)
+        bars.add_listener(hub)
+        self._bus.add_listener(bars.on_message)
         self._sent = asyncio.Event()
         self._opened = minute(_HISTORY)
         self._versions = count(self._opened.as_of_ms - 50_000)
@@ -88,7 +88,7 @@ class Serving:
         """Load the bars and listen."""
         await self._bars.start()
         self._server.listen()
-        Collector().start()
+        GcTuner().start()
 
     async def send(self, values: Sequence[Decimal]) -> float:
         """Publish one change of the first market; return the microseconds of this thread that its way took."""
@@ -113,8 +113,8 @@ class Serving:
         """From now on how long the loop is held is watched."""
         self._tasks.append(asyncio.ensure_future(self._watch()))
 
-    def _publish(self, links: Links, frame: Frame) -> None:
-        self._publisher.publish(links, frame)
+    def _publish(self, links: Recipients, frame: Frame) -> None:
+        self._publisher.broadcast(links, frame)
         self._sent.set()
 
     def _candle(self, values: Sequence[Decimal]) -> Candle:

@@ -22,7 +22,7 @@ import psycopg2
 from bench.store_sqlite import candle
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, MarketKey, Symbol, iso_ms
 from candled.store.batch import source_number
-from candled.store.postgres import PostgresStore
+from candled.store.postgres.store import PostgresStore
 from tests.servers import Database, PostgresServer, own_postgres
 
 PAGE_ROWS = 5_000  # as the writer sends them
@@ -76,7 +76,7 @@ def copy_plainly(url: str, batches: Sequence[Sequence[Row]]) -> float:
 
 def write(store: PostgresStore, batches: Sequence[Sequence[Row]]) -> float:
     """Seconds to write the batches to the store."""
-    return seconds(lambda: [store.write(batch) for batch in batches])
+    return seconds(lambda: [store.write_minutes(batch) for batch in batches])
 
 
 def measure_bulk(url: str, name: str, intervals: Sequence[Interval]) -> None:
@@ -98,7 +98,7 @@ def measure_live(url: str, count: int) -> None:
     """A minute of many markets in each batch, as while candles come in."""
     batches = [[(market(10_000 + number), candle(at)) for number in range(count)] for at in range(60)]
     with opened(url, DEFAULT_INTERVALS) as store:
-        written = [seconds(lambda batch=batch: store.write(batch)) * 1000 for batch in batches]  # type: ignore[misc]
+        written = [seconds(lambda batch=batch: store.write_minutes(batch)) * 1000 for batch in batches]  # type: ignore[misc]
     print(
         f"live, one minute of {count} markets and six longer bars of each: median {statistics.median(written):.0f} ms"
     )
@@ -109,7 +109,7 @@ def measure_reads(store: PostgresStore, interval: Interval, limit: int, minutes:
     first_ms = candle(0).open_ms + min(limit * interval.ms, minutes * MINUTE_MS // 2)
     last_ms = candle(0).open_ms + minutes * MINUTE_MS
     took = sorted(
-        seconds(lambda: store.bars(market(0), interval, before_ms=dice.randrange(first_ms, last_ms), limit=limit))
+        seconds(lambda: store.read_bars(market(0), interval, before_ms=dice.randrange(first_ms, last_ms), limit=limit))
         * 1000
         for _ in range(READS)
     )
@@ -127,9 +127,11 @@ def measure_disk_reads(server: PostgresServer, database: Database, minutes: int,
                 server.forget_files()
                 server.start()
                 with opened(database.url(), DEFAULT_INTERVALS) as store:
-                    store.bars(market(1), interval, before_ms=candle(MONTH).open_ms, limit=1)  # the catalog is read
+                    store.read_bars(
+                        market(1), interval, before_ms=candle(MONTH).open_ms, limit=1
+                    )  # the catalog is read
                     before_ms = dice.randrange(last_ms - minutes * MINUTE_MS // 2, last_ms)
-                    read = seconds(partial(store.bars, market(0), interval, before_ms=before_ms, limit=limit))
+                    read = seconds(partial(store.read_bars, market(0), interval, before_ms=before_ms, limit=limit))
                 took.setdefault((limit, interval), []).append(read * 1000)
     for (limit, interval), values in took.items():
         print(f"from the disk, {limit} of {interval}: median {statistics.median(values):.1f} ms of {COLD_STARTS}")
@@ -174,7 +176,10 @@ def measure_history(database: Database, years: float, markets: int) -> None:
             for interval in DEFAULT_INTERVALS:
                 measure_reads(store, interval, limit, minutes, dice)
         span = candle(0).open_ms, candle(MONTH).open_ms
-        print(f"which of a month's minutes are there: {seconds(lambda: store.present(market(0), *span)) * 1000:.0f} ms")
+        print(
+            "the stored ranges of a month of minutes: "
+            f"{seconds(lambda: store.stored_ranges(market(0), *span)) * 1000:.0f} ms"
+        )
         [(size,)] = database.rows("SELECT pg_database_size(current_database())")
         print(f"size: {size / (minutes + (markets - 1) * MONTH):.0f} bytes a minute, its share of longer bars included")
 

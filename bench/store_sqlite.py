@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Interval, MarketKey, Symbol
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 
 MONDAY_MS = 1_748_822_400_000
 DAYS = 30
@@ -77,7 +77,7 @@ def plain(path: Path, batches: Sequence[Sequence[Row]]) -> float:
 
 def stored(store: SqliteStore, batches: Sequence[Sequence[Row]]) -> float:
     """Seconds to write the batches to the store."""
-    return seconds(lambda: [store.write(batch) for batch in batches])
+    return seconds(lambda: [store.write_minutes(batch) for batch in batches])
 
 
 def measure_writes(store: SqliteStore, directory: Path, name: str, batches: Sequence[Sequence[Row]]) -> None:
@@ -94,14 +94,16 @@ def measure_writes(store: SqliteStore, directory: Path, name: str, batches: Sequ
 
 def measure_bars(store: SqliteStore, interval: Interval, limit: int) -> None:
     """The newest bars of the market with the long history."""
-    reads = [seconds(lambda: store.bars(MARKET, interval, before_ms=10**15, limit=limit)) * 1000 for _ in range(200)]
+    reads = [
+        seconds(lambda: store.read_bars(MARKET, interval, before_ms=10**15, limit=limit)) * 1000 for _ in range(200)
+    ]
     print(f"bars {interval}, limit {limit}: median {statistics.median(reads):.2f} ms, worst {max(reads):.2f} ms")
 
 
 def measure_presence(store: SqliteStore) -> None:
     """Which minutes are there, over the whole history."""
     end_ms = MONDAY_MS + MINUTES * MINUTE_MS
-    reads = [seconds(lambda: store.present(MARKET, MONDAY_MS, end_ms)) * 1000 for _ in range(20)]
+    reads = [seconds(lambda: store.stored_ranges(MARKET, MONDAY_MS, end_ms)) * 1000 for _ in range(20)]
     print(f"present over {MINUTES:,} minutes: median {statistics.median(reads):.1f} ms")
 
 

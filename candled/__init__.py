@@ -7,21 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import CandledError, ConfigError, ExchangeError, HttpRefused, InvalidCandle, Unavailable
+    from .errors import CandledError, ConfigError, ExchangeError, HttpRejected, InvalidCandle, Unavailable
     from .exchange import (
         Candles,
         Clock,
         Event,
         Exchange,
         Feed,
+        FeedError,
         Http,
         InvalidRow,
         Pong,
-        Refused,
         SocketFeed,
         StreamFeed,
         Subscribed,
-        Trouble,
+        SubscriptionRejected,
         read_rows,
     )
     from .hookspecs import hookimpl
@@ -41,19 +41,19 @@ __all__ = [
     "Exchange",
     "ExchangeError",
     "Feed",
+    "FeedError",
     "Http",
-    "HttpRefused",
+    "HttpRejected",
     "Interval",
     "InvalidCandle",
     "InvalidRow",
     "Market",
     "Pong",
-    "Refused",
     "SocketFeed",
     "StreamFeed",
     "Subscribed",
+    "SubscriptionRejected",
     "Symbol",
-    "Trouble",
     "Unavailable",
     "hookimpl",
     "read_rows",

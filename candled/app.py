@@ -12,40 +12,40 @@ from typing import Any
 
 from candled import __version__, signals
 from candled.aggregate.live_bars import LiveBars
-from candled.api.directory import Directory
-from candled.api.pages import Pages
-from candled.api.rest import Source
+from candled.api.catalog import MarketCatalog
+from candled.api.pages import BarReader
+from candled.api.rest import ApiContext
 from candled.api.routes import make_routes, make_streams
 from candled.budget import MakeBudget
 from candled.budget_file import BudgetFile
 from candled.bus import Bus
-from candled.bus.making import RedisParts, make_memory_bus, make_redis_parts
+from candled.bus.factory import RedisParts, make_memory_bus, make_redis_parts
 from candled.clock import SystemClock
 from candled.config import Config, budget_path, doubts, make_store
 from candled.daemon_threads import DaemonThreads
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock, Exchange
-from candled.ingest_side import IngestSide
+from candled.ingest_side import ShardedIngest
 from candled.model import MINUTE, MarketKey
 from candled.parallel import in_parallel
 from candled.plugins import Plugins
-from candled.rooms.hub import Hub, Link
-from candled.rooms.protocol import Protocol
-from candled.rooms.texts import Texts
-from candled.serve.client import Client
-from candled.serve.collector import Collector
-from candled.serve.descriptors import raise_limit, shortage
+from candled.protocol.requests import RequestCodec
+from candled.rooms.encoded_bars import EncodedBarCache
+from candled.rooms.hub import Hub, RecipientConnection
+from candled.serve.client import ClientSession
+from candled.serve.gc_tuner import GcTuner
 from candled.serve.handlers import STATIC
 from candled.serve.listening import in_browser
-from candled.serve.publisher import Publisher
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
-from candled.store.history import History
+from candled.store.history import HistoryReader
+from candled.store.ingest_store import IngestStore
 from candled.store.interface import CHECK_IN_S
 from candled.store.journal import Journal
-from candled.store.keeper import Keeper
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
+from candled.transport.broadcaster import Broadcaster
+from candled.transport.descriptors import raise_limit, shortage
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ async def _run(config: Config, plugins: Plugins, clock: Clock) -> int:
     daemon = Daemon(config, plugins, clock)  # nothing has begun before this: a signal ends the process where it is
     stopping = asyncio.Event()
     _listen_to_signals(loop, stopping)
-    collector = Collector(keeps_handlers=not config.server.takeover)
+    collector = GcTuner(keeps_handlers=not config.server.own_sockets)
     starting = asyncio.ensure_future(daemon.start())
     asked = asyncio.ensure_future(stopping.wait())
     try:
@@ -129,23 +129,23 @@ class Daemon:
             flush_interval_s=config.store.flush_interval.total_seconds(),
             journal=_journal(config),
         )
-        self._history = History(self._store, self._threads)
+        self._history = HistoryReader(self._store, self._threads)
         symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
         markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
         self._markets = markets
         self._shared = _shared(config, markets, clock)
         self._bus: Bus = make_memory_bus() if self._shared is None else self._shared.bus
-        self._bars = LiveBars(markets if self._serves else [], config.intervals, self._history, clock)
-        self._codec = Protocol(symbols, config.intervals)
-        publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
-        texts = Texts(config.server.cache)
-        self._hub = Hub(self._codec, self._bars, clock, publisher.publish, texts=texts)
+        self._bars = LiveBars(markets if self._is_serving else [], config.intervals, self._history, clock)
+        self._codec = RequestCodec(symbols, config.intervals)
+        publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
+        texts = EncodedBarCache(config.server.cache)
+        self._hub = Hub(self._codec, self._bars, clock, publisher.broadcast, texts=texts)
         self._page = (STATIC / "index.html").read_text("utf-8")
         self._ingest = self._make_ingest() if "ingest" in config.roles else None
         counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
-        pages = Pages(self._bars, self._history, texts, clock)
-        source = Source(
-            directory=Directory(symbols, config.intervals),
+        pages = BarReader(self._bars, self._history, texts, clock)
+        source = ApiContext(
+            directory=MarketCatalog(symbols, config.intervals),
             pages=pages,
             stored=self._history,
             clock=clock,
@@ -153,8 +153,8 @@ class Daemon:
             seen_decimals=self._bars.seen_decimals,
         )
 
-        def make_client(link: Link) -> Client:
-            return Client(link, self._hub, self._bars, self._codec, clock, config.server, pages.history)
+        def make_client(link: RecipientConnection) -> ClientSession:
+            return ClientSession(link, self._hub, self._bars, self._codec, clock, config.server, pages.read_history)
 
         self._server = Server(
             config.server,
@@ -162,13 +162,13 @@ class Daemon:
             publisher=publisher,
             make_client=make_client,
             clock=clock,
-            health=self.health,
-            ready=self.ready,
+            health=self.health_report,
+            ready=self.readiness_report,
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
             page=self._page_text,
             routes=make_routes(config, source, counter, clock),
-            streams=make_streams(config, source, self._bars, make_client, publisher.publish, clock),
-            serves=self._serves,
+            streams=make_streams(config, source, self._bars, make_client, publisher.broadcast, clock),
+            serves=self._is_serving,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._store_trouble = ""
@@ -182,25 +182,25 @@ class Daemon:
 
         It may be cancelled at any moment; `stop` undoes what was done.
         """
-        self._bars.listen(self._hub)
-        if self._serves:
-            self._bus.listen(self._bars.on_message)
+        self._bars.add_listener(self._hub)
+        if self._is_serving:
+            self._bus.add_listener(self._bars.on_message)
         self.port = self._server.listen()  # before the store is touched: another candled may be running
         is_open = await self._open_store()
         address = in_browser(self._config.server.hosts, self.port)
-        if self._serves:
+        if self._is_serving:
             logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
         else:
             logger.info("candled %s: serves no clients; http://%s/health tells how it is", __version__, address)
         if is_open:
             await self._start_reading()
         else:
-            self._spawn(self._open_store_later())
+            self._start_task(self._open_store_later())
 
     async def stop(self) -> int:
         """Stop every step in order; return how many candles could neither be stored nor kept in the journal."""
         within_s = _STOP_S if self._is_started else _STOP_EARLY_S
-        self._server.drain()
+        self._server.stop_accepting()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -216,7 +216,7 @@ class Daemon:
         await self._threads.close(within_s=within_s)
         return left
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done until the daemon stops; whatever ends it before is named."""
         task = asyncio.ensure_future(work)
         task.add_done_callback(_name_failure)
@@ -229,7 +229,7 @@ class Daemon:
             ConfigError: it will not open later either.
         """
         try:
-            await self._threads.write(self._store.open)
+            await self._threads.run_write(self._store.open)
         except StoreRejected as error:
             raise ConfigError(f"store.url: {error}") from error
         except StoreUnavailable as error:
@@ -256,20 +256,20 @@ class Daemon:
         self._is_reading = True
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer names it, and tries again
             await self._writer.flush()
-        self._spawn(self._writer.run())
-        self._spawn(self._maintain())
-        self._spawn(self._check_in())
+        self._start_task(self._writer.run())
+        self._start_task(self._maintain_store())
+        self._start_task(self._check_in())
         if self._shared is not None:
             self._shared.start()  # what is heard before the bars are loaded waits for them
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
         self._is_started = True
 
-    async def _maintain(self) -> None:
+    async def _maintain_store(self) -> None:
         """Let the store tidy up, every hour; nothing depends on it."""
         while True:
             try:
-                await self._threads.read(self._store.maintain, self._clock.now_ms())
+                await self._threads.run_read(self._store.tidy_up, self._clock.now_ms())
             except (StoreUnavailable, StoreRejected) as error:
                 logger.warning("the store could not be tidied up: %s", error)
             await self._clock.sleep(_MAINTAIN_S)
@@ -278,7 +278,7 @@ class Daemon:
         """Notice other daemons that use the store with other settings."""
         while True:
             try:
-                conflicts = await self._threads.write(self._store.check_in)
+                conflicts = await self._threads.run_write(self._store.check_in)
             except (StoreUnavailable, StoreRejected):
                 conflicts = self._conflicts  # the writer names the trouble
             for conflict in conflicts:
@@ -287,10 +287,10 @@ class Daemon:
             self._conflicts = conflicts
             await self._clock.sleep(CHECK_IN_S)
 
-    def health(self) -> Mapping[str, Any]:
+    def health_report(self) -> Mapping[str, Any]:
         """The body of `/health`."""
         exchanges = self._exchanges_health()
-        writer = self._writer.status()
+        writer = self._writer.describe()
         if not self._is_reading:  # nothing was written yet, so that the writer knows of no trouble
             writer |= {"state": "away", "lastError": self._store_trouble or None}
         bus = self._bus.describe()
@@ -304,17 +304,17 @@ class Daemon:
             "store": {**self._store.describe(), "conflicts": list(self._conflicts), **writer},
             "roles": list(self._config.roles),
             "bus": bus,
-            "bars": self._bars.healing(),
+            "bars": self._bars.describe_healing(),
             "plugins": {
                 status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
                 for status in self._plugins.statuses
             },
         }
 
-    async def ready(self) -> Mapping[str, str | None]:
+    async def readiness_report(self) -> Mapping[str, str | None]:
         """What serving needs, each with what is wrong with it: an exchange out of reach is not among it."""
         bus = self._bus.describe()
-        loaded = all(self._bars.ready(key, MINUTE, 1) for key in self._markets) if self._serves else True
+        loaded = all(self._bars.is_loaded(key, MINUTE, 1) for key in self._markets) if self._is_serving else True
         return {
             "store": await self._store_trouble_now(),
             "bus": None if bus["connected"] else str(bus.get("trouble", "is not connected")),
@@ -325,7 +325,7 @@ class Daemon:
         """Why the store is of no use at this moment; None if it is."""
         if not self._is_reading:
             return self._store_trouble or "is being opened"
-        writer = self._writer.status()
+        writer = self._writer.describe()
         if writer["state"] != "ok":
             return f"{writer['state']}: {writer['lastError']}"
         try:
@@ -338,22 +338,22 @@ class Daemon:
         return None
 
     @property
-    def _serves(self) -> bool:
+    def _is_serving(self) -> bool:
         return "serve" in self._config.roles
 
     def _shared_budget(self) -> MakeBudget | None:
         """Give the request budgets that are shared with other processes: in Redis, else in a file."""
         if self._shared is not None:
-            return self._shared.budgets.budget
+            return self._shared.budgets.budget_for
         path = budget_path(self._config)
         return None if path is None else BudgetFile(path, self._clock).budget
 
-    def _make_ingest(self) -> IngestSide:
-        return IngestSide(
+    def _make_ingest(self) -> ShardedIngest:
+        return ShardedIngest(
             self._config,
             self._clock,
             self._bus,
-            Keeper(self._store, self._threads, self._writer, self._history),
+            IngestStore(self._store, self._threads, self._writer, self._history),
             leases=None if self._shared is None else self._shared.leases,
             budget=self._shared_budget(),
         )

@@ -11,7 +11,7 @@ from candled.token_bucket import MOST_CLOSED_S, TokenBucket
 class Budget(Protocol):
     """What may be asked of one host."""
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
         """Wait until a request may be made, and count it."""
 
     def close_for(self, seconds: float) -> None:
@@ -20,7 +20,7 @@ class Budget(Protocol):
     def closed_for(self) -> float:
         """Seconds until the host may be asked again, as far as it is known here; 0.0 when it may be asked now."""
 
-    def left(self) -> float:
+    def remaining_share(self) -> float:
         """The share of the budget that is left, 0 to 1, as far as it is known here."""
 
 
@@ -40,9 +40,9 @@ class LocalBudget:
         """Give out no more than `rate` requests a second from now on."""
         self._bucket.limit(rate)
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
         async with self._turn:
-            while wait_s := self._bucket.take(self._clock.monotonic()):
+            while wait_s := self._bucket.try_take(self._clock.monotonic()):
                 await self._clock.sleep(wait_s)
 
     def close_for(self, seconds: float) -> None:
@@ -51,8 +51,8 @@ class LocalBudget:
     def closed_for(self) -> float:
         return self._bucket.closed_for(self._clock.monotonic())
 
-    def left(self) -> float:
-        return self._bucket.left(self._clock.monotonic())
+    def remaining_share(self) -> float:
+        return self._bucket.remaining_share(self._clock.monotonic())
 
 
 class LocalBudgets:
@@ -78,9 +78,9 @@ class PartialBudget:
         self._own = own
         self._shared = shared
 
-    async def take(self) -> None:
-        await self._own.take()
-        await self._shared.take()
+    async def acquire(self) -> None:
+        await self._own.acquire()
+        await self._shared.acquire()
 
     def close_for(self, seconds: float) -> None:
         self._shared.close_for(seconds)
@@ -88,8 +88,8 @@ class PartialBudget:
     def closed_for(self) -> float:
         return self._shared.closed_for()
 
-    def left(self) -> float:
-        return min(self._own.left(), self._shared.left())
+    def remaining_share(self) -> float:
+        return min(self._own.remaining_share(), self._shared.remaining_share())
 
 
 def part_of(clock: Clock, share: float, shared: MakeBudget) -> MakeBudget:

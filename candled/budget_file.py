@@ -100,7 +100,7 @@ class SharedBudget:
         self._rate = min(self._rate, rate)
         self._own.limit(rate * _SHARE)
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
         """Wait until a request may be made, and count it. Of several processes each has its turn."""
         async with self._turn:
             while (seen := await self._try_to_look(reserves=True)) is not None:
@@ -114,7 +114,7 @@ class SharedBudget:
                 seen = await self._try_to_look(reserves=False)
                 if seen is None or not seen[0]:  # else another process closed the host meanwhile
                     return
-            await self._own.take()
+            await self._own.acquire()
 
     def close_for(self, seconds: float) -> None:
         """The host asked for silence: give out nothing for so long, in any process."""
@@ -129,9 +129,9 @@ class SharedBudget:
         now = self._now()
         return max(0.0, min(MOST_CLOSED_S, max(self._seen.closed_for(now), self._to_close_until - now)))
 
-    def left(self) -> float:
+    def remaining_share(self) -> float:
         """The share of the budget that is left, as far as this process has seen."""
-        return 0.0 if self.closed_for() else self._seen.left(self._now())
+        return 0.0 if self.closed_for() else self._seen.remaining_share(self._now())
 
     async def _try_to_look(self, *, reserves: bool) -> tuple[float, float] | None:
         """Look into the file; None where it cannot be used, for any reason."""

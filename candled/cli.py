@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from candled import __version__, config, signals
-from candled.bus.address import RedisAddress
+from candled.bus.redis.address import RedisAddress
 from candled.clock import SystemClock
 from candled.errors import ConfigError
 from candled.plugins import Plugins, discover
@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    from candled.bus.redis_links import check_files  # the client of Redis is slow to load
+    from candled.bus.redis.connections import check_files  # the client of Redis is slow to load
 
     settings = _load(options, discover())
     config.make_exchanges(settings, SystemClock())
@@ -171,7 +171,7 @@ def _plugins(_: argparse.Namespace) -> int:
 
 
 def _tail(options: argparse.Namespace) -> int:
-    from candled.tail import Tail  # only this command is a client
+    from candled.tools.tail import Tail  # only this command is a client
 
     return asyncio.run(Tail(options.url, options.symbol, options.interval, options.exchange, options.bars).run())
 

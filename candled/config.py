@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from candled.bus.address import SCHEMES, RedisAddress
+from candled.bus.redis.address import SCHEMES, RedisAddress
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock, Exchange
 from candled.model import DEFAULT_INTERVALS, Interval, Symbol
@@ -96,7 +96,7 @@ class ServerSettings:
     compression: bool = setting(
         False, help="compress large messages for clients that offer permessage-deflate; updates never are"
     )
-    takeover: bool = setting(
+    own_sockets: bool = setting(
         True,
         help="own the sockets of clients after the handshake; false leaves them to Tornado, at five times the cost",
     )
@@ -172,7 +172,7 @@ class IngestSettings:
         help="how far back a fresh store is filled; the running week always is",
         at_least=timedelta(0),
     )
-    settle: timedelta = setting(
+    grace_period: timedelta = setting(
         timedelta(seconds=6),
         help="how long after its successor opened the late versions of a minute are waited for before it is final",
         at_least=timedelta(0),

@@ -27,7 +27,7 @@ class ExchangeError(CandledError):
     """The exchange or its plugin said something that its documentation does not allow."""
 
 
-class HttpRefused(ExchangeError):
+class HttpRejected(ExchangeError):
     """The exchange answered with a status that asking again will not change.
 
     `status` is the HTTP status and `body` the parsed JSON body.

@@ -88,7 +88,7 @@ class Subscribed:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class SubscriptionRejected:
     """The exchange refused the subscription of `symbol`: it is asked again after growing pauses, the others go on."""
 
     symbol: Symbol
@@ -101,14 +101,14 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class FeedError:
     """The exchange complained about the connection as a whole; with `reconnect` it must be replaced."""
 
     reason: str
     reconnect: bool = False
 
 
-Event = Candles | Subscribed | Refused | Pong | Trouble
+Event = Candles | Subscribed | SubscriptionRejected | Pong | FeedError
 
 # ---------------------------------------------------------------- feeds
 
@@ -144,7 +144,7 @@ class SocketFeed(ABC):
         """The frames that unsubscribe `symbols`, in order."""
 
     @abstractmethod
-    def read(self, frame: str) -> list[Event]:
+    def read_frame(self, frame: str) -> list[Event]:
         """Read one text frame.
 
         Raises:
@@ -163,7 +163,7 @@ class StreamFeed(ABC):
         self.symbols = tuple(symbols)
 
     @abstractmethod
-    def events(self) -> AsyncIterator[Event]:
+    def stream_events(self) -> AsyncIterator[Event]:
         """Yield events for ever."""
 
 
@@ -214,15 +214,15 @@ class Exchange(ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[Any]]
     requests_per_s: ClassVar[float] = 5.0
-    history_minutes: ClassVar[int] = 200
-    quiet_minutes: ClassVar[bool] = False
-    opens_at_close: ClassVar[bool] = False
+    max_history_minutes: ClassVar[int] = 200
+    publishes_empty_candles: ClassVar[bool] = False
+    opens_at_previous_close: ClassVar[bool] = False
 
     def __init__(self, settings: Any, clock: Clock) -> None:
         self.settings = settings
         self.clock = clock
 
-    def resume(self, newest_ms: int | None) -> None:  # noqa: B027 - most exchanges need nothing here
+    def resume_after(self, newest_ms: int | None) -> None:  # noqa: B027 - most exchanges need nothing here
         """Called once before anything else, with the newest minute that is over as far as the store knows.
 
         Of all symbols of this exchange: the newest final minute, or the one before a running one that was put aside.
@@ -234,7 +234,7 @@ class Exchange(ABC):
         return self.clock.now_ms()
 
     @abstractmethod
-    async def markets(self, http: Http) -> list[Market]:
+    async def fetch_markets(self, http: Http) -> list[Market]:
         """List the markets the exchange offers; while a configured symbol is not among them the list is read again.
 
         An empty list says that the exchange cannot tell: every symbol is tried.
@@ -244,11 +244,13 @@ class Exchange(ABC):
         """
 
     @abstractmethod
-    def feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
+    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
         """Spread `symbols` over as many feeds as the exchange's limits ask for, each symbol in exactly one."""
 
     @abstractmethod
-    async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> Sequence[Candle | InvalidRow]:
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
         """Return every 1-minute candle with `start_ms <= open_ms < end_ms`, as the exchange has it now.
 
         A row that cannot be a candle is returned as an `InvalidRow`, so that it does not cost the others; `read_rows`
@@ -263,7 +265,7 @@ class Exchange(ABC):
             ExchangeError: the answer as a whole is not as documented (another window than asked for, another period).
         """
 
-    async def bars(
+    async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle] | None:
         """Return the exchange's own bars of `interval` with `start_ms <= open_ms < end_ms`, oldest first.

@@ -7,11 +7,11 @@ from typing import Any
 
 from candled.budget import LocalBudgets, MakeBudget
 from candled.bus import Bus
-from candled.bus.leases import Lease, Leases
+from candled.bus.redis.leases import Lease, Leases
 from candled.bus.shards import shard_of
 from candled.config import Config, ExchangeConfig, make_exchanges
 from candled.exchange import Clock
-from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions, Keeper
+from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions, MarketStore
 from candled.ingest.http import HttpClient
 from candled.model import MarketKey, Symbol
 from candled.parallel import in_parallel
@@ -19,7 +19,7 @@ from candled.parallel import in_parallel
 logger = logging.getLogger(__name__)
 
 
-class IngestSide:
+class ShardedIngest:
     """Runs an `ExchangeIngest` per configured exchange and shard. Without `leases` all shards are this process's own.
 
     `budget` gives the request budgets of hosts that are shared with other processes. Exchanges on one host share its
@@ -34,7 +34,7 @@ class IngestSide:
         config: Config,
         clock: Clock,
         bus: Bus,
-        store: Keeper,
+        store: MarketStore,
         *,
         leases: Leases | None = None,
         budget: MakeBudget | None = None,
@@ -58,7 +58,7 @@ class IngestSide:
         if self._leases is None:
             await self._start_shard(0)
             return
-        self._tasks = [asyncio.ensure_future(self._follow(lease)) for lease in self._leases.all]
+        self._tasks = [asyncio.ensure_future(self._follow_lease(lease)) for lease in self._leases.all]
 
     async def stop(self) -> None:
         """Read no more; the minutes in progress are handed to the store."""
@@ -81,15 +81,15 @@ class IngestSide:
 
     # ------------------------------------------------------------ shards
 
-    async def _follow(self, lease: Lease) -> None:
+    async def _follow_lease(self, lease: Lease) -> None:
         """Read a shard while its lease is ours, or nobody can tell whose it is."""
         starting: asyncio.Task[None] | None = None
-        async for _ in lease.states():
-            if lease.ingests and starting is None:
+        async for _ in lease.watch_states():
+            if lease.is_ours_to_ingest and starting is None:
                 logger.info("reading shard %d", lease.shard)
                 starting = asyncio.ensure_future(self._start_shard(lease.shard))
                 self._tasks.append(starting)
-            elif not lease.ingests and starting is not None:
+            elif not lease.is_ours_to_ingest and starting is not None:
                 logger.info("no longer reading shard %d: another process does", lease.shard)
                 starting.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -132,7 +132,7 @@ def _options(config: Config) -> IngestOptions:
     ingest = config.ingest
     return IngestOptions(
         backfill_ms=round(ingest.backfill.total_seconds() * 1000),
-        settle_ms=round(ingest.settle.total_seconds() * 1000),
+        grace_period_ms=round(ingest.grace_period.total_seconds() * 1000),
         quiet_after_ms=round(ingest.quiet_after.total_seconds() * 1000),
         checkpoint_ms=round(ingest.checkpoint.total_seconds() * 1000),
         confirm=ingest.confirm,

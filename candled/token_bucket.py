@@ -49,7 +49,7 @@ class TokenBucket:
             self.rate, self.burst = rate, max(1.0, rate)
             self._tokens = min(self._tokens, self.burst)
 
-    def take(self, now: float) -> float:
+    def try_take(self, now: float) -> float:
         """Take a token if there is one: 0.0. Else the seconds after which to try again."""
         if now < self._closed_until:
             return self._closed_until - now
@@ -81,7 +81,7 @@ class TokenBucket:
         """Seconds until the host may be asked again; 0.0 when it may be asked now."""
         return max(0.0, self._closed_until - now)
 
-    def left(self, now: float) -> float:
+    def remaining_share(self, now: float) -> float:
         """The share of the burst that is left, 0 to 1."""
         self._refill(now)
         return 0.0 if now < self._closed_until else max(0.0, min(1.0, self._tokens / self.burst))

@@ -21,16 +21,18 @@ OUTSIDE = {
 # Modules that touch the outside themselves. `tools/` are commands of their own, each an edge as the command line is.
 EDGES = {
     "app", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "parallel", "plugins", "signals",
-    "tail",
+    "tools/tail",
     "aggregate/live_bars",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/tunnel",
     "api/handler",
     "client/client", "client/link", "client/stream",
-    "bus/budgets", "bus/leases", "bus/publisher", "bus/redis_bus", "bus/redis_links", "bus/redis_subscriber",
-    "bus/tasks",
-    "serve/acceptor", "serve/client", "serve/events", "serve/handlers", "serve/listening", "serve/pager",
-    "serve/prefix", "serve/server", "serve/socket_link", "serve/takeover", "serve/tornado_link",
-    "store/history", "store/postgres_pool", "store/sqlite", "store/threads", "store/writer",
+    "bus/redis/shared_limits", "bus/redis/leases", "bus/redis/publisher", "bus/redis/bus", "bus/redis/connections",
+    "bus/redis/subscriber",
+    "tasks",
+    "transport/acceptor", "serve/client", "serve/events", "serve/handlers", "serve/listening", "serve/pager",
+    "serve/prefix", "serve/server", "transport/socket_connection", "transport/socket_detach",
+    "transport/tornado_connection",
+    "store/history", "store/postgres/pool", "store/sqlite/store", "store/threads", "store/writer",
 }  # fmt: skip
 
 # Modules that touch it only through those edges: they hold one, and decide which.
@@ -38,20 +40,20 @@ HOLDERS = {
     "__main__": "obeys signals, and calls cli",
     **dict.fromkeys(("api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"),
     "client/__init__": "names what a program may import of the client",
-    "bus/making": "makes the bus that an address means",
+    "bus/factory": "makes the bus that an address means",
     "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
     "serve/clients": "names files for the handlers",
     "store/__init__": "makes the store that an address means",
-    "store/keeper": "writer and history of one store in one hand",
-    "store/postgres": "statements on the connections of postgres_pool",
-    "store/postgres_folding": "the folding statements over them",
-    "store/postgres_schema/__init__": "creates tables over postgres_pool",
-    "store/postgres_schema/timescale": "the same for what TimescaleDB adds",
-    "store/postgres_upkeep": "drops what is old over them",
+    "store/ingest_store": "writer and history of one store in one hand",
+    "store/postgres/store": "statements on the connections of postgres_pool",
+    "store/postgres/rollups": "the folding statements over them",
+    "store/postgres/schema/__init__": "creates tables over postgres_pool",
+    "store/postgres/schema/timescale": "the same for what TimescaleDB adds",
+    "store/postgres/maintenance": "drops what is old over them",
 }
 
 # Which steps a step may know, beside itself. What is missing here it is handed by `app`.
-FOUNDATION = {"addresses", "errors", "model", "exchange", "token_bucket", "budget", "parallel"}
+FOUNDATION = {"addresses", "errors", "tasks", "model", "exchange", "token_bucket", "budget", "parallel"}
 STEPS = {
     "errors": set(),
     "token_bucket": set(),
@@ -66,43 +68,42 @@ STEPS = {
     "hookspecs": {"exchange"},
     "settings": {"model"},
     "clock": set(),
+    "tasks": {"exchange"},
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
     "store": {"errors", "model", "exchange", "bus", "daemon_threads"},
     "config": {"errors", "model", "exchange", "settings", "plugins", "proxies", "store", "bus"},
     "bus": FOUNDATION,
     "ingest": FOUNDATION | {"bus", "proxies", "store"},
     "aggregate": FOUNDATION | {"bus"},
-    "rooms": FOUNDATION | {"aggregate", "bus"},
-    "serve": FOUNDATION | {"bus", "rooms", "config"},
-    "api": FOUNDATION | {"bus", "rooms", "serve", "store", "config"},
+    "protocol": FOUNDATION | {"bus"},
+    "rooms": FOUNDATION | {"aggregate", "bus", "protocol"},
+    "transport": FOUNDATION | {"protocol", "rooms"},
+    "serve": FOUNDATION | {"bus", "protocol", "rooms", "transport", "config"},
+    "api": FOUNDATION | {"bus", "protocol", "rooms", "serve", "transport", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
-    "tail": FOUNDATION | {"clock", "settings", "ingest"},
 }
 ROOTS = {"app", "ingest_side", "cli", "tools", "signals", "__main__", "candled"}  # they put the steps together
 
 # The only modules of a step that another step may know: values and pure arithmetic.
 SHARED = {
-    "aggregate": {"aggregate/ladder"},  # what a changed bar is
-    "bus": {"bus/__init__", "bus/interface", "bus/address"},  # what is published, and how a bus is written
+    "aggregate": {"aggregate/aggregator"},  # what a changed bar is
+    "bus": {"bus/__init__", "bus/interface", "bus/redis/address"},  # what is published, and how a bus is written
     "config": {"config"},  # the type of the server's own section
     "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
     "rooms": {
         "rooms/__init__",
-        "rooms/frames",
         "rooms/hub",
-        "rooms/links",
-        "rooms/messages",
-        "rooms/protocol",
-        "rooms/texts",
+        "rooms/recipients",
+        "rooms/encoded_bars",
     },
-    "serve": {"serve/limits", "serve/rate_limit"},  # whose a request is, and how many it may make
+    "serve": {"serve/connection_limiter", "serve/rate_limit"},  # whose a request is, and how many it may make
     "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
 }
 
 # Waiting and time go through `candled.exchange.Clock`; these are the outermost edges.
 OWN_TIME = {
     "clock": "is the real clock",
-    "store/postgres_pool": "watches database calls from a thread, where no clock of the loop reaches",
+    "store/postgres/pool": "watches database calls from a thread, where no clock of the loop reaches",
     "tools/progress": "a default, replaced in tests",
 }
 

@@ -23,7 +23,7 @@ from tornado.websocket import WebSocketHandler
 from candled import __version__
 from candled.cli import main
 from candled.plugins import discover
-from candled.tail import Printer, Tail, line
+from candled.tools.tail import Printer, Tail, line
 from tests import deadlines
 from tests.ports import free_port
 from tests.system.daemon import ROOT, Daemon
@@ -119,14 +119,14 @@ def test_check_config_does_not_print_passwords(capsys, tmp_path):
 
 def test_problems_are_a_line_each_and_status_2(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("CANDLED_SERVER__PROT", "1")
-    (tmp_path / "candled.yaml").write_text("store: {flush_intervall: 1s}\ningest: {settle: -1s}", "utf-8")
+    (tmp_path / "candled.yaml").write_text("store: {flush_intervall: 1s}\ningest: {grace_period: -1s}", "utf-8")
     assert main(["check-config"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines() == [
         "candled: CANDLED_SERVER__PROT: no such setting, did you mean CANDLED_SERVER__PORT?",
         "candled: store.flush_intervall: unknown setting, did you mean flush_interval?",
-        "candled: ingest.settle: at least 0s, was -1s",
+        "candled: ingest.grace_period: at least 0s, was -1s",
     ]
 
 
@@ -168,9 +168,9 @@ class Acme(Exchange):
     name = "acme"
     Settings = Settings
     def __init__(self, settings, clock): raise OSError("no card in the reader")
-    async def markets(self, http): return []
-    def feeds(self, symbols): return []
-    async def history(self, http, symbol, start_ms, end_ms): return []
+    async def fetch_markets(self, http): return []
+    def make_feeds(self, symbols): return []
+    async def fetch_history(self, http, symbol, start_ms, end_ms): return []
 
 class Other(Acme):
     name = "other"
@@ -339,7 +339,7 @@ def printed(in_place: bool, *batches: list[dict[str, Any]]) -> str:
     out = io.StringIO()
     printer = Printer(out, in_place=in_place)
     for bars in batches:
-        printer.bars(parsed(bars))
+        printer.print_bars(parsed(bars))
     return out.getvalue()
 
 
@@ -361,8 +361,8 @@ def test_a_bar_that_did_not_change_is_not_printed_again():
 def test_a_remark_does_not_overwrite_the_bar():
     out = io.StringIO()
     printer = Printer(out, in_place=True)
-    printer.bars(parsed([BAR]))
-    printer.note("gone")
+    printer.print_bars(parsed([BAR]))
+    printer.print_note("gone")
     assert out.getvalue().endswith("V 0.00000001\n-- gone\n")
 
 

@@ -501,10 +501,10 @@ def test_problems_that_come_from_the_environment_name_the_variable(problems):
         "CANDLED_EXCHANGES__BITGET__SYMBOLS": "[BTCUSDT]",
         "CANDLED_BUS__URL": "nats://h",
     }
-    assert problems("ingest: {settle: -1s}", env) == (
+    assert problems("ingest: {grace_period: -1s}", env) == (
         "exchanges.bitget.symbols[0] (CANDLED_EXCHANGES__BITGET__SYMBOLS): "
         "expected BASE/QUOTE such as BTC/USDT, got 'BTCUSDT'",
-        "ingest.settle: at least 0s, was -1s",
+        "ingest.grace_period: at least 0s, was -1s",
         "store.flush_intervall (CANDLED_STORE): unknown setting, did you mean flush_interval?",
         "server.port (CANDLED_SERVER__PORT): at most 65535, was 99999",
         "server.ping_timeout: at most server.ping_interval (CANDLED_SERVER__PING_INTERVAL)",

@@ -20,13 +20,17 @@ from candled.client.values import State as ClientState
 from candled.clock import SystemClock
 from candled.model import REASONS, STATE_REASONS, STATES, State, StateReason
 from candled.plugins import discover
-from candled.rooms import messages, protocol
+from candled.protocol import messages
+from candled.protocol import requests as protocol
 from candled.serve.server import LARGEST_MESSAGE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "plugins" / "README.md"]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
-WIRE = [ROOT / "candled" / "rooms" / "protocol.py", *sorted((ROOT / "candled" / "serve").glob("*.py"))]
+WIRE = [
+    ROOT / "candled" / "protocol" / "requests.py",
+    *(path for folder in ("serve", "transport") for path in sorted((ROOT / "candled" / folder).glob("*.py"))),
+]
 
 
 def calls(path: Path, name: str) -> Iterator[ast.Call]:
@@ -84,7 +88,7 @@ def test_every_close_code_is_on_the_page_and_no_other():
     used = {
         call.args[0].value
         for path in WIRE
-        for name in ("close", "fail")
+        for name in ("disconnect", "fail")
         for call in calls(path, name)
         if len(call.args) == 2 and isinstance(call.args[0], ast.Constant)
     }
@@ -96,7 +100,7 @@ def test_every_close_code_is_on_the_page_and_no_other():
 
 def test_every_refusal_of_a_handshake_is_on_the_page():
     refused = {call.args[0].value for path in WIRE for call in calls(path, "_refuse") if len(call.args) == 2}
-    limits = (ROOT / "candled" / "serve" / "limits.py").read_text("utf-8")
+    limits = (ROOT / "candled" / "serve" / "connection_limiter.py").read_text("utf-8")
     refused |= {int(status) for status in re.findall(r"return (\d{3}), f?\"", limits)}
     assert refused == {503, 429}
     assert all(str(status) in PROTOCOL for status in refused | {403})
@@ -143,7 +147,7 @@ def health(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         daemon = Daemon(config.load(directory / "candled.yaml", {}, plugins), plugins, SystemClock())
         try:
             await daemon.start()
-            return dict(daemon.health())
+            return dict(daemon.health_report())
         finally:
             await daemon.stop()
 
@@ -158,7 +162,7 @@ def test_every_key_of_health_is_on_the_page(health):
 
 
 def test_every_key_of_the_postgresql_store_is_on_the_page():
-    tree = ast.parse((ROOT / "candled" / "store" / "postgres.py").read_text("utf-8"))
+    tree = ast.parse((ROOT / "candled" / "store" / "postgres" / "store.py").read_text("utf-8"))
     told = [
         node for node in ast.walk(tree) if isinstance(node, ast.Assign) and "_facts" in ast.unparse(node.targets[0])
     ]

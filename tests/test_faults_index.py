@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
-from candled.bus import Healed, MinuteChanged
+from candled.bus import HistoryChanged, MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Interval, Symbol, iso_ms
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget
 from tests.rooms.stage import BTC as STAGED
@@ -79,8 +79,8 @@ def stored_times(directory: Path, interval: Interval, sunday: list) -> list[str]
     store = SqliteStore(directory / "candled.db", DEFAULT_INTERVALS)
     store.open()
     try:
-        store.write([(STAGED, row) for row in [*sunday, *(minute(number, final=True) for number in range(3))]])
-        return [iso_ms(bar.open_ms) for bar in store.bars(STAGED, interval, before_ms=2**62, limit=10)]
+        store.write_minutes([(STAGED, row) for row in [*sunday, *(minute(number, final=True) for number in range(3))]])
+        return [iso_ms(bar.open_ms) for bar in store.read_bars(STAGED, interval, before_ms=2**62, limit=10)]
     finally:
         store.close()
 
@@ -102,8 +102,8 @@ async def test_a_warm_up_that_fails_shows_nothing_cut_says_why_and_is_made_good(
             day, week = one.open_chart(BTC, "1D", 10), one.open_chart(BTC, "1W", 10)
             await one.until(lambda: day.initials and week.initials)
             await one.minutes(2)  # the stream brings the last 500 minutes, REST would bring the rest of the week
-            health, exchange = one.health(BTC), one.daemon.health()["exchanges"]["bitget"]
-            assert one.daemon.health()["status"] == "warn"
+            health, exchange = one.health(BTC), one.daemon.health_report()["exchanges"]["bitget"]
+            assert one.daemon.health_report()["status"] == "warn"
             assert (health["state"], health["connected"]) == ("warming", True)
             assert "127.0.0.1" in health["trouble"]
             assert exchange["historyTrouble"]
@@ -175,7 +175,7 @@ def test_a_daemon_that_serves_another_symbol_knows_of_no_other(tmp_path):
         assert "BTC" not in daemon.output
     store = SqliteStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
     store.open()
-    assert list(store.newest("replay")) == [Symbol("DOGE", "EUR")]
+    assert list(store.newest_minutes("replay")) == [Symbol("DOGE", "EUR")]
     store.close()
 
 
@@ -192,8 +192,8 @@ def test_a_listener_that_fails_keeps_no_message_from_the_others_nor_from_itself(
         if len(attempts) == 1:
             raise ValueError("not today")
 
-    bus.listen(fails_once)
-    bus.listen(lambda message, position: heard.append(message))
+    bus.add_listener(fails_once)
+    bus.add_listener(lambda message, position: heard.append(message))
     messages = [MinuteChanged(STAGED, minute(number)) for number in range(3)]
     for message in messages:
         bus.publish(message)
@@ -204,7 +204,7 @@ def test_a_listener_that_fails_keeps_no_message_from_the_others_nor_from_itself(
 
 
 async def test_a_message_that_was_missed_is_made_good_from_the_store():
-    """Fault 15: a lost message that nobody notices. `Healed` makes whoever missed a minute read it from the store."""
+    """Fault 15: a lost message that goes unnoticed. With `HistoryChanged`, a missed minute is read from the store."""
     one = await Stage(Stored(minute(number, final=True) for number in range(60))).start()
     chart, hours = one.join("1m"), one.join("1h")
     one.push(minute(60, volume="4", final=True))
@@ -223,7 +223,7 @@ async def test_a_message_without_news_of_the_past_changes_no_chart():
     one = await Stage(Stored(minute(number, final=True) for number in range(60))).start()
     chart = one.join("1m")
     before = list(chart.bars)
-    one.bus.publish(Healed(STAGED, MONDAY_MS, MONDAY_MS + 60 * MINUTE_MS, MONDAY_MS))
+    one.bus.publish(HistoryChanged(STAGED, MONDAY_MS, MONDAY_MS + 60 * MINUTE_MS, MONDAY_MS))
     await one.wait(6)
     assert chart.bars == before
     assert chart.updates == []

@@ -40,9 +40,9 @@ GOOD = """
     class X(Exchange):
         name = "x"
         Settings = Settings
-        async def markets(self, http): return []
-        def feeds(self, symbols): return []
-        async def history(self, http, symbol, start_ms, end_ms): return []
+        async def fetch_markets(self, http): return []
+        def make_feeds(self, symbols): return []
+        async def fetch_history(self, http, symbol, start_ms, end_ms): return []
 """
 OFFERS_X = f"""{GOOD}
     @hookimpl
@@ -144,7 +144,7 @@ def test_of_two_installed_plugins_with_one_name_the_second_is_refused(install):
         (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): return ['x']",
          "candled_exchanges offered a value of type str, expected a subclass of candled.Exchange"),
         (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): return [X, X]", "offers exchange x twice"),
-        (OFFERS_X.replace("def feeds", "def feed"), "X does not implement feeds"),
+        (OFFERS_X.replace("def make_feeds", "def make_feed"), "X does not implement make_feeds"),
         (OFFERS_X.replace('name = "x"', 'name = "X:1"'),
          "X.name is 'X:1', expected lower-case letters, digits, - and _"),
         (OFFERS_X.replace('name = "x"', ""), "X.name is None, expected lower-case letters, digits, - and _"),
@@ -271,7 +271,10 @@ def test_every_name_a_plugin_may_import_is_on_the_page():
 @pytest.mark.parametrize(
     ("owner", "names"),
     [
-        (candled.Exchange, ["requests_per_s", "history_minutes", "quiet_minutes", "opens_at_close"]),
+        (
+            candled.Exchange,
+            ["requests_per_s", "max_history_minutes", "publishes_empty_candles", "opens_at_previous_close"],
+        ),
         (candled.SocketFeed, ["ping", "ping_every_s", "frames_per_s", "lifetime_s", "snapshot"]),
     ],
 )
@@ -304,12 +307,12 @@ def test_the_example_is_found_and_its_settings_are_read(coinfair, tmp_path):
 
 def test_the_example_refuses_frames_that_are_not_documented(coinfair):
     exchange = coinfair.exchanges["coinfair"]
-    (feed,) = exchange(exchange.Settings(), SystemClock()).feeds([Symbol("BTC", "USDT")])
-    (refused,) = feed.read('{"market": "btc-usdt", "refused": "no such market"}')
+    (feed,) = exchange(exchange.Settings(), SystemClock()).make_feeds([Symbol("BTC", "USDT")])
+    (refused,) = feed.read_frame('{"market": "btc-usdt", "refused": "no such market"}')
     assert refused.reason == "no such market"
     for frame in ("{", "[]", "7", '{"market": "eth-usdt"}', '{"market": "btc-usdt", "candle": [1], "sent": 1}'):
         with pytest.raises(ExchangeError):
-            feed.read(frame)
+            feed.read_frame(frame)
 
 
 async def test_the_example_brings_candles_to_clients(coinfair, tmp_path):

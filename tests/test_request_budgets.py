@@ -24,7 +24,7 @@ from candled.budget import Budget, LocalBudgets, part_of
 from candled.budget_file import BudgetFile
 from candled.exchange import Clock
 from candled.ingest.http import HttpClient
-from candled.ingest_side import IngestSide
+from candled.ingest_side import ShardedIngest
 from candled.plugins import discover
 from candled.token_bucket import MOST_CLOSED_S, BucketState, TokenBucket
 from candled.tools.budgets import SHARE
@@ -40,7 +40,7 @@ async def taken(clock: ManualClock, ways: Sequence[Budget], seconds: int) -> lis
 
     async def ask(index: int) -> None:
         while True:
-            await ways[index].take()
+            await ways[index].acquire()
             counts[index] += 1
 
     tasks = [asyncio.ensure_future(ask(index)) for index in range(len(ways))]
@@ -133,9 +133,9 @@ async def test_hosts_do_not_share(tmp_path):
 async def test_silence_that_a_host_asks_of_one_process_binds_the_others(tmp_path):
     clock, path = ManualClock(), tmp_path / "budget"
     daemon, command = daemon_and_command(path, clock)
-    await daemon.take()
+    await daemon.acquire()
     command.close_for(8.0)
-    assert (command.closed_for(), command.left()) == (8.0, 0.0)
+    assert (command.closed_for(), command.remaining_share()) == (8.0, 0.0)
     assert await taken(clock, [daemon], 7) == [0]
     assert daemon.closed_for() == pytest.approx(1.0, abs=0.1)
     assert 0 < (await taken(clock, [daemon], 3))[0] <= 2 * RATE + 2
@@ -151,12 +151,12 @@ async def test_no_host_closes_itself_for_longer_than_an_hour(tmp_path):
 async def test_what_is_left_is_known_without_asking(tmp_path):
     clock = ManualClock()
     daemon, command = daemon_and_command(tmp_path / "budget", clock)
-    assert (daemon.left(), command.left()) == (1.0, 1.0)
+    assert (daemon.remaining_share(), command.remaining_share()) == (1.0, 1.0)
     for _ in range(8):
-        await daemon.take()
-    assert daemon.left() == pytest.approx(0.2)
+        await daemon.acquire()
+    assert daemon.remaining_share() == pytest.approx(0.2)
     await clock.advance(0.5)
-    assert daemon.left() == pytest.approx(0.7)
+    assert daemon.remaining_share() == pytest.approx(0.7)
 
 
 # ---------------------------------------------------------------- the file
@@ -230,7 +230,7 @@ async def test_a_process_that_was_stopped_with_the_file_locked_holds_up_nobody(t
     path, clock = tmp_path / "budget", ManualClock()
     caplog.set_level("INFO")
     budget = BudgetFile(path, clock).budget("host", RATE)
-    await budget.take()
+    await budget.acquire()
     with path.open("rb") as stopped:
         fcntl.flock(stopped, fcntl.LOCK_EX)
         (count,) = await taken(clock, [budget], 20)
@@ -256,7 +256,7 @@ async def test_a_clock_that_is_set_stops_no_requests(step_s, is_closed, tmp_path
     clock = SteppingClock()
     budget = BudgetFile(tmp_path / "budget", clock).budget("host", RATE)
     for _ in range(10):
-        await budget.take()
+        await budget.acquire()
     if is_closed:
         budget.close_for(5.0)
     clock.ahead_ms = step_s * 1000
@@ -268,9 +268,9 @@ async def test_a_clock_that_is_set_stops_no_requests(step_s, is_closed, tmp_path
 async def test_a_file_that_is_deleted_is_made_again(tmp_path):
     path, clock = tmp_path / "budget", ManualClock()
     budget = BudgetFile(path, clock).budget("host", RATE)
-    await budget.take()
+    await budget.acquire()
     path.unlink()
-    await budget.take()
+    await budget.acquire()
     assert path.exists()
 
 
@@ -279,7 +279,7 @@ def test_a_file_that_root_made_is_left_to_whoever_has_the_folder(tmp_path):
         pytest.skip("run as root, as a command might be beside a daemon that is not")
     os.chown(tmp_path, 1234, 1234)
     with BudgetFile(tmp_path / "budget", ManualClock()).bucket("host", RATE) as bucket:
-        bucket.take(NOW_S)
+        bucket.try_take(NOW_S)
     assert (tmp_path / "budget").stat().st_uid == 1234
 
 
@@ -322,12 +322,12 @@ def test_a_bucket_that_goes_on_from_anything_gives_out_something_within_an_hour_
 ):
     bucket = TokenBucket.restored(rate, BucketState(tokens, at, closed_until), now)
     granted = 0
-    while granted < 1000 and not bucket.take(now):
+    while granted < 1000 and not bucket.try_take(now):
         granted += 1
     assert granted <= bucket.burst + 1e-6
-    wait_s = bucket.take(now)
+    wait_s = bucket.try_take(now)
     assert 0 < wait_s <= MOST_CLOSED_S + 1 / rate + 1
-    assert bucket.take(now + MOST_CLOSED_S + 1 / rate + 1) == 0.0
+    assert bucket.try_take(now + MOST_CLOSED_S + 1 / rate + 1) == 0.0
 
 
 # ---------------------------------------------------------------- the daemon
@@ -369,7 +369,7 @@ def settings(directory: Path, **more: object) -> config.Config:
     return config.load(directory / "candled.yaml", {}, discover())
 
 
-def clients_of(side: IngestSide) -> list[HttpClient]:
+def clients_of(side: ShardedIngest) -> list[HttpClient]:
     return list(side._http.values())
 
 
@@ -377,7 +377,7 @@ def clients_of(side: IngestSide) -> list[HttpClient]:
 async def test_two_sections_of_one_exchange_ask_its_host_as_often_as_one_may(shares, tmp_path):
     clock: Clock = ManualClock()
     file = BudgetFile(tmp_path / "budget", clock).budget if shares == "in a file" else None
-    side = IngestSide(settings(tmp_path), clock, None, None, budget=file)  # type: ignore[arg-type]
+    side = ShardedIngest(settings(tmp_path), clock, None, None, budget=file)  # type: ignore[arg-type]
     async with counting() as url:
         asking = [asyncio.ensure_future(http.get_json(url)) for http in clients_of(side) for _ in range(20)]
         for expected in (10, 20, 30, 40):
@@ -438,7 +438,7 @@ async def test_a_daemon_keeps_its_budgets_where_commands_find_them(tmp_path):
     daemon = Daemon(loaded, discover(), ManualClock())
     assert daemon._ingest is not None
     for http in clients_of(daemon._ingest):
-        await http._budget("host", RATE).take()
+        await http._budget("host", RATE).acquire()
     states = json.loads((tmp_path / "candled.db-budget").read_text())
     assert states["host"][0] == pytest.approx(RATE - 2)
     await daemon.stop()

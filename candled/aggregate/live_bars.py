@@ -7,16 +7,16 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position, StateChanged
+from candled.bus import FeedMetadata, HistoryChanged, Message, MessagesLost, MinuteChanged, Position, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, FeedState, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.parallel import in_parallel
 
-from .ladder import Change
+from .aggregator import Change
 from .market_bars import AT_FIRST, MarketBars
 from .resume import FOREVER_MS, Resume, Resumer
-from .resume import History as ResumeHistory
+from .resume import ChangeHistory as ResumeHistory
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ _PATIENT_LOOKS = 3  # so often it is waited for the log of changes; after that e
 _CATCH_UP_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # pauses between looks for what was lost; the last one repeats
 
 
-class Absent(Protocol):
-    """Minutes that the exchange does not have; `candled.store.interface.Hole` is it."""
+class AbsentRange(Protocol):
+    """Minutes that the exchange does not have; `candled.store.interface.KnownGap` is it."""
 
     @property
     def start_ms(self) -> int: ...
@@ -38,29 +38,33 @@ class Absent(Protocol):
     def end_ms(self) -> int: ...
 
 
-class History(ResumeHistory, Protocol):
-    """The reads this module needs; `candled.store.history.History` has them."""
+class StoredHistory(ResumeHistory, Protocol):
+    """The reads this module needs; `candled.store.history.StoredHistory` has them."""
 
-    async def bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> Sequence[Candle]: ...
-    async def forming(self, market: MarketKey) -> Sequence[Candle]: ...
+    async def read_bars(
+        self, market: MarketKey, interval: Interval, before_ms: int, limit: int
+    ) -> Sequence[Candle]: ...
+    async def read_forming(self, market: MarketKey) -> Sequence[Candle]: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
     async def served_from(self, market: MarketKey) -> int | None: ...
-    async def holes(self, market: MarketKey, within: Range) -> Sequence[Absent]: ...
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[AbsentRange]: ...
 
 
 class BarsListener(Protocol):
     """Who hears of changed bars."""
 
-    def changed(self, market: MarketKey, changes: Sequence[Change]) -> None:
+    def on_bars_changed(self, market: MarketKey, changes: Sequence[Change]) -> None:
         """Bars changed with one minute, the shortest first; perhaps older ones."""
 
-    def healed(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]) -> None:
+    def on_history_changed(
+        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]
+    ) -> None:
         """Bars of `[start_ms, end_ms)` changed, those of them in memory to `bars`, or more history is there."""
 
-    def settled(self, market: MarketKey) -> None:
+    def on_finality(self, market: MarketKey) -> None:
         """Bars may have become final."""
 
-    def state_changed(self, market: MarketKey, feed: FeedState) -> None:
+    def on_state_changed(self, market: MarketKey, feed: FeedState) -> None:
         """The state of the feed changed, or the reason for it."""
 
 
@@ -68,7 +72,7 @@ class LiveBars:
     """All bars of the served markets, from where what is stored begins; none begins before that, as it would be cut."""
 
     def __init__(
-        self, markets: Iterable[MarketKey], intervals: Sequence[Interval], history: History, clock: Clock
+        self, markets: Iterable[MarketKey], intervals: Sequence[Interval], history: StoredHistory, clock: Clock
     ) -> None:
         self._history = history
         self._clock = clock
@@ -79,13 +83,13 @@ class LiveBars:
         self._tasks: set[asyncio.Task[None]] = set()
         self._healed = 0
 
-    def listen(self, listener: BarsListener) -> None:
+    def add_listener(self, listener: BarsListener) -> None:
         """Tell `listener` of every later change."""
         self._listeners.append(listener)
 
     async def start(self) -> None:
         """Load the newest bars of every market; until then messages from the bus wait."""
-        await in_parallel(_LOADED_AT_ONCE, self._markets, self._seed)
+        await in_parallel(_LOADED_AT_ONCE, self._markets, self._seed_level)
 
     async def stop(self) -> None:
         """End what runs in the background."""
@@ -101,25 +105,25 @@ class LiveBars:
         if market is None:
             return
         if market.seeded:
-            self._take(message.market, market, message, position)
+            self._on_minute(message.market, market, message, position)
         else:
             market.early.append((message, position))
             del market.early[:-_EARLY_KEPT]  # what is dropped is missed, and read from the store
 
-    def _take(self, key: MarketKey, market: MarketBars, message: Message, position: Position) -> None:
-        track, settled_ms, sure_ms = market.track, market.track.facts.settled_ms, _sure_ms(market.track.facts)
+    def _on_minute(self, key: MarketKey, market: MarketBars, message: Message, position: Position) -> None:
+        track, settled_ms, sure_ms = market.track, market.track.facts.watermark_ms, _sure_ms(market.track.facts)
         was_broken = track.is_broken
         if not market.is_behind:
             market.shown = track.position
-        if isinstance(message, Missed):
-            track.mistrust(message.back_to, until=position)
-        elif not track.follow(position):
+        if isinstance(message, MessagesLost):
+            track.mark_unreliable(message.back_to, until=position)
+        elif not track.on_message(position):
             return
         if track.is_broken and not was_broken:
-            self._lost(key, market, sure_ms)
+            self._on_messages_lost(key, market, sure_ms)
         if isinstance(message, StateChanged):
             self._take_state(key, market, message)
-        elif isinstance(message, Healed):
+        elif isinstance(message, HistoryChanged):
             market.found_complete_from_ms = message.complete_from_ms
             market.found_served_from_ms = min(message.start_ms, market.found_served_from_ms or message.start_ms)
             is_news = self._note_facts(market, message.facts)
@@ -128,9 +132,9 @@ class LiveBars:
                 self._tell_settled(key)
         elif isinstance(message, MinuteChanged):
             if settled_ms is not None and message.candle.open_ms < settled_ms:
-                track.changed(track.stamp, message.candle.open_ms, message.candle.open_ms + MINUTE_MS)
+                track.log_change(track.change_id, message.candle.open_ms, message.candle.open_ms + MINUTE_MS)
             is_news = self._note_facts(market, message.facts)
-            self._feed(key, market, message.candle)
+            self._apply_minute(key, market, message.candle)
             if is_news:
                 self._tell_settled(key)
 
@@ -141,15 +145,15 @@ class LiveBars:
         if market.feed[:3] == known[:3]:  # what is wrong may be said in other words each time
             return
         for listener in self._listeners:
-            listener.state_changed(key, market.feed)
+            listener.on_state_changed(key, market.feed)
 
-    def _note_facts(self, market: MarketBars, facts: Facts) -> bool:
+    def _note_facts(self, market: MarketBars, facts: FeedMetadata) -> bool:
         """Whether bars may be final now. A feed that has only begun does not know yet what is."""
         known = market.track.facts
-        if facts.settled_ms is None:
-            facts = replace(facts, settled_ms=known.settled_ms, gap=known.gap)
-        market.track.learn(facts)
-        return facts.settled_ms != known.settled_ms or facts.gap != known.gap
+        if facts.watermark_ms is None:
+            facts = replace(facts, watermark_ms=known.watermark_ms, gap=known.gap)
+        market.track.update_metadata(facts)
+        return facts.watermark_ms != known.watermark_ms or facts.gap != known.gap
 
     def settlements(self, key: MarketKey) -> int:
         """Return a number that changes whenever bars may have become final."""
@@ -162,20 +166,20 @@ class LiveBars:
     def _tell_settled(self, key: MarketKey) -> None:
         self._markets[key].settlements += 1
         for listener in self._listeners:
-            listener.settled(key)
+            listener.on_finality(key)
 
     # ------------------------------------------------------------ for whoever serves
 
-    def ready(self, key: MarketKey, interval: Interval, count: int) -> bool:
+    def is_loaded(self, key: MarketKey, interval: Interval, count: int) -> bool:
         """Whether `tail` can give the newest `count` bars, or all there are, from memory."""
         market = self._markets[key]
         if not market.seeded:
             return False
-        series = market.ladder.series(interval)
+        series = market.ladder.series_of(interval)
         if series.capacity < count:  # what is there now could be dropped before `tail`
             return False
         shown_from_ms = market.served_from_ms or 0
-        return series.since_ms <= shown_from_ms or len(series.times(count, shown_from_ms)) >= count
+        return series.since_ms <= shown_from_ms or len(series.newest_times(count, shown_from_ms)) >= count
 
     def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
         """Whether the running week is complete, or the newest `count` bars are."""
@@ -184,57 +188,57 @@ class LiveBars:
             return False
         if market.complete_from_ms <= _WEEK.floor(self._clock.now_ms()):
             return True
-        return len(market.ladder.series(interval).times(count, market.complete_from_ms)) >= count
+        return len(market.ladder.series_of(interval).newest_times(count, market.complete_from_ms)) >= count
 
-    def tail(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
+    def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
         """The newest `count` whole bars in memory, oldest first, ending with the running one."""
         market = self._markets[key]
         if market.served_from_ms is None:
             return []
-        return market.ladder.series(interval).tail(count, market.served_from_ms)
+        return market.ladder.series_of(interval).newest_bars(count, market.served_from_ms)
 
-    def times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
+    def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
         """When the bars of `tail` open, without making them."""
         market = self._markets[key]
         if market.served_from_ms is None:
             return ()
-        return market.ladder.series(interval).times(count, market.served_from_ms)
+        return market.ladder.series_of(interval).newest_times(count, market.served_from_ms)
 
-    def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
+    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
         """One bar in memory; None if it is not there, or not shown."""
         market = self._markets[key]
         is_shown = market.served_from_ms is not None and open_ms >= market.served_from_ms
-        return market.ladder.series(interval).get(open_ms) if is_shown else None
+        return market.ladder.series_of(interval).get_bar(open_ms) if is_shown else None
 
     def between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """Return the bars in memory with `start_ms <= open_ms < end_ms`, oldest first; ask for shown ones only."""
-        return self._markets[key].ladder.series(interval).between(start_ms, end_ms)
+        return self._markets[key].ladder.series_of(interval).bars_between(start_ms, end_ms)
 
     def generation(self, key: MarketKey) -> int:
         """Return a number that changes whenever the stored past is to be read again."""
         return self._markets[key].generation
 
-    def revision(self, key: MarketKey, interval: Interval) -> int:
+    def revision_of(self, key: MarketKey, interval: Interval) -> int:
         """A number that changes whenever a bar other than the newest does, or older ones are read."""
-        return self._markets[key].ladder.series(interval).revision
+        return self._markets[key].ladder.series_of(interval).revision
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
         """Return the opening time of the oldest bar that is another than at a revision; later than any if none is."""
-        return self._markets[key].ladder.series(interval).revised_from(revision)
+        return self._markets[key].ladder.series_of(interval).revised_from(revision)
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Whether a bar is over for good: only a revision of one of its minutes changes it now."""
-        return self._markets[key].settles(bar.open_ms, bar.open_ms + interval.ms)
+        return self._markets[key].is_settled(bar.open_ms, bar.open_ms + interval.ms)
 
     def settles(self, key: MarketKey, start_ms: int, end_ms: int) -> bool:
         """Return whether every bar of `[start_ms, end_ms)` is over for good."""
-        return self._markets[key].settles(start_ms, end_ms)
+        return self._markets[key].is_settled(start_ms, end_ms)
 
-    def position(self, key: MarketKey) -> Position | None:
+    def feed_position(self, key: MarketKey) -> Position | None:
         """The newest message of the market's feed of which, and of all before it, everything is in the bars."""
         return self._markets[key].position
 
-    def state(self, key: MarketKey) -> FeedState:
+    def feed_state(self, key: MarketKey) -> FeedState:
         """How the market's feed is doing, as in `StateChanged`."""
         return self._markets[key].feed
 
@@ -244,7 +248,7 @@ class LiveBars:
 
     def seen_decimals(self, key: MarketKey) -> Decimals:
         """Return the most decimals that the minutes in memory have; unknown where there is none."""
-        return self._markets[key].ladder.series(MINUTE).decimals
+        return self._markets[key].ladder.series_of(MINUTE).decimals
 
     async def prepare_resume(
         self, key: MarketKey, interval: Interval, position: Position, time_ms: int
@@ -256,36 +260,36 @@ class LiveBars:
         Raises:
             Unavailable: the store cannot be read.
         """
-        return await self._resumer.prepare(self._markets[key], key, interval, position, time_ms)
+        return await self._resumer.plan_resume(self._markets[key], key, interval, position, time_ms)
 
-    def resumed(self, key: MarketKey, interval: Interval, resume: Resume) -> list[Candle] | None:
+    def bars_since(self, key: MarketKey, interval: Interval, resume: Resume) -> list[Candle] | None:
         """The bars that changed since, oldest first, as of now; None: that cannot be proved any more."""
-        return self._resumer.finish(self._markets[key], interval, resume)
+        return self._resumer.finish_resume(self._markets[key], interval, resume)
 
     def became_final(self, key: MarketKey, resume: Resume) -> RangeSet:
         """Where bars may be final now that were not told as final then."""
         return self._resumer.became_final(self._markets[key], resume)
 
-    async def prepare(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
+    async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
         """Make `tail` ready: wait for a market that is warming up, at most `patience_s`, then read older bars.
 
         Raises:
             Unavailable: the store cannot be read.
         """
         market = self._markets[key]
-        market.ladder.series(interval).widen(count)
+        market.ladder.series_of(interval).grow_capacity(count)
         deadline = self._clock.monotonic() + patience_s
         while not self.is_warm(key, interval, count) and self._clock.monotonic() < deadline:
             await self._clock.sleep(0.05)
-        while not self.ready(key, interval, count):
+        while not self.is_loaded(key, interval, count):
             if not market.seeded:
                 raise Unavailable("the store cannot be read yet")
-            series = market.ladder.series(interval)
+            series = market.ladder.series_of(interval)
             generation, since_ms = market.generation, series.since_ms
             missing = count - len(series)
-            older = await self._history.bars(key, interval, since_ms, missing)
+            older = await self._history.read_bars(key, interval, since_ms, missing)
             if (generation, since_ms) == (market.generation, series.since_ms):
-                series.prepend(older, older[0].open_ms if len(older) >= missing else 0)
+                series.prepend_bars(older, older[0].open_ms if len(older) >= missing else 0)
 
     def describe(self) -> dict[str, Any]:
         """For `/health/ws-stats`."""
@@ -305,13 +309,13 @@ class LiveBars:
             }
         return exchanges
 
-    def healing(self) -> dict[str, int]:
+    def describe_healing(self) -> dict[str, int]:
         """For `/health`: how often lost messages were made up for, and for how many markets that is under way."""
         return {"healed": self._healed, "catchingUp": sum(one.track.is_broken for one in self._markets.values())}
 
     # ------------------------------------------------------------ inside
 
-    async def _seed(self, key: MarketKey, level: int = logging.WARNING) -> None:
+    async def _seed_level(self, key: MarketKey, level: int = logging.WARNING) -> None:
         market = self._markets[key]
         try:
             complete_from_ms = await self._history.complete_from(key)
@@ -319,39 +323,41 @@ class LiveBars:
             loaded = {}
             for interval in market.ladder.levels:
                 count = market.ladder.parts_needed(interval, AT_FIRST)
-                loaded[interval] = (count, await self._history.bars(key, interval, 2**62, count))
-            forming = await self._adjoining(key, loaded[MINUTE][1], await self._history.forming(key))
+                loaded[interval] = (count, await self._history.read_bars(key, interval, 2**62, count))
+            forming = await self._adjoining(key, loaded[MINUTE][1], await self._history.read_forming(key))
             gap = await self._gap(key, loaded[MINUTE][1])
         except (StoreUnavailable, StoreRejected) as error:
             logger.log(level, "%s: its bars cannot be loaded: %s; trying again", key, error)
             self._spawn(self._seed_later(key))
             return
         for interval, (count, bars) in loaded.items():
-            market.ladder.seed(interval, bars, bars[0].open_ms if len(bars) >= count else 0)
+            market.ladder.seed_bars(interval, bars, bars[0].open_ms if len(bars) >= count else 0)
         if market.complete_from_ms is None:
             market.complete_from_ms = complete_from_ms
         if market.served_from_ms is None:
             market.served_from_ms = served_from_ms
-        newest = market.ladder.series(MINUTE).newest
+        newest = market.ladder.series_of(MINUTE).newest_bar
         if newest is not None:  # until a feed says more
             settled_ms = newest.open_ms + MINUTE_MS
             overtaken = [minute.open_ms for minute in forming if minute.open_ms < settled_ms]
             if overtaken:
                 gap = Range(overtaken[0], overtaken[-1] + MINUTE_MS).hull(gap)
-            market.track.learn(Facts(settled_ms=settled_ms, gap=gap))
+            market.track.update_metadata(FeedMetadata(watermark_ms=settled_ms, gap=gap))
         market.seeded = True
         for minute in forming:
-            self._feed(key, market, minute)
+            self._apply_minute(key, market, minute)
         early, market.early = market.early, []
         for message, position in early:
-            self._take(key, market, message, position)
+            self._on_minute(key, market, message, position)
 
     async def _gap(self, key: MarketKey, final: Sequence[Candle]) -> Range | None:
         """Return the stretch of stored minutes in which some are missing that nothing is known of."""
         missing = RangeSet([(final[0].open_ms, final[-1].open_ms)] if final else ())
         for minute in final:
             missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
-        for absent in await self._history.holes(key, Range(final[0].open_ms, final[-1].open_ms)) if missing else ():
+        for absent in (
+            await self._history.known_gaps(key, Range(final[0].open_ms, final[-1].open_ms)) if missing else ()
+        ):
             missing.remove(absent.start_ms, absent.end_ms)
         spans = list(missing)
         return Range(spans[0].start_ms, spans[-1].end_ms) if spans else None
@@ -366,7 +372,7 @@ class LiveBars:
         for minute in forming:
             if end_ms is not None and minute.open_ms > end_ms:
                 missing = RangeSet([(end_ms, minute.open_ms)])
-                for absent in await self._history.holes(key, Range(end_ms, minute.open_ms)):
+                for absent in await self._history.known_gaps(key, Range(end_ms, minute.open_ms)):
                     missing.remove(absent.start_ms, absent.end_ms)
                 if missing:
                     break
@@ -376,10 +382,10 @@ class LiveBars:
 
     async def _seed_later(self, key: MarketKey) -> None:
         await self._clock.sleep(_RETRY_S)
-        await self._seed(key, logging.DEBUG)
+        await self._seed_level(key, logging.DEBUG)
 
-    def _feed(self, key: MarketKey, market: MarketBars, minute: Candle) -> None:
-        changes = market.ladder.feed(minute, market.track.stamp)
+    def _apply_minute(self, key: MarketKey, market: MarketBars, minute: Candle) -> None:
+        changes = market.ladder.apply_minute(minute, market.track.change_id)
         if changes is None:
             if minute.final:
                 self._spawn(self._read_later(key, minute.open_ms))
@@ -388,7 +394,7 @@ class LiveBars:
             return
         shown = [change for change in changes if change.bar.open_ms >= market.served_from_ms]
         for listener in self._listeners:
-            listener.changed(key, shown)
+            listener.on_bars_changed(key, shown)
 
     async def _read_later(self, key: MarketKey, open_ms: int) -> None:
         """Read a minute older than memory from the store, once it is stored."""
@@ -401,9 +407,9 @@ class LiveBars:
         market.stale = Range(start_ms, end_ms).hull(market.stale)
         if not market.reading:
             market.reading = True
-            self._spawn(self._reread(key, market))
+            self._spawn(self._reread_changes(key, market))
 
-    async def _reread(self, key: MarketKey, market: MarketBars) -> None:
+    async def _reread_changes(self, key: MarketKey, market: MarketBars) -> None:
         """Read what changed in the store until nothing is left; one reader per market."""
         level = logging.WARNING  # of the first failure: an outage is not worth a line each second
         try:
@@ -422,7 +428,7 @@ class LiveBars:
                     await self._clock.sleep(_RETRY_S)
                 else:
                     level, market.under_way = logging.WARNING, None
-                    market.track.changed(market.track.stamp + 1, *stale, only_final=True)
+                    market.track.log_change(market.track.change_id + 1, *stale, only_final=True)
                     self._tell_settled(key)
         finally:
             market.reading = False
@@ -430,25 +436,25 @@ class LiveBars:
     async def _reread_range(self, key: MarketKey, market: MarketBars, stale: Range) -> None:
         rows, complete_from_ms, served_from_ms = {}, market.found_complete_from_ms, market.found_served_from_ms
         for interval in market.ladder.levels:
-            series = market.ladder.series(interval)
+            series = market.ladder.series_of(interval)
             keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
             if interval.floor(stale.start_ms) < keep_ms and series.since_ms < keep_ms:
                 series.forget_before(keep_ms)  # no more than can be kept is read, however long the range
             start_ms = max(interval.floor(stale.start_ms), series.since_ms)
             if start_ms < stale.end_ms:
-                rows[interval] = await self._history.bars_between(key, interval, start_ms, stale.end_ms)
-        stamp = market.track.stamp + 1
-        changes = market.ladder.merge(rows, stale.start_ms, stale.end_ms, stamp)
+                rows[interval] = await self._history.read_bars_between(key, interval, start_ms, stale.end_ms)
+        stamp = market.track.change_id + 1
+        changes = market.ladder.merge_stored(rows, stale.start_ms, stale.end_ms, stamp)
         if complete_from_ms is not None:  # not before what was missing is there, else bars would be shown without it
             market.complete_from_ms = complete_from_ms
         known = (market.served_from_ms, served_from_ms, complete_from_ms)
         market.served_from_ms = min((one for one in known if one is not None), default=None)
         changed = [change.bar.open_ms for change in changes if change.interval == MINUTE]
         if changed:
-            market.track.changed(stamp, changed[0], changed[-1] + MINUTE_MS)
-        held_ms = market.ladder.series(MINUTE).since_ms
+            market.track.log_change(stamp, changed[0], changed[-1] + MINUTE_MS)
+        held_ms = market.ladder.series_of(MINUTE).since_ms
         if stale.start_ms < held_ms:  # whatever it was, nobody here has seen it
-            market.track.changed(stamp, stale.start_ms, min(stale.end_ms, held_ms))
+            market.track.log_change(stamp, stale.start_ms, min(stale.end_ms, held_ms))
         shown = [one for one in changes if one.bar.open_ms >= (market.served_from_ms or 0)]
         for interval in market.ladder.shown:
             self._tell_healed(key, market, interval, stale, [one.bar for one in shown if one.interval == interval])
@@ -456,17 +462,17 @@ class LiveBars:
     def _tell_healed(
         self, key: MarketKey, market: MarketBars, interval: Interval, stale: Range, bars: Sequence[Candle]
     ) -> None:
-        since_ms = market.ladder.series(interval).since_ms
+        since_ms = market.ladder.series_of(interval).since_ms
         start_ms = bars[0].open_ms if bars else stale.start_ms
         end_ms = bars[-1].open_ms + interval.ms if bars else min(stale.end_ms, since_ms)
         for listener in self._listeners:
-            listener.healed(key, interval, start_ms, end_ms, bars)
+            listener.on_history_changed(key, interval, start_ms, end_ms, bars)
 
     # ------------------------------------------------------------ what was lost on the way
 
-    def _lost(self, key: MarketKey, market: MarketBars, sure_ms: int | None) -> None:
+    def _on_messages_lost(self, key: MarketKey, market: MarketBars, sure_ms: int | None) -> None:
         """Messages are missing; everything before `sure_ms` was final before that."""
-        newest = market.ladder.series(MINUTE).newest
+        newest = market.ladder.series_of(MINUTE).newest_bar
         held_ms = 0 if newest is None else newest.open_ms
         market.lost_from_ms = max(0, (held_ms if sure_ms is None else sure_ms) - 2 * MINUTE_MS)
         if not market.catching_up:
@@ -487,8 +493,8 @@ class LiveBars:
                     logger.debug("%s: what was lost cannot be read yet: %s", key, error)
                     is_whole = False
                 if is_whole and (since, lost_from_ms) == (market.track.lost_since, market.lost_from_ms):
-                    market.track.mend()
-                    market.track.changed(market.track.stamp + 1, lost_from_ms, FOREVER_MS, only_final=True)
+                    market.track.mark_repaired()
+                    market.track.log_change(market.track.change_id + 1, lost_from_ms, FOREVER_MS, only_final=True)
                     self._healed += 1
                     self._tell_settled(key)
                     return
@@ -508,15 +514,15 @@ class LiveBars:
         if served_from_ms is not None:
             market.found_served_from_ms = min(served_from_ms, market.found_served_from_ms or served_from_ms)
         changes: Sequence[Range] | None = None if all_held else ()
-        for position in () if all_held or since is None else market.track.back_from(since):
+        for position in () if all_held or since is None else market.track.repaired_since(since):
             changes = await self._history.changes_since(key, position.epoch, position.seq)
             if changes is not None:
                 break
         if changes is None:
             lost_from_ms, changes = 0, ()
-        newest = market.ladder.series(MINUTE).newest
+        newest = market.ladder.series_of(MINUTE).newest_bar
         # The feed's time, not this machine's: what is read again makes room by forgetting what is much older.
-        told_ms = max(market.track.facts.settled_ms or 0, 0 if newest is None else newest.open_ms)
+        told_ms = max(market.track.facts.watermark_ms or 0, 0 if newest is None else newest.open_ms)
         return RangeSet([*changes, (lost_from_ms, (told_ms or self._clock.now_ms()) + 2 * MINUTE_MS)])
 
     async def _is_whole(self, key: MarketKey, market: MarketBars, from_ms: int) -> bool:
@@ -524,22 +530,22 @@ class LiveBars:
 
         Before history is complete that is asked of the minutes behind the gap only: the rest will be told of.
         """
-        series, facts = market.ladder.series(MINUTE), market.track.facts
-        if facts.settled_ms is None:
+        series, facts = market.ladder.series_of(MINUTE), market.track.facts
+        if facts.watermark_ms is None:
             return True
         known_ms = market.complete_from_ms
         if known_ms is None:
             if facts.gap is None:
                 return False
             known_ms = facts.gap.end_ms
-        from_ms, settled_ms = max(from_ms, series.since_ms, known_ms), facts.settled_ms
+        from_ms, settled_ms = max(from_ms, series.since_ms, known_ms), facts.watermark_ms
         missing = RangeSet([(from_ms, settled_ms)])
-        for minute in series.between(from_ms, settled_ms):
+        for minute in series.bars_between(from_ms, settled_ms):
             if minute.final:
                 missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
         if facts.gap is not None:
             missing.remove(*facts.gap)
-        for absent in await self._history.holes(key, Range(from_ms, settled_ms)) if missing else ():
+        for absent in await self._history.known_gaps(key, Range(from_ms, settled_ms)) if missing else ():
             missing.remove(absent.start_ms, absent.end_ms)
         return not missing
 
@@ -548,19 +554,19 @@ class LiveBars:
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_task_end)
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
+    def _on_task_end(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("reading bars failed", exc_info=task.exception())
 
 
-def _sure_ms(facts: Facts) -> int | None:
+def _sure_ms(facts: FeedMetadata) -> int | None:
     """Return the time before which every minute is final or known not to exist."""
-    if facts.settled_ms is None or facts.gap is None:
-        return facts.settled_ms
-    return min(facts.settled_ms, facts.gap.start_ms)
+    if facts.watermark_ms is None or facts.gap is None:
+        return facts.watermark_ms
+    return min(facts.watermark_ms, facts.gap.start_ms)
 
 
 def _pauses() -> Iterator[float]:

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from candled.bus import Message, Position
 from candled.model import MINUTE, Decimals, FeedState, Interval, Range
 
-from .ladder import Ladder
-from .track import Track
+from .aggregator import Aggregator
+from .feed_log import FeedLog
 
 AT_FIRST = 120  # bars of each interval loaded at start, and kept until more are asked for: what most charts ask for
 _MINUTES_KEPT = 1000  # while the store is away they are nowhere else
 
 
-def new_ladder(intervals: Sequence[Interval]) -> Ladder:
+def new_ladder(intervals: Sequence[Interval]) -> Aggregator:
     """An empty ladder that keeps what is kept of a market nobody asks much of."""
-    ladder = Ladder(intervals, AT_FIRST)
-    ladder.series(MINUTE).widen(_MINUTES_KEPT)
+    ladder = Aggregator(intervals, AT_FIRST)
+    ladder.series_of(MINUTE).grow_capacity(_MINUTES_KEPT)
     return ladder
 
 
@@ -24,7 +24,7 @@ class MarketBars:
 
     def __init__(self, intervals: Sequence[Interval]) -> None:
         self.ladder = new_ladder(intervals)
-        self.track = Track()
+        self.track = FeedLog()
         self.shown: Position | None = None  # while it `is_behind`: the last message before what is being read
         self.feed = FeedState("warming", 0, "starting")
         self.decimals = Decimals()  # what the exchange says, once a message told
@@ -54,11 +54,11 @@ class MarketBars:
         """The newest message of the feed of which, and of all before it, everything is in the bars."""
         return self.shown if self.is_behind else self.track.position
 
-    def settles(self, start_ms: int, end_ms: int) -> bool:
+    def is_settled(self, start_ms: int, end_ms: int) -> bool:
         """Whether every minute of `[start_ms, end_ms)` is final or known not to exist, and is here as it ended."""
         if self.complete_from_ms is None or start_ms < self.complete_from_ms:
             return False
-        if not self.track.facts.settles(start_ms, end_ms):
+        if not self.track.facts.is_settled(start_ms, end_ms):
             return False
         if self.track.is_broken and end_ms > self.lost_from_ms:
             return False

@@ -36,7 +36,7 @@ class _Shape:
         self.units = tuple(Decimal((0, (1,), -digits)) for digits in decimals)  # what one of the integers stands for
         self.wide = tuple(field for field, group in enumerate(_GROUPS) if widths[group] == _WIDE)
 
-    def row(self, numbers: Sequence[int]) -> bytes:
+    def pack_row(self, numbers: Sequence[int]) -> bytes:
         """Raises: struct.error, OverflowError: a number does not fit."""
         if not self.wide:
             return self.struct.pack(*numbers)
@@ -45,12 +45,12 @@ class _Shape:
             fields[field] = numbers[field].to_bytes(12, "little", signed=True)
         return self.struct.pack(*fields)
 
-    def numbers(self, rows: bytes | bytearray | memoryview) -> Iterator[Sequence[int]]:
+    def unpack_rows(self, rows: bytes | bytearray | memoryview) -> Iterator[Sequence[int]]:
         """What was given to `row`, of many rows."""
         fields = self.struct.iter_unpack(rows)
         return map(self._narrowed, fields) if self.wide else fields
 
-    def number(self, rows: bytearray, index: int) -> Sequence[int]:
+    def unpack_row(self, rows: bytearray, index: int) -> Sequence[int]:
         """What was given to `row`, of one row."""
         fields = self.struct.unpack_from(rows, index * self.struct.size)
         return self._narrowed(fields) if self.wide else fields
@@ -87,37 +87,37 @@ class PackedBars:
         """Digits after the point of prices, volumes and quote volumes: the most that any bar needed."""
         return self._shape.decimals
 
-    def bar(self, index: int, open_ms: int) -> Candle:
+    def get_bar(self, index: int, open_ms: int) -> Candle:
         """One bar, which opens at `open_ms`."""
-        return self._bar(open_ms, self._shape.number(self._rows, index), *self._shape.units)
+        return self._make_bar(open_ms, self._shape.unpack_row(self._rows, index), *self._shape.units)
 
-    def bars(self, first: int, times: Sequence[int]) -> list[Candle]:
+    def get_bars(self, first: int, times: Sequence[int]) -> list[Candle]:
         """The bars from index `first` on, which open at `times`."""
         shape, size = self._shape, self._shape.struct.size
-        rows = shape.numbers(memoryview(self._rows)[first * size : (first + len(times)) * size])
-        return [self._bar(open_ms, row, *shape.units) for open_ms, row in zip(times, rows, strict=True)]
+        rows = shape.unpack_rows(memoryview(self._rows)[first * size : (first + len(times)) * size])
+        return [self._make_bar(open_ms, row, *shape.units) for open_ms, row in zip(times, rows, strict=True)]
 
-    def append(self, bar: Candle) -> None:
+    def append_bar(self, bar: Candle) -> None:
         """Add a bar at the end."""
-        row = self._row(bar)  # first, because it may replace the rows
+        row = self._pack_bar(bar)  # first, because it may replace the rows
         self._rows += row
 
-    def insert(self, index: int, bars: Sequence[Candle]) -> None:
+    def insert_bars(self, index: int, bars: Sequence[Candle]) -> None:
         """Put bars before the one at `index`."""
         try:
             shape = self._shape
-            rows = b"".join([shape.row(_integers(bar, shape.decimals)) for bar in bars])
+            rows = b"".join([shape.pack_row(_integers(bar, shape.decimals)) for bar in bars])
             self._put_rows(index, 0, rows)
         except _NOT_A_ROW:
             for at, bar in enumerate(bars, index):
-                self._put_rows(at, 0, self._row(bar))
+                self._put_rows(at, 0, self._pack_bar(bar))
 
-    def replace(self, index: int, bar: Candle) -> None:
+    def replace_bar(self, index: int, bar: Candle) -> None:
         """Put a bar in the place of another with the same opening time."""
         self._odd.pop(bar.open_ms, None)
-        self._put_rows(index, 1, self._row(bar))
+        self._put_rows(index, 1, self._pack_bar(bar))
 
-    def drop(self, count: int, times: Iterable[int]) -> None:
+    def drop_oldest(self, count: int, times: Iterable[int]) -> None:
         """Forget the oldest `count` bars, which open at `times`."""
         if self._odd:
             for open_ms in times:
@@ -126,7 +126,7 @@ class PackedBars:
 
     # ------------------------------------------------------------ inside
 
-    def _bar(self, open_ms: int, row: Sequence[int], price: Decimal, volume: Decimal, quote: Decimal) -> Candle:
+    def _make_bar(self, open_ms: int, row: Sequence[int], price: Decimal, volume: Decimal, quote: Decimal) -> Candle:
         opened, high, low, close, amount, turnover, age_ms, rev, flags = row
         if flags & _ODD:
             return self._odd[open_ms]
@@ -149,15 +149,15 @@ class PackedBars:
         size = self._shape.struct.size
         self._rows[index * size : (index + count) * size] = rows
 
-    def _row(self, bar: Candle) -> bytes:
+    def _pack_bar(self, bar: Candle) -> bytes:
         """A bar as a row of the shape that all rows have from now on."""
         try:
-            return self._shape.row(_integers(bar, self._shape.decimals))
+            return self._shape.pack_row(_integers(bar, self._shape.decimals))
         except _NOT_A_ROW:
             fits = self._make_room(bar)
         if not fits:
             self._odd[bar.open_ms] = bar
-        return self._shape.row(_integers(bar, self._shape.decimals) if fits else _ODD_ROW)
+        return self._shape.pack_row(_integers(bar, self._shape.decimals) if fits else _ODD_ROW)
 
     def _make_room(self, bar: Candle) -> bool:
         """Widen the shape so that this bar fits and all others still do; return whether that is possible."""
@@ -167,12 +167,12 @@ class PackedBars:
             new = _integers(bar, decimals)
             least = _widths([new], shape.widths)
             factors = [10 ** (decimals[g] - shape.decimals[g]) if g < 3 else 1 for g in _GROUPS]
-            rows = [[n * by for n, by in zip(row, factors, strict=True)] for row in shape.numbers(self._rows)]
+            rows = [[n * by for n, by in zip(row, factors, strict=True)] for row in shape.unpack_rows(self._rows)]
             wider = _shape(decimals, _widths(rows, least))
         except _NOT_A_ROW:
             return False
         if wider is not shape:
-            self._rows = bytearray(b"".join([wider.row(row) for row in rows]))
+            self._rows = bytearray(b"".join([wider.pack_row(row) for row in rows]))
             self._shape = wider
         return True
 

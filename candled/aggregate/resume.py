@@ -17,10 +17,10 @@ _LOGGED_WITHIN_S = 2.0
 _UNSETTLED_MS = 10 * MINUTE_MS
 
 
-class History(Protocol):
-    """The reads this module needs; `candled.store.history.History` has them."""
+class ChangeHistory(Protocol):
+    """The reads this module needs; `candled.store.history.ChangeHistory` has them."""
 
-    async def bars_between(
+    async def read_bars_between(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
     ) -> Sequence[Candle]: ...
     async def changes_since(
@@ -48,11 +48,11 @@ class Resume:
 class Resumer:
     """Answers clients that come back. First `prepare`, which reads; then `finish`, as of that very moment."""
 
-    def __init__(self, history: History, clock: Clock) -> None:
+    def __init__(self, history: ChangeHistory, clock: Clock) -> None:
         self._history = history
         self._clock = clock
 
-    async def prepare(
+    async def plan_resume(
         self, market: MarketBars, key: MarketKey, interval: Interval, position: Position, time_ms: int
     ) -> Resume | None:
         """Find out what changed since `position`, for a client whose newest bar began at `time_ms`.
@@ -64,25 +64,25 @@ class Resumer:
         """
         if market.served_from_ms is None or not market.seeded:
             return None
-        stamp = None if market.track.is_broken else market.track.stamp_of(position)
-        settled_ms = None if stamp is None else market.track.settled_at(stamp)
+        stamp = None if market.track.is_broken else market.track.change_id_of(position)
+        settled_ms = None if stamp is None else market.track.watermark_at(stamp)
         from_ms = time_ms if settled_ms is None else min(time_ms, settled_ms)
         if stamp is not None:
             ranges = market.track.changes_since(stamp)
         else:
-            logged = await self._logged(key, market, position)
+            logged = await self._logged_changes(key, market, position)
             if logged is None:
                 return None
             stamp, from_ms = 0, max(0, time_ms - _UNSETTLED_MS)
             ranges = RangeSet([*logged, (interval.floor(from_ms), FOREVER_MS)])
-        generation, since_ms = market.generation, market.ladder.series(interval).since_ms
+        generation, since_ms = market.generation, market.ladder.series_of(interval).since_ms
         ranges.add(interval.floor(from_ms), since_ms)
         older = RangeSet(
             (interval.floor(start_ms), min(end_ms, since_ms)) for start_ms, end_ms in ranges if start_ms < since_ms
         )
         if older.total_ms > MOST_RESUMED * interval.ms:
             return None
-        read = [bar for span in older for bar in await self._history.bars_between(key, interval, *span)]
+        read = [bar for span in older for bar in await self._history.read_bars_between(key, interval, *span)]
         shown = tuple(bar for bar in read if bar.open_ms >= market.served_from_ms)
         return Resume(
             stamp,
@@ -93,14 +93,14 @@ class Resumer:
             max(0, time_ms - _UNSETTLED_MS) if settled_ms is None else settled_ms,
         )
 
-    def finish(self, market: MarketBars, interval: Interval, resume: Resume) -> list[Candle] | None:
+    def finish_resume(self, market: MarketBars, interval: Interval, resume: Resume) -> list[Candle] | None:
         """The bars that changed since, oldest first, as of now; None: that cannot be proved any more."""
-        series = market.ladder.series(interval)
+        series = market.ladder.series_of(interval)
         if market.track.is_broken or (market.generation, series.since_ms) != (resume.generation, resume.since_ms):
             return None
         changed = {bar.open_ms: bar for bar in series.changed_since(resume.stamp)}
         for start_ms, end_ms in resume.ranges:
-            for bar in series.between(interval.floor(start_ms), end_ms):
+            for bar in series.bars_between(interval.floor(start_ms), end_ms):
                 changed[bar.open_ms] = bar
         shown_ms = market.served_from_ms or 0
         held = [changed[open_ms] for open_ms in sorted(changed) if open_ms >= shown_ms]
@@ -111,7 +111,7 @@ class Resumer:
         """Where bars may be final now that were not told as final then."""
         return RangeSet([*market.track.finals_since(resume.stamp), (resume.settled_ms, FOREVER_MS)])
 
-    async def _logged(self, key: MarketKey, market: MarketBars, position: Position) -> Sequence[Range] | None:
+    async def _logged_changes(self, key: MarketKey, market: MarketBars, position: Position) -> Sequence[Range] | None:
         """The past changes since a position that this process did not follow, once all of them are in the log."""
         deadline = self._clock.monotonic() + _LOGGED_WITHIN_S
         while market.track.is_broken or not market.track.is_logged:

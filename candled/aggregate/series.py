@@ -26,11 +26,11 @@ class Series:
 
     __slots__ = (
         "_capacity",
+        "_change_ids",
         "_changes",
         "_packed",
         "_parent",
         "_recent",
-        "_stamps",
         "_times",
         "interval",
         "revision",
@@ -45,7 +45,7 @@ class Series:
         self._parent = parent
         self._capacity = max(capacity, 2 * parent.ms // interval.ms if parent else 0)
         self._times = array("q")  # of all bars, as are the stamps
-        self._stamps = array("q")
+        self._change_ids = array("q")
         self._packed = PackedBars()  # all but the newest few
         self._recent: list[Candle] = []
 
@@ -57,14 +57,14 @@ class Series:
         """How many bars are kept at least, once they were there."""
         return self._capacity
 
-    def widen(self, capacity: int) -> None:
+    def grow_capacity(self, capacity: int) -> None:
         """Keep at least so many bars from now on."""
         self._capacity = max(self._capacity, capacity)
 
     # ------------------------------------------------------------ reading
 
     @property
-    def newest(self) -> Candle | None:
+    def newest_bar(self) -> Candle | None:
         """The newest bar."""
         return self._recent[-1] if self._recent else None
 
@@ -79,7 +79,7 @@ class Series:
             volume = max(volume, digits_after_point(bar.volume))
         return Decimals(price, volume)
 
-    def get(self, open_ms: int) -> Candle | None:
+    def get_bar(self, open_ms: int) -> Candle | None:
         """The bar that begins at `open_ms`."""
         recent = self._recent
         if recent and recent[-1].open_ms == open_ms:
@@ -87,20 +87,20 @@ class Series:
         index = bisect_left(self._times, open_ms)
         if index == len(self._times) or self._times[index] != open_ms:
             return None
-        return self._bar(index)
+        return self._bar_at(index)
 
-    def tail(self, count: int, since_ms: int) -> list[Candle]:
+    def newest_bars(self, count: int, since_ms: int) -> list[Candle]:
         """The newest `count` bars that begin at or after `since_ms`, oldest first."""
-        return self._bars(self._first_of(count, since_ms), len(self._times))
+        return self._bars_at(self._first_of(count, since_ms), len(self._times))
 
-    def times(self, count: int, since_ms: int) -> Sequence[int]:
+    def newest_times(self, count: int, since_ms: int) -> Sequence[int]:
         """The opening times of what `tail` gives."""
         return self._times[self._first_of(count, since_ms) :]
 
-    def between(self, start_ms: int, end_ms: int) -> list[Candle]:
+    def bars_between(self, start_ms: int, end_ms: int) -> list[Candle]:
         """Bars with `start_ms <= open_ms < end_ms`, oldest first."""
         first = bisect_left(self._times, start_ms)
-        return self._bars(first, bisect_left(self._times, end_ms, first))
+        return self._bars_at(first, bisect_left(self._times, end_ms, first))
 
     def revised_from(self, revision: int) -> int:
         """Return the opening time of the oldest bar that is another than at a revision; later than any if none is."""
@@ -111,35 +111,35 @@ class Series:
 
     def changed_since(self, stamp: int) -> list[Candle]:
         """Bars that were put with a later stamp, oldest first."""
-        return [self._bar(index) for index, last in enumerate(self._stamps) if last > stamp]
+        return [self._bar_at(index) for index, last in enumerate(self._change_ids) if last > stamp]
 
     # ------------------------------------------------------------ writing
 
-    def put(self, bar: Candle, stamp: int = 0) -> None:
+    def put_bar(self, bar: Candle, stamp: int = 0) -> None:
         """Add or replace a bar. Stamps of changes only grow; without one the bar keeps what it has."""
         recent = self._recent
         newest_ms = recent[-1].open_ms if recent else -1
         if bar.open_ms == newest_ms:
             recent[-1] = bar
             if stamp:
-                self._stamps[-1] = stamp
+                self._change_ids[-1] = stamp
         elif bar.open_ms > newest_ms:
-            self._append(bar, stamp)
+            self._append_bar(bar, stamp)
             if len(self._times) > self._capacity + self._capacity // 8:
                 self.forget_before(self._times[-self._capacity])
         else:
             self._put_late(bar, stamp)  # drops nothing, for it might be what it adds
 
-    def prepend(self, older: Iterable[Candle], since_ms: int) -> None:
+    def prepend_bars(self, older: Iterable[Candle], since_ms: int) -> None:
         """Add bars older than `since_ms` was; all there are from the new `since_ms` on."""
         older = [bar for bar in older if bar.open_ms < self.since_ms]
         if older and self._recent:
             self._times[:0] = array("q", [bar.open_ms for bar in older])
-            self._stamps[:0] = array("q", [0]) * len(older)
-            self._packed.insert(0, older)
+            self._change_ids[:0] = array("q", [0]) * len(older)
+            self._packed.insert_bars(0, older)
         else:
             for bar in older:
-                self._append(bar, 0)
+                self._append_bar(bar, 0)
         self.since_ms = since_ms
         self._revise(0)
 
@@ -149,10 +149,10 @@ class Series:
             keep_ms = self._parent.floor(keep_ms)
         count = bisect_left(self._times, keep_ms)
         packed = min(count, len(self._times) - len(self._recent))
-        self._packed.drop(packed, self._times[:packed])
+        self._packed.drop_oldest(packed, self._times[:packed])
         del self._recent[: count - packed]
         del self._times[:count]
-        del self._stamps[:count]
+        del self._change_ids[:count]
         self.since_ms = max(self.since_ms, keep_ms)
 
     # ------------------------------------------------------------ inside
@@ -162,43 +162,43 @@ class Series:
         held = len(self._times)
         return max(held - max(count, 0), bisect_left(self._times, since_ms))
 
-    def _bar(self, index: int) -> Candle:
+    def _bar_at(self, index: int) -> Candle:
         packed = len(self._times) - len(self._recent)
-        return self._packed.bar(index, self._times[index]) if index < packed else self._recent[index - packed]
+        return self._packed.get_bar(index, self._times[index]) if index < packed else self._recent[index - packed]
 
-    def _bars(self, first: int, last: int) -> list[Candle]:
+    def _bars_at(self, first: int, last: int) -> list[Candle]:
         packed = len(self._times) - len(self._recent)
         if first >= packed:
             return self._recent[first - packed : last - packed]
-        bars = self._packed.bars(first, self._times[first : min(last, packed)])
+        bars = self._packed.get_bars(first, self._times[first : min(last, packed)])
         return bars + self._recent[: last - packed] if last > packed else bars
 
-    def _append(self, bar: Candle, stamp: int) -> None:
+    def _append_bar(self, bar: Candle, stamp: int) -> None:
         self._times.append(bar.open_ms)
-        self._stamps.append(stamp)
+        self._change_ids.append(stamp)
         self._recent.append(bar)
-        self._pack()
+        self._pack_oldest()
 
     def _put_late(self, bar: Candle, stamp: int) -> None:
         packed = len(self._times) - len(self._recent)
         index = bisect_left(self._times, bar.open_ms)
         if self._times[index] != bar.open_ms:
             self._times.insert(index, bar.open_ms)
-            self._stamps.insert(index, stamp)
+            self._change_ids.insert(index, stamp)
             if index < packed:
-                self._packed.insert(index, (bar,))
+                self._packed.insert_bars(index, (bar,))
             else:
                 self._recent.insert(index - packed, bar)
-                self._pack()
+                self._pack_oldest()
             self._revise(bar.open_ms)
             return
-        held = self._bar(index)
+        held = self._bar_at(index)
         if index < packed:
-            self._packed.replace(index, bar)
+            self._packed.replace_bar(index, bar)
         else:
             self._recent[index - packed] = bar
         if stamp:
-            self._stamps[index] = stamp
+            self._change_ids[index] = stamp
         if (held.values, held.rev, held.src) != (bar.values, bar.rev, bar.src):
             self._revise(bar.open_ms)
 
@@ -207,6 +207,6 @@ class Series:
         self._changes.append(open_ms)
         del self._changes[:-_CHANGES_KEPT]
 
-    def _pack(self) -> None:
+    def _pack_oldest(self) -> None:
         if len(self._recent) > _RECENT:
-            self._packed.append(self._recent.pop(0))
+            self._packed.append_bar(self._recent.pop(0))

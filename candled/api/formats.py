@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import msgspec
 
 from candled.model import Candle, Interval, MarketKey, decimal_text
-from candled.rooms.messages import FINAL, bar_text
+from candled.protocol.messages import FINAL, bar_text
 
-from .refusal import Refusal
+from .errors import ApiError
 
 NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
 COLUMNS = ("time_ms", *NUMBERS, "final")
@@ -87,7 +87,7 @@ class Arrow:
             self._arrow: Any = importlib.import_module("pyarrow")
         except ImportError:
             message = "format=arrow needs pyarrow on the server: pip install 'candled[parquet]'"
-            raise Refusal(501, "format_unavailable", message) from None
+            raise ApiError(501, "format_unavailable", message) from None
         types = [self._arrow.int64(), *(self._arrow.string() for _ in NUMBERS), self._arrow.bool_()]
         self._schema = self._arrow.schema(
             list(zip(COLUMNS, types, strict=True)),
@@ -97,7 +97,7 @@ class Arrow:
         self._writer: Any = self._arrow.ipc.new_stream(self._sink, self._schema)
 
     def begin(self) -> bytes:
-        return self._sink.take()
+        return self._sink.take_bytes()
 
     def page(self, bars: Sequence[Candle]) -> bytes:
         columns: list[list[Any]] = [[bar.open_ms for bar in bars]]
@@ -105,11 +105,11 @@ class Arrow:
         columns += [[bar.final for bar in bars]]
         arrays = [self._arrow.array(cells, field.type) for cells, field in zip(columns, self._schema, strict=True)]
         self._writer.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
-        return self._sink.take()
+        return self._sink.take_bytes()
 
     def end(self) -> bytes:
         self._writer.close()
-        return self._sink.take()
+        return self._sink.take_bytes()
 
 
 class _Sink(io.RawIOBase):
@@ -125,7 +125,7 @@ class _Sink(io.RawIOBase):
         self._parts.append(bytes(part))
         return len(self._parts[-1])
 
-    def take(self) -> bytes:
+    def take_bytes(self) -> bytes:
         taken = b"".join(self._parts)
         self._parts.clear()
         return taken

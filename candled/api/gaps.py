@@ -5,18 +5,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, iso_ms
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 
 DAY_MS = 86_400_000
 CHUNK_MS = 7 * DAY_MS  # what is read of the store at once
 MOST_LISTED = 50  # gaps of one day
 
 
-class Stored(Protocol):
-    """The reads this module needs; `candled.store.history.History` has them."""
+class GapStore(Protocol):
+    """The reads this module needs; `candled.store.history.HistoryReader` has them."""
 
-    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
-    async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]: ...
+    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,34 +33,34 @@ class Gap:
     retry_ms: int | None = None
 
     @property
-    def minutes(self) -> int:
+    def minute_count(self) -> int:
         """How many minutes it is long."""
         return (self.end_ms - self.start_ms) // MINUTE_MS
 
-    def plain(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The gap for JSON."""
         return {
             "from": iso_ms(self.start_ms),
             "to": iso_ms(self.end_ms),
-            "minutes": self.minutes,
+            "minutes": self.minute_count,
             "reason": self.reason,
         }
 
 
-async def read_gaps(stored: Stored, market: MarketKey, start_ms: int, end_ms: int) -> AsyncIterator[list[Gap]]:
+async def read_gaps(stored: GapStore, market: MarketKey, start_ms: int, end_ms: int) -> AsyncIterator[list[Gap]]:
     """The gaps within `[start_ms, end_ms)`, a week at a time, the newest week first and each oldest first.
 
     A gap across two weeks comes in two parts.
     """
     while start_ms < end_ms:
         first_ms = max(start_ms, end_ms - CHUNK_MS)
-        present = await stored.present(market, first_ms, end_ms)
-        holes = await stored.holes(market, Range(first_ms, end_ms))
+        present = await stored.stored_ranges(market, first_ms, end_ms)
+        holes = await stored.known_gaps(market, Range(first_ms, end_ms))
         yield find_gaps(present, holes, first_ms, end_ms)
         end_ms = first_ms
 
 
-def find_gaps(present: Iterable[Range], holes: Iterable[Hole], start_ms: int, end_ms: int) -> list[Gap]:
+def find_gaps(present: Iterable[Range], holes: Iterable[KnownGap], start_ms: int, end_ms: int) -> list[Gap]:
     """Every gap within `[start_ms, end_ms)`, oldest first and cut there; `present` are the minutes that are there.
 
     Holes are sorted and apart from each other, as a store has them. Where one covers minutes that are there after
@@ -125,8 +125,8 @@ def by_day(gaps: Sequence[Gap], start_ms: int, end_ms: int) -> Iterator[dict[str
         expected = (last_ms - first_ms) // MINUTE_MS
         yield {
             "day": iso_ms(day_ms)[:10],
-            "minutes": expected - sum(gap.minutes for gap in found),
+            "minutes": expected - sum(gap.minute_count for gap in found),
             "expected": expected,
             "holeCount": len(found),
-            "holes": [gap.plain() for gap in found[:MOST_LISTED]],
+            "holes": [gap.as_json() for gap in found[:MOST_LISTED]],
         }

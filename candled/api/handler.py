@@ -10,10 +10,10 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
 from candled.errors import CandledError, StoreRejected, Unavailable
-from candled.serve.limits import Network, client_address
-from candled.serve.rate_limit import HEADERS, TOO_MANY, RateLimit, Verdict
+from candled.serve.connection_limiter import Network, client_address
+from candled.serve.rate_limit import HEADERS, TOO_MANY, RateLimit, RateLimitResult
 
-from .refusal import Refusal
+from .errors import ApiError
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +23,14 @@ _NAMES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 _STALLED_S = 30.0
 
 
-class Gate:
+class AccessPolicy:
     """Who may read answers, and whose address a request has."""
 
     def __init__(self, allowed_origins: tuple[str, ...], trusted: tuple[Network, ...]) -> None:
         self._origins = tuple(origin.lower() for origin in allowed_origins)
         self._trusted = trusted
 
-    def cors(self, origin: str | None) -> Mapping[str, str]:
+    def cors_headers(self, origin: str | None) -> Mapping[str, str]:
         """The headers that let a page of `origin` read an answer; none of them if it may not."""
         if "*" in self._origins:
             return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED}
@@ -42,7 +42,7 @@ class Gate:
             "Access-Control-Expose-Headers": EXPOSED,
         }
 
-    def address(self, peer: str, forwarded_for: str | None) -> str:
+    def client_address(self, peer: str, forwarded_for: str | None) -> str:
         """The client's address, as far as it can be believed."""
         return client_address(peer, forwarded_for, self._trusted)
 
@@ -50,10 +50,10 @@ class Gate:
 class Handler(RequestHandler):
     """A resource that can be read. Subclasses write `answer`, and how their dialect refuses."""
 
-    def initialize(self, gate: Gate, limit: RateLimit, **_: Any) -> None:
+    def initialize(self, gate: AccessPolicy, limit: RateLimit, **_: Any) -> None:
         self.gate = gate
         self.limit = limit
-        self.verdict = Verdict(True, 0, {})
+        self.verdict = RateLimitResult(True, 0, {})
 
     async def answer(self) -> None:
         """Answer a GET; a HEAD gets the same without the body.
@@ -63,14 +63,14 @@ class Handler(RequestHandler):
         """
         raise HTTPError(405)
 
-    def refuse(self, refusal: Refusal) -> None:
+    def write_error_body(self, refusal: ApiError) -> None:
         """Write what cannot be answered."""
         self.write_json({"error": {"code": refusal.code, "message": str(refusal)}})
 
-    def refuse_too_many(self, refusal: Refusal) -> None:
+    def refuse_too_many(self, refusal: ApiError) -> None:
         """Write that the address has asked too often: JSON where the client asks for it, else the bare sentence."""
         if "json" in self.request.headers.get("Accept", "").lower():
-            self.refuse(refusal)
+            self.write_error_body(refusal)
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.write(TOO_MANY)
@@ -95,21 +95,21 @@ class Handler(RequestHandler):
             self.set_status(304)
         return is_known
 
-    def cache(self, settled: bool) -> None:
+    def set_cache_headers(self, settled: bool) -> None:
         """Let caches keep an answer for a minute if it is settled; otherwise they ask each time whether it changed."""
         self.set_header("Cache-Control", "public, max-age=60" if settled else "no-cache")
 
-    async def send(self, part: bytes | str) -> bool:
+    async def send_part(self, part: bytes | str) -> bool:
         """Write a part of a long answer and wait until the client takes it; False when it is gone or reads no more."""
         self.write(part)
         try:
             await asyncio.wait_for(self.flush(), _STALLED_S)
         except (StreamClosedError, TimeoutError):
-            self.cut()
+            self.abort()
             return False
         return True
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Break off an answer under way, so that nobody takes its beginning for the whole."""
         self._finished = True
         self.request.connection.stream.close()  # type: ignore[union-attr]
@@ -126,24 +126,24 @@ class Handler(RequestHandler):
             self._put_common_headers()
             return
         peer = self.request.connection.context.address  # type: ignore[union-attr]
-        address = self.gate.address(
+        address = self.gate.client_address(
             peer[0] if isinstance(peer, tuple) else str(peer), self.request.headers.get("X-Forwarded-For")
         )
-        self.verdict = await self.limit.check(address)
+        self.verdict = await self.limit.check_request(address)
         self._put_common_headers()
         if not self.verdict.allowed:
             self.set_status(429)
-            self.refuse_too_many(Refusal(429, "too_many_requests", TOO_MANY))
+            self.refuse_too_many(ApiError(429, "too_many_requests", TOO_MANY))
             self.finish()
 
     async def get(self, *_: str) -> None:
         try:
             await self.answer()
-        except Refusal as refusal:
-            self._refuse(refusal)
+        except ApiError as refusal:
+            self._reject(refusal)
         except (Unavailable, StoreRejected) as error:
             logger.debug("%s: %s", self.request.path, error)  # the writer says once that the store is away
-            self._refuse(Refusal(503, "unavailable", "The store cannot be read now", {"Retry-After": "2"}))
+            self._reject(ApiError(503, "unavailable", "The store cannot be read now", {"Retry-After": "2"}))
 
     head = get
 
@@ -157,21 +157,21 @@ class Handler(RequestHandler):
 
     def write_error(self, status_code: int, **_: Any) -> None:
         """What Tornado itself refuses, and mistakes of ours."""
-        self._refuse(Refusal(status_code, _NAMES.get(status_code, "internal"), self._reason))
+        self._reject(ApiError(status_code, _NAMES.get(status_code, "internal"), self._reason))
         if status_code == 405:
             self.set_header("Allow", METHODS)
         self.finish()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _reject(self, refusal: ApiError) -> None:
         self.clear()
         self._put_common_headers()
         self.set_status(refusal.status)
         for name, value in refusal.headers.items():
             self.set_header(name, value)
-        self.refuse(refusal)
+        self.write_error_body(refusal)
 
     def _put_common_headers(self) -> None:
-        for headers in (self.gate.cors(self.request.headers.get("Origin")), self.verdict.headers):
+        for headers in (self.gate.cors_headers(self.request.headers.get("Origin")), self.verdict.headers):
             for name, value in headers.items():
                 self.set_header(name, value)
 
@@ -184,8 +184,8 @@ class Handler(RequestHandler):
             super().log_exception(typ, value, tb)
 
 
-class Nothing(Handler):
+class NotFound(Handler):
     """A path of a dialect that means nothing there."""
 
     async def answer(self) -> None:
-        raise Refusal(404, "not_found", f"Nothing is at {self.request.path[:200]}")
+        raise ApiError(404, "not_found", f"Nothing is at {self.request.path[:200]}")

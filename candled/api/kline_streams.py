@@ -13,13 +13,13 @@ import msgspec
 
 from candled.exchange import Clock
 from candled.model import Candle, Interval, MarketKey, decimal_text
-from candled.rooms.frames import Contents, Frame
-from candled.rooms.links import Link, Links, Place
-from candled.rooms.messages import FINAL, UNPRINTED, Options, Topic
-from candled.rooms.protocol import Subscribe
+from candled.protocol.frames import Contents, Frame
+from candled.protocol.messages import FINAL, UNPRINTED, Options, Topic
+from candled.protocol.requests import Subscribe
+from candled.rooms.recipients import RecipientConnection, Recipients, RecipientSlot
 from candled.token_bucket import TokenBucket
 
-from .directory import BinanceMarkets, binance_interval
+from .catalog import BinanceMarkets, binance_interval
 from .kline_order import KlineOrder
 
 MOST_STREAMS = 1024  # of one connection, as at Binance
@@ -33,17 +33,17 @@ _SHOWN = 64  # characters of a client's own text that an error repeats
 
 
 class Reader(Protocol):
-    """A client of candled's own protocol: `candled.serve.client.Client`."""
+    """A client of candled's own protocol: `candled.serve.client.ClientSession`."""
 
     def handle(self, request: Subscribe) -> None: ...
     def make_initial(self, topic: Topic) -> Frame | None: ...
-    def closed(self) -> None: ...
+    def on_close(self) -> None: ...
 
 
 class Bars(Protocol):
     """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
 
-    def bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None: ...
+    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None: ...
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
 
 
@@ -57,10 +57,16 @@ class Style(NamedTuple):
 class KlineRoom:
     """One stream: a member of the hub like any client, whose bars are printed as Binance does for all subscribers."""
 
-    places: tuple[Place, ...] = ()
+    places: tuple[RecipientSlot, ...] = ()
 
     def __init__(
-        self, name: str, topic: Topic, symbol: str, bars: Bars, publish: Callable[[Links, Frame], None], clock: Clock
+        self,
+        name: str,
+        topic: Topic,
+        symbol: str,
+        bars: Bars,
+        publish: Callable[[Recipients, Frame], None],
+        clock: Clock,
     ) -> None:
         self.name = name
         self.topic = topic
@@ -69,45 +75,45 @@ class KlineRoom:
         self._publish = publish
         self._clock = clock
         self._order = KlineOrder()
-        self._groups: dict[Style, Links] = {}
+        self._groups: dict[Style, Recipients] = {}
         self._reader: Reader | None = None
 
-    def open(self, make_reader: Callable[[Link], Reader]) -> None:
+    def join_hub(self, make_reader: Callable[[RecipientConnection], Reader]) -> None:
         """Become a member."""
         self._reader = make_reader(self)
         self._reader.handle(Subscribe(self.topic, _BARS, _OPTIONS))
 
-    def end(self) -> None:
+    def leave_hub(self) -> None:
         """Leave the hub."""
         if self._reader is not None:
             reader, self._reader = self._reader, None
-            reader.closed()
+            reader.on_close()
 
     # ------------------------------------------------------------ for subscribers
 
     @property
     def subscribers(self) -> int:
         """How many there are."""
-        return sum(links.present for links in self._groups.values())
+        return sum(links.member_count for links in self._groups.values())
 
-    def add(self, place: Place, style: Style) -> None:
+    def add_slot(self, place: RecipientSlot, style: Style) -> None:
         """Send updates there from now on, beginning with the bars as they are."""
         for frame in self._beginning(style):
-            place.link.send(frame)
+            place.link.send_update(frame)
         self.join(place, style)
 
-    def join(self, place: Place, style: Style) -> None:
+    def join(self, place: RecipientSlot, style: Style) -> None:
         """Send updates there from now on."""
-        self._groups.setdefault(style, Links()).add(place)
+        self._groups.setdefault(style, Recipients()).add_slot(place)
 
-    def drop(self, place: Place, style: Style) -> None:
+    def remove_slot(self, place: RecipientSlot, style: Style) -> None:
         """Send no more."""
-        self._groups[style].drop(place)
+        self._groups[style].remove_slot(place)
 
     def newest(self, style: Style) -> Frame | None:
         """Return the newest bar as it was sent last; None before there is one."""
         newest = self._order.newest
-        return None if newest is None else self._frame(newest, self._order.is_closed, style)
+        return None if newest is None else self._make_frame(newest, self._order.is_closed, style)
 
     # ------------------------------------------------------------ from the hub (Link)
 
@@ -118,24 +124,24 @@ class KlineRoom:
             self._take(contents)
         return len(frame)
 
-    send = write
+    send_update = write
 
-    def reply(self, frame: Frame) -> None:
+    def send_reply(self, frame: Frame) -> None:
         """Take an answer: that bars cannot be read now is all it could say, and the hub tries again."""
 
-    def want(self, topic: Topic) -> None:
+    def request_snapshot(self, topic: Topic) -> None:
         """Take the bars of an `initial` at once."""
         frame = None if self._reader is None else self._reader.make_initial(topic)
         if frame is not None:
             self.write(frame)
 
-    def forget(self, topic: Topic) -> None:
+    def cancel_topic(self, topic: Topic) -> None:
         """Nothing waits here."""
 
-    def gather(self, many: bool) -> None:
+    def cork(self, many: bool) -> None:
         """There is one room only."""
 
-    def close(self, code: int, reason: str) -> None:
+    def disconnect(self, code: int, reason: str) -> None:
         """There is no connection here that could be closed."""
 
     # ------------------------------------------------------------ inside
@@ -144,7 +150,7 @@ class KlineRoom:
         is_beginning = self._order.newest is None
         self._close_late()
         for open_ms, final in contents.bars:
-            bar = self._bars.bar(*self.topic, open_ms)
+            bar = self._bars.get_bar(*self.topic, open_ms)
             if bar is not None and self._order.take(bar, final=final) and not is_beginning:
                 self._send(bar, final)
         if is_beginning:
@@ -155,7 +161,7 @@ class KlineRoom:
     def _close_late(self) -> None:
         """Send the end of the bars that are final by now and were not when the next one began."""
         for open_ms in self._order.unclosed:
-            bar = self._bars.bar(*self.topic, open_ms)
+            bar = self._bars.get_bar(*self.topic, open_ms)
             if bar is not None and self._bars.is_final(*self.topic, bar) and self._order.close(open_ms):
                 self._send(bar, closes=True)
 
@@ -163,21 +169,21 @@ class KlineRoom:
         """Return what a stream begins with: the bars that are still to be closed, then the newest one."""
         if self._order.newest is None:
             return []
-        earlier = [self._bars.bar(*self.topic, open_ms) for open_ms in self._order.unclosed]
-        frames = [self._frame(bar, False, style) for bar in earlier if bar is not None]
-        return [*frames, self._frame(self._order.newest, self._order.is_closed, style)]
+        earlier = [self._bars.get_bar(*self.topic, open_ms) for open_ms in self._order.unclosed]
+        frames = [self._make_frame(bar, False, style) for bar in earlier if bar is not None]
+        return [*frames, self._make_frame(self._order.newest, self._order.is_closed, style)]
 
     def _send(self, bar: Candle, closes: bool) -> None:
         for style, links in self._filled():
-            self._publish(links, self._frame(bar, closes, style))
+            self._publish(links, self._make_frame(bar, closes, style))
 
-    def _filled(self) -> Iterable[tuple[Style, Links]]:
+    def _filled(self) -> Iterable[tuple[Style, Recipients]]:
         for style, links in self._groups.items():
-            links.tidy()
-            if links.present:
+            links.compact()
+            if links.member_count:
                 yield style, links
 
-    def _frame(self, bar: Candle, closes: bool, style: Style) -> Frame:
+    def _make_frame(self, bar: Candle, closes: bool, style: Style) -> Frame:
         units, interval = style.units_per_ms, self.topic.interval
         kline = {
             "t": bar.open_ms * units, "T": (bar.open_ms + interval.ms) * units - 1, "s": self._symbol,
@@ -187,7 +193,7 @@ class KlineRoom:
             "q": "0" if bar.quote_volume is None else decimal_text(bar.quote_volume), "V": "0", "Q": "0", "B": "0",
         }  # fmt: skip
         event: dict[str, Any] = {"e": "kline", "E": self._clock.now_ms() * units, "s": self._symbol, "k": kline}
-        return Frame.of(msgspec.json.encode(_wrapped(self.name, event, style)), self.topic, bar.open_ms)
+        return Frame.from_text(msgspec.json.encode(_wrapped(self.name, event, style)), self.topic, bar.open_ms)
 
 
 class KlineStreams:
@@ -197,8 +203,8 @@ class KlineStreams:
         self,
         markets: BinanceMarkets,
         bars: Bars,
-        make_reader: Callable[[Link], Reader],
-        publish: Callable[[Links, Frame], None],
+        make_reader: Callable[[RecipientConnection], Reader],
+        publish: Callable[[Recipients, Frame], None],
         clock: Clock,
         messages_per_s: int,
     ) -> None:
@@ -214,45 +220,45 @@ class KlineStreams:
         self.clock = clock
         self.messages_per_s = messages_per_s
 
-    def make_raw(self, link: Link, uri: str) -> "KlineClient":
+    def make_raw(self, link: RecipientConnection, uri: str) -> "KlineClient":
         """Make the client of a connection to `/ws/<stream>/<stream>`, which gets bare events."""
         names = urlsplit(uri).path.rpartition("/ws/")[2]
         return self._make_client(link, uri, unquote(names), combined=False)
 
-    def make_combined(self, link: Link, uri: str) -> "KlineClient":
+    def make_combined(self, link: RecipientConnection, uri: str) -> "KlineClient":
         """Make the client of a connection to `/stream?streams=<stream>/<stream>`, whose events name their stream."""
         names = parse_qs(urlsplit(uri).query).get("streams", [""])[-1]
         return self._make_client(link, uri, names, combined=True)
 
-    def _make_client(self, link: Link, uri: str, names: str, *, combined: bool) -> "KlineClient":
+    def _make_client(self, link: RecipientConnection, uri: str, names: str, *, combined: bool) -> "KlineClient":
         unit = parse_qs(urlsplit(uri).query).get("timeUnit", ["MILLISECOND"])[-1].upper()
         client = KlineClient(link, self, Style(combined, _UNITS.get(unit, 1)))
         if unit not in _UNITS:
             client.refuse(_Invalid(2, f"Invalid request: timeUnit must be one of {', '.join(_UNITS)}"))
         else:
-            client.begin([name for name in names.split("/") if "@" in name])
+            client.subscribe_from_path([name for name in names.split("/") if "@" in name])
         return client
 
-    def knows(self, name: str) -> bool:
+    def is_known(self, name: str) -> bool:
         """Whether there is such a stream."""
         return name in self._topics
 
-    def enter(self, name: str, place: Place, style: Style) -> KlineRoom:
+    def add_subscriber(self, name: str, place: RecipientSlot, style: Style) -> KlineRoom:
         """Send a stream to a place, beginning with the bars as they are."""
         room = self._rooms.get(name)
         if room is None:
             topic, symbol = self._topics[name]
             room = self._rooms[name] = KlineRoom(name, topic, symbol, self._bars, self._publish, self.clock)
-            room.open(self._make_reader)
-        room.add(place, style)
+            room.join_hub(self._make_reader)
+        room.add_slot(place, style)
         return room
 
-    def leave(self, room: KlineRoom, place: Place, style: Style) -> None:
+    def remove_subscriber(self, room: KlineRoom, place: RecipientSlot, style: Style) -> None:
         """Send it there no more; a room without subscribers is closed."""
-        room.drop(place, style)
+        room.remove_slot(place, style)
         if not room.subscribers:
             del self._rooms[room.name]
-            room.end()
+            room.leave_hub()
 
 
 class KlineClient:
@@ -260,31 +266,31 @@ class KlineClient:
 
     __slots__ = ("_budget", "_link", "_rooms", "_streams", "_style")
 
-    def __init__(self, link: Link, streams: KlineStreams, style: Style) -> None:
+    def __init__(self, link: RecipientConnection, streams: KlineStreams, style: Style) -> None:
         self._link = link
         self._streams = streams
         self._style = style
-        self._rooms: dict[str, tuple[KlineRoom, Place]] = {}
+        self._rooms: dict[str, tuple[KlineRoom, RecipientSlot]] = {}
         rate = streams.messages_per_s
         self._budget = TokenBucket(rate, 2 * rate) if rate else None
 
-    def begin(self, names: Sequence[str]) -> None:
+    def subscribe_from_path(self, names: Sequence[str]) -> None:
         """Subscribe to what the address names."""
         try:
-            self._enter(self._new(names))
+            self._subscribe(self._new_streams(names))
         except _Invalid as error:
             self.refuse(error)
 
     def refuse(self, error: "_Invalid", request_id: Any = None) -> None:
         """Answer a request that is wrong, in the shape that Binance's clients look for."""
-        self._reply({"error": {"code": error.code, "msg": str(error)}, "id": request_id})
+        self._send_reply({"error": {"code": error.code, "msg": str(error)}, "id": request_id})
 
     # ------------------------------------------------------------ from the link
 
-    def received(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> None:
         """Handle one message; every mistake is answered, a flood is ended."""
-        if self._budget is not None and self._budget.take(self._streams.clock.monotonic()):
-            self._link.close(1008, "Too many requests")
+        if self._budget is not None and self._budget.try_take(self._streams.clock.monotonic()):
+            self._link.disconnect(1008, "Too many requests")
             return
         request_id: Any = None
         try:
@@ -293,9 +299,9 @@ class KlineClient:
             if not _is_id(request_id):
                 request_id = None
                 raise _Invalid(2, "Invalid request: request ID must be an integer, text of 1 to 36 characters, or null")
-            result, new = self._answer(request)
-            self._reply({"result": result, "id": request_id})
-            self._enter(new)
+            result, new = self._handle_request(request)
+            self._send_reply({"result": result, "id": request_id})
+            self._subscribe(new)
         except _Invalid as error:
             self.refuse(error, request_id)
 
@@ -306,22 +312,22 @@ class KlineClient:
                 return room.newest(self._style)
         return None
 
-    def fell_behind(self, topic: Topic) -> None:
+    def on_fell_behind(self, topic: Topic) -> None:
         """Bars of a topic had to be dropped."""
-        self._link.want(topic)
+        self._link.request_snapshot(topic)
 
-    def goodbye(self, reconnect_after_ms: int) -> None:
+    def notify_shutdown(self, reconnect_after_ms: int) -> None:
         """The server is about to close the connection."""
         event = {"e": "serverShutdown", "E": self._streams.clock.now_ms() * self._style.units_per_ms}
-        self._link.reply(Frame.of(msgspec.json.encode(_wrapped("!serverShutdown", event, self._style))))
+        self._link.send_reply(Frame.from_text(msgspec.json.encode(_wrapped("!serverShutdown", event, self._style))))
 
-    def closed(self) -> None:
+    def on_close(self) -> None:
         """The socket is gone."""
-        self._leave(list(self._rooms))
+        self._unsubscribe(list(self._rooms))
 
     # ------------------------------------------------------------ requests
 
-    def _answer(self, request: dict[str, Any]) -> tuple[Any, Sequence[str]]:
+    def _handle_request(self, request: dict[str, Any]) -> tuple[Any, Sequence[str]]:
         """The result, and the streams that begin after it was told."""
         method, params = request.get("method"), request.get("params", [])
         if method not in _METHODS:
@@ -331,39 +337,39 @@ class KlineClient:
         if not isinstance(params, list) or not params:
             raise _Invalid(2, "Invalid request: params must be a list that is not empty")
         if method.endswith("PROPERTY"):
-            return self._property(method, params), ()
+            return self._handle_property(method, params), ()
         if not all(isinstance(name, str) for name in params):
             raise _Invalid(2, "Invalid request: params must be names of streams")
         if method == "SUBSCRIBE":
-            return None, self._new(params)
-        self._leave(params)
+            return None, self._new_streams(params)
+        self._unsubscribe(params)
         return None, ()
 
-    def _new(self, names: Sequence[str]) -> Sequence[str]:
+    def _new_streams(self, names: Sequence[str]) -> Sequence[str]:
         """Those of the streams that the client has not yet; all are there, or none is taken."""
         new = [name for name in dict.fromkeys(names) if name not in self._rooms]
         for name in new:
-            if not self._streams.knows(name):
+            if not self._streams.is_known(name):
                 raise _Invalid(2, f"Invalid request: unknown stream {_shown(name)}")
         if len(self._rooms) + len(new) > MOST_STREAMS:
             raise _Invalid(2, f"Invalid request: at most {MOST_STREAMS} streams per connection")
         return new
 
-    def _enter(self, names: Sequence[str]) -> None:
+    def _subscribe(self, names: Sequence[str]) -> None:
         for name in names:
-            place = Place(self._link)
-            self._rooms[name] = self._streams.enter(name, place, self._style), place
-        self._link.gather(len(self._rooms) > 1)
+            place = RecipientSlot(self._link)
+            self._rooms[name] = self._streams.add_subscriber(name, place, self._style), place
+        self._link.cork(len(self._rooms) > 1)
 
-    def _leave(self, names: Sequence[str]) -> None:
+    def _unsubscribe(self, names: Sequence[str]) -> None:
         for name in names:
             room, place = self._rooms.pop(name, (None, None))
             if room is not None and place is not None:
-                self._link.forget(room.topic)
-                self._streams.leave(room, place, self._style)
-        self._link.gather(len(self._rooms) > 1)
+                self._link.cancel_topic(room.topic)
+                self._streams.remove_subscriber(room, place, self._style)
+        self._link.cork(len(self._rooms) > 1)
 
-    def _property(self, method: str, params: list[Any]) -> bool | None:
+    def _handle_property(self, method: str, params: list[Any]) -> bool | None:
         if params[0] != "combined":
             raise _Invalid(0, "Unknown property")
         if method == "GET_PROPERTY":
@@ -372,13 +378,13 @@ class KlineClient:
             raise _Invalid(1, "Invalid value type: expected Boolean")
         style = self._style._replace(combined=params[1])
         for room, place in self._rooms.values():
-            room.drop(place, self._style)
+            room.remove_slot(place, self._style)
             room.join(place, style)
         self._style = style
         return None
 
-    def _reply(self, body: dict[str, Any]) -> None:
-        self._link.reply(Frame.of(msgspec.json.encode(body)))
+    def _send_reply(self, body: dict[str, Any]) -> None:
+        self._link.send_reply(Frame.from_text(msgspec.json.encode(body)))
 
 
 class _Invalid(Exception):

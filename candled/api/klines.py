@@ -12,12 +12,12 @@ from typing import Any
 from candled.model import Interval, MarketKey, decimal_text
 from candled.serve.rate_limit import RateLimit
 
-from .directory import BinanceMarkets
+from .catalog import BinanceMarkets
+from .errors import ApiError
 from .handler import Handler
-from .pages import EVER_MS, MOST_BARS, Asked
+from .pages import EVER_MS, MOST_BARS, HistoryRequest
 from .printers import klines_printer
-from .refusal import Refusal
-from .rest import Source
+from .rest import ApiContext
 
 DEFAULT_BARS = 500
 _DIGITS = "^[0-9]{1,20}$"
@@ -42,7 +42,7 @@ _NOT_ALLOWED = (
 class KlinesHandler(Handler):
     """A resource of the facade. Refusals are Binance's: `{"code": -1121, "msg": "Invalid symbol."}`."""
 
-    def initialize(self, source: Source, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
+    def initialize(self, source: ApiContext, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
         super().initialize(**shared)
         self.source = source
         self.markets = markets
@@ -52,12 +52,12 @@ class KlinesHandler(Handler):
         if self.verdict.count and not self._finished:
             self.set_header("X-MBX-USED-WEIGHT-1M", str(self.verdict.count))
 
-    def refuse(self, refusal: Refusal) -> None:
+    def write_error_body(self, refusal: ApiError) -> None:
         code = int(refusal.code) if refusal.code.startswith("-") else _CODES.get(refusal.code, _UNSUPPORTED)
         self.write_json({"code": code, "msg": _NOT_HERE if code == _UNSUPPORTED else str(refusal)})
 
-    def refuse_too_many(self, refusal: Refusal) -> None:
-        self.refuse(refusal)
+    def refuse_too_many(self, refusal: ApiError) -> None:
+        self.write_error_body(refusal)
 
     # ------------------------------------------------------------ parameters
 
@@ -71,7 +71,7 @@ class KlinesHandler(Handler):
         read = len(sent.keys() & {*names, "timeUnit"})
         if read < len(sent):
             message = f"Not all sent parameters were read; read '{read}' parameter(s) but was sent '{len(sent)}'."
-            raise Refusal(400, "-1104", message)
+            raise ApiError(400, "-1104", message)
 
     def units_per_ms(self) -> int:
         """Return how many units of an answer's times are a millisecond: 1, or 1000 where the client wants microseconds.
@@ -79,15 +79,15 @@ class KlinesHandler(Handler):
         Raises:
             Refusal: neither is asked for.
         """
-        name = self.text("timeUnit")
+        name = self.text_parameter("timeUnit")
         if name is None:
             name = self.request.headers.get("X-MBX-TIME-UNIT", "MILLISECOND")
         units = _UNITS.get(name.upper())
         if units is None:
-            raise Refusal(400, "-1130", "Data sent for parameter 'timeUnit' is not valid.")
+            raise ApiError(400, "-1130", "Data sent for parameter 'timeUnit' is not valid.")
         return units
 
-    def text(self, name: str) -> str | None:
+    def text_parameter(self, name: str) -> str | None:
         """A parameter as it was sent, None if it was not.
 
         Raises:
@@ -95,44 +95,44 @@ class KlinesHandler(Handler):
         """
         given = self.request.query_arguments.get(name, [])
         if len(given) > 1:
-            raise Refusal(400, "-1101", f"Duplicate values for parameter '{name}' detected.")
+            raise ApiError(400, "-1101", f"Duplicate values for parameter '{name}' detected.")
         try:
             return given[0].decode() if given else None
         except UnicodeDecodeError:
-            raise Refusal(400, "-1100", f"Illegal characters found in parameter '{name}'.") from None
+            raise ApiError(400, "-1100", f"Illegal characters found in parameter '{name}'.") from None
 
-    def needed(self, name: str) -> str:
+    def required_parameter(self, name: str) -> str:
         """A parameter that has to be sent."""
-        value = self.text(name)
+        value = self.text_parameter(name)
         if not value:
             message = f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed."
-            raise Refusal(400, "-1102", message)
+            raise ApiError(400, "-1102", message)
         return value
 
-    def whole(self, name: str, default: int, most: int) -> int:
+    def int_parameter(self, name: str, default: int, most: int) -> int:
         """A whole number; a larger one than `most` is `most`."""
-        value = self.text(name)
+        value = self.text_parameter(name)
         if value is None:
             return default
         if not value:
-            raise Refusal(400, "-1105", f"Parameter '{name}' was empty.")
+            raise ApiError(400, "-1105", f"Parameter '{name}' was empty.")
         if not re.fullmatch(_DIGITS, value, re.ASCII):
             message = f"Illegal characters found in parameter '{name}'; legal range is '{_DIGITS}'."
-            raise Refusal(400, "-1100", message)
+            raise ApiError(400, "-1100", message)
         return min(int(value), most)
 
     def moment(self, name: str, default: int, *, up: bool) -> int:
         """Return a time in UTC epoch ms; one later than any candle is in microseconds, rounded `up` or down to ms."""
-        at = self.whole(name, default, most=10**20)
+        at = self.int_parameter(name, default, most=10**20)
         if at > EVER_MS:
             at = -(-at // 1000) if up else at // 1000
         return min(at, EVER_MS)
 
-    def market(self, name: str) -> MarketKey:
+    def market_parameter(self, name: str) -> MarketKey:
         """The market of a symbol."""
         market = self.markets.markets.get(name)
         if market is None:
-            raise Refusal(400, "-1121", "Invalid symbol.")
+            raise ApiError(400, "-1121", "Invalid symbol.")
         return market
 
 
@@ -141,28 +141,28 @@ class Klines(KlinesHandler):
 
     async def answer(self) -> None:
         self.expect("symbol", "interval", "startTime", "endTime", "timeZone", "limit")
-        market = self.market(self.needed("symbol"))
-        interval = self.markets.intervals.get(self.needed("interval"))
+        market = self.market_parameter(self.required_parameter("symbol"))
+        interval = self.markets.intervals.get(self.required_parameter("interval"))
         if interval is None:
-            raise Refusal(400, "-1120", "Invalid interval.")
-        limit = self.whole("limit", DEFAULT_BARS, MOST_BARS)
+            raise ApiError(400, "-1120", "Invalid interval.")
+        limit = self.int_parameter("limit", DEFAULT_BARS, MOST_BARS)
         if limit == 0:
-            raise Refusal(400, "-1130", "Data sent for parameter 'limit' is not valid.")
+            raise ApiError(400, "-1130", "Data sent for parameter 'limit' is not valid.")
         self._check_zone(interval)
         units = self.units_per_ms()
         page = await self.source.pages.printed(
             market,
             interval,
             klines_printer(interval, units),
-            Asked(
+            HistoryRequest(
                 limit,
                 self.moment("startTime", 0, up=True),
                 self.moment("endTime", EVER_MS, up=False) + 1,
-                self.text("startTime") is None,
+                self.text_parameter("startTime") is None,
             ),
             self.known_tags,
         )
-        self.cache(page.settled)
+        self.set_cache_headers(page.settled)
         if page.last_ms is not None:
             self.set_header("X-Candled-Last-Final", "true" if page.last_final else "false")
             if not page.last_final:
@@ -172,37 +172,37 @@ class Klines(KlinesHandler):
 
     def _check_zone(self, interval: Interval) -> None:
         """Bars begin by UTC; another zone is right only where its bars begin at the same times."""
-        zone = self.text("timeZone")
+        zone = self.text_parameter("timeZone")
         if zone is None:
             return
         match = _ZONE.fullmatch(zone)
         shift = 0 if match is None else int(match[2]) * 60 + int(match[3] or 0)
         if match is None or shift * _MINUTE_MS % interval.ms:
             message = "Data sent for parameter 'timeZone' is not valid: days and weeks begin by UTC here."
-            raise Refusal(400, "-1130", message)
+            raise ApiError(400, "-1130", message)
 
 
 class ExchangeInfo(KlinesHandler):
     """`/api/v3/exchangeInfo`: what a client needs to know the symbols. Nothing can be traded here."""
 
     async def answer(self) -> None:
-        names = self._wanted()
-        self.cache(False)
+        names = self._requested_symbols()
+        self.set_cache_headers(False)
         self.write_json(
             {
                 "timezone": "UTC",
                 "serverTime": self.source.clock.now_ms() * self.units_per_ms(),
                 "rateLimits": [_limit(self.limit)] if self.limit.requests else [],
                 "exchangeFilters": [],
-                "symbols": [self._symbol(name) for name in names],
+                "symbols": [self._describe_symbol(name) for name in names],
             }
         )
 
-    def _wanted(self) -> Sequence[str]:
+    def _requested_symbols(self) -> Sequence[str]:
         self.expect("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus")
-        one, several = self.text("symbol"), self.text("symbols")
+        one, several = self.text_parameter("symbol"), self.text_parameter("symbols")
         if one is not None:
-            self.market(one)
+            self.market_parameter(one)
             return [one]
         if several is None:
             return list(self.markets.markets)
@@ -211,12 +211,12 @@ class ExchangeInfo(KlinesHandler):
         except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise Refusal(400, "-1100", "Illegal characters found in parameter 'symbols'.")
+            raise ApiError(400, "-1100", "Illegal characters found in parameter 'symbols'.")
         for name in names:
-            self.market(name)
+            self.market_parameter(name)
         return list(dict.fromkeys(names))
 
-    def _symbol(self, name: str) -> dict[str, Any]:
+    def _describe_symbol(self, name: str) -> dict[str, Any]:
         market = self.markets.markets[name]
         tick, step = map(_unit, self.source.likely_decimals(market))
         return {
@@ -260,11 +260,11 @@ class Ping(KlinesHandler):
         self.write_json({})
 
 
-class Nothing(KlinesHandler):
+class UnknownPath(KlinesHandler):
     """Any other path of the facade."""
 
     async def answer(self) -> None:
-        raise Refusal(404, "not_found", _NOT_HERE)
+        raise ApiError(404, "not_found", _NOT_HERE)
 
 
 def _limit(limit: RateLimit) -> dict[str, Any]:

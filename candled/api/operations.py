@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from . import parameters
-from .directory import Directory
+from .catalog import MarketCatalog
 from .formats import CONTENT_TYPES
 from .pages import MOST_BARS
 from .parameters import Parameter
@@ -28,7 +28,7 @@ class Operation:
     answers: Mapping[str, str | None]
 
 
-def candles(directory: Directory) -> Operation:
+def candles(directory: MarketCatalog) -> Operation:
     """Bars of one market."""
     return Operation(
         path="/api/candles",
@@ -55,7 +55,7 @@ def candles(directory: Directory) -> Operation:
     )
 
 
-def symbols(directory: Directory) -> Operation:
+def symbols(directory: MarketCatalog) -> Operation:
     """The markets."""
     return Operation(
         path="/api/symbols",
@@ -86,7 +86,7 @@ def exchanges() -> Operation:
     )
 
 
-def coverage(directory: Directory) -> Operation:
+def coverage(directory: MarketCatalog) -> Operation:
     """Which minutes are there, by day."""
     return Operation(
         path="/api/coverage",
@@ -105,7 +105,7 @@ def coverage(directory: Directory) -> Operation:
     )
 
 
-def gaps(directory: Directory) -> Operation:
+def gaps(directory: MarketCatalog) -> Operation:
     """What is missing."""
     return Operation(
         path="/api/gaps",
@@ -136,16 +136,16 @@ def description() -> Operation:
     )
 
 
-def _market(directory: Directory) -> tuple[Parameter, Parameter]:
+def _market(directory: MarketCatalog) -> tuple[Parameter, Parameter]:
     return (
         parameters.text("symbol", "a symbol such as BTC/USDT", values=_symbols(directory), required=True),
         _exchange(directory, "the exchange; by default the first one"),
     )
 
 
-def _exchange(directory: Directory, about: str) -> Parameter:
+def _exchange(directory: MarketCatalog, about: str) -> Parameter:
     return parameters.text("exchange", about, values=directory.exchanges)
 
 
-def _symbols(directory: Directory) -> list[str]:
+def _symbols(directory: MarketCatalog) -> list[str]:
     return list(dict.fromkeys(str(key.symbol) for key in directory.markets))

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from candled.model import Interval, parse_iso_ms
-from candled.rooms.messages import NUMBERS
+from candled.protocol.messages import NUMBERS
 
+from .errors import ApiError, shown
 from .pages import EVER_MS
-from .refusal import Refusal, shown
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _SIGNED = re.compile(r"-?[0-9]{1,15}")
@@ -42,21 +42,21 @@ def read_query(parameters: Sequence[Parameter], query: Mapping[str, Sequence[byt
         name = parameter.name
         given = query.get(name, ())
         if len(given) > 1:
-            raise Refusal(400, "duplicate_parameter", f"{name}: expected once, got {len(given)} of them")
+            raise ApiError(400, "duplicate_parameter", f"{name}: expected once, got {len(given)} of them")
         if not given:
             if parameter.required:
-                raise Refusal(400, "missing_parameter", f"{name}: expected {_expected(parameter)}, got nothing")
+                raise ApiError(400, "missing_parameter", f"{name}: expected {_expected(parameter)}, got nothing")
             values[name] = parameter.default
             continue
         try:
             text = given[0].decode("utf-8")
         except UnicodeDecodeError:
-            raise Refusal(400, "invalid_parameter", f"{name}: expected UTF-8 text, got other bytes") from None
+            raise ApiError(400, "invalid_parameter", f"{name}: expected UTF-8 text, got other bytes") from None
         try:
             values[name] = parameter.read(text)
         except ValueError:
             problem = f"{name}: expected {_expected(parameter)}, got {shown(text)}"
-            raise Refusal(400, "invalid_parameter", problem) from None
+            raise ApiError(400, "invalid_parameter", problem) from None
     return values
 
 
@@ -70,7 +70,7 @@ def refuse_unknown(parameters: Sequence[Parameter], query: Mapping[str, Sequence
     for name in query:
         if name not in names:
             known = f"expected {', '.join(names)}" if names else "this path has no parameters"
-            raise Refusal(400, "unknown_parameter", f"{shown(name)[1:-1]}: unknown parameter, {known}")
+            raise ApiError(400, "unknown_parameter", f"{shown(name)[1:-1]}: unknown parameter, {known}")
 
 
 def _expected(parameter: Parameter) -> str:
@@ -171,7 +171,7 @@ def interval(name: str, intervals: Mapping[str, Interval], **more: Any) -> Param
 
 
 def numbers() -> Parameter:
-    """How numbers of bars are written; read as what `candled.rooms.messages.bar_text` takes."""
+    """How numbers of bars are written; read as what `candled.protocol.messages.bar_text` takes."""
     about = "string: prices and volumes are JSON strings, which keep every digit where JSON numbers become floats"
     words = choice("numbers", about, tuple(NUMBERS), "number")
     return replace(words, read=lambda text: NUMBERS[words.read(text)], default=NUMBERS["number"])

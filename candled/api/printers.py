@@ -3,8 +3,8 @@
 from functools import lru_cache
 
 from candled.model import Candle, Interval, decimal_text
-from candled.rooms.messages import FINAL, bar_text
-from candled.rooms.texts import Printer
+from candled.protocol.messages import FINAL, bar_text
+from candled.rooms.encoded_bars import Printer
 
 
 @lru_cache(maxsize=4)

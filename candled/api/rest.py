@@ -13,12 +13,12 @@ from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, Decimals, MarketKey, iso_ms
 
 from . import gaps, operations
-from .directory import Directory
+from .catalog import MarketCatalog
 from .formats import CONTENT_TYPES, make_format
 from .handler import Handler
 from .openapi import document
 from .operations import Operation
-from .pages import EVER_MS, Asked, Pages, PrintedPage
+from .pages import EVER_MS, BarReader, HistoryRequest, PrintedPage
 from .parameters import read_query, refuse_unknown
 from .printers import json_printer
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _SEVERAL_MS = 7 * gaps.DAY_MS
 
 
-class Stored(gaps.Stored, Protocol):
+class CoverageStore(gaps.GapStore, Protocol):
     """The reads of the store beside pages."""
 
     async def complete_from(self, market: MarketKey) -> int | None: ...
@@ -35,12 +35,12 @@ class Stored(gaps.Stored, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class ApiContext:
     """Where answers come from."""
 
-    directory: Directory
-    pages: Pages
-    stored: Stored
+    directory: MarketCatalog
+    pages: BarReader
+    stored: CoverageStore
     clock: Clock
     #: What the exchange says of a market's numbers, and what its candles show of them.
     decimals: Callable[[MarketKey], Decimals]
@@ -54,12 +54,12 @@ class Source:
 class RestHandler(Handler):
     """A resource of the REST API."""
 
-    def initialize(self, operation: Operation, source: Source, **shared: Any) -> None:  # type: ignore[override]
+    def initialize(self, operation: Operation, source: ApiContext, **shared: Any) -> None:  # type: ignore[override]
         super().initialize(**shared)
         self.operation = operation
         self.source = source
 
-    def query(self) -> dict[str, Any]:
+    def read_query(self) -> dict[str, Any]:
         """Return the values of the query's parameters.
 
         Raises:
@@ -68,42 +68,42 @@ class RestHandler(Handler):
         refuse_unknown(self.operation.parameters, self.request.query_arguments)
         return read_query(self.operation.parameters, self.request.query_arguments)
 
-    def market(self, values: Mapping[str, Any]) -> MarketKey:
+    def market_parameter(self, values: Mapping[str, Any]) -> MarketKey:
         """The market a query is about.
 
         Raises:
             Refusal: it is not served.
         """
-        return self.source.directory.market(values["exchange"], values["symbol"])
+        return self.source.directory.find_market(values["exchange"], values["symbol"])
 
 
 class Candles(RestHandler):
     """`/api/candles`."""
 
     async def answer(self) -> None:
-        values = self.query()
-        market = self.market(values)
+        values = self.read_query()
+        market = self.market_parameter(values)
         name, limit = values["format"], values["limit"]
         if name != "json" and limit is None:
-            await self._stream(market, values)
+            await self._stream_range(market, values)
             return
         start_ms, end_ms = values["from"] or 0, EVER_MS if values["to"] is None else values["to"]
-        asked = Asked(limit or operations.DEFAULT_BARS, start_ms, end_ms, newest_first=values["from"] is None)
+        asked = HistoryRequest(limit or operations.DEFAULT_BARS, start_ms, end_ms, newest_first=values["from"] is None)
         if name == "json":
             printer = json_printer(values["numbers"])
             printed = await self.source.pages.printed(market, values["interval"], printer, asked, self.known_tags)
-            self.cache(printed.settled)
+            self.set_cache_headers(printed.settled)
             if not self.tag(printed.tag, printed.is_known):
-                self.write_json(self._body(market, values, printed))
+                self.write_json(self._render_body(market, values, printed))
             return
-        page = await self.source.pages.page(market, values["interval"], **asked._asdict())
-        self.cache(page.settled)
+        page = await self.source.pages.read_page(market, values["interval"], **asked._asdict())
+        self.set_cache_headers(page.settled)
         form = make_format(name, market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[name])
         self.write(form.begin() + form.page(page.bars) + form.end())
 
-    def _body(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> bytes:
-        following = self._next(market, values, page)
+    def _render_body(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> bytes:
+        following = self._next_path(market, values, page)
         facts = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(values["interval"])}
         head = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))[:-1]
         oldest = None if page.first_ms is None else iso_ms(page.first_ms)
@@ -115,7 +115,7 @@ class Candles(RestHandler):
         )
         return b'%b,"bars":[%b],%b}' % (head.encode(), page.columns[0], more.encode())
 
-    def _next(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> str | None:
+    def _next_path(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> str | None:
         """Return the following page in the direction of this one, as a reference relative to this request's address."""
         if not page.has_more or page.last_ms is None:
             return None
@@ -132,12 +132,12 @@ class Candles(RestHandler):
                 asked["to"] = values["to"]
         return f"?{urlencode(asked, safe='/:')}"
 
-    async def _stream(self, market: MarketKey, values: Mapping[str, Any]) -> None:
+    async def _stream_range(self, market: MarketKey, values: Mapping[str, Any]) -> None:
         """The whole range, page by page as the client takes them."""
         form = make_format(values["format"], market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[values["format"]])
         self.set_header("Cache-Control", "no-store")
-        pages = self.source.pages.walk(
+        pages = self.source.pages.walk_pages(
             market,
             values["interval"],
             start_ms=values["from"] or 0,
@@ -147,7 +147,7 @@ class Candles(RestHandler):
         try:
             async for page in pages:  # the first one is read before anything is sent, so that it can still be refused
                 has_begun = True
-                is_taken = await self.send(waiting + form.page(page.bars))
+                is_taken = await self.send_part(waiting + form.page(page.bars))
                 if not is_taken or self.request.method == "HEAD":  # a HEAD is over with its headers
                     return
                 waiting = b""
@@ -155,19 +155,19 @@ class Candles(RestHandler):
             if not has_begun:
                 raise
             logger.warning("%s: broken off, the store cannot be read", self.request.path)
-            self.cut()
+            self.abort()
             return
-        await self.send(form.end())
+        await self.send_part(form.end())
 
 
 class Symbols(RestHandler):
     """`/api/symbols`."""
 
     async def answer(self) -> None:
-        wanted = self.query()["exchange"]
+        wanted = self.read_query()["exchange"]
         directory = self.source.directory
         if wanted is not None:
-            directory.exchange(wanted)
+            directory.find_exchange(wanted)
         found = []
         for key in directory.markets:
             if wanted in (None, key.exchange):
@@ -176,12 +176,12 @@ class Symbols(RestHandler):
                     {
                         "exchange": key.exchange,
                         "symbol": str(key.symbol),
-                        "ticker": directory.ticker(key),
+                        "ticker": directory.ticker_of(key),
                         "priceDecimals": decimals.price,
                         "volumeDecimals": decimals.volume,
                     }
                 )
-        self.cache(False)
+        self.set_cache_headers(False)
         self.write_json({"symbols": found})
 
 
@@ -189,8 +189,8 @@ class Intervals(RestHandler):
     """`/api/intervals`."""
 
     async def answer(self) -> None:
-        self.query()
-        self.cache(False)
+        self.read_query()
+        self.set_cache_headers(False)
         self.write_json(
             {"intervals": [{"interval": name, "ms": one.ms} for name, one in self.source.directory.intervals.items()]}
         )
@@ -200,10 +200,10 @@ class Exchanges(RestHandler):
     """`/api/exchanges`."""
 
     async def answer(self) -> None:
-        self.query()
+        self.read_query()
         directory = self.source.directory
         counts = {name: sum(key.exchange == name for key in directory.markets) for name in directory.exchanges}
-        self.cache(False)
+        self.set_cache_headers(False)
         self.write_json(
             {
                 "exchanges": [
@@ -229,8 +229,8 @@ class Coverage(RestHandler):
     """`/api/coverage`."""
 
     async def answer(self) -> None:
-        values = self.query()
-        market = self.market(values)
+        values = self.read_query()
+        market = self.market_parameter(values)
         day_ms = gaps.DAY_MS
         period = Period(values, self.source.clock, operations.DEFAULT_DAYS * day_ms, operations.MOST_DAYS * day_ms)
         complete_ms = await self.source.stored.complete_from(market)
@@ -242,7 +242,7 @@ class Coverage(RestHandler):
             async for some in gaps.read_gaps(self.source.stored, market, start_ms, period.end_ms):
                 found += some
             days = list(gaps.by_day(gaps.joined(found), start_ms, period.end_ms))
-        self.cache(False)
+        self.set_cache_headers(False)
         self.write_json(
             {
                 "exchange": market.exchange,
@@ -257,23 +257,23 @@ class Gaps(RestHandler):
     """`/api/gaps`."""
 
     async def answer(self) -> None:
-        values = self.query()
+        values = self.read_query()
         if values["symbol"] is not None:
-            markets, most_ms = [self.market(values)], operations.MOST_DAYS * gaps.DAY_MS
+            markets, most_ms = [self.market_parameter(values)], operations.MOST_DAYS * gaps.DAY_MS
         else:
-            wanted = None if values["exchange"] is None else self.source.directory.exchange(values["exchange"])
+            wanted = None if values["exchange"] is None else self.source.directory.find_exchange(values["exchange"])
             markets = [key for key in self.source.directory.markets if wanted in (None, key.exchange)]
             most_ms = _SEVERAL_MS
         period = Period(values, self.source.clock, _SEVERAL_MS, most_ms)
         limit = values["limit"]
         found: list[tuple[gaps.Gap, MarketKey]] = []
         for market in markets:
-            found += [(gap, market) for gap in await self._newest(market, period, limit + 1)]
+            found += [(gap, market) for gap in await self._newest_gaps(market, period, limit + 1)]
         found.sort(key=lambda one: one[0].start_ms, reverse=True)
-        self.cache(False)
+        self.set_cache_headers(False)
         self.write_json({"gaps": [_plain(*one) for one in found[:limit]], "hasMore": len(found) > limit})
 
-    async def _newest(self, market: MarketKey, period: Period, limit: int) -> list[gaps.Gap]:
+    async def _newest_gaps(self, market: MarketKey, period: Period, limit: int) -> list[gaps.Gap]:
         """At least the newest `limit` gaps of a market, or all of them."""
         since_ms = await self.source.stored.served_from(market)
         found: list[gaps.Gap] = []
@@ -296,7 +296,7 @@ class Description(Handler):
 
     async def answer(self) -> None:
         refuse_unknown((), self.request.query_arguments)
-        self.cache(False)
+        self.set_cache_headers(False)
         self.write_json(document(self.all_operations, __version__))
 
 
@@ -310,7 +310,7 @@ def _plain(gap: gaps.Gap, market: MarketKey) -> dict[str, Any]:
     return {
         "exchange": market.exchange,
         "symbol": str(market.symbol),
-        **gap.plain(),
+        **gap.as_json(),
         "attempts": gap.attempts,
         "nextTry": None if gap.retry_ms is None else iso_ms(gap.retry_ms),
     }

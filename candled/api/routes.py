@@ -6,27 +6,27 @@ from typing import Any
 
 from candled.config import Config, KlinesSettings
 from candled.exchange import Clock
-from candled.rooms.frames import Frame
-from candled.rooms.links import Link, Links
-from candled.serve.limits import networks
+from candled.protocol.frames import Frame
+from candled.rooms.recipients import RecipientConnection, Recipients
+from candled.serve.connection_limiter import networks
 from candled.serve.rate_limit import Counter, RateLimit
 
 from . import klines, operations, rest, udf
-from .directory import BinanceMarkets, joined
-from .handler import Gate, Nothing
+from .catalog import BinanceMarkets, joined
+from .handler import AccessPolicy, NotFound
 from .kline_streams import Bars, KlineClient, KlineStreams, Reader
-from .rest import Source
+from .rest import ApiContext
 
 logger = logging.getLogger(__name__)
 
 Route = tuple[str, type[Any], dict[str, Any]]
-Stream = tuple[str, Callable[[Link, str], KlineClient]]
+Stream = tuple[str, Callable[[RecipientConnection, str], KlineClient]]
 
 
-def make_routes(config: Config, source: Source, counter: Counter, clock: Clock) -> list[Route]:
+def make_routes(config: Config, source: ApiContext, counter: Counter, clock: Clock) -> list[Route]:
     """The routes that the settings want; `counter` counts the requests of each address."""
     limits = config.limits
-    gate = Gate(config.server.allowed_origins, networks(config.server.trusted_proxies))
+    gate = AccessPolicy(config.server.allowed_origins, networks(config.server.trusted_proxies))
 
     def limited(group: str) -> dict[str, Any]:
         requests, window = getattr(limits, f"{group}_requests"), getattr(limits, f"{group}_window")
@@ -37,7 +37,7 @@ def make_routes(config: Config, source: Source, counter: Counter, clock: Clock) 
     return [*facade, *_rest(source, limited("api")), *_udf(source, config.udf.next_time, limited("udf"))]
 
 
-def _rest(source: Source, shared: dict[str, Any]) -> list[Route]:
+def _rest(source: ApiContext, shared: dict[str, Any]) -> list[Route]:
     directory = source.directory
     resources: list[tuple[operations.Operation, type[rest.RestHandler]]] = [
         (operations.candles(directory), rest.Candles),
@@ -55,11 +55,11 @@ def _rest(source: Source, shared: dict[str, Any]) -> list[Route]:
             for operation, kind in resources
         ),
         (description.path, rest.Description, {**shared, "all_operations": every}),
-        (r"/api(?:/.*)?", Nothing, shared),
+        (r"/api(?:/.*)?", NotFound, shared),
     ]
 
 
-def _udf(source: Source, next_time: str, shared: dict[str, Any]) -> list[Route]:
+def _udf(source: ApiContext, next_time: str, shared: dict[str, Any]) -> list[Route]:
     resources: dict[str, type[udf.UdfHandler]] = {
         "config": udf.Config,
         "symbols": udf.Symbols,
@@ -72,17 +72,20 @@ def _udf(source: Source, next_time: str, shared: dict[str, Any]) -> list[Route]:
         "timescale_marks": udf.TimescaleMarks,
     }
     more = {**shared, "source": source, "next_time": next_time}
-    return [*((f"/udf/{name}", kind, more) for name, kind in resources.items()), (r"/udf(?:/.*)?", udf.Nothing, more)]
+    return [
+        *((f"/udf/{name}", kind, more) for name, kind in resources.items()),
+        (r"/udf(?:/.*)?", udf.UnknownUdfPath, more),
+    ]
 
 
-def _klines(source: Source, settings: KlinesSettings, shared: dict[str, Any]) -> list[Route]:
+def _klines(source: ApiContext, settings: KlinesSettings, shared: dict[str, Any]) -> list[Route]:
     resources: dict[str, type[klines.KlinesHandler]] = {
         "klines": klines.Klines,
         "uiKlines": klines.Klines,
         "exchangeInfo": klines.ExchangeInfo,
         "time": klines.Time,
         "ping": klines.Ping,
-        ".*": klines.Nothing,
+        ".*": klines.UnknownPath,
     }
     markets = BinanceMarkets(source.directory, settings.exchange or source.directory.default)
     for name, market in markets.markets.items():
@@ -95,10 +98,10 @@ def _klines(source: Source, settings: KlinesSettings, shared: dict[str, Any]) ->
 
 def make_streams(
     config: Config,
-    source: Source,
+    source: ApiContext,
     bars: Bars,
-    make_reader: Callable[[Link], Reader],
-    publish: Callable[[Links, Frame], None],
+    make_reader: Callable[[RecipientConnection], Reader],
+    publish: Callable[[Recipients, Frame], None],
     clock: Clock,
 ) -> list[Stream]:
     """The paths of kline streams, if the settings want them; `make_reader` makes a client of our own protocol."""

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 from candled.model import MINUTE_MS, REASONS, Interval, MarketKey, iso_ms
 
 from . import gaps
-from .directory import Directory, joined, resolution
+from .catalog import MarketCatalog, joined, resolution
+from .errors import ApiError, shown
 from .formats import json_number
 from .handler import Handler
-from .pages import EVER_MS, Asked
+from .pages import EVER_MS, HistoryRequest
 from .parameters import Parameter, numbers, read_query, seconds, text, whole
 from .printers import udf_printer
-from .refusal import Refusal, shown
-from .rest import Source
+from .rest import ApiContext
 
 MOST_BARS = 5000
 _MOST_FOUND = 100
@@ -38,20 +38,20 @@ class UdfHandler(Handler):
 
     parameters: ClassVar[Sequence[Parameter]] = ()
 
-    def initialize(self, source: Source, next_time: str, **shared: Any) -> None:  # type: ignore[override]
+    def initialize(self, source: ApiContext, next_time: str, **shared: Any) -> None:  # type: ignore[override]
         super().initialize(**shared)
         self.source = source
         self.next_time = next_time
 
-    def refuse(self, refusal: Refusal) -> None:
+    def write_error_body(self, refusal: ApiError) -> None:
         if refusal.status in (400, 404) and refusal.code != "not_found":
             self.set_status(200)
         self.write_json({"s": "error", "errmsg": str(refusal)})
 
-    def refuse_too_many(self, refusal: Refusal) -> None:
-        self.refuse(refusal)
+    def refuse_too_many(self, refusal: ApiError) -> None:
+        self.write_error_body(refusal)
 
-    def query(self) -> dict[str, Any]:
+    def read_query(self) -> dict[str, Any]:
         """The values of the query's parameters.
 
         Raises:
@@ -59,7 +59,7 @@ class UdfHandler(Handler):
         """
         return read_query(self.parameters, self.request.query_arguments)
 
-    def market(self, name: str) -> MarketKey:
+    def market_parameter(self, name: str) -> MarketKey:
         """The market of a ticker.
 
         Raises:
@@ -67,10 +67,10 @@ class UdfHandler(Handler):
         """
         market = self.source.directory.by_ticker(name)
         if market is None:
-            raise Refusal(404, "unknown_symbol", "unknown_symbol")
+            raise ApiError(404, "unknown_symbol", "unknown_symbol")
         return market
 
-    def interval(self, name: str) -> Interval:
+    def interval_parameter(self, name: str) -> Interval:
         """The interval of a resolution; `D` is `1D`.
 
         Raises:
@@ -79,12 +79,12 @@ class UdfHandler(Handler):
         known = {resolution(one): one for one in self.source.directory.intervals.values()}
         found = known.get(name) or known.get(f"1{name}")
         if found is None:
-            raise Refusal(
+            raise ApiError(
                 400, "unknown_resolution", f"resolution: expected one of {', '.join(known)}, got {shown(name)}"
             )
         return found
 
-    def decimals(self, market: MarketKey) -> tuple[int, int]:
+    def decimals_of(self, market: MarketKey) -> tuple[int, int]:
         """Return the digits after the point that a chart shows of prices and volumes.
 
         Prices that the exchange says nothing of have those of its candles; volumes might need more later.
@@ -100,7 +100,7 @@ class Config(UdfHandler):
     async def answer(self) -> None:
         directory = self.source.directory
         names = directory.exchanges
-        self.cache(False)
+        self.set_cache_headers(False)
         self.write_json(
             {
                 "supported_resolutions": _resolutions(directory),
@@ -123,14 +123,14 @@ class Symbols(UdfHandler):
     parameters = (_SYMBOL,)
 
     async def answer(self) -> None:
-        market = self.market(self.query()["symbol"])
-        self.cache(False)
-        self.write_json(self._info(market))
+        market = self.market_parameter(self.read_query()["symbol"])
+        self.set_cache_headers(False)
+        self.write_json(self._symbol_info(market))
 
-    def _info(self, market: MarketKey) -> dict[str, Any]:
+    def _symbol_info(self, market: MarketKey) -> dict[str, Any]:
         directory = self.source.directory
-        price_decimals, volume_decimals = self.decimals(market)
-        ticker, exchange = directory.ticker(market), market.exchange.upper()
+        price_decimals, volume_decimals = self.decimals_of(market)
+        ticker, exchange = directory.ticker_of(market), market.exchange.upper()
         return {
             "name": ticker.partition(":")[2],
             "ticker": ticker,
@@ -161,16 +161,16 @@ class SymbolInfo(UdfHandler):
 
     async def answer(self) -> None:
         directory = self.source.directory
-        group = self.query()["group"]
+        group = self.read_query()["group"]
         markets = [key for key in directory.markets if group is None or key.exchange.upper() == group.upper()]
         if not markets:
-            raise Refusal(404, "unknown_group", "unknown_group")
-        decimals = [self.decimals(key) for key in markets]
+            raise ApiError(404, "unknown_group", "unknown_group")
+        decimals = [self.decimals_of(key) for key in markets]
         exchanges = [key.exchange.upper() for key in markets]
-        self.cache(False)
+        self.set_cache_headers(False)
         self.write_json(
             {
-                "symbol": [directory.ticker(key).partition(":")[2] for key in markets],
+                "symbol": [directory.ticker_of(key).partition(":")[2] for key in markets],
                 "description": [str(key.symbol) for key in markets],
                 "exchange-listed": exchanges,
                 "exchange-traded": exchanges,
@@ -184,7 +184,7 @@ class SymbolInfo(UdfHandler):
                 "has-weekly-and-monthly": "1W" in directory.intervals,
                 "intraday-multipliers": [_intraday(directory)] * len(markets),
                 "supported-resolutions": [_resolutions(directory)] * len(markets),
-                "ticker": [directory.ticker(key) for key in markets],
+                "ticker": [directory.ticker_of(key) for key in markets],
                 "volume-precision": [volume for _, volume in decimals],
             }
         )
@@ -201,22 +201,22 @@ class Search(UdfHandler):
     )
 
     async def answer(self) -> None:
-        values = self.query()
+        values = self.read_query()
         directory = self.source.directory
         wanted = (values["query"] or "").strip().upper()
         exchange = (values["exchange"] or "").upper()
         found: list[tuple[bool, MarketKey]] = []
         for key in directory.markets:
-            names = (joined(key.symbol), str(key.symbol).upper(), directory.ticker(key).upper())
+            names = (joined(key.symbol), str(key.symbol).upper(), directory.ticker_of(key).upper())
             fits = any(wanted in name for name in names) and exchange in ("", key.exchange.upper())
             if fits and values["type"] in (None, "", "crypto"):
                 found.append((not any(name.startswith(wanted) for name in names), key))
         found.sort(key=lambda one: one[0])
-        self.cache(False)
-        self.write_json([self._item(key) for _, key in found[: min(values["limit"], _MOST_FOUND)]])
+        self.set_cache_headers(False)
+        self.write_json([self._search_item(key) for _, key in found[: min(values["limit"], _MOST_FOUND)]])
 
-    def _item(self, key: MarketKey) -> dict[str, str]:
-        ticker = self.source.directory.ticker(key)
+    def _search_item(self, key: MarketKey) -> dict[str, str]:
+        ticker = self.source.directory.ticker_of(key)
         return {
             "symbol": ticker.partition(":")[2],
             "full_name": ticker,
@@ -240,17 +240,17 @@ class History(UdfHandler):
     )
 
     async def answer(self) -> None:
-        values = self.query()
-        market, interval = self.market(values["symbol"]), self.interval(values["resolution"])
+        values = self.read_query()
+        market, interval = self.market_parameter(values["symbol"]), self.interval_parameter(values["resolution"])
         pages, count = self.source.pages, values["countback"]
         page = await pages.printed(
             market,
             interval,
             udf_printer(values["numbers"]),
-            Asked(min(count or MOST_BARS, MOST_BARS), 0 if count else values["from"], values["to"]),
+            HistoryRequest(min(count or MOST_BARS, MOST_BARS), 0 if count else values["from"], values["to"]),
             self.known_tags,
         )
-        self.cache(page.settled)
+        self.set_cache_headers(page.settled)
         if page.last_ms is not None:
             self.set_header("X-Candled-Last-Final", "true" if page.last_final else "false")
             if self.tag(page.tag, page.is_known):
@@ -258,7 +258,7 @@ class History(UdfHandler):
             self.write_json(b'{"s":"ok","t":[%b],"o":[%b],"h":[%b],"l":[%b],"c":[%b],"v":[%b]}' % (*page.columns,))
             return
         empty_ms = min(values["from"], values["to"])
-        older = None if count else await pages.page(market, interval, end_ms=empty_ms, limit=1)
+        older = None if count else await pages.read_page(market, interval, end_ms=empty_ms, limit=1)
         if older is None or not older.bars:
             self.write_json({"s": "no_data"})
             return
@@ -280,19 +280,19 @@ class Quotes(UdfHandler):
     parameters = (text("symbols", "symbols with commas between them", required=True), numbers())
 
     async def answer(self) -> None:
-        values = self.query()
+        values = self.read_query()
         names = values["symbols"].split(",")[:_MOST_FOUND]
-        self.cache(False)
-        self.write_json({"s": "ok", "d": [await self._quote(name, values["numbers"]) for name in names]})
+        self.set_cache_headers(False)
+        self.write_json({"s": "ok", "d": [await self._make_quote(name, values["numbers"]) for name in names]})
 
-    async def _quote(self, name: str, numbers: int) -> dict[str, Any]:
+    async def _make_quote(self, name: str, numbers: int) -> dict[str, Any]:
         market = self.source.directory.by_ticker(name)
         if market is None:
             return {"s": "error", "n": name[:64], "errmsg": "unknown_symbol", "v": {}}
-        quote = await self.source.pages.day(market, self.source.directory.intervals.values())
+        quote = await self.source.pages.read_day(market, self.source.directory.intervals.values())
         if quote is None:
             return {"s": "error", "n": name[:64], "errmsg": "no_data", "v": {}}
-        ticker = self.source.directory.ticker(market)
+        ticker = self.source.directory.ticker_of(market)
         today, before = quote
         change = Decimal(0) if before is None else today.close - before.close
         percent = Decimal(0) if before is None else round(change / before.close * 100, 2)
@@ -321,8 +321,8 @@ class Marks(UdfHandler):
     parameters = (_SYMBOL, _FROM, _TO, _RESOLUTION)
 
     async def answer(self) -> None:
-        found = await self.marked()
-        self.cache(False)
+        found = await self.marked_gaps()
+        self.set_cache_headers(False)
         self.write_json(
             {
                 "id": [mark["id"] for mark in found],
@@ -335,10 +335,10 @@ class Marks(UdfHandler):
             }
         )
 
-    async def marked(self) -> list[dict[str, Any]]:
+    async def marked_gaps(self) -> list[dict[str, Any]]:
         """The newest gaps in the range, oldest first: at the bar before each, since in it there is none."""
-        values = self.query()
-        market, interval = self.market(values["symbol"]), self.interval(values["resolution"])
+        values = self.read_query()
+        market, interval = self.market_parameter(values["symbol"]), self.interval_parameter(values["resolution"])
         since_ms = await self.source.stored.served_from(market)
         end_ms = min(values["to"], self.source.clock.now_ms() - MINUTE_MS) // MINUTE_MS * MINUTE_MS
         start_ms = max(values["from"] // MINUTE_MS * MINUTE_MS, end_ms - _MARKED_MS, since_ms or EVER_MS)
@@ -354,16 +354,16 @@ class TimescaleMarks(Marks):
     """`/udf/timescale_marks`: the same, as a list."""
 
     async def answer(self) -> None:
-        found = await self.marked()
-        self.cache(False)
+        found = await self.marked_gaps()
+        self.set_cache_headers(False)
         self.write_json(found)
 
 
-class Nothing(UdfHandler):
+class UnknownUdfPath(UdfHandler):
     """Any other path below `/udf`."""
 
     async def answer(self) -> None:
-        raise Refusal(404, "not_found", "not_found")
+        raise ApiError(404, "not_found", "not_found")
 
 
 _MARKED = {
@@ -382,13 +382,17 @@ def _mark(gap: gaps.Gap, interval: Interval) -> dict[str, Any]:
         "color": color,
         "label": label,
         "time": interval.floor(gap.start_ms - MINUTE_MS) // 1000,
-        "tooltip": [f"{gap.minutes} minutes missing", f"from {iso_ms(gap.start_ms)} to {iso_ms(gap.end_ms)}:", why],
+        "tooltip": [
+            f"{gap.minute_count} minutes missing",
+            f"from {iso_ms(gap.start_ms)} to {iso_ms(gap.end_ms)}:",
+            why,
+        ],
     }
 
 
-def _resolutions(directory: Directory) -> list[str]:
+def _resolutions(directory: MarketCatalog) -> list[str]:
     return [resolution(interval) for interval in directory.intervals.values()]
 
 
-def _intraday(directory: Directory) -> list[str]:
+def _intraday(directory: MarketCatalog) -> list[str]:
     return [name for name in _resolutions(directory) if name.isdigit()]

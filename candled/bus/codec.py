@@ -11,7 +11,7 @@ import msgspec
 from candled.errors import InvalidCandle
 from candled.model import MINUTE_MS, STATES, Candle, Decimals, MarketKey, Range, decimal_text, iso_ms, parse_iso_ms
 
-from .interface import Facts, Healed, Message, MinuteChanged, Position, StateChanged
+from .interface import FeedMetadata, HistoryChanged, Message, MinuteChanged, Position, StateChanged
 
 _MOST_DIGITS = 100  # of a number from outside: 1e999999999 is short to write and long to print
 _LONGEST_TROUBLE = 300
@@ -43,46 +43,46 @@ class Names:
         self._default = default
         self._shards = shards
 
-    def channel(self, market: MarketKey) -> str:
+    def candles_channel(self, market: MarketKey) -> str:
         """`candles:BTC/USDT:1m`, for another than the default exchange `candles:kraken:BTC/USDT:1m`."""
         exchange = "" if market.exchange == self._default else f"{market.exchange}:"
         symbol = str(market.symbol).replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
         return f"{self._prefix}candles:{exchange}{symbol}:1m"
 
-    def newest(self, market: MarketKey) -> str:
+    def newest_key(self, market: MarketKey) -> str:
         """The key with the newest minutes of a market."""
-        return f"{{{self.channel(market)}}}:newest"
+        return f"{{{self.candles_channel(market)}}}:newest"
 
-    def fence(self, market: MarketKey) -> str:
+    def fence_key(self, market: MarketKey) -> str:
         """The key with the highest token that published to the market's channel."""
-        return f"{{{self.channel(market)}}}:fence"
+        return f"{{{self.candles_channel(market)}}}:fence"
 
-    def lease(self, shard: int) -> str:
+    def lease_key(self, shard: int) -> str:
         """The key of a shard's lease: token and process."""
-        return f"{self._of(shard)}:lease"
+        return f"{self._shard_key(shard)}:lease"
 
-    def token(self, shard: int) -> str:
+    def token_key(self, shard: int) -> str:
         """The key of the last token that was given out."""
-        return f"{self._of(shard)}:token"
+        return f"{self._shard_key(shard)}:token"
 
-    def heartbeat(self, shard: int) -> str:
+    def heartbeat_channel(self, shard: int) -> str:
         """The channel of a shard's heartbeat."""
-        return f"{self._of(shard)}:heartbeat"
+        return f"{self._shard_key(shard)}:heartbeat"
 
     @property
-    def processes(self) -> str:
+    def processes_key(self) -> str:
         """The key of the processes that ingest."""
         return f"{self._prefix}candled:processes"
 
-    def budget(self, host: str) -> str:
+    def budget_key(self, host: str) -> str:
         """The key of the request budget of an exchange's host."""
         return f"{self._prefix}candled:budget:{host}"
 
-    def count(self, key: str) -> str:
+    def count_key(self, key: str) -> str:
         """The key of a client's requests within a window."""
         return f"{self._prefix}candled:count:{key}"
 
-    def _of(self, shard: int) -> str:
+    def _shard_key(self, shard: int) -> str:
         return f"{self._prefix}candled:{{shard-{shard}-of-{self._shards}}}"
 
 
@@ -110,7 +110,7 @@ def message_text(message: Message, position: Position) -> bytes:
     """A message as it is published."""
     if isinstance(message, MinuteChanged):
         body = f'"type":"candle",{_candle_text(message.candle)}{_facts_text(message.facts)}'
-    elif isinstance(message, Healed):
+    elif isinstance(message, HistoryChanged):
         since = "null" if message.complete_from_ms is None else f'"{iso_ms(message.complete_from_ms)}"'
         body = (
             f'"type":"healed","from":"{iso_ms(message.start_ms)}","until":"{iso_ms(message.end_ms)}"'
@@ -138,7 +138,7 @@ class Newest:
 
     position: Position
     candles: tuple[Candle, ...] = ()
-    facts: Facts = Facts()
+    facts: FeedMetadata = FeedMetadata()
     complete_from_ms: int | None = None
     state: str | None = None
     since_ms: int = 0
@@ -174,8 +174,8 @@ def _state_text(told: StateChanged | Newest) -> str:
     return f'"state":"{told.state}","since":"{iso_ms(told.since_ms)}"{reason}{trouble}'
 
 
-def _facts_text(facts: Facts) -> str:
-    settled = "" if facts.settled_ms is None else f',"settled":"{iso_ms(facts.settled_ms)}"'
+def _facts_text(facts: FeedMetadata) -> str:
+    settled = "" if facts.watermark_ms is None else f',"settled":"{iso_ms(facts.watermark_ms)}"'
     gap = "" if facts.gap is None else f',"gap":["{iso_ms(facts.gap.start_ms)}","{iso_ms(facts.gap.end_ms)}"]'
     return f'{settled}{gap},"logged":{facts.logged_seq}'
 
@@ -296,7 +296,7 @@ def read_message(market: MarketKey, data: bytes, latest_ms: int = YEAR_10000_MS)
             since_ms = None if healed.complete_from is None else _ms(healed.complete_from)
             span, facts = _range(healed.from_, healed.until), _facts(healed)
             _present(latest_ms, span.start_ms, span.end_ms - MINUTE_MS, since_ms or 0, *_times(facts))
-            return _heard(Healed(market, *span, since_ms, facts), healed)
+            return _heard(HistoryChanged(market, *span, since_ms, facts), healed)
         if kind == "state":
             state = _state.decode(data)
             _present(latest_ms, _ms(state.since))
@@ -414,22 +414,22 @@ def _candle(read: _Candle) -> Candle:
         read.rev,
         read.src,
     )
-    return candle.check(MINUTE_MS)
+    return candle.checked(MINUTE_MS)
 
 
-def _facts(read: _Facts) -> Facts:
+def _facts(read: _Facts) -> FeedMetadata:
     gap = None if read.gap is None else _range(*read.gap)
-    return Facts(None if read.settled is None else _ms(read.settled), gap, read.logged)
+    return FeedMetadata(None if read.settled is None else _ms(read.settled), gap, read.logged)
 
 
 def _decimals(read: _Decimals) -> Decimals:
     return Decimals(read.price_decimals, read.volume_decimals)
 
 
-def _times(facts: Facts) -> tuple[int, ...]:
+def _times(facts: FeedMetadata) -> tuple[int, ...]:
     """The times of facts, but for the end of what is missing, which may be the end of the running minute."""
     gap_ms = () if facts.gap is None else (facts.gap.start_ms, facts.gap.end_ms - MINUTE_MS)
-    return (facts.settled_ms or 0, *gap_ms)
+    return (facts.watermark_ms or 0, *gap_ms)
 
 
 def _present(latest_ms: int, *times_ms: int) -> None:

@@ -20,7 +20,7 @@ class Position(NamedTuple):
     seq: int
 
 
-class Facts(msgspec.Struct, frozen=True):
+class FeedMetadata(msgspec.Struct, frozen=True):
     """What ingest knows of a market beside its candles; times are UTC epoch milliseconds.
 
     Every minute before `settled_ms` is final or known not to exist, but for those in `gap`, which are still missing.
@@ -28,13 +28,13 @@ class Facts(msgspec.Struct, frozen=True):
     (-1: none yet).
     """
 
-    settled_ms: int | None = None
+    watermark_ms: int | None = None
     gap: Range | None = None
     logged_seq: int = -1
 
-    def settles(self, start_ms: int, end_ms: int) -> bool:
+    def is_settled(self, start_ms: int, end_ms: int) -> bool:
         """Whether every minute of `[start_ms, end_ms)` is final or known not to exist."""
-        if self.settled_ms is None or end_ms > self.settled_ms:
+        if self.watermark_ms is None or end_ms > self.watermark_ms:
             return False
         return self.gap is None or end_ms <= self.gap.start_ms or self.gap.end_ms <= start_ms
 
@@ -44,11 +44,11 @@ class MinuteChanged(msgspec.Struct, frozen=True):
 
     market: MarketKey
     candle: Candle
-    facts: Facts = Facts()
+    facts: FeedMetadata = FeedMetadata()
 
 
 @dataclass(frozen=True, slots=True)
-class Healed:
+class HistoryChanged:
     """The stored past of a market changed within `[start_ms, end_ms)`. Sent after it is stored: read it again there.
 
     `complete_from_ms` is since when history is now complete but for known holes.
@@ -58,7 +58,7 @@ class Healed:
     start_ms: int
     end_ms: int
     complete_from_ms: int | None
-    facts: Facts = Facts()
+    facts: FeedMetadata = FeedMetadata()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class Missed:
+class MessagesLost:
     """Messages of a market may have been lost on the way. A bus says so to its listeners; nobody publishes it.
 
     With `back_to` what came after that position was not the feed's: its numbers go on from there.
@@ -89,7 +89,7 @@ class Missed:
     back_to: Position | None = None
 
 
-Message = MinuteChanged | Healed | StateChanged | Missed
+Message = MinuteChanged | HistoryChanged | StateChanged | MessagesLost
 Listener = Callable[[Message, Position], None]
 
 
@@ -99,7 +99,7 @@ class Bus(Protocol):
     def publish(self, message: Message) -> Position:
         """Number a message and hand it to all listeners; never blocks and never raises for trouble on the way."""
 
-    def listen(self, listener: Listener) -> None:
+    def add_listener(self, listener: Listener) -> None:
         """Call `listener` for every later message. It must not block."""
 
     def describe(self) -> dict[str, object]:

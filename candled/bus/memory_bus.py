@@ -32,7 +32,7 @@ class MemoryBus:
                 logger.exception("a listener failed on %s", message)
         return position
 
-    def listen(self, listener: Listener) -> None:
+    def add_listener(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
     def describe(self) -> dict[str, object]:

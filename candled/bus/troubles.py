@@ -12,7 +12,7 @@ _WELL_S = 5.0  # work that fails again within this time has not worked in betwee
 _ALL = "all"
 
 
-class Trouble:
+class FeedError:
     """One kind of work with Redis, such as publishing: the reason why it fails, perhaps for some of its parts only.
 
     Every kind of failure is logged once, until the work has succeeded for a while.
@@ -71,11 +71,11 @@ class Troubles:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._all: list[Trouble] = []
+        self._all: list[FeedError] = []
 
-    def of(self, work: str, *, vital: bool = True) -> Trouble:
+    def of(self, work: str, *, vital: bool = True) -> FeedError:
         """Add a kind of work."""
-        self._all.append(Trouble(work, self._clock, vital=vital))
+        self._all.append(FeedError(work, self._clock, vital=vital))
         return self._all[-1]
 
     @property

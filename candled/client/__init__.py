@@ -2,6 +2,6 @@
 
 from .client import Client
 from .stream import BarStream
-from .values import Bar, Bars, RequestRefused, Status
+from .values import Bar, Bars, RequestRejected, Status
 
-__all__ = ["Bar", "BarStream", "Bars", "Client", "RequestRefused", "Status"]
+__all__ = ["Bar", "BarStream", "Bars", "Client", "RequestRejected", "Status"]

@@ -9,9 +9,9 @@ from candled.clock import SystemClock
 from candled.exchange import Clock
 from candled.ingest.backoff import Backoff
 
-from .link import Link, Message
-from .stream import FIELDS, BarStream, Topic
-from .values import Bar, Bars, RequestRefused, Status, moment, wire_time
+from .link import Message, ServerConnection
+from .stream import FIELDS, BarStream, BarSubscription
+from .values import Bar, Bars, RequestRejected, Status, moment, wire_time
 
 _PAGE = 1000
 _AGAIN_S = 1.0
@@ -37,16 +37,16 @@ class Client:
         self._clock = clock or SystemClock()
         self._default_exchange = default_exchange
         self._keep = keep
-        self._topics: list[Topic] = []
+        self._topics: list[BarSubscription] = []
         self._questions: dict[int, tuple[dict[str, Any], asyncio.Future[Message]]] = {}
         self._asked = 0
         self._running: asyncio.Task[None] | None = None
         self._repeating: set[asyncio.Task[None]] = set()
-        self._link = Link(
+        self._link = ServerConnection(
             url,
-            opened=self._opened,
-            received=self._take,
-            lost=self._lost,
+            opened=self._on_open,
+            received=self._on_message,
+            lost=self._on_connection_lost,
             clock=self._clock,
             backoff=backoff or Backoff(first_s=1.0, most_s=30.0),
             ping_s=ping_s,
@@ -68,7 +68,7 @@ class Client:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._end(RequestRefused("the client was closed"))
+        self._end_streams(RequestRejected("the client was closed"))
 
     def bars(
         self,
@@ -91,13 +91,15 @@ class Client:
         named = None if exchange == self._default_exchange else exchange
         topic = next((one for one in self._topics if _is_on(one, symbol, interval, named)), None)
         if topic is None:
-            topic = Topic(symbol, interval, named, initial_bars, self._keep)
+            topic = BarSubscription(symbol, interval, named, initial_bars, self._keep)
             self._topics.append(topic)
-            self._ask(topic)
+            self._subscribe_topic(topic)
         elif initial_bars > topic.wanted:
             topic.wanted, topic.position = initial_bars, None
-            self._ask(topic)
-        return BarStream(topic, final_only=final_only, corrections=corrections, on_status=on_status, ended=self._left)
+            self._subscribe_topic(topic)
+        return BarStream(
+            topic, final_only=final_only, corrections=corrections, on_status=on_status, ended=self._unsubscribe_topic
+        )
 
     async def history(
         self,
@@ -124,8 +126,8 @@ class Client:
             request["before"] = wire_time(end)
         pages: list[list[Bar]] = []
         while True:
-            answer = await self._question(request)
-            page = [Bar.read(bar) for bar in answer["bars"]]
+            answer = await self._send_question(request)
+            page = [Bar.from_wire(bar) for bar in answer["bars"]]
             pages.append([bar for bar in page if first is None or bar.time >= first])
             if answer["end"] or not page or (first is not None and page[0].time <= first):
                 return Bars([bar for page in reversed(pages) for bar in page])
@@ -135,45 +137,45 @@ class Client:
 
     async def _run(self) -> None:
         reason = await self._link.run()
-        self._end(RequestRefused(reason))
+        self._end_streams(RequestRejected(reason))
 
-    def _end(self, error: RequestRefused) -> None:
+    def _end_streams(self, error: RequestRejected) -> None:
         for topic in list(self._topics):
-            topic.refuse(error)
+            topic.on_refused(error)
             for stream in list(topic.followers):
                 if self._running is None:
                     stream.close()
         for number in list(self._questions):
-            self._answered(number, error)
+            self._on_answer(number, error)
 
-    def _opened(self) -> None:
+    def _on_open(self) -> None:
         for topic in self._topics:
-            self._ask(topic)
+            self._subscribe_topic(topic)
         for number, (request, _) in self._questions.items():
             self._link.send({**request, "id": number})
 
-    def _lost(self, reason: str, wait_s: float) -> None:
+    def _on_connection_lost(self, reason: str, wait_s: float) -> None:
         for topic in self._topics:
-            topic.lost(Status("lost", retry_s=wait_s, message=reason))
+            topic.on_connection_lost(Status("lost", retry_s=wait_s, message=reason))
 
-    def _ask(self, topic: Topic) -> None:
+    def _subscribe_topic(self, topic: BarSubscription) -> None:
         if self._link.is_open:
-            self._link.send(topic.request(self._number()))
-            topic.tell(Status("loading"))
+            self._link.send(topic.subscribe_message(self._next_number()))
+            topic.set_status(Status("loading"))
 
-    def _left(self, topic: Topic) -> None:
+    def _unsubscribe_topic(self, topic: BarSubscription) -> None:
         if topic in self._topics and not list(topic.followers):  # a list, which leaves out what is being collected
             self._topics.remove(topic)
             self._link.send({"type": "unsubscribe", **topic.named})
 
-    def _number(self) -> int:
+    def _next_number(self) -> int:
         self._asked += 1
         return self._asked
 
-    async def _question(self, request: dict[str, Any]) -> Message:
+    async def _send_question(self, request: dict[str, Any]) -> Message:
         if self._running is None:
             raise RuntimeError("the client is not connected: use it inside `async with`")
-        number = self._number()
+        number = self._next_number()
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._questions[number] = request, answer
         self._link.send({**request, "id": number})
@@ -184,83 +186,83 @@ class Client:
 
     # ------------------------------------------------------------ messages
 
-    def _take(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         match message["type"]:
             case "initial" | "resumed" | "update" | "correction":
                 topic = self._topic_of(message)
                 if topic is not None:
-                    topic.take(message)
+                    topic.on_bars_message(message)
             case "subscribed":
-                self._acknowledged(message)
+                self._on_acknowledgement(message)
             case "status":
                 for topic in self._topics:
                     if self._is_about(topic, message):
-                        topic.feed(message)
+                        topic.on_status_message(message)
             case "history":
-                self._answered(message["id"], message)
+                self._on_answer(message["id"], message)
             case "error":
-                self._refused(message)
+                self._on_error(message)
             case "bye":
                 self._link.expect_end(float(message["reconnectAfterMs"]) / 1000)
 
-    def _answered(self, number: int, answer: Message | RequestRefused) -> None:
+    def _on_answer(self, number: int, answer: Message | RequestRejected) -> None:
         _, waiting = self._questions.get(number, (None, None))
         if waiting is None or waiting.done():
             return
-        if isinstance(answer, RequestRefused):
+        if isinstance(answer, RequestRejected):
             waiting.set_exception(answer)
         else:
             waiting.set_result(answer)
 
-    def _refused(self, message: Message) -> None:
+    def _on_error(self, message: Message) -> None:
         text, number, code = str(message["message"]), message.get("id"), message.get("code")
-        error = RequestRefused(text, None if code is None else int(code))
+        error = RequestRejected(text, None if code is None else int(code))
         if number is None:
             self._refused_without_number(error)
             return
         again = next((topic for topic in self._topics if topic.asked == number), None)
         if message.get("temporary"):
-            self._repeat(int(number))
+            self._repeat_question(int(number))
         elif again is not None:
-            again.refuse(error)
+            again.on_refused(error)
         else:
-            self._answered(number, error)
+            self._on_answer(number, error)
 
-    def _refused_without_number(self, error: RequestRefused) -> None:
+    def _refused_without_number(self, error: RequestRejected) -> None:
         """A server without the extensions does not say which request it means, but by the text."""
         text = str(error)
         if text.startswith("Unknown message type: history"):
             for number in list(self._questions):
-                self._answered(number, error)
+                self._on_answer(number, error)
         for topic in self._topics:
             if not topic.is_settled and topic.refusal is None and _is_meant(topic, text):
-                topic.refuse(error)
+                topic.on_refused(error)
                 return
 
-    def _repeat(self, number: int) -> None:
-        task = asyncio.ensure_future(self._later(number))
+    def _repeat_question(self, number: int) -> None:
+        task = asyncio.ensure_future(self._repeat_later(number))
         self._repeating.add(task)
         task.add_done_callback(self._repeating.discard)
 
-    async def _later(self, number: int) -> None:
+    async def _repeat_later(self, number: int) -> None:
         """Ask again what the server could not answer now."""
         await self._clock.sleep(_AGAIN_S)
         if number in self._questions:
             self._link.send({**self._questions[number][0], "id": number})
         for topic in self._topics:
             if topic.asked == number and not topic.is_acknowledged:  # else the server tries again by itself
-                self._ask(topic)
+                self._subscribe_topic(topic)
 
     # ------------------------------------------------------------ exchanges
 
-    def _acknowledged(self, message: Message) -> None:
+    def _on_acknowledgement(self, message: Message) -> None:
         for topic in self._topics:
             if topic.asked == message["id"]:
                 topic.is_acknowledged = True
                 if "exchange" in topic.named and "exchange" not in message:
                     self._default_exchange = topic.named["exchange"]
 
-    def _is_about(self, topic: Topic, message: Message) -> bool:
+    def _is_about(self, topic: BarSubscription, message: Message) -> bool:
         default = self._default_exchange
         return bool(
             topic.named["symbol"] == message["symbol"]
@@ -268,7 +270,7 @@ class Client:
             and topic.named.get("exchange", default) == message.get("exchange", default)
         )
 
-    def _topic_of(self, message: Message) -> Topic | None:
+    def _topic_of(self, message: Message) -> BarSubscription | None:
         """Messages name the exchange where it is not the default one, which a client may have to learn."""
         for topic in self._topics:
             if self._is_about(topic, message):
@@ -280,14 +282,14 @@ class Client:
         return about[0]
 
 
-def _is_on(topic: Topic, symbol: str, interval: str, exchange: Any) -> bool:
+def _is_on(topic: BarSubscription, symbol: str, interval: str, exchange: Any) -> bool:
     """Whether a topic is of this market; the exchange `...` is any."""
     named = topic.named
     is_there = exchange is ... or named.get("exchange") == exchange
     return named["symbol"] == symbol and named["interval"] == interval and is_there
 
 
-def _is_meant(topic: Topic, text: str) -> bool:
+def _is_meant(topic: BarSubscription, text: str) -> bool:
     """Whether an error can only mean this subscription."""
     names = (f"Invalid {key}: {value}." for key, value in topic.named.items())
     return text.startswith(("Too many subscriptions", *names))

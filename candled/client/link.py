@@ -20,7 +20,7 @@ _NOT_OURS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError
 Message = Mapping[str, Any]
 
 
-class Link:
+class ServerConnection:
     """Connects until it is cancelled, and tells its owner what happens.
 
     `opened()`: send now what is wanted. `received(message)`: whatever it raises of a malformed message ends the
@@ -64,38 +64,38 @@ class Link:
         """Stay connected; return why if the server asks not to come back."""
         while True:
             try:
-                code, reason = await self._connection()
+                code, reason = await self._run_connection()
                 if 3500 <= code < 4000:
                     return reason
             except (OSError, HTTPError, WebSocketError) as error:
                 reason = str(error)
             except _NOT_OURS:
                 reason = "the server does not speak candled's protocol"
-            wait_s = self._backoff.failed() if self._bye_s is None else self._bye_s
+            wait_s = self._backoff.on_failure() if self._bye_s is None else self._bye_s
             self._bye_s = None
             self._lost(reason, wait_s)
             await self._clock.sleep(wait_s)
 
-    async def _connection(self) -> tuple[int, str]:
+    async def _run_connection(self) -> tuple[int, str]:
         """Open a socket and read it to its end; the code it was closed with, and why in words."""
         request = HTTPRequest(self._url, connect_timeout=_OPEN_WITHIN_S, request_timeout=_OPEN_WITHIN_S)
         socket = await websocket_connect(
             request, max_message_size=_LARGEST_MESSAGE, ping_interval=self._ping_s, ping_timeout=self._ping_s / 2
         )
         self._outgoing = asyncio.Queue()
-        sending = asyncio.ensure_future(self._send(socket, self._outgoing))
+        sending = asyncio.ensure_future(self._send_outgoing(socket, self._outgoing))
         try:
             self._opened()
             while isinstance(text := await socket.read_message(), str):
                 self._received(json.loads(text, parse_float=Decimal, parse_int=Decimal))
-                self._backoff.succeeded()
+                self._backoff.on_success()
             return socket.close_code or 0, socket.close_reason or "the connection was closed"
         finally:
             self._outgoing = None
             sending.cancel()
             socket.close()
 
-    async def _send(self, socket: WebSocketClientConnection, outgoing: "asyncio.Queue[str]") -> None:
+    async def _send_outgoing(self, socket: WebSocketClientConnection, outgoing: "asyncio.Queue[str]") -> None:
         allowed = _MESSAGES_PER_S
         since = self._clock.monotonic()
         while True:

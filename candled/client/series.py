@@ -15,22 +15,22 @@ class Series:
         self.bars: list[Bar] = []
 
     @property
-    def last(self) -> Bar | None:
+    def last_bar(self) -> Bar | None:
         return self.bars[-1] if self.bars else None
 
-    def replace(self, bars: Sequence[Bar]) -> list[Bar]:
+    def replace_all(self, bars: Sequence[Bar]) -> list[Bar]:
         """Take an `initial`: it replaces everything."""
         before = {bar.time: bar for bar in self.bars}
         self.bars = _ascending(bars)
         return [bar for bar in self.bars if before.get(bar.time) != bar]
 
-    def merge(self, bars: Iterable[Bar]) -> list[Bar]:
+    def merge_bars(self, bars: Iterable[Bar]) -> list[Bar]:
         """Take the bars of `resumed`, or a `correction`: each goes where its time says."""
-        return [bar for bar in bars if self._put(bar)]
+        return [bar for bar in bars if self._put_bar(bar)]
 
-    def update(self, bar: Bar) -> list[Bar]:
+    def apply_update(self, bar: Bar) -> list[Bar]:
         """Take an `update`. A bar older than the newest is not taken: time does not run backwards."""
-        return [] if self.last and bar.time < self.last.time else self.merge([bar])
+        return [] if self.last_bar and bar.time < self.last_bar.time else self.merge_bars([bar])
 
     def over_after(self, time: datetime | None) -> list[Bar]:
         """The bars after `time` that are over, up to the first that is not.
@@ -40,7 +40,7 @@ class Series:
         if time is None:
             return [bar for bar in self.bars if self._is_over(bar)]
         found = []
-        for bar in self.bars[self._place(time) :]:
+        for bar in self.bars[self._index_of(time) :]:
             if bar.time > time:
                 if not self._is_over(bar):
                     break
@@ -50,8 +50,8 @@ class Series:
     def _is_over(self, bar: Bar) -> bool:
         return bar is not self.bars[-1] if bar.final is None else bar.final
 
-    def _put(self, bar: Bar) -> bool:
-        at = self._place(bar.time)
+    def _put_bar(self, bar: Bar) -> bool:
+        at = self._index_of(bar.time)
         if at < len(self.bars) and self.bars[at].time == bar.time:
             changed = self.bars[at] != bar
             self.bars[at] = bar
@@ -63,7 +63,7 @@ class Series:
             del self.bars[: -self.keep]
         return True
 
-    def _place(self, time: datetime) -> int:
+    def _index_of(self, time: datetime) -> int:
         if self.bars and self.bars[-1].time < time:
             return len(self.bars)
         return bisect_left(self.bars, time, key=lambda bar: bar.time)

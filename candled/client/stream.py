@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any, Self, get_args
 
 from .series import Series
-from .values import Bar, Bars, RequestRefused, State, Status, moment, wire_time
+from .values import Bar, Bars, RequestRejected, State, Status, moment, wire_time
 
 FIELDS = ["final", "seq", "rev", "src"]  # what an extended server adds to bars and messages
 
 
-class Topic:
+class BarSubscription:
     """What the server sends of one interval of one market, whoever of this client follows it."""
 
     def __init__(self, symbol: str, interval: str, exchange: str | None, wanted: int, keep: int) -> None:
@@ -24,72 +24,72 @@ class Topic:
         self.asked: int | None = None
         self.is_acknowledged = False
         self.is_settled = False  # this connection's `initial` or `resumed` has come
-        self.refusal: RequestRefused | None = None
+        self.refusal: RequestRejected | None = None
         self.status = Status("connecting")
         self.followers: weakref.WeakSet[BarStream] = weakref.WeakSet()
         self._feed: Status | None = None
 
-    def request(self, number: int) -> dict[str, Any]:
+    def subscribe_message(self, number: int) -> dict[str, Any]:
         """The message that subscribes, to everything that an extended server offers."""
         self.asked, self.is_acknowledged, self.is_settled, self.refusal = number, False, False, None
         request = {"type": "subscribe", "id": number, **self.named, "initialBars": self.wanted}
         request |= {"fields": FIELDS, "status": True, "corrections": True}
-        last = self.series.last
+        last = self.series.last_bar
         if self.position is not None and last is not None:
             request["resume"] = self.position | {"time": wire_time(last.time)}
         return request
 
-    def take(self, message: Any) -> None:
+    def on_bars_message(self, message: Any) -> None:
         """Take `initial`, `resumed`, `update` or `correction`."""
         kind = message["type"]
         if kind in ("initial", "resumed"):
             self.is_settled = True
         elif not self.is_settled:
             return  # of a subscription before this one
-        changed = self._apply(kind, message)
+        changed = self._apply_message(kind, message)
         if "epoch" in message:
             self.position = {"epoch": message["epoch"], "seq": int(message["seq"])}
         elif kind == "initial":
             self.position = None
-        self.tell(self._feed or Status("live"))
+        self.set_status(self._feed or Status("live"))
         for follower in list(self.followers):
-            follower.heard(changed)
+            follower.on_bars_changed(changed)
 
-    def feed(self, message: Any) -> None:
+    def on_status_message(self, message: Any) -> None:
         """Take `status`."""
         state = message["state"]
         if state in get_args(State):
             self._feed = Status(state, moment(message["since"]), reason=str(message.get("reason", "")))
             if self.is_settled or state != "live":  # until bars are there, a live feed is but loading
-                self.tell(self._feed)
+                self.set_status(self._feed)
 
-    def refuse(self, error: RequestRefused) -> None:
+    def on_refused(self, error: RequestRejected) -> None:
         """The subscription was refused for good, or all of them were."""
         self.refusal = error
-        self.tell(Status("refused", message=str(error)))
+        self.set_status(Status("refused", message=str(error)))
 
-    def lost(self, status: Status) -> None:
+    def on_connection_lost(self, status: Status) -> None:
         """The connection is not there."""
         self.is_settled, self._feed = False, None
-        self.tell(status)
+        self.set_status(status)
 
-    def tell(self, status: Status) -> None:
+    def set_status(self, status: Status) -> None:
         """The status is another one, perhaps."""
         if status != self.status:
             self.status = status
             for follower in list(self.followers):
                 follower.status_changed(status)
 
-    def _apply(self, kind: str, message: Any) -> list[Bar]:
+    def _apply_message(self, kind: str, message: Any) -> list[Bar]:
         match kind:
             case "initial":
-                return self.series.replace([Bar.read(bar) for bar in message["bars"]])
+                return self.series.replace_all([Bar.from_wire(bar) for bar in message["bars"]])
             case "resumed":
-                return self.series.merge(Bar.read(bar) for bar in message["bars"])
+                return self.series.merge_bars(Bar.from_wire(bar) for bar in message["bars"])
             case "correction":
-                return self.series.merge([Bar.read(message["bar"])])
+                return self.series.merge_bars([Bar.from_wire(message["bar"])])
             case _:
-                return self.series.update(Bar.read(message["bar"]))
+                return self.series.apply_update(Bar.from_wire(message["bar"]))
 
 
 class BarStream:
@@ -102,12 +102,12 @@ class BarStream:
 
     def __init__(
         self,
-        topic: Topic,
+        topic: BarSubscription,
         *,
         final_only: bool,
         corrections: bool,
         on_status: Callable[[Status], None] | None,
-        ended: Callable[[Topic], None],
+        ended: Callable[[BarSubscription], None],
     ) -> None:
         # Also when nobody holds the stream any more, as after `break`.
         self._ended = weakref.finalize(self, ended, topic)
@@ -122,7 +122,7 @@ class BarStream:
         self._changed = asyncio.Event()
         self._closed = False
         topic.followers.add(self)
-        self.heard(topic.series.bars)
+        self.on_bars_changed(topic.series.bars)
 
     @property
     def bars(self) -> Bars:
@@ -154,7 +154,7 @@ class BarStream:
             self._through = time if self._through is None else max(time, self._through)
         return self._waiting.pop(time)
 
-    def heard(self, changed: list[Bar]) -> None:
+    def on_bars_changed(self, changed: list[Bar]) -> None:
         """Bars of the series changed."""
         through = self._through
         if self._final_only:

@@ -18,7 +18,7 @@ State = Literal[
 ]  # fmt: skip
 
 
-class RequestRefused(CandledError):
+class RequestRejected(CandledError):
     """The server refuses what was asked for, and asking again will not change it.
 
     `code` is the server's number for it, or None where it says none.
@@ -50,7 +50,7 @@ class Bar:
     src: str = ""
 
     @classmethod
-    def read(cls, bar: Mapping[str, Any]) -> "Bar":
+    def from_wire(cls, bar: Mapping[str, Any]) -> "Bar":
         """A bar of the wire, its numbers parsed as `Decimal`."""
         open_, high, low, close, volume = (_number(bar[key]) for key in ("open", "high", "low", "close", "volume"))
         quote = _number(bar["quoteVolume"]) if "quoteVolume" in bar else None
@@ -108,17 +108,17 @@ class Bars(Sequence[Bar]):
         import polars
 
         floats = dict.fromkeys(_NUMBERS, polars.Float64)
-        return polars.DataFrame(self._columns(), schema_overrides={"time": polars.Datetime("ms", "UTC"), **floats})
+        return polars.DataFrame(self._as_columns(), schema_overrides={"time": polars.Datetime("ms", "UTC"), **floats})
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A pandas frame with `time` as its index, numbers as float64, one row a bar."""
         import pandas
 
-        columns = self._columns()
+        columns = self._as_columns()
         index = pandas.DatetimeIndex(columns.pop("time"), name="time", tz="UTC")
         return pandas.DataFrame(columns, index=index)
 
-    def _columns(self) -> dict[str, list[Any]]:
+    def _as_columns(self) -> dict[str, list[Any]]:
         """One list a field; prices and volumes as floats, which frames calculate with."""
         rows = [asdict(bar) for bar in self._bars]
         columns = {field.name: [row[field.name] for row in rows] for field in fields(Bar)}

@@ -16,16 +16,16 @@ class Backoff:
         self._draw = draw or random.Random(random.getrandbits(64))  # the same again after `random.seed`
 
     @property
-    def failures(self) -> int:
+    def failure_count(self) -> int:
         """Failures since the last success."""
         return self._failures
 
-    def failed(self) -> float:
+    def on_failure(self) -> float:
         """Note a failure; return the seconds to wait before the next attempt."""
         limit = min(self._most_s, self._first_s * 2.0 ** min(self._failures, 30))
         self._failures += 1
         return limit * (0.5 + 0.5 * self._draw.random())
 
-    def succeeded(self) -> None:
+    def on_success(self) -> None:
         """Note a success: the next failure starts from the first wait again."""
         self._failures = 0

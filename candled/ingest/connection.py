@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from candled.exchange import Candles, Event, Pong, Refused, SocketFeed, Subscribed, Trouble
+from candled.exchange import Candles, Event, FeedError, Pong, SocketFeed, Subscribed, SubscriptionRejected
 from candled.model import Symbol
 
 from .refusals import Refusals
@@ -24,7 +24,7 @@ class _Subscription:
     renewals: int = 0
 
 
-class Connection:
+class FeedConnection:
     """Drives one `SocketFeed`. Pure: owns no socket and no clock; `now` is monotonic seconds.
 
     After each call, send what `outgoing` gives and close when `verdict` names a reason.
@@ -43,34 +43,34 @@ class Connection:
         self._broken: str | None = None
         #: what the exchange refused, on this connection and on those before it
         self._refusals = Refusals() if refusals is None else refusals
-        self._ask(self._refusals.admitted(symbols, now), now)
+        self._request_symbols(self._refusals.admitted(symbols, now), now)
 
-    def received(self, frame: str, now: float) -> list[Event]:
+    def on_frame(self, frame: str, now: float) -> list[Event]:
         """Read a frame; return what concerns others: candles, refusals, trouble.
 
         Raises:
             ExchangeError: the frame is not as documented; the connection goes on.
         """
         events: list[Event] = []
-        for event in self._feed.read(frame):
+        for event in self._feed.read_frame(frame):
             if isinstance(event, Pong):
                 self._pong_due = None
             elif isinstance(event, Subscribed):
-                self._acknowledged(event.symbol)
+                self._on_acknowledged(event.symbol)
             else:
                 if isinstance(event, Candles):
-                    self._alive(event.symbol)
-                elif isinstance(event, Refused):
+                    self._on_sign_of_life(event.symbol)
+                elif isinstance(event, SubscriptionRejected):
                     self._subscriptions.pop(event.symbol, None)
                     self._refusals.note(event.symbol, now)
-                elif isinstance(event, Trouble) and event.reconnect:
+                elif isinstance(event, FeedError) and event.reconnect:
                     self._broken = event.reason
                 events.append(event)
         return events
 
-    def outgoing(self, now: float) -> list[str]:
+    def frames_to_send(self, now: float) -> list[str]:
         """The frames to send now, as fast as the exchange allows; pings go first."""
-        self._ask(self._refusals.take_due(now), now)
+        self._request_symbols(self._refusals.take_due(now), now)
         self._renew_silent(now)
         ping = self._feed.ping
         if ping is not None and now >= self._ping_at:
@@ -89,7 +89,7 @@ class Connection:
         """Whether frames wait until the exchange allows them."""
         return bool(self._frames)
 
-    def verdict(self, now: float) -> str | None:
+    def close_reason(self, now: float) -> str | None:
         """Why the connection must be replaced, or None."""
         if self._broken is not None:
             return self._broken
@@ -99,31 +99,31 @@ class Connection:
             return f"replaced on schedule after {self._feed.lifetime_s:g} s"
         return None
 
-    def doubt(self, symbol: Symbol, now: float) -> None:
+    def renew_subscription(self, symbol: Symbol, now: float) -> None:
         """REST shows trades that this subscription did not bring: renew it, unless that was done just now."""
         subscription = self._subscriptions.get(symbol)
         if subscription is None:
             return
         if now - subscription.asked_at >= min(_MOST_RENEWAL_S, _RENEW_ON_DOUBT_S * 2 ** min(subscription.renewals, 9)):
             subscription.alive = False
-            self._renew(symbol, subscription, now)
+            self._renew_symbol(symbol, subscription, now)
 
     @property
-    def mute(self) -> list[Symbol]:
+    def silent_symbols(self) -> list[Symbol]:
         """Symbols that were asked for more than once and still bring nothing."""
         return [symbol for symbol, one in self._subscriptions.items() if one.renewals and not one.alive]
 
-    def _ask(self, symbols: tuple[Symbol, ...], now: float) -> None:
+    def _request_symbols(self, symbols: tuple[Symbol, ...], now: float) -> None:
         if symbols:
             self._frames.extend(self._feed.subscribe(symbols))
         for symbol in symbols:
             self._subscriptions[symbol] = _Subscription(now)
 
-    def _acknowledged(self, symbol: Symbol) -> None:
+    def _on_acknowledged(self, symbol: Symbol) -> None:
         if symbol in self._subscriptions:
             self._subscriptions[symbol].acknowledged = True
 
-    def _alive(self, symbol: Symbol) -> None:
+    def _on_sign_of_life(self, symbol: Symbol) -> None:
         self._refusals.forget(symbol)
         if symbol in self._subscriptions:
             subscription = self._subscriptions[symbol]
@@ -136,9 +136,9 @@ class Connection:
                 continue
             within_s = self._feed.snapshot_within_s if subscription.acknowledged else _ANSWER_WITHIN_S
             if now - subscription.asked_at > min(_MOST_RENEWAL_S, within_s * 2**subscription.renewals):
-                self._renew(symbol, subscription, now)
+                self._renew_symbol(symbol, subscription, now)
 
-    def _renew(self, symbol: Symbol, subscription: _Subscription, now: float) -> None:
+    def _renew_symbol(self, symbol: Symbol, subscription: _Subscription, now: float) -> None:
         self._frames.extend(self._feed.unsubscribe([symbol]))
         self._frames.extend(self._feed.subscribe([symbol]))
         subscription.asked_at = now

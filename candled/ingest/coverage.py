@@ -8,7 +8,7 @@ from typing import Literal
 
 from candled.model import MINUTE, MINUTE_MS, Interval, Range, RangeSet
 from candled.store.holes import inside, joined, outside
-from candled.store.interface import ALL_TIME, Hole
+from candled.store.interface import ALL_TIME, KnownGap
 
 from .evidence import Evidence
 
@@ -83,7 +83,7 @@ class Coverage:
         self,
         *,
         present: Iterable[Range],
-        holes: Sequence[Hole],
+        holes: Sequence[KnownGap],
         since_ms: int | None,
         from_ms: int,
         absence: Absence,
@@ -95,7 +95,7 @@ class Coverage:
         self._older = older
         self._have = RangeSet(sorted(present))  # in order: each range is then put at the end
         # sorted, apart from each other and from what is there
-        self._holes = [piece for hole in joined(holes) for piece in self._lacking(hole)]
+        self._holes = [piece for hole in joined(holes) for piece in self._lacking_parts(hole)]
         # what is there or known not to exist
         known = ((hole.start_ms, hole.end_ms) for hole in holes if hole.reason != "unconfirmed")
         self._covered = RangeSet(sorted([*self._have, *known]))
@@ -107,20 +107,20 @@ class Coverage:
         self._resume_ms: int | None = None  # when the first of them is due
         self._changed: Range | None = None
         self.version = 0  # grows with whatever is learned
-        self._beginning: Hole | None = None  # as of the version beside it
+        self._beginning: KnownGap | None = None  # as of the version beside it
         self._beginning_of = -1
-        self._lower()
+        self._lower_since()
 
     # ------------------------------------------------------------ what is known
 
     @property
-    def holes(self) -> list[Hole]:
+    def known_gaps(self) -> list[KnownGap]:
         """What the exchange does not have, oldest first."""
         return list(self._holes)
 
-    def holes_within(self, start_ms: int, end_ms: int) -> list[Hole]:
+    def holes_within(self, start_ms: int, end_ms: int) -> list[KnownGap]:
         """The parts of holes that lie in `[start_ms, end_ms)`, oldest first."""
-        first, last = self._reaching(start_ms, end_ms)
+        first, last = self._gap_indexes(start_ms, end_ms)
         return [piece for hole in self._holes[first:last] for piece in inside(hole, start_ms, end_ms)]
 
     def take_changes(self) -> Range | None:
@@ -128,7 +128,7 @@ class Coverage:
         changed, self._changed = self._changed, None
         return changed
 
-    def has(self, open_ms: int) -> bool:
+    def has_minute(self, open_ms: int) -> bool:
         """Whether the final candle of a minute is there."""
         return open_ms in self._have
 
@@ -136,18 +136,18 @@ class Coverage:
         """Whether it is known that the exchange did not have a minute when it was asked."""
         return open_ms in self._covered and open_ms not in self._have
 
-    def held(self, start_ms: int, end_ms: int) -> RangeSet:
+    def covered_within(self, start_ms: int, end_ms: int) -> RangeSet:
         """Which final minutes of `[start_ms, end_ms)` are there."""
         return _without(RangeSet([(start_ms, end_ms)]), self._have.missing(start_ms, end_ms))
 
-    def missing(self, start_ms: int, end_ms: int) -> RangeSet:
+    def missing_within(self, start_ms: int, end_ms: int) -> RangeSet:
         """Minutes that are neither there nor known not to exist."""
         return self._covered.missing(max(start_ms, self.from_ms), end_ms)
 
     def unasked(self, start_ms: int, end_ms: int) -> RangeSet:
         """Return the missing minutes that the exchange was not asked for yet."""
-        gaps = self.missing(start_ms, end_ms)
-        first, last = self._reaching(start_ms, end_ms)
+        gaps = self.missing_within(start_ms, end_ms)
+        first, last = self._gap_indexes(start_ms, end_ms)
         for hole in self._holes[first:last]:
             gaps.remove(hole.start_ms, hole.end_ms)
         return gaps
@@ -158,13 +158,13 @@ class Coverage:
         return next((start_ms for start_ms, _ in self._have), None)
 
     @property
-    def beginning(self) -> Hole | None:
+    def beginning(self) -> KnownGap | None:
         """The hole before the oldest minute: `unconfirmed` or `beyond_history`, as far as history is wanted."""
         if self._beginning_of != self.version:
             self._beginning_of, self._beginning = self.version, self._find_beginning()
         return self._beginning
 
-    def _find_beginning(self) -> Hole | None:
+    def _find_beginning(self) -> KnownGap | None:
         first_ms, named = self.first_ms, []
         for hole in self._holes:
             if first_ms is not None and hole.start_ms >= first_ms:
@@ -176,11 +176,11 @@ class Coverage:
             return None
         return replace(doubtful[-1], start_ms=max(doubtful[0].start_ms, self.from_ms))
 
-    def lacking(self, start_ms: int, end_ms: int) -> int:
+    def count_lacking(self, start_ms: int, end_ms: int) -> int:
         """How many minutes of `[start_ms, end_ms)` are not there, for whatever reason."""
         return self._have.missing(start_ms, end_ms).total_ms // MINUTE_MS
 
-    def unconfirmed(self, start_ms: int, end_ms: int) -> Iterator[int]:
+    def unconfirmed_within(self, start_ms: int, end_ms: int) -> Iterator[int]:
         """The opening times of the final minutes of `[start_ms, end_ms)` that REST has not confirmed yet."""
         for first_ms, stop_ms in _without(RangeSet([(start_ms, end_ms)]), self._unconfirmed.missing(start_ms, end_ms)):
             yield from range(first_ms, stop_ms, MINUTE_MS)
@@ -206,7 +206,7 @@ class Coverage:
             self.since_ms = since_ms
         return is_news
 
-    def add(self, open_ms: int, *, confirmed: bool) -> None:
+    def add_minute(self, open_ms: int, *, confirmed: bool) -> None:
         """Note that a final minute is there."""
         end_ms = open_ms + MINUTE_MS
         if confirmed:
@@ -214,32 +214,32 @@ class Coverage:
             self._deferred.pop(open_ms, None)
         else:
             self._unconfirmed.add(open_ms, end_ms)
-        self.found(open_ms, end_ms)
+        self.add_stored(open_ms, end_ms)
 
-    def found(self, start_ms: int, end_ms: int) -> None:
+    def add_stored(self, start_ms: int, end_ms: int) -> None:
         """Note that the final minutes of `[start_ms, end_ms)` are in the store."""
         self.version += 1
-        first, last = self._reaching(start_ms, end_ms)
+        first, last = self._gap_indexes(start_ms, end_ms)
         if self._begins_ms is not None and start_ms < self._begins_ms:  # the source of that beginning was wrong
-            self._begins_ms, last = None, max(last, self._reaching(start_ms, ALL_TIME.end_ms)[1])
+            self._begins_ms, last = None, max(last, self._gap_indexes(start_ms, ALL_TIME.end_ms)[1])
         elif (first_ms := self.first_ms) is None or start_ms < first_ms:
-            last = max(last, self._reaching(start_ms, ALL_TIME.end_ms if first_ms is None else first_ms)[1])
+            last = max(last, self._gap_indexes(start_ms, ALL_TIME.end_ms if first_ms is None else first_ms)[1])
         if first < last:
             reached = self._holes[first:last]
             # History is older than was believed: all of what was taken not to exist may exist.
             disproved = [hole for hole in reached if hole.reason == "beyond_history"]
             kept = [hole for hole in reached if hole.reason != "beyond_history"]
             self._holes[first:last] = [piece for hole in kept for piece in outside(hole, start_ms, end_ms)]
-            self._note(start_ms, end_ms)
+            self._note_change(start_ms, end_ms)
             for hole in disproved:
                 self._covered.remove(hole.start_ms, hole.end_ms)
-                self._note(hole.start_ms, hole.end_ms)
+                self._note_change(hole.start_ms, hole.end_ms)
         self._have.add(start_ms, end_ms)
         self._covered.add(start_ms, end_ms)
         self._seen.remove(start_ms, end_ms)
-        self._lower()
+        self._lower_since()
 
-    def answered(
+    def on_answer(
         self,
         window: Window,
         until_ms: int,
@@ -269,7 +269,7 @@ class Coverage:
         fresh = self._have.missing(start_ms, end_ms)
         if not fresh:
             return False
-        first, last = self._reaching(start_ms, end_ms)
+        first, last = self._gap_indexes(start_ms, end_ms)
         before = self._holes[first:last]
         known = [self._examined(hole, is_believed, now_ms) for hole in before]
         now_known = [piece for hole in known for piece in outside(hole, start_ms, end_ms)]
@@ -285,11 +285,11 @@ class Coverage:
                     self._covered.add(first_ms, stop_ms)
         changed = joined(now_known) != before
         if changed:
-            self._put(first, last, now_known)
-            self._note(*Range(start_ms, end_ms).hull(_span(now_known)))
+            self._put_gaps(first, last, now_known)
+            self._note_change(*Range(start_ms, end_ms).hull(_span(now_known)))
         if is_believed:
             changed |= self._name_the_beginning(now_ms)
-        self._lower()
+        self._lower_since()
         return changed
 
     def settle_beginning(self, evidence: Evidence, now_ms: int) -> bool:
@@ -299,7 +299,7 @@ class Coverage:
         self._is_contradicted = evidence.is_contradicted
         self._begins_ms = evidence.begins_ms
         changed = self._name_the_beginning(now_ms)
-        self._lower()
+        self._lower_since()
         return changed
 
     def reopen(self) -> None:
@@ -307,10 +307,10 @@ class Coverage:
         self.version += 1
         for hole in self._holes:
             if hole.reason == "unconfirmed":
-                self._note(hole.start_ms, hole.end_ms)
+                self._note_change(hole.start_ms, hole.end_ms)
         self._holes = [hole for hole in self._holes if hole.reason != "unconfirmed"]
 
-    def lost(self, start_ms: int, end_ms: int) -> None:
+    def mark_lost(self, start_ms: int, end_ms: int) -> None:
         """Note that final minutes could not be kept: they are missing again."""
         self.version += 1
         for ranges in (self._have, self._covered, self._unconfirmed):
@@ -326,25 +326,25 @@ class Coverage:
         self._covered.remove(*future)
         for start_ms, end_ms in _common(self._have, future):
             self._covered.add(start_ms, end_ms)
-        self._note(*future)
+        self._note_change(*future)
 
-    def doubt(self, open_ms: int) -> None:
+    def mark_doubtful(self, open_ms: int) -> None:
         """Ask again for a minute that is there: a sign says that its last version was missed."""
         if open_ms in self._have:
             self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
 
-    def recheck(self, since_ms: int) -> None:
+    def recheck_since(self, since_ms: int) -> None:
         """Have REST confirm what is there from `since_ms` on: who stored it may have ended before REST was asked."""
         since_ms = MINUTE.floor(since_ms)  # a question about a part of a minute may be answered without it
         if self._have.last is not None and since_ms < self._have.last.end_ms:
-            for start_ms, end_ms in self.held(since_ms, self._have.last.end_ms):
+            for start_ms, end_ms in self.covered_within(since_ms, self._have.last.end_ms):
                 self._unconfirmed.add(start_ms, end_ms)
 
     def awaits_confirmation(self, open_ms: int) -> bool:
         """Whether a minute that is there has not been confirmed by REST."""
         return open_ms in self._unconfirmed
 
-    def want(self, until_ms: int, now_ms: int, most_minutes: int, confirm_until_ms: int) -> Window | None:
+    def next_window(self, until_ms: int, now_ms: int, most_minutes: int, confirm_until_ms: int) -> Window | None:
         """The most urgent request, of at most `most_minutes`; None when there is nothing to ask.
 
         Minutes before `until_ms` should be there; final ones before `confirm_until_ms` may be confirmed (0: never).
@@ -405,13 +405,13 @@ class Coverage:
 
     # ------------------------------------------------------------ holes
 
-    def _lacking(self, hole: Hole) -> list[Hole]:
+    def _lacking_parts(self, hole: KnownGap) -> list[KnownGap]:
         return [
             replace(hole, start_ms=start_ms, end_ms=end_ms)
             for start_ms, end_ms in self._have.missing(hole.start_ms, hole.end_ms)
         ]
 
-    def _asked_again(self, hole: Hole, unreadable: RangeSet, now_ms: int) -> Iterator[Hole]:
+    def _asked_again(self, hole: KnownGap, unreadable: RangeSet, now_ms: int) -> Iterator[KnownGap]:
         is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
         for start_ms, end_ms, reason in self._reasons(Range(hole.start_ms, hole.end_ms), unreadable):
             if reason == "unconfirmed" != hole.reason:
@@ -437,7 +437,7 @@ class Coverage:
 
     def _defer(self, start_ms: int, end_ms: int, unreadable: RangeSet, behind: RangeSet, now_ms: int) -> None:
         """Ask again later for the minutes that are there, but of which the answer had no row, or none to be read."""
-        for open_ms in self.unconfirmed(start_ms, end_ms):
+        for open_ms in self.unconfirmed_within(start_ms, end_ms):
             known = self._deferred.get(open_ms)
             attempts = 1 if known is None else known.attempts + 1
             since_ms = now_ms if known is None else known.since_ms
@@ -458,19 +458,19 @@ class Coverage:
                 self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
         self._resume_ms = None  # until the next answer
 
-    def _reaching(self, start_ms: int, end_ms: int) -> tuple[int, int]:
+    def _gap_indexes(self, start_ms: int, end_ms: int) -> tuple[int, int]:
         """Where the holes that reach into a range begin and end in the list."""
         last = bisect_left(self._holes, end_ms, key=_start)
         first = bisect_right(self._holes, start_ms, hi=last, key=lambda hole: hole.end_ms)
         return first, last
 
-    def _put(self, first: int, last: int, holes: Iterable[Hole]) -> None:
+    def _put_gaps(self, first: int, last: int, holes: Iterable[KnownGap]) -> None:
         """Put holes in the place of others, joined with their neighbours."""
         before = max(0, first - 1)
         neighbours = [*self._holes[before:first], *self._holes[last : last + 1]]
         self._holes[before : last + 1] = joined([*neighbours, *holes])
 
-    def _examined(self, hole: Hole, is_believed: bool, now_ms: int) -> Hole:
+    def _examined(self, hole: KnownGap, is_believed: bool, now_ms: int) -> KnownGap:
         """Return the hole as it is when its newest part was asked for again, of the time before history: as a whole."""
         is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
         if hole.reason != "beyond_history" or not is_due or not is_believed:
@@ -501,7 +501,7 @@ class Coverage:
             # An older minute was found: the exchange may have what it was taken not to have.
         return self._rename(joined(holes))
 
-    def _before_history(self, hole: Hole, now_ms: int) -> Iterator[Hole]:
+    def _before_history(self, hole: KnownGap, now_ms: int) -> Iterator[KnownGap]:
         begins_ms = hole.start_ms if self._begins_ms is None else self._begins_ms
         is_told = hole.reason == "beyond_history" or (hole.reason == "unconfirmed" and hole.attempts >= _LOOKS)
         if is_told and not self._is_contradicted and self.first_ms is not None:
@@ -513,7 +513,7 @@ class Coverage:
             is_new = piece.reason != "unconfirmed"
             yield _absent(piece.start_ms, piece.end_ms, "unconfirmed", 1, now_ms) if is_new else piece
 
-    def _rename(self, holes: list[Hole]) -> bool:
+    def _rename(self, holes: list[KnownGap]) -> bool:
         """Replace all holes by others of the same or fewer minutes."""
         changed = RangeSet()
         for hole in set(self._holes) ^ set(holes):
@@ -523,16 +523,16 @@ class Coverage:
             self._covered.remove(start_ms, end_ms)
             for there_ms, stop_ms in _common(self._have, Range(start_ms, end_ms)):
                 self._covered.add(there_ms, stop_ms)
-            self._note(start_ms, end_ms)
+            self._note_change(start_ms, end_ms)
         for hole in holes:
             if hole.reason != "unconfirmed":
                 self._covered.add(hole.start_ms, hole.end_ms)
         return bool(changed)
 
-    def _note(self, start_ms: int, end_ms: int) -> None:
+    def _note_change(self, start_ms: int, end_ms: int) -> None:
         self._changed = Range(start_ms, end_ms).hull(self._changed)
 
-    def _lower(self) -> None:
+    def _lower_since(self) -> None:
         """Move `since_ms` back over all that is covered without a break, at most to `from_ms`."""
         at_ms = self.since_ms
         if at_ms is None:
@@ -541,9 +541,9 @@ class Coverage:
             self.since_ms = min(at_ms, max(self.from_ms, self._covered.start_of(at_ms)))
 
 
-def _absent(start_ms: int, end_ms: int, reason: str, attempts: int, now_ms: int) -> Hole:
+def _absent(start_ms: int, end_ms: int, reason: str, attempts: int, now_ms: int) -> KnownGap:
     retry_ms = _retry_ms(reason, attempts, now_ms)
-    return Hole(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
+    return KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
 
 
 def _retry_ms(reason: str, attempts: int, now_ms: int) -> int:
@@ -552,14 +552,14 @@ def _retry_ms(reason: str, attempts: int, now_ms: int) -> int:
     return _shared_time(now_ms, waits_ms[attempts - 1] if attempts <= len(waits_ms) else _ENDLESS_MS[reason])
 
 
-def _put_off(hole: Hole, now_ms: int) -> Hole:
+def _put_off(hole: KnownGap, now_ms: int) -> KnownGap:
     """Return a hole that an answer without evidence left: asked for again after the same wait."""
     if hole.retry_ms is None or hole.retry_ms > now_ms:
         return hole
     return replace(hole, retry_ms=_retry_ms(hole.reason, hole.attempts, now_ms))
 
 
-def _span(holes: Iterable[Hole]) -> Range | None:
+def _span(holes: Iterable[KnownGap]) -> Range | None:
     holes = list(holes)
     return Range(min(hole.start_ms for hole in holes), max(hole.end_ms for hole in holes)) if holes else None
 
@@ -568,7 +568,7 @@ def _common(ranges: RangeSet, within: Range) -> RangeSet:
     return _without(RangeSet([within]), ranges.missing(*within))
 
 
-def _start(hole: Hole) -> int:
+def _start(hole: KnownGap) -> int:
     return hole.start_ms
 
 

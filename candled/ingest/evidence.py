@@ -52,22 +52,22 @@ async def find_evidence(
 
 async def _has_before(exchange: Exchange, http: Http, symbol: Symbol, start_ms: int) -> bool:
     """Return whether the exchange has a minute just before a time."""
-    from_ms = start_ms - exchange.history_minutes * MINUTE_MS
-    rows = await exchange.history(http, symbol, max(0, from_ms), start_ms)
+    from_ms = start_ms - exchange.max_history_minutes * MINUTE_MS
+    rows = await exchange.fetch_history(http, symbol, max(0, from_ms), start_ms)
     return any(row.open_ms is not None and from_ms <= row.open_ms < start_ms for row in rows)
 
 
 async def _from_bars(exchange: Exchange, http: Http, symbol: Symbol, stretch: Range, first: Candle) -> Evidence:
     """Compare with longer bars. An answer that lacks the bar of `first` proves nothing."""
     day_ms = _DAY.floor(first.open_ms)
-    days = await exchange.bars(http, symbol, _DAY, _DAY.floor(stretch.start_ms), day_ms + _DAY.ms)
+    days = await exchange.fetch_bars(http, symbol, _DAY, _DAY.floor(stretch.start_ms), day_ms + _DAY.ms)
     if not days or days[-1].open_ms != day_ms:
         return NOTHING
     if days[0].open_ms < day_ms:
         return Evidence(is_contradicted=True)
     for interval in _FINE:
         bar_ms, from_ms = interval.floor(first.open_ms), max(day_ms, interval.floor(stretch.start_ms))
-        bars = await exchange.bars(http, symbol, interval, from_ms, bar_ms + interval.ms)
+        bars = await exchange.fetch_bars(http, symbol, interval, from_ms, bar_ms + interval.ms)
         if bars is None:
             continue
         if not bars or bars[-1].open_ms != bar_ms:

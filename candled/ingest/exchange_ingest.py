@@ -13,26 +13,26 @@ from typing import Any, Protocol, TypeVar, get_args
 
 from candled.bus import Bus
 from candled.errors import CandledError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
-from candled.exchange import Candles, Clock, Event, Exchange, Feed, Refused, Trouble
+from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, SubscriptionRejected
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, iso_ms
 from candled.parallel import in_parallel
 from candled.proxies import Proxies
 from candled.store.holes import inside
-from candled.store.interface import ALL_TIME, Hole
+from candled.store.interface import ALL_TIME, KnownGap
 from candled.token_bucket import TokenBucket
 
-from . import outlet
+from . import publisher
 from .backoff import Backoff
 from .complaints import Complaints
 from .coverage import Absence, Coverage, Urgency, Window
 from .evidence import find_evidence
 from .exchange_clock import TOLERANCE_MS, ExchangeClock, Source
-from .feeds import FeedRunner, Turns
+from .feeds import FeedRunner, LoopBudget
 from .http import HttpClient
 from .market import POLL_MS, MarketIngest, Outcome, Rules
 from .minutes import WINDOW_MS
-from .outlet import Outlet
 from .parity import Parity
+from .publisher import IngestPublisher
 from .stored_past import StoredPast
 
 logger = logging.getLogger(__name__)
@@ -66,18 +66,18 @@ _ATTEMPTS_PER_S = 0.5
 _ATTEMPTS_AT_ONCE = 20
 
 
-class Keeper(outlet.Keeper, Protocol):
-    """What ingest needs of the store; `candled.store.keeper.Keeper` has it."""
+class MarketStore(publisher.PublisherStore, Protocol):
+    """What ingest needs of the store; `candled.store.ingest_store.MarketStore` has it."""
 
-    async def newest(self, exchange: str) -> Mapping[Symbol, int]: ...
-    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
-    async def minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]: ...
-    async def forming(self, market: MarketKey) -> Sequence[Candle]: ...
+    async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]: ...
+    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
+    async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]: ...
+    async def read_forming(self, market: MarketKey) -> Sequence[Candle]: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
     async def served_from(self, market: MarketKey) -> int | None: ...
     async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]: ...
     async def has_before(self, market: MarketKey, at_ms: int) -> bool: ...
-    async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]: ...
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class IngestOptions:
     """The operator's wishes, in milliseconds."""
 
     backfill_ms: int
-    settle_ms: int
+    grace_period_ms: int
     quiet_after_ms: int
     checkpoint_ms: int
     confirm: bool
@@ -105,7 +105,7 @@ class ExchangeIngest:
         *,
         clock: Clock,
         bus: Bus,
-        store: Keeper,
+        store: MarketStore,
         http: HttpClient,
         options: IngestOptions,
         proxies: Proxies | None = None,
@@ -116,14 +116,14 @@ class ExchangeIngest:
         self._symbols = tuple(symbols)
         self._clock = clock
         self._store = store
-        self._outlet = Outlet(
+        self._outlet = IngestPublisher(
             bus,
             store,
             clock,
             checkpoint_ms=options.checkpoint_ms,
             failed=lambda market, why: logger.error("%s: not stored: %s", market, why),
         )
-        self._absence: Absence = "exchange_outage" if exchange.quiet_minutes else "no_trades"
+        self._absence: Absence = "exchange_outage" if exchange.publishes_empty_candles else "no_trades"
         self._past = StoredPast(name, self._absence, store, self._outlet, clock)
         self._options = options
         self._http = http
@@ -138,7 +138,7 @@ class ExchangeIngest:
         self._connected: set[Symbol] = set()
         # Since the last interruption, with the exchange's time when it came, None before that was settled. The oldest
         # are dropped where it takes long.
-        self._early: dict[Symbol, deque[tuple[Candles | Refused, int | None]]] = {}
+        self._early: dict[Symbol, deque[tuple[Candles | SubscriptionRejected, int | None]]] = {}
         self._store_is_away = False
         self._listed: dict[Symbol, Market] = {}
         self._runners: dict[Symbol, FeedRunner] = {}
@@ -162,23 +162,23 @@ class ExchangeIngest:
 
     async def start(self) -> None:
         """Start the feeds and the repair as soon as the store answers, and open the markets."""
-        newest = await self._until_stored(lambda: self._store.newest(self.name))
-        if type(self._exchange).resume is not Exchange.resume:
-            self._exchange.resume(await self._until_stored(lambda: self._newest_over(newest)))
-        attempts, turns = TokenBucket(_ATTEMPTS_PER_S, _ATTEMPTS_AT_ONCE), Turns()
-        for number, feed in enumerate(self._exchange.feeds(self._symbols), 1):
+        newest = await self._until_stored(lambda: self._store.newest_minutes(self.name))
+        if type(self._exchange).resume_after is not Exchange.resume_after:
+            self._exchange.resume_after(await self._until_stored(lambda: self._newest_over(newest)))
+        attempts, turns = TokenBucket(_ATTEMPTS_PER_S, _ATTEMPTS_AT_ONCE), LoopBudget()
+        for number, feed in enumerate(self._exchange.make_feeds(self._symbols), 1):
             runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts, turns, self._proxies)
             self._runners |= dict.fromkeys(feed.symbols, runner)
-            self._spawn(runner.run())
-        self._spawn(self._follow_listing())
-        self._spawn(self._keep_house())
-        self._spawn(self._settle())
-        self._spawn(self._outlet.run())
+            self._start_task(runner.run())
+        self._start_task(self._follow_listing())
+        self._start_task(self._run_maintenance())
+        self._start_task(self._run_finality())
+        self._start_task(self._outlet.run())
         for _ in range(_WORKERS):
-            self._spawn(self._repair())
+            self._start_task(self._run_repair())
         await in_parallel(_OPENED_AT_ONCE, self._symbols, lambda symbol: self._open(symbol, newest.get(symbol)))
-        self._spawn(self._audit())
-        self._spawn(self._past.run(self._markets))
+        self._start_task(self._run_audit())
+        self._start_task(self._past.run(self._markets))
 
     async def stop(self) -> None:
         """Stop everything; the minutes that are not final yet are handed to the store."""
@@ -187,7 +187,7 @@ class ExchangeIngest:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for market in self._markets.values():
             for candle in market.forming():
-                self._store.put(market.key, candle)
+                self._store.enqueue(market.key, candle)
 
     def now_ms(self) -> int:
         """The exchange's clock as far as it is known, UTC epoch milliseconds.
@@ -209,39 +209,39 @@ class ExchangeIngest:
             "complaints": self._troubles.total,
             "malformedFrames": sum(runner.malformed.total for runner in set(self._runners.values())),
             "hosts": self._http.describe(),
-            "symbols": {str(symbol): self._describe(symbol, now_ms) for symbol in self._symbols},
+            "symbols": {str(symbol): self._describe_market(symbol, now_ms) for symbol in self._symbols},
         }
 
     # ------------------------------------------------------------ FeedSink
 
-    def connected(self, feed: Feed) -> None:
+    def on_connected(self, feed: Feed) -> None:
         self._connected.update(feed.symbols)
         for market in self._open_ones(feed):
             market.connected = True
 
-    def interrupted(self, feed: Feed, reason: str) -> None:
+    def on_interrupted(self, feed: Feed, reason: str) -> None:
         self._connected.difference_update(feed.symbols)
         for symbol in feed.symbols:
             self._early.pop(symbol, None)
         self._waiting = [event for event in self._waiting if event.symbol not in feed.symbols]
         for market in self._open_ones(feed):
-            market.interrupted()
+            market.on_interrupted()
 
-    def event(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if isinstance(event, Candles) and event.candles and not self._has_own_clock:
             newest = event.candles[-1]
             self._time.observe_frame(newest.as_of_ms, newest.open_ms, self._steady_ms())
             if not self._time.is_settled:
                 self._look_at_clocks()
-        if isinstance(event, Candles | Refused):
+        if isinstance(event, Candles | SubscriptionRejected):
             self._about_market(event, self.now_ms())
-        elif isinstance(event, Trouble) and self._troubles.note(event.reason, self._steady_ms()):
+        elif isinstance(event, FeedError) and self._troubles.note(event.reason, self._steady_ms()):
             logger.warning("%s: the exchange complains, counting more: %s", self.name, event.reason)
 
     def _open_ones(self, feed: Feed) -> list[MarketIngest]:
         return [self._markets[symbol] for symbol in feed.symbols if symbol in self._markets]
 
-    def _about_market(self, event: Candles | Refused, now_ms: int) -> None:
+    def _about_market(self, event: Candles | SubscriptionRejected, now_ms: int) -> None:
         market = self._markets.get(event.symbol)
         if market is None:
             if event.symbol in self._connected:
@@ -249,13 +249,13 @@ class ExchangeIngest:
                     (event, now_ms if self._is_settled else None)
                 )
         elif isinstance(event, Candles):
-            self._candles(market, event, now_ms)
+            self._on_candles(market, event, now_ms)
         else:
             if market.refused is None:
                 logger.error("%s: %s is refused, asking again after pauses: %s", self.name, event.symbol, event.reason)
             market.refused = event.reason
 
-    def _candles(self, market: MarketIngest, event: Candles, now_ms: int) -> None:
+    def _on_candles(self, market: MarketIngest, event: Candles, now_ms: int) -> None:
         if not (event.candles or event.invalid):
             return
         if self._is_settled:
@@ -264,19 +264,19 @@ class ExchangeIngest:
             self._waiting.append(event)
 
     def _take(self, market: MarketIngest, event: Candles, now_ms: int) -> None:
-        outcome = market.pushed(event, now_ms)
-        self._publish(market, outcome)
-        if outcome.past or not self._outlet.has_told(market):
-            self._spawn(self._outlet.heal(market, outcome))
+        outcome = market.on_push(event, now_ms)
+        self._publish_outcome(market, outcome)
+        if outcome.past or not self._outlet.has_published(market):
+            self._start_task(self._outlet.publish_repair(market, outcome))
 
-    def _publish(self, market: MarketIngest, outcome: Outcome) -> None:
-        self._outlet.publish(market, outcome.live, outcome.past_range)
+    def _publish_outcome(self, market: MarketIngest, outcome: Outcome) -> None:
+        self._outlet.publish_live(market, outcome.live, outcome.past_range)
         if market.awaits_late_versions:
             self._settling[market.key.symbol] = market
 
     # ------------------------------------------------------------ housekeeping
 
-    async def _keep_house(self) -> None:
+    async def _run_maintenance(self) -> None:
         """Look after every market, again and again."""
         while True:
             self._compare_clocks()
@@ -284,15 +284,15 @@ class ExchangeIngest:
             complaints = self._troubles.ended(self._steady_ms())
             if complaints > 1:
                 logger.info("%s: the exchange complains no more; %d complaints", self.name, complaints)
-            await self._in_turns(list(self._markets.values()), _LOOK_S, self._look_after)
+            await self._spread_over(list(self._markets.values()), _LOOK_S, self._check_market)
 
-    async def _settle(self) -> None:
+    async def _run_finality(self) -> None:
         """Tell of minutes that became final, soon after they did."""
         while True:
             self._look_at_clocks()
-            await self._in_turns(list(self._settling.values()), _TICK_S, self._tell_settled)
+            await self._spread_over(list(self._settling.values()), _TICK_S, self._publish_settled)
 
-    async def _in_turns(
+    async def _spread_over(
         self, markets: Sequence[MarketIngest], seconds: float, do: Callable[[MarketIngest, int], None]
     ) -> None:
         """Do something with each market within so many seconds, some at a time, so that many do not hold the loop."""
@@ -309,67 +309,67 @@ class ExchangeIngest:
         polled = sum(market.is_polled(now_ms) for market in self._markets.values())
         self._pace_ms = max(POLL_MS, round(1000 * polled / (_POLL_SHARE * self._exchange.requests_per_s)))
 
-    def _look_after(self, market: MarketIngest, now_ms: int) -> None:
-        self._enqueue(market, now_ms)
-        self._outlet.tell_state(market, now_ms)
+    def _check_market(self, market: MarketIngest, now_ms: int) -> None:
+        self._enqueue_request(market, now_ms)
+        self._outlet.publish_state(market, now_ms)
         market.log_recovery(now_ms)
 
-    def _tell_settled(self, market: MarketIngest, now_ms: int) -> None:
-        settled = market.settle(now_ms)
+    def _publish_settled(self, market: MarketIngest, now_ms: int) -> None:
+        settled = market.finalize_minutes(now_ms)
         if settled:
-            self._outlet.publish(market, settled)
+            self._outlet.publish_live(market, settled)
         if not market.awaits_late_versions:
             self._settling.pop(market.key.symbol, None)
 
-    def _enqueue(self, market: MarketIngest, now_ms: int) -> None:
+    def _enqueue_request(self, market: MarketIngest, now_ms: int) -> None:
         symbol = market.key.symbol
         is_resting = self._clock.monotonic() < self._rest_until.get(symbol, 0.0)
         if symbol in self._busy or is_resting or not self._is_settled:
             return
-        window = market.want(now_ms, self._pace_ms)
+        window = market.next_request(now_ms, self._pace_ms)
         if window is not None:
             self._busy.add(symbol)
             heapq.heappush(self._queue, (window.urgency, next(self._turn), symbol))
             self._queued.set()
 
-    async def _repair(self) -> None:
+    async def _run_repair(self) -> None:
         """One worker: ask for the most urgent window of all markets, again and again."""
         while True:
             while not self._queue:
                 self._queued.clear()
                 await self._queued.wait()
-            await self._pause()
+            await self._wait_for_pause()
             if not self._queue:
                 continue
             urgency, _, symbol = heapq.heappop(self._queue)
             market = self._markets[symbol]
             if urgency >= Urgency.CONFIRM:
                 await self._until_idle()
-            window = market.want(self.now_ms(), self._pace_ms)
+            window = market.next_request(self.now_ms(), self._pace_ms)
             try:
                 if window is not None:
-                    await self._ask(market, window)
+                    await self._request_window(market, window)
             finally:
                 self._busy.discard(symbol)
-            self._enqueue(market, self.now_ms())
+            self._enqueue_request(market, self.now_ms())
 
-    async def _pause(self) -> None:
+    async def _wait_for_pause(self) -> None:
         while (wait_s := self._paused_until - self._clock.monotonic()) > 0:
             await self._clock.sleep(wait_s)
 
     async def _until_idle(self) -> None:
         """What is not urgent uses at most half of the request budget."""
-        while self._http.busy():
+        while self._http.is_busy():
             await self._clock.sleep(_TICK_S)
 
-    async def _ask(self, market: MarketIngest, window: Window) -> None:
+    async def _request_window(self, market: MarketIngest, window: Window) -> None:
         symbol = market.key.symbol
         asked_ms, asked_steady_ms = self.now_ms(), self._steady_ms()
         try:
-            rows = await self._exchange.history(self._http, symbol, window.start_ms, window.end_ms)
+            rows = await self._exchange.fetch_history(self._http, symbol, window.start_ms, window.end_ms)
         except Unavailable as error:
-            market.failed(str(error))
-            wait_s = max(self._outage.failed(), error.retry_after_s or 0.0)
+            market.on_history_failed(str(error))
+            wait_s = max(self._outage.on_failure(), error.retry_after_s or 0.0)
             self._paused_until = self._clock.monotonic() + wait_s
             self._note_rest_trouble(str(error), wait_s)
             return
@@ -394,13 +394,13 @@ class ExchangeIngest:
             self._rest_failed(market, f"the stored minutes cannot be read to compare them: {error}")
             return
         now_ms = max(asked_ms, self.now_ms())
-        outcome = market.answered(window, rows, now_ms, asked_ms=asked_ms, stored=stored)
-        self._parity.note(self.now_ms(), outcome.checked, outcome.mismatched)
-        self._publish(market, outcome)
+        outcome = market.on_history(window, rows, now_ms, asked_ms=asked_ms, stored=stored)
+        self._parity.count_checked(self.now_ms(), outcome.checked, outcome.mismatched)
+        self._publish_outcome(market, outcome)
         if outcome.dead and symbol in self._runners:
-            self._runners[symbol].doubt(symbol)
-        if outcome.past or outcome.healed is not None or not self._outlet.has_told(market):
-            await self._outlet.heal(market, outcome)
+            self._runners[symbol].renew_subscription(symbol)
+        if outcome.past or outcome.healed is not None or not self._outlet.has_published(market):
+            await self._outlet.publish_repair(market, outcome)
         await self._look_for_beginning(market)
 
     async def _look_for_beginning(self, market: MarketIngest) -> None:
@@ -412,10 +412,10 @@ class ExchangeIngest:
         pauses, due_at = self._beginnings.get(symbol, (Backoff(first_s=_EVIDENCE_S, most_s=_EVIDENCE_MOST_S), 0.0))
         if self._clock.monotonic() < due_at or market.coverage.unasked(beginning.start_ms, first_ms):
             return
-        self._beginnings[symbol] = pauses, self._clock.monotonic() + pauses.failed()
+        self._beginnings[symbol] = pauses, self._clock.monotonic() + pauses.on_failure()
         stretch, listed = Range(beginning.start_ms, beginning.end_ms), self._listed.get(symbol)
         try:
-            (first,) = await self._store.minutes(market.key, first_ms, first_ms + MINUTE_MS)
+            (first,) = await self._store.read_minutes(market.key, first_ms, first_ms + MINUTE_MS)
             evidence = await find_evidence(
                 self._exchange, self._http, symbol, stretch, first, None if listed is None else listed.listed_ms
             )
@@ -427,7 +427,7 @@ class ExchangeIngest:
             return
         changed = market.settle_beginning(evidence, self.now_ms())
         if changed is not None:
-            await self._outlet.heal(market, Outcome(healed=changed))
+            await self._outlet.publish_repair(market, Outcome(healed=changed))
 
     async def _stored(self, market: MarketIngest, window: Window) -> Sequence[Candle]:
         """The minutes that an answer is compared with and that are not in memory."""
@@ -435,16 +435,16 @@ class ExchangeIngest:
         if span is None:
             return ()
         await self._store.flush()
-        return await self._store.minutes(market.key, *span)
+        return await self._store.read_minutes(market.key, *span)
 
     def _rest_failed(self, market: MarketIngest, reason: str) -> None:
         symbol = market.key.symbol
         backoff = self._backoffs.setdefault(symbol, Backoff(first_s=5.0, most_s=600.0))
-        wait_s = backoff.failed()
+        wait_s = backoff.on_failure()
         self._rest_until[symbol] = self._clock.monotonic() + wait_s
         if market.trouble != reason:
             logger.warning("%s: history of %s: %s; next attempt in %.0f s", self.name, symbol, reason, wait_s)
-        market.failed(reason)
+        market.on_history_failed(reason)
 
     def _note_rest_trouble(self, reason: str, wait_s: float) -> None:
         if self._rest_trouble is None:
@@ -452,7 +452,7 @@ class ExchangeIngest:
         self._rest_trouble = reason
 
     def _rest_works(self, symbol: Symbol) -> None:
-        self._outage.succeeded()
+        self._outage.on_success()
         self._backoffs.pop(symbol, None)
         if self._rest_trouble is not None:
             logger.info("%s: history can be read again", self.name)
@@ -460,7 +460,7 @@ class ExchangeIngest:
 
     # ------------------------------------------------------------ the store beside us
 
-    async def _audit(self) -> None:
+    async def _run_audit(self) -> None:
         """Go through the markets for ever, one at a time, and compare each with the store, now and then with REST."""
         while self._markets:
             for symbol, market in list(self._markets.items()):
@@ -472,18 +472,18 @@ class ExchangeIngest:
 
     def _recheck(self, symbol: Symbol, coverage: Coverage) -> None:
         self._rechecked_ms[symbol] = self._steady_ms()
-        coverage.recheck(self.now_ms() - _RECHECK_MS)
+        coverage.recheck_since(self.now_ms() - _RECHECK_MS)
 
     async def _compare_with_store(self, market: MarketIngest) -> None:
         """Find minutes that the store has lost, and what commands beside this daemon have stored."""
         until_ms = MINUTE.floor(self.now_ms()) - _AUDIT_MARGIN_MS
         span = Range(max(market.coverage.from_ms, until_ms - _AUDIT_MS), until_ms)
-        held = market.coverage.held(*span)
+        held = market.coverage.covered_within(*span)
         with contextlib.suppress(StoreRejected):  # what was dropped shows as lost
             await self._store.flush()
-        stored = RangeSet(await self._store.present(market.key, *span))
+        stored = RangeSet(await self._store.stored_ranges(market.key, *span))
         since_ms = await self._store.complete_from(market.key)
-        lost, new = market.compare(held, stored, span)
+        lost, new = market.compare_with_store(held, stored, span)
         if lost:
             minutes = lost.total_ms // MINUTE_MS
             logger.warning("%s: %d minutes are not in the store any more, asking for them again", market.key, minutes)
@@ -493,7 +493,7 @@ class ExchangeIngest:
         self._past.doubt(market.key.symbol)
         finds = list(new)
         if finds:
-            await self._outlet.heal(market, Outcome(healed=Range(finds[0].start_ms, finds[-1].end_ms)))
+            await self._outlet.publish_repair(market, Outcome(healed=Range(finds[0].start_ms, finds[-1].end_ms)))
 
     # ------------------------------------------------------------ small things
 
@@ -503,7 +503,7 @@ class ExchangeIngest:
         market.connected = symbol in self._connected
         self._markets[symbol] = market
         self._compare_with_listing(market)
-        self._outlet.open(market, newest_ms, self.now_ms())
+        self._outlet.open_markets(market, newest_ms, self.now_ms())
         for event, came_ms in self._early.pop(symbol, ()):
             self._about_market(event, self.now_ms() if came_ms is None else came_ms)
 
@@ -517,7 +517,7 @@ class ExchangeIngest:
                 if not self._store_is_away:
                     logger.warning("%s: the store cannot be read yet: %s", self.name, error)
                 self._store_is_away = True
-                await self._clock.sleep(backoff.failed())
+                await self._clock.sleep(backoff.on_failure())
             else:
                 self._store_is_away = False
                 return result
@@ -527,7 +527,9 @@ class ExchangeIngest:
         newest = list(final.values())
 
         async def add_forming(symbol: Symbol) -> None:
-            newest.extend(one.open_ms - MINUTE_MS for one in await self._store.forming(MarketKey(self.name, symbol)))
+            newest.extend(
+                one.open_ms - MINUTE_MS for one in await self._store.read_forming(MarketKey(self.name, symbol))
+            )
 
         await in_parallel(_OPENED_AT_ONCE, self._symbols, add_forming)
         return max(newest, default=None)
@@ -538,7 +540,7 @@ class ExchangeIngest:
         wanted_ms = now_ms - self._options.backfill_ms
         from_ms = _WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
         coverage = Coverage(
-            present=await self._store.present(key, from_ms, now_ms),
+            present=await self._store.stored_ranges(key, from_ms, now_ms),
             holes=[_examined(hole) for hole in await self._holes(key, from_ms, MINUTE.floor(now_ms))],
             since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
@@ -547,19 +549,21 @@ class ExchangeIngest:
         )
         self._recheck(symbol, coverage)
         rules = Rules(
-            settle_ms=self._options.settle_ms,
+            grace_period_ms=self._options.grace_period_ms,
             quiet_after_ms=self._options.quiet_after_ms,
             confirm=self._options.confirm,
-            history_minutes=self._exchange.history_minutes,
-            opens_at_close=self._exchange.opens_at_close,
-            publishes_empty_candles=self._exchange.quiet_minutes,
+            max_history_minutes=self._exchange.max_history_minutes,
+            opens_at_previous_close=self._exchange.opens_at_previous_close,
+            publishes_empty_candles=self._exchange.publishes_empty_candles,
         )
-        recent = () if newest_ms is None else await self._store.minutes(key, newest_ms - WINDOW_MS, ALL_TIME.end_ms)
-        return MarketIngest(key, coverage, rules, sorted([*recent, *await self._store.forming(key)]))
+        recent = (
+            () if newest_ms is None else await self._store.read_minutes(key, newest_ms - WINDOW_MS, ALL_TIME.end_ms)
+        )
+        return MarketIngest(key, coverage, rules, sorted([*recent, *await self._store.read_forming(key)]))
 
-    async def _holes(self, key: MarketKey, from_ms: int, now_ms: int) -> list[Hole]:
+    async def _holes(self, key: MarketKey, from_ms: int, now_ms: int) -> list[KnownGap]:
         """The known holes of a market. Minutes to come are none: a wrong clock may have said so."""
-        holes = await self._store.holes(key, Range(from_ms, ALL_TIME.end_ms))
+        holes = await self._store.known_gaps(key, Range(from_ms, ALL_TIME.end_ms))
         if any(hole.end_ms > now_ms for hole in holes):
             await self._store.save_coverage(key, None, [], Range(now_ms, ALL_TIME.end_ms))
         return [piece for hole in holes for piece in inside(hole, from_ms, now_ms)]
@@ -569,22 +573,22 @@ class ExchangeIngest:
         failures, lacks = Backoff(first_s=2.0), Backoff(first_s=_RELIST_S, most_s=_RELIST_MOST_S)
         while True:
             try:
-                listed = await self._exchange.markets(self._http)
+                listed = await self._exchange.fetch_markets(self._http)
             except (Unavailable, ExchangeError) as error:
-                if failures.failures == 0:
+                if failures.failure_count == 0:
                     logger.warning("%s: the list of markets cannot be read: %s", self.name, error)
-                await self._clock.sleep(failures.failed())
+                await self._clock.sleep(failures.on_failure())
                 continue
             except Exception:  # a plugin's mistake must not end this for good
                 logger.exception("%s: the list of markets cannot be read", self.name)
-                await self._clock.sleep(failures.failed())
+                await self._clock.sleep(failures.on_failure())
                 continue
-            failures.succeeded()
+            failures.on_success()
             if self._take_listing(listed):
-                lacks.succeeded()
+                lacks.on_success()
                 await self._clock.sleep(_RELIST_WHOLE_S)
             else:
-                await self._clock.sleep(lacks.failed())
+                await self._clock.sleep(lacks.on_failure())
 
     def _take_listing(self, listed: Sequence[Market]) -> bool:
         """Compare the exchange's list with the symbols; return whether it has all of them."""
@@ -624,7 +628,7 @@ class ExchangeIngest:
             return
         before_ms = self.now_ms()
         if self._time.look(self._steady_ms(), self._clock.now_ms()):
-            self._spawn(self._ask_the_time())
+            self._start_task(self._ask_the_time())
         if self.now_ms() < before_ms - TOLERANCE_MS:
             for market in self._markets.values():
                 market.coverage.forget_after(MINUTE.floor(self.now_ms()))
@@ -636,7 +640,7 @@ class ExchangeIngest:
     async def _ask_the_time(self) -> None:
         """This machine's clock was set, or the machine slept: any answer of REST tells which."""
         with contextlib.suppress(Unavailable, ExchangeError):
-            await self._exchange.markets(self._http)
+            await self._exchange.fetch_markets(self._http)
 
     def _compare_clocks(self) -> None:
         for source, off_ms in self._time.doubted.items():
@@ -664,18 +668,18 @@ class ExchangeIngest:
         """How far the exchange's clock is ahead of this machine's."""
         return self.now_ms() - self._exchange.now_ms()
 
-    def _describe(self, symbol: Symbol, now_ms: int) -> dict[str, Any]:
+    def _describe_market(self, symbol: Symbol, now_ms: int) -> dict[str, Any]:
         market = self._markets.get(symbol)
         if market is None:
             loading = "is not loaded from the store yet"
             connected = symbol in self._connected
             return {"state": "warming", "reason": "starting", "connected": connected, "trouble": loading}
         coverage = market.coverage
-        holes = market.holes
+        holes = market.known_gaps
         runner = self._runners.get(symbol)
         condition = market.condition(now_ms)
         trouble = market.trouble_text
-        if trouble is None and runner is not None and symbol in runner.mute:
+        if trouble is None and runner is not None and symbol in runner.silent_symbols:
             trouble = "subscribed, but the exchange sends nothing"
         return {
             "state": condition.state,
@@ -699,23 +703,23 @@ class ExchangeIngest:
             "trouble": trouble,
         }
 
-    def _spawn(self, work: Any) -> None:
+    def _start_task(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_task_end)
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
+    def _on_task_end(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s: a task failed", self.name, exc_info=task.exception())
 
 
-def _examined(hole: Hole) -> Hole:
+def _examined(hole: KnownGap) -> KnownGap:
     """Return a stored hole; it is examined again, even if it was once believed for good."""
     return replace(hole, retry_ms=0) if hole.retry_ms is None else hole
 
 
-def _describe_hole(hole: Hole) -> dict[str, Any]:
+def _describe_hole(hole: KnownGap) -> dict[str, Any]:
     return {
         "from": iso_ms(hole.start_ms),
         "to": iso_ms(hole.end_ms),

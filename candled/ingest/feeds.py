@@ -18,7 +18,7 @@ from candled.token_bucket import TokenBucket
 
 from .backoff import Backoff
 from .complaints import Complaints
-from .connection import Connection
+from .connection import FeedConnection
 from .refusals import Refusals
 from .tunnel import open_tunnel
 
@@ -40,17 +40,17 @@ _LARGEST_FRAME = 16 * 1024 * 1024
 class FeedSink(Protocol):
     """Who hears what the feeds bring."""
 
-    def connected(self, feed: Feed) -> None:
+    def on_connected(self, feed: Feed) -> None:
         """The feed runs."""
 
-    def event(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """The feed brought something."""
 
-    def interrupted(self, feed: Feed, reason: str) -> None:
+    def on_interrupted(self, feed: Feed, reason: str) -> None:
         """The feed broke; it will be started again."""
 
 
-class Turns:
+class LoopBudget:
     """The time of one pass of the loop that all feeds together may take: a snapshot of one takes it all."""
 
     def __init__(self) -> None:
@@ -62,14 +62,14 @@ class Turns:
         """Whether the next frame should wait for the next pass."""
         return self._spent_s > _TURN_S
 
-    def spent(self, seconds: float) -> None:
+    def add_time(self, seconds: float) -> None:
         """A frame took so long."""
         self._spent_s += seconds
         if not self._is_begun:
             self._is_begun = True
-            asyncio.get_running_loop().call_soon(self._end)
+            asyncio.get_running_loop().call_soon(self._end_pass)
 
-    def _end(self) -> None:
+    def _end_pass(self) -> None:
         self._spent_s, self._is_begun = 0.0, False
 
 
@@ -87,7 +87,7 @@ class FeedRunner:
         sink: FeedSink,
         clock: Clock,
         attempts: TokenBucket,
-        turns: Turns,
+        turns: LoopBudget,
         proxies: Proxies | None = None,
     ) -> None:
         self.feed = feed
@@ -98,43 +98,43 @@ class FeedRunner:
         self._turns = turns
         self._proxies = proxies or Proxies()
         self._refusals = Refusals()
-        self._connection: Connection | None = None
+        self._connection: FeedConnection | None = None
         #: frames that could not be read
         self.malformed = Complaints()
 
     async def run(self) -> None:
         """Connect, read until it breaks, wait, again."""
-        run_once = self._stream if isinstance(self.feed, StreamFeed) else self._socket
+        run_once = self._run_stream if isinstance(self.feed, StreamFeed) else self._run_socket
         backoff = Backoff()
         while True:
-            while wait_s := self._attempts.take(self._clock.monotonic()):
+            while wait_s := self._attempts.try_take(self._clock.monotonic()):
                 await self._clock.sleep(wait_s)
             started = self._clock.monotonic()
-            reason = await self._attempt(run_once)
+            reason = await self._attempt_once(run_once)
             self._connection = None
             if self._clock.monotonic() - started > _STEADY_S:
-                backoff.succeeded()
-            wait_s = backoff.failed()
-            if backoff.failures <= 3 or backoff.failures % 10 == 0:
+                backoff.on_success()
+            wait_s = backoff.on_failure()
+            if backoff.failure_count <= 3 or backoff.failure_count % 10 == 0:
                 logger.warning("%s: feed interrupted: %s; next attempt in %.1f s", self._name, reason, wait_s)
-            self._sink.interrupted(self.feed, reason)
+            self._sink.on_interrupted(self.feed, reason)
             await self._clock.sleep(wait_s)
 
-    def doubt(self, symbol: Symbol) -> None:
+    def renew_subscription(self, symbol: Symbol) -> None:
         """REST has trades of `symbol` that this feed did not bring."""
         if self._connection is not None:
-            self._connection.doubt(symbol, self._clock.monotonic())
+            self._connection.renew_subscription(symbol, self._clock.monotonic())
 
     def hasten(self, symbol: Symbol) -> None:
         """Ask for a refused symbol now: there is a sign that the exchange has it."""
         self._refusals.hasten(symbol, self._clock.monotonic())
 
     @property
-    def mute(self) -> list[Symbol]:
+    def silent_symbols(self) -> list[Symbol]:
         """Symbols that are subscribed and bring nothing."""
-        return self._connection.mute if self._connection is not None else []
+        return self._connection.silent_symbols if self._connection is not None else []
 
-    async def _attempt(self, run_once: Callable[[], Awaitable[str]]) -> str:
+    async def _attempt_once(self, run_once: Callable[[], Awaitable[str]]) -> str:
         try:
             return await run_once()
         except InvalidURI as error:  # whose text holds the whole address
@@ -147,16 +147,16 @@ class FeedRunner:
 
     # ------------------------------------------------------------ streams
 
-    async def _stream(self) -> str:
+    async def _run_stream(self) -> str:
         assert isinstance(self.feed, StreamFeed)
-        self._sink.connected(self.feed)
-        async for event in self.feed.events():
-            self._sink.event(event)
+        self._sink.on_connected(self.feed)
+        async for event in self.feed.stream_events():
+            self._sink.on_event(event)
         return "the stream ended"
 
     # ------------------------------------------------------------ sockets
 
-    async def _socket(self) -> str:
+    async def _run_socket(self) -> str:
         feed = self.feed
         assert isinstance(feed, SocketFeed)
         pings_itself = feed.ping is not None
@@ -173,7 +173,7 @@ class FeedRunner:
             **await self._way_to(feed.url),
         )
         try:
-            return await self._talk(socket, feed)
+            return await self._exchange_frames(socket, feed)
         finally:
             await _hang_up(socket)
 
@@ -187,21 +187,23 @@ class FeedRunner:
         # where an address does not answer, the next one is tried beside it; uvloop does not know it
         return {"happy_eyeballs_delay": 0.25} if is_plain else {}
 
-    async def _talk(self, socket: ClientConnection, feed: SocketFeed) -> str:
-        connection = self._connection = Connection(feed, feed.symbols, self._clock.monotonic(), self._refusals)
+    async def _exchange_frames(self, socket: ClientConnection, feed: SocketFeed) -> str:
+        connection = self._connection = FeedConnection(feed, feed.symbols, self._clock.monotonic(), self._refusals)
         # the host alone: an operator's address may hold a password
         parts = parse_uri(feed.url)
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
         through = "" if proxy is None else f" through {proxy}"
         logger.info("%s: connected to %s%s for %d symbols", self._name, parts.host, through, len(feed.symbols))
-        self._sink.connected(feed)
-        reader = asyncio.ensure_future(self._read(socket, connection))
+        self._sink.on_connected(feed)
+        reader = asyncio.ensure_future(self._read_frames(socket, connection))
         try:
-            return await self._pump(socket, connection, reader)
+            return await self._pump_frames(socket, connection, reader)
         finally:
             reader.cancel()
 
-    async def _pump(self, socket: ClientConnection, connection: Connection, reader: "asyncio.Future[str]") -> str:
+    async def _pump_frames(
+        self, socket: ClientConnection, connection: FeedConnection, reader: "asyncio.Future[str]"
+    ) -> str:
         while True:
             now = self._clock.monotonic()
             if socket.state is not State.OPEN:  # one side says that it ends; the other may not hang up
@@ -209,7 +211,7 @@ class FeedRunner:
                 return await reader
             try:
                 async with asyncio.timeout(_SEND_TIMEOUT_S):
-                    for frame in connection.outgoing(now):
+                    for frame in connection.frames_to_send(now):
                         await socket.send(frame)
             except ConnectionClosed:
                 return await reader  # which knows why
@@ -218,7 +220,7 @@ class FeedRunner:
             skipped = self.malformed.ended(self._steady_ms())
             if skipped > 1:
                 logger.info("%s: all frames can be read again; %d were skipped", self._name, skipped)
-            reason = connection.verdict(now)
+            reason = connection.close_reason(now)
             if reason is not None:
                 return reason
             tick = asyncio.ensure_future(self._clock.sleep(_SEND_TICK_S if connection.has_more else _TICK_S))
@@ -228,7 +230,7 @@ class FeedRunner:
             if reader.done():
                 return reader.result()
 
-    async def _read(self, socket: ClientConnection, connection: Connection) -> str:
+    async def _read_frames(self, socket: ClientConnection, connection: FeedConnection) -> str:
         turns = self._turns
         while True:
             try:
@@ -240,7 +242,7 @@ class FeedRunner:
             began = self._clock.monotonic()
             text = frame if isinstance(frame, str) else frame.decode("utf-8", "replace")
             try:
-                events = connection.received(text, began)
+                events = connection.on_frame(text, began)
             except ExchangeError as error:
                 events = []
                 self._skipped(str(error))
@@ -249,8 +251,8 @@ class FeedRunner:
                 logger.debug("%s: the plugin failed to read a frame", self._name, exc_info=error)
                 self._skipped(f"the plugin failed: {error!r}")
             for event in events:
-                self._sink.event(event)
-            turns.spent(self._clock.monotonic() - began)
+                self._sink.on_event(event)
+            turns.add_time(self._clock.monotonic() - began)
 
     def _skipped(self, reason: str) -> None:
         if self.malformed.note(reason, self._steady_ms()):

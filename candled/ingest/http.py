@@ -12,7 +12,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from candled.budget import Budget, LocalBudget, MakeBudget
-from candled.errors import ExchangeError, HttpRefused, Unavailable
+from candled.errors import ExchangeError, HttpRejected, Unavailable
 from candled.exchange import Clock
 from candled.proxies import Proxies
 
@@ -51,7 +51,7 @@ class HttpClient:
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = _Host(self._budget(name, self._rate))
-        await host.budget.take()
+        await host.budget.acquire()
         full = f"{url}?{urlencode(params)}" if params else url
         host.requests += 1
         asked = self._clock.monotonic()
@@ -67,22 +67,22 @@ class HttpClient:
         date_ms = _date_ms(response.headers)
         if date_ms is not None and self.saw_date is not None:
             self.saw_date(date_ms, asked, self._clock.monotonic())
-        return self._read(name, host, response)
+        return self._read_response(name, host, response)
 
     def describe(self) -> dict[str, Any]:
         """Per host: requests made, the share of the budget left, and until when it asked for silence."""
         return {
             name: {
                 "requests": host.requests,
-                "budgetLeft": round(host.budget.left(), 3),
+                "budgetLeft": round(host.budget.remaining_share(), 3),
                 "closedForSeconds": round(host.budget.closed_for(), 1),
             }
             for name, host in self._hosts.items()
         }
 
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether less than half of some host's budget is left."""
-        return any(host.budget.left() < 0.5 for host in self._hosts.values())
+        return any(host.budget.remaining_share() < 0.5 for host in self._hosts.values())
 
     def close(self) -> None:
         """Drop idle connections."""
@@ -91,9 +91,9 @@ class HttpClient:
     def _own_budget(self, name: str, rate: float) -> Budget:
         return LocalBudget(self._clock, rate)
 
-    def _read(self, name: str, host: "_Host", response: HTTPResponse) -> Any:
+    def _read_response(self, name: str, host: "_Host", response: HTTPResponse) -> Any:
         if response.code in _TOO_MANY:
-            wait_s = self._silence(host, response)
+            wait_s = self._silence_requested(host, response)
             logger.warning("%s answered %d: no requests for %.0f s", name, response.code, wait_s)
             raise Unavailable(f"{name} answered {response.code}, too many requests", retry_after_s=wait_s)
         host.penalties = 0
@@ -104,12 +104,12 @@ class HttpClient:
             kind = response.headers.get("Content-Type", "no content type")
             raise ExchangeError(f"expected JSON from {name}, got {response.code} {kind}: {_excerpt(response.body)}")
         if response.code >= 400:
-            raise HttpRefused(
+            raise HttpRejected(
                 f"{name} answered {response.code}: {_excerpt(response.body)}", status=response.code, body=body
             )
         return body
 
-    def _silence(self, host: "_Host", response: HTTPResponse) -> float:
+    def _silence_requested(self, host: "_Host", response: HTTPResponse) -> float:
         asked_s = _retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
         if asked_s is None:
             asked_s = min(_MOST_PENALTY_S, _FIRST_PENALTY_S * 2**host.penalties)

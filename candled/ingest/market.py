@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from candled.bus import Facts
+from candled.bus import FeedMetadata
 from candled.errors import InvalidCandle
 from candled.exchange import Candles, InvalidRow
 from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Interval, MarketKey, Range, RangeSet, State, StateReason
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 
 from .complaints import Complaints
 from .coverage import RECENT_MS, Coverage, Urgency, Window
@@ -48,11 +48,11 @@ class Condition(NamedTuple):
 class Rules:
     """How one exchange's minutes are judged, in milliseconds; see `candled.exchange.Exchange` and the settings."""
 
-    settle_ms: int
+    grace_period_ms: int
     quiet_after_ms: int
     confirm: bool
-    history_minutes: int
-    opens_at_close: bool
+    max_history_minutes: int
+    opens_at_previous_close: bool
     publishes_empty_candles: bool
 
 
@@ -102,7 +102,7 @@ class MarketIngest:
         #: stamps that cannot be right; the time of receipt took their place
         self.unbelieved_stamps = 0
         self._rules = rules
-        self._minutes = Minutes(rules.settle_ms, recent)
+        self._minutes = Minutes(rules.grace_period_ms, recent)
         self._restored = self._minutes.forming
         #: a stretch of stored history before all that `coverage` knows, while it is looked at
         self.older: Coverage | None = None
@@ -123,13 +123,13 @@ class MarketIngest:
 
     # ------------------------------------------------------------ what the exchange said
 
-    def pushed(self, event: Candles, now_ms: int) -> Outcome:
+    def on_push(self, event: Candles, now_ms: int) -> Outcome:
         """Take candles of the live stream."""
         for row in event.invalid:
             self._drop(row, now_ms)
             if row.open_ms is not None:
                 self._minutes.doubt(MINUTE.floor(row.open_ms))
-        candles = self._valid(event.candles, "live", now_ms, now_ms, is_update=not event.snapshot)
+        candles = self._valid_candles(event.candles, "live", now_ms, now_ms, is_update=not event.snapshot)
         if candles:
             self._presence.on_push(now_ms)
             self.refused = None
@@ -141,8 +141,8 @@ class MarketIngest:
                 candle = candle._replace(final=True)
             if self._reaches(candle, newest_ms, now_ms):
                 self._take_pushed(candle, now_ms, outcome)
-            elif candle.final and self.coverage.has(candle.open_ms):
-                self.coverage.doubt(candle.open_ms)  # it may be another version than the stored one
+            elif candle.final and self.coverage.has_minute(candle.open_ms):
+                self.coverage.mark_doubtful(candle.open_ms)  # it may be another version than the stored one
             elif candle.final and candle.open_ms >= self.coverage.from_ms:
                 self._take_past(candle, outcome, confirmed=False)
         outcome.healed = outcome.past_range
@@ -155,7 +155,7 @@ class MarketIngest:
         """
         newest_ms = now_ms if self.newest_ms is None else self.newest_ms
         span = Range(window.start_ms, min(window.end_ms, MINUTE.floor(newest_ms - WINDOW_MS) + MINUTE_MS))
-        return span if span.start_ms < span.end_ms and self.coverage.held(*span) else None
+        return span if span.start_ms < span.end_ms and self.coverage.covered_within(*span) else None
 
     def find_foreign(self, rows: Sequence[Candle | InvalidRow], now_ms: int) -> str | None:
         """Return in words that an answer is about another market, and count it; None where nothing says so.
@@ -165,7 +165,9 @@ class MarketIngest:
         pairs = [
             (row, ours)
             for row in rows
-            if isinstance(row, Candle) and (ours := self._minutes.get(row.open_ms)) is not None and ours.src == "live"
+            if isinstance(row, Candle)
+            and (ours := self._minutes.get_minute(row.open_ms)) is not None
+            and ours.src == "live"
         ]
         most = 1 if len(pairs) >= _FOREIGN_MINUTES else _FOREIGN_FACTOR
         if not pairs or not all(row.low > most * ours.high or most * row.high < ours.low for row, ours in pairs):
@@ -175,7 +177,7 @@ class MarketIngest:
         self._drop(InvalidRow(row.open_ms, foreign), now_ms)
         return "the exchange's REST API answers with rows of another market"
 
-    def answered(
+    def on_history(
         self,
         window: Window,
         rows: Sequence[Candle | InvalidRow],
@@ -197,9 +199,9 @@ class MarketIngest:
         unreadable = answer.unreadable(span)
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
         self._weigh(window, bool(rows), now_ms)
-        candles = self._valid(answer.candles, src, asked_ms, now_ms)
+        candles = self._valid_candles(answer.candles, src, asked_ms, now_ms)
         known = {candle.open_ms: candle for candle in stored} | {
-            candle.open_ms: held for candle in candles if (held := self._minutes.get(candle.open_ms)) is not None
+            candle.open_ms: held for candle in candles if (held := self._minutes.get_minute(candle.open_ms)) is not None
         }
         outcome, behind = Outcome(), self._behind(candles, known, now_ms)
         self._count_differences(window, candles, known, RangeSet([*unreadable, *behind]), asked_ms, now_ms, outcome)
@@ -209,11 +211,11 @@ class MarketIngest:
             if candle.open_ms not in behind:  # else it stays unconfirmed, and is asked for once more
                 self._take_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
         if not self._presence.is_moving(now_ms):  # nobody sees how the forming minute ends
-            self._minutes.interrupted()
+            self._minutes.on_interrupted()
         outcome.dead, outcome.healed = is_dead, outcome.past_range
-        holes_changed = self._coverage_of(window.start_ms).answered(
+        holes_changed = self._coverage_of(window.start_ms).on_answer(
             window,
-            self._until(now_ms),
+            self._expected_until(now_ms),
             now_ms,
             unreadable,
             behind=behind,
@@ -233,7 +235,7 @@ class MarketIngest:
                     coverage.reopen()
                 self._idle_until_ms = 0
             self._is_credible = True
-        elif self.coverage.held(max(window.start_ms, now_ms - RECENT_MS), window.end_ms):
+        elif self.coverage.covered_within(max(window.start_ms, now_ms - RECENT_MS), window.end_ms):
             self._is_credible = False
 
     def _behind(self, candles: Sequence[Candle], known: Mapping[int, Candle], now_ms: int) -> RangeSet:
@@ -275,49 +277,49 @@ class MarketIngest:
         """All that is known of minutes, the newest first."""
         return [self.coverage] if self.older is None else [self.coverage, self.older]
 
-    def failed(self, reason: str) -> None:
+    def on_history_failed(self, reason: str) -> None:
         """Note that REST could not be asked, or did not answer as documented."""
         self.trouble = reason
         self._presence.on_failure()
 
-    def interrupted(self) -> None:
+    def on_interrupted(self) -> None:
         """Note that the stream broke."""
         self._presence.on_interruption()
         self._idle_until_ms = 0
-        self._minutes.interrupted()
+        self._minutes.on_interrupted()
 
     @property
     def awaits_late_versions(self) -> bool:
         """Whether `settle` will have something to say before long."""
         return self._minutes.awaits_late_versions
 
-    def settle(self, now_ms: int) -> list[Candle]:
+    def finalize_minutes(self, now_ms: int) -> list[Candle]:
         """The minutes that became final because their late versions had their chance."""
-        settled = self._minutes.settle(now_ms)
+        settled = self._minutes.finalize_minutes(now_ms)
         for candle in settled:
-            self.coverage.add(candle.open_ms, confirmed=False)
+            self.coverage.add_minute(candle.open_ms, confirmed=False)
         return settled
 
     # ------------------------------------------------------------ what to do next
 
-    def want(self, now_ms: int, pace_ms: int = POLL_MS) -> Window | None:
+    def next_request(self, now_ms: int, pace_ms: int = POLL_MS) -> Window | None:
         """The next request for history, if there is one to make; for the present at most every `pace_ms`."""
         window = self._want_missing(now_ms)
         if (window is not None and window.urgency is Urgency.RECENT) or not self._presence.is_due(now_ms, pace_ms):
             return window
         end_ms = MINUTE.floor(now_ms) + MINUTE_MS
         start_ms = end_ms - 2 * MINUTE_MS if self.newest_ms is None else self.newest_ms
-        if not self.coverage.has(start_ms - MINUTE_MS):  # REST says how it ended
+        if not self.coverage.has_minute(start_ms - MINUTE_MS):  # REST says how it ended
             start_ms -= MINUTE_MS
-        first_ms = max(start_ms, end_ms - self._rules.history_minutes * MINUTE_MS)
+        first_ms = max(start_ms, end_ms - self._rules.max_history_minutes * MINUTE_MS)
         return Window(Urgency.PRESENT, min(first_ms, end_ms - MINUTE_MS), end_ms)
 
     def _want_missing(self, now_ms: int) -> Window | None:
-        until_ms = self._until(now_ms)
+        until_ms = self._expected_until(now_ms)
         if until_ms < self._idle_until_ms <= until_ms + MINUTE_MS:  # a later time was that of a clock that was ahead
             return self._want_older(now_ms)
         confirm_until_ms = until_ms if self._rules.confirm else 0
-        window = self.coverage.want(until_ms, now_ms, self._rules.history_minutes, confirm_until_ms)
+        window = self.coverage.next_window(until_ms, now_ms, self._rules.max_history_minutes, confirm_until_ms)
         if window is None:
             self._idle_until_ms = until_ms + MINUTE_MS
             return self._want_older(now_ms)
@@ -326,7 +328,7 @@ class MarketIngest:
     def _want_older(self, now_ms: int) -> Window | None:
         if self.older is None:
             return None
-        return self.older.want(self._older_until_ms, now_ms, self._rules.history_minutes, 0)
+        return self.older.next_window(self._older_until_ms, now_ms, self._rules.max_history_minutes, 0)
 
     def forming(self) -> list[Candle]:
         """Return the minutes that are not final as they stand, oldest first."""
@@ -338,40 +340,40 @@ class MarketIngest:
         What lies before a minute that was restored at the start is counted without delay: it was lost then.
         """
         until_ms = now_ms - _ON_THEIR_WAY_MS
-        missing = self.coverage.missing(self.coverage.from_ms, until_ms)
+        missing = self.coverage.missing_within(self.coverage.from_ms, until_ms)
         if self.older is not None:
-            for start_ms, end_ms in self.older.missing(self.older.from_ms, self._older_until_ms):
+            for start_ms, end_ms in self.older.missing_within(self.older.from_ms, self._older_until_ms):
                 missing.add(start_ms, end_ms)
         if self._restored:
-            for start_ms, end_ms in self.coverage.missing(until_ms, self._restored[-1].open_ms):
+            for start_ms, end_ms in self.coverage.missing_within(until_ms, self._restored[-1].open_ms):
                 missing.add(start_ms, end_ms)
             for candle in self._restored:
                 if candle.open_ms >= until_ms:
                     missing.remove(candle.open_ms, candle.open_ms + MINUTE_MS)
         return missing.total_ms // MINUTE_MS
 
-    def facts(self, logged_seq: int) -> Facts:
+    def feed_metadata(self, logged_seq: int) -> FeedMetadata:
         """What can be said of the market with its next message."""
-        settled_ms = self._minutes.settled_ms
+        settled_ms = self._minutes.watermark_ms
         if settled_ms is None:
-            return Facts(logged_seq=logged_seq)
+            return FeedMetadata(logged_seq=logged_seq)
         known = self.coverage.version, settled_ms
         if known != self._gap_of:
             since_ms = self.coverage.from_ms if self.coverage.since_ms is None else self.coverage.since_ms
-            missing = self.coverage.missing(since_ms, settled_ms)
+            missing = self.coverage.missing_within(since_ms, settled_ms)
             for candle in self._minutes.forming:  # whatever REST answered: its end was not seen
                 if candle.open_ms < settled_ms:
                     missing.add(candle.open_ms, candle.open_ms + MINUTE_MS)
             self._gap = next(iter(missing)).hull(missing.last) if missing else None
             self._gap_of = known
-        return Facts(settled_ms, self._gap, logged_seq)
+        return FeedMetadata(settled_ms, self._gap, logged_seq)
 
-    def lost(self, open_ms: int) -> None:
+    def mark_missing(self, open_ms: int) -> None:
         """Note that the store had no room for a final minute: it will be asked for again."""
-        self.coverage.lost(open_ms, open_ms + MINUTE_MS)
+        self.coverage.mark_lost(open_ms, open_ms + MINUTE_MS)
         self._idle_until_ms = 0
 
-    def compare(self, held: RangeSet, stored: RangeSet, span: Range) -> tuple[RangeSet, RangeSet]:
+    def compare_with_store(self, held: RangeSet, stored: RangeSet, span: Range) -> tuple[RangeSet, RangeSet]:
         """Compare what should be in the store with what is, within `span`; return what is lost and what is new there.
 
         `held` is what `coverage.held` said before the store was read. What is lost will be asked for again, once: what
@@ -383,14 +385,14 @@ class MarketIngest:
         for gap in (gap for stretch in held for gap in stored.missing(*stretch)):
             for start_ms, end_ms in self._lost_before.missing(*gap):
                 lost.add(start_ms, end_ms)
-                self.coverage.lost(start_ms, end_ms)
+                self.coverage.mark_lost(start_ms, end_ms)
         for start_ms, end_ms in lost:
             self._lost_before.add(start_ms, end_ms)
-        known = self.coverage.held(*span)
+        known = self.coverage.covered_within(*span)
         for start_ms, end_ms in stored:
             for find in known.missing(start_ms, end_ms):
                 new.add(*find)
-                self.coverage.found(*find)
+                self.coverage.add_stored(*find)
         if lost:
             self._idle_until_ms = 0
         return lost, new
@@ -402,7 +404,7 @@ class MarketIngest:
             return self._unknown(now_ms)
         if self._lacks_week(now_ms):
             return Condition("warming", self._why_missing(now_ms))
-        if self._lacks_recent(self._until(now_ms)):
+        if self._lacks_recent(self._expected_until(now_ms)):
             return Condition("recovering", "fetching" if self._rest_works else "rest_unavailable")
         if standing == "moving":
             return Condition("live")
@@ -434,7 +436,7 @@ class MarketIngest:
         """Return why the running week is not complete."""
         if not self._rest_works:
             return "rest_unavailable"
-        is_asked = not self.coverage.unasked(_WEEK.floor(now_ms), self._until(now_ms))
+        is_asked = not self.coverage.unasked(_WEEK.floor(now_ms), self._expected_until(now_ms))
         return "unconfirmed_beginning" if is_asked and self.coverage.beginning is not None else "fetching"
 
     @property
@@ -465,9 +467,9 @@ class MarketIngest:
         return not self.connected or self._presence.standing(now_ms) == "polled"
 
     @property
-    def holes(self) -> list[Hole]:
+    def known_gaps(self) -> list[KnownGap]:
         """The minutes the exchange itself does not have, but for the time before its history begins."""
-        found = [hole for coverage in reversed(self.coverages) for hole in coverage.holes]
+        found = [hole for coverage in reversed(self.coverages) for hole in coverage.known_gaps]
         return [hole for hole in found if hole.reason != "beyond_history"]
 
     @property
@@ -505,12 +507,12 @@ class MarketIngest:
         known = self.coverage.version, until_ms
         if known != self._recent_known:
             self._recent_known = known
-            self._recent_lacks = bool(self.coverage.missing(until_ms - RECENT_MS, until_ms - MINUTE_MS))
+            self._recent_lacks = bool(self.coverage.missing_within(until_ms - RECENT_MS, until_ms - MINUTE_MS))
         return self._recent_lacks
 
-    def _until(self, now_ms: int) -> int:
+    def _expected_until(self, now_ms: int) -> int:
         """Minutes before this should be here by now."""
-        return MINUTE.floor(now_ms - self._rules.settle_ms - _PATIENCE_MS)
+        return MINUTE.floor(now_ms - self._rules.grace_period_ms - _PATIENCE_MS)
 
     def _drop(self, row: InvalidRow, now_ms: int) -> None:
         """Count a row that cannot be a candle."""
@@ -523,7 +525,7 @@ class MarketIngest:
         if dropped > 1:
             logger.info("%s: no more rows that cannot be candles; %d were dropped", self.key, dropped)
 
-    def _valid(
+    def _valid_candles(
         self, candles: Sequence[Candle], src: str, received_ms: int, now_ms: int, *, is_update: bool = False
     ) -> list[Candle]:
         """Return the possible ones of some candles, oldest first, each with a stamp that can be believed.
@@ -553,10 +555,10 @@ class MarketIngest:
 
     def _take_pushed(self, candle: Candle, now_ms: int, outcome: Outcome) -> None:
         """Take a minute of the live edge from the stream. One that REST has confirmed only REST changes."""
-        held = self._minutes.get(candle.open_ms)
+        held = self._minutes.get_minute(candle.open_ms)
         if held is not None and held.final and self._is_confirmed(candle.open_ms):
             if held.values != candle.values and candle.supersedes(held):
-                self.coverage.doubt(candle.open_ms)
+                self.coverage.mark_doubtful(candle.open_ms)
                 self._idle_until_ms = 0
             return
         self._hold(candle, now_ms, outcome, confirmed=False)
@@ -574,43 +576,43 @@ class MarketIngest:
         if self._reaches(candle, newest_ms, now_ms):
             self._hold(proven, now_ms, outcome, confirmed=is_over)
         elif is_over and known is not None and known.final and known.values == candle.values:
-            self._coverage_of(candle.open_ms).add(candle.open_ms, confirmed=True)
+            self._coverage_of(candle.open_ms).add_minute(candle.open_ms, confirmed=True)
         elif is_over and (known is not None or self._is_wanted(candle.open_ms)):
             self.revisions += known is not None and known.final
             self._take_past(proven, outcome, confirmed=True)
 
     def _take_past(self, candle: Candle, outcome: Outcome, *, confirmed: bool) -> None:
         """Take a final minute that is older than the live edge."""
-        outcome.past.append(candle._replace(rev=self._missed(candle)))
+        outcome.past.append(candle._replace(rev=self._revision_of_absent(candle)))
         self._minutes.forget(candle.open_ms)
-        self._coverage_of(candle.open_ms).add(candle.open_ms, confirmed=confirmed)
+        self._coverage_of(candle.open_ms).add_minute(candle.open_ms, confirmed=confirmed)
 
     def _reaches(self, candle: Candle, newest_ms: int, now_ms: int) -> bool:
         """Whether a candle belongs to the live edge, also once the newest one that came with it is there."""
-        return self._minutes.reaches(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS
+        return self._minutes.is_live_edge(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS
 
     def _is_wanted(self, open_ms: int) -> bool:
         """Whether the store should get the exchange's word on a minute that is no longer in memory."""
         coverage = self._coverage_of(open_ms)
-        return not coverage.has(open_ms) or coverage.awaits_confirmation(open_ms)
+        return not coverage.has_minute(open_ms) or coverage.awaits_confirmation(open_ms)
 
     def _is_confirmed(self, open_ms: int) -> bool:
         """Whether REST has confirmed a final minute, and can be asked again."""
         coverage = self.coverage
         is_open = coverage.awaits_confirmation(open_ms) or coverage.was_deferred(open_ms)
-        return self._rules.confirm and coverage.has(open_ms) and not is_open
+        return self._rules.confirm and coverage.has_minute(open_ms) and not is_open
 
     def _hold(self, candle: Candle, now_ms: int, outcome: Outcome, *, confirmed: bool) -> None:
         """Take a version of a minute of the live edge."""
-        held = self._minutes.get(candle.open_ms)
-        if held is None and self._missed(candle):
+        held = self._minutes.get_minute(candle.open_ms)
+        if held is None and self._revision_of_absent(candle):
             candle = candle._replace(rev=1)
-        news = self._minutes.offer(candle, now_ms)
-        current = news or self._minutes.get(candle.open_ms)
+        news = self._minutes.apply_version(candle, now_ms)
+        current = news or self._minutes.get_minute(candle.open_ms)
         if current is not None and current.final and (confirmed or news is not None):
-            if news is None and not self.coverage.has(candle.open_ms):
+            if news is None and not self.coverage.has_minute(candle.open_ms):
                 news = current  # the store has lost it, and gets it once more
-            self.coverage.add(candle.open_ms, confirmed=confirmed)
+            self.coverage.add_minute(candle.open_ms, confirmed=confirmed)
         if news is None:
             return
         if held is not None and held.final and held.values != news.values:
@@ -618,19 +620,24 @@ class MarketIngest:
         self._compare_with_previous(news, held)
         outcome.live.append(news)
 
-    def _missed(self, candle: Candle) -> int:
+    def _revision_of_absent(self, candle: Candle) -> int:
         """1 for a minute that was taken not to exist: bars were final without it, so that it revises them."""
         return int(self._coverage_of(candle.open_ms).was_absent(candle.open_ms))
 
     def _compare_with_previous(self, candle: Candle, held: Candle | None) -> None:
         """Where candles open at the close of the one before, a difference betrays a missed push."""
-        previous = self._minutes.get(candle.open_ms - MINUTE_MS)
-        if self._rules.opens_at_close and held is None and previous is not None and previous.close != candle.open:
-            self.coverage.doubt(previous.open_ms)
+        previous = self._minutes.get_minute(candle.open_ms - MINUTE_MS)
+        if (
+            self._rules.opens_at_previous_close
+            and held is None
+            and previous is not None
+            and previous.close != candle.open
+        ):
+            self.coverage.mark_doubtful(previous.open_ms)
             self._idle_until_ms = 0
 
     def _is_over(self, candle: Candle) -> bool:
-        return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._rules.settle_ms
+        return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._rules.grace_period_ms
 
     def _count_differences(
         self,
@@ -644,9 +651,11 @@ class MarketIngest:
     ) -> None:
         """Count the final minutes that REST is compared with for the first time, and all that differ from it."""
         theirs = {candle.open_ms: candle for candle in candles if self._is_over(candle)}
-        awaiting = set(self.coverage.unconfirmed(window.start_ms, min(window.end_ms, self._until(now_ms))))
+        awaiting = set(
+            self.coverage.unconfirmed_within(window.start_ms, min(window.end_ms, self._expected_until(now_ms)))
+        )
         for open_ms in awaiting | theirs.keys():
-            ours, row = known.get(open_ms) or self._minutes.get(open_ms), theirs.get(open_ms)
+            ours, row = known.get(open_ms) or self._minutes.get_minute(open_ms), theirs.get(open_ms)
             if ours is None or not ours.final or open_ms in unreadable:
                 continue
             if self.coverage.was_deferred(open_ms) and open_ms not in self._lesser:  # it was counted
@@ -659,7 +668,7 @@ class MarketIngest:
 
     def _judge_silence(self, window: Window, rows: list[Candle], now_ms: int) -> bool:
         """Take REST's answer about the present; return whether it shows a subscription that is dead."""
-        verdict = self._presence.judge(rows, window.start_ms, self._minutes.get, now_ms)
+        verdict = self._presence.judge(rows, window.start_ms, self._minutes.get_minute, now_ms)
         if verdict == "nothing":
             self.trouble = "the exchange's REST API does not answer for the present"
             if not rows and self.newest_ms is not None:  # it lacks a minute that it must have, final or not

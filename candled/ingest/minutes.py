@@ -17,12 +17,12 @@ class Minutes:
     """
 
     def __init__(self, settle_ms: int, held: Sequence[Candle] = ()) -> None:
-        self._settle_ms = settle_ms
+        self._grace_period_ms = settle_ms
         self._held = {candle.open_ms: candle for candle in held}
         self._open: dict[int, int | None] = {}  # minutes not final → when a successor was first seen
         self.newest_ms: int | None = held[-1].open_ms if held else None
 
-    def get(self, open_ms: int) -> Candle | None:
+    def get_minute(self, open_ms: int) -> Candle | None:
         """The version held of a minute, if it is one of the newest hour."""
         return self._held.get(open_ms)
 
@@ -32,7 +32,7 @@ class Minutes:
         return sorted(candle for candle in self._held.values() if not candle.final)
 
     @property
-    def settled_ms(self) -> int | None:
+    def watermark_ms(self) -> int | None:
         """Before it no minute is held that may still become final by its successor; None before the first minute.
 
         Minutes that were not seen to their end, when the stream broke or jumped, are before it: they are missing.
@@ -47,11 +47,11 @@ class Minutes:
         """Whether some minute will be final once its successor has been open for long enough."""
         return any(seen_ms is not None for seen_ms in self._open.values())
 
-    def reaches(self, open_ms: int, now_ms: int) -> bool:
+    def is_live_edge(self, open_ms: int, now_ms: int) -> bool:
         """Whether a minute belongs to the live edge; an older one must go through the store."""
         return open_ms > (now_ms if self.newest_ms is None else self.newest_ms) - WINDOW_MS
 
-    def interrupted(self) -> None:
+    def on_interrupted(self) -> None:
         """The stream broke: minutes in progress may end unseen, so a successor no longer proves them final.
 
         They are held on, and become final when the stream or REST speaks of them again.
@@ -71,7 +71,7 @@ class Minutes:
             self._held.pop(open_ms, None)
             self._open.pop(open_ms, None)
 
-    def offer(self, candle: Candle, now_ms: int) -> Candle | None:
+    def apply_version(self, candle: Candle, now_ms: int) -> Candle | None:
         """Take a version of a minute of the live edge; return it as it now stands if that is a change, else None.
 
         `final` of the candle is whether it is proven to be the last one: a pushed one alone never is.
@@ -82,12 +82,12 @@ class Minutes:
             if candle is held:
                 return None
         self._held[candle.open_ms] = candle
-        self._note(candle, now_ms)
+        self._track_minute(candle, now_ms)
         if held is not None and held.final is candle.final and held[1:7] == candle[1:7]:
             return None
         return candle
 
-    def settle(self, now_ms: int) -> list[Candle]:
+    def finalize_minutes(self, now_ms: int) -> list[Candle]:
         """Return the minutes that became final because their successor opened long enough ago, oldest first.
 
         Both the successor and the exchange's clock must say so: one frame of the stream, which may be about a minute to
@@ -99,17 +99,17 @@ class Minutes:
         settled = [
             open_ms
             for open_ms, seen_ms in self._open.items()
-            if seen_ms is not None and max(seen_ms, open_ms + MINUTE_MS) + self._settle_ms <= now_ms
+            if seen_ms is not None and max(seen_ms, open_ms + MINUTE_MS) + self._grace_period_ms <= now_ms
         ]
         result = []
         for open_ms in sorted(settled):
             del self._open[open_ms]
-            if self.reaches(open_ms, now_ms):
+            if self.is_live_edge(open_ms, now_ms):
                 self._held[open_ms] = self._held[open_ms]._replace(final=True)
                 result.append(self._held[open_ms])
         return result
 
-    def _note(self, candle: Candle, now_ms: int) -> None:
+    def _track_minute(self, candle: Candle, now_ms: int) -> None:
         newest_ms = self.newest_ms
         if candle.final:
             self._open.pop(candle.open_ms, None)
@@ -122,5 +122,5 @@ class Minutes:
         for open_ms, seen_ms in self._open.items():
             if open_ms < candle.open_ms and seen_ms is None:
                 self._open[open_ms] = now_ms
-        for open_ms in [old for old in self._held if not self.reaches(old, now_ms) and self._held[old].final]:
+        for open_ms in [old for old in self._held if not self.is_live_edge(old, now_ms) and self._held[old].final]:
             del self._held[open_ms]

@@ -12,7 +12,7 @@ class Parity:
     def __init__(self) -> None:
         self._hours: dict[int, tuple[int, int]] = {}
 
-    def note(self, now_ms: int, checked: int, mismatched: int) -> None:
+    def count_checked(self, now_ms: int, checked: int, mismatched: int) -> None:
         """Count minutes that were compared now, and those of them that differed."""
         hour = now_ms // _HOUR_MS
         before = self._hours.get(hour, (0, 0))

@@ -44,7 +44,7 @@ def check(candle: Candle) -> Candle:
     Raises:
         InvalidCandle: as `Candle.check`; a number beyond all that exchanges print.
     """
-    candle.check()
+    candle.checked()
     volume, quote = candle.volume, candle.quote_volume
     is_fit = candle.high <= _MOST and candle.low >= _LEAST and volume <= _MOST and (not volume or volume >= _LEAST)
     if not is_fit or (quote and not _LEAST <= quote <= _MOST):

@@ -7,11 +7,11 @@ from typing import Protocol
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.model import MINUTE_MS, Interval, MarketKey, Range, RangeSet, Symbol
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 
 from .coverage import Absence, Coverage
 from .market import MarketIngest, Outcome
-from .outlet import Outlet
+from .publisher import IngestPublisher
 
 _WEEK = Interval.parse("1W")
 _SEGMENT_MS = 4 * _WEEK.ms  # looked at as a whole, so that memory does not grow with the history
@@ -20,10 +20,10 @@ _TICKS_A_NOTICE = 5
 
 
 class Keeper(Protocol):
-    """The reads this module needs; `candled.store.keeper.Keeper` has them."""
+    """The reads this module needs; `candled.store.ingest_store.IngestStore` has them."""
 
-    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
-    async def holes(self, market: MarketKey, within: Range) -> Sequence[Hole]: ...
+    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]: ...
     async def complete_from(self, market: MarketKey) -> int | None: ...
     async def served_from(self, market: MarketKey) -> int | None: ...
     async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]: ...
@@ -37,7 +37,7 @@ class StoredPast:
     Minutes stored by commands beside this daemon are noticed within ten seconds and sent to clients.
     """
 
-    def __init__(self, exchange: str, absence: Absence, store: Keeper, outlet: Outlet, clock: Clock) -> None:
+    def __init__(self, exchange: str, absence: Absence, store: Keeper, outlet: IngestPublisher, clock: Clock) -> None:
         self._exchange = exchange
         self._absence: Absence = absence
         self._store = store
@@ -69,8 +69,8 @@ class StoredPast:
 
     async def _look(self, market: MarketIngest) -> None:
         """Go back one stretch, as soon as everything after it is complete."""
-        if not self._outlet.has_told(market):
-            await self._outlet.heal(market, Outcome())
+        if not self._outlet.has_published(market):
+            await self._outlet.publish_repair(market, Outcome())
         since_ms = market.coverage.since_ms
         if since_ms is None or since_ms > market.coverage.from_ms:
             return
@@ -86,8 +86,8 @@ class StoredPast:
             return
         span = Range(max(begins_ms, since_ms - _SEGMENT_MS), since_ms)
         stretch = Coverage(
-            present=await self._store.present(market.key, *span),
-            holes=await self._store.holes(market.key, span),
+            present=await self._store.stored_ranges(market.key, *span),
+            holes=await self._store.known_gaps(market.key, span),
             since_ms=since_ms,
             from_ms=span.start_ms,
             absence=self._absence,
@@ -95,15 +95,15 @@ class StoredPast:
         )
         added = market.look_at(stretch, since_ms)
         if added is not None:
-            await self._outlet.heal(market, Outcome(healed=added))
+            await self._outlet.publish_repair(market, Outcome(healed=added))
 
     async def _pass_the_beginning(self, market: MarketIngest, since_ms: int) -> None:
         """Where nothing exists before history, the bars in which it begins are whole: it is complete since theirs."""
-        for hole in await self._store.holes(market.key, Range(since_ms - MINUTE_MS, since_ms)):
+        for hole in await self._store.known_gaps(market.key, Range(since_ms - MINUTE_MS, since_ms)):
             begins_ms = max(hole.start_ms, _WEEK.floor(since_ms))
             if hole.reason == "beyond_history" and hole.end_ms >= since_ms and begins_ms < since_ms:
                 market.coverage.known_since(begins_ms)
-                await self._outlet.heal(market, Outcome(healed=Range(begins_ms, since_ms)))
+                await self._outlet.publish_repair(market, Outcome(healed=Range(begins_ms, since_ms)))
 
     # ------------------------------------------------------------ what others store
 
@@ -125,10 +125,10 @@ class StoredPast:
     async def _take_in(self, market: MarketIngest, span: Range) -> None:
         for week_ms in range(_WEEK.floor(max(span.start_ms, market.coverage.from_ms)), span.end_ms, _WEEK.ms):
             part = Range(max(week_ms, span.start_ms), min(week_ms + _WEEK.ms, span.end_ms))
-            market.compare(RangeSet(), RangeSet(await self._store.present(market.key, *part)), part)
+            market.compare_with_store(RangeSet(), RangeSet(await self._store.stored_ranges(market.key, *part)), part)
         since_ms = await self._store.complete_from(market.key)
         if since_ms is not None:
             market.coverage.known_since(since_ms)
         market.older = None
         self.doubt(market.key.symbol)
-        await self._outlet.heal(market, Outcome(healed=span, foreign=span))
+        await self._outlet.publish_repair(market, Outcome(healed=span, foreign=span))

@@ -73,9 +73,9 @@ class Candle(NamedTuple):
         except (ValueError, TypeError, DecimalException) as error:
             row = [open_ms, open, high, low, close, volume, quote_volume]
             raise InvalidCandle(f"expected a time and decimal numbers, got {row!r}") from error
-        return candle.check()
+        return candle.checked()
 
-    def check(self, grid_ms: int = MINUTE_MS) -> Self:
+    def checked(self, grid_ms: int = MINUTE_MS) -> Self:
         """Return the candle itself if it is possible.
 
         Raises:

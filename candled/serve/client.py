@@ -10,26 +10,26 @@ from candled.bus import Position
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import Candle, Interval, MarketKey
-from candled.rooms import messages
-from candled.rooms.frames import Frame
-from candled.rooms.hub import Hub, Link, Membership
-from candled.rooms.messages import PLAIN, Topic
-from candled.rooms.protocol import (
+from candled.protocol import messages
+from candled.protocol.frames import Frame
+from candled.protocol.messages import PLAIN, Topic
+from candled.protocol.requests import (
     INTERNAL,
     LIMIT,
     TOO_MANY,
     GetHistory,
     ListSubscriptions,
     Ping,
-    Protocol,
     Request,
+    RequestCodec,
     RequestError,
     Subscribe,
     SubscribeMany,
 )
+from candled.rooms.hub import Hub, Membership, RecipientConnection
 from candled.token_bucket import TokenBucket
 
-from .pager import TURN, Pager, Pages
+from .pager import TURN, BarReader, Pager
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,13 @@ _RETRY_S = 1.0
 _PATIENCE_S = 10.0  # so many seconds' worth of messages may be too many at once before the connection is closed
 
 
-class Bars(Interface):
+class BarLoader(Interface):
     """`candled.aggregate.live_bars.LiveBars`."""
 
-    def ready(self, key: MarketKey, interval: Interval, count: int) -> bool: ...
+    def is_loaded(self, key: MarketKey, interval: Interval, count: int) -> bool: ...
     def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool: ...
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
-    async def prepare(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None: ...
+    async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None: ...
     async def prepare_resume(self, key: MarketKey, interval: Interval, position: Position, time_ms: int) -> Any: ...
 
 
@@ -58,7 +58,7 @@ class ClientLimits(Interface):
     def warmup_wait(self) -> timedelta: ...
 
 
-class Client:
+class ClientSession:
     """A member of rooms behind one link. There may be very many: what few of them need is made when it is needed."""
 
     __slots__ = (
@@ -79,7 +79,14 @@ class Client:
     )
 
     def __init__(
-        self, link: Link, hub: Hub, bars: Bars, codec: Protocol, clock: Clock, limits: ClientLimits, pages: Pages
+        self,
+        link: RecipientConnection,
+        hub: Hub,
+        bars: BarLoader,
+        codec: RequestCodec,
+        clock: Clock,
+        limits: ClientLimits,
+        pages: BarReader,
     ) -> None:
         self._link = link
         self._hub = hub
@@ -98,13 +105,13 @@ class Client:
 
     # ------------------------------------------------------------ from the link
 
-    def received(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> None:
         """Handle one message; every mistake is answered and the socket stays open."""
         try:
-            self._spend(message)
-            self.handle(self._codec.decode(message))
+            self._spend_budget(message)
+            self.handle(self._codec.decode_request(message))
         except RequestError as error:
-            self._refuse(error)
+            self._send_error(error)
 
     def handle(self, request: Request) -> None:
         """Handle a request that was read already.
@@ -115,55 +122,55 @@ class Client:
         if request.id is not None:
             self._is_extended = True
         if isinstance(request, Subscribe):
-            self._subscribe(request)
+            self._subscribe_topic(request)
         elif isinstance(request, SubscribeMany):
             self._is_extended = True
             for one in request.wanted:
                 self._subscribe_one(one)
         elif isinstance(request, Ping):
-            self._reply(messages.pong(request.id))
+            self._send_reply(messages.pong(request.id))
         elif isinstance(request, ListSubscriptions):
             self._is_extended = True
-            self._reply(messages.listing(map(self._codec.head, self._memberships), request.id))
+            self._send_reply(messages.listing(map(self._codec.topic_head, self._memberships), request.id))
         elif isinstance(request, GetHistory):
-            self._page(request)
+            self._request_page(request)
         else:
-            existed = self._unsubscribe(request.topic)
+            existed = self._unsubscribe_topic(request.topic)
             if request.id is not None:
-                head = self._codec.head(request.topic)
-                self._reply(messages.unsubscribed(head, request.id, existed=existed))
+                head = self._codec.topic_head(request.topic)
+                self._send_reply(messages.unsubscribed(head, request.id, existed=existed))
 
     def make_initial(self, topic: Topic) -> Frame | None:
         """The socket can take the `initial` that was wanted of it, or a page of history."""
         membership = self._memberships.get(topic)
         if membership is not None:
-            return self._hub.initial(membership)
+            return self._hub.render_initial(membership)
         if topic == TURN and self._pager is not None:
-            self._pager.turn()
+            self._pager.on_turn()
         return None
 
-    def fell_behind(self, topic: Topic) -> None:
+    def on_fell_behind(self, topic: Topic) -> None:
         """The client reads so slowly that updates of a topic had to be dropped."""
         membership = self._memberships.get(topic)
         if membership is not None:
-            self._hub.fell_behind(membership)
+            self._hub.on_fell_behind(membership)
             self.want_initial(membership)
 
-    def goodbye(self, reconnect_after_ms: int) -> None:
+    def notify_shutdown(self, reconnect_after_ms: int) -> None:
         """The server is about to close the connection."""
         if self._is_extended:
-            self._reply(messages.bye(reconnect_after_ms))
+            self._send_reply(messages.bye(reconnect_after_ms))
 
-    def closed(self) -> None:
+    def on_close(self) -> None:
         """The socket is gone."""
         for task in list((self._preparing or {}).values()):
             task.cancel()
         if self._pager is not None:
             self._pager.close()
         for watcher, _ in (self._watched or {}).values():
-            self._hub.unwatch(watcher)
+            self._hub.unwatch_state(watcher)
         for membership in self._memberships.values():
-            self._hub.leave(membership)
+            self._hub.leave_room(membership)
         self._watched = None
         self._memberships.clear()
 
@@ -174,28 +181,28 @@ class Client:
         topic = membership.topic
         if self._memberships.get(topic) is not membership or (self._preparing and topic in self._preparing):
             return
-        may_wait = membership.fresh and not self._bars.is_warm(*topic, membership.needed)
-        if membership.resume is None and not may_wait and self._bars.ready(*topic, membership.needed):
-            self._link.want(topic)
+        may_wait = membership.fresh and not self._bars.is_warm(*topic, membership.bars_needed)
+        if membership.resume is None and not may_wait and self._bars.is_loaded(*topic, membership.bars_needed):
+            self._link.request_snapshot(topic)
             return
         if self._preparing is None:
             self._preparing = {}
-        self._preparing[topic] = asyncio.ensure_future(self._prepare(topic, may_wait))
+        self._preparing[topic] = asyncio.ensure_future(self._prepare_initial(topic, may_wait))
 
     # ------------------------------------------------------------ requests
 
-    def _spend(self, message: str | bytes) -> None:
+    def _spend_budget(self, message: str | bytes) -> None:
         rate = self._limits.max_messages_per_second
         if not rate:
             return
         if self._budget is None:
             self._budget = TokenBucket(rate, 2 * rate)
         now = self._clock.monotonic()
-        if self._budget.take(now):
+        if self._budget.try_take(now):
             if self._patience is None:
                 self._patience = TokenBucket(rate, _PATIENCE_S * rate)
-            if self._patience.take(now):
-                self._link.close(3013, "too many messages")
+            if self._patience.try_take(now):
+                self._link.disconnect(3013, "too many messages")
             error = RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
             error.request_id = self._codec.name_of(message)
             raise error
@@ -205,11 +212,11 @@ class Client:
         try:
             if isinstance(one, RequestError):
                 raise one
-            self._subscribe(one)
+            self._subscribe_topic(one)
         except RequestError as error:
-            self._refuse(error)
+            self._send_error(error)
 
-    def _subscribe(self, request: Subscribe) -> None:
+    def _subscribe_topic(self, request: Subscribe) -> None:
         topic, most = request.topic, self._limits.max_rooms_per_connection
         former = self._memberships.get(topic)
         if most and former is None and len(self._memberships) >= most:
@@ -218,31 +225,31 @@ class Client:
             raise error
         if request.options != PLAIN or request.status or request.resume is not None:
             self._is_extended = True
-        self._link.forget(topic)
-        membership = self._hub.join(self, self._link, topic, request.bars, request.options)
+        self._link.cancel_topic(topic)
+        membership = self._hub.join_room(self, self._link, topic, request.bars, request.options)
         membership.resume, membership.request_id = request.resume, request.id
         self._memberships[topic] = membership
         if former is not None:
-            self._hub.leave(former)
+            self._hub.leave_room(former)
         if len(self._memberships) > 1:
-            self._link.gather(many=True)
+            self._link.cork(many=True)
         if request.id is not None:
-            self._reply(messages.subscribed(membership.lane.room.head, request.id))
-        self._watch(topic, request.status)
+            self._send_reply(messages.subscribed(membership.lane.room.head, request.id))
+        self._watch_state(topic, request.status)
         self.want_initial(membership)
 
-    def _unsubscribe(self, topic: Topic) -> bool:
+    def _unsubscribe_topic(self, topic: Topic) -> bool:
         membership = self._memberships.pop(topic, None)
         if membership is None:
             return False
-        self._link.forget(topic)
-        self._hub.leave(membership)
-        self._watch(topic, wanted=False)
+        self._link.cancel_topic(topic)
+        self._hub.leave_room(membership)
+        self._watch_state(topic, wanted=False)
         if len(self._memberships) == 1:
-            self._link.gather(many=False)
+            self._link.cork(many=False)
         return True
 
-    def _watch(self, topic: Topic, wanted: bool) -> None:
+    def _watch_state(self, topic: Topic, wanted: bool) -> None:
         """Be told the state of a topic's market, once for all its topics, or no more."""
         if self._watched is None:
             if not wanted:
@@ -252,47 +259,47 @@ class Client:
         if wanted:
             topics.add(topic)
             if watcher is None:
-                self._watched[topic.market] = self._hub.watch(self._link, topic.market), topics
+                self._watched[topic.market] = self._hub.watch_state(self._link, topic.market), topics
         elif watcher is not None:
             topics.discard(topic)
             if not topics:
                 del self._watched[topic.market]
-                self._hub.unwatch(watcher)
+                self._hub.unwatch_state(watcher)
 
-    def _page(self, request: GetHistory) -> None:
+    def _request_page(self, request: GetHistory) -> None:
         self._is_extended = True
         if self._pager is None:
-            self._pager = Pager(self._link, self._pages, self._bars, self._codec.head, self._clock)
+            self._pager = Pager(self._link, self._pages, self._bars, self._codec.topic_head, self._clock)
         try:
-            self._pager.ask(request)
+            self._pager.enqueue_request(request)
         except RequestError as error:
             error.request_id = request.id
             raise
 
     # ------------------------------------------------------------ inside
 
-    async def _prepare(self, topic: Topic, may_wait: bool) -> None:
+    async def _prepare_initial(self, topic: Topic, may_wait: bool) -> None:
         """Have read what memory lacks, then have `initial` sent."""
         try:
-            await self._read(topic, self._limits.warmup_wait.total_seconds() if may_wait else 0.0)
+            await self._load_bars(topic, self._limits.warmup_wait.total_seconds() if may_wait else 0.0)
         finally:
             if self._preparing is not None:
                 del self._preparing[topic]
         if topic in self._memberships:
-            self._link.want(topic)
+            self._link.request_snapshot(topic)
 
-    async def _read(self, topic: Topic, patience_s: float) -> None:
+    async def _load_bars(self, topic: Topic, patience_s: float) -> None:
         """Have read what a member needs; a failure is told once to each request, and tried again."""
         told: Membership | None = None
         while (membership := self._memberships.get(topic)) is not None:
             try:
-                await self._bars.prepare(*topic, membership.needed, patience_s)
-                await self._find(membership)
+                await self._bars.load_bars(*topic, membership.bars_needed, patience_s)
+                await self._find_missed(membership)
             except Exception as error:
                 if told is not membership:
                     is_known = isinstance(error, Unavailable)
                     logger.warning("%s %s: bars cannot be read: %s", *topic, error, exc_info=not is_known)
-                    self._refuse(_failed(membership))
+                    self._send_error(_failed(membership))
                 told = membership
                 await self._clock.sleep(_RETRY_S)
                 continue
@@ -301,7 +308,7 @@ class Client:
             if self._memberships.get(topic) is membership:  # not asked for anew meanwhile
                 return
 
-    async def _find(self, membership: Membership) -> None:
+    async def _find_missed(self, membership: Membership) -> None:
         """Find out what a member that was here before has missed; if that cannot be, it is told everything."""
         resume = membership.resume
         if resume is None:
@@ -315,16 +322,16 @@ class Client:
         except Exception:  # everything is the safe answer
             logger.exception("%s %s: what changed could not be found out", *membership.topic)
 
-    def _refuse(self, error: RequestError) -> None:
+    def _send_error(self, error: RequestError) -> None:
         if error.request_id is not None:
             self._is_extended = True
         text = messages.error(str(error), error.request_id, code=error.code, temporary=error.temporary)
-        frame = Frame.of(text)
+        frame = Frame.from_text(text)
         frame.refusal = str(error)
-        self._link.reply(frame)
+        self._link.send_reply(frame)
 
-    def _reply(self, text: str) -> None:
-        self._link.reply(Frame.of(text))
+    def _send_reply(self, text: str) -> None:
+        self._link.send_reply(Frame.from_text(text))
 
 
 def _failed(membership: Membership) -> RequestError:

@@ -5,12 +5,11 @@ from typing import Any
 
 import msgspec
 
-from candled.rooms.frames import Frame
-from candled.rooms.protocol import Topic
+from candled.protocol.frames import Frame
+from candled.protocol.requests import Topic
+from candled.transport.connection import ClientConnection, ConnectionListener
 
-from .link import Client, Link
-
-MakeClient = Callable[[Link], Client]
+MakeClient = Callable[[ClientConnection], ConnectionListener]
 
 
 class _First(msgspec.Struct):
@@ -40,31 +39,31 @@ class Undecided:
 
     __slots__ = ("_link", "_make_binance", "_own")
 
-    def __init__(self, link: Link, make_own: MakeClient, make_binance: MakeClient) -> None:
+    def __init__(self, link: ClientConnection, make_own: MakeClient, make_binance: MakeClient) -> None:
         self._link = link
         self._own = make_own(link)
         self._make_binance = make_binance
 
-    def received(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> None:
         """Handle a message; from the first one that is of a protocol on, the link has a client of that protocol."""
         is_binance = speaks_binance(message)
         if is_binance:
-            self._own.closed()
+            self._own.on_close()
             self._link.client = self._make_binance(self._link)
         elif is_binance is False:
             self._link.client = self._own
-        (self._own if is_binance is None else self._link.client).received(message)
+        (self._own if is_binance is None else self._link.client).on_message(message)
 
     def make_initial(self, topic: Topic) -> Frame | None:
         """Nothing was subscribed to."""
         return None
 
-    def fell_behind(self, topic: Topic) -> None:
+    def on_fell_behind(self, topic: Topic) -> None:
         """Nothing was subscribed to."""
 
-    def goodbye(self, reconnect_after_ms: int) -> None:
+    def notify_shutdown(self, reconnect_after_ms: int) -> None:
         """It knows neither protocol's goodbye."""
 
-    def closed(self) -> None:
+    def on_close(self) -> None:
         """The socket is gone."""
-        self._own.closed()
+        self._own.on_close()

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 from tornado.websocket import WebSocketClosedError
 
-from candled.rooms.frames import Contents, Frame
+from candled.protocol.frames import Contents, Frame
+from candled.transport.tornado_connection import TornadoConnection
 
-from .handlers import Site, Visitor
-from .tornado_link import TornadoLink
+from .handlers import ConnectingHandler, ServerContext
 
 _RETRY_MS = 2000  # after which a browser connects again
 _ALIVE_S = 15.0  # proxies end a connection on which nothing comes
@@ -53,12 +53,12 @@ def resume_of(event_id: str) -> dict[str, Any] | None:
     return {"epoch": epoch, "seq": int(seq), "time": int(rest)}
 
 
-class EventsHandler(Visitor):
+class EventsHandler(ConnectingHandler):
     """`/events?symbol=&interval=`: a client of our own protocol, whose messages are written as events."""
 
-    _link: TornadoLink
+    _link: TornadoConnection
 
-    def initialize(self, site: Site) -> None:
+    def initialize(self, site: ServerContext) -> None:
         super().initialize(site)
         self._progress = Progress()
         self._has_begun = False
@@ -68,27 +68,27 @@ class EventsHandler(Visitor):
         """Subscribe, then write events until the client goes or the server stops."""
         origin = self.request.headers.get("Origin")
         if origin is not None and not self.check_origin(origin):
-            self.refuse(403, "Cross origin requests are not allowed")
+            self.reject(403, "Cross origin requests are not allowed")
             return
         if self.is_refused():
             return
-        self._link = TornadoLink(self, self.site.publisher, self.site.clock, self.address)
-        self.site.kept(self._link)
+        self._link = TornadoConnection(self, self.site.publisher, self.site.clock, self.address)
+        self.site.on_tornado_client(self._link)
         try:
-            self._link.client.received(msgspec.json.encode(self._subscription()).decode())
+            self._link.client.on_message(msgspec.json.encode(self._subscribe_message()).decode())
             if not self._finished:
-                await self._stay()
+                await self._wait_for_end()
         finally:
-            self._link.cut()
-            self.site.left(self._link)
+            self._link.abort()
+            self.site.on_client_gone(self._link)
 
-    async def _stay(self) -> None:
-        self._begin()
+    async def _wait_for_end(self) -> None:
+        self._begin_answer()
         while not self._over.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), _ALIVE_S)
-            if not self._over.is_set() and self._link.parked_at is None:
-                self._write(":\n")  # no blank line: some clients take one for the end of an empty event
+            if not self._over.is_set() and self._link.blocked_since is None:
+                self._write_text(":\n")  # no blank line: some clients take one for the end of an empty event
 
     def on_connection_close(self) -> None:
         self._over.set()
@@ -105,7 +105,7 @@ class EventsHandler(Visitor):
             self.set_status(400)
             self.finish_json({"error": {"code": 400, "message": message.refusal}})
             return _done()
-        self._begin()
+        self._begin_answer()
         event_id = self._progress.id_after(message.contents)
         head = b"" if event_id is None else f"id: {event_id}\n".encode()
         self.write(head + b"data: " + message.payload + b"\n\n")
@@ -119,7 +119,7 @@ class EventsHandler(Visitor):
 
     # ------------------------------------------------------------ inside
 
-    def _begin(self) -> None:
+    def _begin_answer(self) -> None:
         if self._has_begun:
             return
         self._has_begun = True
@@ -127,9 +127,9 @@ class EventsHandler(Visitor):
         self.set_header("Cache-Control", "no-store, no-transform")
         self.set_header("X-Accel-Buffering", "no")  # nginx would keep events back
         self._allow_origin()
-        self._write(f"retry: {_RETRY_MS}\n")  # a line of the first event, for the same reason
+        self._write_text(f"retry: {_RETRY_MS}\n")  # a line of the first event, for the same reason
 
-    def _write(self, text: str) -> None:
+    def _write_text(self, text: str) -> None:
         self.write(text)
         self.flush().add_done_callback(_heard)
 
@@ -141,7 +141,7 @@ class EventsHandler(Visitor):
             self.set_header("Access-Control-Allow-Origin", origin)
             self.set_header("Vary", "Origin")
 
-    def _subscription(self) -> dict[str, Any]:
+    def _subscribe_message(self) -> dict[str, Any]:
         """The message that a WebSocket client would send."""
         asked = {name: self.get_query_argument(name) for name in self.request.query_arguments}
         message: dict[str, Any] = {"type": "subscribe"}

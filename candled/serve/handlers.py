@@ -15,17 +15,17 @@ from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketProtocol
 
 from candled.exchange import Clock
-from candled.rooms.frames import header_of
+from candled.protocol.frames import header_of
+from candled.transport.broadcaster import Broadcaster
+from candled.transport.compression import agree
+from candled.transport.connection import ClientConnection, ConnectionListener
+from candled.transport.descriptors import Descriptors
+from candled.transport.ping_wheel import PingWheel
+from candled.transport.socket_connection import SocketConnection, TransportContext, tune
+from candled.transport.socket_detach import DetachedHandler, SocketDetach
+from candled.transport.tornado_connection import TornadoConnection, answer_ends_rightly
 
-from .compression import agree
-from .descriptors import Descriptors
-from .heartbeat import Wheel
-from .limits import Door, Network, client_address
-from .link import Client, Link
-from .publisher import Publisher
-from .socket_link import SocketLink, Wires, tune
-from .takeover import TakenHandler, Takeover
-from .tornado_link import TornadoLink, answer_ends_rightly
+from .connection_limiter import ConnectionLimiter, Network, client_address
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +35,22 @@ _BINARY = 2  # opcode
 
 Ready = Callable[[], Awaitable[Mapping[str, str | None]]]
 """What serving needs, each with what is wrong with it, or None."""
-MakeClient = Callable[[Link], Client]
-MakeNamedClient = Callable[[Link, str], Client]
+MakeClient = Callable[[ClientConnection], ConnectionListener]
+MakeNamedClient = Callable[[ClientConnection, str], ConnectionListener]
 """Makes the client of a link that asked for this path and query."""
 
 
-class Site:
+class ServerContext:
     """What the handlers share: made once by the server. Keeps the links of all clients that are connected."""
 
     def __init__(
         self,
         *,
         make_client: MakeClient,
-        door: Door,
+        door: ConnectionLimiter,
         clock: Clock,
-        publisher: Publisher,
-        wheel: Wheel,
+        publisher: Broadcaster,
+        wheel: PingWheel,
         largest: int,
         descriptors: Descriptors,
         takes_over: bool,
@@ -76,70 +76,72 @@ class Site:
         self.statistics = statistics
         self.page = page
         self.draining = False
-        self.links: set[SocketLink | TornadoLink] = set()
-        self._kept: set[TornadoLink] = set()  # connections that Tornado keeps
-        self.wires = Wires(publisher, clock, largest=largest, gone=self._gone)
+        self.links: set[SocketConnection | TornadoConnection] = set()
+        self._kept: set[TornadoConnection] = set()  # connections that Tornado keeps
+        self.wires = TransportContext(publisher, clock, largest=largest, gone=self._on_gone)
         self._wheel = wheel
         self._empty = asyncio.Event()
 
-    def entered(self, link: SocketLink | TornadoLink, make_client: MakeClient | None = None) -> None:
+    def on_client_connected(
+        self, link: SocketConnection | TornadoConnection, make_client: MakeClient | None = None
+    ) -> None:
         """A client is connected; it speaks our protocol unless `make_client` makes another one."""
-        self.door.enter(link.address)
+        self.door.add_connection(link.address)
         self.links.add(link)
         self._empty.clear()
         link.client = (make_client or self.make_client)(link)
 
-    def kept(self, link: TornadoLink, make_client: MakeClient | None = None) -> None:
+    def on_tornado_client(self, link: TornadoConnection, make_client: MakeClient | None = None) -> None:
         """A client is connected, and Tornado keeps the connection."""
         self._kept.add(link)
-        self.entered(link, make_client)
+        self.on_client_connected(link, make_client)
 
-    def taken(
+    def on_detached_client(
         self, peer: socket, address: str, early: bytes, extensions: str, make_client: MakeClient | None = None
     ) -> None:
         """A client is connected, and its socket is ours."""
-        link = SocketLink(self.wires, peer, address, agree(extensions)[1] if extensions else ())
-        self.entered(link, make_client)
-        self._wheel.add(link)
-        link.start(early)
+        link = SocketConnection(self.wires, peer, address, agree(extensions)[1] if extensions else ())
+        self.on_client_connected(link, make_client)
+        self._wheel.add_link(link)
+        link.start_reading(early)
 
-    def left(self, link: SocketLink | TornadoLink) -> None:
+    def on_client_gone(self, link: SocketConnection | TornadoConnection) -> None:
         """A client is gone."""
         self.links.discard(link)
-        if isinstance(link, TornadoLink):
+        if isinstance(link, TornadoConnection):
             self._kept.discard(link)
-        self.door.leave(link.address)
+        self.door.remove_connection(link.address)
         if not self.links:
             self._empty.set()
 
-    async def emptied(self, within_s: float) -> bool:
+    async def wait_until_empty(self, within_s: float) -> bool:
         """Wait until no client is connected, at most so many seconds; return whether that came to be."""
         if self.links:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), within_s)
         return not self.links
 
-    def sweep(self, now: float, slow_s: float) -> None:
+    def sweep_slow(self, now: float, slow_s: float) -> None:
         """Close who has not read for so long. Call it every second."""
-        self.wires.sweep(now, slow_s)
-        for link in [one for one in self._kept if one.stuck_for(now) > slow_s]:
+        self.wires.sweep_slow(now, slow_s)
+        for link in [one for one in self._kept if one.blocked_for(now) > slow_s]:
             logger.info("%s has not read for %.0f s: closed", link.address, slow_s)
-            link.close(3008, "slow")
+            link.disconnect(3008, "slow")
 
-    def cut(self) -> None:
+    def abort_all(self) -> None:
         """Close the sockets of all who are still there."""
         for link in list(self.links):
-            link.cut()
+            link.abort()
 
-    def _gone(self, link: SocketLink) -> None:
-        self._wheel.remove(link)
-        self.left(link)
+    def _on_gone(self, link: SocketConnection) -> None:
+        self._wheel.remove_link(link)
+        self.on_client_gone(link)
 
 
 class _Common(RequestHandler):
     """Headers and errors every answer shares."""
 
-    def initialize(self, site: Site) -> None:
+    def initialize(self, site: ServerContext) -> None:
         self.site = site
 
     def set_default_headers(self) -> None:
@@ -158,7 +160,7 @@ class _Common(RequestHandler):
         self.finish(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-class Visitor(_Common):
+class ConnectingHandler(_Common):
     """Somebody who wants to stay."""
 
     address = ""
@@ -166,14 +168,14 @@ class Visitor(_Common):
     def is_refused(self) -> bool:
         """Whether a limit refuses another connection; the client is told then."""
         if self.site.draining:
-            self.refuse(503, "The server is stopping")
+            self.reject(503, "The server is stopping")
             return True
         if not self.site.descriptors.has_room(self.site.clock.monotonic()):
             self.without_descriptor()
             return True
-        wait_s = self.site.door.knock(self.site.clock.monotonic())
+        wait_s = self.site.door.admit_handshake(self.site.clock.monotonic())
         if wait_s:
-            self.refuse(503, "Too many handshakes at a time", wait_s)
+            self.reject(503, "Too many handshakes at a time", wait_s)
             return True
         peer = self.request.connection.context.address  # type: ignore[union-attr]
         self.address = client_address(
@@ -181,9 +183,9 @@ class Visitor(_Common):
             self.request.headers.get("X-Forwarded-For"),
             self.site.trusted,
         )
-        refusal = self.site.door.refuse(self.address)
+        refusal = self.site.door.refusal_for(self.address)
         if refusal is not None:
-            self.refuse(*refusal)
+            self.reject(*refusal)
             return True
         return False
 
@@ -193,7 +195,7 @@ class Visitor(_Common):
         host = urlsplit(origin).netloc.lower()
         return "*" in allowed or origin.lower() in allowed or host == self.request.headers.get("Host", "").lower()
 
-    def refuse(self, status: int, message: str, wait_s: float = 10.0) -> None:
+    def reject(self, status: int, message: str, wait_s: float = 10.0) -> None:
         """Tell the client that it may not stay."""
         self.set_status(status)
         self.set_header("Retry-After", str(max(1, round(wait_s))))
@@ -201,18 +203,18 @@ class Visitor(_Common):
 
     def without_descriptor(self) -> None:
         """Tell the client that no file descriptor is left, and give back the one it has."""
-        self.refuse(503, NO_DESCRIPTORS)
+        self.reject(503, NO_DESCRIPTORS)
         self.request.connection.stream.close()  # type: ignore[union-attr]
 
 
-class StreamHandler(Visitor, TakenHandler):
+class StreamHandler(ConnectingHandler, DetachedHandler):
     """`/ws`: the protocol of docs/protocol.md. Lives as long as the handshake, unless Tornado keeps the connection."""
 
-    _link: TornadoLink | None = None
+    _link: TornadoConnection | None = None
     _extensions = ""
     _make_client: MakeClient | None = None
 
-    def initialize(self, site: Site, make_client: MakeNamedClient | None = None) -> None:
+    def initialize(self, site: ServerContext, make_client: MakeNamedClient | None = None) -> None:
         super().initialize(site)
         if make_client is not None:
             self._make_client = partial(_named, make_client, self.request.uri or "")
@@ -233,10 +235,10 @@ class StreamHandler(Visitor, TakenHandler):
             return None
         if self.site.compresses:
             self._extensions = agree(self.request.headers.get("Sec-WebSocket-Extensions", ""))[0]
-        return Takeover(self._extensions)  # type: ignore[return-value]  # as far as a handshake needs it
+        return SocketDetach(self._extensions)  # type: ignore[return-value]  # as far as a handshake needs it
 
-    def taken(self, peer: socket, early: bytes) -> None:
-        self.site.taken(peer, self.address, early, self._extensions, self._make_client)
+    def on_detached(self, peer: socket, early: bytes) -> None:
+        self.site.on_detached_client(peer, self.address, early, self._extensions, self._make_client)
 
     # ------------------------------------------------------------ where Tornado keeps the connection
 
@@ -246,8 +248,8 @@ class StreamHandler(Visitor, TakenHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         if self.ws_connection is not None and self.ws_connection.stream is not None:
             tune(self.ws_connection.stream.socket)
-        self._link = TornadoLink(self, self.site.publisher, self.site.clock, self.address)
-        self.site.kept(self._link, self._make_client)
+        self._link = TornadoConnection(self, self.site.publisher, self.site.clock, self.address)
+        self.site.on_tornado_client(self._link, self._make_client)
 
     def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
         payload = frame[len(header_of(frame)) :]
@@ -255,12 +257,12 @@ class StreamHandler(Visitor, TakenHandler):
 
     def on_message(self, message: str | bytes) -> None:
         if self._link is not None:
-            self._link.client.received(message)
+            self._link.client.on_message(message)
 
     def on_close(self) -> None:
         if self._link is not None:
-            self._link.cut()
-            self.site.left(self._link)
+            self._link.abort()
+            self.site.on_client_gone(self._link)
             self._link = None
 
 
@@ -338,5 +340,5 @@ class StaticHandler(StaticFileHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
 
 
-def _named(make_client: MakeNamedClient, uri: str, link: Link) -> Client:
+def _named(make_client: MakeNamedClient, uri: str, link: ClientConnection) -> ConnectionListener:
     return make_client(link, uri)

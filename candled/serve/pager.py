@@ -9,11 +9,11 @@ from typing import Protocol
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import Candle, Interval, MarketKey, Symbol
-from candled.rooms import messages
-from candled.rooms.frames import Frame
-from candled.rooms.hub import Link
-from candled.rooms.messages import FINAL, Topic, bar_text
-from candled.rooms.protocol import NOT_AVAILABLE, GetHistory, RequestError
+from candled.protocol import messages
+from candled.protocol.frames import Frame
+from candled.protocol.messages import FINAL, Topic, bar_text
+from candled.protocol.requests import NOT_AVAILABLE, GetHistory, RequestError
+from candled.rooms.hub import RecipientConnection
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _AT_ONCE = 200  # bars encoded before others have their turn
 # What a link is asked for to learn when it can take a page.
 TURN = Topic(MarketKey("", Symbol("", "")), Interval(0, "history"))
 
-Pages = Callable[[MarketKey, Interval, int, int], Awaitable[tuple[Sequence[Candle], bool]]]
+BarReader = Callable[[MarketKey, Interval, int, int], Awaitable[tuple[Sequence[Candle], bool]]]
 """The last `limit` bars that begin before a time, and whether nothing older exists; may raise `Unavailable`."""
 
 
@@ -38,7 +38,9 @@ class Pager:
 
     __slots__ = ("_bars", "_clock", "_head", "_link", "_pages", "_requests", "_task")
 
-    def __init__(self, link: Link, pages: Pages, bars: Finality, head: Callable[[Topic], str], clock: Clock) -> None:
+    def __init__(
+        self, link: RecipientConnection, pages: BarReader, bars: Finality, head: Callable[[Topic], str], clock: Clock
+    ) -> None:
         self._link = link
         self._pages = pages
         self._bars = bars
@@ -47,7 +49,7 @@ class Pager:
         self._requests: deque[GetHistory] = deque()  # the first one is being answered
         self._task: asyncio.Task[None] | None = None
 
-    def ask(self, request: GetHistory) -> None:
+    def enqueue_request(self, request: GetHistory) -> None:
         """Take a request.
 
         Raises:
@@ -59,12 +61,12 @@ class Pager:
             )
         self._requests.append(request)
         if len(self._requests) == 1:
-            self._link.want(TURN)
+            self._link.request_snapshot(TURN)
 
-    def turn(self) -> None:
+    def on_turn(self) -> None:
         """The client can take a page."""
         if self._requests and self._task is None:
-            self._task = asyncio.ensure_future(self._answer(self._requests[0]))
+            self._task = asyncio.ensure_future(self._answer_request(self._requests[0]))
 
     def close(self) -> None:
         """The client is gone."""
@@ -72,10 +74,10 @@ class Pager:
         if self._task is not None:
             self._task.cancel()
 
-    async def _answer(self, request: GetHistory) -> None:
+    async def _answer_request(self, request: GetHistory) -> None:
         text = messages.error(messages.HISTORY_UNAVAILABLE, request.id, code=NOT_AVAILABLE, temporary=True)
         try:
-            text = await self._page(request)
+            text = await self._render_page(request)
         except Unavailable as error:
             logger.warning("%s %s: history cannot be read: %s", *request.topic, error)
         except Exception:
@@ -83,11 +85,11 @@ class Pager:
         self._task = None
         if self._requests:
             self._requests.popleft()
-            self._link.reply(Frame.of(text))
+            self._link.send_reply(Frame.from_text(text))
         if self._requests:
-            self._link.want(TURN)
+            self._link.request_snapshot(TURN)
 
-    async def _page(self, request: GetHistory) -> str:
+    async def _render_page(self, request: GetHistory) -> str:
         before_ms = self._clock.now_ms() if request.before_ms is None else request.before_ms
         bars, end = await self._pages(*request.topic, before_ms, request.limit)
         texts: list[str] = []

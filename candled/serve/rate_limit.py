@@ -32,7 +32,7 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 class Counter(Protocol):
     """Counts requests by key in fixed windows."""
 
-    async def hit(self, key: str, window_s: float) -> tuple[int, float]:
+    async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
         """Count a request; return how many there were in the key's window, this one too, and the seconds it has left.
 
         A key's window begins with its first request. Raises `Unavailable` where it cannot be counted now.
@@ -50,7 +50,7 @@ class MemoryCounter:
     def __len__(self) -> int:
         return sum(map(len, self._windows.values()))
 
-    async def hit(self, key: str, window_s: float) -> tuple[int, float]:
+    async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
         """See `Counter.hit`; never raises."""
         now = self._clock.monotonic()
         windows = self._windows.setdefault(window_s, OrderedDict())
@@ -65,7 +65,7 @@ class MemoryCounter:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RateLimitResult:
     """Whether a request may pass, how many its address has made in this window, and the headers that say so."""
 
     allowed: bool
@@ -90,23 +90,23 @@ class RateLimit:
         self._clock = clock
         self._styles = styles
 
-    async def check(self, address: str) -> Verdict:
+    async def check_request(self, address: str) -> RateLimitResult:
         """Count a request of `address`."""
         if not self.requests:
-            return Verdict(True, 0, {})
+            return RateLimitResult(True, 0, {})
         owner = client_of(address)
         key = f"{self._group}:{owner}"
         try:
-            count, left_s = await self._counter.hit(key, self.window_s)
+            count, left_s = await self._counter.count_hit(key, self.window_s)
         except Unavailable:
-            count, left_s = await self._spare.hit(key, self.window_s)
+            count, left_s = await self._spare.count_hit(key, self.window_s)
         allowed = count <= self.requests
-        headers = self._headers(max(self.requests - count, 0), left_s, owner)
+        headers = self._limit_headers(max(self.requests - count, 0), left_s, owner)
         if not allowed:
             headers["Retry-After"] = str(math.ceil(left_s))
-        return Verdict(allowed, count, headers)
+        return RateLimitResult(allowed, count, headers)
 
-    def _headers(self, remaining: int, left_s: float, owner: str) -> dict[str, str]:
+    def _limit_headers(self, remaining: int, left_s: float, owner: str) -> dict[str, str]:
         limit, window_s, reset_s = self.requests, math.ceil(self.window_s), math.ceil(left_s)
         headers = {}
         if "legacy" in self._styles:

@@ -11,10 +11,14 @@ from tornado.httpserver import HTTPServer
 from candled.addresses import with_port
 from candled.config import ServerSettings
 from candled.exchange import Clock
+from candled.transport.acceptor import Acceptor
+from candled.transport.broadcaster import Broadcaster
+from candled.transport.connection import ClientConnection, ConnectionListener
+from candled.transport.descriptors import Descriptors
+from candled.transport.ping_wheel import PingWheel
 
 from . import clients
-from .acceptor import Acceptor
-from .descriptors import Descriptors
+from .connection_limiter import ConnectionLimiter, networks
 from .dialects import Undecided
 from .events import EventsHandler
 from .handlers import (
@@ -27,17 +31,13 @@ from .handlers import (
     Ready,
     ReadyHandler,
     RootHandler,
-    Site,
+    ServerContext,
     StaticHandler,
     StatisticsHandler,
     StreamHandler,
 )
-from .heartbeat import Wheel
-from .limits import Door, networks
-from .link import Client, Link
 from .listening import listen
 from .prefix import PrefixedApplication
-from .publisher import Publisher
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class Server:
         settings: ServerSettings,
         *,
         hub: Rooms,
-        publisher: Publisher,
-        make_client: Callable[[Link], Client],
+        publisher: Broadcaster,
+        make_client: Callable[[ClientConnection], ConnectionListener],
         clock: Clock,
         health: Callable[[], Mapping[str, Any]],
         ready: Ready,
@@ -89,10 +89,12 @@ class Server:
         self._hub = hub
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
-        self._door = Door(settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second)
-        self._wheel = Wheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
+        self._door = ConnectionLimiter(
+            settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second
+        )
+        self._wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
         descriptors = Descriptors()
-        self._site = Site(
+        self._site = ServerContext(
             make_client=make_client,
             door=self._door,
             clock=clock,
@@ -100,7 +102,7 @@ class Server:
             wheel=self._wheel,
             largest=largest_message,
             descriptors=descriptors,
-            takes_over=settings.takeover,
+            takes_over=settings.own_sockets,
             compresses=settings.compression,
             trusted=networks(settings.trusted_proxies),
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
@@ -109,7 +111,7 @@ class Server:
             statistics=lambda: {"connections": self._door.count, **statistics()},
             page=page,
         )
-        self._http = HTTPServer(self._application(), max_header_size=16 * 1024, max_body_size=64 * 1024)
+        self._http = HTTPServer(self._make_application(), max_header_size=16 * 1024, max_body_size=64 * 1024)
         self._acceptor = Acceptor(self._http, clock, descriptors)
 
     def listen(self) -> int:
@@ -123,34 +125,36 @@ class Server:
         if len(sockets) > 1:
             addresses = ", ".join(with_port(*one.getsockname()[:2]) for one in sockets)
             logger.info("listening on %s", addresses)
-        self._acceptor.start(sockets)
-        self._tasks = [asyncio.ensure_future(task) for task in (self._drive(), self._sweep(), self._beat())]
+        self._acceptor.start_accepting(sockets)
+        self._tasks = [
+            asyncio.ensure_future(task) for task in (self._drive_hub(), self._run_sweeps(), self._run_pings())
+        ]
         return bound
 
     @property
-    def connections(self) -> int:
+    def connection_count(self) -> int:
         """How many clients are connected."""
         return self._door.count
 
-    def drain(self) -> None:
+    def stop_accepting(self) -> None:
         """Take no new connections; those that are there go on."""
         self._site.draining = True
-        self._acceptor.stop()
+        self._acceptor.stop_accepting()
 
     async def stop(self) -> None:
         """Take no new connections, tell everybody goodbye with 1001, then close."""
-        self.drain()
+        self.stop_accepting()
         for number, link in enumerate(list(self._site.links)):
-            link.client.goodbye(random.randint(*_RECONNECT_MS))
-            link.close(1001, "the server is going away")
+            link.client.notify_shutdown(random.randint(*_RECONNECT_MS))
+            link.disconnect(1001, "the server is going away")
             if number % _GOODBYES == 0:
                 await self._clock.sleep(0)
-        await self._site.emptied(_GOODBYE_S)
+        await self._site.wait_until_empty(_GOODBYE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         left = len(self._site.links)
-        self._site.cut()
+        self._site.abort_all()
         try:
             await asyncio.wait_for(self._http.close_all_connections(), timeout=1.0)
         except TimeoutError:
@@ -158,7 +162,7 @@ class Server:
         if left:
             logger.info("%d clients did not answer the goodbye", left)
 
-    def _application(self) -> PrefixedApplication:
+    def _make_application(self) -> PrefixedApplication:
         site = {"site": self._site}
         probes = [
             (r"/health", HealthHandler, site),
@@ -206,7 +210,7 @@ class Server:
             return None
         return lambda link, uri: Undecided(link, self._site.make_client, lambda link: make_other(link, uri))
 
-    async def _drive(self) -> None:
+    async def _drive_hub(self) -> None:
         while True:
             is_more = False
             try:
@@ -215,17 +219,17 @@ class Server:
                 logger.exception("a room failed")
             await self._clock.sleep(0 if is_more else _TICK_S)
 
-    async def _beat(self) -> None:
+    async def _run_pings(self) -> None:
         """Ping everybody in turn."""
         while True:
             await self._clock.sleep(self._wheel.step_s)
-            self._wheel.turn()
+            self._wheel.turn_once()
 
-    async def _sweep(self) -> None:
+    async def _run_sweeps(self) -> None:
         """Close clients that have not read for too long."""
         while True:
             await self._clock.sleep(_SWEEP_S)
-            self._site.sweep(self._clock.monotonic(), self._settings.slow_client_timeout.total_seconds())
+            self._site.sweep_slow(self._clock.monotonic(), self._settings.slow_client_timeout.total_seconds())
 
 
 def _log_request(handler: Any) -> None:

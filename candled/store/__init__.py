@@ -32,11 +32,11 @@ def make_store(
         ConfigError: no store has such addresses, or this one cannot be read. The text does not repeat it.
     """
     if url.startswith("sqlite:///"):
-        from .sqlite import SqliteStore
+        from .sqlite.store import SqliteStore
 
         return SqliteStore(Path(url.removeprefix("sqlite:///")), intervals, upgrade=upgrade)
     if url.startswith(("postgresql://", "postgres://")):
-        from .postgres import PostgresStore
+        from .postgres.store import PostgresStore
 
         try:
             return PostgresStore(

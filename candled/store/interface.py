@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from candled.model import Candle, Interval, MarketKey, Range, Symbol
 
-LATER = 2**53  # the seq of a past change that is not told yet: whoever asks what changed is given it
+SEQ_UNPUBLISHED = 2**53  # the seq of a past change that is not told yet: whoever asks what changed is given it
 FEEDS_KEPT = 100
 FEED_DAYS = 30
 CHECK_IN_S = 20.0
@@ -15,7 +15,7 @@ ALL_TIME = Range(0, 10**14)  # later than any candle, and within what every stor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hole:
+class KnownGap:
     """Minutes `[start_ms, end_ms)` that the exchange itself does not have, as far as it was asked.
 
     `reason` is one of `candled.model.REASONS` but `missing`.
@@ -64,7 +64,7 @@ class Store(Protocol):
     def close(self) -> None:
         """Release everything; the store is not used afterwards."""
 
-    def write(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
+    def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
         """Upsert 1-minute candles in one transaction, durable when this returns.
 
         Of two versions of a minute the one that `Candle.supersedes` the other stays, whatever the order of
@@ -86,7 +86,7 @@ class Store(Protocol):
             StoreRejected: a daemon that runs uses the interval.
         """
 
-    def refold(self, market: MarketKey, spans: Sequence[Range]) -> None:
+    def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """Fold again every longer bar that some stretches touch, and drop those in which no minute lies.
 
         One transaction. Bars that begin before `kept_from` stay.
@@ -95,10 +95,10 @@ class Store(Protocol):
     def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
         """Delete rows, and fold again every longer bar that they were, or were a part of. One transaction."""
 
-    def bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
+    def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """The newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
 
-    def bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+    def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """All bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
 
     def span(self, market: MarketKey, interval: Interval) -> Range | None:
@@ -116,16 +116,16 @@ class Store(Protocol):
         Where the types of the columns let none in, there are none. A read that comes upon one raises `StoreRejected`.
         """
 
-    def forming(self, market: MarketKey) -> list[Candle]:
+    def read_forming(self, market: MarketKey) -> list[Candle]:
         """Return the minutes of which no final version is stored, as they were last written, oldest first.
 
         The newest may be in progress; older ones are over, and their late versions were still waited for.
         """
 
-    def newest(self, exchange: str) -> Mapping[Symbol, int]:
+    def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
         """The newest final minute of every market of `exchange` that has one, UTC epoch milliseconds."""
 
-    def present(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
+    def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
         """Which minutes of `[start_ms, end_ms)` are there, as disjoint sorted ranges."""
 
     def complete_from(self, market: MarketKey) -> int | None:
@@ -143,10 +143,10 @@ class Store(Protocol):
         So several processes may say what each of them knows.
         """
 
-    def holes(self, market: MarketKey, within: Range = ALL_TIME) -> list[Hole]:
+    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
         """The known holes of a market that reach into a range, oldest first and whole."""
 
-    def save_holes(self, market: MarketKey, holes: Sequence[Hole], within: Range = ALL_TIME) -> None:
+    def save_known_gaps(self, market: MarketKey, holes: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
         """Replace the known holes of a market within a range, in one transaction.
 
         A hole across an edge of the range is cut there and its outer part kept, and nothing of `holes` is stored
@@ -154,21 +154,22 @@ class Store(Protocol):
         in nothing but their times become one hole.
         """
 
-    def open_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
+    def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
         """Note that a new feed of these markets begins, after all those noted before; again is no other feed."""
 
-    def note_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
+    def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """Add to the log what of the past changed, each stretch with the number of the feed's message that told it.
 
-        One transaction; what is in the log already does not come twice. A stretch noted with `LATER` stands until one
-        that holds it is noted with its number. Epoch None is the newest feed; where there is none yet, nobody can ask.
+        One transaction; what is in the log already does not come twice. A stretch noted with `SEQ_UNPUBLISHED` stands
+        until one that holds it is noted with its number. Epoch None is the newest feed; where there is none yet, nothing
+        can be asked of it.
 
         Raises:
             StoreRejected: the market has no such feed, or no longer.
         """
 
     def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
-        """Return the stretches that were noted with `LATER` in the newest feed of each market of an exchange.
+        """Return the stretches that were noted with `SEQ_UNPUBLISHED` in the newest feed of each market of an exchange.
 
         So commands that store past minutes beside a daemon are noticed by it.
         """
@@ -179,13 +180,13 @@ class Store(Protocol):
         None where that cannot be told: the feed is not known, or no longer.
         """
 
-    def cancel(self, thread: int) -> None:
+    def cancel_read(self, thread: int) -> None:
         """End the read that another thread (`threading.get_ident`) is in: it raises `StoreUnavailable`.
 
         Nothing happens where there is none, and nothing is raised.
         """
 
-    def maintain(self, now_ms: int) -> None:
+    def tidy_up(self, now_ms: int) -> None:
         """Tidy up what is old at `now_ms` (UTC epoch ms). Called about once an hour, on a thread that reads.
 
         Of each market's feeds the newest `FEEDS_KEPT` stay, without those that ended `FEED_DAYS` ago or earlier.

@@ -26,7 +26,7 @@ import msgspec
 from candled.errors import Unavailable
 from candled.model import Candle, MarketKey, Symbol
 
-from .waiting import Row
+from .pending_rows import Row
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def decode(line: bytes) -> Row | None:
         return None
 
 
-class Segment:
+class JournalSegment:
     """The rows of a segment's lines, page by page, as far as they can be read.
 
     `saved` counts the rows and `unreadable` the bytes that are none; `error` is what ended the reading too early.
@@ -103,7 +103,7 @@ class Segment:
         """Whether something of what was read is no row, or reading failed."""
         return self.unreadable > 0 or self.error is not None
 
-    def page(self, limit: int) -> list[Row]:
+    def next_rows(self, limit: int) -> list[Row]:
         """The next `limit` rows; fewer are the last."""
         rows: list[Row] = []
         while len(rows) < limit and not self.is_over:
@@ -155,7 +155,7 @@ class Journal:
         self._next_number = 1
         self._active: int | None = None  # descriptor of the last file while rows are appended to it
         self._lines: Generator[bytes, None, None] | None = None  # of the first file, while it is read
-        self._reading: Segment | None = None
+        self._reading: JournalSegment | None = None
         self._page: list[Row] = []
         self._has_rejected = False
         self._filling: Literal["", "alarm", "full"] = ""
@@ -172,7 +172,7 @@ class Journal:
         return not (self.is_open and self._files)
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         """How many rows are not done; of damaged files an estimate."""
         return sum(file.rows for file in tuple(self._files))
 
@@ -190,12 +190,12 @@ class Journal:
         except OSError as error:
             self.close()
             reason = "another candled uses it" if isinstance(error, BlockingIOError) else error.strerror
-            raise self._trouble(f"the journal {self._directory} cannot be used: {reason}") from error
+            raise self._unavailable(f"the journal {self._directory} cannot be used: {reason}") from error
         if self._files:
-            logger.info("the journal %s holds %s rows of an earlier run", self._directory, self.rows)
+            logger.info("the journal %s holds %s rows of an earlier run", self._directory, self.row_count)
         self._watch_limit()
 
-    def append(self, rows: Sequence[Row]) -> int:
+    def append_rows(self, rows: Sequence[Row]) -> int:
         """Write rows; return how many of them, counted from the first, had room. Those are on the disk then.
 
         Raises:
@@ -204,19 +204,19 @@ class Journal:
         if not self.is_open:
             raise Unavailable("the journal is not open")
         if self._files and self._files[-1].size >= self._segment_at_most:
-            self._seal()
-        lines = self._fitting([encode(row) for row in rows])
+            self._seal_file()
+        lines = self._lines_with_room([encode(row) for row in rows])
         if lines:
             try:
-                self._write(b"".join(lines))
+                self._write_lines(b"".join(lines))
             except OSError as error:
-                self._abandon()
-                raise self._trouble(f"the journal {self._directory} cannot be written: {error.strerror}") from error
+                self._abandon_file()
+                raise self._unavailable(f"the journal {self._directory} cannot be written: {error.strerror}") from error
             self._files[-1].rows += len(lines)
         self._watch_limit(is_full=len(lines) < len(rows))
         return len(lines)
 
-    def page(self, limit: int) -> list[Row]:
+    def next_rows(self, limit: int) -> list[Row]:
         """The oldest rows that are not done, at most `limit`, the same until `done`; none: there are no more.
 
         Raises:
@@ -225,19 +225,19 @@ class Journal:
         while self.is_open and self._files and not self._page:
             if self._reading is None:
                 if len(self._files) == 1:
-                    self._seal()
+                    self._seal_file()
                 self._lines = _lines(self._files[0].path)
-                self._reading = Segment(self._lines)
-            self._page = self._reading.page(limit)
+                self._reading = JournalSegment(self._lines)
+            self._page = self._reading.next_rows(limit)
             error = self._reading.error
             if error and error.errno in _OUR_OWN_LACK:
                 self._stop_reading()
-                raise self._trouble(f"{self._files[0].path} cannot be read now: {error.strerror}") from error
+                raise self._unavailable(f"{self._files[0].path} cannot be read now: {error.strerror}") from error
             if not self._page:
-                self._finish(self._reading)
+                self._finish_segment(self._reading)
         return self._page
 
-    def done(self, *, rejected: bool = False) -> None:
+    def mark_done(self, *, rejected: bool = False) -> None:
         """Go on behind the page: its rows are durable elsewhere, or `rejected` for good."""
         if self._reading is None:
             return
@@ -245,23 +245,23 @@ class Journal:
         self._page = []
         self._has_rejected |= rejected
         if self._reading.is_over:
-            self._finish(self._reading)
+            self._finish_segment(self._reading)
 
     def close(self) -> None:
         """Release the directory. What is not done stays for the next run."""
-        self._seal()
+        self._seal_file()
         self._stop_reading()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    def status(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Facts for `/health`.
 
         `rows` that are not stored yet (of damaged files an estimate), `bytes` on the disk of the `limit`, and
         `lastError`, the last error, also after it is over.
         """
-        return {"rows": self.rows, "bytes": self._bytes(), "limit": self._limit, "lastError": self.last_error}
+        return {"rows": self.row_count, "bytes": self._size_bytes(), "limit": self._limit, "lastError": self.last_error}
 
     # ------------------------------------------------------------ the directory
 
@@ -289,13 +289,13 @@ class Journal:
 
     # ------------------------------------------------------------ writing
 
-    def _fitting(self, lines: list[bytes]) -> list[bytes]:
+    def _lines_with_room(self, lines: list[bytes]) -> list[bytes]:
         """As many of the first `lines` as have room."""
-        room = self._limit - self._bytes() - (len(HEADER) if self._active is None else 0)
+        room = self._limit - self._size_bytes() - (len(HEADER) if self._active is None else 0)
         ends = accumulate(map(len, lines))
         return [line for line, end in zip(lines, ends, strict=True) if end <= room]
 
-    def _write(self, text: bytes) -> None:
+    def _write_lines(self, text: bytes) -> None:
         """Append whole lines; on the disk when this returns."""
         if self._active is None:
             self._begin_segment()
@@ -316,21 +316,21 @@ class Journal:
         self._next_number += 1
         self._files.append(_File(path, 0, 0))
 
-    def _abandon(self) -> None:
+    def _abandon_file(self) -> None:
         """Go back to what was durable, and on in a new file: after a failed sync the kernel may forget what failed."""
         if self._active is None:
             return
         file = self._files[-1]
         with suppress(OSError):
             os.ftruncate(self._active, file.size)
-        self._seal()
+        self._seal_file()
         if file.size:
             return
         self._files.pop()
         with suppress(OSError):
             file.path.unlink()
 
-    def _seal(self) -> None:
+    def _seal_file(self) -> None:
         """Append no more to the last file."""
         if self._active is None:
             return
@@ -340,7 +340,7 @@ class Journal:
 
     # ------------------------------------------------------------ reading
 
-    def _finish(self, segment: Segment) -> None:
+    def _finish_segment(self, segment: JournalSegment) -> None:
         """Every row of the first file is done: delete it, or put it aside."""
         file = self._files[0]
         try:
@@ -349,22 +349,22 @@ class Journal:
             else:
                 file.path.unlink()
         except OSError as error:  # its rows would only be stored once more
-            self._trouble(f"{file.path} cannot be removed: {error.strerror}")
+            self._unavailable(f"{file.path} cannot be removed: {error.strerror}")
             logger.error("%s", self.last_error)
         self._stop_reading()
         self._files.pop(0)
         self._watch_limit()
 
-    def _put_aside(self, path: Path, segment: Segment) -> None:
+    def _put_aside(self, path: Path, segment: JournalSegment) -> None:
         aside = path.with_name(f"{path.name}.{'damaged' if segment.is_damaged else 'rejected'}")
         if segment.is_damaged:
             reason = f": {segment.error.strerror}" if segment.error else ""
-            self._trouble(
+            self._unavailable(
                 f"{path} of the journal is damaged{reason}: {segment.saved} rows could be read,"
                 f" {segment.unreadable} bytes could not; it is kept as {aside.name}"
             )
         else:
-            self._trouble(f"{path} of the journal has rows that the store refused; it is kept as {aside.name}")
+            self._unavailable(f"{path} of the journal has rows that the store refused; it is kept as {aside.name}")
         logger.error("%s", self.last_error)
         path.rename(aside)
 
@@ -377,25 +377,25 @@ class Journal:
 
     # ------------------------------------------------------------ facts
 
-    def _bytes(self) -> int:
+    def _size_bytes(self) -> int:
         return sum(file.size for file in tuple(self._files))
 
     def _watch_limit(self, *, is_full: bool = False) -> None:
         """Say once when it becomes full, and once before."""
-        size = self._bytes()
+        size = self._size_bytes()
         filling: Literal["", "alarm", "full"] = "full" if is_full else "alarm" if size >= self._limit * ALARM_AT else ""
         if filling == self._filling or (filling == "alarm" and self._filling == "full"):
             return
         self._filling = filling
         if filling == "full":
-            self._trouble(f"the journal {self._directory} is full with {size} of {self._limit} bytes")
+            self._unavailable(f"the journal {self._directory} is full with {size} of {self._limit} bytes")
             logger.error(
                 "%s; the minutes in it are kept, further ones wait in memory as long as there is room", self.last_error
             )
         elif filling == "alarm":
             logger.warning("the journal %s fills up: %s of %s bytes", self._directory, size, self._limit)
 
-    def _trouble(self, text: str) -> Unavailable:
+    def _unavailable(self, text: str) -> Unavailable:
         self.last_error = text
         return Unavailable(text)
 

@@ -54,24 +54,24 @@ class StoreThreads:
         self._is_closed = False
         self.writes = 0
 
-    async def write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run_write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store that changes it, after all writes asked for before.
 
         Raises:
             StoreUnavailable: the threads are closed; otherwise whatever the method raises.
         """
-        job = self._submit(self._writing, call, *args, **kwargs)
-        job.add_done_callback(self._count)
+        job = self._submit_call(self._writing, call, *args, **kwargs)
+        job.add_done_callback(self._count_done)
         return await asyncio.wrap_future(job)
 
-    async def read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run_read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store that only reads. Raises as `write` does.
 
         Cancelled, a read that has not begun never does, and one under way is ended in the store: its thread is free
         for the others.
         """
         read = _Read()
-        job = self._submit(self._reading, read.run, partial(call, *args, **kwargs))
+        job = self._submit_call(self._reading, read.run, partial(call, *args, **kwargs))
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
@@ -98,7 +98,9 @@ class StoreThreads:
         self._reading.shutdown()
         self._writing.shutdown()
 
-    def _submit(self, threads: DaemonThreads, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def _submit_call(
+        self, threads: DaemonThreads, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
         if self._is_closed:
             raise StoreUnavailable("the store is being closed")
         job = threads.submit(call, *args, **kwargs)
@@ -110,9 +112,9 @@ class StoreThreads:
         while (read := self._left.get()) is not None:
             thread = read.thread
             if thread is not None:
-                self._store.cancel(thread)
+                self._store.cancel_read(thread)
 
-    def _count(self, _: Future[T]) -> None:
+    def _count_done(self, _: Future[T]) -> None:
         self.writes += 1
 
 

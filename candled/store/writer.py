@@ -12,11 +12,11 @@ from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
 from candled.model import Candle, MarketKey
 
-from .changes import Changes, Log, of_the_journal
 from .interface import Store
 from .journal import Journal
+from .pending_changes import Log, PendingChangeLog, of_the_journal
+from .pending_rows import PendingRows, Row
 from .threads import StoreThreads
-from .waiting import Row, Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class Writer:
         self._clock = clock
         self._flush_interval_s = flush_interval_s
         self._max_waiting = max_waiting
-        self._waiting = Waiting(max_waiting)
-        self._changes = Changes()
+        self._waiting = PendingRows(max_waiting)
+        self._changes = PendingChangeLog()
         self._waiting_since = 0.0
         self._turn = asyncio.Lock()
         self._is_closed = False
@@ -76,7 +76,7 @@ class Writer:
         self._journal_fails = False
         self._is_journaling = False
 
-    def put(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
+    def enqueue(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
         """Take a candle to be stored; to be called on the event loop.
 
         A final one becomes part of history; one that is not final is kept until a final version of its minute comes.
@@ -85,10 +85,10 @@ class Writer:
         """
         if not self._waiting and self._state != "away":
             self._waiting_since = self._clock.monotonic()
-        taken = not self._is_closed and self._waiting.put(market, candle)
+        taken = not self._is_closed and self._waiting.put_row(market, candle)
         self._refused += not taken
         if taken and changes is not None:
-            self._changes.put(market, candle.open_ms, changes)
+            self._changes.add_change(market, candle.open_ms, changes)
         return taken
 
     async def flush(self) -> None:
@@ -103,8 +103,8 @@ class Writer:
                 await self._open_journal(self._journal)
             rejection: StoreRejected | None = None
             while True:
-                waited = self._waiting.page(PAGE_ROWS)
-                rejection = await self._write(waited) or rejection
+                waited = self._waiting.next_rows(PAGE_ROWS)
+                rejection = await self._write_page(waited) or rejection
                 if self._journal and not self._journal.is_empty:
                     rejection = await self._write_journaled(self._journal) or rejection
                 elif len(waited) < PAGE_ROWS:  # it was all there was when the page was taken
@@ -128,8 +128,8 @@ class Writer:
         self._is_closed = True
         deadline = self._clock.monotonic() + within_s
         pause_s = self._flush_interval_s
-        while not await self._empty(within_s):
-            pause_s = self._longer(pause_s)
+        while not await self._empty_memory(within_s):
+            pause_s = self._longer_pause(pause_s)
             if self._clock.monotonic() + pause_s > deadline:
                 break
             await self._clock.sleep(pause_s)
@@ -138,7 +138,7 @@ class Writer:
         await self._close_journal()
         return len(self._waiting)
 
-    def status(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Facts for `/health`, counts since the start.
 
         `state` is `ok`, `away` (rows wait and are tried again) or `rejecting` (the last write was refused for good).
@@ -154,7 +154,7 @@ class Writer:
             "rejected": self._rejected,
             "lastError": self._last_error,
             "lastFlushMs": self._last_flush_ms,
-            "journal": self._journal.status() if self._journal else None,
+            "journal": self._journal.describe() if self._journal else None,
         }
 
     # ------------------------------------------------------------ to the store
@@ -163,7 +163,7 @@ class Writer:
         pause_s = self._flush_interval_s
         while True:
             await self._clock.sleep(pause_s)
-            pause_s = self._flush_interval_s if await self._try_flush() else self._longer(pause_s)
+            pause_s = self._flush_interval_s if await self._try_flush() else self._longer_pause(pause_s)
 
     async def _try_flush(self) -> bool:
         """Whether nothing is left to be tried again."""
@@ -179,7 +179,7 @@ class Writer:
             return False
         return True
 
-    async def _write(self, page: list[Row], *, from_journal: bool = False) -> StoreRejected | None:
+    async def _write_page(self, page: list[Row], *, from_journal: bool = False) -> StoreRejected | None:
         """Write a page; return the refusal if some of it was refused for good.
 
         What is refused is halved, and written in halves, until the bad rows are alone: they take no others with them.
@@ -205,47 +205,47 @@ class Writer:
         if refusal is not None:
             self._note_rejected(refused, refusal, "kept aside" if from_journal else "dropped")
             if not from_journal:
-                self._drop(refused, self._changes.of(refused))
+                self._drop_rows(refused, self._changes.changes_of(refused))
         return refusal
 
     async def _write_part(self, part: list[Row], *, from_journal: bool) -> None:
-        log = of_the_journal(part) if from_journal else self._changes.of(part)
+        log = of_the_journal(part) if from_journal else self._changes.changes_of(part)
         try:
-            await self._threads.write(self._write_logged, part, log)
+            await self._threads.run_write(self._write_logged, part, log)
         except StoreUnavailable as error:
             self._note_away(error)
             raise
         self._note_written(part)
         if not from_journal:
-            self._drop(part, log)
+            self._drop_rows(part, log)
 
-    def _drop(self, rows: list[Row], log: Log) -> None:
-        self._waiting.drop(rows)
-        self._changes.drop(log)
+    def _drop_rows(self, rows: list[Row], log: Log) -> None:
+        self._waiting.drop_rows(rows)
+        self._changes.drop_log(log)
 
     def _write_logged(self, page: list[Row], log: Log) -> None:
         """On the writing thread. What is in the log too early is told once too often; too late would be never."""
         for (market, epoch), changes in log.items():
             if epoch is not None:
-                self._store.open_feed([market], epoch)
-            self._store.note_changes(market, epoch, changes)
-        self._store.write(page)
+                self._store.register_feed([market], epoch)
+            self._store.log_changes(market, epoch, changes)
+        self._store.write_minutes(page)
 
     async def _write_journaled(self, journal: Journal) -> StoreRejected | None:
         """Write the oldest page of the journal."""
         try:
-            page = await self._on_journal_thread(journal.page, PAGE_ROWS)
+            page = await self._on_journal_thread(journal.next_rows, PAGE_ROWS)
         except Unavailable as error:
             self._note_journal_trouble(error)
             raise StoreUnavailable(str(error)) from error
-        rejection = await self._write(page, from_journal=True)
-        await self._on_journal_thread(journal.done, rejected=rejection is not None)
+        rejection = await self._write_page(page, from_journal=True)
+        await self._on_journal_thread(journal.mark_done, rejected=rejection is not None)
         if journal.is_empty:
             self._is_journaling = False
             logger.info("everything in the journal has gone to the store")
         return rejection
 
-    def _longer(self, pause_s: float) -> float:
+    def _longer_pause(self, pause_s: float) -> float:
         return min(pause_s * 2, RETRY_AT_MOST_S)
 
     def _note_away(self, error: StoreUnavailable) -> None:
@@ -255,7 +255,7 @@ class Writer:
         self._state = "away"
         self._away_since = self._clock.monotonic()
         self._refused_before = self._refused
-        logger.warning("the store is unavailable, %s rows wait: %s", self._rows(), error)
+        logger.warning("the store is unavailable, %s rows wait: %s", self._row_count(), error)
 
     def _note_written(self, page: list[Row]) -> None:
         self._note_back()
@@ -277,13 +277,13 @@ class Writer:
         logger.info(
             "the store is back after %.1f s: writing %s rows that waited, %s were refused",
             self._clock.monotonic() - self._away_since,
-            self._rows(),
+            self._row_count(),
             self._refused - self._refused_before,
         )
 
-    def _rows(self) -> int:
+    def _row_count(self) -> int:
         """How many rows are not stored, in memory and in the journal."""
-        return len(self._waiting) + (self._journal.rows if self._journal else 0)
+        return len(self._waiting) + (self._journal.row_count if self._journal else 0)
 
     # ------------------------------------------------------------ to the journal
 
@@ -291,7 +291,7 @@ class Writer:
         pause_s = JOURNAL_LOOK_S
         while True:
             await self._clock.sleep(pause_s)
-            pause_s = JOURNAL_LOOK_S if await self._try_journal(journal) else self._longer(pause_s)
+            pause_s = JOURNAL_LOOK_S if await self._try_journal(journal) else self._longer_pause(pause_s)
 
     async def _try_journal(self, journal: Journal) -> bool:
         """Whether the journal is ready, and has what it should have."""
@@ -304,9 +304,9 @@ class Writer:
             return False
 
     def _is_journal_due(self) -> bool:
-        if not self._waiting.minutes:
+        if not self._waiting.minute_count:
             return False
-        if self._state == "away" and self._waiting.minutes >= min(JOURNAL_FROM_ROWS, self._max_waiting // 2):
+        if self._state == "away" and self._waiting.minute_count >= min(JOURNAL_FROM_ROWS, self._max_waiting // 2):
             return True
         waits_s = self._clock.monotonic() - self._waiting_since
         return waits_s >= self._flush_interval_s + JOURNAL_AFTER_S
@@ -315,21 +315,21 @@ class Writer:
         """Move what waits to the journal; whether all of it has gone there."""
         if not await self._open_journal(journal):
             return False
-        while page := self._waiting.page(PAGE_ROWS, forming=forming):
+        while page := self._waiting.next_rows(PAGE_ROWS, forming=forming):
             try:
-                kept = await self._on_journal_thread(journal.append, page)
+                kept = await self._on_journal_thread(journal.append_rows, page)
             except Unavailable as error:
                 self._note_journal_trouble(error)
                 return False
             self._note_journal_works(is_used=kept > 0)
-            self._waiting.drop(page[:kept])
+            self._waiting.drop_rows(page[:kept])
             if kept < len(page):
                 return False
             if kept < PAGE_ROWS:  # it was all there was when the page was taken
                 break
         return True
 
-    async def _empty(self, within_s: float) -> bool:
+    async def _empty_memory(self, within_s: float) -> bool:
         """Try to bring everything out of memory; whether nothing is left there."""
         if self._journal is None:
             return await self._try_flush_within(within_s)
@@ -362,8 +362,8 @@ class Writer:
     async def _close_journal(self) -> None:
         if self._journal:
             await self._on_journal_thread(self._journal.close)
-            if self._journal.rows:
-                logger.warning("%s rows stay in the journal for the next start", self._journal.rows)
+            if self._journal.row_count:
+                logger.warning("%s rows stay in the journal for the next start", self._journal.row_count)
         self._journal_thread.shutdown()
 
     async def _on_journal_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -13,14 +13,14 @@ from candled.config import Config
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, MarketKey, Range, iso_ms
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 from candled.tools import Commands
 
-from . import stored
-from .beginning import EARLIEST_MS, find_any, find_beginning
-from .filling import Filler, Tally
+from . import store_access as stored
+from .backfiller import Backfiller, BackfillEstimate
+from .history_start import EARLIEST_MS, find_any, find_beginning
 from .progress import Progress
-from .session import Session, Source, Speaker, open_session
+from .session import Console, ExchangeSource, Session, open_session
 
 # Where quiet minutes are published, so few tell whether there is history; elsewhere a whole request is needed.
 _PROBE_MS = 180 * MINUTE_MS
@@ -91,7 +91,7 @@ async def backfill(options: argparse.Namespace, config: Config, clock: Clock) ->
     markets = stored.markets_of(config, options.symbols, options.exchange)
     if options.start_ms >= options.end_ms:
         raise ConfigError("--from: expected a time before --to")
-    speaker = Speaker()
+    speaker = Console()
     results: list[dict[str, Any]] = []
     async with open_session(config, {market.exchange for market in markets}, clock, speaker) as session:
         for market in markets:
@@ -109,38 +109,38 @@ class _Backfill:
     """One market."""
 
     session: Session
-    source: Source
+    source: ExchangeSource
     market: MarketKey
     options: argparse.Namespace
-    speaker: Speaker
+    speaker: Console
 
     async def run(self) -> dict[str, Any]:
         """Do it, or count what there is to do; return the facts."""
         until_ms = self.source.until_ms()
         end_ms = min(MINUTE.floor(self.options.end_ms), until_ms)
-        asked = self.source.requests
+        asked = self.source.request_count
         facts: dict[str, Any] = {"exchange": self.market.exchange, "symbol": str(self.market.symbol), "trouble": None}
         try:
-            start_ms = await self._start(end_ms)
+            start_ms = await self._find_start(end_ms)
         except CandledError as error:
             return {**facts, "trouble": str(error)}
         if start_ms is None:
             return {**facts, "trouble": "the exchange has no history of it"}
         span = Range(min(start_ms, end_ms), end_ms)
         facts |= {"from": iso_ms(span.start_ms), "to": iso_ms(span.end_ms)}
-        filler = Filler(self.session, self.source, self.market, rereads=self.options.reread)
-        tally = await filler.count(span)
+        filler = Backfiller(self.session, self.source, self.market, rereads=self.options.reread)
+        tally = await filler.estimate(span)
         if self.options.dry_run:
-            return facts | self._plan(tally) | {"requestsMade": self.source.requests - asked}
+            return facts | self._make_plan(tally) | {"requestsMade": self.source.request_count - asked}
         progress = Progress(f"backfill {self.market}", tally.minutes, enabled=shown(self.options))
         self.speaker.progress = progress
-        await filler.fill(span, progress.advance, to_present=end_ms == until_ms)
-        progress.done()
+        await filler.fill_span(span, progress.advance, to_present=end_ms == until_ms)
+        progress.finish_line()
         self.speaker.progress = None
         result = filler.result
         return facts | {
             "windows": result.windows,
-            "requests": self.source.requests - asked,
+            "requests": self.source.request_count - asked,
             "stored": result.stored,
             "revised": result.revised,
             "absent": result.absent,
@@ -148,72 +148,74 @@ class _Backfill:
             "trouble": result.trouble,
         }
 
-    def _plan(self, tally: Tally) -> dict[str, Any]:
+    def _make_plan(self, tally: BackfillEstimate) -> dict[str, Any]:
         seconds = round(tally.windows / self.source.requests_per_s)
         return {"windows": tally.windows, "minutes": tally.minutes, "secondsAtLeast": seconds}
 
     # ------------------------------------------------------------ where to begin
 
-    async def _start(self, end_ms: int) -> int | None:
+    async def _find_start(self, end_ms: int) -> int | None:
         """From when on to ask: `--from`, or the beginning of the exchange's history if that is later."""
         wanted_ms = MINUTE.floor(self.options.start_ms + MINUTE_MS - 1)
         earliest_ms = max(wanted_ms, EARLIEST_MS)
         begins_ms = await self._known_beginning(earliest_ms)
         if begins_ms is not None:
             return begins_ms
-        there = await self.session.read(self.session.store.span, self.market, MINUTE)
+        there = await self.session.run_read(self.session.store.span, self.market, MINUTE)
         if wanted_ms and (self.options.dry_run or (there is not None and there.start_ms <= wanted_ms)):
             return wanted_ms
-        return await self._search(earliest_ms, end_ms, None if there is None else there.start_ms)
+        return await self._search_start(earliest_ms, end_ms, None if there is None else there.start_ms)
 
     async def _known_beginning(self, earliest_ms: int) -> int | None:
         """The end of the time before the exchange's history, if that was found out and nothing older is wanted."""
         store = self.session.store
-        for hole in await self.session.read(store.holes, self.market, Range(earliest_ms, earliest_ms + MINUTE_MS)):
+        for hole in await self.session.run_read(
+            store.known_gaps, self.market, Range(earliest_ms, earliest_ms + MINUTE_MS)
+        ):
             if hole.reason == "beyond_history" and (hole.retry_ms is None or hole.retry_ms > self.source.now_ms()):
                 return hole.end_ms
         return None
 
-    async def _search(self, earliest_ms: int, end_ms: int, there_ms: int | None) -> int | None:
+    async def _search_start(self, earliest_ms: int, end_ms: int, there_ms: int | None) -> int | None:
         """Ask the exchange where its history begins, and remember the answer."""
         width_ms = self.source.most_minutes * MINUTE_MS
         if self.source.has_quiet_minutes:
             width_ms = min(width_ms, _PROBE_MS)
-        if self.options.start_ms and await self._oldest(Range(earliest_ms, earliest_ms + width_ms)) is not None:
+        if self.options.start_ms and await self._oldest_stored(Range(earliest_ms, earliest_ms + width_ms)) is not None:
             return earliest_ms
         if there_ms is None:
-            there_ms = await find_any(self._oldest, earliest_ms, end_ms, width_ms)
+            there_ms = await find_any(self._oldest_stored, earliest_ms, end_ms, width_ms)
         if there_ms is None:
             return None
-        begins_ms = await find_beginning(self._oldest, earliest_ms, there_ms, width_ms)
+        begins_ms = await find_beginning(self._oldest_stored, earliest_ms, there_ms, width_ms)
         if not self.options.dry_run and begins_ms > earliest_ms:
             is_contradicted = await self._is_contradicted(earliest_ms, begins_ms)
-            await self._remember(0 if earliest_ms == EARLIEST_MS else earliest_ms, begins_ms, is_contradicted)
+            await self._remember_start(0 if earliest_ms == EARLIEST_MS else earliest_ms, begins_ms, is_contradicted)
         return begins_ms
 
     async def _is_contradicted(self, earliest_ms: int, begins_ms: int) -> bool:
         """Return whether longer bars of the exchange are older than the oldest minute it answers with."""
         stretch = Range(max(earliest_ms, begins_ms - _COMPARED_MS), begins_ms)
-        answer = await self.source.history(self.market.symbol, Range(begins_ms, begins_ms + MINUTE_MS))
+        answer = await self.source.fetch_history(self.market.symbol, Range(begins_ms, begins_ms + MINUTE_MS))
         if not answer.candles:
             return False
         evidence = await self.source.evidence(self.market.symbol, stretch, answer.candles[0])
         if evidence.is_contradicted:
-            self.speaker.say(
+            self.speaker.print_remark(
                 f"{self.market}: the exchange answers with no minutes before {iso_ms(begins_ms)}, "
                 "but has longer bars from before: they are asked for again"
             )
         return evidence.is_contradicted
 
-    async def _remember(self, start_ms: int, begins_ms: int, is_contradicted: bool) -> None:
+    async def _remember_start(self, start_ms: int, begins_ms: int, is_contradicted: bool) -> None:
         """Store what is known of the time before the oldest minute; the daemon examines it again."""
         before, retry_ms = Range(start_ms, begins_ms), self.source.now_ms() + _EXAMINED_MS
         reason = "unconfirmed" if is_contradicted else "beyond_history"
-        hole = Hole(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
-        await self.session.write(self.session.store.save_holes, self.market, [hole], before)
+        hole = KnownGap(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
+        await self.session.run_write(self.session.store.save_known_gaps, self.market, [hole], before)
 
-    async def _oldest(self, span: Range) -> int | None:
-        answer = await self.source.history(self.market.symbol, span)
+    async def _oldest_stored(self, span: Range) -> int | None:
+        answer = await self.source.fetch_history(self.market.symbol, span)
         there = [candle.open_ms for candle in answer.candles[:1]]
         there += [MINUTE.floor(row.open_ms) for row in answer.invalid if row.open_ms is not None]
         return min(there, default=None)

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from candled.budget import LocalBudgets, MakeBudget, part_of
 from candled.budget_file import BudgetFile
-from candled.bus.making import redis_budgets
+from candled.bus.factory import redis_budgets
 from candled.config import Config, budget_path
 from candled.exchange import Clock
 

@@ -39,12 +39,12 @@ class Difference:
     time: str = ""
 
     def __str__(self) -> str:
-        return f"{self.market} {self.interval} {self._when()}: {self._what()}"
+        return f"{self.market} {self.interval} {self._when()}: {self._describe()}"
 
     def _when(self) -> str:
         return self.time or iso_ms(self.open_ms)
 
-    def _what(self) -> str:
+    def _describe(self) -> str:
         if self.problem:
             return self.problem
         should, none_there = _ABSENT[self.check]
@@ -142,7 +142,7 @@ def impossible(market: MarketKey, minutes: Iterable[Candle]) -> list[Difference]
     wrong = []
     for minute in minutes:
         try:
-            minute.check()
+            minute.checked()
         except InvalidCandle as error:
             wrong.append(
                 Difference(check="minute", market=market, interval=MINUTE, open_ms=minute.open_ms, problem=str(error))

@@ -18,7 +18,7 @@ from candled.store.interface import Store
 from .compare import Difference, compare
 from .report import Report
 from .session import MARGIN_MS
-from .stored import put_past
+from .store_access import put_past
 from .transfer import extend_coverage
 
 _ATTEMPTS = 4
@@ -69,23 +69,27 @@ class ExchangeCheck:
         With `all` everything is compared that is stored and the exchange has. Minutes that are `doubtful` are compared
         in any case.
         """
-        self._exchange.resume(max(self._store.newest(self._name).values(), default=None))
-        plans = {market: self._plan(market, bounds, windows, doubtful.get(market, RangeSet())) for market in markets}
-        progress = self._report.progress(f"ask {self._name}", sum(map(len, plans.values())))
+        self._exchange.resume_after(max(self._store.newest_minutes(self._name).values(), default=None))
+        plans = {
+            market: self._make_plan(market, bounds, windows, doubtful.get(market, RangeSet())) for market in markets
+        }
+        progress = self._report.start_progress(f"ask {self._name}", sum(map(len, plans.values())))
         try:
             for market, plan in plans.items():
                 self._compared.clear()
                 for interval, window in plan:
-                    await self._compare(market, interval, window, self._minutes if interval == MINUTE else self._bars)
+                    await self._compare_window(
+                        market, interval, window, self._fetch_minutes if interval == MINUTE else self._fetch_bars
+                    )
                     progress.advance(1)
-                self._summarize(market)
+                self._report_summary(market)
         except Unavailable as error:
-            self._report.unchecked(self._name, error)
+            self._report.add_unchecked(self._name, error)
         finally:
-            progress.clear()
+            progress.clear_line()
             self._http.close()
 
-    def _plan(
+    def _make_plan(
         self, market: MarketKey, bounds: Range, windows: int | Literal["all"], doubtful: RangeSet
     ) -> list[tuple[Interval, Range]]:
         """What to compare, minutes first; nothing that reaches beyond the stored minutes."""
@@ -94,25 +98,25 @@ class ExchangeCheck:
         end_ms = min(span.end_ms if span else 0, bounds.end_ms)
         plan: list[tuple[Interval, Range]] = []
         if windows != "all":
-            plan += [(MINUTE, window) for window in _windows_around(doubtful, self._exchange.history_minutes)]
+            plan += [(MINUTE, window) for window in _windows_around(doubtful, self._exchange.max_history_minutes)]
         for interval in (MINUTE, *self._longer):
-            most = self._exchange.history_minutes if interval == MINUTE else _STRETCH_BARS
+            most = self._exchange.max_history_minutes if interval == MINUTE else _STRETCH_BARS
             if windows == "all":
                 plan += [(interval, window) for window in _all_windows(interval, start_ms, end_ms, most)]
                 continue
             for _ in range(windows if interval == MINUTE else 1):
-                window = self._window(interval, start_ms, end_ms, most)
+                window = self._random_window(interval, start_ms, end_ms, most)
                 if window is not None:
                     plan.append((interval, window))
         return plan
 
-    async def _minutes(self, market: MarketKey, _: Interval, window: Range) -> Answer:
-        return sift(await self._exchange.history(self._http, market.symbol, *window), window)
+    async def _fetch_minutes(self, market: MarketKey, _: Interval, window: Range) -> Answer:
+        return sift(await self._exchange.fetch_history(self._http, market.symbol, *window), window)
 
-    async def _bars(self, market: MarketKey, interval: Interval, window: Range) -> Answer:
-        return Answer(await self._exchange.bars(self._http, market.symbol, interval, *window) or [])
+    async def _fetch_bars(self, market: MarketKey, interval: Interval, window: Range) -> Answer:
+        return Answer(await self._exchange.fetch_bars(self._http, market.symbol, interval, *window) or [])
 
-    def _window(self, interval: Interval, start_ms: int, end_ms: int, most: int) -> Range | None:
+    def _random_window(self, interval: Interval, start_ms: int, end_ms: int, most: int) -> Range | None:
         """A random stretch of at most `most` whole bars; None where not one fits."""
         first_ms = interval.floor(start_ms + interval.ms - 1)
         count = (end_ms - first_ms) // interval.ms
@@ -122,16 +126,16 @@ class ExchangeCheck:
         window_ms = first_ms + self._chance.randrange(count - bars + 1) * interval.ms
         return Range(window_ms, window_ms + bars * interval.ms)
 
-    async def _compare(self, market: MarketKey, interval: Interval, window: Range, ask: _Ask) -> None:
+    async def _compare_window(self, market: MarketKey, interval: Interval, window: Range, ask: _Ask) -> None:
         asked_ms = self._exchange.now_ms()
         try:
-            answer = await self._persist(lambda: ask(market, interval, window))
+            answer = await self._retry_fetch(lambda: ask(market, interval, window))
         except ExchangeError as error:
-            self._report.unchecked(f"{market} {interval} {iso_ms(window.start_ms)}", error)
+            self._report.add_unchecked(f"{market} {interval} {iso_ms(window.start_ms)}", error)
             return
         for row in answer.invalid:
             at = iso_ms(window.start_ms if row.open_ms is None else row.open_ms)
-            self._report.unchecked(f"{market} {interval} {at}", row.reason)
+            self._report.add_unchecked(f"{market} {interval} {at}", row.reason)
         theirs, unreadable = answer.candles, answer.unreadable(window)
         if not theirs:  # not offered, or older than what the exchange still has
             return
@@ -145,17 +149,17 @@ class ExchangeCheck:
                     await self._compare_parts(market, wrong)
                 left = self._differences(market, interval, window, theirs, unreadable)
                 still = {difference.open_ms for difference in left}
-                self._report.differ([one for one in wrong if one.open_ms not in still], repaired=True)
+                self._report.add_differences([one for one in wrong if one.open_ms not in still], repaired=True)
                 wrong = left
         except StoreRejected as error:  # a row that cannot be read, which was reported
-            self._report.unchecked(f"{market} {interval} {iso_ms(window.start_ms)}", error)
+            self._report.add_unchecked(f"{market} {interval} {iso_ms(window.start_ms)}", error)
             return
-        self._report.differ(wrong)
+        self._report.add_differences(wrong)
 
     def _differences(
         self, market: MarketKey, interval: Interval, window: Range, theirs: Sequence[Candle], unreadable: RangeSet
     ) -> list[Difference]:
-        bars = self._store.bars_between(market, interval, *window)
+        bars = self._store.read_bars_between(market, interval, *window)
         ours = [bar for bar in bars if bar.open_ms not in unreadable]
         return compare("exchange", market, interval, theirs, ours, quote_may_be_absent=True)
 
@@ -178,10 +182,10 @@ class ExchangeCheck:
         """Compare the minutes of longer bars."""
         spans = RangeSet((one.open_ms, one.open_ms + one.interval.ms) for one in wrong)
         for span in spans:
-            for window in _all_windows(MINUTE, *span, self._exchange.history_minutes):
-                await self._compare(market, MINUTE, window, self._minutes)
+            for window in _all_windows(MINUTE, *span, self._exchange.max_history_minutes):
+                await self._compare_window(market, MINUTE, window, self._fetch_minutes)
 
-    async def _persist(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _retry_fetch(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         wait_s = _FIRST_WAIT_S
         for _ in range(_ATTEMPTS - 1):
             try:
@@ -191,10 +195,10 @@ class ExchangeCheck:
                 wait_s *= 2
         return await ask()
 
-    def _summarize(self, market: MarketKey) -> None:
+    def _report_summary(self, market: MarketKey) -> None:
         counts = {str(interval): self._compared[interval] for interval in (MINUTE, *self._longer)}
         listed = ", ".join(f"{count:,} of {interval}" for interval, count in counts.items())
-        self._report.say(
+        self._report.print_finding(
             f"{market}: compared with the exchange: {listed}",
             {"exchange": market.exchange, "symbol": str(market.symbol), "compared": counts},
         )

@@ -14,14 +14,14 @@ from candled.config import Config
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, REASONS, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.holes import inside
-from candled.store.interface import Hole, Store
+from candled.store.interface import KnownGap, Store
 from candled.tools import Commands
 
-from . import stored
+from . import store_access as stored
 from .backfill import add_markets, add_reread, revised_text, shown
-from .filling import Filler
+from .backfiller import Backfiller
 from .progress import Progress
-from .session import Session, Speaker, open_session
+from .session import Console, Session, open_session
 
 _WEEK = Interval.parse("1W")
 _PAGE_MS = 4 * _WEEK.ms
@@ -89,7 +89,7 @@ class Gap:
     retry_ms: int | None = None
 
     @property
-    def minutes(self) -> int:
+    def minute_count(self) -> int:
         """How many minutes are missing."""
         return (self.end_ms - self.start_ms) // MINUTE_MS
 
@@ -98,7 +98,7 @@ class Gap:
         return {
             "from": iso_ms(self.start_ms),
             "to": iso_ms(self.end_ms),
-            "minutes": self.minutes,
+            "minutes": self.minute_count,
             "reason": self.reason,
             "attempts": self.attempts,
             "nextTry": None if self.retry_ms is None else iso_ms(self.retry_ms),
@@ -135,9 +135,9 @@ def find_gaps(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
 def _pieces(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
     for page_ms in range(span.start_ms, span.end_ms, _PAGE_MS):
         page = Range(page_ms, min(span.end_ms, page_ms + _PAGE_MS))
-        absent = RangeSet(store.present(market, *page)).missing(*page)
+        absent = RangeSet(store.stored_ranges(market, *page)).missing(*page)
         gaps = []
-        for hole in store.holes(market, page):
+        for hole in store.known_gaps(market, page):
             for piece in inside(hole, *page):
                 gaps += [_known(hole, part) for part in _overlap(absent, piece)]
         for gap in gaps:
@@ -146,12 +146,12 @@ def _pieces(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
         yield from sorted(gaps, key=lambda gap: gap.start_ms)
 
 
-def _overlap(absent: RangeSet, hole: Hole) -> RangeSet:
+def _overlap(absent: RangeSet, hole: KnownGap) -> RangeSet:
     there = absent.missing(hole.start_ms, hole.end_ms)
     return there.missing(hole.start_ms, hole.end_ms)
 
 
-def _known(hole: Hole, part: Range) -> Gap:
+def _known(hole: KnownGap, part: Range) -> Gap:
     return Gap(**part._asdict(), reason=hole.reason, attempts=hole.attempts, retry_ms=hole.retry_ms)
 
 
@@ -194,7 +194,7 @@ def _backfill_ms(config: Config) -> int:
 
 def _counted(gaps: Iterable[Gap], minutes: Counter[str]) -> Iterator[Gap]:
     for gap in gaps:
-        minutes[gap.reason] += gap.minutes
+        minutes[gap.reason] += gap.minute_count
         yield gap
 
 
@@ -239,7 +239,7 @@ def run_repair(options: argparse.Namespace, config: Config, clock: Clock | None 
 async def repair(options: argparse.Namespace, config: Config, clock: Clock) -> int:
     """The command on the loop that runs."""
     markets = stored.markets_of(config, options.symbols, options.exchange)
-    speaker = Speaker()
+    speaker = Console()
     reports = []
     async with open_session(config, {market.exchange for market in markets}, clock, speaker) as session:
         for market in markets:
@@ -252,28 +252,28 @@ async def repair(options: argparse.Namespace, config: Config, clock: Clock) -> i
 
 
 async def _repair_market(
-    session: Session, market: MarketKey, options: argparse.Namespace, backfill_ms: int, speaker: Speaker
+    session: Session, market: MarketKey, options: argparse.Namespace, backfill_ms: int, speaker: Console
 ) -> dict[str, Any]:
     source, store = session.sources[market.exchange], session.store
-    start_ms, end_ms = await session.read(expected, store, market, source.now_ms(), backfill_ms)
+    start_ms, end_ms = await session.run_read(expected, store, market, source.now_ms(), backfill_ms)
     end_ms = min(end_ms, source.until_ms())
     start_ms = max(start_ms, MINUTE.floor(options.start_ms))
     span = Range(start_ms, max(start_ms, min(end_ms, MINUTE.floor(options.end_ms))))
-    before = await session.read(_listed_gaps, store, market, span)
-    filler = Filler(
+    before = await session.run_read(_listed_gaps, store, market, span)
+    filler = Backfiller(
         session,
         source,
         market,
         is_reopened=lambda hole: options.all or hole.reason != "beyond_history",
         rereads=options.reread,
     )
-    tally = await filler.count(span)
+    tally = await filler.estimate(span)
     progress = Progress(f"repair {market}", tally.minutes, enabled=shown(options))
     speaker.progress = progress
-    await filler.fill(span, progress.advance, to_present=span.end_ms == end_ms)
-    progress.done()
+    await filler.fill_span(span, progress.advance, to_present=span.end_ms == end_ms)
+    progress.finish_line()
     speaker.progress = None
-    after = await session.read(_listed_gaps, store, market, span)
+    after = await session.run_read(_listed_gaps, store, market, span)
     return {
         "exchange": market.exchange,
         "symbol": str(market.symbol),
@@ -303,7 +303,7 @@ def _outcome(gap: Gap, after: list[Gap]) -> dict[str, Any]:
         if one.start_ms < gap.end_ms and gap.start_ms < one.end_ms
     ]
     missing = sum(length_ms for _, length_ms in left) // MINUTE_MS
-    return {"repaired": gap.minutes - missing, "now": sorted({one.reason for one, _ in left})}
+    return {"repaired": gap.minute_count - missing, "now": sorted({one.reason for one, _ in left})}
 
 
 def _print_repair(report: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from candled.model import MINUTE, Interval
 from candled.store.interface import Store
 from candled.tools import Commands
 
-from . import stored
+from . import store_access as stored
 
 _HELP = """\
 Does what the daemon does on start where store.init allows it: makes or upgrades the tables, and folds the stored

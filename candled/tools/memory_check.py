@@ -13,7 +13,7 @@ from tornado.websocket import WebSocketClientConnection, WebSocketError, websock
 from candled.model import MINUTE, Candle, Interval, MarketKey, parse_iso_ms
 from candled.store.interface import Store
 
-from . import stored
+from . import store_access as stored
 from .compare import Difference, compare
 from .report import Report
 
@@ -31,22 +31,22 @@ async def check_memory(
     store: Store, url: str, markets: Sequence[MarketKey], intervals: Sequence[Interval], report: Report
 ) -> None:
     """Compare the newest 1000 bars of each interval that the daemon at `url` shows, as far as they are over."""
-    progress = report.progress(f"ask {url}", len(markets) * len(intervals))
+    progress = report.start_progress(f"ask {url}", len(markets) * len(intervals))
     try:
         socket = await websocket_connect(url, connect_timeout=_ANSWER_S)
     except (OSError, HTTPError, WebSocketError) as error:
-        report.unchecked(url, error)
+        report.add_unchecked(url, error)
         return
     try:
         for market in markets:
             for interval in intervals:
                 try:
-                    report.differ(await _differences(store, socket, market, interval))
+                    report.add_differences(await _differences(store, socket, market, interval))
                 except _NotShown as error:
-                    report.unchecked(f"{market} {interval}", error)
+                    report.add_unchecked(f"{market} {interval}", error)
                 progress.advance(1)
     finally:
-        progress.clear()
+        progress.clear_line()
         await _close(socket)
 
 
@@ -73,11 +73,11 @@ async def _differences(
 
 
 def _compare(store: Store, market: MarketKey, interval: Interval, shown: Sequence[Candle]) -> list[Difference]:
-    newest = store.bars(market, MINUTE, before_ms=stored.END_OF_TIME_MS, limit=1)
+    newest = store.read_bars(market, MINUTE, before_ms=stored.END_OF_TIME_MS, limit=1)
     over_ms = newest[0].open_ms + MINUTE.ms if newest else 0  # memory may be ahead of the store, never behind
     closed = [bar for bar in shown if bar.open_ms + interval.ms <= over_ms]
     limit = len(closed) if len(shown) >= _BARS else _BARS
-    expected = store.bars(market, interval, before_ms=over_ms - interval.ms + 1, limit=limit)
+    expected = store.read_bars(market, interval, before_ms=over_ms - interval.ms + 1, limit=limit)
     served_ms = store.served_from(market)  # a bar that begins before is cut: a daemon does not show it
     whole = [bar for bar in expected if served_ms is not None and bar.open_ms >= served_ms]
     return compare("memory", market, interval, whole, closed)

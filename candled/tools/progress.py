@@ -43,20 +43,20 @@ class Progress:
         now = self._now()
         if self._shown is None or now - self._shown >= _EVERY_S:
             self._shown = now
-            self._write(f"{_CLEAR}{self._line(now)}")
+            self._write_text(f"{_CLEAR}{self._make_line(now)}")
 
-    def clear(self) -> None:
+    def clear_line(self) -> None:
         """Take the line away, so that something else can be printed; the next `advance` may show it again."""
         if self._enabled and self._shown is not None:
             self._shown = None
-            self._write(_CLEAR)
+            self._write_text(_CLEAR)
 
-    def done(self) -> None:
+    def finish_line(self) -> None:
         """Leave the last state on its line."""
         if self._enabled:
-            self._write(f"{_CLEAR}{self._line(self._now())}\n")
+            self._write_text(f"{_CLEAR}{self._make_line(self._now())}\n")
 
-    def _line(self, now: float) -> str:
+    def _make_line(self, now: float) -> str:
         elapsed_s = now - self._begun
         rate = self._count / elapsed_s if elapsed_s > 0 else 0.0
         parts = [f"{self._label}: {self._count:,}"]
@@ -71,7 +71,7 @@ class Progress:
             parts.append(_duration(elapsed_s))
         return ", ".join(parts)
 
-    def _write(self, text: str) -> None:
+    def _write_text(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
 

@@ -21,44 +21,44 @@ class Report:
         self._repaired = 0
         self._unchecked = 0
 
-    def progress(self, label: str, total: int | None) -> Progress:
+    def start_progress(self, label: str, total: int | None) -> Progress:
         """A progress line that makes way for findings."""
         self._progress = Progress(label, total, enabled=self._shown)
         return self._progress
 
-    def differ(self, differences: Sequence[Difference], *, repaired: bool = False) -> None:
+    def add_differences(self, differences: Sequence[Difference], *, repaired: bool = False) -> None:
         """Report bars that differ, or did until now."""
         for difference in differences:
             if repaired:
                 self._repaired += 1
             else:
                 self._differences[difference.check] += 1
-            self.say(
+            self.print_finding(
                 f"{difference}{' (repaired)' if repaired else ''}", {**difference.as_plain(), "repaired": repaired}
             )
 
-    def unchecked(self, what: str, why: object) -> None:
+    def add_unchecked(self, what: str, why: object) -> None:
         """Report something that could not be checked."""
         self._unchecked += 1
-        self.say(f"{what}: not checked: {why}", {"unchecked": what, "reason": str(why)})
+        self.print_finding(f"{what}: not checked: {why}", {"unchecked": what, "reason": str(why)})
 
-    def say(self, text: str, plain: Mapping[str, Any]) -> None:
+    def print_finding(self, text: str, plain: Mapping[str, Any]) -> None:
         """Print a finding, in one of its two forms."""
         if self._progress is not None:
-            self._progress.clear()
+            self._progress.clear_line()
         print(json.dumps(plain) if self._as_json else text, flush=sys.stdout.isatty())
 
     @property
-    def found(self) -> int:
+    def found_count(self) -> int:
         """How many differences there are, the repaired ones left out."""
         return self._differences.total()
 
     @property
-    def repaired(self) -> int:
+    def repaired_count(self) -> int:
         """How many differences there were and are no more."""
         return self._repaired
 
     @property
-    def status(self) -> int:
+    def exit_status(self) -> int:
         """The exit status: 1 where something differs or could not be checked."""
-        return 1 if self.found or self._unchecked else 0
+        return 1 if self.found_count or self._unchecked else 0

@@ -38,7 +38,7 @@ _PATIENCE_WITH_NONSENSE = 3
 MARGIN_MS = 60_000
 
 
-class Source:
+class ExchangeSource:
     """One configured exchange, asked within a command's part of its request budget (`request_budgets`)."""
 
     def __init__(
@@ -55,26 +55,26 @@ class Source:
     @property
     def most_minutes(self) -> int:
         """The most minutes that `history` may be asked for at once."""
-        return self._exchange.history_minutes
+        return self._exchange.max_history_minutes
 
     @property
     def has_quiet_minutes(self) -> bool:
         """Whether the exchange publishes minutes without trades too."""
-        return self._exchange.quiet_minutes
+        return self._exchange.publishes_empty_candles
 
     @property
-    def absence(self) -> Absence:
+    def absence_meaning(self) -> Absence:
         """What it means that the exchange does not have a minute."""
-        return "exchange_outage" if self._exchange.quiet_minutes else "no_trades"
+        return "exchange_outage" if self._exchange.publishes_empty_candles else "no_trades"
 
     @property
-    def requests(self) -> int:
+    def request_count(self) -> int:
         """How many requests were made."""
         return sum(int(host["requests"]) for host in self._http.describe().values())
 
-    def resume(self, newest_ms: int | None) -> None:
+    def resume_after(self, newest_ms: int | None) -> None:
         """See `Exchange.resume`."""
-        self._exchange.resume(newest_ms)
+        self._exchange.resume_after(newest_ms)
 
     def now_ms(self) -> int:
         """The exchange's clock as far as it is known, UTC epoch milliseconds."""
@@ -84,7 +84,7 @@ class Source:
         """Minutes before this are over, with all their late versions."""
         return MINUTE.floor(self.now_ms() - self._settle_ms - MARGIN_MS)
 
-    async def history(self, symbol: Symbol, span: Range) -> Answer:
+    async def fetch_history(self, symbol: Symbol, span: Range) -> Answer:
         """Return the final minutes of `span` that the exchange has, and the rows that cannot be candles.
 
         Raises:
@@ -92,7 +92,7 @@ class Source:
             ExchangeError: it refused, or answered other than documented, again and again.
         """
         asked_ms = self.now_ms()
-        answer = sift(await self._asked(symbol, span), span)
+        answer = sift(await self._fetch_final(symbol, span), span)
         stamped = (candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in answer.candles)
         answer.candles = [candle._replace(final=True, src="backfill") for candle in stamped if self._is_over(candle)]
         return answer
@@ -103,28 +103,28 @@ class Source:
         Raises:
             Unavailable, ExchangeError: as the methods of the exchange.
         """
-        listed = {market.symbol: market.listed_ms for market in await self._exchange.markets(self._http)}
+        listed = {market.symbol: market.listed_ms for market in await self._exchange.fetch_markets(self._http)}
         return await find_evidence(self._exchange, self._http, symbol, stretch, first, listed.get(symbol))
 
     def close(self) -> None:
         """Drop idle connections."""
         self._http.close()
 
-    async def _asked(self, symbol: Symbol, span: Range) -> Sequence[Candle | InvalidRow]:
+    async def _fetch_final(self, symbol: Symbol, span: Range) -> Sequence[Candle | InvalidRow]:
         backoff = Backoff()
         while True:
             try:
-                return await self._exchange.history(self._http, symbol, *span)
+                return await self._exchange.fetch_history(self._http, symbol, *span)
             except Unavailable as error:
-                if backoff.failures >= _PATIENCE:
+                if backoff.failure_count >= _PATIENCE:
                     raise
-                await self._wait(error, max(backoff.failed(), error.retry_after_s or 0.0))
+                await self._wait_after(error, max(backoff.on_failure(), error.retry_after_s or 0.0))
             except ExchangeError as error:
-                if backoff.failures >= _PATIENCE_WITH_NONSENSE:
+                if backoff.failure_count >= _PATIENCE_WITH_NONSENSE:
                     raise
-                await self._wait(error, backoff.failed())
+                await self._wait_after(error, backoff.on_failure())
 
-    async def _wait(self, error: CandledError, wait_s: float) -> None:
+    async def _wait_after(self, error: CandledError, wait_s: float) -> None:
         self._say(f"{self.name}: {error}; next attempt in {wait_s:.0f} s")
         await self._clock.sleep(wait_s)
 
@@ -135,13 +135,13 @@ class Source:
 class Session:
     """The store and the exchanges of the settings, for the length of a command."""
 
-    def __init__(self, store: Store, threads: StoreThreads, sources: Iterable[Source], clock: Clock) -> None:
+    def __init__(self, store: Store, threads: StoreThreads, sources: Iterable[ExchangeSource], clock: Clock) -> None:
         self.store = store
         self.clock = clock
         self.sources = {source.name: source for source in sources}
         self._threads = threads
 
-    async def read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run_read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store that only reads.
 
         Raises:
@@ -150,61 +150,61 @@ class Session:
         backoff = Backoff()
         while True:
             try:
-                return await self._threads.read(call, *args, **kwargs)
+                return await self._threads.run_read(call, *args, **kwargs)
             except StoreUnavailable:
-                if backoff.failures >= _PATIENCE:
+                if backoff.failure_count >= _PATIENCE:
                     raise
-                await self.clock.sleep(backoff.failed())
+                await self.clock.sleep(backoff.on_failure())
 
-    async def write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run_write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store that changes it. Raises as `read`."""
         backoff = Backoff()
         while True:
             try:
-                return await self._threads.write(call, *args, **kwargs)
+                return await self._threads.run_write(call, *args, **kwargs)
             except StoreUnavailable:
-                if backoff.failures >= _PATIENCE:
+                if backoff.failure_count >= _PATIENCE:
                     raise
-                await self.clock.sleep(backoff.failed())
+                await self.clock.sleep(backoff.on_failure())
 
 
-class Speaker:
+class Console:
     """Remarks on standard error that do not tear the progress line."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
 
-    def say(self, text: str) -> None:
+    def print_remark(self, text: str) -> None:
         """Print a remark."""
         if self.progress is not None:
-            self.progress.clear()
+            self.progress.clear_line()
         print(f"candled: {text}", file=sys.stderr)
 
 
 @asynccontextmanager
 async def open_session(
-    config: Config, exchanges: Iterable[str], clock: Clock, speaker: Speaker
+    config: Config, exchanges: Iterable[str], clock: Clock, speaker: Console
 ) -> AsyncIterator[Session]:
     """The store of the settings and the exchanges of these names, open for the length of the block.
 
     Raises:
         ConfigError: the store or an exchange could not be opened.
     """
-    settle_ms = round(config.ingest.settle.total_seconds() * 1000)
+    settle_ms = round(config.ingest.grace_period.total_seconds() * 1000)
     by_name = {one.name: one for one in config.exchanges}
     async with request_budgets(config, clock) as budget:
-        sources = [Source(by_name[name], clock, settle_ms, speaker.say, budget) for name in exchanges]
+        sources = [ExchangeSource(by_name[name], clock, settle_ms, speaker.print_remark, budget) for name in exchanges]
         store = make_store(config)
         threads = StoreThreads(store)
         session = Session(store, threads, sources, clock)
         try:
             try:
-                await threads.write(store.open)
+                await threads.run_write(store.open)
             except (StoreUnavailable, StoreRejected) as error:
                 raise ConfigError(f"store.url: {error}") from error
             for source in sources:
-                newest = await session.read(store.newest, source.name)
-                source.resume(max(newest.values(), default=None))
+                newest = await session.run_read(store.newest_minutes, source.name)
+                source.resume_after(max(newest.values(), default=None))
             yield session
         finally:
             for source in sources:

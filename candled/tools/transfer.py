@@ -14,10 +14,10 @@ from candled.config import Config
 from candled.errors import ConfigError
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.batch import news
-from candled.store.interface import Hole, Store
+from candled.store.interface import KnownGap, Store
 from candled.tools import Commands
 
-from . import stored
+from . import store_access as stored
 from .files import BadRow, kind_of, open_writer, read_candles, says_as_of
 from .progress import Progress
 
@@ -94,9 +94,9 @@ def _export(options: argparse.Namespace, config: Config) -> int:
         progress = Progress(f"export {market} {interval}", _slots(start_ms, end_ms, interval), enabled=_shown(options))
         with open_writer(options.output, kind, market, interval) as write:
             for page in _pages(start_ms, end_ms, interval):
-                write(store.bars_between(market, interval, *page))
+                write(store.read_bars_between(market, interval, *page))
                 progress.advance(_slots(*page, interval))
-        progress.done()
+        progress.finish_line()
     return 0
 
 
@@ -144,7 +144,7 @@ def _import(options: argparse.Namespace, config: Config) -> int:
             for page in _minute_pages(read_candles(path, now_ms), counts):
                 put_page(store, market, page, counts)
                 progress.advance(len(page))
-        progress.done()
+        progress.finish_line()
         extend_coverage(store, market)
     for path, counts in results:
         _print_counts(path, counts, as_json=options.json)
@@ -167,7 +167,7 @@ def _check(options: argparse.Namespace, now_ms: int) -> int:
         for row in read_candles(path, now_ms):
             progress.advance(1)
             if isinstance(row, Candle):
-                spacing.feed(row.open_ms)
+                spacing.add_time(row.open_ms)
                 continue
             bad_rows += 1
             if bad_rows <= _NAMED:
@@ -176,7 +176,7 @@ def _check(options: argparse.Namespace, now_ms: int) -> int:
         if bad_rows > _NAMED:
             bad.append(f"{path}: and {bad_rows - _NAMED} more bad rows")
         if options.skip_bad:
-            progress.clear()
+            progress.clear_line()
             print("".join(f"candled: left out: {line}\n" for line in bad), end="", file=sys.stderr)
         else:
             problems += bad
@@ -187,7 +187,7 @@ def _check(options: argparse.Namespace, now_ms: int) -> int:
             )
     if problems:
         raise ConfigError([*problems, "nothing was imported"])
-    progress.clear()
+    progress.clear_line()
     return total
 
 
@@ -199,7 +199,7 @@ class _Spacing:
         self.step_ms = 0
         self._last_ms = 0
 
-    def feed(self, open_ms: int) -> None:
+    def add_time(self, open_ms: int) -> None:
         if self.rows:
             self.step_ms = math.gcd(self.step_ms, open_ms - self._last_ms)
         self.rows += 1
@@ -229,13 +229,13 @@ def _minute_pages(rows: Iterable[Candle | BadRow], counts: Counts) -> Iterator[l
 def put_page(store: Store, market: MarketKey, page: Sequence[Candle], counts: Counts) -> None:
     """Store the minutes of a page (ascending, each once) that are not stored yet or only in an older version."""
     span = Range(page[0].open_ms, page[-1].open_ms + MINUTE_MS)
-    known = {candle.open_ms: candle for candle in store.bars_between(market, MINUTE, *span)}
+    known = {candle.open_ms: candle for candle in store.read_bars_between(market, MINUTE, *span)}
     changed = news({candle.open_ms: candle for candle in page}, known)
     counts.kept += len(page) - len(changed)
     if not changed:
         return
     stored.put_past(store, market, changed)
-    there = RangeSet(store.present(market, *span))
+    there = RangeSet(store.stored_ranges(market, *span))
     for candle in changed:
         if candle.open_ms not in there:
             counts.refused += 1
@@ -265,23 +265,23 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
     Since when history is complete moves back only over minutes that are there and holes that are known, without a
     break. Where the store does not know yet, nothing is claimed: the daemon finds out at its next start.
     """
-    holes = store.holes(market)
+    holes = store.known_gaps(market)
     left = [piece for hole in holes for piece in _unfilled(store, market, hole)]
     if left != holes:
-        store.save_holes(market, left)
+        store.save_known_gaps(market, left)
     since_ms, there = store.complete_from(market), store.span(market, MINUTE)
     if since_ms is None or there is None or there.start_ms >= since_ms:
         return
     known = [(hole.start_ms, hole.end_ms) for hole in left]
-    joined_ms = RangeSet([*store.present(market, there.start_ms, since_ms), *known]).start_of(since_ms)
+    joined_ms = RangeSet([*store.stored_ranges(market, there.start_ms, since_ms), *known]).start_of(since_ms)
     joined_ms = max(joined_ms, stored.WEEK.floor(there.start_ms))  # before history nothing is complete or not
     if joined_ms < since_ms:
         store.set_complete_from(market, joined_ms)
 
 
-def _unfilled(store: Store, market: MarketKey, hole: Hole) -> list[Hole]:
+def _unfilled(store: Store, market: MarketKey, hole: KnownGap) -> list[KnownGap]:
     """What of a hole is still missing."""
     rest = RangeSet([(hole.start_ms, hole.end_ms)])
-    for there in store.present(market, hole.start_ms, hole.end_ms):
+    for there in store.stored_ranges(market, hole.start_ms, hole.end_ms):
         rest.remove(*there)
     return [replace(hole, start_ms=start_ms, end_ms=end_ms) for start_ms, end_ms in rest]

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 from candled.clock import SystemClock
 from candled.config import Config
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
-from candled.store.interface import LATER, BadRow, Store, Table
+from candled.store.interface import SEQ_UNPUBLISHED, BadRow, Store, Table
 from candled.tools import Commands
 
-from . import stored
+from . import store_access as stored
 from .budgets import request_budgets
 from .compare import Difference, compare, contradictions, impossible, recompute
 from .digest import DAY_MS, day_digests
@@ -103,7 +103,7 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
                 bounds,
                 report,
                 repair=options.repair,
-                opens_at_close=stored.exchange_of(config, market.exchange).plugin.opens_at_close,
+                opens_at_close=stored.exchange_of(config, market.exchange).plugin.opens_at_previous_close,
                 asks_later=asks_later,
             )
         if options.exchange_check:
@@ -111,14 +111,14 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
         if asks_later:
             for before in (doubts.contradictions for doubts in found.values()):
                 left = [one for one in before if _contradicts(store, one)]
-                report.differ([one for one in before if one not in left], repaired=True)
-                report.differ(left)
+                report.add_differences([one for one in before if one not in left], repaired=True)
+                report.add_differences(left)
         if options.memory:
             from .memory_check import check_memory  # the others need no client
 
             shown = [interval for interval in config.intervals if interval in (MINUTE, *store.intervals())]
             asyncio.run(check_memory(store, options.memory, markets, shown, report))
-    return report.status
+    return report.exit_status
 
 
 async def _check_exchanges(
@@ -135,7 +135,7 @@ async def _check_exchanges(
     windows = options.exchange_check
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     if windows != "all":
-        report.say(f"seed {seed}", {"seed": seed})
+        report.print_finding(f"seed {seed}", {"seed": seed})
     clock = SystemClock()
     async with request_budgets(config, clock) as budget:
         for exchange in config.exchanges:
@@ -219,23 +219,23 @@ class _MarketCheck:
     def run(self, bounds: Range) -> None:
         """Check the weeks that a range touches, those too in which there are bars and no minutes."""
         store, market, report = self._store, self._market, self._report
-        before = report.found, report.repaired
+        before = report.found_count, report.repaired_count
         self._check_rows(_whole_weeks(bounds))
         span = store.span(market, MINUTE)
         weeks = [] if span is None else list(_weeks(span, bounds))
-        progress = report.progress(f"verify {market}", len(weeks) * _WEEK.ms // MINUTE_MS)
+        progress = report.start_progress(f"verify {market}", len(weeks) * _WEEK.ms // MINUTE_MS)
         minutes = bars = 0
         for page in sorted([*self._beyond(span, bounds), *weeks]):
             of_page = self._check_page(page)
             minutes += len(of_page)
             bars += sum(len({interval.floor(minute.open_ms) for minute in of_page}) for interval in self._longer)
             progress.advance(_WEEK.ms // MINUTE_MS)
-        progress.clear()
-        differ, repaired = report.found - before[0], report.repaired - before[1]
+        progress.clear_line()
+        differ, repaired = report.found_count - before[0], report.repaired_count - before[1]
         if span is None and not differ and not repaired:
-            report.say(f"{market}: no minutes are stored", {**_named(market), "minutes": 0})
+            report.print_finding(f"{market}: no minutes are stored", {**_named(market), "minutes": 0})
             return
-        report.say(
+        report.print_finding(
             f"{market}: {minutes:,} minutes, {bars:,} longer bars: "
             + (f"{differ:,} differ" if differ else "nothing differs")
             + (f", {repaired:,} repaired" if repaired else ""),
@@ -247,7 +247,7 @@ class _MarketCheck:
     def _check_rows(self, within: Range) -> None:
         """Report the rows that cannot be read; delete them, or remember where they are."""
         rows = self._store.bad_rows(self._market, within)
-        for minute in self._store.forming(self._market) if not _are_forming(rows) else ():
+        for minute in self._store.read_forming(self._market) if not _are_forming(rows) else ():
             rows += [_bad_row("forming", one) for one in impossible(self._market, [minute])]
         self._report_bad(rows)
         if self._is_repairing:
@@ -261,22 +261,22 @@ class _MarketCheck:
         if self._is_repairing and rows:
             times = [(at_ms, row.interval.ms) for row in rows if (at_ms := _time_of(row)) is not None]
             spans = [(at_ms, at_ms + length_ms) for at_ms, length_ms in times]
-            self._store.note_changes(self._market, None, [(LATER, span) for span in RangeSet(spans)])
+            self._store.log_changes(self._market, None, [(SEQ_UNPUBLISHED, span) for span in RangeSet(spans)])
             self._store.discard(self._market, rows)
             for row in rows:
                 at_ms = _time_of(row)
                 if row.table == "candles" and at_ms is not None:
                     self.doubts.deleted.add(MINUTE.floor(at_ms), MINUTE.floor(at_ms) + MINUTE_MS)
-        self._report.differ([_difference(self._market, row) for row in rows], repaired=self._is_repairing)
+        self._report.add_differences([_difference(self._market, row) for row in rows], repaired=self._is_repairing)
 
     def _read(self, interval: Interval, page: Range) -> list[Candle]:
         """Return the bars of a page that can be read."""
         bars: list[Candle] = []
         start_ms = page.start_ms
         for at_ms in self._unreadable_in(interval, page):
-            bars += self._store.bars_between(self._market, interval, start_ms, math.ceil(at_ms))
+            bars += self._store.read_bars_between(self._market, interval, start_ms, math.ceil(at_ms))
             start_ms = math.floor(at_ms) + 1
-        return bars + self._store.bars_between(self._market, interval, start_ms, page.end_ms)
+        return bars + self._store.read_bars_between(self._market, interval, start_ms, page.end_ms)
 
     def _unreadable_in(self, interval: Interval, page: Range) -> Sequence[float]:
         times = self._unreadable.get(interval, [])
@@ -306,13 +306,13 @@ class _MarketCheck:
             minutes, _, wrong = self._read_page(page)
         if wrong and self._is_repairing:
             wrong = self._fold_again(page, wrong)
-        self._report.differ(wrong)
+        self._report.add_differences(wrong)
         if self._opens_at_close and minutes:
             last = [] if self._last is None else [self._last]
             self._last = minutes[-1]
             found = contradictions(self._market, [*last, *minutes])
             self.doubts.contradictions.extend(found)
-            self._report.differ([] if self.asks_later else found)
+            self._report.add_differences([] if self.asks_later else found)
         return minutes
 
     def _read_page(self, page: Range) -> tuple[list[Candle], list[Difference], list[Difference]]:
@@ -352,16 +352,16 @@ class _MarketCheck:
     def _fold_again(self, page: Range, wrong: Sequence[Difference]) -> list[Difference]:
         """Fold wrong bars again; return what differs still."""
         spans = RangeSet((difference.open_ms, difference.open_ms + difference.interval.ms) for difference in wrong)
-        self._store.note_changes(self._market, None, [(LATER, span) for span in spans])
-        self._store.refold(self._market, list(spans))
+        self._store.log_changes(self._market, None, [(SEQ_UNPUBLISHED, span) for span in spans])
+        self._store.rebuild_rollups(self._market, list(spans))
         _, _, left = self._read_page(page)
         still = {(difference.interval, difference.open_ms) for difference in left}
-        self._report.differ([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)
+        self._report.add_differences([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)
         return left
 
 
 def _contradicts(store: Store, one: Difference) -> bool:
-    minutes = store.bars_between(one.market, MINUTE, one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS)
+    minutes = store.read_bars_between(one.market, MINUTE, one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS)
     return bool(contradictions(one.market, minutes))
 
 
@@ -417,9 +417,9 @@ def _print_digests(store: Store, market: MarketKey, bounds: Range, report: Repor
     start_ms -= start_ms % DAY_MS
     end_ms = min(-(-bounds.end_ms // DAY_MS) * DAY_MS, span.end_ms)
     for page_ms in range(start_ms, end_ms, _WEEK.ms):
-        for day in day_digests(store.bars_between(market, MINUTE, page_ms, min(page_ms + _WEEK.ms, end_ms))):
+        for day in day_digests(store.read_bars_between(market, MINUTE, page_ms, min(page_ms + _WEEK.ms, end_ms))):
             date = iso_ms(day.day_ms)[:10]
-            report.say(
+            report.print_finding(
                 f"{market} {date} {day.minutes} {day.sha256}",
                 {**_named(market), "day": date, "minutes": day.minutes, "sha256": day.sha256},
             )

@@ -20,8 +20,8 @@ from candled import (
     setting,
 )
 
-from . import language
-from .language import DIALECTS, MINUTE, Dialect
+from . import messages as language
+from .messages import DIALECTS, MINUTE, ProductType
 
 # `candles` reaches back "about one month", 30.6 days when somebody measured it; before that, empty lists.
 _RECENT_MS = 30 * 86_400_000 - 3_600_000
@@ -58,7 +58,7 @@ class BitgetFeed(SocketFeed):
     lifetime_s = 23.5 * 3600
     snapshot = True
 
-    def __init__(self, url: str, symbols: Sequence[Symbol], dialect: Dialect) -> None:
+    def __init__(self, url: str, symbols: Sequence[Symbol], dialect: ProductType) -> None:
         super().__init__(url, symbols)
         self._dialect = dialect
         self._by_name = {language.inst_id(symbol): symbol for symbol in symbols}
@@ -69,7 +69,7 @@ class BitgetFeed(SocketFeed):
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         return language.command_frames("unsubscribe", self._dialect, symbols)
 
-    def read(self, frame: str) -> list[Event]:
+    def read_frame(self, frame: str) -> list[Event]:
         return language.read_frame(frame, self._dialect, self._by_name)
 
 
@@ -84,43 +84,45 @@ class Bitget(Exchange):
     Settings = BitgetSettings
     requests_per_s = 10.0
     # One less than a page of `candles`: the row at the end of the window may count as one of the page.
-    history_minutes = _RECENT_PAGE - 1
-    quiet_minutes = True
-    opens_at_close = True
+    max_history_minutes = _RECENT_PAGE - 1
+    publishes_empty_candles = True
+    opens_at_previous_close = True
 
     def __init__(self, settings: BitgetSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
         self._dialect = DIALECTS[settings.market]
 
-    async def markets(self, http: Http) -> list[Market]:
-        body = await self._get(http, self._dialect.markets_path, self._dialect.markets_query)
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        body = await self._get_data(http, self._dialect.markets_path, self._dialect.markets_query)
         return language.read_markets(body, self._dialect)
 
-    def feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
+    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
         most = self.settings.symbols_per_connection
         return [
             BitgetFeed(self.settings.ws_url, symbols[first : first + most], self._dialect)
             for first in range(0, len(symbols), most)
         ]
 
-    async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> Sequence[Candle | InvalidRow]:
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
         recent = start_ms >= self.now_ms() - _RECENT_MS
         path = self._dialect.candles_path if recent else self._dialect.history_path
-        return await self._pages(
+        return await self._fetch_pages(
             http, path, _RECENT_PAGE if recent else _HISTORY_PAGE, symbol, MINUTE, start_ms, end_ms
         )
 
-    async def bars(
+    async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle] | None:
         """Bitget's bars in UTC (`1Dutc`, `1Wutc`), from `history-candles`, which reaches back to the listing."""
         if str(interval) not in self._dialect.granularities:
             return None
         most = min(_HISTORY_PAGE, _HISTORY_PAGE_MS // interval.ms)
-        rows = await self._pages(http, self._dialect.history_path, most, symbol, interval, start_ms, end_ms)
+        rows = await self._fetch_pages(http, self._dialect.history_path, most, symbol, interval, start_ms, end_ms)
         return [language.strict(row) for row in rows]
 
-    async def _pages(
+    async def _fetch_pages(
         self, http: Http, path: str, most: int, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Page back from `end_ms`, each page of `most` bars anchored at the oldest bar of the one before it.
@@ -132,7 +134,7 @@ class Bitget(Exchange):
         found: list[Candle | InvalidRow] = []
         while end_ms > start_ms:
             limit = min(most, (end_ms - start_ms) // interval.ms + 1)
-            page = await self._page(http, path, symbol, interval, end_ms, limit)
+            page = await self._fetch_page(http, path, symbol, interval, end_ms, limit)
             earliest_ms = end_ms - (limit - 1) * interval.ms
             found += [row for row in page if row.open_ms is None or start_ms <= row.open_ms < end_ms]
             oldest_ms = language.oldest_of(page, earliest_ms, interval)
@@ -144,7 +146,7 @@ class Bitget(Exchange):
                 end_ms = oldest_ms
         return language.in_order(found)
 
-    async def _page(
+    async def _fetch_page(
         self, http: Http, path: str, symbol: Symbol, interval: Interval, end_ms: int, limit: int
     ) -> list[Candle | InvalidRow]:
         # `startTime` is left out: it plays no part beside the other two, and a window wider than `limit` is
@@ -156,9 +158,9 @@ class Bitget(Exchange):
             "endTime": str(end_ms),
             "limit": str(limit),
         }
-        return language.read_page(await self._get(http, path, query), self._dialect, end_ms, interval)
+        return language.read_page(await self._get_data(http, path, query), self._dialect, end_ms, interval)
 
-    async def _get(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
+    async def _get_data(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         try:
             return await http.get_json(self.settings.rest_url.rstrip("/") + path, query)
         except ExchangeError as error:

@@ -19,9 +19,9 @@ from candled import (
     Feed,
     Http,
     Market,
-    Refused,
     StreamFeed,
     Subscribed,
+    SubscriptionRejected,
     Symbol,
     setting,
 )
@@ -57,7 +57,7 @@ class Replay(Exchange):
 
     name: ClassVar[str] = "replay"
     Settings: ClassVar[type[ReplaySettings]] = ReplaySettings
-    history_minutes: ClassVar[int] = 1440
+    max_history_minutes: ClassVar[int] = 1440
 
     def __init__(self, settings: ReplaySettings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -67,7 +67,7 @@ class Replay(Exchange):
         self._origin_ms = self._started_ms
         self._latest_ms = self._started_ms
 
-    def resume(self, newest_ms: int | None) -> None:
+    def resume_after(self, newest_ms: int | None) -> None:
         """Start the market clock: at the present, or after `newest_ms` where a faster run came further than that."""
         self._started_ms = self.clock.now_ms()
         self._origin_ms = self._started_ms
@@ -86,11 +86,11 @@ class Replay(Exchange):
         """Seconds of the wall clock between two versions of a running minute: one market second, but at least 0.25."""
         return max(1.0 / self._speed, 1.0 / _TICKS_PER_S)
 
-    def recording(self, symbol: Symbol) -> Recording | None:
+    def recording_of(self, symbol: Symbol) -> Recording | None:
         """What is played for `symbol`, None if nothing is."""
         return self._recordings.get(str(symbol)) or self._recordings.get(ANY_SYMBOL)
 
-    async def markets(self, http: Http) -> list[Market]:
+    async def fetch_markets(self, http: Http) -> list[Market]:
         """The symbols named in `files`; nothing where `"*"` serves any other, since those cannot be listed."""
         if ANY_SYMBOL in self._recordings:
             return []
@@ -103,21 +103,21 @@ class Replay(Exchange):
             for text, recording in self._recordings.items()
         ]
 
-    def feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
+    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
         """One feed for all."""
         return [ReplayFeed(self, symbols)]
 
-    async def history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+    async def fetch_history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
         """The recorded minutes up to now, the running one included.
 
         Raises:
             ExchangeError: there is no recording for `symbol`.
         """
-        recording = self.recording(symbol)
+        recording = self.recording_of(symbol)
         if recording is None:
             raise ExchangeError(_no_file(symbol))
         now_ms = self.now_ms()
-        return [candle._replace(as_of_ms=now_ms) for candle in recording.between(start_ms, end_ms, now_ms)]
+        return [candle._replace(as_of_ms=now_ms) for candle in recording.minutes_between(start_ms, end_ms, now_ms)]
 
 
 class ReplayFeed(StreamFeed):
@@ -127,23 +127,23 @@ class ReplayFeed(StreamFeed):
         super().__init__(symbols)
         self._exchange = exchange
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def stream_events(self) -> AsyncIterator[Event]:
         """Yield for ever; a minute's last version comes before the first of the next, and none is left out."""
-        playing = {symbol: recording for symbol in self.symbols if (recording := self._exchange.recording(symbol))}
+        playing = {symbol: recording for symbol in self.symbols if (recording := self._exchange.recording_of(symbol))}
         for symbol in self.symbols:
             if symbol not in playing:
-                yield Refused(symbol, _no_file(symbol))
+                yield SubscriptionRejected(symbol, _no_file(symbol))
         now_ms = self._exchange.now_ms()
         for symbol, recording in playing.items():
             yield Subscribed(symbol)
-            recent = recording.versions(now_ms - _SNAPSHOT_MINUTES * MINUTE_MS, now_ms)
+            recent = recording.versions_between(now_ms - _SNAPSHOT_MINUTES * MINUTE_MS, now_ms)
             yield Candles(symbol, tuple(recent), snapshot=True)
             await self._exchange.clock.sleep(0)  # hundreds of snapshots in a row would hold everybody up
         while True:
             await self._exchange.clock.sleep(self._exchange.tick_s)
             spoke_ms, now_ms = now_ms, self._exchange.now_ms()
             for symbol, recording in playing.items():
-                if versions := recording.versions(spoke_ms, now_ms):
+                if versions := recording.versions_between(spoke_ms, now_ms):
                     yield Candles(symbol, tuple(versions))
 
 

@@ -89,7 +89,7 @@ class Recording:
             raise BadRecording(["line 2: expected at least one row"])
         return cls(rows)
 
-    def minute(self, open_ms: int, now_ms: int) -> Candle | None:
+    def minute_at(self, open_ms: int, now_ms: int) -> Candle | None:
         """The minute that opens at `open_ms` as it stands at `now_ms` (both UTC epoch milliseconds).
 
         None where nothing was recorded, or where it has not begun. A minute that is over is as recorded, stated at its
@@ -110,19 +110,19 @@ class Recording:
             quote_decimals=self._quote_decimals,
         )
 
-    def between(self, start_ms: int, end_ms: int, now_ms: int) -> list[Candle]:
+    def minutes_between(self, start_ms: int, end_ms: int, now_ms: int) -> list[Candle]:
         """Every minute with `start_ms <= open_ms < end_ms` as it stands at `now_ms`, oldest first."""
         first_ms = -(-start_ms // MINUTE_MS) * MINUTE_MS
         last_ms = min(end_ms, now_ms + 1)
-        candles = (self.minute(open_ms, now_ms) for open_ms in range(first_ms, last_ms, MINUTE_MS))
+        candles = (self.minute_at(open_ms, now_ms) for open_ms in range(first_ms, last_ms, MINUTE_MS))
         return [candle for candle in candles if candle is not None]
 
-    def versions(self, after_ms: int, now_ms: int) -> list[Candle]:
+    def versions_between(self, after_ms: int, now_ms: int) -> list[Candle]:
         """What a feed says at `now_ms` that last spoke at `after_ms`, oldest first.
 
         That is the last version of every minute that ended in between, and the running one.
         """
-        return self.between(after_ms - after_ms % MINUTE_MS, now_ms + 1, now_ms)
+        return self.minutes_between(after_ms - after_ms % MINUTE_MS, now_ms + 1, now_ms)
 
 
 def grown(candle: Candle, at_ms: int, *, price_decimals: int, volume_decimals: int, quote_decimals: int = 0) -> Candle:

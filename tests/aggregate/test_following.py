@@ -4,7 +4,7 @@ import pytest
 
 from candled.aggregate.live_bars import LiveBars
 from candled.aggregate.resume import MOST_RESUMED
-from candled.bus import Facts, Healed, Message, MinuteChanged, Missed, Position
+from candled.bus import FeedMetadata, HistoryChanged, Message, MessagesLost, MinuteChanged, Position
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol
 from tests.clocks import ManualClock
@@ -30,7 +30,7 @@ class Logged(Stored):
     async def changes_since(self, market, epoch, seq, **_):
         return self.log.get((epoch, seq))
 
-    async def holes(self, market, within):
+    async def known_gaps(self, market, within):
         return self.absent
 
 
@@ -58,7 +58,7 @@ class Process:
         """A minute changes; a final one is stored too. What was told before it is in the log."""
         if candle.final:
             self.stored.minutes[candle.open_ms] = candle
-        facts = Facts(candle.open_ms + MINUTE_MS * candle.final, None, self.seq if logged is None else logged)
+        facts = FeedMetadata(candle.open_ms + MINUTE_MS * candle.final, None, self.seq if logged is None else logged)
         if heard:
             return self.say(MinuteChanged(BTC, candle, facts))
         self.seq += 1
@@ -68,7 +68,7 @@ class Process:
         """The numbers of the minutes at which the changed bars begin, for a client whose newest bar begins there."""
         time_ms = interval.floor(MONDAY_MS + newest * MINUTE_MS)
         resume = await self.bars.prepare_resume(BTC, interval, position, time_ms)
-        bars = None if resume is None else self.bars.resumed(BTC, interval, resume)
+        bars = None if resume is None else self.bars.bars_since(BTC, interval, resume)
         return None if bars is None else [(bar.open_ms - MONDAY_MS) // MINUTE_MS for bar in bars]
 
 
@@ -90,7 +90,7 @@ async def test_bars_older_than_memory_come_from_the_store():
     seen = one.minute(minute(60, volume="2", as_of=10_000))
     for number in range(60, 1700):
         one.minute(minute(number, final=True))
-    assert one.bars.times(BTC, MINUTE, 2000)[0] > MONDAY_MS + 400 * MINUTE_MS
+    assert one.bars.newest_times(BTC, MINUTE, 2000)[0] > MONDAY_MS + 400 * MINUTE_MS
     assert await one.since(seen, 60) == list(range(60, 1700))
 
 
@@ -132,29 +132,29 @@ async def test_a_log_that_may_lack_what_this_process_never_heard_is_not_believed
 async def test_lost_messages_are_made_up_for_from_the_store():
     one = await Process().start()
     one.minute(minute(60, volume="2", as_of=10_000))
-    seen = one.bars.position(BTC)
+    seen = one.bars.feed_position(BTC)
     one.minute(minute(60, volume="3", final=True), heard=False)
     one.minute(minute(61, volume="4", final=True), heard=False)
     one.minute(minute(62, volume="1", as_of=500))
-    assert one.bars.position(BTC) == seen  # nobody may be told of a position whose changes are not there
-    assert one.bars.healing()["catchingUp"] == 1
+    assert one.bars.feed_position(BTC) == seen  # nobody may be told of a position whose changes are not there
+    assert one.bars.describe_healing()["catchingUp"] == 1
     one.stored.log[tuple(seen)] = []
     await one.clock.advance(1)
-    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
-    assert [bar.volume for bar in one.bars.tail(BTC, MINUTE, 3)] == [3, 4, 1]
-    assert one.bars.position(BTC) == ("one", 4)
+    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert [bar.volume for bar in one.bars.newest_bars(BTC, MINUTE, 3)] == [3, 4, 1]
+    assert one.bars.feed_position(BTC) == ("one", 4)
     assert await one.since(seen, 60) == [60, 61, 62]
 
 
 async def test_a_past_that_changed_in_lost_messages_is_found_in_the_log():
     one = await Process().start()
     one.minute(minute(60, volume="2", as_of=10_000))
-    seen = one.bars.position(BTC)
+    seen = one.bars.feed_position(BTC)
     one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
     one.stored.log[tuple(seen)] = [Range(MONDAY_MS + 5 * MINUTE_MS, MONDAY_MS + 6 * MINUTE_MS)]
     one.minute(minute(60, volume="3", as_of=12_000))
     await one.clock.advance(1)
-    assert one.bars.bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
+    assert one.bars.get_bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
     assert await one.since(seen, 60) == [5, 60]
 
 
@@ -164,12 +164,12 @@ async def test_a_log_that_does_not_know_a_feed_yet_is_asked_from_the_end_of_the_
     seen = one.minute(minute(60, volume="2", as_of=10_000))
     one.epoch, one.seq = "two", 0
     one.minute(minute(60, volume="3", as_of=20_000))
-    one.bars.on_message(Missed(BTC), Position("two", 1))
+    one.bars.on_message(MessagesLost(BTC), Position("two", 1))
     one.stored.log[tuple(seen)] = []
     await one.clock.advance(5)
-    one.bars.on_message(Missed(BTC), Position("two", 1))
+    one.bars.on_message(MessagesLost(BTC), Position("two", 1))
     await one.clock.advance(5)
-    assert one.bars.healing() == {"healed": 2, "catchingUp": 0}
+    assert one.bars.describe_healing() == {"healed": 2, "catchingUp": 0}
     assert await one.since(seen, 60) == [60]
 
 
@@ -180,14 +180,14 @@ async def test_a_change_that_is_not_in_the_log_yet_is_waited_for():
     one.seq += 1  # a change of minute 5 was told, and not heard
     one.minute(minute(60, volume="3", as_of=12_000), logged=1)
     await one.clock.advance(1)
-    assert one.bars.healing()["catchingUp"] == 1
+    assert one.bars.describe_healing()["catchingUp"] == 1
     changed = minute(5, "12", volume="9", final=True, as_of=90_000)
     one.stored.minutes[changed.open_ms] = changed
     one.stored.log[tuple(seen)] = [Range(changed.open_ms, changed.open_ms + MINUTE_MS)]
     one.minute(minute(60, volume="4", as_of=14_000), logged=3)
     await one.clock.advance(2)
-    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
-    assert one.bars.bar(BTC, MINUTE, changed.open_ms).volume == 9
+    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.get_bar(BTC, MINUTE, changed.open_ms).volume == 9
 
 
 async def test_where_the_log_stays_behind_everything_held_is_read_again():
@@ -197,10 +197,10 @@ async def test_where_the_log_stays_behind_everything_held_is_read_again():
     one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
     one.minute(minute(60, volume="3", as_of=12_000), logged=1)
     await one.clock.advance(6)
-    assert one.bars.healing()["catchingUp"] == 1
+    assert one.bars.describe_healing()["catchingUp"] == 1
     await one.clock.advance(2)
-    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
-    assert one.bars.bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
+    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.get_bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
 
 
 async def test_without_a_log_everything_held_is_read_again():
@@ -209,8 +209,8 @@ async def test_without_a_log_everything_held_is_read_again():
     one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
     one.minute(minute(60, volume="3", as_of=12_000))
     await one.clock.advance(1)
-    assert one.bars.bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
-    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.get_bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
+    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
 
 
 async def test_what_is_not_stored_yet_is_looked_for_until_it_is():
@@ -218,13 +218,13 @@ async def test_what_is_not_stored_yet_is_looked_for_until_it_is():
     one.minute(minute(60, volume="2", as_of=10_000))
     late = minute(60, volume="3", final=True)
     one.seq += 1  # told, not heard, and the store is behind
-    one.say(MinuteChanged(BTC, minute(61, volume="1", as_of=500), Facts(MONDAY_MS + 61 * MINUTE_MS)))
+    one.say(MinuteChanged(BTC, minute(61, volume="1", as_of=500), FeedMetadata(MONDAY_MS + 61 * MINUTE_MS)))
     await one.clock.advance(5)
-    assert one.bars.healing()["catchingUp"] == 1
+    assert one.bars.describe_healing()["catchingUp"] == 1
     one.stored.minutes[late.open_ms] = late
     await one.clock.advance(20)
-    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
-    assert [bar.volume for bar in one.bars.tail(BTC, MINUTE, 2)] == [3, 1]
+    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert [bar.volume for bar in one.bars.newest_bars(BTC, MINUTE, 2)] == [3, 1]
 
 
 async def test_a_minute_the_exchange_does_not_have_is_not_waited_for():
@@ -232,9 +232,9 @@ async def test_a_minute_the_exchange_does_not_have_is_not_waited_for():
     one.minute(minute(60, final=True))
     one.seq += 1
     one.stored.absent = [Range(MONDAY_MS + 61 * MINUTE_MS, MONDAY_MS + 62 * MINUTE_MS)]
-    one.say(MinuteChanged(BTC, minute(62, volume="1", as_of=500), Facts(MONDAY_MS + 62 * MINUTE_MS, None, 2)))
+    one.say(MinuteChanged(BTC, minute(62, volume="1", as_of=500), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS, None, 2)))
     await one.clock.advance(2)
-    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
 
 
 async def test_at_a_first_start_only_minutes_behind_the_gap_are_waited_for():
@@ -242,22 +242,22 @@ async def test_at_a_first_start_only_minutes_behind_the_gap_are_waited_for():
     one = Process(0)
     one.stored.since = None
     await one.start()
-    one.bars.on_message(Missed(BTC), Position("one", 0))
+    one.bars.on_message(MessagesLost(BTC), Position("one", 0))
     gap = Range(at(0), at(58))
     one.seq += 3  # minutes 58 to 60 were told, and not heard
-    one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), Facts(at(61), gap)))
+    one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), FeedMetadata(at(61), gap)))
     await one.clock.advance(2)
-    assert one.bars.healing()["catchingUp"] == 1
+    assert one.bars.describe_healing()["catchingUp"] == 1
     for number in (58, 59, 60):
         one.stored.minutes[at(number)] = minute(number, final=True)
     await one.clock.advance(8)
-    assert one.bars.healing()["catchingUp"] == 0
+    assert one.bars.describe_healing()["catchingUp"] == 0
     one.stored.since = at(0)
     for number in range(58):
         one.stored.minutes[at(number)] = minute(number, final=True)
-    one.say(Healed(BTC, at(0), at(58), at(0), Facts(at(61))))
+    one.say(HistoryChanged(BTC, at(0), at(58), at(0), FeedMetadata(at(61))))
     await one.clock.settle()
-    assert [bar.open_ms for bar in one.bars.tail(BTC, MINUTE, 100)] == [at(number) for number in range(62)]
+    assert [bar.open_ms for bar in one.bars.newest_bars(BTC, MINUTE, 100)] == [at(number) for number in range(62)]
 
 
 async def test_before_anything_is_known_of_history_what_was_lost_is_looked_for():
@@ -265,32 +265,32 @@ async def test_before_anything_is_known_of_history_what_was_lost_is_looked_for()
     one.stored.since = None
     await one.start()
     one.seq += 1
-    one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), Facts(at(61))))
+    one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), FeedMetadata(at(61))))
     await one.clock.advance(2)
-    assert one.bars.healing()["catchingUp"] == 1
+    assert one.bars.describe_healing()["catchingUp"] == 1
     one.stored.since = at(60)
     one.stored.minutes[at(60)] = minute(60, final=True)
     await one.clock.advance(8)
-    assert one.bars.healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
 
 
 async def test_the_bus_itself_may_say_that_messages_were_missed():
     one = await Process().start()
     one.minute(minute(60, final=True))
     one.stored.minutes[minute(61).open_ms] = minute(61, volume="7", final=True)
-    one.bars.on_message(Missed(BTC), Position("one", 1))
+    one.bars.on_message(MessagesLost(BTC), Position("one", 1))
     await one.clock.advance(2)
-    assert [bar.volume for bar in one.bars.tail(BTC, MINUTE, 2)] == [1, 7]
-    assert one.bars.healing()["healed"] == 1
+    assert [bar.volume for bar in one.bars.newest_bars(BTC, MINUTE, 2)] == [1, 7]
+    assert one.bars.describe_healing()["healed"] == 1
 
 
 async def test_a_position_is_told_only_once_a_healed_range_was_read():
     one = await Process().start()
     before = one.minute(minute(60, volume="2", as_of=10_000))
-    one.say(Healed(BTC, MONDAY_MS, MONDAY_MS + MINUTE_MS, MONDAY_MS, Facts(MONDAY_MS + 60 * MINUTE_MS)))
-    assert one.bars.position(BTC) == before
+    one.say(HistoryChanged(BTC, MONDAY_MS, MONDAY_MS + MINUTE_MS, MONDAY_MS, FeedMetadata(MONDAY_MS + 60 * MINUTE_MS)))
+    assert one.bars.feed_position(BTC) == before
     await one.clock.settle()
-    assert one.bars.position(BTC) == ("one", 2)
+    assert one.bars.feed_position(BTC) == ("one", 2)
 
 
 async def test_a_bar_that_history_cuts_is_told_to_nobody():
@@ -301,32 +301,32 @@ async def test_a_bar_that_history_cuts_is_told_to_nobody():
     told: list[int] = []
 
     class Ear:
-        def healed(self, market, interval, start_ms, end_ms, bars):
+        def on_history_changed(self, market, interval, start_ms, end_ms, bars):
             told.extend(bar.open_ms for bar in bars if interval == FIVE)
 
-        def settled(self, market): ...
-        def changed(self, market, changes): ...
+        def on_finality(self, market): ...
+        def on_bars_changed(self, market, changes): ...
 
-    one.bars.listen(Ear())
+    one.bars.add_listener(Ear())
     for number in (8, 12):
         one.stored.minutes[at(number)] = minute(number, "12", volume="9", final=True, as_of=90_000)
-    one.say(Healed(BTC, at(7), at(20), at(7), Facts(at(20))))
+    one.say(HistoryChanged(BTC, at(7), at(20), at(7), FeedMetadata(at(20))))
     await one.clock.settle()
     assert told == [at(10)]
-    assert one.bars.bar(BTC, FIVE, at(5)) is None
-    assert one.bars.bar(BTC, FIVE, at(10)).open_ms == at(10)
+    assert one.bars.get_bar(BTC, FIVE, at(5)) is None
+    assert one.bars.get_bar(BTC, FIVE, at(10)).open_ms == at(10)
 
 
 async def test_a_bar_is_final_when_its_minutes_are_and_none_is_missing():
     one = await Process().start()
-    (bar,) = one.bars.tail(BTC, FIVE, 1)
+    (bar,) = one.bars.newest_bars(BTC, FIVE, 1)
     assert one.bars.is_final(BTC, FIVE, bar)
     gap = Range(bar.open_ms + MINUTE_MS, bar.open_ms + 2 * MINUTE_MS)
-    one.say(MinuteChanged(BTC, minute(62, as_of=500), Facts(MONDAY_MS + 62 * MINUTE_MS, gap)))
+    one.say(MinuteChanged(BTC, minute(62, as_of=500), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS, gap)))
     assert not one.bars.is_final(BTC, FIVE, bar)
-    one.say(MinuteChanged(BTC, minute(62, as_of=900), Facts(MONDAY_MS + 62 * MINUTE_MS)))
+    one.say(MinuteChanged(BTC, minute(62, as_of=900), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS)))
     assert one.bars.is_final(BTC, FIVE, bar)
-    assert not one.bars.is_final(BTC, FIVE, one.bars.tail(BTC, FIVE, 1)[0])
+    assert not one.bars.is_final(BTC, FIVE, one.bars.newest_bars(BTC, FIVE, 1)[0])
 
 
 async def test_a_bar_is_not_shown_before_all_its_minutes_are_read():
@@ -335,28 +335,28 @@ async def test_a_bar_is_not_shown_before_all_its_minutes_are_read():
     one.stored.since = at(7)
     await one.start()
     quarter = Interval.parse("15m")
-    assert one.bars.times(BTC, quarter, 9)[0] == at(15)
+    assert one.bars.newest_times(BTC, quarter, 9)[0] == at(15)
     one.stored.minutes |= {minute(number).open_ms: minute(number, final=True) for number in range(7)}
-    one.say(Healed(BTC, at(0), at(7), at(0), Facts(at(60))))
-    assert one.bars.times(BTC, quarter, 9)[0] == at(15)
+    one.say(HistoryChanged(BTC, at(0), at(7), at(0), FeedMetadata(at(60))))
+    assert one.bars.newest_times(BTC, quarter, 9)[0] == at(15)
     await one.clock.settle()
-    assert [bar.volume for bar in one.bars.tail(BTC, quarter, 9)] == [15] * 4
+    assert [bar.volume for bar in one.bars.newest_bars(BTC, quarter, 9)] == [15] * 4
 
 
 async def test_no_bar_is_final_while_its_minutes_are_being_read():
     one = await Process().start()
-    (bar,) = one.bars.tail(BTC, FIVE, 1)
+    (bar,) = one.bars.newest_bars(BTC, FIVE, 1)
     told: list[bool] = []
 
     class Listener:
-        def changed(self, *_) -> None: ...
-        def healed(self, *_) -> None: ...
-        def state_changed(self, *_) -> None: ...
-        def settled(self, key) -> None:
+        def on_bars_changed(self, *_) -> None: ...
+        def on_history_changed(self, *_) -> None: ...
+        def on_state_changed(self, *_) -> None: ...
+        def on_finality(self, key) -> None:
             told.append(one.bars.is_final(BTC, FIVE, bar))
 
-    one.bars.listen(Listener())
-    one.say(Healed(BTC, bar.open_ms, bar.open_ms + MINUTE_MS, MONDAY_MS, Facts(at(60))))
+    one.bars.add_listener(Listener())
+    one.say(HistoryChanged(BTC, bar.open_ms, bar.open_ms + MINUTE_MS, MONDAY_MS, FeedMetadata(at(60))))
     assert not one.bars.is_final(BTC, FIVE, bar)
     await one.clock.settle()
     assert one.bars.is_final(BTC, FIVE, bar)
@@ -367,15 +367,15 @@ async def test_no_bar_is_final_while_its_minutes_are_being_read():
 async def test_a_repair_that_cannot_be_read_is_read_later_and_logged_once(trouble, caplog):
     one = await Process().start()
     one.stored.minutes[at(30)] = minute(30, volume="77", final=True)
-    read, one.stored.bars_between = one.stored.bars_between, _fail_with(trouble)
-    one.say(Healed(BTC, at(30), at(31), MONDAY_MS, Facts(at(60))))
+    read, one.stored.read_bars_between = one.stored.read_bars_between, _fail_with(trouble)
+    one.say(HistoryChanged(BTC, at(30), at(31), MONDAY_MS, FeedMetadata(at(60))))
     for _ in range(5):
         await one.clock.settle()
         await one.clock.advance(1.0)
     assert len(caplog.records) == 1
-    one.stored.bars_between = read
+    one.stored.read_bars_between = read
     await one.clock.advance(2.0)
-    bar = one.bars.bar(BTC, MINUTE, at(30))
+    bar = one.bars.get_bar(BTC, MINUTE, at(30))
     assert bar.volume == 77
     assert one.bars.is_final(BTC, MINUTE, bar)
 
@@ -387,11 +387,11 @@ async def test_bars_that_cannot_be_loaded_at_the_start_are_loaded_later_and_logg
     await one.start()
     for _ in range(5):
         await one.clock.advance(1.0)
-    assert not one.bars.ready(BTC, MINUTE, 10)
+    assert not one.bars.is_loaded(BTC, MINUTE, 10)
     assert len(caplog.records) == 1
     one.stored.complete_from = read
     await one.clock.advance(2.0)
-    assert len(one.bars.tail(BTC, MINUTE, 10)) == 10
+    assert len(one.bars.newest_bars(BTC, MINUTE, 10)) == 10
 
 
 def _fail_with(trouble: Exception):
@@ -405,8 +405,8 @@ async def test_no_bar_that_may_lack_lost_messages_is_final():
     one = await Process().start()
     one.minute(minute(60, volume="2", as_of=10_000))
     one.seq += 1
-    one.say(MinuteChanged(BTC, minute(65, volume="1", as_of=500), Facts(at(65))))
-    early, late = one.bars.bar(BTC, MINUTE, at(50)), one.bars.bar(BTC, MINUTE, at(60))
+    one.say(MinuteChanged(BTC, minute(65, volume="1", as_of=500), FeedMetadata(at(65))))
+    early, late = one.bars.get_bar(BTC, MINUTE, at(50)), one.bars.get_bar(BTC, MINUTE, at(60))
     assert one.bars.is_final(BTC, MINUTE, early)
     assert not one.bars.is_final(BTC, MINUTE, late)
 
@@ -415,10 +415,10 @@ async def test_a_market_whose_numbers_were_forged_goes_on_once_the_bus_says_wher
     one = await Process().start()
     one.minute(minute(60, volume="1"))
     one.bars.on_message(MinuteChanged(BTC, minute(60, volume="2")), Position("one", 1_000_000))
-    one.bars.on_message(Missed(BTC, back_to=Position("one", one.seq)), Position("one", one.seq))
+    one.bars.on_message(MessagesLost(BTC, back_to=Position("one", one.seq)), Position("one", one.seq))
     one.minute(minute(60, volume="3"))
-    assert str(one.bars.bar(BTC, MINUTE, at(60)).volume) == "3"
-    assert one.bars.position(BTC) != ("one", 1_000_000)
+    assert str(one.bars.get_bar(BTC, MINUTE, at(60)).volume) == "3"
+    assert one.bars.feed_position(BTC) != ("one", 1_000_000)
 
 
 async def test_a_machine_clock_a_year_ahead_does_not_make_a_process_forget_its_bars():
@@ -429,9 +429,9 @@ async def test_a_machine_clock_a_year_ahead_does_not_make_a_process_forget_its_b
     one.minute(minute(62, final=True))
     await one.clock.advance(30)
     assert not one.bars.is_behind(BTC)
-    assert one.bars.times(BTC, MINUTE, 10)[-1] == at(62)
+    assert one.bars.newest_times(BTC, MINUTE, 10)[-1] == at(62)
     one.minute(minute(63, volume="2"))
-    assert one.bars.bar(BTC, MINUTE, at(63)) is not None
+    assert one.bars.get_bar(BTC, MINUTE, at(63)) is not None
 
 
 async def test_a_change_of_the_past_that_was_the_last_message_lost_is_read_although_the_newest_minute_came():
@@ -441,45 +441,45 @@ async def test_a_change_of_the_past_that_was_the_last_message_lost_is_read_altho
     one.stored.log["one", 1] = [Range(at(30), at(31))]
     one.stored.log["one", 2] = []
     one.seq = 2
-    position, facts = Position("one", 2), Facts(at(60), None, 2)
-    one.bars.on_message(Missed(BTC), position)  # as a bus reads what is newest: message 2 told of minute 30
+    position, facts = Position("one", 2), FeedMetadata(at(60), None, 2)
+    one.bars.on_message(MessagesLost(BTC), position)  # as a bus reads what is newest: message 2 told of minute 30
     one.bars.on_message(MinuteChanged(BTC, minute(60, volume="3"), facts), position)
     await one.clock.advance(30)
-    assert one.bars.bar(BTC, MINUTE, at(30)).volume == 9
+    assert one.bars.get_bar(BTC, MINUTE, at(30)).volume == 9
 
 
 async def test_bars_that_are_read_again_are_not_final_before_they_were_read():
     one = await Process().start()
-    one.say(MinuteChanged(BTC, minute(60, volume="2"), Facts(at(60), Range(at(30), at(31)))))
+    one.say(MinuteChanged(BTC, minute(60, volume="2"), FeedMetadata(at(60), Range(at(30), at(31)))))
     told = []
 
     class Listener:
-        def settled(self, market):
-            told.append(one.bars.is_final(BTC, MINUTE, one.bars.bar(BTC, MINUTE, at(30))))
+        def on_finality(self, market):
+            told.append(one.bars.is_final(BTC, MINUTE, one.bars.get_bar(BTC, MINUTE, at(30))))
 
-        def changed(self, *_): ...
-        def healed(self, *_): ...
-        def state_changed(self, *_): ...
+        def on_bars_changed(self, *_): ...
+        def on_history_changed(self, *_): ...
+        def on_state_changed(self, *_): ...
 
-    one.bars.listen(Listener())
+    one.bars.add_listener(Listener())
     one.stored.minutes[at(30)] = minute(30, "12", volume="9", as_of=90_000, final=True)
-    one.say(Healed(BTC, at(30), at(31), MONDAY_MS, Facts(at(60))))
+    one.say(HistoryChanged(BTC, at(30), at(31), MONDAY_MS, FeedMetadata(at(60))))
     assert told == [False]
     await one.clock.advance(1)
     assert told[-1] is True
-    assert one.bars.bar(BTC, MINUTE, at(30)).volume == 9
+    assert one.bars.get_bar(BTC, MINUTE, at(30)).volume == 9
 
 
 async def test_what_was_missing_before_messages_were_lost_is_not_final_before_it_was_read():
     one = await Process().start()
-    one.say(MinuteChanged(BTC, minute(60, volume="2"), Facts(at(60), Range(at(30), at(31)))))
+    one.say(MinuteChanged(BTC, minute(60, volume="2"), FeedMetadata(at(60), Range(at(30), at(31)))))
     one.seq += 1  # told that minute 30 is there
     one.stored.minutes[at(30)] = minute(30, "12", volume="9", as_of=90_000, final=True)
-    one.say(MinuteChanged(BTC, minute(60, volume="3"), Facts(at(60), None, one.seq)))
-    assert not one.bars.is_final(BTC, MINUTE, one.bars.bar(BTC, MINUTE, at(30)))
+    one.say(MinuteChanged(BTC, minute(60, volume="3"), FeedMetadata(at(60), None, one.seq)))
+    assert not one.bars.is_final(BTC, MINUTE, one.bars.get_bar(BTC, MINUTE, at(30)))
     await one.clock.advance(30)
-    assert one.bars.is_final(BTC, MINUTE, one.bars.bar(BTC, MINUTE, at(30)))
-    assert one.bars.bar(BTC, MINUTE, at(30)).volume == 9
+    assert one.bars.is_final(BTC, MINUTE, one.bars.get_bar(BTC, MINUTE, at(30)))
+    assert one.bars.get_bar(BTC, MINUTE, at(30)).volume == 9
 
 
 @pytest.mark.parametrize("is_known", [False, True])
@@ -490,5 +490,5 @@ async def test_a_bar_that_lacks_stored_minutes_is_not_final_at_the_start(is_know
     if is_known:
         one.stored.absent = [Range(at(31), at(33))]
     await one.start()
-    assert one.bars.is_final(BTC, FIVE, one.bars.bar(BTC, FIVE, at(30))) is is_known
-    assert one.bars.is_final(BTC, FIVE, one.bars.bar(BTC, FIVE, at(25)))
+    assert one.bars.is_final(BTC, FIVE, one.bars.get_bar(BTC, FIVE, at(30))) is is_known
+    assert one.bars.is_final(BTC, FIVE, one.bars.get_bar(BTC, FIVE, at(25)))

@@ -18,7 +18,7 @@ class Market:
         self.stored = Stored()
         self.bars = LiveBars([BTC], DEFAULT_INTERVALS, self.stored, ManualClock(MONDAY_MS))
         self.bus = MemoryBus("one")
-        self.bus.listen(self.bars.on_message)
+        self.bus.add_listener(self.bars.on_message)
         self.minutes = 0
 
     async def run(self, minutes: int) -> None:
@@ -30,9 +30,9 @@ class Market:
 
     async def ask(self, interval: Interval, count: int) -> list[int]:
         """The opening times that a client gets."""
-        if not self.bars.ready(BTC, interval, count):
-            await self.bars.prepare(BTC, interval, count, 0.0)
-        return [bar.open_ms for bar in self.bars.tail(BTC, interval, count)]
+        if not self.bars.is_loaded(BTC, interval, count):
+            await self.bars.load_bars(BTC, interval, count, 0.0)
+        return [bar.open_ms for bar in self.bars.newest_bars(BTC, interval, count)]
 
     def newest(self, interval: Interval, count: int) -> list[int]:
         last_ms = interval.floor(MONDAY_MS + (self.minutes - 1) * MINUTE_MS)
@@ -51,7 +51,7 @@ async def test_bars_that_nobody_asked_for_are_few_in_memory():
     before = started.stored.queries
     assert await started.ask(FIVE, 120) == started.newest(FIVE, 120)
     assert started.stored.queries == before
-    assert not started.bars.ready(BTC, FIVE, 300)
+    assert not started.bars.is_loaded(BTC, FIVE, 300)
 
 
 async def test_more_bars_than_memory_has_are_read_and_come_whole():
@@ -73,7 +73,7 @@ async def test_bars_that_were_asked_for_stay_in_memory():
 async def test_bars_between_what_is_kept_and_what_is_there_are_not_shown_as_all():
     started = await market()
     for count in range(115, 165):
-        assert started.bars.ready(BTC, FIVE, count) == (count <= 120)
+        assert started.bars.is_loaded(BTC, FIVE, count) == (count <= 120)
         assert await started.ask(FIVE, count) == started.newest(FIVE, count)
         await started.run(31)
 

@@ -48,29 +48,29 @@ class Plain:
         if bar.open_ms < self.series.since_ms:
             return  # left to the store
         self.bars[bar.open_ms] = bar, seq
-        self.series.put(bar, seq)
+        self.series.put_bar(bar, seq)
 
     def reach_back(self, minutes: int) -> None:
         since_ms = max(0, self.series.since_ms - minutes * MINUTE_MS)
         older = [open_ms for open_ms in self.bars if since_ms <= open_ms < self.series.since_ms]
         self.bars |= {open_ms: (self.bars[open_ms][0], 0) for open_ms in older}  # as from the store
-        self.series.prepend([self.bars[open_ms][0] for open_ms in sorted(older)], since_ms)
+        self.series.prepend_bars([self.bars[open_ms][0] for open_ms in sorted(older)], since_ms)
 
     def check(self) -> None:
         series = self.series
         held = sorted(open_ms for open_ms in self.bars if open_ms >= series.since_ms)
         expected = [self.bars[open_ms][0] for open_ms in held]
         assert len(series) == len(held)
-        assert series.tail(1000, 0) == expected
-        assert series.newest == (expected[-1] if expected else None)
-        assert [series.get(open_ms) for open_ms in held] == expected
-        assert series.get(MONDAY_MS - MINUTE_MS) is None
+        assert series.newest_bars(1000, 0) == expected
+        assert series.newest_bar == (expected[-1] if expected else None)
+        assert [series.get_bar(open_ms) for open_ms in held] == expected
+        assert series.get_bar(MONDAY_MS - MINUTE_MS) is None
         for count, since_ms in ((0, 0), (1, 0), (3, 0), (5, MONDAY_MS + 17 * MINUTE_MS)):
             tail = [bar for bar in expected if bar.open_ms >= since_ms][-count or len(expected) :]
-            assert series.tail(count, since_ms) == tail
-            assert list(series.times(count, since_ms)) == [bar.open_ms for bar in tail]
+            assert series.newest_bars(count, since_ms) == tail
+            assert list(series.newest_times(count, since_ms)) == [bar.open_ms for bar in tail]
         start_ms, end_ms = MONDAY_MS + 7 * MINUTE_MS, MONDAY_MS + 22 * MINUTE_MS
-        assert series.between(start_ms, end_ms) == [bar for bar in expected if start_ms <= bar.open_ms < end_ms]
+        assert series.bars_between(start_ms, end_ms) == [bar for bar in expected if start_ms <= bar.open_ms < end_ms]
         for seq in (0, 3, 12):
             later = [self.bars[open_ms][0] for open_ms in held if self.bars[open_ms][1] > seq]
             assert series.changed_since(seq) == later
@@ -105,7 +105,7 @@ def test_a_series_gives_back_what_was_put_whatever_the_order_and_the_digits(data
         elif step == "back":
             plain.reach_back(data.draw(st.integers(0, 20)))
         else:
-            plain.series.widen(data.draw(st.integers(0, 20)))
+            plain.series.grow_capacity(data.draw(st.integers(0, 20)))
         plain.check()
 
 
@@ -116,8 +116,8 @@ def test_recorded_bars_come_back_digit_for_digit(name):
     candles = recorded(name)
     series = Series(MINUTE, None, len(candles))
     for candle in candles:
-        series.put(candle)
-    held = series.tail(len(candles), 0)
+        series.put_bar(candle)
+    held = series.newest_bars(len(candles), 0)
     assert held == candles
     assert [list(map(decimal_text, bar[1:6])) for bar in held] == [list(map(decimal_text, bar[1:6])) for bar in candles]
 
@@ -126,8 +126,8 @@ def test_a_recorded_bar_takes_a_tenth_of_what_it_takes_as_an_object():
     candles = recorded("btcusdt-week.csv.gz", 1000)
     series = Series(MINUTE, None, len(candles))
     for candle in candles:
-        series.put(candle)
-    packed = sum(sys.getsizeof(getattr(series, name)) for name in ("_times", "_stamps"))
+        series.put_bar(candle)
+    packed = sum(sys.getsizeof(getattr(series, name)) for name in ("_times", "_change_ids"))
     packed += sys.getsizeof(series._packed._rows)
     objects = sum(sys.getsizeof(candle) + sum(sys.getsizeof(number) for number in candle[:8]) for candle in candles)
     assert not series._packed._odd
@@ -137,8 +137,8 @@ def test_a_recorded_bar_takes_a_tenth_of_what_it_takes_as_an_object():
 def test_changes_of_the_newest_bar_and_dropped_ones_are_no_revision():
     series = Series(MINUTE, None, 10)
     for number in range(40):
-        series.put(minute(number))
-        series.put(minute(number, volume="2"))
+        series.put_bar(minute(number))
+        series.put_bar(minute(number, volume="2"))
     assert len(series) < 12
     assert series.revision == 0
 
@@ -146,21 +146,21 @@ def test_changes_of_the_newest_bar_and_dropped_ones_are_no_revision():
 def test_a_statement_that_shows_clients_nothing_new_is_no_revision():
     series = Series(MINUTE, None, 10)
     for number in range(5):
-        series.put(minute(number))
-    series.put(minute(2, as_of=90_000, final=True))
+        series.put_bar(minute(number))
+    series.put_bar(minute(2, as_of=90_000, final=True))
     assert series.revision == 0
-    assert series.get(minute(2).open_ms).final
-    series.put(minute(2, volume="2"))
-    series.put(minute(2, volume="2")._replace(rev=1))
+    assert series.get_bar(minute(2).open_ms).final
+    series.put_bar(minute(2, volume="2"))
+    series.put_bar(minute(2, volume="2")._replace(rev=1))
     assert series.revision == 2
 
 
 def test_a_quote_volume_of_twelve_digits_after_the_point_is_packed_even_for_a_week():
     packed = PackedBars()
     whole = minute(0)._replace(quote_volume=Decimal("13345678901.352892715820"))
-    packed.append(whole)
-    packed.append(minute(1))
-    assert packed.bars(0, [minute(0).open_ms, minute(1).open_ms]) == [whole, minute(1)]
+    packed.append_bar(whole)
+    packed.append_bar(minute(1))
+    assert packed.get_bars(0, [minute(0).open_ms, minute(1).open_ms]) == [whole, minute(1)]
     assert not packed._odd
 
 
@@ -168,17 +168,17 @@ def test_a_quote_volume_of_twelve_digits_after_the_point_is_packed_even_for_a_we
 def test_a_bar_of_too_many_digits_costs_the_others_nothing(number):
     packed = PackedBars()
     for at in range(100):
-        packed.append(minute(at))
+        packed.append_bar(minute(at))
     before = len(packed._rows)
-    packed.append(minute(100, volume=number))
-    packed.append(minute(101))
+    packed.append_bar(minute(100, volume=number))
+    packed.append_bar(minute(101))
     assert len(packed) == 102
     assert len(packed._rows) == before // 100 * 102
     times = [minute(at).open_ms for at in range(102)]
-    assert packed.bars(99, times[99:]) == [minute(99), minute(100, volume=number), minute(101)]
-    packed.replace(100, minute(100))
+    assert packed.get_bars(99, times[99:]) == [minute(99), minute(100, volume=number), minute(101)]
+    packed.replace_bar(100, minute(100))
     assert not packed._odd
-    packed.replace(100, minute(100, volume=number))
-    packed.drop(101, times[:101])
+    packed.replace_bar(100, minute(100, volume=number))
+    packed.drop_oldest(101, times[:101])
     assert not packed._odd
-    assert packed.bars(0, times[101:]) == [minute(101)]
+    assert packed.get_bars(0, times[101:]) == [minute(101)]

@@ -13,26 +13,26 @@ from urllib.parse import urljoin
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 
 from candled.aggregate.live_bars import LiveBars
-from candled.api.directory import Directory
-from candled.api.pages import Pages
-from candled.api.rest import Source
+from candled.api.catalog import MarketCatalog
+from candled.api.pages import BarReader
+from candled.api.rest import ApiContext
 from candled.api.routes import make_routes, make_streams
-from candled.bus import Facts, MinuteChanged
+from candled.bus import FeedMetadata, MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.config import Config, LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Decimals, Interval, Market, MarketKey, Symbol
+from candled.protocol.requests import RequestCodec
+from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub
-from candled.rooms.links import Link
-from candled.rooms.protocol import Protocol
-from candled.rooms.texts import Texts
-from candled.serve.client import Client
-from candled.serve.publisher import Publisher
+from candled.rooms.recipients import RecipientConnection
+from candled.serve.client import ClientSession
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
-from candled.store.history import History
-from candled.store.sqlite import SqliteStore
+from candled.store.history import HistoryReader
+from candled.store.sqlite.store import SqliteStore
 from candled.store.threads import StoreThreads
+from candled.transport.broadcaster import Broadcaster
 from tests import deadlines
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
@@ -52,7 +52,7 @@ def following(path: str, page: Mapping[str, Any]) -> str | None:
 class Stage:
     """A server over one store; `get` is a client without a memory of its own."""
 
-    def __init__(self, port: int, bars: LiveBars, store: SqliteStore, pages: Pages, clock: Clock) -> None:
+    def __init__(self, port: int, bars: LiveBars, store: SqliteStore, pages: BarReader, clock: Clock) -> None:
         self.port = port
         self.bars = bars
         self.store = store
@@ -61,13 +61,13 @@ class Stage:
         self.hub: Hub
         self.server: Server
         self._bus = MemoryBus("one")
-        self._bus.listen(bars.on_message)
+        self._bus.add_listener(bars.on_message)
 
     def push(self, candle: Candle, market: MarketKey = BTC, *, settled_ms: int | None = None) -> None:
         """A minute from the market's feed, before which all are final, or before `settled_ms`."""
         if settled_ms is None:
             settled_ms = candle.open_ms + (MINUTE_MS if candle.final else 0)
-        self._bus.publish(MinuteChanged(market, candle, Facts(settled_ms)))
+        self._bus.publish(MinuteChanged(market, candle, FeedMetadata(settled_ms)))
 
     async def ask(
         self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, **more: Any
@@ -111,24 +111,24 @@ async def stage(
     store = SqliteStore(directory / "candled.db", intervals)
     store.open()
     for market, candles in stored.items():
-        store.write([(market, candle) for candle in candles])
+        store.write_minutes([(market, candle) for candle in candles])
         store.set_complete_from(market, complete_from)
     threads = StoreThreads(store)
-    history = History(store, threads)
+    history = HistoryReader(store, threads)
     clock = clock or ManualClock(MONDAY_MS + 61 * MINUTE_MS)
     bars = LiveBars(list(stored), intervals, history, clock)
     await bars.start()
     symbols: dict[str, list[Symbol]] = {}
     for market in stored:
         symbols.setdefault(market.exchange, []).append(market.symbol)
-    codec = Protocol(symbols, intervals)
-    publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
-    texts = Texts()
-    hub = Hub(codec, bars, clock, publisher.publish, texts=texts)
-    bars.listen(hub)
-    pages = Pages(bars, history, texts, clock)
-    source = Source(
-        directory=Directory(symbols, intervals),
+    codec = RequestCodec(symbols, intervals)
+    publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
+    texts = EncodedBarCache()
+    hub = Hub(codec, bars, clock, publisher.broadcast, texts=texts)
+    bars.add_listener(hub)
+    pages = BarReader(bars, history, texts, clock)
+    source = ApiContext(
+        directory=MarketCatalog(symbols, intervals),
         pages=pages,
         stored=history,
         clock=clock,
@@ -137,8 +137,8 @@ async def stage(
     )
     config = replace(Config(), limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
 
-    def make_client(link: Link) -> Client:
-        return Client(link, hub, bars, codec, clock, config.server, pages.history)
+    def make_client(link: RecipientConnection) -> ClientSession:
+        return ClientSession(link, hub, bars, codec, clock, config.server, pages.read_history)
 
     running = Server(
         config.server,
@@ -151,7 +151,7 @@ async def stage(
         statistics=dict,
         page=str,
         routes=make_routes(config, source, MemoryCounter(clock), clock),
-        streams=make_streams(config, source, bars, make_client, publisher.publish, clock),
+        streams=make_streams(config, source, bars, make_client, publisher.broadcast, clock),
     )
     try:
         one = Stage(running.listen(), bars, store, pages, clock)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from candled.api.directory import BinanceMarkets, Directory
+from candled.api.catalog import BinanceMarkets, MarketCatalog
 from candled.api.kline_order import MOST_UNCLOSED, KlineOrder
 from candled.api.kline_streams import HOLD_S, KlineStreams
-from candled.bus import Facts
+from candled.bus import FeedMetadata
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
 from tests.clocks import ManualClock
 from tests.rooms.stage import BTC, MONDAY_MS, Stage, Stored
@@ -34,19 +34,19 @@ class Ear:
 
     clock: ManualClock
     told: list[Told] = field(default_factory=list)
-    closed: list[int] = field(default_factory=list)
+    on_close: list[int] = field(default_factory=list)
     places = ()
 
-    def send(self, frame) -> int:
+    def send_update(self, frame) -> int:
         event = json.loads(frame.payload)
         kline = event["k"]
         number = (kline["t"] - MONDAY_MS) // MINUTE_MS
         one = Told(number, kline["x"], kline["v"], self.clock.monotonic())
-        assert number not in self.closed, "something came after a bar's close"
+        assert number not in self.on_close, "something came after a bar's close"
         if one.closes:
-            assert not self.closed or number > self.closed[-1], "bars closed out of order"
+            assert not self.on_close or number > self.on_close[-1], "bars closed out of order"
             assert not self.told or any(earlier.number == number for earlier in self.told) or number > self.newest
-            self.closed.append(number)
+            self.on_close.append(number)
         else:
             assert number >= self.newest, "the stream went back"
             last = self.told[-1] if self.told else None
@@ -54,15 +54,15 @@ class Ear:
         self.told.append(one)
         return len(frame)
 
-    write = send
+    write = send_update
 
-    def reply(self, frame) -> None:
+    def send_reply(self, frame) -> None:
         raise AssertionError(frame.payload)
 
-    def forget(self, topic) -> None:
+    def cancel_topic(self, topic) -> None:
         pass
 
-    def gather(self, many) -> None:
+    def cork(self, many) -> None:
         pass
 
     @property
@@ -85,7 +85,7 @@ class Streams:
     def __init__(self, one: Stage) -> None:
         self.one = one
         self.changes = 0
-        directory = Directory({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
+        directory = MarketCatalog({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
         markets = BinanceMarkets(directory, "replay")
 
         def make_reader(link):
@@ -95,7 +95,7 @@ class Streams:
 
         def publish(links, frame):
             for link in list(links):
-                link.send(frame)
+                link.send_update(frame)
 
         self.streams = KlineStreams(markets, one.bars, make_reader, publish, one.clock, 0)
 
@@ -193,7 +193,7 @@ async def test_a_connection_begins_with_each_bar_whose_close_is_still_to_come(se
     ear = one.connect()
     assert ear.sequence() == begins
     await one.feed(FIRST + 1, 5, settled=FIRST + 1)
-    assert ear.closed == [FIRST]
+    assert ear.on_close == [FIRST]
 
 
 @pytest.mark.parametrize("stops_s", [-3.0, -0.5, 0.5, 1.5, 3.0, 5.0, 8.0])
@@ -207,7 +207,7 @@ async def test_after_a_restart_around_a_minutes_end_no_stream_goes_back(stops_s,
     stored.minutes |= {minute(FIRST).open_ms: minute(FIRST, volume="9", final=True)} if stops_s > 6 else {}
     at_s = 60 + stops_s + away_s
     after = Streams(await Stage(stored, ManualClock(MONDAY_MS + FIRST * MINUTE_MS + round(at_s * 1000))).start())
-    after.one.facts = Facts(settled_ms=MONDAY_MS + (FIRST + (stops_s > 6)) * MINUTE_MS)
+    after.one.facts = FeedMetadata(watermark_ms=MONDAY_MS + (FIRST + (stops_s > 6)) * MINUTE_MS)
     early = after.connect()
     running = FIRST if at_s < 60 else FIRST + 1
     if running > FIRST:  # the exchange's first answer shows both
@@ -221,8 +221,8 @@ async def test_after_a_restart_around_a_minutes_end_no_stream_goes_back(stops_s,
     await after.feed(FIRST + 1, 45, settled=FIRST + 1)
     await after.feed(FIRST + 2, 10, settled=FIRST + 2)
     for ear in (early, late, later):
-        assert ear.closed[-1] == FIRST + 1
-        assert stops_s > 6 or FIRST in ear.closed
+        assert ear.on_close[-1] == FIRST + 1
+        assert stops_s > 6 or FIRST in ear.on_close
 
 
 async def test_bars_that_end_in_a_burst_are_all_closed_in_order():
@@ -231,7 +231,7 @@ async def test_bars_that_end_in_a_burst_are_all_closed_in_order():
     for number in range(FIRST, FIRST + 9):
         one.one.push(minute(number, volume="3", final=True), number + 1)
     await one.wait(20)
-    assert ear.closed == list(range(FIRST - 1, FIRST + 9))
+    assert ear.on_close == list(range(FIRST - 1, FIRST + 9))
 
 
 async def test_bars_whose_finality_is_unknown_for_long_are_closed_in_order_when_it_is_known():
@@ -241,7 +241,7 @@ async def test_bars_whose_finality_is_unknown_for_long_are_closed_in_order_when_
         await one.feed(number, 10)
         assert ear.newest == number
     await one.feed(FIRST + 5, 5, settled=FIRST + 5)
-    assert ear.closed == list(range(FIRST - 1, FIRST + 5))
+    assert ear.on_close == list(range(FIRST - 1, FIRST + 5))
 
 
 async def test_a_bar_with_a_gap_is_never_closed_once_a_later_one_is():
@@ -255,7 +255,7 @@ async def test_a_bar_with_a_gap_is_never_closed_once_a_later_one_is():
     await one.feed(FIRST + 2, 10)
     one.one.settle(FIRST + 2)
     await one.feed(FIRST + 2, 10)
-    assert ear.closed == [FIRST - 1, FIRST + 1]
+    assert ear.on_close == [FIRST - 1, FIRST + 1]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -279,8 +279,8 @@ async def test_whatever_a_feed_does_time_goes_forward_and_each_bar_closes_with_i
         await one.wait(draw.choice([0.1, 0.3, 1.0]))
     one.one.push(minute(number + 1, volume="1"), number + 1)
     await one.wait(30)
-    assert ears[0].closed[-1] == number
-    closed = ears[0].closed
+    assert ears[0].on_close[-1] == number
+    closed = ears[0].on_close
     assert len(closed) >= 0.7 * len({told.number for told in ears[0].told if told.number < number})
 
 

@@ -282,7 +282,7 @@ METHOD = {
 )
 @pytest.mark.parametrize("takeover", [True, False])
 async def test_the_first_message_decides_which_protocol_a_connection_speaks(tmp_path, path, said, heard, takeover):
-    server = ServerSettings(host="127.0.0.1", port=0, takeover=takeover)
+    server = ServerSettings(host="127.0.0.1", port=0, own_sockets=takeover)
     async with streams(tmp_path, server=server) as one, connect(one, path) as ws:
         for message, answers in zip(said, heard, strict=True):
             await ws.send(message)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from candled.clock import SystemClock
 from candled.config import KlinesSettings, ServerSettings
 from candled.model import DEFAULT_INTERVALS
-from candled.rooms.protocol import Protocol, RequestError
+from candled.protocol.requests import RequestCodec, RequestError
 from tests import deadlines
 from tests.api.stage import BTC, Stage, stage
 
@@ -231,9 +231,9 @@ async def ask(one: Stage, path: str, headers: dict[str, str] | None = None) -> t
 
 def test_no_depth_of_nesting_is_anything_but_a_clear_error():
     """Near the interpreter's limit a value can be read, but not be printed in the error: that was a traceback."""
-    codec = Protocol({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
+    codec = RequestCodec({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
     for depth in range(900, 1002):
         for key in ("id", "fields", "numbers", "mode", "resume", "initialBars", "status", "symbol"):
             for value in (nested(depth), nested_objects(depth)):
                 with pytest.raises(RequestError):
-                    codec.decode(own(key, value, "subscribe"))
+                    codec.decode_request(own(key, value, "subscribe"))

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from candled.api.openapi import SCHEMAS
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 from tests import deadlines
 from tests.api.stage import BTC, ETH, FUTURE, stage
 from tests.clocks import ManualClock
@@ -55,7 +55,7 @@ async def test_every_parameter_and_error_code_is_on_the_page(tmp_path):
         for parameter in operation["get"]["parameters"]:
             assert f"{parameter['name']}=" in DOCS or f"`{parameter['name']}`" in DOCS
     sources = [path.read_text("utf-8") for path in (Path(__file__).parents[2] / "candled" / "api").glob("*.py")]
-    codes = {code for text in sources for code in re.findall(r'Refusal\(\s*\d+, "([a-z_]+)"', text)}
+    codes = {code for text in sources for code in re.findall(r'ApiError\(\s*\d+, "([a-z_]+)"', text)}
     codes |= set(re.findall(r'\d{3}: "([a-z_]+)"', "".join(sources)))
     assert {"unavailable", "method_not_allowed", "unknown_symbol"} <= codes
     assert {code for code in codes if f"`{code}`" not in DOCS} == {"unknown_resolution", "unknown_group"}  # of /udf
@@ -108,8 +108,8 @@ async def test_answers_with_gaps_and_absent_values_fit_their_schemas(tmp_path, p
     minutes = [minute(number, final=True) for number in range(60) if not 10 <= number < 20]
     async with stage(tmp_path, {BTC: minutes}, clock=ManualClock(MONDAY_MS + 3_700_000)) as one:
         start_ms, end_ms = MONDAY_MS + 600_000, MONDAY_MS + 900_000
-        hole = Hole(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
-        one.store.save_holes(BTC, [hole])
+        hole = KnownGap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
+        one.store.save_known_gaps(BTC, [hole])
         document = json.loads((await one.ask(DESCRIPTION)).body)
         answer = json.loads((await one.ask(path)).body)
     content = document["paths"][path.partition("?")[0]]["get"]["responses"]["200"]["content"]["application/json"]

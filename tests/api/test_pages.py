@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.api.pages import EVER_MS, Pages
+from candled.api.pages import EVER_MS, BarReader
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, fold
-from candled.rooms.texts import Texts
+from candled.rooms.encoded_bars import EncodedBarCache
 from tests.api.stage import BTC, stage
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
@@ -26,20 +26,20 @@ class Shelf:
         self.most_rows = 0
         self.reads = 0
 
-    def tail(self, key, interval, count):
+    def newest_bars(self, key, interval, count):
         if self.complete_ms is None:
             return []
         shown = [bar for bar in self.every[len(self.every) - self.in_memory :] if bar.open_ms >= self.complete_ms]
         return shown[-count:]
 
-    def times(self, key, interval, count):
-        return [bar.open_ms for bar in self.tail(key, interval, count)]
+    def newest_times(self, key, interval, count):
+        return [bar.open_ms for bar in self.newest_bars(key, interval, count)]
 
-    def bar(self, key, interval, open_ms):
-        return next((bar for bar in self.tail(key, interval, 10**6) if bar.open_ms == open_ms), None)
+    def get_bar(self, key, interval, open_ms):
+        return next((bar for bar in self.newest_bars(key, interval, 10**6) if bar.open_ms == open_ms), None)
 
     def between(self, key, interval, start_ms, end_ms):
-        return [bar for bar in self.tail(key, interval, 10**6) if start_ms <= bar.open_ms < end_ms]
+        return [bar for bar in self.newest_bars(key, interval, 10**6) if start_ms <= bar.open_ms < end_ms]
 
     def generation(self, key):
         return 0
@@ -50,7 +50,7 @@ class Shelf:
     def settles(self, key, start_ms, end_ms):
         return all(bar.final for bar in self.every if start_ms <= bar.open_ms < end_ms)
 
-    def position(self, key):
+    def feed_position(self, key):
         return None
 
     def _answer(self, rows):
@@ -58,18 +58,18 @@ class Shelf:
         self.most_rows = max(self.most_rows, len(rows))
         return tuple(rows)
 
-    async def bars(self, market, interval, before_ms, limit):
+    async def read_bars(self, market, interval, before_ms, limit):
         return self._answer([bar for bar in self.stored if bar.open_ms < before_ms][-limit:])
 
-    async def bars_between(self, market, interval, start_ms, end_ms):
+    async def read_bars_between(self, market, interval, start_ms, end_ms):
         return self._answer([bar for bar in self.stored if start_ms <= bar.open_ms < end_ms])
 
     async def served_from(self, market):
         return self.complete_ms
 
 
-def pages_of(shelf: Shelf) -> Pages:
-    return Pages(shelf, shelf, Texts(), ManualClock(0))
+def pages_of(shelf: Shelf) -> BarReader:
+    return BarReader(shelf, shelf, EncodedBarCache(), ManualClock(0))
 
 
 @st.composite
@@ -98,7 +98,7 @@ def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(shelf, limi
     async def read():
         pages, found, before_ms = pages_of(shelf), [], end_ms
         while True:
-            page = await pages.page(BTC, MINUTE, start_ms=start_ms, end_ms=before_ms, limit=limit)
+            page = await pages.read_page(BTC, MINUTE, start_ms=start_ms, end_ms=before_ms, limit=limit)
             assert len(page.bars) <= limit
             found = [*page.bars, *found]
             if not page.has_more:
@@ -117,7 +117,7 @@ def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(shelf, l
     async def read():
         pages, found, from_ms = pages_of(shelf), [], start_ms
         while True:
-            page = await pages.page(BTC, MINUTE, start_ms=from_ms, end_ms=end_ms, limit=limit, newest_first=False)
+            page = await pages.read_page(BTC, MINUTE, start_ms=from_ms, end_ms=end_ms, limit=limit, newest_first=False)
             assert len(page.bars) <= limit
             found += page.bars
             if not page.has_more:
@@ -131,7 +131,7 @@ def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(shelf, l
 def test_a_gap_of_years_and_thin_trading_cost_few_reads():
     numbers = [*range(10), *range(2_000_000, 2_000_000 + 400_000, 400), 5_000_000]
     shelf = Shelf([minute(number, final=True) for number in numbers], in_memory=1, unstored=0, complete_from=MONDAY_MS)
-    page = asyncio.run(pages_of(shelf).page(BTC, MINUTE, start_ms=0, limit=1000, newest_first=False))
+    page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, start_ms=0, limit=1000, newest_first=False))
     assert (len(page.bars), page.has_more) == (1000, True)
     assert shelf.reads < 25
 
@@ -139,7 +139,7 @@ def test_a_gap_of_years_and_thin_trading_cost_few_reads():
 def test_without_complete_history_there_is_nothing():
     shelf = Shelf([minute(0)], in_memory=1, unstored=0, complete_from=MONDAY_MS)
     shelf.complete_ms = None
-    page = asyncio.run(pages_of(shelf).page(BTC, MINUTE, limit=5))
+    page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, limit=5))
     assert (page.bars, page.has_more, page.settled) == ((), False, False)
 
 
@@ -154,14 +154,14 @@ def test_without_complete_history_there_is_nothing():
 def test_a_page_is_settled_up_to_the_first_bar_that_is_not_final(end_ms, settled):
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
     shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
-    page = asyncio.run(pages_of(shelf).page(BTC, MINUTE, end_ms=end_ms, limit=2))
+    page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, end_ms=end_ms, limit=2))
     assert page.settled is settled
 
 
 def test_a_page_cut_by_its_limit_is_settled_though_its_range_is_not():
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
     shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
-    page = asyncio.run(pages_of(shelf).page(BTC, MINUTE, limit=2, newest_first=False))
+    page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, limit=2, newest_first=False))
     assert (page.settled, page.has_more) == (True, True)
 
 
@@ -184,11 +184,11 @@ async def test_from_now_to_the_first_candle_over_memory_and_store(tmp_path):
             for limit in (7, 333):
                 found, before_ms, end = [], EVER_MS, False
                 while not end:
-                    bars, end = await one.pages.history(BTC, interval, before_ms, limit)
+                    bars, end = await one.pages.read_history(BTC, interval, before_ms, limit)
                     found = [*bars, *found]
                     before_ms = found[0].open_ms if found else 0
                 assert [bar.values for bar in found] == wanted
-            walked = [bar async for page in one.pages.walk(BTC, interval) for bar in page.bars]
+            walked = [bar async for page in one.pages.walk_pages(BTC, interval) for bar in page.bars]
             assert [bar.values for bar in walked] == wanted
         assert sum(bar.volume for bar in walked) == sum(n + 1 for n in numbers) + Decimal("0.5")
 
@@ -197,8 +197,8 @@ async def test_the_same_question_asked_by_many_is_one_read(tmp_path, monkeypatch
     minutes = [minute(number, final=True) for number in range(3000)]
     async with stage(tmp_path, {BTC: minutes}) as one:
         reads = []
-        real = one.store.bars
-        monkeypatch.setattr(one.store, "bars", lambda *args, **more: reads.append(args) or real(*args, **more))
-        pages = await asyncio.gather(*(one.pages.page(BTC, MINUTE, limit=2500) for _ in range(50)))
+        real = one.store.read_bars
+        monkeypatch.setattr(one.store, "read_bars", lambda *args, **more: reads.append(args) or real(*args, **more))
+        pages = await asyncio.gather(*(one.pages.read_page(BTC, MINUTE, limit=2500) for _ in range(50)))
         assert {len(page.bars) for page in pages} == {2500}
         assert len(reads) == 1

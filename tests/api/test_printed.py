@@ -8,14 +8,14 @@ from decimal import Decimal
 import pytest
 
 from candled.aggregate.packed import PackedBars
-from candled.api.pages import EVER_MS, MOST_BARS, Asked, Pages, print_page
+from candled.api.pages import EVER_MS, MOST_BARS, BarReader, HistoryRequest, print_page
 from candled.api.printers import json_printer, klines_printer, udf_printer
-from candled.bus import Facts, Healed, MinuteChanged
+from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged
 from candled.config import KlinesSettings
 from candled.errors import StoreUnavailable
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, iso_ms
-from candled.rooms.messages import STRINGS
-from candled.rooms.texts import Form, Printer, Texts
+from candled.protocol.messages import STRINGS
+from candled.rooms.encoded_bars import EncodedBarCache, EncodedBars, Printer
 from tests.api.stage import BTC, Stage, stage
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
@@ -72,17 +72,17 @@ INTERVALS = [Interval.parse(text) for text in ("1m", "5m", "1h", "1D", "1W")]
 TAGGED: dict[object, object] = {}  # what was answered under a tag
 
 
-async def check(one: Stage, pages: Pages, rng: random.Random, rounds: int = 12) -> int:
+async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 12) -> int:
     """Compare some pages of all kinds; return how many of them needed nothing but memory."""
     at_once = 0
-    reference = Pages(one.bars, pages._stored, Texts(), one.clock)
+    reference = BarReader(one.bars, pages._stored, EncodedBarCache(), one.clock)
     reference._in_memory = lambda *_: None  # type: ignore[method-assign]  # all from the store, joined bar by bar
     for _ in range(rounds):
         interval = rng.choice(INTERVALS)
         start_ms, end_ms = rng.choice([0, 0, *AT]), rng.choice([EVER_MS, EVER_MS, EVER_MS, *AT])
         limit, newest_first = rng.choice([1, 2, 3, 100, 119, 500, MOST_BARS]), rng.random() < 0.7
-        asked = Asked(limit, start_ms, end_ms, newest_first)
-        wanted, state = await reference.page(BTC, interval, **asked._asdict()), state_of(one)
+        asked = HistoryRequest(limit, start_ms, end_ms, newest_first)
+        wanted, state = await reference.read_page(BTC, interval, **asked._asdict()), state_of(one)
         for make, encode in DIALECTS:
             printer = make(interval)
             at_once += pages.printed_now(BTC, interval, printer, asked) is not None
@@ -111,7 +111,7 @@ async def check(one: Stage, pages: Pages, rng: random.Random, rounds: int = 12) 
 
 
 def state_of(one: Stage) -> tuple[object, ...]:
-    return one.bars.position(BTC), one.bars.is_behind(BTC), one.bars.settlements(BTC)
+    return one.bars.feed_position(BTC), one.bars.is_behind(BTC), one.bars.settlements(BTC)
 
 
 def odd(number: int, rng: random.Random, **more) -> Candle:
@@ -141,12 +141,14 @@ async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, seed)
             one.push(late)
             at_once += await check(one, one.pages, rng, 2)
             one.push(late._replace(final=True))
-            one.store.write([(BTC, late._replace(final=True))])
+            one.store.write_minutes([(BTC, late._replace(final=True))])
             at_once += await check(one, one.pages, rng, 2)
             if number % 4 == 0:  # the past is revised, in memory and before it
                 old = odd(rng.choice([500, COUNT - 20]), rng, as_of=900_000, final=True)._replace(rev=1)
-                one.store.write([(BTC, old)])
-                one._bus.publish(Healed(BTC, old.open_ms, old.open_ms + MINUTE_MS, MONDAY_MS, Facts(AT[number])))
+                one.store.write_minutes([(BTC, old)])
+                one._bus.publish(
+                    HistoryChanged(BTC, old.open_ms, old.open_ms + MINUTE_MS, MONDAY_MS, FeedMetadata(AT[number]))
+                )
                 at_once += await check(one, one.pages, rng, 1)  # while it is being read again
                 while one.bars.is_behind(BTC):
                     await clock.advance(0.1)
@@ -171,30 +173,30 @@ async def test_what_memory_holds_is_answered_without_the_store(tmp_path, monkeyp
         def away(*_, **__):
             raise StoreUnavailable("gone")
 
-        for name in ("served_from", "bars", "bars_between"):
+        for name in ("served_from", "read_bars", "read_bars_between"):
             monkeypatch.setattr(one.store, name, away)
         assert [(await one.ask(path)).body for path in paths] == before
         await one.clock.advance(60)
         answers = [await one.ask(path) for path in paths]
         assert [answer.code for answer in answers] == [200, 200, 200, 503]  # whether older bars exist is asked again
-        one._bus.publish(MinuteChanged(BTC, minute(COUNT), Facts(AT[COUNT])))
+        one._bus.publish(MinuteChanged(BTC, minute(COUNT), FeedMetadata(AT[COUNT])))
         assert json.loads((await one.ask(paths[0])).body)[-1][0] == AT[COUNT]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100, 900])
 async def test_an_answer_makes_the_bars_that_it_shows_and_none_the_next_time(tmp_path, monkeypatch, limit):
     made = []
-    real = PackedBars._bar
-    monkeypatch.setattr(PackedBars, "_bar", lambda self, *args: made.append(args[0]) or real(self, *args))
+    real = PackedBars._make_bar
+    monkeypatch.setattr(PackedBars, "_make_bar", lambda self, *args: made.append(args[0]) or real(self, *args))
     async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(COUNT)]}) as one:
-        await one.bars.prepare(BTC, MINUTE, limit + 1, 0)
+        await one.bars.load_bars(BTC, MINUTE, limit + 1, 0)
         counts = []
         for printer in (klines_printer(MINUTE), klines_printer(MINUTE), json_printer(), json_printer()):
             made.clear()
-            assert one.pages.printed_now(BTC, MINUTE, printer, Asked(limit)) is not None
+            assert one.pages.printed_now(BTC, MINUTE, printer, HistoryRequest(limit)) is not None
             counts.append(len(made))
         made.clear()
-        await one.pages.page(BTC, MINUTE, limit=limit)
+        await one.pages.read_page(BTC, MINUTE, limit=limit)
         counts.append(len(made))
     assert counts[0] <= limit + 2
     assert counts[2] <= limit + 2
@@ -217,7 +219,7 @@ async def test_an_etag_is_the_version_of_what_was_read_and_304_prints_nothing(tm
             answer = await one.ask(path)
             tags.append(answer.headers["Etag"])
             with monkeypatch.context() as patch:
-                patch.setattr(Form, "columns", None)
+                patch.setattr(EncodedBars, "columns", None)
                 again = await one.ask(path, headers={"If-None-Match": f'"other", {tags[-1]}'})
             assert (again.code, again.body, again.headers["Etag"]) == (304, b"", tags[-1])
             assert "Content-Type" not in again.headers
@@ -248,10 +250,10 @@ async def test_fewer_bars_are_no_reason_to_print_more_again_later(tmp_path, monk
 
         def ask(limit: int) -> int:
             printed.clear()
-            assert one.pages.printed_now(BTC, MINUTE, printer, Asked(limit)) is not None
+            assert one.pages.printed_now(BTC, MINUTE, printer, HistoryRequest(limit)) is not None
             return len(printed)
 
-        await one.bars.prepare(BTC, MINUTE, 901, 0)
+        await one.bars.load_bars(BTC, MINUTE, 901, 0)
         assert [ask(900), ask(900)] == [900, 0]
         for number in range(COUNT, COUNT + 5):
             one.push(minute(number, final=True))

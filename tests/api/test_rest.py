@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from candled.api.parameters import read_moment
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE_MS, Candle, Market, iso_ms, parse_iso_ms
-from candled.store import sqlite, sqlite_statements
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
+from candled.store.sqlite import statements as sqlite_statements
+from candled.store.sqlite import store as sqlite
 from candled.tools.files import read_candles
 from tests.api.raw import ask_all
 from tests.api.stage import BTC, ETH, FUTURE, following, stage
@@ -392,10 +393,10 @@ async def read_slowly(port: int, path: str):
 async def test_a_bulk_answer_is_read_from_the_store_as_fast_as_the_client_takes_it(tmp_path, monkeypatch):
     minutes = [minute(number, final=True) for number in range(60_000)]
     async with stage(tmp_path, {BTC: []}) as one:
-        one.store.write([(BTC, candle) for candle in minutes])
+        one.store.write_minutes([(BTC, candle) for candle in minutes])
         reads = []
-        real = one.store.bars_between
-        monkeypatch.setattr(one.store, "bars_between", lambda *args: reads.append(args) or real(*args))
+        real = one.store.read_bars_between
+        monkeypatch.setattr(one.store, "read_bars_between", lambda *args: reads.append(args) or real(*args))
         reader, writer, head = await read_slowly(one.port, f"{CANDLES}&format=ndjson")
         assert "Transfer-Encoding: chunked" in head
         await asyncio.sleep(0.5)
@@ -410,7 +411,7 @@ async def test_a_bulk_answer_is_read_from_the_store_as_fast_as_the_client_takes_
 
 async def test_a_bulk_answer_that_cannot_go_on_is_broken_off_and_never_looks_whole(tmp_path, monkeypatch):
     async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(5000)]}) as one:
-        real, reads = one.store.bars_between, []
+        real, reads = one.store.read_bars_between, []
 
         def fail_later(*args):
             reads.append(args)
@@ -418,7 +419,7 @@ async def test_a_bulk_answer_that_cannot_go_on_is_broken_off_and_never_looks_who
                 raise StoreUnavailable("gone")
             return real(*args)
 
-        monkeypatch.setattr(one.store, "bars_between", fail_later)
+        monkeypatch.setattr(one.store, "read_bars_between", fail_later)
         reader, writer, head = await read_slowly(one.port, f"{CANDLES}&format=csv")
         assert " 200 " in head
         body = await reader.read(-1)
@@ -455,12 +456,12 @@ async def test_what_is_served(tmp_path):
 
 
 def with_holes(one) -> None:
-    one.store.save_holes(
+    one.store.save_known_gaps(
         BTC,
         [
-            Hole(start_ms=MONDAY_MS + 10 * MINUTE_MS, end_ms=MONDAY_MS + 20 * MINUTE_MS, reason="exchange_outage",
+            KnownGap(start_ms=MONDAY_MS + 10 * MINUTE_MS, end_ms=MONDAY_MS + 20 * MINUTE_MS, reason="exchange_outage",
                  attempts=5, retry_ms=None),
-            Hole(start_ms=MONDAY_MS + 1438 * MINUTE_MS, end_ms=MONDAY_MS + 1445 * MINUTE_MS, reason="no_trades",
+            KnownGap(start_ms=MONDAY_MS + 1438 * MINUTE_MS, end_ms=MONDAY_MS + 1445 * MINUTE_MS, reason="no_trades",
                  attempts=1, retry_ms=MONDAY_MS + 3 * DAY_MS),
         ],
     )  # fmt: skip
@@ -579,13 +580,13 @@ async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(tmp_
     statements: set[str] = set()
     values: set[type] = set()
     async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(2500)]}) as one:
-        connection = sqlite.SqliteStore._connection
+        connection = sqlite.SqliteStore._thread_connection
 
         def watched(store):
             real = connection(store)
             return Watched(real, statements, values)
 
-        monkeypatch.setattr(sqlite.SqliteStore, "_connection", watched)
+        monkeypatch.setattr(sqlite.SqliteStore, "_thread_connection", watched)
         asked = [
             f"{CANDLES}&from=0",
             f"{CANDLES.replace('1m', '5m')}&from=0",

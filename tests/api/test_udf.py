@@ -9,7 +9,7 @@ import pytest
 from candled.config import LimitSettings, UdfSettings
 from candled.errors import StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Interval, Market, MarketKey, Symbol, fold
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 from tests.api.stage import BTC, ETH, FUTURE, stage
 from tests.api.udf_adapter import SECONDS, Adapter, Pane, UdfError
 from tests.clocks import ManualClock
@@ -229,7 +229,7 @@ async def test_quotes_are_the_day_so_far_exactly(tmp_path, intervals):
 async def test_marks_show_outages_and_minutes_not_fetched_but_not_quiet_ones(tmp_path):
     minutes = [minute(number, final=True) for number in range(120) if number not in {7, 8, 9, 30, 31, 50, 51}]
     holes = [
-        Hole(
+        KnownGap(
             start_ms=MONDAY_MS + first * MINUTE_MS,
             end_ms=MONDAY_MS + last * MINUTE_MS,
             reason=reason,
@@ -239,7 +239,7 @@ async def test_marks_show_outages_and_minutes_not_fetched_but_not_quiet_ones(tmp
         for first, last, reason in ((7, 10, "exchange_outage"), (30, 32, "no_trades"))
     ]
     async with stage(tmp_path, {BTC: minutes}, clock=ManualClock(MONDAY_MS + 121 * MINUTE_MS)) as one:
-        one.store.save_holes(BTC, holes)
+        one.store.save_known_gaps(BTC, holes)
         adapter = Adapter(one)
         asked = {"symbol": TICKER, "resolution": "5", "from": MONDAY_S, "to": MONDAY_S + 7200}
         marks = await adapter.request("marks", asked)

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
-from candled.bus import Facts, Message, MinuteChanged, Missed, Position, StateChanged
-from candled.bus.leases import Lease, LeaseState
-from candled.bus.making import RedisParts, make_redis_parts
+from candled.bus import FeedMetadata, Message, MessagesLost, MinuteChanged, Position, StateChanged
+from candled.bus.factory import RedisParts, make_redis_parts
+from candled.bus.redis.leases import Lease, LeaseState
 from candled.clock import SystemClock
 from candled.model import Candle, MarketKey, Symbol
 from tests import deadlines
@@ -35,7 +35,7 @@ class Ear:
         self.states: dict[MarketKey, str] = {}
         self.at: dict[MarketKey, Position] = {}
         self.missed = 0
-        self.open_holes: set[MarketKey] = set()  # messages are missing, and no `Missed` has told of it yet
+        self.open_holes: set[MarketKey] = set()  # messages are missing, and no `MessagesLost` has told of it yet
 
     def __call__(self, message: Message, position: Position) -> None:
         self.heard.append((deadlines.now(), message, position))
@@ -44,7 +44,7 @@ class Ear:
         begins = before is not None and before.epoch.startswith("here.") and position.seq == 1  # no feed was there
         if before is not None and not begins and (before.epoch != position.epoch or position.seq > before.seq + 1):
             self.open_holes.add(market)
-        if isinstance(message, Missed):
+        if isinstance(message, MessagesLost):
             self.missed += 1
             self.open_holes.discard(market)
         elif isinstance(message, StateChanged):
@@ -69,7 +69,7 @@ class Process:
         self.ear = Ear()
         self._volume = count(1)
         if listens:
-            parts.bus.listen(self.ear)
+            parts.bus.add_listener(self.ear)
 
     @property
     def is_ready(self) -> bool:
@@ -85,7 +85,7 @@ class Process:
     def publish(self, market: MarketKey = BTC, number: int = 0, *, final: bool = False) -> Candle:
         """Publish the next version of a minute."""
         candle = minute(number, volume=str(next(self._volume)), final=final)
-        self.bus.publish(MinuteChanged(market, candle, Facts()))
+        self.bus.publish(MinuteChanged(market, candle, FeedMetadata()))
         return candle
 
 
@@ -129,7 +129,7 @@ async def process(
 
 async def _follow(lease: Lease) -> None:
     """As whoever ingests: each state is carried out at once."""
-    async for _ in lease.states():
+    async for _ in lease.watch_states():
         continue
 
 

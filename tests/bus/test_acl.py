@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from candled.bus.codec import Names
-from candled.bus.leases import LeaseState
-from candled.bus.making import make_redis_parts
+from candled.bus.factory import make_redis_parts
+from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from tests.bus.rig import BTC, MARKETS, process, until
 from tests.redis_servers import RedisCluster, RedisServer, own_redis, program
@@ -71,7 +71,7 @@ async def test_processes_with_these_accounts_lead_publish_hear_and_take_over(ser
             await until(lambda: second.is_ready and leader.leases.processes == 2)
             candle = leader.publish()
             await until(lambda: serving.ear.newest.get(BTC) == second.ear.newest.get(BTC) == candle)
-            serving.bus._reception.miss(MARKETS, "connected")
+            serving.bus._reception.mark_missed(MARKETS, "connected")
             serving.bus._to_read.set()
             await leader.parts.stop()
             await until(lambda: second.state is LeaseState.LEADER)
@@ -88,27 +88,27 @@ async def test_requests_are_counted_and_budgets_shared(server, user):
         server.url_of(user), SystemClock(), MARKETS, default_exchange="bitget", ingests=is_ingest, serves=True
     )
     try:
-        assert [(await parts.counter.hit(user, 5.0))[0] for _ in range(2)] == [1, 2]
+        assert [(await parts.counter.count_hit(user, 5.0))[0] for _ in range(2)] == [1, 2]
         if is_ingest:
-            await parts.budgets.budget("host", 5.0).take()
+            await parts.budgets.budget_for("host", 5.0).acquire()
         assert parts.bus.describe().get("trouble") is None
     finally:
         await parts.stop()
 
 
 FORGERIES = [
-    ("PUBLISH", NAMES.channel(BTC), "{}"),
-    ("SPUBLISH", NAMES.channel(BTC), "{}"),
-    ("PUBLISH", NAMES.heartbeat(0), "{}"),
-    ("SET", NAMES.newest(BTC), "{}"),
-    ("DEL", NAMES.newest(BTC)),
-    ("SET", NAMES.fence(BTC), "1"),
-    ("SET", NAMES.lease(0), "1 me"),
-    ("SET", NAMES.token(0), "1"),
-    ("ZADD", NAMES.processes, 1, "me"),
-    ("HSET", NAMES.budget("host"), "closed", "1"),
+    ("PUBLISH", NAMES.candles_channel(BTC), "{}"),
+    ("SPUBLISH", NAMES.candles_channel(BTC), "{}"),
+    ("PUBLISH", NAMES.heartbeat_channel(0), "{}"),
+    ("SET", NAMES.newest_key(BTC), "{}"),
+    ("DEL", NAMES.newest_key(BTC)),
+    ("SET", NAMES.fence_key(BTC), "1"),
+    ("SET", NAMES.lease_key(0), "1 me"),
+    ("SET", NAMES.token_key(0), "1"),
+    ("ZADD", NAMES.processes_key, 1, "me"),
+    ("HSET", NAMES.budget_key("host"), "closed", "1"),
     ("EVAL", "return 1", 0),
-    ("EVAL", "redis.call('PUBLISH', ARGV[1], '{}')", 0, NAMES.channel(BTC)),
+    ("EVAL", "redis.call('PUBLISH', ARGV[1], '{}')", 0, NAMES.candles_channel(BTC)),
     ("SET", "anything", "1"),
 ]
 RUIN = [
@@ -136,14 +136,14 @@ def test_no_account_can_ruin_the_server(server, user, words):
 
 def test_without_an_account_nothing_is_answered(server):
     with redis.Redis("127.0.0.1", server.port) as client, pytest.raises(redis.exceptions.AuthenticationError):
-        client.get(NAMES.newest(BTC))
+        client.get(NAMES.newest_key(BTC))
 
 
 def test_a_listener_hears_what_is_published(server):
     with server.client_of("candled-listen") as client, client.pubsub() as pubsub:
-        pubsub.subscribe(NAMES.channel(BTC))
+        pubsub.subscribe(NAMES.candles_channel(BTC))
         assert pubsub.get_message(timeout=5)["type"] == "subscribe"
-        client.get(NAMES.newest(BTC))
+        client.get(NAMES.newest_key(BTC))
 
 
 async def test_on_a_cluster_they_do_as_well():
@@ -171,8 +171,14 @@ def test_with_a_prefix_the_patterns_have_it_too():
         words = next(line for line in text.splitlines() if line.startswith("user candled-ingest")).split()
         client.execute_command("ACL", "SETUSER", *words[1:])
         with redis.Redis("127.0.0.1", one.port, username="candled-ingest", password="INGEST-PASSWORD") as ingest:
-            for key in (names.newest(BTC), names.fence(BTC), names.lease(0), names.token(0), names.count("x")):
+            for key in (
+                names.newest_key(BTC),
+                names.fence_key(BTC),
+                names.lease_key(0),
+                names.token_key(0),
+                names.count_key("x"),
+            ):
                 ingest.set(key, "1")
-            ingest.publish(names.channel(BTC), "{}")
+            ingest.publish(names.candles_channel(BTC), "{}")
             with pytest.raises(redis.exceptions.NoPermissionError):
-                ingest.set(NAMES.newest(BTC), "1")
+                ingest.set(NAMES.newest_key(BTC), "1")

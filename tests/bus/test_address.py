@@ -2,7 +2,7 @@
 
 import pytest
 
-from candled.bus.address import RedisAddress
+from candled.bus.redis.address import RedisAddress
 from candled.config import load
 from candled.errors import ConfigError
 from candled.plugins import discover

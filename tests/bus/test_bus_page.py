@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from redis import asyncio as aioredis
 
-from candled.bus import Healed, MinuteChanged, StateChanged
+from candled.bus import HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.codec import Names, read_heartbeat, read_message, read_newest
-from candled.bus.leases import LeaseState
+from candled.bus.redis.leases import LeaseState
 from candled.model import STATES
 from tests import deadlines
 from tests.bus.rig import BTC, new_prefix, process, until
@@ -46,7 +46,7 @@ async def test_the_listening_program_prints_what_is_published(tmp_path):
         await until(lambda: leader.state is LeaseState.LEADER)
         leader.publish(number=0, final=True)
         await until(lambda: leader.bus.describe()["published"] == 1)
-        channel = Names(prefix, "bitget", 1).channel(BTC)
+        channel = Names(prefix, "bitget", 1).candles_channel(BTC)
         listening = await asyncio.create_subprocess_exec(
             sys.executable, str(tmp_path / "listen.py"), url, channel, stdout=asyncio.subprocess.PIPE
         )
@@ -64,7 +64,7 @@ async def test_the_listening_program_prints_what_is_published(tmp_path):
 async def test_the_publishing_command_is_understood():
     (command,) = blocks("sh")
     _, word, channel, text = shlex.split(command)
-    assert channel == NAMES.channel(BTC)
+    assert channel == NAMES.candles_channel(BTC)
     prefix, url = new_prefix(), shared_redis()
     async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
         await until(lambda: one.ear.states.get(BTC) == "stale", 6.0)
@@ -76,17 +76,23 @@ async def test_the_publishing_command_is_understood():
 def test_the_messages_of_the_page_are_messages():
     messages, key = blocks("json")
     read = [read_message(BTC, text.encode()) for text in objects(messages)]
-    assert [type(message) for message, _ in read] == [MinuteChanged, Healed, StateChanged]
+    assert [type(message) for message, _ in read] == [MinuteChanged, HistoryChanged, StateChanged]
     assert [position.seq for _, position in read] == [7, 8, 9]
     assert read_newest(re.sub(r'"candles".*', '"candles": []}', key).encode()).state == "quiet"
     heartbeat = re.search(r'`(\{"type": "heartbeat".*?\}\})`', PAGE)
-    assert read_heartbeat(heartbeat[1].encode()).seqs == {NAMES.channel(BTC): 9}
+    assert read_heartbeat(heartbeat[1].encode()).seqs == {NAMES.candles_channel(BTC): 9}
 
 
 def test_the_names_of_the_page_are_the_names():
     told = set(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE))
-    names = {NAMES.channel(BTC), NAMES.newest(BTC), NAMES.fence(BTC), NAMES.lease(0), NAMES.token(0)}
-    names |= {NAMES.heartbeat(0), NAMES.processes, NAMES.budget("HOST"), NAMES.count("…")}
+    names = {
+        NAMES.candles_channel(BTC),
+        NAMES.newest_key(BTC),
+        NAMES.fence_key(BTC),
+        NAMES.lease_key(0),
+        NAMES.token_key(0),
+    }
+    names |= {NAMES.heartbeat_channel(0), NAMES.processes_key, NAMES.budget_key("HOST"), NAMES.count_key("…")}
     assert names <= told
     assert all(f"`{state}`" in PAGE for state in STATES)
 

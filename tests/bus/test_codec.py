@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from candled.bus import Facts, Healed, MinuteChanged, Missed, Position, StateChanged
+from candled.bus import FeedMetadata, HistoryChanged, MessagesLost, MinuteChanged, Position, StateChanged
 from candled.bus.codec import (
     BadMessage,
     FutureMessage,
@@ -36,7 +36,7 @@ TEXTS = st.text('ab "é', max_size=9)
 NUMBERS = st.decimals("0.000000000001", "999999999999", places=12)
 STATED = st.sampled_from(list(STATES))
 RANGES = st.tuples(TIMES, TIMES).map(lambda one: Range(*sorted(one)))
-FACTS = st.builds(Facts, st.none() | TIMES, st.none() | RANGES, st.integers(-1, 10**9))
+FACTS = st.builds(FeedMetadata, st.none() | TIMES, st.none() | RANGES, st.integers(-1, 10**9))
 
 DIGITS = st.none() | st.integers(0, 100)
 DECIMALS = st.builds(Decimals, DIGITS, DIGITS)
@@ -56,7 +56,7 @@ def candles(draw) -> Candle:
 
 MESSAGES = st.one_of(
     st.builds(MinuteChanged, st.just(BTC), candles(), FACTS),
-    st.builds(lambda span, *rest: Healed(BTC, *span, *rest), RANGES, st.none() | TIMES, FACTS),
+    st.builds(lambda span, *rest: HistoryChanged(BTC, *span, *rest), RANGES, st.none() | TIMES, FACTS),
     st.builds(StateChanged, st.just(BTC), STATED, TIMES, TEXTS, TEXTS, DECIMALS),
 )
 POSITIONS = st.builds(Position, st.builds(epoch_of, st.integers(0, 9), st.integers(1, 2**53)), st.integers(1, 10**12))
@@ -96,7 +96,7 @@ def test_unknown_keys_are_ignored(message, position, more):
 def test_a_candle_is_written_as_the_page_says():
     candle = Candle.parse(60_000, "67234.50", "67340", "67200", "67300", "0.00000001", "0.5", as_of_ms=61_234)
     candle = candle._replace(close=candle.open, rev=2, src="live")
-    text = message_text(MinuteChanged(BTC, candle, Facts(60_000, Range(0, 60_000), 5)), AT)
+    text = message_text(MinuteChanged(BTC, candle, FeedMetadata(60_000, Range(0, 60_000), 5)), AT)
     assert text == (
         b'{"exchange":"bitget","symbol":"BTC/USDT","interval":"1m","epoch":"0.1760000000000000","seq":7,"type":"candle",'
         b'"time":"1970-01-01T00:01:00.000Z","open":67234.5,"high":67340,"low":67200,"close":67234.5,'
@@ -313,29 +313,32 @@ def test_a_reason_is_one_line_of_bounded_length():
 
 def test_what_a_bus_says_to_its_own_listeners_is_not_published():
     with pytest.raises(TypeError):
-        message_text(Missed(BTC), AT)
+        message_text(MessagesLost(BTC), AT)
 
 
 # ---------------------------------------------------------------- names
 
 
 def test_channels_are_named_as_the_page_says():
-    assert NAMES.channel(BTC) == "candles:BTC/USDT:1m"
-    assert NAMES.channel(MarketKey("kraken", BTC.symbol)) == "candles:kraken:BTC/USDT:1m"
-    assert Names("staging:", "bitget", 1).channel(BTC) == "staging:candles:BTC/USDT:1m"
+    assert NAMES.candles_channel(BTC) == "candles:BTC/USDT:1m"
+    assert NAMES.candles_channel(MarketKey("kraken", BTC.symbol)) == "candles:kraken:BTC/USDT:1m"
+    assert Names("staging:", "bitget", 1).candles_channel(BTC) == "staging:candles:BTC/USDT:1m"
 
 
 @given(st.text("AB{}%/", min_size=1, max_size=8), st.text("AB{}%", min_size=1, max_size=8), st.text("a:-", max_size=4))
 def test_a_markets_keys_lie_where_its_channel_is(base, quote, prefix):
     market, names = MarketKey("other", Symbol(base, quote)), Names(prefix, "bitget", 3)
-    slots = {key_slot(name.encode()) for name in (names.channel(market), names.newest(market), names.fence(market))}
-    assert slots == {key_slot(private_channel(names.channel(market), "me").encode())}
+    slots = {
+        key_slot(name.encode())
+        for name in (names.candles_channel(market), names.newest_key(market), names.fence_key(market))
+    }
+    assert slots == {key_slot(private_channel(names.candles_channel(market), "me").encode())}
 
 
 def test_a_shards_keys_lie_where_its_heartbeat_is():
     for shard in range(4):
-        heartbeat = NAMES.heartbeat(shard)
-        names = (heartbeat, NAMES.lease(shard), NAMES.token(shard), private_channel(heartbeat, "me"))
+        heartbeat = NAMES.heartbeat_channel(shard)
+        names = (heartbeat, NAMES.lease_key(shard), NAMES.token_key(shard), private_channel(heartbeat, "me"))
         assert len({key_slot(name.encode()) for name in names}) == 1
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from redis import asyncio as aioredis
 
-from candled.bus import Facts, MinuteChanged, StateChanged
+from candled.bus import FeedMetadata, MinuteChanged, StateChanged
 from candled.bus.codec import Names
-from candled.bus.leases import LeaseState
-from candled.bus.making import RedisParts, make_redis_parts
+from candled.bus.factory import RedisParts, make_redis_parts
+from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS, Candle
 from tests import deadlines
@@ -52,7 +52,7 @@ class Site:
                 open_ms = now_ms - now_ms % MINUTE_MS
                 candle = Candle.parse(open_ms, "10", "10", "10", "10", str(self._number), as_of_ms=now_ms)
                 for market in MARKETS:
-                    ingesting.bus.publish(MinuteChanged(market, candle, Facts(open_ms)))
+                    ingesting.bus.publish(MinuteChanged(market, candle, FeedMetadata(open_ms)))
                     ingesting.bus.publish(StateChanged(market, "live", 1))
             await asyncio.sleep(0.1)
 
@@ -80,7 +80,7 @@ class Site:
         )
 
     def beat(self, **changes: Any) -> str:
-        seqs = {self.names.channel(market): self.seq for market in MARKETS}
+        seqs = {self.names.candles_channel(market): self.seq for market in MARKETS}
         return json.dumps({"shard": 0, "epoch": self.leader.leases.all[0].epoch, "seqs": seqs, **changes})
 
     async def is_well(self) -> None:
@@ -163,7 +163,7 @@ def server():
 async def test_a_forged_message_changes_nothing(kind, server):
     async with site(server.url) as one:
         for _ in range(2):
-            await one.client.publish(one.names.channel(BTC), MESSAGES[kind](one))
+            await one.client.publish(one.names.candles_channel(BTC), MESSAGES[kind](one))
             await asyncio.sleep(0.05)
         await one.is_well()
         assert FORGED not in {int(candle.close) for candle in one.serving.ear.candles()}
@@ -173,8 +173,8 @@ async def test_a_forged_message_changes_nothing(kind, server):
 
 
 HEARTBEATS: dict[str, Callable[[Site], str]] = {
-    "more than there is": lambda one: one.beat(seqs={one.names.channel(BTC): one.seq + 10**6}),
-    "nothing published": lambda one: one.beat(seqs={one.names.channel(BTC): 0}),
+    "more than there is": lambda one: one.beat(seqs={one.names.candles_channel(BTC): one.seq + 10**6}),
+    "nothing published": lambda one: one.beat(seqs={one.names.candles_channel(BTC): 0}),
     "no markets": lambda one: one.beat(seqs={}),
     "another leader": lambda one: one.beat(epoch=f"0.{one.token + 10**6}"),
     "the largest token": lambda one: one.beat(epoch=f"0.{SCRIPT_MOST}"),
@@ -189,9 +189,9 @@ HEARTBEATS: dict[str, Callable[[Site], str]] = {
 async def test_a_forged_heartbeat_heals_within_seconds(kind, server):
     async with site(server.url) as one:
         for _ in range(2):
-            await one.client.publish(one.names.heartbeat(0), HEARTBEATS[kind](one))
+            await one.client.publish(one.names.heartbeat_channel(0), HEARTBEATS[kind](one))
         await one.is_well()
-        await one.client.publish(one.names.channel(BTC), MESSAGES["a minute of the year 9999"](one))
+        await one.client.publish(one.names.candles_channel(BTC), MESSAGES["a minute of the year 9999"](one))
         await one.is_well()
         assert FORGED not in {int(candle.close) for candle in one.serving.ear.candles()}
 
@@ -201,30 +201,30 @@ async def test_a_forged_heartbeat_heals_within_seconds(kind, server):
 Write = Callable[[Site], tuple[Any, ...]]
 
 KEYS: dict[str, Write] = {
-    "fence: a token of 10^22": lambda one: ("SET", one.names.fence(BTC), f"{HUGE} 0"),
-    "fence: the largest token": lambda one: ("SET", one.names.fence(BTC), f"{SCRIPT_MOST} 0"),
-    "fence: the next token": lambda one: ("SET", one.names.fence(BTC), f"{one.token + 1} 0"),
-    "fence: a number of 10^18": lambda one: ("SET", one.names.fence(BTC), f"{one.token} {10**18}"),
-    "fence: garbage": lambda one: ("SET", one.names.fence(BTC), "garbage"),
-    "fence: a megabyte": lambda one: ("SET", one.names.fence(BTC), "9" * 10**6),
-    "fence: a hash": lambda one: ("HSET", one.names.fence(BTC), "a", "b"),
-    "newest: garbage": lambda one: ("SET", one.names.newest(BTC), "garbage"),
-    "newest: a list": lambda one: ("LPUSH", one.names.newest(BTC), "garbage"),
-    "newest: ten megabytes": lambda one: ("SET", one.names.newest(BTC), "9" * 10**7),
-    "lease: a token of 10^22": lambda one: ("SET", one.names.lease(0), f"{HUGE} somebody", "PX", 6000),
-    "lease: without an end": lambda one: ("SET", one.names.lease(0), f"{one.token + 1} somebody"),
-    "lease: for a year": lambda one: ("SET", one.names.lease(0), f"{one.token + 1} somebody", "EX", 31_536_000),
-    "lease: garbage": lambda one: ("SET", one.names.lease(0), "garbage"),
-    "lease: a set": lambda one: ("SADD", one.names.lease(0), "garbage"),
-    "token: 10^22": lambda one: ("SET", one.names.token(0), HUGE),
-    "token: garbage": lambda one: ("SET", one.names.token(0), "garbage"),
-    "token: a list": lambda one: ("LPUSH", one.names.token(0), "garbage"),
-    "processes: other shards, for ever": lambda one: ("ZADD", one.names.processes, 10**15, "somebody/2"),
+    "fence: a token of 10^22": lambda one: ("SET", one.names.fence_key(BTC), f"{HUGE} 0"),
+    "fence: the largest token": lambda one: ("SET", one.names.fence_key(BTC), f"{SCRIPT_MOST} 0"),
+    "fence: the next token": lambda one: ("SET", one.names.fence_key(BTC), f"{one.token + 1} 0"),
+    "fence: a number of 10^18": lambda one: ("SET", one.names.fence_key(BTC), f"{one.token} {10**18}"),
+    "fence: garbage": lambda one: ("SET", one.names.fence_key(BTC), "garbage"),
+    "fence: a megabyte": lambda one: ("SET", one.names.fence_key(BTC), "9" * 10**6),
+    "fence: a hash": lambda one: ("HSET", one.names.fence_key(BTC), "a", "b"),
+    "newest: garbage": lambda one: ("SET", one.names.newest_key(BTC), "garbage"),
+    "newest: a list": lambda one: ("LPUSH", one.names.newest_key(BTC), "garbage"),
+    "newest: ten megabytes": lambda one: ("SET", one.names.newest_key(BTC), "9" * 10**7),
+    "lease: a token of 10^22": lambda one: ("SET", one.names.lease_key(0), f"{HUGE} somebody", "PX", 6000),
+    "lease: without an end": lambda one: ("SET", one.names.lease_key(0), f"{one.token + 1} somebody"),
+    "lease: for a year": lambda one: ("SET", one.names.lease_key(0), f"{one.token + 1} somebody", "EX", 31_536_000),
+    "lease: garbage": lambda one: ("SET", one.names.lease_key(0), "garbage"),
+    "lease: a set": lambda one: ("SADD", one.names.lease_key(0), "garbage"),
+    "token: 10^22": lambda one: ("SET", one.names.token_key(0), HUGE),
+    "token: garbage": lambda one: ("SET", one.names.token_key(0), "garbage"),
+    "token: a list": lambda one: ("LPUSH", one.names.token_key(0), "garbage"),
+    "processes: other shards, for ever": lambda one: ("ZADD", one.names.processes_key, 10**15, "somebody/2"),
     "processes: a thousand": lambda one: (
-        "ZADD", one.names.processes, *(part for number in range(1000) for part in (10**15, f"{number}/1")),
+        "ZADD", one.names.processes_key, *(part for number in range(1000) for part in (10**15, f"{number}/1")),
     ),
-    "processes: no text": lambda one: ("ZADD", one.names.processes, 10**15, b"\xff\xfe"),
-    "processes: a text": lambda one: ("SET", one.names.processes, "garbage"),
+    "processes: no text": lambda one: ("ZADD", one.names.processes_key, 10**15, b"\xff\xfe"),
+    "processes: a text": lambda one: ("SET", one.names.processes_key, "garbage"),
 }  # fmt: skip
 
 
@@ -236,13 +236,13 @@ async def test_a_forged_key_heals_within_seconds(kind, server):
             await one.client.delete(words[1])
         await one.client.execute_command(*words)
         await one.is_well()
-        one.serving.bus._reception.miss(MARKETS, "connected")  # and whoever comes later reads no nonsense
+        one.serving.bus._reception.mark_missed(MARKETS, "connected")  # and whoever comes later reads no nonsense
         one.serving.bus._to_read.set()
         await one.is_well()
         if kind.startswith(("lease", "token")):  # nor is a new leader kept out
             one.leader.leases.all[0].is_wanted = False
-            one.leader.leases._note(one.leader.leases.all[0], one.leader.leases.all[0].lose())
-            await one.client.delete(one.names.lease(0))
+            one.leader.leases._on_change(one.leader.leases.all[0], one.leader.leases.all[0].lose())
+            await one.client.delete(one.names.lease_key(0))
             await until(lambda: one.waiting.state is LeaseState.LEADER, WELL_WITHIN_S)
             assert one.waiting.leases.all[0].token < SCRIPT_MOST
 
@@ -264,7 +264,7 @@ async def test_a_forged_request_budget_does_not_keep_anybody_from_an_exchange(ki
     )
     async with aioredis.Redis.from_url(server.url) as client:
         word, *rest = BUDGETS[kind]
-        await client.execute_command(word, Names(prefix, "bitget", 1).budget("host"), *rest)
+        await client.execute_command(word, Names(prefix, "bitget", 1).budget_key("host"), *rest)
         for _ in range(3):
-            await deadlines.wait_for(parts.budgets.budget("host", 10.0).take(), 1.0)
+            await deadlines.wait_for(parts.budgets.budget_for("host", 10.0).acquire(), 1.0)
     await parts.stop()

@@ -14,7 +14,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from candled.bus.codec import Names, token_of
-from candled.bus.leases import LeaseState
+from candled.bus.redis.leases import LeaseState
 from tests import deadlines
 from tests.bus.rig import BTC, new_prefix, process, until
 from tests.redis_servers import shared_redis
@@ -62,7 +62,7 @@ async def test_a_leader_that_was_stopped_for_a_while_says_nothing_more():
     prefix, url = new_prefix(), shared_redis()
     epochs: list[str] = []
     async with leader(url, prefix) as first, aioredis.Redis.from_url(url) as client, client.pubsub() as pubsub:
-        await pubsub.subscribe(Names(prefix, "bitget", 1).channel(BTC))
+        await pubsub.subscribe(Names(prefix, "bitget", 1).candles_channel(BTC))
         listening = asyncio.ensure_future(_epochs(pubsub, epochs))
         async with process(url, prefix, ingests=True, lease_s=LEASE_S) as second:
             await until(lambda: len(epochs) > 10)

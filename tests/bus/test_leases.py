@@ -8,7 +8,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from candled.bus.codec import Names, token_of
-from candled.bus.leases import LeaseState
+from candled.bus.redis.leases import LeaseState
 from tests.bus.rig import BTC, new_prefix, process, until
 from tests.proxy import Proxy
 from tests.redis_servers import own_redis, shared_redis
@@ -153,7 +153,7 @@ async def test_a_shard_that_is_given_up_is_released_once_its_ingest_has_stopped(
 
 async def _stop_slowly(lease, stopped):
     has_led = False
-    async for state in lease.states():
+    async for state in lease.watch_states():
         if has_led and state is FOLLOWER:
             await stopped.wait()
         has_led = has_led or state is LEADER
@@ -175,13 +175,13 @@ async def test_every_change_is_told_in_order_and_what_was_overtaken_is_left_out(
     url = shared_redis()
     async with process(url, prefix, ingests=True, follows=False) as one:
         lease, told = one.leases.all[0], []
-        states = lease.states()
+        states = lease.watch_states()
         told.append(await anext(states))
         await until(lambda: one.state is LEADER)
         told.append(await anext(states))
         assert not lease.is_handled
-        lease.lose()
-        lease.doubt()
+        lease.release()
+        lease.mark_unsure()
         told.append(await anext(states))
         assert told == [FOLLOWER, LEADER, UNSURE]
 
@@ -191,10 +191,10 @@ async def test_the_lease_is_kept_as_the_page_says(prefix):
     async with process(url, prefix, ingests=True) as one, aioredis.Redis.from_url(url) as client:
         await until(lambda: one.state is LEADER)
         names = Names(prefix, "bitget", 1)
-        token, owner = (await client.get(names.lease(0))).decode().split()
+        token, owner = (await client.get(names.lease_key(0))).decode().split()
         assert int(token) == one.leases.all[0].token
-        assert 0 < await client.pttl(names.lease(0)) <= 6000
-        assert [member.decode() for member in await client.zrange(names.processes, 0, -1)] == [f"{owner}/1"]
+        assert 0 < await client.pttl(names.lease_key(0)) <= 6000
+        assert [member.decode() for member in await client.zrange(names.processes_key, 0, -1)] == [f"{owner}/1"]
     async with aioredis.Redis.from_url(url) as client:
-        assert await client.get(names.lease(0)) is None
-        assert await client.zrange(names.processes, 0, -1) == []
+        assert await client.get(names.lease_key(0)) is None
+        assert await client.zrange(names.processes_key, 0, -1) == []

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from candled.bus.leases import LeaseState
+from candled.bus.redis.leases import LeaseState
 from tests import deadlines
 from tests.bus.rig import BTC, LOOP_HELD_S, Process, new_prefix, process, until
 from tests.loop_watch import LoopWatch

@@ -9,10 +9,10 @@ import pytest
 import redis
 from redis import asyncio as aioredis
 
-from candled.bus import Facts, Healed, MinuteChanged, Missed, StateChanged
+from candled.bus import FeedMetadata, HistoryChanged, MessagesLost, MinuteChanged, StateChanged
 from candled.bus.codec import Names
-from candled.bus.leases import LeaseState
-from candled.bus.scripts import PUBLISH
+from candled.bus.redis.leases import LeaseState
+from candled.bus.redis.lua import PUBLISH
 from candled.model import Decimals, MarketKey, Symbol
 from tests.bus.rig import BTC, ETH, MARKETS, new_prefix, process, until
 from tests.redis_servers import own_redis, shared_redis
@@ -41,13 +41,13 @@ async def test_what_one_process_publishes_all_hear(prefix):
         await until(lambda: leader.state is LeaseState.LEADER)
         await until(lambda: first.is_ready and second.is_ready)
         sent = [leader.publish(number=number, final=number < 3) for number in range(4)]
-        leader.bus.publish(Healed(BTC, 0, 60_000, 0, Facts(60_000)))
+        leader.bus.publish(HistoryChanged(BTC, 0, 60_000, 0, FeedMetadata(60_000)))
         leader.bus.publish(StateChanged(BTC, "live", 5))
         for one in (first, second):
             await until(lambda one=one: one.ear.states.get(BTC) == "live")
             assert one.ear.candles() == sent
-            told = [type(message) for _, message, _ in one.ear.heard if not isinstance(message, Missed)]
-            assert told[-2:] == [Healed, StateChanged]
+            told = [type(message) for _, message, _ in one.ear.heard if not isinstance(message, MessagesLost)]
+            assert told[-2:] == [HistoryChanged, StateChanged]
             assert one.ear.at[BTC] == leader.ear.at[BTC]
             assert one.ear.open_holes == set()
 
@@ -74,7 +74,7 @@ async def test_whoever_comes_later_gets_the_newest_minutes_and_is_told_to_read_t
         async with process(url, prefix) as late:
             await until(lambda: late.ear.missed)
             kinds = [type(message) for _, message, _ in late.ear.heard if message.market == BTC]
-            assert kinds[:5] == [Missed] + [MinuteChanged] * 3 + [StateChanged]
+            assert kinds[:5] == [MessagesLost] + [MinuteChanged] * 3 + [StateChanged]
             assert late.ear.candles() == sent[-3:]
             assert {position for _, message, position in late.ear.heard if message.market == BTC} == {
                 leader.ear.at[BTC]
@@ -89,14 +89,14 @@ async def test_the_key_of_a_market_is_as_the_page_says(prefix, names):
     url = shared_redis()
     async with process(url, prefix, ingests=True) as leader, aioredis.Redis.from_url(url) as client:
         await until(lambda: leader.state is LeaseState.LEADER)
-        leader.bus.publish(MinuteChanged(BTC, minute(0, final=True), Facts(minute(1).open_ms, None, 0)))
+        leader.bus.publish(MinuteChanged(BTC, minute(0, final=True), FeedMetadata(minute(1).open_ms, None, 0)))
         leader.publish(number=1)
         await until(lambda: leader.bus.describe()["published"] == 2)
-        kept = json.loads(await client.get(names.newest(BTC)))
+        kept = json.loads(await client.get(names.newest_key(BTC)))
         assert [bar["time"] for bar in kept["candles"]] == ["2025-05-19T00:00:00.000Z", "2025-05-19T00:01:00.000Z"]
         assert (kept["epoch"], kept["seq"]) == leader.ear.at[BTC]
-        assert 0 < await client.ttl(names.newest(BTC)) <= 7 * 86_400
-        assert await client.get(names.newest(ETH)) is None
+        assert 0 < await client.ttl(names.newest_key(BTC)) <= 7 * 86_400
+        assert await client.get(names.newest_key(ETH)) is None
 
 
 async def test_a_lost_message_is_noticed_by_the_heartbeat_even_if_it_was_the_last(prefix, names):
@@ -106,7 +106,7 @@ async def test_a_lost_message_is_noticed_by_the_heartbeat_even_if_it_was_the_las
         leader.publish()
         await until(lambda: other.ear.candles())
         # Redis accepts a message and drops it: the subscription is gone, and the server does not say so
-        heard, other.bus._subscriber.heard = other.bus._subscriber.heard, _deaf_to(names.channel(BTC), other)
+        heard, other.bus._subscriber.heard = other.bus._subscriber.heard, _deaf_to(names.candles_channel(BTC), other)
         last = leader.publish()
         await until(lambda: leader.bus.describe()["published"] == 2)
         other.bus._subscriber.heard = heard
@@ -157,8 +157,8 @@ async def test_a_broken_message_is_counted_and_logged_once(prefix, names, caplog
     async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
         await until(lambda: one.is_ready)
         for text in (b"garbage", b'{"type":"trade"}', b"\x00" * 100_000):
-            await client.publish(names.channel(BTC), text)
-        await client.publish(names.heartbeat(0), b"[]")
+            await client.publish(names.candles_channel(BTC), text)
+        await client.publish(names.heartbeat_channel(0), b"[]")
         await until(lambda: one.bus.describe()["ignored"] == {"unreadable": 4})
         assert sum("cannot be read" in record.message for record in caplog.records) == 1
         assert one.bus.describe()["generation"] == 1
@@ -167,7 +167,7 @@ async def test_a_broken_message_is_counted_and_logged_once(prefix, names, caplog
 async def test_a_broken_key_is_no_obstacle(prefix, names):
     url = shared_redis()
     async with aioredis.Redis.from_url(url) as client:
-        await client.set(names.newest(BTC), b"garbage")
+        await client.set(names.newest_key(BTC), b"garbage")
         async with process(url, prefix) as one:
             await until(lambda: one.ear.missed == 2)
             assert one.bus.describe()["ignored"] == {"unreadable": 1}
@@ -177,14 +177,14 @@ async def test_a_minute_of_another_program_counts_where_nobody_leads_and_only_th
     url, text = shared_redis(), b'{"time":"2025-05-19T00:00:00Z","open":10,"high":10,"low":10,"close":10,"volume":7}'
     async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
         await until(lambda: one.ear.states.get(BTC) == "stale", 6.0)
-        await client.publish(names.channel(BTC), text)
+        await client.publish(names.candles_channel(BTC), text)
         await until(lambda: one.ear.candles())
         assert str(one.ear.newest[BTC].volume) == "7"
         assert (one.ear.states[BTC], one.ear.states[ETH]) == ("live", "stale")
         async with process(url, prefix, ingests=True) as leader:
             await until(lambda: leader.state is LeaseState.LEADER)
             await until(lambda: "late heartbeat" in one.bus.describe()["healed"])
-            await client.publish(names.channel(BTC), text.replace(b":7", b":8"))
+            await client.publish(names.candles_channel(BTC), text.replace(b":7", b":8"))
             await until(lambda: one.bus.describe()["ignored"].get("outside") == 1)
             await until(lambda: leader.bus.describe()["ignored"].get("outside") == 1)
             assert str(one.ear.newest[BTC].volume) == "7"
@@ -211,12 +211,12 @@ async def test_a_leader_that_was_replaced_is_refused(prefix, names, caplog):
         old.publish()
         await until(lambda: old.bus.describe()["published"] == 1)
         token = old.leases.all[0].token
-        await client.set(names.lease(0), f"{token + 1} somebody", px=5000)
-        await client.set(names.fence(BTC), token + 1)
+        await client.set(names.lease_key(0), f"{token + 1} somebody", px=5000)
+        await client.set(names.fence_key(BTC), token + 1)
         old.publish()
         await until(lambda: old.state is LeaseState.FOLLOWER, 2.0)
         assert old.bus.describe()["refused"] == 1
-        assert json.loads(await client.get(names.newest(BTC)))["seq"] == 1
+        assert json.loads(await client.get(names.newest_key(BTC)))["seq"] == 1
 
 
 async def test_a_leader_takes_a_higher_token_where_redis_knows_one_but_not_its_lease(prefix, names):
@@ -224,7 +224,7 @@ async def test_a_leader_takes_a_higher_token_where_redis_knows_one_but_not_its_l
     async with process(url, prefix, ingests=True) as one, aioredis.Redis.from_url(url) as client:
         await until(lambda: one.state is LeaseState.LEADER)
         token = one.leases.all[0].token
-        await client.set(names.fence(BTC), token + 10**9)
+        await client.set(names.fence_key(BTC), token + 10**9)
         one.publish()
         await until(lambda: one.bus.describe()["refused"] == 1)
         await until(lambda: one.state is LeaseState.LEADER and one.leases.all[0].token > token + 10**9, 3.0)
@@ -234,7 +234,7 @@ async def test_a_leader_takes_a_higher_token_where_redis_knows_one_but_not_its_l
 
 async def test_a_call_that_a_later_one_of_the_same_leader_overtook_changes_nothing(prefix, names):
     """It waited in a connection that hung, and that the leader had given up."""
-    keys, channel = (names.fence(BTC), names.newest(BTC)), names.channel(BTC)
+    keys, channel = (names.fence_key(BTC), names.newest_key(BTC)), names.candles_channel(BTC)
     async with aioredis.Redis.from_url(shared_redis()) as client, client.pubsub() as hearer:
         await hearer.subscribe(channel)
         answers = [
@@ -253,8 +253,8 @@ async def test_a_call_that_a_later_one_of_the_same_leader_overtook_changes_nothi
             heard += [message["data"]] if message["type"] == "message" else []
         assert answers == [None, b"late 3", None, b"late 3", None, b"8"]
         assert heard == [b"2", b"3", b"3", b"next 1"]
-        assert await client.get(names.newest(BTC)) == b"another feed"
-        assert await client.get(names.fence(BTC)) == b"8 1"
+        assert await client.get(names.newest_key(BTC)) == b"another feed"
+        assert await client.get(names.fence_key(BTC)) == b"8 1"
 
 
 async def test_a_process_that_only_serves_publishes_nothing(prefix):
@@ -273,8 +273,8 @@ async def test_a_process_that_only_ingests_hears_nothing(prefix):
 async def test_a_listeners_fault_stops_nobody(prefix, caplog):
     url = shared_redis()
     async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
-        other.bus.listen(_faulty)
-        leader.bus.listen(_faulty)
+        other.bus.add_listener(_faulty)
+        leader.bus.add_listener(_faulty)
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         for _ in range(2):
             candle = leader.publish()

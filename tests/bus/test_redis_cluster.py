@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from candled.bus.address import RedisAddress
 from candled.bus.codec import Names
-from candled.bus.leases import LeaseState
-from candled.bus.redis_links import Servers
+from candled.bus.redis.address import RedisAddress
+from candled.bus.redis.connections import Servers
+from candled.bus.redis.leases import LeaseState
 from candled.model import MarketKey, Symbol
 from tests import deadlines
 from tests.bus.rig import LOOP_HELD_S, Process, new_prefix, process, until
@@ -61,13 +61,13 @@ async def test_markets_are_spread_over_the_nodes_and_all_arrive(cluster):
 
 def _owners(cluster: RedisCluster, prefix: str, shards: int) -> set[int]:
     names = Names(prefix, "bitget", shards)
-    channels = [*map(names.channel, MARKETS), *map(names.heartbeat, range(shards))]
+    channels = [*map(names.candles_channel, MARKETS), *map(names.heartbeat_channel, range(shards))]
     return {cluster.owner(channel).port for channel in channels}
 
 
 async def test_channels_are_sharded_where_the_server_can(cluster):
     servers, prefix = Servers(RedisAddress.parse(cluster.url)), new_prefix()
-    assert (await servers.topology()).sharded
+    assert (await servers.find_topology()).sharded
     async with process(cluster.url, prefix, markets=MARKETS) as hearer:
         await until(lambda: hearer.bus.describe()["connected"])
         names = Names(prefix, "bitget", 1)
@@ -77,12 +77,12 @@ async def test_channels_are_sharded_where_the_server_can(cluster):
                 counts.append(client.execute_command("PUBSUB", "SHARDCHANNELS", f"{prefix}*"))
                 assert client.execute_command("PUBSUB", "CHANNELS", f"{prefix}*") == []
         found = {channel.decode() for channels in counts for channel in channels}
-        assert {*map(names.channel, MARKETS), names.heartbeat(0)} <= found
+        assert {*map(names.candles_channel, MARKETS), names.heartbeat_channel(0)} <= found
 
 
 async def test_on_an_old_cluster_every_node_carries_everything(cluster, monkeypatch):
     """As on a cluster before version 7, which does not know SSUBSCRIBE."""
-    monkeypatch.setattr("candled.bus.redis_links._SHARDED_SINCE", 99)
+    monkeypatch.setattr("candled.bus.redis.connections._SHARDED_SINCE", 99)
     prefix = new_prefix()
     async with (
         process(cluster.url, prefix, ingests=True, markets=MARKETS) as leader,
@@ -98,7 +98,7 @@ async def test_on_an_old_cluster_every_node_carries_everything(cluster, monkeypa
 async def test_slots_that_move_to_other_owners_while_messages_flow(cluster, monkeypatch, capsys, sharded):
     """Those of a market, and that of the lease and heartbeat; there and back, with a pause between keys and slot."""
     if not sharded:
-        monkeypatch.setattr("candled.bus.redis_links._SHARDED_SINCE", 99)
+        monkeypatch.setattr("candled.bus.redis.connections._SHARDED_SINCE", 99)
     prefix, took = new_prefix(), []
     names = Names(prefix, "bitget", 1)
     async with (
@@ -111,7 +111,7 @@ async def test_slots_that_move_to_other_owners_while_messages_flow(cluster, monk
         publishing = asyncio.ensure_future(_publish(leader))
         try:
             for number in range(MOVES):
-                key = (names.channel(MARKETS[0]), names.lease(0))[number % 2]
+                key = (names.candles_channel(MARKETS[0]), names.lease_key(0))[number % 2]
                 await until(lambda: len(hearer.ear.newest) == len(MARKETS))
                 owner = await asyncio.to_thread(cluster.owner, key)
                 to = next(node for node in cluster.nodes if node is not owner)
@@ -174,8 +174,8 @@ def _apart(cluster: RedisCluster, mute: RedisServer) -> tuple[str, list[MarketKe
     while True:
         prefix = new_prefix()
         names = Names(prefix, "bitget", 1)
-        elsewhere = [market for market in MARKETS if cluster.owner(names.channel(market)) is not mute]
-        if 0 < len(elsewhere) < len(MARKETS) and cluster.owner(names.lease(0)) is not mute:
+        elsewhere = [market for market in MARKETS if cluster.owner(names.candles_channel(market)) is not mute]
+        if 0 < len(elsewhere) < len(MARKETS) and cluster.owner(names.lease_key(0)) is not mute:
             return prefix, elsewhere
 
 
@@ -185,7 +185,7 @@ def _apart(cluster: RedisCluster, mute: RedisServer) -> tuple[str, list[MarketKe
 async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys, monkeypatch, is_sharded):
     """The same where every node carries everything, as before version 7."""
     if not is_sharded:
-        monkeypatch.setattr("candled.bus.redis_links._SHARDED_SINCE", 99)
+        monkeypatch.setattr("candled.bus.redis.connections._SHARDED_SINCE", 99)
     prefix, worst_s, healed = new_prefix(), 0.0, 0
     names = Names(prefix, "bitget", 1)
     with RedisCluster(replicas=1, timeout_ms=NODE_TIMEOUT_MS) as cluster:
@@ -200,7 +200,7 @@ async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys, mo
                 for number in range(KILLS):
                     market = MARKETS[number % len(MARKETS)]
                     await until(lambda: len(hearer.ear.newest) == len(MARKETS))
-                    owner = await asyncio.to_thread(cluster.owner, names.channel(market))
+                    owner = await asyncio.to_thread(cluster.owner, names.candles_channel(market))
                     owner.kill()
                     took_s = await _healed(leader, hearer)
                     worst_s, healed = max(worst_s, took_s), healed + (took_s <= HEALED_WITHIN_S)

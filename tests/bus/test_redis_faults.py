@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from candled.bus.leases import LeaseState
+from candled.bus.redis.leases import LeaseState
 from tests import deadlines
 from tests.bus.rig import BTC, LOOP_HELD_S, Process, new_prefix, process, until
 from tests.loop_watch import LoopWatch

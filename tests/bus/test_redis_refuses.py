@@ -14,7 +14,7 @@ import redis
 
 from candled.bus import StateChanged
 from candled.bus.codec import Names
-from candled.bus.leases import LeaseState
+from candled.bus.redis.leases import LeaseState
 from candled.errors import Unavailable
 from tests.bus.rig import BTC, MARKETS, Process, new_prefix, process, until
 from tests.redis_servers import RedisCluster, RedisServer, own_redis
@@ -193,8 +193,8 @@ async def test_work_that_failed_and_does_not_come_up_again_is_tried_until_it_wor
         async with site(server.url) as one:
             FAULTS["NOPERM keys"].begin(server)
             with pytest.raises(Unavailable):
-                await one.both.parts.counter.hit("127.0.0.1", 60.0)
-            await one.both.parts.budgets.budget("api.example.com", 10.0).take()
+                await one.both.parts.counter.count_hit("127.0.0.1", 60.0)
+            await one.both.parts.budgets.budget_for("api.example.com", 10.0).acquire()
             trouble = one.both.bus.describe()["trouble"]
             assert "counting requests: NOPERM" in trouble
             assert "sharing request budgets: NOPERM" in trouble
@@ -232,10 +232,10 @@ async def test_a_server_that_is_loading_its_data_is_waited_for():
 async def test_a_node_of_a_cluster_that_is_named_as_a_single_server_says_where_the_markets_are():
     with RedisCluster() as cluster:
         names, prefix = Names("", "bitget", 1), new_prefix()
-        node = next(one for one in cluster.nodes if one is not cluster.owner(names.channel(BTC)))
+        node = next(one for one in cluster.nodes if one is not cluster.owner(names.candles_channel(BTC)))
         async with process(node.url, prefix, ingests=True) as one:
-            owners = {cluster.owner(Names(prefix, "bitget", 1).fence(market)) for market in MARKETS}
-            owners.add(cluster.owner(Names(prefix, "bitget", 1).lease(0)))
+            owners = {cluster.owner(Names(prefix, "bitget", 1).fence_key(market)) for market in MARKETS}
+            owners.add(cluster.owner(Names(prefix, "bitget", 1).lease_key(0)))
             if owners == {node}:
                 pytest.skip("all of it happens to be at that node")
             await until(lambda: "MOVED" in str(one.bus.describe().get("trouble")), STALE_WITHIN_S)
@@ -248,7 +248,7 @@ async def test_nodes_that_say_moved_without_end_are_asked_at_a_bounded_pace():
         prefix = new_prefix()
         async with process(cluster.url, prefix, ingests=True) as one, process(cluster.url, prefix) as serving:
             await until(lambda: one.state is LeaseState.LEADER and serving.is_ready)
-            key = Names(prefix, "bitget", 1).fence(BTC)
+            key = Names(prefix, "bitget", 1).fence_key(BTC)
             owner = cluster.owner(key)
             with owner.client() as client:
                 slot = client.cluster("KEYSLOT", key)

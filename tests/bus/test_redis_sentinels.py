@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from candled.bus.leases import LeaseState
+from candled.bus.redis.leases import LeaseState
 from tests import deadlines
 from tests.bus.rig import BTC, Process, new_prefix, process, until
 from tests.redis_servers import RedisServer, SentinelSet

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from candled.bus.address import RedisAddress
-from candled.bus.leases import LeaseState
-from candled.bus.redis_links import check_files
+from candled.bus.redis.address import RedisAddress
+from candled.bus.redis.connections import check_files
+from candled.bus.redis.leases import LeaseState
 from candled.errors import ConfigError
 from tests import deadlines
 from tests.bus.rig import BTC, new_prefix, process, until
@@ -84,7 +84,7 @@ async def all_works(url: str) -> None:
         await until(lambda: leader.state is LeaseState.LEADER and hearer.is_ready)
         candle = leader.publish()
         await until(lambda: hearer.ear.newest.get(BTC) == candle)
-        assert (await hearer.parts.counter.hit("127.0.0.1", 60.0))[0] == 1
+        assert (await hearer.parts.counter.count_hit("127.0.0.1", 60.0))[0] == 1
 
 
 async def trouble_of(url: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from candled import app, config
 from candled.aggregate import resume
-from candled.bus.making import RedisParts, make_redis_parts
+from candled.bus.factory import RedisParts, make_redis_parts
 from candled.plugins import discover
 from tests.clocks import ScaledClock
 

@@ -262,7 +262,7 @@ class Site:
                     "rest_url": f"http://{host}:{exchange_port}",
                 }
             },
-            "ingest": {"backfill": "1h", "settle": "20s", "shards": self.shards},
+            "ingest": {"backfill": "1h", "grace_period": "20s", "shards": self.shards},
             "store": {"url": self.database.url(address=node.database.address), "journal": str(node.journal)},
             "bus": {"url": f"redis://{host}:{redis_port}/0"},
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from candled.client import Bar, Bars, BarStream, Client, RequestRefused, Status
+from candled.client import Bar, Bars, BarStream, Client, RequestRejected, Status
 from candled.ingest.backoff import Backoff
 from candled.model import iso_ms
 from tests import deadlines
@@ -97,7 +97,7 @@ Reading = Callable[[BarStream], Reader]
 
 
 def test_a_bar_has_exact_numbers_and_an_aware_time():
-    bar = Bar.read(
+    bar = Bar.from_wire(
         {
             "time": "2024-10-24T10:00:00.000Z", "open": Decimal("67234.50"), "high": Decimal(67340), "low": Decimal(1),
             "close": Decimal("0.1"), "volume": Decimal("0.000000010"), "final": True, "rev": Decimal(2), "src": "rest",
@@ -280,7 +280,7 @@ async def test_a_loop_that_is_left_ends_its_subscription(server: Scripted) -> No
 async def test_a_refused_subscription_ends_the_loop_with_the_reason(server: Scripted) -> None:
     server.refuses[BTC] = "Invalid symbol: BTC/USDT. Only ETH/USDT is supported.", 102
     async with connected(server) as client:
-        with pytest.raises(RequestRefused, match="Only ETH/USDT is supported") as refusal:
+        with pytest.raises(RequestRejected, match="Only ETH/USDT is supported") as refusal:
             await anext(client.bars(*BTC))
         assert refusal.value.code == (102 if server.extended else None)
         assert await anext(client.bars(*ETH))
@@ -343,7 +343,7 @@ async def test_a_question_survives_a_drop(extended: Scripted) -> None:
 async def test_a_server_without_history_refuses_the_question() -> None:
     async for server in serving(False):
         async with connected(server) as client:
-            with pytest.raises(RequestRefused, match="Unknown message type: history"):
+            with pytest.raises(RequestRejected, match="Unknown message type: history"):
                 await deadlines.wait_for(client.history(*BTC), 10)
 
 

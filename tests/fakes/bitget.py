@@ -359,7 +359,7 @@ class FakeBitget:
         socket.patience_s = self._random.uniform(*self.ping_patience_s) if self.ping_patience_s else None
         self._sockets.add(socket)
 
-    def closed(self, socket: "_Socket") -> None:
+    def on_close(self, socket: "_Socket") -> None:
         self._sockets.discard(socket)
         for channel in self._channels.values():
             channel.subscribers.pop(socket, None)
@@ -755,7 +755,7 @@ class _Socket(WebSocketHandler):
         self._fake.opened(self)
 
     def on_close(self) -> None:
-        self._fake.closed(self)
+        self._fake.on_close(self)
 
     def on_message(self, message: str | bytes) -> None:
         if self._stalled:
@@ -836,7 +836,7 @@ class _Socket(WebSocketHandler):
     def cut(self) -> None:
         if self.ws_connection is not None:
             self.ws_connection.stream.close()
-        self._fake.closed(self)
+        self._fake.on_close(self)
 
 
 class _Rest(RequestHandler):

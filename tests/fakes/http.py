@@ -10,7 +10,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from candled.errors import ExchangeError, Unavailable
-from candled.ingest.http import HttpRefused
+from candled.ingest.http import HttpRejected
 
 
 class PlainHttp:
@@ -32,7 +32,7 @@ class PlainHttp:
         except ValueError as error:
             raise ExchangeError(f"status {response.code} without JSON") from error
         if response.code >= 400:
-            raise HttpRefused(f"status {response.code}", status=response.code, body=body)
+            raise HttpRejected(f"status {response.code}", status=response.code, body=body)
         return body
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ class SmallFeed(StreamFeed):
         super().__init__([BTC])
         self._exchange = exchange
 
-    async def events(self) -> AsyncIterator[Any]:
+    async def stream_events(self) -> AsyncIterator[Any]:
         exchange, seen_ms = self._exchange, None
         while True:
             if exchange.stream == "down":
@@ -39,7 +39,7 @@ class SmallFeed(StreamFeed):
             if exchange.stream == "up":
                 for open_ms in sorted({seen_ms or minute_ms, minute_ms}):
                     candle = exchange.version(open_ms, now_ms)
-                    if candle is not None and (candle.volume or exchange.quiet_minutes):
+                    if candle is not None and (candle.volume or exchange.publishes_empty_candles):
                         yield Candles(BTC, (candle,))
                 seen_ms = minute_ms
             await exchange.clock.sleep(PUSH_S)
@@ -53,8 +53,8 @@ class SmallExchange(Exchange):
 
     name = "small"
     Settings = dict
-    history_minutes = 1000
-    quiet_minutes = True
+    max_history_minutes = 1000
+    publishes_empty_candles = True
 
     def __init__(self, clock: ManualClock, begins_ms: int = 0) -> None:
         super().__init__({}, clock)
@@ -82,16 +82,16 @@ class SmallExchange(Exchange):
         close = price if is_quiet else price + Decimal(grown) / 100
         return Candle(open_ms, price, close, price, close, Decimal(0 if is_quiet else grown), None, at_ms)
 
-    async def markets(self, http: Any) -> list[Market]:
+    async def fetch_markets(self, http: Any) -> list[Market]:
         self.lists += 1
         if self.listed is None:
             raise Unavailable("the list is down")
         return self.listed
 
-    def feeds(self, symbols: Any) -> list[Any]:
+    def make_feeds(self, symbols: Any) -> list[Any]:
         return [SmallFeed(self)]
 
-    async def history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+    async def fetch_history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
         self.asked.append((self.now(), Range(start_ms, end_ms)))
         if self.rest == "down":
             raise Unavailable("no route to host")
@@ -100,10 +100,10 @@ class SmallExchange(Exchange):
         if self.rest == "empty":
             return []
         versions = (self.version(open_ms, self.now()) for open_ms in range(start_ms, end_ms, MINUTE_MS))
-        rows = [one for one in versions if one is not None and (one.volume or self.quiet_minutes)]
+        rows = [one for one in versions if one is not None and (one.volume or self.publishes_empty_candles)]
         return rows if self.stamps_rows else [row._replace(as_of_ms=0) for row in rows]
 
-    async def bars(
+    async def fetch_bars(
         self, http: Any, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle] | None:
         if not self.has_bars:
@@ -126,30 +126,30 @@ class SmallStore:
         self.known: list[Any] = []
         self.since_ms: int | None = None
 
-    def put(self, market: Any, candle: Candle, *, changes: Any = None) -> bool:
+    def enqueue(self, market: Any, candle: Candle, *, changes: Any = None) -> bool:
         if candle.final:
             self.stored[candle.open_ms] = candle
         return True
 
     async def flush(self) -> None: ...
-    async def open_feed(self, markets: Any, epoch: str) -> None: ...
-    async def note_changes(self, market: Any, epoch: Any, changes: Any) -> None: ...
+    async def register_feed(self, markets: Any, epoch: str) -> None: ...
+    async def log_changes(self, market: Any, epoch: Any, changes: Any) -> None: ...
 
     async def save_coverage(self, market: Any, since_ms: int | None, holes: Any, within: Range | None) -> None:
         self.since_ms = since_ms
         if within is not None:
             self.known = replaced(self.known, holes, within)
 
-    async def newest(self, exchange: str) -> dict[Symbol, int]:
+    async def newest_minutes(self, exchange: str) -> dict[Symbol, int]:
         return {BTC: max(self.stored)} if self.stored else {}
 
-    async def present(self, market: Any, start_ms: int, end_ms: int) -> list[Range]:
+    async def stored_ranges(self, market: Any, start_ms: int, end_ms: int) -> list[Range]:
         return list(RangeSet((one, one + MINUTE_MS) for one in sorted(self.stored) if start_ms <= one < end_ms))
 
-    async def minutes(self, market: Any, start_ms: int, end_ms: int) -> list[Candle]:
+    async def read_minutes(self, market: Any, start_ms: int, end_ms: int) -> list[Candle]:
         return [candle for open_ms, candle in sorted(self.stored.items()) if start_ms <= open_ms < end_ms]
 
-    async def forming(self, market: Any) -> list[Candle]:
+    async def read_forming(self, market: Any) -> list[Candle]:
         return []
 
     async def complete_from(self, market: Any) -> int | None:
@@ -165,7 +165,7 @@ class SmallStore:
     async def has_before(self, market: Any, at_ms: int) -> bool:
         return any(open_ms < at_ms for open_ms in self.stored)
 
-    async def holes(self, market: Any, within: Range) -> list[Any]:
+    async def known_gaps(self, market: Any, within: Range) -> list[Any]:
         return [piece for hole in self.known for piece in inside(hole, *within)]
 
 
@@ -222,9 +222,9 @@ async def running(
     clock = clock or ManualClock(start_ms)
     exchange, store, bus, heard = SmallExchange(clock), store or SmallStore(), MemoryBus("one"), []
     prepare(exchange)
-    bus.listen(lambda message, position: heard.append(message))
+    bus.add_listener(lambda message, position: heard.append(message))
     options = IngestOptions(
-        backfill_ms=backfill_ms, settle_ms=6_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=confirm
+        backfill_ms=backfill_ms, grace_period_ms=6_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=confirm
     )
     http = HttpClient(clock, exchange.requests_per_s)
     ingest = ExchangeIngest("small", exchange, [BTC], clock=clock, bus=bus, store=store, http=http, options=options)

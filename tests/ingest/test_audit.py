@@ -45,7 +45,7 @@ async def test_health_tells_how_many_minutes_agreed_with_rest(tmp_path):
             await rig.start()
 
             def parity():
-                return rig.daemon.health()["exchanges"]["bitget"]["parity"]
+                return rig.daemon.health_report()["exchanges"]["bitget"]["parity"]
 
             assert parity() == {"checked24h": 0, "mismatched24h": 0, "ratio": None}
             await rig.until(lambda: parity()["checked24h"] >= 2)

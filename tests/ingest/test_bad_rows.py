@@ -67,14 +67,14 @@ def test_a_plugin_reads_rows_one_by_one():
 def answer_everything(one: MarketIngest, bad: set[int], now_s: float) -> list[Window]:
     """Answer all that is asked for now; of the minutes `bad` there is no candle in the answers."""
     windows = []
-    while window := one.want(at(now_s)):
+    while window := one.next_request(at(now_s)):
         windows.append(window)
         numbers = range((window.start_ms - MONDAY_MS) // MINUTE_MS, (window.end_ms - MONDAY_MS) // MINUTE_MS)
         rows = [
             InvalidRow(minute(number).open_ms, "0/0/0/close") if number in bad else minute(number, as_of=10**9)
             for number in numbers
         ]
-        one.answered(window, rows, at(now_s))
+        one.on_history(window, rows, at(now_s))
         assert len(windows) < 100
     return windows
 
@@ -86,8 +86,8 @@ def test_warming_ends_whatever_rows_are_bad_and_their_minutes_are_gaps_with_that
     assert one.condition(at(36_030)).state == "warming"
     answer_everything(one, bad, 36_040)
     assert one.condition(at(36_040)).state == "live"
-    assert {hole.reason for hole in one.holes} == {"invalid"}
-    assert sum(hole.end_ms - hole.start_ms for hole in one.holes) == len(bad) * MINUTE_MS
+    assert {hole.reason for hole in one.known_gaps} == {"invalid"}
+    assert sum(hole.end_ms - hole.start_ms for hole in one.known_gaps) == len(bad) * MINUTE_MS
     assert one.complaints.total == len(bad)
     assert one.coverage.since_ms == MONDAY_MS
 
@@ -98,48 +98,48 @@ def test_a_bad_row_is_asked_for_with_growing_pauses_for_as_long_as_it_takes_and_
     asked = []
     for seconds in range(36_040, 36_040 + 5 * 86_400, 60):
         push(one, minute(seconds // 60, as_of=seconds % 60 * 1000), seconds=seconds)
-        one.settle(at(seconds + 10))
-        while window := one.want(at(seconds)):
+        one.finalize_minutes(at(seconds + 10))
+        while window := one.next_request(at(seconds)):
             if window.start_ms <= minute(300).open_ms < window.end_ms:
                 asked.append(seconds)
             bad = InvalidRow(minute(300).open_ms, "zeros")
             numbers = range((window.start_ms - MONDAY_MS) // MINUTE_MS, (window.end_ms - MONDAY_MS) // MINUTE_MS)
-            one.answered(window, [bad if n == 300 else minute(n, as_of=10**9) for n in numbers], at(seconds))
+            one.on_history(window, [bad if n == 300 else minute(n, as_of=10**9) for n in numbers], at(seconds))
     pauses = [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)]
     assert len(asked) >= 8
     assert pauses == sorted(pauses)
     assert pauses[0] <= 120
     assert max(pauses) <= 1.5 * 86_400
     window = Window(Urgency.HISTORY, *span(300, 301))
-    outcome = one.answered(window, [minute(300, as_of=10**9)], at(36_040 + 5 * 86_400))
+    outcome = one.on_history(window, [minute(300, as_of=10**9)], at(36_040 + 5 * 86_400))
     assert [candle.open_ms for candle in outcome.past] == [minute(300).open_ms]
-    assert one.holes == []
+    assert one.known_gaps == []
 
 
 def test_a_final_minute_whose_row_cannot_be_read_is_asked_for_again_later_and_not_at_once():
     one = market(confirm=True)
     for number in (600, 601):
         push(one, minute(number, as_of=50_000), seconds=number * 60 + 50)
-    one.settle(at(601 * 60 + 59))
+    one.finalize_minutes(at(601 * 60 + 59))
     now_s = 601 * 60 + 15
-    window = one.want(at(now_s))
+    window = one.next_request(at(now_s))
     assert window.urgency is Urgency.CONFIRM
-    outcome = one.answered(window, [InvalidRow(minute(600).open_ms, "zeros")], at(now_s))
+    outcome = one.on_history(window, [InvalidRow(minute(600).open_ms, "zeros")], at(now_s))
     assert (outcome.checked, outcome.mismatched, one.coverage.unconfirmed_minutes) == (0, 0, 1)
-    assert one.want(at(now_s + 1)) is None
+    assert one.next_request(at(now_s + 1)) is None
     later_s = now_s + 120
-    window = one.want(at(later_s))
+    window = one.next_request(at(later_s))
     while window.urgency is not Urgency.CONFIRM:
-        one.answered(window, [minute(n, as_of=10**9) for n in (601, 602)], at(later_s))
-        window = one.want(at(later_s))
-    outcome = one.answered(window, [minute(600, as_of=300_000)], at(later_s))
+        one.on_history(window, [minute(n, as_of=10**9) for n in (601, 602)], at(later_s))
+        window = one.next_request(at(later_s))
+    outcome = one.on_history(window, [minute(600, as_of=300_000)], at(later_s))
     assert one.coverage.unconfirmed_minutes == 0
 
 
 def test_a_bad_row_at_the_beginning_is_not_taken_for_the_time_before_the_listing():
     held = Coverage(present=[span(500, 600)], holes=[], since_ms=None, from_ms=MONDAY_MS, absence="exchange_outage")
-    held.answered(Window(Urgency.HISTORY, *span(0, 500)), span(0, 600).end_ms, at(36_000), RangeSet([span(200, 203)]))
-    assert [(hole.reason, *Range(hole.start_ms, hole.end_ms)) for hole in held.holes] == [
+    held.on_answer(Window(Urgency.HISTORY, *span(0, 500)), span(0, 600).end_ms, at(36_000), RangeSet([span(200, 203)]))
+    assert [(hole.reason, *Range(hole.start_ms, hole.end_ms)) for hole in held.known_gaps] == [
         ("unconfirmed", *span(0, 200)),
         ("invalid", *span(200, 203)),
         ("exchange_outage", *span(203, 500)),
@@ -151,9 +151,9 @@ def test_a_row_that_can_be_read_again_but_is_gone_becomes_an_outage():
         present=[span(0, 10), span(11, 600)], holes=[], since_ms=None, from_ms=MONDAY_MS, absence="no_trades"
     )
     window = Window(Urgency.HISTORY, *span(10, 11))
-    held.answered(window, span(0, 600).end_ms, at(36_000), RangeSet([span(10, 11)]))
-    held.answered(window, span(0, 600).end_ms, at(36_001))
-    assert [(hole.reason, hole.attempts) for hole in held.holes] == [("no_trades", 1)]
+    held.on_answer(window, span(0, 600).end_ms, at(36_000), RangeSet([span(10, 11)]))
+    held.on_answer(window, span(0, 600).end_ms, at(36_001))
+    assert [(hole.reason, hole.attempts) for hole in held.known_gaps] == [("no_trades", 1)]
 
 
 # ---------------------------------------------------------------- the stream
@@ -162,10 +162,10 @@ def test_a_row_that_can_be_read_again_but_is_gone_becomes_an_outage():
 def test_a_minute_whose_last_push_cannot_be_read_is_not_final_by_its_successor():
     one = market()
     push(one, minute(600, as_of=50_000), seconds=36_050)
-    one.pushed(Candles(BTC, (), invalid=(InvalidRow(minute(600).open_ms, "zeros"),)), at(36_059))
+    one.on_push(Candles(BTC, (), invalid=(InvalidRow(minute(600).open_ms, "zeros"),)), at(36_059))
     push(one, minute(601, as_of=500), seconds=36_060.5)
-    assert one.settle(at(36_075)) == []
-    assert one.want(at(36_080)) == Window(Urgency.RECENT, *span(600, 601))
+    assert one.finalize_minutes(at(36_075)) == []
+    assert one.next_request(at(36_080)) == Window(Urgency.RECENT, *span(600, 601))
 
 
 def test_bad_rows_of_the_stream_are_one_log_line_and_a_count(caplog):

@@ -7,7 +7,7 @@ import pytest
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.evidence import NOTHING, Evidence, find_evidence
 from candled.model import MINUTE_MS, Market, Range
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 from tests.clocks import ManualClock
 from tests.ingest.small import BTC, THURSDAY_MS, SmallExchange, running
 
@@ -55,7 +55,7 @@ async def test_bars_that_lack_the_known_minute_prove_nothing():
     async def nothing(*_):
         return []
 
-    exchange.bars = nothing
+    exchange.fetch_bars = nothing
     assert await find_evidence(exchange, None, BTC, Range(MONDAY_MS, LISTED_MS), first, None) == NOTHING
 
 
@@ -69,16 +69,16 @@ def coverage(holes=(), first=500) -> Coverage:
     )
 
 
-def beyond(start_ms: int, retry_ms: int) -> Hole:
+def beyond(start_ms: int, retry_ms: int) -> KnownGap:
     end_ms = MONDAY_MS + 500 * MINUTE_MS
-    return Hole(start_ms=start_ms, end_ms=end_ms, reason="beyond_history", attempts=1, retry_ms=retry_ms)
+    return KnownGap(start_ms=start_ms, end_ms=end_ms, reason="beyond_history", attempts=1, retry_ms=retry_ms)
 
 
 def asked(one: Coverage, now_ms: int) -> Window | None:
     """Ask for what is due, and be answered with nothing."""
-    window = one.want(START_MS, now_ms, 1000, 0)
+    window = one.next_window(START_MS, now_ms, 1000, 0)
     if window is not None:
-        one.answered(window, START_MS, now_ms)
+        one.on_answer(window, START_MS, now_ms)
     return window
 
 
@@ -87,7 +87,7 @@ def test_three_answers_over_ten_minutes_are_believed_where_nothing_else_speaks()
     for now_ms in range(START_MS, START_MS + HOUR_MS, 20_000):
         if asked(one, now_ms):
             looks.append(now_ms)
-            assert one.holes[0].reason == ("unconfirmed" if len(looks) < 3 else "beyond_history")
+            assert one.known_gaps[0].reason == ("unconfirmed" if len(looks) < 3 else "beyond_history")
             assert (one.since_ms == MONDAY_MS) == (len(looks) == 3)
     assert len(looks) == 3
     assert looks[-1] - looks[0] >= 660_000
@@ -109,10 +109,10 @@ def test_evidence_names_the_minutes_before_the_first(evidence, reasons, is_compl
     one = coverage()
     asked(one, START_MS)
     one.settle_beginning(evidence, START_MS)
-    assert [hole.reason for hole in one.holes] == reasons
+    assert [hole.reason for hole in one.known_gaps] == reasons
     assert (one.since_ms == MONDAY_MS) == is_complete
-    assert one.missing(MONDAY_MS, START_MS).total_ms == sum(
-        hole.end_ms - hole.start_ms for hole in one.holes if hole.reason == "unconfirmed"
+    assert one.missing_within(MONDAY_MS, START_MS).total_ms == sum(
+        hole.end_ms - hole.start_ms for hole in one.known_gaps if hole.reason == "unconfirmed"
     )
 
 
@@ -122,7 +122,7 @@ def test_what_another_source_has_is_asked_for_without_an_end_and_never_believed_
     one.settle_beginning(Evidence(is_contradicted=True), START_MS)
     for now_ms in range(START_MS, START_MS + 10 * DAY_MS, 60_000):
         looks += asked(one, now_ms) is not None
-    assert [hole.reason for hole in one.holes] == ["unconfirmed"]
+    assert [hole.reason for hole in one.known_gaps] == ["unconfirmed"]
     assert 20 <= looks <= 50
     assert one.since_ms > MONDAY_MS
 
@@ -142,16 +142,16 @@ def test_the_time_before_history_is_examined_again_after_growing_intervals_and_n
     assert 4 <= len(looks) <= 8
     assert intervals[:3] == sorted(intervals[:3])
     assert min(intervals[2:]) >= 30
-    assert [one.reason for one in one.holes] == ["beyond_history"]
+    assert [one.reason for one in one.known_gaps] == ["beyond_history"]
 
 
 def test_a_minute_found_before_the_beginning_makes_all_around_it_doubtful():
     hole = beyond(MONDAY_MS, START_MS)
     one = coverage([hole])
-    window = one.want(START_MS, START_MS, 1000, 0)
-    one.add(MONDAY_MS + 100 * MINUTE_MS, confirmed=True)
-    one.answered(window, START_MS, START_MS)
-    assert [(hole.reason, hole.attempts) for hole in one.holes] == [("unconfirmed", 1), ("exchange_outage", 1)]
+    window = one.next_window(START_MS, START_MS, 1000, 0)
+    one.add_minute(MONDAY_MS + 100 * MINUTE_MS, confirmed=True)
+    one.on_answer(window, START_MS, START_MS)
+    assert [(hole.reason, hole.attempts) for hole in one.known_gaps] == [("unconfirmed", 1), ("exchange_outage", 1)]
 
 
 # ---------------------------------------------------------------- the whole way
@@ -181,7 +181,7 @@ async def test_a_success_with_nothing_is_never_taken_for_an_answer():
 @pytest.mark.parametrize("second", [0, 15, 30, 45])
 async def test_a_success_with_nothing_in_the_middle_leaves_no_hole(second, empty_candles):
     def kind(exchange):
-        exchange.quiet_minutes = empty_candles
+        exchange.publishes_empty_candles = empty_candles
 
     async with running(start_ms=START_MS, prepare=kind) as run:
         await run.seconds(300 + second)

@@ -1,7 +1,7 @@
 import pytest
 
-from candled.exchange import Candles, Pong, Refused, SocketFeed, Subscribed, Trouble
-from candled.ingest.connection import Connection
+from candled.exchange import Candles, FeedError, Pong, SocketFeed, Subscribed, SubscriptionRejected
+from candled.ingest.connection import FeedConnection
 from candled.model import Symbol
 from tests.rows import minute
 
@@ -21,76 +21,76 @@ class PlainFeed(SocketFeed):
     def unsubscribe(self, symbols):
         return [f"-{symbol}" for symbol in symbols]
 
-    def read(self, frame):
+    def read_frame(self, frame):
         word, _, rest = frame.partition(" ")
         symbol = Symbol.parse(rest) if "/" in rest else None
         return {
             "pong": lambda: [Pong()],
             "ack": lambda: [Subscribed(symbol)],
-            "no": lambda: [Refused(symbol, "unknown")],
+            "no": lambda: [SubscriptionRejected(symbol, "unknown")],
             "candle": lambda: [Candles(symbol, (minute(0),))],
-            "bye": lambda: [Trouble("overload", reconnect=True)],
+            "bye": lambda: [FeedError("overload", reconnect=True)],
         }[word]()
 
 
-def connection(*symbols: Symbol) -> Connection:
-    return Connection(PlainFeed("ws://localhost", symbols), symbols, 0.0)
+def connection(*symbols: Symbol) -> FeedConnection:
+    return FeedConnection(PlainFeed("ws://localhost", symbols), symbols, 0.0)
 
 
-def sent(one: Connection, until: float, start: float = 0.0) -> list[str]:
+def sent(one: FeedConnection, until: float, start: float = 0.0) -> list[str]:
     frames, now = [], start
     while now <= until:
-        frames += one.outgoing(now)
+        frames += one.frames_to_send(now)
         now += 0.25
     return frames
 
 
 def test_subscriptions_are_sent_first_and_pings_on_time():
     one = connection(BTC, ETH)
-    one.received("candle BTC/USDT", 0.5)
-    one.received("candle ETH/USDT", 0.5)
+    one.on_frame("candle BTC/USDT", 0.5)
+    one.on_frame("candle ETH/USDT", 0.5)
     assert sent(one, 41.0) == ["+BTC/USDT", "+ETH/USDT", "ping", "ping"]
 
 
 def test_never_more_frames_a_second_than_the_exchange_allows():
     symbols = [Symbol(f"S{number}", "USDT") for number in range(100)]
     one = connection(*symbols)
-    times = [tick / 20 for tick in range(200) for _ in one.outgoing(tick / 20)]
+    times = [tick / 20 for tick in range(200) for _ in one.frames_to_send(tick / 20)]
     assert len(times) == 100
     assert max(sum(start <= moment < start + 1 for moment in times) for start in times) <= 13
 
 
 def test_no_pong_in_time_ends_the_connection_and_a_pong_does_not():
     one = connection(BTC)
-    one.received("candle BTC/USDT", 0.5)
+    one.on_frame("candle BTC/USDT", 0.5)
     sent(one, 20.0)
-    one.received("pong", 21.0)
-    assert one.verdict(31.0) is None
+    one.on_frame("pong", 21.0)
+    assert one.close_reason(31.0) is None
     sent(one, 40.5, 21.0)
-    assert one.verdict(45.0) is None
-    assert "no pong" in one.verdict(51.0)
+    assert one.close_reason(45.0) is None
+    assert "no pong" in one.close_reason(51.0)
 
 
 def test_an_acknowledgement_without_data_is_asked_again_and_the_others_go_on():
     one = connection(BTC, ETH)
     sent(one, 1.0)
-    one.received("ack BTC/USDT", 1.0)
-    one.received("ack ETH/USDT", 1.0)
-    one.received("candle ETH/USDT", 1.0)
+    one.on_frame("ack BTC/USDT", 1.0)
+    one.on_frame("ack ETH/USDT", 1.0)
+    one.on_frame("candle ETH/USDT", 1.0)
     assert sent(one, 12.0, 1.0) == ["-BTC/USDT", "+BTC/USDT"]
-    assert one.mute == [BTC]
-    assert one.verdict(12.0) is None
-    one.received("candle BTC/USDT", 13.0)
-    assert one.mute == []
+    assert one.silent_symbols == [BTC]
+    assert one.close_reason(12.0) is None
+    one.on_frame("candle BTC/USDT", 13.0)
+    assert one.silent_symbols == []
 
 
 def test_a_mute_subscription_is_renewed_ever_more_seldom():
     one = connection(BTC)
-    one.received("ack BTC/USDT", 0.0)
+    one.on_frame("ack BTC/USDT", 0.0)
     renewals = [
         tick / 2
         for tick in range(7200)
-        if "+BTC/USDT" in one.outgoing(tick / 2) and one.received("pong", tick / 2) == []
+        if "+BTC/USDT" in one.frames_to_send(tick / 2) and one.on_frame("pong", tick / 2) == []
     ]
     assert len(renewals) < 13
 
@@ -98,8 +98,8 @@ def test_a_mute_subscription_is_renewed_ever_more_seldom():
 def test_a_refused_symbol_is_reported_and_not_asked_again_for_a_minute():
     one = connection(BTC, ETH)
     sent(one, 1.0)
-    assert one.received("no BTC/USDT", 1.0) == [Refused(BTC, "unknown")]
-    one.received("candle ETH/USDT", 1.0)
+    assert one.on_frame("no BTC/USDT", 1.0) == [SubscriptionRejected(BTC, "unknown")]
+    one.on_frame("candle ETH/USDT", 1.0)
     assert "+BTC/USDT" not in sent(one, 60.0, 1.0)
     assert "+BTC/USDT" in sent(one, 61.0, 61.0)
 
@@ -108,17 +108,17 @@ def test_doubt_renews_one_subscription_but_not_again_at_once():
     one = connection(BTC, ETH)
     sent(one, 1.0)
     for symbol in (BTC, ETH):
-        one.received(f"candle {symbol}", 1.0)
-    one.doubt(BTC, 10.0)
+        one.on_frame(f"candle {symbol}", 1.0)
+    one.renew_subscription(BTC, 10.0)
     assert sent(one, 11.0, 10.0) == []
-    one.doubt(BTC, 40.0)
+    one.renew_subscription(BTC, 40.0)
     frames = sent(one, 41.0, 40.0)
-    one.doubt(BTC, 45.0)
+    one.renew_subscription(BTC, 45.0)
     assert [frame for frame in frames + sent(one, 46.0, 45.0) if frame != "ping"] == ["-BTC/USDT", "+BTC/USDT"]
 
 
 @pytest.mark.parametrize(("frame", "now", "reason"), [("bye", 1.0, "overload"), ("pong", 3601.0, "on schedule")])
 def test_the_connection_is_replaced_when_the_exchange_asks_or_its_time_is_up(frame, now, reason):
     one = connection(BTC)
-    one.received(frame, now)
-    assert reason in one.verdict(now)
+    one.on_frame(frame, now)
+    assert reason in one.close_reason(now)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.evidence import Evidence
 from candled.model import MINUTE_MS, Range
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 from tests import deadlines
 from tests.rows import MONDAY_MS
 
@@ -27,14 +27,14 @@ def coverage(present=(), holes=(), since=None, start=MONDAY_MS - 7 * 86_400_000)
 
 
 def want(held: Coverage, most: int = 1000, confirm: bool = False) -> Window | None:
-    return held.want(NOW_MS, NOW_MS, most, NOW_MS if confirm else 0)
+    return held.next_window(NOW_MS, NOW_MS, most, NOW_MS if confirm else 0)
 
 
 def fill(held: Coverage, window: Window, without=()) -> None:
     for open_ms in range(window.start_ms, window.end_ms, MINUTE_MS):
         if open_ms not in without:
-            held.add(open_ms, confirmed=True)
-    held.answered(window, NOW_MS, NOW_MS)
+            held.add_minute(open_ms, confirmed=True)
+    held.on_answer(window, NOW_MS, NOW_MS)
 
 
 def test_a_fresh_market_asks_for_the_last_hours_first_then_the_week_then_history_newest_first():
@@ -55,7 +55,7 @@ def test_history_is_complete_from_the_oldest_minute_reached_without_a_break():
     held = coverage()
     fill(held, want(held))
     assert held.since_ms == NOW_MS - 120 * MINUTE_MS
-    held.add(ms(5), confirmed=True)
+    held.add_minute(ms(5), confirmed=True)
     assert held.since_ms == NOW_MS - 120 * MINUTE_MS
 
 
@@ -89,15 +89,15 @@ def test_what_the_exchange_does_not_have_is_asked_for_after_growing_pauses_witho
     )
     asked = []
     for now_ms in range(NOW_MS, NOW_MS + round((hours + within_hours) * 60) * MINUTE_MS, 5 * MINUTE_MS):
-        window = held.want(NOW_MS, now_ms, 1000, 0)
+        window = held.next_window(NOW_MS, now_ms, 1000, 0)
         if window is None:
             continue
         asked.append(now_ms)
         if now_ms - NOW_MS >= hours * 3_600_000:
-            held.found(ms(100), ms(110))
-        held.answered(window, NOW_MS, now_ms)
-        assert all(hole.reason == absence and hole.retry_ms > now_ms for hole in held.holes)
-    assert held.holes == []
+            held.add_stored(ms(100), ms(110))
+        held.on_answer(window, NOW_MS, now_ms)
+        assert all(hole.reason == absence and hole.retry_ms > now_ms for hole in held.known_gaps)
+    assert held.known_gaps == []
     assert len(asked) <= 15 + hours // (24 * 15)
     pauses = [later - earlier for earlier, later in pairwise(asked)]
     assert max(pauses) <= 45 * 86_400_000
@@ -106,14 +106,14 @@ def test_what_the_exchange_does_not_have_is_asked_for_after_growing_pauses_witho
 def test_a_final_minute_that_rest_lacks_is_counted_as_unconfirmed_for_a_day_and_asked_for_a_few_times():
     held = coverage(present=[(0, UNTIL - 3)], since=MONDAY_MS, start=MONDAY_MS)
     for number in range(UNTIL - 3, UNTIL):
-        held.add(ms(number), confirmed=False)
+        held.add_minute(ms(number), confirmed=False)
     asked = []
     for now_ms in range(NOW_MS, NOW_MS + 3 * 86_400_000, 5 * MINUTE_MS):
-        window = held.want(NOW_MS, now_ms, 1000, NOW_MS)
+        window = held.next_window(NOW_MS, now_ms, 1000, NOW_MS)
         if window is not None:
             assert window.urgency is Urgency.CONFIRM
             asked.append(now_ms)
-            held.answered(window, NOW_MS, now_ms)
+            held.on_answer(window, NOW_MS, now_ms)
         if now_ms - NOW_MS <= 86_400_000:
             assert held.unconfirmed_minutes == 3
     assert held.unconfirmed_minutes == 0
@@ -123,24 +123,24 @@ def test_a_final_minute_that_rest_lacks_is_counted_as_unconfirmed_for_a_day_and_
 
 def test_a_hole_that_is_filled_later_is_forgotten():
     held = coverage(present=[(0, 100), (102, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
-    held.answered(want(held), NOW_MS, NOW_MS)
-    held.add(ms(100), confirmed=True)
-    assert [(hole.start_ms, hole.end_ms) for hole in held.holes] == [(ms(101), ms(102))]
+    held.on_answer(want(held), NOW_MS, NOW_MS)
+    held.add_minute(ms(100), confirmed=True)
+    assert [(hole.start_ms, hole.end_ms) for hole in held.known_gaps] == [(ms(101), ms(102))]
 
 
 def test_final_minutes_are_confirmed_once_in_one_request():
     held = coverage(present=[(0, UNTIL - 3)], since=MONDAY_MS, start=MONDAY_MS)
     for number in range(UNTIL - 3, UNTIL):
-        held.add(ms(number), confirmed=False)
+        held.add_minute(ms(number), confirmed=False)
     window = want(held, confirm=True)
     assert window == Window(Urgency.CONFIRM, ms(UNTIL - 3), ms(UNTIL))
-    held.answered(window, NOW_MS, NOW_MS)
+    held.on_answer(window, NOW_MS, NOW_MS)
     assert want(held, confirm=True) is None
 
 
 def test_a_final_minute_that_could_not_be_kept_is_missing_again():
     held = coverage(present=[(0, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
-    held.lost(ms(UNTIL - 2), ms(UNTIL - 1))
+    held.mark_lost(ms(UNTIL - 2), ms(UNTIL - 1))
     assert want(held) == Window(Urgency.RECENT, ms(UNTIL - 2), ms(UNTIL - 1))
 
 
@@ -152,12 +152,12 @@ def ask_for_days(held: Coverage, days: int, most: int, without=(), confirm: bool
     """Everything that is asked for in so many days, while the exchange answers all but some minutes."""
     windows = []
     for now_ms in range(NOW_MS, NOW_MS + days * 86_400_000, 7 * MINUTE_MS):
-        while window := held.want(NOW_MS, now_ms, most, NOW_MS if confirm else 0):
+        while window := held.next_window(NOW_MS, now_ms, most, NOW_MS if confirm else 0):
             windows.append(window)
             for open_ms in range(window.start_ms, window.end_ms, MINUTE_MS):
                 if open_ms not in without:
-                    held.add(open_ms, confirmed=True)
-            held.answered(window, NOW_MS, now_ms)
+                    held.add_minute(open_ms, confirmed=True)
+            held.on_answer(window, NOW_MS, now_ms)
     return windows
 
 
@@ -165,7 +165,7 @@ def test_ten_holes_of_an_exchange_share_the_windows_in_which_they_are_asked_for(
     lacking = {ms(100 + hole * hole + n) for hole in range(10) for n in range(hole % 3 + 1)}
     held = coverage(present=[(0, 90), (300, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
     windows = ask_for_days(held, days=3, most=1000, without=lacking)
-    holes = held.holes
+    holes = held.known_gaps
     assert sum(hole.end_ms - hole.start_ms for hole in holes) == len(lacking) * MINUTE_MS
     assert {asked_about(windows, hole) for hole in holes} == {len(windows)}
     assert {hole.attempts for hole in holes} == {len(windows)}
@@ -177,16 +177,16 @@ def test_holes_found_at_different_times_are_not_asked_for_more_often_because_the
     lacking = {ms(number) for number in range(100, 400, 3)}
     windows = []
     for minute in range(101, 3 * 1440):
-        while window := held.want(ms(minute), ms(minute), 200, ms(minute)):
+        while window := held.next_window(ms(minute), ms(minute), 200, ms(minute)):
             windows.append(window)
             for open_ms in range(window.start_ms, window.end_ms, MINUTE_MS):
                 if open_ms not in lacking:
-                    held.add(open_ms, confirmed=True)
-            held.answered(window, ms(minute), ms(minute))
+                    held.add_minute(open_ms, confirmed=True)
+            held.on_answer(window, ms(minute), ms(minute))
         if ms(minute) not in lacking:
-            held.add(ms(minute), confirmed=False)
-    assert len(held.holes) == len(lacking)
-    assert max(asked_about(windows, hole) for hole in held.holes) <= 9
+            held.add_minute(ms(minute), confirmed=False)
+    assert len(held.known_gaps) == len(lacking)
+    assert max(asked_about(windows, hole) for hole in held.known_gaps) <= 9
 
 
 def test_a_thin_market_without_quiet_minutes_costs_few_requests():
@@ -194,7 +194,7 @@ def test_a_thin_market_without_quiet_minutes_costs_few_requests():
     lacking = {ms(number) for number in range(1, UNTIL, 2)}
     first_pass = -(-UNTIL // 1000) + 2
     assert len(ask_for_days(held, days=2, most=1000, without=lacking)) <= 4 * first_pass
-    assert {(hole.reason, hole.retry_ms is None) for hole in held.holes} == {("no_trades", False)}
+    assert {(hole.reason, hole.retry_ms is None) for hole in held.known_gaps} == {("no_trades", False)}
 
 
 def test_gaps_that_fit_into_one_request_are_asked_for_together():
@@ -208,38 +208,38 @@ def test_a_hole_at_the_beginning_is_no_beginning_where_older_candles_are_stored(
     held = Coverage(
         present=present, holes=[], since_ms=ms(10), from_ms=MONDAY_MS, absence="exchange_outage", older=True
     )
-    held.answered(want(held), NOW_MS, NOW_MS)
-    assert [hole.reason for hole in held.holes] == ["exchange_outage"]
+    held.on_answer(want(held), NOW_MS, NOW_MS)
+    assert [hole.reason for hole in held.known_gaps] == ["exchange_outage"]
 
 
 def test_known_holes_that_have_been_filled_since_are_not_holes_any_more():
-    hole = Hole(start_ms=ms(50), end_ms=ms(80), reason="exchange_outage", attempts=2, retry_ms=None)
+    hole = KnownGap(start_ms=ms(50), end_ms=ms(80), reason="exchange_outage", attempts=2, retry_ms=None)
     held = coverage(present=[(0, 60), (70, UNTIL)], holes=[hole], since=MONDAY_MS, start=MONDAY_MS)
-    assert [(one.start_ms, one.end_ms, one.attempts) for one in held.holes] == [(ms(60), ms(70), 2)]
+    assert [(one.start_ms, one.end_ms, one.attempts) for one in held.known_gaps] == [(ms(60), ms(70), 2)]
 
 
 def test_changes_of_holes_are_told_once_as_the_range_they_lie_in():
     held = coverage(present=[(0, 100), (110, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
     assert held.take_changes() is None
-    held.answered(want(held), NOW_MS, NOW_MS)
+    held.on_answer(want(held), NOW_MS, NOW_MS)
     assert held.take_changes() == Range(ms(100), ms(110))
     assert held.take_changes() is None
-    held.add(ms(105), confirmed=True)
+    held.add_minute(ms(105), confirmed=True)
     changed = held.take_changes()
     assert [(hole.start_ms, hole.end_ms) for hole in held.holes_within(*changed)] == []
-    assert [(hole.start_ms, hole.end_ms) for hole in held.holes] == [(ms(100), ms(105)), (ms(106), ms(110))]
+    assert [(hole.start_ms, hole.end_ms) for hole in held.known_gaps] == [(ms(100), ms(105)), (ms(106), ms(110))]
 
 
 def test_an_older_minute_disproves_that_history_begins_later_whoever_said_so():
     held = coverage(start=ms(0))
-    held.answered(Window(Urgency.HISTORY, ms(0), ms(2)), ms(70), NOW_MS, is_believed=False)
-    held.add(ms(0), confirmed=False)
-    held.lost(ms(0), ms(1))
+    held.on_answer(Window(Urgency.HISTORY, ms(0), ms(2)), ms(70), NOW_MS, is_believed=False)
+    held.add_minute(ms(0), confirmed=False)
+    held.mark_lost(ms(0), ms(1))
     held.settle_beginning(Evidence(begins_ms=ms(3)), NOW_MS)
-    assert [hole.reason for hole in held.holes] == ["beyond_history"]
-    held.add(ms(2), confirmed=False)
-    held.add(ms(0), confirmed=False)
-    assert held.holes == []
+    assert [hole.reason for hole in held.known_gaps] == ["beyond_history"]
+    held.add_minute(ms(2), confirmed=False)
+    held.add_minute(ms(0), confirmed=False)
+    assert held.known_gaps == []
 
 
 @given(st.data())
@@ -250,28 +250,28 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
         first, length = data.draw(minutes), data.draw(st.integers(1, 15))
         what = data.draw(st.sampled_from(["add", "answer", "lose", "find", "reopen", "evidence"]))
         if what == "add":
-            held.add(ms(first), confirmed=data.draw(st.booleans()))
+            held.add_minute(ms(first), confirmed=data.draw(st.booleans()))
         elif what == "answer":
             window = Window(Urgency.HISTORY, ms(first), ms(first + length))
-            held.answered(window, ms(70), NOW_MS + step * 500_000, is_believed=data.draw(st.booleans()))
+            held.on_answer(window, ms(70), NOW_MS + step * 500_000, is_believed=data.draw(st.booleans()))
         elif what == "reopen":
             held.reopen()
         elif what == "evidence":
             said = st.sampled_from([{"begins_ms": ms(first)}, {"has_before": True}, {"is_contradicted": True}, {}])
             held.settle_beginning(Evidence(**data.draw(said)), NOW_MS + step * 500_000)
         elif what == "lose":
-            for start_ms, end_ms in held.held(ms(first), ms(first + length)):
-                held.lost(start_ms, end_ms)
+            for start_ms, end_ms in held.covered_within(ms(first), ms(first + length)):
+                held.mark_lost(start_ms, end_ms)
         else:
-            held.found(ms(first), ms(first + length))
-    spans = [(hole.start_ms, hole.end_ms) for hole in held.holes]
+            held.add_stored(ms(first), ms(first + length))
+    spans = [(hole.start_ms, hole.end_ms) for hole in held.known_gaps]
     assert all(start < end for start, end in spans)
     assert all(left[1] <= right[0] for left, right in pairwise(spans))
     for start_ms, end_ms in spans:
-        assert not held.held(start_ms, end_ms)
+        assert not held.covered_within(start_ms, end_ms)
         assert not held.unasked(start_ms, end_ms)
-    for hole in held.holes:
-        assert bool(held.missing(hole.start_ms, hole.end_ms)) == (hole.reason == "unconfirmed")
+    for hole in held.known_gaps:
+        assert bool(held.missing_within(hole.start_ms, hole.end_ms)) == (hole.reason == "unconfirmed")
         assert hole.reason != "beyond_history" or hole.end_ms <= (held.first_ms or ms(1000))
 
 
@@ -283,13 +283,13 @@ def test_whatever_was_there_and_whatever_the_exchange_lacks_asking_ends_with_eve
     lacking = {start + n * MINUTE_MS for n in data.draw(st.sets(numbers, max_size=60)) - present}
     held = Coverage(present=[], holes=[], since_ms=None, from_ms=start, absence="exchange_outage")
     for number in present:
-        held.add(start + number * MINUTE_MS, confirmed=True)
+        held.add_minute(start + number * MINUTE_MS, confirmed=True)
     for _ in range(700):
-        window = held.want(NOW_MS, NOW_MS, data.draw(st.integers(1, 200)), 0)
+        window = held.next_window(NOW_MS, NOW_MS, data.draw(st.integers(1, 200)), 0)
         if window is None:
             break
         fill(held, window, lacking)
-    known = {open_ms for hole in held.holes for open_ms in range(hole.start_ms, hole.end_ms, MINUTE_MS)}
+    known = {open_ms for hole in held.known_gaps for open_ms in range(hole.start_ms, hole.end_ms, MINUTE_MS)}
     assert known == lacking
     if held.first_ms is not None:
         held.settle_beginning(Evidence(begins_ms=held.first_ms), NOW_MS)
@@ -299,28 +299,28 @@ def test_whatever_was_there_and_whatever_the_exchange_lacks_asking_ends_with_eve
 def test_after_a_start_in_the_middle_of_a_minute_whole_minutes_are_asked_for():
     """Else the minute at the edge would count as confirmed by an answer that need not hold it."""
     held = coverage(present=[(0, 300)], since=MONDAY_MS, start=MONDAY_MS)
-    held.recheck(ms(200) + 15_000)
-    window = held.want(ms(300), ms(300), 1000, ms(300))
+    held.recheck_since(ms(200) + 15_000)
+    window = held.next_window(ms(300), ms(300), 1000, ms(300))
     assert (window.start_ms, window.end_ms) == (ms(200), ms(300))
-    held.recheck(ms(100) + 45_000)
-    window = held.want(ms(300), ms(300), 150, ms(300))
+    held.recheck_since(ms(100) + 45_000)
+    window = held.next_window(ms(300), ms(300), 150, ms(300))
     assert (window.start_ms % MINUTE_MS, window.end_ms % MINUTE_MS) == (0, 0)
 
 
 def test_a_minute_before_the_told_beginning_disproves_all_that_was_taken_to_be_before_history():
     held = coverage(present=[(10, UNTIL)], start=ms(0))
-    held.answered(Window(Urgency.HISTORY, ms(5), ms(10)), NOW_MS, NOW_MS)
+    held.on_answer(Window(Urgency.HISTORY, ms(5), ms(10)), NOW_MS, NOW_MS)
     held.settle_beginning(Evidence(begins_ms=ms(8)), NOW_MS)
-    assert [hole.reason for hole in held.holes] == ["beyond_history", "unconfirmed"]
-    held.add(ms(0), confirmed=True)
-    assert "beyond_history" not in {hole.reason for hole in held.holes}
-    assert held.missing(ms(0), ms(10)).total_ms >= 7 * MINUTE_MS
+    assert [hole.reason for hole in held.known_gaps] == ["beyond_history", "unconfirmed"]
+    held.add_minute(ms(0), confirmed=True)
+    assert "beyond_history" not in {hole.reason for hole in held.known_gaps}
+    assert held.missing_within(ms(0), ms(10)).total_ms >= 7 * MINUTE_MS
 
 
 def test_a_doubt_about_a_minute_that_is_not_there_makes_no_window_without_minutes():
     held = coverage(present=[(0, 10), (11, UNTIL)], start=ms(0))
-    held.answered(Window(Urgency.HISTORY, ms(10), ms(11)), NOW_MS, NOW_MS - 3_600_000)
-    held.doubt(ms(10))
+    held.on_answer(Window(Urgency.HISTORY, ms(10), ms(11)), NOW_MS, NOW_MS - 3_600_000)
+    held.mark_doubtful(ms(10))
     window = want(held, confirm=True)
     assert window is not None
     assert (window.start_ms, window.end_ms) == (ms(10), ms(11))
@@ -330,7 +330,7 @@ def test_many_gaps_cost_time_in_proportion():
     gaps, began = 100_000, deadlines.now()
     reasons = ("no_trades", "unconfirmed")
     holes = [
-        Hole(start_ms=ms(2 * n), end_ms=ms(2 * n + 1), reason=reasons[n % 2], attempts=1, retry_ms=None)
+        KnownGap(start_ms=ms(2 * n), end_ms=ms(2 * n + 1), reason=reasons[n % 2], attempts=1, retry_ms=None)
         for n in range(gaps)
     ]
     held = Coverage(
@@ -340,9 +340,9 @@ def test_many_gaps_cost_time_in_proportion():
         from_ms=MONDAY_MS,
         absence="no_trades",
     )
-    assert held.missing(MONDAY_MS, ms(2 * gaps)).total_ms == gaps // 2 * MINUTE_MS
-    held.recheck(ms(2 * gaps - 1440))
+    assert held.missing_within(MONDAY_MS, ms(2 * gaps)).total_ms == gaps // 2 * MINUTE_MS
+    held.recheck_since(ms(2 * gaps - 1440))
     assert held.unconfirmed_minutes == 720
     held.reopen()
-    assert len(held.holes) == gaps // 2
+    assert len(held.known_gaps) == gaps // 2
     assert deadlines.now() - began <= 10

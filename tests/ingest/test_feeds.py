@@ -13,7 +13,7 @@ from candled.clock import SystemClock
 from candled.errors import ExchangeError
 from candled.exchange import Candles, Event, SocketFeed, Subscribed
 from candled.ingest import feeds
-from candled.ingest.feeds import FeedRunner, Turns
+from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.model import Symbol
 from candled.token_bucket import TokenBucket
 from tests import deadlines
@@ -35,7 +35,7 @@ class Numbers(SocketFeed):
     def unsubscribe(self, symbols):
         return [f"-{symbol}" for symbol in symbols]
 
-    def read(self, frame: str) -> list[Event]:
+    def read_frame(self, frame: str) -> list[Event]:
         if frame.startswith("ok"):
             return [Subscribed(BTC)]
         if not frame.isdecimal():
@@ -51,13 +51,13 @@ class Sink:
         self.reasons: asyncio.Queue[str] = asyncio.Queue()
         self.connections = 0
 
-    def connected(self, feed) -> None:
+    def on_connected(self, feed) -> None:
         self.connections += 1
 
-    def event(self, event) -> None:
+    def on_event(self, event) -> None:
         self.volumes.append(int(event.candles[0].volume))
 
-    def interrupted(self, feed, reason: str) -> None:
+    def on_interrupted(self, feed, reason: str) -> None:
         self.reasons.put_nowait(reason)
 
     async def reason(self) -> str:
@@ -80,7 +80,7 @@ async def running(
         port = server.sockets[0].getsockname()[1]
         sink = Sink()
         runner = sink.runner = FeedRunner(
-            "test", feed(f"ws://127.0.0.1:{port}/", [BTC]), sink, SystemClock(), TokenBucket(100, 100), Turns()
+            "test", feed(f"ws://127.0.0.1:{port}/", [BTC]), sink, SystemClock(), TokenBucket(100, 100), LoopBudget()
         )
         task = asyncio.create_task(runner.run())
         try:
@@ -105,7 +105,7 @@ async def test_frames_are_read_in_order_and_a_bad_one_is_skipped():
 
 
 class Clumsy(Patient):
-    def read(self, frame: str) -> list[Event]:
+    def read_frame(self, frame: str) -> list[Event]:
         return [Candles(BTC, (minute(0, volume=str(int(frame))),))]
 
 
@@ -223,10 +223,10 @@ async def test_a_plugin_that_fails_leaves_no_connection_open():
 
 
 async def test_feeds_share_the_time_of_a_pass():
-    turns = Turns()
-    turns.spent(0.004)
+    turns = LoopBudget()
+    turns.add_time(0.004)
     assert not turns.is_over
-    turns.spent(0.004)
+    turns.add_time(0.004)
     assert turns.is_over
     await asyncio.sleep(0)
     assert not turns.is_over
@@ -272,7 +272,7 @@ async def test_a_flood_of_frames_lets_others_have_their_turn(monkeypatch):
 async def test_a_password_in_an_address_that_cannot_be_used_is_not_told():
     sink = Sink()
     feed = Numbers("https://user:secret@127.0.0.1/", [BTC])
-    runner = FeedRunner("test", feed, sink, SystemClock(), TokenBucket(100, 100), Turns())
+    runner = FeedRunner("test", feed, sink, SystemClock(), TokenBucket(100, 100), LoopBudget())
     task = asyncio.create_task(runner.run())
     reason = await sink.reason()
     task.cancel()
@@ -284,7 +284,7 @@ async def test_a_password_in_an_address_that_cannot_be_used_is_not_told():
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:1/", "http://127.0.0.1/", "ws://no-such-host.invalid/"])
 async def test_an_address_that_cannot_be_reached_is_told_and_tried_again(url):
     sink = Sink()
-    runner = FeedRunner("test", Numbers(url, [BTC]), sink, SystemClock(), TokenBucket(100, 100), Turns())
+    runner = FeedRunner("test", Numbers(url, [BTC]), sink, SystemClock(), TokenBucket(100, 100), LoopBudget())
     task = asyncio.create_task(runner.run())
     try:
         assert await sink.reason()

@@ -120,14 +120,16 @@ async def test_setting_this_machines_clock_changes_nothing(by_ms):
 
 
 async def test_holes_of_minutes_to_come_are_forgotten_at_the_start():
-    from candled.store.interface import Hole
+    from candled.store.interface import KnownGap
 
     site = Site()
     now_ms = MINUTE.floor(site.clock.true_ms)
-    future = Hole(
+    future = KnownGap(
         start_ms=now_ms - MINUTE_MS, end_ms=now_ms + 59 * MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None
     )
-    past = Hole(start_ms=MONDAY_MS, end_ms=MONDAY_MS + MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None)
+    past = KnownGap(
+        start_ms=MONDAY_MS, end_ms=MONDAY_MS + MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None
+    )
     site.store.known_holes = [past, future]
     await site.start()
     assert [hole.end_ms for hole in site.store.known_holes] == [past.end_ms, now_ms]

@@ -2,12 +2,12 @@ from decimal import Decimal
 
 import pytest
 
-from candled.bus import Facts
+from candled.bus import FeedMetadata
 from candled.exchange import Candles, InvalidRow
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.market import MarketIngest, Rules
 from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, Symbol
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 from tests.rows import MONDAY_MS, minute
 
 BTC = Symbol.parse("BTC/USDT")
@@ -26,11 +26,11 @@ def market(*, present=((0, 600),), opens_at_close: bool = False, confirm: bool =
         absence="exchange_outage",
     )
     rules = Rules(
-        settle_ms=2_000,
+        grace_period_ms=2_000,
         quiet_after_ms=60_000,
         confirm=confirm,
-        history_minutes=1000,
-        opens_at_close=opens_at_close,
+        max_history_minutes=1000,
+        opens_at_previous_close=opens_at_close,
         publishes_empty_candles=True,
     )
     one = MarketIngest(MarketKey("bitget", BTC), coverage, rules, recent)
@@ -39,7 +39,7 @@ def market(*, present=((0, 600),), opens_at_close: bool = False, confirm: bool =
 
 
 def push(one: MarketIngest, *candles, seconds: float, snapshot: bool = False):
-    return one.pushed(Candles(BTC, candles, snapshot), at(seconds))
+    return one.on_push(Candles(BTC, candles, snapshot), at(seconds))
 
 
 def test_a_running_minute_goes_out_live():
@@ -70,19 +70,19 @@ def test_a_snapshot_of_what_is_stored_is_told_and_stored_no_second_time():
 def test_minutes_missing_after_a_reconnect_without_snapshot_are_asked_for():
     one = market()
     push(one, minute(600, as_of=10_000), seconds=36_010)
-    one.interrupted()
+    one.on_interrupted()
     push(one, minute(604, as_of=20_000), seconds=36_260)
-    assert one.want(at(36_265)) == Window(Urgency.RECENT, minute(600).open_ms, minute(604).open_ms)
+    assert one.next_request(at(36_265)) == Window(Urgency.RECENT, minute(600).open_ms, minute(604).open_ms)
 
 
 def test_a_push_that_was_missed_is_found_by_the_next_opening_price():
     one = market(opens_at_close=True, confirm=True)
     push(one, minute(600, "10", as_of=50_000), seconds=36_050)
     push(one, minute(601, as_of=500)._replace(open=minute(0).open + 1, high=minute(0).open + 1), seconds=36_060.5)
-    one.settle(at(36_075))
-    window = one.want(at(36_075))
+    one.finalize_minutes(at(36_075))
+    window = one.next_request(at(36_075))
     assert (window.urgency, window.start_ms) == (Urgency.CONFIRM, minute(600).open_ms)
-    outcome = one.answered(window, [minute(600, "11", volume="2", as_of=75_000)], at(36_075))
+    outcome = one.on_history(window, [minute(600, "11", volume="2", as_of=75_000)], at(36_075))
     assert [(candle.close, candle.final) for candle in outcome.live] == [(11, True)]
     assert one.revisions == 1
 
@@ -91,10 +91,10 @@ def test_rest_that_agrees_with_the_stream_is_no_news():
     one = market(confirm=True)
     push(one, minute(600, "11", as_of=59_000), seconds=36_059)
     push(one, minute(601, as_of=500), seconds=36_060.5)
-    one.settle(at(36_075))
-    outcome = one.answered(one.want(at(36_075)), [minute(600, "11", as_of=75_000)], at(36_075))
+    one.finalize_minutes(at(36_075))
+    outcome = one.on_history(one.next_request(at(36_075)), [minute(600, "11", as_of=75_000)], at(36_075))
     assert (outcome.live, outcome.past, outcome.healed, one.revisions) == ([], [], None, 0)
-    assert one.want(at(36_076)) is None
+    assert one.next_request(at(36_076)) is None
 
 
 def test_silence_that_rest_agrees_with_is_quiet():
@@ -102,13 +102,13 @@ def test_silence_that_rest_agrees_with_is_quiet():
     push(one, minute(600, as_of=30_000), seconds=36_030)
     flat = [minute(600, as_of=200_000), minute(601, "10", volume="0", as_of=200_000)]
     windows = []
-    while window := one.want(at(36_082)):
+    while window := one.next_request(at(36_082)):
         windows.append(window)
-        one.answered(window, flat, at(36_082))
+        one.on_history(window, flat, at(36_082))
     assert windows[-1] == Window(Urgency.PRESENT, minute(600).open_ms, minute(602).open_ms)
     assert one.condition(at(36_095)) == ("quiet", "no_trades")
-    while window := one.want(at(36_140)):
-        one.answered(window, flat, at(36_140))
+    while window := one.next_request(at(36_140)):
+        one.on_history(window, flat, at(36_140))
     assert one.condition(at(36_140)).state == "quiet"
 
 
@@ -118,8 +118,8 @@ def test_silence_while_rest_shows_trades_is_a_dead_subscription():
     push(one, minute(600, as_of=30_000), seconds=36_030)
     traded = minute(601, "12", volume="7", as_of=90_000)
     outcomes = []
-    while window := one.want(at(36_140)):
-        outcomes.append(one.answered(window, [minute(600, as_of=140_000), traded], at(36_140)))
+    while window := one.next_request(at(36_140)):
+        outcomes.append(one.on_history(window, [minute(600, as_of=140_000), traded], at(36_140)))
     assert any(outcome.dead for outcome in outcomes)
     assert one.condition(at(36_140)) == ("polling", "stream_silent")
 
@@ -127,7 +127,7 @@ def test_silence_while_rest_shows_trades_is_a_dead_subscription():
 def test_silence_without_an_answer_of_rest_is_stale():
     one = market()
     push(one, minute(600, as_of=30_000), seconds=36_030)
-    one.failed("no route")
+    one.on_history_failed("no route")
     assert one.condition(at(36_140)).state == "stale"
 
 
@@ -135,9 +135,9 @@ def test_a_market_is_warming_until_the_running_week_is_there():
     one = market(present=())
     push(one, minute(600, as_of=30_000), seconds=36_030)
     assert one.condition(at(36_030)).state == "warming"
-    while window := one.want(at(36_040)):
+    while window := one.next_request(at(36_040)):
         rows = [minute(number, as_of=90_000_000) for number in range(600)]
-        one.answered(window, rows, at(36_040))
+        one.on_history(window, rows, at(36_040))
     assert one.condition(at(36_040)).state == "live"
 
 
@@ -155,10 +155,10 @@ def test_impossible_candles_are_dropped_and_counted_and_the_others_go_on():
 def test_a_minute_the_exchange_never_had_is_never_invented():
     one = market(present=((0, 600),))
     push(one, minute(605, as_of=10_000), seconds=36_310)
-    window = one.want(at(36_320))
-    outcome = one.answered(window, [minute(n, as_of=900_000) for n in (600, 601, 604)], at(36_320))
+    window = one.next_request(at(36_320))
+    outcome = one.on_history(window, [minute(n, as_of=900_000) for n in (600, 601, 604)], at(36_320))
     assert [candle.open_ms for candle in outcome.live] == [minute(n).open_ms for n in (600, 601, 604)]
-    assert [(hole.start_ms, hole.end_ms) for hole in one.holes] == [(minute(602).open_ms, minute(604).open_ms)]
+    assert [(hole.start_ms, hole.end_ms) for hole in one.known_gaps] == [(minute(602).open_ms, minute(604).open_ms)]
 
 
 # ---------------------------------------------------------------- compared with REST, compared with the store
@@ -167,18 +167,18 @@ def test_a_minute_the_exchange_never_had_is_never_invented():
 def three_final_minutes(one: MarketIngest) -> Window:
     for number, close in ((600, "11"), (601, "12"), (602, "13"), (603, "10")):
         push(one, minute(number, close, as_of=50_000), seconds=number * 60 + 50)
-        one.settle(at(number * 60 + 55))
-    return one.want(at(603 * 60 + 15))
+        one.finalize_minutes(at(number * 60 + 55))
+    return one.next_request(at(603 * 60 + 15))
 
 
 def test_each_final_minute_is_compared_with_rest_once_and_differences_are_counted():
     one = market(confirm=True)
     window = three_final_minutes(one)
     rows = [minute(600, "11", as_of=300_000), minute(601, "12.5", volume="2", as_of=240_000)]
-    outcome = one.answered(window, rows, at(603 * 60 + 15))
+    outcome = one.on_history(window, rows, at(603 * 60 + 15))
     assert (outcome.checked, outcome.mismatched) == (3, 2)  # another close, and one that REST does not have
     assert [candle.open_ms for candle in outcome.live] == [minute(601).open_ms]
-    again = one.answered(window, rows, at(603 * 60 + 20))
+    again = one.on_history(window, rows, at(603 * 60 + 20))
     assert (again.checked, again.mismatched) == (0, 0)
 
 
@@ -204,14 +204,14 @@ def test_an_answer_with_less_volume_than_the_stream_had_counts_once_it_is_repeat
         number, forming_s = divmod(second, 60)
         live = [minute(600, volume="5", as_of=59_000)] if second == end_s else []
         live += push(one, *live, minute(number, volume="1", as_of=forming_s * 1000), seconds=second).live
-        live += one.settle(at(second))
-        while (window := one.want(at(second))) is not None:
+        live += one.finalize_minutes(at(second))
+        while (window := one.next_request(at(second))) is not None:
             numbers = range((window.start_ms - MONDAY_MS) // MINUTE_MS, (window.end_ms - MONDAY_MS) // MINUTE_MS)
             rows = [minute(n, as_of=(second - n * 60) * 1000) for n in numbers if n != 600]
             if 600 in numbers:
                 given = left.pop(0) if len(left) > 1 else left[0]
                 rows.append(minute(600, volume=given, as_of=(second - 36_000) * 1000))
-            outcome = one.answered(window, rows, at(second))
+            outcome = one.on_history(window, rows, at(second))
             live += [*outcome.live, *outcome.past]
             counted += outcome.mismatched
         versions.update((second, candle.volume) for candle in live if candle.open_ms == minute(600).open_ms)
@@ -265,13 +265,15 @@ def test_a_frame_that_calls_its_minute_final_is_believed_once_the_minute_is_over
     assert [candle.final for candle in outcome.live] == [is_believed]
     if not is_believed:
         push(one, minute(600, "12", volume="3", as_of=59_999), minute(601, as_of=0), seconds=36_060)
-        assert [(candle.final, candle.close) for candle in one.settle(at(36_062))] == [(True, 12)]
+        assert [(candle.final, candle.close) for candle in one.finalize_minutes(at(36_062))] == [(True, 12)]
 
 
 def test_minutes_that_rest_brought_are_not_compared_with_themselves():
     one = market(confirm=True)
     push(one, minute(605, as_of=10_000), seconds=36_310)
-    outcome = one.answered(one.want(at(36_320)), [minute(n, as_of=900_000) for n in range(600, 605)], at(36_320))
+    outcome = one.on_history(
+        one.next_request(at(36_320)), [minute(n, as_of=900_000) for n in range(600, 605)], at(36_320)
+    )
     assert (outcome.checked, len(outcome.live)) == (0, 5)
 
 
@@ -279,91 +281,91 @@ def test_a_minute_that_the_store_has_lost_is_asked_for_and_stored_again():
     one = market(confirm=True)
     window = three_final_minutes(one)
     rows = [minute(number, close, as_of=400_000) for number, close in ((600, "11"), (601, "12"), (602, "13"))]
-    one.answered(window, rows, at(603 * 60 + 15))
+    one.on_history(window, rows, at(603 * 60 + 15))
     span = Range(minute(0).open_ms, minute(602).open_ms)
     stored = RangeSet([(minute(0).open_ms, minute(100).open_ms), (minute(102).open_ms, minute(601).open_ms)])
-    lost, new = one.compare(one.coverage.held(*span), stored, span)
+    lost, new = one.compare_with_store(one.coverage.covered_within(*span), stored, span)
     assert (list(lost), list(new)) == (
         [Range(minute(100).open_ms, minute(102).open_ms), Range(minute(601).open_ms, minute(602).open_ms)],
         [],
     )
-    window = one.want(at(603 * 60 + 20))
+    window = one.next_request(at(603 * 60 + 20))
     assert (window.urgency, window.end_ms) == (Urgency.RECENT, minute(602).open_ms)
-    outcome = one.answered(window, [rows[1]], at(603 * 60 + 20))
+    outcome = one.on_history(window, [rows[1]], at(603 * 60 + 20))
     assert [(candle.open_ms, candle.final) for candle in outcome.live] == [(minute(601).open_ms, True)]
-    window = one.want(at(603 * 60 + 25))
-    outcome = one.answered(window, [minute(n, as_of=90_000_000) for n in (100, 101)], at(603 * 60 + 25))
+    window = one.next_request(at(603 * 60 + 25))
+    outcome = one.on_history(window, [minute(n, as_of=90_000_000) for n in (100, 101)], at(603 * 60 + 25))
     assert [candle.open_ms for candle in outcome.past] == [minute(100).open_ms, minute(101).open_ms]
-    lost, _ = one.compare(one.coverage.held(*span), stored, span)
+    lost, _ = one.compare_with_store(one.coverage.covered_within(*span), stored, span)
     assert not lost  # a store that does not keep them is not offered them for ever
 
 
 def test_what_another_process_stored_is_not_asked_for():
     one = market(present=((0, 100), (200, 600)))
     span = Range(minute(0).open_ms, minute(600).open_ms)
-    lost, new = one.compare(one.coverage.held(*span), RangeSet([span]), span)
+    lost, new = one.compare_with_store(one.coverage.covered_within(*span), RangeSet([span]), span)
     assert (list(lost), list(new)) == ([], [Range(minute(100).open_ms, minute(200).open_ms)])
     push(one, minute(600, as_of=30_000), seconds=36_030)
-    assert one.want(at(36_030)) is None
+    assert one.next_request(at(36_030)) is None
 
 
 def test_what_is_settled_follows_the_minutes():
     one = market()
-    assert one.facts(7) == Facts(logged_seq=7)
+    assert one.feed_metadata(7) == FeedMetadata(logged_seq=7)
     push(one, minute(600, as_of=10_000), seconds=36_010)
-    assert one.facts(7) == Facts(minute(600).open_ms, None, 7)
+    assert one.feed_metadata(7) == FeedMetadata(minute(600).open_ms, None, 7)
     push(one, minute(600, "12", as_of=59_000), minute(601, as_of=500), seconds=36_060.5)
-    assert one.facts(7).settled_ms == minute(600).open_ms  # its late versions have their chance
+    assert one.feed_metadata(7).watermark_ms == minute(600).open_ms  # its late versions have their chance
     push(one, minute(600, "12", volume="2", as_of=60_900), seconds=36_061)
-    assert one.facts(7).settled_ms == minute(600).open_ms
-    one.settle(at(36_063))
-    assert one.facts(7).settled_ms == minute(601).open_ms
+    assert one.feed_metadata(7).watermark_ms == minute(600).open_ms
+    one.finalize_minutes(at(36_063))
+    assert one.feed_metadata(7).watermark_ms == minute(601).open_ms
 
 
 def test_minutes_that_are_missing_are_not_settled_until_they_are_there():
     one = market()
     push(one, minute(600, as_of=10_000), seconds=36_010)
-    one.interrupted()
+    one.on_interrupted()
     push(one, minute(604, as_of=20_000), seconds=36_260)
     gap = Range(minute(600).open_ms, minute(604).open_ms)
-    assert one.facts(0) == Facts(minute(604).open_ms, gap, 0)
+    assert one.feed_metadata(0) == FeedMetadata(minute(604).open_ms, gap, 0)
     rows = [minute(number, as_of=300_000) for number in (600, 601, 603)]
-    one.answered(one.want(at(36_265)), rows, at(36_265))
-    assert one.facts(0) == Facts(minute(604).open_ms, None, 0)  # the exchange does not have 602
+    one.on_history(one.next_request(at(36_265)), rows, at(36_265))
+    assert one.feed_metadata(0) == FeedMetadata(minute(604).open_ms, None, 0)  # the exchange does not have 602
 
 
 def test_a_running_minute_that_a_reconnect_repeats_is_not_settled():
     one = market()
     push(one, minute(600, "12", volume="5", as_of=10_000), seconds=36_010)
-    one.interrupted()
+    one.on_interrupted()
     push(one, minute(600, "11", volume="4", as_of=9_000), seconds=36_012)  # an older copy, which is no news
-    assert one.facts(0).settled_ms == minute(600).open_ms
+    assert one.feed_metadata(0).watermark_ms == minute(600).open_ms
 
 
 def test_revisions_of_a_final_minute_are_counted_and_say_where_they_come_from():
     one = market(confirm=True)
     push(one, minute(600, "11", as_of=59_000), seconds=36_059)
     push(one, minute(601, as_of=500), seconds=36_060.5)
-    assert [(candle.src, candle.rev) for candle in one.settle(at(36_063))] == [("live", 0)]
-    window = one.want(at(36_075))
-    outcome = one.answered(window, [minute(600, "12", as_of=75_000)], at(36_075))
+    assert [(candle.src, candle.rev) for candle in one.finalize_minutes(at(36_063))] == [("live", 0)]
+    window = one.next_request(at(36_075))
+    outcome = one.on_history(window, [minute(600, "12", as_of=75_000)], at(36_075))
     assert [(candle.src, candle.rev) for candle in outcome.live] == [("rest", 1)]
     outcome = push(one, minute(600, "13", as_of=76_000), seconds=36_076)
     assert outcome.live == []  # what REST has confirmed only REST changes
-    window = one.want(at(36_077))
+    window = one.next_request(at(36_077))
     assert (window.urgency, window.start_ms) == (Urgency.CONFIRM, minute(600).open_ms)
-    outcome = one.answered(window, [minute(600, "13", as_of=77_000)], at(36_077))
+    outcome = one.on_history(window, [minute(600, "13", as_of=77_000)], at(36_077))
     assert [(candle.src, candle.rev) for candle in outcome.live] == [("rest", 2)]
 
 
 def test_a_minute_that_was_taken_not_to_exist_revises_the_bars_it_belongs_to():
     one = market()
     push(one, minute(600, as_of=10_000), seconds=36_010)
-    one.interrupted()
+    one.on_interrupted()
     push(one, minute(603, as_of=20_000), seconds=36_200)
-    window = one.want(at(36_260))
+    window = one.next_request(at(36_260))
     rows = [minute(number, as_of=200_000) for number in (600, 602)]
-    assert {candle.rev for candle in one.answered(window, rows, at(36_260)).live} == {0}
+    assert {candle.rev for candle in one.on_history(window, rows, at(36_260)).live} == {0}
     outcome = push(one, minute(601, as_of=270_000), seconds=36_270)
     assert [(candle.open_ms, candle.rev) for candle in outcome.live] == [(minute(601).open_ms, 1)]
 
@@ -371,45 +373,49 @@ def test_a_minute_that_was_taken_not_to_exist_revises_the_bars_it_belongs_to():
 def test_a_minute_whose_beginning_was_seen_is_not_taken_to_be_absent_and_not_final():
     one = market()
     push(one, minute(600, volume="2", as_of=10_000), seconds=36_010)
-    one.interrupted()
+    one.on_interrupted()
     window = Window(Urgency.RECENT, minute(600).open_ms, minute(603).open_ms)
-    one.answered(window, [minute(602, as_of=100_000)], at(36_200))  # the page lacks minutes 600 and 601
-    reasons = {hole.reason: (hole.start_ms, hole.end_ms) for hole in one.coverage.holes}
+    one.on_history(window, [minute(602, as_of=100_000)], at(36_200))  # the page lacks minutes 600 and 601
+    reasons = {hole.reason: (hole.start_ms, hole.end_ms) for hole in one.coverage.known_gaps}
     assert reasons == {
         "unconfirmed": (minute(600).open_ms, minute(601).open_ms),
         "exchange_outage": (minute(601).open_ms, minute(602).open_ms),
     }
-    assert not one.facts(0).settles(minute(600).open_ms, minute(601).open_ms)
+    assert not one.feed_metadata(0).is_settled(minute(600).open_ms, minute(601).open_ms)
     assert one.missing_minutes(at(36_200)) == 1
     asked = []
-    while (again := one.want(at(36_300), pace_ms=10**9)) is not None:
+    while (again := one.next_request(at(36_300), pace_ms=10**9)) is not None:
         asked.append(again)
         numbers = range((again.start_ms - MONDAY_MS) // MINUTE_MS, (again.end_ms - MONDAY_MS) // MINUTE_MS)
         rows = [minute(number, volume="5", as_of=36_300_000 - number * 60_000) for number in numbers]
-        one.answered(again, rows, at(36_300))
+        one.on_history(again, rows, at(36_300))
     assert any(window.start_ms <= minute(600).open_ms < window.end_ms for window in asked)
-    assert one.facts(0).settles(minute(600).open_ms, minute(601).open_ms)
+    assert one.feed_metadata(0).is_settled(minute(600).open_ms, minute(601).open_ms)
 
 
 def test_a_minute_without_trades_whose_end_was_not_seen_is_stored_though_its_values_did_not_change():
     one = market()
     push(one, minute(600, volume="0", as_of=10_000), seconds=36_010)
-    one.interrupted()
+    one.on_interrupted()
     hours = 8 * 3600
     rows = [minute(number, volume="0", as_of=36_010_000 + hours * 1000) for number in (600, 1080)]
-    outcome = one.answered(Window(Urgency.RECENT, minute(600).open_ms, minute(1081).open_ms), rows, at(36_010 + hours))
+    outcome = one.on_history(
+        Window(Urgency.RECENT, minute(600).open_ms, minute(1081).open_ms), rows, at(36_010 + hours)
+    )
     assert [(candle.open_ms, candle.final) for candle in outcome.past] == [(minute(600).open_ms, True)]
     assert one.revisions == 0
 
 
 def test_what_is_missing_is_asked_for_after_the_clock_was_ahead_and_is_right_again():
     one = market(present=((0, 600), (601, 660)))
-    one.coverage.answered(Window(Urgency.RECENT, minute(600).open_ms, minute(601).open_ms), at(40_000), at(39_600))
+    one.coverage.on_answer(Window(Urgency.RECENT, minute(600).open_ms, minute(601).open_ms), at(40_000), at(39_600))
     push(one, minute(660, as_of=5_000), seconds=39_605)
-    while (window := one.want(at(43_500), pace_ms=10**9)) is not None:  # an hour ahead, until nothing is left to ask
-        one.answered(window, [], at(43_500))
+    while (
+        window := one.next_request(at(43_500), pace_ms=10**9)
+    ) is not None:  # an hour ahead, until nothing is left to ask
+        one.on_history(window, [], at(43_500))
     one.coverage.forget_after(minute(660).open_ms)
-    window = one.want(at(39_900), pace_ms=10**9)
+    window = one.next_request(at(39_900), pace_ms=10**9)
     assert window is not None
     assert window.start_ms <= minute(660).open_ms
 
@@ -417,10 +423,12 @@ def test_what_is_missing_is_asked_for_after_the_clock_was_ahead_and_is_right_aga
 def test_gaps_of_older_stored_history_are_among_those_of_the_market():
     one, newer, older = market(present=((0, 100), (110, 600))), (100, 110), (-1000, -990)
     gaps = [
-        Hole(start_ms=minute(first).open_ms, end_ms=minute(last).open_ms, reason="no_trades", attempts=1, retry_ms=None)
+        KnownGap(
+            start_ms=minute(first).open_ms, end_ms=minute(last).open_ms, reason="no_trades", attempts=1, retry_ms=None
+        )
         for first, last in (older, newer)
     ]
-    one.coverage.answered(Window(Urgency.HISTORY, gaps[1].start_ms, gaps[1].end_ms), at(36_000), at(36_000))
+    one.coverage.on_answer(Window(Urgency.HISTORY, gaps[1].start_ms, gaps[1].end_ms), at(36_000), at(36_000))
     present = [Range(minute(-2000).open_ms, gaps[0].start_ms), Range(gaps[0].end_ms, MONDAY_MS)]
     past = Coverage(
         present=present,
@@ -430,4 +438,4 @@ def test_gaps_of_older_stored_history_are_among_those_of_the_market():
         absence="exchange_outage",
     )
     one.look_at(past, MONDAY_MS)
-    assert [(hole.start_ms, hole.end_ms) for hole in one.holes] == [(gap.start_ms, gap.end_ms) for gap in gaps]
+    assert [(hole.start_ms, hole.end_ms) for hole in one.known_gaps] == [(gap.start_ms, gap.end_ms) for gap in gaps]

@@ -21,8 +21,8 @@ async def restart(site: Site) -> Site:
 
 
 async def reconnect(site: Site) -> Site:
-    site.ingest.interrupted(site.exchange.feed, "test")
-    site.ingest.connected(site.exchange.feed)
+    site.ingest.on_interrupted(site.exchange.feed, "test")
+    site.ingest.on_connected(site.exchange.feed)
     site.push(site.snapshot())
     return site
 

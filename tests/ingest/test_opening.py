@@ -26,7 +26,7 @@ class Feed(StreamFeed):
         super().__init__(SYMBOLS)
         self.queue: asyncio.Queue[Event | None] = asyncio.Queue()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def stream_events(self) -> AsyncIterator[Event]:
         while (event := await self.queue.get()) is not None:
             yield event
 
@@ -43,13 +43,13 @@ class Quiet(Exchange):
     def now_ms(self) -> int:
         return self.clock.now_ms()  # nothing has to be found out about it
 
-    async def markets(self, http: Any) -> list[Any]:
+    async def fetch_markets(self, http: Any) -> list[Any]:
         return []
 
-    def feeds(self, symbols: Any) -> list[Any]:
+    def make_feeds(self, symbols: Any) -> list[Any]:
         return [self.feed]
 
-    async def history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+    async def fetch_history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
         return []
 
 
@@ -76,17 +76,17 @@ class Store:
         finally:
             self.reading -= 1
 
-    async def newest(self, exchange: str) -> dict[Symbol, int]:
+    async def newest_minutes(self, exchange: str) -> dict[Symbol, int]:
         await self._read(None)
         return {}
 
-    async def present(self, market: Any, start_ms: int, end_ms: int) -> list[Any]:
+    async def stored_ranges(self, market: Any, start_ms: int, end_ms: int) -> list[Any]:
         await self._read(market.symbol)
         return []
 
-    minutes = present
+    read_minutes = stored_ranges
 
-    async def forming(self, market: Any) -> list[Candle]:
+    async def read_forming(self, market: Any) -> list[Candle]:
         await self._read(market.symbol)
         return []
 
@@ -97,17 +97,17 @@ class Store:
         await self._read(market.symbol)
         return False
 
-    async def holes(self, market: Any, within: Any) -> list[Any]:
+    async def known_gaps(self, market: Any, within: Any) -> list[Any]:
         await self._read(market.symbol)
         return []
 
-    def put(self, market: Any, candle: Candle, *, changes: Any = None) -> bool:
+    def enqueue(self, market: Any, candle: Candle, *, changes: Any = None) -> bool:
         self.stored.append((market.symbol, candle))
         return True
 
     async def flush(self) -> None: ...
-    async def open_feed(self, markets: Any, epoch: str) -> None: ...
-    async def note_changes(self, market: Any, epoch: Any, changes: Any) -> None: ...
+    async def register_feed(self, markets: Any, epoch: str) -> None: ...
+    async def log_changes(self, market: Any, epoch: Any, changes: Any) -> None: ...
     async def save_coverage(self, market: Any, since_ms: Any, holes: Any, within: Any) -> None: ...
 
 
@@ -116,13 +116,13 @@ class Stage:
 
     def __init__(self, store: Store, clock: ManualClock) -> None:
         bus = MemoryBus("one")
-        bus.listen(self._hear)
+        bus.add_listener(self._hear)
         self.clock = clock
         self.store = store
         self.exchange = Quiet(clock)
         self.heard: list[tuple[Symbol, Candle]] = []
         options = IngestOptions(
-            backfill_ms=0, settle_ms=6000, quiet_after_ms=60_000, checkpoint_ms=1, confirm=False
+            backfill_ms=0, grace_period_ms=6000, quiet_after_ms=60_000, checkpoint_ms=1, confirm=False
         )  # fmt: skip
         self.ingest = ExchangeIngest(
             "quiet", self.exchange, SYMBOLS, clock=clock, bus=bus, store=store, http=HttpClient(clock, 1.0),

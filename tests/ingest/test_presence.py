@@ -123,18 +123,18 @@ async def test_while_the_market_trades_no_silence_is_ever_called_quiet(stream, r
 async def test_rows_of_another_market_are_refused_named_and_asked_for_again():
     async with running() as run:
         await run.seconds(180)
-        history = run.exchange.history
+        history = run.exchange.fetch_history
 
         async def of_another(http, symbol, start_ms, end_ms):
             rows = await history(http, symbol, start_ms, end_ms)
             return [row._replace(open=row.open * 40, high=row.high * 40, low=row.low * 40, close=row.close * 40)
                     for row in rows]  # fmt: skip
 
-        run.exchange.history = of_another
+        run.exchange.fetch_history = of_another
         await run.seconds(300)
         assert "another market" in run.health()["trouble"]
         assert run.health()["invalidCandles"] >= 2
-        run.exchange.history = history
+        run.exchange.fetch_history = history
         await run.seconds(700)
         assert run.health()["trouble"] is None
         end_ms = run.exchange.now() // MINUTE_MS * MINUTE_MS - MINUTE_MS
@@ -144,7 +144,7 @@ async def test_rows_of_another_market_are_refused_named_and_asked_for_again():
 
 async def test_nothing_after_a_minute_without_trades_is_not_called_quiet():
     def thin(exchange):
-        exchange.quiet_minutes = False
+        exchange.publishes_empty_candles = False
         exchange.quiet = lambda open_ms: open_ms == THURSDAY_MS + (6 * 60 + 4) * MINUTE_MS
 
     async with running(prepare=thin) as run:
@@ -160,7 +160,7 @@ async def test_nothing_after_a_minute_without_trades_is_not_called_quiet():
 @pytest.mark.parametrize("empty_candles", [True, False], ids=["with empty candles", "only minutes with trades"])
 async def test_a_market_without_trades_is_quiet_by_rests_word_and_costs_about_a_request_a_minute(empty_candles):
     def thin(exchange):
-        exchange.quiet_minutes = empty_candles
+        exchange.publishes_empty_candles = empty_candles
         exchange.quiet = lambda open_ms: open_ms >= run_from_ms + 3 * MINUTE_MS
 
     run_from_ms = THURSDAY_MS + 6 * 3_600_000

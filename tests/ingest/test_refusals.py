@@ -2,28 +2,28 @@
 
 import pytest
 
-from candled.exchange import Refused
-from candled.ingest.connection import Connection
+from candled.exchange import SubscriptionRejected
+from candled.ingest.connection import FeedConnection
 from candled.ingest.refusals import Refusals
 from candled.model import Market, Symbol
 from tests.ingest.small import BTC, running
 from tests.ingest.test_connection import ETH, PlainFeed, connection, sent
 
 
-def asked_at(one: Connection, until: float, start: float = 0.0) -> list[float]:
+def asked_at(one: FeedConnection, until: float, start: float = 0.0) -> list[float]:
     """When BTC is subscribed to, while the exchange refuses it each time."""
     times, now = [], start
     while now <= until:
-        if "+BTC/USDT" in one.outgoing(now):
+        if "+BTC/USDT" in one.frames_to_send(now):
             times.append(now)
-            one.received("no BTC/USDT", now)
+            one.on_frame("no BTC/USDT", now)
         now += 1.0
     return times
 
 
 def test_a_refused_symbol_is_asked_again_after_growing_pauses_without_an_end():
     one = connection(BTC, ETH)
-    assert one.received("candle ETH/USDT", 0.0)
+    assert one.on_frame("candle ETH/USDT", 0.0)
     times = asked_at(one, 40_000.0)
     pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
     assert pauses[:4] == [60.0, 120.0, 240.0, 480.0]
@@ -41,29 +41,29 @@ ACCEPTED = [
 @pytest.mark.parametrize(("more", "at"), ACCEPTED)
 def test_what_was_refused_and_comes_back_is_read_as_if_nothing_had_been(more, at):
     one = connection(BTC)
-    one.outgoing(0.0)
-    assert one.received("no BTC/USDT", 0.0) == [Refused(BTC, "unknown")]
+    one.frames_to_send(0.0)
+    assert one.on_frame("no BTC/USDT", 0.0) == [SubscriptionRejected(BTC, "unknown")]
     refusals, now = 0, 0.0
     while refusals < more:
         now += 1.0
-        if "+BTC/USDT" in one.outgoing(now):
-            one.received("no BTC/USDT", now)
+        if "+BTC/USDT" in one.frames_to_send(now):
+            one.on_frame("no BTC/USDT", now)
             refusals += 1
     assert "+BTC/USDT" in sent(one, at, at)
-    one.received("candle BTC/USDT", at)
-    one.received("no BTC/USDT", at + 1)
+    one.on_frame("candle BTC/USDT", at)
+    one.on_frame("no BTC/USDT", at + 1)
     assert "+BTC/USDT" in sent(one, at + 61, at + 60)  # the pauses begin anew
 
 
 def test_a_refusal_outlasts_a_reconnect_only_until_its_pause_is_over():
     refusals, feed = Refusals(), PlainFeed("ws://localhost", [BTC, ETH])
-    first = Connection(feed, [BTC, ETH], 0.0, refusals)
-    first.outgoing(0.0)
-    first.received("no BTC/USDT", 0.0)
-    second = Connection(feed, [BTC, ETH], 30.0, refusals)
+    first = FeedConnection(feed, [BTC, ETH], 0.0, refusals)
+    first.frames_to_send(0.0)
+    first.on_frame("no BTC/USDT", 0.0)
+    second = FeedConnection(feed, [BTC, ETH], 30.0, refusals)
     assert sent(second, 31.0, 30.0) == ["+ETH/USDT"]
     assert "+BTC/USDT" in sent(second, 61.0, 60.0)
-    third = Connection(feed, [BTC, ETH], 61.0, refusals)
+    third = FeedConnection(feed, [BTC, ETH], 61.0, refusals)
     assert sent(third, 61.0, 61.0) == ["+BTC/USDT"]
 
 

@@ -10,7 +10,7 @@ from candled.ingest.coverage import Coverage
 from candled.ingest.market import MarketIngest, Rules
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Range, Symbol
 from candled.store import make_store
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 from tests.clocks import ManualClock, ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
@@ -22,11 +22,11 @@ BTC = Symbol("BTC", "USDT")
 KEY = MarketKey("bitget", BTC)
 M5 = Interval.parse("5m")
 RULES = Rules(
-    settle_ms=2_000,
+    grace_period_ms=2_000,
     quiet_after_ms=60_000,
     confirm=True,
-    history_minutes=1000,
-    opens_at_close=False,
+    max_history_minutes=1000,
+    opens_at_previous_close=False,
     publishes_empty_candles=True,
 )
 
@@ -35,8 +35,8 @@ def span(start: int, end: int) -> Range:
     return Range(MONDAY_MS + start * MINUTE_MS, MONDAY_MS + end * MINUTE_MS)
 
 
-def hole(start: int, end: int) -> Hole:
-    return Hole(**span(start, end)._asdict(), reason="exchange_outage", attempts=5, retry_ms=None)
+def hole(start: int, end: int) -> KnownGap:
+    return KnownGap(**span(start, end)._asdict(), reason="exchange_outage", attempts=5, retry_ms=None)
 
 
 def restored(final: range, forming: list[int], holes=()) -> MarketIngest:
@@ -65,20 +65,20 @@ def restored(final: range, forming: list[int], holes=()) -> MarketIngest:
 def test_a_minute_lost_before_a_restored_one_is_missing_from_the_start(final, forming, holes, seconds, missing, gap):
     one = restored(final, forming, holes)
     assert one.missing_minutes(MONDAY_MS + seconds * 1000) == missing
-    facts = one.facts(0)
-    assert (facts.settled_ms, facts.gap) == (MONDAY_MS + forming[-1] * MINUTE_MS, gap)
+    facts = one.feed_metadata(0)
+    assert (facts.watermark_ms, facts.gap) == (MONDAY_MS + forming[-1] * MINUTE_MS, gap)
     assert [candle.open_ms for candle in one.forming()] == [minute(at).open_ms for at in forming]
 
 
 def test_a_restored_minute_becomes_final_by_the_exchanges_word_not_by_its_successor():
     one = restored(range(100), [100, 101])
     now_ms = MONDAY_MS + 101 * MINUTE_MS + 30_000
-    assert one.settle(now_ms + 10_000) == []
-    window = one.want(now_ms)
+    assert one.finalize_minutes(now_ms + 10_000) == []
+    window = one.next_request(now_ms)
     assert window is not None
     assert window.end_ms == MONDAY_MS + 101 * MINUTE_MS
     answer = [minute(100, "12", volume="9", as_of=90_000)]
-    [live] = one.answered(window, answer, now_ms).live
+    [live] = one.on_history(window, answer, now_ms).live
     assert (live.final, live.rev, live.close) == (True, 0, Decimal(12))
 
 
@@ -103,13 +103,13 @@ async def test_restored_minutes_are_shown_as_far_as_they_adjoin_what_is_final(fi
     stored.absent = holes
     bars = LiveBars([KEY], DEFAULT_INTERVALS, stored, ManualClock(MONDAY_MS + 3600_000))  # long after the stop
     await bars.start()
-    minutes = bars.tail(KEY, MINUTE, 99)
+    minutes = bars.newest_bars(KEY, MINUTE, 99)
     assert [(bar.open_ms - MONDAY_MS) // MINUTE_MS for bar in minutes] == shown
-    is_open = [at for at in shown if not bars.is_final(KEY, MINUTE, bars.bar(KEY, MINUTE, minute(at).open_ms))]
+    is_open = [at for at in shown if not bars.is_final(KEY, MINUTE, bars.get_bar(KEY, MINUTE, minute(at).open_ms))]
     assert is_open == not_final
     sums = [sum(1 for at in shown if at // 5 == number) for number in range(2)]
-    assert [bar.volume for bar in bars.tail(KEY, M5, 9)] == [volume for volume in sums if volume]
-    for bar in bars.tail(KEY, M5, 9):
+    assert [bar.volume for bar in bars.newest_bars(KEY, M5, 9)] == [volume for volume in sums if volume]
+    for bar in bars.newest_bars(KEY, M5, 9):
         number = (bar.open_ms - MONDAY_MS) // M5.ms
         held = [at for at in shown if at // 5 == number]
         may_be_final = number < max(shown) // 5 and not set(held) & set(not_final)
@@ -144,8 +144,8 @@ async def test_after_a_stop_behind_a_boundary_and_a_start_without_the_exchange_e
     current_ms = MINUTE.floor(stopped_ms)
     store = make_store(rig.store_url, None)
     store.open()
-    forming = store.forming(KEY)
-    newest_ms = store.newest("bitget")[BTC]
+    forming = store.read_forming(KEY)
+    newest_ms = store.newest_minutes("bitget")[BTC]
     store.close()
     assert [candle.open_ms for candle in forming] == list(range(newest_ms + MINUTE_MS, current_ms + 1, MINUTE_MS))
     assert len(forming) == 2  # the minute before is over, and late versions of it might have come
@@ -153,7 +153,7 @@ async def test_after_a_stop_behind_a_boundary_and_a_start_without_the_exchange_e
     again = Rig(tmp_path, fake, clock, [BTC])
     try:
         await again.start()
-        await again.until(lambda: again.health(BTC)["trouble"] or again.daemon.health()["status"] == "warn")
+        await again.until(lambda: again.health(BTC)["trouble"] or again.daemon.health_report()["status"] == "warn")
         minutes = await again.reload(chart)
         times = [bar["time"] for bar in minutes]
         shown = [bar["time"] for bar in chart.bars]

@@ -17,11 +17,11 @@ LONG = "CANDLED_TEST_LONG" in os.environ
 SEEDS, MINUTES = (1000, 10_000) if LONG else (5, 2_000)
 STEP_MS = 15_000
 RULES = Rules(
-    settle_ms=2_000,
+    grace_period_ms=2_000,
     quiet_after_ms=60_000,
     confirm=True,
-    history_minutes=300,
-    opens_at_close=True,
+    max_history_minutes=300,
+    opens_at_previous_close=True,
     publishes_empty_candles=True,
 )
 FAULTS = ("cut", "cut_without_snapshot", "silent", "rest_down", "store_full", "restart")
@@ -68,33 +68,33 @@ class Daemon:
     def start(self, now_ms: int) -> None:
         present = RangeSet((open_ms, open_ms + MINUTE_MS) for open_ms in sorted(self.stored))
         coverage = Coverage(present=present, holes=[], since_ms=None, from_ms=MONDAY_MS, absence="exchange_outage")
-        coverage.recheck(now_ms - 86_400_000)
+        coverage.recheck_since(now_ms - 86_400_000)
         self.market = MarketIngest(MarketKey("x", BTC), coverage, RULES)
 
     def put(self, candle: Candle) -> None:
         if not candle.final:
             return
         if self.store_full:
-            self.market.lost(candle.open_ms)
+            self.market.mark_missing(candle.open_ms)
             return
         held = self.stored.get(candle.open_ms)
         if held is None or candle.supersedes(held):
             self.stored[candle.open_ms] = candle
 
     def push(self, candles: list[Candle], now_ms: int, *, snapshot: bool = False) -> None:
-        outcome = self.market.pushed(Candles(BTC, tuple(candles), snapshot), now_ms)
+        outcome = self.market.on_push(Candles(BTC, tuple(candles), snapshot), now_ms)
         for candle in [*outcome.live, *outcome.past]:
             self.put(candle)
 
     def step(self, now_ms: int, *, rest_down: bool) -> None:
-        for candle in self.market.settle(now_ms):
+        for candle in self.market.finalize_minutes(now_ms):
             self.put(candle)
         for _ in range(4):
-            window = None if rest_down or self.store_full else self.market.want(now_ms)
+            window = None if rest_down or self.store_full else self.market.next_request(now_ms)
             if window is None:
                 return
             rows = self.exchange.between(window.start_ms, window.end_ms, now_ms)
-            outcome = self.market.answered(window, rows, now_ms)
+            outcome = self.market.on_history(window, rows, now_ms)
             for candle in [*outcome.live, *outcome.past]:
                 self.put(candle)
 
@@ -120,7 +120,7 @@ def simulate(seed: int) -> tuple[int, int]:
             else:
                 faults[fault] = now_ms + draw.choice([60_000, 600_000, 3 * 3_600_000])
             if fault.startswith("cut"):
-                daemon.market.interrupted()
+                daemon.market.on_interrupted()
         daemon.store_full = "store_full" in faults
         cut = any(fault in faults for fault in ("cut", "cut_without_snapshot"))
         daemon.market.connected = not cut

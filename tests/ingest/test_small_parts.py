@@ -8,31 +8,31 @@ from candled.token_bucket import TokenBucket
 
 def test_backoff_doubles_with_jitter_up_to_its_most_and_starts_over_after_success():
     backoff = Backoff(first_s=1.0, most_s=60.0, draw=random.Random(1))
-    waits = [backoff.failed() for _ in range(10)]
+    waits = [backoff.on_failure() for _ in range(10)]
     for number, wait in enumerate(waits):
         limit = min(60.0, 2.0**number)
         assert limit / 2 <= wait <= limit
     assert len(set(waits[6:])) > 1
-    backoff.succeeded()
-    assert backoff.failed() <= 1.0
+    backoff.on_success()
+    assert backoff.on_failure() <= 1.0
 
 
 def test_a_bucket_gives_its_rate_and_no_more():
     bucket = TokenBucket(rate=10, burst=10)
-    taken = sum(bucket.take(tick / 100) == 0.0 for tick in range(1000))
+    taken = sum(bucket.try_take(tick / 100) == 0.0 for tick in range(1000))
     assert taken == pytest.approx(110, abs=1)
 
 
 def test_a_bucket_says_how_long_to_wait():
     bucket = TokenBucket(rate=2, burst=1)
-    assert bucket.take(0.0) == 0.0
-    assert bucket.take(0.0) == pytest.approx(0.5)
+    assert bucket.try_take(0.0) == 0.0
+    assert bucket.try_take(0.0) == pytest.approx(0.5)
 
 
 def test_a_closed_bucket_gives_nothing_before_its_time_and_no_burst_after():
     bucket = TokenBucket(rate=1, burst=10)
     bucket.close_until(60.0)
-    assert bucket.take(30.0) == 30.0
+    assert bucket.try_take(30.0) == 30.0
     assert bucket.closed_for(30.0) == 30.0
-    assert bucket.take(60.5) > 0
-    assert bucket.take(61.0) == 0.0
+    assert bucket.try_take(60.5) > 0
+    assert bucket.try_take(61.0) == 0.0

@@ -14,8 +14,8 @@ from candled.ingest.coverage import Coverage
 from candled.ingest.market import MarketIngest, Rules
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol, iso_ms
 from candled.store import make_store
-from candled.store.interface import Hole
-from candled.tools.stored import put_past
+from candled.store.interface import KnownGap
+from candled.tools.store_access import put_past
 from candled.tools.transfer import extend_coverage
 from tests import deadlines
 from tests.clocks import ScaledClock
@@ -70,7 +70,7 @@ def stored(rig: Rig, interval: Interval) -> list[Candle]:
     store = make_store(rig.store_url, None)
     store.open()
     try:
-        return store.bars_between(KEY, interval, 0, 2**60)
+        return store.read_bars_between(KEY, interval, 0, 2**60)
     finally:
         store.close()
 
@@ -167,7 +167,7 @@ async def test_the_bar_in_which_history_begins_is_served_where_nothing_exists_be
     store = make_store(rig.store_url, None)
     store.open()
     if hole is not None:
-        store.save_holes(KEY, [Hole(**hole._asdict(), reason="beyond_history", attempts=1, retry_ms=None)])
+        store.save_known_gaps(KEY, [KnownGap(**hole._asdict(), reason="beyond_history", attempts=1, retry_ms=None)])
     if complete is not None:
         store.set_complete_from(KEY, days(complete))
     store.close()
@@ -248,11 +248,11 @@ async def test_what_the_stream_brings_of_the_week_before_does_not_make_that_want
 # ---------------------------------------------------------------- one stretch, without a loop
 
 RULES = Rules(
-    settle_ms=2_000,
+    grace_period_ms=2_000,
     quiet_after_ms=60_000,
     confirm=True,
-    history_minutes=1000,
-    opens_at_close=False,
+    max_history_minutes=1000,
+    opens_at_previous_close=False,
     publishes_empty_candles=True,
 )
 WEEKS_MS = MONDAY_MS - 4 * W1.ms
@@ -263,8 +263,8 @@ def cover(present, since_ms: int | None, from_ms: int, holes=()) -> Coverage:
     return Coverage(present=present, holes=holes, since_ms=since_ms, from_ms=from_ms, absence="exchange_outage")
 
 
-def hole(start_ms: int, end_ms: int) -> Hole:
-    return Hole(start_ms=start_ms, end_ms=end_ms, reason="exchange_outage", attempts=5, retry_ms=None)
+def hole(start_ms: int, end_ms: int) -> KnownGap:
+    return KnownGap(start_ms=start_ms, end_ms=end_ms, reason="exchange_outage", attempts=5, retry_ms=None)
 
 
 @pytest.mark.parametrize(
@@ -288,13 +288,13 @@ def test_of_a_stretch_what_adjoins_is_complete_and_what_is_missing_is_asked_for_
     added = one.look_at(cover(present, MONDAY_MS, WEEKS_MS, holes), MONDAY_MS)
     assert added == (None if complete_ms is None else Range(complete_ms, MONDAY_MS))
     assert one.coverage.since_ms == (complete_ms or MONDAY_MS)
-    window = one.want(NOW_MS)
+    window = one.next_request(NOW_MS)
     assert (window and Range(window.start_ms, window.end_ms)) == asked
     if window is None:
         return
     assert one.missing_minutes(NOW_MS) == (asked.end_ms - asked.start_ms) // MINUTE_MS
     rows = [minute((at_ms - MONDAY_MS) // MINUTE_MS, final=True) for at_ms in range(*asked, MINUTE_MS)]
-    outcome = one.answered(window, rows, NOW_MS)
+    outcome = one.on_history(window, rows, NOW_MS)
     assert [candle.open_ms for candle in outcome.past] == [candle.open_ms for candle in rows]
     assert outcome.healed.start_ms == one.coverage.since_ms == WEEKS_MS
-    assert one.want(NOW_MS) is None
+    assert one.next_request(NOW_MS) is None

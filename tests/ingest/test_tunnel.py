@@ -16,7 +16,7 @@ from websockets.asyncio.server import serve
 from candled.clock import SystemClock
 from candled.errors import Unavailable
 from candled.ingest import feeds, http
-from candled.ingest.feeds import FeedRunner, Turns
+from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.ingest.http import HttpClient
 from candled.proxies import Proxies
 from candled.token_bucket import TokenBucket
@@ -67,7 +67,7 @@ async def by_websocket(proxies: Proxies, address: str = f"ws://{PUSHES}") -> str
     """Run a feed until a frame comes or it breaks; return what came of it."""
     sink = Sink()
     feed = Patient(f"{address}/", [BTC])
-    runner = sink.runner = FeedRunner("test", feed, sink, SystemClock(), TokenBucket(100, 100), Turns(), proxies)
+    runner = sink.runner = FeedRunner("test", feed, sink, SystemClock(), TokenBucket(100, 100), LoopBudget(), proxies)
     task = asyncio.create_task(runner.run())
     try:
         while not sink.volumes and sink.reasons.empty():
@@ -171,7 +171,7 @@ async def test_a_tunnel_that_is_cut_interrupts_the_feed_which_connects_again():
         sink = Sink()
         feed = Patient(f"ws://{PUSHES}/", [BTC])
         runner = sink.runner = FeedRunner(
-            "test", feed, sink, SystemClock(), TokenBucket(100, 100), Turns(), Proxies.of(proxy.url(), {})
+            "test", feed, sink, SystemClock(), TokenBucket(100, 100), LoopBudget(), Proxies.of(proxy.url(), {})
         )
         task = asyncio.create_task(runner.run())
         try:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-from candled.bus import Healed, MinuteChanged, StateChanged
+from candled.bus import HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.errors import Unavailable
 from candled.exchange import Candles, Event, Exchange, Feed, InvalidRow, StreamFeed
@@ -12,7 +12,7 @@ from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
 from candled.model import MINUTE, MINUTE_MS, Candle, Market, MarketKey, Range, RangeSet, Symbol
 from candled.store.batch import minute_ranges
 from candled.store.holes import replaced
-from candled.store.interface import ALL_TIME, Hole
+from candled.store.interface import ALL_TIME, KnownGap
 from tests.clocks import ManualClock
 from tests.fakes.tapes import Row, Synthetic, grown
 from tests.rows import MONDAY_MS
@@ -48,7 +48,7 @@ class Tape(StreamFeed):
         super().__init__([BTC])
         self.queue: asyncio.Queue[Event] = asyncio.Queue()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def stream_events(self) -> AsyncIterator[Event]:
         while True:
             yield await self.queue.get()
 
@@ -65,9 +65,9 @@ class Scripted(Exchange):
 
     name = "virtual"
     requests_per_s = 10.0
-    history_minutes = 999
-    quiet_minutes = True
-    opens_at_close = True
+    max_history_minutes = 999
+    publishes_empty_candles = True
+    opens_at_previous_close = True
 
     def __init__(self, clock: SettableClock) -> None:
         super().__init__(None, clock)
@@ -89,14 +89,14 @@ class Scripted(Exchange):
         at_ms = self.true.true_ms if at_ms is None else at_ms
         return grown(self.row(open_ms), at_ms - open_ms).candle(open_ms, as_of_ms=as_of_ms)
 
-    async def markets(self, http: Any) -> list[Market]:
+    async def fetch_markets(self, http: Any) -> list[Market]:
         await self._travel(http)
         return [Market(symbol=BTC, price_decimals=2, volume_decimals=3)]
 
-    def feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
+    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
         return [self.feed]
 
-    async def history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle | InvalidRow]:
+    async def fetch_history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle | InvalidRow]:
         self.asked.append((self.true.true_ms, start_ms, end_ms))
         await self._travel(http)
         now_ms = self.true.true_ms
@@ -118,7 +118,7 @@ class Http:
 
     saw_date = None
 
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         return False
 
     def describe(self) -> dict[str, Any]:
@@ -130,11 +130,11 @@ class Memory:
 
     def __init__(self) -> None:
         self.rows: dict[int, Candle] = {}
-        self.known_holes: list[Hole] = []
+        self.known_holes: list[KnownGap] = []
         self.since_ms: int | None = None
         self.logged: list[Range] = []
 
-    def put(self, market: MarketKey, candle: Candle, *, changes: Any = None) -> bool:
+    def enqueue(self, market: MarketKey, candle: Candle, *, changes: Any = None) -> bool:
         if candle.final:
             known = self.rows.get(candle.open_ms)
             self.rows[candle.open_ms] = candle if known is None else candle.merged_with(known)
@@ -142,26 +142,26 @@ class Memory:
 
     async def flush(self) -> None: ...
 
-    async def open_feed(self, markets: Sequence[MarketKey], epoch: str) -> None: ...
+    async def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None: ...
 
-    async def note_changes(self, market: MarketKey, epoch: Any, changes: Sequence[tuple[int, Range]]) -> None:
+    async def log_changes(self, market: MarketKey, epoch: Any, changes: Sequence[tuple[int, Range]]) -> None:
         self.logged += [span for _, span in changes]
 
-    async def save_coverage(self, market: MarketKey, since_ms: Any, holes: Sequence[Hole], within: Any) -> None:
+    async def save_coverage(self, market: MarketKey, since_ms: Any, holes: Sequence[KnownGap], within: Any) -> None:
         self.since_ms = since_ms
         if within is not None:
             self.known_holes = replaced(self.known_holes, holes, within)
 
-    async def newest(self, exchange: str) -> Mapping[Symbol, int]:
+    async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
         return {BTC: max(self.rows)} if self.rows else {}
 
-    async def present(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
+    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
         return list(minute_ranges(sorted(open_ms for open_ms in self.rows if start_ms <= open_ms < end_ms)))
 
-    async def minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Candle]:
+    async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Candle]:
         return [self.rows[open_ms] for open_ms in sorted(self.rows) if start_ms <= open_ms < end_ms]
 
-    async def forming(self, market: MarketKey) -> list[Candle]:
+    async def read_forming(self, market: MarketKey) -> list[Candle]:
         return []
 
     async def complete_from(self, market: MarketKey) -> int | None:
@@ -176,7 +176,7 @@ class Memory:
     async def has_before(self, market: MarketKey, at_ms: int) -> bool:
         return any(open_ms < at_ms for open_ms in self.rows)
 
-    async def holes(self, market: MarketKey, within: Range = ALL_TIME) -> list[Hole]:
+    async def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
         return [hole for hole in self.known_holes if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
 
 
@@ -192,11 +192,11 @@ class Site:
         self.exchange = Scripted(self.clock)
         self.store = store or Memory()
         self.bus = MemoryBus("one")
-        self.bus.listen(self._hear)
+        self.bus.add_listener(self._hear)
         self.stamp: Stamp = true_stamp
         self.false_finals: list[Candle] = []
         self.changes: list[Candle] = []
-        self.healed: list[Healed] = []
+        self.healed: list[HistoryChanged] = []
         self.states: list[str] = []
         self.shown_at_ms = 0
         self.ingest = ExchangeIngest(
@@ -208,14 +208,14 @@ class Site:
             store=self.store,
             http=Http(),
             options=IngestOptions(
-                backfill_ms=0, settle_ms=6_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=True
+                backfill_ms=0, grace_period_ms=6_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=True
             ),
         )
 
     def _hear(self, message: Any, position: Any) -> None:
         if isinstance(message, StateChanged):
             self.states.append(message.state)
-        elif isinstance(message, Healed):
+        elif isinstance(message, HistoryChanged):
             self.healed.append(message)
         elif isinstance(message, MinuteChanged):
             candle = message.candle
@@ -278,5 +278,5 @@ class Site:
         return [one for one in self.exchange.asked if one[2] > MINUTE.floor(one[0]) + MINUTE_MS]
 
 
-def range_set(holes: Sequence[Hole]) -> RangeSet:
+def range_set(holes: Sequence[KnownGap]) -> RangeSet:
     return RangeSet((hole.start_ms, hole.end_ms) for hole in holes)

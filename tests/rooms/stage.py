@@ -5,20 +5,20 @@ import json
 from collections import Counter, deque
 
 from candled.aggregate.live_bars import LiveBars
-from candled.bus import Facts, Healed, MinuteChanged, StateChanged
+from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, MarketKey, Range, Symbol, fold
-from candled.rooms.frames import Frame
+from candled.protocol.frames import Frame
+from candled.protocol.messages import PLAIN
+from candled.protocol.requests import RequestCodec, Subscribe, Topic
 from candled.rooms.hub import Hub
-from candled.rooms.messages import PLAIN
-from candled.rooms.protocol import Protocol, Subscribe, Topic
-from candled.serve.client import Client
+from candled.serve.client import ClientSession
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
 ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
-PROTOCOL = Protocol({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
+PROTOCOL = RequestCodec({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
 
 
 class Stored:
@@ -33,7 +33,7 @@ class Stored:
         self.log = []  # of changes of the past: epoch, seq, range
         self.clock = None  # reading takes a while on it
 
-    async def bars_between(self, market, interval, start_ms, end_ms):
+    async def read_bars_between(self, market, interval, start_ms, end_ms):
         self.queries += 1
         await (asyncio.sleep(0) if self.clock is None else self.clock.sleep(0.15))
         buckets = {}
@@ -45,10 +45,10 @@ class Stored:
             for open_ms, parts in sorted(buckets.items())
         ]
 
-    async def bars(self, market, interval, before_ms, limit):
-        return (await self.bars_between(market, interval, 0, before_ms))[-limit:]
+    async def read_bars(self, market, interval, before_ms, limit):
+        return (await self.read_bars_between(market, interval, 0, before_ms))[-limit:]
 
-    async def forming(self, market):
+    async def read_forming(self, market):
         return self.unfinished
 
     async def complete_from(self, market):
@@ -57,7 +57,7 @@ class Stored:
     async def served_from(self, market):
         return self.since
 
-    async def holes(self, market, within):
+    async def known_gaps(self, market, within):
         return [one for one in self.absent if one.start_ms < within.end_ms and within.start_ms < one.end_ms]
 
     async def changes_since(self, market, epoch, seq, *, logged_seq=-1):
@@ -147,7 +147,7 @@ class Socket:
         self._wanted: dict[Topic, None] = {}
         self._updates: dict[Topic, dict[int, Frame]] = {}
 
-    def send(self, frame: Frame) -> int:
+    def send_update(self, frame: Frame) -> int:
         if not self.stuck:
             self._deliver(frame)
         else:
@@ -157,32 +157,32 @@ class Socket:
             waiting[frame.open_ms] = frame
             if len(waiting) > 3:
                 del self._updates[frame.topic]
-                self.client.fell_behind(frame.topic)
+                self.client.on_fell_behind(frame.topic)
         return len(frame)
 
-    write = send
+    write = send_update
 
-    def reply(self, frame: Frame) -> None:
+    def send_reply(self, frame: Frame) -> None:
         if self.stuck:
             self._replies.append(frame)
         else:
             self._deliver(frame)
 
-    def want(self, topic: Topic) -> None:
+    def request_snapshot(self, topic: Topic) -> None:
         if self.stuck:
             self._updates.pop(topic, None)
             self._wanted[topic] = None
         else:
             self._grant(topic)
 
-    def forget(self, topic: Topic) -> None:
+    def cancel_topic(self, topic: Topic) -> None:
         self._updates.pop(topic, None)
         self._wanted.pop(topic, None)
 
-    def gather(self, many: bool) -> None:
+    def cork(self, many: bool) -> None:
         self.gathers = many
 
-    def close(self, code: int, reason: str) -> None:
+    def disconnect(self, code: int, reason: str) -> None:
         raise AssertionError("nobody closes here")
 
     def let_go(self) -> None:
@@ -210,7 +210,7 @@ class Socket:
     def say(self, message: dict | str) -> list[dict]:
         """Send a request; return what came at once."""
         before = len(self.heard)
-        self.client.received(message if isinstance(message, str) else json.dumps(message))
+        self.client.on_message(message if isinstance(message, str) else json.dumps(message))
         return self.heard[before:]
 
     def subscribe(self, interval: str = "1m", bars: int = 100, **options) -> list[dict]:
@@ -245,15 +245,15 @@ class Joined(Chart):
 
     def want_initial(self, membership) -> None:
         if not self.left:
-            self.send(self.hub.initial(membership))
+            self.send_update(self.hub.render_initial(membership))
 
-    def send(self, frame: Frame) -> int:
+    def send_update(self, frame: Frame) -> int:
         self.frames.append(frame)
         self.take(json.loads(frame.payload))
         return len(frame)
 
     def write(self, frame: Frame) -> int:
-        return self.send(frame)
+        return self.send_update(frame)
 
 
 class Publisher:
@@ -282,7 +282,7 @@ class Publisher:
         links, frame, start, stop = job
         end = stop if self._draw is None else min(stop, start + self._draw.randrange(1, 5))
         for link in links[start:end]:
-            link.send(frame)
+            link.send_update(frame)
         job[2] = end
         if end == stop:
             links.sending -= 1
@@ -311,10 +311,10 @@ class Stage:
         self.bars = LiveBars([BTC], DEFAULT_INTERVALS, stored, self.clock)
         self.publisher = Publisher(draw)
         self.hub = Hub(PROTOCOL, self.bars, self.clock, self.publisher)
-        self.bars.listen(self.hub)
+        self.bars.add_listener(self.hub)
         self.bus = bus or MemoryBus(epoch)
-        self.bus.listen(self.bars.on_message)
-        self.facts = Facts(settled_ms=MONDAY_MS + 60 * MINUTE_MS)
+        self.bus.add_listener(self.bars.on_message)
+        self.facts = FeedMetadata(watermark_ms=MONDAY_MS + 60 * MINUTE_MS)
         self.limits = Limits()
 
     async def start(self) -> "Stage":
@@ -329,7 +329,7 @@ class Stage:
     def settle(self, number: int | None, gap: Range | None = None) -> None:
         """From the next message on all minutes before that number are final, but for a gap."""
         if number is not None:
-            self.facts = Facts(settled_ms=MONDAY_MS + number * MINUTE_MS, gap=gap, logged_seq=10**9)
+            self.facts = FeedMetadata(watermark_ms=MONDAY_MS + number * MINUTE_MS, gap=gap, logged_seq=10**9)
 
     def heal(self, candles) -> None:
         """Minutes of the past are stored and told of."""
@@ -338,7 +338,7 @@ class Stage:
         self.stored.minutes |= {candle.open_ms: candle for candle in candles}
         times = [candle.open_ms for candle in candles]
         span = min(times), max(times) + MINUTE_MS
-        position = self.bus.publish(Healed(BTC, *span, self.stored.since, self.facts))
+        position = self.bus.publish(HistoryChanged(BTC, *span, self.stored.since, self.facts))
         self.stored.log.append((position.epoch, position.seq, Range(*span)))
 
     def state(self, state: str) -> None:
@@ -353,23 +353,23 @@ class Stage:
     def join(self, interval: str = "1m", bars: int = 100, options=PLAIN) -> Joined:
         """A member that is told everything at once."""
         chart = Joined(self.hub)
-        chart.membership = self.hub.join(chart, chart, topic(interval), bars, options)
+        chart.membership = self.hub.join_room(chart, chart, topic(interval), bars, options)
         chart.want_initial(chart.membership)
         return chart
 
     def connect(self) -> Socket:
         """A client with a socket."""
         socket = Socket(self.clock)
-        socket.client = Client(socket, self.hub, self.bars, PROTOCOL, self.clock, self.limits, self.history)
+        socket.client = ClientSession(socket, self.hub, self.bars, PROTOCOL, self.clock, self.limits, self.history)
         return socket
 
     async def history(self, key, interval, before_ms, limit):
-        bars = await self.stored.bars(key, interval, before_ms, 10**6)
+        bars = await self.stored.read_bars(key, interval, before_ms, 10**6)
         return bars[-limit:], len(bars) <= limit
 
 
 def topic(interval: str) -> Topic:
-    request = PROTOCOL.decode(json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": interval}))
+    request = PROTOCOL.decode_request(json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": interval}))
     assert isinstance(request, Subscribe)
     return request.topic
 

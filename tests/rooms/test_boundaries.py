@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from candled.bus import Facts
+from candled.bus import FeedMetadata
 from candled.model import MINUTE_MS
 from tests.clocks import ManualClock
 from tests.rooms.stage import MONDAY_MS, Stage, Stored, stage
@@ -23,7 +23,7 @@ async def test_a_boundary_minute_that_comes_late_is_in_the_final_bar_and_final_w
     last_hour = [minute(number, final=True) for number in range(-60, -1)]
     stored = Stored(last_hour, complete_from=MONDAY_MS - WEEK_MS)
     one = await Stage(stored, ManualClock(MONDAY_MS - 30_000)).start()
-    one.facts = Facts(settled_ms=MONDAY_MS - MINUTE_MS)
+    one.facts = FeedMetadata(watermark_ms=MONDAY_MS - MINUTE_MS)
     ws = one.connect()
     ws.subscribe(interval, **options)
     one.push(minute(-1, volume="5", as_of=30_000))

@@ -6,14 +6,14 @@ import pytest
 from websockets.frames import Opcode
 from websockets.protocol import CLIENT, OPEN, Protocol
 
-from candled.rooms.frames import Frame
-from candled.rooms.links import NOBODY, Links, Place
+from candled.protocol.frames import Frame
+from candled.rooms.recipients import NULL_CONNECTION, Recipients, RecipientSlot
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65_535, 65_536, 200_000])
 def test_a_frame_is_read_by_a_client_whatever_its_length(length):
     text = ("ä" + "x" * length)[:length]
-    frame = Frame.of(text)
+    frame = Frame.from_text(text)
     reader = Protocol(CLIENT, state=OPEN, max_size=None)
     reader.receive_data(frame)
     (read,) = reader.events_received()
@@ -23,7 +23,7 @@ def test_a_frame_is_read_by_a_client_whatever_its_length(length):
 
 def test_a_frame_says_which_bar_it_shows_and_an_answer_shows_none():
     topic = object()
-    update, answer = Frame.of("{}", topic, 60_000), Frame.of(b"{}")
+    update, answer = Frame.from_text("{}", topic, 60_000), Frame.from_text(b"{}")
     assert (update.topic, update.open_ms) == (topic, 60_000)
     assert (answer.topic, answer.open_ms) == (None, 0)
     assert update == answer == b"\x81\x02{}"
@@ -48,10 +48,10 @@ def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is
     """Against a plain model: a hundred members, slices, and comings and goings between the slices."""
     draw = random.Random(5)
     for _ in range(200):
-        links, inside = Links(), []
+        links, inside = Recipients(), []
         for _ in range(draw.randrange(100)):
-            place = Place(Socket())
-            links.add(place)
+            place = RecipientSlot(Socket())
+            links.add_slot(place)
             inside.append(place)
         count, due, gone = len(links), list(inside), set()
         links.sending += 1
@@ -64,14 +64,14 @@ def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is
             for _ in range(draw.randrange(5)):
                 if inside and draw.random() < 0.6:
                     place = inside.pop(draw.randrange(len(inside)))
-                    links.drop(place)
+                    links.remove_slot(place)
                     gone.add(place)
                 else:
-                    place = Place(Socket())
-                    links.add(place)
+                    place = RecipientSlot(Socket())
+                    links.add_slot(place)
                     inside.append(place)
         links.sending -= 1
-        links.tidy()
+        links.compact()
         for place in due:
             assert place.link.got == ["frame"] or (place in gone and place.link.got == [])
         assert all(place.link.got == [] for place in inside if place not in due)
@@ -79,19 +79,19 @@ def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is
         assert [links[place.position] for place in inside] == [place.link for place in inside]
         assert links.writes == [link.write for link in links]
         assert all(place.link.places == (place,) for place in inside)
-        assert links.present == len(inside) == len(links.places)
+        assert links.member_count == len(inside) == len(links.slots)
 
 
 def test_who_leaves_in_the_middle_of_a_slice_leaves_a_place_that_does_nothing():
-    links = Links()
-    leaving = Place(Socket())
-    first = Place(Socket(then=lambda: links.drop(leaving)))
+    links = Recipients()
+    leaving = RecipientSlot(Socket())
+    first = RecipientSlot(Socket(then=lambda: links.remove_slot(leaving)))
     for place in (first, leaving):
-        links.add(place)
+        links.add_slot(place)
     links.sending += 1
     for position in range(2):
         links.writes[position]("frame")
     links.sending -= 1
-    assert (leaving.link.got, links[1], links.present) == ([], NOBODY, 1)
-    links.tidy()
+    assert (leaving.link.got, links[1], links.member_count) == ([], NULL_CONNECTION, 1)
+    links.compact()
     assert list(links) == [first.link]

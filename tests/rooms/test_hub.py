@@ -8,9 +8,9 @@ from candled.aggregate.live_bars import LiveBars
 from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
+from candled.protocol.messages import FINAL, PLAIN, SEQ, Options, Topic
+from candled.protocol.requests import RequestCodec
 from candled.rooms.hub import Hub
-from candled.rooms.messages import FINAL, PLAIN, SEQ, Options, Topic
-from candled.rooms.protocol import Protocol
 from tests.clocks import ManualClock
 from tests.rooms.stage import BTC, MONDAY_MS, Joined, Publisher, Stage, Stored, stage, topic
 from tests.rows import minute
@@ -112,7 +112,7 @@ async def test_bars_older_than_what_history_is_complete_from_are_not_shown_cut()
 async def test_nothing_is_encoded_or_sent_for_rooms_without_members():
     one = await stage()
     chart = one.join()
-    one.hub.leave(chart.membership)
+    one.hub.leave_room(chart.membership)
     one.push(minute(60))
     await one.wait(2)
     assert chart.updates == []
@@ -132,17 +132,17 @@ async def test_statistics_have_exactly_the_documented_keys():
 
 async def test_deep_history_is_read_once_and_then_served_from_memory():
     one = await stage(count=900)
-    assert not one.bars.ready(BTC, topic("1m").interval, 800)
-    await one.bars.prepare(BTC, topic("1m").interval, 800, 0)
+    assert not one.bars.is_loaded(BTC, topic("1m").interval, 800)
+    await one.bars.load_bars(BTC, topic("1m").interval, 800, 0)
     before = one.stored.queries
     assert len(one.join(bars=800).bars) == 800
-    await one.bars.prepare(BTC, topic("1m").interval, 800, 0)
+    await one.bars.load_bars(BTC, topic("1m").interval, 800, 0)
     assert one.stored.queries == before
 
 
 async def test_a_read_that_overlapped_a_repair_is_not_believed():
     one = await stage(count=900)
-    loading = asyncio.ensure_future(one.bars.prepare(BTC, topic("1m").interval, 800, 0))
+    loading = asyncio.ensure_future(one.bars.load_bars(BTC, topic("1m").interval, 800, 0))
     await asyncio.sleep(0)
     one.heal([minute(200, "15", final=True, as_of=90_000)])
     await asyncio.gather(loading, one.wait(0.1))
@@ -184,16 +184,16 @@ async def test_rooms_that_changed_in_one_moment_have_their_next_turn_apart():
             if message["type"] == "update":
                 sent.append((clock.monotonic(), (message["symbol"], message["interval"])))
 
-    codec = Protocol({"replay": symbols}, DEFAULT_INTERVALS)
+    codec = RequestCodec({"replay": symbols}, DEFAULT_INTERVALS)
     hub = Hub(codec, bars, clock, Publisher())
-    bars.listen(hub)
+    bars.add_listener(hub)
     await bars.start()
     bus = MemoryBus("one")
-    bus.listen(bars.on_message)
+    bus.add_listener(bars.on_message)
     for market in markets:
         for interval in DEFAULT_INTERVALS:
             ear = Ear(hub)
-            ear.want_initial(hub.join(ear, ear, Topic(market, interval), 1, PLAIN))
+            ear.want_initial(hub.join_room(ear, ear, Topic(market, interval), 1, PLAIN))
     for step in range(400):
         if step % 20 == 0:  # all of them, five times a second
             for market in markets:
@@ -266,7 +266,7 @@ async def test_who_leaves_while_it_waits_for_its_turn_is_not_asked_for_it():
     one.heal([minute(30, "15", final=True, as_of=90_000)])
     await one.clock.settle()
     ws = charts[-1]
-    one.hub.leave(ws.membership)
+    one.hub.leave_room(ws.membership)
     ws.left = True
     one.hub.run_due()
     assert len(ws.initials) == 1

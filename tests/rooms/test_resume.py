@@ -32,7 +32,7 @@ def fresh(one: Stage, interval: str, bars: int = 100, **options) -> list[str]:
     socket = one.connect()
     socket.subscribe(interval, bars, **options)
     shown = texts(socket.chart(interval))
-    socket.client.closed()
+    socket.client.on_close()
     return shown
 
 
@@ -82,7 +82,7 @@ async def test_a_chart_that_was_cut_off_for_a_moment_is_a_fresh_load(options, in
     socket.subscribe(interval, **options)
     chart = socket.chart(interval)
     await feed.run(cut_s, 0.05)
-    socket.client.closed()
+    socket.client.on_close()
     await feed.run(away_s, 0.05)
     again = await reconnect(one, chart, interval, **options)
     assert chart.recovered == [True]
@@ -106,7 +106,7 @@ async def test_what_was_not_final_while_it_was_read_again_and_then_was_as_before
     chart = socket.chart("1h")
     hour_0 = [bar for bar in chart.bars if bar["time"] == iso_ms(MONDAY_MS) and bar.get("final", True)]
     assert (hour_0, len(chart.bars)) == ([], 1 if "mode" in options else 3), "it is being read again"
-    socket.client.closed()
+    socket.client.on_close()
     await one.wait(5)
     await reconnect(one, chart, "1h", 3, **options)
     await one.wait(1)
@@ -122,7 +122,7 @@ async def test_nothing_that_changed_is_nothing_to_tell():
     socket.subscribe("1m", 5, fields=["seq"])
     one.push(minute(60, volume="2", as_of=1000))
     await one.wait(2)
-    socket.client.closed()
+    socket.client.on_close()
     again = await reconnect(one, socket.chart(), "1m", 5, fields=["seq"])
     assert again.heard == [
         {"type": "resumed", "symbol": "BTC/USDT", "interval": "1m", "bars": [], "recovered": True, "epoch": "one",
@@ -141,7 +141,7 @@ async def test_a_day_and_two_hours_later_only_what_changed_is_told(options, inte
     chart = socket.chart(interval)
     await feed.run(90)
     await one.wait(2)
-    socket.client.closed()
+    socket.client.on_close()
     one.stored.minutes |= {minute(number).open_ms: minute(number, final=True) for number in range(60, 62)}
     await feed.run(26 * 3600, 30.0)
     one.push(minute(10, "15", "77", as_of=10**9, final=True)._replace(rev=1, src="rest"))
@@ -162,7 +162,7 @@ async def test_more_than_two_thousand_bars_are_told_as_a_fresh_load():
     socket = one.connect()
     socket.subscribe("1m", 10, fields=["seq"])
     await feed.run(10)
-    socket.client.closed()
+    socket.client.on_close()
     await feed.run(2100 * 60, 60.0)
     one.stored.minutes |= {minute(number).open_ms: minute(number, final=True) for number in range(60, 2100)}
     again = await reconnect(one, socket.chart(), "1m", 10, fields=["seq"])
@@ -209,7 +209,7 @@ async def test_a_chart_goes_on_at_another_process_that_follows_the_same_feed():
         await feed.run(1)
         there.hub.run_due()
         if second % 37 == 36:  # from one to the other and back
-            socket.client.closed()
+            socket.client.on_close()
             one = (there, here)[second // 37 % 2]
             chart, socket = socket.chart(), await reconnect(one, socket.chart(), "1m", **options)
             shown = fresh(one, "1m", **options)
@@ -225,13 +225,13 @@ async def test_a_process_that_began_later_takes_a_chart_up_from_the_log_of_chang
     feed = Feed(here)
     await feed.run(100)
     await here.wait(2)
-    socket.client.closed()
+    socket.client.on_close()
     await feed.run(30)
     here.heal([minute(20, "14", "9", as_of=10**6, final=True)])
     stored = Stored(here.stored.minutes.values())
     stored.log = list(here.stored.log)
     for number in (60, 61):
-        stored.minutes[minute(number).open_ms] = here.bars.bar(BTC, MINUTE, minute(number).open_ms)
+        stored.minutes[minute(number).open_ms] = here.bars.get_bar(BTC, MINUTE, minute(number).open_ms)
     there = await Stage(stored, bus=bus, clock=here.clock).start()
     there.facts = here.facts
     await feed.run(3)
@@ -256,7 +256,7 @@ async def test_a_seq_never_promises_what_was_not_sent():
             script(one, step)
             await one.wait(0.02)
         for ws in (socket, other):
-            ws.client.closed()
+            ws.client.on_close()
         for step in range(cut, 300):
             script(one, step)
             await one.wait(0.02)
@@ -291,7 +291,7 @@ async def test_one_who_comes_back_is_no_reason_to_tell_the_others_everything_afr
     other.subscribe("1m", 60, **fields)
     socket.subscribe("1m", 60, **fields)
     await feed.run(cut_s)
-    socket.client.closed()
+    socket.client.on_close()
     await feed.run(1)
     again = await reconnect(one, socket.chart(), "1m", 60, **fields)
     await feed.run(70)
@@ -311,12 +311,12 @@ async def test_where_a_chart_is_in_the_feed_is_told_also_while_the_end_of_a_bar_
     first = one.connect()
     (initial,) = first.subscribe("1m", 60, **fields)
     assert (initial["epoch"], initial["bars"][-1]["final"]) == ("one", False)
-    first.client.closed()
+    first.client.on_close()
     second = await reconnect(one, first.chart(), "1m", 60, **fields)
     (resumed,) = second.of("resumed")
     assert resumed["epoch"] == "one"
     assert resumed["seq"] >= initial["seq"]
-    second.client.closed()
+    second.client.on_close()
     await feed.run(away_s, 0.1)
     third = await reconnect(one, second.chart(), "1m", 60, **fields)
     await feed.run(5)
@@ -332,7 +332,7 @@ async def test_one_who_comes_back_alone_is_sent_no_older_bar_after_a_newer_one_w
     first.subscribe("1m", 60, **fields)
     await one.wait(31)  # so long the end of minute 60 is waited for
     assert first.chart().bars[-1]["time"] == iso_ms(MONDAY_MS + 61 * MINUTE_MS)
-    first.client.closed()
+    first.client.on_close()
     one.clock._start_ms -= 3_600_000
     again = await reconnect(one, first.chart(), "1m", 60, **fields)
     one.push(minute(61, volume="6", as_of=40_000), 61)  # minute 60 is final now

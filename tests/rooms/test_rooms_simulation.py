@@ -57,7 +57,7 @@ class Market:
         if draw.random() < 0.01:  # the audit found that the store, or REST, has it otherwise; or just the same
             first = max(0, self.number - draw.randrange(5, 60))
             numbers = [number for number in range(first, first + draw.choice((1, 3))) if number not in self.missing]
-            held = [self.one.bars.bar(BTC, MINUTE, minute(number).open_ms) for number in numbers]
+            held = [self.one.bars.get_bar(BTC, MINUTE, minute(number).open_ms) for number in numbers]
             changed = draw.random() < 0.7
             self.one.heal(
                 [
@@ -129,7 +129,7 @@ class Person:
             if draw.random() < 0.2:
                 self.connect()
         elif draw.random() < 0.02:
-            self.socket.client.closed()
+            self.socket.client.on_close()
             self.socket = None
         elif self.socket.stuck:
             if draw.random() < 0.05:
@@ -155,7 +155,7 @@ class Person:
         other = self.one.connect()
         other.subscribe(self.interval, self.bars, **self.kind)
         shown = other.chart(self.interval).bars
-        other.client.closed()
+        other.client.on_close()
         assert self.chart.bars[-len(shown) :] == shown, (self.kind, self.interval, self.bars)
         assert shown or (self.kind.get("mode"), self.interval) == ("closed", "1D")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from candled.clock import SystemClock
 from candled.config import ServerSettings
-from candled.rooms.frames import Frame
-from candled.rooms.links import Links, Place
-from candled.rooms.protocol import Topic
-from candled.serve.link import Link
-from candled.serve.publisher import Publisher
+from candled.protocol.frames import Frame
+from candled.protocol.requests import Topic
+from candled.rooms.recipients import Recipients, RecipientSlot
 from candled.serve.server import LARGEST_MESSAGE, Server
+from candled.transport.broadcaster import Broadcaster
+from candled.transport.connection import ClientConnection
 from tests import deadlines
 
 HANDSHAKE = (
@@ -32,39 +32,39 @@ async def all_well() -> dict[str, str | None]:
 class EchoClient:
     """Answers every message with itself; notes what else it is told."""
 
-    def __init__(self, link: Link, everybody: Links) -> None:
+    def __init__(self, link: ClientConnection, everybody: Recipients) -> None:
         self.link = link
         self.everybody = everybody
-        self.place = Place(link)
-        everybody.add(self.place)
+        self.place = RecipientSlot(link)
+        everybody.add_slot(self.place)
         self.messages: list[str | bytes] = []
         self.initials: dict[Topic, Callable[[], Frame | None]] = {}
         self.behind: list[Topic] = []
         self.ends = 0
 
-    def received(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> None:
         self.messages.append(message)
-        self.link.reply(echo(message))
+        self.link.send_reply(echo(message))
 
     def make_initial(self, topic: Topic) -> Frame | None:
         return self.initials[topic]()
 
-    def fell_behind(self, topic: Topic) -> None:
+    def on_fell_behind(self, topic: Topic) -> None:
         self.behind.append(topic)
         if topic in self.initials:
-            self.link.want(topic)
+            self.link.request_snapshot(topic)
 
-    def goodbye(self, reconnect_after_ms: int) -> None:
-        self.link.reply(Frame.of("bye"))
+    def notify_shutdown(self, reconnect_after_ms: int) -> None:
+        self.link.send_reply(Frame.from_text("bye"))
 
-    def closed(self) -> None:
-        self.everybody.drop(self.place)
+    def on_close(self) -> None:
+        self.everybody.remove_slot(self.place)
         self.ends += 1
 
 
 def echo(message: str | bytes) -> Frame:
     """A frame with the same payload; binary ones stay binary."""
-    frame = Frame.of(message)
+    frame = Frame.from_text(message)
     return frame if isinstance(message, str) else Frame(bytes((0x82,)) + frame[1:])
 
 
@@ -80,9 +80,9 @@ class EchoSite:
 
     def __init__(self, *, largest_message: int = LARGEST_MESSAGE, **settings: Any) -> None:
         self.clients: list[EchoClient] = []
-        self.links = Links()
+        self.links = Recipients()
         self.opened: list[Any] = []  # what is closed at the end
-        self.publisher = Publisher(asyncio.get_running_loop().call_soon, SystemClock())
+        self.publisher = Broadcaster(asyncio.get_running_loop().call_soon, SystemClock())
         self.server = Server(
             ServerSettings(**{"host": "127.0.0.1", "port": 0, "max_connections_per_ip": 0, **settings}),
             hub=NoRooms(),
@@ -97,7 +97,7 @@ class EchoSite:
         )
         self.port = self.server.listen()
 
-    def _make(self, link: Link) -> EchoClient:
+    def _make(self, link: ClientConnection) -> EchoClient:
         client = EchoClient(link, self.links)
         self.clients.append(client)
         return client
@@ -107,10 +107,10 @@ class EchoSite:
         self.opened.append(peer)
         return peer
 
-    async def emptied(self) -> None:
+    async def wait_until_empty(self) -> None:
         """Wait until no connection is counted."""
         async with deadlines.timeout(5):
-            while self.server.connections:
+            while self.server.connection_count:
                 await asyncio.sleep(0.002)
 
     async def client(self, number: int = -1) -> EchoClient:

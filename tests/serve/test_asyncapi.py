@@ -11,10 +11,10 @@ import jsonschema
 import pytest
 import yaml
 
-from candled.bus import Facts, Healed, MinuteChanged, StateChanged
+from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged, StateChanged
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Symbol
-from candled.rooms.protocol import Protocol, RequestError
-from tests.rooms.test_protocol import WRONG, subscribe
+from candled.protocol.requests import RequestCodec, RequestError
+from tests.protocol.test_requests import WRONG, subscribe
 from tests.rows import MONDAY_MS, minute
 from tests.serve.test_server import BTC, SUBSCRIBE, hear, say, site
 
@@ -87,7 +87,7 @@ EXAMPLES = [
 @pytest.mark.parametrize("message", EXAMPLES, ids=json.dumps)
 def test_the_examples_are_understood(message):
     validator(REQUESTS[message["type"]]).validate(message)
-    Protocol({"replay": [BTC.symbol]}, DEFAULT_INTERVALS).decode(json.dumps(message))
+    RequestCodec({"replay": [BTC.symbol]}, DEFAULT_INTERVALS).decode_request(json.dumps(message))
 
 
 @pytest.mark.parametrize(("changes", "text", "code"), [one for one in WRONG if one[2] != 102])
@@ -96,7 +96,7 @@ def test_what_the_server_calls_wrong_is_wrong_by_the_document(changes, text, cod
     name = REQUESTS.get(message["type"]) if isinstance(message["type"], str) else None
     assert name is None or not validator(name).is_valid(message)
     with pytest.raises(RequestError):
-        Protocol({"bitget": [Symbol.parse("BTC/USDT")]}, DEFAULT_INTERVALS).decode(json.dumps(message))
+        RequestCodec({"bitget": [Symbol.parse("BTC/USDT")]}, DEFAULT_INTERVALS).decode_request(json.dumps(message))
 
 
 # ---------------------------------------------------------------- what a server sends
@@ -112,7 +112,7 @@ async def captured() -> list[dict]:
 
     everything = {"fields": ["final", "seq", "rev", "src"], "status": True, "corrections": True, "id": "all"}
     async with site() as one:
-        facts = Facts(settled_ms=MONDAY_MS + 60 * MINUTE_MS)
+        facts = FeedMetadata(watermark_ms=MONDAY_MS + 60 * MINUTE_MS)
         one.bus.publish(StateChanged(BTC, "live", MONDAY_MS))
         one.bus.publish(MinuteChanged(BTC, minute(60, volume="2")._replace(src="live"), facts))
         plain, extended, closed, again = [await one.connect() for _ in range(4)]
@@ -135,12 +135,14 @@ async def captured() -> list[dict]:
         await again.close()
         await asyncio.sleep(0.3)
         one.bus.publish(MinuteChanged(BTC, minute(60, volume="3", final=True), facts))
-        one.bus.publish(MinuteChanged(BTC, minute(61, volume="1"), Facts(settled_ms=MONDAY_MS + 61 * MINUTE_MS)))
+        one.bus.publish(
+            MinuteChanged(BTC, minute(61, volume="1"), FeedMetadata(watermark_ms=MONDAY_MS + 61 * MINUTE_MS))
+        )
         one.stored.minutes |= {
             minute(50).open_ms: minute(50, "15", final=True, as_of=90_000)._replace(rev=1, src="rest")
         }
         span = minute(50).open_ms, minute(51).open_ms
-        one.bus.publish(Healed(BTC, *span, MONDAY_MS, Facts(settled_ms=MONDAY_MS + 61 * MINUTE_MS)))
+        one.bus.publish(HistoryChanged(BTC, *span, MONDAY_MS, FeedMetadata(watermark_ms=MONDAY_MS + 61 * MINUTE_MS)))
         one.bus.publish(StateChanged(BTC, "stale", MONDAY_MS + 1, "leader_silent"))
         again = await one.connect()
         tasks.append(asyncio.ensure_future(listen(again)))

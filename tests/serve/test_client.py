@@ -9,8 +9,8 @@ import pytest
 
 from candled.errors import Unavailable
 from candled.model import MINUTE_MS, Range, iso_ms
-from candled.rooms import messages
-from candled.serve.client import Client
+from candled.protocol import messages
+from candled.serve.client import ClientSession
 from candled.serve.pager import MOST_WAITING
 from tests.rooms.stage import MONDAY_MS, PROTOCOL, Limits, Socket, Stage, Stored, stage
 from tests.rows import minute
@@ -161,7 +161,7 @@ async def test_who_goes_on_sending_far_too_much_is_closed_with_3013():
     one = await stage()
     one.limits = Limits(rate=2)
     ws, codes = one.connect(), []
-    ws.close = lambda code, reason: codes.append(code)
+    ws.disconnect = lambda code, reason: codes.append(code)
     for _ in range(120):  # a client that sends half as much again as it may
         for _ in range(3):
             ws.say({"type": "ping"})
@@ -182,7 +182,7 @@ async def test_a_store_that_cannot_be_read_is_told_once_to_the_request_and_the_i
     async def fail(*_):
         raise Unavailable("gone")
 
-    works, stored.bars = stored.bars, fail
+    works, stored.read_bars = stored.read_bars, fail
     ws = one.connect()
     ws.subscribe("1m", 900, id="x")
     await one.wait(3)
@@ -197,7 +197,7 @@ async def test_a_store_that_cannot_be_read_is_told_once_to_the_request_and_the_i
     ws.subscribe("1m", 900, id="y")
     await one.wait(3)
     assert [(message["type"], message["id"]) for message in ws.heard[2:]] == [("subscribed", "y"), ("error", "y")]
-    stored.bars = works
+    stored.read_bars = works
     await one.wait(2)
     assert len(ws.chart().bars) == 900
 
@@ -373,7 +373,7 @@ def fresh(one: Stage, interval: str, bars: int, **options) -> list[dict]:
     """What a new client of the same kind is shown."""
     ws = one.connect()
     ws.subscribe(interval, bars, **options)
-    ws.client.closed()
+    ws.client.on_close()
     return ws.chart(interval).bars
 
 
@@ -456,7 +456,7 @@ async def test_a_client_that_does_not_read_has_no_page_made_for_it():
     ws.say({"type": "history", "symbol": "BTC/USDT", "interval": "1m"})
     await one.wait(1)
     assert asked == []
-    ws.client.closed()
+    ws.client.on_close()
     ws.let_go()
     await one.wait(1)
     assert asked == []
@@ -504,7 +504,7 @@ async def test_goodbye_is_said_only_to_those_who_used_an_extension():
     plain.say({"type": "unheard"})
     extended.say({"type": "ping", "id": 1})
     for ws in (plain, extended):
-        ws.client.goodbye(1800)
+        ws.client.notify_shutdown(1800)
     assert plain.of("bye") == []
     assert extended.of("bye") == [{"type": "bye", "reconnectAfterMs": 1800}]
 
@@ -517,7 +517,7 @@ async def test_a_client_that_left_leaves_nothing_behind():
             ws.subscribe(interval, 5, fields=["final"], status=True, corrections=True)
         ws.subscribe("1m", 5, mode="closed")
         ws.say({"type": "history", "symbol": "BTC/USDT", "interval": "1m"})
-        ws.client.closed()
+        ws.client.on_close()
     await one.wait(1)
     assert one.hub.describe() == {"totalRooms": 0, "totalClients": 0, "rooms": []}
     assert one.hub._statuses._watchers == {}
@@ -543,8 +543,8 @@ def measure(one: Stage, count: int) -> float:
     gc.collect()
     tracemalloc.start()
     for link in links:
-        link.client = Client(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
-        link.client.received(text)
+        link.client = ClientSession(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+        link.client.on_message(text)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return size / count
@@ -556,14 +556,14 @@ class Quiet(Socket):
     def __init__(self) -> None:
         self.client = None
 
-    def send(self, frame) -> int:
+    def send_update(self, frame) -> int:
         return len(frame)
 
-    def reply(self, frame) -> None:
+    def send_reply(self, frame) -> None:
         pass
 
-    def want(self, topic) -> None:
+    def request_snapshot(self, topic) -> None:
         self.client.make_initial(topic)
 
-    def forget(self, topic) -> None:
+    def cancel_topic(self, topic) -> None:
         pass

@@ -8,8 +8,8 @@ import resource
 
 import pytest
 
-from candled.serve import descriptors
-from candled.serve.descriptors import Descriptors, raise_limit, shortage
+from candled.transport import descriptors
+from candled.transport.descriptors import Descriptors, raise_limit, shortage
 from tests.api.stage import stage
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS
@@ -76,7 +76,7 @@ def test_the_last_descriptors_are_not_for_clients(monkeypatch, limit, free, has_
 
 
 def test_a_shortage_is_one_line_and_its_end_another(monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "candled.serve.descriptors")
+    caplog.set_level(logging.INFO, "candled.transport.descriptors")
     free = [99]
     monkeypatch.setattr(descriptors.os, "open", lambda *_: free[0])
     monkeypatch.setattr(descriptors.os, "close", lambda _: None)

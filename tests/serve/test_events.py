@@ -195,10 +195,10 @@ async def test_a_client_that_left_is_in_no_room_and_counts_no_more(tmp_path):
             (refused,) = await ask_all(one.port, [(PATH, {})])
             assert (refused.status, json.loads(refused.body)["error"]["code"]) == (429, 429)
         for _ in range(100):
-            if not one.hub.describe()["totalRooms"] and not one.server.connections:
+            if not one.hub.describe()["totalRooms"] and not one.server.connection_count:
                 break
             await asyncio.sleep(0.02)
-        assert (one.hub.describe()["totalRooms"], one.server.connections) == (0, 0)
+        assert (one.hub.describe()["totalRooms"], one.server.connection_count) == (0, 0)
         async with source(one) as third:
             await third.event()
 
@@ -260,13 +260,13 @@ async def test_a_client_that_stops_reading_costs_bounded_memory_and_is_cut_off(t
         (link,) = one.server._site.links
         most = 0
         for _ in range(2000):  # each `initial` is 100 kB
-            if one.server.connections == 0:
+            if one.server.connection_count == 0:
                 break
             for topic in list(getattr(link.client, "_memberships", ())):
-                link.client.fell_behind(topic)
+                link.client.on_fell_behind(topic)
             await asyncio.sleep(0.005)
             connection = link._handler and link._handler.request.connection.stream
             most = max(most, len(connection._write_buffer) if connection and connection._write_buffer else 0)
-        assert one.server.connections == 0
+        assert one.server.connection_count == 0
         assert 50_000 < most < 500_000  # one of them is under way, the rest was never made
         mute.close()

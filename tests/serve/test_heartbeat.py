@@ -2,7 +2,7 @@
 
 import pytest
 
-from candled.serve.heartbeat import Wheel
+from candled.transport.ping_wheel import PingWheel
 
 
 class Mute:
@@ -16,56 +16,56 @@ class Mute:
         self.answers = answers
         self.step = 0
 
-    def ping(self) -> None:
+    def send_ping(self) -> None:
         self.pings.append(self.step)
         self.awaits_pong = not self.answers
 
-    def close(self, code: int, reason: str) -> None:
+    def disconnect(self, code: int, reason: str) -> None:
         self.codes.append(code)
 
 
-def turn(wheel: Wheel, links: list[Mute], steps: int) -> None:
+def turn(wheel: PingWheel, links: list[Mute], steps: int) -> None:
     for _ in range(steps):
         for link in links:
             link.step += 1
-        wheel.turn()
+        wheel.turn_once()
 
 
 @pytest.mark.parametrize(("interval_s", "timeout_s"), [(30, 10), (30, 30), (1, 1), (0.1, 0.1), (3600, 5)])
 def test_everybody_is_pinged_once_in_an_interval_and_closed_for_silence_after_the_timeout(interval_s, timeout_s):
-    wheel = Wheel(interval_s, timeout_s)
+    wheel = PingWheel(interval_s, timeout_s)
     steps = round(interval_s / wheel.step_s)
     good, bad = [Mute(True) for _ in range(50)], [Mute(False) for _ in range(50)]
     for pair in zip(good, bad, strict=True):
         for link in pair:
-            wheel.add(link)
+            wheel.add_link(link)
     turn(wheel, good + bad, 2 * steps)
     assert all(len(link.pings) == 2 and not link.codes for link in good)
     for link in bad:
         assert link.codes[0] == 3012
     closed_after = max(1, round(timeout_s / wheel.step_s))
     watched = Mute(False)
-    wheel.add(watched)
+    wheel.add_link(watched)
     while not watched.codes:
         turn(wheel, [watched], 1)
     assert watched.step - watched.pings[0] == pytest.approx(min(closed_after, steps - 1), abs=1)
 
 
 def test_the_steps_cost_the_same():
-    wheel = Wheel(30, 10)
+    wheel = PingWheel(30, 10)
     links = [Mute(True) for _ in range(10_000)]
     for link in links:
-        wheel.add(link)
+        wheel.add_link(link)
     for _ in range(300):
         before = sum(len(link.pings) for link in links)
-        wheel.turn()
+        wheel.turn_once()
         assert sum(len(link.pings) for link in links) - before in (33, 34)
 
 
 def test_who_left_is_not_pinged():
-    wheel = Wheel(1, 1)
+    wheel = PingWheel(1, 1)
     link = Mute(False)
-    wheel.add(link)
-    wheel.remove(link)
+    wheel.add_link(link)
+    wheel.remove_link(link)
     turn(wheel, [link], 40)
     assert (link.pings, link.codes) == ([], [])

@@ -1,26 +1,26 @@
 import pytest
 
-from candled.serve.limits import Door, client_address, networks
+from candled.serve.connection_limiter import ConnectionLimiter, client_address, networks
 
 PROXIES = networks(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
 
 
 def test_the_door_counts_in_all_and_per_address():
-    door = Door(most=3, most_per_address=2)
+    door = ConnectionLimiter(most=3, most_per_address=2)
     for address in ("a", "a", "b"):
-        assert door.refuse(address) is None
-        door.enter(address)
-    assert door.refuse("c") == (503, "Too many connections: this server takes 3")
-    door.leave("b")
-    assert door.refuse("a") == (429, "Too many connections from a: at most 2")
-    assert door.refuse("c") is None
+        assert door.refusal_for(address) is None
+        door.add_connection(address)
+    assert door.refusal_for("c") == (503, "Too many connections: this server takes 3")
+    door.remove_connection("b")
+    assert door.refusal_for("a") == (429, "Too many connections from a: at most 2")
+    assert door.refusal_for("c") is None
 
 
 def test_a_limit_of_zero_means_none():
-    door = Door(0, 0)
+    door = ConnectionLimiter(0, 0)
     for _ in range(100):
-        assert door.refuse("a") is None
-        door.enter("a")
+        assert door.refusal_for("a") is None
+        door.add_connection("a")
 
 
 @pytest.mark.parametrize(

@@ -40,19 +40,19 @@ def test_an_ipv6_address_counts_by_its_first_56_bits_and_an_ipv4_one_alone(addre
 async def test_the_hundred_and_first_request_of_a_window_is_refused_and_the_window_then_begins_anew():
     clock = ManualClock()
     one = limit(clock)
-    assert [(await one.check("a")).allowed for _ in range(100)] == [True] * 100
-    assert not (await one.check("a")).allowed
-    assert (await one.check("b")).allowed
+    assert [(await one.check_request("a")).allowed for _ in range(100)] == [True] * 100
+    assert not (await one.check_request("a")).allowed
+    assert (await one.check_request("b")).allowed
     await clock.advance(899)
-    assert not (await one.check("a")).allowed
+    assert not (await one.check_request("a")).allowed
     await clock.advance(1)
-    assert (await one.check("a")).allowed
+    assert (await one.check_request("a")).allowed
 
 
 async def test_the_headers_are_those_of_express_rate_limit():
     clock = ManualClock(1_800_000_000_500)
     one = limit(clock)
-    assert dict((await one.check("a")).headers) == {
+    assert dict((await one.check_request("a")).headers) == {
         "X-RateLimit-Limit": "100",
         "X-RateLimit-Remaining": "99",
         "X-RateLimit-Reset": "1800000901",  # Unix seconds, rounded up
@@ -63,7 +63,7 @@ async def test_the_headers_are_those_of_express_rate_limit():
     }
     await clock.advance(0.4)
     for _ in range(100):
-        last = await one.check("a")
+        last = await one.check_request("a")
     assert (last.headers["X-RateLimit-Remaining"], last.headers["RateLimit-Remaining"]) == ("0", "0")
     assert (last.headers["Retry-After"], last.headers["RateLimit-Reset"]) == ("900", "900")  # 899.6, rounded up
 
@@ -71,7 +71,7 @@ async def test_the_headers_are_those_of_express_rate_limit():
 async def test_draft_8_is_an_option():
     one = limit(ManualClock(), styles=("draft-8",))
     partition = base64.b64encode(hashlib.sha256(b"192.0.2.1").hexdigest()[:12].encode()).decode()
-    assert dict((await one.check("192.0.2.1")).headers) == {
+    assert dict((await one.check_request("192.0.2.1")).headers) == {
         "RateLimit-Policy": f'"100-in-15min"; q=100; w=900; pk=:{partition}:',
         "RateLimit": '"100-in-15min"; r=99; t=900',
     }
@@ -79,7 +79,7 @@ async def test_draft_8_is_an_option():
 
 async def test_no_limit_has_no_headers():
     one = limit(ManualClock(), requests=0)
-    verdicts = [await one.check("a") for _ in range(1000)]
+    verdicts = [await one.check_request("a") for _ in range(1000)]
     assert all(verdict.allowed and not verdict.headers for verdict in verdicts)
 
 
@@ -89,18 +89,18 @@ async def test_where_the_common_counter_is_away_this_process_counts_for_itself()
             raise Unavailable("gone")
 
     one = limit(ManualClock(), requests=3, counter=Away())
-    assert [(await one.check("a")).allowed for _ in range(4)] == [True, True, True, False]
+    assert [(await one.check_request("a")).allowed for _ in range(4)] == [True, True, True, False]
 
 
 async def test_millions_of_addresses_cost_bounded_memory_and_ended_windows_none():
     clock = ManualClock()
     counter = MemoryCounter(clock, most=1000)
     for number in range(5000):
-        await counter.hit(f"api:{number}", 900)
+        await counter.count_hit(f"api:{number}", 900)
     assert len(counter) <= 1001
-    assert (await counter.hit("api:4999", 900))[0] == 2  # the youngest are remembered
+    assert (await counter.count_hit("api:4999", 900))[0] == 2  # the youngest are remembered
     await clock.advance(901)
-    await counter.hit("api:x", 900)
+    await counter.count_hit("api:x", 900)
     assert len(counter) == 1
 
 
@@ -116,5 +116,5 @@ async def test_each_key_has_a_window_of_its_own_that_its_first_request_begins(re
         if now >= start + 60:
             start, count = now, 0
         began[key] = start, count + 1
-        counted, left_s = await counter.hit(key, 60)
+        counted, left_s = await counter.count_hit(key, 60)
         assert (counted, left_s) == (count + 1, pytest.approx(start + 60 - now))

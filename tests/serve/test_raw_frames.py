@@ -7,7 +7,7 @@ import pytest
 
 from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, echo_site, frame
 
-WAYS = pytest.mark.parametrize("takeover", [True, False], ids=["own socket", "Tornado's"])
+WAYS = pytest.mark.parametrize("own_sockets", [True, False], ids=["own socket", "Tornado's"])
 EURO = "€κόσμε".encode()
 
 
@@ -88,9 +88,9 @@ TAKEN_BY_TORNADO = {"a frame that is not masked", "half a code"}
 
 @WAYS
 @pytest.mark.parametrize("case", ECHOED)
-async def test_what_is_right_is_answered(case, takeover):
+async def test_what_is_right_is_answered(case, own_sockets):
     sent, expected = ECHOED[case]
-    async with echo_site(takeover=takeover) as site:
+    async with echo_site(own_sockets=own_sockets) as site:
         peer = await site.connect()
         peer.send(sent)
         assert [await peer.receive() for _ in expected] == expected
@@ -112,15 +112,15 @@ async def test_it_does_not_matter_how_the_bytes_are_cut(case):
 
 @WAYS
 @pytest.mark.parametrize("case", REFUSED)
-async def test_what_is_wrong_ends_with_its_code(case, takeover):
+async def test_what_is_wrong_ends_with_its_code(case, own_sockets):
     sent, code = REFUSED[case]
-    if not takeover and case in TAKEN_BY_TORNADO:
+    if not own_sockets and case in TAKEN_BY_TORNADO:
         pytest.skip("Tornado does not mind")
-    async with echo_site(takeover=takeover) as site:
+    async with echo_site(own_sockets=own_sockets) as site:
         peer = await site.connect()
         peer.send(sent)
-        assert await peer.closed_with() in ({code} if takeover or code not in DROPPED_BY_TORNADO else {code, None})
+        assert await peer.closed_with() in ({code} if own_sockets or code not in DROPPED_BY_TORNADO else {code, None})
         while not site.clients[0].ends:
             await asyncio.sleep(0.005)
-        await site.emptied()
+        await site.wait_until_empty()
         assert site.clients[0].ends == 1

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
 from candled.aggregate.live_bars import LiveBars
-from candled.api.pages import Pages
+from candled.api.pages import BarReader
 from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import ServerSettings
 from candled.errors import ConfigError, Unavailable
 from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
+from candled.protocol.requests import RequestCodec
+from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub
-from candled.rooms.protocol import Protocol
-from candled.rooms.texts import Texts
-from candled.serve.client import Client
-from candled.serve.publisher import Publisher
+from candled.serve.client import ClientSession
 from candled.serve.server import Server
+from candled.transport.broadcaster import Broadcaster
 from tests import deadlines
 from tests.rooms.stage import Stored
 from tests.rows import minute
@@ -41,7 +41,7 @@ class Site:
         self.server = server
         self.bars = bars
         self.bus = MemoryBus("one")
-        self.bus.listen(bars.on_message)
+        self.bus.add_listener(bars.on_message)
         self.stored = stored
         self.port = port
 
@@ -73,18 +73,18 @@ async def site(stored: Stored | None = None, **changes):
     stored = stored or Stored(minute(number, final=True) for number in range(60))
     clock = SystemClock()
     bars = LiveBars([BTC], DEFAULT_INTERVALS, stored, clock)
-    codec = Protocol({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
-    publisher = Publisher(asyncio.get_running_loop().call_soon, clock)
-    hub = Hub(codec, bars, clock, publisher.publish)
-    bars.listen(hub)
+    codec = RequestCodec({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
+    publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
+    hub = Hub(codec, bars, clock, publisher.broadcast)
+    bars.add_listener(hub)
     await bars.start()
     settings = ServerSettings(**{"host": "127.0.0.1", "port": 0, "warmup_wait": timedelta(seconds=0.2), **changes})
-    pages = Pages(bars, stored, Texts(), clock)
+    pages = BarReader(bars, stored, EncodedBarCache(), clock)
     server = Server(
         settings,
         hub=hub,
         publisher=publisher,
-        make_client=lambda link: Client(link, hub, bars, codec, clock, settings, pages.history),
+        make_client=lambda link: ClientSession(link, hub, bars, codec, clock, settings, pages.read_history),
         clock=clock,
         health=lambda: {"status": "pass"},
         ready=all_well,
@@ -301,12 +301,12 @@ async def test_a_store_that_cannot_be_read_is_told_to_the_subscriber_and_the_con
         async def fail(*_):
             raise Unavailable("gone")
 
-        works, stored.bars = stored.bars, fail
+        works, stored.read_bars = stored.read_bars, fail
         await say(ws, {**SUBSCRIBE, "initialBars": 900})
         assert await hear(ws) == {"type": "error", "message": "Failed to subscribe to candles"}
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
-        stored.bars = works
+        stored.read_bars = works
         assert len((await hear(ws))["bars"]) == 900
 
 

@@ -16,14 +16,15 @@ import pytest
 import websockets
 
 from bench.native import Load, compiler
-from candled.rooms.frames import Frame
-from candled.rooms.links import Place
-from candled.serve.collector import Collector
+from candled.protocol.frames import Frame
+from candled.rooms.recipients import RecipientSlot
+from candled.serve.gc_tuner import GcTuner
 from tests import deadlines
 from tests.rows import minute
-from tests.serve import test_links, test_server
+from tests.serve import test_server
 from tests.serve.peers import Peer, echo_site
-from tests.serve.test_links import mute, update
+from tests.transport import test_connections as test_links
+from tests.transport.test_connections import mute, update
 
 ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="the load client is C: apt-get install gcc")
@@ -43,7 +44,7 @@ async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starv
         load = Load(site.port, 1000, "--inflight", "1000", "--subs", str(asks), "--secs", "20")
         longest_s, begun = 0.0, (time.monotonic(), deadlines.now())
         try:
-            while site.server.connections < 1001:
+            while site.server.connection_count < 1001:
                 began = deadlines.now()
                 await test_server.say(there, {"type": "ping"})
                 await test_server.hear(there, 5)
@@ -87,7 +88,7 @@ async def test_clients_that_never_read_take_nothing_from_those_that_do():
         await site.client(54)
         reading = [asyncio.create_task(numbers(reader, 600)) for reader in readers]
         for number in range(600):
-            site.publisher.publish(site.links, update(number))
+            site.publisher.broadcast(site.links, update(number))
             await asyncio.sleep(0.002)
         for got in await asyncio.gather(*reading):
             assert got == list(range(600))
@@ -105,7 +106,7 @@ async def test_a_broadcast_runs_no_python_code_for_a_client():
         calls = []
         sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
         try:
-            site.publisher.publish(site.links, update(1))
+            site.publisher.broadcast(site.links, update(1))
         finally:
             sys.setprofile(None)
         assert len(calls) < 20, calls
@@ -138,7 +139,7 @@ async def test_the_loop_is_free_while_a_large_room_is_sent_to():
         peers = [await site.connect() for _ in range(300)]
         await site.client(299)
         for link in list(site.links) * 99:  # 30,000 sends
-            site.links.add(Place(link))
+            site.links.add_slot(RecipientSlot(link))
         passes = 0
 
         async def count() -> None:
@@ -147,7 +148,7 @@ async def test_the_loop_is_free_while_a_large_room_is_sent_to():
                 passes += 1
                 await asyncio.sleep(0)
 
-        site.publisher.publish(site.links, Frame.of("x"))
+        site.publisher.broadcast(site.links, Frame.from_text("x"))
         await count()
         assert passes >= 2
         for _ in range(100):
@@ -158,8 +159,14 @@ async def test_the_loop_is_free_while_a_large_room_is_sent_to():
 
 
 def test_only_documented_parts_of_tornado_are_used_where_the_socket_is_taken():
-    for name in ("takeover", "acceptor", "handlers", "socket_link", "tornado_link"):
-        tree = ast.parse((ROOT / "candled" / "serve" / f"{name}.py").read_text("utf-8"))
+    for name in (
+        "transport/socket_detach",
+        "transport/acceptor",
+        "serve/handlers",
+        "transport/socket_connection",
+        "transport/tornado_connection",
+    ):
+        tree = ast.parse((ROOT / "candled" / f"{name}.py").read_text("utf-8"))
         private = {
             ast.unparse(node)
             for node in ast.walk(tree)
@@ -246,7 +253,7 @@ class Node:
 
 
 def test_what_survived_a_full_collection_is_not_looked_at_again():
-    collector = Collector()
+    collector = GcTuner()
     before = gc.get_threshold()
     collector.start()
     try:
@@ -266,7 +273,7 @@ def test_what_survived_a_full_collection_is_not_looked_at_again():
 
 
 def test_with_handlers_that_tornado_keeps_nothing_is_set_aside():
-    collector = Collector(keeps_handlers=True)
+    collector = GcTuner(keeps_handlers=True)
     collector.start()
     try:
         assert gc.get_freeze_count() == 0

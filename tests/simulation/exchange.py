@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from candled.errors import ExchangeError, Unavailable
-from candled.exchange import Candles, Event, Exchange, Feed, InvalidRow, Refused, StreamFeed, Trouble
+from candled.exchange import Candles, Event, Exchange, Feed, FeedError, InvalidRow, StreamFeed, SubscriptionRejected
 from candled.model import MINUTE, MINUTE_MS, Candle, Market, Symbol
 from tests.fakes.tapes import Row, Synthetic, grown
 from tests.simulation.faults import REST_STAMPS, STAMPS, Weather
@@ -48,11 +48,11 @@ class LyingFeed(StreamFeed):
         super().__init__([BTC])
         self._exchange = exchange
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def stream_events(self) -> AsyncIterator[Event]:
         one, weather, draw = self._exchange, self._exchange.weather, self._exchange.draw
         told_ms = MINUTE.floor(one.clock.true_ms)
         if weather.has("stream refuses the subscription"):
-            yield Refused(BTC, "no such channel")
+            yield SubscriptionRejected(BTC, "no such channel")
             await asyncio.sleep(20)
             return
         if not weather.has("stream cut, no snapshot after it"):
@@ -64,7 +64,7 @@ class LyingFeed(StreamFeed):
             one.connects()
             frames += 1
             if weather.has("stream complains"):
-                yield Trouble("30004: too many messages")
+                yield FeedError("30004: too many messages")
             minute_ms = MINUTE.floor(one.clock.true_ms)
             opens = [minute_ms]
             if told_ms < minute_ms and not weather.has("stream drops the last version of minutes"):
@@ -83,9 +83,9 @@ class LyingExchange(Exchange):
     name = "lying"
     Settings = dict
     requests_per_s = 10.0
-    history_minutes = 200
-    quiet_minutes = True
-    opens_at_close = True
+    max_history_minutes = 200
+    publishes_empty_candles = True
+    opens_at_previous_close = True
 
     clock: Machine
 
@@ -99,7 +99,7 @@ class LyingExchange(Exchange):
 
     # ------------------------------------------------------------ the stream
 
-    def feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
+    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
         return [LyingFeed(self)]
 
     def connects(self) -> None:
@@ -146,7 +146,7 @@ class LyingExchange(Exchange):
 
     # ------------------------------------------------------------ REST
 
-    async def markets(self, http: Any) -> list[Market]:
+    async def fetch_markets(self, http: Any) -> list[Market]:
         await self._travel(http)
         if self.weather.has("list of markets is down"):
             raise Unavailable("the list cannot be had")
@@ -155,7 +155,7 @@ class LyingExchange(Exchange):
         symbol = ETH if self.weather.has("list of markets lacks the symbol") else BTC
         return [Market(symbol=symbol, price_decimals=2, volume_decimals=3, listed_ms=self.truth.begins_ms)]
 
-    async def history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[AnyRow]:
+    async def fetch_history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[AnyRow]:
         await self._travel(http)
         weather = self.weather
         if weather.has("REST answers another status"):

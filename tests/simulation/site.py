@@ -14,13 +14,13 @@ from candled.aggregate.live_bars import LiveBars
 from candled.errors import StoreUnavailable
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, fold
-from candled.rooms.frames import Frame
+from candled.protocol.frames import Frame
+from candled.protocol.requests import RequestCodec
 from candled.rooms.hub import Hub
-from candled.rooms.protocol import Protocol
-from candled.serve.client import Client
-from candled.store.history import History
-from candled.store.keeper import Keeper
-from candled.store.sqlite import SqliteStore
+from candled.serve.client import ClientSession
+from candled.store.history import HistoryReader
+from candled.store.ingest_store import IngestStore
+from candled.store.sqlite.store import SqliteStore
 from candled.store.writer import JOURNAL_AFTER_S, JOURNAL_LOOK_S, Writer
 from tests.chaos.charts import Chart, Wish, closed_before, time_ms, values_of, without_source
 from tests.rooms.stage import Socket
@@ -33,7 +33,7 @@ from tests.simulation.wire import Wire
 KEY = MarketKey("lying", BTC)
 START_MS = MONDAY_MS + 5 * 3_600_000
 INTERVALS = DEFAULT_INTERVALS
-PROTOCOL = Protocol({KEY.exchange: [BTC]}, INTERVALS)
+PROTOCOL = RequestCodec({KEY.exchange: [BTC]}, INTERVALS)
 WISHES = (
     Wish("BTC/USDT", "1m", 120, ("fields", "corrections", "status")),
     Wish("BTC/USDT", "5m", 40, ("fields", "corrections", "status")),
@@ -99,7 +99,7 @@ class Line(Socket):
         super().__init__(None)
         self.shown = shown
 
-    def close(self, code: int, reason: str) -> None:
+    def disconnect(self, code: int, reason: str) -> None:
         raise AssertionError(f"a client was closed: {code} {reason}")
 
     def _deliver(self, frame: Frame) -> None:
@@ -116,11 +116,11 @@ class Process:
         threads: Any = Threads(store, weather)
         self._store = store
         self._writer = Writer(store, threads, clock, flush_interval_s=5.0)
-        history = History(store, threads)
+        history = HistoryReader(store, threads)
         self.bus = Wire(KEY, clock, weather, token)
         self.bars = LiveBars([KEY], INTERVALS, history, clock)
         self.hub = Hub(PROTOCOL, self.bars, clock, _send_all)
-        self.bars.listen(self.hub)
+        self.bars.add_listener(self.hub)
         self.bus.listen(self.bars.on_message)
         self._clock = clock
         self.ingest = ExchangeIngest(
@@ -129,11 +129,11 @@ class Process:
             [BTC],
             clock=clock,
             bus=self.bus,
-            store=Keeper(store, threads, self._writer, history),
+            store=IngestStore(store, threads, self._writer, history),
             http=Http(),  # type: ignore[arg-type]
             options=IngestOptions(
                 backfill_ms=0,
-                settle_ms=SETTLE_MS,
+                grace_period_ms=SETTLE_MS,
                 quiet_after_ms=QUIET_AFTER_MS,
                 checkpoint_ms=5_000,
                 confirm=True,
@@ -144,26 +144,26 @@ class Process:
 
     def connect(self, chart: Chart) -> Line:
         socket = Line(chart)
-        socket.client = Client(socket, self.hub, self.bars, PROTOCOL, self._clock, Limits(), None)  # type: ignore[arg-type]
-        socket.client.received(json.dumps(chart.connected()))
+        socket.client = ClientSession(socket, self.hub, self.bars, PROTOCOL, self._clock, Limits(), None)  # type: ignore[arg-type]
+        socket.client.on_message(json.dumps(chart.connected()))
         return socket
 
     async def end(self, *, is_killed: bool) -> None:
         """Stop as at SIGTERM, or without warning: then waiting rows are lost unless the journal has them."""
-        journaled = self._writer._waiting.page(10_000)
+        journaled = self._writer._waiting.next_rows(10_000)
         if is_killed and self._clock.monotonic() - self._writer._waiting_since < JOURNAL_AFTER_S + JOURNAL_LOOK_S:
             journaled = []
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if is_killed:
-            self.ingest._store.put = lambda *_, **__: True
+            self.ingest._store.enqueue = lambda *_, **__: True
         await self.ingest.stop()
         if not is_killed:
             await self._writer.close(within_s=3.0)
-            journaled = self._writer._waiting.page(10_000)
+            journaled = self._writer._waiting.next_rows(10_000)
         await self.bars.stop()
-        self._store.write([(market, candle) for market, candle in journaled if candle.final])
+        self._store.write_minutes([(market, candle) for market, candle in journaled if candle.final])
 
     async def _drive(self) -> None:
         while True:
@@ -174,7 +174,7 @@ class Process:
 def _send_all(links: Any, frame: Frame) -> None:
     links.sending += 1
     for link in list(links[: len(links)]):
-        link.send(frame)
+        link.send_update(frame)
     links.sending -= 1
 
 
@@ -188,7 +188,7 @@ class Person:
 
     def lose(self, connects_at: float) -> None:
         if self.socket is not None and self.socket.client is not None:
-            self.socket.client.closed()
+            self.socket.client.on_close()
         self.socket = None
         self.connects_at = connects_at
 
@@ -237,7 +237,7 @@ class Site:
     def lose_minutes(self) -> None:
         """Rows of the store are gone, bars and all, as if it had been restored from a copy."""
         until_ms = MINUTE.floor(self.clock.true_ms) - 20 * MINUTE_MS
-        with self.store._transaction() as connection:
+        with self.store._begin_transaction() as connection:
             connection.execute(
                 "DELETE FROM candles WHERE time_ms >= ? AND time_ms < ?", (until_ms - 7 * MINUTE_MS, until_ms)
             )
@@ -305,7 +305,7 @@ class Site:
         until_ms = MINUTE.floor(true_ms) - 3 * MINUTE_MS
         first_ms = max(MONDAY_MS, until_ms - 110 * MINUTE_MS)
         market = self.process.ingest._markets.get(BTC)
-        return market is not None and bool(market.coverage.missing(first_ms, until_ms))
+        return market is not None and bool(market.coverage.missing_within(first_ms, until_ms))
 
     def _complain(self, what: str) -> None:
         if len(self.violations) < 5:
@@ -342,7 +342,7 @@ class Site:
 
     def _stored(self) -> str:
         end_ms = self.until_ms
-        rows = self.store.bars_between(KEY, MINUTE, 0, 2**53)
+        rows = self.store.read_bars_between(KEY, MINUTE, 0, 2**53)
         stored = {row.open_ms: row.values for row in rows}
         truth = {open_ms: tuple(self.truth.row(open_ms)) for open_ms in range(MONDAY_MS, end_ms, MINUTE_MS)}
         missing = [one for one in truth if one not in stored]

@@ -1,10 +1,10 @@
 """The bus between who reads the exchange and who serves, as Redis would be: it refuses, loses, repeats, and is away."""
 
-from candled.bus import MinuteChanged, Missed, Position, StateChanged
+from candled.bus import MessagesLost, MinuteChanged, Position, StateChanged
 from candled.bus.codec import Heartbeat, Newest, epoch_of
 from candled.bus.interface import Listener, Message
-from candled.bus.outgoing import Outgoing
-from candled.bus.reception import Reception, Verdict
+from candled.bus.redis.feed_tracker import FeedTracker, RateLimitResult
+from candled.bus.redis.outbound import OutboundQueue
 from candled.model import MarketKey
 from tests.simulation.faults import Weather
 from tests.simulation.virtual_time import Machine
@@ -15,8 +15,8 @@ _CHANNEL = "channel"
 class Wire:
     """One market's way from a leader to a process that serves; each leader begins a feed of its own.
 
-    `Outgoing` numbers what is published, `Reception` judges what comes, as with Redis; between them, where Redis would
-    be, is the weather, and a key with the newest state.
+    `OutboundQueue` numbers what is published, `FeedTracker` judges what comes, as with Redis; between them, where
+    Redis would be, is the weather, and a key with the newest state.
     """
 
     def __init__(self, market: MarketKey, clock: Machine, weather: Weather, token: int) -> None:
@@ -24,8 +24,8 @@ class Wire:
         self._clock = clock
         self._weather = weather
         self._epoch = epoch_of(0, token)
-        self._outgoing = Outgoing()
-        self._reception = Reception({0: [market]}, clock.monotonic())
+        self._outgoing = OutboundQueue()
+        self._reception = FeedTracker({0: [market]}, clock.monotonic())
         self._reception.begin(clock.monotonic())
         self._listener: Listener | None = None
         self._kept: Newest | None = None  # beside the channel
@@ -35,7 +35,7 @@ class Wire:
     # ------------------------------------------------------------ the bus that ingest and serve know
 
     def publish(self, message: Message) -> Position:
-        seq = self._outgoing.put(message)
+        seq = self._outgoing.enqueue(message)
         self._send()
         return Position(self._epoch, seq)
 
@@ -58,7 +58,7 @@ class Wire:
             self._send()
             if not self._weather.has("bus down"):
                 seqs = {_CHANNEL: self._outgoing.promised}
-                self._reception.heartbeat(Heartbeat(0, self._epoch, seqs), {_CHANNEL: self._market}, now)
+                self._reception.on_heartbeat(Heartbeat(0, self._epoch, seqs), {_CHANNEL: self._market}, now)
                 self._read()
             self._reception.look(now)
             self._show()
@@ -70,10 +70,10 @@ class Wire:
         if weather.has("bus down") or weather.has("bus refuses messages"):
             outgoing.is_away = True
             return
-        batch = outgoing.batch()
+        batch = outgoing.next_batch()
         if not batch:
             return
-        self._kept = outgoing.newest(self._epoch, outgoing.seq)  # as the script in Redis: before anybody hears
+        self._kept = outgoing.newest_state(self._epoch, outgoing.seq)  # as the script in Redis: before anybody hears
         outgoing.sent_up_to(outgoing.seq)
         for message, seq in batch:
             if weather.has("bus loses messages") and seq % 3 == 0:
@@ -84,22 +84,22 @@ class Wire:
     def _heard(self, message: Message, position: Position) -> None:
         if self._reception.is_missed(self._market):
             return
-        verdict = self._reception.message(self._market, position)
-        if verdict is Verdict.NEXT:
+        verdict = self._reception.on_message(self._market, position)
+        if verdict is RateLimitResult.NEXT:
             self._deliver(message, position)
-        elif verdict is Verdict.GAP:
+        elif verdict is RateLimitResult.GAP:
             self._read()
 
     def _read(self) -> None:
         """Read the newest state, as after every gap; what else was lost is read from the store."""
         if self._weather.has("bus down") or not self._reception.take_missed(1):
             return
-        self._reception.healed(self._market)
+        self._reception.mark_repaired(self._market)
         newest = self._kept
-        position = self._reception.read(self._market, None if newest is None else newest.position)
+        position = self._reception.on_newest_read(self._market, None if newest is None else newest.position)
         if position is None or newest is None or self._listener is None:
             return
-        self._listener(Missed(self._market), position)
+        self._listener(MessagesLost(self._market), position)
         for candle in newest.candles:
             self._listener(MinuteChanged(self._market, candle, newest.facts), position)
         if newest.state is not None:
@@ -118,7 +118,7 @@ class Wire:
     def _show(self) -> None:
         """Replace the leader's state by a doubt."""
         doubt = self._reception.doubt(self._market, self._clock.monotonic())
-        position = self._reception.position(self._market) or Position(self._epoch, 0)
+        position = self._reception.position_of(self._market) or Position(self._epoch, 0)
         if doubt is not None and self._shown != doubt.reason and self._listener is not None:
             self._shown = doubt.reason
             self._listener(StateChanged(self._market, "stale", self._clock.now_ms(), *doubt), position)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from candled.model import Candle, MarketKey
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 
 
 class FailingStore(SqliteStore):
@@ -15,8 +15,8 @@ class FailingStore(SqliteStore):
         super().__init__(*args)  # type: ignore[arg-type]
         self.batches: list[int] = []
 
-    def write(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
+    def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
         self.batches.append(len(rows))
         if self.trouble:
             raise self.trouble
-        super().write(rows)
+        super().write_minutes(rows)

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from candled.clock import SystemClock
 from candled.model import DEFAULT_INTERVALS, Candle
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
 from tests.store.rows import BTC, minute
@@ -23,12 +23,12 @@ def minutes(start: int, end: int) -> Sequence[Candle]:
 async def write_on(path: str, start: int) -> None:
     store = SqliteStore(path, DEFAULT_INTERVALS)
     threads = StoreThreads(store)
-    await threads.write(store.open)
+    await threads.run_write(store.open)
     writer = Writer(store, threads, SystemClock(), flush_interval_s=1)
     print(start, flush=True)
     while True:
         for candle in minutes(start, start + BATCH):
-            writer.put(BTC, candle)
+            writer.enqueue(BTC, candle)
         await writer.flush()
         start += BATCH
         print(start, flush=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from candled.aggregate.ladder import Ladder
+from candled.aggregate.aggregator import Aggregator
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval
 from candled.store.interface import Store
-from candled.store.postgres import PostgresStore
-from candled.store.sqlite import SqliteStore
+from candled.store.postgres.store import PostgresStore
+from candled.store.sqlite.store import SqliteStore
 from tests.rows import recorded
 from tests.servers import NO_TIMESCALE, Database, has_timescale, shared_postgres, shared_timescale
 from tests.store.contract import LONGER, W1, everything
@@ -201,10 +201,10 @@ def corrected(candle: Candle, dice: random.Random) -> Candle:
     )
 
 
-def in_memory(rows: list[Candle]) -> Ladder:
-    ladder = Ladder(DEFAULT_INTERVALS, 10**6)
+def in_memory(rows: list[Candle]) -> Aggregator:
+    ladder = Aggregator(DEFAULT_INTERVALS, 10**6)
     for candle in rows:
-        ladder.feed(candle)
+        ladder.apply_minute(candle)
     return ladder
 
 
@@ -219,10 +219,14 @@ def digits(bars: list[Candle]) -> list[Bar]:
 def test_memory_longer_bars_and_a_plain_group_by_agree_digit_for_digit(name, place, store):
     rows, truth = shuffled(name)
     for start in range(0, len(rows), PAGE_ROWS):
-        store.write([(BTC, candle) for candle in rows[start : start + PAGE_ROWS]])
+        store.write_minutes([(BTC, candle) for candle in rows[start : start + PAGE_ROWS]])
     memory = in_memory(rows)
-    assert digits(everything(store, BTC, MINUTE)) == digits(truth) == digits(memory.series(MINUTE).tail(10**6, 0))
+    assert (
+        digits(everything(store, BTC, MINUTE))
+        == digits(truth)
+        == digits(memory.series_of(MINUTE).newest_bars(10**6, 0))
+    )
     for interval in LONGER:
         bars = digits(everything(store, BTC, interval))
-        assert bars == digits(memory.series(interval).tail(10**6, 0))
+        assert bars == digits(memory.series_of(interval).newest_bars(10**6, 0))
         assert bars == place.grouped(interval)

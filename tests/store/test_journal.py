@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from candled.errors import Unavailable
 from candled.model import Candle, MarketKey, Symbol
 from candled.store.batch import SOURCES
-from candled.store.journal import HEADER, Journal, Segment, decode, encode
+from candled.store.journal import HEADER, Journal, JournalSegment, decode, encode
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute
 
 decimals = st.decimals(allow_nan=False, allow_infinity=False)
@@ -62,10 +62,10 @@ def test_a_journal_of_the_first_version_is_read(tmp_path):
     (tmp_path / "00000007.rows").write_bytes(b"candled journal 1\n" + line)
     journal = Journal(tmp_path)
     journal.open()
-    assert journal.rows == 1
+    assert journal.row_count == 1
     candle = Candle.parse(MONDAY_MS, "2.50", "9", "1", "2", "0.00000010", None, as_of_ms=7, final=True)
-    assert journal.page(9) == [(BTC, candle)]
-    journal.done()
+    assert journal.next_rows(9) == [(BTC, candle)]
+    journal.mark_done()
     assert (journal.is_empty, journal.last_error, list(tmp_path.iterdir())) == (True, None, [])
     journal.close()
 
@@ -85,8 +85,8 @@ def test_a_sound_checksum_over_something_else_is_no_row(text):
 
 def test_a_segment_comes_in_pages():
     lines = [HEADER, *map(encode, some(0, 5))]
-    segment = Segment(lines)
-    assert [segment.page(2), segment.page(2), segment.page(2)] == [some(0, 2), some(2, 4), some(4, 5)]
+    segment = JournalSegment(lines)
+    assert [segment.next_rows(2), segment.next_rows(2), segment.next_rows(2)] == [some(0, 2), some(2, 4), some(4, 5)]
     assert (segment.saved, segment.is_over, segment.is_damaged) == (5, True, False)
 
 
@@ -117,10 +117,10 @@ def open_journal(directory):
 def drained(journal, limit=7):
     """Everything in the journal, taken out of it."""
     result = []
-    while page := journal.page(limit):
+    while page := journal.next_rows(limit):
         assert len(page) <= limit
         result += page
-        journal.done()
+        journal.mark_done()
     return result
 
 
@@ -130,81 +130,81 @@ def files(directory):
 
 def test_rows_come_back_in_the_order_they_went(open_journal, directory):
     journal = open_journal()
-    assert journal.append(some(0, 10)) == 10
-    assert journal.append(some(0, 3, ETH)) == 3
-    assert journal.rows == 13
+    assert journal.append_rows(some(0, 10)) == 10
+    assert journal.append_rows(some(0, 3, ETH)) == 3
+    assert journal.row_count == 13
     assert drained(journal) == some(0, 10) + some(0, 3, ETH)
-    assert (journal.rows, journal.is_empty, files(directory)) == (0, True, [])
+    assert (journal.row_count, journal.is_empty, files(directory)) == (0, True, [])
 
 
 def test_rows_come_back_after_a_restart(open_journal):
-    open_journal().append(some(0, 10))
+    open_journal().append_rows(some(0, 10))
     journal = open_journal()
-    assert journal.rows == 10
-    journal.append(some(10, 12))
+    assert journal.row_count == 10
+    journal.append_rows(some(10, 12))
     assert drained(journal) == some(0, 12)
 
 
 def test_a_page_that_is_not_done_comes_again_also_after_a_restart(open_journal):
     journal = open_journal()
-    journal.append(some(0, 10))
-    assert journal.page(4) == journal.page(4) == some(0, 4)
-    journal.done()
-    assert (journal.page(4), journal.rows) == (some(4, 8), 6)
+    journal.append_rows(some(0, 10))
+    assert journal.next_rows(4) == journal.next_rows(4) == some(0, 4)
+    journal.mark_done()
+    assert (journal.next_rows(4), journal.row_count) == (some(4, 8), 6)
     assert drained(open_journal()) == some(0, 10)  # a segment goes as a whole
 
 
 def test_rows_appended_while_others_are_read_come_after_them(open_journal):
     journal = open_journal()
-    journal.append(some(0, 10))
-    first = journal.page(4)
-    journal.append(some(10, 15))
+    journal.append_rows(some(0, 10))
+    first = journal.next_rows(4)
+    journal.append_rows(some(10, 15))
     assert first + drained(journal)[4:] == some(0, 15)
 
 
 def test_a_file_read_to_its_end_takes_no_more_rows_down_with_it(open_journal):
     journal = open_journal()
-    journal.append(some(0, 10))
-    assert journal.page(20) == some(0, 10)
-    journal.append(some(10, 15))
-    journal.done()
+    journal.append_rows(some(0, 10))
+    assert journal.next_rows(20) == some(0, 10)
+    journal.append_rows(some(10, 15))
+    journal.mark_done()
     assert drained(journal) == some(10, 15)
 
 
 def test_what_is_done_frees_its_space_segment_by_segment(open_journal, directory):
     journal = open_journal(limit_bytes=6000)
     for at in range(0, 50, 10):
-        journal.append(some(at, at + 10))
-    before = journal.status()["bytes"]
+        journal.append_rows(some(at, at + 10))
+    before = journal.describe()["bytes"]
     assert len(files(directory)) == 5
     assert before == sum(path.stat().st_size for path in directory.iterdir())
-    assert journal.page(11) == some(0, 10)
+    assert journal.next_rows(11) == some(0, 10)
     assert len(files(directory)) == 5
-    journal.done()
+    journal.mark_done()
     assert len(files(directory)) == 4
-    assert journal.status()["bytes"] == sum(path.stat().st_size for path in directory.iterdir()) < before
+    assert journal.describe()["bytes"] == sum(path.stat().st_size for path in directory.iterdir()) < before
 
 
 def test_when_it_is_full_the_oldest_rows_are_kept_and_it_warns_before(open_journal, directory, caplog):
     caplog.set_level(logging.INFO)
     journal = open_journal(limit_bytes=8000)
     taken, warned_at = 0, None
-    while (kept := journal.append(some(taken, taken + 7))) == 7:
+    while (kept := journal.append_rows(some(taken, taken + 7))) == 7:
         taken += kept
         if caplog.messages and warned_at is None:
-            warned_at = journal.status()["bytes"]
+            warned_at = journal.describe()["bytes"]
     taken += kept
     assert 0.8 * 8000 <= warned_at < 8000
-    assert 7900 - 90 < journal.status()["bytes"] == sum(path.stat().st_size for path in directory.iterdir()) <= 8000
-    assert journal.append(some(taken, taken + 7)) == 0
+    assert 7900 - 90 < journal.describe()["bytes"] == sum(path.stat().st_size for path in directory.iterdir()) <= 8000
+    assert journal.append_rows(some(taken, taken + 7)) == 0
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
-    assert "is full" in journal.status()["lastError"]
+    assert "is full" in journal.describe()["lastError"]
     assert drained(journal) == some(0, taken)
-    assert journal.append(some(0, 7)) == 7
+    assert journal.append_rows(some(0, 7)) == 7
 
 
 def test_it_warns_at_start_when_an_earlier_run_left_it_nearly_full(open_journal, caplog):
-    open_journal(limit_bytes=8000).append(some(0, 100))
+    open_journal(limit_bytes=8000).append_rows(some(0, 100))
     caplog.clear()
     open_journal(limit_bytes=8000)
     assert [message for message in caplog.messages if "fills up" in message]
@@ -216,8 +216,8 @@ def test_two_processes_do_not_share_it(open_journal, directory):
     with pytest.raises(Unavailable, match="another candled uses it"):
         second.open()
     with pytest.raises(Unavailable, match="not open"):
-        second.append(some(0, 1))
-    assert "another candled" in second.status()["lastError"]
+        second.append_rows(some(0, 1))
+    assert "another candled" in second.describe()["lastError"]
 
 
 @pytest.mark.parametrize("name", ["missing/candled.journal", "file"])
@@ -237,7 +237,7 @@ def expect_aside(directory, caplog, *names):
 
 
 def test_a_torn_last_row_costs_only_itself(open_journal, directory, caplog):
-    open_journal().append(some(0, 10))
+    open_journal().append_rows(some(0, 10))
     path = directory / "00000001.rows"
     os.truncate(path, path.stat().st_size - 5)
     assert drained(open_journal()) == some(0, 9)
@@ -245,7 +245,7 @@ def test_a_torn_last_row_costs_only_itself(open_journal, directory, caplog):
 
 
 def test_damage_in_the_middle_costs_only_the_rows_it_touches(open_journal, directory, caplog):
-    open_journal().append(some(0, 10))
+    open_journal().append_rows(some(0, 10))
     path = directory / "00000001.rows"
     text = bytearray(path.read_bytes())
     at = text.index(b'"4.01"')
@@ -259,16 +259,16 @@ def test_damage_in_the_middle_costs_only_the_rows_it_touches(open_journal, direc
 
 @pytest.mark.parametrize("text", [b"PK\3\4" + bytes(range(256)) * 9000, b"a,b\n1,2\n", b"\0" * 5000])
 def test_a_foreign_file_is_put_aside_and_the_rows_around_it_are_saved(open_journal, directory, caplog, text):
-    open_journal().append(some(0, 10))
+    open_journal().append_rows(some(0, 10))
     (directory / "00000002.rows").write_bytes(text)
     journal = open_journal()
-    journal.append(some(10, 12))
+    journal.append_rows(some(10, 12))
     assert drained(journal) == some(0, 12)
     expect_aside(directory, caplog, "00000002.rows.damaged")
 
 
 def test_a_file_that_cannot_be_read_is_put_aside(open_journal, directory, caplog):
-    open_journal().append(some(0, 10))
+    open_journal().append_rows(some(0, 10))
     (directory / "00000000.rows").symlink_to("/proc/self/mem")  # opens, and fails when read
     assert drained(open_journal()) == some(0, 10)
     expect_aside(directory, caplog, "00000000.rows.damaged")
@@ -280,37 +280,37 @@ def test_other_files_in_the_directory_are_left_alone(open_journal, directory):
     (directory / "notes.txt").write_text("mine")
     (directory / "00000007.rows").mkdir()
     journal = open_journal()
-    journal.append(some(0, 3))
+    journal.append_rows(some(0, 3))
     assert drained(journal) == some(0, 3)
     assert files(directory) == ["00000007.rows", "notes.txt"]
 
 
 def test_rows_go_on_under_new_names_beside_what_was_put_aside(open_journal, directory):
-    open_journal().append(some(0, 3))
+    open_journal().append_rows(some(0, 3))
     os.truncate(directory / "00000001.rows", 30)
     assert drained(open_journal()) == []
-    open_journal().append(some(0, 3))
+    open_journal().append_rows(some(0, 3))
     assert files(directory) == ["00000001.rows.damaged", "00000002.rows"]
 
 
 def test_rows_that_the_store_refuses_are_put_aside(open_journal, directory):
     journal = open_journal()
-    journal.append(some(0, 3))
-    journal.page(9)
-    journal.done(rejected=True)
+    journal.append_rows(some(0, 3))
+    journal.next_rows(9)
+    journal.mark_done(rejected=True)
     assert (journal.is_empty, files(directory)) == (True, ["00000001.rows.rejected"])
 
 
 def test_a_process_without_free_descriptors_does_not_call_its_files_damaged(open_journal, directory):
     journal = open_journal()
-    journal.append(some(0, 3))
+    journal.append_rows(some(0, 3))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open(directory, os.O_RDONLY)
     os.close(free)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(range(3, free + 1), default=free), hard))
         with pytest.raises(Unavailable, match="cannot be read now"):
-            journal.page(9)
+            journal.next_rows(9)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert drained(journal) == some(0, 3)
@@ -381,42 +381,42 @@ def file_size(most: int):
 
 def test_rows_that_do_not_fit_on_the_disk_are_not_kept_in_part(open_journal, directory):
     journal = open_journal()
-    journal.append(some(0, 10))
-    size = journal.status()["bytes"]
+    journal.append_rows(some(0, 10))
+    size = journal.describe()["bytes"]
     with file_size(size + 200), pytest.raises(Unavailable, match=r"candled\.journal cannot be written: File too large"):
-        journal.append(some(10, 20))
-    assert (journal.rows, journal.status()["bytes"]) == (10, size)
+        journal.append_rows(some(10, 20))
+    assert (journal.row_count, journal.describe()["bytes"]) == (10, size)
     assert [path.stat().st_size for path in directory.iterdir()] == [size]
-    assert "File too large" in journal.status()["lastError"]
+    assert "File too large" in journal.describe()["lastError"]
 
 
 def test_a_first_segment_that_does_not_fit_leaves_no_file(open_journal, directory):
     journal = open_journal()
     with file_size(100), pytest.raises(Unavailable):
-        journal.append(some(0, 10))
+        journal.append_rows(some(0, 10))
     assert (files(directory), journal.is_empty) == ([], True)
 
 
 def test_once_there_is_room_again_it_goes_on(open_journal):
     journal = open_journal()
-    journal.append(some(0, 10))
-    with file_size(journal.status()["bytes"] + 50), pytest.raises(Unavailable):
-        journal.append(some(10, 20))
-    assert journal.append(some(10, 20)) == 10
+    journal.append_rows(some(0, 10))
+    with file_size(journal.describe()["bytes"] + 50), pytest.raises(Unavailable):
+        journal.append_rows(some(10, 20))
+    assert journal.append_rows(some(10, 20)) == 10
     assert drained(journal) == some(0, 20)
 
 
 def test_rows_count_only_once_the_disk_confirmed_them(open_journal, directory, monkeypatch):
     journal = open_journal()
-    journal.append(some(0, 10))
+    journal.append_rows(some(0, 10))
 
     def fail(_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(Unavailable, match="Input/output error"):
-        journal.append(some(10, 20))
+        journal.append_rows(some(10, 20))
     monkeypatch.undo()
-    assert journal.append(some(20, 30)) == 10
+    assert journal.append_rows(some(20, 30)) == 10
     assert files(directory) == ["00000001.rows", "00000002.rows"]  # the kernel may have forgotten what failed
     assert drained(journal) == some(0, 10) + some(20, 30)

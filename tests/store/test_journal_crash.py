@@ -15,7 +15,7 @@ import candled
 from candled.errors import StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE
 from candled.store.journal import Journal
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
 from tests.clocks import ScaledClock
@@ -33,7 +33,7 @@ async def write_on(folder: Path, start: int, *, is_away: bool) -> None:
     """Put minutes from `start` on for ever; print how many are safe, in the journal or in the store."""
     store = FailingStore(folder / "candled.db", DEFAULT_INTERVALS)
     threads = StoreThreads(store)
-    await threads.write(store.open)
+    await threads.run_write(store.open)
     store.trouble = StoreUnavailable("switched off") if is_away else None
     clock = ScaledClock(speed=200)
     writer = Writer(store, threads, clock, flush_interval_s=1, journal=Journal(folder / "candled.journal"))
@@ -41,8 +41,8 @@ async def write_on(folder: Path, start: int, *, is_away: bool) -> None:
     print(start, flush=True)
     while not writing.done():
         for candle in load.minutes(start, start + BATCH):
-            writer.put(BTC, candle)
-        while writer.status()["waiting"]:
+            writer.enqueue(BTC, candle)
+        while writer.describe()["waiting"]:
             await clock.sleep(1)
         start += BATCH
         print(start, flush=True)
@@ -59,7 +59,7 @@ async def test_kill_9_loses_nothing_that_was_safe(tmp_path):
             assert list(segments.iterdir())
     store = SqliteStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
     threads = StoreThreads(store)
-    await threads.write(store.open)
+    await threads.run_write(store.open)
     writer = Writer(store, threads, ScaledClock(), flush_interval_s=1, journal=Journal(segments))
     await writer.flush()
     stored = everything(store, BTC, MINUTE)

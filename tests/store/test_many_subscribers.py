@@ -7,8 +7,8 @@ import pytest
 
 from candled.aggregate.live_bars import LiveBars
 from candled.model import DEFAULT_INTERVALS
-from candled.store.history import History
-from candled.store.sqlite import SqliteStore
+from candled.store.history import HistoryReader
+from candled.store.sqlite.store import SqliteStore
 from candled.store.threads import StoreThreads
 from tests.clocks import ManualClock
 from tests.store.contract import ALWAYS_MS
@@ -28,17 +28,17 @@ class CountingStore(SqliteStore):
         self.gate.set()
         self.queries = 0
 
-    def bars(self, market, interval, *, before_ms, limit):
+    def read_bars(self, market, interval, *, before_ms, limit):
         self.queries += 1
         assert self.gate.wait(30)
-        return super().bars(market, interval, before_ms=before_ms, limit=limit)
+        return super().read_bars(market, interval, before_ms=before_ms, limit=limit)
 
 
 @pytest.fixture
 async def store(tmp_path):
     store = CountingStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
     store.open()
-    store.write([(BTC, minute(at)) for at in range(MINUTES)])
+    store.write_minutes([(BTC, minute(at)) for at in range(MINUTES)])
     store.set_complete_from(BTC, MONDAY_MS)
     yield store
     store.gate.set()
@@ -48,7 +48,7 @@ async def store(tmp_path):
 @pytest.fixture
 async def bars(store):
     threads = StoreThreads(store)
-    bars = LiveBars([BTC], DEFAULT_INTERVALS, History(store, threads), ManualClock(MONDAY_MS + MINUTES * 60_000))
+    bars = LiveBars([BTC], DEFAULT_INTERVALS, HistoryReader(store, threads), ManualClock(MONDAY_MS + MINUTES * 60_000))
     await bars.start()
     store.queries = 0
     yield bars
@@ -60,10 +60,10 @@ async def bars(store):
 def subscribe(bars: LiveBars) -> list[asyncio.Task[None]]:
     """Each client wants every room; a room that memory has is no task, as in the server."""
     return [
-        asyncio.create_task(bars.prepare(BTC, interval, ASKED, 0.0))
+        asyncio.create_task(bars.load_bars(BTC, interval, ASKED, 0.0))
         for _ in range(CLIENTS)
         for interval in DEFAULT_INTERVALS
-        if not bars.ready(BTC, interval, ASKED)
+        if not bars.is_loaded(BTC, interval, ASKED)
     ]
 
 
@@ -71,7 +71,9 @@ async def test_a_thousand_subscribers_of_seven_rooms_cost_at_most_seven_queries(
     await asyncio.gather(*subscribe(bars))
     assert 0 < store.queries <= len(DEFAULT_INTERVALS) == 7
     for interval in DEFAULT_INTERVALS:
-        assert bars.tail(BTC, interval, ASKED) == store.bars(BTC, interval, before_ms=ALWAYS_MS, limit=ASKED)
+        assert bars.newest_bars(BTC, interval, ASKED) == store.read_bars(
+            BTC, interval, before_ms=ALWAYS_MS, limit=ASKED
+        )
 
 
 async def test_reads_that_all_subscribers_left_are_not_done(bars, store):

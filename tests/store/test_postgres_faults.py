@@ -16,8 +16,8 @@ import pytest
 from candled.errors import StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, Candle, MarketKey, RangeSet
 from candled.store.batch import minute_ranges
-from candled.store.postgres import PostgresStore
-from candled.store.postgres_pool import Link, Watchdog, parse_address
+from candled.store.postgres.pool import DatabaseConnection, Watchdog, parse_address
+from candled.store.postgres.store import PostgresStore
 from tests import deadlines
 from tests.proxy import Proxy
 from tests.servers import Database, own_postgres, shared_postgres
@@ -58,7 +58,7 @@ def check(store: PostgresStore, pages: int) -> None:
     assert everything(store, BTC, MINUTE) == minutes
     for interval in LONGER:
         assert everything(store, BTC, interval) == sums(minutes, interval)
-    assert store.newest("bitget") == {BTC.symbol: minutes[-1].open_ms}
+    assert store.newest_minutes("bitget") == {BTC.symbol: minutes[-1].open_ms}
     check_slots(store)
 
 
@@ -69,9 +69,9 @@ def check_slots(store: PostgresStore) -> None:
         all_out = threading.Barrier(size, timeout=10)
 
         def use(pool=pool, all_out=all_out):
-            with pool.borrow() as link:
+            with pool.borrow_link() as link:
                 all_out.wait()
-                return link.rows("SELECT 1")
+                return link.fetch_rows("SELECT 1")
 
         with ThreadPoolExecutor(size) as threads:
             jobs = [threads.submit(use) for _ in range(size)]
@@ -128,12 +128,12 @@ def test_connections_reset_at_any_byte_and_at_commit_lose_and_double_nothing(dat
                 proxy.cut_after(dice.randrange(12_000))
             rows = page(number)
             try:
-                store.write(rows)
+                store.write_minutes(rows)
             except StoreUnavailable:
                 failures += 1
-                newest_ms = direct.newest("bitget").get(BTC.symbol)
+                newest_ms = direct.newest_minutes("bitget").get(BTC.symbol)
                 stored_all_the_same += newest_ms == rows[-1][1].open_ms
-                failures += until_stored(lambda rows=rows: store.write(rows))
+                failures += until_stored(lambda rows=rows: store.write_minutes(rows))
             number += 1
         check(store, number)
     print(
@@ -150,12 +150,12 @@ def test_a_link_that_hangs_ends_in_time_and_is_replaced(database):
         Proxy(database.address) as proxy,
         opened(database.url(address=proxy.address) + "?connect_timeout=2", limit_s=1.0) as store,
     ):
-        store.write(page(0))
+        store.write_minutes(page(0))
         proxy.freeze()
         calls = [
-            lambda: store.write(page(1)),  # on a connection that hangs
-            lambda: store.write(page(1)),  # on a new one that never comes about
-            lambda: store.bars(BTC, MINUTE, before_ms=10**15, limit=1),
+            lambda: store.write_minutes(page(1)),  # on a connection that hangs
+            lambda: store.write_minutes(page(1)),  # on a new one that never comes about
+            lambda: store.read_bars(BTC, MINUTE, before_ms=10**15, limit=1),
         ]
         for call in calls:
             started = deadlines.now()
@@ -163,7 +163,7 @@ def test_a_link_that_hangs_ends_in_time_and_is_replaced(database):
                 call()
             assert deadlines.now() - started < 4.0
         proxy.thaw()
-        until_stored(lambda: store.write(page(1)), pause_s=0.1)
+        until_stored(lambda: store.write_minutes(page(1)), pause_s=0.1)
         check(store, 2)
 
 
@@ -174,13 +174,13 @@ def test_a_link_that_dies_silently_within_a_transaction_holds_up_nobody_for_long
         opened(database.url(), limit_s=4.0) as store,
         closing(Watchdog()) as watchdog,
     ):
-        store.write(page(0))
+        store.write_minutes(page(0))
         parameters = parse_address(database.url(address=proxy.address))
-        lost = Link(parameters, watchdog, limit_s=2.0, autocommit=False)
-        assert lost.run("UPDATE candled.candles SET rev = rev") == PAGE
+        lost = DatabaseConnection(parameters, watchdog, limit_s=2.0, autocommit=False)
+        assert lost.execute("UPDATE candled.candles SET rev = rev") == PAGE
         proxy.lose_existing()
         started, wall_s = deadlines.now(), time.monotonic()
-        until_stored(lambda: store.write(page(1)), pause_s=0.1)
+        until_stored(lambda: store.write_minutes(page(1)), pause_s=0.1)
         assert time.monotonic() - wall_s > 1.0
         assert deadlines.now() - started < 4.0
         check(store, 2)
@@ -189,19 +189,19 @@ def test_a_link_that_dies_silently_within_a_transaction_holds_up_nobody_for_long
 
 def test_an_idle_connection_that_went_away_costs_no_attempt(database):
     with opened(database.url()) as store:
-        store.write(page(0))
+        store.write_minutes(page(0))
         [(killed,)] = database.rows(
             """SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
             WHERE application_name = 'candled' AND datname = current_database()"""
         )
-        store.write(page(1))
+        store.write_minutes(page(1))
         check(store, 2)
     assert killed >= 1
 
 
 _CANCELS = """
 import os, sys, threading, time
-from candled.store.postgres_pool import Link, Watchdog, parse_address
+from candled.store.postgres.pool import Link, Watchdog, parse_address
 link = Link(parse_address(sys.argv[1]), Watchdog(), limit_s=60.0, autocommit=True)
 print("connected", flush=True)
 sys.stdin.readline()
@@ -233,13 +233,13 @@ def test_a_server_that_does_not_answer_a_cancellation_stops_no_thread(database):
 
 def test_a_call_that_is_cancelled_ends(database):
     with closing(Watchdog()) as watchdog:
-        link = Link(parse_address(database.url()), watchdog, limit_s=60.0, autocommit=True)
-        threading.Timer(0.5, link.cancel).start()
+        link = DatabaseConnection(parse_address(database.url()), watchdog, limit_s=60.0, autocommit=True)
+        threading.Timer(0.5, link.cancel_call).start()
         started = deadlines.now()
         with pytest.raises(StoreUnavailable):
-            link.rows("SELECT pg_sleep(30)")
+            link.fetch_rows("SELECT pg_sleep(30)")
         assert deadlines.now() - started < 10.0
-        assert link.rows("SELECT 1") == [(1,)]
+        assert link.fetch_rows("SELECT 1") == [(1,)]
         link.close()
 
 
@@ -267,7 +267,7 @@ def test_backends_killed_inside_transactions_cost_no_row_and_no_slot(database):
         killer = threads.submit(kill)
         try:
             while not killer.done():
-                failures += until_stored(lambda number=number: store.write(page(number)))
+                failures += until_stored(lambda number=number: store.write_minutes(page(number)))
                 number += 1
         finally:
             ended.set()
@@ -281,13 +281,13 @@ def test_backends_killed_inside_transactions_cost_no_row_and_no_slot(database):
 def test_a_read_whose_backend_dies_in_the_middle_is_done_once_more(database):
     """Many times over, on a table that is locked until the backend is gone."""
     with opened(database.url()) as store, ThreadPoolExecutor(4) as threads, psycopg2.connect(database.url()) as other:
-        store.write(page(0))
+        store.write_minutes(page(0))
         minutes = truth(1)
         reads: list[Callable[[], object]] = [
-            lambda: store.bars(BTC, MINUTE, before_ms=10**15, limit=PAGE) == minutes,
-            lambda: store.bars_between(BTC, LONGER[0], 0, 10**15) == sums(minutes, LONGER[0]),
-            lambda: store.newest("bitget") == {BTC.symbol: minutes[-1].open_ms},
-            lambda: len(store.present(BTC, 0, 10**15)) == 1,
+            lambda: store.read_bars(BTC, MINUTE, before_ms=10**15, limit=PAGE) == minutes,
+            lambda: store.read_bars_between(BTC, LONGER[0], 0, 10**15) == sums(minutes, LONGER[0]),
+            lambda: store.newest_minutes("bitget") == {BTC.symbol: minutes[-1].open_ms},
+            lambda: len(store.stored_ranges(BTC, 0, 10**15)) == 1,
         ]
         for _ in range(5):
             with other.cursor() as cursor:
@@ -304,10 +304,10 @@ def test_a_read_whose_backend_dies_in_the_middle_is_done_once_more(database):
 
 def test_a_read_that_broke_for_a_second_time_is_given_up(database):
     with opened(database.url()) as store, ThreadPoolExecutor(1) as threads, psycopg2.connect(database.url()) as other:
-        store.write(page(0))
+        store.write_minutes(page(0))
         with other.cursor() as cursor:
             cursor.execute("LOCK TABLE candled.markets IN ACCESS EXCLUSIVE MODE")
-            job = threads.submit(store.newest, "bitget")
+            job = threads.submit(store.newest_minutes, "bitget")
             for _ in range(2):
                 while not waiting_backends(database):
                     time.sleep(0.01)
@@ -315,7 +315,7 @@ def test_a_read_that_broke_for_a_second_time_is_given_up(database):
             with pytest.raises(StoreUnavailable):
                 job.result()
         other.rollback()
-        assert store.newest("bitget") != {}
+        assert store.newest_minutes("bitget") != {}
 
 
 WAITING = """SELECT {} FROM pg_stat_activity
@@ -342,7 +342,7 @@ def test_four_writers_of_the_same_minutes_neither_deadlock_nor_disagree(database
     work = [batches(seed) for seed in range(4)]
     with opened(database.url(), writers=4) as store:
         with ThreadPoolExecutor(4) as threads:
-            jobs = [threads.submit(lambda mine=mine: [store.write(batch) for batch in mine]) for mine in work]
+            jobs = [threads.submit(lambda mine=mine: [store.write_minutes(batch) for batch in mine]) for mine in work]
             for job in jobs:
                 job.result()
         best: dict[MarketKey, dict[int, Candle]] = {market: {} for market in markets}
@@ -375,7 +375,7 @@ def test_a_server_killed_and_started_again_has_everything_that_was_acknowledged(
                 nonlocal acknowledged, failures
                 while not enough.is_set():
                     rows = page(acknowledged)
-                    failures += until_stored(lambda rows=rows: store.write(rows), pause_s=0.02, within_s=120)
+                    failures += until_stored(lambda rows=rows: store.write_minutes(rows), pause_s=0.02, within_s=120)
                     acknowledged += 1
 
             with ThreadPoolExecutor(1) as threads:
@@ -391,7 +391,7 @@ def test_a_server_killed_and_started_again_has_everything_that_was_acknowledged(
                     enough.set()
                 job.result()
             check(store, acknowledged)
-            present = store.present(BTC, 0, 10**15)
+            present = store.stored_ranges(BTC, 0, 10**15)
             assert present == list(RangeSet(minute_ranges(candle.open_ms for candle in truth(acknowledged))))
         assert failures > 0
     finally:

@@ -11,9 +11,9 @@ from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, Interval
 from candled.store import KNOWN_STORES, make_store
 from candled.store.interface import ALL_TIME
-from candled.store.postgres import PostgresStore
-from candled.store.postgres_schema import SCHEMA
-from candled.store.sqlite import SqliteStore
+from candled.store.postgres.schema import SCHEMA
+from candled.store.postgres.store import PostgresStore
+from candled.store.sqlite.store import SqliteStore
 from tests.servers import Database, shared_postgres
 from tests.store.contract import D1, H1, LONGER, M5, W1, StoreContract, everything, folded, sums
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market
@@ -55,7 +55,7 @@ class TestPostgresStore(StoreContract):
 
     @staticmethod
     def read_endlessly(store):
-        store._rows("SELECT pg_sleep(60)", ())
+        store._fetch_rows("SELECT pg_sleep(60)", ())
 
 
 # ---------------------------------------------------------------- addresses
@@ -85,7 +85,7 @@ def test_a_server_that_is_not_there_is_trouble_that_passes():
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
     with pytest.raises(StoreRejected, match="not open"):
-        store.newest("bitget")
+        store.newest_minutes("bitget")
 
 
 # ---------------------------------------------------------------- the schema
@@ -102,7 +102,7 @@ def test_a_newer_schema_is_refused_and_left_alone(database, open_store):
 
 def test_a_database_of_the_first_schema_is_upgraded_as_it_stands(database, open_store):
     minutes = [minute(at, volume=f"{at}.10", quote="3") for at in range(20)]
-    open_store(*DEFAULT_INTERVALS).write([(BTC, candle) for candle in (*minutes, minute(20, final=False))])
+    open_store(*DEFAULT_INTERVALS).write_minutes([(BTC, candle) for candle in (*minutes, minute(20, final=False))])
     database.rows(
         """ALTER TABLE candled.candles DROP COLUMN rev, DROP COLUMN src;
         ALTER TABLE candled.forming DROP CONSTRAINT forming_pkey, ADD CONSTRAINT running_pkey PRIMARY KEY (market);
@@ -115,14 +115,14 @@ def test_a_database_of_the_first_schema_is_upgraded_as_it_stands(database, open_
     )
     store = open_store(*DEFAULT_INTERVALS)
     assert everything(store, BTC, MINUTE) == minutes
-    assert store.forming(BTC) == [minute(20, final=False)]
+    assert store.read_forming(BTC) == [minute(20, final=False)]
     revised = minute(3, volume="5", as_of_ms=10**13, src="rest")
-    store.write([(BTC, revised), (BTC, minute(20, volume="4", final=False))])
-    assert store.forming(BTC) == [minute(20, volume="4", final=False)]
+    store.write_minutes([(BTC, revised), (BTC, minute(20, volume="4", final=False))])
+    assert store.read_forming(BTC) == [minute(20, volume="4", final=False)]
     for interval in LONGER:
         expected = sums([*minutes[:3], revised._replace(rev=1), *minutes[4:]], interval)
         assert everything(store, BTC, interval) == expected
-    store.open_feed([BTC], "a")
+    store.register_feed([BTC], "a")
     assert store.changes_since(BTC, "a", 0) == []
 
 
@@ -141,7 +141,7 @@ def test_processes_that_start_together_prepare_the_database_once(open_store):
         jobs = [threads.submit(open_store, *DEFAULT_INTERVALS) for _ in range(6)]
         opened = [job.result() for job in jobs]
     for number, store in enumerate(opened):
-        store.write([(BTC, minute(number))])
+        store.write_minutes([(BTC, minute(number))])
     assert everything(opened[0], BTC, M5) == sums([minute(number) for number in range(6)], M5)
 
 
@@ -154,7 +154,7 @@ def test_an_ordinary_role_that_owns_its_database_suffices(stores):
                 stores.append(PostgresStore(database.url(user=admin.name), DEFAULT_INTERVALS, retention_days=30))
                 stores[0].open()
                 stores[0].write([(BTC, minute(0))])
-                stores[0].maintain(MONDAY_MS)
+                stores[0].tidy_up(MONDAY_MS)
                 assert everything(stores[0], BTC, W1) == [folded(minute(0))]
                 stores[0].close()
         finally:
@@ -172,14 +172,14 @@ def test_a_role_that_may_not_create_tables_is_told_so(database, stores):
 
 def test_tables_that_are_away_while_a_backup_is_restored_are_trouble_that_passes(database, open_store):
     store = open_store(MINUTE, M5)
-    store.write([(BTC, minute(0))])
+    store.write_minutes([(BTC, minute(0))])
     database.rows("ALTER SCHEMA candled RENAME TO elsewhere")
     with pytest.raises(StoreUnavailable):
-        store.write([(BTC, minute(1))])
+        store.write_minutes([(BTC, minute(1))])
     with pytest.raises(StoreUnavailable):
         everything(store, BTC, M5)
     database.rows("ALTER SCHEMA elsewhere RENAME TO candled")
-    store.write([(BTC, minute(1))])
+    store.write_minutes([(BTC, minute(1))])
     assert everything(store, BTC, M5) == sums([minute(0), minute(1)], M5)
 
 
@@ -194,7 +194,9 @@ def test_health_learns_the_server_and_the_free_connections(open_store):
 
 
 def test_everyone_can_read_the_tables(database, open_store):
-    open_store(*DEFAULT_INTERVALS).write([(BTC, minute(61, volume="0.00000010", as_of_ms=MONDAY_MS + 61_000 * 61))])
+    open_store(*DEFAULT_INTERVALS).write_minutes(
+        [(BTC, minute(61, volume="0.00000010", as_of_ms=MONDAY_MS + 61_000 * 61))]
+    )
     for table in ("candles", "rollups WHERE minutes = 1"):
         rows = database.rows(f"SELECT time, volume::text, quote_volume, as_of FROM candled.{table}")
         expected = (
@@ -221,11 +223,15 @@ def test_times_are_exact_to_the_millisecond(open_store, stores, at_ms):
 def test_the_newest_minutes_are_found_behind_a_gap_of_years(open_store):
     store = open_store(MINUTE)
     far = [minute(0), minute(1), minute(2_000_000), minute(2_000_001), minute(3_000_000)]
-    store.write([(BTC, candle) for candle in far])
-    assert store.bars(BTC, MINUTE, before_ms=10**15, limit=4) == far[1:]
-    assert store.bars(BTC, MINUTE, before_ms=10**15, limit=9) == far
-    assert store.bars(BTC, MINUTE, before_ms=far[0].open_ms, limit=9) == []
-    assert [span.start_ms for span in store.present(BTC, 0, 10**15)] == [far[0].open_ms, far[2].open_ms, far[4].open_ms]
+    store.write_minutes([(BTC, candle) for candle in far])
+    assert store.read_bars(BTC, MINUTE, before_ms=10**15, limit=4) == far[1:]
+    assert store.read_bars(BTC, MINUTE, before_ms=10**15, limit=9) == far
+    assert store.read_bars(BTC, MINUTE, before_ms=far[0].open_ms, limit=9) == []
+    assert [span.start_ms for span in store.stored_ranges(BTC, 0, 10**15)] == [
+        far[0].open_ms,
+        far[2].open_ms,
+        far[4].open_ms,
+    ]
 
 
 # ---------------------------------------------------------------- several processes
@@ -233,8 +239,8 @@ def test_the_newest_minutes_are_found_behind_a_gap_of_years(open_store):
 
 def test_a_writer_keeps_up_the_intervals_of_other_processes_too(open_store):
     ours, theirs = open_store(M5), open_store(M5, H1)
-    ours.write([(BTC, minute(0))])
-    ours.write([(BTC, minute(59, "7"))])
+    ours.write_minutes([(BTC, minute(0))])
+    ours.write_minutes([(BTC, minute(59, "7"))])
     assert everything(theirs, BTC, H1) == sums([minute(0), minute(59, "7")], H1)
 
 
@@ -242,9 +248,9 @@ def test_an_interval_whose_past_another_process_still_folds_lends_no_half_bars(d
     m15 = Interval.parse("15m")
     minutes = [minute(at) for at in (0, 1, 40)]
     store = open_store(M5, H1)
-    store.write([(BTC, candle) for candle in minutes[:2]])
+    store.write_minutes([(BTC, candle) for candle in minutes[:2]])
     database.rows("INSERT INTO candled.intervals (name) VALUES ('15m') RETURNING name")  # the first thing it does
-    store.write([(BTC, minutes[2])])
+    store.write_minutes([(BTC, minutes[2])])
     assert everything(store, BTC, H1) == sums(minutes, H1)
     other = open_store(M5, m15, H1)
     assert everything(other, BTC, m15) == sums(minutes, m15)
@@ -308,9 +314,9 @@ def test_an_interval_in_use_is_not_dropped(database, open_store):
 def test_old_minutes_are_dropped_by_weeks_and_their_bars_stay(open_store):
     minutes = [minute(at) for at in range(0, 4 * WEEK_MINUTES, 60)]
     store = open_store(*DEFAULT_INTERVALS, retention_days=10)
-    store.write([(BTC, candle) for candle in minutes])
+    store.write_minutes([(BTC, candle) for candle in minutes])
     bars = {interval: everything(store, BTC, interval) for interval in LONGER}
-    store.maintain(MONDAY_MS + 3 * WEEK_MS + 2 * DAY_MS)  # ten days before that lies in the second week
+    store.tidy_up(MONDAY_MS + 3 * WEEK_MS + 2 * DAY_MS)  # ten days before that lies in the second week
     kept = everything(store, BTC, MINUTE)
     if store.describe()["kind"] == "timescaledb":  # where whole chunks go
         assert kept == minutes[-len(kept) :]
@@ -318,24 +324,24 @@ def test_old_minutes_are_dropped_by_weeks_and_their_bars_stay(open_store):
     else:
         assert kept == minutes[7 * 24 :]
     assert {interval: everything(store, BTC, interval) for interval in LONGER} == bars
-    assert store.bars(BTC, MINUTE, before_ms=10**15, limit=10**6) == kept
-    store.refold(BTC, [ALL_TIME])
+    assert store.read_bars(BTC, MINUTE, before_ms=10**15, limit=10**6) == kept
+    store.rebuild_rollups(BTC, [ALL_TIME])
     assert {interval: everything(store, BTC, interval) for interval in LONGER} == bars
 
 
 def test_a_minute_too_old_to_be_kept_does_not_spoil_its_bar(open_store):
     store = open_store(D1, retention_days=10)
-    store.write([(BTC, minute(0)), (BTC, minute(1)), (BTC, minute(5 * WEEK_MINUTES))])
-    store.maintain(MONDAY_MS + 5 * WEEK_MS)
-    store.write([(BTC, minute(2)), (BTC, minute(5 * WEEK_MINUTES + 1))])
+    store.write_minutes([(BTC, minute(0)), (BTC, minute(1)), (BTC, minute(5 * WEEK_MINUTES))])
+    store.tidy_up(MONDAY_MS + 5 * WEEK_MS)
+    store.write_minutes([(BTC, minute(2)), (BTC, minute(5 * WEEK_MINUTES + 1))])
     assert [bar.volume for bar in everything(store, BTC, D1)] == [2, 2]
     assert len(everything(store, BTC, MINUTE)) == 2
 
 
 def test_without_settings_maintenance_keeps_everything(open_store):
     store = open_store(*DEFAULT_INTERVALS)
-    store.write([(BTC, minute(0))])
-    store.maintain(MONDAY_MS + 1000 * WEEK_MS)
+    store.write_minutes([(BTC, minute(0))])
+    store.tidy_up(MONDAY_MS + 1000 * WEEK_MS)
     assert everything(store, BTC, MINUTE) == [minute(0)]
     assert everything(store, BTC, D1) == [folded(minute(0))]
 
@@ -345,7 +351,7 @@ def test_without_settings_maintenance_keeps_everything(open_store):
 
 def test_more_threads_than_connections_wait_their_turn(open_store):
     store = open_store(MINUTE, readers=2)
-    store.write([(BTC, minute(0))])
+    store.write_minutes([(BTC, minute(0))])
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: everything(store, BTC, MINUTE), range(10_000)))
     assert answers == [[minute(0)]] * 10_000
@@ -354,28 +360,28 @@ def test_more_threads_than_connections_wait_their_turn(open_store):
 
 def test_a_connection_that_never_becomes_free_is_not_waited_for_without_end(open_store):
     store = open_store(MINUTE, readers=1, limit_s=0.2)
-    with store._pools[2].borrow(), pytest.raises(StoreUnavailable, match="busy"):
-        store.newest("bitget")
-    assert store.newest("bitget") == {}
+    with store._pools[2].borrow_link(), pytest.raises(StoreUnavailable, match="busy"):
+        store.newest_minutes("bitget")
+    assert store.newest_minutes("bitget") == {}
 
 
 def test_a_batch_that_the_server_refuses_leaves_the_connection_fit_for_the_next(open_store):
     store = open_store(*DEFAULT_INTERVALS, writers=1)
     with pytest.raises(StoreRejected, match="out of range"):
-        store.write([(ETH, minute(0)), (BTC, minute(0)._replace(open_ms=10**18))])
-    store.write([(BTC, minute(0))])
+        store.write_minutes([(ETH, minute(0)), (BTC, minute(0)._replace(open_ms=10**18))])
+    store.write_minutes([(BTC, minute(0))])
     assert (everything(store, BTC, W1), everything(store, ETH, MINUTE)) == ([folded(minute(0))], [])
 
 
 def test_a_statement_that_takes_too_long_is_ended_by_the_server(open_store):
     store = open_store(MINUTE, readers=1, limit_s=0.5)
     with pytest.raises(StoreUnavailable, match="statement timeout"):
-        store._rows("SELECT pg_sleep(5)", ())
-    assert store.newest("bitget") == {}
+        store._fetch_rows("SELECT pg_sleep(5)", ())
+    assert store.newest_minutes("bitget") == {}
 
 
 def test_a_closed_store_says_so(open_store):
     store = open_store(MINUTE)
     store.close()
     with pytest.raises(StoreRejected, match="not open"):
-        store.newest("bitget")
+        store.newest_minutes("bitget")

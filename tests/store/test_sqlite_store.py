@@ -16,8 +16,8 @@ import pytest
 import candled
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE
-from candled.store import sqlite
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite import store as sqlite
+from candled.store.sqlite.store import SqliteStore
 from tests.store import load
 from tests.store.contract import H1, LONGER, M5, StoreContract, everything, folded, sums
 from tests.store.rows import BTC, ETH, minute
@@ -51,7 +51,7 @@ class TestSqliteStore(StoreContract):
 
     @staticmethod
     def read_endlessly(store):
-        store._rows(
+        store._fetch_rows(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 999999999) SELECT max(i) FROM n"
         )
 
@@ -99,7 +99,7 @@ def test_a_directory_cannot_be_the_file(tmp_path):
 
 def test_a_damaged_file_is_reported_not_read_as_empty(path, open_store):
     store = open_store(*DEFAULT_INTERVALS)
-    store.write([(BTC, minute(at)) for at in range(2000)])
+    store.write_minutes([(BTC, minute(at)) for at in range(2000)])
     store.close()
     size = path.stat().st_size
     with path.open("r+b") as file:
@@ -114,7 +114,7 @@ def test_a_closed_store_says_so(open_store):
     store = open_store(MINUTE)
     store.close()
     with pytest.raises(StoreRejected, match="not open"):
-        store.newest("bitget")
+        store.newest_minutes("bitget")
 
 
 # ---------------------------------------------------------------- whose file it is
@@ -165,7 +165,7 @@ def test_who_may_not_upgrade_says_what_to_run_and_leaves_the_file_alone(path, ma
 
 
 def test_a_guest_writes_nothing_by_opening_and_reading(path, open_store):
-    open_store(M5).write([(BTC, minute(0))])
+    open_store(M5).write_minutes([(BTC, minute(0))])
     open_store(M5).close()
     path.chmod(0o444)
     before = path.read_bytes(), path.stat().st_mtime_ns
@@ -185,12 +185,12 @@ def test_a_lock_held_by_another_program_is_trouble_that_passes(path, open_store,
     try:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable, match="locked"):
-            store.write([(BTC, minute(0))])
+            store.write_minutes([(BTC, minute(0))])
         assert everything(store, BTC, MINUTE) == []  # readers need no lock
         other.execute("COMMIT")
     finally:
         other.close()
-    store.write([(BTC, minute(0))])
+    store.write_minutes([(BTC, minute(0))])
     assert everything(store, BTC, MINUTE) == [minute(0)]
 
 
@@ -204,30 +204,30 @@ def test_opening_can_be_tried_again(path, open_store, monkeypatch):
         with pytest.raises(StoreUnavailable, match="locked"):
             store.open()
         with pytest.raises(StoreRejected, match="not open"):
-            store.newest("bitget")
+            store.newest_minutes("bitget")
     finally:
         other.close()
     store.open()
-    assert store.newest("bitget") == {}
+    assert store.newest_minutes("bitget") == {}
     store.close()
 
 
 def test_a_full_disk_loses_nothing_that_was_stored_and_passes(open_store):
     store = open_store(*DEFAULT_INTERVALS)
-    store.write([(BTC, minute(at)) for at in range(100)])
-    store._connection().execute("PRAGMA max_page_count = 12")
+    store.write_minutes([(BTC, minute(at)) for at in range(100)])
+    store._thread_connection().execute("PRAGMA max_page_count = 12")
     more = [(ETH, minute(at)) for at in range(3000)]
     with pytest.raises(StoreUnavailable, match="full"):
-        store.write(more)
+        store.write_minutes(more)
     assert (len(everything(store, BTC, MINUTE)), everything(store, ETH, MINUTE)) == (100, [])
-    store._connection().execute("PRAGMA max_page_count = 100000")
-    store.write(more)
+    store._thread_connection().execute("PRAGMA max_page_count = 100000")
+    store.write_minutes(more)
     assert everything(store, ETH, H1) == sums([candle for _, candle in more], H1)
 
 
 def test_folding_that_was_cut_short_is_done_again(open_store, monkeypatch):
     minutes = [minute(at) for at in (0, 1, 60_000, 200_000)]
-    open_store(MINUTE).write([(BTC, candle) for candle in minutes])
+    open_store(MINUTE).write_minutes([(BTC, candle) for candle in minutes])
     fold, calls = sqlite._fold, []
 
     def fold_once(*args):
@@ -240,7 +240,7 @@ def test_folding_that_was_cut_short_is_done_again(open_store, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         open_store(MINUTE, M5)
     monkeypatch.undo()
-    open_store(MINUTE).write([(BTC, minute(2))])  # the interval is given up again, its half history with it
+    open_store(MINUTE).write_minutes([(BTC, minute(2))])  # the interval is given up again, its half history with it
     assert open_store(MINUTE).intervals() == []
     assert everything(open_store(MINUTE, M5), BTC, M5) == sums(sorted([*minutes, minute(2)]), M5)
 
@@ -250,14 +250,14 @@ def test_folding_that_was_cut_short_is_done_again(open_store, monkeypatch):
 
 def test_one_file_is_left_after_closing(path, open_store):
     store = open_store(*DEFAULT_INTERVALS)
-    store.write([(BTC, minute(0))])
+    store.write_minutes([(BTC, minute(0))])
     assert store.describe()["walBytes"] > 0
     store.close()
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def test_decimals_are_kept_as_text_with_their_zeros(path, open_store):
-    open_store(*DEFAULT_INTERVALS).write([(BTC, minute(0, volume="0.00000010"))])
+    open_store(*DEFAULT_INTERVALS).write_minutes([(BTC, minute(0, volume="0.00000010"))])
     with sqlite3.connect(path) as connection:
         kept = [connection.execute(f"SELECT volume FROM {table}").fetchone() for table in ("candles", "rollups")]
     connection.close()
@@ -312,12 +312,12 @@ def test_a_file_of_the_first_schema_is_upgraded_as_it_stands(path, open_store):
     assert everything(store, BTC, MINUTE) == minutes
     for interval in LONGER:
         assert everything(store, BTC, interval) == sums(minutes, interval)
-    assert store.forming(BTC) == [minute(20, final=False)]
+    assert store.read_forming(BTC) == [minute(20, final=False)]
     assert store.describe()["schema"] == sqlite.SCHEMA
     revised = minute(3, volume="5", as_of_ms=10**13, src="rest")
-    store.write([(BTC, revised)])
+    store.write_minutes([(BTC, revised)])
     assert everything(store, BTC, H1) == sums([*minutes[:3], revised._replace(rev=1), *minutes[4:]], H1)
-    store.open_feed([BTC], "a")
+    store.register_feed([BTC], "a")
     assert store.changes_since(BTC, "a", 0) == []
 
 

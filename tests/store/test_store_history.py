@@ -9,10 +9,10 @@ import pytest
 from candled.clock import SystemClock
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, Range
-from candled.store.history import History
-from candled.store.interface import Hole
-from candled.store.keeper import Keeper
-from candled.store.sqlite import SqliteStore
+from candled.store.history import HistoryReader
+from candled.store.ingest_store import IngestStore
+from candled.store.interface import KnownGap
+from candled.store.sqlite.store import SqliteStore
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
 from tests import deadlines
@@ -29,17 +29,17 @@ class GatedStore(SqliteStore):
         self.gate.set()
         self.reads = 0
 
-    def bars(self, market, interval, *, before_ms, limit):
+    def read_bars(self, market, interval, *, before_ms, limit):
         self.reads += 1
         assert self.gate.wait(5)
-        return super().bars(market, interval, before_ms=before_ms, limit=limit)
+        return super().read_bars(market, interval, before_ms=before_ms, limit=limit)
 
 
 @pytest.fixture
 async def store(tmp_path):
     store = GatedStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
     store.open()
-    store.write([(BTC, minute(at)) for at in range(10)])
+    store.write_minutes([(BTC, minute(at)) for at in range(10)])
     yield store
     store.gate.set()
     store.close()
@@ -55,48 +55,48 @@ async def threads(store):
 
 @pytest.fixture
 def history(store, threads):
-    return History(store, threads)
+    return HistoryReader(store, threads)
 
 
 async def test_history_answers_as_the_store_does(history, store):
-    hole = Hole(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
-    store.save_holes(BTC, [hole])
+    hole = KnownGap(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
+    store.save_known_gaps(BTC, [hole])
     store.set_complete_from(BTC, MONDAY_MS)
-    store.write([(BTC, minute(10, final=False))])
+    store.write_minutes([(BTC, minute(10, final=False))])
     minutes = [minute(at) for at in range(10)]
-    assert await history.bars(BTC, MINUTE, ALWAYS_MS, 3) == tuple(minutes[-3:])
-    assert await history.bars_between(BTC, M5, 0, ALWAYS_MS) == tuple(sums(minutes, M5))
-    assert await history.forming(BTC) == (minute(10, final=False),)
+    assert await history.read_bars(BTC, MINUTE, ALWAYS_MS, 3) == tuple(minutes[-3:])
+    assert await history.read_bars_between(BTC, M5, 0, ALWAYS_MS) == tuple(sums(minutes, M5))
+    assert await history.read_forming(BTC) == (minute(10, final=False),)
     assert await history.complete_from(BTC) == MONDAY_MS
-    assert await history.newest("bitget") == {BTC.symbol: MONDAY_MS + 9 * MINUTE_MS}
-    assert await history.present(BTC, 0, ALWAYS_MS) == (Range(MONDAY_MS, MONDAY_MS + 10 * MINUTE_MS),)
-    assert await history.holes(BTC) == (hole,)
+    assert await history.newest_minutes("bitget") == {BTC.symbol: MONDAY_MS + 9 * MINUTE_MS}
+    assert await history.stored_ranges(BTC, 0, ALWAYS_MS) == (Range(MONDAY_MS, MONDAY_MS + 10 * MINUTE_MS),)
+    assert await history.known_gaps(BTC) == (hole,)
 
 
 async def test_a_thousand_identical_questions_cost_one_query(history, store):
-    answers = await asyncio.gather(*(history.bars(BTC, M5, ALWAYS_MS, 100) for _ in range(1000)))
+    answers = await asyncio.gather(*(history.read_bars(BTC, M5, ALWAYS_MS, 100) for _ in range(1000)))
     assert store.reads == 1
     assert {len(answer) for answer in answers} == {2}
 
 
 async def test_different_questions_are_asked_apart(history, store):
-    answers = await asyncio.gather(*(history.bars(BTC, MINUTE, ALWAYS_MS, limit) for limit in (1, 2, 3)))
+    answers = await asyncio.gather(*(history.read_bars(BTC, MINUTE, ALWAYS_MS, limit) for limit in (1, 2, 3)))
     assert [len(answer) for answer in answers] == [1, 2, 3]
     assert store.reads == 3
 
 
 async def test_the_same_question_later_is_asked_again(history, store):
-    await history.bars(BTC, M5, ALWAYS_MS, 100)
-    await history.bars(BTC, M5, ALWAYS_MS, 100)
+    await history.read_bars(BTC, M5, ALWAYS_MS, 100)
+    await history.read_bars(BTC, M5, ALWAYS_MS, 100)
     assert store.reads == 2
 
 
 async def test_whoever_asks_after_a_write_does_not_get_an_answer_from_before(history, store, threads):
     store.gate.clear()
-    early = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 100))
+    early = asyncio.create_task(history.read_bars(BTC, MINUTE, ALWAYS_MS, 100))
     await asyncio.sleep(0)
-    await threads.write(store.write, [(BTC, minute(10))])
-    late = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 100))
+    await threads.run_write(store.write_minutes, [(BTC, minute(10))])
+    late = asyncio.create_task(history.read_bars(BTC, MINUTE, ALWAYS_MS, 100))
     await asyncio.sleep(0)
     store.gate.set()
     await early
@@ -106,8 +106,8 @@ async def test_whoever_asks_after_a_write_does_not_get_an_answer_from_before(his
 
 async def test_one_caller_that_leaves_does_not_take_the_answer_from_the_others(history, store):
     store.gate.clear()
-    leaver = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 100))
-    stayer = asyncio.create_task(history.bars(BTC, MINUTE, ALWAYS_MS, 100))
+    leaver = asyncio.create_task(history.read_bars(BTC, MINUTE, ALWAYS_MS, 100))
+    stayer = asyncio.create_task(history.read_bars(BTC, MINUTE, ALWAYS_MS, 100))
     await asyncio.sleep(0)
     leaver.cancel()
     store.gate.set()
@@ -119,12 +119,12 @@ async def test_one_caller_that_leaves_does_not_take_the_answer_from_the_others(h
 async def test_an_error_reaches_every_caller_and_is_not_remembered(history, store):
     unknown = Interval.parse("3m")
     answers = await asyncio.gather(
-        *(history.bars(BTC, unknown, ALWAYS_MS, 100) for _ in range(3)), return_exceptions=True
+        *(history.read_bars(BTC, unknown, ALWAYS_MS, 100) for _ in range(3)), return_exceptions=True
     )
     assert [type(answer) for answer in answers] == [StoreRejected] * 3
     assert store.reads == 1
     with pytest.raises(StoreRejected):
-        await history.bars(BTC, unknown, ALWAYS_MS, 100)
+        await history.read_bars(BTC, unknown, ALWAYS_MS, 100)
     assert store.reads == 2
 
 
@@ -135,7 +135,7 @@ async def test_two_reads_and_a_write_run_beside_each_other_and_beside_the_loop(t
         together.wait(5)
         return freed.wait(5)
 
-    calls = asyncio.gather(threads.read(work), threads.read(work), threads.write(work))
+    calls = asyncio.gather(threads.run_read(work), threads.run_read(work), threads.run_write(work))
     await asyncio.sleep(0.01)
     freed.set()  # only a loop that is not held up comes here in time
     assert await calls == [True, True, True]
@@ -148,14 +148,14 @@ async def test_writes_happen_one_at_a_time_in_the_order_of_the_calls(threads):
         time.sleep(0.002)
         seen.append(number)
 
-    await asyncio.gather(*(threads.write(note, number) for number in range(20)))
+    await asyncio.gather(*(threads.run_write(note, number) for number in range(20)))
     assert seen == list(range(20))
 
 
 async def test_closing_lets_what_was_asked_for_end(store, threads):
     store.gate.clear()
-    read = asyncio.create_task(threads.read(store.bars, BTC, MINUTE, before_ms=ALWAYS_MS, limit=5))
-    write = asyncio.create_task(threads.write(store.write, [(BTC, minute(10))]))
+    read = asyncio.create_task(threads.run_read(store.read_bars, BTC, MINUTE, before_ms=ALWAYS_MS, limit=5))
+    write = asyncio.create_task(threads.run_write(store.write_minutes, [(BTC, minute(10))]))
     await asyncio.sleep(0)
     closing = asyncio.create_task(threads.close())
     await asyncio.sleep(0)
@@ -164,7 +164,7 @@ async def test_closing_lets_what_was_asked_for_end(store, threads):
     assert len(await read) == 5
     await write
     store.open()
-    assert store.newest("bitget") == {BTC.symbol: MONDAY_MS + 10 * MINUTE_MS}
+    assert store.newest_minutes("bitget") == {BTC.symbol: MONDAY_MS + 10 * MINUTE_MS}
 
 
 @pytest.mark.parametrize("kind", ["a read", "a write", "a write that waits behind one"])
@@ -172,7 +172,7 @@ async def test_a_call_that_does_not_end_cannot_hold_the_end_up(store, kind, capl
     """Neither the closing, nor the end of the process: the threads are no others that it waits for."""
     threads = StoreThreads(store, readers=2)
     stall = threading.Event()
-    begin = threads.read if kind == "a read" else threads.write
+    begin = threads.run_read if kind == "a read" else threads.run_write
     calls = [asyncio.create_task(begin(stall.wait)) for _ in range(2 if kind.endswith("one") else 1)]
     try:
         await asyncio.sleep(0.05)
@@ -189,11 +189,11 @@ async def test_a_call_that_does_not_end_cannot_hold_the_end_up(store, kind, capl
 async def test_closed_threads_refuse_work(store, threads):
     await threads.close()
     with pytest.raises(StoreUnavailable):
-        await threads.read(store.forming, BTC)
+        await threads.run_read(store.read_forming, BTC)
 
 
 async def test_changes_are_told_anew_to_whoever_knows_of_more(history, store, threads):
-    store.open_feed([BTC], "a")
+    store.register_feed([BTC], "a")
     assert await history.changes_since(BTC, "b", 0) is None
     asked, read = asyncio.Event(), store.changes_since
 
@@ -208,7 +208,7 @@ async def test_changes_are_told_anew_to_whoever_knows_of_more(history, store, th
     store.gate.clear()
     early = asyncio.create_task(history.changes_since(BTC, "a", 0, logged_seq=0))
     await asked.wait()
-    store.note_changes(BTC, "a", [(1, Range(0, 60_000))])  # by another process
+    store.log_changes(BTC, "a", [(1, Range(0, 60_000))])  # by another process
     late = asyncio.create_task(history.changes_since(BTC, "a", 0, logged_seq=1))
     await asyncio.sleep(0.01)
     store.gate.set()
@@ -216,11 +216,11 @@ async def test_changes_are_told_anew_to_whoever_knows_of_more(history, store, th
 
 
 async def test_the_keeper_writes_the_log_of_changes_in_order(history, store, threads):
-    keeper = Keeper(store, threads, Writer(store, threads, SystemClock(), flush_interval_s=1), history)
+    keeper = IngestStore(store, threads, Writer(store, threads, SystemClock(), flush_interval_s=1), history)
     await asyncio.gather(
-        keeper.open_feed([BTC], "a"),
-        keeper.note_changes(BTC, "a", [(1, Range(0, 60_000))]),
-        keeper.open_feed([BTC], "b"),
-        keeper.note_changes(BTC, "b", [(1, Range(0, 120_000))]),
+        keeper.register_feed([BTC], "a"),
+        keeper.log_changes(BTC, "a", [(1, Range(0, 60_000))]),
+        keeper.register_feed([BTC], "b"),
+        keeper.log_changes(BTC, "b", [(1, Range(0, 120_000))]),
     )
     assert await history.changes_since(BTC, "a", 1) == (Range(0, 120_000),)

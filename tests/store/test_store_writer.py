@@ -68,29 +68,29 @@ async def advance(clock, seconds, *, task=None):
 
 
 async def test_after_a_flush_everything_is_stored(writer, store, threads):
-    writer.put(BTC, minute(0))
-    writer.put(ETH, minute(1, final=False))
+    writer.enqueue(BTC, minute(0))
+    writer.enqueue(ETH, minute(1, final=False))
     await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(0)]
-    assert store.forming(ETH) == [minute(1, final=False)]
-    assert (writer.status()["waiting"], writer.status()["written"]) == (0, 2)
+    assert store.read_forming(ETH) == [minute(1, final=False)]
+    assert (writer.describe()["waiting"], writer.describe()["written"]) == (0, 2)
     assert threads.writes == 1
 
 
 async def test_many_rows_go_in_pages(writer, store, monkeypatch):
     monkeypatch.setattr(writer_module, "PAGE_ROWS", 40)
     for at in range(100):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
     await writer.flush()
     assert store.batches == [40, 40, 20]
     assert len(everything(store, BTC, MINUTE)) == 100
 
 
 async def test_a_flush_asked_for_during_another_covers_what_was_put_meanwhile(writer, store):
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     first = asyncio.create_task(writer.flush())
     await asyncio.sleep(0)
-    writer.put(BTC, minute(1))
+    writer.enqueue(BTC, minute(1))
     await writer.flush()
     assert len(everything(store, BTC, MINUTE)) == 2
     await first
@@ -98,32 +98,32 @@ async def test_a_flush_asked_for_during_another_covers_what_was_put_meanwhile(wr
 
 async def test_a_flush_that_fails_keeps_the_rows_for_the_next(writer, store):
     store.trouble = AWAY
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     with pytest.raises(StoreUnavailable):
         await writer.flush()
-    writer.put(BTC, minute(0, volume="2"))
+    writer.enqueue(BTC, minute(0, volume="2"))
     store.trouble = None
     await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(0, volume="2", rev=1)]
 
 
 async def test_a_cancelled_flush_keeps_the_rows(writer, store):
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     flush = asyncio.create_task(writer.flush())
     await asyncio.sleep(0)
     flush.cancel()
     await asyncio.wait([flush])
-    assert writer.status()["waiting"] == 1
+    assert writer.describe()["waiting"] == 1
     await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(0)]
 
 
 async def test_it_writes_at_each_interval(writer, store, clock, running):
     for at in range(3):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
         await advance(clock, 1)
     assert store.batches == [1, 1, 1]
-    assert writer.status()["lastFlushMs"] == START_MS + 3000
+    assert writer.describe()["lastFlushMs"] == START_MS + 3000
 
 
 async def test_nothing_to_write_is_not_written(store, clock, running):
@@ -133,7 +133,7 @@ async def test_nothing_to_write_is_not_written(store, clock, running):
 
 async def test_while_the_store_is_away_attempts_come_with_doubling_pauses(writer, store, clock, running):
     store.trouble = AWAY
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     tried_at = []
     for second in range(1, 101):
         await advance(clock, 1)
@@ -142,8 +142,8 @@ async def test_while_the_store_is_away_attempts_come_with_doubling_pauses(writer
     assert tried_at == [1, 3, 7, 15, 31, 61, 91]
     store.trouble = None
     await advance(clock, 30)
-    assert writer.status()["waiting"] == 0
-    writer.put(BTC, minute(1))
+    assert writer.describe()["waiting"] == 0
+    writer.enqueue(BTC, minute(1))
     await advance(clock, 1)
     assert len(everything(store, BTC, MINUTE)) == 2
 
@@ -151,42 +151,42 @@ async def test_while_the_store_is_away_attempts_come_with_doubling_pauses(writer
 async def test_going_away_and_coming_back_are_one_log_line_each(writer, store, clock, running, caplog):
     caplog.set_level(logging.INFO, "candled.store")
     store.trouble = AWAY
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     for _ in range(10):
         await advance(clock, 1)
-    assert (writer.status()["state"], writer.status()["lastError"]) == ("away", "no room on the disk")
+    assert (writer.describe()["state"], writer.describe()["lastError"]) == ("away", "no room on the disk")
     store.trouble = None
     for _ in range(10):
-        writer.put(BTC, minute(1))
+        writer.enqueue(BTC, minute(1))
         await advance(clock, 1)
     assert caplog.messages == [
         "the store is unavailable, 1 rows wait: no room on the disk",
         "the store is back after 14.0 s: writing 2 rows that waited, 0 were refused",
     ]
-    assert writer.status()["state"] == "ok"
+    assert writer.describe()["state"] == "ok"
 
 
 async def test_a_batch_refused_for_good_is_dropped_and_the_next_is_written(writer, store, clock, running, caplog):
     store.trouble = StoreRejected("the file is damaged")
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     await advance(clock, 1)
-    status = writer.status()
+    status = writer.describe()
     assert (status["state"], status["rejected"], status["waiting"]) == ("rejecting", 1, 0)
     assert caplog.messages == ["the store refused 1 rows for good, they are dropped: the file is damaged"]
     store.trouble = None
-    writer.put(BTC, minute(1))
+    writer.enqueue(BTC, minute(1))
     await advance(clock, 1)
-    assert (writer.status()["state"], everything(store, BTC, MINUTE)) == ("ok", [minute(1)])
+    assert (writer.describe()["state"], everything(store, BTC, MINUTE)) == ("ok", [minute(1)])
 
 
 @pytest.mark.parametrize("bad", [[0], [2999], [7, 1500, 1501, 2998], list(range(100, 110))])
 async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer, store, bad, caplog):
     for at in range(3000):
-        writer.put(BTC, impossible(at) if at in bad else minute(at))
+        writer.enqueue(BTC, impossible(at) if at in bad else minute(at))
     with pytest.raises(StoreRejected):
         await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(at) for at in range(3000) if at not in bad]
-    status = writer.status()
+    status = writer.describe()
     assert (status["rejected"], status["written"], status["waiting"]) == (len(bad), 3000 - len(bad), 0)
     assert status["state"] == "rejecting"
     assert len(store.batches) <= 26 * len(bad)
@@ -195,18 +195,18 @@ async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer
 
 async def test_a_store_that_refuses_everything_is_not_asked_row_by_row(writer, store):
     for at in range(3000):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
     store.trouble = StoreRejected("the file is damaged")
     with pytest.raises(StoreRejected):
         await writer.flush()
     assert len(store.batches) < 70
-    assert (writer.status()["rejected"], writer.status()["waiting"]) == (3000, 0)
+    assert (writer.describe()["rejected"], writer.describe()["waiting"]) == (3000, 0)
 
 
 async def test_a_store_that_goes_away_while_a_page_is_split_gets_the_rest_later(writer, store):
     for at in range(100):
-        writer.put(BTC, impossible(at) if at == 70 else minute(at))
-    write, calls = store.write, []
+        writer.enqueue(BTC, impossible(at) if at == 70 else minute(at))
+    write, calls = store.write_minutes, []
 
     def write_twice(rows):
         calls.append(rows)
@@ -214,14 +214,14 @@ async def test_a_store_that_goes_away_while_a_page_is_split_gets_the_rest_later(
             raise AWAY
         write(rows)
 
-    store.write = write_twice
+    store.write_minutes = write_twice
     with pytest.raises(StoreUnavailable):
         await writer.flush()
-    assert writer.status()["waiting"] == 50  # the first half is stored
+    assert writer.describe()["waiting"] == 50  # the first half is stored
     with pytest.raises(StoreRejected):
         await writer.flush()
     assert len(everything(store, BTC, MINUTE)) == 99
-    assert (writer.status()["waiting"], writer.status()["rejected"], writer.status()["written"]) == (0, 1, 99)
+    assert (writer.describe()["waiting"], writer.describe()["rejected"], writer.describe()["written"]) == (0, 1, 99)
 
 
 def impossible(at):
@@ -231,14 +231,14 @@ def impossible(at):
 
 async def test_whoever_flushes_learns_that_rows_were_refused_for_good(writer, store):
     store.trouble = StoreRejected("the file is damaged")
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     with pytest.raises(StoreRejected):
         await writer.flush()
 
 
 async def test_an_unforeseen_error_is_logged_and_loses_nothing(writer, store, clock, running, caplog):
     store.trouble = ZeroDivisionError("a mistake of ours")
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     await advance(clock, 1)
     assert caplog.records[0].exc_info
     store.trouble = None
@@ -248,20 +248,20 @@ async def test_an_unforeseen_error_is_logged_and_loses_nothing(writer, store, cl
 
 async def test_beyond_its_bound_puts_are_refused_and_counted(store, threads, clock):
     writer = Writer(store, threads, clock, flush_interval_s=1, max_waiting=2)
-    assert [writer.put(BTC, minute(at)) for at in range(4)] == [True, True, False, False]
-    assert (writer.status()["waiting"], writer.status()["refused"]) == (2, 2)
+    assert [writer.enqueue(BTC, minute(at)) for at in range(4)] == [True, True, False, False]
+    assert (writer.describe()["waiting"], writer.describe()["refused"]) == (2, 2)
 
 
 async def test_closing_writes_what_waits_and_takes_no_more(writer, store):
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     assert await writer.close() == 0
     assert everything(store, BTC, MINUTE) == [minute(0)]
-    assert not writer.put(BTC, minute(1))
+    assert not writer.enqueue(BTC, minute(1))
 
 
 async def test_closing_waits_for_a_store_that_is_away_but_not_for_ever(writer, store, clock, caplog):
     store.trouble = AWAY
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     closing = asyncio.create_task(writer.close(within_s=10))
     await advance(clock, 0)
     while not closing.done():
@@ -313,19 +313,19 @@ async def passing(clock, seconds):
 
 def rows_left(writer):
     """In memory and in the journal."""
-    return writer.status()["waiting"], writer.status()["journal"]["rows"]
+    return writer.describe()["waiting"], writer.describe()["journal"]["rows"]
 
 
 async def test_what_waits_for_some_seconds_goes_to_the_journal(journaling, store, clock, caplog):
     writer = journaling()
     store.trouble = AWAY
     for at in range(3):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
     await passing(clock, 5)
     assert rows_left(writer) == (3, 0)
     await passing(clock, 2)
     assert rows_left(writer) == (0, 3)
-    writer.put(BTC, minute(3))
+    writer.enqueue(BTC, minute(3))
     await passing(clock, 1)
     assert rows_left(writer) == (0, 4)
     assert caplog.messages == [
@@ -338,7 +338,7 @@ async def test_a_full_half_of_the_room_goes_to_the_journal_at_once(journaling, s
     writer = journaling(max_waiting=10)
     store.trouble = AWAY
     for at in range(5):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
     await passing(clock, 2)
     assert rows_left(writer) == (0, 5)
 
@@ -346,8 +346,8 @@ async def test_a_full_half_of_the_room_goes_to_the_journal_at_once(journaling, s
 async def test_running_minutes_wait_in_memory(journaling, store, clock):
     writer = journaling()
     store.trouble = AWAY
-    writer.put(BTC, minute(0))
-    writer.put(BTC, minute(1, final=False))
+    writer.enqueue(BTC, minute(0))
+    writer.enqueue(BTC, minute(1, final=False))
     await passing(clock, 10)
     assert rows_left(writer) == (1, 1)
 
@@ -355,7 +355,7 @@ async def test_running_minutes_wait_in_memory(journaling, store, clock):
 async def test_a_store_that_works_has_nothing_journaled(journaling, store, clock, directory):
     writer = journaling()
     for at in range(20):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
         await passing(clock, 1)
     assert (rows_left(writer), list(directory.iterdir())) == ((0, 0), [])
     assert len(everything(store, BTC, MINUTE)) == 20
@@ -366,9 +366,9 @@ async def test_when_the_store_is_back_the_journal_goes_to_it_and_is_empty(journa
     writer = journaling()
     store.trouble = AWAY
     for at in range(20):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
         await passing(clock, 1)
-    writer.put(BTC, minute(3, volume="7", as_of_ms=9))  # a correction of a minute that is in the journal
+    writer.enqueue(BTC, minute(3, volume="7", as_of_ms=9))  # a correction of a minute that is in the journal
     store.trouble = None
     await passing(clock, 31)
     expected = [minute(at) for at in range(20)]
@@ -386,7 +386,7 @@ async def test_a_restart_in_between_loses_nothing(journaling, store, clock):
     for start in range(0, 30, 10):
         writer = journaling()
         for at in range(start, start + 10):
-            writer.put(BTC, minute(at))
+            writer.enqueue(BTC, minute(at))
         await passing(clock, 7)
         assert rows_left(writer) == (0, start + 10)
     store.trouble = None
@@ -399,10 +399,10 @@ async def test_a_flush_covers_what_went_to_the_journal_meanwhile(journaling, sto
     writer = journaling()
     store.trouble = AWAY
     for at in range(20):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
     await passing(clock, 7)
     for at in range(20, 30):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
     with pytest.raises(StoreUnavailable):
         await writer.flush()
     store.trouble = None
@@ -413,9 +413,9 @@ async def test_a_flush_covers_what_went_to_the_journal_meanwhile(journaling, sto
 async def test_a_store_that_hangs_does_not_keep_minutes_from_the_journal(journaling, store, threads, clock):
     writer = journaling()
     goes_on = threading.Event()
-    hanging = asyncio.create_task(threads.write(goes_on.wait, 10))
+    hanging = asyncio.create_task(threads.run_write(goes_on.wait, 10))
     await clock.settle()
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     async with deadlines.timeout(5):
         while rows_left(writer) != (0, 1):
             await clock.advance(1)
@@ -432,13 +432,13 @@ async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_ar
     store.trouble = AWAY
     taken = []
     for at in range(100):
-        if writer.put(BTC, minute(at)):
+        if writer.enqueue(BTC, minute(at)):
             taken.append(at)
         await passing(clock, 1)
     assert taken == list(range(len(taken)))
     assert rows_left(writer) == (10, len(taken) - 10)
-    assert "is full" in writer.status()["journal"]["lastError"]
-    assert writer.status()["refused"] == 100 - len(taken) > 0
+    assert "is full" in writer.describe()["journal"]["lastError"]
+    assert writer.describe()["refused"] == 100 - len(taken) > 0
     store.trouble = None
     await passing(clock, 31)
     assert everything(store, BTC, MINUTE) == [minute(at) for at in taken]
@@ -447,24 +447,24 @@ async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_ar
 async def test_closing_while_the_store_is_away_leaves_everything_to_the_next_start(journaling, store, clock, caplog):
     writer = journaling()
     store.trouble = AWAY
-    writer.put(BTC, minute(0))
-    writer.put(BTC, minute(1, final=False))
+    writer.enqueue(BTC, minute(0))
+    writer.enqueue(BTC, minute(1, final=False))
     assert await writer.close() == 0
     assert clock.monotonic() == 0
     assert caplog.messages[-1] == "2 rows stay in the journal for the next start"
     store.trouble = None
     await journaling().flush()
     assert everything(store, BTC, MINUTE) == [minute(0)]
-    assert store.forming(BTC) == [minute(1, final=False)]
+    assert store.read_forming(BTC) == [minute(1, final=False)]
 
 
 async def test_closing_does_not_wait_for_a_store_that_does_not_answer(journaling, store, threads, clock):
     """What it was given and has not taken may be stored twice, and is not lost."""
     writer = journaling()
     stall = threading.Event()
-    write = asyncio.create_task(threads.write(stall.wait))
-    writer.put(BTC, minute(0))
-    writer.put(BTC, minute(1, final=False))
+    write = asyncio.create_task(threads.run_write(stall.wait))
+    writer.enqueue(BTC, minute(0))
+    writer.enqueue(BTC, minute(1, final=False))
     try:
         async with deadlines.timeout(5):
             assert await writer.close(within_s=0.1) == 0
@@ -473,17 +473,17 @@ async def test_closing_does_not_wait_for_a_store_that_does_not_answer(journaling
         await write
     await journaling().flush()
     assert everything(store, BTC, MINUTE) == [minute(0)]
-    assert store.forming(BTC) == [minute(1, final=False)]
+    assert store.read_forming(BTC) == [minute(1, final=False)]
 
 
 async def test_closing_does_not_wait_for_a_long_journal(journaling, store, clock):
     writer = journaling()
     store.trouble = AWAY
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     await passing(clock, 7)
     store.trouble = None
     batches = len(store.batches)
-    writer.put(BTC, minute(1))
+    writer.enqueue(BTC, minute(1))
     assert await writer.close() == 0
     assert len(store.batches) == batches
     await journaling().flush()
@@ -496,8 +496,8 @@ async def test_a_journal_that_cannot_be_used_is_named_once_and_tried_again(journ
     writer = journaling()
     await passing(clock, 20)
     assert caplog.messages == [f"the journal {directory} cannot be used: Not a directory; 0 rows wait in memory only"]
-    assert writer.status()["journal"]["lastError"] == f"the journal {directory} cannot be used: Not a directory"
-    writer.put(BTC, minute(0))
+    assert writer.describe()["journal"]["lastError"] == f"the journal {directory} cannot be used: Not a directory"
+    writer.enqueue(BTC, minute(0))
     await passing(clock, 1)
     assert everything(store, BTC, MINUTE) == [minute(0)]
     directory.unlink()
@@ -510,7 +510,7 @@ async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store
     await passing(clock, 2)
     store.trouble = AWAY
     for at in range(5):
-        writer.put(BTC, minute(at))
+        writer.enqueue(BTC, minute(at))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -529,20 +529,20 @@ async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store
 async def test_rows_of_the_journal_that_the_store_refuses_are_put_aside(journaling, store, clock, directory):
     writer = journaling()
     store.trouble = AWAY
-    writer.put(BTC, minute(0))
+    writer.enqueue(BTC, minute(0))
     await passing(clock, 7)
     store.trouble = StoreRejected("the file is damaged")
     with pytest.raises(StoreRejected):
         await writer.flush()
     assert [path.name for path in directory.iterdir()] == ["00000001.rows.rejected"]
-    assert writer.status()["rejected"] == 1
+    assert writer.describe()["rejected"] == 1
 
 
 async def test_a_bad_row_of_the_journal_takes_no_other_with_it(journaling, store, clock, directory):
     writer = journaling()
     store.trouble = AWAY
     for at in range(50):
-        writer.put(BTC, impossible(at) if at == 20 else minute(at))
+        writer.enqueue(BTC, impossible(at) if at == 20 else minute(at))
     await passing(clock, 7)
     store.trouble = None
     with pytest.raises(StoreRejected):
@@ -561,7 +561,7 @@ async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock
     async with LoopWatch() as watch:
         for start in range(0, 60_000, 20_000):
             for at in range(start, start + 20_000):
-                writer.put(BTC, minute(at))
+                writer.enqueue(BTC, minute(at))
                 if at % 100 == 0:
                     await asyncio.sleep(0)
             await passing(clock, 2)

@@ -14,9 +14,9 @@ import pytest
 from candled.model import MINUTE, Candle
 from candled.store.batch import by_market
 from candled.store.interface import Store
-from candled.store.postgres import PostgresStore
-from candled.store.sqlite import SqliteStore
-from candled.store.waiting import Waiting
+from candled.store.pending_rows import PendingRows
+from candled.store.postgres.store import PostgresStore
+from candled.store.sqlite.store import SqliteStore
 from tests.servers import Database, shared_postgres
 from tests.store.rows import BTC, MONDAY_MS, new_market
 
@@ -91,8 +91,8 @@ class _Stored:
         market = new_market()
         rows = [(market, known), (market, new)]
         for batch in [rows] if self._in_one_batch else [rows[:1], rows[1:]]:
-            self._store.write(batch)
-        [kept] = self._store.bars_between(market, MINUTE, 0, 2**45)
+            self._store.write_minutes(batch)
+        [kept] = self._store.read_bars_between(market, MINUTE, 0, 2**45)
         return kept
 
 
@@ -101,10 +101,10 @@ def _batched(new: Candle, known: Candle) -> Candle:
 
 
 def _waiting(new: Candle, known: Candle) -> Candle:
-    waiting = Waiting(10)
+    waiting = PendingRows(10)
     for candle in (known, new):
-        waiting.put(BTC, candle)
-    [(_, kept)] = waiting.page(10)
+        waiting.put_row(BTC, candle)
+    [(_, kept)] = waiting.next_rows(10)
     return kept
 
 

@@ -13,7 +13,7 @@ from candled import config as settings
 from candled.app import Daemon
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Symbol, fold
 from candled.plugins import discover
-from candled.rooms.messages import bar_text
+from candled.protocol.messages import bar_text
 from candled.store import make_store
 from tests import deadlines, tiers
 from tests.clocks import ScaledClock
@@ -105,17 +105,17 @@ class Rig:
         await self.clock.sleep(count * 60)
 
     def health(self, symbol: Symbol) -> dict[str, Any]:
-        return self.daemon.health()["exchanges"]["bitget"]["symbols"][str(symbol)]
+        return self.daemon.health_report()["exchanges"]["bitget"]["symbols"][str(symbol)]
 
     def all_are(self, key: str, value: object) -> bool:
         """Return whether `key` has this value for every symbol."""
-        symbols = self.daemon.health()["exchanges"]["bitget"]["symbols"].values()
+        symbols = self.daemon.health_report()["exchanges"]["bitget"]["symbols"].values()
         return all(facts[key] == value for facts in symbols)
 
     async def until(self, condition, within_minutes: float = 15.0) -> None:
         deadline = deadlines.now() + within_minutes * 60 / self.clock.speed
         while not condition():
-            assert deadlines.now() < deadline, json.dumps(self.daemon.health(), indent=1)
+            assert deadlines.now() < deadline, json.dumps(self.daemon.health_report(), indent=1)
             await asyncio.sleep(0.05)
 
     # ------------------------------------------------------------ proof
@@ -165,7 +165,7 @@ class Rig:
         try:
             store.open()
             week_ms = DEFAULT_INTERVALS[-1].floor(self.started_ms)
-            rows = store.bars_between(MarketKey("bitget", symbol), MINUTE, week_ms, until_ms)
+            rows = store.read_bars_between(MarketKey("bitget", symbol), MINUTE, week_ms, until_ms)
             return {row.open_ms: row.values for row in rows}
         finally:
             store.close()

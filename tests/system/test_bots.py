@@ -73,7 +73,7 @@ def recorded(interval: str, start_ms: int, end_ms: int) -> dict[int, Candle]:
     """The bars that are over at `end_ms`, made of the recording without candled's store, memory or server."""
     length = Interval.parse(interval)
     buckets: dict[int, list[Candle]] = {}
-    for candle in RECORDING.between(start_ms, end_ms, end_ms):
+    for candle in RECORDING.minutes_between(start_ms, end_ms, end_ms):
         buckets.setdefault(length.floor(candle.open_ms), []).append(candle)
     return {
         open_ms: fold(parts, open_ms)

@@ -20,10 +20,10 @@ from candled.bus.memory_bus import MemoryBus
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
 from candled.ingest.http import HttpClient
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, parse_iso_ms
-from candled.rooms.messages import bar_text
-from candled.store.history import History
-from candled.store.keeper import Keeper
-from candled.store.sqlite import SqliteStore
+from candled.protocol.messages import bar_text
+from candled.store.history import HistoryReader
+from candled.store.ingest_store import IngestStore
+from candled.store.sqlite.store import SqliteStore
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
 from tests import deadlines
@@ -170,7 +170,7 @@ def fill(directory: Path, market: MarketKey, first_ms: int, count: int) -> list[
     rows = [minute(number, final=True, start=first_ms) for number in range(count)]
     store = SqliteStore(directory / "candled.db", DEFAULT_INTERVALS)
     store.open()
-    store.write([(market, row) for row in rows])
+    store.write_minutes([(market, row) for row in rows])
     store.set_complete_from(market, Interval.parse("1W").floor(first_ms))
     store.close()
     return [json.loads(bar_text(row), parse_float=Decimal) for row in rows]
@@ -238,7 +238,7 @@ def test_candles_and_seconds_are_not_logged(after_20_s):
 
 
 def test_health_over_http_has_the_documented_keys(after_20_s):
-    health = after_20_s.busy.get("/health")
+    health = after_20_s.is_busy.get("/health")
     assert health.keys() >= {"status", "version", "uptimeSeconds", "exchanges", "store", "bus", "plugins"}
     assert (health["status"], health["version"]) == ("pass", __version__)
     assert 20 <= health["uptimeSeconds"] < 60
@@ -334,7 +334,7 @@ def test_a_kill_within_a_minute_keeps_the_running_minute_up_to_its_last_checkpoi
         daemon.stop(signal.SIGKILL)
     store = SqliteStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
     store.open()
-    running = store.forming(market)[-1]
+    running = store.read_forming(market)[-1]
     store.close()
     assert running.open_ms >= parse_iso_ms(before["time"])
     assert running.open_ms > parse_iso_ms(before["time"]) or running.volume >= before["volume"]
@@ -347,12 +347,16 @@ async def test_a_fast_replay_goes_on_where_its_running_minute_was(tmp_path):
     ahead_ms = MINUTE.floor(clock.now_ms()) + 60 * MINUTE_MS
     store = SqliteStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
     store.open()
-    store.write([(market, minute(0, final=True, start=ahead_ms)), (market, minute(2, as_of=500, start=ahead_ms))])
+    store.write_minutes(
+        [(market, minute(0, final=True, start=ahead_ms)), (market, minute(2, as_of=500, start=ahead_ms))]
+    )
     threads = StoreThreads(store)
     writer = Writer(store, threads, clock, flush_interval_s=0.25)
-    keeper = Keeper(store, threads, writer, History(store, threads))
+    keeper = IngestStore(store, threads, writer, HistoryReader(store, threads))
     exchange = PLUGINS.exchanges["replay"](PLUGINS.exchanges["replay"].Settings(speed=30.0), clock)
-    options = IngestOptions(backfill_ms=0, settle_ms=2_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=True)
+    options = IngestOptions(
+        backfill_ms=0, grace_period_ms=2_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=True
+    )
     bus, http = MemoryBus("one"), HttpClient(clock, 1.0)
     ingest = ExchangeIngest("replay", exchange, [BTC], clock=clock, bus=bus, store=keeper, http=http, options=options)
     try:

@@ -22,7 +22,7 @@ import yaml
 from websockets.sync.client import connect
 
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Symbol, fold, parse_iso_ms
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import SNAPSHOT_ROWS, FakeBitget, FakeMarket
@@ -81,10 +81,10 @@ def check_folds(path: Path, market: MarketKey) -> int:
     store = SqliteStore(path, DEFAULT_INTERVALS)
     store.open()
     try:
-        rows = store.bars_between(market, MINUTE, 0, 2**62)
+        rows = store.read_bars_between(market, MINUTE, 0, 2**62)
         compared = 0
         for interval in DEFAULT_INTERVALS[1:]:
-            stored = store.bars_between(market, interval, 0, 2**62)
+            stored = store.read_bars_between(market, interval, 0, 2**62)
             assert [(bar.open_ms, bar.values) for bar in stored] == folded(rows, interval)
             compared += len(stored)
         return compared

@@ -155,6 +155,6 @@ async def test_a_process_that_is_stopping_says_so_on_connections_that_are_open(t
             return int(head.split()[1]), json.loads(await reader.readexactly(length))
 
         assert await ready() == (200, {"status": "pass", "checks": {"store": "ok"}})
-        one.server.drain()
+        one.server.stop_accepting()
         assert await ready() == (503, {"status": "fail", "checks": {"store": "ok", "server": "is stopping"}})
         writer.close()

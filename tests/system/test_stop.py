@@ -16,7 +16,7 @@ import pytest
 import websockets
 
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, MarketKey, Symbol, parse_iso_ms
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 from tests import deadlines
 from tests.system.daemon import Daemon
 
@@ -105,10 +105,10 @@ def check_stored(store: SqliteStore, client: Client, asked_at: float) -> None:
     """Prove that final minutes a client was told of are in the store, and the running one at least as it was told."""
     market = MarketKey("replay", Symbol.parse(client.symbol))
     settled = max(open_ms for at, open_ms, _ in client.told if at < asked_at - SETTLED_S)
-    minutes = {row.open_ms for row in store.bars_between(market, MINUTE, 0, 2**62)}
+    minutes = {row.open_ms for row in store.read_bars_between(market, MINUTE, 0, 2**62)}
     assert {open_ms for _, open_ms, _ in client.told if open_ms < settled} <= minutes
     _, newest_ms, volume = max((one for one in client.told if one[0] < asked_at), key=lambda one: one[1:])
-    *_, running = store.forming(market)
+    *_, running = store.read_forming(market)
     assert running.open_ms in (newest_ms, newest_ms + MINUTE_MS)
     assert running.open_ms > newest_ms or running.volume >= volume
 

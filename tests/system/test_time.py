@@ -13,10 +13,10 @@ import websockets
 import yaml
 
 from candled import config
-from candled.aggregate.ladder import Ladder
+from candled.aggregate.aggregator import Aggregator
 from candled.app import Daemon
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Symbol, parse_iso_ms
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget
@@ -101,7 +101,7 @@ async def test_a_clock_that_is_set_misplaces_no_bar_and_moves_no_chart_back(tmp_
         await one.minutes(1)
         await change(one, clock)
         await one.minutes(4)
-        assert await one.check() > 700
+        assert await one.check_request() > 700
         for chart in charts:
             interval = Interval.parse(chart.request["interval"])
             times = [parse_iso_ms(bar["time"]) for bar in chart.bars]
@@ -128,7 +128,7 @@ async def test_a_restart_with_a_clock_two_hours_behind_shows_the_running_bars_as
         chart = one.open_chart(BTC, "1m", 20)
         await live(one)
         await one.minutes(2)
-        assert await one.check() > 700
+        assert await one.check_request() > 700
         assert MINUTE.floor(exchange.now_ms()) - parse_iso_ms(chart.bars[-1]["time"]) <= MINUTE_MS
 
 
@@ -176,7 +176,7 @@ def stored_bars(directory: Path, interval: Interval) -> dict[int, Any]:
     store = SqliteStore(directory / "candled.db", DEFAULT_INTERVALS)
     store.open()
     try:
-        rows = store.bars_between(MarketKey("replay", Symbol.parse("BTC/USDT")), interval, 0, 2**62)
+        rows = store.read_bars_between(MarketKey("replay", Symbol.parse("BTC/USDT")), interval, 0, 2**62)
         return {row.open_ms: row.values for row in rows}
     finally:
         store.close()
@@ -202,7 +202,7 @@ async def test_replay_on_a_clock_that_is_set_plays_every_minute_in_its_place(tmp
     assert len(minutes) > 360
     assert list(minutes) == list(range(min(minutes), max(minutes) + MINUTE_MS, MINUTE_MS))
     for open_ms, values in minutes.items():
-        assert values == recording.minute(open_ms, open_ms + MINUTE_MS).values
+        assert values == recording.minute_at(open_ms, open_ms + MINUTE_MS).values
     assert all(
         datetime.fromtimestamp(ms / 1000, UTC).weekday() == 0 for ms in stored_bars(tmp_path, Interval.parse("1W"))
     )
@@ -234,10 +234,10 @@ def minutes_of_a_year(every: int) -> list[int]:
 def test_in_366_days_every_bar_opens_where_the_calendar_says(every):
     """Promise 28, in virtual time: 2028 has a 29th of February, and both changes of daylight saving time."""
     start_ms = round(datetime(2028, 1, 1, tzinfo=UTC).timestamp() * 1000)
-    bars = Ladder(DEFAULT_INTERVALS, 1001)
+    bars = Aggregator(DEFAULT_INTERVALS, 1001)
     weeks: set[int] = set()
     for number in minutes_of_a_year(every):
-        changes = bars.feed(minute(number, start=start_ms))
+        changes = bars.apply_minute(minute(number, start=start_ms))
         assert changes is not None
         assert len(changes) == len(DEFAULT_INTERVALS)
         for change in changes:

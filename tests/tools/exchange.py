@@ -9,7 +9,7 @@ from typing import Any
 from candled.cli import _parser
 from candled.config import Config, ExchangeConfig
 from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Symbol, iso_ms
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
@@ -53,14 +53,14 @@ class Bench:
     def stored(self, start_ms: int = 0, end_ms: int = 10**14) -> list[Candle]:
         store = self.store()
         try:
-            return store.bars_between(MARKET, MINUTE, start_ms, end_ms)
+            return store.read_bars_between(MARKET, MINUTE, start_ms, end_ms)
         finally:
             store.close()
 
     def holes(self) -> list[tuple[int, int, str]]:
         store = self.store()
         try:
-            return [(hole.start_ms, hole.end_ms, hole.reason) for hole in store.holes(MARKET)]
+            return [(hole.start_ms, hole.end_ms, hole.reason) for hole in store.known_gaps(MARKET)]
         finally:
             store.close()
 
@@ -74,7 +74,7 @@ class Bench:
     def put(self, *candles: Candle) -> None:
         store = self.store()
         try:
-            store.write([(MARKET, candle) for candle in candles])
+            store.write_minutes([(MARKET, candle) for candle in candles])
         finally:
             store.close()
 

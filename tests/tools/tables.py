@@ -54,7 +54,7 @@ def new_tables(kind, directory) -> Iterator[SqliteFile | PostgresTables]:
 
 def fill(tables, minutes, market=MARKET):
     store = opened(tables)
-    store.write([(market, candle) for candle in minutes])
+    store.write_minutes([(market, candle) for candle in minutes])
     store.close()
 
 

@@ -15,9 +15,9 @@ import yaml
 
 from candled.errors import ConfigError
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
-from candled.store.postgres import PostgresStore
+from candled.store.postgres.store import PostgresStore
 from candled.tools.backfill import backfill
-from candled.tools.stored import WEEK
+from candled.tools.store_access import WEEK
 from candled_plugins.bitget.exchange import Bitget
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
@@ -72,7 +72,7 @@ async def test_what_is_fetched_is_in_the_log_of_changes_and_known_to_be_so(tmp_p
     async with bench(tmp_path) as one:
         one.put(*one.truth(at(-1, 5), at(-1, 9)))
         store = one.store()
-        store.open_feed([MARKET], "a")
+        store.register_feed([MARKET], "a")
         assert await one.run(backfill, "backfill", "--from", iso(at(-1)), "--to", iso(at(-1, 20))) == 0
         fetched = [Range(at(-1), at(-1, 5)), Range(at(-1, 9), at(-1, 20))]
         assert store.changes_since(MARKET, "a", 10**9) == fetched
@@ -181,8 +181,8 @@ async def test_a_postgresql_store_is_filled_as_well_and_its_retention_named(tmp_
             assert (facts["stored"], facts["absent"]) == (716, 4)
             store = PostgresStore(database.url(), DEFAULT_INTERVALS, retention_days=7)
             store.open()
-            assert [(hole.start_ms, hole.end_ms) for hole in store.holes(MARKET)] == [(at(-1, 5), at(-1, 9))]
-            store.maintain(NOON_MS)
+            assert [(hole.start_ms, hole.end_ms) for hole in store.known_gaps(MARKET)] == [(at(-1, 5), at(-1, 9))]
+            store.tidy_up(NOON_MS)
             store.close()
             assert await one.run(backfill, "backfill", "--from", iso(at(-40)), "--to", iso(at(-39)), "--json") == 1
             (facts,) = json.loads(capsys.readouterr().out)["markets"]

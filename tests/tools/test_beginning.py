@@ -1,7 +1,7 @@
 import pytest
 
 from candled.model import MINUTE, MINUTE_MS, Range
-from candled.tools.beginning import EARLIEST_MS, find_any, find_beginning
+from candled.tools.history_start import EARLIEST_MS, find_any, find_beginning
 from tests.tools.exchange import DAY_MS, NOON_MS, at
 
 WIDTH_MS = 180 * MINUTE_MS

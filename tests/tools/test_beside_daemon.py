@@ -10,7 +10,7 @@ import pytest
 
 from candled.model import MINUTE, Interval, MarketKey, Symbol
 from candled.store.batch import fold_bars
-from candled.store.sqlite import SqliteStore
+from candled.store.sqlite.store import SqliteStore
 from tests.system.daemon import ROOT, Daemon
 
 pytestmark = pytest.mark.usefixtures("daemon")
@@ -43,7 +43,7 @@ def minutes(directory: Path) -> int:
     store = SqliteStore(directory / "candled.db", None)
     store.open()
     try:
-        return len(store.bars_between(MARKET, MINUTE, 0, 2**62))
+        return len(store.read_bars_between(MARKET, MINUTE, 0, 2**62))
     finally:
         store.close()
 
@@ -54,10 +54,10 @@ def check(directory: Path) -> int:
     store.open()
     try:
         assert store.intervals() == KEPT
-        rows = store.bars_between(MARKET, MINUTE, 0, 2**62)
+        rows = store.read_bars_between(MARKET, MINUTE, 0, 2**62)
         compared = 0
         for interval in KEPT:
-            bars = store.bars_between(MARKET, interval, 0, 2**62)
+            bars = store.read_bars_between(MARKET, interval, 0, 2**62)
             expected = fold_bars(rows, interval)
             assert [(bar.open_ms, bar.values) for bar in bars] == [(bar.open_ms, bar.values) for bar in expected]
             compared += len(bars)

@@ -16,7 +16,7 @@ from candled.tools.budgets import SHARE
 from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.gaps import repair
 from candled.tools.report import Report
-from candled.tools.stored import END_OF_TIME_MS
+from candled.tools.store_access import END_OF_TIME_MS
 from candled.tools.verify import verify_market
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import ScaledClock
@@ -68,7 +68,7 @@ def history(fake):
 def stored(tables, interval=MINUTE):
     store = opened(tables)
     try:
-        return store.bars_between(MARKET, interval, 0, 10**14)
+        return store.read_bars_between(MARKET, interval, 0, 10**14)
     finally:
         store.close()
 
@@ -95,13 +95,13 @@ async def test_a_minute_that_differs_becomes_the_exchanges_own(fake, tables, cap
     before = wrong(truth)
     fill(tables, [one for one in minutes if one.open_ms != AT] + [one for one in (before,) if one is not None])
     store = opened(tables)
-    store.open_feed([MARKET], "a")
+    store.register_feed([MARKET], "a")
     store.close()
 
-    assert (await check(fake, tables, repair=False)).status == 1
+    assert (await check(fake, tables, repair=False)).exit_status == 1
     capsys.readouterr()
     report = await check(fake, tables)
-    assert (report.status, report.repaired > 0) == (0, True)
+    assert (report.exit_status, report.repaired_count > 0) == (0, True)
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {one["repaired"] for one in found if "difference" in one} == {True}
     assert [one["time"] for one in found if one.get("interval") == "1m"] == [iso(AT)]
@@ -116,7 +116,7 @@ async def test_a_minute_that_differs_becomes_the_exchanges_own(fake, tables, cap
     store = opened(tables)
     assert store.changes_since(MARKET, "a", 10**9) == [Range(AT, AT + MINUTE_MS)]
     store.close()
-    assert (await check(fake, tables)).status == 0
+    assert (await check(fake, tables)).exit_status == 0
     assert "repaired" not in capsys.readouterr().out
 
 
@@ -125,14 +125,14 @@ async def test_the_minutes_of_a_longer_bar_that_differs_are_asked_for(fake, tabl
     minutes = history(fake)
     fill(tables, [one._replace(volume=one.volume + 1) if one.open_ms == AT else one for one in minutes])
     report = await check(fake, tables, windows=0, intervals=[MINUTE, D1])
-    assert (report.status, report.repaired) == (0, 2)
+    assert (report.exit_status, report.repaired_count) == (0, 2)
     assert values(stored(tables)) == values(minutes)
 
 
 async def test_a_minute_that_the_exchange_does_not_have_stays_and_is_named(fake, tables, capsys):
     fill(tables, history(fake))
     fake.missing_minutes(BTC, (AT, AT + MINUTE_MS))
-    assert (await check(fake, tables, intervals=[MINUTE])).status == 1
+    assert (await check(fake, tables, intervals=[MINUTE])).exit_status == 1
     fake.give_back_minutes(BTC)
     assert values(stored(tables)) == values(history(fake))
 
@@ -141,13 +141,13 @@ async def test_doubtful_minutes_are_asked_for_whatever_windows_are_chosen(fake, 
     minutes = history(fake)
     fill(tables, [one._replace(volume=one.volume + 1) if one.open_ms == AT else one for one in minutes])
     report = await check(fake, tables, windows=0, intervals=[MINUTE], doubtful=[(AT - MINUTE_MS, AT + MINUTE_MS)])
-    assert (report.status, report.repaired) == (0, 1)
+    assert (report.exit_status, report.repaired_count) == (0, 1)
 
 
 async def test_an_absent_quote_volume_is_no_difference_to_repair(fake, tables):
     fill(tables, [one._replace(quote_volume=None) if one.open_ms == AT else one for one in history(fake)])
     report = await check(fake, tables, intervals=[MINUTE])
-    assert (report.status, report.repaired) == (0, 0)
+    assert (report.exit_status, report.repaired_count) == (0, 0)
 
 
 async def test_the_command_fetches_the_minutes_that_it_deletes(tables, capsys):
@@ -290,7 +290,7 @@ async def check_running(fake, file):
         await one.run([MARKET], Range(0, END_OF_TIME_MS), "all")
     finally:
         store.close()
-    return report.repaired
+    return report.repaired_count
 
 
 def opened_beside(file):
@@ -304,7 +304,7 @@ def opened_beside(file):
 def beside(file):
     store = opened_beside(file)
     try:
-        return store.bars_between(MARKET, MINUTE, 0, 10**14)
+        return store.read_bars_between(MARKET, MINUTE, 0, 10**14)
     finally:
         store.close()
 

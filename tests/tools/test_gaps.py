@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from candled.config import Config
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
-from candled.store.interface import Hole
-from candled.store.sqlite import SqliteStore
+from candled.store.interface import KnownGap
+from candled.store.sqlite.store import SqliteStore
 from candled.tools.gaps import Gap, find_gaps, repair, run_gaps
 from tests.clocks import ManualClock
 from tests.rows import minute
@@ -24,8 +24,8 @@ START_MS = NOON_MS - DAY_MS // 2 - 7 * DAY_MS  # a Monday
 
 def hole(
     first: int, last: int, reason: str = "exchange_outage", attempts: int = 5, retry_ms: int | None = None
-) -> Hole:
-    return Hole(
+) -> KnownGap:
+    return KnownGap(
         start_ms=START_MS + first * MINUTE_MS,
         end_ms=START_MS + last * MINUTE_MS,
         reason=reason,
@@ -49,7 +49,7 @@ class Shop:
     def put(self, *ranges: tuple[int, int]) -> None:
         for first, last in ranges:
             rows = [minute(number, final=True, start=START_MS) for number in range(first, last)]
-            self.store.write([(MARKET, row) for row in rows])
+            self.store.write_minutes([(MARKET, row) for row in rows])
 
     def gaps(self, *arguments: object, now_ms: int) -> int:
         found = options("gaps", "BTC/USDT", *arguments)
@@ -75,7 +75,7 @@ def test_every_missing_minute_is_told_with_its_reason_attempts_and_next_try(tmp_
         hole(105, 110, "no_trades", 3),
         hole(200, 202, attempts=2, retry_ms=ms(400)),
     ]
-    one.store.save_holes(MARKET, holes)
+    one.store.save_known_gaps(MARKET, holes)
     one.store.set_complete_from(MARKET, ms(0))
     assert one.gaps("--json", now_ms=ms(302)) == 1
     (report,) = json.loads(capsys.readouterr().out)["markets"]
@@ -99,7 +99,7 @@ def test_every_missing_minute_is_told_with_its_reason_attempts_and_next_try(tmp_
 def test_in_words_minutes_without_trades_are_only_counted_unless_asked_for(tmp_path, capsys):
     one = shop(tmp_path)
     one.put((0, 100), (101, 200), (210, 300))
-    one.store.save_holes(MARKET, [hole(100, 101, "no_trades", 3), hole(200, 210, attempts=1, retry_ms=ms(400))])
+    one.store.save_known_gaps(MARKET, [hole(100, 101, "no_trades", 3), hole(200, 210, attempts=1, retry_ms=ms(400))])
     assert one.gaps(now_ms=ms(302)) == 0
     text = capsys.readouterr().out
     assert "exchange_outage 10 min, no_trades 1 min" in text
@@ -134,7 +134,7 @@ def test_a_market_of_which_nothing_is_stored_lacks_what_the_settings_want(tmp_pa
 def test_holes_that_were_filled_since_are_no_gaps(tmp_path, capsys):
     one = shop(tmp_path)
     one.put((0, 100))
-    one.store.save_holes(MARKET, [hole(40, 50)])
+    one.store.save_known_gaps(MARKET, [hole(40, 50)])
     assert one.gaps(now_ms=ms(102)) == 0
     assert "nothing is missing" in capsys.readouterr().out
 
@@ -147,10 +147,10 @@ def test_minutes_and_gaps_together_are_all_minutes_each_once(tmp_path_factory, d
     numbers = [page + edge for edge in edges]
     one.put(*zip(numbers[::2], numbers[1::2], strict=False))
     first, length = data.draw(st.integers(-20, 20)), data.draw(st.integers(1, 15))
-    one.store.save_holes(MARKET, [hole(page + first, page + first + length)])
+    one.store.save_known_gaps(MARKET, [hole(page + first, page + first + length)])
     span = Range(ms(page - 40), ms(page + 40))
     gaps = list(find_gaps(one.store, MARKET, Range(ms(0), span.end_ms)))
-    there = [(start_ms, end_ms) for start_ms, end_ms in one.store.present(MARKET, *span)]
+    there = [(start_ms, end_ms) for start_ms, end_ms in one.store.stored_ranges(MARKET, *span)]
     pieces = sorted([*((gap.start_ms, gap.end_ms) for gap in gaps), *there])
     assert (pieces[0][0], pieces[-1][1]) == (ms(0), span.end_ms)
     assert all(left[1] == right[0] for left, right in pairwise(pieces))
@@ -171,9 +171,9 @@ async def filled(one, *without: tuple[int, int]) -> None:
     one.put(*(row for row in stamped if not any(start <= row.open_ms < end for start, end in without)))
 
 
-def remember(one, *holes: Hole) -> None:
+def remember(one, *holes: KnownGap) -> None:
     store = one.store()
-    store.save_holes(MARKET, holes)
+    store.save_known_gaps(MARKET, holes)
     store.set_complete_from(MARKET, at(-2))
     store.close()
 
@@ -191,8 +191,8 @@ async def test_everything_is_asked_for_again_now_also_what_was_given_up(tmp_path
         await filled(one, given_up, missed)
         remember(
             one,
-            Hole(start_ms=lacking[0], end_ms=lacking[1], reason="exchange_outage", attempts=5, retry_ms=None),
-            Hole(start_ms=given_up[0], end_ms=given_up[1], reason="exchange_outage", attempts=5, retry_ms=None),
+            KnownGap(start_ms=lacking[0], end_ms=lacking[1], reason="exchange_outage", attempts=5, retry_ms=None),
+            KnownGap(start_ms=given_up[0], end_ms=given_up[1], reason="exchange_outage", attempts=5, retry_ms=None),
         )
         status, report = await repaired(one, capsys)
         assert status == 0
@@ -206,7 +206,7 @@ async def test_everything_is_asked_for_again_now_also_what_was_given_up(tmp_path
 
 
 async def test_what_is_older_than_the_exchanges_history_is_left_unless_asked_for(tmp_path, capsys):
-    before = Hole(start_ms=at(-3), end_ms=at(-2), reason="beyond_history", attempts=1, retry_ms=None)
+    before = KnownGap(start_ms=at(-3), end_ms=at(-2), reason="beyond_history", attempts=1, retry_ms=None)
     async with bench(tmp_path) as one:
         await filled(one)
         remember(one, before)

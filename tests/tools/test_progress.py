@@ -44,7 +44,7 @@ def test_it_writes_at_most_five_times_a_second_and_always_the_end():
         watch.seconds += 0.01
         progress.advance(1)
     assert len(out.lines()) <= 6
-    progress.done()
+    progress.finish_line()
     assert out.lines()[-1] == "import: 100 of 100 (100%), 100/s, 1 s"
     assert out.getvalue().endswith("\n")
 
@@ -53,8 +53,8 @@ def test_it_is_silent_where_no_terminal_is():
     out = io.StringIO()
     progress = Progress("import", 100, out=out)
     progress.advance(100)
-    progress.clear()
-    progress.done()
+    progress.clear_line()
+    progress.finish_line()
     assert out.getvalue() == ""
 
 
@@ -62,7 +62,7 @@ def test_it_is_silent_on_a_terminal_when_asked_to_be():
     out = Terminal()
     progress = Progress("import", 100, out=out, enabled=False)
     progress.advance(100)
-    progress.done()
+    progress.finish_line()
     assert out.getvalue() == ""
 
 
@@ -70,5 +70,5 @@ def test_it_makes_way_for_other_lines():
     out, watch = Terminal(), Watch()
     progress = Progress("verify", 100, out=out, now=watch)
     progress.advance(1)
-    progress.clear()
+    progress.clear_line()
     assert out.getvalue().endswith("\r\033[K")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, iso_ms
 from candled.store import make_store
-from candled.store.interface import Hole
+from candled.store.interface import KnownGap
 from candled.tools.files import BadRow, open_writer, read_candles
 from tests.servers import Database, shared_postgres
 from tests.store.rows import DATA, MONDAY_MS
@@ -61,7 +61,7 @@ def write(path, *lines):
 
 
 def minutes(store):
-    return store.bars_between(MARKET, MINUTE, 0, 10**14)
+    return store.read_bars_between(MARKET, MINUTE, 0, 10**14)
 
 
 def closes(store):
@@ -187,7 +187,7 @@ def test_an_export_that_fails_leaves_no_file_and_keeps_the_old_one(config, store
             raise KeyboardInterrupt
         return []
 
-    monkeypatch.setattr(type(store), "bars_between", fail_at_the_second_page)
+    monkeypatch.setattr(type(store), "read_bars_between", fail_at_the_second_page)
     with pytest.raises(KeyboardInterrupt):
         unload(config, old)
     assert old.read_text() == "old\n"
@@ -361,7 +361,7 @@ def test_an_older_version_never_replaces_a_newer_one(config, store, tmp_path, ca
 
 def test_rows_without_a_time_of_statement_yield_to_anything_the_exchange_said_later(config, store, tmp_path):
     stated = Candle.parse(MONDAY_MS, "2", "9", "1", "5", "1", as_of_ms=MONDAY_MS + MINUTE_MS + 1, final=True)
-    store.write([(MARKET, stated)])
+    store.write_minutes([(MARKET, stated)])
     line = row(0, close="4").rpartition(",")[0]
     load(config, write(tmp_path / "in.csv", HEADER.rpartition(",")[0], line, row(1, close="4").rpartition(",")[0]))
     assert closes(store) == ["5", "4"]
@@ -371,7 +371,7 @@ def test_rows_without_a_time_of_statement_yield_to_anything_the_exchange_said_la
 def test_what_an_import_changes_is_in_the_log_of_changes(config, store, tmp_path):
     """So that a client that was away is given it, though no daemon could tell of it."""
     load(config, write(tmp_path / "1.csv", HEADER, row(0), row(1)))
-    store.open_feed([MARKET], "a")
+    store.register_feed([MARKET], "a")
     load(config, write(tmp_path / "2.csv", HEADER, row(0), row(1, close="5", as_of=90_000), row(2)))
     assert store.changes_since(MARKET, "a", 10**9) == [Range(MONDAY_MS + MINUTE_MS, MONDAY_MS + 3 * MINUTE_MS)]
     assert [candle.rev for candle in minutes(store)] == [0, 1, 0]
@@ -387,7 +387,7 @@ def test_importing_again_changes_nothing(config, store, tmp_path, capsys):
 
 
 def test_a_store_that_keeps_no_such_old_minutes_is_noticed(config, tmp_path, capsys, monkeypatch, store):
-    monkeypatch.setattr(type(store), "write", lambda self, rows: None)
+    monkeypatch.setattr(type(store), "write_minutes", lambda self, rows: None)
     assert load(config, write(tmp_path / "in.csv", HEADER, row(0))) == 1
     assert "1 refused (older than the store keeps)" in capsys.readouterr().out
 
@@ -406,7 +406,7 @@ def after(at):
 
 
 def hole(start, end):
-    return Hole(start_ms=after(start), end_ms=after(end), reason="exchange_outage", attempts=2, retry_ms=None)
+    return KnownGap(start_ms=after(start), end_ms=after(end), reason="exchange_outage", attempts=2, retry_ms=None)
 
 
 def test_history_is_complete_from_the_imported_beginning_when_it_joins(config, store, tmp_path):
@@ -428,10 +428,10 @@ def test_history_is_complete_only_down_to_the_newest_break(config, store, tmp_pa
 def test_a_known_hole_is_no_break_and_what_fills_it_leaves_the_rest(config, store, tmp_path):
     load(config, write(tmp_path / "new.csv", HEADER, *(row(at) for at in range(10, 20))))
     store.set_complete_from(MARKET, after(10))
-    store.save_holes(MARKET, [hole(4, 10)])
+    store.save_known_gaps(MARKET, [hole(4, 10)])
     load(config, write(tmp_path / "old.csv", HEADER, *(row(at) for at in (2, 3, 6, 7))))
     assert store.complete_from(MARKET) == after(2)
-    assert store.holes(MARKET) == [hole(4, 6), hole(8, 10)]
+    assert store.known_gaps(MARKET) == [hole(4, 6), hole(8, 10)]
 
 
 def test_nothing_is_claimed_where_nothing_was_known(config, store, tmp_path):

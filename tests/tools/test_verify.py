@@ -14,7 +14,7 @@ from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Range, i
 from candled.tools.budgets import SHARE
 from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
-from candled.tools.stored import END_OF_TIME_MS
+from candled.tools.store_access import END_OF_TIME_MS
 from candled.tools.verify import verify_market
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import ScaledClock
@@ -90,7 +90,7 @@ def test_a_wrong_count_of_revisions_is_found_and_repaired(tables, capsys):
 def bars(tables, interval, start_ms, count):
     store = opened(tables)
     try:
-        return store.bars_between(MARKET, interval, start_ms, start_ms + count * interval.ms)
+        return store.read_bars_between(MARKET, interval, start_ms, start_ms + count * interval.ms)
     finally:
         store.close()
 
@@ -161,10 +161,10 @@ class Busy:
     def __getattr__(self, name):
         return getattr(self._store, name)
 
-    def bars_between(self, market, interval, start_ms, end_ms):
+    def read_bars_between(self, market, interval, start_ms, end_ms):
         if interval == H1 and self._writes:
-            self._store.write([(market, self._writes.pop(0))])
-        return self._store.bars_between(market, interval, start_ms, end_ms)
+            self._store.write_minutes([(market, self._writes.pop(0))])
+        return self._store.read_bars_between(market, interval, start_ms, end_ms)
 
 
 def test_what_a_daemon_writes_meanwhile_is_no_difference(file, capsys):
@@ -174,7 +174,7 @@ def test_what_a_daemon_writes_meanwhile_is_no_difference(file, capsys):
     busy = Busy(store, [candle(100), candle(5, volume="3", as_of=70_000), candle(101, volume="7")])
     verify_market(busy, MARKET, DEFAULT_INTERVALS, ALWAYS, report)
     store.close()
-    assert report.status == 0
+    assert report.exit_status == 0
     assert lines(capsys) == ["bitget:BTC/USDT: 102 minutes, 33 longer bars: nothing differs"]
 
 
@@ -220,7 +220,7 @@ def test_repair_takes_away_a_bar_that_has_no_minutes(tables, capsys):
 def test_what_a_repair_changes_is_in_the_log_of_changes(tables):
     fill(tables, week())
     store = opened(tables)
-    store.open_feed([MARKET], "a")
+    store.register_feed([MARKET], "a")
     at = MONDAY_MS + 4 * DAY_MS
     tables.spoil(f"UPDATE rollups SET high = '1000000' WHERE time_ms = AT({at}) INTERVAL", H1)
     assert verify(tables, "--repair") == 0
@@ -305,7 +305,7 @@ def history(fake):
 async def test_a_store_with_what_the_exchange_has_differs_in_nothing(fake, file, capsys):
     fill(file, history(fake))
     report = await against(fake, file)
-    assert report.status == 0
+    assert report.exit_status == 0
     [summary] = map(json.loads, lines(capsys))
     assert summary["compared"] == {"1m": 3 * 999, "5m": 90, "15m": 90, "1h": 90, "4h": 85, "1D": 13, "1W": 1}
 
@@ -317,7 +317,7 @@ async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, file, cap
     fake.revise(BTC, at, Row(row.open, row.high, row.low, row.close, row.volume + 1, row.quote_volume))
     fake.missing_minutes(BTC, (at + MINUTE_MS, at + 2 * MINUTE_MS))
     report = await against(fake, file, windows=60, intervals=[MINUTE, D1])
-    assert report.status == 1
+    assert report.exit_status == 1
     found = [json.loads(line) for line in lines(capsys)[:-1]]
     by_interval = {(one["interval"], one["time"]): one for one in found}
     assert {interval for interval, _ in by_interval} == {"1m", "1D"}
@@ -328,7 +328,7 @@ async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, file, cap
 async def test_everything_can_be_compared_with_the_exchange(fake, file, capsys):
     minutes = history(fake)
     fill(file, minutes)
-    assert (await against(fake, file, windows="all")).status == 0
+    assert (await against(fake, file, windows="all")).exit_status == 0
     [summary] = map(json.loads, lines(capsys))
     assert summary["compared"]["1m"] == len(minutes)
     assert [summary["compared"][str(interval)] for interval in (H4, D1, W1)] == [85, 13, 1]
@@ -338,7 +338,7 @@ async def test_everything_can_be_compared_with_the_exchange(fake, file, capsys):
 
     row = fake.truth(BTC, minutes[3].open_ms, minutes[4].open_ms)[0]
     fake.revise(BTC, row.open_ms, Row(row.open, row.high, row.low, row.close, row.volume + 1, row.quote_volume))
-    assert (await against(fake, file, windows="all", intervals=[MINUTE])).status == 1
+    assert (await against(fake, file, windows="all", intervals=[MINUTE])).exit_status == 1
     assert json.loads(lines(capsys)[0])["time"] == iso_ms(row.open_ms)
 
 
@@ -347,7 +347,7 @@ async def test_a_minute_that_is_not_stored_is_found(fake, file, capsys):
     gone = minutes.pop(-500)
     fill(file, minutes[-900:])
     report = await against(fake, file, windows=1, intervals=[MINUTE])
-    assert report.status == 1
+    assert report.exit_status == 1
     assert json.loads(lines(capsys)[0])["found"] is None
     assert gone.open_ms not in {one.open_ms for one in minutes}
 
@@ -385,11 +385,11 @@ async def test_at_most_half_of_the_request_budget_is_taken(fake, file):
 async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_then_named(fake, file, capsys):
     fill(file, history(fake))
     fake.rest_429(retry_after=1, times=2)
-    assert (await against(fake, file, windows=1)).status == 0
+    assert (await against(fake, file, windows=1)).exit_status == 0
     capsys.readouterr()
     fake.rest_down = True
     report = await against(fake, file, windows=5)
-    assert report.status == 1
+    assert report.exit_status == 1
     [line] = map(json.loads, lines(capsys))
     assert line["unchecked"] == "bitget"
     assert "cannot reach" in line["reason"]
@@ -399,7 +399,7 @@ async def test_an_answer_that_is_not_as_documented_leaves_the_other_windows(fake
     fill(file, history(fake))
     fake.rest_error("40034", "Parameter BTCUSDT does not exist", times=1)
     report = await against(fake, file, windows=2, intervals=[MINUTE])
-    assert report.status == 1
+    assert report.exit_status == 1
     unchecked, summary = map(json.loads, lines(capsys))
     assert "does not exist" in unchecked["reason"]
     assert summary["compared"] == {"1m": 999}

@@ -47,7 +47,7 @@ def lines(capsys):
 def stored(tables, interval):
     store = opened(tables)
     try:
-        return store.bars_between(MARKET, interval, 0, 10**14)
+        return store.read_bars_between(MARKET, interval, 0, 10**14)
     finally:
         store.close()
 
@@ -187,7 +187,7 @@ def test_a_bad_newest_minute_is_not_the_newest_afterwards(tables):
     assert verify(tables, "--repair") == 0
     store = opened(tables)
     try:
-        assert store.newest("bitget") == {MARKET.symbol: last_ms - MINUTE_MS}
+        assert store.newest_minutes("bitget") == {MARKET.symbol: last_ms - MINUTE_MS}
         assert store.span(MARKET, MINUTE) == Range(MONDAY_MS, last_ms)
     finally:
         store.close()
@@ -196,7 +196,7 @@ def test_a_bad_newest_minute_is_not_the_newest_afterwards(tables):
 def test_a_deleted_minute_is_in_the_log_of_changes(tables):
     fill(tables, minutes())
     store = opened(tables)
-    store.open_feed([MARKET], "a")
+    store.register_feed([MARKET], "a")
     tables.spoil(f"UPDATE candles SET close = 'NaN' WHERE time_ms = AT({AT})")
     assert verify(tables, "--repair") == 0
     assert store.changes_since(MARKET, "a", 10**9) == [Range(AT, AT + MINUTE_MS)]
@@ -265,7 +265,7 @@ def test_a_value_that_is_no_number_is_named_with_its_place_and_mended(file, caps
     gone = [AT + number * MINUTE_MS for number in range(count)] if table == "candles" else []
     assert_bars_are_those_of(file, [one for one in minutes() if one.open_ms not in gone])
     store = opened(file)
-    assert store.forming(MARKET) == ([] if table == "forming" else [running])
+    assert store.read_forming(MARKET) == ([] if table == "forming" else [running])
     store.close()
 
 
@@ -313,8 +313,8 @@ def test_who_reads_a_bad_row_is_told_where_it_is(file):
     file.spoil(f"UPDATE candles SET close = X'00' WHERE time_ms = {AT}")
     store = opened(file)
     for read in (
-        lambda: store.bars_between(MARKET, MINUTE, *ALL_TIME),
-        lambda: store.bars(MARKET, MINUTE, before_ms=10**14, limit=1000),
+        lambda: store.read_bars_between(MARKET, MINUTE, *ALL_TIME),
+        lambda: store.read_bars(MARKET, MINUTE, before_ms=10**14, limit=1000),
     ):
         with pytest.raises(StoreRejected) as refused:
             read()
@@ -360,7 +360,7 @@ def test_only_exchanges_that_open_at_the_close_are_looked_at(file, capsys):
     from candled_plugins.bitget.exchange import Bitget
 
     class Other(Bitget):
-        opens_at_close = False
+        opens_at_previous_close = False
 
     fill(file, [one._replace(open=Decimal(50)) for one in minutes()])
     config = settings(file.url)
@@ -392,13 +392,13 @@ def test_a_bad_row_keeps_no_minute_from_being_stored(file, table, at_ms, interva
     running = Candle(*minutes(1, (at_ms - MONDAY_MS) // MINUTE_MS)[0])._replace(final=False, as_of_ms=at_ms + 1)
     fill(file, [*there, *([running] if table == "forming" else [])])
     store = opened(file)
-    store.open_feed([MARKET], "a")
+    store.register_feed([MARKET], "a")
     file.spoil(
         f"UPDATE {table} SET high = {value} WHERE time_ms = {at_ms}" + (" INTERVAL" if interval else ""), interval
     )
     new = minutes(1, 403)[0]
     new = new._replace(volume=Decimal(9), as_of_ms=new.as_of_ms + 1)
-    store.write([(MARKET, new)])
+    store.write_minutes([(MARKET, new)])
     store.close()
     lost = [at_ms] if table == "candles" and at_ms != new.open_ms else []
     kept = [one for one in there if one.open_ms not in (*lost, new.open_ms)]
@@ -417,6 +417,6 @@ def test_a_minute_that_cannot_be_stored_costs_no_other_row(file):
     fill(file, minutes())
     store = opened(file)
     with pytest.raises(StoreRejected):
-        store.write([(MARKET, minutes(1, 401)[0]._replace(close=Decimal("1e999")))])
+        store.write_minutes([(MARKET, minutes(1, 401)[0]._replace(close=Decimal("1e999")))])
     store.close()
     assert_bars_are_those_of(file, minutes())

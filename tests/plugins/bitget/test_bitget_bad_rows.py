@@ -7,9 +7,9 @@ import pytest
 
 from candled import Candle, ExchangeError, InvalidRow, Symbol
 from candled.model import MINUTE_MS
-from candled_plugins.bitget import language
+from candled_plugins.bitget import messages as language
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
-from candled_plugins.bitget.language import SPOT, USDT_FUTURES
+from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
 from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.http import PlainHttp
@@ -146,7 +146,7 @@ async def test_a_window_with_bad_rows_has_all_the_others(spoil, days_ago):
         for open_ms in spoiled:
             fake.garble(BTC, open_ms, spoil)
         exchange = Bitget(BitgetSettings(rest_url=fake.rest_url), fake.clock)
-        rows = await exchange.history(http, BTC, start_ms, end_ms)
+        rows = await exchange.fetch_history(http, BTC, start_ms, end_ms)
         truth = {candle.open_ms: candle.values for candle in fake.truth(BTC, start_ms, end_ms)}
         http.close()
     good = {one.open_ms: one.values for one in rows if isinstance(one, Candle) and one.open_ms not in spoiled}

@@ -7,9 +7,9 @@ import pytest
 from candled import ExchangeError, Interval, Symbol
 from candled.model import DEFAULT_INTERVALS, MINUTE
 from candled.store.batch import fold_bars
-from candled_plugins.bitget import language
+from candled_plugins.bitget import messages as language
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
-from candled_plugins.bitget.language import SPOT, USDT_FUTURES
+from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
 from tests.clocks import ManualClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.http import PlainHttp
@@ -56,7 +56,7 @@ async def test_they_equal_the_sums_of_the_minutes(fake, http, market, symbol, in
     reach_ms = 7 * DAY_MS if interval.ms > 3_600_000 else 250 * interval.ms
     end_ms = interval.floor(NOW_MS)
     start_ms = interval.floor(max(LISTED_MS, end_ms - reach_ms))
-    bars = await bitget_at(fake, market).bars(http, symbol, interval, start_ms, end_ms)
+    bars = await bitget_at(fake, market).fetch_bars(http, symbol, interval, start_ms, end_ms)
     expected = fold_bars(fake.truth(symbol, start_ms, end_ms, market), interval)
     assert [(bar.open_ms, *bar.values) for bar in bars] == [(bar.open_ms, *bar.values) for bar in expected]
     assert len(bars) >= 1
@@ -65,14 +65,14 @@ async def test_they_equal_the_sums_of_the_minutes(fake, http, market, symbol, in
 async def test_more_bars_than_a_page_holds_come_without_a_hole(fake, http):
     m5 = Interval.parse("5m")
     end_ms = m5.floor(NOW_MS)
-    bars = await bitget_at(fake, "spot").bars(http, BTC, m5, end_ms - 450 * m5.ms, end_ms)
+    bars = await bitget_at(fake, "spot").fetch_bars(http, BTC, m5, end_ms - 450 * m5.ms, end_ms)
     assert [bar.open_ms for bar in bars] == list(range(end_ms - 450 * m5.ms, end_ms, m5.ms))
     assert len(fake.requests_to("history-candles")) == 3
 
 
 @pytest.mark.parametrize("market", ["spot", "usdt-futures"])
 async def test_a_length_that_bitget_does_not_have_is_not_offered(fake, http, market):
-    assert await bitget_at(fake, market).bars(http, BTC, Interval.parse("8h"), 0, DAY_MS) is None
+    assert await bitget_at(fake, market).fetch_bars(http, BTC, Interval.parse("8h"), 0, DAY_MS) is None
     assert fake.requests == []
 
 

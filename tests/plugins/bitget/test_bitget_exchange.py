@@ -7,7 +7,7 @@ import pytest
 from candled import ExchangeError, Market, Symbol, Unavailable
 from candled.model import MINUTE_MS
 from candled_plugins import bitget
-from candled_plugins.bitget import language
+from candled_plugins.bitget import messages as language
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
@@ -79,9 +79,9 @@ async def test_history_equals_what_was_traded_digit_for_digit(
     fake.candles_take_in_end = fake.history_takes_in_end = takes_in_end
     fake.pages_count_rows = pages_count_rows
     end_ms = LATEST - days_ago * DAY_MS
-    start_ms = end_ms - Bitget.history_minutes * MINUTE_MS
-    candles = await bitget_at(fake, market).history(http, symbol, start_ms, end_ms)
-    assert len(candles) == Bitget.history_minutes
+    start_ms = end_ms - Bitget.max_history_minutes * MINUTE_MS
+    candles = await bitget_at(fake, market).fetch_history(http, symbol, start_ms, end_ms)
+    assert len(candles) == Bitget.max_history_minutes
     assert values(candles) == values(fake.truth(symbol, start_ms, end_ms))
     assert {candle.as_of_ms for candle in candles} == {NOW}
     assert not any(candle.final for candle in candles)
@@ -90,19 +90,19 @@ async def test_history_equals_what_was_traded_digit_for_digit(
 @pytest.mark.parametrize(("days_ago", "endpoint", "requests"), [(1, "candles", 1), (35, "history-candles", 5)])
 async def test_a_window_costs_as_few_requests_as_its_endpoint_allows(fake, http, days_ago, endpoint, requests):
     start_ms = LATEST - days_ago * DAY_MS
-    await bitget_at(fake).history(http, FUTURES, start_ms, start_ms + Bitget.history_minutes * MINUTE_MS)
+    await bitget_at(fake).fetch_history(http, FUTURES, start_ms, start_ms + Bitget.max_history_minutes * MINUTE_MS)
     assert len(fake.requests_to(endpoint)) == len(fake.requests) == requests
 
 
 async def test_a_few_minutes_are_asked_for_as_a_few(fake, http):
-    candles = await bitget_at(fake).history(http, FUTURES, minutes_ago(3), minutes_ago(1))
+    candles = await bitget_at(fake).fetch_history(http, FUTURES, minutes_ago(3), minutes_ago(1))
     assert values(candles) == values(fake.truth(FUTURES, minutes_ago(3), minutes_ago(1)))
     [request] = fake.requests
     assert request.query["limit"] == "3"
 
 
 async def test_recent_history_ends_with_the_minute_in_progress(fake, http):
-    candles = await bitget_at(fake).history(http, FUTURES, minutes_ago(2), LATEST + MINUTE_MS)
+    candles = await bitget_at(fake).fetch_history(http, FUTURES, minutes_ago(2), LATEST + MINUTE_MS)
     assert [candle.open_ms for candle in candles] == [minutes_ago(2), minutes_ago(1), LATEST]
     [whole] = [candle for candle in candles if candle.open_ms == minutes_ago(1)]
     assert candles[-1].open == whole.close
@@ -111,21 +111,21 @@ async def test_recent_history_ends_with_the_minute_in_progress(fake, http):
 async def test_the_endpoint_follows_the_exchange_clock_at_the_edge_of_a_month(fake, http):
     edge = NOW - fake.recent_reach_ms
     for start_ms in (edge - edge % MINUTE_MS - 10 * MINUTE_MS, edge - edge % MINUTE_MS + 10 * MINUTE_MS):
-        candles = await bitget_at(fake).history(http, FUTURES, start_ms, start_ms + 5 * MINUTE_MS)
+        candles = await bitget_at(fake).fetch_history(http, FUTURES, start_ms, start_ms + 5 * MINUTE_MS)
         assert values(candles) == values(fake.truth(FUTURES, start_ms, start_ms + 5 * MINUTE_MS))
 
 
 async def test_before_the_listing_there_is_nothing_and_paging_ends(fake, http):
     end_ms = minutes_ago(60 * 24 * 40)
     start_ms = end_ms - 999 * MINUTE_MS
-    assert await bitget_at(fake).history(http, THIN, start_ms, end_ms) == []
+    assert await bitget_at(fake).fetch_history(http, THIN, start_ms, end_ms) == []
     assert len(fake.requests) <= 6
 
 
 async def test_history_that_begins_in_the_window_is_found_whole(fake, http):
     listed_ms = minutes_ago(60 * 24 * 40)
     start_ms, end_ms = listed_ms - 500 * MINUTE_MS, listed_ms + 499 * MINUTE_MS
-    candles = await bitget_at(fake).history(http, THIN, start_ms, end_ms)
+    candles = await bitget_at(fake).fetch_history(http, THIN, start_ms, end_ms)
     assert values(candles) == values(fake.truth(THIN, start_ms, end_ms))
     assert len(candles) == 499
 
@@ -137,7 +137,7 @@ async def test_a_hole_of_the_exchange_wider_than_a_page_hides_nothing_before_it(
     start_ms = LATEST - days_ago * DAY_MS
     end_ms = start_ms + 999 * MINUTE_MS
     fake.missing_minutes(FUTURES, (start_ms + 100 * MINUTE_MS, start_ms + 700 * MINUTE_MS))
-    candles = await bitget_at(fake).history(http, FUTURES, start_ms, end_ms)
+    candles = await bitget_at(fake).fetch_history(http, FUTURES, start_ms, end_ms)
     assert values(candles) == values(fake.truth(FUTURES, start_ms, end_ms))
     assert len(candles) == 399
 
@@ -145,7 +145,7 @@ async def test_a_hole_of_the_exchange_wider_than_a_page_hides_nothing_before_it(
 async def test_a_page_that_reaches_past_the_start_is_the_last_although_minutes_are_missing(fake, http):
     fake.pages_count_rows = True
     fake.missing_minutes(FUTURES, (minutes_ago(100), minutes_ago(60)))
-    candles = await bitget_at(fake).history(http, FUTURES, minutes_ago(100), LATEST)
+    candles = await bitget_at(fake).fetch_history(http, FUTURES, minutes_ago(100), LATEST)
     assert len(candles) == 60
     assert len(fake.requests) == 1
 
@@ -154,39 +154,39 @@ async def test_a_revised_minute_is_read_as_it_is_now(fake, http):
     row = fake.truth(FUTURES, minutes_ago(5), minutes_ago(4))[0]
     tape_row = Synthetic(1).row(0)
     fake.revise(FUTURES, minutes_ago(5), tape_row)
-    [candle] = await bitget_at(fake).history(http, FUTURES, minutes_ago(5), minutes_ago(4))
+    [candle] = await bitget_at(fake).fetch_history(http, FUTURES, minutes_ago(5), minutes_ago(4))
     assert candle.values == tuple(tape_row) != row.values
 
 
 async def test_a_later_window_than_asked_for_is_an_error(fake, http):
     fake.window_shift_ms = 10 * MINUTE_MS
     with pytest.raises(ExchangeError, match="asked for bars of 1m before"):
-        await bitget_at(fake).history(http, FUTURES, minutes_ago(300), minutes_ago(200))
+        await bitget_at(fake).fetch_history(http, FUTURES, minutes_ago(300), minutes_ago(200))
 
 
 async def test_an_earlier_window_than_asked_for_brings_nothing_outside_the_window(fake, http):
     fake.window_shift_ms = -90 * MINUTE_MS
-    candles = await bitget_at(fake).history(http, FUTURES, minutes_ago(300), minutes_ago(200))
+    candles = await bitget_at(fake).fetch_history(http, FUTURES, minutes_ago(300), minutes_ago(200))
     assert values(candles) == values(fake.truth(FUTURES, minutes_ago(300), minutes_ago(289)))
 
 
 async def test_an_unknown_symbol_is_an_error_with_bitgets_own_words(fake, http):
     with pytest.raises(ExchangeError, match="40034: Parameter NOPEUSDT does not exist"):
-        await bitget_at(fake).history(http, Symbol("NOPE", "USDT"), minutes_ago(5), LATEST)
+        await bitget_at(fake).fetch_history(http, Symbol("NOPE", "USDT"), minutes_ago(5), LATEST)
 
 
 async def test_too_many_requests_in_the_middle_of_a_window_do_not_shorten_it(fake, http):
     exchange, start_ms = bitget_at(fake), LATEST - 35 * DAY_MS
     for _ in range(4):
-        await exchange.history(http, FUTURES, start_ms, start_ms + 999 * MINUTE_MS)
+        await exchange.fetch_history(http, FUTURES, start_ms, start_ms + 999 * MINUTE_MS)
     with pytest.raises(Unavailable):
-        await exchange.history(http, FUTURES, start_ms, start_ms + 999 * MINUTE_MS)
+        await exchange.fetch_history(http, FUTURES, start_ms, start_ms + 999 * MINUTE_MS)
 
 
 async def test_an_internal_failure_under_a_status_of_the_client_is_worth_another_try(fake, http):
     fake.rest_error("40725", "service return an error", status=400)
     with pytest.raises(Unavailable, match="40725"):
-        await bitget_at(fake).history(http, FUTURES, minutes_ago(5), LATEST)
+        await bitget_at(fake).fetch_history(http, FUTURES, minutes_ago(5), LATEST)
 
 
 @pytest.mark.parametrize(("status", "error"), [(200, ExchangeError), (403, ExchangeError), (503, Unavailable)])
@@ -194,22 +194,22 @@ async def test_a_page_of_html_is_an_error(fake, http, status, error):
     fake.html_instead_of_json(status, times=1)
     exchange = bitget_at(fake)
     with pytest.raises(error):
-        await exchange.history(http, FUTURES, minutes_ago(5), LATEST)
-    assert len(await exchange.history(http, FUTURES, minutes_ago(5), LATEST)) == 5
+        await exchange.fetch_history(http, FUTURES, minutes_ago(5), LATEST)
+    assert len(await exchange.fetch_history(http, FUTURES, minutes_ago(5), LATEST)) == 5
 
 
 async def test_an_exchange_that_is_down_is_unavailable(fake, http):
     fake.rest_down = True
     with pytest.raises(Unavailable):
-        await bitget_at(fake).markets(http)
+        await bitget_at(fake).fetch_markets(http)
 
 
 async def test_the_markets_of_spot_and_futures_are_listed_with_their_precision(fake, http):
-    assert await bitget_at(fake, "spot").markets(http) == [
+    assert await bitget_at(fake, "spot").fetch_markets(http) == [
         Market(symbol=SPOT, price_decimals=2, volume_decimals=4),
         Market(symbol=CROSS, price_decimals=2, volume_decimals=4),
     ]
-    assert await bitget_at(fake).markets(http) == [
+    assert await bitget_at(fake).fetch_markets(http) == [
         Market(symbol=FUTURES, price_decimals=2, volume_decimals=4),
         Market(symbol=THIN, price_decimals=2, volume_decimals=4, active=False, listed_ms=minutes_ago(60 * 24 * 40)),
     ]
@@ -234,7 +234,7 @@ def test_a_listing_date_that_is_not_set_is_unknown(text, listed_ms):
 
 async def test_symbols_spread_over_as_many_connections_as_the_limit_asks_for(fake):
     symbols = [Symbol(f"S{number}", "USDT") for number in range(120)]
-    feeds = bitget_at(fake).feeds(symbols)
+    feeds = bitget_at(fake).make_feeds(symbols)
     assert [len(feed.symbols) for feed in feeds] == [50, 50, 20]
     assert [symbol for feed in feeds for symbol in feed.symbols] == symbols
     assert {feed.url for feed in feeds} == {fake.ws_url}
@@ -242,7 +242,7 @@ async def test_symbols_spread_over_as_many_connections_as_the_limit_asks_for(fak
 
 @pytest.mark.parametrize(("market", "inst_type"), [("spot", "SPOT"), ("usdt-futures", "USDT-FUTURES")])
 async def test_a_feed_speaks_the_dialect_of_its_market(fake, market, inst_type):
-    [feed] = bitget_at(fake, market).feeds([FUTURES])
+    [feed] = bitget_at(fake, market).make_feeds([FUTURES])
     for op, frames in (("subscribe", feed.subscribe([FUTURES])), ("unsubscribe", feed.unsubscribe([FUTURES]))):
         [frame] = frames
         arg = {"instType": inst_type, "channel": "candle1m", "instId": "ETHUSDT"}

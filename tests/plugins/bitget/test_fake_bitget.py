@@ -8,10 +8,10 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPError
 from tornado.websocket import websocket_connect
 
-from candled import Candles, Pong, Refused, Subscribed, Symbol, Trouble
+from candled import Candles, FeedError, Pong, Subscribed, SubscriptionRejected, Symbol
 from candled.model import MINUTE_MS
 from candled_plugins.bitget.exchange import BitgetFeed
-from candled_plugins.bitget.language import SPOT, USDT_FUTURES
+from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
 from tests import deadlines
 from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import FakeBitget, FakeMarket, synthetic_markets
@@ -55,7 +55,7 @@ class Client:
         await self.socket.write_message("ping")
         events = []
         while (frame := await deadlines.wait_for(self.socket.read_message(), 5)) is not None:
-            found = self.feed.read(frame)
+            found = self.feed.read_frame(frame)
             if found == [Pong()]:
                 return events
             events += found
@@ -136,7 +136,7 @@ def test_every_minute_opens_at_the_close_of_the_one_before_and_grows_into_its_fi
         assert row.open == before.close
         stages = [grown(row, elapsed_ms) for elapsed_ms in range(0, MINUTE_MS, 7_000)]
         for earlier, later in zip(stages, [*stages[1:], row], strict=True):
-            later.candle(open_ms).check()
+            later.candle(open_ms).checked()
             assert later.low <= earlier.low <= earlier.high <= later.high
             assert later.volume >= earlier.volume
         assert grown(row, MINUTE_MS) == row
@@ -210,7 +210,7 @@ async def test_who_unsubscribes_hears_no_more(fake, client):
 async def test_an_unknown_market_is_refused_and_the_others_of_the_frame_are_served(fake, connect):
     client = await connect([Symbol("NOPE", "USDT"), ETH])
     refused, acknowledged, snapshot = await client.subscribe()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, SubscriptionRejected)
     assert refused.reason.startswith("30001 instType:USDT-FUTURES,channel:candle1m,instId:NOPEUSDT")
     assert acknowledged == Subscribed(ETH)
     assert snapshot.symbol == ETH
@@ -277,8 +277,8 @@ async def test_more_than_ten_frames_a_second_end_the_connection(fake, client):
 
 async def test_a_frame_beyond_4096_bytes_ends_the_connection(fake, client):
     await client.socket.write_message('{"op":"subscribe","args":[]}' + " " * 4096)
-    assert client.feed.read(await client.socket.read_message()) == [
-        Trouble("30007 request frame too long", reconnect=True)
+    assert client.feed.read_frame(await client.socket.read_message()) == [
+        FeedError("30007 request frame too long", reconnect=True)
     ]
     await client.end()
     await until_closed(fake)

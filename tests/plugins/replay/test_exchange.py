@@ -18,9 +18,9 @@ from candled import (
     ConfigError,
     Event,
     ExchangeError,
-    Refused,
     StreamFeed,
     Subscribed,
+    SubscriptionRejected,
     Symbol,
 )
 from candled_plugins.replay import candled_exchanges
@@ -57,7 +57,7 @@ def replay(clock: Any, *, speed: float = 1.0, **files: Any) -> Replay:
 
 
 async def history(exchange: Replay, start_ms: int, end_ms: int, symbol: Symbol = BTC) -> list[Candle]:
-    return await exchange.history(NO_HTTP, symbol, start_ms, end_ms)
+    return await exchange.fetch_history(NO_HTTP, symbol, start_ms, end_ms)
 
 
 class Listener:
@@ -82,10 +82,10 @@ class Listener:
 
 @asynccontextmanager
 async def listening(exchange: Replay, *symbols: Symbol) -> AsyncIterator[Listener]:
-    (feed,) = exchange.feeds(symbols or (BTC,))
+    (feed,) = exchange.make_feeds(symbols or (BTC,))
     assert isinstance(feed, StreamFeed)
     listener = Listener()
-    async with aclosing(feed.events()) as events:
+    async with aclosing(feed.stream_events()) as events:
         task = asyncio.create_task(listener.listen(events))
         await asyncio.sleep(0)
         try:
@@ -98,7 +98,7 @@ async def listening(exchange: Replay, *symbols: Symbol) -> AsyncIterator[Listene
 def test_the_plugin_offers_replay_with_two_markets_of_its_own() -> None:
     (offered,) = candled_exchanges()
     assert offered is Replay
-    markets = asyncio.run(Replay(Replay.Settings(), ManualClock()).markets(NO_HTTP))
+    markets = asyncio.run(Replay(Replay.Settings(), ManualClock()).fetch_markets(NO_HTTP))
     assert [(str(market.symbol), market.price_decimals) for market in markets] == [("BTC/USDT", 2), ("ETH/USDT", 2)]
 
 
@@ -111,7 +111,7 @@ async def test_gzip_and_plain_files_play_the_same(plain: Path, packed: Path) -> 
 async def test_the_star_serves_any_symbol(plain: Path) -> None:
     exchange = Replay(Replay.Settings(files={"*": str(plain)}), ManualClock())
     assert len(await history(exchange, START_MS - 5 * MINUTE_MS, START_MS, SOL)) == 5
-    assert await exchange.markets(NO_HTTP) == []
+    assert await exchange.fetch_markets(NO_HTTP) == []
 
 
 def test_every_bad_file_is_reported_in_one_run_by_name_and_line(tmp_path: Path, plain: Path) -> None:
@@ -163,7 +163,7 @@ async def test_history_of_an_unknown_symbol_is_an_error_and_its_subscription_is_
     with pytest.raises(ExchangeError, match="no recording for SOL/USDT"):
         await history(exchange, 0, MINUTE_MS, SOL)
     async with listening(exchange, SOL, BTC) as heard:
-        refused = [event for event in heard.events if isinstance(event, Refused)]
+        refused = [event for event in heard.events if isinstance(event, SubscriptionRejected)]
     assert [event.symbol for event in refused] == [SOL]
     assert Subscribed(BTC) in heard.events
     assert heard.snapshot(BTC)
@@ -214,9 +214,9 @@ async def test_at_speed_the_feed_ticks_four_times_a_second_and_leaves_no_minute_
 async def test_a_listener_that_was_held_up_hears_every_minute(plain: Path) -> None:
     clock = ManualClock()
     exchange = replay(clock, BTC_USDT=plain)
-    (feed,) = exchange.feeds([BTC])
+    (feed,) = exchange.make_feeds([BTC])
     assert isinstance(feed, StreamFeed)
-    async with aclosing(feed.events()) as events:
+    async with aclosing(feed.stream_events()) as events:
         assert await anext(events) == Subscribed(BTC)
         await anext(events)
         await clock.advance(185)
@@ -230,14 +230,14 @@ async def test_a_listener_that_was_held_up_hears_every_minute(plain: Path) -> No
 async def test_the_market_clock_runs_at_speed_and_resumes_after_what_is_stored(plain: Path) -> None:
     clock = ManualClock()
     exchange = replay(clock, speed=20.0, BTC_USDT=plain)
-    exchange.resume(None)
+    exchange.resume_after(None)
     assert exchange.now_ms() == START_MS
     await clock.advance(60)
     reached = exchange.now_ms()
     assert reached == START_MS + 20 * MINUTE_MS
 
     again = replay(clock, speed=20.0, BTC_USDT=plain)
-    again.resume(reached - MINUTE_MS)
+    again.resume_after(reached - MINUTE_MS)
     assert again.now_ms() == reached
     await clock.advance(3)
     assert again.now_ms() == reached + MINUTE_MS
@@ -245,7 +245,7 @@ async def test_the_market_clock_runs_at_speed_and_resumes_after_what_is_stored(p
 
 async def test_a_store_from_yesterday_does_not_hold_the_market_clock_back(plain: Path) -> None:
     exchange = replay(ManualClock(), BTC_USDT=plain)
-    exchange.resume(START_MS - 24 * 60 * MINUTE_MS)
+    exchange.resume_after(START_MS - 24 * 60 * MINUTE_MS)
     assert exchange.now_ms() == START_MS
 
 
@@ -258,7 +258,7 @@ def test_market_time_stands_still_while_the_wall_clock_is_set_back(plain: Path) 
 
     wall = Wall()
     exchange = replay(wall, BTC_USDT=plain)
-    exchange.resume(None)
+    exchange.resume_after(None)
     wall.ms += 5000
     assert exchange.now_ms() == START_MS + 5000
     wall.ms -= 60_000

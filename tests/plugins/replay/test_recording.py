@@ -29,7 +29,7 @@ def recording(minutes: int, *, base_ms: int = MONDAY_MS, missing: frozenset[int]
 
 def whole(rec: Recording, open_ms: int) -> Candle | None:
     """The minute once it is over."""
-    return rec.minute(open_ms, open_ms + MINUTE_MS)
+    return rec.minute_at(open_ms, open_ms + MINUTE_MS)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_recorded_time_itself_shows_the_recorded_row(n: int) -> None:
 def test_after_the_last_minute_of_the_loop_comes_the_first_and_the_rest_is_not_played() -> None:
     rec = recording(130)
     now_ms = MONDAY_MS + 200 * MINUTE_MS
-    around = rec.between(MONDAY_MS + 118 * MINUTE_MS, MONDAY_MS + 122 * MINUTE_MS, now_ms)
+    around = rec.minutes_between(MONDAY_MS + 118 * MINUTE_MS, MONDAY_MS + 122 * MINUTE_MS, now_ms)
     assert [candle.volume for candle in around] == [Decimal(text) for text in ("118.5", "119.5", "0.5", "1.5")]
     assert [candle.open_ms for candle in around] == [MONDAY_MS + n * MINUTE_MS for n in (118, 119, 120, 121)]
 
@@ -82,15 +82,15 @@ def test_a_missing_minute_is_missing_in_every_loop() -> None:
     rec = recording(60, missing=frozenset({7, 8}))
     for loop in (0, 1, 500):
         start_ms = MONDAY_MS + loop * HOUR_MS
-        opens = [candle.open_ms for candle in rec.between(start_ms, start_ms + HOUR_MS, start_ms + HOUR_MS)]
+        opens = [candle.open_ms for candle in rec.minutes_between(start_ms, start_ms + HOUR_MS, start_ms + HOUR_MS)]
         assert opens == [start_ms + n * MINUTE_MS for n in range(60) if n not in (7, 8)]
 
 
 def test_the_future_is_not_told() -> None:
     rec = recording(60)
     now_ms = MONDAY_MS + 5 * MINUTE_MS
-    assert rec.between(MONDAY_MS, MONDAY_MS + HOUR_MS, now_ms)[-1].open_ms == now_ms
-    assert rec.minute(now_ms + MINUTE_MS, now_ms) is None
+    assert rec.minutes_between(MONDAY_MS, MONDAY_MS + HOUR_MS, now_ms)[-1].open_ms == now_ms
+    assert rec.minute_at(now_ms + MINUTE_MS, now_ms) is None
 
 
 @pytest.mark.parametrize(
@@ -98,20 +98,20 @@ def test_the_future_is_not_told() -> None:
     [(0, "100.00", "100.00", "100.00"), (20, "99.10", "100.00", "99.10"), (40, "103.50", "103.50", "99.10")],
 )
 def test_a_rising_minute_goes_to_its_low_and_then_to_its_high(second: int, close: str, high: str, low: str) -> None:
-    candle = playing(RISING).minute(MONDAY_MS, MONDAY_MS + second * 1000)
+    candle = playing(RISING).minute_at(MONDAY_MS, MONDAY_MS + second * 1000)
     assert candle is not None
     assert (candle.close, candle.high, candle.low) == (Decimal(close), Decimal(high), Decimal(low))
 
 
 def test_a_falling_minute_goes_to_its_high_first() -> None:
     falling = RISING._replace(open=Decimal("102.25"), close=Decimal("100.00"))
-    candle = playing(falling).minute(MONDAY_MS, MONDAY_MS + 20_000)
+    candle = playing(falling).minute_at(MONDAY_MS, MONDAY_MS + 20_000)
     assert candle is not None
     assert (candle.close, candle.low) == (Decimal("103.50"), Decimal("102.25"))
 
 
 def test_half_of_the_volume_has_come_in_the_middle_cut_to_the_recorded_digits() -> None:
-    candle = playing(RISING).minute(MONDAY_MS, MONDAY_MS + 30_000)
+    candle = playing(RISING).minute_at(MONDAY_MS, MONDAY_MS + 30_000)
     assert candle is not None
     assert (str(candle.volume), str(candle.quote_volume)) == ("3.56172", "356.2")
 
@@ -130,7 +130,7 @@ volumes = st.decimals("0", "100000", places=8)
 def candles(draw: st.DrawFn) -> Candle:
     low, *inner, high = sorted(draw(st.tuples(prices, prices, prices, prices)))
     open_, close = draw(st.permutations(inner))
-    return Candle(MONDAY_MS, open_, high, low, close, draw(volumes), draw(st.none() | volumes)).check()
+    return Candle(MONDAY_MS, open_, high, low, close, draw(volumes), draw(st.none() | volumes)).checked()
 
 
 @given(candle=candles(), moments=st.lists(st.integers(0, MINUTE_MS - 1), min_size=2).map(sorted))
@@ -138,10 +138,10 @@ def test_growth_is_possible_at_every_moment_never_shrinks_and_stays_within_the_m
     candle: Candle, moments: list[int]
 ) -> None:
     rec = playing(candle)
-    versions = [rec.minute(MONDAY_MS, MONDAY_MS + moment) for moment in moments]
+    versions = [rec.minute_at(MONDAY_MS, MONDAY_MS + moment) for moment in moments]
     for moment, version in zip(moments, versions, strict=True):
         assert version is not None
-        version.check()
+        version.checked()
         assert version.open == candle.open
         assert version.as_of_ms == MONDAY_MS + moment
         assert candle.low <= version.low <= version.high <= candle.high
@@ -160,8 +160,8 @@ def test_growth_is_possible_at_every_moment_never_shrinks_and_stays_within_the_m
 def test_growth_ends_in_the_recorded_candle(candle: Candle) -> None:
     rec = playing(candle)
     end_ms = MONDAY_MS + MINUTE_MS
-    assert rec.minute(MONDAY_MS, end_ms) == candle._replace(as_of_ms=end_ms)
-    almost = rec.minute(MONDAY_MS, end_ms - 1)
+    assert rec.minute_at(MONDAY_MS, end_ms) == candle._replace(as_of_ms=end_ms)
+    almost = rec.minute_at(MONDAY_MS, end_ms - 1)
     assert almost is not None
     assert (almost.high, almost.low) == (candle.high, candle.low)
 
@@ -172,18 +172,18 @@ def test_whoever_listens_at_any_pace_hears_every_minute_to_its_end_and_in_order(
     spoke_ms = first_ms = MONDAY_MS + start
     heard: list[Candle] = []
     for step in steps:
-        heard += rec.versions(spoke_ms, spoke_ms + step)
+        heard += rec.versions_between(spoke_ms, spoke_ms + step)
         spoke_ms += step
     stamps = [(candle.open_ms, candle.as_of_ms) for candle in heard]
     assert stamps == sorted(stamps)
     last = {candle.open_ms: candle for candle in heard}
-    assert list(last.values()) == rec.between(first_ms - first_ms % MINUTE_MS, spoke_ms + 1, spoke_ms)
+    assert list(last.values()) == rec.minutes_between(first_ms - first_ms % MINUTE_MS, spoke_ms + 1, spoke_ms)
 
 
 def test_quote_volume_is_kept_and_a_blank_one_is_absent() -> None:
     rows = [f"{MONDAY_MS + n * MINUTE_MS},1,1,1,1,2,{'' if n == 1 else '3.5'},17" for n in range(60)]
     rec = Recording.parse([HEADER + ",quote_volume,trades", *rows, ""])
-    first, second, *_ = rec.between(MONDAY_MS, MONDAY_MS + HOUR_MS, MONDAY_MS + HOUR_MS)
+    first, second, *_ = rec.minutes_between(MONDAY_MS, MONDAY_MS + HOUR_MS, MONDAY_MS + HOUR_MS)
     assert (first.quote_volume, second.quote_volume) == (Decimal("3.5"), None)
 
 
@@ -229,5 +229,5 @@ def test_the_bundled_recordings_are_two_whole_weeks_from_a_monday(path: Path) ->
     rec = read_recording(str(path))
     assert rec.period_ms == 2 * WEEK_MS
     assert (rec.base_ms - MONDAY_MS) % WEEK_MS == 0
-    minutes = rec.between(rec.base_ms, rec.base_ms + rec.period_ms, rec.base_ms + rec.period_ms)
+    minutes = rec.minutes_between(rec.base_ms, rec.base_ms + rec.period_ms, rec.base_ms + rec.period_ms)
     assert len(minutes) == 14 * 24 * 60

@@ -1,0 +1,144 @@
+"""One market's bars of all intervals, each folded from the next shorter one."""
+
+from collections.abc import Mapping, Sequence
+
+from candled.model import MINUTE, Candle, Interval, Range, sources
+
+from .rollup import Change, Rollup
+from .series import Series
+
+__all__ = ["Aggregator", "Change"]
+
+
+class Aggregator:
+    """Pure and exact: the latest version of every minute counts, in whatever order minutes and versions arrive.
+
+    A bar above 1m is folded from its parts in memory where they are all held; older bars come from the store, and
+    stay as they came until they are read again.
+
+    Bars that come to look different get the `stamp` of what changed them, as in `Series`.
+    """
+
+    def __init__(self, intervals: Sequence[Interval], capacity: int) -> None:
+        self._sources = sources(intervals)
+        self.levels = (MINUTE, *self._sources)
+        parents: dict[Interval, Interval | None] = dict.fromkeys(self.levels)
+        for interval, source in self._sources.items():
+            longest = parents[source]
+            parents[source] = interval if longest is None or interval > longest else longest
+        self._series = {interval: Series(interval, parents[interval], capacity) for interval in self.levels}
+        self._minutes = self._series[MINUTE]
+        self._rungs = {
+            interval: Rollup(self._series[interval], self._series[source]) for interval, source in self._sources.items()
+        }
+        self._steps = [(self._rungs[interval], self.levels.index(source)) for interval, source in self._sources.items()]
+        self._whole_ms = -1  # a running minute of which no bar is cut off
+        self.shown = tuple(sorted(intervals))
+
+    def series_of(self, interval: Interval) -> Series:
+        """The bars of one interval."""
+        return self._series[interval]
+
+    @property
+    def minutes_held(self) -> int:
+        """How many 1-minute candles are in memory."""
+        return len(self._minutes)
+
+    def parts_needed(self, interval: Interval, at_least: int) -> int:
+        """How many bars to load so that every running bar can be folded from memory."""
+        longest = max((longer.ms for longer, source in self._sources.items() if source == interval), default=0)
+        return max(at_least, longest // interval.ms + 1)
+
+    def seed_bars(self, interval: Interval, bars: Sequence[Candle], since_ms: int) -> None:
+        """Take the newest bars of one interval from the store; `since_ms` as in `Series`."""
+        for bar in bars:
+            self._series[interval].put_bar(bar)
+        self._series[interval].since_ms = since_ms
+        self._start_afresh()
+
+    def apply_minute(self, minute: Candle, stamp: int = 0) -> list[Change] | None:
+        """Take a version of a minute; return the bars it changed, shortest interval first.
+
+        None: the minute is older than what is held, so its bars must be read from the store again.
+        """
+        open_ms = minute.open_ms
+        if open_ms != self._whole_ms and not self._is_whole(open_ms):
+            return None
+        held = self._minutes.get_bar(open_ms)
+        if held is not None:
+            minute = minute.copied_over(held)
+            if minute is held:
+                return []
+        changes = []
+        if held is None or not _alike(held, minute):
+            changes.append(Change(MINUTE, minute))
+        self._minutes.put_bar(minute, stamp if changes else 0)
+        bars: list[Candle | None] = [minute]
+        for rung, source in self._steps:
+            part = bars[source]
+            bars.append(None if part is None else rung.add_part(part, stamp, changes))
+        return changes
+
+    def merge_stored(
+        self, rows: Mapping[Interval, Sequence[Candle]], start_ms: int, end_ms: int, stamp: int = 0
+    ) -> list[Change]:
+        """Take what the store holds of `[start_ms, end_ms)`, bars of every interval that touch it; return what changed.
+
+        A minute in memory that is newer than the stored one stays.
+        """
+        changes: list[Change] = []
+        minutes = self._minutes
+        for row in rows.get(MINUTE, ()):
+            held = minutes.get_bar(row.open_ms)
+            if row.open_ms < minutes.since_ms or (held is not None and not row.supersedes(held)):
+                continue
+            if held is None or not _alike(held, row):
+                minutes.put_bar(row, stamp)
+                changes.append(Change(MINUTE, row))
+            else:
+                minutes.put_bar(row.copied_over(held))
+        for interval, source in self._sources.items():
+            stored = {row.open_ms: row for row in rows.get(interval, ())}
+            changes += self._merge_level(interval, source, stored, Range(start_ms, end_ms), stamp)
+        self._start_afresh()
+        return changes
+
+    def _merge_level(
+        self, interval: Interval, source: Interval, stored: Mapping[int, Candle], span: Range, stamp: int
+    ) -> list[Change]:
+        series, parts, rung = self._series[interval], self._series[source], self._rungs[interval]
+        first_ms, end_ms = interval.floor(span.start_ms), interval.floor(span.end_ms - 1) + interval.ms
+        folded = {interval.floor(part.open_ms) for part in parts.bars_between(first_ms, end_ms)}
+        changes = []
+        for open_ms in sorted(folded | stored.keys()):
+            whole = open_ms >= parts.since_ms and open_ms in folded
+            bar = rung.fold_bar(open_ms) if whole else stored.get(open_ms)
+            held = series.get_bar(open_ms)
+            if bar is None or open_ms < series.since_ms or bar == held:
+                continue
+            if held is None or not _alike(held, bar):
+                series.put_bar(bar, stamp)
+                changes.append(Change(interval, bar))
+            else:
+                series.put_bar(bar)
+        return changes
+
+    def _is_whole(self, open_ms: int) -> bool:
+        """Whether the minute is among what is held, and no bar of it lacks parts."""
+        if open_ms < self._minutes.since_ms or any(rung.is_cut_off(open_ms) for rung in self._rungs.values()):
+            return False
+        newest = self._minutes.newest_bar
+        if newest is None or open_ms >= newest.open_ms:
+            self._whole_ms = open_ms
+        return True
+
+    def _start_afresh(self) -> None:
+        """Remember nothing of running bars, because minutes came another way than by `feed`."""
+        self._whole_ms = -1
+        for rung in self._rungs.values():
+            rung.reset()
+
+
+def _alike(one: Candle, other: Candle) -> bool:
+    """Whether a client sees the same bar in both."""
+    return one[1:7] == other[1:7] and (one.rev, one.src) == (other.rev, other.src)

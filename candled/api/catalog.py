@@ -1,0 +1,126 @@
+"""The served markets and intervals, by the names that each dialect has for them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from candled.model import Interval, MarketKey, Symbol
+
+from .errors import ApiError, shown
+
+_LISTED = 20  # names that a message lists
+_DAY_MS = 86_400_000
+
+
+class MarketCatalog:
+    """Pure. The first exchange is the default one."""
+
+    def __init__(self, markets: Mapping[str, Sequence[Symbol]], intervals: Iterable[Interval]) -> None:
+        self.exchanges = tuple(markets)
+        self.default = self.exchanges[0]
+        self.intervals = {str(interval): interval for interval in intervals}
+        self.markets = tuple(MarketKey(name, symbol) for name, symbols in markets.items() for symbol in symbols)
+        self._by_symbol = {(key.exchange, str(key.symbol)): key for key in self.markets}
+        self._tickers = self._make_tickers()
+        self._by_ticker = {name: key for key, name in self._tickers.items()}
+
+    def find_market(self, exchange: str | None, symbol: str) -> MarketKey:
+        """The market of a symbol written `BASE/QUOTE` at an exchange, by default the first one.
+
+        Raises:
+            Refusal: there is no such exchange or symbol.
+        """
+        exchange = self.find_exchange(exchange)
+        market = self._by_symbol.get((exchange, symbol))
+        if market is None:
+            symbols = [str(key.symbol) for key in self.markets if key.exchange == exchange]
+            raise ApiError(404, "unknown_symbol", f"Invalid symbol: {shown(symbol)[1:-1]}. {_choice(symbols)}")
+        return market
+
+    def find_exchange(self, name: str | None) -> str:
+        """An exchange by its name, by default the first one.
+
+        Raises:
+            Refusal: there is none of that name.
+        """
+        if name is None:
+            return self.default
+        if name not in self.exchanges:
+            raise ApiError(
+                404, "unknown_exchange", f"Invalid exchange: {shown(name)[1:-1]}. Valid: {', '.join(self.exchanges)}"
+            )
+        return name
+
+    # ------------------------------------------------------------ TradingView: BITGET:BTCUSDT
+
+    def ticker_of(self, market: MarketKey) -> str:
+        """A market's name for charts: `BITGET:BTCUSDT`, with the slash where two symbols would look alike."""
+        return self._tickers[market]
+
+    def by_ticker(self, name: str) -> MarketKey | None:
+        """The market of that name. The exchange may be left out, and the slash written."""
+        found = self._by_ticker.get(name)
+        if found is not None:
+            return found
+        prefix, colon, rest = name.rpartition(":")
+        for market in self.markets:
+            if colon and prefix.upper() != market.exchange.upper():
+                continue
+            if rest.upper() in (str(market.symbol).upper(), joined(market.symbol)):
+                return market
+        return None
+
+    def _make_tickers(self) -> dict[MarketKey, str]:
+        tickers: dict[MarketKey, str] = {}
+        taken: set[str] = set()
+        for market in self.markets:
+            prefix = market.exchange.upper()
+            spellings = (
+                f"{prefix}:{joined(market.symbol)}",
+                f"{prefix}:{str(market.symbol).upper()}",
+                f"{market.exchange}:{market.symbol}",
+            )
+            tickers[market] = next(name for name in spellings if name not in taken)
+            taken.add(tickers[market])
+        return tickers
+
+
+class BinanceMarkets:
+    """The markets of one exchange by Binance's names: `BTCUSDT`, `1d`. Pure.
+
+    Of two that would be one name (`AB/USDT` and `A/BUSDT`) the second is `A-BUSDT`.
+    """
+
+    def __init__(self, directory: MarketCatalog, exchange: str) -> None:
+        self.markets: dict[str, MarketKey] = {}
+        for market in directory.markets:
+            if market.exchange == exchange:
+                self.markets[self._free_name(market.symbol)] = market
+        self.intervals = {binance_interval(interval): interval for interval in directory.intervals.values()}
+
+    def _free_name(self, symbol: Symbol) -> str:
+        for sign in ("", "-", "_", "."):  # what Binance lets a name consist of, beside letters and digits
+            name = joined(symbol, sign)
+            if name not in self.markets:
+                return name
+        return f"{symbol.base}/{symbol.quote}"
+
+
+def joined(symbol: Symbol, sign: str = "") -> str:
+    """A symbol as Binance and TradingView write it: `BTCUSDT`."""
+    return f"{symbol.base}{sign}{symbol.quote}".upper()
+
+
+def resolution(interval: Interval) -> str:
+    """TradingView's name of an interval: minutes as a number, `1D`, `1W`."""
+    return str(interval.ms // 60_000) if interval.ms < _DAY_MS else str(interval)
+
+
+def binance_interval(interval: Interval) -> str:
+    """Binance's name of an interval: `1m`, `4h`, `1d`, `1w`."""
+    return str(interval).lower()
+
+
+def _choice(symbols: Sequence[str]) -> str:
+    if len(symbols) == 1:
+        return f"Only {symbols[0]} is supported."
+    more = f" and {len(symbols) - _LISTED} more" if len(symbols) > _LISTED else ""
+    return f"Valid: {', '.join(symbols[:_LISTED])}{more}"

@@ -1,0 +1,122 @@
+"""Makes the bus that an address means, and what comes with it."""
+
+import secrets
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from candled.budget import MakeBudget
+from candled.exchange import Clock
+from candled.model import MarketKey
+
+from .codec import Names
+from .memory_bus import MemoryBus
+from .redis.address import RedisAddress
+from .redis.bus import RedisBus
+from .redis.connections import Caller, Servers, check_files
+from .redis.leases import Leases
+from .redis.shared_limits import RedisBudgets, RedisCounter
+from .troubles import Troubles
+
+
+@dataclass(frozen=True, slots=True)
+class RedisParts:
+    """What several processes share by way of one Redis. `leases` is None in a process that does not ingest."""
+
+    bus: RedisBus
+    leases: Leases | None
+    budgets: RedisBudgets
+    counter: RedisCounter
+    callers: tuple[Caller, ...]
+
+    def start(self) -> None:
+        """Begin to hear, to publish and to ask for leases."""
+        self.bus.start()
+        if self.leases is not None:
+            self.leases.start()
+
+    async def stop(self) -> None:
+        """Publish what waits, give leases back and release all connections. What was ingested has been stopped."""
+        await self.bus.stop()
+        if self.leases is not None:
+            await self.leases.stop()
+        await self.budgets.stop()
+        for caller in self.callers:
+            await caller.close()
+
+
+def make_memory_bus() -> MemoryBus:
+    """The bus within one process."""
+    return MemoryBus(secrets.token_hex(6))
+
+
+@asynccontextmanager
+async def redis_budgets(
+    url: str, clock: Clock, *, default_exchange: str, prefix: str = ""
+) -> AsyncIterator[MakeBudget]:
+    """Give a command the request budgets that it shares with all processes at the Redis of `url`."""
+    address = RedisAddress.parse(url)
+    check_files(address)
+    caller, names = Caller(Servers(address)), Names(prefix, default_exchange, 1)
+    budgets = RedisBudgets(caller, names, clock, Troubles(clock), None)
+    try:
+        yield budgets.budget_for
+    finally:
+        await budgets.stop()
+        await caller.close()
+
+
+def make_redis_parts(
+    url: str,
+    clock: Clock,
+    markets: Iterable[MarketKey],
+    *,
+    default_exchange: str,
+    prefix: str = "",
+    shards: int = 1,
+    lease_s: float = 6.0,
+    ingests: bool,
+    serves: bool,
+    alone_after_s: float = 10.0,
+    timeless: Collection[str] = (),
+) -> RedisParts:
+    """The bus at `url` and its kin, none of them started.
+
+    A process with clients that cannot reach Redis for `alone_after_s` reads the exchanges itself, for those clients.
+    `timeless` are the exchanges whose clock may run ahead of any other.
+
+    Raises:
+        ValueError: `url` is no address of a Redis.
+        ConfigError: the files of TLS cannot be used.
+    """
+    address = RedisAddress.parse(url)
+    check_files(address)
+    servers = Servers(address)
+    names = Names(prefix, default_exchange, shards)
+    process = secrets.token_hex(6)
+    lease_caller, caller = Caller(servers), Caller(servers)
+    troubles, leases = Troubles(clock), None
+    if ingests:
+        leases = Leases(
+            lease_caller,
+            names,
+            clock,
+            troubles,
+            shards=shards,
+            process=process,
+            ttl_s=lease_s,
+            alone_after_s=alone_after_s if serves else None,
+        )
+    bus = RedisBus(
+        servers,
+        names,
+        clock,
+        markets,
+        shards=shards,
+        process=process,
+        leases=leases,
+        troubles=troubles,
+        timeless=timeless,
+    )
+    budgets = RedisBudgets(caller, names, clock, troubles, lambda: 0 if leases is None else leases.processes)
+    return RedisParts(bus, leases, budgets, RedisCounter(caller, names, clock, troubles), (lease_caller, caller))

@@ -1,0 +1,409 @@
+"""Connections to Redis: which server holds what, and scripts run there. Nothing here tries again by itself.
+
+redis-py's own retries and reconnections hide what a bus must know, so that they are off: a client that failed is
+replaced, and the servers are looked up again. TCP keepalive is off too: the timeout it raises looks like "no message
+yet" to redis-py, which then asks again without end and stops the event loop. What is dead is found by heartbeats.
+"""
+
+import asyncio
+import logging
+import re
+import ssl
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.maint_notifications import MaintNotificationsConfig
+
+from candled.addresses import with_port
+from candled.errors import ConfigError, Unavailable
+
+from .address import RedisAddress
+from .lua import Script
+
+logger = logging.getLogger(__name__)
+
+TROUBLE = (RedisError, OSError, TimeoutError)
+_TIMEOUT_S = 2.0  # for connecting, and for each answer
+_PATIENCE_S = 3.0  # for all answers of a pipeline together
+_SHARDED_SINCE = 7  # the version of Redis from which channels of a cluster may lie where their slots are
+_CONNECTIONS = 8  # of a caller: whatever comes in the same moment shares them
+# Answers of a server that is no longer, or not yet, the one to ask.
+_ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError, ReadOnlyError)
+
+
+_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on @user_script:\d+\.$")  # the place in one of our scripts
+
+
+class Node(NamedTuple):
+    """A server: host and port, or the path of its socket and 0."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return with_port(self.host, self.port) if self.port else self.host
+
+
+class Closable(Protocol):
+    """A client, or a subscription."""
+
+    async def aclose(self) -> None: ...
+
+
+class Topology:
+    """Which server has which keys and channels."""
+
+    def __init__(self, slots: Sequence[tuple[int, int, Node]], *, sharded: bool = False) -> None:
+        self._slots = tuple(slots)
+        self.sharded = sharded  # whether channels live where their slot is (Redis Cluster from version 7)
+
+    def owner_of(self, name: str) -> Node:
+        """The server of a key or channel.
+
+        Raises:
+            Unavailable: no server has it at this moment.
+        """
+        if len(self._slots) == 1:
+            return self._slots[0][2]
+        slot = key_slot(name.encode())
+        for first, last, node in self._slots:
+            if first <= slot <= last:
+                return node
+        raise Unavailable(f"no node of the cluster has the slot {slot}")
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All servers."""
+        return tuple(dict.fromkeys(node for _, _, node in self._slots))
+
+
+def check_files(address: RedisAddress) -> None:
+    """See whether the files of TLS can be used, so that a mistake in them is not found by connecting in vain.
+
+    Raises:
+        ConfigError: they cannot; the text names the file.
+    """
+    ca, certificate, key = (address.files.get(f"ssl_{name}") for name in ("ca_certs", "certfile", "keyfile"))
+    if key and not certificate:
+        raise ConfigError("bus.url: key: needs cert beside it")
+    context = ssl.create_default_context()
+    try:
+        names = "ca"
+        files = [ca]
+        if ca:
+            context.load_verify_locations(ca)
+        names, files = ("cert, key", [certificate, key]) if key else ("cert", [certificate])
+        if certificate:
+            context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        why = "no certificate in it" if names == "ca" else f"not a certificate and its key ({error.reason})"
+        raise ConfigError(f"bus.url: {names}: {', '.join(map(str, files))}: {why}") from error
+    except OSError as error:
+        raise ConfigError(f"bus.url: {names}: {', '.join(map(str, files))}: {error.strerror or error}") from error
+
+
+class Servers:
+    """Finds the servers behind an address, and makes clients for them."""
+
+    def __init__(self, address: RedisAddress) -> None:
+        self.address = address
+        self._known: Topology | None = None
+        self._seen: tuple[Node, ...] = ()
+        self._sentinels = address.hosts  # in the order in which they are asked
+        self._informant: Node | None = None  # the node or sentinel that named the present topology
+        if address.kind in ("server", "socket"):
+            node = Node(address.path, 0) if address.kind == "socket" else Node(*address.hosts[0])
+            self._known = Topology([(0, 16383, node)])
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the address itself names the one server there is."""
+        return self.address.kind in ("server", "socket")
+
+    async def find_topology(self) -> Topology:
+        """Which server has what, asked for when it is not known.
+
+        Raises:
+            Unavailable: nobody who could tell can be reached.
+        """
+        if self._known is None:
+            self._known = await (self._ask_sentinels() if self.address.kind == "sentinel" else self._ask_cluster())
+        return self._known
+
+    def suspect_topology(self, suspect: Node | None = None) -> None:
+        """Something failed: ask again which server has what, the one that failed last of all."""
+        if self.is_fixed:
+            return
+        self._known = None
+        if suspect in self._seen:
+            self._seen = (*(node for node in self._seen if node != suspect), suspect)
+
+    def distrust(self) -> None:
+        """Ask again which server has what, last of all the one that named a server which is not the one to ask."""
+        if self._informant is not None:
+            host = tuple(self._informant)
+            self._sentinels = tuple(sorted(self._sentinels, key=lambda one: one == host))
+        self.suspect_topology(self._informant)
+
+    def make_client(self, node: Node) -> "aioredis.Redis":
+        """A new client of one server, without retries."""
+        address = self.address
+        where: dict[str, Any] = {"host": node.host, "port": node.port} if node.port else {"unix_socket_path": node.host}
+        return self._make_client(where, db=address.database, username=address.username, password=address.password)
+
+    def _make_client(self, where: dict[str, Any], **more: Any) -> "aioredis.Redis":
+        options = {**where, **more, **self.address.files}
+        return aioredis.Redis(
+            **options,
+            ssl=self.address.tls,
+            protocol=3,
+            retry=Retry(NoBackoff(), 0, supported_errors=()),
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            socket_keepalive=False,
+            health_check_interval=0,
+            client_name="candled",
+            driver_info=None,  # or every connection asks for a command that an account may not have
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
+
+    async def _ask_sentinels(self) -> Topology:
+        address, trouble = self.address, "no sentinel"
+        for host, port in self._sentinels:
+            sentinel = self._make_client(
+                {"host": host, "port": port}, username=address.sentinel_username, password=address.sentinel_password
+            )
+            try:
+                found = await _command(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
+            except TROUBLE as error:
+                trouble = reason_of(error)
+                continue
+            finally:
+                await close(sentinel)
+            if found:
+                self._informant = Node(host, port)
+                return Topology([(0, 16383, Node(_text(found[0]), int(found[1])))])
+            trouble = f"the sentinels know no {address.service}"
+        raise Unavailable(f"the server cannot be found: {trouble}")
+
+    async def _ask_cluster(self) -> Topology:
+        trouble = "no node"
+        for node in dict.fromkeys((*self._seen, *(Node(*host) for host in self.address.hosts))):
+            client = self.make_client(node)
+            try:
+                slots = await _command(client, "CLUSTER", "SLOTS")
+                facts = await _command(client, "INFO", "server")
+            except TROUBLE as error:
+                trouble = reason_of(error)
+                self.suspect_topology(node)
+                continue
+            finally:
+                await close(client)
+            topology = Topology(list(_ranges(slots, node)), sharded=_version(facts) >= _SHARDED_SINCE)
+            self._seen = tuple(dict.fromkeys((node, *self._seen, *topology.nodes)))
+            self._informant = node
+            return topology
+        raise Unavailable(f"no node of the cluster answers: {trouble}")
+
+
+def _ranges(slots: Any, asked: Node) -> Iterable[tuple[int, int, Node]]:
+    """Read the answer of CLUSTER SLOTS, as redis-py hands it out: a mapping, or rows as the server sent them."""
+    if isinstance(slots, dict):
+        for (first, last), owner in slots.items():
+            host, port = owner["primary"][:2]
+            yield int(first), int(last), Node(_text(host) or asked.host, int(port))
+        return
+    for first, last, owner, *_ in slots:
+        yield int(first), int(last), Node(_text(owner[0]) or asked.host, int(owner[1]))
+
+
+def _version(facts: Any) -> int:
+    return int(str(facts.get("redis_version", "0")).partition(".")[0])
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value or "")
+
+
+class Call(NamedTuple):
+    """A command or script for the server that has `key`."""
+
+    key: str
+    command: tuple[Any, ...] = ()
+    script: Script | None = None
+    keys: tuple[str, ...] = ()
+    arguments: tuple[Any, ...] = ()
+
+    @classmethod
+    def of_script(cls, script: Script, keys: Sequence[str], *arguments: Any) -> "Call":
+        """A call of a script."""
+        return cls(keys[0], (), script, tuple(keys), arguments)
+
+    def as_command(self, *, whole: bool = False) -> tuple[Any, ...]:
+        """The command; with `whole` the script's text instead of its name."""
+        if self.script is None:
+            return self.command
+        head = ("EVAL", self.script.text) if whole else ("EVALSHA", self.script.sha)
+        return (*head, len(self.keys), *self.keys, *self.arguments)
+
+
+class Caller:
+    """Runs calls where their keys are, those of one server in one pipeline and in order."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._clients: dict[Node, _Client] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Semaphore(_CONNECTIONS)
+        self._is_closed = False
+
+    async def call(self, call: Call) -> Any:
+        """The answer to one call.
+
+        Raises:
+            Unavailable: there is no answer, so that it is not known whether anything happened.
+            ResponseError: Redis refuses.
+        """
+        (answer,) = await self.call_all([call])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def call_all(self, calls: Sequence[Call]) -> list[Any]:
+        """The answer to each call: a value, `Unavailable` or a `ResponseError`. Never raises for trouble."""
+        if self._is_closed:
+            return [Unavailable("no connection any more")] * len(calls)
+        answers: list[Any] = [None] * len(calls)
+        groups: dict[Node, list[int]] = {}
+        try:
+            topology = await self._servers.find_topology()
+            for index, call in enumerate(calls):
+                groups.setdefault(topology.owner_of(call.key), []).append(index)
+        except Unavailable as error:
+            self._servers.suspect_topology()
+            return [error] * len(calls)
+        await asyncio.gather(*(self._call_node(node, calls, indexes, answers) for node, indexes in groups.items()))
+        return answers
+
+    def renew_connections(self) -> None:
+        """Use new connections from now on: another link to these servers has failed."""
+        for node, client in list(self._clients.items()):
+            self._drop_client(node, client)
+            if not client.uses:
+                self._close_client(client)
+
+    async def close(self) -> None:
+        """Release the connections; every later call is `Unavailable`."""
+        self._is_closed = True
+        self.renew_connections()
+        while self._closing:
+            await asyncio.gather(*self._closing)
+
+    async def _call_node(self, node: Node, calls: Sequence[Call], indexes: Sequence[int], answers: list[Any]) -> None:
+        async with self._free:
+            found = await self._call_pipeline(node, calls, indexes)
+        for index, answer in zip(indexes, found, strict=True):
+            answers[index] = self._checked_answer(node, answer)
+
+    async def _call_pipeline(self, node: Node, calls: Sequence[Call], indexes: Sequence[int]) -> list[Any]:
+        client = self._clients.get(node)
+        if client is None:
+            client = self._clients[node] = _Client(self._servers.make_client(node))
+        client.uses += 1
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                found = await _pipeline(client.redis, [calls[index].as_command() for index in indexes])
+                unknown = [at for at, answer in enumerate(found) if isinstance(answer, NoScriptError)]
+                if unknown:
+                    again = await _pipeline(client.redis, [calls[indexes[at]].as_command(whole=True) for at in unknown])
+                    for at, answer in zip(unknown, again, strict=True):
+                        found[at] = answer
+                return found
+        except TROUBLE as error:
+            self._drop_client(node, client)
+            return [Unavailable(f"{node}: {reason_of(error)}")] * len(indexes)
+        finally:
+            client.uses -= 1
+            if client.is_dropped and not client.uses:
+                self._close_client(client)
+
+    def _checked_answer(self, node: Node, answer: Any) -> Any:
+        if isinstance(answer, _ELSEWHERE):
+            self._servers.distrust()
+            return Unavailable(f"{node} is not the one to ask: {reason_of(answer)}")
+        if isinstance(answer, Exception) and not isinstance(answer, ResponseError | Unavailable):
+            return Unavailable(f"{node}: {reason_of(answer)}")
+        return answer
+
+    def _drop_client(self, node: Node, client: "_Client") -> None:
+        """Whatever failed may be half open, and so may its neighbours in the pool."""
+        self._servers.suspect_topology(node)
+        client.is_dropped = True
+        if self._clients.get(node) is client:
+            del self._clients[node]
+
+    def _close_client(self, client: "_Client") -> None:
+        task = asyncio.ensure_future(close(client.redis))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+class _Client:
+    """A client, and how many calls it is in the middle of: until the last has ended it may connect once more."""
+
+    def __init__(self, redis: "aioredis.Redis") -> None:
+        self.redis = redis
+        self.uses = 0
+        self.is_dropped = False
+
+
+async def _command(client: "aioredis.Redis", *words: Any) -> Any:
+    return await client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+async def _pipeline(client: "aioredis.Redis", commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    answers: list[Any] = await pipeline.execute(raise_on_error=False)
+    return answers
+
+
+_closing: set["asyncio.Task[None]"] = set()
+
+
+async def close(client: Closable) -> None:
+    """Close a client, whatever state its connections are in; it is closed even if this is cancelled."""
+    task = asyncio.ensure_future(_close(client))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+    await asyncio.shield(task)
+
+
+async def _close(client: Closable) -> None:
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            await client.aclose()
+    except TROUBLE as error:
+        logger.debug("a client of Redis could not be closed: %s", error)
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in words why a command failed, with the code that Redis gave it."""
+    text = _SCRIPT.sub("", str(error)) or type(error).__name__
+    code = getattr(error, "status_code", None)  # redis-py takes it off the text
+    return f"{code} {text}" if code else text

@@ -1,0 +1,316 @@
+"""Who reads which exchange markets: a lease per shard in Redis, with a token that only grows.
+
+A lease protects what is published, not what is stored. Two processes that store the same minutes for a while do no
+harm: a minute is written by its version (`Candle.supersedes`), so that the store ends the same in whatever order they
+write, and what is known of holes is saved by range. What is published is numbered, and there two would contradict each
+other: each market's channel remembers the highest token that spoke, and refuses lower ones.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from enum import Enum
+from typing import Any
+from zlib import crc32
+
+from candled.bus.codec import Names, epoch_of
+from candled.bus.shards import fair_share
+from candled.bus.troubles import Troubles
+from candled.exchange import Clock
+from candled.tasks import end, keep
+
+from .connections import Call, Caller, reason_of
+from .lua import HERE, LEASE, RELEASE
+
+logger = logging.getLogger(__name__)
+
+_TURNS = 6  # how often a lease is renewed, and others are asked for, while one lasts
+_PATIENT_TURNS = 3  # so long more than a fair share is kept: who comes first is not to lead for a second
+_HANDLED_S = 5.0  # how long a shard given up for fairness is waited for
+_MARGIN = 1 / 12  # of a lease: a leader stops so much earlier than Redis gives its lease to another
+
+
+class LeaseState(Enum):
+    """Whether this process ingests a shard.
+
+    FOLLOWER: no, another does or will. LEADER: yes, and it publishes. UNSURE: yes, since Redis cannot be reached and
+    nobody else may be there; but nothing is published.
+    """
+
+    FOLLOWER = "follower"
+    LEADER = "leader"
+    UNSURE = "unsure"
+
+
+class Lease:
+    """One shard, as this process has it. `epoch` names the feed that it would publish."""
+
+    def __init__(self, shard: int, epoch: str, clock: Clock) -> None:
+        self.shard = shard
+        self.state = LeaseState.FOLLOWER
+        self.token = 0
+        self.epoch = epoch
+        self.owner = ""  # the process that has the lease, as far as it is known
+        self.floor = 0  # the highest token that spoke where this one was refused
+        self.is_wanted = True  # False while it is given up
+        self._clock = clock
+        self._deadline = 0.0
+        self._handled = LeaseState.FOLLOWER
+        self._changed = asyncio.Event()
+
+    @property
+    def is_ours_to_ingest(self) -> bool:
+        """Whether this process is to read the shard's markets from their exchanges."""
+        return self.state is not LeaseState.FOLLOWER
+
+    def may_publish(self) -> bool:
+        """Whether the lease surely holds now. A process that was stopped for a while sees that it ran out."""
+        return self.state is LeaseState.LEADER and self._clock.monotonic() < self._deadline
+
+    async def watch_states(self) -> AsyncIterator[LeaseState]:
+        """The state now and after each change; a change that was overtaken is left out.
+
+        When the next one is asked for, the one before is taken as carried out: its ingest was started or stopped.
+        """
+        told: LeaseState | None = None
+        while True:
+            if self.state is told:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            told = self.state
+            yield told
+            self._handled = told
+
+    @property
+    def is_handled(self) -> bool:
+        """Whether whoever listens to `states` has carried out the present one."""
+        return self._handled is self.state
+
+    def acquire(self, token: int, until: float) -> bool:
+        """It is ours with this token, until a time of the monotonic clock; return whether that is a change."""
+        self._deadline = until
+        is_same = self.state is LeaseState.LEADER and self.token == token
+        if self.token != token:
+            self.token, self.epoch = token, epoch_of(self.shard, token)
+        self._set_state(LeaseState.LEADER)
+        return not is_same
+
+    def release(self) -> bool:
+        """It is another's; return whether that is a change."""
+        return self._set_state(LeaseState.FOLLOWER)
+
+    def mark_unsure(self) -> bool:
+        """It may be ours or another's; return whether that is a change."""
+        return self._set_state(LeaseState.UNSURE)
+
+    def has_run_out(self) -> bool:
+        """Whether it was ours, and is not surely so any more."""
+        return self.state is LeaseState.LEADER and self._clock.monotonic() >= self._deadline
+
+    def _set_state(self, state: LeaseState) -> bool:
+        if state is self.state:
+            return False
+        self.state = state
+        self._changed.set()
+        return True
+
+
+class Leases:
+    """The leases of all shards. `process` is another text at each start; `ttl_s` is how long a lease lasts.
+
+    After `alone_after_s` without Redis a process ingests all the same; None: never.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        names: Names,
+        clock: Clock,
+        troubles: Troubles,
+        *,
+        shards: int,
+        process: str,
+        ttl_s: float,
+        alone_after_s: float | None,
+    ) -> None:
+        self._caller = caller
+        self._names = names
+        self._clock = clock
+        self._process = process
+        self._member = f"{process}/{shards}"
+        self._ttl_s = ttl_s
+        self._ask_s = ttl_s / _TURNS
+        self._alone_after_s = alone_after_s
+        self._listeners: list[Callable[[Lease], None]] = []
+        self._answered_at = clock.monotonic()
+        self._poke = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._to_take: set[int] = set()
+        self._too_many = 0  # turns in a row with more than a fair share
+        self._is_mixed = False
+        self.processes = 0  # how many ingest, this one included; 0: not known yet
+        self._trouble = troubles.of("leases")  # its parts are shards, and the list of processes
+        self.all = [Lease(shard, epoch_of(shard, 0, process), clock) for shard in range(shards)]
+
+    def add_listener(self, listener: Callable[[Lease], None]) -> None:
+        """Call `listener` at once with a lease whose state or token changed."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Begin to ask for leases."""
+        self._answered_at = self._clock.monotonic()
+        self._start_task(keep(self._run_turns, self._clock))
+        self._start_task(keep(self._watch_expiry, self._clock))
+
+    async def stop(self) -> None:
+        """Give everything back, so that others take over at once. What was ingested has been stopped before."""
+        await end(self._tasks)
+        held = [lease for lease in self.all if lease.token]
+        calls = [Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process) for lease in held]
+        await self._caller.call_all([*calls, Call.of_script(HERE, [self._names.processes_key], self._member, 0)])
+        for lease in self.all:
+            self._on_change(lease, lease.release())
+
+    def on_fenced(self, lease: Lease, token: int) -> None:
+        """Redis refused to publish since somebody with this token did: the lease is in doubt until it was asked for."""
+        if token <= lease.token:
+            return
+        lease.floor = max(lease.floor, token)
+        if lease.state is LeaseState.LEADER:
+            self._on_change(lease, lease.mark_unsure())
+        self._poke.set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why leases cannot be asked for; None if they can."""
+        return self._trouble.reason
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For `/health`."""
+        return [{"shard": one.shard, "state": one.state.value, "epoch": one.epoch} for one in self.all]
+
+    # ------------------------------------------------------------ inside
+
+    async def _run_turns(self) -> None:
+        while True:
+            if await self._take_turn():
+                continue
+            self._poke.clear()
+            waits = [asyncio.ensure_future(self._poke.wait()), asyncio.ensure_future(self._clock.sleep(self._ask_s))]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+
+    async def _watch_expiry(self) -> None:
+        """Doubt a lease as soon as it runs out, also while Redis is waited for."""
+        while True:
+            await self._clock.sleep(self._ask_s / 4)
+            for lease in self.all:
+                if lease.has_run_out():
+                    self._on_change(lease, lease.mark_unsure())
+
+    async def _take_turn(self) -> bool:
+        """Renew what is ours and take what is free; return whether to ask again at once."""
+        asked_at = self._clock.monotonic()
+        asked = [lease for lease in self.all if lease.is_wanted]
+        here = Call.of_script(HERE, [self._names.processes_key], self._member, round(self._ttl_s * 1000))
+        members, *answers = await self._caller.call_all([here, *map(self._renew_call, asked)])
+        self._count_members(members)
+        free = []
+        for lease, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Exception):
+                self._on_no_answer(lease, answer)
+                continue
+            self._answered_at = self._clock.monotonic()
+            self._trouble.works(lease.shard)
+            token, owner = int(answer[0]), answer[1].decode()
+            lease.owner = owner
+            if owner != self._process and owner:
+                self._on_change(lease, lease.release())
+            elif owner and token > lease.floor:
+                self._on_change(lease, lease.acquire(token, asked_at + self._ttl_s * (1 - _MARGIN)))
+            else:
+                if owner:  # ours, but somebody published with a higher token: a cluster lost a lease that it had given
+                    await self._caller.call_all([self._release_call(lease)])
+                if lease.state is LeaseState.LEADER:
+                    self._on_change(lease, lease.mark_unsure())
+                free.append(lease)
+        before, self._to_take = self._to_take, self._choose_shards(free)
+        return bool(self._to_take - before)
+
+    def _renew_call(self, lease: Lease) -> Call:
+        token = lease.token if lease.is_ours_to_ingest and lease.token > lease.floor else 0
+        return Call.of_script(
+            LEASE,
+            [self._names.lease_key(lease.shard), self._names.token_key(lease.shard)],
+            self._process,
+            token,
+            round(self._ttl_s * 1000),
+            int(lease.shard in self._to_take),
+            lease.floor,
+        )
+
+    def _release_call(self, lease: Lease) -> Call:
+        return Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process)
+
+    def _count_members(self, members: Any) -> None:
+        """Who else ingests; and whether somebody reads the markets in other shards."""
+        if isinstance(members, Exception):
+            self._trouble.fails(reason_of(members), "processes")
+            return
+        self._trouble.works("processes")
+        texts = [member.decode("utf-8", "replace") for member in members]
+        shards = f"/{len(self.all)}"
+        self.processes = sum(text.endswith(shards) for text in texts)
+        is_mixed = self.processes < len(texts)
+        if is_mixed and not self._is_mixed:
+            logger.error(
+                "another process has other ingest.shards than %d: nothing is taken over until all agree", len(self.all)
+            )
+        self._is_mixed = is_mixed
+
+    def _choose_shards(self, free: Sequence[Lease]) -> set[int]:
+        """Which free shards to take: no more than is fair. What is more than fair is given up, one at a time."""
+        share = fair_share(len(self.all), self.processes)
+        held = [lease for lease in self.all if lease.state is LeaseState.LEADER]
+        self._too_many = self._too_many + 1 if len(held) > share else 0
+        if self._too_many >= _PATIENT_TURNS:
+            self._too_many = 0
+            self._start_task(self._give_up(held[-1]))
+        if self._is_mixed:
+            return set()
+        first = crc32(self._process.encode())  # not everybody begins with the same
+        free = sorted(free, key=lambda one: (not one.is_ours_to_ingest, (one.shard + first) % len(self.all)))
+        return {lease.shard for lease in free[: max(0, share - len(held))]}
+
+    async def _give_up(self, lease: Lease) -> None:
+        lease.is_wanted = False
+        self._on_change(lease, lease.release())
+        deadline = self._clock.monotonic() + _HANDLED_S
+        while not lease.is_handled and self._clock.monotonic() < deadline:
+            await self._clock.sleep(self._ask_s / 10)
+        await self._caller.call_all([self._release_call(lease)])
+        lease.is_wanted = True
+
+    def _on_no_answer(self, lease: Lease, error: Exception) -> None:
+        self._trouble.fails(reason_of(error), lease.shard)
+        alone_s = self._clock.monotonic() - self._answered_at
+        if self._alone_after_s is not None and alone_s > self._alone_after_s and not lease.is_ours_to_ingest:
+            self._on_change(lease, lease.mark_unsure())
+
+    def _on_change(self, lease: Lease, changed: bool) -> None:
+        if not changed:
+            return
+        logger.info(
+            "shard %d: %s%s", lease.shard, lease.state.value, f", feed {lease.epoch}" if lease.is_ours_to_ingest else ""
+        )
+        for listener in self._listeners:
+            listener(lease)
+
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

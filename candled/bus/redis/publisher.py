@@ -1,0 +1,321 @@
+"""Sends what this process leads to Redis, and never makes ingest wait for it."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from candled.bus.codec import Names, heartbeat_text, message_text, newest_text
+from candled.bus.interface import Message, Position
+from candled.bus.troubles import Troubles
+from candled.errors import Unavailable
+from candled.exchange import Clock
+from candled.model import MarketKey
+from candled.tasks import end
+
+from .connections import Call, Caller, Node, Servers, Topology, reason_of
+from .leases import Lease, Leases, LeaseState
+from .lua import BEAT, PUBLISH
+from .outbound import OutboundQueue
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 100  # markets in one pipeline: the loop is not held for longer than they take
+_BEAT_S = 1.0
+_KEPT_S = 7 * 86_400  # how long the keys of a market live that nobody publishes any more
+
+
+class RedisPublisher:
+    """Numbers messages at once (`put`), and sends them from tasks of its own (`run`), over a client of its own.
+
+    Each server has a pump: one that does not answer holds up nothing but what is its own.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        names: Names,
+        clock: Clock,
+        leases: Leases,
+        shard_of: Mapping[MarketKey, int],
+        troubles: Troubles,
+    ) -> None:
+        self._servers = servers
+        self._caller = Caller(servers)
+        self._names = names
+        self._clock = clock
+        self._leases = leases
+        self._shard_of = shard_of
+        self._markets = {market: OutboundQueue() for market in shard_of}
+        self._epochs: dict[int, str] = {}
+        self._known_epochs: set[str] = set()
+        self._due: dict[MarketKey, None] = {}  # in the order of their turn
+        self._later: dict[MarketKey, None] = {}  # could not be sent: again with the next heartbeat
+        self._beats_due: set[int] = set()
+        self._wake = asyncio.Event()
+        self._pumps: dict[Node, _Pump] = {}
+        self._trouble = troubles.of("publishing")  # its parts are markets, and shards for their heartbeats
+        self.published = 0
+        self.refused = 0
+        leases.add_listener(self.lease_changed)
+
+    def enqueue(self, message: Message) -> Position:
+        """Number a message, and send it later if this process leads its market's shard."""
+        lease = self._lease_of(message.market)
+        self._begin_feed(lease)
+        seq = self._markets[message.market].enqueue(message)
+        if message.market not in self._later:
+            self._due[message.market] = None
+            self._wake.set()
+        return Position(lease.epoch, seq)
+
+    def is_own_epoch(self, epoch: str) -> bool:
+        """Whether a feed is, or was, this process's own."""
+        return epoch in self._known_epochs
+
+    def lease_changed(self, lease: Lease) -> None:
+        """Whoever leads raises the fence of every market at once, so that whoever led before is refused."""
+        self._begin_feed(lease)
+        if not lease.is_ours_to_ingest:  # there is nothing to publish of it any more
+            self._trouble.works(lease.shard, *self._of(lease.shard))
+        if lease.may_publish():
+            self._due |= dict.fromkeys(self._of(lease.shard))
+            self._beats_due.add(lease.shard)
+            self._wake.set()
+
+    def unpublished(self) -> Mapping[MarketKey, str]:
+        """Return the markets that are read here and whose messages do not leave, each with the reason."""
+        found: dict[MarketKey, str] = {}
+        for lease in self._leases.all:
+            reason = self._trouble.parts.get(lease.shard)
+            if lease.state is LeaseState.UNSURE:
+                reason = self._leases.trouble or "it is not known who leads"
+            if reason is not None:
+                found |= dict.fromkeys(self._of(lease.shard), reason)
+        for part, reason in self._trouble.parts.items():
+            if isinstance(part, MarketKey):
+                found[part] = reason
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """For `/health`."""
+        waiting = sum(
+            one.has_pending for market, one in self._markets.items() if self._lease_of(market).is_ours_to_ingest
+        )
+        return {"published": self.published, "refused": self.refused, "waitingMarkets": waiting}
+
+    async def run_pumps(self) -> None:
+        """Have what is due sent, for ever; what cannot be sent is tried again."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._distribute_due()
+
+    async def send_heartbeats(self) -> None:
+        """Have the last numbers of the shards repeated every second, and what failed tried again."""
+        while True:
+            await self._clock.sleep(_BEAT_S)
+            self._due |= self._later
+            self._later.clear()
+            self._beats_due |= {lease.shard for lease in self._leases.all if lease.may_publish()}
+            self._wake.set()
+
+    async def flush(self) -> None:
+        """Send what is due, if that is possible now."""
+        await self._distribute_due()
+        if tasks := [pump.task for pump in self._pumps.values() if pump.task is not None]:
+            await asyncio.wait(tasks)
+
+    async def close(self) -> None:
+        """Release the connections. Nothing more is to be sent, and `run` has ended."""
+        await end(pump.task for pump in self._pumps.values() if pump.task is not None)
+        await self._caller.close()
+
+    # ------------------------------------------------------------ inside
+
+    def _lease_of(self, market: MarketKey) -> Lease:
+        return self._leases.all[self._shard_of[market]]
+
+    def _of(self, shard: int) -> list[MarketKey]:
+        return [market for market, one in self._shard_of.items() if one == shard]
+
+    def _begin_feed(self, lease: Lease) -> None:
+        if self._epochs.get(lease.shard) == lease.epoch:
+            return
+        self._epochs[lease.shard] = lease.epoch
+        self._known_epochs.add(lease.epoch)
+        for market in self._of(lease.shard):
+            self._markets[market].begin_feed()
+
+    async def _distribute_due(self) -> None:
+        """Give what is due to the pumps of the servers that have it."""
+        try:
+            topology = await self._servers.find_topology() if self._due or self._beats_due else None
+        except Unavailable as error:
+            topology = None
+            self._servers.suspect_topology()
+            self._on_failed([*self._publishable(self._due), *self._beats_due], error)
+            self._due.clear()
+            self._beats_due.clear()
+        if topology is None:
+            return
+        due, self._due = self._due, {}
+        for market in due:
+            self._give_to_pump(market, topology, self._names.fence_key(market))
+        beats, self._beats_due = self._beats_due, set()
+        for shard in beats:
+            self._give_to_pump(shard, topology, self._names.lease_key(shard))
+
+    def _give_to_pump(self, one: MarketKey | int, topology: Topology, key: str) -> None:
+        """Give a market, or the heartbeat of a shard, to the pump of the server that has its key."""
+        try:
+            node = topology.owner_of(key)
+        except Unavailable as error:
+            self._servers.suspect_topology()
+            self._on_failed([one], error)
+            return
+        pump = self._pumps.setdefault(node, _Pump())
+        if isinstance(one, MarketKey):
+            pump.due[one] = None
+        else:
+            pump.beats.add(one)
+        if pump.task is None or pump.task.done():
+            pump.task = asyncio.ensure_future(self._drain_pump(node, pump))
+
+    async def _drain_pump(self, node: Node, pump: "_Pump") -> None:
+        """Send to one server what its pump has, part by part."""
+        try:
+            while pump.due or pump.beats:
+                await self._send_part(pump)
+        except Exception:
+            logger.exception("publishing to %s failed and begins again", node)
+
+    async def _send_part(self, pump: "_Pump") -> None:
+        """Send a part of what a pump has."""
+        chosen = list(islice(pump.due, _AT_ONCE))
+        for market in chosen:
+            del pump.due[market]
+        shards, pump.beats = pump.beats, set()
+        try:
+            word = "SPUBLISH" if (await self._servers.find_topology()).sharded else "PUBLISH"
+        except Unavailable as error:
+            self._on_failed([*self._publishable(chosen), *shards], error)
+            return
+        batches = [self._make_batch(market, word) for market in self._publishable(chosen)]
+        beats = self._make_heartbeats(shards, word)
+        if calls := [*(batch.call for batch in batches), *(call for _, call in beats)]:
+            self._on_sent(batches, beats, await self._caller.call_all(calls))
+
+    def _publishable(self, markets: Iterable[MarketKey]) -> list[MarketKey]:
+        """Those that may be published now. The others stay numbered, and wait for their leases."""
+        led = []
+        for market in markets:
+            if self._lease_of(market).may_publish():
+                led.append(market)
+            else:
+                self._markets[market].is_away = True
+        return led
+
+    def _make_batch(self, market: MarketKey, word: str) -> "_Batch":
+        outgoing, lease, names = self._markets[market], self._lease_of(market), self._names
+        messages = outgoing.next_batch()
+        seq = messages[-1].seq if messages else outgoing.sent
+        newest = outgoing.newest_state(lease.epoch, seq)
+        call = Call.of_script(
+            PUBLISH,
+            [names.fence_key(market), names.newest_key(market)],
+            lease.token,
+            seq,
+            int(outgoing.ignores_number),
+            names.candles_channel(market),
+            word,
+            _KEPT_S,
+            b"" if newest is None else newest_text(newest),
+            *(message_text(one.message, Position(lease.epoch, one.seq)) for one in messages),
+        )
+        return _Batch(market, lease.epoch, seq, len(messages), call)
+
+    def _make_heartbeats(self, shards: Iterable[int], word: str) -> list[tuple[Lease, Call]]:
+        """A heartbeat for each shard, with what was sent up to now and what should have been."""
+        beats = []
+        for shard in sorted(shards):
+            lease = self._leases.all[shard]
+            if not lease.may_publish():
+                continue
+            markets = {market: self._markets[market] for market in self._of(shard)}
+            seqs = {self._names.candles_channel(market): one.promised for market, one in markets.items()}
+            as_of_ms = max((one.as_of_ms for one in markets.values()), default=0)
+            text = heartbeat_text(shard, lease.epoch, seqs, as_of_ms)
+            arguments = lease.token, self._names.heartbeat_channel(shard), word, text
+            beats.append((lease, Call.of_script(BEAT, [self._names.lease_key(shard)], *arguments)))
+        return beats
+
+    def _on_sent(
+        self, batches: Sequence["_Batch"], beats: Sequence[tuple[Lease, Call]], answers: Sequence[Any]
+    ) -> None:
+        """Note what became of batches and heartbeats."""
+        for batch, answer in zip(batches, answers, strict=False):
+            self._batch_sent(batch, answer)
+        for (lease, _), answer in zip(beats, answers[len(batches) :], strict=True):
+            if isinstance(answer, Exception):
+                self._on_failed([lease.shard], answer)
+                continue
+            self._trouble.works(lease.shard)
+            if isinstance(answer, bytes):
+                self._leases.on_fenced(lease, int(answer))
+
+    def _batch_sent(self, batch: "_Batch", answer: Any) -> None:
+        outgoing, lease = self._markets[batch.market], self._lease_of(batch.market)
+        if isinstance(answer, Exception):
+            self.refused += not isinstance(answer, Unavailable)
+            self._on_failed([batch.market], answer)
+            return
+        if isinstance(answer, bytes) and answer.startswith(b"late"):
+            self._overtaken(batch, int(answer[4:]))
+            return
+        self._trouble.works(batch.market)
+        if answer is not None:
+            self.refused += 1
+            self._leases.on_fenced(lease, int(answer))
+        elif lease.epoch == batch.epoch:
+            self.published += batch.messages
+            outgoing.sent_up_to(batch.seq)
+
+    def _overtaken(self, batch: "_Batch", number: int) -> None:
+        """Redis knows a later call of this feed; one that this process never made has to be overwritten."""
+        outgoing = self._markets[batch.market]
+        if self._lease_of(batch.market).epoch != batch.epoch:
+            return
+        if number > outgoing.seq:
+            outgoing.ignores_number = True
+            self._on_failed([batch.market], Unavailable("another program has written its fence"))
+        else:
+            self._trouble.works(batch.market)
+            outgoing.sent_up_to(batch.seq)
+
+    def _on_failed(self, what: Sequence[MarketKey | int], error: Exception) -> None:
+        """Markets, and heartbeats of shards, could not be sent."""
+        if what:
+            self._trouble.fails(reason_of(error), *what)
+        for one in what:
+            if isinstance(one, MarketKey):
+                self._markets[one].is_away = True
+                self._later[one] = None
+
+
+class _Pump:
+    """What is to be sent to one server, and the task that does it; there is none while nothing is."""
+
+    def __init__(self) -> None:
+        self.due: dict[MarketKey, None] = {}
+        self.beats: set[int] = set()
+        self.task: asyncio.Task[None] | None = None
+
+
+class _Batch(NamedTuple):
+    market: MarketKey
+    epoch: str
+    seq: int
+    messages: int
+    call: Call

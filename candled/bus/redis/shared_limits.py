@@ -1,0 +1,223 @@
+"""What all processes share by way of Redis: the request budget of each exchange host, and counts of requests."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from candled.bus.codec import Names
+from candled.bus.troubles import FeedError, Troubles
+from candled.errors import Unavailable
+from candled.exchange import Clock
+from candled.tasks import end
+from candled.token_bucket import MOST_CLOSED_S, TokenBucket
+
+from .connections import Call, Caller, reason_of
+from .lua import BUDGET
+
+_ANSWER_S = 0.5  # whoever waits for a count or a budget waits no longer for Redis
+_REST_S = 2.0  # so long Redis is not asked again after it did not answer
+_FOR_COMMANDS = 0.1  # the part of a budget that is left to commands while Redis is unavailable
+_MOST_WAIT_S = 1.0  # then it is asked again: another process may have closed or used the budget
+
+
+class _RedisCaller:
+    """Asks Redis, but not while it has just failed to answer."""
+
+    def __init__(self, caller: Caller, clock: Clock, trouble: FeedError) -> None:
+        self._caller = caller
+        self._clock = clock
+        self._trouble = trouble
+        self._rests_until = 0.0
+        self._harmless: Call | None = None  # stands for the call that failed last
+        trouble.try_again = self._try_again
+
+    async def call_redis(self, *calls: Call, harmless: Call) -> list[Any]:
+        """Return the answers to calls for one key. If they fail, `harmless` is tried until it works.
+
+        Raises:
+            Unavailable: one of them has no answer, or was refused.
+        """
+        if self._clock.monotonic() < self._rests_until:
+            raise Unavailable("Redis did not answer a moment ago")
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                answers = await self._caller.call_all(calls)
+        except TimeoutError:
+            answers = [Unavailable(f"no answer within {_ANSWER_S:g} s")]
+        error = next((one for one in answers if isinstance(one, Exception)), None)
+        if error is None:
+            self._trouble.works()
+            return answers
+        self._trouble.fails(reason_of(error))
+        self._harmless = harmless
+        self._rests_until = self._clock.monotonic() + _REST_S
+        raise Unavailable(f"Redis: {reason_of(error)}") from error
+
+    async def _try_again(self) -> None:
+        if self._harmless is not None:
+            with suppress(Unavailable):
+                await self.call_redis(self._harmless, harmless=self._harmless)
+
+
+class RedisCounter:
+    """Counts requests by key in fixed windows, together with all processes of one Redis.
+
+    With plain commands, so that a process that only serves needs no right to run scripts.
+    """
+
+    def __init__(self, caller: Caller, names: Names, clock: Clock, troubles: Troubles) -> None:
+        self._names = names
+        self._asking = _RedisCaller(caller, clock, troubles.of("counting requests", vital=False))
+
+    async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
+        """Count a request; return how many there were in the key's window, this one too, and the seconds it has left.
+
+        A key's window begins with its first request.
+
+        Raises:
+            Unavailable: it cannot be counted now.
+        """
+        name, window_ms = self._names.count_key(key), round(window_s * 1000)
+        expire = Call(name, ("PEXPIRE", name, window_ms))
+        count, left_ms = await self._asking.call_redis(
+            Call(name, ("INCR", name)), Call(name, ("PTTL", name)), harmless=expire
+        )
+        if int(left_ms) < 0:  # it is the first, or who made that one came no further
+            await self._asking.call_redis(expire, harmless=expire)
+            left_ms = window_ms
+        return int(count), int(left_ms) / 1000
+
+
+class RedisBudgets:
+    """The budgets of hosts, each shared by all processes of one Redis.
+
+    While Redis is unavailable each process keeps to its share: `processes` tells how many there are, 0 if that is not
+    known. It is None in a command, which runs beside them.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        names: Names,
+        clock: Clock,
+        troubles: Troubles,
+        processes: Callable[[], int] | None,
+    ) -> None:
+        self._asking = _RedisCaller(caller, clock, troubles.of("sharing request budgets", vital=False))
+        self._names = names
+        self._clock = clock
+        self._processes = processes
+        self._budgets: dict[str, RedisBudget] = {}
+
+    def budget_for(self, host: str, rate: float) -> "RedisBudget":
+        """Return the budget of a host, the same one for everything that asks it; of several rates the lowest holds."""
+        found = self._budgets.get(host)
+        if found is None:
+            key = self._names.budget_key(host)
+            found = self._budgets[host] = RedisBudget(self._asking, key, self._clock, rate, self._share)
+        found.limit(rate)
+        return found
+
+    def _share(self) -> float:
+        """Return the part of a budget that is this process's while Redis is unavailable.
+
+        A part is left to commands, which do not know how many processes there are.
+        """
+        if self._processes is None:
+            return _FOR_COMMANDS
+        return (1.0 - _FOR_COMMANDS) / (self._processes() or 2)
+
+    async def stop(self) -> None:
+        """Tell Redis nothing more."""
+        await end(one.telling for one in self._budgets.values() if one.telling is not None)
+
+
+class RedisBudget:
+    """A `candled.budget.Budget` that is kept in Redis."""
+
+    def __init__(self, asking: _RedisCaller, key: str, clock: Clock, rate: float, share: Callable[[], float]) -> None:
+        self._asking = asking
+        self._key = key
+        self._clock = clock
+        self._rate = rate
+        self._share = share
+        self._turn = asyncio.Lock()  # within this process
+        self._own = TokenBucket(rate)
+        self._left = 1.0
+        self._left_at = clock.monotonic()
+        self._closed_until = 0.0
+        self._to_close_until = 0.0  # what Redis has not been told yet
+        self.telling: asyncio.Task[None] | None = None
+
+    def limit(self, rate: float) -> None:
+        """Give out no more than `rate` requests a second from now on."""
+        self._rate = min(self._rate, rate)
+        self._own.limit(rate)
+
+    async def acquire(self) -> None:
+        """Wait until a request may be made, and count it."""
+        async with self._turn:
+            while wait_s := await self._try_acquire():
+                await self._clock.sleep(min(wait_s, _MOST_WAIT_S))
+
+    def close_for(self, seconds: float) -> None:
+        """The host asked for silence: give out nothing for so long, in any process."""
+        until = self._clock.monotonic() + min(seconds, MOST_CLOSED_S)
+        self._closed_until = max(self._closed_until, until)
+        self._to_close_until = max(self._to_close_until, until)
+        self._own.close_until(until)
+        if self.telling is None or self.telling.done():
+            self.telling = asyncio.ensure_future(self._publish_closing())
+
+    def closed_for(self) -> float:
+        """Seconds until the host may be asked again."""
+        return max(0.0, self._closed_until - self._clock.monotonic())
+
+    def remaining_share(self) -> float:
+        """The share of the budget that was left when it was last asked for, and what has come back since."""
+        if self.closed_for():
+            return 0.0
+        back = (self._clock.monotonic() - self._left_at) * self._rate / max(1.0, self._rate)
+        return min(1.0, self._left + back)
+
+    async def _try_acquire(self) -> float:
+        """Seconds to wait before asking again; 0.0 once a request was counted."""
+        if closed_s := self.closed_for():
+            return closed_s
+        try:
+            return await self._request_share(take=True)
+        except Unavailable:
+            return self._take_own_share()
+
+    def _take_own_share(self) -> float:
+        """As if every process took as much at this moment; of one that knows nothing of others, about half."""
+        self._own.rate = self._rate * self._share()
+        wait_s = self._own.try_take(self._clock.monotonic())
+        self._left_at = self._clock.monotonic()
+        self._left = self._own.remaining_share(self._left_at)
+        return wait_s
+
+    async def _request_share(self, *, take: bool) -> float:
+        now = self._clock.monotonic()
+        close_ms = max(0, round((self._to_close_until - now) * 1000))
+        told = self._to_close_until
+        burst = max(1.0, self._rate)
+        asked = Call.of_script(BUDGET, [self._key], self._rate, burst, close_ms, int(take))
+        harmless = Call.of_script(BUDGET, [self._key], self._rate, burst, 0, 0)
+        (answer,) = await self._asking.call_redis(asked, harmless=harmless)
+        wait_ms, left, closed_ms = (int(part) for part in answer)
+        if self._to_close_until == told:
+            self._to_close_until = 0.0
+        self._left, self._left_at = left / 1000, self._clock.monotonic()
+        if closed_ms:
+            self._closed_until = max(self._closed_until, self._clock.monotonic() + closed_ms / 1000)
+        return wait_ms / 1000
+
+    async def _publish_closing(self) -> None:
+        """Have Redis know that the host is closed, for as long as it is."""
+        while self._to_close_until > self._clock.monotonic():
+            try:
+                await self._request_share(take=False)
+            except Unavailable:
+                await self._clock.sleep(_MOST_WAIT_S)

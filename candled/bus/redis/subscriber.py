@@ -1,0 +1,273 @@
+"""Hears channels of Redis, and never believes a link that it has not heard itself on.
+
+redis-py does not notice a link that is half open, and connects again without telling. So each link publishes to a
+channel of its own every second, over another connection, and is replaced as a whole when it does not hear that.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from candled.bus.codec import private_channel
+from candled.bus.troubles import FeedError
+from candled.errors import Unavailable
+from candled.exchange import Clock
+from candled.tasks import end
+
+from .connections import TROUBLE, Node, Servers, close, reason_of
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+SILENT_S = 3.0  # without its own voice for so long a link is dead
+_LISTEN_S = 0.25  # how long one reading waits for a message
+_EARLY_NONES = 20  # "no message yet" without having waited for one: the connection is dead, and would spin
+_SUBSCRIBE_S = 3.0
+_LOOK_S = 5.0  # how often it is looked whether channels have moved to other servers
+_FIRST_WAIT_S, _MOST_WAIT_S = 0.05, 1.0
+_CONFIRMED = ("subscribe", "ssubscribe")
+_MESSAGES = ("message", "smessage")
+
+
+class _Wanted(NamedTuple):
+    """The channels of one server."""
+
+    node: Node
+    channels: tuple[str, ...]
+    sharded: bool
+
+
+class Subscriber:
+    """Hears `channels` for as long as it runs.
+
+    `heard` is called with channel and data of each message; `ready` with the channels that are heard from now on,
+    whenever a link was made or replaced: what was published before may have been missed.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        channels: Sequence[str],
+        clock: Clock,
+        trouble: FeedError,
+        *,
+        process: str,
+        heard: Callable[[str, bytes], None],
+        ready: Callable[[Sequence[str]], None],
+    ) -> None:
+        self.servers = servers
+        self.clock = clock
+        self.process = process
+        self.heard = heard
+        self._channels = tuple(channels)
+        self._ready = ready
+        self._links: dict[Node, _SubscriberConnection] = {}
+        self._ended = asyncio.Event()
+        self._failures = 0
+        self.generation = 0  # how many links were made
+        self.ends: Counter[str] = Counter()
+        self._trouble = trouble
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether every channel is heard."""
+        return bool(self._links) and all(link.is_ready for link in self._links.values())
+
+    @property
+    def lag_s(self) -> float | None:
+        """Seconds from publishing to hearing, of the slowest link; None where nothing is heard."""
+        lags = [link.lag_s for link in self._links.values() if link.is_ready and link.lag_s is not None]
+        return max(lags, default=None)
+
+    async def run(self) -> None:
+        """Keep a link to each server that has channels, until cancelled; `stop` ends the links."""
+        while True:
+            self._ended.clear()
+            try:
+                await self._arrange_connections()
+            except Unavailable as error:
+                self._on_failure(str(error), None)
+                self.servers.suspect_topology()
+            wait_s = self._wait_s()
+            if self._failures:
+                await self.clock.sleep(wait_s)
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), None if self.servers.is_fixed else wait_s)
+
+    async def stop(self) -> None:
+        """End the links, once `run` has ended."""
+        for link in self._links.values():
+            await link.stop()
+
+    def _wait_s(self) -> float:
+        if not self._failures:
+            return _LOOK_S
+        limit = min(_MOST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(self._failures - 1, 10))
+        return limit * random.uniform(0.5, 1.0)  # thousands may have lost the same server
+
+    async def _arrange_connections(self) -> None:
+        """Replace links that ended, and those whose channels are elsewhere now."""
+        if not self.servers.is_fixed:
+            self.servers.suspect_topology()
+        wanted = {one.node: one for one in await self._wanted_connections()}
+        self._trouble.works(*(node for node in self._trouble.parts if node not in wanted))
+        for node, link in list(self._links.items()):
+            if link.wanted != wanted.get(node) or link.is_over:
+                del self._links[node]
+                await link.stop()
+        for node, one in wanted.items():
+            if node not in self._links:
+                self._links[node] = _SubscriberConnection(self, one)
+
+    async def _wanted_connections(self) -> list[_Wanted]:
+        topology = await self.servers.find_topology()
+        groups: dict[Node, list[str]] = {}
+        for channel in self._channels:
+            groups.setdefault(topology.owner_of(channel), []).append(channel)
+        if not topology.sharded and len(groups) > 1:  # without sharding every node of a cluster carries everything
+            alive = [node for node, link in self._links.items() if node in topology.nodes and not link.is_over]
+            return [_Wanted(random.choice(alive or topology.nodes), self._channels, False)]
+        return [_Wanted(node, tuple(channels), topology.sharded) for node, channels in groups.items()]
+
+    # ------------------------------------------------------------ from the links
+
+    def on_connection_ready(self, link: "_SubscriberConnection") -> None:
+        self.generation += 1
+        self._trouble.works(link.wanted.node)
+        self._ready(link.wanted.channels)
+
+    def on_connection_alive(self) -> None:
+        self._failures = 0
+
+    def on_connection_end(self, link: "_SubscriberConnection", reason: str, *, was_ready: bool) -> None:
+        if was_ready:
+            self.ends[reason.split(":")[0]] += 1
+        self._on_failure(f"{link.wanted.node}: {reason}", link.wanted.node)
+        self.servers.suspect_topology(link.wanted.node)
+        self._ended.set()
+
+    def _on_failure(self, reason: str, node: Node | None) -> None:
+        self._failures += 1
+        self._trouble.fails(reason, node)
+
+
+class _SubscriberConnection:
+    """One subscription at one server, from its beginning to its first trouble."""
+
+    def __init__(self, owner: Subscriber, wanted: _Wanted) -> None:
+        self.wanted = wanted
+        self.is_ready = False
+        self.is_over = False
+        self._is_stopped = False
+        self.lag_s: float | None = None
+        self._owner = owner
+        self._clock = owner.clock
+        self._private = private_channel(wanted.channels[0], owner.process)
+        self._heard_at = 0.0
+        self._listener, self._voice = (owner.servers.make_client(wanted.node) for _ in range(2))
+        self._pubsub = self._listener.pubsub()
+        self._speaking: asyncio.Task[None] | None = None
+        self._voice_trouble = ""
+        self._hearing = asyncio.ensure_future(self._receive())
+        self._task = asyncio.ensure_future(self._run_until_end())
+
+    async def stop(self) -> None:
+        """End it; nothing is heard of it afterwards."""
+        self._is_stopped = True
+        await end([self._hearing])
+        await asyncio.wait([self._task])
+
+    async def _run_until_end(self) -> None:
+        """Clean up behind the hearing, however that ended. Nobody cancels this."""
+        await asyncio.wait([self._hearing])
+        was_ready, self.is_ready = self.is_ready, False
+        reason = "stopped" if self._hearing.cancelled() else self._hearing.result()
+        await end([] if self._speaking is None else [self._speaking])
+        for one in (self._pubsub, self._listener, self._voice):
+            await close(one)
+        self.is_over = True
+        if not self._is_stopped:
+            self._owner.on_connection_end(self, reason, was_ready=was_ready)
+
+    async def _receive(self) -> str:
+        """Hear until the first trouble; return what it was."""
+        try:
+            await self._subscribe_channels()
+            self._heard_at = self._clock.monotonic()
+            self.is_ready = True
+            self._owner.on_connection_ready(self)
+            self._speaking = asyncio.ensure_future(self._send_loopback())
+            return await self._read_messages()
+        except TROUBLE as error:
+            return f"{type(error).__name__}: {reason_of(error)}"
+        except Exception as error:  # whatever it was: a link that ended without telling would never be replaced
+            logger.exception("Redis could not be heard at %s", self.wanted.node)
+            return f"{type(error).__name__}: {error}"
+
+    async def _subscribe_channels(self) -> None:
+        """Subscribe, and wait until every channel is confirmed."""
+        pubsub: Any = self._pubsub
+        channels = (*self.wanted.channels, self._private)
+        async with asyncio.timeout(_SUBSCRIBE_S):
+            if self.wanted.sharded:
+                for channel in channels:  # one command takes channels of one slot only
+                    await pubsub.ssubscribe(channel)
+            else:
+                await pubsub.subscribe(*channels)
+            confirmed = 0
+            while confirmed < len(channels):
+                message = await pubsub.get_message(timeout=_SUBSCRIBE_S)
+                if message is not None and message["type"] in _CONFIRMED:
+                    confirmed += 1
+                elif message is not None:
+                    self._accept_message(message)
+
+    async def _read_messages(self) -> str:
+        """Hand over messages; return why that ended."""
+        pubsub: Any = self._pubsub
+        early = 0
+        while True:
+            asked_at = self._clock.monotonic()
+            message = await pubsub.get_message(timeout=_LISTEN_S)
+            now = self._clock.monotonic()
+            if message is None:
+                early = early + 1 if now - asked_at < _LISTEN_S / 2 else 0
+                if early >= _EARLY_NONES:
+                    return "a dead connection that answers at once"
+                await self._clock.sleep(0)
+            elif message["type"] in _MESSAGES:
+                early = 0
+                self._accept_message(message)
+            elif message["type"] in _CONFIRMED:
+                return "subscribed once more without having asked: redis-py has connected again"
+            else:
+                return f"no longer subscribed: {message['type']}"
+            if now - self._heard_at > SILENT_S:
+                why = f" ({self._voice_trouble})" if self._voice_trouble else ""
+                return f"silent: its own voice was not heard for {SILENT_S:g} s{why}"
+
+    def _accept_message(self, message: dict[str, Any]) -> None:
+        channel = message["channel"].decode("utf-8", "replace")
+        if channel != self._private:
+            self._owner.heard(channel, message["data"])
+            return
+        self._heard_at = self._clock.monotonic()
+        self._owner.on_connection_alive()
+        with contextlib.suppress(ValueError):
+            self.lag_s = max(0.0, self._heard_at - float(message["data"]))
+
+    async def _send_loopback(self) -> None:
+        """Publish to the private channel for ever; that it cannot be done is noticed by who listens."""
+        word = "SPUBLISH" if self.wanted.sharded else "PUBLISH"
+        while True:
+            try:
+                await self._voice.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
+                self._voice_trouble = ""
+            except TROUBLE as error:
+                self._voice_trouble = reason_of(error)
+            await self._clock.sleep(BEAT_S)

@@ -1,0 +1,1 @@
+"""The WebSocket protocol: requests, messages and frames. Pure."""

@@ -1,0 +1,339 @@
+"""The wire, from the client: messages → values. The error texts are those of docs/protocol.md, to the letter."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from candled.errors import ClientError
+from candled.model import Interval, MarketKey, Symbol, parse_iso_ms
+
+from . import messages
+from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId, Topic
+
+__all__ = ["Options", "Request", "RequestCodec", "Topic"]
+
+DEFAULT_BARS = 100
+MOST_BARS = 1000
+DEFAULT_PAGE = 500
+_SHOWN = 64  # characters of a client's own text that an error repeats
+_LISTED = 20  # symbols an error lists
+_LONGEST_ID = 64
+_INTEGER = 2**63  # what fits 64 bits, with a sign
+_LAST_MS = 253_402_300_800_000  # the year 10000
+
+INVALID_FORMAT = "Invalid message format"
+INTERNAL, UNKNOWN, LIMIT, NOT_AVAILABLE, TOO_MANY = 100, 102, 106, 108, 111  # codes of errors; 107 is any other
+
+
+class RequestError(ClientError):
+    """What is wrong with a request. `code` is as in docs/protocol.md; `temporary`: asking again later may help.
+
+    `request_id` is what the client called its request, if it did.
+    """
+
+    def __init__(self, message: str, *, code: int = 107, temporary: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.temporary = temporary
+        self.request_id: RequestId = None
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """Where in a feed a client was, and when the newest bar that it holds begins."""
+
+    epoch: str
+    seq: int
+    time_ms: int
+
+
+class Subscribe(msgspec.Struct, frozen=True):
+    """Wants `bars` bars of a topic, then its updates."""
+
+    topic: Topic
+    bars: int
+    options: Options = PLAIN
+    status: bool = False
+    resume: Resume | None = None
+    id: RequestId = None
+
+
+class SubscribeMany(msgspec.Struct, frozen=True):
+    """Several subscriptions at once; what is wrong with one of them does not concern the others."""
+
+    wanted: tuple[Subscribe | RequestError, ...]
+    id: RequestId = None
+
+
+class Unsubscribe(msgspec.Struct, frozen=True):
+    """Wants no more updates of a topic."""
+
+    topic: Topic
+    id: RequestId = None
+
+
+class Ping(msgspec.Struct, frozen=True):
+    """Wants a pong."""
+
+    id: RequestId = None
+
+
+class ListSubscriptions(msgspec.Struct, frozen=True):
+    """Wants to know what it is subscribed to."""
+
+    id: RequestId = None
+
+
+class GetHistory(msgspec.Struct, frozen=True):
+    """Wants up to `limit` bars that begin before `before_ms`, None for now."""
+
+    topic: Topic
+    before_ms: int | None
+    limit: int
+    fields: int = 0
+    id: RequestId = None
+
+
+Request = Subscribe | SubscribeMany | Unsubscribe | Ping | ListSubscriptions | GetHistory
+
+
+class _Message(msgspec.Struct):
+    """Every key that any message may have, of any type: what is wrong with it is said in our own words."""
+
+    type: Any = None
+    symbol: Any = None
+    interval: Any = None
+    exchange: Any = msgspec.UNSET
+    initialBars: Any = DEFAULT_BARS
+    id: Any = msgspec.UNSET
+    fields: Any = msgspec.UNSET
+    numbers: Any = "number"
+    mode: Any = "all"
+    status: Any = False
+    corrections: Any = False
+    resume: Any = msgspec.UNSET
+    subscriptions: Any = msgspec.UNSET
+    before: Any = msgspec.UNSET
+    limit: Any = DEFAULT_PAGE
+
+
+# What one of several subscriptions may say for itself.
+_OF_ONE = {
+    "symbol", "interval", "exchange", "initialBars", "fields", "numbers", "mode", "status", "corrections", "resume",
+}  # fmt: skip
+
+
+class RequestCodec:
+    """Reads messages about the markets and intervals that are served. The first exchange is the default."""
+
+    def __init__(self, markets: Mapping[str, Sequence[Symbol]], intervals: Iterable[Interval]) -> None:
+        self._markets = {name: {str(symbol): symbol for symbol in symbols} for name, symbols in markets.items()}
+        self._default = next(iter(self._markets))
+        self._intervals = {str(interval): interval for interval in intervals}
+        self._decoder = msgspec.json.Decoder(_Message)
+        self._topics: dict[Any, Topic] = {
+            (name if named else msgspec.UNSET, text, str(interval)): Topic(MarketKey(name, symbol), interval)
+            for name, symbols in self._markets.items()
+            for named in ((True, False) if name == self._default else (True,))
+            for text, symbol in symbols.items()
+            for interval in self._intervals.values()
+        }
+
+    def room_name(self, topic: Topic) -> str:
+        """How a topic is named in statistics: `BTC/USDT:5m`, with the exchange in front where it is not the default."""
+        prefix = "" if topic.market.exchange == self._default else f"{topic.market.exchange}:"
+        return f"{prefix}{topic.market.symbol}:{topic.interval}"
+
+    def topic_head(self, topic: Topic) -> str:
+        """The keys that say which topic a message is about."""
+        return messages.head(topic, self._default)
+
+    def market_head(self, market: MarketKey) -> str:
+        """The keys that say which market a message is about."""
+        return messages.market_head(market, self._default)
+
+    def decode_request(self, message: str | bytes) -> Request:
+        """Read one client message.
+
+        Raises:
+            RequestError: its text is the error message to answer with, to the request that it names.
+        """
+        if isinstance(message, bytes):
+            raise RequestError(INVALID_FORMAT)
+        try:
+            told = self._decoder.decode(message)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise RequestError(INVALID_FORMAT) from error
+        request_id: RequestId = None
+        try:
+            request_id = None if told.id is msgspec.UNSET else _request_id(told.id)
+            return self._read_request(told, request_id)
+        except RequestError as error:
+            error.request_id = request_id
+            raise
+        except RecursionError as error:  # it could be read, but its nesting is too deep to be printed in an error
+            raise RequestError(INVALID_FORMAT) from error
+
+    def name_of(self, message: str | bytes) -> RequestId:
+        """What a client calls a request that is not going to be read; None if that cannot be told."""
+        try:
+            told = self._decoder.decode(message)
+            return None if told.id is msgspec.UNSET else _request_id(told.id)
+        except (msgspec.DecodeError, UnicodeError, RecursionError, RequestError):
+            return None
+
+    def _read_request(self, told: _Message, request_id: RequestId) -> Request:
+        match told.type:
+            case "ping":
+                return Ping(request_id)
+            case "subscribe" if told.subscriptions is not msgspec.UNSET:
+                return SubscribeMany(self._read_each(told, request_id), request_id)
+            case "subscribe":
+                return self._read_subscribe(told, request_id)
+            case "unsubscribe":
+                return Unsubscribe(self._read_topic(told), request_id)
+            case "list":
+                return ListSubscriptions(request_id)
+            case "history":
+                topic, before_ms = self._read_topic(told), None
+                if told.before is not msgspec.UNSET:
+                    before_ms = _time_ms("before", told.before)
+                fields = _fields(told.fields) | _numbers(told.numbers)
+                return GetHistory(topic, before_ms, _page_size(told.limit), fields, request_id)
+            case str(other):
+                raise RequestError(f"Unknown message type: {_shown(other)}")
+            case _:
+                raise RequestError(INVALID_FORMAT)
+
+    def _read_subscribe(self, told: _Message, request_id: RequestId) -> Subscribe:
+        topic, bars = self._read_topic(told), _bars(told.initialBars)
+        options, resume = PLAIN, None
+        asks = told.fields is not msgspec.UNSET or told.numbers != "number"
+        if asks or told.mode != "all" or told.corrections is not False:
+            fields = _fields(told.fields) | _numbers(told.numbers)
+            options = Options(fields, _closed(told.mode), _flag("corrections", told.corrections))
+        if told.resume is not msgspec.UNSET:
+            resume = _resume(told.resume)
+        return Subscribe(topic, bars, options, _flag("status", told.status), resume, request_id)
+
+    def _read_each(self, told: _Message, request_id: RequestId) -> tuple[Subscribe | RequestError, ...]:
+        if not isinstance(told.subscriptions, list) or not told.subscriptions:
+            raise RequestError(INVALID_FORMAT)
+        wanted: list[Subscribe | RequestError] = []
+        for one in told.subscriptions:
+            try:
+                if not isinstance(one, dict):
+                    raise RequestError(INVALID_FORMAT)
+                own = {key: value for key, value in one.items() if key in _OF_ONE}
+                wanted.append(self._read_subscribe(msgspec.structs.replace(told, **own), request_id))
+            except RequestError as error:
+                error.request_id = request_id
+                wanted.append(error)
+        return tuple(wanted)
+
+    def _read_topic(self, told: _Message) -> Topic:
+        try:
+            return self._topics[told.exchange, told.symbol, told.interval]
+        except (KeyError, TypeError):
+            pass
+        exchange = self._default if told.exchange is msgspec.UNSET else told.exchange
+        symbol, interval = told.symbol, told.interval
+        if not (isinstance(symbol, str) and isinstance(interval, str) and isinstance(exchange, str)):
+            raise RequestError(INVALID_FORMAT)
+        if exchange not in self._markets:
+            raise RequestError(f"Invalid exchange: {_shown(exchange)}. Valid: {', '.join(self._markets)}", code=UNKNOWN)
+        symbols = self._markets[exchange]
+        if symbol not in symbols:
+            raise RequestError(f"Invalid symbol: {_shown(symbol)}. {_choice(list(symbols))}", code=UNKNOWN)
+        raise RequestError(f"Invalid interval: {_shown(interval)}. Valid: {', '.join(self._intervals)}", code=UNKNOWN)
+
+
+# ---------------------------------------------------------------- single keys
+
+
+def _bars(count: Any) -> int:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise RequestError(f"Invalid initialBars: {_json(count)}. Expected a whole number from 0 to {MOST_BARS}")
+    return min(count, MOST_BARS)
+
+
+def _page_size(limit: Any) -> int:
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MOST_BARS:
+        raise RequestError(f"Invalid limit: {_json(limit)}. Expected a whole number from 1 to {MOST_BARS}")
+    return limit
+
+
+def _request_id(given: Any) -> RequestId:
+    if isinstance(given, str) and len(given) <= _LONGEST_ID:
+        return given
+    if isinstance(given, int) and not isinstance(given, bool) and -_INTEGER <= given < _INTEGER:
+        return given
+    raise RequestError(f"Invalid id: {_json(given)}. Expected an integer or at most {_LONGEST_ID} characters")
+
+
+def _fields(given: Any) -> int:
+    if given is msgspec.UNSET:
+        return 0
+    if not isinstance(given, list) or not all(isinstance(one, str) and one in FIELDS for one in given):
+        raise RequestError(f"Invalid fields: {_json(given)}. Valid: {', '.join(FIELDS)}")
+    return sum(FIELDS[one] for one in set(given))
+
+
+def _numbers(given: Any) -> int:
+    if not isinstance(given, str) or given not in NUMBERS:
+        raise RequestError(f"Invalid numbers: {_json(given)}. Valid: {', '.join(NUMBERS)}")
+    return NUMBERS[given]
+
+
+def _closed(mode: Any) -> bool:
+    if mode not in ("all", "closed"):
+        raise RequestError(f"Invalid mode: {_json(mode)}. Valid: all, closed")
+    return bool(mode == "closed")
+
+
+def _flag(name: str, given: Any) -> bool:
+    if isinstance(given, bool):
+        return given
+    if name == "status":
+        raise RequestError(f"Invalid status: {_json(given)}. Expected true or false")
+    raise RequestError(f"Invalid corrections: {_json(given)}. Expected true or false")
+
+
+def _resume(given: Any) -> Resume:
+    epoch, seq, time = map(given.get, ("epoch", "seq", "time")) if isinstance(given, dict) else (None, None, None)
+    if isinstance(epoch, str) and len(epoch) <= _LONGEST_ID and type(seq) is int and 0 <= seq < _INTEGER:
+        return Resume(epoch, seq, _time_ms("resume.time", time))
+    raise RequestError(f"Invalid resume: {_json(given)}. Expected epoch, seq and time as the server sent them")
+
+
+def _time_ms(name: str, given: Any) -> int:
+    """A time as ISO 8601 or epoch milliseconds."""
+    at_ms = given if isinstance(given, int) and not isinstance(given, bool) else -1
+    if isinstance(given, str) and len(given) <= _LONGEST_ID:
+        try:
+            at_ms = parse_iso_ms(given)
+        except (ValueError, OverflowError):
+            at_ms = -1
+    if 0 <= at_ms < _LAST_MS:
+        return at_ms
+    if name == "before":
+        raise RequestError(f"Invalid before: {_json(given)}. Expected an ISO 8601 time or epoch milliseconds")
+    raise RequestError(f"Invalid resume.time: {_json(given)}. Expected an ISO 8601 time or epoch milliseconds")
+
+
+# ---------------------------------------------------------------- error texts
+
+
+def _choice(symbols: list[str]) -> str:
+    if len(symbols) == 1:
+        return f"Only {symbols[0]} is supported."
+    more = f" and {len(symbols) - _LISTED} more" if len(symbols) > _LISTED else ""
+    return f"Valid: {', '.join(symbols[:_LISTED])}{more}"
+
+
+def _json(given: Any) -> str:
+    return _shown(msgspec.json.encode(given).decode())
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

@@ -1,0 +1,267 @@
+"""What members are told, as frames: each made once for all who are told the same."""
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from candled.bus import Position
+from candled.model import Candle, FeedState, MarketKey, RangeSet
+from candled.protocol import messages
+from candled.protocol.frames import Contents, Frame
+from candled.protocol.messages import FINAL, SEQ, UNPRINTED, bar_text, position_text
+
+from .encoded_bars import BarSource as KeptBars
+from .encoded_bars import EncodedBarCache, EncodedBars, fields_printer
+from .room import Membership, SubscriberGroup
+
+MOST_RESUMED = 2000
+_NEWER = 8  # bars that may be newer than the last one that a lane has told
+
+
+class FeedSource(KeptBars, Protocol):
+    """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
+
+    def feed_position(self, key: MarketKey) -> Position | None: ...
+    def feed_state(self, key: MarketKey) -> FeedState: ...
+
+
+class Snapshot(NamedTuple):
+    """What an `initial` shows: when the first and the last bar begin, how many there are, and which are not final.
+
+    `open` are bars before the last that are not final, `final` is about the last.
+    """
+
+    frame: Frame
+    first_ms: int | None
+    last_ms: int | None
+    bars: int
+    open: tuple[int, ...] = ()
+    final: bool = False
+
+
+class MessageRenderer:
+    """Makes frames from the bars in memory, and from texts that were kept where it can."""
+
+    def __init__(self, bars: FeedSource, texts: EncodedBarCache) -> None:
+        self._bars = bars
+        self._texts = texts
+        self._settled: Counter[MarketKey] = Counter()
+
+    def on_finality(self, market: MarketKey) -> None:
+        """Bars of a market may have become final."""
+        self._settled[market] += 1
+
+    def changed_bars(self, lane: SubscriberGroup, bars: Sequence[Candle]) -> list[Candle]:
+        """Which of the bars that are said to have changed, oldest first, are told otherwise than they are now.
+
+        Whether they are final does not count: that is told when it is known.
+        """
+        topic = lane.room.topic
+        forms = [self._texts.find_form(topic, one.fields, one.on_close) for one in lane.groups]
+        if not bars or not any(form is not None and form.has_from(bars[0].open_ms) for form in forms):
+            return list(bars)
+        news = [bar for bar in bars if not all(form is not None and form.is_current(bar) for form in forms)]
+        revision = self._bars.revision_of(*topic)
+        for form in forms:
+            if form is not None:
+                form.drop_from(bars[0].open_ms, revision)
+        return news
+
+    def render_update(self, lane: SubscriberGroup, bar: Candle, fields: int, *, final: bool) -> Frame:
+        """The `update` with the bar that the lane's pace has just taken."""
+        if fields & UNPRINTED:
+            return _unprinted(lane, Contents(((bar.open_ms, final),)), bar.open_ms)
+        text = bar_text(bar, fields, final=final)
+        lane.last_texts[fields] = bar, final, text
+        position = self._position_text(lane) if fields & SEQ else None
+        frame = Frame.from_text(
+            messages.update(lane.room.head, text, position_text(position)), lane.room.topic, bar.open_ms
+        )
+        if fields & SEQ:
+            frame.contents = Contents(((bar.open_ms, final),), position)
+        return frame
+
+    def render_correction(self, lane: SubscriberGroup, bar: Candle, fields: int) -> Frame:
+        """The `correction` with an older bar."""
+        final = bool(fields & FINAL) and self.is_final(lane, bar)
+        if fields & UNPRINTED:
+            return _unprinted(lane, Contents(((bar.open_ms, final),)), bar.open_ms)
+        position = self._position_text(lane) if fields & SEQ else None
+        text = messages.correction(lane.room.head, bar_text(bar, fields, final=final), position_text(position))
+        frame = Frame.from_text(text, lane.room.topic, bar.open_ms)
+        frame.corrects = True
+        if fields & SEQ:
+            frame.contents = Contents(((bar.open_ms, final),), position)
+        return frame
+
+    def is_final(self, lane: SubscriberGroup, bar: Candle) -> bool:
+        """Whether a bar is final as far as the lane says so: for the last one an update says it, and then it stands."""
+        sent = lane.pace.sent
+        if lane.mode != "live" and sent is not None and sent.open_ms == bar.open_ms:
+            return lane.pace.sent_final
+        return self._bars.is_final(*lane.room.topic, bar)
+
+    def render_initial(self, membership: Membership) -> Snapshot:
+        """The `initial` of a member as of now. One that could not be resumed is told so."""
+        lane, options, count = membership.lane, membership.options, membership.bars
+        if options.fields & UNPRINTED:
+            return self._unprinted_initial(lane, count)
+        topic, recovers = lane.room.topic, membership.resume is not None
+        position = self._position_text(lane) if options.fields & SEQ or recovers else None
+        form = self._texts.get_form(topic, fields_printer(options.fields), options.on_close)
+        sent = None if lane.mode == "live" else lane.pace.sent
+        state = (
+            lane.room.version,
+            self._bars.revision_of(*topic),
+            self._settled[topic.market],
+            sent and (sent.open_ms, lane.pace.sent_final),
+            position,
+        )
+        lane.room.read_ms = max(lane.room.read_ms, form.last_ms)
+        shown: Snapshot | None = form.kept_message((count, recovers), state)
+        if shown is None:
+            told = ',"recovered":false' if recovers else ""
+            shown = self._make_initial(lane, form, count, f"{told}{position_text(position)}")
+            if position is not None:
+                shown.frame.contents = _contents(shown, () if options.on_close else shown.open, position)
+            if lane.members > 1:
+                form.keep_message((count, recovers), state, shown)
+            self._texts.mark_used(form)
+        return shown
+
+    def render_resumed(
+        self, membership: Membership, time_ms: int, became_final: RangeSet, changed: Sequence[Candle]
+    ) -> Snapshot | None:
+        """The `resumed` of a member whose missed changes are known; None if they are too many or do not fit the lane.
+
+        Its newest bar began at `time_ms`. What may have become final since, with a part in `became_final`, counts as
+        changed where that is told.
+        """
+        lane, options, count = membership.lane, membership.options, membership.bars
+        topic, resume = lane.room.topic, membership.resume
+        position = self._position_text(lane, None if resume is None else Position(resume.epoch, resume.seq))
+        form = self._texts.get_form(topic, fields_printer(options.fields), options.on_close)
+        since_ms, last_ms = self._load_bars(lane, form, max(1, count))
+        told = {bar.open_ms: bar for bar in changed}
+        if lane.mode != "live":
+            if last_ms is None or topic.interval.floor(time_ms) > last_ms:
+                return None  # it was told a bar that this lane has not told yet
+            told = self._bars_in(lane, became_final, last_ms) | told
+            told = {at: bar for at, bar in told.items() if at <= last_ms}
+            if lane.mode == "closed":
+                told = {at: bar for at, bar in told.items() if self.is_final(lane, bar)}
+        if len(told) > MOST_RESUMED:
+            return None
+        texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
+        still_open = {at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)}
+        frame = Frame.from_text(messages.resumed(lane.room.head, texts, position_text(position)), topic)
+        frame.contents = Contents(
+            tuple((at, lane.mode != "live" and at not in still_open) for at in sorted(told)), position
+        )
+        self._texts.mark_used(form)
+        if last_ms is None or not count:
+            return Snapshot(frame, None, last_ms, 0)
+        first_ms, held, older = form.newest_text(count - 1, since_ms, last_ms)
+        older.release()
+        passed = tuple(at for at in still_open.union(form.open) if at < last_ms)  # of the last one an update tells
+        return Snapshot(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, passed)
+
+    # ------------------------------------------------------------ inside
+
+    def _make_initial(self, lane: SubscriberGroup, form: EncodedBars, count: int, told: str) -> Snapshot:
+        topic, head = lane.room.topic, lane.room.head
+        since_ms, last_ms = self._load_bars(lane, form, max(1, count))
+        last = None if last_ms is None else self._bars.get_bar(*topic, last_ms)
+        if last is None or not count:
+            return Snapshot(Frame.from_parts(messages.initial(head, (), told), topic), None, last_ms, 0)
+        final = lane.mode != "live" and self.is_final(lane, last)
+        text = self._last_text(lane, last, final, form.fields)
+        first_ms, held, texts = form.newest_text(count - 1, since_ms, last.open_ms)
+        with texts:
+            frame = Frame.from_parts(messages.initial(head, (texts, text.encode()), told), topic)
+        still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
+        return Snapshot(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open, final)
+
+    def _unprinted_initial(self, lane: SubscriberGroup, count: int) -> Snapshot:
+        topic, sent = lane.room.topic, lane.pace.sent
+        times = self._bars.newest_times(*topic, count + _NEWER)
+        stop = 0 if sent is None else bisect_right(times, sent.open_ms)
+        bars = [self._bars.get_bar(*topic, open_ms) for open_ms in times[:stop][-count:]]
+        states = tuple((bar.open_ms, self.is_final(lane, bar)) for bar in bars if bar is not None)
+        frame = _unprinted(lane, Contents(states, replaces=True))
+        if not states:
+            return Snapshot(frame, None, None, 0)
+        still_open = tuple(open_ms for open_ms, final in states[:-1] if not final)
+        return Snapshot(frame, states[0][0], states[-1][0], len(states), still_open, states[-1][1])
+
+    def _bars_in(self, lane: SubscriberGroup, spans: RangeSet, last_ms: int) -> dict[int, Candle]:
+        """The newest bars that have a part in one of `spans`, up to the one that begins at `last_ms`."""
+        topic = lane.room.topic
+        times = self._bars.newest_times(*topic, MOST_RESUMED)
+        stop = bisect_right(times, last_ms)
+        found = []
+        for start_ms, end_ms in spans:
+            start = bisect_right(times, start_ms - topic.interval.ms)
+            found += [self._bars.get_bar(*topic, at) for at in times[start : bisect_left(times, end_ms, hi=stop)]]
+        return {bar.open_ms: bar for bar in found if bar is not None}
+
+    def _load_bars(self, lane: SubscriberGroup, form: EncodedBars, count: int) -> tuple[int, int | None]:
+        """Have `form` hold enough bars to show `count` of them, but for the last; when the first and the last begin."""
+        topic, sent = lane.room.topic, lane.pace.sent
+        more = 0 if lane.mode == "live" else _NEWER
+        while True:
+            times = self._bars.newest_times(*topic, count + more)
+            stop = len(times)
+            if lane.mode != "live":
+                stop = 0 if sent is None else bisect_right(times, sent.open_ms)
+            if not stop:
+                return 0, None
+            last_ms = times[stop - 1]
+            form.load_bars(self._bars, times, stop - 1, self._settled[topic.market])
+            lane.room.read_ms = max(lane.room.read_ms, form.last_ms)
+            if not more or len(times) < count + more or form.count_bars(times[0], last_ms) >= count - 1:
+                return times[0], last_ms
+            more *= 8
+
+    def _last_text(self, lane: SubscriberGroup, bar: Candle, final: bool, fields: int) -> str:
+        """The text of the last bar of a lane, which is told again and again."""
+        known = lane.last_texts.get(fields)
+        if known is not None and known[0] == bar and known[1] is final:
+            return known[2]
+        text = bar_text(bar, fields, final=final)
+        lane.last_texts[fields] = bar, final, text
+        return text
+
+    def _older_text(self, lane: SubscriberGroup, form: EncodedBars, bar: Candle) -> bytes:
+        sent = lane.pace.sent
+        text = None if sent is not None and sent.open_ms == bar.open_ms else form.bar_text(bar.open_ms)
+        if text is None:
+            text = bar_text(bar, form.fields, final=lane.mode != "live" and self.is_final(lane, bar)).encode()
+        return text
+
+    def _position_text(self, lane: SubscriberGroup, known: Position | None = None) -> Position | None:
+        """Up to where in the feed everything was told: to here, unless something waits.
+
+        Who comes to a lane that has never told everything knows as much as before, `known`, or nothing of the feed.
+        """
+        position = self._bars.feed_position(lane.room.topic.market)
+        if position is not None and not lane.is_clean:
+            position = lane.delivered_position or position._replace(seq=0)
+            if known is not None and known.epoch == position.epoch:
+                position = max(position, known)
+        return position
+
+
+def _unprinted(lane: SubscriberGroup, contents: Contents, open_ms: int = 0) -> Frame:
+    frame = Frame()
+    frame.topic, frame.open_ms, frame.contents = lane.room.topic, open_ms, contents
+    return frame
+
+
+def _contents(shown: Snapshot, still_open: Sequence[int], position: Position) -> Contents:
+    """Return the contents of an `initial`, without the final bars before its last one."""
+    if shown.first_ms is None or shown.last_ms is None:
+        return Contents((), position, replaces=True)
+    earlier = [(open_ms, False) for open_ms in still_open if open_ms >= shown.first_ms]
+    return Contents((*earlier, (shown.last_ms, shown.final)), position, replaces=True)

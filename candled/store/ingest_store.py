@@ -1,0 +1,82 @@
+"""The store as ingest sees it: what it writes and what it reads at start, in one hand."""
+
+from collections.abc import Mapping, Sequence
+
+from candled.model import MINUTE, Candle, MarketKey, Range, Symbol
+
+from .history import HistoryReader
+from .interface import KnownGap, Store
+from .threads import StoreThreads
+from .writer import Writer
+
+
+class IngestStore:
+    """Writer, reads and coverage of one store."""
+
+    def __init__(self, store: Store, threads: StoreThreads, writer: Writer, history: HistoryReader) -> None:
+        self._store = store
+        self._threads = threads
+        self._history = history
+        self.enqueue = writer.enqueue
+        self.flush = writer.flush
+
+    async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
+        """See `Store.newest`."""
+        return await self._history.newest_minutes(exchange)
+
+    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]:
+        """See `Store.present`."""
+        return await self._history.stored_ranges(market, start_ms, end_ms)
+
+    async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]:
+        """The final minutes of `[start_ms, end_ms)`, oldest first."""
+        return await self._history.read_bars_between(market, MINUTE, start_ms, end_ms)
+
+    async def read_forming(self, market: MarketKey) -> Sequence[Candle]:
+        """See `Store.forming`."""
+        return await self._history.read_forming(market)
+
+    async def complete_from(self, market: MarketKey) -> int | None:
+        """See `Store.complete_from`."""
+        return await self._history.complete_from(market)
+
+    async def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+        return await self._history.served_from(market)
+
+    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """See `Store.unpublished`."""
+        return await self._threads.run_read(self._store.unpublished, exchange)
+
+    async def has_before(self, market: MarketKey, at_ms: int) -> bool:
+        """Whether there is a final minute before a time, UTC epoch milliseconds."""
+        return bool(await self._history.read_bars(market, MINUTE, at_ms, 1))
+
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]:
+        """See `Store.holes`."""
+        return await self._history.known_gaps(market, within)
+
+    async def save_coverage(
+        self, market: MarketKey, since_ms: int | None, holes: Sequence[KnownGap], within: Range | None
+    ) -> None:
+        """Store what is known of a market's history: since when it is complete, and its holes `within` a range.
+
+        With `within` None the holes did not change. Other processes may save what they know at the same time.
+        """
+        await self._threads.run_write(self._save_coverage, market, since_ms, holes, within)
+
+    async def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
+        """See `Store.open_feed`."""
+        await self._threads.run_write(self._store.register_feed, markets, epoch)
+
+    async def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
+        """See `Store.note_changes`."""
+        await self._threads.run_write(self._store.log_changes, market, epoch, changes)
+
+    def _save_coverage(
+        self, market: MarketKey, since_ms: int | None, holes: Sequence[KnownGap], within: Range | None
+    ) -> None:
+        if since_ms is not None:
+            self._store.set_complete_from(market, since_ms)
+        if within is not None:
+            self._store.save_known_gaps(market, holes, within)

@@ -1,0 +1,1 @@
+"""The PostgreSQL and TimescaleDB store."""

@@ -1,0 +1,337 @@
+"""Connections to PostgreSQL for worker threads: borrowed and returned, never lost, never waited for without end."""
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from queue import Empty, LifoQueue
+from typing import Any, TypeVar
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import parse_dsn
+
+from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+
+T = TypeVar("T")
+
+# What libpq can do by itself against links that die silently; an address may say otherwise.
+# Source: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+_PARAMETERS = {
+    "application_name": "candled",
+    "client_encoding": "utf8",
+    "connect_timeout": "5",
+    "keepalives": "1",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "8000",
+}
+
+_EXPECTED = "expected postgresql://user:password@host:port/database"
+
+# A link may die silently between two statements of a transaction: the server gives it up as soon as this side does,
+# else it kept locks on rows for hours.
+# Every statement of the store is an index lookup. Fresh tables have no statistics, and a plan for the 100 rows of
+# yesterday must not scan the million of today; compiling such statements costs more than running them. Corrections of
+# compressed minutes are bounded by the size of a batch; TimescaleDB's own bound would refuse some of them for good.
+_SESSION = """SET TimeZone = 'UTC'; SET client_min_messages = 'warning'; SET jit = off;
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET statement_timeout = {0};
+    SET idle_in_transaction_session_timeout = {0};
+    SELECT set_config(name, '0', false) FROM pg_settings
+        WHERE name = 'timescaledb.max_tuples_decompressed_per_dml_transaction'"""
+
+_IDLE_S = 3600.0
+
+# States that end without us although psycopg2 does not call them operational: a standby becomes the primary, a
+# backup is restored and brings its tables. Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_MAY_HEAL = frozenset({"25006", "42P01", "3F000"})
+
+
+def parse_address(url: str) -> dict[str, Any]:
+    """The connection parameters that `postgresql://user:password@host:port/database?option=value` names, with ours.
+
+    Raises:
+        ConfigError: it cannot be read. The text does not repeat the address, which may hold a password.
+    """
+    try:
+        given = parse_dsn(url)
+    except psycopg2.ProgrammingError as error:
+        problem = "an option that PostgreSQL does not know" if "query parameter" in str(error) else "a mistake in it"
+        raise ConfigError(f"{_EXPECTED}, got {problem}") from None
+    if not given.get("port", "1").replace(",", "").isdigit():
+        raise ConfigError(f"{_EXPECTED}, got a port that is no number")
+    return {**_PARAMETERS, **given}
+
+
+@contextmanager
+def errors_translated() -> Iterator[None]:
+    """psycopg2's errors as `Store` promises them, in one line."""
+    try:
+        yield
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        raise StoreUnavailable(_line(error)) from error
+    except psycopg2.Error as error:
+        raise (StoreUnavailable if error.pgcode in _MAY_HEAL else StoreRejected)(_line(error)) from error
+
+
+def _line(error: psycopg2.Error) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or f"PostgreSQL: {type(error).__name__}"
+
+
+class Watchdog:
+    """A thread that shuts the sockets of calls that take too long.
+
+    It is needed because libpq waits for ever where the other side's kernel still acknowledges, as behind a proxy
+    that hangs: neither keepalives nor the server's own timeouts end such a call.
+    """
+
+    def __init__(self) -> None:
+        self._deadlines: dict[socket.socket, float] = {}
+        self._changed = threading.Condition()
+        self._wakes_at = 0.0
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run_thread, name="store-watchdog", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def watch_call(self, line: socket.socket, limit_s: float) -> Iterator[None]:
+        """Shut `line` if the block takes longer than `limit_s` seconds."""
+        deadline = time.monotonic() + limit_s
+        with self._changed:
+            self._deadlines[line] = deadline
+            if deadline < self._wakes_at:  # else it looks in time anyway, and need not be woken at every call
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._deadlines.pop(line, None)
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run_thread(self) -> None:
+        with self._changed:
+            while not self._is_closed:
+                now = time.monotonic()
+                self._shut_overdue(now)
+                self._wakes_at = min(self._deadlines.values(), default=now + _IDLE_S)
+                self._changed.wait(self._wakes_at - now)
+
+    def _shut_overdue(self, now: float) -> None:
+        for line in [line for line, deadline in self._deadlines.items() if deadline <= now]:
+            del self._deadlines[line]
+            with suppress(OSError):  # closed by the other side meanwhile
+                line.shutdown(socket.SHUT_RDWR)
+
+
+class DatabaseConnection:
+    """One connection. Each call ends within `limit_s` seconds: by an answer, by the server's timeout, or by force.
+
+    Every method raises `StoreUnavailable` and `StoreRejected` as `Store` does. `is_lost` once the
+    connection ended in the middle of a call.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any], watchdog: Watchdog, *, limit_s: float, autocommit: bool) -> None:
+        self._parameters = parameters
+        self._watchdog = watchdog
+        self._limit_s = limit_s
+        self.is_lost = False
+        with errors_translated():
+            self._connection: Connection = psycopg2.connect(**parameters)
+        # A second handle of the same socket, so that the watchdog never touches libpq's own.
+        self._line = socket.socket(fileno=os.dup(self._connection.fileno()))
+        try:
+            self._connection.autocommit = True
+            self.execute(_SESSION.format(round(limit_s * 800)))  # the server gives up first, then the link stays usable
+            self._connection.autocommit = autocommit
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def server_version(self) -> int:
+        """The server's version as a number: 150018 is 15.18."""
+        return int(self._connection.server_version)
+
+    def fetch_rows(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Execute a statement and return what it returns."""
+        with self._translated_call(), self._connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return cursor.fetchall()
+
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> int:
+        """Execute a statement and return how many rows it changed."""
+        with self._translated_call(), self._connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return cursor.rowcount
+
+    def commit(self) -> None:
+        """Commit. If this raises `StoreUnavailable` the transaction may or may not have been committed."""
+        with self._translated_call():
+            self._connection.commit()
+
+    def rollback(self) -> None:
+        """Give up the transaction, if there is one."""
+        with self._translated_call():
+            self._connection.rollback()
+
+    def cancel_call(self) -> None:
+        """Ask the server to end the call that another thread is in. It may take as long as a new connection.
+
+        Not by psycopg2's own `cancel`: that waits for the server with the interpreter's lock, and stops every thread.
+        """
+        with suppress(psycopg2.Error):
+            connection = psycopg2.connect(**self._parameters)
+            try:
+                connection.autocommit = True
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT pg_cancel_backend(%s)", (self._connection.info.backend_pid,))
+            finally:
+                connection.close()
+
+    def is_stale(self) -> bool:
+        """Whether something happened while it was idle. A server that went away says so, or closes the socket."""
+        poll = select.poll()
+        poll.register(self._line, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Close it; safe in any state."""
+        with suppress(psycopg2.Error):
+            self._connection.close()
+        self._line.close()
+
+    @contextmanager
+    def _translated_call(self) -> Iterator[None]:
+        with errors_translated(), self._watchdog.watch_call(self._line, self._limit_s):
+            try:
+                yield
+            except psycopg2.Error:
+                self.is_lost = bool(self._connection.closed)
+                raise
+
+
+class _ConnectionLost(Exception):
+    """A connection ended under a read."""
+
+
+class Pool:
+    """`size` slots for connections, made by `connect` when first needed and again after they broke.
+
+    psycopg2's own pool keeps only its minimum, raises instead of waiting when all are out, and loses a slot for ever
+    when a backend dies inside a transaction.
+    """
+
+    def __init__(self, connect: Callable[[], DatabaseConnection], size: int, *, wait_s: float) -> None:
+        self._connect = connect
+        self._wait_s = wait_s
+        self._size = size
+        self._is_closed = False
+        self._readers: dict[int, DatabaseConnection] = {}  # by the thread that reads
+        # The slot used last is lent first: its connection is warm, the others need not exist.
+        self._slots: LifoQueue[DatabaseConnection | None] = LifoQueue()
+        for _ in range(size):
+            self._slots.put(None)
+
+    @contextmanager
+    def borrow_link(self) -> Iterator[DatabaseConnection]:
+        """Lend a connection. After an error its transaction is rolled back; a broken one is replaced at its next use.
+
+        Raises:
+            StoreUnavailable: none became free in time, or the server cannot be reached.
+        """
+        try:
+            link = self._slots.get(timeout=self._wait_s)
+        except Empty:
+            raise StoreUnavailable(f"all {self._size} connections were busy for {self._wait_s:.0f} s") from None
+        try:
+            if link is not None and link.is_stale():
+                link.close()
+                link = None
+            if link is None:
+                link = self._connect()
+            yield link
+        except BaseException:
+            if link is not None and not _recovered(link):
+                link = None
+            raise
+        finally:
+            if link is not None and self._is_closed:
+                link.close()
+                link = None
+            self._slots.put(link)
+
+    def run_read(self, work: Callable[[DatabaseConnection], T]) -> T:
+        """Do some reading on a connection; where that ends in the middle, once more on a fresh one.
+
+        Not after a long time, though: then the way to the server is in question, and the caller has waited enough.
+        """
+        started = time.monotonic()
+        with suppress(_ConnectionLost), self._borrow_to_read() as link:
+            try:
+                return work(link)
+            except StoreUnavailable as error:
+                if link.is_lost and time.monotonic() - started < self._wait_s / 2:
+                    raise _ConnectionLost from error
+                raise
+        with self._borrow_to_read() as link:
+            return work(link)
+
+    def cancel_read(self, thread: int) -> None:
+        """Have the server end what another thread reads just now; nothing if it does not."""
+        link = self._readers.get(thread)
+        if link is not None:
+            link.cancel_call()
+
+    @contextmanager
+    def _borrow_to_read(self) -> Iterator[DatabaseConnection]:
+        thread = threading.get_ident()
+        with self.borrow_link() as link:
+            self._readers[thread] = link
+            try:
+                yield link
+            finally:
+                del self._readers[thread]
+
+    @contextmanager
+    def begin_transaction(self) -> Iterator[DatabaseConnection]:
+        """Lend a connection and commit at the end; an error commits nothing."""
+        with self.borrow_link() as link:
+            yield link
+            link.commit()
+
+    def free_slots(self) -> int:
+        """How many slots are free at this moment."""
+        return self._slots.qsize()
+
+    def close(self) -> None:
+        """Close what is free now, and what is out when it comes back."""
+        self._is_closed = True
+        free = 0
+        with suppress(Empty):
+            while True:
+                link = self._slots.get_nowait()
+                free += 1
+                if link is not None:
+                    link.close()
+        for _ in range(free):
+            self._slots.put(None)
+
+
+def _recovered(link: DatabaseConnection) -> bool:
+    """Whether the link is fit for its next use; if not, it is closed."""
+    try:
+        link.rollback()
+    except (StoreUnavailable, StoreRejected):
+        link.close()
+        return False
+    return True

@@ -1,0 +1,62 @@
+"""The tables in PostgreSQL, made and changed by numbered steps."""
+
+import re
+from pathlib import Path
+
+from candled.errors import StoreRejected
+from candled.store.postgres.pool import DatabaseConnection
+
+_STEPS = {
+    int(match[1]): path
+    for path in sorted(Path(__file__).parent.glob("*.sql"))
+    if (match := re.match(r"(\d{4})_", path.name))
+}
+SCHEMA = max(_STEPS)
+
+
+def migrate(link: DatabaseConnection) -> None:
+    """Run the steps that the database lacks, each in a transaction. The caller holds the lock for it.
+
+    Raises:
+        StoreRejected: the database has a newer schema than this program knows, or the role may not create tables.
+    """
+    version = _version(link)
+    _refuse_newer(version)
+    for step in range(version + 1, SCHEMA + 1):
+        link.execute(_STEPS[step].read_text("utf-8"))
+        link.execute("UPDATE candled.state SET schema = %s", (step,))
+        link.commit()
+
+
+def check(link: DatabaseConnection) -> None:
+    """Change nothing.
+
+    Raises:
+        StoreRejected: the database is not at this program's schema.
+    """
+    [(table,)] = link.fetch_rows("SELECT to_regclass('candled.state')")
+    version = 0 if table is None else _version(link)
+    link.commit()
+    _refuse_newer(version)
+    if version < SCHEMA:
+        raise StoreRejected(
+            f"the database is at schema {version}, this program needs {SCHEMA}: run `candled init-db`, or let the "
+            "daemon do it (store.init: true)"
+        )
+
+
+def _refuse_newer(version: int) -> None:
+    if version > SCHEMA:
+        raise StoreRejected(
+            f"the database was written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
+        )
+
+
+def _version(link: DatabaseConnection) -> int:
+    [(namespace, table)] = link.fetch_rows("SELECT to_regnamespace('candled'), to_regclass('candled.state')")
+    if namespace is None:
+        link.execute("CREATE SCHEMA candled")
+    if table is None:
+        return 0
+    [(version,)] = link.fetch_rows("SELECT schema FROM candled.state")
+    return int(version)

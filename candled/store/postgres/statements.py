@@ -1,0 +1,278 @@
+"""The statements of the PostgreSQL store, each with a line on what it answers. Times go in and out as UTC epoch ms."""
+
+from collections.abc import Sequence
+
+from candled.store.batch import SOURCES
+
+_NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
+_BAR = (*_NUMBERS, "as_of", "rev")
+_MINUTE = (*_BAR, "src")
+MINUTE_MS = 60_000
+
+
+def _time(ms: str) -> str:
+    """A number of milliseconds as a time, to the millisecond; unlike adding an interval, the planner folds it."""
+    return f"to_timestamp({ms} / 1000::float8)"
+
+
+def _ms(time: str) -> str:
+    return f"(date_part('epoch', {time}) * 1000)::bigint"
+
+
+# The columns of a bar as they are read, the last one always the same.
+_READ = f"{_ms('time')}, {', '.join(_NUMBERS)}, {_ms('as_of')}"
+_MINUTES = f"SELECT {_READ}, coalesce(rev, 0), coalesce(src, 0)"
+_BARS = f"SELECT {_READ}, rev, {SOURCES.index('agg')}"
+_AT = _time("%s::bigint")
+
+
+def _version(row: str) -> str:
+    """The rule of `Candle.merged_with`: of two versions of a minute the one with the greater tuple stays.
+
+    A statement made after the minute was over counts more than any before; of those the later one counts,
+    of the ones before the one with the larger volume. The same statement may come again with a greater count.
+    """
+    is_over = f"{row}.as_of >= {row}.time + interval '1 minute'"
+    return (
+        f"({is_over}, CASE WHEN {is_over} THEN {row}.as_of ELSE '-infinity' END, {row}.volume, {row}.as_of, "
+        f"coalesce({row}.quote_volume, -1), {row}.high, -{row}.low, {row}.close, {row}.open, coalesce({row}.rev, 0))"
+    )
+
+
+def _listed(columns: Sequence[str], row: str = "") -> str:
+    return ", ".join(f"{row}.{column}" if row else column for column in columns)
+
+
+def _all_new(columns: Sequence[str]) -> str:
+    return ", ".join(f"{column} = excluded.{column}" for column in columns)
+
+
+def _differ(columns: Sequence[str]) -> str:
+    return f"({_listed(columns, 'old')}) IS DISTINCT FROM ({_listed(columns, 'excluded')})"
+
+
+_BATCH = f"""
+    SELECT market, {_time("time_ms")}, {_listed(_NUMBERS)}, {_time("as_of_ms")}, rev, src
+    FROM unnest(%s::int[], %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[],
+        %s::numeric[], %s::bigint[], %s::int[], %s::smallint[])
+        AS batch (market, time_ms, {_listed(_NUMBERS)}, as_of_ms, rev, src)"""
+
+# ---------------------------------------------------------------- markets
+
+# Which number does each market have, and let nobody else write to them until the end of the transaction.
+# Rows are locked in the order of their numbers, so two writers never wait for each other.
+ADD_MARKETS = """INSERT INTO candled.markets (exchange, symbol)
+    SELECT exchange, symbol FROM unnest(%s::text[], %s::text[]) AS batch (exchange, symbol)
+        WHERE NOT EXISTS (SELECT FROM candled.markets AS known
+            WHERE known.exchange = batch.exchange AND known.symbol = batch.symbol)
+        ORDER BY exchange, symbol
+    ON CONFLICT DO NOTHING"""
+LOCK_MARKETS = """SELECT id, markets.exchange, markets.symbol
+    FROM candled.markets JOIN unnest(%s::text[], %s::text[]) AS batch (exchange, symbol)
+        ON markets.exchange = batch.exchange AND markets.symbol = batch.symbol
+    ORDER BY id FOR NO KEY UPDATE OF markets"""
+LOCK_MARKET = "SELECT FROM candled.markets WHERE id = %s FOR NO KEY UPDATE"
+LOCK_ALL_MARKETS = "SELECT FROM candled.markets ORDER BY id FOR NO KEY UPDATE"
+
+# Where do the minutes of a market begin and end?
+SPAN = f"""SELECT id, {_ms("first_time")}, {_ms("last_time")} FROM candled.markets
+    WHERE exchange = %s AND symbol = %s AND first_time IS NOT NULL"""
+# The minutes that are kept: older ones were dropped, or will be.
+KEPT_SPAN = f"""SELECT {_ms("greatest(first_time, kept_from)")}, {_ms("last_time")} FROM candled.markets, candled.state
+    WHERE exchange = %s AND symbol = %s AND last_time >= kept_from"""
+SPANS = (
+    f"SELECT id, {_ms('first_time')}, {_ms('last_time')} FROM candled.markets WHERE first_time IS NOT NULL ORDER BY id"
+)
+NEWEST = f"SELECT symbol, {_ms('last_time')} FROM candled.markets WHERE exchange = %s AND last_time IS NOT NULL"
+WIDEN_SPANS = f"""UPDATE candled.markets
+    SET first_time = least(first_time, changed.first), last_time = greatest(last_time, changed.last)
+    FROM (SELECT market, {_time("first_ms")} AS first, {_time("last_ms")} AS last
+        FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS batch (market, first_ms, last_ms)) AS changed
+    WHERE id = changed.market AND (first_time IS NULL OR first_time > changed.first OR last_time < changed.last)"""
+
+# Since when is the history of a market complete, and what does the exchange itself not have?
+COMPLETE_FROM = f"SELECT {_ms('complete_from')} FROM candled.markets WHERE exchange = %s AND symbol = %s"
+# Where does what may be served begin? Minutes older than the retention allows are not there any more.
+_OLDEST_KEPT = "CASE WHEN first_time IS NOT NULL THEN greatest(first_time, kept_from) END"
+SERVED_FROM = f"""SELECT {_ms(f"least(complete_from, {_OLDEST_KEPT})")}
+    FROM candled.markets, candled.state WHERE exchange = %s AND symbol = %s"""
+SET_COMPLETE_FROM = f"UPDATE candled.markets SET complete_from = least(complete_from, {_AT}) WHERE id = %s"
+# Holes do not overlap: of those that begin before a range only the last can reach into it.
+HOLES = f"""WITH asked (market, start_time, end_time) AS (
+        SELECT id, {_time("start_ms")}, {_time("end_ms")}
+        FROM candled.markets JOIN (SELECT %s, %s, %s::bigint, %s::bigint) AS given (exchange, symbol, start_ms, end_ms)
+            USING (exchange, symbol))
+    SELECT {_ms("hole.start_time")}, {_ms("hole.end_time")}, reason, attempts, {_ms("retry_at")}
+    FROM asked JOIN candled.holes AS hole USING (market)
+    WHERE hole.start_time <= asked.end_time AND hole.end_time >= asked.start_time AND hole.start_time >= coalesce(
+        (SELECT max(start_time) FROM candled.holes AS earlier
+            WHERE earlier.market = asked.market AND earlier.start_time < asked.start_time),
+        asked.start_time)
+    ORDER BY hole.start_time"""
+DROP_HOLES = f"""DELETE FROM candled.holes
+    WHERE market = %s AND start_time IN (SELECT {_time("start_ms")} FROM unnest(%s::bigint[]) AS start_ms)"""
+PUT_HOLES = f"""INSERT INTO candled.holes (market, start_time, end_time, reason, attempts, retry_at)
+    SELECT %s, {_time("start_ms")}, {_time("end_ms")}, reason, attempts, {_time("retry_ms")}
+    FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::int[], %s::bigint[])
+        AS batch (start_ms, end_ms, reason, attempts, retry_ms)"""
+
+# ---------------------------------------------------------------- minutes
+
+# Which minutes lie in a range? Which are the last ones in it?
+MINUTES_BETWEEN = f"""{_MINUTES} FROM candled.candles
+    WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time"""
+LAST_MINUTES = f"""{_MINUTES} FROM candled.candles
+    WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time DESC LIMIT %s"""
+
+# Store a batch of minutes, one revision more where another version had other values. Between which times did it change
+# something, in each market where it did?
+PUT_MINUTES = f"""WITH changed AS (
+        INSERT INTO candled.candles AS old (market, time, {_listed(_MINUTE)})
+        SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
+            WHERE time >= (SELECT kept_from FROM candled.state)
+        ON CONFLICT (market, time) DO UPDATE SET {_all_new((*_NUMBERS, "as_of"))},
+            src = CASE WHEN {_differ(_NUMBERS)} THEN excluded.src ELSE old.src END,
+            rev = greatest(excluded.rev, coalesce(old.rev, 0) + CASE WHEN {_differ(_NUMBERS)} THEN 1 ELSE 0 END)
+            WHERE {_version("excluded")} > {_version("old")}
+        RETURNING market, time)
+    SELECT market, {_ms("min(time)")}, {_ms("max(time)")} FROM changed GROUP BY market ORDER BY market"""
+
+# Which stretches of minutes are there? Among neighbours, time minus position is the same.
+PRESENT = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} FROM (
+        SELECT time, time - interval '1 minute' * row_number() OVER (ORDER BY time) AS stretch
+        FROM candled.candles WHERE market = %s AND time >= {_AT} AND time < {_AT}
+    ) AS there GROUP BY stretch ORDER BY 1"""
+
+# ---------------------------------------------------------------- longer bars
+
+# Where do the bars of an interval begin and end?
+BARS_SPAN = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} FROM candled.rollups
+    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s"""
+# Which bars lie in a range? Which are the last ones before a time?
+BARS_BETWEEN = f"""{_BARS} FROM candled.rollups
+    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
+        AND time >= {_AT} AND time < {_AT} ORDER BY time"""
+BARS_BEFORE = f"""{_BARS} FROM candled.rollups
+    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
+        AND time < {_AT} ORDER BY time DESC LIMIT %s"""
+
+
+def _fold(source: str, condition: str) -> str:
+    """Fold the parts in some stretches of some markets into longer bars; the stretches hold whole bars.
+
+    Buckets are those of `Interval.floor`: the origin is a Monday, 00:00 UTC. The bounds of all stretches together
+    let TimescaleDB leave out the chunks that no part is in. OFFSET 0 makes it one lookup a stretch: without it the
+    planner, who knows nothing of fresh tables, may compare every part with every stretch.
+    """
+    return f"""INSERT INTO candled.rollups AS old (market, minutes, time, {_listed(_BAR)})
+    SELECT market, %s, bucket, (array_agg(open ORDER BY time))[1], max(high), min(low),
+        (array_agg(close ORDER BY time DESC))[1], sum(volume),
+        CASE WHEN count(quote_volume) = count(*) THEN sum(quote_volume) END, max(as_of), coalesce(sum(rev), 0)
+    FROM (
+        SELECT part.*, date_bin(%s * interval '1 minute', part.time, '1969-12-29 00:00:00+00') AS bucket
+        FROM (SELECT market, {_time("start_ms")} AS start_time, {_time("end_ms")} AS end_time
+            FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS batch (market, start_ms, end_ms)) AS touched
+        CROSS JOIN LATERAL (SELECT * FROM {source} AS source WHERE source.market = touched.market
+            AND source.time >= touched.start_time AND source.time < touched.end_time
+            AND source.time >= {_AT} AND source.time < {_AT} {condition} OFFSET 0) AS part
+    ) AS parts
+    GROUP BY market, bucket
+    ORDER BY market, bucket
+    ON CONFLICT (market, minutes, time) DO UPDATE SET {_all_new(_BAR)} WHERE {_differ(_BAR)}"""
+
+
+FOLD_MINUTES = _fold("candled.candles", "")
+FOLD_BARS = _fold("candled.rollups", "AND source.minutes = %s")
+
+# Which intervals are there, and are they folded?
+INTERVALS = "SELECT name, folded FROM candled.intervals ORDER BY name"
+ADD_INTERVALS = "INSERT INTO candled.intervals (name) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
+SET_FOLDED = "UPDATE candled.intervals SET folded = true WHERE name = ANY(%s)"
+FORGET_INTERVAL = "DELETE FROM candled.intervals WHERE name = %s"
+DROP_BARS_BETWEEN = f"DELETE FROM candled.rollups WHERE market = %s AND minutes = %s AND time >= {_AT} AND time < {_AT}"
+DROP_BARS = "DELETE FROM candled.rollups WHERE market = %s AND minutes = %s"
+
+# ---------------------------------------------------------------- forming minutes
+
+# Store minutes without a final version. The bounds of the batch let TimescaleDB leave out the chunks beside it.
+PUT_FORMING = f"""INSERT INTO candled.forming AS old (market, time, {_listed(_MINUTE)})
+    SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
+        WHERE NOT EXISTS (SELECT FROM candled.candles AS final
+            WHERE final.market = batch.market AND final.time = batch.time AND final.time BETWEEN {_AT} AND {_AT})
+    ON CONFLICT (market, time) DO UPDATE SET {_all_new(_MINUTE)} WHERE {_version("excluded")} > {_version("old")}"""
+FORMING = f"""{_MINUTES} FROM candled.forming
+    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) ORDER BY time"""
+DROP_FORMING = f"""DELETE FROM candled.forming USING (SELECT market, {_time("time_ms")} AS time
+        FROM unnest(%s::int[], %s::bigint[]) AS batch (market, time_ms)) AS ended
+    WHERE forming.market = ended.market AND forming.time = ended.time"""
+DROP_OLD_FORMING = """DELETE FROM candled.forming WHERE time <
+    (SELECT max(time) FROM candled.forming AS newest WHERE newest.market = forming.market) - %s * interval '1 ms'"""
+
+# ---------------------------------------------------------------- the log of changes
+
+# Which feeds does a market have, and what changed after a message of one of them? Of a known feed there is at least one
+# row, perhaps of nothing.
+OPEN_FEED = """INSERT INTO candled.feeds (market, number, epoch)
+    SELECT market, 1 + coalesce((SELECT max(number) FROM candled.feeds WHERE feeds.market = batch.market), 0), %s
+    FROM unnest(%s::int[]) AS batch (market)
+    ON CONFLICT (market, epoch) DO NOTHING"""
+FEED = """SELECT number FROM candled.feeds WHERE market = %s AND (epoch = %s OR %s::text IS NULL)
+    ORDER BY number DESC LIMIT 1"""
+DROP_UNTOLD = f"""DELETE FROM candled.changes
+    USING (SELECT seq, {_time("start_ms")} AS start_time, {_time("end_ms")} AS end_time
+        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)) AS told
+    WHERE changes.market = %s AND changes.feed = %s AND changes.seq = %s AND told.seq < %s
+        AND changes.start_time >= told.start_time AND changes.end_time <= told.end_time"""
+NOTE_CHANGES = f"""INSERT INTO candled.changes (market, feed, seq, start_time, end_time)
+    SELECT %s, %s, seq, {_time("start_ms")}, {_time("end_ms")}
+    FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)
+    ON CONFLICT DO NOTHING"""
+UNPUBLISHED = f"""SELECT symbol, {_ms("start_time")}, {_ms("end_time")}
+    FROM candled.markets JOIN candled.changes ON changes.market = markets.id
+    WHERE exchange = %s AND seq = %s
+        AND feed = (SELECT max(number) FROM candled.feeds WHERE feeds.market = markets.id)
+    ORDER BY symbol, start_time"""
+CHANGES_SINCE = f"""SELECT {_ms("start_time")}, {_ms("end_time")}
+    FROM candled.markets JOIN candled.feeds ON feeds.market = markets.id
+        LEFT JOIN candled.changes ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, %s)
+    WHERE exchange = %s AND symbol = %s AND epoch = %s"""
+
+# Which feeds are new to maintenance, and before which one may each market's be forgotten? When a feed began long ago
+# nobody asks any more for those before it; the newest always stays.
+SEE_FEEDS = f"UPDATE candled.feeds SET seen_at = {_AT} WHERE seen_at IS NULL"
+DROP_FEEDS = f"""WITH kept AS (
+        SELECT market, greatest(max(number) - %s + 1, max(number) FILTER (WHERE seen_at <= {_AT})) AS first
+        FROM candled.feeds GROUP BY market),
+    dropped AS (
+        DELETE FROM candled.changes USING kept WHERE changes.market = kept.market AND changes.feed < kept.first)
+    DELETE FROM candled.feeds USING kept WHERE feeds.market = kept.market AND feeds.number < kept.first"""
+
+# ---------------------------------------------------------------- maintenance
+
+# This process uses the database, with these settings. Which others do so with other ones, now that it does?
+CHECK_IN = """INSERT INTO candled.processes AS old (id, name, settings, seen_at) VALUES (%s, %s, %s, now())
+    ON CONFLICT (id) DO UPDATE SET settings = excluded.settings, seen_at = excluded.seen_at"""
+FORGET_PROCESSES = "DELETE FROM candled.processes WHERE seen_at < now() - interval '1 day'"
+OTHERS = f"""SELECT name, settings FROM candled.processes
+    WHERE id <> %s AND seen_at >= {_AT} AND seen_at > now() - interval '2 minutes' ORDER BY name"""
+NOW = f"SELECT {_ms('now()')}"
+
+# Only one process at a time prepares the tables, and only one looks after them. The locks end with the connection.
+TRY_PREPARE = "SELECT pg_try_advisory_lock(hashtextextended('candled prepare', 0))"
+PREPARE = "SELECT pg_advisory_lock(hashtextextended('candled prepare', 0))"
+TRY_MAINTAIN = "SELECT pg_try_advisory_lock(hashtextextended('candled maintain', 0))"
+
+# Before which time are minutes no longer kept? Then delete some of the older ones.
+SET_KEPT_FROM = f"UPDATE candled.state SET kept_from = {_AT} WHERE kept_from < {_AT}"
+KEPT_FROM = f"SELECT {_ms('kept_from')} FROM candled.state WHERE kept_from > '-infinity'"
+OLDEST_MINUTE = f"SELECT {_ms('min(time)')} FROM candled.candles WHERE market = %s"
+# Delete single minutes; then the span of a market may be shorter.
+DISCARD = {
+    table: f"""DELETE FROM candled.{table}
+        WHERE market = %s AND time IN (SELECT {_time("open_ms")} FROM unnest(%s::bigint[]) AS open_ms)"""
+    for table in ("candles", "forming")
+}
+SET_SPAN = """UPDATE candled.markets SET
+    first_time = (SELECT min(time) FROM candled.candles WHERE market = id),
+    last_time = (SELECT max(time) FROM candled.candles WHERE market = id) WHERE id = %s"""
+DELETE_MINUTES = f"DELETE FROM candled.candles WHERE market = %s AND time >= {_AT} AND time < {_AT}"

@@ -1,0 +1,530 @@
+"""The store for large sites: PostgreSQL, with TimescaleDB where the server has it."""
+
+import json
+import logging
+import os
+import platform
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from candled.errors import StoreRejected
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol
+from candled.store.batch import by_market, by_symbol
+from candled.store.holes import replaced
+from candled.store.interface import ALL_TIME, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, KnownGap
+
+from . import statements as sql
+from .maintenance import drop_interval, drop_minutes, forget_feeds
+from .pool import DatabaseConnection, Pool, Watchdog, parse_address
+from .rollups import fold_anew, fold_changes, fold_history, in_minutes, kept, stretches
+from .rows import as_array, as_candles, as_columns
+from .schema import SCHEMA, check, migrate, timescale
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OLDEST_SERVER = 140_000  # date_bin came with PostgreSQL 14
+DAY_MS = 86_400_000
+PRESENT_CHUNK_MS = 100 * DAY_MS
+MAINTENANCE_LIMIT_S = 3600.0
+
+
+class PostgresStore:
+    """The candles of all markets in the schema `candled` of the database that `url` names.
+
+    Bars of longer intervals are kept beside the minutes. Several processes may use one database, each with its
+    own intervals: every writer keeps up all that any of them was ever configured for, until one is dropped by command.
+    A guest, made without intervals, adds none. Methods may be called from any threads; at most `writers` write and
+    `readers` read at a time, further ones wait. Each statement ends within `limit_s` seconds, whatever the link does;
+    `open` and `maintain` may take longer.
+
+    `compress_after_days` (TimescaleDB under its own licence) and `retention_days` are what `maintain` does to old
+    minutes; None leaves them alone. Longer bars are never dropped. Without `upgrade`, and always as a guest, `open`
+    refuses a database whose tables are missing or not up to date, and changes none of them.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        intervals: Iterable[Interval] | None,
+        *,
+        compress_after_days: int | None = None,
+        retention_days: int | None = None,
+        upgrade: bool = True,
+        writers: int = 2,
+        readers: int = 4,
+        limit_s: float = 10.0,
+    ) -> None:
+        self._parameters = parse_address(url)
+        self._wanted = None if intervals is None else frozenset(intervals) - {MINUTE}
+        self._kept: frozenset[Interval] = frozenset()
+        self._id = secrets.token_hex(8)
+        self._since_ms: int | None = None
+        self._compress_after_days = compress_after_days
+        self._retention_days = retention_days
+        self._upgrade = upgrade
+        self._sizes = writers, readers
+        self._limit_s = limit_s
+        self._pools: tuple[Watchdog, Pool, Pool] | None = None
+        self._facts: dict[str, Any] = {"kind": "postgresql", "schema": SCHEMA}
+        self._timescale = timescale.Timescale()
+
+    # ------------------------------------------------------------ opening and closing
+
+    def open(self) -> None:
+        """See `Store.open`. Other processes may be at work.
+
+        Raises:
+            StoreUnavailable: the server cannot be reached, or does not accept us now.
+            StoreRejected: the server is too old, the schema not the one needed, or the role may not create tables.
+        """
+        self.close()
+        watchdog = Watchdog()
+        try:
+            with self._own_connection(watchdog) as link:
+                self._check_server(link)
+                if self._wanted is None:
+                    check(link)
+                    self._note_facts(link, timescale.look(link))
+                else:
+                    self._prepare_tables(link, self._wanted)
+                self._kept = frozenset(interval for interval, is_folded in kept(link) if is_folded)
+        except BaseException:
+            watchdog.close()
+            raise
+        writers, readers = self._sizes
+        connect = partial(DatabaseConnection, self._parameters, watchdog, limit_s=self._limit_s)
+        self._pools = (
+            watchdog,
+            Pool(partial(connect, autocommit=False), writers, wait_s=self._limit_s),
+            Pool(partial(connect, autocommit=True), readers, wait_s=self._limit_s),
+        )
+
+    def close(self) -> None:
+        """Close every connection; calls under way on other threads end first or fail."""
+        pools, self._pools = self._pools, None
+        if pools is None:
+            return
+        watchdog, writers, readers = pools
+        writers.close()
+        readers.close()
+        watchdog.close()
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for `/health`: as of every store (kind: `timescaledb` or `postgresql`), versions, free connections."""
+        facts = {**self._facts, "intervals": [str(interval) for interval in sorted(self._kept)]}
+        if self._pools is None:
+            return facts
+        _, writers, readers = self._pools
+        return {**facts, "freeWriters": writers.free_slots(), "freeReaders": readers.free_slots()}
+
+    def intervals(self) -> Sequence[Interval]:
+        """See `Store.intervals`."""
+        return sorted(self._kept)
+
+    def drop_interval(self, interval: Interval) -> int:
+        """See `Store.drop_interval`."""
+        watchdog, _, _ = self._opened_pools()
+        with self._own_connection(watchdog) as link:
+            users = [name for name, settings in link.fetch_rows(sql.OTHERS, (self._id, 0)) if _uses(settings, interval)]
+            link.commit()
+            if users:
+                raise StoreRejected(f"bars of {interval} are in use by {', '.join(users)}: stop it first")
+            self._kept -= {interval}
+            return drop_interval(link, interval)
+
+    def check_in(self) -> Sequence[str]:
+        """See `Store.check_in`. Named are processes that were seen since this one began and in the last two minutes."""
+        ours = self._settings()
+        with self._borrow_to_write() as link:
+            link.execute(sql.FORGET_PROCESSES)
+            link.execute(sql.CHECK_IN, (self._id, f"{platform.node()}:{os.getpid()}", json.dumps(ours)))
+            if self._since_ms is None:
+                [(self._since_ms,)] = link.fetch_rows(sql.NOW)
+            others = link.fetch_rows(sql.OTHERS, (self._id, self._since_ms))
+        return [
+            f"{name} uses this store with {key} {settings.get(key)}, this process with {ours[key]}"
+            for name, settings in others
+            for key in ours
+            if settings.get(key) != ours[key]
+        ]
+
+    def _settings(self) -> dict[str, str]:
+        """Those of the settings in which processes on one database should agree."""
+        return {
+            "intervals": ", ".join(str(interval) for interval in sorted(self._wanted or ())) or "none",
+            "compress_after": _days(self._compress_after_days),
+            "retention": _days(self._retention_days),
+        }
+
+    # ------------------------------------------------------------ writing
+
+    def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
+        """See `Store.write`. Writers of the same market wait for each other, in an order that never deadlocks.
+
+        If this raises `StoreUnavailable` the rows may have been stored: writing them again changes nothing then.
+        """
+        batches = by_market(rows)
+        if not batches:
+            return
+        with self._borrow_to_write() as link:
+            ids = _lock_markets(link, batches)
+            minutes = {ids[market]: batch.minutes for market, batch in batches.items() if batch.minutes}
+            forming = {ids[market]: batch.forming for market, batch in batches.items() if batch.forming}
+            if minutes:
+                self._write_minutes(link, minutes)
+            if forming:
+                _write_forming(link, forming)
+
+    def _write_minutes(self, link: DatabaseConnection, minutes: Mapping[int, Mapping[int, Candle]]) -> None:
+        times = {id: sorted(minutes[id]) for id in sorted(minutes)}
+        markets = [id for id in times for _ in times[id]]
+        candles = [candle for id in times for candle in map(minutes[id].__getitem__, times[id])]
+        columns = as_columns(markets, candles)
+        link.execute(sql.DROP_FORMING, columns[:2])
+        changed = link.fetch_rows(sql.PUT_MINUTES, columns)
+        if not changed:
+            return
+        link.execute(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*changed, strict=True)])
+        changes = {
+            id: stretches([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
+            for id, first_ms, last_ms in changed
+        }
+        fold_changes(link, changes)
+
+    def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
+        """See `Store.refold`."""
+        with self._borrow_to_write() as link:
+            market_id = _lock_markets(link, [market])[market]
+            fold_anew(link, market_id, RangeSet(spans), _kept_from(link))
+
+    def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
+        """See `Store.discard`."""
+        bars = [(row.table, row.interval, row.time) for row in rows if isinstance(row.time, int)]
+        with self._borrow_to_write() as link:
+            market_id = _lock_markets(link, [market])[market]
+            for table, statement in sql.DISCARD.items():
+                link.execute(statement, (market_id, [open_ms for at, _, open_ms in bars if at == table]))
+            link.execute(sql.SET_SPAN, (market_id,))
+            spans = [(open_ms, open_ms + interval.ms) for at, interval, open_ms in bars if at != "forming"]
+            fold_anew(link, market_id, RangeSet(spans), _kept_from(link))
+
+    def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
+        """See `Store.set_complete_from`."""
+        with self._borrow_to_write() as link:
+            ids = _lock_markets(link, [market])
+            link.execute(sql.SET_COMPLETE_FROM, (since_ms, ids[market]))
+
+    def save_known_gaps(self, market: MarketKey, holes: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
+        """See `Store.save_holes`."""
+        with self._borrow_to_write() as link:
+            market_id = _lock_markets(link, [market])[market]
+            near = _holes(link.fetch_rows(sql.HOLES, (*_names(market), *within)))
+            new = replaced(near, holes, within)
+            link.execute(sql.DROP_HOLES, (market_id, [hole.start_ms for hole in near]))
+            link.execute(
+                sql.PUT_HOLES,
+                (
+                    market_id,
+                    [hole.start_ms for hole in new],
+                    [hole.end_ms for hole in new],
+                    [hole.reason for hole in new],
+                    [hole.attempts for hole in new],
+                    [hole.retry_ms for hole in new],
+                ),
+            )
+
+    def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
+        """See `Store.open_feed`."""
+        with self._borrow_to_write() as link:
+            ids = _lock_markets(link, dict.fromkeys(markets)) if markets else {}
+            link.execute(sql.OPEN_FEED, (epoch, sorted(ids.values())))
+
+    def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
+        """See `Store.note_changes`."""
+        with self._borrow_to_write() as link:
+            market_id = _lock_markets(link, [market])[market]
+            feeds = link.fetch_rows(sql.FEED, (market_id, epoch, epoch))
+            if not feeds and epoch is None:
+                return
+            if not feeds:
+                raise StoreRejected(f"{market} has no feed {epoch}, or no longer")
+            rows = [(seq, *span) for seq, span in changes]
+            arrays = [as_array(map(str, column)) for column in zip(*rows, strict=True)]
+            if arrays:
+                link.execute(sql.DROP_UNTOLD, (*arrays, market_id, *feeds[0], SEQ_UNPUBLISHED, SEQ_UNPUBLISHED))
+                link.execute(sql.NOTE_CHANGES, (market_id, *feeds[0], *arrays))
+
+    # ------------------------------------------------------------ reading
+
+    def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
+        """See `Store.bars`.
+
+        Raises:
+            StoreRejected: bars of `interval` are not kept.
+        """
+        if limit <= 0:
+            return []
+        if interval == MINUTE:
+            return self._last_minutes(market, before_ms, limit)
+        parameters = (*_names(market), in_minutes(self._check_interval(interval)), _possible(before_ms), limit)
+        return as_candles(reversed(self._fetch_rows(sql.BARS_BEFORE, parameters)))
+
+    def _last_minutes(self, market: MarketKey, before_ms: int, limit: int) -> list[Candle]:
+        """The last minutes, first looked for where they are if none is missing, then ever farther back.
+
+        A search without a lower bound would look into every chunk there is.
+        """
+
+        def look(link: DatabaseConnection) -> list[Candle]:
+            for market_id, first_ms, last_ms in link.fetch_rows(sql.SPAN, _names(market)):
+                end_ms = min(before_ms, last_ms + MINUTE_MS)
+                reach_ms = limit * MINUTE_MS
+                while True:
+                    start_ms = max(first_ms, end_ms - reach_ms)
+                    rows = link.fetch_rows(sql.LAST_MINUTES, (market_id, start_ms, _possible(end_ms), limit))
+                    if len(rows) == limit or start_ms == first_ms:
+                        return as_candles(reversed(rows))
+                    reach_ms *= 4
+            return []
+
+        return self._run_read(look)
+
+    def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+        """See `Store.bars_between`.
+
+        Raises:
+            StoreRejected: bars of `interval` are not kept.
+        """
+        if interval != MINUTE:
+            span = in_minutes(self._check_interval(interval)), _possible(start_ms), _possible(end_ms)
+            return as_candles(self._fetch_rows(sql.BARS_BETWEEN, (*_names(market), *span)))
+        return self._run_read(
+            lambda link: [
+                candle
+                for market_id, *span in _within(link, market, start_ms, end_ms)
+                for candle in as_candles(link.fetch_rows(sql.MINUTES_BETWEEN, (market_id, *span)))
+            ]
+        )
+
+    def span(self, market: MarketKey, interval: Interval) -> Range | None:
+        """See `Store.span`."""
+        if interval == MINUTE:
+            found = self._fetch_rows(sql.KEPT_SPAN, _names(market))
+        else:
+            found = self._fetch_rows(sql.BARS_SPAN, (*_names(market), in_minutes(self._check_interval(interval))))
+        for first_ms, last_ms in found:
+            if first_ms is not None:
+                return Range(first_ms, last_ms + interval.ms)
+        return None
+
+    def kept_from(self) -> int:
+        """See `Store.kept_from`."""
+        return self._run_read(_kept_from)
+
+    def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
+        """See `Store.bad_rows`: the columns hold numbers and times only."""
+        return []
+
+    def read_forming(self, market: MarketKey) -> list[Candle]:
+        """See `Store.forming`."""
+        return as_candles(self._fetch_rows(sql.FORMING, _names(market)), final=False)
+
+    def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
+        """See `Store.newest`."""
+        return {Symbol.parse(symbol): newest_ms for symbol, newest_ms in self._fetch_rows(sql.NEWEST, (exchange,))}
+
+    def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
+        """See `Store.present`."""
+
+        def look(link: DatabaseConnection) -> RangeSet:
+            return RangeSet(
+                stretch
+                for market_id, first_ms, last_ms in _within(link, market, start_ms, end_ms)
+                for chunk_ms in range(first_ms, last_ms, PRESENT_CHUNK_MS)
+                for stretch in link.fetch_rows(
+                    sql.PRESENT, (market_id, chunk_ms, min(last_ms, chunk_ms + PRESENT_CHUNK_MS))
+                )
+            )
+
+        return list(self._run_read(look))
+
+    def complete_from(self, market: MarketKey) -> int | None:
+        """See `Store.complete_from`."""
+        rows = self._fetch_rows(sql.COMPLETE_FROM, _names(market))
+        return rows[0][0] if rows else None
+
+    def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+        rows = self._fetch_rows(sql.SERVED_FROM, _names(market))
+        return rows[0][0] if rows else None
+
+    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
+        """See `Store.holes`."""
+        found = _holes(self._fetch_rows(sql.HOLES, (*_names(market), *within)))
+        return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
+
+    def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """See `Store.unpublished`."""
+        return by_symbol(self._fetch_rows(sql.UNPUBLISHED, (exchange, SEQ_UNPUBLISHED)))
+
+    def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
+        """See `Store.changes_since`."""
+        rows = self._fetch_rows(sql.CHANGES_SINCE, (seq, *_names(market), epoch))
+        return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
+
+    def cancel_read(self, thread: int) -> None:
+        """See `Store.cancel`."""
+        if self._pools is not None:
+            self._pools[2].cancel_read(thread)
+
+    # ------------------------------------------------------------ maintenance
+
+    def tidy_up(self, now_ms: int) -> None:
+        """Compress and drop what is old at `now_ms` (UTC epoch ms), old feeds too.
+
+        To be called about once an hour, not on the writing thread: compressing a chunk may take a minute. Where
+        another process is at it, this returns at once. Raises as every method of a store; the next call goes on.
+        """
+        watchdog, _, _ = self._opened_pools()
+        with self._own_connection(watchdog) as link:
+            [(is_ours,)] = link.fetch_rows(sql.TRY_MAINTAIN)
+            link.commit()
+            if not is_ours:
+                return
+            forget_feeds(link, now_ms)
+            link.execute(sql.DROP_OLD_FORMING, (FORMING_KEPT_MS,))
+            link.commit()
+            if self._retention_days is not None:
+                before_ms = now_ms - self._retention_days * DAY_MS
+                drop_minutes(link, before_ms, in_chunks=self._timescale.hypertable)
+            if self._compress_after_days is not None and self._timescale.hypertable and self._timescale.licensed:
+                compressed = timescale.compress(link, now_ms - self._compress_after_days * DAY_MS)
+                if compressed:
+                    logger.info("compressed %s chunks of minutes", compressed)
+
+    # ------------------------------------------------------------ preparing
+
+    def _check_server(self, link: DatabaseConnection) -> None:
+        if link.server_version < OLDEST_SERVER:
+            raise StoreRejected(
+                f"expected PostgreSQL {OLDEST_SERVER // 10_000} or newer, the server is {_name(link.server_version)}"
+            )
+
+    def _prepare_tables(self, link: DatabaseConnection, wanted: Iterable[Interval]) -> None:
+        if not link.fetch_rows(sql.TRY_PREPARE)[0][0]:
+            logger.info("waiting for another process that prepares the database")
+            link.fetch_rows(sql.PREPARE)
+        timescale.check_loaded(link)
+        (migrate if self._upgrade else check)(link)
+        self._note_facts(link, (timescale.prepare if self._upgrade else timescale.look)(link))
+        if self._timescale.hypertable:
+            logger.info("PostgreSQL %s with TimescaleDB %s", self._facts["server"], self._timescale.version)
+        else:
+            logger.info("PostgreSQL %s with plain tables: %s", self._facts["server"], self._timescale.remark)
+        fold_history(link, wanted)
+
+    def _note_facts(self, link: DatabaseConnection, found: timescale.Timescale) -> None:
+        self._timescale = found
+        self._facts = {
+            "kind": "timescaledb" if found.hypertable else "postgresql",
+            "schema": SCHEMA,
+            "server": _name(link.server_version),
+            "timescaledb": found.version,
+            "compression": self._compress_after_days is not None and found.licensed,
+        }
+
+    # ------------------------------------------------------------ connections
+
+    def _opened_pools(self) -> tuple[Watchdog, Pool, Pool]:
+        if self._pools is None:
+            raise StoreRejected("the store is not open")
+        return self._pools
+
+    @contextmanager
+    def _borrow_to_write(self) -> Iterator[DatabaseConnection]:
+        with self._opened_pools()[1].begin_transaction() as link:
+            yield link
+
+    def _run_read(self, work: Callable[[DatabaseConnection], T]) -> T:
+        return self._opened_pools()[2].run_read(work)
+
+    def _fetch_rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        return self._run_read(lambda link: link.fetch_rows(statement, parameters))
+
+    @contextmanager
+    def _own_connection(self, watchdog: Watchdog) -> Iterator[DatabaseConnection]:
+        """A connection for this once, for statements that may take long; its locks end with it."""
+        link = DatabaseConnection(self._parameters, watchdog, limit_s=MAINTENANCE_LIMIT_S, autocommit=False)
+        try:
+            yield link
+        finally:
+            link.close()
+
+    def _check_interval(self, interval: Interval) -> Interval:
+        if interval not in self._kept:
+            raise StoreRejected(f"no bars of {interval} are kept")
+        return interval
+
+
+def _name(version: int) -> str:
+    """The server's version as people write it."""
+    return f"{version // 10_000}.{version % 10_000}"
+
+
+def _days(count: int | None) -> str:
+    return "off" if count is None else f"{count} d"
+
+
+def _uses(settings: Mapping[str, str], interval: Interval) -> bool:
+    return str(interval) in settings.get("intervals", "").split(", ")
+
+
+# ---------------------------------------------------------------- markets and spans
+
+
+def _names(market: MarketKey) -> tuple[str, str]:
+    return market.exchange, str(market.symbol)
+
+
+def _lock_markets(link: DatabaseConnection, markets: Iterable[MarketKey]) -> dict[MarketKey, int]:
+    """The numbers of the markets, given now if they had none; nobody else writes to them until we are done."""
+    names = {_names(market): market for market in markets}
+    columns = [list(column) for column in zip(*names, strict=True)]
+    link.execute(sql.ADD_MARKETS, columns)
+    return {names[exchange, symbol]: id for id, exchange, symbol in link.fetch_rows(sql.LOCK_MARKETS, columns)}
+
+
+def _kept_from(link: DatabaseConnection) -> int:
+    return max((kept_ms for (kept_ms,) in link.fetch_rows(sql.KEPT_FROM)), default=0)
+
+
+def _write_forming(link: DatabaseConnection, forming: Mapping[int, Mapping[int, Candle]]) -> None:
+    rows = [(id, forming[id][open_ms]) for id in sorted(forming) for open_ms in sorted(forming[id])]
+    times = [candle.open_ms for _, candle in rows]
+    columns = as_columns([id for id, _ in rows], [candle for _, candle in rows])
+    link.execute(sql.PUT_FORMING, (*columns, min(times), max(times)))
+
+
+def _within(link: DatabaseConnection, market: MarketKey, start_ms: int, end_ms: int) -> list[tuple[int, int, int]]:
+    """The market's number with the part of `[start_ms, end_ms)` that its minutes span; empty where it has none."""
+    return [
+        (market_id, max(start_ms, first_ms), min(end_ms, last_ms + MINUTE_MS))
+        for market_id, first_ms, last_ms in link.fetch_rows(sql.SPAN, _names(market))
+    ]
+
+
+def _possible(at_ms: int) -> int:
+    """The time itself, or the end of PostgreSQL's calendar where it lies beyond."""
+    return max(0, min(at_ms, 10**15))
+
+
+def _holes(rows: Iterable[tuple[Any, ...]]) -> list[KnownGap]:
+    return [
+        KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
+        for start_ms, end_ms, reason, attempts, retry_ms in rows
+    ]

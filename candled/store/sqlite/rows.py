@@ -1,0 +1,108 @@
+"""Candles and holes as the rows of SQLite's tables, and back."""
+
+from collections.abc import Iterable
+from decimal import Decimal, DecimalException
+from typing import Any
+
+from candled.model import Candle, iso_ms
+from candled.store.batch import SOURCES, number_text, source_number
+from candled.store.interface import ALL_TIME, KnownGap
+
+_NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
+_LONGEST = 40
+
+
+class UnreadableRow(Exception):
+    """A row holds a value that no bar can have, because the file checks no types."""
+
+
+def bar_row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, int, int]:
+    """The columns of a longer bar: decimals as text, every digit as given and never with an exponent."""
+    quote = candle.quote_volume
+    return (
+        candle.open_ms,
+        number_text(candle.open),
+        number_text(candle.high),
+        number_text(candle.low),
+        number_text(candle.close),
+        number_text(candle.volume),
+        None if quote is None else number_text(quote),
+        candle.as_of_ms,
+        candle.rev,
+    )
+
+
+def minute_row(candle: Candle) -> tuple[int | str | None, ...]:
+    """The columns of a minute: the same, and where it came from."""
+    return (*bar_row(candle), source_number(candle.src))
+
+
+def as_candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
+    """Return the candles of rows whose last column is the number of their source.
+
+    Raises:
+        UnreadableRow: one of them is no candle.
+    """
+    rows = list(rows)
+    try:
+        return [
+            Candle(
+                open_ms,
+                Decimal(open),
+                Decimal(high),
+                Decimal(low),
+                Decimal(close),
+                Decimal(volume),
+                None if quote is None else Decimal(quote),
+                as_of_ms,
+                final,
+                rev,
+                SOURCES[src],
+            )
+            for open_ms, open, high, low, close, volume, quote, as_of_ms, rev, src in rows
+        ]
+    except (DecimalException, TypeError, ValueError, IndexError) as error:
+        for row in rows:
+            wrong = problem(row)
+            if wrong is not None:
+                raise UnreadableRow(f"{time_text(row[0])}: {wrong}") from error
+        raise
+
+
+def problem(row: Any) -> str | None:
+    """Return why a row cannot be a bar, whose values are those of `as_candles`; None where it can be read as one."""
+    open_ms, *numbers, as_of_ms, rev, src = row
+    if type(open_ms) is not int or not 0 <= open_ms < ALL_TIME.end_ms:
+        return "its time is no time"
+    for name, value in zip(_NUMBERS, numbers, strict=True):
+        if not _is_number(value) and not (value is None and name == "quote_volume"):
+            return f"{name} is {_shown(value)}, which is no number"
+    for name, value in (("as_of_ms", as_of_ms), ("rev", rev), ("src", src)):
+        if type(value) is not int:
+            return f"{name} is {_shown(value)}, which is no whole number"
+    return None if 0 <= src < len(SOURCES) else f"src is {src}, which no source has"
+
+
+def time_text(stored: object) -> str:
+    """Print the time of a row, whatever it is."""
+    return iso_ms(stored) if type(stored) is int and 0 <= stored < ALL_TIME.end_ms else _shown(stored)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, str) and Decimal(value).is_finite()
+    except DecimalException:
+        return False
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def as_holes(rows: Iterable[Any]) -> list[KnownGap]:
+    """The holes of rows."""
+    return [
+        KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
+        for start_ms, end_ms, reason, attempts, retry_ms in rows
+    ]

@@ -1,0 +1,216 @@
+"""The tables and statements of the SQLite store, each with a line on what it answers."""
+
+from collections.abc import Mapping
+
+from candled.model import MINUTE_MS
+from candled.store.batch import SOURCES
+from candled.store.interface import ALL_TIME, Table
+
+END_MS = ALL_TIME.end_ms
+
+# `src` is the number of a source, see `batch.SOURCES`; longer bars have always the same one.
+_BAR = "time_ms, open, high, low, close, volume, quote_volume, as_of_ms, rev"
+_MINUTE = f"{_BAR}, src"
+_FOLDED = f"{_BAR}, {SOURCES.index('agg')}"
+_VALUE_COLUMNS = """
+    time_ms INTEGER NOT NULL,
+    open TEXT NOT NULL,
+    high TEXT NOT NULL,
+    low TEXT NOT NULL,
+    close TEXT NOT NULL,
+    volume TEXT NOT NULL,
+    quote_volume TEXT,
+    as_of_ms INTEGER NOT NULL
+"""
+
+# What a new file consists of, step by step: an older file lacks the later steps. Nothing of a step is ever changed.
+_FIRST_TABLES = (
+    """CREATE TABLE markets (
+        id INTEGER PRIMARY KEY,
+        exchange TEXT NOT NULL,
+        symbol TEXT NOT NULL,
+        complete_from_ms INTEGER,
+        UNIQUE (exchange, symbol)
+    )""",
+    f"CREATE TABLE candles (market INTEGER NOT NULL, {_VALUE_COLUMNS}, PRIMARY KEY (market, time_ms)) WITHOUT ROWID",
+    f"""CREATE TABLE rollups (market INTEGER NOT NULL, interval_ms INTEGER NOT NULL, {_VALUE_COLUMNS},
+        PRIMARY KEY (market, interval_ms, time_ms)) WITHOUT ROWID""",
+    f"CREATE TABLE running (market INTEGER PRIMARY KEY, {_VALUE_COLUMNS})",
+    """CREATE TABLE holes (
+        market INTEGER NOT NULL,
+        start_ms INTEGER NOT NULL,
+        end_ms INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        retry_ms INTEGER,
+        PRIMARY KEY (market, start_ms)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE intervals (interval_ms INTEGER PRIMARY KEY)",
+)
+
+# Revisions and sources, and the log of changes: `feeds` of a market in the order of their numbers, `seen_ms` being when
+# `maintain` first met one, and which stretches of the past changed with which message of a feed.
+_REVISIONS_AND_CHANGES = (
+    "ALTER TABLE candles ADD COLUMN rev INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE candles ADD COLUMN src INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE rollups ADD COLUMN rev INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE running ADD COLUMN rev INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE running ADD COLUMN src INTEGER NOT NULL DEFAULT 0",
+    """CREATE TABLE feeds (
+        market INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        epoch TEXT NOT NULL,
+        seen_ms INTEGER,
+        PRIMARY KEY (market, number),
+        UNIQUE (market, epoch)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE changes (
+        market INTEGER NOT NULL,
+        feed INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        start_ms INTEGER NOT NULL,
+        end_ms INTEGER NOT NULL,
+        PRIMARY KEY (market, feed, seq, start_ms, end_ms)
+    ) WITHOUT ROWID""",
+)
+
+# `folded`: the past is folded too, so that the bars can be read and be the parts of still longer ones.
+_INTERVALS_BEING_FOLDED = ("ALTER TABLE intervals ADD COLUMN folded INTEGER NOT NULL DEFAULT 1",)
+
+# Several minutes of a market without a final version, where `running` had one row a market.
+_FORMING_MINUTES = (
+    f"""CREATE TABLE forming (market INTEGER NOT NULL, {_VALUE_COLUMNS},
+        rev INTEGER NOT NULL, src INTEGER NOT NULL, PRIMARY KEY (market, time_ms)) WITHOUT ROWID""",
+    f"""INSERT INTO forming (market, {_MINUTE}) SELECT market, {_MINUTE} FROM running
+        WHERE time_ms > coalesce((SELECT max(time_ms) FROM candles WHERE candles.market = running.market), -1)""",
+    "DROP TABLE running",
+)
+STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES, _INTERVALS_BEING_FOLDED, _FORMING_MINUTES)
+
+# Which number does a market have, and which markets are there?
+MARKET_ID = "SELECT id FROM markets WHERE exchange = ? AND symbol = ?"
+MARKET_IDS = "SELECT id FROM markets ORDER BY id"
+ADD_MARKET = "INSERT INTO markets (exchange, symbol) VALUES (?, ?) ON CONFLICT DO NOTHING"
+
+# Which minutes lie in a range? Which are the last ones before a time?
+MINUTES_BETWEEN = f"SELECT {_MINUTE} FROM candles WHERE market = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"
+MINUTES_BEFORE = f"SELECT {_MINUTE} FROM candles WHERE market = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"
+PUT_MINUTE = f"REPLACE INTO candles (market, {_MINUTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+# The same of longer bars.
+BARS_BETWEEN = f"""SELECT {_FOLDED} FROM rollups
+    WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"""
+BARS_BEFORE = f"""SELECT {_FOLDED} FROM rollups
+    WHERE market = ? AND interval_ms = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"""
+PUT_BAR = f"REPLACE INTO rollups (market, interval_ms, {_BAR}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+DROP_BARS_BETWEEN = "DELETE FROM rollups WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ?"
+DROP_BARS = "DELETE FROM rollups WHERE market = ? AND interval_ms = ?"
+
+# Which minutes have no final version yet, and which of them are so old that nobody waits for one any more?
+FORMING = f"SELECT {_MINUTE} FROM forming WHERE market = ? ORDER BY time_ms"
+PUT_FORMING = f"REPLACE INTO forming (market, {_MINUTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+DROP_FORMING = "DELETE FROM forming WHERE market = ? AND time_ms = ?"
+DROP_OLD_FORMING = """DELETE FROM forming WHERE time_ms <
+    (SELECT max(time_ms) FROM forming AS newest WHERE newest.market = forming.market) - ?"""
+IS_FINAL = "SELECT 1 FROM candles WHERE market = ? AND time_ms = ?"
+
+# Where do a market's minutes or bars begin and end? One lookup at either end of the key, not a scan.
+SPAN = f"""SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_MS}),
+    (SELECT max(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_MS})"""
+BARS_SPAN = SPAN.replace("candles", "rollups").replace("?1", "?1 AND interval_ms = ?2")
+NEWEST = f"""SELECT symbol, newest FROM (
+        SELECT symbol, (SELECT max(time_ms) FROM candles WHERE market = id AND time_ms < {END_MS}) AS newest
+        FROM markets WHERE exchange = ?
+    ) WHERE newest IS NOT NULL"""
+
+
+_NOWHERE = f"(typeof(time_ms) <> 'integer' OR time_ms < 0 OR time_ms >= {END_MS})"
+
+
+def _suspect(table: str, interval_ms: str, columns: str) -> str:
+    """Find the rows of a range that `sqlite_rows.problem` is to judge: with anything but plain digits.
+
+    The file checks no types: a column may hold anything.
+    """
+    signs = [
+        f"typeof({name}) <> 'text' OR {name} GLOB '*[^0-9.]*' OR {name} GLOB '*.*.*' OR {name} IN ('', '.')"
+        for name in ("open", "high", "low", "close", "volume")
+    ]
+    signs.append(signs[0].replace("open", "quote_volume").join(("quote_volume IS NOT NULL AND (", ")")))
+    signs += [f"typeof({name}) <> 'integer'" for name in ("as_of_ms", "rev", "src") if name in columns]
+    signs += [f"src NOT BETWEEN 0 AND {len(SOURCES) - 1}"] if "src" in columns else []
+    return f"""SELECT {interval_ms}, {columns} FROM {table}
+        WHERE market = ? AND time_ms >= ? AND time_ms < ? AND NOT {_NOWHERE} AND ({" OR ".join(signs)})"""
+
+
+# Which rows of a range may be no bars, and which have no time? Only bars that are kept up count. Then one is deleted.
+_KEPT_UP = "AND interval_ms IN (SELECT interval_ms FROM intervals)"
+SUSPECTS: Mapping[Table, str] = {
+    "candles": _suspect("candles", str(MINUTE_MS), _MINUTE),
+    "rollups": f"{_suspect('rollups', 'interval_ms', _FOLDED)} {_KEPT_UP}",
+    "forming": _suspect("forming", str(MINUTE_MS), _MINUTE),
+}
+WITHOUT_TIME: Mapping[Table, str] = {
+    "candles": f"SELECT {MINUTE_MS}, {_MINUTE} FROM candles WHERE market = ? AND {_NOWHERE}",
+    "rollups": f"SELECT interval_ms, {_FOLDED} FROM rollups WHERE market = ? AND {_NOWHERE} {_KEPT_UP}",
+    "forming": f"SELECT {MINUTE_MS}, {_MINUTE} FROM forming WHERE market = ? AND {_NOWHERE}",
+}
+DISCARD = {
+    "candles": f"DELETE FROM candles WHERE market = ? AND ? = {MINUTE_MS} AND time_ms IS ?",
+    "rollups": "DELETE FROM rollups WHERE market = ? AND interval_ms = ? AND time_ms IS ?",
+    "forming": f"DELETE FROM forming WHERE market = ? AND ? = {MINUTE_MS} AND time_ms IS ?",
+}
+
+# Which stretches of minutes are there? Among neighbours, time minus position is the same number.
+PRESENT = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (
+        SELECT time_ms, time_ms - {MINUTE_MS} * row_number() OVER (ORDER BY time_ms) AS stretch
+        FROM candles WHERE market = ? AND time_ms >= ? AND time_ms < ?
+    ) GROUP BY stretch ORDER BY 1"""
+
+# Since when is a market complete, and what does the exchange itself not have?
+COMPLETE_FROM = "SELECT complete_from_ms FROM markets WHERE id = ?"
+# Where does what may be served begin? `min` of two is NULL where one of them is.
+SERVED_FROM = """SELECT min(coalesce(complete_from_ms, oldest), coalesce(oldest, complete_from_ms)) FROM
+    (SELECT complete_from_ms, (SELECT min(time_ms) FROM candles WHERE market = id) AS oldest
+        FROM markets WHERE id = ?)"""
+SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?1), ?1) WHERE id = ?2"
+# Holes do not overlap: of those that begin before a range only the last can reach into it.
+HOLES = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ?1
+        AND start_ms >= coalesce((SELECT max(start_ms) FROM holes WHERE market = ?1 AND start_ms < ?2), ?2)
+        AND start_ms <= ?3 AND end_ms >= ?2
+    ORDER BY start_ms"""
+DROP_HOLE = "DELETE FROM holes WHERE market = ? AND start_ms = ?"
+PUT_HOLE = "INSERT INTO holes (market, start_ms, end_ms, reason, attempts, retry_ms) VALUES (?, ?, ?, ?, ?, ?)"
+
+# Of which intervals are bars kept up by every writer, and of which are all bars stored?
+INTERVALS = "SELECT interval_ms, folded FROM intervals"
+FOLDED = "SELECT interval_ms FROM intervals WHERE folded"
+UNFOLDED = "SELECT interval_ms FROM intervals WHERE NOT folded"
+ADD_INTERVAL = "INSERT INTO intervals (interval_ms, folded) VALUES (?, 0) ON CONFLICT DO NOTHING"
+SET_FOLDED = "UPDATE intervals SET folded = 1 WHERE interval_ms = ?"
+DROP_INTERVAL = "DELETE FROM intervals WHERE interval_ms = ?"
+
+# Which feeds does a market have, and what changed after a message of one of them? Of a known feed there is at least one
+# row, perhaps of nothing.
+OPEN_FEED = """INSERT INTO feeds (market, number, epoch)
+    SELECT ?1, coalesce(max(number), 0) + 1, ?2 FROM feeds WHERE market = ?1
+    ON CONFLICT (market, epoch) DO NOTHING"""
+FEED = """SELECT number FROM feeds WHERE market = ?1 AND (epoch = ?2 OR ?2 IS NULL)
+    ORDER BY number DESC LIMIT 1"""
+DROP_UNTOLD = "DELETE FROM changes WHERE market = ? AND feed = ? AND seq = ? AND start_ms >= ? AND end_ms <= ?"
+NOTE_CHANGE = "INSERT INTO changes (market, feed, seq, start_ms, end_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+UNPUBLISHED = """SELECT symbol, start_ms, end_ms FROM markets JOIN changes ON changes.market = id
+    WHERE exchange = ? AND feed = (SELECT max(number) FROM feeds WHERE feeds.market = id) AND seq = ?
+    ORDER BY symbol, start_ms"""
+CHANGES_SINCE = """SELECT start_ms, end_ms FROM feeds LEFT JOIN changes
+        ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, ?)
+    WHERE feeds.market = ? AND epoch = ?"""
+
+# Which feeds are new to `maintain`, and before which one may each market's be forgotten? When a feed began long ago
+# nobody asks any more for those before it; the newest always stays.
+SEE_FEEDS = "UPDATE feeds SET seen_ms = ? WHERE seen_ms IS NULL"
+OLD_FEEDS = """SELECT market,
+        max(max(number) - ?1 + 1, coalesce(max(CASE WHEN seen_ms <= ?2 THEN number END), 0)) AS kept
+    FROM feeds GROUP BY market HAVING min(number) < kept"""
+DROP_CHANGES = "DELETE FROM changes WHERE market = ? AND feed < ?"
+DROP_FEEDS = "DELETE FROM feeds WHERE market = ? AND number < ?"

@@ -1,0 +1,644 @@
+"""The embedded store: one SQLite file in write-ahead-log mode."""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from decimal import DecimalException
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from candled.errors import StoreRejected, StoreUnavailable
+from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
+from candled.store.batch import MarketBatch, by_market, by_symbol, fold_bars, levels, minute_ranges, news, touched
+from candled.store.holes import replaced
+from candled.store.interface import (
+    ALL_TIME,
+    FEED_DAYS,
+    FEEDS_KEPT,
+    FORMING_KEPT_MS,
+    SEQ_UNPUBLISHED,
+    BadRow,
+    KnownGap,
+    Table,
+)
+from candled.store.owner import Owner
+
+from . import statements as sql
+from .rows import UnreadableRow, as_candles, as_holes, bar_row, minute_row, problem, time_text
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = len(sql.STEPS)
+APPLICATION_ID = 0x63616E64  # "cand": tells our files from those of other programs
+BUSY_TIMEOUT_S = 5.0
+DAY_MS = 86_400_000
+FOLD_CHUNK_MS = 28 * DAY_MS
+_WEEK = Interval.parse("1W")
+
+# ---------------------------------------------------------------- errors
+
+# Primary result codes, https://sqlite.org/rescode.html: a lock ends, a disk is emptied or comes back.
+_MAY_HEAL = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+# The same codes when the file is opened: then the operator has to act.
+_WRONG_FILE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    """SQLite's result code without its extension; -1 where the Python module itself complained."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return -1 if code is None else int(code) & 0xFF
+
+
+# ---------------------------------------------------------------- bars
+
+
+def _between(
+    connection: sqlite3.Connection, market_id: int, interval: Interval, start_ms: int, end_ms: int
+) -> list[Candle]:
+    if interval == MINUTE:
+        return as_candles(connection.execute(sql.MINUTES_BETWEEN, (market_id, start_ms, end_ms)))
+    return as_candles(connection.execute(sql.BARS_BETWEEN, (market_id, interval.ms, start_ms, end_ms)))
+
+
+def _fold(
+    connection: sqlite3.Connection, market_id: int, changed: RangeSet, levels: Mapping[Interval, Interval]
+) -> None:
+    """Fold again every bar of `levels` (each with the interval it is folded from) that `changed` touches."""
+    for interval, source in levels.items():
+        bars = [
+            bar
+            for start_ms, end_ms in touched(changed, interval)
+            for bar in fold_bars(_between(connection, market_id, source, start_ms, end_ms), interval)
+        ]
+        connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
+
+
+def _fold_anew(connection: sqlite3.Connection, market_id: int, changed: RangeSet) -> None:
+    """Fold again every longer bar that `changed` touches, and drop those in which no minute lies."""
+    kept = _levels(connection)
+    for interval in kept:
+        rows = [(market_id, interval.ms, *span) for span in touched(changed, interval)]
+        connection.executemany(sql.DROP_BARS_BETWEEN, rows)
+    _fold(connection, market_id, changed, kept)
+
+
+def _levels(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:
+    """The intervals whose bars are to be kept up with a change of minutes, by the file's own word."""
+    rows = connection.execute(sql.INTERVALS).fetchall()
+    return levels(tuple((_interval(interval_ms), bool(is_folded)) for interval_ms, is_folded in rows))
+
+
+def _interval(ms: int) -> Interval:
+    try:
+        return Interval.of_ms(ms)
+    except ValueError as error:
+        raise StoreRejected(f"the table of intervals is damaged: {error}") from error
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+# ---------------------------------------------------------------- the store
+
+
+class SqliteStore:
+    """The candles of all markets in the file `path`, with bars of longer intervals kept beside the minutes.
+
+    Decimals are kept as the text that the exchange printed. Methods may be called from several threads; each has a
+    connection of its own. With `intervals` the file belongs to this process until it is closed: one daemon at a time
+    may have it. Guests, made without, may use it beside that daemon: those who write take turns. Without `upgrade` the
+    daemon refuses a file that is missing or not up to date, as guests always do.
+    """
+
+    def __init__(self, path: str | Path, intervals: Iterable[Interval] | None, *, upgrade: bool = True) -> None:
+        self._path = Path(path)
+        self._wanted = None if intervals is None else frozenset(intervals) - {MINUTE}
+        self._upgrade_schema = upgrade
+        self._owner = Owner(self._path)
+        self._kept: frozenset[Interval] = frozenset()
+        self._connections: dict[int, sqlite3.Connection] = {}  # by the thread that uses it
+        self._lock = threading.Lock()
+        self._is_open = False
+        self._ids: dict[MarketKey, int] = {}
+
+    def open(self) -> None:
+        """See `Store.open`.
+
+        Raises:
+            StoreUnavailable: another daemon has the file, another program holds it locked, or the disk is full or
+                failing.
+            StoreRejected: the directory is missing, the file cannot be written, is damaged, is not ours, or has
+                another schema.
+        """
+        self._is_open = True
+        try:
+            with self._errors_translated():
+                if self._wanted is None:
+                    self._check_file(self._thread_connection())
+                else:
+                    self._open_own_file()
+                    self._add_intervals(self._wanted)
+                self._kept = frozenset(self._folded())
+        except BaseException as error:
+            self._release_file()
+            if isinstance(error.__cause__, sqlite3.Error) and _primary_code(error.__cause__) in _WRONG_FILE:
+                raise StoreRejected(f"{self._path}: cannot be opened for writing ({error.__cause__})") from error
+            raise
+
+    def close(self) -> None:
+        """Close every connection. SQLite then moves the write-ahead log into the file and removes it."""
+        self._release_file()
+
+    def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
+        """See `Store.write`. A batch that changes no row costs reads only.
+
+        Rows beside the minutes that cannot be read would keep these from being stored: such rows are deleted, as
+        `candled verify --repair` does.
+        """
+        batches = by_market(rows)
+        if not batches:
+            return
+        try:
+            self._write(batches)
+        except StoreRejected as error:
+            if not isinstance(error.__cause__, UnreadableRow | DecimalException) or not self._delete_bad_rows(batches):
+                raise
+            self._write(batches)
+
+    def _write(self, batches: Mapping[MarketKey, MarketBatch]) -> None:
+        with self._begin_transaction() as connection:
+            ids = {market: self._add_market(connection, market) for market in batches}
+            for market, batch in batches.items():
+                if batch.minutes:
+                    self._write_minutes(connection, ids[market], batch.minutes)
+                self._write_forming(connection, ids[market], batch)
+        self._ids.update(ids)
+
+    def intervals(self) -> Sequence[Interval]:
+        """See `Store.intervals`."""
+        return sorted(self._kept)
+
+    def drop_interval(self, interval: Interval) -> int:
+        """See `Store.drop_interval`. Only who owns the file may do it, so that no daemon is running."""
+        if self._wanted is None:
+            raise StoreRejected(f"{self._path.name}: only its owner drops an interval")
+        self._kept -= {interval}
+        return self._drop_bars(interval)
+
+    def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
+        """See `Store.refold`."""
+        with self._begin_transaction() as connection:
+            _fold_anew(connection, self._add_market(connection, market), RangeSet(spans))
+
+    def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
+        """See `Store.discard`."""
+        bars = [(row.time, row.interval.ms) for row in rows if row.table != "forming" and isinstance(row.time, int)]
+        with self._begin_transaction() as connection:
+            market_id = self._add_market(connection, market)
+            for row in rows:
+                connection.execute(sql.DISCARD[row.table], (market_id, row.interval.ms, row.time))
+            _fold_anew(connection, market_id, RangeSet((open_ms, open_ms + length_ms) for open_ms, length_ms in bars))
+
+    def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
+        """See `Store.bars`.
+
+        Raises:
+            StoreRejected: bars of `interval` are not kept.
+        """
+        market_id = self._market_id(market)
+        if market_id is None or limit <= 0:  # to SQLite a negative limit is none at all
+            return []
+        if interval == MINUTE:
+            rows = self._fetch_rows(sql.MINUTES_BEFORE, market_id, before_ms, limit)
+        else:
+            rows = self._fetch_rows(sql.BARS_BEFORE, market_id, self._check_interval(interval).ms, before_ms, limit)
+        rows.reverse()
+        with self._errors_translated():
+            return as_candles(rows)
+
+    def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+        """See `Store.bars_between`.
+
+        Raises:
+            StoreRejected: bars of `interval` are not kept.
+        """
+        market_id = self._market_id(market)
+        if market_id is None:
+            return []
+        with self._errors_translated():
+            return _between(self._thread_connection(), market_id, self._check_interval(interval), start_ms, end_ms)
+
+    def read_forming(self, market: MarketKey) -> list[Candle]:
+        """See `Store.forming`."""
+        market_id = self._market_id(market)
+        rows = [] if market_id is None else self._fetch_rows(sql.FORMING, market_id)
+        with self._errors_translated():
+            return as_candles(rows, final=False)
+
+    def span(self, market: MarketKey, interval: Interval) -> Range | None:
+        """See `Store.span`."""
+        market_id = self._market_id(market)
+        if market_id is None:
+            return None
+        is_minute = interval == MINUTE
+        rows = (
+            self._fetch_rows(sql.SPAN, market_id)
+            if is_minute
+            else self._fetch_rows(sql.BARS_SPAN, market_id, interval.ms)
+        )
+        [(first_ms, last_ms)] = rows
+        return None if first_ms is None else Range(int(first_ms), int(last_ms) + interval.ms)
+
+    def kept_from(self) -> int:
+        """See `Store.kept_from`: everything is kept."""
+        return 0
+
+    def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
+        """See `Store.bad_rows`. The file checks no types: any of them may hold anything."""
+        found: list[BadRow] = []
+        for table in sql.SUSPECTS:
+            found += self._bad_rows_of(table, market, sql.SUSPECTS[table], *within)
+            found += self._bad_rows_of(table, market, sql.WITHOUT_TIME[table])
+        return found
+
+    def _bad_rows_of(self, table: Table, market: MarketKey, suspects: str, *within: int) -> list[BadRow]:
+        market_id = self._market_id(market)
+        return [
+            BadRow(table=table, interval=_interval(interval_ms), time=row[0], problem=wrong)
+            for interval_ms, *row in (() if market_id is None else self._fetch_rows(suspects, market_id, *within))
+            if (wrong := problem(row)) is not None
+        ]
+
+    def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
+        """See `Store.newest`."""
+        return {Symbol.parse(symbol): newest_ms for symbol, newest_ms in self._fetch_rows(sql.NEWEST, exchange)}
+
+    def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
+        """See `Store.present`."""
+        market_id = self._market_id(market)
+        rows = [] if market_id is None else self._fetch_rows(sql.PRESENT, market_id, start_ms, end_ms)
+        return [Range(*row) for row in rows]
+
+    def complete_from(self, market: MarketKey) -> int | None:
+        """See `Store.complete_from`."""
+        market_id = self._market_id(market)
+        rows = [] if market_id is None else self._fetch_rows(sql.COMPLETE_FROM, market_id)
+        return rows[0][0] if rows else None
+
+    def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+        market_id = self._market_id(market)
+        rows = [] if market_id is None else self._fetch_rows(sql.SERVED_FROM, market_id)
+        return rows[0][0] if rows else None
+
+    def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
+        """See `Store.set_complete_from`."""
+        with self._begin_transaction() as connection:
+            connection.execute(sql.SET_COMPLETE_FROM, (since_ms, self._add_market(connection, market)))
+
+    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
+        """See `Store.holes`."""
+        market_id = self._market_id(market)
+        found = [] if market_id is None else as_holes(self._fetch_rows(sql.HOLES, market_id, *within))
+        return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
+
+    def save_known_gaps(self, market: MarketKey, holes: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
+        """See `Store.save_holes`."""
+        with self._begin_transaction() as connection:
+            market_id = self._add_market(connection, market)
+            near = as_holes(connection.execute(sql.HOLES, (market_id, *within)))
+            connection.executemany(sql.DROP_HOLE, [(market_id, hole.start_ms) for hole in near])
+            connection.executemany(
+                sql.PUT_HOLE,
+                [
+                    (market_id, hole.start_ms, hole.end_ms, hole.reason, hole.attempts, hole.retry_ms)
+                    for hole in replaced(near, holes, within)
+                ],
+            )
+
+    def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
+        """See `Store.open_feed`."""
+        with self._begin_transaction() as connection:
+            for market in markets:
+                connection.execute(sql.OPEN_FEED, (self._add_market(connection, market), epoch))
+
+    def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
+        """See `Store.note_changes`."""
+        with self._begin_transaction() as connection:
+            market_id = self._add_market(connection, market)
+            feed = connection.execute(sql.FEED, (market_id, epoch)).fetchone()
+            if feed is None and epoch is None:
+                return
+            if feed is None:
+                raise StoreRejected(f"{self._path.name}: {market} has no feed {epoch}, or no longer")
+            told = [(market_id, feed[0], SEQ_UNPUBLISHED, *span) for seq, span in changes if seq < SEQ_UNPUBLISHED]
+            connection.executemany(sql.DROP_UNTOLD, told)
+            connection.executemany(sql.NOTE_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
+
+    def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """See `Store.unpublished`."""
+        return by_symbol(self._fetch_rows(sql.UNPUBLISHED, exchange, SEQ_UNPUBLISHED))
+
+    def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
+        """See `Store.changes_since`."""
+        market_id = self._market_id(market)
+        rows = [] if market_id is None else self._fetch_rows(sql.CHANGES_SINCE, seq, market_id, epoch)
+        return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
+
+    def cancel_read(self, thread: int) -> None:
+        """See `Store.cancel`."""
+        with self._lock, suppress(sqlite3.Error):
+            connection = self._connections.get(thread)
+            if connection is not None:
+                connection.interrupt()
+
+    def tidy_up(self, now_ms: int) -> None:
+        """Forget old feeds, and let SQLite refresh its statistics where that pays; no final minute is ever dropped."""
+        with self._begin_transaction() as connection:
+            connection.execute(sql.DROP_OLD_FORMING, (FORMING_KEPT_MS,))
+            connection.execute(sql.SEE_FEEDS, (now_ms,))
+            for kept in connection.execute(sql.OLD_FEEDS, (FEEDS_KEPT, now_ms - FEED_DAYS * DAY_MS)).fetchall():
+                connection.execute(sql.DROP_CHANGES, kept)
+                connection.execute(sql.DROP_FEEDS, kept)
+        self._fetch_rows("PRAGMA optimize")
+
+    def check_in(self) -> Sequence[str]:
+        """See `Store.check_in`: no other daemon has the file."""
+        return ()
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for `/health`: as of every store, and the size of the file and of its write-ahead log in bytes."""
+        log = self._path.with_name(self._path.name + "-wal")
+        return {
+            "kind": "sqlite",
+            "schema": SCHEMA,
+            "intervals": [str(interval) for interval in sorted(self._kept)],
+            "bytes": _size(self._path),
+            "walBytes": _size(log),
+        }
+
+    # ------------------------------------------------------------ opening
+
+    def _open_own_file(self) -> None:
+        if not self._path.parent.is_dir():
+            raise StoreRejected(f"{self._path}: the directory {self._path.parent} does not exist")
+        try:
+            self._owner.take()
+        except OSError as error:
+            raise StoreRejected(f"{self._path}: cannot be opened for writing ({error.strerror})") from error
+        if not self._upgrade_schema:
+            self._check_file(self._thread_connection())
+        connection = self._thread_connection()
+        self._check_program(connection)
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise StoreRejected(
+                f"{self._path}: SQLite cannot keep a write-ahead log here (mode {mode!r}); is it on a network drive?"
+            )
+        with self._begin_transaction():  # shows now, not at the first candle, that the file may be written
+            self._upgrade_file(connection)
+
+    def _check_file(self, connection: sqlite3.Connection) -> None:
+        """Refuse the file where its tables are not those of this program. Nothing of it is changed."""
+        self._check_program(connection)
+        version = _version(connection)
+        if version < SCHEMA:
+            raise StoreRejected(
+                f"{self._path}: {f'is at schema {version}' if version else 'has no tables yet'}, this program needs "
+                f"schema {SCHEMA}: run `candled init-db`, or let the daemon do it (store.init: true)"
+            )
+
+    def _check_program(self, connection: sqlite3.Connection) -> None:
+        """Refuse the file where it is not ours. Nothing of it is changed before that."""
+        version = _version(connection)
+        owner = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not (version or owner or tables):
+            return
+        if owner != APPLICATION_ID:
+            raise StoreRejected(f"{self._path}: this SQLite file belongs to another program")
+        if version > SCHEMA:
+            raise StoreRejected(
+                f"{self._path}: written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
+            )
+
+    def _upgrade_file(self, connection: sqlite3.Connection) -> None:
+        """Take the steps that the file lacks: all of them where it is new."""
+        version = _version(connection)  # read under the lock: another process may have been at it
+        if version >= SCHEMA:
+            return
+        if version:
+            logger.info("upgrading %s from schema %s to %s", self._path, version, SCHEMA)
+        for statement in chain.from_iterable(sql.STEPS[version:]):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    # ------------------------------------------------------------ intervals
+
+    def _add_intervals(self, wanted: frozenset[Interval]) -> None:
+        """Keep bars of the wanted intervals from now on. What is cut short is done again next time.
+
+        Bars of other intervals stay and are kept up too; only those whose folding was cut short are given up.
+        """
+        with self._begin_transaction() as connection:
+            connection.executemany(sql.ADD_INTERVAL, [(interval.ms,) for interval in wanted])
+        folded = self._folded()  # from here on every writer keeps up the new ones too
+        for (interval_ms,) in self._fetch_rows(sql.UNFOLDED):
+            if _interval(interval_ms) not in wanted:
+                self._drop_bars(_interval(interval_ms))
+        fresh = wanted - folded
+        if fresh:
+            self._fold_history({one: source for one, source in sources(fresh | folded).items() if one in fresh})
+            with self._begin_transaction() as connection:
+                connection.executemany(sql.SET_FOLDED, [(interval.ms,) for interval in fresh])
+        unused = sorted(folded - wanted)
+        if unused:
+            logger.info(
+                "%s keeps bars of %s, which the settings do not name; to drop them: candled init-db --drop-interval %s",
+                self._path.name,
+                ", ".join(map(str, unused)),
+                unused[0],
+            )
+
+    def _drop_bars(self, interval: Interval) -> int:
+        with self._begin_transaction() as connection:
+            connection.execute(sql.DROP_INTERVAL, (interval.ms,))
+            market_ids = connection.execute(sql.MARKET_IDS).fetchall()
+            return sum(connection.execute(sql.DROP_BARS, (id, interval.ms)).rowcount for (id,) in market_ids)
+
+    def _folded(self) -> set[Interval]:
+        return {_interval(interval_ms) for (interval_ms,) in self._fetch_rows(sql.FOLDED)}
+
+    def _fold_history(self, fresh: Mapping[Interval, Interval]) -> None:
+        market_ids = [market_id for (market_id,) in self._fetch_rows(sql.MARKET_IDS)]
+        names = ", ".join(map(str, fresh))
+        for done, market_id in enumerate(market_ids, start=1):
+            self._fold_market(market_id, fresh)
+            if done * 10 // len(market_ids) > (done - 1) * 10 // len(market_ids):  # at most ten lines
+                logger.info("folded stored minutes into %s: %s of %s markets", names, done, len(market_ids))
+
+    def _fold_market(self, market_id: int, fresh: Mapping[Interval, Interval]) -> None:
+        oldest_ms, newest_ms = self._fetch_rows(sql.SPAN, market_id)[0]
+        if oldest_ms is None:
+            return
+        # A bar cut by the edge of two chunks is folded by both, at last from all its parts.
+        for start_ms in range(oldest_ms, newest_ms + 1, FOLD_CHUNK_MS):
+            with self._begin_transaction() as connection:
+                _fold(connection, market_id, RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)
+
+    # ------------------------------------------------------------ writing
+
+    def _write_minutes(self, connection: sqlite3.Connection, market_id: int, minutes: Mapping[int, Candle]) -> None:
+        stored = {
+            candle.open_ms: candle
+            for start_ms, end_ms in minute_ranges(minutes)
+            for candle in _between(connection, market_id, MINUTE, start_ms, end_ms)
+        }
+        changed = news(minutes, stored)
+        if not changed:
+            return
+        connection.executemany(sql.PUT_MINUTE, [(market_id, *minute_row(candle)) for candle in changed])
+        _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), _levels(connection))
+
+    def _delete_bad_rows(self, batches: Mapping[MarketKey, MarketBatch]) -> bool:
+        """Delete what cannot be read in the weeks of some minutes; return whether there was anything.
+
+        Longer bars are folded again. Minutes become gaps, and are noted as changes so that ingest fetches them.
+        """
+        found = False
+        for market, batch in batches.items():
+            times = [*batch.minutes, *batch.forming]
+            weeks = Range(_WEEK.floor(min(times)), _WEEK.floor(max(times)) + _WEEK.ms)
+            rows = self._bad_rows_of("forming", market, sql.SUSPECTS["forming"], *ALL_TIME)
+            for table in ("candles", "rollups"):
+                rows += self._bad_rows_of(table, market, sql.SUSPECTS[table], *weeks)
+            if not rows:
+                continue
+            found = True
+            first = f"{time_text(rows[0].time)}: {rows[0].problem} (table {rows[0].table})"
+            logger.warning("%s: %s: deleting %d rows that are no bars: %s", self._path.name, market, len(rows), first)
+            minutes = [row.time for row in rows if row.table == "candles" and isinstance(row.time, int)]
+            self.log_changes(market, None, [(SEQ_UNPUBLISHED, span) for span in minute_ranges(minutes)])
+            self.discard(market, rows)
+        return found
+
+    def _write_forming(self, connection: sqlite3.Connection, market_id: int, batch: MarketBatch) -> None:
+        rows = connection.execute(sql.FORMING, (market_id,)).fetchall()
+        stored = {candle.open_ms: candle for candle in as_candles(rows, final=False)}
+        for open_ms, candle in batch.forming.items():
+            known = stored.get(open_ms)
+            if (known is not None and not candle.supersedes(known)) or open_ms in batch.minutes:
+                continue
+            if known is not None or not connection.execute(sql.IS_FINAL, (market_id, open_ms)).fetchone():
+                connection.execute(sql.PUT_FORMING, (market_id, *minute_row(candle)))
+        ended = stored.keys() & batch.minutes.keys()
+        connection.executemany(sql.DROP_FORMING, [(market_id, open_ms) for open_ms in ended])
+
+    def _add_market(self, connection: sqlite3.Connection, market: MarketKey) -> int:
+        """The number of a market, given now if it had none. Not remembered here: the transaction may fail."""
+        known = self._ids.get(market)
+        if known is not None:
+            return known
+        names = (market.exchange, str(market.symbol))
+        connection.execute(sql.ADD_MARKET, names)
+        return int(connection.execute(sql.MARKET_ID, names).fetchone()[0])
+
+    # ------------------------------------------------------------ reading
+
+    def _market_id(self, market: MarketKey) -> int | None:
+        known = self._ids.get(market)
+        if known is not None:
+            return known
+        rows = self._fetch_rows(sql.MARKET_ID, market.exchange, str(market.symbol))
+        if not rows:
+            return None
+        self._ids[market] = rows[0][0]
+        return self._ids[market]
+
+    def _check_interval(self, interval: Interval) -> Interval:
+        if interval != MINUTE and interval not in self._kept:
+            raise StoreRejected(f"{self._path.name}: no bars of {interval} are kept")
+        return interval
+
+    def _fetch_rows(self, statement: str, *parameters: object) -> list[Any]:
+        with self._errors_translated():
+            return self._thread_connection().execute(statement, parameters).fetchall()
+
+    # ------------------------------------------------------------ connections
+
+    def _thread_connection(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        if not self._is_open:
+            raise StoreRejected(f"{self._path.name}: the store is not open")
+        return self._connections.get(threading.get_ident()) or self._open_connection()
+
+    def _open_connection(self) -> sqlite3.Connection:
+        # Each thread uses its own connection; `close` alone reaches for those of other threads.
+        if self._wanted is None and not self._path.exists():  # connecting would make it
+            raise StoreRejected(
+                f"{self._path}: there is no such file yet: run `candled init-db`, or start the daemon (store.init)"
+            )
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        with self._lock:
+            self._connections[threading.get_ident()] = connection
+        connection.execute("PRAGMA synchronous = FULL")  # a commit returns when the log is on the disk
+        connection.execute("PRAGMA fullfsync = 1")  # on macOS fsync alone leaves it in the disk's cache
+        return connection
+
+    def _release_file(self) -> None:
+        self._is_open = False
+        self._ids.clear()
+        with self._lock:
+            while self._connections:
+                self._connections.popitem()[1].close()
+        self._owner.release()
+
+    @contextmanager
+    def _begin_transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: committed at the end, rolled back on any error. It takes the write lock at once."""
+        with self._errors_translated():
+            connection = self._thread_connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # the first error tells more; SQLite may have rolled back by itself
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors_translated(self) -> Iterator[None]:
+        """Errors as `Store` promises them; `/health` shows them, so they name the file without its directory."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            kind = StoreUnavailable if _primary_code(error) in _MAY_HEAL else StoreRejected
+            raise kind(f"{self._path.name}: {error}") from error
+        except UnreadableRow as error:
+            raise StoreRejected(
+                f"{self._path.name}: a stored bar cannot be read: {error}; `candled verify --repair` mends the store"
+            ) from error
+        except (DecimalException, OverflowError) as error:
+            raise StoreRejected(f"{self._path.name}: a number it cannot hold ({error!r})") from error

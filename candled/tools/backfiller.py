@@ -1,0 +1,220 @@
+"""Brings the missing minutes of one market from its exchange to the store, newest first and resumable at any kill."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from candled.errors import CandledError, ExchangeError, StoreRejected
+from candled.ingest.coverage import Coverage, Window
+from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Range, RangeSet, iso_ms
+from candled.store.holes import inside
+from candled.store.interface import KnownGap
+
+from .session import ExchangeSource, Session
+from .store_access import before_beginning, put_past
+
+# Coverage is held for so many requests at a time, so that memory does not grow with the range.
+_SEGMENT_WINDOWS = 30
+_WORKERS = 4
+_GIVE_UP_AFTER = 3  # windows in a row that the exchange answered with nonsense
+
+
+@dataclass(slots=True, kw_only=True)
+class BackfillEstimate:
+    """What there is to ask for, or what became of it, in minutes and windows (one window is one call of `history`)."""
+
+    windows: int = 0
+    minutes: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """What became of a market: minutes stored, minutes that the exchange does not have, windows asked for.
+
+    `revised` minutes were stored with other values. `failed` are windows that the exchange did not answer for;
+    `trouble` is why it was given up before the end.
+    """
+
+    windows: int = 0
+    stored: int = 0
+    revised: int = 0
+    absent: int = 0
+    failed: list[Range] = field(default_factory=list)
+    trouble: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything was answered and stored."""
+        return not self.failed and self.trouble is None
+
+
+class Backfiller:
+    """Fills one market. Rows are durable before anything is said of them, so a kill costs at most what is on its way.
+
+    `is_reopened` tells which known holes are asked for now, whenever their time comes. `rereads`: stored minutes are
+    asked for too, and where the exchange has other values it is right, whatever stamps they have.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        source: ExchangeSource,
+        market: MarketKey,
+        *,
+        is_reopened: Callable[[KnownGap], bool] = lambda hole: False,
+        rereads: bool = False,
+    ) -> None:
+        self.result = Result()
+        self._session = session
+        self._source = source
+        self._market = market
+        self._is_reopened = is_reopened
+        self._rereads = rereads
+        self._nonsense = 0
+        self._is_credible = False  # whether the exchange had anything of this market
+
+    async def estimate(self, span: Range) -> BackfillEstimate:
+        """What `fill` would ask for, from the store alone."""
+        tally = BackfillEstimate()
+        for segment in self._split_span(span):
+            coverage = await self._load_coverage(segment)
+            for window in self._next_windows(coverage, segment.end_ms):
+                tally.windows += 1
+                tally.minutes += coverage.count_lacking(window.start_ms, window.end_ms)
+        return tally
+
+    async def fill_span(self, span: Range, advance: Callable[[int], None], *, to_present: bool) -> None:
+        """Ask for all that is missing in `span`, newest first; `advance` hears of minutes that are settled.
+
+        `to_present`: the span ends with the newest minute that is over, so that the store may learn since when its
+        history is complete even if it did not know before.
+        """
+        for segment in self._split_span(span):
+            coverage = await self._load_coverage(segment)
+            windows = self._next_windows(await self._load_coverage(segment), segment.end_ms)
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(_WORKERS):
+                    workers.create_task(self._run_worker(windows, coverage, segment.end_ms, advance))
+            if self.result.trouble is not None:
+                return
+            await self._lower_since(coverage, segment, claims=to_present and segment.end_ms == span.end_ms)
+
+    def _split_span(self, span: Range) -> Iterator[Range]:
+        length_ms = _SEGMENT_WINDOWS * self._source.most_minutes * MINUTE_MS
+        for end_ms in range(span.end_ms, span.start_ms, -length_ms):
+            yield Range(max(span.start_ms, end_ms - length_ms), end_ms)
+
+    async def _load_coverage(self, segment: Range) -> Coverage:
+        store = self._session.store
+        holes = await self._session.run_read(store.known_gaps, self._market, segment)
+        present = [] if self._rereads else await self._session.run_read(store.stored_ranges, self._market, *segment)
+        return Coverage(
+            present=present,
+            holes=[piece for hole in map(self._reopen_gap, holes) for piece in inside(hole, *segment)],
+            since_ms=segment.end_ms,
+            from_ms=segment.start_ms,
+            absence=self._source.absence_meaning,
+            older=True,  # what lies before the exchange's history was found out beforehand
+        )
+
+    def _reopen_gap(self, hole: KnownGap) -> KnownGap:
+        return replace(hole, retry_ms=0) if self._is_reopened(hole) else hole
+
+    def _next_windows(self, coverage: Coverage, until_ms: int) -> Iterator[Window]:
+        """The windows to ask for, newest first. `coverage` is used up: it takes every one of them for answered."""
+        now_ms = self._source.now_ms()
+        while (window := coverage.next_window(until_ms, now_ms, self._source.most_minutes, 0)) is not None:
+            yield window
+            coverage.on_answer(window, until_ms, now_ms)
+
+    async def _run_worker(
+        self, windows: Iterator[Window], coverage: Coverage, until_ms: int, advance: Callable[[int], None]
+    ) -> None:
+        for window in windows:
+            lacking = coverage.count_lacking(window.start_ms, window.end_ms)
+            try:
+                await self._request_window(window, coverage, until_ms)
+            except ExchangeError as error:
+                self._note_nonsense(window, error)
+            except CandledError as error:  # of the exchange's network or the store, after long patience
+                self.result.trouble = self.result.trouble or str(error)
+            if self.result.trouble is not None:
+                return
+            advance(lacking)
+
+    async def _request_window(self, window: Window, coverage: Coverage, until_ms: int) -> None:
+        span = Range(window.start_ms, window.end_ms)
+        answer = await self._source.fetch_history(self._market.symbol, span)
+        candles, unreadable = answer.candles, answer.unreadable(span)
+        self._nonsense = 0
+        store = self._session.store
+        known: dict[int, Candle] = {}
+        if self._rereads:
+            for minute in await self._session.run_read(store.read_bars_between, self._market, MINUTE, *span):
+                known[minute.open_ms] = minute
+                coverage.add_minute(minute.open_ms, confirmed=True)
+        new = [candle for candle in candles if not coverage.has_minute(candle.open_ms)]
+        revised = [
+            candle.confirmed_over(known[candle.open_ms])
+            for candle in candles
+            if candle.open_ms in known and _differs(candle, known[candle.open_ms])
+        ]
+        await self._session.run_write(put_past, store, self._market, sorted([*new, *revised]))
+        await self._check_kept(new)
+        for candle in new:
+            coverage.add_minute(candle.open_ms, confirmed=True)
+        self._is_credible |= bool(candles or answer.invalid)
+        until_ms = self._answered_until(candles, until_ms)
+        now_ms = self._source.now_ms()
+        coverage.on_answer(window, until_ms, now_ms, unreadable, is_believed=self._is_credible)
+        changed = coverage.take_changes()
+        if changed is not None:
+            holes = coverage.holes_within(*changed)
+            await self._session.run_write(store.save_known_gaps, self._market, holes, changed)
+        self.result.windows += 1
+        self.result.stored += len(new)
+        self.result.revised += len(revised)
+        self.result.absent += coverage.count_lacking(window.start_ms, window.end_ms)
+
+    async def _check_kept(self, new: list[Candle]) -> None:
+        """A store with a retention silently drops what is older: then it would be asked for at every run."""
+        if not new:
+            return
+        span = Range(new[0].open_ms, new[-1].open_ms + MINUTE_MS)
+        kept = RangeSet(await self._session.run_read(self._session.store.stored_ranges, self._market, *span))
+        dropped = [candle.open_ms for candle in new if candle.open_ms not in kept]
+        if dropped:
+            raise StoreRejected(f"the store does not keep {iso_ms(dropped[-1])} and before: see its retention")
+
+    def _answered_until(self, candles: list[Candle], until_ms: int) -> int:
+        """Where our clock is ahead of the exchange's, the newest minutes are not absent but yet to come."""
+        heard_ms = max((candle.as_of_ms for candle in candles), default=None)
+        return until_ms if heard_ms is None else min(until_ms, MINUTE.floor(heard_ms))
+
+    def _note_nonsense(self, window: Window, error: ExchangeError) -> None:
+        self.result.failed.append(Range(window.start_ms, window.end_ms))
+        self._nonsense += 1
+        if self._nonsense >= _GIVE_UP_AFTER:
+            self.result.trouble = self.result.trouble or str(error)
+
+    async def _lower_since(self, coverage: Coverage, segment: Range, *, claims: bool) -> None:
+        """Let the store know since when history is complete, if this segment is part of that without a break."""
+        store, market = self._session.store, self._market
+        known_ms = await self._session.run_read(store.complete_from, market)
+        if known_ms is None and claims:
+            known_ms = segment.end_ms
+        if known_ms is None or not segment.start_ms < known_ms <= segment.end_ms:
+            return
+        since_ms = segment.start_ms
+        for gap in coverage.missing_within(segment.start_ms, known_ms):
+            since_ms = gap.end_ms
+        since_ms = await self._session.run_read(before_beginning, store, market, since_ms)
+        if since_ms < known_ms:
+            await self._session.run_write(store.set_complete_from, market, since_ms)
+
+
+def _differs(answer: Candle, known: Candle) -> bool:
+    """Return whether an answer has other values; a quote volume that it lacks is none."""
+    if answer.quote_volume is None:
+        return answer.values[:-1] != known.values[:-1]
+    return answer.values != known.values

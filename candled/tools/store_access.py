@@ -1,0 +1,134 @@
+"""What commands on stored history share: the store of the settings, and the markets and times of the command line."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from candled.config import Config, ExchangeConfig, make_store
+from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol, parse_iso_ms
+from candled.settings import suggestion
+from candled.store.batch import minute_ranges
+from candled.store.interface import SEQ_UNPUBLISHED, Store
+
+WEEK = Interval.parse("1W")
+END_OF_TIME_MS = 10**14  # later than any candle, and within what every store can hold
+
+
+@contextmanager
+def open_store(config: Config) -> Iterator[Store]:
+    """The store of the settings, open for the length of the block as a guest's, see `Store`.
+
+    Raises:
+        ConfigError: it could not be opened, or failed within the block.
+    """
+    store = make_store(config)
+    try:
+        store.open()
+        yield store
+    except (StoreUnavailable, StoreRejected) as error:
+        raise ConfigError(f"store: {error}") from error
+    finally:
+        store.close()
+
+
+def exchange_of(config: Config, name: str | None) -> ExchangeConfig:
+    """The configured exchange of that name; the first one for None.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    by_name = {exchange.name: exchange for exchange in config.exchanges}
+    if name is None:
+        return config.exchanges[0]
+    if name not in by_name:
+        raise ConfigError(f"--exchange: no exchange {name} in the settings{suggestion(name, by_name)}")
+    return by_name[name]
+
+
+def markets_of(config: Config, symbols: Sequence[Symbol], exchange: str | None) -> list[MarketKey]:
+    """The markets that a command is about: of each symbol those configured, without symbols all of them.
+
+    A symbol that is configured nowhere means the one of `exchange`, by default the first: its history may still be
+    stored.
+
+    Raises:
+        ConfigError: there is no such exchange.
+    """
+    asked = config.exchanges if exchange is None else (exchange_of(config, exchange),)
+    if not symbols:
+        return [MarketKey(one.name, symbol) for one in asked for symbol in one.symbols]
+    found = []
+    for symbol in symbols:
+        names = [one.name for one in asked if symbol in one.symbols] or [asked[0].name]
+        found += [MarketKey(name, symbol) for name in names]
+    return list(dict.fromkeys(found))
+
+
+def before_beginning(store: Store, market: MarketKey, since_ms: int) -> int:
+    """Where nothing exists before `since_ms`, return when the week begins in which history does; else `since_ms`.
+
+    The bars in which history begins are whole then, though they begin before it.
+    """
+    for hole in store.known_gaps(market, Range(since_ms - MINUTE_MS, since_ms)):
+        if hole.reason == "beyond_history" and hole.end_ms >= since_ms:
+            return min(since_ms, max(hole.start_ms, WEEK.floor(since_ms)))
+    return since_ms
+
+
+def put_past(store: Store, market: MarketKey, minutes: Sequence[Candle]) -> None:
+    """Store minutes, oldest first, and before that note in the log of changes that the past is to change.
+
+    So a client that was away meanwhile is given their bars, also when no daemon is running that could tell of them.
+    """
+    if minutes:
+        changes = [(SEQ_UNPUBLISHED, span) for span in minute_ranges(minute.open_ms for minute in minutes)]
+        store.log_changes(market, None, changes)
+        store.write_minutes([(market, minute) for minute in minutes])
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def add_range(parser: argparse.ArgumentParser) -> None:
+    """Add `--from` and `--to`, as `options.start_ms` and `options.end_ms`."""
+    parser.add_argument(
+        "--from",
+        dest="start_ms",
+        type=moment,
+        default=0,
+        metavar="ISO",
+        help="the first time, for instance 2026-11-01 or 2026-11-01T12:00Z (default: the oldest)",
+    )
+    parser.add_argument(
+        "--to",
+        dest="end_ms",
+        type=moment,
+        default=END_OF_TIME_MS,
+        metavar="ISO",
+        help="the time to stop before (default: the newest)",
+    )
+
+
+def moment(text: str) -> int:
+    """An argument that is a time, as UTC epoch milliseconds."""
+    try:
+        return parse_iso_ms(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a time such as 2026-11-01T12:00Z, got {text!r}") from None
+
+
+def interval(text: str) -> Interval:
+    """An argument that is an interval."""
+    try:
+        return Interval.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def symbol(text: str) -> Symbol:
+    """An argument that is a symbol."""
+    try:
+        return Symbol.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,1 @@
+"""Connections to clients: sockets, queues, broadcasts and pings."""

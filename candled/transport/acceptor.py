@@ -1,0 +1,107 @@
+"""Takes connections a few at a time, so that ten thousand that come at once do not hold up those who are there."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
+
+from candled.exchange import Clock
+
+from .descriptors import Descriptors
+
+# At about 0.3 ms for a handshake: what one pass of the loop may spend on newcomers. Tornado takes 128 at a time.
+_AT_A_TIME = 16
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_PAUSE_S = 1.0
+_RESERVED_S = 10.0  # how long a connection may last that has one of the last descriptors
+_BODY = b'{"error":{"code":503,"message":"This server has no file descriptors left"}}\n'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nServer: candled\r\nRetry-After: 10\r\nConnection: close\r\n"
+    b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s"
+) % (len(_BODY), _BODY)
+
+
+class Acceptor:
+    """Feeds an HTTP server from listening sockets. The kernel keeps the order of those who wait."""
+
+    def __init__(self, http: HTTPServer, clock: Clock, descriptors: Descriptors) -> None:
+        self._http = http
+        self._clock = clock
+        self._descriptors = descriptors
+        self._cutting: set[asyncio.Task[None]] = set()
+        self._sockets: Sequence[socket.socket] = ()
+        self._resuming: asyncio.Task[None] | None = None
+
+    def start_accepting(self, sockets: Sequence[socket.socket]) -> None:
+        """Take connections from these sockets, which are listening."""
+        self._sockets = sockets
+        self._watch_sockets()
+
+    def stop_accepting(self) -> None:
+        """Take no more; the port is free."""
+        if self._resuming is not None:
+            self._resuming.cancel()
+        for task in self._cutting:
+            task.cancel()
+        self._unwatch_sockets()
+        for listening in self._sockets:
+            listening.close()
+        self._sockets = ()
+
+    def _watch_sockets(self) -> None:
+        for listening in self._sockets:
+            asyncio.get_running_loop().add_reader(listening, self._accept_pending, listening)
+
+    def _unwatch_sockets(self) -> None:
+        for listening in self._sockets:
+            asyncio.get_running_loop().remove_reader(listening)
+
+    def _accept_pending(self, listening: socket.socket) -> None:
+        for _ in range(_AT_A_TIME):
+            try:
+                peer, address = listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._descriptors.exhausted(self._clock.monotonic())
+                self._unwatch_sockets()
+                self._resuming = asyncio.ensure_future(self._resume_later())
+                return
+            if self._descriptors.has_room_for_request(peer.fileno(), self._clock.monotonic()):
+                self._hand_over(peer, address)
+            else:
+                _refuse(peer)
+
+    def _hand_over(self, peer: socket.socket, address: Any) -> None:
+        stream = IOStream(peer)
+        if self._descriptors.is_reserved(peer.fileno()):
+            task = asyncio.ensure_future(self._cut_later(stream))
+            self._cutting.add(task)
+            task.add_done_callback(self._cutting.discard)
+        self._http.handle_stream(stream, address)
+
+    async def _cut_later(self, stream: IOStream) -> None:
+        """Give back a descriptor that is not for staying."""
+        await self._clock.sleep(_RESERVED_S)
+        stream.close()
+
+    async def _resume_later(self) -> None:
+        await self._clock.sleep(_PAUSE_S)
+        self._watch_sockets()
+
+
+def _refuse(peer: socket.socket) -> None:
+    """Answer without having read: what the client sent is thrown away, else the answer could be lost with it."""
+    with peer, suppress(OSError):
+        peer.setblocking(False)
+        with suppress(BlockingIOError):
+            peer.recv(64 * 1024)
+        peer.send(_FULL)
+        peer.shutdown(socket.SHUT_WR)

@@ -1,0 +1,54 @@
+"""One wheel that pings all clients in turn: no timer and no task for each of them."""
+
+from typing import Protocol
+
+_SHORTEST_S = 0.05
+_MOST_SLOTS = 300
+
+
+class PingTarget(Protocol):
+    """A link, as far as the wheel needs it. `slot` is the wheel's own note."""
+
+    slot: int
+    awaits_pong: bool
+
+    def send_ping(self) -> None:
+        """Send a ping, and note that a pong is due."""
+
+    def disconnect(self, code: int, reason: str) -> None:
+        """Close the connection."""
+
+
+class PingWheel:
+    """Pure: whoever drives it calls `turn` every `step_s` seconds.
+
+    A full turn takes the ping interval. Each step pings the links of one slot, and closes those of an earlier slot
+    that have not answered within the timeout.
+    """
+
+    def __init__(self, interval_s: float, timeout_s: float) -> None:
+        count = max(2, min(_MOST_SLOTS, int(interval_s / _SHORTEST_S)))
+        self.step_s = interval_s / count
+        self._slots: list[dict[PingTarget, None]] = [{} for _ in range(count)]
+        self._steps_to_answer = min(count - 1, max(1, round(timeout_s / self.step_s)))
+        self._now = 0
+        self._next = 0
+
+    def add_link(self, link: PingTarget) -> None:
+        """Ping a link from now on. Slots are filled in turn, so that the steps cost the same."""
+        link.slot = self._next
+        self._slots[link.slot][link] = None
+        self._next = (self._next + 1) % len(self._slots)
+
+    def remove_link(self, link: PingTarget) -> None:
+        """Ping it no more."""
+        self._slots[link.slot].pop(link, None)
+
+    def turn_once(self) -> None:
+        """One step."""
+        self._now = (self._now + 1) % len(self._slots)
+        for link in list(self._slots[self._now - self._steps_to_answer]):
+            if link.awaits_pong:
+                link.disconnect(3012, "no pong")
+        for link in list(self._slots[self._now]):
+            link.send_ping()

@@ -1,0 +1,105 @@
+"""The plain way: a connection that Tornado keeps. For TLS, by setting, and for server-sent events."""
+
+import asyncio
+from typing import Protocol
+
+from tornado.websocket import WebSocketClosedError, WebSocketProtocol
+
+from candled.exchange import Clock
+
+from .broadcaster import Broadcaster
+from .connection import ClientConnection, drop
+
+_CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}
+
+
+class TornadoSocket(Protocol):
+    """What Tornado keeps: a handler that writes frames to its client in its own way."""
+
+    def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
+        """Write a frame; the future ends when the kernel took it all. Raises `WebSocketClosedError` after the end."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye."""
+
+
+class TornadoConnection(ClientConnection):
+    """Has one write under way at a time: what comes meanwhile waits in the outbox, as it does for a slow client."""
+
+    __slots__ = ("_clock", "_handler", "_is_told")
+
+    def __init__(self, handler: TornadoSocket, publisher: Broadcaster, clock: Clock, address: str) -> None:
+        super().__init__(publisher, address)
+        self._handler: TornadoSocket | None = handler
+        self._clock = clock
+        self._is_told = False
+        self.redirect_writes(self._write_frame)
+
+    def _write_frame(self, frame: bytes) -> int:
+        if self._handler is None:
+            return len(frame)
+        try:
+            future = self._handler.write_frame(frame)
+        except WebSocketClosedError:
+            self.connection_lost()
+            return len(frame)
+        self.blocked_since = self._clock.monotonic()
+        self.redirect_writes(self.keep_frame)
+        future.add_done_callback(self._on_written)
+        return len(frame)
+
+    def _on_written(self, future: "asyncio.Future[None]") -> None:
+        failed = future.cancelled() or future.exception() is not None  # asked for, so that nobody logs it
+        self.blocked_since = None
+        if not self.is_open:
+            return
+        self.redirect_writes(self._write_frame)
+        frame = None if failed else self.next_frame()
+        if frame is not None:
+            self._write_frame(frame)
+
+    def disconnect(self, code: int, reason: str) -> None:
+        """Send what answers wait, then a close frame."""
+        if not self.is_open or self._handler is None:
+            return
+        for answer in self.outbox.take_replies():
+            self._handler.write_frame(answer).add_done_callback(_heard)
+        self._handler.close(code, reason)
+        self.connection_lost()
+
+    def connection_lost(self) -> None:
+        """No more frames; the handler hears of the end of the connection."""
+        if self.is_open:
+            self.is_open = False
+            self.redirect_writes(drop)
+            self._outbox = None
+            self._publisher.finalize_later(self)
+
+    def abort(self) -> None:
+        """The connection is closed."""
+        self.connection_lost()
+        self._handler = None
+
+
+def answer_ends_rightly(protocol: WebSocketProtocol) -> WebSocketProtocol:
+    """Let a protocol of Tornado's, which would echo any close code, answer codes that must not be sent with 1002."""
+    close = protocol.close
+
+    def checked(code: int | None = None, reason: str | None = None) -> None:
+        if protocol.client_terminated and code is not None and not may_be_sent(code):
+            code = 1002
+        close(code, reason)
+
+    protocol.close = checked  # type: ignore[method-assign]
+    return protocol
+
+
+def may_be_sent(code: int) -> bool:
+    """Whether a close code may stand in a frame (RFC 6455, section 7.4, and IANA's register)."""
+    return code in _CLOSE_CODES or 3000 <= code < 5000
+
+
+def _heard(future: "asyncio.Future[None]") -> None:
+    """A client that goes away in the middle of a write is no error; take note of it, so that nobody logs it."""
+    if not future.cancelled():
+        future.exception()

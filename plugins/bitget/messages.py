@@ -1,0 +1,402 @@
+"""Bitget's classic API, V2, as text: frames and rows to candles and back, without sockets or clocks.
+
+Sources: bitget.com/api-doc, pages "Websocket API", "Candlestick Channel" (spot and contract), "Get Candle Data", "Get
+History Candle Data", "Get Symbols"; and captured frames, which tests/plugins/bitget/frames/README.md lists.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+
+from candled import (
+    Candle,
+    Candles,
+    Event,
+    ExchangeError,
+    FeedError,
+    Interval,
+    InvalidCandle,
+    InvalidRow,
+    Market,
+    Pong,
+    Subscribed,
+    SubscriptionRejected,
+    Symbol,
+    Unavailable,
+    read_rows,
+)
+
+CHANNEL = "candle1m"
+MINUTE = Interval.parse("1m")
+PING = "ping"
+MOST_ARGS = 10  # per frame, which may hold 4,096 bytes
+
+_SUCCESS = "00000"
+_RETRY_LATER = frozenset({"429", "40010", "40910", "40015", "40725", "45001"})
+_SUBSCRIPTION_REFUSED = frozenset({"30001", "30016"})
+_CONNECTION_CLOSED = "30007"
+_SOCKET_QUOTE_COLUMN = (6,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductType:
+    """How one kind of market spells what all of them have.
+
+    `query` goes with every candle request. `granularities` names the lengths of bars whose boundaries are those of
+    `Interval`: from six hours on Bitget's plain names mean UTC+8, and only those with `utc` mean UTC.
+    `quote_columns` are the columns of a REST row that may hold the quote volume, the documented one first.
+    """
+
+    inst_type: str
+    candles_path: str
+    history_path: str
+    markets_path: str
+    query: Mapping[str, str]
+    granularities: Mapping[str, str]
+    markets_query: Mapping[str, str]
+    price_decimals: str
+    volume_decimals: str
+    status: str
+    active: str
+    listed: str
+    quote_columns: tuple[int, ...]
+
+
+_IN_UTC = {"6h": "6Hutc", "12h": "12Hutc", "1D": "1Dutc", "1W": "1Wutc"}
+
+SPOT = ProductType(
+    inst_type="SPOT",
+    candles_path="/api/v2/spot/market/candles",
+    history_path="/api/v2/spot/market/history-candles",
+    markets_path="/api/v2/spot/public/symbols",
+    query={},
+    # `1m`, which futures want, is refused here
+    granularities={
+        **{"1m": "1min", "3m": "3min", "5m": "5min", "15m": "15min", "30m": "30min", "1h": "1h", "4h": "4h"},
+        **_IN_UTC,
+    },
+    markets_query={},
+    price_decimals="pricePrecision",
+    volume_decimals="quantityPrecision",
+    status="status",
+    listed="openTime",
+    active="online",
+    # The page of today says USDT volume, then quote volume; older pages and several clients say the reverse.
+    quote_columns=(7, 6),
+)
+USDT_FUTURES = ProductType(
+    inst_type="USDT-FUTURES",
+    candles_path="/api/v2/mix/market/candles",
+    history_path="/api/v2/mix/market/history-candles",
+    markets_path="/api/v2/mix/market/contracts",
+    query={"productType": "USDT-FUTURES"},
+    granularities={
+        **{"1m": "1m", "3m": "3m", "5m": "5m", "15m": "15m", "30m": "30m", "1h": "1H", "2h": "2H", "4h": "4H"},
+        **_IN_UTC,
+    },
+    markets_query={"productType": "USDT-FUTURES"},
+    price_decimals="pricePlace",
+    volume_decimals="volumePlace",
+    status="symbolStatus",
+    listed="launchTime",
+    active="normal",
+    quote_columns=(6,),
+)
+DIALECTS: Mapping[str, ProductType] = {"spot": SPOT, "usdt-futures": USDT_FUTURES}
+
+
+def inst_id(symbol: Symbol) -> str:
+    """Bitget's name of a market, `BTCUSDT`. It cannot be read back: nothing marks where the base ends."""
+    return f"{symbol.base}{symbol.quote}".upper()
+
+
+# ---------------------------------------------------------------- WebSocket
+
+
+def command_frames(op: str, dialect: ProductType, symbols: Sequence[Symbol]) -> list[str]:
+    """The frames that `subscribe` or `unsubscribe` (the `op`) the minute candles of `symbols`."""
+    args = [{"instType": dialect.inst_type, "channel": CHANNEL, "instId": inst_id(symbol)} for symbol in symbols]
+    return [
+        json.dumps({"op": op, "args": args[first : first + MOST_ARGS]}, separators=(",", ":"))
+        for first in range(0, len(args), MOST_ARGS)
+    ]
+
+
+def read_frame(text: str, dialect: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
+    """Read one frame of the public WebSocket; `symbols` maps the names of the subscribed markets to their symbols.
+
+    Candles never come flagged as closed. Their `as_of_ms` is the frame's send time. Rows that cannot be candles come
+    beside the others as `invalid`.
+
+    Raises:
+        ExchangeError: not as documented, or a market that was not subscribed.
+    """
+    if text == "pong":
+        return [Pong()]
+    message = _parse(text)
+    if "event" in message:
+        return _read_event(message, dialect, symbols)
+    if message.get("action") in ("snapshot", "update"):
+        return _read_push(message, dialect, symbols)
+    raise ExchangeError(f"expected an event or a push, got {_shorten(text)}")
+
+
+_decoder = msgspec.json.Decoder(float_hook=Decimal)  # a number keeps its digits
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        message = _decoder.decode(text)
+    except ValueError as error:
+        raise ExchangeError(f"expected a JSON object, got {_shorten(text)}") from error
+    if not isinstance(message, dict):
+        raise ExchangeError(f"expected a JSON object, got {_shorten(text)}")
+    return message
+
+
+def _read_event(message: Mapping[str, Any], dialect: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
+    event = message["event"]
+    if event == "subscribe":
+        return [Subscribed(_symbol_of(message, dialect, symbols))]
+    if event == "unsubscribe":
+        return []
+    if event != "error":
+        raise ExchangeError(f"expected subscribe, unsubscribe or error, got the event {event!r}")
+    code = str(message.get("code"))  # a number in some answers, a text in others
+    reason = f"{code} {message.get('msg')}"
+    if code in _SUBSCRIPTION_REFUSED and message.get("arg"):
+        return [SubscriptionRejected(_symbol_of(message, dialect, symbols), reason)]
+    return [FeedError(reason, reconnect=code == _CONNECTION_CLOSED)]
+
+
+def _read_push(message: Mapping[str, Any], dialect: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
+    symbol = _symbol_of(message, dialect, symbols)
+    rows, sent_ms, snapshot = message.get("data"), message.get("ts"), message["action"] == "snapshot"
+    if not isinstance(rows, list) or not isinstance(sent_ms, int | str):
+        raise ExchangeError(f"expected rows and a send time for {symbol}, got {_shorten(str(message))}")
+    as_of_ms = read_ms(sent_ms)
+    found = _read_rows(rows, _SOCKET_QUOTE_COLUMN, as_of_ms)
+    candles = sorted((row for row in found if isinstance(row, Candle)), key=lambda candle: candle.open_ms)
+    invalid = tuple(row for row in found if isinstance(row, InvalidRow))
+    return [Candles(symbol, tuple(candles), snapshot, invalid)] if found or snapshot else []
+
+
+def _symbol_of(message: Mapping[str, Any], dialect: ProductType, symbols: Mapping[str, Symbol]) -> Symbol:
+    arg = message.get("arg")
+    if not isinstance(arg, dict) or arg.get("instType") != dialect.inst_type or arg.get("channel") != CHANNEL:
+        raise ExchangeError(f"expected an arg of {dialect.inst_type} {CHANNEL}, got {_shorten(str(message))}")
+    symbol = symbols.get(str(arg.get("instId")).upper())
+    if symbol is None:
+        raise ExchangeError(f"got a message about {arg.get('instId')!r}, which was not subscribed")
+    return symbol
+
+
+# ---------------------------------------------------------------- REST
+
+
+def read_envelope(body: Any) -> tuple[list[Any], int]:
+    """Open the envelope of every answer: its `data`, and the exchange's clock in UTC epoch milliseconds.
+
+    Raises:
+        Unavailable: Bitget says that it is busy or out of order.
+        ExchangeError: Bitget says that the request is wrong, or the body is not as documented.
+    """
+    if not isinstance(body, dict) or "code" not in body:
+        raise ExchangeError(f"expected an object with a code, got {_shorten(str(body))}")
+    refuse_failure(body)
+    rows = body.get("data")
+    if rows is None:  # a market listed a moment ago
+        rows = []
+    if not isinstance(rows, list):
+        raise ExchangeError(f"expected a list of data, got {_shorten(str(body))}")
+    return rows, read_ms(body.get("requestTime"))
+
+
+def refuse_failure(body: Any) -> None:
+    """Raise what the code of an answer stands for; a success passes, and so does what is no answer of Bitget.
+
+    Raises:
+        Unavailable, ExchangeError: as `read_envelope`.
+    """
+    if not isinstance(body, dict) or "code" not in body:
+        return
+    code = str(body["code"])
+    if code == _SUCCESS:
+        return
+    problem = f"Bitget answered {code}: {body.get('msg')}"
+    raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
+
+
+def read_page(body: Any, dialect: ProductType, end_ms: int, interval: Interval = MINUTE) -> list[Candle | InvalidRow]:
+    """Read the answer to a request for bars of `interval` that was anchored at `end_ms`, oldest first.
+
+    The request asks for bars before `end_ms`; whether the one at `end_ms` is among them differs by endpoint. A row that
+    cannot be a candle, or a single one that is later than asked for, does not cost the others.
+
+    Raises:
+        Unavailable, ExchangeError: as `read_envelope`; rows farther apart or later than asked for; days that do not
+            begin at 00:00 UTC.
+    """
+    rows, as_of_ms = read_envelope(body)
+    page = list(dict.fromkeys(_read_rows(rows, dialect.quote_columns, as_of_ms)))
+    times = sorted({row.open_ms for row in page if isinstance(row, Candle)})
+    late = [open_ms for open_ms in times if open_ms > end_ms]
+    if late and (len(late) > 1 or len(times) <= 2):
+        raise ExchangeError(f"asked for bars of {interval} before {end_ms}, got one at {late[-1]}")
+    if off := [open_ms for open_ms in times if open_ms != interval.floor(open_ms)]:  # a day that begins in UTC+8
+        raise ExchangeError(f"expected bars of {interval} on their boundaries, got one at {off[0]}")
+    steps = [later - earlier for earlier, later in pairwise(times)]
+    if len(steps) > 1 and min(steps) > interval.ms:  # an unknown period was once answered with another one
+        raise ExchangeError(f"expected bars of {interval}, got rows {min(steps)} ms apart")
+    return in_order(row for row in page if row.open_ms is None or row.open_ms <= end_ms)
+
+
+def in_order(rows: Iterable[Candle | InvalidRow]) -> list[Candle | InvalidRow]:
+    """Sort rows by their times, those without one first."""
+    return sorted(rows, key=lambda row: -1 if row.open_ms is None else row.open_ms)
+
+
+def oldest_of(rows: Iterable[Candle | InvalidRow], earliest_ms: int, interval: Interval) -> int | None:
+    """Return how far back a page reaches; None where it has no rows.
+
+    A row before `earliest_ms` that has no neighbour has a wrong time: the page does not reach there.
+    """
+    times = {row.open_ms for row in rows if row.open_ms is not None}
+    return min(
+        (at_ms for at_ms in times if at_ms >= earliest_ms or {at_ms - interval.ms, at_ms + interval.ms} & times),
+        default=None,
+    )
+
+
+def strict(row: Candle | InvalidRow) -> Candle:
+    """Return a row that has to be a candle.
+
+    Raises:
+        InvalidCandle: it is none.
+    """
+    if isinstance(row, InvalidRow):
+        raise InvalidCandle(row.reason)
+    return row
+
+
+def _read_rows(rows: Sequence[Any], quote_columns: Sequence[int], as_of_ms: int) -> list[Candle | InvalidRow]:
+    return read_rows(rows, lambda row: read_row(row, quote_columns, as_of_ms), open_ms=lambda row: _whole(row[0]))
+
+
+def read_row(row: Any, quote_columns: Sequence[int], as_of_ms: int) -> Candle:
+    """Read one row: opening time, open, high, low, close, base volume, and the quote volume in one of `quote_columns`.
+
+    Cells are texts; numbers are taken as well. The other columns may hold anything.
+
+    Raises:
+        InvalidCandle: not of that form, or not a possible candle.
+    """
+    if not isinstance(row, list) or len(row) < _COLUMNS:
+        raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
+    quotes = {_number(row[column]) for column in quote_columns if len(row) > column and _is_number(row[column])}
+    if not quotes:
+        raise InvalidCandle(f"expected a quote volume in one of the columns {quote_columns}, got {str(row)[:200]}")
+    opened, high, low, close, volume = map(_number, row[1:_COLUMNS])
+    try:
+        # Where the columns differ one is in USDT: the quote volume is the one near price times volume.
+        quote = quotes.pop() if len(quotes) == 1 else min(quotes, key=lambda one: abs(one - close * volume))
+    except ArithmeticError as error:
+        raise InvalidCandle(f"expected finite numbers, got {str(row)[:200]}") from error
+    return Candle(_whole(row[0]), opened, high, low, close, volume, quote, as_of_ms).checked()
+
+
+_COLUMNS = 6  # that every row has: the opening time, four prices, the base volume
+
+
+def _number(cell: Any) -> Decimal:
+    """Read a number as it is printed, exactly.
+
+    Raises:
+        InvalidCandle: it is none.
+    """
+    if type(cell) not in _PRINTED or len(str(cell)) > _MOST_DIGITS:
+        raise InvalidCandle(f"expected a number, got {str(cell)[:_MOST_DIGITS]!r}")
+    try:
+        return Decimal(cell)
+    except ArithmeticError as error:
+        raise InvalidCandle(f"expected a number, got {cell!r}") from error
+
+
+_PRINTED = (str, int, Decimal)
+_MOST_DIGITS = 60
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        return _number(cell).is_finite()
+    except InvalidCandle:
+        return False
+
+
+def _whole(cell: Any) -> int:
+    """Read an opening time, in milliseconds.
+
+    Raises:
+        InvalidCandle: it is no whole number.
+    """
+    number = _number(cell)
+    if not number.is_finite() or number.adjusted() > _MOST_DIGITS or number != number.to_integral_value():
+        raise InvalidCandle(f"expected a time in milliseconds, got {cell!r}")
+    return int(number)
+
+
+def read_markets(body: Any, dialect: ProductType) -> list[Market]:
+    """Read the list of markets.
+
+    Raises:
+        Unavailable, ExchangeError: as `read_envelope`; an entry without the documented fields.
+    """
+    entries, _ = read_envelope(body)
+    try:
+        return [_read_market(entry, dialect) for entry in entries if _is_plain(entry)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExchangeError(f"a market is not as documented: {error!r}") from error
+
+
+def _is_plain(entry: Mapping[str, Any]) -> bool:
+    """Whether the market is what `inst_id` makes of its coins; dated contracts of the same coins are not."""
+    return bool(entry["symbol"] == inst_id(Symbol(entry["baseCoin"], entry["quoteCoin"])))
+
+
+def _read_market(entry: Mapping[str, Any], dialect: ProductType) -> Market:
+    return Market(
+        symbol=Symbol(entry["baseCoin"], entry["quoteCoin"]),
+        price_decimals=int(entry[dialect.price_decimals]),
+        volume_decimals=int(entry[dialect.volume_decimals]),
+        active=entry[dialect.status] == dialect.active,
+        listed_ms=_listed_ms(entry.get(dialect.listed)),
+    )
+
+
+def _listed_ms(value: Any) -> int | None:
+    """Read when trading began; None where Bitget does not say, which it does as an empty text or 0."""
+    try:
+        return int(value) or None
+    except (TypeError, ValueError):
+        return None
+
+
+def read_ms(value: Any) -> int:
+    """Read a time in UTC epoch milliseconds, printed as a number or as text.
+
+    Raises:
+        ExchangeError: neither.
+    """
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise ExchangeError(f"expected a time in milliseconds, got {value!r}") from error
+
+
+def _shorten(text: str) -> str:
+    return repr(text[:120])

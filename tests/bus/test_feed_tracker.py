@@ -1,0 +1,395 @@
+"""What is noticed of messages that do not come, and what is believed of those that do."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candled.bus import Position
+from candled.bus.codec import Heartbeat
+from candled.bus.redis.feed_tracker import (
+    LATE_S,
+    NO_HEARTBEAT,
+    NOT_ARRIVING,
+    NOT_LISTED,
+    OUTSIDE_LATE_S,
+    Doubt,
+    FeedTracker,
+    RateLimitResult,
+)
+from candled.model import MarketKey, Symbol
+
+BTC, ETH = (MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH"))
+CHANNELS = {"btc": BTC, "eth": ETH}
+NEXT, REPEATED, GAP = RateLimitResult.NEXT, RateLimitResult.REPEATED, RateLimitResult.GAP
+
+
+def reception() -> FeedTracker:
+    """One shard, and both markets have been heard up to message 1 of the feed 0.10."""
+    heard = FeedTracker({0: [BTC, ETH]}, 0.0)
+    for market in (BTC, ETH):
+        heard.on_message(market, Position("0.10", 1))
+    return heard
+
+
+def healed(heard: FeedTracker, newest: Position | None = None) -> set[MarketKey]:
+    """What was to be read again; afterwards it was, and there was nothing, or `newest`."""
+    markets = heard.take_missed(100)
+    for market in markets:
+        heard.mark_repaired(market)
+        heard.on_newest_read(market, newest)
+    return set(markets)
+
+
+def beat(heard: FeedTracker, now: float, btc: int, eth: int = 1, epoch: str = "0.10", as_of_ms: int = 0) -> bool:
+    return heard.on_heartbeat(Heartbeat(0, epoch, {"btc": btc, "eth": eth}, as_of_ms), CHANNELS, now)
+
+
+def test_a_number_left_out_is_a_hole():
+    heard = reception()
+    assert heard.on_message(BTC, Position("0.10", 2)) is NEXT
+    assert healed(heard) == set()
+    assert heard.on_message(BTC, Position("0.10", 4)) is GAP
+    assert healed(heard) == {BTC}
+    assert heard.reasons == {"hole": 1}
+
+
+def test_a_feed_whose_beginning_was_not_heard_is_read():
+    heard = FeedTracker({0: [BTC, ETH]}, 0.0)
+    heard.on_message(BTC, Position("0.10", 1))
+    heard.on_message(ETH, Position("0.10", 2))
+    assert healed(heard) == {ETH}
+
+
+def test_a_repeated_message_is_no_news():
+    heard = reception()
+    heard.on_message(BTC, Position("0.10", 2))
+    assert heard.on_message(BTC, Position("0.10", 2)) is REPEATED
+    assert heard.on_message(BTC, Position("0.10", 1)) is REPEATED
+    assert healed(heard) == set()
+
+
+def test_another_feed_is_read_from_its_beginning():
+    heard = reception()
+    assert heard.on_message(BTC, Position("0.11", 1)) is GAP
+    assert healed(heard, Position("0.11", 1)) == {BTC}
+    assert heard.on_message(BTC, Position("0.10", 2)) is REPEATED  # of the leader before
+    assert heard.position_of(BTC) == ("0.11", 1)
+
+
+def test_a_leader_with_a_lower_token_is_heard_once_the_other_has_gone():
+    heard = reception()
+    beat(heard, 1.0, btc=1)
+    heard.look(LATE_S + 2)
+    assert beat(heard, LATE_S + 2, btc=0, epoch="0.3")
+    healed(heard)
+    assert heard.on_message(BTC, Position("0.3", 1)) is NEXT
+
+
+def test_a_heartbeat_tells_of_messages_that_did_not_come_by_the_next_one():
+    heard = reception()
+    beat(heard, 1.0, btc=3)
+    assert healed(heard) == set()
+    beat(heard, 2.0, btc=3)
+    assert healed(heard, Position("0.10", 3)) == {BTC}
+    beat(heard, 3.0, btc=3)
+    assert healed(heard) == set()
+    assert heard.reasons == {"heartbeat": 1}
+
+
+def test_a_heartbeat_that_overtook_a_message_is_no_hole():
+    heard = reception()
+    beat(heard, 1.0, btc=2)
+    heard.on_message(BTC, Position("0.10", 2))
+    beat(heard, 2.0, btc=2)
+    assert healed(heard) == set()
+
+
+def test_the_heartbeat_of_another_leader_is_enough_to_read_again():
+    heard = reception()
+    beat(heard, 1.0, btc=0, eth=0, epoch="0.11")
+    assert healed(heard) == {BTC, ETH}
+    assert heard.on_message(BTC, Position("0.11", 1)) is NEXT
+    assert healed(heard) == set()
+
+
+def test_a_shard_without_a_heartbeat_is_in_doubt_and_is_read_again_after():
+    heard = reception()
+    beat(heard, 1.0, btc=1)
+    heard.look(1.0 + LATE_S)
+    assert heard.doubt(BTC, 1.0 + LATE_S) is None
+    heard.look(1.1 + LATE_S)
+    assert heard.doubt(BTC, 9.0) == heard.doubt(ETH, 9.0) == NO_HEARTBEAT
+    assert beat(heard, 10.0, btc=1)
+    assert healed(heard) == {BTC, ETH}
+    assert heard.doubt(BTC, 10.1) is None
+
+
+def test_minutes_of_other_programs_count_only_where_nobody_leads():
+    heard = reception()
+    assert not heard.on_external_minute(BTC, 1.0)
+    heard.look(5.0)
+    assert heard.on_external_minute(BTC, 5.0)
+    for now, doubt in ((5.0 + OUTSIDE_LATE_S, None), (5.1 + OUTSIDE_LATE_S, NO_HEARTBEAT)):
+        heard.look(now)
+        assert heard.doubt(BTC, now) == doubt
+        assert heard.doubt(ETH, now) == NO_HEARTBEAT
+
+
+def test_what_was_missed_while_it_was_read_is_read_once_more():
+    heard = reception()
+    heard.mark_missed([BTC], "hole")
+    assert heard.take_missed(10) == [BTC]
+    assert heard.is_missed(BTC)
+    heard.mark_missed([BTC], "hole")
+    heard.mark_repaired(BTC)
+    assert heard.is_missed(BTC)
+    assert heard.take_missed(10) == [BTC]
+
+
+def test_what_could_not_be_read_is_read_later_and_in_doubt_after_a_while():
+    heard = reception()
+    beat(heard, 1.0, btc=1)
+    heard.mark_missed([BTC], "hole")
+    for now, doubt in ((1.0, None), (3.0, None), (4.0, Doubt("bus_unreadable", "NOPERM no"))):
+        heard.mark_not_repaired(heard.take_missed(10), "NOPERM no", now)
+        assert heard.doubt(BTC, now) == doubt
+    assert healed(heard) == {BTC}
+    assert heard.doubt(BTC, 4.0) is None
+
+
+def test_a_shard_of_our_own_that_another_took_is_read_again():
+    heard = reception()
+    heard.on_own_message(BTC, Position("0.20", 9))
+    heard.on_shard_lost(0, 5.0)
+    assert healed(heard) == {BTC, ETH}
+    assert heard.on_message(BTC, Position("0.10", 99)) is REPEATED
+    assert heard.on_message(BTC, Position("0.21", 1)) is GAP
+    assert healed(heard, Position("0.21", 1)) == {BTC}
+    assert heard.on_message(BTC, Position("0.21", 2)) is NEXT
+
+
+def test_a_newer_state_that_was_read_spares_the_messages_before_it():
+    heard = reception()
+    assert heard.on_newest_read(BTC, Position("0.10", 5)) == ("0.10", 5)
+    assert heard.on_message(BTC, Position("0.10", 5)) is REPEATED
+    assert heard.on_newest_read(BTC, Position("0.9", 50)) == ("0.10", 5)
+
+
+def test_a_market_without_a_newest_state_is_where_its_fence_is():
+    heard = reception()
+    beat(heard, 1.0, btc=2, eth=0, epoch="0.11")
+    assert heard.on_newest_read(BTC, None, (11, 2)) == ("0.11", 2)
+    assert heard.on_message(BTC, Position("0.11", 3)) is NEXT
+
+
+# ---------------------------------------------------------------- what a leader publishes and nobody gets
+
+
+def test_a_market_whose_messages_do_not_come_is_in_doubt_until_they_do():
+    """Redis refuses messages and accepts heartbeats."""
+    heard = reception()
+    beat(heard, 1.0, btc=5)
+    doubts, read = [], []
+    for number in range(40):
+        beat(heard, 2.0 + number, btc=5 + number)
+        read.append(healed(heard) == {BTC})  # and nothing newer was there
+        doubts.append(heard.doubt(BTC, 2.0 + number))
+    assert doubts == [None] + 39 * [NOT_ARRIVING]
+    assert heard.doubt(ETH, 50.0) is None
+    assert sum(read) < 10  # not with every heartbeat: all processes ask the same Redis
+    assert heard.on_message(BTC, Position("0.10", 44)) is GAP
+    assert healed(heard, Position("0.10", 44)) == {BTC}
+    assert heard.doubt(BTC, 50.0) is None
+    beat(heard, 51.0, btc=44)
+    assert (healed(heard), heard.doubt(BTC, 51.0)) == (set(), None)
+
+
+def test_a_market_that_the_leader_does_not_name_is_in_doubt():
+    heard = reception()
+    for now, doubt in ((1.0, None), (2.0, NOT_LISTED), (3.0, NOT_LISTED)):
+        heard.on_heartbeat(Heartbeat(0, "0.10", {"btc": 1}), CHANNELS, now)
+        assert (heard.doubt(BTC, now), heard.doubt(ETH, now)) == (None, doubt)
+    beat(heard, 4.0, btc=1)
+    assert heard.doubt(ETH, 4.0) is None
+
+
+# ---------------------------------------------------------------- forged and broken messages
+
+LOST, KEPT = None, (10, 1)  # the fence: Redis knows nothing of the market, or what its leader published
+
+
+class Follower:
+    """A process that hears a real leader every second, and forged messages between; reading finds what is real."""
+
+    def __init__(self, fence: tuple[int, int] | None) -> None:
+        self.heard = reception()
+        self.fence = fence
+        self.seq = 1
+        self.now = 0.0
+        self.arrived = 0
+        self.second()
+
+    def forge(self, position: Position) -> bool:
+        """A message that the leader did not publish; return whether it was believed."""
+        verdict = self.heard.on_message(BTC, position)
+        proven = verdict is NEXT or (verdict is GAP and self.heard.prove(BTC, position, self.fence))
+        self.read()
+        return proven
+
+    def read(self) -> None:
+        newest = None if self.fence is None else Position("0.10", self.seq)
+        for market in self.heard.take_missed(10):
+            self.heard.mark_repaired(market)
+            self.heard.on_newest_read(market, newest if market == BTC else None, self.fence if market == BTC else None)
+
+    def second(self) -> None:
+        """The leader publishes a message and a heartbeat."""
+        self.now += 1.0
+        self.seq += 1
+        if self.fence is not None:
+            self.fence = (10, self.seq)
+        position = Position("0.10", self.seq)
+        verdict = self.heard.on_message(BTC, position)
+        self.arrived += verdict is NEXT or (verdict is GAP and self.heard.prove(BTC, position, self.fence))
+        self.read()
+        beat(self.heard, self.now, btc=self.seq)
+        self.read()
+        self.heard.look(self.now)
+
+
+@pytest.mark.parametrize(
+    ("position", "fence", "seconds"),
+    [
+        pytest.param(Position("0.10", 1_000_000), KEPT, 0, id="a jump"),
+        pytest.param(Position("0.10", 2**53), KEPT, 0, id="the largest number"),
+        pytest.param(Position("0.9007199254740992", 1), KEPT, 0, id="the largest token"),
+        pytest.param(Position("0.9", 10**6), KEPT, 0, id="of a leader before"),
+        pytest.param(Position("0.10", 3), KEPT, 1, id="the very next number"),
+        pytest.param(Position("0.10", 1_000_000), LOST, 3, id="a jump, and Redis forgot"),
+        pytest.param(Position("0.9007199254740992", 1), LOST, 3, id="the largest token, and Redis forgot"),
+    ],
+)
+def test_no_single_message_stops_a_feed(position, fence, seconds):
+    one = Follower(fence)
+    believed = one.forge(position)
+    assert believed is (seconds > 0)
+    for _ in range(seconds):
+        one.second()
+    before = one.arrived
+    for _ in range(5):
+        one.second()
+    assert one.arrived == before + 5
+    assert one.heard.position_of(BTC) == ("0.10", one.seq)
+    assert one.heard.doubt(BTC, one.now) is None
+
+
+@pytest.mark.parametrize(
+    ("epoch", "seq", "seconds"),
+    [
+        pytest.param("0.10", 10**12, 0, id="more than there is"),
+        pytest.param("0.10", 0, 0, id="less than there is"),
+        pytest.param("0.9007199254740992", 1, 2, id="of a leader that does not exist"),
+        pytest.param("0.9", 10**6, 0, id="of a leader before"),
+    ],
+)
+@pytest.mark.parametrize("fence", [KEPT, LOST])
+def test_no_single_heartbeat_stops_a_feed(epoch, seq, seconds, fence):
+    one = Follower(fence)
+    beat(one.heard, one.now + 0.5, btc=seq, epoch=epoch)
+    one.read()
+    for _ in range(seconds + 1):
+        one.second()
+        assert one.heard.doubt(BTC, one.now) is None
+    before = one.arrived
+    for _ in range(5):
+        one.second()
+    assert one.arrived == before + 5
+    assert one.heard.position_of(BTC) == ("0.10", one.seq)
+    assert one.heard.doubt(BTC, one.now) is None
+
+
+def test_messages_that_came_ahead_of_a_slow_heartbeat_do_not_set_a_feed_back():
+    """Channels of a cluster come over different connections."""
+    heard = reception()
+    for second in range(1, 20):
+        for seq in range(second * 10 - 8, second * 10 + 2):
+            assert heard.on_message(BTC, Position("0.10", seq)) is NEXT
+        beat(heard, float(second), btc=second * 10 - 9)  # a second late
+    assert heard.reasons == {}
+
+
+def test_the_leaders_clock_is_what_two_heartbeats_in_a_row_agree_on():
+    heard = reception()
+    beat(heard, 1.0, 1, as_of_ms=1_000_000)
+    assert heard.leader_ms(0, 1.0) == 0
+    beat(heard, 2.0, 1, as_of_ms=1_001_000)
+    assert heard.leader_ms(0, 2.5) == 1_001_500
+    beat(heard, 3.0, 1, as_of_ms=10**15)  # forged
+    assert heard.leader_ms(0, 3.0) == 1_002_000
+    beat(heard, 4.0, 1, as_of_ms=1_003_000)
+    assert heard.leader_ms(0, 4.0) == 1_003_000
+
+
+@given(st.data())
+def test_nothing_is_lost_in_silence(data):
+    """Whatever is lost of three feeds in a row, once heartbeats come through every loss has led to a reading."""
+    heard, now = reception(), 0.0
+    behind: set[MarketKey] = set()  # whose listener has not seen everything
+    for token in (10, 11, 12):
+        epoch, seqs = f"0.{token}", {BTC: 1 if token == 10 else 0, ETH: 1 if token == 10 else 0}
+
+        def read(epoch=epoch, seqs=seqs) -> None:
+            for market in heard.take_missed(10):
+                heard.mark_repaired(market)
+                heard.on_newest_read(market, Position(epoch, seqs[market]))
+                behind.discard(market)
+
+        for _ in range(data.draw(st.integers(0, 12))):
+            now += 0.5
+            if data.draw(st.booleans()):
+                market = data.draw(st.sampled_from([BTC, ETH]))
+                seqs[market] += 1
+                if data.draw(st.booleans()):
+                    heard.on_message(market, Position(epoch, seqs[market]))
+                else:
+                    behind.add(market)
+            elif data.draw(st.booleans()):
+                beat(heard, now, seqs[BTC], seqs[ETH], epoch)
+            read()
+    for _ in range(2):
+        now += 1.0
+        beat(heard, now, seqs[BTC], seqs[ETH], epoch)
+        read()
+    assert behind == set()
+    assert {heard.doubt(market, now) for market in (BTC, ETH)} == {None}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["message", "heartbeat", "second"]),
+            st.sampled_from([1, 9, 10, 11, 2**53]),
+            st.integers(0, 30) | st.sampled_from([10**6, 2**53]),
+        ),
+        max_size=60,
+    ),
+    st.sampled_from([KEPT, LOST]),
+)
+def test_whatever_is_forged_four_seconds_later_the_feed_is_what_its_leader_says(forged, fence):
+    one = Follower(fence)
+    for kind, token, seq in forged:
+        if kind == "message":
+            one.forge(Position(f"0.{token}", max(1, seq)))
+        elif kind == "heartbeat":
+            beat(one.heard, one.now + 0.5, btc=seq, epoch=f"0.{token}")
+            one.read()
+        else:
+            one.second()
+    for _ in range(5):
+        one.second()
+    before = one.arrived
+    for _ in range(3):
+        one.second()
+    assert one.arrived == before + 3
+    assert one.heard.position_of(BTC) == ("0.10", one.seq)
+    assert one.heard.doubt(BTC, one.now) is None

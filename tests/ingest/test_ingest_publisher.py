@@ -1,0 +1,167 @@
+"""What leaves ingest, in which order, and what its messages say of the log of changes."""
+
+import asyncio
+
+from candled.bus import HistoryChanged, MinuteChanged, Position, StateChanged
+from candled.bus.memory_bus import MemoryBus
+from candled.ingest.market import Outcome
+from candled.ingest.publisher import IngestPublisher
+from candled.model import MINUTE_MS, Decimals, Range
+from candled.store.interface import SEQ_UNPUBLISHED
+from tests.clocks import ManualClock
+from tests.ingest.test_market import at, market, push
+from tests.rows import MONDAY_MS, minute
+
+
+class Keeper:
+    """A store that keeps nothing, and a diary of what it was asked for."""
+
+    def __init__(self) -> None:
+        self.diary: list[tuple] = []
+
+    def enqueue(self, market, candle, *, changes=None) -> bool:
+        self.diary.append(("put", candle.open_ms, candle.final, changes))
+        return True
+
+    async def flush(self) -> None:
+        self.diary.append(("flush",))
+
+    async def register_feed(self, markets, epoch) -> None:
+        self.diary.append(("open", epoch))
+
+    async def log_changes(self, market, epoch, changes) -> None:
+        self.diary.append(("note", epoch, changes))
+
+    async def save_coverage(self, market, since_ms, holes, within) -> None:
+        self.diary.append(("coverage", since_ms))
+
+
+class Way:
+    """An outlet with everything around it."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock(MONDAY_MS)
+        self.bus = MemoryBus("one")
+        self.heard: list[tuple] = []
+        self.bus.add_listener(lambda message, position: self.heard.append((message, position)))
+        self.keeper = Keeper()
+        self.market = market()
+        self.outlet = IngestPublisher(self.bus, self.keeper, self.clock, checkpoint_ms=5_000, failed=lambda *_: None)
+        self.outlet.open_markets(self.market, minute(599).open_ms, at(36_000))
+
+    def minutes(self) -> list[tuple]:
+        return [(message, position) for message, position in self.heard if isinstance(message, MinuteChanged)]
+
+
+def test_a_new_minute_at_the_live_edge_is_told_and_stored_and_changes_no_past():
+    way = Way()
+    way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live)
+    way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
+    assert [entry[2:] for entry in way.keeper.diary] == [(False, None), (True, None)]
+    assert [message.facts.watermark_ms for message, _ in way.minutes()] == [minute(600).open_ms, minute(601).open_ms]
+
+
+def test_no_minute_is_final_before_the_message_that_tells_how_it_ended():
+    """The stream comes back with four minutes at once, one of which was told as it began."""
+    way = Way()
+    way.outlet.publish_live(way.market, push(way.market, minute(601, as_of=5_000), seconds=36_065).live)
+    back = [minute(number, "12", as_of=200_000) for number in (600, 601, 602, 603)]
+    way.outlet.publish_live(way.market, push(way.market, *back, seconds=36_200, snapshot=True).live)
+    told = {message.candle.open_ms: message.candle for message, _ in way.minutes()}
+    assert [message.candle.open_ms for message, _ in way.minutes()][1:] == [one.open_ms for one in back]
+    shown: dict[int, object] = {}
+    for message, _ in way.minutes():
+        shown[message.candle.open_ms] = message.candle.values
+        for open_ms, values in shown.items():
+            is_final = message.facts.is_settled(open_ms, open_ms + MINUTE_MS)
+            assert not is_final or values == told[open_ms].values
+    assert [message.facts.watermark_ms for message, _ in way.minutes()][-1] == minute(603).open_ms
+    assert way.minutes()[-1][0].facts.gap is None
+
+
+def test_a_revision_is_told_at_once_and_stored_as_a_change_of_the_past():
+    way = Way()
+    way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
+    way.outlet.publish_live(
+        way.market, push(way.market, minute(600, "12", as_of=70_000, final=True), seconds=36_070).live
+    )
+    (_, first), (message, second) = way.minutes()
+    assert (message.candle.rev, second.seq) == (1, first.seq + 1)
+    assert [entry[3] for entry in way.keeper.diary] == [None, second]
+
+
+async def test_messages_say_how_far_the_log_goes():
+    way = Way()
+    assert [message.facts.logged_seq for message, _ in way.minutes()] == []
+    running = asyncio.ensure_future(way.outlet.run())
+    await way.clock.advance(1)  # the feed is registered
+    way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
+    way.outlet.publish_live(
+        way.market, push(way.market, minute(600, "12", as_of=70_000, final=True), seconds=36_070).live
+    )
+    way.outlet.publish_live(way.market, push(way.market, minute(601, as_of=11_000), seconds=36_071).live)
+    revised = way.minutes()[1][1].seq
+    assert way.minutes()[2][0].facts.logged_seq == revised - 1
+    await way.clock.advance(1)  # flushed
+    way.outlet.publish_live(way.market, push(way.market, minute(601, volume="2", as_of=12_000), seconds=36_072).live)
+    assert way.minutes()[3][0].facts.logged_seq >= revised
+    assert ("open", "one") in way.keeper.diary
+    running.cancel()
+
+
+async def test_a_healed_past_is_in_the_log_before_it_is_stored_and_told_after():
+    way = Way()
+    outcome = Outcome(past=[minute(number, final=True) for number in (3, 4)], healed=Range(MONDAY_MS, at(600)))
+    way.outlet.publish_live(
+        way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live, outcome.past_range
+    )
+    assert way.minutes()[-1][0].facts.gap == outcome.past_range  # it is not told yet
+    way.keeper.diary.clear()
+    await way.outlet.publish_repair(way.market, outcome)
+    unknown = Position("one", SEQ_UNPUBLISHED)
+    told = next(position for message, position in way.heard if isinstance(message, HistoryChanged))
+    assert way.keeper.diary == [
+        ("put", minute(3).open_ms, True, unknown),
+        ("put", minute(4).open_ms, True, unknown),
+        ("flush",),
+        ("coverage", MONDAY_MS),
+        ("note", "one", [(told.seq, Range(minute(3).open_ms, minute(4).open_ms + MINUTE_MS))]),
+    ]
+
+
+async def test_healing_can_be_cancelled_while_it_is_logged():
+    way = Way()
+    reached, never = asyncio.Event(), asyncio.Event()
+
+    async def note_changes(market, epoch, changes) -> None:
+        reached.set()
+        await never.wait()
+
+    way.keeper.log_changes = note_changes
+    outcome = Outcome(past=[minute(3, final=True)], healed=Range(MONDAY_MS, at(600)))
+    way.outlet.publish_live(way.market, [], outcome.past_range)
+    healing = asyncio.ensure_future(way.outlet.publish_repair(way.market, outcome))
+    await reached.wait()
+    healing.cancel()
+    assert [type(one) for one in await asyncio.gather(healing, return_exceptions=True)] == [asyncio.CancelledError]
+
+
+def test_the_state_is_told_when_it_changes_and_again_for_those_who_came_later():
+    way = Way()
+    push(way.market, minute(600, as_of=10_000), seconds=36_010)
+    for seconds in (36_011, 36_012, 36_022, 36_030):
+        way.outlet.publish_state(way.market, at(seconds))
+    states = [(one.state, one.since_ms) for one, _ in way.heard if isinstance(one, StateChanged)]
+    assert states == [("stale", at(36_000)), ("live", at(36_011)), ("live", at(36_011))]
+    assert way.outlet.state_since_ms(way.market) == at(36_011)
+
+
+def test_decimals_are_told_with_the_state_as_soon_as_the_exchange_named_them():
+    way = Way()
+    push(way.market, minute(600, as_of=10_000), seconds=36_010)
+    way.outlet.publish_state(way.market, at(36_011))
+    way.market.decimals = Decimals(2, 6)
+    for seconds in (36_012, 36_013, 36_023):
+        way.outlet.publish_state(way.market, at(seconds))
+    told = [(one.decimals, one.since_ms) for one, _ in way.heard if isinstance(one, StateChanged)][1:]
+    assert told == [(Decimals(), at(36_011)), ((2, 6), at(36_011)), ((2, 6), at(36_011))]

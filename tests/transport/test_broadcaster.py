@@ -1,0 +1,284 @@
+"""The broadcast loop on links that need no socket."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candled.protocol.frames import Frame
+from candled.rooms.recipients import Recipients, RecipientSlot
+from candled.transport.broadcaster import HOLD_S, SLICE, Broadcaster
+
+COST_S = 0.00001  # of a send
+
+
+class Loop:
+    """Passes that are run by hand, and a clock that a send moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.soon: list[Callable[[], None]] = []
+        self.longest = 0.0
+        self.publisher = Broadcaster(self.soon.append, self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def run_once(self) -> None:
+        """One pass of the loop."""
+        due, self.soon[:] = list(self.soon), []
+        began = self.now
+        for call in due:
+            call()
+        self.longest = max(self.longest, self.now - began)
+
+    def run(self) -> int:
+        """All passes; how many they were."""
+        passes = 0
+        while self.soon:
+            self.run_once()
+            passes += 1
+        return passes
+
+
+class Wire:
+    """What a link has that the publisher uses."""
+
+    address = "here"
+    places: tuple[RecipientSlot, ...] = ()
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.got: list[bytes] = []
+        self.stalled: list[tuple[bytes, int]] = []
+        self.trouble: Exception | int | None = None
+        self.is_lost = False
+        self.code = 0
+        self.on_grant: Callable[[], None] = lambda: None
+
+    def write(self, frame: bytes) -> int:
+        self.loop.now += COST_S
+        if isinstance(self.trouble, Exception):
+            raise self.trouble
+        if self.trouble is not None:
+            return self.trouble
+        self.got.append(frame)
+        return len(frame)
+
+    def on_short_write(self, frame: bytes, taken: int) -> None:
+        self.stalled.append((frame, taken))
+
+    def connection_lost(self) -> None:
+        self.is_lost = True
+
+    def disconnect(self, code: int, reason: str) -> None:
+        self.code, self.is_lost = code, True
+
+    def on_turn(self, topic: object) -> None:
+        self.loop.now += COST_S * 100
+        self.on_grant()
+        self.got.append(f"initial {topic}".encode())
+
+    def uncork(self) -> None:
+        self.got.append(b"flushed")
+
+    def finalize(self) -> None:
+        self.got.append(b"settled")
+
+
+def room(loop: Loop, count: int) -> Recipients:
+    links = Recipients()
+    for _ in range(count):
+        links.add_slot(RecipientSlot(Wire(loop)))
+    return links
+
+
+def frame(text: str) -> Frame:
+    return Frame.from_text(text)
+
+
+ONE, TWO = frame("one"), frame("two")
+
+
+def test_a_small_room_is_sent_to_at_once():
+    loop = Loop()
+    links = room(loop, SLICE)
+    loop.publisher.broadcast(links, ONE)
+    assert all(link.got == [ONE] for link in links)
+    assert links.sending == 0
+
+
+def test_a_large_room_is_sent_to_in_slices_and_no_pass_is_long():
+    loop = Loop()
+    links = room(loop, 10_000)
+    loop.publisher.broadcast(links, ONE)
+    assert loop.now <= HOLD_S + SLICE * COST_S
+    assert links.sending == 1
+    assert loop.run() > 5
+    assert loop.longest <= HOLD_S + (SLICE + 1) * COST_S
+    assert all(link.got == [ONE] for link in links)
+    assert links.sending == 0
+
+
+def test_a_small_room_need_not_wait_for_a_large_one():
+    loop = Loop()
+    large, small = room(loop, 10_000), room(loop, 10)
+    loop.publisher.broadcast(large, ONE)
+    loop.publisher.broadcast(small, TWO)
+    loop.run_once()
+    assert all(link.got == [TWO] for link in small)
+    assert large[-1].got == []
+
+
+def test_the_second_frame_of_a_room_waits_for_the_first():
+    loop = Loop()
+    links = room(loop, 3000)
+    loop.publisher.broadcast(links, ONE)
+    loop.publisher.broadcast(links, TWO)
+    loop.run()
+    assert all(link.got == [ONE, TWO] for link in links)
+
+
+def test_of_a_bar_that_waits_for_its_turn_only_the_newest_state_is_sent():
+    """However long a list takes, what waits for it does not grow."""
+    loop = Loop()
+    links = room(loop, 3000)
+    states = [Frame.from_text(str(number), "topic", 60_000) for number in range(100)]
+    for state in states:
+        loop.publisher.broadcast(links, state)
+    loop.publisher.broadcast(links, ONE)
+    loop.publisher.broadcast(links, Frame.from_text("next", "topic", 120_000))
+    late = Wire(loop)
+    links.add_slot(RecipientSlot(late))
+    assert links.sending == 4
+    loop.run()
+    assert all(link.got == [states[0], states[-1], ONE, Frame.from_text("next")] for link in links[:-1])
+    assert (late.got, links.sending) == ([], 0)
+
+
+def test_who_left_or_joined_meanwhile_does_not_get_the_frame():
+    loop = Loop()
+    links = room(loop, 3000)
+    loop.publisher.broadcast(links, ONE)
+    gone, late = links[-1], Wire(loop)
+    links.remove_slot(links.slots[-1])
+    links.add_slot(RecipientSlot(late))
+    loop.run()
+    assert (gone.got, late.got, links[0].got) == ([], [], [ONE])
+
+
+PLACES = pytest.mark.parametrize("which", [(1,), (0, 1), (SLICE - 1, SLICE), (SLICE * 2 - 1, SLICE * 2 + 9)])
+
+
+@PLACES
+@pytest.mark.parametrize(("trouble", "taken"), [(BlockingIOError(), 0), (3, 3)])
+def test_what_the_kernel_does_not_take_is_left_to_the_link(trouble, taken, which):
+    loop = Loop()
+    links = room(loop, SLICE * 2 + 10)
+    for position in which:
+        links[position].trouble = trouble
+    loop.publisher.broadcast(links, ONE)
+    loop.run()
+    assert [link.stalled for link in links] == [[(ONE, taken)] * (at in which) for at in range(len(links))]
+    assert all(link.got == [ONE] for at, link in enumerate(links) if at not in which)
+
+
+@PLACES
+@pytest.mark.parametrize("trouble", [ConnectionResetError(), RuntimeError("a mistake of ours")])
+def test_a_broken_connection_does_not_stop_the_others(trouble, which):
+    loop = Loop()
+    links = room(loop, SLICE * 2 + 10)
+    for position in which:
+        links[position].trouble = trouble
+    loop.publisher.broadcast(links, ONE)
+    loop.run()
+    assert [at for at, link in enumerate(links) if link.is_lost] == list(which)
+    assert all(link.got == [ONE] for at, link in enumerate(links) if at not in which)
+    assert links.sending == 0
+
+
+def test_a_link_whose_way_changes_is_found_in_every_list():
+    loop = Loop()
+    lists = [room(loop, 3) for _ in range(2)]
+    link = Wire(loop)
+    for links in lists:
+        links.add_slot(RecipientSlot(link))
+    lists[0].remove_slot(lists[0].slots[0])  # so that it changes place
+    kept: list[bytes] = []
+    link.write = lambda taken: kept.append(taken) or len(taken)
+    for place in link.places:
+        place.refresh_write()
+    for links in lists:
+        loop.publisher.broadcast(links, ONE)
+    assert (link.got, kept) == ([], [ONE, ONE])
+
+
+def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twice(caplog):
+    loop = Loop()
+    links = room(loop, 3000)
+    for broken in (links[1], links[2500]):
+        broken.trouble = RuntimeError("no bars")
+    loop.publisher.broadcast(links, ONE)
+    loop.publisher.broadcast(links, TWO)
+    loop.run()
+    assert [(number, link.code) for number, link in enumerate(links) if link.code] == [(1, 1011), (2500, 1011)]
+    assert all(link.got == [ONE, TWO] for link in links if not link.code)
+    assert links.sending == 0
+    assert "could not be handed on" in caplog.text
+
+
+def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
+    loop = Loop()
+    links = room(loop, 1000)
+
+    def fail() -> None:
+        raise RuntimeError("no bars")
+
+    links[500].on_grant = fail
+    for link in links:
+        loop.publisher.request_turn(link, "topic")
+    assert loop.now <= HOLD_S + COST_S * 100
+    loop.run()
+    assert loop.longest <= HOLD_S + 10 * COST_S * 100
+    assert [len(link.got) for link in links] == [1] * 500 + [0] + [1] * 499
+    assert "no initial could be made" in caplog.text
+
+
+def test_an_initial_is_wanted_once_and_can_be_forgotten():
+    loop = Loop()
+    links = room(loop, 100)
+    for _ in range(2):
+        for link in links:
+            loop.publisher.request_turn(link, "topic")
+    loop.publisher.cancel_turn(links[-1], "topic")
+    loop.run()
+    assert len(links[-1].got) == 0
+    assert len(links[-2].got) == 1
+
+
+def test_what_was_gathered_is_flushed_and_what_ended_is_settled_in_the_next_pass():
+    loop = Loop()
+    one, two = room(loop, 2)
+    loop.publisher.uncork_later(one)
+    loop.publisher.finalize_later(two)
+    assert one.got + two.got == []
+    assert loop.run() == 1
+    assert (one.got, two.got) == ([b"flushed"], [b"settled"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
+def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
+    loop = Loop()
+    rooms = [room(loop, size) for size in (1, 300, 1500, 4000)]
+    sent: list[list[bytes]] = [[] for _ in rooms]
+    for number, (which, goes_on) in enumerate(steps):
+        text = frame(str(number))
+        sent[which].append(text)
+        loop.publisher.broadcast(rooms[which], text)
+        if goes_on and loop.soon:
+            loop.run_once()
+    loop.run()
+    for links, frames in zip(rooms, sent, strict=True):
+        assert all(link.got == frames for link in links)
+        assert links.sending == 0

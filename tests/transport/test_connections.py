@@ -1,0 +1,498 @@
+"""Links on real sockets: slow clients, several rooms at a time, the end, and what is left of it."""
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import random
+import re
+import resource
+import socket
+import termios
+import time
+import weakref
+import zlib
+from datetime import timedelta
+
+import pytest
+from tornado.httputil import HTTPServerRequest
+from tornado.iostream import IOStream
+
+from candled.protocol.frames import Frame
+from candled.protocol.requests import Topic
+from candled.rooms.recipients import Recipients, RecipientSlot
+from candled.serve.handlers import StreamHandler
+from candled.transport.broadcaster import READ_UNTIL_S
+from candled.transport.outbox import MOST_BARS_WAITING
+from candled.transport.socket_connection import KERNEL_KEEPS
+from tests import deadlines
+from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, EchoSite, echo_site, frame
+
+WAYS = pytest.mark.parametrize("own_sockets", [True, False], ids=["own socket", "Tornado's"])
+ONE, TWO = Topic("one", "1m"), Topic("two", "5m")  # links do not look into topics
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def update(number: int, open_ms: int = 60_000, topic: Topic = ONE, size: int = 500) -> Frame:
+    return Frame.from_text(f"{number:08}".ljust(size, "."), topic, open_ms)
+
+
+async def mute(site: EchoSite) -> socket.socket:
+    """A peer with a small buffer that shook hands and reads nothing else."""
+    loop = asyncio.get_running_loop()
+    peer = socket.socket()
+    site.opened.append(peer)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer.setblocking(False)
+    await loop.sock_connect(peer, ("127.0.0.1", site.port))
+    await loop.sock_sendall(peer, HANDSHAKE)
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        data += await loop.sock_recv(peer, 1)
+    return peer
+
+
+class Reader:
+    """Takes frames apart as a client would; a torn one fails."""
+
+    def __init__(self) -> None:
+        self.buffer = b""
+        self.payloads: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        self.buffer += data
+        while len(self.buffer) >= 4:
+            first, length = self.buffer[0], self.buffer[1]
+            assert first in (0x81, 0x89), "torn"
+            start, length = (4, int.from_bytes(self.buffer[2:4], "big")) if length == 126 else (2, length)
+            if len(self.buffer) < start + length:
+                return
+            if first == 0x81:
+                self.payloads.append(self.buffer[start : start + length])
+            self.buffer = self.buffer[start + length :]
+
+
+async def read_until(peer: socket.socket, reader: Reader, payload: bytes) -> None:
+    async with deadlines.timeout(10):
+        while not any(one.startswith(payload) for one in reader.payloads):
+            reader.feed(await asyncio.get_running_loop().sock_recv(peer, 65536))
+
+
+# ---------------------------------------------------------------- slow clients
+
+
+@WAYS
+async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_when_it_reads_again(own_sockets):
+    """Fault 9: a client that stops reading growing the server's memory."""
+    async with echo_site(own_sockets=own_sockets) as site:
+        peer = await mute(site)
+        await site.client()
+        for number in range(20_000):
+            site.publisher.broadcast(site.links, update(number))
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+        site.publisher.broadcast(site.links, update(99_999, open_ms=120_000))
+        reader = Reader()
+        await read_until(peer, reader, b"00099999")
+        numbers = [int(payload[:8]) for payload in reader.payloads]
+        assert numbers == sorted(numbers)
+        assert numbers[-2:] == [19_999, 99_999], "the last state of each bar"
+        assert len(numbers) < 10_000, "the others were left out"
+
+
+async def test_a_stuck_client_holds_no_more_than_a_few_frames_and_the_kernel_no_more_than_64_kb():
+    async with echo_site() as site:
+        await mute(site)
+        link = (await site.client()).link
+        for number in range(5000):
+            site.publisher.broadcast(site.links, update(number, open_ms=number % MOST_BARS_WAITING + 1))
+        assert link.blocked_since is not None
+        assert len(link._rest) <= 504
+        assert sum(map(len, link._outbox._updates.values())) <= MOST_BARS_WAITING
+        unread = int.from_bytes(fcntl.ioctl(link._socket, termios.TIOCOUTQ, bytes(4)), "little")
+        assert KERNEL_KEEPS / 2 <= unread <= 64 * 1024
+
+
+async def test_too_many_bars_are_replaced_by_a_fresh_initial():
+    async with echo_site() as site:
+        peer = await mute(site)
+        client = await site.client()
+        client.initials[ONE] = lambda: Frame.from_text("initial".ljust(20))
+        for number in range(5000):
+            site.publisher.broadcast(site.links, update(number, open_ms=number // 500 + 1))
+            await asyncio.sleep(0)
+        assert client.behind == [ONE]
+        reader = Reader()
+        await read_until(peer, reader, b"initial")
+        site.publisher.broadcast(site.links, update(99_999))
+        await read_until(peer, reader, b"00099999")
+        numbers = [int(payload[:8]) for payload in reader.payloads if not payload.startswith(b"initial")]
+        assert numbers == sorted(numbers)
+        assert reader.payloads[-2].startswith(b"initial"), "nothing older came after it"
+
+
+@WAYS
+async def test_answers_keep_their_order_and_too_many_that_are_left_close_with_3008(own_sockets):
+    async with echo_site(own_sockets=own_sockets) as site:
+        peer = await mute(site)
+        link = (await site.client()).link
+        for number in range(600):
+            link.send_reply(update(number))
+        await asyncio.sleep(0)
+        while link.is_open:
+            link.send_reply(update(0))
+        reader = Reader()
+        with contextlib.suppress(AssertionError):  # a close frame ends it
+            await read_until(peer, reader, b"never")
+        numbers = [int(payload[:8]) for payload in reader.payloads]
+        assert numbers[:256] == list(range(256))
+        assert reader.buffer[:1] == b"\x88"
+        assert int.from_bytes(reader.buffer[2:4], "big") == 3008
+
+
+@WAYS
+async def test_who_stays_stuck_is_closed_with_3008(own_sockets, caplog):
+    caplog.set_level("INFO")
+    async with echo_site(own_sockets=own_sockets, slow_client_timeout=timedelta(seconds=0.5)) as site:
+        await mute(site)
+        link = (await site.client()).link
+        for number in range(20_000):
+            link.send_update(update(number))
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+        async with deadlines.timeout(10):
+            while link.is_open:
+                await asyncio.sleep(0.05)
+        assert "has not read for 0 s: closed" in caplog.text
+        if own_sockets:
+            await site.wait_until_empty()
+
+
+async def test_who_naps_gets_rising_numbers_and_always_the_newest():
+    draw = random.Random(13)
+    async with echo_site() as site:
+        peers = [await mute(site) for _ in range(10)]
+        readers = [Reader() for _ in peers]
+        await site.client(9)
+        loop = asyncio.get_running_loop()
+
+        async def nap(peer: socket.socket, reader: Reader, seconds: float) -> None:
+            while not reader.payloads or not reader.payloads[-1].startswith(b"00002999"):
+                await asyncio.sleep(draw.uniform(0, seconds))
+                with contextlib.suppress(TimeoutError):
+                    reader.feed(await deadlines.wait_for(loop.sock_recv(peer, draw.randint(1, 20_000)), 1))
+
+        naps = [
+            asyncio.ensure_future(nap(peer, reader, at / 50))
+            for at, (peer, reader) in enumerate(zip(peers, readers, strict=True))
+        ]
+        for number in range(3000):
+            site.publisher.broadcast(site.links, update(number, size=300))
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+        await deadlines.wait_for(asyncio.gather(*naps), 60)
+        for peer, reader in zip(peers, readers, strict=True):
+            numbers = [int(payload[:8]) for payload in reader.payloads]
+            assert numbers == sorted(set(numbers))
+
+
+# ---------------------------------------------------------------- several rooms
+
+
+class Counting(socket.socket):
+    """Counts its system calls that send."""
+
+    calls = 0
+
+    def send(self, *data) -> int:
+        Counting.calls += 1
+        return super().send(*data)
+
+    def sendmsg(self, *data) -> int:
+        Counting.calls += 1
+        return super().sendmsg(*data)
+
+
+async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
+    async with echo_site() as site:
+        peer = await site.connect()
+        link = (await site.client()).link
+        counting = Counting(fileno=link._socket.detach())
+        counting.setblocking(False)
+        site.server._site.wires.loop.remove_reader(counting.fileno())
+        site.server._site.wires.loop.add_reader(counting, link._on_readable)
+        link._socket = counting
+        link.redirect_writes(counting.send)
+        link.cork(many=True)
+        rooms = [Recipients() for _ in range(7)]
+        for number, room in enumerate(rooms):
+            room.add_slot(RecipientSlot(link))
+            site.publisher.broadcast(room, update(number, topic=Topic(number, "1m")))
+        link.send_reply(Frame.from_text("answer"))
+        got = [(await peer.receive())[1][:8] for _ in range(8)]
+        assert got == [b"%08d" % number for number in range(7)] + [b"answer"]
+        assert Counting.calls == 1
+        link.cork(many=False)
+        link.send_reply(Frame.from_text("again"))
+        assert (await peer.receive())[1] == b"again"
+
+
+async def test_a_client_in_several_rooms_that_is_slow_loses_no_last_state():
+    async with echo_site() as site:
+        peer = await mute(site)
+        link = (await site.client()).link
+        link.cork(many=True)
+        rooms = {ONE: Recipients(), TWO: Recipients()}
+        for room in rooms.values():
+            room.add_slot(RecipientSlot(link))
+        for number in range(4000):
+            for topic, room in rooms.items():
+                site.publisher.broadcast(room, update(number, topic=topic))
+            if number % 5 == 0:
+                await asyncio.sleep(0)
+        assert link.blocked_since is not None
+        reader = Reader()
+        async with deadlines.timeout(10):
+            while sum(payload.startswith(b"00003999") for payload in reader.payloads) < 2:
+                reader.feed(await asyncio.get_running_loop().sock_recv(peer, 65536))
+
+
+class Full(socket.socket):
+    """Takes frames one by one only."""
+
+    def sendmsg(self, *data) -> int:
+        raise BlockingIOError
+
+
+async def test_no_state_of_a_bar_overtakes_an_initial_that_left_together_with_it():
+    async with echo_site() as site:
+        peer = await site.connect()
+        link = (await site.client()).link
+        full = Full(fileno=link._socket.detach())
+        full.setblocking(False)
+        link._socket = full
+        link.cork(many=True)
+        for one in (update(1, topic=TWO), update(2), Frame.from_text("initial".ljust(500), ONE), update(3), update(4)):
+            link.send_update(one)
+        got = [(await peer.receive())[1][:8] for _ in range(4)]
+        assert got == [b"00000001", b"00000002", b"initial ", b"00000004"]
+
+
+async def test_what_a_slow_client_wants_of_many_rooms_is_made_when_it_can_take_it():
+    async with echo_site() as site:
+        peer = await mute(site)
+        client = await site.client()
+        client.link.cork(many=True)
+        made = []
+
+        def initial() -> Frame:
+            made.append(Frame.from_text(b"i" * 100_000))
+            return made[-1]
+
+        for number in range(60):
+            topic = Topic(number, "1m")
+            client.initials[topic] = initial
+            client.link.request_snapshot(topic)
+        await asyncio.sleep(0.05)
+        held = len(client.link._rest) + sum(map(len, client.link._outbox._replies))
+        assert held <= 100_010, "one that is under way"
+        assert 0 < len(made) < 50
+        while len(made) < 60:
+            await asyncio.get_running_loop().sock_recv(peer, 2**20)
+
+
+# ---------------------------------------------------------------- handshake and end
+
+
+async def test_what_comes_right_behind_the_handshake_is_read():
+    async with echo_site() as site:
+        peer = await site.connect(behind=frame(TEXT, b"early") + frame(PING, b"p"))
+        assert [await peer.receive(), await peer.receive()] == [(0x81, b"early"), (0x8A, b"p")]
+
+
+@WAYS
+async def test_the_end_of_the_server_is_told_to_everybody(own_sockets):
+    async with echo_site(own_sockets=own_sockets) as site:
+        peers = [await site.connect() for _ in range(200)]
+        await site.client(199)
+        ends = [asyncio.ensure_future(peer.closed_with()) for peer in peers]
+        began = deadlines.now()
+        await site.server.stop()
+        assert deadlines.now() - began < 3
+        assert await asyncio.gather(*ends) == [1001] * 200
+        assert [client.ends for client in site.clients] == [1] * 200
+
+
+async def test_a_goodbye_is_said_however_long_the_pass_has_been():
+    """All are told when the server ends, not only those whose turn comes in the first milliseconds."""
+    async with echo_site() as site:
+        peer = await site.connect()
+        client = await site.client()
+        site.publisher.may_read()
+        time.sleep(2 * READ_UNTIL_S)
+        assert not site.publisher.may_read()
+        client.link.disconnect(1001, "bye")
+        assert await peer.receive() == (0x88, (1001).to_bytes(2, "big") + b"bye")
+
+
+async def test_a_mute_client_is_closed_with_3012():
+    quick = {"ping_interval": timedelta(seconds=0.4), "ping_timeout": timedelta(seconds=0.2)}
+    async with echo_site(**quick) as site:
+        dead, alive = await site.connect(), await site.connect()
+
+        async def answer() -> None:
+            while True:
+                assert await alive.receive() == (0x89, b"")
+                alive.send(frame(PONG))
+
+        answering = asyncio.ensure_future(answer())
+        assert await dead.closed_with() == 3012
+        await asyncio.sleep(1.0)
+        assert not answering.done()
+        answering.cancel()
+        assert [client.link.is_open for client in site.clients] == [False, True]
+
+
+async def ended_by_client(site: EchoSite, how: str) -> None:
+    peer = await site.connect()
+    peer.send(frame(TEXT, b"hello"))
+    await peer.receive()
+    link = site.clients[-1].link
+    if how == "close frame":
+        peer.send(frame(CLOSE, b"\x03\xe8"))
+        assert await peer.closed_with() == 1000
+    elif how == "end of the stream":
+        peer.close()
+    elif how == "reset":
+        peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        peer.writer.transport.abort()
+    elif how == "broken frame":
+        peer.send(b"\xff\xff\xff\xff")
+        assert await peer.closed_with() == 1002
+    else:
+        link.cork(many=True)
+        link.disconnect(3008, "slow")
+        assert await peer.closed_with() == 3008
+
+
+@pytest.mark.parametrize("how", ["close frame", "end of the stream", "reset", "broken frame", "the server"])
+async def test_a_connection_that_ended_is_freed_without_the_cycle_collector(how):
+    async with echo_site() as site:
+        await ended_by_client(site, how)
+        await site.wait_until_empty()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await ended_by_client(site, how)
+            links = [weakref.ref(client.link) for client in site.clients]
+            clients = [weakref.ref(client) for client in site.clients]
+            protocols = [weakref.ref(ref()._protocol) for ref in links]
+            await site.wait_until_empty()
+            site.clients.clear()
+            await asyncio.sleep(0.01)
+            assert [ref() for ref in (*links, *clients, *protocols)] == [None] * 18
+        finally:
+            gc.enable()
+
+
+async def test_nothing_is_kept_of_the_handshake():
+    def found() -> list[object]:
+        gc.collect()
+        return [one for one in gc.get_objects() if isinstance(one, StreamHandler | HTTPServerRequest | IOStream)]
+
+    async with echo_site() as site:
+        before = found()  # what other tests of this process have left
+        for _ in range(20):
+            await site.connect()
+        await site.client(19)
+        assert [one for one in found() if not any(one is other for other in before)] == []
+
+
+async def test_a_storm_is_let_in_a_few_per_second_and_the_rest_is_told_when_to_come_back():
+    async with echo_site(max_handshakes_per_second=20) as site:
+        peers = await asyncio.gather(*(site.connect() for _ in range(100)))
+        statuses = [int(peer.head.split()[1]) for peer in peers]
+        assert statuses.count(101) in range(20, 30)
+        assert statuses.count(503) == 100 - statuses.count(101)
+        waits = [int(found[1]) for peer in peers if (found := re.search(rb"Retry-After: (\d+)", peer.head))]
+        assert len(waits) == statuses.count(503)
+        assert (min(waits), max(waits)) in {(1, 4), (1, 5), (1, 6)}, "spread over the seconds it takes"
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b" 200 " in await reader.readline(), "probes are no handshakes"
+        writer.close()
+
+
+# ---------------------------------------------------------------- compression
+
+
+OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+
+
+async def test_large_messages_are_compressed_once_for_all_who_agreed_and_small_ones_never():
+    large, small = Frame.from_text("candle " * 2000), Frame.from_text("candle")
+    async with echo_site(compression=True) as site:
+        agreed, plain = await site.connect(extra=OFFER), await site.connect()
+        assert b"permessage-deflate; server_no_context_takeover; client_no_context_takeover" in agreed.head
+        assert b"sec-websocket-extensions" not in plain.head.lower()
+        await site.client(1)
+        for client in site.clients:
+            client.link.send_reply(large)
+            client.link.send_reply(small)
+        first, payload = await agreed.receive()
+        assert first == 0xC1
+        assert len(payload) < len(large) / 10
+        assert zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff") == large.payload
+        assert await agreed.receive() == (0x81, small.payload)
+        assert await plain.receive() == (0x81, large.payload)
+        shrunk = zlib.compressobj(wbits=-15)
+        body = shrunk.compress(b"asked compressed") + shrunk.flush(zlib.Z_SYNC_FLUSH)
+        agreed.send(frame(TEXT, body[:-4], rsv=4))
+        assert await agreed.receive() == (0x81, b"asked compressed")
+        body = bytes(5000)
+        agreed.send(frame(BINARY, body))
+        first, payload = await agreed.receive()
+        assert (first, zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff")) == (0xC2, body)
+
+
+@pytest.mark.parametrize(
+    ("offer", "is_taken"),
+    [
+        ("permessage-deflate", True),
+        ("permessage-deflate; server_max_window_bits=15", True),
+        ("permessage-deflate; server_max_window_bits=10", False),
+        ("permessage-deflate; server_max_window_bits=10, permessage-deflate", True),
+        ("permessage-deflate; nonsense", False),
+        ("x-webkit-deflate-frame", False),
+        ("; ;", False),
+    ],
+)
+async def test_an_offer_is_taken_only_if_all_can_share_a_frame(offer, is_taken):
+    async with echo_site(compression=True) as site:
+        peer = await site.connect(extra=f"Sec-WebSocket-Extensions: {offer}\r\n")
+        assert (b"sec-websocket-extensions" in peer.head.lower()) == is_taken
+
+
+@pytest.mark.parametrize("compression", [True, False])
+async def test_a_bomb_is_refused_before_it_unfolds(compression):
+    """Promise 20, with 200 MB compressed to 200 KB; and a frame that says it has 200 MB."""
+    shrink = zlib.compressobj(wbits=-15)
+    bomb = b"".join(shrink.compress(bytes(2**20)) for _ in range(200)) + shrink.flush(zlib.Z_SYNC_FLUSH)
+    async with echo_site(compression=compression, largest_message=2**18) as site:
+        before = 0
+        for number in range(12):
+            if number == 2:  # what the first one took is there for the others, ours to send them as well
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            liar = await site.connect(extra=OFFER)
+            liar.send(frame(TEXT, size=200_000_000))
+            assert await liar.closed_with() == 1009
+            peer = await site.connect(extra=OFFER)
+            peer.send(frame(TEXT, bomb[:-4], rsv=4))
+            assert await peer.closed_with() == (1009 if compression else 1002)
+            await site.wait_until_empty()
+            site.clients.clear()
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1024  # KiB
