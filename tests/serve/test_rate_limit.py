@@ -85,7 +85,7 @@ async def test_no_limit_has_no_headers():
 
 async def test_where_the_common_counter_is_away_this_process_counts_for_itself():
     class Away:
-        async def hit(self, key, window_s):
+        async def count_hit(self, key, window_s):
             raise Unavailable("gone")
 
     one = limit(ManualClock(), requests=3, counter=Away())

@@ -55,14 +55,14 @@ class Threads:
         self._weather = weather
         self.writes = 0
 
-    async def write(self, call: Callable[..., Any], *args: Any) -> Any:
+    async def run_write(self, call: Callable[..., Any], *args: Any) -> Any:
         await self._reach("store cannot be written")
         try:
             return call(*args)
         finally:
             self.writes += 1
 
-    async def read(self, call: Callable[..., Any], *args: Any) -> Any:
+    async def run_read(self, call: Callable[..., Any], *args: Any) -> Any:
         await self._reach("store cannot be read")
         return call(*args)
 
@@ -79,7 +79,7 @@ class Http:
 
     saw_date: Any = None
 
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         return False
 
     def describe(self) -> dict[str, Any]:

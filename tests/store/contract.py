@@ -222,7 +222,7 @@ class StoreContract:
         again = open_store(*DEFAULT_INTERVALS)
         assert everything(again, BTC, MINUTE) == minutes
         assert again.read_bars(BTC, MINUTE, before_ms=ALWAYS_MS, limit=9) == minutes
-        assert again.forming(BTC) == [running]
+        assert again.read_forming(BTC) == [running]
         assert [(bar.rev, bar.src) for bar in everything(again, BTC, H1)] == [(10, "agg")]
 
     def test_a_revision_counts_once_however_often_it_is_written(self, store):
@@ -424,8 +424,8 @@ class StoreContract:
             store.write_minutes([(ETH, minute(abs(at), final=False)) for at in batch])
         assert store.read_forming(BTC) == [minute(at, final=False) for at in left]
         again = open_store(*DEFAULT_INTERVALS)
-        assert again.forming(BTC) == [minute(at, final=False) for at in left]
-        assert len(again.forming(ETH)) == len({abs(at) for batch in written for at in batch})
+        assert again.read_forming(BTC) == [minute(at, final=False) for at in left]
+        assert len(again.read_forming(ETH)) == len({abs(at) for batch in written for at in batch})
 
     def test_a_forming_minute_that_will_never_be_final_is_dropped_by_maintenance(self, store):
         store.write_minutes([(BTC, minute(at, final=False)) for at in (0, 1439, 1441)])
@@ -612,7 +612,7 @@ class StoreContract:
         again = open_store(*DEFAULT_INTERVALS)
         assert everything(again, BTC, MINUTE) == [minute(0)]
         assert everything(again, BTC, W1) == [folded(minute(0))]
-        assert again.forming(BTC) == [minute(1, final=False)]
+        assert again.read_forming(BTC) == [minute(1, final=False)]
 
     def test_a_new_interval_is_folded_from_stored_minutes(self, open_store):
         # far apart, because old minutes are folded in several steps
@@ -648,8 +648,8 @@ class StoreContract:
         [
             lambda guest: guest.close(),
             lambda guest: everything(guest, BTC, D1),
-            lambda guest: guest.write([(BTC, minute(61)), (BTC, minute(3, "7", as_of_ms=10**13))]),
-            lambda guest: guest.write([(ETH, minute(61))]),
+            lambda guest: guest.write_minutes([(BTC, minute(61)), (BTC, minute(3, "7", as_of_ms=10**13))]),
+            lambda guest: guest.write_minutes([(ETH, minute(61))]),
             lambda guest: guest.rebuild_rollups(BTC, [ALL_TIME]),
             lambda guest: guest.save_known_gaps(BTC, [hole(0, 2)]),
         ],
@@ -659,11 +659,11 @@ class StoreContract:
         m3, m6 = Interval.parse("3m"), Interval.parse("6m")
         kept = (m3, m6, D1, W1)
         daemon = open_store(MINUTE, *kept)
-        daemon.write([(BTC, minute(at)) for at in range(0, 60, 7)])
+        daemon.write_minutes([(BTC, minute(at)) for at in range(0, 60, 7)])
         guest = open_store()
         assert guest.intervals() == [*kept]
         if act(guest) is None:
-            daemon.write([(BTC, minute(at)) for at in range(60)])
+            daemon.write_minutes([(BTC, minute(at)) for at in range(60)])
         minutes = everything(daemon, BTC, MINUTE)
         for interval in kept:
             assert everything(daemon, BTC, interval) == sums(minutes, interval)

@@ -153,7 +153,7 @@ def test_an_ordinary_role_that_owns_its_database_suffices(stores):
             with Database(dsn, f"OWNER {admin.name}") as database:
                 stores.append(PostgresStore(database.url(user=admin.name), DEFAULT_INTERVALS, retention_days=30))
                 stores[0].open()
-                stores[0].write([(BTC, minute(0))])
+                stores[0].write_minutes([(BTC, minute(0))])
                 stores[0].tidy_up(MONDAY_MS)
                 assert everything(stores[0], BTC, W1) == [folded(minute(0))]
                 stores[0].close()
@@ -260,11 +260,11 @@ def test_an_interval_whose_past_another_process_still_folds_lends_no_half_bars(d
 def test_minutes_written_while_history_is_folded_are_in_the_new_bars(open_store):
     old, new = [minute(at) for at in range(0, 400_000, 50)], [minute(at) for at in range(25, 400_000, 4000)]
     writer = open_store(MINUTE)
-    writer.write([(BTC, candle) for candle in old])
+    writer.write_minutes([(BTC, candle) for candle in old])
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(open_store, *DEFAULT_INTERVALS)
         for candle in new:
-            writer.write([(BTC, candle)])
+            writer.write_minutes([(BTC, candle)])
         reader = opening.result()
     minutes = sorted([*old, *new])
     for interval in LONGER:

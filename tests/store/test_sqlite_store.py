@@ -125,7 +125,7 @@ def test_a_second_daemon_is_refused_by_name_and_has_the_file_when_the_first_ends
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match=f"another candled uses it .process {os.getpid()}."):
             second.open()
-    first.write([(BTC, minute(0))])
+    first.write_minutes([(BTC, minute(0))])
     assert first.intervals() == [M5]
     first.close()
     second.open()
