@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from decimal import Decimal
 from random import Random
 
 import pytest
@@ -170,8 +169,9 @@ async def test_the_command_mends_minutes_that_contradict_each_other(tables, caps
     async with FakeBitget(SystemClock(), [FakeMarket(symbol=BTC, tape=Synthetic(3))]) as fake:
         now_ms = fake.now_ms()
         minutes = [one._replace(src="live") for one in fake.truth(BTC, now_ms - DAY_MS, now_ms - 5 * MINUTE_MS)]
-        middle = minutes[300 - minutes[0].open_ms // MINUTE_MS % 60 + 17]  # of an hour
-        wrong = middle._replace(open=(middle.low + middle.high) / 2 + Decimal("0.001"))
+        inside = [one for one in minutes[300:900] if 10 <= one.open_ms // MINUTE_MS % 60 < 50]  # of an hour
+        middle = max(inside, key=lambda one: one.high - one.low)
+        wrong = middle._replace(open=middle.low if middle.open > middle.low else middle.high)
         fill(tables, [wrong if one is middle else one for one in minutes])
         command = config_of(fake, tables), "verify", "--quiet", "--exchange-check", "1", "--seed", "5"
         assert await asyncio.to_thread(run, *command) == 1
