@@ -1,4 +1,4 @@
-"""What an exchange plugin is made of. An author needs this file, `candled.hookspecs` and docs/plugins.md.
+"""What an exchange plugin is made of. An author needs this file, `candled.hookspecs` and docs/how-to/plugins.md.
 
 A plugin knows its exchange's language and nothing else: it holds no socket and no clock of its own, and hears
 nothing of storage, buses or clients. Connecting again, backoff, watchdogs, the request budget, order, duplicates

@@ -268,7 +268,7 @@ def test_help_tells_commands_environment_and_statuses(capsys):
 
 @pytest.mark.usefixtures("daemon")
 def test_every_command_and_option_is_on_the_page():
-    page = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
     help_text = "".join(run(*command, "--help").stdout for command in ([], ["check-config"], ["plugins"], ["tail"]))
     options = set(re.findall(r"--[a-z-]+", help_text))
     assert {"--config", "--url", "--bars"} < options
@@ -277,7 +277,7 @@ def test_every_command_and_option_is_on_the_page():
 
 @pytest.mark.usefixtures("daemon")
 def test_the_statuses_of_the_page_are_those_of_the_help():
-    page = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d) \| (.+) \|$", page, re.MULTILINE)
     help_text = " ".join(run("--help").stdout.split())
     assert [number for number, _ in rows] == ["0", "1", "2"]

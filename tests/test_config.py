@@ -84,7 +84,10 @@ def test_the_settings_file_of_the_project_has_every_key():
 def test_the_settings_file_of_the_project_explains_every_key():
     lines = (ROOT / "candled.yaml").read_text("utf-8").splitlines()
     bare = [line for line in lines if re.match(r" *\w+: *\S", line) and "#" not in line]
-    assert [line.strip().partition(":")[0] for line in bare] == ["ws_url", "rest_url"]  # docs/bitget.md has these
+    assert [line.strip().partition(":")[0] for line in bare] == [
+        "ws_url",
+        "rest_url",
+    ]  # docs/reference/bitget.md has these
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
@@ -104,8 +107,8 @@ def test_the_demo_needs_nothing_but_candled():
 
 
 def documented() -> dict[str, str]:
-    """Keys of the tables in docs/settings.md and their defaults."""
-    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    """Keys of the tables in docs/reference/settings.md and their defaults."""
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text("utf-8")
     return dict(re.findall(r"^\| `([\w.]+)` \| (.+?) \| .+ \|$", page, re.MULTILINE))
 
 
@@ -136,7 +139,7 @@ def test_every_setting_has_a_help_text():
 
 @pytest.mark.parametrize("name", ["bitget", "replay"])
 def test_the_settings_of_a_bundled_plugin_are_on_its_page(name):
-    page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    page = (ROOT / "docs" / "reference" / f"{name}.md").read_text("utf-8")
     for key in rules(PLUGINS.exchanges[name].Settings):
         assert f"| `{key}` |" in page
 

@@ -25,8 +25,8 @@ from candled.protocol import requests as protocol
 from candled.serve.server import LARGEST_MESSAGE
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "plugins" / "README.md"]
-PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "plugins" / "README.md"]
+PROTOCOL = (ROOT / "docs" / "reference" / "protocol.md").read_text("utf-8")
 WIRE = [
     ROOT / "candled" / "protocol" / "requests.py",
     *(path for folder in ("serve", "transport") for path in sorted((ROOT / "candled" / folder).glob("*.py"))),
@@ -178,7 +178,7 @@ def test_every_state_of_a_symbol_is_on_the_page_and_no_other():
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(get_args(State))
 
 
-TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+TROUBLESHOOTING = (ROOT / "docs" / "how-to" / "troubleshooting.md").read_text("utf-8")
 
 
 def listed(page: str, title: str) -> list[str]:
@@ -216,12 +216,12 @@ def test_clients_and_the_page_know_every_state_and_reason():
     assert set(STATES) <= set(get_args(ClientState))
     types = (ROOT / "clients" / "js" / "candled.d.ts").read_text("utf-8")
     assert re.findall(r'"(\w+)"', types.split("export type FeedState")[1].split(";")[0]) == list(STATES)
-    document = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text("utf-8"))
+    document = yaml.safe_load((ROOT / "docs" / "reference" / "asyncapi.yaml").read_text("utf-8"))
     status = document["components"]["messages"]["status"]["payload"]["properties"]
     assert status["state"]["enum"] == list(STATES)
 
 
-@pytest.mark.parametrize("page", ["docs/http.md", "docs/tools.md", "candled/serve/static/words.js"])
+@pytest.mark.parametrize("page", ["docs/reference/http.md", "docs/reference/tools.md", "candled/serve/static/words.js"])
 def test_the_reasons_of_gaps_are_the_same_everywhere(page):
     text = (ROOT / page).read_text("utf-8")
     named = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) + re.findall(r"^  (\w+): \"", text, re.MULTILINE)

@@ -27,7 +27,7 @@ from candled.plugins import GROUP, discover
 from tests.system.daemon import ROOT
 from tests.system.daemon import Daemon as Subprocess
 
-PAGE = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "plugins.md").read_text("utf-8")
 
 GOOD = """
     from dataclasses import dataclass
@@ -254,7 +254,7 @@ async def test_the_daemon_serves_beside_three_broken_plugins_and_names_each_in_h
 
 
 def blocks() -> dict[str, str]:
-    """The files of the example in docs/plugins.md by name."""
+    """The files of the example in docs/how-to/plugins.md by name."""
     return dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 
 
@@ -287,7 +287,7 @@ def test_the_documented_defaults_are_the_defaults(owner, names):
 
 @pytest.fixture
 def coinfair(install):
-    """The example of docs/plugins.md, installed under the name that its pyproject.toml gives it."""
+    """The example of docs/how-to/plugins.md, installed under the name that its pyproject.toml gives it."""
     files = blocks()
     project = tomllib.loads(files["pyproject.toml"])["project"]
     assert project["entry-points"] == {GROUP: {"coinfair": "coinfair"}}

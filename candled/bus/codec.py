@@ -1,4 +1,4 @@
-"""Messages as JSON, and the names of channels and keys. Other programs read and write them: docs/bus.md."""
+"""Messages as JSON, and the names of channels and keys. Other programs read and write them: docs/reference/bus.md."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -63,7 +63,7 @@ class Status:
     """How a stream stands, in one word.
 
     `since`: when the feed began to be so, where the server tells. `reason`: why it is not `live`, one word of
-    docs/troubleshooting.md. `retry_s`: with `lost`, the seconds until the next
+    docs/how-to/troubleshooting.md. `retry_s`: with `lost`, the seconds until the next
     attempt. `message`: with `lost` and `refused`, why.
     """
 

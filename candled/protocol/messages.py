@@ -1,4 +1,4 @@
-"""The wire, to the client: bars and answers → message texts. They are those of docs/protocol.md, to the letter."""
+"""The wire, to the client: bars and answers → message texts. They are those of docs/reference/protocol.md, to the letter."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The wire, from the client: messages → values. The error texts are those of docs/protocol.md, to the letter."""
+"""The wire, from the client: messages → values. The error texts are those of docs/reference/protocol.md, to the letter."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ INTERNAL, UNKNOWN, LIMIT, NOT_AVAILABLE, TOO_MANY = 100, 102, 106, 108, 111  # c
 
 
 class RequestError(ClientError):
-    """What is wrong with a request. `code` is as in docs/protocol.md; `temporary`: asking again later may help.
+    """What is wrong with a request. `code` is as in docs/reference/protocol.md; `temporary`: asking again later may help.
 
     `request_id` is what the client called its request, if it did.
     """

@@ -208,7 +208,7 @@ class ConnectingHandler(_Common):
 
 
 class StreamHandler(ConnectingHandler, DetachedHandler):
-    """`/ws`: the protocol of docs/protocol.md. Lives as long as the handshake, unless Tornado keeps the connection."""
+    """`/ws`: the protocol of docs/reference/protocol.md. Lives as long as the handshake, unless Tornado keeps the connection."""
 
     _link: TornadoConnection | None = None
     _extensions = ""

@@ -1,4 +1,4 @@
-/** Live candles from a candled server. See docs/clients.md. */
+/** Live candles from a candled server. See docs/how-to/clients.md. */
 
 /**
  * One bar. `final`, `rev` and `src` are there when the server tells them. `N` is `string` for a client with
@@ -64,7 +64,7 @@ export interface Status {
   state: "connecting" | "loading" | FeedState | "lost" | "refused" | "closed";
   /** Since when the feed is so, ISO 8601; absent where the server does not tell the state of the feed. */
   since?: string;
-  /** Why the feed is not live, one word of docs/troubleshooting.md. */
+  /** Why the feed is not live, one word of docs/how-to/troubleshooting.md. */
   reason?: string;
   retryAt?: number;
   message?: string;

@@ -1,4 +1,4 @@
-/** Draws a stream on series of lightweight-charts. See docs/clients.md. */
+/** Draws a stream on series of lightweight-charts. See docs/how-to/clients.md. */
 import type { Bar, CandledClient, Listeners, SubscribeRequest, Subscription } from "./candled.js";
 
 export interface CandleItem {

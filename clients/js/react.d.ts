@@ -1,4 +1,4 @@
-/** A React hook over the client. See docs/clients.md. */
+/** A React hook over the client. See docs/how-to/clients.md. */
 import type { Bar, CandledClient, Status, SubscribeRequest } from "./candled.js";
 
 export interface UseCandlesOptions extends SubscribeRequest {

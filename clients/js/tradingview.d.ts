@@ -1,4 +1,4 @@
-/** A streaming datafeed for TradingView's Charting Library. See docs/clients.md. */
+/** A streaming datafeed for TradingView's Charting Library. See docs/how-to/clients.md. */
 import type { CandledClient, ClientOptions } from "./candled.js";
 
 export interface DatafeedOptions extends ClientOptions {

@@ -49,7 +49,7 @@ class ReplaySettings:
 
 
 class Replay(Exchange):
-    """Recorded candles on the present clock, in a loop. See docs/replay.md.
+    """Recorded candles on the present clock, in a loop. See docs/reference/replay.md.
 
     Raises:
         ConfigError: a symbol or a file in `files` cannot be used; one line per problem.

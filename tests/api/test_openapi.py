@@ -20,7 +20,7 @@ from tests.rows import MONDAY_MS, minute
 from tests.system.daemon import Daemon
 
 DESCRIPTION = "/api/openapi.json"
-DOCS = (Path(__file__).parents[2] / "docs" / "http.md").read_text("utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text("utf-8")
 
 
 async def described(tmp_path) -> dict:

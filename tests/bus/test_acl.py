@@ -164,7 +164,7 @@ async def test_on_a_cluster_they_do_as_well():
 
 
 def test_with_a_prefix_the_patterns_have_it_too():
-    """As docs/bus.md says."""
+    """As docs/reference/bus.md says."""
     text = re.sub(r"((?:%R)?[~&]\{?)(?=candle)", r"\1staging:", FILE.read_text("utf-8"))
     names = Names("staging:", "bitget", 1)
     with own_redis() as one, one.client() as client:

@@ -1,4 +1,4 @@
-"""docs/bus.md: the programs on it run, its messages can be read, and its names are the real ones."""
+"""docs/reference/bus.md: the programs on it run, its messages can be read, and its names are the real ones."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.redis_servers import shared_redis
 
 pytestmark = pytest.mark.usefixtures("redis")
 
-PAGE = (Path(__file__).parents[2] / "docs" / "bus.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "bus.md").read_text("utf-8")
 NAMES = Names("", "bitget", 1)
 
 

@@ -1,4 +1,4 @@
-"""docs/asyncapi.yaml is valid, and what a running server sends and takes is what it says."""
+"""docs/reference/asyncapi.yaml is valid, and what a running server sends and takes is what it says."""
 
 import asyncio
 import copy
@@ -19,7 +19,7 @@ from tests.rows import MONDAY_MS, minute
 from tests.serve.test_server import BTC, SUBSCRIBE, hear, say, site
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text("utf-8"))
+DOCUMENT = yaml.safe_load((ROOT / "docs" / "reference" / "asyncapi.yaml").read_text("utf-8"))
 REQUESTS = {"subscribe": "subscribe", "unsubscribe": "unsubscribe", "ping": "ping", "list": "getList",
             "history": "getHistory"}  # fmt: skip
 ANSWERS = {

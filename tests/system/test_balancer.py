@@ -1,4 +1,4 @@
-"""nginx before two serving processes, with the configuration of docs/scaling.md as it stands there."""
+"""nginx before two serving processes, with the configuration of docs/how-to/scaling.md as it stands there."""
 
 import asyncio
 import contextlib
@@ -79,7 +79,9 @@ class Nginx:
 
 def documented() -> tuple[str, str]:
     """The configuration on the page, and the beginning of its location where candled is below a path."""
-    text, below = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text("utf-8"), re.DOTALL)
+    text, below = re.findall(
+        r"```nginx\n(.*?)```", (ROOT / "docs" / "how-to" / "scaling.md").read_text("utf-8"), re.DOTALL
+    )
     return text, below
 
 

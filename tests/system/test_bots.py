@@ -258,8 +258,8 @@ async def test_a_library_is_sent_bars_and_told_of_an_interval_that_is_not_config
 
 
 def blocks(language: str) -> list[str]:
-    """What docs/bots.md shows in a language, for a daemon on another port."""
-    page = (ROOT / "docs" / "bots.md").read_text("utf-8")
+    """What docs/how-to/bots.md shows in a language, for a daemon on another port."""
+    page = (ROOT / "docs" / "how-to" / "bots.md").read_text("utf-8")
     return re.findall(rf"^```{language}\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
 
 
@@ -272,7 +272,7 @@ def here(code: str, daemon: Daemon) -> str:
 @pytest.mark.parametrize("code", [code for code in blocks("python") if "binance.websocket" not in code])
 @pytest.mark.usefixtures("spot")
 def test_the_snippets_of_the_page_run(daemon, capsys, code):
-    exec(compile(here(code, daemon), "docs/bots.md", "exec"), {})
+    exec(compile(here(code, daemon), "docs/how-to/bots.md", "exec"), {})
     assert len(capsys.readouterr().out) > 100
 
 
