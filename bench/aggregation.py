@@ -4,8 +4,8 @@
 
 `Aggregator.feed` gives the forming bars of six longer intervals, exactly, as a minute grows. The first alternative
 folds each forming bar from its minutes again, with the same exact decimals; the second asks polars'
-`group_by_dynamic`, in binary floats, which are not exact. Polars is measured where it is installed (`pip install polars`). A bar in memory is
-compared with the candle object that it comes from and goes to.
+`group_by_dynamic`, in binary floats, which are not exact. Polars is measured where it is installed
+(`pip install polars`). A bar in memory is compared with the candle object that it comes from and goes to.
 """
 
 import argparse

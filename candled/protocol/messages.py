@@ -1,4 +1,4 @@
-"""The wire, to the client: bars and answers → message texts. They are those of docs/reference/protocol.md, to the letter."""
+"""Messages from the server: bars and answers → texts, exactly as in docs/reference/protocol.md."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,8 +8,8 @@ import msgspec
 from candled.bus import Position
 from candled.model import Candle, FeedState, Interval, MarketKey, decimal_text, iso_ms
 
-# How bars are printed, added up to one number: what `fields` may ask for beside the documented keys, and
-# whether numbers are JSON strings. `UNPRINTED` are frames without a text, for members that read their `contents`.
+# Flags for printing bars: the optional fields, and numbers as JSON strings. `UNPRINTED` is for frames without a text,
+# for members that read their `contents`.
 FINAL, SEQ, REV, SRC, STRINGS, UNPRINTED = 1, 2, 4, 8, 16, 32
 FIELDS = {"final": FINAL, "seq": SEQ, "rev": REV, "src": SRC}
 NUMBERS = {"number": 0, "string": STRINGS}
@@ -18,38 +18,42 @@ FAILED_TO_SUBSCRIBE = "Failed to subscribe to candles"
 HISTORY_UNAVAILABLE = "History cannot be read now"
 PONG = '{"type":"pong"}'
 
-HOLD_S = 30.0  # how long a new bar waits at most for the old one to be final, unless something else was asked for
+HOLD_S = 30.0  # default of `Options.hold_s`
 
 
 class Topic(NamedTuple):
-    """What a room is about: one interval of one market."""
+    """The subject of a room: one market and one interval."""
 
     market: MarketKey
     interval: Interval
 
 
 class Options(NamedTuple):
-    """How a member wants the bars of a topic told; members with equal options are sent the same bytes."""
+    """The delivery options of a subscription. Members with equal options are sent the same bytes."""
 
-    fields: int = 0  # how they are printed
-    on_close: bool = False  # final bars only
+    #: Flags for printing bars, added up.
+    fields: int = 0
+    #: True if only final bars are sent.
+    on_close: bool = False
+    #: True if changes of older bars are sent as `correction`.
     corrections: bool = False
-    hold_s: float = HOLD_S  # with `FINAL`: how long a new bar waits for the old one to be final
+    #: With `FINAL`: the longest time that a new bar waits for the one before it to become final.
+    hold_s: float = HOLD_S
 
 
 PLAIN = Options()
 
 RequestId = int | str | None
-"""What a client calls its request; None where it does not name it."""
+"""The `id` that a client gave its request; None if it gave none."""
 
 
 def head(topic: Topic, default_exchange: str) -> str:
-    """The keys that say which topic a message is about; the exchange only where it is not the default one."""
+    """Return the keys that name a message's topic. The exchange is left out if it is the default."""
     return f'{market_head(topic.market, default_exchange)},"interval":"{topic.interval}"'
 
 
 def market_head(market: MarketKey, default_exchange: str) -> str:
-    """The keys that say which market a message is about."""
+    """Return the keys that name a message's market. The exchange is left out if it is the default."""
     named = "" if market.exchange == default_exchange else f'"exchange":{_quoted(market.exchange)},'
     return f'{named}"symbol":{_quoted(str(market.symbol))}'
 
@@ -58,10 +62,10 @@ def market_head(market: MarketKey, default_exchange: str) -> str:
 
 
 def bar_text(bar: Candle, fields: int = 0, *, final: bool = False) -> str:
-    """Print a bar as JSON: exact decimals in shortest form, the quote volume only where there is one.
+    """Return a bar as JSON: exact decimals in shortest form, with the quote volume if it has one.
 
-    `fields` adds up what more it shows, and with `STRINGS` each number is a JSON string: a reader whose numbers are
-    64-bit floats, as JavaScript's, gets every digit only so.
+    `fields` adds optional fields. With `STRINGS` each number is a JSON string, because a reader with 64-bit floats,
+    such as JavaScript, would lose digits of a JSON number.
     """
     if fields & STRINGS:
         return _bar_of_strings(bar, fields, final)
@@ -93,27 +97,27 @@ def _asked(bar: Candle, fields: int, final: bool) -> str:
 
 
 def position_text(position: Position | None) -> str:
-    """Print the keys of a position in the feed; nothing where it is not known."""
+    """Return the keys of a position in the feed; an empty string if it is unknown."""
     return "" if position is None else f',"epoch":{_quoted(position.epoch)},"seq":{position.seq}'
 
 
 def update(head: str, bar: str, position: str = "") -> str:
-    """The `update` message of a bar given as `bar_text`."""
+    """Return the `update` message of a bar printed by `bar_text`."""
     return f'{{"type":"update",{head},"bar":{bar}{position}}}'
 
 
 def correction(head: str, bar: str, position: str = "") -> str:
-    """The `correction` message of a bar given as `bar_text`."""
+    """Return the `correction` message of a bar printed by `bar_text`."""
     return f'{{"type":"correction",{head},"bar":{bar}{position}}}'
 
 
 def initial(head: str, bars: Iterable[bytes | memoryview], more: str = "") -> tuple[bytes | memoryview, ...]:
-    """The `initial` message of the texts of bars, oldest first, each with a comma behind it but the last; in parts."""
+    """Return the `initial` message in parts. `bars` are texts, oldest first, each but the last followed by a comma."""
     return b'{"type":"initial",%b,"bars":[' % head.encode(), *bars, b"]%b}" % more.encode()
 
 
 def resumed(head: str, bars: Iterable[bytes], position: str) -> bytes:
-    """The `resumed` message of the texts of the bars that changed, oldest first."""
+    """Return the `resumed` message. `bars` are the texts of the changed bars, oldest first."""
     return b'{"type":"resumed",%b,"bars":[%b],"recovered":true%b}' % (head.encode(), b",".join(bars), position.encode())
 
 
@@ -121,12 +125,12 @@ def resumed(head: str, bars: Iterable[bytes], position: str) -> bytes:
 
 
 def pong(request_id: RequestId = None) -> str:
-    """The `pong` message."""
+    """Return the `pong` message."""
     return PONG if request_id is None else f'{{"type":"pong",{_id(request_id)}}}'
 
 
 def error(message: str, request_id: RequestId = None, *, code: int = 0, temporary: bool = False) -> str:
-    """The `error` message; code and whether asking again may help only in answer to a request that was named."""
+    """Return the `error` message. `code` and `temporary` are sent only with a request id."""
     if request_id is None:
         return f'{{"type":"error","message":{_quoted(message)}}}'
     lasting = "true" if temporary else "false"
@@ -134,35 +138,35 @@ def error(message: str, request_id: RequestId = None, *, code: int = 0, temporar
 
 
 def subscribed(head: str, request_id: RequestId) -> str:
-    """The `subscribed` message."""
+    """Return the `subscribed` message."""
     return f'{{"type":"subscribed",{_id(request_id)},{head}}}'
 
 
 def unsubscribed(head: str, request_id: RequestId, *, existed: bool) -> str:
-    """The `unsubscribed` message."""
+    """Return the `unsubscribed` message."""
     return f'{{"type":"unsubscribed",{_id(request_id)},{head},"existed":{"true" if existed else "false"}}}'
 
 
 def listing(heads: Iterable[str], request_id: RequestId) -> str:
-    """The `list` message: what a client is subscribed to."""
+    """Return the `list` message, with a client's subscriptions."""
     subscriptions = ",".join(f"{{{one}}}" for one in heads)
     return f'{{"type":"list",{_named(request_id)}"subscriptions":[{subscriptions}]}}'
 
 
 def history(head: str, bars: Iterable[str], request_id: RequestId, *, end: bool) -> str:
-    """The `history` message: one page, oldest first; `end`: nothing older exists."""
+    """Return the `history` message: one page, oldest first. `end` is True if no older bars exist."""
     texts = ",".join(bars)
     return f'{{"type":"history",{_named(request_id)}{head},"bars":[{texts}],"end":{"true" if end else "false"}}}'
 
 
 def status(head: str, feed: FeedState) -> str:
-    """The `status` message."""
+    """Return the `status` message."""
     reason = f',"reason":{_quoted(feed.reason)}' if feed.reason else ""
     return f'{{"type":"status",{head},"state":"{feed.state}","since":"{iso_ms(feed.since_ms)}"{reason}}}'
 
 
 def bye(reconnect_after_ms: int) -> str:
-    """The `bye` message."""
+    """Return the `bye` message."""
     return f'{{"type":"bye","reconnectAfterMs":{reconnect_after_ms}}}'
 
 

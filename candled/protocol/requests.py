@@ -1,4 +1,4 @@
-"""The wire, from the client: messages → values. The error texts are those of docs/reference/protocol.md, to the letter."""
+"""Messages from the client → values. The error texts are exactly those of docs/reference/protocol.md."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ DEFAULT_PAGE = 500
 _SHOWN = 64  # characters of a client's own text that an error repeats
 _LISTED = 20  # symbols an error lists
 _LONGEST_ID = 64
-_INTEGER = 2**63  # what fits 64 bits, with a sign
+_INTEGER = 2**63  # limit of a signed 64-bit integer
 _LAST_MS = 253_402_300_800_000  # the year 10000
 
 INVALID_FORMAT = "Invalid message format"
@@ -27,9 +27,10 @@ INTERNAL, UNKNOWN, LIMIT, NOT_AVAILABLE, TOO_MANY = 100, 102, 106, 108, 111  # c
 
 
 class RequestError(ClientError):
-    """What is wrong with a request. `code` is as in docs/reference/protocol.md; `temporary`: asking again later may help.
+    """An invalid or refused request. Its text is the error message for the client.
 
-    `request_id` is what the client called its request, if it did.
+    `code` is one of docs/reference/protocol.md. `temporary` is True if the same request may succeed later. `request_id`
+    is the client's `id` of the request, if it gave one.
     """
 
     def __init__(self, message: str, *, code: int = 107, temporary: bool = False) -> None:
@@ -40,7 +41,7 @@ class RequestError(ClientError):
 
 
 class Resume(msgspec.Struct, frozen=True):
-    """Where in a feed a client was, and when the newest bar that it holds begins."""
+    """A client's position in a feed, and when the newest bar that it has begins."""
 
     epoch: str
     seq: int
@@ -48,7 +49,7 @@ class Resume(msgspec.Struct, frozen=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True):
-    """Wants `bars` bars of a topic, then its updates."""
+    """A request for `bars` bars of a topic, and then its updates."""
 
     topic: Topic
     bars: int
@@ -59,33 +60,33 @@ class Subscribe(msgspec.Struct, frozen=True):
 
 
 class SubscribeMany(msgspec.Struct, frozen=True):
-    """Several subscriptions at once; what is wrong with one of them does not concern the others."""
+    """Several subscriptions in one message. An invalid one does not affect the others."""
 
     wanted: tuple[Subscribe | RequestError, ...]
     id: RequestId = None
 
 
 class Unsubscribe(msgspec.Struct, frozen=True):
-    """Wants no more updates of a topic."""
+    """A request for no more updates of a topic."""
 
     topic: Topic
     id: RequestId = None
 
 
 class Ping(msgspec.Struct, frozen=True):
-    """Wants a pong."""
+    """A request for a `pong`."""
 
     id: RequestId = None
 
 
 class ListSubscriptions(msgspec.Struct, frozen=True):
-    """Wants to know what it is subscribed to."""
+    """A request for the list of the client's subscriptions."""
 
     id: RequestId = None
 
 
 class GetHistory(msgspec.Struct, frozen=True):
-    """Wants up to `limit` bars that begin before `before_ms`, None for now."""
+    """A request for up to `limit` bars that begin before `before_ms`, or before now if that is None."""
 
     topic: Topic
     before_ms: int | None
@@ -98,7 +99,7 @@ Request = Subscribe | SubscribeMany | Unsubscribe | Ping | ListSubscriptions | G
 
 
 class _Message(msgspec.Struct):
-    """Every key that any message may have, of any type: what is wrong with it is said in our own words."""
+    """All keys of all messages, of any type, so that the checks below can produce the documented error texts."""
 
     type: Any = None
     symbol: Any = None
@@ -117,14 +118,14 @@ class _Message(msgspec.Struct):
     limit: Any = DEFAULT_PAGE
 
 
-# What one of several subscriptions may say for itself.
+# The keys that each of several subscriptions may set for itself.
 _OF_ONE = {
     "symbol", "interval", "exchange", "initialBars", "fields", "numbers", "mode", "status", "corrections", "resume",
 }  # fmt: skip
 
 
 class RequestCodec:
-    """Reads messages about the markets and intervals that are served. The first exchange is the default."""
+    """Decodes requests about the markets and intervals served here. The first exchange is the default."""
 
     def __init__(self, markets: Mapping[str, Sequence[Symbol]], intervals: Iterable[Interval]) -> None:
         self._markets = {name: {str(symbol): symbol for symbol in symbols} for name, symbols in markets.items()}
@@ -140,23 +141,23 @@ class RequestCodec:
         }
 
     def room_name(self, topic: Topic) -> str:
-        """How a topic is named in statistics: `BTC/USDT:5m`, with the exchange in front where it is not the default."""
+        """Return a topic's name in statistics: `BTC/USDT:5m`, with the exchange in front unless it is the default."""
         prefix = "" if topic.market.exchange == self._default else f"{topic.market.exchange}:"
         return f"{prefix}{topic.market.symbol}:{topic.interval}"
 
     def topic_head(self, topic: Topic) -> str:
-        """The keys that say which topic a message is about."""
+        """Return the keys that name a message's topic."""
         return messages.head(topic, self._default)
 
     def market_head(self, market: MarketKey) -> str:
-        """The keys that say which market a message is about."""
+        """Return the keys that name a message's market."""
         return messages.market_head(market, self._default)
 
     def decode_request(self, message: str | bytes) -> Request:
-        """Read one client message.
+        """Decode one client message.
 
         Raises:
-            RequestError: its text is the error message to answer with, to the request that it names.
+            RequestError: the message is invalid; text and `request_id` are those of the error message to reply with.
         """
         if isinstance(message, bytes):
             raise RequestError(INVALID_FORMAT)
@@ -171,11 +172,11 @@ class RequestCodec:
         except RequestError as error:
             error.request_id = request_id
             raise
-        except RecursionError as error:  # it could be read, but its nesting is too deep to be printed in an error
+        except RecursionError as error:  # decoded, but nested too deeply to be printed in an error
             raise RequestError(INVALID_FORMAT) from error
 
     def name_of(self, message: str | bytes) -> RequestId:
-        """What a client calls a request that is not going to be read; None if that cannot be told."""
+        """Return the `id` of a request that is refused unread; None if it cannot be found."""
         try:
             told = self._decoder.decode(message)
             return None if told.id is msgspec.UNSET else _request_id(told.id)
@@ -307,7 +308,7 @@ def _resume(given: Any) -> Resume:
 
 
 def _time_ms(name: str, given: Any) -> int:
-    """A time as ISO 8601 or epoch milliseconds."""
+    """Return a time, given as ISO 8601 or epoch milliseconds, in ms."""
     at_ms = given if isinstance(given, int) and not isinstance(given, bool) else -1
     if isinstance(given, str) and len(given) <= _LONGEST_ID:
         try:

@@ -1,4 +1,4 @@
-"""Tornado handlers: the WebSocket's handshake, the page, and what can be asked about the daemon."""
+"""Tornado handlers: the WebSocket handshake, the page, and the daemon's health and statistics."""
 
 import asyncio
 import contextlib
@@ -34,14 +34,14 @@ STATIC = Path(__file__).parent / "static"
 _BINARY = 2  # opcode
 
 Ready = Callable[[], Awaitable[Mapping[str, str | None]]]
-"""What serving needs, each with what is wrong with it, or None."""
+"""The parts that serving needs, each with a description of its problem, or None."""
 MakeClient = Callable[[ClientConnection], ConnectionListener]
 MakeNamedClient = Callable[[ClientConnection, str], ConnectionListener]
-"""Makes the client of a link that asked for this path and query."""
+"""Makes the client of a connection, given the path and query of its handshake."""
 
 
 class ServerContext:
-    """What the handlers share: made once by the server. Keeps the links of all clients that are connected."""
+    """State shared by all handlers, created once by the server. It has the connections of all clients."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class ServerContext:
         self.page = page
         self.draining = False
         self.links: set[SocketConnection | TornadoConnection] = set()
-        self._kept: set[TornadoConnection] = set()  # connections that Tornado keeps
+        self._kept: set[TornadoConnection] = set()  # those whose sockets Tornado reads and writes
         self.wires = TransportContext(publisher, clock, largest=largest, gone=self._on_gone)
         self._wheel = wheel
         self._empty = asyncio.Event()
@@ -85,28 +85,28 @@ class ServerContext:
     def on_client_connected(
         self, link: SocketConnection | TornadoConnection, make_client: MakeClient | None = None
     ) -> None:
-        """A client is connected; it speaks our protocol unless `make_client` makes another one."""
+        """Register a new client. It speaks candled's protocol unless `make_client` is given."""
         self.door.add_connection(link.address)
         self.links.add(link)
         self._empty.clear()
         link.client = (make_client or self.make_client)(link)
 
     def on_tornado_client(self, link: TornadoConnection, make_client: MakeClient | None = None) -> None:
-        """A client is connected, and Tornado keeps the connection."""
+        """Register a new client whose socket Tornado reads and writes."""
         self._kept.add(link)
         self.on_client_connected(link, make_client)
 
     def on_detached_client(
         self, peer: socket, address: str, early: bytes, extensions: str, make_client: MakeClient | None = None
     ) -> None:
-        """A client is connected, and its socket is ours."""
+        """Register a new client whose socket candled reads and writes."""
         link = SocketConnection(self.wires, peer, address, agree(extensions)[1] if extensions else ())
         self.on_client_connected(link, make_client)
         self._wheel.add_link(link)
         link.start_reading(early)
 
     def on_client_gone(self, link: SocketConnection | TornadoConnection) -> None:
-        """A client is gone."""
+        """Remove a client that has disconnected."""
         self.links.discard(link)
         if isinstance(link, TornadoConnection):
             self._kept.discard(link)
@@ -115,21 +115,21 @@ class ServerContext:
             self._empty.set()
 
     async def wait_until_empty(self, within_s: float) -> bool:
-        """Wait until no client is connected, at most so many seconds; return whether that came to be."""
+        """Wait until no client is connected, at most `within_s` seconds; return True if none is."""
         if self.links:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), within_s)
         return not self.links
 
     def sweep_slow(self, now: float, slow_s: float) -> None:
-        """Close who has not read for so long. Call it every second."""
+        """Close connections that have been blocked for more than `slow_s` seconds. Call it every second."""
         self.wires.sweep_slow(now, slow_s)
         for link in [one for one in self._kept if one.blocked_for(now) > slow_s]:
             logger.info("%s has not read for %.0f s: closed", link.address, slow_s)
             link.disconnect(3008, "slow")
 
     def abort_all(self) -> None:
-        """Close the sockets of all who are still there."""
+        """Close the sockets of all remaining clients."""
         for link in list(self.links):
             link.abort()
 
@@ -139,7 +139,7 @@ class ServerContext:
 
 
 class _Common(RequestHandler):
-    """Headers and errors every answer shares."""
+    """Headers and errors that all answers share."""
 
     def initialize(self, site: ServerContext) -> None:
         self.site = site
@@ -161,12 +161,12 @@ class _Common(RequestHandler):
 
 
 class ConnectingHandler(_Common):
-    """Somebody who wants to stay."""
+    """A request for a lasting connection, subject to the limits."""
 
     address = ""
 
     def is_refused(self) -> bool:
-        """Whether a limit refuses another connection; the client is told then."""
+        """Return True if a limit refuses the connection; the answer is then already written."""
         if self.site.draining:
             self.reject(503, "The server is stopping")
             return True
@@ -190,44 +190,51 @@ class ConnectingHandler(_Common):
         return False
 
     def check_origin(self, origin: str) -> bool:
-        """Candles are public data: by default any page may read them. `server.allowed_origins` narrows it."""
+        """Return True if a page of this origin may connect.
+
+        Candles are public data, so any page may read them by default. `server.allowed_origins` restricts that.
+        """
         allowed = self.site.allowed_origins
         host = urlsplit(origin).netloc.lower()
         return "*" in allowed or origin.lower() in allowed or host == self.request.headers.get("Host", "").lower()
 
     def reject(self, status: int, message: str, wait_s: float = 10.0) -> None:
-        """Tell the client that it may not stay."""
+        """Answer with an error, and the time after which to try again."""
         self.set_status(status)
         self.set_header("Retry-After", str(max(1, round(wait_s))))
         self.finish_json({"error": {"code": status, "message": message}})
 
     def without_descriptor(self) -> None:
-        """Tell the client that no file descriptor is left, and give back the one it has."""
+        """Answer that no file descriptor is left, and close the one that this connection uses."""
         self.reject(503, NO_DESCRIPTORS)
         self.request.connection.stream.close()  # type: ignore[union-attr]
 
 
 class StreamHandler(ConnectingHandler, DetachedHandler):
-    """`/ws`: the protocol of docs/reference/protocol.md. Lives as long as the handshake, unless Tornado keeps the connection."""
+    """`/ws`: the protocol of docs/reference/protocol.md.
+
+    A handler lives as long as the handshake, unless Tornado keeps the connection.
+    """
 
     _link: TornadoConnection | None = None
     _extensions = ""
     _make_client: MakeClient | None = None
 
     def initialize(self, site: ServerContext, make_client: MakeNamedClient | None = None) -> None:
+        """Take the server's context, and `make_client` for a path of another protocol."""
         super().initialize(site)
         if make_client is not None:
             self._make_client = partial(_named, make_client, self.request.uri or "")
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
-        """Upgrade, unless a limit or the origin policy refuses it."""
-        while not self.site.publisher.may_read():  # hundreds that ask in one moment take turns with everybody else
+        """Upgrade the connection, unless a limit or the origin policy refuses it."""
+        while not self.site.publisher.may_read():  # hundreds of simultaneous handshakes must not delay broadcasts
             await self.site.clock.sleep(0)
         if not self.is_refused():
             await super().get(*args, **kwargs)
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
-        """Take the connection over, where it is a plain socket; else let Tornado keep it."""
+        """Detach a plain socket from Tornado; let Tornado keep any other connection."""
         if not self.site.takes_over or self.request.protocol == "https":
             protocol = super().get_websocket_protocol()
             return None if protocol is None else answer_ends_rightly(protocol)
@@ -238,28 +245,34 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         return SocketDetach(self._extensions)  # type: ignore[return-value]  # as far as a handshake needs it
 
     def on_detached(self, peer: socket, early: bytes) -> None:
+        """Register the client of a detached socket."""
         self.site.on_detached_client(peer, self.address, early, self._extensions, self._make_client)
 
-    # ------------------------------------------------------------ where Tornado keeps the connection
+    # ------------------------------------------------------------ if Tornado keeps the connection
 
     def get_compression_options(self) -> dict[str, Any] | None:
+        """Return the options of permessage-deflate; None if compression is off."""
         return {"compression_level": 1, "mem_level": 5} if self.site.compresses else None
 
     def open(self, *args: str, **kwargs: str) -> None:
+        """Register the client after Tornado's handshake."""
         if self.ws_connection is not None and self.ws_connection.stream is not None:
             tune(self.ws_connection.stream.socket)
         self._link = TornadoConnection(self, self.site.publisher, self.site.clock, self.address)
         self.site.on_tornado_client(self._link, self._make_client)
 
     def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
+        """Write one frame through Tornado."""
         payload = frame[len(header_of(frame)) :]
         return asyncio.ensure_future(self.write_message(payload, binary=frame[0] & 0x0F == _BINARY))
 
     def on_message(self, message: str | bytes) -> None:
+        """Pass a message to the client."""
         if self._link is not None:
             self._link.client.on_message(message)
 
     def on_close(self) -> None:
+        """Remove the client."""
         if self._link is not None:
             self._link.abort()
             self.site.on_client_gone(self._link)
@@ -267,14 +280,15 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
 
 class RootHandler(StreamHandler):
-    """`/`: the chart page for a browser, the WebSocket for an upgrade."""
+    """`/`: the chart page for browsers, the WebSocket for upgrade requests."""
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Upgrade the connection, or answer with the page."""
         if self.request.headers.get("Upgrade", "").lower() == "websocket":
             await super().get(*args, **kwargs)
             return
         path = (self.request.uri or "/").partition("?")[0]
-        if not path.endswith("/"):  # the bare `server.prefix`, below which the page's references would be wrong
+        if not path.endswith("/"):  # the bare `server.prefix`: the page's relative references need the slash
             self.redirect(path.rpartition("/")[2] + "/")
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
@@ -286,20 +300,23 @@ class HealthHandler(_Common):
     """`/health`."""
 
     def get(self) -> None:
+        """Answer with the daemon's health."""
         self.finish_json(self.site.health())
 
 
 class LiveHandler(_Common):
-    """`/health/live`: the loop turns. Nothing else is looked at: a restart would not bring back a database."""
+    """`/health/live`: the loop runs. It checks nothing else, because a restart would not repair a database."""
 
     def get(self) -> None:
+        """Answer `pass`."""
         self.finish_json({"status": "pass"})
 
 
 class ReadyHandler(_Common):
-    """`/health/ready`: 200 while clients are well served here, 503 while they are better sent elsewhere."""
+    """`/health/ready`: 200 while this process serves clients well, 503 while a balancer should use another."""
 
     async def get(self) -> None:
+        """Answer with the result of each check."""
         checks = dict(await self.site.ready())
         if self.site.draining:
             checks["server"] = "is stopping"
@@ -313,6 +330,7 @@ class StatisticsHandler(_Common):
     """`/health/ws-stats`."""
 
     def get(self) -> None:
+        """Answer with the statistics of connections and rooms."""
         self.finish_json(self.site.statistics())
 
 
@@ -320,22 +338,25 @@ class NothingHandler(_Common):
     """Any other path."""
 
     def prepare(self) -> None:
+        """Answer 404."""
         raise HTTPError(404)
 
 
 class NotServingHandler(_Common):
-    """Every path of a process that does not serve but those about itself: a balancer asks the next one on 503."""
+    """Answers 503 on all other paths of a process that does not serve, so that a balancer tries the next process."""
 
     def prepare(self) -> None:
+        """Answer 503."""
         message = "This process reads exchanges and serves no clients: its roles in the settings are [ingest]"
         self.set_status(503)
         self.finish_json({"error": {"code": 503, "message": message}})
 
 
 class StaticHandler(StaticFileHandler):
-    """The page's files; the browser asks each time whether they changed."""
+    """The page's files. A browser checks on each use if they have changed."""
 
     def set_extra_headers(self, path: str) -> None:
+        """Make browsers revalidate the file."""
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Content-Type-Options", "nosniff")
 

@@ -160,9 +160,9 @@ class Store(Protocol):
     def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """Add to the log what of the past changed, each stretch with the number of the feed's message that told it.
 
-        One transaction; what is in the log already does not come twice. A stretch noted with `SEQ_UNPUBLISHED` stands
-        until one that holds it is noted with its number. Epoch None is the newest feed; where there is none yet, nothing
-        can be asked of it.
+        One transaction; stretches that are in the log already are not added twice. A stretch with `SEQ_UNPUBLISHED`
+        stays until one that contains it is logged with its number. Epoch None is the newest feed; without a feed
+        nothing is logged.
 
         Raises:
             StoreRejected: the market has no such feed, or no longer.
