@@ -1,4 +1,4 @@
-"""A message as it leaves the server: one complete WebSocket frame, made once however many clients get it."""
+"""A server message as a complete WebSocket frame, built once for all clients that receive it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -12,33 +12,33 @@ _TEXT = 0x81  # FIN and opcode 1 (RFC 6455, section 5.2)
 
 
 class Contents(NamedTuple):
-    """The bars of a message and its place in the feed, for readers in this process."""
+    """The bars of a message and its position in the feed, for readers in this process."""
 
-    #: When bars open, oldest first, and whether each was sent as final. Final ones before the last may be absent.
+    #: Begin of each bar in ms, oldest first, and its finality. Final bars before the last may be left out.
     bars: tuple[tuple[int, bool], ...]
-    #: The room has received every change up to here. None where nobody asked for it.
+    #: The position up to which the room has been sent every change. None unless a subscriber asked for it.
     position: "Position | None" = None
-    #: Whether the bars replace everything that was sent before.
+    #: True if the bars replace everything that was sent before.
     replaces: bool = False
 
 
 class Frame(bytes):
-    """One complete, unmasked text frame of a server.
+    """One complete, unmasked text frame of a server (RFC 6455, section 5.2).
 
-    `topic` and `open_ms` say which bar of which topic it shows, so that a newer state of the same bar may take its
-    place while a slow client lets it wait; `open_ms` 0 means that it shows no bar and must not be replaced. What
-    `corrects` a bar does not take the place of what showed it first.
+    `topic` and `open_ms` identify its bar, so that a newer state of that bar can replace the frame while it is queued
+    for a slow client. `open_ms` is 0 if the frame contains no bar and must not be replaced. A frame that `corrects` a
+    bar does not replace the frame that first contained it.
     """
 
     topic: "Topic | None" = None
     open_ms = 0
     corrects = False
     contents: Contents | None = None
-    refusal = ""  # the text of an error message
+    refusal = ""  # the text, if it is an `error` message
 
     @classmethod
     def from_text(cls, text: str | bytes, topic: "Topic | None" = None, open_ms: int = 0) -> Self:
-        """Frame a message; `text` is UTF-8 if it is bytes."""
+        """Return a message as a frame. Bytes must be UTF-8."""
         payload = text.encode() if isinstance(text, str) else text
         frame = cls(header(len(payload)) + payload)
         if topic is not None:
@@ -48,7 +48,7 @@ class Frame(bytes):
 
     @classmethod
     def from_parts(cls, parts: Sequence[bytes | memoryview], topic: "Topic | None" = None) -> Self:
-        """Frame a message that consists of these parts, without copying it more than needed."""
+        """Return a message in several parts as a frame, copying it only once."""
         frame = cls(b"".join((header(sum(map(len, parts))), *parts)))
         frame.topic = topic
         return frame
@@ -60,7 +60,7 @@ class Frame(bytes):
 
 
 def header(length: int) -> bytes:
-    """The header of an unmasked text frame whose payload has so many bytes."""
+    """Return the header of an unmasked text frame with a payload of `length` bytes."""
     if length < 126:
         return bytes((_TEXT, length))
     if length < 65_536:
@@ -69,5 +69,5 @@ def header(length: int) -> bytes:
 
 
 def header_of(frame: bytes) -> bytes:
-    """The header that a frame begins with."""
+    """Return the header at the start of a frame."""
     return frame[: {126: 4, 127: 10}.get(frame[1], 2)]

@@ -1,1 +1,1 @@
-"""Changed bars → who gets what, and when."""
+"""Rooms: decide which subscriber receives which changed bar, and when."""

@@ -1,4 +1,4 @@
-"""Encoded bars, kept so that an `initial` or an HTTP answer copies bytes instead of encoding a thousand bars again."""
+"""Cache encoded bars, so that an `initial` or an HTTP answer copies bytes instead of encoding 1,000 bars again."""
 
 from array import array
 from bisect import bisect_left, bisect_right
@@ -13,41 +13,56 @@ from candled.model import Candle, Interval, MarketKey
 from candled.protocol.messages import FINAL, Topic, bar_text
 
 MOST_BYTES = 64 * 2**20
-_MESSAGES_KEPT = 4  # whole messages of one form of one room
-_MOST_HELD = 2500  # bars; more than anybody asks for
-_READ_SINGLY = 8  # bars; more are quicker read together
-_PER_BAR = 16  # bytes beside a bar's text
+_MESSAGES_KEPT = 4  # complete messages per `EncodedBars`
+_MOST_HELD = 2500  # bars per `EncodedBars`, more than a request may ask for
+_READ_SINGLY = 8  # bars; above that, one read of all of them is faster
+_PER_BAR = 16  # bytes of overhead per bar and column
 
 
 _numbers = count(1)
 
 
 class BarSource(Protocol):
-    """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
+    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
 
-    def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]: ...
-    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None: ...
-    def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> Sequence[Candle]: ...
-    def revision_of(self, key: MarketKey, interval: Interval) -> int: ...
-    def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int: ...
-    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
+    def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
+        """Return when the newest bars begin, at most `count`, in ms and oldest first."""
+
+    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
+        """Return the bar that begins at `open_ms`, or None."""
+
+    def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> Sequence[Candle]:
+        """Return the newest bars, at most `count`, oldest first."""
+
+    def revision_of(self, key: MarketKey, interval: Interval) -> int:
+        """Return the number of the series' revision. It grows when a bar other than the newest changes."""
+
+    def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
+        """Return the begin of the oldest bar that changed after `revision`, in ms."""
+
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
+        """Return True if the bar is final."""
 
 
 @dataclass(frozen=True, slots=True)
 class Printer:
-    """How bars are printed: each as one text for each column. Printers with one `name` print the same."""
+    """A way to print bars: one text per column. Printers with the same `name` print the same texts."""
 
     name: Hashable
-    print: Callable[[Candle, bool], Sequence[str]]  # a bar, and whether it is final
+    #: Print a bar; the second argument is True for a final bar.
+    print: Callable[[Candle, bool], Sequence[str]]
     columns: int = 1
-    cares: bool = False  # whether it matters that a bar is final
-    fields: int = 0  # of members' bars, what `bar_text` is given
-    positioned: bool = False  # whether the position of the feed stands beside the bars
+    #: True if the text of a final bar differs from the text of a forming one.
+    cares: bool = False
+    #: Optional fields of a WebSocket bar, as `bar_text` takes them.
+    fields: int = 0
+    #: True if the answer also contains the feed's position.
+    positioned: bool = False
 
 
 @lru_cache(maxsize=64)
 def fields_printer(fields: int) -> Printer:
-    """Return the printer of bars as members are sent them."""
+    """Return the printer of WebSocket bars with these optional fields."""
 
     def text(bar: Candle, final: bool) -> tuple[str]:
         return (bar_text(bar, fields, final=final),)
@@ -56,9 +71,9 @@ def fields_printer(fields: int) -> Printer:
 
 
 class EncodedBars:
-    """The bars of one topic as one printer prints them, but for the last, which still changes.
+    """Encoded bars of one topic and printer, except for the newest bar, which still changes.
 
-    They stay as they are until the series has another revision. With `closed` only final bars are among them.
+    The texts stay valid until the revision of the series changes. With `closed` they are those of final bars only.
     """
 
     __slots__ = (
@@ -84,21 +99,22 @@ class EncodedBars:
 
     def __init__(self, topic: Topic, printer: Printer, closed: bool = False) -> None:
         self.topic = topic
-        self.open: list[int] = []  # bars that are not final: told as such, or left out with `closed`
-        self.counted = 0  # bytes of it in the sum of all forms
+        # begins of the bars that are not final: encoded as not final, or left out with `closed`
+        self.open: list[int] = []
+        self.counted = 0  # bytes that `EncodedBarCache` last counted for it
         self._closed = closed
         self._printer = printer
         self._print = printer.print
-        self.cares = closed or printer.cares  # whether it matters that a bar is final
-        self._first_ms = self.last_ms = -1  # the first and the last bar that was looked at
+        self.cares = closed or printer.cares  # True if finality changes the texts
+        self._first_ms = self.last_ms = -1  # begins of the first and the last bar read so far
         self._times = array("q")
-        # for each column the texts, and where each ends, with its comma
+        # per column: the texts, each with a comma behind it, and the offsets at which they end
         self._ends = [array("L") for _ in range(printer.columns)]
         self._blobs = [bytearray() for _ in range(printer.columns)]
-        # the last bar as it was printed last, and the number of that version
+        # the newest bar as last printed, its finality and the number of that version
         self._newest: tuple[Candle, bool, int] | None = None
         self._newest_texts: Sequence[bytes] = ()
-        # from which bar on texts became others, and the number of that version: both grow
+        # the begin of the first bar whose text changed, and the number of that version; both are ascending
         self._versions: list[tuple[int, int]] = [(0, next(_numbers))]
         self._revision = -1
         self._settled = -1
@@ -106,25 +122,28 @@ class EncodedBars:
 
     @property
     def fields(self) -> int:
-        """What members' bars show beside the documented keys."""
+        """Optional fields of WebSocket bars."""
         return self._printer.fields
 
     @property
     def form_key(self) -> tuple[Topic, Hashable, bool]:
-        """What tells it from other forms."""
+        """The key in `EncodedBarCache`."""
         return self.topic, self._printer.name, self._closed
 
     @property
     def size_bytes(self) -> int:
-        """Bytes in use, about."""
+        """Approximate memory in use, in bytes."""
         texts = sum(map(len, self._blobs)) + _PER_BAR * self._printer.columns * len(self._times)
         return texts + sum(len(kept[0]) for _, kept in self._kept.values())
 
     def load_bars(self, bars: BarSource, times: Sequence[int], stop: int, settled: int) -> None:
-        """Make sure that the bars that begin at `times[:stop]` are held as they are now.
+        """Encode the bars that begin at `times[:stop]`, unless their texts are up to date.
 
-        `times` are those of the newest bars, to the very newest, oldest first. `settled` is a number that changes
-        whenever bars may have become final.
+        Args:
+            bars: the source of the bars.
+            times: begins of the newest bars up to the very newest, oldest first.
+            stop: the number of bars needed.
+            settled: a number that changes whenever bars may have become final.
         """
         self.refresh(bars, settled)
         if not stop:
@@ -143,7 +162,7 @@ class EncodedBars:
                 self.last_ms = bar.open_ms
 
     def refresh(self, bars: BarSource, settled: int) -> None:
-        """Drop the texts of bars that are not as they were."""
+        """Drop the texts of bars that have changed."""
         revision = bars.revision_of(*self.topic)
         if revision != self._revision:
             self._forget_from(bars.revised_from(*self.topic, self._revision))
@@ -153,28 +172,28 @@ class EncodedBars:
             self._settled = settled
 
     def has_from(self, open_ms: int) -> bool:
-        """Whether a bar that begins at `open_ms`, or a newer one, is held."""
+        """Return True if the bar that begins at `open_ms`, or a newer one, has been read."""
         return self.last_ms >= open_ms
 
     def is_current(self, bar: Candle) -> bool:
-        """Whether the bar is told as it is now, but perhaps for whether it is final."""
+        """Return True if the text of this bar is up to date, apart from its finality."""
         text = self.bar_text(bar.open_ms)
         return text is not None and any(text == self._print(bar, final)[0].encode() for final in (True, False))
 
     def drop_from(self, open_ms: int, revision: int) -> None:
-        """Bars from this one on have changed, and with that the revision."""
+        """Drop the texts from `open_ms` on, which changed in this revision."""
         self._forget_from(open_ms)
-        if self._revision + 1 == revision:  # nothing else has
+        if self._revision + 1 == revision:  # nothing else has changed
             self._revision = revision
 
     def count_bars(self, since_ms: int, before_ms: int) -> int:
-        """How many bars of `[since_ms, before_ms)` are held."""
+        """Return the number of encoded bars in `[since_ms, before_ms)`."""
         return bisect_left(self._times, before_ms) - bisect_left(self._times, since_ms)
 
     def newest_text(self, count: int, since_ms: int, before_ms: int) -> tuple[int | None, int, memoryview]:
-        """The newest bars of `[since_ms, before_ms)`, at most `count`: when the first begins, how many, their texts.
+        """Return the newest bars of `[since_ms, before_ms)`, at most `count`: begin of the first, number, texts.
 
-        The texts are a view, with a comma behind each: release it before anything else is asked of the form.
+        Each text is followed by a comma. The texts are a view: release it before you call another method.
         """
         stop = bisect_left(self._times, before_ms)
         start = max(bisect_left(self._times, since_ms), stop - count)
@@ -187,7 +206,7 @@ class EncodedBars:
         )
 
     def columns(self, start_ms: int, end_ms: int) -> list[bytes]:
-        """Return each column's texts of the bars of `[start_ms, end_ms)`, with a comma behind each."""
+        """Return the texts of the bars of `[start_ms, end_ms)`, one value per column, each text followed by a comma."""
         start, stop = bisect_left(self._times, start_ms), bisect_left(self._times, end_ms)
         if start >= stop:
             return [b""] * self._printer.columns
@@ -197,11 +216,11 @@ class EncodedBars:
         ]
 
     def version(self, open_ms: int) -> int:
-        """Return a number that no other version of the texts up to this bar has, in this process."""
+        """Return the version of the texts up to this bar: a number that is unique in this process."""
         return next(number for from_ms, number in reversed(self._versions) if from_ms <= open_ms)
 
     def newest_version(self, bar: Candle, final: bool) -> int:
-        """Return a number that no other version of the last bar has, in this process."""
+        """Return the version of the newest bar: a number that is unique in this process."""
         newest = self._newest
         if newest is None or newest[0] is not bar or newest[1] is not final:
             newest = self._newest = bar, final, next(_numbers)
@@ -209,26 +228,26 @@ class EncodedBars:
         return newest[2]
 
     def newest_columns(self, bar: Candle, final: bool) -> Sequence[bytes]:
-        """Return each column's text of the last bar."""
+        """Return the texts of the newest bar, one per column."""
         self.newest_version(bar, final)
         if not self._newest_texts:
             self._newest_texts = [text.encode() for text in self._print(bar, final)]
         return self._newest_texts
 
     def bar_text(self, open_ms: int) -> bytes | None:
-        """The text of one bar; None if it is not held."""
+        """Return the text of one bar; None if it is not encoded."""
         at = bisect_left(self._times, open_ms)
         if at == len(self._times) or self._times[at] != open_ms:
             return None
         return bytes(self._blobs[0][self._begin_of(at) : self._ends[0][at] - 1])
 
     def kept_message(self, key: object, state: object) -> Any:
-        """What was kept for `key` while the room was in the same `state`; None if nothing was."""
+        """Return the message kept for `key` if the room is still in the same `state`, else None."""
         kept = self._kept.get(key)
         return kept[1] if kept is not None and kept[0] == state else None
 
     def keep_message(self, key: object, state: object, message: Sequence[Any]) -> None:
-        """Keep a message, its frame first, while the room is in this state."""
+        """Keep a message, a sequence that begins with its frame, for as long as the room is in this state."""
         self._kept.pop(key, None)
         if len(self._kept) >= _MESSAGES_KEPT:
             del self._kept[next(iter(self._kept))]
@@ -245,7 +264,7 @@ class EncodedBars:
         self._times.append(bar.open_ms)
 
     def _check_open(self, bars: BarSource) -> None:
-        """Bars that were not final may be so now."""
+        """Drop the texts from the first bar on that has become final or is gone."""
         for open_ms in self.open:
             bar = bars.get_bar(*self.topic, open_ms)
             if bar is None or bars.is_final(*self.topic, bar):
@@ -270,7 +289,7 @@ class EncodedBars:
 
 
 class EncodedBarCache:
-    """All forms of all rooms within `most_bytes`; those not used for longest go first."""
+    """All `EncodedBars` of a process, limited to `most_bytes`. Drops the least recently used first."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
@@ -278,7 +297,7 @@ class EncodedBarCache:
         self.bytes = 0
 
     def get_form(self, topic: Topic, printer: Printer, closed: bool = False) -> EncodedBars:
-        """The bars of a topic in one form; tell `used` when they were read."""
+        """Return the encoded bars of a topic, new ones if none exist. Call `mark_used` after reading them."""
         key = (topic, printer.name, closed)
         form = self._forms.get(key)
         if form is None:
@@ -288,11 +307,11 @@ class EncodedBarCache:
         return form
 
     def find_form(self, topic: Topic, fields: int, closed: bool) -> EncodedBars | None:
-        """A form if there is one."""
+        """Return the encoded bars of a topic, or None if none exist."""
         return self._forms.get((topic, fields, closed))
 
     def mark_used(self, form: EncodedBars) -> None:
-        """Count what a form needs now, and let others go if it is too much."""
+        """Update the memory counted for `form`, and drop others if the limit is exceeded."""
         size = form.size_bytes
         self.bytes += size - form.counted
         form.counted = size

@@ -1,4 +1,4 @@
-"""Topics, their members, and what each of them is sent when."""
+"""All rooms of a process: their subscribers, and the sending of changed bars to them."""
 
 import heapq
 from bisect import bisect_left
@@ -24,25 +24,28 @@ from .throttle import MIN_GAP_S
 
 __all__ = ["Hub", "Member", "Membership", "RecipientConnection", "Recipients"]
 
-_SPREAD_S = 0.0002  # by which rooms that would be due together are kept apart, so many times as there are rooms
+_SPREAD_S = 0.0002  # per room: the stretch over which rooms that are due together are staggered
 _MOST_SPREAD_S = 0.2
-_AGAIN_S = 0.02
-_MOST_LANES = 100  # served in one go, before others have their turn
-_MOST_WANTED = 500
-_LOOKED_AT = 64  # newest bars among which the newest final one is looked for first
+_AGAIN_S = 0.02  # until a group whose earlier broadcast is unfinished is tried again
+_MOST_LANES = 100  # groups per call of `run_due`, so that the loop gets other work done
+_MOST_WANTED = 500  # snapshots requested per call of `run_due`
+_LOOKED_AT = 64  # newest bars searched first for the newest final one
 
 
 class ResumeSource(ToldBars, Protocol):
-    """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
+    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
 
-    def bars_since(self, key: MarketKey, interval: Interval, resume: Any) -> list[Candle] | None: ...
-    def became_final(self, key: MarketKey, resume: Any) -> RangeSet: ...
+    def bars_since(self, key: MarketKey, interval: Interval, resume: Any) -> list[Candle] | None:
+        """Return the bars that changed after a position; None if that is unknown."""
+
+    def became_final(self, key: MarketKey, resume: Any) -> RangeSet:
+        """Return the time ranges, in ms, that may have become final after a position."""
 
 
 class Hub:
-    """All rooms of a process. Owns no socket and waits for nothing; whoever drives it calls `run_due`.
+    """All rooms of a process. It owns no socket and never blocks; its owner calls `run_due` many times a second.
 
-    `publish` sends a frame to a list of links, perhaps in slices, as `Recipients` says.
+    `publish` sends a frame to a list of connections, possibly in slices; see `Recipients`.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Hub:
         self._statuses = Statuses(codec.market_head, bars.feed_state, publish)
         self._rooms: dict[MarketKey, dict[int, Room]] = {}
         self._count = 0
-        self._links: Counter[RecipientConnection] = Counter()  # in how many rooms each is
+        self._links: Counter[RecipientConnection] = Counter()  # number of rooms per connection
         self._versions = count(1)
         self._turns = count()
         self._due: list[tuple[float, int, SubscriberGroup]] = []
@@ -73,7 +76,7 @@ class Hub:
     def join_room(
         self, client: Member, link: RecipientConnection, topic: Topic, bars: int, options: Options
     ) -> Membership:
-        """Make a client a member of a room; it gets nothing before its `initial`."""
+        """Add a client to a room. It receives nothing before its `initial`."""
         room = self._find_room(topic)
         if room is None:
             room = Room(topic, self._codec.room_name(topic), self._codec.topic_head(topic))
@@ -87,7 +90,7 @@ class Hub:
         return membership
 
     def leave_room(self, membership: Membership) -> None:
-        """End a membership; a lane and a room without members are closed."""
+        """Remove a member, then its group and its room if they are empty."""
         lane, room = membership.lane, membership.lane.room
         lane.remove_member(membership)
         self._links[membership.link] -= 1
@@ -105,11 +108,11 @@ class Hub:
                 del self._rooms[room.topic.market]
 
     def on_fell_behind(self, membership: Membership) -> None:
-        """A member cannot keep up: it gets no more updates before its next `initial`."""
+        """Stop the updates of a member that cannot keep up, until its next `initial`."""
         membership.lane.await_initial(membership)
 
     def render_initial(self, membership: Membership) -> Frame:
-        """The `initial` for a member, or the `resumed`, as of now; what it gets after it is newer."""
+        """Return the `initial` or `resumed` for a member as of now. Everything it receives afterwards is newer."""
         lane, now = membership.lane, self._clock.monotonic()
         lane.await_initial(membership)
         if not lane.initialized:
@@ -128,17 +131,21 @@ class Hub:
         return shown.frame
 
     def watch_state(self, link: RecipientConnection, market: MarketKey) -> Any:
-        """Tell a link the state of a market's feed, now and whenever it changes; for `unwatch`."""
+        """Send a connection the state of a market's feed, now and on every change.
+
+        Returns:
+            A handle for `unwatch_state`.
+        """
         return self._statuses.watch_state(link, market)
 
     def unwatch_state(self, watcher: Any) -> None:
-        """Tell it no more."""
+        """Stop sending the state."""
         self._statuses.unwatch_state(watcher)
 
-    # ------------------------------------------------------------ BarsListener
+    # ------------------------------------------------------------ changes in the aggregate (BarsListener)
 
     def on_bars_changed(self, market: MarketKey, changes: Sequence[Change]) -> None:
-        """Bars changed: send each now if its lane's second is over, else when it is."""
+        """Send changed bars now where the last update is a second ago, or queue them until then."""
         rooms = self._rooms.get(market)
         if not rooms:
             return
@@ -163,7 +170,10 @@ class Hub:
     def on_history_changed(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]
     ) -> None:
-        """The past changed: whoever was shown it is told, and whoever was shown less than it asked for gets more."""
+        """Send a change of the past to the members whose snapshot it concerns.
+
+        Members whose snapshot was shorter than requested get a new one if there are more bars now.
+        """
         room = self._find_room(Topic(market, interval))
         if room is not None:
             room.version, now = next(self._versions), self._clock.monotonic()
@@ -171,7 +181,7 @@ class Hub:
                 self._take_changes(lane, bars, now, fill_up=True)
 
     def on_finality(self, market: MarketKey) -> None:
-        """Bars may have become final: say so where that was asked for."""
+        """Send bars that may have become final to the members that asked for finality."""
         self._telling.on_finality(market)
         now = self._clock.monotonic()
         for room in list(self._rooms.get(market, {}).values()):
@@ -180,15 +190,18 @@ class Hub:
                 self._run_group(lane, now)
 
     def on_state_changed(self, market: MarketKey, feed: FeedState) -> None:
-        """The state of a market's feed changed: tell those who want to know."""
+        """Send the new state of a market's feed to its watchers."""
         self._statuses.on_state_changed(market, feed)
 
     # ------------------------------------------------------------ time
 
     def run_due(self) -> bool:
-        """Send everything whose time has come, as much as others can wait for; whether more is due now.
+        """Send the messages that are due, up to a limit that keeps the loop responsive.
 
         Call it many times a second.
+
+        Returns:
+            True if more messages are due now.
         """
         now = self._clock.monotonic()
         self._ask_wanting()
@@ -202,7 +215,7 @@ class Hub:
         return True
 
     def describe(self) -> dict[str, Any]:
-        """The `broadcaster` part of `/health/ws-stats`."""
+        """Return the `broadcaster` part of `/health/ws-stats`."""
         return {
             "totalRooms": self._count,
             "totalClients": len(self._links),
@@ -217,7 +230,7 @@ class Hub:
             ],
         }
 
-    # ------------------------------------------------------------ inside: what changed
+    # ------------------------------------------------------------ inside: changes
 
     def _find_room(self, topic: Topic) -> Room | None:
         rooms = self._rooms.get(topic.market)
@@ -230,7 +243,7 @@ class Hub:
     def _take_changes(
         self, lane: SubscriberGroup, bars: Sequence[Candle], now: float, *, fill_up: bool = False
     ) -> None:
-        """Let a lane have bars that changed, oldest first."""
+        """Queue changed bars, oldest first, for a group, and send the messages that are due."""
         if lane.initialized:
             news = self._telling.changed_bars(lane, bars)
             self._on_past_changed(lane, [bar.open_ms for bar in news if not self._offer_bar(lane, bar, now)])
@@ -241,7 +254,7 @@ class Hub:
         self._run_group(lane, now)
 
     def _offer_bar(self, lane: SubscriberGroup, bar: Candle, now: float) -> bool:
-        """Let the lane's pace have a bar that changed; False if no update can show it any more."""
+        """Queue a changed bar in the group's throttle; return False if no `update` can show the change any more."""
         for membership in lane.ahead_of_queue:
             if membership.ahead_ms is not None and bar.open_ms < membership.ahead_ms:
                 self._make_stale(lane, [membership])
@@ -258,13 +271,12 @@ class Hub:
             and sent.open_ms == bar.open_ms
             and bar.open_ms not in lane.pace.queued_bars
         ):
-            self._make_stale(
-                lane, list(lane.saw_queued_state)
-            )  # it is again as it was sent, but they were told otherwise
+            # The bar is back to the values last sent, but the snapshots of these members have others.
+            self._make_stale(lane, list(lane.saw_queued_state))
         return can_show
 
     def _offer_final(self, lane: SubscriberGroup, now: float) -> None:
-        """Offer the bars that are final now and were not when they were offered or left out."""
+        """Queue the bars that have become final since they were queued or left out."""
         topic, sent = lane.room.topic, lane.pace.sent
         from_ms = -1 if sent is None else sent.open_ms
         times = self._bars.newest_times(*topic, _LOOKED_AT)
@@ -281,7 +293,7 @@ class Hub:
         self._on_past_changed(lane, final)
 
     def _on_past_changed(self, lane: SubscriberGroup, times: Sequence[int]) -> None:
-        """Bars that no update can show changed: correct them, or tell those who were shown them everything afresh."""
+        """Correct bars that no `update` can show, or request new snapshots for members without corrections."""
         if not times:
             return
         if lane.is_correcting:
@@ -295,7 +307,7 @@ class Hub:
         self._make_stale(lane, stale)
 
     def _fill_up(self, lane: SubscriberGroup) -> None:
-        """Whoever was shown less than it asked for, and could be shown more now, is told everything afresh."""
+        """Request new snapshots for members whose snapshot was shorter than requested, if there are more bars now."""
         firsts: dict[int, int | None] = {}
         stale = []
         for one in lane.initialized_members():
@@ -315,20 +327,20 @@ class Hub:
 
     @property
     def _most_spread_s(self) -> float:
-        """How far rooms that would be due together are kept apart."""
+        """The stretch, in seconds, over which rooms that are due together are staggered."""
         return min(_MOST_SPREAD_S, self._count * _SPREAD_S)
 
     def _is_open(self, topic: Topic, open_ms: int) -> bool:
-        """Whether a bar is there and not final."""
+        """Return True if a bar exists and is not final."""
         bar = self._bars.get_bar(*topic, open_ms)
         return bar is not None and not self._bars.is_final(*topic, bar)
 
-    # ------------------------------------------------------------ inside: what is sent
+    # ------------------------------------------------------------ inside: sending
 
     def _start_group(self, lane: SubscriberGroup, count: int, now: float, *, resumes: bool) -> None:
-        """Find the newest bar of the snapshot that the lane's first member is about to receive.
+        """Find the newest bar of the snapshot that the group's first member is about to receive.
 
-        A member that `resumes` may have received that bar already: nothing is kept back.
+        A member that `resumes` may have received that bar already, so its bar isn't kept back.
         """
         topic = lane.room.topic
         lane.pending_final.clear()
@@ -351,7 +363,7 @@ class Hub:
         lane.pace.enqueue(newest, now - max(0.0, held_s), final=self._bars.is_final(*topic, newest))
 
     def _render_resumed(self, membership: Membership) -> Snapshot | None:
-        """What a member that was here before missed; None if that is unknown or cannot be proved."""
+        """Return the changes that a returning member missed; None if they are unknown or cannot be proved."""
         resume, found = membership.resume, membership.found
         if resume is None or found is None:
             return None
@@ -362,7 +374,7 @@ class Hub:
         return self._telling.render_resumed(membership, resume.time_ms, became_final, changed)
 
     def _run_group(self, lane: SubscriberGroup, now: float) -> None:
-        """Send what is due in a lane, unless an earlier broadcast to it is not through: then only the newest waits."""
+        """Send the messages that are due in a group. If an earlier broadcast to it is unfinished, try again shortly."""
         if lane.is_sending:
             self._schedule_group(lane, now + _AGAIN_S)
             return
@@ -388,12 +400,12 @@ class Hub:
             heapq.heappush(self._due, (at, next(self._turns), lane))
 
     def _note_delivered(self, lane: SubscriberGroup) -> None:
-        """Remember up to where everything was told."""
+        """Store the feed's position if the group has been sent everything up to it."""
         if lane.is_clean:
             lane.delivered_position = self._bars.feed_position(lane.room.topic.market)
 
     def _left_open(self, lane: SubscriberGroup, sent: Candle | None, bar: Candle) -> None:
-        """Remember the bars that are passed over with `bar` and are not final yet."""
+        """Note the forming bars that sending `bar` passes over, to send them once they are final."""
         if lane.pace.passed_over is not None:
             lane.pending_final.add(lane.pace.passed_over)
         if lane.mode == "closed":
@@ -403,7 +415,7 @@ class Hub:
             lane.pending_final.update(at for at in passed if self._is_open(lane.room.topic, at))
 
     def _send_taken(self, lane: SubscriberGroup, bar: Candle, now_ms: int) -> None:
-        """Send the bar that the lane's pace has just taken."""
+        """Send the bar that the group's throttle has just released."""
         frames: dict[int, Frame] = {}
         for options, links in lane.filled_groups():
             fields = options.fields
@@ -414,20 +426,20 @@ class Hub:
             lane.room.last_broadcast_ms = now_ms
 
     def _send_corrections(self, lane: SubscriberGroup, now: float) -> None:
-        """Send the bars that wait to be corrected; if they are too many, everything afresh."""
+        """Send the queued corrections, or request new snapshots if there are too many."""
         lane.corrected_at = now
         if lane.is_beyond_correcting:
             lane.corrections.clear()
             self._make_stale(lane, [one for one in lane.initialized_members() if one.options.corrections])
             return
         for open_ms in sorted(lane.corrections):
-            lane.corrections.discard(open_ms)  # one by one: with the last of them everything has been told
+            lane.corrections.discard(open_ms)  # one by one: only the last one's position may cover all of them
             bar = self._bars.get_bar(*lane.room.topic, open_ms)
             if bar is not None and self._may_correct(lane, bar):
                 self._send_correction(lane, bar)
 
     def _may_correct(self, lane: SubscriberGroup, bar: Candle) -> bool:
-        """Whether a bar may be told; one that is told as not final, or not told for that, is told again when it is."""
+        """Return True if a correction may be sent now. A bar that is not final is corrected again when it is."""
         if lane.mode == "live" or self._telling.is_final(lane, bar):
             return True
         lane.pending_final.add(bar.open_ms)
@@ -447,7 +459,7 @@ class Hub:
         for membership in stale:
             lane.await_initial(membership)
         lane.needs_snapshot.clear()
-        self._wanting.extend(stale)  # not now: what is final may be known already, and not be offered yet
+        self._wanting.extend(stale)  # not now: bars may be final already without having been offered
 
     def _ask_wanting(self) -> None:
         for _ in range(min(len(self._wanting), _MOST_WANTED)):

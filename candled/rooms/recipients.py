@@ -1,4 +1,4 @@
-"""What a room knows of its clients' sockets, and the lists it hands out for sending."""
+"""The rooms' view of a client's connection, and the lists of connections that broadcasts are sent to."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -8,44 +8,46 @@ from candled.protocol.requests import Topic
 
 
 class RecipientConnection(Protocol):
-    """One client's socket. Nothing here raises, and nothing here waits.
+    """A client's connection. No method raises, and none blocks.
 
-    A link calls its client back: `received` for each message, `make_initial` when the turn of a wanted topic has come,
-    `fell_behind` when more bars of a topic wait than it keeps, `closed` once at the end.
+    A connection calls its client: `received` for each message, `make_initial` when the socket can take a requested
+    snapshot, `fell_behind` when more bars of a topic are queued than it keeps, and `closed` once at the end.
 
-    `write` is for whoever broadcasts, and for nobody else: it may raise, and may take a part of the frame only. Whoever
-    replaces it calls `redirect` on each of `places`.
+    Only the broadcaster calls `write`. It may raise, and may take only a part of the frame. Code that replaces `write`
+    must call `refresh_write` on each of `places`.
     """
 
-    places: tuple["RecipientSlot", ...]  # where the link stands in lists; kept by these
+    #: The connection's slots in lists; maintained by `RecipientSlot`.
+    places: tuple["RecipientSlot", ...]
 
     @property
-    def write(self) -> Callable[[bytes], int]: ...
+    def write(self) -> Callable[[bytes], int]:
+        """The function that writes a frame to the socket and returns the number of bytes taken."""
 
     def send_update(self, frame: Frame) -> int:
-        """Hand a bar or a status to the kernel; what a slow client cannot take waits, one newest frame per bar."""
+        """Send a bar or a status; for a slow client, queue it in place of an older frame of the same bar."""
 
     def send_reply(self, frame: Frame) -> None:
-        """Send an answer; answers keep their order, and go before what else waits."""
+        """Send a reply. Replies keep their order and go before queued updates."""
 
     def request_snapshot(self, topic: Topic) -> None:
-        """Drop what waits of `topic` and call `make_initial(topic)` when the socket can take its frame, perhaps now.
+        """Drop the queued frames of `topic` and call `make_initial(topic)` when the socket can take it, perhaps now.
 
-        Nothing of the topic that was handed to `send` before may go out after this, but for a frame half sent.
+        No earlier frame of the topic may be sent after this, except the rest of one that is already partly sent.
         """
 
     def cancel_topic(self, topic: Topic) -> None:
-        """Drop what waits of `topic`, a wanted turn as well."""
+        """Drop the queued frames of `topic` and its requested snapshot."""
 
     def cork(self, many: bool) -> None:
-        """Whether the client is in several rooms, so that their frames of one moment should leave together."""
+        """Collect the frames of one moment into one write if the client is in several rooms (`many`)."""
 
     def disconnect(self, code: int, reason: str) -> None:
         """Close the connection with a close code."""
 
 
 class _NullConnection:
-    """Stands in a list for a member that left while a broadcast to the list was under way."""
+    """The connection that replaces a member's in a list when it leaves during a broadcast."""
 
     places: tuple["RecipientSlot", ...] = ()
 
@@ -74,7 +76,7 @@ NULL_CONNECTION: RecipientConnection = _NullConnection()
 
 
 class RecipientSlot:
-    """A member's place in one list; `position` is -1 while it has none."""
+    """A member's place in one list. `position` is -1 while it is in none."""
 
     __slots__ = ("_links", "link", "position")
 
@@ -84,30 +86,30 @@ class RecipientSlot:
         self._links: Recipients | None = None
 
     def refresh_write(self) -> None:
-        """The link's `write` was replaced."""
+        """Update the list after the connection's `write` was replaced."""
         if self._links is not None:
             self._links.writes[self.position] = self.link.write
 
     def enter_list(self, links: "Recipients", position: int) -> None:
-        """It is in a list now."""
+        """Record the list and the position of this slot."""
         self._links, self.position = links, position
         self.link.places = (*self.link.places, self)
 
     def leave_list(self) -> None:
-        """It is in no list any more."""
+        """Record that the slot is in no list."""
         self._links, self.position = None, -1
         self.link.places = tuple(place for place in self.link.places if place is not self)
 
 
 class Recipients(list[RecipientConnection]):
-    """The members of a group, as they are handed to whoever sends; changed only here, never copied.
+    """The members of a group, as handed to the broadcaster. Changed only here, never copied.
 
-    Whoever sends a frame takes the length when it is asked to, keeps `sending` above zero until it is through, and
-    reads each position when its turn comes. While `sending` is above zero nobody changes place: who leaves, or is
-    due a fresh `initial`, is replaced by `NULL_CONNECTION` at once, and who joins goes to the end, behind that length.
+    To broadcast a frame, take the length at the start, keep `sending` above zero until the end, and read each position
+    when you get to it. Meanwhile no member changes its position: a member that leaves, or needs a new `initial`, is
+    replaced by `NULL_CONNECTION` immediately; a member that joins is appended, beyond that length.
 
-    `writes` holds the `write` of each: with ten thousand members every object that a broadcast has to look at comes
-    from the far end of the memory, and costs as much as the rest of its turn in Python.
+    `writes` contains the `write` of each connection. With 10,000 members, each object that a broadcast touches is a
+    cache miss that costs as much as the Python code of its turn.
     """
 
     __slots__ = ("_holes", "_places", "sending", "writes")
@@ -121,16 +123,16 @@ class Recipients(list[RecipientConnection]):
 
     @property
     def member_count(self) -> int:
-        """How many members there are."""
+        """The number of members."""
         return len(self) - len(self._holes)
 
     @property
     def slots(self) -> list[RecipientSlot]:
-        """The members themselves."""
+        """The slots of the members."""
         return [place for place in self._places if place.position >= 0]
 
     def add_slot(self, place: RecipientSlot) -> None:
-        """Let a member in, at the end."""
+        """Append a member."""
         self.compact()
         place.enter_list(self, len(self))
         self.append(place.link)
@@ -138,7 +140,7 @@ class Recipients(list[RecipientConnection]):
         self._places.append(place)
 
     def remove_slot(self, place: RecipientSlot) -> None:
-        """Let a member go."""
+        """Remove a member."""
         self.compact()
         position = place.position
         place.leave_list()
@@ -150,14 +152,14 @@ class Recipients(list[RecipientConnection]):
             self._close_up(position)
 
     def compact(self) -> None:
-        """Close up where members left while something was being sent, once nothing is."""
+        """Remove the places of members that left during a broadcast, unless one is still running."""
         if self._holes and not self.sending:
             for position in sorted(self._holes, reverse=True):
                 self._close_up(position)
             self._holes.clear()
 
     def _close_up(self, position: int) -> None:
-        """The last member takes the empty place."""
+        """Move the last member to the empty position."""
         link, write, place = self.pop(), self.writes.pop(), self._places.pop()
         if position < len(self):
             self[position], self.writes[position], self._places[position] = link, write, place

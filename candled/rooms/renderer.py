@@ -1,4 +1,4 @@
-"""What members are told, as frames: each made once for all who are told the same."""
+"""Render messages as frames, each once for all subscribers that receive the same one."""
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -16,20 +16,23 @@ from .encoded_bars import EncodedBarCache, EncodedBars, fields_printer
 from .room import Membership, SubscriberGroup
 
 MOST_RESUMED = 2000
-_NEWER = 8  # bars that may be newer than the last one that a lane has told
+_NEWER = 8  # bars that may be newer than the last one sent to a group
 
 
 class FeedSource(KeptBars, Protocol):
-    """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
+    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
 
-    def feed_position(self, key: MarketKey) -> Position | None: ...
-    def feed_state(self, key: MarketKey) -> FeedState: ...
+    def feed_position(self, key: MarketKey) -> Position | None:
+        """Return the position of a market's feed; None if it is unknown."""
+
+    def feed_state(self, key: MarketKey) -> FeedState:
+        """Return the state of a market's feed."""
 
 
 class Snapshot(NamedTuple):
-    """What an `initial` shows: when the first and the last bar begin, how many there are, and which are not final.
+    """An `initial` frame and its contents. Times are begins of bars in ms; `bars` is their number.
 
-    `open` are bars before the last that are not final, `final` is about the last.
+    `open` are the forming bars before the last one; `final` is the finality of the last one.
     """
 
     frame: Frame
@@ -41,7 +44,7 @@ class Snapshot(NamedTuple):
 
 
 class MessageRenderer:
-    """Makes frames from the bars in memory, and from texts that were kept where it can."""
+    """Renders frames from the bars in memory, and from encoded bars where possible."""
 
     def __init__(self, bars: FeedSource, texts: EncodedBarCache) -> None:
         self._bars = bars
@@ -49,13 +52,13 @@ class MessageRenderer:
         self._settled: Counter[MarketKey] = Counter()
 
     def on_finality(self, market: MarketKey) -> None:
-        """Bars of a market may have become final."""
+        """Note that bars of a market may have become final."""
         self._settled[market] += 1
 
     def changed_bars(self, lane: SubscriberGroup, bars: Sequence[Candle]) -> list[Candle]:
-        """Which of the bars that are said to have changed, oldest first, are told otherwise than they are now.
+        """Return the bars whose current values differ from the ones subscribers were sent, oldest first.
 
-        Whether they are final does not count: that is told when it is known.
+        Finality is ignored here: it is sent when it becomes known.
         """
         topic = lane.room.topic
         forms = [self._texts.find_form(topic, one.fields, one.on_close) for one in lane.groups]
@@ -69,7 +72,7 @@ class MessageRenderer:
         return news
 
     def render_update(self, lane: SubscriberGroup, bar: Candle, fields: int, *, final: bool) -> Frame:
-        """The `update` with the bar that the lane's pace has just taken."""
+        """Return the `update` with the bar that the group's throttle has just released."""
         if fields & UNPRINTED:
             return _unprinted(lane, Contents(((bar.open_ms, final),)), bar.open_ms)
         text = bar_text(bar, fields, final=final)
@@ -83,7 +86,7 @@ class MessageRenderer:
         return frame
 
     def render_correction(self, lane: SubscriberGroup, bar: Candle, fields: int) -> Frame:
-        """The `correction` with an older bar."""
+        """Return the `correction` with an older bar."""
         final = bool(fields & FINAL) and self.is_final(lane, bar)
         if fields & UNPRINTED:
             return _unprinted(lane, Contents(((bar.open_ms, final),)), bar.open_ms)
@@ -96,14 +99,17 @@ class MessageRenderer:
         return frame
 
     def is_final(self, lane: SubscriberGroup, bar: Candle) -> bool:
-        """Whether a bar is final as far as the lane says so: for the last one an update says it, and then it stands."""
+        """Return True if the group may present the bar as final.
+
+        The last bar sent counts as final only once it was sent as final.
+        """
         sent = lane.pace.sent
         if lane.mode != "live" and sent is not None and sent.open_ms == bar.open_ms:
             return lane.pace.sent_final
         return self._bars.is_final(*lane.room.topic, bar)
 
     def render_initial(self, membership: Membership) -> Snapshot:
-        """The `initial` of a member as of now. One that could not be resumed is told so."""
+        """Return the `initial` of a member as of now, with `recovered: false` if it could not be resumed."""
         lane, options, count = membership.lane, membership.options, membership.bars
         if options.fields & UNPRINTED:
             return self._unprinted_initial(lane, count)
@@ -133,10 +139,14 @@ class MessageRenderer:
     def render_resumed(
         self, membership: Membership, time_ms: int, became_final: RangeSet, changed: Sequence[Candle]
     ) -> Snapshot | None:
-        """The `resumed` of a member whose missed changes are known; None if they are too many or do not fit the lane.
+        """Return the `resumed` of a member; None if there are too many changes or they don't fit the group.
 
-        Its newest bar began at `time_ms`. What may have become final since, with a part in `became_final`, counts as
-        changed where that is told.
+        Args:
+            membership: the returning member.
+            time_ms: begin of the newest bar it received.
+            became_final: time ranges in which bars may have become final since. These bars count as changed for members
+                that asked for finality.
+            changed: the bars whose values have changed since.
         """
         lane, options, count = membership.lane, membership.options, membership.bars
         topic, resume = lane.room.topic, membership.resume
@@ -146,7 +156,7 @@ class MessageRenderer:
         told = {bar.open_ms: bar for bar in changed}
         if lane.mode != "live":
             if last_ms is None or topic.interval.floor(time_ms) > last_ms:
-                return None  # it was told a bar that this lane has not told yet
+                return None  # it has received a bar that this group has not been sent yet
             told = self._bars_in(lane, became_final, last_ms) | told
             told = {at: bar for at, bar in told.items() if at <= last_ms}
             if lane.mode == "closed":
@@ -164,7 +174,7 @@ class MessageRenderer:
             return Snapshot(frame, None, last_ms, 0)
         first_ms, held, older = form.newest_text(count - 1, since_ms, last_ms)
         older.release()
-        passed = tuple(at for at in still_open.union(form.open) if at < last_ms)  # of the last one an update tells
+        passed = tuple(at for at in still_open.union(form.open) if at < last_ms)  # an update covers the last one
         return Snapshot(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, passed)
 
     # ------------------------------------------------------------ inside
@@ -196,7 +206,7 @@ class MessageRenderer:
         return Snapshot(frame, states[0][0], states[-1][0], len(states), still_open, states[-1][1])
 
     def _bars_in(self, lane: SubscriberGroup, spans: RangeSet, last_ms: int) -> dict[int, Candle]:
-        """The newest bars that have a part in one of `spans`, up to the one that begins at `last_ms`."""
+        """Return the newest bars that overlap one of `spans`, up to the one that begins at `last_ms`, by begin."""
         topic = lane.room.topic
         times = self._bars.newest_times(*topic, MOST_RESUMED)
         stop = bisect_right(times, last_ms)
@@ -207,7 +217,11 @@ class MessageRenderer:
         return {bar.open_ms: bar for bar in found if bar is not None}
 
     def _load_bars(self, lane: SubscriberGroup, form: EncodedBars, count: int) -> tuple[int, int | None]:
-        """Have `form` hold enough bars to show `count` of them, but for the last; when the first and the last begin."""
+        """Encode enough bars to show `count` of them, all but the last.
+
+        Returns:
+            When the first and the last bar begin, in ms.
+        """
         topic, sent = lane.room.topic, lane.pace.sent
         more = 0 if lane.mode == "live" else _NEWER
         while True:
@@ -225,7 +239,7 @@ class MessageRenderer:
             more *= 8
 
     def _last_text(self, lane: SubscriberGroup, bar: Candle, final: bool, fields: int) -> str:
-        """The text of the last bar of a lane, which is told again and again."""
+        """Return the text of the last bar of a group, from the cache if it has not changed."""
         known = lane.last_texts.get(fields)
         if known is not None and known[0] == bar and known[1] is final:
             return known[2]
@@ -241,9 +255,10 @@ class MessageRenderer:
         return text
 
     def _position_text(self, lane: SubscriberGroup, known: Position | None = None) -> Position | None:
-        """Up to where in the feed everything was told: to here, unless something waits.
+        """Return the position up to which a group has been sent every change: the feed's, unless something is queued.
 
-        Who comes to a lane that has never told everything knows as much as before, `known`, or nothing of the feed.
+        If a group has never been sent everything, a returning member keeps its `known` position, and any other member
+        gets seq 0.
         """
         position = self._bars.feed_position(lane.room.topic.market)
         if position is not None and not lane.is_clean:

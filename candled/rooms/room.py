@@ -1,4 +1,4 @@
-"""A room: the members of one topic, in lanes by how they want to be told."""
+"""A room: the subscribers of one market and interval, in groups with the same delivery rules."""
 
 import zlib
 from typing import Any, Literal, Protocol
@@ -11,10 +11,10 @@ from candled.protocol.requests import Resume
 from .recipients import RecipientConnection, Recipients, RecipientSlot
 from .throttle import MIN_GAP_S, UpdateThrottle
 
-MOST_CORRECTIONS = 100  # bars corrected in one go; above that a fresh `initial` is the faster way
-_MOST_CORRECTING = 20_000  # frames in one go, so many bars to so many members
+MOST_CORRECTIONS = 100  # bars corrected at a time; above that a new `initial` is faster
+_MOST_CORRECTING = 20_000  # frames at a time: bars times members
 
-_NOT_SHOWN_YET = 2  # bars that are not final yet or wait for another that is not
+_NOT_SHOWN_YET = 2  # newest bars that a group may not show yet: not final, or queued behind one that is not
 
 Mode = Literal["live", "final", "closed"]
 
@@ -23,15 +23,11 @@ class Member(Protocol):
     """A client in a room."""
 
     def want_initial(self, membership: "Membership") -> None:
-        """Have `Hub.initial` called as soon as it can be sent."""
+        """Have `Hub.render_initial` called as soon as the `initial` can be sent."""
 
 
 class Membership(RecipientSlot):
-    """What one member has of a room: the bars it asked for, the first one it was shown, and whether those were fewer.
-
-    It has a place in the lists of its lane while it gets the updates. `told`: it has had its `initial`. `ahead_ms`:
-    its `initial` ended with this bar, while older ones still wait for their turn.
-    """
+    """The subscription of one client to a room. It is in a list of its group while it receives updates."""
 
     __slots__ = (
         "ahead_ms",
@@ -57,12 +53,19 @@ class Membership(RecipientSlot):
         self.bars = bars
         self.options = options
         self.request_id: RequestId = None
-        self.fresh = True  # had no `initial` yet, so that a better one may be waited for
-        self.resume: Resume | None = None  # where it was, if it wants only what changed since
-        self.found: Any = None  # what the bars in memory need to tell that
+        # True until the first `initial`, which may wait for more bars to be loaded
+        self.fresh = True
+        # the position to resume from, until the next `initial` or `resumed`
+        self.resume: Resume | None = None
+        # the same for the bars in memory, as `bars_since` takes it
+        self.found: Any = None
+        # True once the member has had its `initial`, until it waits for another one
         self.told = False
+        # True if the last snapshot had fewer bars than requested
         self.short = False
+        # begin of the first bar of the last snapshot
         self.shown_from_ms: int | None = None
+        # begin of the last bar of its snapshot, while older bars are still queued in the group
         self.ahead_ms: int | None = None
 
     @property
@@ -72,15 +75,15 @@ class Membership(RecipientSlot):
 
     @property
     def bars_needed(self) -> int:
-        """How many bars have to be in memory: in some lanes the newest ones may not be shown yet."""
+        """The number of bars that must be in memory. In some groups the newest ones may not be shown yet."""
         return self.bars if self.lane.mode == "live" else self.bars + _NOT_SHOWN_YET
 
 
 class SubscriberGroup:
-    """Members of a room that are told the same bars at the same time, in groups with the same options.
+    """Members of a room that receive the same bars at the same time, subdivided by their options.
 
-    `live`: each change; `final`: each change, the next bar after the last one's end, or `hold_s` after it opened;
-    `closed`: final bars only. With `revisions` a bar counts as changed also when only its `rev` did.
+    Modes: `live` sends each change. `final` does too, but holds the next bar until the last one is final, at most
+    `hold_s`. `closed` sends final bars only. With `revisions`, a new `rev` alone counts as a change.
     """
 
     __slots__ = (
@@ -106,30 +109,38 @@ class SubscriberGroup:
 
     def __init__(self, room: "Room", mode: Mode, revisions: bool, hold_s: float) -> None:
         self.room = room
-        self.key = mode, revisions, hold_s  # in the room
+        self.key = mode, revisions, hold_s  # in `Room.groups`
         self.mode = mode
         self.hold_s = hold_s
         self._is_plain = mode == "live" and not revisions
         self.pace = UpdateThrottle(hold_s=hold_s, revisions=revisions)
         self.groups: dict[Options, Recipients] = {}
         self.members = 0
-        self.initialized = 0  # members that have had their `initial`
+        # number of members that have had their `initial`
+        self.initialized = 0
+        # members whose snapshot ends with a newer bar than the last one sent to the group
         self.ahead_of_queue: dict[Membership, None] = {}
-        self.saw_queued_state: dict[Membership, None] = {}  # were told a state of the last bar that waits for its turn
-        self.needs_snapshot: dict[Membership, None] = {}  # need a fresh `initial`
-        self.corrections: set[int] = set()  # bars that wait to be corrected
+        # members whose snapshot contains a state of the last bar that is still queued
+        self.saw_queued_state: dict[Membership, None] = {}
+        # members that need a new `initial`
+        self.needs_snapshot: dict[Membership, None] = {}
+        # begins of the bars to correct, and when the last corrections were sent
+        self.corrections: set[int] = set()
         self.corrected_at = float("-inf")
-        self.pending_final: set[int] = (
-            set()
-        )  # bars that were told, or left out, as not final and that no update can show
-        self.delivered_position: Position | None = None  # up to where everything was told when last nothing waited
+        # begins of bars that were sent, or left out, before they were final, and are too old for an `update`
+        self.pending_final: set[int] = set()
+        # the feed's position when the queue was last empty
+        self.delivered_position: Position | None = None
+        # when the hub runs this group next; None while nothing is queued
         self.scheduled_at: float | None = None
-        self.last_texts: dict[int, tuple[Candle, bool, str]] = {}  # of the bar told last, by fields
+        # the last bar sent, its finality and its text, by optional fields
+        self.last_texts: dict[int, tuple[Candle, bool, str]] = {}
 
     def is_simple(self, bar: Candle) -> bool:
-        """Whether for a bar that changed only the pace is to be asked, as it is nearly always.
+        """Return True if a changed bar only needs the throttle, which is nearly always so.
 
-        Ten thousand rooms are not in the processor's caches: what is looked at here is what an update of a room costs.
+        With 10,000 rooms, the data of a room is not in the CPU's caches. Each attribute read here is part of the cost
+        of an update.
         """
         return (
             self._is_plain
@@ -140,12 +151,12 @@ class SubscriberGroup:
 
     @property
     def is_clean(self) -> bool:
-        """Whether everything that changed was told to the members that have had their `initial`."""
+        """True if the members that had their `initial` have been sent every change."""
         return self.pace.is_clean and not self.corrections and not self.needs_snapshot
 
     @property
     def is_sending(self) -> bool:
-        """Whether an earlier broadcast is not through."""
+        """True while an earlier broadcast is unfinished."""
         for links in self.groups.values():  # noqa: SIM110 - `any` takes four times as long, and this is asked all the time
             if links.sending:
                 return True
@@ -153,12 +164,12 @@ class SubscriberGroup:
 
     @property
     def is_correcting(self) -> bool:
-        """Whether some member wants corrections."""
+        """True if at least one member wants corrections."""
         return any(options.corrections and links for options, links in self.groups.items())
 
     @property
     def due_at(self) -> float | None:
-        """When there is something to send; None when nothing waits."""
+        """The monotonic time at which something is due, in seconds; None if nothing is queued."""
         at = self.pace.due_at
         if self.corrections:
             correct_at = self.corrected_at + MIN_GAP_S
@@ -167,12 +178,12 @@ class SubscriberGroup:
 
     @property
     def is_beyond_correcting(self) -> bool:
-        """Whether so many corrections wait that a fresh `initial` is better."""
+        """True if a new `initial` is cheaper than the queued corrections."""
         members = sum(len(links) for options, links in self.groups.items() if options.corrections)
         return len(self.corrections) > MOST_CORRECTIONS or len(self.corrections) * members > _MOST_CORRECTING
 
     def filled_groups(self) -> list[tuple[Options, Recipients]]:
-        """The groups that have members, ready to be sent to."""
+        """Return the lists that have members, compacted for a broadcast."""
         groups = []
         for group in self.groups.items():
             group[1].compact()
@@ -181,21 +192,21 @@ class SubscriberGroup:
         return groups
 
     def initialized_members(self) -> list[Membership]:
-        """Everybody who has had an `initial` and waits for no other."""
+        """Return the members that had their `initial` and do not wait for another."""
         active = [place for links in self.groups.values() for place in links.slots]
         return [*active, *self.ahead_of_queue]  # type: ignore[list-item]  # the lists of a lane hold memberships
 
     def add_member(self, membership: Membership) -> None:
-        """A new member, which waits for its `initial`."""
+        """Count a new member, which waits for its `initial`."""
         self.members += 1
 
     def remove_member(self, membership: Membership) -> None:
-        """The end of a membership."""
+        """Remove a member."""
         self.await_initial(membership)
         self.members -= 1
 
     def await_initial(self, membership: Membership) -> None:
-        """The member gets nothing more before its next `initial`."""
+        """Send the member nothing more before its next `initial`."""
         if membership.position >= 0:
             self.groups[membership.options].remove_slot(membership)
         self.ahead_of_queue.pop(membership, None)
@@ -206,9 +217,9 @@ class SubscriberGroup:
         membership.ahead_ms = None
 
     def admit_member(self, membership: Membership, newest_ms: int | None) -> None:
-        """The member was told everything up to the bar `newest_ms`.
+        """Let a member receive updates after its snapshot, which ends with the bar `newest_ms`.
 
-        From now on it has the lane's updates; but if the lane has not sent that bar yet, only from it on.
+        If the group has not been sent that bar yet, the member joins with that bar's update.
         """
         membership.told = True
         self.initialized += 1
@@ -223,7 +234,7 @@ class SubscriberGroup:
             self._activate_member(membership)
 
     def catch_up(self, open_ms: int) -> None:
-        """The bar `open_ms` goes out: who was told no more than that has the updates from this one on."""
+        """Let the members whose snapshot ends at or before `open_ms` join the group's updates, from this bar on."""
         self.saw_queued_state.clear()
         for membership in [one for one in self.ahead_of_queue if one.ahead_ms is not None and one.ahead_ms <= open_ms]:
             del self.ahead_of_queue[membership]
@@ -238,7 +249,7 @@ class SubscriberGroup:
 
 
 class Room:
-    """What all lanes of a topic share. `phase`, from 0 to 1, tells rooms apart that would be due together."""
+    """A market and interval, and its groups. `phase`, from 0 to 1, staggers rooms that are due at the same moment."""
 
     __slots__ = ("groups", "head", "last_broadcast_ms", "name", "phase", "read_ms", "topic", "version")
 
@@ -250,15 +261,15 @@ class Room:
         self.groups: dict[tuple[Mode, bool, float], SubscriberGroup] = {}
         self.version = 0  # changes whenever a bar does
         self.last_broadcast_ms = 0
-        self.read_ms = -1  # a bar that begins later is among no texts that were kept for an `initial`
+        self.read_ms = -1  # begin of the newest bar in any encoded texts
 
     @property
     def member_count(self) -> int:
-        """How many there are."""
+        """The number of members in all groups."""
         return sum(lane.members for lane in self.groups.values())
 
     def group_for(self, options: Options) -> SubscriberGroup:
-        """The lane for members with these options."""
+        """Return the group for members with these options."""
         mode: Mode = "closed" if options.on_close else "final" if options.fields & FINAL else "live"
         key = (mode, bool(options.fields & REV), options.hold_s if mode == "final" else 0.0)
         lane = self.groups.get(key)

@@ -1,4 +1,4 @@
-"""The states of the feeds, told to those who asked for them."""
+"""Send the states of feeds to the connections that subscribed to them."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,13 @@ from candled.protocol.messages import Topic
 
 from .recipients import RecipientConnection, Recipients, RecipientSlot
 
-# Of a slow client's `status` messages only the newest of a market waits, as if all were about one bar of a topic.
+# All `status` messages of a market count as one bar of one topic: for a slow client only the newest is queued.
 _NO_INTERVAL = Interval(0, "status")
 _NO_BAR_MS = 1
 
 
 class Watcher(RecipientSlot):
-    """A link that is told the state of one market."""
+    """A connection's subscription to the state of one market."""
 
     __slots__ = ("market",)
 
@@ -25,7 +25,7 @@ class Watcher(RecipientSlot):
 
 
 class Statuses:
-    """Who is told the state of which market. `head` names a market in messages, `state` knows how its feed is doing."""
+    """Subscriptions to feed states. `head` returns a market's part of the message, `state` the state of its feed."""
 
     def __init__(
         self,
@@ -39,21 +39,21 @@ class Statuses:
         self._watchers: dict[MarketKey, Recipients] = {}
 
     def watch_state(self, link: RecipientConnection, market: MarketKey) -> Watcher:
-        """Tell a link the state now, and whenever it changes."""
+        """Send a connection the current state, and every change from now on."""
         watcher = Watcher(link, market)
         self._watchers.setdefault(market, Recipients()).add_slot(watcher)
         link.send_reply(self._state_frame(market, self._state(market)))
         return watcher
 
     def unwatch_state(self, watcher: Watcher) -> None:
-        """Tell it no more."""
+        """Remove a watcher."""
         links = self._watchers[watcher.market]
         links.remove_slot(watcher)
         if not links.member_count and not links.sending:
             del self._watchers[watcher.market]
 
     def on_state_changed(self, market: MarketKey, feed: FeedState) -> None:
-        """The state of a market's feed is another one, or the reason for it."""
+        """Send a market's new state, or the new reason for it, to its watchers."""
         links = self._watchers.get(market)
         if links:
             links.compact()

@@ -1,21 +1,21 @@
-"""The pacing of one lane of a room: at most one update a second, each bar's last state before the next bar's first."""
+"""The throttle of a subscriber group: one update a second, and a bar's last state before the next bar's first."""
 
 from candled.model import Candle
 
 MIN_GAP_S = 1.0
 RESYNC_GAP_S = 5.0
-MOST_BEHIND = 5  # bars waiting for their turn before a fresh `initial` is the faster way
+MOST_BEHIND = 5  # queued bars; above that a new `initial` is faster
 
 
 class UpdateThrottle:
-    """Decides when which bar is sent. Pure: `now` is monotonic seconds.
+    """Decides when a bar is sent. Pure: `now` is monotonic seconds.
 
-    One slot per bar, oldest first: a bar's newest state replaces what waits in its slot. A change of a bar older than
-    the last one sent cannot be an update any more; only a correction or a fresh `initial` can show it. That is so for
-    the last one itself as soon as it was sent as final, so that this is said once.
+    There is one slot per bar, and the oldest is sent first. A newer state of a bar replaces the one in its slot. A
+    change of a bar older than the last one sent can't be an `update`: only a `correction` or a new `initial` can show
+    it. The same holds for the last bar itself once it was sent as final, so finality is sent only once.
 
-    With `hold_s`, a bar waits until the one before it was sent as final, but no longer than that. With
-    `revisions`, a bar with the same values but another `rev` has changed as well.
+    With `hold_s`, a bar waits until the one before it was sent as final, but no longer than that. With `revisions`, a
+    new `rev` alone counts as a change.
     """
 
     __slots__ = (
@@ -34,17 +34,17 @@ class UpdateThrottle:
     def __init__(self, *, hold_s: float = 0.0, revisions: bool = False) -> None:
         self.sent: Candle | None = None
         self.sent_final = False
-        self.passed_over: int | None = None  # the bar that `take` left behind although it was not final yet
+        self.passed_over: int | None = None  # begin of the bar that `take_due` passed over before it was final
         self._hold_s = hold_s
         self._revisions = revisions
-        self._slots: dict[int, tuple[Candle, bool, float]] = {}  # with the time since when one waits
+        self._slots: dict[int, tuple[Candle, bool, float]] = {}  # bar, finality and time of queuing, by begin
         self._next_at = 0.0
         self._busy = False
         self._resync = False
         self._resynced_at = float("-inf")
 
     def start_after(self, newest: Candle | None, now: float, *, final: bool = False) -> None:
-        """The first member was told everything up to `newest`, and whether that is final."""
+        """Start after a snapshot that ends with `newest`; `final` is the finality of that bar."""
         self.sent = newest
         self.sent_final = final
         self._slots.clear()
@@ -52,10 +52,10 @@ class UpdateThrottle:
         self._resync = False
 
     def enqueue(self, bar: Candle, now: float, *, final: bool = False, spread_s: float = 0.0) -> bool:
-        """Take a bar that changed or became final; False if no update can show it any more.
+        """Queue a bar that changed or became final; return False if no `update` can show it any more.
 
-        `spread_s`: rooms that were changed together wait for their next second longer by this, each by its own, so
-        that they do not all have their turn together for ever.
+        `spread_s` delays the next update once, by a different time for each room. Otherwise rooms that changed together
+        would always be due together.
         """
         sent = self.sent
         if sent is not None and bar.open_ms <= sent.open_ms:
@@ -77,9 +77,9 @@ class UpdateThrottle:
         return True
 
     def try_send_now(self, bar: Candle, now: float) -> bool:
-        """What `offer` and `take` come to for a bar that is not final while nothing waits; False if more is to be done.
+        """Take a forming bar for sending if the queue is empty and an update is due; return False otherwise.
 
-        Not for a pace with `hold_s` or `revisions`.
+        A shortcut for `enqueue` and `take_due`. Not for a throttle with `hold_s` or `revisions`.
         """
         if now < self._next_at or self._slots or not self._is_plain_news(bar):
             return False
@@ -90,9 +90,9 @@ class UpdateThrottle:
         return True
 
     def enqueue_pending(self, bar: Candle, now: float, spread_s: float) -> bool:
-        """What `offer` comes to for a bar that is not final while no other waits, within the second after an update.
+        """Queue a forming bar within the second after an update if no other bar is queued; return False otherwise.
 
-        False if more is to be done. Not for a pace with `hold_s` or `revisions`.
+        A shortcut for `enqueue`. Not for a throttle with `hold_s` or `revisions`.
         """
         if now >= self._next_at or not self._is_plain_news(bar):
             return False
@@ -109,31 +109,31 @@ class UpdateThrottle:
 
     @property
     def next_at(self) -> float:
-        """When the second after the last update is over."""
+        """The monotonic time from which the next update may be sent."""
         return self._next_at
 
     @property
     def queued_bars(self) -> tuple[int, ...]:
-        """The bars that wait for their turn."""
+        """Begins of the queued bars."""
         return tuple(self._slots)
 
     @property
     def is_clean(self) -> bool:
-        """Whether everything that was offered has been sent."""
+        """True if everything that was queued has been sent."""
         return not self._slots and not self._resync
 
     @property
     def is_overrun(self) -> bool:
-        """Whether so many bars wait that all members are better served by a fresh `initial`."""
+        """True if so many bars are queued that a new `initial` serves all members better."""
         return len(self._slots) > MOST_BEHIND
 
     def ask_resync(self) -> None:
-        """Some members need a fresh `initial`."""
+        """Request new snapshots for some members."""
         self._resync = True
 
     @property
     def due_at(self) -> float | None:
-        """When `take` or `take_resync` has something next; None when nothing waits."""
+        """The monotonic time at which `take_due` or `take_resync` has something; None if nothing is queued."""
         at = None
         if self._slots:
             at = max(self._next_at, self._held_until(min(self._slots)))
@@ -143,7 +143,7 @@ class UpdateThrottle:
         return at
 
     def take_due(self, now: float) -> Candle | None:
-        """The bar to send now, if its time has come; `sent_final` says whether as final."""
+        """Return the bar to send now, or None. `sent_final` is its finality."""
         if not self._slots or now < self._next_at:
             return None
         oldest_ms = min(self._slots)
@@ -156,9 +156,9 @@ class UpdateThrottle:
         return self.sent
 
     def take_resync(self, now: float) -> bool:
-        """Whether members that need it get a fresh `initial` now.
+        """Return True if members that need a new `initial` get it now.
 
-        With more bars waiting than `MOST_BEHIND` everybody needs it: `overrun` said so before.
+        If more than `MOST_BEHIND` bars were queued, all members need it; check `is_overrun` first.
         """
         if not self._resync or now < self._resynced_at + RESYNC_GAP_S:
             return False
@@ -167,14 +167,14 @@ class UpdateThrottle:
         return True
 
     def _is_plain_news(self, bar: Candle) -> bool:
-        """Whether a bar is another one than was sent last, and nothing but an update is due."""
+        """Return True if a bar differs from the last one sent and nothing but an update is due."""
         sent = self.sent
         if sent is None or self.sent_final or self._resync:
             return False
         return bar.open_ms >= sent.open_ms and bar[:7] != sent[:7]  # the time and the values
 
     def _held_until(self, open_ms: int) -> float:
-        """Until when a bar may not go out because the one before it is not final; 0.0 where nothing holds it."""
+        """Return when a bar may be sent although the one before it is not final; 0.0 if it need not wait."""
         if not self._hold_s or self.sent_final or self.sent is None or open_ms <= self.sent.open_ms:
             return 0.0
         return self._slots[open_ms][2] + self._hold_s
