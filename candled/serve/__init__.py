@@ -1,1 +1,1 @@
-"""Rooms and history → clients."""
+"""The HTTP and WebSocket server: serve rooms, history and the chart page to clients."""

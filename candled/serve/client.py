@@ -1,4 +1,4 @@
-"""One WebSocket client: what it asks for, and what it is told beside the bars of its rooms."""
+"""A WebSocket client's session: its requests, its subscriptions and the replies to it."""
 
 import asyncio
 import logging
@@ -34,32 +34,49 @@ from .pager import TURN, BarReader, Pager
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_PATIENCE_S = 10.0  # so many seconds' worth of messages may be too many at once before the connection is closed
+_PATIENCE_S = 10.0  # the connection is closed when the messages above the limit fill this many seconds of it
 
 
 class BarLoader(Interface):
-    """`candled.aggregate.live_bars.LiveBars`."""
+    """The bars in memory and their loading. `candled.aggregate.live_bars.LiveBars` implements it."""
 
-    def is_loaded(self, key: MarketKey, interval: Interval, count: int) -> bool: ...
-    def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool: ...
-    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
-    async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None: ...
-    async def prepare_resume(self, key: MarketKey, interval: Interval, position: Position, time_ms: int) -> Any: ...
+    def is_loaded(self, key: MarketKey, interval: Interval, count: int) -> bool:
+        """Return True if the newest `count` bars are in memory."""
+
+    def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
+        """Return True if no more history has to be fetched before `count` bars can be shown."""
+
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
+        """Return True if the bar is final."""
+
+    async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
+        """Load the newest `count` bars, waiting up to `patience_s` seconds for history to be fetched."""
+
+    async def prepare_resume(self, key: MarketKey, interval: Interval, position: Position, time_ms: int) -> Any:
+        """Load the changes after a position; return a value for `Hub.render_initial`."""
 
 
 class ClientLimits(Interface):
-    """The settings that concern one client."""
+    """The settings that apply to one client."""
 
     @property
-    def max_rooms_per_connection(self) -> int: ...
+    def max_rooms_per_connection(self) -> int:
+        """The number of rooms that a client may be in; 0 for no limit."""
+
     @property
-    def max_messages_per_second(self) -> int: ...
+    def max_messages_per_second(self) -> int:
+        """The number of messages that a client may send per second; 0 for no limit."""
+
     @property
-    def warmup_wait(self) -> timedelta: ...
+    def warmup_wait(self) -> timedelta:
+        """The time that a first `initial` waits for history to be fetched."""
 
 
 class ClientSession:
-    """A member of rooms behind one link. There may be very many: what few of them need is made when it is needed."""
+    """The session of one connected client, a member of rooms.
+
+    There may be very many sessions, so parts that only few of them need are created on first use.
+    """
 
     __slots__ = (
         "_bars",
@@ -97,16 +114,19 @@ class ClientSession:
         self._pages = pages
         self._memberships: dict[Topic, Membership] = {}
         self._budget: TokenBucket | None = None
-        self._patience: TokenBucket | None = None  # with messages above the budget
+        self._patience: TokenBucket | None = None  # for messages above the budget
+        # tasks that load the bars of an `initial`
         self._preparing: dict[Topic, asyncio.Task[None]] | None = None
-        self._watched: dict[MarketKey, tuple[Any, set[Topic]]] | None = None  # whose states it is told, and for which
+        # by market: the watcher of its state, and the topics that it was requested with
+        self._watched: dict[MarketKey, tuple[Any, set[Topic]]] | None = None
         self._pager: Pager | None = None
-        self._is_extended = False  # used something that the specification does not have
+        # True once the client has used an extension of the protocol
+        self._is_extended = False
 
-    # ------------------------------------------------------------ from the link
+    # ------------------------------------------------------------ calls from the connection
 
     def on_message(self, message: str | bytes) -> None:
-        """Handle one message; every mistake is answered and the socket stays open."""
+        """Handle one message. An invalid one gets an error reply, and the socket stays open."""
         try:
             self._spend_budget(message)
             self.handle(self._codec.decode_request(message))
@@ -114,10 +134,10 @@ class ClientSession:
             self._send_error(error)
 
     def handle(self, request: Request) -> None:
-        """Handle a request that was read already.
+        """Handle a decoded request.
 
         Raises:
-            RequestError: a limit forbids it.
+            RequestError: a limit refuses it.
         """
         if request.id is not None:
             self._is_extended = True
@@ -141,7 +161,7 @@ class ClientSession:
                 self._send_reply(messages.unsubscribed(head, request.id, existed=existed))
 
     def make_initial(self, topic: Topic) -> Frame | None:
-        """The socket can take the `initial` that was wanted of it, or a page of history."""
+        """Return the requested `initial` now that the socket can take it, or start the next page of history."""
         membership = self._memberships.get(topic)
         if membership is not None:
             return self._hub.render_initial(membership)
@@ -150,19 +170,19 @@ class ClientSession:
         return None
 
     def on_fell_behind(self, topic: Topic) -> None:
-        """The client reads so slowly that updates of a topic had to be dropped."""
+        """Request a new `initial`: the client reads so slowly that updates of a topic were dropped."""
         membership = self._memberships.get(topic)
         if membership is not None:
             self._hub.on_fell_behind(membership)
             self.want_initial(membership)
 
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
-        """The server is about to close the connection."""
+        """Send `bye` before the server closes the connection, if the client uses extensions."""
         if self._is_extended:
             self._send_reply(messages.bye(reconnect_after_ms))
 
     def on_close(self) -> None:
-        """The socket is gone."""
+        """Leave all rooms: the socket is closed."""
         for task in list((self._preparing or {}).values()):
             task.cancel()
         if self._pager is not None:
@@ -174,10 +194,10 @@ class ClientSession:
         self._watched = None
         self._memberships.clear()
 
-    # ------------------------------------------------------------ from the hub (Member)
+    # ------------------------------------------------------------ calls from the hub (Member)
 
     def want_initial(self, membership: Membership) -> None:
-        """Have `initial` sent as soon as memory and socket are ready for it."""
+        """Have the `initial` sent as soon as the bars are in memory and the socket can take it."""
         topic = membership.topic
         if self._memberships.get(topic) is not membership or (self._preparing and topic in self._preparing):
             return
@@ -208,7 +228,7 @@ class ClientSession:
             raise error
 
     def _subscribe_one(self, one: Subscribe | RequestError) -> None:
-        """One of several: what is wrong with it does not concern the others."""
+        """Handle one of several subscriptions. An invalid one does not affect the others."""
         try:
             if isinstance(one, RequestError):
                 raise one
@@ -250,7 +270,7 @@ class ClientSession:
         return True
 
     def _watch_state(self, topic: Topic, wanted: bool) -> None:
-        """Be told the state of a topic's market, once for all its topics, or no more."""
+        """Start or stop sending the state of a topic's market. A market is watched once for all its topics."""
         if self._watched is None:
             if not wanted:
                 return
@@ -279,7 +299,7 @@ class ClientSession:
     # ------------------------------------------------------------ inside
 
     async def _prepare_initial(self, topic: Topic, may_wait: bool) -> None:
-        """Have read what memory lacks, then have `initial` sent."""
+        """Load the bars that are not in memory, then request the `initial`."""
         try:
             await self._load_bars(topic, self._limits.warmup_wait.total_seconds() if may_wait else 0.0)
         finally:
@@ -289,7 +309,7 @@ class ClientSession:
             self._link.request_snapshot(topic)
 
     async def _load_bars(self, topic: Topic, patience_s: float) -> None:
-        """Have read what a member needs; a failure is told once to each request, and tried again."""
+        """Load the bars for a member. Send an error to each request once if loading fails, and try again."""
         told: Membership | None = None
         while (membership := self._memberships.get(topic)) is not None:
             try:
@@ -305,11 +325,11 @@ class ClientSession:
                 continue
             finally:
                 patience_s = 0.0
-            if self._memberships.get(topic) is membership:  # not asked for anew meanwhile
+            if self._memberships.get(topic) is membership:  # not replaced by a new subscription
                 return
 
     async def _find_missed(self, membership: Membership) -> None:
-        """Find out what a member that was here before has missed; if that cannot be, it is told everything."""
+        """Find the changes that a returning member missed. If that fails, it gets a complete `initial`."""
         resume = membership.resume
         if resume is None:
             return
@@ -318,9 +338,9 @@ class ClientSession:
                 *membership.topic, Position(resume.epoch, resume.seq), resume.time_ms
             )
         except Unavailable as error:
-            logger.warning("%s %s: what changed cannot be read: %s", *membership.topic, error)
-        except Exception:  # everything is the safe answer
-            logger.exception("%s %s: what changed could not be found out", *membership.topic)
+            logger.warning("%s %s: missed changes cannot be read, sending all bars: %s", *membership.topic, error)
+        except Exception:  # sending all bars is the safe answer
+            logger.exception("%s %s: missed changes cannot be computed, sending all bars", *membership.topic)
 
     def _send_error(self, error: RequestError) -> None:
         if error.request_id is not None:

@@ -1,4 +1,4 @@
-"""Who may connect, and how often: counts per address, and the address of a client behind proxies."""
+"""Limits on connections and handshakes, and the address of a client behind proxies."""
 
 import ipaddress
 from collections import Counter
@@ -12,20 +12,20 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ConnectionLimiter:
-    """Counts connections in all and per client address, and handshakes per second. A limit of 0 means none."""
+    """Counts connections in total and per client address, and handshakes per second. A limit of 0 means none."""
 
     def __init__(self, most: int, most_per_address: int, most_per_second: int = 0) -> None:
         self._most = most
         self._most_per_address = most_per_address
         self._handshakes = TokenBucket(most_per_second) if most_per_second else None
-        self._turned_away = 0  # since the last one that was let in
+        self._turned_away = 0  # handshakes rejected, less those admitted since
         self._addresses: Counter[str] = Counter()
         self.count = 0
 
     def admit_handshake(self, now: float) -> float:
-        """Seconds after which to try again, if there are too many handshakes in this second; else 0.0.
+        """Return 0.0 if a handshake is admitted, else the seconds after which the client should try again.
 
-        Those who are turned away together are told different times, as many for each second as will be let in.
+        Clients rejected together get different times, for as many clients per second as will be admitted.
         """
         if self._handshakes is None:
             return 0.0
@@ -36,7 +36,7 @@ class ConnectionLimiter:
         return min(_LONGEST_WAIT_S, 1.0 + self._turned_away / self._handshakes.rate)
 
     def refusal_for(self, address: str) -> tuple[int, str] | None:
-        """Why another connection from `address` is refused, as HTTP status and message; None if it may come in."""
+        """Return the HTTP status and message that refuse a connection from `address`; None if it is accepted."""
         if self._most and self.count >= self._most:
             return 503, f"Too many connections: this server takes {self._most}"
         if self._most_per_address and self._addresses[address] >= self._most_per_address:
@@ -44,12 +44,12 @@ class ConnectionLimiter:
         return None
 
     def add_connection(self, address: str) -> None:
-        """Count a connection."""
+        """Count a new connection."""
         self.count += 1
         self._addresses[address] += 1
 
     def remove_connection(self, address: str) -> None:
-        """Count its end."""
+        """Count the end of a connection."""
         self.count -= 1
         self._addresses[address] -= 1
         if not self._addresses[address]:
@@ -60,16 +60,16 @@ def networks(texts: Iterable[str]) -> tuple[Network, ...]:
     """Parse addresses and networks such as `10.0.0.0/8`.
 
     Raises:
-        ValueError: one is neither.
+        ValueError: a text is neither.
     """
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
 def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Network]) -> str:
-    """The address a request comes from.
+    """Return the address that a request comes from.
 
-    `X-Forwarded-For` counts only when the TCP peer itself is a trusted proxy; then it is the last address in the
-    list that no trusted proxy has. Everything else a client could invent.
+    `X-Forwarded-For` counts only if the TCP peer is a trusted proxy. Then the client is the last address in the list
+    that is not a trusted proxy's. A client could forge everything else.
     """
     address = peer
     hops = [hop.strip() for hop in (forwarded_for or "").split(",") if hop.strip()]
@@ -83,6 +83,6 @@ def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:  # a socket for both sees IPv4 so
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:  # IPv4 on a dual-stack socket
         ip = ip.ipv4_mapped
     return any(ip in network for network in trusted)

@@ -1,4 +1,4 @@
-"""Two protocols on one path: the first message of a connection decides which one it speaks."""
+"""Two protocols on one path: the first message of a connection selects its protocol."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ _DECODER = msgspec.json.Decoder(_First)
 
 
 def speaks_binance(message: str | bytes) -> bool | None:
-    """Whether a message is Binance's, which has a `method`, or candled's, which has a `type`; None if it is neither."""
+    """Return True for a Binance message (it has a `method`), False for candled's (a `type`), None for neither."""
     try:
         first = _DECODER.decode(message)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -32,9 +32,9 @@ def speaks_binance(message: str | bytes) -> bool | None:
 
 
 class Undecided:
-    """The client of a link that has sent no message of either protocol yet. It gives way to the one that does.
+    """The client of a connection that has sent no message of either protocol yet. The right client then replaces it.
 
-    Until then candled's protocol answers: what is wrong with a message is said in its words.
+    Until then, invalid messages get the error replies of candled's protocol.
     """
 
     __slots__ = ("_link", "_make_binance", "_own")
@@ -45,7 +45,7 @@ class Undecided:
         self._make_binance = make_binance
 
     def on_message(self, message: str | bytes) -> None:
-        """Handle a message; from the first one that is of a protocol on, the link has a client of that protocol."""
+        """Handle a message. The first one of either protocol gives the connection a client of that protocol."""
         is_binance = speaks_binance(message)
         if is_binance:
             self._own.on_close()
@@ -55,15 +55,15 @@ class Undecided:
         (self._own if is_binance is None else self._link.client).on_message(message)
 
     def make_initial(self, topic: Topic) -> Frame | None:
-        """Nothing was subscribed to."""
+        """Return None: there are no subscriptions."""
         return None
 
     def on_fell_behind(self, topic: Topic) -> None:
-        """Nothing was subscribed to."""
+        """Do nothing: there are no subscriptions."""
 
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
-        """It knows neither protocol's goodbye."""
+        """Do nothing: without a protocol there is no message to send."""
 
     def on_close(self) -> None:
-        """The socket is gone."""
+        """Close the session: the socket is closed."""
         self._own.on_close()

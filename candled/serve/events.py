@@ -1,4 +1,4 @@
-"""Server-sent events: the messages of the WebSocket protocol for one topic, over HTTP alone."""
+"""Server-sent events: the messages of the WebSocket protocol for one topic, over plain HTTP."""
 
 import asyncio
 import contextlib
@@ -12,16 +12,16 @@ from candled.transport.tornado_connection import TornadoConnection
 
 from .handlers import ConnectingHandler, ServerContext
 
-_RETRY_MS = 2000  # after which a browser connects again
-_ALIVE_S = 15.0  # proxies end a connection on which nothing comes
+_RETRY_MS = 2000  # a browser reconnects after this time
+_ALIVE_S = 15.0  # interval of comments, because proxies close idle connections
 _FIELDS = ("final", "seq")
 _FLAGS = {"true": True, "false": False}
 
 
 class Progress:
-    """Pure. How far a client was told, as the id of each event: a feed's epoch and number, and a bar's time.
+    """A client's progress, as the id of each event: epoch and seq of the feed, and the begin of a bar in ms. Pure.
 
-    The bar is the oldest one that it was not told to be final, or else the newest one.
+    The bar is the oldest one that was not sent as final, or else the newest one.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Progress:
         self._newest_ms: int | None = None
 
     def id_after(self, contents: Contents | None) -> str | None:
-        """Return the id that belongs to a message; None if it has no place in the feed."""
+        """Return the event id for a message; None if the message has no position in the feed."""
         if contents is None:
             return None
         if contents.replaces:
@@ -45,7 +45,7 @@ class Progress:
 
 
 def resume_of(event_id: str) -> dict[str, Any] | None:
-    """What `resume` has to say for a client whose last event had this id; None if it is none of ours."""
+    """Return the `resume` field for a client whose last event had this id; None if the id is not candled's."""
     epoch, _, rest = event_id.rpartition(":")
     epoch, _, seq = epoch.rpartition(":")
     if not epoch or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in (seq, rest)):
@@ -54,18 +54,19 @@ def resume_of(event_id: str) -> dict[str, Any] | None:
 
 
 class EventsHandler(ConnectingHandler):
-    """`/events?symbol=&interval=`: a client of our own protocol, whose messages are written as events."""
+    """`/events?symbol=&interval=`: a client of candled's protocol whose messages are written as events."""
 
     _link: TornadoConnection
 
     def initialize(self, site: ServerContext) -> None:
+        """Take the server's context, and start with no event sent."""
         super().initialize(site)
         self._progress = Progress()
         self._has_begun = False
         self._over = asyncio.Event()
 
     async def get(self) -> None:
-        """Subscribe, then write events until the client goes or the server stops."""
+        """Subscribe, then write events until the client disconnects or the server stops."""
         origin = self.request.headers.get("Origin")
         if origin is not None and not self.check_origin(origin):
             self.reject(403, "Cross origin requests are not allowed")
@@ -88,15 +89,20 @@ class EventsHandler(ConnectingHandler):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), _ALIVE_S)
             if not self._over.is_set() and self._link.blocked_since is None:
-                self._write_text(":\n")  # no blank line: some clients take one for the end of an empty event
+                self._write_text(":\n")  # no blank line: to some clients it is the end of an empty event
 
     def on_connection_close(self) -> None:
+        """End the stream: the client has disconnected."""
         self._over.set()
 
-    # ------------------------------------------------------------ for the link
+    # ------------------------------------------------------------ calls from the connection
 
     def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
-        """Write one message as an event; a subscription that is refused before the first one is answered 400."""
+        """Write one message as an event. If the subscription is refused, answer 400 instead.
+
+        Raises:
+            WebSocketClosedError: the stream has ended.
+        """
         if self._over.is_set():
             raise WebSocketClosedError
         message = frame if isinstance(frame, Frame) else Frame(frame)
@@ -112,7 +118,7 @@ class EventsHandler(ConnectingHandler):
         return self.flush()
 
     def close(self, code: int, reason: str) -> None:
-        """End the answer; one that cannot be written any more is broken off."""
+        """End the answer; close the socket too, unless the server is stopping (code 1001)."""
         self._over.set()
         if code != 1001:
             self.request.connection.stream.close()  # type: ignore[union-attr]
@@ -125,9 +131,9 @@ class EventsHandler(ConnectingHandler):
         self._has_begun = True
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("Cache-Control", "no-store, no-transform")
-        self.set_header("X-Accel-Buffering", "no")  # nginx would keep events back
+        self.set_header("X-Accel-Buffering", "no")  # nginx would buffer events
         self._allow_origin()
-        self._write_text(f"retry: {_RETRY_MS}\n")  # a line of the first event, for the same reason
+        self._write_text(f"retry: {_RETRY_MS}\n")  # without a blank line, as above: it belongs to the first event
 
     def _write_text(self, text: str) -> None:
         self.write(text)
@@ -142,7 +148,7 @@ class EventsHandler(ConnectingHandler):
             self.set_header("Vary", "Origin")
 
     def _subscribe_message(self) -> dict[str, Any]:
-        """The message that a WebSocket client would send."""
+        """Return the message that a WebSocket client would send."""
         asked = {name: self.get_query_argument(name) for name in self.request.query_arguments}
         message: dict[str, Any] = {"type": "subscribe"}
         message |= {
@@ -162,7 +168,7 @@ class EventsHandler(ConnectingHandler):
 
 
 def _heard(future: "asyncio.Future[None]") -> None:
-    """A client that has gone is no error; take note of it, so that nobody logs it."""
+    """Retrieve the exception of a write, so that asyncio doesn't log it: a client that disconnects is not an error."""
     if not future.cancelled():
         future.exception()
 

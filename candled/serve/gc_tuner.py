@@ -1,10 +1,11 @@
-"""Keeps the cycle collector from stopping the daemon: what it has found alive once it does not look at again.
+"""Tune the cycle collector so that full collections don't block the loop.
 
-A full collection looks at every container there is, and the loop stands still meanwhile: with a million bars in memory
-and ten thousand clients for a fifth of a second and more. Bars, links and clients are in no reference cycle; they go
-when the last reference goes. So what survives a full collection is set aside (`gc.freeze`), and the next one sees only
-what came since. What is set aside and ends in a cycle all the same, such as a connection to an exchange that is
-replaced, stays in memory until everything is looked at again: when as much has been set aside once more.
+A full collection visits every container while the loop waits: with a million bars in memory and 10,000 clients, that
+takes 0.2 s and more. Bars, connections and clients are in no reference cycle; they are freed with their last reference.
+So the survivors of a full collection are frozen (`gc.freeze`), and the next one visits only newer objects.
+
+A frozen object that later becomes part of a garbage cycle, such as a replaced connection to an exchange, stays in
+memory until everything is unfrozen and visited again. That happens when the number of frozen objects has doubled.
 """
 
 import gc
@@ -13,16 +14,16 @@ from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
-# Containers made and not yet freed before the youngest are looked at. A handshake makes a hundred of them for a moment.
+# The first is the number of new containers before a collection. A handshake creates a hundred short-lived ones.
 _THRESHOLDS = (50_000, 20, 100)
-_SLACK = 500_000  # containers set aside before a second look at all of them can be worth its time
-_EVERY = 16  # full collections between two counts of what was set aside, which takes milliseconds itself
+_SLACK = 500_000  # frozen containers on top of the doubling, before a second visit can be worth its time
+_EVERY = 16  # full collections between two counts of the frozen objects, because counting takes milliseconds
 
 
 class GcTuner:
-    """The process's own collector, tuned from `start` to `stop`.
+    """Tunes the process's collector between `start` and `stop`.
 
-    With handlers that Tornado keeps nothing is set aside: only the collector frees their streams.
+    With handlers kept by Tornado nothing is frozen, because only the collector frees their streams.
     """
 
     def __init__(self, *, keeps_handlers: bool = False) -> None:
@@ -32,7 +33,7 @@ class GcTuner:
         self._count = 0
 
     def start(self) -> None:
-        """Look at everything once, then at little at a time."""
+        """Collect everything once, then freeze it and raise the thresholds."""
         gc.collect()
         gc.set_threshold(*_THRESHOLDS)
         if self._sets_aside:
@@ -41,7 +42,7 @@ class GcTuner:
             gc.callbacks.append(self._on_collection)
 
     def stop(self) -> None:
-        """As it was before."""
+        """Restore the former thresholds and unfreeze everything."""
         gc.set_threshold(*self._before)
         if self._on_collection in gc.callbacks:
             gc.callbacks.remove(self._on_collection)
@@ -52,7 +53,7 @@ class GcTuner:
             return
         self._count += 1
         if self._count % _EVERY == 0 and gc.get_freeze_count() > self._most:
-            self._most = 2 * self._most  # whatever the second look finds: not each time from now on
-            gc.unfreeze()  # seen by the next full collection
+            self._most = 2 * self._most  # doubled even if little is freed, so that this stays rare
+            gc.unfreeze()  # the next full collection visits everything
         else:
             gc.freeze()

@@ -1,4 +1,4 @@
-"""Listening sockets on any number of addresses, IPv4 and IPv6, with one port."""
+"""Listening sockets on any number of IPv4 and IPv6 addresses, all with the same port."""
 
 import errno
 import socket
@@ -9,22 +9,22 @@ from typing import Any
 from candled.addresses import with_port
 from candled.errors import ConfigError
 
-_ATTEMPTS = 20  # at a port that is free on every address, where the system chooses
-_LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # where IPv6 is switched off, for instance
+_ATTEMPTS = 20  # to find a port that is free on every address, if the system chooses it
+_LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # for instance, if IPv6 is switched off
 _OWN = ("", "0.0.0.0", "::", "127.0.0.1")
 
 
 class _TakenError(ConfigError):
-    """The port is in use."""
+    """Port already in use."""
 
 
 def listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket]:
-    """Return sockets on all addresses of `hosts`; an empty host means every address of this machine.
+    """Return sockets on all addresses of `hosts`. An empty host means all addresses of this machine.
 
     With port 0 the system chooses one port for all of them.
 
     Raises:
-        ConfigError: an address cannot be had; the text names it. No socket stays open.
+        ConfigError: an address cannot be listened on; the text names it. No socket stays open.
     """
     for _ in range(_ATTEMPTS if port == 0 else 0):
         with suppress(_TakenError):
@@ -33,7 +33,7 @@ def listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket]
 
 
 def in_browser(hosts: Sequence[str], port: int) -> str:
-    """Return the host and port that a person on this machine writes: `localhost` where that is among the hosts."""
+    """Return the host and port to enter in a browser on this machine: `localhost` if the hosts include it."""
     host = hosts[0].strip("[]")
     return with_port("localhost" if host in _OWN else host, port)
 
@@ -46,7 +46,7 @@ def _listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket
             works = False
             for family, address in _addresses(host):
                 number = sockets[0].getsockname()[1] if sockets else port
-                if (address[0], number) not in [one.getsockname()[:2] for one in sockets]:  # of another host
+                if (address[0], number) not in [one.getsockname()[:2] for one in sockets]:  # not from another host
                     try:
                         sockets.append(_listening(family, (address[0], number, *address[2:]), backlog))
                     except OSError as error:
@@ -63,7 +63,7 @@ def _listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, Any]]:
-    """Look a host up; IPv4 comes first."""
+    """Resolve a host; IPv4 addresses come first."""
     name = host.strip("[]") or None
     try:
         found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -76,7 +76,7 @@ def _listening(family: socket.AddressFamily, address: tuple[str | int, ...], bac
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:  # IPv4 has a socket of its own
+        if family == socket.AF_INET6:  # IPv4 gets a socket of its own
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.setblocking(False)
         one.bind(address)

@@ -1,4 +1,4 @@
-"""Older bars for one client, page by page over the socket that carries the new ones."""
+"""Pages of older bars for one client, over the socket that also carries its updates."""
 
 import asyncio
 import logging
@@ -18,23 +18,24 @@ from candled.rooms.hub import RecipientConnection
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 8
-_AT_ONCE = 200  # bars encoded before others have their turn
+_AT_ONCE = 200  # bars encoded before other tasks run
 
-# What a link is asked for to learn when it can take a page.
+# Requested as a snapshot's topic, so that the connection calls back when it can take a page.
 TURN = Topic(MarketKey("", Symbol("", "")), Interval(0, "history"))
 
 BarReader = Callable[[MarketKey, Interval, int, int], Awaitable[tuple[Sequence[Candle], bool]]]
-"""The last `limit` bars that begin before a time, and whether nothing older exists; may raise `Unavailable`."""
+"""Returns the last `limit` bars that begin before a time, and True if no older ones exist; may raise `Unavailable`."""
 
 
 class Finality(Protocol):
-    """`candled.aggregate.live_bars.LiveBars`."""
+    """Knowledge of final bars. `candled.aggregate.live_bars.LiveBars` implements it."""
 
-    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
+        """Return True if the bar is final."""
 
 
 class Pager:
-    """Answers one request at a time, and only when the client has read what it was sent before: the others wait."""
+    """Answers history requests one at a time, each only when the client has read the messages sent before."""
 
     __slots__ = ("_bars", "_clock", "_head", "_link", "_pages", "_requests", "_task")
 
@@ -50,10 +51,10 @@ class Pager:
         self._task: asyncio.Task[None] | None = None
 
     def enqueue_request(self, request: GetHistory) -> None:
-        """Take a request.
+        """Queue a request.
 
         Raises:
-            RequestError: too many wait already.
+            RequestError: too many requests are queued.
         """
         if len(self._requests) > MOST_WAITING:
             raise RequestError(
@@ -64,12 +65,12 @@ class Pager:
             self._link.request_snapshot(TURN)
 
     def on_turn(self) -> None:
-        """The client can take a page."""
+        """Start the next page: the socket can take it."""
         if self._requests and self._task is None:
             self._task = asyncio.ensure_future(self._answer_request(self._requests[0]))
 
     def close(self) -> None:
-        """The client is gone."""
+        """Drop all requests: the client has disconnected."""
         self._requests.clear()
         if self._task is not None:
             self._task.cancel()

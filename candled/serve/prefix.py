@@ -1,4 +1,4 @@
-"""The path that a reverse proxy leaves before candled's own paths."""
+"""Serve candled's paths below a prefix that a reverse proxy leaves in place."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from tornado.web import Application
 
 
 class PrefixedApplication(Application):
-    """Answers at every path with and without a prefix: proxies ask with it, probes of the process itself without.
+    """Answers all paths with and without the prefix: proxies use it, probes of the process itself don't.
 
-    Answers hold relative references only, so that they are right for any prefix, also one that a proxy strips.
+    Answers contain only relative references, so they work with any prefix, including one that a proxy strips.
     """
 
     def __init__(self, handlers: Any, prefix: str, **settings: Any) -> None:

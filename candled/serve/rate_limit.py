@@ -1,4 +1,4 @@
-"""How often one address may ask: a fixed window of requests, counted here or wherever all processes count together."""
+"""Rate limits per address: a fixed window of requests, counted in this process or shared by all processes."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ HEADERS = (
     "X-RateLimit-Reset",
 )
 _MOST_KEYS = 100_000  # about 20 MB
-_IPV6_PREFIX = 56  # what a provider gives to one customer; express-rate-limit counts the same
+_IPV6_PREFIX = 56  # bits that providers assign to one customer; express-rate-limit uses the same
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -33,25 +33,28 @@ class Counter(Protocol):
     """Counts requests by key in fixed windows."""
 
     async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
-        """Count a request; return how many there were in the key's window, this one too, and the seconds it has left.
+        """Count a request; return the requests in the key's window, this one included, and the seconds left in it.
 
-        A key's window begins with its first request. Raises `Unavailable` where it cannot be counted now.
+        A key's window begins with its first request.
+
+        Raises:
+            Unavailable: the counter cannot be reached.
         """
 
 
 class MemoryCounter:
-    """Counts in this process, for a bounded number of keys: where there are more, the oldest window is forgotten."""
+    """Counts in this process, for a limited number of keys. Above that, the oldest window is dropped."""
 
     def __init__(self, clock: Clock, most: int = _MOST_KEYS) -> None:
         self._clock = clock
         self._most = most
-        self._windows: dict[float, OrderedDict[str, tuple[int, float]]] = {}  # by length, in the order they began
+        self._windows: dict[float, OrderedDict[str, tuple[int, float]]] = {}  # by length; oldest window first
 
     def __len__(self) -> int:
         return sum(map(len, self._windows.values()))
 
     async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
-        """See `Counter.hit`; never raises."""
+        """Count a request, as `Counter.count_hit` does; never raises."""
         now = self._clock.monotonic()
         windows = self._windows.setdefault(window_s, OrderedDict())
         while windows:
@@ -66,7 +69,7 @@ class MemoryCounter:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitResult:
-    """Whether a request may pass, how many its address has made in this window, and the headers that say so."""
+    """The result for one request: if it is allowed, the address's requests in this window, and the headers."""
 
     allowed: bool
     count: int
@@ -74,9 +77,9 @@ class RateLimitResult:
 
 
 class RateLimit:
-    """The limit of one group of routes. `styles` are the headers wanted: `legacy`, `draft-6`, `draft-8`.
+    """The limit of one group of routes. `styles` are the header styles: `legacy`, `draft-6`, `draft-8`.
 
-    Where `counter` cannot count, this process counts for itself: a limit that is too mild beats no service.
+    While `counter` is unavailable, this process counts on its own: a limit that is too mild is better than no service.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class RateLimit:
         self._styles = styles
 
     async def check_request(self, address: str) -> RateLimitResult:
-        """Count a request of `address`."""
+        """Count a request of `address` and return the result."""
         if not self.requests:
             return RateLimitResult(True, 0, {})
         owner = client_of(address)
@@ -127,9 +130,9 @@ class RateLimit:
 
 
 def client_of(address: str) -> str:
-    """Whose an address is: an IPv4 address counts alone, of an IPv6 address the first 56 bits.
+    """Return the client that an address counts for: the IPv4 address, or the first 56 bits of an IPv6 address.
 
-    An IPv4 address written as IPv6 (`::ffff:192.0.2.1`) is the IPv4 one. What is no address counts as it is written.
+    An IPv4 address written as IPv6 (`::ffff:192.0.2.1`) counts as IPv4. Text that is not an address counts as it is.
     """
     try:
         ip = ipaddress.ip_address(address)
@@ -143,6 +146,6 @@ def client_of(address: str) -> str:
 
 
 def _span(seconds: int) -> str:
-    """`15min`, `1h`: the largest unit that divides it."""
+    """Return a duration in the largest unit that divides it, such as `15min` or `1h`."""
     size, unit = next(one for one in _UNITS if seconds % one[0] == 0)
     return f"{seconds // size}{unit}"

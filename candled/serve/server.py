@@ -1,4 +1,4 @@
-"""The HTTP server: routes, listening, the ticks that drive the rooms, and an orderly end."""
+"""The HTTP server: routes, listening, the ticks that drive the rooms, and graceful shutdown."""
 
 import asyncio
 import logging
@@ -42,26 +42,26 @@ from .prefix import PrefixedApplication
 logger = logging.getLogger(__name__)
 
 LARGEST_MESSAGE = 16 * 1024
-_BACKLOG = 4096  # handshakes that wait; Linux lets no more of them wait unless net.core.somaxconn says so
+_BACKLOG = 4096  # pending handshakes; Linux allows at most net.core.somaxconn
 _TICK_S = 0.02
 _SWEEP_S = 1.0
 _GOODBYE_S = 4.0
-_GOODBYES = 200  # said at a time
-_RECONNECT_MS = (1_000, 10_000)  # the range over which clients are spread that come back after a goodbye
+_GOODBYES = 200  # connections closed before other tasks run
+_RECONNECT_MS = (1_000, 10_000)  # clients are asked to reconnect at a random time in this range
 
 
 class Rooms(Protocol):
-    """`candled.rooms.hub.Hub`."""
+    """The rooms to drive. `candled.rooms.hub.Hub` implements it."""
 
     def run_due(self) -> bool | None:
-        """Send what is due; whether more is due now."""
+        """Send the messages that are due; return True if more are due now."""
 
 
 class Server:
-    """Serves one hub on one port. A process whose role is not to serve answers only what is asked about itself.
+    """Serves one hub on one port. A process without the serving role only answers requests about itself.
 
-    `streams` are WebSockets of Binance's protocol, by path. Where that is one of candled's own paths, the first message
-    decides which of the two a connection speaks.
+    `streams` are WebSockets of Binance's protocol, by path. On a path that is also one of candled's own, the first
+    message of a connection selects the protocol.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class Server:
         self._acceptor = Acceptor(self._http, clock, descriptors)
 
     def listen(self) -> int:
-        """Listen; return the port, which the system chose where the settings say 0.
+        """Start listening; return the port, which the system chose if the settings have 0.
 
         Raises:
-            ConfigError: an address or the port cannot be had.
+            ConfigError: an address or the port cannot be listened on.
         """
         sockets = listen(self._settings.hosts, self._settings.port, _BACKLOG)
         bound: int = sockets[0].getsockname()[1]
@@ -133,16 +133,16 @@ class Server:
 
     @property
     def connection_count(self) -> int:
-        """How many clients are connected."""
+        """The number of connected clients."""
         return self._door.count
 
     def stop_accepting(self) -> None:
-        """Take no new connections; those that are there go on."""
+        """Accept no new connections; existing ones continue."""
         self._site.draining = True
         self._acceptor.stop_accepting()
 
     async def stop(self) -> None:
-        """Take no new connections, tell everybody goodbye with 1001, then close."""
+        """Accept no new connections, close all others with code 1001, then stop."""
         self.stop_accepting()
         for number, link in enumerate(list(self._site.links)):
             link.client.notify_shutdown(random.randint(*_RECONNECT_MS))
@@ -160,7 +160,7 @@ class Server:
         except TimeoutError:
             left += 1
         if left:
-            logger.info("%d clients did not answer the goodbye", left)
+            logger.info("%d clients did not complete the closing handshake", left)
 
     def _make_application(self) -> PrefixedApplication:
         site = {"site": self._site}
@@ -196,7 +196,7 @@ class Server:
             self._settings.prefix,
             default_handler_class=NothingHandler,
             default_handler_args=site,
-            # for connections that Tornado keeps
+            # these apply to connections that Tornado keeps
             websocket_ping_interval=self._settings.ping_interval.total_seconds(),
             websocket_ping_timeout=self._settings.ping_timeout.total_seconds(),
             websocket_max_message_size=self._largest,
@@ -204,7 +204,7 @@ class Server:
         )
 
     def _first_decides(self, path: str) -> MakeNamedClient | None:
-        """Return how clients on a path of candled's own are made; None where only candled's protocol is spoken."""
+        """Return the client factory for a path shared by two protocols; None if the path is candled's alone."""
         make_other = self._streams.get(path)
         if make_other is None:
             return None
@@ -215,23 +215,23 @@ class Server:
             is_more = False
             try:
                 is_more = bool(self._hub.run_due())
-            except Exception:  # one room's trouble must not stop the others
+            except Exception:  # a failure in one room must not stop the others
                 logger.exception("a room failed")
             await self._clock.sleep(0 if is_more else _TICK_S)
 
     async def _run_pings(self) -> None:
-        """Ping everybody in turn."""
+        """Ping the clients, a part of them per step."""
         while True:
             await self._clock.sleep(self._wheel.step_s)
             self._wheel.turn_once()
 
     async def _run_sweeps(self) -> None:
-        """Close clients that have not read for too long."""
+        """Close connections that have been blocked for too long."""
         while True:
             await self._clock.sleep(_SWEEP_S)
             self._site.sweep_slow(self._clock.monotonic(), self._settings.slow_client_timeout.total_seconds())
 
 
 def _log_request(handler: Any) -> None:
-    if handler.get_status() >= 500 and handler.get_status() not in (501, 503):  # those are no mistakes of ours
+    if handler.get_status() >= 500 and handler.get_status() not in (501, 503):  # these two are not candled's errors
         logger.error("%s %s: %d", handler.request.method, handler.request.path, handler.get_status())
