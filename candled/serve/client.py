@@ -44,7 +44,7 @@ class BarLoader(Interface):
         """Return True if the newest `count` bars are in memory."""
 
     def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
-        """Return True if no more history has to be fetched before `count` bars can be shown."""
+        """Return True if the current week, or the newest `count` bars, are complete."""
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Return True if the bar is final."""

@@ -1,4 +1,4 @@
-"""Takes connections a few at a time, so that ten thousand that come at once do not hold up those who are there."""
+"""Accept connections a few at a time, so that 10,000 simultaneous ones do not delay connected clients."""
 
 import asyncio
 import errno
@@ -14,11 +14,11 @@ from candled.exchange import Clock
 
 from .descriptors import Descriptors
 
-# At about 0.3 ms for a handshake: what one pass of the loop may spend on newcomers. Tornado takes 128 at a time.
+# Connections accepted per pass of the loop, at about 0.3 ms for a handshake. Tornado accepts 128 at a time.
 _AT_A_TIME = 16
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S = 1.0
-_RESERVED_S = 10.0  # how long a connection may last that has one of the last descriptors
+_RESERVED_S = 10.0  # a connection on one of the last descriptors is closed after this time
 _BODY = b'{"error":{"code":503,"message":"This server has no file descriptors left"}}\n'
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nServer: candled\r\nRetry-After: 10\r\nConnection: close\r\n"
@@ -27,7 +27,7 @@ _FULL = (
 
 
 class Acceptor:
-    """Feeds an HTTP server from listening sockets. The kernel keeps the order of those who wait."""
+    """Feeds an HTTP server from listening sockets. The kernel keeps the order of pending connections."""
 
     def __init__(self, http: HTTPServer, clock: Clock, descriptors: Descriptors) -> None:
         self._http = http
@@ -38,12 +38,12 @@ class Acceptor:
         self._resuming: asyncio.Task[None] | None = None
 
     def start_accepting(self, sockets: Sequence[socket.socket]) -> None:
-        """Take connections from these sockets, which are listening."""
+        """Accept connections from these listening sockets."""
         self._sockets = sockets
         self._watch_sockets()
 
     def stop_accepting(self) -> None:
-        """Take no more; the port is free."""
+        """Close the listening sockets, which frees the port."""
         if self._resuming is not None:
             self._resuming.cancel()
         for task in self._cutting:
@@ -88,7 +88,7 @@ class Acceptor:
         self._http.handle_stream(stream, address)
 
     async def _cut_later(self, stream: IOStream) -> None:
-        """Give back a descriptor that is not for staying."""
+        """Close a connection on a reserved descriptor after a while."""
         await self._clock.sleep(_RESERVED_S)
         stream.close()
 
@@ -98,7 +98,11 @@ class Acceptor:
 
 
 def _refuse(peer: socket.socket) -> None:
-    """Answer without having read: what the client sent is thrown away, else the answer could be lost with it."""
+    """Answer 503 without reading the request.
+
+    Received bytes are discarded first. With unread bytes the kernel would reset the connection, and the answer could be
+    lost.
+    """
     with peer, suppress(OSError):
         peer.setblocking(False)
         with suppress(BlockingIOError):

@@ -1,4 +1,4 @@
-"""One frame to many links: straight, in slices that never hold the loop up, and in order for each list of links."""
+"""Send one frame to many connections, in slices that never block the loop, and in order for each list."""
 
 import logging
 from collections import deque
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HOLD_S = 0.005  # of one pass of the loop
-READ_UNTIL_S = 0.009  # into a pass: what broadcasts leave of it, and a little more
-SLICE = 256  # links between two looks at the clock
-_BROKEN, _MISTAKEN = -1, -2  # instead of the number of bytes taken
-_GRANTS = 8  # an `initial` may be 1000 times as long as an update
+HOLD_S = 0.005  # time for sending in one pass of the loop
+READ_UNTIL_S = 0.009  # clients are read until this time into a pass: the rest of it and a little more
+SLICE = 256  # connections between two readings of the clock
+_BROKEN, _MISTAKEN = -1, -2  # results in place of the number of bytes taken
+_GRANTS = 8  # `initial`s per slice; one may be 1,000 times as long as an update
 
 
 class _Broadcast:
-    """A frame on its way to the first `stop` links of a list; `at` says how far it came."""
+    """A frame for the first `stop` connections of a list; `at` is the next one's position."""
 
     __slots__ = ("at", "frame", "stop")
 
@@ -34,24 +34,24 @@ class _Broadcast:
         self.stop = stop
 
     def is_outdone_by(self, newer: Frame) -> bool:
-        """Whether nobody was sent this yet, and the other frame is a newer state of the same bar."""
+        """Return True if no connection was sent this frame yet and `newer` is a newer state of the same bar."""
         own = self.frame
         key = own.topic, own.open_ms, own.corrects
         return not self.at and own.open_ms > 0 and key == (newer.topic, newer.open_ms, newer.corrects)
 
 
 class Broadcaster:
-    """Shares out the time of the loop: what is over in 5 ms happens at once, the rest in the next passes.
+    """Divides the loop's time: up to 5 ms of sending happen immediately, the rest in the next passes.
 
-    Lists of links take turns; within one list frames go out in the order in which they were published. `soon` is the
+    The lists of connections alternate. Within a list, frames are sent in the order of their publication. `soon` is the
     loop's `call_soon`.
     """
 
     def __init__(self, soon: Callable[[Callable[[], None]], object], clock: Clock) -> None:
         self._soon = soon
         self._clock = clock
-        self._is_due = False  # a pass is scheduled
-        self._began = 0.0  # the pass
+        self._is_due = False  # True while a pass is scheduled
+        self._began = 0.0  # monotonic start of the current pass
         self._turns: deque[Recipients] = deque()
         self._broadcasts: dict[int, deque[_Broadcast]] = {}  # by the identity of the list
         self._wants: dict[tuple[ClientConnection, Topic], None] = {}  # ordered
@@ -61,7 +61,7 @@ class Broadcaster:
     # ------------------------------------------------------------ frames
 
     def broadcast(self, links: Recipients, frame: Frame) -> None:
-        """Send a frame to all that are in a list now."""
+        """Send a frame to all connections that are in a list now."""
         stop = len(links)
         if not stop:
             return
@@ -84,35 +84,35 @@ class Broadcaster:
             waiting.append(_Broadcast(frame, at, stop))
 
     def request_turn(self, link: "ClientConnection", topic: Topic) -> None:
-        """Grant a link an `initial` as soon as there is time: now, if nobody waits."""
+        """Call a connection's `on_turn` as soon as there is time: now, if no other request is queued."""
         if not self._wants and self._has_time():
             link.on_turn(topic)
         else:
             self._wants[link, topic] = None
 
     def cancel_turn(self, link: "ClientConnection", topic: Topic) -> None:
-        """A link does not want an `initial` any more."""
+        """Cancel a requested turn."""
         self._wants.pop((link, topic), None)
 
     def uncork_later(self, link: "ClientConnection") -> None:
-        """A link holds frames that should leave together at the end of this pass."""
+        """Call a connection's `uncork` at the end of this pass, so that its buffered frames leave together."""
         self._gathered.append(link)
         self._begin_pass()
 
     def finalize_later(self, link: "ClientConnection") -> None:
-        """Let a link settle in the next pass."""
+        """Call a connection's `finalize` in the next pass."""
         self._ended.append(link)
         self._begin_pass()
 
     @property
     def is_busy(self) -> bool:
-        """Whether something was left over for the next pass."""
+        """True if frames or turns are left for the next pass."""
         return bool(self._turns or self._wants or self._gathered)
 
     # ------------------------------------------------------------ time
 
     def may_read(self) -> bool:
-        """Whether there is time in this pass to read what a client sent."""
+        """Return True if there is time in this pass to read a client's messages."""
         self._begin_pass()
         return self._clock.monotonic() - self._began < READ_UNTIL_S
 
@@ -131,7 +131,7 @@ class Broadcaster:
         return now - self._began < HOLD_S
 
     def _run_pass(self) -> None:
-        """The next pass: what was left over, as far as the time goes."""
+        """Send as much of the remaining work as there is time for."""
         self._began = self._clock.monotonic()
         try:
             while self._gathered and self._has_time():
@@ -147,7 +147,7 @@ class Broadcaster:
                 self._begin_pass()
 
     def _send_slice(self) -> None:
-        """The next slice of the list whose turn it is."""
+        """Send a frame to the next slice of the current list."""
         if not self._turns:
             return
         links = self._turns[0]
@@ -165,27 +165,27 @@ class Broadcaster:
             del self._broadcasts[id(links)]
 
     def _grant_next(self) -> None:
-        """The next few `initial`s."""
+        """Call `on_turn` for the next few requested turns."""
         for link, topic in [key for key, _ in zip(self._wants, range(_GRANTS), strict=False)]:
             if self._wants.pop((link, topic), link) is None:
                 try:
                     link.on_turn(topic)
-                except Exception:  # one client's trouble must not stop the others
-                    logger.exception("%s: no initial could be made", link.address)
+                except Exception:  # a failure of one client must not stop the others
+                    logger.exception("%s: cannot render the initial message", link.address)
 
     def _finalize_next(self) -> None:
-        """The next one that ended."""
+        """Call `finalize` of the next connection that has ended."""
         link = self._ended.popleft()
         try:
             link.finalize()
         except Exception:
-            logger.exception("%s: could not be let go", link.address)
+            logger.exception("%s: cannot clean up after the connection", link.address)
 
 
 def send_all(links: Recipients, start: int, stop: int, frame: Frame) -> None:
-    """The hot loop, over a slice of a list in which nobody changes place meanwhile.
+    """Send a frame to a slice of a list. This is the hot loop.
 
-    It looks at nothing but the `write` of each, until one does not take the frame.
+    It only calls each connection's `write`, until one does not take the complete frame.
     """
     size = len(frame)
     writes = links.writes[start:stop]
@@ -203,11 +203,11 @@ def send_all(links: Recipients, start: int, stop: int, frame: Frame) -> None:
             taken = 0
         except OSError:
             taken = _BROKEN
-        except Exception:  # ours: this client ends, the others go on
-            logger.exception("a frame could not be handed on")
+        except Exception:  # a bug in candled: close this client, go on with the others
+            logger.exception("a frame cannot be sent, closing the connection")
             taken = _MISTAKEN
         link = _own(links[start + len(writes) - length_hint(turns) - 1])
-        if taken == _MISTAKEN:  # of whatever is behind the link: it need not be a socket
+        if taken == _MISTAKEN:  # raised by the handler, which need not be a socket
             link.disconnect(1011, "internal error")
         elif taken == _BROKEN:
             link.connection_lost()
@@ -216,6 +216,6 @@ def send_all(links: Recipients, start: int, stop: int, frame: Frame) -> None:
 
 
 def _own(link: Any) -> "ClientConnection":
-    """What rooms knows by less is ours: only the links of this package fail to take a frame."""
+    """Return the connection of this package behind the interface that rooms know. Only these fail to take a frame."""
     own: ClientConnection = link
     return own

@@ -1,7 +1,7 @@
-"""permessage-deflate without a compressor per connection: what is large is compressed once, for everybody who gets it.
+"""Compress large frames with permessage-deflate, once for all clients, without a compressor per connection.
 
-A frame may be sent uncompressed although compression was agreed (RFC 7692, section 6), and one that was compressed
-from a fresh context can be read by all. So updates are never compressed, and connections that wait cost nothing more.
+Even if compression was negotiated, a frame may be sent uncompressed (RFC 7692, section 6), and every client can read a
+frame compressed with a new context. So updates are never compressed, and an idle connection needs no extra memory.
 """
 
 import zlib
@@ -15,14 +15,18 @@ from websockets.typing import ExtensionHeader
 
 from candled.protocol.frames import Frame, header, header_of
 
-WORTH_IT = 2048  # bytes of a frame
-_LEVEL = 1  # about 1 ms for the 120 KB of 1,000 bars, to a quarter; level 6 takes four times as long, to a fifth
+WORTH_IT = 2048  # smallest frame to compress, in bytes
+# 1,000 bars (120 KB) take about 1 ms and shrink to a quarter; level 6 takes four times as long and reaches a fifth.
+_LEVEL = 1
 _RSV1 = 0x40
 _factory = ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)
 
 
 def agree(offers: str) -> tuple[str, list[Extension]]:
-    """Answer a client's `Sec-WebSocket-Extensions`: the header to send ("" for none), and what it means."""
+    """Negotiate a client's `Sec-WebSocket-Extensions`; return the answering header and the extensions.
+
+    Both are empty if no offer is accepted.
+    """
     for name, parameters in _parsed(offers):
         if name == _factory.name and not _limits_window(parameters):
             try:
@@ -41,12 +45,12 @@ def _parsed(offers: str) -> list[ExtensionHeader]:
 
 
 def _limits_window(parameters: Iterable[tuple[str, str | None]]) -> bool:
-    """Whether the client can read only frames from a smaller window than the one that all share."""
+    """Return True if the client can only read frames with a smaller window than the shared one."""
     return any(name == "server_max_window_bits" and value != "15" for name, value in parameters)
 
 
 def deflated(frame: bytes) -> bytes:
-    """The same message compressed, if it is large enough to be worth it; computed once for each frame."""
+    """Return the frame compressed if it is large enough, else unchanged. A frame is compressed only once."""
     if len(frame) < WORTH_IT or not isinstance(frame, Frame):
         return frame
     known: bytes | None = frame.__dict__.get("deflated")

@@ -1,4 +1,4 @@
-"""One client's way out: what it is sent leaves at once and in order, or waits in bounded space."""
+"""The outgoing side of a client's connection: frames are sent immediately and in order, or queued in bounded space."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -12,30 +12,30 @@ from .outbox import Outbox
 
 
 class ConnectionListener(Protocol):
-    """Whom a link belongs to: `candled.serve.client.ConnectionListener`."""
+    """The client of a connection, such as `candled.serve.client.ClientSession`."""
 
     def on_message(self, message: str | bytes) -> None:
-        """Handle one message: text, or the bytes of a binary one."""
+        """Handle one message; a binary one is bytes."""
 
     def make_initial(self, topic: Topic) -> Frame | None:
-        """The `initial` that was wanted, as of now; None if there is nothing to send any more."""
+        """Return the requested `initial` as of now; None if there is nothing to send any more."""
 
     def on_fell_behind(self, topic: Topic) -> None:
-        """Too many bars of a topic waited; they were dropped."""
+        """Handle that too many bars of a topic were queued and have been dropped."""
 
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
-        """The server is about to close the connection."""
+        """Prepare for the server closing the connection."""
 
     def on_close(self) -> None:
-        """The connection is gone. Called once, and never from inside a call to the link."""
+        """Clean up after the connection. Called once, and never from inside a call to the connection."""
 
 
 class ClientConnection:
-    """What a socket of our own and a connection that Tornado keeps have in common. Nothing here waits or raises.
+    """The common part of a socket owned by candled and a connection kept by Tornado. No method blocks or raises.
 
-    `write` is what a broadcast calls. It takes a frame and returns how many bytes of it are dealt with; it may raise
-    what `socket.send` raises. It is replaced as the link changes: while the client is slow frames are kept, once it is
-    gone they are dropped, and none of that needs a question in the loop over all links.
+    A broadcast calls `write`. It takes a frame and returns how many bytes of it are handled; it may raise the errors of
+    `socket.send`. The function is replaced as the state changes: while the client is slow, it queues frames; after the
+    end, it drops them. That way the loop over all connections needs no checks.
     """
 
     __slots__ = (
@@ -56,14 +56,14 @@ class ClientConnection:
         self.client: ConnectionListener = NO_CLIENT
         self.address = address
         self.is_open = True
-        self.blocked_since: float | None = None  # monotonic seconds: since when a frame is under way
+        self.blocked_since: float | None = None  # monotonic seconds; set while a frame is partly sent
         self._publisher = publisher
         self._outbox: Outbox | None = None
 
-    # ------------------------------------------------------------ for rooms
+    # ------------------------------------------------------------ calls from rooms
 
     def send_update(self, frame: bytes) -> int:
-        """Hand a frame on, or keep it in the place of an older state of its bar."""
+        """Send a frame, or queue it in place of an older state of its bar; return its size."""
         size = len(frame)
         try:
             taken = self.write(frame)
@@ -77,7 +77,7 @@ class ClientConnection:
         return size
 
     def send_reply(self, frame: bytes) -> None:
-        """Send an answer: answers keep their order, and go before what else waits."""
+        """Send a reply. Replies keep their order and go before queued updates."""
         frame = self.encode_frame(frame)
         if self.blocked_since is None:
             self.send_update(frame)
@@ -85,7 +85,7 @@ class ClientConnection:
             self.disconnect(3008, "too many answers wait to be read")
 
     def request_snapshot(self, topic: Topic) -> None:
-        """Let `client.make_initial` be called, and its frame be sent, when the socket can take it: perhaps now."""
+        """Call `client.make_initial` and send its frame when the socket can take it, perhaps now."""
         if not self.is_open:
             return
         if self.blocked_since is None:
@@ -94,26 +94,26 @@ class ClientConnection:
             self.outbox.put_initial(topic)
 
     def cancel_topic(self, topic: Topic) -> None:
-        """Drop what waits of a topic."""
+        """Drop the queued frames of a topic and its requested snapshot."""
         self._publisher.cancel_turn(self, topic)
         if self._outbox is not None:
             self._outbox.drop_topic(topic)
 
     def cork(self, many: bool) -> None:
-        """Whether frames of several rooms come at a time, so that it is worth letting them leave together."""
+        """Buffer the frames of one pass, if the client is in several rooms, so that they leave together."""
 
     def disconnect(self, code: int, reason: str) -> None:
-        """Say goodbye, then let the connection end."""
+        """Send a close frame, then end the connection."""
         raise NotImplementedError
 
     def blocked_for(self, now: float) -> float:
-        """Seconds since a frame has been under way; 0.0 when none is."""
+        """Return for how many seconds a frame has been partly sent; 0.0 if none is."""
         return 0.0 if self.blocked_since is None or not self.is_open else now - self.blocked_since
 
-    # ------------------------------------------------------------ for the publisher and the heartbeat
+    # ------------------------------------------------------------ calls from the broadcaster and the ping wheel
 
     def on_turn(self, topic: Topic) -> None:
-        """The turn of a wanted `initial` has come."""
+        """Send a requested `initial` now, or queue it if the connection is blocked."""
         if self.blocked_since is not None:
             self.outbox.put_initial(topic)
         elif self.is_open:
@@ -122,42 +122,42 @@ class ClientConnection:
                 self.send_update(self.encode_frame(frame))
 
     def on_short_write(self, frame: bytes, taken: int) -> None:
-        """The socket took only so many bytes of a frame."""
+        """Handle that the socket took only `taken` bytes of a frame."""
         raise NotImplementedError
 
     def connection_lost(self) -> None:
-        """The connection broke."""
+        """Handle that the connection broke."""
         raise NotImplementedError
 
     def uncork(self) -> None:
-        """Send what was gathered."""
+        """Send the buffered frames."""
 
     def finalize(self) -> None:
-        """The connection ended, or is about to: tell the client, now that none of its calls is under way."""
+        """Call the client's `on_close`. None of the client's own calls is running at this point."""
         client, self.client = self.client, NO_CLIENT
         client.on_close()
 
     # ------------------------------------------------------------ inside
 
     def redirect_writes(self, write: Callable[[bytes], int]) -> None:
-        """Let frames go another way from now on."""
+        """Replace `write`."""
         self.write = write
         for place in self.places:
             place.refresh_write()
 
     def encode_frame(self, frame: bytes) -> bytes:
-        """The form in which this client gets an answer or an `initial`."""
+        """Return a reply or an `initial` in this client's encoding."""
         return frame
 
     @property
     def outbox(self) -> Outbox:
-        """Made when something has to wait for the first time."""
+        """The queue, created on first use."""
         if self._outbox is None:
             self._outbox = Outbox()
         return self._outbox
 
     def keep_frame(self, frame: bytes) -> int:
-        """Stand for `write` while a frame is under way: keep the newest state of few bars."""
+        """Queue a frame: `write` while a frame is partly sent. Keeps the newest state of a few bars."""
         if not isinstance(frame, Frame) or frame.topic is None or not frame.open_ms:
             self.send_reply(frame)
         elif not self.outbox.put_update(frame.topic, frame.open_ms, frame, corrects=frame.corrects):
@@ -166,7 +166,7 @@ class ClientConnection:
         return len(frame)
 
     def keep_all_frames(self, frames: Sequence[bytes]) -> None:
-        """Keep frames that were to leave together: a bar's state that came before an `initial` must not follow it."""
+        """Queue buffered frames. A bar's state from before an `initial` must not be sent after it."""
         last = max((at for at, frame in enumerate(frames) if not getattr(frame, "open_ms", 0)), default=-1)
         for frame in frames[: last + 1]:
             self.send_reply(frame)
@@ -174,7 +174,7 @@ class ClientConnection:
             self.keep_frame(frame)
 
     def next_frame(self) -> bytes | None:
-        """The next frame that waits, an `initial` being made now; None when nothing does."""
+        """Return the next queued frame, rendering an `initial` now; None if the queue is empty."""
         while self._outbox is not None:
             item = self._outbox.pop_next()
             if item is None:
@@ -189,12 +189,12 @@ class ClientConnection:
 
 
 def drop(frame: bytes) -> int:
-    """Stand for `write` once a connection ends: nobody is there."""
+    """Drop a frame: `write` after the end of a connection."""
     return len(frame)
 
 
 class _DetachedListener:
-    """The client of a link that has none yet, or none any more."""
+    """The client of a connection before it has one, and after its end."""
 
     def on_message(self, message: str | bytes) -> None:
         pass

@@ -1,4 +1,4 @@
-"""File descriptors: how many the process may have, and how many of them clients may take."""
+"""File descriptors: the limit of the process, and the clients' share of it."""
 
 import logging
 import os
@@ -8,15 +8,15 @@ logger = logging.getLogger(__name__)
 
 _FILES = resource.RLIMIT_NOFILE
 
-#: for exchanges, the store, the bus and requests over HTTP, beside the connections of clients
+#: Descriptors for exchanges, the store, the bus and HTTP requests, in addition to the clients' connections.
 OWN = 200
 _RESERVE = 100
-_QUIET_S = 60.0  # without a refusal for so long the shortage is over
-_MOST = 2**31  # instead of "unlimited"
+_QUIET_S = 60.0  # the shortage is over after this time without a refusal
+_MOST = 2**31  # in place of "unlimited"
 
 
 def raise_limit() -> int:
-    """Raise the limit of open files as far as the system lets us; return what it is now."""
+    """Raise the limit of open files as far as the system allows; return the resulting limit."""
     soft, hard = (_MOST if limit == resource.RLIM_INFINITY else limit for limit in resource.getrlimit(_FILES))
     for wanted in (hard, min(hard, 10_240)):  # macOS refuses its own "unlimited"
         if soft >= wanted:
@@ -30,7 +30,7 @@ def raise_limit() -> int:
 
 
 def shortage(limit: int, most_connections: int) -> str | None:
-    """Return what is wrong with a limit of open files for so many clients; None if they all find room."""
+    """Return a warning if the limit of open files is too low for `most_connections` clients, else None."""
     wanted = most_connections + OWN
     if limit >= wanted:
         return None
@@ -41,9 +41,9 @@ def shortage(limit: int, most_connections: int) -> str | None:
 
 
 class Descriptors:
-    """Keeps some descriptors back from clients, so that exchanges, the store and the bus always find one.
+    """Reserves some descriptors, so that exchanges, the store and the bus always get one.
 
-    The kernel gives the lowest number that is free: a high one means that all below it are in use.
+    The kernel assigns the lowest free number, so a high number means that all below it are in use.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -55,10 +55,10 @@ class Descriptors:
         self._clients_below = limit - reserve
         self._requests_below = limit - reserve // 2
         self._refused = 0
-        self._refused_at: float | None = None  # the last one, while there is a shortage
+        self._refused_at: float | None = None  # monotonic time of the last refusal, during a shortage
 
     def has_room(self, now: float) -> bool:
-        """Whether another client may stay; `now` is monotonic seconds."""
+        """Return True if another client may stay. `now` is monotonic seconds."""
         try:
             free = os.open(os.devnull, os.O_RDONLY)
         except OSError:
@@ -68,15 +68,15 @@ class Descriptors:
         return self._judged(free < self._clients_below, now)
 
     def has_room_for_request(self, descriptor: int, now: float) -> bool:
-        """Whether a new connection with this descriptor can be answered at all."""
+        """Return True if a new connection with this descriptor may get an HTTP answer."""
         return descriptor < self._requests_below or self._judged(False, now)
 
     def is_reserved(self, descriptor: int) -> bool:
-        """Whether a connection is among those that must not stay."""
+        """Return True if a connection with this descriptor must not stay."""
         return descriptor >= self._clients_below
 
     def exhausted(self, now: float) -> None:
-        """Note that no connection could be taken."""
+        """Note that a connection could not be accepted."""
         self._judged(False, now)
 
     def _judged(self, is_room: bool, now: float) -> bool:

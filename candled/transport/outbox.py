@@ -1,4 +1,4 @@
-"""What one client has yet to receive, in bounded space however slowly it reads."""
+"""The queue of a slow client, in bounded space."""
 
 from candled.protocol.requests import Topic
 
@@ -7,48 +7,55 @@ MOST_BARS_WAITING = 3
 
 
 class Outbox:
-    """Pure. Replies keep their order; of a topic either a fresh `initial` waits, or the newest state of few bars."""
+    """Queued replies, updates and requested snapshots. Pure.
+
+    Replies keep their order. For each topic, either an `initial` is queued or the newest state of a few bars.
+    """
 
     __slots__ = ("_initials", "_replies", "_updates")
 
     def __init__(self) -> None:
         self._replies: list[bytes] = []
         self._initials: dict[Topic, None] = {}  # ordered
-        self._updates: dict[Topic, dict[tuple[int, bool], bytes]] = {}  # by bar, and whether it is corrected
+        # by topic, then by the begin of the bar and True for a correction
+        self._updates: dict[Topic, dict[tuple[int, bool], bytes]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._replies or self._initials or self._updates)
 
     def put_reply(self, frame: bytes) -> bool:
-        """Queue an answer; False when the client lets too many lie."""
+        """Queue a reply; return False if too many are queued."""
         if len(self._replies) >= MOST_REPLIES:
             return False
         self._replies.append(frame)
         return True
 
     def put_initial(self, topic: Topic) -> None:
-        """Queue a fresh `initial`; it is made when its turn comes, and holds every update that waits."""
+        """Queue an `initial`. It is rendered when it can be sent, and contains all queued updates."""
         self._updates.pop(topic, None)
         self._initials[topic] = None
 
     def put_update(self, topic: Topic, open_ms: int, frame: bytes, *, corrects: bool = False) -> bool:
-        """Queue an update or a correction; False when so many wait that an `initial` should take their place.
+        """Queue an update or a correction; return False if so many are queued that an `initial` should replace them.
 
-        A correction goes behind an update of the same bar: who has not been shown a bar cannot correct it.
+        A correction goes behind an update of the same bar, because the client must have a bar before it is corrected.
         """
-        if topic in self._initials:  # which will hold it
+        if topic in self._initials:  # the `initial` will contain it
             return True
         waiting = self._updates.setdefault(topic, {})
         waiting[open_ms, corrects] = frame
         return len(waiting) <= MOST_BARS_WAITING
 
     def drop_topic(self, topic: Topic) -> None:
-        """Drop what waits of a topic."""
+        """Drop everything queued for a topic."""
         self._updates.pop(topic, None)
         self._initials.pop(topic, None)
 
     def pop_next(self) -> bytes | Topic | None:
-        """The next frame to send, or a topic whose `initial` is to be made and sent; None when empty."""
+        """Remove and return the next item; None if the queue is empty.
+
+        It is a frame, or a topic whose `initial` is to be rendered and sent.
+        """
         if self._replies:
             return self._replies.pop(0)
         if self._initials:
@@ -60,11 +67,11 @@ class Outbox:
             frame = waiting.pop(min(waiting))
             del self._updates[topic]
             if waiting:
-                self._updates[topic] = waiting  # to the end: topics take turns
+                self._updates[topic] = waiting  # to the end, so that topics alternate
             return frame
         return None
 
     def take_replies(self) -> list[bytes]:
-        """Take all answers at once: a connection that is closed gets nothing else any more."""
+        """Remove and return all replies: a connection that is being closed gets nothing else."""
         replies, self._replies = self._replies, []
         return replies

@@ -1,4 +1,4 @@
-"""One wheel that pings all clients in turn: no timer and no task for each of them."""
+"""A timing wheel that pings all clients, without a timer or task for each."""
 
 from typing import Protocol
 
@@ -7,23 +7,23 @@ _MOST_SLOTS = 300
 
 
 class PingTarget(Protocol):
-    """A link, as far as the wheel needs it. `slot` is the wheel's own note."""
+    """A connection, as the wheel uses it. `slot` belongs to the wheel."""
 
     slot: int
     awaits_pong: bool
 
     def send_ping(self) -> None:
-        """Send a ping, and note that a pong is due."""
+        """Send a ping and set `awaits_pong`."""
 
     def disconnect(self, code: int, reason: str) -> None:
         """Close the connection."""
 
 
 class PingWheel:
-    """Pure: whoever drives it calls `turn` every `step_s` seconds.
+    """Pings connections slot by slot. Pure: its owner calls `turn_once` every `step_s` seconds.
 
-    A full turn takes the ping interval. Each step pings the links of one slot, and closes those of an earlier slot
-    that have not answered within the timeout.
+    A full turn takes the ping interval. Each step pings the connections of one slot, and closes those of an earlier
+    slot that have not answered within the timeout.
     """
 
     def __init__(self, interval_s: float, timeout_s: float) -> None:
@@ -35,17 +35,17 @@ class PingWheel:
         self._next = 0
 
     def add_link(self, link: PingTarget) -> None:
-        """Ping a link from now on. Slots are filled in turn, so that the steps cost the same."""
+        """Start pinging a connection. Consecutive ones go to consecutive slots, so all steps cost the same."""
         link.slot = self._next
         self._slots[link.slot][link] = None
         self._next = (self._next + 1) % len(self._slots)
 
     def remove_link(self, link: PingTarget) -> None:
-        """Ping it no more."""
+        """Stop pinging a connection."""
         self._slots[link.slot].pop(link, None)
 
     def turn_once(self) -> None:
-        """One step."""
+        """Advance by one slot: ping its connections and close those with an overdue pong."""
         self._now = (self._now + 1) % len(self._slots)
         for link in list(self._slots[self._now - self._steps_to_answer]):
             if link.awaits_pong:

@@ -1,4 +1,4 @@
-"""A client's socket, owned by us since the handshake: frames go straight to the kernel, reading wakes nobody else."""
+"""A client's socket, owned by candled after the handshake: frames go straight to the kernel."""
 
 import asyncio
 import codecs
@@ -21,28 +21,29 @@ from .connection import ClientConnection, drop
 logger = logging.getLogger(__name__)
 
 PING = b"\x89\x00"
-# Unsent bytes that the kernel keeps for a client; beyond it the client is slow.
+# Unsent bytes that the kernel buffers for a client; above that the client is slow.
 KERNEL_KEEPS = 16 * 1024
-# Bytes read at a time: so many that a subscription is whole, so few that a flood takes turns with everybody.
+# Bytes read at a time: enough for a complete subscription, too few for a flood to delay other clients.
 _READ = 8 * 1024
 _LINGER_S = 3.0
 _IOV_MAX = 512  # frames given to the kernel at a time; the system's own limit is 1024
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _protocol_log = logging.getLogger("candled.serve.websocket")
-_protocol_log.setLevel(logging.WARNING)  # it has a line for every connection that ends
+_protocol_log.setLevel(logging.WARNING)  # at a lower level it logs the end of every connection
 
 
 class _Protocol(ServerProtocol):
-    """Takes a close frame between the fragments of a message for the orderly end that it is (Autobahn, case 7.1.5)."""
+    """Accepts a close frame between the fragments of a message as a regular end (Autobahn, case 7.1.5)."""
 
     def recv_frame(self, frame: Received) -> None:
+        """Process a frame; a close frame ends a fragmented message."""
         if frame.opcode is Opcode.CLOSE:
             self.current_size = None
         super().recv_frame(frame)
 
 
 class TransportContext:
-    """What the sockets of one server share. `gone` is told of each link whose socket was closed."""
+    """State shared by the sockets of one server. `gone` is called with each connection whose socket was closed."""
 
     def __init__(
         self,
@@ -58,10 +59,13 @@ class TransportContext:
         self.largest = largest  # bytes of a message from a client
         self.gone = gone
         self.parked: set[SocketConnection] = set()
-        self.leaving: dict[SocketConnection, float] = {}  # until when the other side may answer the goodbye
+        self.leaving: dict[SocketConnection, float] = {}  # monotonic deadlines for answering the close frame
 
     def sweep_slow(self, now: float, slow_s: float) -> None:
-        """Close who has not read for so long, and cut off who did not answer a goodbye. Call it every second."""
+        """Close connections blocked for more than `slow_s`, and those whose close frame was not answered in time.
+
+        Call it every second.
+        """
         for link in [one for one in self.parked if one.blocked_for(now) > slow_s]:
             logger.info("%s has not read for %.0f s: closed", link.address, slow_s)
             link.disconnect(3008, "slow")
@@ -70,7 +74,7 @@ class TransportContext:
 
 
 class SocketConnection(ClientConnection):
-    """Frames in both directions on one socket. While one is under way, what comes meanwhile waits in the outbox."""
+    """Frames in both directions on one socket. While one is partly sent, others are queued in the outbox."""
 
     __slots__ = (
         "_decoder",
@@ -93,15 +97,15 @@ class SocketConnection(ClientConnection):
         super().__init__(wires.publisher, address)
         self._wires = wires
         self._socket: socket.socket | None = peer
-        self._rest: memoryview | None = None  # of the frame under way
-        self._gathered: list[bytes] | None = None
-        self._many = False  # several rooms
-        self._parts: list[bytes | str] | None = None  # of a fragmented message
+        self._rest: memoryview | None = None  # rest of the frame that is partly sent
+        self._gathered: list[bytes] | None = None  # frames that leave together
+        self._many = False  # True while the client is in several rooms
+        self._parts: list[bytes | str] | None = None  # fragments of a message
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._ends = False  # nothing follows what is under way
+        self._ends = False  # True once no more frames follow
         self._is_lost = False
         self.awaits_pong = False
-        self.slot = -1  # of the heartbeat's wheel
+        self.slot = -1  # in the ping wheel
         self._protocol = _Protocol(state=State.OPEN, max_size=wires.largest, logger=_protocol_log)
         self._protocol.extensions = list(extensions)
         peer.setblocking(False)
@@ -109,7 +113,7 @@ class SocketConnection(ClientConnection):
         self.redirect_writes(peer.send)
 
     def start_reading(self, early: bytes) -> None:
-        """Read from now on; `early` came together with the handshake."""
+        """Start reading; `early` are bytes that arrived together with the handshake."""
         assert self._socket is not None
         self._wires.loop.add_reader(self._socket, self._on_readable)
         if early:
@@ -119,7 +123,7 @@ class SocketConnection(ClientConnection):
 
     def _on_readable(self) -> None:
         if self._socket is None or self._is_lost or not self._publisher.may_read():
-            return  # a socket that is not read now is reported again in the next pass
+            return  # the loop reports the socket again in the next pass
         try:
             data = self._socket.recv(_READ)
         except BlockingIOError:
@@ -132,11 +136,11 @@ class SocketConnection(ClientConnection):
             self.connection_lost()
 
     def _on_data(self, data: bytes) -> None:
-        """Handle what the client sent; all answers to it leave together."""
+        """Handle received bytes; all answers to them leave together."""
         protocol = self._protocol
         protocol.receive_data(data)
         frames = [event for event in protocol.events_received() if isinstance(event, Received)]
-        writes = protocol.data_to_send()  # a pong for each ping, then perhaps the end
+        writes = protocol.data_to_send()  # a pong for each ping, then perhaps a close frame
         is_crowd = len(frames) > 1
         if is_crowd:
             self._gather_from_now_on()
@@ -154,7 +158,7 @@ class SocketConnection(ClientConnection):
             self.uncork()
 
     def _on_frame(self, frame: Received) -> bool:
-        """Give the client a message, once it is whole; return whether to go on."""
+        """Pass a message to the client once it is complete; return False if no more frames may be handled."""
         if not self.is_open:
             return False
         try:
@@ -165,13 +169,13 @@ class SocketConnection(ClientConnection):
         try:
             if message is not None:
                 self.client.on_message(message)
-        except Exception:  # ours: this client ends, the others go on
-            logger.exception("%s: a message could not be handled", self.address)
+        except Exception:  # a bug in candled: close this client
+            logger.exception("%s: a message cannot be handled, closing the connection", self.address)
             self.connection_lost()
         return self.is_open
 
     def _complete_message(self, frame: Received) -> str | bytes | None:
-        """The message that a frame completes. Text that is wrong is noticed with the fragment it is wrong in."""
+        """Return the message that this frame completes, or None. Invalid UTF-8 raises at the fragment that has it."""
         if frame.fin and self._parts is None:
             return str(frame.data, "utf-8") if frame.opcode is Opcode.TEXT else bytes(frame.data)
         if self._parts is None:
@@ -187,13 +191,13 @@ class SocketConnection(ClientConnection):
     # ------------------------------------------------------------ to the socket
 
     def send_ping(self) -> None:
-        """Ask for a sign of life, unless the client is slow: then its patience is counted already."""
+        """Send a ping, unless the connection is blocked: then `sweep_slow` closes it in time."""
         if self.is_open and self.blocked_since is None:
             self.awaits_pong = True
             self.send_update(PING)
 
     def on_short_write(self, frame: bytes, taken: int) -> None:
-        """The kernel has enough: the rest of the frame waits for it, and so does what comes meanwhile."""
+        """Keep the rest of a frame until the kernel takes more, and queue all later frames."""
         if self._socket is None:
             return
         self._rest = memoryview(frame)[taken:]
@@ -203,7 +207,7 @@ class SocketConnection(ClientConnection):
         self._wires.loop.add_writer(self._socket, self._on_writable)
 
     def _on_writable(self) -> None:
-        """The kernel takes more: the rest, then what waits."""
+        """Send the rest of the frame, then the queued frames."""
         try:
             while self._socket is not None and self._rest is not None:
                 taken = self._socket.send(self._rest)
@@ -221,7 +225,7 @@ class SocketConnection(ClientConnection):
             self.connection_lost()
             return
         except Exception:
-            logger.exception("%s: what waits could not be sent", self.address)
+            logger.exception("%s: queued frames cannot be sent, closing the connection", self.address)
             self.connection_lost()
             return
         self._on_unblocked()
@@ -238,13 +242,13 @@ class SocketConnection(ClientConnection):
             self._shut_down()
 
     def encode_frame(self, frame: bytes) -> bytes:
-        """Compress what is large, if that was agreed."""
+        """Return a large frame compressed, if compression was negotiated."""
         return deflated(frame) if self._protocol.extensions else frame
 
     # ------------------------------------------------------------ several frames in one system call
 
     def cork(self, many: bool) -> None:
-        """Let the frames of one pass of the loop leave together."""
+        """Buffer the frames of each pass of the loop, so that they leave together, or stop doing so."""
         self._many = many
         if many:
             self._gather_from_now_on()
@@ -256,18 +260,18 @@ class SocketConnection(ClientConnection):
             self.redirect_writes(self._buffer)
 
     def _buffer(self, frame: bytes) -> int:
-        """Stand for `write` while frames are gathered."""
+        """Buffer a frame: `write` while frames are collected."""
         if self._gathered is None:
             self._gathered = []
             if self._many:
                 self._publisher.uncork_later(self)
         self._gathered.append(frame)
-        if len(frame) > KERNEL_KEEPS:  # worth a call of its own; what is wanted next waits until the socket took it
+        if len(frame) > KERNEL_KEEPS:  # worth its own call; later snapshots wait until the socket has taken it
             self.uncork()
         return len(frame)
 
     def uncork(self) -> None:
-        """Send what was gathered."""
+        """Send the buffered frames."""
         frames, self._gathered = self._gathered, None
         if self._socket is None or not self.is_open or self.blocked_since is not None:
             return
@@ -294,14 +298,14 @@ class SocketConnection(ClientConnection):
     # ------------------------------------------------------------ the end
 
     def disconnect(self, code: int, reason: str) -> None:
-        """Send a close frame behind what is under way; the client has 3 s to answer it."""
+        """Send a close frame after the frame that is partly sent. The client has 3 s to answer it."""
         if self.is_open:
             if self._protocol.state is State.OPEN:
                 self._protocol.send_close(code, reason)
             self._say_last(self._protocol.data_to_send())
 
     def _say_last(self, writes: Sequence[bytes]) -> None:
-        """Send the last frames there are, and end our direction once the protocol says so."""
+        """Send the last frames, and shut down the sending direction when the protocol requires it."""
         self._ends = self._ends or SEND_EOF in writes
         data = b"".join([*self._take_remaining(), *writes])
         if self._socket is None or self._is_lost:
@@ -322,7 +326,7 @@ class SocketConnection(ClientConnection):
             self._shut_down()
 
     def _take_remaining(self) -> list[bytes]:
-        """Take no more frames; return those that the client shall have all the same."""
+        """Accept no more frames; return those that the client still gets."""
         if not self.is_open:
             return []
         self.is_open = False
@@ -335,7 +339,7 @@ class SocketConnection(ClientConnection):
         return [*gathered, *answers]
 
     def _shut_down(self) -> None:
-        """Nothing follows; the client closes the connection when it has read everything."""
+        """Shut down the sending direction. The client closes the connection when it has read everything."""
         if self._socket is not None:
             try:
                 self._socket.shutdown(socket.SHUT_WR)
@@ -343,7 +347,7 @@ class SocketConnection(ClientConnection):
                 self.connection_lost()
 
     def connection_lost(self) -> None:
-        """The connection broke, or the client ended it."""
+        """Handle that the connection broke or that the client ended it."""
         if not self._is_lost:
             self._is_lost = True
             self.is_open = False
@@ -351,20 +355,21 @@ class SocketConnection(ClientConnection):
             self._publisher.finalize_later(self)
 
     def finalize(self) -> None:
+        """Call the client's `on_close`, and close the socket of a lost connection."""
         super().finalize()
         if self._is_lost:
             self.abort()
 
     def abort(self) -> None:
-        """Close the socket, and let go of everything."""
+        """Close the socket and release all resources."""
         peer, self._socket = self._socket, None
         if peer is None:
             return
         self._wires.loop.remove_reader(peer)
         self._wires.loop.remove_writer(peer)
         peer.close()
-        self._protocol.parser.close()  # it holds its protocol, and the protocol holds it;
-        self._protocol.parser_exc = None  # so does an error's traceback
+        self._protocol.parser.close()  # breaks the reference cycle of protocol and parser
+        self._protocol.parser_exc = None  # breaks another one, through an error's traceback
         self._wires.parked.discard(self)
         self._wires.leaving.pop(self, None)
         self._rest = self._outbox = self._gathered = None
@@ -372,7 +377,7 @@ class SocketConnection(ClientConnection):
 
 
 def tune(peer: socket.socket) -> None:
-    """Let small frames leave at once, and the kernel keep little for who does not read."""
+    """Make the kernel send small frames immediately, and buffer little for a client that does not read."""
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_KEEPS)

@@ -1,7 +1,7 @@
-"""The seam to Tornado: after the handshake the socket leaves it. Only documented parts of Tornado are used.
+"""Detach a WebSocket's socket from Tornado after the handshake, with documented parts of Tornado only.
 
-Tornado keeps 14 KB for an open WebSocket, half a dozen reference cycles and a Future, a Task and a coroutine for each
-message. It does HTTP, the Origin policy and the limits; the frames are ours.
+For an open WebSocket, Tornado uses 14 KB, half a dozen reference cycles, and a Future, a Task and a coroutine for each
+message. So Tornado does HTTP, the origin policy and the limits, and candled does the frames.
 """
 
 import asyncio
@@ -11,17 +11,17 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.util import ObjectDict
 from tornado.websocket import WebSocketHandler, WebSocketProtocol13
 
-_MOST_EARLY = 64 * 1024  # bytes that may have come together with the handshake
+_MOST_EARLY = 64 * 1024  # bytes that may arrive together with the handshake
 
 
 class SocketDetach:
-    """Stands where a handler keeps its `WebSocketProtocol`: answers the handshake, and yields the socket."""
+    """Takes the place of a handler's `WebSocketProtocol`: answers the handshake and detaches the socket."""
 
     def __init__(self, extensions: str) -> None:
         self._extensions = extensions  # the header that answers the client's offer
 
     async def accept_connection(self, handler: "DetachedHandler") -> None:
-        """Answer 101, then hand the socket over to the handler's `taken`; 400 if the key is missing."""
+        """Answer 101, then pass the socket to the handler's `on_detached`; answer 400 if the key is missing."""
         key = handler.request.headers.get("Sec-WebSocket-Key")
         if not key or not handler.request.headers.get("Host"):
             handler.set_status(400)
@@ -29,7 +29,7 @@ class SocketDetach:
             return
         try:
             peer = handler.request.connection.stream.socket.dup()  # type: ignore[union-attr]
-        except OSError:  # before the answer, so that it can still be another one
+        except OSError:  # checked before answering 101, so that the answer can still be an error
             handler.without_descriptor()
             return
         handler.clear_header("Content-Type")
@@ -41,33 +41,33 @@ class SocketDetach:
             handler.set_header("Sec-WebSocket-Extensions", self._extensions)
         handler.finish()
         stream = handler.detach()
-        handler.ui = ObjectDict()  # a cycle that Tornado breaks only where it closes the connection itself
+        handler.ui = ObjectDict()  # a cycle that Tornado only breaks if it closes the connection itself
         try:
             if stream.writing():
-                await stream.write(b"")  # the answer is out when this is
+                await stream.write(b"")  # returns once the answer has been sent
         except StreamClosedError:
             peer.close()
             return
         handler.on_detached(peer, read_early(stream))
 
     def on_connection_close(self) -> None:
-        """The client left during the handshake."""
+        """Do nothing: the client disconnected during the handshake."""
 
 
 class DetachedHandler(WebSocketHandler):
-    """A WebSocket handler whose connection is taken from it when it is open."""
+    """A WebSocket handler that gives up its connection after the handshake."""
 
     def on_detached(self, peer: socket.socket, early: bytes) -> None:
-        """Get the socket, and what the client sent right behind its handshake."""
+        """Take the socket, and the bytes that the client sent right after its handshake."""
         raise NotImplementedError
 
     def without_descriptor(self) -> None:
-        """Refuse the handshake: there is no file descriptor for the connection."""
+        """Refuse the handshake because no file descriptor is left."""
         raise NotImplementedError
 
 
 def read_early(stream: IOStream) -> bytes:
-    """Close a stream, whose connection goes on in another socket; return what it had read already."""
+    """Close a stream whose connection continues in another socket; return the bytes it had already read."""
     reading = asyncio.ensure_future(stream.read_bytes(_MOST_EARLY, partial=True))
     stream.close()  # closes its own descriptor, not the connection
     is_early = reading.done() and not reading.cancelled() and reading.exception() is None

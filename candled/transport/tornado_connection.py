@@ -1,4 +1,4 @@
-"""The plain way: a connection that Tornado keeps. For TLS, by setting, and for server-sent events."""
+"""A connection kept by Tornado: for TLS, for server-sent events, and for `server.own_sockets: false`."""
 
 import asyncio
 from typing import Protocol
@@ -14,17 +14,21 @@ _CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}
 
 
 class TornadoSocket(Protocol):
-    """What Tornado keeps: a handler that writes frames to its client in its own way."""
+    """A handler that writes frames to its client through Tornado."""
 
     def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
-        """Write a frame; the future ends when the kernel took it all. Raises `WebSocketClosedError` after the end."""
+        """Write a frame; the future is done when the kernel has taken all of it.
+
+        Raises:
+            WebSocketClosedError: the connection has ended.
+        """
 
     def close(self, code: int, reason: str) -> None:
-        """Say goodbye."""
+        """Close the connection with a close code."""
 
 
 class TornadoConnection(ClientConnection):
-    """Has one write under way at a time: what comes meanwhile waits in the outbox, as it does for a slow client."""
+    """A connection with one write at a time; later frames are queued in the outbox, as for a slow client."""
 
     __slots__ = ("_clock", "_handler", "_is_told")
 
@@ -49,7 +53,7 @@ class TornadoConnection(ClientConnection):
         return len(frame)
 
     def _on_written(self, future: "asyncio.Future[None]") -> None:
-        failed = future.cancelled() or future.exception() is not None  # asked for, so that nobody logs it
+        failed = future.cancelled() or future.exception() is not None  # retrieved, so that asyncio doesn't log it
         self.blocked_since = None
         if not self.is_open:
             return
@@ -59,7 +63,7 @@ class TornadoConnection(ClientConnection):
             self._write_frame(frame)
 
     def disconnect(self, code: int, reason: str) -> None:
-        """Send what answers wait, then a close frame."""
+        """Send the queued replies, then a close frame."""
         if not self.is_open or self._handler is None:
             return
         for answer in self.outbox.take_replies():
@@ -68,7 +72,7 @@ class TornadoConnection(ClientConnection):
         self.connection_lost()
 
     def connection_lost(self) -> None:
-        """No more frames; the handler hears of the end of the connection."""
+        """Accept no more frames, and have the client's `on_close` called."""
         if self.is_open:
             self.is_open = False
             self.redirect_writes(drop)
@@ -76,13 +80,13 @@ class TornadoConnection(ClientConnection):
             self._publisher.finalize_later(self)
 
     def abort(self) -> None:
-        """The connection is closed."""
+        """Release the handler: the connection is closed."""
         self.connection_lost()
         self._handler = None
 
 
 def answer_ends_rightly(protocol: WebSocketProtocol) -> WebSocketProtocol:
-    """Let a protocol of Tornado's, which would echo any close code, answer codes that must not be sent with 1002."""
+    """Make a protocol of Tornado answer an invalid close code with 1002 instead of echoing it."""
     close = protocol.close
 
     def checked(code: int | None = None, reason: str | None = None) -> None:
@@ -95,11 +99,11 @@ def answer_ends_rightly(protocol: WebSocketProtocol) -> WebSocketProtocol:
 
 
 def may_be_sent(code: int) -> bool:
-    """Whether a close code may stand in a frame (RFC 6455, section 7.4, and IANA's register)."""
+    """Return True if a close code may be sent in a frame (RFC 6455, section 7.4, and IANA's register)."""
     return code in _CLOSE_CODES or 3000 <= code < 5000
 
 
 def _heard(future: "asyncio.Future[None]") -> None:
-    """A client that goes away in the middle of a write is no error; take note of it, so that nobody logs it."""
+    """Retrieve the exception of a write, so that asyncio doesn't log it: a disconnected client is not an error."""
     if not future.cancelled():
         future.exception()

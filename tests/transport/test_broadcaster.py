@@ -225,7 +225,7 @@ def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twi
     assert [(number, link.code) for number, link in enumerate(links) if link.code] == [(1, 1011), (2500, 1011)]
     assert all(link.got == [ONE, TWO] for link in links if not link.code)
     assert links.sending == 0
-    assert "could not be handed on" in caplog.text
+    assert "a frame cannot be sent" in caplog.text
 
 
 def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
@@ -242,7 +242,7 @@ def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
     loop.run()
     assert loop.longest <= HOLD_S + 10 * COST_S * 100
     assert [len(link.got) for link in links] == [1] * 500 + [0] + [1] * 499
-    assert "no initial could be made" in caplog.text
+    assert "cannot render the initial message" in caplog.text
 
 
 def test_an_initial_is_wanted_once_and_can_be_forgotten():
