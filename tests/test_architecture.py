@@ -1,4 +1,7 @@
-"""Imports point one way, `cli → app → edges → pure → model → errors`, and only the listed edges touch the outside."""
+"""Imports point one way, `cli → app → edges → pure → model → errors`, and only the listed edges touch the outside.
+
+`python -m tests.test_architecture` prints the table of import rules for docs/explanation/architecture.md.
+"""
 
 import ast
 import re
@@ -11,14 +14,14 @@ import candled
 
 ROOT = Path(__file__).parents[1]
 
-# What moves, waits or knows the time. Files are not among it: settings and recordings are read by whoever needs them.
+# Modules that do I/O, wait or read the time. Files are not included: any part may read settings and recordings.
 OUTSIDE = {
     "asyncio", "concurrent", "http.client", "http.server", "multiprocessing", "psycopg2", "queue", "redis", "select",
     "selectors", "signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "threading", "time", "tornado",
     "urllib.request",
 }  # fmt: skip
 
-# Modules that touch the outside themselves. `tools/` are commands of their own, each an edge as the command line is.
+# Modules that import one of those. Those in `tools/` are not listed: they are commands, and may import any.
 EDGES = {
     "app", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "parallel", "plugins", "signals",
     "tools/tail",
@@ -35,24 +38,24 @@ EDGES = {
     "store/history", "store/postgres/pool", "store/sqlite/store", "store/threads", "store/writer",
 }  # fmt: skip
 
-# Modules that touch it only through those edges: they hold one, and decide which.
+# Modules that do I/O only through an edge, which they import. The text is the reason.
 HOLDERS = {
-    "__main__": "obeys signals, and calls cli",
+    "__main__": "handles signals and calls cli",
     **dict.fromkeys(("api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"),
-    "client/__init__": "names what a program may import of the client",
-    "bus/factory": "makes the bus that an address means",
-    "config": "an exchange's settings are declared by its plugin, so that reading them means finding plugins",
-    "serve/clients": "names files for the handlers",
-    "store/__init__": "makes the store that an address means",
-    "store/ingest_store": "writer and history of one store in one hand",
-    "store/postgres/store": "statements on the connections of postgres_pool",
-    "store/postgres/rollups": "the folding statements over them",
-    "store/postgres/schema/__init__": "creates tables over postgres_pool",
-    "store/postgres/schema/timescale": "the same for what TimescaleDB adds",
-    "store/postgres/maintenance": "drops what is old over them",
+    "client/__init__": "exports the names of the client",
+    "bus/factory": "creates the bus for an address",
+    "config": "loads plugins, because they declare the settings of their exchanges",
+    "serve/clients": "lists files for the handlers",
+    "store/__init__": "creates the store for an address",
+    "store/ingest_store": "combines the writer and the history of one store",
+    "store/postgres/store": "runs statements on the connections of store/postgres/pool",
+    "store/postgres/rollups": "runs the statements for rollups on them",
+    "store/postgres/schema/__init__": "creates tables over store/postgres/pool",
+    "store/postgres/schema/timescale": "does the same for TimescaleDB",
+    "store/postgres/maintenance": "deletes old rows over them",
 }
 
-# Which steps a step may know, beside itself. What is missing here it is handed by `app`.
+# The parts that a part may import, besides itself. `app` passes in everything else.
 FOUNDATION = {"addresses", "errors", "tasks", "model", "exchange", "token_bucket", "budget", "parallel"}
 STEPS = {
     "errors": set(),
@@ -82,29 +85,29 @@ STEPS = {
     "api": FOUNDATION | {"bus", "protocol", "rooms", "serve", "transport", "store", "config"},
     "client": FOUNDATION | {"clock", "ingest"},
 }
-ROOTS = {"app", "ingest_side", "cli", "tools", "signals", "__main__", "candled"}  # they put the steps together
+ROOTS = {"app", "ingest_side", "cli", "tools", "signals", "__main__", "candled"}  # may import every part
 
-# The only modules of a step that another step may know: values and pure arithmetic.
+# The only modules of a part that another part may import: values and pure functions.
 SHARED = {
-    "aggregate": {"aggregate/aggregator"},  # what a changed bar is
-    "bus": {"bus/__init__", "bus/interface", "bus/redis/address"},  # what is published, and how a bus is written
+    "aggregate": {"aggregate/aggregator"},  # the type of a changed bar
+    "bus": {"bus/__init__", "bus/interface", "bus/redis/address"},  # the types of messages and addresses
     "config": {"config"},  # the type of the server's own section
-    "ingest": {"ingest/backoff"},  # a client that connects again waits as a feed does
+    "ingest": {"ingest/backoff"},  # clients and feeds wait in the same way before they reconnect
     "rooms": {
         "rooms/__init__",
         "rooms/hub",
         "rooms/recipients",
         "rooms/encoded_bars",
     },
-    "serve": {"serve/connection_limiter", "serve/rate_limit"},  # whose a request is, and how many it may make
-    "store": {"store/__init__", "store/interface", "store/holes"},  # what a store can do, and its values
+    "serve": {"serve/connection_limiter", "serve/rate_limit"},  # the address of a request and its limit
+    "store": {"store/__init__", "store/interface", "store/holes"},  # the interface of stores and its values
 }
 
-# Waiting and time go through `candled.exchange.Clock`; these are the outermost edges.
+# All other modules wait and read the time through `candled.exchange.Clock`.
 OWN_TIME = {
     "clock": "is the real clock",
-    "store/postgres/pool": "watches database calls from a thread, where no clock of the loop reaches",
-    "tools/progress": "a default, replaced in tests",
+    "store/postgres/pool": "watches database calls from a thread, which has no event loop",
+    "tools/progress": "is a default that tests replace",
 }
 
 
@@ -113,13 +116,14 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in sorted((ROOT / "candled").rglob("*.py"))}
+PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 PLUGINS = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "plugins").rglob("*.py"))}
 PURE = sorted(name for name in MODULES.keys() - EDGES - HOLDERS.keys() if not name.startswith("tools/"))
 
 
 @cache
 def imported(path: Path) -> frozenset[str]:
-    """Every module that a file imports anywhere in it, by its absolute name; of `from x import y` both x and x.y."""
+    """Return the absolute names of all modules that a file imports anywhere; both x and x.y for `from x import y`."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -133,18 +137,24 @@ def imported(path: Path) -> frozenset[str]:
 
 
 def touches(path: Path) -> set[str]:
-    """What of the outside a file imports."""
+    """Return the modules of `OUTSIDE` that a file imports."""
     return {module for module in imported(path) if any(f"{module}.".startswith(f"{one}.") for one in OUTSIDE)}
 
 
 def own(name: str) -> set[str]:
-    """The modules of candled that a module imports."""
+    """Return the modules of candled that a module imports."""
     dotted = {f"candled/{other}".removesuffix("/__init__").replace("/", "."): other for other in MODULES}
     return {dotted[module] for module in imported(MODULES[name]) if module in dotted} - {name}
 
 
 def step_of(name: str) -> str:
     return "candled" if name == "__init__" else name.split("/")[0]
+
+
+def rules_table() -> str:
+    """Return the table of `STEPS` in Markdown."""
+    rows = [f"| `{step}` | {', '.join(f'`{one}`' for one in sorted(may)) or 'none'} |" for step, may in STEPS.items()]
+    return "\n".join(["| part | may import |", "| --- | --- |", *rows])
 
 
 # ---------------------------------------------------------------- the outside
@@ -218,6 +228,40 @@ def test_every_part_of_the_tree_has_its_place():
     assert set().union(*SHARED.values()) <= MODULES.keys()
 
 
+# ---------------------------------------------------------------- the page
+
+
+def methods(path: Path) -> set[str]:
+    """Return the methods that the classes of a file define, as `Class.method`."""
+    return {
+        f"{owner.name}.{one.name}"
+        for owner in ast.parse(path.read_text("utf-8")).body
+        if isinstance(owner, ast.ClassDef)
+        for one in owner.body
+        if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+STEPS_OF_FLOWS = re.findall(r"`(\w+\.\w+)` in `([\w/]+\.py)`", PAGE.read_text("utf-8"))
+
+
+def test_every_step_of_a_flow_names_a_method():
+    rows = re.findall(r"^\| .+\.py` \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert len(rows) > 20
+    assert [row for row in rows if not re.search(r"`\w+\.\w+` in `[\w/]+\.py`", row)] == []
+
+
+@pytest.mark.parametrize(("method", "file"), sorted(set(STEPS_OF_FLOWS)))
+def test_every_method_of_the_page_exists(method, file):
+    assert method in methods(ROOT / file)
+
+
+def test_the_table_of_the_page_is_that_of_the_rules():
+    page = re.search(r"<!-- import rules -->\n(.*?)\n?<!-- end of import rules -->", PAGE.read_text("utf-8"), re.DOTALL)
+    assert page is not None
+    assert page[1].strip() == rules_table(), "run `python -m tests.test_architecture` and paste the table into the page"
+
+
 # ---------------------------------------------------------------- plugins
 
 
@@ -242,7 +286,7 @@ def test_a_bundled_plugin_does_not_reach_into_another(name):
 
 
 def test_the_rules_would_notice_a_breach(tmp_path, monkeypatch):
-    """The reader of imports sees every form, and inside functions as well."""
+    """`imported` finds every form of import, also inside functions."""
     source = "import a.b\nfrom c import d\nfrom . import e\nfrom ..x.y import z\n\ndef f():\n    import tornado.web\n"
     path = ROOT / "candled" / "rooms" / "hub.py"
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: source)
@@ -252,6 +296,10 @@ def test_the_rules_would_notice_a_breach(tmp_path, monkeypatch):
 
 
 def test_test_modules_have_names_of_their_own():
-    """Pytest imports them by their name alone."""
+    """Pytest imports test modules by their name without the folder."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+if __name__ == "__main__":
+    print(rules_table())
