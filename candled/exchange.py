@@ -1,8 +1,8 @@
-"""What an exchange plugin is made of. An author needs this file, `candled.hookspecs` and docs/how-to/plugins.md.
+"""The interface of an exchange plugin. To write one you need this file, `candled.hookspecs` and docs/how-to/plugins.md.
 
-A plugin knows its exchange's language and nothing else: it holds no socket and no clock of its own, and hears
-nothing of storage, buses or clients. Connecting again, backoff, watchdogs, the request budget, order, duplicates
-and the repair of gaps are the daemon's, once for all exchanges.
+A plugin translates between its exchange and candled. It owns no socket and no clock, and it knows nothing about
+storage, buses or clients. The daemon does the rest, in the same way for all exchanges: reconnects, backoff, watchdogs,
+the request budget, ordering, duplicates and the repair of gaps.
 """
 
 from abc import ABC, abstractmethod
@@ -18,24 +18,24 @@ from candled.model import Candle, Interval, Market, Symbol
 
 @dataclass(frozen=True, slots=True)
 class InvalidRow:
-    """A row of the exchange that cannot be a candle.
+    """A row from the exchange that is not a valid candle.
 
-    The daemon counts it and takes the rest of the page or frame. A minute of history that has no other row is a gap
-    with the reason `invalid`, and is asked for again after growing pauses.
+    The daemon counts the row and uses the rest of the page or frame. If a minute of history has no other row, it
+    becomes a gap with the reason `invalid`, and the daemon requests it again after growing pauses.
     """
 
-    #: the opening time that the row names, UTC epoch milliseconds; None where it names none
+    #: The opening time in the row, UTC epoch milliseconds; None if the row contains none.
     open_ms: int | None
-    #: the problem, in words
+    #: The problem, in words.
     reason: str
 
 
 def read_rows(
     rows: Iterable[Any], read: Callable[[Any], Candle], *, open_ms: Callable[[Any], int] | None = None
 ) -> list[Candle | InvalidRow]:
-    """Read each row of a page or frame; one that `read` cannot make a candle of becomes an `InvalidRow`.
+    """Read each row of a page or frame, turning every row that `read` rejects into an `InvalidRow`.
 
-    `open_ms` finds the opening time of such a row; by default it is the row's first cell.
+    `open_ms` extracts the opening time of such a row. By default, this is the row's first cell.
     """
     found: list[Candle | InvalidRow] = []
     for row in rows:
@@ -61,17 +61,17 @@ def _first_cell(row: Any) -> int:
     return int(row[0])
 
 
-# ---------------------------------------------------------------- what a feed reports
+# ---------------------------------------------------------------- feed events
 
 
 @dataclass(frozen=True, slots=True)
 class Candles:
     """Versions of 1-minute candles of one symbol, oldest first.
 
-    A candle's `as_of_ms` is the exchange's send time of the frame; leave it 0 where the exchange prints none, and
-    the daemon puts its own estimate of the exchange's clock there. `final` is set only where the exchange itself
-    says that the minute is closed. `snapshot` marks the recent past that an exchange sends after a subscription.
-    `invalid` are the rows of the frame that cannot be candles.
+    A candle's `as_of_ms` is the time at which the exchange sent the frame. Leave it 0 if the frame contains no such
+    time; the daemon then fills in its own estimate of the exchange's clock. Set `final` only if the exchange itself
+    marks the minute as closed. `snapshot` marks the recent history that an exchange sends after a subscription.
+    `invalid` lists the rows of the frame that are not valid candles.
     """
 
     symbol: Symbol
@@ -82,14 +82,17 @@ class Candles:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """The exchange acknowledged the subscription of `symbol`. That is not yet proof of data."""
+    """The exchange acknowledged the subscription to `symbol`. This is not yet proof that data arrives."""
 
     symbol: Symbol
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRejected:
-    """The exchange refused the subscription of `symbol`: it is asked again after growing pauses, the others go on."""
+    """The exchange rejected the subscription to `symbol`.
+
+    The daemon tries again after growing pauses. Other symbols are not affected.
+    """
 
     symbol: Symbol
     reason: str
@@ -102,7 +105,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class FeedError:
-    """The exchange complained about the connection as a whole; with `reconnect` it must be replaced."""
+    """The exchange reported a problem with the connection as a whole. If `reconnect` is set, the daemon replaces it."""
 
     reason: str
     reconnect: bool = False
@@ -114,13 +117,14 @@ Event = Candles | Subscribed | SubscriptionRejected | Pong | FeedError
 
 
 class SocketFeed(ABC):
-    """The language of one WebSocket connection that carries `symbols`. The daemon owns the socket.
+    """The protocol of one WebSocket connection that carries `symbols`. The daemon owns the socket.
 
-    `ping` is the text frame sent every `ping_every_s` seconds; without a `Pong` within `pong_within_s` the
-    connection is replaced. None: the daemon relies on protocol pings. At most `frames_per_s` frames are sent a
-    second, pings included. `lifetime_s` is how long a connection may live before it is replaced on our own
-    schedule, before the exchange cuts it; None: for ever. `snapshot` says that candles follow each subscription
-    at once, so that their absence within `snapshot_within_s` means a dead subscription.
+    `ping` is a text frame that the daemon sends every `ping_every_s` seconds. If no `Pong` arrives within
+    `pong_within_s` seconds, the daemon replaces the connection. If `ping` is None, the daemon relies on protocol pings.
+    It sends at most `frames_per_s` frames a second, including pings. `lifetime_s` is the maximum age of a connection:
+    the daemon replaces it at that age, before the exchange closes it. None means no limit. Set `snapshot` if candles
+    follow each subscription immediately: the daemon then renews a subscription that brings none within
+    `snapshot_within_s` seconds.
     """
 
     ping: ClassVar[str | None] = None
@@ -137,26 +141,26 @@ class SocketFeed(ABC):
 
     @abstractmethod
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """The frames that subscribe `symbols`, in order."""
+        """Return the frames that subscribe to `symbols`, in order."""
 
     @abstractmethod
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """The frames that unsubscribe `symbols`, in order."""
+        """Return the frames that unsubscribe from `symbols`, in order."""
 
     @abstractmethod
     def read_frame(self, frame: str) -> list[Event]:
         """Read one text frame.
 
         Raises:
-            ExchangeError: the frame is not as documented. It is counted and skipped; the connection stays. The
-                first of a series is logged, and the end of the series with its number.
+            ExchangeError: the frame does not have the documented form. The daemon counts and skips it and keeps the
+                connection. It logs the first frame of a series of errors, and the number of them when the series ends.
         """
 
 
 class StreamFeed(ABC):
-    """A feed that is no WebSocket, or brings its own: an iterator of events for `symbols`.
+    """A feed that does not use a WebSocket, or that brings its own: an iterator of events for `symbols`.
 
-    When it ends or raises, the daemon starts it again, with the same backoff as for a socket.
+    If the iterator ends or raises, the daemon starts it again, with the same backoff as for a socket.
     """
 
     def __init__(self, symbols: Sequence[Symbol]) -> None:
@@ -164,36 +168,36 @@ class StreamFeed(ABC):
 
     @abstractmethod
     def stream_events(self) -> AsyncIterator[Event]:
-        """Yield events for ever."""
+        """Yield events without ever ending."""
 
 
 Feed = SocketFeed | StreamFeed
 
-# ---------------------------------------------------------------- what the daemon lends to a plugin
+# ---------------------------------------------------------------- services that the daemon gives to a plugin
 
 
 class Clock(Protocol):
-    """The daemon's clock, so that tests can turn it."""
+    """The daemon's clock. Tests replace it with one that they set by hand."""
 
     def now_ms(self) -> int:
-        """Wall clock, UTC epoch milliseconds."""
+        """Return the wall-clock time, UTC epoch milliseconds."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back."""
+        """Return the seconds of a clock that never goes back."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for `seconds`."""
 
 
 class Http(Protocol):
-    """The daemon's HTTP client: it holds the request budget of each host and obeys `Retry-After`, 429 and 418."""
+    """The daemon's HTTP client. It keeps the request budget of each host and obeys `Retry-After`, 429 and 418."""
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
-        """GET `url` and return the parsed JSON body, numbers with a point as `decimal.Decimal`.
+        """Fetch `url` with GET and return the parsed JSON body, with decimal numbers as `decimal.Decimal`.
 
         Raises:
-            Unavailable: no connection, timeout, 429, 418 or 5xx: the daemon tries again later.
-            ExchangeError: another status, or a body that is not JSON. `HttpRefused` carries status and body.
+            Unavailable: no connection, timeout, 429, 418 or 5xx. The daemon tries again later.
+            ExchangeError: another status, or a body that is not JSON. `HttpRefused` contains the status and the body.
         """
 
 
@@ -201,14 +205,14 @@ class Http(Protocol):
 
 
 class Exchange(ABC):
-    """One exchange. An instance is made per configured exchange, with its parsed settings.
+    """One exchange. The daemon creates an instance per configured exchange, with its parsed settings.
 
-    `name` is the plugin's name in the settings. `Settings` is a frozen dataclass made with `candled.setting`; the
-    keys an operator may write under the exchange are its fields (beside `symbols` and `plugin`, which are the
-    daemon's). `requests_per_s` is the request budget for each host the plugin asks. `history_minutes` is the
-    most minutes one call of `history` may be asked for. `quiet_minutes` says whether the exchange publishes
-    a candle for a minute without trades. `opens_at_close` says that every candle opens at the close of the one
-    before it, so that a difference betrays a missed push.
+    `name` is the plugin's name in the settings. `Settings` is a frozen dataclass whose fields are made with
+    `candled.setting`. These fields are the keys that you can write under the exchange, next to the daemon's own keys
+    `symbols` and `plugin`. `requests_per_s` is the request budget for each host that the plugin contacts.
+    `max_history_minutes` is the longest range, in minutes, that `fetch_history` accepts. Set `publishes_empty_candles`
+    if the exchange publishes a candle for a minute without trades. Set `opens_at_previous_close` if every candle opens
+    at the close of the previous one; a difference then reveals a missed push.
     """
 
     name: ClassVar[str]
@@ -223,46 +227,52 @@ class Exchange(ABC):
         self.clock = clock
 
     def resume_after(self, newest_ms: int | None) -> None:  # noqa: B027 - most exchanges need nothing here
-        """Called once before anything else, with the newest minute that is over as far as the store knows.
+        """Receive the newest completed minute in the store. The daemon calls this once, before any other method.
 
-        Of all symbols of this exchange: the newest final minute, or the one before a running one that was put aside.
-        UTC epoch milliseconds of its opening; None where the store has nothing of it.
+        `newest_ms` is the largest value over all symbols of this exchange: the newest final minute, or the one before a
+        stored forming minute. It is an opening time in UTC epoch milliseconds, or None if the store has no data of this
+        exchange.
         """
 
     def now_ms(self) -> int:
-        """The exchange's clock, UTC epoch milliseconds. Real exchanges keep the default: the daemon measures skew."""
+        """Return the exchange's clock, UTC epoch milliseconds.
+
+        Real exchanges keep this default: the daemon measures the difference between the clocks.
+        """
         return self.clock.now_ms()
 
     @abstractmethod
     async def fetch_markets(self, http: Http) -> list[Market]:
-        """List the markets the exchange offers; while a configured symbol is not among them the list is read again.
+        """List the markets of the exchange.
 
-        An empty list says that the exchange cannot tell: every symbol is tried.
+        The daemon reads the list again while a configured symbol is missing from it. If the exchange has no such list,
+        return an empty one: the daemon then tries every symbol.
 
         Raises:
-            Unavailable, ExchangeError: as `Http.get_json`.
+            Unavailable, ExchangeError: as in `Http.get_json`.
         """
 
     @abstractmethod
     def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
-        """Spread `symbols` over as many feeds as the exchange's limits ask for, each symbol in exactly one."""
+        """Distribute `symbols` over as many feeds as the exchange's limits require, each symbol in exactly one."""
 
     @abstractmethod
     async def fetch_history(
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
-        """Return every 1-minute candle with `start_ms <= open_ms < end_ms`, as the exchange has it now.
+        """Return every 1-minute candle with `start_ms <= open_ms < end_ms`, as the exchange has it now, in any order.
 
-        A row that cannot be a candle is returned as an `InvalidRow`, so that it does not cost the others; `read_rows`
-        does that. Rows may come in any order.
+        Return a row that is not a valid candle as an `InvalidRow`, so that the other rows are still used; `read_rows`
+        does this. An empty list means that the exchange has no candles in the range.
 
-        Both ends are on the minute and at most `history_minutes` apart. The minute in progress may be included. Each
-        candle's `as_of_ms` is the exchange's clock when it answered (0 if it does not say: the daemon then takes
-        its own). An empty list says that the exchange has nothing there.
+        Both ends are minute boundaries, at most `max_history_minutes` apart. You may include the forming minute. Each
+        candle's `as_of_ms` is the exchange's clock when it answered, or 0 if the answer does not contain it: the daemon
+        then uses its own clock.
 
         Raises:
-            Unavailable: try again later.
-            ExchangeError: the answer as a whole is not as documented (another window than asked for, another period).
+            Unavailable: the request may succeed later.
+            ExchangeError: the response does not have the documented form (another window than requested, another
+                interval).
         """
 
     async def fetch_bars(
@@ -270,11 +280,12 @@ class Exchange(ABC):
     ) -> list[Candle] | None:
         """Return the exchange's own bars of `interval` with `start_ms <= open_ms < end_ms`, oldest first.
 
-        They confirm where history begins: an empty answer of `history` alone is no evidence of it. `candled verify`
-        compares them with those made from minutes, so days have to begin 00:00 UTC and weeks Monday
-        00:00 UTC; both ends are on such a boundary. None, the default, says that the exchange has no such bars.
+        The daemon uses these bars to confirm where history begins, because an empty answer from `fetch_history` alone
+        is not enough evidence. `candled verify` compares them with bars made from minutes. Days must therefore begin at
+        00:00 UTC and weeks on Monday at 00:00 UTC; both ends of the range are such boundaries. Return None, the
+        default, if the exchange has no such bars.
 
         Raises:
-            Unavailable, ExchangeError: as `history`.
+            Unavailable, ExchangeError: as in `fetch_history`.
         """
         return None

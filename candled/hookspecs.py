@@ -1,4 +1,4 @@
-"""What a plugin may implement. Entry-point group: `candled`."""
+"""The hooks that a plugin can implement. The entry-point group is `candled`."""
 
 from collections.abc import Sequence
 
@@ -12,4 +12,4 @@ hookimpl = pluggy.HookimplMarker("candled")
 
 @hookspec
 def candled_exchanges() -> Sequence[type[Exchange]]:  # type: ignore[empty-body]
-    """Offer exchanges, each a class with a `name` of its own. Called once at start."""
+    """Return exchange classes, each with a unique `name`. Called once at startup."""

@@ -1,4 +1,4 @@
-"""Values: what a candle, a symbol, an interval and a market are. Needs nothing but `candled.errors`."""
+"""Value types: candles, symbols, intervals, markets and ranges. This package imports only `candled.errors`."""
 
 from .candle import MINUTE_MS, Candle, decimal_text, fold
 from .gaps import REASONS

@@ -1,4 +1,4 @@
-"""The candle: exact OHLCV values of one bar, and the one way to fold several into a longer one."""
+"""The candle: exact OHLCV values of one bar, and the only function that folds several candles into a longer one."""
 
 from collections.abc import Sequence
 from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow, Rounded, Underflow
@@ -8,23 +8,25 @@ from candled.errors import InvalidCandle
 
 MINUTE_MS = 60_000
 
-# Sums must equal decimal addition on paper. The precision is far beyond any exchange's digits, and
-# a result that would not fit raises instead of being rounded.
+# Sums must be exact. The precision is far beyond the digits of any exchange, and a result that does not fit raises an
+# error instead of being rounded.
 _EXACT = Context(prec=200, traps=[Inexact, Rounded, Overflow, Underflow, InvalidOperation])
 add_exactly = _EXACT.add
 
 
 class Candle(NamedTuple):
-    """One OHLCV bar that begins at `open_ms`; which market and interval it belongs to is known by its holder.
+    """One OHLCV bar that begins at `open_ms`. The market and the interval are known from the context.
 
-    `open_ms` is UTC epoch milliseconds. Prices are in quote currency, `volume` in base currency,
-    `quote_volume` in quote currency, or None where the exchange did not send it (never 0 instead).
-    `as_of_ms` is the exchange's own clock when it made this statement: of two versions of one minute the
-    one with the later `as_of_ms` holds. `final` is True once the bar is over and its late versions had
-    their chance. `rev` counts how many times the minute was revised after it was final; of a longer bar it is
-    the sum over its minutes. `src` says who stated the values: `live` (the exchange's stream), `rest` (its answer to
-    a question of the daemon), `backfill` (the same to the tool), `agg` (folded here), or "" where that is not known.
-    Neither is part of `values`, nor decides which version holds.
+    `open_ms` is UTC epoch milliseconds. Prices are in quote currency, `volume` in base currency. `quote_volume` is in
+    quote currency, or None (never 0) if the exchange did not send it.
+
+    `as_of_ms` is the exchange's clock at the time of this version: of two versions of a minute, the one with the later
+    `as_of_ms` wins. `final` is True once the bar is over and the grace period for late versions has passed. `rev`
+    counts the revisions of the minute after it was final; for a longer bar it is the sum over its minutes.
+
+    `src` is the source of the values: `live` (the exchange's stream), `rest` (the exchange's REST API, requested by the
+    daemon), `backfill` (the same, requested by the tool), `agg` (folded here), or "" if unknown. `rev` and `src` are
+    not part of `values` and do not influence which version wins.
     """
 
     open_ms: int
@@ -53,10 +55,10 @@ class Candle(NamedTuple):
         as_of_ms: int = 0,
         final: bool = False,
     ) -> Self:
-        """Read the decimal texts that an exchange printed and check the result.
+        """Parse the decimal numbers that an exchange printed, and check the result.
 
         Raises:
-            InvalidCandle: a text is not a number, or `check` refuses the values.
+            InvalidCandle: a text is not a number, or `checked` rejects the values.
         """
         try:
             candle = cls(
@@ -76,11 +78,11 @@ class Candle(NamedTuple):
         return candle.checked()
 
     def checked(self, grid_ms: int = MINUTE_MS) -> Self:
-        """Return the candle itself if it is possible.
+        """Return this candle if its values are valid.
 
         Raises:
-            InvalidCandle: off the grid, not finite, low and high do not enclose open and close, a price that is
-                not positive, a negative volume.
+            InvalidCandle: the opening time is off the grid, a number is not finite, low and high do not enclose open
+                and close, a price is not positive, or a volume is negative.
         """
         _, opened, high, low, close, volume, quote, *_ = self
         finite = (opened.is_finite() and high.is_finite() and low.is_finite() and close.is_finite()) and (
@@ -100,30 +102,30 @@ class Candle(NamedTuple):
 
     @property
     def values(self) -> tuple[Decimal, Decimal, Decimal, Decimal, Decimal, Decimal | None]:
-        """What a client sees, without the opening time: open, high, low, close, volume, quote volume."""
+        """The values a client sees, without the opening time: open, high, low, close, volume, quote volume."""
         return self.open, self.high, self.low, self.close, self.volume, self.quote_volume
 
     def supersedes(self, other: "Candle") -> bool:
-        """Whether this version of a minute replaces `other`, whichever of them arrived first.
+        """Return whether this version of a minute replaces `other`. The order of arrival does not matter.
 
-        A statement made after the minute was over replaces one made before; of two made after, the later holds. While
-        the minute runs its volume only grows, so of two statements made before its end the larger volume is the later
-        one: a cached copy with a newer stamp cannot turn the minute back. Equal ones are settled by their values.
+        A version made after the end of the minute replaces one made before it. Of two versions made after the end, the
+        later one wins. Until the end, the volume only grows, so the version with the larger volume wins: a cached copy
+        with a newer timestamp cannot turn the minute back. Ties are decided by the values.
         """
         is_over, was_over = self.as_of_ms >= self.open_ms + MINUTE_MS, other.as_of_ms >= other.open_ms + MINUTE_MS
         if is_over is not was_over:
             return is_over
-        if not is_over and self.volume != other.volume:  # most of what an exchange says in a minute
+        if not is_over and self.volume != other.volume:  # most versions arrive during the minute
             return self.volume > other.volume
         return self._version() > other._version()
 
     def merged_with(self, known: "Candle") -> "Candle":
-        """Return the version of a minute to keep, of which `known` was there when this one came: `known`, or a new row.
+        """Merge a new version of a minute with the `known` one and return the version to keep: `known` or a new candle.
 
-        The rule of every writer: of ingest's memory, of what waits for the store, and of the stores themselves. A
-        version that replaces a final one with other values is a revision more than that, or as many as it says itself.
-        The same version said again never counts twice, so that a batch may be written again. The source is whose
-        statement had these values first.
+        All writers follow this rule: ingest's memory, the rows queued for the store, and the stores themselves. If a
+        version replaces a final one with other values, its `rev` is one higher than the final one's, or its own `rev`
+        if that is larger. A version that arrives again never counts twice, so a batch may be written again. `src` is
+        the source that sent these values first.
         """
         is_same = self[1:7] == known[1:7]
         if self.supersedes(known):
@@ -136,20 +138,20 @@ class Candle(NamedTuple):
         return self if (final, rev, src) == self[-3:] else self._replace(final=final, rev=rev, src=src)
 
     def copied_over(self, known: "Candle") -> "Candle":
-        """Return the version to show of a minute, of which `known` was shown when a writer's version came.
+        """Return the version to show when a writer's version arrives and `known` has been shown so far.
 
-        The rule of those who show: the writer has merged already, but one that has just begun may not know of
-        revisions before it. The source is as it is told: another one for the same values means that a writer ended
-        before it had stored them.
+        This is the rule for readers. The writer has already merged, but one that has just started may not know earlier
+        revisions, so the larger `rev` is kept. `src` is taken as sent: a different source for the same values means
+        that a writer ended before it stored them.
         """
         if not self.supersedes(known):
             return known
         return self._replace(rev=known.rev) if self.rev < known.rev else self
 
     def confirmed_over(self, known: "Candle") -> "Candle":
-        """Return the exchange's REST answer about a minute that is over as a version that replaces `known`.
+        """Return the exchange's REST answer about a completed minute as a version that replaces `known`.
 
-        REST is the higher authority, whatever stamp `known` has.
+        REST has priority over the stream: the timestamp of `known` does not matter.
         """
         if self.supersedes(known) or (known.final and self.values == known.values):
             return self
@@ -164,9 +166,9 @@ class Candle(NamedTuple):
 
 
 def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Candle:
-    """Fold candles, oldest first and at least one, into the bar that begins at `open_ms`.
+    """Fold one or more candles, oldest first, into the bar that begins at `open_ms`.
 
-    Volumes are added exactly, revisions too. The quote volume is absent as soon as one part lacks it.
+    Volumes and revisions are summed exactly. The quote volume is None if any candle has none.
     """
     first = candles[0]
     rev = first.rev
@@ -186,7 +188,7 @@ def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Can
 
 
 def decimal_text(number: Decimal) -> str:
-    """Print a decimal exactly, in its shortest form and never with an exponent: `67234.5`, `0.00000001`, `0`."""
+    """Format a decimal exactly, in its shortest form and without an exponent: `67234.5`, `0.00000001`, `0`."""
     text = str(number)
     if "E" in text:
         text = format(number, "f")

@@ -1,8 +1,8 @@
-"""Why minutes are missing: one list of reasons for stores, `/api/gaps`, `/udf/marks`, `candled gaps` and the page."""
+"""The reasons for missing minutes: one list for the stores, `/api/gaps`, `/udf/marks`, `candled gaps` and the page."""
 
 from collections.abc import Mapping
 
-# Each with a line that any reader understands. A store has holes of every reason but the first.
+# Each reason with a description for all readers. A store records gaps of every reason except the first.
 REASONS: Mapping[str, str] = {
     "missing": "not fetched yet",
     "unconfirmed": "the exchange says that it has nothing there, and nothing else confirms it; it is asked again",

@@ -1,4 +1,4 @@
-"""Intervals, and the one function that maps a time to the start of its bar."""
+"""Intervals, and the function that maps a time to the start of its bar."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,9 +13,9 @@ _PATTERN = re.compile(r"([1-9][0-9]{0,5})([a-zA-Z])")
 
 
 class Interval(NamedTuple):
-    """The length of a bar: `1m`, `5m`, `4h`, `1D`, `1W`. Ordered by length; `str()` and `parse` are inverse.
+    """The length of a bar: `1m`, `5m`, `4h`, `1D`, `1W`. Ordered by length; `str()` and `parse` are inverses.
 
-    Bars are aligned to UTC: whatever divides a day starts at 00:00 UTC, weeks start Monday 00:00 UTC.
+    Bars are aligned to UTC: an interval that divides a day starts at 00:00 UTC, a week on Monday at 00:00 UTC.
     """
 
     ms: int
@@ -23,20 +23,20 @@ class Interval(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> "Interval":
-        """Read `<number><m|h|D|W>`.
+        """Parse `<number><m|h|D|W>`.
 
         Raises:
-            ValueError: not of that form, written another way than its one spelling, or without a boundary that
-                every chart agrees on. The text says which.
+            ValueError: the text has another form, is not the standard spelling of its length, or has no bar boundary
+                that all charts agree on. The message gives the reason.
         """
         return _parse(text)
 
     @staticmethod
     def of_ms(ms: int) -> "Interval":
-        """Return the interval of a length in milliseconds.
+        """Return the interval with a length of `ms` milliseconds.
 
         Raises:
-            ValueError: there is none of that length.
+            ValueError: no interval has that length.
         """
         if ms <= 0 or ms % _UNIT_MS["m"]:
             raise ValueError(f"no interval is {ms} ms long")
@@ -46,13 +46,13 @@ class Interval(NamedTuple):
         return self.text
 
     def floor(self, at_ms: int) -> int:
-        """The start of the bar that holds `at_ms`, both in UTC epoch milliseconds."""
+        """Return the start of the bar that contains `at_ms`, both in UTC epoch milliseconds."""
         if self.ms == _WEEK_MS:
             return at_ms - (at_ms - _FIRST_MONDAY_MS) % _WEEK_MS
         return at_ms - at_ms % self.ms
 
     def nests_in(self, longer: "Interval") -> bool:
-        """Whether every bar of `longer` consists of whole bars of this interval."""
+        """Return whether every bar of `longer` is made up of complete bars of this interval."""
         return longer.ms % self.ms == 0
 
 
@@ -82,15 +82,15 @@ def _parse(text: str) -> Interval:
 
 
 def _spelling(ms: int) -> str:
-    """The one way to write a length: in the largest unit that divides it."""
+    """Return the standard spelling of a length: in the largest unit that divides it."""
     unit = next(unit for unit in ("W", "D", "h", "m") if ms % _UNIT_MS[unit] == 0)
     return f"{ms // _UNIT_MS[unit]}{unit}"
 
 
 def sources(intervals: Iterable[Interval]) -> dict[Interval, Interval]:
-    """Map each interval above 1m to the longest other one it can be folded from, shortest first.
+    """Map each interval above 1m to the longest other interval it can be folded from, shortest first.
 
-    Folding 1W from seven days instead of 10,080 minutes gives the same digits, because sums are exact.
+    Folding 1W from seven days gives the same digits as folding it from 10,080 minutes, because sums are exact.
     """
     result: dict[Interval, Interval] = {}
     shorter: Sequence[Interval] = [MINUTE]

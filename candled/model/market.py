@@ -8,17 +8,17 @@ _PATTERN = re.compile(r"([^\s/:]{1,32})/([^\s/:]{1,32})")
 
 
 class Symbol(NamedTuple):
-    """A trading pair, written `BASE/QUOTE`; `str()` and `parse` are inverse."""
+    """A trading pair, written `BASE/QUOTE`; `str()` and `parse` are inverses."""
 
     base: str
     quote: str
 
     @staticmethod
     def parse(text: str) -> "Symbol":
-        """Read `BASE/QUOTE`.
+        """Parse `BASE/QUOTE`.
 
         Raises:
-            ValueError: not of that form.
+            ValueError: the text has another form.
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
@@ -30,7 +30,7 @@ class Symbol(NamedTuple):
 
 
 class MarketKey(NamedTuple):
-    """Which market: a symbol at one configured exchange."""
+    """The key of a market: a symbol at one configured exchange."""
 
     exchange: str
     symbol: Symbol
@@ -40,28 +40,28 @@ class MarketKey(NamedTuple):
 
 
 class Decimals(NamedTuple):
-    """Digits after the point of a market's prices and volumes, None where they are not known."""
+    """The number of decimal places of a market's prices and volumes, None where unknown."""
 
     price: int | None = None
     volume: int | None = None
 
     def or_else(self, other: "Decimals") -> "Decimals":
-        """Return these, with those of `other` in the place of unknown ones."""
+        """Return these counts, with unknown ones taken from `other`."""
         return Decimals(*(theirs if mine is None else mine for mine, theirs in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Market:
-    """What an exchange says of one of its markets. Decimals are counts of digits after the point, None if unknown."""
+    """A market as the exchange lists it. Decimals are the number of decimal places, None if unknown."""
 
     symbol: Symbol
     price_decimals: int | None = None
     volume_decimals: int | None = None
     active: bool = True
-    #: when trading began, UTC epoch milliseconds; None where the exchange does not say
+    #: The start of trading, UTC epoch milliseconds; None if the exchange does not publish it.
     listed_ms: int | None = None
 
     @property
     def decimals(self) -> Decimals:
-        """Both counts of digits."""
+        """The decimal places of prices and volumes."""
         return Decimals(self.price_decimals, self.volume_decimals)

@@ -1,4 +1,4 @@
-"""Sets of time ranges: which minutes are there, and which are missing."""
+"""Time ranges and sets of them, for stored and missing minutes."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
@@ -12,14 +12,14 @@ class Range(NamedTuple):
     end_ms: int
 
     def hull(self, other: "Range | None") -> "Range":
-        """The shortest range that holds both."""
+        """Return the shortest range that contains both."""
         if other is None:
             return self
         return Range(min(self.start_ms, other.start_ms), max(self.end_ms, other.end_ms))
 
 
 class RangeSet:
-    """A set of times kept as few disjoint, sorted ranges; neighbours are joined."""
+    """A set of times, kept as disjoint, sorted ranges. Adjacent ranges are joined."""
 
     __slots__ = ("_ends", "_starts")
 
@@ -33,7 +33,7 @@ class RangeSet:
         return map(Range, self._starts, self._ends)
 
     def __len__(self) -> int:
-        """How many disjoint ranges there are."""
+        """Return the number of disjoint ranges."""
         return len(self._starts)
 
     def __contains__(self, at_ms: int) -> bool:
@@ -50,16 +50,16 @@ class RangeSet:
 
     @property
     def total_ms(self) -> int:
-        """The length of all ranges together."""
+        """The total length of all ranges."""
         return sum(self._ends) - sum(self._starts)
 
     @property
     def last(self) -> Range | None:
-        """The newest range; None when the set is empty."""
+        """The newest range; None if the set is empty."""
         return Range(self._starts[-1], self._ends[-1]) if self._starts else None
 
     def start_of(self, at_ms: int) -> int:
-        """The start of the range that holds or touches `at_ms`; `at_ms` itself where there is none."""
+        """Return the start of the range that contains or touches `at_ms`, or `at_ms` itself if no range does."""
         index = bisect_left(self._ends, at_ms)
         if index < len(self._starts) and self._starts[index] <= at_ms:
             return self._starts[index]
@@ -69,7 +69,7 @@ class RangeSet:
         """Add `[start_ms, end_ms)`; an empty range changes nothing."""
         if start_ms >= end_ms:
             return
-        # every range that overlaps or touches the new one is swallowed by it
+        # merge the new range with every range that it overlaps or touches
         first = bisect_left(self._ends, start_ms)
         last = bisect_right(self._starts, end_ms)
         if first < last:
@@ -79,7 +79,7 @@ class RangeSet:
         self._ends[first:last] = [end_ms]
 
     def remove(self, start_ms: int, end_ms: int) -> None:
-        """Take `[start_ms, end_ms)` out of the set."""
+        """Remove `[start_ms, end_ms)` from the set."""
         if start_ms >= end_ms:
             return
         first = bisect_right(self._ends, start_ms)
@@ -93,7 +93,7 @@ class RangeSet:
         self._ends[first:last] = [end for _, end in kept]
 
     def common(self, other: "RangeSet") -> "RangeSet":
-        """Return what is in both sets."""
+        """Return the times that are in both sets."""
         result = RangeSet()
         for start_ms, end_ms in other:
             part = RangeSet([(start_ms, end_ms)])
@@ -104,7 +104,7 @@ class RangeSet:
         return result
 
     def missing(self, start_ms: int, end_ms: int) -> "RangeSet":
-        """What of `[start_ms, end_ms)` is not in the set."""
+        """Return the parts of `[start_ms, end_ms)` that are not in the set."""
         result = RangeSet([(start_ms, end_ms)])
         first = bisect_right(self._ends, start_ms)
         last = bisect_left(self._starts, end_ms)

@@ -1,4 +1,4 @@
-"""How a market's feed is doing: the states and their reasons, for ingest, bus, `/health`, the wire and the page."""
+"""The states of a market's feed and their reasons, for ingest, bus, `/health`, the wire and the page."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -22,16 +22,16 @@ StateReason = Literal[
     "not_published",
 ]
 
-# Each with a line that any reader understands.
+# Each state with a description for all readers.
 STATES: Mapping[State, str] = {
-    "live": "candles come",
-    "quiet": "no candles come, and the exchange's REST API confirms that nothing was traded since the last one",
+    "live": "candles arrive",
+    "quiet": "no candles arrive, and the exchange's REST API confirms that nothing was traded since the last one",
     "polling": "candles are read over REST, because the stream does not bring them",
-    "stale": "no candles come, and whether there are any is not known",
-    "warming": "the running week is not complete yet",
+    "stale": "no candles arrive, and candled does not know whether there are any",
+    "warming": "the current week is not complete yet",
     "recovering": "minutes of the last two hours are being fetched",
 }
-# Why a market is in another state than `live`: every such state has one of them beside it.
+# The reason why a market's state is not `live`. Every other state comes with one of these.
 STATE_REASONS: Mapping[StateReason, str] = {
     "starting": "neither the stream nor REST has answered yet",
     "no_trades": "nothing was traded",
@@ -43,18 +43,18 @@ STATE_REASONS: Mapping[StateReason, str] = {
     "rest_unavailable": "the exchange's REST API cannot be read, or answers with nothing",
     "fetching": "missing minutes are being fetched",
     "unconfirmed_beginning": "the exchange says that it has no older minutes, and nothing else confirms it yet",
-    "leader_silent": "the process that reads the exchange is not heard on the bus",
+    "leader_silent": "no messages of the process that reads the exchange arrive on the bus",
     "leader_differs": "the process that reads the exchange has other settings and does not read this symbol",
     "messages_lost": "the process that reads the exchange publishes, but its messages do not arrive",
     "bus_unreadable": "the symbol's newest state cannot be read from Redis",
-    "not_published": "other processes get nothing of what this one reads, because Redis does not take it",
+    "not_published": "Redis does not accept this process's messages, so other processes receive none",
 }
 
 
 class FeedState(NamedTuple):
-    """How a market's feed is doing, since when (UTC epoch ms), why, and the trouble in words (empty if there is none).
+    """The state of a market's feed, since when (UTC epoch ms), why, and the trouble in words (empty if there is none).
 
-    `reason` is one of `STATE_REASONS`; empty where the feed is `live`.
+    `reason` is one of `STATE_REASONS`, or empty if the feed is `live`.
     """
 
     state: str

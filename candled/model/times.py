@@ -1,4 +1,4 @@
-"""Times: UTC epoch milliseconds inside, ISO 8601 with milliseconds and `Z` outside."""
+"""Times: UTC epoch milliseconds internally, ISO 8601 with milliseconds and `Z` externally."""
 
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -13,9 +13,9 @@ def _day(day: int) -> str:
 
 
 def iso_ms(at_ms: int) -> str:
-    """Print UTC epoch milliseconds as `2024-10-24T10:00:00.000Z`."""
+    """Format UTC epoch milliseconds as `2024-10-24T10:00:00.000Z`."""
     day, rest = divmod(at_ms, _DAY_MS)
-    if rest % 60_000 == 0:  # as every bar begins
+    if rest % 60_000 == 0:  # the start of every bar
         return _day(day) + _MINUTES[rest // 60_000]
     seconds, ms = divmod(rest, 1000)
     minutes, second = divmod(seconds, 60)
@@ -24,10 +24,10 @@ def iso_ms(at_ms: int) -> str:
 
 
 def parse_iso_ms(text: str) -> int:
-    """Read an ISO 8601 time as UTC epoch milliseconds; a time without an offset is taken as UTC.
+    """Parse an ISO 8601 time as UTC epoch milliseconds. A time without an offset is UTC.
 
     Raises:
-        ValueError: not an ISO 8601 time.
+        ValueError: the text is not an ISO 8601 time.
     """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
