@@ -1,4 +1,7 @@
-"""One WebSocket connection to an exchange as a state machine: frames and time in, frames to send and events out."""
+"""One WebSocket connection to an exchange as a state machine, without a socket or a clock.
+
+Frames and times go in; frames to send and events come out.
+"""
 
 from collections import deque
 from collections.abc import Iterable
@@ -9,25 +12,25 @@ from candled.model import Symbol
 
 from .refusals import Refusals
 
-# A subscription without acknowledgement or data is asked for again, at first after 10 s, then ever more seldom.
+# A subscription without acknowledgement or data is renewed, first after 10 s, then less and less often.
 _ANSWER_WITHIN_S = 10.0
 _MOST_RENEWAL_S = 600.0
 _RENEW_ON_DOUBT_S = 30.0
-_LATE_S = 0.3  # a tick that comes late may send what it missed, not more
+_LATE_S = 0.3  # a late tick may catch up on this much, not more
 
 
 @dataclass(slots=True)
 class _Subscription:
     asked_at: float
     acknowledged: bool = False
-    alive: bool = False  # candles came since it was last asked for
+    alive: bool = False  # candles arrived since the last request
     renewals: int = 0
 
 
 class FeedConnection:
     """Drives one `SocketFeed`. Pure: owns no socket and no clock; `now` is monotonic seconds.
 
-    After each call, send what `outgoing` gives and close when `verdict` names a reason.
+    After each call, send the `frames_to_send`, and close the connection if there is a `close_reason`.
     """
 
     def __init__(
@@ -41,15 +44,15 @@ class FeedConnection:
         self._frames: deque[str] = deque()
         self._subscriptions: dict[Symbol, _Subscription] = {}
         self._broken: str | None = None
-        #: what the exchange refused, on this connection and on those before it
+        #: Subscriptions that the exchange rejected, on this connection and on earlier ones.
         self._refusals = Refusals() if refusals is None else refusals
         self._request_symbols(self._refusals.admitted(symbols, now), now)
 
     def on_frame(self, frame: str, now: float) -> list[Event]:
-        """Read a frame; return what concerns others: candles, refusals, trouble.
+        """Read a frame; return its events for the caller: candles, rejections and errors.
 
         Raises:
-            ExchangeError: the frame is not as documented; the connection goes on.
+            ExchangeError: the frame does not have the documented form. The connection stays usable.
         """
         events: list[Event] = []
         for event in self._feed.read_frame(frame):
@@ -69,7 +72,7 @@ class FeedConnection:
         return events
 
     def frames_to_send(self, now: float) -> list[str]:
-        """The frames to send now, as fast as the exchange allows; pings go first."""
+        """Return the frames to send now, as fast as the exchange allows. Pings go first."""
         self._request_symbols(self._refusals.take_due(now), now)
         self._renew_silent(now)
         ping = self._feed.ping
@@ -86,11 +89,11 @@ class FeedConnection:
 
     @property
     def has_more(self) -> bool:
-        """Whether frames wait until the exchange allows them."""
+        """True if frames are waiting until the exchange allows them."""
         return bool(self._frames)
 
     def close_reason(self, now: float) -> str | None:
-        """Why the connection must be replaced, or None."""
+        """Return why the connection must be replaced, or None."""
         if self._broken is not None:
             return self._broken
         if self._pong_due is not None and now > self._pong_due:
@@ -100,7 +103,7 @@ class FeedConnection:
         return None
 
     def renew_subscription(self, symbol: Symbol, now: float) -> None:
-        """REST shows trades that this subscription did not bring: renew it, unless that was done just now."""
+        """Renew a subscription that did not bring trades that REST has, unless it was renewed recently."""
         subscription = self._subscriptions.get(symbol)
         if subscription is None:
             return
@@ -110,7 +113,7 @@ class FeedConnection:
 
     @property
     def silent_symbols(self) -> list[Symbol]:
-        """Symbols that were asked for more than once and still bring nothing."""
+        """The symbols that were requested more than once and still bring nothing."""
         return [symbol for symbol, one in self._subscriptions.items() if one.renewals and not one.alive]
 
     def _request_symbols(self, symbols: tuple[Symbol, ...], now: float) -> None:

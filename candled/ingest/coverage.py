@@ -1,4 +1,4 @@
-"""Which minutes of one market are there, which the exchange does not have, and which to ask for next."""
+"""The coverage of one market: stored minutes, minutes the exchange does not have, and the next request."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,9 +17,10 @@ Absence = Literal["exchange_outage", "no_trades"]
 _WEEK = Interval.parse("1W")
 _DAY_MS = 86_400_000
 RECENT_MS = 2 * 60 * MINUTE_MS
-# How long after each answer without the minutes the exchange is asked for them again, and how often from then on.
-# Asking never ends: an exchange that says that there is nothing may be wrong. Where it does not publish minutes without
-# trades, every thin market lacks hundreds a day: few questions at first, then such that one request asks for many.
+# The waits before the exchange is asked again for missing minutes, one per unsuccessful answer, and the wait after
+# those. Requests never stop, because an exchange that returns nothing may be wrong. If it does not publish minutes
+# without trades, every thin market lacks hundreds a day: at first they are requested a few times, then so that one
+# request covers many.
 _RETRY_MS: dict[str, tuple[int, ...]] = {
     "exchange_outage": (60_000, 600_000, 3_600_000, 21_600_000, 43_200_000, *[_DAY_MS] * 7),
     "no_trades": (600_000, 21_600_000, *[_DAY_MS] * 7),
@@ -34,27 +35,28 @@ _ENDLESS_MS = {
     "unconfirmed": 21_600_000,
     "beyond_history": 30 * _DAY_MS,
 }
-# A final minute that REST does not confirm is asked for again for so long; then the stream's version stands.
+# A final minute that REST does not confirm is requested again for this long; then the stream's version is kept.
 _DEFERRED_MS = _DAY_MS
-# So many answers, over at least eleven minutes, are believed where no other source speaks of the beginning of history.
+# If no other source has evidence of the beginning of history, this many answers, over at least eleven minutes, are
+# believed.
 _LOOKS = 3
 _SETTLED = ("exchange_outage", "no_trades", "invalid")
 _NOTHING = RangeSet()
 
 
 class Urgency(IntEnum):
-    """What a request is for; the lower goes first."""
+    """The purpose of a request. Lower values go first."""
 
-    RECENT = 0  # missing minutes of the last hours: every chart shows them
-    PRESENT = 1  # the forming minute, where the stream does not bring it
-    WEEK = 2  # missing minutes of the running week: running bars need them
+    RECENT = 0  # missing minutes of the last two hours, which every chart shows
+    PRESENT = 1  # the forming minute, if the stream does not bring it
+    WEEK = 2  # missing minutes of the current week, needed for forming bars
     CONFIRM = 3  # final minutes that REST has not confirmed yet
-    HISTORY = 4  # older history, newest first, and minutes the exchange did not have when asked before
+    HISTORY = 4  # older history, newest first, and minutes that the exchange did not have before
 
 
 @dataclass(frozen=True, slots=True)
 class _Deferred:
-    """A final minute that answers of REST did not confirm: since when, and when to ask again, in UTC epoch ms."""
+    """A final minute that REST did not confirm: since when, and when to ask again, in UTC epoch ms."""
 
     since_ms: int
     attempts: int
@@ -63,7 +65,7 @@ class _Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One request for history: minutes `[start_ms, end_ms)`."""
+    """One request for history: the minutes `[start_ms, end_ms)`."""
 
     urgency: Urgency
     start_ms: int
@@ -71,12 +73,12 @@ class Window:
 
 
 class Coverage:
-    """Pure arithmetic on minutes; all times are UTC epoch milliseconds on the exchange's clock.
+    """Arithmetic on the minutes of one market. Pure; all times are UTC epoch milliseconds on the exchange's clock.
 
-    `from_ms` is how far back history is wanted. `since_ms` is since when it is complete but for known holes; it only
-    moves back, since holes that appear later are repaired in place; `given_since_ms` is what was known of that at
-    first. `older` says that there are candles before
-    `from_ms`, so that a hole at the beginning is not taken for the time before the exchange's history.
+    `from_ms` is the start of the wanted history. `since_ms` is the time from which history is complete except for known
+    gaps. It only moves back, because gaps that appear later are repaired in place. `given_since_ms` is its initial
+    value. `older` means that candles exist before `from_ms`, so a gap at the beginning is not the time before the
+    exchange's history.
     """
 
     def __init__(
@@ -93,59 +95,60 @@ class Coverage:
         self.since_ms = self.given_since_ms = since_ms
         self._absence = absence
         self._older = older
-        self._have = RangeSet(sorted(present))  # in order: each range is then put at the end
-        # sorted, apart from each other and from what is there
+        self._have = RangeSet(sorted(present))  # in order, so each range is appended
+        # sorted, disjoint, and disjoint from stored minutes
         self._holes = [piece for hole in joined(holes) for piece in self._lacking_parts(hole)]
-        # what is there or known not to exist
+        # stored, or known not to exist
         known = ((hole.start_ms, hole.end_ms) for hole in holes if hole.reason != "unconfirmed")
         self._covered = RangeSet(sorted([*self._have, *known]))
-        self._begins_ms: int | None = None  # nothing is older, by another source
-        self._is_contradicted = False  # another source has what the exchange says that it has not
-        self._seen = RangeSet()  # of these a version was seen that is not the last one: they exist
+        self._begins_ms: int | None = None  # another source has no older data
+        self._is_contradicted = False  # another source has data that the exchange denies
+        # minutes with a version that is not the last one, so they exist
+        self._seen = RangeSet()
         self._unconfirmed = RangeSet()
-        self._deferred: dict[int, _Deferred] = {}  # by the opening time
+        self._deferred: dict[int, _Deferred] = {}  # keys are opening times
         self._resume_ms: int | None = None  # when the first of them is due
         self._changed: Range | None = None
-        self.version = 0  # grows with whatever is learned
-        self._beginning: KnownGap | None = None  # as of the version beside it
+        self.version = 0  # incremented with every change
+        self._beginning: KnownGap | None = None  # the value at version `_beginning_of`
         self._beginning_of = -1
         self._lower_since()
 
-    # ------------------------------------------------------------ what is known
+    # ------------------------------------------------------------ queries
 
     @property
     def known_gaps(self) -> list[KnownGap]:
-        """What the exchange does not have, oldest first."""
+        """The minutes that the exchange does not have, oldest first."""
         return list(self._holes)
 
     def holes_within(self, start_ms: int, end_ms: int) -> list[KnownGap]:
-        """The parts of holes that lie in `[start_ms, end_ms)`, oldest first."""
+        """Return the parts of known gaps that lie in `[start_ms, end_ms)`, oldest first."""
         first, last = self._gap_indexes(start_ms, end_ms)
         return [piece for hole in self._holes[first:last] for piece in inside(hole, start_ms, end_ms)]
 
     def take_changes(self) -> Range | None:
-        """In which range the known holes changed since the last call; None if they did not."""
+        """Return the range in which the known gaps changed since the last call, or None."""
         changed, self._changed = self._changed, None
         return changed
 
     def has_minute(self, open_ms: int) -> bool:
-        """Whether the final candle of a minute is there."""
+        """Return whether the final candle of a minute is stored."""
         return open_ms in self._have
 
     def was_absent(self, open_ms: int) -> bool:
-        """Whether it is known that the exchange did not have a minute when it was asked."""
+        """Return whether the exchange is known not to have had a minute when it was asked."""
         return open_ms in self._covered and open_ms not in self._have
 
     def covered_within(self, start_ms: int, end_ms: int) -> RangeSet:
-        """Which final minutes of `[start_ms, end_ms)` are there."""
+        """Return the final minutes of `[start_ms, end_ms)` that are stored."""
         return _without(RangeSet([(start_ms, end_ms)]), self._have.missing(start_ms, end_ms))
 
     def missing_within(self, start_ms: int, end_ms: int) -> RangeSet:
-        """Minutes that are neither there nor known not to exist."""
+        """Return the minutes that are neither stored nor known not to exist."""
         return self._covered.missing(max(start_ms, self.from_ms), end_ms)
 
     def unasked(self, start_ms: int, end_ms: int) -> RangeSet:
-        """Return the missing minutes that the exchange was not asked for yet."""
+        """Return the missing minutes that have not been requested from the exchange yet."""
         gaps = self.missing_within(start_ms, end_ms)
         first, last = self._gap_indexes(start_ms, end_ms)
         for hole in self._holes[first:last]:
@@ -154,12 +157,15 @@ class Coverage:
 
     @property
     def first_ms(self) -> int | None:
-        """The opening time of the oldest minute that is there."""
+        """The opening time of the oldest stored minute; None if there is none."""
         return next((start_ms for start_ms, _ in self._have), None)
 
     @property
     def beginning(self) -> KnownGap | None:
-        """The hole before the oldest minute: `unconfirmed` or `beyond_history`, as far as history is wanted."""
+        """The gap before the oldest minute, within the wanted history; None if there is none.
+
+        Its reason is `unconfirmed` or `beyond_history`.
+        """
         if self._beginning_of != self.version:
             self._beginning_of, self._beginning = self.version, self._find_beginning()
         return self._beginning
@@ -177,29 +183,29 @@ class Coverage:
         return replace(doubtful[-1], start_ms=max(doubtful[0].start_ms, self.from_ms))
 
     def count_lacking(self, start_ms: int, end_ms: int) -> int:
-        """How many minutes of `[start_ms, end_ms)` are not there, for whatever reason."""
+        """Count the minutes of `[start_ms, end_ms)` that are not stored, for any reason."""
         return self._have.missing(start_ms, end_ms).total_ms // MINUTE_MS
 
     def unconfirmed_within(self, start_ms: int, end_ms: int) -> Iterator[int]:
-        """The opening times of the final minutes of `[start_ms, end_ms)` that REST has not confirmed yet."""
+        """Yield the opening times of the final minutes of `[start_ms, end_ms)` that REST has not confirmed yet."""
         for first_ms, stop_ms in _without(RangeSet([(start_ms, end_ms)]), self._unconfirmed.missing(start_ms, end_ms)):
             yield from range(first_ms, stop_ms, MINUTE_MS)
 
     @property
     def unconfirmed_minutes(self) -> int:
-        """How many final minutes still await an answer of REST that confirms them."""
+        """The number of final minutes that REST has not confirmed yet."""
         return self._unconfirmed.total_ms // MINUTE_MS + sum(
             open_ms not in self._unconfirmed for open_ms in self._deferred
         )
 
     def was_deferred(self, open_ms: int) -> bool:
-        """Whether an answer of REST did not confirm a minute before."""
+        """Return whether REST has already answered without confirming this minute."""
         return open_ms in self._deferred
 
-    # ------------------------------------------------------------ what is learned
+    # ------------------------------------------------------------ updates
 
     def known_since(self, since_ms: int) -> bool:
-        """Note that history is complete since then, as another process found; return whether that is news."""
+        """Record that history is complete from `since_ms`, as another process found; return whether this is new."""
         self.version += 1
         is_news = self.since_ms is None or since_ms < self.since_ms
         if is_news:
@@ -207,7 +213,7 @@ class Coverage:
         return is_news
 
     def add_minute(self, open_ms: int, *, confirmed: bool) -> None:
-        """Note that a final minute is there."""
+        """Record that a final minute is stored."""
         end_ms = open_ms + MINUTE_MS
         if confirmed:
             self._unconfirmed.remove(open_ms, end_ms)
@@ -217,7 +223,7 @@ class Coverage:
         self.add_stored(open_ms, end_ms)
 
     def add_stored(self, start_ms: int, end_ms: int) -> None:
-        """Note that the final minutes of `[start_ms, end_ms)` are in the store."""
+        """Record that the final minutes of `[start_ms, end_ms)` are in the store."""
         self.version += 1
         first, last = self._gap_indexes(start_ms, end_ms)
         if self._begins_ms is not None and start_ms < self._begins_ms:  # the source of that beginning was wrong
@@ -226,7 +232,7 @@ class Coverage:
             last = max(last, self._gap_indexes(start_ms, ALL_TIME.end_ms if first_ms is None else first_ms)[1])
         if first < last:
             reached = self._holes[first:last]
-            # History is older than was believed: all of what was taken not to exist may exist.
+            # History is older than believed, so all minutes that were taken not to exist may exist.
             disproved = [hole for hole in reached if hole.reason == "beyond_history"]
             kept = [hole for hole in reached if hole.reason != "beyond_history"]
             self._holes[first:last] = [piece for hole in kept for piece in outside(hole, start_ms, end_ms)]
@@ -250,16 +256,18 @@ class Coverage:
         seen: RangeSet = _NOTHING,
         is_believed: bool = True,
     ) -> bool:
-        """Note that the exchange answered for a window, after `add` for all it sent: what is still missing before
-        `until_ms` it does not have. Return whether the known holes changed.
+        """Record the exchange's answer for a window, after `add_minute` for every minute it contained.
 
-        `unreadable` are minutes whose rows are no candles. `behind` are those whose row is an older
-        version than the known one: they are asked for again soon.
+        The exchange does not have the minutes before `until_ms` that are still missing.
 
-        `seen` are those with a known version
-        that is not the last one: that they do not exist is not believed. Without `is_believed` the answer is no
-        evidence of what it lacks, and is not counted. A hole that was in the window only because others were asked for
-        is not counted as asked again.
+        `unreadable` are minutes whose rows are not valid candles. `behind` are minutes whose row is older than the
+        known version: they are requested again soon. `seen` are minutes with a known version that is not the last one:
+        they exist, even if the answer does not contain them. Without `is_believed`, the answer is no evidence for
+        missing minutes and is not counted. A gap that was in the window only because of its neighbours does not count
+        as requested again.
+
+        Returns:
+            Whether the known gaps changed.
         """
         self.version += 1
         start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
@@ -293,7 +301,11 @@ class Coverage:
         return changed
 
     def settle_beginning(self, evidence: Evidence, now_ms: int) -> bool:
-        """Take what other sources say of the minutes before the first one; return whether the holes changed."""
+        """Apply evidence from other sources about the minutes before the first one.
+
+        Returns:
+            Whether the known gaps changed.
+        """
         self.version += 1
         self._older |= evidence.has_before
         self._is_contradicted = evidence.is_contradicted
@@ -303,7 +315,7 @@ class Coverage:
         return changed
 
     def reopen(self) -> None:
-        """Ask again for all that is unconfirmed: the answers so far are no evidence."""
+        """Request everything unconfirmed again, because the answers so far are no evidence."""
         self.version += 1
         for hole in self._holes:
             if hole.reason == "unconfirmed":
@@ -311,7 +323,7 @@ class Coverage:
         self._holes = [hole for hole in self._holes if hole.reason != "unconfirmed"]
 
     def mark_lost(self, start_ms: int, end_ms: int) -> None:
-        """Note that final minutes could not be kept: they are missing again."""
+        """Record that the store could not keep final minutes: they are missing again."""
         self.version += 1
         for ranges in (self._have, self._covered, self._unconfirmed):
             ranges.remove(start_ms, end_ms)
@@ -319,7 +331,7 @@ class Coverage:
             del self._deferred[open_ms]
 
     def forget_after(self, at_ms: int) -> None:
-        """Note that nothing can be known yet of the minutes from `at_ms` on: the clock was ahead."""
+        """Record that the minutes from `at_ms` on lie in the future: the clock was ahead."""
         self.version += 1
         future = Range(at_ms, ALL_TIME.end_ms)
         self._holes = [piece for hole in self._holes for piece in outside(hole, *future)]
@@ -329,26 +341,30 @@ class Coverage:
         self._note_change(*future)
 
     def mark_doubtful(self, open_ms: int) -> None:
-        """Ask again for a minute that is there: a sign says that its last version was missed."""
+        """Request a stored minute again, because its last version may have been missed."""
         if open_ms in self._have:
             self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
 
     def recheck_since(self, since_ms: int) -> None:
-        """Have REST confirm what is there from `since_ms` on: who stored it may have ended before REST was asked."""
-        since_ms = MINUTE.floor(since_ms)  # a question about a part of a minute may be answered without it
+        """Have REST confirm the stored minutes from `since_ms` on.
+
+        The process that stored them may have ended before it asked REST.
+        """
+        # the answer to a request for part of a minute may not contain that minute
+        since_ms = MINUTE.floor(since_ms)
         if self._have.last is not None and since_ms < self._have.last.end_ms:
             for start_ms, end_ms in self.covered_within(since_ms, self._have.last.end_ms):
                 self._unconfirmed.add(start_ms, end_ms)
 
     def awaits_confirmation(self, open_ms: int) -> bool:
-        """Whether a minute that is there has not been confirmed by REST."""
+        """Return whether a stored minute has not been confirmed by REST."""
         return open_ms in self._unconfirmed
 
     def next_window(self, until_ms: int, now_ms: int, most_minutes: int, confirm_until_ms: int) -> Window | None:
-        """The most urgent request, of at most `most_minutes`; None when there is nothing to ask.
+        """Return the most urgent request, of at most `most_minutes`, or None if none is due.
 
-        Minutes before `until_ms` should be there; final ones before `confirm_until_ms` may be confirmed (0: never).
-        No window holds a known hole whose time has not come, so that none is asked for more often than it should be.
+        Minutes before `until_ms` should have arrived. Final ones before `confirm_until_ms` may be confirmed (0: never).
+        A window never contains a known gap that is not due yet, so no gap is requested too often.
         """
         self._resume(now_ms)
         most_ms = most_minutes * MINUTE_MS
@@ -367,7 +383,10 @@ class Coverage:
         return Window(Urgency.HISTORY, *gaps) if gaps else None
 
     def _newest_gaps(self, gaps: RangeSet, most_ms: int) -> Range | None:
-        """From the end of the newest gap back over those that fit as a whole: one request asks for many."""
+        """Return a window that ends with the newest gap and extends back over all gaps that fit completely.
+
+        One request then covers many gaps.
+        """
         newest = gaps.last
         if newest is None:
             return None
@@ -377,9 +396,13 @@ class Coverage:
         return Range(max(first_ms, newest.end_ms - most_ms), newest.end_ms)
 
     def _oldest_unconfirmed(self, before_ms: int, most_ms: int) -> Range | None:
-        """From the oldest minute on, with those that REST has confirmed, up to the next known hole."""
+        """Return a window from the oldest unconfirmed minute up to the next known gap.
+
+        It also contains minutes that REST has confirmed.
+        """
         oldest = next(iter(self._unconfirmed), None)
-        while oldest is not None and oldest.start_ms not in self._have:  # it is asked for as missing, or as a hole
+        # it is requested as missing, or as a known gap
+        while oldest is not None and oldest.start_ms not in self._have:
             self._unconfirmed.remove(oldest.start_ms, oldest.start_ms + MINUTE_MS)
             oldest = next(iter(self._unconfirmed), None)
         if oldest is None or oldest.start_ms >= before_ms:
@@ -389,7 +412,7 @@ class Coverage:
         return Range(oldest.start_ms, min(before_ms, oldest.start_ms + most_ms, hole_ms))
 
     def _due_holes(self, now_ms: int, most_ms: int) -> Range | None:
-        """From the end of the newest hole whose time has come back over those that fit as a whole."""
+        """Return a window that ends with the newest due gap and extends back over due gaps that fit completely."""
         window: Range | None = None
         for hole in reversed(self._holes):
             if hole.end_ms <= self.from_ms:
@@ -403,7 +426,7 @@ class Coverage:
                 window = Range(max(hole.start_ms, self.from_ms), window.end_ms)
         return window
 
-    # ------------------------------------------------------------ holes
+    # ------------------------------------------------------------ known gaps
 
     def _lacking_parts(self, hole: KnownGap) -> list[KnownGap]:
         return [
@@ -424,7 +447,7 @@ class Coverage:
                 yield replace(hole, start_ms=start_ms, end_ms=end_ms)
 
     def _reasons(self, gap: Range, unreadable: RangeSet) -> Iterator[tuple[int, int, str]]:
-        """The parts of a gap that an answer left, each with its reason."""
+        """Yield the parts of a gap that remain after an answer, each with its reason."""
         for readable in unreadable.missing(*gap):
             for start_ms, end_ms in self._seen.missing(*readable):
                 yield start_ms, end_ms, self._absence
@@ -436,7 +459,7 @@ class Coverage:
     # ------------------------------------------------------------ minutes that REST did not confirm
 
     def _defer(self, start_ms: int, end_ms: int, unreadable: RangeSet, behind: RangeSet, now_ms: int) -> None:
-        """Ask again later for the minutes that are there, but of which the answer had no row, or none to be read."""
+        """Schedule another request for stored minutes for which the answer had no row, or no readable one."""
         for open_ms in self.unconfirmed_within(start_ms, end_ms):
             known = self._deferred.get(open_ms)
             attempts = 1 if known is None else known.attempts + 1
@@ -459,26 +482,29 @@ class Coverage:
         self._resume_ms = None  # until the next answer
 
     def _gap_indexes(self, start_ms: int, end_ms: int) -> tuple[int, int]:
-        """Where the holes that reach into a range begin and end in the list."""
+        """Return the indexes of the known gaps that overlap a range: the first one, and the one after the last."""
         last = bisect_left(self._holes, end_ms, key=_start)
         first = bisect_right(self._holes, start_ms, hi=last, key=lambda hole: hole.end_ms)
         return first, last
 
     def _put_gaps(self, first: int, last: int, holes: Iterable[KnownGap]) -> None:
-        """Put holes in the place of others, joined with their neighbours."""
+        """Replace a slice of the known gaps, joining the new ones with their neighbours."""
         before = max(0, first - 1)
         neighbours = [*self._holes[before:first], *self._holes[last : last + 1]]
         self._holes[before : last + 1] = joined([*neighbours, *holes])
 
     def _examined(self, hole: KnownGap, is_believed: bool, now_ms: int) -> KnownGap:
-        """Return the hole as it is when its newest part was asked for again, of the time before history: as a whole."""
+        """Return a gap as it is after its newest part was requested again.
+
+        Only the time before history counts as requested as a whole.
+        """
         is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
         if hole.reason != "beyond_history" or not is_due or not is_believed:
             return hole
         return _absent(hole.start_ms, hole.end_ms, hole.reason, hole.attempts + 1, now_ms)
 
     def _name_the_beginning(self, now_ms: int) -> bool:
-        """Give the holes before the first candle their reason; return whether some changed.
+        """Give the gaps before the first candle their reason; return whether some changed.
 
         History begins after them if another source confirms it, or if the exchange repeated its answer often enough.
         """
@@ -486,7 +512,7 @@ class Coverage:
         if all(hole.reason in _SETTLED and first_ms is not None and hole.start_ms > first_ms for hole in self._holes):
             return False
         for hole in self._holes:
-            if hole.reason == "invalid":  # the exchange has something there
+            if hole.reason == "invalid":  # the exchange has data there
                 first_ms = hole.start_ms if first_ms is None else min(first_ms, hole.start_ms)
             is_before = not self._older and (first_ms is None or hole.end_ms <= first_ms)
             if hole.reason == "invalid" or (not is_before and hole.reason in _SETTLED):
@@ -498,7 +524,7 @@ class Coverage:
                     holes.append(_absent(start_ms, end_ms, self._absence, hole.attempts, now_ms))
                 for start_ms, end_ms in _common(self._seen, Range(hole.start_ms, hole.end_ms)):
                     holes.append(replace(hole, start_ms=start_ms, end_ms=end_ms))
-            # An older minute was found: the exchange may have what it was taken not to have.
+            # Otherwise drop it: an older minute was found, so the exchange may have these minutes after all.
         return self._rename(joined(holes))
 
     def _before_history(self, hole: KnownGap, now_ms: int) -> Iterator[KnownGap]:
@@ -514,7 +540,7 @@ class Coverage:
             yield _absent(piece.start_ms, piece.end_ms, "unconfirmed", 1, now_ms) if is_new else piece
 
     def _rename(self, holes: list[KnownGap]) -> bool:
-        """Replace all holes by others of the same or fewer minutes."""
+        """Replace all known gaps by others that cover the same minutes or fewer."""
         changed = RangeSet()
         for hole in set(self._holes) ^ set(holes):
             changed.add(hole.start_ms, hole.end_ms)
@@ -533,7 +559,7 @@ class Coverage:
         self._changed = Range(start_ms, end_ms).hull(self._changed)
 
     def _lower_since(self) -> None:
-        """Move `since_ms` back over all that is covered without a break, at most to `from_ms`."""
+        """Move `since_ms` back over everything that is covered without interruption, at most to `from_ms`."""
         at_ms = self.since_ms
         if at_ms is None:
             at_ms = self._have.last.end_ms if self._have.last else None
@@ -547,13 +573,13 @@ def _absent(start_ms: int, end_ms: int, reason: str, attempts: int, now_ms: int)
 
 
 def _retry_ms(reason: str, attempts: int, now_ms: int) -> int:
-    """Return when to ask again after so many answers without a minute."""
+    """Return when to ask again after `attempts` answers without a minute."""
     waits_ms = _RETRY_MS[reason]
     return _shared_time(now_ms, waits_ms[attempts - 1] if attempts <= len(waits_ms) else _ENDLESS_MS[reason])
 
 
 def _put_off(hole: KnownGap, now_ms: int) -> KnownGap:
-    """Return a hole that an answer without evidence left: asked for again after the same wait."""
+    """Reschedule a gap after an answer that is no evidence, with the same wait as before."""
     if hole.retry_ms is None or hole.retry_ms > now_ms:
         return hole
     return replace(hole, retry_ms=_retry_ms(hole.reason, hole.attempts, now_ms))
@@ -573,7 +599,10 @@ def _start(hole: KnownGap) -> int:
 
 
 def _shared_time(now_ms: int, wait_ms: int) -> int:
-    """After one to one and a half times the wait: what is missed minutes apart comes due together, in one request."""
+    """Return a time one to one and a half waits from now.
+
+    It is rounded, so that minutes missed at different times come due together and need only one request.
+    """
     step_ms = wait_ms // 2
     return -(-(now_ms + wait_ms) // step_ms) * step_ms
 

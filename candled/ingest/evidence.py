@@ -1,4 +1,4 @@
-"""What else an exchange says of the time before the first minute that it is known to have."""
+"""Other evidence from an exchange about the time before its first known minute."""
 
 from dataclasses import dataclass
 
@@ -6,22 +6,22 @@ from candled.exchange import Exchange, Http
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Range, Symbol
 
 _DAY = Interval.parse("1D")
-# The finest of them that the exchange has shows at which bar of the first day history begins.
+# The finest of these that the exchange offers shows at which bar of the first day history begins.
 _FINE = tuple(Interval.parse(name) for name in ("5m", "15m", "1h"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What was found out about a stretch of minutes that the exchange answers nothing for.
+    """Evidence about a range of minutes for which the exchange returns nothing.
 
-    At most one of the fields is set; none of them: nothing speaks for the answer and nothing against it.
+    At most one field is set. If none is, there is no evidence for or against the exchange's answer.
     """
 
-    #: nothing is older than this, UTC epoch milliseconds
+    #: The exchange has nothing older than this, UTC epoch milliseconds.
     begins_ms: int | None = None
-    #: the exchange has minutes before the stretch, so that history does not begin in it
+    #: The exchange has minutes before the range, so history does not begin in it.
     has_before: bool = False
-    #: the exchange has longer bars within the stretch: the answer was wrong
+    #: The exchange has longer bars within the range, so its answer was wrong.
     is_contradicted: bool = False
 
 
@@ -31,12 +31,12 @@ NOTHING = Evidence()
 async def find_evidence(
     exchange: Exchange, http: Http, symbol: Symbol, stretch: Range, first: Candle, listed_ms: int | None
 ) -> Evidence:
-    """Ask other sources about the minutes of `stretch`, before `first`, the oldest minute that is known.
+    """Ask other sources about the minutes of `stretch`, before `first`, the oldest known minute.
 
-    `listed_ms` is the market's listing as the list of markets says it.
+    `listed_ms` is the start of trading from the list of markets.
 
     Raises:
-        Unavailable, ExchangeError: as the methods of the exchange.
+        Unavailable, ExchangeError: as in the methods of the exchange.
     """
     if listed_ms is not None and stretch.start_ms < MINUTE.floor(listed_ms) <= first.open_ms:
         stretch = Range(MINUTE.floor(listed_ms), stretch.end_ms)
@@ -51,14 +51,14 @@ async def find_evidence(
 
 
 async def _has_before(exchange: Exchange, http: Http, symbol: Symbol, start_ms: int) -> bool:
-    """Return whether the exchange has a minute just before a time."""
+    """Return whether the exchange has a minute shortly before a time."""
     from_ms = start_ms - exchange.max_history_minutes * MINUTE_MS
     rows = await exchange.fetch_history(http, symbol, max(0, from_ms), start_ms)
     return any(row.open_ms is not None and from_ms <= row.open_ms < start_ms for row in rows)
 
 
 async def _from_bars(exchange: Exchange, http: Http, symbol: Symbol, stretch: Range, first: Candle) -> Evidence:
-    """Compare with longer bars. An answer that lacks the bar of `first` proves nothing."""
+    """Compare with longer bars. An answer without the bar of `first` proves nothing."""
     day_ms = _DAY.floor(first.open_ms)
     days = await exchange.fetch_bars(http, symbol, _DAY, _DAY.floor(stretch.start_ms), day_ms + _DAY.ms)
     if not days or days[-1].open_ms != day_ms:
@@ -74,6 +74,6 @@ async def _from_bars(exchange: Exchange, http: Http, symbol: Symbol, stretch: Ra
             return NOTHING
         if bars[0].open_ms < bar_ms:
             return Evidence(is_contradicted=True)
-        # Within the bar the first trade tells: it is that of the first minute.
+        # within the bar, its first trade decides: is it that of the first minute?
         return Evidence(begins_ms=first.open_ms if bars[0].open == first.open else bar_ms)
     return Evidence(begins_ms=day_ms)

@@ -1,4 +1,4 @@
-"""The exchange's clock: what several witnesses say of it, and which of them are believed."""
+"""An estimate of the exchange's clock from several sources of time."""
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
@@ -7,24 +7,24 @@ from typing import Any, Literal
 
 Source = Literal["answers", "dates", "stream", "machine"]
 
-#: witnesses agree, and a stamp is believed, within so much
+#: Sources agree, and a timestamp is plausible, within this difference.
 TOLERANCE_MS = 10_000
-# A stamp is a time only within these; seconds and microseconds are far outside.
+# Only timestamps in this range are times. Seconds and microseconds are far outside.
 _EARLIEST_MS, _LATEST_MS = 1_230_768_000_000, 4_102_444_800_000  # 2009, 2100
-_FRESHEST_ROW_MS = 600_000  # the newest row of a frame began at most so long before it was sent
-_ENOUGH_FRAMES = 8  # so many are believed alone, where nothing else is known
-_FEW_FRAMES = 3  # fewer prove nothing against what was known before
+_FRESHEST_ROW_MS = 600_000  # the newest row of a frame begins at most this long before the frame is sent
+_ENOUGH_FRAMES = 8  # this many are trusted alone if nothing else is known
+_FEW_FRAMES = 3  # fewer prove nothing against the estimate so far
 _ENOUGH_ANSWERS = 3
-# So long two witnesses are waited for after the start, the longer where they do not agree.
+# At startup, wait this long for a second source, and longer if sources disagree.
 _WAIT_MS, _WAIT_IN_DOUBT_MS = 3_000, 15_000
 _LOOK_MS = 400
 _FRAME_MS = 50
 
 
 class _Witness:
-    """The newest statements of one source: exchange clock minus steady clock, milliseconds.
+    """The newest measurements of one source: exchange clock minus steady clock, in milliseconds.
 
-    Each is low by the time it travelled, and some may be lies, late or early.
+    Each measurement is too low by its travel time. Some may be wrong in either direction.
     """
 
     def __init__(self, size: int, quarters: int) -> None:
@@ -47,7 +47,7 @@ class _Witness:
         return self._sorted[(count - 1) * self._quarters // 4] if count else None
 
     def least_travelled_ms(self, near_ms: int) -> int:
-        """Return the third largest of the statements that agree with an offset: the largest may lie a little."""
+        """Return the third largest measurement that agrees with an offset. The largest may be slightly wrong."""
         first = bisect_left(self._sorted, near_ms - TOLERANCE_MS)
         last = bisect_right(self._sorted, near_ms + TOLERANCE_MS)
         return self._sorted[max((first + last) // 2, last - 3)]
@@ -62,32 +62,33 @@ class _Witness:
 
 
 class ExchangeClock:
-    """Estimates the exchange's clock from its stream, its REST answers, the dates of these, and this machine's clock.
+    """Estimates the exchange's clock from its stream, its REST answers, their `Date` headers, and this machine's clock.
 
-    The time that most of them agree on counts, with a vote for the estimate so far. So no single frame or answer, and
-    no change of this machine's clock alone, moves the estimate; a machine that slept is right again as soon as one
-    other witness says so. Pure: `steady_ms`, a clock that never goes back, and `machine_ms`, UTC epoch milliseconds,
-    are arguments.
+    The time on which most sources agree wins; the current estimate has a vote too. Therefore no single frame or
+    response, and no change of this machine's clock alone, moves the estimate. After the machine slept, one other source
+    is enough to correct it. This class is pure: `steady_ms`, a clock that never goes back, and `machine_ms`, UTC epoch
+    milliseconds, are arguments.
     """
 
     def __init__(self) -> None:
-        #: whether two witnesses agreed, or were waited for long enough: before, nothing should depend on the time
+        #: True once two sources agreed, or the wait for them is over. Until then nothing should depend on the time.
         self.is_settled = False
         self._answers, self._dates, self._stream = _Witness(5, 2), _Witness(5, 2), _Witness(64, 3)
-        self._machine_ms: int | None = None  # minus steady, at the last look
-        self._offset_ms: int | None = None  # the estimate; None before the first look
-        self._is_known = False  # whether more than this machine's clock is in it
+        self._machine_ms: int | None = None  # minus steady, at the last call of `look`
+        self._offset_ms: int | None = None  # the estimate; None before the first call of `look`
+        self._is_known = False  # True if the estimate is based on more than this machine's clock
         self._agreed: frozenset[Source] = frozenset()
         self._looked_ms = self._framed_ms = 0
         self._began_ms: int | None = None
 
     def now_ms(self, steady_ms: int, machine_ms: int) -> int:
-        """Return the exchange's clock, UTC epoch milliseconds."""
+        """Return the estimated exchange's clock, UTC epoch milliseconds."""
         return machine_ms if self._offset_ms is None else steady_ms + self._offset_ms
 
     def observe_frame(self, as_of_ms: int, newest_open_ms: int, steady_ms: int) -> None:
-        """Take the send time of a frame of the stream, whose newest row opens at `newest_open_ms`."""
-        if self.is_settled and 0 <= steady_ms - self._framed_ms < _FRAME_MS:  # of many markets a few frames are enough
+        """Use the send time of a frame of the stream, whose newest row opens at `newest_open_ms`."""
+        # with many markets, some of the frames are enough
+        if self.is_settled and 0 <= steady_ms - self._framed_ms < _FRAME_MS:
             return
         self._framed_ms = steady_ms
         fits = newest_open_ms - TOLERANCE_MS <= as_of_ms <= newest_open_ms + _FRESHEST_ROW_MS
@@ -97,26 +98,27 @@ class ExchangeClock:
             self._stream.forget_oldest()
 
     def observe_answer(self, as_of_ms: int, asked_ms: int, answered_ms: int) -> None:
-        """Take the time that an answer of REST states in its body; both others are of the steady clock."""
+        """Use the time in the body of a REST response. `asked_ms` and `answered_ms` are on the steady clock."""
         if _is_time(as_of_ms) and answered_ms - asked_ms < TOLERANCE_MS:
             self._answers.note(as_of_ms - (asked_ms + answered_ms) // 2)
 
     def observe_date(self, date_ms: int, asked_ms: int, answered_ms: int) -> None:
-        """Take the `Date` of an answer of REST, which is in whole seconds; both others are of the steady clock."""
+        """Use the `Date` of a REST response, in seconds. `asked_ms` and `answered_ms` are on the steady clock."""
         if _is_time(date_ms) and answered_ms - asked_ms < TOLERANCE_MS:
             self._dates.note(date_ms + 500 - (asked_ms + answered_ms) // 2)
 
     def look(self, steady_ms: int, machine_ms: int) -> bool:
-        """Weigh what is known; return whether this machine's clock was set, or slept, since the last look.
+        """Update the estimate; return whether this machine's clock was set, or the machine slept, since the last call.
 
-        Call it often; most calls do nothing.
+        Call this often; most calls do nothing.
         """
         if self.is_settled and 0 <= steady_ms - self._looked_ms < _LOOK_MS:
             return False
         self._looked_ms = steady_ms
         offset_ms = machine_ms - steady_ms
         is_step = self._machine_ms is not None and abs(offset_ms - self._machine_ms) > TOLERANCE_MS
-        if is_step:  # the steady clock may have stood still: what was said before proves nothing
+        # the steady clock may have stopped, so earlier measurements prove nothing
+        if is_step:
             for witness in (self._answers, self._dates, self._stream):
                 witness.forget()
         self._machine_ms = offset_ms
@@ -132,11 +134,11 @@ class ExchangeClock:
 
     @property
     def doubted(self) -> Mapping[Source, int]:
-        """How far those are from the estimate that do not agree with it, milliseconds."""
+        """The difference from the estimate, in milliseconds, of each source that does not agree with it."""
         return {source: ms for source, ms in self._said().items() if not _agree(ms, 0)}
 
     def describe(self) -> dict[str, Any]:
-        """For `/health`: how far each witness is from the estimate, milliseconds, and which are not believed."""
+        """Return for `/health` each source's difference from the estimate, in milliseconds, and the ignored sources."""
         return {"sources": dict(self._said()), "notBelieved": sorted(self.doubted)}
 
     def _offsets(self) -> dict[Source, int]:
@@ -167,11 +169,11 @@ class ExchangeClock:
 
     @property
     def _held(self) -> list[int]:
-        """The estimate so far, where more than this machine's clock is in it."""
+        """The estimate so far, if it is based on more than this machine's clock; otherwise empty."""
         return [self._offset_ms] if self._offset_ms is not None and self._is_known else []
 
     def _candidates(self, said: Mapping[Source, int]) -> list[int]:
-        """What may be the time; of those with as many votes the first one is taken."""
+        """Return the times to vote on. Of those with the same number of votes, the first one wins."""
         enough: list[Source] = []
         if len(self._answers) >= _ENOUGH_ANSWERS:
             enough.append("answers")

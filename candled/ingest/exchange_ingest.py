@@ -1,4 +1,4 @@
-"""One exchange's way into the system: its feeds, its history, its repair."""
+"""One exchange's ingest: its feeds, its history, and the repair of gaps."""
 
 import asyncio
 import contextlib
@@ -40,49 +40,67 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _OPENED_AT_ONCE = 8
-_EARLY_EVENTS = 1000  # of one market that is not open yet
+_EARLY_EVENTS = 1000  # per market that is not open yet
 _TICK_S = 0.5
-_LOOK_S = 1.0  # between two looks at a market
+_LOOK_S = 1.0  # between two checks of a market
 _MARKETS_AT_ONCE = 50
 _WORKERS = 4
 _NOTABLE_SKEW_MS = 2_000
-# At the start, and then so often, so much of what is stored is compared with REST again: exchanges revise minutes.
+# At startup, and then this often, this much of the stored history is compared with REST again: exchanges revise
+# minutes.
 _RECHECK_MS = 24 * 60 * MINUTE_MS
 _RECHECK_EVERY_MS = 6 * 60 * MINUTE_MS
-# Every five minutes what each market should have of the last days is compared with what the store has. The newest
-# minutes are left to the live stream, whose late versions may still be on their way.
+# Every five minutes, the minutes that each market should have of the last days are compared with the store. The newest
+# minutes are excluded, because their late versions may still arrive.
 _AUDIT_S = 300.0
 _AUDIT_MS = 3 * 1440 * MINUTE_MS
 _AUDIT_MARGIN_MS = 10 * MINUTE_MS
 _WEEK = Interval.parse("1W")
-# While a stream is down its forming minutes come from REST, with at most this share of the request budget.
+# While a stream is down, REST is polled for its forming minutes, using at most this share of the request budget.
 _POLL_SHARE = 0.4
-# Other sources are asked about an unconfirmed beginning of history after one minute to six hours.
+# Other sources are asked about an unconfirmed beginning of history after pauses that grow from one minute to six hours.
 _EVIDENCE_S, _EVIDENCE_MOST_S = 60.0, 21_600.0
-# The list of markets is read again after one minute to one hour while it lacks a symbol, else every six hours.
+# The list of markets is read again every six hours; while it lacks a symbol, after pauses of one minute to one hour.
 _RELIST_S, _RELIST_MOST_S, _RELIST_WHOLE_S = 60.0, 3600.0, 21_600.0
-# Bitget allows 300 attempts in 5 minutes per address; half of that suits every exchange we know.
+# Bitget allows 300 attempts in 5 minutes per address. Half of that suits every exchange we know.
 _ATTEMPTS_PER_S = 0.5
 _ATTEMPTS_AT_ONCE = 20
 
 
 class MarketStore(publisher.PublisherStore, Protocol):
-    """What ingest needs of the store; `candled.store.ingest_store.MarketStore` has it."""
+    """The store methods that ingest needs; implemented by `candled.store.ingest_store.IngestStore`."""
 
-    async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]: ...
-    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
-    async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]: ...
-    async def read_forming(self, market: MarketKey) -> Sequence[Candle]: ...
-    async def complete_from(self, market: MarketKey) -> int | None: ...
-    async def served_from(self, market: MarketKey) -> int | None: ...
-    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]: ...
-    async def has_before(self, market: MarketKey, at_ms: int) -> bool: ...
-    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]: ...
+    async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
+        """See `Store.newest_minutes`."""
+
+    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]:
+        """See `Store.stored_ranges`."""
+
+    async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]:
+        """Return the final minutes of `[start_ms, end_ms)`, oldest first."""
+
+    async def read_forming(self, market: MarketKey) -> Sequence[Candle]:
+        """See `Store.read_forming`."""
+
+    async def complete_from(self, market: MarketKey) -> int | None:
+        """See `Store.complete_from`."""
+
+    async def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+
+    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """See `Store.unpublished`."""
+
+    async def has_before(self, market: MarketKey, at_ms: int) -> bool:
+        """Return whether a final minute before `at_ms` is stored."""
+
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]:
+        """See `Store.known_gaps`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestOptions:
-    """The operator's wishes, in milliseconds."""
+    """The operator's settings for ingest. Times are in milliseconds."""
 
     backfill_ms: int
     grace_period_ms: int
@@ -92,9 +110,10 @@ class IngestOptions:
 
 
 class ExchangeIngest:
-    """Runs one configured exchange. `start` returns when all markets are open; everything else goes on by itself.
+    """Runs one configured exchange.
 
-    The exchange is read while markets are still being opened. What it sends of a market before that waits for it.
+    `start` returns when all markets are open; everything else runs in background tasks. The feeds already run while
+    markets are being opened. Their events for a market wait until it is open.
     """
 
     def __init__(
@@ -127,17 +146,17 @@ class ExchangeIngest:
         self._past = StoredPast(name, self._absence, store, self._outlet, clock)
         self._options = options
         self._http = http
-        self._rechecked_ms: dict[Symbol, int] = {}  # when each market was last compared with REST, steady clock
+        self._rechecked_ms: dict[Symbol, int] = {}  # steady clock at the last recheck with REST
         self._time = ExchangeClock()
-        self._waiting: list[Candles] = []  # what came before the time was settled
+        self._waiting: list[Candles] = []  # candles received before the clock was settled
         self._doubts: dict[Source, Complaints] = {source: Complaints() for source in get_args(Source)}
         http.saw_date = self._saw_date
         self._has_own_clock = type(exchange).now_ms is not Exchange.now_ms
         self._skew_noted = False
-        self._markets: dict[Symbol, MarketIngest] = {}  # those that are open
+        self._markets: dict[Symbol, MarketIngest] = {}  # open markets
         self._connected: set[Symbol] = set()
-        # Since the last interruption, with the exchange's time when it came, None before that was settled. The oldest
-        # are dropped where it takes long.
+        # Events of markets that are not open yet, since the last interruption, each with the exchange's time of receipt
+        # (None before the clock was settled). If opening takes long, the oldest events are dropped.
         self._early: dict[Symbol, deque[tuple[Candles | SubscriptionRejected, int | None]]] = {}
         self._store_is_away = False
         self._listed: dict[Symbol, Market] = {}
@@ -153,12 +172,13 @@ class ExchangeIngest:
         self._outage = Backoff()
         self._paused_until = 0.0
         self._rest_trouble: str | None = None
-        self._beginnings: dict[Symbol, tuple[Backoff, float]] = {}  # pauses between looks for evidence, the next look
+        # pauses between searches for evidence, and the time of the next one
+        self._beginnings: dict[Symbol, tuple[Backoff, float]] = {}
         self._pace_ms = POLL_MS  # between two requests for the present of one market
         self._parity = Parity()
-        self._troubles = Complaints()  # of the exchange, about whole connections
+        self._troubles = Complaints()  # reported by the exchange about whole connections
 
-    # ------------------------------------------------------------ life
+    # ------------------------------------------------------------ lifecycle
 
     async def start(self) -> None:
         """Start the feeds and the repair as soon as the store answers, and open the markets."""
@@ -181,7 +201,7 @@ class ExchangeIngest:
         self._start_task(self._past.run(self._markets))
 
     async def stop(self) -> None:
-        """Stop everything; the minutes that are not final yet are handed to the store."""
+        """Stop all tasks and queue the minutes that are not final yet for the store."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -190,16 +210,16 @@ class ExchangeIngest:
                 self._store.enqueue(market.key, candle)
 
     def now_ms(self) -> int:
-        """The exchange's clock as far as it is known, UTC epoch milliseconds.
+        """Return the best estimate of the exchange's clock, UTC epoch milliseconds.
 
-        It is counted from the time that most witnesses agree on: setting this machine's clock changes nothing.
+        It follows the time on which most sources agree, so setting this machine's clock changes nothing.
         """
         if self._has_own_clock:
             return self._exchange.now_ms()
         return self._time.now_ms(self._steady_ms(), self._clock.now_ms())
 
     def describe(self) -> dict[str, Any]:
-        """The exchange's part of `/health`."""
+        """Return the exchange's part of `/health`."""
         now_ms = self.now_ms()
         return {
             "clockSkewMs": self._skew_ms(),
@@ -215,11 +235,13 @@ class ExchangeIngest:
     # ------------------------------------------------------------ FeedSink
 
     def on_connected(self, feed: Feed) -> None:
+        """Mark the feed's markets as connected."""
         self._connected.update(feed.symbols)
         for market in self._open_ones(feed):
             market.connected = True
 
     def on_interrupted(self, feed: Feed, reason: str) -> None:
+        """Discard the feed's waiting events and mark its markets as interrupted."""
         self._connected.difference_update(feed.symbols)
         for symbol in feed.symbols:
             self._early.pop(symbol, None)
@@ -228,6 +250,7 @@ class ExchangeIngest:
             market.on_interrupted()
 
     def on_event(self, event: Event) -> None:
+        """Process an event of a feed, and use its timestamps to estimate the exchange's clock."""
         if isinstance(event, Candles) and event.candles and not self._has_own_clock:
             newest = event.candles[-1]
             self._time.observe_frame(newest.as_of_ms, newest.open_ms, self._steady_ms())
@@ -236,7 +259,7 @@ class ExchangeIngest:
         if isinstance(event, Candles | SubscriptionRejected):
             self._about_market(event, self.now_ms())
         elif isinstance(event, FeedError) and self._troubles.note(event.reason, self._steady_ms()):
-            logger.warning("%s: the exchange complains, counting more: %s", self.name, event.reason)
+            logger.warning("%s: the exchange reported an error, counting further ones: %s", self.name, event.reason)
 
     def _open_ones(self, feed: Feed) -> list[MarketIngest]:
         return [self._markets[symbol] for symbol in feed.symbols if symbol in self._markets]
@@ -252,7 +275,12 @@ class ExchangeIngest:
             self._on_candles(market, event, now_ms)
         else:
             if market.refused is None:
-                logger.error("%s: %s is refused, asking again after pauses: %s", self.name, event.symbol, event.reason)
+                logger.error(
+                    "%s: rejected the subscription to %s, trying again: %s",
+                    self.name,
+                    event.symbol,
+                    event.reason,
+                )
             market.refused = event.reason
 
     def _on_candles(self, market: MarketIngest, event: Candles, now_ms: int) -> None:
@@ -274,20 +302,20 @@ class ExchangeIngest:
         if market.awaits_late_versions:
             self._settling[market.key.symbol] = market
 
-    # ------------------------------------------------------------ housekeeping
+    # ------------------------------------------------------------ maintenance
 
     async def _run_maintenance(self) -> None:
-        """Look after every market, again and again."""
+        """Check every market, in an endless loop."""
         while True:
             self._compare_clocks()
             self._set_pace()
             complaints = self._troubles.ended(self._steady_ms())
             if complaints > 1:
-                logger.info("%s: the exchange complains no more; %d complaints", self.name, complaints)
+                logger.info("%s: no more errors reported by the exchange; %d in total", self.name, complaints)
             await self._spread_over(list(self._markets.values()), _LOOK_S, self._check_market)
 
     async def _run_finality(self) -> None:
-        """Tell of minutes that became final, soon after they did."""
+        """Publish minutes soon after they became final, in an endless loop."""
         while True:
             self._look_at_clocks()
             await self._spread_over(list(self._settling.values()), _TICK_S, self._publish_settled)
@@ -295,7 +323,7 @@ class ExchangeIngest:
     async def _spread_over(
         self, markets: Sequence[MarketIngest], seconds: float, do: Callable[[MarketIngest, int], None]
     ) -> None:
-        """Do something with each market within so many seconds, some at a time, so that many do not hold the loop."""
+        """Call `do` for each market, spread over so many seconds, so that many markets do not block the event loop."""
         turns = max(1, -(-len(markets) // _MARKETS_AT_ONCE))
         for turn in range(turns):
             now_ms = self.now_ms()
@@ -304,7 +332,7 @@ class ExchangeIngest:
             await self._clock.sleep(seconds / turns)
 
     def _set_pace(self) -> None:
-        """Spread the requests for present minutes over the markets whose streams do not bring them."""
+        """Share the requests for forming minutes among the markets whose streams do not bring them."""
         now_ms = self.now_ms()
         polled = sum(market.is_polled(now_ms) for market in self._markets.values())
         self._pace_ms = max(POLL_MS, round(1000 * polled / (_POLL_SHARE * self._exchange.requests_per_s)))
@@ -333,7 +361,7 @@ class ExchangeIngest:
             self._queued.set()
 
     async def _run_repair(self) -> None:
-        """One worker: ask for the most urgent window of all markets, again and again."""
+        """Request the most urgent window of all markets, in an endless loop. Several workers run this."""
         while True:
             while not self._queue:
                 self._queued.clear()
@@ -358,7 +386,10 @@ class ExchangeIngest:
             await self._clock.sleep(wait_s)
 
     async def _until_idle(self) -> None:
-        """What is not urgent uses at most half of the request budget."""
+        """Wait until more than half of the request budget is left.
+
+        Requests that are not urgent may use only the other half.
+        """
         while self._http.is_busy():
             await self._clock.sleep(_TICK_S)
 
@@ -376,7 +407,7 @@ class ExchangeIngest:
         except ExchangeError as error:
             self._rest_failed(market, str(error))
             return
-        except Exception as error:  # a plugin's mistake must not end the repair of all markets
+        except Exception as error:  # an error in a plugin must not end the repair of all markets
             logger.exception("%s: history of %s failed", self.name, symbol)
             self._rest_failed(market, repr(error))
             return
@@ -404,7 +435,7 @@ class ExchangeIngest:
         await self._look_for_beginning(market)
 
     async def _look_for_beginning(self, market: MarketIngest) -> None:
-        """Ask other sources about the time before the first minute, after growing pauses while that is unknown."""
+        """Ask other sources about the time before the first minute, after growing pauses while it is unconfirmed."""
         symbol, beginning, first_ms = market.key.symbol, market.coverage.beginning, market.coverage.first_ms
         if beginning is None or first_ms is None or beginning.reason != "unconfirmed":
             self._beginnings.pop(symbol, None)
@@ -419,10 +450,10 @@ class ExchangeIngest:
             evidence = await find_evidence(
                 self._exchange, self._http, symbol, stretch, first, None if listed is None else listed.listed_ms
             )
-        except (CandledError, ValueError) as error:  # nothing was found out; asked again later
+        except (CandledError, ValueError) as error:  # no result; asked again later
             logger.debug("%s: the beginning of its history is unknown: %s", market.key, error)
             return
-        except Exception:  # a plugin's mistake must not end the repair of all markets
+        except Exception:  # an error in a plugin must not end the repair of all markets
             logger.exception("%s: the beginning of its history is unknown", market.key)
             return
         changed = market.settle_beginning(evidence, self.now_ms())
@@ -430,7 +461,7 @@ class ExchangeIngest:
             await self._outlet.publish_repair(market, Outcome(healed=changed))
 
     async def _stored(self, market: MarketIngest, window: Window) -> Sequence[Candle]:
-        """The minutes that an answer is compared with and that are not in memory."""
+        """Return the stored minutes that a response is compared with and that are not in memory."""
         span = market.stored_span(window, self.now_ms())
         if span is None:
             return ()
@@ -458,16 +489,17 @@ class ExchangeIngest:
             logger.info("%s: history can be read again", self.name)
             self._rest_trouble = None
 
-    # ------------------------------------------------------------ the store beside us
+    # ------------------------------------------------------------ comparison with the store
 
     async def _run_audit(self) -> None:
-        """Go through the markets for ever, one at a time, and compare each with the store, now and then with REST."""
+        """Compare the markets with the store in an endless loop, one at a time, and have some rechecked with REST."""
         while self._markets:
             for symbol, market in list(self._markets.items()):
                 await self._clock.sleep(_AUDIT_S / len(self._markets))
                 if self._steady_ms() - self._rechecked_ms[symbol] >= _RECHECK_EVERY_MS:
                     self._recheck(symbol, market.coverage)
-                with contextlib.suppress(StoreUnavailable, StoreRejected):  # named by the writer; we come again
+                # logged by the writer; tried again in the next round
+                with contextlib.suppress(StoreUnavailable, StoreRejected):
                     await self._compare_with_store(market)
 
     def _recheck(self, symbol: Symbol, coverage: Coverage) -> None:
@@ -475,18 +507,18 @@ class ExchangeIngest:
         coverage.recheck_since(self.now_ms() - _RECHECK_MS)
 
     async def _compare_with_store(self, market: MarketIngest) -> None:
-        """Find minutes that the store has lost, and what commands beside this daemon have stored."""
+        """Find minutes that the store has lost, and minutes that other processes have stored."""
         until_ms = MINUTE.floor(self.now_ms()) - _AUDIT_MARGIN_MS
         span = Range(max(market.coverage.from_ms, until_ms - _AUDIT_MS), until_ms)
         held = market.coverage.covered_within(*span)
-        with contextlib.suppress(StoreRejected):  # what was dropped shows as lost
+        with contextlib.suppress(StoreRejected):  # minutes that were dropped show up as lost
             await self._store.flush()
         stored = RangeSet(await self._store.stored_ranges(market.key, *span))
         since_ms = await self._store.complete_from(market.key)
         lost, new = market.compare_with_store(held, stored, span)
         if lost:
             minutes = lost.total_ms // MINUTE_MS
-            logger.warning("%s: %d minutes are not in the store any more, asking for them again", market.key, minutes)
+            logger.warning("%s: %d minutes missing from the store, refetching", market.key, minutes)
         before_ms = market.coverage.since_ms
         if since_ms is not None and market.coverage.known_since(since_ms):
             new.add(since_ms, before_ms or until_ms)
@@ -495,10 +527,10 @@ class ExchangeIngest:
         if finds:
             await self._outlet.publish_repair(market, Outcome(healed=Range(finds[0].start_ms, finds[-1].end_ms)))
 
-    # ------------------------------------------------------------ small things
+    # ------------------------------------------------------------ helpers
 
     async def _open(self, symbol: Symbol, newest_ms: int | None) -> None:
-        """Read what the store has of a market, then take what its feed has brought meanwhile."""
+        """Read a market's stored data, then process the events that its feed has brought since."""
         market = await self._until_stored(lambda: self._open_market(symbol, self.now_ms(), newest_ms))
         market.connected = symbol in self._connected
         self._markets[symbol] = market
@@ -508,7 +540,7 @@ class ExchangeIngest:
             self._about_market(event, self.now_ms() if came_ms is None else came_ms)
 
     async def _until_stored(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Read from the store, again and again while it is away."""
+        """Read from the store, with retries while it is unavailable."""
         backoff = Backoff()
         while True:
             try:
@@ -523,7 +555,7 @@ class ExchangeIngest:
                 return result
 
     async def _newest_over(self, final: Mapping[Symbol, int]) -> int | None:
-        """The newest minute that is over as far as the store knows: a final one, or the one before a forming one."""
+        """Return the newest completed minute in the store: a final one, or the one before a forming one."""
         newest = list(final.values())
 
         async def add_forming(symbol: Symbol) -> None:
@@ -536,7 +568,7 @@ class ExchangeIngest:
 
     async def _open_market(self, symbol: Symbol, now_ms: int, newest_ms: int | None) -> MarketIngest:
         key = MarketKey(self.name, symbol)
-        # whole weeks, so that the first bar of every interval is whole; after a longer pause no week is left out
+        # complete weeks, so that the first bar of every interval is complete; a longer pause leaves no week out
         wanted_ms = now_ms - self._options.backfill_ms
         from_ms = _WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
         coverage = Coverage(
@@ -562,14 +594,14 @@ class ExchangeIngest:
         return MarketIngest(key, coverage, rules, sorted([*recent, *await self._store.read_forming(key)]))
 
     async def _holes(self, key: MarketKey, from_ms: int, now_ms: int) -> list[KnownGap]:
-        """The known holes of a market. Minutes to come are none: a wrong clock may have said so."""
+        """Return the stored gaps of a market and delete those in the future, which come from a wrong clock."""
         holes = await self._store.known_gaps(key, Range(from_ms, ALL_TIME.end_ms))
         if any(hole.end_ms > now_ms for hole in holes):
             await self._store.save_coverage(key, None, [], Range(now_ms, ALL_TIME.end_ms))
         return [piece for hole in holes for piece in inside(hole, from_ms, now_ms)]
 
     async def _follow_listing(self) -> None:
-        """Read the exchange's list of markets again and again, sooner while it lacks a symbol."""
+        """Read the exchange's list of markets in an endless loop, more often while it lacks a symbol."""
         failures, lacks = Backoff(first_s=2.0), Backoff(first_s=_RELIST_S, most_s=_RELIST_MOST_S)
         while True:
             try:
@@ -579,7 +611,7 @@ class ExchangeIngest:
                     logger.warning("%s: the list of markets cannot be read: %s", self.name, error)
                 await self._clock.sleep(failures.on_failure())
                 continue
-            except Exception:  # a plugin's mistake must not end this for good
+            except Exception:  # an error in a plugin must not end this task
                 logger.exception("%s: the list of markets cannot be read", self.name)
                 await self._clock.sleep(failures.on_failure())
                 continue
@@ -591,14 +623,14 @@ class ExchangeIngest:
                 await self._clock.sleep(lacks.on_failure())
 
     def _take_listing(self, listed: Sequence[Market]) -> bool:
-        """Compare the exchange's list with the symbols; return whether it has all of them."""
+        """Compare the exchange's list with the symbols; return whether it contains all of them."""
         self._listed = {market.symbol: market for market in listed}
         for market in self._markets.values():
             self._compare_with_listing(market)
         return all(symbol in self._listed for symbol in self._symbols)
 
     def _compare_with_listing(self, market: MarketIngest) -> None:
-        """Note what the newest list says of a market. An empty one, or none so far, says nothing."""
+        """Apply the newest list to a market. An empty list, or none so far, is no evidence."""
         symbol = market.key.symbol
         if symbol in self._listed:
             market.decimals = self._listed[symbol].decimals
@@ -623,7 +655,7 @@ class ExchangeIngest:
         self._time.observe_date(date_ms, round(asked * 1000), round(answered * 1000))
 
     def _look_at_clocks(self) -> None:
-        """Weigh what is known of the time; take what waited for it."""
+        """Update the estimate of the exchange's clock, and process the candles that waited for it."""
         if self._has_own_clock:
             return
         before_ms = self.now_ms()
@@ -638,34 +670,34 @@ class ExchangeIngest:
                 self._take(self._markets[event.symbol], event, self.now_ms())
 
     async def _ask_the_time(self) -> None:
-        """This machine's clock was set, or the machine slept: any answer of REST tells which."""
+        """Make a REST request to learn the time, after this machine's clock was set or the machine slept."""
         with contextlib.suppress(Unavailable, ExchangeError):
             await self._exchange.fetch_markets(self._http)
 
     def _compare_clocks(self) -> None:
         for source, off_ms in self._time.doubted.items():
             if source != "machine" and self._doubts[source].note("", self._steady_ms()):
-                logger.warning("%s: the time by its %s is %.1f s off, not believed", self.name, source, off_ms / 1000)
+                logger.warning("%s: the time from its %s is %.1f s off, ignored", self.name, source, off_ms / 1000)
         for source, complaints in self._doubts.items():
             if complaints.ended(self._steady_ms()):
-                logger.info("%s: the time by its %s is right again", self.name, source)
+                logger.info("%s: the time from its %s is right again", self.name, source)
         notable = abs(self._skew_ms()) > _NOTABLE_SKEW_MS
         if notable != self._skew_noted:
             self._skew_noted = notable
             if notable:
                 logger.warning(
-                    "%s: its clock is %.1f s from ours; candles follow the exchange's, but check this machine's",
+                    "%s: its clock is %.1f s from this machine's; candles follow the exchange's clock, check this machine's",
                     self.name,
                     self._skew_ms() / 1000,
                 )
             else:
-                logger.info("%s: its clock and ours agree again", self.name)
+                logger.info("%s: its clock and this machine's agree again", self.name)
 
     def _steady_ms(self) -> int:
         return round(self._clock.monotonic() * 1000)
 
     def _skew_ms(self) -> int:
-        """How far the exchange's clock is ahead of this machine's."""
+        """Return how far the exchange's clock is ahead of this machine's."""
         return self.now_ms() - self._exchange.now_ms()
 
     def _describe_market(self, symbol: Symbol, now_ms: int) -> dict[str, Any]:
@@ -715,7 +747,7 @@ class ExchangeIngest:
 
 
 def _examined(hole: KnownGap) -> KnownGap:
-    """Return a stored hole; it is examined again, even if it was once believed for good."""
+    """Return a stored gap with a retry time if it has none, so that even a permanent one is examined again."""
     return replace(hole, retry_ms=0) if hole.retry_ms is None else hole
 
 

@@ -1,4 +1,4 @@
-"""Keeps the feeds of an exchange running: connects, reads, and starts again with backoff."""
+"""Keeps the feeds of an exchange running: connects, reads, and restarts them with backoff."""
 
 import asyncio
 import logging
@@ -24,34 +24,34 @@ from .tunnel import open_tunnel
 
 logger = logging.getLogger(__name__)
 _protocol_log = logging.getLogger("candled.ingest.websocket")
-_protocol_log.setLevel(logging.WARNING)  # what it says of a connection's end, the runner says better
+_protocol_log.setLevel(logging.WARNING)  # FeedRunner logs the end of a connection better
 
 _TICK_S = 1.0
-_SEND_TICK_S = 0.25  # while frames wait for their turn
+_SEND_TICK_S = 0.25  # while frames wait to be sent
 _CONNECT_TIMEOUT_S = 10.0
-_CLOSE_TIMEOUT_S = 0.2  # for the answer to our close frame, of a peer that may be dead
+_CLOSE_TIMEOUT_S = 0.2  # for the reply to our close frame, from a peer that may be dead
 _SEND_TIMEOUT_S = 5.0
 _HANG_UP_S = 1.0
-_TURN_S = 0.005  # so long frames that are there are read in one pass of the loop
-_STEADY_S = 30.0  # a connection that lived this long was no failure
+_TURN_S = 0.005  # waiting frames are read for this long in one pass of the loop
+_STEADY_S = 30.0  # a connection that lived this long is not a failure
 _LARGEST_FRAME = 16 * 1024 * 1024
 
 
 class FeedSink(Protocol):
-    """Who hears what the feeds bring."""
+    """Receives the events of the feeds."""
 
     def on_connected(self, feed: Feed) -> None:
-        """The feed runs."""
+        """Called when the feed is running."""
 
     def on_event(self, event: Event) -> None:
-        """The feed brought something."""
+        """Called for each event of a feed."""
 
     def on_interrupted(self, feed: Feed, reason: str) -> None:
-        """The feed broke; it will be started again."""
+        """Called when the feed was interrupted. It will be restarted."""
 
 
 class LoopBudget:
-    """The time of one pass of the loop that all feeds together may take: a snapshot of one takes it all."""
+    """The time that all feeds together may use in one pass of the event loop. A single snapshot uses all of it."""
 
     def __init__(self) -> None:
         self._spent_s = 0.0
@@ -59,11 +59,11 @@ class LoopBudget:
 
     @property
     def is_over(self) -> bool:
-        """Whether the next frame should wait for the next pass."""
+        """True if the next frame should wait for the next pass."""
         return self._spent_s > _TURN_S
 
     def add_time(self, seconds: float) -> None:
-        """A frame took so long."""
+        """Add the time that was spent on a frame."""
         self._spent_s += seconds
         if not self._is_begun:
             self._is_begun = True
@@ -74,10 +74,10 @@ class LoopBudget:
 
 
 class FeedRunner:
-    """Runs one feed for ever.
+    """Runs one feed until cancelled.
 
-    `attempts` is the budget of connection attempts, shared by all feeds of one host; `turns` is shared by all feeds.
-    `proxies` are those of the settings.
+    `attempts` is the budget of connection attempts, shared by all feeds of one host. `turns` is shared by all feeds.
+    `proxies` are those from the settings.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class FeedRunner:
         self._proxies = proxies or Proxies()
         self._refusals = Refusals()
         self._connection: FeedConnection | None = None
-        #: frames that could not be read
+        #: Counts frames that could not be read.
         self.malformed = Complaints()
 
     async def run(self) -> None:
-        """Connect, read until it breaks, wait, again."""
+        """Connect, read until the feed is interrupted, wait, and repeat."""
         run_once = self._run_stream if isinstance(self.feed, StreamFeed) else self._run_socket
         backoff = Backoff()
         while True:
@@ -121,27 +121,27 @@ class FeedRunner:
             await self._clock.sleep(wait_s)
 
     def renew_subscription(self, symbol: Symbol) -> None:
-        """REST has trades of `symbol` that this feed did not bring."""
+        """Renew the subscription to `symbol`, because REST has trades that this feed did not bring."""
         if self._connection is not None:
             self._connection.renew_subscription(symbol, self._clock.monotonic())
 
     def hasten(self, symbol: Symbol) -> None:
-        """Ask for a refused symbol now: there is a sign that the exchange has it."""
+        """Subscribe to a rejected symbol now, because the exchange seems to have it."""
         self._refusals.hasten(symbol, self._clock.monotonic())
 
     @property
     def silent_symbols(self) -> list[Symbol]:
-        """Symbols that are subscribed and bring nothing."""
+        """The symbols that are subscribed and bring nothing."""
         return self._connection.silent_symbols if self._connection is not None else []
 
     async def _attempt_once(self, run_once: Callable[[], Awaitable[str]]) -> str:
         try:
             return await run_once()
-        except InvalidURI as error:  # whose text holds the whole address
+        except InvalidURI as error:  # its text contains the complete address
             return f"the address cannot be used: {error.msg}"
         except (OSError, WebSocketException, CandledError) as error:
             return f"{type(error).__name__}: {error}" if not isinstance(error, CandledError) else str(error)
-        except Exception as error:  # a plugin's mistake must not end the feed for good
+        except Exception as error:  # an error in a plugin must not end the feed
             logger.exception("%s: the feed failed", self._name)
             return repr(error)
 
@@ -178,18 +178,18 @@ class FeedRunner:
             await _hang_up(socket)
 
     async def _way_to(self, url: str) -> dict[str, Any]:
-        """Return the options of `create_connection`: a tunnel through a proxy, or how the host is connected."""
+        """Return the options of `create_connection`: a tunnel through a proxy, or how to connect to the host."""
         parts = parse_uri(url)
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
         if proxy is not None:
             return {"sock": await open_tunnel(proxy, parts.host, parts.port, _CONNECT_TIMEOUT_S)}
         is_plain = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
-        # where an address does not answer, the next one is tried beside it; uvloop does not know it
+        # if an address does not answer, the next one is tried in parallel; uvloop does not support this
         return {"happy_eyeballs_delay": 0.25} if is_plain else {}
 
     async def _exchange_frames(self, socket: ClientConnection, feed: SocketFeed) -> str:
         connection = self._connection = FeedConnection(feed, feed.symbols, self._clock.monotonic(), self._refusals)
-        # the host alone: an operator's address may hold a password
+        # the host only: an operator's address may contain a password
         parts = parse_uri(feed.url)
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
         through = "" if proxy is None else f" through {proxy}"
@@ -206,7 +206,7 @@ class FeedRunner:
     ) -> str:
         while True:
             now = self._clock.monotonic()
-            if socket.state is not State.OPEN:  # one side says that it ends; the other may not hang up
+            if socket.state is not State.OPEN:  # one side is closing; the other may not hang up
                 await _hang_up(socket)
                 return await reader
             try:
@@ -214,12 +214,12 @@ class FeedRunner:
                     for frame in connection.frames_to_send(now):
                         await socket.send(frame)
             except ConnectionClosed:
-                return await reader  # which knows why
+                return await reader  # the reader knows the reason
             except TimeoutError:
-                return "what is sent is not read"
+                return "the exchange does not read the frames sent to it"
             skipped = self.malformed.ended(self._steady_ms())
             if skipped > 1:
-                logger.info("%s: all frames can be read again; %d were skipped", self._name, skipped)
+                logger.info("%s: no more unreadable frames; skipped %d", self._name, skipped)
             reason = connection.close_reason(now)
             if reason is not None:
                 return reason
@@ -237,7 +237,7 @@ class FeedRunner:
                 frame = await socket.recv()
             except ConnectionClosed as error:
                 return f"connection closed: {error}"
-            while turns.is_over:  # `recv` does not wait while there are frames
+            while turns.is_over:  # `recv` does not wait while frames are buffered
                 await self._clock.sleep(0)
             began = self._clock.monotonic()
             text = frame if isinstance(frame, str) else frame.decode("utf-8", "replace")
@@ -256,18 +256,18 @@ class FeedRunner:
 
     def _skipped(self, reason: str) -> None:
         if self.malformed.note(reason, self._steady_ms()):
-            logger.warning("%s: skipped a frame that cannot be read, counting more: %s", self._name, reason)
+            logger.warning("%s: skipped an unreadable frame, counting further ones: %s", self._name, reason)
 
     def _steady_ms(self) -> int:
         return round(self._clock.monotonic() * 1000)
 
 
 async def _hang_up(socket: ClientConnection) -> None:
-    """Send a close frame, and do not wait long for the answer of a peer that may be dead."""
+    """Send a close frame, and wait only briefly for the reply of a peer that may be dead."""
     try:
         async with asyncio.timeout(_HANG_UP_S):
             await socket.close()
     except TimeoutError:
-        logger.debug("a connection is cut off that could not be closed")
+        logger.debug("aborted a connection that could not be closed")
     finally:
         socket.transport.abort()

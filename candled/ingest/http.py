@@ -1,4 +1,4 @@
-"""Requests to exchanges: one budget per host, `Retry-After` obeyed, and nothing but JSON believed."""
+"""Requests to exchanges: one budget per host, `Retry-After` is obeyed, and only JSON is accepted."""
 
 import json
 import logging
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 10.0
 _FIRST_PENALTY_S = 2.0
 _MOST_PENALTY_S = 120.0
-_TOO_MANY = (418, 429)  # 418 is what Binance answers to those who went on after 429
+_TOO_MANY = (418, 429)  # 418 is Binance's answer to clients that go on after 429
 
 
 class HttpClient:
-    """`candled.exchange.Http` for one exchange: every host it asks has a budget of `requests_per_s`.
+    """Implements `candled.exchange.Http` for one exchange. Each host has a budget of `requests_per_s`.
 
-    `budget` gives the budgets of hosts, which other clients share; without it they are this client's alone. `proxies`
-    are those of the settings.
+    `budget` returns the budget of a host, which other clients share. Without it, the budgets belong to this client
+    alone. `proxies` are those from the settings.
     """
 
     def __init__(
@@ -42,11 +42,12 @@ class HttpClient:
         self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=8)
         self._client.tcp_client = TunnelingTCPClient(proxies or Proxies())
         self._hosts: dict[str, _Host] = {}
-        #: called with the `Date` of each answer in UTC epoch ms, and when it was asked for and came, monotonic seconds
+        #: Called with the `Date` of each response in UTC epoch ms, and the times of request and response in monotonic
+        #: seconds.
         self.saw_date: Callable[[int, float, float], None] | None = None
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
-        """GET `url`; see `candled.exchange.Http.get_json`."""
+        """Fetch `url` with GET; see `candled.exchange.Http.get_json`."""
         name = _host_of(url)
         host = self._hosts.get(name)
         if host is None:
@@ -62,7 +63,7 @@ class HttpClient:
             )
         except (OSError, HTTPClientError) as error:
             raise Unavailable(f"cannot reach {name}: {error}") from error
-        if response.code == 599:  # Tornado's own: no answer at all
+        if response.code == 599:  # Tornado's own status: no response
             raise Unavailable(f"cannot reach {name}: {response.error}") from response.error
         date_ms = _date_ms(response.headers)
         if date_ms is not None and self.saw_date is not None:
@@ -70,7 +71,10 @@ class HttpClient:
         return self._read_response(name, host, response)
 
     def describe(self) -> dict[str, Any]:
-        """Per host: requests made, the share of the budget left, and until when it asked for silence."""
+        """Return the state of each host for `/health`.
+
+        It consists of the requests made, the share of the budget left, and the seconds until it may be asked again.
+        """
         return {
             name: {
                 "requests": host.requests,
@@ -81,11 +85,11 @@ class HttpClient:
         }
 
     def is_busy(self) -> bool:
-        """Whether less than half of some host's budget is left."""
+        """Return whether less than half of some host's budget is left."""
         return any(host.budget.remaining_share() < 0.5 for host in self._hosts.values())
 
     def close(self) -> None:
-        """Drop idle connections."""
+        """Close idle connections."""
         self._client.close()
 
     def _own_budget(self, name: str, rate: float) -> Budget:
@@ -126,7 +130,7 @@ class _Host:
 
 
 def _host_of(url: str) -> str:
-    """Return the host of a URL, and its port where that is not the usual one: however it is written, the same text."""
+    """Return the host of a URL, with its port unless that is the default, in one normalized form."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2].lower()
     return host.removesuffix({"https": ":443", "http": ":80"}.get(parts.scheme.lower(), ""))
@@ -144,7 +148,7 @@ def _excerpt(body: bytes) -> str:
 
 
 def _date_ms(headers: Mapping[str, str]) -> int | None:
-    """The server's clock by `Date` (RFC 9110, 6.6.1) and, of a cached answer, its `Age`; None if absent or garbage."""
+    """Return the server's clock by `Date` (RFC 9110, 6.6.1) plus `Age` if cached; None if missing or invalid."""
     try:
         made = parsedate_to_datetime(headers["Date"])
         return round(made.timestamp() * 1000) + 1000 * int(headers.get("Age", 0))
@@ -153,7 +157,7 @@ def _date_ms(headers: Mapping[str, str]) -> int | None:
 
 
 def _retry_after_s(header: str | None, now_ms: int) -> float | None:
-    """Seconds asked for by `Retry-After` in seconds or as a date (RFC 9110, 10.2.3); None if absent or garbage."""
+    """Return the seconds in `Retry-After`, also if it is a date (RFC 9110, 10.2.3); None if missing or invalid."""
     if header is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""One market's way from what the exchange said to what is published and stored."""
+"""One market's path from the exchange's messages to the bus and the store."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,23 +22,27 @@ from .rows import check, sift
 logger = logging.getLogger(__name__)
 
 _WEEK = Interval.parse("1W")
-# Where the stream does not bring the forming minute REST is asked for it every three seconds, if the budget allows.
+# If the stream does not bring the forming minute, REST is polled for it every three seconds, budget permitting.
 POLL_MS = 3_000
-# What was answered without evidence is asked for again when REST is believed again, at most so often.
+# Answers without evidence are requested again once REST is credible again, at most this often.
 _REOPEN_MS = 600_000
-_ON_THEIR_WAY_MS = 2 * MINUTE_MS  # newer minutes are not counted as missing yet
-# A missing minute is asked for by REST only this long after its end: before, it is on its way.
+_ON_THEIR_WAY_MS = 2 * MINUTE_MS  # newer minutes do not count as missing yet
+# REST is asked for a missing minute only this long after its end: until then it may still arrive.
 _PATIENCE_MS = 10_000
-# So long after the end of a minute an answer of REST may come from a cache: one with less volume than the stream had is
-# taken only once it was repeated after the other time.
+# For this long after the end of a minute, a REST response may come from a cache. A response with less volume than the
+# stream had is accepted only if it is repeated after `_REPEATED_MS`.
 _CACHED_MS = 300_000
 _REPEATED_MS = 120_000
-# Prices that lie apart in so many minutes, or in fewer by this factor, are those of another market.
+# If the prices of this many minutes are disjoint from the stream's, or of fewer minutes but by this factor, the rows
+# belong to another market.
 _FOREIGN_MINUTES, _FOREIGN_FACTOR = 3, 2
 
 
 class Condition(NamedTuple):
-    """How a market is doing, and why: one of `candled.model.STATE_REASONS`, empty where it is `live`."""
+    """The state of a market and the reason for it.
+
+    `reason` is one of `candled.model.STATE_REASONS`, or empty if the state is `live`.
+    """
 
     state: State
     reason: StateReason | Literal[""] = ""
@@ -46,7 +50,7 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How one exchange's minutes are judged, in milliseconds; see `candled.exchange.Exchange` and the settings."""
+    """The parameters for judging one exchange's minutes; see `candled.exchange.Exchange` and the settings."""
 
     grace_period_ms: int
     quiet_after_ms: int
@@ -58,12 +62,12 @@ class Rules:
 
 @dataclass(slots=True)
 class Outcome:
-    """What follows from some candles.
+    """The actions that follow from some candles.
 
-    `live`: publish now, in this order, and store the final ones. `past`: store first, then tell that the range
-    `healed` changed. `dead`: REST shows trades that the stream did not bring, so renew the subscription. `checked`
-    final minutes were compared with REST for the first time, `mismatched` of them differed. `foreign` is a stretch that
-    another process has stored and that is not published yet.
+    `live`: publish these now, in this order, and store the final ones. `past`: store these first, then publish that the
+    range `healed` changed. `dead`: REST shows trades that the stream did not bring, so renew the subscription.
+    `checked` final minutes were compared with REST for the first time; `mismatched` of them differed. `foreign`: a
+    range that another process has stored and that is not published yet.
     """
 
     live: list[Candle] = field(default_factory=list)
@@ -76,55 +80,56 @@ class Outcome:
 
     @property
     def past_range(self) -> Range | None:
-        """The stretch that `past` lies in."""
+        """The range from the first to the last candle of `past`; None if there are none."""
         return Range(self.past[0].open_ms, self.past[-1].open_ms + MINUTE_MS) if self.past else None
 
 
 class MarketIngest:
-    """Order, finality, coverage and the state of one market. Pure: the time is an argument, on the exchange's clock.
+    """The order, finality, coverage and state of one market.
 
-    `recent` are the newest stored minutes, oldest first, forming ones too: what the exchange says of them as they are
-    is no news.
+    This class is pure: the time is an argument, on the exchange's clock. `recent` are the newest stored minutes, oldest
+    first, including forming ones. Receiving them unchanged is not a change.
     """
 
     def __init__(self, key: MarketKey, coverage: Coverage, rules: Rules, recent: Sequence[Candle] = ()) -> None:
         self.key = key
         self.coverage = coverage
-        self.decimals = Decimals()  # what the exchange's list of markets says
-        #: the exchange's words for refusing the subscription, until the stream brings candles
+        self.decimals = Decimals()  # from the exchange's list of markets
+        #: The exchange's reason for rejecting the subscription, until the stream brings candles.
         self.refused: str | None = None
-        #: in words, that the exchange's list lacks the symbol; candles of the stream or REST outweigh it
+        #: An error text if the exchange's list does not contain the symbol. Candles from the stream or REST outweigh
+        #: it.
         self.unlisted: str | None = None
         self.trouble: str | None = None
         self.revisions = 0
-        #: rows of the exchange that were dropped because they cannot be candles
+        #: Counts the exchange's rows that were dropped because they are not valid candles.
         self.complaints = Complaints()
-        #: stamps that cannot be right; the time of receipt took their place
+        #: The number of timestamps that were implausible; the time of receipt replaced them.
         self.unbelieved_stamps = 0
         self._rules = rules
         self._minutes = Minutes(rules.grace_period_ms, recent)
         self._restored = self._minutes.forming
-        #: a stretch of stored history before all that `coverage` knows, while it is looked at
+        #: A range of stored history before the start of `coverage`, while it is being repaired.
         self.older: Coverage | None = None
         self._older_until_ms = 0
         self._recent_known: tuple[int, int] | None = None
         self._recent_lacks = False
         self._presence = Presence(rules.quiet_after_ms, publishes_empty_candles=rules.publishes_empty_candles)
         self._was_answered = False
-        #: whether REST is known to speak of this market: None until it does, False when it denies a known minute
+        #: Whether REST has data of this market: None until it responds, False once it denies a known minute.
         self._is_credible: bool | None = None
         self._reopened_ms = 0
-        #: minutes with less volume in REST than in the stream: the time of the first such answer, and its values
+        #: Minutes with less volume in REST than in the stream → the time of the first such response, and its values.
         self._lesser: dict[int, tuple[int, tuple[object, ...]]] = {}
         self._lost_before = RangeSet()
         self._gap: Range | None = None
         self._gap_of: tuple[int, int] | None = None
-        self._idle_until_ms = 0  # nothing to ask for before minutes up to here should be there
+        self._idle_until_ms = 0  # no requests are due until minutes up to here should have arrived
 
-    # ------------------------------------------------------------ what the exchange said
+    # ------------------------------------------------------------ messages from the exchange
 
     def on_push(self, event: Candles, now_ms: int) -> Outcome:
-        """Take candles of the live stream."""
+        """Process candles from the live stream."""
         for row in event.invalid:
             self._drop(row, now_ms)
             if row.open_ms is not None:
@@ -136,31 +141,33 @@ class MarketIngest:
         outcome = Outcome()
         newest_ms = candles[-1].open_ms if candles else 0
         for candle in candles:
-            # A row of a snapshot is the last version of its minute where the next minute is there too.
+            # A row of a snapshot is the last version of its minute if the snapshot contains the next minute too.
             if event.snapshot and candle.open_ms < newest_ms and self._is_over(candle) and not candle.final:
                 candle = candle._replace(final=True)
             if self._reaches(candle, newest_ms, now_ms):
                 self._take_pushed(candle, now_ms, outcome)
             elif candle.final and self.coverage.has_minute(candle.open_ms):
-                self.coverage.mark_doubtful(candle.open_ms)  # it may be another version than the stored one
+                # this may differ from the stored version
+                self.coverage.mark_doubtful(candle.open_ms)
             elif candle.final and candle.open_ms >= self.coverage.from_ms:
                 self._take_past(candle, outcome, confirmed=False)
         outcome.healed = outcome.past_range
         return outcome
 
     def stored_span(self, window: Window, now_ms: int) -> Range | None:
-        """Return the part of a window whose minutes are stored and no longer in memory; None where there is none.
+        """Return the part of a window whose minutes are stored and no longer in memory, or None if there is none.
 
-        `answered` needs these minutes to compare.
+        `on_history` needs these minutes for comparison.
         """
         newest_ms = now_ms if self.newest_ms is None else self.newest_ms
         span = Range(window.start_ms, min(window.end_ms, MINUTE.floor(newest_ms - WINDOW_MS) + MINUTE_MS))
         return span if span.start_ms < span.end_ms and self.coverage.covered_within(*span) else None
 
     def find_foreign(self, rows: Sequence[Candle | InvalidRow], now_ms: int) -> str | None:
-        """Return in words that an answer is about another market, and count it; None where nothing says so.
+        """Return an error text if a response is about another market, and count it; otherwise return None.
 
-        Its prices then lie apart from the stream's in all minutes that both have: in three or more, or by a factor.
+        The response is rejected if its prices are disjoint from the stream's in all minutes that both have: in at least
+        three minutes, or by a factor of two.
         """
         pairs = [
             (row, ours)
@@ -186,9 +193,10 @@ class MarketIngest:
         asked_ms: int | None = None,
         stored: Sequence[Candle] = (),
     ) -> Outcome:
-        """Take REST's answer for a window it was asked for at `asked_ms`; `stored` are the minutes of `stored_span`.
+        """Process REST's response for a window that was requested at `asked_ms`.
 
-        REST is the higher authority for minutes that are over, whatever stamps the stream had.
+        `stored` are the minutes of `stored_span`. For completed minutes REST has priority over the stream, regardless
+        of timestamps.
         """
         self.trouble, self._was_answered = None, True
         asked_ms = now_ms if asked_ms is None else asked_ms
@@ -208,9 +216,9 @@ class MarketIngest:
         is_dead = window.urgency is Urgency.PRESENT and self._judge_silence(window, candles, now_ms)
         newest_ms = candles[-1].open_ms if candles else 0
         for candle in candles:
-            if candle.open_ms not in behind:  # else it stays unconfirmed, and is asked for once more
+            if candle.open_ms not in behind:  # otherwise it stays unconfirmed and is requested once more
                 self._take_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
-        if not self._presence.is_moving(now_ms):  # nobody sees how the forming minute ends
+        if not self._presence.is_moving(now_ms):  # the stream will not show how the forming minute ends
             self._minutes.on_interrupted()
         outcome.dead, outcome.healed = is_dead, outcome.past_range
         holes_changed = self._coverage_of(window.start_ms).on_answer(
@@ -227,7 +235,7 @@ class MarketIngest:
         return outcome
 
     def _weigh(self, window: Window, has_rows: bool, now_ms: int) -> None:
-        """Judge whether REST's silence about minutes means anything: not where it denies what it must have."""
+        """Judge whether an empty response is evidence. It is not if REST denies minutes that it must have."""
         if has_rows:
             if not self._is_credible and now_ms - self._reopened_ms >= _REOPEN_MS:
                 self._reopened_ms = now_ms
@@ -239,7 +247,7 @@ class MarketIngest:
             self._is_credible = False
 
     def _behind(self, candles: Sequence[Candle], known: Mapping[int, Candle], now_ms: int) -> RangeSet:
-        """Return the minutes whose answer is older than the stream's version: volume only grows within a minute."""
+        """Return the minutes whose response is older than the stream's version: volume only grows within a minute."""
         behind = RangeSet()
         for open_ms in [old for old in self._lesser if now_ms - old > 2 * _CACHED_MS]:
             del self._lesser[open_ms]
@@ -257,7 +265,11 @@ class MarketIngest:
         return behind
 
     def settle_beginning(self, evidence: Evidence, now_ms: int) -> Range | None:
-        """Take what other sources say of the time before the first minute; return where the known holes changed."""
+        """Apply evidence from other sources about the time before the first minute.
+
+        Returns:
+            The range in which the known gaps changed, or None.
+        """
         stretch = self.coverage.beginning
         if stretch is None or not self.coverage.settle_beginning(evidence, now_ms):
             return None
@@ -265,58 +277,60 @@ class MarketIngest:
         return Range(stretch.start_ms, stretch.end_ms)
 
     def look_at(self, older: Coverage, until_ms: int) -> Range | None:
-        """Take a stretch of stored history before all that is known, which ends at `until_ms`.
+        """Add a range of stored history before `coverage`, ending at `until_ms`, to be repaired.
 
-        What is missing there is asked for when nothing else is. Return where history is complete by this alone.
+        Its missing minutes are requested when nothing else is due. Return the range by which history is now complete
+        further back, or None.
         """
         self.older, self._older_until_ms = older, until_ms
         return self._take_older()
 
     @property
     def coverages(self) -> list[Coverage]:
-        """All that is known of minutes, the newest first."""
+        """All coverage of this market, the newest first."""
         return [self.coverage] if self.older is None else [self.coverage, self.older]
 
     def on_history_failed(self, reason: str) -> None:
-        """Note that REST could not be asked, or did not answer as documented."""
+        """Record that REST was unavailable, or that its response was invalid."""
         self.trouble = reason
         self._presence.on_failure()
 
     def on_interrupted(self) -> None:
-        """Note that the stream broke."""
+        """Record that the stream was interrupted."""
         self._presence.on_interruption()
         self._idle_until_ms = 0
         self._minutes.on_interrupted()
 
     @property
     def awaits_late_versions(self) -> bool:
-        """Whether `settle` will have something to say before long."""
+        """True if some minutes are in their grace period, so that `finalize_minutes` will soon return them."""
         return self._minutes.awaits_late_versions
 
     def finalize_minutes(self, now_ms: int) -> list[Candle]:
-        """The minutes that became final because their late versions had their chance."""
+        """Return the minutes that became final because their grace period is over."""
         settled = self._minutes.finalize_minutes(now_ms)
         for candle in settled:
             self.coverage.add_minute(candle.open_ms, confirmed=False)
         return settled
 
-    # ------------------------------------------------------------ what to do next
+    # ------------------------------------------------------------ next requests
 
     def next_request(self, now_ms: int, pace_ms: int = POLL_MS) -> Window | None:
-        """The next request for history, if there is one to make; for the present at most every `pace_ms`."""
+        """Return the next request for history, or None. The present is requested at most every `pace_ms`."""
         window = self._want_missing(now_ms)
         if (window is not None and window.urgency is Urgency.RECENT) or not self._presence.is_due(now_ms, pace_ms):
             return window
         end_ms = MINUTE.floor(now_ms) + MINUTE_MS
         start_ms = end_ms - 2 * MINUTE_MS if self.newest_ms is None else self.newest_ms
-        if not self.coverage.has_minute(start_ms - MINUTE_MS):  # REST says how it ended
+        if not self.coverage.has_minute(start_ms - MINUTE_MS):  # REST knows how it ended
             start_ms -= MINUTE_MS
         first_ms = max(start_ms, end_ms - self._rules.max_history_minutes * MINUTE_MS)
         return Window(Urgency.PRESENT, min(first_ms, end_ms - MINUTE_MS), end_ms)
 
     def _want_missing(self, now_ms: int) -> Window | None:
         until_ms = self._expected_until(now_ms)
-        if until_ms < self._idle_until_ms <= until_ms + MINUTE_MS:  # a later time was that of a clock that was ahead
+        # a later time comes from a clock that was ahead
+        if until_ms < self._idle_until_ms <= until_ms + MINUTE_MS:
             return self._want_older(now_ms)
         confirm_until_ms = until_ms if self._rules.confirm else 0
         window = self.coverage.next_window(until_ms, now_ms, self._rules.max_history_minutes, confirm_until_ms)
@@ -331,13 +345,14 @@ class MarketIngest:
         return self.older.next_window(self._older_until_ms, now_ms, self._rules.max_history_minutes, 0)
 
     def forming(self) -> list[Candle]:
-        """Return the minutes that are not final as they stand, oldest first."""
+        """Return the minutes that are not final, oldest first, in their current version."""
         return self._minutes.forming
 
     def missing_minutes(self, now_ms: int) -> int:
-        """Count the minutes that are neither there nor known not to exist, up to two minutes ago.
+        """Count the minutes, up to two minutes ago, that are neither stored nor known not to exist.
 
-        What lies before a minute that was restored at the start is counted without delay: it was lost then.
+        Minutes before a forming minute that was restored at startup count immediately: they were missed before the
+        start.
         """
         until_ms = now_ms - _ON_THEIR_WAY_MS
         missing = self.coverage.missing_within(self.coverage.from_ms, until_ms)
@@ -353,7 +368,7 @@ class MarketIngest:
         return missing.total_ms // MINUTE_MS
 
     def feed_metadata(self, logged_seq: int) -> FeedMetadata:
-        """What can be said of the market with its next message."""
+        """Return the metadata to publish with the market's next message."""
         settled_ms = self._minutes.watermark_ms
         if settled_ms is None:
             return FeedMetadata(logged_seq=logged_seq)
@@ -361,7 +376,7 @@ class MarketIngest:
         if known != self._gap_of:
             since_ms = self.coverage.from_ms if self.coverage.since_ms is None else self.coverage.since_ms
             missing = self.coverage.missing_within(since_ms, settled_ms)
-            for candle in self._minutes.forming:  # whatever REST answered: its end was not seen
+            for candle in self._minutes.forming:  # regardless of REST: their end was not seen
                 if candle.open_ms < settled_ms:
                     missing.add(candle.open_ms, candle.open_ms + MINUTE_MS)
             self._gap = next(iter(missing)).hull(missing.last) if missing else None
@@ -369,16 +384,19 @@ class MarketIngest:
         return FeedMetadata(settled_ms, self._gap, logged_seq)
 
     def mark_missing(self, open_ms: int) -> None:
-        """Note that the store had no room for a final minute: it will be asked for again."""
+        """Record that the store had no room for a final minute, so that it is requested again."""
         self.coverage.mark_lost(open_ms, open_ms + MINUTE_MS)
         self._idle_until_ms = 0
 
     def compare_with_store(self, held: RangeSet, stored: RangeSet, span: Range) -> tuple[RangeSet, RangeSet]:
-        """Compare what should be in the store with what is, within `span`; return what is lost and what is new there.
+        """Compare the minutes that should be in the store with those that are, within `span`.
 
-        `held` is what `coverage.held` said before the store was read. What is lost will be asked for again, once: what
-        the store then still does not keep is older than its retention, or refused. What is new was stored by another
-        process.
+        `held` is the result of `coverage.covered_within` from before the store was read. Lost minutes are requested
+        again, once: if the store does not keep them then, they are older than its retention, or it refuses them. New
+        minutes were stored by another process.
+
+        Returns:
+            The lost minutes and the new ones.
         """
         lost, new = RangeSet(), RangeSet()
         self._lost_before.remove(0, span.start_ms)
@@ -398,7 +416,7 @@ class MarketIngest:
         return lost, new
 
     def condition(self, now_ms: int) -> Condition:
-        """Return the state of the market, one of `candled.model.STATES`, and the reason for it."""
+        """Return the market's state, one of `candled.model.STATES`, and the reason for it."""
         standing = self._presence.standing(now_ms)
         if standing == "unknown":
             return self._unknown(now_ms)
@@ -414,7 +432,7 @@ class MarketIngest:
         return Condition("polling", reason or "stream_silent")
 
     def _unknown(self, now_ms: int) -> Condition:
-        """Return the condition of a market that neither the stream nor REST vouches for."""
+        """Return the condition of a market for which neither the stream nor REST provides evidence."""
         is_refused = self.refused is not None or self.unlisted is not None
         if not is_refused and self.trouble is None and self._lacks_week(now_ms):
             return Condition("warming", self._why_missing(now_ms) if self._was_answered else "starting")
@@ -426,14 +444,14 @@ class MarketIngest:
         return Condition("stale", "starting" if is_fresh else "unconfirmed_silence")
 
     def _lacks_week(self, now_ms: int) -> bool:
-        """Return whether the running week is not complete yet."""
+        """Return whether the current week is not complete yet."""
         since_ms, beginning = self.coverage.since_ms, self.coverage.beginning
         from_ms = max(_WEEK.floor(now_ms), self.coverage.from_ms)
         is_doubtful = beginning is not None and beginning.reason == "unconfirmed" and beginning.end_ms > from_ms
         return since_ms is None or since_ms > from_ms or is_doubtful
 
     def _why_missing(self, now_ms: int) -> StateReason:
-        """Return why the running week is not complete."""
+        """Return why the current week is not complete."""
         if not self._rest_works:
             return "rest_unavailable"
         is_asked = not self.coverage.unasked(_WEEK.floor(now_ms), self._expected_until(now_ms))
@@ -445,12 +463,12 @@ class MarketIngest:
 
     @property
     def newest_ms(self) -> int | None:
-        """The newest minute seen, UTC epoch milliseconds."""
+        """The opening time of the newest minute seen, UTC epoch milliseconds; None if there is none."""
         return self._minutes.newest_ms
 
     @property
     def connected(self) -> bool:
-        """Whether the stream is connected."""
+        """True if the stream is connected."""
         return self._presence.connected
 
     @connected.setter
@@ -459,34 +477,38 @@ class MarketIngest:
 
     @property
     def pushed_ms(self) -> int | None:
-        """When the stream last brought a candle, on the exchange's clock."""
+        """When the stream last brought a candle, on the exchange's clock; None if it has not."""
         return self._presence.pushed_ms
 
     def is_polled(self, now_ms: int) -> bool:
-        """Return whether REST is asked for the present in the stream's place."""
+        """Return whether REST is polled for the present in place of the stream."""
         return not self.connected or self._presence.standing(now_ms) == "polled"
 
     @property
     def known_gaps(self) -> list[KnownGap]:
-        """The minutes the exchange itself does not have, but for the time before its history begins."""
+        """The gaps on the exchange's side, except the time before its history begins."""
         found = [hole for coverage in reversed(self.coverages) for hole in coverage.known_gaps]
         return [hole for hole in found if hole.reason != "beyond_history"]
 
     @property
     def trouble_text(self) -> str | None:
-        """Everything that is wrong, in words; None where nothing is."""
-        denies = "the exchange's REST API answers with nothing for minutes that it had"
+        """All current problems in words, or None."""
+        denies = "the exchange's REST API returns nothing for minutes that it had"
         trouble = denies if self._is_credible is False else self.trouble
         return "; ".join(text for text in (self.refused, self.unlisted, trouble) if text) or None
 
     # ------------------------------------------------------------ inside
 
     def _coverage_of(self, open_ms: int) -> Coverage:
-        """Return what is known of the time of a minute."""
+        """Return the coverage that contains a minute."""
         return self.older if self.older is not None and open_ms < self._older_until_ms else self.coverage
 
     def _take_older(self) -> Range | None:
-        """Let history be complete since when the older stretch is; return what that adds."""
+        """Extend complete history back to where the older range is complete.
+
+        Returns:
+            The range that this adds, or None.
+        """
         since_ms, older = self.coverage.since_ms, self.older
         if older is None or older.since_ms is None or since_ms is None or older.since_ms >= since_ms:
             return None
@@ -495,7 +517,7 @@ class MarketIngest:
 
     @property
     def _stream_trouble(self) -> StateReason | None:
-        """Why the stream brings nothing, as far as that is known without REST."""
+        """The reason why the stream brings nothing, as far as it is known without REST."""
         if self.refused is not None:
             return "subscription_refused"
         if self.unlisted is not None:
@@ -503,7 +525,10 @@ class MarketIngest:
         return None if self.connected else "stream_down"
 
     def _lacks_recent(self, until_ms: int) -> bool:
-        """Whether minutes of the last hours are missing: asked every second, it changes once a minute."""
+        """Return whether minutes of the last two hours are missing.
+
+        The result is cached: it is needed every second but changes once a minute.
+        """
         known = self.coverage.version, until_ms
         if known != self._recent_known:
             self._recent_known = known
@@ -511,27 +536,27 @@ class MarketIngest:
         return self._recent_lacks
 
     def _expected_until(self, now_ms: int) -> int:
-        """Minutes before this should be here by now."""
+        """Return the time before which all minutes should have arrived by now."""
         return MINUTE.floor(now_ms - self._rules.grace_period_ms - _PATIENCE_MS)
 
     def _drop(self, row: InvalidRow, now_ms: int) -> None:
-        """Count a row that cannot be a candle."""
+        """Count a row that is not a valid candle."""
         if self.complaints.note(row.reason, now_ms):
-            logger.warning("%s: dropped a row that cannot be a candle, counting more: %s", self.key, row.reason)
+            logger.warning("%s: dropped an invalid row, counting further ones: %s", self.key, row.reason)
 
     def log_recovery(self, now_ms: int) -> None:
-        """Log the end of a series of rows that could not be read."""
+        """Log the end of a series of invalid rows."""
         dropped = self.complaints.ended(now_ms)
         if dropped > 1:
-            logger.info("%s: no more rows that cannot be candles; %d were dropped", self.key, dropped)
+            logger.info("%s: no more invalid rows; dropped %d", self.key, dropped)
 
     def _valid_candles(
         self, candles: Sequence[Candle], src: str, received_ms: int, now_ms: int, *, is_update: bool = False
     ) -> list[Candle]:
-        """Return the possible ones of some candles, oldest first, each with a stamp that can be believed.
+        """Return the valid candles, oldest first, each with a plausible timestamp.
 
-        The stamp is `received_ms` where the exchange states none, or one that cannot be right. An `update` of the
-        stream then counts as a statement from before the end of the minute, so that it replaces none from after it.
+        If a candle has no timestamp, or an implausible one, it gets `received_ms`. If it is an update from the stream,
+        its timestamp then lies before the end of the minute, so that it replaces no version from after the end.
         """
         valid = []
         for candle in candles:
@@ -549,12 +574,12 @@ class MarketIngest:
             else:
                 self.unbelieved_stamps += as_of_ms != 0
                 as_of_ms = min(received_ms, end_ms - 1) if is_update else received_ms
-            final = candle.final and now_ms >= end_ms  # one frame ends no minute early
+            final = candle.final and now_ms >= end_ms  # a single frame cannot end a minute early
             valid.append(Candle(*candle[:7], as_of_ms, final, candle.rev, src))
         return sorted(valid) if len(valid) > 1 else valid
 
     def _take_pushed(self, candle: Candle, now_ms: int, outcome: Outcome) -> None:
-        """Take a minute of the live edge from the stream. One that REST has confirmed only REST changes."""
+        """Process a live-edge minute from the stream. Only REST can change a minute that REST has confirmed."""
         held = self._minutes.get_minute(candle.open_ms)
         if held is not None and held.final and self._is_confirmed(candle.open_ms):
             if held.values != candle.values and candle.supersedes(held):
@@ -566,11 +591,11 @@ class MarketIngest:
     def _take_answered(
         self, candle: Candle, known: Candle | None, newest_ms: int, asked_ms: int, now_ms: int, outcome: Outcome
     ) -> None:
-        """Take a minute from REST; `known` is the version in memory or in the store."""
+        """Process a minute from REST. `known` is the version in memory or in the store."""
         is_over = self._is_over(candle)
         if known is not None and is_over:
             if _came_meanwhile(known, candle, asked_ms, now_ms):
-                return  # it stays unconfirmed, and is asked for once more
+                return  # it stays unconfirmed and is requested once more
             candle = candle.confirmed_over(known)
         proven = candle if candle.final is is_over else candle._replace(final=is_over)
         if self._reaches(candle, newest_ms, now_ms):
@@ -582,28 +607,31 @@ class MarketIngest:
             self._take_past(proven, outcome, confirmed=True)
 
     def _take_past(self, candle: Candle, outcome: Outcome, *, confirmed: bool) -> None:
-        """Take a final minute that is older than the live edge."""
+        """Process a final minute that is older than the live edge."""
         outcome.past.append(candle._replace(rev=self._revision_of_absent(candle)))
         self._minutes.forget(candle.open_ms)
         self._coverage_of(candle.open_ms).add_minute(candle.open_ms, confirmed=confirmed)
 
     def _reaches(self, candle: Candle, newest_ms: int, now_ms: int) -> bool:
-        """Whether a candle belongs to the live edge, also once the newest one that came with it is there."""
+        """Return whether a candle belongs to the live edge.
+
+        It must also belong to it once `newest_ms`, the newest minute of the same message, is in memory.
+        """
         return self._minutes.is_live_edge(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS
 
     def _is_wanted(self, open_ms: int) -> bool:
-        """Whether the store should get the exchange's word on a minute that is no longer in memory."""
+        """Return whether the store needs REST's version of a minute that is no longer in memory."""
         coverage = self._coverage_of(open_ms)
         return not coverage.has_minute(open_ms) or coverage.awaits_confirmation(open_ms)
 
     def _is_confirmed(self, open_ms: int) -> bool:
-        """Whether REST has confirmed a final minute, and can be asked again."""
+        """Return whether REST has confirmed a final minute and can be asked again."""
         coverage = self.coverage
         is_open = coverage.awaits_confirmation(open_ms) or coverage.was_deferred(open_ms)
         return self._rules.confirm and coverage.has_minute(open_ms) and not is_open
 
     def _hold(self, candle: Candle, now_ms: int, outcome: Outcome, *, confirmed: bool) -> None:
-        """Take a version of a minute of the live edge."""
+        """Process a version of a minute of the live edge."""
         held = self._minutes.get_minute(candle.open_ms)
         if held is None and self._revision_of_absent(candle):
             candle = candle._replace(rev=1)
@@ -611,7 +639,7 @@ class MarketIngest:
         current = news or self._minutes.get_minute(candle.open_ms)
         if current is not None and current.final and (confirmed or news is not None):
             if news is None and not self.coverage.has_minute(candle.open_ms):
-                news = current  # the store has lost it, and gets it once more
+                news = current  # lost by the store, so it is stored once more
             self.coverage.add_minute(candle.open_ms, confirmed=confirmed)
         if news is None:
             return
@@ -621,11 +649,17 @@ class MarketIngest:
         outcome.live.append(news)
 
     def _revision_of_absent(self, candle: Candle) -> int:
-        """1 for a minute that was taken not to exist: bars were final without it, so that it revises them."""
+        """Return 1 for a minute that was believed not to exist, else 0.
+
+        Bars were final without this minute, so it is a revision of them.
+        """
         return int(self._coverage_of(candle.open_ms).was_absent(candle.open_ms))
 
     def _compare_with_previous(self, candle: Candle, held: Candle | None) -> None:
-        """Where candles open at the close of the one before, a difference betrays a missed push."""
+        """Mark the previous minute as doubtful if this candle does not open at its close.
+
+        This applies to exchanges whose candles open at the previous close: a difference reveals a missed push.
+        """
         previous = self._minutes.get_minute(candle.open_ms - MINUTE_MS)
         if (
             self._rules.opens_at_previous_close
@@ -649,7 +683,7 @@ class MarketIngest:
         now_ms: int,
         outcome: Outcome,
     ) -> None:
-        """Count the final minutes that REST is compared with for the first time, and all that differ from it."""
+        """Count the final minutes compared with REST for the first time, and all minutes that differ from it."""
         theirs = {candle.open_ms: candle for candle in candles if self._is_over(candle)}
         awaiting = set(
             self.coverage.unconfirmed_within(window.start_ms, min(window.end_ms, self._expected_until(now_ms)))
@@ -658,7 +692,7 @@ class MarketIngest:
             ours, row = known.get(open_ms) or self._minutes.get_minute(open_ms), theirs.get(open_ms)
             if ours is None or not ours.final or open_ms in unreadable:
                 continue
-            if self.coverage.was_deferred(open_ms) and open_ms not in self._lesser:  # it was counted
+            if self.coverage.was_deferred(open_ms) and open_ms not in self._lesser:  # already counted
                 continue
             if row is not None and _came_meanwhile(ours, row, asked_ms, now_ms):
                 continue
@@ -667,11 +701,12 @@ class MarketIngest:
             outcome.mismatched += differs
 
     def _judge_silence(self, window: Window, rows: list[Candle], now_ms: int) -> bool:
-        """Take REST's answer about the present; return whether it shows a subscription that is dead."""
+        """Process REST's response about the present; return whether it shows that the subscription is dead."""
         verdict = self._presence.judge(rows, window.start_ms, self._minutes.get_minute, now_ms)
         if verdict == "nothing":
             self.trouble = "the exchange's REST API does not answer for the present"
-            if not rows and self.newest_ms is not None:  # it lacks a minute that it must have, final or not
+            # the response contains not even a minute that must exist, final or not
+            if not rows and self.newest_ms is not None:
                 self._is_credible = False
         last_ms = self.pushed_ms
         is_certain = any(
@@ -681,5 +716,5 @@ class MarketIngest:
 
 
 def _came_meanwhile(known: Candle, candle: Candle, asked_ms: int, now_ms: int) -> bool:
-    """Whether another version of a minute was pushed while REST was asked: then it may be the newer one."""
+    """Return whether another version of a minute was pushed during the REST request and may therefore be newer."""
     return known.values != candle.values and asked_ms < known.as_of_ms <= now_ms

@@ -4,26 +4,27 @@ from collections.abc import Sequence
 
 from candled.model import MINUTE_MS, Candle
 
-# Older minutes are the store's business: a change there goes through the store first.
+# Changes of older minutes go through the store first.
 WINDOW_MS = 60 * MINUTE_MS
 
 
 class Minutes:
-    """Holds the newest hour of one market and decides what of a candle is news. Pure: the time is an argument.
+    """The newest hour of one market. Decides which candles are changes and when a minute is final.
 
-    All times are UTC epoch milliseconds on the exchange's clock. `settle_ms` is how long after its successor
-    opened the late versions of a minute have their chance. `held` are minutes that are known from before, oldest first.
-    One of them that is not final becomes final as after an interruption: its end may not have been seen.
+    This class is pure: the time is an argument. All times are UTC epoch milliseconds on the exchange's clock.
+    `settle_ms` is the grace period: how long after the next minute opened, late versions of a minute are still
+    accepted. `held` are minutes known from before, oldest first. Those that are not final are treated as after an
+    interruption, because their end may not have been seen.
     """
 
     def __init__(self, settle_ms: int, held: Sequence[Candle] = ()) -> None:
         self._grace_period_ms = settle_ms
         self._held = {candle.open_ms: candle for candle in held}
-        self._open: dict[int, int | None] = {}  # minutes not final → when a successor was first seen
+        self._open: dict[int, int | None] = {}  # minutes not final → when a newer minute was first seen
         self.newest_ms: int | None = held[-1].open_ms if held else None
 
     def get_minute(self, open_ms: int) -> Candle | None:
-        """The version held of a minute, if it is one of the newest hour."""
+        """Return the current version of a minute, or None if it is not in memory."""
         return self._held.get(open_ms)
 
     @property
@@ -33,9 +34,10 @@ class Minutes:
 
     @property
     def watermark_ms(self) -> int | None:
-        """Before it no minute is held that may still become final by its successor; None before the first minute.
+        """The time before which no minute can still become final through its successor; None before the first minute.
 
-        Minutes that were not seen to their end, when the stream broke or jumped, are before it: they are missing.
+        Minutes whose end was not seen, because the stream was interrupted or jumped, may lie before it. They count as
+        missing.
         """
         if self.newest_ms is None:
             return None
@@ -44,37 +46,38 @@ class Minutes:
 
     @property
     def awaits_late_versions(self) -> bool:
-        """Whether some minute will be final once its successor has been open for long enough."""
+        """True if a minute is in its grace period."""
         return any(seen_ms is not None for seen_ms in self._open.values())
 
     def is_live_edge(self, open_ms: int, now_ms: int) -> bool:
-        """Whether a minute belongs to the live edge; an older one must go through the store."""
+        """Return whether a minute belongs to the live edge. Older ones must go through the store."""
         return open_ms > (now_ms if self.newest_ms is None else self.newest_ms) - WINDOW_MS
 
     def on_interrupted(self) -> None:
-        """The stream broke: minutes in progress may end unseen, so a successor no longer proves them final.
+        """Record that the stream was interrupted.
 
-        They are held on, and become final when the stream or REST speaks of them again.
+        Forming minutes may now end unseen, so a newer minute no longer proves that they are final. They stay in memory
+        and become final when the stream or REST sends them again.
         """
         self._open.clear()
 
     def doubt(self, open_ms: int) -> None:
-        """Note that a statement about a minute could not be read: its successor does not prove that it is final.
+        """Record that a version of a minute was unreadable, so a newer minute does not prove that it is final.
 
-        It becomes final as after an interruption.
+        The minute becomes final as after an interruption.
         """
         self._open.pop(open_ms, None)
 
     def forget(self, open_ms: int) -> None:
-        """Note that the last version of a minute went past this to the store."""
+        """Record that the last version of a minute went directly to the store."""
         if open_ms != self.newest_ms:
             self._held.pop(open_ms, None)
             self._open.pop(open_ms, None)
 
     def apply_version(self, candle: Candle, now_ms: int) -> Candle | None:
-        """Take a version of a minute of the live edge; return it as it now stands if that is a change, else None.
+        """Apply a version of a minute of the live edge; return its new version if something changed, else None.
 
-        `final` of the candle is whether it is proven to be the last one: a pushed one alone never is.
+        `final` of the candle means that it is proven to be the last version. A push alone never proves this.
         """
         held = self._held.get(candle.open_ms)
         if held is not None:
@@ -88,13 +91,13 @@ class Minutes:
         return candle
 
     def finalize_minutes(self, now_ms: int) -> list[Candle]:
-        """Return the minutes that became final because their successor opened long enough ago, oldest first.
+        """Return the minutes that became final because the next minute opened long enough ago, oldest first.
 
-        Both the successor and the exchange's clock must say so: one frame of the stream, which may be about a minute to
-        come, ends none.
+        Both the next minute and the exchange's clock must show this: a single frame, which may be about a future
+        minute, ends no minute.
 
-        One that time has left behind (the stream jumped by an hour or more) does not: nobody compares it with REST any
-        more, so it stays missing and is fetched.
+        A minute that left the live edge, because the stream jumped by an hour or more, does not become final. It would
+        not be compared with REST any more, so it stays missing and is fetched.
         """
         settled = [
             open_ms

@@ -1,4 +1,4 @@
-"""How many final minutes of the last 24 hours were compared with the exchange's REST API, and how many differed."""
+"""The number of final minutes of the last 24 hours that were compared with REST, and how many differed."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ _HOURS = 24
 
 
 class Parity:
-    """A sliding count by hour: the one in progress and the 23 before it. Pure: time is an argument, UTC epoch ms."""
+    """A sliding count by hour: the current one and the 23 before it. Pure: time is an argument, UTC epoch ms."""
 
     def __init__(self) -> None:
         self._hours: dict[int, tuple[int, int]] = {}
 
     def count_checked(self, now_ms: int, checked: int, mismatched: int) -> None:
-        """Count minutes that were compared now, and those of them that differed."""
+        """Count minutes that were compared now, and how many differed."""
         hour = now_ms // _HOUR_MS
         before = self._hours.get(hour, (0, 0))
         self._hours[hour] = before[0] + checked, before[1] + mismatched
@@ -21,7 +21,7 @@ class Parity:
             del self._hours[old]
 
     def describe(self, now_ms: int) -> dict[str, Any]:
-        """For `/health`; `ratio` is the share of minutes that agreed, None when none was compared."""
+        """Return the counts for `/health`. `ratio` is the share of minutes that agreed, None if none was compared."""
         oldest = now_ms // _HOUR_MS - _HOURS
         counts = [count for hour, count in self._hours.items() if hour > oldest]
         checked, mismatched = sum(count[0] for count in counts), sum(count[1] for count in counts)

@@ -1,4 +1,4 @@
-"""Whether a market's stream brings all that is traded: its own pushes, or REST's word where it is silent."""
+"""Judges whether a market's stream brings all trades: by its pushes, or by REST while it is silent."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from typing import Literal
 
 from candled.model import MINUTE, MINUTE_MS, Candle
 
-# A stream that broke has so long to come back before REST is asked in its place.
+# After an interruption, a stream has this long to recover before REST is polled in its place.
 _GRACE_MS = 5_000
-# So long before a silence counts as one REST is asked about it, and so much later its answer may come.
+# REST is asked this long before a silence becomes too long, and its response may arrive this much later.
 _EARLY_MS = 10_000
 _LATE_MS = 15_000
-# An answer that says nothing is asked for again after so long.
+# A response without evidence is requested again after this long.
 _AGAIN_MS = 10_000
 _LONG_MS = 10**12
 
@@ -21,58 +21,58 @@ RestVerdict = Literal["traded", "silent", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What REST showed of the time since the last push."""
+    """The result of a REST response about the time since the last push."""
 
-    #: when it answered up to the present, UTC epoch milliseconds on the exchange's clock
+    #: The time up to which the response applies, UTC epoch milliseconds on the exchange's clock.
     at_ms: int
-    #: whether it had trades that the stream did not bring
+    #: True if it contained trades that the stream did not bring.
     traded: bool
 
 
 class Presence:
     """Judges one market's stream. Pure: time is an argument, UTC epoch milliseconds on the exchange's clock.
 
-    A stream is believed while it is connected and pushed within `quiet_after_ms`. Then only REST's answer counts, and
-    only one for the minutes since the last push. `publishes_empty_candles`: the exchange has a candle for every minute,
-    so that an answer without any says nothing.
+    A stream is trusted while it is connected and has pushed within `quiet_after_ms`. After that only a REST response
+    about the minutes since the last push counts. `publishes_empty_candles` means that the exchange has a candle for
+    every minute, so a response without candles proves nothing.
     """
 
     def __init__(self, quiet_after_ms: int, *, publishes_empty_candles: bool) -> None:
         self._quiet_after_ms = quiet_after_ms
         self._publishes_empty_candles = publishes_empty_candles
-        #: whether the stream is connected; set by the feed
+        #: True while the stream is connected; set by the feed.
         self.connected = False
-        #: when the stream last brought a candle; None before the first
+        #: When the stream last brought a candle; None before the first.
         self.pushed_ms: int | None = None
         self._down_ms: int | None = None  # since when it is known to be down
         self._answer: _Answer | None = None
-        self._since_ms: int | None = None  # the first look
+        self._since_ms: int | None = None  # the first call of `is_due`
         self._asked_ms: int | None = None  # when REST last answered for the present
 
     def on_push(self, now_ms: int) -> None:
-        """Note that the stream brought a candle."""
+        """Record that the stream brought a candle."""
         self.pushed_ms = now_ms
         self._answer = None
 
     def on_interruption(self) -> None:
-        """Note that the stream broke."""
+        """Record that the stream was interrupted."""
         self.connected = False
 
     def on_failure(self) -> None:
-        """Note that REST could not be asked: what it said before is no evidence of the present."""
+        """Record that REST was unavailable, so its earlier response is no evidence of the present."""
         self._answer = None
 
     def is_moving(self, now_ms: int) -> bool:
-        """Return whether the stream is connected and pushed lately."""
+        """Return whether the stream is connected and has pushed recently."""
         return self.connected and self.pushed_ms is not None and now_ms - self.pushed_ms <= self._quiet_after_ms
 
     @property
     def has_answer(self) -> bool:
-        """Whether REST answered for the time since the last push."""
+        """True if REST has answered for the time since the last push."""
         return self._answer is not None
 
     def standing(self, now_ms: int) -> Standing:
-        """Return what is known: `quiet` and `polled` only by an answer of REST that is fresh."""
+        """Return the state of the stream. `quiet` and `polled` require a recent REST response."""
         if self.is_moving(now_ms):
             return "moving"
         answer = self._answer
@@ -81,7 +81,7 @@ class Presence:
         return "quiet" if self.connected and not answer.traded else "polled"
 
     def is_due(self, now_ms: int, pace_ms: int) -> bool:
-        """Return whether to ask REST for the present: about a silence, or every `pace_ms` in the stream's place."""
+        """Return whether to ask REST for the present: about a silence, or every `pace_ms` in place of the stream."""
         if self.connected:
             self._down_ms = None
         elif self._down_ms is None:
@@ -102,7 +102,7 @@ class Presence:
     def judge(
         self, rows: Sequence[Candle], start_ms: int, known: Callable[[int], Candle | None], now_ms: int
     ) -> RestVerdict:
-        """Take REST's rows from `start_ms` to the present; `known` gives the version of a minute from before."""
+        """Judge REST's rows from `start_ms` to the present. `known` returns the previous version of a minute."""
         self._asked_ms, pushed_ms = now_ms, self.pushed_ms
         pushed_in_ms = MINUTE.floor(start_ms if pushed_ms is None else pushed_ms)
         fresh = [row for row in rows if row.volume > 0 and _is_fresh(row, pushed_in_ms, known)]
@@ -110,7 +110,7 @@ class Presence:
         if fresh or was_traded:
             self._answer = _Answer(now_ms, traded=True)
         elif self._covers(rows, start_ms, known, now_ms):
-            # The answer tells nothing of the time after its last row, whenever it came.
+            # The response proves nothing about the time after its last row, no matter when it came.
             end_ms = rows[-1].open_ms + MINUTE_MS if self._publishes_empty_candles else now_ms
             self._answer = _Answer(min(now_ms, end_ms), traded=False)
         else:
@@ -121,9 +121,9 @@ class Presence:
     def _covers(
         self, rows: Sequence[Candle], start_ms: int, known: Callable[[int], Candle | None], now_ms: int
     ) -> bool:
-        """Return whether an answer without trades speaks of this market up to the present at all.
+        """Return whether a response without trades is about this market up to the present.
 
-        It has to show the newest known trades.
+        It must contain the newest known trades.
         """
         newest_ms = MINUTE.floor(now_ms)
         if self._publishes_empty_candles and (not rows or rows[-1].open_ms < newest_ms - MINUTE_MS):

@@ -1,4 +1,4 @@
-"""What leaves ingest: to the bus at once, to the store, and to the store's log of what changed in the past."""
+"""The output of ingest: messages on the bus, rows for the store, and the store's log of past changes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,26 +16,35 @@ from .backoff import Backoff
 from .market import Condition, MarketIngest, Outcome
 
 _TICK_S = 0.5
-_STATE_AGAIN_MS = 10_000  # whoever listens from now on learns the state within this time
+_STATE_AGAIN_MS = 10_000  # new subscribers receive the state within this time
 
 
 class PublisherStore(Protocol):
-    """What leaves for the store; `candled.store.ingest_store.PublisherStore` takes it."""
+    """The store methods for publishing; implemented by `candled.store.ingest_store.IngestStore`."""
 
-    def enqueue(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool: ...
-    async def flush(self) -> None: ...
-    async def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None: ...
-    async def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None: ...
+    def enqueue(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
+        """See `Writer.enqueue`."""
+
+    async def flush(self) -> None:
+        """See `Writer.flush`."""
+
+    async def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
+        """See `Store.register_feed`."""
+
+    async def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
+        """See `Store.log_changes`."""
+
     async def save_coverage(
         self, market: MarketKey, since_ms: int | None, holes: Sequence[KnownGap], within: Range | None
-    ) -> None: ...
+    ) -> None:
+        """See `IngestStore.save_coverage`."""
 
 
 @dataclass(slots=True)
 class _Published:
-    """What was told of one market: times are UTC epoch milliseconds, `seq` the newest message's.
+    """The state of one market as published. Times are UTC epoch milliseconds; `seq` is the newest message's number.
 
-    Past changes from `first_unlogged` to `last_unlogged` are on their way to the log.
+    Past changes from `first_unlogged` to `last_unlogged` are not known to be logged yet.
     """
 
     watermark_ms: int | None
@@ -51,15 +60,16 @@ class _Published:
     state_since_ms: int = 0
     state_published_ms: int = 0
     decimals: Decimals = Decimals()
-    healing: list[Range] = field(default_factory=list)  # known to ingest, but not told yet
-    logging: list[Range] = field(default_factory=list)  # published, but in the log without the number of the message
+    healing: list[Range] = field(default_factory=list)  # ranges that ingest is repairing, not published yet
+    # ranges that are published, but logged without the number of their message
+    logging: list[Range] = field(default_factory=list)
 
 
 class IngestPublisher:
-    """The way out of one exchange's ingest.
+    """Publishes and stores the minutes of one exchange's ingest.
 
-    `failed` is told what could not be stored for good. A change of a minute that was final before is logged before
-    it is stored, so that the log never lacks what the store has.
+    `failed` is called for data that could not be stored and will not be retried. A change of a final minute is logged
+    before it is stored, so the log is never behind the store.
     """
 
     def __init__(
@@ -80,7 +90,7 @@ class IngestPublisher:
         self._markets: dict[Symbol, MarketIngest] = {}
 
     def open_markets(self, market: MarketIngest, newest_ms: int | None, now_ms: int) -> None:
-        """Begin to publish a market, whose newest stored minute is `newest_ms`."""
+        """Begin to publish a market whose newest stored minute is `newest_ms`."""
         symbol = market.key.symbol
         self._markets[symbol] = market
         settled_ms = None if newest_ms is None else newest_ms + MINUTE_MS
@@ -88,13 +98,14 @@ class IngestPublisher:
         self.publish_state(market, now_ms)
 
     def has_published(self, market: MarketIngest) -> bool:
-        """Whether it was told since when the market's history is complete."""
+        """Return whether the time from which the market's history is complete has been published."""
         return market.coverage.since_ms == self._published[market.key.symbol].complete_from_ms
 
     def publish_live(self, market: MarketIngest, candles: Sequence[Candle], healing: Range | None = None) -> None:
-        """Tell of minutes of the live edge, and have the final ones stored.
+        """Publish minutes of the live edge, and queue the final ones for the store.
 
-        What `heal` is to tell of next, `healing`, is missing for those who listen until then.
+        `healing` is the range that `publish_repair` will publish next. Until then, it counts as missing for
+        subscribers.
         """
         told = self._published[market.key.symbol]
         if healing is not None:
@@ -116,7 +127,7 @@ class IngestPublisher:
                 self._checkpoint(market, told)
 
     def _checkpoint(self, market: MarketIngest, told: _Published) -> None:
-        """Have every minute stored that is not final yet, as far as it changed since the last time."""
+        """Queue every minute that is not final yet and that changed since the last checkpoint for the store."""
         forming = {candle.open_ms: candle for candle in market.forming()}
         for open_ms, candle in forming.items():
             if told.checkpointed.get(open_ms) is not candle:
@@ -124,7 +135,7 @@ class IngestPublisher:
         told.checkpointed = forming
 
     async def publish_repair(self, market: MarketIngest, outcome: Outcome) -> None:
-        """Store what belongs to the past and what is known of it, then tell that it changed."""
+        """Store past minutes and their coverage, then publish that they changed."""
         told = self._published[market.key.symbol]
         for candle in outcome.past:
             while not self._store.enqueue(market.key, candle, changes=Position(told.epoch, SEQ_UNPUBLISHED)):
@@ -140,7 +151,7 @@ class IngestPublisher:
                 break
             except StoreUnavailable:
                 await self._clock.sleep(backoff.on_failure())
-            except StoreRejected as error:  # named by the writer too; what was refused is missing, not wrong
+            except StoreRejected as error:  # logged by the writer; rejected rows are missing, not wrong
                 self._failed(market.key, str(error))
                 break
         healed = outcome.healed or (None if since_ms is None else Range(since_ms, since_ms + MINUTE_MS))
@@ -159,12 +170,12 @@ class IngestPublisher:
             told.logging.remove(outcome.past_range)
 
     def healing(self, market: MarketIngest) -> Sequence[Range]:
-        """Return the stretches of the past that `heal` is at work on."""
+        """Return the ranges of the past that `publish_repair` is working on."""
         told = self._published[market.key.symbol]
         return *told.healing, *told.logging
 
     def publish_state(self, market: MarketIngest, now_ms: int) -> None:
-        """Tell the market's state and decimals when they changed, and now and then for those who listen since."""
+        """Publish the market's state and decimals if they changed, and repeat them regularly for new subscribers."""
         told, now = self._published[market.key.symbol], market.condition(now_ms)
         is_same = now == told.condition and market.decimals == told.decimals
         if is_same and 0 <= now_ms - told.state_published_ms < _STATE_AGAIN_MS:
@@ -177,17 +188,17 @@ class IngestPublisher:
         self._note_position(told, self._bus.publish(message))
 
     def state_since_ms(self, market: MarketIngest) -> int:
-        """Since when the market is in the state that was told last."""
+        """Return the time since which the market has been in the state published last."""
         return self._published[market.key.symbol].state_since_ms
 
     async def run(self) -> None:
-        """Have feeds registered and past changes logged, for ever."""
+        """Register feeds and log past changes until cancelled."""
         while True:
             await self._clock.sleep(_TICK_S)
             try:
                 await self._register_feeds()
                 await self._settle_log()
-            except (StoreUnavailable, StoreRejected):  # named by the writer; tried again
+            except (StoreUnavailable, StoreRejected):  # logged by the writer; tried again
                 continue
 
     async def _register_feeds(self) -> None:
@@ -201,7 +212,7 @@ class IngestPublisher:
                 self._published[symbol].is_registered = self._published[symbol].epoch == epoch
 
     async def _settle_log(self) -> None:
-        """What was put to the store before a flush ended well is logged and stored."""
+        """Flush the store; the changes queued before are then logged and stored."""
         waiting = {
             symbol: told.last_unlogged for symbol, told in self._published.items() if told.first_unlogged is not None
         }
@@ -213,7 +224,7 @@ class IngestPublisher:
             told.first_unlogged = None if told.last_unlogged == seq else seq + 1
 
     async def _log_change(self, market: MarketKey, position: Position, changed: Range) -> None:
-        """Say in the log when a change was told. Until then whoever asks is told of it once too often."""
+        """Log the message number of a published change. Until then, resuming clients may receive it twice."""
         try:
             await self._store.log_changes(market, position.epoch, [(position.seq, changed)])
         except (StoreUnavailable, StoreRejected):
@@ -227,7 +238,7 @@ class IngestPublisher:
 
 
 def _facts(market: MarketIngest, told: _Published, following: Sequence[Candle] = ()) -> FeedMetadata:
-    """What can be said of the market with its next message: minutes that only messages after it tell of are missing."""
+    """Return the metadata for the market's next message. Minutes that only later messages contain count as missing."""
     facts = market.feed_metadata(_logged(told))
     if not told.healing and not following:
         return facts
@@ -239,7 +250,7 @@ def _facts(market: MarketIngest, told: _Published, following: Sequence[Candle] =
 
 
 def _logged(told: _Published) -> int:
-    """Up to which message the log has all past changes."""
+    """Return the number of the message up to which the log has all past changes."""
     if not told.is_registered:
         return -1
     return told.seq if told.first_unlogged is None else told.first_unlogged - 1

@@ -1,4 +1,4 @@
-"""Subscriptions that an exchange refused, and when to ask for each again."""
+"""Subscriptions that an exchange rejected, and when to request each again."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,39 +11,39 @@ _LONGEST_PAUSE_S = 3600.0
 
 @dataclass(slots=True)
 class _Refusal:
-    #: how often the symbol was refused in a row
+    #: How often the symbol was rejected in a row.
     count: int = 0
-    #: when to ask again, monotonic seconds; None while an answer is awaited
+    #: When to ask again, monotonic seconds; None while a reply is pending.
     retry_at: float | None = None
 
 
 class Refusals:
-    """Remembers refused symbols across connections: each is asked for again after growing pauses, without an end.
+    """Remembers rejected symbols across connections. Each is requested again after growing pauses, without limit.
 
-    Pure: `now` is monotonic seconds. The pauses double from one minute to one hour.
+    This class is pure: `now` is monotonic seconds. The pauses double from one minute to one hour.
     """
 
     def __init__(self) -> None:
         self._known: dict[Symbol, _Refusal] = {}
 
     def note(self, symbol: Symbol, now: float) -> None:
-        """Note that the exchange refused a symbol."""
+        """Record that the exchange rejected a symbol."""
         refusal = self._known.setdefault(symbol, _Refusal())
         refusal.retry_at = now + min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(refusal.count, 30))
         refusal.count += 1
 
     def forget(self, symbol: Symbol) -> None:
-        """Note that a symbol brought candles."""
+        """Record that a symbol brought candles."""
         self._known.pop(symbol, None)
 
     def hasten(self, symbol: Symbol, now: float) -> None:
-        """Ask for a refused symbol now: there is a sign that the exchange has it."""
+        """Request a rejected symbol now, because the exchange seems to have it."""
         refusal = self._known.get(symbol)
         if refusal is not None:
             refusal.count, refusal.retry_at = 0, now
 
     def admitted(self, symbols: Iterable[Symbol], now: float) -> tuple[Symbol, ...]:
-        """Return the symbols that a new connection asks for: all but those whose pause is not over."""
+        """Return the symbols to request on a new connection: all except those whose pause is not over."""
         admitted = []
         for symbol in symbols:
             refusal = self._known.get(symbol)

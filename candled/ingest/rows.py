@@ -1,4 +1,4 @@
-"""An exchange's answer about minutes, row by row: the candles in it, and the rows that are none."""
+"""The rows of an exchange's answer about minutes: valid candles and invalid rows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Range, RangeSet
 
 @dataclass(slots=True)
 class Answer:
-    """The rows of an answer that lie in the range it was asked for."""
+    """The rows of an answer that lie in the requested range."""
 
-    #: possible candles, oldest first, one of each minute
+    #: Valid candles, oldest first, one per minute.
     candles: list[Candle] = field(default_factory=list)
-    #: rows that are no candles, or that contradict each other
+    #: Rows that are not valid candles, or that contradict each other.
     invalid: list[InvalidRow] = field(default_factory=list)
 
     def unreadable(self, span: Range) -> RangeSet:
-        """Return the minutes of `span` that have a row, but no candle.
+        """Return the minutes of `span` that have a row, but no valid candle.
 
-        A row whose time cannot be read may be that of any minute without a candle.
+        If the time of a row is unreadable, it may belong to any minute without a candle.
         """
         minutes = RangeSet((candle.open_ms, candle.open_ms + MINUTE_MS) for candle in self.candles)
         if any(row.open_ms is None for row in self.invalid):
@@ -34,15 +34,15 @@ class Answer:
         return found
 
 
-# No exchange prints numbers beyond these, and sums of numbers between them are exact.
+# Exchanges print no numbers beyond these, and sums of numbers between them are exact.
 _MOST, _LEAST = Decimal("1e40"), Decimal("1e-40")
 
 
 def check(candle: Candle) -> Candle:
-    """Return the candle itself if it is possible and everything that is made of it can be exact.
+    """Return this candle if it is valid and all sums over such candles are exact.
 
     Raises:
-        InvalidCandle: as `Candle.check`; a number beyond all that exchanges print.
+        InvalidCandle: as in `Candle.checked`, or a number is beyond any that exchanges print.
     """
     candle.checked()
     volume, quote = candle.volume, candle.quote_volume
@@ -53,10 +53,10 @@ def check(candle: Candle) -> Candle:
 
 
 def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
-    """Sort the rows of an answer about the minutes of `span`; they may come in any order, and from several pages.
+    """Sort the rows of an answer about the minutes of `span`. They may come in any order, and from several pages.
 
-    Of two versions of a minute made at different times the later one counts. Two different ones made at the same time
-    contradict each other: neither is taken.
+    Of two versions of a minute made at different times, the later one is used. Two different versions made at the same
+    time contradict each other: neither is used.
     """
     answer = Answer()
     versions: dict[int, list[Candle]] = {}

@@ -1,4 +1,4 @@
-"""Stored history that ingest has not fetched itself, of any age and from any writer."""
+"""Stored history of any age and from any writer that this ingest did not fetch."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -14,27 +14,38 @@ from .market import MarketIngest, Outcome
 from .publisher import IngestPublisher
 
 _WEEK = Interval.parse("1W")
-_SEGMENT_MS = 4 * _WEEK.ms  # looked at as a whole, so that memory does not grow with the history
+_SEGMENT_MS = 4 * _WEEK.ms  # limits memory: a longer history is examined in parts
 _TICK_S = 1.0
 _TICKS_A_NOTICE = 5
 
 
 class Keeper(Protocol):
-    """The reads this module needs; `candled.store.ingest_store.IngestStore` has them."""
+    """The store reads that this module needs; implemented by `candled.store.ingest_store.IngestStore`."""
 
-    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
-    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]: ...
-    async def complete_from(self, market: MarketKey) -> int | None: ...
-    async def served_from(self, market: MarketKey) -> int | None: ...
-    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]: ...
-    async def has_before(self, market: MarketKey, at_ms: int) -> bool: ...
+    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]:
+        """See `Store.stored_ranges`."""
+
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]:
+        """See `Store.known_gaps`."""
+
+    async def complete_from(self, market: MarketKey) -> int | None:
+        """See `Store.complete_from`."""
+
+    async def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+
+    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """See `Store.unpublished`."""
+
+    async def has_before(self, market: MarketKey, at_ms: int) -> bool:
+        """See `IngestStore.has_before`."""
 
 
 class StoredPast:
-    """Looks at the stored history of one exchange's markets that reaches beyond what they have fetched.
+    """Examines stored history before the range that ingest has fetched, for all markets of one exchange.
 
-    Of each market it goes back stretch by stretch: what is there counts as complete, and what is missing is asked for.
-    Minutes stored by commands beside this daemon are noticed within ten seconds and sent to clients.
+    For each market it goes back range by range. Stored minutes count as complete, missing ones are requested. Minutes
+    that other processes store are noticed within ten seconds and published.
     """
 
     def __init__(self, exchange: str, absence: Absence, store: Keeper, outlet: IngestPublisher, clock: Clock) -> None:
@@ -44,31 +55,32 @@ class StoredPast:
         self._outlet = outlet
         self._clock = clock
         self._markets: Mapping[Symbol, MarketIngest] = {}
-        self._doubtful: dict[Symbol, None] = {}  # the store may have more of them
+        self._doubtful: dict[Symbol, None] = {}  # markets for which the store may have more; an ordered set
         self._noticed: dict[Symbol, RangeSet] = {}
 
     async def run(self, markets: Mapping[Symbol, MarketIngest]) -> None:
-        """Look at the markets until cancelled."""
+        """Examine the markets until cancelled."""
         self._markets = markets
         self._doubtful = dict.fromkeys(markets)
         ticks = 0
         while True:
             await self._clock.sleep(_TICK_S)
             ticks += 1
-            with contextlib.suppress(StoreUnavailable, StoreRejected):  # named by the writer; we come again
+            # logged by the writer; tried again in the next round
+            with contextlib.suppress(StoreUnavailable, StoreRejected):
                 if ticks % _TICKS_A_NOTICE == 0:
                     await self._notice()
                 for symbol in list(self._doubtful):
                     await self._look(markets[symbol])
 
     def doubt(self, symbol: Symbol) -> None:
-        """Look once more whether the store has more of a market than is known."""
+        """Check again whether the store has more of a market than is known."""
         self._doubtful[symbol] = None
 
-    # ------------------------------------------------------------ farther back
+    # ------------------------------------------------------------ older history
 
     async def _look(self, market: MarketIngest) -> None:
-        """Go back one stretch, as soon as everything after it is complete."""
+        """Go back one range, once everything after it is complete."""
         if not self._outlet.has_published(market):
             await self._outlet.publish_repair(market, Outcome())
         since_ms = market.coverage.since_ms
@@ -76,10 +88,10 @@ class StoredPast:
             return
         older = market.older
         if older is not None and older.since_ms is not None and older.since_ms > older.from_ms:
-            return  # asked for, when nothing else is
+            return  # requested when nothing else is due
         market.older = None
         served_ms = await self._store.served_from(market.key)
-        begins_ms = None if served_ms is None else _WEEK.floor(served_ms)  # so that the first bars are whole
+        begins_ms = None if served_ms is None else _WEEK.floor(served_ms)  # so that the first bars are complete
         if begins_ms is None or begins_ms >= since_ms:
             await self._pass_the_beginning(market, since_ms)
             self._doubtful.pop(market.key.symbol, None)
@@ -98,17 +110,23 @@ class StoredPast:
             await self._outlet.publish_repair(market, Outcome(healed=added))
 
     async def _pass_the_beginning(self, market: MarketIngest, since_ms: int) -> None:
-        """Where nothing exists before history, the bars in which it begins are whole: it is complete since theirs."""
+        """Extend complete history to the start of the week in which it begins.
+
+        Nothing exists before the beginning of history, so the bars that contain it are complete.
+        """
         for hole in await self._store.known_gaps(market.key, Range(since_ms - MINUTE_MS, since_ms)):
             begins_ms = max(hole.start_ms, _WEEK.floor(since_ms))
             if hole.reason == "beyond_history" and hole.end_ms >= since_ms and begins_ms < since_ms:
                 market.coverage.known_since(begins_ms)
                 await self._outlet.publish_repair(market, Outcome(healed=Range(begins_ms, since_ms)))
 
-    # ------------------------------------------------------------ what others store
+    # ------------------------------------------------------------ minutes stored by other processes
 
     async def _notice(self) -> None:
-        """Take in what others have noted twice: between the note and the minutes a moment may pass."""
+        """Read the ranges that others have logged, and use those seen twice.
+
+        Another process logs a range a moment before it stores the minutes.
+        """
         found = {
             symbol: RangeSet(spans)
             for symbol, spans in (await self._store.unpublished(self._exchange)).items()

@@ -1,4 +1,4 @@
-"""Connections through proxies: HTTP's CONNECT, SOCKS4 and SOCKS5. TLS to the exchange goes through the tunnel."""
+"""Connections through proxies: HTTP CONNECT, SOCKS4 and SOCKS5. TLS to the exchange goes through the tunnel."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ from candled.addresses import with_port
 from candled.errors import Unavailable
 from candled.proxies import Proxies, ProxyAddress
 
-_SOCKS = {  # and whether the proxy looks the host's name up
+_SOCKS = {  # scheme → protocol, and whether the proxy resolves the host name
     "socks5": (ProxyType.SOCKS5, False),
     "socks5h": (ProxyType.SOCKS5, True),
     "socks4": (ProxyType.SOCKS4, False),
@@ -29,28 +29,28 @@ _STATUS = re.compile(r"HTTP/1\.[01] (\d{3})(?: (.*))?")
 
 
 class _RefusedError(Exception):
-    """The proxy answers, and does not connect."""
+    """The proxy answered, but did not connect."""
 
 
 async def open_tunnel(proxy: ProxyAddress, host: str, port: int, within_s: float) -> socket.socket:
     """Return a connection to a host and port through a proxy.
 
     Raises:
-        Unavailable: there is none; the text names the proxy without its password.
+        Unavailable: the connection failed. The text names the proxy without its password.
     """
     try:
         async with asyncio.timeout(within_s):
             return await _opened(proxy, host, port, within_s)
     except (TimeoutError, ProxyTimeoutError) as late:
         raise _too_late(proxy, within_s) from late
-    except OSError as failure:  # with the errors of python-socks that are such ones
+    except OSError as failure:  # including those errors of python-socks that are OSErrors
         raise Unavailable(f"cannot reach the proxy {proxy}: {failure.strerror or failure}") from failure
     except (_RefusedError, ProxyError, ValueError) as failure:
         raise Unavailable(f"the proxy {proxy} does not connect to {with_port(host, port)}: {failure}") from failure
 
 
 class TunnelingTCPClient(TCPClient):
-    """Connects Tornado's HTTP client, through a proxy where one is to be taken."""
+    """Connects Tornado's HTTP client, through a proxy if the settings choose one."""
 
     def __init__(self, proxies: Proxies) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class TunnelingTCPClient(TCPClient):
         source_port: int | None = None,
         timeout: float | timedelta | None = None,
     ) -> IOStream:
-        """Return a stream to a host and port, with TLS where there are `ssl_options`."""
+        """Return a stream to a host and port, with TLS if `ssl_options` is given."""
         proxy = self._proxies.choose(host, port, is_secure=ssl_options is not None)
         if proxy is None:
             return await super().connect(host, port, af, ssl_options, max_buffer_size, source_ip, source_port, timeout)
@@ -137,7 +137,7 @@ def _request(proxy: ProxyAddress, target: str) -> bytes:
 
 
 def _judge(head: str) -> None:
-    """Raise what is wrong with the answer to a CONNECT."""
+    """Raise an error if the proxy's reply to CONNECT is not a success."""
     lines, _, early = head.partition("\r\n\r\n")
     first, *headers = lines.split("\r\n")
     status = _STATUS.fullmatch(first)

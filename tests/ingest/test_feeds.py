@@ -201,7 +201,7 @@ async def test_a_peer_that_reads_nothing_is_left_at_last(monkeypatch):
         await asyncio.sleep(4)
 
     async with running(handle, Talkative) as (sink, task):
-        assert await sink.reason() == "what is sent is not read"
+        assert await sink.reason() == "the exchange does not read the frames sent to it"
         task.cancel()
         await deadlines.wait_for(asyncio.gather(task, return_exceptions=True), 2)
 
