@@ -686,7 +686,7 @@ class ExchangeIngest:
             self._skew_noted = notable
             if notable:
                 logger.warning(
-                    "%s: its clock is %.1f s from this machine's; candles follow the exchange's clock, check this machine's",
+                    "%s: its clock is %.1f s from this machine's; candles follow the exchange, check this machine",
                     self.name,
                     self._skew_ms() / 1000,
                 )

@@ -31,7 +31,7 @@ async def test_minutes_that_the_store_has_lost_are_fetched_again(tmp_path, caplo
                 deleted = database.execute("DELETE FROM candles WHERE time_ms >= ? AND time_ms < ?", lost).rowcount
             assert deleted == 10
             assert await rig.check() > 300
-            assert "10 minutes are not in the store any more" in caplog.text
+            assert "10 minutes missing from the store" in caplog.text
         finally:
             await rig.stop()
 
