@@ -1,4 +1,4 @@
-"""Candles ↔ database: what every store can do, the threads that do it, and which store an address means."""
+"""Candles in a database: the interface of all stores, their threads, and the choice of a store by its address."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +8,7 @@ from candled.model import Interval
 
 from .interface import Store
 
-# The schemes of addresses, and what a person should know of each.
+# Address schemes and their descriptions for error texts.
 KNOWN_STORES = {
     "sqlite": "one file, embedded: sqlite:///candled.db",
     "postgresql": "PostgreSQL, with or without TimescaleDB: postgresql://user:password@host:5432/database",
@@ -24,12 +24,13 @@ def make_store(
     compress_after_days: int | None = None,
     retention_days: int | None = None,
 ) -> Store:
-    """Return the store that `url` means, not yet opened; without intervals as a guest, see `Store`.
+    """Return the store at `url`, not yet opened. Without `intervals` it is opened as a guest, see `Store`.
 
-    Without `upgrade` opening it changes no tables. Days are for PostgreSQL; see `PostgresStore`.
+    Without `upgrade`, opening it changes no tables. `compress_after_days` and `retention_days` apply to PostgreSQL
+    only; see `PostgresStore`.
 
     Raises:
-        ConfigError: no store has such addresses, or this one cannot be read. The text does not repeat it.
+        ConfigError: no store has such addresses, or the address is invalid. The text does not repeat the address.
     """
     if url.startswith("sqlite:///"):
         from .sqlite.store import SqliteStore

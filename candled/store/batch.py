@@ -1,4 +1,4 @@
-"""What a batch of candles does to the rows of a store, as plain arithmetic; every store shares it."""
+"""The effect of a batch of candles on the rows of a store, as plain arithmetic shared by all stores."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from itertools import groupby
 from candled.errors import StoreRejected
 from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, sources
 
-# What `Candle.src` may be; a store keeps the place in this list. New ones go to the end.
+# The values of `Candle.src`. A store saves the position in this list, so append new ones at the end.
 SOURCES = ("", "live", "rest", "backfill", "agg")
 
 
 def source_number(src: str) -> int:
-    """The number of a source; 0 for one that has none, which then comes back as not known."""
+    """Return the number of a source; 0 for an unknown one, which is then read as ""."""
     return _NUMBERS.get(src, 0)
 
 
@@ -22,10 +22,10 @@ _NUMBERS = {src: number for number, src in enumerate(SOURCES)}
 
 
 def number_text(number: Decimal) -> str:
-    """Every digit of a number and never an exponent.
+    """Return all digits of a number, without an exponent.
 
     Raises:
-        StoreRejected: it would take far more of them than any exchange prints.
+        StoreRejected: it has far more digits than any exchange prints.
     """
     text = str(number)
     if "E" not in text:
@@ -40,14 +40,14 @@ _FARTHEST_DIGIT = 300
 
 @dataclass(slots=True)
 class MarketBatch:
-    """What one batch says of one market: final and forming minutes by opening time."""
+    """The final and forming minutes of one market in a batch, by opening time."""
 
     minutes: dict[int, Candle] = field(default_factory=dict)
     forming: dict[int, Candle] = field(default_factory=dict)
 
 
 def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, MarketBatch]:
-    """Sort rows into markets, keeping one version of each minute: the one that supersedes the others."""
+    """Group rows by market, keeping one version of each minute: the one that supersedes the others."""
     result: dict[MarketKey, MarketBatch] = {}
     for market, candle in rows:
         batch = result.get(market)
@@ -72,17 +72,17 @@ def by_symbol(rows: Iterable[tuple[str, int, int]]) -> dict[Symbol, list[Range]]
 
 
 def minute_ranges(open_ms: Iterable[int]) -> RangeSet:
-    """The stretches of neighbouring minutes that these opening times (UTC epoch milliseconds) form."""
+    """Return the ranges of adjacent minutes formed by opening times (UTC epoch milliseconds)."""
     return RangeSet((at_ms, at_ms + MINUTE_MS) for at_ms in open_ms)
 
 
 def touched(changed: RangeSet, interval: Interval) -> RangeSet:
-    """The whole bars of `interval` in which something of `changed` lies."""
+    """Return the ranges of all bars of `interval` that overlap `changed`."""
     return RangeSet((interval.floor(start), interval.floor(end - 1) + interval.ms) for start, end in changed)
 
 
 def news(batch: Mapping[int, Candle], stored: Mapping[int, Candle]) -> list[Candle]:
-    """The minutes that `batch` adds to what is stored, or changes, as they are to be stored, oldest first."""
+    """Return the minutes of `batch` that are new or change stored ones, as they are to be stored, oldest first."""
     result = []
     for open_ms in sorted(batch):
         known = stored.get(open_ms)
@@ -93,7 +93,7 @@ def news(batch: Mapping[int, Candle], stored: Mapping[int, Candle]) -> list[Cand
 
 
 def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:
-    """Fold the sorted bars of a shorter interval into bars of `interval`, which nests them."""
+    """Fold the sorted bars of a shorter interval into bars of `interval`, which they fill completely."""
     return [
         fold(list(group), open_ms, final=True)
         for open_ms, group in groupby(parts, key=lambda part: interval.floor(part.open_ms))
@@ -104,7 +104,7 @@ def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:
 def levels(kept: tuple[tuple[Interval, bool], ...]) -> Mapping[Interval, Interval]:
     """Map each kept interval to the longest one to fold it from, shortest first.
 
-    Each comes with whether its past is folded too: only then can it be the source of another.
+    `kept` pairs each interval with whether its past is folded too: only then can it be the source of another.
     """
     folded = {interval for interval, is_folded in kept if is_folded}
     return {interval: sources({*folded, interval})[interval] for interval in sorted(one for one, _ in kept)}

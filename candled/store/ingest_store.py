@@ -1,4 +1,4 @@
-"""The store as ingest sees it: what it writes and what it reads at start, in one hand."""
+"""The store as ingest uses it: writes, and the reads it needs at startup."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from .writer import Writer
 
 
 class IngestStore:
-    """Writer, reads and coverage of one store."""
+    """The writer, the reads and the coverage of one store."""
 
     def __init__(self, store: Store, threads: StoreThreads, writer: Writer, history: HistoryReader) -> None:
         self._store = store
@@ -21,19 +21,19 @@ class IngestStore:
         self.flush = writer.flush
 
     async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
-        """See `Store.newest`."""
+        """See `Store.newest_minutes`."""
         return await self._history.newest_minutes(exchange)
 
     async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]:
-        """See `Store.present`."""
+        """See `Store.stored_ranges`."""
         return await self._history.stored_ranges(market, start_ms, end_ms)
 
     async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]:
-        """The final minutes of `[start_ms, end_ms)`, oldest first."""
+        """Return the final minutes of `[start_ms, end_ms)`, oldest first."""
         return await self._history.read_bars_between(market, MINUTE, start_ms, end_ms)
 
     async def read_forming(self, market: MarketKey) -> Sequence[Candle]:
-        """See `Store.forming`."""
+        """See `Store.read_forming`."""
         return await self._history.read_forming(market)
 
     async def complete_from(self, market: MarketKey) -> int | None:
@@ -49,28 +49,28 @@ class IngestStore:
         return await self._threads.run_read(self._store.unpublished, exchange)
 
     async def has_before(self, market: MarketKey, at_ms: int) -> bool:
-        """Whether there is a final minute before a time, UTC epoch milliseconds."""
+        """Return whether a final minute before `at_ms` (UTC epoch milliseconds) is stored."""
         return bool(await self._history.read_bars(market, MINUTE, at_ms, 1))
 
     async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]:
-        """See `Store.holes`."""
+        """See `Store.known_gaps`."""
         return await self._history.known_gaps(market, within)
 
     async def save_coverage(
         self, market: MarketKey, since_ms: int | None, holes: Sequence[KnownGap], within: Range | None
     ) -> None:
-        """Store what is known of a market's history: since when it is complete, and its holes `within` a range.
+        """Store the coverage of a market: since when history is complete, and its known gaps `within` a range.
 
-        With `within` None the holes did not change. Other processes may save what they know at the same time.
+        If `within` is None, the gaps did not change. Other processes may save their coverage at the same time.
         """
         await self._threads.run_write(self._save_coverage, market, since_ms, holes, within)
 
     async def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
-        """See `Store.open_feed`."""
+        """See `Store.register_feed`."""
         await self._threads.run_write(self._store.register_feed, markets, epoch)
 
     async def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
-        """See `Store.note_changes`."""
+        """See `Store.log_changes`."""
         await self._threads.run_write(self._store.log_changes, market, epoch, changes)
 
     def _save_coverage(

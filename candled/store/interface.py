@@ -1,4 +1,7 @@
-"""What every store can do. Implementations block and are called from worker threads only, never from the event loop."""
+"""The interface of all stores.
+
+Implementations block. They are called from worker threads only, never from the event loop.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,20 +9,20 @@ from typing import Any, Literal, Protocol
 
 from candled.model import Candle, Interval, MarketKey, Range, Symbol
 
-SEQ_UNPUBLISHED = 2**53  # the seq of a past change that is not told yet: whoever asks what changed is given it
+SEQ_UNPUBLISHED = 2**53  # the seq of a past change that is not published yet; `changes_since` always returns it
 FEEDS_KEPT = 100
 FEED_DAYS = 30
 CHECK_IN_S = 20.0
-FORMING_KEPT_MS = 86_400_000  # a forming minute so much older than the market's newest will not become final any more
-ALL_TIME = Range(0, 10**14)  # later than any candle, and within what every store can hold
+FORMING_KEPT_MS = 86_400_000  # a forming minute this much older than the market's newest will not become final any more
+ALL_TIME = Range(0, 10**14)  # later than any candle, and within the range of all stores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownGap:
-    """Minutes `[start_ms, end_ms)` that the exchange itself does not have, as far as it was asked.
+    """Minutes `[start_ms, end_ms)` that the exchange did not have when it was asked.
 
-    `reason` is one of `candled.model.REASONS` but `missing`.
-    `attempts` counts the answers without them; `retry_ms` is when to ask again (UTC epoch ms), None for never.
+    `reason` is one of `candled.model.REASONS` except `missing`. `attempts` counts the answers without these minutes.
+    `retry_ms` is when to ask again (UTC epoch ms), None for never.
     """
 
     start_ms: int
@@ -34,9 +37,9 @@ Table = Literal["candles", "rollups", "forming"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """A stored row that cannot be a bar: a final minute, a longer bar, or a minute that is not final.
+    """A stored row that is not a valid bar: a final minute, a longer bar, or a forming minute.
 
-    `time` is as it is stored: UTC epoch milliseconds, or another value where that is the problem itself.
+    `time` is the stored value: UTC epoch milliseconds, or another value if that is the problem.
     """
 
     table: Table
@@ -46,157 +49,158 @@ class BadRow:
 
 
 class Store(Protocol):
-    """The candles of all markets. 1-minute candles are the truth; longer bars are folded from them.
+    """The candles of all markets. 1-minute candles are the source of truth; longer bars are folded from them.
 
-    The store itself knows of which intervals it keeps the bars, and every writer keeps up all of them. A store made
-    with intervals is the daemon's own: it adds those that are new. One made without is a guest's, as commands are, and
-    takes the store as it is.
+    The store records the intervals whose bars it keeps, and every writer updates all of them. A store opened with
+    intervals belongs to the daemon, which adds new intervals. A store opened without intervals is opened as a guest, as
+    commands do: a guest adds none.
 
-    Every method raises `StoreUnavailable` when trying again may help and `StoreRejected` when it will not.
+    Every method raises `StoreUnavailable` if another attempt may succeed, and `StoreRejected` if it will not.
     """
 
     def open(self) -> None:
-        """Open it; the daemon's own also creates or upgrades tables where allowed, and folds new intervals.
+        """Open the store. The daemon also creates or upgrades tables if allowed, and folds new intervals.
 
-        A guest changes nothing. A newer schema than known is refused, by a guest an older one too.
+        A guest changes nothing. A schema newer than this program is refused; a guest also refuses an older one.
         """
 
     def close(self) -> None:
-        """Release everything; the store is not used afterwards."""
+        """Release all resources. The store cannot be used afterwards."""
 
     def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
-        """Upsert 1-minute candles in one transaction, durable when this returns.
+        """Upsert 1-minute candles in one transaction. They are durable when this returns.
 
-        Of two versions of a minute the one that `Candle.supersedes` the other stays, whatever the order of
-        writing. Final candles (`final=True`) are kept in the minutes, and every configured longer bar they touch is
-        recomputed from its parts in the same transaction. Candles that are not final are the market's forming
-        minutes: kept apart, never part of the minutes or longer bars, and gone once a final version of them is stored.
+        Of two versions of a minute, the one that `Candle.supersedes` the other is kept, regardless of the order of
+        writing. Final candles (`final=True`) are stored as minutes, and every kept longer bar that contains them is
+        recomputed in the same transaction. Other candles are the market's forming minutes: they are stored separately,
+        are never part of the minutes or longer bars, and are deleted once a final version of them is stored.
 
-        `rev` and `src` of minutes are kept. Where a version with other values replaces a final minute, `rev` becomes
-        at least one more than it was; rows that are written again count once. One with the same values leaves `src`.
+        `rev` and `src` of minutes are stored. If a version with other values replaces a final minute, `rev` increases
+        by at least one; rows that are written again count once. A version with the same values does not change `src`.
         """
 
     def intervals(self) -> Sequence[Interval]:
-        """List the intervals above 1m of which all bars are stored, shortest first."""
+        """List the intervals above 1m for which all bars are stored, shortest first."""
 
     def drop_interval(self, interval: Interval) -> int:
-        """Drop the bars of an interval, and keep them up no more; return how many bars there were.
+        """Drop the bars of an interval and stop updating them; return the number of dropped bars.
 
         Raises:
-            StoreRejected: a daemon that runs uses the interval.
+            StoreRejected: a running daemon uses the interval.
         """
 
     def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
-        """Fold again every longer bar that some stretches touch, and drop those in which no minute lies.
+        """Recompute every longer bar that overlaps the ranges, and drop those without minutes.
 
-        One transaction. Bars that begin before `kept_from` stay.
+        This is one transaction. Bars that begin before `kept_from` are not changed.
         """
 
     def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
-        """Delete rows, and fold again every longer bar that they were, or were a part of. One transaction."""
+        """Delete rows and recompute every longer bar that they were, or were part of. One transaction."""
 
     def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
-        """The newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
+        """Return the newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
 
     def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
-        """All bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
+        """Return all bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
 
     def span(self, market: MarketKey, interval: Interval) -> Range | None:
-        """Return the time from the oldest bar to the end of the newest one; None where there is none.
+        """Return the time from the oldest bar to the end of the newest one; None if there are none.
 
-        Of minutes only final ones count. No value of a bar is read, so that bad ones are no obstacle.
+        Only final minutes count. The values of bars are not read, so invalid rows do not matter.
         """
 
     def kept_from(self) -> int:
-        """Return before which time (UTC epoch ms) minutes are dropped while their bars stay; 0 where all are kept."""
+        """Return the time (UTC epoch ms) before which minutes are dropped while longer bars stay; 0 if none are."""
 
     def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
-        """Return the rows of a range that cannot be read as bars, in all tables; rows without a possible time too.
+        """Return the rows of a range, from all tables, that are not valid bars, and all rows with an impossible time.
 
-        Where the types of the columns let none in, there are none. A read that comes upon one raises `StoreRejected`.
+        A store whose column types rule out such rows returns none. A read that meets a bad row raises `StoreRejected`.
         """
 
     def read_forming(self, market: MarketKey) -> list[Candle]:
-        """Return the minutes of which no final version is stored, as they were last written, oldest first.
+        """Return the last written version of the minutes for which no final version is stored, oldest first.
 
-        The newest may be in progress; older ones are over, and their late versions were still waited for.
+        The newest may still be forming. Older ones are over, but were still in their grace period.
         """
 
     def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
-        """The newest final minute of every market of `exchange` that has one, UTC epoch milliseconds."""
+        """Return the newest final minute of every market of `exchange` that has one, UTC epoch milliseconds."""
 
     def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
-        """Which minutes of `[start_ms, end_ms)` are there, as disjoint sorted ranges."""
+        """Return the stored minutes of `[start_ms, end_ms)` as disjoint sorted ranges."""
 
     def complete_from(self, market: MarketKey) -> int | None:
-        """Since when (UTC epoch ms) history is complete but for known holes; None before the first answer."""
+        """Return since when (UTC epoch ms) history is complete except for known gaps; None if not known yet."""
 
     def served_from(self, market: MarketKey) -> int | None:
-        """Return where what may be served begins (UTC epoch ms): the oldest minute, or complete history if earlier.
+        """Return the start of the history to serve (UTC epoch ms): the oldest minute, or complete history if earlier.
 
-        Between there and `complete_from` minutes may be missing that the exchange was never asked for.
+        Between there and `complete_from`, minutes may be missing that the exchange was never asked for.
         """
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
-        """Remember since when history is complete. It only moves back: a later time than the known one changes nothing.
+        """Save the time since which history is complete, unless an earlier one is saved already.
 
-        So several processes may say what each of them knows.
+        The time only moves back, so several processes may each save theirs.
         """
 
     def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
-        """The known holes of a market that reach into a range, oldest first and whole."""
+        """Return the known gaps of a market that overlap a range, oldest first and not cut at its edges."""
 
     def save_known_gaps(self, market: MarketKey, holes: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
-        """Replace the known holes of a market within a range, in one transaction.
+        """Replace the known gaps of a market within a range, in one transaction.
 
-        A hole across an edge of the range is cut there and its outer part kept, and nothing of `holes` is stored
-        beyond the edges: so several processes may each save what they asked the exchange for. Neighbours that differ
-        in nothing but their times become one hole.
+        A stored gap across an edge of the range is cut there, and its outer part is kept. Nothing of `holes` beyond the
+        edges is stored. Several processes may therefore each save the gaps of the ranges they requested. Adjacent gaps
+        that differ only in their times are joined.
         """
 
     def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
-        """Note that a new feed of these markets begins, after all those noted before; again is no other feed."""
+        """Register a new feed of these markets, after all earlier ones. Registering a feed again changes nothing."""
 
     def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
-        """Add to the log what of the past changed, each stretch with the number of the feed's message that told it.
+        """Log ranges of the past that changed, each with the number of the feed's message that published the change.
 
-        One transaction; stretches that are in the log already are not added twice. A stretch with `SEQ_UNPUBLISHED`
-        stays until one that contains it is logged with its number. Epoch None is the newest feed; without a feed
-        nothing is logged.
+        This is one transaction, and repeated entries are stored once. An entry with `SEQ_UNPUBLISHED` remains until a
+        range that contains it is logged with its number. `epoch` None means the newest feed. If the market has no feed
+        yet, nothing is logged, because no client can resume from one.
 
         Raises:
-            StoreRejected: the market has no such feed, or no longer.
+            StoreRejected: the market does not have this feed, or no longer has it.
         """
 
     def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
-        """Return the stretches that were noted with `SEQ_UNPUBLISHED` in the newest feed of each market of an exchange.
+        """Return the ranges logged with `SEQ_UNPUBLISHED` in the newest feed of each market of an exchange.
 
-        So commands that store past minutes beside a daemon are noticed by it.
+        The daemon uses this to notice past minutes that commands have stored.
         """
 
     def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
-        """What of the past changed after message `seq` of a feed, in it and all later ones: disjoint sorted ranges.
+        """Return the ranges of the past that changed after message `seq` of a feed, disjoint and sorted.
 
-        None where that cannot be told: the feed is not known, or no longer.
+        They include changes of all later feeds. None means unknown: the store does not have the feed, or no longer has
+        it.
         """
 
     def cancel_read(self, thread: int) -> None:
-        """End the read that another thread (`threading.get_ident`) is in: it raises `StoreUnavailable`.
+        """End the read in progress on another thread (`threading.get_ident`), which then raises `StoreUnavailable`.
 
-        Nothing happens where there is none, and nothing is raised.
+        If that thread is not reading, nothing happens. This method raises no errors.
         """
 
     def tidy_up(self, now_ms: int) -> None:
-        """Tidy up what is old at `now_ms` (UTC epoch ms). Called about once an hour, on a thread that reads.
+        """Delete old data as of `now_ms` (UTC epoch ms). Called about once an hour, on a reading thread.
 
-        Of each market's feeds the newest `FEEDS_KEPT` stay, without those that ended `FEED_DAYS` ago or earlier.
+        Of each market's feeds, the newest `FEEDS_KEPT` are kept, except those that ended at least `FEED_DAYS` ago.
         """
 
     def check_in(self) -> Sequence[str]:
-        """Note that this process uses the store, and name those that do so with other settings, a line each.
+        """Register this process as a user of the store; return a line for each process with other settings.
 
-        Only the daemon calls it, every `CHECK_IN_S` seconds.
+        Only the daemon calls this, every `CHECK_IN_S` seconds.
         """
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `/health`: at least `kind`, `schema` and `intervals`."""
+        """Return facts for `/health`: at least `kind`, `schema` and `intervals`."""

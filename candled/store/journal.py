@@ -1,9 +1,9 @@
-"""The journal: rows kept on disk while the store is away, in segments that are deleted once their rows are stored.
+"""The journal: rows on disk while the store is unavailable, in segments that are deleted once their rows are stored.
 
-A segment is a text file. It begins with the line `candled journal 2`; every further line is one row: the CRC-32 of the
+A segment is a text file. It begins with the line `candled journal 2`. Every further line is one row: the CRC-32 of the
 rest in 8 hexadecimal digits, a space, and a JSON array of exchange, symbol, opening time, open, high, low, close,
-volume, quote volume or null, `as_of_ms`, `final`, `rev` and `src`, the numbers as text. In a `candled journal 1`, which
-is read too, rows end with `final`. Damage costs the lines it touches, no others.
+volume, quote volume or null, `as_of_ms`, `final`, `rev` and `src`, with numbers as text. In a `candled journal 1`,
+which is still read, rows end with `final`. Damage affects only the damaged lines.
 """
 
 import errno
@@ -36,14 +36,14 @@ HEADER = b"candled journal 2\n"
 
 _HEADERS = {HEADER, b"candled journal 1\n"}
 _SEGMENT_AT_MOST = 8 * 2**20
-_LINE_AT_MOST = 4096  # bounds the memory for a file without line ends; a row takes 100 to 200 bytes
-_OUR_OWN_LACK = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # says nothing of the file
+_LINE_AT_MOST = 4096  # limits memory for a file without line ends; a row takes 100 to 200 bytes
+_OUR_OWN_LACK = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # unrelated to the file
 _NUMBERED = re.compile(r"\d{8}\.")
 _SEGMENT_NAME = re.compile(r"\d{8}\.rows")
 
 
 class _Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """A line as it is in the file: a market and the fields of a candle, of which version 1 lacks the last two."""
+    """A line of the file: a market and the fields of a candle. Version 1 lacks the last two."""
 
     exchange: str
     symbol: str
@@ -67,14 +67,14 @@ _record_encoder = msgspec.json.Encoder()
 
 
 def encode(row: Row) -> bytes:
-    """Write a row as one line, its end included."""
+    """Encode a row as one line, including its end."""
     market, candle = row
     text = _record_encoder.encode((market.exchange, str(market.symbol), *candle))
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def decode(line: bytes) -> Row | None:
-    """Read what `encode` wrote; None for anything else, be it by one bit."""
+    """Decode a line from `encode`; return None for anything else, even if only one bit differs."""
     text = line[9:-1]
     if line != b"%08x %s\n" % (zlib.crc32(text), text):
         return None
@@ -86,9 +86,10 @@ def decode(line: bytes) -> Row | None:
 
 
 class JournalSegment:
-    """The rows of a segment's lines, page by page, as far as they can be read.
+    """The readable rows of a segment, page by page.
 
-    `saved` counts the rows and `unreadable` the bytes that are none; `error` is what ended the reading too early.
+    `saved` counts the rows and `unreadable` the bytes that are not rows. `error` is the error that ended the reading,
+    if any.
     """
 
     def __init__(self, lines: Iterable[bytes]) -> None:
@@ -100,11 +101,11 @@ class JournalSegment:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether something of what was read is no row, or reading failed."""
+        """True if a part that was read is not a row, or if reading failed."""
         return self.unreadable > 0 or self.error is not None
 
     def next_rows(self, limit: int) -> list[Row]:
-        """The next `limit` rows; fewer are the last."""
+        """Return the next `limit` rows. Fewer are the last ones."""
         rows: list[Row] = []
         while len(rows) < limit and not self.is_over:
             line = self._next_line()
@@ -131,7 +132,7 @@ class JournalSegment:
 
 @dataclass(slots=True)
 class _File:
-    """A segment on disk: its durable size and how many rows of it are not done yet (of an old one: its lines)."""
+    """A segment on disk: its durable size and the number of rows not done yet (for an old one, its number of lines)."""
 
     path: Path
     size: int
@@ -139,11 +140,11 @@ class _File:
 
 
 class Journal:
-    """Rows in the files of `directory`, at most `limit_bytes` of them, read in the order of the segments.
+    """Rows in the files of `directory`, up to `limit_bytes`, read in the order of the segments.
 
-    Its methods block, and are called by one thread at a time; properties and `status` may be asked by any. Files that
-    are not wholly readable are renamed to `*.damaged` once their rows are done, those with rows that the store refused
-    to `*.rejected`. Other files in the directory are left alone.
+    Its methods block and must be called by one thread at a time. Properties and `describe` may be used by any thread.
+    Once the rows of a file are done, a file with unreadable parts is renamed to `*.damaged`, and a file with rows that
+    the store refused to `*.rejected`. Other files in the directory are not touched.
     """
 
     def __init__(self, directory: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -153,7 +154,7 @@ class Journal:
         self._lock: int | None = None
         self._files: list[_File] = []
         self._next_number = 1
-        self._active: int | None = None  # descriptor of the last file while rows are appended to it
+        self._active: int | None = None  # descriptor of the last file while rows are appended
         self._lines: Generator[bytes, None, None] | None = None  # of the first file, while it is read
         self._reading: JournalSegment | None = None
         self._page: list[Row] = []
@@ -163,24 +164,24 @@ class Journal:
 
     @property
     def is_open(self) -> bool:
-        """Whether `open` succeeded and `close` was not called since."""
+        """True after `open` succeeded, until `close`."""
         return self._lock is not None
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no row to be read: all are done, or it is not open."""
+        """True if no row is left to read: all are done, or the journal is not open."""
         return not (self.is_open and self._files)
 
     @property
     def row_count(self) -> int:
-        """How many rows are not done; of damaged files an estimate."""
+        """The number of rows not done yet; an estimate for damaged files."""
         return sum(file.rows for file in tuple(self._files))
 
     def open(self) -> None:
-        """Take the directory for this process, made if need be, and find what was left in it.
+        """Take the directory for this process, creating it if needed, and find rows of earlier runs.
 
         Raises:
-            Unavailable: another process has it, or it cannot be made, read or written.
+            Unavailable: another process uses the directory, or it cannot be created, read or written.
         """
         if self.is_open:
             return
@@ -192,14 +193,14 @@ class Journal:
             reason = "another candled uses it" if isinstance(error, BlockingIOError) else error.strerror
             raise self._unavailable(f"the journal {self._directory} cannot be used: {reason}") from error
         if self._files:
-            logger.info("the journal %s holds %s rows of an earlier run", self._directory, self.row_count)
+            logger.info("the journal %s contains %s rows of an earlier run", self._directory, self.row_count)
         self._watch_limit()
 
     def append_rows(self, rows: Sequence[Row]) -> int:
-        """Write rows; return how many of them, counted from the first, had room. Those are on the disk then.
+        """Write rows; return how many of them, from the first, had room. These are durable.
 
         Raises:
-            Unavailable: the disk is full or fails, or the journal is not open: none of them counts as kept.
+            Unavailable: the disk is full or fails, or the journal is not open. No row counts as written.
         """
         if not self.is_open:
             raise Unavailable("the journal is not open")
@@ -217,10 +218,12 @@ class Journal:
         return len(lines)
 
     def next_rows(self, limit: int) -> list[Row]:
-        """The oldest rows that are not done, at most `limit`, the same until `done`; none: there are no more.
+        """Return the oldest rows not done, at most `limit`, or none if all are done.
+
+        The result is the same until `mark_done`.
 
         Raises:
-            Unavailable: this process has no descriptor or memory left to read them with.
+            Unavailable: this process has no file descriptors or memory left.
         """
         while self.is_open and self._files and not self._page:
             if self._reading is None:
@@ -238,7 +241,7 @@ class Journal:
         return self._page
 
     def mark_done(self, *, rejected: bool = False) -> None:
-        """Go on behind the page: its rows are durable elsewhere, or `rejected` for good."""
+        """Continue after the page: its rows are durable elsewhere, or were `rejected` by the store."""
         if self._reading is None:
             return
         self._files[0].rows = max(0, self._files[0].rows - len(self._page))
@@ -248,7 +251,7 @@ class Journal:
             self._finish_segment(self._reading)
 
     def close(self) -> None:
-        """Release the directory. What is not done stays for the next run."""
+        """Release the directory. Rows not done stay for the next run."""
         self._seal_file()
         self._stop_reading()
         if self._lock is not None:
@@ -256,17 +259,17 @@ class Journal:
             self._lock = None
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `/health`.
+        """Return facts for `/health`.
 
-        `rows` that are not stored yet (of damaged files an estimate), `bytes` on the disk of the `limit`, and
-        `lastError`, the last error, also after it is over.
+        `rows` is the number of rows not stored yet (an estimate for damaged files), `bytes` their size on disk, and
+        `limit` the maximum. `lastError` is the last error, also after it has ended.
         """
         return {"rows": self.row_count, "bytes": self._size_bytes(), "limit": self._limit, "lastError": self.last_error}
 
     # ------------------------------------------------------------ the directory
 
     def _take_directory(self) -> int:
-        """The descriptor that holds the lock, which ends with the process however that ends."""
+        """Lock the directory and return its descriptor. The lock ends with the process, even after a crash."""
         if not self._directory.exists():
             self._directory.mkdir()
             _sync_directory(self._directory.parent)
@@ -283,20 +286,20 @@ class Journal:
     def _find_files(self) -> None:
         paths = sorted(self._directory.iterdir())
         numbers = [int(path.name[:8]) for path in paths if _NUMBERED.match(path.name)]
-        self._next_number = max(numbers, default=0) + 1  # a file put aside keeps its name to itself
+        self._next_number = max(numbers, default=0) + 1  # names of renamed files are not reused
         segments = [path for path in paths if _SEGMENT_NAME.fullmatch(path.name) and path.is_file()]
         self._files = [_File(path, path.stat().st_size, _count_rows(path)) for path in segments]
 
     # ------------------------------------------------------------ writing
 
     def _lines_with_room(self, lines: list[bytes]) -> list[bytes]:
-        """As many of the first `lines` as have room."""
+        """Return as many of the first `lines` as have room."""
         room = self._limit - self._size_bytes() - (len(HEADER) if self._active is None else 0)
         ends = accumulate(map(len, lines))
         return [line for line, end in zip(lines, ends, strict=True) if end <= room]
 
     def _write_lines(self, text: bytes) -> None:
-        """Append whole lines; on the disk when this returns."""
+        """Append complete lines. They are durable when this returns."""
         if self._active is None:
             self._begin_segment()
             text = HEADER + text
@@ -317,7 +320,10 @@ class Journal:
         self._files.append(_File(path, 0, 0))
 
     def _abandon_file(self) -> None:
-        """Go back to what was durable, and on in a new file: after a failed sync the kernel may forget what failed."""
+        """Truncate the file to its durable part and continue in a new one.
+
+        After a failed sync the kernel may forget which data it failed to write.
+        """
         if self._active is None:
             return
         file = self._files[-1]
@@ -331,24 +337,25 @@ class Journal:
             file.path.unlink()
 
     def _seal_file(self) -> None:
-        """Append no more to the last file."""
+        """Close the last file for appending."""
         if self._active is None:
             return
-        with suppress(OSError):  # what counts is synced
+        with suppress(OSError):  # everything that counts is synced
             os.close(self._active)
         self._active = None
 
     # ------------------------------------------------------------ reading
 
     def _finish_segment(self, segment: JournalSegment) -> None:
-        """Every row of the first file is done: delete it, or put it aside."""
+        """Delete the first file, or rename it, because all of its rows are done."""
         file = self._files[0]
         try:
             if segment.is_damaged or self._has_rejected:
                 self._put_aside(file.path, segment)
             else:
                 file.path.unlink()
-        except OSError as error:  # its rows would only be stored once more
+        # if it stays, its rows are only stored once more
+        except OSError as error:
             self._unavailable(f"{file.path} cannot be removed: {error.strerror}")
             logger.error("%s", self.last_error)
         self._stop_reading()
@@ -381,7 +388,7 @@ class Journal:
         return sum(file.size for file in tuple(self._files))
 
     def _watch_limit(self, *, is_full: bool = False) -> None:
-        """Say once when it becomes full, and once before."""
+        """Log once when the journal is almost full, and once when it is full."""
         size = self._size_bytes()
         filling: Literal["", "alarm", "full"] = "full" if is_full else "alarm" if size >= self._limit * ALARM_AT else ""
         if filling == self._filling or (filling == "alarm" and self._filling == "full"):
@@ -390,10 +397,10 @@ class Journal:
         if filling == "full":
             self._unavailable(f"the journal {self._directory} is full with {size} of {self._limit} bytes")
             logger.error(
-                "%s; the minutes in it are kept, further ones wait in memory as long as there is room", self.last_error
+                "%s; the minutes in it are kept, further ones stay in memory while there is room", self.last_error
             )
         elif filling == "alarm":
-            logger.warning("the journal %s fills up: %s of %s bytes", self._directory, size, self._limit)
+            logger.warning("the journal %s is almost full: %s of %s bytes", self._directory, size, self._limit)
 
     def _unavailable(self, text: str) -> Unavailable:
         self.last_error = text
@@ -407,7 +414,7 @@ def _lines(path: Path) -> Generator[bytes, None, None]:
 
 
 def _count_rows(path: Path) -> int:
-    """The lines behind the header; 0 where that cannot be found out, which the reading reports."""
+    """Count the lines after the header; 0 if the file cannot be read, which is reported when it is read."""
     try:
         return sum(line not in _HEADERS for line in _lines(path))
     except OSError:
@@ -415,7 +422,7 @@ def _count_rows(path: Path) -> int:
 
 
 def _sync(descriptor: int) -> None:
-    if sys.platform == "darwin":  # there fsync alone leaves it in the disk's cache
+    if sys.platform == "darwin":  # fsync alone leaves the data in the disk's cache there
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
     else:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The lock by which a SQLite file belongs to one daemon at a time."""
+"""The lock that reserves a SQLite file for one daemon."""
 
 import errno
 import fcntl
@@ -15,9 +15,9 @@ _NOT_OFFERED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, err
 
 
 class Owner:
-    """Holds the file `NAME-owner` beside a database locked; the lock ends with the process, however that ends.
+    """Locks the file `NAME-owner` next to a database. The lock ends with the process, even after a crash.
 
-    A file of its own, since closing a second handle of the database would end SQLite's locks on it.
+    It is a separate file, because closing a second handle of the database would release SQLite's locks on it.
     """
 
     def __init__(self, database: Path) -> None:
@@ -28,15 +28,15 @@ class Owner:
         """Lock the database for this process.
 
         Raises:
-            StoreUnavailable: another process has it.
-            OSError: the file of the lock cannot be made.
+            StoreUnavailable: another process has locked it.
+            OSError: the lock file cannot be created.
         """
         path = _lock_path(self._database)
         while self._descriptor is None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(descriptor, path):  # else the owner before removed it just now
+                if _is_at(descriptor, path):  # otherwise the previous owner has just removed it
                     self._descriptor = descriptor
             except BlockingIOError:
                 raise StoreUnavailable(f"{self._database.name}: another candled uses it{_named(descriptor)}") from None
@@ -44,7 +44,7 @@ class Owner:
                 if error.errno not in _NOT_OFFERED:
                     raise
                 logger.warning(
-                    "%s: its file system has no locks, so that nothing keeps a second daemon from using it: %s",
+                    "%s: its file system has no locks, so nothing prevents a second daemon from using it: %s",
                     self._database,
                     error.strerror,
                 )
@@ -56,7 +56,7 @@ class Owner:
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let others have it. Nothing happens where this process does not have it."""
+        """Unlock the database, if this process has locked it."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
@@ -66,7 +66,7 @@ class Owner:
 
 
 def _lock_path(database: Path) -> Path:
-    """Return the same path for every name of a database."""
+    """Return the same path for all names of a database."""
     real = Path(os.path.realpath(database))
     return real.with_name(f"{real.name}-owner")
 

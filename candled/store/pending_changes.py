@@ -1,4 +1,4 @@
-"""Changes of the past on their way to the store, which have to be in its log before they are in its minutes."""
+"""Changes of the past that are queued for the store. They must be logged before their minutes are stored."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,21 +9,21 @@ from .batch import minute_ranges
 from .interface import SEQ_UNPUBLISHED
 
 Log = dict[tuple[MarketKey, str | None], list[tuple[int, Range]]]
-"""By market and epoch, which None leaves to the newest feed: the seq of the message that told of it, and the change."""
+"""Market and epoch (None: the newest feed) → changes, each with the seq of the message that published it."""
 
 
 class PendingChangeLog:
-    """Which of the waiting minutes change the past, and the message that told of it."""
+    """The queued minutes that change the past, each with the position of the message that published it."""
 
     def __init__(self) -> None:
         self._positions: dict[MarketKey, dict[int, Position]] = {}
 
     def add_change(self, market: MarketKey, open_ms: int, position: Position) -> None:
-        """Note that a minute about to be stored changes the past."""
+        """Record that a queued minute changes the past."""
         self._positions.setdefault(market, {})[open_ms] = position
 
     def changes_of(self, rows: Iterable[tuple[MarketKey, Candle]]) -> Log:
-        """What a page of rows changes in the past, neighbours told by one message together."""
+        """Return the changes that a page of rows makes in the past. Adjacent ones with the same message are joined."""
         minutes: dict[tuple[MarketKey, Position], list[int]] = {}
         for market, candle in rows if self._positions else ():
             position = self._positions.get(market, {}).get(candle.open_ms) if candle.final else None
@@ -36,7 +36,7 @@ class PendingChangeLog:
         return log
 
     def drop_log(self, log: Log) -> None:
-        """Forget what is logged and stored."""
+        """Forget changes that are logged and stored."""
         for (market, epoch), entries in log.items():
             positions = self._positions.get(market, {})
             for seq, (start_ms, end_ms) in entries:
@@ -48,7 +48,10 @@ class PendingChangeLog:
 
 
 def of_the_journal(rows: Sequence[tuple[MarketKey, Candle]]) -> Log:
-    """Rows of the journal have waited long, and nobody knows any more what they change: all of it."""
+    """Return a log in which all final rows are unpublished changes.
+
+    Rows of the journal have waited so long that it is no longer known which of them change the past.
+    """
     minutes: dict[MarketKey, list[int]] = {}
     for market, candle in rows:
         if candle.final:

@@ -1,4 +1,4 @@
-"""Candles on their way to the store: the newest version of each minute, in bounded number."""
+"""Candles queued for the store: the newest version of each minute, up to a limit."""
 
 from collections.abc import Iterable
 
@@ -6,13 +6,13 @@ from candled.model import Candle, MarketKey
 
 Row = tuple[MarketKey, Candle]
 
-_MOST_FORMING = 60  # of a market; older ones will not become final by the stream any more
+_MOST_FORMING = 60  # per market; older ones will no longer become final through the stream
 
 
 class PendingRows:
-    """Rows that are not stored yet. A row stays until `drop`, so a write that fails or is cut short loses nothing.
+    """Rows that are not stored yet. A row stays until `drop_rows`, so a failed or cancelled write loses nothing.
 
-    At most `limit` final minutes wait; forming minutes, until their final versions come, are on top.
+    The limit applies to final minutes. Forming minutes, until their final versions arrive, come on top.
     """
 
     def __init__(self, limit: int) -> None:
@@ -23,18 +23,18 @@ class PendingRows:
         self._forming_count = 0
 
     def __len__(self) -> int:
-        """How many rows wait."""
+        """Return the number of queued rows."""
         return self._count + self._forming_count
 
     @property
     def minute_count(self) -> int:
-        """How many of them are final minutes."""
+        """The number of queued final minutes."""
         return self._count
 
     def put_row(self, market: MarketKey, candle: Candle) -> bool:
-        """Keep `candle` unless a superseding version waits already; False where it is refused for lack of room.
+        """Queue `candle`, unless a version that supersedes it is queued already; return False if there is no room.
 
-        Of two versions of a minute `Candle.merged_with` says which one is kept.
+        `Candle.merged_with` decides which version of a minute is kept.
         """
         if not candle.final:
             if candle.open_ms not in self._minutes.get(market, {}):
@@ -51,9 +51,9 @@ class PendingRows:
         return True
 
     def next_rows(self, limit: int, *, forming: bool = True) -> list[Row]:
-        """The first `limit` rows by market and time, without the forming ones if so asked. Fewer are all there are.
+        """Return the first `limit` rows by market and time, with or without forming ones. Fewer are all there are.
 
-        Every writer keeps this order, so that two of them never wait for each other's rows.
+        All writers use this order, so two of them never deadlock on each other's rows.
         """
         rows: list[Row] = []
         for market in sorted(self._minutes.keys() | self._forming.keys(), key=str):
@@ -65,7 +65,7 @@ class PendingRows:
         return rows
 
     def drop_rows(self, rows: Iterable[Row]) -> None:
-        """Forget rows that are stored. A row of which another version was put meanwhile stays."""
+        """Forget rows that are stored. A row stays if another version of it was queued since."""
         for market, candle in rows:
             if not candle.final:
                 if self._forming.get(market, {}).get(candle.open_ms) is candle:

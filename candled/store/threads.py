@@ -1,4 +1,4 @@
-"""The threads a blocking store works on, so that the event loop never waits for a disk or a database."""
+"""The threads for a blocking store, so that the event loop never waits for a disk or a database."""
 
 import asyncio
 import logging
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CLOSE_S = 5.0  # for closing a store that answers
+_CLOSE_S = 5.0  # limit for closing a store that responds
 
 
 class _Read:
-    """A read on its way: which thread is at it, None before and after."""
+    """A read and the thread that runs it; None before and after."""
 
     def __init__(self) -> None:
         self.thread: int | None = None
@@ -40,7 +40,8 @@ class _Read:
 class StoreThreads:
     """One thread that writes to `store`, in the order of the calls, and `readers` threads that read from it.
 
-    `writes` counts the writes that have ended, well or not: a read begun after it moved sees what they wrote.
+    `writes` counts the writes that have ended, successful or not. A read that starts after it has increased sees their
+    data.
     """
 
     def __init__(self, store: Store, *, readers: int = 2) -> None:
@@ -49,26 +50,26 @@ class StoreThreads:
         self._reading = DaemonThreads(readers, "store-read")
         self._jobs: set[Future[Any]] = set()
         self._left: SimpleQueue[_Read | None] = SimpleQueue()
-        # Ending a read may mean talking to a server that does not answer: nothing waits for this thread.
+        # Ending a read may involve a server that does not respond, so nothing waits for this thread.
         threading.Thread(target=self._end_reads, name="store-cancel", daemon=True).start()
         self._is_closed = False
         self.writes = 0
 
     async def run_write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a method of the store that changes it, after all writes asked for before.
+        """Call a method that changes the store, after all earlier writes.
 
         Raises:
-            StoreUnavailable: the threads are closed; otherwise whatever the method raises.
+            StoreUnavailable: the threads are closed. Errors of the method are passed on.
         """
         job = self._submit_call(self._writing, call, *args, **kwargs)
         job.add_done_callback(self._count_done)
         return await asyncio.wrap_future(job)
 
     async def run_read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a method of the store that only reads. Raises as `write` does.
+        """Call a method that only reads the store. Raises as `run_write` does.
 
-        Cancelled, a read that has not begun never does, and one under way is ended in the store: its thread is free
-        for the others.
+        If the caller is cancelled, a read that has not begun is dropped, and one in progress is ended in the store, so
+        that its thread becomes free.
         """
         read = _Read()
         job = self._submit_call(self._reading, read.run, partial(call, *args, **kwargs))
@@ -80,10 +81,9 @@ class StoreThreads:
             raise
 
     async def close(self, *, within_s: float = 60.0) -> None:
-        """Let everything asked for end, then close the store and the threads.
+        """Finish all calls, then close the store and the threads.
 
-        A call that has not ended after `within_s` seconds is left behind: the store takes it back when the process
-        ends.
+        A call that has not ended after `within_s` seconds is abandoned. It ends with the process.
         """
         if self._is_closed:
             return
@@ -119,12 +119,13 @@ class StoreThreads:
 
 
 async def _ended(jobs: Collection[Future[Any]], within_s: float) -> bool:
-    """Wait for jobs, at most so long; return whether all have ended."""
+    """Wait for jobs, at most `within_s` seconds; return whether all have ended."""
     waiting = [asyncio.wrap_future(job) for job in list(jobs)]
     if not waiting:
         return True
     _, left = await asyncio.wait(waiting, timeout=within_s)
     for one in waiting:
         if one.done() and not one.cancelled():
-            one.exception()  # was raised where it was asked for
+            # the caller has received this exception
+            one.exception()
     return not left

@@ -1,4 +1,4 @@
-"""Brings candles to the store in batches, and keeps them while it is away."""
+"""Writes candles to the store in batches, and keeps them while it is unavailable."""
 
 import asyncio
 import logging
@@ -27,19 +27,20 @@ PAGE_ROWS = 5_000
 RETRY_AT_MOST_S = 30.0
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
-JOURNAL_FROM_ROWS = 20_000  # Python looks through all rows in memory now and then, and nothing moves meanwhile
-SPLITS_IN_VAIN = 32  # halves refused, and nothing taken yet: it is not for the rows
+# Python's garbage collector scans all rows in memory now and then, and blocks the process meanwhile
+JOURNAL_FROM_ROWS = 20_000
+SPLITS_IN_VAIN = 32  # this many refused halves and none accepted: the rows are not the cause
 SPLITS_AT_MOST = 400
 
 
 class Writer:
     """Collects candles on the event loop and writes them every `flush_interval_s` seconds on the store's threads.
 
-    While the store is away candles wait, the newest version of each minute only, and attempts follow with doubling
-    pauses. Final minutes that wait for `JOURNAL_AFTER_S` seconds, or are many, move to the `journal` on disk, which is
-    written on a thread of its own, and on to the store once that is back, be it after a restart. Beyond `max_waiting`
-    final minutes further ones are refused: the minutes that wait stay, and the refused ones are missing in the store,
-    where the repair of gaps finds them and fetches them again.
+    While the store is unavailable, the newest version of each minute stays queued, and attempts are repeated after
+    doubling pauses. Final minutes that have waited for `JOURNAL_AFTER_S` seconds, or are many, move to the `journal` on
+    disk. It is written on a separate thread, and its rows go to the store once that is available again, even after a
+    restart. Beyond `max_waiting` final minutes, new ones are refused: the queued minutes stay, and the refused ones are
+    missing in the store until the repair of gaps finds and fetches them.
     """
 
     def __init__(
@@ -77,11 +78,11 @@ class Writer:
         self._is_journaling = False
 
     def enqueue(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
-        """Take a candle to be stored; to be called on the event loop.
+        """Queue a candle for the store; return whether it was accepted. Call this on the event loop.
 
-        A final one becomes part of history; one that is not final is kept until a final version of its minute comes.
-        False: too many wait already or the writer is closed, and the candle was not taken. `changes`: it changes the
-        past, as this message told.
+        A final candle becomes part of history. Any other is kept until a final version of its minute arrives. A candle
+        is not accepted if the queue is full or the writer is closed. Pass `changes`, the position of the message that
+        published it, if the candle changes the past.
         """
         if not self._waiting and self._state != "away":
             self._waiting_since = self._clock.monotonic()
@@ -92,11 +93,12 @@ class Writer:
         return taken
 
     async def flush(self) -> None:
-        """Write what waits, in memory and in the journal. On return everything put before the call is durable.
+        """Write all rows in memory and in the journal. On return, everything queued before the call is durable.
 
         Raises:
-            StoreUnavailable: not all could be written; the rest is kept for the next attempt.
-            StoreRejected: the store refused some rows for good; they were dropped, all others are written.
+            StoreUnavailable: not everything could be written; the rest is kept for the next attempt.
+            StoreRejected: the store refused some rows, which will not be retried. They were dropped; all others are
+                written.
         """
         async with self._turn:
             if self._journal and not self._journal_was_tried:
@@ -107,23 +109,24 @@ class Writer:
                 rejection = await self._write_page(waited) or rejection
                 if self._journal and not self._journal.is_empty:
                     rejection = await self._write_journaled(self._journal) or rejection
-                elif len(waited) < PAGE_ROWS:  # it was all there was when the page was taken
+                elif len(waited) < PAGE_ROWS:  # the page contained all rows at that time
                     break
             if rejection:
                 raise rejection
 
     async def run(self) -> None:
-        """Flush, and journal what the store does not take, for ever. Ends only by cancellation, which loses nothing."""
+        """Flush and journal rows until cancelled. Cancellation loses no rows."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._flush_on())
             if self._journal:
                 tasks.create_task(self._journal_on(self._journal))
 
     async def close(self, *, within_s: float = 10.0) -> int:
-        """Take no more candles and write what waits; return how many rows had to be left.
+        """Accept no more candles and write the queued ones; return how many rows could not be written.
 
-        Attempts are repeated while the store is away, but none begins later than `within_s` seconds from now, nor
-        takes longer. With a journal what waits goes there instead, forming minutes too, and nothing has to be left.
+        Attempts are repeated while the store is unavailable. None begins later than `within_s` seconds from now or
+        takes longer than that. If there is a journal, the queued rows go there instead, including forming minutes, so
+        nothing is lost.
         """
         self._is_closed = True
         deadline = self._clock.monotonic() + within_s
@@ -139,12 +142,12 @@ class Writer:
         return len(self._waiting)
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `/health`, counts since the start.
+        """Return facts for `/health`. Counts are since the start.
 
-        `state` is `ok`, `away` (rows wait and are tried again) or `rejecting` (the last write was refused for good).
-        `waiting` (in memory), `written`, `refused` (no room) and `rejected` (dropped) are rows; `lastFlushMs` is the
-        time of the last write that succeeded, UTC epoch milliseconds; `lastError` is the last error, also after it is
-        over. `journal` is as `Journal.status` says, None without one.
+        `state` is `ok`, `away` (rows are queued and retried) or `rejecting` (the last write was refused and is not
+        retried). `waiting` (in memory), `written`, `refused` (no room) and `rejected` (dropped) are numbers of rows.
+        `lastFlushMs` is the time of the last successful write, UTC epoch milliseconds. `lastError` is the last error,
+        also after it has ended. `journal` is `Journal.describe`, or None without a journal.
         """
         return {
             "state": self._state,
@@ -157,7 +160,7 @@ class Writer:
             "journal": self._journal.describe() if self._journal else None,
         }
 
-    # ------------------------------------------------------------ to the store
+    # ------------------------------------------------------------ writing to the store
 
     async def _flush_on(self) -> None:
         pause_s = self._flush_interval_s
@@ -166,7 +169,7 @@ class Writer:
             pause_s = self._flush_interval_s if await self._try_flush() else self._longer_pause(pause_s)
 
     async def _try_flush(self) -> bool:
-        """Whether nothing is left to be tried again."""
+        """Flush, and return False if a retry is needed."""
         try:
             await self.flush()
         except StoreUnavailable:
@@ -175,15 +178,15 @@ class Writer:
             return True
         except Exception as error:
             self._last_error = repr(error)
-            logger.exception("writing to the store failed; %s rows wait", len(self._waiting))
+            logger.exception("writing to the store failed; %s rows queued", len(self._waiting))
             return False
         return True
 
     async def _write_page(self, page: list[Row], *, from_journal: bool = False) -> StoreRejected | None:
-        """Write a page; return the refusal if some of it was refused for good.
+        """Write a page; return the error if some rows were refused.
 
-        What is refused is halved, and written in halves, until the bad rows are alone: they take no others with them.
-        A store that refuses all of it is not asked row by row.
+        A refused part is halved and written again in halves until the bad rows are isolated, so they affect no other
+        rows. If the store refuses everything, the rows are not tried one by one.
         """
         parts = deque([page] if page else [])
         refused: list[Row] = []
@@ -224,7 +227,10 @@ class Writer:
         self._changes.drop_log(log)
 
     def _write_logged(self, page: list[Row], log: Log) -> None:
-        """On the writing thread. What is in the log too early is told once too often; too late would be never."""
+        """Log changes and write rows, on the writing thread.
+
+        Log before storing: logging early causes a duplicate notification, logging late loses it.
+        """
         for (market, epoch), changes in log.items():
             if epoch is not None:
                 self._store.register_feed([market], epoch)
@@ -242,7 +248,7 @@ class Writer:
         await self._on_journal_thread(journal.mark_done, rejected=rejection is not None)
         if journal.is_empty:
             self._is_journaling = False
-            logger.info("everything in the journal has gone to the store")
+            logger.info("all rows of the journal are stored")
         return rejection
 
     def _longer_pause(self, pause_s: float) -> float:
@@ -255,7 +261,7 @@ class Writer:
         self._state = "away"
         self._away_since = self._clock.monotonic()
         self._refused_before = self._refused
-        logger.warning("the store is unavailable, %s rows wait: %s", self._row_count(), error)
+        logger.warning("the store is unavailable, %s rows queued: %s", self._row_count(), error)
 
     def _note_written(self, page: list[Row]) -> None:
         self._note_back()
@@ -268,24 +274,24 @@ class Writer:
         self._state = "rejecting"
         self._rejected += len(page)
         self._last_error = str(error)
-        logger.error("the store refused %s rows for good, they are %s: %s", len(page), fate, error)
+        logger.error("the store refused %s rows, they are %s: %s", len(page), fate, error)
 
     def _note_back(self) -> None:
         self._waiting_since = self._clock.monotonic()
         if self._state != "away":
             return
         logger.info(
-            "the store is back after %.1f s: writing %s rows that waited, %s were refused",
+            "the store is available again after %.1f s: writing %s queued rows, %s were refused",
             self._clock.monotonic() - self._away_since,
             self._row_count(),
             self._refused - self._refused_before,
         )
 
     def _row_count(self) -> int:
-        """How many rows are not stored, in memory and in the journal."""
+        """Return the number of rows not stored, in memory and in the journal."""
         return len(self._waiting) + (self._journal.row_count if self._journal else 0)
 
-    # ------------------------------------------------------------ to the journal
+    # ------------------------------------------------------------ writing to the journal
 
     async def _journal_on(self, journal: Journal) -> None:
         pause_s = JOURNAL_LOOK_S
@@ -294,13 +300,13 @@ class Writer:
             pause_s = JOURNAL_LOOK_S if await self._try_journal(journal) else self._longer_pause(pause_s)
 
     async def _try_journal(self, journal: Journal) -> bool:
-        """Whether the journal is ready, and has what it should have."""
+        """Journal rows if due; return whether the journal is ready and contains all rows that it should."""
         try:
             if self._is_journal_due():
                 return await self._move_to(journal)
             return await self._open_journal(journal)
         except Exception:
-            logger.exception("writing to the journal failed; %s rows wait in memory", len(self._waiting))
+            logger.exception("writing to the journal failed; %s rows queued in memory", len(self._waiting))
             return False
 
     def _is_journal_due(self) -> bool:
@@ -312,7 +318,7 @@ class Writer:
         return waits_s >= self._flush_interval_s + JOURNAL_AFTER_S
 
     async def _move_to(self, journal: Journal, *, forming: bool = False) -> bool:
-        """Move what waits to the journal; whether all of it has gone there."""
+        """Move queued rows to the journal; return whether all of them are there."""
         if not await self._open_journal(journal):
             return False
         while page := self._waiting.next_rows(PAGE_ROWS, forming=forming):
@@ -325,12 +331,12 @@ class Writer:
             self._waiting.drop_rows(page[:kept])
             if kept < len(page):
                 return False
-            if kept < PAGE_ROWS:  # it was all there was when the page was taken
+            if kept < PAGE_ROWS:  # the page contained all rows at that time
                 break
         return True
 
     async def _empty_memory(self, within_s: float) -> bool:
-        """Try to bring everything out of memory; whether nothing is left there."""
+        """Try to write all rows in memory to the store or the journal; return whether none is left."""
         if self._journal is None:
             return await self._try_flush_within(within_s)
         is_behind = self._state == "away" or self._is_journal_due() or not self._journal.is_empty
@@ -339,7 +345,7 @@ class Writer:
         return await self._try_flush_within(within_s) or await self._move_to(self._journal, forming=True)
 
     async def _try_flush_within(self, within_s: float) -> bool:
-        """Flush, unless the store takes longer: what it did not take still waits then, and may be stored twice."""
+        """Flush with a time limit. Rows that were not written by then stay queued and may be stored twice."""
         try:
             async with asyncio.timeout(within_s):
                 return await self._try_flush()
@@ -363,7 +369,7 @@ class Writer:
         if self._journal:
             await self._on_journal_thread(self._journal.close)
             if self._journal.row_count:
-                logger.warning("%s rows stay in the journal for the next start", self._journal.row_count)
+                logger.warning("%s rows remain in the journal for the next start", self._journal.row_count)
         self._journal_thread.shutdown()
 
     async def _on_journal_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -371,7 +377,7 @@ class Writer:
 
     def _note_journal_trouble(self, error: Unavailable) -> None:
         if not self._journal_fails:
-            logger.error("%s; %s rows wait in memory only", error, len(self._waiting))
+            logger.error("%s; %s rows queued in memory only", error, len(self._waiting))
         self._journal_fails = True
 
     def _note_journal_works(self, *, is_used: bool = False) -> None:
@@ -380,4 +386,4 @@ class Writer:
         self._journal_fails = False
         if is_used and not self._is_journaling:
             self._is_journaling = True
-            logger.warning("the store does not take what waits: it goes to the journal on disk")
+            logger.warning("the store does not accept the queued rows; moving them to the journal on disk")

@@ -207,7 +207,7 @@ def test_it_warns_at_start_when_an_earlier_run_left_it_nearly_full(open_journal,
     open_journal(limit_bytes=8000).append_rows(some(0, 100))
     caplog.clear()
     open_journal(limit_bytes=8000)
-    assert [message for message in caplog.messages if "fills up" in message]
+    assert [message for message in caplog.messages if "is almost full" in message]
 
 
 def test_two_processes_do_not_share_it(open_journal, directory):

@@ -160,8 +160,8 @@ async def test_going_away_and_coming_back_are_one_log_line_each(writer, store, c
         writer.enqueue(BTC, minute(1))
         await advance(clock, 1)
     assert caplog.messages == [
-        "the store is unavailable, 1 rows wait: no room on the disk",
-        "the store is back after 14.0 s: writing 2 rows that waited, 0 were refused",
+        "the store is unavailable, 1 rows queued: no room on the disk",
+        "the store is available again after 14.0 s: writing 2 queued rows, 0 were refused",
     ]
     assert writer.describe()["state"] == "ok"
 
@@ -172,7 +172,7 @@ async def test_a_batch_refused_for_good_is_dropped_and_the_next_is_written(write
     await advance(clock, 1)
     status = writer.describe()
     assert (status["state"], status["rejected"], status["waiting"]) == ("rejecting", 1, 0)
-    assert caplog.messages == ["the store refused 1 rows for good, they are dropped: the file is damaged"]
+    assert caplog.messages == ["the store refused 1 rows, they are dropped: the file is damaged"]
     store.trouble = None
     writer.enqueue(BTC, minute(1))
     await advance(clock, 1)
@@ -329,8 +329,8 @@ async def test_what_waits_for_some_seconds_goes_to_the_journal(journaling, store
     await passing(clock, 1)
     assert rows_left(writer) == (0, 4)
     assert caplog.messages == [
-        "the store is unavailable, 3 rows wait: no room on the disk",
-        "the store does not take what waits: it goes to the journal on disk",
+        "the store is unavailable, 3 rows queued: no room on the disk",
+        "the store does not accept the queued rows; moving them to the journal on disk",
     ]
 
 
@@ -376,8 +376,8 @@ async def test_when_the_store_is_back_the_journal_goes_to_it_and_is_empty(journa
     assert everything(store, BTC, MINUTE) == expected
     assert (rows_left(writer), list(directory.iterdir())) == ((0, 0), [])
     assert caplog.messages[-2:] == [
-        "the store is back after 30.0 s: writing 21 rows that waited, 0 were refused",
-        "everything in the journal has gone to the store",
+        "the store is available again after 30.0 s: writing 21 queued rows, 0 were refused",
+        "all rows of the journal are stored",
     ]
 
 
@@ -451,7 +451,7 @@ async def test_closing_while_the_store_is_away_leaves_everything_to_the_next_sta
     writer.enqueue(BTC, minute(1, final=False))
     assert await writer.close() == 0
     assert clock.monotonic() == 0
-    assert caplog.messages[-1] == "2 rows stay in the journal for the next start"
+    assert caplog.messages[-1] == "2 rows remain in the journal for the next start"
     store.trouble = None
     await journaling().flush()
     assert everything(store, BTC, MINUTE) == [minute(0)]
@@ -495,7 +495,7 @@ async def test_a_journal_that_cannot_be_used_is_named_once_and_tried_again(journ
     directory.write_text("something else")
     writer = journaling()
     await passing(clock, 20)
-    assert caplog.messages == [f"the journal {directory} cannot be used: Not a directory; 0 rows wait in memory only"]
+    assert caplog.messages == [f"the journal {directory} cannot be used: Not a directory; 0 rows queued in memory only"]
     assert writer.describe()["journal"]["lastError"] == f"the journal {directory} cannot be used: Not a directory"
     writer.enqueue(BTC, minute(0))
     await passing(clock, 1)
@@ -516,7 +516,7 @@ async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
         await passing(clock, 20)
         assert rows_left(writer) == (5, 0)
-        assert len([message for message in caplog.messages if "5 rows wait in memory only" in message]) == 1
+        assert len([message for message in caplog.messages if "5 rows queued in memory only" in message]) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     await passing(clock, 30)

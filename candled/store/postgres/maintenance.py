@@ -1,4 +1,4 @@
-"""What is dropped from PostgreSQL: feeds when they are old, minutes if so asked, and bars of an interval by command."""
+"""Deletion of old data in PostgreSQL: old feeds, old minutes if configured, and bars of an interval by command."""
 
 import logging
 
@@ -19,28 +19,28 @@ _MONDAYS = Interval.parse("1W")
 
 
 def forget_feeds(link: DatabaseConnection, now_ms: int) -> None:
-    """Drop the feeds that ended long ago at `now_ms` (UTC epoch milliseconds), with their changes."""
+    """Drop the feeds that ended long before `now_ms` (UTC epoch milliseconds), with their changes."""
     link.execute(sql.SEE_FEEDS, (now_ms,))
     link.execute(sql.DROP_FEEDS, (FEEDS_KEPT, now_ms - FEED_DAYS * DAY_MS))
     link.commit()
 
 
 def drop_interval(link: DatabaseConnection, interval: Interval) -> int:
-    """Drop the bars of an interval and keep them up no more; return how many there were."""
+    """Drop the bars of an interval and stop updating them; return how many there were."""
     link.execute(sql.FORGET_INTERVAL, (str(interval),))
     link.commit()
     dropped = 0
     for market_id, _, _ in spans(link):
-        link.execute(sql.LOCK_MARKET, (market_id,))  # whoever still folds from these bars ends first
+        link.execute(sql.LOCK_MARKET, (market_id,))  # a writer that still folds from these bars ends first
         dropped += link.execute(sql.DROP_BARS, (market_id, in_minutes(interval)))
         link.commit()
     return dropped
 
 
 def drop_minutes(link: DatabaseConnection, before_ms: int, *, in_chunks: bool) -> None:
-    """Drop minutes before a time (UTC epoch milliseconds), of whole weeks, so that no bar loses a part of its minutes.
+    """Drop the minutes of all weeks that end by `before_ms` (UTC epoch milliseconds), so that no bar loses only a part.
 
-    `in_chunks`: they are kept in TimescaleDB's.
+    Set `in_chunks` if they are stored in TimescaleDB's chunks.
     """
     before_ms = _MONDAYS.floor(before_ms)
     if before_ms <= 0:
@@ -48,7 +48,7 @@ def drop_minutes(link: DatabaseConnection, before_ms: int, *, in_chunks: bool) -
     link.execute(sql.SET_KEPT_FROM, (before_ms, before_ms))
     link.commit()
     if in_chunks:
-        link.fetch_rows(sql.LOCK_ALL_MARKETS)  # a writer may still be folding minutes of a chunk that goes
+        link.fetch_rows(sql.LOCK_ALL_MARKETS)  # a writer may still be folding minutes of a dropped chunk
         dropped = timescale.drop_chunks(link, before_ms)
         link.commit()
         if dropped:

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL for worker threads: borrowed and returned, never lost, never waited for without end."""
+"""Connections to PostgreSQL for worker threads: borrowed and returned, never lost, and always with a time limit."""
 
 import os
 import select
@@ -18,7 +18,7 @@ from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 
 T = TypeVar("T")
 
-# What libpq can do by itself against links that die silently; an address may say otherwise.
+# libpq's own protection against connections that die silently. An address may override these values.
 # Source: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 _PARAMETERS = {
     "application_name": "candled",
@@ -33,11 +33,11 @@ _PARAMETERS = {
 
 _EXPECTED = "expected postgresql://user:password@host:port/database"
 
-# A link may die silently between two statements of a transaction: the server gives it up as soon as this side does,
-# else it kept locks on rows for hours.
-# Every statement of the store is an index lookup. Fresh tables have no statistics, and a plan for the 100 rows of
-# yesterday must not scan the million of today; compiling such statements costs more than running them. Corrections of
-# compressed minutes are bounded by the size of a batch; TimescaleDB's own bound would refuse some of them for good.
+# A connection may die silently between two statements of a transaction. The server then gives it up as soon as this
+# side does; otherwise it would keep row locks for hours. Every statement of the store is an index lookup. New tables
+# have no statistics, and a plan for the 100 rows of yesterday must not scan the million of today; compiling such
+# statements costs more than running them. Corrections of compressed minutes are limited by the size of a batch;
+# TimescaleDB's own limit would refuse some of them permanently.
 _SESSION = """SET TimeZone = 'UTC'; SET client_min_messages = 'warning'; SET jit = off;
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET statement_timeout = {0};
     SET idle_in_transaction_session_timeout = {0};
@@ -46,16 +46,17 @@ _SESSION = """SET TimeZone = 'UTC'; SET client_min_messages = 'warning'; SET jit
 
 _IDLE_S = 3600.0
 
-# States that end without us although psycopg2 does not call them operational: a standby becomes the primary, a
-# backup is restored and brings its tables. Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
+# States that end by themselves although psycopg2 does not treat them as operational errors: a standby becomes the
+# primary, or a restored backup brings its tables. Source:
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
 _MAY_HEAL = frozenset({"25006", "42P01", "3F000"})
 
 
 def parse_address(url: str) -> dict[str, Any]:
-    """The connection parameters that `postgresql://user:password@host:port/database?option=value` names, with ours.
+    """Parse `postgresql://user:password@host:port/database?option=value` and add the default parameters.
 
     Raises:
-        ConfigError: it cannot be read. The text does not repeat the address, which may hold a password.
+        ConfigError: the address is invalid. The text does not repeat it, because it may contain a password.
     """
     try:
         given = parse_dsn(url)
@@ -69,7 +70,7 @@ def parse_address(url: str) -> dict[str, Any]:
 
 @contextmanager
 def errors_translated() -> Iterator[None]:
-    """psycopg2's errors as `Store` promises them, in one line."""
+    """Translate psycopg2's errors to those of `Store`, in one line."""
     try:
         yield
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
@@ -85,8 +86,8 @@ def _line(error: psycopg2.Error) -> str:
 class Watchdog:
     """A thread that shuts the sockets of calls that take too long.
 
-    It is needed because libpq waits for ever where the other side's kernel still acknowledges, as behind a proxy
-    that hangs: neither keepalives nor the server's own timeouts end such a call.
+    libpq waits forever if the other side's kernel still acknowledges, for example behind a proxy that hangs. Neither
+    keepalives nor the server's own timeouts end such a call.
     """
 
     def __init__(self) -> None:
@@ -103,7 +104,7 @@ class Watchdog:
         deadline = time.monotonic() + limit_s
         with self._changed:
             self._deadlines[line] = deadline
-            if deadline < self._wakes_at:  # else it looks in time anyway, and need not be woken at every call
+            if deadline < self._wakes_at:  # otherwise the thread wakes up in time anyway
                 self._changed.notify()
         try:
             yield
@@ -129,15 +130,15 @@ class Watchdog:
     def _shut_overdue(self, now: float) -> None:
         for line in [line for line, deadline in self._deadlines.items() if deadline <= now]:
             del self._deadlines[line]
-            with suppress(OSError):  # closed by the other side meanwhile
+            with suppress(OSError):  # closed by the other side in the meantime
                 line.shutdown(socket.SHUT_RDWR)
 
 
 class DatabaseConnection:
-    """One connection. Each call ends within `limit_s` seconds: by an answer, by the server's timeout, or by force.
+    """One connection. Each call ends within `limit_s` seconds: by a response, by the server's timeout, or by force.
 
-    Every method raises `StoreUnavailable` and `StoreRejected` as `Store` does. `is_lost` once the
-    connection ended in the middle of a call.
+    Every method raises `StoreUnavailable` and `StoreRejected` as `Store` does. `is_lost` is set once the connection
+    ended during a call.
     """
 
     def __init__(self, parameters: Mapping[str, Any], watchdog: Watchdog, *, limit_s: float, autocommit: bool) -> None:
@@ -151,7 +152,8 @@ class DatabaseConnection:
         self._line = socket.socket(fileno=os.dup(self._connection.fileno()))
         try:
             self._connection.autocommit = True
-            self.execute(_SESSION.format(round(limit_s * 800)))  # the server gives up first, then the link stays usable
+            # the server's limit comes first, which leaves the connection usable
+            self.execute(_SESSION.format(round(limit_s * 800)))
             self._connection.autocommit = autocommit
         except BaseException:
             self.close()
@@ -163,31 +165,31 @@ class DatabaseConnection:
         return int(self._connection.server_version)
 
     def fetch_rows(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Execute a statement and return what it returns."""
+        """Execute a statement and return its rows."""
         with self._translated_call(), self._connection.cursor() as cursor:
             cursor.execute(statement, parameters or None)
             return cursor.fetchall()
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> int:
-        """Execute a statement and return how many rows it changed."""
+        """Execute a statement and return the number of rows it changed."""
         with self._translated_call(), self._connection.cursor() as cursor:
             cursor.execute(statement, parameters or None)
             return cursor.rowcount
 
     def commit(self) -> None:
-        """Commit. If this raises `StoreUnavailable` the transaction may or may not have been committed."""
+        """Commit. If this raises `StoreUnavailable`, the transaction may or may not have been committed."""
         with self._translated_call():
             self._connection.commit()
 
     def rollback(self) -> None:
-        """Give up the transaction, if there is one."""
+        """Roll back the transaction, if there is one."""
         with self._translated_call():
             self._connection.rollback()
 
     def cancel_call(self) -> None:
-        """Ask the server to end the call that another thread is in. It may take as long as a new connection.
+        """Ask the server to end the call in progress on another thread. This may take as long as a new connection.
 
-        Not by psycopg2's own `cancel`: that waits for the server with the interpreter's lock, and stops every thread.
+        psycopg2's own `cancel` is not used: it waits for the server with the interpreter's lock and stops every thread.
         """
         with suppress(psycopg2.Error):
             connection = psycopg2.connect(**self._parameters)
@@ -199,13 +201,16 @@ class DatabaseConnection:
                 connection.close()
 
     def is_stale(self) -> bool:
-        """Whether something happened while it was idle. A server that went away says so, or closes the socket."""
+        """Return whether data arrived, or the socket was closed, while the connection was idle.
+
+        A server that shuts down sends a message or closes the socket.
+        """
         poll = select.poll()
         poll.register(self._line, select.POLLIN)
         return bool(poll.poll(0))
 
     def close(self) -> None:
-        """Close it; safe in any state."""
+        """Close the connection; safe in any state."""
         with suppress(psycopg2.Error):
             self._connection.close()
         self._line.close()
@@ -221,14 +226,14 @@ class DatabaseConnection:
 
 
 class _ConnectionLost(Exception):
-    """A connection ended under a read."""
+    """A connection ended during a read."""
 
 
 class Pool:
-    """`size` slots for connections, made by `connect` when first needed and again after they broke.
+    """`size` slots for connections, which `connect` creates when first needed and again after they break.
 
-    psycopg2's own pool keeps only its minimum, raises instead of waiting when all are out, and loses a slot for ever
-    when a backend dies inside a transaction.
+    psycopg2's own pool keeps only its minimum, raises instead of waiting when all connections are in use, and loses a
+    slot permanently when a backend dies inside a transaction.
     """
 
     def __init__(self, connect: Callable[[], DatabaseConnection], size: int, *, wait_s: float) -> None:
@@ -236,8 +241,8 @@ class Pool:
         self._wait_s = wait_s
         self._size = size
         self._is_closed = False
-        self._readers: dict[int, DatabaseConnection] = {}  # by the thread that reads
-        # The slot used last is lent first: its connection is warm, the others need not exist.
+        self._readers: dict[int, DatabaseConnection] = {}  # keys are the reading threads
+        # The slot used last is lent first: its connection is warm, and the others may never be needed.
         self._slots: LifoQueue[DatabaseConnection | None] = LifoQueue()
         for _ in range(size):
             self._slots.put(None)
@@ -271,9 +276,9 @@ class Pool:
             self._slots.put(link)
 
     def run_read(self, work: Callable[[DatabaseConnection], T]) -> T:
-        """Do some reading on a connection; where that ends in the middle, once more on a fresh one.
+        """Run a read on a connection. If the connection is lost in the middle, run it once more on a new one.
 
-        Not after a long time, though: then the way to the server is in question, and the caller has waited enough.
+        It is not repeated if it took long: the network may be failing, and the caller has waited long enough.
         """
         started = time.monotonic()
         with suppress(_ConnectionLost), self._borrow_to_read() as link:
@@ -287,7 +292,7 @@ class Pool:
             return work(link)
 
     def cancel_read(self, thread: int) -> None:
-        """Have the server end what another thread reads just now; nothing if it does not."""
+        """Have the server end the read in progress on another thread, if there is one."""
         link = self._readers.get(thread)
         if link is not None:
             link.cancel_call()
@@ -310,11 +315,11 @@ class Pool:
             link.commit()
 
     def free_slots(self) -> int:
-        """How many slots are free at this moment."""
+        """Return how many slots are free at this moment."""
         return self._slots.qsize()
 
     def close(self) -> None:
-        """Close what is free now, and what is out when it comes back."""
+        """Close the free connections now, and the others when they are returned."""
         self._is_closed = True
         free = 0
         with suppress(Empty):
@@ -328,7 +333,7 @@ class Pool:
 
 
 def _recovered(link: DatabaseConnection) -> bool:
-    """Whether the link is fit for its next use; if not, it is closed."""
+    """Return whether the connection can be used again; if not, close it."""
     try:
         link.rollback()
     except (StoreUnavailable, StoreRejected):

@@ -1,4 +1,4 @@
-"""Longer bars in PostgreSQL: folded again where minutes changed, and over all history where an interval is new."""
+"""Longer bars in PostgreSQL: recomputed after changes of minutes, and over all history for a new interval."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +16,12 @@ FOLD_CHUNK_MS = 28 * 86_400_000
 
 
 def in_minutes(interval: Interval) -> int:
-    """How long an interval is, as the tables name it."""
+    """Return the length of an interval in minutes, as used in the tables."""
     return interval.ms // MINUTE_MS
 
 
 def stretches(open_ms: Sequence[int]) -> RangeSet:
-    """`minute_ranges` of sorted times, at once where no minute is missing, as in every page of a backfill."""
+    """Return `minute_ranges` of sorted times, quickly if no minute is missing, as in every page of a backfill."""
     first_ms, end_ms = open_ms[0], open_ms[-1] + MINUTE_MS
     if end_ms - first_ms == len(open_ms) * MINUTE_MS:
         return RangeSet([(first_ms, end_ms)])
@@ -29,16 +29,16 @@ def stretches(open_ms: Sequence[int]) -> RangeSet:
 
 
 def fold_changes(link: DatabaseConnection, changed: Mapping[int, RangeSet]) -> None:
-    """Fold again every longer bar that the changed stretches of some markets touch. The caller has locked these.
+    """Recompute every longer bar that overlaps the changed ranges of some markets. The caller has locked the markets.
 
-    The list of intervals is read only now: one that another process adds is either in it, or its folding waits for
-    our lock and sees our minutes.
+    The list of intervals is read only now. An interval that another process adds is either in it, or its folding waits
+    for our lock and sees our minutes.
     """
     _fold(link, changed, levels(kept(link)))
 
 
 def fold_anew(link: DatabaseConnection, market_id: int, changed: RangeSet, from_ms: int) -> None:
-    """Drop and fold again every longer bar that the stretches touch and that begins at or after `from_ms`."""
+    """Drop and recompute every longer bar that overlaps the ranges and begins at or after `from_ms`."""
     for interval, source in levels(kept(link)).items():
         bars = touched(changed, interval)
         bars.remove(0, interval.floor(from_ms + interval.ms - 1))
@@ -48,10 +48,10 @@ def fold_anew(link: DatabaseConnection, market_id: int, changed: RangeSet, from_
 
 
 def fold_history(link: DatabaseConnection, intervals: Iterable[Interval]) -> None:
-    """Fold stored minutes into those intervals that are new to the database. What is cut short is done again."""
+    """Fold stored minutes into the intervals that are new to the database. An interrupted run is repeated."""
     wanted = sorted(intervals)
     link.execute(sql.ADD_INTERVALS, ([str(interval) for interval in wanted],))
-    link.commit()  # from here on every writer keeps up the new ones too
+    link.commit()  # from here on, every writer updates the new ones too
     folded = {interval for interval, is_folded in kept(link) if is_folded}
     link.commit()
     unused = sorted(folded - set(wanted))
@@ -68,31 +68,31 @@ def fold_history(link: DatabaseConnection, intervals: Iterable[Interval]) -> Non
     chosen = {interval: source for interval, source in sources(fresh | folded).items() if interval in fresh}
     markets = spans(link)
     for done, (market_id, first_ms, last_ms) in enumerate(markets, start=1):
-        # A bar cut by the edge of two chunks is folded by both, at last from all its parts.
+        # A bar cut by the edge of two chunks is folded with both, the second time from all its parts.
         for start_ms in range(first_ms, last_ms + 1, FOLD_CHUNK_MS):
             link.execute(sql.LOCK_MARKET, (market_id,))
             _fold(link, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, chosen)
             link.commit()
-        if done * 10 // len(markets) > (done - 1) * 10 // len(markets):  # at most ten lines
+        if done * 10 // len(markets) > (done - 1) * 10 // len(markets):  # logs at most ten lines
             logger.info("folded %s: %s of %s markets", ", ".join(map(str, chosen)), done, len(markets))
     link.execute(sql.SET_FOLDED, ([str(interval) for interval in fresh],))
     link.commit()
 
 
 def spans(link: DatabaseConnection) -> list[tuple[int, int, int]]:
-    """Number, first and last minute of every market that has minutes."""
+    """Return number, first and last minute of every market that has minutes."""
     rows = link.fetch_rows(sql.SPANS)
     link.commit()
     return [(market_id, first_ms, last_ms) for market_id, first_ms, last_ms in rows]
 
 
 def kept(link: DatabaseConnection) -> tuple[tuple[Interval, bool], ...]:
-    """The intervals that every writer keeps up, each with whether its past is folded too."""
+    """Return the intervals that every writer updates, each with whether its past is folded too."""
     return tuple((Interval.parse(name), is_folded) for name, is_folded in link.fetch_rows(sql.INTERVALS))
 
 
 def _fold(link: DatabaseConnection, changed: Mapping[int, RangeSet], chosen: Mapping[Interval, Interval]) -> None:
-    """Fold again every bar of `chosen` that the changed stretches of the markets touch."""
+    """Recompute every bar of `chosen` that overlaps the changed ranges of the markets."""
     for interval, source in chosen.items():
         bars = [(id, *span) for id in sorted(changed) for span in touched(changed[id], interval)]
         _fold_level(link, interval, source, bars)
@@ -101,7 +101,7 @@ def _fold(link: DatabaseConnection, changed: Mapping[int, RangeSet], chosen: Map
 def _fold_level(
     link: DatabaseConnection, interval: Interval, source: Interval, bars: Sequence[tuple[int, int, int]]
 ) -> None:
-    """Fold stretches of whole bars, each with the number of its market."""
+    """Fold ranges of complete bars, each given with the number of its market."""
     if not bars:
         return
     arrays = [as_array(map(str, column)) for column in zip(*bars, strict=True)]

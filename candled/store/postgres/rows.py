@@ -1,4 +1,4 @@
-"""Candles as the arrays that PostgreSQL takes and the rows that it gives."""
+"""Conversions between candles and PostgreSQL's arrays and rows."""
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -12,10 +12,10 @@ LONGEST_NUMBER = 100  # characters; sums of a week of such numbers are exact in 
 
 
 def as_columns(markets: Sequence[int], candles: Sequence[Candle]) -> list[str]:
-    """Market numbers and candles as one array a column: a quarter of the cost of a list of rows.
+    """Return market numbers and candles as one array per column, at a quarter of the cost of a list of rows.
 
     Raises:
-        StoreRejected: a number that no exchange has, and of which not every sum would be exact.
+        StoreRejected: a number is longer than any exchange prints, so some sums would not be exact.
     """
     open_ms, *numbers, as_of_ms, _, rev, src = zip(*candles, strict=True)
     return [
@@ -31,7 +31,7 @@ def as_columns(markets: Sequence[int], candles: Sequence[Candle]) -> list[str]:
 def _numbers(numbers: Sequence[Decimal | None]) -> str:
     texts = list(map(str, numbers))
     joined = ",".join(texts)
-    if "E" in joined or "N" in joined:  # an exponent, which hides how long a number is, or None
+    if "E" in joined or "N" in joined:  # an exponent, which hides the length of a number, or None
         texts = ["NULL" if number is None else number_text(number) for number in numbers]
         joined = ",".join(texts)
     if max(map(len, texts)) > LONGEST_NUMBER:
@@ -40,10 +40,10 @@ def _numbers(numbers: Sequence[Decimal | None]) -> str:
 
 
 def as_array(texts: Iterable[str]) -> str:
-    """One array as PostgreSQL reads it; the texts need no quotes."""
+    """Return an array in PostgreSQL's notation. The texts must not need quotes."""
     return "{" + ",".join(texts) + "}"
 
 
 def as_candles(rows: Iterable[tuple[Any, ...]], *, final: bool = True) -> list[Candle]:
-    """The candles of rows whose last column is the number of their source."""
+    """Return the candles of rows whose last column is the number of their source."""
     return [Candle._make((*row[:-2], final, row[-2], SOURCES[row[-1]])) for row in rows]

@@ -1,4 +1,4 @@
-"""The statements of the PostgreSQL store, each with a line on what it answers. Times go in and out as UTC epoch ms."""
+"""The statements of the PostgreSQL store. Times are passed and returned as UTC epoch ms."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ MINUTE_MS = 60_000
 
 
 def _time(ms: str) -> str:
-    """A number of milliseconds as a time, to the millisecond; unlike adding an interval, the planner folds it."""
+    """Return SQL that converts milliseconds to a time. Unlike adding an interval, the planner folds it."""
     return f"to_timestamp({ms} / 1000::float8)"
 
 
@@ -19,7 +19,7 @@ def _ms(time: str) -> str:
     return f"(date_part('epoch', {time}) * 1000)::bigint"
 
 
-# The columns of a bar as they are read, the last one always the same.
+# The columns of a bar as they are read. The last one is constant for longer bars.
 _READ = f"{_ms('time')}, {', '.join(_NUMBERS)}, {_ms('as_of')}"
 _MINUTES = f"SELECT {_READ}, coalesce(rev, 0), coalesce(src, 0)"
 _BARS = f"SELECT {_READ}, rev, {SOURCES.index('agg')}"
@@ -27,10 +27,10 @@ _AT = _time("%s::bigint")
 
 
 def _version(row: str) -> str:
-    """The rule of `Candle.merged_with`: of two versions of a minute the one with the greater tuple stays.
+    """Return SQL for the rule of `Candle.merged_with`: the version of a minute with the greater tuple wins.
 
-    A statement made after the minute was over counts more than any before; of those the later one counts,
-    of the ones before the one with the larger volume. The same statement may come again with a greater count.
+    A version made after the end of the minute wins over any made before. After the end, the later one wins; before it,
+    the one with the larger volume. The same version may come again with a larger `rev`.
     """
     is_over = f"{row}.as_of >= {row}.time + interval '1 minute'"
     return (
@@ -59,8 +59,8 @@ _BATCH = f"""
 
 # ---------------------------------------------------------------- markets
 
-# Which number does each market have, and let nobody else write to them until the end of the transaction.
-# Rows are locked in the order of their numbers, so two writers never wait for each other.
+# The number of each market, locked against other writers until the end of the transaction. Rows are locked in the order
+# of their numbers, so two writers never deadlock.
 ADD_MARKETS = """INSERT INTO candled.markets (exchange, symbol)
     SELECT exchange, symbol FROM unnest(%s::text[], %s::text[]) AS batch (exchange, symbol)
         WHERE NOT EXISTS (SELECT FROM candled.markets AS known
@@ -74,10 +74,10 @@ LOCK_MARKETS = """SELECT id, markets.exchange, markets.symbol
 LOCK_MARKET = "SELECT FROM candled.markets WHERE id = %s FOR NO KEY UPDATE"
 LOCK_ALL_MARKETS = "SELECT FROM candled.markets ORDER BY id FOR NO KEY UPDATE"
 
-# Where do the minutes of a market begin and end?
+# The first and the last minute of a market.
 SPAN = f"""SELECT id, {_ms("first_time")}, {_ms("last_time")} FROM candled.markets
     WHERE exchange = %s AND symbol = %s AND first_time IS NOT NULL"""
-# The minutes that are kept: older ones were dropped, or will be.
+# The range of minutes that are kept. Older ones were dropped, or will be.
 KEPT_SPAN = f"""SELECT {_ms("greatest(first_time, kept_from)")}, {_ms("last_time")} FROM candled.markets, candled.state
     WHERE exchange = %s AND symbol = %s AND last_time >= kept_from"""
 SPANS = (
@@ -90,14 +90,14 @@ WIDEN_SPANS = f"""UPDATE candled.markets
         FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS batch (market, first_ms, last_ms)) AS changed
     WHERE id = changed.market AND (first_time IS NULL OR first_time > changed.first OR last_time < changed.last)"""
 
-# Since when is the history of a market complete, and what does the exchange itself not have?
+# The time since which the history of a market is complete, and the gaps on the exchange's side.
 COMPLETE_FROM = f"SELECT {_ms('complete_from')} FROM candled.markets WHERE exchange = %s AND symbol = %s"
-# Where does what may be served begin? Minutes older than the retention allows are not there any more.
+# The start of the history to serve. Minutes older than the retention are not stored any more.
 _OLDEST_KEPT = "CASE WHEN first_time IS NOT NULL THEN greatest(first_time, kept_from) END"
 SERVED_FROM = f"""SELECT {_ms(f"least(complete_from, {_OLDEST_KEPT})")}
     FROM candled.markets, candled.state WHERE exchange = %s AND symbol = %s"""
 SET_COMPLETE_FROM = f"UPDATE candled.markets SET complete_from = least(complete_from, {_AT}) WHERE id = %s"
-# Holes do not overlap: of those that begin before a range only the last can reach into it.
+# Gaps do not overlap: of those that begin before a range, only the last can reach into it.
 HOLES = f"""WITH asked (market, start_time, end_time) AS (
         SELECT id, {_time("start_ms")}, {_time("end_ms")}
         FROM candled.markets JOIN (SELECT %s, %s, %s::bigint, %s::bigint) AS given (exchange, symbol, start_ms, end_ms)
@@ -118,14 +118,14 @@ PUT_HOLES = f"""INSERT INTO candled.holes (market, start_time, end_time, reason,
 
 # ---------------------------------------------------------------- minutes
 
-# Which minutes lie in a range? Which are the last ones in it?
+# The minutes in a range, and the last ones in it.
 MINUTES_BETWEEN = f"""{_MINUTES} FROM candled.candles
     WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time"""
 LAST_MINUTES = f"""{_MINUTES} FROM candled.candles
     WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time DESC LIMIT %s"""
 
-# Store a batch of minutes, one revision more where another version had other values. Between which times did it change
-# something, in each market where it did?
+# Store a batch of minutes, with one revision more if the stored version had other values. Return the range that
+# changed, for each market with changes.
 PUT_MINUTES = f"""WITH changed AS (
         INSERT INTO candled.candles AS old (market, time, {_listed(_MINUTE)})
         SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
@@ -137,7 +137,7 @@ PUT_MINUTES = f"""WITH changed AS (
         RETURNING market, time)
     SELECT market, {_ms("min(time)")}, {_ms("max(time)")} FROM changed GROUP BY market ORDER BY market"""
 
-# Which stretches of minutes are there? Among neighbours, time minus position is the same.
+# The ranges of stored minutes. Adjacent minutes have the same difference of time and position.
 PRESENT = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} FROM (
         SELECT time, time - interval '1 minute' * row_number() OVER (ORDER BY time) AS stretch
         FROM candled.candles WHERE market = %s AND time >= {_AT} AND time < {_AT}
@@ -145,10 +145,10 @@ PRESENT = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} FROM (
 
 # ---------------------------------------------------------------- longer bars
 
-# Where do the bars of an interval begin and end?
+# The first and the last bar of an interval.
 BARS_SPAN = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} FROM candled.rollups
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s"""
-# Which bars lie in a range? Which are the last ones before a time?
+# The bars in a range, and the last ones before a time.
 BARS_BETWEEN = f"""{_BARS} FROM candled.rollups
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
         AND time >= {_AT} AND time < {_AT} ORDER BY time"""
@@ -158,11 +158,11 @@ BARS_BEFORE = f"""{_BARS} FROM candled.rollups
 
 
 def _fold(source: str, condition: str) -> str:
-    """Fold the parts in some stretches of some markets into longer bars; the stretches hold whole bars.
+    """Return SQL that folds parts into longer bars. The parts lie in ranges of complete bars of some markets.
 
-    Buckets are those of `Interval.floor`: the origin is a Monday, 00:00 UTC. The bounds of all stretches together
-    let TimescaleDB leave out the chunks that no part is in. OFFSET 0 makes it one lookup a stretch: without it the
-    planner, who knows nothing of fresh tables, may compare every part with every stretch.
+    Buckets are those of `Interval.floor`: the origin is a Monday, 00:00 UTC. The outer limits of all ranges let
+    TimescaleDB leave out chunks without parts. OFFSET 0 makes it one lookup per range: without it, the planner, which
+    knows nothing of new tables, may compare every part with every range.
     """
     return f"""INSERT INTO candled.rollups AS old (market, minutes, time, {_listed(_BAR)})
     SELECT market, %s, bucket, (array_agg(open ORDER BY time))[1], max(high), min(low),
@@ -184,7 +184,7 @@ def _fold(source: str, condition: str) -> str:
 FOLD_MINUTES = _fold("candled.candles", "")
 FOLD_BARS = _fold("candled.rollups", "AND source.minutes = %s")
 
-# Which intervals are there, and are they folded?
+# The known intervals, and whether they are folded.
 INTERVALS = "SELECT name, folded FROM candled.intervals ORDER BY name"
 ADD_INTERVALS = "INSERT INTO candled.intervals (name) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
 SET_FOLDED = "UPDATE candled.intervals SET folded = true WHERE name = ANY(%s)"
@@ -194,7 +194,7 @@ DROP_BARS = "DELETE FROM candled.rollups WHERE market = %s AND minutes = %s"
 
 # ---------------------------------------------------------------- forming minutes
 
-# Store minutes without a final version. The bounds of the batch let TimescaleDB leave out the chunks beside it.
+# Store minutes without a final version. The limits of the batch let TimescaleDB leave out all other chunks.
 PUT_FORMING = f"""INSERT INTO candled.forming AS old (market, time, {_listed(_MINUTE)})
     SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
         WHERE NOT EXISTS (SELECT FROM candled.candles AS final
@@ -210,8 +210,8 @@ DROP_OLD_FORMING = """DELETE FROM candled.forming WHERE time <
 
 # ---------------------------------------------------------------- the log of changes
 
-# Which feeds does a market have, and what changed after a message of one of them? Of a known feed there is at least one
-# row, perhaps of nothing.
+# The feeds of a market, and the changes after a message of one of them. A known feed yields at least one row, perhaps
+# with NULL.
 OPEN_FEED = """INSERT INTO candled.feeds (market, number, epoch)
     SELECT market, 1 + coalesce((SELECT max(number) FROM candled.feeds WHERE feeds.market = batch.market), 0), %s
     FROM unnest(%s::int[]) AS batch (market)
@@ -237,8 +237,8 @@ CHANGES_SINCE = f"""SELECT {_ms("start_time")}, {_ms("end_time")}
         LEFT JOIN candled.changes ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, %s)
     WHERE exchange = %s AND symbol = %s AND epoch = %s"""
 
-# Which feeds are new to maintenance, and before which one may each market's be forgotten? When a feed began long ago
-# nobody asks any more for those before it; the newest always stays.
+# Feeds that are new to `tidy_up`, and the oldest feed to keep per market. Once a feed is old enough, no client resumes
+# from those before it. The newest is always kept.
 SEE_FEEDS = f"UPDATE candled.feeds SET seen_at = {_AT} WHERE seen_at IS NULL"
 DROP_FEEDS = f"""WITH kept AS (
         SELECT market, greatest(max(number) - %s + 1, max(number) FILTER (WHERE seen_at <= {_AT})) AS first
@@ -249,7 +249,7 @@ DROP_FEEDS = f"""WITH kept AS (
 
 # ---------------------------------------------------------------- maintenance
 
-# This process uses the database, with these settings. Which others do so with other ones, now that it does?
+# Register this process with its settings, and read the other processes that use the database.
 CHECK_IN = """INSERT INTO candled.processes AS old (id, name, settings, seen_at) VALUES (%s, %s, %s, now())
     ON CONFLICT (id) DO UPDATE SET settings = excluded.settings, seen_at = excluded.seen_at"""
 FORGET_PROCESSES = "DELETE FROM candled.processes WHERE seen_at < now() - interval '1 day'"
@@ -257,16 +257,16 @@ OTHERS = f"""SELECT name, settings FROM candled.processes
     WHERE id <> %s AND seen_at >= {_AT} AND seen_at > now() - interval '2 minutes' ORDER BY name"""
 NOW = f"SELECT {_ms('now()')}"
 
-# Only one process at a time prepares the tables, and only one looks after them. The locks end with the connection.
+# Only one process at a time prepares the tables, and only one maintains them. The locks end with the connection.
 TRY_PREPARE = "SELECT pg_try_advisory_lock(hashtextextended('candled prepare', 0))"
 PREPARE = "SELECT pg_advisory_lock(hashtextextended('candled prepare', 0))"
 TRY_MAINTAIN = "SELECT pg_try_advisory_lock(hashtextextended('candled maintain', 0))"
 
-# Before which time are minutes no longer kept? Then delete some of the older ones.
+# The time before which minutes are not kept, and the deletion of older ones.
 SET_KEPT_FROM = f"UPDATE candled.state SET kept_from = {_AT} WHERE kept_from < {_AT}"
 KEPT_FROM = f"SELECT {_ms('kept_from')} FROM candled.state WHERE kept_from > '-infinity'"
 OLDEST_MINUTE = f"SELECT {_ms('min(time)')} FROM candled.candles WHERE market = %s"
-# Delete single minutes; then the span of a market may be shorter.
+# Delete single minutes. The span of a market may then be shorter.
 DISCARD = {
     table: f"""DELETE FROM candled.{table}
         WHERE market = %s AND time IN (SELECT {_time("open_ms")} FROM unnest(%s::bigint[]) AS open_ms)"""

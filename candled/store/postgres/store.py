@@ -1,4 +1,4 @@
-"""The store for large sites: PostgreSQL, with TimescaleDB where the server has it."""
+"""The store for large installations: PostgreSQL, with TimescaleDB if the server has it."""
 
 import json
 import logging
@@ -27,23 +27,23 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-OLDEST_SERVER = 140_000  # date_bin came with PostgreSQL 14
+OLDEST_SERVER = 140_000  # date_bin needs PostgreSQL 14
 DAY_MS = 86_400_000
 PRESENT_CHUNK_MS = 100 * DAY_MS
 MAINTENANCE_LIMIT_S = 3600.0
 
 
 class PostgresStore:
-    """The candles of all markets in the schema `candled` of the database that `url` names.
+    """The candles of all markets in the schema `candled` of the database at `url`.
 
-    Bars of longer intervals are kept beside the minutes. Several processes may use one database, each with its
-    own intervals: every writer keeps up all that any of them was ever configured for, until one is dropped by command.
-    A guest, made without intervals, adds none. Methods may be called from any threads; at most `writers` write and
-    `readers` read at a time, further ones wait. Each statement ends within `limit_s` seconds, whatever the link does;
-    `open` and `maintain` may take longer.
+    Bars of longer intervals are stored next to the minutes. Several processes may use one database, each with its own
+    intervals: every writer updates all intervals that any of them was ever configured for, until one is dropped by
+    command. A guest, opened without intervals, adds none. Methods may be called from any thread. At most `writers`
+    write and `readers` read at a time, and further calls wait. Each statement ends within `limit_s` seconds, even if
+    the connection fails; `open` and `tidy_up` may take longer.
 
-    `compress_after_days` (TimescaleDB under its own licence) and `retention_days` are what `maintain` does to old
-    minutes; None leaves them alone. Longer bars are never dropped. Without `upgrade`, and always as a guest, `open`
+    `compress_after_days` (requires TimescaleDB under its own licence) and `retention_days` control how `tidy_up` treats
+    old minutes; None disables each. Longer bars are never dropped. Without `upgrade`, and always as a guest, `open`
     refuses a database whose tables are missing or not up to date, and changes none of them.
     """
 
@@ -76,11 +76,11 @@ class PostgresStore:
     # ------------------------------------------------------------ opening and closing
 
     def open(self) -> None:
-        """See `Store.open`. Other processes may be at work.
+        """See `Store.open`. Other processes may use the database at the same time.
 
         Raises:
-            StoreUnavailable: the server cannot be reached, or does not accept us now.
-            StoreRejected: the server is too old, the schema not the one needed, or the role may not create tables.
+            StoreUnavailable: the server cannot be reached, or does not accept connections now.
+            StoreRejected: the server is too old, the schema is not the required one, or the role may not create tables.
         """
         self.close()
         watchdog = Watchdog()
@@ -105,7 +105,7 @@ class PostgresStore:
         )
 
     def close(self) -> None:
-        """Close every connection; calls under way on other threads end first or fail."""
+        """Close every connection. Calls in progress on other threads end first or fail."""
         pools, self._pools = self._pools, None
         if pools is None:
             return
@@ -115,7 +115,10 @@ class PostgresStore:
         watchdog.close()
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `/health`: as of every store (kind: `timescaledb` or `postgresql`), versions, free connections."""
+        """Return facts for `/health`: those of every store, versions, and the number of free connections.
+
+        `kind` is `timescaledb` or `postgresql`.
+        """
         facts = {**self._facts, "intervals": [str(interval) for interval in sorted(self._kept)]}
         if self._pools is None:
             return facts
@@ -138,7 +141,7 @@ class PostgresStore:
             return drop_interval(link, interval)
 
     def check_in(self) -> Sequence[str]:
-        """See `Store.check_in`. Named are processes that were seen since this one began and in the last two minutes."""
+        """See `Store.check_in`. Considers processes seen since this one began and in the last two minutes."""
         ours = self._settings()
         with self._borrow_to_write() as link:
             link.execute(sql.FORGET_PROCESSES)
@@ -154,7 +157,7 @@ class PostgresStore:
         ]
 
     def _settings(self) -> dict[str, str]:
-        """Those of the settings in which processes on one database should agree."""
+        """Return the settings that processes sharing a database should agree on."""
         return {
             "intervals": ", ".join(str(interval) for interval in sorted(self._wanted or ())) or "none",
             "compress_after": _days(self._compress_after_days),
@@ -164,9 +167,9 @@ class PostgresStore:
     # ------------------------------------------------------------ writing
 
     def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
-        """See `Store.write`. Writers of the same market wait for each other, in an order that never deadlocks.
+        """See `Store.write_minutes`. Writers of the same market wait for each other, without deadlocks.
 
-        If this raises `StoreUnavailable` the rows may have been stored: writing them again changes nothing then.
+        If this raises `StoreUnavailable`, the rows may have been stored. Writing them again then changes nothing.
         """
         batches = by_market(rows)
         if not batches:
@@ -197,7 +200,7 @@ class PostgresStore:
         fold_changes(link, changes)
 
     def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
-        """See `Store.refold`."""
+        """See `Store.rebuild_rollups`."""
         with self._borrow_to_write() as link:
             market_id = _lock_markets(link, [market])[market]
             fold_anew(link, market_id, RangeSet(spans), _kept_from(link))
@@ -220,7 +223,7 @@ class PostgresStore:
             link.execute(sql.SET_COMPLETE_FROM, (since_ms, ids[market]))
 
     def save_known_gaps(self, market: MarketKey, holes: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
-        """See `Store.save_holes`."""
+        """See `Store.save_known_gaps`."""
         with self._borrow_to_write() as link:
             market_id = _lock_markets(link, [market])[market]
             near = _holes(link.fetch_rows(sql.HOLES, (*_names(market), *within)))
@@ -239,13 +242,13 @@ class PostgresStore:
             )
 
     def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
-        """See `Store.open_feed`."""
+        """See `Store.register_feed`."""
         with self._borrow_to_write() as link:
             ids = _lock_markets(link, dict.fromkeys(markets)) if markets else {}
             link.execute(sql.OPEN_FEED, (epoch, sorted(ids.values())))
 
     def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
-        """See `Store.note_changes`."""
+        """See `Store.log_changes`."""
         with self._borrow_to_write() as link:
             market_id = _lock_markets(link, [market])[market]
             feeds = link.fetch_rows(sql.FEED, (market_id, epoch, epoch))
@@ -262,10 +265,10 @@ class PostgresStore:
     # ------------------------------------------------------------ reading
 
     def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
-        """See `Store.bars`.
+        """See `Store.read_bars`.
 
         Raises:
-            StoreRejected: bars of `interval` are not kept.
+            StoreRejected: bars of `interval` are not stored.
         """
         if limit <= 0:
             return []
@@ -275,9 +278,9 @@ class PostgresStore:
         return as_candles(reversed(self._fetch_rows(sql.BARS_BEFORE, parameters)))
 
     def _last_minutes(self, market: MarketKey, before_ms: int, limit: int) -> list[Candle]:
-        """The last minutes, first looked for where they are if none is missing, then ever farther back.
+        """Return the last minutes, searching the range they fill if none is missing, then larger and larger ranges.
 
-        A search without a lower bound would look into every chunk there is.
+        A search without a lower limit would look into every chunk.
         """
 
         def look(link: DatabaseConnection) -> list[Candle]:
@@ -295,10 +298,10 @@ class PostgresStore:
         return self._run_read(look)
 
     def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
-        """See `Store.bars_between`.
+        """See `Store.read_bars_between`.
 
         Raises:
-            StoreRejected: bars of `interval` are not kept.
+            StoreRejected: bars of `interval` are not stored.
         """
         if interval != MINUTE:
             span = in_minutes(self._check_interval(interval)), _possible(start_ms), _possible(end_ms)
@@ -327,19 +330,19 @@ class PostgresStore:
         return self._run_read(_kept_from)
 
     def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
-        """See `Store.bad_rows`: the columns hold numbers and times only."""
+        """See `Store.bad_rows`. The columns contain only numbers and times, so there are none."""
         return []
 
     def read_forming(self, market: MarketKey) -> list[Candle]:
-        """See `Store.forming`."""
+        """See `Store.read_forming`."""
         return as_candles(self._fetch_rows(sql.FORMING, _names(market)), final=False)
 
     def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
-        """See `Store.newest`."""
+        """See `Store.newest_minutes`."""
         return {Symbol.parse(symbol): newest_ms for symbol, newest_ms in self._fetch_rows(sql.NEWEST, (exchange,))}
 
     def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
-        """See `Store.present`."""
+        """See `Store.stored_ranges`."""
 
         def look(link: DatabaseConnection) -> RangeSet:
             return RangeSet(
@@ -364,7 +367,7 @@ class PostgresStore:
         return rows[0][0] if rows else None
 
     def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
-        """See `Store.holes`."""
+        """See `Store.known_gaps`."""
         found = _holes(self._fetch_rows(sql.HOLES, (*_names(market), *within)))
         return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
 
@@ -378,17 +381,17 @@ class PostgresStore:
         return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
 
     def cancel_read(self, thread: int) -> None:
-        """See `Store.cancel`."""
+        """See `Store.cancel_read`."""
         if self._pools is not None:
             self._pools[2].cancel_read(thread)
 
     # ------------------------------------------------------------ maintenance
 
     def tidy_up(self, now_ms: int) -> None:
-        """Compress and drop what is old at `now_ms` (UTC epoch ms), old feeds too.
+        """Compress and drop data that is old at `now_ms` (UTC epoch ms), including old feeds.
 
-        To be called about once an hour, not on the writing thread: compressing a chunk may take a minute. Where
-        another process is at it, this returns at once. Raises as every method of a store; the next call goes on.
+        Call this about once an hour, but not on the writing thread: compressing a chunk may take a minute. If another
+        process is doing it, this returns immediately. Raises as every method of a store; the next call continues.
         """
         watchdog, _, _ = self._opened_pools()
         with self._own_connection(watchdog) as link:
@@ -458,7 +461,7 @@ class PostgresStore:
 
     @contextmanager
     def _own_connection(self, watchdog: Watchdog) -> Iterator[DatabaseConnection]:
-        """A connection for this once, for statements that may take long; its locks end with it."""
+        """Open a separate connection for statements that may take long. Its locks end with it."""
         link = DatabaseConnection(self._parameters, watchdog, limit_s=MAINTENANCE_LIMIT_S, autocommit=False)
         try:
             yield link
@@ -472,7 +475,7 @@ class PostgresStore:
 
 
 def _name(version: int) -> str:
-    """The server's version as people write it."""
+    """Return the server's version in its usual form, such as `15.18`."""
     return f"{version // 10_000}.{version % 10_000}"
 
 
@@ -492,7 +495,10 @@ def _names(market: MarketKey) -> tuple[str, str]:
 
 
 def _lock_markets(link: DatabaseConnection, markets: Iterable[MarketKey]) -> dict[MarketKey, int]:
-    """The numbers of the markets, given now if they had none; nobody else writes to them until we are done."""
+    """Return the numbers of the markets, adding missing ones, and lock them against other writers.
+
+    The locks end with the transaction.
+    """
     names = {_names(market): market for market in markets}
     columns = [list(column) for column in zip(*names, strict=True)]
     link.execute(sql.ADD_MARKETS, columns)
@@ -511,7 +517,7 @@ def _write_forming(link: DatabaseConnection, forming: Mapping[int, Mapping[int, 
 
 
 def _within(link: DatabaseConnection, market: MarketKey, start_ms: int, end_ms: int) -> list[tuple[int, int, int]]:
-    """The market's number with the part of `[start_ms, end_ms)` that its minutes span; empty where it has none."""
+    """Return the market's number and the part of `[start_ms, end_ms)` that its minutes span; empty if it has none."""
     return [
         (market_id, max(start_ms, first_ms), min(end_ms, last_ms + MINUTE_MS))
         for market_id, first_ms, last_ms in link.fetch_rows(sql.SPAN, _names(market))
@@ -519,7 +525,7 @@ def _within(link: DatabaseConnection, market: MarketKey, start_ms: int, end_ms: 
 
 
 def _possible(at_ms: int) -> int:
-    """The time itself, or the end of PostgreSQL's calendar where it lies beyond."""
+    """Return the time, limited to the range of PostgreSQL's calendar."""
     return max(0, min(at_ms, 10**15))
 
 

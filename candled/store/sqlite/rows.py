@@ -1,4 +1,4 @@
-"""Candles and holes as the rows of SQLite's tables, and back."""
+"""Conversions between candles or gaps and the rows of SQLite's tables."""
 
 from collections.abc import Iterable
 from decimal import Decimal, DecimalException
@@ -13,11 +13,11 @@ _LONGEST = 40
 
 
 class UnreadableRow(Exception):
-    """A row holds a value that no bar can have, because the file checks no types."""
+    """A row contains a value that no bar can have. This is possible because the file checks no types."""
 
 
 def bar_row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, int, int]:
-    """The columns of a longer bar: decimals as text, every digit as given and never with an exponent."""
+    """Return the columns of a longer bar: decimals as text, with all digits and without an exponent."""
     quote = candle.quote_volume
     return (
         candle.open_ms,
@@ -33,7 +33,7 @@ def bar_row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, i
 
 
 def minute_row(candle: Candle) -> tuple[int | str | None, ...]:
-    """The columns of a minute: the same, and where it came from."""
+    """Return the columns of a minute: those of a bar, and its source."""
     return (*bar_row(candle), source_number(candle.src))
 
 
@@ -41,7 +41,7 @@ def as_candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
     """Return the candles of rows whose last column is the number of their source.
 
     Raises:
-        UnreadableRow: one of them is no candle.
+        UnreadableRow: a row is not a valid candle.
     """
     rows = list(rows)
     try:
@@ -70,7 +70,7 @@ def as_candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
 
 
 def problem(row: Any) -> str | None:
-    """Return why a row cannot be a bar, whose values are those of `as_candles`; None where it can be read as one."""
+    """Return why a row with the columns of `as_candles` is not a valid bar, or None if it is one."""
     open_ms, *numbers, as_of_ms, rev, src = row
     if type(open_ms) is not int or not 0 <= open_ms < ALL_TIME.end_ms:
         return "its time is no time"
@@ -84,7 +84,7 @@ def problem(row: Any) -> str | None:
 
 
 def time_text(stored: object) -> str:
-    """Print the time of a row, whatever it is."""
+    """Format the stored time of a row, even if it is invalid."""
     return iso_ms(stored) if type(stored) is int and 0 <= stored < ALL_TIME.end_ms else _shown(stored)
 
 
@@ -101,7 +101,7 @@ def _shown(value: object) -> str:
 
 
 def as_holes(rows: Iterable[Any]) -> list[KnownGap]:
-    """The holes of rows."""
+    """Return the known gaps of rows."""
     return [
         KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
         for start_ms, end_ms, reason, attempts, retry_ms in rows

@@ -1,4 +1,4 @@
-"""The tables and statements of the SQLite store, each with a line on what it answers."""
+"""The tables and statements of the SQLite store."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from candled.store.interface import ALL_TIME, Table
 
 END_MS = ALL_TIME.end_ms
 
-# `src` is the number of a source, see `batch.SOURCES`; longer bars have always the same one.
+# `src` is the number of a source, see `batch.SOURCES`; it is the same for all longer bars.
 _BAR = "time_ms, open, high, low, close, volume, quote_volume, as_of_ms, rev"
 _MINUTE = f"{_BAR}, src"
 _FOLDED = f"{_BAR}, {SOURCES.index('agg')}"
@@ -23,7 +23,7 @@ _VALUE_COLUMNS = """
     as_of_ms INTEGER NOT NULL
 """
 
-# What a new file consists of, step by step: an older file lacks the later steps. Nothing of a step is ever changed.
+# The steps that create a new file. An older file lacks the later ones. Never change a released step.
 _FIRST_TABLES = (
     """CREATE TABLE markets (
         id INTEGER PRIMARY KEY,
@@ -48,8 +48,8 @@ _FIRST_TABLES = (
     "CREATE TABLE intervals (interval_ms INTEGER PRIMARY KEY)",
 )
 
-# Revisions and sources, and the log of changes: `feeds` of a market in the order of their numbers, `seen_ms` being when
-# `maintain` first met one, and which stretches of the past changed with which message of a feed.
+# Revisions and sources, and the log of changes: the `feeds` of a market by number (`seen_ms` is when `tidy_up` first
+# saw one), and the ranges of the past that changed with each message of a feed.
 _REVISIONS_AND_CHANGES = (
     "ALTER TABLE candles ADD COLUMN rev INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE candles ADD COLUMN src INTEGER NOT NULL DEFAULT 0",
@@ -74,10 +74,10 @@ _REVISIONS_AND_CHANGES = (
     ) WITHOUT ROWID""",
 )
 
-# `folded`: the past is folded too, so that the bars can be read and be the parts of still longer ones.
+# `folded`: the past is folded too, so the bars can be read and be the source of longer ones.
 _INTERVALS_BEING_FOLDED = ("ALTER TABLE intervals ADD COLUMN folded INTEGER NOT NULL DEFAULT 1",)
 
-# Several minutes of a market without a final version, where `running` had one row a market.
+# Several minutes of a market without a final version. `running` had one row per market.
 _FORMING_MINUTES = (
     f"""CREATE TABLE forming (market INTEGER NOT NULL, {_VALUE_COLUMNS},
         rev INTEGER NOT NULL, src INTEGER NOT NULL, PRIMARY KEY (market, time_ms)) WITHOUT ROWID""",
@@ -87,17 +87,17 @@ _FORMING_MINUTES = (
 )
 STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES, _INTERVALS_BEING_FOLDED, _FORMING_MINUTES)
 
-# Which number does a market have, and which markets are there?
+# The number of a market, and all markets.
 MARKET_ID = "SELECT id FROM markets WHERE exchange = ? AND symbol = ?"
 MARKET_IDS = "SELECT id FROM markets ORDER BY id"
 ADD_MARKET = "INSERT INTO markets (exchange, symbol) VALUES (?, ?) ON CONFLICT DO NOTHING"
 
-# Which minutes lie in a range? Which are the last ones before a time?
+# The minutes in a range, and the last ones before a time.
 MINUTES_BETWEEN = f"SELECT {_MINUTE} FROM candles WHERE market = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"
 MINUTES_BEFORE = f"SELECT {_MINUTE} FROM candles WHERE market = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"
 PUT_MINUTE = f"REPLACE INTO candles (market, {_MINUTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
-# The same of longer bars.
+# The same for longer bars.
 BARS_BETWEEN = f"""SELECT {_FOLDED} FROM rollups
     WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"""
 BARS_BEFORE = f"""SELECT {_FOLDED} FROM rollups
@@ -106,7 +106,7 @@ PUT_BAR = f"REPLACE INTO rollups (market, interval_ms, {_BAR}) VALUES (?, ?, ?, 
 DROP_BARS_BETWEEN = "DELETE FROM rollups WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ?"
 DROP_BARS = "DELETE FROM rollups WHERE market = ? AND interval_ms = ?"
 
-# Which minutes have no final version yet, and which of them are so old that nobody waits for one any more?
+# Minutes without a final version, and those too old to become final.
 FORMING = f"SELECT {_MINUTE} FROM forming WHERE market = ? ORDER BY time_ms"
 PUT_FORMING = f"REPLACE INTO forming (market, {_MINUTE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 DROP_FORMING = "DELETE FROM forming WHERE market = ? AND time_ms = ?"
@@ -114,7 +114,7 @@ DROP_OLD_FORMING = """DELETE FROM forming WHERE time_ms <
     (SELECT max(time_ms) FROM forming AS newest WHERE newest.market = forming.market) - ?"""
 IS_FINAL = "SELECT 1 FROM candles WHERE market = ? AND time_ms = ?"
 
-# Where do a market's minutes or bars begin and end? One lookup at either end of the key, not a scan.
+# The first and the last minute or bar of a market: one lookup at either end of the key, not a scan.
 SPAN = f"""SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_MS}),
     (SELECT max(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_MS})"""
 BARS_SPAN = SPAN.replace("candles", "rollups").replace("?1", "?1 AND interval_ms = ?2")
@@ -128,9 +128,9 @@ _NOWHERE = f"(typeof(time_ms) <> 'integer' OR time_ms < 0 OR time_ms >= {END_MS}
 
 
 def _suspect(table: str, interval_ms: str, columns: str) -> str:
-    """Find the rows of a range that `sqlite_rows.problem` is to judge: with anything but plain digits.
+    """Return a query for rows of a range that `rows.problem` must check: with anything but plain digits.
 
-    The file checks no types: a column may hold anything.
+    The file checks no types, so a column may contain anything.
     """
     signs = [
         f"typeof({name}) <> 'text' OR {name} GLOB '*[^0-9.]*' OR {name} GLOB '*.*.*' OR {name} IN ('', '.')"
@@ -143,7 +143,8 @@ def _suspect(table: str, interval_ms: str, columns: str) -> str:
         WHERE market = ? AND time_ms >= ? AND time_ms < ? AND NOT {_NOWHERE} AND ({" OR ".join(signs)})"""
 
 
-# Which rows of a range may be no bars, and which have no time? Only bars that are kept up count. Then one is deleted.
+# Rows of a range that may not be valid bars, rows without a valid time, and the deletion of one. Only bars of kept
+# intervals count.
 _KEPT_UP = "AND interval_ms IN (SELECT interval_ms FROM intervals)"
 SUSPECTS: Mapping[Table, str] = {
     "candles": _suspect("candles", str(MINUTE_MS), _MINUTE),
@@ -161,20 +162,20 @@ DISCARD = {
     "forming": f"DELETE FROM forming WHERE market = ? AND ? = {MINUTE_MS} AND time_ms IS ?",
 }
 
-# Which stretches of minutes are there? Among neighbours, time minus position is the same number.
+# The ranges of stored minutes. Adjacent minutes have the same difference of time and position.
 PRESENT = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (
         SELECT time_ms, time_ms - {MINUTE_MS} * row_number() OVER (ORDER BY time_ms) AS stretch
         FROM candles WHERE market = ? AND time_ms >= ? AND time_ms < ?
     ) GROUP BY stretch ORDER BY 1"""
 
-# Since when is a market complete, and what does the exchange itself not have?
+# The time since which a market is complete, and the gaps on the exchange's side.
 COMPLETE_FROM = "SELECT complete_from_ms FROM markets WHERE id = ?"
-# Where does what may be served begin? `min` of two is NULL where one of them is.
+# The start of the history to serve. `min` of two values is NULL if one of them is.
 SERVED_FROM = """SELECT min(coalesce(complete_from_ms, oldest), coalesce(oldest, complete_from_ms)) FROM
     (SELECT complete_from_ms, (SELECT min(time_ms) FROM candles WHERE market = id) AS oldest
         FROM markets WHERE id = ?)"""
 SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?1), ?1) WHERE id = ?2"
-# Holes do not overlap: of those that begin before a range only the last can reach into it.
+# Gaps do not overlap: of those that begin before a range, only the last can reach into it.
 HOLES = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ?1
         AND start_ms >= coalesce((SELECT max(start_ms) FROM holes WHERE market = ?1 AND start_ms < ?2), ?2)
         AND start_ms <= ?3 AND end_ms >= ?2
@@ -182,7 +183,7 @@ HOLES = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE 
 DROP_HOLE = "DELETE FROM holes WHERE market = ? AND start_ms = ?"
 PUT_HOLE = "INSERT INTO holes (market, start_ms, end_ms, reason, attempts, retry_ms) VALUES (?, ?, ?, ?, ?, ?)"
 
-# Of which intervals are bars kept up by every writer, and of which are all bars stored?
+# Intervals whose bars every writer updates, and those for which all bars are stored.
 INTERVALS = "SELECT interval_ms, folded FROM intervals"
 FOLDED = "SELECT interval_ms FROM intervals WHERE folded"
 UNFOLDED = "SELECT interval_ms FROM intervals WHERE NOT folded"
@@ -190,8 +191,8 @@ ADD_INTERVAL = "INSERT INTO intervals (interval_ms, folded) VALUES (?, 0) ON CON
 SET_FOLDED = "UPDATE intervals SET folded = 1 WHERE interval_ms = ?"
 DROP_INTERVAL = "DELETE FROM intervals WHERE interval_ms = ?"
 
-# Which feeds does a market have, and what changed after a message of one of them? Of a known feed there is at least one
-# row, perhaps of nothing.
+# The feeds of a market, and the changes after a message of one of them. A known feed yields at least one row, perhaps
+# with NULL.
 OPEN_FEED = """INSERT INTO feeds (market, number, epoch)
     SELECT ?1, coalesce(max(number), 0) + 1, ?2 FROM feeds WHERE market = ?1
     ON CONFLICT (market, epoch) DO NOTHING"""
@@ -206,8 +207,8 @@ CHANGES_SINCE = """SELECT start_ms, end_ms FROM feeds LEFT JOIN changes
         ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, ?)
     WHERE feeds.market = ? AND epoch = ?"""
 
-# Which feeds are new to `maintain`, and before which one may each market's be forgotten? When a feed began long ago
-# nobody asks any more for those before it; the newest always stays.
+# Feeds that are new to `tidy_up`, and the oldest feed to keep per market. Once a feed is old enough, no client resumes
+# from those before it. The newest is always kept.
 SEE_FEEDS = "UPDATE feeds SET seen_ms = ? WHERE seen_ms IS NULL"
 OLD_FEEDS = """SELECT market,
         max(max(number) - ?1 + 1, coalesce(max(CASE WHEN seen_ms <= ?2 THEN number END), 0)) AS kept

@@ -32,7 +32,7 @@ from .rows import UnreadableRow, as_candles, as_holes, bar_row, minute_row, prob
 logger = logging.getLogger(__name__)
 
 SCHEMA = len(sql.STEPS)
-APPLICATION_ID = 0x63616E64  # "cand": tells our files from those of other programs
+APPLICATION_ID = 0x63616E64  # "cand": distinguishes candled's files from those of other programs
 BUSY_TIMEOUT_S = 5.0
 DAY_MS = 86_400_000
 FOLD_CHUNK_MS = 28 * DAY_MS
@@ -40,7 +40,8 @@ _WEEK = Interval.parse("1W")
 
 # ---------------------------------------------------------------- errors
 
-# Primary result codes, https://sqlite.org/rescode.html: a lock ends, a disk is emptied or comes back.
+# Primary result codes, https://sqlite.org/rescode.html. These errors may end: a lock is released, a disk gets space
+# again.
 _MAY_HEAL = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -54,12 +55,12 @@ _MAY_HEAL = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
-# The same codes when the file is opened: then the operator has to act.
+# If these occur when the file is opened, the operator must act.
 _WRONG_FILE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
 
 
 def _primary_code(error: sqlite3.Error) -> int:
-    """SQLite's result code without its extension; -1 where the Python module itself complained."""
+    """Return SQLite's result code without its extension; -1 for an error of the Python module itself."""
     code = getattr(error, "sqlite_errorcode", None)
     return -1 if code is None else int(code) & 0xFF
 
@@ -78,7 +79,7 @@ def _between(
 def _fold(
     connection: sqlite3.Connection, market_id: int, changed: RangeSet, levels: Mapping[Interval, Interval]
 ) -> None:
-    """Fold again every bar of `levels` (each with the interval it is folded from) that `changed` touches."""
+    """Recompute every bar of `levels` (each with the interval it is folded from) that overlaps `changed`."""
     for interval, source in levels.items():
         bars = [
             bar
@@ -89,7 +90,7 @@ def _fold(
 
 
 def _fold_anew(connection: sqlite3.Connection, market_id: int, changed: RangeSet) -> None:
-    """Fold again every longer bar that `changed` touches, and drop those in which no minute lies."""
+    """Recompute every longer bar that overlaps `changed`, and drop those without minutes."""
     kept = _levels(connection)
     for interval in kept:
         rows = [(market_id, interval.ms, *span) for span in touched(changed, interval)]
@@ -98,7 +99,7 @@ def _fold_anew(connection: sqlite3.Connection, market_id: int, changed: RangeSet
 
 
 def _levels(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:
-    """The intervals whose bars are to be kept up with a change of minutes, by the file's own word."""
+    """Return the intervals whose bars must be updated with their minutes, as recorded in the file."""
     rows = connection.execute(sql.INTERVALS).fetchall()
     return levels(tuple((_interval(interval_ms), bool(is_folded)) for interval_ms, is_folded in rows))
 
@@ -122,12 +123,12 @@ def _size(path: Path) -> int:
 
 
 class SqliteStore:
-    """The candles of all markets in the file `path`, with bars of longer intervals kept beside the minutes.
+    """The candles of all markets in the file `path`, with bars of longer intervals next to the minutes.
 
-    Decimals are kept as the text that the exchange printed. Methods may be called from several threads; each has a
-    connection of its own. With `intervals` the file belongs to this process until it is closed: one daemon at a time
-    may have it. Guests, made without, may use it beside that daemon: those who write take turns. Without `upgrade` the
-    daemon refuses a file that is missing or not up to date, as guests always do.
+    Decimals are stored as the text that the exchange printed. Methods may be called from several threads; each has its
+    own connection. With `intervals`, the file belongs to this process until it is closed: only one daemon at a time may
+    have it. Guests, opened without intervals, may use it next to that daemon, and writers take turns. Without
+    `upgrade`, the daemon refuses a file that is missing or not up to date, as guests always do.
     """
 
     def __init__(self, path: str | Path, intervals: Iterable[Interval] | None, *, upgrade: bool = True) -> None:
@@ -136,7 +137,7 @@ class SqliteStore:
         self._upgrade_schema = upgrade
         self._owner = Owner(self._path)
         self._kept: frozenset[Interval] = frozenset()
-        self._connections: dict[int, sqlite3.Connection] = {}  # by the thread that uses it
+        self._connections: dict[int, sqlite3.Connection] = {}  # keys are thread identifiers
         self._lock = threading.Lock()
         self._is_open = False
         self._ids: dict[MarketKey, int] = {}
@@ -145,10 +146,10 @@ class SqliteStore:
         """See `Store.open`.
 
         Raises:
-            StoreUnavailable: another daemon has the file, another program holds it locked, or the disk is full or
+            StoreUnavailable: another daemon has the file, another program has locked it, or the disk is full or
                 failing.
-            StoreRejected: the directory is missing, the file cannot be written, is damaged, is not ours, or has
-                another schema.
+            StoreRejected: the directory is missing, the file cannot be written, is damaged, belongs to another program,
+                or has another schema.
         """
         self._is_open = True
         try:
@@ -170,10 +171,9 @@ class SqliteStore:
         self._release_file()
 
     def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
-        """See `Store.write`. A batch that changes no row costs reads only.
+        """See `Store.write_minutes`. A batch that changes no row only costs reads.
 
-        Rows beside the minutes that cannot be read would keep these from being stored: such rows are deleted, as
-        `candled verify --repair` does.
+        Invalid rows next to the minutes would prevent the write. They are deleted, as `candled verify --repair` does.
         """
         batches = by_market(rows)
         if not batches:
@@ -199,14 +199,14 @@ class SqliteStore:
         return sorted(self._kept)
 
     def drop_interval(self, interval: Interval) -> int:
-        """See `Store.drop_interval`. Only who owns the file may do it, so that no daemon is running."""
+        """See `Store.drop_interval`. Only the owner of the file may do this, so no daemon is running."""
         if self._wanted is None:
-            raise StoreRejected(f"{self._path.name}: only its owner drops an interval")
+            raise StoreRejected(f"{self._path.name}: only its owner can drop an interval")
         self._kept -= {interval}
         return self._drop_bars(interval)
 
     def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
-        """See `Store.refold`."""
+        """See `Store.rebuild_rollups`."""
         with self._begin_transaction() as connection:
             _fold_anew(connection, self._add_market(connection, market), RangeSet(spans))
 
@@ -220,13 +220,13 @@ class SqliteStore:
             _fold_anew(connection, market_id, RangeSet((open_ms, open_ms + length_ms) for open_ms, length_ms in bars))
 
     def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
-        """See `Store.bars`.
+        """See `Store.read_bars`.
 
         Raises:
-            StoreRejected: bars of `interval` are not kept.
+            StoreRejected: bars of `interval` are not stored.
         """
         market_id = self._market_id(market)
-        if market_id is None or limit <= 0:  # to SQLite a negative limit is none at all
+        if market_id is None or limit <= 0:  # SQLite treats a negative limit as no limit
             return []
         if interval == MINUTE:
             rows = self._fetch_rows(sql.MINUTES_BEFORE, market_id, before_ms, limit)
@@ -237,10 +237,10 @@ class SqliteStore:
             return as_candles(rows)
 
     def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
-        """See `Store.bars_between`.
+        """See `Store.read_bars_between`.
 
         Raises:
-            StoreRejected: bars of `interval` are not kept.
+            StoreRejected: bars of `interval` are not stored.
         """
         market_id = self._market_id(market)
         if market_id is None:
@@ -249,7 +249,7 @@ class SqliteStore:
             return _between(self._thread_connection(), market_id, self._check_interval(interval), start_ms, end_ms)
 
     def read_forming(self, market: MarketKey) -> list[Candle]:
-        """See `Store.forming`."""
+        """See `Store.read_forming`."""
         market_id = self._market_id(market)
         rows = [] if market_id is None else self._fetch_rows(sql.FORMING, market_id)
         with self._errors_translated():
@@ -270,11 +270,11 @@ class SqliteStore:
         return None if first_ms is None else Range(int(first_ms), int(last_ms) + interval.ms)
 
     def kept_from(self) -> int:
-        """See `Store.kept_from`: everything is kept."""
+        """See `Store.kept_from`. SQLite drops no minutes."""
         return 0
 
     def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
-        """See `Store.bad_rows`. The file checks no types: any of them may hold anything."""
+        """See `Store.bad_rows`. The file checks no types, so any column may contain anything."""
         found: list[BadRow] = []
         for table in sql.SUSPECTS:
             found += self._bad_rows_of(table, market, sql.SUSPECTS[table], *within)
@@ -290,11 +290,11 @@ class SqliteStore:
         ]
 
     def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
-        """See `Store.newest`."""
+        """See `Store.newest_minutes`."""
         return {Symbol.parse(symbol): newest_ms for symbol, newest_ms in self._fetch_rows(sql.NEWEST, exchange)}
 
     def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
-        """See `Store.present`."""
+        """See `Store.stored_ranges`."""
         market_id = self._market_id(market)
         rows = [] if market_id is None else self._fetch_rows(sql.PRESENT, market_id, start_ms, end_ms)
         return [Range(*row) for row in rows]
@@ -317,13 +317,13 @@ class SqliteStore:
             connection.execute(sql.SET_COMPLETE_FROM, (since_ms, self._add_market(connection, market)))
 
     def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
-        """See `Store.holes`."""
+        """See `Store.known_gaps`."""
         market_id = self._market_id(market)
         found = [] if market_id is None else as_holes(self._fetch_rows(sql.HOLES, market_id, *within))
         return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
 
     def save_known_gaps(self, market: MarketKey, holes: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
-        """See `Store.save_holes`."""
+        """See `Store.save_known_gaps`."""
         with self._begin_transaction() as connection:
             market_id = self._add_market(connection, market)
             near = as_holes(connection.execute(sql.HOLES, (market_id, *within)))
@@ -337,13 +337,13 @@ class SqliteStore:
             )
 
     def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
-        """See `Store.open_feed`."""
+        """See `Store.register_feed`."""
         with self._begin_transaction() as connection:
             for market in markets:
                 connection.execute(sql.OPEN_FEED, (self._add_market(connection, market), epoch))
 
     def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
-        """See `Store.note_changes`."""
+        """See `Store.log_changes`."""
         with self._begin_transaction() as connection:
             market_id = self._add_market(connection, market)
             feed = connection.execute(sql.FEED, (market_id, epoch)).fetchone()
@@ -366,14 +366,14 @@ class SqliteStore:
         return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
 
     def cancel_read(self, thread: int) -> None:
-        """See `Store.cancel`."""
+        """See `Store.cancel_read`."""
         with self._lock, suppress(sqlite3.Error):
             connection = self._connections.get(thread)
             if connection is not None:
                 connection.interrupt()
 
     def tidy_up(self, now_ms: int) -> None:
-        """Forget old feeds, and let SQLite refresh its statistics where that pays; no final minute is ever dropped."""
+        """Delete old feeds and old forming minutes, and let SQLite refresh its statistics. No final minute is lost."""
         with self._begin_transaction() as connection:
             connection.execute(sql.DROP_OLD_FORMING, (FORMING_KEPT_MS,))
             connection.execute(sql.SEE_FEEDS, (now_ms,))
@@ -383,11 +383,11 @@ class SqliteStore:
         self._fetch_rows("PRAGMA optimize")
 
     def check_in(self) -> Sequence[str]:
-        """See `Store.check_in`: no other daemon has the file."""
+        """See `Store.check_in`. No other daemon can have the file."""
         return ()
 
     def describe(self) -> dict[str, Any]:
-        """Facts for `/health`: as of every store, and the size of the file and of its write-ahead log in bytes."""
+        """Return facts for `/health`: those of every store, and the size of the file and of its log in bytes."""
         log = self._path.with_name(self._path.name + "-wal")
         return {
             "kind": "sqlite",
@@ -415,11 +415,11 @@ class SqliteStore:
             raise StoreRejected(
                 f"{self._path}: SQLite cannot keep a write-ahead log here (mode {mode!r}); is it on a network drive?"
             )
-        with self._begin_transaction():  # shows now, not at the first candle, that the file may be written
+        with self._begin_transaction():  # shows now, not at the first candle, whether the file is writable
             self._upgrade_file(connection)
 
     def _check_file(self, connection: sqlite3.Connection) -> None:
-        """Refuse the file where its tables are not those of this program. Nothing of it is changed."""
+        """Refuse a file whose tables are not those of this program. The file is not changed."""
         self._check_program(connection)
         version = _version(connection)
         if version < SCHEMA:
@@ -429,7 +429,7 @@ class SqliteStore:
             )
 
     def _check_program(self, connection: sqlite3.Connection) -> None:
-        """Refuse the file where it is not ours. Nothing of it is changed before that."""
+        """Refuse a file that belongs to another program. The file is not changed before this check."""
         version = _version(connection)
         owner = connection.execute("PRAGMA application_id").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -443,8 +443,8 @@ class SqliteStore:
             )
 
     def _upgrade_file(self, connection: sqlite3.Connection) -> None:
-        """Take the steps that the file lacks: all of them where it is new."""
-        version = _version(connection)  # read under the lock: another process may have been at it
+        """Apply the steps that the file lacks: all of them if it is new."""
+        version = _version(connection)  # read under the lock, because another process may have upgraded it
         if version >= SCHEMA:
             return
         if version:
@@ -457,13 +457,13 @@ class SqliteStore:
     # ------------------------------------------------------------ intervals
 
     def _add_intervals(self, wanted: frozenset[Interval]) -> None:
-        """Keep bars of the wanted intervals from now on. What is cut short is done again next time.
+        """Keep bars of the wanted intervals from now on. If this is interrupted, the next start continues it.
 
-        Bars of other intervals stay and are kept up too; only those whose folding was cut short are given up.
+        Bars of other intervals are kept and updated too, except those whose folding was interrupted.
         """
         with self._begin_transaction() as connection:
             connection.executemany(sql.ADD_INTERVAL, [(interval.ms,) for interval in wanted])
-        folded = self._folded()  # from here on every writer keeps up the new ones too
+        folded = self._folded()  # from here on, every writer updates the new ones too
         for (interval_ms,) in self._fetch_rows(sql.UNFOLDED):
             if _interval(interval_ms) not in wanted:
                 self._drop_bars(_interval(interval_ms))
@@ -495,14 +495,14 @@ class SqliteStore:
         names = ", ".join(map(str, fresh))
         for done, market_id in enumerate(market_ids, start=1):
             self._fold_market(market_id, fresh)
-            if done * 10 // len(market_ids) > (done - 1) * 10 // len(market_ids):  # at most ten lines
+            if done * 10 // len(market_ids) > (done - 1) * 10 // len(market_ids):  # logs at most ten lines
                 logger.info("folded stored minutes into %s: %s of %s markets", names, done, len(market_ids))
 
     def _fold_market(self, market_id: int, fresh: Mapping[Interval, Interval]) -> None:
         oldest_ms, newest_ms = self._fetch_rows(sql.SPAN, market_id)[0]
         if oldest_ms is None:
             return
-        # A bar cut by the edge of two chunks is folded by both, at last from all its parts.
+        # A bar cut by the edge of two chunks is folded with both, the second time from all its parts.
         for start_ms in range(oldest_ms, newest_ms + 1, FOLD_CHUNK_MS):
             with self._begin_transaction() as connection:
                 _fold(connection, market_id, RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)
@@ -522,9 +522,9 @@ class SqliteStore:
         _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), _levels(connection))
 
     def _delete_bad_rows(self, batches: Mapping[MarketKey, MarketBatch]) -> bool:
-        """Delete what cannot be read in the weeks of some minutes; return whether there was anything.
+        """Delete invalid rows in the weeks of some minutes; return whether there were any.
 
-        Longer bars are folded again. Minutes become gaps, and are noted as changes so that ingest fetches them.
+        Longer bars are recomputed. Deleted minutes become gaps and are logged as changes, so that ingest fetches them.
         """
         found = False
         for market, batch in batches.items():
@@ -556,7 +556,10 @@ class SqliteStore:
         connection.executemany(sql.DROP_FORMING, [(market_id, open_ms) for open_ms in ended])
 
     def _add_market(self, connection: sqlite3.Connection, market: MarketKey) -> int:
-        """The number of a market, given now if it had none. Not remembered here: the transaction may fail."""
+        """Return the number of a market, adding the market if needed.
+
+        It is not cached here, because the transaction may fail.
+        """
         known = self._ids.get(market)
         if known is not None:
             return known
@@ -588,14 +591,14 @@ class SqliteStore:
     # ------------------------------------------------------------ connections
 
     def _thread_connection(self) -> sqlite3.Connection:
-        """This thread's connection."""
+        """Return this thread's connection."""
         if not self._is_open:
             raise StoreRejected(f"{self._path.name}: the store is not open")
         return self._connections.get(threading.get_ident()) or self._open_connection()
 
     def _open_connection(self) -> sqlite3.Connection:
-        # Each thread uses its own connection; `close` alone reaches for those of other threads.
-        if self._wanted is None and not self._path.exists():  # connecting would make it
+        # Each thread uses its own connection. Only `close` uses those of other threads.
+        if self._wanted is None and not self._path.exists():  # connecting would create it
             raise StoreRejected(
                 f"{self._path}: there is no such file yet: run `candled init-db`, or start the daemon (store.init)"
             )
@@ -603,7 +606,7 @@ class SqliteStore:
         with self._lock:
             self._connections[threading.get_ident()] = connection
         connection.execute("PRAGMA synchronous = FULL")  # a commit returns when the log is on the disk
-        connection.execute("PRAGMA fullfsync = 1")  # on macOS fsync alone leaves it in the disk's cache
+        connection.execute("PRAGMA fullfsync = 1")  # on macOS, fsync alone leaves the data in the disk's cache
         return connection
 
     def _release_file(self) -> None:
@@ -616,7 +619,7 @@ class SqliteStore:
 
     @contextmanager
     def _begin_transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: committed at the end, rolled back on any error. It takes the write lock at once."""
+        """Run one transaction: committed at the end, rolled back on any error. It takes the write lock immediately."""
         with self._errors_translated():
             connection = self._thread_connection()
             connection.execute("BEGIN IMMEDIATE")
@@ -624,13 +627,13 @@ class SqliteStore:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                with suppress(sqlite3.Error):  # the first error tells more; SQLite may have rolled back by itself
+                with suppress(sqlite3.Error):  # keep the first error; SQLite may have rolled back itself
                     connection.execute("ROLLBACK")
                 raise
 
     @contextmanager
     def _errors_translated(self) -> Iterator[None]:
-        """Errors as `Store` promises them; `/health` shows them, so they name the file without its directory."""
+        """Translate errors to those of `Store`. `/health` shows them, so they name the file without its directory."""
         try:
             yield
         except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""The tables in PostgreSQL, made and changed by numbered steps."""
+"""The tables in PostgreSQL, created and upgraded in numbered steps."""
 
 import re
 from pathlib import Path
@@ -15,10 +15,10 @@ SCHEMA = max(_STEPS)
 
 
 def migrate(link: DatabaseConnection) -> None:
-    """Run the steps that the database lacks, each in a transaction. The caller holds the lock for it.
+    """Apply the steps that the database lacks, each in a transaction. The caller has the lock for it.
 
     Raises:
-        StoreRejected: the database has a newer schema than this program knows, or the role may not create tables.
+        StoreRejected: the database has a newer schema than this program, or the role may not create tables.
     """
     version = _version(link)
     _refuse_newer(version)
@@ -29,10 +29,10 @@ def migrate(link: DatabaseConnection) -> None:
 
 
 def check(link: DatabaseConnection) -> None:
-    """Change nothing.
+    """Check the schema without changing anything.
 
     Raises:
-        StoreRejected: the database is not at this program's schema.
+        StoreRejected: the database does not have this program's schema.
     """
     [(table,)] = link.fetch_rows("SELECT to_regclass('candled.state')")
     version = 0 if table is None else _version(link)

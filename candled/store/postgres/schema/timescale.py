@@ -1,4 +1,4 @@
-"""What TimescaleDB adds to the tables where it is there: chunks of the minutes, compressed and dropped when old."""
+"""TimescaleDB's additions to the tables, if available: chunks of minutes, compressed and dropped when old."""
 
 import logging
 from dataclasses import dataclass
@@ -9,16 +9,17 @@ from candled.store.postgres.pool import DatabaseConnection
 
 logger = logging.getLogger(__name__)
 
-# 7 days: with years of 1-day chunks every statement that is not bounded takes a lock on thousands of them.
+# 7 days: with years of 1-day chunks, every statement without time limits locks thousands of them.
 CHUNK = "7 days"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timescale:
-    """What this server and database offer.
+    """The TimescaleDB features of this server and database.
 
-    `version` is None without the extension; `hypertable` says whether the minutes are kept in chunks; `licensed`
-    whether compression may be used (builds of the Apache licence refuse it); `remark` tells why something is missing.
+    `version` is None without the extension. `hypertable` is set if the minutes are stored in chunks. `licensed` is set
+    if compression may be used (builds under the Apache licence refuse it). `remark` gives the reason if something is
+    missing.
     """
 
     version: str | None = None
@@ -28,12 +29,12 @@ class Timescale:
 
 
 def check_loaded(link: DatabaseConnection) -> None:
-    """Refuse to touch tables that are TimescaleDB's already on a server that runs without it.
+    """Refuse tables that belong to TimescaleDB if the server runs without it.
 
-    It would do so with a part of each table only: a column added now would be missing in the compressed chunks.
+    Changes would then apply to only a part of each table: a new column would be missing in the compressed chunks.
 
     Raises:
-        StoreUnavailable: that is so.
+        StoreUnavailable: the tables need TimescaleDB and the server has not loaded it.
     """
     version, _, is_loaded = _find(link)
     if version is not None and not is_loaded:
@@ -41,7 +42,7 @@ def check_loaded(link: DatabaseConnection) -> None:
 
 
 def prepare(link: DatabaseConnection) -> Timescale:
-    """Create the extension where that is possible, and chunks for the minutes while there are none yet."""
+    """Create the extension if possible, and chunks for the minutes if there are no minutes yet."""
     version, is_available, is_loaded = _find(link)
     if version is None:
         if not is_available:
@@ -58,7 +59,7 @@ def prepare(link: DatabaseConnection) -> Timescale:
 
 
 def look(link: DatabaseConnection) -> Timescale:
-    """Find out what there is, and change nothing."""
+    """Find out which features exist, without changing anything."""
     version, is_available, _ = _find(link)
     if version is None:
         word = "not enabled in this database" if is_available else "not installed on the server"
@@ -71,9 +72,9 @@ def look(link: DatabaseConnection) -> Timescale:
 
 
 def _find(link: DatabaseConnection) -> tuple[str | None, bool, bool]:
-    """The extension's version in this database, whether the server has it, and whether it has loaded it."""
-    # CREATE EXTENSION ends the connection of whoever tries it on a server that has not preloaded the library. Its
-    # loader's settings tell; the list of preloaded libraries is hidden from ordinary roles.
+    """Return the extension's version in this database, whether the server has it, and whether it is loaded."""
+    # On a server that has not preloaded the library, CREATE EXTENSION ends the connection. The loader's settings show
+    # whether it is preloaded; the list of preloaded libraries is hidden from ordinary roles.
     [(version, is_available, is_loaded)] = link.fetch_rows(
         """SELECT (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
             EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb'),
@@ -91,7 +92,8 @@ def _prepare_chunks(link: DatabaseConnection) -> Timescale:
     licensed = license_name == "timescale"
     if not _is_hypertable(link):
         [(has_minutes,)] = link.fetch_rows("SELECT EXISTS (SELECT FROM candled.candles)")
-        if has_minutes:  # moving them may take an hour under an exclusive lock: the operator says when
+        # moving them may take an hour under an exclusive lock, so the operator decides when
+        if has_minutes:
             link.commit()
             return Timescale(version=version, licensed=licensed, remark="the minutes were stored before TimescaleDB")
         link.fetch_rows(
@@ -114,8 +116,8 @@ def _is_hypertable(link: DatabaseConnection) -> bool:
 def compress(link: DatabaseConnection, before_ms: int) -> int:
     """Compress the chunks that end before a time (UTC epoch milliseconds), each in a transaction; return how many.
 
-    Chunks that are compressed already are asked too: what was corrected in them meanwhile is then compressed again.
-    By hand and on our own timer, as TimescaleDB's background jobs fail under some pairs of minor versions.
+    Compressed chunks are included, so that corrections in them are compressed again. This runs on our own timer,
+    because TimescaleDB's background jobs fail under some pairs of minor versions.
     """
     [(is_enabled,)] = link.fetch_rows(
         """SELECT compression_enabled FROM timescaledb_information.hypertables
@@ -152,7 +154,7 @@ def drop_chunks(link: DatabaseConnection, before_ms: int) -> int:
 
 
 def _namespace(link: DatabaseConnection) -> str:
-    """Where the extension's functions live; a session need not have that on its search path."""
+    """Return the schema of the extension's functions, which may not be on a session's search path."""
     [(namespace,)] = link.fetch_rows(
         """SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
         WHERE extname = 'timescaledb'"""
