@@ -1,11 +1,20 @@
 """What every test may rely on."""
 
+import asyncio
+import inspect
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from decimal import Decimal
+from typing import Any
 
 import hypothesis
 import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import IOLoop
+from tornado.web import Application
 
 from tests import redis_servers, servers, tiers
 
@@ -62,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, reason in tiers.NEEDS.items():
         config.addinivalue_line("markers", f"{name}: {reason}")
     tiers.watch_programs()
+    asyncio.set_event_loop(None)  # else the first who asks for the current loop makes one, which nobody closes
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -80,3 +90,55 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         tiers.enter(None)
+
+
+# ---------------------------------------------------------------- HTTP, by pytest-tornado
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> Any:
+    """Leave what is marked `gen_test` to pytest-tornado: pytest-asyncio would run it on a loop of its own."""
+    found = yield
+    if inspect.iscoroutinefunction(obj) and found and all(item.get_closest_marker("gen_test") for item in found):
+        return list(collector._genfunctions(name, obj))
+    return found
+
+
+@pytest.fixture
+def io_loop(io_loop: IOLoop) -> Iterator[IOLoop]:
+    """Give pytest-tornado's loop; end it as `asyncio.run` ends one, with no task and no thread left."""
+    yield io_loop
+    io_loop.run_sync(_end_tasks)
+
+
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    loop = asyncio.get_running_loop()
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
+
+
+@pytest.fixture
+def http_server(app: Application, http_server: HTTPServer) -> HTTPServer:
+    """Give pytest-tornado's server. It asks for `app` only while it runs; so parameters of a test reach `app` too."""
+    return http_server
+
+
+@pytest.fixture
+def fetch(http_client: AsyncHTTPClient, base_url: str) -> Callable[..., Awaitable[HTTPResponse]]:
+    """Fetch a path of `app` with pytest-tornado's client; any status is an answer."""
+    options = {"raise_error": False, "allow_nonstandard_methods": True}
+    return lambda path, method="GET", **more: http_client.fetch(base_url + path, method=method, **options, **more)
+
+
+@pytest.fixture
+def get(fetch: Callable[..., Awaitable[HTTPResponse]]) -> Callable[[str], Awaitable[Any]]:
+    """Fetch a path of `app`; give the JSON of the answer, its numbers exact."""
+
+    async def get(path: str) -> Any:
+        return json.loads((await fetch(path)).body, parse_float=Decimal, parse_int=Decimal)
+
+    return get

@@ -111,7 +111,8 @@ class Server:
             statistics=lambda: {"connections": self._door.count, **statistics()},
             page=page,
         )
-        self._http = HTTPServer(self._make_application(), max_header_size=16 * 1024, max_body_size=64 * 1024)
+        self.application = self._make_application()
+        self._http = HTTPServer(self.application, max_header_size=16 * 1024, max_body_size=64 * 1024)
         self._acceptor = Acceptor(self._http, clock, descriptors)
 
     def listen(self) -> int:
@@ -126,10 +127,14 @@ class Server:
             addresses = ", ".join(with_port(*one.getsockname()[:2]) for one in sockets)
             logger.info("listening on %s", addresses)
         self._acceptor.start_accepting(sockets)
-        self._tasks = [
-            asyncio.ensure_future(task) for task in (self._drive_hub(), self._run_sweeps(), self._run_pings())
-        ]
+        self.start()
         return bound
+
+    def start(self) -> None:
+        """Drive the rooms, the sweeps and the pings. `listen` does so; call it where others serve `application`."""
+        if not self._tasks:
+            parts = (self._drive_hub(), self._run_sweeps(), self._run_pings())
+            self._tasks = [asyncio.ensure_future(part) for part in parts]
 
     @property
     def connection_count(self) -> int:

@@ -1,16 +1,17 @@
-"""The API on a real socket, over a real store in a file and bars that the tests push."""
+"""The API over a real store in a file and bars that the tests push; the fixtures are for tests marked `gen_test`."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
+import pytest
+from tornado.ioloop import IOLoop
+from tornado.web import Application
 
 from candled.aggregate.live_bars import LiveBars
 from candled.api.catalog import MarketCatalog
@@ -50,10 +51,9 @@ def following(path: str, page: Mapping[str, Any]) -> str | None:
 
 
 class Stage:
-    """A server over one store; `get` is a client without a memory of its own."""
+    """Bars, a store and a server over them. pytest-tornado serves `server.application`, unless the server listens."""
 
-    def __init__(self, port: int, bars: LiveBars, store: SqliteStore, pages: BarReader, clock: Clock) -> None:
-        self.port = port
+    def __init__(self, bars: LiveBars, store: SqliteStore, pages: BarReader, clock: Clock) -> None:
         self.bars = bars
         self.store = store
         self.pages = pages
@@ -69,57 +69,41 @@ class Stage:
             settled_ms = candle.open_ms + (MINUTE_MS if candle.final else 0)
         self._bus.publish(MinuteChanged(market, candle, FeedMetadata(settled_ms)))
 
-    async def ask(
-        self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, **more: Any
-    ) -> HTTPResponse:
-        client = AsyncHTTPClient(force_instance=True)
-        try:
-            return await client.fetch(
-                HTTPRequest(
-                    f"http://127.0.0.1:{self.port}{path}",
-                    method,
-                    dict(headers or {}),
-                    allow_nonstandard_methods=True,
-                    **more,
-                ),
-                raise_error=False,
-            )
-        finally:
-            client.close()
-
-    async def get(self, path: str) -> Any:
-        """The parsed JSON of an answer, numbers exact."""
-        return json.loads((await self.ask(path)).body, parse_float=Decimal, parse_int=Decimal)
-
 
 @asynccontextmanager
-async def stage(
+async def open_stage(
     directory: Path,
-    minutes: Mapping[MarketKey, Iterable[Candle]] | None = None,
+    minutes: int | Mapping[MarketKey, Iterable[Candle]] = 60,
     *,
     complete_from: int = MONDAY_MS,
     clock: Clock | None = None,
+    now_ms: int = MONDAY_MS + 61 * MINUTE_MS,
     limits: LimitSettings = NO_LIMITS,
     server: ServerSettings | None = None,
     intervals: Sequence[Interval] = DEFAULT_INTERVALS,
     described: Mapping[MarketKey, Market] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stage]:
-    """A server whose store holds `minutes` of each market, complete from `complete_from` on (UTC epoch ms)."""
+    """Open a store with `minutes` of each market, and a server over it.
+
+    A number means so many final minutes of BTC. All are complete from `complete_from` on (UTC epoch ms). Without a
+    clock, the time is `now_ms` until a test moves it.
+    """
     known = described or {}
-    stored = {BTC: [minute(number, final=True) for number in range(60)]} if minutes is None else minutes
+    if isinstance(minutes, int):
+        minutes = {BTC: [minute(number, final=True) for number in range(minutes)]}
     store = SqliteStore(directory / "candled.db", intervals)
     store.open()
-    for market, candles in stored.items():
+    for market, candles in minutes.items():
         store.write_minutes([(market, candle) for candle in candles])
         store.set_complete_from(market, complete_from)
     threads = StoreThreads(store)
     history = HistoryReader(store, threads)
-    clock = clock or ManualClock(MONDAY_MS + 61 * MINUTE_MS)
-    bars = LiveBars(list(stored), intervals, history, clock)
+    clock = clock or ManualClock(now_ms)
+    bars = LiveBars(list(minutes), intervals, history, clock)
     await bars.start()
     symbols: dict[str, list[Symbol]] = {}
-    for market in stored:
+    for market in minutes:
         symbols.setdefault(market.exchange, []).append(market.symbol)
     codec = RequestCodec(symbols, intervals)
     publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
@@ -140,7 +124,9 @@ async def stage(
     def make_client(link: RecipientConnection) -> ClientSession:
         return ClientSession(link, hub, bars, codec, clock, config.server, pages.read_history)
 
-    running = Server(
+    one = Stage(bars, store, pages, clock)
+    one.hub = hub
+    one.server = Server(
         config.server,
         hub=hub,
         publisher=publisher,
@@ -153,11 +139,33 @@ async def stage(
         routes=make_routes(config, source, MemoryCounter(clock), clock),
         streams=make_streams(config, source, bars, make_client, publisher.broadcast, clock),
     )
+    one.server.start()
     try:
-        one = Stage(running.listen(), bars, store, pages, clock)
-        one.hub, one.server = hub, running
         yield one
     finally:
-        await deadlines.wait_for(running.stop(), 5)
+        await deadlines.wait_for(one.server.stop(), 5)
         await bars.stop()
         await threads.close()
+
+
+@pytest.fixture
+def stage_options() -> dict[str, Any]:
+    """Options of `open_stage` for every test of a module that defines this fixture."""
+    return {}
+
+
+@pytest.fixture
+def stage(
+    request: pytest.FixtureRequest, io_loop: IOLoop, tmp_path: Path, stage_options: Mapping[str, Any]
+) -> Iterator[Stage]:
+    """Give a stage with the options of the test's markers, `@pytest.mark.stage(minutes=…, limits=…)`."""
+    markers = [marker.kwargs for marker in request.node.iter_markers("stage")]  # the closest one is the first
+    context = open_stage(tmp_path, **ChainMap(*markers, dict(stage_options)))
+    yield io_loop.run_sync(context.__aenter__)
+    io_loop.run_sync(lambda: context.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def app(stage: Stage) -> Application:
+    """Give pytest-tornado's `http_server` the handlers to serve."""
+    return stage.server.application

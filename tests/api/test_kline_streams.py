@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from contextlib import asynccontextmanager
 
 import pytest
 import websockets
@@ -12,21 +11,18 @@ from candled.clock import SystemClock
 from candled.config import KlinesSettings, ServerSettings
 from candled.model import MINUTE_MS
 from tests import deadlines
-from tests.api.stage import BTC, ETH, FUTURE, stage
+from tests.api.stage import BTC, ETH, FUTURE
 from tests.rows import MONDAY_MS, minute
 
 ON = KlinesSettings(enabled=True)
 START_MS = MONDAY_MS + 60 * MINUTE_MS
+pytestmark = [
+    pytest.mark.gen_test, pytest.mark.usefixtures("http_server"), pytest.mark.stage(clock=SystemClock(), klines=ON)
+]  # fmt: skip
 
 
-@asynccontextmanager
-async def streams(tmp_path, minutes=None, **more):
-    async with stage(tmp_path, minutes, clock=SystemClock(), **{"klines": ON, **more}) as one:
-        yield one
-
-
-def connect(one, path: str):
-    return websockets.connect(f"ws://127.0.0.1:{one.port}{path}", max_size=None)
+def connect(http_port: int, path: str):
+    return websockets.connect(f"ws://127.0.0.1:{http_port}{path}", max_size=None)
 
 
 async def hear(ws, within_s: float = 3.0):
@@ -38,13 +34,12 @@ async def ask(ws, method: str, *params, request_id=1):
     return await hear(ws)
 
 
-async def test_a_stream_begins_with_the_bar_as_it_is_and_goes_on_as_it_changes(tmp_path):
-    async with streams(tmp_path) as one:
-        one.push(minute(60, close="10.5", volume="1.50"))
-        async with connect(one, "/ws/btcusdt@kline_1m") as ws:
-            first = await hear(ws)
-            one.push(minute(60, close="9", volume="2"))
-            second = await hear(ws)
+async def test_a_stream_begins_with_the_bar_as_it_is_and_goes_on_as_it_changes(stage, http_port):
+    stage.push(minute(60, close="10.5", volume="1.50"))
+    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
+        first = await hear(ws)
+        stage.push(minute(60, close="9", volume="2"))
+        second = await hear(ws)
     assert abs(first.pop("E") - time.time() * 1000) < 5000
     assert first == {
         "e": "kline", "s": "BTCUSDT",
@@ -56,31 +51,30 @@ async def test_a_stream_begins_with_the_bar_as_it_is_and_goes_on_as_it_changes(t
     assert (second["k"]["c"], second["k"]["v"], second["k"]["x"]) == ("9", "2", False)
 
 
-async def test_numbers_and_quote_volumes_are_exact_strings(tmp_path):
-    async with streams(tmp_path, {BTC: []}) as one:
-        candle = minute(0, close="10.00000001", volume="0.123456789012345678")._replace(quote_volume=minute(0).open)
-        one.store.set_complete_from(BTC, MONDAY_MS)
-        await one.bars.start()
-        one.push(candle)
-        async with connect(one, "/ws/btcusdt@kline_1m") as ws:
-            kline = (await hear(ws))["k"]
+@pytest.mark.stage(minutes={BTC: []})
+async def test_numbers_and_quote_volumes_are_exact_strings(stage, http_port):
+    candle = minute(0, close="10.00000001", volume="0.123456789012345678")._replace(quote_volume=minute(0).open)
+    stage.store.set_complete_from(BTC, MONDAY_MS)
+    await stage.bars.start()
+    stage.push(candle)
+    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
+        kline = (await hear(ws))["k"]
     assert (kline["c"], kline["v"], kline["q"]) == ("10.00000001", "0.123456789012345678", "10")
 
 
-async def test_the_combined_stream_names_each(tmp_path):
-    async with streams(tmp_path) as one:
-        names = ["btcusdt@kline_1m", "btcusdt@kline_1d", "btcusdt@kline_1w"]
-        async with connect(one, f"/stream?streams={'/'.join(names)}") as ws:
-            told = [await hear(ws) for _ in names]
-            assert [message["stream"] for message in told] == names
-            assert [message["data"]["k"]["i"] for message in told] == ["1m", "1d", "1w"]
-            one.push(minute(60, volume="5"))
-            assert {(await hear(ws))["stream"] for _ in names} == set(names)
+async def test_the_combined_stream_names_each(stage, http_port):
+    names = ["btcusdt@kline_1m", "btcusdt@kline_1d", "btcusdt@kline_1w"]
+    async with connect(http_port, f"/stream?streams={'/'.join(names)}") as ws:
+        told = [await hear(ws) for _ in names]
+        assert [message["stream"] for message in told] == names
+        assert [message["data"]["k"]["i"] for message in told] == ["1m", "1d", "1w"]
+        stage.push(minute(60, volume="5"))
+        assert {(await hear(ws))["stream"] for _ in names} == set(names)
 
 
-async def test_streams_are_subscribed_listed_and_left_by_request(tmp_path):
-    minutes = {BTC: [minute(0, final=True)], ETH: [minute(0, final=True)]}
-    async with streams(tmp_path, minutes) as one, connect(one, "/ws/anything") as ws:  # as ccxt connects
+@pytest.mark.stage(minutes={BTC: [minute(0, final=True)], ETH: [minute(0, final=True)]})
+async def test_streams_are_subscribed_listed_and_left_by_request(stage, http_port):
+    async with connect(http_port, "/ws/anything") as ws:  # as ccxt connects
         assert await ask(ws, "LIST_SUBSCRIPTIONS", request_id=3) == {"result": [], "id": 3}
         assert await ask(ws, "SUBSCRIBE", "btcusdt@kline_1m", "ethusdt@kline_5m") == {"result": None, "id": 1}
         assert [(await hear(ws))["s"] for _ in range(2)] == ["BTCUSDT", "ETHUSDT"]
@@ -89,20 +83,20 @@ async def test_streams_are_subscribed_listed_and_left_by_request(tmp_path):
         }  # fmt: skip
         assert await ask(ws, "SUBSCRIBE", "btcusdt@kline_1m", request_id=None) == {"result": None, "id": None}
         assert await ask(ws, "UNSUBSCRIBE", "btcusdt@kline_1m", "nothing") == {"result": None, "id": 1}
-        one.push(minute(1, volume="3"))
-        one.push(minute(1, volume="4"), ETH)
+        stage.push(minute(1, volume="3"))
+        stage.push(minute(1, volume="4"), ETH)
         assert (await hear(ws))["k"]["v"] == "5"
         with pytest.raises(TimeoutError):
             await hear(ws, 1.2)
 
 
-async def test_combined_is_a_property(tmp_path):
-    async with streams(tmp_path) as one, connect(one, "/ws/btcusdt@kline_1m") as ws:
+async def test_combined_is_a_property(stage, http_port):
+    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
         assert "stream" not in await hear(ws)
         assert await ask(ws, "GET_PROPERTY", "combined") == {"result": False, "id": 1}
         assert await ask(ws, "SET_PROPERTY", "combined", True) == {"result": None, "id": 1}
         assert await ask(ws, "GET_PROPERTY", "combined") == {"result": True, "id": 1}
-        one.push(minute(60, volume="7"))
+        stage.push(minute(60, volume="7"))
         told = await hear(ws)  # the bar that it began with is not sent a second time
         assert (told["stream"], told["data"]["k"]["v"]) == ("btcusdt@kline_1m", "7")
 
@@ -134,8 +128,8 @@ UNKNOWN = "Invalid request: unknown method, expected one of "
         ('{"method":"LIST_SUBSCRIPTIONS","id":18446744073709551616}', 2, "Invalid request: request ID must be"),
     ],
 )  # fmt: skip
-async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(tmp_path, message, code, text):
-    async with streams(tmp_path) as one, connect(one, "/ws/x") as ws:
+async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(http_port, message, code, text):
+    async with connect(http_port, "/ws/x") as ws:
         await ws.send(message)
         told = await hear(ws)
         assert told.keys() == {"error", "id"}  # as ccxt looks for, which else waits for ever
@@ -146,22 +140,22 @@ async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(t
         assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
 
 
-async def test_an_address_with_an_unknown_stream_is_told(tmp_path):
-    async with streams(tmp_path) as one, connect(one, "/ws/nope@kline_1m") as ws:
+async def test_an_address_with_an_unknown_stream_is_told(http_port):
+    async with connect(http_port, "/ws/nope@kline_1m") as ws:
         refusal = {"code": 2, "msg": "Invalid request: unknown stream nope@kline_1m"}
         assert await hear(ws) == {"error": refusal, "id": None}
 
 
-async def test_x_is_true_exactly_once_per_bar_and_last(tmp_path):
+async def test_x_is_true_exactly_once_per_bar_and_last(stage, http_port):
     """Bars that end, some of them seconds after the next one opened; what is said final is said before the next."""
-    async with streams(tmp_path) as one, connect(one, "/ws/btcusdt@kline_1m") as ws:
+    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
         told = [await hear(ws)]
         for number in range(60, 64):
             for volume in ("1", "2"):
-                one.push(minute(number, volume=volume))
+                stage.push(minute(number, volume=volume))
                 await asyncio.sleep(0.6)
-            one.push(minute(number, volume="3", final=True))
-        one.push(minute(64))
+            stage.push(minute(number, volume="3", final=True))
+        stage.push(minute(64))
         while told[-1]["k"]["t"] < START_MS + 4 * MINUTE_MS:
             told.append(await hear(ws, 8))
     ends = [message["k"]["t"] for message in told if message["k"]["x"]]
@@ -171,23 +165,23 @@ async def test_x_is_true_exactly_once_per_bar_and_last(tmp_path):
     assert [message["k"]["v"] for message in told if message["k"]["x"]][1:] == ["3"] * 4
 
 
-async def test_a_bar_that_opens_is_told_within_three_seconds_though_the_last_one_is_not_final(tmp_path):
-    async with streams(tmp_path) as one, connect(one, "/ws/btcusdt@kline_1m") as ws:
+async def test_a_bar_that_opens_is_told_within_three_seconds_though_the_last_one_is_not_final(stage, http_port):
+    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
         await hear(ws)
-        one.push(minute(60, volume="2"))
+        stage.push(minute(60, volume="2"))
         assert (await hear(ws))["k"]["v"] == "2"
-        one.push(minute(61, volume="3"), settled_ms=START_MS)
+        stage.push(minute(61, volume="3"), settled_ms=START_MS)
         kline = (await hear(ws, 3.5))["k"]
         assert (kline["t"], kline["x"]) == (START_MS + MINUTE_MS, False)
-        one.push(minute(60, volume="4", final=True))
+        stage.push(minute(60, volume="4", final=True))
         kline = (await hear(ws))["k"]
         assert (kline["t"], kline["v"], kline["x"]) == (START_MS, "4", True)
 
 
 @pytest.mark.parametrize("unit", ["MICROSECOND", "microsecond"])
 @pytest.mark.parametrize("path", ["/ws/btcusdt@kline_1m?timeUnit=", "/stream?streams=btcusdt@kline_1m&timeUnit="])
-async def test_times_are_in_microseconds_where_that_is_asked_for(tmp_path, unit, path):
-    async with streams(tmp_path) as one, connect(one, path + unit) as ws, connect(one, path + "second") as wrong:
+async def test_times_are_in_microseconds_where_that_is_asked_for(http_port, unit, path):
+    async with connect(http_port, path + unit) as ws, connect(http_port, path + "second") as wrong:
         told = await hear(ws)
         event = told.get("data", told)
         assert (event["k"]["t"], event["k"]["T"]) == ((START_MS - MINUTE_MS) * 1000, START_MS * 1000 - 1)
@@ -195,12 +189,12 @@ async def test_times_are_in_microseconds_where_that_is_asked_for(tmp_path, unit,
         assert (await hear(wrong))["error"]["msg"].startswith("Invalid request: timeUnit")
 
 
-async def test_what_a_burst_passes_over_is_told_when_everything_is_told_afresh(tmp_path):
+async def test_what_a_burst_passes_over_is_told_when_everything_is_told_afresh(stage, http_port):
     """More bars in a moment than a room lets wait: each of them ends all the same."""
-    async with streams(tmp_path) as one, connect(one, "/ws/btcusdt@kline_1m") as ws:
+    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
         await hear(ws)
         for number in range(60, 69):
-            one.push(minute(number, volume="3", final=True))
+            stage.push(minute(number, volume="3", final=True))
         ends = []
         while len(ends) < 9:
             kline = (await hear(ws, 12))["k"]
@@ -208,49 +202,48 @@ async def test_what_a_burst_passes_over_is_told_when_everything_is_told_afresh(t
     assert ends == [START_MS + number * MINUTE_MS for number in range(9)]
 
 
-async def test_one_membership_serves_all_clients_of_a_stream_and_ends_with_the_last(tmp_path):
-    async with streams(tmp_path, {BTC: [minute(0, final=True)], FUTURE: [minute(0, final=True)]}) as one:
-        clients = [
-            await connect(one, path) for path in ["/ws/btcusdt@kline_1m", "/stream?streams=btcusdt@kline_1m"] * 10
-        ]
-        for ws in clients:
-            await hear(ws)
-        statistics = await one.get("/health/ws-stats")
-        assert statistics["connections"] == 20
-        assert one.hub.describe()["rooms"][0]["clientCount"] == 1
-        one.push(minute(1, volume="9"))
-        klines = [(message.get("data") or message)["k"] for message in [await hear(ws) for ws in clients]]
-        assert {kline["v"] for kline in klines} == {"9"}
-        for ws in clients:
-            await ws.close()
-        for _ in range(100):
-            if not one.hub.describe()["totalRooms"]:
-                break
-            await asyncio.sleep(0.02)
-        assert one.hub.describe()["totalRooms"] == 0
+@pytest.mark.stage(minutes={BTC: [minute(0, final=True)], FUTURE: [minute(0, final=True)]})
+async def test_one_membership_serves_all_clients_of_a_stream_and_ends_with_the_last(stage, get, http_port):
+    clients = [
+        await connect(http_port, path) for path in ["/ws/btcusdt@kline_1m", "/stream?streams=btcusdt@kline_1m"] * 10
+    ]
+    for ws in clients:
+        await hear(ws)
+    statistics = await get("/health/ws-stats")
+    assert statistics["connections"] == 20
+    assert stage.hub.describe()["rooms"][0]["clientCount"] == 1
+    stage.push(minute(1, volume="9"))
+    klines = [(message.get("data") or message)["k"] for message in [await hear(ws) for ws in clients]]
+    assert {kline["v"] for kline in klines} == {"9"}
+    for ws in clients:
+        await ws.close()
+    for _ in range(100):
+        if not stage.hub.describe()["totalRooms"]:
+            break
+        await asyncio.sleep(0.02)
+    assert stage.hub.describe()["totalRooms"] == 0
 
 
-async def test_a_flood_of_messages_is_ended_and_the_end_of_the_server_is_told(tmp_path):
-    server = ServerSettings(host="127.0.0.1", port=0, max_messages_per_second=5)
-    async with streams(tmp_path, server=server) as one:
-        async with connect(one, "/ws/x") as flood:
-            for number in range(100):
-                await flood.send(json.dumps({"method": "LIST_SUBSCRIPTIONS", "id": number}))
-            await flood.wait_closed()
-            assert flood.close_code == 1008
-        raw, combined = (
-            await connect(one, "/ws/btcusdt@kline_1m"),
-            await connect(one, "/stream?streams=btcusdt@kline_1m"),
-        )
+@pytest.mark.stage(server=ServerSettings(max_messages_per_second=5))
+async def test_a_flood_of_messages_is_ended_and_the_end_of_the_server_is_told(stage, http_port):
+    async with connect(http_port, "/ws/x") as flood:
+        for number in range(100):
+            await flood.send(json.dumps({"method": "LIST_SUBSCRIPTIONS", "id": number}))
+        await flood.wait_closed()
+        assert flood.close_code == 1008
+    raw, combined = (
+        await connect(http_port, "/ws/btcusdt@kline_1m"),
+        await connect(http_port, "/stream?streams=btcusdt@kline_1m"),
+    )
+    await hear(raw)
+    await hear(combined)
+    await stage.server.stop()
+    assert (await hear(raw))["e"] == "serverShutdown"
+    told = await hear(combined)
+    assert (told["stream"], told["data"]["e"]) == ("!serverShutdown", "serverShutdown")
+    with pytest.raises(websockets.ConnectionClosed):
         await hear(raw)
-        await hear(combined)
-        await one.server.stop()
-        assert (await hear(raw))["e"] == "serverShutdown"
-        told = await hear(combined)
-        assert (told["stream"], told["data"]["e"]) == ("!serverShutdown", "serverShutdown")
-        with pytest.raises(websockets.ConnectionClosed):
-            await hear(raw)
-        assert raw.close_code == 1001
+    assert raw.close_code == 1001
 
 
 SUBSCRIBE = '{"method":"SUBSCRIBE","params":["btcusdt@kline_1m"],"id":1}'
@@ -280,10 +273,9 @@ METHOD = {
         ("/ws/x", [PING, SUBSCRIBE], [{**METHOD, "id": None}, BEGUN]),  # Binance's path alone
     ],
 )
-@pytest.mark.parametrize("takeover", [True, False])
-async def test_the_first_message_decides_which_protocol_a_connection_speaks(tmp_path, path, said, heard, takeover):
-    server = ServerSettings(host="127.0.0.1", port=0, own_sockets=takeover)
-    async with streams(tmp_path, server=server) as one, connect(one, path) as ws:
+@pytest.mark.parametrize("stage_options", [{"server": ServerSettings(own_sockets=own)} for own in (True, False)])
+async def test_the_first_message_decides_which_protocol_a_connection_speaks(http_port, path, said, heard):
+    async with connect(http_port, path) as ws:
         for message, answers in zip(said, heard, strict=True):
             await ws.send(message)
             for wanted in answers if isinstance(answers, tuple) else (answers,):
@@ -291,32 +283,34 @@ async def test_the_first_message_decides_which_protocol_a_connection_speaks(tmp_
                 assert told.get("e", told) == wanted
 
 
-async def test_a_connection_that_never_said_which_protocol_it_speaks_is_let_go(tmp_path):
-    async with streams(tmp_path) as one:
-        silent, nonsense = await connect(one, "/ws"), await connect(one, "/ws")
-        await nonsense.send("{")
-        assert await hear(nonsense) == FORMAT
-        await silent.close()
-        await one.server.stop()
-        with pytest.raises(websockets.ConnectionClosed):
-            await hear(nonsense)
-        assert nonsense.close_code == 1001
+async def test_a_connection_that_never_said_which_protocol_it_speaks_is_let_go(stage, http_port):
+    silent, nonsense = await connect(http_port, "/ws"), await connect(http_port, "/ws")
+    await nonsense.send("{")
+    assert await hear(nonsense) == FORMAT
+    await silent.close()
+    await stage.server.stop()
+    with pytest.raises(websockets.ConnectionClosed):
+        await hear(nonsense)
+    assert nonsense.close_code == 1001
 
 
-async def test_our_own_protocol_stays_where_it_is_and_a_prefix_moves_the_streams(tmp_path):
-    async with stage(tmp_path, clock=SystemClock()) as one, connect(one, "/ws") as ws:
+@pytest.mark.stage(klines=KlinesSettings())
+async def test_our_own_protocol_stays_where_it_is(http_port):
+    async with connect(http_port, "/ws") as ws:
         await ws.send(SUBSCRIBE)
         assert await hear(ws) == NAMED
         await ws.send(PING)
         assert await hear(ws) == PONG
-    settings = KlinesSettings(enabled=True, prefix="/binance")
-    async with streams(tmp_path, klines=settings) as one:
-        for path in ("/binance/ws/btcusdt@kline_1m", "/binance/stream?streams=btcusdt@kline_1m"):
-            async with connect(one, path) as ws:
-                assert "kline" in str(await hear(ws))
-        async with connect(one, "/binance/ws") as ws:
-            assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
-        async with connect(one, "/ws") as ws:
-            assert await ask(ws, "LIST_SUBSCRIPTIONS") == NAMED
-        with pytest.raises(websockets.InvalidStatus):
-            await connect(one, "/ws/btcusdt@kline_1m")
+
+
+@pytest.mark.stage(klines=KlinesSettings(enabled=True, prefix="/binance"))
+async def test_a_prefix_moves_the_streams(http_port):
+    for path in ("/binance/ws/btcusdt@kline_1m", "/binance/stream?streams=btcusdt@kline_1m"):
+        async with connect(http_port, path) as ws:
+            assert "kline" in str(await hear(ws))
+    async with connect(http_port, "/binance/ws") as ws:
+        assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
+    async with connect(http_port, "/ws") as ws:
+        assert await ask(ws, "LIST_SUBSCRIPTIONS") == NAMED
+    with pytest.raises(websockets.InvalidStatus):
+        await connect(http_port, "/ws/btcusdt@kline_1m")

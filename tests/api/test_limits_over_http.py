@@ -7,10 +7,9 @@ import pytest
 
 from candled.config import LimitSettings, ServerSettings
 from tests.api.raw import ask_all
-from tests.api.stage import stage
 
 PATH = "/api/intervals"
-LOCAL = {"host": "127.0.0.1", "port": 0}
+pytestmark = [pytest.mark.gen_test, pytest.mark.usefixtures("http_server")]
 
 
 def forged(number: int) -> dict[str, str]:
@@ -25,48 +24,46 @@ def forged(number: int) -> dict[str, str]:
     }
 
 
-async def test_a_thousand_requests_with_forged_headers_are_a_hundred_answers(tmp_path):
-    async with stage(tmp_path, limits=LimitSettings()) as one:
-        answers = await ask_all(one.port, [(PATH, forged(number)) for number in range(1000)])
+@pytest.mark.stage(limits=LimitSettings())
+async def test_a_thousand_requests_with_forged_headers_are_a_hundred_answers(http_port):
+    answers = await ask_all(http_port, [(PATH, forged(number)) for number in range(1000)])
     assert Counter(answer.status for answer in answers) == {200: 100, 429: 900}
     assert [answer.status for answer in answers[:101]] == [200] * 100 + [429]
 
 
-async def test_256_addresses_of_one_56_are_one_client(tmp_path):
-    server = ServerSettings(**LOCAL, trusted_proxies=("127.0.0.1",))
-    async with stage(tmp_path, limits=LimitSettings(), server=server) as one:
-        asked = [(PATH, {"X-Forwarded-For": f"2001:db8:0:12{number:02x}::{number + 1:x}"}) for number in range(256)]
-        answers = await ask_all(one.port, asked)
-        (other,) = await ask_all(one.port, [(PATH, {"X-Forwarded-For": "2001:db8:0:1300::1"})])
+@pytest.mark.stage(limits=LimitSettings(), server=ServerSettings(trusted_proxies=("127.0.0.1",)))
+async def test_256_addresses_of_one_56_are_one_client(http_port):
+    asked = [(PATH, {"X-Forwarded-For": f"2001:db8:0:12{number:02x}::{number + 1:x}"}) for number in range(256)]
+    answers = await ask_all(http_port, asked)
+    (other,) = await ask_all(http_port, [(PATH, {"X-Forwarded-For": "2001:db8:0:1300::1"})])
     assert Counter(answer.status for answer in answers) == {200: 100, 429: 156}
     assert other.status == 200
 
 
-async def test_three_clients_behind_a_trusted_proxy_are_three_limits_and_x_real_ip_is_none(tmp_path):
-    server = ServerSettings(**LOCAL, trusted_proxies=("127.0.0.0/8",))
-    async with stage(tmp_path, limits=LimitSettings(), server=server) as one:
-        asked = [
-            (
-                PATH,
-                {"X-Forwarded-For": f"198.51.100.77, 203.0.113.{number % 3}", "X-Real-Ip": f"192.0.2.{number % 250}"},
-            )
-            for number in range(600)
-        ]
-        answers = await ask_all(one.port, asked)
+@pytest.mark.stage(limits=LimitSettings(), server=ServerSettings(trusted_proxies=("127.0.0.0/8",)))
+async def test_three_clients_behind_a_trusted_proxy_are_three_limits_and_x_real_ip_is_none(http_port):
+    asked = [
+        (
+            PATH,
+            {"X-Forwarded-For": f"198.51.100.77, 203.0.113.{number % 3}", "X-Real-Ip": f"192.0.2.{number % 250}"},
+        )
+        for number in range(600)
+    ]
+    answers = await ask_all(http_port, asked)
     assert Counter(answer.status for answer in answers) == {200: 300, 429: 300}
 
 
-async def test_every_answer_of_a_limited_path_says_how_many_are_left_and_a_refusal_when_to_come_again(tmp_path):
+@pytest.mark.stage(limits=LimitSettings(api_requests=5))
+async def test_every_answer_of_a_limited_path_says_how_many_are_left_and_a_refusal_when_to_come_again(http_port):
     paths = [PATH, "/api/candles", "/api/nowhere", "/api", f"{PATH}?x=%ff"]
-    async with stage(tmp_path, limits=LimitSettings(api_requests=len(paths))) as one:
-        answers = await ask_all(one.port, [(path, {}) for path in paths])
-        assert [answer.status for answer in answers] == [200, 400, 404, 404, 400]
-        for left, answer in zip(range(len(paths) - 1, -1, -1), answers, strict=True):
-            assert answer.headers["x-ratelimit-remaining"] == answer.headers["ratelimit-remaining"] == str(left)
-            assert "retry-after" not in answer.headers
-        refused, text, other = await ask_all(
-            one.port, [(PATH, {"Accept": "application/json"}), (PATH, {"Accept": "*/*"}), ("/udf/time", {})]
-        )
+    answers = await ask_all(http_port, [(path, {}) for path in paths])
+    assert [answer.status for answer in answers] == [200, 400, 404, 404, 400]
+    for left, answer in zip(range(4, -1, -1), answers, strict=True):
+        assert answer.headers["x-ratelimit-remaining"] == answer.headers["ratelimit-remaining"] == str(left)
+        assert "retry-after" not in answer.headers
+    refused, text, other = await ask_all(
+        http_port, [(PATH, {"Accept": "application/json"}), (PATH, {"Accept": "*/*"}), ("/udf/time", {})]
+    )
     assert (refused.status, text.status, other.status) == (429, 429, 200)
     assert json.loads(refused.body) == {
         "error": {"code": "too_many_requests", "message": "Too many requests, please try again later."}
@@ -77,21 +74,33 @@ async def test_every_answer_of_a_limited_path_says_how_many_are_left_and_a_refus
     assert "retry-after" in refused.headers["access-control-expose-headers"].lower()
 
 
-async def test_health_and_the_page_are_not_limited(tmp_path):
-    async with stage(tmp_path, limits=LimitSettings(api_requests=1)) as one:
-        answers = await ask_all(one.port, [(PATH, {})] * 3 + [("/health", {}), ("/", {}), ("/health/ws-stats", {})] * 5)
+@pytest.mark.stage(limits=LimitSettings(api_requests=1))
+async def test_health_and_the_page_are_not_limited(http_port):
+    answers = await ask_all(http_port, [(PATH, {})] * 3 + [("/health", {}), ("/", {}), ("/health/ws-stats", {})] * 5)
     assert [answer.status for answer in answers] == [200, 429, 429] + [200] * 15
 
 
-async def test_a_preflight_costs_nothing(tmp_path):
-    async with stage(tmp_path, limits=LimitSettings(api_requests=2)) as one:
-        asked = await ask_all(one.port, [(PATH, {"Origin": "https://a.example"})] * 10, "OPTIONS")
-        assert {answer.status for answer in asked} == {204}
-        answers = await ask_all(one.port, [(PATH, {})] * 3)
+@pytest.mark.stage(limits=LimitSettings(api_requests=2))
+async def test_a_preflight_costs_nothing(http_port):
+    asked = await ask_all(http_port, [(PATH, {"Origin": "https://a.example"})] * 10, "OPTIONS")
+    assert {answer.status for answer in asked} == {204}
+    answers = await ask_all(http_port, [(PATH, {})] * 3)
     assert [answer.status for answer in answers] == [200, 200, 429]
 
 
 # ---------------------------------------------------------------- promise 21
+
+
+@pytest.fixture
+def allowed() -> tuple[str, ...]:
+    """Give the origins that may connect and read; the tests below have it as a parameter."""
+    return ("*",)
+
+
+@pytest.fixture
+def stage_options(allowed):
+    return {"server": ServerSettings(allowed_origins=allowed)}
+
 
 HOST = "candles.example"
 MINE, OTHER = f"http://{HOST}", "https://charts.example"
@@ -127,13 +136,11 @@ HANDSHAKE = {
         ((OTHER,), f"https://{HOST}.evil.example", "same-site", 403),
     ],
 )
-async def test_the_matrix_of_origins(tmp_path, allowed, origin, site, status):
-    server = ServerSettings(**LOCAL, allowed_origins=allowed)
+async def test_the_matrix_of_origins(http_port, origin, site, status):
     headers = {"Host": HOST, **HANDSHAKE}
     headers |= {"Origin": origin} if origin else {}
     headers |= {"Sec-Fetch-Site": site} if site else {}
-    async with stage(tmp_path, server=server) as one:
-        (answer,) = await ask_all(one.port, [("/ws", headers)])
+    (answer,) = await ask_all(http_port, [("/ws", headers)])
     assert answer.status == status
 
 
@@ -149,13 +156,12 @@ async def test_the_matrix_of_origins(tmp_path, allowed, origin, site, status):
         ((), OTHER, None),
     ],
 )
-async def test_which_pages_may_read_an_answer(tmp_path, allowed, origin, readable):
+async def test_which_pages_may_read_an_answer(http_port, allowed, origin, readable):
     headers = {"Origin": origin} if origin else {}
-    async with stage(tmp_path, server=ServerSettings(**LOCAL, allowed_origins=allowed)) as one:
-        for path in (PATH, "/api/candles", "/api/nowhere", "/udf/config"):
-            (answer,) = await ask_all(one.port, [(path, headers)])
-            assert answer.headers.get("access-control-allow-origin") == readable
-            assert ("origin" in answer.headers.get("vary", "").lower()) == (allowed != ("*",))
-        (asked,) = await ask_all(one.port, [(PATH, {**headers, "Access-Control-Request-Method": "GET"})], "OPTIONS")
+    for path in (PATH, "/api/candles", "/api/nowhere", "/udf/config"):
+        (answer,) = await ask_all(http_port, [(path, headers)])
+        assert answer.headers.get("access-control-allow-origin") == readable
+        assert ("origin" in answer.headers.get("vary", "").lower()) == (allowed != ("*",))
+    (asked,) = await ask_all(http_port, [(PATH, {**headers, "Access-Control-Request-Method": "GET"})], "OPTIONS")
     assert asked.headers.get("access-control-allow-origin") == readable
     assert asked.headers["access-control-allow-methods"] == "GET, HEAD, OPTIONS"

@@ -20,7 +20,7 @@ from candled.config import KlinesSettings, ServerSettings
 from candled.model import DEFAULT_INTERVALS
 from candled.protocol.requests import RequestCodec, RequestError
 from tests import deadlines
-from tests.api.stage import BTC, Stage, stage
+from tests.api.stage import BTC, open_stage
 
 LONG = bool(os.environ.get("CANDLED_TEST_LONG"))
 SHORT = settings(
@@ -126,8 +126,8 @@ def served(check) -> None:
         server = ServerSettings(host="127.0.0.1", port=0, max_messages_per_second=0)
         with tempfile.TemporaryDirectory() as folder:
             klines = KlinesSettings(enabled=True)
-            async with stage(Path(folder), clock=SystemClock(), server=server, klines=klines) as one:
-                await check(one)
+            async with open_stage(Path(folder), clock=SystemClock(), server=server, klines=klines) as one:
+                await check(one.server.listen())
 
     logging.getLogger().addHandler(handler)
     try:
@@ -138,9 +138,9 @@ def served(check) -> None:
     assert not mistakes
 
 
-async def say_all(one: Stage, path: str, messages: list[str], last: str, name: Any) -> None:
+async def say_all(port: int, path: str, messages: list[str], last: str, name: Any) -> None:
     """Send messages on one connection; every answer is strict JSON, and the last request is still answered."""
-    async with websockets.connect(f"ws://127.0.0.1:{one.port}{path}", max_size=None, max_queue=None) as ws:
+    async with websockets.connect(f"ws://127.0.0.1:{port}{path}", max_size=None, max_queue=None) as ws:
         for message in messages:
             await ws.send(message)
         await ws.send(last)
@@ -152,18 +152,18 @@ PING, LIST = '{"type":"ping","id":"the last"}', '{"method":"LIST_SUBSCRIPTIONS",
 
 
 def test_each_odd_value_is_answered_wherever_it_stands():
-    async def check(one: Stage) -> None:
+    async def check(port: int) -> None:
         messages = [own(key, value, kind) for key in OWN_KEYS for value in EACH for kind in OWN_KINDS[:2]]
-        await say_all(one, "/ws", ['{"type":"ping"}', *messages], PING, "the last")
+        await say_all(port, "/ws", ['{"type":"ping"}', *messages], PING, "the last")
         messages = [binance(key, value, kind) for key in BINANCE_KEYS for value in EACH for kind in BINANCE_KINDS]
-        await say_all(one, "/ws/x", messages, LIST, "the-last")
+        await say_all(port, "/ws/x", messages, LIST, "the-last")
         for text in ODD:
             for parameter in EVERY_PARAMETER:
-                await check_address(one, parameter, text)
+                await check_address(port, parameter, text)
             for path in (f"/ws/{escaped(text)}@kline_1m", f"/stream?streams={escaped(text)}@kline_1m"):
-                await say_all(one, path, [], LIST, "the-last")
+                await say_all(port, path, [], LIST, "the-last")
         last = "/events?symbol=BTC/USDT&interval=1m"
-        await asyncio.gather(*(ask(one, last, {"Last-Event-ID": f"{text}:1:1"}) for text in ODD))
+        await asyncio.gather(*(ask(port, last, {"Last-Event-ID": f"{text}:1:1"}) for text in ODD))
 
     served(check)
 
@@ -171,9 +171,9 @@ def test_each_odd_value_is_answered_wherever_it_stands():
 @SHORT
 @given(st.lists(OWN, min_size=20, max_size=40), st.lists(BINANCE, min_size=20, max_size=40))
 def test_odd_messages_are_answered_in_both_protocols(own_messages, binance_messages):
-    async def check(one: Stage) -> None:
-        await say_all(one, "/ws", ['{"type":"ping"}', *own_messages], PING, "the last")
-        await say_all(one, "/ws/x", binance_messages, LIST, "the-last")
+    async def check(port: int) -> None:
+        await say_all(port, "/ws", ['{"type":"ping"}', *own_messages], PING, "the last")
+        await say_all(port, "/ws/x", binance_messages, LIST, "the-last")
 
     served(check)
 
@@ -181,9 +181,9 @@ def test_odd_messages_are_answered_in_both_protocols(own_messages, binance_messa
 @SHORT
 @given(st.lists(OWN | BINANCE, min_size=5, max_size=15))
 def test_odd_first_messages_are_answered(messages):
-    async def check(one: Stage) -> None:
+    async def check(port: int) -> None:
         for message in messages:
-            async with websockets.connect(f"ws://127.0.0.1:{one.port}/", max_size=None) as ws:
+            async with websockets.connect(f"ws://127.0.0.1:{port}/", max_size=None) as ws:
                 await ws.send(message)
                 await ws.send(PING)
                 await ws.send(LIST)
@@ -195,16 +195,16 @@ def test_odd_first_messages_are_answered(messages):
 @SHORT
 @given(st.lists(st.tuples(st.sampled_from(EVERY_PARAMETER), TEXTS), min_size=20, max_size=40))
 def test_odd_addresses_are_answered(parameters):
-    async def check(one: Stage) -> None:
+    async def check(port: int) -> None:
         for parameter, text in parameters:
-            await check_address(one, parameter, text)
+            await check_address(port, parameter, text)
 
     served(check)
 
 
-async def check_address(one: Stage, parameter: tuple[str, str], text: str) -> None:
+async def check_address(port: int, parameter: tuple[str, str], text: str) -> None:
     """The answer to an odd parameter is no mistake of the server's, and a strict reader can read it."""
-    status, body = await ask(one, address(parameter, text))
+    status, body = await ask(port, address(parameter, text))
     assert status < 500, (parameter, text)
     body.decode("utf-8", "strict")
     for line in body.splitlines():
@@ -212,9 +212,9 @@ async def check_address(one: Stage, parameter: tuple[str, str], text: str) -> No
             strict(line)
 
 
-async def ask(one: Stage, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+async def ask(port: int, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
     """The status and the body of an answer, or its first event."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     lines = [f"GET {path} HTTP/1.1", "Host: x", "Connection: close"]
     lines += [f"{name}: {value.translate(dict.fromkeys(range(32)))}" for name, value in (headers or {}).items()]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogatepass"))

@@ -14,8 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from candled.api.openapi import SCHEMAS
 from candled.store.interface import KnownGap
 from tests import deadlines
-from tests.api.stage import BTC, ETH, FUTURE, stage
-from tests.clocks import ManualClock
+from tests.api.stage import BTC, ETH, FUTURE
 from tests.rows import MONDAY_MS, minute
 from tests.system.daemon import Daemon
 
@@ -23,13 +22,13 @@ DESCRIPTION = "/api/openapi.json"
 DOCS = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text("utf-8")
 
 
-async def described(tmp_path) -> dict:
-    async with stage(tmp_path, {BTC: [], ETH: [], FUTURE: []}) as one:
-        return json.loads((await one.ask(DESCRIPTION)).body)
+several_markets = pytest.mark.stage(minutes={BTC: [], ETH: [], FUTURE: []})
 
 
-async def test_the_description_is_valid(tmp_path):
-    document = await described(tmp_path)
+@pytest.mark.gen_test
+@several_markets
+async def test_the_description_is_valid(fetch):
+    document = json.loads((await fetch(DESCRIPTION)).body)
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
     assert document["openapi"] == "3.1.0"
     assert set(document["paths"]) == {
@@ -39,8 +38,10 @@ async def test_the_description_is_valid(tmp_path):
     assert used == set(SCHEMAS)
 
 
-async def test_it_names_the_served_symbols_exchanges_and_intervals(tmp_path):
-    document = await described(tmp_path)
+@pytest.mark.gen_test
+@several_markets
+async def test_it_names_the_served_symbols_exchanges_and_intervals(fetch):
+    document = json.loads((await fetch(DESCRIPTION)).body)
     found = {one["name"]: one["schema"] for one in document["paths"]["/api/candles"]["get"]["parameters"]}
     assert found["symbol"]["enum"] == ["BTC/USDT", "ETH/USDT"]
     assert found["exchange"]["enum"] == ["replay", "bitget-futures"]
@@ -48,8 +49,10 @@ async def test_it_names_the_served_symbols_exchanges_and_intervals(tmp_path):
     assert (found["limit"]["minimum"], found["limit"]["maximum"]) == (1, 1000)
 
 
-async def test_every_parameter_and_error_code_is_on_the_page(tmp_path):
-    document = await described(tmp_path)
+@pytest.mark.gen_test
+@several_markets
+async def test_every_parameter_and_error_code_is_on_the_page(fetch):
+    document = json.loads((await fetch(DESCRIPTION)).body)
     for path, operation in document["paths"].items():
         assert path in DOCS
         for parameter in operation["get"]["parameters"]:
@@ -103,15 +106,18 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
         "/api/candles?symbol=BTC/USDT&interval=5m&numbers=string",
     ],
 )
-async def test_answers_with_gaps_and_absent_values_fit_their_schemas(tmp_path, path):
+@pytest.mark.stage(
+    minutes={BTC: [minute(number, final=True) for number in range(60) if not 10 <= number < 20]},
+    now_ms=MONDAY_MS + 3_700_000,
+)
+@pytest.mark.gen_test
+async def test_answers_with_gaps_and_absent_values_fit_their_schemas(stage, fetch, path):
     """What the replay does not have: holes, a next try, a quote volume."""
-    minutes = [minute(number, final=True) for number in range(60) if not 10 <= number < 20]
-    async with stage(tmp_path, {BTC: minutes}, clock=ManualClock(MONDAY_MS + 3_700_000)) as one:
-        start_ms, end_ms = MONDAY_MS + 600_000, MONDAY_MS + 900_000
-        hole = KnownGap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
-        one.store.save_known_gaps(BTC, [hole])
-        document = json.loads((await one.ask(DESCRIPTION)).body)
-        answer = json.loads((await one.ask(path)).body)
+    start_ms, end_ms = MONDAY_MS + 600_000, MONDAY_MS + 900_000
+    hole = KnownGap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
+    stage.store.save_known_gaps(BTC, [hole])
+    document = json.loads((await fetch(DESCRIPTION)).body)
+    answer = json.loads((await fetch(path)).body)
     content = document["paths"][path.partition("?")[0]]["get"]["responses"]["200"]["content"]["application/json"]
     schema = {**content["schema"], "components": document["components"]}
     Draft202012Validator(schema).validate(answer)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from candled.api.pages import EVER_MS, BarReader
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, fold
 from candled.rooms.encoded_bars import EncodedBarCache
-from tests.api.stage import BTC, stage
+from tests.api.stage import BTC, open_stage
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
@@ -172,7 +172,7 @@ async def test_from_now_to_the_first_candle_over_memory_and_store(tmp_path):
     """1,500 minutes with gaps: more than memory holds of them, and a running one that no store has."""
     numbers = [number for number in range(1500) if number % 97 and not 700 <= number < 760]
     minutes = [minute(number, volume=str(number + 1), final=True) for number in numbers]
-    async with stage(tmp_path, {BTC: minutes}) as one:
+    async with open_stage(tmp_path, {BTC: minutes}) as one:
         running = minute(1500, volume="0.5")
         one.push(running)
         everything = [*minutes, running]
@@ -194,8 +194,7 @@ async def test_from_now_to_the_first_candle_over_memory_and_store(tmp_path):
 
 
 async def test_the_same_question_asked_by_many_is_one_read(tmp_path, monkeypatch):
-    minutes = [minute(number, final=True) for number in range(3000)]
-    async with stage(tmp_path, {BTC: minutes}) as one:
+    async with open_stage(tmp_path, 3000) as one:
         reads = []
         real = one.store.read_bars
         monkeypatch.setattr(one.store, "read_bars", lambda *args, **more: reads.append(args) or real(*args, **more))

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import pytest
@@ -10,8 +12,8 @@ import websockets
 
 from candled.config import KlinesSettings, ServerSettings
 from candled.serve.handlers import STATIC
-from tests.api.stage import Stage, stage
 
+pytestmark = pytest.mark.gen_test
 CANDLES = "api/candles?symbol=BTC/USDT&interval=1m&limit=20"
 HOST = "http://public"
 
@@ -19,9 +21,9 @@ HOST = "http://public"
 class Proxy:
     """What a client sees behind a reverse proxy: addresses below a path of its own."""
 
-    def __init__(self, one: Stage, path: str, is_stripped: bool) -> None:
+    def __init__(self, fetch: Callable[[str], Awaitable[Any]], path: str, is_stripped: bool) -> None:
         self.home = f"{HOST}{path}/"
-        self._one = one
+        self._fetch = fetch
         self._stripped = len(path) if is_stripped else 0
 
     def inner(self, address: str) -> str:
@@ -30,11 +32,12 @@ class Proxy:
         return address[len(HOST) :][self._stripped :]
 
     async def ask(self, address: str):
-        return await self._one.ask(self.inner(address))
+        return await self._fetch(self.inner(address))
 
 
-@pytest.fixture(
-    params=[
+behind_proxies = pytest.mark.parametrize(
+    ("path", "prefix", "is_stripped"),
+    [
         ("", "", False),
         ("/candles", "", True),
         ("/a/b", "", True),
@@ -44,15 +47,26 @@ class Proxy:
         ("/api", "/api", False),
         ("/candles", "/candles", True),
     ],
-    ids=str,
 )
-async def proxy(request, tmp_path):
-    path, prefix, is_stripped = request.param
-    settings = ServerSettings(host="127.0.0.1", port=0, prefix=prefix)
-    async with stage(tmp_path, server=settings, klines=KlinesSettings(enabled=True)) as one:
-        yield Proxy(one, path, is_stripped)
 
 
+@pytest.fixture
+def prefix() -> str:
+    """Give the path that the proxy leaves to candled; most tests have it as a parameter."""
+    return "/a/candles"
+
+
+@pytest.fixture
+def stage_options(prefix):
+    return {"server": ServerSettings(prefix=prefix), "klines": KlinesSettings(enabled=True)}
+
+
+@pytest.fixture
+def proxy(fetch, path, is_stripped) -> Proxy:
+    return Proxy(fetch, path, is_stripped)
+
+
+@behind_proxies
 async def test_next_and_link_lead_to_all_bars(proxy):
     address, times = proxy.home + CANDLES, set()
     while address:
@@ -65,6 +79,7 @@ async def test_next_and_link_lead_to_all_bars(proxy):
     assert len(times) == 60
 
 
+@behind_proxies
 async def test_the_description_names_the_server_that_it_came_from(proxy):
     address = proxy.home + "api/openapi.json"
     document = json.loads((await proxy.ask(address)).body)
@@ -75,33 +90,32 @@ async def test_the_description_names_the_server_that_it_came_from(proxy):
         assert (await proxy.ask(server + path)).code == 200
 
 
-@pytest.mark.parametrize("path", ["", "health", "udf/config", "clients/candled.js", "static/page.js", "api/v3/time"])
-async def test_every_path_is_answered(proxy, path):
-    assert (await proxy.ask(proxy.home + path)).code == 200
+@pytest.mark.parametrize("name", ["", "health", "udf/config", "clients/candled.js", "static/page.js", "api/v3/time"])
+@behind_proxies
+async def test_every_path_is_answered(proxy, name):
+    assert (await proxy.ask(proxy.home + name)).code == 200
 
 
-async def test_websockets_are_opened(proxy):
-    for path in ("", "ws", "ws/btcusdt@kline_1m"):
-        async with websockets.connect(f"ws://127.0.0.1:{proxy._one.port}{proxy.inner(proxy.home + path)}") as ws:
+@behind_proxies
+async def test_websockets_are_opened(proxy, http_port):
+    for name in ("", "ws", "ws/btcusdt@kline_1m"):
+        async with websockets.connect(f"ws://127.0.0.1:{http_port}{proxy.inner(proxy.home + name)}") as ws:
             await ws.send(
-                '{"type":"ping"}' if path != "ws/btcusdt@kline_1m" else '{"method":"LIST_SUBSCRIPTIONS","id":1}'
+                '{"type":"ping"}' if name != "ws/btcusdt@kline_1m" else '{"method":"LIST_SUBSCRIPTIONS","id":1}'
             )
             assert json.loads(await ws.recv())
 
 
-async def test_the_bare_prefix_leads_to_the_page_and_takes_a_websocket(tmp_path):
-    async with stage(tmp_path, server=ServerSettings(host="127.0.0.1", port=0, prefix="/a/candles")) as one:
-        answer = await one.ask("/a/candles?x=1", follow_redirects=False)
-        assert (answer.code, urljoin(f"{HOST}/a/candles?x=1", answer.headers["Location"])) == (
-            302,
-            f"{HOST}/a/candles/",
-        )
-        async with websockets.connect(f"ws://127.0.0.1:{one.port}/a/candles") as ws:
-            await ws.send('{"type":"ping"}')
-            assert json.loads(await ws.recv())["type"] == "pong"
-        statuses = [
-            (await one.ask(path)).code for path in ("/a/candlestick", "/a", "/a/candles/a/candles", "/api/symbols")
-        ]
+async def test_the_bare_prefix_leads_to_the_page_and_takes_a_websocket(fetch, http_port):
+    answer = await fetch("/a/candles?x=1", follow_redirects=False)
+    assert (answer.code, urljoin(f"{HOST}/a/candles?x=1", answer.headers["Location"])) == (
+        302,
+        f"{HOST}/a/candles/",
+    )
+    async with websockets.connect(f"ws://127.0.0.1:{http_port}/a/candles") as ws:
+        await ws.send('{"type":"ping"}')
+        assert json.loads(await ws.recv())["type"] == "pong"
+    statuses = [(await fetch(path)).code for path in ("/a/candlestick", "/a", "/a/candles/a/candles", "/api/symbols")]
     assert statuses == [404, 404, 404, 200]
 
 

@@ -16,11 +16,11 @@ from candled.errors import StoreUnavailable
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, iso_ms
 from candled.protocol.messages import STRINGS
 from candled.rooms.encoded_bars import EncodedBarCache, EncodedBars, Printer
-from tests.api.stage import BTC, Stage, stage
-from tests.clocks import ManualClock
+from tests.api.stage import BTC, Stage, open_stage
 from tests.rows import MONDAY_MS, minute
 
 ON = KlinesSettings(enabled=True)
+pytestmark = [pytest.mark.gen_test, pytest.mark.stage(klines=ON)]
 COUNT = 2600
 AT = [MONDAY_MS + number * MINUTE_MS for number in range(COUNT + 100)]
 
@@ -129,8 +129,7 @@ async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, seed)
     rng = random.Random(seed)
     gaps = {number for start in (40, 1300, COUNT - 60) for number in range(start, start + rng.randrange(1, 30))}
     stored = [odd(number, rng, final=True) for number in range(COUNT) if number not in gaps]
-    clock = ManualClock(AT[COUNT])
-    async with stage(tmp_path, {BTC: stored}, clock=clock, klines=ON) as one:
+    async with open_stage(tmp_path, {BTC: stored}, now_ms=AT[COUNT]) as one:
         texts = one.pages._texts
         at_once = await check(one, one.pages, rng)  # cold
         at_once += await check(one, one.pages, rng)  # warm
@@ -151,7 +150,7 @@ async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, seed)
                 )
                 at_once += await check(one, one.pages, rng, 1)  # while it is being read again
                 while one.bars.is_behind(BTC):
-                    await clock.advance(0.1)
+                    await one.clock.advance(0.1)
                 at_once += await check(one, one.pages, rng, 2)
             if number % 5 == 0:  # eviction
                 texts._most_bytes = rng.choice([1_000, 100_000, 10**8])
@@ -159,45 +158,44 @@ async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, seed)
     assert at_once > 100
 
 
-async def test_what_memory_holds_is_answered_without_the_store(tmp_path, monkeypatch):
-    stored = [minute(number, final=True) for number in range(COUNT)]
-    async with stage(tmp_path, {BTC: stored}, klines=ON) as one:
-        paths = [
-            "/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=500",
-            "/api/candles?symbol=BTC/USDT&interval=1m&limit=999",
-            f"/udf/history?symbol=REPLAY:BTCUSDT&resolution=5&from=0&to={AT[-1]}&countback=100",
-            "/api/v3/klines?symbol=BTCUSDT&interval=1w&limit=500",  # fewer bars than that exist
-        ]
-        before = [(await one.ask(path)).body for path in paths]
+@pytest.mark.stage(minutes=COUNT)
+async def test_what_memory_holds_is_answered_without_the_store(stage, fetch, monkeypatch):
+    paths = [
+        "/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=500",
+        "/api/candles?symbol=BTC/USDT&interval=1m&limit=999",
+        f"/udf/history?symbol=REPLAY:BTCUSDT&resolution=5&from=0&to={AT[-1]}&countback=100",
+        "/api/v3/klines?symbol=BTCUSDT&interval=1w&limit=500",  # fewer bars than that exist
+    ]
+    before = [(await fetch(path)).body for path in paths]
 
-        def away(*_, **__):
-            raise StoreUnavailable("gone")
+    def away(*_, **__):
+        raise StoreUnavailable("gone")
 
-        for name in ("served_from", "read_bars", "read_bars_between"):
-            monkeypatch.setattr(one.store, name, away)
-        assert [(await one.ask(path)).body for path in paths] == before
-        await one.clock.advance(60)
-        answers = [await one.ask(path) for path in paths]
-        assert [answer.code for answer in answers] == [200, 200, 200, 503]  # whether older bars exist is asked again
-        one._bus.publish(MinuteChanged(BTC, minute(COUNT), FeedMetadata(AT[COUNT])))
-        assert json.loads((await one.ask(paths[0])).body)[-1][0] == AT[COUNT]
+    for name in ("served_from", "read_bars", "read_bars_between"):
+        monkeypatch.setattr(stage.store, name, away)
+    assert [(await fetch(path)).body for path in paths] == before
+    await stage.clock.advance(60)
+    answers = [await fetch(path) for path in paths]
+    assert [answer.code for answer in answers] == [200, 200, 200, 503]  # whether older bars exist is asked again
+    stage._bus.publish(MinuteChanged(BTC, minute(COUNT), FeedMetadata(AT[COUNT])))
+    assert json.loads((await fetch(paths[0])).body)[-1][0] == AT[COUNT]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100, 900])
-async def test_an_answer_makes_the_bars_that_it_shows_and_none_the_next_time(tmp_path, monkeypatch, limit):
+@pytest.mark.stage(minutes=COUNT)
+async def test_an_answer_makes_the_bars_that_it_shows_and_none_the_next_time(stage, monkeypatch, limit):
     made = []
     real = PackedBars._make_bar
     monkeypatch.setattr(PackedBars, "_make_bar", lambda self, *args: made.append(args[0]) or real(self, *args))
-    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(COUNT)]}) as one:
-        await one.bars.load_bars(BTC, MINUTE, limit + 1, 0)
-        counts = []
-        for printer in (klines_printer(MINUTE), klines_printer(MINUTE), json_printer(), json_printer()):
-            made.clear()
-            assert one.pages.printed_now(BTC, MINUTE, printer, HistoryRequest(limit)) is not None
-            counts.append(len(made))
+    await stage.bars.load_bars(BTC, MINUTE, limit + 1, 0)
+    counts = []
+    for printer in (klines_printer(MINUTE), klines_printer(MINUTE), json_printer(), json_printer()):
         made.clear()
-        await one.pages.read_page(BTC, MINUTE, limit=limit)
+        assert stage.pages.printed_now(BTC, MINUTE, printer, HistoryRequest(limit)) is not None
         counts.append(len(made))
+    made.clear()
+    await stage.pages.read_page(BTC, MINUTE, limit=limit)
+    counts.append(len(made))
     assert counts[0] <= limit + 2
     assert counts[2] <= limit + 2
     assert counts[1] == counts[3] == 0
@@ -209,55 +207,58 @@ async def test_an_answer_makes_the_bars_that_it_shows_and_none_the_next_time(tmp
     "/api/candles?symbol=BTC/USDT&interval=1m&limit=100",
     f"/udf/history?symbol=REPLAY:BTCUSDT&resolution=1&from=0&to={AT[-1]}&countback=100",
 ])  # fmt: skip
-async def test_an_etag_is_the_version_of_what_was_read_and_304_prints_nothing(tmp_path, monkeypatch, path):
-    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(COUNT)]}, klines=ON) as one:
-        one.push(minute(COUNT))
-        tags = []
-        for change in (None, minute(COUNT, volume="2"), minute(COUNT + 1), minute(COUNT, volume="3", as_of=90_000)):
-            if change is not None:
-                one.push(change)
-            answer = await one.ask(path)
-            tags.append(answer.headers["Etag"])
-            with monkeypatch.context() as patch:
-                patch.setattr(EncodedBars, "columns", None)
-                again = await one.ask(path, headers={"If-None-Match": f'"other", {tags[-1]}'})
-            assert (again.code, again.body, again.headers["Etag"]) == (304, b"", tags[-1])
-            assert "Content-Type" not in again.headers
-            head = await one.ask(path, "HEAD")
-            assert (head.headers["Etag"], head.headers["Content-Length"]) == (tags[-1], str(len(answer.body)))
+@pytest.mark.stage(minutes=COUNT)
+async def test_an_etag_is_the_version_of_what_was_read_and_304_prints_nothing(
+    stage, fetch, http_client, tmp_path, monkeypatch, path
+):
+    stage.push(minute(COUNT))
+    tags = []
+    for change in (None, minute(COUNT, volume="2"), minute(COUNT + 1), minute(COUNT, volume="3", as_of=90_000)):
+        if change is not None:
+            stage.push(change)
+        answer = await fetch(path)
+        tags.append(answer.headers["Etag"])
+        with monkeypatch.context() as patch:
+            patch.setattr(EncodedBars, "columns", None)
+            again = await fetch(path, headers={"If-None-Match": f'"other", {tags[-1]}'})
+        assert (again.code, again.body, again.headers["Etag"]) == (304, b"", tags[-1])
+        assert "Content-Type" not in again.headers
+        head = await fetch(path, "HEAD")
+        assert (head.headers["Etag"], head.headers["Content-Length"]) == (tags[-1], str(len(answer.body)))
     assert len(set(tags)) == 4  # the running bar, the next one, a late version
     (tmp_path / "other").mkdir()
-    async with stage(tmp_path / "other", klines=ON) as other:
-        assert (await other.ask(path)).headers["Etag"] not in tags
+    async with open_stage(tmp_path / "other", klines=ON) as other:
+        answer = await http_client.fetch(f"http://127.0.0.1:{other.server.listen()}{path}")
+        assert answer.headers["Etag"] not in tags
 
 
-async def test_a_closed_range_keeps_its_etag_while_the_running_bar_moves(tmp_path):
-    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(COUNT)]}, klines=ON) as one:
-        path = f"/api/v3/klines?symbol=BTCUSDT&interval=1m&startTime={AT[COUNT - 50]}&endTime={AT[COUNT - 10]}"
-        tag = (await one.ask(path)).headers["Etag"]
-        for number in range(COUNT, COUNT + 3):
-            one.push(minute(number, final=True))
-            assert (await one.ask(path, headers={"If-None-Match": tag})).code == 304
-        one.push(minute(COUNT - 20, volume="9", as_of=90_000, final=True))
-        assert (await one.ask(path, headers={"If-None-Match": tag})).code == 200
+@pytest.mark.stage(minutes=COUNT)
+async def test_a_closed_range_keeps_its_etag_while_the_running_bar_moves(stage, fetch):
+    path = f"/api/v3/klines?symbol=BTCUSDT&interval=1m&startTime={AT[COUNT - 50]}&endTime={AT[COUNT - 10]}"
+    tag = (await fetch(path)).headers["Etag"]
+    for number in range(COUNT, COUNT + 3):
+        stage.push(minute(number, final=True))
+        assert (await fetch(path, headers={"If-None-Match": tag})).code == 304
+    stage.push(minute(COUNT - 20, volume="9", as_of=90_000, final=True))
+    assert (await fetch(path, headers={"If-None-Match": tag})).code == 200
 
 
-async def test_fewer_bars_are_no_reason_to_print_more_again_later(tmp_path, monkeypatch):
-    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(COUNT)]}) as one:
-        printed = []
-        real = klines_printer(MINUTE)
-        printer = Printer("counted", lambda bar, final: printed.append(bar.open_ms) or real.print(bar, final))
+@pytest.mark.stage(minutes=COUNT)
+async def test_fewer_bars_are_no_reason_to_print_more_again_later(stage, monkeypatch):
+    printed = []
+    real = klines_printer(MINUTE)
+    printer = Printer("counted", lambda bar, final: printed.append(bar.open_ms) or real.print(bar, final))
 
-        def ask(limit: int) -> int:
-            printed.clear()
-            assert one.pages.printed_now(BTC, MINUTE, printer, HistoryRequest(limit)) is not None
-            return len(printed)
+    def ask(limit: int) -> int:
+        printed.clear()
+        assert stage.pages.printed_now(BTC, MINUTE, printer, HistoryRequest(limit)) is not None
+        return len(printed)
 
-        await one.bars.load_bars(BTC, MINUTE, 901, 0)
-        assert [ask(900), ask(900)] == [900, 0]
-        for number in range(COUNT, COUNT + 5):
-            one.push(minute(number, final=True))
-            assert ask(2) <= 3  # the new bar, and the one before it, whose last version this is
-            assert ask(900) == 0
-        one.push(minute(COUNT - 3, volume="7", as_of=90_000, final=True))
-        assert ask(2) + ask(900) <= 9
+    await stage.bars.load_bars(BTC, MINUTE, 901, 0)
+    assert [ask(900), ask(900)] == [900, 0]
+    for number in range(COUNT, COUNT + 5):
+        stage.push(minute(number, final=True))
+        assert ask(2) <= 3  # the new bar, and the one before it, whose last version this is
+        assert ask(900) == 0
+    stage.push(minute(COUNT - 3, volume="7", as_of=90_000, final=True))
+    assert ask(2) + ask(900) <= 9

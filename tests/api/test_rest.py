@@ -21,12 +21,12 @@ from candled.store.sqlite import statements as sqlite_statements
 from candled.store.sqlite import store as sqlite
 from candled.tools.files import read_candles
 from tests.api.raw import ask_all
-from tests.api.stage import BTC, ETH, FUTURE, following, stage
-from tests.clocks import ManualClock
+from tests.api.stage import BTC, ETH, FUTURE, following
 from tests.rows import MONDAY_MS, minute
 
 DAY_MS = 86_400_000
 CANDLES = "/api/candles?symbol=BTC/USDT&interval=1m"
+pytestmark = pytest.mark.gen_test
 
 
 def numbers(bars) -> list[int]:
@@ -37,13 +37,15 @@ def numbers(bars) -> list[int]:
 # ---------------------------------------------------------------- /api/candles
 
 
-async def test_an_answer_has_exact_bars_that_say_whether_they_are_final(tmp_path):
-    first = Candle.parse(
-        MONDAY_MS, "0.00000001", "67340.00", "0.00000001", "67310.2500", "145.23", "9772345.670", as_of_ms=1, final=True
-    )
-    async with stage(tmp_path, {BTC: [first]}) as one:
-        one.push(minute(1, volume="0.10"))
-        answer = await one.ask(CANDLES)
+FIRST = Candle.parse(
+    MONDAY_MS, "0.00000001", "67340.00", "0.00000001", "67310.2500", "145.23", "9772345.670", as_of_ms=1, final=True
+)
+
+
+@pytest.mark.stage(minutes={BTC: [FIRST]})
+async def test_an_answer_has_exact_bars_that_say_whether_they_are_final(stage, fetch):
+    stage.push(minute(1, volume="0.10"))
+    answer = await fetch(CANDLES)
     assert answer.body.decode() == (
         '{"exchange":"replay","symbol":"BTC/USDT","interval":"1m","bars":['
         '{"time":"2025-05-19T00:00:00.000Z","open":0.00000001,"high":67340,"low":0.00000001,"close":67310.25,'
@@ -54,47 +56,42 @@ async def test_an_answer_has_exact_bars_that_say_whether_they_are_final(tmp_path
     assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
 
 
-async def test_without_from_the_newest_come_first_and_next_leads_to_the_first_candle(tmp_path):
-    async with stage(tmp_path) as one:
-        path, found = f"{CANDLES}&limit=7", []
-        while path is not None:
-            page = await one.get(path)
-            assert page["hasMore"] is (page["next"] is not None)
-            assert page["oldest"] == page["bars"][0]["time"]
-            found = [*numbers(page["bars"]), *found]
-            path = following(path, page)
+async def test_without_from_the_newest_come_first_and_next_leads_to_the_first_candle(get):
+    path, found = f"{CANDLES}&limit=7", []
+    while path is not None:
+        page = await get(path)
+        assert page["hasMore"] is (page["next"] is not None)
+        assert page["oldest"] == page["bars"][0]["time"]
+        found = [*numbers(page["bars"]), *found]
+        path = following(path, page)
     assert found == list(range(60))
 
 
-async def test_with_from_the_oldest_come_first_and_next_leads_to_the_end_of_the_range(tmp_path):
-    async with stage(tmp_path) as one:
-        path = f"{CANDLES}&limit=7&from={iso_ms(MONDAY_MS + 5 * MINUTE_MS)}&to={MONDAY_MS + 40 * MINUTE_MS}"
-        found = []
-        while path is not None:
-            page = await one.get(path)
-            found += numbers(page["bars"])
-            path = following(path, page)
+async def test_with_from_the_oldest_come_first_and_next_leads_to_the_end_of_the_range(get):
+    path = f"{CANDLES}&limit=7&from={iso_ms(MONDAY_MS + 5 * MINUTE_MS)}&to={MONDAY_MS + 40 * MINUTE_MS}"
+    found = []
+    while path is not None:
+        page = await get(path)
+        found += numbers(page["bars"])
+        path = following(path, page)
     assert found == list(range(5, 40))
 
 
-async def test_link_names_the_following_page_too(tmp_path):
-    async with stage(tmp_path) as one:
-        answer = await one.ask(f"{CANDLES}&limit=7")
+async def test_link_names_the_following_page_too(fetch):
+    answer = await fetch(f"{CANDLES}&limit=7")
     assert answer.headers["Link"] == f'<{json.loads(answer.body)["next"]}>; rel="next"'
 
 
 @pytest.mark.parametrize("span", ["from=2025-05-20&to=2025-05-19", "to=0", "from=99999999999999", "to=1969-01-01"])
-async def test_a_range_without_bars_is_empty_and_ends(tmp_path, span):
-    async with stage(tmp_path) as one:
-        page = await one.get(f"{CANDLES}&{span}")
+async def test_a_range_without_bars_is_empty_and_ends(get, span):
+    page = await get(f"{CANDLES}&{span}")
     assert (page["bars"], page["hasMore"], page["oldest"], page["next"]) == ([], False, None, None)
 
 
-async def test_an_exchange_can_be_named_and_the_first_one_is_meant_without(tmp_path):
-    minutes = {BTC: [minute(0, final=True)], FUTURE: [minute(0, volume="7", final=True)]}
-    async with stage(tmp_path, minutes) as one:
-        default = await one.get(CANDLES)
-        named = await one.get(f"{CANDLES}&exchange=bitget-futures")
+@pytest.mark.stage(minutes={BTC: [minute(0, final=True)], FUTURE: [minute(0, volume="7", final=True)]})
+async def test_an_exchange_can_be_named_and_the_first_one_is_meant_without(get):
+    default = await get(CANDLES)
+    named = await get(f"{CANDLES}&exchange=bitget-futures")
     assert (default["exchange"], default["bars"][0]["volume"]) == ("replay", 1)
     assert (named["exchange"], named["bars"][0]["volume"]) == ("bitget-futures", 7)
 
@@ -143,10 +140,9 @@ PARAMETERS = "symbol, exchange, interval, limit, from, to, format, numbers"
         (f"{'x' * 90}=5", 400, "unknown_parameter", f"{'x' * 64}…: unknown parameter, expected {PARAMETERS}"),
     ],
 )
-async def test_a_mistake_is_told_with_what_was_expected_and_what_came(tmp_path, query, status, code, message):
+async def test_a_mistake_is_told_with_what_was_expected_and_what_came(fetch, query, status, code, message):
     whole = query if not query or query.startswith("symbol") else f"symbol=BTC/USDT&interval=1m&{query}"
-    async with stage(tmp_path) as one:
-        answer = await one.ask(f"/api/candles?{whole.replace(' ', '%20')}")
+    answer = await fetch(f"/api/candles?{whole.replace(' ', '%20')}")
     assert answer.code == status
     if status != 200:
         assert json.loads(answer.body) == {"error": {"code": code, "message": message}}
@@ -173,43 +169,43 @@ def test_times_are_read(text, at_ms):
     assert read_moment(text) == at_ms
 
 
-async def test_other_methods_are_refused_and_other_paths_are_not_found(tmp_path):
-    async with stage(tmp_path) as one:
-        for method in ("POST", "PUT", "DELETE", "PATCH"):
-            answer = await one.ask("/api/candles", method)
-            assert (answer.code, answer.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
-            assert json.loads(answer.body)["error"]["code"] == "method_not_allowed"
-        for path in ("/api", "/api/", "/api/candle", "/api/candles/1"):
-            answer = await one.ask(path)
-            assert (answer.code, json.loads(answer.body)["error"]["code"]) == (404, "not_found")
+async def test_other_methods_are_refused_and_other_paths_are_not_found(fetch):
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        answer = await fetch("/api/candles", method)
+        assert (answer.code, answer.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
+        assert json.loads(answer.body)["error"]["code"] == "method_not_allowed"
+    for path in ("/api", "/api/", "/api/candle", "/api/candles/1"):
+        answer = await fetch(path)
+        assert (answer.code, json.loads(answer.body)["error"]["code"]) == (404, "not_found")
 
 
-async def test_a_head_is_the_answer_without_its_body(tmp_path):
-    async with stage(tmp_path) as one:
-        whole, head = await one.ask(CANDLES), await one.ask(CANDLES, "HEAD")
-        assert (head.code, head.body) == (200, b"")
-        for name in ("Content-Length", "Etag", "Content-Type", "Cache-Control"):
-            assert head.headers[name] == whole.headers[name]
+async def test_a_head_is_the_answer_without_its_body(fetch):
+    whole, head = await fetch(CANDLES), await fetch(CANDLES, "HEAD")
+    assert (head.code, head.body) == (200, b"")
+    for name in ("Content-Length", "Etag", "Content-Type", "Cache-Control"):
+        assert head.headers[name] == whole.headers[name]
 
 
 @pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
-async def test_a_head_of_a_streamed_answer_says_nothing_of_its_length_or_version(tmp_path, monkeypatch, kind):
-    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(2500)]}) as one:
-        path = f"{CANDLES}&format={kind}"
-        whole, head = await one.ask(path), await one.ask(path, "HEAD")
-        assert (head.code, head.body) == (200, b"")
-        assert not {"Content-Length", "Etag", "Transfer-Encoding"} & set(head.headers)
-        assert {name for name in whole.headers if name not in head.headers} == {"Transfer-Encoding"}
-        assert head.headers["Content-Type"] == whole.headers["Content-Type"]
-        # the connection goes on with the next request
-        heads = await ask_all(one.port, [(path, {}), (path, {}), (CANDLES, {})], "HEAD")
-        assert [answer.status for answer in heads] == [200] * 3
+@pytest.mark.stage(minutes=2500)
+async def test_a_head_of_a_streamed_answer_says_nothing_of_its_length_or_version(
+    stage, fetch, http_port, monkeypatch, kind
+):
+    path = f"{CANDLES}&format={kind}"
+    whole, head = await fetch(path), await fetch(path, "HEAD")
+    assert (head.code, head.body) == (200, b"")
+    assert not {"Content-Length", "Etag", "Transfer-Encoding"} & set(head.headers)
+    assert {name for name in whole.headers if name not in head.headers} == {"Transfer-Encoding"}
+    assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+    # the connection goes on with the next request
+    heads = await ask_all(http_port, [(path, {}), (path, {}), (CANDLES, {})], "HEAD")
+    assert [answer.status for answer in heads] == [200] * 3
 
-        def away(*_):
-            raise StoreUnavailable("gone")
+    def away(*_):
+        raise StoreUnavailable("gone")
 
-        monkeypatch.setattr(one.store, "served_from", away)
-        assert [(await one.ask(path, method)).code for method in ("GET", "HEAD")] == [503, 503]
+    monkeypatch.setattr(stage.store, "served_from", away)
+    assert [(await fetch(path, method)).code for method in ("GET", "HEAD")] == [503, 503]
 
 
 @pytest.mark.parametrize(
@@ -219,10 +215,9 @@ async def test_a_head_of_a_streamed_answer_says_nothing_of_its_length_or_version
      ("coverage?symbol=BTC/USDT", "expected symbol, exchange, from, to"),
      ("gaps", "expected symbol, exchange, from, to, limit")],
 )  # fmt: skip
-async def test_no_path_ignores_a_parameter_that_it_does_not_know(tmp_path, path, known):
-    async with stage(tmp_path) as one:
-        assert (await one.ask(f"/api/{path}")).code == 200
-        answer = await one.ask(f"/api/{path}{'&' if '?' in path else '?'}symbl=BTC/USDT")
+async def test_no_path_ignores_a_parameter_that_it_does_not_know(fetch, path, known):
+    assert (await fetch(f"/api/{path}")).code == 200
+    answer = await fetch(f"/api/{path}{'&' if '?' in path else '?'}symbl=BTC/USDT")
     assert answer.code == 400
     assert json.loads(answer.body)["error"] == {
         "code": "unknown_parameter",
@@ -230,35 +225,32 @@ async def test_no_path_ignores_a_parameter_that_it_does_not_know(tmp_path, path,
     }
 
 
-async def test_an_answer_that_did_not_change_is_304_and_only_a_settled_one_may_be_kept(tmp_path):
-    async with stage(tmp_path) as one:
-        one.push(minute(60))
-        settled = f"{CANDLES}&to={MONDAY_MS + 60 * MINUTE_MS}"
-        for path, kept in ((settled, "public, max-age=60"), (CANDLES, "no-cache")):
-            answer = await one.ask(path)
-            assert answer.headers["Cache-Control"] == kept
-            again = await one.ask(path, headers={"If-None-Match": answer.headers["Etag"]})
-            assert (again.code, again.body) == (304, b"")
-        tag = answer.headers["Etag"]
-        one.push(minute(60, volume="2"))
-        assert (await one.ask(CANDLES, headers={"If-None-Match": tag})).code == 200
+async def test_an_answer_that_did_not_change_is_304_and_only_a_settled_one_may_be_kept(stage, fetch):
+    stage.push(minute(60))
+    settled = f"{CANDLES}&to={MONDAY_MS + 60 * MINUTE_MS}"
+    for path, kept in ((settled, "public, max-age=60"), (CANDLES, "no-cache")):
+        answer = await fetch(path)
+        assert answer.headers["Cache-Control"] == kept
+        again = await fetch(path, headers={"If-None-Match": answer.headers["Etag"]})
+        assert (again.code, again.body) == (304, b"")
+    tag = answer.headers["Etag"]
+    stage.push(minute(60, volume="2"))
+    assert (await fetch(CANDLES, headers={"If-None-Match": tag})).code == 200
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("gone for lunch"), StoreRejected("the store is not open")])
-async def test_a_store_that_cannot_be_read_is_503_and_says_when_to_come_again(tmp_path, monkeypatch, caplog, error):
-    async with stage(tmp_path) as one:
+async def test_a_store_that_cannot_be_read_is_503_and_says_when_to_come_again(stage, fetch, monkeypatch, caplog, error):
+    def away(*_):
+        raise error
 
-        def away(*_):
-            raise error
-
-        monkeypatch.setattr(one.store, "served_from", away)
-        for path in (CANDLES, f"{CANDLES}&format=csv", "/api/coverage?symbol=BTC/USDT", "/api/gaps"):
-            answer = await one.ask(path)
-            assert (answer.code, answer.headers["Retry-After"]) == (503, "2")
-            assert json.loads(answer.body)["error"] == {
-                "code": "unavailable",
-                "message": "The store cannot be read now",
-            }
+    monkeypatch.setattr(stage.store, "served_from", away)
+    for path in (CANDLES, f"{CANDLES}&format=csv", "/api/coverage?symbol=BTC/USDT", "/api/gaps"):
+        answer = await fetch(path)
+        assert (answer.code, answer.headers["Retry-After"]) == (503, "2")
+        assert json.loads(answer.body)["error"] == {
+            "code": "unavailable",
+            "message": "The store cannot be read now",
+        }
 
 
 # ---------------------------------------------------------------- numbers as strings
@@ -296,13 +288,13 @@ def of_quotes(answer) -> dict[str, object]:
         (QUOTES, of_quotes),
     ],
 )
-async def test_numbers_are_strings_with_every_digit_for_those_who_ask(tmp_path, path, read):
-    async with stage(tmp_path, {BTC: [EXACT]}) as one:
-        asked, plain, said = [
-            json.loads((await one.ask(path + more)).body)
-            for more in ("&numbers=string", "", "&numbers=number")
-        ]  # fmt: skip
-        exact = await one.get(path)
+@pytest.mark.stage(minutes={BTC: [EXACT]})
+async def test_numbers_are_strings_with_every_digit_for_those_who_ask(fetch, get, path, read):
+    asked, plain, said = [
+        json.loads((await fetch(path + more)).body)
+        for more in ("&numbers=string", "", "&numbers=number")
+    ]  # fmt: skip
+    exact = await get(path)
     found = {name: read(asked)[name] for name in PRINTED if name in read(asked)}
     assert found == {name: PRINTED[name] for name in found}
     assert len(found) >= 5
@@ -311,11 +303,10 @@ async def test_numbers_are_strings_with_every_digit_for_those_who_ask(tmp_path, 
     assert str(read(plain)["open"]) == "67160.2555965309"  # the digits were there; a float loses them
 
 
-async def test_the_next_page_has_strings_too(tmp_path):
-    async with stage(tmp_path) as one:
-        page = await one.get(f"{CANDLES}&limit=2&numbers=string")
-        older = await one.get(following(CANDLES, page))
-        plain = await one.get(f"{CANDLES}&limit=2")
+async def test_the_next_page_has_strings_too(get):
+    page = await get(f"{CANDLES}&limit=2&numbers=string")
+    older = await get(following(CANDLES, page))
+    plain = await get(f"{CANDLES}&limit=2")
     assert isinstance(older["bars"][0]["open"], str)
     assert "numbers" not in plain["next"]
 
@@ -342,37 +333,36 @@ def _decimal(text):
     return None if text is None else Decimal(text)
 
 
+VARIED = [
+    minute(number, close=f"{10 + number % 3}.{number:05}", volume=f"0.{number:08}", final=True)
+    for number in range(2500)
+]  # fmt: skip
+VARIED[7] = VARIED[7]._replace(quote_volume=Decimal("123.4500"))
+
+
 @pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
-async def test_bulk_formats_hold_the_whole_range_and_the_same_numbers(tmp_path, kind):
-    count = 2500
-    minutes = [
-        minute(number, close=f"{10 + number % 3}.{number:05}", volume=f"0.{number:08}", final=True)
-        for number in range(count)
-    ]
-    minutes[7] = minutes[7]._replace(quote_volume=Decimal("123.4500"))
-    async with stage(tmp_path, {BTC: minutes}) as one:
-        one.push(minute(count))
-        answer = await one.ask(f"{CANDLES}&format={kind}")
-        some = await one.ask(f"{CANDLES}&format={kind}&limit=2")
-        nothing = await one.ask(f"{CANDLES}&format={kind}&from=2099-01-01")
-    wanted = [(bar.open_ms, *bar.values, bar.final) for bar in [*minutes, minute(count)]]
+@pytest.mark.stage(minutes={BTC: VARIED})
+async def test_bulk_formats_hold_the_whole_range_and_the_same_numbers(stage, fetch, kind):
+    stage.push(minute(2500))
+    answer = await fetch(f"{CANDLES}&format={kind}")
+    some = await fetch(f"{CANDLES}&format={kind}&limit=2")
+    nothing = await fetch(f"{CANDLES}&format={kind}&from=2099-01-01")
+    wanted = [(bar.open_ms, *bar.values, bar.final) for bar in [*VARIED, minute(2500)]]
     assert rows_of(kind, answer.body) == wanted
     assert rows_of(kind, some.body) == wanted[-2:]
     assert (nothing.code, rows_of(kind, nothing.body)) == (200, [])
 
 
-async def test_csv_can_be_imported(tmp_path):
-    minutes = [minute(number, close="10.50", final=True) for number in range(5)]
-    async with stage(tmp_path, {BTC: minutes}) as one:
-        (tmp_path / "bars.csv").write_bytes((await one.ask(f"{CANDLES}&format=csv")).body)
+@pytest.mark.stage(minutes={BTC: VARIED[:5]})
+async def test_csv_can_be_imported(fetch, tmp_path):
+    (tmp_path / "bars.csv").write_bytes((await fetch(f"{CANDLES}&format=csv")).body)
     read = list(read_candles(tmp_path / "bars.csv", MONDAY_MS + DAY_MS))
-    assert [candle.values for candle in read] == [candle.values for candle in minutes]
+    assert [candle.values for candle in read] == [candle.values for candle in VARIED[:5]]
 
 
-async def test_arrow_without_pyarrow_names_what_is_missing(tmp_path, monkeypatch):
+async def test_arrow_without_pyarrow_names_what_is_missing(fetch, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    async with stage(tmp_path) as one:
-        answer = await one.ask(f"{CANDLES}&format=arrow")
+    answer = await fetch(f"{CANDLES}&format=arrow")
     assert answer.code == 501
     assert json.loads(answer.body)["error"] == {
         "code": "format_unavailable",
@@ -390,60 +380,65 @@ async def read_slowly(port: int, path: str):
     return reader, writer, head
 
 
-async def test_a_bulk_answer_is_read_from_the_store_as_fast_as_the_client_takes_it(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("http_server")
+@pytest.mark.stage(minutes={BTC: []})
+async def test_a_bulk_answer_is_read_from_the_store_as_fast_as_the_client_takes_it(stage, http_port, monkeypatch):
     minutes = [minute(number, final=True) for number in range(60_000)]
-    async with stage(tmp_path, {BTC: []}) as one:
-        one.store.write_minutes([(BTC, candle) for candle in minutes])
-        reads = []
-        real = one.store.read_bars_between
-        monkeypatch.setattr(one.store, "read_bars_between", lambda *args: reads.append(args) or real(*args))
-        reader, writer, head = await read_slowly(one.port, f"{CANDLES}&format=ndjson")
-        assert "Transfer-Encoding: chunked" in head
-        await asyncio.sleep(0.5)
-        assert len(reads) < 50  # what the kernel holds of it, of 61 pages
-        rest = b""
-        while not rest.endswith(b"\r\n0\r\n\r\n"):
-            rest += await reader.read(1 << 16)
-        assert rest.count(b'"time"') == 60_000
-        assert len(reads) >= 60
-        writer.close()
+    stage.store.write_minutes([(BTC, candle) for candle in minutes])
+    reads = []
+    real = stage.store.read_bars_between
+    monkeypatch.setattr(stage.store, "read_bars_between", lambda *args: reads.append(args) or real(*args))
+    reader, writer, head = await read_slowly(http_port, f"{CANDLES}&format=ndjson")
+    assert "Transfer-Encoding: chunked" in head
+    await asyncio.sleep(0.5)
+    assert len(reads) < 50  # what the kernel holds of it, of 61 pages
+    rest = b""
+    while not rest.endswith(b"\r\n0\r\n\r\n"):
+        rest += await reader.read(1 << 16)
+    assert rest.count(b'"time"') == 60_000
+    assert len(reads) >= 60
+    writer.close()
 
 
-async def test_a_bulk_answer_that_cannot_go_on_is_broken_off_and_never_looks_whole(tmp_path, monkeypatch):
-    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(5000)]}) as one:
-        real, reads = one.store.read_bars_between, []
+@pytest.mark.usefixtures("http_server")
+@pytest.mark.stage(minutes=5000)
+async def test_a_bulk_answer_that_cannot_go_on_is_broken_off_and_never_looks_whole(stage, http_port, monkeypatch):
+    real, reads = stage.store.read_bars_between, []
 
-        def fail_later(*args):
-            reads.append(args)
-            if len(reads) > 2:
-                raise StoreUnavailable("gone")
-            return real(*args)
+    def fail_later(*args):
+        reads.append(args)
+        if len(reads) > 2:
+            raise StoreUnavailable("gone")
+        return real(*args)
 
-        monkeypatch.setattr(one.store, "read_bars_between", fail_later)
-        reader, writer, head = await read_slowly(one.port, f"{CANDLES}&format=csv")
-        assert " 200 " in head
-        body = await reader.read(-1)
-        assert body.count(b"true") == 2000
-        assert not body.endswith(b"0\r\n\r\n")
-        writer.close()
+    monkeypatch.setattr(stage.store, "read_bars_between", fail_later)
+    reader, writer, head = await read_slowly(http_port, f"{CANDLES}&format=csv")
+    assert " 200 " in head
+    body = await reader.read(-1)
+    assert body.count(b"true") == 2000
+    assert not body.endswith(b"0\r\n\r\n")
+    writer.close()
 
 
 # ---------------------------------------------------------------- what is served
 
 
-async def test_what_is_served(tmp_path):
-    minutes = {BTC: [], ETH: [], FUTURE: []}
-    described = {BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)}
-    async with stage(tmp_path, minutes, described=described) as one:
-        symbols = (await one.get("/api/symbols"))["symbols"]
-        only = (await one.get("/api/symbols?exchange=bitget-futures"))["symbols"]
-        exchanges = await one.get("/api/exchanges")
-        intervals = (await one.get("/api/intervals"))["intervals"]
-        wrong = await one.ask("/api/symbols?exchange=x")
+@pytest.mark.stage(
+    minutes={BTC: [], ETH: [], FUTURE: []},
+    described={BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)},
+)
+async def test_what_is_served(fetch, get):
+    symbols = (await get("/api/symbols"))["symbols"]
+    only = (await get("/api/symbols?exchange=bitget-futures"))["symbols"]
+    exchanges = await get("/api/exchanges")
+    intervals = (await get("/api/intervals"))["intervals"]
+    wrong = await fetch("/api/symbols?exchange=x")
     assert symbols[0] == {
         "exchange": "replay", "symbol": "BTC/USDT", "ticker": "REPLAY:BTCUSDT", "priceDecimals": 2, "volumeDecimals": 6,
     }  # fmt: skip
-    assert [(one["exchange"], one["symbol"]) for one in symbols] == [(key[0], str(key[1])) for key in minutes]
+    assert [(one["exchange"], one["symbol"]) for one in symbols] == [
+        (key[0], str(key[1])) for key in (BTC, ETH, FUTURE)
+    ]
     assert [(one["symbol"], one["priceDecimals"]) for one in only] == [("BTC/USDT", None)]
     assert exchanges == {
         "exchanges": [
@@ -475,11 +470,11 @@ GAPPY = [
 LATER = MONDAY_MS + 3001 * MINUTE_MS
 
 
-async def test_coverage_is_told_by_day_with_holes_and_their_reasons(tmp_path):
-    async with stage(tmp_path, {BTC: GAPPY}, clock=ManualClock(LATER)) as one:
-        with_holes(one)
-        answer = await one.get("/api/coverage?symbol=BTC/USDT")
-        second = await one.get("/api/coverage?symbol=BTC/USDT&from=2025-05-20&to=2025-05-21")
+@pytest.mark.stage(minutes={BTC: GAPPY}, now_ms=LATER)
+async def test_coverage_is_told_by_day_with_holes_and_their_reasons(stage, get):
+    with_holes(stage)
+    answer = await get("/api/coverage?symbol=BTC/USDT")
+    second = await get("/api/coverage?symbol=BTC/USDT&from=2025-05-20&to=2025-05-21")
     assert answer["completeFrom"] == "2025-05-19T00:00:00.000Z"
     days = answer["days"]
     assert [(day["day"], day["minutes"], day["expected"], day["holeCount"]) for day in days] == [
@@ -502,15 +497,13 @@ async def test_coverage_is_told_by_day_with_holes_and_their_reasons(tmp_path):
     assert second["days"] == [days[1]]
 
 
-async def test_gaps_are_told_newest_first(tmp_path):
-    async with stage(
-        tmp_path, {BTC: GAPPY, ETH: [minute(0, final=True), minute(2, final=True)]}, clock=ManualClock(LATER)
-    ) as one:
-        with_holes(one)
-        mine = await one.get("/api/gaps?symbol=BTC/USDT")
-        few = await one.get("/api/gaps?symbol=BTC/USDT&limit=1")
-        every = await one.get("/api/gaps")
-        old = await one.get("/api/gaps?to=2025-05-19T00:12:00Z")
+@pytest.mark.stage(minutes={BTC: GAPPY, ETH: [minute(0, final=True), minute(2, final=True)]}, now_ms=LATER)
+async def test_gaps_are_told_newest_first(stage, get):
+    with_holes(stage)
+    mine = await get("/api/gaps?symbol=BTC/USDT")
+    few = await get("/api/gaps?symbol=BTC/USDT&limit=1")
+    every = await get("/api/gaps")
+    old = await get("/api/gaps?to=2025-05-19T00:12:00Z")
     assert [(gap["minutes"], gap["reason"], gap["attempts"], gap["nextTry"]) for gap in mine["gaps"]] == [
         (5, "missing", 0, None),
         (7, "no_trades", 1, "2025-05-22T00:00:00.000Z"),
@@ -528,18 +521,22 @@ async def test_gaps_are_told_newest_first(tmp_path):
     ]
 
 
-async def test_a_gap_of_many_weeks_is_one_gap(tmp_path):
-    last = 40 * 1440
-    minutes = [minute(0, final=True), minute(last, final=True)]
-    async with stage(tmp_path, {BTC: minutes}, clock=ManualClock(MONDAY_MS + (last + 2) * MINUTE_MS)) as one:
-        answer = await one.get(f"/api/gaps?symbol=BTC/USDT&from={MONDAY_MS}")
-    assert [(gap["minutes"], gap["reason"]) for gap in answer["gaps"]] == [(last - 1, "missing")]
+LAST = 40 * 1440
 
 
-async def test_a_thin_market_lists_some_gaps_of_a_day_and_counts_all(tmp_path):
-    minutes = [minute(number, final=True) for number in range(0, 1441, 2)]
-    async with stage(tmp_path, {BTC: minutes}, clock=ManualClock(MONDAY_MS + 1442 * MINUTE_MS)) as one:
-        day = (await one.get("/api/coverage?symbol=BTC/USDT"))["days"][0]
+@pytest.mark.stage(
+    minutes={BTC: [minute(0, final=True), minute(LAST, final=True)]}, now_ms=MONDAY_MS + (LAST + 2) * MINUTE_MS
+)
+async def test_a_gap_of_many_weeks_is_one_gap(get):
+    answer = await get(f"/api/gaps?symbol=BTC/USDT&from={MONDAY_MS}")
+    assert [(gap["minutes"], gap["reason"]) for gap in answer["gaps"]] == [(LAST - 1, "missing")]
+
+
+@pytest.mark.stage(
+    minutes={BTC: [minute(number, final=True) for number in range(0, 1441, 2)]}, now_ms=MONDAY_MS + 1442 * MINUTE_MS
+)
+async def test_a_thin_market_lists_some_gaps_of_a_day_and_counts_all(get):
+    day = (await get("/api/coverage?symbol=BTC/USDT"))["days"][0]
     assert (day["minutes"], day["holeCount"], len(day["holes"])) == (720, 720, 50)
 
 
@@ -568,7 +565,8 @@ def escaped(query: list[tuple[str, str]]) -> str:
     return "&".join("=".join("".join(f"%{byte:02x}" for byte in part.encode()) for part in pair) for pair in query)
 
 
-async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(tmp_path, monkeypatch, caplog):
+@pytest.mark.stage(minutes=2500)
+async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(fetch, monkeypatch, caplog):
     drawn: list[list[tuple[str, str]]] = []
 
     @given(st.lists(QUERIES, min_size=60, max_size=60))
@@ -579,30 +577,29 @@ async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(tmp_
     draw()
     statements: set[str] = set()
     values: set[type] = set()
-    async with stage(tmp_path, {BTC: [minute(number, final=True) for number in range(2500)]}) as one:
-        connection = sqlite.SqliteStore._thread_connection
+    connection = sqlite.SqliteStore._thread_connection
 
-        def watched(store):
-            real = connection(store)
-            return Watched(real, statements, values)
+    def watched(store):
+        real = connection(store)
+        return Watched(real, statements, values)
 
-        monkeypatch.setattr(sqlite.SqliteStore, "_thread_connection", watched)
-        asked = [
-            f"{CANDLES}&from=0",
-            f"{CANDLES.replace('1m', '5m')}&from=0",
-            "/api/gaps",
-            "/api/coverage?symbol=BTC/USDT",
-        ]
-        for number, query in enumerate(drawn):
-            path, names = list(PATHS.items())[number % len(PATHS)]
-            ways = (query, likely(names, query), known(names, query), strange(names, query))
-            asked.append(f"{path}?{escaped(ways[number // len(PATHS) % len(ways)])}")
-        statuses: dict[int, int] = {}
-        for path in asked:
-            answer = await one.ask(path)
-            statuses[answer.code] = statuses.get(answer.code, 0) + 1
-            assert answer.code in (200, 400, 404), path
-        monkeypatch.undo()
+    monkeypatch.setattr(sqlite.SqliteStore, "_thread_connection", watched)
+    asked = [
+        f"{CANDLES}&from=0",
+        f"{CANDLES.replace('1m', '5m')}&from=0",
+        "/api/gaps",
+        "/api/coverage?symbol=BTC/USDT",
+    ]
+    for number, query in enumerate(drawn):
+        path, names = list(PATHS.items())[number % len(PATHS)]
+        ways = (query, likely(names, query), known(names, query), strange(names, query))
+        asked.append(f"{path}?{escaped(ways[number // len(PATHS) % len(ways)])}")
+    statuses: dict[int, int] = {}
+    for path in asked:
+        answer = await fetch(path)
+        statuses[answer.code] = statuses.get(answer.code, 0) + 1
+        assert answer.code in (200, 400, 404), path
+    monkeypatch.undo()
     assert len(asked) >= 1200
     assert min(statuses.get(status, 0) for status in (200, 400, 404)) > 20, statuses
     written = {text for text in vars(sqlite_statements).values() if isinstance(text, str)}

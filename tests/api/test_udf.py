@@ -10,13 +10,18 @@ from candled.config import LimitSettings, UdfSettings
 from candled.errors import StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Interval, Market, MarketKey, Symbol, fold
 from candled.store.interface import KnownGap
-from tests.api.stage import BTC, ETH, FUTURE, stage
+from tests.api.stage import BTC, ETH, FUTURE
 from tests.api.udf_adapter import SECONDS, Adapter, Pane, UdfError
-from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
 MONDAY_S = MONDAY_MS // 1000
 TICKER = "REPLAY:BTCUSDT"
+pytestmark = pytest.mark.gen_test
+
+
+@pytest.fixture
+def adapter(get) -> Adapter:
+    return Adapter(get)
 
 
 def as_udf(bar) -> dict:
@@ -31,9 +36,9 @@ def folded(minutes, resolution: str) -> list[dict]:
     return [as_udf(fold(parts, open_ms)) for open_ms, parts in sorted(buckets.items())]
 
 
-async def test_config_has_what_the_library_asks_for(tmp_path):
-    async with stage(tmp_path, {BTC: [], FUTURE: []}) as one:
-        config = await Adapter(one).request("config")
+@pytest.mark.stage(minutes={BTC: [], FUTURE: []})
+async def test_config_has_what_the_library_asks_for(adapter):
+    config = await adapter.request("config")
     assert config == {
         "supported_resolutions": ["1", "5", "15", "60", "240", "1D", "1W"],
         "supports_search": True,
@@ -49,17 +54,17 @@ async def test_config_has_what_the_library_asks_for(tmp_path):
     }
 
 
-async def test_a_symbol_is_resolved_by_every_name_it_may_have_and_has_no_key_s(tmp_path):
-    described = {BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)}
-    async with stage(tmp_path, {BTC: [], FUTURE: []}, described=described) as one:
-        adapter = Adapter(one)
-        info = await adapter.resolve(TICKER)
-        for name in ("BTCUSDT", "BTC/USDT", "replay:BTC/USDT", "btcusdt", "REPLAY:BTC/USDT"):
-            assert await adapter.resolve(name) == info
-        future = await adapter.resolve("BITGET-FUTURES:BTCUSDT")
-        with pytest.raises(UdfError):
-            await adapter.resolve("REPLAY:ETHUSDT")
-        raw = await one.ask("/udf/symbols?symbol=NOPE")
+@pytest.mark.stage(
+    minutes={BTC: [], FUTURE: []}, described={BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)}
+)
+async def test_a_symbol_is_resolved_by_every_name_it_may_have_and_has_no_key_s(fetch, adapter):
+    info = await adapter.resolve(TICKER)
+    for name in ("BTCUSDT", "BTC/USDT", "replay:BTC/USDT", "btcusdt", "REPLAY:BTC/USDT"):
+        assert await adapter.resolve(name) == info
+    future = await adapter.resolve("BITGET-FUTURES:BTCUSDT")
+    with pytest.raises(UdfError):
+        await adapter.resolve("REPLAY:ETHUSDT")
+    raw = await fetch("/udf/symbols?symbol=NOPE")
     assert info == {
         "name": "BTCUSDT", "ticker": TICKER, "full_name": TICKER, "description": "BTC/USDT", "type": "crypto",
         "session": "24x7", "timezone": "Etc/UTC", "exchange": "REPLAY", "listed_exchange": "REPLAY", "minmov": 1,
@@ -72,78 +77,76 @@ async def test_a_symbol_is_resolved_by_every_name_it_may_have_and_has_no_key_s(t
     assert (raw.code, json.loads(raw.body)) == (200, {"s": "error", "errmsg": "unknown_symbol"})
 
 
-async def test_where_the_exchange_names_no_precision_the_candles_do(tmp_path):
-    candle = minute(0, close="10.00125", final=True)
-    async with stage(tmp_path, {BTC: [candle]}) as one:
-        info = await Adapter(one).resolve(TICKER)
+@pytest.mark.stage(minutes={BTC: [minute(0, close="10.00125", final=True)]})
+async def test_where_the_exchange_names_no_precision_the_candles_do(adapter):
+    info = await adapter.resolve(TICKER)
     assert (info["pricescale"], info["volume_precision"]) == (100_000, 8)
 
 
-async def test_two_symbols_that_look_alike_have_different_tickers(tmp_path):
-    alike = [MarketKey("replay", Symbol.parse(text)) for text in ("A/BC", "AB/C")]
-    minutes = {key: [minute(0, volume=str(number + 1), final=True)] for number, key in enumerate(alike)}
-    async with stage(tmp_path, minutes) as one:
-        adapter = Adapter(one)
-        found = await adapter.request("search", {"query": "ab", "type": "", "exchange": "", "limit": 30})
-        assert [item["ticker"] for item in found] == ["REPLAY:ABC", "REPLAY:AB/C"]
-        for number, item in enumerate(found):
-            bars, _ = await adapter.bars(item["ticker"], "1", 0, MONDAY_S + 60, 5)
-            assert bars[0]["volume"] == number + 1
+ALIKE = [MarketKey("replay", Symbol.parse(text)) for text in ("A/BC", "AB/C")]
 
 
-async def test_search_finds_parts_and_what_begins_with_them_comes_first(tmp_path):
-    markets = [MarketKey(*pair) for pair in (("replay", Symbol("WBTC", "USDT")), BTC, ETH, FUTURE)]
-    async with stage(tmp_path, {key: [] for key in markets}) as one:
-        adapter = Adapter(one)
-
-        async def found(**query) -> list[str]:
-            return [item["ticker"] for item in await adapter.request("search", query)]
-
-        assert await found(query="btc", type="", exchange="", limit=30) == [
-            TICKER, "BITGET-FUTURES:BTCUSDT", "REPLAY:WBTCUSDT",
-        ]  # fmt: skip
-        assert await found(query="btc", type="crypto", exchange="BITGET-FUTURES") == ["BITGET-FUTURES:BTCUSDT"]
-        assert await found(query="ETH/US") == ["REPLAY:ETHUSDT"]
-        assert len(await found(query="")) == 4
-        assert await found(query="btc", limit=1) == [TICKER]
-        assert await found(query="btc", type="stock") == []
-        assert await found(query="<script>") == []
+@pytest.mark.stage(minutes={key: [minute(0, volume=str(at), final=True)] for at, key in enumerate(ALIKE, 1)})
+async def test_two_symbols_that_look_alike_have_different_tickers(adapter):
+    found = await adapter.request("search", {"query": "ab", "type": "", "exchange": "", "limit": 30})
+    assert [item["ticker"] for item in found] == ["REPLAY:ABC", "REPLAY:AB/C"]
+    for number, item in enumerate(found):
+        bars, _ = await adapter.bars(item["ticker"], "1", 0, MONDAY_S + 60, 5)
+        assert bars[0]["volume"] == number + 1
 
 
-async def test_a_chart_scrolls_to_the_first_candle_by_countback_and_then_there_is_no_data(tmp_path):
-    numbers = [number for number in range(1800) if not 700 <= number < 760]
-    minutes = [minute(number, close=f"10.{number:04}", volume=f"{number}.5", final=True) for number in numbers]
+@pytest.mark.stage(minutes=dict.fromkeys((MarketKey("replay", Symbol("WBTC", "USDT")), BTC, ETH, FUTURE), ()))
+async def test_search_finds_parts_and_what_begins_with_them_comes_first(adapter):
+
+    async def found(**query) -> list[str]:
+        return [item["ticker"] for item in await adapter.request("search", query)]
+
+    assert await found(query="btc", type="", exchange="", limit=30) == [
+        TICKER, "BITGET-FUTURES:BTCUSDT", "REPLAY:WBTCUSDT",
+    ]  # fmt: skip
+    assert await found(query="btc", type="crypto", exchange="BITGET-FUTURES") == ["BITGET-FUTURES:BTCUSDT"]
+    assert await found(query="ETH/US") == ["REPLAY:ETHUSDT"]
+    assert len(await found(query="")) == 4
+    assert await found(query="btc", limit=1) == [TICKER]
+    assert await found(query="btc", type="stock") == []
+    assert await found(query="<script>") == []
+
+
+VARIED = [
+    minute(number, close=f"10.{number:04}", volume=f"{number}.5", final=True)
+    for number in range(1800)
+    if not 700 <= number < 760
+]
+
+
+@pytest.mark.stage(minutes={BTC: VARIED})
+async def test_a_chart_scrolls_to_the_first_candle_by_countback_and_then_there_is_no_data(stage, adapter):
     running = minute(1800)
     now_s = MONDAY_S + 1800 * 60 + 30
-    async with stage(tmp_path, {BTC: minutes}) as one:
-        one.push(running)
-        for resolution in ("1", "5", "15", "60", "240"):
-            for count_back in (10, 329):
-                pane = Pane(Adapter(one), TICKER, resolution)
-                await pane.load(now_s, count_back)
-                assert pane.bars == folded([*minutes, running], resolution)
+    stage.push(running)
+    for resolution in ("1", "5", "15", "60", "240"):
+        for count_back in (10, 329):
+            pane = Pane(adapter, TICKER, resolution)
+            await pane.load(now_s, count_back)
+            assert pane.bars == folded([*VARIED, running], resolution)
 
 
-async def test_countback_beats_from_and_the_end_is_exclusive(tmp_path):
-    async with stage(tmp_path) as one:
-        adapter = Adapter(one)
-        bars, _ = await adapter.bars(TICKER, "1", MONDAY_S + 30 * 60, MONDAY_S + 40 * 60, 20)
-        assert [bar["time"] for bar in bars] == [MONDAY_MS + number * MINUTE_MS for number in range(20, 40)]
-        bars, _ = await adapter.bars(TICKER, "1", MONDAY_S + 30 * 60, MONDAY_S + 40 * 60, None)
-        assert [bar["time"] for bar in bars] == [MONDAY_MS + number * MINUTE_MS for number in range(30, 40)]
-        bars, _ = await adapter.bars(TICKER, "1", MONDAY_S + 5 * 60, MONDAY_S + 5 * 60 + 1, 0)
-        assert len(bars) == 1
+async def test_countback_beats_from_and_the_end_is_exclusive(adapter):
+    bars, _ = await adapter.bars(TICKER, "1", MONDAY_S + 30 * 60, MONDAY_S + 40 * 60, 20)
+    assert [bar["time"] for bar in bars] == [MONDAY_MS + number * MINUTE_MS for number in range(20, 40)]
+    bars, _ = await adapter.bars(TICKER, "1", MONDAY_S + 30 * 60, MONDAY_S + 40 * 60, None)
+    assert [bar["time"] for bar in bars] == [MONDAY_MS + number * MINUTE_MS for number in range(30, 40)]
+    bars, _ = await adapter.bars(TICKER, "1", MONDAY_S + 5 * 60, MONDAY_S + 5 * 60 + 1, 0)
+    assert len(bars) == 1
 
 
-async def test_no_data_means_that_nothing_older_exists_and_else_names_what_is_next(tmp_path):
-    minutes = [minute(number, final=True) for number in [*range(10), *range(50, 60)]]
-    async with stage(tmp_path, {BTC: minutes}) as one:
-        adapter = Adapter(one)
-        in_gap = await adapter.bars(TICKER, "1", MONDAY_S + 20 * 60, MONDAY_S + 30 * 60, None)
-        before = await adapter.bars(TICKER, "1", MONDAY_S - 600, MONDAY_S, None)
-        counted = await adapter.bars(TICKER, "1", MONDAY_S + 20 * 60, MONDAY_S + 30 * 60, 5)
-        counted_before = await adapter.bars(TICKER, "1", -600, MONDAY_S, 5)
-        turned = await adapter.bars(TICKER, "1", MONDAY_S + 55 * 60, MONDAY_S + 5 * 60, None)
+@pytest.mark.stage(minutes={BTC: [minute(number, final=True) for number in [*range(10), *range(50, 60)]]})
+async def test_no_data_means_that_nothing_older_exists_and_else_names_what_is_next(adapter):
+    in_gap = await adapter.bars(TICKER, "1", MONDAY_S + 20 * 60, MONDAY_S + 30 * 60, None)
+    before = await adapter.bars(TICKER, "1", MONDAY_S - 600, MONDAY_S, None)
+    counted = await adapter.bars(TICKER, "1", MONDAY_S + 20 * 60, MONDAY_S + 30 * 60, 5)
+    counted_before = await adapter.bars(TICKER, "1", -600, MONDAY_S, 5)
+    turned = await adapter.bars(TICKER, "1", MONDAY_S + 55 * 60, MONDAY_S + 5 * 60, None)
     assert turned == ([], {"noData": True, "nextTime": MONDAY_S + 4 * 60})  # `from` after `to`
     assert in_gap == ([], {"noData": True, "nextTime": MONDAY_S + 9 * 60})
     assert before == ([], {"noData": True, "nextTime": None})
@@ -151,68 +154,67 @@ async def test_no_data_means_that_nothing_older_exists_and_else_names_what_is_ne
     assert counted_before == ([], {"noData": True, "nextTime": None})
 
 
-async def test_the_unit_of_next_time_is_a_setting(tmp_path):
-    minutes = [minute(number, final=True) for number in range(10)]
-    async with stage(tmp_path, {BTC: minutes}, udf=UdfSettings(next_time="ms")) as one:
-        _, more = await Adapter(one).bars(TICKER, "1", MONDAY_S + 3600, MONDAY_S + 7200, None)
+@pytest.mark.stage(minutes=10, udf=UdfSettings(next_time="ms"))
+async def test_the_unit_of_next_time_is_a_setting(adapter):
+    _, more = await adapter.bars(TICKER, "1", MONDAY_S + 3600, MONDAY_S + 7200, None)
     assert more["nextTime"] == MONDAY_MS + 9 * MINUTE_MS
 
 
-async def test_polling_over_bar_boundaries_ends_with_what_a_reload_shows(tmp_path):
-    async with stage(tmp_path) as one:
-        panes = [Pane(Adapter(one), TICKER, resolution) for resolution in ("1", "5", "60")]
+async def test_polling_over_bar_boundaries_ends_with_what_a_reload_shows(stage, adapter):
+    panes = [Pane(adapter, TICKER, resolution) for resolution in ("1", "5", "60")]
+    for pane in panes:
+        await pane.load(MONDAY_S + 3600, 300)
+    for tenth in range(60):  # ten minutes, a poll every ten seconds
+        number, second = 60 + tenth // 6, tenth % 6 * 10
+        if second == 0 and number > 60:
+            stage.push(minute(number - 1, volume="60", final=True))
+        stage.push(minute(number, close=f"{10 + tenth % 7}", volume=str(second + 1), as_of=second * 1000))
         for pane in panes:
-            await pane.load(MONDAY_S + 3600, 300)
-        for tenth in range(60):  # ten minutes, a poll every ten seconds
-            number, second = 60 + tenth // 6, tenth % 6 * 10
-            if second == 0 and number > 60:
-                one.push(minute(number - 1, volume="60", final=True))
-            one.push(minute(number, close=f"{10 + tenth % 7}", volume=str(second + 1), as_of=second * 1000))
-            for pane in panes:
-                await pane.poll(MONDAY_S + number * 60 + second + 1)
-        for pane in panes:
-            fresh = Pane(pane._adapter, TICKER, pane._resolution)
-            await fresh.load(MONDAY_S + 70 * 60, 300)
-            assert [bar["time"] for bar in pane.bars] == [bar["time"] for bar in fresh.bars]
-            assert pane.bars[-1] == fresh.bars[-1]
-            assert sum(bar != other for bar, other in zip(pane.bars, fresh.bars, strict=True)) == 0
+            await pane.poll(MONDAY_S + number * 60 + second + 1)
+    for pane in panes:
+        fresh = Pane(pane._adapter, TICKER, pane._resolution)
+        await fresh.load(MONDAY_S + 70 * 60, 300)
+        assert [bar["time"] for bar in pane.bars] == [bar["time"] for bar in fresh.bars]
+        assert pane.bars[-1] == fresh.bars[-1]
+        assert sum(bar != other for bar, other in zip(pane.bars, fresh.bars, strict=True)) == 0
 
 
-async def test_an_answer_says_beside_it_whether_its_last_bar_is_final(tmp_path):
-    async with stage(tmp_path) as one:
-        path = f"/udf/history?symbol={TICKER}&resolution=1&from=0&countback=2&to="
-        done = await one.ask(f"{path}{MONDAY_S + 3600}")
-        one.push(minute(60))
-        running = await one.ask(f"{path}{MONDAY_S + 3601}")
+async def test_an_answer_says_beside_it_whether_its_last_bar_is_final(stage, fetch):
+    path = f"/udf/history?symbol={TICKER}&resolution=1&from=0&countback=2&to="
+    done = await fetch(f"{path}{MONDAY_S + 3600}")
+    stage.push(minute(60))
+    running = await fetch(f"{path}{MONDAY_S + 3601}")
     assert (done.headers["X-Candled-Last-Final"], running.headers["X-Candled-Last-Final"]) == ("true", "false")
 
 
-async def test_a_page_holds_at_most_5000_bars_the_latest_of_them(tmp_path):
-    minutes = [minute(number, final=True) for number in range(5200)]
-    async with stage(tmp_path, {BTC: minutes}) as one:
-        for count_back in (None, 100_000):
-            bars, _ = await Adapter(one).bars(TICKER, "1", 0, MONDAY_S + 6000 * 60, count_back)
-            assert [bars[0]["time"], len(bars)] == [MONDAY_MS + 200 * MINUTE_MS, 5000]
+@pytest.mark.stage(minutes=5200)
+async def test_a_page_holds_at_most_5000_bars_the_latest_of_them(adapter):
+    for count_back in (None, 100_000):
+        bars, _ = await adapter.bars(TICKER, "1", 0, MONDAY_S + 6000 * 60, count_back)
+        assert [bars[0]["time"], len(bars)] == [MONDAY_MS + 200 * MINUTE_MS, 5000]
 
 
-async def test_time_is_plain_text_in_seconds(tmp_path):
-    async with stage(tmp_path, clock=ManualClock(1_445_324_591_987)) as one:
-        answer = await one.ask("/udf/time")
+@pytest.mark.stage(now_ms=1_445_324_591_987)
+async def test_time_is_plain_text_in_seconds(fetch):
+    answer = await fetch("/udf/time")
     assert (answer.body, answer.headers["Content-Type"]) == (b"1445324591", "text/plain; charset=utf-8")
 
 
+YESTERDAY = [minute(number, close="20.5", final=True) for number in range(1430, 1440)]
+TODAY = [minute(1440, close="25", volume="1", final=True), minute(1441, close="5", volume="2.00000001", final=True)]
+
+
 @pytest.mark.parametrize(
-    "intervals", [DEFAULT_INTERVALS, tuple(map(Interval.parse, ("5m", "1h"))), (Interval.parse("1W"),)]
+    "stage_options",
+    [
+        {"intervals": intervals}
+        for intervals in (DEFAULT_INTERVALS, tuple(map(Interval.parse, ("5m", "1h"))), (Interval.parse("1W"),))
+    ],
 )
-async def test_quotes_are_the_day_so_far_exactly(tmp_path, intervals):
-    yesterday = [minute(number, close="20.5", final=True) for number in range(1430, 1440)]
-    today = [
-        minute(1440, close="25", volume="1", final=True),
-        minute(1441, close="5", volume="2.00000001", final=True),
-    ]
-    async with stage(tmp_path, {BTC: [*yesterday, *today], ETH: []}, intervals=intervals) as one:
-        one.push(minute(1442, close="24.6", volume="0.5"))
-        answer = await Adapter(one).request("quotes", {"symbols": f"{TICKER},NOPE,REPLAY:ETHUSDT"})
+@pytest.mark.stage(minutes={BTC: [*YESTERDAY, *TODAY], ETH: []})
+async def test_quotes_are_the_day_so_far_exactly(stage, adapter):
+    stage.push(minute(1442, close="24.6", volume="0.5"))
+    answer = await adapter.request("quotes", {"symbols": f"{TICKER},NOPE,REPLAY:ETHUSDT"})
     assert answer["s"] == "ok"
     mine, unknown, empty = answer["d"]
     assert (mine["s"], mine["n"]) == ("ok", TICKER)
@@ -226,8 +228,11 @@ async def test_quotes_are_the_day_so_far_exactly(tmp_path, intervals):
     )  # fmt: skip
 
 
-async def test_marks_show_outages_and_minutes_not_fetched_but_not_quiet_ones(tmp_path):
-    minutes = [minute(number, final=True) for number in range(120) if number not in {7, 8, 9, 30, 31, 50, 51}]
+@pytest.mark.stage(
+    minutes={BTC: [minute(number, final=True) for number in range(120) if number not in {7, 8, 9, 30, 31, 50, 51}]},
+    now_ms=MONDAY_MS + 121 * MINUTE_MS,
+)
+async def test_marks_show_outages_and_minutes_not_fetched_but_not_quiet_ones(stage, adapter):
     holes = [
         KnownGap(
             start_ms=MONDAY_MS + first * MINUTE_MS,
@@ -238,13 +243,11 @@ async def test_marks_show_outages_and_minutes_not_fetched_but_not_quiet_ones(tmp
         )
         for first, last, reason in ((7, 10, "exchange_outage"), (30, 32, "no_trades"))
     ]
-    async with stage(tmp_path, {BTC: minutes}, clock=ManualClock(MONDAY_MS + 121 * MINUTE_MS)) as one:
-        one.store.save_known_gaps(BTC, holes)
-        adapter = Adapter(one)
-        asked = {"symbol": TICKER, "resolution": "5", "from": MONDAY_S, "to": MONDAY_S + 7200}
-        marks = await adapter.request("marks", asked)
-        listed = await adapter.request("timescale_marks", asked)
-        later = await adapter.request("timescale_marks", {**asked, "from": MONDAY_S + 1800})
+    stage.store.save_known_gaps(BTC, holes)
+    asked = {"symbol": TICKER, "resolution": "5", "from": MONDAY_S, "to": MONDAY_S + 7200}
+    marks = await adapter.request("marks", asked)
+    listed = await adapter.request("timescale_marks", asked)
+    later = await adapter.request("timescale_marks", {**asked, "from": MONDAY_S + 1800})
     assert marks["time"] == [MONDAY_S + 300, MONDAY_S + 45 * 60]  # the bars before
     assert marks["label"] == ["O", "G"]
     assert marks["text"] == [
@@ -258,11 +261,10 @@ async def test_marks_show_outages_and_minutes_not_fetched_but_not_quiet_ones(tmp
     assert [mark["label"] for mark in later] == ["G"]
 
 
-async def test_symbol_info_is_columns_of_one_exchange(tmp_path):
-    async with stage(tmp_path, {BTC: [], ETH: [], FUTURE: []}) as one:
-        adapter = Adapter(one)
-        info = await adapter.request("symbol_info", {"group": "REPLAY"})
-        wrong = await adapter.request("symbol_info", {"group": "NYSE"})
+@pytest.mark.stage(minutes={BTC: [], ETH: [], FUTURE: []})
+async def test_symbol_info_is_columns_of_one_exchange(adapter):
+    info = await adapter.request("symbol_info", {"group": "REPLAY"})
+    wrong = await adapter.request("symbol_info", {"group": "NYSE"})
     assert info["symbol"] == ["BTCUSDT", "ETHUSDT"]
     assert info["exchange-listed"] == info["exchange-traded"] == ["REPLAY", "REPLAY"]
     assert info["ticker"] == [TICKER, "REPLAY:ETHUSDT"]
@@ -293,33 +295,31 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("path", MISTAKES)
-async def test_every_mistake_is_json_with_s_and_status_200(tmp_path, path):
-    async with stage(tmp_path) as one:
-        answer = await one.ask(f"/udf/{path}")
+async def test_every_mistake_is_json_with_s_and_status_200(fetch, path):
+    answer = await fetch(f"/udf/{path}")
     body = json.loads(answer.body)
     assert (answer.code, body["s"], set(body)) == (200, "error", {"s", "errmsg"})
     assert body["errmsg"]
 
 
-async def test_every_trouble_is_json_with_s_too(tmp_path, monkeypatch):
-    async with stage(tmp_path, limits=LimitSettings(udf_requests=6)) as one:
+@pytest.mark.stage(limits=LimitSettings(udf_requests=6))
+async def test_every_trouble_is_json_with_s_too(stage, fetch, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("a mistake of ours")
 
-        def fails(*_):
-            raise RuntimeError("a mistake of ours")
+    def away(*_):
+        raise StoreUnavailable("gone")
 
-        def away(*_):
-            raise StoreUnavailable("gone")
-
-        history = f"/udf/history?symbol={TICKER}&resolution=1&from=0&to=9999999999"
-        nowhere, posted = await one.ask("/udf/nowhere"), await one.ask("/udf/history", "POST")
-        monkeypatch.setattr(one.store, "served_from", away)
-        stopped = await one.ask(history)
-        monkeypatch.setattr(one.store, "served_from", fails)
-        broken = await one.ask(history)
-        monkeypatch.undo()
-        await one.ask("/udf/config")
-        await one.ask("/udf/config")
-        refused = await one.ask(history)
+    history = f"/udf/history?symbol={TICKER}&resolution=1&from=0&to=9999999999"
+    nowhere, posted = await fetch("/udf/nowhere"), await fetch("/udf/history", "POST")
+    monkeypatch.setattr(stage.store, "served_from", away)
+    stopped = await fetch(history)
+    monkeypatch.setattr(stage.store, "served_from", fails)
+    broken = await fetch(history)
+    monkeypatch.undo()
+    await fetch("/udf/config")
+    await fetch("/udf/config")
+    refused = await fetch(history)
     answers = [nowhere, posted, stopped, broken, refused]
     assert [answer.code for answer in answers] == [404, 405, 503, 500, 429]
     for answer in answers:
@@ -330,11 +330,11 @@ async def test_every_trouble_is_json_with_s_too(tmp_path, monkeypatch):
     assert json.loads(refused.body)["errmsg"] == "Too many requests, please try again later."
 
 
-async def test_a_page_of_panes_stays_within_the_limit_of_its_own(tmp_path):
+@pytest.mark.stage(limits=LimitSettings())
+async def test_a_page_of_panes_stays_within_the_limit_of_its_own(fetch):
     """One pane polls 90 times in 15 minutes: more than thirty of them fit, and REST is not touched by it."""
-    async with stage(tmp_path, limits=LimitSettings()) as one:
-        assert LimitSettings().udf_requests >= 30 * 90
-        (udf, api) = await one.ask("/udf/time"), await one.ask("/api/intervals")
+    assert LimitSettings().udf_requests >= 30 * 90
+    (udf, api) = await fetch("/udf/time"), await fetch("/api/intervals")
     assert (udf.headers["X-RateLimit-Remaining"], api.headers["X-RateLimit-Remaining"]) == ("2999", "99")
 
 

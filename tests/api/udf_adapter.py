@@ -3,13 +3,9 @@
 Written from its documented behaviour; the adapter itself is not published in a registry.
 """
 
-import json
-from collections.abc import Mapping
-from decimal import Decimal
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
-
-from tests.api.stage import Stage
 
 SECONDS = {"1": 60, "5": 300, "15": 900, "60": 3600, "240": 14_400, "1D": 86_400, "1W": 604_800}
 
@@ -21,14 +17,13 @@ class UdfError(Exception):
 class Adapter:
     """The datafeed of a chart. Bars are those of the library: `time` in ms and five numbers."""
 
-    def __init__(self, one: Stage) -> None:
-        self._one = one
+    def __init__(self, get: Callable[[str], Awaitable[Any]]) -> None:
+        self._get = get
 
     async def request(self, name: str, parameters: Mapping[str, Any] | None = None) -> Any:
         """`fetch(...).then(r => r.text()).then(JSON.parse)`."""
         query = f"?{urlencode(parameters)}" if parameters else ""
-        answer = await self._one.ask(f"/udf/{name}{query}")
-        return json.loads(answer.body, parse_float=Decimal, parse_int=Decimal)
+        return await self._get(f"/udf/{name}{query}")
 
     async def resolve(self, name: str) -> dict[str, Any]:
         info = await self.request("symbols", {"symbol": name})

@@ -10,7 +10,7 @@ import pytest
 
 from candled.transport import descriptors
 from candled.transport.descriptors import Descriptors, raise_limit, shortage
-from tests.api.stage import stage
+from tests.api.stage import open_stage
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS
 
@@ -103,8 +103,8 @@ def test_a_descriptor_that_cannot_be_made_is_none_that_is_left(monkeypatch):
 async def test_a_connection_on_one_of_the_last_descriptors_is_answered_and_closed_soon(tmp_path, monkeypatch):
     monkeypatch.setattr(Descriptors, "is_reserved", lambda *_: True)
     clock = ManualClock(MONDAY_MS)
-    async with stage(tmp_path, clock=clock) as one:
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    async with open_stage(tmp_path, clock=clock) as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.server.listen())
         writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
         assert answer.startswith(b"HTTP/1.1 200 ")
@@ -117,8 +117,8 @@ async def test_a_connection_on_one_of_the_last_descriptors_is_answered_and_close
 
 async def test_a_client_beyond_the_limit_gets_503_and_no_101(tmp_path, monkeypatch):
     monkeypatch.setattr(Descriptors, "has_room_for_request", lambda *_: False)
-    async with stage(tmp_path) as one:
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    async with open_stage(tmp_path) as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.server.listen())
         writer.write(b"GET /ws HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = await asyncio.wait_for(reader.read(), 5)
         writer.close()

@@ -17,11 +17,10 @@ from candled.serve import events
 from candled.serve.events import resume_of
 from tests import deadlines
 from tests.api.raw import ask_all
-from tests.api.stage import BTC, stage
 from tests.rows import MONDAY_MS, minute
 
 PATH = "/events?symbol=BTC/USDT&interval=1m&initialBars=5"
-LOCAL = {"host": "127.0.0.1", "port": 0}
+pytestmark = [pytest.mark.gen_test, pytest.mark.usefixtures("http_server"), pytest.mark.stage(clock=SystemClock())]
 
 
 class Source:
@@ -67,8 +66,8 @@ class Source:
 
 
 @asynccontextmanager
-async def source(one, path: str = PATH, **headers):
-    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+async def source(http_port: int, path: str = PATH, **headers):
+    reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
     lines = [f"GET {path} HTTP/1.1", "Host: x", "Accept: text/event-stream"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
@@ -79,19 +78,12 @@ async def source(one, path: str = PATH, **headers):
         writer.close()
 
 
-@asynccontextmanager
-async def site(tmp_path, minutes=60, **more):
-    stored = {BTC: [minute(number, final=True) for number in range(minutes)]}
-    async with stage(tmp_path, stored, clock=SystemClock(), **more) as one:
-        yield one
-
-
 def numbers(bars) -> list[int]:
     return [(parse_iso_ms(bar["time"]) - MONDAY_MS) // MINUTE_MS for bar in bars]
 
 
-async def test_events_are_the_messages_of_the_protocol(tmp_path):
-    async with site(tmp_path) as one, source(one) as chart:
+async def test_events_are_the_messages_of_the_protocol(stage, http_port):
+    async with source(http_port) as chart:
         assert " 200 " in chart.head
         assert "Content-Type: text/event-stream" in chart.head
         assert "Access-Control-Allow-Origin: *" in chart.head
@@ -99,34 +91,33 @@ async def test_events_are_the_messages_of_the_protocol(tmp_path):
         assert (initial["type"], initial["symbol"], initial["interval"]) == ("initial", "BTC/USDT", "1m")
         assert numbers(initial["bars"]) == [55, 56, 57, 58, 59]
         assert chart.retry_ms == 2000
-        one.push(minute(60, volume="2"))
+        stage.push(minute(60, volume="2"))
         update = await chart.event()
         assert (update["type"], update["bar"]["volume"], update["bar"]["final"]) == ("update", 2, False)
         assert chart.last_id == f"one:1:{MONDAY_MS + 60 * MINUTE_MS}"
 
 
-async def test_the_last_id_resumes_with_what_changed_since(tmp_path):
-    async with site(tmp_path) as one:
-        async with source(one) as chart:
-            await chart.event()
-            one.push(minute(60, volume="2"))
-            await chart.event()
-            left = chart.last_id
-        one.push(minute(60, volume="3", final=True))
-        one.push(minute(61, volume="4"))
-        async with source(one, Last_Event_ID=left) as chart:
-            resumed = await chart.event()
-            assert (resumed["type"], resumed["recovered"]) == ("resumed", True)
-            assert [(bar["volume"], bar["final"]) for bar in resumed["bars"]] == [(3, True), (4, False)]
-        async with source(one, f"{PATH}&lastEventId={left}") as chart:  # as clients do that cannot set a header
-            assert (await chart.event())["type"] == "resumed"
-        async with source(one, Last_Event_ID=f"another:7:{MONDAY_MS}") as chart:
+async def test_the_last_id_resumes_with_what_changed_since(stage, http_port):
+    async with source(http_port) as chart:
+        await chart.event()
+        stage.push(minute(60, volume="2"))
+        await chart.event()
+        left = chart.last_id
+    stage.push(minute(60, volume="3", final=True))
+    stage.push(minute(61, volume="4"))
+    async with source(http_port, Last_Event_ID=left) as chart:
+        resumed = await chart.event()
+        assert (resumed["type"], resumed["recovered"]) == ("resumed", True)
+        assert [(bar["volume"], bar["final"]) for bar in resumed["bars"]] == [(3, True), (4, False)]
+    async with source(http_port, f"{PATH}&lastEventId={left}") as chart:  # as clients do that cannot set a header
+        assert (await chart.event())["type"] == "resumed"
+    async with source(http_port, Last_Event_ID=f"another:7:{MONDAY_MS}") as chart:
+        initial = await chart.event()
+        assert (initial["type"], initial["recovered"], len(initial["bars"])) == ("initial", False, 5)
+    for nonsense in ("", "x", "a:b:c", "one:-1:5", f"one:{'9' * 40}:1", ":1:1"):
+        async with source(http_port, Last_Event_ID=nonsense) as chart:
             initial = await chart.event()
-            assert (initial["type"], initial["recovered"], len(initial["bars"])) == ("initial", False, 5)
-        for nonsense in ("", "x", "a:b:c", "one:-1:5", f"one:{'9' * 40}:1", ":1:1"):
-            async with source(one, Last_Event_ID=nonsense) as chart:
-                initial = await chart.event()
-                assert (initial["type"], "recovered" in initial) == ("initial", False)
+            assert (initial["type"], "recovered" in initial) == ("initial", False)
 
 
 @given(st.text(min_size=1, max_size=20), st.integers(0, 10**15), st.integers(0, 10**14))
@@ -140,13 +131,13 @@ def test_any_id_is_read_or_ignored(text):
     assert resume is None or f"{resume['epoch']}:" == text[: len(resume["epoch"]) + 1]
 
 
-async def test_options_are_those_of_a_subscription(tmp_path):
-    async with site(tmp_path) as one, source(one, f"{PATH}&mode=closed&status=true&fields=rev,src") as chart:
+async def test_options_are_those_of_a_subscription(stage, http_port):
+    async with source(http_port, f"{PATH}&mode=closed&status=true&fields=rev,src") as chart:
         told = {message["type"]: message for message in [await chart.event() for _ in range(2)]}
         assert set(told) == {"status", "initial"}
         assert {"rev", "src", "final"} <= set(told["initial"]["bars"][0])
-        one.push(minute(60, volume="2"))
-        one.push(minute(60, volume="3", final=True))
+        stage.push(minute(60, volume="2"))
+        stage.push(minute(60, volume="3", final=True))
         update = await chart.event()
         assert (update["bar"]["volume"], update["bar"]["final"]) == (3, True)
 
@@ -166,19 +157,18 @@ async def test_options_are_those_of_a_subscription(tmp_path):
         ("symbol=BTC/USDT&interval=1m&exchange=x", "Invalid exchange: x. Valid: replay"),
     ],
 )
-async def test_a_mistake_is_400_with_the_error_of_the_protocol(tmp_path, query, message):
-    async with site(tmp_path) as one:
-        (answer,) = await ask_all(one.port, [(f"/events?{query}", {})])
-        statistics = await one.get("/health/ws-stats")
+async def test_a_mistake_is_400_with_the_error_of_the_protocol(get, http_port, query, message):
+    (answer,) = await ask_all(http_port, [(f"/events?{query}", {})])
+    statistics = await get("/health/ws-stats")
     assert answer.status == 400
     assert json.loads(answer.body)["error"]["message"].startswith(message)
     assert statistics["connections"] == 0
 
 
-async def test_the_end_of_the_server_is_told_and_the_answer_ends(tmp_path):
-    async with site(tmp_path) as one, source(one) as chart:
+async def test_the_end_of_the_server_is_told_and_the_answer_ends(stage, http_port):
+    async with source(http_port) as chart:
         await chart.event()
-        stopping = asyncio.ensure_future(one.server.stop())
+        stopping = asyncio.ensure_future(stage.server.stop())
         bye = await chart.event()
         assert bye["type"] == "bye"
         with pytest.raises(EOFError):
@@ -186,47 +176,49 @@ async def test_the_end_of_the_server_is_told_and_the_answer_ends(tmp_path):
         await deadlines.wait_for(stopping, 3)
 
 
-async def test_a_client_that_left_is_in_no_room_and_counts_no_more(tmp_path):
-    server = ServerSettings(**LOCAL, max_connections_per_ip=2)
-    async with site(tmp_path, server=server) as one:
-        async with source(one) as first, source(one) as second:
-            await first.event()
-            await second.event()
-            (refused,) = await ask_all(one.port, [(PATH, {})])
-            assert (refused.status, json.loads(refused.body)["error"]["code"]) == (429, 429)
-        for _ in range(100):
-            if not one.hub.describe()["totalRooms"] and not one.server.connection_count:
-                break
-            await asyncio.sleep(0.02)
-        assert (one.hub.describe()["totalRooms"], one.server.connection_count) == (0, 0)
-        async with source(one) as third:
-            await third.event()
+@pytest.mark.stage(server=ServerSettings(max_connections_per_ip=2))
+async def test_a_client_that_left_is_in_no_room_and_counts_no_more(stage, http_port):
+    async with source(http_port) as first, source(http_port) as second:
+        await first.event()
+        await second.event()
+        (refused,) = await ask_all(http_port, [(PATH, {})])
+        assert (refused.status, json.loads(refused.body)["error"]["code"]) == (429, 429)
+    for _ in range(100):
+        if not stage.hub.describe()["totalRooms"] and not stage.server.connection_count:
+            break
+        await asyncio.sleep(0.02)
+    assert (stage.hub.describe()["totalRooms"], stage.server.connection_count) == (0, 0)
+    async with source(http_port) as third:
+        await third.event()
+
+
+def from_pages(*origins: str) -> dict:
+    return {"server": ServerSettings(allowed_origins=origins)}
 
 
 @pytest.mark.parametrize(
-    ("allowed", "origin", "status", "readable"),
+    ("stage_options", "origin", "status", "readable"),
     [
-        (("*",), "https://a.example", 200, "*"),
-        (("https://a.example",), "https://a.example", 200, "https://a.example"),
-        (("https://a.example",), "https://b.example", 403, None),
-        (("https://a.example",), None, 200, None),
+        (from_pages("*"), "https://a.example", 200, "*"),
+        (from_pages("https://a.example"), "https://a.example", 200, "https://a.example"),
+        (from_pages("https://a.example"), "https://b.example", 403, None),
+        (from_pages("https://a.example"), None, 200, None),
     ],
 )
-async def test_which_pages_may_listen(tmp_path, allowed, origin, status, readable):
-    server = ServerSettings(**LOCAL, allowed_origins=allowed)
+async def test_which_pages_may_listen(http_port, origin, status, readable):
     headers = {"Origin": origin} if origin else {}
-    async with site(tmp_path, server=server) as one, source(one, **headers) as chart:
+    async with source(http_port, **headers) as chart:
         assert f" {status} " in chart.head
         found = [line for line in chart.head.split("\r\n") if line.startswith("Access-Control-Allow-Origin")]
         assert found == ([f"Access-Control-Allow-Origin: {readable}"] if readable else [])
 
 
-async def test_a_silent_room_keeps_the_connection_alive_with_comments(tmp_path, monkeypatch):
+async def test_a_silent_room_keeps_the_connection_alive_with_comments(stage, http_port, monkeypatch):
     monkeypatch.setattr(events, "_ALIVE_S", 0.1)
-    async with site(tmp_path) as one, source(one) as chart:
+    async with source(http_port) as chart:
         await chart.event()
         await asyncio.sleep(0.35)
-        one.push(minute(60))
+        stage.push(minute(60))
         block = await deadlines.wait_for(chart._block(), 2)
         comments, _, event = block.partition("id:")
         assert comments.count(":\n") >= 2
@@ -234,39 +226,38 @@ async def test_a_silent_room_keeps_the_connection_alive_with_comments(tmp_path, 
         assert '"type":"update"' in event
 
 
-async def test_no_event_is_empty_neither_the_first_nor_between_others(tmp_path, monkeypatch):
+async def test_no_event_is_empty_neither_the_first_nor_between_others(stage, http_port, monkeypatch):
     """A blank line ends an event, for some clients also where no data came before it."""
     monkeypatch.setattr(events, "_ALIVE_S", 0.05)
-    async with site(tmp_path) as one, source(one) as chart:
+    async with source(http_port) as chart:
         blocks = []
         for volume in "123":
             blocks.append(await deadlines.wait_for(chart._block(), 3))
             await asyncio.sleep(0.2)
-            one.push(minute(60, volume=volume))
+            stage.push(minute(60, volume=volume))
     names = [[line.partition(":")[0] for line in block.split("\n")] for block in blocks]
     assert [block.count("data") for block in names] == [1, 1, 1]
     assert [block.count("retry") for block in names] == [1, 0, 0]
 
 
-async def test_a_client_that_stops_reading_costs_bounded_memory_and_is_cut_off(tmp_path):
-    server = ServerSettings(**LOCAL, slow_client_timeout=timedelta(seconds=1))
-    async with site(tmp_path, minutes=1000, server=server) as one:
-        mute = socket.socket()
-        mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        mute.connect(("127.0.0.1", one.port))
-        mute.sendall(f"GET {PATH.replace('=5', '=1000')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        while not one.server._site.links:
-            await asyncio.sleep(0.01)
-        (link,) = one.server._site.links
-        most = 0
-        for _ in range(2000):  # each `initial` is 100 kB
-            if one.server.connection_count == 0:
-                break
-            for topic in list(getattr(link.client, "_memberships", ())):
-                link.client.on_fell_behind(topic)
-            await asyncio.sleep(0.005)
-            connection = link._handler and link._handler.request.connection.stream
-            most = max(most, len(connection._write_buffer) if connection and connection._write_buffer else 0)
-        assert one.server.connection_count == 0
-        assert 50_000 < most < 500_000  # one of them is under way, the rest was never made
-        mute.close()
+@pytest.mark.stage(minutes=1000, server=ServerSettings(slow_client_timeout=timedelta(seconds=1)))
+async def test_a_client_that_stops_reading_costs_bounded_memory_and_is_cut_off(stage, http_port):
+    mute = socket.socket()
+    mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    mute.connect(("127.0.0.1", http_port))
+    mute.sendall(f"GET {PATH.replace('=5', '=1000')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    while not stage.server._site.links:
+        await asyncio.sleep(0.01)
+    (link,) = stage.server._site.links
+    most = 0
+    for _ in range(2000):  # each `initial` is 100 kB
+        if stage.server.connection_count == 0:
+            break
+        for topic in list(getattr(link.client, "_memberships", ())):
+            link.client.on_fell_behind(topic)
+        await asyncio.sleep(0.005)
+        connection = link._handler and link._handler.request.connection.stream
+        most = max(most, len(connection._write_buffer) if connection and connection._write_buffer else 0)
+    assert stage.server.connection_count == 0
+    assert 50_000 < most < 500_000  # one of them is under way, the rest was never made
+    mute.close()

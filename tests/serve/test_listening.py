@@ -14,7 +14,7 @@ from candled.errors import ConfigError
 from candled.plugins import discover
 from candled.serve import listening
 from candled.serve.listening import in_browser, listen
-from tests.api.stage import stage
+from tests.api.stage import open_stage
 from tests.system.daemon import free_port
 
 V4, V6 = "127.0.0.1", "::1"
@@ -50,11 +50,12 @@ pytestmark = pytest.mark.skipif(not has_ipv6(), reason="needs IPv6 on the loopba
 )
 async def test_clients_are_served_on_every_address_with_one_port(tmp_path, caplog, host, answers):
     caplog.set_level(logging.INFO, "candled.serve.server")
-    async with stage(tmp_path, server=ServerSettings(host=host, port=0)) as one:
+    async with open_stage(tmp_path, server=ServerSettings(host=host, port=0)) as one:
+        port = one.server.listen()
         reached = []
         for address in LOCAL:
             try:
-                async with websockets.connect(f"ws://{with_port(address, one.port)}/ws") as client:
+                async with websockets.connect(f"ws://{with_port(address, port)}/ws") as client:
                     await client.send('{"type":"ping"}')
                     assert "pong" in await client.recv()
                     reached.append(address)
@@ -63,7 +64,7 @@ async def test_clients_are_served_on_every_address_with_one_port(tmp_path, caplo
     assert reached == answers
     lines = [text for text in caplog.messages if text.startswith("listening on ")]
     assert len(lines) == (len(answers) > 1 or "127.0.0.2" in host)
-    assert all(f"[::1]:{one.port}" in line or f"[::]:{one.port}" in line for line in lines if V6 in answers)
+    assert all(f"[::1]:{port}" in line or f"[::]:{port}" in line for line in lines if V6 in answers)
 
 
 @pytest.mark.parametrize("hosts", [("",), ("127.0.0.1", "::1"), ("::1", "127.0.0.1")], ids=str)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import deadlines
-from tests.api.stage import stage
+from tests.api.stage import open_stage
 from tests.redis_servers import RedisServer, own_redis
 from tests.servers import PostgresServer, own_postgres
 from tests.system.daemon import Daemon
@@ -145,8 +145,8 @@ def test_an_exchange_out_of_reach_is_no_reason_to_send_clients_elsewhere(tmp_pat
 
 
 async def test_a_process_that_is_stopping_says_so_on_connections_that_are_open(tmp_path):
-    async with stage(tmp_path) as one:
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    async with open_stage(tmp_path) as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.server.listen())
 
         async def ready() -> tuple[int, dict]:
             writer.write(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
