@@ -6,8 +6,9 @@ import json
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -17,6 +18,8 @@ from tornado.ioloop import IOLoop
 from tornado.web import Application
 
 from tests import redis_servers, servers, tiers
+
+T = TypeVar("T")
 
 # A shell that starts the run in the background has it ignore Ctrl-C, and the programs that tests start would too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -119,6 +122,18 @@ async def _end_tasks() -> None:
     loop = asyncio.get_running_loop()
     await loop.shutdown_asyncgens()
     await loop.shutdown_default_executor()
+
+
+@pytest.fixture
+def enter(request: pytest.FixtureRequest, io_loop: IOLoop) -> Callable[[AbstractAsyncContextManager[T]], T]:
+    """Enter an asynchronous context on `io_loop` until the test ends: what an `async` fixture is for pytest-asyncio."""
+
+    def enter(opened: AbstractAsyncContextManager[T]) -> T:
+        entered = io_loop.run_sync(opened.__aenter__)
+        request.addfinalizer(lambda: io_loop.run_sync(lambda: opened.__aexit__(None, None, None)))
+        return entered
+
+    return enter
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import ChainMap
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urljoin
 
 import pytest
-from tornado.ioloop import IOLoop
 from tornado.web import Application
 
 from candled.aggregate.live_bars import LiveBars
@@ -156,13 +155,11 @@ def stage_options() -> dict[str, Any]:
 
 @pytest.fixture
 def stage(
-    request: pytest.FixtureRequest, io_loop: IOLoop, tmp_path: Path, stage_options: Mapping[str, Any]
-) -> Iterator[Stage]:
+    request: pytest.FixtureRequest, enter: Callable[..., Stage], tmp_path: Path, stage_options: Mapping[str, Any]
+) -> Stage:
     """Give a stage with the options of the test's markers, `@pytest.mark.stage(minutes=…, limits=…)`."""
     markers = [marker.kwargs for marker in request.node.iter_markers("stage")]  # the closest one is the first
-    context = open_stage(tmp_path, **ChainMap(*markers, dict(stage_options)))
-    yield io_loop.run_sync(context.__aenter__)
-    io_loop.run_sync(lambda: context.__aexit__(None, None, None))
+    return enter(open_stage(tmp_path, **ChainMap(*markers, dict(stage_options))))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Symbol
 from candled.protocol.requests import RequestCodec, RequestError
 from tests.protocol.test_requests import WRONG, subscribe
 from tests.rows import MONDAY_MS, minute
-from tests.serve.test_server import BTC, SUBSCRIBE, hear, say, site
+from tests.serve.test_server import BTC, SUBSCRIBE, hear, listening_site, say
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = yaml.safe_load((ROOT / "docs" / "reference" / "asyncapi.yaml").read_text("utf-8"))
@@ -111,7 +111,7 @@ async def captured() -> list[dict]:
             heard.append(json.loads(text))
 
     everything = {"fields": ["final", "seq", "rev", "src"], "status": True, "corrections": True, "id": "all"}
-    async with site() as one:
+    async with listening_site() as one:
         facts = FeedMetadata(watermark_ms=MONDAY_MS + 60 * MINUTE_MS)
         one.bus.publish(StateChanged(BTC, "live", MONDAY_MS))
         one.bus.publish(MinuteChanged(BTC, minute(60, volume="2")._replace(src="live"), facts))

@@ -1,17 +1,16 @@
-"""The server on a real socket, with real clients, over bars that the tests push."""
+"""The server's messages to real clients, over bars that the tests push; pytest-tornado serves them."""
 
 import asyncio
 import json
 import socket
-import urllib.request
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import websockets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
 from candled.aggregate.live_bars import LiveBars
 from candled.api.pages import BarReader
@@ -33,44 +32,34 @@ from tests.rows import minute
 from tests.serve.peers import all_well
 
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
+pytestmark = [pytest.mark.gen_test, pytest.mark.usefixtures("http_server")]
+STATISTICS = "/health/ws-stats"
 SUBSCRIBE = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initialBars": 5}
 
 
 class Site:
-    def __init__(self, server: Server, bars: LiveBars, stored: Stored, port: int) -> None:
+    """Bars over a history in memory, and a server of them; `port` is where it is served."""
+
+    port: int
+
+    def __init__(self, server: Server, bars: LiveBars, stored: Stored) -> None:
         self.server = server
         self.bars = bars
         self.bus = MemoryBus("one")
         self.bus.add_listener(bars.on_message)
         self.stored = stored
-        self.port = port
-
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/"
 
     def push(self, candle) -> None:
         self.bus.publish(MinuteChanged(BTC, candle))
 
-    def connect(self, **options):
-        return websockets.connect(self.url, max_size=None, **options)
-
-    async def get(self, path: str, **headers):
-        client = AsyncHTTPClient(force_instance=True)
-        try:
-            return await client.fetch(
-                HTTPRequest(f"http://127.0.0.1:{self.port}{path}", headers=headers), raise_error=False
-            )
-        finally:
-            client.close()
-
-    async def statistics(self) -> dict:
-        return json.loads((await self.get("/health/ws-stats")).body)
+    def connect(self, path: str = "/"):
+        return websockets.connect(f"ws://127.0.0.1:{self.port}{path}", max_size=None)
 
 
 @asynccontextmanager
-async def site(stored: Stored | None = None, **changes):
-    stored = stored or Stored(minute(number, final=True) for number in range(60))
+async def open_site(minutes: int = 60, **changes):
+    """Open a site that does not listen, with so many final minutes; `changes` are settings of its server."""
+    stored = Stored(minute(number, final=True) for number in range(minutes))
     clock = SystemClock()
     bars = LiveBars([BTC], DEFAULT_INTERVALS, stored, clock)
     codec = RequestCodec({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
@@ -91,11 +80,40 @@ async def site(stored: Stored | None = None, **changes):
         statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
         page=lambda: "<!doctype html><title>chart</title>",
     )
+    server.start()
     try:
-        yield Site(server, bars, stored, server.listen())
+        yield Site(server, bars, stored)
     finally:
         await server.stop()
         await bars.stop()
+
+
+@asynccontextmanager
+async def listening_site(minutes: int = 60, **changes):
+    """Open a site whose server listens by itself."""
+    async with open_site(minutes, **changes) as one:
+        one.port = one.server.listen()
+        yield one
+
+
+@pytest.fixture
+def site_options() -> dict[str, Any]:
+    """Give options of `open_site`; a test may have them as a parameter."""
+    return {}
+
+
+@pytest.fixture
+def site(request, enter, http_port, site_options):
+    """Give a site that pytest-tornado serves, with the options of the test's `@pytest.mark.site(…)`."""
+    marker = request.node.get_closest_marker("site")
+    one = enter(open_site(**{**site_options, **(marker.kwargs if marker else {})}))
+    one.port = http_port
+    return one
+
+
+@pytest.fixture
+def app(site):
+    return site.server.application
 
 
 async def say(ws, message) -> None:
@@ -106,8 +124,12 @@ async def hear(ws, within_s: float = 3.0) -> dict:
     return json.loads(await deadlines.wait_for(ws.recv(), within_s))
 
 
-async def test_the_documented_exchange_of_messages():
-    async with site() as one, one.connect() as ws:
+async def test_the_documented_exchange_of_messages(site):
+    await exchange_messages(site)
+
+
+async def exchange_messages(one: Site) -> None:
+    async with one.connect() as ws:
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
         await say(ws, SUBSCRIBE)
@@ -129,43 +151,42 @@ async def test_the_documented_exchange_of_messages():
             await hear(ws, 1.3)
 
 
-async def test_one_connection_can_be_in_several_rooms():
-    async with site() as one, one.connect() as ws:
+async def test_one_connection_can_be_in_several_rooms(site):
+    async with site.connect() as ws:
         for interval in ("1m", "5m", "1W"):
             await say(ws, {**SUBSCRIBE, "interval": interval})
         assert [(await hear(ws))["interval"] for _ in range(3)] == ["1m", "5m", "1W"]
-        one.push(minute(60, volume="2"))
+        site.push(minute(60, volume="2"))
         assert {(await hear(ws))["interval"] for _ in range(3)} == {"1m", "5m", "1W"}
 
 
 @pytest.mark.parametrize("path", ["/", "/ws"])
-async def test_both_paths_upgrade(path):
-    async with site() as one, websockets.connect(f"ws://127.0.0.1:{one.port}{path}") as ws:
+async def test_both_paths_upgrade(site, path):
+    async with site.connect(path) as ws:
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
 
 
-async def test_the_root_without_upgrade_is_the_chart_page_and_other_paths_are_not_found():
-    async with site() as one:
-        page = await one.get("/")
-        assert page.code == 200
-        assert page.headers["Content-Type"].startswith("text/html")
-        missing = await one.get("/nowhere")
-        assert missing.code == 404
-        assert json.loads(missing.body) == {"error": {"code": 404, "message": "Not Found"}}
+async def test_the_root_without_upgrade_is_the_chart_page_and_other_paths_are_not_found(fetch):
+    page = await fetch("/")
+    assert page.code == 200
+    assert page.headers["Content-Type"].startswith("text/html")
+    missing = await fetch("/nowhere")
+    assert missing.code == 404
+    assert json.loads(missing.body) == {"error": {"code": 404, "message": "Not Found"}}
 
 
 @pytest.mark.parametrize("message", ["{", "[1]", b"\x00\x01", '{"type":"subscribe"}', "null", '{"type":5}'])
-async def test_a_mistake_is_answered_and_the_connection_stays(message):
-    async with site() as one, one.connect() as ws:
+async def test_a_mistake_is_answered_and_the_connection_stays(site, message):
+    async with site.connect() as ws:
         await say(ws, message)
         assert await hear(ws) == {"type": "error", "message": "Invalid message format"}
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
 
 
-async def test_a_frame_above_the_limit_closes_with_1009_and_one_below_does_not():
-    async with site() as one, one.connect() as ws:
+async def test_a_frame_above_the_limit_closes_with_1009_and_one_below_does_not(site):
+    async with site.connect() as ws:
         await say(ws, json.dumps({"type": "x" * 16_000}))
         assert (await hear(ws))["type"] == "error"
         await say(ws, "x" * (16 * 1024 + 1))
@@ -174,8 +195,9 @@ async def test_a_frame_above_the_limit_closes_with_1009_and_one_below_does_not()
         assert ws.close_code == 1009
 
 
-async def test_too_many_rooms_is_a_clear_error():
-    async with site(max_rooms_per_connection=2) as one, one.connect() as ws:
+@pytest.mark.site(max_rooms_per_connection=2)
+async def test_too_many_rooms_is_a_clear_error(site):
+    async with site.connect() as ws:
         for interval in ("1m", "5m", "15m", "1m"):
             await say(ws, {**SUBSCRIBE, "interval": interval})
         answers = sorted([(await hear(ws)) for _ in range(4)], key=lambda answer: answer["type"])
@@ -183,8 +205,9 @@ async def test_too_many_rooms_is_a_clear_error():
         assert [answer["type"] for answer in answers[1:]] == ["initial"] * 3
 
 
-async def test_too_many_messages_is_a_clear_error_and_the_connection_stays():
-    async with site(max_messages_per_second=5) as one, one.connect() as ws:
+@pytest.mark.site(max_messages_per_second=5)
+async def test_too_many_messages_is_a_clear_error_and_the_connection_stays(site):
+    async with site.connect() as ws:
         for _ in range(30):
             await say(ws, {"type": "ping"})
         answers = [await hear(ws) for _ in range(30)]
@@ -195,59 +218,67 @@ async def test_too_many_messages_is_a_clear_error_and_the_connection_stays():
         assert await hear(ws) == {"type": "pong"}
 
 
-async def test_connections_beyond_the_limits_are_refused_with_a_reason():
-    async with site(max_connections=2) as one, one.connect(), one.connect():
+@pytest.mark.site(max_connections=2)
+async def test_connections_beyond_the_limit_are_refused_with_a_reason(site):
+    async with site.connect(), site.connect():
         with pytest.raises(websockets.InvalidStatus) as refused:
-            await one.connect()
+            await site.connect()
         assert refused.value.response.status_code == 503
         assert b"Too many connections: this server takes 2" in refused.value.response.body
-    async with site(max_connections_per_ip=1) as one, one.connect():
+
+
+@pytest.mark.site(max_connections_per_ip=1)
+async def test_connections_beyond_the_limit_of_an_address_are_refused(site):
+    async with site.connect():
         with pytest.raises(websockets.InvalidStatus) as refused:
-            await one.connect()
+            await site.connect()
         assert refused.value.response.status_code == 429
         assert refused.value.response.headers["Retry-After"]
 
 
+def pages(*origins: str) -> dict[str, Any]:
+    return {"allowed_origins": origins}
+
+
 @pytest.mark.parametrize(
-    ("allowed", "origin", "host", "status"),
+    ("site_options", "origin", "host", "status"),
     [
-        (("*",), "https://anything.example", None, 101),
-        (("*",), None, None, 101),
-        (("https://mine.example",), "https://mine.example", None, 101),
-        (("https://mine.example",), "https://MINE.example", None, 101),
-        (("https://mine.example",), "https://other.example", None, 403),
-        (("https://mine.example",), "http://mine.example", None, 403),
-        (("https://mine.example",), "https://mine.example:444", None, 403),
-        (("https://mine.example",), "null", None, 403),
-        (("https://mine.example",), "https://mine.example.evil.example", None, 403),
-        (("https://mine.example",), None, None, 101),
-        ((), "http://candles.example", "candles.example", 101),
-        ((), "https://other.example", None, 403),
+        (pages("*"), "https://anything.example", None, 101),
+        (pages("*"), None, None, 101),
+        (pages("https://mine.example"), "https://mine.example", None, 101),
+        (pages("https://mine.example"), "https://MINE.example", None, 101),
+        (pages("https://mine.example"), "https://other.example", None, 403),
+        (pages("https://mine.example"), "http://mine.example", None, 403),
+        (pages("https://mine.example"), "https://mine.example:444", None, 403),
+        (pages("https://mine.example"), "null", None, 403),
+        (pages("https://mine.example"), "https://mine.example.evil.example", None, 403),
+        (pages("https://mine.example"), None, None, 101),
+        (pages(), "http://candles.example", "candles.example", 101),
+        (pages(), "https://other.example", None, 403),
     ],
 )
-async def test_the_origin_policy(allowed, origin, host, status):
-    async with site(allowed_origins=allowed) as one:
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-        lines = [
-            "GET /ws HTTP/1.1",
-            f"Host: {host or '127.0.0.1'}",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-            "Sec-WebSocket-Version: 13",
-            *([f"Origin: {origin}"] if origin else []),
-        ]
-        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-        answer = await reader.readline()
-        writer.close()
-        assert int(answer.split()[1]) == status
+async def test_the_origin_policy(site, origin, host, status):
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    lines = [
+        "GET /ws HTTP/1.1",
+        f"Host: {host or '127.0.0.1'}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        *([f"Origin: {origin}"] if origin else []),
+    ]
+    writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+    answer = await reader.readline()
+    writer.close()
+    assert int(answer.split()[1]) == status
 
 
-async def test_statistics_have_exactly_the_specified_keys():
-    async with site() as one, one.connect() as ws:
+async def test_statistics_have_exactly_the_specified_keys(site, get):
+    async with site.connect() as ws:
         await say(ws, SUBSCRIBE)
         await hear(ws)
-        facts = await one.statistics()
+        facts = await get(STATISTICS)
         assert list(facts) == ["connections", "broadcaster", "aggregator"]
         assert facts["connections"] == 1
         assert list(facts["broadcaster"]) == ["totalRooms", "totalClients", "rooms"]
@@ -255,30 +286,28 @@ async def test_statistics_have_exactly_the_specified_keys():
         assert facts["aggregator"] == {"oneMinuteCandlesCount": 60}
 
 
-async def test_a_client_that_left_is_in_no_room():
-    async with site() as one:
-        async with one.connect() as ws:
-            await say(ws, SUBSCRIBE)
-            await hear(ws)
-        for _ in range(100):
-            facts = await one.statistics()
-            if facts["connections"] == 0:
-                break
-            await asyncio.sleep(0.02)
-        assert facts["broadcaster"]["totalRooms"] == 0
+async def test_a_client_that_left_is_in_no_room(site, get):
+    async with site.connect() as ws:
+        await say(ws, SUBSCRIBE)
+        await hear(ws)
+    for _ in range(100):
+        facts = await get(STATISTICS)
+        if facts["connections"] == 0:
+            break
+        await asyncio.sleep(0.02)
+    assert facts["broadcaster"]["totalRooms"] == 0
 
 
-async def test_the_end_is_told_with_1001():
-    async with site() as one:
-        clients = [await one.connect() for _ in range(20)]
-        for ws in clients:
-            await say(ws, SUBSCRIBE)
+async def test_the_end_is_told_with_1001(site):
+    clients = [await site.connect() for _ in range(20)]
+    for ws in clients:
+        await say(ws, SUBSCRIBE)
+        await hear(ws)
+    await site.server.stop()
+    for ws in clients:
+        with pytest.raises(websockets.ConnectionClosed):
             await hear(ws)
-        await one.server.stop()
-        for ws in clients:
-            with pytest.raises(websockets.ConnectionClosed):
-                await hear(ws)
-            assert ws.close_code == 1001
+        assert ws.close_code == 1001
 
 
 @pytest.mark.filterwarnings(
@@ -290,47 +319,46 @@ async def test_a_port_in_use_is_one_clear_message():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: the port is in use"):
-            async with site(port=port):
-                pass
+            async with open_site(port=port) as one:
+                one.server.listen()
 
 
-async def test_a_store_that_cannot_be_read_is_told_to_the_subscriber_and_the_connection_stays():
-    stored = Stored(minute(number, final=True) for number in range(900))
-    async with site(stored) as one, one.connect() as ws:
+@pytest.mark.site(minutes=900)
+async def test_a_store_that_cannot_be_read_is_told_to_the_subscriber_and_the_connection_stays(site):
+    async with site.connect() as ws:
 
         async def fail(*_):
             raise Unavailable("gone")
 
-        works, stored.read_bars = stored.read_bars, fail
+        works, site.stored.read_bars = site.stored.read_bars, fail
         await say(ws, {**SUBSCRIBE, "initialBars": 900})
         assert await hear(ws) == {"type": "error", "message": "Failed to subscribe to candles"}
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
-        stored.read_bars = works
+        site.stored.read_bars = works
         assert len((await hear(ws))["bars"]) == 900
 
 
-async def test_mute_clients_leave_within_interval_timeout_and_six_seconds():
+@pytest.mark.site(ping_interval=timedelta(seconds=1), ping_timeout=timedelta(seconds=1))
+async def test_mute_clients_leave_within_interval_timeout_and_six_seconds(site, get):
     """Promise 23: native pings find dead peers."""
-    quick = {"ping_interval": timedelta(seconds=1), "ping_timeout": timedelta(seconds=1)}
-    async with site(**quick) as one:
-        mute = []
-        for _ in range(50):
-            reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-            writer.write(
-                b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-            )
-            await reader.readuntil(b"\r\n\r\n")
-            mute.append(writer)
-        assert (await one.statistics())["connections"] == 50
-        async with one.connect() as alive:
-            await asyncio.sleep(8.0)
-            assert (await one.statistics())["connections"] == 1
-            await say(alive, {"type": "ping"})
-            assert await hear(alive) == {"type": "pong"}
-        for writer in mute:
-            writer.close()
+    mute = []
+    for _ in range(50):
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        writer.write(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        mute.append(writer)
+    assert (await get(STATISTICS))["connections"] == 50
+    async with site.connect() as alive:
+        await asyncio.sleep(8.0)
+        assert (await get(STATISTICS))["connections"] == 1
+        await say(alive, {"type": "ping"})
+        assert await hear(alive) == {"type": "pong"}
+    for writer in mute:
+        writer.close()
 
 
 FRAMES = (
@@ -346,7 +374,8 @@ FRAMES = (
 )
 
 
-async def test_ten_thousand_frames_of_anything_get_only_documented_answers(caplog):
+@pytest.mark.site(max_messages_per_second=0)
+async def test_ten_thousand_frames_of_anything_get_only_documented_answers(site, caplog):
     """Promise 19: no uncaught exception, every reply is a documented message."""
     drawn: list = []
 
@@ -356,7 +385,7 @@ async def test_ten_thousand_frames_of_anything_get_only_documented_answers(caplo
         drawn.append(frames)
 
     draw()
-    async with site(max_messages_per_second=0) as one, one.connect() as ws:
+    async with site.connect() as ws:
         count = 0
         for frames in drawn:
             for frame in frames:
@@ -372,16 +401,16 @@ async def test_ten_thousand_frames_of_anything_get_only_documented_answers(caplo
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
-async def test_nothing_is_logged_per_room_or_candle(caplog):
+async def test_nothing_is_logged_per_room_or_candle(site, caplog):
     """Fault 10: a log line per room per second."""
     caplog.set_level("INFO")
-    async with site() as one, one.connect() as ws:
+    async with site.connect() as ws:
         for interval in ("1m", "5m", "1h"):
             await say(ws, {**SUBSCRIBE, "interval": interval})
             await hear(ws)
         before = len(caplog.records)
         for second in range(3):
-            one.push(minute(60, volume=str(second + 2)))
+            site.push(minute(60, volume=str(second + 2)))
             await asyncio.sleep(1.0)
         assert [record for record in caplog.records[before:] if record.name.startswith("candled")] == []
 
@@ -393,4 +422,3 @@ def test_the_page_is_shipped_with_its_chart_library_and_its_licence():
     names = {path.name for path in vendor.iterdir()}
     assert {"LICENSE", "NOTICE"} <= names
     assert "__CANDLED__" in (STATIC / "index.html").read_text("utf-8")
-    assert urllib.request  # the standard library's client is used by the system tests

@@ -20,7 +20,6 @@ from candled.protocol.frames import Frame
 from candled.rooms.recipients import RecipientSlot
 from candled.serve.gc_tuner import GcTuner
 from tests import deadlines
-from tests.rows import minute
 from tests.serve import test_server
 from tests.serve.peers import Peer, echo_site
 from tests.transport import test_connections as test_links
@@ -37,10 +36,9 @@ async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starv
     intervals = ("1m", "5m", "15m", "1h", "4h", "1D", "1W")
     asks = tmp_path / "subscriptions"
     asks.write_text("".join(json.dumps({**test_server.SUBSCRIBE, "interval": one}) + "\n" for one in intervals))
-    stored = test_server.Stored(minute(number, final=True) for number in range(600))
     limits = {"max_connections_per_ip": 0, "max_handshakes_per_second": 0, "max_messages_per_second": 0}
-    async with test_server.site(stored, **limits) as site, site.connect() as there:
-        before = stored.queries
+    async with test_server.listening_site(600, **limits) as site, site.connect() as there:
+        before = site.stored.queries
         load = Load(site.port, 1000, "--inflight", "1000", "--subs", str(asks), "--secs", "20")
         longest_s, begun = 0.0, (time.monotonic(), deadlines.now())
         try:
@@ -55,7 +53,7 @@ async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starv
         assert (results["opened"], results["answers"]) == (1000, 1000)
         stretched = (time.monotonic() - begun[0]) / max(deadlines.now() - begun[1], 0.1)
         assert results["answer_p99_us"] < 3e6 * max(stretched, 1.0)
-        assert stored.queries - before <= 7
+        assert site.stored.queries - before <= 7
         assert longest_s < 2.0, "who was there before waits like everybody"
 
 
@@ -182,10 +180,15 @@ def test_only_documented_parts_of_tornado_are_used_where_the_socket_is_taken():
 # ---------------------------------------------------------------- uvloop
 
 
+async def exchange_messages() -> None:
+    async with test_server.listening_site() as site:
+        await test_server.exchange_messages(site)
+
+
 @pytest.mark.parametrize(
     "scenario",
     [
-        lambda: test_server.test_the_documented_exchange_of_messages(),
+        exchange_messages,
         lambda: test_links.test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_when_it_reads_again(
             True
         ),

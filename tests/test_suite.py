@@ -1,0 +1,72 @@
+"""Rules that the tests themselves keep: those of handlers use pytest-tornado's client, server and loop."""
+
+import ast
+import asyncio
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+OF_HANDLERS = sorted(path for folder in ("api", "serve") for path in (TESTS / folder).glob("*.py"))
+HAND_MADE = {"AsyncHTTPClient", "SimpleAsyncHTTPClient", "HTTPClient", "HTTPServer", "urlopen", "HTTPConnection"}
+
+
+def find_hand_made(source: str) -> list[str]:
+    """Return the calls that make a client or a server of HTTP, each with its line."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    names = [(node.lineno, ast.unparse(node.func).rpartition(".")[2]) for node in calls]
+    return [f"{line}: {name}" for line, name in sorted(names) if name in HAND_MADE]
+
+
+def find_async_fixtures(source: str) -> list[str]:
+    """Return the fixtures that pytest-asyncio would run, on a loop of its own."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.AsyncFunctionDef)]
+    return [
+        node.name
+        for node in functions
+        for decorator in node.decorator_list
+        if ast.unparse(decorator).partition("(")[0].endswith(".fixture")
+    ]
+
+
+@pytest.mark.parametrize("path", OF_HANDLERS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_handlers_are_asked_by_the_client_of_pytest_tornado(path):
+    source = path.read_text("utf-8")
+    assert find_hand_made(source) == []
+    assert find_async_fixtures(source) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("client = AsyncHTTPClient(force_instance=True)", ["1: AsyncHTTPClient"]),
+        ("x = 1\nurllib.request.urlopen(url).read()", ["2: urlopen"]),
+        ("def fetch(http_client: AsyncHTTPClient): http_client.fetch(url)", []),
+    ],
+)
+def test_a_client_made_by_hand_is_found(source, found):
+    assert find_hand_made(source) == found
+
+
+def test_an_async_fixture_is_found():
+    assert find_async_fixtures("@pytest.fixture(scope='module')\nasync def bars():\n    yield 1") == ["bars"]
+
+
+@pytest.fixture
+def loop(io_loop):
+    return io_loop.asyncio_loop
+
+
+@pytest.mark.gen_test
+async def test_a_test_marked_gen_test_runs_on_the_loop_of_its_fixtures(loop):
+    assert asyncio.get_running_loop() is loop
+
+
+async def test_other_async_tests_run_by_pytest_asyncio(request):
+    assert "io_loop" not in request.fixturenames
+    assert request.node.get_closest_marker("asyncio")
+
+
+def test_no_test_is_ended_by_the_wall_before_its_own_deadline(pytestconfig):
+    """A busy machine is slow, and no test turns red for it: pytest-tornado's own default is 5 s."""
+    assert pytestconfig.getoption("async_test_timeout") >= float(pytestconfig.getini("timeout"))
