@@ -1,1 +1,1 @@
-"""Bars over HTTP, in the dialects that charts and bots speak: our own REST, TradingView's UDF, Binance's klines."""
+"""Bars over HTTP, in three dialects: candled's own REST API, TradingView's UDF and Binance's klines."""

@@ -1,4 +1,4 @@
-"""The served markets and intervals, by the names that each dialect has for them."""
+"""The served markets and intervals, under the names that each dialect uses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,7 +11,7 @@ _DAY_MS = 86_400_000
 
 
 class MarketCatalog:
-    """Pure. The first exchange is the default one."""
+    """The served markets and intervals. Pure. The first exchange is the default."""
 
     def __init__(self, markets: Mapping[str, Sequence[Symbol]], intervals: Iterable[Interval]) -> None:
         self.exchanges = tuple(markets)
@@ -23,10 +23,10 @@ class MarketCatalog:
         self._by_ticker = {name: key for key, name in self._tickers.items()}
 
     def find_market(self, exchange: str | None, symbol: str) -> MarketKey:
-        """The market of a symbol written `BASE/QUOTE` at an exchange, by default the first one.
+        """Return the market of a symbol (`BASE/QUOTE`) at an exchange, by default the first one.
 
         Raises:
-            Refusal: there is no such exchange or symbol.
+            ApiError: the exchange or the symbol is not served.
         """
         exchange = self.find_exchange(exchange)
         market = self._by_symbol.get((exchange, symbol))
@@ -36,10 +36,10 @@ class MarketCatalog:
         return market
 
     def find_exchange(self, name: str | None) -> str:
-        """An exchange by its name, by default the first one.
+        """Return an exchange's name after checking it; the first exchange for None.
 
         Raises:
-            Refusal: there is none of that name.
+            ApiError: the exchange is not served.
         """
         if name is None:
             return self.default
@@ -52,11 +52,11 @@ class MarketCatalog:
     # ------------------------------------------------------------ TradingView: BITGET:BTCUSDT
 
     def ticker_of(self, market: MarketKey) -> str:
-        """A market's name for charts: `BITGET:BTCUSDT`, with the slash where two symbols would look alike."""
+        """Return a market's name for charts: `BITGET:BTCUSDT`, with the slash if two names would otherwise be equal."""
         return self._tickers[market]
 
     def by_ticker(self, name: str) -> MarketKey | None:
-        """The market of that name. The exchange may be left out, and the slash written."""
+        """Return the market of a ticker, or None. The exchange is optional, and the slash is allowed."""
         found = self._by_ticker.get(name)
         if found is not None:
             return found
@@ -84,9 +84,9 @@ class MarketCatalog:
 
 
 class BinanceMarkets:
-    """The markets of one exchange by Binance's names: `BTCUSDT`, `1d`. Pure.
+    """The markets of one exchange and the intervals by Binance's names: `BTCUSDT`, `1d`. Pure.
 
-    Of two that would be one name (`AB/USDT` and `A/BUSDT`) the second is `A-BUSDT`.
+    If two symbols have the same name (`AB/USDT` and `A/BUSDT`), the second becomes `A-BUSDT`.
     """
 
     def __init__(self, directory: MarketCatalog, exchange: str) -> None:
@@ -97,7 +97,7 @@ class BinanceMarkets:
         self.intervals = {binance_interval(interval): interval for interval in directory.intervals.values()}
 
     def _free_name(self, symbol: Symbol) -> str:
-        for sign in ("", "-", "_", "."):  # what Binance lets a name consist of, beside letters and digits
+        for sign in ("", "-", "_", "."):  # the characters that Binance allows in a name besides letters and digits
             name = joined(symbol, sign)
             if name not in self.markets:
                 return name
@@ -105,17 +105,17 @@ class BinanceMarkets:
 
 
 def joined(symbol: Symbol, sign: str = "") -> str:
-    """A symbol as Binance and TradingView write it: `BTCUSDT`."""
+    """Return a symbol as Binance and TradingView write it: `BTCUSDT`."""
     return f"{symbol.base}{sign}{symbol.quote}".upper()
 
 
 def resolution(interval: Interval) -> str:
-    """TradingView's name of an interval: minutes as a number, `1D`, `1W`."""
+    """Return TradingView's name of an interval: the number of minutes, `1D` or `1W`."""
     return str(interval.ms // 60_000) if interval.ms < _DAY_MS else str(interval)
 
 
 def binance_interval(interval: Interval) -> str:
-    """Binance's name of an interval: `1m`, `4h`, `1d`, `1w`."""
+    """Return Binance's name of an interval: `1m`, `4h`, `1d`, `1w`."""
     return str(interval).lower()
 
 

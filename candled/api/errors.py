@@ -1,4 +1,4 @@
-"""What a client is told when its request cannot be answered."""
+"""Errors that are answers to a client."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,10 @@ _SHOWN = 64  # characters of a client's own text that an answer repeats
 
 
 class ApiError(ClientError):
-    """The client can act: an HTTP status, a code that a program can tell apart, and what was expected, for a person."""
+    """A request that cannot be answered, for a reason that the client can act on.
+
+    It has an HTTP status, a code for programs, a message for people, and headers for the answer.
+    """
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -18,6 +21,6 @@ class ApiError(ClientError):
 
 
 def shown(text: str) -> str:
-    """A client's own text as a message repeats it: in quotes, shortened, without control characters."""
+    """Return a client's own text for use in a message: quoted, shortened, without control characters."""
     short = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
     return repr(short)

@@ -1,4 +1,4 @@
-"""Bars as JSON, NDJSON, CSV and Arrow, a page at a time. Numbers are exact in all of them."""
+"""Bars as JSON, NDJSON, CSV and Arrow, page by page. Numbers are exact in all formats."""
 
 import importlib
 import io
@@ -23,63 +23,74 @@ CONTENT_TYPES = {
 
 
 class Format(Protocol):
-    """Writes bars in one format: a beginning, a part for each page, an end."""
+    """Writes bars in one format: a header, a part for each page, and an end."""
 
-    def begin(self) -> bytes: ...
-    def page(self, bars: Sequence[Candle]) -> bytes: ...
-    def end(self) -> bytes: ...
+    def begin(self) -> bytes:
+        """Return the bytes before the first page."""
+
+    def page(self, bars: Sequence[Candle]) -> bytes:
+        """Return a page of bars."""
+
+    def end(self) -> bytes:
+        """Return the bytes after the last page."""
 
 
 def json_number(number: Decimal, numbers: int = 0) -> msgspec.Raw:
-    """Return a decimal as an exact JSON number without exponent, with `STRINGS` as a string."""
+    """Return a decimal as an exact JSON number without exponent; as a string with `STRINGS`."""
     return msgspec.Raw((f'"{decimal_text(number)}"' if numbers else decimal_text(number)).encode())
 
 
 def json_bar(bar: Candle, numbers: int = 0) -> str:
-    """Return a bar as on the WebSocket, and whether it is final; with `STRINGS` its numbers are strings."""
+    """Return a bar as on the WebSocket, including `final`. With `STRINGS` its numbers are strings."""
     return bar_text(bar, FINAL | numbers, final=bar.final)
 
 
 class Ndjson:
-    """A JSON object a line."""
+    """One JSON object per line."""
 
     def __init__(self, numbers: int = 0) -> None:
         self._numbers = numbers
 
     def begin(self) -> bytes:
+        """Return nothing: the format has no header."""
         return b""
 
     def page(self, bars: Sequence[Candle]) -> bytes:
+        """Return a line for each bar."""
         return "".join(f"{json_bar(bar, self._numbers)}\n" for bar in bars).encode()
 
     def end(self) -> bytes:
+        """Return nothing: the format has no end."""
         return b""
 
 
 class Csv:
-    """The columns of `candled export` and `candled import`; an absent quote volume is empty."""
+    """The columns of `candled export` and `candled import`. A missing quote volume is empty."""
 
     def begin(self) -> bytes:
+        """Return the header line."""
         return (",".join(COLUMNS) + "\n").encode()
 
     def page(self, bars: Sequence[Candle]) -> bytes:
+        """Return a line for each bar."""
         return "".join(
             f"{bar.open_ms},{','.join(_cell(number) or '' for number in bar.values)},{_yes(bar.final)}\n"
             for bar in bars
         ).encode()
 
     def end(self) -> bytes:
+        """Return nothing: the format has no end."""
         return b""
 
 
 class Arrow:
-    """An Arrow IPC stream, a record batch a page.
+    """An Arrow IPC stream with a record batch per page.
 
-    Numbers are strings, as in the Parquet files of `candled export`: a decimal column has one scale for all its rows,
-    which would add or cut digits.
+    Numbers are strings, as in the Parquet files of `candled export`. A decimal column has one scale for all rows, which
+    would add or cut digits.
 
     Raises:
-        Refusal: pyarrow is not installed.
+        ApiError: pyarrow is not installed.
     """
 
     def __init__(self, market: MarketKey, interval: Interval) -> None:
@@ -97,9 +108,11 @@ class Arrow:
         self._writer: Any = self._arrow.ipc.new_stream(self._sink, self._schema)
 
     def begin(self) -> bytes:
+        """Return the schema."""
         return self._sink.take_bytes()
 
     def page(self, bars: Sequence[Candle]) -> bytes:
+        """Return a record batch."""
         columns: list[list[Any]] = [[bar.open_ms for bar in bars]]
         columns += [[_cell(bar.values[index]) for bar in bars] for index in range(len(NUMBERS))]
         columns += [[bar.final for bar in bars]]
@@ -108,12 +121,13 @@ class Arrow:
         return self._sink.take_bytes()
 
     def end(self) -> bytes:
+        """Return the end of the stream."""
         self._writer.close()
         return self._sink.take_bytes()
 
 
 class _Sink(io.RawIOBase):
-    """A file that hands out what was written to it."""
+    """A file whose written bytes can be taken out."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -132,10 +146,10 @@ class _Sink(io.RawIOBase):
 
 
 def make_format(name: str, market: MarketKey, interval: Interval, numbers: int = 0) -> Format:
-    """Return the format of that name; `numbers` matters to NDJSON only, the others have strings anyway.
+    """Return the format of this name. `numbers` only affects NDJSON; CSV and Arrow use strings anyway.
 
     Raises:
-        Refusal: it needs what is not installed.
+        ApiError: the format needs a package that is not installed.
     """
     if name == "arrow":
         return Arrow(market, interval)

@@ -1,4 +1,4 @@
-"""What is there of a market, day by day, and what is missing and why."""
+"""A market's stored minutes by day, and its gaps with their reasons."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,22 +8,25 @@ from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, iso_ms
 from candled.store.interface import KnownGap
 
 DAY_MS = 86_400_000
-CHUNK_MS = 7 * DAY_MS  # what is read of the store at once
+CHUNK_MS = 7 * DAY_MS  # read from the store at a time
 MOST_LISTED = 50  # gaps of one day
 
 
 class GapStore(Protocol):
-    """The reads this module needs; `candled.store.history.HistoryReader` has them."""
+    """The store reads this module needs. `candled.store.history.HistoryReader` implements it."""
 
-    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]: ...
-    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]: ...
+    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]:
+        """Return the ranges of stored minutes in `[start_ms, end_ms)`."""
+
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]:
+        """Return the gaps with a known reason within a range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Minutes `[start_ms, end_ms)` that are not there.
+    """Missing minutes `[start_ms, end_ms)`.
 
-    `reason` is that of the hole, or `missing`: they were not fetched yet, and nobody knows that they do not exist.
+    `reason` is that of the known gap, or `missing` if the minutes have not been fetched yet.
     """
 
     start_ms: int
@@ -34,11 +37,11 @@ class Gap:
 
     @property
     def minute_count(self) -> int:
-        """How many minutes it is long."""
+        """The number of missing minutes."""
         return (self.end_ms - self.start_ms) // MINUTE_MS
 
     def as_json(self) -> dict[str, Any]:
-        """The gap for JSON."""
+        """Return the gap as a JSON object."""
         return {
             "from": iso_ms(self.start_ms),
             "to": iso_ms(self.end_ms),
@@ -48,9 +51,9 @@ class Gap:
 
 
 async def read_gaps(stored: GapStore, market: MarketKey, start_ms: int, end_ms: int) -> AsyncIterator[list[Gap]]:
-    """The gaps within `[start_ms, end_ms)`, a week at a time, the newest week first and each oldest first.
+    """Yield the gaps within `[start_ms, end_ms)` week by week, the newest week first; in a week, the oldest gap first.
 
-    A gap across two weeks comes in two parts.
+    A gap that spans two weeks is split.
     """
     while start_ms < end_ms:
         first_ms = max(start_ms, end_ms - CHUNK_MS)
@@ -61,10 +64,10 @@ async def read_gaps(stored: GapStore, market: MarketKey, start_ms: int, end_ms: 
 
 
 def find_gaps(present: Iterable[Range], holes: Iterable[KnownGap], start_ms: int, end_ms: int) -> list[Gap]:
-    """Every gap within `[start_ms, end_ms)`, oldest first and cut there; `present` are the minutes that are there.
+    """Return all gaps within `[start_ms, end_ms)`, oldest first and cut at the ends. `present` are the stored minutes.
 
-    Holes are sorted and apart from each other, as a store has them. Where one covers minutes that are there after
-    all, those are no gap.
+    The known gaps must be sorted and disjoint, as in a store. Minutes of a known gap that are stored after all are not
+    a gap.
     """
     gaps: list[Gap] = []
     waiting = iter(holes)
@@ -86,7 +89,7 @@ def find_gaps(present: Iterable[Range], holes: Iterable[KnownGap], start_ms: int
 
 
 def joined(gaps: Iterable[Gap]) -> list[Gap]:
-    """The same gaps, sorted; neighbours that differ in nothing but their times become one."""
+    """Return the gaps sorted, with adjacent ones merged if only their times differ."""
     result: list[Gap] = []
     for gap in sorted(gaps, key=lambda gap: gap.start_ms):
         last = result[-1] if result else None
@@ -102,9 +105,9 @@ def joined(gaps: Iterable[Gap]) -> list[Gap]:
 
 
 def by_day(gaps: Sequence[Gap], start_ms: int, end_ms: int) -> Iterator[dict[str, Any]]:
-    """The days that `[start_ms, end_ms)` touches, oldest first: minutes there and expected, and the gaps of each.
+    """Yield the days that `[start_ms, end_ms)` touches, oldest first, with minutes stored and expected and the gaps.
 
-    Of a day with very many gaps the first are listed; `holeCount` says how many there are.
+    Only the first gaps of a day are listed; `holeCount` is their total number.
     """
     index = 0
     for day_ms in range(start_ms - start_ms % DAY_MS, end_ms, DAY_MS):

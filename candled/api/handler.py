@@ -1,4 +1,4 @@
-"""What every answer has in common: who may read it, how often, and what a refusal looks like."""
+"""The base of all API handlers: CORS, rate limits, caching and error answers."""
 
 import asyncio
 import logging
@@ -24,14 +24,14 @@ _STALLED_S = 30.0
 
 
 class AccessPolicy:
-    """Who may read answers, and whose address a request has."""
+    """Decides which origins may read answers, and which address a request comes from."""
 
     def __init__(self, allowed_origins: tuple[str, ...], trusted: tuple[Network, ...]) -> None:
         self._origins = tuple(origin.lower() for origin in allowed_origins)
         self._trusted = trusted
 
     def cors_headers(self, origin: str | None) -> Mapping[str, str]:
-        """The headers that let a page of `origin` read an answer; none of them if it may not."""
+        """Return the headers that let a page of `origin` read an answer; only `Vary` if it may not."""
         if "*" in self._origins:
             return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED}
         if origin is None or origin.lower() not in self._origins:
@@ -43,32 +43,34 @@ class AccessPolicy:
         }
 
     def client_address(self, peer: str, forwarded_for: str | None) -> str:
-        """The client's address, as far as it can be believed."""
+        """Return the client's address; `X-Forwarded-For` counts only from a trusted proxy."""
         return client_address(peer, forwarded_for, self._trusted)
 
 
 class Handler(RequestHandler):
-    """A resource that can be read. Subclasses write `answer`, and how their dialect refuses."""
+    """A readable resource. Subclasses implement `answer`, and the error bodies of their dialect."""
 
     def initialize(self, gate: AccessPolicy, limit: RateLimit, **_: Any) -> None:
+        """Take the access policy and the rate limit of the route."""
         self.gate = gate
         self.limit = limit
         self.verdict = RateLimitResult(True, 0, {})
 
     async def answer(self) -> None:
-        """Answer a GET; a HEAD gets the same without the body.
+        """Answer a GET. A HEAD gets the same without the body.
 
         Raises:
-            Refusal, Unavailable: see `refuse`.
+            ApiError: the client can act; `write_error_body` writes the answer.
+            Unavailable, StoreRejected: the store cannot be read; the answer is 503.
         """
         raise HTTPError(405)
 
     def write_error_body(self, refusal: ApiError) -> None:
-        """Write what cannot be answered."""
+        """Write an error in this dialect."""
         self.write_json({"error": {"code": refusal.code, "message": str(refusal)}})
 
     def refuse_too_many(self, refusal: ApiError) -> None:
-        """Write that the address has asked too often: JSON where the client asks for it, else the bare sentence."""
+        """Write that the rate limit is exceeded: JSON if the client accepts it, else the plain sentence."""
         if "json" in self.request.headers.get("Accept", "").lower():
             self.write_error_body(refusal)
             return
@@ -78,17 +80,17 @@ class Handler(RequestHandler):
     # ------------------------------------------------------------ for subclasses
 
     def write_json(self, body: Any) -> None:
-        """Write a value as JSON, or bytes that are JSON already."""
+        """Write a value as JSON. Bytes are written as they are."""
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.write(body if isinstance(body, bytes) else msgspec.json.encode(body))
 
     @property
     def known_tags(self) -> str:
-        """The ETags of answers that the client has; `*` means nothing to a server that answers only reads."""
+        """The `If-None-Match` header. `*` has no meaning here, since all requests only read."""
         return self.request.headers.get("If-None-Match", "")
 
     def tag(self, tag: str | None, is_known: bool) -> bool:
-        """Give the answer an ETag; return whether it is 304 because the client has it: write nothing then."""
+        """Set the answer's ETag. Return True if the client already has the answer: it is 304, so write no body."""
         if tag is not None:
             self.set_header("Etag", tag)
         if is_known:
@@ -96,11 +98,15 @@ class Handler(RequestHandler):
         return is_known
 
     def set_cache_headers(self, settled: bool) -> None:
-        """Let caches keep an answer for a minute if it is settled; otherwise they ask each time whether it changed."""
+        """Let caches keep a settled answer for a minute, and revalidate any other one each time."""
         self.set_header("Cache-Control", "public, max-age=60" if settled else "no-cache")
 
     async def send_part(self, part: bytes | str) -> bool:
-        """Write a part of a long answer and wait until the client takes it; False when it is gone or reads no more."""
+        """Write a part of a long answer and wait until it is sent.
+
+        Returns:
+            False if the client has disconnected or does not read.
+        """
         self.write(part)
         try:
             await asyncio.wait_for(self.flush(), _STALLED_S)
@@ -110,18 +116,20 @@ class Handler(RequestHandler):
         return True
 
     def abort(self) -> None:
-        """Break off an answer under way, so that nobody takes its beginning for the whole."""
+        """Break off an answer, so that no client takes a part for the complete answer."""
         self._finished = True
         self.request.connection.stream.close()  # type: ignore[union-attr]
 
-    # ------------------------------------------------------------ Tornado's
+    # ------------------------------------------------------------ calls from Tornado
 
     def set_default_headers(self) -> None:
+        """Set the headers that all answers share."""
         self.set_header("Server", "candled")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
 
     async def prepare(self) -> None:
+        """Count the request, and answer 429 if the rate limit is exceeded."""
         if self.request.method == "OPTIONS":
             self._put_common_headers()
             return
@@ -137,18 +145,19 @@ class Handler(RequestHandler):
             self.finish()
 
     async def get(self, *_: str) -> None:
+        """Write the answer, or an error in this dialect."""
         try:
             await self.answer()
         except ApiError as refusal:
             self._reject(refusal)
         except (Unavailable, StoreRejected) as error:
-            logger.debug("%s: %s", self.request.path, error)  # the writer says once that the store is away
+            logger.debug("%s: %s", self.request.path, error)  # the writer logs once that the store is unavailable
             self._reject(ApiError(503, "unavailable", "The store cannot be read now", {"Retry-After": "2"}))
 
     head = get
 
     async def options(self, *_: str) -> None:
-        """A preflight of a browser, or anybody who wants to know what can be asked."""
+        """Answer a browser's preflight, or a query for the allowed methods."""
         self.set_status(204)
         self.set_header("Allow", METHODS)
         self.set_header("Access-Control-Allow-Methods", METHODS)
@@ -156,7 +165,7 @@ class Handler(RequestHandler):
         self.set_header("Access-Control-Max-Age", "600")
 
     def write_error(self, status_code: int, **_: Any) -> None:
-        """What Tornado itself refuses, and mistakes of ours."""
+        """Write an error raised by Tornado, or an internal one, in this dialect."""
         self._reject(ApiError(status_code, _NAMES.get(status_code, "internal"), self._reason))
         if status_code == 405:
             self.set_header("Allow", METHODS)
@@ -176,8 +185,9 @@ class Handler(RequestHandler):
                 self.set_header(name, value)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log errors of the server only."""
         if isinstance(value, HTTPError) and value.status_code < 500:
-            return  # the client was told; whoever can send requests must not fill our log
+            return  # the client got the error; requests must not be able to fill the log
         if isinstance(value, CandledError):
             logger.error("%s: %s", self.request.path, value)
         else:
@@ -185,7 +195,8 @@ class Handler(RequestHandler):
 
 
 class NotFound(Handler):
-    """A path of a dialect that means nothing there."""
+    """An unknown path of a dialect."""
 
     async def answer(self) -> None:
+        """Answer 404."""
         raise ApiError(404, "not_found", f"Nothing is at {self.request.path[:200]}")

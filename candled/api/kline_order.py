@@ -1,34 +1,34 @@
-"""The order of a kline stream: which states of which bars are sent, and which of them close a bar. Pure."""
+"""The order of a kline stream: select the bar states to send and the messages that close a bar. Pure."""
 
 from candled.model import Candle
 
-MOST_UNCLOSED = 10  # bars whose close may come late; more than that of the past tells a stream's reader nothing
+MOST_UNCLOSED = 10  # bars whose close may come late; a reader of the stream has no use for older ones
 
 
 class KlineOrder:
-    """Lets time in a stream go forward only, and each bar close at most once, in the order of the bars.
+    """Keeps time in a stream ascending, and lets each bar close at most once, in order.
 
-    A message closes a bar (`x` is true) when the bar is final. A bar that is not final when the next one begins is
-    closed later, by the only kind of message that may be about a bar older than one sent before. After its close
-    nothing more is sent of a bar.
+    A message closes a bar (`x` is true) if the bar is final. A bar that is not final when the next one begins is closed
+    later: no other message may be about a bar older than one already sent. After its close, no more messages follow for
+    a bar.
     """
 
     __slots__ = ("_unclosed", "is_closed", "newest")
 
     def __init__(self) -> None:
-        #: The newest bar as it was sent last, None before the first one.
+        #: The newest bar as last sent; None before the first one.
         self.newest: Candle | None = None
-        #: Whether `newest` was closed.
+        #: True if `newest` was closed.
         self.is_closed = False
         self._unclosed: dict[int, None] = {}
 
     @property
     def unclosed(self) -> tuple[int, ...]:
-        """When the bars before the newest open that are still to be closed, oldest first."""
+        """Begins of the bars before the newest that are still to be closed, oldest first."""
         return tuple(self._unclosed)
 
     def take(self, bar: Candle, *, final: bool) -> bool:
-        """Take the state of a bar; return whether it is to be sent."""
+        """Record the state of a bar; return True if it is to be sent."""
         newest = self.newest
         if newest is not None:
             if bar.open_ms < newest.open_ms:
@@ -45,7 +45,7 @@ class KlineOrder:
         return True
 
     def close(self, open_ms: int) -> bool:
-        """Take the end of a bar before the newest; return whether it is to be sent."""
+        """Record the close of a bar before the newest; return True if it is to be sent."""
         if open_ms not in self._unclosed:
             return False
         for earlier_ms in [one for one in self._unclosed if one <= open_ms]:

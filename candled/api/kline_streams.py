@@ -1,4 +1,4 @@
-"""Binance's kline streams: the updates of our rooms as Binance prints them, on sockets that speak Binance.
+"""Binance's kline streams: the updates of rooms as Binance prints them, on sockets with Binance's protocol.
 
 Source: Binance's spot "WebSocket Streams".
 """
@@ -22,9 +22,9 @@ from candled.token_bucket import TokenBucket
 from .catalog import BinanceMarkets, binance_interval
 from .kline_order import KlineOrder
 
-MOST_STREAMS = 1024  # of one connection, as at Binance
-HOLD_S = 2.0  # a new bar waits so long at most for the one before it to be final
-_BARS = 10  # so many may end while a room is told everything afresh, and none of them is left out
+MOST_STREAMS = 1024  # per connection, as at Binance
+HOLD_S = 2.0  # the longest time that a new bar waits for the one before it to become final
+_BARS = 10  # bars of an `initial`: as many may end before a new one is sent, and none is left out
 _OPTIONS = Options(FINAL | UNPRINTED, corrections=True, hold_s=HOLD_S)
 _TEXT_ID = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
@@ -33,29 +33,39 @@ _SHOWN = 64  # characters of a client's own text that an error repeats
 
 
 class Reader(Protocol):
-    """A client of candled's own protocol: `candled.serve.client.ClientSession`."""
+    """A client of candled's own protocol. `candled.serve.client.ClientSession` implements it."""
 
-    def handle(self, request: Subscribe) -> None: ...
-    def make_initial(self, topic: Topic) -> Frame | None: ...
-    def on_close(self) -> None: ...
+    def handle(self, request: Subscribe) -> None:
+        """Handle a subscription."""
+
+    def make_initial(self, topic: Topic) -> Frame | None:
+        """Return the requested `initial`."""
+
+    def on_close(self) -> None:
+        """Leave all rooms."""
 
 
 class Bars(Protocol):
-    """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
+    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
 
-    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None: ...
-    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
+    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
+        """Return the bar that begins at `open_ms`, or None."""
+
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
+        """Return True if the bar is final."""
 
 
 class Style(NamedTuple):
-    """How a connection wants events printed."""
+    """The format of a connection's events."""
 
+    #: True if each event names its stream.
     combined: bool = False
-    units_per_ms: int = 1  # of times
+    #: Units of event times per millisecond: 1 or 1,000.
+    units_per_ms: int = 1
 
 
 class KlineRoom:
-    """One stream: a member of the hub like any client, whose bars are printed as Binance does for all subscribers."""
+    """One stream. It is a member of the hub like any client, and prints its bars once for all subscribers."""
 
     places: tuple[RecipientSlot, ...] = ()
 
@@ -79,12 +89,12 @@ class KlineRoom:
         self._reader: Reader | None = None
 
     def join_hub(self, make_reader: Callable[[RecipientConnection], Reader]) -> None:
-        """Become a member."""
+        """Subscribe to the stream's topic."""
         self._reader = make_reader(self)
         self._reader.handle(Subscribe(self.topic, _BARS, _OPTIONS))
 
     def leave_hub(self) -> None:
-        """Leave the hub."""
+        """End the subscription."""
         if self._reader is not None:
             reader, self._reader = self._reader, None
             reader.on_close()
@@ -93,29 +103,29 @@ class KlineRoom:
 
     @property
     def subscribers(self) -> int:
-        """How many there are."""
+        """The number of subscribers."""
         return sum(links.member_count for links in self._groups.values())
 
     def add_slot(self, place: RecipientSlot, style: Style) -> None:
-        """Send updates there from now on, beginning with the bars as they are."""
+        """Add a subscriber, and send it the current bars."""
         for frame in self._beginning(style):
             place.link.send_update(frame)
         self.join(place, style)
 
     def join(self, place: RecipientSlot, style: Style) -> None:
-        """Send updates there from now on."""
+        """Add a subscriber."""
         self._groups.setdefault(style, Recipients()).add_slot(place)
 
     def remove_slot(self, place: RecipientSlot, style: Style) -> None:
-        """Send no more."""
+        """Remove a subscriber."""
         self._groups[style].remove_slot(place)
 
     def newest(self, style: Style) -> Frame | None:
-        """Return the newest bar as it was sent last; None before there is one."""
+        """Return the newest bar as last sent; None before the first one."""
         newest = self._order.newest
         return None if newest is None else self._make_frame(newest, self._order.is_closed, style)
 
-    # ------------------------------------------------------------ from the hub (Link)
+    # ------------------------------------------------------------ calls from the hub (RecipientConnection)
 
     def write(self, frame: bytes) -> int:
         """Take the bars of a message."""
@@ -127,22 +137,22 @@ class KlineRoom:
     send_update = write
 
     def send_reply(self, frame: Frame) -> None:
-        """Take an answer: that bars cannot be read now is all it could say, and the hub tries again."""
+        """Ignore a reply. It could only be the error that bars cannot be read, and then the session tries again."""
 
     def request_snapshot(self, topic: Topic) -> None:
-        """Take the bars of an `initial` at once."""
+        """Take the bars of an `initial` immediately."""
         frame = None if self._reader is None else self._reader.make_initial(topic)
         if frame is not None:
             self.write(frame)
 
     def cancel_topic(self, topic: Topic) -> None:
-        """Nothing waits here."""
+        """Do nothing: frames are never queued here."""
 
     def cork(self, many: bool) -> None:
-        """There is one room only."""
+        """Do nothing: there is only one room."""
 
     def disconnect(self, code: int, reason: str) -> None:
-        """There is no connection here that could be closed."""
+        """Do nothing: there is no connection to close."""
 
     # ------------------------------------------------------------ inside
 
@@ -159,14 +169,14 @@ class KlineRoom:
                     self._publish(links, frame)
 
     def _close_late(self) -> None:
-        """Send the end of the bars that are final by now and were not when the next one began."""
+        """Send the close of bars that were not final when the next bar began and are final now."""
         for open_ms in self._order.unclosed:
             bar = self._bars.get_bar(*self.topic, open_ms)
             if bar is not None and self._bars.is_final(*self.topic, bar) and self._order.close(open_ms):
                 self._send(bar, closes=True)
 
     def _beginning(self, style: Style) -> list[Frame]:
-        """Return what a stream begins with: the bars that are still to be closed, then the newest one."""
+        """Return the first frames of a stream: the bars that are still to be closed, then the newest one."""
         if self._order.newest is None:
             return []
         earlier = [self._bars.get_bar(*self.topic, open_ms) for open_ms in self._order.unclosed]
@@ -197,7 +207,7 @@ class KlineRoom:
 
 
 class KlineStreams:
-    """The rooms that have subscribers, by their streams' names, and the clients."""
+    """The streams with subscribers, by name, and the factory of their clients."""
 
     def __init__(
         self,
@@ -221,12 +231,12 @@ class KlineStreams:
         self.messages_per_s = messages_per_s
 
     def make_raw(self, link: RecipientConnection, uri: str) -> "KlineClient":
-        """Make the client of a connection to `/ws/<stream>/<stream>`, which gets bare events."""
+        """Return the client of a connection to `/ws/<stream>/<stream>`, which gets bare events."""
         names = urlsplit(uri).path.rpartition("/ws/")[2]
         return self._make_client(link, uri, unquote(names), combined=False)
 
     def make_combined(self, link: RecipientConnection, uri: str) -> "KlineClient":
-        """Make the client of a connection to `/stream?streams=<stream>/<stream>`, whose events name their stream."""
+        """Return the client of a connection to `/stream?streams=<stream>/<stream>`, whose events name their stream."""
         names = parse_qs(urlsplit(uri).query).get("streams", [""])[-1]
         return self._make_client(link, uri, names, combined=True)
 
@@ -240,11 +250,11 @@ class KlineStreams:
         return client
 
     def is_known(self, name: str) -> bool:
-        """Whether there is such a stream."""
+        """Return True if this stream exists."""
         return name in self._topics
 
     def add_subscriber(self, name: str, place: RecipientSlot, style: Style) -> KlineRoom:
-        """Send a stream to a place, beginning with the bars as they are."""
+        """Subscribe a slot to a stream, and send it the current bars."""
         room = self._rooms.get(name)
         if room is None:
             topic, symbol = self._topics[name]
@@ -254,7 +264,7 @@ class KlineStreams:
         return room
 
     def remove_subscriber(self, room: KlineRoom, place: RecipientSlot, style: Style) -> None:
-        """Send it there no more; a room without subscribers is closed."""
+        """Remove a subscriber, then the stream if it has no more."""
         room.remove_slot(place, style)
         if not room.subscribers:
             del self._rooms[room.name]
@@ -262,7 +272,7 @@ class KlineStreams:
 
 
 class KlineClient:
-    """One connection that speaks Binance."""
+    """A connection with Binance's protocol."""
 
     __slots__ = ("_budget", "_link", "_rooms", "_streams", "_style")
 
@@ -275,20 +285,20 @@ class KlineClient:
         self._budget = TokenBucket(rate, 2 * rate) if rate else None
 
     def subscribe_from_path(self, names: Sequence[str]) -> None:
-        """Subscribe to what the address names."""
+        """Subscribe to the streams named in the address."""
         try:
             self._subscribe(self._new_streams(names))
         except _Invalid as error:
             self.refuse(error)
 
     def refuse(self, error: "_Invalid", request_id: Any = None) -> None:
-        """Answer a request that is wrong, in the shape that Binance's clients look for."""
+        """Send an error in the format that Binance's clients expect."""
         self._send_reply({"error": {"code": error.code, "msg": str(error)}, "id": request_id})
 
-    # ------------------------------------------------------------ from the link
+    # ------------------------------------------------------------ calls from the connection
 
     def on_message(self, message: str | bytes) -> None:
-        """Handle one message; every mistake is answered, a flood is ended."""
+        """Handle one message. An invalid one gets an error; too many close the connection."""
         if self._budget is not None and self._budget.try_take(self._streams.clock.monotonic()):
             self._link.disconnect(1008, "Too many requests")
             return
@@ -306,29 +316,29 @@ class KlineClient:
             self.refuse(error, request_id)
 
     def make_initial(self, topic: Topic) -> Frame | None:
-        """The newest bar of a topic, for a client that read too slowly to get each."""
+        """Return the newest bar of a topic, for a client that read too slowly to get every bar."""
         for room, _ in self._rooms.values():
             if room.topic == topic:
                 return room.newest(self._style)
         return None
 
     def on_fell_behind(self, topic: Topic) -> None:
-        """Bars of a topic had to be dropped."""
+        """Request the newest bar of a topic, because queued bars were dropped."""
         self._link.request_snapshot(topic)
 
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
-        """The server is about to close the connection."""
+        """Send Binance's event for a server that is about to close the connection."""
         event = {"e": "serverShutdown", "E": self._streams.clock.now_ms() * self._style.units_per_ms}
         self._link.send_reply(Frame.from_text(msgspec.json.encode(_wrapped("!serverShutdown", event, self._style))))
 
     def on_close(self) -> None:
-        """The socket is gone."""
+        """Unsubscribe from all streams: the socket is closed."""
         self._unsubscribe(list(self._rooms))
 
     # ------------------------------------------------------------ requests
 
     def _handle_request(self, request: dict[str, Any]) -> tuple[Any, Sequence[str]]:
-        """The result, and the streams that begin after it was told."""
+        """Return the result, and the streams to start after the result is sent."""
         method, params = request.get("method"), request.get("params", [])
         if method not in _METHODS:
             raise _Invalid(2, f"Invalid request: unknown method, expected one of {', '.join(_METHODS)}")
@@ -346,7 +356,11 @@ class KlineClient:
         return None, ()
 
     def _new_streams(self, names: Sequence[str]) -> Sequence[str]:
-        """Those of the streams that the client has not yet; all are there, or none is taken."""
+        """Return the streams that the client is not subscribed to yet.
+
+        Raises:
+            _Invalid: a stream does not exist, or there would be too many. Then none is added.
+        """
         new = [name for name in dict.fromkeys(names) if name not in self._rooms]
         for name in new:
             if not self._streams.is_known(name):
@@ -388,7 +402,7 @@ class KlineClient:
 
 
 class _Invalid(Exception):
-    """What is wrong with a request, with Binance's number for it."""
+    """An invalid request, with Binance's error code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -417,5 +431,8 @@ def _wrapped(stream: str, event: dict[str, Any], style: Style) -> dict[str, Any]
 
 
 def _shown(text: str) -> str:
-    """A piece of a client's own text for an error; a lone surrogate, which UTF-8 cannot carry, is replaced."""
+    """Return the start of a client's own text for an error message.
+
+    Lone surrogates, which UTF-8 cannot encode, are replaced.
+    """
     return text[:_SHOWN].encode("utf-8", "replace").decode()

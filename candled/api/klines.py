@@ -1,4 +1,4 @@
-"""Binance's klines off the same candles, so that what speaks Binance can read them.
+"""Binance's REST klines, served from the same candles, for programs that are written for Binance.
 
 Source: Binance's spot REST API, "Market Data endpoints" and "Error codes".
 """
@@ -28,7 +28,7 @@ _CODES = {
     "unavailable": -1001,
     "internal": -1000,
 }
-_UNSUPPORTED = -1020  # clients take -1000 for a trouble that passes, and ask again
+_UNSUPPORTED = -1020  # not -1000, which clients take for temporary and retry
 _NOT_HERE = "This operation is not supported: here are klines, uiKlines, exchangeInfo, time and ping, for GET."
 _UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
 _DECIMALS = 8
@@ -40,32 +40,36 @@ _NOT_ALLOWED = (
 
 
 class KlinesHandler(Handler):
-    """A resource of the facade. Refusals are Binance's: `{"code": -1121, "msg": "Invalid symbol."}`."""
+    """A Binance resource. Errors look like Binance's: `{"code": -1121, "msg": "Invalid symbol."}`."""
 
     def initialize(self, source: ApiContext, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
+        """Take the markets by Binance's names and the source of bars."""
         super().initialize(**shared)
         self.source = source
         self.markets = markets
 
     async def prepare(self) -> None:
+        """Count the request, and report the count in Binance's header."""
         await super().prepare()
         if self.verdict.count and not self._finished:
             self.set_header("X-MBX-USED-WEIGHT-1M", str(self.verdict.count))
 
     def write_error_body(self, refusal: ApiError) -> None:
+        """Write an error as Binance does."""
         code = int(refusal.code) if refusal.code.startswith("-") else _CODES.get(refusal.code, _UNSUPPORTED)
         self.write_json({"code": code, "msg": _NOT_HERE if code == _UNSUPPORTED else str(refusal)})
 
     def refuse_too_many(self, refusal: ApiError) -> None:
+        """Write the error, always as JSON."""
         self.write_error_body(refusal)
 
     # ------------------------------------------------------------ parameters
 
     def expect(self, *names: str) -> None:
-        """Refuse a query with other parameters than these.
+        """Check that the query has no other parameters than these.
 
         Raises:
-            Refusal: there is one.
+            ApiError: it has another one.
         """
         sent = self.request.query_arguments
         read = len(sent.keys() & {*names, "timeUnit"})
@@ -74,10 +78,10 @@ class KlinesHandler(Handler):
             raise ApiError(400, "-1104", message)
 
     def units_per_ms(self) -> int:
-        """Return how many units of an answer's times are a millisecond: 1, or 1000 where the client wants microseconds.
+        """Return the units of an answer's times per millisecond: 1, or 1,000 if the client requests microseconds.
 
         Raises:
-            Refusal: neither is asked for.
+            ApiError: the client requests another unit.
         """
         name = self.text_parameter("timeUnit")
         if name is None:
@@ -88,10 +92,10 @@ class KlinesHandler(Handler):
         return units
 
     def text_parameter(self, name: str) -> str | None:
-        """A parameter as it was sent, None if it was not.
+        """Return a parameter as it was sent; None if it was not sent.
 
         Raises:
-            Refusal: it was sent twice, or is no text.
+            ApiError: it was sent twice, or is not UTF-8.
         """
         given = self.request.query_arguments.get(name, [])
         if len(given) > 1:
@@ -102,7 +106,11 @@ class KlinesHandler(Handler):
             raise ApiError(400, "-1100", f"Illegal characters found in parameter '{name}'.") from None
 
     def required_parameter(self, name: str) -> str:
-        """A parameter that has to be sent."""
+        """Return a mandatory parameter.
+
+        Raises:
+            ApiError: it was not sent, or is empty.
+        """
         value = self.text_parameter(name)
         if not value:
             message = f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed."
@@ -110,7 +118,11 @@ class KlinesHandler(Handler):
         return value
 
     def int_parameter(self, name: str, default: int, most: int) -> int:
-        """A whole number; a larger one than `most` is `most`."""
+        """Return a non-negative whole number, at most `most`.
+
+        Raises:
+            ApiError: it is not a whole number.
+        """
         value = self.text_parameter(name)
         if value is None:
             return default
@@ -122,14 +134,21 @@ class KlinesHandler(Handler):
         return min(int(value), most)
 
     def moment(self, name: str, default: int, *, up: bool) -> int:
-        """Return a time in UTC epoch ms; one later than any candle is in microseconds, rounded `up` or down to ms."""
+        """Return a time in UTC epoch ms.
+
+        A value later than any candle counts as microseconds and is rounded `up` or down to milliseconds.
+        """
         at = self.int_parameter(name, default, most=10**20)
         if at > EVER_MS:
             at = -(-at // 1000) if up else at // 1000
         return min(at, EVER_MS)
 
     def market_parameter(self, name: str) -> MarketKey:
-        """The market of a symbol."""
+        """Return the market of a symbol.
+
+        Raises:
+            ApiError: the symbol is not served.
+        """
         market = self.markets.markets.get(name)
         if market is None:
             raise ApiError(400, "-1121", "Invalid symbol.")
@@ -140,6 +159,7 @@ class Klines(KlinesHandler):
     """`/api/v3/klines` and `/api/v3/uiKlines`."""
 
     async def answer(self) -> None:
+        """Answer with the requested bars."""
         self.expect("symbol", "interval", "startTime", "endTime", "timeZone", "limit")
         market = self.market_parameter(self.required_parameter("symbol"))
         interval = self.markets.intervals.get(self.required_parameter("interval"))
@@ -171,7 +191,11 @@ class Klines(KlinesHandler):
             self.write_json(b"[%b]" % page.columns[0])
 
     def _check_zone(self, interval: Interval) -> None:
-        """Bars begin by UTC; another zone is right only where its bars begin at the same times."""
+        """Check that bars begin at the same times in the requested time zone as in UTC.
+
+        Raises:
+            ApiError: they don't.
+        """
         zone = self.text_parameter("timeZone")
         if zone is None:
             return
@@ -183,9 +207,10 @@ class Klines(KlinesHandler):
 
 
 class ExchangeInfo(KlinesHandler):
-    """`/api/v3/exchangeInfo`: what a client needs to know the symbols. Nothing can be traded here."""
+    """`/api/v3/exchangeInfo`: the description of the symbols. No symbol can be traded here."""
 
     async def answer(self) -> None:
+        """Answer with the requested symbols."""
         names = self._requested_symbols()
         self.set_cache_headers(False)
         self.write_json(
@@ -248,6 +273,7 @@ class Time(KlinesHandler):
     """`/api/v3/time`."""
 
     async def answer(self) -> None:
+        """Answer with the server's time."""
         self.expect()
         self.write_json({"serverTime": self.source.clock.now_ms() * self.units_per_ms()})
 
@@ -256,14 +282,16 @@ class Ping(KlinesHandler):
     """`/api/v3/ping`."""
 
     async def answer(self) -> None:
+        """Answer with an empty object."""
         self.expect()
         self.write_json({})
 
 
 class UnknownPath(KlinesHandler):
-    """Any other path of the facade."""
+    """Any other path of this API."""
 
     async def answer(self) -> None:
+        """Answer 404."""
         raise ApiError(404, "not_found", _NOT_HERE)
 
 
@@ -277,5 +305,5 @@ def _limit(limit: RateLimit) -> dict[str, Any]:
 
 
 def _unit(decimals: int | None) -> str:
-    """Return the smallest step of a number with so many digits after the point; 0, no rule at Binance, if unknown."""
+    """Return the smallest step of a number with this many decimals; 0, which means no rule at Binance, if unknown."""
     return "0" if decimals is None else decimal_text(Decimal(1).scaleb(-decimals))

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description of the REST API, made of the operations that also read its queries."""
+"""The OpenAPI 3.1 description of the REST API, generated from the operations that also parse its queries."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,10 +46,10 @@ SCHEMAS: Mapping[str, Any] = {
             "low": _NUMBER,
             "close": _NUMBER,
             "volume": {**_NUMBER, "description": "in base currency"},
-            "quoteVolume": {**_NUMBER, "description": "absent where the exchange did not send it"},
+            "quoteVolume": {**_NUMBER, "description": "left out if the exchange does not send it"},
             "final": {
                 "type": "boolean",
-                "description": "whether the bar is over and its late versions had their chance",
+                "description": "true once the bar is over and the grace period for late updates has passed",
             },
         },
         optional=("quoteVolume",),
@@ -59,10 +59,10 @@ SCHEMAS: Mapping[str, Any] = {
             **_MARKET,
             "interval": {"type": "string"},
             "bars": _list({"$ref": "#/components/schemas/Bar"}),
-            "hasMore": {"type": "boolean", "description": "whether there are further bars in the direction of paging"},
+            "hasMore": {"type": "boolean", "description": "true if there are more bars in the direction of paging"},
             "oldest": {**_nullable(_TIME), "description": "when the first of these bars begins"},
-            "next": {"type": ["string", "null"], "description": "the following page, relative to this one's address"},
-            "epoch": {"type": "string", "description": "with seq: where the market's feed was, for `resume`"},
+            "next": {"type": ["string", "null"], "description": "the next page, relative to this one's address"},
+            "epoch": {"type": "string", "description": "with seq: the position of the market's feed, for `resume`"},
             "seq": {"type": "integer"},
         },
         optional=("epoch", "seq"),
@@ -94,7 +94,10 @@ SCHEMAS: Mapping[str, Any] = {
     "Coverage": _object(
         {
             **_MARKET,
-            "completeFrom": {**_nullable(_TIME), "description": "since when history is complete but for holes"},
+            "completeFrom": {
+                **_nullable(_TIME),
+                "description": "the time from which history is complete, except for known gaps",
+            },
             "days": _list(
                 _object(
                     {
@@ -123,25 +126,25 @@ SCHEMAS: Mapping[str, Any] = {
 _HEADERS: Mapping[str, Any] = {
     name: {"description": about, "schema": {"type": kind}}
     for name, kind, about in (
-        ("X-RateLimit-Limit", "integer", "requests a window allows"),
-        ("X-RateLimit-Remaining", "integer", "requests left in it"),
-        ("X-RateLimit-Reset", "integer", "when it ends, Unix seconds"),
+        ("X-RateLimit-Limit", "integer", "requests allowed per window"),
+        ("X-RateLimit-Remaining", "integer", "requests left in the window"),
+        ("X-RateLimit-Reset", "integer", "end of the window, Unix seconds"),
         ("RateLimit-Policy", "string", "the limit and the length of the window"),
-        ("RateLimit-Limit", "integer", "requests a window allows"),
-        ("RateLimit-Remaining", "integer", "requests left in it"),
-        ("RateLimit-Reset", "integer", "seconds until it ends"),
+        ("RateLimit-Limit", "integer", "requests allowed per window"),
+        ("RateLimit-Remaining", "integer", "requests left in the window"),
+        ("RateLimit-Reset", "integer", "seconds until the window ends"),
     )
 }
 
 
 def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
-    """The whole description."""
+    """Return the complete description."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "candled",
             "version": version,
-            "description": "Candles of the served markets: stored, exact, and with the running bar.",
+            "description": "Exact candles of the served markets: the stored bars and the forming bar.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": ".."}],
@@ -162,15 +165,15 @@ def _operation(operation: Operation) -> dict[str, Any]:
                 "headers": dict(_HEADERS),
                 "content": {kind: _content(schema) for kind, schema in operation.answers.items()},
             },
-            "304": {"description": "not changed since the answer whose ETag `If-None-Match` names"},
-            "400": _refusal("a parameter is not what was expected"),
-            "404": _refusal("there is no such symbol or exchange"),
+            "304": {"description": "unchanged since the answer with the ETag in `If-None-Match`"},
+            "400": _refusal("a parameter is invalid"),
+            "404": _refusal("the symbol or exchange is not served"),
             "429": {
-                **_refusal("the address has asked too often; `Retry-After` says for how many seconds"),
+                **_refusal("too many requests from this address; try again after `Retry-After` seconds"),
                 "content": {"application/json": _content("Error"), "text/html": {"schema": {"type": "string"}}},
             },
-            **({"501": _refusal("the server lacks what this format needs")} if len(operation.answers) > 1 else {}),
-            "503": _refusal("the store cannot be read now; `Retry-After` says when to ask again"),
+            **({"501": _refusal("the server cannot write this format")} if len(operation.answers) > 1 else {}),
+            "503": _refusal("the store cannot be read now; try again after `Retry-After` seconds"),
         },
     }
 

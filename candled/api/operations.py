@@ -1,4 +1,4 @@
-"""The operations of the REST API: what each takes and answers. Both reading a query and OpenAPI go by it."""
+"""The operations of the REST API: parameters and answers, used to parse queries and to generate OpenAPI."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MOST_GAPS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One GET: `answers` maps content types to names of schemas, None for what JSON schema cannot describe."""
+    """One GET. `answers` maps content types to schema names; None for formats that JSON Schema cannot describe."""
 
     path: str
     name: str
@@ -29,26 +29,26 @@ class Operation:
 
 
 def candles(directory: MarketCatalog) -> Operation:
-    """Bars of one market."""
+    """Return the operation for the bars of one market."""
     return Operation(
         path="/api/candles",
         name="getCandles",
         summary="Bars of one market and interval, oldest first",
         about=(
-            "Without `from` the newest `limit` bars before `to`; with `from` the first `limit` bars at or after it. "
-            "`next` leads to the following page in that direction and is null at the end. Every bar is whole and each "
-            "one says whether it is final; the running bar is among them. Formats other than json are streamed, and "
-            "without `limit` they hold the whole range."
+            "Without `from` you get the newest `limit` bars before `to`, with `from` the first `limit` bars at or "
+            "after it. `next` is the next page in that direction; it is null at the end. All bars are complete, and "
+            "`final` is false for the forming bar and others that may still change. Formats other than json are "
+            "streamed; without `limit` they contain the complete range."
         ),
         parameters=(
             *_market(directory),
             parameters.interval("interval", directory.intervals),
             parameters.whole(
-                "limit", "how many bars; by default 500, in the other formats all of the range", 1, MOST_BARS
+                "limit", "number of bars; by default 500, in formats other than json the complete range", 1, MOST_BARS
             ),
             parameters.moment("from", "the earliest opening time"),
             parameters.moment("to", "bars that open before this time"),
-            parameters.choice("format", "how the answer is written", ("json", *CONTENT_TYPES), "json"),
+            parameters.choice("format", "the format of the answer", ("json", *CONTENT_TYPES), "json"),
             parameters.numbers(),
         ),
         answers={"application/json": "Candles", **dict.fromkeys(CONTENT_TYPES.values())},
@@ -56,7 +56,7 @@ def candles(directory: MarketCatalog) -> Operation:
 
 
 def symbols(directory: MarketCatalog) -> Operation:
-    """The markets."""
+    """Return the operation for the served markets."""
     return Operation(
         path="/api/symbols",
         name="getSymbols",
@@ -67,7 +67,7 @@ def symbols(directory: MarketCatalog) -> Operation:
 
 
 def intervals() -> Operation:
-    """The lengths of bars."""
+    """Return the operation for the served intervals."""
     return Operation(
         path="/api/intervals",
         name="getIntervals",
@@ -77,28 +77,28 @@ def intervals() -> Operation:
 
 
 def exchanges() -> Operation:
-    """The exchanges."""
+    """Return the operation for the exchanges."""
     return Operation(
         path="/api/exchanges",
         name="getExchanges",
-        summary="The exchanges; the first one is meant where a request names none",
+        summary="The exchanges; the first one is the default of requests",
         answers={"application/json": "Exchanges"},
     )
 
 
 def coverage(directory: MarketCatalog) -> Operation:
-    """Which minutes are there, by day."""
+    """Return the operation for the stored minutes by day."""
     return Operation(
         path="/api/coverage",
         name="getCoverage",
-        summary="Day by day: how many minutes are there, and the holes with their reasons",
+        summary="By day: the number of stored minutes, and the gaps with their reasons",
         about=(
-            f"By default the last {DEFAULT_DAYS} days, at most the last {MOST_DAYS} of the range asked for. Days begin "
-            "at 00:00 UTC. Nothing is said of the time before history is complete, and of the last minute."
+            f"By default you get the last {DEFAULT_DAYS} days, and at most the last {MOST_DAYS} of the requested "
+            "range. Days begin at 00:00 UTC. The time before history is complete and the last minute are left out."
         ),
         parameters=(
             *_market(directory),
-            parameters.moment("from", f"the beginning; by default {DEFAULT_DAYS} days before `to`"),
+            parameters.moment("from", f"the start; by default {DEFAULT_DAYS} days before `to`"),
             parameters.moment("to", "the end; by default now"),
         ),
         answers={"application/json": "Coverage"},
@@ -106,28 +106,28 @@ def coverage(directory: MarketCatalog) -> Operation:
 
 
 def gaps(directory: MarketCatalog) -> Operation:
-    """What is missing."""
+    """Return the operation for the gaps of markets."""
     return Operation(
         path="/api/gaps",
         name="getGaps",
-        summary="Missing minutes and why, newest first",
+        summary="Gaps and their reasons, newest first",
         about=(
-            f"Of one market at most the last {MOST_DAYS} days of the range, of several at most the last 7. "
-            "`hasMore` says that there are more gaps in it than `limit`."
+            f"For one market you get at most the last {MOST_DAYS} days of the range, for several at most the last 7. "
+            "`hasMore` is true if the range has more gaps than `limit`."
         ),
         parameters=(
             parameters.text("symbol", "BASE/QUOTE; by default every market", values=_symbols(directory)),
             _exchange(directory, "the exchange; by default the first one, without a symbol all of them"),
-            parameters.moment("from", "the beginning; by default 7 days before `to`"),
+            parameters.moment("from", "the start; by default 7 days before `to`"),
             parameters.moment("to", "the end; by default now"),
-            parameters.whole("limit", "how many gaps", 1, MOST_GAPS, DEFAULT_GAPS),
+            parameters.whole("limit", "number of gaps", 1, MOST_GAPS, DEFAULT_GAPS),
         ),
         answers={"application/json": "Gaps"},
     )
 
 
 def description() -> Operation:
-    """OpenAPI."""
+    """Return the operation for the OpenAPI description itself."""
     return Operation(
         path="/api/openapi.json",
         name="getOpenapi",

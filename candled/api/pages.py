@@ -1,4 +1,4 @@
-"""Pages of bars: what is in memory joined with what is stored, each bar exactly once and none of them cut."""
+"""Pages of bars from memory and the store, each bar exactly once and always complete."""
 
 import random
 from bisect import bisect_left, bisect_right
@@ -15,7 +15,7 @@ from candled.rooms.encoded_bars import EncodedBarCache, Printer
 
 T = TypeVar("T")
 
-EVER_MS = 10**14  # later than any candle, and within what every store can hold
+EVER_MS = 10**14  # later than any candle, and within the range of every store
 MOST_BARS = 1000
 _ALL = 10**6  # more than memory holds
 _BELIEVED_S = 10.0
@@ -23,37 +23,68 @@ _DAY = Interval.parse("1D")
 
 
 class LiveSource(Protocol):
-    """The bars in memory; `candled.aggregate.live_bars.LiveBars` has them."""
+    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
 
-    def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]: ...
-    def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]: ...
-    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None: ...
-    def between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]: ...
-    def generation(self, key: MarketKey) -> int: ...
-    async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None: ...
-    def revision_of(self, key: MarketKey, interval: Interval) -> int: ...
-    def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int: ...
-    def settlements(self, key: MarketKey) -> int: ...
-    def is_behind(self, key: MarketKey) -> bool: ...
-    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool: ...
-    def settles(self, key: MarketKey, start_ms: int, end_ms: int) -> bool: ...
-    def feed_position(self, key: MarketKey) -> Position | None: ...
+    def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
+        """Return the newest bars, at most `count`, oldest first."""
+
+    def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
+        """Return the begins of the newest bars, at most `count`, oldest first."""
+
+    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
+        """Return the bar that begins at `open_ms`, or None."""
+
+    def between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+        """Return the bars in `[start_ms, end_ms)`, oldest first."""
+
+    def generation(self, key: MarketKey) -> int:
+        """Return a number that changes when the market is read from the store again."""
+
+    async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
+        """Load the newest `count` bars, waiting up to `patience_s` seconds for history to be fetched."""
+
+    def revision_of(self, key: MarketKey, interval: Interval) -> int:
+        """Return the number of the series' revision."""
+
+    def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
+        """Return the begin of the oldest bar that changed after `revision`."""
+
+    def settlements(self, key: MarketKey) -> int:
+        """Return a number that changes when bars may have become final."""
+
+    def is_behind(self, key: MarketKey) -> bool:
+        """Return True if the finality known here is out of date."""
+
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
+        """Return True if the bar is final."""
+
+    def settles(self, key: MarketKey, start_ms: int, end_ms: int) -> bool:
+        """Return True if all minutes in `[start_ms, end_ms)` are final."""
+
+    def feed_position(self, key: MarketKey) -> Position | None:
+        """Return the position of a market's feed; None if it is unknown."""
 
 
 class BarStore(Protocol):
-    """The reads this module needs; `candled.store.history.HistoryReader` has them, and joins identical ones."""
+    """The store reads this module needs; identical reads are joined.
 
-    async def read_bars(
-        self, market: MarketKey, interval: Interval, before_ms: int, limit: int
-    ) -> Sequence[Candle]: ...
+    `candled.store.history.HistoryReader` implements it.
+    """
+
+    async def read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> Sequence[Candle]:
+        """Return the last `limit` bars that begin before `before_ms`, oldest first."""
+
     async def read_bars_between(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
-    ) -> Sequence[Candle]: ...
-    async def served_from(self, market: MarketKey) -> int | None: ...
+    ) -> Sequence[Candle]:
+        """Return the bars in `[start_ms, end_ms)`, oldest first."""
+
+    async def served_from(self, market: MarketKey) -> int | None:
+        """Return the time from which bars are served; None if no bars are."""
 
 
 class HistoryRequest(NamedTuple):
-    """At most `limit` bars with `start_ms <= open_ms < end_ms`: the last of them, or the first."""
+    """A request for at most `limit` bars with `start_ms <= open_ms < end_ms`: the last or the first of them."""
 
     limit: int
     start_ms: int = 0
@@ -63,29 +94,27 @@ class HistoryRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some bars, oldest first; each says truly whether it is `final`.
-
-    `has_more`: the asked range holds further bars, older ones where the newest were asked for, else newer ones.
-    `settled`: nothing of the answer changes any more, unless history is repaired or more of it is fetched.
-    `position`: everything that the market's feed said up to there is in the bars.
-    """
+    """Some bars, oldest first, each with its current finality."""
 
     bars: tuple[Candle, ...]
+    #: True if the requested range has more bars: older ones for the newest bars, else newer ones.
     has_more: bool
+    #: True if the answer cannot change any more, except by repairs or more fetched history.
     settled: bool
+    #: The bars contain every change of the market's feed up to this position.
     position: Position | None = None
 
     @property
     def oldest_ms(self) -> int | None:
-        """When the oldest bar begins; None where there is none."""
+        """The begin of the oldest bar; None for an empty page."""
         return self.bars[0].open_ms if self.bars else None
 
 
 @dataclass(frozen=True, slots=True)
 class PrintedPage:
-    """The bars of a page as a dialect prints them: each column's texts with commas between them.
+    """The bars of a page as a dialect prints them: for each column, the texts joined with commas.
 
-    The other fields are as those of `Page`; `last_as_of_ms` is the exchange's clock when it stated the last bar.
+    The other fields are those of `Page`. `last_as_of_ms` is the exchange's time of the last bar's values.
     """
 
     columns: Sequence[bytes]
@@ -96,14 +125,14 @@ class PrintedPage:
     has_more: bool
     settled: bool
     position: Position | None
-    #: A strong ETag, where one is known without looking at the bytes.
+    #: A strong ETag, if it can be computed without the bytes.
     tag: str | None = None
-    #: The client has these bytes already; there are no columns then.
+    #: True if the client already has these bytes; `columns` is then empty.
     is_known: bool = False
 
 
 class _Beginning(NamedTuple):
-    """The first bar of all, as the store said until when it is believed, if its past does not change before."""
+    """A market's very first bar, as read from the store. Valid `until` a time, or until the market's past changes."""
 
     first_ms: int
     generation: int
@@ -111,24 +140,25 @@ class _Beginning(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Bars that are all in memory: those that open at `times[first:stop]`; `times` go on to the newest bar."""
+    """Bars that are all in memory: those that begin at `times[first:stop]`. `times` continue to the newest bar."""
 
     times: Sequence[int]
     first: int
     stop: int
-    end_ms: int  # of the range that they are the bars of
+    end_ms: int  # end of the range that these bars cover
     has_more: bool
 
     @property
     def chosen(self) -> Sequence[int]:
+        """Begins of the bars."""
         return self.times[self.first : self.stop]
 
 
 class BarReader:
-    """Reads bars for whoever serves them. A page costs a bounded number of bounded reads of the store.
+    """Reads pages of bars. A page costs a bounded number of bounded reads of the store.
 
-    What memory has is answered from there alone; with `printed`, from texts that are kept. Every method raises
-    `Unavailable` where the store cannot be read now.
+    Bars in memory are not read from the store; `printed` uses cached texts for them. Every method raises `Unavailable`
+    if the store cannot be read.
     """
 
     def __init__(self, live: LiveSource, stored: BarStore, texts: EncodedBarCache, clock: Clock) -> None:
@@ -136,14 +166,14 @@ class BarReader:
         self._stored = stored
         self._texts = texts
         self._clock = clock
-        self._name = f"{random.getrandbits(48):x}"  # in ETags, whose numbers count in this process
-        # where the store had nothing older than what memory has: until when that is believed
+        self._name = f"{random.getrandbits(48):x}"  # part of ETags, because their version numbers are per process
+        # series whose first bar is in memory, so the store has no older ones
         self._begins: dict[tuple[MarketKey, Interval], _Beginning] = {}
 
     def printed_now(
         self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str = ""
     ) -> PrintedPage | None:
-        """Return what `printed` does, if memory has it: nothing is waited for."""
+        """Return the result of `printed` if it can be made from memory without waiting, else None."""
         span = self._in_memory(market, interval, asked)
         if span is None or (printer.cares and self._live.is_behind(market)):
             return None
@@ -155,7 +185,7 @@ class BarReader:
         form = self._texts.get_form(Topic(market, interval), printer)
         settlements = self._live.settlements(market)
         form.refresh(self._live, settlements)
-        held = bisect_right(times, form.last_ms)  # texts that are kept stay, even if fewer bars are asked for now
+        held = bisect_right(times, form.last_ms)  # keep cached texts, even if fewer bars are requested now
         begin = min(first, held - 1) if held else first
         form.load_bars(self._live, times[begin:], len(times) - 1 - begin, settlements)
         last = self._live.get_bar(market, interval, times[stop - 1])
@@ -188,14 +218,14 @@ class BarReader:
     async def printed(
         self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str = ""
     ) -> PrintedPage:
-        """Return the asked bars, oldest first, as `page` does, but printed, if none of the ETags `known` is theirs."""
+        """Return the requested bars, oldest first and printed; without the texts if `known` contains their ETag."""
         page = self.printed_now(market, interval, printer, asked, known)
         if page is None and self._is_tail(market, interval, asked):
             await self._readable(self._live.load_bars(market, interval, asked.limit + 1, 0.0))
             page = self.printed_now(market, interval, printer, asked, known)
         if page is None:
             read = await self._read_page(market, interval, asked)
-            # it may be known only now that memory has all of it: then the next answer has the same tag
+            # If reading has shown that memory has all bars of the page, this answer gets the same tag as later ones.
             page = self.printed_now(market, interval, printer, asked, known) or print_page(read, printer)
         return page
 
@@ -209,16 +239,17 @@ class BarReader:
         limit: int,
         newest_first: bool = True,
     ) -> Page:
-        """At most `limit` bars with `start_ms <= open_ms < end_ms`, oldest first: the last or the first of them.
+        """Return at most `limit` bars with `start_ms <= open_ms < end_ms`, oldest first: the last or the first of them.
 
-        The running bar is among them. A bar that begins before anything that is stored is not: it would be cut.
+        The forming bar is included. A bar that begins before the first stored minute is not, because it would be
+        incomplete.
         """
         return await self._read_page(market, interval, HistoryRequest(limit, start_ms, end_ms, newest_first))
 
     async def walk_pages(
         self, market: MarketKey, interval: Interval, *, start_ms: int = 0, end_ms: int = EVER_MS
     ) -> AsyncIterator[Page]:
-        """All bars of a range, page by page, oldest first; at least one page."""
+        """Yield all bars of a range page by page, oldest first; at least one page."""
         while True:
             page = await self.read_page(
                 market, interval, start_ms=start_ms, end_ms=end_ms, limit=MOST_BARS, newest_first=False
@@ -231,14 +262,17 @@ class BarReader:
     async def read_history(
         self, market: MarketKey, interval: Interval, before_ms: int, limit: int
     ) -> tuple[Sequence[Candle], bool]:
-        """The last `limit` bars with `open_ms < before_ms`, oldest first, and whether nothing older exists."""
+        """Return the last `limit` bars with `open_ms < before_ms`, oldest first, and True if no older bars exist."""
         page = await self.read_page(market, interval, end_ms=before_ms, limit=limit)
         return page.bars, not page.has_more
 
     async def read_day(self, market: MarketKey, intervals: Iterable[Interval]) -> tuple[Candle, Candle | None] | None:
-        """The newest UTC day so far as one bar, and the last bar before it; folded from one of the served `intervals`.
+        """Return the current UTC day so far as one bar, and the last bar before it.
 
-        None: there is nothing of this market.
+        The day is that of the newest bar, folded from the longest of `intervals` that fits.
+
+        Returns:
+            None if no bars exist.
         """
         interval = max((one for one in intervals if one.ms <= _DAY.ms), default=MINUTE)
         newest = await self.read_page(market, interval, limit=1)
@@ -258,7 +292,7 @@ class BarReader:
         return await self._readable(self._joined_page(market, interval, *asked))
 
     def _in_memory(self, market: MarketKey, interval: Interval, asked: HistoryRequest) -> _Span | None:
-        """Return the bars of a page if memory has them all, and knows whether there are more; else None."""
+        """Return the bars of a page if memory has them all and it is known if there are more; else None."""
         limit, start_ms, end_ms, newest_first = asked
         times = self._live.newest_times(market, interval, _ALL)
         if not times:
@@ -280,7 +314,7 @@ class BarReader:
         return _Span(times, first, stop, end_ms, count > limit)
 
     def _begins_with(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> bool:
-        """Return whether nothing older than these bars exists, as far as the store said lately."""
+        """Return True if no bars older than these exist, by a recent read of the store."""
         known = self._begins.get((market, interval))
         if known is None or known[:2] != (times[0], self._live.generation(market)):
             return False
@@ -294,7 +328,7 @@ class BarReader:
         return Page(judged, span.has_more, settled, position)
 
     def _finality(self, market: MarketKey, interval: Interval, span: _Span) -> tuple[bool, bool]:
-        """Return whether a page of these bars is settled, and whether its last bar is final."""
+        """Return two flags: True if the page is settled, and True if its last bar is final."""
         settles, length_ms = self._live.settles, interval.ms
         if span.first == span.stop:
             return span.end_ms <= self._settled_ms(market, interval, span.times), False
@@ -312,11 +346,11 @@ class BarReader:
     async def _readable(self, reading: Awaitable[T]) -> T:
         try:
             return await reading
-        except StoreRejected as error:  # it is not open yet, or broken: to a client it is unavailable
+        except StoreRejected as error:  # not open yet, or broken: for a client it is unavailable
             raise Unavailable(str(error)) from error
 
     def _is_tail(self, market: MarketKey, interval: Interval, asked: HistoryRequest) -> bool:
-        """Return whether bars up to the newest are asked for, as many as memory may have to keep for a room too."""
+        """Return True if the newest bars are requested, in a number that memory may have to keep for a room too."""
         newest = self._live.newest_times(market, interval, 1)
         return bool(newest) and asked.newest_first and asked.limit <= MOST_BARS and asked.end_ms > newest[0]
 
@@ -331,7 +365,7 @@ class BarReader:
         start_ms, end_ms = max(start_ms, since_ms), min(end_ms, EVER_MS)
         memory = self._live.newest_bars(market, interval, _ALL)
         settled_ms = self._settled_ms(market, interval, [bar.open_ms for bar in memory])
-        seam_ms = memory[0].open_ms if memory else EVER_MS  # every bar from there on is in memory
+        seam_ms = memory[0].open_ms if memory else EVER_MS  # all bars from this one on are in memory
         held = [bar for bar in memory if start_ms <= bar.open_ms < end_ms]
         read = self._read_last if newest_first else self._read_first
         bars = await read(market, interval, start_ms, min(end_ms, seam_ms), held, limit + 1)
@@ -360,10 +394,10 @@ class BarReader:
     async def _read_first(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, held: list[Candle], count: int
     ) -> list[Candle]:
-        """The first `count` of the stored bars in `[start_ms, end_ms)` followed by the held ones.
+        """Return the first `count` bars, from the stored ones in `[start_ms, end_ms)` and the newer `held` ones.
 
-        Where none is missing they all lie in the first stretch. Farther on the stretches grow, so that a long gap
-        costs few reads; one that turns out to hold more than was read is read again in smaller ones.
+        Without gaps they all lie in the first stretch. Later stretches grow, so that a long gap costs few reads. A
+        stretch with more bars than were read is read again in smaller parts.
         """
         found: list[Candle] = []
         dense_ms = count * interval.ms
@@ -383,18 +417,18 @@ class BarReader:
         return [*found, *held][:count]
 
     def _with_finality(self, market: MarketKey, interval: Interval, bar: Candle) -> Candle:
-        """The bar, saying whether it is final."""
+        """Return the bar with its current finality."""
         final = self._live.is_final(market, interval, bar)
         return bar if bar.final == final else bar._replace(final=final)
 
     def _settled_ms(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> int:
-        """Return the end of the newest final bar in memory, UTC epoch ms; 0 where there is none."""
+        """Return the end of the newest final bar in memory, UTC epoch ms; 0 if there is none."""
         settles, length_ms = self._live.settles, interval.ms
         return next((at_ms + length_ms for at_ms in reversed(times) if settles(market, at_ms, at_ms + length_ms)), 0)
 
 
 def print_page(page: Page, printer: Printer) -> PrintedPage:
-    """Print each bar of a page."""
+    """Return a page with each bar printed."""
     bars = page.bars
     rows = [printer.print(bar, bar.final) for bar in bars]
     return PrintedPage(

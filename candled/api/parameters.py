@@ -1,4 +1,4 @@
-"""Query parameters: declared once, read strictly, and described in OpenAPI by the same declaration."""
+"""Query parameters: declared once, parsed strictly, and described in OpenAPI by the same declaration."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ _RFC3339 = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """One query parameter. `read` raises `ValueError` with what was expected; `schema` is its JSON schema."""
+    """One query parameter. `read` raises `ValueError` for an invalid value; `schema` is its JSON schema."""
 
     name: str
     about: str
@@ -32,10 +32,10 @@ class Parameter:
 
 
 def read_query(parameters: Sequence[Parameter], query: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
-    """Return the values of all `parameters`; what the query has beside them is ignored.
+    """Return the values of all `parameters`, ignoring others in the query.
 
     Raises:
-        Refusal: one is missing, there twice, no text, or not what was expected; the first of them is named.
+        ApiError: one is missing, sent twice, not UTF-8 or invalid. The message names the first such parameter.
     """
     values = {}
     for parameter in parameters:
@@ -61,10 +61,10 @@ def read_query(parameters: Sequence[Parameter], query: Mapping[str, Sequence[byt
 
 
 def refuse_unknown(parameters: Sequence[Parameter], query: Mapping[str, Sequence[bytes]]) -> None:
-    """Refuse a query with another parameter than these: a misspelled one would change the answer unnoticed.
+    """Check that the query has no unknown parameter: a misspelled one would change the answer unnoticed.
 
     Raises:
-        Refusal: there is one; the first is named.
+        ApiError: it has one; the message names the first.
     """
     names = [parameter.name for parameter in parameters]
     for name in query:
@@ -81,7 +81,7 @@ def _expected(parameter: Parameter) -> str:
 
 
 def whole(name: str, about: str, at_least: int, at_most: int, default: int | None = None) -> Parameter:
-    """A whole number, digits only."""
+    """Return a parameter for a whole number, digits only."""
 
     def read(text: str) -> int:
         if not _WHOLE.fullmatch(text) or not at_least <= int(text) <= at_most:
@@ -98,7 +98,10 @@ def whole(name: str, about: str, at_least: int, at_most: int, default: int | Non
 
 
 def moment(name: str, about: str, default: int | None = None) -> Parameter:
-    """A time, ISO 8601 or UTC epoch milliseconds; read as the latter. What lies before 1970 is 1970."""
+    """Return a parameter for a time: ISO 8601 or UTC epoch milliseconds, read as the latter.
+
+    Times before 1970 become 0.
+    """
     schema = {
         "title": "an ISO 8601 time such as 2024-10-24T10:00:00Z, or UTC epoch milliseconds",
         "anyOf": [
@@ -110,10 +113,10 @@ def moment(name: str, about: str, default: int | None = None) -> Parameter:
 
 
 def read_moment(text: str) -> int:
-    """UTC epoch milliseconds of a time that is written as such or as ISO 8601.
+    """Return a time, given as ISO 8601 or UTC epoch milliseconds, in UTC epoch ms.
 
     Raises:
-        ValueError: neither, or later than any candle.
+        ValueError: it is neither, or later than any candle.
     """
     if _WHOLE.fullmatch(text):
         at_ms = int(text)
@@ -123,17 +126,17 @@ def read_moment(text: str) -> int:
     match = _RFC3339.fullmatch(text)
     if match is None:
         raise ValueError
-    if (match[1] or match[2]) == "0000":  # RFC 3339 has that year, Python has not
+    if (match[1] or match[2]) == "0000":  # a year in RFC 3339, but not in Python
         return 0
     try:
-        # a + that nobody escaped arrives as a space
+        # an unescaped + arrives as a space
         return max(0, min(parse_iso_ms(text.upper().replace(",", ".").replace(" ", "+")), EVER_MS))
-    except OverflowError:  # the first or last day of all years, moved out of them by its offset
+    except OverflowError:  # an offset moved the time out of the years 1 to 9999
         return 0 if text.startswith("0001") else EVER_MS
 
 
 def seconds(name: str, about: str, default: int) -> Parameter:
-    """A time in Unix seconds; read as UTC epoch milliseconds. What lies before 1970, as charts ask for it, is 1970."""
+    """Return a parameter for Unix seconds, read as UTC epoch ms. Times before 1970, which charts may send, become 0."""
 
     def read(text: str) -> int:
         if not _SIGNED.fullmatch(text):
@@ -145,7 +148,7 @@ def seconds(name: str, about: str, default: int) -> Parameter:
 
 
 def choice(name: str, about: str, values: Sequence[str], default: str | None = None, **more: Any) -> Parameter:
-    """One of a few words."""
+    """Return a parameter with a few allowed values."""
 
     def read(text: str) -> str:
         if text not in values:
@@ -159,7 +162,7 @@ def choice(name: str, about: str, values: Sequence[str], default: str | None = N
 
 
 def interval(name: str, intervals: Mapping[str, Interval], **more: Any) -> Parameter:
-    """One of the served intervals, read as `Interval`."""
+    """Return a parameter for a served interval, read as `Interval`."""
 
     def read(text: str) -> Interval:
         if text not in intervals:
@@ -171,14 +174,14 @@ def interval(name: str, intervals: Mapping[str, Interval], **more: Any) -> Param
 
 
 def numbers() -> Parameter:
-    """How numbers of bars are written; read as what `candled.protocol.messages.bar_text` takes."""
-    about = "string: prices and volumes are JSON strings, which keep every digit where JSON numbers become floats"
+    """Return the parameter for the format of numbers, read as flags for `candled.protocol.messages.bar_text`."""
+    about = "string: prices and volumes are JSON strings, which keep every digit if your JSON numbers become floats"
     words = choice("numbers", about, tuple(NUMBERS), "number")
     return replace(words, read=lambda text: NUMBERS[words.read(text)], default=NUMBERS["number"])
 
 
 def text(name: str, about: str, *, values: Sequence[str] = (), required: bool = False) -> Parameter:
-    """Any text; `values` are those that mean something, which whoever reads it checks."""
+    """Return a parameter for any text. `values` are documented but not checked."""
     schema: dict[str, Any] = {"type": "string", "title": about}
     if values:
         schema["enum"] = list(values)

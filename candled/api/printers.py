@@ -1,4 +1,4 @@
-"""How each dialect prints a bar, for answers whose bars are kept encoded."""
+"""The printers of the HTTP dialects, for answers made from cached texts."""
 
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from candled.rooms.encoded_bars import Printer
 
 @lru_cache(maxsize=4)
 def json_printer(numbers: int = 0) -> Printer:
-    """Return the printer of `/api/candles`: a bar as on the WebSocket, with whether it is final."""
+    """Return the printer of `/api/candles`: a bar as on the WebSocket, including `final`."""
 
     def texts(bar: Candle, final: bool) -> tuple[str]:
         return (bar_text(bar, FINAL | numbers, final=final),)
@@ -19,9 +19,9 @@ def json_printer(numbers: int = 0) -> Printer:
 
 @lru_cache(maxsize=64)
 def klines_printer(interval: Interval, units_per_ms: int = 1) -> Printer:
-    """Return the printer of Binance's rows, whose times are in so many units a millisecond.
+    """Return the printer of Binance's rows, with times in `units_per_ms` units per millisecond.
 
-    What no candle says is 0: trades, what takers bought, a quote volume that was not sent.
+    Values that candles don't have are 0: the number of trades, the taker volumes, and a missing quote volume.
     """
 
     def texts(bar: Candle, _: bool) -> tuple[str]:

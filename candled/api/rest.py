@@ -28,26 +28,30 @@ _SEVERAL_MS = 7 * gaps.DAY_MS
 
 
 class CoverageStore(gaps.GapStore, Protocol):
-    """The reads of the store beside pages."""
+    """The store reads besides pages of bars."""
 
-    async def complete_from(self, market: MarketKey) -> int | None: ...
-    async def served_from(self, market: MarketKey) -> int | None: ...
+    async def complete_from(self, market: MarketKey) -> int | None:
+        """Return the time from which history is complete except for known gaps; None if it is not known."""
+
+    async def served_from(self, market: MarketKey) -> int | None:
+        """Return the time from which bars are served; None if no bars are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiContext:
-    """Where answers come from."""
+    """The sources of answers."""
 
     directory: MarketCatalog
     pages: BarReader
     stored: CoverageStore
     clock: Clock
-    #: What the exchange says of a market's numbers, and what its candles show of them.
+    #: The decimals that the exchange declares for a market.
     decimals: Callable[[MarketKey], Decimals]
+    #: The decimals seen in a market's candles.
     seen_decimals: Callable[[MarketKey], Decimals]
 
     def likely_decimals(self, market: MarketKey) -> Decimals:
-        """Return what the exchange says of a market's numbers, and where it says nothing what its candles show."""
+        """Return the decimals that the exchange declares for a market, or else those seen in its candles."""
         return self.decimals(market).or_else(self.seen_decimals(market))
 
 
@@ -55,6 +59,7 @@ class RestHandler(Handler):
     """A resource of the REST API."""
 
     def initialize(self, operation: Operation, source: ApiContext, **shared: Any) -> None:  # type: ignore[override]
+        """Take the operation and the sources of answers."""
         super().initialize(**shared)
         self.operation = operation
         self.source = source
@@ -63,16 +68,16 @@ class RestHandler(Handler):
         """Return the values of the query's parameters.
 
         Raises:
-            Refusal: one is not what was expected, or there is another one.
+            ApiError: one is invalid or unknown.
         """
         refuse_unknown(self.operation.parameters, self.request.query_arguments)
         return read_query(self.operation.parameters, self.request.query_arguments)
 
     def market_parameter(self, values: Mapping[str, Any]) -> MarketKey:
-        """The market a query is about.
+        """Return the market of a query.
 
         Raises:
-            Refusal: it is not served.
+            ApiError: it is not served.
         """
         return self.source.directory.find_market(values["exchange"], values["symbol"])
 
@@ -81,6 +86,7 @@ class Candles(RestHandler):
     """`/api/candles`."""
 
     async def answer(self) -> None:
+        """Answer with a page of bars, or stream the complete range."""
         values = self.read_query()
         market = self.market_parameter(values)
         name, limit = values["format"], values["limit"]
@@ -116,7 +122,7 @@ class Candles(RestHandler):
         return b'%b,"bars":[%b],%b}' % (head.encode(), page.columns[0], more.encode())
 
     def _next_path(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> str | None:
-        """Return the following page in the direction of this one, as a reference relative to this request's address."""
+        """Return the next page in the direction of this one, as a reference relative to this request's address."""
         if not page.has_more or page.last_ms is None:
             return None
         asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
@@ -133,7 +139,7 @@ class Candles(RestHandler):
         return f"?{urlencode(asked, safe='/:')}"
 
     async def _stream_range(self, market: MarketKey, values: Mapping[str, Any]) -> None:
-        """The whole range, page by page as the client takes them."""
+        """Write the complete range page by page, as fast as the client reads it."""
         form = make_format(values["format"], market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[values["format"]])
         self.set_header("Cache-Control", "no-store")
@@ -145,16 +151,16 @@ class Candles(RestHandler):
         )
         waiting, has_begun = form.begin(), False
         try:
-            async for page in pages:  # the first one is read before anything is sent, so that it can still be refused
+            async for page in pages:  # the first one is read before sending, so that the answer can still be an error
                 has_begun = True
                 is_taken = await self.send_part(waiting + form.page(page.bars))
-                if not is_taken or self.request.method == "HEAD":  # a HEAD is over with its headers
+                if not is_taken or self.request.method == "HEAD":  # a HEAD only needs the headers
                     return
                 waiting = b""
         except CandledError:
             if not has_begun:
                 raise
-            logger.warning("%s: broken off, the store cannot be read", self.request.path)
+            logger.warning("%s: answer broken off, the store cannot be read", self.request.path)
             self.abort()
             return
         await self.send_part(form.end())
@@ -164,6 +170,7 @@ class Symbols(RestHandler):
     """`/api/symbols`."""
 
     async def answer(self) -> None:
+        """Answer with the served markets."""
         wanted = self.read_query()["exchange"]
         directory = self.source.directory
         if wanted is not None:
@@ -189,6 +196,7 @@ class Intervals(RestHandler):
     """`/api/intervals`."""
 
     async def answer(self) -> None:
+        """Answer with the served intervals."""
         self.read_query()
         self.set_cache_headers(False)
         self.write_json(
@@ -200,6 +208,7 @@ class Exchanges(RestHandler):
     """`/api/exchanges`."""
 
     async def answer(self) -> None:
+        """Answer with the exchanges."""
         self.read_query()
         directory = self.source.directory
         counts = {name: sum(key.exchange == name for key in directory.markets) for name in directory.exchanges}
@@ -215,10 +224,13 @@ class Exchanges(RestHandler):
 
 
 class Period:
-    """The minutes that a question about gaps is about: over long enough ago that they should be there."""
+    """The range of minutes of a request about gaps.
+
+    It ends a minute ago, so that all its minutes can be expected in the store.
+    """
 
     def __init__(self, values: Mapping[str, Any], clock: Clock, default_ms: int, most_ms: int) -> None:
-        now_ms = clock.now_ms() - MINUTE_MS  # the last one may still be on its way
+        now_ms = clock.now_ms() - MINUTE_MS  # the last minute may not have arrived yet
         end_ms = now_ms if values["to"] is None else min(values["to"], now_ms)
         self.end_ms = MINUTE.floor(end_ms)
         start_ms = self.end_ms - default_ms if values["from"] is None else values["from"]
@@ -229,6 +241,7 @@ class Coverage(RestHandler):
     """`/api/coverage`."""
 
     async def answer(self) -> None:
+        """Answer with the stored minutes and gaps of each day."""
         values = self.read_query()
         market = self.market_parameter(values)
         day_ms = gaps.DAY_MS
@@ -257,6 +270,7 @@ class Gaps(RestHandler):
     """`/api/gaps`."""
 
     async def answer(self) -> None:
+        """Answer with the gaps of one or several markets."""
         values = self.read_query()
         if values["symbol"] is not None:
             markets, most_ms = [self.market_parameter(values)], operations.MOST_DAYS * gaps.DAY_MS
@@ -274,7 +288,7 @@ class Gaps(RestHandler):
         self.write_json({"gaps": [_plain(*one) for one in found[:limit]], "hasMore": len(found) > limit})
 
     async def _newest_gaps(self, market: MarketKey, period: Period, limit: int) -> list[gaps.Gap]:
-        """At least the newest `limit` gaps of a market, or all of them."""
+        """Return the newest `limit` gaps of a market or more; all of them if there are fewer."""
         since_ms = await self.source.stored.served_from(market)
         found: list[gaps.Gap] = []
         if since_ms is None:
@@ -282,7 +296,7 @@ class Gaps(RestHandler):
         start_ms = max(period.start_ms, since_ms)
         async for some in gaps.read_gaps(self.source.stored, market, start_ms, period.end_ms):
             found = gaps.joined([*some, *found])
-            if len(found) > limit:  # the first of them may go on in the week before
+            if len(found) > limit:  # one more, because the first may continue in the week before
                 break
         return found
 
@@ -291,10 +305,12 @@ class Description(Handler):
     """`/api/openapi.json`."""
 
     def initialize(self, all_operations: tuple[Operation, ...], **shared: Any) -> None:  # type: ignore[override]
+        """Take the operations to describe."""
         super().initialize(**shared)
         self.all_operations = all_operations
 
     async def answer(self) -> None:
+        """Answer with the OpenAPI description."""
         refuse_unknown((), self.request.query_arguments)
         self.set_cache_headers(False)
         self.write_json(document(self.all_operations, __version__))

@@ -1,4 +1,4 @@
-"""All routes of the API, for whoever mounts them on a server."""
+"""All routes of the API, for a server to mount."""
 
 import logging
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Stream = tuple[str, Callable[[RecipientConnection, str], KlineClient]]
 
 
 def make_routes(config: Config, source: ApiContext, counter: Counter, clock: Clock) -> list[Route]:
-    """The routes that the settings want; `counter` counts the requests of each address."""
+    """Return the routes enabled in the settings. `counter` counts the requests of each address."""
     limits = config.limits
     gate = AccessPolicy(config.server.allowed_origins, networks(config.server.trusted_proxies))
 
@@ -104,12 +104,12 @@ def make_streams(
     publish: Callable[[Recipients, Frame], None],
     clock: Clock,
 ) -> list[Stream]:
-    """The paths of kline streams, if the settings want them; `make_reader` makes a client of our own protocol."""
+    """Return the paths of kline streams, if enabled. `make_reader` makes a client of candled's own protocol."""
     settings = config.klines
     if not settings.enabled:
         return []
     markets = BinanceMarkets(source.directory, settings.exchange or source.directory.default)
     streams = KlineStreams(markets, bars, make_reader, publish, clock, config.server.max_messages_per_second)
-    bare = [f"{settings.prefix}/ws"] if settings.prefix else ["/", "/ws"]  # candled's own as well
+    bare = [f"{settings.prefix}/ws"] if settings.prefix else ["/", "/ws"]  # shared with candled's own protocol
     raw = [*bare, rf"{settings.prefix}/ws/.*"]
     return [*((path, streams.make_raw) for path in raw), (rf"{settings.prefix}/stream", streams.make_combined)]

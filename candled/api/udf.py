@@ -1,4 +1,4 @@
-"""TradingView's UDF below `/udf`: every answer is JSON that its adapter reads whatever the HTTP status.
+"""TradingView's UDF below `/udf`. All answers are JSON that its adapter reads, with any HTTP status.
 
 Source: "UDF" in the Charting Library's documentation, and the behaviour of its published UDF adapter.
 """
@@ -24,7 +24,7 @@ _MOST_FOUND = 100
 _MOST_MARKS = 200
 _MARKED_MS = 92 * gaps.DAY_MS
 _DAY = "1D"
-_PRICE_DECIMALS = 2  # of a market without a candle
+_PRICE_DECIMALS = 2  # for a market without candles
 _VOLUME_DECIMALS = 8
 
 _SYMBOL = text("symbol", "a symbol such as BITGET:BTCUSDT", required=True)
@@ -34,36 +34,39 @@ _TO = seconds("to", "the end, Unix seconds", EVER_MS)
 
 
 class UdfHandler(Handler):
-    """A resource of the UDF. What a client got wrong is told with status 200, as TradingView's own tests want it."""
+    """A UDF resource. A client's errors are answered with status 200, as TradingView's own tests require."""
 
     parameters: ClassVar[Sequence[Parameter]] = ()
 
     def initialize(self, source: ApiContext, next_time: str, **shared: Any) -> None:  # type: ignore[override]
+        """Take the sources of answers and the unit of `nextTime`."""
         super().initialize(**shared)
         self.source = source
         self.next_time = next_time
 
     def write_error_body(self, refusal: ApiError) -> None:
+        """Write an error as UDF does."""
         if refusal.status in (400, 404) and refusal.code != "not_found":
             self.set_status(200)
         self.write_json({"s": "error", "errmsg": str(refusal)})
 
     def refuse_too_many(self, refusal: ApiError) -> None:
+        """Write the error, always as JSON."""
         self.write_error_body(refusal)
 
     def read_query(self) -> dict[str, Any]:
-        """The values of the query's parameters.
+        """Return the values of the query's parameters.
 
         Raises:
-            Refusal: one is not what was expected.
+            ApiError: one is invalid.
         """
         return read_query(self.parameters, self.request.query_arguments)
 
     def market_parameter(self, name: str) -> MarketKey:
-        """The market of a ticker.
+        """Return the market of a ticker.
 
         Raises:
-            Refusal: there is none.
+            ApiError: it is not served.
         """
         market = self.source.directory.by_ticker(name)
         if market is None:
@@ -71,10 +74,10 @@ class UdfHandler(Handler):
         return market
 
     def interval_parameter(self, name: str) -> Interval:
-        """The interval of a resolution; `D` is `1D`.
+        """Return the interval of a resolution. `D` is `1D`.
 
         Raises:
-            Refusal: it is not served.
+            ApiError: it is not served.
         """
         known = {resolution(one): one for one in self.source.directory.intervals.values()}
         found = known.get(name) or known.get(f"1{name}")
@@ -85,9 +88,10 @@ class UdfHandler(Handler):
         return found
 
     def decimals_of(self, market: MarketKey) -> tuple[int, int]:
-        """Return the digits after the point that a chart shows of prices and volumes.
+        """Return the decimals that a chart shows for prices and volumes.
 
-        Prices that the exchange says nothing of have those of its candles; volumes might need more later.
+        If the exchange declares none, prices get those seen in its candles, and volumes 8 because later ones may need
+        more.
         """
         volume = self.source.decimals(market).volume
         price = self.source.likely_decimals(market).price
@@ -98,6 +102,7 @@ class Config(UdfHandler):
     """`/udf/config`."""
 
     async def answer(self) -> None:
+        """Answer with the server's features."""
         directory = self.source.directory
         names = directory.exchanges
         self.set_cache_headers(False)
@@ -118,11 +123,12 @@ class Config(UdfHandler):
 
 
 class Symbols(UdfHandler):
-    """`/udf/symbols`: a success must not have a key `s`."""
+    """`/udf/symbols`. A successful answer must not have a key `s`."""
 
     parameters = (_SYMBOL,)
 
     async def answer(self) -> None:
+        """Answer with the description of a market."""
         market = self.market_parameter(self.read_query()["symbol"])
         self.set_cache_headers(False)
         self.write_json(self._symbol_info(market))
@@ -160,6 +166,7 @@ class SymbolInfo(UdfHandler):
     parameters = (text("group", "an exchange such as BITGET"),)
 
     async def answer(self) -> None:
+        """Answer with the descriptions of an exchange's markets."""
         directory = self.source.directory
         group = self.read_query()["group"]
         markets = [key for key in directory.markets if group is None or key.exchange.upper() == group.upper()]
@@ -191,7 +198,7 @@ class SymbolInfo(UdfHandler):
 
 
 class Search(UdfHandler):
-    """`/udf/search`: a bare list, those that begin with the query first."""
+    """`/udf/search`: a bare list; symbols that begin with the query come first."""
 
     parameters = (
         text("query", "a part of a symbol"),
@@ -201,6 +208,7 @@ class Search(UdfHandler):
     )
 
     async def answer(self) -> None:
+        """Answer with the matching markets."""
         values = self.read_query()
         directory = self.source.directory
         wanted = (values["query"] or "").strip().upper()
@@ -228,7 +236,7 @@ class Search(UdfHandler):
 
 
 class History(UdfHandler):
-    """`/udf/history`: `countback` beats `from`; `no_data` with it only where nothing older exists."""
+    """`/udf/history`. `countback` takes precedence over `from`; with it, `no_data` means that no older bars exist."""
 
     parameters = (
         _SYMBOL,
@@ -240,6 +248,7 @@ class History(UdfHandler):
     )
 
     async def answer(self) -> None:
+        """Answer with the requested bars, or with `no_data` and the time of the next older bar."""
         values = self.read_query()
         market, interval = self.market_parameter(values["symbol"]), self.interval_parameter(values["resolution"])
         pages, count = self.source.pages, values["countback"]
@@ -270,16 +279,18 @@ class Time(UdfHandler):
     """`/udf/time`: Unix seconds as plain text."""
 
     async def answer(self) -> None:
+        """Answer with the server's time."""
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.write(str(self.source.clock.now_ms() // 1000))
 
 
 class Quotes(UdfHandler):
-    """`/udf/quotes`: prices since 00:00 UTC. Bid and ask are not among what candles say, and are left out."""
+    """`/udf/quotes`: prices since 00:00 UTC. Bid and ask are left out, because candles don't have them."""
 
     parameters = (text("symbols", "symbols with commas between them", required=True), numbers())
 
     async def answer(self) -> None:
+        """Answer with the quotes of several markets."""
         values = self.read_query()
         names = values["symbols"].split(",")[:_MOST_FOUND]
         self.set_cache_headers(False)
@@ -316,11 +327,12 @@ class Quotes(UdfHandler):
 
 
 class Marks(UdfHandler):
-    """`/udf/marks`: where minutes are missing, in columns."""
+    """`/udf/marks`: gaps, in columns."""
 
     parameters = (_SYMBOL, _FROM, _TO, _RESOLUTION)
 
     async def answer(self) -> None:
+        """Answer with the marks of gaps."""
         found = await self.marked_gaps()
         self.set_cache_headers(False)
         self.write_json(
@@ -336,7 +348,7 @@ class Marks(UdfHandler):
         )
 
     async def marked_gaps(self) -> list[dict[str, Any]]:
-        """The newest gaps in the range, oldest first: at the bar before each, since in it there is none."""
+        """Return the marks of the newest gaps in the range, oldest first. A mark is at the bar before the gap."""
         values = self.read_query()
         market, interval = self.market_parameter(values["symbol"]), self.interval_parameter(values["resolution"])
         since_ms = await self.source.stored.served_from(market)
@@ -351,9 +363,10 @@ class Marks(UdfHandler):
 
 
 class TimescaleMarks(Marks):
-    """`/udf/timescale_marks`: the same, as a list."""
+    """`/udf/timescale_marks`: gaps, as a list."""
 
     async def answer(self) -> None:
+        """Answer with the marks of gaps."""
         found = await self.marked_gaps()
         self.set_cache_headers(False)
         self.write_json(found)
@@ -363,6 +376,7 @@ class UnknownUdfPath(UdfHandler):
     """Any other path below `/udf`."""
 
     async def answer(self) -> None:
+        """Answer 404."""
         raise ApiError(404, "not_found", "not_found")
 
 
