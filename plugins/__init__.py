@@ -1,1 +1,1 @@
-"""The plugins that come with candled, installed as `candled_plugins` and found like any other."""
+"""The plugins bundled with candled, installed as `candled_plugins` and discovered like any other."""

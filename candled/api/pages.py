@@ -38,7 +38,7 @@ class LiveSource(Protocol):
         """Return the bars in `[start_ms, end_ms)`, oldest first."""
 
     def generation(self, key: MarketKey) -> int:
-        """Return a number that changes when the market is read from the store again."""
+        """Return a number that changes when the stored past has to be read again."""
 
     async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
         """Load the newest `count` bars, waiting up to `patience_s` seconds for history to be fetched."""
@@ -47,13 +47,13 @@ class LiveSource(Protocol):
         """Return the number of the series' revision."""
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
-        """Return the begin of the oldest bar that changed after `revision`."""
+        """Return the begin of the oldest bar that changed after `revision`, in ms; later than any bar if none did."""
 
     def settlements(self, key: MarketKey) -> int:
         """Return a number that changes when bars may have become final."""
 
     def is_behind(self, key: MarketKey) -> bool:
-        """Return True if the finality known here is out of date."""
+        """Return True while the store is being read again because of changes announced on the bus."""
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Return True if the bar is final."""
@@ -384,7 +384,7 @@ class BarReader:
     async def _read_last(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, held: list[Candle], count: int
     ) -> list[Candle]:
-        """The last `count` of the stored bars in `[start_ms, end_ms)`, followed by the held ones."""
+        """Return the last `count` of the stored bars in `[start_ms, end_ms)` and the newer bars `held`."""
         missing = count - len(held)
         if missing <= 0 or start_ms >= end_ms:
             return held[-count:]
@@ -394,7 +394,7 @@ class BarReader:
     async def _read_first(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, held: list[Candle], count: int
     ) -> list[Candle]:
-        """Return the first `count` bars, from the stored ones in `[start_ms, end_ms)` and the newer `held` ones.
+        """Return the first `count` of the stored bars in `[start_ms, end_ms)` and the newer bars `held`.
 
         Without gaps they all lie in the first stretch. Later stretches grow, so that a long gap costs few reads. A
         stretch with more bars than were read is read again in smaller parts.

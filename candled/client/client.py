@@ -1,4 +1,4 @@
-"""`Client`: any number of streams and questions over one WebSocket."""
+"""`Client`: any number of streams and requests over one WebSocket."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,10 +18,18 @@ _AGAIN_S = 1.0
 
 
 class Client:
-    """A client of the candled server at a `ws://` or `wss://` address; connected inside `async with`.
+    """A client of the candled server at a `ws://` or `wss://` address. Connected inside `async with`.
 
-    Lost connections are made again, and what was missed meanwhile is asked for. `default_exchange` is the exchange
-    that messages of the server do not name; without it, it is learned where it is needed.
+    It reconnects after a lost connection and requests the changes it missed.
+
+    Args:
+        url: the server's WebSocket address.
+        default_exchange: the exchange that the server's messages do not name. Without it, the client learns it from
+            answers when it needs it.
+        keep: the number of bars kept in memory per stream.
+        ping_s: seconds between pings.
+        clock: a clock for tests.
+        backoff: the waiting times between attempts to reconnect, by default 1 to 30 s.
     """
 
     def __init__(
@@ -60,7 +68,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """End every stream and question and let go of the socket."""
+        """End all streams and requests, and close the socket."""
         if self._running is None:
             return
         tasks = [self._running, *self._repeating]
@@ -83,8 +91,19 @@ class Client:
     ) -> BarStream:
         """Follow one interval of one market; see `BarStream`.
 
-        `initial_bars` (1 to 1000) is how many bars come first. `on_status` is called when the status changes. The
-        subscription ends with `close()`, or when nobody holds the stream any more, as after a `break`.
+        The subscription ends with `close()`, or when the stream is no longer referenced, as after a `break`.
+
+        Args:
+            symbol: a symbol such as `BTC/USDT`.
+            interval: an interval such as `5m`.
+            exchange: the exchange; by default the server's default.
+            initial_bars: the number of bars to start with, 1 to 1000.
+            final_only: yield each bar once, when it is final.
+            corrections: also yield revised older bars.
+            on_status: called when the status changes.
+
+        Raises:
+            RuntimeError: the client is not connected.
         """
         if self._running is None:
             raise RuntimeError("the client is not connected: use it inside `async with`")
@@ -110,13 +129,14 @@ class Client:
         *,
         exchange: str | None = None,
     ) -> Bars:
-        """The bars that open at or after `start` and before `end`, oldest first.
+        """Return the bars that open at or after `start` and before `end`, oldest first.
 
-        Times are aware datetimes, epoch milliseconds or ISO 8601 text. Without `start` from the first bar there is,
-        without `end` up to the running one. Waits through lost connections, as long as it takes.
+        Times are aware datetimes, epoch milliseconds or ISO 8601 text. Without `start` you get all bars from the first
+        one on, without `end` all up to the forming bar. Waits through lost connections, for any time.
 
         Raises:
-            RequestRefused: the server refuses it, or does not know how to answer.
+            RequestRejected: the server refuses the request, or does not support it.
+            RuntimeError: the client is not connected.
         """
         request = {"type": "history", "symbol": symbol, "interval": interval, "limit": _PAGE, "fields": FIELDS}
         if exchange is not None and exchange != self._default_exchange:
@@ -164,7 +184,7 @@ class Client:
             topic.set_status(Status("loading"))
 
     def _unsubscribe_topic(self, topic: BarSubscription) -> None:
-        if topic in self._topics and not list(topic.followers):  # a list, which leaves out what is being collected
+        if topic in self._topics and not list(topic.followers):  # a list leaves out streams that are being collected
             self._topics.remove(topic)
             self._link.send({"type": "unsubscribe", **topic.named})
 
@@ -229,7 +249,7 @@ class Client:
             self._on_answer(number, error)
 
     def _refused_without_number(self, error: RequestRejected) -> None:
-        """A server without the extensions does not say which request it means, but by the text."""
+        """Match an error of a server without the extensions to its request, by the text."""
         text = str(error)
         if text.startswith("Unknown message type: history"):
             for number in list(self._questions):
@@ -245,12 +265,12 @@ class Client:
         task.add_done_callback(self._repeating.discard)
 
     async def _repeat_later(self, number: int) -> None:
-        """Ask again what the server could not answer now."""
+        """Repeat a request that the server could not answer now."""
         await self._clock.sleep(_AGAIN_S)
         if number in self._questions:
             self._link.send({**self._questions[number][0], "id": number})
         for topic in self._topics:
-            if topic.asked == number and not topic.is_acknowledged:  # else the server tries again by itself
+            if topic.asked == number and not topic.is_acknowledged:  # otherwise the server itself tries again
                 self._subscribe_topic(topic)
 
     # ------------------------------------------------------------ exchanges
@@ -271,7 +291,10 @@ class Client:
         )
 
     def _topic_of(self, message: Message) -> BarSubscription | None:
-        """Messages name the exchange where it is not the default one, which a client may have to learn."""
+        """Return the subscription of a message.
+
+        Messages name the exchange only if it is not the default, which the client may have to learn here.
+        """
         for topic in self._topics:
             if self._is_about(topic, message):
                 return topic
@@ -283,13 +306,13 @@ class Client:
 
 
 def _is_on(topic: BarSubscription, symbol: str, interval: str, exchange: Any) -> bool:
-    """Whether a topic is of this market; the exchange `...` is any."""
+    """Return True if a subscription is for this market and interval. The exchange `...` matches any."""
     named = topic.named
     is_there = exchange is ... or named.get("exchange") == exchange
     return named["symbol"] == symbol and named["interval"] == interval and is_there
 
 
 def _is_meant(topic: BarSubscription, text: str) -> bool:
-    """Whether an error can only mean this subscription."""
+    """Return True if an error can only mean this subscription."""
     names = (f"Invalid {key}: {value}." for key, value in topic.named.items())
     return text.startswith(("Too many subscriptions", *names))

@@ -1,4 +1,4 @@
-"""One WebSocket at a time, connected again by itself."""
+"""A WebSocket connection that reconnects automatically."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from candled.exchange import Clock
 from candled.ingest.backoff import Backoff
 
 _OPEN_WITHIN_S = 15.0
-_MESSAGES_PER_S = 15.0  # the server refuses more than 20
+_MESSAGES_PER_S = 15.0  # by default the server refuses more than 20
 _LARGEST_MESSAGE = 64 * 1024 * 1024
 _NOT_OURS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
@@ -21,11 +21,16 @@ Message = Mapping[str, Any]
 
 
 class ServerConnection:
-    """Connects until it is cancelled, and tells its owner what happens.
+    """Connects until it is cancelled, and calls its owner back.
 
-    `opened()`: send now what is wanted. `received(message)`: whatever it raises of a malformed message ends the
-    connection. `lost(reason, wait_s)`: connected again after so many seconds. A peer that does not answer a ping
-    within `ping_s` is lost.
+    Args:
+        url: the server's WebSocket address.
+        opened: called on each connection, to send the subscriptions and open requests.
+        received: called with each message. Its errors about a malformed message end the connection.
+        lost: called with the reason and the seconds until the next attempt.
+        clock: the source of time.
+        backoff: the waiting times between attempts.
+        ping_s: seconds between pings. A connection is lost if a ping is not answered within half of that.
     """
 
     def __init__(
@@ -49,19 +54,20 @@ class ServerConnection:
 
     @property
     def is_open(self) -> bool:
+        """True while connected."""
         return self._outgoing is not None
 
     def send(self, message: Message) -> None:
-        """Send a message if the link is open; what is not sent is for the next `opened` to say again."""
+        """Send a message if the connection is open. Otherwise drop it: `opened` sends it on the next connection."""
         if self._outgoing is not None:
             self._outgoing.put_nowait(json.dumps(message))
 
     def expect_end(self, reconnect_after_s: float) -> None:
-        """The server said that it goes away, and when to come back."""
+        """Reconnect after this time, as the server requested before closing the connection."""
         self._bye_s = reconnect_after_s
 
     async def run(self) -> str:
-        """Stay connected; return why if the server asks not to come back."""
+        """Stay connected; return the reason if the server asks not to reconnect."""
         while True:
             try:
                 code, reason = await self._run_connection()
@@ -77,7 +83,7 @@ class ServerConnection:
             await self._clock.sleep(wait_s)
 
     async def _run_connection(self) -> tuple[int, str]:
-        """Open a socket and read it to its end; the code it was closed with, and why in words."""
+        """Connect and read until the connection ends; return the close code and the reason in words."""
         request = HTTPRequest(self._url, connect_timeout=_OPEN_WITHIN_S, request_timeout=_OPEN_WITHIN_S)
         socket = await websocket_connect(
             request, max_message_size=_LARGEST_MESSAGE, ping_interval=self._ping_s, ping_timeout=self._ping_s / 2

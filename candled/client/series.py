@@ -1,4 +1,4 @@
-"""The bars of one stream, oldest first and each once. Pure: messages in, the bars that changed out."""
+"""The bars of one stream, oldest first and each once. Pure: messages in, changed bars out."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from .values import Bar
 
 
 class Series:
-    """Holds at most about `keep` bars. Every method returns the bars that are new or differ, oldest first."""
+    """Keeps about `keep` bars. The methods for messages return new and changed bars, oldest first."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
@@ -16,26 +16,28 @@ class Series:
 
     @property
     def last_bar(self) -> Bar | None:
+        """The newest bar; None if there is none."""
         return self.bars[-1] if self.bars else None
 
     def replace_all(self, bars: Sequence[Bar]) -> list[Bar]:
-        """Take an `initial`: it replaces everything."""
+        """Apply an `initial`, which replaces all bars."""
         before = {bar.time: bar for bar in self.bars}
         self.bars = _ascending(bars)
         return [bar for bar in self.bars if before.get(bar.time) != bar]
 
     def merge_bars(self, bars: Iterable[Bar]) -> list[Bar]:
-        """Take the bars of `resumed`, or a `correction`: each goes where its time says."""
+        """Apply the bars of `resumed` or `correction`, each at its time."""
         return [bar for bar in bars if self._put_bar(bar)]
 
     def apply_update(self, bar: Bar) -> list[Bar]:
-        """Take an `update`. A bar older than the newest is not taken: time does not run backwards."""
+        """Apply an `update`. A bar older than the newest is ignored, because time does not run backwards."""
         return [] if self.last_bar and bar.time < self.last_bar.time else self.merge_bars([bar])
 
     def over_after(self, time: datetime | None) -> list[Bar]:
-        """The bars after `time` that are over, up to the first that is not.
+        """Return the bars after `time` that are over, up to the first that is not.
 
-        Without a time: all that are over. A server that does not say `final` has ended a bar when it opens the next.
+        Without a time, return all bars that are over. If the server does not send `final`, a bar is over when the next
+        one exists.
         """
         if time is None:
             return [bar for bar in self.bars if self._is_over(bar)]
@@ -57,9 +59,9 @@ class Series:
             self.bars[at] = bar
             return changed
         if at == 0 and self.bars:
-            return False  # older than what is held
+            return False  # older than all bars in memory
         self.bars.insert(at, bar)
-        if len(self.bars) > self.keep * 1.1 + 1:  # in strides, not with every bar
+        if len(self.bars) > self.keep * 1.1 + 1:  # many at a time, instead of one with every bar
             del self.bars[: -self.keep]
         return True
 
@@ -70,7 +72,7 @@ class Series:
 
 
 def _ascending(bars: Iterable[Bar]) -> list[Bar]:
-    """The bars without those that would run backwards, which no server should send."""
+    """Return the bars without those that run backwards, which no server should send."""
     kept: list[Bar] = []
     for bar in bars:
         if not kept or bar.time > kept[-1].time:

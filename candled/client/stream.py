@@ -1,4 +1,4 @@
-"""What one loop over bars gets, and what several of them on the same topic share."""
+"""A stream of bars, and the subscription shared by several streams of the same topic."""
 
 import asyncio
 import heapq
@@ -10,11 +10,11 @@ from typing import Any, Self, get_args
 from .series import Series
 from .values import Bar, Bars, RequestRejected, State, Status, moment, wire_time
 
-FIELDS = ["final", "seq", "rev", "src"]  # what an extended server adds to bars and messages
+FIELDS = ["final", "seq", "rev", "src"]  # optional fields of a server with the extensions
 
 
 class BarSubscription:
-    """What the server sends of one interval of one market, whoever of this client follows it."""
+    """The subscription to one interval of one market, shared by all streams of the client that follow it."""
 
     def __init__(self, symbol: str, interval: str, exchange: str | None, wanted: int, keep: int) -> None:
         self.named = {"symbol": symbol, "interval": interval} | ({"exchange": exchange} if exchange else {})
@@ -23,14 +23,14 @@ class BarSubscription:
         self.position: dict[str, Any] | None = None
         self.asked: int | None = None
         self.is_acknowledged = False
-        self.is_settled = False  # this connection's `initial` or `resumed` has come
+        self.is_settled = False  # True once `initial` or `resumed` has arrived on this connection
         self.refusal: RequestRejected | None = None
         self.status = Status("connecting")
         self.followers: weakref.WeakSet[BarStream] = weakref.WeakSet()
         self._feed: Status | None = None
 
     def subscribe_message(self, number: int) -> dict[str, Any]:
-        """The message that subscribes, to everything that an extended server offers."""
+        """Return the message that subscribes, with all extensions."""
         self.asked, self.is_acknowledged, self.is_settled, self.refusal = number, False, False, None
         request = {"type": "subscribe", "id": number, **self.named, "initialBars": self.wanted}
         request |= {"fields": FIELDS, "status": True, "corrections": True}
@@ -40,12 +40,12 @@ class BarSubscription:
         return request
 
     def on_bars_message(self, message: Any) -> None:
-        """Take `initial`, `resumed`, `update` or `correction`."""
+        """Apply `initial`, `resumed`, `update` or `correction`."""
         kind = message["type"]
         if kind in ("initial", "resumed"):
             self.is_settled = True
         elif not self.is_settled:
-            return  # of a subscription before this one
+            return  # from an earlier subscription
         changed = self._apply_message(kind, message)
         if "epoch" in message:
             self.position = {"epoch": message["epoch"], "seq": int(message["seq"])}
@@ -56,25 +56,25 @@ class BarSubscription:
             follower.on_bars_changed(changed)
 
     def on_status_message(self, message: Any) -> None:
-        """Take `status`."""
+        """Apply `status`."""
         state = message["state"]
         if state in get_args(State):
             self._feed = Status(state, moment(message["since"]), reason=str(message.get("reason", "")))
-            if self.is_settled or state != "live":  # until bars are there, a live feed is but loading
+            if self.is_settled or state != "live":  # a live feed is still `loading` until its bars arrive
                 self.set_status(self._feed)
 
     def on_refused(self, error: RequestRejected) -> None:
-        """The subscription was refused for good, or all of them were."""
+        """Record that the subscription was permanently refused."""
         self.refusal = error
         self.set_status(Status("refused", message=str(error)))
 
     def on_connection_lost(self, status: Status) -> None:
-        """The connection is not there."""
+        """Record that the connection is lost."""
         self.is_settled, self._feed = False, None
         self.set_status(status)
 
     def set_status(self, status: Status) -> None:
-        """The status is another one, perhaps."""
+        """Set the status, and notify the streams if it changed."""
         if status != self.status:
             self.status = status
             for follower in list(self.followers):
@@ -93,11 +93,11 @@ class BarSubscription:
 
 
 class BarStream:
-    """The bars of one market and interval as they come: `async for bar in stream`.
+    """The bars of one market and interval as they change: `async for bar in stream`.
 
-    At first the bars that the server has, then the newest bar whenever it moves. Time never runs backwards, but for
-    revised older bars where `corrections` are wanted. Who reads slowly gets each bar in its newest state, not every
-    state between. With `final_only` each bar comes once, when it is final.
+    First you get the bars that the server has, then the newest bar whenever it changes. Time never runs backwards,
+    except for revised older bars with `corrections`. If you read slowly, you get each bar in its newest state, not in
+    every state. With `final_only` you get each bar once, when it is final.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class BarStream:
         on_status: Callable[[Status], None] | None,
         ended: Callable[[BarSubscription], None],
     ) -> None:
-        # Also when nobody holds the stream any more, as after `break`.
+        # Also called when the stream is no longer referenced, as after `break`.
         self._ended = weakref.finalize(self, ended, topic)
         self._ended.atexit = False
         self._topic = topic
@@ -117,8 +117,8 @@ class BarStream:
         self._corrections = corrections
         self._on_status = on_status
         self._waiting: dict[datetime, Bar] = {}
-        self._times: list[datetime] = []  # of what waits; a heap
-        self._through: datetime | None = None  # the newest bar that was given, or with final_only that waits
+        self._times: list[datetime] = []  # of the bars in `_waiting`; a heap
+        self._through: datetime | None = None  # the newest bar yielded; with final_only, the newest one queued
         self._changed = asyncio.Event()
         self._closed = False
         topic.followers.add(self)
@@ -126,21 +126,23 @@ class BarStream:
 
     @property
     def bars(self) -> Bars:
-        """All bars that are held: those that a fresh subscription would get, and what came since."""
+        """All bars in memory: those of a new subscription, and all newer ones."""
         return Bars(self._topic.series.bars)
 
     @property
     def status(self) -> Status:
+        """The current status of the stream."""
         return Status("closed") if self._closed else self._topic.status
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Bar:
-        """The next bar.
+        """Return the next bar.
 
         Raises:
-            RequestRefused: the server refuses this subscription.
+            RequestRejected: the server refuses this subscription.
+            StopAsyncIteration: the stream was closed.
         """
         while not self._times:
             if self._closed:
@@ -155,7 +157,7 @@ class BarStream:
         return self._waiting.pop(time)
 
     def on_bars_changed(self, changed: list[Bar]) -> None:
-        """Bars of the series changed."""
+        """Queue changed bars of the series."""
         through = self._through
         if self._final_only:
             over = self._topic.series.over_after(through)
@@ -171,21 +173,22 @@ class BarStream:
         self._changed.set()
 
     def status_changed(self, status: Status) -> None:
+        """Pass a new status on."""
         self._changed.set()
         if self._on_status is not None:
             self._on_status(status)
 
     def close(self) -> None:
-        """End the loop; bars that wait are still given."""
+        """End the loop after the bars that are already queued."""
         self._closed = True
         self._topic.followers.discard(self)
         self._changed.set()
         self._ended()
 
     async def aclose(self) -> None:
-        """As `close`, for `contextlib.aclosing`."""
+        """Close the stream, as `close` does, for `contextlib.aclosing`."""
         self.close()
 
     def _was_given(self, bar: Bar, through: datetime | None) -> bool:
-        """Whether a bar is older than the newest that was given (a final one: is given once)."""
+        """Return True if a bar is older than the newest one yielded. With `final_only`, equal counts as older."""
         return through is not None and (bar.time <= through if self._final_only else bar.time < through)

@@ -1,4 +1,4 @@
-"""What the client gives: bars with exact numbers and aware times, and the state of a stream."""
+"""The client's values: bars with exact numbers and aware times, and the status of a stream."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,9 +19,9 @@ State = Literal[
 
 
 class RequestRejected(CandledError):
-    """The server refuses what was asked for, and asking again will not change it.
+    """A request that the server refuses, and would refuse again.
 
-    `code` is the server's number for it, or None where it says none.
+    `code` is the server's error code; None if it sent none.
     """
 
     def __init__(self, message: str, code: int | None = None) -> None:
@@ -31,27 +31,27 @@ class RequestRejected(CandledError):
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar that opens at `time`, in UTC. The numbers are exactly those that the server printed.
+    """One bar. The numbers are exactly those that the server sent."""
 
-    `quote_volume` is None where the exchange does not send it. `final`: the bar is over and its late versions had
-    their chance; None where the server does not say. `rev` is how often it was revised after that, `src` where it
-    came from: `live`, `rest`, `backfill` or `agg`.
-    """
-
+    #: When the bar opens, in UTC.
     time: datetime
     open: Decimal
     high: Decimal
     low: Decimal
     close: Decimal
     volume: Decimal
+    #: None if the exchange does not send it.
     quote_volume: Decimal | None = None
+    #: True once the bar is over and the grace period for late updates has passed; None if the server does not send it.
     final: bool | None = None
+    #: How often the bar was revised after it was final.
     rev: int = 0
+    #: The source of the bar: `live`, `rest`, `backfill` or `agg`.
     src: str = ""
 
     @classmethod
     def from_wire(cls, bar: Mapping[str, Any]) -> "Bar":
-        """A bar of the wire, its numbers parsed as `Decimal`."""
+        """Return a bar of a message whose numbers were parsed as `Decimal`."""
         open_, high, low, close, volume = (_number(bar[key]) for key in ("open", "high", "low", "close", "volume"))
         quote = _number(bar["quoteVolume"]) if "quoteVolume" in bar else None
         final, rev, src = bar.get("final"), int(bar.get("rev", 0)), str(bar.get("src", ""))
@@ -60,22 +60,22 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a stream stands, in one word.
+    """The status of a stream."""
 
-    `since`: when the feed began to be so, where the server tells. `reason`: why it is not `live`, one word of
-    docs/how-to/troubleshooting.md. `retry_s`: with `lost`, the seconds until the next
-    attempt. `message`: with `lost` and `refused`, why.
-    """
-
+    #: The state in one word.
     state: State
+    #: When this state of the feed began; None if the server does not send it.
     since: datetime | None = None
+    #: With `lost`: the seconds until the next attempt.
     retry_s: float | None = None
+    #: With `lost` and `refused`: the reason in words.
     message: str = ""
+    #: Why the feed is not `live`: one word of docs/how-to/troubleshooting.md.
     reason: str = ""
 
 
 class Bars(Sequence[Bar]):
-    """Bars, oldest first and each once; a frame of polars or pandas if that is installed."""
+    """Bars, oldest first and each once. You can convert them to a polars or pandas frame."""
 
     def __init__(self, bars: Sequence[Bar] = ()) -> None:
         self._bars = tuple(bars)
@@ -104,14 +104,14 @@ class Bars(Sequence[Bar]):
         return f"<{len(self._bars)} bars, {ends}>"
 
     def to_polars(self) -> "polars.DataFrame":
-        """A polars frame: `time` with UTC, numbers as float64, one row a bar."""
+        """Return a polars frame: one row per bar, `time` in UTC, numbers as float64."""
         import polars
 
         floats = dict.fromkeys(_NUMBERS, polars.Float64)
         return polars.DataFrame(self._as_columns(), schema_overrides={"time": polars.Datetime("ms", "UTC"), **floats})
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A pandas frame with `time` as its index, numbers as float64, one row a bar."""
+        """Return a pandas frame: one row per bar, `time` as its index, numbers as float64."""
         import pandas
 
         columns = self._as_columns()
@@ -119,7 +119,7 @@ class Bars(Sequence[Bar]):
         return pandas.DataFrame(columns, index=index)
 
     def _as_columns(self) -> dict[str, list[Any]]:
-        """One list a field; prices and volumes as floats, which frames calculate with."""
+        """Return one list per field, with prices and volumes as floats for calculations."""
         rows = [asdict(bar) for bar in self._bars]
         columns = {field.name: [row[field.name] for row in rows] for field in fields(Bar)}
         for name in _NUMBERS:
@@ -131,10 +131,10 @@ _NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
 
 
 def wire_time(at: datetime | int | str) -> str:
-    """A time of the caller as the wire has it: an aware datetime, epoch milliseconds, or ISO 8601 text.
+    """Return a time for a message. `at` is an aware datetime, epoch milliseconds or ISO 8601 text.
 
     Raises:
-        ValueError: a datetime without a time zone, or no time at all.
+        ValueError: a datetime without a time zone, or text that is not a time.
     """
     if isinstance(at, str):
         return iso_ms(parse_iso_ms(at))
@@ -146,7 +146,7 @@ def wire_time(at: datetime | int | str) -> str:
 
 
 def moment(time: str) -> datetime:
-    """A time of the wire."""
+    """Return a message's time as an aware datetime."""
     return datetime.fromisoformat(iso_ms(parse_iso_ms(time)))
 
 

@@ -38,7 +38,7 @@ class BarSource(Protocol):
         """Return the number of the series' revision. It grows when a bar other than the newest changes."""
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
-        """Return the begin of the oldest bar that changed after `revision`, in ms."""
+        """Return the begin of the oldest bar that changed after `revision`, in ms; later than any bar if none did."""
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Return True if the bar is final."""

@@ -9,5 +9,5 @@ from .exchange import Bitget
 
 @hookimpl
 def candled_exchanges() -> Sequence[type[Exchange]]:
-    """Offer Bitget."""
+    """Return the Bitget exchange."""
     return [Bitget]

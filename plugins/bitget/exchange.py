@@ -1,4 +1,4 @@
-"""Bitget: where it is reached, how symbols spread over connections, and how history is paged."""
+"""Bitget: its addresses, the distribution of symbols over connections, and the paging of history."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ from candled import (
 from . import messages as language
 from .messages import DIALECTS, MINUTE, ProductType
 
-# `candles` reaches back "about one month", 30.6 days when somebody measured it; before that, empty lists.
+# `candles` reaches back "about one month", measured as 30.6 days; earlier requests get empty lists.
 _RECENT_MS = 30 * 86_400_000 - 3_600_000
 _RECENT_PAGE = 1000
 _HISTORY_PAGE = 200
-_HISTORY_PAGE_MS = 90 * 86_400_000  # pages are cut there too, whatever their limit
+_HISTORY_PAGE_MS = 90 * 86_400_000  # the longest page, with any limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitgetSettings:
-    """What an operator may set for Bitget."""
+    """Settings of the Bitget exchange."""
 
     market: str = setting("spot", help="which candles: of the spot market or of perpetuals", one_of=tuple(DIALECTS))
     ws_url: str = setting("wss://ws.bitget.com/v2/ws/public", help="the public WebSocket", schemes=("wss", "ws"))
@@ -48,8 +48,9 @@ class BitgetSettings:
 class BitgetFeed(SocketFeed):
     """One connection to Bitget's public WebSocket.
 
-    Bitget closes a connection that sent no text `ping` for two minutes, even while data flow, and every one after
-    24 hours; it disconnects who sends more than ten frames a second. Snapshots of 500 minutes follow a subscription.
+    Bitget closes a connection that has not sent the text `ping` for two minutes, even while data flow, and every
+    connection after 24 hours. It also closes connections that send more than ten frames a second. A subscription starts
+    with a snapshot of 500 minutes.
     """
 
     ping = language.PING
@@ -64,26 +65,29 @@ class BitgetFeed(SocketFeed):
         self._by_name = {language.inst_id(symbol): symbol for symbol in symbols}
 
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
         return language.command_frames("subscribe", self._dialect, symbols)
 
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
         return language.command_frames("unsubscribe", self._dialect, symbols)
 
     def read_frame(self, frame: str) -> list[Event]:
+        """Return the events of a frame."""
         return language.read_frame(frame, self._dialect, self._by_name)
 
 
 class Bitget(Exchange):
-    """Bitget's spot market or its USDT-margined perpetuals, by the classic API (V2).
+    """Bitget's spot market or its USDT-margined perpetuals, over the classic API (V2).
 
-    Bitget prints a flat row for a minute without trades, and opens every candle at the close of the one before.
-    It allows 20 requests a second for each endpoint.
+    Bitget prints a flat row for a minute without trades, and opens every candle at the close of the one before. It
+    allows 20 requests a second per endpoint.
     """
 
     name = "bitget"
     Settings = BitgetSettings
     requests_per_s = 10.0
-    # One less than a page of `candles`: the row at the end of the window may count as one of the page.
+    # One less than a page of `candles`, because the row at the end of the window may count too.
     max_history_minutes = _RECENT_PAGE - 1
     publishes_empty_candles = True
     opens_at_previous_close = True
@@ -93,10 +97,12 @@ class Bitget(Exchange):
         self._dialect = DIALECTS[settings.market]
 
     async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed markets."""
         body = await self._get_data(http, self._dialect.markets_path, self._dialect.markets_query)
         return language.read_markets(body, self._dialect)
 
     def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
+        """Return one feed per `symbols_per_connection` symbols."""
         most = self.settings.symbols_per_connection
         return [
             BitgetFeed(self.settings.ws_url, symbols[first : first + most], self._dialect)
@@ -115,7 +121,7 @@ class Bitget(Exchange):
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle] | None:
-        """Bitget's bars in UTC (`1Dutc`, `1Wutc`), from `history-candles`, which reaches back to the listing."""
+        """Return bars in UTC (`1Dutc`, `1Wutc`) from `history-candles`, which reaches back to the listing."""
         if str(interval) not in self._dialect.granularities:
             return None
         most = min(_HISTORY_PAGE, _HISTORY_PAGE_MS // interval.ms)
@@ -125,11 +131,11 @@ class Bitget(Exchange):
     async def _fetch_pages(
         self, http: Http, path: str, most: int, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Page back from `end_ms`, each page of `most` bars anchored at the oldest bar of the one before it.
+        """Page back from `end_ms`. Each page of `most` bars is anchored at the oldest bar of the page before it.
 
-        `history-candles` leaves out the bar at `endTime` and `candles` takes it in: anchored so, the pages of
-        neither have a hole between them, and what comes twice is dropped. A page that brings nothing new may be a
-        hole of the exchange wider than the page, so that the next one begins a page earlier.
+        `history-candles` excludes the bar at `endTime`, `candles` includes it. With these anchors, pages of either
+        leave no gap, and duplicates are dropped. A page without new bars may be a gap of the exchange that is longer
+        than a page, so the next one starts a page earlier.
         """
         found: list[Candle | InvalidRow] = []
         while end_ms > start_ms:
@@ -149,8 +155,8 @@ class Bitget(Exchange):
     async def _fetch_page(
         self, http: Http, path: str, symbol: Symbol, interval: Interval, end_ms: int, limit: int
     ) -> list[Candle | InvalidRow]:
-        # `startTime` is left out: it plays no part beside the other two, and a window wider than `limit` is
-        # answered with another window.
+        # `startTime` is left out: with the other two it has no effect, except that a window wider than `limit` is
+        # answered with a different window.
         query = {
             **self._dialect.query,
             "granularity": self._dialect.granularities[str(interval)],
@@ -164,6 +170,6 @@ class Bitget(Exchange):
         try:
             return await http.get_json(self.settings.rest_url.rstrip("/") + path, query)
         except ExchangeError as error:
-            # Bitget explains a refusal in the body, whose code may also ask to try again.
+            # Bitget explains an error in the body. Its code may also mean that a retry can succeed.
             language.refuse_failure(getattr(error, "body", None))
             raise

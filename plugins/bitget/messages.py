@@ -1,7 +1,7 @@
-"""Bitget's classic API, V2, as text: frames and rows to candles and back, without sockets or clocks.
+"""Bitget's classic API (V2) as text: frames and rows to candles and back, without sockets or clocks.
 
 Sources: bitget.com/api-doc, pages "Websocket API", "Candlestick Channel" (spot and contract), "Get Candle Data", "Get
-History Candle Data", "Get Symbols"; and captured frames, which tests/plugins/bitget/frames/README.md lists.
+History Candle Data", "Get Symbols"; and captured frames, listed in tests/plugins/bitget/frames/README.md.
 """
 
 import json
@@ -34,7 +34,7 @@ from candled import (
 CHANNEL = "candle1m"
 MINUTE = Interval.parse("1m")
 PING = "ping"
-MOST_ARGS = 10  # per frame, which may hold 4,096 bytes
+MOST_ARGS = 10  # per frame of at most 4,096 bytes
 
 _SUCCESS = "00000"
 _RETRY_LATER = frozenset({"429", "40010", "40910", "40015", "40725", "45001"})
@@ -45,18 +45,16 @@ _SOCKET_QUOTE_COLUMN = (6,)
 
 @dataclass(frozen=True, kw_only=True)
 class ProductType:
-    """How one kind of market spells what all of them have.
-
-    `query` goes with every candle request. `granularities` names the lengths of bars whose boundaries are those of
-    `Interval`: from six hours on Bitget's plain names mean UTC+8, and only those with `utc` mean UTC.
-    `quote_columns` are the columns of a REST row that may hold the quote volume, the documented one first.
-    """
+    """The names that one kind of market uses for paths, fields and values."""
 
     inst_type: str
     candles_path: str
     history_path: str
     markets_path: str
+    #: Sent with every candle request.
     query: Mapping[str, str]
+    #: Names of the intervals with boundaries in UTC. From six hours on, Bitget's plain names mean UTC+8, and only
+    #: those with `utc` mean UTC.
     granularities: Mapping[str, str]
     markets_query: Mapping[str, str]
     price_decimals: str
@@ -64,6 +62,7 @@ class ProductType:
     status: str
     active: str
     listed: str
+    #: Columns of a REST row that may contain the quote volume, the documented one first.
     quote_columns: tuple[int, ...]
 
 
@@ -75,7 +74,7 @@ SPOT = ProductType(
     history_path="/api/v2/spot/market/history-candles",
     markets_path="/api/v2/spot/public/symbols",
     query={},
-    # `1m`, which futures want, is refused here
+    # Spot refuses `1m`, the name that futures use.
     granularities={
         **{"1m": "1min", "3m": "3min", "5m": "5min", "15m": "15min", "30m": "30min", "1h": "1h", "4h": "4h"},
         **_IN_UTC,
@@ -86,7 +85,7 @@ SPOT = ProductType(
     status="status",
     listed="openTime",
     active="online",
-    # The page of today says USDT volume, then quote volume; older pages and several clients say the reverse.
+    # The current documentation has USDT volume, then quote volume; older pages and several clients have the reverse.
     quote_columns=(7, 6),
 )
 USDT_FUTURES = ProductType(
@@ -111,7 +110,7 @@ DIALECTS: Mapping[str, ProductType] = {"spot": SPOT, "usdt-futures": USDT_FUTURE
 
 
 def inst_id(symbol: Symbol) -> str:
-    """Bitget's name of a market, `BTCUSDT`. It cannot be read back: nothing marks where the base ends."""
+    """Return Bitget's name of a market, `BTCUSDT`. It can't be parsed, because nothing marks the end of the base."""
     return f"{symbol.base}{symbol.quote}".upper()
 
 
@@ -119,7 +118,7 @@ def inst_id(symbol: Symbol) -> str:
 
 
 def command_frames(op: str, dialect: ProductType, symbols: Sequence[Symbol]) -> list[str]:
-    """The frames that `subscribe` or `unsubscribe` (the `op`) the minute candles of `symbols`."""
+    """Return the frames that `subscribe` to or `unsubscribe` from (the `op`) the minute candles of `symbols`."""
     args = [{"instType": dialect.inst_type, "channel": CHANNEL, "instId": inst_id(symbol)} for symbol in symbols]
     return [
         json.dumps({"op": op, "args": args[first : first + MOST_ARGS]}, separators=(",", ":"))
@@ -128,13 +127,13 @@ def command_frames(op: str, dialect: ProductType, symbols: Sequence[Symbol]) -> 
 
 
 def read_frame(text: str, dialect: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
-    """Read one frame of the public WebSocket; `symbols` maps the names of the subscribed markets to their symbols.
+    """Return the events of one frame of the public WebSocket. `symbols` are the subscribed markets, by Bitget's names.
 
-    Candles never come flagged as closed. Their `as_of_ms` is the frame's send time. Rows that cannot be candles come
-    beside the others as `invalid`.
+    Candles are never marked as closed. Their `as_of_ms` is the frame's send time. Rows that cannot be candles are
+    returned as `invalid`, together with the valid ones.
 
     Raises:
-        ExchangeError: not as documented, or a market that was not subscribed.
+        ExchangeError: the frame is not as documented, or is about a market that was not subscribed.
     """
     if text == "pong":
         return [Pong()]
@@ -167,7 +166,7 @@ def _read_event(message: Mapping[str, Any], dialect: ProductType, symbols: Mappi
         return []
     if event != "error":
         raise ExchangeError(f"expected subscribe, unsubscribe or error, got the event {event!r}")
-    code = str(message.get("code"))  # a number in some answers, a text in others
+    code = str(message.get("code"))  # a number in some messages, text in others
     reason = f"{code} {message.get('msg')}"
     if code in _SUBSCRIPTION_REFUSED and message.get("arg"):
         return [SubscriptionRejected(_symbol_of(message, dialect, symbols), reason)]
@@ -200,17 +199,17 @@ def _symbol_of(message: Mapping[str, Any], dialect: ProductType, symbols: Mappin
 
 
 def read_envelope(body: Any) -> tuple[list[Any], int]:
-    """Open the envelope of every answer: its `data`, and the exchange's clock in UTC epoch milliseconds.
+    """Return the `data` of an answer, and the exchange's clock in UTC epoch milliseconds.
 
     Raises:
-        Unavailable: Bitget says that it is busy or out of order.
-        ExchangeError: Bitget says that the request is wrong, or the body is not as documented.
+        Unavailable: Bitget is busy or out of order.
+        ExchangeError: Bitget refuses the request, or the body is not as documented.
     """
     if not isinstance(body, dict) or "code" not in body:
         raise ExchangeError(f"expected an object with a code, got {_shorten(str(body))}")
     refuse_failure(body)
     rows = body.get("data")
-    if rows is None:  # a market listed a moment ago
+    if rows is None:  # a newly listed market
         rows = []
     if not isinstance(rows, list):
         raise ExchangeError(f"expected a list of data, got {_shorten(str(body))}")
@@ -218,7 +217,7 @@ def read_envelope(body: Any) -> tuple[list[Any], int]:
 
 
 def refuse_failure(body: Any) -> None:
-    """Raise what the code of an answer stands for; a success passes, and so does what is no answer of Bitget.
+    """Raise the error that an answer's code means. Successes, and bodies that are not Bitget's, pass.
 
     Raises:
         Unavailable, ExchangeError: as `read_envelope`.
@@ -233,14 +232,14 @@ def refuse_failure(body: Any) -> None:
 
 
 def read_page(body: Any, dialect: ProductType, end_ms: int, interval: Interval = MINUTE) -> list[Candle | InvalidRow]:
-    """Read the answer to a request for bars of `interval` that was anchored at `end_ms`, oldest first.
+    """Return the bars of an answer, oldest first, to a request for bars of `interval` anchored at `end_ms`.
 
-    The request asks for bars before `end_ms`; whether the one at `end_ms` is among them differs by endpoint. A row that
-    cannot be a candle, or a single one that is later than asked for, does not cost the others.
+    The request is for bars before `end_ms`; whether the bar at `end_ms` is included differs by endpoint. An invalid
+    row, or a single one later than requested, does not affect the others.
 
     Raises:
-        Unavailable, ExchangeError: as `read_envelope`; rows farther apart or later than asked for; days that do not
-            begin at 00:00 UTC.
+        Unavailable, ExchangeError: as `read_envelope`; rows that are too far apart or later than requested; days that
+            do not begin at 00:00 UTC.
     """
     rows, as_of_ms = read_envelope(body)
     page = list(dict.fromkeys(_read_rows(rows, dialect.quote_columns, as_of_ms)))
@@ -251,20 +250,20 @@ def read_page(body: Any, dialect: ProductType, end_ms: int, interval: Interval =
     if off := [open_ms for open_ms in times if open_ms != interval.floor(open_ms)]:  # a day that begins in UTC+8
         raise ExchangeError(f"expected bars of {interval} on their boundaries, got one at {off[0]}")
     steps = [later - earlier for earlier, later in pairwise(times)]
-    if len(steps) > 1 and min(steps) > interval.ms:  # an unknown period was once answered with another one
+    if len(steps) > 1 and min(steps) > interval.ms:  # Bitget once answered an unknown interval with another one
         raise ExchangeError(f"expected bars of {interval}, got rows {min(steps)} ms apart")
     return in_order(row for row in page if row.open_ms is None or row.open_ms <= end_ms)
 
 
 def in_order(rows: Iterable[Candle | InvalidRow]) -> list[Candle | InvalidRow]:
-    """Sort rows by their times, those without one first."""
+    """Return the rows sorted by time, those without a time first."""
     return sorted(rows, key=lambda row: -1 if row.open_ms is None else row.open_ms)
 
 
 def oldest_of(rows: Iterable[Candle | InvalidRow], earliest_ms: int, interval: Interval) -> int | None:
-    """Return how far back a page reaches; None where it has no rows.
+    """Return how far back a page reaches, in ms; None for a page without rows.
 
-    A row before `earliest_ms` that has no neighbour has a wrong time: the page does not reach there.
+    A row before `earliest_ms` without a neighbour has a wrong time, so the page does not reach back to it.
     """
     times = {row.open_ms for row in rows if row.open_ms is not None}
     return min(
@@ -274,10 +273,10 @@ def oldest_of(rows: Iterable[Candle | InvalidRow], earliest_ms: int, interval: I
 
 
 def strict(row: Candle | InvalidRow) -> Candle:
-    """Return a row that has to be a candle.
+    """Return the candle in a row.
 
     Raises:
-        InvalidCandle: it is none.
+        InvalidCandle: the row is not a candle.
     """
     if isinstance(row, InvalidRow):
         raise InvalidCandle(row.reason)
@@ -289,12 +288,12 @@ def _read_rows(rows: Sequence[Any], quote_columns: Sequence[int], as_of_ms: int)
 
 
 def read_row(row: Any, quote_columns: Sequence[int], as_of_ms: int) -> Candle:
-    """Read one row: opening time, open, high, low, close, base volume, and the quote volume in one of `quote_columns`.
+    """Return the candle in a row: opening time, open, high, low, close, base volume, and the quote volume.
 
-    Cells are texts; numbers are taken as well. The other columns may hold anything.
+    The quote volume is in one of `quote_columns`. Cells are text; numbers are accepted too. Other columns are ignored.
 
     Raises:
-        InvalidCandle: not of that form, or not a possible candle.
+        InvalidCandle: the row has another form, or is not a possible candle.
     """
     if not isinstance(row, list) or len(row) < _COLUMNS:
         raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
@@ -303,21 +302,21 @@ def read_row(row: Any, quote_columns: Sequence[int], as_of_ms: int) -> Candle:
         raise InvalidCandle(f"expected a quote volume in one of the columns {quote_columns}, got {str(row)[:200]}")
     opened, high, low, close, volume = map(_number, row[1:_COLUMNS])
     try:
-        # Where the columns differ one is in USDT: the quote volume is the one near price times volume.
+        # If the columns differ, one is in USDT. The quote volume is the one closest to price times volume.
         quote = quotes.pop() if len(quotes) == 1 else min(quotes, key=lambda one: abs(one - close * volume))
     except ArithmeticError as error:
         raise InvalidCandle(f"expected finite numbers, got {str(row)[:200]}") from error
     return Candle(_whole(row[0]), opened, high, low, close, volume, quote, as_of_ms).checked()
 
 
-_COLUMNS = 6  # that every row has: the opening time, four prices, the base volume
+_COLUMNS = 6  # in every row: the opening time, four prices, the base volume
 
 
 def _number(cell: Any) -> Decimal:
-    """Read a number as it is printed, exactly.
+    """Return a number exactly as printed.
 
     Raises:
-        InvalidCandle: it is none.
+        InvalidCandle: the cell is not a number.
     """
     if type(cell) not in _PRINTED or len(str(cell)) > _MOST_DIGITS:
         raise InvalidCandle(f"expected a number, got {str(cell)[:_MOST_DIGITS]!r}")
@@ -339,10 +338,10 @@ def _is_number(cell: Any) -> bool:
 
 
 def _whole(cell: Any) -> int:
-    """Read an opening time, in milliseconds.
+    """Return an opening time, in milliseconds.
 
     Raises:
-        InvalidCandle: it is no whole number.
+        InvalidCandle: the cell is not a whole number.
     """
     number = _number(cell)
     if not number.is_finite() or number.adjusted() > _MOST_DIGITS or number != number.to_integral_value():
@@ -351,7 +350,7 @@ def _whole(cell: Any) -> int:
 
 
 def read_markets(body: Any, dialect: ProductType) -> list[Market]:
-    """Read the list of markets.
+    """Return the markets of an answer.
 
     Raises:
         Unavailable, ExchangeError: as `read_envelope`; an entry without the documented fields.
@@ -364,7 +363,7 @@ def read_markets(body: Any, dialect: ProductType) -> list[Market]:
 
 
 def _is_plain(entry: Mapping[str, Any]) -> bool:
-    """Whether the market is what `inst_id` makes of its coins; dated contracts of the same coins are not."""
+    """Return True if the market's name is `inst_id` of its coins; that excludes dated contracts."""
     return bool(entry["symbol"] == inst_id(Symbol(entry["baseCoin"], entry["quoteCoin"])))
 
 
@@ -379,7 +378,7 @@ def _read_market(entry: Mapping[str, Any], dialect: ProductType) -> Market:
 
 
 def _listed_ms(value: Any) -> int | None:
-    """Read when trading began; None where Bitget does not say, which it does as an empty text or 0."""
+    """Return when trading began, in ms; None if Bitget sends empty text or 0."""
     try:
         return int(value) or None
     except (TypeError, ValueError):
@@ -387,10 +386,10 @@ def _listed_ms(value: Any) -> int | None:
 
 
 def read_ms(value: Any) -> int:
-    """Read a time in UTC epoch milliseconds, printed as a number or as text.
+    """Return a time in UTC epoch milliseconds, given as a number or as text.
 
     Raises:
-        ExchangeError: neither.
+        ExchangeError: it is neither.
     """
     try:
         return int(value)

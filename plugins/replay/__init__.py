@@ -1,4 +1,4 @@
-"""The `replay` exchange: recorded candles, played on the present clock."""
+"""The `replay` exchange: recorded candles, replayed at the current time."""
 
 from collections.abc import Sequence
 
@@ -9,4 +9,5 @@ from .exchange import Replay
 
 @hookimpl
 def candled_exchanges() -> Sequence[type[Exchange]]:
+    """Return the replay exchange."""
     return [Replay]

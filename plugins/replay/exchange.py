@@ -1,4 +1,4 @@
-"""The replay exchange: files into recordings, and recordings into a market clock, a feed and a history."""
+"""The replay exchange: files to recordings, and recordings to a market clock, a feed and a history."""
 
 import gzip
 import zlib
@@ -39,7 +39,7 @@ _TICKS_PER_S = 4  # at most, by the wall clock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaySettings:
-    """What an operator may write under `exchanges.replay`."""
+    """Settings under `exchanges.replay`."""
 
     files: Mapping[str, str] = setting(
         {"BTC/USDT": "bundled:binance-spot-btcusdt", "ETH/USDT": "bundled:bitget-futures-ethusdt"},
@@ -49,7 +49,7 @@ class ReplaySettings:
 
 
 class Replay(Exchange):
-    """Recorded candles on the present clock, in a loop. See docs/reference/replay.md.
+    """Recorded candles, replayed at the current time in a loop. See docs/reference/replay.md.
 
     Raises:
         ConfigError: a symbol or a file in `files` cannot be used; one line per problem.
@@ -68,7 +68,7 @@ class Replay(Exchange):
         self._latest_ms = self._started_ms
 
     def resume_after(self, newest_ms: int | None) -> None:
-        """Start the market clock: at the present, or after `newest_ms` where a faster run came further than that."""
+        """Start the market clock: now, or after `newest_ms` if a faster run got further than that."""
         self._started_ms = self.clock.now_ms()
         self._origin_ms = self._started_ms
         if newest_ms is not None:
@@ -83,15 +83,15 @@ class Replay(Exchange):
 
     @property
     def tick_s(self) -> float:
-        """Seconds of the wall clock between two versions of a running minute: one market second, but at least 0.25."""
+        """Wall-clock seconds between two versions of a forming minute: one market second, but at least 0.25 s."""
         return max(1.0 / self._speed, 1.0 / _TICKS_PER_S)
 
     def recording_of(self, symbol: Symbol) -> Recording | None:
-        """What is played for `symbol`, None if nothing is."""
+        """Return the recording for `symbol`, or None."""
         return self._recordings.get(str(symbol)) or self._recordings.get(ANY_SYMBOL)
 
     async def fetch_markets(self, http: Http) -> list[Market]:
-        """The symbols named in `files`; nothing where `"*"` serves any other, since those cannot be listed."""
+        """Return the symbols named in `files`; none with `"*"`, because then any symbol is served."""
         if ANY_SYMBOL in self._recordings:
             return []
         return [
@@ -104,11 +104,11 @@ class Replay(Exchange):
         ]
 
     def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
-        """One feed for all."""
+        """Return one feed for all symbols."""
         return [ReplayFeed(self, symbols)]
 
     async def fetch_history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
-        """The recorded minutes up to now, the running one included.
+        """Return the recorded minutes up to now, including the forming one.
 
         Raises:
             ExchangeError: there is no recording for `symbol`.
@@ -121,14 +121,14 @@ class Replay(Exchange):
 
 
 class ReplayFeed(StreamFeed):
-    """The recent past of every symbol, then its running minute as it grows."""
+    """The recent past of every symbol, then its forming minute as it grows."""
 
     def __init__(self, exchange: Replay, symbols: Sequence[Symbol]) -> None:
         super().__init__(symbols)
         self._exchange = exchange
 
     async def stream_events(self) -> AsyncIterator[Event]:
-        """Yield for ever; a minute's last version comes before the first of the next, and none is left out."""
+        """Yield events forever. A minute's last version comes before the next minute's first, and none is left out."""
         playing = {symbol: recording for symbol in self.symbols if (recording := self._exchange.recording_of(symbol))}
         for symbol in self.symbols:
             if symbol not in playing:
@@ -138,7 +138,7 @@ class ReplayFeed(StreamFeed):
             yield Subscribed(symbol)
             recent = recording.versions_between(now_ms - _SNAPSHOT_MINUTES * MINUTE_MS, now_ms)
             yield Candles(symbol, tuple(recent), snapshot=True)
-            await self._exchange.clock.sleep(0)  # hundreds of snapshots in a row would hold everybody up
+            await self._exchange.clock.sleep(0)  # hundreds of snapshots in a row would block the loop
         while True:
             await self._exchange.clock.sleep(self._exchange.tick_s)
             spoke_ms, now_ms = now_ms, self._exchange.now_ms()
@@ -152,13 +152,13 @@ def _no_file(symbol: Symbol) -> str:
 
 
 def _load(files: Mapping[str, str]) -> dict[str, Recording]:
-    """Read every file once, however many symbols share it.
+    """Read the files. A file shared by several symbols is read once.
 
     Raises:
-        ConfigError: symbols or files that cannot be used; one line per problem, with file and line.
+        ConfigError: symbols or files cannot be used; one line per problem, with file and line.
     """
     recordings: dict[str, Recording] = {}
-    problems: dict[str, None] = {}  # in order, and a shared bad file is reported once
+    problems: dict[str, None] = {}  # ordered; a bad file shared by symbols is reported once
     for text, name in files.items():
         try:
             if text != ANY_SYMBOL:
@@ -177,10 +177,10 @@ def _load(files: Mapping[str, str]) -> dict[str, Recording]:
 
 
 def read_recording(name: str) -> Recording:
-    """Read a recording, gzip or plain CSV, by its path or as `bundled:NAME`.
+    """Read a recording, gzip or plain CSV, from a path or as `bundled:NAME`.
 
     Raises:
-        BadRecording: no such file, or what is in it.
+        BadRecording: the file does not exist or is not a valid recording.
     """
     try:
         data = _path(name).read_bytes()
@@ -194,10 +194,10 @@ def read_recording(name: str) -> Recording:
 
 
 def _path(name: str) -> Path:
-    """Where the file is.
+    """Return the path of a recording.
 
     Raises:
-        BadRecording: no bundled recording of that name.
+        BadRecording: no bundled recording has this name.
     """
     if not name.startswith(_BUNDLED_PREFIX):
         return Path(name).expanduser()

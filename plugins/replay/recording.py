@@ -1,4 +1,4 @@
-"""A recording as a pure function of time: looped, shifted, and growing within its minutes."""
+"""A recording as a pure function of time: looped, shifted in time, and growing within each minute."""
 
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_DOWN, Context, Decimal
@@ -12,13 +12,13 @@ WEEK_MS = 7 * DAY_MS
 
 _NEEDED = ("time_ms", "open", "high", "low", "close", "volume")
 _OPTIONAL = ("quote_volume", "trades")
-# Cut towards zero, so that what grows never passes what it grows to; far more digits than any exchange prints.
+# Rounded towards zero, so that a growing value never passes its final value; more digits than any exchange prints.
 _CUT = Context(prec=200, rounding=ROUND_DOWN)
-_REPORTED = 5  # bad lines named per file; a file of another kind would name every line it has
+_REPORTED = 5  # bad lines reported per file; in a file of another kind, all lines are bad
 
 
 class BadRecording(ValueError):
-    """A recording that cannot be played; `problems` holds one line per mistake, each with the file's line number."""
+    """A recording that cannot be replayed. `problems` has one line per mistake, with the line number in the file."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -26,19 +26,21 @@ class BadRecording(ValueError):
 
 
 class Recording:
-    """Recorded minutes, repeated for ever in both directions.
+    """Recorded minutes, repeated forever in both directions.
 
-    The loop is `period_ms` long, counted from the first recorded minute `base_ms`: as many whole weeks as the
-    recording covers, or whole days if it covers less than a week, or whole hours if less than a day; what is recorded
-    beyond that is not played. The minute `t` is the recorded minute `base_ms + (t - base_ms) mod period_ms`, so it has
-    the same values whenever it is asked for, and a shift by whole weeks keeps the hour of the day and the day of the
-    week. A minute that was not recorded is missing in every loop.
+    The loop is `period_ms` long, counted from the first recorded minute, `base_ms`. It is as many full weeks as the
+    recording covers; full days if it covers less than a week; full hours if less than a day. Rows beyond that are not
+    used.
 
-    `price_decimals` and `volume_decimals` are the most digits after the point that any recorded row has.
+    Minute `t` is the recorded minute `base_ms + (t - base_ms) mod period_ms`, so it always has the same values. A shift
+    by full weeks keeps the hour of the day and the day of the week. A minute that was not recorded is missing in every
+    loop.
+
+    `price_decimals` and `volume_decimals` are the largest numbers of decimals in any recorded row.
     """
 
     def __init__(self, rows: Mapping[int, Candle]) -> None:
-        """Keep `rows`, recorded minutes by their opening time, in ascending order and at least one.
+        """Keep `rows`: recorded minutes by their opening time, in ascending order and at least one.
 
         Raises:
             BadRecording: they cover less than an hour.
@@ -47,7 +49,7 @@ class Recording:
         self.base_ms = times[0]
         self.period_ms = _period(times[-1] + MINUTE_MS - self.base_ms)
         played = {t - self.base_ms: row for t, row in rows.items() if t - self.base_ms < self.period_ms}
-        # as text a minute takes a tenth of the memory of a candle, and it is asked for a few times a second at most
+        # As text, a minute takes a tenth of the memory of a `Candle`; it is read a few times a second at most.
         self._rows = {offset: ",".join(_texts(row)) for offset, row in played.items()}
         self.price_decimals = max(_decimals(row.open, row.high, row.low, row.close) for row in played.values())
         self.volume_decimals = max(_decimals(row.volume) for row in played.values())
@@ -55,13 +57,13 @@ class Recording:
 
     @classmethod
     def parse(cls, lines: Iterable[str]) -> Self:
-        """Read CSV: a header that names the columns, then one row per minute, ascending.
+        """Read CSV: a header that names the columns, then one row per minute, in ascending order.
 
-        Columns are `time_ms` (UTC epoch milliseconds), `open`, `high`, `low`, `close`, `volume`, and perhaps
-        `quote_volume` (a blank one is absent, not 0) and `trades` (not used). Minutes may be missing.
+        Columns are `time_ms` (UTC epoch milliseconds), `open`, `high`, `low`, `close`, `volume`, and optionally
+        `quote_volume` (an empty one is missing, not 0) and `trades` (ignored). Minutes may be missing.
 
         Raises:
-            BadRecording: no such header, a row that is no candle, times that do not ascend, less than an hour.
+            BadRecording: a wrong header, a row that is not a candle, times that do not ascend, less than an hour.
         """
         numbered = enumerate((line.strip() for line in lines), start=1)
         header = next(numbered, (1, ""))[1].split(",")
@@ -90,10 +92,12 @@ class Recording:
         return cls(rows)
 
     def minute_at(self, open_ms: int, now_ms: int) -> Candle | None:
-        """The minute that opens at `open_ms` as it stands at `now_ms` (both UTC epoch milliseconds).
+        """Return the minute that opens at `open_ms` as of `now_ms` (both UTC epoch milliseconds).
 
-        None where nothing was recorded, or where it has not begun. A minute that is over is as recorded, stated at its
-        end; one in progress has grown as `grown` says.
+        A minute that is over has the recorded values as of its end; a forming one has grown as `grown` describes.
+
+        Returns:
+            None if the minute was not recorded or has not begun.
         """
         numbers = self._rows.get((open_ms - self.base_ms) % self.period_ms)
         if numbers is None or now_ms < open_ms:
@@ -111,25 +115,25 @@ class Recording:
         )
 
     def minutes_between(self, start_ms: int, end_ms: int, now_ms: int) -> list[Candle]:
-        """Every minute with `start_ms <= open_ms < end_ms` as it stands at `now_ms`, oldest first."""
+        """Return the minutes with `start_ms <= open_ms < end_ms` as of `now_ms`, oldest first."""
         first_ms = -(-start_ms // MINUTE_MS) * MINUTE_MS
         last_ms = min(end_ms, now_ms + 1)
         candles = (self.minute_at(open_ms, now_ms) for open_ms in range(first_ms, last_ms, MINUTE_MS))
         return [candle for candle in candles if candle is not None]
 
     def versions_between(self, after_ms: int, now_ms: int) -> list[Candle]:
-        """What a feed says at `now_ms` that last spoke at `after_ms`, oldest first.
+        """Return the candles that a feed sends at `now_ms` if it last sent any at `after_ms`, oldest first.
 
-        That is the last version of every minute that ended in between, and the running one.
+        These are the last versions of the minutes that ended in between, and the forming minute.
         """
         return self.minutes_between(after_ms - after_ms % MINUTE_MS, now_ms + 1, now_ms)
 
 
 def grown(candle: Candle, at_ms: int, *, price_decimals: int, volume_decimals: int, quote_decimals: int = 0) -> Candle:
-    """How the recorded `candle` looked at `at_ms` (UTC epoch milliseconds) within its minute.
+    """Return the recorded `candle` as it looked at `at_ms` (UTC epoch milliseconds) within its minute.
 
-    The price goes in three straight lines of a third of the minute each, through the low first in a minute that rises
-    and through the high first in one that falls, and comes to the close at the end. Volumes grow with the time.
+    The price moves in three straight lines, each a third of the minute long, and reaches the close at the end. It
+    passes the low first in a rising minute, and the high first in a falling one. Volumes grow linearly.
     """
     elapsed_ms = min(max(at_ms - candle.open_ms, 0), MINUTE_MS)
     if candle.close >= candle.open:
@@ -180,12 +184,12 @@ def _texts(candle: Candle) -> list[str]:
 
 
 def _decimals(*numbers: Decimal | None) -> int:
-    """The most digits after the point that any of them has."""
+    """Return the largest number of decimals of these numbers."""
     return max([0, *(-int(number.as_tuple().exponent) for number in numbers if number is not None)])
 
 
 def _part(whole: Decimal, elapsed_ms: int, decimals: int) -> Decimal:
-    """The share of `whole` that has come after `elapsed_ms` of a minute; all of it, unrounded, at the end."""
+    """Return the part of `whole` after `elapsed_ms` of a minute; all of it, unrounded, at the end."""
     return whole if elapsed_ms == MINUTE_MS else _share(whole, elapsed_ms, decimals)
 
 
