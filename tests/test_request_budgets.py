@@ -292,7 +292,7 @@ from candled.clock import SystemClock
 async def main(path, until):
     budget, count = BudgetFile(Path(path), SystemClock()).budget("host", 50.0), 0
     while True:
-        await budget.take()
+        await budget.acquire()
         if time.time() > until:
             return print(count)
         count += 1

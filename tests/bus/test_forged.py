@@ -46,8 +46,8 @@ class Site:
         """Publish for ever, the present minute as it grows."""
         while True:
             self._number += 1
-            ingesting = self.leader if self.leader.leases.all[0].ingests else self.waiting
-            if ingesting.leases.all[0].ingests:
+            ingesting = self.leader if self.leader.leases.all[0].is_ours_to_ingest else self.waiting
+            if ingesting.leases.all[0].is_ours_to_ingest:
                 now_ms = SystemClock().now_ms()
                 open_ms = now_ms - now_ms % MINUTE_MS
                 candle = Candle.parse(open_ms, "10", "10", "10", "10", str(self._number), as_of_ms=now_ms)

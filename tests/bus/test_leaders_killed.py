@@ -33,8 +33,8 @@ async def leader(url: str, prefix: str) -> AsyncIterator[asyncio.subprocess.Proc
     arguments = [sys.executable, "-m", "tests.bus.leader", url, prefix, str(LEASE_S)]
     one = await asyncio.create_subprocess_exec(*arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     try:
-        while b"leader" not in await deadlines.wait_for(one.stdout.readline(), 15):
-            continue
+        while b"leader" not in (line := await deadlines.wait_for(one.stdout.readline(), 15)):
+            assert line, "the leading process ended"
         yield one
     finally:
         with contextlib.suppress(ProcessLookupError):

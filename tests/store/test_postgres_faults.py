@@ -201,11 +201,11 @@ def test_an_idle_connection_that_went_away_costs_no_attempt(database):
 
 _CANCELS = """
 import os, sys, threading, time
-from candled.store.postgres.pool import Link, Watchdog, parse_address
-link = Link(parse_address(sys.argv[1]), Watchdog(), limit_s=60.0, autocommit=True)
+from candled.store.postgres.pool import DatabaseConnection, Watchdog, parse_address
+link = DatabaseConnection(parse_address(sys.argv[1]), Watchdog(), limit_s=60.0, autocommit=True)
 print("connected", flush=True)
 sys.stdin.readline()
-threading.Thread(target=link.cancel, daemon=True).start()
+threading.Thread(target=link.cancel_call, daemon=True).start()
 for _ in range(20):
     time.sleep(0.01)
 print("alive", flush=True)

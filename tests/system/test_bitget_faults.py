@@ -53,7 +53,7 @@ async def test_without_faults_store_and_charts_hold_the_truth(tmp_path):
         chart, hours = one.open_chart(BTC), one.open_chart(ETH, "1h", 10)
         await live(one)
         await one.minutes(3)
-        assert await one.check_request() > 700
+        assert await one.check() > 700
         week = one.open_chart(BTC, "1W", 5)
         await one.until(lambda: week.bars)
         assert chart.initials >= 1
@@ -191,7 +191,7 @@ async def test_after_a_fault_the_store_and_the_charts_hold_the_truth(tmp_path, f
         await one.minutes(3.5)
         calm(one)
         await one.minutes(2)
-        assert await one.check_request() > 700
+        assert await one.check() > 700
         assert one.clock.now_ms() - before > 5 * MINUTE_MS
         assert chart.initials >= 1
 
@@ -210,7 +210,7 @@ async def test_lies_and_faults_hold_the_loop_for_no_moment_and_leave_nothing_in_
                     await one.minutes(0.5)
                 gc.collect()
                 sizes.append(len(gc.get_objects()))
-        await one.check_request(within_minutes=60)
+        await one.check(within_minutes=60)
     assert watch.held_s < 0.1
     assert sizes[1] < sizes[0] * 1.1  # what comes of ten more minutes of two markets
 
@@ -229,7 +229,7 @@ async def test_faults_one_after_another_leave_nothing_behind(tmp_path):
             await one.minutes(draw.uniform(0.2, 4))
             calm(one)
             await one.minutes(draw.uniform(0.1, 3))
-        minutes = await one.check_request(within_minutes=30)
+        minutes = await one.check(within_minutes=30)
     print(f"{injected} faults, {minutes} minutes compared: 0 missing, wrong or extra")
     assert injected >= SOAK_FAULTS
 
@@ -244,7 +244,7 @@ async def test_a_revised_minute_is_found_by_the_comparison_with_rest_and_shown(t
         row = one.fake.truth(BTC, open_ms, open_ms + MINUTE_MS)[0]
         one.fake.revise(BTC, open_ms, Row(*row.values[:4], row.volume + 1, row.quote_volume + 5))
         await one.minutes(2)
-        await one.check_request()
+        await one.check()
         assert one.health(BTC)["revisions"] >= 1
 
 
@@ -283,7 +283,7 @@ async def test_an_unknown_symbol_is_named_and_the_others_go_on(tmp_path):
         await live(one)
         await one.until(lambda: one.health(nope)["trouble"])
         assert one.health(nope)["state"] == "stale"
-        assert await one.check_request(symbols=[BTC, ETH]) > 700
+        assert await one.check(symbols=[BTC, ETH]) > 700
 
 
 async def test_a_quiet_market_is_quiet_not_stale_and_has_every_minute(tmp_path):
@@ -291,7 +291,7 @@ async def test_a_quiet_market_is_quiet_not_stale_and_has_every_minute(tmp_path):
         one.fake.push_quiet_minutes = False
         await one.until(lambda: one.health(THIN)["state"] == "quiet")
         await one.minutes(5)
-        assert await one.check_request() > 700
+        assert await one.check() > 700
         assert one.health(THIN)["state"] in ("quiet", "live", "recovering")
 
 
@@ -320,7 +320,7 @@ async def test_a_restart_after_minutes_away_shows_no_half_bar_and_repairs_the_re
         await one.start()
         chart = one.open_chart(BTC, "1m", 30)
         await live(one)
-        assert await one.check_request() > 720
+        assert await one.check() > 720
         times = [bar["time"] for bar in chart.bars]
         assert times == sorted(set(times))
         assert len(times) >= 30

@@ -58,7 +58,7 @@ async def test_clients_beyond_the_limit_get_503_and_the_exchange_comes_back(tmp_
         config = {
             "exchanges": {"bitget": {"symbols": ["BTC/USDT"], "ws_url": fake.ws_url, "rest_url": fake.rest_url}},
             "ingest": {"backfill": "0s"},
-            "server": {"takeover": takeover, "warmup_wait": "0s"},
+            "server": {"own_sockets": takeover, "warmup_wait": "0s"},
             "store": {"url": f"sqlite:///{tmp_path}/candled.db", "journal": str(tmp_path / "journal")},
         }
         with Daemon(tmp_path) as daemon:

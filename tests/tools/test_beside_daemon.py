@@ -20,7 +20,7 @@ KEPT = [Interval.parse(text) for text in ("3m", "6m", "1D", "1W")]
 SETTINGS = {
     "exchanges": {"replay": {"symbols": ["BTC/USDT"], "speed": 60}},
     "intervals": ["1m", *map(str, KEPT)],
-    "ingest": {"backfill": "0s", "settle": "0s"},
+    "ingest": {"backfill": "0s", "grace_period": "0s"},
     "store": {"url": "sqlite:///candled.db", "journal": ""},
 }
 OTHER_SETTINGS = {"CANDLED_INTERVALS": "[1m, 6m, 1W]"}
