@@ -13,6 +13,7 @@ from tornado.web import Application, RequestHandler
 
 from candled.budget import LocalBudget, MakeBudget
 from candled.bus.codec import Names
+from candled.bus.redis import shared_limits
 from candled.bus.redis.address import RedisAddress
 from candled.bus.redis.connections import Caller, Servers
 from candled.bus.redis.shared_limits import RedisBudgets, RedisCounter
@@ -258,15 +259,21 @@ async def test_requests_are_counted_together_within_a_window(names):
         assert (await first.count_hit("a", 0.5))[0] == 1
 
 
-async def test_a_thousand_requests_at_once_are_a_thousand(names):
+@pytest.fixture
+def patient(monkeypatch):
+    """A busy machine may need longer than the half second that a client waits for its count."""
+    monkeypatch.setattr(shared_limits, "_ANSWER_S", 30.0)
+
+
+async def test_a_thousand_requests_at_once_are_a_thousand(names, patient):
     async with counters(shared_redis(), names, 2) as all_:
         counts: list[tuple[int, float]] = []
-        for _ in range(10):  # whoever waits for a count waits no longer than half a second
+        for _ in range(10):
             counts += await asyncio.gather(*(all_[number % 2].count_hit("a", 60.0) for number in range(100)))
         assert sorted(count for count, _ in counts) == list(range(1, 1001))
 
 
-async def test_what_cannot_be_counted_is_told_at_once_and_counted_again_later(names):
+async def test_what_cannot_be_counted_is_told_at_once_and_counted_again_later(names, patient):
     with own_redis() as server:
         async with counters(server.url, names, 1) as (one,):
             await one.count_hit("a", 60.0)
