@@ -44,7 +44,7 @@ class LiveSource(Protocol):
         """Load the newest `count` bars, waiting up to `patience_s` seconds for history to be fetched."""
 
     def revision_of(self, key: MarketKey, interval: Interval) -> int:
-        """Return the number of the series' revision."""
+        """Return the series' revision. It changes if a bar other than the newest changes, or older bars are loaded."""
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
         """Return the begin of the oldest bar that changed after `revision`, in ms; later than any bar if none did."""

@@ -35,7 +35,7 @@ class BarSource(Protocol):
         """Return the newest bars, at most `count`, oldest first."""
 
     def revision_of(self, key: MarketKey, interval: Interval) -> int:
-        """Return the number of the series' revision. It grows when a bar other than the newest changes."""
+        """Return the series' revision. It changes if a bar other than the newest changes, or older bars are loaded."""
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
         """Return the begin of the oldest bar that changed after `revision`, in ms; later than any bar if none did."""

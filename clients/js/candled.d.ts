@@ -1,7 +1,7 @@
 /** Live candles from a candled server. See docs/how-to/clients.md. */
 
 /**
- * One bar. `final`, `rev` and `src` are there when the server tells them. `N` is `string` for a client with
+ * One bar. `final`, `rev` and `src` exist if the server sends them. `N` is `string` for a client with
  * `numbers: "string"`: `new CandledClient<string>(url, { numbers: "string" })`.
  */
 export interface Bar<N extends number | string = number> {
@@ -13,25 +13,25 @@ export interface Bar<N extends number | string = number> {
   readonly close: N;
   /** In base currency. */
   readonly volume: N;
-  /** In quote currency; absent where the exchange does not send it. */
+  /** In quote currency; undefined if the exchange does not send it. */
   readonly quoteVolume?: N;
-  /** Whether the bar is over and its late versions had their chance. */
+  /** True once the bar is over and the grace period for late updates has passed. */
   readonly final?: boolean;
   /** How often it was revised after it was final. */
   readonly rev?: number;
-  /** Where it came from: live, rest, backfill, agg. */
+  /** The source of the bar: live, rest, backfill or agg. */
   readonly src?: string;
 }
 
 export interface Topic {
   symbol: string;
   interval: string;
-  /** Default: the first exchange that the server has. */
+  /** Default: the server's first exchange. */
   exchange?: string | null;
 }
 
 export interface SubscribeRequest extends Topic {
-  /** How many bars to begin with: 0 to 1000, default 100. */
+  /** The number of bars to start with: 0 to 1000, default 100. */
   bars?: number;
 }
 
@@ -44,7 +44,7 @@ export interface HistoryRequest extends Topic {
 
 export interface HistoryPage<N extends number | string = number> {
   bars: Bar<N>[];
-  /** Nothing older exists. */
+  /** True if no older bars exist. */
   end: boolean;
 }
 
@@ -52,9 +52,9 @@ export type LinkState = "idle" | "connecting" | "open" | "lost" | "refused" | "c
 
 export interface ClientState {
   state: LinkState;
-  /** With `lost`: when the next attempt is, in epoch milliseconds. */
+  /** With `lost`: the time of the next attempt, in epoch milliseconds. */
   retryAt?: number;
-  /** With `refused`: why the server wants this client not to come back. */
+  /** With `refused`: why the server asked this client not to reconnect. */
   message?: string;
 }
 
@@ -62,9 +62,9 @@ export type FeedState = "live" | "quiet" | "polling" | "stale" | "warming" | "re
 
 export interface Status {
   state: "connecting" | "loading" | FeedState | "lost" | "refused" | "closed";
-  /** Since when the feed is so, ISO 8601; absent where the server does not tell the state of the feed. */
+  /** When the feed entered this state, ISO 8601; undefined if the server does not send the feed's state. */
   since?: string;
-  /** Why the feed is not live, one word of docs/how-to/troubleshooting.md. */
+  /** Why the feed is not live: one word of docs/how-to/troubleshooting.md. */
   reason?: string;
   retryAt?: number;
   message?: string;
@@ -72,20 +72,20 @@ export interface Status {
 
 export interface Change<N extends number | string = number> {
   reason: "initial" | "resumed" | "history" | "inserted";
-  /** The bars that are new or differ from before, oldest first. */
+  /** The new and changed bars, oldest first. */
   changed: readonly Bar<N>[];
-  /** With `initial`: whether no bar was held before. */
+  /** With `initial`: true if there were no bars before. */
   isFirst?: boolean;
-  /** With `initial` and `resumed`: whether the server proved that `changed` is all that was missed. */
+  /** With `initial` and `resumed`: true if the server proved that `changed` contains all missed changes. */
   recovered?: boolean;
 }
 
 export interface Listeners<N extends number | string = number> {
   /** All bars, at first and whenever more than one bar changed. */
   onBars?(bars: readonly Bar<N>[], change: Change<N>): void;
-  /** The newest bar moved, or (`isNew`) the next one opened. */
+  /** The newest bar changed, or (`isNew`) the next one opened. */
   onBar?(bar: Bar<N>, isNew: boolean): void;
-  /** An older bar was revised where it stands. */
+  /** An older bar was revised. */
   onCorrection?(bar: Bar<N>): void;
   /** A bar became final: once for each, oldest first. */
   onFinal?(bar: Bar<N>): void;
@@ -94,27 +94,27 @@ export interface Listeners<N extends number | string = number> {
 }
 
 export interface Subscription<N extends number | string = number> {
-  /** All bars that are held, oldest first; a new array whenever one of them changes. */
+  /** All bars in memory, oldest first. The array is replaced when a bar changes. */
   readonly bars: readonly Bar<N>[];
   /** The newest bar. */
   readonly bar: Bar<N> | null;
   readonly status: Status;
-  /** Whether history was loaded to its beginning. */
+  /** True if history was loaded back to its beginning. */
   readonly end: boolean;
-  /** Put the page of history before the first bar in front of it. */
+  /** Load the page of history before the first bar. */
   loadOlder(limit?: number): Promise<{ added: number; end: boolean }>;
-  /** End this subscription and no other, however late it is called. */
+  /** End this subscription. Later subscriptions are not affected, even if you call this late. */
   unsubscribe(): void;
 }
 
 export interface ClientOptions {
   /** A WebSocket class, for instance of the package `ws`. Default: the global one. */
   WebSocket?: unknown;
-  /** The exchange that messages do not name; learned from the server where it is needed. */
+  /** The exchange that messages do not name. By default, it is learned from the server when needed. */
   defaultExchange?: string | null;
-  /** How many bars of a stream are held at most, beside those loaded from history. Default 20000. */
+  /** The number of bars of a stream kept in memory, in addition to those loaded from history. Default 20000. */
   keep?: number;
-  /** How the server prints the numbers of bars; `string` keeps digits that a JavaScript number cannot hold. Default `number`. */
+  /** The format of numbers in bars. `string` keeps digits that a JavaScript number would lose. Default `number`. */
   numbers?: "number" | "string";
   onState?(state: ClientState): void;
   pingEveryMs?: number;
@@ -123,12 +123,12 @@ export interface ClientOptions {
   firstRetryMs?: number;
   longestRetryMs?: number;
   historyWithinMs?: number;
-  /** For tests: a number from 0 to 1 that decides the jitter. */
+  /** For tests: returns a number from 0 to 1 for the jitter. */
   random?(): number;
 }
 
 export class CandledError extends Error {
-  /** The server's number, or `closed`, `timeout`, `unsupported`. */
+  /** The server's code, or `closed`, `timeout`, `unsupported`. */
   readonly code: number | "closed" | "timeout" | "unsupported" | null;
   readonly temporary: boolean;
 }
@@ -139,6 +139,6 @@ export class CandledClient<N extends number | string = number> {
   defaultExchange: string | null;
   subscribe(request: SubscribeRequest, listeners?: Listeners<N>): Subscription<N>;
   history(request: HistoryRequest): Promise<HistoryPage<N>>;
-  /** End every stream and request and let go of the socket. */
+  /** End all streams and requests, and close the socket. */
   close(): void;
 }

@@ -3,13 +3,13 @@
  *
  *     const client = new CandledClient("ws://localhost:7000/ws");
  *     const stream = client.subscribe({ symbol: "BTC/USDT", interval: "5m", bars: 300 }, {
- *       onBars: (bars) => chart.setData(bars),   // everything, at first and whenever more than the newest bar changed
- *       onBar: (bar) => chart.update(bar),       // the newest bar moved, or the next one opened
+ *       onBars: (bars) => chart.setData(bars),   // all bars, at first and when more than the newest bar changed
+ *       onBar: (bar) => chart.update(bar),       // the newest bar changed, or the next one opened
  *       onStatus: ({ state }) => label.textContent = state,
  *     });
  *
- * The bars held are always those that a fresh subscription would get. Needs no other file than its neighbours
- * link.js and series.js; works in browsers, and in Node with its own WebSocket or that of the package `ws`.
+ * The bars in memory are always those that a new subscription would get. You only need this file, link.js and
+ * series.js. It works in browsers, and in Node with the built-in WebSocket or the one of the package `ws`.
  */
 import { Link } from "./link.js";
 import { Series } from "./series.js";
@@ -19,7 +19,7 @@ const FIELDS = ["final", "seq", "rev", "src"];
 const ASK_AGAIN_MS = 20000;
 const RETRY_REQUEST_MS = 1000;
 
-/** What the server, or the state of the client, refuses. `code` is the server's, or `closed`, `timeout`, `unsupported`. */
+/** A refused request or subscription. `code` is the server's, or `closed`, `timeout` or `unsupported`. */
 export class CandledError extends Error {
   constructor(message, code = null, temporary = false) {
     super(message);
@@ -32,14 +32,14 @@ export class CandledError extends Error {
 export class CandledClient {
   #link;
   #options;
-  #form; // how bars are asked for
+  #form; // the optional fields and the number format of requests
   #streams = new Set();
   #requests = new Map();
   #nextId = 1;
   #state = { state: "idle" };
   #watch = null;
 
-  /** Connects with the first subscription or request, and stays connected until `close()`. */
+  /** The client connects with the first subscription or request, and stays connected until `close()`. */
   constructor(url, options = {}) {
     const { keep = 20000, historyWithinMs = 30000, defaultExchange = null, numbers, onState = () => {}, ...link } = options;
     this.#options = { keep, historyWithinMs, onState };
@@ -58,7 +58,7 @@ export class CandledClient {
     return this.#state;
   }
 
-  /** Follow one interval of one market. The listeners are called from the next microtask on. */
+  /** Follow one interval of one market. Your listeners are called from the next microtask on. */
   subscribe({ symbol, interval, exchange = null, bars = DEFAULT_BARS }, listeners = {}) {
     this.#open();
     const named = exchange === this.defaultExchange ? null : exchange;
@@ -75,7 +75,7 @@ export class CandledClient {
     return new Subscription(stream, listeners);
   }
 
-  /** One page of bars older than `before` (ISO text, epoch ms or Date; default: now): `{ bars, end }`, oldest first. */
+  /** Return `{ bars, end }`: one page of bars before `before` (ISO text, epoch ms or Date; default now), oldest first. */
   async history({ symbol, interval, exchange = null, before, limit = 500 }) {
     const request = { type: "history", symbol, interval, limit, ...this.#form };
     if (exchange !== null && exchange !== this.defaultExchange) request.exchange = exchange;
@@ -84,7 +84,7 @@ export class CandledClient {
     return { bars, end };
   }
 
-  /** End every stream and request and let go of the socket. */
+  /** End all streams and requests, and close the socket. */
   close() {
     this.#link.close();
     clearInterval(this.#watch);
@@ -92,7 +92,7 @@ export class CandledClient {
     this.#streams.clear();
   }
 
-  /** For a stream whose last subscription ended. */
+  /** Unsubscribe a stream whose last subscription has ended. */
   leave(stream) {
     if (!this.#streams.delete(stream)) return;
     this.#link.send({ type: "unsubscribe", ...stream.topic });
@@ -127,7 +127,7 @@ export class CandledClient {
     stream.tellStatus();
   }
 
-  /** A subscription that was never answered was lost on the way, for instance to the limit on messages. */
+  /** Repeat subscriptions that were never answered: they were lost, for instance to the server's limit on messages. */
   #askAgain() {
     const before = Date.now() - ASK_AGAIN_MS;
     for (const stream of this.#streams) {
@@ -189,7 +189,7 @@ export class CandledClient {
     if (exchange === undefined && stream.topic.exchange) this.defaultExchange = stream.topic.exchange;
   }
 
-  /** Messages name the exchange where it is not the default one, which a client that named it may have to learn. */
+  /** Return a message's stream. Messages name the exchange only if it is not the default, which may be learned here. */
   #streamOf(message) {
     const about = [...this.#streams].filter(
       ({ topic }) => topic.symbol === message.symbol && topic.interval === message.interval,
@@ -226,14 +226,14 @@ export class CandledClient {
   }
 }
 
-/** What the server sends of one interval of one market, whoever of this client follows it. */
+/** The stream of one interval of one market, shared by all subscriptions of this client to it. */
 class Stream {
   followers = new Set();
   position = null;
   askedId = null;
   askedAt = 0;
   isAcknowledged = false;
-  isSettled = false; // this connection's `initial` or `resumed` has come
+  isSettled = false; // true once `initial` or `resumed` has arrived on this connection
   refusal = null;
   #client;
   #feed = null;
@@ -260,19 +260,19 @@ class Stream {
     return topic.symbol === symbol && (interval ?? topic.interval) === topic.interval && isSameExchange;
   }
 
-  /** Whether an error without an id can only mean this subscription. */
+  /** Return true if an error without an id can only mean this subscription. */
   isMeantBy(text) {
     const { symbol, interval, exchange } = this.topic;
     const names = [`Invalid symbol: ${symbol}.`, `Invalid interval: ${interval}.`, `Invalid exchange: ${exchange}.`];
     return !this.isSettled && (names.some((name) => text.startsWith(name)) || text.startsWith("Too many subscriptions"));
   }
 
-  /** Whether nothing older than the first bar exists. */
+  /** True if no bars older than the first one exist. */
   get end() {
     return this.#end;
   }
 
-  /** Ask for everything the next time, not for what changed. */
+  /** Request all bars the next time, not only the changes. */
   forget() {
     this.position = null;
   }
@@ -280,7 +280,7 @@ class Stream {
   take(message) {
     const { type, epoch, seq } = message;
     if (type === "initial" || type === "resumed") this.#settled();
-    else if (!this.isSettled) return; // of a subscription before this one
+    else if (!this.isSettled) return; // from an earlier subscription
     if (epoch !== undefined) this.position = { epoch, seq };
     else if (type === "initial") this.position = null;
     switch (type) {
@@ -300,7 +300,7 @@ class Stream {
     this.tellStatus();
   }
 
-  /** The last subscription to it ended. */
+  /** Leave the client: the last subscription has ended. */
   ended() {
     this.#client.leave(this);
   }
@@ -326,13 +326,13 @@ class Stream {
   }
 
   refuse(error) {
-    if (error.temporary) this.askedAt = 0; // asked again soon
+    if (error.temporary) this.askedAt = 0; // requested again soon
     else this.refusal = error;
     this.tellStatus();
     this.emit("onError", error);
   }
 
-  /** Put the page of history before the first bar in front of it; `{ added, end }`. */
+  /** Load the page of history before the first bar; return `{ added, end }`. */
   async loadOlder(limit) {
     if (this.#end || !this.series.first) return { added: 0, end: this.#end };
     this.#loading ??= this.#load(limit).finally(() => {
@@ -345,7 +345,7 @@ class Stream {
   async #load(limit) {
     const { first } = this.series;
     const { bars, end } = await this.#client.history({ ...this.topic, before: first.time, limit });
-    if (this.series.first.time !== first.time) return { added: 0, end: false }; // replaced meanwhile
+    if (this.series.first.time !== first.time) return { added: 0, end: false }; // the bars were replaced
     const change = this.series.prepend(bars);
     for (const bar of this.#missed) this.series.correct(bar);
     this.#end = end;
@@ -388,7 +388,7 @@ class Stream {
   }
 }
 
-/** One listener's share of a stream. */
+/** One subscription to a stream, with its listeners. */
 class Subscription {
   #stream;
   #listeners;
@@ -401,7 +401,7 @@ class Subscription {
     queueMicrotask(() => this.#greet());
   }
 
-  /** All bars that are held, oldest first; a new array whenever one of them changes. */
+  /** All bars in memory, oldest first. The array is replaced when a bar changes. */
   get bars() {
     return this.#stream.series.bars;
   }
@@ -412,24 +412,24 @@ class Subscription {
   }
 
   /**
-   * `{ state }`: connecting, loading, live, quiet, polling, stale, warming, recovering (with `since` and `reason` where the server sends them),
-   * lost (with `retryAt` in epoch ms), refused (with `message`) or closed.
+   * `{ state }`: connecting, loading, live, quiet, polling, stale, warming, recovering (with `since` and `reason` if
+   * the server sends them), lost (with `retryAt` in epoch ms), refused (with `message`) or closed.
    */
   get status() {
     return this.#isOver ? { state: "closed" } : this.#stream.status;
   }
 
-  /** Whether history was loaded to its beginning. */
+  /** True if history was loaded back to its beginning. */
   get end() {
     return this.#stream.end;
   }
 
-  /** Load the bars before the first one, over the same socket; `{ added, end }`, `end` when nothing older exists. */
+  /** Load the bars before the first one, over the same socket; return `{ added, end }`. `end`: no older bars exist. */
   loadOlder(limit = 500) {
     return this.#stream.loadOlder(limit);
   }
 
-  /** End this subscription and no other, however late it is called. */
+  /** End this subscription. Later subscriptions are not affected, even if you call this late. */
   unsubscribe() {
     if (this.#isOver) return;
     this.#isOver = true;
@@ -442,11 +442,11 @@ class Subscription {
     try {
       this.#listeners[name]?.(...facts);
     } catch (error) {
-      queueMicrotask(() => { throw error; }); // reported as any other, and the other listeners hear all the same
+      queueMicrotask(() => { throw error; }); // reported like any other error, without stopping the other listeners
     }
   }
 
-  /** Who joins a stream that is held already gets what it holds. */
+  /** Call the listeners with the status and the bars that the stream already has. */
   #greet() {
     this.hear("onStatus", [this.status]);
     if (this.bar) this.hear("onBars", [this.bars, { reason: "initial", changed: this.bars, isFirst: true, recovered: false }]);

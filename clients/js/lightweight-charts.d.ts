@@ -27,11 +27,11 @@ interface Series<Item> {
 }
 
 export interface Drawn {
-  /** A series of `chart.addSeries(CandlestickSeries)`. */
+  /** The result of `chart.addSeries(CandlestickSeries)`. */
   candles: Series<any>;
-  /** A series of `chart.addSeries(HistogramSeries)`. */
+  /** The result of `chart.addSeries(HistogramSeries)`. */
   volumes?: Series<any> | null;
-  /** Of the volumes; a function is asked at every drawing. */
+  /** Colours of the volumes. A function is called for every drawing. */
   colors?: Colors | (() => Colors);
 }
 

@@ -1,30 +1,30 @@
 /**
- * Draws a stream on series of lightweight-charts, and keeps them in step.
+ * Draws a stream on series of lightweight-charts, and keeps them up to date.
  *
  *     const candles = chart.addSeries(CandlestickSeries), volumes = chart.addSeries(HistogramSeries);
  *     const stream = follow(client, { symbol: "BTC/USDT", interval: "5m" }, { candles, volumes });
  *     stream.unsubscribe();
  *
- * Only functions over the client; the chart stays yours. A correction is drawn where its bar stands, what runs
- * backwards never reaches the chart.
+ * These are functions on top of the client, and the chart remains yours. A correction replaces its bar on the chart;
+ * an update that would run backwards is never drawn.
  */
 export { priceDecimals } from "./numbers.js";
 
-/** A bar as a candlestick series takes it: `time` in UTC seconds. */
+/** Return a bar for a candlestick series, with `time` in UTC seconds. */
 export function candleItem({ time, open, high, low, close }) {
   return { time: Date.parse(time) / 1000, open: Number(open), high: Number(high), low: Number(low), close: Number(close) };
 }
 
-/** A bar as a histogram series takes it; `colors` has `up` and `down`. */
+/** Return a bar's volume for a histogram series. `colors` has `up` and `down`. */
 export function volumeItem({ time, open, close, volume }, colors = {}) {
   const color = Number(close) < Number(open) ? colors.down : colors.up;
   return { time: Date.parse(time) / 1000, value: Number(volume), ...(color && { color }) };
 }
 
 /**
- * The listeners that draw on `candles` and, if given, on `volumes`; hand them to `client.subscribe`.
+ * Return listeners that draw on `candles` and, if given, on `volumes`. Pass them to `client.subscribe`.
  *
- * `colors` may be a function, asked at every drawing, so that volumes follow a change of theme.
+ * `colors` may be a function. It is called for every drawing, so that volumes can follow a change of theme.
  */
 export function drawing({ candles, volumes = null, colors = {} }) {
   const shades = () => (typeof colors === "function" ? colors() : colors);
@@ -44,7 +44,7 @@ export function drawing({ candles, volumes = null, colors = {} }) {
   };
 }
 
-/** Subscribe and draw; further `listeners` are called after the drawing. */
+/** Subscribe and draw. Your own `listeners` are called after the drawing. */
 export function follow(client, request, series, listeners = {}) {
   const draw = drawing(series);
   const both = Object.entries(draw).map(([name, paint]) => [
@@ -58,9 +58,9 @@ export function follow(client, request, series, listeners = {}) {
 }
 
 /**
- * Load older bars whenever the beginning of the data comes into view, until nothing older exists.
+ * Load older bars whenever the beginning of the data comes into view, until no older bars exist.
  *
- * Returns a function that ends it. Call it after `follow`, once for each stream.
+ * Call it after `follow`, once for each stream. It returns a function that stops the loading.
  */
 export function loadOnScroll(chart, subscription, { ahead = 50, limit = 500 } = {}) {
   const scale = chart.timeScale();
@@ -71,7 +71,7 @@ export function loadOnScroll(chart, subscription, { ahead = 50, limit = 500 } = 
     isLoading = true;
     let again = false;
     try {
-      again = (await subscription.loadOlder(limit)).added > 0; // a wide view may still want more
+      again = (await subscription.loadOlder(limit)).added > 0; // a wide view may need more
     } catch (error) {
       if (error.temporary) setTimeout(look, 1000);
     }

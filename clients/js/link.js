@@ -1,6 +1,6 @@
-/** One WebSocket at a time, replaced when it ends, fails to open, or stops answering pings. */
+/** A WebSocket connection that is replaced when it ends, fails to open, or stops answering pings. */
 
-const MESSAGES_PER_SECOND = 15; // the server refuses more than 20
+const MESSAGES_PER_SECOND = 15; // by default the server refuses more than 20
 
 const TIMINGS = {
   pingEveryMs: 20000,
@@ -11,10 +11,10 @@ const TIMINGS = {
 };
 
 /**
- * Owns connecting and nothing else: who listens subscribes again in `onOpen`.
+ * Connects, and nothing else: its owner subscribes again in `onOpen`.
  *
- * `onState(state, facts)` tells `connecting`, `open`, `lost` (with `retryAt` in epoch ms), `refused` (the server
- * asked not to come back, with `message`) and `closed`.
+ * `onState(state, facts)` is called with `connecting`, `open`, `lost` (with `retryAt` in epoch ms), `refused` (the
+ * server asked the client not to reconnect, with `message`) and `closed`.
  */
 export class Link {
   #url;
@@ -42,7 +42,7 @@ export class Link {
     return this.#state;
   }
 
-  /** Connect, unless that is done or under way. */
+  /** Connect, if that was not done before. */
   open() {
     if (this.#state !== "idle") return;
     globalThis.addEventListener?.("online", this.#hurry);
@@ -50,24 +50,24 @@ export class Link {
     this.#connect();
   }
 
-  /** Send a message if the link is open; what is not sent is for the next `onOpen` to say again. */
+  /** Send a message if the connection is open. Otherwise drop it: `onOpen` sends it on the next connection. */
   send(message) {
     if (this.#state !== "open") return;
     this.#outgoing.push(JSON.stringify(message));
     this.#pump();
   }
 
-  /** The server said that it goes away, and when to come back. */
+  /** Reconnect after this time, as the server requested before closing the connection. */
   expectEnd(reconnectAfterMs) {
     this.#byeMs = reconnectAfterMs;
   }
 
-  /** The network or the reader came back: do not sit out the wait. */
+  /** Reconnect now instead of waiting: the network is back, or the page is visible again. */
   hurry() {
     if (this.#state === "lost") this.#connect();
   }
 
-  /** Let go of the socket and of every timer and listener, for good. */
+  /** Close the socket permanently, and remove all timers and listeners. */
   close() {
     globalThis.removeEventListener?.("online", this.#hurry);
     globalThis.document?.removeEventListener("visibilitychange", this.#shown);
@@ -84,7 +84,7 @@ export class Link {
     socket.onopen = () => this.#opened();
     socket.onmessage = ({ data }) => this.#heard(data);
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
-    socket.onerror = () => {}; // a close follows; a Node socket without a listener would throw
+    socket.onerror = () => {}; // a close event follows; a Node socket without a listener would throw
   }
 
   #opened() {
@@ -101,24 +101,24 @@ export class Link {
     try {
       message = JSON.parse(data);
     } catch {
-      return; // not a server of this protocol; another message may be
+      return; // not a message of this protocol; later ones may be
     }
     if (typeof message?.type === "string") this.#options.onMessage(message);
   }
 
   #ping() {
-    this.#socket.send('{"type":"ping"}'); // ahead of what waits for its second
+    this.#socket.send('{"type":"ping"}'); // ahead of messages queued by the rate limit
     this.#expect(this.#options.answerWithinMs);
   }
 
-  /** Whatever is heard in time is proof of life. */
+  /** Expect a message in time. Any message counts. */
   #expect(withinMs) {
     clearTimeout(this.#timers.deadline);
     this.#due = Date.now() + withinMs;
     this.#timers.deadline = setTimeout(() => this.#unanswered(), withinMs);
   }
 
-  /** A machine that slept, or a page in the background, runs this late, perhaps before it read what has come: ask again. */
+  /** Give up the connection, or ping again if this timer ran late, as after sleep: messages may still be unread. */
   #unanswered() {
     const late = Date.now() - this.#due > 1000;
     if (late && this.#state === "open") this.#ping();
@@ -134,7 +134,7 @@ export class Link {
     }
   }
 
-  /** Twice as long after every failure, and half of it by chance, so that not all clients come back at once. */
+  /** Reconnect later. The wait doubles with every failure, and half of it is random, so that clients spread out. */
   #lost() {
     this.#drop();
     const { firstRetryMs, longestRetryMs, random } = this.#options;
@@ -158,7 +158,7 @@ export class Link {
     if (this.#outgoing.length) this.#timers.pump = setTimeout(() => this.#pump(), this.#sentAt[0] + 1000 - now);
   }
 
-  /** Let go of the socket at once: the closing handshake with a dead peer can take minutes. */
+  /** Drop the socket without waiting: the closing handshake with a dead peer can take minutes. */
   #drop() {
     for (const timer of Object.values(this.#timers)) clearTimeout(timer);
     this.#outgoing = [];

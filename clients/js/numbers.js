@@ -1,6 +1,6 @@
-/** What the numbers of bars look like. */
+/** Decimals of the numbers in bars. */
 
-/** How many decimals the prices of bars have. */
+/** Return the largest number of decimals in the prices of bars. */
 export function priceDecimals(bars) {
   let most = 0;
   for (const { open, high, low, close } of bars) {
@@ -9,7 +9,7 @@ export function priceDecimals(bars) {
   return most;
 }
 
-/** Digits after the point of a number, which JavaScript prints as 1e-7 when it is small. */
+/** Return the number of decimals. JavaScript prints small numbers as 1e-7. */
 function decimalsOf(number) {
   const [digits, exponent = "0"] = String(number).split("e");
   return Math.max(0, (digits.split(".")[1] ?? "").length - Number(exponent));

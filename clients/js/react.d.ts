@@ -2,9 +2,9 @@
 import type { Bar, CandledClient, Status, SubscribeRequest } from "./candled.js";
 
 export interface UseCandlesOptions extends SubscribeRequest {
-  /** Of the server; all hooks with one URL share one WebSocket. */
+  /** The server's WebSocket address. All hooks with the same URL share one WebSocket. */
   url?: string;
-  /** A client of your own, instead of `url`. */
+  /** Your own client, instead of `url`. */
   client?: CandledClient | null;
 }
 

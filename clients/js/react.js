@@ -3,12 +3,12 @@
  *
  *     const { bars, bar, status } = useCandles({ url: "ws://localhost:7000/ws", symbol: "BTC/USDT", interval: "5m" });
  *
- * All hooks with one `url` share one WebSocket. A client of your own goes in as `client` instead of `url`.
+ * All hooks with the same `url` share one WebSocket. To use your own client, pass `client` instead of `url`.
  */
 import { useCallback, useRef, useSyncExternalStore } from "react";
 import { CandledClient } from "./candled.js";
 
-const LINGER_MS = 3000; // a component that shows another market leaves and comes back at once
+const LINGER_MS = 3000; // a component that changes its market returns the client and borrows it again immediately
 
 const NOTHING = Object.freeze({
   bars: Object.freeze([]),
@@ -18,7 +18,7 @@ const NOTHING = Object.freeze({
   loadOlder: async () => ({ added: 0, end: false }),
 });
 
-/** `{ bars, bar, status, end, loadOlder }` of one interval of one market, new whenever one of them changes. */
+/** Return `{ bars, bar, status, end, loadOlder }` of one market and interval. A change returns a new object. */
 export function useCandles({ url, client = null, symbol, interval, exchange = null, bars = 100 }) {
   const latest = useRef({ of: null, value: NOTHING });
   const subscribe = useCallback(
@@ -39,14 +39,14 @@ export function useCandles({ url, client = null, symbol, interval, exchange = nu
     },
     [url, client, symbol, interval, exchange, bars],
   );
-  // Until the first answer of another market there is nothing, not the bars of the one before.
+  // After a change of market there are no bars until the first answer, instead of those of the previous market.
   const read = () => (latest.current.of === subscribe ? latest.current.value : NOTHING);
   return useSyncExternalStore(subscribe, read, () => NOTHING);
 }
 
 const shared = new Map();
 
-/** The client that all hooks of a URL share; it is closed some seconds after the last gave it back. */
+/** Return the client shared by all hooks of a URL. It is closed some seconds after the last one returned it. */
 function borrow(url) {
   let entry = shared.get(url);
   if (!entry) {

@@ -1,23 +1,26 @@
-/** The bars of one stream, oldest first and each once. Pure: messages in, what changed out. */
+/** The bars of one stream, oldest first and each once. Pure: messages in, changes out. */
 
 /**
- * Times are compared as the texts they are: ISO 8601 with milliseconds and `Z` sorts as time does.
+ * Times are compared as text, because ISO 8601 with milliseconds and `Z` sorts by time.
  *
- * A change is `{ reason, changed }` when more than the newest bar is concerned, with reason `initial`, `resumed`,
- * `history` or `inserted` and the bars that are new or differ; `{ bar, isNew }` when the newest bar moved or the
- * next one opened; `{ bar, isOld: true }` when an older one was revised where it stands; null when nothing changed.
+ * The methods return a change:
+ * - `{ reason, changed }` if more than the newest bar changed. The reason is `initial`, `resumed`, `history` or
+ *   `inserted`; `changed` are the new and changed bars.
+ * - `{ bar, isNew }` if the newest bar changed or the next one opened.
+ * - `{ bar, isOld: true }` if an older bar was revised.
+ * - null if no bar changed.
  */
 export class Series {
   #bars = [];
   #shown = null;
   #finalThrough = "";
 
-  /** At most `keep` bars that came live are held; what was loaded from history is held beside them. */
+  /** Keep at most `keep` bars, plus those loaded from history. */
   constructor(keep = Infinity) {
     this.keep = keep;
   }
 
-  /** The bars; the same array until one of them changes, and never changed itself. */
+  /** The bars. The array is frozen, and replaced when a bar changes. */
   get bars() {
     this.#shown ??= Object.freeze(this.#bars.slice());
     return this.#shown;
@@ -31,7 +34,7 @@ export class Series {
     return this.#bars.at(-1);
   }
 
-  /** Take an `initial`: it replaces everything. */
+  /** Apply an `initial`, which replaces all bars. */
   replace(bars) {
     const before = new Map(this.#bars.map((bar) => [bar.time, bar]));
     const isFirst = this.#finalThrough === "";
@@ -41,24 +44,24 @@ export class Series {
     return { reason: "initial", changed: this.#bars.filter((bar) => !isSame(before.get(bar.time), bar)) };
   }
 
-  /** Take the bars of `resumed`: those that changed while the link was down. */
+  /** Apply the bars of `resumed`: those that changed while the connection was lost. */
   merge(bars) {
     const changed = ascending(bars).filter((bar) => this.#put(bar) !== null);
     return { reason: "resumed", changed };
   }
 
-  /** Take an `update`. A bar older than the newest is not drawn: time does not run backwards. */
+  /** Apply an `update`. A bar older than the newest is ignored, because time does not run backwards. */
   update(bar) {
     if (this.last && bar.time < this.last.time) return null;
     return this.#change(bar, this.#put(bar));
   }
 
-  /** Take a `correction`: an older bar is revised where it stands. */
+  /** Apply a `correction`, which revises an older bar. */
   correct(bar) {
     return this.#change(bar, this.#put(bar));
   }
 
-  /** Take a page of history; only what is older than the first bar is new. */
+  /** Add a page of history. Bars that are not older than the first one are ignored. */
   prepend(bars) {
     const older = ascending(bars).filter((bar) => !this.first || bar.time < this.first.time);
     this.#bars = older.concat(this.#bars);
@@ -67,7 +70,7 @@ export class Series {
     return { reason: "history", changed: older };
   }
 
-  /** The bars that became final since this was last asked, oldest first, each bar once. */
+  /** Return the bars that became final since the last call, oldest first, each bar once. */
   takeFinal() {
     const found = [];
     let at = this.#bars.length;
@@ -77,7 +80,7 @@ export class Series {
     return found;
   }
 
-  /** Forget the oldest bars above `keep`; whether there were any. Done in strides, not with every bar. */
+  /** Drop the oldest bars above `keep`, many at a time; return true if any were dropped. */
   trim() {
     if (this.#bars.length <= this.keep * 1.1 + 1) return false;
     this.#bars = this.#bars.slice(-this.keep);
@@ -91,7 +94,7 @@ export class Series {
     return how === null ? null : { bar, isNew: how === "opened" };
   }
 
-  /** Put a bar where its time says; how that changed the series, or null. */
+  /** Put a bar at its time; return the kind of change, or null. */
   #put(bar) {
     const at = this.#indexOf(bar.time);
     const held = this.#bars[at];
@@ -101,13 +104,13 @@ export class Series {
       this.#shown = null;
       return at === this.#bars.length - 1 ? "moved" : "old";
     }
-    if (at === 0 && this.#bars.length) return null; // older than what is held
+    if (at === 0 && this.#bars.length) return null; // older than all bars in memory
     this.#bars.splice(at, 0, bar);
     this.#shown = null;
     return at === this.#bars.length - 1 ? "opened" : "inserted";
   }
 
-  /** The place of the first bar that is not older than `time`; looked for from the end, where it mostly is. */
+  /** Return the index of the first bar that is not older than `time`. It is mostly at the end, so look there first. */
   #indexOf(time) {
     let [low, high] = [0, this.#bars.length];
     if (high && this.#bars[high - 1].time < time) return high;
@@ -119,7 +122,7 @@ export class Series {
     return low;
   }
 
-  /** A server that does not say `final` has ended a bar when it opens the next. */
+  /** Return true if a bar is over. If the server does not send `final`, it is over when the next one exists. */
   #isOver(at) {
     return this.#bars[at].final ?? at < this.#bars.length - 1;
   }
@@ -132,7 +135,7 @@ export class Series {
   }
 }
 
-/** The bars without those that would run backwards, which no server should send. */
+/** Return the bars without those that run backwards, which no server should send. */
 function ascending(bars) {
   const kept = [];
   for (const bar of bars) {

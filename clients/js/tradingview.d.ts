@@ -2,15 +2,15 @@
 import type { CandledClient, ClientOptions } from "./candled.js";
 
 export interface DatafeedOptions extends ClientOptions {
-  /** A client of your own, instead of one for this datafeed. */
+  /** Your own client, instead of a new one for this datafeed. */
   client?: CandledClient | null;
-  /** The past that the chart holds has changed: call `chart.resetData()` here. */
+  /** Older bars on the chart have changed: call `chart.resetData()` here. */
   onReset?(listenerGuid: string): void;
-  /** How long to collect corrections into one reset; default 500. */
+  /** The time during which corrections are collected into one reset, in ms; default 500. */
   resetAfterMs?: number;
 }
 
-/** Implements `IBasicDataFeed` of the Charting Library, whose types are not published. */
+/** Implements `IBasicDataFeed` of the Charting Library. Its types are not published. */
 export class CandledDatafeed {
   constructor(base: string | URL, options?: DatafeedOptions);
   close(): void;

@@ -5,14 +5,14 @@
  *     const datafeed = new CandledDatafeed("http://localhost:7000", { onReset: () => widget.activeChart().resetData() });
  *     const widget = new TradingView.widget({ datafeed, symbol: "BITGET:BTCUSDT", interval: "5", ... });
  *
- * The symbols come by HTTP, once: /api/symbols, /udf/config. The chart's cache is thrown away only when the past it
- * holds has changed: `onReset` is then called after the library's own `onResetCacheNeededCallback`.
+ * The symbols are fetched once over HTTP, from /api/symbols and /udf/config. The chart's cache is reset only when bars
+ * in it have changed: `onReset` is then called after the library's own `onResetCacheNeededCallback`.
  */
 import { CandledClient } from "./candled.js";
 import { priceDecimals } from "./numbers.js";
 
-const MOST_BARS = 1000; // of one answer
-const RESET_AFTER_MS = 500; // a healed outage comes as many corrections: one reset for all of them
+const MOST_BARS = 1000; // per answer
+const RESET_AFTER_MS = 500; // repairing an outage sends many corrections: one reset is enough for all of them
 const UNIT_MS = { m: 60000, h: 3600000, D: 86400000, W: 604800000 };
 
 export class CandledDatafeed {
@@ -24,7 +24,7 @@ export class CandledDatafeed {
   #feeds = new Map();
   #newest = new Map();
 
-  /** `base` is where the server is over HTTP; options `client` and `onReset`, and those of `CandledClient`. */
+  /** `base` is the server's HTTP address. The options are `client`, `onReset`, and those of `CandledClient`. */
   constructor(base, { client = null, onReset = () => {}, resetAfterMs = RESET_AFTER_MS, ...options } = {}) {
     this.#base = new URL(String(base).replace(/\/?$/, "/"), globalThis.location?.href);
     const socket = new URL("ws", this.#base);
@@ -34,7 +34,7 @@ export class CandledDatafeed {
     this.#resetAfterMs = resetAfterMs;
   }
 
-  /** Let go of the socket; the library has no call for it. */
+  /** Close the socket. The library has no call for this, so call it yourself. */
   close() {
     for (const guid of [...this.#feeds.keys()]) this.unsubscribeBars(guid);
     this.#client.close();
@@ -71,7 +71,7 @@ export class CandledDatafeed {
     }
   }
 
-  /** `countBack` bars before `to`, however far back that is; without it, from `from` on. */
+  /** Load `countBack` bars before `to`, across any gaps; without it, the bars from `from` on. */
   async getBars(symbolInfo, resolution, { from, to, countBack, firstDataRequest }, onResult, onError) {
     try {
       const topic = await this.#topic(symbolInfo, resolution);
@@ -103,13 +103,13 @@ export class CandledDatafeed {
       this.#onReset(listenerGuid);
     };
     const feed = new Feed(since, onTick, reset, this.#resetAfterMs);
-    this.#feeds.set(listenerGuid, feed); // before anything is waited for: the end may come meanwhile
+    this.#feeds.set(listenerGuid, feed); // before the first await, because `unsubscribeBars` may be called during it
     const topic = await this.#topic(symbolInfo, resolution);
     const missed = Math.ceil((Date.now() - since) / intervalMs(topic.interval)) + 2;
     feed.begin(this.#client, { ...topic, bars: since ? Math.min(Math.max(missed, 2), MOST_BARS) : 2 });
   }
 
-  /** Ends what was subscribed with this id and nothing else; it comes long after the next `subscribeBars`. */
+  /** End the subscription with this id only. The library calls it long after the next `subscribeBars`. */
   unsubscribeBars(listenerGuid) {
     this.#feeds.get(listenerGuid)?.end();
     this.#feeds.delete(listenerGuid);
@@ -151,7 +151,7 @@ export class CandledDatafeed {
     };
   }
 
-  /** The markets and the configuration, asked for once; a failure is tried again by the next call. */
+  /** Fetch the markets and the configuration once. After a failure, the next call tries again. */
   #load() {
     this.#catalogue ??= this.#fetchCatalogue().catch((error) => {
       this.#catalogue = null;
@@ -176,7 +176,7 @@ export class CandledDatafeed {
   }
 }
 
-/** One `subscribeBars`: ticks that never run backwards, and a reset when the past has changed. */
+/** One `subscribeBars`: ticks that never run backwards, and a reset when older bars have changed. */
 class Feed {
   #through;
   #onTick;
@@ -228,7 +228,7 @@ class Feed {
   }
 }
 
-/** Whether bars begin no later than what the chart has; one that has nothing wants nothing of before. */
+/** Return true if the bars connect to those of the chart. An empty chart needs no earlier bars. */
 function reaches(bars, through) {
   return through === 0 || (bars.length > 0 && Date.parse(bars[0].time) <= through);
 }
@@ -252,7 +252,7 @@ function joined({ symbol }) {
   return symbol.replace("/", "").toUpperCase();
 }
 
-/** A market by its ticker `BITGET:BTCUSDT`; the exchange may be left out, and the slash written. */
+/** Return the market of a ticker such as `BITGET:BTCUSDT`. The exchange is optional, and the slash is allowed. */
 function findMarket(markets, name) {
   const wanted = name.toUpperCase();
   const spellings = (market) => [
@@ -268,7 +268,7 @@ function findMarket(markets, name) {
   );
 }
 
-/** candled's name of a resolution: minutes as a number, `D`, `1D`, `1W`. */
+/** Return candled's interval for a resolution: the number of minutes, `D`, `1D`, `1W`. */
 function intervalOf(resolution) {
   const minutes = Number(resolution);
   if (Number.isNaN(minutes)) return /^\d/.test(resolution) ? resolution : `1${resolution}`;

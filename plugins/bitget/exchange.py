@@ -34,7 +34,7 @@ _HISTORY_PAGE_MS = 90 * 86_400_000  # the longest page, with any limit
 class BitgetSettings:
     """Settings of the Bitget exchange."""
 
-    market: str = setting("spot", help="which candles: of the spot market or of perpetuals", one_of=tuple(DIALECTS))
+    market: str = setting("spot", help="the market to read: spot or perpetuals", one_of=tuple(DIALECTS))
     ws_url: str = setting("wss://ws.bitget.com/v2/ws/public", help="the public WebSocket", schemes=("wss", "ws"))
     rest_url: str = setting("https://api.bitget.com", help="the REST API, without a path", schemes=("https", "http"))
     symbols_per_connection: int = setting(
@@ -112,6 +112,7 @@ class Bitget(Exchange):
     async def fetch_history(
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`, recent ones from `candles`, others from `history-candles`."""
         recent = start_ms >= self.now_ms() - _RECENT_MS
         path = self._dialect.candles_path if recent else self._dialect.history_path
         return await self._fetch_pages(

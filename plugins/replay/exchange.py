@@ -45,7 +45,7 @@ class ReplaySettings:
         {"BTC/USDT": "bundled:binance-spot-btcusdt", "ETH/USDT": "bundled:bitget-futures-ethusdt"},
         help='recorded candles, CSV or gzip, per symbol: a path or "bundled:NAME"; "*" serves every other symbol',
     )
-    speed: float = setting(1.0, help="how many market seconds pass in one second", at_least=1.0)
+    speed: float = setting(1.0, help="market seconds per second", at_least=1.0)
 
 
 class Replay(Exchange):
@@ -76,7 +76,7 @@ class Replay(Exchange):
         self._latest_ms = self._origin_ms
 
     def now_ms(self) -> int:
-        """The market clock, UTC epoch milliseconds. It runs `speed` times as fast as the wall clock, never back."""
+        """Return the market clock in UTC epoch ms: `speed` times as fast as the wall clock, never backwards."""
         passed_ms = int((self.clock.now_ms() - self._started_ms) * self._speed)
         self._latest_ms = max(self._latest_ms, self._origin_ms + passed_ms)
         return self._latest_ms

@@ -310,7 +310,7 @@ def test_coverage_tells_day_by_day_what_is_missing_and_why(browser: Any, tmp_pat
         tab.page.keyboard.press("End")
         tab.page.keyboard.press("ArrowLeft")
         assert tab.page.inner_text("#day h3") == name
-        assert tab.page.inner_text("#day p") == "1,403 of 1,440 minutes, 1 hole."
+        assert tab.page.inner_text("#day p") == "1,403 of 1,440 minutes, 1 gap."
         hole = tab.page.inner_text("#day li")
         assert hole.split("\n") == [f"{name} 05:00 – 05:37", "37 minutes", "nothing was traded"]
         assert tab.page.get_attribute(f"#months [data-day='{name}']", "data-level") == "calm"

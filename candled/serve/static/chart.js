@@ -5,7 +5,7 @@ import { changeText, direction, timeText, volumeText } from "./words.js";
 
 const { LightweightCharts } = window;
 const byId = (id) => document.getElementById(id);
-const RIGHT_OFFSET = 4; // bars of room beside the newest
+const RIGHT_OFFSET = 4; // empty bars to the right of the newest
 const VALUES = ["bar-time", "open", "high", "low", "close", "change", "volume", "finality"];
 
 export class ChartView {
@@ -41,7 +41,7 @@ export class ChartView {
     this.paint();
   }
 
-  /** What `client.subscribe` is to call; `watch` is to be called with the subscription. */
+  /** Return the listeners for `client.subscribe`. Call `watch` with the subscription. */
   listeners() {
     const draw = drawing({ candles: this.candles, volumes: this.volumes, colors: () => this.#colors });
     return {
@@ -63,7 +63,7 @@ export class ChartView {
     };
   }
 
-  /** Show another stream: nothing is drawn until its bars come. */
+  /** Show another stream. Nothing is drawn until its bars arrive. */
   watch(stream, { market, interval }) {
     this.#endLoading();
     this.#stream = stream;
@@ -77,7 +77,7 @@ export class ChartView {
     this.#tell();
   }
 
-  /** Take the colours of page.css, in the scheme that holds now. */
+  /** Use the colours of page.css in the current colour scheme. */
   paint() {
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
@@ -97,7 +97,7 @@ export class ChartView {
     if (this.#stream) this.listeners().onBars(this.#stream.bars, { isFirst: false });
   }
 
-  /** Move and zoom without a mouse; whether the key means anything here. */
+  /** Move and zoom by key; return false for other keys. */
   key(name) {
     const scale = this.chart.timeScale();
     const zoom = (factor) => scale.applyOptions({ barSpacing: scale.options().barSpacing * factor });
@@ -135,7 +135,7 @@ export class ChartView {
     scale.setVisibleLogicalRange({ from: -2, to: to - from - 2 });
   }
 
-  /** Say whether older bars come, and offer the way back to the newest. */
+  /** Show if older bars are loading, and the button that leads back to the newest bar. */
   #tellPlace(range) {
     const isAtBeginning = Boolean(range && this.#stream?.bar && range.from < 5);
     byId("past").hidden = !isAtBeginning;
@@ -163,7 +163,7 @@ export class ChartView {
     this.#tell();
   }
 
-  /** Say in numbers what the bar under the pointer, or else the newest one, is. */
+  /** Show the numbers of the bar under the pointer, or else of the newest one. */
   #tell() {
     const last = this.#stream?.bar;
     const bar = this.#pointed === null ? last : (findBar(this.#stream.bars, this.#pointed) ?? last);
@@ -184,7 +184,7 @@ export class ChartView {
   }
 }
 
-/** The bar of a time among bars in order. */
+/** Return the bar of a time from sorted bars. */
 function findBar(bars, time) {
   let [low, high] = [0, bars.length];
   while (low < high) {

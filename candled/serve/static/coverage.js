@@ -1,14 +1,14 @@
-/** Day by day, which minutes of a market are there, and why others are not. */
+/** The coverage of a market: the stored minutes by day, and the gaps with their reasons. */
 import { marketName } from "./markets.js";
 import { countText, reasonText, shareText, timeText } from "./words.js";
 
-const DAYS = 92; // the most that one answer has
+const DAYS = 92; // the most in one answer
 const DAY_MS = 86400000;
 const MOST_HOLES = 200;
 const byId = (id) => document.getElementById(id);
 
 export class CoverageView {
-  #shown = 0; // counts requests, so that a late answer of another market is not drawn
+  #shown = 0; // counts requests, so that a late answer for another market is not drawn
   #days = new Map();
   #chosen = null;
 
@@ -20,7 +20,7 @@ export class CoverageView {
   async show(market) {
     const number = (this.#shown += 1);
     byId("coverage-market").textContent = marketName(market);
-    this.#say("Asking…");
+    this.#say("Loading…");
     this.#clear();
     try {
       const facts = await ask(market);
@@ -46,7 +46,7 @@ export class CoverageView {
     const isCut = days[0].day > completeFrom.slice(0, 10);
     const span = isCut ? `of the last ${days.length} days` : `since ${timeText(completeFrom)}`;
     const all = `${there.toLocaleString("en-US")} of ${countText(expected, "minute")}`;
-    this.#say(`${all} ${span} (${shareText(there / expected)}), ${count ? countText(count, "hole") : "no hole"}.`);
+    this.#say(`${all} ${span} (${shareText(there / expected)}), ${count ? countText(count, "gap") : "no gaps"}.`);
     byId("months").replaceChildren(...months(days).reverse().map((month) => this.#month(month)));
     this.#list(days);
     this.#choose(days.findLast((day) => day.holeCount)?.day ?? days.at(-1).day);
@@ -92,11 +92,11 @@ export class CoverageView {
     const parts = [make("h3", "", name), make("p", "", `${inWords(day)}.`)];
     if (day.holes.length) parts.push(holeList(day.holes));
     const more = day.holeCount - day.holes.length;
-    if (more > 0) parts.push(make("p", "", `and ${countText(more, "hole")} more`));
+    if (more > 0) parts.push(make("p", "", `and ${countText(more, "more gap")}`));
     byId("day").replaceChildren(...parts);
   }
 
-  /** Days by the arrows: left and right a day, up and down a week. */
+  /** Move between days: left and right by a day, up and down by a week. */
   #key(event) {
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -7, ArrowDown: 7 };
     const names = [...this.#days.keys()];
@@ -108,11 +108,11 @@ export class CoverageView {
     this.#choose(names[to], { focus: true });
   }
 
-  /** All holes, newest first. */
+  /** Show all gaps, newest first. */
   #list(days) {
     const holes = days.flatMap((day) => day.holes).reverse();
     if (!holes.length) return;
-    const parts = [make("h3", "", "All holes, newest first"), holeList(holes.slice(0, MOST_HOLES))];
+    const parts = [make("h3", "", "All gaps, newest first"), holeList(holes.slice(0, MOST_HOLES))];
     if (holes.length > MOST_HOLES) parts.push(make("p", "", `and ${holes.length - MOST_HOLES} more`));
     byId("holes").replaceChildren(...parts);
   }
@@ -134,12 +134,12 @@ async function ask({ exchange, symbol }) {
   }
   if (answer.ok) return answer.json();
   const wait = answer.headers.get("Retry-After");
-  if (answer.status === 429) throw new Error(`Too many questions: ask again in ${countText(Number(wait), "second")}.`);
+  if (answer.status === 429) throw new Error(`Too many requests: try again in ${countText(Number(wait), "second")}.`);
   const body = await answer.json().catch(() => null);
   throw new Error(body?.error?.message ?? `The server answered ${answer.status}.`);
 }
 
-/** The first day of each month that the days touch. */
+/** Return the first day of each month that contains one of the days. */
 function months(days) {
   return [...new Set(days.map(({ day }) => `${day.slice(0, 7)}-01`))];
 }
@@ -156,7 +156,11 @@ function level(day) {
   return lacking * 2 < day.expected ? "some" : "few";
 }
 
-/** Minutes that are known to have had no trades: nothing is missing there. Of very many holes only some are listed. */
+/**
+ * Return the number of minutes known to be without trades: these are not missing.
+ *
+ * If a day has very many gaps, only some are listed; if all of those are quiet, the others count as quiet too.
+ */
 function quietMinutes({ holes, minutes, expected, holeCount }) {
   const quiet = holes.filter(({ reason }) => reason === "no_trades");
   if (quiet.length === holes.length && holeCount > holes.length) return expected - minutes;
@@ -164,7 +168,7 @@ function quietMinutes({ holes, minutes, expected, holeCount }) {
 }
 
 function inWords({ minutes, expected, holeCount }) {
-  const count = holeCount ? `, ${countText(holeCount, "hole")}` : "";
+  const count = holeCount ? `, ${countText(holeCount, "gap")}` : "";
   if (minutes === expected) return expected === 1440 ? "complete" : `complete, ${countText(expected, "minute")} so far`;
   return `${minutes.toLocaleString("en-US")} of ${countText(expected, "minute")}${count}`;
 }

@@ -1,4 +1,4 @@
-/** Which markets, intervals and views there are, and which of them the address names. */
+/** The markets, intervals and views, and the address that names one of each. */
 
 const facts = JSON.parse(document.getElementById("candled").textContent);
 
@@ -7,17 +7,21 @@ export const VIEWS = ["chart", "coverage"];
 
 const severalExchanges = new Set(markets.map(({ exchange }) => exchange)).size > 1;
 
-/** How a market is written in the address: the exchange only where it is not the default one. */
+/** Return a market's name in the address. The exchange is left out if it is the default. */
 export function marketName({ exchange, symbol }) {
   return exchange === defaultExchange ? symbol : `${exchange}:${symbol}`;
 }
 
-/** The exchange of a market, in words where there are several to choose from. */
+/** Return a market's exchange if there are several, else nothing. */
 export function exchangeLabel({ exchange }) {
   return severalExchanges ? exchange : "";
 }
 
-/** `#BTC/USDT/5m`, `#exchange:BTC/USDT/5m`, `#BTC/USDT/5m/coverage`; `unknown` is a market that is not served. */
+/**
+ * Return the choice in the address: `#BTC/USDT/5m`, `#exchange:BTC/USDT/5m` or `#BTC/USDT/5m/coverage`.
+ *
+ * `unknown` is a market that is not served.
+ */
 export function readHash() {
   const parts = decoded(location.hash.slice(1)).split("/");
   const view = VIEWS.includes(parts.at(-1)) ? parts.pop() : "chart";
@@ -37,7 +41,7 @@ export function writeHash({ market, interval, view }) {
   history.replaceState(null, "", `#${marketName(market)}/${interval}${more}`);
 }
 
-/** The markets that fit every word of a text, those first whose symbol begins with it. */
+/** Return the markets that match all words of a text. Those whose symbol begins with the first word come first. */
 export function findMarkets(text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const names = ({ exchange, symbol }) =>
@@ -51,6 +55,6 @@ function decoded(text) {
   try {
     return decodeURIComponent(text);
   } catch {
-    return text; // a hash that somebody mistyped
+    return text; // a mistyped hash
   }
 }

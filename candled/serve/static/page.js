@@ -1,4 +1,4 @@
-/** The page: one market and interval at a time, as a chart or as its coverage, over candled's own JavaScript client. */
+/** The page: the chart or the coverage of one market, with candled's own JavaScript client. */
 import { CandledClient } from "../clients/candled.js";
 import { ChartView } from "./chart.js";
 import { CoverageView } from "./coverage.js";
@@ -39,7 +39,7 @@ class Page {
     this.setTheme(rememberedTheme());
   }
 
-  /** Take what was chosen: a market, an interval, a view, or several of them. */
+  /** Apply a choice: a market, an interval, a view, or several of them. */
   choose(change) {
     const before = this.choice;
     this.choice = { ...before, unknown: null, ...change };
@@ -48,7 +48,7 @@ class Page {
     if (!isSame) this.subscribe();
   }
 
-  /** Bring buttons, address and views in line with the choice. */
+  /** Update buttons, address and views to the choice. */
   settle() {
     const { market, interval, view, unknown } = this.choice;
     byId("market-symbol").textContent = market.symbol;
@@ -95,7 +95,7 @@ class Page {
     document.title = `${this.stream.bar ? this.chart.price : interval} ${market.symbol} · candled`;
   }
 
-  /** Says the state in words; what changes every second is not read aloud. */
+  /** Show the state in words. The part that changes every second is not read aloud. */
   tellStatus() {
     const { state, since, reason, retryAt, message } = this.stream.status;
     const [text, meaning] = STATES[state] ?? STATES.stale;
@@ -108,7 +108,7 @@ class Page {
     if (byId("state-text").textContent !== text) byId("state-text").textContent = text;
   }
 
-  /** Keys that mean something wherever the focus is; those with modifiers belong to the browser. */
+  /** Handle keys that work with any focus. Keys with modifiers are left to the browser. */
   key(event) {
     const isTyping = event.target.closest("dialog");
     if (event.ctrlKey || event.altKey || event.metaKey || isTyping) return;
@@ -134,7 +134,7 @@ class Page {
     return true;
   }
 
-  /** The arrows belong to the radio buttons while those have the focus. */
+  /** Handle the chart's keys, except arrows while radio buttons have the focus. */
   chartKey(event) {
     const isElsewhere = event.target.closest("input, button") && event.key.startsWith("Arrow");
     return this.choice.view === "chart" && !isElsewhere && this.chart.key(event.key);
@@ -166,7 +166,7 @@ function tellProblem(text) {
   byId("problem-text").textContent = text ?? "";
 }
 
-/** A time of today without its date. */
+/** Return a time, without the date if it is today's. */
 function sinceText(time) {
   return time.slice(0, 10) === new Date().toISOString().slice(0, 10) ? time.slice(11, 16) : timeText(time);
 }
@@ -175,7 +175,7 @@ function rememberedTheme() {
   try {
     return localStorage.getItem("theme");
   } catch {
-    return null; // storage may be forbidden
+    return null; // storage may be disabled
   }
 }
 
@@ -183,7 +183,7 @@ function remember(theme) {
   try {
     localStorage.setItem("theme", theme);
   } catch {
-    // it holds until the page is loaded again
+    // the choice lasts until the page is reloaded
   }
 }
 
@@ -197,7 +197,7 @@ function socketUrl() {
 
 if (markets.length) {
   const page = new Page();
-  /** For the browser's console: the bars as they are drawn. */
+  /** For the browser's console: the drawn bars. */
   window.candled = { bars: () => page.chart.candles.data() };
 } else {
   byId("state-text").textContent = "No market is configured";

@@ -1,4 +1,4 @@
-/** The window in which a market is found by a few letters of its symbol or exchange. */
+/** The dialog for finding a market by a few letters of its symbol or exchange. */
 import { exchangeLabel, findMarkets, marketName } from "./markets.js";
 
 const MOST_SHOWN = 100;
@@ -10,7 +10,7 @@ export class Search {
   #choose;
   #current = null;
 
-  /** `choose(market)` is called with what was picked. */
+  /** `choose(market)` is called with the chosen market. */
   constructor(choose) {
     this.#choose = choose;
     const text = byId("search-text");
@@ -21,7 +21,7 @@ export class Search {
       if (item) this.#pick(Number(item.dataset.at));
     });
     byId("search").addEventListener("click", ({ target }) => {
-      if (target === byId("search")) byId("search").close(); // beside the window
+      if (target === byId("search")) byId("search").close(); // a click outside the dialog
     });
   }
 

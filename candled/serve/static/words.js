@@ -1,4 +1,4 @@
-/** Numbers, times and states as a reader wants them. Pure. */
+/** Texts for numbers, times and states. Pure. */
 
 const smallVolume = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 6 });
 const largeVolume = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 2 });
@@ -12,7 +12,7 @@ export function countText(number, one, many = `${one}s`) {
   return `${whole.format(number)} ${number === 1 ? one : many}`;
 }
 
-/** ISO 8601 text, to the minute. */
+/** Return an ISO 8601 time to the minute. */
 export function timeText(time) {
   return time.slice(0, 16).replace("T", " ");
 }
@@ -22,7 +22,7 @@ export function changeText({ open, close }) {
   return `${percent < 0 ? "−" : "+"}${Math.abs(percent).toFixed(2)} %`;
 }
 
-/** A share of 1 in percent, never rounded up to all of it. */
+/** Return a share of 1 in percent; less than 1 is never rounded up to 100 %. */
 export function shareText(share) {
   return `${share === 1 ? "100" : (Math.floor(share * 10000) / 100).toFixed(2)} %`;
 }
@@ -31,15 +31,15 @@ export function direction({ open, close }) {
   return close < open ? "down" : "up";
 }
 
-/** What the state of a stream is called, and what it means. */
+/** The title and meaning of each state of a stream. */
 export const STATES = {
-  connecting: ["Connecting…", "The socket is being opened."],
-  loading: ["Waiting for candles…", "Subscribed; the bars have not come yet."],
-  live: ["Live", "Candles come."],
-  quiet: ["Quiet", "No candles come, and the exchange confirms that nothing was traded."],
-  polling: ["Polling", "The stream does not bring candles: they are read from the exchange every few seconds."],
-  stale: ["Stale", "No candles come, and whether there are any is not known."],
-  warming: ["Warming up", "The running week is being fetched; the first bars follow."],
+  connecting: ["Connecting…", "The connection is being opened."],
+  loading: ["Waiting for candles…", "Subscribed; waiting for the first bars."],
+  live: ["Live", "Candles are arriving."],
+  quiet: ["Quiet", "No candles are arriving, and the exchange confirms that nothing was traded."],
+  polling: ["Polling", "The stream sends no candles. They are read from the exchange every few seconds."],
+  stale: ["Stale", "No candles are arriving, and it is not known if there are any."],
+  warming: ["Warming up", "The current week is being fetched; the first bars follow."],
   recovering: ["Recovering", "Minutes of the last two hours are being fetched."],
   lost: ["Connection lost, trying again", "The server cannot be reached."],
   refused: ["Refused", "The server does not serve this."],
@@ -48,28 +48,28 @@ export const STATES = {
 
 /** Why a feed is not live. */
 export const STATE_REASONS = {
-  starting: "Nothing has answered yet.",
+  starting: "The exchange has not answered yet.",
   no_trades: "Nothing was traded.",
-  unconfirmed_silence: "The stream is silent; the exchange is being asked whether anything was traded.",
+  unconfirmed_silence: "The stream is silent; candled is checking with the exchange if anything was traded.",
   stream_down: "The stream is not connected.",
   stream_silent: "The stream is connected, but silent while the market trades.",
   subscription_refused: "The exchange refuses the subscription.",
   not_listed: "The exchange does not list this symbol.",
   rest_unavailable: "The exchange's REST API cannot be read.",
   fetching: "Missing minutes are being fetched.",
-  unconfirmed_beginning: "Whether the exchange has older minutes is not known yet.",
-  leader_silent: "The process that reads the exchange is not heard.",
+  unconfirmed_beginning: "It is not known yet if the exchange has older minutes.",
+  leader_silent: "The process that reads the exchange sends nothing.",
   leader_differs: "The process that reads the exchange does not read this symbol.",
-  messages_lost: "The messages of the process that reads the exchange do not arrive.",
+  messages_lost: "Messages from the process that reads the exchange do not arrive.",
   bus_unreadable: "The newest state cannot be read from the bus.",
-  not_published: "What is read from the exchange cannot be published.",
+  not_published: "The candles read from the exchange cannot be published.",
 };
 
-/** Why minutes are not there. */
+/** Why minutes are missing. */
 export const REASONS = {
   no_trades: "nothing was traded",
-  unconfirmed: "the exchange says it has nothing there, and nothing confirms it",
-  invalid: "the exchange's row for it cannot be read",
+  unconfirmed: "the exchange sent no candles, which is not confirmed yet",
+  invalid: "the exchange's rows are not valid candles",
   exchange_outage: "the exchange has no candles there",
   beyond_history: "older than the exchange's history",
   missing: "not fetched yet",
