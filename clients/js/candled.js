@@ -75,7 +75,7 @@ export class CandledClient {
     return new Subscription(stream, listeners);
   }
 
-  /** Return `{ bars, end }`: one page of bars before `before` (ISO text, epoch ms or Date; default now), oldest first. */
+  /** Return `{ bars, end }`: a page before `before` (ISO text, epoch ms or Date; default now), oldest first. */
   async history({ symbol, interval, exchange = null, before, limit = 500 }) {
     const request = { type: "history", symbol, interval, limit, ...this.#form };
     if (exchange !== null && exchange !== this.defaultExchange) request.exchange = exchange;
