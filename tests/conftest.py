@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import hypothesis
 import pytest
+import websockets
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
@@ -147,6 +148,12 @@ def fetch(http_client: AsyncHTTPClient, base_url: str) -> Callable[..., Awaitabl
     """Fetch a path of `app` with pytest-tornado's client; any status is an answer."""
     options = {"raise_error": False, "allow_nonstandard_methods": True}
     return lambda path, method="GET", **more: http_client.fetch(base_url + path, method=method, **options, **more)
+
+
+@pytest.fixture
+def connect(http_server: HTTPServer, http_port: int) -> Callable[..., websockets.connect]:
+    """Open a WebSocket of `app`, by its path."""
+    return lambda path="/": websockets.connect(f"ws://127.0.0.1:{http_port}{path}", max_size=None)
 
 
 @pytest.fixture

@@ -59,14 +59,14 @@ class Stage:
         self.clock = clock
         self.hub: Hub
         self.server: Server
-        self._bus = MemoryBus("one")
-        self._bus.add_listener(bars.on_message)
+        self.bus = MemoryBus("one")
+        self.bus.add_listener(bars.on_message)
 
     def push(self, candle: Candle, market: MarketKey = BTC, *, settled_ms: int | None = None) -> None:
         """A minute from the market's feed, before which all are final, or before `settled_ms`."""
         if settled_ms is None:
             settled_ms = candle.open_ms + (MINUTE_MS if candle.final else 0)
-        self._bus.publish(MinuteChanged(market, candle, FeedMetadata(settled_ms)))
+        self.bus.publish(MinuteChanged(market, candle, FeedMetadata(settled_ms)))
 
 
 @asynccontextmanager
@@ -133,7 +133,7 @@ async def open_stage(
         clock=clock,
         health=dict,
         ready=all_well,
-        statistics=dict,
+        statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
         page=str,
         routes=make_routes(config, source, MemoryCounter(clock), clock),
         streams=make_streams(config, source, bars, make_client, publisher.broadcast, clock),

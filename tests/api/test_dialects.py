@@ -4,12 +4,11 @@ import json
 from decimal import Decimal
 
 import pytest
-import websockets
 
 from candled.clock import SystemClock
 from candled.config import KlinesSettings
 from candled.model import Interval, fold, parse_iso_ms
-from tests.api.stage import BTC, Stage, following
+from tests.api.stage import BTC, following
 from tests.api.udf_adapter import Adapter
 from tests.rows import MONDAY_MS, minute
 from tests.serve.test_events import source
@@ -28,9 +27,9 @@ async def by_rest(get, interval: str) -> Rows:
     return found
 
 
-async def by_websocket(http_port: int, interval: str) -> Rows:
+async def by_websocket(connect, interval: str) -> Rows:
     found: Rows = []
-    async with websockets.connect(f"ws://127.0.0.1:{http_port}/ws", max_size=None) as ws:
+    async with connect("/ws") as ws:
         end, before = False, {}
         while not end:
             request = {"type": "history", "symbol": "BTC/USDT", "interval": interval, "limit": 300, "id": 1, **before}
@@ -78,7 +77,7 @@ GAPPY = [
 
 @pytest.mark.parametrize("interval", ["1m", "5m", "1h", "1D", "1W"])
 @pytest.mark.stage(minutes={BTC: GAPPY})
-async def test_every_dialect_tells_the_same_bars_from_now_to_the_first(stage, fetch, get, http_port, interval):
+async def test_every_dialect_tells_the_same_bars_from_now_to_the_first(stage, fetch, get, connect, interval):
     stage.push(minute(3200, close="9", volume="0.1"))
     everything = [*GAPPY, minute(3200, close="9", volume="0.1")]
     length = Interval.parse(interval)
@@ -87,7 +86,7 @@ async def test_every_dialect_tells_the_same_bars_from_now_to_the_first(stage, fe
         buckets.setdefault(length.floor(candle.open_ms), []).append(candle)
     wanted = [(open_ms, *fold(parts, open_ms).values[:5]) for open_ms, parts in sorted(buckets.items())]
     assert await by_rest(get, interval) == wanted
-    assert await by_websocket(http_port, interval) == wanted
+    assert await by_websocket(connect, interval) == wanted
     assert await by_udf(get, interval) == wanted
     assert await by_klines(get, interval) == wanted
     assert await by_csv(fetch, interval) == wanted
@@ -96,10 +95,10 @@ async def test_every_dialect_tells_the_same_bars_from_now_to_the_first(stage, fe
 LONG_CLOSE, LONG_VOLUME = "67160.25559653090524111836", "0.1234567890123456789"  # more digits than a float has
 
 
-async def by_subscription(stage: Stage, http_port: int) -> list[dict]:
+async def by_subscription(stage, connect) -> list[dict]:
     """The bars of `initial`, `update`, `resumed` and `history`, as a client reads them whose numbers are floats."""
     wanted = {"symbol": "BTC/USDT", "interval": "1m", "numbers": "string"}
-    async with websockets.connect(f"ws://127.0.0.1:{http_port}/ws") as ws:
+    async with connect("/ws") as ws:
 
         async def ask(**message) -> dict:
             await ws.send(json.dumps({**wanted, **message}))
@@ -115,16 +114,14 @@ async def by_subscription(stage: Stage, http_port: int) -> list[dict]:
     return [initial["bars"][0], history["bars"][0], update["bar"], *resumed["bars"]]
 
 
-async def by_events(_: Stage, http_port: int) -> list[dict]:
+async def by_events(http_port) -> list[dict]:
     async with source(http_port, "/events?symbol=BTC/USDT&interval=1m&initialBars=1&numbers=string") as events:
         return (await events.event())["bars"]
 
 
-@pytest.mark.usefixtures("http_server")
 @pytest.mark.stage(minutes={BTC: [minute(0, close=LONG_CLOSE, volume=LONG_VOLUME, final=True)]})
-async def test_strings_keep_the_digits_that_a_float_loses(stage, http_port):
+async def test_strings_keep_the_digits_that_a_float_loses(stage, connect, http_port):
     assert json.loads(LONG_CLOSE) != Decimal(LONG_CLOSE)
-    for read in (by_subscription, by_events):
-        bars = await read(stage, http_port)
+    for bars in (await by_subscription(stage, connect), await by_events(http_port)):
         assert bars
         assert {(bar["close"], bar["volume"], bar["open"]) for bar in bars} == {(LONG_CLOSE, LONG_VOLUME, "10")}

@@ -16,13 +16,7 @@ from tests.rows import MONDAY_MS, minute
 
 ON = KlinesSettings(enabled=True)
 START_MS = MONDAY_MS + 60 * MINUTE_MS
-pytestmark = [
-    pytest.mark.gen_test, pytest.mark.usefixtures("http_server"), pytest.mark.stage(clock=SystemClock(), klines=ON)
-]  # fmt: skip
-
-
-def connect(http_port: int, path: str):
-    return websockets.connect(f"ws://127.0.0.1:{http_port}{path}", max_size=None)
+pytestmark = [pytest.mark.gen_test, pytest.mark.stage(clock=SystemClock(), klines=ON)]
 
 
 async def hear(ws, within_s: float = 3.0):
@@ -34,9 +28,9 @@ async def ask(ws, method: str, *params, request_id=1):
     return await hear(ws)
 
 
-async def test_a_stream_begins_with_the_bar_as_it_is_and_goes_on_as_it_changes(stage, http_port):
+async def test_a_stream_begins_with_the_bar_as_it_is_and_goes_on_as_it_changes(stage, connect):
     stage.push(minute(60, close="10.5", volume="1.50"))
-    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
+    async with connect("/ws/btcusdt@kline_1m") as ws:
         first = await hear(ws)
         stage.push(minute(60, close="9", volume="2"))
         second = await hear(ws)
@@ -52,19 +46,19 @@ async def test_a_stream_begins_with_the_bar_as_it_is_and_goes_on_as_it_changes(s
 
 
 @pytest.mark.stage(minutes={BTC: []})
-async def test_numbers_and_quote_volumes_are_exact_strings(stage, http_port):
+async def test_numbers_and_quote_volumes_are_exact_strings(stage, connect):
     candle = minute(0, close="10.00000001", volume="0.123456789012345678")._replace(quote_volume=minute(0).open)
     stage.store.set_complete_from(BTC, MONDAY_MS)
     await stage.bars.start()
     stage.push(candle)
-    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
+    async with connect("/ws/btcusdt@kline_1m") as ws:
         kline = (await hear(ws))["k"]
     assert (kline["c"], kline["v"], kline["q"]) == ("10.00000001", "0.123456789012345678", "10")
 
 
-async def test_the_combined_stream_names_each(stage, http_port):
+async def test_the_combined_stream_names_each(stage, connect):
     names = ["btcusdt@kline_1m", "btcusdt@kline_1d", "btcusdt@kline_1w"]
-    async with connect(http_port, f"/stream?streams={'/'.join(names)}") as ws:
+    async with connect(f"/stream?streams={'/'.join(names)}") as ws:
         told = [await hear(ws) for _ in names]
         assert [message["stream"] for message in told] == names
         assert [message["data"]["k"]["i"] for message in told] == ["1m", "1d", "1w"]
@@ -73,8 +67,8 @@ async def test_the_combined_stream_names_each(stage, http_port):
 
 
 @pytest.mark.stage(minutes={BTC: [minute(0, final=True)], ETH: [minute(0, final=True)]})
-async def test_streams_are_subscribed_listed_and_left_by_request(stage, http_port):
-    async with connect(http_port, "/ws/anything") as ws:  # as ccxt connects
+async def test_streams_are_subscribed_listed_and_left_by_request(stage, connect):
+    async with connect("/ws/anything") as ws:  # as ccxt connects
         assert await ask(ws, "LIST_SUBSCRIPTIONS", request_id=3) == {"result": [], "id": 3}
         assert await ask(ws, "SUBSCRIBE", "btcusdt@kline_1m", "ethusdt@kline_5m") == {"result": None, "id": 1}
         assert [(await hear(ws))["s"] for _ in range(2)] == ["BTCUSDT", "ETHUSDT"]
@@ -90,8 +84,8 @@ async def test_streams_are_subscribed_listed_and_left_by_request(stage, http_por
             await hear(ws, 1.2)
 
 
-async def test_combined_is_a_property(stage, http_port):
-    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
+async def test_combined_is_a_property(stage, connect):
+    async with connect("/ws/btcusdt@kline_1m") as ws:
         assert "stream" not in await hear(ws)
         assert await ask(ws, "GET_PROPERTY", "combined") == {"result": False, "id": 1}
         assert await ask(ws, "SET_PROPERTY", "combined", True) == {"result": None, "id": 1}
@@ -128,8 +122,8 @@ UNKNOWN = "Invalid request: unknown method, expected one of "
         ('{"method":"LIST_SUBSCRIPTIONS","id":18446744073709551616}', 2, "Invalid request: request ID must be"),
     ],
 )  # fmt: skip
-async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(http_port, message, code, text):
-    async with connect(http_port, "/ws/x") as ws:
+async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(connect, message, code, text):
+    async with connect("/ws/x") as ws:
         await ws.send(message)
         told = await hear(ws)
         assert told.keys() == {"error", "id"}  # as ccxt looks for, which else waits for ever
@@ -140,15 +134,15 @@ async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(h
         assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
 
 
-async def test_an_address_with_an_unknown_stream_is_told(http_port):
-    async with connect(http_port, "/ws/nope@kline_1m") as ws:
+async def test_an_address_with_an_unknown_stream_is_told(connect):
+    async with connect("/ws/nope@kline_1m") as ws:
         refusal = {"code": 2, "msg": "Invalid request: unknown stream nope@kline_1m"}
         assert await hear(ws) == {"error": refusal, "id": None}
 
 
-async def test_x_is_true_exactly_once_per_bar_and_last(stage, http_port):
+async def test_x_is_true_exactly_once_per_bar_and_last(stage, connect):
     """Bars that end, some of them seconds after the next one opened; what is said final is said before the next."""
-    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
+    async with connect("/ws/btcusdt@kline_1m") as ws:
         told = [await hear(ws)]
         for number in range(60, 64):
             for volume in ("1", "2"):
@@ -165,8 +159,8 @@ async def test_x_is_true_exactly_once_per_bar_and_last(stage, http_port):
     assert [message["k"]["v"] for message in told if message["k"]["x"]][1:] == ["3"] * 4
 
 
-async def test_a_bar_that_opens_is_told_within_three_seconds_though_the_last_one_is_not_final(stage, http_port):
-    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
+async def test_a_bar_that_opens_is_told_within_three_seconds_though_the_last_one_is_not_final(stage, connect):
+    async with connect("/ws/btcusdt@kline_1m") as ws:
         await hear(ws)
         stage.push(minute(60, volume="2"))
         assert (await hear(ws))["k"]["v"] == "2"
@@ -180,8 +174,8 @@ async def test_a_bar_that_opens_is_told_within_three_seconds_though_the_last_one
 
 @pytest.mark.parametrize("unit", ["MICROSECOND", "microsecond"])
 @pytest.mark.parametrize("path", ["/ws/btcusdt@kline_1m?timeUnit=", "/stream?streams=btcusdt@kline_1m&timeUnit="])
-async def test_times_are_in_microseconds_where_that_is_asked_for(http_port, unit, path):
-    async with connect(http_port, path + unit) as ws, connect(http_port, path + "second") as wrong:
+async def test_times_are_in_microseconds_where_that_is_asked_for(connect, unit, path):
+    async with connect(path + unit) as ws, connect(path + "second") as wrong:
         told = await hear(ws)
         event = told.get("data", told)
         assert (event["k"]["t"], event["k"]["T"]) == ((START_MS - MINUTE_MS) * 1000, START_MS * 1000 - 1)
@@ -189,9 +183,9 @@ async def test_times_are_in_microseconds_where_that_is_asked_for(http_port, unit
         assert (await hear(wrong))["error"]["msg"].startswith("Invalid request: timeUnit")
 
 
-async def test_what_a_burst_passes_over_is_told_when_everything_is_told_afresh(stage, http_port):
+async def test_what_a_burst_passes_over_is_told_when_everything_is_told_afresh(stage, connect):
     """More bars in a moment than a room lets wait: each of them ends all the same."""
-    async with connect(http_port, "/ws/btcusdt@kline_1m") as ws:
+    async with connect("/ws/btcusdt@kline_1m") as ws:
         await hear(ws)
         for number in range(60, 69):
             stage.push(minute(number, volume="3", final=True))
@@ -203,10 +197,8 @@ async def test_what_a_burst_passes_over_is_told_when_everything_is_told_afresh(s
 
 
 @pytest.mark.stage(minutes={BTC: [minute(0, final=True)], FUTURE: [minute(0, final=True)]})
-async def test_one_membership_serves_all_clients_of_a_stream_and_ends_with_the_last(stage, get, http_port):
-    clients = [
-        await connect(http_port, path) for path in ["/ws/btcusdt@kline_1m", "/stream?streams=btcusdt@kline_1m"] * 10
-    ]
+async def test_one_membership_serves_all_clients_of_a_stream_and_ends_with_the_last(stage, get, connect):
+    clients = [await connect(path) for path in ["/ws/btcusdt@kline_1m", "/stream?streams=btcusdt@kline_1m"] * 10]
     for ws in clients:
         await hear(ws)
     statistics = await get("/health/ws-stats")
@@ -225,15 +217,15 @@ async def test_one_membership_serves_all_clients_of_a_stream_and_ends_with_the_l
 
 
 @pytest.mark.stage(server=ServerSettings(max_messages_per_second=5))
-async def test_a_flood_of_messages_is_ended_and_the_end_of_the_server_is_told(stage, http_port):
-    async with connect(http_port, "/ws/x") as flood:
+async def test_a_flood_of_messages_is_ended_and_the_end_of_the_server_is_told(stage, connect):
+    async with connect("/ws/x") as flood:
         for number in range(100):
             await flood.send(json.dumps({"method": "LIST_SUBSCRIPTIONS", "id": number}))
         await flood.wait_closed()
         assert flood.close_code == 1008
     raw, combined = (
-        await connect(http_port, "/ws/btcusdt@kline_1m"),
-        await connect(http_port, "/stream?streams=btcusdt@kline_1m"),
+        await connect("/ws/btcusdt@kline_1m"),
+        await connect("/stream?streams=btcusdt@kline_1m"),
     )
     await hear(raw)
     await hear(combined)
@@ -274,8 +266,8 @@ METHOD = {
     ],
 )
 @pytest.mark.parametrize("stage_options", [{"server": ServerSettings(own_sockets=own)} for own in (True, False)])
-async def test_the_first_message_decides_which_protocol_a_connection_speaks(http_port, path, said, heard):
-    async with connect(http_port, path) as ws:
+async def test_the_first_message_decides_which_protocol_a_connection_speaks(connect, path, said, heard):
+    async with connect(path) as ws:
         for message, answers in zip(said, heard, strict=True):
             await ws.send(message)
             for wanted in answers if isinstance(answers, tuple) else (answers,):
@@ -283,8 +275,8 @@ async def test_the_first_message_decides_which_protocol_a_connection_speaks(http
                 assert told.get("e", told) == wanted
 
 
-async def test_a_connection_that_never_said_which_protocol_it_speaks_is_let_go(stage, http_port):
-    silent, nonsense = await connect(http_port, "/ws"), await connect(http_port, "/ws")
+async def test_a_connection_that_never_said_which_protocol_it_speaks_is_let_go(stage, connect):
+    silent, nonsense = await connect("/ws"), await connect("/ws")
     await nonsense.send("{")
     assert await hear(nonsense) == FORMAT
     await silent.close()
@@ -295,8 +287,8 @@ async def test_a_connection_that_never_said_which_protocol_it_speaks_is_let_go(s
 
 
 @pytest.mark.stage(klines=KlinesSettings())
-async def test_our_own_protocol_stays_where_it_is(http_port):
-    async with connect(http_port, "/ws") as ws:
+async def test_our_own_protocol_stays_where_it_is(connect):
+    async with connect("/ws") as ws:
         await ws.send(SUBSCRIBE)
         assert await hear(ws) == NAMED
         await ws.send(PING)
@@ -304,13 +296,13 @@ async def test_our_own_protocol_stays_where_it_is(http_port):
 
 
 @pytest.mark.stage(klines=KlinesSettings(enabled=True, prefix="/binance"))
-async def test_a_prefix_moves_the_streams(http_port):
+async def test_a_prefix_moves_the_streams(connect):
     for path in ("/binance/ws/btcusdt@kline_1m", "/binance/stream?streams=btcusdt@kline_1m"):
-        async with connect(http_port, path) as ws:
+        async with connect(path) as ws:
             assert "kline" in str(await hear(ws))
-    async with connect(http_port, "/binance/ws") as ws:
+    async with connect("/binance/ws") as ws:
         assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
-    async with connect(http_port, "/ws") as ws:
+    async with connect("/ws") as ws:
         assert await ask(ws, "LIST_SUBSCRIPTIONS") == NAMED
     with pytest.raises(websockets.InvalidStatus):
-        await connect(http_port, "/ws/btcusdt@kline_1m")
+        await connect("/ws/btcusdt@kline_1m")

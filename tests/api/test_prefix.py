@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import pytest
-import websockets
 
 from candled.config import KlinesSettings, ServerSettings
 from candled.serve.handlers import STATIC
@@ -97,22 +96,22 @@ async def test_every_path_is_answered(proxy, name):
 
 
 @behind_proxies
-async def test_websockets_are_opened(proxy, http_port):
+async def test_websockets_are_opened(proxy, connect):
     for name in ("", "ws", "ws/btcusdt@kline_1m"):
-        async with websockets.connect(f"ws://127.0.0.1:{http_port}{proxy.inner(proxy.home + name)}") as ws:
+        async with connect(proxy.inner(proxy.home + name)) as ws:
             await ws.send(
                 '{"type":"ping"}' if name != "ws/btcusdt@kline_1m" else '{"method":"LIST_SUBSCRIPTIONS","id":1}'
             )
             assert json.loads(await ws.recv())
 
 
-async def test_the_bare_prefix_leads_to_the_page_and_takes_a_websocket(fetch, http_port):
+async def test_the_bare_prefix_leads_to_the_page_and_takes_a_websocket(fetch, connect):
     answer = await fetch("/a/candles?x=1", follow_redirects=False)
     assert (answer.code, urljoin(f"{HOST}/a/candles?x=1", answer.headers["Location"])) == (
         302,
         f"{HOST}/a/candles/",
     )
-    async with websockets.connect(f"ws://127.0.0.1:{http_port}/a/candles") as ws:
+    async with connect("/a/candles") as ws:
         await ws.send('{"type":"ping"}')
         assert json.loads(await ws.recv())["type"] == "pong"
     statuses = [(await fetch(path)).code for path in ("/a/candlestick", "/a", "/a/candles/a/candles", "/api/symbols")]

@@ -145,7 +145,7 @@ async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, seed)
             if number % 4 == 0:  # the past is revised, in memory and before it
                 old = odd(rng.choice([500, COUNT - 20]), rng, as_of=900_000, final=True)._replace(rev=1)
                 one.store.write_minutes([(BTC, old)])
-                one._bus.publish(
+                one.bus.publish(
                     HistoryChanged(BTC, old.open_ms, old.open_ms + MINUTE_MS, MONDAY_MS, FeedMetadata(AT[number]))
                 )
                 at_once += await check(one, one.pages, rng, 1)  # while it is being read again
@@ -177,7 +177,7 @@ async def test_what_memory_holds_is_answered_without_the_store(stage, fetch, mon
     await stage.clock.advance(60)
     answers = [await fetch(path) for path in paths]
     assert [answer.code for answer in answers] == [200, 200, 200, 503]  # whether older bars exist is asked again
-    stage._bus.publish(MinuteChanged(BTC, minute(COUNT), FeedMetadata(AT[COUNT])))
+    stage.bus.publish(MinuteChanged(BTC, minute(COUNT), FeedMetadata(AT[COUNT])))
     assert json.loads((await fetch(paths[0])).body)[-1][0] == AT[COUNT]
 
 

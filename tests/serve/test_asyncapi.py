@@ -9,14 +9,18 @@ from typing import Any
 
 import jsonschema
 import pytest
+import websockets
 import yaml
 
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged, StateChanged
+from candled.clock import SystemClock
+from candled.config import ServerSettings
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Symbol
 from candled.protocol.requests import RequestCodec, RequestError
+from tests.api.stage import BTC, open_stage
 from tests.protocol.test_requests import WRONG, subscribe
 from tests.rows import MONDAY_MS, minute
-from tests.serve.test_server import BTC, SUBSCRIBE, hear, listening_site, say
+from tests.serve.test_server import SUBSCRIBE, hear, say
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = yaml.safe_load((ROOT / "docs" / "reference" / "asyncapi.yaml").read_text("utf-8"))
@@ -102,7 +106,7 @@ def test_what_the_server_calls_wrong_is_wrong_by_the_document(changes, text, cod
 # ---------------------------------------------------------------- what a server sends
 
 
-async def captured() -> list[dict]:
+async def captured(folder: Path) -> list[dict]:
     """What clients of every kind are sent by a running server, each type at least once."""
     heard: list[dict] = []
 
@@ -111,11 +115,13 @@ async def captured() -> list[dict]:
             heard.append(json.loads(text))
 
     everything = {"fields": ["final", "seq", "rev", "src"], "status": True, "corrections": True, "id": "all"}
-    async with listening_site() as one:
+    server = ServerSettings(host="127.0.0.1", port=0)
+    async with open_stage(folder, clock=SystemClock(), server=server) as one:
+        url = f"ws://127.0.0.1:{one.server.listen()}/"
         facts = FeedMetadata(watermark_ms=MONDAY_MS + 60 * MINUTE_MS)
         one.bus.publish(StateChanged(BTC, "live", MONDAY_MS))
         one.bus.publish(MinuteChanged(BTC, minute(60, volume="2")._replace(src="live"), facts))
-        plain, extended, closed, again = [await one.connect() for _ in range(4)]
+        plain, extended, closed, again = [await websockets.connect(url) for _ in range(4)]
         tasks = [asyncio.ensure_future(listen(ws)) for ws in (plain, extended, closed)]
         await say(plain, SUBSCRIBE)
         await say(plain, {"type": "ping"})
@@ -138,13 +144,11 @@ async def captured() -> list[dict]:
         one.bus.publish(
             MinuteChanged(BTC, minute(61, volume="1"), FeedMetadata(watermark_ms=MONDAY_MS + 61 * MINUTE_MS))
         )
-        one.stored.minutes |= {
-            minute(50).open_ms: minute(50, "15", final=True, as_of=90_000)._replace(rev=1, src="rest")
-        }
+        one.store.write_minutes([(BTC, minute(50, "15", final=True, as_of=90_000)._replace(rev=1, src="rest"))])
         span = minute(50).open_ms, minute(51).open_ms
         one.bus.publish(HistoryChanged(BTC, *span, MONDAY_MS, FeedMetadata(watermark_ms=MONDAY_MS + 61 * MINUTE_MS)))
         one.bus.publish(StateChanged(BTC, "stale", MONDAY_MS + 1, "leader_silent"))
-        again = await one.connect()
+        again = await websockets.connect(url)
         tasks.append(asyncio.ensure_future(listen(again)))
         position = {"epoch": shown["epoch"], "seq": shown["seq"], "time": shown["bars"][-1]["time"]}
         await say(again, {**SUBSCRIBE, "fields": ["seq", "final"], "resume": position})
@@ -156,8 +160,8 @@ async def captured() -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def messages() -> list[dict]:
-    return asyncio.run(captured())
+def messages(tmp_path_factory) -> list[dict]:
+    return asyncio.run(captured(tmp_path_factory.mktemp("store")))
 
 
 def test_every_message_of_a_running_server_is_as_the_document_says(messages):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,108 +12,16 @@ import websockets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from candled.aggregate.live_bars import LiveBars
-from candled.api.pages import BarReader
-from candled.bus import MinuteChanged
-from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import ServerSettings
-from candled.errors import ConfigError, Unavailable
-from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
-from candled.protocol.requests import RequestCodec
-from candled.rooms.encoded_bars import EncodedBarCache
-from candled.rooms.hub import Hub
-from candled.serve.client import ClientSession
-from candled.serve.server import Server
-from candled.transport.broadcaster import Broadcaster
+from candled.errors import ConfigError, StoreUnavailable
 from tests import deadlines
-from tests.rooms.stage import Stored
+from tests.api.stage import Stage, open_stage
 from tests.rows import minute
-from tests.serve.peers import all_well
 
-BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
-pytestmark = [pytest.mark.gen_test, pytest.mark.usefixtures("http_server")]
+pytestmark = [pytest.mark.gen_test, pytest.mark.stage(clock=SystemClock())]
 STATISTICS = "/health/ws-stats"
 SUBSCRIBE = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initialBars": 5}
-
-
-class Site:
-    """Bars over a history in memory, and a server of them; `port` is where it is served."""
-
-    port: int
-
-    def __init__(self, server: Server, bars: LiveBars, stored: Stored) -> None:
-        self.server = server
-        self.bars = bars
-        self.bus = MemoryBus("one")
-        self.bus.add_listener(bars.on_message)
-        self.stored = stored
-
-    def push(self, candle) -> None:
-        self.bus.publish(MinuteChanged(BTC, candle))
-
-    def connect(self, path: str = "/"):
-        return websockets.connect(f"ws://127.0.0.1:{self.port}{path}", max_size=None)
-
-
-@asynccontextmanager
-async def open_site(minutes: int = 60, **changes):
-    """Open a site that does not listen, with so many final minutes; `changes` are settings of its server."""
-    stored = Stored(minute(number, final=True) for number in range(minutes))
-    clock = SystemClock()
-    bars = LiveBars([BTC], DEFAULT_INTERVALS, stored, clock)
-    codec = RequestCodec({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
-    publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
-    hub = Hub(codec, bars, clock, publisher.broadcast)
-    bars.add_listener(hub)
-    await bars.start()
-    settings = ServerSettings(**{"host": "127.0.0.1", "port": 0, "warmup_wait": timedelta(seconds=0.2), **changes})
-    pages = BarReader(bars, stored, EncodedBarCache(), clock)
-    server = Server(
-        settings,
-        hub=hub,
-        publisher=publisher,
-        make_client=lambda link: ClientSession(link, hub, bars, codec, clock, settings, pages.read_history),
-        clock=clock,
-        health=lambda: {"status": "pass"},
-        ready=all_well,
-        statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
-        page=lambda: "<!doctype html><title>chart</title>",
-    )
-    server.start()
-    try:
-        yield Site(server, bars, stored)
-    finally:
-        await server.stop()
-        await bars.stop()
-
-
-@asynccontextmanager
-async def listening_site(minutes: int = 60, **changes):
-    """Open a site whose server listens by itself."""
-    async with open_site(minutes, **changes) as one:
-        one.port = one.server.listen()
-        yield one
-
-
-@pytest.fixture
-def site_options() -> dict[str, Any]:
-    """Give options of `open_site`; a test may have them as a parameter."""
-    return {}
-
-
-@pytest.fixture
-def site(request, enter, http_port, site_options):
-    """Give a site that pytest-tornado serves, with the options of the test's `@pytest.mark.site(…)`."""
-    marker = request.node.get_closest_marker("site")
-    one = enter(open_site(**{**site_options, **(marker.kwargs if marker else {})}))
-    one.port = http_port
-    return one
-
-
-@pytest.fixture
-def app(site):
-    return site.server.application
 
 
 async def say(ws, message) -> None:
@@ -124,12 +32,12 @@ async def hear(ws, within_s: float = 3.0) -> dict:
     return json.loads(await deadlines.wait_for(ws.recv(), within_s))
 
 
-async def test_the_documented_exchange_of_messages(site):
-    await exchange_messages(site)
+async def test_the_documented_exchange_of_messages(stage, connect):
+    await exchange_messages(stage, connect)
 
 
-async def exchange_messages(one: Site) -> None:
-    async with one.connect() as ws:
+async def exchange_messages(stage: Stage, connect: Callable[..., websockets.connect]) -> None:
+    async with connect() as ws:
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
         await say(ws, SUBSCRIBE)
@@ -140,29 +48,29 @@ async def exchange_messages(one: Site) -> None:
             "1m",
             5,
         )
-        one.push(minute(60, volume="2"))
+        stage.push(minute(60, volume="2"))
         update = await hear(ws)
         assert (update["type"], update["bar"]["time"]) == ("update", "2025-05-19T01:00:00.000Z")
         await say(ws, {"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "1m"})
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
-        one.push(minute(60, volume="3"))
+        stage.push(minute(60, volume="3"))
         with pytest.raises(TimeoutError):
             await hear(ws, 1.3)
 
 
-async def test_one_connection_can_be_in_several_rooms(site):
-    async with site.connect() as ws:
+async def test_one_connection_can_be_in_several_rooms(stage, connect):
+    async with connect() as ws:
         for interval in ("1m", "5m", "1W"):
             await say(ws, {**SUBSCRIBE, "interval": interval})
         assert [(await hear(ws))["interval"] for _ in range(3)] == ["1m", "5m", "1W"]
-        site.push(minute(60, volume="2"))
+        stage.push(minute(60, volume="2"))
         assert {(await hear(ws))["interval"] for _ in range(3)} == {"1m", "5m", "1W"}
 
 
 @pytest.mark.parametrize("path", ["/", "/ws"])
-async def test_both_paths_upgrade(site, path):
-    async with site.connect(path) as ws:
+async def test_both_paths_upgrade(connect, path):
+    async with connect(path) as ws:
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
 
@@ -177,16 +85,16 @@ async def test_the_root_without_upgrade_is_the_chart_page_and_other_paths_are_no
 
 
 @pytest.mark.parametrize("message", ["{", "[1]", b"\x00\x01", '{"type":"subscribe"}', "null", '{"type":5}'])
-async def test_a_mistake_is_answered_and_the_connection_stays(site, message):
-    async with site.connect() as ws:
+async def test_a_mistake_is_answered_and_the_connection_stays(connect, message):
+    async with connect() as ws:
         await say(ws, message)
         assert await hear(ws) == {"type": "error", "message": "Invalid message format"}
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
 
 
-async def test_a_frame_above_the_limit_closes_with_1009_and_one_below_does_not(site):
-    async with site.connect() as ws:
+async def test_a_frame_above_the_limit_closes_with_1009_and_one_below_does_not(connect):
+    async with connect() as ws:
         await say(ws, json.dumps({"type": "x" * 16_000}))
         assert (await hear(ws))["type"] == "error"
         await say(ws, "x" * (16 * 1024 + 1))
@@ -195,9 +103,9 @@ async def test_a_frame_above_the_limit_closes_with_1009_and_one_below_does_not(s
         assert ws.close_code == 1009
 
 
-@pytest.mark.site(max_rooms_per_connection=2)
-async def test_too_many_rooms_is_a_clear_error(site):
-    async with site.connect() as ws:
+@pytest.mark.stage(server=ServerSettings(max_rooms_per_connection=2))
+async def test_too_many_rooms_is_a_clear_error(connect):
+    async with connect() as ws:
         for interval in ("1m", "5m", "15m", "1m"):
             await say(ws, {**SUBSCRIBE, "interval": interval})
         answers = sorted([(await hear(ws)) for _ in range(4)], key=lambda answer: answer["type"])
@@ -205,9 +113,9 @@ async def test_too_many_rooms_is_a_clear_error(site):
         assert [answer["type"] for answer in answers[1:]] == ["initial"] * 3
 
 
-@pytest.mark.site(max_messages_per_second=5)
-async def test_too_many_messages_is_a_clear_error_and_the_connection_stays(site):
-    async with site.connect() as ws:
+@pytest.mark.stage(server=ServerSettings(max_messages_per_second=5))
+async def test_too_many_messages_is_a_clear_error_and_the_connection_stays(connect):
+    async with connect() as ws:
         for _ in range(30):
             await say(ws, {"type": "ping"})
         answers = [await hear(ws) for _ in range(30)]
@@ -218,30 +126,30 @@ async def test_too_many_messages_is_a_clear_error_and_the_connection_stays(site)
         assert await hear(ws) == {"type": "pong"}
 
 
-@pytest.mark.site(max_connections=2)
-async def test_connections_beyond_the_limit_are_refused_with_a_reason(site):
-    async with site.connect(), site.connect():
+@pytest.mark.stage(server=ServerSettings(max_connections=2))
+async def test_connections_beyond_the_limit_are_refused_with_a_reason(connect):
+    async with connect(), connect():
         with pytest.raises(websockets.InvalidStatus) as refused:
-            await site.connect()
+            await connect()
         assert refused.value.response.status_code == 503
         assert b"Too many connections: this server takes 2" in refused.value.response.body
 
 
-@pytest.mark.site(max_connections_per_ip=1)
-async def test_connections_beyond_the_limit_of_an_address_are_refused(site):
-    async with site.connect():
+@pytest.mark.stage(server=ServerSettings(max_connections_per_ip=1))
+async def test_connections_beyond_the_limit_of_an_address_are_refused(connect):
+    async with connect():
         with pytest.raises(websockets.InvalidStatus) as refused:
-            await site.connect()
+            await connect()
         assert refused.value.response.status_code == 429
         assert refused.value.response.headers["Retry-After"]
 
 
 def pages(*origins: str) -> dict[str, Any]:
-    return {"allowed_origins": origins}
+    return {"server": ServerSettings(allowed_origins=origins)}
 
 
 @pytest.mark.parametrize(
-    ("site_options", "origin", "host", "status"),
+    ("stage_options", "origin", "host", "status"),
     [
         (pages("*"), "https://anything.example", None, 101),
         (pages("*"), None, None, 101),
@@ -257,8 +165,9 @@ def pages(*origins: str) -> dict[str, Any]:
         (pages(), "https://other.example", None, 403),
     ],
 )
-async def test_the_origin_policy(site, origin, host, status):
-    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+@pytest.mark.usefixtures("http_server")
+async def test_the_origin_policy(http_port, origin, host, status):
+    reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
     lines = [
         "GET /ws HTTP/1.1",
         f"Host: {host or '127.0.0.1'}",
@@ -274,8 +183,8 @@ async def test_the_origin_policy(site, origin, host, status):
     assert int(answer.split()[1]) == status
 
 
-async def test_statistics_have_exactly_the_specified_keys(site, get):
-    async with site.connect() as ws:
+async def test_statistics_have_exactly_the_specified_keys(connect, get):
+    async with connect() as ws:
         await say(ws, SUBSCRIBE)
         await hear(ws)
         facts = await get(STATISTICS)
@@ -286,8 +195,8 @@ async def test_statistics_have_exactly_the_specified_keys(site, get):
         assert facts["aggregator"] == {"oneMinuteCandlesCount": 60}
 
 
-async def test_a_client_that_left_is_in_no_room(site, get):
-    async with site.connect() as ws:
+async def test_a_client_that_left_is_in_no_room(connect, get):
+    async with connect() as ws:
         await say(ws, SUBSCRIBE)
         await hear(ws)
     for _ in range(100):
@@ -298,12 +207,12 @@ async def test_a_client_that_left_is_in_no_room(site, get):
     assert facts["broadcaster"]["totalRooms"] == 0
 
 
-async def test_the_end_is_told_with_1001(site):
-    clients = [await site.connect() for _ in range(20)]
+async def test_the_end_is_told_with_1001(stage, connect):
+    clients = [await connect() for _ in range(20)]
     for ws in clients:
         await say(ws, SUBSCRIBE)
         await hear(ws)
-    await site.server.stop()
+    await stage.server.stop()
     for ws in clients:
         with pytest.raises(websockets.ConnectionClosed):
             await hear(ws)
@@ -313,38 +222,40 @@ async def test_the_end_is_told_with_1001(site):
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # Tornado leaves the socket to the collector
-async def test_a_port_in_use_is_one_clear_message():
+async def test_a_port_in_use_is_one_clear_message(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: the port is in use"):
-            async with open_site(port=port) as one:
+            async with open_stage(tmp_path, server=ServerSettings(host="127.0.0.1", port=port)) as one:
                 one.server.listen()
 
 
-@pytest.mark.site(minutes=900)
-async def test_a_store_that_cannot_be_read_is_told_to_the_subscriber_and_the_connection_stays(site):
-    async with site.connect() as ws:
+@pytest.mark.stage(minutes=900, server=ServerSettings(warmup_wait=timedelta(seconds=0.2)))
+async def test_a_store_that_cannot_be_read_is_told_to_the_subscriber_and_the_connection_stays(
+    stage, connect, monkeypatch
+):
+    async with connect() as ws:
 
-        async def fail(*_):
-            raise Unavailable("gone")
+        def fail(*_, **__):
+            raise StoreUnavailable("gone")
 
-        works, site.stored.read_bars = site.stored.read_bars, fail
+        monkeypatch.setattr(stage.store, "read_bars", fail)
         await say(ws, {**SUBSCRIBE, "initialBars": 900})
         assert await hear(ws) == {"type": "error", "message": "Failed to subscribe to candles"}
         await say(ws, {"type": "ping"})
         assert await hear(ws) == {"type": "pong"}
-        site.stored.read_bars = works
+        monkeypatch.undo()
         assert len((await hear(ws))["bars"]) == 900
 
 
-@pytest.mark.site(ping_interval=timedelta(seconds=1), ping_timeout=timedelta(seconds=1))
-async def test_mute_clients_leave_within_interval_timeout_and_six_seconds(site, get):
+@pytest.mark.stage(server=ServerSettings(ping_interval=timedelta(seconds=1), ping_timeout=timedelta(seconds=1)))
+async def test_mute_clients_leave_within_interval_timeout_and_six_seconds(connect, http_port, get):
     """Promise 23: native pings find dead peers."""
     mute = []
     for _ in range(50):
-        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
         writer.write(
             b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -352,7 +263,7 @@ async def test_mute_clients_leave_within_interval_timeout_and_six_seconds(site, 
         await reader.readuntil(b"\r\n\r\n")
         mute.append(writer)
     assert (await get(STATISTICS))["connections"] == 50
-    async with site.connect() as alive:
+    async with connect() as alive:
         await asyncio.sleep(8.0)
         assert (await get(STATISTICS))["connections"] == 1
         await say(alive, {"type": "ping"})
@@ -374,8 +285,8 @@ FRAMES = (
 )
 
 
-@pytest.mark.site(max_messages_per_second=0)
-async def test_ten_thousand_frames_of_anything_get_only_documented_answers(site, caplog):
+@pytest.mark.stage(server=ServerSettings(max_messages_per_second=0))
+async def test_ten_thousand_frames_of_anything_get_only_documented_answers(connect, caplog):
     """Promise 19: no uncaught exception, every reply is a documented message."""
     drawn: list = []
 
@@ -385,7 +296,7 @@ async def test_ten_thousand_frames_of_anything_get_only_documented_answers(site,
         drawn.append(frames)
 
     draw()
-    async with site.connect() as ws:
+    async with connect() as ws:
         count = 0
         for frames in drawn:
             for frame in frames:
@@ -401,16 +312,16 @@ async def test_ten_thousand_frames_of_anything_get_only_documented_answers(site,
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
-async def test_nothing_is_logged_per_room_or_candle(site, caplog):
+async def test_nothing_is_logged_per_room_or_candle(stage, connect, caplog):
     """Fault 10: a log line per room per second."""
     caplog.set_level("INFO")
-    async with site.connect() as ws:
+    async with connect() as ws:
         for interval in ("1m", "5m", "1h"):
             await say(ws, {**SUBSCRIBE, "interval": interval})
             await hear(ws)
         before = len(caplog.records)
         for second in range(3):
-            site.push(minute(60, volume=str(second + 2)))
+            stage.push(minute(60, volume=str(second + 2)))
             await asyncio.sleep(1.0)
         assert [record for record in caplog.records[before:] if record.name.startswith("candled")] == []
 
