@@ -1,4 +1,4 @@
-"""Candles and news of history, from ingest to whoever serves them."""
+"""The bus: carries candles and changes of history from ingest to the serving processes."""
 
 from .interface import Bus, FeedMetadata, HistoryChanged, Message, MessagesLost, MinuteChanged, Position, StateChanged
 

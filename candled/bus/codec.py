@@ -1,4 +1,4 @@
-"""Messages as JSON, and the names of channels and keys. Other programs read and write them: docs/reference/bus.md."""
+"""Messages as JSON, and the names of channels and keys. Other programs use them too: docs/reference/bus.md."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ _MOST_DIGITS = 100  # of a number from outside: 1e999999999 is short to write an
 _LONGEST_TROUBLE = 300
 _LONGEST_REASON = 40
 LARGEST = 64 * 1024  # bytes of a message, and of a market's key
-_LARGEST_HEARTBEAT = 4 * 1024 * 1024  # some tens of thousands of markets
-_MOST = 2**53  # of numbers and tokens: beyond it Redis's scripts do not count exactly
+_LARGEST_HEARTBEAT = 4 * 1024 * 1024  # enough for some tens of thousands of markets
+_MOST = 2**53  # of numbers and tokens; beyond this, Redis's scripts do not count exactly
 YEAR_10000_MS = 253_402_300_800_000
 _quoted = msgspec.json.encode
 
 
 class BadMessage(ValueError):
-    """What came over a channel is not as documented."""
+    """A received message does not have the documented form."""
 
 
 class FutureMessage(BadMessage):
-    """A message speaks of a time that has not come."""
+    """A message contains a time in the future."""
 
 
 class Names:
-    """The names of channels and keys. `prefix` stands before all of them; `default` is the first exchange.
+    """The names of channels and keys. `prefix` precedes all of them; `default` is the first exchange.
 
-    The parts in braces decide where a Redis Cluster puts a key. A market's keys lie where its channel is, a shard's
-    keys where its heartbeat is.
+    The parts in braces decide where a Redis Cluster stores a key. A market's keys are stored where its channel is, a
+    shard's keys where its heartbeat is.
     """
 
     def __init__(self, prefix: str, default: str, shards: int) -> None:
@@ -44,42 +44,42 @@ class Names:
         self._shards = shards
 
     def candles_channel(self, market: MarketKey) -> str:
-        """`candles:BTC/USDT:1m`, for another than the default exchange `candles:kraken:BTC/USDT:1m`."""
+        """Return `candles:BTC/USDT:1m`, or `candles:kraken:BTC/USDT:1m` if kraken is not the default exchange."""
         exchange = "" if market.exchange == self._default else f"{market.exchange}:"
         symbol = str(market.symbol).replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
         return f"{self._prefix}candles:{exchange}{symbol}:1m"
 
     def newest_key(self, market: MarketKey) -> str:
-        """The key with the newest minutes of a market."""
+        """Return the key of the newest minutes of a market."""
         return f"{{{self.candles_channel(market)}}}:newest"
 
     def fence_key(self, market: MarketKey) -> str:
-        """The key with the highest token that published to the market's channel."""
+        """Return the key of the highest token that has published to the market's channel."""
         return f"{{{self.candles_channel(market)}}}:fence"
 
     def lease_key(self, shard: int) -> str:
-        """The key of a shard's lease: token and process."""
+        """Return the key of a shard's lease: token and process."""
         return f"{self._shard_key(shard)}:lease"
 
     def token_key(self, shard: int) -> str:
-        """The key of the last token that was given out."""
+        """Return the key of the last token that was assigned."""
         return f"{self._shard_key(shard)}:token"
 
     def heartbeat_channel(self, shard: int) -> str:
-        """The channel of a shard's heartbeat."""
+        """Return the channel of a shard's heartbeat."""
         return f"{self._shard_key(shard)}:heartbeat"
 
     @property
     def processes_key(self) -> str:
-        """The key of the processes that ingest."""
+        """The key of the set of processes that ingest."""
         return f"{self._prefix}candled:processes"
 
     def budget_key(self, host: str) -> str:
-        """The key of the request budget of an exchange's host."""
+        """Return the key of the request budget of an exchange's host."""
         return f"{self._prefix}candled:budget:{host}"
 
     def count_key(self, key: str) -> str:
-        """The key of a client's requests within a window."""
+        """Return the key of a client's request count within a window."""
         return f"{self._prefix}candled:count:{key}"
 
     def _shard_key(self, shard: int) -> str:
@@ -87,18 +87,18 @@ class Names:
 
 
 def private_channel(near: str, process: str) -> str:
-    """A channel of a process's own; in a cluster it lies where the channel `near` is."""
+    """Return a process's private channel. In a cluster it is on the same server as the channel `near`."""
     return f"{near}:{process}" if "{" in near else f"{{{near}}}:{process}"
 
 
 def epoch_of(shard: int, token: int, process: str = "") -> str:
-    """The name of a feed; `process` tells apart those that began without a token."""
+    """Return the name of a feed. `process` distinguishes feeds that began without a token."""
     return f"{shard}.{token}{f'.{process}' if process else ''}"
 
 
 @lru_cache(maxsize=1024)
 def token_of(epoch: str) -> int:
-    """The token in the name of a feed; a greater one is later. 0 where there is none."""
+    """Return the token in the name of a feed, 0 if there is none. A greater one is later."""
     parts = epoch.split(".")
     return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else 0
 
@@ -107,7 +107,7 @@ def token_of(epoch: str) -> int:
 
 
 def message_text(message: Message, position: Position) -> bytes:
-    """A message as it is published."""
+    """Encode a message for publishing."""
     if isinstance(message, MinuteChanged):
         body = f'"type":"candle",{_candle_text(message.candle)}{_facts_text(message.facts)}'
     elif isinstance(message, HistoryChanged):
@@ -127,14 +127,14 @@ def message_text(message: Message, position: Position) -> bytes:
 
 
 def heartbeat_text(shard: int, epoch: str, seqs: Mapping[str, int], as_of_ms: int = 0) -> bytes:
-    """A heartbeat: the last message of each channel of a shard, and the newest `asOf` among them."""
+    """Encode a heartbeat: the last message number of each channel of a shard, and the newest `asOf` among them."""
     as_of = {"asOf": iso_ms(as_of_ms)} if as_of_ms else {}
     return _quoted({"type": "heartbeat", "shard": shard, "epoch": epoch, **as_of, "seqs": seqs})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Newest:
-    """What is kept of a market beside its channel: the newest minutes, oldest first, and what was last said of it."""
+    """The newest state of a market, stored in its key: its newest minutes, oldest first, metadata and feed state."""
 
     position: Position
     candles: tuple[Candle, ...] = ()
@@ -148,7 +148,7 @@ class Newest:
 
 
 def newest_text(newest: Newest) -> bytes:
-    """The value of a market's key."""
+    """Encode the value of a market's key."""
     position = newest.position
     since = "" if newest.complete_from_ms is None else f',"completeFrom":"{iso_ms(newest.complete_from_ms)}"'
     state = "" if newest.state is None else f",{_state_text(newest)}"
@@ -260,7 +260,7 @@ class _Heartbeat(msgspec.Struct, rename="camel"):
 
 
 class Heartbeat(NamedTuple):
-    """The last message of each channel of a shard's feed, and the exchange's newest time among them, 0 before it."""
+    """The last message number of each channel of a shard's feed, and the newest exchange time in them (0 if none)."""
 
     shard: int
     epoch: str
@@ -277,11 +277,11 @@ _heartbeat = msgspec.json.Decoder(_Heartbeat)
 
 
 def read_message(market: MarketKey, data: bytes, latest_ms: int = YEAR_10000_MS) -> tuple[Message, Position | None]:
-    """Read what came over a market's channel; unknown keys are ignored. Other programs' minutes have no position.
+    """Decode a message from a market's channel. Unknown keys are ignored. Minutes of other programs have no position.
 
     Raises:
-        BadMessage: it is not as documented.
-        FutureMessage: it speaks of a time after `latest_ms`.
+        BadMessage: it does not have the documented form.
+        FutureMessage: it contains a time after `latest_ms`.
     """
     _bounded(data, LARGEST)
     try:
@@ -311,11 +311,11 @@ def read_message(market: MarketKey, data: bytes, latest_ms: int = YEAR_10000_MS)
 
 
 def read_newest(data: bytes, latest_ms: int = YEAR_10000_MS) -> Newest:
-    """Read the value of a market's key.
+    """Decode the value of a market's key.
 
     Raises:
-        BadMessage: it is not as documented.
-        FutureMessage: it speaks of a time after `latest_ms`.
+        BadMessage: it does not have the documented form.
+        FutureMessage: it contains a time after `latest_ms`.
     """
     _bounded(data, LARGEST)
     try:
@@ -343,10 +343,10 @@ def read_newest(data: bytes, latest_ms: int = YEAR_10000_MS) -> Newest:
 
 
 def read_heartbeat(data: bytes) -> Heartbeat:
-    """Read a heartbeat.
+    """Decode a heartbeat.
 
     Raises:
-        BadMessage: it is not as documented.
+        BadMessage: it does not have the documented form.
     """
     _bounded(data, _LARGEST_HEARTBEAT)
     try:
@@ -360,7 +360,7 @@ def read_heartbeat(data: bytes) -> Heartbeat:
 
 
 def read_fence(data: bytes) -> tuple[int, int] | None:
-    """Return the token and number of a market's fence; None where it is not as documented."""
+    """Return the token and message number of a market's fence, or None if it does not have the documented form."""
     token, _, number = data.decode("ascii", "replace").partition(" ")
     if not token.isdecimal() or not (number or "0").isdecimal() or len(data) > 40:
         return None
@@ -399,7 +399,7 @@ def _candle(read: _Candle) -> Candle:
     open_ms = _ms(read.time)
     if read.as_of is not None:
         as_of_ms = _ms(read.as_of)
-    else:  # a minute that is said to be over was seen whole
+    else:  # a minute marked as final was seen to its end
         as_of_ms = open_ms + MINUTE_MS if read.final else open_ms
     candle = Candle(
         open_ms,
@@ -427,7 +427,7 @@ def _decimals(read: _Decimals) -> Decimals:
 
 
 def _times(facts: FeedMetadata) -> tuple[int, ...]:
-    """The times of facts, but for the end of what is missing, which may be the end of the running minute."""
+    """Return all times of the metadata except the end of the gap, which may be the end of the forming minute."""
     gap_ms = () if facts.gap is None else (facts.gap.start_ms, facts.gap.end_ms - MINUTE_MS)
     return (facts.watermark_ms or 0, *gap_ms)
 
@@ -463,10 +463,10 @@ def _known(state: str) -> str:
 
 
 def _line(text: str, longest: int) -> str:
-    """Return the beginning of a text, without the signs that would forge a line of the log."""
+    """Return the beginning of a text, without characters that could forge a log line."""
     return "".join(character if character.isprintable() else " " for character in text[:longest])
 
 
 def shown(data: Any) -> str:
-    """The beginning of a message, for the log."""
+    """Return the beginning of a message, for the log."""
     return repr(bytes(data[:120])) if isinstance(data, bytes | bytearray) else repr(data)[:120]

@@ -1,4 +1,4 @@
-"""Makes the bus that an address means, and what comes with it."""
+"""Creates the bus for an address, and its companions."""
 
 import secrets
 from collections.abc import AsyncIterator, Collection, Iterable
@@ -21,7 +21,7 @@ from .troubles import Troubles
 
 @dataclass(frozen=True, slots=True)
 class RedisParts:
-    """What several processes share by way of one Redis. `leases` is None in a process that does not ingest."""
+    """The objects that processes share through one Redis. `leases` is None in a process that does not ingest."""
 
     bus: RedisBus
     leases: Leases | None
@@ -30,13 +30,13 @@ class RedisParts:
     callers: tuple[Caller, ...]
 
     def start(self) -> None:
-        """Begin to hear, to publish and to ask for leases."""
+        """Begin to receive, to publish and to request leases."""
         self.bus.start()
         if self.leases is not None:
             self.leases.start()
 
     async def stop(self) -> None:
-        """Publish what waits, give leases back and release all connections. What was ingested has been stopped."""
+        """Publish queued messages, release the leases and close all connections. Stop ingest before calling this."""
         await self.bus.stop()
         if self.leases is not None:
             await self.leases.stop()
@@ -46,7 +46,7 @@ class RedisParts:
 
 
 def make_memory_bus() -> MemoryBus:
-    """The bus within one process."""
+    """Return a bus within this process."""
     return MemoryBus(secrets.token_hex(6))
 
 
@@ -54,7 +54,7 @@ def make_memory_bus() -> MemoryBus:
 async def redis_budgets(
     url: str, clock: Clock, *, default_exchange: str, prefix: str = ""
 ) -> AsyncIterator[MakeBudget]:
-    """Give a command the request budgets that it shares with all processes at the Redis of `url`."""
+    """Yield the request budgets that a command shares with all processes at the Redis of `url`."""
     address = RedisAddress.parse(url)
     check_files(address)
     caller, names = Caller(Servers(address)), Names(prefix, default_exchange, 1)
@@ -80,14 +80,14 @@ def make_redis_parts(
     alone_after_s: float = 10.0,
     timeless: Collection[str] = (),
 ) -> RedisParts:
-    """The bus at `url` and its kin, none of them started.
+    """Return the bus at `url` and its companions, none of them started.
 
-    A process with clients that cannot reach Redis for `alone_after_s` reads the exchanges itself, for those clients.
-    `timeless` are the exchanges whose clock may run ahead of any other.
+    A process with clients that cannot reach Redis for `alone_after_s` seconds reads the exchanges itself, for those
+    clients. `timeless` are the exchanges whose clock may run ahead of any other.
 
     Raises:
-        ValueError: `url` is no address of a Redis.
-        ConfigError: the files of TLS cannot be used.
+        ValueError: `url` is not the address of a Redis.
+        ConfigError: the TLS files cannot be used.
     """
     address = RedisAddress.parse(url)
     check_files(address)

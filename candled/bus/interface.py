@@ -1,4 +1,4 @@
-"""What travels from ingest to serve, and what every bus can do."""
+"""The messages from ingest to the serving processes, and the interface of every bus."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from candled.model import Candle, Decimals, MarketKey, Range
 
 
 class Position(NamedTuple):
-    """Where in a market's feed something was said.
+    """The position of a message in a market's feed.
 
-    `epoch` names the feed: whoever begins to read a market from its exchange begins a new one. `seq` counts the
-    messages of the market within it, from 1.
+    `epoch` is the name of the feed: a process that begins to read a market from its exchange begins a new one. `seq`
+    counts the messages of the market within the feed, from 1.
     """
 
     epoch: str
@@ -21,11 +21,11 @@ class Position(NamedTuple):
 
 
 class FeedMetadata(msgspec.Struct, frozen=True):
-    """What ingest knows of a market beside its candles; times are UTC epoch milliseconds.
+    """Facts about a market besides its candles. Times are UTC epoch milliseconds.
 
-    Every minute before `settled_ms` is final or known not to exist, but for those in `gap`, which are still missing.
-    Changes of minutes before `settled_ms` up to the message `logged_seq` can be read from the store's log of changes
-    (-1: none yet).
+    Every minute before `watermark_ms` is final or known not to exist, except those in `gap`, which are still missing.
+    Changes of minutes before `watermark_ms`, up to the message `logged_seq`, can be read from the store's log of
+    changes (-1: none yet).
     """
 
     watermark_ms: int | None = None
@@ -33,14 +33,14 @@ class FeedMetadata(msgspec.Struct, frozen=True):
     logged_seq: int = -1
 
     def is_settled(self, start_ms: int, end_ms: int) -> bool:
-        """Whether every minute of `[start_ms, end_ms)` is final or known not to exist."""
+        """Return whether every minute of `[start_ms, end_ms)` is final or known not to exist."""
         if self.watermark_ms is None or end_ms > self.watermark_ms:
             return False
         return self.gap is None or end_ms <= self.gap.start_ms or self.gap.end_ms <= start_ms
 
 
 class MinuteChanged(msgspec.Struct, frozen=True):
-    """A 1-minute candle at the live edge: new, grown, final, or revised. Sent before it is stored."""
+    """A 1-minute candle at the live edge: new, updated, final, or revised. Sent before it is stored."""
 
     market: MarketKey
     candle: Candle
@@ -49,9 +49,9 @@ class MinuteChanged(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class HistoryChanged:
-    """The stored past of a market changed within `[start_ms, end_ms)`. Sent after it is stored: read it again there.
+    """The stored past of a market changed within `[start_ms, end_ms)`. Sent after it is stored, so read it again.
 
-    `complete_from_ms` is since when history is now complete but for known holes.
+    `complete_from_ms` is the time since which history is complete except for known gaps.
     """
 
     market: MarketKey
@@ -63,10 +63,10 @@ class HistoryChanged:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """How a market is doing: one of `candled.model.STATES`, since when (UTC epoch ms).
+    """The state of a market's feed: one of `candled.model.STATES`, and since when (UTC epoch ms).
 
-    `reason` is one of `candled.model.STATE_REASONS`, empty where it is `live`; `trouble` describes the problem, and is
-    empty where there is none or it is not known.
+    `reason` is one of `candled.model.STATE_REASONS`, or empty if the state is `live`. `trouble` describes the problem;
+    it is empty if there is none or it is unknown.
     """
 
     market: MarketKey
@@ -74,15 +74,15 @@ class StateChanged:
     since_ms: int
     reason: str = ""
     trouble: str = ""
-    #: What the exchange says of the market's numbers, as soon as it was asked.
+    #: The decimal places of the market, known once the exchange's list was read.
     decimals: Decimals = Decimals()
 
 
 @dataclass(frozen=True, slots=True)
 class MessagesLost:
-    """Messages of a market may have been lost on the way. A bus says so to its listeners; nobody publishes it.
+    """Messages of a market may have been lost. A bus sends this to its listeners; it is never published.
 
-    With `back_to` what came after that position was not the feed's: its numbers go on from there.
+    If `back_to` is set, messages after that position did not belong to the feed: its numbers continue from there.
     """
 
     market: MarketKey
@@ -94,16 +94,16 @@ Listener = Callable[[Message, Position], None]
 
 
 class Bus(Protocol):
-    """Carries messages of one market in the order they were published."""
+    """Carries the messages of each market in the order in which they were published."""
 
     def publish(self, message: Message) -> Position:
-        """Number a message and hand it to all listeners; never blocks and never raises for trouble on the way."""
+        """Number a message and deliver it to all listeners. Never blocks, and raises no errors of the transport."""
 
     def add_listener(self, listener: Listener) -> None:
         """Call `listener` for every later message. It must not block."""
 
     def describe(self) -> dict[str, object]:
-        """Return facts for `/health`: at least `kind` and `connected`, and `trouble` where something fails."""
+        """Return facts for `/health`: at least `kind` and `connected`, and `trouble` if something fails."""
 
     def unpublished(self) -> Mapping[MarketKey, str]:
-        """Return the markets that this process reads and others get nothing of, each with the reason."""
+        """Return the markets that this process reads but cannot publish to other processes, each with the reason."""

@@ -1,4 +1,4 @@
-"""The bus within one process: a call for every listener."""
+"""The bus within one process: each listener is called directly."""
 
 import logging
 from collections import Counter
@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class MemoryBus:
-    """`memory://`: ingest and serve share a process, so a message is delivered before `publish` returns.
+    """`memory://`: ingest and serving share a process, so a message is delivered before `publish` returns.
 
-    `epoch` names the feeds of this process; no two starts may have the same.
+    `epoch` is the name of this process's feeds. It must differ between starts.
     """
 
     def __init__(self, epoch: str) -> None:
@@ -23,20 +23,24 @@ class MemoryBus:
         self._published: Counter[MarketKey] = Counter()
 
     def publish(self, message: Message) -> Position:
+        """See `Bus.publish`."""
         self._published[message.market] += 1
         position = Position(self.epoch, self._published[message.market])
         for listener in self._listeners:
             try:
                 listener(message, position)
-            except Exception:  # a listener's fault must not stop ingest
+            except Exception:  # an error in a listener must not stop ingest
                 logger.exception("a listener failed on %s", message)
         return position
 
     def add_listener(self, listener: Listener) -> None:
+        """See `Bus.add_listener`."""
         self._listeners.append(listener)
 
     def describe(self) -> dict[str, object]:
+        """See `Bus.describe`."""
         return {"kind": "memory", "connected": True}
 
     def unpublished(self) -> Mapping[MarketKey, str]:
+        """See `Bus.unpublished`. A message within the process always arrives."""
         return {}

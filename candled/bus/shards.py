@@ -1,4 +1,4 @@
-"""Which markets one lease covers, and how many leases one process should hold."""
+"""The assignment of markets to shards, and of shards to processes."""
 
 from zlib import crc32
 
@@ -6,10 +6,10 @@ from candled.model import MarketKey
 
 
 def shard_of(market: MarketKey, shards: int) -> int:
-    """The shard of a market, 0 to `shards` - 1: the same on every machine, and for ever."""
+    """Return the shard of a market, 0 to `shards` - 1. It is the same on every machine and never changes."""
     return crc32(str(market).encode()) % shards
 
 
 def fair_share(shards: int, processes: int) -> int:
-    """How many shards one of `processes` leads at most, so that none hoards what others could do."""
+    """Return the maximum number of shards for each of `processes`, so that they share the work equally."""
     return -(-shards // max(1, processes))

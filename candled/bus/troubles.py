@@ -1,4 +1,4 @@
-"""What Redis does not do for this process at present: for `/health`, and a log line whenever that changes."""
+"""Failures of Redis for this process at present: for `/health`, and a log line whenever they change."""
 
 import logging
 import re
@@ -8,21 +8,21 @@ from candled.exchange import Clock
 
 logger = logging.getLogger(__name__)
 
-_WELL_S = 5.0  # work that fails again within this time has not worked in between
+_WELL_S = 5.0  # work that fails again within this time has not really worked in between
 _ALL = "all"
 
 
 class FeedError:
-    """One kind of work with Redis, such as publishing: the reason why it fails, perhaps for some of its parts only.
+    """One kind of work with Redis, such as publishing, and the reasons why it or some of its parts fail.
 
-    Every kind of failure is logged once, until the work has succeeded for a while.
+    Each kind of failure is logged once, until the work has succeeded for a while.
     """
 
     def __init__(self, work: str, clock: Clock, *, vital: bool) -> None:
         self.work = work
-        self.is_vital = vital  # whether clients are not well served without it
+        self.is_vital = vital  # True if clients are not served properly without this work
         self.failures = 0
-        # Tries the work again without effect; set for work that may not come up for hours.
+        # Repeats the work without side effects. Set for work that may not be needed for hours.
         self.try_again: Callable[[], Awaitable[None]] | None = None
         self._clock = clock
         self._reasons: dict[Hashable, str] = {}
@@ -31,7 +31,7 @@ class FeedError:
 
     @property
     def reason(self) -> str | None:
-        """Why it fails at present; None if it does not."""
+        """The reason why the work fails at present; None if it does not."""
         return next(iter(self._reasons.values()), None)
 
     @property
@@ -40,7 +40,7 @@ class FeedError:
         return self._reasons
 
     def fails(self, reason: str, *parts: Hashable) -> None:
-        """Note that it failed for some parts, without any named for the whole."""
+        """Record a failure of some parts, or of the whole if none are given."""
         self.failures += 1
         for part in parts or (_ALL,):
             self._reasons[part] = reason
@@ -50,7 +50,7 @@ class FeedError:
             logger.warning("Redis: %s: %s; trying again", self.work, reason)
 
     def works(self, *parts: Hashable) -> None:
-        """Note that some parts succeeded, or are not needed any more; without any named the whole."""
+        """Record that some parts succeeded or are not needed any more, or the whole if none are given."""
         if not self._reasons:
             return
         for part in parts or (_ALL,):
@@ -59,7 +59,7 @@ class FeedError:
             self._well_since = self._clock.monotonic()
 
     def settle(self) -> None:
-        """Log that it works again, once it has for a while."""
+        """Log that the work succeeds again, once it has done so for a while."""
         if self._logged and not self._reasons and self._clock.monotonic() - self._well_since >= _WELL_S:
             logger.info("Redis: %s: works again, after %d failures", self.work, self.failures)
             self._logged.clear()
@@ -80,16 +80,16 @@ class Troubles:
 
     @property
     def is_vital(self) -> bool:
-        """Whether anything fails without which clients are not well served."""
+        """True if some work fails without which clients are not served properly."""
         return any(one.is_vital and one.reason is not None for one in self._all)
 
     @property
     def text(self) -> str | None:
-        """What fails and why, in words; None if nothing does."""
+        """The failing work and the reasons, in words; None if nothing fails."""
         return "; ".join(f"{one.work}: {one.reason}" for one in self._all if one.reason is not None) or None
 
     async def settle(self) -> None:
-        """Try again what fails and may not come up by itself; log what works again."""
+        """Retry failing work that may not be needed soon, and log work that succeeds again."""
         for one in self._all:
             if one.reason is not None and one.try_again is not None:
                 await one.try_again()

@@ -1,4 +1,4 @@
-"""The address of a Redis: one server, the server that sentinels name, or a cluster."""
+"""The address of a Redis: one server, a server found through sentinels, or a cluster."""
 
 import re
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ Kind = Literal["server", "socket", "sentinel", "cluster"]
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _PORT = 6379
 _SENTINEL_PORT = 26379
-_FILES = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}  # the names redis-py has for them
+_FILES = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}  # redis-py's names for them
 _HOST = re.compile(r"\[([0-9A-Fa-f:.%]+)\](?::(.*))?|([^\s:\[\]@,]+)(?::(.*))?")
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where to connect. `hosts` are servers, sentinels or some nodes of a cluster; a socket has a `path` instead.
+    """The address of a Redis. `hosts` are servers, sentinels or some nodes of a cluster; a socket has a `path` instead.
 
-    `files` are those of TLS, by the names that redis-py has for them.
+    `files` are the TLS files, by redis-py's names for them.
     """
 
     kind: Kind
@@ -77,7 +77,7 @@ class RedisAddress:
         return replace(base, hosts=addresses, database=_database(path))
 
     def __str__(self) -> str:
-        """Without user and password, for people."""
+        """Return the address for people, without user and password."""
         hosts = ",".join(with_port(host, port) for host, port in self.hosts)
         if self.kind == "socket":
             return self.path

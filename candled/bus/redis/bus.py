@@ -1,4 +1,4 @@
-"""The bus over Redis: publishes what this process leads, hears the rest, and heals what was missed."""
+"""The bus over Redis: publishes this process's feeds, receives the others, and recovers from missed messages."""
 
 import asyncio
 import logging
@@ -36,13 +36,13 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 _READ_AT_ONCE = 200
-_HELD_BACK = 64  # messages of a market that wait while it is read again; that reading covers what is dropped
+_HELD_BACK = 64  # queued messages of a market while it is read again; the read covers older ones
 _AGAIN_S = 0.5
-_AHEAD_MS = 10_000  # how far this machine's clock may be behind the exchange's, beyond what the leader knows of it
+_AHEAD_MS = 10_000  # this machine's clock may be this far behind the exchange's, beyond the leader's own knowledge
 
 
 class _HeldBack(NamedTuple):
-    """A message of a market that is to be read; `is_early`: it came before that reading began."""
+    """A queued message of a market that is to be read; `is_early` if it arrived before that read began."""
 
     message: Message
     position: Position
@@ -50,11 +50,11 @@ class _HeldBack(NamedTuple):
 
 
 class RedisBus:
-    """`redis://` and its kin, for `markets`. `leases` is None in a process that only serves.
+    """`redis://` and its variants, for `markets`. `leases` is None in a process that only serves.
 
-    What is published here is handed to the listeners here at once, whether or not Redis can be reached, and ignored
-    when it comes back. Feeds that others lead are heard once there is a listener. `timeless` are the exchanges whose
-    minutes may lie in the future, as those of a recording that is played fast.
+    Messages published here are delivered to the local listeners immediately, whether or not Redis can be reached, and
+    are ignored when they come back. Feeds of other leaders are received once there is a listener. `timeless` are the
+    exchanges whose minutes may lie in the future, such as those of a recording that is played fast.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class RedisBus:
         self._receiving = troubles.of("receiving")
         self._subscriber: Subscriber | None = None
         self._held_back: dict[MarketKey, list[_HeldBack]] = {}
-        self._from_future: set[MarketKey] = set()  # to be read again when the leader's clock is known better
-        self._said: dict[MarketKey, StateChanged] = {}  # what the feed said last
-        self._shown: dict[MarketKey, StateChanged] = {}  # what listeners were told
-        self._doubted: set[MarketKey] = set()  # where that is another state
+        self._from_future: set[MarketKey] = set()  # markets to read again once the leader's clock is known better
+        self._said: dict[MarketKey, StateChanged] = {}  # the last state from the feed
+        self._shown: dict[MarketKey, StateChanged] = {}  # the last state delivered to listeners
+        self._doubted: set[MarketKey] = set()  # markets whose delivered state is another, because the feed is in doubt
         self._handed: dict[MarketKey, Position] = {}
-        self._unfed: Counter[MarketKey] = Counter()  # numbers what belongs to no feed
+        self._unfed: Counter[MarketKey] = Counter()  # numbers messages that belong to no feed
         self._to_read = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.ignored: Counter[str] = Counter()
@@ -106,6 +106,7 @@ class RedisBus:
     # ------------------------------------------------------------ the interface
 
     def publish(self, message: Message) -> Position:
+        """See `Bus.publish`."""
         if self._publisher is None:
             raise RuntimeError("a process that only serves publishes nothing")
         position = self._publisher.enqueue(message)
@@ -116,9 +117,11 @@ class RedisBus:
         return position
 
     def add_listener(self, listener: Listener) -> None:
+        """See `Bus.add_listener`."""
         self._listeners.append(listener)
 
     def describe(self) -> dict[str, object]:
+        """See `Bus.describe`."""
         now = self._clock.monotonic()
         heard, sent, trouble = self._subscriber, self._publisher, self._troubles.text
         facts: dict[str, object] = {
@@ -143,12 +146,13 @@ class RedisBus:
         return {**facts, "trouble": trouble} if trouble else facts
 
     def unpublished(self) -> Mapping[MarketKey, str]:
+        """See `Bus.unpublished`."""
         return {} if self._publisher is None else self._publisher.unpublished()
 
-    # ------------------------------------------------------------ life
+    # ------------------------------------------------------------ lifecycle
 
     def start(self) -> None:
-        """Begin to hear and to publish; what cannot be reached is tried again for ever."""
+        """Begin to receive and to publish. Connections that fail are retried without limit."""
         self._start_task(self._settle)
         if self._publisher is not None:
             self._start_task(self._publisher.run_pumps)
@@ -170,7 +174,7 @@ class RedisBus:
         self._start_task(self._mark_late)
 
     async def stop(self) -> None:
-        """Publish what waits, if that is possible now, and release the connections."""
+        """Publish queued messages if possible now, and close the connections."""
         if self._publisher is not None:
             await self._publisher.flush()
         await end(self._tasks)
@@ -181,12 +185,12 @@ class RedisBus:
         await self._reader.close()
 
     async def _settle(self) -> None:
-        """Have it logged what works again."""
+        """Retry failing work and log when it succeeds again, in an endless loop."""
         while True:
             await self._clock.sleep(1.0)
             await self._troubles.settle()
 
-    # ------------------------------------------------------------ hearing
+    # ------------------------------------------------------------ receiving
 
     def _receive(self, channel: str, data: bytes) -> None:
         market = self._channels.get(channel)
@@ -208,7 +212,7 @@ class RedisBus:
             self._receive_external(market, message)
         elif self._is_own(market):
             if self._publisher is not None and not self._publisher.is_own_epoch(position.epoch):
-                self.ignored["of another leader"] += 1  # the lease will tell which of us it is
+                self.ignored["of another leader"] += 1  # the lease decides which of the two leads
         elif self._publisher is not None and self._publisher.is_own_epoch(position.epoch):
             self.ignored["own"] += 1
         else:
@@ -246,7 +250,7 @@ class RedisBus:
         self._to_read.set()
 
     def _accept(self, message: Message, position: Position) -> None:
-        """Hand a message over, or keep it back while its market is being read again."""
+        """Deliver a message, or queue it while its market is being read again."""
         market = message.market
         if not self._reception.is_missed(market):
             verdict = self._reception.on_message(market, position)
@@ -262,7 +266,7 @@ class RedisBus:
         del waiting[:-_HELD_BACK]
 
     def _deliver(self, message: Message, position: Position) -> None:
-        """Hand over a message of a feed that is led elsewhere; its state only as far as it is not in doubt."""
+        """Deliver a message of another process's feed. A state is delivered only if it is not in doubt."""
         if isinstance(message, StateChanged):
             self._said[message.market] = message
             self._show(message.market, position)
@@ -276,26 +280,26 @@ class RedisBus:
         for listener in self._listeners:
             try:
                 listener(message, position)
-            except Exception:  # a listener's fault must not stop ingest, nor the hearing of others
+            except Exception:  # an error in a listener must stop neither ingest nor receiving
                 logger.exception("a listener failed on %s", message)
 
     def _count_ignored(self, reason: str, line: str) -> None:
-        """Count it; only the first is worth a line."""
+        """Count an ignored message. Only the first one is logged."""
         if not self.ignored[reason]:
             logger.warning("%s", line)
         self.ignored[reason] += 1
 
     def _latest_ms(self, market: MarketKey) -> int:
-        """Up to when minutes of a market are believed."""
+        """Return the time up to which minutes of a market are credible."""
         if market.exchange in self._timeless:
             return YEAR_10000_MS
         leader_ms = self._reception.leader_ms(self._shard_of[market], self._clock.monotonic())
         return max(self._clock.now_ms(), leader_ms) + _AHEAD_MS
 
-    # ------------------------------------------------------------ healing
+    # ------------------------------------------------------------ recovery of missed messages
 
     async def _repair_missed(self) -> None:
-        """Read the newest state of markets of which something was missed, and tell the listeners to read the rest."""
+        """Read the newest state of markets with missed messages, and notify the listeners to read the rest."""
         while True:
             markets = self._reception.take_missed(_READ_AT_ONCE)
             if not markets:
@@ -320,16 +324,16 @@ class RedisBus:
                 await self._clock.sleep(_AGAIN_S)
 
     def _deliver_newest(self, market: MarketKey, newest_data: bytes, fence_data: bytes) -> None:
-        """Hand over what the market's keys have, then what came meanwhile, and have the rest read from the store."""
+        """Deliver the contents of the market's keys and queued messages; notify the listeners to read the rest."""
         self._reading.works(market)
         self._reception.mark_repaired(market)
         held_back = self._held_back.pop(market, [])
-        if self._is_own(market):  # it became ours meanwhile
+        if self._is_own(market):  # this process has become its leader
             return
         fence = read_fence(fence_data)
         self._from_future.discard(market)
         newest = self._read_newest(market, newest_data)
-        is_refused = market in self._from_future  # then what came up to there is not here
+        is_refused = market in self._from_future  # then the state up to there is not available
         known = self._reception.on_newest_read(
             market, None if newest is None else newest.position, None if is_refused else fence
         )
@@ -337,7 +341,7 @@ class RedisBus:
         if known is not None and handed is not None and order_of(known) < order_of(handed):
             self._notify_listeners(MessagesLost(market, back_to=known), known)
         position = known or self._last(market)
-        # Before what is newest: that stands at the number of the last message, which may be the lost one.
+        # Send this before the newest state, which has the number of the last message: that message may be the lost one.
         self._notify_listeners(MessagesLost(market), position)
         if newest is not None:
             for candle in newest.candles:
@@ -350,7 +354,7 @@ class RedisBus:
             self._take_later(one, fence)
 
     def _take_later(self, one: _HeldBack, fence: tuple[int, int] | None) -> None:
-        """Take a message that was held back while its market was read, unless that reading had it."""
+        """Process a message that was queued while its market was read, unless the read contained it."""
         market, at = one.message.market, self._reception.position_of(one.message.market)
         if at is not None and order_of(one.position) <= order_of(at):
             return
@@ -379,7 +383,7 @@ class RedisBus:
     # ------------------------------------------------------------ states
 
     async def _mark_late(self) -> None:
-        """Say `stale` of markets that are in doubt, and how they are when they no longer are."""
+        """Publish `stale` for markets in doubt, and their own state once they are not, in an endless loop."""
         while True:
             await self._clock.sleep(_LOOK_S)
             now = self._clock.monotonic()
@@ -392,7 +396,10 @@ class RedisBus:
                     self._show(market)
 
     def _show(self, market: MarketKey, position: Position | None = None) -> None:
-        """Hand over a market's state as its feed says it, or `stale` where that is in doubt; always at a `position`."""
+        """Deliver a market's state from its feed, or `stale` if that is in doubt.
+
+        Without a `position` it is delivered only if it has changed.
+        """
         said, shown_ = self._said.get(market), self._shown.get(market)
         doubt = self._reception.doubt(market, self._clock.monotonic())
         if doubt:
@@ -414,15 +421,15 @@ class RedisBus:
             self._notify_listeners(said, position or self._last(market))
 
     def _last(self, market: MarketKey) -> Position:
-        """Where the last message was that listeners were handed."""
+        """Return the position of the last message delivered to listeners."""
         return self._handed.get(market) or self._unnumbered_position(market)
 
     def _unnumbered_position(self, market: MarketKey) -> Position:
-        """The position of what belongs to no feed."""
+        """Return the next position for a message that belongs to no feed."""
         self._unfed[market] += 1
         return Position(f"here.{self._process}", self._unfed[market])
 
-    # ------------------------------------------------------------ what is this process's own
+    # ------------------------------------------------------------ leadership of this process
 
     def _lease_changed(self, lease: Lease) -> None:
         now = self._clock.monotonic()

@@ -1,8 +1,8 @@
-"""Connections to Redis: which server holds what, and scripts run there. Nothing here tries again by itself.
+"""Connections to Redis: finds the server for a key or channel and runs commands and scripts there, without retries.
 
-redis-py's own retries and reconnections hide what a bus must know, so that they are off: a client that failed is
-replaced, and the servers are looked up again. TCP keepalive is off too: the timeout it raises looks like "no message
-yet" to redis-py, which then asks again without end and stops the event loop. What is dead is found by heartbeats.
+redis-py's own retries and reconnects are off, because they hide failures that a bus must know about. A failed client is
+replaced, and the servers are looked up again. TCP keepalive is off too: redis-py takes its timeout for "no message
+yet", asks again without end and blocks the event loop. Heartbeats detect dead connections instead.
 """
 
 import asyncio
@@ -37,15 +37,15 @@ from .lua import Script
 logger = logging.getLogger(__name__)
 
 TROUBLE = (RedisError, OSError, TimeoutError)
-_TIMEOUT_S = 2.0  # for connecting, and for each answer
-_PATIENCE_S = 3.0  # for all answers of a pipeline together
-_SHARDED_SINCE = 7  # the version of Redis from which channels of a cluster may lie where their slots are
-_CONNECTIONS = 8  # of a caller: whatever comes in the same moment shares them
-# Answers of a server that is no longer, or not yet, the one to ask.
+_TIMEOUT_S = 2.0  # for connecting, and for each response
+_PATIENCE_S = 3.0  # for all responses of a pipeline together
+_SHARDED_SINCE = 7  # from this version of Redis on, a cluster can keep channels where their slots are
+_CONNECTIONS = 8  # per caller; calls that arrive at the same moment share them
+# Responses of a server that is no longer, or not yet, the right one.
 _ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError, ReadOnlyError)
 
 
-_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on @user_script:\d+\.$")  # the place in one of our scripts
+_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on @user_script:\d+\.$")  # the location in one of our scripts
 
 
 class Node(NamedTuple):
@@ -61,18 +61,19 @@ class Node(NamedTuple):
 class Closable(Protocol):
     """A client, or a subscription."""
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Close it."""
 
 
 class Topology:
-    """Which server has which keys and channels."""
+    """The assignment of keys and channels to servers."""
 
     def __init__(self, slots: Sequence[tuple[int, int, Node]], *, sharded: bool = False) -> None:
         self._slots = tuple(slots)
-        self.sharded = sharded  # whether channels live where their slot is (Redis Cluster from version 7)
+        self.sharded = sharded  # True if channels live where their slot is (Redis Cluster from version 7)
 
     def owner_of(self, name: str) -> Node:
-        """The server of a key or channel.
+        """Return the server of a key or channel.
 
         Raises:
             Unavailable: no server has it at this moment.
@@ -92,10 +93,10 @@ class Topology:
 
 
 def check_files(address: RedisAddress) -> None:
-    """See whether the files of TLS can be used, so that a mistake in them is not found by connecting in vain.
+    """Check that the TLS files can be used, so that an error in them is found before connecting.
 
     Raises:
-        ConfigError: they cannot; the text names the file.
+        ConfigError: they cannot be used. The text names the file.
     """
     ca, certificate, key = (address.files.get(f"ssl_{name}") for name in ("ca_certs", "certfile", "keyfile"))
     if key and not certificate:
@@ -117,35 +118,35 @@ def check_files(address: RedisAddress) -> None:
 
 
 class Servers:
-    """Finds the servers behind an address, and makes clients for them."""
+    """Finds the servers behind an address, and creates clients for them."""
 
     def __init__(self, address: RedisAddress) -> None:
         self.address = address
         self._known: Topology | None = None
         self._seen: tuple[Node, ...] = ()
         self._sentinels = address.hosts  # in the order in which they are asked
-        self._informant: Node | None = None  # the node or sentinel that named the present topology
+        self._informant: Node | None = None  # the node or sentinel that reported the current topology
         if address.kind in ("server", "socket"):
             node = Node(address.path, 0) if address.kind == "socket" else Node(*address.hosts[0])
             self._known = Topology([(0, 16383, node)])
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the address itself names the one server there is."""
+        """True if the address itself names the only server."""
         return self.address.kind in ("server", "socket")
 
     async def find_topology(self) -> Topology:
-        """Which server has what, asked for when it is not known.
+        """Return the current topology, asking for it if it is unknown.
 
         Raises:
-            Unavailable: nobody who could tell can be reached.
+            Unavailable: no server with this information can be reached.
         """
         if self._known is None:
             self._known = await (self._ask_sentinels() if self.address.kind == "sentinel" else self._ask_cluster())
         return self._known
 
     def suspect_topology(self, suspect: Node | None = None) -> None:
-        """Something failed: ask again which server has what, the one that failed last of all."""
+        """Look up the topology again after a failure, asking `suspect` last."""
         if self.is_fixed:
             return
         self._known = None
@@ -153,14 +154,14 @@ class Servers:
             self._seen = (*(node for node in self._seen if node != suspect), suspect)
 
     def distrust(self) -> None:
-        """Ask again which server has what, last of all the one that named a server which is not the one to ask."""
+        """Look up the topology again after it named a wrong server, asking the node that reported it last."""
         if self._informant is not None:
             host = tuple(self._informant)
             self._sentinels = tuple(sorted(self._sentinels, key=lambda one: one == host))
         self.suspect_topology(self._informant)
 
     def make_client(self, node: Node) -> "aioredis.Redis":
-        """A new client of one server, without retries."""
+        """Return a new client of one server, without retries."""
         address = self.address
         where: dict[str, Any] = {"host": node.host, "port": node.port} if node.port else {"unix_socket_path": node.host}
         return self._make_client(where, db=address.database, username=address.username, password=address.password)
@@ -177,7 +178,7 @@ class Servers:
             socket_keepalive=False,
             health_check_interval=0,
             client_name="candled",
-            driver_info=None,  # or every connection asks for a command that an account may not have
+            driver_info=None,  # otherwise every connection sends a command that an account may not be allowed
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
 
@@ -221,7 +222,7 @@ class Servers:
 
 
 def _ranges(slots: Any, asked: Node) -> Iterable[tuple[int, int, Node]]:
-    """Read the answer of CLUSTER SLOTS, as redis-py hands it out: a mapping, or rows as the server sent them."""
+    """Yield the slots from redis-py's reply to CLUSTER SLOTS: a mapping, or rows as the server sent them."""
     if isinstance(slots, dict):
         for (first, last), owner in slots.items():
             host, port = owner["primary"][:2]
@@ -250,11 +251,11 @@ class Call(NamedTuple):
 
     @classmethod
     def of_script(cls, script: Script, keys: Sequence[str], *arguments: Any) -> "Call":
-        """A call of a script."""
+        """Return a call of a script."""
         return cls(keys[0], (), script, tuple(keys), arguments)
 
     def as_command(self, *, whole: bool = False) -> tuple[Any, ...]:
-        """The command; with `whole` the script's text instead of its name."""
+        """Return the command; with `whole`, it contains the script's text instead of its hash."""
         if self.script is None:
             return self.command
         head = ("EVAL", self.script.text) if whole else ("EVALSHA", self.script.sha)
@@ -262,7 +263,7 @@ class Call(NamedTuple):
 
 
 class Caller:
-    """Runs calls where their keys are, those of one server in one pipeline and in order."""
+    """Runs calls on the servers of their keys. Calls for one server go into one pipeline, in order."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
@@ -272,11 +273,11 @@ class Caller:
         self._is_closed = False
 
     async def call(self, call: Call) -> Any:
-        """The answer to one call.
+        """Return the reply to one call.
 
         Raises:
-            Unavailable: there is no answer, so that it is not known whether anything happened.
-            ResponseError: Redis refuses.
+            Unavailable: there is no reply, so it is unknown whether the call was executed.
+            ResponseError: Redis returned an error.
         """
         (answer,) = await self.call_all([call])
         if isinstance(answer, Exception):
@@ -284,7 +285,10 @@ class Caller:
         return answer
 
     async def call_all(self, calls: Sequence[Call]) -> list[Any]:
-        """The answer to each call: a value, `Unavailable` or a `ResponseError`. Never raises for trouble."""
+        """Return the reply to each call: a value, `Unavailable` or a `ResponseError`.
+
+        Connection errors are returned, not raised.
+        """
         if self._is_closed:
             return [Unavailable("no connection any more")] * len(calls)
         answers: list[Any] = [None] * len(calls)
@@ -300,14 +304,14 @@ class Caller:
         return answers
 
     def renew_connections(self) -> None:
-        """Use new connections from now on: another link to these servers has failed."""
+        """Use new connections from now on, because another connection to these servers has failed."""
         for node, client in list(self._clients.items()):
             self._drop_client(node, client)
             if not client.uses:
                 self._close_client(client)
 
     async def close(self) -> None:
-        """Release the connections; every later call is `Unavailable`."""
+        """Close the connections. Every later call is `Unavailable`."""
         self._is_closed = True
         self.renew_connections()
         while self._closing:
@@ -350,7 +354,7 @@ class Caller:
         return answer
 
     def _drop_client(self, node: Node, client: "_Client") -> None:
-        """Whatever failed may be half open, and so may its neighbours in the pool."""
+        """Replace a client after a failure: its other connections may be half open too."""
         self._servers.suspect_topology(node)
         client.is_dropped = True
         if self._clients.get(node) is client:
@@ -363,7 +367,7 @@ class Caller:
 
 
 class _Client:
-    """A client, and how many calls it is in the middle of: until the last has ended it may connect once more."""
+    """A client and the number of its calls in progress. It may still connect until the last of them has ended."""
 
     def __init__(self, redis: "aioredis.Redis") -> None:
         self.redis = redis
@@ -387,7 +391,7 @@ _closing: set["asyncio.Task[None]"] = set()
 
 
 async def close(client: Closable) -> None:
-    """Close a client, whatever state its connections are in; it is closed even if this is cancelled."""
+    """Close a client in any state. It is closed even if this call is cancelled."""
     task = asyncio.ensure_future(_close(client))
     _closing.add(task)
     task.add_done_callback(_closing.discard)
@@ -403,7 +407,7 @@ async def _close(client: Closable) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in words why a command failed, with the code that Redis gave it."""
+    """Return the reason of a failed command in words, with Redis's error code."""
     text = _SCRIPT.sub("", str(error)) or type(error).__name__
-    code = getattr(error, "status_code", None)  # redis-py takes it off the text
+    code = getattr(error, "status_code", None)  # redis-py removes it from the text
     return f"{code} {text}" if code else text

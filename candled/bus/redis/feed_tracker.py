@@ -1,4 +1,4 @@
-"""What a process received of the feeds of other processes, where it missed something, and what is to be doubted."""
+"""Tracks the feeds of other processes: received and missed messages, and doubts about the state of markets."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,27 +9,27 @@ from candled.bus.codec import Heartbeat, epoch_of, token_of
 from candled.bus.interface import Position
 from candled.model import MarketKey, StateReason
 
-LATE_S = 3.0  # a feed without a heartbeat for so long is not known to go on
-OUTSIDE_LATE_S = 90.0  # the same of minutes from other programs, which send none
-_UNREAD_S = 3.0  # a market that cannot be read again for so long is in doubt
-_TWICE = 2  # one heartbeat may be late, or forged
-_READ_EVERY = 32  # heartbeats between two readings of a market whose messages do not come
+LATE_S = 3.0  # a feed without a heartbeat for this long may have ended
+OUTSIDE_LATE_S = 90.0  # the same for minutes of other programs, which send no heartbeats
+_UNREAD_S = 3.0  # a market that cannot be read again for this long is in doubt
+_TWICE = 2  # a single heartbeat may be late or forged
+_READ_EVERY = 32  # heartbeats between two reads of a market whose messages do not arrive
 
 
 class Doubt(NamedTuple):
-    """Why a market is not known to be as its feed said last."""
+    """The reason why a market's last published state may not be true any more."""
 
     reason: StateReason
     trouble: str
 
 
-NO_HEARTBEAT = Doubt("leader_silent", "no heartbeat of a process that reads the exchange comes over Redis")
-NOT_ARRIVING = Doubt("messages_lost", "what is published does not arrive: Redis refuses it or loses it")
+NO_HEARTBEAT = Doubt("leader_silent", "no heartbeat of a process that reads the exchange arrives over Redis")
+NOT_ARRIVING = Doubt("messages_lost", "published messages do not arrive: Redis rejects or loses them")
 NOT_LISTED = Doubt("leader_differs", "exchanges and ingest.shards have to be the same in all processes")
 
 
 class RateLimitResult(Enum):
-    """What to do with a message: hand it over; forget it; or read the market before it is believed."""
+    """The decision about a message: deliver it; ignore it; or read the market before trusting it."""
 
     NEXT = "next"
     REPEATED = "repeated"
@@ -39,13 +39,13 @@ class RateLimitResult(Enum):
 class FeedTracker:
     """Judges messages and heartbeats of the markets of all shards. Pure: `now` is an argument, in monotonic seconds.
 
-    A market is read again (`take_missed`) when a number was left out, when another feed begins, and when a heartbeat
-    tells of messages that did not come. What a heartbeat tells is given until the next one to arrive: channels of a
-    cluster come over different connections.
+    A market is read again (`take_missed`) when a number is skipped, when another feed begins, and when a heartbeat
+    reports messages that did not arrive. Reported messages have until the next heartbeat to arrive, because channels of
+    a cluster use different connections.
 
-    No single message changes where a feed is. A jump counts only if the market's fence has it (`prove`), which no
-    program but the leader writes. And the leader's heartbeats have the last word: twice in a row less than is known
-    means that what is known was wrong.
+    No single message moves the position of a feed. A jump counts only if the market's fence confirms it (`prove`),
+    which only the leader writes. The leader's heartbeats decide in the end: two in a row with less than the known
+    position mean that the known position was wrong.
     """
 
     def __init__(self, shards: Mapping[int, Iterable[MarketKey]], now: float) -> None:
@@ -59,15 +59,15 @@ class FeedTracker:
         self.reasons: Counter[str] = Counter()
 
     def position_of(self, market: MarketKey) -> Position | None:
-        """The newest message heard of a market's feed."""
+        """Return the position of the newest message received of a market's feed."""
         return self._at.get(market)
 
     # ------------------------------------------------------------ messages
 
     def on_message(self, market: MarketKey, position: Position) -> RateLimitResult:
-        """Judge a message. One that leaves a gap has its market read, and is not taken note of before."""
+        """Judge a message. One that leaves a gap has its market read first, and is not recorded before that."""
         known = self._at.get(market)
-        if known is None:  # what was published before the link was made is read anyway
+        if known is None:  # messages from before the connection are read anyway
             reason = "hole" if position.seq > 1 else ""
         elif position.epoch == known.epoch:
             if position.seq <= known.seq:
@@ -84,9 +84,9 @@ class FeedTracker:
         return RateLimitResult.NEXT
 
     def prove(self, market: MarketKey, position: Position, fence: tuple[int, int] | None) -> bool:
-        """Believe a message that left a gap, if it was published before its market's `fence` was read.
+        """Accept a message that left a gap, if it was published before its market's `fence` was read.
 
-        Where there is none, for Redis has lost it, the next heartbeats decide.
+        If there is no fence, because Redis lost it, accept it too: the next heartbeats decide.
         """
         if fence is not None and order_of(position) > fence:
             return False
@@ -96,13 +96,14 @@ class FeedTracker:
     def on_newest_read(
         self, market: MarketKey, newest: Position | None, fence: tuple[int, int] | None = None
     ) -> Position | None:
-        """Note that a market was read: its newest state as of `newest`, and the token and number of its fence.
+        """Record that a market was read: its newest state as of `newest`, and the token and number of its fence.
 
-        Return where the market's feed is heard up to now.
+        Returns:
+            The position up to which the market's feed is now received.
         """
         known = self._at.get(market)
         if known is not None and known.seq == 0 and fence is not None and token_of(known.epoch) > fence[0]:
-            known = None  # a heartbeat told of a feed that has published nothing
+            known = None  # a heartbeat announced a feed that has published nothing
         if newest is None and fence is not None:
             newest = Position(self._name_of(market, fence[0]), fence[1])
         if newest is not None and (known is None or order_of(known) < order_of(newest)):
@@ -112,7 +113,7 @@ class FeedTracker:
         return known
 
     def on_external_minute(self, market: MarketKey, now: float) -> bool:
-        """Note a minute from another program; return whether it counts, which it does where nobody leads."""
+        """Record a minute from another program; return whether it counts, which is only if the market has no leader."""
         shard = self._shards[self._shard_of[market]]
         if not shard.is_late:
             return False
@@ -120,13 +121,13 @@ class FeedTracker:
         return True
 
     def on_own_message(self, market: MarketKey, position: Position) -> None:
-        """Note what this process published itself."""
+        """Record a message that this process published itself."""
         self._go_to(market, position)
 
     # ------------------------------------------------------------ heartbeats
 
     def on_heartbeat(self, beat: Heartbeat, channels: Mapping[str, MarketKey], now: float) -> bool:
-        """Note a heartbeat; return whether it counts, which that of a leader who was replaced does not."""
+        """Record a heartbeat; return whether it counts. That of a replaced leader does not."""
         shard = self._shards.get(beat.shard)
         if shard is None or not shard.accepts(beat.epoch):
             return False
@@ -150,7 +151,7 @@ class FeedTracker:
                 self.mark_missed([market], "reset")
             shard.promised[market] = seq
             if known is not None and known == (beat.epoch, seq) and market not in self._lacks:
-                shard.lower.pop(market, None)  # as nearly always
+                shard.lower.pop(market, None)  # the usual case
             else:
                 known = self._promise(shard, market, Position(beat.epoch, seq), promised.get(market))
             shard.marks[market] = known
@@ -159,14 +160,14 @@ class FeedTracker:
         return True
 
     def leader_ms(self, shard: int, now: float) -> int:
-        """The exchange's clock as two heartbeats in a row know it, or 0."""
+        """Return the exchange's clock as confirmed by two heartbeats in a row, or 0."""
         beats = self._shards[shard].beats
         return min(as_of_ms + round((now - at) * 1000) for at, as_of_ms in beats) if len(beats) == _TWICE else 0
 
     def _promise(self, shard: "_Shard", market: MarketKey, promise: Position, before: int | None) -> Position:
-        """Compare what the leader says it published with what came, and return where the feed is heard up to now.
+        """Compare the message numbers announced by the leader with the received ones.
 
-        `before` is what it said the last time.
+        `before` is the number in the previous heartbeat. Return the position up to which the feed is received.
         """
         known = self._at.get(market)
         if known is None or token_of(known.epoch) < token_of(promise.epoch):
@@ -180,7 +181,7 @@ class FeedTracker:
         else:
             shard.lower.pop(market, None)
         self._go_to(market, known)
-        # What a leader says never becomes less: of two heartbeats that differ, the smaller number is surely true.
+        # The announced number never decreases, so of two different heartbeats the smaller number is certainly true.
         least = 0 if before is None or known.epoch != promise.epoch else min(before, promise.seq)
         if least > known.seq:
             lack = self._lacks.setdefault(market, _Lack())
@@ -195,21 +196,21 @@ class FeedTracker:
     # ------------------------------------------------------------ doubts
 
     def look(self, now: float) -> None:
-        """See which shards' heartbeats are late, and which other programs have stopped publishing."""
+        """Update which shards' heartbeats are late, and which other programs have stopped publishing."""
         for shard in self._shards.values():
             shard.is_late = shard.is_late or now - shard.heard_at > LATE_S
             for market in [one for one, at in shard.outside.items() if now - at > OUTSIDE_LATE_S or not shard.is_late]:
                 del shard.outside[market]
 
     def doubtful(self) -> set[MarketKey]:
-        """The markets that may be in doubt."""
+        """Return the markets that may be in doubt."""
         found = {*self._unread, *self._lacks}
         for shard in self._shards.values():
             found.update(shard.markets if shard.is_late else shard.unlisted)
         return found
 
     def doubt(self, market: MarketKey, now: float) -> Doubt | None:
-        """Why a market is not known to be as it was said last; None if it is."""
+        """Return why a market's last published state may not be true any more, or None."""
         shard = self._shards[self._shard_of[market]]
         if shard.is_late:
             return None if market in shard.outside else NO_HEARTBEAT
@@ -222,31 +223,31 @@ class FeedTracker:
         return NOT_LISTED if shard.unlisted.get(market, 0) >= _TWICE else None
 
     def is_late(self, market: MarketKey) -> bool:
-        """Whether nobody is known to lead a market."""
+        """Return whether a market has no known leader."""
         return self._shards[self._shard_of[market]].is_late
 
     def begin(self, now: float) -> None:
-        """Wait for heartbeats from now on."""
+        """Begin to wait for heartbeats."""
         for shard in self._shards:
             self.keep_alive(shard, now)
 
     def on_shard_lost(self, shard: int, now: float) -> None:
-        """The shard was this process's own, and is another's now: nothing is known of the feed that follows."""
+        """Reset a shard that this process led and another leads now: nothing is known of the new feed."""
         fresh = self._shards[shard] = _Shard(self._shards[shard].markets, now)
         for market in fresh.markets:
             self._lacks.pop(market, None)
         self.mark_missed(fresh.markets, "handover")
 
     def keep_alive(self, shard: int, now: float) -> None:
-        """The shard is this process's own: its heartbeat is not listened for."""
+        """Keep a shard that this process leads from being late: its heartbeat is not awaited."""
         self._shards[shard].heard_at = now
         self._shards[shard].is_late = False
 
     def age_s(self, shard: int, now: float) -> float:
-        """Seconds since the shard's last heartbeat."""
+        """Return the seconds since the shard's last heartbeat."""
         return now - self._shards[shard].heard_at
 
-    # ------------------------------------------------------------ reading
+    # ------------------------------------------------------------ reading again
 
     def mark_missed(self, markets: Iterable[MarketKey], reason: str) -> None:
         """Have markets read again."""
@@ -256,27 +257,27 @@ class FeedTracker:
                 self.reasons[reason] += 1
 
     def take_missed(self, most: int) -> list[MarketKey]:
-        """Some of the markets that are to be read again; each is followed by `healed` or `not_healed`."""
+        """Return some markets to read again. Call `mark_repaired` or `mark_not_repaired` for each afterwards."""
         taken = list(self._missed)[:most]
         for market in taken:
             self._reading[market] = self._missed.pop(market)
         return taken
 
     def is_missed(self, market: MarketKey) -> bool:
-        """Whether a market is to be read again, or is just being read."""
+        """Return whether a market is to be read again, or is being read."""
         return market in self._missed or market in self._reading
 
     def is_reading(self, market: MarketKey) -> bool:
-        """Whether a market is just being read."""
+        """Return whether a market is being read."""
         return market in self._reading
 
     def mark_repaired(self, market: MarketKey) -> None:
-        """A market was read."""
+        """Record that a market was read."""
         self._reading.pop(market, None)
         self._unread.pop(market, None)
 
     def mark_not_repaired(self, markets: Iterable[MarketKey], reason: str, now: float) -> None:
-        """Markets could not be read: they are to be read again."""
+        """Record that markets could not be read; they are to be read again."""
         for market in markets:
             self._missed.setdefault(market, self._reading.pop(market))
             since, _ = self._unread.get(market, (now, ""))
@@ -285,29 +286,29 @@ class FeedTracker:
     # ------------------------------------------------------------ inside
 
     def _go_to(self, market: MarketKey, position: Position) -> None:
-        """Note where a market's feed is."""
+        """Set the position of a market's feed."""
         self._at[market] = position
         lack = self._lacks.get(market)
         if lack is not None and order_of(position) >= order_of(lack.promise):
             del self._lacks[market]
 
     def _is_overtaken(self, market: MarketKey, epoch: str, known: str) -> bool:
-        """Whether a feed is that of a leader who was replaced. Tokens grow, unless Redis lost them and its clock."""
+        """Return whether a feed is that of a replaced leader. Tokens grow, unless Redis lost them and its clock."""
         return token_of(epoch) < token_of(known) and not self._shards[self._shard_of[market]].is_late
 
     def _name_of(self, market: MarketKey, token: int) -> str:
-        """The name of the feed of a token."""
+        """Return the name of the feed with a token."""
         known, shard = self._at.get(market), self._shard_of[market]
         return known.epoch if known is not None and token_of(known.epoch) == token else epoch_of(shard, token)
 
 
 def order_of(position: Position) -> tuple[int, int]:
-    """Of two positions the later one is greater."""
+    """Return a sort key: the later of two positions has the greater key."""
     return token_of(position.epoch), position.seq
 
 
 class _Lack:
-    """A number that the leader published and that does not come, and for how many heartbeats."""
+    """A message number that the leader announced and that has not arrived, and for how many heartbeats."""
 
     def __init__(self) -> None:
         self.promise = Position("", 0)
@@ -320,16 +321,16 @@ class _Shard:
         self.heard_at = now
         self.is_late = False
         self.epoch = ""
-        self.beats: list[tuple[float, int]] = []  # when the last two came, and the exchange's time in them
+        self.beats: list[tuple[float, int]] = []  # when the last two arrived, and the exchange's time in them
         self.promised: dict[MarketKey, int] = {}  # the number in the last heartbeat
-        self.marks: dict[MarketKey, Position] = {}  # what was known when it came
-        self.lower: dict[MarketKey, int] = {}  # how many in a row said less than was known
-        self.unlisted: dict[MarketKey, int] = {}  # how many in a row did not name the market
+        self.marks: dict[MarketKey, Position] = {}  # the known position when it arrived
+        self.lower: dict[MarketKey, int] = {}  # how many in a row were below the known position
+        self.unlisted: dict[MarketKey, int] = {}  # how many in a row did not contain the market
         self.outside: dict[MarketKey, float] = {}
         self._replaced = ""  # the feed of the last heartbeat that did not count
 
     def accepts(self, epoch: str) -> bool:
-        """Whether a feed's heartbeat counts: that of a lower token only when it comes twice in a row."""
+        """Return whether a feed's heartbeat counts. One with a lower token counts only if it comes twice in a row."""
         if token_of(epoch) >= token_of(self.epoch) or self.is_late or epoch == self._replaced:
             self._replaced = ""
             return True

@@ -1,9 +1,9 @@
-"""Who reads which exchange markets: a lease per shard in Redis, with a token that only grows.
+"""Leases: one per shard in Redis, with a growing token. Its holder reads the shard's markets from their exchanges.
 
-A lease protects what is published, not what is stored. Two processes that store the same minutes for a while do no
-harm: a minute is written by its version (`Candle.supersedes`), so that the store ends the same in whatever order they
-write, and what is known of holes is saved by range. What is published is numbered, and there two would contradict each
-other: each market's channel remembers the highest token that spoke, and refuses lower ones.
+A lease protects published messages, not stored ones. Two processes may store the same minutes for a while: a minute is
+written by its version (`Candle.supersedes`), so the order of writing does not matter, and known gaps are saved by
+range. Published messages are numbered, and there two processes would contradict each other. Therefore each market's
+channel records the highest token that has published, and rejects lower ones.
 """
 
 import asyncio
@@ -24,17 +24,18 @@ from .lua import HERE, LEASE, RELEASE
 
 logger = logging.getLogger(__name__)
 
-_TURNS = 6  # how often a lease is renewed, and others are asked for, while one lasts
-_PATIENT_TURNS = 3  # so long more than a fair share is kept: who comes first is not to lead for a second
-_HANDLED_S = 5.0  # how long a shard given up for fairness is waited for
-_MARGIN = 1 / 12  # of a lease: a leader stops so much earlier than Redis gives its lease to another
+_TURNS = 6  # how often a lease is renewed, and free ones are requested, during its lifetime
+# more than a fair share is kept this long, so that the first process does not lead for only a second
+_PATIENT_TURNS = 3
+_HANDLED_S = 5.0  # how long to wait for the ingest of a shard given up for fairness to stop
+_MARGIN = 1 / 12  # of a lease: a leader stops this much earlier than Redis gives its lease to another
 
 
 class LeaseState(Enum):
-    """Whether this process ingests a shard.
+    """The role of this process for a shard.
 
-    FOLLOWER: no, another does or will. LEADER: yes, and it publishes. UNSURE: yes, since Redis cannot be reached and
-    nobody else may be there; but nothing is published.
+    FOLLOWER: another process ingests or will. LEADER: this process ingests and publishes. UNSURE: this process ingests,
+    because Redis cannot be reached and there may be no other leader, but publishes nothing.
     """
 
     FOLLOWER = "follower"
@@ -43,16 +44,16 @@ class LeaseState(Enum):
 
 
 class Lease:
-    """One shard, as this process has it. `epoch` names the feed that it would publish."""
+    """One shard from the view of this process. `epoch` is the name of the feed that it would publish."""
 
     def __init__(self, shard: int, epoch: str, clock: Clock) -> None:
         self.shard = shard
         self.state = LeaseState.FOLLOWER
         self.token = 0
         self.epoch = epoch
-        self.owner = ""  # the process that has the lease, as far as it is known
-        self.floor = 0  # the highest token that spoke where this one was refused
-        self.is_wanted = True  # False while it is given up
+        self.owner = ""  # the process that holds the lease, as far as it is known
+        self.floor = 0  # the highest token that has published when this one was rejected
+        self.is_wanted = True  # False while it is being given up
         self._clock = clock
         self._deadline = 0.0
         self._handled = LeaseState.FOLLOWER
@@ -60,17 +61,17 @@ class Lease:
 
     @property
     def is_ours_to_ingest(self) -> bool:
-        """Whether this process is to read the shard's markets from their exchanges."""
+        """True if this process must read the shard's markets from their exchanges."""
         return self.state is not LeaseState.FOLLOWER
 
     def may_publish(self) -> bool:
-        """Whether the lease surely holds now. A process that was stopped for a while sees that it ran out."""
+        """Return whether the lease is certainly valid now. A process that was suspended notices that it has expired."""
         return self.state is LeaseState.LEADER and self._clock.monotonic() < self._deadline
 
     async def watch_states(self) -> AsyncIterator[LeaseState]:
-        """The state now and after each change; a change that was overtaken is left out.
+        """Yield the state now and after each change. A change that was replaced before it was read is skipped.
 
-        When the next one is asked for, the one before is taken as carried out: its ingest was started or stopped.
+        When the next state is requested, the previous one counts as handled: its ingest was started or stopped.
         """
         told: LeaseState | None = None
         while True:
@@ -84,11 +85,15 @@ class Lease:
 
     @property
     def is_handled(self) -> bool:
-        """Whether whoever listens to `states` has carried out the present one."""
+        """True if the consumer of `watch_states` has handled the current state."""
         return self._handled is self.state
 
     def acquire(self, token: int, until: float) -> bool:
-        """It is ours with this token, until a time of the monotonic clock; return whether that is a change."""
+        """Record that this process has the lease with a token, until a monotonic time.
+
+        Returns:
+            Whether that is a change.
+        """
         self._deadline = until
         is_same = self.state is LeaseState.LEADER and self.token == token
         if self.token != token:
@@ -97,15 +102,15 @@ class Lease:
         return not is_same
 
     def release(self) -> bool:
-        """It is another's; return whether that is a change."""
+        """Record that another process has the lease; return whether that is a change."""
         return self._set_state(LeaseState.FOLLOWER)
 
     def mark_unsure(self) -> bool:
-        """It may be ours or another's; return whether that is a change."""
+        """Record that the holder of the lease is unknown; return whether that is a change."""
         return self._set_state(LeaseState.UNSURE)
 
     def has_run_out(self) -> bool:
-        """Whether it was ours, and is not surely so any more."""
+        """Return whether this process was the leader and cannot be sure of its lease any more."""
         return self.state is LeaseState.LEADER and self._clock.monotonic() >= self._deadline
 
     def _set_state(self, state: LeaseState) -> bool:
@@ -117,9 +122,9 @@ class Lease:
 
 
 class Leases:
-    """The leases of all shards. `process` is another text at each start; `ttl_s` is how long a lease lasts.
+    """The leases of all shards. `process` must differ between starts; `ttl_s` is how long a lease lasts.
 
-    After `alone_after_s` without Redis a process ingests all the same; None: never.
+    After `alone_after_s` seconds without Redis, a process ingests anyway; None: never.
     """
 
     def __init__(
@@ -149,22 +154,22 @@ class Leases:
         self._to_take: set[int] = set()
         self._too_many = 0  # turns in a row with more than a fair share
         self._is_mixed = False
-        self.processes = 0  # how many ingest, this one included; 0: not known yet
+        self.processes = 0  # how many ingest, including this one; 0 if not known yet
         self._trouble = troubles.of("leases")  # its parts are shards, and the list of processes
         self.all = [Lease(shard, epoch_of(shard, 0, process), clock) for shard in range(shards)]
 
     def add_listener(self, listener: Callable[[Lease], None]) -> None:
-        """Call `listener` at once with a lease whose state or token changed."""
+        """Call `listener` immediately with each lease whose state or token changes."""
         self._listeners.append(listener)
 
     def start(self) -> None:
-        """Begin to ask for leases."""
+        """Begin to request leases."""
         self._answered_at = self._clock.monotonic()
         self._start_task(keep(self._run_turns, self._clock))
         self._start_task(keep(self._watch_expiry, self._clock))
 
     async def stop(self) -> None:
-        """Give everything back, so that others take over at once. What was ingested has been stopped before."""
+        """Release all leases, so that others take over immediately. Stop ingest before calling this."""
         await end(self._tasks)
         held = [lease for lease in self.all if lease.token]
         calls = [Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process) for lease in held]
@@ -173,7 +178,10 @@ class Leases:
             self._on_change(lease, lease.release())
 
     def on_fenced(self, lease: Lease, token: int) -> None:
-        """Redis refused to publish since somebody with this token did: the lease is in doubt until it was asked for."""
+        """Handle a rejection by Redis, because a higher token has published.
+
+        The lease is unsure until it is requested again.
+        """
         if token <= lease.token:
             return
         lease.floor = max(lease.floor, token)
@@ -183,11 +191,11 @@ class Leases:
 
     @property
     def trouble(self) -> str | None:
-        """Why leases cannot be asked for; None if they can."""
+        """The reason why leases cannot be requested; None if they can."""
         return self._trouble.reason
 
     def describe(self) -> list[dict[str, Any]]:
-        """For `/health`."""
+        """Return facts for `/health`."""
         return [{"shard": one.shard, "state": one.state.value, "epoch": one.epoch} for one in self.all]
 
     # ------------------------------------------------------------ inside
@@ -205,7 +213,7 @@ class Leases:
                     wait.cancel()
 
     async def _watch_expiry(self) -> None:
-        """Doubt a lease as soon as it runs out, also while Redis is waited for."""
+        """Mark a lease as unsure as soon as it expires, even while a reply from Redis is pending."""
         while True:
             await self._clock.sleep(self._ask_s / 4)
             for lease in self.all:
@@ -213,7 +221,7 @@ class Leases:
                     self._on_change(lease, lease.mark_unsure())
 
     async def _take_turn(self) -> bool:
-        """Renew what is ours and take what is free; return whether to ask again at once."""
+        """Renew this process's leases and take free ones; return whether to ask again immediately."""
         asked_at = self._clock.monotonic()
         asked = [lease for lease in self.all if lease.is_wanted]
         here = Call.of_script(HERE, [self._names.processes_key], self._member, round(self._ttl_s * 1000))
@@ -233,7 +241,8 @@ class Leases:
             elif owner and token > lease.floor:
                 self._on_change(lease, lease.acquire(token, asked_at + self._ttl_s * (1 - _MARGIN)))
             else:
-                if owner:  # ours, but somebody published with a higher token: a cluster lost a lease that it had given
+                # this process's, but a higher token has published: a cluster lost a lease that it had given out
+                if owner:
                     await self._caller.call_all([self._release_call(lease)])
                 if lease.state is LeaseState.LEADER:
                     self._on_change(lease, lease.mark_unsure())
@@ -257,7 +266,7 @@ class Leases:
         return Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process)
 
     def _count_members(self, members: Any) -> None:
-        """Who else ingests; and whether somebody reads the markets in other shards."""
+        """Count the processes that ingest, and check that all use the same number of shards."""
         if isinstance(members, Exception):
             self._trouble.fails(reason_of(members), "processes")
             return
@@ -268,12 +277,13 @@ class Leases:
         is_mixed = self.processes < len(texts)
         if is_mixed and not self._is_mixed:
             logger.error(
-                "another process has other ingest.shards than %d: nothing is taken over until all agree", len(self.all)
+                "another process has other ingest.shards than %d: no takeovers until all agree",
+                len(self.all),
             )
         self._is_mixed = is_mixed
 
     def _choose_shards(self, free: Sequence[Lease]) -> set[int]:
-        """Which free shards to take: no more than is fair. What is more than fair is given up, one at a time."""
+        """Return the free shards to take, up to a fair share. Surplus shards are given up, one at a time."""
         share = fair_share(len(self.all), self.processes)
         held = [lease for lease in self.all if lease.state is LeaseState.LEADER]
         self._too_many = self._too_many + 1 if len(held) > share else 0
@@ -282,7 +292,7 @@ class Leases:
             self._start_task(self._give_up(held[-1]))
         if self._is_mixed:
             return set()
-        first = crc32(self._process.encode())  # not everybody begins with the same
+        first = crc32(self._process.encode())  # processes begin with different shards
         free = sorted(free, key=lambda one: (not one.is_ours_to_ingest, (one.shard + first) % len(self.all)))
         return {lease.shard for lease in free[: max(0, share - len(held))]}
 

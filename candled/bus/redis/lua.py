@@ -1,7 +1,7 @@
-"""What happens within Redis: each script is one step that nothing interrupts.
+"""The scripts that run inside Redis. Each one is atomic.
 
-Keys hold what candled wrote, unless somebody else wrote there. A key of another type, a token from the future, a lease
-that does not expire: each counts as absent and is overwritten, so that nonsense does not last.
+Keys contain values that candled wrote, unless another program wrote to them. A key of another type, a token from the
+future, or a lease that does not expire counts as missing and is overwritten, so that invalid values do not persist.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from hashlib import sha1
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script, and the name by which Redis knows it once it has run."""
+    """A Lua script, and the hash by which Redis knows it once it has run."""
 
     text: str
     sha: str = field(init=False)
@@ -33,7 +33,7 @@ local function text(key)
 end
 """
 
-# Tokens are microseconds of Redis's clock, or one more than the last. One that is a day ahead was not given out by it.
+# Tokens are microseconds of Redis's clock, or one more than the last token. One that is a day ahead is not candled's.
 _CREDIBLE = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -42,12 +42,11 @@ local function credible(token)
 end
 """
 
-# Publish messages of one market, unless somebody with a higher token has published to it: then that token.
-# KEYS: fence, newest. ARGV: token, the last message's number, 1 to ignore a higher number of the fence, channel, the
-# command PUBLISH or SPUBLISH, how long keys live in seconds, the newest state ("" for none), messages.
-# Without messages it only raises the fence, so that whoever led before is refused from then on. A call that arrives
-# after a later one of the same leader, over a connection that hung and that it gave up, changes nothing: then `late`
-# and the number of the later one.
+# Publish messages of one market, unless a higher token has published to it; then return that token. KEYS: fence,
+# newest. ARGV: token, the last message's number, 1 to ignore a higher number of the fence, channel, the command PUBLISH
+# or SPUBLISH, how long keys live in seconds, the newest state ("" for none), messages. Without messages it only raises
+# the fence, so that the previous leader is rejected from then on. A call that arrives after a later one of the same
+# leader, over a hung connection that it gave up, changes nothing: then return `late` and the number of the later one.
 PUBLISH = Script(f"""{_TEXT}{_CREDIBLE}
 local token, number = string.match(text(KEYS[1]) or '', '^(%d+) ?(%d*)$')
 if credible(token) then
@@ -68,8 +67,8 @@ end
 return false
 """)
 
-# Publish a heartbeat, unless the lease is somebody else's: then that token.
-# KEYS: lease. ARGV: token, channel, PUBLISH or SPUBLISH, heartbeat.
+# Publish a heartbeat, unless the lease belongs to another process; then return that token. KEYS: lease. ARGV: token,
+# channel, PUBLISH or SPUBLISH, heartbeat.
 BEAT = Script(f"""{_TEXT}{_CREDIBLE}
 local token = string.match(text(KEYS[1]) or '', '^(%d+) ')
 if credible(token) and token ~= ARGV[1] then
@@ -79,11 +78,11 @@ redis.call(ARGV[3], ARGV[2], ARGV[4])
 return false
 """)
 
-# Renew a lease, or take a free one; return who has it: {token, process}, {'0', ''} for nobody.
-# A lease that ran out is given back under its old token if nobody had it since. Tokens grow by the counter and by
-# Redis's clock: also a Redis that lost its data gives out none twice. No lease lasts for more than two minutes.
-# KEYS: lease, counter. ARGV: process, its token or 0, how long the lease lasts in ms, 1 if a free one is wanted, the
-# highest token that was met.
+# Renew a lease, or take a free one; return its holder: {token, process}, or {'0', ''} if it is free. A lease that
+# expired is given back under its old token if no other process had it since. Tokens grow by the counter and by Redis's
+# clock, so even a Redis that lost its data assigns none twice. No lease lasts for more than two minutes. KEYS: lease,
+# counter. ARGV: process, its token or 0, how long the lease lasts in ms, 1 if a free one is wanted, the highest known
+# token.
 LEASE = Script(f"""{_TEXT}{_CREDIBLE}
 local token, process = string.match(text(KEYS[1]) or '', '^(%d+) (.+)$')
 if credible(token) then
@@ -111,7 +110,7 @@ redis.call('SET', KEYS[1], token .. ' ' .. ARGV[1], 'PX', ARGV[3])
 return {{token, ARGV[1]}}
 """)
 
-# Give a lease back. KEYS: lease. ARGV: process.
+# Release a lease. KEYS: lease. ARGV: process.
 RELEASE = Script(f"""{_TEXT}
 if string.match(text(KEYS[1]) or '', '^%d+ (.+)$') == ARGV[1] then
   return redis.call('DEL', KEYS[1])
@@ -119,8 +118,8 @@ end
 return 0
 """)
 
-# Say that a process is there; return all that are, a thousand at most. None is there for more than two minutes.
-# KEYS: processes. ARGV: process, for how long in ms (0: it goes).
+# Register a process; return all registered ones, a thousand at most. No registration lasts for more than two minutes.
+# KEYS: processes. ARGV: process, for how long in ms (0: deregister).
 HERE = Script("""
 if redis.call('TYPE', KEYS[1]).ok ~= 'zset' then
   redis.call('DEL', KEYS[1])
@@ -138,9 +137,9 @@ end
 return redis.call('ZRANGE', KEYS[1], 0, 999)
 """)
 
-# Take a request from a budget; return {wait in ms, what is left in thousandths, closed for ms}, as text.
-# KEYS: budget. ARGV: requests per second, how many at once, ms to close it for before (0: not at all), 1 to take one.
-# It is closed for an hour at most.
+# Take a request from a budget; return {wait in ms, the rest in thousandths, closed for ms}, as text. KEYS: budget.
+# ARGV: requests per second, the burst size, ms to close it for before (0: not at all), 1 to take one. It is closed for
+# an hour at most.
 BUDGET = Script("""
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
   redis.call('DEL', KEYS[1])

@@ -1,4 +1,4 @@
-"""What one market has yet to send to other processes: what was said last, and its newest state; both bounded."""
+"""The unsent messages of one market and its newest state, both bounded."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from candled.bus.codec import Newest
 from candled.bus.interface import FeedMetadata, HistoryChanged, Message, MinuteChanged, Position, StateChanged
 from candled.model import Candle, Decimals
 
-_MOST_WAITING = 16  # messages that wait; whoever misses older ones reads them in the store
+_MOST_WAITING = 16  # queued messages; a subscriber that misses older ones reads them from the store
 _MINUTES_KEPT = 3
 
 
@@ -21,8 +21,8 @@ class Numbered(NamedTuple):
 class OutboundQueue:
     """Numbers the messages of one market, and keeps them until they are sent.
 
-    While Redis is away (`is_away`) only the newest version of the running minute waits, and of the rest the last
-    few: what is sent afterwards is no flood, and the jump in the numbers tells that something is missing.
+    While Redis is unavailable (`is_away`), only the newest version of the forming minute is queued, and the last few
+    other messages. This avoids a flood afterwards, and the jump in the numbers shows that messages are missing.
     """
 
     __slots__ = (
@@ -39,11 +39,12 @@ class OutboundQueue:
     )
 
     def __init__(self) -> None:
-        self.seq = 0  # of the last message
-        self.sent = 0  # of the last message that was sent
+        self.seq = 0  # number of the last message
+        self.sent = 0  # number of the last sent message
         self.as_of_ms = 0  # the exchange's newest time in a message
         self.is_away = False
-        self.ignores_number = False  # whether Redis has a number that this process never gave, to be overwritten
+        # True if Redis has a number that this process never assigned, which must be overwritten
+        self.ignores_number = False
         self._waiting: list[Numbered] = []
         self._candles: list[Candle] = []
         self._facts = FeedMetadata()
@@ -52,16 +53,16 @@ class OutboundQueue:
 
     @property
     def has_pending(self) -> bool:
-        """Whether something is to be sent."""
+        """True if messages are queued."""
         return bool(self._waiting)
 
     @property
     def promised(self) -> int:
-        """The number up to which others should have got everything by now."""
+        """The number up to which other processes should have received everything by now."""
         return self.seq if self.is_away else self.sent
 
     def enqueue(self, message: Message) -> int:
-        """Number a message and keep it; return its number."""
+        """Number a message and queue it; return its number."""
         self.seq += 1
         if isinstance(message, MinuteChanged):
             self._candles = _with(self._candles, message.candle)
@@ -79,23 +80,26 @@ class OutboundQueue:
         return self.seq
 
     def begin_feed(self) -> None:
-        """Another epoch begins: numbers start again. What was not sent is left to the newest state and the store."""
+        """Begin another epoch: numbers start again. Unsent messages are dropped.
+
+        The newest state and the store contain their changes.
+        """
         self.seq = self.sent = 0
         self.ignores_number = False
         self._waiting.clear()
 
     def next_batch(self) -> Sequence[Numbered]:
-        """What is to be sent now, oldest first; it stays until `sent_up_to`."""
+        """Return the messages to send now, oldest first. They stay queued until `sent_up_to`."""
         return tuple(self._waiting)
 
     def sent_up_to(self, seq: int) -> None:
-        """Forget what was sent."""
+        """Forget messages that were sent."""
         self.sent = max(self.sent, seq)
         self.is_away = self.ignores_number = False
         self._waiting = [one for one in self._waiting if one.seq > seq]
 
     def newest_state(self, epoch: str, seq: int) -> Newest | None:
-        """What is kept beside the channel once the message `seq` is sent; None before the first minute."""
+        """Return the state for the market's key when the message `seq` is sent; None before the first minute."""
         if not self._candles:
             return None
         state = self._state
@@ -113,13 +117,13 @@ class OutboundQueue:
 
 
 def _with(candles: Sequence[Candle], candle: Candle) -> list[Candle]:
-    """The newest minutes with one more version among them, oldest first."""
+    """Return the newest minutes including one more version, oldest first."""
     kept = [one for one in candles if one.open_ms != candle.open_ms]
     return sorted([*kept, candle], key=lambda one: one.open_ms)[-_MINUTES_KEPT:]
 
 
 def _replaces(message: Message, older: Message) -> bool:
-    """Whether nobody needs the older one: a version of the running minute, or a state, that this one follows."""
+    """Return whether a message makes an older one unnecessary: a version of the forming minute, or a state."""
     if isinstance(message, StateChanged):
         return isinstance(older, StateChanged)
     if not isinstance(message, MinuteChanged) or not isinstance(older, MinuteChanged):

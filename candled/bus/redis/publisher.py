@@ -1,4 +1,4 @@
-"""Sends what this process leads to Redis, and never makes ingest wait for it."""
+"""Sends the messages of this process's feeds to Redis, without ever making ingest wait."""
 
 import asyncio
 import logging
@@ -21,15 +21,15 @@ from .outbound import OutboundQueue
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 100  # markets in one pipeline: the loop is not held for longer than they take
+_AT_ONCE = 100  # markets in one pipeline, which limits how long the loop is blocked
 _BEAT_S = 1.0
-_KEPT_S = 7 * 86_400  # how long the keys of a market live that nobody publishes any more
+_KEPT_S = 7 * 86_400  # how long the keys of a market live after its last message
 
 
 class RedisPublisher:
-    """Numbers messages at once (`put`), and sends them from tasks of its own (`run`), over a client of its own.
+    """Numbers messages immediately (`enqueue`), and sends them from separate tasks (`run_pumps`), over its own client.
 
-    Each server has a pump: one that does not answer holds up nothing but what is its own.
+    Each server has a pump, so a server that does not respond delays only its own messages.
     """
 
     def __init__(
@@ -71,13 +71,16 @@ class RedisPublisher:
         return Position(lease.epoch, seq)
 
     def is_own_epoch(self, epoch: str) -> bool:
-        """Whether a feed is, or was, this process's own."""
+        """Return whether a feed is or was this process's own."""
         return epoch in self._known_epochs
 
     def lease_changed(self, lease: Lease) -> None:
-        """Whoever leads raises the fence of every market at once, so that whoever led before is refused."""
+        """Raise the fence of every market of a shard after taking the lead.
+
+        The previous leader is then rejected.
+        """
         self._begin_feed(lease)
-        if not lease.is_ours_to_ingest:  # there is nothing to publish of it any more
+        if not lease.is_ours_to_ingest:  # nothing of it is published any more
             self._trouble.works(lease.shard, *self._of(lease.shard))
         if lease.may_publish():
             self._due |= dict.fromkeys(self._of(lease.shard))
@@ -85,12 +88,12 @@ class RedisPublisher:
             self._wake.set()
 
     def unpublished(self) -> Mapping[MarketKey, str]:
-        """Return the markets that are read here and whose messages do not leave, each with the reason."""
+        """Return the markets that are read here but whose messages are not sent, each with the reason."""
         found: dict[MarketKey, str] = {}
         for lease in self._leases.all:
             reason = self._trouble.parts.get(lease.shard)
             if lease.state is LeaseState.UNSURE:
-                reason = self._leases.trouble or "it is not known who leads"
+                reason = self._leases.trouble or "the leader is not known"
             if reason is not None:
                 found |= dict.fromkeys(self._of(lease.shard), reason)
         for part, reason in self._trouble.parts.items():
@@ -99,21 +102,21 @@ class RedisPublisher:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """For `/health`."""
+        """Return facts for `/health`."""
         waiting = sum(
             one.has_pending for market, one in self._markets.items() if self._lease_of(market).is_ours_to_ingest
         )
         return {"published": self.published, "refused": self.refused, "waitingMarkets": waiting}
 
     async def run_pumps(self) -> None:
-        """Have what is due sent, for ever; what cannot be sent is tried again."""
+        """Send due messages, with retries, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
             await self._distribute_due()
 
     async def send_heartbeats(self) -> None:
-        """Have the last numbers of the shards repeated every second, and what failed tried again."""
+        """Schedule a heartbeat of each shard and a retry of failed messages every second, until cancelled."""
         while True:
             await self._clock.sleep(_BEAT_S)
             self._due |= self._later
@@ -122,13 +125,13 @@ class RedisPublisher:
             self._wake.set()
 
     async def flush(self) -> None:
-        """Send what is due, if that is possible now."""
+        """Send due messages if possible now."""
         await self._distribute_due()
         if tasks := [pump.task for pump in self._pumps.values() if pump.task is not None]:
             await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """Release the connections. Nothing more is to be sent, and `run` has ended."""
+        """Close the connections. Call this after `run_pumps` has ended."""
         await end(pump.task for pump in self._pumps.values() if pump.task is not None)
         await self._caller.close()
 
@@ -149,7 +152,7 @@ class RedisPublisher:
             self._markets[market].begin_feed()
 
     async def _distribute_due(self) -> None:
-        """Give what is due to the pumps of the servers that have it."""
+        """Give due markets and heartbeats to the pumps of their servers."""
         try:
             topology = await self._servers.find_topology() if self._due or self._beats_due else None
         except Unavailable as error:
@@ -184,15 +187,15 @@ class RedisPublisher:
             pump.task = asyncio.ensure_future(self._drain_pump(node, pump))
 
     async def _drain_pump(self, node: Node, pump: "_Pump") -> None:
-        """Send to one server what its pump has, part by part."""
+        """Send everything in a pump to its server, part by part."""
         try:
             while pump.due or pump.beats:
                 await self._send_part(pump)
         except Exception:
-            logger.exception("publishing to %s failed and begins again", node)
+            logger.exception("publishing to %s failed; starting again", node)
 
     async def _send_part(self, pump: "_Pump") -> None:
-        """Send a part of what a pump has."""
+        """Send one part of the contents of a pump."""
         chosen = list(islice(pump.due, _AT_ONCE))
         for market in chosen:
             del pump.due[market]
@@ -208,7 +211,7 @@ class RedisPublisher:
             self._on_sent(batches, beats, await self._caller.call_all(calls))
 
     def _publishable(self, markets: Iterable[MarketKey]) -> list[MarketKey]:
-        """Those that may be published now. The others stay numbered, and wait for their leases."""
+        """Return the markets that may be published now. The others wait for their leases."""
         led = []
         for market in markets:
             if self._lease_of(market).may_publish():
@@ -237,7 +240,7 @@ class RedisPublisher:
         return _Batch(market, lease.epoch, seq, len(messages), call)
 
     def _make_heartbeats(self, shards: Iterable[int], word: str) -> list[tuple[Lease, Call]]:
-        """A heartbeat for each shard, with what was sent up to now and what should have been."""
+        """Return a heartbeat for each shard, with the numbers that other processes should have received."""
         beats = []
         for shard in sorted(shards):
             lease = self._leases.all[shard]
@@ -254,7 +257,7 @@ class RedisPublisher:
     def _on_sent(
         self, batches: Sequence["_Batch"], beats: Sequence[tuple[Lease, Call]], answers: Sequence[Any]
     ) -> None:
-        """Note what became of batches and heartbeats."""
+        """Process the replies to batches and heartbeats."""
         for batch, answer in zip(batches, answers, strict=False):
             self._batch_sent(batch, answer)
         for (lease, _), answer in zip(beats, answers[len(batches) :], strict=True):
@@ -283,7 +286,7 @@ class RedisPublisher:
             outgoing.sent_up_to(batch.seq)
 
     def _overtaken(self, batch: "_Batch", number: int) -> None:
-        """Redis knows a later call of this feed; one that this process never made has to be overwritten."""
+        """Handle a later call of this feed in Redis. One that this process never made must be overwritten."""
         outgoing = self._markets[batch.market]
         if self._lease_of(batch.market).epoch != batch.epoch:
             return
@@ -295,7 +298,7 @@ class RedisPublisher:
             outgoing.sent_up_to(batch.seq)
 
     def _on_failed(self, what: Sequence[MarketKey | int], error: Exception) -> None:
-        """Markets, and heartbeats of shards, could not be sent."""
+        """Record that markets, or heartbeats of shards, could not be sent."""
         if what:
             self._trouble.fails(reason_of(error), *what)
         for one in what:
@@ -305,7 +308,7 @@ class RedisPublisher:
 
 
 class _Pump:
-    """What is to be sent to one server, and the task that does it; there is none while nothing is."""
+    """The data to send to one server, and the task that sends it; None while there is nothing to send."""
 
     def __init__(self) -> None:
         self.due: dict[MarketKey, None] = {}

@@ -1,4 +1,4 @@
-"""What all processes share by way of Redis: the request budget of each exchange host, and counts of requests."""
+"""Limits that all processes share through Redis: the request budget of each exchange host, and request counts."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,28 +15,28 @@ from candled.token_bucket import MOST_CLOSED_S, TokenBucket
 from .connections import Call, Caller, reason_of
 from .lua import BUDGET
 
-_ANSWER_S = 0.5  # whoever waits for a count or a budget waits no longer for Redis
-_REST_S = 2.0  # so long Redis is not asked again after it did not answer
-_FOR_COMMANDS = 0.1  # the part of a budget that is left to commands while Redis is unavailable
-_MOST_WAIT_S = 1.0  # then it is asked again: another process may have closed or used the budget
+_ANSWER_S = 0.5  # a caller waits no longer than this for Redis
+_REST_S = 2.0  # after a failure, Redis is not asked again for this long
+_FOR_COMMANDS = 0.1  # the share of a budget that is left to commands while Redis is unavailable
+_MOST_WAIT_S = 1.0  # then ask again, because another process may have closed or used the budget
 
 
 class _RedisCaller:
-    """Asks Redis, but not while it has just failed to answer."""
+    """Calls Redis, but not for a while after a failure."""
 
     def __init__(self, caller: Caller, clock: Clock, trouble: FeedError) -> None:
         self._caller = caller
         self._clock = clock
         self._trouble = trouble
         self._rests_until = 0.0
-        self._harmless: Call | None = None  # stands for the call that failed last
+        self._harmless: Call | None = None  # a harmless replacement for the call that failed last
         trouble.try_again = self._try_again
 
     async def call_redis(self, *calls: Call, harmless: Call) -> list[Any]:
-        """Return the answers to calls for one key. If they fail, `harmless` is tried until it works.
+        """Return the replies to calls for one key. If they fail, `harmless` is retried until it works.
 
         Raises:
-            Unavailable: one of them has no answer, or was refused.
+            Unavailable: a call has no reply, or was refused.
         """
         if self._clock.monotonic() < self._rests_until:
             raise Unavailable("Redis did not answer a moment ago")
@@ -61,9 +61,9 @@ class _RedisCaller:
 
 
 class RedisCounter:
-    """Counts requests by key in fixed windows, together with all processes of one Redis.
+    """Counts requests by key in fixed windows, across all processes of one Redis.
 
-    With plain commands, so that a process that only serves needs no right to run scripts.
+    It uses plain commands, so that a process that only serves needs no permission to run scripts.
     """
 
     def __init__(self, caller: Caller, names: Names, clock: Clock, troubles: Troubles) -> None:
@@ -71,19 +71,19 @@ class RedisCounter:
         self._asking = _RedisCaller(caller, clock, troubles.of("counting requests", vital=False))
 
     async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
-        """Count a request; return how many there were in the key's window, this one too, and the seconds it has left.
+        """Count a request; return the count in the key's window, including this one, and the seconds left in it.
 
         A key's window begins with its first request.
 
         Raises:
-            Unavailable: it cannot be counted now.
+            Unavailable: the request cannot be counted now.
         """
         name, window_ms = self._names.count_key(key), round(window_s * 1000)
         expire = Call(name, ("PEXPIRE", name, window_ms))
         count, left_ms = await self._asking.call_redis(
             Call(name, ("INCR", name)), Call(name, ("PTTL", name)), harmless=expire
         )
-        if int(left_ms) < 0:  # it is the first, or who made that one came no further
+        if int(left_ms) < 0:  # the first request, or the process of that one failed before setting this
             await self._asking.call_redis(expire, harmless=expire)
             left_ms = window_ms
         return int(count), int(left_ms) / 1000
@@ -92,8 +92,8 @@ class RedisCounter:
 class RedisBudgets:
     """The budgets of hosts, each shared by all processes of one Redis.
 
-    While Redis is unavailable each process keeps to its share: `processes` tells how many there are, 0 if that is not
-    known. It is None in a command, which runs beside them.
+    While Redis is unavailable, each process uses only its share. `processes` returns their number, 0 if unknown. It is
+    None in a command, which runs next to them.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class RedisBudgets:
         self._budgets: dict[str, RedisBudget] = {}
 
     def budget_for(self, host: str, rate: float) -> "RedisBudget":
-        """Return the budget of a host, the same one for everything that asks it; of several rates the lowest holds."""
+        """Return the budget of a host, the same one for all callers. Of several rates, the lowest applies."""
         found = self._budgets.get(host)
         if found is None:
             key = self._names.budget_key(host)
@@ -120,7 +120,7 @@ class RedisBudgets:
         return found
 
     def _share(self) -> float:
-        """Return the part of a budget that is this process's while Redis is unavailable.
+        """Return this process's share of a budget while Redis is unavailable.
 
         A part is left to commands, which do not know how many processes there are.
         """
@@ -129,12 +129,12 @@ class RedisBudgets:
         return (1.0 - _FOR_COMMANDS) / (self._processes() or 2)
 
     async def stop(self) -> None:
-        """Tell Redis nothing more."""
+        """Stop all background tasks."""
         await end(one.telling for one in self._budgets.values() if one.telling is not None)
 
 
 class RedisBudget:
-    """A `candled.budget.Budget` that is kept in Redis."""
+    """A `candled.budget.Budget` that is stored in Redis."""
 
     def __init__(self, asking: _RedisCaller, key: str, clock: Clock, rate: float, share: Callable[[], float]) -> None:
         self._asking = asking
@@ -147,11 +147,11 @@ class RedisBudget:
         self._left = 1.0
         self._left_at = clock.monotonic()
         self._closed_until = 0.0
-        self._to_close_until = 0.0  # what Redis has not been told yet
+        self._to_close_until = 0.0  # not sent to Redis yet
         self.telling: asyncio.Task[None] | None = None
 
     def limit(self, rate: float) -> None:
-        """Give out no more than `rate` requests a second from now on."""
+        """Allow at most `rate` requests a second from now on."""
         self._rate = min(self._rate, rate)
         self._own.limit(rate)
 
@@ -162,7 +162,7 @@ class RedisBudget:
                 await self._clock.sleep(min(wait_s, _MOST_WAIT_S))
 
     def close_for(self, seconds: float) -> None:
-        """The host asked for silence: give out nothing for so long, in any process."""
+        """Allow no requests for some time, in all processes, because the host asked for it."""
         until = self._clock.monotonic() + min(seconds, MOST_CLOSED_S)
         self._closed_until = max(self._closed_until, until)
         self._to_close_until = max(self._to_close_until, until)
@@ -171,18 +171,18 @@ class RedisBudget:
             self.telling = asyncio.ensure_future(self._publish_closing())
 
     def closed_for(self) -> float:
-        """Seconds until the host may be asked again."""
+        """Return the seconds until the host may be asked again."""
         return max(0.0, self._closed_until - self._clock.monotonic())
 
     def remaining_share(self) -> float:
-        """The share of the budget that was left when it was last asked for, and what has come back since."""
+        """Return the share of the budget left at the last request, plus the amount refilled since."""
         if self.closed_for():
             return 0.0
         back = (self._clock.monotonic() - self._left_at) * self._rate / max(1.0, self._rate)
         return min(1.0, self._left + back)
 
     async def _try_acquire(self) -> float:
-        """Seconds to wait before asking again; 0.0 once a request was counted."""
+        """Return the seconds to wait before asking again, or 0.0 once a request was counted."""
         if closed_s := self.closed_for():
             return closed_s
         try:
@@ -191,7 +191,10 @@ class RedisBudget:
             return self._take_own_share()
 
     def _take_own_share(self) -> float:
-        """As if every process took as much at this moment; of one that knows nothing of others, about half."""
+        """Take a request from this process's share, assuming that all processes use equally much.
+
+        If the number of processes is unknown, the share is about half.
+        """
         self._own.rate = self._rate * self._share()
         wait_s = self._own.try_take(self._clock.monotonic())
         self._left_at = self._clock.monotonic()
@@ -215,7 +218,7 @@ class RedisBudget:
         return wait_ms / 1000
 
     async def _publish_closing(self) -> None:
-        """Have Redis know that the host is closed, for as long as it is."""
+        """Send the closing of the host to Redis, with retries while it lasts."""
         while self._to_close_until > self._clock.monotonic():
             try:
                 await self._request_share(take=False)

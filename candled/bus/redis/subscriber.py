@@ -1,7 +1,7 @@
-"""Hears channels of Redis, and never believes a link that it has not heard itself on.
+"""Receives channels of Redis, over connections that are checked with loopback messages.
 
-redis-py does not notice a link that is half open, and connects again without telling. So each link publishes to a
-channel of its own every second, over another connection, and is replaced as a whole when it does not hear that.
+redis-py does not notice a half-open connection, and reconnects silently. So each connection publishes to a private
+channel every second, over another connection, and is replaced as a whole if it does not receive that message.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from .connections import TROUBLE, Node, Servers, close, reason_of
 logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
-SILENT_S = 3.0  # without its own voice for so long a link is dead
-_LISTEN_S = 0.25  # how long one reading waits for a message
-_EARLY_NONES = 20  # "no message yet" without having waited for one: the connection is dead, and would spin
+SILENT_S = 3.0  # a connection without a loopback message for this long is dead
+_LISTEN_S = 0.25  # how long one read waits for a message
+_EARLY_NONES = 20  # this many immediate "no message yet": the connection is dead, and the loop would spin
 _SUBSCRIBE_S = 3.0
-_LOOK_S = 5.0  # how often it is looked whether channels have moved to other servers
+_LOOK_S = 5.0  # how often to check whether channels have moved to other servers
 _FIRST_WAIT_S, _MOST_WAIT_S = 0.05, 1.0
 _CONFIRMED = ("subscribe", "ssubscribe")
 _MESSAGES = ("message", "smessage")
@@ -42,10 +42,10 @@ class _Wanted(NamedTuple):
 
 
 class Subscriber:
-    """Hears `channels` for as long as it runs.
+    """Receives `channels` while it runs.
 
-    `heard` is called with channel and data of each message; `ready` with the channels that are heard from now on,
-    whenever a link was made or replaced: what was published before may have been missed.
+    `heard` is called with channel and data of each message. `ready` is called with the channels of each connection that
+    was made or replaced: earlier messages may have been missed.
     """
 
     def __init__(
@@ -68,23 +68,23 @@ class Subscriber:
         self._links: dict[Node, _SubscriberConnection] = {}
         self._ended = asyncio.Event()
         self._failures = 0
-        self.generation = 0  # how many links were made
+        self.generation = 0  # how many connections were made
         self.ends: Counter[str] = Counter()
         self._trouble = trouble
 
     @property
     def is_connected(self) -> bool:
-        """Whether every channel is heard."""
+        """True if every channel is received."""
         return bool(self._links) and all(link.is_ready for link in self._links.values())
 
     @property
     def lag_s(self) -> float | None:
-        """Seconds from publishing to hearing, of the slowest link; None where nothing is heard."""
+        """The publish-to-receive latency of the slowest connection, in seconds; None if nothing is received."""
         lags = [link.lag_s for link in self._links.values() if link.is_ready and link.lag_s is not None]
         return max(lags, default=None)
 
     async def run(self) -> None:
-        """Keep a link to each server that has channels, until cancelled; `stop` ends the links."""
+        """Keep a connection to each server that has channels, until cancelled. `stop` ends the connections."""
         while True:
             self._ended.clear()
             try:
@@ -100,7 +100,7 @@ class Subscriber:
                 await asyncio.wait_for(self._ended.wait(), None if self.servers.is_fixed else wait_s)
 
     async def stop(self) -> None:
-        """End the links, once `run` has ended."""
+        """End the connections, after `run` has ended."""
         for link in self._links.values():
             await link.stop()
 
@@ -111,7 +111,7 @@ class Subscriber:
         return limit * random.uniform(0.5, 1.0)  # thousands may have lost the same server
 
     async def _arrange_connections(self) -> None:
-        """Replace links that ended, and those whose channels are elsewhere now."""
+        """Replace connections that ended, and those whose channels have moved."""
         if not self.servers.is_fixed:
             self.servers.suspect_topology()
         wanted = {one.node: one for one in await self._wanted_connections()}
@@ -129,22 +129,25 @@ class Subscriber:
         groups: dict[Node, list[str]] = {}
         for channel in self._channels:
             groups.setdefault(topology.owner_of(channel), []).append(channel)
-        if not topology.sharded and len(groups) > 1:  # without sharding every node of a cluster carries everything
+        if not topology.sharded and len(groups) > 1:  # without sharding, every node of a cluster carries all channels
             alive = [node for node, link in self._links.items() if node in topology.nodes and not link.is_over]
             return [_Wanted(random.choice(alive or topology.nodes), self._channels, False)]
         return [_Wanted(node, tuple(channels), topology.sharded) for node, channels in groups.items()]
 
-    # ------------------------------------------------------------ from the links
+    # ------------------------------------------------------------ called by the connections
 
     def on_connection_ready(self, link: "_SubscriberConnection") -> None:
+        """Record that a connection has subscribed, and notify the owner."""
         self.generation += 1
         self._trouble.works(link.wanted.node)
         self._ready(link.wanted.channels)
 
     def on_connection_alive(self) -> None:
+        """Record a loopback message: the connection works."""
         self._failures = 0
 
     def on_connection_end(self, link: "_SubscriberConnection", reason: str, *, was_ready: bool) -> None:
+        """Record the end of a connection, and have it replaced."""
         if was_ready:
             self.ends[reason.split(":")[0]] += 1
         self._on_failure(f"{link.wanted.node}: {reason}", link.wanted.node)
@@ -157,7 +160,7 @@ class Subscriber:
 
 
 class _SubscriberConnection:
-    """One subscription at one server, from its beginning to its first trouble."""
+    """One subscription at one server, from its beginning to its first failure."""
 
     def __init__(self, owner: Subscriber, wanted: _Wanted) -> None:
         self.wanted = wanted
@@ -177,13 +180,13 @@ class _SubscriberConnection:
         self._task = asyncio.ensure_future(self._run_until_end())
 
     async def stop(self) -> None:
-        """End it; nothing is heard of it afterwards."""
+        """End it. No messages are delivered afterwards."""
         self._is_stopped = True
         await end([self._hearing])
         await asyncio.wait([self._task])
 
     async def _run_until_end(self) -> None:
-        """Clean up behind the hearing, however that ended. Nobody cancels this."""
+        """Clean up after the receiving task, however it ended. This task is never cancelled."""
         await asyncio.wait([self._hearing])
         was_ready, self.is_ready = self.is_ready, False
         reason = "stopped" if self._hearing.cancelled() else self._hearing.result()
@@ -195,7 +198,7 @@ class _SubscriberConnection:
             self._owner.on_connection_end(self, reason, was_ready=was_ready)
 
     async def _receive(self) -> str:
-        """Hear until the first trouble; return what it was."""
+        """Receive until the first failure; return its reason."""
         try:
             await self._subscribe_channels()
             self._heard_at = self._clock.monotonic()
@@ -205,8 +208,8 @@ class _SubscriberConnection:
             return await self._read_messages()
         except TROUBLE as error:
             return f"{type(error).__name__}: {reason_of(error)}"
-        except Exception as error:  # whatever it was: a link that ended without telling would never be replaced
-            logger.exception("Redis could not be heard at %s", self.wanted.node)
+        except Exception as error:  # any error: a connection that ended silently would never be replaced
+            logger.exception("receiving from Redis at %s failed", self.wanted.node)
             return f"{type(error).__name__}: {error}"
 
     async def _subscribe_channels(self) -> None:
@@ -215,7 +218,7 @@ class _SubscriberConnection:
         channels = (*self.wanted.channels, self._private)
         async with asyncio.timeout(_SUBSCRIBE_S):
             if self.wanted.sharded:
-                for channel in channels:  # one command takes channels of one slot only
+                for channel in channels:  # one command accepts channels of one slot only
                     await pubsub.ssubscribe(channel)
             else:
                 await pubsub.subscribe(*channels)
@@ -228,7 +231,7 @@ class _SubscriberConnection:
                     self._accept_message(message)
 
     async def _read_messages(self) -> str:
-        """Hand over messages; return why that ended."""
+        """Deliver messages; return why that ended."""
         pubsub: Any = self._pubsub
         early = 0
         while True:
@@ -238,18 +241,18 @@ class _SubscriberConnection:
             if message is None:
                 early = early + 1 if now - asked_at < _LISTEN_S / 2 else 0
                 if early >= _EARLY_NONES:
-                    return "a dead connection that answers at once"
+                    return "a dead connection that returns immediately"
                 await self._clock.sleep(0)
             elif message["type"] in _MESSAGES:
                 early = 0
                 self._accept_message(message)
             elif message["type"] in _CONFIRMED:
-                return "subscribed once more without having asked: redis-py has connected again"
+                return "subscribed again without a request: redis-py has reconnected"
             else:
                 return f"no longer subscribed: {message['type']}"
             if now - self._heard_at > SILENT_S:
                 why = f" ({self._voice_trouble})" if self._voice_trouble else ""
-                return f"silent: its own voice was not heard for {SILENT_S:g} s{why}"
+                return f"silent: no loopback message for {SILENT_S:g} s{why}"
 
     def _accept_message(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode("utf-8", "replace")
@@ -262,7 +265,7 @@ class _SubscriberConnection:
             self.lag_s = max(0.0, self._heard_at - float(message["data"]))
 
     async def _send_loopback(self) -> None:
-        """Publish to the private channel for ever; that it cannot be done is noticed by who listens."""
+        """Publish to the private channel until cancelled. The receiving side detects failures."""
         word = "SPUBLISH" if self.wanted.sharded else "PUBLISH"
         while True:
             try:
