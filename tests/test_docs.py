@@ -6,6 +6,7 @@ command and option in test_cli.py.
 
 import ast
 import asyncio
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,6 +260,19 @@ def test_every_relative_link_leads_somewhere(page, target):
 def test_every_page_is_reached_from_the_readme():
     reached = {(page.parent / target.split("#")[0]).resolve() for page, target in links()}
     assert [page.name for page in PAGES if page not in reached and page.name != "README.md"] == []
+
+
+def test_every_name_of_contributing_exists():
+    """Every class and path in backquotes exists; paths with `<name>` are patterns."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    names = re.findall(r"`(candled(?:\.\w+)*\.[A-Z]\w*)`", text)
+    paths = [path for path in re.findall(r"`([\w.]+(?:/[\w.<>-]*)+)`", text) if "<" not in path]
+    assert len(names) >= 3
+    assert len(paths) >= 8
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def texts() -> list[Path]:
