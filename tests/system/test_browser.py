@@ -423,6 +423,31 @@ def harness(made: dict[str, str]) -> Iterator[str]:
             thread.join()
 
 
+def test_the_page_of_the_tutorial_draws_loads_history_and_returns_after_a_restart(
+    browser: Any, daemon: Daemon, config: dict[str, Any]
+) -> None:
+    tutorial = (HARNESS.parents[2] / "docs" / "tutorial.md").read_text("utf-8")
+    chart = tutorial.split("```html\n")[1].split("```")[0].replace("localhost:7000", f"127.0.0.1:{daemon.port}")
+    with harness({"chart.html": chart}) as address, Tab(browser) as tab:
+        tab.page.goto(address + "chart.html")
+        is_live = "document.getElementById('state').textContent === 'live'"
+        tab.page.wait_for_function(is_live)
+        assert tab.page.evaluate("stream.bars.length") >= 200
+        tab.page.evaluate("stream.loadOlder(500)")
+        assert tab.page.evaluate("stream.bars.length") >= 700
+        assert tab.problems == []
+        newest = tab.page.evaluate("stream.bar.time")
+        assert daemon.stop() == 0
+        tab.page.wait_for_function("document.getElementById('state').textContent === 'lost'")
+        daemon.start(config)
+        tab.page.wait_for_function(is_live, timeout=60_000)
+        tab.page.wait_for_function(f"stream.bar.time > '{newest}'")
+        wait_until_equal(
+            lambda: drawn(tab.page.evaluate("stream.bars")), lambda count: drawn(initial(daemon, "1m", count))
+        )
+        assert tab.page.inner_text("#price") != ""
+
+
 def test_what_the_documented_clients_show_in_the_end_is_what_a_fresh_subscription_gets(
     browser: Any, daemon: Daemon
 ) -> None:
