@@ -51,7 +51,7 @@ class Handler(RequestHandler):
     """A readable resource. Subclasses implement `answer`, and the error bodies of their dialect."""
 
     def initialize(self, gate: AccessPolicy, limit: RateLimit, **_: Any) -> None:
-        """Take the access policy and the rate limit of the route."""
+        """Store the access policy and the rate limit of the route."""
         self.gate = gate
         self.limit = limit
         self.verdict = RateLimitResult(True, 0, {})
@@ -90,7 +90,10 @@ class Handler(RequestHandler):
         return self.request.headers.get("If-None-Match", "")
 
     def tag(self, tag: str | None, is_known: bool) -> bool:
-        """Set the answer's ETag. Return True if the client already has the answer: it is 304, so write no body."""
+        """Set the answer's ETag; return True if the client already has the answer.
+
+        The status is then 304, and the body must stay empty.
+        """
         if tag is not None:
             self.set_header("Etag", tag)
         if is_known:

@@ -24,7 +24,7 @@ class KlineOrder:
 
     @property
     def unclosed(self) -> tuple[int, ...]:
-        """Begins of the bars before the newest that are still to be closed, oldest first."""
+        """Opening times of the bars before the newest that are still to be closed, oldest first."""
         return tuple(self._unclosed)
 
     def take(self, bar: Candle, *, final: bool) -> bool:

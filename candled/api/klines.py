@@ -43,7 +43,7 @@ class KlinesHandler(Handler):
     """A Binance resource. Errors look like Binance's: `{"code": -1121, "msg": "Invalid symbol."}`."""
 
     def initialize(self, source: ApiContext, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
-        """Take the markets by Binance's names and the source of bars."""
+        """Store the markets by Binance's names and the sources of answers."""
         super().initialize(**shared)
         self.source = source
         self.markets = markets
@@ -156,7 +156,7 @@ class KlinesHandler(Handler):
 
 
 class Klines(KlinesHandler):
-    """`/api/v3/klines` and `/api/v3/uiKlines`."""
+    """`/api/v3/klines` and `/api/v3/uiKlines`: bars."""
 
     async def answer(self) -> None:
         """Answer with the requested bars."""
@@ -270,7 +270,7 @@ class ExchangeInfo(KlinesHandler):
 
 
 class Time(KlinesHandler):
-    """`/api/v3/time`."""
+    """`/api/v3/time`: the server's time."""
 
     async def answer(self) -> None:
         """Answer with the server's time."""
@@ -279,7 +279,7 @@ class Time(KlinesHandler):
 
 
 class Ping(KlinesHandler):
-    """`/api/v3/ping`."""
+    """`/api/v3/ping`: an empty answer."""
 
     async def answer(self) -> None:
         """Answer with an empty object."""

@@ -23,13 +23,13 @@ _DAY = Interval.parse("1D")
 
 
 class LiveSource(Protocol):
-    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
+    """Bars in memory, with their revisions and finality. `candled.aggregate.live_bars.LiveBars` implements it."""
 
     def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
         """Return the newest bars, at most `count`, oldest first."""
 
     def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
-        """Return the begins of the newest bars, at most `count`, oldest first."""
+        """Return the opening times of the newest bars, at most `count`, oldest first."""
 
     def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
         """Return the bar that begins at `open_ms`, or None."""
@@ -47,7 +47,7 @@ class LiveSource(Protocol):
         """Return the series' revision. It changes if a bar other than the newest changes, or older bars are loaded."""
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
-        """Return the begin of the oldest bar that changed after `revision`, in ms; later than any bar if none did."""
+        """Return when the oldest bar that changed after `revision` opens, in ms; later than any bar if none did."""
 
     def settlements(self, key: MarketKey) -> int:
         """Return a number that changes when bars may have become final."""
@@ -106,7 +106,7 @@ class Page:
 
     @property
     def oldest_ms(self) -> int | None:
-        """The begin of the oldest bar; None for an empty page."""
+        """The opening time of the oldest bar; None for an empty page."""
         return self.bars[0].open_ms if self.bars else None
 
 
@@ -150,7 +150,7 @@ class _Span(NamedTuple):
 
     @property
     def chosen(self) -> Sequence[int]:
-        """Begins of the bars."""
+        """Opening times of the bars."""
         return self.times[self.first : self.stop]
 
 

@@ -59,7 +59,7 @@ class RestHandler(Handler):
     """A resource of the REST API."""
 
     def initialize(self, operation: Operation, source: ApiContext, **shared: Any) -> None:  # type: ignore[override]
-        """Take the operation and the sources of answers."""
+        """Store the operation and the sources of answers."""
         super().initialize(**shared)
         self.operation = operation
         self.source = source
@@ -83,7 +83,7 @@ class RestHandler(Handler):
 
 
 class Candles(RestHandler):
-    """`/api/candles`."""
+    """`/api/candles`: bars of one market."""
 
     async def answer(self) -> None:
         """Answer with a page of bars, or stream the complete range."""
@@ -167,7 +167,7 @@ class Candles(RestHandler):
 
 
 class Symbols(RestHandler):
-    """`/api/symbols`."""
+    """`/api/symbols`: the served markets."""
 
     async def answer(self) -> None:
         """Answer with the served markets."""
@@ -193,7 +193,7 @@ class Symbols(RestHandler):
 
 
 class Intervals(RestHandler):
-    """`/api/intervals`."""
+    """`/api/intervals`: the served intervals."""
 
     async def answer(self) -> None:
         """Answer with the served intervals."""
@@ -205,7 +205,7 @@ class Intervals(RestHandler):
 
 
 class Exchanges(RestHandler):
-    """`/api/exchanges`."""
+    """`/api/exchanges`: the exchanges."""
 
     async def answer(self) -> None:
         """Answer with the exchanges."""
@@ -238,7 +238,7 @@ class Period:
 
 
 class Coverage(RestHandler):
-    """`/api/coverage`."""
+    """`/api/coverage`: a market's stored minutes and gaps by day."""
 
     async def answer(self) -> None:
         """Answer with the stored minutes and gaps of each day."""
@@ -267,7 +267,7 @@ class Coverage(RestHandler):
 
 
 class Gaps(RestHandler):
-    """`/api/gaps`."""
+    """`/api/gaps`: the gaps of markets."""
 
     async def answer(self) -> None:
         """Answer with the gaps of one or several markets."""
@@ -288,7 +288,7 @@ class Gaps(RestHandler):
         self.write_json({"gaps": [_plain(*one) for one in found[:limit]], "hasMore": len(found) > limit})
 
     async def _newest_gaps(self, market: MarketKey, period: Period, limit: int) -> list[gaps.Gap]:
-        """Return the newest `limit` gaps of a market or more; all of them if there are fewer."""
+        """Return a market's newest gaps: at least `limit`, or all of them if there are fewer."""
         since_ms = await self.source.stored.served_from(market)
         found: list[gaps.Gap] = []
         if since_ms is None:
@@ -302,10 +302,10 @@ class Gaps(RestHandler):
 
 
 class Description(Handler):
-    """`/api/openapi.json`."""
+    """`/api/openapi.json`: the OpenAPI description."""
 
     def initialize(self, all_operations: tuple[Operation, ...], **shared: Any) -> None:  # type: ignore[override]
-        """Take the operations to describe."""
+        """Store the operations to describe."""
         super().initialize(**shared)
         self.all_operations = all_operations
 

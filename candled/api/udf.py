@@ -39,7 +39,7 @@ class UdfHandler(Handler):
     parameters: ClassVar[Sequence[Parameter]] = ()
 
     def initialize(self, source: ApiContext, next_time: str, **shared: Any) -> None:  # type: ignore[override]
-        """Take the sources of answers and the unit of `nextTime`."""
+        """Store the sources of answers and the unit of `nextTime`."""
         super().initialize(**shared)
         self.source = source
         self.next_time = next_time
@@ -99,7 +99,7 @@ class UdfHandler(Handler):
 
 
 class Config(UdfHandler):
-    """`/udf/config`."""
+    """`/udf/config`: the server's features."""
 
     async def answer(self) -> None:
         """Answer with the server's features."""

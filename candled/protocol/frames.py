@@ -14,7 +14,7 @@ _TEXT = 0x81  # FIN and opcode 1 (RFC 6455, section 5.2)
 class Contents(NamedTuple):
     """The bars of a message and its position in the feed, for readers in this process."""
 
-    #: Begin of each bar in ms, oldest first, and its finality. Final bars before the last may be left out.
+    #: Opening time of each bar in ms, oldest first, and its finality. Final bars before the last may be left out.
     bars: tuple[tuple[int, bool], ...]
     #: The position up to which the room has been sent every change. None unless a subscriber asked for it.
     position: "Position | None" = None

@@ -38,7 +38,7 @@ class BarSource(Protocol):
         """Return the series' revision. It changes if a bar other than the newest changes, or older bars are loaded."""
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
-        """Return the begin of the oldest bar that changed after `revision`, in ms; later than any bar if none did."""
+        """Return when the oldest bar that changed after `revision` opens, in ms; later than any bar if none did."""
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Return True if the bar is final."""
@@ -99,14 +99,14 @@ class EncodedBars:
 
     def __init__(self, topic: Topic, printer: Printer, closed: bool = False) -> None:
         self.topic = topic
-        # begins of the bars that are not final: encoded as not final, or left out with `closed`
+        # opening times of the bars that are not final: encoded as such, or left out with `closed`
         self.open: list[int] = []
         self.counted = 0  # bytes that `EncodedBarCache` last counted for it
         self._closed = closed
         self._printer = printer
         self._print = printer.print
         self.cares = closed or printer.cares  # True if finality changes the texts
-        self._first_ms = self.last_ms = -1  # begins of the first and the last bar read so far
+        self._first_ms = self.last_ms = -1  # opening times of the first and the last bar read so far
         self._times = array("q")
         # per column: the texts, each with a comma behind it, and the offsets at which they end
         self._ends = [array("L") for _ in range(printer.columns)]
@@ -114,7 +114,7 @@ class EncodedBars:
         # the newest bar as last printed, its finality and the number of that version
         self._newest: tuple[Candle, bool, int] | None = None
         self._newest_texts: Sequence[bytes] = ()
-        # the begin of the first bar whose text changed, and the number of that version; both are ascending
+        # opening time of the first bar whose text changed, and the number of that version; both are ascending
         self._versions: list[tuple[int, int]] = [(0, next(_numbers))]
         self._revision = -1
         self._settled = -1
@@ -141,7 +141,7 @@ class EncodedBars:
 
         Args:
             bars: the source of the bars.
-            times: begins of the newest bars up to the very newest, oldest first.
+            times: opening times of the newest bars up to the very newest, oldest first.
             stop: the number of bars needed.
             settled: a number that changes whenever bars may have become final.
         """
@@ -172,7 +172,7 @@ class EncodedBars:
             self._settled = settled
 
     def has_from(self, open_ms: int) -> bool:
-        """Return True if the bar that begins at `open_ms`, or a newer one, has been read."""
+        """Return True if the bar that opens at `open_ms`, or a newer one, has been read."""
         return self.last_ms >= open_ms
 
     def is_current(self, bar: Candle) -> bool:
@@ -191,9 +191,12 @@ class EncodedBars:
         return bisect_left(self._times, before_ms) - bisect_left(self._times, since_ms)
 
     def newest_text(self, count: int, since_ms: int, before_ms: int) -> tuple[int | None, int, memoryview]:
-        """Return the newest bars of `[since_ms, before_ms)`, at most `count`: begin of the first, number, texts.
+        """Return the newest bars of `[since_ms, before_ms)`, at most `count`.
 
-        Each text is followed by a comma. The texts are a view: release it before you call another method.
+        The texts are a view: release it before you call another method.
+
+        Returns:
+            The opening time of the first bar, the number of bars, and their texts, each followed by a comma.
         """
         stop = bisect_left(self._times, before_ms)
         start = max(bisect_left(self._times, since_ms), stop - count)

@@ -33,7 +33,7 @@ _LOOKED_AT = 64  # newest bars searched first for the newest final one
 
 
 class ResumeSource(ToldBars, Protocol):
-    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
+    """Bars in memory, and their changes since a position. `candled.aggregate.live_bars.LiveBars` implements it."""
 
     def bars_since(self, key: MarketKey, interval: Interval, resume: Any) -> list[Candle] | None:
         """Return the bars that changed after a position; None if that is unknown."""

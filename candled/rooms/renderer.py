@@ -20,7 +20,7 @@ _NEWER = 8  # bars that may be newer than the last one sent to a group
 
 
 class FeedSource(KeptBars, Protocol):
-    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
+    """Bars in memory, and the feeds' positions and states. `candled.aggregate.live_bars.LiveBars` implements it."""
 
     def feed_position(self, key: MarketKey) -> Position | None:
         """Return the position of a market's feed; None if it is unknown."""
@@ -30,7 +30,7 @@ class FeedSource(KeptBars, Protocol):
 
 
 class Snapshot(NamedTuple):
-    """An `initial` frame and its contents. Times are begins of bars in ms; `bars` is their number.
+    """An `initial` frame and its contents. Times are opening times in ms; `bars` is the number of bars.
 
     `open` are the forming bars before the last one; `final` is the finality of the last one.
     """
@@ -143,7 +143,7 @@ class MessageRenderer:
 
         Args:
             membership: the returning member.
-            time_ms: begin of the newest bar it received.
+            time_ms: opening time of the newest bar it received.
             became_final: time ranges in which bars may have become final since. These bars count as changed for members
                 that asked for finality.
             changed: the bars whose values have changed since.
@@ -206,7 +206,7 @@ class MessageRenderer:
         return Snapshot(frame, states[0][0], states[-1][0], len(states), still_open, states[-1][1])
 
     def _bars_in(self, lane: SubscriberGroup, spans: RangeSet, last_ms: int) -> dict[int, Candle]:
-        """Return the newest bars that overlap one of `spans`, up to the one that begins at `last_ms`, by begin."""
+        """Return the newest bars that overlap one of `spans`, up to the bar at `last_ms`, by opening time."""
         topic = lane.room.topic
         times = self._bars.newest_times(*topic, MOST_RESUMED)
         stop = bisect_right(times, last_ms)

@@ -57,15 +57,15 @@ class Membership(RecipientSlot):
         self.fresh = True
         # the position to resume from, until the next `initial` or `resumed`
         self.resume: Resume | None = None
-        # the same for the bars in memory, as `bars_since` takes it
+        # the result of `prepare_resume` for that position
         self.found: Any = None
         # True once the member has had its `initial`, until it waits for another one
         self.told = False
         # True if the last snapshot had fewer bars than requested
         self.short = False
-        # begin of the first bar of the last snapshot
+        # opening time of the first bar of the last snapshot
         self.shown_from_ms: int | None = None
-        # begin of the last bar of its snapshot, while older bars are still queued in the group
+        # opening time of the last bar of its snapshot, while older bars are still queued in the group
         self.ahead_ms: int | None = None
 
     @property
@@ -124,10 +124,10 @@ class SubscriberGroup:
         self.saw_queued_state: dict[Membership, None] = {}
         # members that need a new `initial`
         self.needs_snapshot: dict[Membership, None] = {}
-        # begins of the bars to correct, and when the last corrections were sent
+        # opening times of the bars to correct, and when the last corrections were sent
         self.corrections: set[int] = set()
         self.corrected_at = float("-inf")
-        # begins of bars that were sent, or left out, before they were final, and are too old for an `update`
+        # opening times of bars that were sent, or left out, before they were final, and are too old for an `update`
         self.pending_final: set[int] = set()
         # the feed's position when the queue was last empty
         self.delivered_position: Position | None = None
@@ -157,7 +157,7 @@ class SubscriberGroup:
     @property
     def is_sending(self) -> bool:
         """True while an earlier broadcast is unfinished."""
-        for links in self.groups.values():  # noqa: SIM110 - `any` takes four times as long, and this is asked all the time
+        for links in self.groups.values():  # noqa: SIM110 - `any` takes four times as long, and this runs for every change
             if links.sending:
                 return True
         return False
@@ -194,7 +194,7 @@ class SubscriberGroup:
     def initialized_members(self) -> list[Membership]:
         """Return the members that had their `initial` and do not wait for another."""
         active = [place for links in self.groups.values() for place in links.slots]
-        return [*active, *self.ahead_of_queue]  # type: ignore[list-item]  # the lists of a lane hold memberships
+        return [*active, *self.ahead_of_queue]  # type: ignore[list-item]  # the slots of a group are memberships
 
     def add_member(self, membership: Membership) -> None:
         """Count a new member, which waits for its `initial`."""
@@ -261,7 +261,7 @@ class Room:
         self.groups: dict[tuple[Mode, bool, float], SubscriberGroup] = {}
         self.version = 0  # changes whenever a bar does
         self.last_broadcast_ms = 0
-        self.read_ms = -1  # begin of the newest bar in any encoded texts
+        self.read_ms = -1  # opening time of the newest bar in the cached texts of an `initial`
 
     @property
     def member_count(self) -> int:

@@ -34,10 +34,10 @@ class UpdateThrottle:
     def __init__(self, *, hold_s: float = 0.0, revisions: bool = False) -> None:
         self.sent: Candle | None = None
         self.sent_final = False
-        self.passed_over: int | None = None  # begin of the bar that `take_due` passed over before it was final
+        self.passed_over: int | None = None  # opening time of the bar that was passed over before it was final
         self._hold_s = hold_s
         self._revisions = revisions
-        self._slots: dict[int, tuple[Candle, bool, float]] = {}  # bar, finality and time of queuing, by begin
+        self._slots: dict[int, tuple[Candle, bool, float]] = {}  # bar, finality and time of queuing, by opening time
         self._next_at = 0.0
         self._busy = False
         self._resync = False
@@ -114,7 +114,7 @@ class UpdateThrottle:
 
     @property
     def queued_bars(self) -> tuple[int, ...]:
-        """Begins of the queued bars."""
+        """Opening times of the queued bars."""
         return tuple(self._slots)
 
     @property

@@ -34,7 +34,7 @@ from .pager import TURN, BarReader, Pager
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_PATIENCE_S = 10.0  # the connection is closed when the messages above the limit fill this many seconds of it
+_PATIENCE_S = 10.0  # messages above the limit tolerated before the connection is closed, in seconds of the limit
 
 
 class BarLoader(Interface):

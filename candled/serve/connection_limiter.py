@@ -25,7 +25,7 @@ class ConnectionLimiter:
     def admit_handshake(self, now: float) -> float:
         """Return 0.0 if a handshake is admitted, else the seconds after which the client should try again.
 
-        Clients rejected together get different times, for as many clients per second as will be admitted.
+        The times of clients rejected together are spread, so that no more return per second than can be admitted.
         """
         if self._handshakes is None:
             return 0.0

@@ -19,7 +19,7 @@ _FLAGS = {"true": True, "false": False}
 
 
 class Progress:
-    """A client's progress, as the id of each event: epoch and seq of the feed, and the begin of a bar in ms. Pure.
+    """A client's progress, as the id of each event: epoch and seq of the feed, and a bar's opening time in ms. Pure.
 
     The bar is the oldest one that was not sent as final, or else the newest one.
     """
@@ -59,7 +59,7 @@ class EventsHandler(ConnectingHandler):
     _link: TornadoConnection
 
     def initialize(self, site: ServerContext) -> None:
-        """Take the server's context, and start with no event sent."""
+        """Store the server's context."""
         super().initialize(site)
         self._progress = Progress()
         self._has_begun = False

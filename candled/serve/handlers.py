@@ -221,7 +221,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
     _make_client: MakeClient | None = None
 
     def initialize(self, site: ServerContext, make_client: MakeNamedClient | None = None) -> None:
-        """Take the server's context, and `make_client` for a path of another protocol."""
+        """Store the server's context, and `make_client` for a path of another protocol."""
         super().initialize(site)
         if make_client is not None:
             self._make_client = partial(_named, make_client, self.request.uri or "")
@@ -297,7 +297,7 @@ class RootHandler(StreamHandler):
 
 
 class HealthHandler(_Common):
-    """`/health`."""
+    """`/health`: the daemon's health."""
 
     def get(self) -> None:
         """Answer with the daemon's health."""
@@ -327,7 +327,7 @@ class ReadyHandler(_Common):
 
 
 class StatisticsHandler(_Common):
-    """`/health/ws-stats`."""
+    """`/health/ws-stats`: the connections and rooms."""
 
     def get(self) -> None:
         """Answer with the statistics of connections and rooms."""
@@ -335,7 +335,7 @@ class StatisticsHandler(_Common):
 
 
 class NothingHandler(_Common):
-    """Any other path."""
+    """Any other path: 404."""
 
     def prepare(self) -> None:
         """Answer 404."""

@@ -216,6 +216,6 @@ def send_all(links: Recipients, start: int, stop: int, frame: Frame) -> None:
 
 
 def _own(link: Any) -> "ClientConnection":
-    """Return the connection of this package behind the interface that rooms know. Only these fail to take a frame."""
+    """Return the connection as the class of this package: only these fail to take a frame."""
     own: ClientConnection = link
     return own

@@ -21,7 +21,7 @@ class ConnectionListener(Protocol):
         """Return the requested `initial` as of now; None if there is nothing to send any more."""
 
     def on_fell_behind(self, topic: Topic) -> None:
-        """Handle that too many bars of a topic were queued and have been dropped."""
+        """Request a new `initial` later: too many bars of a topic were queued, and have been dropped."""
 
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
         """Prepare for the server closing the connection."""
@@ -122,11 +122,11 @@ class ClientConnection:
                 self.send_update(self.encode_frame(frame))
 
     def on_short_write(self, frame: bytes, taken: int) -> None:
-        """Handle that the socket took only `taken` bytes of a frame."""
+        """Handle a partial write: the socket took only `taken` bytes of the frame."""
         raise NotImplementedError
 
     def connection_lost(self) -> None:
-        """Handle that the connection broke."""
+        """Handle a broken connection."""
         raise NotImplementedError
 
     def uncork(self) -> None:

@@ -17,7 +17,7 @@ class Outbox:
     def __init__(self) -> None:
         self._replies: list[bytes] = []
         self._initials: dict[Topic, None] = {}  # ordered
-        # by topic, then by the begin of the bar and True for a correction
+        # by topic, then by the bar's opening time and True for a correction
         self._updates: dict[Topic, dict[tuple[int, bool], bytes]] = {}
 
     def __bool__(self) -> bool:

@@ -347,7 +347,7 @@ class SocketConnection(ClientConnection):
                 self.connection_lost()
 
     def connection_lost(self) -> None:
-        """Handle that the connection broke or that the client ended it."""
+        """Handle a connection that broke or that the client ended."""
         if not self._is_lost:
             self._is_lost = True
             self.is_open = False
