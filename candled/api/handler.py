@@ -101,7 +101,7 @@ class Handler(RequestHandler):
         return is_known
 
     def set_cache_headers(self, settled: bool) -> None:
-        """Let caches keep a settled answer for a minute, and revalidate any other one each time."""
+        """Let caches keep a settled answer for a minute, and make them revalidate any other one."""
         self.set_header("Cache-Control", "public, max-age=60" if settled else "no-cache")
 
     async def send_part(self, part: bytes | str) -> bool:

@@ -85,8 +85,8 @@ class KlineRoom:
         self._publish = publish
         self._clock = clock
         self._order = KlineOrder()
-        self._groups: dict[Style, Recipients] = {}
-        self._reader: Reader | None = None
+        self._groups: dict[Style, Recipients] = {}  # the subscribers
+        self._reader: Reader | None = None  # set while a member of the hub
 
     def join_hub(self, make_reader: Callable[[RecipientConnection], Reader]) -> None:
         """Subscribe to the stream's topic."""

@@ -350,7 +350,7 @@ class BarReader:
             raise Unavailable(str(error)) from error
 
     def _is_tail(self, market: MarketKey, interval: Interval, asked: HistoryRequest) -> bool:
-        """Return True if the newest bars are requested, in a number that memory may have to keep for a room too."""
+        """Return True if the request is for the newest bars, and for no more than memory may keep for a room."""
         newest = self._live.newest_times(market, interval, 1)
         return bool(newest) and asked.newest_first and asked.limit <= MOST_BARS and asked.end_ms > newest[0]
 

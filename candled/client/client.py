@@ -46,9 +46,10 @@ class Client:
         self._default_exchange = default_exchange
         self._keep = keep
         self._topics: list[BarSubscription] = []
+        # open history requests by id: the message, and the future of its answer
         self._questions: dict[int, tuple[dict[str, Any], asyncio.Future[Message]]] = {}
-        self._asked = 0
-        self._running: asyncio.Task[None] | None = None
+        self._asked = 0  # the last id of a request
+        self._running: asyncio.Task[None] | None = None  # set while inside `async with`
         self._repeating: set[asyncio.Task[None]] = set()
         self._link = ServerConnection(
             url,

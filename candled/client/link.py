@@ -49,8 +49,8 @@ class ServerConnection:
         self._clock = clock
         self._backoff = backoff
         self._ping_s = ping_s
-        self._outgoing: asyncio.Queue[str] | None = None
-        self._bye_s: float | None = None
+        self._outgoing: asyncio.Queue[str] | None = None  # set while connected
+        self._bye_s: float | None = None  # the wait that the server requested in `bye`, until the connection ends
 
     @property
     def is_open(self) -> bool:

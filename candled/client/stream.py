@@ -18,15 +18,22 @@ class BarSubscription:
 
     def __init__(self, symbol: str, interval: str, exchange: str | None, wanted: int, keep: int) -> None:
         self.named = {"symbol": symbol, "interval": interval} | ({"exchange": exchange} if exchange else {})
+        # number of bars to start with
         self.wanted = wanted
         self.series = Series(max(keep, wanted))
+        # epoch and seq of the last message, for `resume`; None if the next subscription must get all bars
         self.position: dict[str, Any] | None = None
+        # id of the last `subscribe` message
         self.asked: int | None = None
+        # True once `subscribed` has arrived for that message
         self.is_acknowledged = False
-        self.is_settled = False  # True once `initial` or `resumed` has arrived on this connection
+        # True once `initial` or `resumed` has arrived on this connection
+        self.is_settled = False
+        # set while the server refuses the subscription
         self.refusal: RequestRejected | None = None
         self.status = Status("connecting")
         self.followers: weakref.WeakSet[BarStream] = weakref.WeakSet()
+        # the last `status` message on this connection
         self._feed: Status | None = None
 
     def subscribe_message(self, number: int) -> dict[str, Any]:

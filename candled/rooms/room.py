@@ -80,10 +80,15 @@ class Membership(RecipientSlot):
 
 
 class SubscriberGroup:
-    """Members of a room that receive the same bars at the same time, subdivided by their options.
+    """Members of a room that receive the same bars at the same time.
 
-    Modes: `live` sends each change. `final` does too, but holds the next bar until the last one is final, at most
-    `hold_s`. `closed` sends final bars only. With `revisions`, a new `rev` alone counts as a change.
+    Each list in `groups` has the members with equal options. The modes:
+
+    - `live` sends each change.
+    - `final` also sends each change, but holds the next bar back until the last one is final, for at most `hold_s`.
+    - `closed` sends final bars only.
+
+    With `revisions`, a new `rev` alone counts as a change.
     """
 
     __slots__ = (

@@ -75,9 +75,12 @@ class ServerContext:
         self.ready = ready
         self.statistics = statistics
         self.page = page
+        # True once the server accepts no more connections
         self.draining = False
+        # all connected clients
         self.links: set[SocketConnection | TornadoConnection] = set()
-        self._kept: set[TornadoConnection] = set()  # those whose sockets Tornado reads and writes
+        # those whose sockets Tornado reads and writes
+        self._kept: set[TornadoConnection] = set()
         self.wires = TransportContext(publisher, clock, largest=largest, gone=self._on_gone)
         self._wheel = wheel
         self._empty = asyncio.Event()

@@ -52,10 +52,15 @@ class Broadcaster:
         self._clock = clock
         self._is_due = False  # True while a pass is scheduled
         self._began = 0.0  # monotonic start of the current pass
+        # lists with unfinished broadcasts, the next one first
         self._turns: deque[Recipients] = deque()
-        self._broadcasts: dict[int, deque[_Broadcast]] = {}  # by the identity of the list
-        self._wants: dict[tuple[ClientConnection, Topic], None] = {}  # ordered
+        # unfinished broadcasts by the identity of their list
+        self._broadcasts: dict[int, deque[_Broadcast]] = {}
+        # requested turns, in the order of the requests
+        self._wants: dict[tuple[ClientConnection, Topic], None] = {}
+        # connections with buffered frames
         self._gathered: deque[ClientConnection] = deque()
+        # connections that have ended and await `finalize`
         self._ended: deque[ClientConnection] = deque()
 
     # ------------------------------------------------------------ frames

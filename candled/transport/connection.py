@@ -15,7 +15,7 @@ class ConnectionListener(Protocol):
     """The client of a connection, such as `candled.serve.client.ClientSession`."""
 
     def on_message(self, message: str | bytes) -> None:
-        """Handle one message; a binary one is bytes."""
+        """Handle one message: text, or bytes if it is binary."""
 
     def make_initial(self, topic: Topic) -> Frame | None:
         """Return the requested `initial` as of now; None if there is nothing to send any more."""
@@ -51,13 +51,20 @@ class ClientConnection:
     )
 
     def __init__(self, publisher: Broadcaster, address: str) -> None:
+        # sends, queues or drops a frame; replaced by `redirect_writes` when the state changes
         self.write: Callable[[bytes], int] = drop
+        # the slots in lists of recipients; maintained by the slots
         self.places: tuple[RecipientSlot, ...] = ()
+        # set by the server after the handshake, and reset by `finalize`
         self.client: ConnectionListener = NO_CLIENT
+        # the client's IP address, behind trusted proxies too
         self.address = address
+        # False once a close frame was sent or the connection is lost
         self.is_open = True
-        self.blocked_since: float | None = None  # monotonic seconds; set while a frame is partly sent
+        # monotonic seconds; set while a frame is partly sent
+        self.blocked_since: float | None = None
         self._publisher = publisher
+        # the queue; None while it is empty
         self._outbox: Outbox | None = None
 
     # ------------------------------------------------------------ calls from rooms

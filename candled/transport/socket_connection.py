@@ -58,7 +58,7 @@ class TransportContext:
         self.clock = clock
         self.largest = largest  # bytes of a message from a client
         self.gone = gone
-        self.parked: set[SocketConnection] = set()
+        self.parked: set[SocketConnection] = set()  # connections with a frame that is partly sent
         self.leaving: dict[SocketConnection, float] = {}  # monotonic deadlines for answering the close frame
 
     def sweep_slow(self, now: float, slow_s: float) -> None:
@@ -101,10 +101,10 @@ class SocketConnection(ClientConnection):
         self._gathered: list[bytes] | None = None  # frames that leave together
         self._many = False  # True while the client is in several rooms
         self._parts: list[bytes | str] | None = None  # fragments of a message
-        self._decoder: codecs.IncrementalDecoder | None = None
+        self._decoder: codecs.IncrementalDecoder | None = None  # of a fragmented text message
         self._ends = False  # True once no more frames follow
-        self._is_lost = False
-        self.awaits_pong = False
+        self._is_lost = False  # True once the socket failed or the client closed it
+        self.awaits_pong = False  # True from a ping until its pong
         self.slot = -1  # in the ping wheel
         self._protocol = _Protocol(state=State.OPEN, max_size=wires.largest, logger=_protocol_log)
         self._protocol.extensions = list(extensions)

@@ -273,10 +273,10 @@ def oldest_of(rows: Iterable[Candle | InvalidRow], earliest_ms: int, interval: I
 
 
 def strict(row: Candle | InvalidRow) -> Candle:
-    """Return the candle in a row.
+    """Return the row if it is a candle.
 
     Raises:
-        InvalidCandle: the row is not a candle.
+        InvalidCandle: it is not.
     """
     if isinstance(row, InvalidRow):
         raise InvalidCandle(row.reason)
