@@ -1,4 +1,4 @@
-"""How hosts and ports are written."""
+"""The notation of hosts and ports."""
 
 
 def with_port(host: str, port: int) -> str:

@@ -1,4 +1,4 @@
-"""The composition root, the only module that knows every step: starts downstream first, stops in reverse."""
+"""The composition root: creates all parts of the daemon, starts them downstream first, and stops them in reverse."""
 
 import asyncio
 import contextlib
@@ -53,16 +53,16 @@ _SETTLED = ("live", "quiet")
 _REOPEN_S = 2.0
 _MAINTAIN_S = 3600.0
 _READY_S = 2.0
-_STOP_S = 5.0  # for each step of the end
-_STOP_EARLY_S = 0.25  # the same while the daemon is starting: whatever it waits for then may never come
-_LOOKUPS = 4  # names of hosts that are resolved at a time
+_STOP_S = 5.0  # for each step of the shutdown
+_STOP_EARLY_S = 0.25  # the same during startup: the daemon may then wait for something that never comes
+_LOOKUPS = 4  # concurrent lookups of host names
 
 
 def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
     """Run the daemon until SIGINT or SIGTERM; return the exit status.
 
     Raises:
-        ConfigError: what the settings name cannot be had: the port, the database file, a recording.
+        ConfigError: a resource in the settings is not usable: the port, the database file, a recording.
     """
     logging.basicConfig(
         level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
@@ -77,7 +77,7 @@ def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
 async def _run(config: Config, plugins: Plugins, clock: Clock) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads(_LOOKUPS, "lookup"))
-    daemon = Daemon(config, plugins, clock)  # nothing has begun before this: a signal ends the process where it is
+    daemon = Daemon(config, plugins, clock)  # nothing runs before this, so a signal ends the process immediately
     stopping = asyncio.Event()
     _listen_to_signals(loop, stopping)
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)
@@ -107,13 +107,13 @@ def _listen_to_signals(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event)
 
 
 def _asked_to_stop(stopping: asyncio.Event) -> None:
-    if stopping.is_set():  # asked twice: nothing is awaited any more
+    if stopping.is_set():  # the second signal: exit without waiting
         os._exit(1)
     stopping.set()
 
 
 class Daemon:
-    """All steps of one process."""
+    """All parts of one process."""
 
     def __init__(self, config: Config, plugins: Plugins, clock: Clock) -> None:
         self._config = config
@@ -178,27 +178,27 @@ class Daemon:
         self.port = 0
 
     async def start(self) -> None:
-        """Start every step, the clients' side first, so that nothing is published to nobody.
+        """Start every part, the clients' side first, so that published messages have receivers.
 
-        It may be cancelled at any moment; `stop` undoes what was done.
+        It may be cancelled at any moment; `stop` undoes its work.
         """
         self._bars.add_listener(self._hub)
         if self._is_serving:
             self._bus.add_listener(self._bars.on_message)
-        self.port = self._server.listen()  # before the store is touched: another candled may be running
+        self.port = self._server.listen()  # before the store is opened, because another candled may be running
         is_open = await self._open_store()
         address = in_browser(self._config.server.hosts, self.port)
         if self._is_serving:
             logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
         else:
-            logger.info("candled %s: serves no clients; http://%s/health tells how it is", __version__, address)
+            logger.info("candled %s: serves no clients; health on http://%s/health", __version__, address)
         if is_open:
             await self._start_reading()
         else:
             self._start_task(self._open_store_later())
 
     async def stop(self) -> int:
-        """Stop every step in order; return how many candles could neither be stored nor kept in the journal."""
+        """Stop every part in order; return how many candles could be neither stored nor journaled."""
         within_s = _STOP_S if self._is_started else _STOP_EARLY_S
         self._server.stop_accepting()
         for task in self._tasks:
@@ -217,13 +217,13 @@ class Daemon:
         return left
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have something done until the daemon stops; whatever ends it before is named."""
+        """Run a task until the daemon stops, and log it if it ends before that."""
         task = asyncio.ensure_future(work)
         task.add_done_callback(_name_failure)
         self._tasks.append(task)
 
     async def _open_store(self) -> bool:
-        """Whether the store could be opened now.
+        """Try to open the store; return whether it is open.
 
         Raises:
             ConfigError: it will not open later either.
@@ -252,21 +252,21 @@ class Daemon:
         await self._start_reading()
 
     async def _start_reading(self) -> None:
-        """The store is open: what waited in the journal goes in first, then bars are loaded and exchanges read."""
+        """Store the rows of the journal, then load bars and read the exchanges. Called once the store is open."""
         self._is_reading = True
-        with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer names it, and tries again
+        with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer logs it, and tries again
             await self._writer.flush()
         self._start_task(self._writer.run())
         self._start_task(self._maintain_store())
         self._start_task(self._check_in())
         if self._shared is not None:
-            self._shared.start()  # what is heard before the bars are loaded waits for them
+            self._shared.start()  # messages received before the bars are loaded wait for them
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
         self._is_started = True
 
     async def _maintain_store(self) -> None:
-        """Let the store tidy up, every hour; nothing depends on it."""
+        """Let the store tidy up every hour. Nothing depends on it."""
         while True:
             try:
                 await self._threads.run_read(self._store.tidy_up, self._clock.now_ms())
@@ -275,12 +275,12 @@ class Daemon:
             await self._clock.sleep(_MAINTAIN_S)
 
     async def _check_in(self) -> None:
-        """Notice other daemons that use the store with other settings."""
+        """Detect other daemons that use the store with other settings."""
         while True:
             try:
                 conflicts = await self._threads.run_write(self._store.check_in)
             except (StoreUnavailable, StoreRejected):
-                conflicts = self._conflicts  # the writer names the trouble
+                conflicts = self._conflicts  # the writer logs the error
             for conflict in conflicts:
                 if conflict not in self._conflicts:
                     logger.warning("two daemons with different settings on one store: %s", conflict)
@@ -288,10 +288,11 @@ class Daemon:
             await self._clock.sleep(CHECK_IN_S)
 
     def health_report(self) -> Mapping[str, Any]:
-        """The body of `/health`."""
+        """Return the body of `/health`."""
         exchanges = self._exchanges_health()
         writer = self._writer.describe()
-        if not self._is_reading:  # nothing was written yet, so that the writer knows of no trouble
+        # nothing was written yet, so the writer has no errors to report
+        if not self._is_reading:
             writer |= {"state": "away", "lastError": self._store_trouble or None}
         bus = self._bus.describe()
         doubtful = writer["state"] != "ok" or self._conflicts or "trouble" in bus
@@ -312,7 +313,10 @@ class Daemon:
         }
 
     async def readiness_report(self) -> Mapping[str, str | None]:
-        """What serving needs, each with what is wrong with it: an exchange out of reach is not among it."""
+        """Return the requirements for serving, each with its problem or None.
+
+        A reachable exchange is not a requirement.
+        """
         bus = self._bus.describe()
         loaded = all(self._bars.is_loaded(key, MINUTE, 1) for key in self._markets) if self._is_serving else True
         return {
@@ -322,7 +326,7 @@ class Daemon:
         }
 
     async def _store_trouble_now(self) -> str | None:
-        """Why the store is of no use at this moment; None if it is."""
+        """Return why the store is not usable at this moment, or None."""
         if not self._is_reading:
             return self._store_trouble or "is being opened"
         writer = self._writer.describe()
@@ -342,7 +346,7 @@ class Daemon:
         return "serve" in self._config.roles
 
     def _shared_budget(self) -> MakeBudget | None:
-        """Give the request budgets that are shared with other processes: in Redis, else in a file."""
+        """Return the request budgets that are shared with other processes: in Redis, otherwise in a file."""
         if self._shared is not None:
             return self._shared.budgets.budget_for
         path = budget_path(self._config)
@@ -359,13 +363,13 @@ class Daemon:
         )
 
     def _exchanges_health(self) -> dict[str, dict[str, Any]]:
-        """What is heard of each feed, and of those read here all that is known."""
+        """Return the state of each feed, with all details for feeds that this process reads."""
         exchanges = {one.name: {"symbols": {}} for one in self._config.exchanges} | self._bars.describe_feeds()
         for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
             exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
         for market, trouble in self._bus.unpublished().items():
             symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))
-            if symbol is not None:  # read here, and nobody else gets anything of it
+            if symbol is not None:  # read here, but other processes receive nothing
                 symbol |= {"state": "stale", "reason": "not_published", "trouble": trouble}
         return exchanges
 
@@ -388,7 +392,7 @@ class Daemon:
 
 
 async def _at_most(seconds: float, work: Coroutine[Any, Any, None], otherwise: str) -> None:
-    """Wait for work, but not longer than that; log `otherwise` then."""
+    """Wait for work with a time limit, and log `otherwise` if it is exceeded."""
     try:
         async with asyncio.timeout(seconds):
             await work
@@ -397,7 +401,7 @@ async def _at_most(seconds: float, work: Coroutine[Any, Any, None], otherwise: s
 
 
 def has_no_doubts(exchange: Mapping[str, Any]) -> bool:
-    """Return whether nothing of an exchange is in doubt, as its part of `/health` shows."""
+    """Return whether an exchange's part of `/health` contains no problems."""
     return not exchange.get("historyTrouble") and all(map(_is_settled, exchange["symbols"].values()))
 
 
@@ -410,17 +414,17 @@ def _is_settled(symbol: Mapping[str, Any]) -> bool:
 def _name_failure(task: "asyncio.Task[None]") -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        logger.critical("a part of the daemon has ended, which must not happen; restart it", exc_info=error)
+        logger.critical("background task crashed; restart the daemon", exc_info=error)
 
 
 def _journal(config: Config) -> Journal | None:
-    """Where candles wait while the store is away, if the settings want it."""
+    """Return the journal for candles while the store is unavailable, if the settings enable it."""
     settings = config.store
     return Journal(Path(settings.journal), limit_bytes=settings.journal_limit) if settings.journal else None
 
 
 def _shared(config: Config, markets: Sequence[MarketKey], clock: Clock) -> RedisParts | None:
-    """What this process shares with others by way of Redis, if the settings name one."""
+    """Return the objects shared with other processes through Redis, if the settings name one."""
     if config.bus.url.startswith("memory:"):
         return None
     return make_redis_parts(

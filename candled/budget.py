@@ -1,4 +1,4 @@
-"""The request budget of one host: waited for, closed when the host asks for silence, perhaps shared with others."""
+"""The request budget of one host, which may be shared with other processes."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,23 +9,26 @@ from candled.token_bucket import MOST_CLOSED_S, TokenBucket
 
 
 class Budget(Protocol):
-    """What may be asked of one host."""
+    """The requests that may be made to one host."""
 
     async def acquire(self) -> None:
         """Wait until a request may be made, and count it."""
 
     def close_for(self, seconds: float) -> None:
-        """The host asked for silence: give out nothing for so long, an hour at most."""
+        """Allow no requests for some time, an hour at most, because the host asked for it."""
 
     def closed_for(self) -> float:
-        """Seconds until the host may be asked again, as far as it is known here; 0.0 when it may be asked now."""
+        """Return the seconds until the host may be asked again; 0.0 if it may be asked now.
+
+        The host may be closed for longer than this process knows.
+        """
 
     def remaining_share(self) -> float:
-        """The share of the budget that is left, 0 to 1, as far as it is known here."""
+        """Return the share of the budget that is left, 0 to 1, as far as this process knows."""
 
 
 MakeBudget = Callable[[str, float], Budget]
-"""Gives the budget of a host, for so many requests per second: whoever asks for a host shares it."""
+"""Returns the budget of a host, for a rate in requests per second. All callers for a host share it."""
 
 
 class LocalBudget:
@@ -34,36 +37,40 @@ class LocalBudget:
     def __init__(self, clock: Clock, rate: float) -> None:
         self._clock = clock
         self._bucket = TokenBucket(rate)
-        self._turn = asyncio.Lock()  # who waits longest is next, or one exchange would keep another on its host waiting
+        self._turn = asyncio.Lock()  # first come, first served; otherwise exchanges on one host could starve each other
 
     def limit(self, rate: float) -> None:
-        """Give out no more than `rate` requests a second from now on."""
+        """Allow at most `rate` requests a second from now on."""
         self._bucket.limit(rate)
 
     async def acquire(self) -> None:
+        """See `Budget.acquire`."""
         async with self._turn:
             while wait_s := self._bucket.try_take(self._clock.monotonic()):
                 await self._clock.sleep(wait_s)
 
     def close_for(self, seconds: float) -> None:
+        """See `Budget.close_for`."""
         self._bucket.close_until(self._clock.monotonic() + min(seconds, MOST_CLOSED_S))
 
     def closed_for(self) -> float:
+        """See `Budget.closed_for`."""
         return self._bucket.closed_for(self._clock.monotonic())
 
     def remaining_share(self) -> float:
+        """See `Budget.remaining_share`."""
         return self._bucket.remaining_share(self._clock.monotonic())
 
 
 class LocalBudgets:
-    """The budgets of hosts, each shared by everything in this process that asks the host."""
+    """The budgets of hosts, each shared by all requests of this process to the host."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._budgets: dict[str, LocalBudget] = {}
 
     def budget(self, host: str, rate: float) -> LocalBudget:
-        """Return the budget of a host; of several rates the lowest holds."""
+        """Return the budget of a host. Of several rates, the lowest applies."""
         found = self._budgets.get(host)
         if found is None:
             found = self._budgets[host] = LocalBudget(self._clock, rate)
@@ -72,27 +79,31 @@ class LocalBudgets:
 
 
 class PartialBudget:
-    """A part of a shared budget: what is taken counts in both, and the rest is left to others."""
+    """A part of a shared budget. A request counts in both; the rest is left to others."""
 
     def __init__(self, own: Budget, shared: Budget) -> None:
         self._own = own
         self._shared = shared
 
     async def acquire(self) -> None:
+        """See `Budget.acquire`."""
         await self._own.acquire()
         await self._shared.acquire()
 
     def close_for(self, seconds: float) -> None:
+        """See `Budget.close_for`."""
         self._shared.close_for(seconds)
 
     def closed_for(self) -> float:
+        """See `Budget.closed_for`."""
         return self._shared.closed_for()
 
     def remaining_share(self) -> float:
+        """See `Budget.remaining_share`."""
         return min(self._own.remaining_share(), self._shared.remaining_share())
 
 
 def part_of(clock: Clock, share: float, shared: MakeBudget) -> MakeBudget:
-    """Return budgets of which each gives out at most a share of the host's, and counts it there."""
+    """Return budgets that use at most a share of each host's budget, and count their requests there."""
     own = LocalBudgets(clock)
     return lambda host, rate: PartialBudget(own.budget(host, rate * share), shared(host, rate))

@@ -1,4 +1,4 @@
-"""Request budgets that the processes of one machine share without Redis: in a file beside the store."""
+"""Request budgets that the processes of one machine share without Redis: in a file next to the store."""
 
 import asyncio
 import fcntl
@@ -15,18 +15,18 @@ from candled.token_bucket import MOST_CLOSED_S, BucketState, TokenBucket
 
 logger = logging.getLogger(__name__)
 
-_SHARE = 0.5  # of one that cannot share, for there may be another
+_SHARE = 0.5  # of a budget that cannot be shared, because another process may exist
 _BUSY_S = 0.02  # between two attempts to lock the file
-_ATTEMPTS = 25  # then whoever has it locked was stopped, and is not waited for
+_ATTEMPTS = 25  # then the process that has locked it is suspended, and the lock is not awaited
 _LARGEST = 64 * 1024
-_MOST_WAIT_S = 1.0  # while a host is closed; then the file is looked at again
+_MOST_WAIT_S = 1.0  # while a host is closed; then the file is read again
 
 
 class BudgetFile:
-    """The budgets of all hosts in one file, which is locked for the moment in which it is read and written.
+    """The budgets of all hosts in one file, which is locked briefly while it is read and written.
 
-    Times in it are those of the wall clock, which is the same for all processes. Nothing in it has to be right: a file
-    that cannot be read is an empty one, and a clock that was set closes nothing for longer than an hour.
+    Its times are on the wall clock, which is the same for all processes. The contents need not be valid: an unreadable
+    file counts as empty, and a clock that was set closes nothing for longer than an hour.
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:
@@ -36,7 +36,7 @@ class BudgetFile:
         self._is_well = True
 
     def budget(self, host: str, rate: float) -> "SharedBudget":
-        """Return the budget of a host; of several rates in this process the lowest holds."""
+        """Return the budget of a host. Of several rates in this process, the lowest applies."""
         found = self._budgets.get(host)
         if found is None:
             found = self._budgets[host] = SharedBudget(self, host, rate, self._clock)
@@ -45,7 +45,7 @@ class BudgetFile:
 
     @contextmanager
     def bucket(self, host: str, rate: float) -> Iterator[TokenBucket]:
-        """Give the bucket of a host, as all processes have left it; what is done to it within the block is kept.
+        """Yield the bucket of a host, as all processes have left it. Changes within the block are saved.
 
         Raises:
             BlockingIOError: another process has just locked the file.
@@ -69,13 +69,13 @@ class BudgetFile:
             self._is_well = True
 
     def failed(self, reason: str) -> None:
-        """Note that the file cannot be used now."""
+        """Record that the file cannot be used now."""
         if self._is_well:
             logger.warning("%s: request budgets are not shared with other processes: %s", self._path, reason)
             self._is_well = False
 
     def _leave_to_owner(self, descriptor: int) -> None:
-        """Give a file that root made to whose folder it is in, or the daemon could not use it."""
+        """Give a file created by root to the owner of its folder; otherwise the daemon could not use it."""
         if os.geteuid() == 0 and os.fstat(descriptor).st_uid == 0:
             folder = self._path.parent.stat()
             with suppress(OSError):
@@ -83,7 +83,7 @@ class BudgetFile:
 
 
 class SharedBudget:
-    """A `candled.budget.Budget` that is kept in a file. While the file cannot be used, half of it is this process's."""
+    """A `candled.budget.Budget` stored in a file. If the file cannot be used, this process uses half of the budget."""
 
     def __init__(self, file: BudgetFile, host: str, rate: float, clock: Clock) -> None:
         self._file = file
@@ -92,16 +92,16 @@ class SharedBudget:
         self._clock = clock
         self._turn = asyncio.Lock()  # within this process
         self._own = LocalBudget(clock, rate * _SHARE)
-        self._seen = TokenBucket(rate)  # as it was when the file was last looked at, in seconds of the wall clock
-        self._to_close_until = 0.0  # what the file does not have yet, in seconds of the wall clock
+        self._seen = TokenBucket(rate)  # as of the last read of the file, in seconds of the wall clock
+        self._to_close_until = 0.0  # not in the file yet, in seconds of the wall clock
 
     def limit(self, rate: float) -> None:
-        """Give out no more than `rate` requests a second from now on."""
+        """Allow at most `rate` requests a second from now on."""
         self._rate = min(self._rate, rate)
         self._own.limit(rate * _SHARE)
 
     async def acquire(self) -> None:
-        """Wait until a request may be made, and count it. Of several processes each has its turn."""
+        """Wait until a request may be made, and count it. Processes take turns."""
         async with self._turn:
             while (seen := await self._try_to_look(reserves=True)) is not None:
                 closed_s, wait_s = seen
@@ -112,29 +112,29 @@ class SharedBudget:
                     return
                 await self._clock.sleep(wait_s)
                 seen = await self._try_to_look(reserves=False)
-                if seen is None or not seen[0]:  # else another process closed the host meanwhile
+                if seen is None or not seen[0]:  # otherwise another process has closed the host in the meantime
                     return
             await self._own.acquire()
 
     def close_for(self, seconds: float) -> None:
-        """The host asked for silence: give out nothing for so long, in any process."""
+        """Allow no requests for some time, in all processes, because the host asked for it."""
         until = self._now() + min(seconds, MOST_CLOSED_S)
         self._to_close_until = max(self._to_close_until, until)
         self._own.close_for(seconds)
-        with suppress(OSError):  # the next request tells it
+        with suppress(OSError):  # the next request writes it
             self._look(reserves=False)
 
     def closed_for(self) -> float:
-        """Seconds until the host may be asked again, as far as this process has seen."""
+        """Return the seconds until the host may be asked again, as of the last read."""
         now = self._now()
         return max(0.0, min(MOST_CLOSED_S, max(self._seen.closed_for(now), self._to_close_until - now)))
 
     def remaining_share(self) -> float:
-        """The share of the budget that is left, as far as this process has seen."""
+        """Return the share of the budget that is left, as of the last read."""
         return 0.0 if self.closed_for() else self._seen.remaining_share(self._now())
 
     async def _try_to_look(self, *, reserves: bool) -> tuple[float, float] | None:
-        """Look into the file; None where it cannot be used, for any reason."""
+        """Read and update the file, with retries while it is locked; return None if it cannot be used."""
         for _ in range(_ATTEMPTS):
             try:
                 return self._look(reserves=reserves)
@@ -147,9 +147,9 @@ class SharedBudget:
         return None
 
     def _look(self, *, reserves: bool) -> tuple[float, float]:
-        """Look into the file; return for how many seconds the host is closed, and how many to wait for a request.
+        """Read and update the file; return for how many seconds the host is closed, and how long to wait for a request.
 
-        With `reserves` a request is reserved, unless the host is closed.
+        With `reserves`, a request is reserved unless the host is closed.
         """
         with self._file.bucket(self._host, self._rate) as bucket:
             now = self._now()
@@ -188,5 +188,5 @@ def _write(descriptor: int, states: dict[str, BucketState]) -> None:
 
 
 def _is_of_use(state: BucketState, now: float) -> bool:
-    """Whether a state still says anything: a bucket that nobody used for an hour is full."""
+    """Return whether a state is still relevant: a bucket that was not used for an hour is full."""
     return state.at > now - MOST_CLOSED_S

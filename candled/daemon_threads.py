@@ -1,4 +1,4 @@
-"""Threads that the end of the process does not wait for."""
+"""Threads that do not delay the end of the process."""
 
 import threading
 from collections.abc import Callable
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """At most `most` threads, which end with the process wherever they are.
+    """At most `most` threads, which end with the process at any point of their work.
 
-    Python's own executor makes the process wait for its threads: one that waits for a server which does not answer
-    keeps the process alive as long. A `ThreadPoolExecutor` in name, because an event loop takes no other kind.
+    Python's own executor makes the process wait for its threads: a thread that waits for a server without a response
+    keeps the process alive. This is a `ThreadPoolExecutor` in name only, because an event loop accepts no other type.
     """
 
     def __init__(self, most: int, name: str) -> None:
@@ -29,7 +29,7 @@ class DaemonThreads(ThreadPoolExecutor):
         self._is_shut = False
 
     def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have a thread call `call`, after what was submitted before."""
+        """Have a thread call `call`, after all earlier submissions."""
         job: Future[T] = Future()
         with self._lock:
             if self._is_shut:
@@ -41,7 +41,7 @@ class DaemonThreads(ThreadPoolExecutor):
         return job
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more work, and let the threads end after what they have. It never waits for them."""
+        """Accept no more work, and let the threads end after their current work. This never waits for them."""
         with self._lock:
             if not self._is_shut:
                 self._is_shut = True
@@ -56,7 +56,7 @@ class DaemonThreads(ThreadPoolExecutor):
             if job is None:
                 return
             job()
-            del job  # holds what it worked on
+            del job  # releases the objects that it worked on
 
 
 def _run(job: "Future[T]", call: Callable[[], T]) -> None:

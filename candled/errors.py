@@ -1,17 +1,17 @@
-"""Every error candled raises on purpose, grouped by who can act on it."""
+"""All errors that candled raises on purpose, grouped by who can act on them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 class CandledError(Exception):
-    """Base of all errors below; its text is meant to be read by a person."""
+    """Base of all errors below. Its text is written for people."""
 
 
 class ConfigError(CandledError):
-    """The operator can act: settings, command line, files and ports. Ends the program with status 2.
+    """The operator must act: settings, command line, files and ports. Ends the program with status 2.
 
-    `problems` holds one line per mistake, so that one run reports them all.
+    `problems` contains one line per mistake, so that one run reports all of them.
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
@@ -20,15 +20,15 @@ class ConfigError(CandledError):
 
 
 class ClientError(CandledError):
-    """The client can act: its message is answered with this text and the socket stays open."""
+    """The client must act: the reply contains this text, and the socket stays open."""
 
 
 class ExchangeError(CandledError):
-    """The exchange or its plugin said something that its documentation does not allow."""
+    """The exchange or its plugin sent something that its documentation does not allow."""
 
 
 class HttpRejected(ExchangeError):
-    """The exchange answered with a status that asking again will not change.
+    """The exchange answered with a status that another attempt will not change.
 
     `status` is the HTTP status and `body` the parsed JSON body.
     """
@@ -40,13 +40,16 @@ class HttpRejected(ExchangeError):
 
 
 class InvalidCandle(ExchangeError):
-    """A candle off the minute grid, with low and high not enclosing open and close, or with a negative volume."""
+    """A candle with impossible values.
+
+    For example, it is off the minute grid, low and high do not enclose open and close, or a volume is negative.
+    """
 
 
 class Unavailable(CandledError):
-    """Nobody can act yet: try again later, with backoff.
+    """A temporary failure: try again later, with backoff.
 
-    `retry_after_s` is how long the other side asked us to wait, in seconds, if it said so.
+    `retry_after_s` is how long the other side asked us to wait, in seconds, or None.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
@@ -55,8 +58,8 @@ class Unavailable(CandledError):
 
 
 class StoreUnavailable(Unavailable):
-    """The store cannot be reached or is full; what was to be written must be kept and tried again."""
+    """The store cannot be reached or is full. Keep the data and try again."""
 
 
 class StoreRejected(CandledError):
-    """The store refused for good: a newer schema, a damaged file, a value it cannot hold."""
+    """The store refused, and another attempt will not help: a newer schema, a damaged file, an unsupported value."""

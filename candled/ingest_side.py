@@ -1,4 +1,4 @@
-"""What a process with the role `ingest` does: reads from their exchanges the markets that it leads."""
+"""The `ingest` role of a process: reads the markets that it leads from their exchanges."""
 
 import asyncio
 import contextlib
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class ShardedIngest:
-    """Runs an `ExchangeIngest` per configured exchange and shard. Without `leases` all shards are this process's own.
+    """Runs an `ExchangeIngest` per configured exchange and shard. Without `leases`, this process reads all shards.
 
-    `budget` gives the request budgets of hosts that are shared with other processes. Exchanges on one host share its
+    `budget` returns the request budgets of hosts that are shared with other processes. Exchanges on one host share its
     budget in any case.
 
     Raises:
-        ConfigError: an exchange cannot be made of its settings.
+        ConfigError: an exchange cannot be created from its settings.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ShardedIngest:
         self._tasks = [asyncio.ensure_future(self._follow_lease(lease)) for lease in self._leases.all]
 
     async def stop(self) -> None:
-        """Read no more; the minutes in progress are handed to the store."""
+        """Stop reading. Forming minutes are queued for the store."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -71,7 +71,7 @@ class ShardedIngest:
             http.close()
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """The exchanges' part of `/health`: of each exchange the facts of all the shards that are read here."""
+        """Return the exchanges' part of `/health`, combining all shards that are read here."""
         result: dict[str, dict[str, Any]] = {}
         for ingest in (one for shard in self._running.values() for one in shard):
             facts = ingest.describe()
@@ -82,7 +82,7 @@ class ShardedIngest:
     # ------------------------------------------------------------ shards
 
     async def _follow_lease(self, lease: Lease) -> None:
-        """Read a shard while its lease is ours, or nobody can tell whose it is."""
+        """Read a shard while this process has its lease, or while the holder is unknown."""
         starting: asyncio.Task[None] | None = None
         async for _ in lease.watch_states():
             if lease.is_ours_to_ingest and starting is None:
@@ -90,7 +90,7 @@ class ShardedIngest:
                 starting = asyncio.ensure_future(self._start_shard(lease.shard))
                 self._tasks.append(starting)
             elif not lease.is_ours_to_ingest and starting is not None:
-                logger.info("no longer reading shard %d: another process does", lease.shard)
+                logger.info("stopped reading shard %d: another process reads it", lease.shard)
                 starting.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await starting
@@ -99,7 +99,7 @@ class ShardedIngest:
                 await self._stop_shard(lease.shard)
 
     async def _start_shard(self, shard: int) -> None:
-        """Returns when the store was read; each exchange goes on by itself."""
+        """Start the exchanges of a shard; return when the store was read. Each exchange then runs by itself."""
         shards = 1 if self._leases is None else len(self._leases.all)
         made, self._made = self._made or make_exchanges(self._config, self._clock), []
         self._running[shard] = [

@@ -1,4 +1,4 @@
-"""The same work for many things, some at a time."""
+"""Concurrent work on many items, with a limit."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 async def in_parallel(most: int, items: Iterable[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Do `work` for every item, for at most `most` of them at a time. The first error ends all of it and is raised."""
+    """Run `work` for every item, at most `most` at a time. The first error cancels all work and is raised."""
     waiting = iter(items)
 
     async def worker() -> None:

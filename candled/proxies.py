@@ -1,4 +1,4 @@
-"""The proxy that a connection to an exchange takes: the settings' one, else the environment's."""
+"""The proxy of a connection to an exchange: from the settings, otherwise from the environment."""
 
 import ipaddress
 import re
@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from candled.addresses import with_port
 
 DIRECT = "direct"
-"""Written instead of a proxy: no proxy, whatever the environment says."""
+"""The setting for direct connections, regardless of the environment."""
 
 _PORTS = {"http": 80, "socks5": 1080, "socks5h": 1080, "socks4": 1080, "socks4a": 1080}
 _EXPECTED = "expected a proxy such as http://user:password@proxy.example.org:3128 or socks5h://127.0.0.1:1080"
@@ -22,7 +22,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class ProxyAddress:
-    """One proxy. As text it is without user and password."""
+    """One proxy. `str()` omits user and password."""
 
     scheme: str
     host: str
@@ -32,15 +32,15 @@ class ProxyAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `http://user:password@host:port`; a text without a scheme means `http://`.
+        """Parse `http://user:password@host:port`; a text without a scheme means `http://`.
 
         Raises:
-            ValueError: with the reason, which does not repeat the password.
+            ValueError: the text is invalid. The message gives the reason and does not repeat the password.
         """
         try:
             parts = urlsplit(text if "://" in text else f"http://{text}")
             host, port = parts.hostname, parts.port
-        except ValueError:  # whose text may repeat everything
+        except ValueError:  # its text may repeat everything
             raise ValueError(_EXPECTED) from None
         scheme = "socks5" if parts.scheme == "socks" else parts.scheme  # as desktops write it
         if scheme == "https":
@@ -64,23 +64,23 @@ class ProxyAddress:
 class Proxies:
     """Chooses the proxy of each address. Without arguments all connections are direct."""
 
-    #: as it is written in the settings; None: the environment decides
+    #: The value in the settings; None: the environment decides.
     written: str | None = field(default=None, repr=False)
-    #: for `https://` and `wss://`
+    #: The proxy for `https://` and `wss://`.
     secure: ProxyAddress | None = None
-    #: for `http://` and `ws://`
+    #: The proxy for `http://` and `ws://`.
     plain: ProxyAddress | None = None
-    #: hosts that are asked without a proxy, as in the variable `NO_PROXY`
+    #: Hosts to connect to without a proxy, as in the variable `NO_PROXY`.
     exempt: str = ""
-    #: whether the proxies are the environment's; those are not used for this machine's own addresses
+    #: True if the proxies come from the environment. These are not used for this machine's own addresses.
     is_environment: bool = False
 
     @classmethod
     def of(cls, written: str | None, env: Mapping[str, str]) -> Self:
-        """Read a setting, and the variables `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` if it is None.
+        """Parse a setting, or the variables `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` if it is None.
 
         Raises:
-            ValueError: with the reason, which names the variable and does not repeat a password.
+            ValueError: a value is invalid. The message names the variable and does not repeat a password.
         """
         if written is not None:
             text = written.strip()
@@ -94,14 +94,14 @@ class Proxies:
         return cls(None, secure, plain, found["NO_PROXY"], is_environment=True)
 
     def choose(self, host: str, port: int, *, is_secure: bool) -> ProxyAddress | None:
-        """Return the proxy of a host and port; None if it is reached directly."""
+        """Return the proxy for a host and port; None for a direct connection."""
         proxy = self.secure if is_secure else self.plain
         if proxy is None or (self.is_environment and _is_own(host)) or is_exempt(self.exempt, host, port):
             return None
         return proxy
 
     def describe(self) -> str:
-        """Return what is in use, without passwords."""
+        """Describe the proxies in use, without passwords."""
         origin = "the environment" if self.is_environment else "the settings"
         secure, plain = ("direct" if one is None else _named(one) for one in (self.secure, self.plain))
         shown = secure if secure == plain else f"{secure} (http:// and ws://: {plain})"
@@ -111,9 +111,10 @@ class Proxies:
 
 
 def is_exempt(no_proxy: str, host: str, port: int) -> bool:
-    """Whether a list such as `localhost,.corp.example,10.0.0.0/8,[::1]:8443` names this host and port; `*` names all.
+    """Return whether a list such as `localhost,.corp.example,10.0.0.0/8,[::1]:8443` contains this host and port.
 
-    A name stands for itself and for everything below it, an address for itself, a network for its addresses.
+    `*` matches all hosts. A name matches itself and its subdomains, an address matches itself, and a network its
+    addresses.
     """
     name = host.strip("[]").rstrip(".").lower()
     address = _address(name)

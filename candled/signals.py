@@ -1,7 +1,7 @@
-"""Signals before the event loop runs.
+"""Signal handling before the event loop runs.
 
-A process is asked to stop at any moment, also while it still imports its modules, which takes a second on a slow
-machine. As process 1 of a container it needs a handler for that: the kernel drops signals with the default action.
+A process may be asked to stop at any moment, even while it imports its modules, which takes a second on a slow machine.
+As process 1 of a container it needs a handler, because the kernel ignores signals with the default action.
 """
 
 import os
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 def obey() -> None:
-    """End the process at SIGTERM or SIGINT, with status 0; to be called before anything has begun.
+    """End the process at SIGTERM or SIGINT with status 0. Call this first.
 
     SIGHUP waits until `obey_as_command` or the daemon's own handler decides about it.
     """
@@ -21,7 +21,7 @@ def obey() -> None:
 
 
 def obey_as_command() -> None:
-    """Let SIGTERM end a command as Ctrl-C does, and SIGHUP as it always does. Nothing without `obey` before it."""
+    """Let SIGTERM end a command as Ctrl-C does, and restore SIGHUP. Does nothing unless `obey` was called before."""
     if signal.getsignal(signal.SIGTERM) is not _leave:
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -31,7 +31,7 @@ def obey_as_command() -> None:
 
 
 def unblock_hangup() -> None:
-    """Let SIGHUP reach the handler that is now installed, also one that was sent earlier."""
+    """Let SIGHUP reach the handler that is now installed, even if it was sent earlier."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 

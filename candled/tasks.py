@@ -1,4 +1,4 @@
-"""Tasks that go on whatever happens, and that end when they are told to."""
+"""Tasks that restart after errors, and that end reliably when cancelled."""
 
 import asyncio
 import logging
@@ -14,20 +14,20 @@ _REST_S = 1.0
 
 
 async def keep(work: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """Do work that never ends by itself, and begin again where it failed in a way that nobody thought of."""
+    """Run work that never ends by itself, and restart it after an unexpected error."""
     while True:
         try:
             await work()
         except Exception:
-            logger.exception("a task of the bus failed and begins again")
+            logger.exception("a task of the bus failed; starting again")
         await clock.sleep(_REST_S)
 
 
 async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
     """Cancel tasks and wait until they have ended.
 
-    Once is not always enough: redis-py may turn a cancellation that meets it while connecting into an error of its
-    own, after which a loop that outlives errors goes on.
+    One cancellation is not always enough: redis-py may turn a cancellation during connecting into an error of its own,
+    and a loop that survives errors then continues.
     """
     all_ = set(tasks)
     pending = all_

@@ -1,14 +1,14 @@
-"""A budget in time: so many a second, so many at once, and closed for a while if need be."""
+"""A rate limit with bursts, which can be closed for a while."""
 
 from typing import NamedTuple, Self
 
-_MOST_DEBT = 100.0  # tokens that are reserved and still to come
-_ROUNDING = 1e-9  # or it would be waited for times too short for any clock
-MOST_CLOSED_S = 3600.0  # no host is left alone for longer, whatever it asked for
+_MOST_DEBT = 100.0  # tokens that are reserved but not available yet
+_ROUNDING = 1e-9  # avoids waits that are too short for any clock
+MOST_CLOSED_S = 3600.0  # no host is avoided for longer, regardless of its request
 
 
 class BucketState(NamedTuple):
-    """What a bucket has to remember: tokens as of a time, and until when it is closed, in seconds of one clock."""
+    """The state of a bucket: tokens as of a time, and until when it is closed, in seconds of one clock."""
 
     tokens: float
     at: float
@@ -16,9 +16,9 @@ class BucketState(NamedTuple):
 
 
 class TokenBucket:
-    """At most `rate` a second on average and `burst` at once. Pure: the time is an argument.
+    """At most `rate` a second on average and `burst` in a row. Pure: the time is an argument.
 
-    A host that asked for silence (429, 418, `Retry-After`) is closed with `close_until`.
+    A host that asked for a pause (429, 418, `Retry-After`) is closed with `close_until`.
     """
 
     def __init__(self, rate: float, burst: float | None = None) -> None:
@@ -30,7 +30,7 @@ class TokenBucket:
 
     @classmethod
     def restored(cls, rate: float, state: BucketState, now: float) -> Self:
-        """Return a bucket that goes on from a state, which a clock that was set, or somebody else, may have spoilt."""
+        """Return a bucket that continues from a state. The state may be invalid, for example after a clock was set."""
         bucket = cls(rate)
         tokens, at, closed_until = state
         bucket._closed_until = closed_until if now < closed_until <= now + MOST_CLOSED_S else 0.0
@@ -40,17 +40,17 @@ class TokenBucket:
 
     @property
     def state(self) -> BucketState:
-        """What `restored` goes on from."""
+        """The state for `restored`."""
         return BucketState(self._tokens, self._at, self._closed_until)
 
     def limit(self, rate: float) -> None:
-        """Give out no more than `rate` a second from now on."""
+        """Allow at most `rate` a second from now on."""
         if rate < self.rate:
             self.rate, self.burst = rate, max(1.0, rate)
             self._tokens = min(self._tokens, self.burst)
 
     def try_take(self, now: float) -> float:
-        """Take a token if there is one: 0.0. Else the seconds after which to try again."""
+        """Take a token and return 0.0, or return the seconds after which to try again."""
         if now < self._closed_until:
             return self._closed_until - now
         self._refill(now)
@@ -60,9 +60,9 @@ class TokenBucket:
         return (1.0 - self._tokens) / self.rate
 
     def reserve(self, now: float) -> float:
-        """Take a token, also one that is still to come; return the seconds after which it is there.
+        """Take a token, even one that is not available yet; return the seconds until it is.
 
-        While the bucket is closed nothing is taken.
+        While the bucket is closed, nothing is taken.
         """
         if now < self._closed_until:
             return self._closed_until - now
@@ -71,18 +71,18 @@ class TokenBucket:
         return 0.0 if self._tokens >= -_ROUNDING else -self._tokens / self.rate
 
     def close_until(self, at: float) -> None:
-        """Give out nothing before `at`, and start from an empty bucket then."""
+        """Allow nothing before `at`, and start with an empty bucket then."""
         if at > self._closed_until:
             self._closed_until = at
             self._tokens = 0.0
             self._at = at
 
     def closed_for(self, now: float) -> float:
-        """Seconds until the host may be asked again; 0.0 when it may be asked now."""
+        """Return the seconds until the host may be asked again; 0.0 if it may be asked now."""
         return max(0.0, self._closed_until - now)
 
     def remaining_share(self, now: float) -> float:
-        """The share of the burst that is left, 0 to 1."""
+        """Return the share of the burst that is left, 0 to 1."""
         self._refill(now)
         return 0.0 if now < self._closed_until else max(0.0, min(1.0, self._tokens / self.burst))
 

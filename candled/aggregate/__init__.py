@@ -1,1 +1,1 @@
-"""1-minute candles → bars of every interval, in memory."""
+"""Aggregation of 1-minute candles into bars of every interval, in memory."""

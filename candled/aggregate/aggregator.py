@@ -11,12 +11,11 @@ __all__ = ["Aggregator", "Change"]
 
 
 class Aggregator:
-    """Pure and exact: the latest version of every minute counts, in whatever order minutes and versions arrive.
+    """Folds minutes into longer bars. Pure and exact: the order in which minutes and versions arrive does not matter.
 
-    A bar above 1m is folded from its parts in memory where they are all held; older bars come from the store, and
-    stay as they came until they are read again.
-
-    Bars that come to look different get the `stamp` of what changed them, as in `Series`.
+    A bar above 1m is folded from its parts if all of them are in memory. Older bars come from the store, and stay
+    unchanged until they are read again. Bars that look different after a change get the `stamp` of that change, as in
+    `Series`.
     """
 
     def __init__(self, intervals: Sequence[Interval], capacity: int) -> None:
@@ -32,34 +31,34 @@ class Aggregator:
             interval: Rollup(self._series[interval], self._series[source]) for interval, source in self._sources.items()
         }
         self._steps = [(self._rungs[interval], self.levels.index(source)) for interval, source in self._sources.items()]
-        self._whole_ms = -1  # a running minute of which no bar is cut off
+        self._whole_ms = -1  # a forming minute whose bars have all their parts
         self.shown = tuple(sorted(intervals))
 
     def series_of(self, interval: Interval) -> Series:
-        """The bars of one interval."""
+        """Return the bars of one interval."""
         return self._series[interval]
 
     @property
     def minutes_held(self) -> int:
-        """How many 1-minute candles are in memory."""
+        """The number of 1-minute candles in memory."""
         return len(self._minutes)
 
     def parts_needed(self, interval: Interval, at_least: int) -> int:
-        """How many bars to load so that every running bar can be folded from memory."""
+        """Return how many bars to load so that every forming bar can be folded from memory."""
         longest = max((longer.ms for longer, source in self._sources.items() if source == interval), default=0)
         return max(at_least, longest // interval.ms + 1)
 
     def seed_bars(self, interval: Interval, bars: Sequence[Candle], since_ms: int) -> None:
-        """Take the newest bars of one interval from the store; `since_ms` as in `Series`."""
+        """Add the newest bars of one interval from the store. `since_ms` is as in `Series`."""
         for bar in bars:
             self._series[interval].put_bar(bar)
         self._series[interval].since_ms = since_ms
         self._start_afresh()
 
     def apply_minute(self, minute: Candle, stamp: int = 0) -> list[Change] | None:
-        """Take a version of a minute; return the bars it changed, shortest interval first.
+        """Apply a version of a minute; return the bars it changed, shortest interval first.
 
-        None: the minute is older than what is held, so its bars must be read from the store again.
+        Return None if the minute is older than the bars in memory: its bars must then be read from the store again.
         """
         open_ms = minute.open_ms
         if open_ms != self._whole_ms and not self._is_whole(open_ms):
@@ -82,9 +81,9 @@ class Aggregator:
     def merge_stored(
         self, rows: Mapping[Interval, Sequence[Candle]], start_ms: int, end_ms: int, stamp: int = 0
     ) -> list[Change]:
-        """Take what the store holds of `[start_ms, end_ms)`, bars of every interval that touch it; return what changed.
+        """Merge the stored bars of all intervals that overlap `[start_ms, end_ms)`; return the changed ones.
 
-        A minute in memory that is newer than the stored one stays.
+        A minute in memory that is newer than the stored one is kept.
         """
         changes: list[Change] = []
         minutes = self._minutes
@@ -124,7 +123,7 @@ class Aggregator:
         return changes
 
     def _is_whole(self, open_ms: int) -> bool:
-        """Whether the minute is among what is held, and no bar of it lacks parts."""
+        """Return whether the minute lies in the range in memory and all of its bars have all their parts."""
         if open_ms < self._minutes.since_ms or any(rung.is_cut_off(open_ms) for rung in self._rungs.values()):
             return False
         newest = self._minutes.newest_bar
@@ -133,12 +132,12 @@ class Aggregator:
         return True
 
     def _start_afresh(self) -> None:
-        """Remember nothing of running bars, because minutes came another way than by `feed`."""
+        """Reset cached state of forming bars, because minutes changed without `apply_minute`."""
         self._whole_ms = -1
         for rung in self._rungs.values():
             rung.reset()
 
 
 def _alike(one: Candle, other: Candle) -> bool:
-    """Whether a client sees the same bar in both."""
+    """Return whether a client sees the same bar in both."""
     return one[1:7] == other[1:7] and (one.rev, one.src) == (other.rev, other.src)

@@ -1,4 +1,4 @@
-"""Keeps the bars of all markets right: from the bus as minutes change, from the store where the past does."""
+"""Keeps the bars of all markets up to date: from the bus as minutes change, from the store when the past changes."""
 
 import asyncio
 import logging
@@ -25,51 +25,65 @@ _RETRY_S = 1.0
 _LOADED_AT_ONCE = 8
 _EARLY_KEPT = 500
 _STORED_AFTER_S = 2.0
-_PATIENT_LOOKS = 3  # so often it is waited for the log of changes; after that everything that is held is read again
-_CATCH_UP_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # pauses between looks for what was lost; the last one repeats
+_PATIENT_LOOKS = 3  # how often to wait for the log of changes; after that, everything in memory is read again
+# pauses between attempts to recover lost messages; the last one repeats
+_CATCH_UP_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
 class AbsentRange(Protocol):
-    """Minutes that the exchange does not have; `candled.store.interface.KnownGap` is it."""
+    """Minutes that the exchange does not have; implemented by `candled.store.interface.KnownGap`."""
 
     @property
-    def start_ms(self) -> int: ...
+    def start_ms(self) -> int:
+        """The start of the range, UTC epoch milliseconds."""
+
     @property
-    def end_ms(self) -> int: ...
+    def end_ms(self) -> int:
+        """The end of the range, UTC epoch milliseconds."""
 
 
 class StoredHistory(ResumeHistory, Protocol):
-    """The reads this module needs; `candled.store.history.StoredHistory` has them."""
+    """The store reads that this module needs; implemented by `candled.store.history.HistoryReader`."""
 
-    async def read_bars(
-        self, market: MarketKey, interval: Interval, before_ms: int, limit: int
-    ) -> Sequence[Candle]: ...
-    async def read_forming(self, market: MarketKey) -> Sequence[Candle]: ...
-    async def complete_from(self, market: MarketKey) -> int | None: ...
-    async def served_from(self, market: MarketKey) -> int | None: ...
-    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[AbsentRange]: ...
+    async def read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> Sequence[Candle]:
+        """See `Store.read_bars`."""
+
+    async def read_forming(self, market: MarketKey) -> Sequence[Candle]:
+        """See `Store.read_forming`."""
+
+    async def complete_from(self, market: MarketKey) -> int | None:
+        """See `Store.complete_from`."""
+
+    async def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[AbsentRange]:
+        """See `Store.known_gaps`."""
 
 
 class BarsListener(Protocol):
-    """Who hears of changed bars."""
+    """Receives changes of bars."""
 
     def on_bars_changed(self, market: MarketKey, changes: Sequence[Change]) -> None:
-        """Bars changed with one minute, the shortest first; perhaps older ones."""
+        """Called when bars changed with one minute, shortest interval first. They may be older bars."""
 
     def on_history_changed(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]
     ) -> None:
-        """Bars of `[start_ms, end_ms)` changed, those of them in memory to `bars`, or more history is there."""
+        """Called when bars of `[start_ms, end_ms)` changed, or more history is available.
+
+        `bars` are the new versions of the changed bars that are in memory.
+        """
 
     def on_finality(self, market: MarketKey) -> None:
-        """Bars may have become final."""
+        """Called when bars may have become final."""
 
     def on_state_changed(self, market: MarketKey, feed: FeedState) -> None:
-        """The state of the feed changed, or the reason for it."""
+        """Called when the state of the feed, or the reason for it, has changed."""
 
 
 class LiveBars:
-    """All bars of the served markets, from where what is stored begins; none begins before that, as it would be cut."""
+    """All bars of the served markets, from the start of stored history. Earlier bars would be incomplete."""
 
     def __init__(
         self, markets: Iterable[MarketKey], intervals: Sequence[Interval], history: StoredHistory, clock: Clock
@@ -84,15 +98,15 @@ class LiveBars:
         self._healed = 0
 
     def add_listener(self, listener: BarsListener) -> None:
-        """Tell `listener` of every later change."""
+        """Notify `listener` of every later change."""
         self._listeners.append(listener)
 
     async def start(self) -> None:
-        """Load the newest bars of every market; until then messages from the bus wait."""
+        """Load the newest bars of every market. Until then, messages from the bus wait."""
         await in_parallel(_LOADED_AT_ONCE, self._markets, self._seed_level)
 
     async def stop(self) -> None:
-        """End what runs in the background."""
+        """Cancel all background tasks."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -100,7 +114,10 @@ class LiveBars:
     # ------------------------------------------------------------ from the bus
 
     def on_message(self, message: Message, position: Position) -> None:
-        """A bus listener. What comes twice is heard once; what is missing is noticed, and read from the store."""
+        """Process a message from the bus.
+
+        Repeated messages are ignored. Lost ones are noticed, and their changes read from the store.
+        """
         market = self._markets.get(message.market)
         if market is None:
             return
@@ -108,7 +125,7 @@ class LiveBars:
             self._on_minute(message.market, market, message, position)
         else:
             market.early.append((message, position))
-            del market.early[:-_EARLY_KEPT]  # what is dropped is missed, and read from the store
+            del market.early[:-_EARLY_KEPT]  # dropped messages count as lost, and are read from the store
 
     def _on_minute(self, key: MarketKey, market: MarketBars, message: Message, position: Position) -> None:
         track, settled_ms, sure_ms = market.track, market.track.facts.watermark_ms, _sure_ms(market.track.facts)
@@ -127,7 +144,8 @@ class LiveBars:
             market.found_complete_from_ms = message.complete_from_ms
             market.found_served_from_ms = min(message.start_ms, market.found_served_from_ms or message.start_ms)
             is_news = self._note_facts(market, message.facts)
-            self._read_again(key, message.start_ms, message.end_ms)  # before: what is not read yet is not final
+            # first, because minutes that are not read yet are not final
+            self._read_again(key, message.start_ms, message.end_ms)
             if is_news:
                 self._tell_settled(key)
         elif isinstance(message, MinuteChanged):
@@ -142,13 +160,13 @@ class LiveBars:
         known = market.feed
         market.decimals = message.decimals.or_else(market.decimals)
         market.feed = FeedState(message.state, message.since_ms, message.reason, message.trouble)
-        if market.feed[:3] == known[:3]:  # what is wrong may be said in other words each time
+        if market.feed[:3] == known[:3]:  # the wording of a problem may differ each time
             return
         for listener in self._listeners:
             listener.on_state_changed(key, market.feed)
 
     def _note_facts(self, market: MarketBars, facts: FeedMetadata) -> bool:
-        """Whether bars may be final now. A feed that has only begun does not know yet what is."""
+        """Apply metadata; return whether bars may be final now. A feed that has only begun has no watermark yet."""
         known = market.track.facts
         if facts.watermark_ms is None:
             facts = replace(facts, watermark_ms=known.watermark_ms, gap=known.gap)
@@ -160,7 +178,7 @@ class LiveBars:
         return self._markets[key].settlements
 
     def is_behind(self, key: MarketKey) -> bool:
-        """Return whether the store is being read again for something that messages told of."""
+        """Return whether the store is being read because of messages received or lost."""
         return self._markets[key].is_behind
 
     def _tell_settled(self, key: MarketKey) -> None:
@@ -168,21 +186,21 @@ class LiveBars:
         for listener in self._listeners:
             listener.on_finality(key)
 
-    # ------------------------------------------------------------ for whoever serves
+    # ------------------------------------------------------------ for serving
 
     def is_loaded(self, key: MarketKey, interval: Interval, count: int) -> bool:
-        """Whether `tail` can give the newest `count` bars, or all there are, from memory."""
+        """Return whether `newest_bars` can return `count` bars, or all that exist, from memory."""
         market = self._markets[key]
         if not market.seeded:
             return False
         series = market.ladder.series_of(interval)
-        if series.capacity < count:  # what is there now could be dropped before `tail`
+        if series.capacity < count:  # a bar that is in memory now could be dropped before `newest_bars`
             return False
         shown_from_ms = market.served_from_ms or 0
         return series.since_ms <= shown_from_ms or len(series.newest_times(count, shown_from_ms)) >= count
 
     def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
-        """Whether the running week is complete, or the newest `count` bars are."""
+        """Return whether the current week is complete, or the newest `count` bars are."""
         market = self._markets[key]
         if not market.seeded or market.complete_from_ms is None:
             return False
@@ -191,71 +209,71 @@ class LiveBars:
         return len(market.ladder.series_of(interval).newest_times(count, market.complete_from_ms)) >= count
 
     def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
-        """The newest `count` whole bars in memory, oldest first, ending with the running one."""
+        """Return the newest `count` complete bars in memory, oldest first, ending with the forming one."""
         market = self._markets[key]
         if market.served_from_ms is None:
             return []
         return market.ladder.series_of(interval).newest_bars(count, market.served_from_ms)
 
     def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
-        """When the bars of `tail` open, without making them."""
+        """Return the opening times of `newest_bars`, without creating the bars."""
         market = self._markets[key]
         if market.served_from_ms is None:
             return ()
         return market.ladder.series_of(interval).newest_times(count, market.served_from_ms)
 
     def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
-        """One bar in memory; None if it is not there, or not shown."""
+        """Return one bar from memory; None if it is not in memory, or not shown."""
         market = self._markets[key]
         is_shown = market.served_from_ms is not None and open_ms >= market.served_from_ms
         return market.ladder.series_of(interval).get_bar(open_ms) if is_shown else None
 
     def between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
-        """Return the bars in memory with `start_ms <= open_ms < end_ms`, oldest first; ask for shown ones only."""
+        """Return the bars in memory with `start_ms <= open_ms < end_ms`, oldest first. Use it for shown ranges only."""
         return self._markets[key].ladder.series_of(interval).bars_between(start_ms, end_ms)
 
     def generation(self, key: MarketKey) -> int:
-        """Return a number that changes whenever the stored past is to be read again."""
+        """Return a number that changes whenever the stored past must be read again."""
         return self._markets[key].generation
 
     def revision_of(self, key: MarketKey, interval: Interval) -> int:
-        """A number that changes whenever a bar other than the newest does, or older ones are read."""
+        """Return a number that changes whenever a bar other than the newest does, or older ones are read."""
         return self._markets[key].ladder.series_of(interval).revision
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
-        """Return the opening time of the oldest bar that is another than at a revision; later than any if none is."""
+        """Return the opening time of the oldest bar that changed since a revision, or a time after all bars."""
         return self._markets[key].ladder.series_of(interval).revised_from(revision)
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
-        """Whether a bar is over for good: only a revision of one of its minutes changes it now."""
+        """Return whether a bar is final, so that only a revision of one of its minutes can change it."""
         return self._markets[key].is_settled(bar.open_ms, bar.open_ms + interval.ms)
 
     def settles(self, key: MarketKey, start_ms: int, end_ms: int) -> bool:
-        """Return whether every bar of `[start_ms, end_ms)` is over for good."""
+        """Return whether every bar of `[start_ms, end_ms)` is final."""
         return self._markets[key].is_settled(start_ms, end_ms)
 
     def feed_position(self, key: MarketKey) -> Position | None:
-        """The newest message of the market's feed of which, and of all before it, everything is in the bars."""
+        """Return the newest position in the market's feed up to which all changes are contained in the bars."""
         return self._markets[key].position
 
     def feed_state(self, key: MarketKey) -> FeedState:
-        """How the market's feed is doing, as in `StateChanged`."""
+        """Return the state of the market's feed, as in `StateChanged`."""
         return self._markets[key].feed
 
     def decimals(self, key: MarketKey) -> Decimals:
-        """Return the decimals that the exchange names for a market; unknown before it was asked."""
+        """Return the decimals of a market from the exchange's list; unknown before it was read."""
         return self._markets[key].decimals
 
     def seen_decimals(self, key: MarketKey) -> Decimals:
-        """Return the most decimals that the minutes in memory have; unknown where there is none."""
+        """Return the largest number of decimals of the minutes in memory; unknown if there are none."""
         return self._markets[key].ladder.series_of(MINUTE).decimals
 
     async def prepare_resume(
         self, key: MarketKey, interval: Interval, position: Position, time_ms: int
     ) -> Resume | None:
-        """Find out what changed since `position`, for a client whose newest bar began at `time_ms`.
+        """Determine the changes since `position`, for a client whose newest bar began at `time_ms`.
 
-        None: that cannot be proved, or it is too much.
+        Return None if they cannot be determined, or are too many.
 
         Raises:
             Unavailable: the store cannot be read.
@@ -263,15 +281,15 @@ class LiveBars:
         return await self._resumer.plan_resume(self._markets[key], key, interval, position, time_ms)
 
     def bars_since(self, key: MarketKey, interval: Interval, resume: Resume) -> list[Candle] | None:
-        """The bars that changed since, oldest first, as of now; None: that cannot be proved any more."""
+        """Return the bars that changed since, oldest first, as of now; None if they cannot be determined any more."""
         return self._resumer.finish_resume(self._markets[key], interval, resume)
 
     def became_final(self, key: MarketKey, resume: Resume) -> RangeSet:
-        """Where bars may be final now that were not told as final then."""
+        """Return the ranges in which bars may be final now that the client has not received as final."""
         return self._resumer.became_final(self._markets[key], resume)
 
     async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
-        """Make `tail` ready: wait for a market that is warming up, at most `patience_s`, then read older bars.
+        """Prepare `newest_bars`: wait up to `patience_s` seconds for a market that is warming up, then read older bars.
 
         Raises:
             Unavailable: the store cannot be read.
@@ -292,11 +310,11 @@ class LiveBars:
                 series.prepend_bars(older, older[0].open_ms if len(older) >= missing else 0)
 
     def describe(self) -> dict[str, Any]:
-        """For `/health/ws-stats`."""
+        """Return facts for `/health/ws-stats`."""
         return {"oneMinuteCandlesCount": sum(market.ladder.minutes_held for market in self._markets.values())}
 
     def describe_feeds(self) -> dict[str, dict[str, Any]]:
-        """For `/health` of a process that only serves: by exchange, the state of each symbol's feed."""
+        """Return for `/health` of a process that only serves: by exchange, the state of each symbol's feed."""
         exchanges: dict[str, dict[str, Any]] = {}
         for key, market in self._markets.items():
             position = market.track.position
@@ -310,7 +328,7 @@ class LiveBars:
         return exchanges
 
     def describe_healing(self) -> dict[str, int]:
-        """For `/health`: how often lost messages were made up for, and for how many markets that is under way."""
+        """Return for `/health` how often lost messages were recovered, and for how many markets this is in progress."""
         return {"healed": self._healed, "catchingUp": sum(one.track.is_broken for one in self._markets.values())}
 
     # ------------------------------------------------------------ inside
@@ -327,7 +345,7 @@ class LiveBars:
             forming = await self._adjoining(key, loaded[MINUTE][1], await self._history.read_forming(key))
             gap = await self._gap(key, loaded[MINUTE][1])
         except (StoreUnavailable, StoreRejected) as error:
-            logger.log(level, "%s: its bars cannot be loaded: %s; trying again", key, error)
+            logger.log(level, "%s: bars cannot be loaded: %s; trying again", key, error)
             self._spawn(self._seed_later(key))
             return
         for interval, (count, bars) in loaded.items():
@@ -337,7 +355,7 @@ class LiveBars:
         if market.served_from_ms is None:
             market.served_from_ms = served_from_ms
         newest = market.ladder.series_of(MINUTE).newest_bar
-        if newest is not None:  # until a feed says more
+        if newest is not None:  # until the feed provides more
             settled_ms = newest.open_ms + MINUTE_MS
             overtaken = [minute.open_ms for minute in forming if minute.open_ms < settled_ms]
             if overtaken:
@@ -351,7 +369,7 @@ class LiveBars:
             self._on_minute(key, market, message, position)
 
     async def _gap(self, key: MarketKey, final: Sequence[Candle]) -> Range | None:
-        """Return the stretch of stored minutes in which some are missing that nothing is known of."""
+        """Return the range from the first to the last unexplained missing minute among the stored ones, or None."""
         missing = RangeSet([(final[0].open_ms, final[-1].open_ms)] if final else ())
         for minute in final:
             missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
@@ -363,9 +381,9 @@ class LiveBars:
         return Range(spans[0].start_ms, spans[-1].end_ms) if spans else None
 
     async def _adjoining(self, key: MarketKey, final: Sequence[Candle], forming: Sequence[Candle]) -> list[Candle]:
-        """Return those of the forming minutes before which none is missing: no bar is to be shown without its part.
+        """Return the forming minutes with no missing minute before them, so that no bar is shown without a part.
 
-        What is left out comes when the feed speaks of it.
+        The others are added when the feed sends them.
         """
         result: list[Candle] = []
         end_ms = final[-1].open_ms + MINUTE_MS if final else None
@@ -410,8 +428,8 @@ class LiveBars:
             self._spawn(self._reread_changes(key, market))
 
     async def _reread_changes(self, key: MarketKey, market: MarketBars) -> None:
-        """Read what changed in the store until nothing is left; one reader per market."""
-        level = logging.WARNING  # of the first failure: an outage is not worth a line each second
+        """Read changed ranges from the store until none is left. There is one reader per market."""
+        level = logging.WARNING  # of the first failure: an outage does not deserve a line every second
         try:
             while market.stale is not None:
                 if not market.seeded:
@@ -439,13 +457,13 @@ class LiveBars:
             series = market.ladder.series_of(interval)
             keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
             if interval.floor(stale.start_ms) < keep_ms and series.since_ms < keep_ms:
-                series.forget_before(keep_ms)  # no more than can be kept is read, however long the range
+                series.forget_before(keep_ms)  # read no more than can be kept, however long the range is
             start_ms = max(interval.floor(stale.start_ms), series.since_ms)
             if start_ms < stale.end_ms:
                 rows[interval] = await self._history.read_bars_between(key, interval, start_ms, stale.end_ms)
         stamp = market.track.change_id + 1
         changes = market.ladder.merge_stored(rows, stale.start_ms, stale.end_ms, stamp)
-        if complete_from_ms is not None:  # not before what was missing is there, else bars would be shown without it
+        if complete_from_ms is not None:  # only now: before, bars would be shown without the missing minutes
             market.complete_from_ms = complete_from_ms
         known = (market.served_from_ms, served_from_ms, complete_from_ms)
         market.served_from_ms = min((one for one in known if one is not None), default=None)
@@ -453,7 +471,7 @@ class LiveBars:
         if changed:
             market.track.log_change(stamp, changed[0], changed[-1] + MINUTE_MS)
         held_ms = market.ladder.series_of(MINUTE).since_ms
-        if stale.start_ms < held_ms:  # whatever it was, nobody here has seen it
+        if stale.start_ms < held_ms:  # its changes are unknown, because it is not in memory
             market.track.log_change(stamp, stale.start_ms, min(stale.end_ms, held_ms))
         shown = [one for one in changes if one.bar.open_ms >= (market.served_from_ms or 0)]
         for interval in market.ladder.shown:
@@ -468,10 +486,10 @@ class LiveBars:
         for listener in self._listeners:
             listener.on_history_changed(key, interval, start_ms, end_ms, bars)
 
-    # ------------------------------------------------------------ what was lost on the way
+    # ------------------------------------------------------------ lost messages
 
     def _on_messages_lost(self, key: MarketKey, market: MarketBars, sure_ms: int | None) -> None:
-        """Messages are missing; everything before `sure_ms` was final before that."""
+        """Start recovery from lost messages. Everything before `sure_ms` was final before they were lost."""
         newest = market.ladder.series_of(MINUTE).newest_bar
         held_ms = 0 if newest is None else newest.open_ms
         market.lost_from_ms = max(0, (held_ms if sure_ms is None else sure_ms) - 2 * MINUTE_MS)
@@ -480,7 +498,10 @@ class LiveBars:
             self._spawn(self._catch_up(key, market))
 
     async def _catch_up(self, key: MarketKey, market: MarketBars) -> None:
-        """Read again what lost messages may have changed, until every minute that is over is there as it ended."""
+        """Recover from lost messages: read the ranges that they may have changed from the store.
+
+        This ends when every completed minute is in memory in its final version.
+        """
         try:
             for attempt, pause_s in enumerate(_pauses()):
                 since, lost_from_ms = market.track.lost_since, market.lost_from_ms
@@ -490,7 +511,7 @@ class LiveBars:
                         await self._reread_range(key, market, stale)
                     is_whole = (is_known or is_last) and await self._is_whole(key, market, lost_from_ms)
                 except (StoreUnavailable, StoreRejected) as error:
-                    logger.debug("%s: what was lost cannot be read yet: %s", key, error)
+                    logger.debug("%s: lost changes cannot be read yet: %s", key, error)
                     is_whole = False
                 if is_whole and (since, lost_from_ms) == (market.track.lost_since, market.lost_from_ms):
                     market.track.mark_repaired()
@@ -505,7 +526,7 @@ class LiveBars:
     async def _lost_ranges(
         self, key: MarketKey, since: Position | None, lost_from_ms: int, *, all_held: bool
     ) -> RangeSet:
-        """Where something may have changed: everywhere with `all_held`, or where nobody knows better."""
+        """Return the ranges that may have changed: everything with `all_held`, or if nothing better is known."""
         market = self._markets[key]
         complete_from_ms = await self._history.complete_from(key)
         if complete_from_ms is not None:
@@ -521,14 +542,14 @@ class LiveBars:
         if changes is None:
             lost_from_ms, changes = 0, ()
         newest = market.ladder.series_of(MINUTE).newest_bar
-        # The feed's time, not this machine's: what is read again makes room by forgetting what is much older.
+        # Use the feed's time, not this machine's: reading a later range would drop much older bars.
         told_ms = max(market.track.facts.watermark_ms or 0, 0 if newest is None else newest.open_ms)
         return RangeSet([*changes, (lost_from_ms, (told_ms or self._clock.now_ms()) + 2 * MINUTE_MS)])
 
     async def _is_whole(self, key: MarketKey, market: MarketBars, from_ms: int) -> bool:
-        """Whether every minute from `from_ms` on that is over is in memory as it ended, or known not to exist.
+        """Return whether every completed minute from `from_ms` on is final in memory or known not to exist.
 
-        Before history is complete that is asked of the minutes behind the gap only: the rest will be told of.
+        Before history is complete, this applies only to minutes after the gap. Later messages announce the others.
         """
         series, facts = market.ladder.series_of(MINUTE), market.track.facts
         if facts.watermark_ms is None:

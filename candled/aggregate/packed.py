@@ -1,4 +1,4 @@
-"""Bars in a few dozen bytes each instead of the 800 that a candle with its decimals takes, and exactly as they were."""
+"""Bars in a few dozen bytes each, without loss. A candle with its decimals takes about 800 bytes."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,8 +12,8 @@ from candled.model import Candle
 
 _EXACT = Context(prec=200, traps=[Inexact, Overflow, Underflow, InvalidOperation])  # only zeros may be cut off
 _scale, _whole, _multiply = _EXACT.scaleb, _EXACT.to_integral_exact, _EXACT.multiply
-_CODES = ("b", "h", "i", "q", "12s")  # what a field may be written as; the last is an integer of 12 bytes
-_BITS = (7, 15, 31, 63, 95)  # what each of them holds beside the sign
+_CODES = ("b", "h", "i", "q", "12s")  # encodings of a field; the last one is an integer of 12 bytes
+_BITS = (7, 15, 31, 63, 95)  # the capacity of each besides the sign
 _WIDE = len(_CODES) - 1
 _NOT_A_ROW = (ArithmeticError, ValueError, KeyError, does_not_fit)
 
@@ -21,11 +21,12 @@ _SOURCES = ("", "live", "rest", "backfill", "agg")
 _NUMBERS = {source: number << 3 for number, source in enumerate(_SOURCES)}
 _FINAL, _HAS_QUOTE, _ODD = 1, 2, 4
 _ODD_ROW = (0, 0, 0, 0, 0, 0, 0, 0, _ODD)
-_GROUPS = (0, 0, 0, 0, 1, 2, 3, 4, 5)  # fields of a group have one width, and those of the first three its decimals
+# fields of a group have one width, those of the first three groups also one number of decimals
+_GROUPS = (0, 0, 0, 0, 1, 2, 3, 4, 5)
 
 
 class _Shape:
-    """How rows are written: digits after the point of prices, volume and quote volume, and the code of each group."""
+    """The encoding of rows: decimals of prices, volume and quote volume, and the width of each group of fields."""
 
     __slots__ = ("decimals", "struct", "units", "wide", "widths")
 
@@ -33,11 +34,15 @@ class _Shape:
         self.decimals = decimals
         self.widths = widths
         self.struct = Struct("<" + "".join(_CODES[widths[group]] for group in _GROUPS))
-        self.units = tuple(Decimal((0, (1,), -digits)) for digits in decimals)  # what one of the integers stands for
+        self.units = tuple(Decimal((0, (1,), -digits)) for digits in decimals)  # the value of one unit of each integer
         self.wide = tuple(field for field, group in enumerate(_GROUPS) if widths[group] == _WIDE)
 
     def pack_row(self, numbers: Sequence[int]) -> bytes:
-        """Raises: struct.error, OverflowError: a number does not fit."""
+        """Encode the fields of a row.
+
+        Raises:
+            struct.error, OverflowError: a number does not fit.
+        """
         if not self.wide:
             return self.struct.pack(*numbers)
         fields: list[int | bytes] = list(numbers)
@@ -46,12 +51,12 @@ class _Shape:
         return self.struct.pack(*fields)
 
     def unpack_rows(self, rows: bytes | bytearray | memoryview) -> Iterator[Sequence[int]]:
-        """What was given to `row`, of many rows."""
+        """Decode many rows of `pack_row`."""
         fields = self.struct.iter_unpack(rows)
         return map(self._narrowed, fields) if self.wide else fields
 
     def unpack_row(self, rows: bytearray, index: int) -> Sequence[int]:
-        """What was given to `row`, of one row."""
+        """Decode one row of `pack_row`."""
         fields = self.struct.unpack_from(rows, index * self.struct.size)
         return self._narrowed(fields) if self.wide else fields
 
@@ -62,14 +67,14 @@ class _Shape:
         return numbers
 
 
-_shape = lru_cache(maxsize=1024)(_Shape)  # of a few dozen there are in use, each by many
+_shape = lru_cache(maxsize=1024)(_Shape)  # a few dozen are in use, each by many
 
 
 class PackedBars:
-    """Rows of integers, oldest first; the opening times are kept by whoever holds them.
+    """Encoded bars, oldest first. The caller keeps their opening times.
 
-    All rows have one shape, which is widened when a bar needs more digits. A bar that does not fit into 12 bytes
-    a number stays the object it was.
+    All rows have one shape, which is widened when a bar needs more digits. A bar that does not fit into 12 bytes per
+    number is kept as an object.
     """
 
     __slots__ = ("_odd", "_rows", "_shape")
@@ -84,26 +89,26 @@ class PackedBars:
 
     @property
     def decimals(self) -> tuple[int, int, int]:
-        """Digits after the point of prices, volumes and quote volumes: the most that any bar needed."""
+        """The largest number of decimals of prices, volumes and quote volumes of any bar so far."""
         return self._shape.decimals
 
     def get_bar(self, index: int, open_ms: int) -> Candle:
-        """One bar, which opens at `open_ms`."""
+        """Return one bar, which opens at `open_ms`."""
         return self._make_bar(open_ms, self._shape.unpack_row(self._rows, index), *self._shape.units)
 
     def get_bars(self, first: int, times: Sequence[int]) -> list[Candle]:
-        """The bars from index `first` on, which open at `times`."""
+        """Return the bars from index `first` on, which open at `times`."""
         shape, size = self._shape, self._shape.struct.size
         rows = shape.unpack_rows(memoryview(self._rows)[first * size : (first + len(times)) * size])
         return [self._make_bar(open_ms, row, *shape.units) for open_ms, row in zip(times, rows, strict=True)]
 
     def append_bar(self, bar: Candle) -> None:
-        """Add a bar at the end."""
+        """Append a bar."""
         row = self._pack_bar(bar)  # first, because it may replace the rows
         self._rows += row
 
     def insert_bars(self, index: int, bars: Sequence[Candle]) -> None:
-        """Put bars before the one at `index`."""
+        """Insert bars before the one at `index`."""
         try:
             shape = self._shape
             rows = b"".join([shape.pack_row(_integers(bar, shape.decimals)) for bar in bars])
@@ -113,12 +118,12 @@ class PackedBars:
                 self._put_rows(at, 0, self._pack_bar(bar))
 
     def replace_bar(self, index: int, bar: Candle) -> None:
-        """Put a bar in the place of another with the same opening time."""
+        """Replace a bar by another with the same opening time."""
         self._odd.pop(bar.open_ms, None)
         self._put_rows(index, 1, self._pack_bar(bar))
 
     def drop_oldest(self, count: int, times: Iterable[int]) -> None:
-        """Forget the oldest `count` bars, which open at `times`."""
+        """Drop the oldest `count` bars, which open at `times`."""
         if self._odd:
             for open_ms in times:
                 self._odd.pop(open_ms, None)
@@ -145,12 +150,12 @@ class PackedBars:
         )
 
     def _put_rows(self, index: int, count: int, rows: bytes) -> None:
-        """Put rows in the place of `count` others."""
+        """Replace `count` rows by others."""
         size = self._shape.struct.size
         self._rows[index * size : (index + count) * size] = rows
 
     def _pack_bar(self, bar: Candle) -> bytes:
-        """A bar as a row of the shape that all rows have from now on."""
+        """Return a bar as a row, after widening the shape if needed."""
         try:
             return self._shape.pack_row(_integers(bar, self._shape.decimals))
         except _NOT_A_ROW:
@@ -160,7 +165,7 @@ class PackedBars:
         return self._shape.pack_row(_integers(bar, self._shape.decimals) if fits else _ODD_ROW)
 
     def _make_room(self, bar: Candle) -> bool:
-        """Widen the shape so that this bar fits and all others still do; return whether that is possible."""
+        """Widen the shape so that this bar and all others fit; return whether that is possible."""
         shape = self._shape
         try:
             decimals = _decimals(bar, shape.decimals)
@@ -178,10 +183,10 @@ class PackedBars:
 
 
 def _integers(bar: Candle, decimals: Sequence[int]) -> tuple[int, ...]:
-    """The fields of a row.
+    """Return the fields of a row.
 
     Raises:
-        ArithmeticError, ValueError, KeyError: a number has more digits, or a field is not one of a row.
+        ArithmeticError, ValueError, KeyError: a number has more digits, or a field has an unsupported value.
     """
     open_ms, open_, high, low, close, amount, turnover, as_of_ms, final, rev, source = bar
     price, volume, quote = decimals
@@ -199,7 +204,7 @@ def _integers(bar: Candle, decimals: Sequence[int]) -> tuple[int, ...]:
 
 
 def _decimals(bar: Candle, at_least: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The digits after the point that prices, volume and quote volume need."""
+    """Return the decimals needed for prices, volume and quote volume."""
     price, volume, quote = at_least
     return (
         max(price, *map(digits_after_point, bar[1:5])),
@@ -209,18 +214,18 @@ def _decimals(bar: Candle, at_least: tuple[int, int, int]) -> tuple[int, int, in
 
 
 def digits_after_point(number: Decimal) -> int:
-    """Return how many digits after the point a number needs, less than zero where it ends with zeros before it."""
+    """Return how many digits after the point a number needs; negative if it ends with zeros before the point."""
     return -int(_EXACT.normalize(number).as_tuple().exponent)
 
 
 def _widths(rows: Iterable[Sequence[int]], at_least: Sequence[int]) -> tuple[int, ...]:
-    """How wide the fields must be.
+    """Return the required width of each group of fields.
 
     Raises:
-        OverflowError: more than 12 bytes.
+        OverflowError: a field needs more than 12 bytes.
     """
     widths = list(at_least)
-    for group, column in zip(_GROUPS, zip(*rows, strict=True), strict=False):  # no columns where there are no rows
+    for group, column in zip(_GROUPS, zip(*rows, strict=True), strict=False):  # there are no columns without rows
         bits = max(max(column).bit_length(), (~min(column)).bit_length())
         width = bisect_left(_BITS, bits)
         if width > _WIDE:

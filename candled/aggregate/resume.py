@@ -1,4 +1,4 @@
-"""What changed since a client was cut off: from memory where that was followed, else from the store's log."""
+"""Determines the changes since a client disconnected: from memory if possible, else from the store's log."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,28 +13,31 @@ from .market_bars import MarketBars
 MOST_RESUMED = 2000
 FOREVER_MS = 2**62
 _LOGGED_WITHIN_S = 2.0
-# How much older than a client's newest bar a minute can be that was not final yet when the client was cut off.
+# A minute that was not final when the client disconnected can be at most this much older than the client's newest bar.
 _UNSETTLED_MS = 10 * MINUTE_MS
 
 
 class ChangeHistory(Protocol):
-    """The reads this module needs; `candled.store.history.ChangeHistory` has them."""
+    """The store reads that this module needs; implemented by `candled.store.history.HistoryReader`."""
 
     async def read_bars_between(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
-    ) -> Sequence[Candle]: ...
+    ) -> Sequence[Candle]:
+        """See `Store.read_bars_between`."""
+
     async def changes_since(
         self, market: MarketKey, epoch: str, seq: int, *, logged_seq: int = -1
-    ) -> Sequence[Range] | None: ...
+    ) -> Sequence[Range] | None:
+        """See `HistoryReader.changes_since`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """What `LiveBars.prepare_resume` found out, for `LiveBars.resumed`.
+    """The result of `LiveBars.prepare_resume`, for `LiveBars.bars_since`.
 
-    `stamp`: everything up to it was seen. `ranges`: where else something changed. `older`: changed bars from the
-    store, older than memory, which began at `since_ms` in the `generation` of the past. `settled_ms`: before it
-    everything was final then, but for gaps, which are among the ranges.
+    `stamp`: the client has all changes up to it. `ranges`: other ranges that changed. `older`: changed bars from the
+    store that are older than memory, which began at `since_ms` in the `generation` of the past. `settled_ms`: before
+    it, everything was final then, except for gaps, which are in `ranges`.
     """
 
     stamp: int
@@ -46,7 +49,7 @@ class Resume:
 
 
 class Resumer:
-    """Answers clients that come back. First `prepare`, which reads; then `finish`, as of that very moment."""
+    """Answers clients that reconnect. First `plan_resume`, which reads, then `finish_resume`, as of that moment."""
 
     def __init__(self, history: ChangeHistory, clock: Clock) -> None:
         self._history = history
@@ -55,9 +58,9 @@ class Resumer:
     async def plan_resume(
         self, market: MarketBars, key: MarketKey, interval: Interval, position: Position, time_ms: int
     ) -> Resume | None:
-        """Find out what changed since `position`, for a client whose newest bar began at `time_ms`.
+        """Determine the changes since `position`, for a client whose newest bar began at `time_ms`.
 
-        None: that cannot be proved, or it is more than `MOST_RESUMED` bars.
+        Return None if they cannot be determined, or are more than `MOST_RESUMED` bars.
 
         Raises:
             Unavailable: the store cannot be read.
@@ -94,7 +97,7 @@ class Resumer:
         )
 
     def finish_resume(self, market: MarketBars, interval: Interval, resume: Resume) -> list[Candle] | None:
-        """The bars that changed since, oldest first, as of now; None: that cannot be proved any more."""
+        """Return the bars that changed since, oldest first, as of now; None if they cannot be determined any more."""
         series = market.ladder.series_of(interval)
         if market.track.is_broken or (market.generation, series.since_ms) != (resume.generation, resume.since_ms):
             return None
@@ -108,11 +111,14 @@ class Resumer:
         return bars if len(bars) <= MOST_RESUMED else None
 
     def became_final(self, market: MarketBars, resume: Resume) -> RangeSet:
-        """Where bars may be final now that were not told as final then."""
+        """Return the ranges in which bars may be final now that the client has not received as final."""
         return RangeSet([*market.track.finals_since(resume.stamp), (resume.settled_ms, FOREVER_MS)])
 
     async def _logged_changes(self, key: MarketKey, market: MarketBars, position: Position) -> Sequence[Range] | None:
-        """The past changes since a position that this process did not follow, once all of them are in the log."""
+        """Return the past changes since a position that this process did not receive, once all of them are logged.
+
+        Return None if that takes too long, or if the store does not know the position.
+        """
         deadline = self._clock.monotonic() + _LOGGED_WITHIN_S
         while market.track.is_broken or not market.track.is_logged:
             if self._clock.monotonic() > deadline:

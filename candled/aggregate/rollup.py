@@ -1,4 +1,4 @@
-"""One step of the ladder: how a bar grows with its newest part."""
+"""The fold of one interval's bars from the bars of a shorter one."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from .series import Series
 
 
 class Change(NamedTuple):
-    """A bar that now has other values than before."""
+    """A bar whose values have changed."""
 
     interval: Interval
     bar: Candle
@@ -18,8 +18,8 @@ class Change(NamedTuple):
 class Rollup:
     """Keeps the bars of one interval folded from their parts, the bars of a shorter one.
 
-    What the running bar is without its newest part is remembered, so that a version of that part costs one fold of
-    two; anything else folds the bar anew.
+    The fold of the forming bar without its newest part is cached, so that a new version of that part costs a fold of
+    two. Any other change folds the bar from all its parts.
     """
 
     __slots__ = ("_bar", "_before", "_end_ms", "_part_ms", "_parts", "_series", "_start_ms")
@@ -30,19 +30,20 @@ class Rollup:
         self.reset()
 
     def reset(self) -> None:
-        """Remember nothing, because parts changed without `take`."""
+        """Clear the cache, because parts changed without `add_part`."""
         self._start_ms = self._end_ms = self._part_ms = 0
         self._bar: Candle | None = None
-        self._before: Candle | None = None  # the fold of all parts of the bar but the newest
+        self._before: Candle | None = None  # the fold of all parts of the bar except the newest
 
     def is_cut_off(self, open_ms: int) -> bool:
-        """Whether the bar that holds a time is held without all its parts."""
+        """Return whether the bar that contains a time is in memory without all its parts."""
         return self._series.since_ms <= self._series.interval.floor(open_ms) < self._parts.since_ms
 
     def add_part(self, part: Candle, stamp: int, changes: list[Change]) -> Candle | None:
-        """Fold the bar that holds `part`, which was just put among the parts, and add it to `changes` if it is one.
+        """Fold the bar that contains `part`, which was just stored, and append it to `changes` if it changed.
 
-        Returns the bar; None if it is as it was, or not held.
+        Returns:
+            The bar, or None if it is unchanged or not in memory.
         """
         open_ms = part.open_ms
         if self._part_ms <= open_ms < self._end_ms:
@@ -66,7 +67,7 @@ class Rollup:
         return bar
 
     def fold_bar(self, start_ms: int) -> Candle:
-        """The bar that begins at `start_ms`, from all of its parts, of which there is at least one."""
+        """Return the bar that begins at `start_ms`, folded from all of its parts. There must be at least one."""
         parts = self._parts.bars_between(start_ms, start_ms + self._series.interval.ms)
         return fold(parts, start_ms, final=parts[-1].final and self._is_last(parts[-1]))
 
@@ -81,12 +82,12 @@ class Rollup:
         return self._bar
 
     def _with_newest(self, newest: Candle) -> Candle:
-        """The running bar."""
+        """Return the forming bar."""
         start_ms, before = self._start_ms, self._before
         final = newest.final and self._is_last(newest)
         if before is None:
             return fold((newest,), start_ms, final=final)
-        # as `fold` does it, which takes twice as long for two
+        # as `fold` does it, which takes twice as long for two bars
         _, opened, high, low, _, volume, quote, as_of_ms, _, rev, _ = before
         _, _, new_high, new_low, close, new_volume, new_quote, new_as_of_ms, _, new_rev, _ = newest
         return Candle(
@@ -104,6 +105,6 @@ class Rollup:
         )
 
     def _is_last(self, part: Candle) -> bool:
-        """Whether a bar of these parts ends with this one."""
+        """Return whether a bar of these parts ends with this part."""
         end_ms = part.open_ms + self._parts.interval.ms
         return self._series.interval.floor(end_ms) == end_ms

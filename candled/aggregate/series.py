@@ -8,20 +8,21 @@ from candled.model import Candle, Decimals, Interval
 
 from .packed import PackedBars, digits_after_point
 
-_RECENT = 2  # the running bar, and the one before it, which may still get a last version
+_RECENT = 2  # the forming bar, and the one before it, which may still get a last version
 _CHANGES_KEPT = 16
 UNCHANGED_MS = 2**62  # later than any bar
 
 
 class Series:
-    """Bars in memory, oldest first. All bars there are with `open_ms >= since_ms` are held.
+    """Bars in memory, oldest first: all existing ones with `open_ms >= since_ms`.
 
-    `since_ms` is 0 when nothing older exists. At most about `capacity` bars are kept; what goes is cut on a boundary
-    of `parent`, the interval folded from this one, so that a held bar of the parent has all or none of its parts.
+    `since_ms` is 0 if no older bars exist. At least `capacity` bars are kept, and slightly more. Old bars are dropped
+    up to a boundary of `parent`, the interval folded from this one, so that a parent's bar in memory has all or none of
+    its parts.
 
-    `revision` counts how often a bar other than the newest changed what a client sees of it, or came late or from
-    before: what was made of the bars before the newest holds as long as it is the same. Bars that are added at the
-    end, or dropped at the beginning, do not count.
+    `revision` counts the changes that a client can see in bars other than the newest, including bars that arrive late
+    or are prepended. A result computed from the bars before the newest is valid while it is the same. Bars appended at
+    the end or dropped at the beginning do not count.
     """
 
     __slots__ = (
@@ -41,12 +42,12 @@ class Series:
         self.interval = interval
         self.since_ms = 0
         self.revision = 0
-        self._changes = array("q")  # where each of the newest revisions was, the bar's opening time
+        self._changes = array("q")  # the opening times of the bars of the newest revisions
         self._parent = parent
         self._capacity = max(capacity, 2 * parent.ms // interval.ms if parent else 0)
-        self._times = array("q")  # of all bars, as are the stamps
+        self._times = array("q")  # of all bars, like the stamps
         self._change_ids = array("q")
-        self._packed = PackedBars()  # all but the newest few
+        self._packed = PackedBars()  # all bars except the newest few
         self._recent: list[Candle] = []
 
     def __len__(self) -> int:
@@ -54,23 +55,23 @@ class Series:
 
     @property
     def capacity(self) -> int:
-        """How many bars are kept at least, once they were there."""
+        """The minimum number of bars to keep."""
         return self._capacity
 
     def grow_capacity(self, capacity: int) -> None:
-        """Keep at least so many bars from now on."""
+        """Keep at least `capacity` bars from now on."""
         self._capacity = max(self._capacity, capacity)
 
     # ------------------------------------------------------------ reading
 
     @property
     def newest_bar(self) -> Candle | None:
-        """The newest bar."""
+        """The newest bar; None if there is none."""
         return self._recent[-1] if self._recent else None
 
     @property
     def decimals(self) -> Decimals:
-        """The most digits after the point that prices and volumes of the bars have; unknown where there is no bar."""
+        """The largest number of decimals of prices and volumes; unknown if there are no bars."""
         if not self._recent:
             return Decimals()
         price, volume, _ = self._packed.decimals
@@ -80,7 +81,7 @@ class Series:
         return Decimals(price, volume)
 
     def get_bar(self, open_ms: int) -> Candle | None:
-        """The bar that begins at `open_ms`."""
+        """Return the bar that begins at `open_ms`, or None."""
         recent = self._recent
         if recent and recent[-1].open_ms == open_ms:
             return recent[-1]
@@ -90,33 +91,33 @@ class Series:
         return self._bar_at(index)
 
     def newest_bars(self, count: int, since_ms: int) -> list[Candle]:
-        """The newest `count` bars that begin at or after `since_ms`, oldest first."""
+        """Return the newest `count` bars that begin at or after `since_ms`, oldest first."""
         return self._bars_at(self._first_of(count, since_ms), len(self._times))
 
     def newest_times(self, count: int, since_ms: int) -> Sequence[int]:
-        """The opening times of what `tail` gives."""
+        """Return the opening times of `newest_bars`."""
         return self._times[self._first_of(count, since_ms) :]
 
     def bars_between(self, start_ms: int, end_ms: int) -> list[Candle]:
-        """Bars with `start_ms <= open_ms < end_ms`, oldest first."""
+        """Return the bars with `start_ms <= open_ms < end_ms`, oldest first."""
         first = bisect_left(self._times, start_ms)
         return self._bars_at(first, bisect_left(self._times, end_ms, first))
 
     def revised_from(self, revision: int) -> int:
-        """Return the opening time of the oldest bar that is another than at a revision; later than any if none is."""
+        """Return the opening time of the oldest bar that changed since a revision, or a time after all bars."""
         count = self.revision - revision
         if not 0 <= count <= len(self._changes):
             return 0
         return min(self._changes[-count:]) if count else UNCHANGED_MS
 
     def changed_since(self, stamp: int) -> list[Candle]:
-        """Bars that were put with a later stamp, oldest first."""
+        """Return the bars with a later stamp, oldest first."""
         return [self._bar_at(index) for index, last in enumerate(self._change_ids) if last > stamp]
 
     # ------------------------------------------------------------ writing
 
     def put_bar(self, bar: Candle, stamp: int = 0) -> None:
-        """Add or replace a bar. Stamps of changes only grow; without one the bar keeps what it has."""
+        """Add or replace a bar. Stamps of changes only grow; without one, the bar keeps its stamp."""
         recent = self._recent
         newest_ms = recent[-1].open_ms if recent else -1
         if bar.open_ms == newest_ms:
@@ -128,10 +129,11 @@ class Series:
             if len(self._times) > self._capacity + self._capacity // 8:
                 self.forget_before(self._times[-self._capacity])
         else:
-            self._put_late(bar, stamp)  # drops nothing, for it might be what it adds
+            # drops nothing, because it might drop the bar that it adds
+            self._put_late(bar, stamp)
 
     def prepend_bars(self, older: Iterable[Candle], since_ms: int) -> None:
-        """Add bars older than `since_ms` was; all there are from the new `since_ms` on."""
+        """Add bars older than `since_ms`: all existing ones from the new `since_ms` on."""
         older = [bar for bar in older if bar.open_ms < self.since_ms]
         if older and self._recent:
             self._times[:0] = array("q", [bar.open_ms for bar in older])
@@ -144,7 +146,7 @@ class Series:
         self._revise(0)
 
     def forget_before(self, keep_ms: int) -> None:
-        """Drop bars older than `keep_ms`, but not the parts of a parent's bar that holds it."""
+        """Drop bars older than `keep_ms`, except the parts of a parent's bar that contains it."""
         if self._parent is not None:
             keep_ms = self._parent.floor(keep_ms)
         count = bisect_left(self._times, keep_ms)
@@ -158,7 +160,7 @@ class Series:
     # ------------------------------------------------------------ inside
 
     def _first_of(self, count: int, since_ms: int) -> int:
-        """Where the newest `count` bars since `since_ms` begin."""
+        """Return the index of the first of the newest `count` bars since `since_ms`."""
         held = len(self._times)
         return max(held - max(count, 0), bisect_left(self._times, since_ms))
 
