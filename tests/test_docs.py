@@ -1,7 +1,7 @@
-"""What the pages say is what the code does: errors, close codes, states, `/health`, links; and no page names a machine.
+"""The docs agree with the code: errors, close codes, states, `/health`, links. No file names a machine.
 
-That every setting is on its page is proven in test_config.py, every hook and exported name in test_plugins.py, every
-command and option in test_cli.py.
+test_config.py checks the page on settings, test_plugins.py that on plugins, test_cli.py that on the command line,
+test_architecture.py that on the architecture.
 """
 
 import ast
@@ -9,6 +9,7 @@ import asyncio
 import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +27,11 @@ from candled.protocol import requests as protocol
 from candled.serve.server import LARGEST_MESSAGE
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "plugins" / "README.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / folder / "README.md" for folder in ("plugins", "bench")),
+]
 PROTOCOL = (ROOT / "docs" / "reference" / "protocol.md").read_text("utf-8")
 WIRE = [
     ROOT / "candled" / "protocol" / "requests.py",
@@ -35,7 +40,7 @@ WIRE = [
 
 
 def calls(path: Path, name: str) -> Iterator[ast.Call]:
-    """The calls of a function or method of that name in a file."""
+    """Yield the calls of a function or method of that name in a file."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
@@ -44,10 +49,12 @@ def calls(path: Path, name: str) -> Iterator[ast.Call]:
 
 
 def beginning(text: ast.expr) -> str:
-    """A text as far as it is fixed: all of a constant, an f-string up to its first value."""
+    """Return the fixed beginning of a text: all of a constant, an f-string up to its first value."""
     if isinstance(text, ast.JoinedStr):
         first = text.values[0]
-        assert isinstance(first, ast.Constant), "an error text begins with a value: nobody could look it up"
+        assert isinstance(first, ast.Constant), (
+            "an error text must begin with fixed words, so that users can search for it"
+        )
         return str(first.value)
     if isinstance(text, ast.Name | ast.Attribute):
         name = text.id if isinstance(text, ast.Name) else text.attr
@@ -57,14 +64,14 @@ def beginning(text: ast.expr) -> str:
 
 
 def error_texts() -> list[str]:
-    """The fixed beginning of every error that a client may be sent."""
+    """Return the fixed beginning of every error that the server may send."""
     raised = [beginning(call.args[0]) for path in WIRE for call in calls(path, "RequestError")]
     sent = [beginning(call.args[0]) for path in WIRE for call in calls(path, "error") if is_message(call)]
     return sorted({*raised, *sent})
 
 
 def is_message(call: ast.Call) -> bool:
-    """Whether it is `messages.error("…")`, not `logger.error` and not an error that was counted where it was raised."""
+    """Return True for `messages.error("…")`, but not for `logger.error` or an error counted where it was raised."""
     function = call.func
     ours = (
         isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "messages"
@@ -120,7 +127,7 @@ def test_the_numbers_of_the_protocol_are_on_the_page():
 
 
 def keys(facts: Any, *, names: tuple[str, ...] = ("exchanges", "symbols", "plugins", "hosts")) -> set[str]:
-    """The keys of nested facts, but for those below `names`, which are what somebody called a thing."""
+    """Return the keys of nested facts, except the names of exchanges, symbols and the like below `names`."""
     found: set[str] = set()
     for key, value in facts.items():
         found.add(key)
@@ -134,7 +141,7 @@ def keys(facts: Any, *, names: tuple[str, ...] = ("exchanges", "symbols", "plugi
 
 @pytest.fixture(scope="module")
 def health(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a daemon on replay says of itself."""
+    """Return `/health` of a daemon on replay."""
     directory = tmp_path_factory.mktemp("facts")
     document = {
         "server": {"host": "127.0.0.1", "port": 0},
@@ -184,7 +191,7 @@ TROUBLESHOOTING = (ROOT / "docs" / "how-to" / "troubleshooting.md").read_text("u
 
 
 def listed(page: str, title: str) -> list[str]:
-    """The first column of the table below a heading."""
+    """Return the first column of the tables below a heading."""
     section = re.split(rf"^#+ {title}$", page, flags=re.MULTILINE)[1]
     return re.findall(r"^\| `(\w+)` \|", re.split(r"^#", section, flags=re.MULTILINE)[0], re.MULTILINE)
 
@@ -230,11 +237,44 @@ def test_the_reasons_of_gaps_are_the_same_everywhere(page):
     assert set(REASONS) <= set(named)
 
 
+def quoted_messages() -> list[str]:
+    """Return the texts in backquotes in the first columns of the tables of messages in troubleshooting."""
+    found = []
+    for title in ("Request budgets", "Proxies", "File descriptors", "The store", "Wrong bars"):
+        section = TROUBLESHOOTING.split(f"\n## {title}\n")[1].split("\n## ")[0]
+        for cell in re.findall(r"^\| (`.+?) \|", section, re.MULTILINE):
+            found += [double or single for double, single in re.findall(r"`` (.+?) ``|`([^`]+)`", cell)]
+    return found
+
+
+def test_messages_are_found_in_troubleshooting():
+    assert len(quoted_messages()) > 20
+
+
+@pytest.mark.parametrize("message", quoted_messages())
+def test_every_message_of_troubleshooting_is_one_of_candled(message):
+    if message == "CERTIFICATE_VERIFY_FAILED":
+        return  # of OpenSSL
+    parts = [part.strip(" ,:") for part in re.split(r"…|\b[NM]\b|\b3m\b|\d+|[()]", message)]
+    assert [part for part in parts if len(part) > 3 and not any(part in text for text in constants())] == []
+
+
+@cache
+def constants() -> frozenset[str]:
+    """Return every text in the code of candled; of an f-string the fixed parts."""
+    return frozenset(
+        node.value
+        for path in (ROOT / "candled").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
 # ---------------------------------------------------------------- links and names
 
 
 def links() -> list[tuple[Path, str]]:
-    """Every relative link of every page."""
+    """Return every relative link of every page."""
     return [
         (page, target)
         for page in PAGES
@@ -259,8 +299,10 @@ def test_every_relative_link_leads_somewhere(page, target):
 
 
 def test_every_page_is_reached_from_the_readme():
-    reached = {(page.parent / target.split("#")[0]).resolve() for page, target in links()}
-    assert [page.name for page in PAGES if page not in reached and page.name != "README.md"] == []
+    reached, found = {ROOT / "README.md"}, links()
+    for _ in PAGES:
+        reached |= {(page.parent / target.split("#")[0]).resolve() for page, target in found if page in reached}
+    assert [str(page.relative_to(ROOT)) for page in PAGES if page not in reached] == []
 
 
 def test_every_name_of_contributing_exists():
@@ -277,7 +319,7 @@ def test_every_name_of_contributing_exists():
 
 
 def texts() -> list[Path]:
-    """The project's own text files."""
+    """Return the project's own text files."""
     suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".js", ".html", ".css", ".sql", ".json", ".txt", ".service", ""}
     folders = ("candled", "plugins", "config", "tests", "docs", "bench", "clients", "deploy", ".ci", ".github")
     inside = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
@@ -287,7 +329,7 @@ def texts() -> list[Path]:
     )
 
 
-# A folder of somebody's machine, or where somebody's packages come from.
+# A folder of a developer's machine, or the address of a package registry.
 PRIVATE = re.compile(
     r"(?<![\w.~$}])/(?:work|root|Users|home/[a-z]\w*|tmp/[\w.-]+)/"
     r"|(?:extra-)?index[-_]url|[a-z]*artifact(?:ory|s)\.|[\w.-]+\.pkg\.dev|registry\.[\w-]+\.\w+|/simple/",
