@@ -58,7 +58,7 @@ def test_how_it_is_can_still_be_asked(site):
     assert answer(site.ingest, "/health/live")[0] == 200
     assert answer(site.ingest, "/health/ready")[0] == 200
     assert json.loads(answer(site.ingest, "/health/ws-stats")[1])["connections"] == 0
-    assert "serves no clients; http://" in site.ingest.output
+    assert "serves no clients; health on http://" in site.ingest.output
     assert "Traceback" not in site.ingest.output
 
 
