@@ -250,7 +250,7 @@ class Client:
             self._on_answer(number, error)
 
     def _refused_without_number(self, error: RequestRejected) -> None:
-        """Match an error of a server without the extensions to its request, by the text."""
+        """Find the request of an error without an id by its text. Servers without the extensions send such errors."""
         text = str(error)
         if text.startswith("Unknown message type: history"):
             for number in list(self._questions):

@@ -32,15 +32,15 @@ class UpdateThrottle:
     )
 
     def __init__(self, *, hold_s: float = 0.0, revisions: bool = False) -> None:
-        self.sent: Candle | None = None
-        self.sent_final = False
+        self.sent: Candle | None = None  # the last bar sent
+        self.sent_final = False  # True if it was sent as final
         self.passed_over: int | None = None  # opening time of the bar that was passed over before it was final
         self._hold_s = hold_s
         self._revisions = revisions
         self._slots: dict[int, tuple[Candle, bool, float]] = {}  # bar, finality and time of queuing, by opening time
         self._next_at = 0.0
-        self._busy = False
-        self._resync = False
+        self._busy = False  # True once this second's delay by `spread_s` was added
+        self._resync = False  # True while new snapshots are requested
         self._resynced_at = float("-inf")
 
     def start_after(self, newest: Candle | None, now: float, *, final: bool = False) -> None:

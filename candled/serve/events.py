@@ -25,8 +25,8 @@ class Progress:
     """
 
     def __init__(self) -> None:
-        self._open: set[int] = set()
-        self._newest_ms: int | None = None
+        self._open: set[int] = set()  # opening times of the bars that were not sent as final
+        self._newest_ms: int | None = None  # opening time of the newest bar sent
 
     def id_after(self, contents: Contents | None) -> str | None:
         """Return the event id for a message; None if the message has no position in the feed."""
