@@ -109,8 +109,10 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> Any:
 
 
 @pytest.fixture
-def io_loop(io_loop: IOLoop) -> Iterator[IOLoop]:
+def io_loop(request: pytest.FixtureRequest, io_loop: IOLoop) -> Iterator[IOLoop]:
     """Give pytest-tornado's loop; end it as `asyncio.run` ends one, with no task and no thread left."""
+    if request.node.get_closest_marker("asyncio"):
+        pytest.fail("mark this test gen_test: else pytest-asyncio runs it, on another loop than io_loop", pytrace=False)
     yield io_loop
     io_loop.run_sync(_end_tasks)
 

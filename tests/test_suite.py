@@ -62,9 +62,9 @@ async def test_a_test_marked_gen_test_runs_on_the_loop_of_its_fixtures(loop):
     assert asyncio.get_running_loop() is loop
 
 
-async def test_other_async_tests_run_by_pytest_asyncio(request):
-    assert "io_loop" not in request.fixturenames
-    assert request.node.get_closest_marker("asyncio")
+async def test_a_test_that_pytest_asyncio_runs_cannot_use_them(request):
+    with pytest.raises(pytest.fail.Exception, match="mark this test gen_test"):
+        request.getfixturevalue("io_loop")
 
 
 def test_no_test_is_ended_by_the_wall_before_its_own_deadline(pytestconfig):
