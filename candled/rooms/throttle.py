@@ -39,7 +39,7 @@ class UpdateThrottle:
         self._revisions = revisions
         self._slots: dict[int, tuple[Candle, bool, float]] = {}  # bar, finality and time of queuing, by opening time
         self._next_at = 0.0
-        self._busy = False  # True once this second's delay by `spread_s` was added
+        self._busy = False  # True once `spread_s` was added; added again only after a quiet second
         self._resync = False  # True while new snapshots are requested
         self._resynced_at = float("-inf")
 
