@@ -123,7 +123,7 @@ class SocketFeed(ABC):
     `pong_within_s` seconds, the daemon replaces the connection. If `ping` is None, the daemon relies on protocol pings.
     It sends at most `frames_per_s` frames a second, including pings. `lifetime_s` is the maximum age of a connection:
     the daemon replaces it at that age, before the exchange closes it. None means no limit. Set `snapshot` if candles
-    follow each subscription immediately: the daemon then renews a subscription that brings none within
+    follow each subscription immediately: the daemon then renews a subscription that delivers none within
     `snapshot_within_s` seconds.
     """
 

@@ -162,7 +162,7 @@ class FeedLog:
         return RangeSet(change for at, change, only_final in self._changes if at > stamp and not only_final)
 
     def finals_since(self, stamp: int) -> RangeSet:
-        """Return the ranges that were final, were not while they were read again, and are final again since a stamp."""
+        """Return the ranges that became final again since a stamp, after they were read from the store again."""
         return RangeSet(change for at, change, only_final in self._changes if at > stamp and only_final)
 
     def _break_until(self, until: Position | None) -> None:

@@ -36,8 +36,8 @@ class Resume:
     """The result of `LiveBars.prepare_resume`, for `LiveBars.bars_since`.
 
     `stamp`: the client has all changes up to it. `ranges`: other ranges that changed. `older`: changed bars from the
-    store that are older than memory, which began at `since_ms` in the `generation` of the past. `settled_ms`: before
-    it, everything was final then, except for gaps, which are in `ranges`.
+    store that are older than memory, which began at `since_ms` in the `generation` of the past. `settled_ms`:
+    everything before it was final when the client disconnected, except for gaps, which are in `ranges`.
     """
 
     stamp: int

@@ -21,8 +21,8 @@ class Series:
     its parts.
 
     `revision` counts the changes that a client can see in bars other than the newest, including bars that arrive late
-    or are prepended. A result computed from the bars before the newest is valid while it is the same. Bars appended at
-    the end or dropped at the beginning do not count.
+    or are prepended. A result computed from the bars before the newest is valid while `revision` is unchanged. Bars
+    appended at the end or dropped at the beginning do not count.
     """
 
     __slots__ = (

@@ -373,7 +373,7 @@ def _heard(message: Message, read: _Facts) -> tuple[Message, Position | None]:
     named = (read.exchange, read.symbol, read.interval)
     expected = (market.exchange, str(market.symbol), "1m")
     if any(one is not None and one != other for one, other in zip(named, expected, strict=True)):
-        raise BadMessage(f"of another market, {' '.join(str(one)[:64] for one in named)}")
+        raise BadMessage(f"belongs to another market, {' '.join(str(one)[:64] for one in named)}")
     if not read.epoch or read.seq < 1:
         if not isinstance(message, MinuteChanged):
             raise BadMessage("only candles may come from other programs, without epoch and seq")

@@ -89,7 +89,7 @@ class Troubles:
         return "; ".join(f"{one.work}: {one.reason}" for one in self._all if one.reason is not None) or None
 
     async def settle(self) -> None:
-        """Retry failing work that may not be needed soon, and log work that succeeds again."""
+        """Retry failing work that would not be retried soon otherwise, and log work that succeeds again."""
         for one in self._all:
             if one.reason is not None and one.try_again is not None:
                 await one.try_again()

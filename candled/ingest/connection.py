@@ -103,7 +103,7 @@ class FeedConnection:
         return None
 
     def renew_subscription(self, symbol: Symbol, now: float) -> None:
-        """Renew a subscription that did not bring trades that REST has, unless it was renewed recently."""
+        """Renew a subscription that did not deliver trades that REST has, unless it was renewed recently."""
         subscription = self._subscriptions.get(symbol)
         if subscription is None:
             return
@@ -113,7 +113,7 @@ class FeedConnection:
 
     @property
     def silent_symbols(self) -> list[Symbol]:
-        """The symbols that were requested more than once and still bring nothing."""
+        """The symbols that were requested more than once and still deliver nothing."""
         return [symbol for symbol, one in self._subscriptions.items() if one.renewals and not one.alive]
 
     def _request_symbols(self, symbols: tuple[Symbol, ...], now: float) -> None:

@@ -19,8 +19,8 @@ _DAY_MS = 86_400_000
 RECENT_MS = 2 * 60 * MINUTE_MS
 # The waits before the exchange is asked again for missing minutes, one per unsuccessful answer, and the wait after
 # those. Requests never stop, because an exchange that returns nothing may be wrong. If it does not publish minutes
-# without trades, every thin market lacks hundreds a day: at first they are requested a few times, then so that one
-# request covers many.
+# without trades, every thin market has hundreds of missing minutes a day: they are requested a few times at first, and
+# later many of them in one request.
 _RETRY_MS: dict[str, tuple[int, ...]] = {
     "exchange_outage": (60_000, 600_000, 3_600_000, 21_600_000, 43_200_000, *[_DAY_MS] * 7),
     "no_trades": (600_000, 21_600_000, *[_DAY_MS] * 7),
@@ -48,7 +48,7 @@ class Urgency(IntEnum):
     """The purpose of a request. Lower values go first."""
 
     RECENT = 0  # missing minutes of the last two hours, which every chart shows
-    PRESENT = 1  # the forming minute, if the stream does not bring it
+    PRESENT = 1  # the forming minute, if the stream does not deliver it
     WEEK = 2  # missing minutes of the current week, needed for forming bars
     CONFIRM = 3  # final minutes that REST has not confirmed yet
     HISTORY = 4  # older history, newest first, and minutes that the exchange did not have before
@@ -77,8 +77,8 @@ class Coverage:
 
     `from_ms` is the start of the wanted history. `since_ms` is the time from which history is complete except for known
     gaps. It only moves back, because gaps that appear later are repaired in place. `given_since_ms` is its initial
-    value. `older` means that candles exist before `from_ms`, so a gap at the beginning is not the time before the
-    exchange's history.
+    value. `older` means that candles exist before `from_ms`; a gap at the beginning is then not taken for the time
+    before the exchange's history.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Coverage:
         return open_ms in self._have
 
     def was_absent(self, open_ms: int) -> bool:
-        """Return whether the exchange is known not to have had a minute when it was asked."""
+        """Return whether the exchange did not have a minute when it was asked."""
         return open_ms in self._covered and open_ms not in self._have
 
     def covered_within(self, start_ms: int, end_ms: int) -> RangeSet:
@@ -494,9 +494,9 @@ class Coverage:
         self._holes[before : last + 1] = joined([*neighbours, *holes])
 
     def _examined(self, hole: KnownGap, is_believed: bool, now_ms: int) -> KnownGap:
-        """Return a gap as it is after its newest part was requested again.
+        """Return a gap as it is after a request for its newest part.
 
-        Only the time before history counts as requested as a whole.
+        A gap before the beginning of history then counts as requested completely.
         """
         is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
         if hole.reason != "beyond_history" or not is_due or not is_believed:

@@ -82,7 +82,7 @@ class ExchangeClock:
         self._began_ms: int | None = None
 
     def now_ms(self, steady_ms: int, machine_ms: int) -> int:
-        """Return the estimated exchange's clock, UTC epoch milliseconds."""
+        """Return the estimate of the exchange's clock, UTC epoch milliseconds."""
         return machine_ms if self._offset_ms is None else steady_ms + self._offset_ms
 
     def observe_frame(self, as_of_ms: int, newest_open_ms: int, steady_ms: int) -> None:

@@ -60,7 +60,7 @@ _WEEK = Interval.parse("1W")
 _POLL_SHARE = 0.4
 # Other sources are asked about an unconfirmed beginning of history after pauses that grow from one minute to six hours.
 _EVIDENCE_S, _EVIDENCE_MOST_S = 60.0, 21_600.0
-# The list of markets is read again every six hours; while it lacks a symbol, after pauses of one minute to one hour.
+# The list of markets is read again every six hours; while a symbol is missing, after pauses of one minute to one hour.
 _RELIST_S, _RELIST_MOST_S, _RELIST_WHOLE_S = 60.0, 3600.0, 21_600.0
 # Bitget allows 300 attempts in 5 minutes per address. Half of that suits every exchange we know.
 _ATTEMPTS_PER_S = 0.5
@@ -323,7 +323,7 @@ class ExchangeIngest:
     async def _spread_over(
         self, markets: Sequence[MarketIngest], seconds: float, do: Callable[[MarketIngest, int], None]
     ) -> None:
-        """Call `do` for each market, spread over so many seconds, so that many markets do not block the event loop."""
+        """Call `do` for each market, spread over `seconds`, so that many markets do not block the event loop."""
         turns = max(1, -(-len(markets) // _MARKETS_AT_ONCE))
         for turn in range(turns):
             now_ms = self.now_ms()
@@ -332,7 +332,7 @@ class ExchangeIngest:
             await self._clock.sleep(seconds / turns)
 
     def _set_pace(self) -> None:
-        """Share the requests for forming minutes among the markets whose streams do not bring them."""
+        """Share the requests for forming minutes among the markets whose streams do not deliver them."""
         now_ms = self.now_ms()
         polled = sum(market.is_polled(now_ms) for market in self._markets.values())
         self._pace_ms = max(POLL_MS, round(1000 * polled / (_POLL_SHARE * self._exchange.requests_per_s)))
@@ -530,7 +530,7 @@ class ExchangeIngest:
     # ------------------------------------------------------------ helpers
 
     async def _open(self, symbol: Symbol, newest_ms: int | None) -> None:
-        """Read a market's stored data, then process the events that its feed has brought since."""
+        """Read a market's stored data, then process the events that its feed has delivered since."""
         market = await self._until_stored(lambda: self._open_market(symbol, self.now_ms(), newest_ms))
         market.connected = symbol in self._connected
         self._markets[symbol] = market
@@ -601,7 +601,7 @@ class ExchangeIngest:
         return [piece for hole in holes for piece in inside(hole, from_ms, now_ms)]
 
     async def _follow_listing(self) -> None:
-        """Read the exchange's list of markets in an endless loop, more often while it lacks a symbol."""
+        """Read the exchange's list of markets in an endless loop, more often while a symbol is missing from it."""
         failures, lacks = Backoff(first_s=2.0), Backoff(first_s=_RELIST_S, most_s=_RELIST_MOST_S)
         while True:
             try:

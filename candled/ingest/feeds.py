@@ -121,7 +121,7 @@ class FeedRunner:
             await self._clock.sleep(wait_s)
 
     def renew_subscription(self, symbol: Symbol) -> None:
-        """Renew the subscription to `symbol`, because REST has trades that this feed did not bring."""
+        """Renew the subscription to `symbol`, because REST has trades that this feed did not deliver."""
         if self._connection is not None:
             self._connection.renew_subscription(symbol, self._clock.monotonic())
 
@@ -131,7 +131,7 @@ class FeedRunner:
 
     @property
     def silent_symbols(self) -> list[Symbol]:
-        """The symbols that are subscribed and bring nothing."""
+        """The symbols that are subscribed and deliver nothing."""
         return self._connection.silent_symbols if self._connection is not None else []
 
     async def _attempt_once(self, run_once: Callable[[], Awaitable[str]]) -> str:

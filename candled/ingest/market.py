@@ -22,7 +22,7 @@ from .rows import check, sift
 logger = logging.getLogger(__name__)
 
 _WEEK = Interval.parse("1W")
-# If the stream does not bring the forming minute, REST is polled for it every three seconds, budget permitting.
+# If the stream does not deliver the forming minute, REST is polled for it every three seconds, budget permitting.
 POLL_MS = 3_000
 # Answers without evidence are requested again once REST is credible again, at most this often.
 _REOPEN_MS = 600_000
@@ -65,7 +65,7 @@ class Outcome:
     """The actions that follow from some candles.
 
     `live`: publish these now, in this order, and store the final ones. `past`: store these first, then publish that the
-    range `healed` changed. `dead`: REST shows trades that the stream did not bring, so renew the subscription.
+    range `healed` changed. `dead`: REST shows trades that the stream did not deliver, so renew the subscription.
     `checked` final minutes were compared with REST for the first time; `mismatched` of them differed. `foreign`: a
     range that another process has stored and that is not published yet.
     """
@@ -95,7 +95,7 @@ class MarketIngest:
         self.key = key
         self.coverage = coverage
         self.decimals = Decimals()  # from the exchange's list of markets
-        #: The exchange's reason for rejecting the subscription, until the stream brings candles.
+        #: The exchange's reason for rejecting the subscription, until the stream delivers candles.
         self.refused: str | None = None
         #: An error text if the exchange's list does not contain the symbol. Candles from the stream or REST outweigh
         #: it.
@@ -477,7 +477,7 @@ class MarketIngest:
 
     @property
     def pushed_ms(self) -> int | None:
-        """When the stream last brought a candle, on the exchange's clock; None if it has not."""
+        """When the stream last delivered a candle, on the exchange's clock; None if it has not."""
         return self._presence.pushed_ms
 
     def is_polled(self, now_ms: int) -> bool:
@@ -517,7 +517,7 @@ class MarketIngest:
 
     @property
     def _stream_trouble(self) -> StateReason | None:
-        """The reason why the stream brings nothing, as far as it is known without REST."""
+        """The reason why the stream delivers nothing, as far as it is known without REST."""
         if self.refused is not None:
             return "subscription_refused"
         if self.unlisted is not None:

@@ -1,4 +1,4 @@
-"""Judges whether a market's stream brings all trades: by its pushes, or by REST while it is silent."""
+"""Judges whether a market's stream delivers all trades: by its pushes, or by REST while it is silent."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class _Answer:
 
     #: The time up to which the response applies, UTC epoch milliseconds on the exchange's clock.
     at_ms: int
-    #: True if it contained trades that the stream did not bring.
+    #: True if it contained trades that the stream did not deliver.
     traded: bool
 
 
@@ -42,7 +42,7 @@ class Presence:
         self._publishes_empty_candles = publishes_empty_candles
         #: True while the stream is connected; set by the feed.
         self.connected = False
-        #: When the stream last brought a candle; None before the first.
+        #: When the stream last delivered a candle; None before the first.
         self.pushed_ms: int | None = None
         self._down_ms: int | None = None  # since when it is known to be down
         self._answer: _Answer | None = None
@@ -50,7 +50,7 @@ class Presence:
         self._asked_ms: int | None = None  # when REST last answered for the present
 
     def on_push(self, now_ms: int) -> None:
-        """Record that the stream brought a candle."""
+        """Record that the stream delivered a candle."""
         self.pushed_ms = now_ms
         self._answer = None
 

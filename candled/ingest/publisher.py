@@ -212,7 +212,7 @@ class IngestPublisher:
                 self._published[symbol].is_registered = self._published[symbol].epoch == epoch
 
     async def _settle_log(self) -> None:
-        """Flush the store; the changes queued before are then logged and stored."""
+        """Flush the store, so that the changes queued before are logged and stored."""
         waiting = {
             symbol: told.last_unlogged for symbol, told in self._published.items() if told.first_unlogged is not None
         }

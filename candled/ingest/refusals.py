@@ -33,7 +33,7 @@ class Refusals:
         refusal.count += 1
 
     def forget(self, symbol: Symbol) -> None:
-        """Record that a symbol brought candles."""
+        """Record that a symbol delivered candles."""
         self._known.pop(symbol, None)
 
     def hasten(self, symbol: Symbol, now: float) -> None:

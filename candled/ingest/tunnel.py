@@ -148,7 +148,7 @@ def _judge(head: str) -> None:
             value.split()[0] for name, _, value in (one.partition(":") for one in headers)
             if name.lower() == "proxy-authenticate" and value.strip()
         )  # fmt: skip
-        raise _RefusedError(f"407, it wants another user or password ({wanted or 'Basic'}; candled knows Basic)")
+        raise _RefusedError(f"407, it requires another user or password ({wanted or 'Basic'}; candled knows Basic)")
     if not status[1].startswith("2"):
         raise _RefusedError(f"{status[1]} {status[2] or ''}".strip())
     if early:

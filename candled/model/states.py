@@ -42,7 +42,7 @@ STATE_REASONS: Mapping[StateReason, str] = {
     "not_listed": "the exchange does not list the symbol; its list is read again after growing pauses",
     "rest_unavailable": "the exchange's REST API cannot be read, or answers with nothing",
     "fetching": "missing minutes are being fetched",
-    "unconfirmed_beginning": "the exchange says that it has no older minutes, and nothing else confirms it yet",
+    "unconfirmed_beginning": "the exchange reports no older minutes, and nothing else confirms it yet",
     "leader_silent": "no messages of the process that reads the exchange arrive on the bus",
     "leader_differs": "the process that reads the exchange has other settings and does not read this symbol",
     "messages_lost": "the process that reads the exchange publishes, but its messages do not arrive",

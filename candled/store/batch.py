@@ -31,7 +31,7 @@ def number_text(number: Decimal) -> str:
     if "E" not in text:
         return text
     if abs(number.adjusted()) > _FARTHEST_DIGIT:
-        raise StoreRejected(f"a number it cannot hold: {text}")
+        raise StoreRejected(f"unsupported number: {text}")
     return format(number, "f")
 
 

@@ -111,7 +111,7 @@ class Store(Protocol):
         """
 
     def kept_from(self) -> int:
-        """Return the time (UTC epoch ms) before which minutes are dropped while longer bars stay; 0 if none are."""
+        """Return the time (UTC epoch ms) before which minutes are dropped; 0 if none are. Longer bars are kept."""
 
     def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
         """Return the rows of a range, from all tables, that are not valid bars, and all rows with an impossible time.

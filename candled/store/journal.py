@@ -43,7 +43,7 @@ _SEGMENT_NAME = re.compile(r"\d{8}\.rows")
 
 
 class _Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """A line of the file: a market and the fields of a candle. Version 1 lacks the last two."""
+    """A line of the file: a market and the fields of a candle. Version 1 does not have the last two."""
 
     exchange: str
     symbol: str
@@ -197,7 +197,7 @@ class Journal:
         self._watch_limit()
 
     def append_rows(self, rows: Sequence[Row]) -> int:
-        """Write rows; return how many of them, from the first, had room. These are durable.
+        """Write rows; return how many had room, counted from the first. These are durable.
 
         Raises:
             Unavailable: the disk is full or fails, or the journal is not open. No row counts as written.

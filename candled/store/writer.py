@@ -27,7 +27,7 @@ PAGE_ROWS = 5_000
 RETRY_AT_MOST_S = 30.0
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
-# Python's garbage collector scans all rows in memory now and then, and blocks the process meanwhile
+# Python's garbage collector scans all rows in memory now and then, which blocks the process
 JOURNAL_FROM_ROWS = 20_000
 SPLITS_IN_VAIN = 32  # this many refused halves and none accepted: the rows are not the cause
 SPLITS_AT_MOST = 400
@@ -137,7 +137,7 @@ class Writer:
                 break
             await self._clock.sleep(pause_s)
         if self._waiting:
-            logger.error("%s rows could not be stored before the end: %s", len(self._waiting), self._last_error)
+            logger.error("%s rows could not be stored before shutdown: %s", len(self._waiting), self._last_error)
         await self._close_journal()
         return len(self._waiting)
 

@@ -37,7 +37,7 @@ async def all_works(leader: Process, hearer: Process, within_s: float = 10.0) ->
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (("/candled/", "/another/"), "the sentinels know no another"),
+        (("/candled/", "/another/"), "the sentinels do not know another"),
         (("sentinel_password=watch", "sentinel_password=hidden"), "invalid username-password pair"),
         (("?sentinel_password=watch", ""), "authenticated"),
     ],

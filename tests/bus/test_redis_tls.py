@@ -133,7 +133,7 @@ def test_files_that_cannot_be_used_are_named(authority, tmp_path):
         (f"ca={nothing}", f"bus.url: ca: {nothing}: No such file or directory"),
         (f"ca={text}", f"bus.url: ca: {text}: no certificate in it"),
         (f"cert={certificate}&key={other_key}", f"bus.url: cert, key: {certificate}, {other_key}: "),
-        (f"key={other_key}", "bus.url: key: needs cert beside it"),
+        (f"key={other_key}", "bus.url: key: needs cert too"),
     ):
         with pytest.raises(ConfigError) as refused:
             check_files(RedisAddress.parse(f"rediss://host?{query}"))

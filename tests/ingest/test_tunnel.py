@@ -97,7 +97,7 @@ NEEDED = "ann:s@ cret"
         (None, RIGHT, "", "reached"),
         (NEEDED, RIGHT, "", "reached"),
         (NEEDED, RIGHT, "in pieces", "reached"),
-        (NEEDED, None, "", "407, it wants another user|No acceptable authentication|authentication methods"),
+        (NEEDED, None, "", "407, it requires another user|No acceptable authentication|authentication methods"),
         (NEEDED, "ann:wrong", "", "407, .*NTLM, Basic; candled knows Basic|authentication failure"),
         (None, RIGHT, "forbidden", "does not connect to [a-z]+.test:80: (403 Forbidden|.*[Nn]ot allowed)"),
         (None, RIGHT, "dies", "does not connect to .*closed"),

@@ -269,7 +269,7 @@ async def test_closing_waits_for_a_store_that_is_away_but_not_for_ever(writer, s
     assert await closing == 1
     assert clock.monotonic() <= 10
     assert len(store.batches) == 3  # at 0, 2 and 6 seconds
-    assert caplog.messages[-1] == "1 rows could not be stored before the end: no room on the disk"
+    assert caplog.messages[-1] == "1 rows could not be stored before shutdown: no room on the disk"
 
 
 # ---------------------------------------------------------------- with a journal

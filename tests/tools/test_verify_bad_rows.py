@@ -275,11 +275,11 @@ def test_a_value_that_is_no_number_is_named_with_its_place_and_mended(file, caps
         ("as_of_ms = 'soon'", "2025-06-02T02:00:00.000Z: as_of_ms is 'soon', which is no whole number"),
         ("rev = 1.5", "2025-06-02T02:00:00.000Z: rev is 1.5, which is no whole number"),
         ("src = 99", "2025-06-02T02:00:00.000Z: src is 99, which no source has"),
-        ("time_ms = 'noon'", "time 'noon': its time is no time"),
-        ("time_ms = X'00'", "time b'\\x00': its time is no time"),
-        (f"time_ms = {AT}.5", f"time {AT}.5: its time is no time"),
-        ("time_ms = -60000", "time -60000: its time is no time"),
-        (f"time_ms = {10**18}", f"time {10**18}: its time is no time"),
+        ("time_ms = 'noon'", "time 'noon': its time is invalid"),
+        ("time_ms = X'00'", "time b'\\x00': its time is invalid"),
+        (f"time_ms = {AT}.5", f"time {AT}.5: its time is invalid"),
+        ("time_ms = -60000", "time -60000: its time is invalid"),
+        (f"time_ms = {10**18}", f"time {10**18}: its time is invalid"),
     ],
 )
 def test_every_other_column_is_looked_at_too(file, capsys, change, named):
@@ -320,7 +320,7 @@ def test_who_reads_a_bad_row_is_told_where_it_is(file):
             read()
         assert str(refused.value) == (
             "candled.db: a stored bar cannot be read: 2025-06-02T02:00:00.000Z: close is b'\\x00', which is no number; "
-            "`candled verify --repair` mends the store"
+            "`candled verify --repair` repairs the store"
         )
     store.close()
 

@@ -73,7 +73,7 @@ class RedisAddress:
             return replace(base, kind="cluster", hosts=_hosts(hosts, _PORT))
         addresses = _hosts(hosts, _PORT)
         if len(addresses) > 1:
-            raise ValueError("several hosts are redis+sentinel:// or redis+cluster://")
+            raise ValueError("several hosts need redis+sentinel:// or redis+cluster://")
         return replace(base, hosts=addresses, database=_database(path))
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class RedisAddress:
 
 def _socket(base: RedisAddress, host: str, path: str, options: Mapping[str, str]) -> RedisAddress:
     if host:
-        raise ValueError("three slashes before the path of a socket, unix:///run/redis.sock")
+        raise ValueError("expected three slashes before the path of a socket, unix:///run/redis.sock")
     if path in ("", "/"):
         raise ValueError("the path of the socket is missing, unix:///run/redis.sock")
     return replace(base, kind="socket", path=path, database=_database(options.get("db", "")))

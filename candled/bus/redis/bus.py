@@ -202,7 +202,7 @@ class RedisBus:
         except FutureMessage as error:
             if market is not None:
                 self._from_future.add(market)
-            self._count_ignored("future", f"a message on {channel} is refused: {error}: {shown(data)}")
+            self._count_ignored("future", f"rejected a message on {channel}: {error}: {shown(data)}")
         except BadMessage as error:
             self._count_ignored("unreadable", f"a message on {channel} cannot be read: {error}: {shown(data)}")
 
@@ -233,7 +233,7 @@ class RedisBus:
     def _receive_heartbeat(self, shard: int, data: bytes) -> None:
         beat = read_heartbeat(data)
         if beat.shard != shard:
-            raise BadMessage(f"of another shard, {beat.shard}")
+            raise BadMessage(f"belongs to another shard, {beat.shard}")
         if self._is_ingested_here(shard):
             return
         if not self._reception.on_heartbeat(beat, self._channels, self._clock.monotonic()):
@@ -365,7 +365,7 @@ class RedisBus:
         else:
             number = f"{one.position.seq} of the feed {one.position.epoch}"
             self._count_ignored(
-                "unproved", f"{market}: a message is ignored, for its leader has not published number {number}"
+                "unproved", f"{market}: ignored a message, because its leader has not published number {number}"
             )
 
     def _read_newest(self, market: MarketKey, data: bytes) -> Newest | None:
@@ -375,7 +375,7 @@ class RedisBus:
             return read_newest(data, self._latest_ms(market))
         except FutureMessage as error:
             self._from_future.add(market)
-            self._count_ignored("future", f"the newest state of {market} is refused: {error}: {shown(data)}")
+            self._count_ignored("future", f"rejected the newest state of {market}: {error}: {shown(data)}")
         except BadMessage as error:
             self._count_ignored("unreadable", f"the newest state of {market} cannot be read: {error}: {shown(data)}")
         return None

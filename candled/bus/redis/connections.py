@@ -100,7 +100,7 @@ def check_files(address: RedisAddress) -> None:
     """
     ca, certificate, key = (address.files.get(f"ssl_{name}") for name in ("ca_certs", "certfile", "keyfile"))
     if key and not certificate:
-        raise ConfigError("bus.url: key: needs cert beside it")
+        raise ConfigError("bus.url: key: needs cert too")
     context = ssl.create_default_context()
     try:
         names = "ca"
@@ -154,7 +154,7 @@ class Servers:
             self._seen = (*(node for node in self._seen if node != suspect), suspect)
 
     def distrust(self) -> None:
-        """Look up the topology again after it named a wrong server, asking the node that reported it last."""
+        """Look up the topology again, because it named a wrong server. The node that reported it is asked last."""
         if self._informant is not None:
             host = tuple(self._informant)
             self._sentinels = tuple(sorted(self._sentinels, key=lambda one: one == host))
@@ -198,7 +198,7 @@ class Servers:
             if found:
                 self._informant = Node(host, port)
                 return Topology([(0, 16383, Node(_text(found[0]), int(found[1])))])
-            trouble = f"the sentinels know no {address.service}"
+            trouble = f"the sentinels do not know {address.service}"
         raise Unavailable(f"the server cannot be found: {trouble}")
 
     async def _ask_cluster(self) -> Topology:
@@ -290,7 +290,7 @@ class Caller:
         Connection errors are returned, not raised.
         """
         if self._is_closed:
-            return [Unavailable("no connection any more")] * len(calls)
+            return [Unavailable("the connection is closed")] * len(calls)
         answers: list[Any] = [None] * len(calls)
         groups: dict[Node, list[int]] = {}
         try:
@@ -348,7 +348,7 @@ class Caller:
     def _checked_answer(self, node: Node, answer: Any) -> Any:
         if isinstance(answer, _ELSEWHERE):
             self._servers.distrust()
-            return Unavailable(f"{node} is not the one to ask: {reason_of(answer)}")
+            return Unavailable(f"{node} is not the right server: {reason_of(answer)}")
         if isinstance(answer, Exception) and not isinstance(answer, ResponseError | Unavailable):
             return Unavailable(f"{node}: {reason_of(answer)}")
         return answer

@@ -286,7 +286,7 @@ class RedisPublisher:
             outgoing.sent_up_to(batch.seq)
 
     def _overtaken(self, batch: "_Batch", number: int) -> None:
-        """Handle a later call of this feed in Redis. One that this process never made must be overwritten."""
+        """Handle a later call of this feed in Redis. If this process never made that call, it must be overwritten."""
         outgoing = self._markets[batch.market]
         if self._lease_of(batch.market).epoch != batch.epoch:
             return

@@ -38,7 +38,7 @@ def drop_interval(link: DatabaseConnection, interval: Interval) -> int:
 
 
 def drop_minutes(link: DatabaseConnection, before_ms: int, *, in_chunks: bool) -> None:
-    """Drop the minutes of all weeks that end by `before_ms` (UTC epoch milliseconds), so that no bar loses only a part.
+    """Drop the minutes of all weeks that end by `before_ms` (UTC epoch milliseconds), so that no bar loses a part.
 
     Set `in_chunks` if they are stored in TimescaleDB's chunks.
     """

@@ -48,7 +48,7 @@ def fold_anew(link: DatabaseConnection, market_id: int, changed: RangeSet, from_
 
 
 def fold_history(link: DatabaseConnection, intervals: Iterable[Interval]) -> None:
-    """Fold stored minutes into the intervals that are new to the database. An interrupted run is repeated."""
+    """Fold stored minutes into the intervals that are new to the database. If interrupted, it starts again."""
     wanted = sorted(intervals)
     link.execute(sql.ADD_INTERVALS, ([str(interval) for interval in wanted],))
     link.commit()  # from here on, every writer updates the new ones too

@@ -35,7 +35,7 @@ def _numbers(numbers: Sequence[Decimal | None]) -> str:
         texts = ["NULL" if number is None else number_text(number) for number in numbers]
         joined = ",".join(texts)
     if max(map(len, texts)) > LONGEST_NUMBER:
-        raise StoreRejected(f"a number it cannot hold: longer than {LONGEST_NUMBER} digits")
+        raise StoreRejected(f"unsupported number: longer than {LONGEST_NUMBER} digits")
     return "{" + joined + "}"
 
 

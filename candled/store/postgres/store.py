@@ -255,7 +255,7 @@ class PostgresStore:
             if not feeds and epoch is None:
                 return
             if not feeds:
-                raise StoreRejected(f"{market} has no feed {epoch}, or no longer")
+                raise StoreRejected(f"{market} does not have the feed {epoch}, or no longer has it")
             rows = [(seq, *span) for seq, span in changes]
             arrays = [as_array(map(str, column)) for column in zip(*rows, strict=True)]
             if arrays:

@@ -73,7 +73,7 @@ def problem(row: Any) -> str | None:
     """Return why a row with the columns of `as_candles` is not a valid bar, or None if it is one."""
     open_ms, *numbers, as_of_ms, rev, src = row
     if type(open_ms) is not int or not 0 <= open_ms < ALL_TIME.end_ms:
-        return "its time is no time"
+        return "its time is invalid"
     for name, value in zip(_NUMBERS, numbers, strict=True):
         if not _is_number(value) and not (value is None and name == "quote_volume"):
             return f"{name} is {_shown(value)}, which is no number"

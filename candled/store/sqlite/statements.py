@@ -23,7 +23,7 @@ _VALUE_COLUMNS = """
     as_of_ms INTEGER NOT NULL
 """
 
-# The steps that create a new file. An older file lacks the later ones. Never change a released step.
+# The steps that create a new file. An older file does not have the later ones. Never change a released step.
 _FIRST_TABLES = (
     """CREATE TABLE markets (
         id INTEGER PRIMARY KEY,

@@ -350,7 +350,7 @@ class SqliteStore:
             if feed is None and epoch is None:
                 return
             if feed is None:
-                raise StoreRejected(f"{self._path.name}: {market} has no feed {epoch}, or no longer")
+                raise StoreRejected(f"{self._path.name}: {market} does not have the feed {epoch}, or no longer has it")
             told = [(market_id, feed[0], SEQ_UNPUBLISHED, *span) for seq, span in changes if seq < SEQ_UNPUBLISHED]
             connection.executemany(sql.DROP_UNTOLD, told)
             connection.executemany(sql.NOTE_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
@@ -443,7 +443,7 @@ class SqliteStore:
             )
 
     def _upgrade_file(self, connection: sqlite3.Connection) -> None:
-        """Apply the steps that the file lacks: all of them if it is new."""
+        """Apply the missing steps: all of them to a new file."""
         version = _version(connection)  # read under the lock, because another process may have upgraded it
         if version >= SCHEMA:
             return
@@ -641,7 +641,7 @@ class SqliteStore:
             raise kind(f"{self._path.name}: {error}") from error
         except UnreadableRow as error:
             raise StoreRejected(
-                f"{self._path.name}: a stored bar cannot be read: {error}; `candled verify --repair` mends the store"
+                f"{self._path.name}: a stored bar cannot be read: {error}; `candled verify --repair` repairs the store"
             ) from error
         except (DecimalException, OverflowError) as error:
-            raise StoreRejected(f"{self._path.name}: a number it cannot hold ({error!r})") from error
+            raise StoreRejected(f"{self._path.name}: unsupported number ({error!r})") from error

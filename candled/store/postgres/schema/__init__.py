@@ -15,7 +15,7 @@ SCHEMA = max(_STEPS)
 
 
 def migrate(link: DatabaseConnection) -> None:
-    """Apply the steps that the database lacks, each in a transaction. The caller has the lock for it.
+    """Apply the steps that are missing in the database, each in a transaction. The caller must have the lock for it.
 
     Raises:
         StoreRejected: the database has a newer schema than this program, or the role may not create tables.
