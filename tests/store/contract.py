@@ -556,7 +556,7 @@ class StoreContract:
         store.register_feed([], "a")
         store.register_feed([ETH], "a")
         assert store.changes_since(BTC, "a", 0) is None
-        with pytest.raises(StoreRejected, match="no feed a"):
+        with pytest.raises(StoreRejected, match="does not have the feed a"):
             store.log_changes(BTC, "a", [(1, span(0, 1))])
         assert store.changes_since(ETH, "a", 0) == []
 
