@@ -33,6 +33,7 @@ setup(
         "tornado>=6.6.1,<6.7",
         "pluggy>=1.5",
         "pyyaml>=6.0",
+        "pydantic>=2.10",
         "msgspec>=0.19",
         "websockets>=15",  # its client reads the exchange; its protocol class reads our clients' frames
         "python-socks>=3.2",  # SOCKS proxies before exchanges

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from .hookspecs import hookimpl
     from .model import MINUTE_MS, Candle, Interval, Market, Symbol
-    from .settings import setting
+    from .settings import Duration, HttpUrl, Settings, WebSocketUrl, setting
 
 __version__ = "0.1.0"
 
@@ -37,6 +37,7 @@ __all__ = [
     "Candles",
     "Clock",
     "ConfigError",
+    "Duration",
     "Event",
     "Exchange",
     "ExchangeError",
@@ -44,17 +45,20 @@ __all__ = [
     "FeedError",
     "Http",
     "HttpRejected",
+    "HttpUrl",
     "Interval",
     "InvalidCandle",
     "InvalidRow",
     "Market",
     "Pong",
+    "Settings",
     "SocketFeed",
     "StreamFeed",
     "Subscribed",
     "SubscriptionRejected",
     "Symbol",
     "Unavailable",
+    "WebSocketUrl",
     "hookimpl",
     "read_rows",
     "setting",

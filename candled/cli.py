@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -83,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(check, argparse.SUPPRESS)
     check.set_defaults(command=_check_config)
 
+    schema = commands.add_parser("config", help="config schema: print the JSON Schema of the settings, for editors")
+    schema.add_argument("what", choices=["schema"])
+    schema.set_defaults(command=_config_schema)
+
     plugins = commands.add_parser("plugins", help="list the plugins that are installed, and what is wrong with them")
     plugins.set_defaults(command=_plugins)
 
@@ -157,6 +162,13 @@ def _check_config(options: argparse.Namespace) -> int:
     print(yaml.safe_dump(config.as_plain(settings), sort_keys=False, allow_unicode=True), end="")
     for exchange in settings.exchanges:
         print(f"# proxy of exchanges.{exchange.name}: {exchange.proxies.describe()}")
+    return 0
+
+
+def _config_schema(_: argparse.Namespace) -> int:
+    from candled.settings_schema import make_schema
+
+    print(json.dumps(make_schema(discover().exchanges), indent=2, ensure_ascii=False))
     return 0
 
 

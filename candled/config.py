@@ -3,29 +3,41 @@
 import ipaddress
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from candled.bus.redis.address import SCHEMES, RedisAddress
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock, Exchange
-from candled.model import DEFAULT_INTERVALS, Interval, Symbol
+from candled.model import DEFAULT_INTERVALS, Symbol
 from candled.plugins import DAEMON_KEYS, Plugins, one_line
 from candled.proxies import Proxies
 from candled.settings import (
     STARS,
     ByteSize,
+    Distinct,
+    Duration,
     NotYaml,
+    Settings,
+    Size,
+    TextOrTexts,
+    Written,
+    WrittenInterval,
+    WrittenSymbol,
     apply_environment,
+    distinct,
     kinds_of,
+    matching,
     name_variables,
     read_section,
     read_yaml,
     redacted,
-    rules,
+    refused,
     section_as_plain,
     setting,
     suggestion,
@@ -35,15 +47,16 @@ from candled.store.interface import Store
 
 logger = logging.getLogger(__name__)
 
+MEMORY = "memory://"
 KNOWN_STORES = ("sqlite", "postgresql", "postgres")
 KNOWN_BUSES = ("memory", *SCHEMES)
 ROLES = ("ingest", "serve")
 ENVIRONMENT = "CANDLED_"
 
 _DEFAULT_EXCHANGES = {"bitget": None}
-_EXCHANGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+", re.IGNORECASE)
-_PREFIX = re.compile(r"(/[A-Za-z0-9_-]+)*")
+EXCHANGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_ORIGIN = r"\*|[Nn][Uu][Ll][Ll]|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+"
+_PATH = r"(/[A-Za-z0-9_-]+)*"
 # Kubernetes tells every pod of the services called `candled` and `candled-…` by these names where they are
 # (kubernetes.io/docs, "Accessing the Service", environment variables); the test suite has its own names.
 _NOT_OURS = re.compile(
@@ -56,59 +69,118 @@ _NO_FILE = re.compile(r":[^/]*@|\?.*=")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSettings:
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError from None  # without its text, which repeats the value
+    return text
+
+
+def _check_hosts(written: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    hosts = (written,) if isinstance(written, str) else written
+    if not hosts:
+        raise refused('at least one address is needed; "" is every one of this machine')
+    if len(hosts) > 1 and "" in hosts:
+        raise refused('"" is every address of this machine, so that it stands alone')
+    if any(host and not host.strip("[] ") for host in hosts):
+        raise refused("blanks are no address")
+    distinct(hosts)
+    return written
+
+
+def _check_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
+    if {"draft-6", "draft-8"} <= set(headers):
+        raise refused("draft-6 or draft-8, they use one name for different things")
+    return headers
+
+
+def _check_url(url: str, what: str, known: Sequence[str]) -> str:
+    """Return the scheme. The value is not repeated: where it is wrong, any part of it may be the password."""
+    scheme, found, _ = url.partition("://")
+    choice = ", ".join(f"{one}://" for one in known)
+    if not found or not _SCHEME.fullmatch(scheme):
+        raise refused(f"expected a URL, known: {choice}")
+    if scheme not in known:
+        raise refused(f"no {what} for {scheme}://; known: {choice}")
+    return scheme
+
+
+def _check_bus(url: str) -> str:
+    scheme = _check_url(url, "bus", KNOWN_BUSES)
+    if scheme == "memory" and url != MEMORY:
+        raise refused("nothing can follow memory://")
+    if scheme in SCHEMES:
+        try:
+            RedisAddress.parse(url)
+        except ValueError as error:
+            raise refused(str(error)) from None
+    return url
+
+
+def _check_store(url: str) -> str:
+    if _check_url(url, "store", KNOWN_STORES) != "sqlite":
+        return url
+    file = url.removeprefix("sqlite://")
+    if ":memory:" in file:
+        raise refused("candles need a file, sqlite:///candled.db; a database in memory cannot keep them")
+    if not file.startswith("/"):
+        raise refused("three slashes before a relative file, sqlite:///candled.db")
+    if file.endswith("/"):
+        raise refused("the file is missing, for instance sqlite:///candled.db")
+    if _NO_FILE.search(file):
+        raise refused("sqlite:// is followed by a file alone, without user, password or parameters")
+    return url
+
+
+_Network = Annotated[str, Written("an address or a network such as 10.0.0.0/8", _network, {"type": "string"})]
+_Origin = Annotated[str, matching(_ORIGIN, "* or an origin such as https://charts.example.org")]
+_100_MS, _1_S = timedelta(milliseconds=100), timedelta(seconds=1)
+
+
+class ServerSettings(Settings):
     """How clients reach the server, and what one of them may take of it."""
 
-    host: str | tuple[str, ...] = setting(
-        "0.0.0.0", help='the address to listen on, or a list; 127.0.0.1 for this machine only, "" for IPv4 and IPv6'
+    host: Annotated[TextOrTexts, AfterValidator(_check_hosts)] = setting(
+        "0.0.0.0", 'the address to listen on, or a list; 127.0.0.1 for this machine only, "" for IPv4 and IPv6'
     )
-    port: int = setting(7000, help="the TCP port; 0 lets the system choose one", at_least=0, at_most=65535)
-    prefix: str = setting("", help="a path such as /candles that a reverse proxy leaves before candled's own paths")
-    allowed_origins: tuple[str, ...] = setting(
-        ("*",), help="which web pages may connect, such as https://charts.example.org; * is any page"
+    port: int = setting(7000, "the TCP port; 0 lets the system choose one", ge=0, le=65535)
+    prefix: Annotated[str, matching(_PATH, "a path such as /candles")] = setting(
+        "", "a path such as /candles that a reverse proxy leaves before candled's own paths"
     )
-    trusted_proxies: tuple[str, ...] = setting(
-        (), help="addresses or networks of proxies whose X-Forwarded-For is believed"
+    allowed_origins: tuple[_Origin, ...] = setting(
+        ("*",), "which web pages may connect, such as https://charts.example.org; * is any page"
     )
-    max_connections: int = setting(10_000, help="WebSocket connections in all; 0 for no limit", at_least=0)
-    max_connections_per_ip: int = setting(
-        200, help="WebSocket connections from one address; 0 for no limit", at_least=0
+    trusted_proxies: tuple[_Network, ...] = setting(
+        (), "addresses or networks of proxies whose X-Forwarded-For is believed"
     )
+    max_connections: int = setting(10_000, "WebSocket connections in all; 0 for no limit", ge=0)
+    max_connections_per_ip: int = setting(200, "WebSocket connections from one address; 0 for no limit", ge=0)
     max_handshakes_per_second: int = setting(
-        1000, help="WebSocket connections that are let in per second; 0 for no limit", at_least=0
+        1000, "WebSocket connections that are let in per second; 0 for no limit", ge=0
     )
-    max_rooms_per_connection: int = setting(64, help="subscriptions of one connection", at_least=1)
-    max_messages_per_second: int = setting(20, help="messages a client may send per second; 0 for no limit", at_least=0)
-    ping_interval: timedelta = setting(
-        timedelta(seconds=30), help="how often a connection is pinged", at_least=timedelta(milliseconds=100)
+    max_rooms_per_connection: int = setting(64, "subscriptions of one connection", ge=1)
+    max_messages_per_second: int = setting(20, "messages a client may send per second; 0 for no limit", ge=0)
+    ping_interval: Duration = setting("30s", "how often a connection is pinged", ge=_100_MS)
+    ping_timeout: Duration = setting(
+        "10s", "how long a client may take to answer a ping; at most ping_interval", ge=_100_MS
     )
-    ping_timeout: timedelta = setting(
-        timedelta(seconds=10),
-        help="how long a client may take to answer a ping; at most ping_interval",
-        at_least=timedelta(milliseconds=100),
-    )
-    slow_client_timeout: timedelta = setting(
-        timedelta(seconds=30),
-        help="how long a client may leave a message unread before it is disconnected",
-        at_least=timedelta(milliseconds=100),
+    slow_client_timeout: Duration = setting(
+        "30s", "how long a client may leave a message unread before it is disconnected", ge=_100_MS
     )
     compression: bool = setting(
-        False, help="compress large messages for clients that offer permessage-deflate; updates never are"
+        False, "compress large messages for clients that offer permessage-deflate; updates never are"
     )
     own_sockets: bool = setting(
-        True,
-        help="own the sockets of clients after the handshake; false leaves them to Tornado, at five times the cost",
+        True, "own the sockets of clients after the handshake; false leaves them to Tornado, at five times the cost"
     )
-    cache: ByteSize = setting(
-        ByteSize(64 * 10**6),
-        help="memory for encoded bars, which rooms and HTTP answers are copied from",
-        at_least=ByteSize(10**6),
+    cache: Size = setting(
+        "64MB", "memory for encoded bars, which rooms and HTTP answers are copied from", ge=ByteSize(10**6)
     )
-    warmup_wait: timedelta = setting(
-        timedelta(seconds=10),
-        help="how long a subscription waits for the running week to be complete before it gets what is there",
-        at_least=timedelta(0),
+    warmup_wait: Duration = setting(
+        "10s",
+        "how long a subscription waits for the running week to be complete before it gets what is there",
+        ge=timedelta(0),
     )
 
     @property
@@ -117,156 +189,126 @@ class ServerSettings:
         return (self.host,) if isinstance(self.host, str) else self.host
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitSettings:
+class LimitSettings(Settings):
     """How many HTTP requests one address may make, by group of paths: so many in a window that its first one begins."""
 
-    api_requests: int = setting(100, help="requests to /api/ in a window; 0 for no limit", at_least=0)
-    api_window: timedelta = setting(
-        timedelta(minutes=15), help="the length of that window", at_least=timedelta(seconds=1)
-    )
+    api_requests: int = setting(100, "requests to /api/ in a window; 0 for no limit", ge=0)
+    api_window: Duration = setting("15m", "the length of that window", ge=_1_S)
     udf_requests: int = setting(
-        3000, help="requests to /udf/ in a window; one pane of a TradingView chart makes 90 in 15 minutes", at_least=0
+        3000, "requests to /udf/ in a window; one pane of a TradingView chart makes 90 in 15 minutes", ge=0
     )
-    udf_window: timedelta = setting(
-        timedelta(minutes=15), help="the length of that window", at_least=timedelta(seconds=1)
-    )
+    udf_window: Duration = setting("15m", "the length of that window", ge=_1_S)
     klines_requests: int = setting(
-        6000, help="requests to Binance's paths in a window; 0 for no limit; ccxt makes up to 3000 a minute", at_least=0
+        6000, "requests to Binance's paths in a window; 0 for no limit; ccxt makes up to 3000 a minute", ge=0
     )
-    klines_window: timedelta = setting(
-        timedelta(minutes=1), help="the length of that window", at_least=timedelta(seconds=1)
-    )
-    headers: tuple[str, ...] = setting(
+    klines_window: Duration = setting("1m", "the length of that window", ge=_1_S)
+    headers: Annotated[Distinct[Literal["legacy", "draft-6", "draft-8"]], AfterValidator(_check_headers)] = setting(
         ("legacy", "draft-6"),
-        help="which headers tell the limit: X-RateLimit-*, and RateLimit-* as in a draft of the IETF, 6 or 8",
-        one_of=("legacy", "draft-6", "draft-8"),
+        "which headers tell the limit: X-RateLimit-*, and RateLimit-* as in a draft of the IETF, 6 or 8",
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UdfSettings:
+class UdfSettings(Settings):
     """TradingView's charts, at /udf."""
 
-    next_time: str = setting(
-        "s", help="the unit of nextTime where a range is empty: s or ms, which TradingView's pages disagree on",
-        one_of=("s", "ms"),
-    )  # fmt: skip
+    next_time: Literal["s", "ms"] = setting(
+        "s", "the unit of nextTime where a range is empty: s or ms, which TradingView's pages disagree on"
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KlinesSettings:
+class KlinesSettings(Settings):
     """Binance's klines, for bots and libraries that speak Binance."""
 
-    enabled: bool = setting(False, help="serve /api/v3/klines and the kline streams")
-    exchange: str | None = setting(None, help="whose symbols they are; by default the first exchange's")
-    prefix: str = setting("", help="what stands before these paths, such as /binance")
+    enabled: bool = setting(False, "serve /api/v3/klines and the kline streams")
+    exchange: str | None = setting(None, "whose symbols they are; by default the first exchange's")
+    prefix: Annotated[str, matching(_PATH, "a path such as /binance")] = setting(
+        "", "what stands before these paths, such as /binance"
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IngestSettings:
+class IngestSettings(Settings):
     """How candles are taken from exchanges."""
 
-    backfill: timedelta = setting(
-        timedelta(days=30),
-        help="how far back a fresh store is filled; the running week always is",
-        at_least=timedelta(0),
+    backfill: Duration = setting(
+        "30d", "how far back a fresh store is filled; the running week always is", ge=timedelta(0)
     )
-    grace_period: timedelta = setting(
-        timedelta(seconds=6),
-        help="how long after its successor opened the late versions of a minute are waited for before it is final",
-        at_least=timedelta(0),
-        at_most=timedelta(minutes=5),
+    grace_period: Duration = setting(
+        "6s",
+        "how long after its successor opened the late versions of a minute are waited for before it is final",
+        ge=timedelta(0),
+        le=timedelta(minutes=5),
     )
-    quiet_after: timedelta = setting(
-        timedelta(seconds=60),
-        help="after which silence of a symbol the exchange is asked by REST",
-        at_least=timedelta(seconds=1),
-    )
+    quiet_after: Duration = setting("1m", "after which silence of a symbol the exchange is asked by REST", ge=_1_S)
     confirm: bool = setting(
-        True, help="compare each final minute with the exchange's REST API once, within the request budget"
+        True, "compare each final minute with the exchange's REST API once, within the request budget"
     )
-    checkpoint: timedelta = setting(
-        timedelta(seconds=5),
-        help="how often minutes that are not final yet are stored, so that a restart shows them",
-        at_least=timedelta(milliseconds=100),
+    checkpoint: Duration = setting(
+        "5s", "how often minutes that are not final yet are stored, so that a restart shows them", ge=_100_MS
     )
     shards: int = setting(
         1,
-        help="into how many parts the markets are divided for several ingest processes; the same in all processes",
-        at_least=1,
-        at_most=1024,
+        "into how many parts the markets are divided for several ingest processes; the same in all processes",
+        ge=1,
+        le=1024,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreSettings:
+class StoreSettings(Settings):
     """Where candles are kept."""
 
-    url: str = setting(
+    url: Annotated[str, AfterValidator(_check_store)] = setting(
         "sqlite:///candled.db",
-        help="sqlite:///FILE, relative to the directory candled is started in, sqlite:////ABSOLUTE/FILE, or "
+        "sqlite:///FILE, relative to the directory candled is started in, sqlite:////ABSOLUTE/FILE, or "
         "postgresql://user:password@host:5432/database, with or without TimescaleDB",
     )
     init: bool = setting(
-        True, help="the daemon makes or upgrades the store's tables on start; false leaves that to `candled init-db`"
+        True, "the daemon makes or upgrades the store's tables on start; false leaves that to `candled init-db`"
     )
-    flush_interval: timedelta = setting(
-        timedelta(milliseconds=250),
-        help="how long candles are gathered before they are written together",
-        at_least=timedelta(milliseconds=1),
+    flush_interval: Duration = setting(
+        "250ms", "how long candles are gathered before they are written together", ge=timedelta(milliseconds=1)
     )
-    journal: str = setting("candled.journal", help='the folder where candles wait while the store is away; "" for none')
-    journal_limit: ByteSize = setting(
-        ByteSize(256 * 10**6), help="how large that folder may grow", at_least=ByteSize(64 * 10**3)
+    journal: str = setting("candled.journal", 'the folder where candles wait while the store is away; "" for none')
+    journal_limit: Size = setting("256MB", "how large that folder may grow", ge=ByteSize(64 * 10**3))
+    compress_after: Duration = setting(
+        "14d", "TimescaleDB compresses minutes older than this, in whole days; 0s for never", ge=timedelta(0)
     )
-    compress_after: timedelta = setting(
-        timedelta(days=14),
-        help="TimescaleDB compresses minutes older than this, in whole days; 0s for never",
-        at_least=timedelta(0),
-    )
-    retention: timedelta = setting(
-        timedelta(0),
-        help="PostgreSQL drops minutes older than this, in whole days; 0s keeps them for ever",
-        at_least=timedelta(0),
+    retention: Duration = setting(
+        "0s", "PostgreSQL drops minutes older than this, in whole days; 0s keeps them for ever", ge=timedelta(0)
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BusSettings:
+class BusSettings(Settings):
     """What carries candles from ingest to serve."""
 
-    url: str = setting(
-        "memory://",
-        help="memory:// inside one process, or redis://user:password@host:6379/0, rediss://, unix:///FILE, "
+    url: Annotated[str, AfterValidator(_check_bus)] = setting(
+        MEMORY,
+        "memory:// inside one process, or redis://user:password@host:6379/0, rediss://, unix:///FILE, "
         "redis+sentinel://host:26379,host2/SERVICE, redis+cluster://host:6379,host2",
     )
-    prefix: str = setting("", help="stands before every channel and key, for several candleds on one Redis")
-    lease: timedelta = setting(
-        timedelta(seconds=6),
-        help="how long an ingest process may be silent before another takes over",
-        at_least=timedelta(seconds=3),
-        at_most=timedelta(seconds=60),
+    prefix: Annotated[
+        str, matching(r"[^{}*?\[\]\s]*", "letters, digits and signs such as : and -, without blanks and brackets")
+    ] = setting("", "stands before every channel and key, for several candleds on one Redis")
+    lease: Duration = setting(
+        "6s",
+        "how long an ingest process may be silent before another takes over",
+        ge=timedelta(seconds=3),
+        le=timedelta(seconds=60),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogSettings:
+class LogSettings(Settings):
     """What is logged, to standard error."""
 
-    level: str = setting(
-        "info", help="the least serious level that is logged", one_of=("debug", "info", "warning", "error")
-    )
+    level: Literal["debug", "info", "warning", "error"] = setting("info", "the least serious level that is logged")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExchangeKeys:
+class ExchangeKeys(Settings):
     """What the daemon wants to know of each exchange; the other keys under its name are its plugin's."""
 
-    symbols: tuple[Symbol, ...] = setting((Symbol("BTC", "USDT"),), help="which markets, written BASE/QUOTE")
-    plugin: str | None = setting(None, help="which exchange of a plugin it is; by default the one of the same name")
+    symbols: Distinct[WrittenSymbol] = setting(("BTC/USDT",), "which markets, written BASE/QUOTE", min_length=1)
+    plugin: str | None = setting(None, "which exchange of a plugin it is; by default the one of the same name")
     proxy: str | None = setting(
-        None, help="http://user:password@host:port, socks5h://…, or direct; by default the environment decides"
+        None, "http://user:password@host:port, socks5h://…, or direct; by default the environment decides"
     )
 
 
@@ -282,21 +324,24 @@ class ExchangeConfig:
     proxies: Proxies = Proxies()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(Settings):
     """All settings. `exchanges` are in the order of the file: the first is the default of the wire protocol."""
 
-    server: ServerSettings = setting(ServerSettings(), help="how clients reach the server")
-    roles: tuple[str, ...] = setting(ROLES, help="what this process does", one_of=ROLES)
-    exchanges: tuple[ExchangeConfig, ...] = setting((), help="the exchanges, by name; the first is the default one")
-    intervals: tuple[Interval, ...] = setting(DEFAULT_INTERVALS, help="the lengths of bars that are served")
-    limits: LimitSettings = setting(LimitSettings(), help="how many HTTP requests one address may make")
-    udf: UdfSettings = setting(UdfSettings(), help="TradingView's charts")
-    klines: KlinesSettings = setting(KlinesSettings(), help="Binance's klines")
-    ingest: IngestSettings = setting(IngestSettings(), help="how candles are taken from exchanges")
-    store: StoreSettings = setting(StoreSettings(), help="where candles are kept")
-    bus: BusSettings = setting(BusSettings(), help="what carries candles from ingest to serve")
-    log: LogSettings = setting(LogSettings(), help="what is logged")
+    server: ServerSettings = setting(ServerSettings(), "how clients reach the server")
+    roles: Distinct[Literal["ingest", "serve"]] = setting(ROLES, "what this process does")
+    exchanges: Annotated[tuple[ExchangeConfig, ...], Written("a mapping by name", tuple, {}, tuple)] = setting(
+        (), "the exchanges, by name; the first is the default one"
+    )
+    intervals: Annotated[Distinct[WrittenInterval], AfterValidator(lambda given: tuple(sorted(given)))] = setting(
+        tuple(map(str, DEFAULT_INTERVALS)), "the lengths of bars that are served", min_length=1
+    )
+    limits: LimitSettings = setting(LimitSettings(), "how many HTTP requests one address may make")
+    udf: UdfSettings = setting(UdfSettings(), "TradingView's charts")
+    klines: KlinesSettings = setting(KlinesSettings(), "Binance's klines")
+    ingest: IngestSettings = setting(IngestSettings(), "how candles are taken from exchanges")
+    store: StoreSettings = setting(StoreSettings(), "where candles are kept")
+    bus: BusSettings = setting(BusSettings(), "what carries candles from ingest to serve")
+    log: LogSettings = setting(LogSettings(), "what is logged")
 
 
 def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
@@ -311,9 +356,8 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     kinds = _kinds(raw, plugins)
     raw = apply_environment(raw, ours, ENVIRONMENT, kinds, problems)
     exchanges = _read_exchanges(raw.pop("exchanges", None), env, plugins, problems)
-    config = read_section(Config, raw, "", problems, beside=("exchanges",))
-    config = replace(config, exchanges=exchanges, intervals=tuple(sorted(config.intervals)))
-    _check(config, problems)
+    config = read_section(Config, raw, "", problems).model_copy(update={"exchanges": exchanges})
+    problems += _contradictions(config)
     if problems:
         raise ConfigError(name_variables(problems, ours, ENVIRONMENT, kinds))
     return config
@@ -321,7 +365,7 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
 
 def doubts(config: Config) -> list[str]:
     """What works in one process and not in several, of which this one may be: a line each."""
-    if config.bus.url == "memory://" or not config.store.url.startswith("sqlite:"):
+    if config.bus.url == MEMORY or not config.store.url.startswith("sqlite:"):
         return []
     return [
         "store.url: SQLite is one process's file; where several processes share bus.url only the one that leads stores "
@@ -388,7 +432,7 @@ def budget_path(config: Config) -> Path | None:
 
 def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
     """The settings as YAML values that `load` reads back; with `redact`, secrets and passwords are stars."""
-    plain = section_as_plain(replace(config, exchanges=()), redact=redact)
+    plain = section_as_plain(config.model_copy(update={"exchanges": ()}), redact=redact)
     plain["exchanges"] = {
         one.name: {
             "symbols": [str(symbol) for symbol in one.symbols],
@@ -406,14 +450,6 @@ def _written_proxy(proxies: Proxies, *, redact: bool) -> str | None:
     if proxies.written is None or proxy is None or proxy.user is None or not redact:
         return proxies.written
     return str(proxy).replace("://", f"://{proxy.user}:{STARS}@")
-
-
-def keys() -> list[str]:
-    """Every key of the settings but those of plugins, as it is written in problems: `server.port`."""
-    found = []
-    for section, kind in kinds_of(Config).items():
-        found += [f"{section}.{key}" for key in kind] if isinstance(kind, Mapping) else [section]
-    return [*found, *(f"exchanges.NAME.{key}" for key in rules(ExchangeKeys))]
 
 
 # ---------------------------------------------------------------- the file
@@ -473,7 +509,7 @@ def _read_exchange(
     name: str, raw: object, env: Mapping[str, str], plugins: Plugins, problems: list[str]
 ) -> ExchangeConfig | None:
     path = f"exchanges.{name}"
-    if not _EXCHANGE_NAME.fullmatch(name):
+    if not EXCHANGE_NAME.fullmatch(name):
         problems.append(f"{path}: expected a name of letters, digits, - and _")
         return None
     if not isinstance(raw, Mapping | None):
@@ -483,9 +519,6 @@ def _read_exchange(
     keys = read_section(
         ExchangeKeys, {key: value for key, value in written.items() if key in DAEMON_KEYS}, path, problems
     )
-    if not keys.symbols:
-        problems.append(f"{path}.symbols: at least one is needed")
-    _refuse_twice(keys.symbols, f"{path}.symbols", problems)
     proxies = Proxies()
     try:
         proxies = Proxies.of(keys.proxy, env)
@@ -512,114 +545,23 @@ def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:
     )
 
 
-# ---------------------------------------------------------------- what types and bounds cannot say
+# ---------------------------------------------------------------- what one key cannot say
 
 
-def _check(config: Config, problems: list[str]) -> None:
-    server = config.server
-    if not server.hosts:
-        problems.append('server.host: at least one address is needed; "" is every one of this machine')
-    if len(server.hosts) > 1 and "" in server.hosts:
-        problems.append('server.host: "" is every address of this machine, so that it stands alone')
-    if any(host and not host.strip("[] ") for host in server.hosts):
-        problems.append("server.host: blanks are no address")
-    _refuse_twice(server.hosts, "server.host", problems)
-    _each(_network, server.trusted_proxies, "server.trusted_proxies", problems)
-    _each(_origin, server.allowed_origins, "server.allowed_origins", problems)
-    if server.ping_timeout > server.ping_interval:
-        problems.append("server.ping_timeout: at most server.ping_interval")
-    if {"draft-6", "draft-8"} <= set(config.limits.headers):
-        problems.append("limits.headers: draft-6 or draft-8, they use one name for different things")
-    _refuse_twice(config.limits.headers, "limits.headers", problems)
-    _check_paths(config, problems)
-    if not config.intervals:
-        problems.append("intervals: at least one is needed")
-    _refuse_twice(config.intervals, "intervals", problems)
-    _refuse_twice(config.roles, "roles", problems)
-    _check_url(config.store.url, "store", KNOWN_STORES, problems)
-    _check_url(config.bus.url, "bus", KNOWN_BUSES, problems)
-    _check_sqlite(config.store.url, problems)
-    if set("{}*?[]") & set(config.bus.prefix) or any(character.isspace() for character in config.bus.prefix):
-        problems.append("bus.prefix: expected letters, digits and signs such as : and -, without blanks and brackets")
-    _check_parts(config, problems)
-
-
-def _check_parts(config: Config, problems: list[str]) -> None:
-    """What one process cannot do for itself, where the settings leave it alone."""
+def _contradictions(config: Config) -> Iterator[str]:
+    """Yield the problems of settings that are right by themselves and do not fit together."""
+    if config.server.ping_timeout > config.server.ping_interval:
+        yield "server.ping_timeout: at most server.ping_interval"
+    names = [one.name for one in config.exchanges]
+    if config.klines.exchange is not None and config.klines.exchange not in names:
+        yield f"klines.exchange: no such exchange{suggestion(config.klines.exchange, names)}"
     is_split = set(config.roles) != set(ROLES)
-    if config.bus.url == "memory://" and is_split:
-        problems.append("roles: bus.url memory:// stays inside one process, so that it needs both, [ingest, serve]")
+    if config.bus.url == MEMORY and is_split:
+        yield "roles: bus.url memory:// stays inside one process, so that it needs both, [ingest, serve]"
     elif not config.roles:
-        problems.append("roles: at least one is needed, ingest or serve")
+        yield "roles: at least one is needed, ingest or serve"
     elif is_split and config.store.url.startswith("sqlite:"):
         lacks = "what it serves is stored by another" if config.roles == ("serve",) else "another serves what it stores"
-        problems.append(f"store.url: SQLite is one process's file, and {lacks}: both need the same postgresql://")
-    if config.bus.url == "memory://" and config.ingest.shards > 1:
-        problems.append("ingest.shards: several processes share the markets by way of Redis; with memory:// it is 1")
-
-
-def _check_paths(config: Config, problems: list[str]) -> None:
-    for name, prefix, such in (
-        ("server.prefix", config.server.prefix, "/candles"),
-        ("klines.prefix", config.klines.prefix, "/binance"),
-    ):
-        if not _PREFIX.fullmatch(prefix):
-            problems.append(f"{name}: expected a path such as {such}, got {redacted(prefix)!r}")
-    exchange = config.klines.exchange
-    names = [one.name for one in config.exchanges]
-    if exchange is not None and exchange not in names:
-        problems.append(f"klines.exchange: no such exchange{suggestion(exchange, names)}")
-
-
-def _each(check: Callable[[str], str | None], texts: Sequence[str], path: str, problems: list[str]) -> None:
-    for index, text in enumerate(texts):
-        if wrong := check(text):
-            problems.append(f"{path}[{index}]: {wrong}, got {redacted(text)!r}")
-
-
-def _network(text: str) -> str | None:
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return "expected an address or a network such as 10.0.0.0/8"
-    return None
-
-
-def _origin(text: str) -> str | None:
-    return None if _ORIGIN.fullmatch(text) else "expected * or an origin such as https://charts.example.org"
-
-
-def _refuse_twice(values: Iterable[object], path: str, problems: list[str]) -> None:
-    texts = [str(value) for value in values]
-    problems.extend(f"{path}: {text} is there twice" for text in dict.fromkeys(texts) if texts.count(text) > 1)
-
-
-def _check_url(url: str, what: str, known: Sequence[str], problems: list[str]) -> None:
-    """The value is not repeated: where it is wrong, nobody knows which part of it is the password."""
-    scheme, found, rest = url.partition("://")
-    choice = ", ".join(f"{one}://" for one in known)
-    if not found or not _SCHEME.fullmatch(scheme):
-        problems.append(f"{what}.url: expected a URL, known: {choice}")
-    elif scheme not in known:
-        problems.append(f"{what}.url: no {what} for {scheme}://; known: {choice}")
-    elif scheme == "memory" and rest:
-        problems.append(f"{what}.url: nothing can follow memory://")
-    elif scheme in SCHEMES:
-        try:
-            RedisAddress.parse(url)
-        except ValueError as error:
-            problems.append(f"{what}.url: {error}")
-
-
-def _check_sqlite(url: str, problems: list[str]) -> None:
-    if not url.startswith("sqlite://"):
-        return
-    file = url.removeprefix("sqlite://")
-    if ":memory:" in file:
-        problems.append("store.url: candles need a file, sqlite:///candled.db; a database in memory cannot keep them")
-    elif not file.startswith("/"):
-        problems.append("store.url: three slashes before a relative file, sqlite:///candled.db")
-    elif file == "/" or file.endswith("/"):
-        problems.append("store.url: the file is missing, for instance sqlite:///candled.db")
-    elif _NO_FILE.search(file):
-        problems.append("store.url: sqlite:// is followed by a file alone, without user, password or parameters")
+        yield f"store.url: SQLite is one process's file, and {lacks}: both need the same postgresql://"
+    if config.bus.url == MEMORY and config.ingest.shards > 1:
+        yield "ingest.shards: several processes share the markets by way of Redis; with memory:// it is 1"

@@ -6,7 +6,7 @@ import queue
 import re
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -15,7 +15,7 @@ import pluggy
 from candled import hookspecs
 from candled.errors import CandledError
 from candled.exchange import Exchange
-from candled.settings import read_section, rules, section_as_plain
+from candled.settings import is_section, read_section
 
 logger = logging.getLogger(__name__)
 
@@ -208,18 +208,13 @@ def _check_exchange(exchange: type[Exchange]) -> None:
 
 
 def _check_settings(owner: str, settings: Any) -> None:
-    if not (isinstance(settings, type) and is_dataclass(settings)):
-        raise PluginError(f"{owner}.Settings is no dataclass")
-    if taken := [key for key in DAEMON_KEYS if key in rules(settings)]:
+    if not is_section(settings):
+        raise PluginError(f"{owner}.Settings is no subclass of candled.Settings")
+    if taken := [key for key in DAEMON_KEYS if key in settings.model_fields]:
         raise PluginError(f"{owner}.Settings has the key {taken[0]}, which is the daemon's")
-    try:
-        defaults = settings()
-    except TypeError as error:
-        raise PluginError(f"{owner}.Settings: every key needs a default: {error}") from error
+    if bare := [key for key, field in settings.model_fields.items() if field.is_required()]:
+        raise PluginError(f"{owner}.Settings: every key needs a default, {bare[0]} has none")
     problems: list[str] = []
-    try:
-        read_section(settings, section_as_plain(defaults, redact=False), f"{owner}.Settings", problems)
-    except TypeError as error:
-        raise PluginError(str(error)) from error
+    read_section(settings, None, f"{owner}.Settings", problems)
     if problems:
         raise PluginError(f"the defaults of {problems[0]}")

@@ -1,24 +1,33 @@
-"""Settings as frozen dataclasses: read strictly from YAML and environment, printed without secrets."""
+"""Settings as pydantic models: read strictly from YAML and environment, printed without secrets."""
 
 import difflib
-import math
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_origin
 from urllib.parse import urlsplit
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    SecretStr,
+    Tag,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema, to_jsonable_python
 
 from .model import Interval, Symbol
 
-Section = TypeVar("Section")
-
 STARS = "***"
-_KEY = "candled"
 _DURATION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _UNIT_US = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KB|MB|GB|KiB|MiB|GiB)")
@@ -34,6 +43,75 @@ _MOST_DEPTH = 50
 _MOST_NODES = 100_000
 
 
+class Settings(BaseModel):
+    """A section of settings: a pydantic model whose fields are made with `setting`.
+
+    Values are not converted: `7` is no text, and `"7"` no number. An unknown key is a mistake.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, hide_input_in_errors=True
+    )
+
+
+def setting(default: Any, help: str, *, ge: Any = None, le: Any = None, min_length: int | None = None) -> Any:
+    """Declare a key by pydantic's `Field`; the default may be written as in YAML, such as `"10s"`."""
+    return Field(default, description=help, ge=ge, le=le, min_length=min_length)
+
+
+Section = TypeVar("Section", bound=Settings)
+
+
+# ---------------------------------------------------------------- types
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Annotate a type with the form of its values in YAML, for reading, for messages and for JSON Schema."""
+
+    #: completes "expected …"
+    expected: str
+    #: returns the value for what YAML has; raises ValueError, with a hint where there is one, or TypeError
+    read: Callable[[Any], Any]
+    schema: Mapping[str, Any]
+    #: the type that is read, so that code may give such values too; of text each value is read
+    kind: type[Any] = str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        has_limits = self.kind in (str, timedelta, ByteSize)
+        inner = handler(source) if has_limits else core_schema.any_schema()
+        return core_schema.no_info_before_validator_function(self._validate, inner)
+
+    def __get_pydantic_json_schema__(self, schema: object, handler: object) -> dict[str, Any]:
+        return dict(self.schema)
+
+    def _validate(self, raw: object) -> Any:
+        if self.kind is not str and isinstance(raw, self.kind):
+            return raw
+        try:
+            return self.read(raw)
+        except (TypeError, ValueError) as error:
+            hint = str(error) if isinstance(error, ValueError) else ""
+            context = {"what": self.expected, "hint": "" if hint.startswith("expected") else hint}
+            raise PydanticCustomError("expected", "expected {what}", context) from None
+
+
+def matching(pattern: str, expected: str) -> Written:
+    """Annotate text that a regular expression has to match as a whole."""
+
+    def read(raw: str) -> str:
+        if not re.fullmatch(pattern, raw):
+            raise ValueError
+        return raw
+
+    return Written(expected, read, {"type": "string", "pattern": f"^(?:{pattern})$"})
+
+
+def refused(problem: str) -> PydanticCustomError:
+    """Return an error for a validator to raise. `problem` is shown as it is: let it repeat no password."""
+    return PydanticCustomError("refused", "{problem}", {"problem": problem})
+
+
 class ByteSize(int):
     """A number of bytes; written `512`, `256MB` (10^6) or `256MiB` (2^20)."""
 
@@ -41,46 +119,97 @@ class ByteSize(int):
         unit = next(unit for unit, size in _SIZES.items() if self % size == 0)
         return f"{int(self) // _SIZES[unit]}{unit}"
 
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What `setting` knows of one key."""
-
-    help: str = ""
-    at_least: Any = None
-    at_most: Any = None
-    one_of: tuple[Any, ...] | None = None
-    secret: bool = False
-    schemes: tuple[str, ...] = ()
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> core_schema.CoreSchema:
+        return core_schema.is_instance_schema(cls)
 
 
-def setting(
-    default: Any,
-    *,
-    help: str,
-    at_least: Any = None,
-    at_most: Any = None,
-    one_of: Any = None,
-    secret: bool = False,
-    schemes: Iterable[str] = (),
-) -> Any:
-    """Declare one key of a section: a field of a frozen dataclass made with `kw_only=True`.
-
-    The annotation says what may be written: `str`, `int`, `float`, `bool`, `timedelta` (written `250ms`, `10s`, `5m`,
-    `2h`, `30d`), `ByteSize` (`256MB`), `Interval`, `Symbol`, `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, another
-    section, `X | None`, and `X | tuple[X, ...]`. Bounds are inclusive; they and `one_of` hold for each item of a
-    tuple. A URL begins with one of its `schemes`, such as `wss`, and names a host. A secret is printed as stars, and so
-    are the passwords, tokens and keys in URLs of any setting.
-    """
-    rule = Rule(help, at_least, at_most, None if one_of is None else tuple(one_of), secret, tuple(schemes))
-    if isinstance(default, dict | list | set):
-        return field(default_factory=default.copy, metadata={_KEY: rule})
-    return field(default=default, metadata={_KEY: rule})
+def _read_duration(raw: Any) -> timedelta:
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        raise ValueError(f"a unit is missing, write {raw}s if seconds are meant")
+    match = _DURATION.fullmatch(raw)
+    if match is None:
+        raise ValueError
+    microseconds = Decimal(match[1]) * _UNIT_US[match[2]]
+    if microseconds != int(microseconds):
+        raise ValueError("finer than a microsecond")
+    try:
+        return timedelta(microseconds=int(microseconds))
+    except OverflowError:
+        raise ValueError("too long") from None
 
 
-def rules(section: type[Any]) -> dict[str, Rule]:
-    """The keys of a section in order, each with what `setting` was told."""
-    return {one.name: one.metadata.get(_KEY, Rule()) for one in fields(section)}
+def _read_size(raw: Any) -> ByteSize:
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        return ByteSize(raw)
+    match = _SIZE.fullmatch(raw)
+    if match is None:
+        raise ValueError
+    return ByteSize(Decimal(match[1]) * _SIZES[match[2]])
+
+
+def _url(*schemes: str) -> Written:
+    """Annotate the URL of a host, which is kept as it is written."""
+
+    def read(raw: str) -> str:
+        try:
+            parts = urlsplit(raw)
+            valid = parts.scheme in schemes and parts.hostname and parts.port != 0
+        except ValueError:  # a port or an IPv6 address that is none
+            valid = False
+        if not valid:
+            raise ValueError
+        return raw
+
+    choice = " or ".join(f"{scheme}://" for scheme in schemes)
+    schema = {"type": "string", "pattern": f"^(?:{'|'.join(schemes)})://"}
+    return Written(f"a URL that begins with {choice}", read, schema)
+
+
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    texts = [str(value) for value in values]
+    if twice := [text for text in dict.fromkeys(texts) if texts.count(text) > 1]:
+        raise refused(f"{', '.join(twice)} is there twice")
+    return values
+
+
+def _schema(form: re.Pattern[str]) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^{form.pattern}$"}
+
+
+_Item = TypeVar("_Item")
+_TextOrTexts = Annotated[str, Tag("text")] | Annotated[tuple[str, ...], Tag("list")]
+
+Duration = Annotated[
+    timedelta,
+    Written("a duration such as 250ms, 10s, 5m, 2h or 30d", _read_duration, _schema(_DURATION), timedelta),
+]
+Size = Annotated[
+    ByteSize,
+    Written(
+        "a size in bytes such as 256MB or 1GiB",
+        _read_size,
+        {"anyOf": [_schema(_SIZE), {"type": "integer", "minimum": 0}]},
+        ByteSize,
+    ),
+]
+WrittenSymbol = Annotated[
+    Symbol,
+    Written(
+        "BASE/QUOTE such as BTC/USDT", Symbol.parse, {"type": "string", "pattern": "^[^\\s/:]+/[^\\s/:]+$"}, Symbol
+    ),
+]
+WrittenInterval = Annotated[
+    Interval,
+    Written(
+        "an interval such as 5m or 1D", Interval.parse, {"type": "string", "pattern": "^[1-9][0-9]*[mhDW]$"}, Interval
+    ),
+]
+WebSocketUrl = Annotated[str, _url("wss", "ws")]
+HttpUrl = Annotated[str, _url("https", "http")]
+#: a list that has nothing twice
+Distinct = Annotated[tuple[_Item, ...], AfterValidator(distinct)]
+TextOrTexts = Annotated[_TextOrTexts, Discriminator(lambda raw: "list" if isinstance(raw, list | tuple) else "text")]
 
 
 # ---------------------------------------------------------------- YAML
@@ -175,27 +304,111 @@ def read_section(
     Every mistake adds a line to `problems` that begins with `path` and key; the key's default takes its place. Keys
     named in `beside` are read elsewhere: an unknown key is compared with them too.
     """
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, Mapping):
-        problems.append(f"{path or 'settings'}: expected a mapping of settings, got {_shown(raw)}")
-        return cls()
-    kinds, known = get_type_hints(cls), rules(cls)
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        where = _join(path, key)
-        if key not in known:
-            problems.append(f"{where}: unknown setting{suggestion(str(key), [*beside, *known])}")
-            continue
-        before = len(problems)
-        read = _read(kinds[key], value, where, problems, known[key])
-        if len(problems) == before or _is_section(kinds[key]):  # a section has put its own defaults in
-            values[key] = read
     try:
-        return cls(**values)
-    except ValueError as error:  # raised by the section's own __post_init__
-        problems.append(f"{path}: {error}")
+        tree = json.loads(json.dumps({} if raw is None else raw, default=str, ensure_ascii=False).encode())
+    except ValueError:
+        problems.append(f"{path or 'settings'}: a number is too long, or a text is not Unicode")
         return cls()
+    while True:
+        try:
+            return cls.model_validate_json(json.dumps(tree))  # as JSON: lists become tuples, and nothing else converts
+        except ValidationError as error:
+            mistakes = [_Mistake(cls, tree, path, found) for found in error.errors(include_url=False)]
+        problems += [f"{one.path}: {one.problem(beside)}" for one in mistakes if not one.is_harmless]
+        if not all(one.holder for one in mistakes):
+            return cls() if tree != {} else cls.model_construct()  # even the defaults are wrong
+        for one in mistakes:
+            one.holder.pop(one.key, None)
+
+
+def is_section(kind: Any) -> TypeGuard[type[Settings]]:
+    """Tell whether an annotation is a section."""
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of settings",
+}
+_LIMITS = {
+    "greater_than_equal": ("at least", "ge"),
+    "less_than_equal": ("at most", "le"),
+    "greater_than": ("more than", "gt"),
+    "less_than": ("less than", "lt"),
+}
+
+
+class _Mistake:
+    """One that pydantic found, with its place in the tree and in the models."""
+
+    def __init__(self, cls: type[Settings], tree: Any, path: str, found: ErrorDetails) -> None:
+        self.kind, self.raw, self.context = found["type"], found["input"], found.get("ctx", {})
+        self.message = found["msg"]
+        #: the innermost mapping of the tree on the way there, with its key; empty for the whole tree
+        self.holder: dict[str, Any] = {}
+        self.key = ""
+        self.field: FieldInfo | None = None
+        self.known: Iterable[str] = ()
+        kind: Any = cls
+        for step in found["loc"]:  # some name a member of a union, which the tree does not have
+            is_key = is_section(kind)
+            if is_key:
+                self.known = kind.model_fields
+                self.field = kind.model_fields.get(step)
+                kind = self.field and self.field.annotation
+            if isinstance(tree, list) and isinstance(step, int):
+                path, tree = f"{path}[{step}]", tree[step]
+            elif isinstance(tree, dict) and step in tree:
+                path, tree, self.holder, self.key = _join(path, step), tree[step], tree, str(step)
+            elif is_key:  # the default is wrong
+                path, tree = _join(path, step), None
+        self.path = path or "settings"
+
+    @property
+    def is_harmless(self) -> bool:
+        """A section that is null, so that nothing is set in it; or a list too short only without its wrong items."""
+        if self.kind == "too_short":
+            return bool(len(self.raw) >= self.context["min_length"])
+        return self.kind == "model_type" and self.raw is None
+
+    def problem(self, beside: Iterable[str]) -> str:
+        """Put it into candled's words, without passwords."""
+        if self.kind == "extra_forbidden":
+            return f"unknown setting{suggestion(self.key, [*beside, *self.known])}"
+        if self.kind == "refused":
+            return self.message
+        if self.kind in ("value_error", "assertion_error"):
+            return redacted(" ".join(str(self.context["error"]).split()))
+        if self.kind == "too_short":
+            return f"at least {'one is' if self.context['min_length'] == 1 else self.context['min_length']} needed"
+        if self.kind == "literal_error":
+            choice = self.context["expected"].replace(" or ", ", ").replace("'", "")
+            return f"one of {choice}, was {_short(self.raw)}"
+        if self.kind in _LIMITS:
+            words, name = _LIMITS[self.kind]
+            declared = [getattr(one, name) for one in (self.field.metadata if self.field else ()) if hasattr(one, name)]
+            return f"{words} {plain_text((*declared, self.context[name])[0])}, was {_short(self.raw)}"
+        is_secret = self.field is not None and self.field.annotation is SecretStr
+        got = _kind_of(self.raw) if is_secret else _shown(self.raw)
+        what = self.context.get("what") or _EXPECTED.get(self.kind)
+        if what is None:  # of a type that only a plugin has
+            return f"should {self.message.partition(' should ')[2] or 'be another value'}, got {got}"
+        hint = "" if is_secret else self._hint()
+        return f"expected {what}, got {got}{hint and f': {hint}'}"
+
+    def _hint(self) -> str:
+        if self.kind == "string_type" and isinstance(self.raw, int | float) and not isinstance(self.raw, bool):
+            return "put it in quotes"
+        if self.kind in ("tuple_type", "list_type") and isinstance(self.raw, str) and self.raw:
+            return f"write [{_short(self.raw)}]"
+        return str(self.context.get("hint", ""))
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:
@@ -207,169 +420,6 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
-def _read(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) -> Any:
-    """Read one value of the annotated `kind`; what is returned beside a new problem is not used."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return _read_optional(arguments, raw, path, problems, rule)
-    if origin is tuple:
-        return _read_list(arguments[0], raw, path, problems, rule)
-    if origin is not None and origin is not Literal and issubclass(origin, Mapping):
-        return _read_mapping(arguments[1], raw, path, problems, rule)
-    if _is_section(kind):
-        return read_section(cast("type[Any]", kind), raw, path, problems)
-    if kind is Any:
-        return raw
-    if origin is Literal:
-        return _checked(raw, path, problems, Rule(one_of=arguments, secret=rule.secret))
-    if kind not in _SCALARS:
-        raise TypeError(f"{path}: settings cannot be of type {kind}")
-    expected, read = _SCALARS[kind]
-    try:
-        value = read(raw)
-    except ValueError as error:
-        got = _kind_of(raw) if rule.secret else _shown(raw)
-        detail = "" if rule.secret or not str(error) else f": {error}"
-        problems.append(f"{path}: expected {expected}, got {got}{detail}")
-        return None
-    return _checked(value, path, problems, rule)
-
-
-def _read_optional(kinds: tuple[Any, ...], raw: object, path: str, problems: list[str], rule: Rule) -> Any:
-    others = [kind for kind in kinds if kind is not NoneType]
-    if _is_one_or_more(kinds):
-        return _read(kinds[1] if isinstance(raw, list) else kinds[0], raw, path, problems, rule)
-    if len(others) != 1 or len(others) == len(kinds):
-        raise TypeError(f"{path}: of unions only X | None and X | tuple[X, ...] can be a setting")
-    return None if raw is None else _read(others[0], raw, path, problems, rule)
-
-
-def _is_one_or_more(kinds: tuple[Any, ...]) -> bool:
-    """Whether a union is `X | tuple[X, ...]`."""
-    return len(kinds) == 2 and get_origin(kinds[1]) is tuple and get_args(kinds[1])[0] is kinds[0]
-
-
-def _read_list(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) -> tuple[Any, ...]:
-    if not isinstance(raw, list):
-        example = f", for instance [{redacted(raw)}]" if isinstance(raw, str) and raw and not rule.secret else ""
-        problems.append(f"{path}: expected a list{example}; got {_kind_of(raw) if rule.secret else _shown(raw)}")
-        return ()
-    return tuple(_read(kind, item, f"{path}[{index}]", problems, rule) for index, item in enumerate(raw))
-
-
-def _read_mapping(kind: Any, raw: object, path: str, problems: list[str], rule: Rule) -> dict[str, Any]:
-    if not isinstance(raw, Mapping):
-        problems.append(f"{path}: expected a mapping, got {_kind_of(raw) if rule.secret else _shown(raw)}")
-        return {}
-    return {str(key): _read(kind, value, _join(path, key), problems, rule) for key, value in raw.items()}
-
-
-def _checked(value: Any, path: str, problems: list[str], rule: Rule) -> Any:
-    was = "" if rule.secret else f", was {plain_text(value)}"
-    if rule.one_of is not None and value not in rule.one_of:
-        problems.append(f"{path}: one of {', '.join(map(plain_text, rule.one_of))}{was}")
-    elif rule.at_least is not None and value < rule.at_least:
-        problems.append(f"{path}: at least {plain_text(rule.at_least)}{was}")
-    elif rule.at_most is not None and value > rule.at_most:
-        problems.append(f"{path}: at most {plain_text(rule.at_most)}{was}")
-    elif rule.schemes and not _is_url(value, rule.schemes):
-        problems.append(f"{path}: a URL that begins with {' or '.join(f'{one}://' for one in rule.schemes)}{was}")
-    return value
-
-
-def _is_url(text: str, schemes: Iterable[str]) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an IPv6 address that is none
-        return False
-
-
-def _text(raw: object) -> str:
-    if not isinstance(raw, str):
-        raise ValueError("put it in quotes" if isinstance(raw, int | float) else "")
-    return raw
-
-
-def _whole(raw: object) -> int:
-    if not isinstance(raw, int) or isinstance(raw, bool):
-        raise ValueError
-    return raw
-
-
-def _number(raw: object) -> float:
-    if not isinstance(raw, int | float) or isinstance(raw, bool):
-        raise ValueError
-    try:
-        value = float(raw)
-    except OverflowError:
-        raise ValueError from None
-    if not math.isfinite(value):
-        raise ValueError
-    return value
-
-
-def _yes_or_no(raw: object) -> bool:
-    if not isinstance(raw, bool):
-        raise ValueError
-    return raw
-
-
-def _duration(raw: object) -> timedelta:
-    if isinstance(raw, int | float) and not isinstance(raw, bool):
-        raise ValueError(f"a unit is missing, write {raw}s if seconds are meant")
-    match = _DURATION.fullmatch(raw) if isinstance(raw, str) else None
-    if match is None:
-        raise ValueError
-    microseconds = Decimal(match[1]) * _UNIT_US[match[2]]
-    if microseconds != int(microseconds):
-        raise ValueError("finer than a microsecond")
-    try:
-        return timedelta(microseconds=int(microseconds))
-    except OverflowError:
-        raise ValueError("too long") from None
-
-
-def _byte_size(raw: object) -> ByteSize:
-    if isinstance(raw, int) and not isinstance(raw, bool):
-        return ByteSize(raw)
-    match = _SIZE.fullmatch(raw) if isinstance(raw, str) else None
-    if match is None:
-        raise ValueError
-    return ByteSize(Decimal(match[1]) * _SIZES[match[2]])
-
-
-def _symbol(raw: object) -> Symbol:
-    if not isinstance(raw, str):
-        raise ValueError
-    try:
-        return Symbol.parse(raw)
-    except ValueError:
-        raise ValueError from None  # its text repeats what ours says
-
-
-def _interval(raw: object) -> Interval:
-    if not isinstance(raw, str):
-        raise ValueError
-    return Interval.parse(raw)
-
-
-_SCALARS: dict[Any, tuple[str, Callable[[object], Any]]] = {
-    str: ("text", _text),
-    int: ("a whole number", _whole),
-    float: ("a number", _number),
-    bool: ("true or false", _yes_or_no),
-    timedelta: ("a duration such as 250ms, 10s, 5m, 2h or 30d", _duration),
-    ByteSize: ("a size in bytes such as 256MB or 1GiB", _byte_size),
-    Symbol: ("BASE/QUOTE such as BTC/USDT", _symbol),
-    Interval: ("an interval such as 5m or 1D", _interval),
-}
-
-
-def _is_section(kind: Any) -> bool:
-    return is_dataclass(kind) and kind not in _SCALARS
-
-
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
@@ -379,30 +429,29 @@ def _kind_of(raw: object) -> str:
         return "nothing"
     if isinstance(raw, Mapping):
         return "a mapping"
-    if isinstance(raw, list):
+    if isinstance(raw, list | tuple):
         return "a list"
     return "text" if isinstance(raw, str) else "another value"
 
 
-def _shown(raw: object) -> str:
+def _short(raw: object) -> str:
     """A wrong value for a message: short, and without passwords."""
-    if raw is None or isinstance(raw, Mapping | list):
+    if raw is None or isinstance(raw, Mapping | list | tuple):
         return _kind_of(raw)
     text = redacted(plain_text(raw))
-    text = text if len(text) <= 80 else text[:80] + "…"
-    return repr(text) if isinstance(raw, str) else text
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+def _shown(raw: object) -> str:
+    return repr(_short(raw)) if isinstance(raw, str) else _short(raw)
 
 
 # ---------------------------------------------------------------- printing
 
 
-def section_as_plain(instance: Any, *, redact: bool = True) -> dict[str, Any]:
+def section_as_plain(instance: Settings, *, redact: bool = True) -> dict[str, Any]:
     """The section as YAML values that `read_section` reads back; with `redact`, secrets and passwords are stars."""
-    known = rules(type(instance))
-    return {
-        name: STARS if redact and rule.secret and getattr(instance, name) else _plain(getattr(instance, name), redact)
-        for name, rule in known.items()
-    }
+    return {name: as_written(getattr(instance, name), redact=redact) for name in type(instance).model_fields}
 
 
 def without_passwords(text: str) -> str:
@@ -417,24 +466,27 @@ def redacted(message: str) -> str:
 
 def plain_text(value: Any) -> str:
     """A value as it is written in the settings, without passwords."""
-    plain = _plain(value, redact=True)
-    return ("true" if plain else "false") if isinstance(plain, bool) else str(plain)
+    plain = as_written(value)
+    return json.dumps(plain) if isinstance(plain, bool) else str(plain)
 
 
-def _plain(value: Any, redact: bool) -> Any:
-    if isinstance(value, str):
-        return without_passwords(value) if redact else value
+def as_written(value: Any, *, redact: bool = True) -> Any:
+    """Return the YAML value of a setting's value; with `redact`, secrets and passwords are stars."""
+    if isinstance(value, SecretStr):
+        secret = value.get_secret_value()
+        return STARS if secret and redact else secret
     if isinstance(value, timedelta):
         return _duration_text(value)
     if isinstance(value, ByteSize | Interval | Symbol):
         return str(value)
-    if is_dataclass(value):
+    if isinstance(value, Settings):
         return section_as_plain(value, redact=redact)
     if isinstance(value, tuple | list):
-        return [_plain(item, redact) for item in value]
+        return [as_written(item, redact=redact) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, redact) for key, item in value.items()}
-    return value
+        return {str(key): as_written(item, redact=redact) for key, item in value.items()}
+    plain = to_jsonable_python(value)
+    return without_passwords(plain) if redact and isinstance(plain, str) else plain
 
 
 def _duration_text(duration: timedelta) -> str:
@@ -453,12 +505,11 @@ Kinds = Mapping[str, Any]
 """Which keys there are: each maps to its annotation, or to the `Kinds` below it."""
 
 
-def kinds_of(section: type[Any]) -> dict[str, Any]:
+def kinds_of(section: type[Settings]) -> dict[str, Any]:
     """The keys of a section and of the sections in it."""
     return {
-        key: kinds_of(cast("type[Any]", kind)) if _is_section(kind) else kind
-        for key, kind in get_type_hints(section).items()
-        if key in rules(section)
+        key: kinds_of(field.annotation) if is_section(field.annotation) else field.annotation
+        for key, field in section.model_fields.items()
     }
 
 
@@ -538,8 +589,8 @@ def _kind_at(kinds: Kinds, path: tuple[str, ...]) -> Any:
 
 
 def _environment_value(text: str, kind: Any) -> Any:
-    takes_list = kind == str | tuple[str, ...]
-    if kind is not str and not takes_list:
+    takes_list = kind == _TextOrTexts
+    if not (takes_list or kind in (str, SecretStr) or get_origin(kind) is Literal):
         return read_yaml(text)
     try:
         value = read_yaml(text)
@@ -549,7 +600,7 @@ def _environment_value(text: str, kind: Any) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+    return {str(key): _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

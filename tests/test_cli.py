@@ -157,12 +157,7 @@ def test_settings_without_an_end_are_a_line_and_status_2(text, tmp_path):
 
 
 ACME = """
-from dataclasses import dataclass
-from candled import Exchange, hookimpl
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    pass
+from candled import Exchange, Settings, hookimpl
 
 class Acme(Exchange):
     name = "acme"

@@ -14,21 +14,21 @@ from candled.config import (
     KNOWN_BUSES,
     KNOWN_STORES,
     Config,
+    ExchangeKeys,
     ServerSettings,
     as_plain,
     doubts,
-    keys,
     load,
     make_exchanges,
 )
 from candled.model import DEFAULT_INTERVALS
 from candled.plugins import Plugins, PluginStatus, discover
-from candled.settings import plain_text, rules, section_as_plain
+from candled.settings import is_section, section_as_plain
 
 ROOT = Path(__file__).parents[1]
 # whatever else is installed where the tests run
 PLUGINS = discover(one for one in metadata.entry_points(group="candled") if one.value.startswith("candled_plugins."))
-SECTIONS = ("server", "limits", "udf", "klines", "ingest", "store", "bus", "log")
+SECTIONS = {name: field.annotation for name, field in Config.model_fields.items() if is_section(field.annotation)}
 BTC = Symbol("BTC", "USDT")
 STORES, BUSES = (", ".join(f"{scheme}://" for scheme in known) for known in (KNOWN_STORES, KNOWN_BUSES))
 
@@ -113,7 +113,9 @@ def documented() -> dict[str, str]:
 
 
 def test_every_setting_is_documented_and_nothing_else():
-    assert sorted(documented()) == sorted(key for key in keys() if key != "exchanges")
+    keys = [f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields]
+    keys += [f"exchanges.NAME.{key}" for key in ExchangeKeys.model_fields]
+    assert sorted(documented()) == sorted([*keys, *(Config.model_fields.keys() - SECTIONS.keys() - {"exchanges"})])
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -125,22 +127,15 @@ def test_the_documented_defaults_are_the_defaults(section):
 
 
 def test_every_setting_has_a_help_text():
-    config = load(None, {}, PLUGINS)
-    sections = [
-        Config,
-        *(
-            type(getattr(config, name))
-            for name in ("server", "limits", "udf", "klines", "ingest", "store", "bus", "log")
-        ),
-    ]
-    sections += [plugin.Settings for plugin in PLUGINS.exchanges.values()]
-    assert [(section, key) for section in sections for key, rule in rules(section).items() if not rule.help] == []
+    sections = [Config, ExchangeKeys, *SECTIONS.values(), *(plugin.Settings for plugin in PLUGINS.exchanges.values())]
+    fields = [(section, key, field) for section in sections for key, field in section.model_fields.items()]
+    assert [(section, key) for section, key, field in fields if not field.description] == []
 
 
 @pytest.mark.parametrize("name", ["bitget", "replay"])
 def test_the_settings_of_a_bundled_plugin_are_on_its_page(name):
     page = (ROOT / "docs" / "reference" / f"{name}.md").read_text("utf-8")
-    for key in rules(PLUGINS.exchanges[name].Settings):
+    for key in PLUGINS.exchanges[name].Settings.model_fields:
         assert f"| `{key}` |" in page
 
 
@@ -204,12 +199,12 @@ def test_all_problems_of_all_places_come_in_one_run(problems):
     assert problems(text, {"CANDLED_BUS__URLS": "x"}) == (
         "CANDLED_BUS__URLS: no such setting, did you mean CANDLED_BUS__URL?",
         "exchanges.bitget.market: one of spot, usdt-futures, was moon",
-        "servers: unknown setting, did you mean server?",
         "server.port: expected a whole number, got 'seventy'",
-        "store.flush_intervall: unknown setting, did you mean flush_interval?",
         "server.trusted_proxies[0]: expected an address or a network such as 10.0.0.0/8, got 'proxy'",
-        "server.ping_timeout: at most server.ping_interval",
         f"store.url: no store for mysql://; known: {STORES}",
+        "store.flush_intervall: unknown setting, did you mean flush_interval?",
+        "servers: unknown setting, did you mean server?",
+        "server.ping_timeout: at most server.ping_interval",
     )
 
 
@@ -429,7 +424,7 @@ def test_the_environment_goes_over_the_file(settings):
     config = settings("server: {port: 1, host: 127.0.0.1}", env)
     assert (config.server.port, config.server.host) == (7001, "127.0.0.1")
     assert config.ingest.backfill == timedelta(hours=2)
-    assert list(map(plain_text, config.intervals)) == ["1m", "5m"]
+    assert list(map(str, config.intervals)) == ["1m", "5m"]
     assert config.exchanges[0].symbols == (Symbol("ETH", "USDT"),)
     assert config.exchanges[0].settings.market == "usdt-futures"
 
@@ -507,11 +502,11 @@ def test_problems_that_come_from_the_environment_name_the_variable(problems):
     assert problems("ingest: {grace_period: -1s}", env) == (
         "exchanges.bitget.symbols[0] (CANDLED_EXCHANGES__BITGET__SYMBOLS): "
         "expected BASE/QUOTE such as BTC/USDT, got 'BTCUSDT'",
+        "server.port (CANDLED_SERVER__PORT): at most 65535, was 99999",
         "ingest.grace_period: at least 0s, was -1s",
         "store.flush_intervall (CANDLED_STORE): unknown setting, did you mean flush_interval?",
-        "server.port (CANDLED_SERVER__PORT): at most 65535, was 99999",
-        "server.ping_timeout: at most server.ping_interval (CANDLED_SERVER__PING_INTERVAL)",
         f"bus.url (CANDLED_BUS__URL): no bus for nats://; known: {BUSES}",
+        "server.ping_timeout: at most server.ping_interval (CANDLED_SERVER__PING_INTERVAL)",
     )
 
 

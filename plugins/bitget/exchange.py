@@ -1,8 +1,7 @@
 """Bitget: its addresses, the distribution of symbols over connections, and the paging of history."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from candled import (
     Candle,
@@ -12,11 +11,14 @@ from candled import (
     ExchangeError,
     Feed,
     Http,
+    HttpUrl,
     Interval,
     InvalidRow,
     Market,
+    Settings,
     SocketFeed,
     Symbol,
+    WebSocketUrl,
     setting,
 )
 
@@ -30,18 +32,14 @@ _HISTORY_PAGE = 200
 _HISTORY_PAGE_MS = 90 * 86_400_000  # the longest page, with any limit
 
 
-@dataclass(frozen=True, kw_only=True)
-class BitgetSettings:
+class BitgetSettings(Settings):
     """Settings of the Bitget exchange."""
 
-    market: str = setting("spot", help="the market to read: spot or perpetuals", one_of=tuple(DIALECTS))
-    ws_url: str = setting("wss://ws.bitget.com/v2/ws/public", help="the public WebSocket", schemes=("wss", "ws"))
-    rest_url: str = setting("https://api.bitget.com", help="the REST API, without a path", schemes=("https", "http"))
+    market: Literal["spot", "usdt-futures"] = setting("spot", "the market to read: spot or perpetuals")
+    ws_url: WebSocketUrl = setting("wss://ws.bitget.com/v2/ws/public", "the public WebSocket")
+    rest_url: HttpUrl = setting("https://api.bitget.com", "the REST API, without a path")
     symbols_per_connection: int = setting(
-        50,
-        help="symbols on one connection; Bitget recommends at most 50 and refuses above 1000",
-        at_least=1,
-        at_most=1000,
+        50, "symbols on one connection; Bitget recommends at most 50 and refuses above 1000", ge=1, le=1000
     )
 
 

@@ -3,7 +3,6 @@
 import gzip
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +18,7 @@ from candled import (
     Feed,
     Http,
     Market,
+    Settings,
     StreamFeed,
     Subscribed,
     SubscriptionRejected,
@@ -37,15 +37,14 @@ _SNAPSHOT_MINUTES = 500
 _TICKS_PER_S = 4  # at most, by the wall clock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplaySettings:
+class ReplaySettings(Settings):
     """Settings under `exchanges.replay`."""
 
     files: Mapping[str, str] = setting(
         {"BTC/USDT": "bundled:binance-spot-btcusdt", "ETH/USDT": "bundled:bitget-futures-ethusdt"},
-        help='recorded candles, CSV or gzip, per symbol: a path or "bundled:NAME"; "*" serves every other symbol',
+        'recorded candles, CSV or gzip, per symbol: a path or "bundled:NAME"; "*" serves every other symbol',
     )
-    speed: float = setting(1.0, help="market seconds per second", at_least=1.0)
+    speed: float = setting(1.0, "market seconds per second", ge=1.0)
 
 
 class Replay(Exchange):

@@ -4,7 +4,6 @@ import asyncio
 from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -118,7 +117,7 @@ async def open_stage(
         decimals=lambda key: known[key].decimals if key in known else Decimals(),
         seen_decimals=bars.seen_decimals,
     )
-    config = replace(Config(), limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
+    config = Config(limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
 
     def make_client(link: RecipientConnection) -> ClientSession:
         return ClientSession(link, hub, bars, codec, clock, config.server, pages.read_history)

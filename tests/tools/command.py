@@ -2,7 +2,6 @@
 
 import argparse
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from candled.config import Config, ExchangeConfig, StoreSettings, make_store
@@ -30,7 +29,7 @@ class _Parser:
 def settings(url: str, *exchanges: ExchangeConfig) -> Config:
     """Settings with a store and exchanges; by default `bitget`, which these commands need not know more of."""
     known = exchanges or (ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC, ETH), settings=None),)
-    return replace(Config(), store=StoreSettings(url=url), exchanges=known)
+    return Config(store=StoreSettings(url=url), exchanges=known)
 
 
 def prepare(config: Config) -> None:

@@ -7,7 +7,6 @@ import resource
 import signal
 import sys
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,7 +172,9 @@ async def test_a_time_range_that_is_none_is_refused(tmp_path):
 async def test_a_postgresql_store_is_filled_as_well_and_its_retention_named(tmp_path, capsys):
     with Database(shared_postgres()) as database:
         async with bench(tmp_path) as one:
-            one.config = replace(one.config, store=replace(one.config.store, url=database.url()))
+            one.config = one.config.model_copy(
+                update={"store": one.config.store.model_copy(update={"url": database.url()})}
+            )
             one.fake.missing_minutes(BTC, (at(-1, 5), at(-1, 9)))
             span = ["--from", iso(at(-1)), "--to", iso(at(-0.5)), "--json"]
             assert await one.run(backfill, "backfill", *span) == 0

@@ -1,7 +1,6 @@
 """`candled gaps` and `candled repair` with a real SQLite file; repair against the fake Bitget."""
 
 import json
-from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.config import Config
+from candled.config import Config, IngestSettings
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
 from candled.store.interface import KnownGap
 from candled.store.sqlite.store import SqliteStore
@@ -57,7 +56,7 @@ class Shop:
 
 
 def running_week_only(config: Config) -> Config:
-    return replace(config, ingest=replace(config.ingest, backfill=timedelta(0)))
+    return config.model_copy(update={"ingest": IngestSettings(backfill=timedelta(0))})
 
 
 def shop(tmp_path) -> Shop:

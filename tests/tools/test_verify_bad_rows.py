@@ -365,7 +365,7 @@ def test_only_exchanges_that_open_at_the_close_are_looked_at(file, capsys):
     fill(file, [one._replace(open=Decimal(50)) for one in minutes()])
     config = settings(file.url)
     assert run(config, "verify", "--quiet", "BTC/USDT") == 1
-    other = replace(config, exchanges=tuple(replace(one, plugin=Other) for one in config.exchanges))
+    other = config.model_copy(update={"exchanges": tuple(replace(one, plugin=Other) for one in config.exchanges)})
     assert run(other, "verify", "--quiet", "BTC/USDT") == 0
 
 
