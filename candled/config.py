@@ -22,6 +22,7 @@ from candled.settings import (
     ByteSize,
     Distinct,
     Duration,
+    Keys,
     NotYaml,
     Settings,
     Size,
@@ -30,15 +31,15 @@ from candled.settings import (
     WrittenInterval,
     WrittenSymbol,
     apply_environment,
+    as_written,
     distinct,
-    kinds_of,
+    keys_of,
     matching,
     name_variables,
     read_section,
     read_yaml,
     redacted,
     refused,
-    section_as_plain,
     setting,
     suggestion,
 )
@@ -329,7 +330,7 @@ class Config(Settings):
 
     server: ServerSettings = setting(ServerSettings(), "how clients reach the server")
     roles: Distinct[Literal["ingest", "serve"]] = setting(ROLES, "what this process does")
-    exchanges: Annotated[tuple[ExchangeConfig, ...], Written("a mapping by name", tuple, {}, tuple)] = setting(
+    exchanges: Annotated[tuple[ExchangeConfig, ...], Written("a mapping by name", tuple, {})] = setting(
         (), "the exchanges, by name; the first is the default one"
     )
     intervals: Annotated[Distinct[WrittenInterval], AfterValidator(lambda given: tuple(sorted(given)))] = setting(
@@ -353,13 +354,13 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     problems: list[str] = []
     raw = {} if path is None else _read_file(path)
     ours = {name: value for name, value in env.items() if not _NOT_OURS.match(f"{name}={value}")}
-    kinds = _kinds(raw, plugins)
-    raw = apply_environment(raw, ours, ENVIRONMENT, kinds, problems)
+    keys = _keys(raw, plugins)
+    raw = apply_environment(raw, ours, ENVIRONMENT, keys, problems)
     exchanges = _read_exchanges(raw.pop("exchanges", None), env, plugins, problems)
     config = read_section(Config, raw, "", problems).model_copy(update={"exchanges": exchanges})
     problems += _contradictions(config)
     if problems:
-        raise ConfigError(name_variables(problems, ours, ENVIRONMENT, kinds))
+        raise ConfigError(name_variables(problems, ours, ENVIRONMENT, keys))
     return config
 
 
@@ -432,13 +433,13 @@ def budget_path(config: Config) -> Path | None:
 
 def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
     """The settings as YAML values that `load` reads back; with `redact`, secrets and passwords are stars."""
-    plain = section_as_plain(config.model_copy(update={"exchanges": ()}), redact=redact)
+    plain: dict[str, Any] = as_written(config.model_copy(update={"exchanges": ()}), redact=redact)
     plain["exchanges"] = {
         one.name: {
             "symbols": [str(symbol) for symbol in one.symbols],
             "plugin": one.plugin.name,
             "proxy": _written_proxy(one.proxies, redact=redact),
-            **section_as_plain(one.settings, redact=redact),
+            **as_written(one.settings, redact=redact),
         }
         for one in config.exchanges
     }
@@ -472,20 +473,17 @@ def _read_file(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _kinds(raw: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
+def _keys(raw: Mapping[str, Any], plugins: Plugins) -> Keys:
     """Every key that the environment may set; under `exchanges` those of the configured and of all known exchanges."""
-    written = raw.get("exchanges")
-    exchanges: dict[str, Any] = {name: _exchange_kinds(plugin) for name, plugin in plugins.exchanges.items()}
-    if isinstance(written, Mapping):
-        for name, keys in written.items():
-            chosen = keys.get("plugin") if isinstance(keys, Mapping) else None
-            plugin = plugins.exchanges.get(chosen if isinstance(chosen, str) else str(name))
-            exchanges[str(name)] = _exchange_kinds(plugin)
-    return {**kinds_of(Config), "exchanges": exchanges}
-
-
-def _exchange_kinds(plugin: type[Exchange] | None) -> dict[str, Any]:
-    return {**kinds_of(ExchangeKeys), **(kinds_of(plugin.Settings) if plugin else {})}
+    chosen: dict[str, Any] = dict.fromkeys(plugins.exchanges)
+    if isinstance(written := raw.get("exchanges"), Mapping):
+        chosen |= {str(name): own.get("plugin") if isinstance(own, Mapping) else None for name, own in written.items()}
+    keys = keys_of(Config)
+    for name, other in chosen.items():
+        keys |= {("exchanges", name): None, **keys_of(ExchangeKeys, "exchanges", name)}
+        if plugin := plugins.exchanges.get(other if isinstance(other, str) else name):
+            keys |= keys_of(plugin.Settings, "exchanges", name)
+    return keys
 
 
 # ---------------------------------------------------------------- exchanges

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -28,9 +28,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema, to_jso
 from .model import Interval, Symbol
 
 STARS = "***"
-_DURATION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_DURATION = r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)"
 _UNIT_US = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(B|KB|MB|GB|KiB|MiB|GiB)")
+_SIZE = r"([0-9]+(?:\.[0-9]+)?)(B|KB|MB|GB|KiB|MiB|GiB)"
 _SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "KB": 10**3, "B": 1}
 # Up to the last @: a password may hold an @ that nobody escaped.
 _URL_PASSWORD = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://[^:/?#@]*:).*@", re.DOTALL)
@@ -74,37 +74,40 @@ class Written:
     #: returns the value for what YAML has; raises ValueError, with a hint where there is one, or TypeError
     read: Callable[[Any], Any]
     schema: Mapping[str, Any]
-    #: the type that is read, so that code may give such values too; of text each value is read
-    kind: type[Any] = str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        has_limits = self.kind in (str, timedelta, ByteSize)
+        def validate(raw: object) -> Any:
+            # A value of the type itself is right, but text has a form; what is no text the inner schema refuses.
+            if isinstance(source, type) and isinstance(raw, source) != (source is str):
+                return raw
+            try:
+                return self.read(raw)
+            except (TypeError, ValueError) as error:
+                hint = str(error) if isinstance(error, ValueError) else ""
+                context = {"what": self.expected, "hint": "" if hint.startswith("expected") else hint}
+                raise PydanticCustomError("expected", "expected {what}", context) from None
+
+        has_limits = source in (str, timedelta, ByteSize)
         inner = handler(source) if has_limits else core_schema.any_schema()
-        return core_schema.no_info_before_validator_function(self._validate, inner)
+        return core_schema.no_info_before_validator_function(validate, inner)
 
     def __get_pydantic_json_schema__(self, schema: object, handler: object) -> dict[str, Any]:
         return dict(self.schema)
 
-    def _validate(self, raw: object) -> Any:
-        if self.kind is not str and isinstance(raw, self.kind):
-            return raw
-        try:
-            return self.read(raw)
-        except (TypeError, ValueError) as error:
-            hint = str(error) if isinstance(error, ValueError) else ""
-            context = {"what": self.expected, "hint": "" if hint.startswith("expected") else hint}
-            raise PydanticCustomError("expected", "expected {what}", context) from None
+
+def _text(pattern: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
 
 
 def matching(pattern: str, expected: str) -> Written:
     """Annotate text that a regular expression has to match as a whole."""
+    return Written(expected, lambda raw: _match(pattern, raw)[0], _text(pattern))
 
-    def read(raw: str) -> str:
-        if not re.fullmatch(pattern, raw):
-            raise ValueError
-        return raw
 
-    return Written(expected, read, {"type": "string", "pattern": f"^(?:{pattern})$"})
+def _match(pattern: str, raw: Any) -> re.Match[str]:
+    if match := re.fullmatch(pattern, raw):
+        return match
+    raise ValueError
 
 
 def refused(problem: str) -> PydanticCustomError:
@@ -127,10 +130,8 @@ class ByteSize(int):
 def _read_duration(raw: Any) -> timedelta:
     if isinstance(raw, int | float) and not isinstance(raw, bool):
         raise ValueError(f"a unit is missing, write {raw}s if seconds are meant")
-    match = _DURATION.fullmatch(raw)
-    if match is None:
-        raise ValueError
-    microseconds = Decimal(match[1]) * _UNIT_US[match[2]]
+    number, unit = _match(_DURATION, raw).groups()
+    microseconds = Decimal(number) * _UNIT_US[unit]
     if microseconds != int(microseconds):
         raise ValueError("finer than a microsecond")
     try:
@@ -142,10 +143,8 @@ def _read_duration(raw: Any) -> timedelta:
 def _read_size(raw: Any) -> ByteSize:
     if isinstance(raw, int) and not isinstance(raw, bool):
         return ByteSize(raw)
-    match = _SIZE.fullmatch(raw)
-    if match is None:
-        raise ValueError
-    return ByteSize(Decimal(match[1]) * _SIZES[match[2]])
+    number, unit = _match(_SIZE, raw).groups()
+    return ByteSize(Decimal(number) * _SIZES[unit])
 
 
 def _url(*schemes: str) -> Written:
@@ -161,55 +160,35 @@ def _url(*schemes: str) -> Written:
             raise ValueError
         return raw
 
-    choice = " or ".join(f"{scheme}://" for scheme in schemes)
-    schema = {"type": "string", "pattern": f"^(?:{'|'.join(schemes)})://"}
-    return Written(f"a URL that begins with {choice}", read, schema)
+    expected = f"a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}"
+    return Written(expected, read, _text(f"(?:{'|'.join(schemes)})://.*"))
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values; refuse one that is there twice."""
     texts = [str(value) for value in values]
     if twice := [text for text in dict.fromkeys(texts) if texts.count(text) > 1]:
         raise refused(f"{', '.join(twice)} is there twice")
     return values
 
 
-def _schema(form: re.Pattern[str]) -> dict[str, Any]:
-    return {"type": "string", "pattern": f"^{form.pattern}$"}
-
-
 _Item = TypeVar("_Item")
-_TextOrTexts = Annotated[str, Tag("text")] | Annotated[tuple[str, ...], Tag("list")]
+_Texts = Annotated[str, Tag("text")] | Annotated[tuple[str, ...], Tag("list")]
+_SIZE_SCHEMA = {"anyOf": [_text(_SIZE), {"type": "integer", "minimum": 0}]}
 
 Duration = Annotated[
-    timedelta,
-    Written("a duration such as 250ms, 10s, 5m, 2h or 30d", _read_duration, _schema(_DURATION), timedelta),
+    timedelta, Written("a duration such as 250ms, 10s, 5m, 2h or 30d", _read_duration, _text(_DURATION))
 ]
-Size = Annotated[
-    ByteSize,
-    Written(
-        "a size in bytes such as 256MB or 1GiB",
-        _read_size,
-        {"anyOf": [_schema(_SIZE), {"type": "integer", "minimum": 0}]},
-        ByteSize,
-    ),
-]
-WrittenSymbol = Annotated[
-    Symbol,
-    Written(
-        "BASE/QUOTE such as BTC/USDT", Symbol.parse, {"type": "string", "pattern": "^[^\\s/:]+/[^\\s/:]+$"}, Symbol
-    ),
-]
+Size = Annotated[ByteSize, Written("a size in bytes such as 256MB or 1GiB", _read_size, _SIZE_SCHEMA)]
+WrittenSymbol = Annotated[Symbol, Written("BASE/QUOTE such as BTC/USDT", Symbol.parse, _text(r"[^\s/:]+/[^\s/:]+"))]
 WrittenInterval = Annotated[
-    Interval,
-    Written(
-        "an interval such as 5m or 1D", Interval.parse, {"type": "string", "pattern": "^[1-9][0-9]*[mhDW]$"}, Interval
-    ),
+    Interval, Written("an interval such as 5m or 1D", Interval.parse, _text("[1-9][0-9]*[mhDW]"))
 ]
 WebSocketUrl = Annotated[str, _url("wss", "ws")]
 HttpUrl = Annotated[str, _url("https", "http")]
 #: a list that has nothing twice
 Distinct = Annotated[tuple[_Item, ...], AfterValidator(distinct)]
-TextOrTexts = Annotated[_TextOrTexts, Discriminator(lambda raw: "list" if isinstance(raw, list | tuple) else "text")]
+TextOrTexts = Annotated[_Texts, Discriminator(lambda raw: "list" if isinstance(raw, list | tuple) else "text")]
 
 
 # ---------------------------------------------------------------- YAML
@@ -329,11 +308,9 @@ def is_section(kind: Any) -> TypeGuard[type[Settings]]:
 _EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a number",
+    **dict.fromkeys(("float_type", "finite_number"), "a number"),
     "bool_type": "true or false",
-    "tuple_type": "a list",
-    "list_type": "a list",
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
     "dict_type": "a mapping",
     "model_type": "a mapping of settings",
 }
@@ -388,27 +365,24 @@ class _Mistake:
             return redacted(" ".join(str(self.context["error"]).split()))
         if self.kind == "too_short":
             return f"at least {'one is' if self.context['min_length'] == 1 else self.context['min_length']} needed"
+        was = _shown(self.raw, quoted=False)
         if self.kind == "literal_error":
-            choice = self.context["expected"].replace(" or ", ", ").replace("'", "")
-            return f"one of {choice}, was {_short(self.raw)}"
+            return f"one of {self.context['expected'].replace(' or ', ', ').replace(chr(39), '')}, was {was}"
         if self.kind in _LIMITS:
             words, name = _LIMITS[self.kind]
             declared = [getattr(one, name) for one in (self.field.metadata if self.field else ()) if hasattr(one, name)]
-            return f"{words} {plain_text((*declared, self.context[name])[0])}, was {_short(self.raw)}"
+            return f"{words} {plain_text((*declared, self.context[name])[0])}, was {was}"
         is_secret = self.field is not None and self.field.annotation is SecretStr
-        got = _kind_of(self.raw) if is_secret else _shown(self.raw)
+        got = "another value" if is_secret else _shown(self.raw)
         what = self.context.get("what") or _EXPECTED.get(self.kind)
         if what is None:  # of a type that only a plugin has
             return f"should {self.message.partition(' should ')[2] or 'be another value'}, got {got}"
-        hint = "" if is_secret else self._hint()
+        hint = self.context.get("hint", "")
+        if what == "text" and type(self.raw) in (int, float):
+            hint = "put it in quotes"
+        elif what == "a list" and isinstance(self.raw, str) and self.raw:
+            hint = f"write [{was}]"
         return f"expected {what}, got {got}{hint and f': {hint}'}"
-
-    def _hint(self) -> str:
-        if self.kind == "string_type" and isinstance(self.raw, int | float) and not isinstance(self.raw, bool):
-            return "put it in quotes"
-        if self.kind in ("tuple_type", "list_type") and isinstance(self.raw, str) and self.raw:
-            return f"write [{_short(self.raw)}]"
-        return str(self.context.get("hint", ""))
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:
@@ -424,34 +398,18 @@ def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _kind_of(raw: object) -> str:
+def _shown(raw: object, *, quoted: bool = True) -> str:
+    """A wrong value for a message: short, and without passwords."""
     if raw is None:
         return "nothing"
-    if isinstance(raw, Mapping):
-        return "a mapping"
-    if isinstance(raw, list | tuple):
-        return "a list"
-    return "text" if isinstance(raw, str) else "another value"
-
-
-def _short(raw: object) -> str:
-    """A wrong value for a message: short, and without passwords."""
-    if raw is None or isinstance(raw, Mapping | list | tuple):
-        return _kind_of(raw)
+    if isinstance(raw, Mapping | list | tuple):
+        return "a mapping" if isinstance(raw, Mapping) else "a list"
     text = redacted(plain_text(raw))
-    return text if len(text) <= 80 else text[:80] + "…"
-
-
-def _shown(raw: object) -> str:
-    return repr(_short(raw)) if isinstance(raw, str) else _short(raw)
+    text = text if len(text) <= 80 else text[:80] + "…"
+    return repr(text) if quoted and isinstance(raw, str) else text
 
 
 # ---------------------------------------------------------------- printing
-
-
-def section_as_plain(instance: Settings, *, redact: bool = True) -> dict[str, Any]:
-    """The section as YAML values that `read_section` reads back; with `redact`, secrets and passwords are stars."""
-    return {name: as_written(getattr(instance, name), redact=redact) for name in type(instance).model_fields}
 
 
 def without_passwords(text: str) -> str:
@@ -471,7 +429,7 @@ def plain_text(value: Any) -> str:
 
 
 def as_written(value: Any, *, redact: bool = True) -> Any:
-    """Return the YAML value of a setting's value; with `redact`, secrets and passwords are stars."""
+    """Return the YAML value that reads back as `value`; with `redact`, secrets and passwords are stars."""
     if isinstance(value, SecretStr):
         secret = value.get_secret_value()
         return STARS if secret and redact else secret
@@ -480,7 +438,7 @@ def as_written(value: Any, *, redact: bool = True) -> Any:
     if isinstance(value, ByteSize | Interval | Symbol):
         return str(value)
     if isinstance(value, Settings):
-        return section_as_plain(value, redact=redact)
+        return {name: as_written(getattr(value, name), redact=redact) for name in type(value).model_fields}
     if isinstance(value, tuple | list):
         return [as_written(item, redact=redact) for item in value]
     if isinstance(value, Mapping):
@@ -501,20 +459,22 @@ def _duration_text(duration: timedelta) -> str:
 
 # ---------------------------------------------------------------- environment
 
-Kinds = Mapping[str, Any]
-"""Which keys there are: each maps to its annotation, or to the `Kinds` below it."""
+Keys = Mapping[tuple[str, ...], Any]
+"""Each key with its path, and its annotation; those of sections too."""
 
 
-def kinds_of(section: type[Settings]) -> dict[str, Any]:
-    """The keys of a section and of the sections in it."""
-    return {
-        key: kinds_of(field.annotation) if is_section(field.annotation) else field.annotation
-        for key, field in section.model_fields.items()
-    }
+def keys_of(section: type[Settings], *path: str) -> dict[tuple[str, ...], Any]:
+    """Return the keys of a section, which lies at `path`, and of the sections in it."""
+    found: dict[tuple[str, ...], Any] = {}
+    for key, field in section.model_fields.items():
+        found[(*path, key)] = field.annotation
+        if is_section(field.annotation):
+            found |= keys_of(field.annotation, *path, key)
+    return found
 
 
 def apply_environment(
-    raw: Mapping[str, Any], env: Mapping[str, str], prefix: str, kinds: Kinds, problems: list[str]
+    raw: Mapping[str, Any], env: Mapping[str, str], prefix: str, keys: Keys, problems: list[str]
 ) -> dict[str, Any]:
     """Return `raw` with what variables such as `CANDLED_SERVER__PORT` set, for the prefix `CANDLED_`.
 
@@ -522,7 +482,7 @@ def apply_environment(
     is YAML; where the setting is text, whatever YAML would take for something else is taken literally. An empty
     variable counts as unset. One with the prefix that names no setting is a problem.
     """
-    names = {_normal(name): path for name, path in _paths(kinds, prefix)}
+    names = {_variable(prefix, path): path for path in keys}
     result: dict[str, Any] = _copied(raw)
     for name in _set_variables(env, prefix):
         path = names.get(_normal(name))
@@ -530,17 +490,18 @@ def apply_environment(
             problems.append(f"{name}: no such setting{_meant(_normal(name).removeprefix(prefix), prefix, names)}")
             continue
         try:
-            value = _environment_value(env[name], _kind_at(kinds, path))
-        except NotYaml:
+            env[name].encode()
+            value = _environment_value(env[name], keys[path])
+        except ValueError:  # not YAML, or not UTF-8
             problems.append(f"{name}: expected YAML, for instance a number, a text or [a, list]")
             continue
         _set(result, path, value)
     return result
 
 
-def name_variables(problems: Iterable[str], env: Mapping[str, str], prefix: str, kinds: Kinds) -> list[str]:
+def name_variables(problems: Iterable[str], env: Mapping[str, str], prefix: str, keys: Keys) -> list[str]:
     """The problems, with the variable in brackets behind each key that it set: `server.port (CANDLED_SERVER__PORT)`."""
-    names = {_normal(name): ".".join(path) for name, path in _paths(kinds, prefix)}
+    names = {_variable(prefix, path): ".".join(path) for path in keys}
     variables = {names[_normal(name)]: name for name in _set_variables(env, prefix) if _normal(name) in names}
     return [_with_variables(problem, variables) for problem in problems]
 
@@ -563,13 +524,6 @@ def _set_variables(env: Mapping[str, str], prefix: str) -> list[str]:
     return sorted(mine, key=lambda name: (name.count("__"), name))
 
 
-def _paths(kinds: Kinds, name: str, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for key, kind in kinds.items():
-        yield f"{name}{key}", (*path, key)
-        if isinstance(kind, Mapping):
-            yield from _paths(kind, f"{name}{key}__", (*path, key))
-
-
 def _meant(rest: str, prefix: str, names: Iterable[str]) -> str:
     """The variable that was probably meant: its section forgotten, or another one that looks like it."""
     forgotten = [known for known in names if known.endswith(f"__{rest}")]
@@ -577,19 +531,16 @@ def _meant(rest: str, prefix: str, names: Iterable[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
+def _variable(prefix: str, path: Iterable[str]) -> str:
+    return _normal(prefix + "__".join(path))
+
+
 def _normal(name: str) -> str:
     return name.upper().replace("-", "_")
 
 
-def _kind_at(kinds: Kinds, path: tuple[str, ...]) -> Any:
-    kind: Any = kinds
-    for key in path:
-        kind = kind[key]
-    return kind
-
-
 def _environment_value(text: str, kind: Any) -> Any:
-    takes_list = kind == _TextOrTexts
+    takes_list = kind == _Texts
     if not (takes_list or kind in (str, SecretStr) or get_origin(kind) is Literal):
         return read_yaml(text)
     try:

@@ -23,7 +23,7 @@ from candled.config import (
 )
 from candled.model import DEFAULT_INTERVALS
 from candled.plugins import Plugins, PluginStatus, discover
-from candled.settings import is_section, section_as_plain
+from candled.settings import as_written, is_section
 
 ROOT = Path(__file__).parents[1]
 # whatever else is installed where the tests run
@@ -121,7 +121,7 @@ def test_every_setting_is_documented_and_nothing_else():
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_documented_defaults_are_the_defaults(section):
     page = documented()
-    for key, value in section_as_plain(getattr(Config(), section)).items():
+    for key, value in as_written(getattr(Config(), section)).items():
         default = page[f"{section}.{key}"].strip("`")
         assert yaml.safe_load(default) == value, key
 

@@ -20,12 +20,12 @@ from candled.settings import (
     WrittenInterval,
     WrittenSymbol,
     apply_environment,
-    kinds_of,
+    as_written,
+    keys_of,
     name_variables,
     read_section,
     read_yaml,
     redacted,
-    section_as_plain,
     without_passwords,
 )
 
@@ -141,6 +141,7 @@ def test_what_yaml_says_becomes_a_value(text, expected):
         ("address: a.example/ws", f"x.address: {WEB_SOCKET}, got 'a.example/ws'"),
         ("address: 'wss:///ws'", f"x.address: {WEB_SOCKET}, got 'wss:///ws'"),
         ("address: 'wss://a:b/ws'", f"x.address: {WEB_SOCKET}, got 'wss://a:b/ws'"),
+        ("address: 7", "x.address: expected text, got 7: put it in quotes"),
         ("rest: 'ws://a'", "x.rest: expected a URL that begins with https:// or http://, got 'ws://a'"),
         ("inner: {depth: 10}", "x.inner.depth: at most 9, was 10"),
         ("inner: 7", "x.inner: expected a mapping of settings, got 7"),
@@ -268,7 +269,7 @@ durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(hours=1))
     )
 )
 def test_what_is_printed_reads_back(everything):
-    printed = yaml.safe_dump(section_as_plain(everything, redact=False))
+    printed = yaml.safe_dump(as_written(everything, redact=False))
     assert read(yaml.safe_load(printed)) == (everything, [])
 
 
@@ -283,7 +284,7 @@ def test_what_is_printed_reads_back(everything):
     ],
 )
 def test_durations_print_in_the_largest_unit_that_divides_them(duration, text):
-    assert section_as_plain(Everything(age=duration))["age"] == text
+    assert as_written(Everything(age=duration))["age"] == text
 
 
 @pytest.mark.parametrize(
@@ -306,7 +307,7 @@ def test_durations_print_in_the_largest_unit_that_divides_them(duration, text):
 )  # fmt: skip
 def test_the_password_in_a_url_is_stars(url, shown):
     assert without_passwords(url) == shown
-    assert section_as_plain(Everything(text=url))["text"] == shown
+    assert as_written(Everything(text=url))["text"] == shown
 
 
 @pytest.mark.parametrize(
@@ -328,9 +329,9 @@ def test_a_message_is_shown_without_the_passwords_it_quotes(message, shown):
 
 
 def test_a_secret_is_stars_and_an_empty_one_is_empty():
-    assert section_as_plain(Everything(password="hunter2"))["password"] == "***"
-    assert section_as_plain(Everything())["password"] == ""
-    assert section_as_plain(Everything(password="hunter2"), redact=False)["password"] == "hunter2"
+    assert as_written(Everything(password="hunter2"))["password"] == "***"
+    assert as_written(Everything())["password"] == ""
+    assert as_written(Everything(password="hunter2"), redact=False)["password"] == "hunter2"
 
 
 @pytest.mark.parametrize(
@@ -354,7 +355,7 @@ def test_a_mistake_does_not_print_a_password(raw):
 
 def applied(env: Mapping[str, str], raw: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], list[str]]:
     problems: list[str] = []
-    return apply_environment(raw or {}, env, "APP_", kinds_of(Everything), problems), problems
+    return apply_environment(raw or {}, env, "APP_", keys_of(Everything), problems), problems
 
 
 @pytest.mark.parametrize(
@@ -394,7 +395,7 @@ def test_a_variable_of_a_key_goes_over_that_of_its_section():
 
 def test_an_underscore_matches_a_hyphen():
     problems: list[str] = []
-    kinds = {"bitget-futures": {"market": str}}
+    kinds = {("bitget-futures",): None, ("bitget-futures", "market"): str}
     assert apply_environment({}, {"APP_BITGET_FUTURES__MARKET": "x"}, "APP_", kinds, problems) == {
         "bitget-futures": {"market": "x"}
     }
@@ -414,7 +415,7 @@ def test_a_variable_that_sets_nothing_is_a_problem(name, expected):
     assert applied({name: "1"})[1] == [expected]
 
 
-@pytest.mark.parametrize("text", ["[1", "2024-99-99", "[" * 3000, "&a [*a]"])
+@pytest.mark.parametrize("text", ["[1", "2024-99-99", "[" * 3000, "&a [*a]", "\udc80"])
 def test_a_variable_that_is_not_yaml_is_a_problem(text):
     assert applied({"APP_WHOLE": text}) == (
         {},
@@ -424,7 +425,7 @@ def test_a_variable_that_is_not_yaml_is_a_problem(text):
 
 def named(problem: str, *names: str) -> str:
     """The problem as it is told when those variables are set."""
-    (told,) = name_variables([problem], dict.fromkeys(names, "1"), "APP_", kinds_of(Everything))
+    (told,) = name_variables([problem], dict.fromkeys(names, "1"), "APP_", keys_of(Everything))
     return told
 
 
@@ -451,4 +452,4 @@ def test_a_problem_names_the_variable_that_set_the_key(problem, names, expected)
 
 
 def test_an_empty_variable_is_not_named():
-    assert name_variables(["whole: odd"], {"APP_WHOLE": ""}, "APP_", kinds_of(Everything)) == ["whole: odd"]
+    assert name_variables(["whole: odd"], {"APP_WHOLE": ""}, "APP_", keys_of(Everything)) == ["whole: odd"]
