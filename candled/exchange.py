@@ -207,9 +207,9 @@ class Http(Protocol):
 class Exchange(ABC):
     """One exchange. The daemon creates an instance per configured exchange, with its parsed settings.
 
-    `name` is the plugin's name in the settings. `Settings` is a subclass of `candled.Settings`, whose fields are
-    made with `candled.setting`. These fields are the keys that you can write under the exchange, next to the daemon's own keys
-    `symbols` and `plugin`. `requests_per_s` is the request budget for each host that the plugin contacts.
+    `name` is the plugin's name in the settings. `Settings` is a subclass of `candled.Settings`, whose fields are the
+    keys that you can write under the exchange, next to the daemon's own keys `symbols` and `plugin`.
+    `requests_per_s` is the request budget for each host that the plugin contacts.
     `max_history_minutes` is the longest range, in minutes, that `fetch_history` accepts. Set `publishes_empty_candles`
     if the exchange publishes a candle for a minute without trades. Set `opens_at_previous_close` if every candle opens
     at the close of the previous one; a difference then reveals a missed push.
