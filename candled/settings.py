@@ -293,6 +293,7 @@ def read_section(
             return cls.model_validate_json(json.dumps(tree))  # as JSON: lists become tuples, and nothing else converts
         except ValidationError as error:
             mistakes = [_Mistake(cls, tree, path, found) for found in error.errors(include_url=False)]
+        mistakes.sort(key=lambda one: one.order)
         problems += [f"{one.path}: {one.problem(beside)}" for one in mistakes if not one.is_harmless]
         if not all(one.holder for one in mistakes):
             return cls() if tree != {} else cls.model_construct()  # even the defaults are wrong
@@ -331,6 +332,8 @@ class _Mistake:
         #: the innermost mapping of the tree on the way there, with its key; empty for the whole tree
         self.holder: dict[str, Any] = {}
         self.key = ""
+        #: sorts mistakes in the order of the file
+        self.order: tuple[int, ...] = ()
         self.field: FieldInfo | None = None
         self.known: Iterable[str] = ()
         kind: Any = cls
@@ -341,8 +344,10 @@ class _Mistake:
                 self.field = kind.model_fields.get(step)
                 kind = self.field and self.field.annotation
             if isinstance(tree, list) and isinstance(step, int):
+                self.order += (step,)
                 path, tree = f"{path}[{step}]", tree[step]
             elif isinstance(tree, dict) and step in tree:
+                self.order += (list(tree).index(step),)
                 path, tree, self.holder, self.key = _join(path, step), tree[step], tree, str(step)
             elif is_key:  # the default is wrong
                 path, tree = _join(path, step), None

@@ -199,11 +199,11 @@ def test_all_problems_of_all_places_come_in_one_run(problems):
     assert problems(text, {"CANDLED_BUS__URLS": "x"}) == (
         "CANDLED_BUS__URLS: no such setting, did you mean CANDLED_BUS__URL?",
         "exchanges.bitget.market: one of spot, usdt-futures, was moon",
+        "servers: unknown setting, did you mean server?",
         "server.port: expected a whole number, got 'seventy'",
         "server.trusted_proxies[0]: expected an address or a network such as 10.0.0.0/8, got 'proxy'",
         f"store.url: no store for mysql://; known: {STORES}",
         "store.flush_intervall: unknown setting, did you mean flush_interval?",
-        "servers: unknown setting, did you mean server?",
         "server.ping_timeout: at most server.ping_interval",
     )
 
@@ -502,10 +502,10 @@ def test_problems_that_come_from_the_environment_name_the_variable(problems):
     assert problems("ingest: {grace_period: -1s}", env) == (
         "exchanges.bitget.symbols[0] (CANDLED_EXCHANGES__BITGET__SYMBOLS): "
         "expected BASE/QUOTE such as BTC/USDT, got 'BTCUSDT'",
-        "server.port (CANDLED_SERVER__PORT): at most 65535, was 99999",
         "ingest.grace_period: at least 0s, was -1s",
         "store.flush_intervall (CANDLED_STORE): unknown setting, did you mean flush_interval?",
         f"bus.url (CANDLED_BUS__URL): no bus for nats://; known: {BUSES}",
+        "server.port (CANDLED_SERVER__PORT): at most 65535, was 99999",
         "server.ping_timeout: at most server.ping_interval (CANDLED_SERVER__PING_INTERVAL)",
     )
 
