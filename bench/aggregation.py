@@ -2,8 +2,8 @@
 
     python -m bench.aggregation [--updates 20000] [--runs 5] [--days 365]
 
-`Aggregator.feed` gives the forming bars of six longer intervals, exactly, as a minute grows. The first alternative
-folds each forming bar from its minutes again, with the same exact decimals; the second asks polars'
+`Aggregator.apply_minute` updates the forming bars of six longer intervals, exactly, as a minute grows. The first
+alternative folds each forming bar from its minutes again, with the same exact decimals; the second asks polars'
 `group_by_dynamic`, in binary floats, which are not exact. Polars is measured where it is installed
 (`pip install polars`). A bar in memory is compared with the candle object that it comes from and goes to.
 """
@@ -79,7 +79,7 @@ def measure_updates(updates: int, runs: int) -> None:
         again.append(seconds(lambda week=week: recompute(week, few)) / len(few) * 1e6)
         if find_spec("polars"):
             polars.append(polars_update_s(week) * 1e6)
-    print(f"one update, {len(LONGER)} longer intervals, microseconds: Ladder.feed {spread(ours)}")
+    print(f"one update, {len(LONGER)} longer intervals, microseconds: Aggregator.apply_minute {spread(ours)}")
     print(f"  folding the running bars from their minutes again: {spread(again, ',.0f')}, {ratio(again, ours)}")
     if polars:
         print(f"  polars group_by_dynamic over the running week: {spread(polars, ',.0f')}, {ratio(polars, ours)}")
@@ -129,7 +129,7 @@ def measure_rebuild(minutes: int, runs: int) -> None:
             frame = polars_frame(year)
             polars.append(seconds(lambda frame=frame: [polars_bars(frame, interval) for interval in LONGER]))
     print(f"{minutes:,} minutes into {len(LONGER)} longer intervals, ms: each from the next shorter {ms(ours)}")
-    print(f"  minute by minute through Ladder.feed: {ms(fed)}, {ratio(fed, ours)}")
+    print(f"  minute by minute through Aggregator.apply_minute: {ms(fed)}, {ratio(fed, ours)}")
     print(f"  each from the minutes: {ms(plain)}, {ratio(plain, ours)}")
     if polars:
         print(f"  polars group_by_dynamic, binary floats: {ms(polars)}, {ratio(polars, ours)}")

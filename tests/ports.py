@@ -26,4 +26,4 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise AssertionError("cycle() ends never")
+    raise AssertionError("cycle() never ends")

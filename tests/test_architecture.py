@@ -216,7 +216,7 @@ def test_only_the_command_line_knows_the_composition_root_and_nobody_the_command
 
 def test_there_are_no_circles_between_steps():
     def reach(step: str, seen: frozenset[str]) -> None:
-        assert step not in seen, f"{step} knows itself through {sorted(seen)}"
+        assert step not in seen, f"{step} imports itself through {sorted(seen)}"
         for other in sorted(STEPS.get(step, set())):
             reach(other, seen | {step})
 

@@ -29,7 +29,7 @@ TINY = {
 SAYS = {
     "fanout": "20 clients, candled",
     "connections": "50 clients, 1001 rooms",
-    "aggregation": "Ladder.feed",
+    "aggregation": "Aggregator.apply_minute",
     "rooms": "initial of 1000 bars: warm",
     "latency": "2 markets at once, through Redis: p50",
     "bus": "takeover from one that stopped in order",

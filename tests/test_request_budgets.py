@@ -276,7 +276,7 @@ async def test_a_file_that_is_deleted_is_made_again(tmp_path):
 
 def test_a_file_that_root_made_is_left_to_whoever_has_the_folder(tmp_path):
     if os.geteuid() != 0:
-        pytest.skip("run as root, as a command might be beside a daemon that is not")
+        pytest.skip("run as root, so that the command has another user than the daemon")
     os.chown(tmp_path, 1234, 1234)
     with BudgetFile(tmp_path / "budget", ManualClock()).bucket("host", RATE) as bucket:
         bucket.try_take(NOW_S)

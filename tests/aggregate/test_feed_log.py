@@ -59,7 +59,9 @@ def test_a_feed_whose_numbers_go_back_is_followed_on_and_everything_of_it_may_be
     track.mark_repaired()
     assert track.on_message(Position("a", 8))
     assert not track.is_broken
-    assert track.changes_since(track.change_id_of(Position("a", 2))), "whoever saw what was real is told of the change"
+    assert track.changes_since(track.change_id_of(Position("a", 2))), (
+        "a client that saw the real minute must be sent the change"
+    )
 
 
 def test_a_feed_that_never_was_gives_way_to_the_one_before():
@@ -77,7 +79,7 @@ def test_what_was_lost_is_logged_once_the_log_has_the_last_message_that_may_have
     track.update_metadata(FeedMetadata(logged_seq=4))
     assert track.is_lost_logged
     track.on_message(Position("b", 3))
-    assert not track.is_lost_logged, "a number of another feed was taken for one of this"
+    assert not track.is_lost_logged, "a number of another feed was used for this one"
     track.update_metadata(FeedMetadata(logged_seq=2))
     assert track.is_lost_logged
     assert list(track.repaired_since(Position("b", 3))) == [("b", 3), ("a", 5)]

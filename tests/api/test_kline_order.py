@@ -42,15 +42,17 @@ class Ear:
         kline = event["k"]
         number = (kline["t"] - MONDAY_MS) // MINUTE_MS
         one = Told(number, kline["x"], kline["v"], self.clock.monotonic())
-        assert number not in self.on_close, "something came after a bar's close"
+        assert number not in self.on_close, "the stream sent an update after a bar's close"
         if one.closes:
             assert not self.on_close or number > self.on_close[-1], "bars closed out of order"
             assert not self.told or any(earlier.number == number for earlier in self.told) or number > self.newest
             self.on_close.append(number)
         else:
-            assert number >= self.newest, "the stream went back"
+            assert number >= self.newest, "the stream went back in time"
             last = self.told[-1] if self.told else None
-            assert last is None or (last.number, last.volume) != (number, one.volume), "the same was sent twice"
+            assert last is None or (last.number, last.volume) != (number, one.volume), (
+                "the stream sent the same bar twice"
+            )
         self.told.append(one)
         return len(frame)
 

@@ -141,7 +141,7 @@ async def until(is_so: Callable[[], Any], within_s: float = 10.0) -> float:
     """
     started = deadlines.now()
     while not is_so():
-        assert deadlines.now() - started < within_s, f"not within {within_s} s"
+        assert deadlines.now() - started < within_s, f"the condition was not true within {within_s} s"
         await asyncio.sleep(0.01)
     return deadlines.now() - started
 

@@ -237,7 +237,7 @@ async def test_a_node_of_a_cluster_that_is_named_as_a_single_server_says_where_t
             owners = {cluster.owner(Names(prefix, "bitget", 1).fence_key(market)) for market in MARKETS}
             owners.add(cluster.owner(Names(prefix, "bitget", 1).lease_key(0)))
             if owners == {node}:
-                pytest.skip("all of it happens to be at that node")
+                pytest.skip("all markets are on that node")
             await until(lambda: "MOVED" in str(one.bus.describe().get("trouble")), STALE_WITHIN_S)
             assert not one.bus.describe()["connected"]
 

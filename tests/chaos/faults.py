@@ -203,7 +203,7 @@ class Faults:
 
     def _note_takeover(self, seconds: float | None, is_alone: bool) -> None:
         if is_alone and self._is_alone:
-            assert seconds is not None, f"nobody took over within {2 * TAKEOVER_S:g} s"
+            assert seconds is not None, f"no process took over within {2 * TAKEOVER_S:g} s"
             self.takeovers_s.append(seconds)
 
     async def _leader(self) -> Node:

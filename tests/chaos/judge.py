@@ -78,7 +78,7 @@ class Judge:
             if not wrong:
                 self.score.heals_s.append(took_s)
                 return took_s
-            assert took_s < within_s, f"not right after {took_s:.1f} s: {wrong}"
+            assert took_s < within_s, f"not recovered after {took_s:.1f} s: {wrong}"
             await asyncio.sleep(0.1)
 
     async def differences(self) -> str:

@@ -109,7 +109,7 @@ class Node:
         self.signal(how)
         deadline = deadlines.now() + within_s
         while (status := self.process.poll()) is None:
-            assert deadlines.now() < deadline, f"{self.name} does not end: {self.tail()}"
+            assert deadlines.now() < deadline, f"{self.name} did not end: {self.tail()}"
             await asyncio.sleep(0.02)
         return status
 

@@ -146,7 +146,7 @@ async def test_a_refused_handshake_is_told():
         return peer.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "busy\n")
 
     async def handle(peer):
-        raise AssertionError("nobody comes in")
+        raise AssertionError("a connection was accepted")
 
     async with running(handle, process_request=refuse) as (sink, _):
         assert "503" in await sink.reason()

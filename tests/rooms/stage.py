@@ -183,7 +183,7 @@ class Socket:
         self.gathers = many
 
     def disconnect(self, code: int, reason: str) -> None:
-        raise AssertionError("nobody closes here")
+        raise AssertionError("a connection was closed")
 
     def let_go(self) -> None:
         """The client reads again."""

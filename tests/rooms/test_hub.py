@@ -92,7 +92,7 @@ async def test_a_bar_that_changes_back_is_told_to_who_came_in_between(options):
     assert late.bars[-1]["close"] == 12
     one.push(minute(60, "11", volume="5", as_of=1_400))
     await one.wait(6)
-    assert len(first.updates) == 1, "nothing has changed for the others"
+    assert len(first.updates) == 1, "the first client was sent an update, though nothing changed for it"
     assert first.bars[-1] == late.bars[-1] == one.join(options=options).bars[-1]
 
 
@@ -251,7 +251,7 @@ async def test_a_large_room_is_told_afresh_in_turns():
     charts = [one.join() for _ in range(1200)]
     one.heal([minute(30, "15", final=True, as_of=90_000)])
     await one.clock.settle()
-    assert sum(len(chart.initials) == 2 for chart in charts) == 0, "not in the middle of a change"
+    assert sum(len(chart.initials) == 2 for chart in charts) == 0, "a snapshot was sent in the middle of a change"
     assert one.hub.run_due()
     assert sum(len(chart.initials) == 2 for chart in charts) == 500
     assert one.hub.run_due()

@@ -147,7 +147,7 @@ class Peer:
         """The next frame: its first byte and its payload."""
         async with deadlines.timeout(within_s):
             first, length = await self.reader.readexactly(2)
-            assert not length & 0x80, "a server does not mask"
+            assert not length & 0x80, "a server must not mask its frames"
             if length == 126:
                 length = int.from_bytes(await self.reader.readexactly(2), "big")
             elif length == 127:

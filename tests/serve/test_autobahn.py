@@ -24,7 +24,7 @@ def wstest() -> str:
     """The program, made by `make autobahn`; it needs Python 2.7."""
     found = shutil.which("wstest") or ROOT / ".autobahn" / "bin" / "wstest"
     if not Path(found).exists():
-        pytest.skip("there is no wstest: make autobahn (needs Python 2.7)")
+        pytest.skip("needs wstest: make autobahn (needs Python 2.7)")
     return str(found)
 
 

@@ -115,7 +115,7 @@ async def test_it_does_not_matter_how_the_bytes_are_cut(case):
 async def test_what_is_wrong_ends_with_its_code(case, own_sockets):
     sent, code = REFUSED[case]
     if not own_sockets and case in TAKEN_BY_TORNADO:
-        pytest.skip("Tornado does not mind")
+        pytest.skip("Tornado accepts these frames")
     async with echo_site(own_sockets=own_sockets) as site:
         peer = await site.connect()
         peer.send(sent)

@@ -138,6 +138,6 @@ async def test_trouble_with_the_database_loses_no_minute_and_charts_go_on(tmp_pa
         minutes = await site.rig.check(within_minutes=60)
         print(f"{what}; {minutes} minutes: 0 missing, wrong or extra; {watch}")
         assert minutes > 700
-        assert moved > 0, "the chart stood still"
+        assert moved > 0, "the chart did not move"
         assert watch.held_s < 0.1
         await site.rig.until(lambda: (site.store["freeWriters"], site.store["freeReaders"]) == (2, 4))

@@ -158,7 +158,7 @@ def test_asked_twice_it_ends_at_once(tmp_path, second):
         with mute_client(daemon):
             daemon.process.send_signal(signal.SIGTERM)
             time.sleep(1.0)
-            assert daemon.running, "nobody was waited for, so that there is nothing to cut short"
+            assert daemon.running, "the daemon did not wait for the client after the first signal"
             asked_at = deadlines.now()
             assert daemon.stop(second) == 1
             assert deadlines.now() - asked_at < 3.0

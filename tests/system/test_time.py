@@ -109,7 +109,7 @@ async def test_a_clock_that_is_set_misplaces_no_bar_and_moves_no_chart_back(tmp_
             assert times[-1] == interval.floor(newest(one))
         assert charts[-1].bars[-1]["time"] == "2025-10-06T00:00:00.000Z"
         await one.until(lambda: one.health(BTC)["state"] == "live")
-        assert one.health(BTC)["holes"]["count"] == 0, "a minute that is still to come was taken for a hole"
+        assert one.health(BTC)["holes"]["count"] == 0, "a minute of the future was reported as a gap"
 
 
 def newest(one: Rig) -> int:

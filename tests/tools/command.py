@@ -63,4 +63,4 @@ def refusal(config: Config, *arguments: object) -> str:
         run(config, *arguments)
     except ConfigError as error:
         return str(error)
-    raise AssertionError("it was not refused")
+    raise AssertionError("the command was not refused")
