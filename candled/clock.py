@@ -5,7 +5,7 @@ import time
 
 
 class SystemClock:
-    """Implements `candled.exchange.Clock` with the system's clocks."""
+    """The `candled.exchange.Clock` of the system."""
 
     def now_ms(self) -> int:
         """Return the wall-clock time, UTC epoch milliseconds."""

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class ShardedIngest:
-    """Runs an `ExchangeIngest` per configured exchange and shard. Without `leases`, this process reads all shards.
+    """An `ExchangeIngest` per configured exchange and shard. Without `leases`, this process reads all shards.
 
     `budget` returns the request budgets of hosts that are shared with other processes. Exchanges on one host share its
     budget in any case.

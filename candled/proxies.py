@@ -62,7 +62,7 @@ class ProxyAddress:
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """Chooses the proxy of each address. Without arguments all connections are direct."""
+    """The choice of a proxy for each address. Without arguments, all connections are direct."""
 
     #: The value in the settings; None: the environment decides.
     written: str | None = field(default=None, repr=False)

@@ -11,7 +11,7 @@ __all__ = ["Aggregator", "Change"]
 
 
 class Aggregator:
-    """Folds minutes into longer bars. Pure and exact: the order in which minutes and versions arrive does not matter.
+    """One market's bars, pure and exact: the order in which minutes and their versions arrive does not matter.
 
     A bar above 1m is folded from its parts if all of them are in memory. Older bars come from the store, and stay
     unchanged until they are read again. Bars that look different after a change get the `stamp` of that change, as in

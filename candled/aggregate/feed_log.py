@@ -26,7 +26,7 @@ class _Epoch:
 
 
 class FeedLog:
-    """Assigns a stamp to every change. Stamps only grow, even from one feed of the market to the next. Pure.
+    """The changes of a market, each with a stamp. Stamps only grow, even from one feed to the next. Pure.
 
     The stamp of a message is even. Changes found by reading the store again get the following odd stamp, because a
     client that has every message up to a position need not have those changes.

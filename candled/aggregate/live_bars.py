@@ -62,24 +62,24 @@ class StoredHistory(ResumeHistory, Protocol):
 
 
 class BarsListener(Protocol):
-    """Receives changes of bars."""
+    """A receiver of changes of bars."""
 
     def on_bars_changed(self, market: MarketKey, changes: Sequence[Change]) -> None:
-        """Called when bars changed with one minute, shortest interval first. They may be older bars."""
+        """Handle bars that changed with one minute, shortest interval first. They may be older bars."""
 
     def on_history_changed(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]
     ) -> None:
-        """Called when bars of `[start_ms, end_ms)` changed, or more history is available.
+        """Handle changed bars of `[start_ms, end_ms)`, or a longer history.
 
         `bars` are the new versions of the changed bars that are in memory.
         """
 
     def on_finality(self, market: MarketKey) -> None:
-        """Called when bars may have become final."""
+        """Handle bars that may have become final."""
 
     def on_state_changed(self, market: MarketKey, feed: FeedState) -> None:
-        """Called when the state of the feed, or the reason for it, has changed."""
+        """Handle a change of the feed's state, or of the reason for it."""
 
 
 class LiveBars:

@@ -49,7 +49,7 @@ class Resume:
 
 
 class Resumer:
-    """Answers clients that reconnect. First `plan_resume`, which reads, then `finish_resume`, as of that moment."""
+    """The answers to clients that reconnect: `plan_resume` reads, then `finish_resume` answers as of that moment."""
 
     def __init__(self, history: ChangeHistory, clock: Clock) -> None:
         self._history = history

@@ -16,7 +16,7 @@ class Change(NamedTuple):
 
 
 class Rollup:
-    """Keeps the bars of one interval folded from their parts, the bars of a shorter one.
+    """The bars of one interval, kept folded from their parts, the bars of a shorter one.
 
     The fold of the forming bar without its newest part is cached, so that a new version of that part costs a fold of
     two. Any other change folds the bar from all its parts.

@@ -94,7 +94,7 @@ Listener = Callable[[Message, Position], None]
 
 
 class Bus(Protocol):
-    """Carries the messages of each market in the order in which they were published."""
+    """A carrier of messages, in the order in which those of each market were published."""
 
     def publish(self, message: Message) -> Position:
         """Number a message and deliver it to all listeners. Never blocks, and raises no errors of the transport."""

@@ -4,7 +4,7 @@ _QUIET_MS = 60_000
 
 
 class Complaints:
-    """Counts invalid input. Each series is logged twice: its first case, and its end with the number of cases.
+    """A count of invalid input. Each series is logged twice: its first case, and its end with the number of cases.
 
     This class is pure: times are arguments, in milliseconds of a clock that never goes back. A series ends after a
     minute without a case.

@@ -28,7 +28,7 @@ class _Subscription:
 
 
 class FeedConnection:
-    """Drives one `SocketFeed`. Pure: owns no socket and no clock; `now` is monotonic seconds.
+    """The driver of one `SocketFeed`. Pure: owns no socket and no clock; `now` is monotonic seconds.
 
     After each call, send the `frames_to_send`, and close the connection if there is a `close_reason`.
     """

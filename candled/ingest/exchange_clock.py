@@ -62,7 +62,7 @@ class _Witness:
 
 
 class ExchangeClock:
-    """Estimates the exchange's clock from its stream, its REST answers, their `Date` headers, and this machine's clock.
+    """An estimate of the exchange's clock from its stream, its REST answers, their `Date`, and this machine's clock.
 
     The time on which most sources agree wins; the current estimate has a vote too. Therefore no single frame or
     response, and no change of this machine's clock alone, moves the estimate. After the machine slept, one other source

@@ -110,7 +110,7 @@ class IngestOptions:
 
 
 class ExchangeIngest:
-    """Runs one configured exchange.
+    """The ingest of one configured exchange.
 
     `start` returns when all markets are open; everything else runs in background tasks. The feeds already run while
     markets are being opened. Their events for a market wait until it is open.

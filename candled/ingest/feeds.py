@@ -38,16 +38,16 @@ _LARGEST_FRAME = 16 * 1024 * 1024
 
 
 class FeedSink(Protocol):
-    """Receives the events of the feeds."""
+    """A receiver of the feeds' events."""
 
     def on_connected(self, feed: Feed) -> None:
-        """Called when the feed is running."""
+        """Handle the start of a feed."""
 
     def on_event(self, event: Event) -> None:
-        """Called for each event of a feed."""
+        """Handle an event of a feed."""
 
     def on_interrupted(self, feed: Feed, reason: str) -> None:
-        """Called when the feed was interrupted. It will be restarted."""
+        """Handle the interruption of a feed, which will be restarted."""
 
 
 class LoopBudget:
@@ -74,7 +74,7 @@ class LoopBudget:
 
 
 class FeedRunner:
-    """Runs one feed until cancelled.
+    """The task of one feed, which runs until cancelled.
 
     `attempts` is the budget of connection attempts, shared by all feeds of one host. `turns` is shared by all feeds.
     `proxies` are those from the settings.

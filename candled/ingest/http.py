@@ -27,7 +27,7 @@ _TOO_MANY = (418, 429)  # 418 is Binance's answer to clients that go on after 42
 
 
 class HttpClient:
-    """Implements `candled.exchange.Http` for one exchange. Each host has a budget of `requests_per_s`.
+    """The `candled.exchange.Http` of one exchange. Each host has a budget of `requests_per_s`.
 
     `budget` returns the budget of a host, which other clients share. Without it, the budgets belong to this client
     alone. `proxies` are those from the settings.

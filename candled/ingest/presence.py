@@ -30,7 +30,7 @@ class _Answer:
 
 
 class Presence:
-    """Judges one market's stream. Pure: time is an argument, UTC epoch milliseconds on the exchange's clock.
+    """The state of one market's stream. Pure: time is an argument, UTC epoch milliseconds on the exchange's clock.
 
     A stream is trusted while it is connected and has pushed within `quiet_after_ms`. After that only a REST response
     about the minutes since the last push counts. `publishes_empty_candles` means that the exchange has a candle for

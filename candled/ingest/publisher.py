@@ -66,7 +66,7 @@ class _Published:
 
 
 class IngestPublisher:
-    """Publishes and stores the minutes of one exchange's ingest.
+    """The output of one exchange's ingest, to the bus and the store.
 
     `failed` is called for data that could not be stored and will not be retried. A change of a final minute is logged
     before it is stored, so the log is never behind the store.

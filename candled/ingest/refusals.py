@@ -18,7 +18,7 @@ class _Refusal:
 
 
 class Refusals:
-    """Remembers rejected symbols across connections. Each is requested again after growing pauses, without limit.
+    """The rejected symbols of all connections. Each is requested again after growing pauses, without limit.
 
     This class is pure: `now` is monotonic seconds. The pauses double from one minute to one hour.
     """

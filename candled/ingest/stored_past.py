@@ -42,7 +42,7 @@ class Keeper(Protocol):
 
 
 class StoredPast:
-    """Examines stored history before the range that ingest has fetched, for all markets of one exchange.
+    """The stored history before the range that ingest has fetched, for all markets of one exchange.
 
     For each market it goes back range by range. Stored minutes count as complete, missing ones are requested. Minutes
     that other processes store are noticed within ten seconds and published.

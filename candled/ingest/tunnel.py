@@ -50,7 +50,7 @@ async def open_tunnel(proxy: ProxyAddress, host: str, port: int, within_s: float
 
 
 class TunnelingTCPClient(TCPClient):
-    """Connects Tornado's HTTP client, through a proxy if the settings choose one."""
+    """The TCP client for Tornado's HTTP client, which uses a proxy if the settings choose one."""
 
     def __init__(self, proxies: Proxies) -> None:
         super().__init__()

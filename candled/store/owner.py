@@ -15,7 +15,7 @@ _NOT_OFFERED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, err
 
 
 class Owner:
-    """Locks the file `NAME-owner` next to a database. The lock ends with the process, even after a crash.
+    """A lock on the file `NAME-owner` next to a database. It ends with the process, even after a crash.
 
     It is a separate file, because closing a second handle of the database would release SQLite's locks on it.
     """

@@ -34,7 +34,7 @@ SPLITS_AT_MOST = 400
 
 
 class Writer:
-    """Collects candles on the event loop and writes them every `flush_interval_s` seconds on the store's threads.
+    """The queue of candles for the store, written every `flush_interval_s` seconds on the store's threads.
 
     While the store is unavailable, the newest version of each minute stays queued, and attempts are repeated after
     doubling pauses. Final minutes that have waited for `JOURNAL_AFTER_S` seconds, or are many, move to the `journal` on

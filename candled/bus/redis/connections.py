@@ -118,7 +118,7 @@ def check_files(address: RedisAddress) -> None:
 
 
 class Servers:
-    """Finds the servers behind an address, and creates clients for them."""
+    """The servers behind an address, and the clients for them."""
 
     def __init__(self, address: RedisAddress) -> None:
         self.address = address
@@ -263,7 +263,7 @@ class Call(NamedTuple):
 
 
 class Caller:
-    """Runs calls on the servers of their keys. Calls for one server go into one pipeline, in order."""
+    """A runner of calls on the servers of their keys. Calls for one server go into one pipeline, in order."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers

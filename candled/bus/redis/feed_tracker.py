@@ -37,7 +37,7 @@ class RateLimitResult(Enum):
 
 
 class FeedTracker:
-    """Judges messages and heartbeats of the markets of all shards. Pure: `now` is an argument, in monotonic seconds.
+    """The received state of the feeds of all shards. Pure: `now` is an argument, in monotonic seconds.
 
     A market is read again (`take_missed`) when a number is skipped, when another feed begins, and when a heartbeat
     reports messages that did not arrive. Reported messages have until the next heartbeat to arrive, because channels of

@@ -42,11 +42,12 @@ local function credible(token)
 end
 """
 
-# Publish messages of one market, unless a higher token has published to it; then return that token. KEYS: fence,
-# newest. ARGV: token, the last message's number, 1 to ignore a higher number of the fence, channel, the command PUBLISH
-# or SPUBLISH, how long keys live in seconds, the newest state ("" for none), messages. Without messages it only raises
-# the fence, so that the previous leader is rejected from then on. A call that arrives after a later one of the same
-# leader, over a hung connection that it gave up, changes nothing: then return `late` and the number of the later one.
+# Publish messages of one market, unless a higher token has published to it; then return that token.
+# KEYS: fence, newest. ARGV: token, the last message's number, 1 to ignore a higher number of the fence, channel, the
+# command PUBLISH or SPUBLISH, how long keys live in seconds, the newest state ("" for none), messages.
+# Without messages it only raises the fence, so that the previous leader is rejected from then on. A call that arrives
+# after a later one of the same leader, over a hung connection that it gave up, changes nothing: then return `late` and
+# the number of the later one.
 PUBLISH = Script(f"""{_TEXT}{_CREDIBLE}
 local token, number = string.match(text(KEYS[1]) or '', '^(%d+) ?(%d*)$')
 if credible(token) then
@@ -67,8 +68,8 @@ end
 return false
 """)
 
-# Publish a heartbeat, unless the lease belongs to another process; then return that token. KEYS: lease. ARGV: token,
-# channel, PUBLISH or SPUBLISH, heartbeat.
+# Publish a heartbeat, unless the lease belongs to another process; then return that token.
+# KEYS: lease. ARGV: token, channel, PUBLISH or SPUBLISH, heartbeat.
 BEAT = Script(f"""{_TEXT}{_CREDIBLE}
 local token = string.match(text(KEYS[1]) or '', '^(%d+) ')
 if credible(token) and token ~= ARGV[1] then
@@ -78,11 +79,11 @@ redis.call(ARGV[3], ARGV[2], ARGV[4])
 return false
 """)
 
-# Renew a lease, or take a free one; return its holder: {token, process}, or {'0', ''} if it is free. A lease that
-# expired is given back under its old token if no other process had it since. Tokens grow by the counter and by Redis's
-# clock, so even a Redis that lost its data assigns none twice. No lease lasts for more than two minutes. KEYS: lease,
-# counter. ARGV: process, its token or 0, how long the lease lasts in ms, 1 if a free one is wanted, the highest known
-# token.
+# Renew a lease, or take a free one; return its holder: {token, process}, or {'0', ''} if it is free.
+# A lease that expired is given back under its old token if no other process had it since. Tokens grow by the counter
+# and by Redis's clock, so even a Redis that lost its data assigns none twice. No lease lasts for more than two minutes.
+# KEYS: lease, counter. ARGV: process, its token or 0, how long the lease lasts in ms, 1 if a free one is wanted, the
+# highest known token.
 LEASE = Script(f"""{_TEXT}{_CREDIBLE}
 local token, process = string.match(text(KEYS[1]) or '', '^(%d+) (.+)$')
 if credible(token) then
@@ -137,9 +138,9 @@ end
 return redis.call('ZRANGE', KEYS[1], 0, 999)
 """)
 
-# Take a request from a budget; return {wait in ms, the rest in thousandths, closed for ms}, as text. KEYS: budget.
-# ARGV: requests per second, the burst size, ms to close it for before (0: not at all), 1 to take one. It is closed for
-# an hour at most.
+# Take a request from a budget; return {wait in ms, the rest in thousandths, closed for ms}, as text.
+# KEYS: budget. ARGV: requests per second, the burst size, ms to close it for before (0: not at all), 1 to take one.
+# It is closed for an hour at most.
 BUDGET = Script("""
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
   redis.call('DEL', KEYS[1])

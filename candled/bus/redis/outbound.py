@@ -19,7 +19,7 @@ class Numbered(NamedTuple):
 
 
 class OutboundQueue:
-    """Numbers the messages of one market, and keeps them until they are sent.
+    """The numbered messages of one market, kept until they are sent.
 
     While Redis is unavailable (`is_away`), only the newest version of the forming minute is queued, and the last few
     other messages. This avoids a flood afterwards, and the jump in the numbers shows that messages are missing.

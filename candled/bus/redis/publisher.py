@@ -27,7 +27,7 @@ _KEPT_S = 7 * 86_400  # how long the keys of a market live after its last messag
 
 
 class RedisPublisher:
-    """Numbers messages immediately (`enqueue`), and sends them from separate tasks (`run_pumps`), over its own client.
+    """The sender of this process's messages: `enqueue` numbers them immediately, `run_pumps` sends them in tasks.
 
     Each server has a pump, so a server that does not respond delays only its own messages.
     """

@@ -22,7 +22,7 @@ _MOST_WAIT_S = 1.0  # then ask again, because another process may have closed or
 
 
 class _RedisCaller:
-    """Calls Redis, but not for a while after a failure."""
+    """A caller of Redis that pauses after a failure."""
 
     def __init__(self, caller: Caller, clock: Clock, trouble: FeedError) -> None:
         self._caller = caller
@@ -61,7 +61,7 @@ class _RedisCaller:
 
 
 class RedisCounter:
-    """Counts requests by key in fixed windows, across all processes of one Redis.
+    """A count of requests by key in fixed windows, across all processes of one Redis.
 
     It uses plain commands, so that a process that only serves needs no permission to run scripts.
     """

@@ -42,7 +42,7 @@ class _Wanted(NamedTuple):
 
 
 class Subscriber:
-    """Receives `channels` while it runs.
+    """A subscription to `channels` over one or more connections.
 
     `heard` is called with channel and data of each message. `ready` is called with the channels of each connection that
     was made or replaced: earlier messages may have been missed.
