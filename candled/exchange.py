@@ -66,17 +66,16 @@ def _first_cell(row: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Candles:
-    """Versions of 1-minute candles of one symbol, oldest first.
-
-    A candle's `as_of_ms` is the time at which the exchange sent the frame. Leave it 0 if the frame contains no such
-    time; the daemon then fills in its own estimate of the exchange's clock. Set `final` only if the exchange itself
-    marks the minute as closed. `snapshot` marks the recent history that an exchange sends after a subscription.
-    `invalid` lists the rows of the frame that are not valid candles.
-    """
+    """Versions of 1-minute candles of one symbol, oldest first."""
 
     symbol: Symbol
+    #: A candle's `as_of_ms` is the time at which the exchange sent the frame. Leave it 0 if the frame contains no such
+    #: time; the daemon then fills in its own estimate of the exchange's clock. Set `final` only if the exchange itself
+    #: marks the minute as closed.
     candles: tuple[Candle, ...]
+    #: True for the recent history that an exchange sends after a subscription.
     snapshot: bool = False
+    #: The rows of the frame that are not valid candles.
     invalid: tuple[InvalidRow, ...] = ()
 
 
@@ -95,6 +94,7 @@ class SubscriptionRejected:
     """
 
     symbol: Symbol
+    #: The exchange's reason, in words.
     reason: str
 
 
@@ -105,9 +105,11 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class FeedError:
-    """The exchange reported a problem with the connection as a whole. If `reconnect` is set, the daemon replaces it."""
+    """The exchange reported a problem with the connection as a whole."""
 
+    #: The problem, in words.
     reason: str
+    #: True if the daemon must replace the connection.
     reconnect: bool = False
 
 
@@ -117,22 +119,22 @@ Event = Candles | Subscribed | SubscriptionRejected | Pong | FeedError
 
 
 class SocketFeed(ABC):
-    """The protocol of one WebSocket connection that carries `symbols`. The daemon owns the socket.
+    """The protocol of one WebSocket connection that carries `symbols`. The daemon owns the socket."""
 
-    `ping` is a text frame that the daemon sends every `ping_every_s` seconds. If no `Pong` arrives within
-    `pong_within_s` seconds, the daemon replaces the connection. If `ping` is None, the daemon relies on protocol pings.
-    It sends at most `frames_per_s` frames a second, including pings. `lifetime_s` is the maximum age of a connection:
-    the daemon replaces it at that age, before the exchange closes it. None means no limit. Set `snapshot` if candles
-    follow each subscription immediately: the daemon then renews a subscription that delivers none within
-    `snapshot_within_s` seconds.
-    """
-
+    #: A text frame that the daemon sends as a ping. None: the daemon relies on protocol pings.
     ping: ClassVar[str | None] = None
+    #: The seconds between two pings.
     ping_every_s: ClassVar[float] = 20.0
+    #: The daemon replaces the connection if no `Pong` arrives within this many seconds.
     pong_within_s: ClassVar[float] = 10.0
+    #: The daemon sends at most this many frames a second, including pings.
     frames_per_s: ClassVar[float] = 10.0
+    #: The maximum age of a connection. The daemon replaces it at that age, before the exchange closes it. None: no
+    #: limit.
     lifetime_s: ClassVar[float | None] = None
+    #: True if candles follow each subscription immediately.
     snapshot: ClassVar[bool] = False
+    #: With `snapshot`, the daemon renews a subscription that delivers no candles within this many seconds.
     snapshot_within_s: ClassVar[float] = 10.0
 
     def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
@@ -205,21 +207,20 @@ class Http(Protocol):
 
 
 class Exchange(ABC):
-    """One exchange. The daemon creates an instance per configured exchange, with its parsed settings.
+    """One exchange. The daemon creates an instance per configured exchange, with its parsed settings."""
 
-    `name` is the plugin's name in the settings. `Settings` is a subclass of `candled.Settings`, whose fields are the
-    keys that you can write under the exchange, next to the daemon's own keys `symbols` and `plugin`.
-    `requests_per_s` is the request budget for each host that the plugin contacts.
-    `max_history_minutes` is the longest range, in minutes, that `fetch_history` accepts. Set `publishes_empty_candles`
-    if the exchange publishes a candle for a minute without trades. Set `opens_at_previous_close` if every candle opens
-    at the close of the previous one; a difference then reveals a missed push.
-    """
-
+    #: The plugin's name in the settings.
     name: ClassVar[str]
+    #: A subclass of `candled.Settings`. Its fields are the keys that you can write under the exchange, next to the
+    #: daemon's own keys `symbols` and `plugin`.
     Settings: ClassVar[type[Any]]
+    #: The request budget for each host that the plugin contacts.
     requests_per_s: ClassVar[float] = 5.0
+    #: The longest range, in minutes, that `fetch_history` accepts.
     max_history_minutes: ClassVar[int] = 200
+    #: True if the exchange publishes a candle for a minute without trades.
     publishes_empty_candles: ClassVar[bool] = False
+    #: True if every candle opens at the close of the previous one. A difference then reveals a missed push.
     opens_at_previous_close: ClassVar[bool] = False
 
     def __init__(self, settings: Any, clock: Clock) -> None:

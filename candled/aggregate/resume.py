@@ -33,18 +33,19 @@ class ChangeHistory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The result of `LiveBars.prepare_resume`, for `LiveBars.bars_since`.
+    """The result of `LiveBars.prepare_resume`, for `LiveBars.bars_since`."""
 
-    `stamp`: the client has all changes up to it. `ranges`: other ranges that changed. `older`: changed bars from the
-    store that are older than memory, which began at `since_ms` in the `generation` of the past. `settled_ms`:
-    everything before it was final when the client disconnected, except for gaps, which are in `ranges`.
-    """
-
+    #: The client has all changes up to this stamp.
     stamp: int
+    #: Other ranges that changed.
     ranges: RangeSet
+    #: Changed bars from the store that are older than memory.
     older: tuple[Candle, ...]
+    #: The start of the bars in memory when this was prepared.
     since_ms: int
+    #: The generation of the past when this was prepared.
     generation: int
+    #: Everything before this time was final when the client disconnected, except for gaps, which are in `ranges`.
     settled_ms: int
 
 

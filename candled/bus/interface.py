@@ -21,15 +21,14 @@ class Position(NamedTuple):
 
 
 class FeedMetadata(msgspec.Struct, frozen=True):
-    """Facts about a market besides its candles. Times are UTC epoch milliseconds.
+    """Facts about a market besides its candles. Times are UTC epoch milliseconds."""
 
-    Every minute before `watermark_ms` is final or known not to exist, except those in `gap`, which are still missing.
-    Changes of minutes before `watermark_ms`, up to the message `logged_seq`, can be read from the store's log of
-    changes (-1: none yet).
-    """
-
+    #: Every minute before this time is final or known not to exist, except those in `gap`. None if unknown.
     watermark_ms: int | None = None
+    #: The range that contains all missing minutes before the watermark.
     gap: Range | None = None
+    #: Changes of minutes before the watermark, up to this message, can be read from the store's log of changes; -1:
+    #: none yet.
     logged_seq: int = -1
 
     def is_settled(self, start_ms: int, end_ms: int) -> bool:
@@ -49,30 +48,28 @@ class MinuteChanged(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class HistoryChanged:
-    """The stored past of a market changed within `[start_ms, end_ms)`. Sent after it is stored, so read it again.
-
-    `complete_from_ms` is the time since which history is complete except for known gaps.
-    """
+    """The stored past of a market changed within `[start_ms, end_ms)`. Sent after it is stored, so read it again."""
 
     market: MarketKey
     start_ms: int
     end_ms: int
+    #: The time since which history is complete except for known gaps; None if unknown.
     complete_from_ms: int | None
     facts: FeedMetadata = FeedMetadata()
 
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The state of a market's feed: one of `candled.model.STATES`, and since when (UTC epoch ms).
-
-    `reason` is one of `candled.model.STATE_REASONS`, or empty if the state is `live`. `trouble` describes the problem;
-    it is empty if there is none or it is unknown.
-    """
+    """The state of a market's feed."""
 
     market: MarketKey
+    #: One of `candled.model.STATES`.
     state: str
+    #: Since when the feed is in this state, UTC epoch milliseconds.
     since_ms: int
+    #: One of `candled.model.STATE_REASONS`, or empty if the state is `live`.
     reason: str = ""
+    #: The problem, in words; empty if there is none or it is unknown.
     trouble: str = ""
     #: The decimal places of the market, known once the exchange's list was read.
     decimals: Decimals = Decimals()
@@ -80,12 +77,10 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class MessagesLost:
-    """Messages of a market may have been lost. A bus sends this to its listeners; it is never published.
-
-    If `back_to` is set, messages after that position did not belong to the feed: its numbers continue from there.
-    """
+    """Messages of a market may have been lost. A bus sends this to its listeners; it is never published."""
 
     market: MarketKey
+    #: If set, messages after this position did not belong to the feed: its numbers continue from there.
     back_to: Position | None = None
 
 

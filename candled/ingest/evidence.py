@@ -74,6 +74,6 @@ async def _from_bars(exchange: Exchange, http: Http, symbol: Symbol, stretch: Ra
             return NOTHING
         if bars[0].open_ms < bar_ms:
             return Evidence(is_contradicted=True)
-        # within the bar, its first trade decides: is it that of the first minute?
+        # history begins with the first minute if the bar opens at the same price
         return Evidence(begins_ms=first.open_ms if bars[0].open == first.open else bar_ms)
     return Evidence(begins_ms=day_ms)

@@ -102,10 +102,15 @@ class MarketStore(publisher.PublisherStore, Protocol):
 class IngestOptions:
     """The operator's settings for ingest. Times are in milliseconds."""
 
+    #: How far back history is wanted.
     backfill_ms: int
+    #: How long after the next minute opened the late versions of a minute are awaited.
     grace_period_ms: int
+    #: How long the stream may be silent before REST is asked whether the market is quiet.
     quiet_after_ms: int
+    #: The minimum time between two writes of forming minutes to the store.
     checkpoint_ms: int
+    #: True if final minutes of the stream are compared with REST.
     confirm: bool
 
 

@@ -52,9 +52,13 @@ class Condition(NamedTuple):
 class Rules:
     """The parameters for judging one exchange's minutes; see `candled.exchange.Exchange` and the settings."""
 
+    #: How long after the next minute opened the late versions of a minute are awaited.
     grace_period_ms: int
+    #: How long the stream may be silent before REST is asked whether the market is quiet.
     quiet_after_ms: int
+    #: True if final minutes of the stream are compared with REST.
     confirm: bool
+    #: The longest range of one request, in minutes.
     max_history_minutes: int
     opens_at_previous_close: bool
     publishes_empty_candles: bool
@@ -62,20 +66,21 @@ class Rules:
 
 @dataclass(slots=True)
 class Outcome:
-    """The actions that follow from some candles.
+    """The actions that follow from some candles."""
 
-    `live`: publish these now, in this order, and store the final ones. `past`: store these first, then publish that the
-    range `healed` changed. `dead`: REST shows trades that the stream did not deliver, so renew the subscription.
-    `checked` final minutes were compared with REST for the first time; `mismatched` of them differed. `foreign`: a
-    range that another process has stored and that is not published yet.
-    """
-
+    #: Publish these now, in this order, and store the final ones.
     live: list[Candle] = field(default_factory=list)
+    #: Store these first, then publish that the range `healed` changed.
     past: list[Candle] = field(default_factory=list)
+    #: The range whose stored history changed, or None.
     healed: Range | None = None
+    #: True if REST shows trades that the stream did not deliver: renew the subscription.
     dead: bool = False
+    #: The number of final minutes compared with REST for the first time.
     checked: int = 0
+    #: The number of those that differed.
     mismatched: int = 0
+    #: A range that another process has stored and that is not published yet.
     foreign: Range | None = None
 
     @property

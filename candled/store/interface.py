@@ -19,16 +19,15 @@ ALL_TIME = Range(0, 10**14)  # later than any candle, and within the range of al
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownGap:
-    """Minutes `[start_ms, end_ms)` that the exchange did not have when it was asked.
-
-    `reason` is one of `candled.model.REASONS` except `missing`. `attempts` counts the answers without these minutes.
-    `retry_ms` is when to ask again (UTC epoch ms), None for never.
-    """
+    """Minutes `[start_ms, end_ms)` that the exchange did not have when it was asked."""
 
     start_ms: int
     end_ms: int
+    #: One of `candled.model.REASONS` except `missing`.
     reason: str
+    #: The number of answers without these minutes.
     attempts: int
+    #: When to ask again, UTC epoch milliseconds; None for never.
     retry_ms: int | None
 
 
@@ -37,14 +36,13 @@ Table = Literal["candles", "rollups", "forming"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """A stored row that is not a valid bar: a final minute, a longer bar, or a forming minute.
-
-    `time` is the stored value: UTC epoch milliseconds, or another value if that is the problem.
-    """
+    """A stored row that is not a valid bar: a final minute, a longer bar, or a forming minute."""
 
     table: Table
     interval: Interval
+    #: The stored time: UTC epoch milliseconds, or another value if that is the problem.
     time: object
+    #: Why the row is not a valid bar, in words.
     problem: str
 
 
