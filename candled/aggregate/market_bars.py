@@ -25,25 +25,38 @@ class MarketBars:
     def __init__(self, intervals: Sequence[Interval]) -> None:
         self.ladder = new_ladder(intervals)
         self.track = FeedLog()
-        self.shown: Position | None = None  # while it `is_behind`: the last message before the range being read
+        #: While the market `is_behind`: the last message before the range being read.
+        self.shown: Position | None = None
         self.feed = FeedState("warming", 0, "starting")
-        self.decimals = Decimals()  # from the exchange, once a message contained them
-        self.settlements = 0  # how often bars may have become final
+        #: From the exchange, once a message contained them.
+        self.decimals = Decimals()
+        #: How often bars may have become final.
+        self.settlements = 0
+        #: True once the newest bars are loaded from the store.
         self.seeded = False
+        #: True while changed ranges are read from the store.
         self.reading = False
+        #: True while lost messages are being recovered.
         self.catching_up = False
+        #: The start of the range that lost messages may have changed.
         self.lost_from_ms = 0
+        #: The time since which history is complete; None if unknown.
         self.complete_from_ms: int | None = None
-        self.found_complete_from_ms: int | None = None  # not valid before it is read
+        #: The same from a message; used once its minutes are read.
+        self.found_complete_from_ms: int | None = None
         #: The time from which bars are shown. None is final before `complete_from_ms`, because minutes may be missing
         #: there.
         self.served_from_ms: int | None = None
         #: A start received in a message; used once its minutes are read.
         self.found_served_from_ms: int | None = None
+        #: Messages received before the bars were loaded.
         self.early: list[tuple[Message, Position]] = []
+        #: The range to be read again; None if there is none.
         self.stale: Range | None = None
-        self.under_way: Range | None = None  # the range being read again
-        self.generation = 0  # counts changes of the past, so that a read that overlapped one is discarded
+        #: The range being read again.
+        self.under_way: Range | None = None
+        #: Counts changes of the past, so that a read that overlapped one is discarded.
+        self.generation = 0
 
     @property
     def is_behind(self) -> bool:

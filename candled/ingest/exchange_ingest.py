@@ -151,37 +151,56 @@ class ExchangeIngest:
         self._past = StoredPast(name, self._absence, store, self._outlet, clock)
         self._options = options
         self._http = http
-        self._rechecked_ms: dict[Symbol, int] = {}  # steady clock at the last recheck with REST
+        #: When each market was last compared with REST, on the steady clock.
+        self._rechecked_ms: dict[Symbol, int] = {}
         self._time = ExchangeClock()
-        self._waiting: list[Candles] = []  # candles received before the clock was settled
+        #: Candles received before the clock was settled.
+        self._waiting: list[Candles] = []
+        #: How often each source of time was ignored.
         self._doubts: dict[Source, Complaints] = {source: Complaints() for source in get_args(Source)}
         http.saw_date = self._saw_date
+        #: True if the plugin has its own clock, as the replay does.
         self._has_own_clock = type(exchange).now_ms is not Exchange.now_ms
         self._skew_noted = False
-        self._markets: dict[Symbol, MarketIngest] = {}  # open markets
+        #: The markets that are open.
+        self._markets: dict[Symbol, MarketIngest] = {}
+        #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
         # Events of markets that are not open yet, since the last interruption, each with the exchange's time of receipt
         # (None before the clock was settled). If opening takes long, the oldest events are dropped.
         self._early: dict[Symbol, deque[tuple[Candles | SubscriptionRejected, int | None]]] = {}
         self._store_is_away = False
+        #: The exchange's newest list of markets; empty before it was read.
         self._listed: dict[Symbol, Market] = {}
+        #: The feed of each symbol.
         self._runners: dict[Symbol, FeedRunner] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Markets with a request to make: a heap by urgency, then by order of arrival.
         self._queue: list[tuple[Urgency, int, Symbol]] = []
+        #: Set when the queue is not empty.
         self._queued = asyncio.Event()
         self._turn = itertools.count()
+        #: Markets that are in the queue or being requested.
         self._busy: set[Symbol] = set()
+        #: Markets with minutes in their grace period.
         self._settling: dict[Symbol, MarketIngest] = {}
+        #: When to request a market again after a failure, monotonic seconds.
         self._rest_until: dict[Symbol, float] = {}
+        #: The pauses of markets whose requests fail.
         self._backoffs: dict[Symbol, Backoff] = {}
+        #: The pauses while the exchange's REST API is unavailable.
         self._outage = Backoff()
+        #: No requests before this time, monotonic seconds.
         self._paused_until = 0.0
+        #: Why the exchange's REST API is unavailable; None if it is available.
         self._rest_trouble: str | None = None
-        # pauses between searches for evidence, and the time of the next one
+        #: Pauses between searches for evidence, and the time of the next one.
         self._beginnings: dict[Symbol, tuple[Backoff, float]] = {}
-        self._pace_ms = POLL_MS  # between two requests for the present of one market
+        #: The time between two requests for the present of one market.
+        self._pace_ms = POLL_MS
         self._parity = Parity()
-        self._troubles = Complaints()  # reported by the exchange about whole connections
+        #: Counts errors that the exchange reported about whole connections.
+        self._troubles = Complaints()
 
     # ------------------------------------------------------------ lifecycle
 

@@ -99,13 +99,16 @@ class MarketIngest:
     def __init__(self, key: MarketKey, coverage: Coverage, rules: Rules, recent: Sequence[Candle] = ()) -> None:
         self.key = key
         self.coverage = coverage
-        self.decimals = Decimals()  # from the exchange's list of markets
+        #: From the exchange's list of markets.
+        self.decimals = Decimals()
         #: The exchange's reason for rejecting the subscription, until the stream delivers candles.
         self.refused: str | None = None
         #: An error text if the exchange's list does not contain the symbol. Candles from the stream or REST outweigh
         #: it.
         self.unlisted: str | None = None
+        #: Why REST cannot be used for this market, in words; None if it can.
         self.trouble: str | None = None
+        #: The number of final minutes that were revised.
         self.revisions = 0
         #: Counts the exchange's rows that were dropped because they are not valid candles.
         self.complaints = Complaints()
@@ -113,23 +116,27 @@ class MarketIngest:
         self.unbelieved_stamps = 0
         self._rules = rules
         self._minutes = Minutes(rules.grace_period_ms, recent)
+        #: The forming minutes that were restored at startup.
         self._restored = self._minutes.forming
-        #: A range of stored history before the start of `coverage`, while it is being repaired.
+        #: A range of stored history before the start of `coverage`, while it is being examined.
         self.older: Coverage | None = None
         self._older_until_ms = 0
         self._recent_known: tuple[int, int] | None = None
         self._recent_lacks = False
         self._presence = Presence(rules.quiet_after_ms, publishes_empty_candles=rules.publishes_empty_candles)
+        #: True once REST has answered for this market.
         self._was_answered = False
         #: Whether REST has data of this market: None until it responds, False once it denies a known minute.
         self._is_credible: bool | None = None
         self._reopened_ms = 0
         #: Minutes with less volume in REST than in the stream → the time of the first such response, and its values.
         self._lesser: dict[int, tuple[int, tuple[object, ...]]] = {}
+        #: Minutes that were reported as lost once; they are not reported again.
         self._lost_before = RangeSet()
         self._gap: Range | None = None
         self._gap_of: tuple[int, int] | None = None
-        self._idle_until_ms = 0  # no requests are due until minutes up to here should have arrived
+        #: No requests are due until minutes up to here should have arrived.
+        self._idle_until_ms = 0
 
     # ------------------------------------------------------------ messages from the exchange
 

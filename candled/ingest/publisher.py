@@ -42,26 +42,36 @@ class PublisherStore(Protocol):
 
 @dataclass(slots=True)
 class _Published:
-    """The state of one market as published. Times are UTC epoch milliseconds; `seq` is the newest message's number.
+    """The state of one market as published. Times are UTC epoch milliseconds."""
 
-    Past changes from `first_unlogged` to `last_unlogged` are not known to be logged yet.
-    """
-
+    #: The watermark of the newest message.
     watermark_ms: int | None
+    #: The time since which history is complete, in the newest `HistoryChanged`.
     complete_from_ms: int | None
+    #: The name of the feed; empty before the first message.
     epoch: str = ""
+    #: The number of the newest message.
     seq: int = 0
+    #: True once the store knows the feed.
     is_registered: bool = False
+    #: The first message whose past changes are not known to be logged yet; None if all are.
     first_unlogged: int | None = None
+    #: The last of these messages.
     last_unlogged: int = 0
+    #: When forming minutes were last queued for the store, on the exchange's clock.
     checkpoint_ms: int = 0
+    #: The state published last; None before the first.
     condition: Condition | None = None
+    #: The forming minutes as queued at the last checkpoint.
     checkpointed: dict[int, Candle] = field(default_factory=dict)
+    #: Since when the market is in the published state.
     state_since_ms: int = 0
+    #: When the state was published last.
     state_published_ms: int = 0
     decimals: Decimals = Decimals()
-    healing: list[Range] = field(default_factory=list)  # ranges that ingest is repairing, not published yet
-    # ranges that are published, but logged without the number of their message
+    #: Ranges that ingest is repairing, not published yet.
+    healing: list[Range] = field(default_factory=list)
+    #: Ranges that are published, but logged without the number of their message.
     logging: list[Range] = field(default_factory=list)
 
 

@@ -60,21 +60,27 @@ class Writer:
         self._max_waiting = max_waiting
         self._waiting = PendingRows(max_waiting)
         self._changes = PendingChangeLog()
+        #: Since when rows are waiting without progress, monotonic seconds.
         self._waiting_since = 0.0
+        #: Only one flush runs at a time.
         self._turn = asyncio.Lock()
         self._is_closed = False
         self._state: Literal["ok", "away", "rejecting"] = "ok"
+        #: When the store became unavailable, monotonic seconds.
         self._away_since = 0.0
         self._written = 0
         self._refused = 0
+        #: The value of `_refused` when the store became unavailable.
         self._refused_before = 0
         self._rejected = 0
         self._last_error: str | None = None
         self._last_flush_ms: int | None = None
         self._journal = journal
         self._journal_thread = DaemonThreads(1, "store-journal")
+        #: True once opening the journal was tried, even without success.
         self._journal_was_tried = False
         self._journal_fails = False
+        #: True since rows moved to the journal, until it is empty.
         self._is_journaling = False
 
     def enqueue(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
