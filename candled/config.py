@@ -527,7 +527,11 @@ def _read_exchange(
         problems.append(_no_plugin(path if keys.plugin is None else f"{path}.plugin", keys.plugin or name, plugins))
         return None
     own = {key: value for key, value in written.items() if key not in DAEMON_KEYS}
-    settings = read_section(plugin.Settings, own, path, problems, beside=DAEMON_KEYS)
+    try:
+        settings = read_section(plugin.Settings, own, path, problems, beside=DAEMON_KEYS)
+    except Exception as error:  # from a validator of the plugin
+        problems.append(f"{path}: {redacted(one_line(error))}")
+        return None
     return ExchangeConfig(name=name, plugin=plugin, symbols=keys.symbols, settings=settings, proxies=proxies)
 
 

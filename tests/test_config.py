@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import field_validator
 
-from candled import ConfigError, Exchange, ExchangeError, Interval, Symbol
+from candled import ConfigError, Exchange, ExchangeError, Interval, Settings, Symbol, setting
 from candled.clock import SystemClock
 from candled.config import (
     KNOWN_BUSES,
@@ -368,6 +369,23 @@ def test_a_broken_plugin_that_is_used_is_reported_with_its_error(problems):
 def test_an_exchange_nobody_offers_names_the_broken_plugins(problems):
     (only,) = problems("exchanges: {coinfair: }", plugins=broken("other"))
     assert only.endswith("; other (candled-x 1.0) cannot be used")
+
+
+def test_whatever_a_validator_of_a_plugin_raises_is_a_problem(problems):
+    class Checked(Settings):
+        url: str = setting("wss://x", help="")
+
+        @field_validator("url")
+        @classmethod
+        def _check(cls, url: str) -> str:
+            return url if url == "wss://x" else {}[url]
+
+    offered = {"own": type("Own", (PLUGINS.exchanges["replay"],), {"name": "own", "Settings": Checked})}
+    plugins = Plugins({**PLUGINS.exchanges, **offered}, PLUGINS.statuses)
+    assert problems("exchanges: {replay: {speed: 0}, own: {url: 'wss://me:hunter2@h'}}", plugins=plugins) == (
+        "exchanges.replay.speed: at least 1.0, was 0",
+        "exchanges.own: KeyError: 'wss:***@h'",
+    )
 
 
 def raising(name: str, error: BaseException) -> type[Exchange]:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import SecretStr
 
 from candled import ConfigError, Exchange, Settings, setting
+from candled.cli import main
 from candled.config import Config, ExchangeKeys, load
 from candled.plugins import Plugins, discover
 from candled.settings import is_section
@@ -155,3 +156,10 @@ def test_a_plugins_keys_are_there_whatever_their_types():
     assert mistakes({"exchanges": {"none": {"code": "x"}}}, schema)
     assert "hunter2" not in json.dumps(schema)
     assert Plugins(exchanges, []).exchanges == exchanges
+
+
+def test_the_command_prints_it_with_the_keys_of_every_plugin(capsys):
+    assert main(["config", "schema"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == make_schema(discover().exchanges)
+    assert "market" in printed["$defs"]["exchanges.bitget"]["properties"]
