@@ -306,6 +306,11 @@ def is_section(kind: Any) -> TypeGuard[type[Settings]]:
     return isinstance(kind, type) and issubclass(kind, Settings)
 
 
+def holds_secret(field: FieldInfo | None) -> bool:
+    """Tell whether a key is a `SecretStr`, or some of them."""
+    return field is not None and "SecretStr" in repr(field.annotation)
+
+
 _EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -377,7 +382,7 @@ class _Mistake:
             words, name = _LIMITS[self.kind]
             declared = [getattr(one, name) for one in (self.field.metadata if self.field else ()) if hasattr(one, name)]
             return f"{words} {plain_text((*declared, self.context[name])[0])}, was {was}"
-        is_secret = self.field is not None and self.field.annotation is SecretStr
+        is_secret = holds_secret(self.field)
         got = "another value" if is_secret else _shown(self.raw)
         what = self.context.get("what") or _EXPECTED.get(self.kind)
         if what is None:  # of a type that only a plugin has
@@ -385,7 +390,7 @@ class _Mistake:
         hint = self.context.get("hint", "")
         if what == "text" and type(self.raw) in (int, float):
             hint = "put it in quotes"
-        elif what == "a list" and isinstance(self.raw, str) and self.raw:
+        elif what == "a list" and isinstance(self.raw, str) and self.raw and not is_secret:
             hint = f"write [{was}]"
         return f"expected {what}, got {got}{hint and f': {hint}'}"
 

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import SecretStr
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
 from candled.config import EXCHANGE_NAME, Config, ExchangeKeys
 from candled.exchange import Exchange
-from candled.settings import Settings, as_written, is_section, plain_text
+from candled.settings import Settings, as_written, holds_secret, is_section, plain_text
 
 
 def make_schema(exchanges: Mapping[str, type[Exchange]]) -> dict[str, Any]:
@@ -67,7 +66,7 @@ class _Generator(GenerateJsonSchema):
         made["type"] = ["object", "null"]  # null has nothing set
         for key, field in schema["cls"].model_fields.items():
             written = made["properties"][key]
-            if is_section(field.annotation) or field.annotation is SecretStr:
+            if is_section(field.annotation) or holds_secret(field):
                 del written["default"]  # the keys of a section have theirs, and a secret is never printed
             if "pattern" in written or "anyOf" in written:  # limits of a text are not for JSON Schema to check
                 limits = [(words, getattr(one, name, None)) for one in field.metadata for words, name in _LIMITS]

@@ -55,6 +55,9 @@ class Everything(Settings):
     code: str = Field("x", min_length=1, max_length=3, pattern="^[a-z]*$")
     ratio: float = Field(0.5, gt=0, lt=1)
     password: SecretStr = setting("", help="")
+    token: SecretStr | None = setting(None, help="")
+    codes: tuple[SecretStr, ...] = setting((), help="")
+    pins: Mapping[str, SecretStr] = Field({}, max_length=1)
     inner: Inner = setting(Inner(), help="")
 
 
@@ -332,6 +335,8 @@ def test_a_secret_is_stars_and_an_empty_one_is_empty():
     assert as_written(Everything(password="hunter2"))["password"] == "***"
     assert as_written(Everything())["password"] == ""
     assert as_written(Everything(password="hunter2"), redact=False)["password"] == "hunter2"
+    several = Everything(token="hunter2", codes=("hunter2",), pins={"a": "hunter2"})
+    assert "hunter2" not in repr(as_written(several)) + repr(several)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +344,12 @@ def test_a_secret_is_stars_and_an_empty_one_is_empty():
     [
         {"password": 1234567},
         {"password": ["1234567"]},
+        {"token": 1234567},
+        {"codes": "1234567"},
+        {"codes": [1234567]},
+        {"pins": {"a": 1234567}},
+        {"pins": "1234567"},
+        {"pins": {"a": "1234567", "b": "1234567"}},
         {"whole": "a://b:1234567@c"},
         {"whole": "b:1234567@c"},
         {"whole": "a://c/?token=1234567"},
