@@ -289,7 +289,7 @@ class MarketIngest:
         return Range(stretch.start_ms, stretch.end_ms)
 
     def look_at(self, older: Coverage, until_ms: int) -> Range | None:
-        """Add a range of stored history before `coverage`, ending at `until_ms`, to be repaired.
+        """Add a range of stored history before `coverage`, ending at `until_ms`, to be examined.
 
         Its missing minutes are requested when nothing else is due. Return the range by which history is now complete
         further back, or None.

@@ -24,7 +24,7 @@ def make_store(
     compress_after_days: int | None = None,
     retention_days: int | None = None,
 ) -> Store:
-    """Return the store at `url`, not yet opened. Without `intervals` it is opened as a guest, see `Store`.
+    """Return the store at `url`, not yet opened. Without `intervals` it is a guest, see `Store`.
 
     Without `upgrade`, opening it changes no tables. `compress_after_days` and `retention_days` apply to PostgreSQL
     only; see `PostgresStore`.

@@ -50,8 +50,8 @@ class Store(Protocol):
     """The candles of all markets. 1-minute candles are the source of truth; longer bars are folded from them.
 
     The store records the intervals whose bars it keeps, and every writer updates all of them. A store opened with
-    intervals belongs to the daemon, which adds new intervals. A store opened without intervals is opened as a guest, as
-    commands do: a guest adds none.
+    intervals belongs to the daemon, which adds new intervals. A store opened without intervals is a guest, which adds
+    none. Commands are guests.
 
     Every method raises `StoreUnavailable` if another attempt may succeed, and `StoreRejected` if it will not.
     """

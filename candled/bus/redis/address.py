@@ -38,7 +38,7 @@ class RedisAddress:
 
     @staticmethod
     def parse(url: str) -> "RedisAddress":
-        """Read an address.
+        """Parse an address.
 
             redis://user:password@host:6379/0            also rediss:// for TLS
             unix:///path/to/socket?db=0                  also unix://user:password@/path
@@ -47,7 +47,7 @@ class RedisAddress:
             redis+cluster://host:6379,host2              also rediss+cluster://
 
         Raises:
-            ValueError: it is none of these; the text repeats nothing of it.
+            ValueError: the address has another form. The text does not repeat it.
         """
         scheme, found, rest = url.partition("://")
         if not found or scheme not in SCHEMES:

@@ -165,9 +165,12 @@ class FeedTracker:
         return min(as_of_ms + round((now - at) * 1000) for at, as_of_ms in beats) if len(beats) == _TWICE else 0
 
     def _promise(self, shard: "_Shard", market: MarketKey, promise: Position, before: int | None) -> Position:
-        """Compare the message numbers announced by the leader with the received ones.
+        """Compare the message number announced by the leader with the received ones.
 
-        `before` is the number in the previous heartbeat. Return the position up to which the feed is received.
+        `before` is the number in the previous heartbeat.
+
+        Returns:
+            The position up to which the feed is received.
         """
         known = self._at.get(market)
         if known is None or token_of(known.epoch) < token_of(promise.epoch):
