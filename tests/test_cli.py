@@ -1,16 +1,19 @@
 """The command line: what each command prints, and with which status it ends."""
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
 import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +24,8 @@ from tornado.web import Application
 from tornado.websocket import WebSocketHandler
 
 from candled import __version__
-from candled.cli import main
+from candled.cli import main, parse
+from candled.model import Symbol
 from candled.plugins import discover
 from candled.tools.tail import Printer, Tail, line
 from tests import deadlines
@@ -239,24 +243,25 @@ def test_a_port_in_use_is_a_line_and_status_2():
 
 
 def test_version(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["--version"])
-    assert ended.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"candled {__version__}\n"
 
 
-def test_help_tells_commands_environment_and_statuses(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
+def test_help_lists_commands_under_headings_environment_and_statuses(capsys):
+    assert main(["--help"]) == 0
     text = capsys.readouterr().out
     for word in (
-        "check-config",
+        "Daemon:\n  check-config",
         "plugins",
         "tail",
+        "Store:\n  init-db",
+        "Store and exchange:\n  backfill",
+        "Files:\n  export",
         "--config",
         "--version",
+        "--show-completion",
         "CANDLED_SERVER__PORT=7001",
-        "exit status",
+        "Exit status",
     ):
         assert word in text
 
@@ -264,7 +269,8 @@ def test_help_tells_commands_environment_and_statuses(capsys):
 @pytest.mark.usefixtures("daemon")
 def test_every_command_and_option_is_on_the_page():
     page = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
-    help_text = "".join(run(*command, "--help").stdout for command in ([], ["check-config"], ["plugins"], ["tail"]))
+    commands = ([], ["check-config"], ["plugins"], ["tail"])
+    help_text = "".join(run(*command, "--help").stdout for command in commands)
     options = set(re.findall(r"--[a-z-]+", help_text))
     assert {"--config", "--url", "--bars"} < options
     assert [option for option in sorted(options) if option not in page] == []
@@ -281,22 +287,205 @@ def test_the_statuses_of_the_page_are_those_of_the_help():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "problem"),
     [
-        ["stop"],
-        ["tail", "BTC/USDT"],
-        ["tail", "BTC/USDT", "1m", "--bars", "-1"],
-        ["tail", "BTC/USDT", "1m", "--bars", "x"],
-        ["tail", "BTC/USDT", "1m", "--url", "http://localhost"],
-        ["tail", "BTC/USDT", "1m", "--url", "ws://"],
-        ["tail", "BTC/USDT", "1m", "--url", "ws://localhost:99999/"],
+        (["stop"], "No such command 'stop'."),
+        (["backfil"], "Did you mean 'backfill'?"),
+        (["gaps", "--exchang", "bitget"], "(Possible options: --exchange)"),
+        (["tail", "BTC/USDT"], "Missing argument 'INTERVAL'."),
+        (["tail", "BTC/USDT", "1m", "2m"], "Got unexpected extra argument(s) (2m)"),
+        (["tail", "BTC/USDT", "1m", "--bars", "-1"], "Invalid value for '--bars'"),
+        (["tail", "BTC/USDT", "1m", "--bars", "x"], "Invalid value for '--bars'"),
+        (["tail", "BTC/USDT", "1m", "--url", "http://localhost"], "expected ws://HOST:PORT/ws or wss://HOST/ws"),
+        (["tail", "BTC/USDT", "1m", "--url", "ws://"], "expected ws://HOST:PORT/ws or wss://HOST/ws"),
+        (["tail", "BTC/USDT", "1m", "--url", "ws://localhost:99999/"], "got 'ws://localhost:99999/'"),
+        (["verify", "--memory", "http://me:hunter2@h/?token=hunter2"], "Invalid value for '--memory'"),
+        (["gaps", "BTC"], "Invalid value for 'SYMBOL': expected BASE/QUOTE"),
+        (["repair", "--from", "noon"], "'--from': expected a time such as 2026-11-01T12:00Z, got 'noon'"),
+        (["init-db", "--drop-interval", "7m"], "Invalid value for '--drop-interval': 7m cannot be aligned"),
+        (["verify", "--exchange-check", "0"], "'--exchange-check': expected a whole number from 1, or all, got '0'"),
+        (["export", "BTC/USDT", "--format", "xml"], "'--format': 'xml' is not one of 'csv', 'parquet'."),
+        (["import", "f.csv"], "Missing option '--symbol'"),
+        (["--config"], "Option '--config' requires an argument."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments_are_a_line_that_names_them_and_status_2(arguments, problem, capsys):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    named, see = printed.err.splitlines()
+    assert named.startswith("candled: ")
+    assert problem in named
+    assert re.fullmatch(r"candled: see candled( [a-z-]+)? --help", see)
+    assert "hunter2" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "windows", "symbols"),
+    [
+        (["--exchange-check"], 10, None),
+        (["--exchange-check", "--repair"], 10, None),
+        (["--exchange-check", "3"], 3, None),
+        (["--exchange-check=3"], 3, None),
+        (["--exchange-check", "all"], "all", None),
+        (["--exchange-check", "BTC/USDT"], 10, [Symbol("BTC", "USDT")]),
+        ([], None, None),
     ],
 )
-def test_wrong_arguments_are_status_2(arguments, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+def test_the_number_of_windows_may_be_left_out(words, windows, symbols):
+    command = parse(["verify", *words])
+    assert command is not None
+    assert (command.keywords["exchange_check"], command.keywords["symbols"]) == (windows, symbols)
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["gaps"], None),
+        (["gaps", "--config", "one.yaml"], "one.yaml"),
+        (["--config", "one.yaml", "gaps"], "one.yaml"),
+        (["--config", "one.yaml", "gaps", "--config", "two.yaml"], "two.yaml"),
+    ],
+)
+def test_the_settings_are_named_before_or_after_the_command(words, file):
+    command = parse(words)
+    assert command is not None
+    assert command.keywords["config"] == (None if file is None else Path(file))
+
+
+# ---------------------------------------------------------------- terminals
+
+
+def on_terminal(*arguments: str, env: dict[str, str] | None = None) -> str:
+    """The output of a command on a terminal of 100 columns, standard error too."""
+    ours, its = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "candled", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100", **(env or {})},
+            stdout=its,
+            stderr=its,
+        )
+        os.close(its)
+        parts: list[bytes] = []
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := terminal.read(4096):
+                parts.append(part)
+        process.wait(timeout=30)
+    return b"".join(parts).decode()
+
+
+DRAWN = re.compile("[\x1b\u2500-\u257f]")  # colours and movements, lines of boxes
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize("arguments", [["--help"], ["verify", "--help"], ["plugins"], ["stop"]], ids=" ".join)
+def test_there_are_plain_lines_where_no_terminal_is(arguments):
+    ended = run(*arguments, env={"TERM": "xterm-256color", "FORCE_COLOR": "1"})
+    assert ended.stdout + ended.stderr
+    assert not DRAWN.search(ended.stdout + ended.stderr)
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        (["--help"], ["Store and exchange", "backfill", "CANDLED_EXCHANGES__BITGET__SYMBOLS='[BTC/USDT, ETH/USDT]'"]),
+        (["gaps", "--help"], ["[default: (all in the settings)]", "not fetched yet"]),
+        (["plugins"], ["bitget", f"candled {__version__}"]),
+    ],
+    ids=["help", "command-help", "plugins"],
+)
+def test_a_terminal_shows_tables_and_panels_of_the_same_facts(arguments, facts):
+    text = on_terminal(*arguments)
+    assert DRAWN.search(text)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    for fact in facts:
+        assert fact in plain
+
+
+@pytest.mark.usefixtures("daemon")
+def test_the_markup_of_rich_in_a_fact_is_text(tmp_path):
+    env = installed(tmp_path, "x", "raise ValueError('no [bold]luck[/bold]')")
+    assert "no [bold]luck[/bold]" in on_terminal("plugins", env={**env, "COLUMNS": "200"})
+
+
+# ---------------------------------------------------------------- completion
+
+
+def in_bash(command: str, home: Path) -> str:
+    """What a command prints that is given to an interactive shell of this home."""
+    script = f'PS1=; candled() {{ {sys.executable} -m candled "$@"; }}; {command}; true'
+    ended = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+@pytest.mark.usefixtures("daemon")
+def test_the_completion_script_of_the_shell_is_printed(tmp_path):
+    script = in_bash("candled --show-completion", tmp_path)
+    assert "_CANDLED_COMPLETE=complete_bash" in script
+    assert "complete -o default -F _candled_completion candled" in script
+
+
+@pytest.mark.usefixtures("daemon")
+def test_completion_is_installed_for_the_shell(tmp_path):
+    assert "completion installed" in in_bash("candled --install-completion", tmp_path)
+    assert "_CANDLED_COMPLETE" in (tmp_path / ".bash_completions" / "candled.sh").read_text("utf-8")
+    assert "candled.sh" in (tmp_path / ".bashrc").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["candled", "ba"], {"backfill"}),
+        (["candled", "re"], {"repair"}),
+        (["candled", "backfill", "--dr"], {"--dry-run"}),
+        (["candled", "--config", "x.yaml", "check"], {"check-config"}),
+        (["candled", "export", "BTC/USDT", "--format", ""], {"csv", "parquet"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_are_completed(words, expected):
+    completing = {"_CANDLED_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words)}
+    ended = run(env={**completing, "COMP_CWORD": str(len(words) - 1)})
+    assert (set(ended.stdout.split()), ended.stderr) == (expected, "")
+
+
+# ---------------------------------------------------------------- what is loaded
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(
+    ("program", "unwanted"),
+    [
+        ("main(['--version'])", {"asyncio", "pydantic", "redis", "rich", "tornado", "yaml"}),
+        ("main(['--help'])", {"asyncio", "pydantic", "redis", "rich", "tornado", "yaml"}),
+        ("main(['check-config'])", {"rich", "candled.app", "candled.tools.session"}),
+        ("parse([]); import candled.app", {"rich", "candled.tools.session"}),
+    ],
+    ids=["version", "help", "check-config", "daemon"],
+)
+def test_a_command_loads_only_the_libraries_that_it_needs(program, unwanted):
+    script = f"from candled.cli import main, parse; {program}; import sys; print(*sys.modules, file=sys.stderr)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    loaded = set(ended.stderr.split())
+    assert "candled.cli" in loaded
+    assert loaded & unwanted == set()
 
 
 # ---------------------------------------------------------------- plugins

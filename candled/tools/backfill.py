@@ -1,26 +1,21 @@
-"""`candled backfill`: the history of markets from the exchange to the store, as far back as it goes."""
+"""`candled backfill`: fetches the history of markets from their exchange, as far back as it goes."""
 
-import argparse
-import asyncio
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from candled.clock import SystemClock
 from candled.config import Config
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, MarketKey, Range, iso_ms
 from candled.store.interface import KnownGap
-from candled.tools import Commands
 
-from . import store_access as stored
 from .backfiller import Backfiller, BackfillEstimate
 from .history_start import EARLIEST_MS, find_any, find_beginning
-from .progress import Progress
-from .session import Console, ExchangeSource, Session, open_session
+from .progress import show_progress
+from .session import ExchangeSource, Session, open_session, print_remark
 
 # Where quiet minutes are published, so few tell whether there is history; elsewhere a whole request is needed.
 _PROBE_MS = 180 * MINUTE_MS
@@ -28,96 +23,57 @@ _PROBE_MS = 180 * MINUTE_MS
 _COMPARED_MS = 60 * 86_400_000
 _EXAMINED_MS = 86_400_000
 
-_HELP = """\
-Fetches every minute that is missing, newest first. What is stored is the progress: killed at any moment and started
-again, it goes on where it was. It may run beside the daemon, whose live repair keeps half of the request budget.
-Without --from it finds out where the exchange's history begins, and remembers it.
-"""
-_STATUS = """\
-exit status:
-  0  everything was asked for, and stored where the exchange has it
-  1  the exchange or the store failed for minutes on end, or some answers were not usable: run it again
-  2  a mistake in settings or arguments
-"""
 
-
-def add(commands: Commands) -> None:
-    """Add the command."""
-    parser = commands.add(
-        "backfill",
-        run,
-        help="fetch the history of markets from their exchange",
-        description=_HELP,
-        epilog=_STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_markets(parser)
-    stored.add_range(parser)
-    add_reread(parser)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be asked for, and store nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-
-
-def shown(options: argparse.Namespace) -> bool | None:
-    """Whether progress is shown; None leaves it to the terminal."""
-    return False if options.quiet or options.json else None
-
-
-def add_reread(parser: argparse.ArgumentParser) -> None:
-    """Add `--reread`."""
-    parser.add_argument(
-        "--reread",
-        action="store_true",
-        help="ask for stored minutes too, and replace those that the exchange has otherwise",
-    )
-
-
-def add_markets(parser: argparse.ArgumentParser) -> None:
-    """Add `SYMBOL…` and `--exchange`."""
-    parser.add_argument(
-        "symbols", nargs="*", type=stored.symbol, metavar="SYMBOL", help="which markets (default: all in the settings)"
-    )
-    parser.add_argument("--exchange", metavar="X", help="only those of this exchange")
-
-
-def run(options: argparse.Namespace, config: Config, clock: Clock | None = None) -> int:
-    """Run the command; return the exit status."""
-    return asyncio.run(backfill(options, config, clock or SystemClock()))
-
-
-async def backfill(options: argparse.Namespace, config: Config, clock: Clock) -> int:
-    """The command on the loop that runs."""
-    markets = stored.markets_of(config, options.symbols, options.exchange)
-    if options.start_ms >= options.end_ms:
+async def backfill(
+    config: Config,
+    markets: Sequence[MarketKey],
+    bounds: Range,
+    clock: Clock,
+    *,
+    reread: bool = False,
+    dry_run: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Run `candled backfill`; return the exit status."""
+    if bounds.start_ms >= bounds.end_ms:
         raise ConfigError("--from: expected a time before --to")
-    speaker = Console()
     results: list[dict[str, Any]] = []
-    async with open_session(config, {market.exchange for market in markets}, clock, speaker) as session:
+    async with open_session(config, {market.exchange for market in markets}, clock, print_remark) as session:
         for market in markets:
-            one = _Backfill(session, session.sources[market.exchange], market, options, speaker)
+            one = _Backfill(
+                session=session,
+                source=session.sources[market.exchange],
+                market=market,
+                bounds=bounds,
+                reread=reread,
+                dry_run=dry_run,
+                quiet=quiet or as_json,
+            )
             results.append(await one.run())
-            if not options.json:
-                _print(results[-1], is_dry=options.dry_run)
-    if options.json:
-        print(json.dumps({"dryRun": options.dry_run, "markets": results}))
+            if not as_json:
+                _print(results[-1], is_dry=dry_run)
+    if as_json:
+        print(json.dumps({"dryRun": dry_run, "markets": results}))
     return 1 if any(result["trouble"] or result.get("failed") for result in results) else 0
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Backfill:
     """One market."""
 
     session: Session
     source: ExchangeSource
     market: MarketKey
-    options: argparse.Namespace
-    speaker: Console
+    bounds: Range
+    reread: bool
+    dry_run: bool
+    quiet: bool
 
     async def run(self) -> dict[str, Any]:
         """Do it, or count what there is to do; return the facts."""
         until_ms = self.source.until_ms()
-        end_ms = min(MINUTE.floor(self.options.end_ms), until_ms)
+        end_ms = min(MINUTE.floor(self.bounds.end_ms), until_ms)
         asked = self.source.request_count
         facts: dict[str, Any] = {"exchange": self.market.exchange, "symbol": str(self.market.symbol), "trouble": None}
         try:
@@ -128,15 +84,12 @@ class _Backfill:
             return {**facts, "trouble": "the exchange has no history of it"}
         span = Range(min(start_ms, end_ms), end_ms)
         facts |= {"from": iso_ms(span.start_ms), "to": iso_ms(span.end_ms)}
-        filler = Backfiller(self.session, self.source, self.market, rereads=self.options.reread)
+        filler = Backfiller(self.session, self.source, self.market, rereads=self.reread)
         tally = await filler.estimate(span)
-        if self.options.dry_run:
+        if self.dry_run:
             return facts | self._make_plan(tally) | {"requestsMade": self.source.request_count - asked}
-        progress = Progress(f"backfill {self.market}", tally.minutes, enabled=shown(self.options))
-        self.speaker.progress = progress
-        await filler.fill_span(span, progress.advance, to_present=end_ms == until_ms)
-        progress.finish_line()
-        self.speaker.progress = None
+        with show_progress(f"backfill {self.market}", tally.minutes, quiet=self.quiet) as advance:
+            await filler.fill_span(span, advance, to_present=end_ms == until_ms)
         result = filler.result
         return facts | {
             "windows": result.windows,
@@ -156,13 +109,13 @@ class _Backfill:
 
     async def _find_start(self, end_ms: int) -> int | None:
         """From when on to ask: `--from`, or the beginning of the exchange's history if that is later."""
-        wanted_ms = MINUTE.floor(self.options.start_ms + MINUTE_MS - 1)
+        wanted_ms = MINUTE.floor(self.bounds.start_ms + MINUTE_MS - 1)
         earliest_ms = max(wanted_ms, EARLIEST_MS)
         begins_ms = await self._known_beginning(earliest_ms)
         if begins_ms is not None:
             return begins_ms
         there = await self.session.run_read(self.session.store.span, self.market, MINUTE)
-        if wanted_ms and (self.options.dry_run or (there is not None and there.start_ms <= wanted_ms)):
+        if wanted_ms and (self.dry_run or (there is not None and there.start_ms <= wanted_ms)):
             return wanted_ms
         return await self._search_start(earliest_ms, end_ms, None if there is None else there.start_ms)
 
@@ -181,14 +134,14 @@ class _Backfill:
         width_ms = self.source.most_minutes * MINUTE_MS
         if self.source.has_quiet_minutes:
             width_ms = min(width_ms, _PROBE_MS)
-        if self.options.start_ms and await self._oldest_stored(Range(earliest_ms, earliest_ms + width_ms)) is not None:
+        if self.bounds.start_ms and await self._oldest_stored(Range(earliest_ms, earliest_ms + width_ms)) is not None:
             return earliest_ms
         if there_ms is None:
             there_ms = await find_any(self._oldest_stored, earliest_ms, end_ms, width_ms)
         if there_ms is None:
             return None
         begins_ms = await find_beginning(self._oldest_stored, earliest_ms, there_ms, width_ms)
-        if not self.options.dry_run and begins_ms > earliest_ms:
+        if not self.dry_run and begins_ms > earliest_ms:
             is_contradicted = await self._is_contradicted(earliest_ms, begins_ms)
             await self._remember_start(0 if earliest_ms == EARLIEST_MS else earliest_ms, begins_ms, is_contradicted)
         return begins_ms
@@ -201,7 +154,7 @@ class _Backfill:
             return False
         evidence = await self.source.evidence(self.market.symbol, stretch, answer.candles[0])
         if evidence.is_contradicted:
-            self.speaker.print_remark(
+            print_remark(
                 f"{self.market}: the exchange answers with no minutes before {iso_ms(begins_ms)}, "
                 "but has longer bars from before: they are asked for again"
             )

@@ -73,20 +73,18 @@ class ExchangeCheck:
         plans = {
             market: self._make_plan(market, bounds, windows, doubtful.get(market, RangeSet())) for market in markets
         }
-        progress = self._report.start_progress(f"ask {self._name}", sum(map(len, plans.values())))
         try:
-            for market, plan in plans.items():
-                self._compared.clear()
-                for interval, window in plan:
-                    await self._compare_window(
-                        market, interval, window, self._fetch_minutes if interval == MINUTE else self._fetch_bars
-                    )
-                    progress.advance(1)
-                self._report_summary(market)
+            with self._report.show_progress(f"ask {self._name}", sum(map(len, plans.values()))) as advance:
+                for market, plan in plans.items():
+                    self._compared.clear()
+                    for interval, window in plan:
+                        fetch = self._fetch_minutes if interval == MINUTE else self._fetch_bars
+                        await self._compare_window(market, interval, window, fetch)
+                        advance(1)
+                    self._report_summary(market)
         except Unavailable as error:
             self._report.add_unchecked(self._name, error)
         finally:
-            progress.clear_line()
             self._http.close()
 
     def _make_plan(

@@ -1,86 +1,34 @@
 """`candled gaps` and `candled repair`: which minutes are missing and why, and asking for them again now."""
 
-import argparse
-import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from candled.clock import SystemClock
 from candled.config import Config
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, REASONS, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.model import MINUTE, MINUTE_MS, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.holes import inside
 from candled.store.interface import KnownGap, Store
-from candled.tools import Commands
 
-from . import store_access as stored
-from .backfill import add_markets, add_reread, revised_text, shown
+from .backfill import revised_text
 from .backfiller import Backfiller
-from .progress import Progress
-from .session import Console, Session, open_session
+from .progress import show_progress
+from .session import Session, open_session, print_remark
+from .store_access import open_store
+from .tables import print_rows
 
 _WEEK = Interval.parse("1W")
 _PAGE_MS = 4 * _WEEK.ms
 # Minutes younger than this may be on their way into the store of a running daemon.
 _MARGIN_MS = 120_000
 
-_GAPS_HELP = """\
-Reads only the store and asks no exchange. Why a minute is missing:
-""" + "".join(f"  {reason:<16}  {why}\n" for reason, why in REASONS.items())
-_GAPS_STATUS = """\
-exit status:
-  0  nothing is missing that the exchange was not asked for
-  1  some minutes were not fetched yet (missing)
-  2  a mistake in settings or arguments
-"""
-_REPAIR_HELP = """\
-Asks the exchange again for everything that is missing, now and whatever was answered before; what it still does not
-have is remembered as before. May run beside the daemon, which notices the repaired minutes within ten seconds.
-"""
-_REPAIR_STATUS = """\
-exit status:
-  0  the exchange answered for everything
-  1  the exchange or the store failed for minutes on end, or some answers were not usable: run it again
-  2  a mistake in settings or arguments
-"""
-
-
-def add(commands: Commands) -> None:
-    """Add both commands."""
-    gaps = commands.add(
-        "gaps",
-        run_gaps,
-        help="list the minutes that are missing, and why",
-        description=_GAPS_HELP,
-        epilog=_GAPS_STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_markets(gaps)
-    gaps.add_argument("--all", action="store_true", help="list minutes without trades one by one too")
-    gaps.add_argument("--json", action="store_true", help="print one JSON object")
-    repair = commands.add(
-        "repair",
-        run_repair,
-        help="ask the exchange again for the minutes that are missing",
-        description=_REPAIR_HELP,
-        epilog=_REPAIR_STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_markets(repair)
-    stored.add_range(repair)
-    add_reread(repair)
-    repair.add_argument("--all", action="store_true", help="ask for what is older than the exchange's history too")
-    repair.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    repair.add_argument("--quiet", action="store_true", help="show no progress")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Missing minutes `[start_ms, end_ms)`; `reason` as `candled gaps --help` says, `retry_ms` None for never."""
+    """Missing minutes `[start_ms, end_ms)`; `reason` is one of `REASONS`, `retry_ms` is None for never."""
 
     start_ms: int
     end_ms: int
@@ -166,26 +114,26 @@ def _facts(gap: Gap) -> tuple[str, int, int | None]:
 # ---------------------------------------------------------------- candled gaps
 
 
-def run_gaps(options: argparse.Namespace, config: Config, clock: Clock | None = None) -> int:
+def list_gaps(
+    config: Config, markets: Sequence[MarketKey], clock: Clock, *, every: bool = False, as_json: bool = False
+) -> int:
     """Run `candled gaps`; return the exit status."""
-    now_ms = (clock or SystemClock()).now_ms()
-    markets = stored.markets_of(config, options.symbols, options.exchange)
+    now_ms = clock.now_ms()
     reports = []
-    is_ours = False
-    with stored.open_store(config) as store:
+    is_incomplete = False
+    with open_store(config) as store:
         for market in markets:
             span = expected(store, market, now_ms, _backfill_ms(config))
-            gaps = find_gaps(store, market, span)
             minutes: Counter[str] = Counter()
-            listed = [gap for gap in _counted(gaps, minutes) if options.json or options.all or _is_listed(gap)]
-            is_ours = is_ours or minutes["missing"] > 0
-            report = _report(market, span, minutes, listed)
+            found = _counted(find_gaps(store, market, span), minutes)
+            report = _report(market, span, minutes, [gap for gap in found if as_json or every or _is_listed(gap)])
+            is_incomplete = is_incomplete or minutes["missing"] > 0
             reports.append(report)
-            if not options.json:
+            if not as_json:
                 _print_gaps(report)
-    if options.json:
+    if as_json:
         print(json.dumps({"markets": reports}))
-    return 1 if is_ours else 0
+    return 1 if is_incomplete else 0
 
 
 def _backfill_ms(config: Config) -> int:
@@ -217,8 +165,14 @@ def _print_gaps(report: dict[str, Any]) -> None:
     missing = ", ".join(f"{reason} {minutes:,} min" for reason, minutes in report["missing"].items())
     span = f"{report['from']} to {report['to']}"
     print(f"{report['exchange']}:{report['symbol']}: {span}: {missing or 'nothing is missing'}")
-    for gap in report["gaps"]:
-        print(f"  {gap['from']} to {gap['to']} {gap['minutes']:>9,} min  {gap['reason']:<15} {_asked(gap)}".rstrip())
+    print_rows(
+        ("from", "to", "minutes", "reason", "asked for"),
+        [(gap["from"], gap["to"], f"{gap['minutes']:,}", gap["reason"], _asked(gap)) for gap in report["gaps"]],
+        [
+            f"  {gap['from']} to {gap['to']} {gap['minutes']:>9,} min  {gap['reason']:<15} {_asked(gap)}"
+            for gap in report["gaps"]
+        ],
+    )
 
 
 def _asked(gap: dict[str, Any]) -> str:
@@ -231,48 +185,49 @@ def _asked(gap: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- candled repair
 
 
-def run_repair(options: argparse.Namespace, config: Config, clock: Clock | None = None) -> int:
+async def repair(
+    config: Config,
+    markets: Sequence[MarketKey],
+    bounds: Range,
+    clock: Clock,
+    *,
+    reread: bool = False,
+    every: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> int:
     """Run `candled repair`; return the exit status."""
-    return asyncio.run(repair(options, config, clock or SystemClock()))
-
-
-async def repair(options: argparse.Namespace, config: Config, clock: Clock) -> int:
-    """The command on the loop that runs."""
-    markets = stored.markets_of(config, options.symbols, options.exchange)
-    speaker = Console()
     reports = []
-    async with open_session(config, {market.exchange for market in markets}, clock, speaker) as session:
+    async with open_session(config, {market.exchange for market in markets}, clock, print_remark) as session:
         for market in markets:
-            reports.append(await _repair_market(session, market, options, _backfill_ms(config), speaker))
-            if not options.json:
+            begin_ms = _backfill_ms(config)
+            reports.append(await _repair_market(session, market, bounds, begin_ms, reread, every, quiet or as_json))
+            if not as_json:
                 _print_repair(reports[-1])
-    if options.json:
+    if as_json:
         print(json.dumps({"markets": reports}))
     return 1 if any(report["trouble"] or report["failed"] for report in reports) else 0
 
 
 async def _repair_market(
-    session: Session, market: MarketKey, options: argparse.Namespace, backfill_ms: int, speaker: Console
+    session: Session, market: MarketKey, bounds: Range, backfill_ms: int, reread: bool, every: bool, quiet: bool
 ) -> dict[str, Any]:
     source, store = session.sources[market.exchange], session.store
     start_ms, end_ms = await session.run_read(expected, store, market, source.now_ms(), backfill_ms)
     end_ms = min(end_ms, source.until_ms())
-    start_ms = max(start_ms, MINUTE.floor(options.start_ms))
-    span = Range(start_ms, max(start_ms, min(end_ms, MINUTE.floor(options.end_ms))))
+    start_ms = max(start_ms, MINUTE.floor(bounds.start_ms))
+    span = Range(start_ms, max(start_ms, min(end_ms, MINUTE.floor(bounds.end_ms))))
     before = await session.run_read(_listed_gaps, store, market, span)
     filler = Backfiller(
         session,
         source,
         market,
-        is_reopened=lambda hole: options.all or hole.reason != "beyond_history",
-        rereads=options.reread,
+        is_reopened=lambda hole: every or hole.reason != "beyond_history",
+        rereads=reread,
     )
     tally = await filler.estimate(span)
-    progress = Progress(f"repair {market}", tally.minutes, enabled=shown(options))
-    speaker.progress = progress
-    await filler.fill_span(span, progress.advance, to_present=span.end_ms == end_ms)
-    progress.finish_line()
-    speaker.progress = None
+    with show_progress(f"repair {market}", tally.minutes, quiet=quiet) as advance:
+        await filler.fill_span(span, advance, to_present=span.end_ms == end_ms)
     after = await session.run_read(_listed_gaps, store, market, span)
     return {
         "exchange": market.exchange,
@@ -281,7 +236,7 @@ async def _repair_market(
         "stored": filler.result.stored,
         "revised": filler.result.revised,
         "absent": filler.result.absent,
-        "gaps": [{**gap.as_json(), **_outcome(gap, after)} for gap in before if options.all or _may_heal(gap)],
+        "gaps": [{**gap.as_json(), **_outcome(gap, after)} for gap in before if every or _may_heal(gap)],
         "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in filler.result.failed],
         "trouble": filler.result.trouble,
     }
@@ -312,9 +267,19 @@ def _print_repair(report: dict[str, Any]) -> None:
         f"{name}: {report['asked']:,} minutes asked for, {report['stored']:,} stored{revised_text(report)}, "
         f"{report['absent']:,} the exchange does not have"
     )
-    for gap in report["gaps"]:
-        why = f" ({', '.join(gap['now'])})" if gap["now"] else ""
-        print(f"  {gap['from']} to {gap['to']}: {gap['repaired']:,} of {gap['minutes']:,} minutes are there now{why}")
+    gaps = report["gaps"]
+    print_rows(
+        ("from", "to", "repaired", "minutes", "still missing"),
+        [
+            (gap["from"], gap["to"], f"{gap['repaired']:,}", f"{gap['minutes']:,}", ", ".join(gap["now"]))
+            for gap in gaps
+        ],
+        [
+            f"  {gap['from']} to {gap['to']}: {gap['repaired']:,} of {gap['minutes']:,} minutes are there now"
+            + (f" ({', '.join(gap['now'])})" if gap["now"] else "")
+            for gap in gaps
+        ],
+    )
     for one in report["failed"]:
         print(f"{name}: no usable answer for {one['from']} to {one['to']}", file=sys.stderr)
     if report["trouble"]:

@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from itertools import product
 from typing import Any
 
 from tornado.httpclient import HTTPError
@@ -31,22 +32,20 @@ async def check_memory(
     store: Store, url: str, markets: Sequence[MarketKey], intervals: Sequence[Interval], report: Report
 ) -> None:
     """Compare the newest 1000 bars of each interval that the daemon at `url` shows, as far as they are over."""
-    progress = report.start_progress(f"ask {url}", len(markets) * len(intervals))
     try:
         socket = await websocket_connect(url, connect_timeout=_ANSWER_S)
     except (OSError, HTTPError, WebSocketError) as error:
         report.add_unchecked(url, error)
         return
     try:
-        for market in markets:
-            for interval in intervals:
+        with report.show_progress(f"ask {url}", len(markets) * len(intervals)) as advance:
+            for market, interval in product(markets, intervals):
                 try:
                     report.add_differences(await _differences(store, socket, market, interval))
                 except _NotShown as error:
                     report.add_unchecked(f"{market} {interval}", error)
-                progress.advance(1)
+                advance(1)
     finally:
-        progress.clear_line()
         await _close(socket)
 
 

@@ -3,11 +3,12 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from .compare import Difference
-from .progress import Progress
+from .progress import show_progress
 
 
 class Report:
@@ -15,16 +16,14 @@ class Report:
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self._as_json = as_json
-        self._shown = False if quiet or as_json else None
-        self._progress: Progress | None = None
+        self._quiet = quiet or as_json
         self._differences: Counter[str] = Counter()
         self._repaired = 0
         self._unchecked = 0
 
-    def start_progress(self, label: str, total: int | None) -> Progress:
-        """A progress line that makes way for findings."""
-        self._progress = Progress(label, total, enabled=self._shown)
-        return self._progress
+    def show_progress(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Draw a bar while the block runs; see `candled.tools.progress.show_progress`."""
+        return show_progress(label, total, quiet=self._quiet)
 
     def add_differences(self, differences: Sequence[Difference], *, repaired: bool = False) -> None:
         """Report bars that differ, or did until now."""
@@ -44,8 +43,6 @@ class Report:
 
     def print_finding(self, text: str, plain: Mapping[str, Any]) -> None:
         """Print a finding, in one of its two forms."""
-        if self._progress is not None:
-            self._progress.clear_line()
         print(json.dumps(plain) if self._as_json else text, flush=sys.stdout.isatty())
 
     @property

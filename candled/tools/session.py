@@ -26,7 +26,6 @@ from candled.store.interface import Store
 from candled.store.threads import StoreThreads
 
 from .budgets import SHARE, request_budgets
-from .progress import Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -168,22 +167,14 @@ class Session:
                 await self.clock.sleep(backoff.on_failure())
 
 
-class Console:
-    """Remarks on standard error that do not tear the progress line."""
-
-    def __init__(self) -> None:
-        self.progress: Progress | None = None
-
-    def print_remark(self, text: str) -> None:
-        """Print a remark."""
-        if self.progress is not None:
-            self.progress.clear_line()
-        print(f"candled: {text}", file=sys.stderr)
+def print_remark(text: str) -> None:
+    """Print a remark on standard error."""
+    print(f"candled: {text}", file=sys.stderr)
 
 
 @asynccontextmanager
 async def open_session(
-    config: Config, exchanges: Iterable[str], clock: Clock, speaker: Console
+    config: Config, exchanges: Iterable[str], clock: Clock, say: Callable[[str], None]
 ) -> AsyncIterator[Session]:
     """The store of the settings and the exchanges of these names, open for the length of the block.
 
@@ -193,7 +184,7 @@ async def open_session(
     settle_ms = round(config.ingest.grace_period.total_seconds() * 1000)
     by_name = {one.name: one for one in config.exchanges}
     async with request_budgets(config, clock) as budget:
-        sources = [ExchangeSource(by_name[name], clock, settle_ms, speaker.print_remark, budget) for name in exchanges]
+        sources = [ExchangeSource(by_name[name], clock, settle_ms, say, budget) for name in exchanges]
         store = make_store(config)
         threads = StoreThreads(store)
         session = Session(store, threads, sources, clock)

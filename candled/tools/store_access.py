@@ -1,12 +1,11 @@
-"""What commands on stored history share: the store of the settings, and the markets and times of the command line."""
+"""The store of the settings and the markets of the command line, for commands on stored history."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol, parse_iso_ms
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol
 from candled.settings import suggestion
 from candled.store.batch import minute_ranges
 from candled.store.interface import SEQ_UNPUBLISHED, Store
@@ -85,50 +84,3 @@ def put_past(store: Store, market: MarketKey, minutes: Sequence[Candle]) -> None
         changes = [(SEQ_UNPUBLISHED, span) for span in minute_ranges(minute.open_ms for minute in minutes)]
         store.log_changes(market, None, changes)
         store.write_minutes([(market, minute) for minute in minutes])
-
-
-# ---------------------------------------------------------------- arguments
-
-
-def add_range(parser: argparse.ArgumentParser) -> None:
-    """Add `--from` and `--to`, as `options.start_ms` and `options.end_ms`."""
-    parser.add_argument(
-        "--from",
-        dest="start_ms",
-        type=moment,
-        default=0,
-        metavar="ISO",
-        help="the first time, for instance 2026-11-01 or 2026-11-01T12:00Z (default: the oldest)",
-    )
-    parser.add_argument(
-        "--to",
-        dest="end_ms",
-        type=moment,
-        default=END_OF_TIME_MS,
-        metavar="ISO",
-        help="the time to stop before (default: the newest)",
-    )
-
-
-def moment(text: str) -> int:
-    """An argument that is a time, as UTC epoch milliseconds."""
-    try:
-        return parse_iso_ms(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a time such as 2026-11-01T12:00Z, got {text!r}") from None
-
-
-def interval(text: str) -> Interval:
-    """An argument that is an interval."""
-    try:
-        return Interval.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def symbol(text: str) -> Symbol:
-    """An argument that is a symbol."""
-    try:
-        return Symbol.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

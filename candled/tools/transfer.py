@@ -1,10 +1,9 @@
 """`candled export` and `candled import`: stored bars to files, and files to stored minutes."""
 
-import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -15,88 +14,54 @@ from candled.errors import ConfigError
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.batch import news
 from candled.store.interface import KnownGap, Store
-from candled.tools import Commands
 
-from . import store_access as stored
 from .files import BadRow, kind_of, open_writer, read_candles, says_as_of
-from .progress import Progress
+from .progress import show_progress
+from .store_access import WEEK, exchange_of, open_store, put_past
 
-_WEEK = Interval.parse("1W")  # a page of minutes: the longest bar is folded once, and every other one too
-_PAGE_BARS = 10_080
+_PAGE_BARS = 10_080  # of minutes a week: the longest bar is folded once, and every other one too
+_STEP = 1000  # rows between two steps of the progress
 _NAMED = 5  # bad rows named per file; a file of another kind would name every row it has
 _IMPROBABLE = 1000
-
-_IMPORT_HELP = """\
-Every file is checked as a whole before anything of any of them is written. A minute that is stored already is
-replaced only by a newer version of it (column as_of_ms), so that an import never undoes a correction and can be
-repeated after it was cut short.
-"""
-
-
-def add(commands: Commands) -> None:
-    """Add both commands."""
-    export = commands.add("export", _export, help="write stored bars to a CSV or Parquet file")
-    export.add_argument("symbol", type=stored.symbol, metavar="SYMBOL", help="for instance BTC/USDT")
-    _add_exchange(export)
-    export.add_argument(
-        "--interval", type=stored.interval, default=MINUTE, metavar="I", help="which bars (default: %(default)s)"
-    )
-    stored.add_range(export)
-    export.add_argument(
-        "--output", default="-", metavar="FILE", help="- is standard output; .gz compresses (default: %(default)s)"
-    )
-    export.add_argument("--format", choices=("csv", "parquet"), help="default: what the name of the file says")
-    _add_quiet(export)
-
-    reading = commands.add("import", _import, help="store minutes from CSV or Parquet files", description=_IMPORT_HELP)
-    reading.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV, perhaps with gzip, or Parquet")
-    reading.add_argument("--symbol", required=True, type=stored.symbol, metavar="SYMBOL", help="whose minutes they are")
-    _add_exchange(reading)
-    reading.add_argument("--skip-bad", action="store_true", help="store the good rows of a file that has bad ones")
-    reading.add_argument("--sparse", action="store_true", help="the rows are minutes, however far they are apart")
-    reading.add_argument("--json", action="store_true", help="print a JSON object per file")
-    _add_quiet(reading)
-
-
-def _add_exchange(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exchange", metavar="X", help="its name in the settings (default: the one of the symbol)")
-
-
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-
-
-def _shown(options: argparse.Namespace) -> bool | None:
-    """Whether progress is shown; None leaves it to the terminal."""
-    return False if options.quiet or getattr(options, "json", False) else None
-
 
 # ---------------------------------------------------------------- export
 
 
-def _export(options: argparse.Namespace, config: Config) -> int:
-    interval: Interval = options.interval
-    kind = options.format or kind_of(options.output)
-    if kind == "parquet" and (options.output == "-" or options.output.endswith(".gz")):
+def export(
+    config: Config,
+    market: MarketKey,
+    interval: Interval,
+    bounds: Range,
+    *,
+    output: str = "-",
+    kind: str | None = None,
+    quiet: bool = False,
+) -> int:
+    """Run `candled export`; return the exit status."""
+    kind = kind or kind_of(output)
+    if kind == "parquet" and (output == "-" or output.endswith(".gz")):
         raise ConfigError("--output: Parquet needs a file, and is compressed by itself: FILE.parquet")
-    market = stored.markets_of(config, [options.symbol], options.exchange)[0]
-    with stored.open_store(config) as store:
+    with open_store(config) as store:
         kept = [MINUTE, *store.intervals()]
         if interval not in kept:
             raise ConfigError(f"--interval: no bars of {interval} are kept; kept are {', '.join(map(str, kept))}")
         there = store.span(market, interval)
-        start_ms = max(options.start_ms, there.start_ms if there else 0)
-        end_ms = min(options.end_ms, there.end_ms if there else 0)
+        start_ms = max(bounds.start_ms, there.start_ms if there else 0)
+        end_ms = min(bounds.end_ms, there.end_ms if there else 0)
         if start_ms >= end_ms:
             have = f"; there are some from {iso_ms(there.start_ms)} to {iso_ms(there.end_ms)}" if there else ""
             print(f"candled: no {interval} bars of {market} are stored in that time{have}", file=sys.stderr)
             return 1
-        progress = Progress(f"export {market} {interval}", _slots(start_ms, end_ms, interval), enabled=_shown(options))
-        with open_writer(options.output, kind, market, interval) as write:
+        is_on_terminal = output == "-" and sys.stdout.isatty()  # the bars are the progress
+        with (
+            open_writer(output, kind, market, interval) as write,
+            show_progress(
+                f"export {market} {interval}", _slots(start_ms, end_ms, interval), quiet=quiet or is_on_terminal
+            ) as advance,
+        ):
             for page in _pages(start_ms, end_ms, interval):
                 write(store.read_bars_between(market, interval, *page))
-                progress.advance(_slots(*page, interval))
-        progress.finish_line()
+                advance(_slots(*page, interval))
     return 0
 
 
@@ -129,43 +94,52 @@ class Counts:
     bad: int = 0
 
 
-def _import(options: argparse.Namespace, config: Config) -> int:
-    market = stored.markets_of(config, [options.symbol], options.exchange)[0]
+def import_files(
+    config: Config,
+    market: MarketKey,
+    files: Sequence[Path],
+    *,
+    skip_bad: bool = False,
+    sparse: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Run `candled import`; return the exit status."""
     now_ms = SystemClock().now_ms()
-    total = _check(options, now_ms)
-    if market.symbol not in stored.exchange_of(config, market.exchange).symbols:
+    with show_progress("check", None, quiet=quiet or as_json) as advance:
+        total = _check(files, now_ms, advance, skip_bad=skip_bad, sparse=sparse)
+    if market.symbol not in exchange_of(config, market.exchange).symbols:
         print(f"candled: {market} is not in the settings: it is stored, but not served", file=sys.stderr)
-    progress = Progress(f"import {market}", total, enabled=_shown(options))
     results: list[tuple[Path, Counts]] = []
-    with stored.open_store(config) as store:
-        for path in options.files:
-            counts = Counts()
-            results.append((path, counts))
-            for page in _minute_pages(read_candles(path, now_ms), counts):
-                put_page(store, market, page, counts)
-                progress.advance(len(page))
-        progress.finish_line()
+    with open_store(config) as store:
+        with show_progress(f"import {market}", total, quiet=quiet or as_json) as advance:
+            for path in files:
+                counts = Counts()
+                results.append((path, counts))
+                for page in _minute_pages(read_candles(path, now_ms), counts):
+                    put_page(store, market, page, counts)
+                    advance(len(page))
         extend_coverage(store, market)
     for path, counts in results:
-        _print_counts(path, counts, as_json=options.json)
+        _print_counts(path, counts, as_json=as_json)
     return 1 if any(counts.refused for _, counts in results) else 0
 
 
-def _check(options: argparse.Namespace, now_ms: int) -> int:
+def _check(files: Sequence[Path], now_ms: int, advance: Callable[[int], None], *, skip_bad: bool, sparse: bool) -> int:
     """Read every file once without writing; return how many good rows there are.
 
     Raises:
         ConfigError: some rows are bad and may not be skipped, or a file holds longer bars; all files are reported.
     """
-    progress = Progress("check", None, enabled=_shown(options))
     problems: list[str] = []
     total = 0
-    for path in options.files:
+    for path in files:
         spacing = _Spacing()
         bad: list[str] = []
         bad_rows = 0
-        for row in read_candles(path, now_ms):
-            progress.advance(1)
+        for count, row in enumerate(read_candles(path, now_ms), 1):
+            if count % _STEP == 0:
+                advance(_STEP)
             if isinstance(row, Candle):
                 spacing.add_time(row.open_ms)
                 continue
@@ -175,19 +149,17 @@ def _check(options: argparse.Namespace, now_ms: int) -> int:
         total += spacing.rows
         if bad_rows > _NAMED:
             bad.append(f"{path}: and {bad_rows - _NAMED} more bad rows")
-        if options.skip_bad:
-            progress.clear_line()
+        if skip_bad:
             print("".join(f"candled: left out: {line}\n" for line in bad), end="", file=sys.stderr)
         else:
             problems += bad
-        if not options.sparse and not says_as_of(path) and spacing.looks_longer():
+        if not sparse and not says_as_of(path) and spacing.looks_longer():
             problems.append(
                 f"{path}: the rows are {spacing.step_ms // MINUTE_MS} minutes apart: expected 1-minute candles, not "
                 "longer bars (--sparse: they are minutes)"
             )
     if problems:
         raise ConfigError([*problems, "nothing was imported"])
-    progress.clear_line()
     return total
 
 
@@ -222,7 +194,7 @@ def _minute_pages(rows: Iterable[Candle | BadRow], counts: Counts) -> Iterator[l
             else:
                 counts.bad += 1
 
-    for _, page in groupby(good(), key=lambda candle: _WEEK.floor(candle.open_ms)):
+    for _, page in groupby(good(), key=lambda candle: WEEK.floor(candle.open_ms)):
         yield list(page)
 
 
@@ -234,7 +206,7 @@ def put_page(store: Store, market: MarketKey, page: Sequence[Candle], counts: Co
     counts.kept += len(page) - len(changed)
     if not changed:
         return
-    stored.put_past(store, market, changed)
+    put_past(store, market, changed)
     there = RangeSet(store.stored_ranges(market, *span))
     for candle in changed:
         if candle.open_ms not in there:
@@ -274,7 +246,7 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
         return
     known = [(hole.start_ms, hole.end_ms) for hole in left]
     joined_ms = RangeSet([*store.stored_ranges(market, there.start_ms, since_ms), *known]).start_of(since_ms)
-    joined_ms = max(joined_ms, stored.WEEK.floor(there.start_ms))  # before history nothing is complete or not
+    joined_ms = max(joined_ms, WEEK.floor(there.start_ms))  # before history nothing is complete or not
     if joined_ms < since_ms:
         store.set_complete_from(market, joined_ms)
 

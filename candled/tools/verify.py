@@ -1,6 +1,5 @@
 """`candled verify`: stored bars against their minutes, the exchange's own, and what a running daemon shows."""
 
-import argparse
 import asyncio
 import math
 import random
@@ -9,13 +8,11 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
 
 from candled.clock import SystemClock
 from candled.config import Config
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.interface import SEQ_UNPUBLISHED, BadRow, Store, Table
-from candled.tools import Commands
 
 from . import store_access as stored
 from .budgets import request_budgets
@@ -27,74 +24,35 @@ _WEEK = Interval.parse("1W")  # a page: whole bars of every interval
 _EMPTY_WEEKS = 520  # a page where no minutes are stored
 _READS = 5
 
-_HELP = """\
-Recomputes every stored bar from its minutes and compares digit for digit, week by week; weeks that the time range cuts
-are taken whole. Prints a line for each difference, and for each row that is no bar. May run beside a daemon.
-"""
+Windows = int | Literal["all"]
 
 
-def add(commands: Commands) -> None:
-    """Add the command."""
-    parser = commands.add("verify", _verify, help="prove that stored bars are right", description=_HELP)
-    parser.add_argument("symbols", nargs="*", type=stored.symbol, metavar="SYMBOL", help="default: all of the settings")
-    parser.add_argument("--exchange", metavar="X", help="only markets of this exchange of the settings")
-    stored.add_range(parser)
-    parser.add_argument(
-        "--repair",
-        action="store_true",
-        help="fold wrong bars again from their minutes, and delete rows that are no bars; with --exchange-check also "
-        "replace minutes that the exchange has otherwise",
-    )
-    parser.add_argument(
-        "--exchange-check",
-        nargs="?",
-        const=10,
-        type=_windows,
-        metavar="N",
-        help="also compare N random windows of each market (default: %(const)s), and a stretch of each longer interval "
-        "that the exchange has in UTC, with the exchange, or `all` that it has; takes at most half of its request "
-        "budget",
-    )
-    parser.add_argument("--seed", type=int, metavar="S", help="choose the same windows as the run that printed S")
-    parser.add_argument(
-        "--memory",
-        type=_address,
-        metavar="URL",
-        help="also compare what the daemon at this address shows, for instance ws://localhost:7000/ws",
-    )
-    parser.add_argument(
-        "--digest", action="store_true", help="only print a SHA-256 of each market and UTC day, to compare two sites by"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+def verify(
+    config: Config,
+    markets: Sequence[MarketKey],
+    bounds: Range,
+    *,
+    repair: bool = False,
+    windows: Windows | None = None,
+    seed: int | None = None,
+    memory: str | None = None,
+    digest: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Run `candled verify`; return the exit status.
 
-
-def _windows(text: str) -> int | Literal["all"]:
-    if text == "all":
-        return "all"
-    if not (text.isascii() and text.isdigit()) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, or all, got {text!r}")
-    return int(text)
-
-
-def _address(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
-        raise argparse.ArgumentTypeError(f"expected ws://HOST:PORT/ws or wss://HOST/ws, got {text!r}")
-    return text
-
-
-def _verify(options: argparse.Namespace, config: Config) -> int:
-    markets = stored.markets_of(config, options.symbols, options.exchange)
-    report = Report(as_json=options.json, quiet=options.quiet)
-    bounds = Range(options.start_ms, options.end_ms)
+    `windows` is how many windows of each market are compared with its exchange; `seed` chooses them. `memory` is the
+    address of a daemon to compare with.
+    """
+    report = Report(as_json=as_json, quiet=quiet)
     with stored.open_store(config) as store:
-        if options.digest:
+        if digest:
             for market in markets:
                 _print_digests(store, market, bounds, report)
             return 0
         found: dict[MarketKey, Doubts] = {}
-        asks_later = options.repair and options.exchange_check is not None
+        asks_later = repair and windows is not None
         for market in markets:
             found[market] = verify_market(
                 store,
@@ -102,22 +60,22 @@ def _verify(options: argparse.Namespace, config: Config) -> int:
                 store.intervals(),
                 bounds,
                 report,
-                repair=options.repair,
+                repair=repair,
                 opens_at_close=stored.exchange_of(config, market.exchange).plugin.opens_at_previous_close,
                 asks_later=asks_later,
             )
-        if options.exchange_check:
-            asyncio.run(_check_exchanges(store, config, found, bounds, report, options))
+        if windows is not None:
+            asyncio.run(_check_exchanges(store, config, found, bounds, report, windows, seed, repair=repair))
         if asks_later:
             for before in (doubts.contradictions for doubts in found.values()):
                 left = [one for one in before if _contradicts(store, one)]
                 report.add_differences([one for one in before if one not in left], repaired=True)
                 report.add_differences(left)
-        if options.memory:
+        if memory:
             from .memory_check import check_memory  # the others need no client
 
             shown = [interval for interval in config.intervals if interval in (MINUTE, *store.intervals())]
-            asyncio.run(check_memory(store, options.memory, markets, shown, report))
+            asyncio.run(check_memory(store, memory, markets, shown, report))
     return report.exit_status
 
 
@@ -127,13 +85,15 @@ async def _check_exchanges(
     found: Mapping[MarketKey, "Doubts"],
     bounds: Range,
     report: Report,
-    options: argparse.Namespace,
+    windows: Windows,
+    seed: int | None,
+    *,
+    repair: bool,
 ) -> None:
     """Compare samples of markets with the exchange, and the minutes in doubt."""
     from .exchange_check import ExchangeCheck
 
-    windows = options.exchange_check
-    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
+    seed = secrets.randbelow(10**6) if seed is None else seed
     if windows != "all":
         report.print_finding(f"seed {seed}", {"seed": seed})
     clock = SystemClock()
@@ -142,9 +102,7 @@ async def _check_exchanges(
             ours = {market: doubts.minutes for market, doubts in found.items() if market.exchange == exchange.name}
             if ours:
                 chance = random.Random(seed)
-                check = ExchangeCheck(
-                    store, exchange, store.intervals(), clock, report, chance, budget, repair=options.repair
-                )
+                check = ExchangeCheck(store, exchange, store.intervals(), clock, report, chance, budget, repair=repair)
                 await check.run(list(ours), bounds, windows, ours)
 
 
@@ -223,14 +181,13 @@ class _MarketCheck:
         self._check_rows(_whole_weeks(bounds))
         span = store.span(market, MINUTE)
         weeks = [] if span is None else list(_weeks(span, bounds))
-        progress = report.start_progress(f"verify {market}", len(weeks) * _WEEK.ms // MINUTE_MS)
         minutes = bars = 0
-        for page in sorted([*self._beyond(span, bounds), *weeks]):
-            of_page = self._check_page(page)
-            minutes += len(of_page)
-            bars += sum(len({interval.floor(minute.open_ms) for minute in of_page}) for interval in self._longer)
-            progress.advance(_WEEK.ms // MINUTE_MS)
-        progress.clear_line()
+        with report.show_progress(f"verify {market}", len(weeks) * _WEEK.ms // MINUTE_MS) as advance:
+            for page in sorted([*self._beyond(span, bounds), *weeks]):
+                of_page = self._check_page(page)
+                minutes += len(of_page)
+                bars += sum(len({interval.floor(minute.open_ms) for minute in of_page}) for interval in self._longer)
+                advance(_WEEK.ms // MINUTE_MS)
         differ, repaired = report.found_count - before[0], report.repaired_count - before[1]
         if span is None and not differ and not repaired:
             report.print_finding(f"{market}: no minutes are stored", {**_named(market), "minutes": 0})

@@ -1,29 +1,19 @@
 """Runs a command on stored history in this process, with settings made by hand."""
 
-import argparse
+import asyncio
 from contextlib import suppress
-from typing import Any
+from unittest.mock import patch
 
+from candled.cli import parse
+from candled.clock import SystemClock
 from candled.config import Config, ExchangeConfig, StoreSettings, make_store
 from candled.errors import ConfigError, StoreRejected
+from candled.exchange import Clock
 from candled.model import Symbol
-from candled.tools import TOOLS, Run
+from candled.tools.options import Outcome
 from candled_plugins.bitget.exchange import Bitget
 
 BTC, ETH = Symbol("BTC", "USDT"), Symbol("ETH", "USDT")
-
-
-class _Parser:
-    """`candled.tools.Commands` without a settings file."""
-
-    def __init__(self) -> None:
-        self.parser = argparse.ArgumentParser()
-        self._commands = self.parser.add_subparsers()
-
-    def add(self, name: str, run: Run, *, help: str, **more: Any) -> argparse.ArgumentParser:
-        parser = self._commands.add_parser(name, help=help, **more)
-        parser.set_defaults(run=run)
-        return parser
 
 
 def settings(url: str, *exchanges: ExchangeConfig) -> Config:
@@ -50,11 +40,19 @@ def run(config: Config, *arguments: object, fresh: bool = False) -> int:
     """
     if not fresh:
         prepare(config)
-    parser = _Parser()
-    for add in TOOLS:
-        add(parser)
-    options = parser.parser.parse_args([str(argument) for argument in arguments])
-    return options.run(options, config)
+    outcome = called(config, *arguments)
+    return outcome if isinstance(outcome, int) else asyncio.run(outcome)
+
+
+def called(config: Config, *arguments: object, clock: Clock | None = None) -> Outcome:
+    """What the command of a command line returns with these settings, and with `clock` instead of the real one."""
+    command = parse([str(argument) for argument in arguments])
+    assert command is not None
+    with (
+        patch("candled.tools.commands.load_config", return_value=config),
+        patch("candled.tools.commands.make_clock", return_value=clock or SystemClock()),
+    ):
+        return command()
 
 
 def refusal(config: Config, *arguments: object) -> str:

@@ -1,12 +1,9 @@
 """A fake Bitget and a SQLite store for commands that ask an exchange, on a clock that runs faster."""
 
-import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-from candled.cli import _parser
 from candled.config import Config, ExchangeConfig
 from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Symbol, iso_ms
 from candled.store.sqlite.store import SqliteStore
@@ -14,7 +11,7 @@ from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
-from tests.tools.command import prepare, settings
+from tests.tools.command import called, prepare, settings
 
 BTC = Symbol.parse("BTC/USDT")
 MARKET = MarketKey("bitget", BTC)
@@ -38,10 +35,12 @@ class Bench:
         exchange = ExchangeConfig(name="bitget", plugin=plugin, symbols=(BTC,), settings=bitget)
         self.config: Config = settings(f"sqlite:///{self.path}", exchange)
 
-    async def run(self, command: Any, *arguments: object) -> int:
-        """Run a command's coroutine function on this loop; return the exit status."""
+    async def run(self, *arguments: object) -> int:
+        """Run a command that asks the exchange on this loop; return the exit status."""
         prepare(self.config)
-        return await command(options(*arguments), self.config, self.clock)
+        outcome = called(self.config, *arguments, clock=self.clock)
+        assert not isinstance(outcome, int)
+        return await outcome
 
     def store(self) -> SqliteStore:
         """The store, opened as a guest; to be closed."""
@@ -89,11 +88,6 @@ class Bench:
             (int(page.query["endTime"]) - (int(page.query["limit"]) - 1) * MINUTE_MS, int(page.query["endTime"]))
             for page in pages
         ]
-
-
-def options(*arguments: object) -> argparse.Namespace:
-    """The options of a command line."""
-    return _parser().parse_args([str(argument) for argument in arguments])
 
 
 def iso(at_ms: int) -> str:

@@ -15,7 +15,6 @@ import yaml
 from candled.errors import ConfigError
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
 from candled.store.postgres.store import PostgresStore
-from candled.tools.backfill import backfill
 from candled.tools.store_access import WEEK
 from candled_plugins.bitget.exchange import Bitget
 from tests.clocks import ScaledClock
@@ -30,7 +29,7 @@ from tests.tools.exchange import BTC, MARKET, NOON_MS, Bench, at, bench, iso, va
 
 async def test_every_minute_is_fetched_newest_first_and_nothing_is_asked_for_twice(tmp_path, capsys):
     async with bench(tmp_path) as one:
-        assert await one.run(backfill, "backfill", "BTC/USDT", "--from", iso(at(-12))) == 0
+        assert await one.run("backfill", "BTC/USDT", "--from", iso(at(-12))) == 0
         stored = one.stored()
         assert values(stored) == values(one.truth(at(-12), at(1)))[: len(stored)]
         assert len(stored) >= 12 * 1440 - 3
@@ -41,14 +40,14 @@ async def test_every_minute_is_fetched_newest_first_and_nothing_is_asked_for_twi
         assert one.complete_from() == at(-12)
         assert "minutes stored" in capsys.readouterr().out
         before = len(one.asked())
-        assert await one.run(backfill, "backfill", "--from", iso(at(-12))) == 0
+        assert await one.run("backfill", "--from", iso(at(-12))) == 0
         assert all(start_ms >= at(minutes=-5) for start_ms, _ in one.asked()[before:])
 
 
 async def test_without_from_the_listing_date_is_found_and_remembered(tmp_path, capsys):
     listed_ms = at(-2.3)
     async with bench(tmp_path, listed_ms=listed_ms) as one:
-        assert await one.run(backfill, "backfill", "--json") == 0
+        assert await one.run("backfill", "--json") == 0
         (facts,) = json.loads(capsys.readouterr().out)["markets"]
         assert (facts["from"], facts["absent"], facts["trouble"]) == (iso(listed_ms), 0, None)
         assert facts["requests"] < 50
@@ -56,13 +55,13 @@ async def test_without_from_the_listing_date_is_found_and_remembered(tmp_path, c
         assert one.holes() == [(0, listed_ms, "beyond_history")]
         assert one.complete_from() == WEEK.floor(listed_ms)
         before = len(one.fake.requests)
-        assert await one.run(backfill, "backfill") == 0
+        assert await one.run("backfill") == 0
         assert len(one.fake.requests) - before <= 2  # the minutes that passed meanwhile
 
 
 async def test_a_from_before_the_listing_date_does_not_ask_for_years_of_nothing(tmp_path):
     async with bench(tmp_path, listed_ms=at(-1)) as one:
-        assert await one.run(backfill, "backfill", "--from", "2019-01-01", "--to", iso(at(-0.5))) == 0
+        assert await one.run("backfill", "--from", "2019-01-01", "--to", iso(at(-0.5))) == 0
         assert len(one.fake.requests) < 60
         assert [candle.open_ms for candle in one.stored()] == list(range(at(-1), at(-0.5), MINUTE_MS))
 
@@ -72,7 +71,7 @@ async def test_what_is_fetched_is_in_the_log_of_changes_and_known_to_be_so(tmp_p
         one.put(*one.truth(at(-1, 5), at(-1, 9)))
         store = one.store()
         store.register_feed([MARKET], "a")
-        assert await one.run(backfill, "backfill", "--from", iso(at(-1)), "--to", iso(at(-1, 20))) == 0
+        assert await one.run("backfill", "--from", iso(at(-1)), "--to", iso(at(-1, 20))) == 0
         fetched = [Range(at(-1), at(-1, 5)), Range(at(-1, 9), at(-1, 20))]
         assert store.changes_since(MARKET, "a", 10**9) == fetched
         assert [candle.src for candle in one.stored()] == ["backfill"] * 5 + [""] * 4 + ["backfill"] * 11
@@ -84,7 +83,7 @@ async def test_a_newer_revision_is_not_touched(tmp_path):
         (was,) = one.truth(at(-1), at(-1, 1))
         revision = was._replace(volume=was.volume + 1, as_of_ms=at(1))
         one.put(revision)
-        assert await one.run(backfill, "backfill", "--from", iso(at(-1.5)), "--to", iso(at(-0.5))) == 0
+        assert await one.run("backfill", "--from", iso(at(-1.5)), "--to", iso(at(-0.5))) == 0
         assert one.stored(at(-1), at(-1, 1)) == [revision]
         assert len(one.stored()) == 1440
 
@@ -92,17 +91,17 @@ async def test_a_newer_revision_is_not_touched(tmp_path):
 async def test_a_dry_run_with_from_asks_nothing_and_stores_nothing(tmp_path, capsys):
     async with bench(tmp_path) as one:
         arguments = ["--from", iso(at(-20)), "--to", iso(at(-10)), "--dry-run"]
-        assert await one.run(backfill, "backfill", *arguments, "--json") == 0
+        assert await one.run("backfill", *arguments, "--json") == 0
         (facts,) = json.loads(capsys.readouterr().out)["markets"]
         assert (facts["minutes"], facts["windows"], facts["secondsAtLeast"]) == (14_400, 15, 3)
-        assert await one.run(backfill, "backfill", *arguments) == 0
+        assert await one.run("backfill", *arguments) == 0
         assert "14,400 minutes to ask for, in 15 windows" in capsys.readouterr().out
         assert (one.fake.requests, one.stored(), one.holes()) == ([], [], [])
 
 
 async def test_a_dry_run_without_from_only_looks_for_the_beginning(tmp_path, capsys):
     async with bench(tmp_path, listed_ms=at(-400)) as one:
-        assert await one.run(backfill, "backfill", "--dry-run", "--json") == 0
+        assert await one.run("backfill", "--dry-run", "--json") == 0
         (facts,) = json.loads(capsys.readouterr().out)["markets"]
         assert 400 * 1440 - 5 <= facts["minutes"] <= 400 * 1440 + 1440
         assert facts["requestsMade"] == len(one.fake.requests) < 50
@@ -114,7 +113,7 @@ async def test_what_the_exchange_does_not_have_is_remembered_and_not_asked_for_a
         lacking = (at(-3, 100), at(-3, 160))
         one.fake.missing_minutes(BTC, lacking)
         arguments = ["--from", iso(at(-3)), "--to", iso(at(-2)), "--json"]
-        assert await one.run(backfill, "backfill", *arguments) == 0
+        assert await one.run("backfill", *arguments) == 0
         (facts,) = json.loads(capsys.readouterr().out)["markets"]
         assert (facts["stored"], facts["absent"]) == (1440 - 60, 60)
         assert one.holes() == [(*lacking, "exchange_outage")]
@@ -125,7 +124,7 @@ async def test_too_many_requests_are_waited_out(tmp_path):
     async with bench(tmp_path) as one:
         one.fake.rest_429(retry_after=20, times=2)
         begun = one.clock.monotonic()
-        assert await one.run(backfill, "backfill", "--from", iso(at(-0.5)), "--to", iso(at(-0.25))) == 0
+        assert await one.run("backfill", "--from", iso(at(-0.5)), "--to", iso(at(-0.25))) == 0
         assert len(one.stored()) == 360
         assert one.clock.monotonic() - begun > 20
 
@@ -133,17 +132,17 @@ async def test_too_many_requests_are_waited_out(tmp_path):
 async def test_an_exchange_that_stays_away_ends_the_command_and_the_next_run_goes_on(tmp_path, capsys):
     async with bench(tmp_path, speed=1000.0) as one:
         one.fake.rest_down = True
-        assert await one.run(backfill, "backfill", "--from", iso(at(-1)), "--to", iso(at(-0.5))) == 1
+        assert await one.run("backfill", "--from", iso(at(-1)), "--to", iso(at(-0.5))) == 1
         assert "given up: cannot reach" in capsys.readouterr().err
         one.fake.heal()
-        assert await one.run(backfill, "backfill", "--from", iso(at(-1)), "--to", iso(at(-0.5))) == 0
+        assert await one.run("backfill", "--from", iso(at(-1)), "--to", iso(at(-0.5))) == 0
         assert len(one.stored()) == 720
 
 
 async def test_answers_that_are_no_candles_are_named_and_end_it(tmp_path, capsys):
     async with bench(tmp_path, speed=1000.0) as one:
         one.fake.html_instead_of_json(200)
-        assert await one.run(backfill, "backfill", "--from", iso(at(-4)), "--to", iso(at(-1))) == 1
+        assert await one.run("backfill", "--from", iso(at(-4)), "--to", iso(at(-1))) == 1
         assert "expected JSON" in capsys.readouterr().err
         assert (one.stored(), one.holes()) == ([], [])
 
@@ -153,7 +152,7 @@ async def test_at_most_half_of_the_request_budget_is_used(tmp_path):
         requests_per_s = 2.0
 
     async with bench(tmp_path, speed=20.0, plugin=Slow) as one:
-        await one.run(backfill, "backfill", "--from", iso(at(-50)), "--to", iso(at(-45)))
+        await one.run("backfill", "--from", iso(at(-50)), "--to", iso(at(-45)))
         times = [request.at_ms / 1000 for request in one.fake.requests]
         assert len(times) > 30
         assert len(times) - 1 <= (times[-1] - times[0]) * 1.0 + 2
@@ -162,7 +161,7 @@ async def test_at_most_half_of_the_request_budget_is_used(tmp_path):
 async def test_a_time_range_that_is_none_is_refused(tmp_path):
     async with bench(tmp_path) as one:
         with pytest.raises(ConfigError, match="--from"):
-            await one.run(backfill, "backfill", "--from", iso(at(-1)), "--to", iso(at(-2)))
+            await one.run("backfill", "--from", iso(at(-1)), "--to", iso(at(-2)))
 
 
 # ---------------------------------------------------------------- PostgreSQL
@@ -177,7 +176,7 @@ async def test_a_postgresql_store_is_filled_as_well_and_its_retention_named(tmp_
             )
             one.fake.missing_minutes(BTC, (at(-1, 5), at(-1, 9)))
             span = ["--from", iso(at(-1)), "--to", iso(at(-0.5)), "--json"]
-            assert await one.run(backfill, "backfill", *span) == 0
+            assert await one.run("backfill", *span) == 0
             (facts,) = json.loads(capsys.readouterr().out)["markets"]
             assert (facts["stored"], facts["absent"]) == (716, 4)
             store = PostgresStore(database.url(), DEFAULT_INTERVALS, retention_days=7)
@@ -185,7 +184,7 @@ async def test_a_postgresql_store_is_filled_as_well_and_its_retention_named(tmp_
             assert [(hole.start_ms, hole.end_ms) for hole in store.known_gaps(MARKET)] == [(at(-1, 5), at(-1, 9))]
             store.tidy_up(NOON_MS)
             store.close()
-            assert await one.run(backfill, "backfill", "--from", iso(at(-40)), "--to", iso(at(-39)), "--json") == 1
+            assert await one.run("backfill", "--from", iso(at(-40)), "--to", iso(at(-39)), "--json") == 1
             (facts,) = json.loads(capsys.readouterr().out)["markets"]
             assert "see its retention" in facts["trouble"]
 
@@ -224,7 +223,7 @@ async def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path, pages):
         assert len(before) < 4 * 1440
         first = len(one.fake.requests)
 
-        assert await one.run(backfill, "backfill", *span) == 0
+        assert await one.run("backfill", *span) == 0
         assert values(one.stored()) == values(one.truth(at(-44), at(-40)))
         again = one.asked()[first:]
         # a page begins one minute before the oldest that it is asked for
@@ -249,7 +248,7 @@ async def test_beside_a_running_daemon_both_keep_what_they_know_and_the_daemon_l
             await rig.until(lambda: rig.health(BTC)["state"] == "live")
             beside = Bench(tmp_path, fake, clock, Bitget)
             days = rig.open_chart(BTC, "1D", 30)
-            assert await beside.run(backfill, "backfill") == 0
+            assert await beside.run("backfill") == 0
             assert values(beside.stored(0, at(-1))) == values(fake.truth(BTC, at(-12), at(-1)))
             await rig.until(lambda: rig.health(BTC)["completeFrom"] == iso(WEEK.floor(at(-12))))
             await rig.until(lambda: len(days.bars) >= 13)
@@ -270,7 +269,7 @@ async def _peak(directory: Path, days: int) -> int:
     async with bench(directory, speed=2000.0) as one:
         one.fake.requests = _Forgetful()
         tracemalloc.reset_peak()
-        assert await one.run(backfill, "backfill", "--from", iso(at(-days - 1)), "--to", iso(at(-1))) == 0
+        assert await one.run("backfill", "--from", iso(at(-days - 1)), "--to", iso(at(-1))) == 0
         return tracemalloc.get_traced_memory()[1]
 
 
@@ -295,10 +294,10 @@ async def test_memory_does_not_grow_with_the_range(tmp_path):
 async def test_a_year_of_minutes_is_fetched_in_flat_memory_as_fast_as_the_budget_allows(tmp_path):
     async with bench(tmp_path, speed=10.0) as one:
         one.fake.requests = _Forgetful()
-        assert await one.run(backfill, "backfill", "--from", iso(at(-40)), "--to", iso(at(-31))) == 0
+        assert await one.run("backfill", "--from", iso(at(-40)), "--to", iso(at(-31))) == 0
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         begun = one.clock.monotonic()
-        assert await one.run(backfill, "backfill", "--from", iso(at(-396)), "--to", iso(at(-31))) == 0
+        assert await one.run("backfill", "--from", iso(at(-396)), "--to", iso(at(-31))) == 0
         seconds = one.clock.monotonic() - begun
         grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         requests = (365 - 9) * 1440 / 199

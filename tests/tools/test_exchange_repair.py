@@ -10,10 +10,8 @@ from candled.budget import LocalBudgets, part_of
 from candled.config import ExchangeConfig
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, Range, RangeSet
 from candled.store.batch import fold_bars
-from candled.tools.backfill import backfill
 from candled.tools.budgets import SHARE
 from candled.tools.exchange_check import ExchangeCheck
-from candled.tools.gaps import repair
 from candled.tools.report import Report
 from candled.tools.store_access import END_OF_TIME_MS
 from candled.tools.verify import verify_market
@@ -22,7 +20,7 @@ from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
-from tests.tools.command import BTC, run, settings
+from tests.tools.command import BTC, called, run, settings
 from tests.tools.exchange import at, bench, iso, values
 from tests.tools.tables import MARKET, SqliteFile, fill, opened
 
@@ -199,17 +197,16 @@ async def test_stored_minutes_are_read_again_where_that_is_asked_for(tmp_path, c
                 if minute.open_ms != gone
             ]
         )
-        run_it = {"backfill": backfill, "repair": repair}[command]
         more = ("--from", iso(at(-1)), "--to", iso(at(0, -10)))
-        assert await one.run(run_it, command, *(more if command == "backfill" else ())) == 0
+        assert await one.run(command, *(more if command == "backfill" else ())) == 0
         assert {minute.open_ms for minute in one.stored(at(-1), at(0, -10))} == {minute.open_ms for minute in truth}
         assert values(one.stored(at(-1), at(0, -10))) != values(truth)  # what is stored is left alone
 
         capsys.readouterr()
         if command == "backfill":
-            assert await one.run(run_it, command, *more, "--reread", "--json", "--dry-run") == 0
+            assert await one.run(command, *more, "--reread", "--json", "--dry-run") == 0
             assert json.loads(capsys.readouterr().out)["markets"][0]["minutes"] == len(truth)
-        assert await one.run(run_it, command, *more, "--reread", "--json") == 0
+        assert await one.run(command, *more, "--reread", "--json") == 0
         [facts] = json.loads(capsys.readouterr().out)["markets"]
         assert facts["revised"] == len(changed)
         assert facts["stored"] == 0
@@ -225,7 +222,7 @@ async def test_reading_again_takes_no_stored_minute_for_absent(tmp_path):
         truth = one.truth(at(-1), at(0, -10))
         one.put(*truth)
         one.fake.missing_minutes(BTC, (truth[60].open_ms, truth[70].open_ms))
-        assert await one.run(backfill, "backfill", "--from", iso(at(-1)), "--to", iso(at(0, -10)), "--reread") == 0
+        assert await one.run("backfill", "--from", iso(at(-1)), "--to", iso(at(0, -10)), "--reread") == 0
         assert values(one.stored(at(-1), at(0, -10))) == values(truth)
         assert one.holes() == []
 
@@ -260,9 +257,7 @@ async def test_clients_of_a_running_daemon_get_a_correction(tmp_path, capsys, ac
                 assert await check_running(fake, file) == 1
             elif act == "reread":
                 one = ("backfill", "BTC/USDT", "--from", iso(at_ms - H1.ms), "--to", iso(at_ms + H1.ms), "--reread")
-                from tests.tools.exchange import options
-
-                assert await backfill(options(*one), config, clock) == 0
+                assert await called(config, *one, clock=clock) == 0
             else:
                 store = opened_beside(file)
                 report = Report(as_json=False, quiet=True)

@@ -12,11 +12,11 @@ from candled.config import Config, IngestSettings
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
 from candled.store.interface import KnownGap
 from candled.store.sqlite.store import SqliteStore
-from candled.tools.gaps import Gap, find_gaps, repair, run_gaps
+from candled.tools.gaps import Gap, find_gaps
 from tests.clocks import ManualClock
 from tests.rows import minute
 from tests.tools import command
-from tests.tools.exchange import BTC, DAY_MS, MARKET, NOON_MS, at, bench, iso, options
+from tests.tools.exchange import BTC, DAY_MS, MARKET, NOON_MS, at, bench, iso
 
 START_MS = NOON_MS - DAY_MS // 2 - 7 * DAY_MS  # a Monday
 
@@ -51,8 +51,7 @@ class Shop:
             self.store.write_minutes([(MARKET, row) for row in rows])
 
     def gaps(self, *arguments: object, now_ms: int) -> int:
-        found = options("gaps", "BTC/USDT", *arguments)
-        return run_gaps(found, self.config, ManualClock(now_ms))
+        return command.called(self.config, "gaps", "BTC/USDT", *arguments, clock=ManualClock(now_ms))
 
 
 def running_week_only(config: Config) -> Config:
@@ -179,7 +178,7 @@ def remember(one, *holes: KnownGap) -> None:
 
 async def repaired(one, capsys, *arguments: object) -> tuple[int, dict]:
     one.config = running_week_only(one.config)
-    status = await one.run(repair, "repair", *arguments, "--json")
+    status = await one.run("repair", *arguments, "--json")
     return status, json.loads(capsys.readouterr().out)["markets"][0]
 
 

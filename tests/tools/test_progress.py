@@ -1,74 +1,70 @@
-"""The progress line: what it says, how often, and when it is silent."""
+"""The progress of long commands: what is drawn, and where nothing is."""
 
 import io
+import sys
 
-from candled.tools.progress import Progress
+import pytest
+
+from candled.tools.progress import show_progress
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
-    def lines(self) -> list[str]:
-        return [line for line in self.getvalue().replace("\033[K", "").replace("\n", "\r").split("\r") if line]
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-class Watch:
-    def __init__(self) -> None:
-        self.seconds = 100.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-def test_it_says_count_share_rate_and_time_left():
-    out, watch = Terminal(), Watch()
-    progress = Progress("import", 40_000, out=out, now=watch)
-    watch.seconds += 10
-    progress.advance(10_000)
-    assert out.lines() == ["import: 10,000 of 40,000 (25%), 1,000/s, 30 s left"]
+@pytest.mark.parametrize(
+    ("total", "done", "drawn"), [(40_000, 10_000, "10,000 of 40,000"), (None, 1370, "1,370")], ids=["total", "endless"]
+)
+def test_a_terminal_shows_the_label_and_the_count_while_it_lasts(monkeypatch, total, done, drawn):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with show_progress("import [bold]", total) as advance:
+        advance(done)
+    assert "import [bold]" in terminal.getvalue()
+    assert drawn in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[2K")  # the line is cleared
 
 
-def test_a_total_nobody_knows_is_left_out():
-    out, watch = Terminal(), Watch()
-    progress = Progress("import", None, out=out, now=watch)
-    watch.seconds += 185
-    progress.advance(370)
-    assert out.lines() == ["import: 370, 2/s, 3:05"]
-
-
-def test_it_writes_at_most_five_times_a_second_and_always_the_end():
-    out, watch = Terminal(), Watch()
-    progress = Progress("import", 100, out=out, now=watch)
-    for _ in range(100):
-        watch.seconds += 0.01
-        progress.advance(1)
-    assert len(out.lines()) <= 6
-    progress.finish_line()
-    assert out.lines()[-1] == "import: 100 of 100 (100%), 100/s, 1 s"
-    assert out.getvalue().endswith("\n")
-
-
-def test_it_is_silent_where_no_terminal_is():
-    out = io.StringIO()
-    progress = Progress("import", 100, out=out)
-    progress.advance(100)
-    progress.clear_line()
-    progress.finish_line()
+@pytest.mark.parametrize(("out", "quiet"), [(io.StringIO(), False), (Terminal(), True)], ids=["no terminal", "quiet"])
+def test_nothing_is_drawn_elsewhere_or_when_asked_to_be_quiet(monkeypatch, out, quiet):
+    monkeypatch.setattr(sys, "stderr", out)
+    with show_progress("import", 100, quiet=quiet) as advance:
+        advance(100)
     assert out.getvalue() == ""
 
 
-def test_it_is_silent_on_a_terminal_when_asked_to_be():
-    out = Terminal()
-    progress = Progress("import", 100, out=out, enabled=False)
-    progress.advance(100)
-    progress.finish_line()
-    assert out.getvalue() == ""
+def test_output_to_a_file_stays_as_it_is_beside_the_bar(monkeypatch):
+    terminal, file = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", file)
+    with show_progress("verify", 100) as advance:
+        advance(50)
+        print("a finding")
+    assert file.getvalue() == "a finding\n"
+    assert "a finding" not in terminal.getvalue()
 
 
-def test_it_makes_way_for_other_lines():
-    out, watch = Terminal(), Watch()
-    progress = Progress("verify", 100, out=out, now=watch)
-    progress.advance(1)
-    progress.clear_line()
-    assert out.getvalue().endswith("\r\033[K")
+def test_other_lines_of_the_terminal_appear_above_the_bar(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with show_progress("backfill", 100) as advance:
+        advance(50)
+        print("candled: a remark", file=sys.stderr)
+    assert "candled: a remark\n" in terminal.getvalue()
+
+
+def test_a_bar_ends_with_a_command_that_fails(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(KeyboardInterrupt), show_progress("backfill", 100):
+        raise KeyboardInterrupt
+    assert "\x1b[?25h" in terminal.getvalue()  # the cursor is visible again
+    assert sys.stderr is terminal

@@ -1,0 +1,287 @@
+"""The commands on stored history, as the command line shows them; other modules do the work, and load for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from candled.model import MINUTE, REASONS, MarketKey, Range, Symbol
+
+from .options import (
+    ConfigFile,
+    ExchangeName,
+    From,
+    Intervals,
+    Json,
+    JsonLines,
+    OneInterval,
+    OneSymbol,
+    OnlyExchange,
+    Outcome,
+    Quiet,
+    Reread,
+    Symbols,
+    To,
+    declare,
+    load_config,
+    make_clock,
+    parse_url,
+    parse_windows,
+)
+
+if TYPE_CHECKING:
+    from candled.config import Config
+
+app = typer.Typer()
+
+_STORE, _EXCHANGE, _FILES = "Store", "Store and exchange", "Files"
+
+_GAPS_NOTES = """\
+\b
+Why a minute is missing:
+""" + "".join(f"  {reason:<16}  {why}\n" for reason, why in REASONS.items())
+_GAPS_STATUS = """
+\b
+Exit status:
+  0  nothing is missing that the exchange was not asked for
+  1  some minutes were not fetched yet (missing)
+  2  a mistake in settings or arguments
+"""
+_FETCH_STATUS = """\
+\b
+Exit status:
+  0  the exchange answered for everything, and what it has is stored
+  1  the exchange or the store failed for minutes on end, or some answers
+     were not usable: run it again
+  2  a mistake in settings or arguments
+"""
+
+
+def _load(
+    config: Path | None, symbols: Sequence[Symbol] | None, exchange: str | None
+) -> tuple["Config", list[MarketKey]]:
+
+    from .store_access import markets_of
+
+    settings = load_config(config)
+    return settings, markets_of(settings, symbols or (), exchange)
+
+
+def _between(start: int | None, end: int | None) -> Range:
+    from .store_access import END_OF_TIME_MS
+
+    return Range(start or 0, END_OF_TIME_MS if end is None else end)
+
+
+@declare(app, _STORE)
+def init_db(drop_interval: Intervals = None, config: ConfigFile = None) -> Outcome:
+    """Create or upgrade the tables of the store, as the daemon does on start.
+
+    Also aggregates the stored minutes into intervals that are new in the settings. The daemon does the same on start
+    if store.init allows it; no other command changes tables or intervals. If you remove an interval from the
+    settings, its bars stay in the store and are kept up to date until you drop them here.
+    """
+    from .init_db import init_db
+
+    return init_db(load_config(config), drop_interval or [])
+
+
+@declare(app, _STORE, _GAPS_NOTES + _GAPS_STATUS)
+def gaps(
+    symbols: Symbols = None,
+    exchange: OnlyExchange = None,
+    every: Annotated[bool, typer.Option("--all", help="List minutes without trades one by one too.")] = False,
+    as_json: Json = False,
+    config: ConfigFile = None,
+) -> Outcome:
+    """List the minutes that are missing, and why.
+
+    Reads only the store and asks no exchange.
+    """
+    from .gaps import list_gaps
+
+    settings, markets = _load(config, symbols, exchange)
+    return list_gaps(settings, markets, make_clock(), every=every, as_json=as_json)
+
+
+@declare(app, _STORE)
+def verify(
+    symbols: Symbols = None,
+    exchange: OnlyExchange = None,
+    start: From = None,
+    end: To = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Rebuild wrong bars from their minutes, and delete rows that are no bars. With --exchange-check also "
+            "replace minutes that differ at the exchange.",
+        ),
+    ] = False,
+    exchange_check: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_windows,
+            metavar="[N|all]",
+            help="Also compare N random windows of each market (10 if you give no N), and a stretch of each longer "
+            "interval that the exchange has in UTC, with the exchange; or all that it has. Takes at most half of its "
+            "request budget.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", help="Choose the same windows as the run that printed S.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            parser=parse_url,
+            metavar="URL",
+            help="Also compare the bars that the daemon at this address shows, for instance ws://localhost:7000/ws.",
+        ),
+    ] = None,
+    digest: Annotated[
+        bool,
+        typer.Option("--digest", help="Only print a SHA-256 of each market and UTC day, to compare two sites by."),
+    ] = False,
+    as_json: JsonLines = False,
+    quiet: Quiet = False,
+    config: ConfigFile = None,
+) -> Outcome:
+    """Prove that stored bars are right.
+
+    Recomputes every stored bar from its minutes and compares digit for digit, week by week; weeks that the time range
+    cuts are taken whole. Prints a line for each difference, and for each row that is no bar. You may run it beside the
+    daemon.
+    """
+    from .verify import verify
+
+    settings, markets = _load(config, symbols, exchange)
+    return verify(
+        settings,
+        markets,
+        _between(start, end),
+        repair=repair,
+        windows=exchange_check,
+        seed=seed,
+        memory=memory,
+        digest=digest,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+@declare(app, _EXCHANGE, _FETCH_STATUS)
+def backfill(
+    symbols: Symbols = None,
+    exchange: OnlyExchange = None,
+    start: From = None,
+    end: To = None,
+    reread: Reread = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and store nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    config: ConfigFile = None,
+) -> Outcome:
+    """Fetch the history of markets from their exchange.
+
+    Fetches every minute that is missing, newest first. The stored minutes are the progress: if you stop it at any
+    moment and start it again, it continues where it was. You may run it beside the daemon, whose live repair keeps
+    half of the request budget. Without --from it finds out where the exchange's history begins, and remembers it.
+    """
+    from .backfill import backfill
+
+    settings, markets = _load(config, symbols, exchange)
+    return backfill(
+        settings,
+        markets,
+        _between(start, end),
+        make_clock(),
+        reread=reread,
+        dry_run=dry_run,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+@declare(app, _EXCHANGE, _FETCH_STATUS)
+def repair(
+    symbols: Symbols = None,
+    exchange: OnlyExchange = None,
+    start: From = None,
+    end: To = None,
+    reread: Reread = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Ask for minutes that are older than the exchange's history too.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    config: ConfigFile = None,
+) -> Outcome:
+    """Ask the exchange again for the minutes that are missing.
+
+    Asks for all of them now, whatever was answered before, and remembers those that the exchange still does not have.
+    You may run it beside the daemon, which notices the repaired minutes within ten seconds.
+    """
+    from .gaps import repair
+
+    settings, markets = _load(config, symbols, exchange)
+    return repair(
+        settings,
+        markets,
+        _between(start, end),
+        make_clock(),
+        reread=reread,
+        every=every,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+@declare(app, _FILES)
+def export(
+    symbol: OneSymbol,
+    exchange: ExchangeName = None,
+    interval: OneInterval = None,
+    start: From = None,
+    end: To = None,
+    output: Annotated[
+        str, typer.Option(metavar="FILE", help="The file; - is standard output, and .gz compresses.")
+    ] = "-",
+    kind: Annotated[
+        Literal["csv", "parquet"] | None, typer.Option("--format", show_default="by the name of the file")
+    ] = None,
+    quiet: Quiet = False,
+    config: ConfigFile = None,
+) -> Outcome:
+    """Write stored bars to a CSV or Parquet file."""
+    from .transfer import export
+
+    settings, [market, *_] = _load(config, [symbol], exchange)
+    return export(settings, market, interval or MINUTE, _between(start, end), output=output, kind=kind, quiet=quiet)
+
+
+@declare(app, _FILES)
+def import_(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", readable=False, help="CSV, .gz too, or Parquet.")],
+    symbol: Annotated[
+        Symbol, typer.Option(parser=Symbol.parse, metavar="SYMBOL", help="The symbol whose minutes they are.")
+    ],
+    exchange: ExchangeName = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Store the good rows of a file that has bad ones.")
+    ] = False,
+    sparse: Annotated[bool, typer.Option("--sparse", help="The rows are minutes, however far they are apart.")] = False,
+    as_json: JsonLines = False,
+    quiet: Quiet = False,
+    config: ConfigFile = None,
+) -> Outcome:
+    """Store minutes from CSV or Parquet files.
+
+    Checks every file as a whole before it stores anything of any of them. A stored minute is replaced only by a newer
+    version of it (column as_of_ms), so an import never undoes a correction, and you can repeat one that was cut short.
+    """
+    from .transfer import import_files
+
+    settings, [market, *_] = _load(config, [symbol], exchange)
+    return import_files(settings, market, files, skip_bad=skip_bad, sparse=sparse, as_json=as_json, quiet=quiet)
