@@ -38,6 +38,8 @@ setup(
         "websockets>=15",  # its client reads the exchange; its protocol class reads our clients' frames
         "python-socks>=3.2",  # SOCKS proxies before exchanges
         "psycopg2-binary>=2.9",
+        "typer>=0.29,<1",  # the command line; it brings pydantic
+        "rich>=13.8",  # tables and progress on terminals
         "redis>=8.1",  # what became of aioredis: `from redis import asyncio as aioredis`
     ],
     extras_require={

@@ -24,6 +24,7 @@ TINY = {
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "2", "--settle", "1", "--clients", "2"],
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
     "outage": ["--markets", "2", "--pushes", "2", "--rounds", "1", "--away", "3", "--settle", "1"],
+    "startup": ["--runs", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
 SAYS = {
@@ -36,6 +37,7 @@ SAYS = {
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
     "outage": "the database away: p50",
+    "startup": "candled check-config: ",
     "scale": "14 clients in 14 rooms",
 }
 

@@ -411,6 +411,72 @@ def test_the_markup_of_rich_in_a_fact_is_text(tmp_path):
     assert "no [bold]luck[/bold]" in on_terminal("plugins", env={**env, "COLUMNS": "200"})
 
 
+MOVES = re.compile("\x1b\\[[0-9;?]*[a-zA-Z]")
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A store of 20,000 minutes of BTC/USDT, with two gaps, in the current directory."""
+    (tmp_path / "candled.yaml").write_text("exchanges: {replay: {symbols: [BTC/USDT]}}\ningest: {backfill: 0s}\n")
+    minutes = [minute for minute in range(20_000) if minute not in (1000, 2000)]
+    rows = "".join(f"{1_700_000_040_000 + 60_000 * minute},1,1,1,1,1\n" for minute in minutes)
+    (tmp_path / "in.csv").write_text(f"time_ms,open,high,low,close,volume\n{rows}")
+    assert main(["init-db"]) == 0
+    assert main(["import", "in.csv", "--symbol", "BTC/USDT", "--quiet"]) == 0
+
+
+@pytest.mark.usefixtures("daemon", "stored")
+def test_export_into_a_pipe_that_closes_ends_without_a_traceback():
+    with subprocess.Popen(
+        [sys.executable, "-m", "candled", "export", "BTC/USDT"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as export:
+        assert export.stdout is not None
+        assert export.stderr is not None
+        assert export.stdout.readline().startswith("time_ms,open")
+        export.stdout.close()
+        assert (export.wait(timeout=60), export.stderr.read()) == (0, "")
+
+
+@pytest.mark.usefixtures("daemon", "stored")
+def test_gaps_are_plain_lines_in_a_pipe_and_a_table_on_a_terminal():
+    lines = run("gaps").stdout.splitlines()
+    assert (
+        lines[1]
+        == "  2023-11-15T14:54:00.000Z to 2023-11-15T14:55:00.000Z         1 min  missing         not asked for yet"
+    )
+    rows = [line.split() for line in MOVES.sub("", on_terminal("gaps")).splitlines()]
+    assert ["from", "to", "minutes", "reason", "asked", "for"] in rows
+    assert "2023-11-15T14:54:00.000Z 2023-11-15T14:55:00.000Z 1 missing not asked for yet".split() in rows
+
+
+@pytest.mark.usefixtures("daemon", "stored")
+@pytest.mark.parametrize("command", [["gaps", "--json"], ["verify", "--json"], ["export", "BTC/USDT"]], ids=" ".join)
+def test_json_and_bars_are_the_same_bytes_in_a_pipe_and_on_a_terminal(command):
+    command = [*command, "--quiet"] if command[0] == "verify" else command
+    piped = run(*command).stdout
+    shown = on_terminal(*command).replace("\r\n", "\n")
+    if command[0] == "gaps":  # its end is the present
+        piped, shown = (re.sub(r'("to": "[^"]+", |"missing": \d+)', "", text, count=2) for text in (piped, shown))
+        piped, shown = (text[:600] for text in (piped, shown))
+    assert piped
+    assert shown == piped
+
+
+@pytest.mark.usefixtures("daemon", "stored")
+def test_a_long_command_draws_a_bar_on_a_terminal_and_nothing_elsewhere():
+    command = ["export", "BTC/USDT", "--output", "out.csv"]
+    ended = run(*command)
+    assert (ended.stdout, ended.stderr) == ("", "")
+    text = on_terminal(*command)
+    assert "of 20,000" in text
+    assert text.endswith("\x1b[2K")  # the line of the bar is cleared
+    assert on_terminal(*command, "--quiet") == ""
+
+
 # ---------------------------------------------------------------- completion
 
 

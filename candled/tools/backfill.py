@@ -30,10 +30,10 @@ async def backfill(
     bounds: Range,
     clock: Clock,
     *,
-    reread: bool = False,
-    dry_run: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
+    reread: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Run `candled backfill`; return the exit status."""
     if bounds.start_ms >= bounds.end_ms:

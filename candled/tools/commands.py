@@ -8,27 +8,8 @@ import typer
 
 from candled.model import MINUTE, REASONS, MarketKey, Range, Symbol
 
-from .options import (
-    ConfigFile,
-    ExchangeName,
-    From,
-    Intervals,
-    Json,
-    JsonLines,
-    OneInterval,
-    OneSymbol,
-    OnlyExchange,
-    Outcome,
-    Quiet,
-    Reread,
-    Symbols,
-    To,
-    declare,
-    load_config,
-    make_clock,
-    parse_url,
-    parse_windows,
-)
+from . import options as opt
+from .options import ConfigFile, Outcome, declare
 
 if TYPE_CHECKING:
     from candled.config import Config
@@ -61,10 +42,9 @@ Exit status:
 def _load(
     config: Path | None, symbols: Sequence[Symbol] | None, exchange: str | None
 ) -> tuple["Config", list[MarketKey]]:
-
     from .store_access import markets_of
 
-    settings = load_config(config)
+    settings = opt.load_config(config)
     return settings, markets_of(settings, symbols or (), exchange)
 
 
@@ -75,7 +55,7 @@ def _between(start: int | None, end: int | None) -> Range:
 
 
 @declare(app, _STORE)
-def init_db(drop_interval: Intervals = None, config: ConfigFile = None) -> Outcome:
+def init_db(drop_interval: opt.Intervals = None, config: ConfigFile = None) -> Outcome:
     """Create or upgrade the tables of the store, as the daemon does on start.
 
     Also aggregates the stored minutes into intervals that are new in the settings. The daemon does the same on start
@@ -84,15 +64,15 @@ def init_db(drop_interval: Intervals = None, config: ConfigFile = None) -> Outco
     """
     from .init_db import init_db
 
-    return init_db(load_config(config), drop_interval or [])
+    return init_db(opt.load_config(config), drop_interval or [])
 
 
 @declare(app, _STORE, _GAPS_NOTES + _GAPS_STATUS)
 def gaps(
-    symbols: Symbols = None,
-    exchange: OnlyExchange = None,
+    symbols: opt.Symbols = None,
+    exchange: opt.OnlyExchange = None,
     every: Annotated[bool, typer.Option("--all", help="List minutes without trades one by one too.")] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
     config: ConfigFile = None,
 ) -> Outcome:
     """List the minutes that are missing, and why.
@@ -102,15 +82,15 @@ def gaps(
     from .gaps import list_gaps
 
     settings, markets = _load(config, symbols, exchange)
-    return list_gaps(settings, markets, make_clock(), every=every, as_json=as_json)
+    return list_gaps(settings, markets, opt.make_clock(), every=every, as_json=as_json)
 
 
 @declare(app, _STORE)
 def verify(
-    symbols: Symbols = None,
-    exchange: OnlyExchange = None,
-    start: From = None,
-    end: To = None,
+    symbols: opt.Symbols = None,
+    exchange: opt.OnlyExchange = None,
+    start: opt.From = None,
+    end: opt.To = None,
     repair: Annotated[
         bool,
         typer.Option(
@@ -122,7 +102,7 @@ def verify(
     exchange_check: Annotated[
         Any,
         typer.Option(
-            parser=parse_windows,
+            parser=opt.parse_windows,
             metavar="[N|all]",
             help="Also compare N random windows of each market (10 if you give no N), and a stretch of each longer "
             "interval that the exchange has in UTC, with the exchange; or all that it has. Takes at most half of its "
@@ -135,17 +115,16 @@ def verify(
     memory: Annotated[
         str | None,
         typer.Option(
-            parser=parse_url,
+            parser=opt.parse_url,
             metavar="URL",
             help="Also compare the bars that the daemon at this address shows, for instance ws://localhost:7000/ws.",
         ),
     ] = None,
     digest: Annotated[
-        bool,
-        typer.Option("--digest", help="Only print a SHA-256 of each market and UTC day, to compare two sites by."),
+        bool, typer.Option("--digest", help="Only print a SHA-256 of each market and UTC day, to compare two sites by.")
     ] = False,
-    as_json: JsonLines = False,
-    quiet: Quiet = False,
+    as_json: opt.JsonLines = False,
+    quiet: opt.Quiet = False,
     config: ConfigFile = None,
 ) -> Outcome:
     """Prove that stored bars are right.
@@ -173,14 +152,14 @@ def verify(
 
 @declare(app, _EXCHANGE, _FETCH_STATUS)
 def backfill(
-    symbols: Symbols = None,
-    exchange: OnlyExchange = None,
-    start: From = None,
-    end: To = None,
-    reread: Reread = False,
+    symbols: opt.Symbols = None,
+    exchange: opt.OnlyExchange = None,
+    start: opt.From = None,
+    end: opt.To = None,
+    reread: opt.Reread = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and store nothing.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
     config: ConfigFile = None,
 ) -> Outcome:
     """Fetch the history of markets from their exchange.
@@ -196,7 +175,7 @@ def backfill(
         settings,
         markets,
         _between(start, end),
-        make_clock(),
+        opt.make_clock(),
         reread=reread,
         dry_run=dry_run,
         as_json=as_json,
@@ -206,16 +185,16 @@ def backfill(
 
 @declare(app, _EXCHANGE, _FETCH_STATUS)
 def repair(
-    symbols: Symbols = None,
-    exchange: OnlyExchange = None,
-    start: From = None,
-    end: To = None,
-    reread: Reread = False,
+    symbols: opt.Symbols = None,
+    exchange: opt.OnlyExchange = None,
+    start: opt.From = None,
+    end: opt.To = None,
+    reread: opt.Reread = False,
     every: Annotated[
         bool, typer.Option("--all", help="Ask for minutes that are older than the exchange's history too.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
     config: ConfigFile = None,
 ) -> Outcome:
     """Ask the exchange again for the minutes that are missing.
@@ -230,7 +209,7 @@ def repair(
         settings,
         markets,
         _between(start, end),
-        make_clock(),
+        opt.make_clock(),
         reread=reread,
         every=every,
         as_json=as_json,
@@ -240,18 +219,18 @@ def repair(
 
 @declare(app, _FILES)
 def export(
-    symbol: OneSymbol,
-    exchange: ExchangeName = None,
-    interval: OneInterval = None,
-    start: From = None,
-    end: To = None,
+    symbol: opt.OneSymbol,
+    exchange: opt.ExchangeName = None,
+    interval: opt.OneInterval = None,
+    start: opt.From = None,
+    end: opt.To = None,
     output: Annotated[
         str, typer.Option(metavar="FILE", help="The file; - is standard output, and .gz compresses.")
     ] = "-",
     kind: Annotated[
         Literal["csv", "parquet"] | None, typer.Option("--format", show_default="by the name of the file")
     ] = None,
-    quiet: Quiet = False,
+    quiet: opt.Quiet = False,
     config: ConfigFile = None,
 ) -> Outcome:
     """Write stored bars to a CSV or Parquet file."""
@@ -267,13 +246,13 @@ def import_(
     symbol: Annotated[
         Symbol, typer.Option(parser=Symbol.parse, metavar="SYMBOL", help="The symbol whose minutes they are.")
     ],
-    exchange: ExchangeName = None,
+    exchange: opt.ExchangeName = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Store the good rows of a file that has bad ones.")
     ] = False,
     sparse: Annotated[bool, typer.Option("--sparse", help="The rows are minutes, however far they are apart.")] = False,
-    as_json: JsonLines = False,
-    quiet: Quiet = False,
+    as_json: opt.JsonLines = False,
+    quiet: opt.Quiet = False,
     config: ConfigFile = None,
 ) -> Outcome:
     """Store minutes from CSV or Parquet files.

@@ -114,9 +114,7 @@ def _facts(gap: Gap) -> tuple[str, int, int | None]:
 # ---------------------------------------------------------------- candled gaps
 
 
-def list_gaps(
-    config: Config, markets: Sequence[MarketKey], clock: Clock, *, every: bool = False, as_json: bool = False
-) -> int:
+def list_gaps(config: Config, markets: Sequence[MarketKey], clock: Clock, *, every: bool, as_json: bool) -> int:
     """Run `candled gaps`; return the exit status."""
     now_ms = clock.now_ms()
     reports = []
@@ -191,10 +189,10 @@ async def repair(
     bounds: Range,
     clock: Clock,
     *,
-    reread: bool = False,
-    every: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
+    reread: bool,
+    every: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Run `candled repair`; return the exit status."""
     reports = []
@@ -219,11 +217,7 @@ async def _repair_market(
     span = Range(start_ms, max(start_ms, min(end_ms, MINUTE.floor(bounds.end_ms))))
     before = await session.run_read(_listed_gaps, store, market, span)
     filler = Backfiller(
-        session,
-        source,
-        market,
-        is_reopened=lambda hole: every or hole.reason != "beyond_history",
-        rereads=reread,
+        session, source, market, is_reopened=lambda hole: every or hole.reason != "beyond_history", rereads=reread
     )
     tally = await filler.estimate(span)
     with show_progress(f"repair {market}", tally.minutes, quiet=quiet) as advance:

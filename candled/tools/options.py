@@ -139,8 +139,7 @@ Intervals = Annotated[
     ),
 ]
 Reread = Annotated[
-    bool,
-    typer.Option("--reread", help="Fetch stored minutes too, and replace those that differ at the exchange."),
+    bool, typer.Option("--reread", help="Fetch stored minutes too, and replace those that differ at the exchange.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]

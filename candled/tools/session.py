@@ -7,14 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from candled.budget import MakeBudget
 from candled.config import Config, ExchangeConfig, make_store
-from candled.errors import (
-    CandledError,
-    ConfigError,
-    ExchangeError,
-    StoreRejected,
-    StoreUnavailable,
-    Unavailable,
-)
+from candled.errors import CandledError, ConfigError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange, InvalidRow
 from candled.ingest.backoff import Backoff
 from candled.ingest.coverage import Absence

@@ -28,14 +28,7 @@ _IMPROBABLE = 1000
 
 
 def export(
-    config: Config,
-    market: MarketKey,
-    interval: Interval,
-    bounds: Range,
-    *,
-    output: str = "-",
-    kind: str | None = None,
-    quiet: bool = False,
+    config: Config, market: MarketKey, interval: Interval, bounds: Range, *, output: str, kind: str | None, quiet: bool
 ) -> int:
     """Run `candled export`; return the exit status."""
     kind = kind or kind_of(output)
@@ -99,10 +92,10 @@ def import_files(
     market: MarketKey,
     files: Sequence[Path],
     *,
-    skip_bad: bool = False,
-    sparse: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
+    skip_bad: bool,
+    sparse: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Run `candled import`; return the exit status."""
     now_ms = SystemClock().now_ms()

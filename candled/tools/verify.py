@@ -32,13 +32,13 @@ def verify(
     markets: Sequence[MarketKey],
     bounds: Range,
     *,
-    repair: bool = False,
-    windows: Windows | None = None,
-    seed: int | None = None,
-    memory: str | None = None,
-    digest: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
+    repair: bool,
+    windows: Windows | None,
+    seed: int | None,
+    memory: str | None,
+    digest: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Run `candled verify`; return the exit status.
 

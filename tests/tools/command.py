@@ -49,8 +49,8 @@ def called(config: Config, *arguments: object, clock: Clock | None = None) -> Ou
     command = parse([str(argument) for argument in arguments])
     assert command is not None
     with (
-        patch("candled.tools.commands.load_config", return_value=config),
-        patch("candled.tools.commands.make_clock", return_value=clock or SystemClock()),
+        patch("candled.tools.options.load_config", return_value=config),
+        patch("candled.tools.options.make_clock", return_value=clock or SystemClock()),
     ):
         return command()
 
