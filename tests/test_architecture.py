@@ -109,7 +109,6 @@ SHARED = {
 OWN_TIME = {
     "clock": "is the real clock",
     "store/postgres/pool": "watches database calls from a thread, which has no event loop",
-    "tools/progress": "is a default that tests replace",
 }
 
 
