@@ -1,18 +1,18 @@
-"""How long commands take to start, as a ratio to an interpreter that does nothing.
+"""The time that commands need to start, as a ratio to an interpreter that does nothing.
 
     python -m bench.startup [--runs 20]
 
-Each round starts `python -c pass` and then every command once, so that other work on the machine slows all of them
-alike. `check-config` reads the settings, plugins, the exchanges and the store's address, as the daemon does before
-it connects.
+Each round starts `python -c pass` and then every command once. Processor time counts, which depends little on other
+work on the machine. `check-config` reads the settings, the plugins and the store's address, and constructs the
+exchanges, as the daemon does before it connects.
 """
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 
 from bench.process import ROOT, spread
@@ -40,11 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def start(*arguments: str, folder: str) -> float:
-    """Run a process to its end in an empty folder; return the seconds."""
+    """Run a process to its end in an empty folder; return its processor time in seconds."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    begun = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], cwd=folder, env=env, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":

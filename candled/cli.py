@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 0
-    except BrokenPipeError:  # `candled export … | head`: what is left in the buffer has nowhere to go
+    except BrokenPipeError:  # `candled export … | head`: the rest of the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
@@ -120,7 +120,7 @@ def _run(run: "partial[Outcome]") -> int:
 
 
 def _level(env: Mapping[str, str]) -> int:
-    """Return what is logged until the settings are read: warnings, or all if the environment says so."""
+    """Return the log level until the settings are read: warnings, or debug as the environment asks."""
     return logging.DEBUG if env.get("CANDLED_LOG__LEVEL", "").strip().lower() == "debug" else logging.WARNING
 
 
@@ -177,7 +177,7 @@ def check_config(config: ConfigFile = None) -> Outcome:
 
 @declare(app, _DAEMON)
 def plugins() -> Outcome:
-    """List the plugins that are installed, and what is wrong with them."""
+    """List the installed plugins and their problems."""
     from candled.plugins import discover
     from candled.tools.tables import print_rows
 

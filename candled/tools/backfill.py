@@ -17,9 +17,10 @@ from .history_start import EARLIEST_MS, find_any, find_beginning
 from .progress import show_progress
 from .session import ExchangeSource, Session, open_session, print_remark
 
-# Where quiet minutes are published, so few tell whether there is history; elsewhere a whole request is needed.
+# Minutes to ask for to find out if there is history, on an exchange that publishes minutes without trades; on others
+# a minute may have had no trades, so a full request is needed.
 _PROBE_MS = 180 * MINUTE_MS
-# Longer bars of so many days before the oldest minute are compared; a day later the daemon looks again.
+# Days before the oldest minute whose longer bars are compared; the daemon examines them again a day later.
 _COMPARED_MS = 60 * 86_400_000
 _EXAMINED_MS = 86_400_000
 
@@ -71,7 +72,7 @@ class _Backfill:
     quiet: bool
 
     async def run(self) -> dict[str, Any]:
-        """Do it, or count what there is to do; return the facts."""
+        """Fetch the missing minutes, or count them for a dry run; return the facts."""
         until_ms = self.source.until_ms()
         end_ms = min(MINUTE.floor(self.bounds.end_ms), until_ms)
         asked = self.source.request_count
@@ -108,7 +109,7 @@ class _Backfill:
     # ------------------------------------------------------------ where to begin
 
     async def _find_start(self, end_ms: int) -> int | None:
-        """From when on to ask: `--from`, or the beginning of the exchange's history if that is later."""
+        """Return the time to fetch from: `--from`, or the beginning of the exchange's history if that is later."""
         wanted_ms = MINUTE.floor(self.bounds.start_ms + MINUTE_MS - 1)
         earliest_ms = max(wanted_ms, EARLIEST_MS)
         begins_ms = await self._known_beginning(earliest_ms)
@@ -120,7 +121,7 @@ class _Backfill:
         return await self._search_start(earliest_ms, end_ms, None if there is None else there.start_ms)
 
     async def _known_beginning(self, earliest_ms: int) -> int | None:
-        """The end of the time before the exchange's history, if that was found out and nothing older is wanted."""
+        """Return the beginning of the exchange's history if it is stored and not older than `earliest_ms`."""
         store = self.session.store
         for hole in await self.session.run_read(
             store.known_gaps, self.market, Range(earliest_ms, earliest_ms + MINUTE_MS)
@@ -161,7 +162,7 @@ class _Backfill:
         return evidence.is_contradicted
 
     async def _remember_start(self, start_ms: int, begins_ms: int, is_contradicted: bool) -> None:
-        """Store what is known of the time before the oldest minute; the daemon examines it again."""
+        """Store the reason why there are no older minutes; the daemon examines it again."""
         before, retry_ms = Range(start_ms, begins_ms), self.source.now_ms() + _EXAMINED_MS
         reason = "unconfirmed" if is_contradicted else "beyond_history"
         hole = KnownGap(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
@@ -197,7 +198,7 @@ def _print(result: dict[str, Any], *, is_dry: bool) -> None:
 
 
 def revised_text(result: Mapping[str, Any]) -> str:
-    """Say how many stored minutes were replaced, if any were."""
+    """Return the number of replaced minutes as text, empty if there are none."""
     return f", {result['revised']:,} revised" if result["revised"] else ""
 
 

@@ -1,4 +1,4 @@
-"""Brings the missing minutes of one market from its exchange to the store, newest first and resumable at any kill."""
+"""Fetches the missing minutes of one market into the store, newest first. A kill at any moment loses no progress."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from candled.store.interface import KnownGap
 from .session import ExchangeSource, Session
 from .store_access import before_beginning, put_past
 
-# Coverage is held for so many requests at a time, so that memory does not grow with the range.
+# Requests whose coverage is in memory at a time, so that memory does not grow with the range.
 _SEGMENT_WINDOWS = 30
 _WORKERS = 4
 _GIVE_UP_AFTER = 3  # windows in a row that the exchange answered with nonsense
@@ -21,7 +21,7 @@ _GIVE_UP_AFTER = 3  # windows in a row that the exchange answered with nonsense
 
 @dataclass(slots=True, kw_only=True)
 class BackfillEstimate:
-    """What there is to ask for, or what became of it, in minutes and windows (one window is one call of `history`)."""
+    """The amount of work: missing minutes, and windows (one window is one call of `fetch_history`)."""
 
     windows: int = 0
     minutes: int = 0
@@ -29,10 +29,10 @@ class BackfillEstimate:
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """What became of a market: minutes stored, minutes that the exchange does not have, windows asked for.
+    """The result for a market, in minutes, and the number of windows that were fetched.
 
-    `revised` minutes were stored with other values. `failed` are windows that the exchange did not answer for;
-    `trouble` is why it was given up before the end.
+    `revised` minutes were stored with other values. `failed` are the windows for which the exchange gave no usable
+    answer; `trouble` is the error that ended the backfill early.
     """
 
     windows: int = 0
@@ -44,15 +44,15 @@ class Result:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything was answered and stored."""
+        """True if the exchange answered for everything and all of it is stored."""
         return not self.failed and self.trouble is None
 
 
 class Backfiller:
-    """Fills one market. Rows are durable before anything is said of them, so a kill costs at most what is on its way.
+    """Fills one market. Minutes are stored before they are counted, so a kill loses only the requests in progress.
 
-    `is_reopened` tells which known holes are asked for now, whenever their time comes. `rereads`: stored minutes are
-    asked for too, and where the exchange has other values it is right, whatever stamps they have.
+    `is_reopened` selects the known gaps that are fetched now instead of at their next attempt. With `rereads` stored
+    minutes are fetched too, and replaced if the exchange has other values, regardless of their timestamps.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Backfiller:
         self._is_credible = False  # whether the exchange had anything of this market
 
     async def estimate(self, span: Range) -> BackfillEstimate:
-        """What `fill` would ask for, from the store alone."""
+        """Count the work of `fill_span` from the store alone."""
         tally = BackfillEstimate()
         for segment in self._split_span(span):
             coverage = await self._load_coverage(segment)
@@ -84,10 +84,10 @@ class Backfiller:
         return tally
 
     async def fill_span(self, span: Range, advance: Callable[[int], None], *, to_present: bool) -> None:
-        """Ask for all that is missing in `span`, newest first; `advance` hears of minutes that are settled.
+        """Fetch the missing minutes of `span`, newest first; call `advance` with the number of minutes of each answer.
 
-        `to_present`: the span ends with the newest minute that is over, so that the store may learn since when its
-        history is complete even if it did not know before.
+        With `to_present` the span ends with the newest minute that is over. The start of the complete history is then
+        stored even if it was unknown.
         """
         for segment in self._split_span(span):
             coverage = await self._load_coverage(segment)
@@ -114,14 +114,14 @@ class Backfiller:
             since_ms=segment.end_ms,
             from_ms=segment.start_ms,
             absence=self._source.absence_meaning,
-            older=True,  # what lies before the exchange's history was found out beforehand
+            older=True,  # the time before the exchange's history was found out beforehand
         )
 
     def _reopen_gap(self, hole: KnownGap) -> KnownGap:
         return replace(hole, retry_ms=0) if self._is_reopened(hole) else hole
 
     def _next_windows(self, coverage: Coverage, until_ms: int) -> Iterator[Window]:
-        """The windows to ask for, newest first. `coverage` is used up: it takes every one of them for answered."""
+        """Yield the windows to fetch, newest first. `coverage` is used up: each window counts as answered."""
         now_ms = self._source.now_ms()
         while (window := coverage.next_window(until_ms, now_ms, self._source.most_minutes, 0)) is not None:
             yield window
@@ -177,7 +177,7 @@ class Backfiller:
         self.result.absent += coverage.count_lacking(window.start_ms, window.end_ms)
 
     async def _check_kept(self, new: list[Candle]) -> None:
-        """A store with a retention silently drops what is older: then it would be asked for at every run."""
+        """Raise if the store dropped minutes because of its retention: every run would fetch them again."""
         if not new:
             return
         span = Range(new[0].open_ms, new[-1].open_ms + MINUTE_MS)
@@ -187,7 +187,7 @@ class Backfiller:
             raise StoreRejected(f"the store does not keep {iso_ms(dropped[-1])} and before: see its retention")
 
     def _answered_until(self, candles: list[Candle], until_ms: int) -> int:
-        """Where our clock is ahead of the exchange's, the newest minutes are not absent but yet to come."""
+        """Return the end of the answer: if our clock is ahead of the exchange's, its newest minutes are yet to come."""
         heard_ms = max((candle.as_of_ms for candle in candles), default=None)
         return until_ms if heard_ms is None else min(until_ms, MINUTE.floor(heard_ms))
 
@@ -198,7 +198,7 @@ class Backfiller:
             self.result.trouble = self.result.trouble or str(error)
 
     async def _lower_since(self, coverage: Coverage, segment: Range, *, claims: bool) -> None:
-        """Let the store know since when history is complete, if this segment is part of that without a break."""
+        """Store an earlier start of the complete history, if this segment adjoins it without a gap."""
         store, market = self._session.store, self._market
         known_ms = await self._session.run_read(store.complete_from, market)
         if known_ms is None and claims:

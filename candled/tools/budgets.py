@@ -9,12 +9,12 @@ from candled.bus.factory import redis_budgets
 from candled.config import Config, budget_path
 from candled.exchange import Clock
 
-SHARE = 0.5  # of a host's budget that a command takes at most: a daemon beside it repairs what is live
+SHARE = 0.5  # part of a host's budget that a command may use; the rest is for live repairs of a daemon
 
 
 @asynccontextmanager
 async def request_budgets(config: Config, clock: Clock) -> AsyncIterator[MakeBudget]:
-    """Give budgets of which a command takes half, and which count what daemons take: in Redis or in a file.
+    """Yield budgets that a command may use half of, shared with daemons through Redis or a file.
 
     Raises:
         ConfigError: the files of TLS of `bus.url` cannot be used.

@@ -199,7 +199,7 @@ def repair(
 ) -> Outcome:
     """Ask the exchange again for the minutes that are missing.
 
-    Asks for all of them now, whatever was answered before, and remembers those that the exchange still does not have.
+    Asks for all of them now, regardless of earlier answers, and remembers those that the exchange still does not have.
     You may run it beside the daemon, which notices the repaired minutes within ten seconds.
     """
     from .gaps import repair

@@ -1,4 +1,4 @@
-"""What differs between two lists of bars that should be equal, and what bars should be by their minutes."""
+"""Comparisons of bars: with those of another source, and with their own minutes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from candled.model import MINUTE, Candle, Interval, MarketKey, decimal_text, iso
 from candled.store.batch import fold_bars
 
 _NAMES = ("open", "high", "low", "close", "volume", "quoteVolume")
-# By check: why nothing was expected, and what it means that nothing was found.
+# By check: the text for an unexpected bar, and the text for a missing one.
 _ABSENT = {
     "rollup": ("no minute lies in it, but it is stored", "is not stored, though there are minutes"),
     "exchange": ("is stored, but the exchange does not have it", "is not stored, but the exchange has it"),
@@ -21,12 +21,12 @@ _ABSENT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A bar that is not what it should be.
+    """A wrong bar.
 
-    `check` is `minute` (an impossible candle; `problem` says why), `neighbour` (a minute that contradicts the one
-    before it), `rollup` (stored against its minutes), `exchange` (stored against the exchange's own) or `memory` (what
-    a daemon shows against what is stored). `expected` is None where there should be no such bar, `found` where there is
-    none. `time` is for a row whose time is none.
+    `check` is `minute` (an impossible candle; `problem` is the reason), `neighbour` (a minute that contradicts the one
+    before it), `rollup` (a stored bar differs from its minutes), `exchange` (a stored bar differs from the exchange's)
+    or `memory` (a bar that a daemon shows differs from the stored one). `expected` is None if there should be no bar,
+    `found` is None if there is none. `time` is the text of a time that is not valid.
     """
 
     check: str
@@ -63,7 +63,7 @@ class Difference:
         return ", ".join(differences)
 
     def as_plain(self) -> dict[str, Any]:
-        """The difference as JSON values; numbers are texts, exact."""
+        """Return the difference as JSON values; numbers are strings, so that they are exact."""
         plain: dict[str, Any] = {
             "difference": self.check,
             "exchange": self.market.exchange,
@@ -101,9 +101,10 @@ def compare(
     quote_may_be_absent: bool = False,
     revisions: bool = False,
 ) -> list[Difference]:
-    """What of `found` is not as `expected`, oldest first. Numbers are compared exactly: 10.0 equals 10, nothing else.
+    """Return the bars of `found` that differ from `expected`, oldest first. Numbers are compared exactly (10.0 is 10).
 
-    With `quote_may_be_absent` a quote volume that one side lacks is no difference; with `revisions` another `rev` is.
+    With `quote_may_be_absent` a quote volume that only one side has is no difference; with `revisions` another `rev`
+    is one.
     """
     ours, theirs = {bar.open_ms: bar for bar in found}, {bar.open_ms: bar for bar in expected}
     return [
@@ -129,7 +130,7 @@ def _same(one: Candle | None, other: Candle | None, quote_may_be_absent: bool, r
 
 
 def recompute(minutes: Sequence[Candle], intervals: Iterable[Interval]) -> Mapping[Interval, list[Candle]]:
-    """The bars of each of `intervals` above 1m, folded from `minutes`: all those of whole bars, oldest first."""
+    """Return the bars of each of `intervals` above 1m, aggregated from `minutes`, oldest first."""
     bars: dict[Interval, list[Candle]] = {MINUTE: list(minutes)}
     for interval, source in sources(intervals).items():
         bars[interval] = fold_bars(bars[source], interval)
@@ -138,7 +139,7 @@ def recompute(minutes: Sequence[Candle], intervals: Iterable[Interval]) -> Mappi
 
 
 def impossible(market: MarketKey, minutes: Iterable[Candle]) -> list[Difference]:
-    """The minutes that no market can have had."""
+    """Return the minutes with impossible values."""
     wrong = []
     for minute in minutes:
         try:

@@ -1,4 +1,4 @@
-"""A digest of a day of minutes, by which two sites find out whether they hold the same."""
+"""A digest of a day of minutes, to compare two sites by."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -19,12 +19,12 @@ class DayDigest(NamedTuple):
 
 
 def day_digests(minutes: Iterable[Candle]) -> Iterator[DayDigest]:
-    """The digest of each UTC day that has minutes; these come oldest first.
+    """Yield the digest of each UTC day that has minutes, oldest first, as `minutes` are.
 
     A digest is the SHA-256, in hexadecimal, of one line of ASCII per minute, oldest first, each ended by a line feed:
     `time_ms,open,high,low,close,volume,quote_volume`. Numbers are in shortest form (no exponent, no zeros at the
-    end: `67234.5`, `0.00000001`, `0`); an absent quote volume is empty. When a minute was stated is no part of it, so
-    that stores which got the same candles on different ways agree.
+    end: `67234.5`, `0.00000001`, `0`); a missing quote volume is empty. The time at which a minute was
+    stated is not part of it, so stores that got the same candles in different ways agree.
     """
     for day, of_day in groupby(minutes, key=lambda minute: minute.open_ms // DAY_MS):
         lines = [_line(minute) for minute in of_day]

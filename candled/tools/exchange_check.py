@@ -1,4 +1,4 @@
-"""Stored bars against the exchange's own, in random samples."""
+"""Compares stored bars with those of the exchange, in random samples."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,9 +29,9 @@ _Ask = Callable[[MarketKey, Interval, Range], Awaitable[Answer]]
 
 
 class ExchangeCheck:
-    """Compares one exchange's markets, in windows that `chance` chooses: by the same seed the same ones.
+    """Compares one exchange's markets in windows that `chance` chooses.
 
-    With `repair` minutes that differ are stored as the exchange has them, a revision more, and longer bars follow.
+    With `repair` minutes that differ are replaced by those of the exchange, as a new revision, and longer bars follow.
     """
 
     def __init__(
@@ -64,10 +64,9 @@ class ExchangeCheck:
         windows: int | Literal["all"],
         doubtful: Mapping[MarketKey, RangeSet] = MappingProxyType({}),
     ) -> None:
-        """Compare `windows` stretches of minutes of each market, and a stretch of each longer interval offered.
+        """Compare `windows` ranges of minutes of each market, and a range of each longer interval that is offered.
 
-        With `all` everything is compared that is stored and the exchange has. Minutes that are `doubtful` are compared
-        in any case.
+        With `all` every stored bar is compared that the exchange still has. `doubtful` minutes are always compared.
         """
         self._exchange.resume_after(max(self._store.newest_minutes(self._name).values(), default=None))
         plans = {
@@ -90,7 +89,7 @@ class ExchangeCheck:
     def _make_plan(
         self, market: MarketKey, bounds: Range, windows: int | Literal["all"], doubtful: RangeSet
     ) -> list[tuple[Interval, Range]]:
-        """What to compare, minutes first; nothing that reaches beyond the stored minutes."""
+        """Return the ranges to compare, minutes first; none extends past the stored minutes."""
         span = self._store.span(market, MINUTE)
         start_ms = max(span.start_ms if span else 0, bounds.start_ms)
         end_ms = min(span.end_ms if span else 0, bounds.end_ms)
@@ -115,7 +114,7 @@ class ExchangeCheck:
         return Answer(await self._exchange.fetch_bars(self._http, market.symbol, interval, *window) or [])
 
     def _random_window(self, interval: Interval, start_ms: int, end_ms: int, most: int) -> Range | None:
-        """A random stretch of at most `most` whole bars; None where not one fits."""
+        """Return a random range of at most `most` complete bars; None if not even one fits."""
         first_ms = interval.floor(start_ms + interval.ms - 1)
         count = (end_ms - first_ms) // interval.ms
         if count <= 0:
@@ -135,7 +134,7 @@ class ExchangeCheck:
             at = iso_ms(window.start_ms if row.open_ms is None else row.open_ms)
             self._report.add_unchecked(f"{market} {interval} {at}", row.reason)
         theirs, unreadable = answer.candles, answer.unreadable(window)
-        if not theirs:  # not offered, or older than what the exchange still has
+        if not theirs:  # not offered, or older than the history of the exchange
             return
         self._compared[interval] += len(theirs)
         try:
@@ -162,7 +161,7 @@ class ExchangeCheck:
         return compare("exchange", market, interval, theirs, ours, quote_may_be_absent=True)
 
     def _take(self, market: MarketKey, wrong: Sequence[Difference], asked_ms: int) -> None:
-        """Store the exchange's version of minutes that are over; minutes that it does not have are left alone."""
+        """Store the exchange's version of minutes that are over; keep minutes that it does not have."""
         over_ms = asked_ms - MARGIN_MS
         minutes = []
         for expected, found in ((one.expected, one.found) for one in wrong):
@@ -203,7 +202,7 @@ class ExchangeCheck:
 
 
 def _windows_around(doubtful: RangeSet, most: int) -> list[Range]:
-    """Return stretches of at most `most` minutes that hold all doubtful ones, few of them, newest first."""
+    """Return a few ranges of at most `most` minutes that contain all doubtful ones, newest first."""
     windows: list[Range] = []
     for start_ms, end_ms in doubtful:
         if windows and end_ms - windows[-1].start_ms <= most * MINUTE_MS:
@@ -214,7 +213,7 @@ def _windows_around(doubtful: RangeSet, most: int) -> list[Range]:
 
 
 def _all_windows(interval: Interval, start_ms: int, end_ms: int, most: int) -> list[Range]:
-    """All whole bars within a range, newest first, in stretches of at most `most`."""
+    """Return the complete bars within a range, newest first, in ranges of at most `most` bars."""
     first_ms, last_ms = interval.floor(start_ms + interval.ms - 1), interval.floor(end_ms)
     return [
         Range(max(first_ms, until_ms - most * interval.ms), until_ms)

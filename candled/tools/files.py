@@ -1,4 +1,4 @@
-"""Files of candles, CSV and Parquet: written as stored, and read row by row with every row checked."""
+"""Files of candles, CSV and Parquet: writes stored values exactly, and reads and checks row by row."""
 
 import csv
 import gzip
@@ -22,7 +22,7 @@ OPTIONAL = ("quote_volume", "as_of_ms")
 _IGNORED = ("trades", "final")
 _NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
-_MOST_DIGITS = 49  # before the point, and after it: every store holds 100 characters
+_MOST_DIGITS = 49  # before the point, and after it: every store takes 100 characters
 _DAY_MS = 86_400_000
 
 Write = Callable[[Sequence[Candle]], None]
@@ -32,9 +32,9 @@ Write = Callable[[Sequence[Candle]], None]
 
 @contextmanager
 def open_writer(output: str, kind: str, market: MarketKey, interval: Interval) -> Iterator[Write]:
-    """What writes bars to a file, `-` for standard output; `kind` is `csv` or `parquet`.
+    """Open a file, `-` for standard output, and yield a function that writes bars; `kind` is `csv` or `parquet`.
 
-    A file gets its name when the block has ended well, so that a half one is never taken for a whole. The same bars
+    A file gets its name only when the block has ended without an error, so there are no partial files. The same bars
     give the same bytes, also compressed.
 
     Raises:
@@ -88,12 +88,12 @@ def _write_csv(out: IO[str], bars: Sequence[Candle], interval: Interval) -> None
 
 
 def _text(number: Decimal | None) -> str:
-    """Every digit as stored, trailing zeros too, and never an exponent."""
+    """Return every stored digit, trailing zeros too, without an exponent."""
     return "" if number is None else format(number, "f")
 
 
 def _parquet_writer(stack: ExitStack, path: Path, market: MarketKey, interval: Interval) -> Write:
-    """Numbers go as strings: a decimal column has one scale for all its rows, which would add or cut zeros."""
+    """Return a writer of strings: a decimal column has one scale for all rows, which would add or cut zeros."""
     pyarrow, parquet = _pyarrow()
     times = [name for name in _columns(interval) if name not in _NUMBERS]
     schema = pyarrow.schema(
@@ -115,7 +115,7 @@ def _parquet_writer(stack: ExitStack, path: Path, market: MarketKey, interval: I
 
 
 class BadRow(NamedTuple):
-    """A row that is no possible candle: where in the file it is, and what is wrong with it."""
+    """A row that cannot be a candle: its place in the file, and the problem."""
 
     where: str
     problem: str
@@ -123,16 +123,18 @@ class BadRow(NamedTuple):
 
 class _Table(NamedTuple):
     columns: Sequence[str]
-    rows: Iterator[tuple[str, Sequence[str]]]  # where, and the cells: empty for what is absent
+    rows: Iterator[
+        tuple[str, Sequence[str]]
+    ]  # the place of each row, and its cells: an empty string for a missing value
 
 
 def read_candles(path: Path, now_ms: int) -> Iterator[Candle | BadRow]:
-    """Every row of a file as a final 1-minute candle, or as what is wrong with it, in the order of the file.
+    """Yield every row of a file as a final 1-minute candle or as a bad row, in the order of the file.
 
-    The file is CSV, perhaps compressed with gzip, or Parquet; its content tells. Columns are `time_ms` (UTC epoch
-    milliseconds), `open`, `high`, `low`, `close`, `volume`, and perhaps `quote_volume` (a blank one is absent, not 0)
-    and `as_of_ms`. Without the latter a minute counts as stated at its end, so that whatever the exchange said
-    later holds. Times have to ascend. `now_ms` is the present: a minute that is not over is a bad row.
+    The file is CSV, optionally compressed with gzip, or Parquet, as its first bytes show. Columns are `time_ms` (UTC
+    epoch milliseconds), `open`, `high`, `low`, `close`, `volume`, and optionally `quote_volume` (blank is unknown, not
+    0) and `as_of_ms`. Without `as_of_ms` a minute counts as stated at its end, so a later version of the exchange is
+    kept. Times must ascend. `now_ms` is the present: a minute that is not over is a bad row.
 
     Raises:
         ConfigError: the file cannot be read, or is not of that form.
@@ -155,7 +157,7 @@ def read_candles(path: Path, now_ms: int) -> Iterator[Candle | BadRow]:
 
 
 def says_as_of(path: Path) -> bool:
-    """Whether the file has a column `as_of_ms`, which only exports of minutes have.
+    """Return True if the file has a column `as_of_ms`, which only exports of minutes have.
 
     Raises:
         ConfigError: as `read_candles`.
@@ -174,7 +176,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _picker(path: Path, columns: Sequence[str]) -> Callable[[Sequence[str]], Sequence[str]]:
-    """What takes the cells of NEEDED and OPTIONAL out of a row, an empty text for a column that is not there."""
+    """Return a function that picks the cells of NEEDED and OPTIONAL from a row, empty for a missing column."""
     problems = [f"no column {name}" for name in NEEDED if name not in columns]
     problems += [f"unknown column {name!r}" for name in columns if name not in NEEDED + OPTIONAL + _IGNORED]
     problems += [f"column {name} is there twice" for name in dict.fromkeys(columns) if columns.count(name) > 1]
@@ -266,5 +268,5 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def kind_of(output: str) -> str:
-    """The kind of file that a name asks for: `parquet` or `csv`."""
+    """Return the kind of a file by its name: `parquet` or `csv`."""
     return "parquet" if os.fspath(output).endswith(".parquet") else "csv"

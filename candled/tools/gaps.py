@@ -1,4 +1,4 @@
-"""`candled gaps` and `candled repair`: which minutes are missing and why, and asking for them again now."""
+"""`candled gaps` and `candled repair`: the missing minutes with their reasons, and fetching them again."""
 
 import json
 import sys
@@ -38,11 +38,11 @@ class Gap:
 
     @property
     def minute_count(self) -> int:
-        """How many minutes are missing."""
+        """The number of missing minutes."""
         return (self.end_ms - self.start_ms) // MINUTE_MS
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the gap as JSON values."""
         return {
             "from": iso_ms(self.start_ms),
             "to": iso_ms(self.end_ms),
@@ -53,11 +53,11 @@ class Gap:
         }
 
 
-# ---------------------------------------------------------------- what is missing
+# ---------------------------------------------------------------- missing minutes
 
 
 def expected(store: Store, market: MarketKey, now_ms: int, backfill_ms: int) -> Range:
-    """The minutes that should be there at `now_ms`: what is stored and what settings or store say is wanted."""
+    """Return the range that should be stored at `now_ms`, by the stored minutes, the settings and the store."""
     there = store.span(market, MINUTE)
     begins = [_WEEK.floor(now_ms - backfill_ms), *([there.start_ms] if there else [])]
     since_ms = store.complete_from(market)
@@ -67,7 +67,7 @@ def expected(store: Store, market: MarketKey, now_ms: int, backfill_ms: int) -> 
 
 
 def find_gaps(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
-    """What of `span` is missing, oldest first, read page by page; neighbours with the same facts are one gap."""
+    """Yield the gaps of `span`, oldest first, read page by page; neighbours with the same facts are one gap."""
     last: Gap | None = None
     for gap in _pieces(store, market, span):
         if last is not None and last.end_ms == gap.start_ms and _facts(last) == _facts(gap):
@@ -245,7 +245,7 @@ def _may_heal(gap: Gap) -> bool:
 
 
 def _outcome(gap: Gap, after: list[Gap]) -> dict[str, Any]:
-    """How many minutes of a gap are there now, and why the others are not."""
+    """Return the number of minutes of a gap that are stored now, and the reasons for the others."""
     left = [
         (one, min(one.end_ms, gap.end_ms) - max(one.start_ms, gap.start_ms))
         for one in after

@@ -4,20 +4,20 @@ from collections.abc import Awaitable, Callable
 
 from candled.model import MINUTE, MINUTE_MS, Range
 
-# The oldest time that is looked at: no market worth charting by the minute has older candles.
+# The oldest time that is searched: no exchange has older candles by the minute.
 EARLIEST_MS = 946_684_800_000  # 2000-01-01T00:00Z
 _DAY_MS = 86_400_000
-# An outage of the exchange can look like the time before its history: so far back it is looked once more.
+# An outage of the exchange can look like the time before its history: distances at which to look again.
 _SECOND_LOOKS_MS = tuple(days * _DAY_MS for days in (1, 7, 30, 180, 720))
 
 Ask = Callable[[Range], Awaitable[int | None]]
 
 
 async def find_beginning(ask: Ask, earliest_ms: int, there_ms: int, width_ms: int) -> int:
-    """The opening time of the oldest candle since `earliest_ms`; one is known to be at `there_ms`.
+    """Return the opening time of the oldest candle since `earliest_ms`, given that there is one at `there_ms`.
 
-    `ask` says which minute is the oldest that the exchange has in a range of at most `width_ms`. All times are UTC
-    epoch milliseconds. About 25 questions for 25 years.
+    `ask` returns the oldest minute that the exchange has in a range of at most `width_ms`. All times are UTC epoch
+    milliseconds. 25 years take about 25 requests.
     """
     while True:
         there_ms = await _halve(ask, earliest_ms, there_ms, width_ms)
@@ -28,7 +28,7 @@ async def find_beginning(ask: Ask, earliest_ms: int, there_ms: int, width_ms: in
 
 
 async def find_any(ask: Ask, earliest_ms: int, until_ms: int, width_ms: int) -> int | None:
-    """A minute that the exchange has, looked for in ever longer steps back from `until_ms`; None if there is none."""
+    """Return any minute that the exchange has, searched in growing steps back from `until_ms`; None if it has none."""
     step_ms = width_ms
     end_ms = until_ms
     while end_ms > earliest_ms:
@@ -41,7 +41,7 @@ async def find_any(ask: Ask, earliest_ms: int, until_ms: int, width_ms: int) -> 
 
 
 async def _halve(ask: Ask, empty_ms: int, there_ms: int, width_ms: int) -> int:
-    """Nothing is before `empty_ms`, a candle at `there_ms`: bring both together."""
+    """Halve the time between `empty_ms`, before which there is nothing, and `there_ms`, which has a candle."""
     while empty_ms < there_ms:
         is_last = there_ms - empty_ms <= width_ms
         start_ms = empty_ms if is_last else MINUTE.floor((empty_ms + there_ms) // 2)

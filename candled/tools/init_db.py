@@ -1,4 +1,4 @@
-"""`candled init-db`: create or upgrade the tables of the store, fold new intervals, and drop old ones."""
+"""`candled init-db`: creates or upgrades the tables of the store, aggregates new intervals, and drops old ones."""
 
 from collections.abc import Sequence
 

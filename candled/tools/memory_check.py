@@ -1,4 +1,4 @@
-"""Stored bars against what a running daemon shows its clients."""
+"""Compares stored bars with those that a running daemon shows its clients."""
 
 import asyncio
 import contextlib
@@ -19,19 +19,19 @@ from .compare import Difference, compare
 from .report import Report
 
 _BARS = 1000
-_ANSWER_S = 60.0  # a daemon that is still warming up lets a subscription wait
+_ANSWER_S = 60.0  # a daemon that is still starting delays the answer
 _FAREWELL_S = 2.0
 _READS = 3
 
 
 class _NotShown(Exception):
-    """The daemon gave an error, or nothing, instead of bars."""
+    """The daemon answered with an error or not at all."""
 
 
 async def check_memory(
     store: Store, url: str, markets: Sequence[MarketKey], intervals: Sequence[Interval], report: Report
 ) -> None:
-    """Compare the newest 1000 bars of each interval that the daemon at `url` shows, as far as they are over."""
+    """Compare the newest 1000 bars of each interval that the daemon at `url` shows, if they are over."""
     try:
         socket = await websocket_connect(url, connect_timeout=_ANSWER_S)
     except (OSError, HTTPError, WebSocketError) as error:
@@ -50,7 +50,7 @@ async def check_memory(
 
 
 async def _close(socket: WebSocketClientConnection) -> None:
-    """Close and wait for the server's farewell, so that nothing is left to the end of the loop."""
+    """Close, and wait until the server has closed too, so that no task outlives the loop."""
     socket.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_FAREWELL_S):
@@ -61,7 +61,7 @@ async def _close(socket: WebSocketClientConnection) -> None:
 async def _differences(
     store: Store, socket: WebSocketClientConnection, market: MarketKey, interval: Interval
 ) -> list[Difference]:
-    """What differs at every look: what the daemon writes between two reads is no difference."""
+    """Return the differences that several reads agree on: the daemon may write between two reads."""
     wrong: list[Difference] = []
     for _ in range(_READS):
         shown = await _subscribe(socket, market, interval)

@@ -1,4 +1,4 @@
-"""How commands are declared: their arguments and options, and the settings that `--config` names."""
+"""The parts of a command's declaration: arguments, options, and the settings that `--config` names."""
 
 import os
 from collections.abc import Callable, Coroutine

@@ -29,7 +29,7 @@ def show_progress(label: str, total: int | None, *, quiet: bool = False) -> Iter
         *columns,
         console=Console(stderr=True),
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # what goes to a file or a pipe stays as it is
+        redirect_stdout=sys.stdout.isatty(),  # output to a file or a pipe stays as it is
         refresh_per_second=5,
     ) as bar:
         task = bar.add_task(label, total=total)

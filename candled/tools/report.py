@@ -1,4 +1,4 @@
-"""What `candled verify` prints: a line per finding, for people or as JSON, and the exit status that follows."""
+"""The output of `candled verify`: a line per finding, as text or JSON, and the exit status."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ class Report:
         return show_progress(label, total, quiet=self._quiet)
 
     def add_differences(self, differences: Sequence[Difference], *, repaired: bool = False) -> None:
-        """Report bars that differ, or did until now."""
+        """Report bars that differ, or that differed until they were repaired."""
         for difference in differences:
             if repaired:
                 self._repaired += 1
@@ -42,17 +42,17 @@ class Report:
         self.print_finding(f"{what}: not checked: {why}", {"unchecked": what, "reason": str(why)})
 
     def print_finding(self, text: str, plain: Mapping[str, Any]) -> None:
-        """Print a finding, in one of its two forms."""
+        """Print a finding, as text or as JSON."""
         print(json.dumps(plain) if self._as_json else text, flush=sys.stdout.isatty())
 
     @property
     def found_count(self) -> int:
-        """How many differences there are, the repaired ones left out."""
+        """The number of differences, without the repaired ones."""
         return self._differences.total()
 
     @property
     def repaired_count(self) -> int:
-        """How many differences there were and are no more."""
+        """The number of repaired differences."""
         return self._repaired
 
     @property

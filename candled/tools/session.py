@@ -1,4 +1,4 @@
-"""What commands that ask an exchange work with: the store on its threads, and exchanges within their budgets."""
+"""The store on its threads and the exchanges within their budgets, for commands that ask an exchange."""
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -26,12 +26,12 @@ T = TypeVar("T")
 # Waits double from 1 s to 60 s: about five minutes of an exchange or a store that does not answer.
 _PATIENCE = 10
 _PATIENCE_WITH_NONSENSE = 3
-# After its end a minute is left to the daemon for so long; before that late versions may still come.
+# Time after the end of a minute during which it is left to the daemon, because late versions may still arrive.
 MARGIN_MS = 60_000
 
 
 class ExchangeSource:
-    """One configured exchange, asked within a command's part of its request budget (`request_budgets`)."""
+    """One configured exchange, used within a command's part of its request budget (`request_budgets`)."""
 
     def __init__(
         self, config: ExchangeConfig, clock: Clock, settle_ms: int, say: Callable[[str], None], budget: MakeBudget
@@ -46,42 +46,42 @@ class ExchangeSource:
 
     @property
     def most_minutes(self) -> int:
-        """The most minutes that `history` may be asked for at once."""
+        """The most minutes that one call of `fetch_history` may ask for."""
         return self._exchange.max_history_minutes
 
     @property
     def has_quiet_minutes(self) -> bool:
-        """Whether the exchange publishes minutes without trades too."""
+        """True if the exchange publishes minutes without trades too."""
         return self._exchange.publishes_empty_candles
 
     @property
     def absence_meaning(self) -> Absence:
-        """What it means that the exchange does not have a minute."""
+        """The reason for a minute that the exchange does not have."""
         return "exchange_outage" if self._exchange.publishes_empty_candles else "no_trades"
 
     @property
     def request_count(self) -> int:
-        """How many requests were made."""
+        """The number of requests so far."""
         return sum(int(host["requests"]) for host in self._http.describe().values())
 
     def resume_after(self, newest_ms: int | None) -> None:
-        """See `Exchange.resume`."""
+        """Pass the newest stored minute to the exchange; see `Exchange.resume_after`."""
         self._exchange.resume_after(newest_ms)
 
     def now_ms(self) -> int:
-        """The exchange's clock as far as it is known, UTC epoch milliseconds."""
+        """Return the exchange's time as far as it is known, UTC epoch milliseconds."""
         return self._exchange.now_ms()
 
     def until_ms(self) -> int:
-        """Minutes before this are over, with all their late versions."""
+        """Return the time before which minutes are over, with all their late versions."""
         return MINUTE.floor(self.now_ms() - self._settle_ms - MARGIN_MS)
 
     async def fetch_history(self, symbol: Symbol, span: Range) -> Answer:
         """Return the final minutes of `span` that the exchange has, and the rows that cannot be candles.
 
         Raises:
-            Unavailable: it did not answer, in several attempts over minutes.
-            ExchangeError: it refused, or answered other than documented, again and again.
+            Unavailable: it did not answer in several attempts over minutes.
+            ExchangeError: it refused, or gave undocumented answers, several times.
         """
         asked_ms = self.now_ms()
         answer = sift(await self._fetch_final(symbol, span), span)
@@ -125,7 +125,7 @@ class ExchangeSource:
 
 
 class Session:
-    """The store and the exchanges of the settings, for the length of a command."""
+    """The store and the exchanges of the settings, while a command runs."""
 
     def __init__(self, store: Store, threads: StoreThreads, sources: Iterable[ExchangeSource], clock: Clock) -> None:
         self.store = store
@@ -149,7 +149,7 @@ class Session:
                 await self.clock.sleep(backoff.on_failure())
 
     async def run_write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a method of the store that changes it. Raises as `read`."""
+        """Call a method of the store that changes it. Raises the same errors as `run_read`."""
         backoff = Backoff()
         while True:
             try:
@@ -169,7 +169,7 @@ def print_remark(text: str) -> None:
 async def open_session(
     config: Config, exchanges: Iterable[str], clock: Clock, say: Callable[[str], None]
 ) -> AsyncIterator[Session]:
-    """The store of the settings and the exchanges of these names, open for the length of the block.
+    """Open the store of the settings and the exchanges of these names for the length of the block.
 
     Raises:
         ConfigError: the store or an exchange could not be opened.

@@ -11,12 +11,12 @@ from candled.store.batch import minute_ranges
 from candled.store.interface import SEQ_UNPUBLISHED, Store
 
 WEEK = Interval.parse("1W")
-END_OF_TIME_MS = 10**14  # later than any candle, and within what every store can hold
+END_OF_TIME_MS = 10**14  # later than any candle, and within the range of every store
 
 
 @contextmanager
 def open_store(config: Config) -> Iterator[Store]:
-    """The store of the settings, open for the length of the block as a guest's, see `Store`.
+    """Open the store of the settings as a guest (see `Store`) for the length of the block.
 
     Raises:
         ConfigError: it could not be opened, or failed within the block.
@@ -32,7 +32,7 @@ def open_store(config: Config) -> Iterator[Store]:
 
 
 def exchange_of(config: Config, name: str | None) -> ExchangeConfig:
-    """The configured exchange of that name; the first one for None.
+    """Return the configured exchange of that name; the first one for None.
 
     Raises:
         ConfigError: there is none.
@@ -46,9 +46,9 @@ def exchange_of(config: Config, name: str | None) -> ExchangeConfig:
 
 
 def markets_of(config: Config, symbols: Sequence[Symbol], exchange: str | None) -> list[MarketKey]:
-    """The markets that a command is about: of each symbol those configured, without symbols all of them.
+    """Return the markets of a command: of each symbol the configured ones, without symbols all of them.
 
-    A symbol that is configured nowhere means the one of `exchange`, by default the first: its history may still be
+    A symbol that is not in the settings means that of `exchange`, by default the first one: its history may still be
     stored.
 
     Raises:
@@ -65,9 +65,9 @@ def markets_of(config: Config, symbols: Sequence[Symbol], exchange: str | None) 
 
 
 def before_beginning(store: Store, market: MarketKey, since_ms: int) -> int:
-    """Where nothing exists before `since_ms`, return when the week begins in which history does; else `since_ms`.
+    """Return the start of the week in which history begins, if it begins at `since_ms`; else `since_ms`.
 
-    The bars in which history begins are whole then, though they begin before it.
+    The bars in which history begins are complete then, though they start earlier.
     """
     for hole in store.known_gaps(market, Range(since_ms - MINUTE_MS, since_ms)):
         if hole.reason == "beyond_history" and hole.end_ms >= since_ms:
@@ -76,9 +76,9 @@ def before_beginning(store: Store, market: MarketKey, since_ms: int) -> int:
 
 
 def put_past(store: Store, market: MarketKey, minutes: Sequence[Candle]) -> None:
-    """Store minutes, oldest first, and before that note in the log of changes that the past is to change.
+    """Store minutes, oldest first. Log the change before: clients that reconnect then get the bars.
 
-    So a client that was away meanwhile is given their bars, also when no daemon is running that could tell of them.
+    This works without a running daemon too.
     """
     if minutes:
         changes = [(SEQ_UNPUBLISHED, span) for span in minute_ranges(minute.open_ms for minute in minutes)]

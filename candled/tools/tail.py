@@ -1,4 +1,4 @@
-"""`candled tail`: a client in the terminal that prints bars as they move and connects again by itself."""
+"""`candled tail`: a client for the terminal that prints bars as they change and reconnects automatically."""
 
 import json
 import sys
@@ -15,16 +15,16 @@ from candled.ingest.backoff import Backoff
 from candled.model import decimal_text
 from candled.settings import without_passwords
 
-_REMEMBERED = 1000  # bars whose last printed line is known, so that it is not printed again
-_REFUSAL = "Invalid"  # how the protocol's errors begin that asking again will not change
+_REMEMBERED = 1000  # bars whose last printed line is kept, so that it is not printed again
+_REFUSAL = "Invalid"  # start of the protocol's errors that a retry does not change
 _PING_EVERY_S = 30
 
 Bar = Mapping[str, Any]
-"""A bar as it came: `time` in ISO 8601, the numbers as `Decimal`."""
+"""A bar as received: `time` in ISO 8601, numbers as `Decimal`."""
 
 
 class _NotSubscribed(Exception):
-    """The server could not answer now; its text."""
+    """The server cannot answer now; the text is its error."""
 
 
 class Tail:
@@ -51,7 +51,7 @@ class Tail:
         self._backoff = Backoff(first_s=0.5, most_s=30.0)
 
     async def run(self) -> int:
-        """Follow until cancelled; 2 if the server refuses what was asked for."""
+        """Follow until cancelled; return 2 if the server rejects the subscription."""
         while True:
             try:
                 refusal = await self._run_connection()
@@ -69,7 +69,7 @@ class Tail:
             await self._clock.sleep(wait_s)
 
     async def _run_connection(self) -> str | None:
-        """Print until the connection ends; return the server's error if it refused the subscription for good."""
+        """Print until the connection ends; return the server's error if it rejected the subscription permanently."""
         socket = await websocket_connect(self._url, ping_interval=_PING_EVERY_S)
         try:
             await socket.write_message(json.dumps(self._request))
@@ -90,7 +90,7 @@ class Tail:
                     self._printer.print_bars([message["bar"]])
                 case "error" if message["message"].startswith(_REFUSAL):
                     return str(message["message"])
-                case "error" if not subscribed:  # nothing more would come
+                case "error" if not subscribed:  # no updates would follow
                     raise _NotSubscribed(message["message"])
                 case "error":
                     self._printer.print_note(message["message"])
@@ -98,9 +98,9 @@ class Tail:
 
 
 class Printer:
-    """Writes bars: with `in_place` the newest line is overwritten while its bar moves, else each change is a line.
+    """Writes bars: with `in_place` the newest line is overwritten while its bar changes, else each change is a line.
 
-    A bar that stands as it was printed last is not printed again, as after a connection that was lost.
+    A bar that has not changed since it was printed, for instance after a reconnect, is not printed again.
     """
 
     def __init__(self, out: TextIO, *, in_place: bool) -> None:
@@ -110,7 +110,7 @@ class Printer:
         self._open_time: str | None = None  # of the bar whose line has not ended yet
 
     def print_bars(self, bars: Iterable[Bar]) -> None:
-        """Print what changed of these bars, oldest first."""
+        """Print the changed ones of these bars, oldest first."""
         for bar in bars:
             text = line(bar)
             if self._printed.get(bar["time"]) != text:
@@ -126,7 +126,7 @@ class Printer:
         self._out.flush()
 
     def end_line(self) -> None:
-        """Go to a fresh line."""
+        """Start a new line."""
         if self._open_time is not None:
             self._out.write("\n")
             self._open_time = None
@@ -143,11 +143,11 @@ class Printer:
 
 
 def printable(text: str) -> str:
-    """A text of somebody else on one line, without characters that would steer the terminal."""
+    """Return a text of the server as one line, without characters that control the terminal."""
     return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
 def line(bar: Bar) -> str:
-    """One bar as text: opening time (UTC, to the minute), open, high, low, close and volume, all digits."""
+    """Return a bar as text: opening time (UTC, to the minute), open, high, low, close and volume, all digits."""
     prices = "  ".join(f"{key[0].upper()} {decimal_text(bar[key])}" for key in ("open", "high", "low", "close"))
     return f"{printable(bar['time'][:16]).replace('T', ' ')}  {prices}  V {decimal_text(bar['volume'])}"

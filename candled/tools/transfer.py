@@ -21,7 +21,7 @@ from .store_access import WEEK, exchange_of, open_store, put_past
 
 _PAGE_BARS = 10_080  # of minutes a week: the longest bar is folded once, and every other one too
 _STEP = 1000  # rows between two steps of the progress
-_NAMED = 5  # bad rows named per file; a file of another kind would name every row it has
+_NAMED = 5  # bad rows reported per file: in a file of another kind every row is bad
 _IMPROBABLE = 1000
 
 # ---------------------------------------------------------------- export
@@ -73,10 +73,10 @@ def _slots(start_ms: int, end_ms: int, interval: Interval) -> int:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the rows of a file.
+    """The number of rows of a file by their result.
 
     `new` minutes were not stored before, `replaced` ones were stored in an older version, `kept` ones in the same or
-    a newer version. `refused` ones the store did not take: they are older than its retention.
+    a newer version. The store did not take `refused` ones: they are older than its retention.
     """
 
     read: int = 0
@@ -122,7 +122,7 @@ def _check(files: Sequence[Path], now_ms: int, advance: Callable[[int], None], *
     """Read every file once without writing; return how many good rows there are.
 
     Raises:
-        ConfigError: some rows are bad and may not be skipped, or a file holds longer bars; all files are reported.
+        ConfigError: some rows are bad and may not be skipped, or a file has longer bars; all files are reported.
     """
     problems: list[str] = []
     total = 0
@@ -157,7 +157,7 @@ def _check(files: Sequence[Path], now_ms: int, advance: Callable[[int], None], *
 
 
 class _Spacing:
-    """Tells minutes from longer bars, whose times are all multiples of something."""
+    """Distinguishes minutes from longer bars, whose times are all multiples of their length."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -171,13 +171,13 @@ class _Spacing:
         self._last_ms = open_ms
 
     def looks_longer(self) -> bool:
-        """Whether it would be a rare accident for minutes to lie like this."""
+        """Return True if minutes would have these times only by a rare accident."""
         step = self.step_ms // MINUTE_MS
         return step > 1 and (self.rows - 1) * math.log(step) >= math.log(_IMPROBABLE)
 
 
 def _minute_pages(rows: Iterable[Candle | BadRow], counts: Counts) -> Iterator[list[Candle]]:
-    """The good rows in pages of a week; the bad ones are counted."""
+    """Yield the good rows in pages of a week, and count the bad ones."""
 
     def good() -> Iterator[Candle]:
         for row in rows:
@@ -221,14 +221,14 @@ def _print_counts(path: Path, counts: Counts, *, as_json: bool) -> None:
     )
 
 
-# ---------------------------------------------------------------- what is complete
+# ---------------------------------------------------------------- complete history
 
 
 def extend_coverage(store: Store, market: MarketKey) -> None:
-    """Correct what the store says of a market's completeness, after minutes were stored past the daemon.
+    """Update the stored completeness of a market after minutes were stored without the daemon.
 
-    Since when history is complete moves back only over minutes that are there and holes that are known, without a
-    break. Where the store does not know yet, nothing is claimed: the daemon finds out at its next start.
+    The start of the complete history moves back only over stored minutes and known gaps, without a break. If the store
+    does not have it yet, it stays unknown: the daemon finds it at its next start.
     """
     holes = store.known_gaps(market)
     left = [piece for hole in holes for piece in _unfilled(store, market, hole)]
@@ -239,13 +239,13 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
         return
     known = [(hole.start_ms, hole.end_ms) for hole in left]
     joined_ms = RangeSet([*store.stored_ranges(market, there.start_ms, since_ms), *known]).start_of(since_ms)
-    joined_ms = max(joined_ms, WEEK.floor(there.start_ms))  # before history nothing is complete or not
+    joined_ms = max(joined_ms, WEEK.floor(there.start_ms))  # there is nothing to complete before history
     if joined_ms < since_ms:
         store.set_complete_from(market, joined_ms)
 
 
 def _unfilled(store: Store, market: MarketKey, hole: KnownGap) -> list[KnownGap]:
-    """What of a hole is still missing."""
+    """Return the parts of a known gap that are still missing."""
     rest = RangeSet([(hole.start_ms, hole.end_ms)])
     for there in store.stored_ranges(market, hole.start_ms, hole.end_ms):
         rest.remove(*there)

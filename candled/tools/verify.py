@@ -1,4 +1,4 @@
-"""`candled verify`: stored bars against their minutes, the exchange's own, and what a running daemon shows."""
+"""`candled verify`: compares stored bars with their minutes, the exchange, and a running daemon."""
 
 import asyncio
 import math
@@ -90,7 +90,7 @@ async def _check_exchanges(
     *,
     repair: bool,
 ) -> None:
-    """Compare samples of markets with the exchange, and the minutes in doubt."""
+    """Compare samples of markets, and the minutes in doubt, with the exchange."""
     from .exchange_check import ExchangeCheck
 
     seed = secrets.randbelow(10**6) if seed is None else seed
@@ -106,12 +106,12 @@ async def _check_exchanges(
                 await check.run(list(ours), bounds, windows, ours)
 
 
-# ---------------------------------------------------------------- against the minutes
+# ---------------------------------------------------------------- comparison with the minutes
 
 
 @dataclass(frozen=True, slots=True)
 class Doubts:
-    """The minutes of a market that only the exchange can settle: pairs that contradict each other, and deleted ones."""
+    """Minutes that only the exchange can decide on: pairs that contradict each other, and deleted ones."""
 
     contradictions: list[Difference]
     deleted: RangeSet
@@ -134,11 +134,11 @@ def verify_market(
     opens_at_close: bool = False,
     asks_later: bool = False,
 ) -> Doubts:
-    """Compare every longer bar of the weeks that `bounds` touch with what its minutes say; report what differs.
+    """Compare every longer bar of the weeks that `bounds` touch with its minutes; report the differences.
 
-    With `repair` bad rows are deleted and wrong bars folded again, and reported as repaired when they are right
-    afterwards. `opens_at_close`: every minute opens where the one before it closed. Minutes that contradict their
-    neighbours are reported too, but for `asks_later`: then the exchange will be asked first.
+    With `repair` bad rows are deleted and wrong bars rebuilt, and reported as repaired if they are right afterwards.
+    With `opens_at_close` every minute must open where the one before it closed. Minutes that contradict their
+    neighbours are reported unless `asks_later`: then the exchange is asked first.
     """
     longer = [interval for interval in intervals if interval != MINUTE]
     one = _MarketCheck(store, market, longer, report, repair=repair, opens_at_close=opens_at_close)
@@ -166,16 +166,16 @@ class _MarketCheck:
         self._report = report
         self._is_repairing = repair
         self._opens_at_close = opens_at_close
-        #: a database drops minutes after its retention and keeps the bars: those from before then have more than theirs
+        #: start of the minutes that the database keeps: longer bars from before it cannot be recomputed
         self._from_ms = store.kept_from()
-        #: rows that cannot be read and are there still, by interval
+        #: times of the unreadable rows that are not deleted, by interval
         self._unreadable: dict[Interval, list[float]] = {}
         self._last: Candle | None = None
         self.asks_later = False
         self.doubts = Doubts([], RangeSet())
 
     def run(self, bounds: Range) -> None:
-        """Check the weeks that a range touches, those too in which there are bars and no minutes."""
+        """Check the weeks that a range touches, including those that have bars but no minutes."""
         store, market, report = self._store, self._market, self._report
         before = report.found_count, report.repaired_count
         self._check_rows(_whole_weeks(bounds))
@@ -199,10 +199,10 @@ class _MarketCheck:
             {**_named(market), "minutes": minutes, "bars": bars, "differ": differ, "repaired": repaired},
         )
 
-    # ------------------------------------------------------------ rows that are no bars
+    # ------------------------------------------------------------ unreadable rows
 
     def _check_rows(self, within: Range) -> None:
-        """Report the rows that cannot be read; delete them, or remember where they are."""
+        """Report the rows that cannot be read; delete them, or remember their times."""
         rows = self._store.bad_rows(self._market, within)
         for minute in self._store.read_forming(self._market) if not _are_forming(rows) else ():
             rows += [_bad_row("forming", one) for one in impossible(self._market, [minute])]
@@ -214,7 +214,7 @@ class _MarketCheck:
                 insort(self._unreadable.setdefault(row.interval, []), row.time)
 
     def _report_bad(self, rows: Sequence[BadRow]) -> None:
-        """Report rows that are no bars; with `repair` delete them, so that the minutes are missing."""
+        """Report rows that are no bars; with `repair` delete them, so that their minutes are fetched again."""
         if self._is_repairing and rows:
             times = [(at_ms, row.interval.ms) for row in rows if (at_ms := _time_of(row)) is not None]
             spans = [(at_ms, at_ms + length_ms) for at_ms, length_ms in times]
@@ -239,10 +239,10 @@ class _MarketCheck:
         times = self._unreadable.get(interval, [])
         return times[bisect_left(times, page.start_ms) : bisect_left(times, page.end_ms)]
 
-    # ------------------------------------------------------------ bars that are not those of their minutes
+    # ------------------------------------------------------------ wrong bars
 
     def _beyond(self, span: Range | None, bounds: Range) -> Iterator[Range]:
-        """Yield the time before and after the weeks of the minutes as far as bars are stored there, in long pages."""
+        """Yield, in long pages, the time before and after the weeks of the minutes in which bars are stored."""
         found = [one for interval in self._longer if (one := self._store.span(self._market, interval)) is not None]
         if not found:
             return
@@ -255,7 +255,7 @@ class _MarketCheck:
                 yield Range(page_ms, min(end_ms, page_ms + _EMPTY_WEEKS * _WEEK.ms))
 
     def _check_page(self, page: Range) -> list[Candle]:
-        """Report what is wrong in a page; return its minutes."""
+        """Report the differences in a page; return its minutes."""
         minutes, bad, wrong = self._read_page(page)
         if bad:
             self._report_bad([_bad_row("candles", one) for one in bad])
@@ -273,10 +273,10 @@ class _MarketCheck:
         return minutes
 
     def _read_page(self, page: Range) -> tuple[list[Candle], list[Difference], list[Difference]]:
-        """Return the minutes of a page, which are impossible, and which of the longer bars are not what they say.
+        """Return the minutes of a page, the impossible ones, and the longer bars that differ from the minutes.
 
-        A daemon may write between two reads: a difference counts only where the minutes are the same before and after.
-        Bars with a minute that cannot be one are not compared: they may be right.
+        A daemon may write between two reads: a difference counts only if the minutes are the same before and after.
+        Bars with an impossible minute are not compared: they may be right.
         """
         minutes = self._read(MINUTE, page)
         for _ in range(_READS):
@@ -307,7 +307,7 @@ class _MarketCheck:
         return wrong
 
     def _fold_again(self, page: Range, wrong: Sequence[Difference]) -> list[Difference]:
-        """Fold wrong bars again; return what differs still."""
+        """Rebuild wrong bars; return the remaining differences."""
         spans = RangeSet((difference.open_ms, difference.open_ms + difference.interval.ms) for difference in wrong)
         self._store.log_changes(self._market, None, [(SEQ_UNPUBLISHED, span) for span in spans])
         self._store.rebuild_rollups(self._market, list(spans))
@@ -355,7 +355,7 @@ def _whole_weeks(span: Range) -> Range:
 
 
 def _weeks(span: Range, bounds: Range) -> Iterator[Range]:
-    """The whole weeks that both ranges touch."""
+    """Yield the weeks that both ranges touch, in full."""
     start_ms, end_ms = max(span.start_ms, bounds.start_ms), min(span.end_ms, bounds.end_ms)
     if start_ms >= end_ms:
         return
