@@ -59,6 +59,7 @@ class _Commands(TyperGroup):
                 formatter.write_dl(rows)
 
 
+_config = typer.Typer(help="Print the JSON Schema of the settings, for editors.")
 app = typer.Typer(cls=_Commands, help=_HELP, epilog=_NOTES, context_settings={"max_content_width": 100})
 
 
@@ -175,6 +176,18 @@ def check_config(config: ConfigFile = None) -> Outcome:
     return 0
 
 
+@declare(_config, "Commands")
+def schema() -> Outcome:
+    """Print the JSON Schema of the settings, for editors."""
+    import json
+
+    from candled.plugins import discover
+    from candled.settings_schema import make_schema
+
+    print(json.dumps(make_schema(discover().exchanges), indent=2, ensure_ascii=False))
+    return 0
+
+
 @declare(app, _DAEMON)
 def plugins() -> Outcome:
     """List the installed plugins and their problems."""
@@ -217,4 +230,5 @@ def tail(
     return Tail(url, symbol, interval, exchange, bars).run()
 
 
+app.add_typer(_config, name="config", rich_help_panel=_DAEMON)
 app.add_typer(commands.app)
