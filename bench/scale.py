@@ -175,12 +175,12 @@ def fill(path: Path, names: Sequence[str], held: int) -> None:
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("BEGIN")
     oldest_ms = MONDAY_MS - held * DEFAULT_INTERVALS[-1].ms
-    known_hole = (oldest_ms, MONDAY_MS - held * MINUTE_MS, "exchange_outage", 5, None)
+    known_gap = (oldest_ms, MONDAY_MS - held * MINUTE_MS, "exchange_outage", 5, None)
     for market, name in enumerate(names, 1):
         dice = random.Random(market)
         connection.execute(sql.ADD_MARKET, ("bitget", name))
         connection.execute(sql.SET_COMPLETE_FROM, (oldest_ms, market))
-        connection.execute(sql.PUT_HOLE, (market, *known_hole))
+        connection.execute(sql.PUT_HOLE, (market, *known_gap))
         for interval in DEFAULT_INTERVALS:
             rows = list(bars(dice, interval, held))
             if interval == MINUTE:

@@ -102,7 +102,7 @@ SHARED = {
         "rooms/encoded_bars",
     },
     "serve": {"serve/connection_limiter", "serve/rate_limit"},  # the address of a request and its limit
-    "store": {"store/__init__", "store/interface", "store/holes"},  # the interface of stores and its values
+    "store": {"store/__init__", "store/interface", "store/known_gaps"},  # the interface of stores and its values
 }
 
 # All other modules wait and read the time through `candled.exchange.Clock`.

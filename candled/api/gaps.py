@@ -58,32 +58,32 @@ async def read_gaps(stored: GapStore, market: MarketKey, start_ms: int, end_ms: 
     while start_ms < end_ms:
         first_ms = max(start_ms, end_ms - CHUNK_MS)
         present = await stored.stored_ranges(market, first_ms, end_ms)
-        holes = await stored.known_gaps(market, Range(first_ms, end_ms))
-        yield find_gaps(present, holes, first_ms, end_ms)
+        known_gaps = await stored.known_gaps(market, Range(first_ms, end_ms))
+        yield find_gaps(present, known_gaps, first_ms, end_ms)
         end_ms = first_ms
 
 
-def find_gaps(present: Iterable[Range], holes: Iterable[KnownGap], start_ms: int, end_ms: int) -> list[Gap]:
+def find_gaps(present: Iterable[Range], known_gaps: Iterable[KnownGap], start_ms: int, end_ms: int) -> list[Gap]:
     """Return all gaps within `[start_ms, end_ms)`, oldest first and cut at the ends. `present` are the stored minutes.
 
     The known gaps must be sorted and disjoint, as in a store. Minutes of a known gap that are stored after all are not
     a gap.
     """
     gaps: list[Gap] = []
-    waiting = iter(holes)
-    hole = next(waiting, None)
+    waiting = iter(known_gaps)
+    known_gap = next(waiting, None)
     for left_ms, right_ms in RangeSet(present).missing(start_ms, end_ms):
         while left_ms < right_ms:
-            while hole is not None and hole.end_ms <= left_ms:
-                hole = next(waiting, None)
-            if hole is None or hole.start_ms >= right_ms:
+            while known_gap is not None and known_gap.end_ms <= left_ms:
+                known_gap = next(waiting, None)
+            if known_gap is None or known_gap.start_ms >= right_ms:
                 gaps.append(Gap(left_ms, right_ms, "missing"))
                 break
-            if left_ms < hole.start_ms:
-                gaps.append(Gap(left_ms, hole.start_ms, "missing"))
-                left_ms = hole.start_ms
-            until_ms = min(hole.end_ms, right_ms)
-            gaps.append(Gap(left_ms, until_ms, hole.reason, hole.attempts, hole.retry_ms))
+            if left_ms < known_gap.start_ms:
+                gaps.append(Gap(left_ms, known_gap.start_ms, "missing"))
+                left_ms = known_gap.start_ms
+            until_ms = min(known_gap.end_ms, right_ms)
+            gaps.append(Gap(left_ms, until_ms, known_gap.reason, known_gap.attempts, known_gap.retry_ms))
             left_ms = until_ms
     return gaps
 

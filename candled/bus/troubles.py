@@ -12,7 +12,7 @@ _WELL_S = 5.0  # work that fails again within this time has not really worked in
 _ALL = "all"
 
 
-class FeedError:
+class TroubleRecord:
     """One kind of work with Redis, such as publishing, and the reasons why it or some of its parts fail.
 
     Each kind of failure is logged once, until the work has succeeded for a while.
@@ -71,11 +71,11 @@ class Troubles:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._all: list[FeedError] = []
+        self._all: list[TroubleRecord] = []
 
-    def of(self, work: str, *, vital: bool = True) -> FeedError:
+    def of(self, work: str, *, vital: bool = True) -> TroubleRecord:
         """Add a kind of work."""
-        self._all.append(FeedError(work, self._clock, vital=vital))
+        self._all.append(TroubleRecord(work, self._clock, vital=vital))
         return self._all[-1]
 
     @property

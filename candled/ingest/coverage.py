@@ -7,8 +7,8 @@ from enum import IntEnum
 from typing import Literal
 
 from candled.model import MINUTE, MINUTE_MS, Interval, Range, RangeSet
-from candled.store.holes import inside, joined, outside
 from candled.store.interface import ALL_TIME, KnownGap
+from candled.store.known_gaps import inside, joined, outside
 
 from .evidence import Evidence
 
@@ -85,7 +85,7 @@ class Coverage:
         self,
         *,
         present: Iterable[Range],
-        holes: Sequence[KnownGap],
+        known_gaps: Sequence[KnownGap],
         since_ms: int | None,
         from_ms: int,
         absence: Absence,
@@ -97,9 +97,11 @@ class Coverage:
         self._older = older
         self._have = RangeSet(sorted(present))  # in order, so each range is appended
         # sorted, disjoint, and disjoint from stored minutes
-        self._holes = [piece for hole in joined(holes) for piece in self._lacking_parts(hole)]
+        self._known_gaps = [piece for known_gap in joined(known_gaps) for piece in self._lacking_parts(known_gap)]
         # stored, or known not to exist
-        known = ((hole.start_ms, hole.end_ms) for hole in holes if hole.reason != "unconfirmed")
+        known = (
+            (known_gap.start_ms, known_gap.end_ms) for known_gap in known_gaps if known_gap.reason != "unconfirmed"
+        )
         self._covered = RangeSet(sorted([*self._have, *known]))
         self._begins_ms: int | None = None  # another source has no older data
         self._is_contradicted = False  # another source has data that the exchange denies
@@ -119,12 +121,12 @@ class Coverage:
     @property
     def known_gaps(self) -> list[KnownGap]:
         """The minutes that the exchange does not have, oldest first."""
-        return list(self._holes)
+        return list(self._known_gaps)
 
-    def holes_within(self, start_ms: int, end_ms: int) -> list[KnownGap]:
+    def known_gaps_within(self, start_ms: int, end_ms: int) -> list[KnownGap]:
         """Return the parts of known gaps that lie in `[start_ms, end_ms)`, oldest first."""
         first, last = self._gap_indexes(start_ms, end_ms)
-        return [piece for hole in self._holes[first:last] for piece in inside(hole, start_ms, end_ms)]
+        return [piece for known_gap in self._known_gaps[first:last] for piece in inside(known_gap, start_ms, end_ms)]
 
     def take_changes(self) -> Range | None:
         """Return the range in which the known gaps changed since the last call, or None."""
@@ -151,8 +153,8 @@ class Coverage:
         """Return the missing minutes that have not been requested from the exchange yet."""
         gaps = self.missing_within(start_ms, end_ms)
         first, last = self._gap_indexes(start_ms, end_ms)
-        for hole in self._holes[first:last]:
-            gaps.remove(hole.start_ms, hole.end_ms)
+        for known_gap in self._known_gaps[first:last]:
+            gaps.remove(known_gap.start_ms, known_gap.end_ms)
         return gaps
 
     @property
@@ -172,12 +174,12 @@ class Coverage:
 
     def _find_beginning(self) -> KnownGap | None:
         first_ms, named = self.first_ms, []
-        for hole in self._holes:
-            if first_ms is not None and hole.start_ms >= first_ms:
+        for known_gap in self._known_gaps:
+            if first_ms is not None and known_gap.start_ms >= first_ms:
                 break
-            if hole.end_ms > self.from_ms and hole.reason in ("unconfirmed", "beyond_history"):
-                named.append(hole)
-        doubtful = [hole for hole in named if hole.reason == "unconfirmed"] or named
+            if known_gap.end_ms > self.from_ms and known_gap.reason in ("unconfirmed", "beyond_history"):
+                named.append(known_gap)
+        doubtful = [known_gap for known_gap in named if known_gap.reason == "unconfirmed"] or named
         if not doubtful:
             return None
         return replace(doubtful[-1], start_ms=max(doubtful[0].start_ms, self.from_ms))
@@ -231,15 +233,17 @@ class Coverage:
         elif (first_ms := self.first_ms) is None or start_ms < first_ms:
             last = max(last, self._gap_indexes(start_ms, ALL_TIME.end_ms if first_ms is None else first_ms)[1])
         if first < last:
-            reached = self._holes[first:last]
+            reached = self._known_gaps[first:last]
             # History is older than believed, so all minutes that were taken not to exist may exist.
-            disproved = [hole for hole in reached if hole.reason == "beyond_history"]
-            kept = [hole for hole in reached if hole.reason != "beyond_history"]
-            self._holes[first:last] = [piece for hole in kept for piece in outside(hole, start_ms, end_ms)]
+            disproved = [known_gap for known_gap in reached if known_gap.reason == "beyond_history"]
+            kept = [known_gap for known_gap in reached if known_gap.reason != "beyond_history"]
+            self._known_gaps[first:last] = [
+                piece for known_gap in kept for piece in outside(known_gap, start_ms, end_ms)
+            ]
             self._note_change(start_ms, end_ms)
-            for hole in disproved:
-                self._covered.remove(hole.start_ms, hole.end_ms)
-                self._note_change(hole.start_ms, hole.end_ms)
+            for known_gap in disproved:
+                self._covered.remove(known_gap.start_ms, known_gap.end_ms)
+                self._note_change(known_gap.start_ms, known_gap.end_ms)
         self._have.add(start_ms, end_ms)
         self._covered.add(start_ms, end_ms)
         self._seen.remove(start_ms, end_ms)
@@ -278,13 +282,13 @@ class Coverage:
         if not fresh:
             return False
         first, last = self._gap_indexes(start_ms, end_ms)
-        before = self._holes[first:last]
-        known = [self._examined(hole, is_believed, now_ms) for hole in before]
-        now_known = [piece for hole in known for piece in outside(hole, start_ms, end_ms)]
-        for hole in known:
-            for piece in inside(hole, start_ms, end_ms):
+        before = self._known_gaps[first:last]
+        known = [self._examined(known_gap, is_believed, now_ms) for known_gap in before]
+        now_known = [piece for known_gap in known for piece in outside(known_gap, start_ms, end_ms)]
+        for known_gap in known:
+            for piece in inside(known_gap, start_ms, end_ms):
                 now_known += self._asked_again(piece, unreadable, now_ms) if is_believed else [_put_off(piece, now_ms)]
-            fresh.remove(hole.start_ms, hole.end_ms)
+            fresh.remove(known_gap.start_ms, known_gap.end_ms)
         for gap in fresh:
             for first_ms, stop_ms, reason in self._reasons(gap, unreadable):
                 why = reason if is_believed or reason == "invalid" else "unconfirmed"
@@ -317,10 +321,10 @@ class Coverage:
     def reopen(self) -> None:
         """Request everything unconfirmed again, because the answers so far are no evidence."""
         self.version += 1
-        for hole in self._holes:
-            if hole.reason == "unconfirmed":
-                self._note_change(hole.start_ms, hole.end_ms)
-        self._holes = [hole for hole in self._holes if hole.reason != "unconfirmed"]
+        for known_gap in self._known_gaps:
+            if known_gap.reason == "unconfirmed":
+                self._note_change(known_gap.start_ms, known_gap.end_ms)
+        self._known_gaps = [known_gap for known_gap in self._known_gaps if known_gap.reason != "unconfirmed"]
 
     def mark_lost(self, start_ms: int, end_ms: int) -> None:
         """Record that the store could not keep final minutes: they are missing again."""
@@ -334,7 +338,7 @@ class Coverage:
         """Record that the minutes from `at_ms` on lie in the future: the clock was ahead."""
         self.version += 1
         future = Range(at_ms, ALL_TIME.end_ms)
-        self._holes = [piece for hole in self._holes for piece in outside(hole, *future)]
+        self._known_gaps = [piece for known_gap in self._known_gaps for piece in outside(known_gap, *future)]
         self._covered.remove(*future)
         for start_ms, end_ms in _common(self._have, future):
             self._covered.add(start_ms, end_ms)
@@ -379,7 +383,7 @@ class Coverage:
         due = self._oldest_unconfirmed(confirm_until_ms, most_ms)
         if due:
             return Window(Urgency.CONFIRM, *due)
-        gaps = self._newest_gaps(self.unasked(self.from_ms, until_ms), most_ms) or self._due_holes(now_ms, most_ms)
+        gaps = self._newest_gaps(self.unasked(self.from_ms, until_ms), most_ms) or self._due_gaps(now_ms, most_ms)
         return Window(Urgency.HISTORY, *gaps) if gaps else None
 
     def _newest_gaps(self, gaps: RangeSet, most_ms: int) -> Range | None:
@@ -390,8 +394,8 @@ class Coverage:
         newest = gaps.last
         if newest is None:
             return None
-        index = bisect_left(self._holes, newest.start_ms, key=_start) - 1
-        reach_ms = max(newest.end_ms - most_ms, self._holes[index].end_ms if index >= 0 else 0)
+        index = bisect_left(self._known_gaps, newest.start_ms, key=_start) - 1
+        reach_ms = max(newest.end_ms - most_ms, self._known_gaps[index].end_ms if index >= 0 else 0)
         first_ms = next(start_ms for start_ms, _ in gaps if start_ms >= reach_ms or start_ms == newest.start_ms)
         return Range(max(first_ms, newest.end_ms - most_ms), newest.end_ms)
 
@@ -407,44 +411,46 @@ class Coverage:
             oldest = next(iter(self._unconfirmed), None)
         if oldest is None or oldest.start_ms >= before_ms:
             return None
-        index = bisect_left(self._holes, oldest.start_ms, key=_start)
-        hole_ms = self._holes[index].start_ms if index < len(self._holes) else before_ms
-        return Range(oldest.start_ms, min(before_ms, oldest.start_ms + most_ms, hole_ms))
+        index = bisect_left(self._known_gaps, oldest.start_ms, key=_start)
+        gap_ms = self._known_gaps[index].start_ms if index < len(self._known_gaps) else before_ms
+        return Range(oldest.start_ms, min(before_ms, oldest.start_ms + most_ms, gap_ms))
 
-    def _due_holes(self, now_ms: int, most_ms: int) -> Range | None:
+    def _due_gaps(self, now_ms: int, most_ms: int) -> Range | None:
         """Return a window that ends with the newest due gap and extends back over due gaps that fit completely."""
         window: Range | None = None
-        for hole in reversed(self._holes):
-            if hole.end_ms <= self.from_ms:
+        for known_gap in reversed(self._known_gaps):
+            if known_gap.end_ms <= self.from_ms:
                 break
-            is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
+            is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
             if window is None and is_due:
-                window = Range(max(hole.start_ms, self.from_ms, hole.end_ms - most_ms), hole.end_ms)
+                window = Range(max(known_gap.start_ms, self.from_ms, known_gap.end_ms - most_ms), known_gap.end_ms)
             elif window is not None:
-                if not is_due or max(hole.start_ms, self.from_ms) < window.end_ms - most_ms:
+                if not is_due or max(known_gap.start_ms, self.from_ms) < window.end_ms - most_ms:
                     break
-                window = Range(max(hole.start_ms, self.from_ms), window.end_ms)
+                window = Range(max(known_gap.start_ms, self.from_ms), window.end_ms)
         return window
 
     # ------------------------------------------------------------ known gaps
 
-    def _lacking_parts(self, hole: KnownGap) -> list[KnownGap]:
+    def _lacking_parts(self, known_gap: KnownGap) -> list[KnownGap]:
         return [
-            replace(hole, start_ms=start_ms, end_ms=end_ms)
-            for start_ms, end_ms in self._have.missing(hole.start_ms, hole.end_ms)
+            replace(known_gap, start_ms=start_ms, end_ms=end_ms)
+            for start_ms, end_ms in self._have.missing(known_gap.start_ms, known_gap.end_ms)
         ]
 
-    def _asked_again(self, hole: KnownGap, unreadable: RangeSet, now_ms: int) -> Iterator[KnownGap]:
-        is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
-        for start_ms, end_ms, reason in self._reasons(Range(hole.start_ms, hole.end_ms), unreadable):
-            if reason == "unconfirmed" != hole.reason:
+    def _asked_again(self, known_gap: KnownGap, unreadable: RangeSet, now_ms: int) -> Iterator[KnownGap]:
+        is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
+        for start_ms, end_ms, reason in self._reasons(Range(known_gap.start_ms, known_gap.end_ms), unreadable):
+            if reason == "unconfirmed" != known_gap.reason:
                 self._covered.remove(start_ms, end_ms)
-            if reason == "unconfirmed" != hole.reason or (reason == "invalid") is not (hole.reason == "invalid"):
+            if reason == "unconfirmed" != known_gap.reason or (reason == "invalid") is not (
+                known_gap.reason == "invalid"
+            ):
                 yield _absent(start_ms, end_ms, reason, 1, now_ms)
             elif is_due:
-                yield _absent(start_ms, end_ms, hole.reason, hole.attempts + 1, now_ms)
+                yield _absent(start_ms, end_ms, known_gap.reason, known_gap.attempts + 1, now_ms)
             else:
-                yield replace(hole, start_ms=start_ms, end_ms=end_ms)
+                yield replace(known_gap, start_ms=start_ms, end_ms=end_ms)
 
     def _reasons(self, gap: Range, unreadable: RangeSet) -> Iterator[tuple[int, int, str]]:
         """Yield the parts of a gap that remain after an answer, each with its reason."""
@@ -483,76 +489,81 @@ class Coverage:
 
     def _gap_indexes(self, start_ms: int, end_ms: int) -> tuple[int, int]:
         """Return the indexes of the known gaps that overlap a range: the first one, and the one after the last."""
-        last = bisect_left(self._holes, end_ms, key=_start)
-        first = bisect_right(self._holes, start_ms, hi=last, key=lambda hole: hole.end_ms)
+        last = bisect_left(self._known_gaps, end_ms, key=_start)
+        first = bisect_right(self._known_gaps, start_ms, hi=last, key=lambda known_gap: known_gap.end_ms)
         return first, last
 
-    def _put_gaps(self, first: int, last: int, holes: Iterable[KnownGap]) -> None:
+    def _put_gaps(self, first: int, last: int, known_gaps: Iterable[KnownGap]) -> None:
         """Replace a slice of the known gaps, joining the new ones with their neighbours."""
         before = max(0, first - 1)
-        neighbours = [*self._holes[before:first], *self._holes[last : last + 1]]
-        self._holes[before : last + 1] = joined([*neighbours, *holes])
+        neighbours = [*self._known_gaps[before:first], *self._known_gaps[last : last + 1]]
+        self._known_gaps[before : last + 1] = joined([*neighbours, *known_gaps])
 
-    def _examined(self, hole: KnownGap, is_believed: bool, now_ms: int) -> KnownGap:
+    def _examined(self, known_gap: KnownGap, is_believed: bool, now_ms: int) -> KnownGap:
         """Return a gap as it is after a request for its newest part.
 
         A gap before the beginning of history then counts as requested completely.
         """
-        is_due = hole.retry_ms is not None and hole.retry_ms <= now_ms
-        if hole.reason != "beyond_history" or not is_due or not is_believed:
-            return hole
-        return _absent(hole.start_ms, hole.end_ms, hole.reason, hole.attempts + 1, now_ms)
+        is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
+        if known_gap.reason != "beyond_history" or not is_due or not is_believed:
+            return known_gap
+        return _absent(known_gap.start_ms, known_gap.end_ms, known_gap.reason, known_gap.attempts + 1, now_ms)
 
     def _name_the_beginning(self, now_ms: int) -> bool:
         """Give the gaps before the first candle their reason; return whether some changed.
 
         History begins after them if another source confirms it, or if the exchange repeated its answer often enough.
         """
-        first_ms, holes = self.first_ms, []
-        if all(hole.reason in _SETTLED and first_ms is not None and hole.start_ms > first_ms for hole in self._holes):
+        first_ms, known_gaps = self.first_ms, []
+        if all(
+            known_gap.reason in _SETTLED and first_ms is not None and known_gap.start_ms > first_ms
+            for known_gap in self._known_gaps
+        ):
             return False
-        for hole in self._holes:
-            if hole.reason == "invalid":  # the exchange has data there
-                first_ms = hole.start_ms if first_ms is None else min(first_ms, hole.start_ms)
-            is_before = not self._older and (first_ms is None or hole.end_ms <= first_ms)
-            if hole.reason == "invalid" or (not is_before and hole.reason in _SETTLED):
-                holes.append(hole)
+        for known_gap in self._known_gaps:
+            if known_gap.reason == "invalid":  # the exchange has data there
+                first_ms = known_gap.start_ms if first_ms is None else min(first_ms, known_gap.start_ms)
+            is_before = not self._older and (first_ms is None or known_gap.end_ms <= first_ms)
+            if known_gap.reason == "invalid" or (not is_before and known_gap.reason in _SETTLED):
+                known_gaps.append(known_gap)
             elif is_before:
-                holes += self._before_history(hole, now_ms)
-            elif hole.reason == "unconfirmed":
-                for start_ms, end_ms in self._seen.missing(hole.start_ms, hole.end_ms):
-                    holes.append(_absent(start_ms, end_ms, self._absence, hole.attempts, now_ms))
-                for start_ms, end_ms in _common(self._seen, Range(hole.start_ms, hole.end_ms)):
-                    holes.append(replace(hole, start_ms=start_ms, end_ms=end_ms))
+                known_gaps += self._before_history(known_gap, now_ms)
+            elif known_gap.reason == "unconfirmed":
+                for start_ms, end_ms in self._seen.missing(known_gap.start_ms, known_gap.end_ms):
+                    known_gaps.append(_absent(start_ms, end_ms, self._absence, known_gap.attempts, now_ms))
+                for start_ms, end_ms in _common(self._seen, Range(known_gap.start_ms, known_gap.end_ms)):
+                    known_gaps.append(replace(known_gap, start_ms=start_ms, end_ms=end_ms))
             # Otherwise drop it: an older minute was found, so the exchange may have these minutes after all.
-        return self._rename(joined(holes))
+        return self._rename(joined(known_gaps))
 
-    def _before_history(self, hole: KnownGap, now_ms: int) -> Iterator[KnownGap]:
-        begins_ms = hole.start_ms if self._begins_ms is None else self._begins_ms
-        is_told = hole.reason == "beyond_history" or (hole.reason == "unconfirmed" and hole.attempts >= _LOOKS)
+    def _before_history(self, known_gap: KnownGap, now_ms: int) -> Iterator[KnownGap]:
+        begins_ms = known_gap.start_ms if self._begins_ms is None else self._begins_ms
+        is_told = known_gap.reason == "beyond_history" or (
+            known_gap.reason == "unconfirmed" and known_gap.attempts >= _LOOKS
+        )
         if is_told and not self._is_contradicted and self.first_ms is not None:
-            begins_ms = hole.end_ms
-        for piece in inside(hole, hole.start_ms, begins_ms):
+            begins_ms = known_gap.end_ms
+        for piece in inside(known_gap, known_gap.start_ms, begins_ms):
             is_new = piece.reason != "beyond_history"
             yield _absent(piece.start_ms, piece.end_ms, "beyond_history", 1, now_ms) if is_new else piece
-        for piece in inside(hole, begins_ms, hole.end_ms):
+        for piece in inside(known_gap, begins_ms, known_gap.end_ms):
             is_new = piece.reason != "unconfirmed"
             yield _absent(piece.start_ms, piece.end_ms, "unconfirmed", 1, now_ms) if is_new else piece
 
-    def _rename(self, holes: list[KnownGap]) -> bool:
+    def _rename(self, known_gaps: list[KnownGap]) -> bool:
         """Replace all known gaps by others that cover the same minutes or fewer."""
         changed = RangeSet()
-        for hole in set(self._holes) ^ set(holes):
-            changed.add(hole.start_ms, hole.end_ms)
-        self._holes = holes
+        for known_gap in set(self._known_gaps) ^ set(known_gaps):
+            changed.add(known_gap.start_ms, known_gap.end_ms)
+        self._known_gaps = known_gaps
         for start_ms, end_ms in changed:
             self._covered.remove(start_ms, end_ms)
             for there_ms, stop_ms in _common(self._have, Range(start_ms, end_ms)):
                 self._covered.add(there_ms, stop_ms)
             self._note_change(start_ms, end_ms)
-        for hole in holes:
-            if hole.reason != "unconfirmed":
-                self._covered.add(hole.start_ms, hole.end_ms)
+        for known_gap in known_gaps:
+            if known_gap.reason != "unconfirmed":
+                self._covered.add(known_gap.start_ms, known_gap.end_ms)
         return bool(changed)
 
     def _note_change(self, start_ms: int, end_ms: int) -> None:
@@ -578,24 +589,28 @@ def _retry_ms(reason: str, attempts: int, now_ms: int) -> int:
     return _shared_time(now_ms, waits_ms[attempts - 1] if attempts <= len(waits_ms) else _ENDLESS_MS[reason])
 
 
-def _put_off(hole: KnownGap, now_ms: int) -> KnownGap:
+def _put_off(known_gap: KnownGap, now_ms: int) -> KnownGap:
     """Reschedule a gap after an answer that is no evidence, with the same wait as before."""
-    if hole.retry_ms is None or hole.retry_ms > now_ms:
-        return hole
-    return replace(hole, retry_ms=_retry_ms(hole.reason, hole.attempts, now_ms))
+    if known_gap.retry_ms is None or known_gap.retry_ms > now_ms:
+        return known_gap
+    return replace(known_gap, retry_ms=_retry_ms(known_gap.reason, known_gap.attempts, now_ms))
 
 
-def _span(holes: Iterable[KnownGap]) -> Range | None:
-    holes = list(holes)
-    return Range(min(hole.start_ms for hole in holes), max(hole.end_ms for hole in holes)) if holes else None
+def _span(known_gaps: Iterable[KnownGap]) -> Range | None:
+    known_gaps = list(known_gaps)
+    return (
+        Range(min(known_gap.start_ms for known_gap in known_gaps), max(known_gap.end_ms for known_gap in known_gaps))
+        if known_gaps
+        else None
+    )
 
 
 def _common(ranges: RangeSet, within: Range) -> RangeSet:
     return _without(RangeSet([within]), ranges.missing(*within))
 
 
-def _start(hole: KnownGap) -> int:
-    return hole.start_ms
+def _start(known_gap: KnownGap) -> int:
+    return known_gap.start_ms
 
 
 def _shared_time(now_ms: int, wait_ms: int) -> int:

@@ -17,8 +17,8 @@ from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, S
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, iso_ms
 from candled.parallel import in_parallel
 from candled.proxies import Proxies
-from candled.store.holes import inside
 from candled.store.interface import ALL_TIME, KnownGap
+from candled.store.known_gaps import inside
 from candled.token_bucket import TokenBucket
 
 from . import publisher
@@ -597,7 +597,7 @@ class ExchangeIngest:
         from_ms = _WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
         coverage = Coverage(
             present=await self._store.stored_ranges(key, from_ms, now_ms),
-            holes=[_examined(hole) for hole in await self._holes(key, from_ms, MINUTE.floor(now_ms))],
+            known_gaps=[_examined(gap) for gap in await self._known_gaps(key, from_ms, MINUTE.floor(now_ms))],
             since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
             absence=self._absence,
@@ -617,12 +617,12 @@ class ExchangeIngest:
         )
         return MarketIngest(key, coverage, rules, sorted([*recent, *await self._store.read_forming(key)]))
 
-    async def _holes(self, key: MarketKey, from_ms: int, now_ms: int) -> list[KnownGap]:
+    async def _known_gaps(self, key: MarketKey, from_ms: int, now_ms: int) -> list[KnownGap]:
         """Return the stored gaps of a market and delete those in the future, which come from a wrong clock."""
-        holes = await self._store.known_gaps(key, Range(from_ms, ALL_TIME.end_ms))
-        if any(hole.end_ms > now_ms for hole in holes):
+        known_gaps = await self._store.known_gaps(key, Range(from_ms, ALL_TIME.end_ms))
+        if any(gap.end_ms > now_ms for gap in known_gaps):
             await self._store.save_coverage(key, None, [], Range(now_ms, ALL_TIME.end_ms))
-        return [piece for hole in holes for piece in inside(hole, from_ms, now_ms)]
+        return [piece for gap in known_gaps for piece in inside(gap, from_ms, now_ms)]
 
     async def _follow_listing(self) -> None:
         """Read the exchange's list of markets in an endless loop, more often while a symbol is missing from it."""
@@ -731,7 +731,7 @@ class ExchangeIngest:
             connected = symbol in self._connected
             return {"state": "warming", "reason": "starting", "connected": connected, "trouble": loading}
         coverage = market.coverage
-        holes = market.known_gaps
+        known_gaps = market.known_gaps
         runner = self._runners.get(symbol)
         condition = market.condition(now_ms)
         trouble = market.trouble_text
@@ -745,12 +745,12 @@ class ExchangeIngest:
             "lastMessageAgeMs": None if market.pushed_ms is None else max(0, now_ms - market.pushed_ms),
             "newestMinute": None if market.newest_ms is None else iso_ms(market.newest_ms),
             "completeFrom": None if coverage.since_ms is None else iso_ms(coverage.since_ms),
-            "beginning": _describe_hole(beginning) if (beginning := coverage.beginning) is not None else None,
+            "beginning": _describe_gap(beginning) if (beginning := coverage.beginning) is not None else None,
             "missingMinutes": market.missing_minutes(now_ms),
             "holes": {
-                "count": len(holes),
-                "minutes": sum(hole.end_ms - hole.start_ms for hole in holes) // MINUTE_MS,
-                "newest": [_describe_hole(hole) for hole in holes[-5:]],
+                "count": len(known_gaps),
+                "minutes": sum(gap.end_ms - gap.start_ms for gap in known_gaps) // MINUTE_MS,
+                "newest": [_describe_gap(gap) for gap in known_gaps[-5:]],
             },
             "revisions": market.revisions,
             "invalidCandles": market.complaints.total,
@@ -770,16 +770,16 @@ class ExchangeIngest:
             logger.error("%s: a task failed", self.name, exc_info=task.exception())
 
 
-def _examined(hole: KnownGap) -> KnownGap:
+def _examined(gap: KnownGap) -> KnownGap:
     """Return a stored gap with a retry time if it has none, so that even a permanent one is examined again."""
-    return replace(hole, retry_ms=0) if hole.retry_ms is None else hole
+    return replace(gap, retry_ms=0) if gap.retry_ms is None else gap
 
 
-def _describe_hole(hole: KnownGap) -> dict[str, Any]:
+def _describe_gap(gap: KnownGap) -> dict[str, Any]:
     return {
-        "from": iso_ms(hole.start_ms),
-        "to": iso_ms(hole.end_ms),
-        "reason": hole.reason,
-        "attempts": hole.attempts,
-        "nextTry": None if hole.retry_ms is None else iso_ms(hole.retry_ms),
+        "from": iso_ms(gap.start_ms),
+        "to": iso_ms(gap.end_ms),
+        "reason": gap.reason,
+        "attempts": gap.attempts,
+        "nextTry": None if gap.retry_ms is None else iso_ms(gap.retry_ms),
     }

@@ -233,7 +233,7 @@ class MarketIngest:
         if not self._presence.is_moving(now_ms):  # the stream will not show how the forming minute ends
             self._minutes.on_interrupted()
         outcome.dead, outcome.healed = is_dead, outcome.past_range
-        holes_changed = self._coverage_of(window.start_ms).on_answer(
+        gaps_changed = self._coverage_of(window.start_ms).on_answer(
             window,
             self._expected_until(now_ms),
             now_ms,
@@ -242,7 +242,7 @@ class MarketIngest:
             seen=RangeSet((one.open_ms, one.open_ms + MINUTE_MS) for one in self._minutes.forming),
             is_believed=self._is_credible is True,
         )
-        if holes_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
+        if gaps_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
             outcome.healed = Range(window.start_ms, window.end_ms).hull(self._take_older())
         return outcome
 
@@ -499,8 +499,8 @@ class MarketIngest:
     @property
     def known_gaps(self) -> list[KnownGap]:
         """The gaps on the exchange's side, except the time before its history begins."""
-        found = [hole for coverage in reversed(self.coverages) for hole in coverage.known_gaps]
-        return [hole for hole in found if hole.reason != "beyond_history"]
+        found = [known_gap for coverage in reversed(self.coverages) for known_gap in coverage.known_gaps]
+        return [known_gap for known_gap in found if known_gap.reason != "beyond_history"]
 
     @property
     def trouble_text(self) -> str | None:

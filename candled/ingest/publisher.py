@@ -35,7 +35,7 @@ class PublisherStore(Protocol):
         """See `Store.log_changes`."""
 
     async def save_coverage(
-        self, market: MarketKey, since_ms: int | None, holes: Sequence[KnownGap], within: Range | None
+        self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[KnownGap], within: Range | None
     ) -> None:
         """See `IngestStore.save_coverage`."""
 
@@ -156,8 +156,8 @@ class IngestPublisher:
             try:
                 await self._store.flush()
                 for coverage, changed in changes:
-                    holes = [] if changed is None else coverage.holes_within(*changed)
-                    await self._store.save_coverage(market.key, since_ms, holes, changed)
+                    known_gaps = [] if changed is None else coverage.known_gaps_within(*changed)
+                    await self._store.save_coverage(market.key, since_ms, known_gaps, changed)
                 break
             except StoreUnavailable:
                 await self._clock.sleep(backoff.on_failure())

@@ -19,7 +19,7 @@ _TICK_S = 1.0
 _TICKS_A_NOTICE = 5
 
 
-class Keeper(Protocol):
+class PastStore(Protocol):
     """The store reads that this module needs; implemented by `candled.store.ingest_store.IngestStore`."""
 
     async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]:
@@ -48,7 +48,9 @@ class StoredPast:
     that other processes store are noticed within ten seconds and published.
     """
 
-    def __init__(self, exchange: str, absence: Absence, store: Keeper, outlet: IngestPublisher, clock: Clock) -> None:
+    def __init__(
+        self, exchange: str, absence: Absence, store: PastStore, outlet: IngestPublisher, clock: Clock
+    ) -> None:
         self._exchange = exchange
         self._absence: Absence = absence
         self._store = store
@@ -99,7 +101,7 @@ class StoredPast:
         span = Range(max(begins_ms, since_ms - _SEGMENT_MS), since_ms)
         stretch = Coverage(
             present=await self._store.stored_ranges(market.key, *span),
-            holes=await self._store.known_gaps(market.key, span),
+            known_gaps=await self._store.known_gaps(market.key, span),
             since_ms=since_ms,
             from_ms=span.start_ms,
             absence=self._absence,
@@ -114,9 +116,9 @@ class StoredPast:
 
         Nothing exists before the beginning of history, so the bars that contain it are complete.
         """
-        for hole in await self._store.known_gaps(market.key, Range(since_ms - MINUTE_MS, since_ms)):
-            begins_ms = max(hole.start_ms, _WEEK.floor(since_ms))
-            if hole.reason == "beyond_history" and hole.end_ms >= since_ms and begins_ms < since_ms:
+        for gap in await self._store.known_gaps(market.key, Range(since_ms - MINUTE_MS, since_ms)):
+            begins_ms = max(gap.start_ms, _WEEK.floor(since_ms))
+            if gap.reason == "beyond_history" and gap.end_ms >= since_ms and begins_ms < since_ms:
                 market.coverage.known_since(begins_ms)
                 await self._outlet.publish_repair(market, Outcome(healed=Range(begins_ms, since_ms)))
 

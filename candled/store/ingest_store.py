@@ -57,13 +57,13 @@ class IngestStore:
         return await self._history.known_gaps(market, within)
 
     async def save_coverage(
-        self, market: MarketKey, since_ms: int | None, holes: Sequence[KnownGap], within: Range | None
+        self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[KnownGap], within: Range | None
     ) -> None:
         """Store the coverage of a market: since when history is complete, and its known gaps `within` a range.
 
         If `within` is None, the gaps did not change. Other processes may save their coverage at the same time.
         """
-        await self._threads.run_write(self._save_coverage, market, since_ms, holes, within)
+        await self._threads.run_write(self._save_coverage, market, since_ms, known_gaps, within)
 
     async def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
         """See `Store.register_feed`."""
@@ -74,9 +74,9 @@ class IngestStore:
         await self._threads.run_write(self._store.log_changes, market, epoch, changes)
 
     def _save_coverage(
-        self, market: MarketKey, since_ms: int | None, holes: Sequence[KnownGap], within: Range | None
+        self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[KnownGap], within: Range | None
     ) -> None:
         if since_ms is not None:
             self._store.set_complete_from(market, since_ms)
         if within is not None:
-            self._store.save_known_gaps(market, holes, within)
+            self._store.save_known_gaps(market, known_gaps, within)

@@ -147,12 +147,12 @@ class Store(Protocol):
     def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
         """Return the known gaps of a market that overlap a range, oldest first and not cut at its edges."""
 
-    def save_known_gaps(self, market: MarketKey, holes: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
+    def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
         """Replace the known gaps of a market within a range, in one transaction.
 
-        A stored gap across an edge of the range is cut there, and its outer part is kept. Nothing of `holes` beyond the
-        edges is stored. Several processes may therefore each save the gaps of the ranges they requested. Adjacent gaps
-        that differ only in their times are joined.
+        A stored gap across an edge of the range is cut there, and its outer part is kept. Nothing of `known_gaps`
+        beyond the edges is stored. Several processes may therefore each save the gaps of the ranges they requested.
+        Adjacent gaps that differ only in their times are joined.
         """
 
     def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:

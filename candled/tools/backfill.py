@@ -123,11 +123,11 @@ class _Backfill:
     async def _known_beginning(self, earliest_ms: int) -> int | None:
         """Return the beginning of the exchange's history if it is stored and not older than `earliest_ms`."""
         store = self.session.store
-        for hole in await self.session.run_read(
+        for gap in await self.session.run_read(
             store.known_gaps, self.market, Range(earliest_ms, earliest_ms + MINUTE_MS)
         ):
-            if hole.reason == "beyond_history" and (hole.retry_ms is None or hole.retry_ms > self.source.now_ms()):
-                return hole.end_ms
+            if gap.reason == "beyond_history" and (gap.retry_ms is None or gap.retry_ms > self.source.now_ms()):
+                return gap.end_ms
         return None
 
     async def _search_start(self, earliest_ms: int, end_ms: int, there_ms: int | None) -> int | None:
@@ -165,8 +165,8 @@ class _Backfill:
         """Store the reason why there are no older minutes; the daemon examines it again."""
         before, retry_ms = Range(start_ms, begins_ms), self.source.now_ms() + _EXAMINED_MS
         reason = "unconfirmed" if is_contradicted else "beyond_history"
-        hole = KnownGap(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
-        await self.session.run_write(self.session.store.save_known_gaps, self.market, [hole], before)
+        gap = KnownGap(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
+        await self.session.run_write(self.session.store.save_known_gaps, self.market, [gap], before)
 
     async def _oldest_stored(self, span: Range) -> int | None:
         answer = await self.source.fetch_history(self.market.symbol, span)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from candled.errors import CandledError, ExchangeError, StoreRejected
 from candled.ingest.coverage import Coverage, Window
 from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Range, RangeSet, iso_ms
-from candled.store.holes import inside
 from candled.store.interface import KnownGap
+from candled.store.known_gaps import inside
 
 from .session import ExchangeSource, Session
 from .store_access import before_beginning, put_past
@@ -61,7 +61,7 @@ class Backfiller:
         source: ExchangeSource,
         market: MarketKey,
         *,
-        is_reopened: Callable[[KnownGap], bool] = lambda hole: False,
+        is_reopened: Callable[[KnownGap], bool] = lambda known_gap: False,
         rereads: bool = False,
     ) -> None:
         self.result = Result()
@@ -106,19 +106,21 @@ class Backfiller:
 
     async def _load_coverage(self, segment: Range) -> Coverage:
         store = self._session.store
-        holes = await self._session.run_read(store.known_gaps, self._market, segment)
+        known_gaps = await self._session.run_read(store.known_gaps, self._market, segment)
         present = [] if self._rereads else await self._session.run_read(store.stored_ranges, self._market, *segment)
         return Coverage(
             present=present,
-            holes=[piece for hole in map(self._reopen_gap, holes) for piece in inside(hole, *segment)],
+            known_gaps=[
+                piece for known_gap in map(self._reopen_gap, known_gaps) for piece in inside(known_gap, *segment)
+            ],
             since_ms=segment.end_ms,
             from_ms=segment.start_ms,
             absence=self._source.absence_meaning,
             older=True,  # the time before the exchange's history was found out beforehand
         )
 
-    def _reopen_gap(self, hole: KnownGap) -> KnownGap:
-        return replace(hole, retry_ms=0) if self._is_reopened(hole) else hole
+    def _reopen_gap(self, known_gap: KnownGap) -> KnownGap:
+        return replace(known_gap, retry_ms=0) if self._is_reopened(known_gap) else known_gap
 
     def _next_windows(self, coverage: Coverage, until_ms: int) -> Iterator[Window]:
         """Yield the windows to fetch, newest first. `coverage` is used up: each window counts as answered."""
@@ -169,8 +171,8 @@ class Backfiller:
         coverage.on_answer(window, until_ms, now_ms, unreadable, is_believed=self._is_credible)
         changed = coverage.take_changes()
         if changed is not None:
-            holes = coverage.holes_within(*changed)
-            await self._session.run_write(store.save_known_gaps, self._market, holes, changed)
+            known_gaps = coverage.known_gaps_within(*changed)
+            await self._session.run_write(store.save_known_gaps, self._market, known_gaps, changed)
         self.result.windows += 1
         self.result.stored += len(new)
         self.result.revised += len(revised)

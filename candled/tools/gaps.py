@@ -10,8 +10,8 @@ from typing import Any
 from candled.config import Config
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, Interval, MarketKey, Range, RangeSet, iso_ms
-from candled.store.holes import inside
 from candled.store.interface import KnownGap, Store
+from candled.store.known_gaps import inside
 
 from .backfill import revised_text
 from .backfiller import Backfiller
@@ -85,22 +85,22 @@ def _pieces(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
         page = Range(page_ms, min(span.end_ms, page_ms + _PAGE_MS))
         absent = RangeSet(store.stored_ranges(market, *page)).missing(*page)
         gaps = []
-        for hole in store.known_gaps(market, page):
-            for piece in inside(hole, *page):
-                gaps += [_known(hole, part) for part in _overlap(absent, piece)]
+        for known_gap in store.known_gaps(market, page):
+            for piece in inside(known_gap, *page):
+                gaps += [_known(known_gap, part) for part in _overlap(absent, piece)]
         for gap in gaps:
             absent.remove(gap.start_ms, gap.end_ms)
         gaps += [Gap(start_ms=start_ms, end_ms=end_ms, reason="missing") for start_ms, end_ms in absent]
         yield from sorted(gaps, key=lambda gap: gap.start_ms)
 
 
-def _overlap(absent: RangeSet, hole: KnownGap) -> RangeSet:
-    there = absent.missing(hole.start_ms, hole.end_ms)
-    return there.missing(hole.start_ms, hole.end_ms)
+def _overlap(absent: RangeSet, known_gap: KnownGap) -> RangeSet:
+    there = absent.missing(known_gap.start_ms, known_gap.end_ms)
+    return there.missing(known_gap.start_ms, known_gap.end_ms)
 
 
-def _known(hole: KnownGap, part: Range) -> Gap:
-    return Gap(**part._asdict(), reason=hole.reason, attempts=hole.attempts, retry_ms=hole.retry_ms)
+def _known(known_gap: KnownGap, part: Range) -> Gap:
+    return Gap(**part._asdict(), reason=known_gap.reason, attempts=known_gap.attempts, retry_ms=known_gap.retry_ms)
 
 
 def _fields(gap: Gap) -> dict[str, Any]:
@@ -217,7 +217,11 @@ async def _repair_market(
     span = Range(start_ms, max(start_ms, min(end_ms, MINUTE.floor(bounds.end_ms))))
     before = await session.run_read(_listed_gaps, store, market, span)
     filler = Backfiller(
-        session, source, market, is_reopened=lambda hole: every or hole.reason != "beyond_history", rereads=reread
+        session,
+        source,
+        market,
+        is_reopened=lambda known_gap: every or known_gap.reason != "beyond_history",
+        rereads=reread,
     )
     tally = await filler.estimate(span)
     with show_progress(f"repair {market}", tally.minutes, quiet=quiet) as advance:

@@ -69,9 +69,9 @@ def before_beginning(store: Store, market: MarketKey, since_ms: int) -> int:
 
     The bars in which history begins are complete then, though they start earlier.
     """
-    for hole in store.known_gaps(market, Range(since_ms - MINUTE_MS, since_ms)):
-        if hole.reason == "beyond_history" and hole.end_ms >= since_ms:
-            return min(since_ms, max(hole.start_ms, WEEK.floor(since_ms)))
+    for gap in store.known_gaps(market, Range(since_ms - MINUTE_MS, since_ms)):
+        if gap.reason == "beyond_history" and gap.end_ms >= since_ms:
+            return min(since_ms, max(gap.start_ms, WEEK.floor(since_ms)))
     return since_ms
 
 

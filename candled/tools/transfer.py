@@ -230,23 +230,23 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
     The start of the complete history moves back only over stored minutes and known gaps, without a break. If the store
     does not have it yet, it stays unknown: the daemon finds it at its next start.
     """
-    holes = store.known_gaps(market)
-    left = [piece for hole in holes for piece in _unfilled(store, market, hole)]
-    if left != holes:
+    known_gaps = store.known_gaps(market)
+    left = [piece for gap in known_gaps for piece in _unfilled(store, market, gap)]
+    if left != known_gaps:
         store.save_known_gaps(market, left)
     since_ms, there = store.complete_from(market), store.span(market, MINUTE)
     if since_ms is None or there is None or there.start_ms >= since_ms:
         return
-    known = [(hole.start_ms, hole.end_ms) for hole in left]
+    known = [(gap.start_ms, gap.end_ms) for gap in left]
     joined_ms = RangeSet([*store.stored_ranges(market, there.start_ms, since_ms), *known]).start_of(since_ms)
     joined_ms = max(joined_ms, WEEK.floor(there.start_ms))  # there is nothing to complete before history
     if joined_ms < since_ms:
         store.set_complete_from(market, joined_ms)
 
 
-def _unfilled(store: Store, market: MarketKey, hole: KnownGap) -> list[KnownGap]:
+def _unfilled(store: Store, market: MarketKey, gap: KnownGap) -> list[KnownGap]:
     """Return the parts of a known gap that are still missing."""
-    rest = RangeSet([(hole.start_ms, hole.end_ms)])
-    for there in store.stored_ranges(market, hole.start_ms, hole.end_ms):
+    rest = RangeSet([(gap.start_ms, gap.end_ms)])
+    for there in store.stored_ranges(market, gap.start_ms, gap.end_ms):
         rest.remove(*there)
-    return [replace(hole, start_ms=start_ms, end_ms=end_ms) for start_ms, end_ms in rest]
+    return [replace(gap, start_ms=start_ms, end_ms=end_ms) for start_ms, end_ms in rest]

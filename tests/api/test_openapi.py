@@ -114,8 +114,8 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
 async def test_answers_with_gaps_and_absent_values_fit_their_schemas(stage, fetch, path):
     """What the replay does not have: holes, a next try, a quote volume."""
     start_ms, end_ms = MONDAY_MS + 600_000, MONDAY_MS + 900_000
-    hole = KnownGap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
-    stage.store.save_known_gaps(BTC, [hole])
+    gap = KnownGap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
+    stage.store.save_known_gaps(BTC, [gap])
     document = json.loads((await fetch(DESCRIPTION)).body)
     answer = json.loads((await fetch(path)).body)
     content = document["paths"][path.partition("?")[0]]["get"]["responses"]["200"]["content"]["application/json"]

@@ -450,7 +450,7 @@ async def test_what_is_served(fetch, get):
     assert wrong.code == 404
 
 
-def with_holes(one) -> None:
+def with_gaps(one) -> None:
     one.store.save_known_gaps(
         BTC,
         [
@@ -472,7 +472,7 @@ LATER = MONDAY_MS + 3001 * MINUTE_MS
 
 @pytest.mark.stage(minutes={BTC: GAPPY}, now_ms=LATER)
 async def test_coverage_is_told_by_day_with_holes_and_their_reasons(stage, get):
-    with_holes(stage)
+    with_gaps(stage)
     answer = await get("/api/coverage?symbol=BTC/USDT")
     second = await get("/api/coverage?symbol=BTC/USDT&from=2025-05-20&to=2025-05-21")
     assert answer["completeFrom"] == "2025-05-19T00:00:00.000Z"
@@ -488,7 +488,7 @@ async def test_coverage_is_told_by_day_with_holes_and_their_reasons(stage, get):
         "minutes": 10,
         "reason": "exchange_outage",
     }
-    assert [(hole["minutes"], hole["reason"]) for day in days for hole in day["holes"]] == [
+    assert [(known_gap["minutes"], known_gap["reason"]) for day in days for known_gap in day["holes"]] == [
         (10, "exchange_outage"),
         (2, "no_trades"),
         (5, "no_trades"),
@@ -499,7 +499,7 @@ async def test_coverage_is_told_by_day_with_holes_and_their_reasons(stage, get):
 
 @pytest.mark.stage(minutes={BTC: GAPPY, ETH: [minute(0, final=True), minute(2, final=True)]}, now_ms=LATER)
 async def test_gaps_are_told_newest_first(stage, get):
-    with_holes(stage)
+    with_gaps(stage)
     mine = await get("/api/gaps?symbol=BTC/USDT")
     few = await get("/api/gaps?symbol=BTC/USDT&limit=1")
     every = await get("/api/gaps")

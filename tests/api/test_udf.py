@@ -233,7 +233,7 @@ async def test_quotes_are_the_day_so_far_exactly(stage, adapter):
     now_ms=MONDAY_MS + 121 * MINUTE_MS,
 )
 async def test_marks_show_outages_and_minutes_not_fetched_but_not_quiet_ones(stage, adapter):
-    holes = [
+    known_gaps = [
         KnownGap(
             start_ms=MONDAY_MS + first * MINUTE_MS,
             end_ms=MONDAY_MS + last * MINUTE_MS,
@@ -243,7 +243,7 @@ async def test_marks_show_outages_and_minutes_not_fetched_but_not_quiet_ones(sta
         )
         for first, last, reason in ((7, 10, "exchange_outage"), (30, 32, "no_trades"))
     ]
-    stage.store.save_known_gaps(BTC, holes)
+    stage.store.save_known_gaps(BTC, known_gaps)
     asked = {"symbol": TICKER, "resolution": "5", "from": MONDAY_S, "to": MONDAY_S + 7200}
     marks = await adapter.request("marks", asked)
     listed = await adapter.request("timescale_marks", asked)

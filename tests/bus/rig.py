@@ -35,7 +35,7 @@ class Ear:
         self.states: dict[MarketKey, str] = {}
         self.at: dict[MarketKey, Position] = {}
         self.missed = 0
-        self.open_holes: set[MarketKey] = set()  # messages are missing, and no `MessagesLost` has told of it yet
+        self.open_gaps: set[MarketKey] = set()  # messages are missing, and no `MessagesLost` has told of it yet
 
     def __call__(self, message: Message, position: Position) -> None:
         self.heard.append((deadlines.now(), message, position))
@@ -43,10 +43,10 @@ class Ear:
         self.at[market] = position
         begins = before is not None and before.epoch.startswith("here.") and position.seq == 1  # no feed was there
         if before is not None and not begins and (before.epoch != position.epoch or position.seq > before.seq + 1):
-            self.open_holes.add(market)
+            self.open_gaps.add(market)
         if isinstance(message, MessagesLost):
             self.missed += 1
-            self.open_holes.discard(market)
+            self.open_gaps.discard(market)
         elif isinstance(message, StateChanged):
             self.states[market] = message.state
         elif isinstance(message, MinuteChanged):

@@ -14,13 +14,13 @@ from candled.bus.redis.feed_tracker import (
     OUTSIDE_LATE_S,
     Doubt,
     FeedTracker,
-    RateLimitResult,
+    MessageOrder,
 )
 from candled.model import MarketKey, Symbol
 
 BTC, ETH = (MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH"))
 CHANNELS = {"btc": BTC, "eth": ETH}
-NEXT, REPEATED, GAP = RateLimitResult.NEXT, RateLimitResult.REPEATED, RateLimitResult.GAP
+NEXT, REPEATED, GAP = MessageOrder.NEXT, MessageOrder.REPEATED, MessageOrder.GAP
 
 
 def reception() -> FeedTracker:

@@ -193,7 +193,7 @@ async def test_a_forged_heartbeat_heals_within_seconds(kind, server):
             await one.client.publish(one.names.heartbeat_channel(0), HEARTBEATS[kind](one))
         await one.is_well()
         latest_ms = SystemClock().now_ms() + 86_400_000  # two forged heartbeats in a row count until the leader's next
-        await until(lambda: one.serving.bus._reception.leader_ms(0, time.monotonic()) < latest_ms, WELL_WITHIN_S)
+        await until(lambda: one.serving.bus._tracker.leader_ms(0, time.monotonic()) < latest_ms, WELL_WITHIN_S)
         await one.client.publish(one.names.candles_channel(BTC), MESSAGES["a minute of the year 9999"](one))
         await one.is_well()
         assert FORGED not in {int(candle.close) for candle in one.serving.ear.candles()}
@@ -239,7 +239,7 @@ async def test_a_forged_key_heals_within_seconds(kind, server):
             await one.client.delete(words[1])
         await one.client.execute_command(*words)
         await one.is_well()
-        one.serving.bus._reception.mark_missed(MARKETS, "connected")  # and whoever comes later reads no nonsense
+        one.serving.bus._tracker.mark_missed(MARKETS, "connected")  # and whoever comes later reads no nonsense
         one.serving.bus._to_read.set()
         await one.is_well()
         if kind.startswith(("lease", "token")):  # nor is a new leader kept out

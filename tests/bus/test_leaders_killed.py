@@ -56,7 +56,7 @@ async def test_when_the_leader_is_killed_another_takes_over_within_ten_seconds()
             assert time.monotonic() - started > LEASE_S / 2  # not while the first might still speak
             candle = second.publish(number=100)
             await until(lambda: hearer.ear.newest[BTC] == candle, 3.0)
-            assert hearer.ear.open_holes == set()
+            assert hearer.ear.open_gaps == set()
 
 
 async def test_a_leader_that_was_stopped_for_a_while_says_nothing_more():

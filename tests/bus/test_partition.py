@@ -114,7 +114,7 @@ async def test_after_a_partition_everything_is_heard_within_five_seconds(server)
         candle = leader.publish()
         await until(lambda: hearer.ear.newest[BTC] == candle, 6.0)
         assert deadlines.now() - back < 5.0
-        assert hearer.ear.open_holes == set()
+        assert hearer.ear.open_gaps == set()
     assert watch.held_s < LOOP_HELD_S
 
 
@@ -138,7 +138,7 @@ async def test_connections_that_the_kernel_gave_up_heal_and_do_not_hold_the_loop
                     await until(lambda: not hearer.bus.describe()["connected"], 6.0)
                 back, volume = deadlines.now(), leader.ear.newest[BTC].volume
                 await until(lambda least=volume: hearer.ear.newest[BTC].volume > least, HEALED_WITHIN_S)
-                await until(lambda: not hearer.ear.open_holes, back + HEALED_WITHIN_S - deadlines.now())
+                await until(lambda: not hearer.ear.open_gaps, back + HEALED_WITHIN_S - deadlines.now())
                 worst_s = max(worst_s, deadlines.now() - back)
         finally:
             publishing.cancel()

@@ -49,7 +49,7 @@ async def test_what_one_process_publishes_all_hear(prefix):
             told = [type(message) for _, message, _ in one.ear.heard if not isinstance(message, MessagesLost)]
             assert told[-2:] == [HistoryChanged, StateChanged]
             assert one.ear.at[BTC] == leader.ear.at[BTC]
-            assert one.ear.open_holes == set()
+            assert one.ear.open_gaps == set()
 
 
 async def test_a_combined_process_hears_itself_once_and_at_once(prefix):
@@ -113,7 +113,7 @@ async def test_a_lost_message_is_noticed_by_the_heartbeat_even_if_it_was_the_las
         took_s = await until(lambda: other.ear.newest[BTC] == last, 5.0)
         assert took_s < 3.0
         assert other.bus.describe()["healed"]["heartbeat"] == 1
-        assert other.ear.open_holes == set()
+        assert other.ear.open_gaps == set()
 
 
 def _deaf_to(channel, other):
@@ -136,7 +136,7 @@ async def test_a_mistake_while_hearing_ends_that_link_only(prefix, caplog):
         last = leader.publish()
         await until(lambda: other.ear.newest.get(BTC) == last, 5.0)
         assert other.bus.describe()["linkEnds"] == {"KeyError": 1}
-        assert other.ear.open_holes == set()
+        assert other.ear.open_gaps == set()
         assert "receiving from Redis at" in caplog.text
 
 
@@ -298,7 +298,7 @@ async def test_a_thousand_markets_in_one_moment_all_arrive(prefix):
         for _ in range(3):
             sent = {market: leader.publish(market) for market in markets}
             await until(lambda sent=sent: other.ear.newest == sent)
-        assert other.ear.open_holes == set()
+        assert other.ear.open_gaps == set()
         assert set(other.bus.describe()["healed"]) <= {"connected", "epoch"}
 
 

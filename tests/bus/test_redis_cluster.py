@@ -36,7 +36,7 @@ def cluster():
 def is_well(leader: Process, *hearers: Process) -> bool:
     """Whether everybody is connected, and all shards are led, and what there was before was read."""
     leads = leader.leases is not None and all(lease.state is LeaseState.LEADER for lease in leader.leases.all)
-    is_read = all(one.ear.missed >= len(MARKETS) and not one.ear.open_holes for one in hearers)
+    is_read = all(one.ear.missed >= len(MARKETS) and not one.ear.open_gaps for one in hearers)
     return leads and is_read and all(one.bus.describe()["connected"] for one in (leader, *hearers))
 
 
@@ -52,7 +52,7 @@ async def test_markets_are_spread_over_the_nodes_and_all_arrive(cluster):
             sent = {market: leader.publish(market, number) for market in MARKETS}
             await asyncio.sleep(0.01)
         await until(lambda: hearer.ear.newest == sent)
-        assert hearer.ear.open_holes == set()
+        assert hearer.ear.open_gaps == set()
         assert hearer.bus.describe()["generation"] == len(_owners(cluster, prefix, shards=2))
         assert len(_owners(cluster, prefix, shards=2)) > 1
         await asyncio.sleep(2.5)  # heartbeats come over other connections, and nothing is taken for lost
@@ -208,7 +208,7 @@ async def test_the_owner_of_a_channel_dies_and_its_replica_takes_over(capsys, mo
                         await asyncio.to_thread(_back_again, owner)
             finally:
                 publishing.cancel()
-            assert hearer.ear.open_holes == set()
+            assert hearer.ear.open_gaps == set()
     with capsys.disabled():
         print(
             f"\ncluster, {'sharded' if is_sharded else 'classic'}: {KILLS} owners killed, {healed} healed, "
@@ -235,7 +235,7 @@ async def _healed(leader: Process, hearer: Process) -> float:
     ear = hearer.ear
 
     def is_so() -> bool:
-        return not ear.open_holes and all(ear.newest[market].volume > volumes[market] for market in MARKETS)
+        return not ear.open_gaps and all(ear.newest[market].volume > volumes[market] for market in MARKETS)
 
     await until(is_so, HEALED_WITHIN_S + 5)
     return deadlines.now() - since

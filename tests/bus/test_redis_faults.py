@@ -48,7 +48,7 @@ class Trial:
         """Wait until what is published from now on is heard and every loss was told; return the seconds since then."""
         volume = self.leader.ear.newest[BTC].volume
         ear = self.hearer.ear
-        await until(lambda: ear.newest[BTC].volume > volume and not ear.open_holes, HEALED_WITHIN_S + 1)
+        await until(lambda: ear.newest[BTC].volume > volume and not ear.open_gaps, HEALED_WITHIN_S + 1)
         took_s = deadlines.now() - since
         self.worst_s = max(self.worst_s, took_s)
         self.healed += took_s <= HEALED_WITHIN_S
@@ -115,7 +115,7 @@ async def test_a_fault_heals_within_five_seconds_after_the_link_is_back(fault, c
         facts = one.hearer.bus.describe()
         assert one.healed == times
         assert facts["generation"] >= generation + (times if fault != "stopped" else 0)
-        assert one.hearer.ear.open_holes == set()
+        assert one.hearer.ear.open_gaps == set()
     with capsys.disabled():
         print(
             f"\n{fault}: {times} faults, {one.healed} healed, worst {one.worst_s:.2f} s"
@@ -139,7 +139,7 @@ async def test_a_leader_whose_link_is_half_open_publishes_again_and_sends_what_i
                 await asyncio.sleep(_EVERY_S)
             candle = leader.publish()
             await until(lambda: hearer.ear.newest[BTC] == candle, HEALED_WITHIN_S)
-            assert hearer.ear.open_holes == set()
+            assert hearer.ear.open_gaps == set()
             assert len(hearer.ear.candles()) - heard < 30  # the newest, and not a hundred one after the other
 
 

@@ -117,7 +117,7 @@ class Site:
             all(one.bus.describe()["connected"] and "trouble" not in one.bus.describe() for one in processes)
             and not self.leader.bus.unpublished()
             and all(one.ear.states == dict.fromkeys(MARKETS, "live") for one in processes)
-            and all(not one.ear.open_holes for one in processes)
+            and all(not one.ear.open_gaps for one in processes)
             and self.serving.ear.newest == self.both.ear.newest == self.leader.ear.newest
         )
 

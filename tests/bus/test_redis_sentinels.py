@@ -28,7 +28,7 @@ async def all_works(leader: Process, hearer: Process, within_s: float = 10.0) ->
     """What is published now is heard; it is said again and again, as candles are."""
     ear, before = hearer.ear, leader.ear.newest[BTC].volume if BTC in leader.ear.newest else 0
     deadline = deadlines.now() + within_s
-    while BTC not in ear.newest or ear.newest[BTC].volume <= before or ear.open_holes:
+    while BTC not in ear.newest or ear.newest[BTC].volume <= before or ear.open_gaps:
         assert deadlines.now() < deadline, (leader.bus.describe(), hearer.bus.describe())
         leader.publish()
         await asyncio.sleep(0.05)

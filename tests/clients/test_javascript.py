@@ -105,12 +105,12 @@ async def test_a_hole_that_is_filled_is_a_change_of_the_whole(server: Scripted) 
     async with JsClient(server.url) as client:
         client.tell("subscribe", "a", request=request())
         await client.until("onBars")
-        hole = server.open_next(BTC, skip=1)["time"].replace(":05:", ":00:")
-        server.fill(BTC, hole)
+        gap = server.open_next(BTC, skip=1)["time"].replace(":05:", ":00:")
+        server.fill(BTC, gap)
         _, change = await client.until("onBars", 2)
         assert change["reason"] == ("inserted" if server.extended else "initial")
         bars = await settled(client, server, BTC)
-        assert hole in times(bars)
+        assert gap in times(bars)
 
 
 async def test_after_a_drop_it_gets_what_changed_and_nothing_else(extended: Scripted) -> None:

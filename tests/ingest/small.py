@@ -13,7 +13,7 @@ from candled.exchange import Candles, Exchange, StreamFeed
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
 from candled.ingest.http import HttpClient
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, fold
-from candled.store.holes import inside, replaced
+from candled.store.known_gaps import inside, replaced
 from tests.clocks import ManualClock
 
 BTC = Symbol.parse("BTC/USDT")
@@ -135,10 +135,10 @@ class SmallStore:
     async def register_feed(self, markets: Any, epoch: str) -> None: ...
     async def log_changes(self, market: Any, epoch: Any, changes: Any) -> None: ...
 
-    async def save_coverage(self, market: Any, since_ms: int | None, holes: Any, within: Range | None) -> None:
+    async def save_coverage(self, market: Any, since_ms: int | None, known_gaps: Any, within: Range | None) -> None:
         self.since_ms = since_ms
         if within is not None:
-            self.known = replaced(self.known, holes, within)
+            self.known = replaced(self.known, known_gaps, within)
 
     async def newest_minutes(self, exchange: str) -> dict[Symbol, int]:
         return {BTC: max(self.stored)} if self.stored else {}
@@ -166,7 +166,7 @@ class SmallStore:
         return any(open_ms < at_ms for open_ms in self.stored)
 
     async def known_gaps(self, market: Any, within: Range) -> list[Any]:
-        return [piece for hole in self.known for piece in inside(hole, *within)]
+        return [piece for gap in self.known for piece in inside(gap, *within)]
 
 
 @dataclass

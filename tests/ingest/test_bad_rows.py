@@ -86,8 +86,8 @@ def test_warming_ends_whatever_rows_are_bad_and_their_minutes_are_gaps_with_that
     assert one.condition(at(36_030)).state == "warming"
     answer_everything(one, bad, 36_040)
     assert one.condition(at(36_040)).state == "live"
-    assert {hole.reason for hole in one.known_gaps} == {"invalid"}
-    assert sum(hole.end_ms - hole.start_ms for hole in one.known_gaps) == len(bad) * MINUTE_MS
+    assert {gap.reason for gap in one.known_gaps} == {"invalid"}
+    assert sum(gap.end_ms - gap.start_ms for gap in one.known_gaps) == len(bad) * MINUTE_MS
     assert one.complaints.total == len(bad)
     assert one.coverage.since_ms == MONDAY_MS
 
@@ -137,9 +137,11 @@ def test_a_final_minute_whose_row_cannot_be_read_is_asked_for_again_later_and_no
 
 
 def test_a_bad_row_at_the_beginning_is_not_taken_for_the_time_before_the_listing():
-    held = Coverage(present=[span(500, 600)], holes=[], since_ms=None, from_ms=MONDAY_MS, absence="exchange_outage")
+    held = Coverage(
+        present=[span(500, 600)], known_gaps=[], since_ms=None, from_ms=MONDAY_MS, absence="exchange_outage"
+    )
     held.on_answer(Window(Urgency.HISTORY, *span(0, 500)), span(0, 600).end_ms, at(36_000), RangeSet([span(200, 203)]))
-    assert [(hole.reason, *Range(hole.start_ms, hole.end_ms)) for hole in held.known_gaps] == [
+    assert [(gap.reason, *Range(gap.start_ms, gap.end_ms)) for gap in held.known_gaps] == [
         ("unconfirmed", *span(0, 200)),
         ("invalid", *span(200, 203)),
         ("exchange_outage", *span(203, 500)),
@@ -148,12 +150,12 @@ def test_a_bad_row_at_the_beginning_is_not_taken_for_the_time_before_the_listing
 
 def test_a_row_that_can_be_read_again_but_is_gone_becomes_an_outage():
     held = Coverage(
-        present=[span(0, 10), span(11, 600)], holes=[], since_ms=None, from_ms=MONDAY_MS, absence="no_trades"
+        present=[span(0, 10), span(11, 600)], known_gaps=[], since_ms=None, from_ms=MONDAY_MS, absence="no_trades"
     )
     window = Window(Urgency.HISTORY, *span(10, 11))
     held.on_answer(window, span(0, 600).end_ms, at(36_000), RangeSet([span(10, 11)]))
     held.on_answer(window, span(0, 600).end_ms, at(36_001))
-    assert [(hole.reason, hole.attempts) for hole in held.known_gaps] == [("no_trades", 1)]
+    assert [(gap.reason, gap.attempts) for gap in held.known_gaps] == [("no_trades", 1)]
 
 
 # ---------------------------------------------------------------- the stream

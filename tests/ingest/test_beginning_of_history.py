@@ -62,10 +62,14 @@ async def test_bars_that_lack_the_known_minute_prove_nothing():
 # ---------------------------------------------------------------- what follows for the minutes
 
 
-def coverage(holes=(), first=500) -> Coverage:
+def coverage(known_gaps=(), first=500) -> Coverage:
     present = [Range(MONDAY_MS + first * MINUTE_MS, START_MS)]
     return Coverage(
-        present=present, holes=holes, since_ms=present[0].start_ms, from_ms=MONDAY_MS, absence="exchange_outage"
+        present=present,
+        known_gaps=known_gaps,
+        since_ms=present[0].start_ms,
+        from_ms=MONDAY_MS,
+        absence="exchange_outage",
     )
 
 
@@ -109,10 +113,10 @@ def test_evidence_names_the_minutes_before_the_first(evidence, reasons, is_compl
     one = coverage()
     asked(one, START_MS)
     one.settle_beginning(evidence, START_MS)
-    assert [hole.reason for hole in one.known_gaps] == reasons
+    assert [gap.reason for gap in one.known_gaps] == reasons
     assert (one.since_ms == MONDAY_MS) == is_complete
     assert one.missing_within(MONDAY_MS, START_MS).total_ms == sum(
-        hole.end_ms - hole.start_ms for hole in one.known_gaps if hole.reason == "unconfirmed"
+        gap.end_ms - gap.start_ms for gap in one.known_gaps if gap.reason == "unconfirmed"
     )
 
 
@@ -122,20 +126,20 @@ def test_what_another_source_has_is_asked_for_without_an_end_and_never_believed_
     one.settle_beginning(Evidence(is_contradicted=True), START_MS)
     for now_ms in range(START_MS, START_MS + 10 * DAY_MS, 60_000):
         looks += asked(one, now_ms) is not None
-    assert [hole.reason for hole in one.known_gaps] == ["unconfirmed"]
+    assert [gap.reason for gap in one.known_gaps] == ["unconfirmed"]
     assert 20 <= looks <= 50
     assert one.since_ms > MONDAY_MS
 
 
 def test_the_time_before_history_is_examined_again_after_growing_intervals_and_not_all_of_it():
-    hole = beyond(MONDAY_MS - 90 * DAY_MS, START_MS + DAY_MS)
-    one = coverage([hole])
+    gap = beyond(MONDAY_MS - 90 * DAY_MS, START_MS + DAY_MS)
+    one = coverage([gap])
     one.from_ms = MONDAY_MS - 90 * DAY_MS
     looks = []
     for now_ms in range(START_MS, START_MS + 100 * DAY_MS, HOUR_MS):
         window = asked(one, now_ms)
         if window is not None:
-            assert (window.urgency, window.end_ms) == (Urgency.HISTORY, hole.end_ms)
+            assert (window.urgency, window.end_ms) == (Urgency.HISTORY, gap.end_ms)
             assert window.end_ms - window.start_ms == 1000 * MINUTE_MS
             looks.append((now_ms - START_MS) // DAY_MS)
     intervals = [later - earlier for earlier, later in zip([0, *looks], looks, strict=False)]
@@ -146,12 +150,12 @@ def test_the_time_before_history_is_examined_again_after_growing_intervals_and_n
 
 
 def test_a_minute_found_before_the_beginning_makes_all_around_it_doubtful():
-    hole = beyond(MONDAY_MS, START_MS)
-    one = coverage([hole])
+    gap = beyond(MONDAY_MS, START_MS)
+    one = coverage([gap])
     window = one.next_window(START_MS, START_MS, 1000, 0)
     one.add_minute(MONDAY_MS + 100 * MINUTE_MS, confirmed=True)
     one.on_answer(window, START_MS, START_MS)
-    assert [(hole.reason, hole.attempts) for hole in one.known_gaps] == [("unconfirmed", 1), ("exchange_outage", 1)]
+    assert [(gap.reason, gap.attempts) for gap in one.known_gaps] == [("unconfirmed", 1), ("exchange_outage", 1)]
 
 
 # ---------------------------------------------------------------- the whole way
@@ -230,7 +234,7 @@ async def test_history_that_appears_later_is_found_though_it_was_once_believed_f
         await run.seconds(1300)
         assert run.health()["beginning"]["reason"] == "beyond_history"
     store = run.store
-    store.known = [replace(hole, retry_ms=None) for hole in store.known]  # as a version before this one stored it
+    store.known = [replace(gap, retry_ms=None) for gap in store.known]  # as a version before this one stored it
     async with running(clock=run.clock, store=store) as again:
         await again.seconds(60)
         assert again.wrong(MONDAY_MS, START_MS) == []

@@ -21,9 +21,9 @@ def ms(minutes: int) -> int:
 UNTIL = (NOW_MS - MONDAY_MS) // MINUTE_MS
 
 
-def coverage(present=(), holes=(), since=None, start=MONDAY_MS - 7 * 86_400_000) -> Coverage:
+def coverage(present=(), known_gaps=(), since=None, start=MONDAY_MS - 7 * 86_400_000) -> Coverage:
     ranges = [Range(ms(a), ms(b)) for a, b in present]
-    return Coverage(present=ranges, holes=holes, since_ms=since, from_ms=start, absence="exchange_outage")
+    return Coverage(present=ranges, known_gaps=known_gaps, since_ms=since, from_ms=start, absence="exchange_outage")
 
 
 def want(held: Coverage, most: int = 1000, confirm: bool = False) -> Window | None:
@@ -82,7 +82,7 @@ WITHHELD = [
 def test_what_the_exchange_does_not_have_is_asked_for_after_growing_pauses_without_an_end(absence, hours, within_hours):
     held = Coverage(
         present=[Range(ms(0), ms(100)), Range(ms(110), NOW_MS)],
-        holes=[],
+        known_gaps=[],
         since_ms=MONDAY_MS,
         from_ms=MONDAY_MS,
         absence=absence,
@@ -96,7 +96,7 @@ def test_what_the_exchange_does_not_have_is_asked_for_after_growing_pauses_witho
         if now_ms - NOW_MS >= hours * 3_600_000:
             held.add_stored(ms(100), ms(110))
         held.on_answer(window, NOW_MS, now_ms)
-        assert all(hole.reason == absence and hole.retry_ms > now_ms for hole in held.known_gaps)
+        assert all(known_gap.reason == absence and known_gap.retry_ms > now_ms for known_gap in held.known_gaps)
     assert held.known_gaps == []
     assert len(asked) <= 15 + hours // (24 * 15)
     pauses = [later - earlier for earlier, later in pairwise(asked)]
@@ -125,7 +125,7 @@ def test_a_hole_that_is_filled_later_is_forgotten():
     held = coverage(present=[(0, 100), (102, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
     held.on_answer(want(held), NOW_MS, NOW_MS)
     held.add_minute(ms(100), confirmed=True)
-    assert [(hole.start_ms, hole.end_ms) for hole in held.known_gaps] == [(ms(101), ms(102))]
+    assert [(known_gap.start_ms, known_gap.end_ms) for known_gap in held.known_gaps] == [(ms(101), ms(102))]
 
 
 def test_final_minutes_are_confirmed_once_in_one_request():
@@ -144,8 +144,8 @@ def test_a_final_minute_that_could_not_be_kept_is_missing_again():
     assert want(held) == Window(Urgency.RECENT, ms(UNTIL - 2), ms(UNTIL - 1))
 
 
-def asked_about(windows, hole) -> int:
-    return sum(window.start_ms < hole.end_ms and hole.start_ms < window.end_ms for window in windows)
+def asked_about(windows, known_gap) -> int:
+    return sum(window.start_ms < known_gap.end_ms and known_gap.start_ms < window.end_ms for window in windows)
 
 
 def ask_for_days(held: Coverage, days: int, most: int, without=(), confirm: bool = False) -> list[Window]:
@@ -162,13 +162,13 @@ def ask_for_days(held: Coverage, days: int, most: int, without=(), confirm: bool
 
 
 def test_ten_holes_of_an_exchange_share_the_windows_in_which_they_are_asked_for():
-    lacking = {ms(100 + hole * hole + n) for hole in range(10) for n in range(hole % 3 + 1)}
+    lacking = {ms(100 + known_gap * known_gap + n) for known_gap in range(10) for n in range(known_gap % 3 + 1)}
     held = coverage(present=[(0, 90), (300, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
     windows = ask_for_days(held, days=3, most=1000, without=lacking)
-    holes = held.known_gaps
-    assert sum(hole.end_ms - hole.start_ms for hole in holes) == len(lacking) * MINUTE_MS
-    assert {asked_about(windows, hole) for hole in holes} == {len(windows)}
-    assert {hole.attempts for hole in holes} == {len(windows)}
+    known_gaps = held.known_gaps
+    assert sum(known_gap.end_ms - known_gap.start_ms for known_gap in known_gaps) == len(lacking) * MINUTE_MS
+    assert {asked_about(windows, known_gap) for known_gap in known_gaps} == {len(windows)}
+    assert {known_gap.attempts for known_gap in known_gaps} == {len(windows)}
     assert 6 <= len(windows) <= 9
 
 
@@ -186,15 +186,15 @@ def test_holes_found_at_different_times_are_not_asked_for_more_often_because_the
         if ms(minute) not in lacking:
             held.add_minute(ms(minute), confirmed=False)
     assert len(held.known_gaps) == len(lacking)
-    assert max(asked_about(windows, hole) for hole in held.known_gaps) <= 9
+    assert max(asked_about(windows, known_gap) for known_gap in held.known_gaps) <= 9
 
 
 def test_a_thin_market_without_quiet_minutes_costs_few_requests():
-    held = Coverage(present=[], holes=[], since_ms=None, from_ms=MONDAY_MS, absence="no_trades")
+    held = Coverage(present=[], known_gaps=[], since_ms=None, from_ms=MONDAY_MS, absence="no_trades")
     lacking = {ms(number) for number in range(1, UNTIL, 2)}
     first_pass = -(-UNTIL // 1000) + 2
     assert len(ask_for_days(held, days=2, most=1000, without=lacking)) <= 4 * first_pass
-    assert {(hole.reason, hole.retry_ms is None) for hole in held.known_gaps} == {("no_trades", False)}
+    assert {(known_gap.reason, known_gap.retry_ms is None) for known_gap in held.known_gaps} == {("no_trades", False)}
 
 
 def test_gaps_that_fit_into_one_request_are_asked_for_together():
@@ -206,15 +206,15 @@ def test_gaps_that_fit_into_one_request_are_asked_for_together():
 def test_a_hole_at_the_beginning_is_no_beginning_where_older_candles_are_stored():
     present = [Range(ms(10), ms(UNTIL))]
     held = Coverage(
-        present=present, holes=[], since_ms=ms(10), from_ms=MONDAY_MS, absence="exchange_outage", older=True
+        present=present, known_gaps=[], since_ms=ms(10), from_ms=MONDAY_MS, absence="exchange_outage", older=True
     )
     held.on_answer(want(held), NOW_MS, NOW_MS)
-    assert [hole.reason for hole in held.known_gaps] == ["exchange_outage"]
+    assert [known_gap.reason for known_gap in held.known_gaps] == ["exchange_outage"]
 
 
 def test_known_holes_that_have_been_filled_since_are_not_holes_any_more():
-    hole = KnownGap(start_ms=ms(50), end_ms=ms(80), reason="exchange_outage", attempts=2, retry_ms=None)
-    held = coverage(present=[(0, 60), (70, UNTIL)], holes=[hole], since=MONDAY_MS, start=MONDAY_MS)
+    known_gap = KnownGap(start_ms=ms(50), end_ms=ms(80), reason="exchange_outage", attempts=2, retry_ms=None)
+    held = coverage(present=[(0, 60), (70, UNTIL)], known_gaps=[known_gap], since=MONDAY_MS, start=MONDAY_MS)
     assert [(one.start_ms, one.end_ms, one.attempts) for one in held.known_gaps] == [(ms(60), ms(70), 2)]
 
 
@@ -226,8 +226,11 @@ def test_changes_of_holes_are_told_once_as_the_range_they_lie_in():
     assert held.take_changes() is None
     held.add_minute(ms(105), confirmed=True)
     changed = held.take_changes()
-    assert [(hole.start_ms, hole.end_ms) for hole in held.holes_within(*changed)] == []
-    assert [(hole.start_ms, hole.end_ms) for hole in held.known_gaps] == [(ms(100), ms(105)), (ms(106), ms(110))]
+    assert [(known_gap.start_ms, known_gap.end_ms) for known_gap in held.known_gaps_within(*changed)] == []
+    assert [(known_gap.start_ms, known_gap.end_ms) for known_gap in held.known_gaps] == [
+        (ms(100), ms(105)),
+        (ms(106), ms(110)),
+    ]
 
 
 def test_an_older_minute_disproves_that_history_begins_later_whoever_said_so():
@@ -236,7 +239,7 @@ def test_an_older_minute_disproves_that_history_begins_later_whoever_said_so():
     held.add_minute(ms(0), confirmed=False)
     held.mark_lost(ms(0), ms(1))
     held.settle_beginning(Evidence(begins_ms=ms(3)), NOW_MS)
-    assert [hole.reason for hole in held.known_gaps] == ["beyond_history"]
+    assert [known_gap.reason for known_gap in held.known_gaps] == ["beyond_history"]
     held.add_minute(ms(2), confirmed=False)
     held.add_minute(ms(0), confirmed=False)
     assert held.known_gaps == []
@@ -264,15 +267,15 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
                 held.mark_lost(start_ms, end_ms)
         else:
             held.add_stored(ms(first), ms(first + length))
-    spans = [(hole.start_ms, hole.end_ms) for hole in held.known_gaps]
+    spans = [(known_gap.start_ms, known_gap.end_ms) for known_gap in held.known_gaps]
     assert all(start < end for start, end in spans)
     assert all(left[1] <= right[0] for left, right in pairwise(spans))
     for start_ms, end_ms in spans:
         assert not held.covered_within(start_ms, end_ms)
         assert not held.unasked(start_ms, end_ms)
-    for hole in held.known_gaps:
-        assert bool(held.missing_within(hole.start_ms, hole.end_ms)) == (hole.reason == "unconfirmed")
-        assert hole.reason != "beyond_history" or hole.end_ms <= (held.first_ms or ms(1000))
+    for known_gap in held.known_gaps:
+        assert bool(held.missing_within(known_gap.start_ms, known_gap.end_ms)) == (known_gap.reason == "unconfirmed")
+        assert known_gap.reason != "beyond_history" or known_gap.end_ms <= (held.first_ms or ms(1000))
 
 
 @given(st.data())
@@ -281,7 +284,7 @@ def test_whatever_was_there_and_whatever_the_exchange_lacks_asking_ends_with_eve
     numbers = st.integers(0, 599)
     present = data.draw(st.sets(numbers, max_size=300))
     lacking = {start + n * MINUTE_MS for n in data.draw(st.sets(numbers, max_size=60)) - present}
-    held = Coverage(present=[], holes=[], since_ms=None, from_ms=start, absence="exchange_outage")
+    held = Coverage(present=[], known_gaps=[], since_ms=None, from_ms=start, absence="exchange_outage")
     for number in present:
         held.add_minute(start + number * MINUTE_MS, confirmed=True)
     for _ in range(700):
@@ -289,7 +292,9 @@ def test_whatever_was_there_and_whatever_the_exchange_lacks_asking_ends_with_eve
         if window is None:
             break
         fill(held, window, lacking)
-    known = {open_ms for hole in held.known_gaps for open_ms in range(hole.start_ms, hole.end_ms, MINUTE_MS)}
+    known = {
+        open_ms for known_gap in held.known_gaps for open_ms in range(known_gap.start_ms, known_gap.end_ms, MINUTE_MS)
+    }
     assert known == lacking
     if held.first_ms is not None:
         held.settle_beginning(Evidence(begins_ms=held.first_ms), NOW_MS)
@@ -311,9 +316,9 @@ def test_a_minute_before_the_told_beginning_disproves_all_that_was_taken_to_be_b
     held = coverage(present=[(10, UNTIL)], start=ms(0))
     held.on_answer(Window(Urgency.HISTORY, ms(5), ms(10)), NOW_MS, NOW_MS)
     held.settle_beginning(Evidence(begins_ms=ms(8)), NOW_MS)
-    assert [hole.reason for hole in held.known_gaps] == ["beyond_history", "unconfirmed"]
+    assert [known_gap.reason for known_gap in held.known_gaps] == ["beyond_history", "unconfirmed"]
     held.add_minute(ms(0), confirmed=True)
-    assert "beyond_history" not in {hole.reason for hole in held.known_gaps}
+    assert "beyond_history" not in {known_gap.reason for known_gap in held.known_gaps}
     assert held.missing_within(ms(0), ms(10)).total_ms >= 7 * MINUTE_MS
 
 
@@ -329,13 +334,13 @@ def test_a_doubt_about_a_minute_that_is_not_there_makes_no_window_without_minute
 def test_many_gaps_cost_time_in_proportion():
     gaps, began = 100_000, deadlines.now()
     reasons = ("no_trades", "unconfirmed")
-    holes = [
+    known_gaps = [
         KnownGap(start_ms=ms(2 * n), end_ms=ms(2 * n + 1), reason=reasons[n % 2], attempts=1, retry_ms=None)
         for n in range(gaps)
     ]
     held = Coverage(
         present=[Range(ms(2 * n + 1), ms(2 * n + 2)) for n in reversed(range(gaps))],
-        holes=holes,
+        known_gaps=known_gaps,
         since_ms=MONDAY_MS,
         from_ms=MONDAY_MS,
         absence="no_trades",

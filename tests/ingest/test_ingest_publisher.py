@@ -13,7 +13,7 @@ from tests.ingest.test_market import at, market, push
 from tests.rows import MONDAY_MS, minute
 
 
-class Keeper:
+class PastStore:
     """A store that keeps nothing, and a diary of what it was asked for."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Keeper:
     async def log_changes(self, market, epoch, changes) -> None:
         self.diary.append(("note", epoch, changes))
 
-    async def save_coverage(self, market, since_ms, holes, within) -> None:
+    async def save_coverage(self, market, since_ms, known_gaps, within) -> None:
         self.diary.append(("coverage", since_ms))
 
 
@@ -44,7 +44,7 @@ class Way:
         self.bus = MemoryBus("one")
         self.heard: list[tuple] = []
         self.bus.add_listener(lambda message, position: self.heard.append((message, position)))
-        self.keeper = Keeper()
+        self.keeper = PastStore()
         self.market = market()
         self.outlet = IngestPublisher(self.bus, self.keeper, self.clock, checkpoint_ms=5_000, failed=lambda *_: None)
         self.outlet.open_markets(self.market, minute(599).open_ms, at(36_000))

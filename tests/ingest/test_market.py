@@ -20,7 +20,7 @@ def at(seconds: float) -> int:
 def market(*, present=((0, 600),), opens_at_close: bool = False, confirm: bool = False, recent=()) -> MarketIngest:
     coverage = Coverage(
         present=[Range(MONDAY_MS + a * MINUTE_MS, MONDAY_MS + b * MINUTE_MS) for a, b in present],
-        holes=[],
+        known_gaps=[],
         since_ms=MONDAY_MS if present else None,
         from_ms=MONDAY_MS,
         absence="exchange_outage",
@@ -158,7 +158,9 @@ def test_a_minute_the_exchange_never_had_is_never_invented():
     window = one.next_request(at(36_320))
     outcome = one.on_history(window, [minute(n, as_of=900_000) for n in (600, 601, 604)], at(36_320))
     assert [candle.open_ms for candle in outcome.live] == [minute(n).open_ms for n in (600, 601, 604)]
-    assert [(hole.start_ms, hole.end_ms) for hole in one.known_gaps] == [(minute(602).open_ms, minute(604).open_ms)]
+    assert [(known_gap.start_ms, known_gap.end_ms) for known_gap in one.known_gaps] == [
+        (minute(602).open_ms, minute(604).open_ms)
+    ]
 
 
 # ---------------------------------------------------------------- compared with REST, compared with the store
@@ -376,7 +378,7 @@ def test_a_minute_whose_beginning_was_seen_is_not_taken_to_be_absent_and_not_fin
     one.on_interrupted()
     window = Window(Urgency.RECENT, minute(600).open_ms, minute(603).open_ms)
     one.on_history(window, [minute(602, as_of=100_000)], at(36_200))  # the page lacks minutes 600 and 601
-    reasons = {hole.reason: (hole.start_ms, hole.end_ms) for hole in one.coverage.known_gaps}
+    reasons = {known_gap.reason: (known_gap.start_ms, known_gap.end_ms) for known_gap in one.coverage.known_gaps}
     assert reasons == {
         "unconfirmed": (minute(600).open_ms, minute(601).open_ms),
         "exchange_outage": (minute(601).open_ms, minute(602).open_ms),
@@ -432,10 +434,12 @@ def test_gaps_of_older_stored_history_are_among_those_of_the_market():
     present = [Range(minute(-2000).open_ms, gaps[0].start_ms), Range(gaps[0].end_ms, MONDAY_MS)]
     past = Coverage(
         present=present,
-        holes=gaps[:1],
+        known_gaps=gaps[:1],
         since_ms=present[0].start_ms,
         from_ms=present[0].start_ms,
         absence="exchange_outage",
     )
     one.look_at(past, MONDAY_MS)
-    assert [(hole.start_ms, hole.end_ms) for hole in one.known_gaps] == [(gap.start_ms, gap.end_ms) for gap in gaps]
+    assert [(known_gap.start_ms, known_gap.end_ms) for known_gap in one.known_gaps] == [
+        (gap.start_ms, gap.end_ms) for gap in gaps
+    ]

@@ -35,14 +35,14 @@ def span(start: int, end: int) -> Range:
     return Range(MONDAY_MS + start * MINUTE_MS, MONDAY_MS + end * MINUTE_MS)
 
 
-def hole(start: int, end: int) -> KnownGap:
+def known_gap(start: int, end: int) -> KnownGap:
     return KnownGap(**span(start, end)._asdict(), reason="exchange_outage", attempts=5, retry_ms=None)
 
 
-def restored(final: range, forming: list[int], holes=()) -> MarketIngest:
+def restored(final: range, forming: list[int], known_gaps=()) -> MarketIngest:
     coverage = Coverage(
         present=[span(final.start, final.stop)],
-        holes=holes,
+        known_gaps=known_gaps,
         since_ms=MONDAY_MS,
         from_ms=MONDAY_MS,
         absence="exchange_outage",
@@ -52,18 +52,20 @@ def restored(final: range, forming: list[int], holes=()) -> MarketIngest:
 
 
 @pytest.mark.parametrize(
-    ("final", "forming", "holes", "seconds", "missing", "gap"),
+    ("final", "forming", "known_gaps", "seconds", "missing", "gap"),
     [
         (range(100), [100], [], 100 * 60 + 2, 0, None),
         (range(100), [100, 101], [], 101 * 60 + 2, 0, span(100, 101)),
         (range(100), [101], [], 101 * 60 + 2, 1, span(100, 101)),
-        (range(100), [101], [hole(100, 101)], 101 * 60 + 2, 0, None),
+        (range(100), [101], [known_gap(100, 101)], 101 * 60 + 2, 0, None),
         (range(100), [103, 104], [], 104 * 60 + 2, 3, span(100, 104)),
         (range(100), [100, 101], [], 110 * 60, 8, span(100, 101)),
     ],
 )
-def test_a_minute_lost_before_a_restored_one_is_missing_from_the_start(final, forming, holes, seconds, missing, gap):
-    one = restored(final, forming, holes)
+def test_a_minute_lost_before_a_restored_one_is_missing_from_the_start(
+    final, forming, known_gaps, seconds, missing, gap
+):
+    one = restored(final, forming, known_gaps)
     assert one.missing_minutes(MONDAY_MS + seconds * 1000) == missing
     facts = one.feed_metadata(0)
     assert (facts.watermark_ms, facts.gap) == (MONDAY_MS + forming[-1] * MINUTE_MS, gap)
@@ -86,21 +88,23 @@ def test_a_restored_minute_becomes_final_by_the_exchanges_word_not_by_its_succes
 
 
 @pytest.mark.parametrize(
-    ("final", "forming", "holes", "shown", "not_final"),
+    ("final", "forming", "known_gaps", "shown", "not_final"),
     [
         (range(7), [7], [], [*range(8)], [7]),
         (range(7), [7, 8], [], [*range(9)], [7, 8]),
         (range(7), [8], [], [*range(7)], []),
-        (range(7), [8], [hole(7, 8)], [*range(7), 8], [8]),
+        (range(7), [8], [known_gap(7, 8)], [*range(7), 8], [8]),
         (range(7), [7, 9], [], [*range(8)], [7]),
         (range(9), [4, 9], [], [*range(10)], [4, 9]),
         (range(0), [3, 4], [], [3, 4], [3, 4]),
     ],
 )
-async def test_restored_minutes_are_shown_as_far_as_they_adjoin_what_is_final(final, forming, holes, shown, not_final):
+async def test_restored_minutes_are_shown_as_far_as_they_adjoin_what_is_final(
+    final, forming, known_gaps, shown, not_final
+):
     stored = Stored([minute(at, final=True) for at in final if at not in forming])
     stored.unfinished = [minute(at, as_of=30_000) for at in forming]
-    stored.absent = holes
+    stored.absent = known_gaps
     bars = LiveBars([KEY], DEFAULT_INTERVALS, stored, ManualClock(MONDAY_MS + 3600_000))  # long after the stop
     await bars.start()
     minutes = bars.newest_bars(KEY, MINUTE, 99)

@@ -38,12 +38,12 @@ class Exchange:
             quiet = draw.random() < 0.1
             self.closes.append(self.closes[-1] + (0 if quiet else Decimal(draw.randint(-50, 50)) / 10))
             self.volumes.append(Decimal(0) if quiet else Decimal(draw.randint(1, 10**6)) / 1000)
-        self.holes = {draw.randrange(100, MINUTES - 100) for _ in range(5)}
+        self.known_gaps = {draw.randrange(100, MINUTES - 100) for _ in range(5)}
 
     def version(self, number: int, at_ms: int) -> Candle | None:
         """What the exchange says of a minute at a time; nothing of minutes to come and of its own holes."""
         open_ms = MONDAY_MS + number * MINUTE_MS
-        if number in self.holes or at_ms < open_ms or number < 0:
+        if number in self.known_gaps or at_ms < open_ms or number < 0:
             return None
         part = Decimal(min(at_ms - open_ms, MINUTE_MS)) / MINUTE_MS
         start, end = self.closes[number], self.closes[number + 1]
@@ -67,7 +67,7 @@ class Daemon:
 
     def start(self, now_ms: int) -> None:
         present = RangeSet((open_ms, open_ms + MINUTE_MS) for open_ms in sorted(self.stored))
-        coverage = Coverage(present=present, holes=[], since_ms=None, from_ms=MONDAY_MS, absence="exchange_outage")
+        coverage = Coverage(present=present, known_gaps=[], since_ms=None, from_ms=MONDAY_MS, absence="exchange_outage")
         coverage.recheck_since(now_ms - 86_400_000)
         self.market = MarketIngest(MarketKey("x", BTC), coverage, RULES)
 
@@ -146,7 +146,7 @@ def simulate(seed: int) -> tuple[int, int]:
     truth = {
         MONDAY_MS + number * MINUTE_MS: exchange.version(number, end_ms + 10**9).values
         for number in range(MINUTES)
-        if number not in exchange.holes
+        if number not in exchange.known_gaps
     }
     stored = {open_ms: candle.values for open_ms, candle in daemon.stored.items() if open_ms < end_ms}
     return injected, sum(truth.get(key) != stored.get(key) for key in set(truth) | set(stored))

@@ -149,7 +149,7 @@ def at(text: str) -> int:
 
 @pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize(
-    ("hole", "complete", "begins"),
+    ("known_gap", "complete", "begins"),
     [
         (None, None, "after"),
         (None, 9.3, "after"),
@@ -159,15 +159,17 @@ def at(text: str) -> int:
     ],
 )
 async def test_the_bar_in_which_history_begins_is_served_where_nothing_exists_before(
-    tmp_path, fake, hole, complete, begins
+    tmp_path, fake, known_gap, complete, begins
 ):
     """As earlier versions of `candled backfill` left a store, too: complete since the first minute."""
     rig = Rig(tmp_path, fake, fake.clock, [BTC])
     store_past(rig.store_url, fake.truth(BTC, days(9.3), days(0.5)), fresh=True)
     store = make_store(rig.store_url, None)
     store.open()
-    if hole is not None:
-        store.save_known_gaps(KEY, [KnownGap(**hole._asdict(), reason="beyond_history", attempts=1, retry_ms=None)])
+    if known_gap is not None:
+        store.save_known_gaps(
+            KEY, [KnownGap(**known_gap._asdict(), reason="beyond_history", attempts=1, retry_ms=None)]
+        )
     if complete is not None:
         store.set_complete_from(KEY, days(complete))
     store.close()
@@ -259,19 +261,21 @@ WEEKS_MS = MONDAY_MS - 4 * W1.ms
 NOW_MS = MONDAY_MS + 601 * MINUTE_MS
 
 
-def cover(present, since_ms: int | None, from_ms: int, holes=()) -> Coverage:
-    return Coverage(present=present, holes=holes, since_ms=since_ms, from_ms=from_ms, absence="exchange_outage")
+def cover(present, since_ms: int | None, from_ms: int, known_gaps=()) -> Coverage:
+    return Coverage(
+        present=present, known_gaps=known_gaps, since_ms=since_ms, from_ms=from_ms, absence="exchange_outage"
+    )
 
 
-def hole(start_ms: int, end_ms: int) -> KnownGap:
+def known_gap(start_ms: int, end_ms: int) -> KnownGap:
     return KnownGap(start_ms=start_ms, end_ms=end_ms, reason="exchange_outage", attempts=5, retry_ms=None)
 
 
 @pytest.mark.parametrize(
-    ("present", "holes", "complete_ms", "asked"),
+    ("present", "known_gaps", "complete_ms", "asked"),
     [
         ([Range(WEEKS_MS, MONDAY_MS)], [], WEEKS_MS, None),
-        ([Range(WEEKS_MS, MONDAY_MS - MINUTE_MS)], [hole(MONDAY_MS - MINUTE_MS, MONDAY_MS)], WEEKS_MS, None),
+        ([Range(WEEKS_MS, MONDAY_MS - MINUTE_MS)], [known_gap(MONDAY_MS - MINUTE_MS, MONDAY_MS)], WEEKS_MS, None),
         (
             [Range(WEEKS_MS, MONDAY_MS - 90 * MINUTE_MS), Range(MONDAY_MS - 60 * MINUTE_MS, MONDAY_MS)],
             [],
@@ -282,10 +286,10 @@ def hole(start_ms: int, end_ms: int) -> KnownGap:
     ],
 )
 def test_of_a_stretch_what_adjoins_is_complete_and_what_is_missing_is_asked_for_last(
-    present, holes, complete_ms, asked
+    present, known_gaps, complete_ms, asked
 ):
     one = MarketIngest(KEY, cover([Range(MONDAY_MS, NOW_MS)], MONDAY_MS, MONDAY_MS), RULES)
-    added = one.look_at(cover(present, MONDAY_MS, WEEKS_MS, holes), MONDAY_MS)
+    added = one.look_at(cover(present, MONDAY_MS, WEEKS_MS, known_gaps), MONDAY_MS)
     assert added == (None if complete_ms is None else Range(complete_ms, MONDAY_MS))
     assert one.coverage.since_ms == (complete_ms or MONDAY_MS)
     window = one.next_request(NOW_MS)

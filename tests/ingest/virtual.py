@@ -11,8 +11,8 @@ from candled.exchange import Candles, Event, Exchange, Feed, InvalidRow, StreamF
 from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
 from candled.model import MINUTE, MINUTE_MS, Candle, Market, MarketKey, Range, RangeSet, Symbol
 from candled.store.batch import minute_ranges
-from candled.store.holes import replaced
 from candled.store.interface import ALL_TIME, KnownGap
+from candled.store.known_gaps import replaced
 from tests.clocks import ManualClock
 from tests.fakes.tapes import Row, Synthetic, grown
 from tests.rows import MONDAY_MS
@@ -130,7 +130,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.rows: dict[int, Candle] = {}
-        self.known_holes: list[KnownGap] = []
+        self.known_gaps: list[KnownGap] = []
         self.since_ms: int | None = None
         self.logged: list[Range] = []
 
@@ -147,10 +147,12 @@ class Memory:
     async def log_changes(self, market: MarketKey, epoch: Any, changes: Sequence[tuple[int, Range]]) -> None:
         self.logged += [span for _, span in changes]
 
-    async def save_coverage(self, market: MarketKey, since_ms: Any, holes: Sequence[KnownGap], within: Any) -> None:
+    async def save_coverage(
+        self, market: MarketKey, since_ms: Any, known_gaps: Sequence[KnownGap], within: Any
+    ) -> None:
         self.since_ms = since_ms
         if within is not None:
-            self.known_holes = replaced(self.known_holes, holes, within)
+            self.known_gaps = replaced(self.known_gaps, known_gaps, within)
 
     async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
         return {BTC: max(self.rows)} if self.rows else {}
@@ -177,7 +179,7 @@ class Memory:
         return any(open_ms < at_ms for open_ms in self.rows)
 
     async def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
-        return [hole for hole in self.known_holes if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
+        return [gap for gap in self.known_gaps if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
 
 
 class Site:
@@ -278,5 +280,5 @@ class Site:
         return [one for one in self.exchange.asked if one[2] > MINUTE.floor(one[0]) + MINUTE_MS]
 
 
-def range_set(holes: Sequence[KnownGap]) -> RangeSet:
-    return RangeSet((hole.start_ms, hole.end_ms) for hole in holes)
+def range_set(known_gaps: Sequence[KnownGap]) -> RangeSet:
+    return RangeSet((gap.start_ms, gap.end_ms) for gap in known_gaps)

@@ -3,7 +3,7 @@
 from candled.bus import MessagesLost, MinuteChanged, Position, StateChanged
 from candled.bus.codec import Heartbeat, Newest, epoch_of
 from candled.bus.interface import Listener, Message
-from candled.bus.redis.feed_tracker import FeedTracker, RateLimitResult
+from candled.bus.redis.feed_tracker import FeedTracker, MessageOrder
 from candled.bus.redis.outbound import OutboundQueue
 from candled.model import MarketKey
 from tests.simulation.faults import Weather
@@ -25,8 +25,8 @@ class Wire:
         self._weather = weather
         self._epoch = epoch_of(0, token)
         self._outgoing = OutboundQueue()
-        self._reception = FeedTracker({0: [market]}, clock.monotonic())
-        self._reception.begin(clock.monotonic())
+        self._tracker = FeedTracker({0: [market]}, clock.monotonic())
+        self._tracker.begin(clock.monotonic())
         self._listener: Listener | None = None
         self._kept: Newest | None = None  # beside the channel
         self._said: StateChanged | None = None  # by the leader
@@ -58,9 +58,9 @@ class Wire:
             self._send()
             if not self._weather.has("bus down"):
                 seqs = {_CHANNEL: self._outgoing.promised}
-                self._reception.on_heartbeat(Heartbeat(0, self._epoch, seqs), {_CHANNEL: self._market}, now)
+                self._tracker.on_heartbeat(Heartbeat(0, self._epoch, seqs), {_CHANNEL: self._market}, now)
                 self._read()
-            self._reception.look(now)
+            self._tracker.look(now)
             self._show()
 
     # ------------------------------------------------------------ inside
@@ -82,21 +82,21 @@ class Wire:
                 self._heard(message, Position(self._epoch, seq))
 
     def _heard(self, message: Message, position: Position) -> None:
-        if self._reception.is_missed(self._market):
+        if self._tracker.is_missed(self._market):
             return
-        verdict = self._reception.on_message(self._market, position)
-        if verdict is RateLimitResult.NEXT:
+        verdict = self._tracker.on_message(self._market, position)
+        if verdict is MessageOrder.NEXT:
             self._deliver(message, position)
-        elif verdict is RateLimitResult.GAP:
+        elif verdict is MessageOrder.GAP:
             self._read()
 
     def _read(self) -> None:
         """Read the newest state, as after every gap; what else was lost is read from the store."""
-        if self._weather.has("bus down") or not self._reception.take_missed(1):
+        if self._weather.has("bus down") or not self._tracker.take_missed(1):
             return
-        self._reception.mark_repaired(self._market)
+        self._tracker.mark_repaired(self._market)
         newest = self._kept
-        position = self._reception.on_newest_read(self._market, None if newest is None else newest.position)
+        position = self._tracker.on_newest_read(self._market, None if newest is None else newest.position)
         if position is None or newest is None or self._listener is None:
             return
         self._listener(MessagesLost(self._market), position)
@@ -109,7 +109,7 @@ class Wire:
     def _deliver(self, message: Message, position: Position) -> None:
         if isinstance(message, StateChanged):
             self._said, self._shown = message, None
-            if self._reception.doubt(self._market, self._clock.monotonic()) is not None:
+            if self._tracker.doubt(self._market, self._clock.monotonic()) is not None:
                 self._show()
                 return
         if self._listener is not None:
@@ -117,8 +117,8 @@ class Wire:
 
     def _show(self) -> None:
         """Replace the leader's state by a doubt."""
-        doubt = self._reception.doubt(self._market, self._clock.monotonic())
-        position = self._reception.position_of(self._market) or Position(self._epoch, 0)
+        doubt = self._tracker.doubt(self._market, self._clock.monotonic())
+        position = self._tracker.position_of(self._market) or Position(self._epoch, 0)
         if doubt is not None and self._shown != doubt.reason and self._listener is not None:
             self._shown = doubt.reason
             self._listener(StateChanged(self._market, "stale", self._clock.now_ms(), *doubt), position)

@@ -31,7 +31,7 @@ def everything(store: Store, market, interval: Interval) -> list[Candle]:
     return store.read_bars_between(market, interval, 0, ALWAYS_MS)
 
 
-def hole(start: int, end: int, reason: str = "exchange_outage") -> KnownGap:
+def gap(start: int, end: int, reason: str = "exchange_outage") -> KnownGap:
     return KnownGap(start_ms=start * MINUTE_MS, end_ms=end * MINUTE_MS, reason=reason, attempts=1, retry_ms=None)
 
 
@@ -460,24 +460,24 @@ class StoreContract:
         assert store.served_from(BTC) == (None if served is None else MONDAY_MS + served * MINUTE_MS)
 
     def test_holes_saved_within_a_range_leave_the_others_and_cut_those_across_its_edges(self, store):
-        store.save_known_gaps(BTC, [hole(0, 2), hole(4, 10), hole(20, 22)])
-        store.save_known_gaps(BTC, [hole(6, 7, "no_trades"), hole(18, 19)], span(5, 9))
-        assert store.known_gaps(BTC) == [hole(0, 2), hole(4, 5), hole(6, 7, "no_trades"), hole(9, 10), hole(20, 22)]
+        store.save_known_gaps(BTC, [gap(0, 2), gap(4, 10), gap(20, 22)])
+        store.save_known_gaps(BTC, [gap(6, 7, "no_trades"), gap(18, 19)], span(5, 9))
+        assert store.known_gaps(BTC) == [gap(0, 2), gap(4, 5), gap(6, 7, "no_trades"), gap(9, 10), gap(20, 22)]
         store.save_known_gaps(BTC, [], span(0, 6))
-        assert store.known_gaps(BTC) == [hole(6, 7, "no_trades"), hole(9, 10), hole(20, 22)]
+        assert store.known_gaps(BTC) == [gap(6, 7, "no_trades"), gap(9, 10), gap(20, 22)]
 
     def test_holes_that_touch_and_differ_in_nothing_else_become_one(self, store):
-        store.save_known_gaps(BTC, [hole(0, 5)])
-        store.save_known_gaps(BTC, [hole(5, 8)], span(5, 8))
-        store.save_known_gaps(BTC, [hole(8, 9, "no_trades")], span(8, 9))
-        assert store.known_gaps(BTC) == [hole(0, 8), hole(8, 9, "no_trades")]
+        store.save_known_gaps(BTC, [gap(0, 5)])
+        store.save_known_gaps(BTC, [gap(5, 8)], span(5, 8))
+        store.save_known_gaps(BTC, [gap(8, 9, "no_trades")], span(8, 9))
+        assert store.known_gaps(BTC) == [gap(0, 8), gap(8, 9, "no_trades")]
 
     def test_holes_can_be_read_within_a_range(self, store):
-        holes = [hole(0, 5), hole(7, 8), hole(10, 12)]
-        store.save_known_gaps(BTC, holes)
-        assert store.known_gaps(BTC, span(4, 8)) == holes[:2]
+        known_gaps = [gap(0, 5), gap(7, 8), gap(10, 12)]
+        store.save_known_gaps(BTC, known_gaps)
+        assert store.known_gaps(BTC, span(4, 8)) == known_gaps[:2]
         assert store.known_gaps(BTC, span(5, 7)) == []
-        assert store.known_gaps(BTC, span(11, 99)) == holes[2:]
+        assert store.known_gaps(BTC, span(11, 99)) == known_gaps[2:]
 
     def test_saved_holes_replace_the_ones_before(self, store, open_store):
         early = KnownGap(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
@@ -651,7 +651,7 @@ class StoreContract:
             lambda guest: guest.write_minutes([(BTC, minute(61)), (BTC, minute(3, "7", as_of_ms=10**13))]),
             lambda guest: guest.write_minutes([(ETH, minute(61))]),
             lambda guest: guest.rebuild_rollups(BTC, [ALL_TIME]),
-            lambda guest: guest.save_known_gaps(BTC, [hole(0, 2)]),
+            lambda guest: guest.save_known_gaps(BTC, [gap(0, 2)]),
         ],
         ids=["nothing", "read", "revise", "another market", "fold", "holes"],
     )

@@ -59,8 +59,8 @@ def history(store, threads):
 
 
 async def test_history_answers_as_the_store_does(history, store):
-    hole = KnownGap(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
-    store.save_known_gaps(BTC, [hole])
+    gap = KnownGap(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
+    store.save_known_gaps(BTC, [gap])
     store.set_complete_from(BTC, MONDAY_MS)
     store.write_minutes([(BTC, minute(10, final=False))])
     minutes = [minute(at) for at in range(10)]
@@ -70,7 +70,7 @@ async def test_history_answers_as_the_store_does(history, store):
     assert await history.complete_from(BTC) == MONDAY_MS
     assert await history.newest_minutes("bitget") == {BTC.symbol: MONDAY_MS + 9 * MINUTE_MS}
     assert await history.stored_ranges(BTC, 0, ALWAYS_MS) == (Range(MONDAY_MS, MONDAY_MS + 10 * MINUTE_MS),)
-    assert await history.known_gaps(BTC) == (hole,)
+    assert await history.known_gaps(BTC) == (gap,)
 
 
 async def test_a_thousand_identical_questions_cost_one_query(history, store):

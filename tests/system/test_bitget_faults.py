@@ -262,8 +262,8 @@ async def test_ten_holes_of_the_exchange_are_reported_never_filled_and_asked_for
             await one.until(lambda: one.health(BTC)["state"] == "live")
             await one.minutes(70)  # long enough for the later attempts
             await one.check()
-            holes = one.health(BTC)["holes"]
-            assert (holes["count"], holes["minutes"]) == (10, 30)
+            known_gaps = one.health(BTC)["holes"]
+            assert (known_gaps["count"], known_gaps["minutes"]) == (10, 30)
             for first, _ in ranges:
                 asked = [request for request in fake.requests_to("candles") if covers(request.query, first)]
                 assert len(asked) <= 6

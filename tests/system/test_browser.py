@@ -311,8 +311,8 @@ def test_coverage_tells_day_by_day_what_is_missing_and_why(browser: Any, tmp_pat
         tab.page.keyboard.press("ArrowLeft")
         assert tab.page.inner_text("#day h3") == name
         assert tab.page.inner_text("#day p") == "1,403 of 1,440 minutes, 1 gap."
-        hole = tab.page.inner_text("#day li")
-        assert hole.split("\n") == [f"{name} 05:00 – 05:37", "37 minutes", "nothing was traded"]
+        gap = tab.page.inner_text("#day li")
+        assert gap.split("\n") == [f"{name} 05:00 – 05:37", "37 minutes", "nothing was traded"]
         assert tab.page.get_attribute(f"#months [data-day='{name}']", "data-level") == "calm"
         assert tab.hosts == {urlsplit(daemon.url).netloc}
         assert tab.problems == []

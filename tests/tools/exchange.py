@@ -56,10 +56,10 @@ class Bench:
         finally:
             store.close()
 
-    def holes(self) -> list[tuple[int, int, str]]:
+    def known_gaps(self) -> list[tuple[int, int, str]]:
         store = self.store()
         try:
-            return [(hole.start_ms, hole.end_ms, hole.reason) for hole in store.known_gaps(MARKET)]
+            return [(gap.start_ms, gap.end_ms, gap.reason) for gap in store.known_gaps(MARKET)]
         finally:
             store.close()
 

@@ -52,7 +52,7 @@ async def test_without_from_the_listing_date_is_found_and_remembered(tmp_path, c
         assert (facts["from"], facts["absent"], facts["trouble"]) == (iso(listed_ms), 0, None)
         assert facts["requests"] < 50
         assert one.stored()[0].open_ms == listed_ms
-        assert one.holes() == [(0, listed_ms, "beyond_history")]
+        assert one.known_gaps() == [(0, listed_ms, "beyond_history")]
         assert one.complete_from() == WEEK.floor(listed_ms)
         before = len(one.fake.requests)
         assert await one.run("backfill") == 0
@@ -96,7 +96,7 @@ async def test_a_dry_run_with_from_asks_nothing_and_stores_nothing(tmp_path, cap
         assert (facts["minutes"], facts["windows"], facts["secondsAtLeast"]) == (14_400, 15, 3)
         assert await one.run("backfill", *arguments) == 0
         assert "14,400 minutes to ask for, in 15 windows" in capsys.readouterr().out
-        assert (one.fake.requests, one.stored(), one.holes()) == ([], [], [])
+        assert (one.fake.requests, one.stored(), one.known_gaps()) == ([], [], [])
 
 
 async def test_a_dry_run_without_from_only_looks_for_the_beginning(tmp_path, capsys):
@@ -105,7 +105,7 @@ async def test_a_dry_run_without_from_only_looks_for_the_beginning(tmp_path, cap
         (facts,) = json.loads(capsys.readouterr().out)["markets"]
         assert 400 * 1440 - 5 <= facts["minutes"] <= 400 * 1440 + 1440
         assert facts["requestsMade"] == len(one.fake.requests) < 50
-        assert (one.stored(), one.holes()) == ([], [])
+        assert (one.stored(), one.known_gaps()) == ([], [])
 
 
 async def test_what_the_exchange_does_not_have_is_remembered_and_not_asked_for_again_at_once(tmp_path, capsys):
@@ -116,7 +116,7 @@ async def test_what_the_exchange_does_not_have_is_remembered_and_not_asked_for_a
         assert await one.run("backfill", *arguments) == 0
         (facts,) = json.loads(capsys.readouterr().out)["markets"]
         assert (facts["stored"], facts["absent"]) == (1440 - 60, 60)
-        assert one.holes() == [(*lacking, "exchange_outage")]
+        assert one.known_gaps() == [(*lacking, "exchange_outage")]
         assert one.complete_from() is None  # what lies between and the present is not known
 
 
@@ -144,7 +144,7 @@ async def test_answers_that_are_no_candles_are_named_and_end_it(tmp_path, capsys
         one.fake.html_instead_of_json(200)
         assert await one.run("backfill", "--from", iso(at(-4)), "--to", iso(at(-1))) == 1
         assert "expected JSON" in capsys.readouterr().err
-        assert (one.stored(), one.holes()) == ([], [])
+        assert (one.stored(), one.known_gaps()) == ([], [])
 
 
 async def test_at_most_half_of_the_request_budget_is_used(tmp_path):
@@ -181,7 +181,7 @@ async def test_a_postgresql_store_is_filled_as_well_and_its_retention_named(tmp_
             assert (facts["stored"], facts["absent"]) == (716, 4)
             store = PostgresStore(database.url(), DEFAULT_INTERVALS, retention_days=7)
             store.open()
-            assert [(hole.start_ms, hole.end_ms) for hole in store.known_gaps(MARKET)] == [(at(-1, 5), at(-1, 9))]
+            assert [(gap.start_ms, gap.end_ms) for gap in store.known_gaps(MARKET)] == [(at(-1, 5), at(-1, 9))]
             store.tidy_up(NOON_MS)
             store.close()
             assert await one.run("backfill", "--from", iso(at(-40)), "--to", iso(at(-39)), "--json") == 1
@@ -253,8 +253,8 @@ async def test_beside_a_running_daemon_both_keep_what_they_know_and_the_daemon_l
             await rig.until(lambda: rig.health(BTC)["completeFrom"] == iso(WEEK.floor(at(-12))))
             await rig.until(lambda: len(days.bars) >= 13)
             assert days.bars[0]["time"] == iso(at(-12.5))  # the day in which history begins, whole as it is
-            assert (at(-10), at(-10, 5), "exchange_outage") in beside.holes()
-            assert (0, at(-12), "beyond_history") in beside.holes()
+            assert (at(-10), at(-10, 5), "exchange_outage") in beside.known_gaps()
+            assert (0, at(-12), "beyond_history") in beside.known_gaps()
             assert await rig.check() > 700
         finally:
             await rig.stop()

@@ -214,7 +214,7 @@ async def test_stored_minutes_are_read_again_where_that_is_asked_for(tmp_path, c
         assert values(again) == values(truth)
         assert {minute.open_ms for minute in again if minute.rev} == set(changed)
         assert all(minute.src == "backfill" for minute in again if minute.rev)
-        assert one.holes() == []
+        assert one.known_gaps() == []
 
 
 async def test_reading_again_takes_no_stored_minute_for_absent(tmp_path):
@@ -224,7 +224,7 @@ async def test_reading_again_takes_no_stored_minute_for_absent(tmp_path):
         one.fake.missing_minutes(BTC, (truth[60].open_ms, truth[70].open_ms))
         assert await one.run("backfill", "--from", iso(at(-1)), "--to", iso(at(0, -10)), "--reread") == 0
         assert values(one.stored(at(-1), at(0, -10))) == values(truth)
-        assert one.holes() == []
+        assert one.known_gaps() == []
 
 
 # ---------------------------------------------------------------- beside a daemon

@@ -21,7 +21,7 @@ from tests.tools.exchange import BTC, DAY_MS, MARKET, NOON_MS, at, bench, iso
 START_MS = NOON_MS - DAY_MS // 2 - 7 * DAY_MS  # a Monday
 
 
-def hole(
+def known_gap(
     first: int, last: int, reason: str = "exchange_outage", attempts: int = 5, retry_ms: int | None = None
 ) -> KnownGap:
     return KnownGap(
@@ -67,13 +67,13 @@ def shop(tmp_path) -> Shop:
 def test_every_missing_minute_is_told_with_its_reason_attempts_and_next_try(tmp_path, capsys):
     one = shop(tmp_path)
     one.put((60, 100), (110, 200), (203, 300))
-    holes = [
-        hole(0, 60, "beyond_history", 1),
-        hole(100, 105),
-        hole(105, 110, "no_trades", 3),
-        hole(200, 202, attempts=2, retry_ms=ms(400)),
+    known_gaps = [
+        known_gap(0, 60, "beyond_history", 1),
+        known_gap(100, 105),
+        known_gap(105, 110, "no_trades", 3),
+        known_gap(200, 202, attempts=2, retry_ms=ms(400)),
     ]
-    one.store.save_known_gaps(MARKET, holes)
+    one.store.save_known_gaps(MARKET, known_gaps)
     one.store.set_complete_from(MARKET, ms(0))
     assert one.gaps("--json", now_ms=ms(302)) == 1
     (report,) = json.loads(capsys.readouterr().out)["markets"]
@@ -97,7 +97,9 @@ def test_every_missing_minute_is_told_with_its_reason_attempts_and_next_try(tmp_
 def test_in_words_minutes_without_trades_are_only_counted_unless_asked_for(tmp_path, capsys):
     one = shop(tmp_path)
     one.put((0, 100), (101, 200), (210, 300))
-    one.store.save_known_gaps(MARKET, [hole(100, 101, "no_trades", 3), hole(200, 210, attempts=1, retry_ms=ms(400))])
+    one.store.save_known_gaps(
+        MARKET, [known_gap(100, 101, "no_trades", 3), known_gap(200, 210, attempts=1, retry_ms=ms(400))]
+    )
     assert one.gaps(now_ms=ms(302)) == 0
     text = capsys.readouterr().out
     assert "exchange_outage 10 min, no_trades 1 min" in text
@@ -132,7 +134,7 @@ def test_a_market_of_which_nothing_is_stored_lacks_what_the_settings_want(tmp_pa
 def test_holes_that_were_filled_since_are_no_gaps(tmp_path, capsys):
     one = shop(tmp_path)
     one.put((0, 100))
-    one.store.save_known_gaps(MARKET, [hole(40, 50)])
+    one.store.save_known_gaps(MARKET, [known_gap(40, 50)])
     assert one.gaps(now_ms=ms(102)) == 0
     assert "nothing is missing" in capsys.readouterr().out
 
@@ -145,7 +147,7 @@ def test_minutes_and_gaps_together_are_all_minutes_each_once(tmp_path_factory, d
     numbers = [page + edge for edge in edges]
     one.put(*zip(numbers[::2], numbers[1::2], strict=False))
     first, length = data.draw(st.integers(-20, 20)), data.draw(st.integers(1, 15))
-    one.store.save_known_gaps(MARKET, [hole(page + first, page + first + length)])
+    one.store.save_known_gaps(MARKET, [known_gap(page + first, page + first + length)])
     span = Range(ms(page - 40), ms(page + 40))
     gaps = list(find_gaps(one.store, MARKET, Range(ms(0), span.end_ms)))
     there = [(start_ms, end_ms) for start_ms, end_ms in one.store.stored_ranges(MARKET, *span)]
@@ -169,9 +171,9 @@ async def filled(one, *without: tuple[int, int]) -> None:
     one.put(*(row for row in stamped if not any(start <= row.open_ms < end for start, end in without)))
 
 
-def remember(one, *holes: KnownGap) -> None:
+def remember(one, *known_gaps: KnownGap) -> None:
     store = one.store()
-    store.save_known_gaps(MARKET, holes)
+    store.save_known_gaps(MARKET, known_gaps)
     store.set_complete_from(MARKET, at(-2))
     store.close()
 
@@ -198,7 +200,7 @@ async def test_everything_is_asked_for_again_now_also_what_was_given_up(tmp_path
         assert results[iso(given_up[0])] == (30, [])
         assert results[iso(missed[0])] == (7, [])
         assert results[iso(lacking[0])] == (0, ["exchange_outage"])
-        assert one.holes() == [(*lacking, "exchange_outage")]
+        assert one.known_gaps() == [(*lacking, "exchange_outage")]
         assert all(end_ms - start_ms <= 999 * MINUTE_MS for start_ms, end_ms in one.asked())
         assert len(one.asked()) <= 5
 
@@ -215,7 +217,7 @@ async def test_what_is_older_than_the_exchanges_history_is_left_unless_asked_for
         assert (status, one.stored(at(-3), at(-2))) == (0, [])
         status, report = await repaired(one, capsys, "--all")
         assert (status, len(one.stored(at(-3), at(-2)))) == (0, 1440)
-        assert (report["gaps"][0]["repaired"], one.holes()) == (1440, [])
+        assert (report["gaps"][0]["repaired"], one.known_gaps()) == (1440, [])
 
 
 async def test_an_exchange_that_is_away_leaves_everything_as_it_was(tmp_path, capsys):
@@ -226,4 +228,4 @@ async def test_an_exchange_that_is_away_leaves_everything_as_it_was(tmp_path, ca
         status, report = await repaired(one, capsys)
         assert status == 1
         assert "cannot reach" in report["trouble"]
-        assert one.holes() == []
+        assert one.known_gaps() == []

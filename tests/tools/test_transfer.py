@@ -405,7 +405,7 @@ def after(at):
     return MONDAY_MS + at * MINUTE_MS
 
 
-def hole(start, end):
+def gap(start, end):
     return KnownGap(start_ms=after(start), end_ms=after(end), reason="exchange_outage", attempts=2, retry_ms=None)
 
 
@@ -428,10 +428,10 @@ def test_history_is_complete_only_down_to_the_newest_break(config, store, tmp_pa
 def test_a_known_hole_is_no_break_and_what_fills_it_leaves_the_rest(config, store, tmp_path):
     load(config, write(tmp_path / "new.csv", HEADER, *(row(at) for at in range(10, 20))))
     store.set_complete_from(MARKET, after(10))
-    store.save_known_gaps(MARKET, [hole(4, 10)])
+    store.save_known_gaps(MARKET, [gap(4, 10)])
     load(config, write(tmp_path / "old.csv", HEADER, *(row(at) for at in (2, 3, 6, 7))))
     assert store.complete_from(MARKET) == after(2)
-    assert store.known_gaps(MARKET) == [hole(4, 6), hole(8, 10)]
+    assert store.known_gaps(MARKET) == [gap(4, 6), gap(8, 10)]
 
 
 def test_nothing_is_claimed_where_nothing_was_known(config, store, tmp_path):

@@ -27,7 +27,7 @@ from candled.model import Decimals, MarketKey
 from candled.tasks import end, keep
 
 from .connections import Call, Caller, Servers, reason_of
-from .feed_tracker import NOT_ARRIVING, FeedTracker, RateLimitResult, order_of
+from .feed_tracker import NOT_ARRIVING, FeedTracker, MessageOrder, order_of
 from .leases import Lease, Leases
 from .publisher import RedisPublisher
 from .subscriber import Subscriber
@@ -82,7 +82,7 @@ class RedisBus:
         self._heartbeats = {names.heartbeat_channel(shard): shard for shard in range(shards)}
         self._listeners: list[Listener] = []
         by_shard = {shard: [one for one in self._shard_of if self._shard_of[one] == shard] for shard in range(shards)}
-        self._reception = FeedTracker(by_shard, clock.monotonic())
+        self._tracker = FeedTracker(by_shard, clock.monotonic())
         self._publisher = (
             None if leases is None else RedisPublisher(servers, names, clock, leases, self._shard_of, troubles)
         )
@@ -110,7 +110,7 @@ class RedisBus:
         if self._publisher is None:
             raise RuntimeError("a process that only serves publishes nothing")
         position = self._publisher.enqueue(message)
-        self._reception.on_own_message(message.market, position)
+        self._tracker.on_own_message(message.market, position)
         if isinstance(message, StateChanged):
             self._said[message.market] = message
         self._notify_listeners(message, position)
@@ -135,10 +135,10 @@ class RedisBus:
                 "generation": heard.generation,
                 "linkEnds": dict(heard.ends),
                 "lagMs": None if lag_s is None else round(lag_s * 1000, 1),
-                "healed": dict(self._reception.reasons),
+                "healed": dict(self._tracker.reasons),
                 "ignored": dict(self.ignored),
                 "heartbeatAgeMs": {
-                    str(shard): round(self._reception.age_s(shard, now) * 1000) for shard in self._heartbeats.values()
+                    str(shard): round(self._tracker.age_s(shard, now) * 1000) for shard in self._heartbeats.values()
                 },
             }
         if sent is not None and self.leases is not None:
@@ -159,7 +159,7 @@ class RedisBus:
             self._start_task(self._publisher.send_heartbeats)
         if not self._listeners:
             return
-        self._reception.begin(self._clock.monotonic())
+        self._tracker.begin(self._clock.monotonic())
         self._subscriber = Subscriber(
             self._servers,
             [*self._channels, *self._heartbeats],
@@ -219,7 +219,7 @@ class RedisBus:
             self._accept(message, position)
 
     def _receive_external(self, market: MarketKey, message: Message) -> None:
-        if self._is_own(market) or not self._reception.on_external_minute(market, self._clock.monotonic()):
+        if self._is_own(market) or not self._tracker.on_external_minute(market, self._clock.monotonic()):
             self._count_ignored(
                 "outside", f"{market} is led by an ingest process: minutes of other programs are ignored"
             )
@@ -236,33 +236,33 @@ class RedisBus:
             raise BadMessage(f"belongs to another shard, {beat.shard}")
         if self._is_ingested_here(shard):
             return
-        if not self._reception.on_heartbeat(beat, self._channels, self._clock.monotonic()):
+        if not self._tracker.on_heartbeat(beat, self._channels, self._clock.monotonic()):
             self.ignored["of another leader"] += 1
         refused = {market for market in self._from_future if self._shard_of[market] == shard}
         self._from_future -= refused
-        self._reception.mark_missed(refused, "future")
+        self._tracker.mark_missed(refused, "future")
         self._to_read.set()
 
     def _link_is_ready(self, channels: Sequence[str]) -> None:
         self._reader.renew_connections()
         markets = [self._channels[channel] for channel in channels if channel in self._channels]
-        self._reception.mark_missed((market for market in markets if not self._is_own(market)), "connected")
+        self._tracker.mark_missed((market for market in markets if not self._is_own(market)), "connected")
         self._to_read.set()
 
     def _accept(self, message: Message, position: Position) -> None:
         """Deliver a message, or queue it while its market is being read again."""
         market = message.market
-        if not self._reception.is_missed(market):
-            verdict = self._reception.on_message(market, position)
-            if verdict is RateLimitResult.NEXT:
+        if not self._tracker.is_missed(market):
+            verdict = self._tracker.on_message(market, position)
+            if verdict is MessageOrder.NEXT:
                 self._deliver(message, position)
                 return
-            if verdict is RateLimitResult.REPEATED:
+            if verdict is MessageOrder.REPEATED:
                 self.ignored["repeated"] += 1
                 return
             self._to_read.set()
         waiting = self._held_back.setdefault(market, [])
-        waiting.append(_HeldBack(message, position, not self._reception.is_reading(market)))
+        waiting.append(_HeldBack(message, position, not self._tracker.is_reading(market)))
         del waiting[:-_HELD_BACK]
 
     def _deliver(self, message: Message, position: Position) -> None:
@@ -293,7 +293,7 @@ class RedisBus:
         """Return the time up to which minutes of a market are credible."""
         if market.exchange in self._timeless:
             return YEAR_10000_MS
-        leader_ms = self._reception.leader_ms(self._shard_of[market], self._clock.monotonic())
+        leader_ms = self._tracker.leader_ms(self._shard_of[market], self._clock.monotonic())
         return max(self._clock.now_ms(), leader_ms) + _AHEAD_MS
 
     # ------------------------------------------------------------ recovery of missed messages
@@ -301,7 +301,7 @@ class RedisBus:
     async def _repair_missed(self) -> None:
         """Read the newest state of markets with missed messages, and notify the listeners to read the rest."""
         while True:
-            markets = self._reception.take_missed(_READ_AT_ONCE)
+            markets = self._tracker.take_missed(_READ_AT_ONCE)
             if not markets:
                 self._to_read.clear()
                 await self._to_read.wait()
@@ -319,14 +319,14 @@ class RedisBus:
                     failed.setdefault(reason_of(error), []).append(market)
             for reason, unread in failed.items():
                 self._reading.fails(reason, *unread)
-                self._reception.mark_not_repaired(unread, reason, self._clock.monotonic())
+                self._tracker.mark_not_repaired(unread, reason, self._clock.monotonic())
             if failed:
                 await self._clock.sleep(_AGAIN_S)
 
     def _deliver_newest(self, market: MarketKey, newest_data: bytes, fence_data: bytes) -> None:
         """Deliver the contents of the market's keys and queued messages; notify the listeners to read the rest."""
         self._reading.works(market)
-        self._reception.mark_repaired(market)
+        self._tracker.mark_repaired(market)
         held_back = self._held_back.pop(market, [])
         if self._is_own(market):  # this process has become its leader
             return
@@ -334,7 +334,7 @@ class RedisBus:
         self._from_future.discard(market)
         newest = self._read_newest(market, newest_data)
         is_refused = market in self._from_future  # then the state up to there is not available
-        known = self._reception.on_newest_read(
+        known = self._tracker.on_newest_read(
             market, None if newest is None else newest.position, None if is_refused else fence
         )
         handed = self._handed.get(market)
@@ -355,12 +355,12 @@ class RedisBus:
 
     def _take_later(self, one: _HeldBack, fence: tuple[int, int] | None) -> None:
         """Process a message that was queued while its market was read, unless the read contained it."""
-        market, at = one.message.market, self._reception.position_of(one.message.market)
+        market, at = one.message.market, self._tracker.position_of(one.message.market)
         if at is not None and order_of(one.position) <= order_of(at):
             return
-        if not one.is_early or self._reception.is_missed(market):
+        if not one.is_early or self._tracker.is_missed(market):
             self._accept(one.message, one.position)
-        elif self._reception.prove(market, one.position, fence):
+        elif self._tracker.prove(market, one.position, fence):
             self._deliver(one.message, one.position)
         else:
             number = f"{one.position.seq} of the feed {one.position.epoch}"
@@ -389,9 +389,9 @@ class RedisBus:
             now = self._clock.monotonic()
             for shard in self._heartbeats.values():
                 if self._is_ingested_here(shard):
-                    self._reception.keep_alive(shard, now)
-            self._reception.look(now)
-            for market in self._reception.doubtful() | self._doubted:
+                    self._tracker.keep_alive(shard, now)
+            self._tracker.look(now)
+            for market in self._tracker.doubtful() | self._doubted:
                 if not self._is_own(market):
                     self._show(market)
 
@@ -401,7 +401,7 @@ class RedisBus:
         Without a `position` it is delivered only if it has changed.
         """
         said, shown_ = self._said.get(market), self._shown.get(market)
-        doubt = self._reception.doubt(market, self._clock.monotonic())
+        doubt = self._tracker.doubt(market, self._clock.monotonic())
         if doubt:
             is_stale = shown_ is not None and shown_.state == "stale"
             since_ms = shown_.since_ms if shown_ is not None and is_stale else self._clock.now_ms()
@@ -413,7 +413,7 @@ class RedisBus:
             self._receiving.fails("published messages do not arrive", market)
         if doubt:
             self._doubted.add(market)
-        elif position is None and self._reception.is_missed(market):
+        elif position is None and self._tracker.is_missed(market):
             return
         else:
             self._doubted.discard(market)
@@ -434,13 +434,13 @@ class RedisBus:
     def _lease_changed(self, lease: Lease) -> None:
         now = self._clock.monotonic()
         if lease.is_ours_to_ingest:
-            self._reception.keep_alive(lease.shard, now)
+            self._tracker.keep_alive(lease.shard, now)
             markets = [market for market, shard in self._shard_of.items() if shard == lease.shard]
             self._doubted.difference_update(markets)
             self._receiving.works(*markets)
             self._reading.works(*markets)
         else:
-            self._reception.on_shard_lost(lease.shard, now)
+            self._tracker.on_shard_lost(lease.shard, now)
             self._to_read.set()
 
     def _is_own(self, market: MarketKey) -> bool:

@@ -28,7 +28,7 @@ NOT_ARRIVING = Doubt("messages_lost", "published messages do not arrive: Redis r
 NOT_LISTED = Doubt("leader_differs", "exchanges and ingest.shards have to be the same in all processes")
 
 
-class RateLimitResult(Enum):
+class MessageOrder(Enum):
     """The decision about a message: deliver it; ignore it; or read the market before trusting it."""
 
     NEXT = "next"
@@ -64,24 +64,24 @@ class FeedTracker:
 
     # ------------------------------------------------------------ messages
 
-    def on_message(self, market: MarketKey, position: Position) -> RateLimitResult:
+    def on_message(self, market: MarketKey, position: Position) -> MessageOrder:
         """Judge a message. One that leaves a gap has its market read first, and is not recorded before that."""
         known = self._at.get(market)
         if known is None:  # messages from before the connection are read anyway
             reason = "hole" if position.seq > 1 else ""
         elif position.epoch == known.epoch:
             if position.seq <= known.seq:
-                return RateLimitResult.REPEATED
+                return MessageOrder.REPEATED
             reason = "hole" if position.seq > known.seq + 1 else ""
         elif self._is_overtaken(market, position.epoch, known.epoch):
-            return RateLimitResult.REPEATED
+            return MessageOrder.REPEATED
         else:
             reason = "epoch"
         if reason:
             self.mark_missed([market], reason)
-            return RateLimitResult.GAP
+            return MessageOrder.GAP
         self._go_to(market, position)
-        return RateLimitResult.NEXT
+        return MessageOrder.NEXT
 
     def prove(self, market: MarketKey, position: Position, fence: tuple[int, int] | None) -> bool:
         """Accept a message that left a gap, if it was published before its market's `fence` was read.

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from candled.bus.codec import Names
-from candled.bus.troubles import FeedError, Troubles
+from candled.bus.troubles import TroubleRecord, Troubles
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.tasks import end
@@ -24,7 +24,7 @@ _MOST_WAIT_S = 1.0  # then ask again, because another process may have closed or
 class _RedisCaller:
     """A caller of Redis that pauses after a failure."""
 
-    def __init__(self, caller: Caller, clock: Clock, trouble: FeedError) -> None:
+    def __init__(self, caller: Caller, clock: Clock, trouble: TroubleRecord) -> None:
         self._caller = caller
         self._clock = clock
         self._trouble = trouble

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from candled.bus.codec import private_channel
-from candled.bus.troubles import FeedError
+from candled.bus.troubles import TroubleRecord
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.tasks import end
@@ -53,7 +53,7 @@ class Subscriber:
         servers: Servers,
         channels: Sequence[str],
         clock: Clock,
-        trouble: FeedError,
+        trouble: TroubleRecord,
         *,
         process: str,
         heard: Callable[[str, bytes], None],

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from candled.errors import StoreRejected
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol
 from candled.store.batch import by_market, by_symbol
-from candled.store.holes import replaced
 from candled.store.interface import ALL_TIME, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, KnownGap
+from candled.store.known_gaps import replaced
 
 from . import statements as sql
 from .maintenance import drop_interval, drop_minutes, forget_feeds
@@ -222,22 +222,22 @@ class PostgresStore:
             ids = _lock_markets(link, [market])
             link.execute(sql.SET_COMPLETE_FROM, (since_ms, ids[market]))
 
-    def save_known_gaps(self, market: MarketKey, holes: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
+    def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
         with self._borrow_to_write() as link:
             market_id = _lock_markets(link, [market])[market]
-            near = _holes(link.fetch_rows(sql.HOLES, (*_names(market), *within)))
-            new = replaced(near, holes, within)
-            link.execute(sql.DROP_HOLES, (market_id, [hole.start_ms for hole in near]))
+            near = _known_gaps(link.fetch_rows(sql.HOLES, (*_names(market), *within)))
+            new = replaced(near, known_gaps, within)
+            link.execute(sql.DROP_HOLES, (market_id, [gap.start_ms for gap in near]))
             link.execute(
                 sql.PUT_HOLES,
                 (
                     market_id,
-                    [hole.start_ms for hole in new],
-                    [hole.end_ms for hole in new],
-                    [hole.reason for hole in new],
-                    [hole.attempts for hole in new],
-                    [hole.retry_ms for hole in new],
+                    [gap.start_ms for gap in new],
+                    [gap.end_ms for gap in new],
+                    [gap.reason for gap in new],
+                    [gap.attempts for gap in new],
+                    [gap.retry_ms for gap in new],
                 ),
             )
 
@@ -368,8 +368,8 @@ class PostgresStore:
 
     def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
         """See `Store.known_gaps`."""
-        found = _holes(self._fetch_rows(sql.HOLES, (*_names(market), *within)))
-        return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
+        found = _known_gaps(self._fetch_rows(sql.HOLES, (*_names(market), *within)))
+        return [gap for gap in found if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
 
     def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
         """See `Store.unpublished`."""
@@ -529,7 +529,7 @@ def _possible(at_ms: int) -> int:
     return max(0, min(at_ms, 10**15))
 
 
-def _holes(rows: Iterable[tuple[Any, ...]]) -> list[KnownGap]:
+def _known_gaps(rows: Iterable[tuple[Any, ...]]) -> list[KnownGap]:
     return [
         KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
         for start_ms, end_ms, reason, attempts, retry_ms in rows

@@ -100,7 +100,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def as_holes(rows: Iterable[Any]) -> list[KnownGap]:
+def as_known_gaps(rows: Iterable[Any]) -> list[KnownGap]:
     """Return the known gaps of rows."""
     return [
         KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)

@@ -13,7 +13,6 @@ from typing import Any
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 from candled.store.batch import MarketBatch, by_market, by_symbol, fold_bars, levels, minute_ranges, news, touched
-from candled.store.holes import replaced
 from candled.store.interface import (
     ALL_TIME,
     FEED_DAYS,
@@ -24,10 +23,11 @@ from candled.store.interface import (
     KnownGap,
     Table,
 )
+from candled.store.known_gaps import replaced
 from candled.store.owner import Owner
 
 from . import statements as sql
-from .rows import UnreadableRow, as_candles, as_holes, bar_row, minute_row, problem, time_text
+from .rows import UnreadableRow, as_candles, as_known_gaps, bar_row, minute_row, problem, time_text
 
 logger = logging.getLogger(__name__)
 
@@ -319,20 +319,20 @@ class SqliteStore:
     def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
         """See `Store.known_gaps`."""
         market_id = self._market_id(market)
-        found = [] if market_id is None else as_holes(self._fetch_rows(sql.HOLES, market_id, *within))
-        return [hole for hole in found if hole.start_ms < within.end_ms and within.start_ms < hole.end_ms]
+        found = [] if market_id is None else as_known_gaps(self._fetch_rows(sql.HOLES, market_id, *within))
+        return [gap for gap in found if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
 
-    def save_known_gaps(self, market: MarketKey, holes: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
+    def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
         with self._begin_transaction() as connection:
             market_id = self._add_market(connection, market)
-            near = as_holes(connection.execute(sql.HOLES, (market_id, *within)))
-            connection.executemany(sql.DROP_HOLE, [(market_id, hole.start_ms) for hole in near])
+            near = as_known_gaps(connection.execute(sql.HOLES, (market_id, *within)))
+            connection.executemany(sql.DROP_HOLE, [(market_id, gap.start_ms) for gap in near])
             connection.executemany(
                 sql.PUT_HOLE,
                 [
-                    (market_id, hole.start_ms, hole.end_ms, hole.reason, hole.attempts, hole.retry_ms)
-                    for hole in replaced(near, holes, within)
+                    (market_id, gap.start_ms, gap.end_ms, gap.reason, gap.attempts, gap.retry_ms)
+                    for gap in replaced(near, known_gaps, within)
                 ],
             )
 

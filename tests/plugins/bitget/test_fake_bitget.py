@@ -400,15 +400,15 @@ async def test_a_short_age_makes_a_storm_of_reconnects(fake, connect):
 
 
 async def test_minutes_the_exchange_does_not_have_are_neither_pushed_nor_in_snapshots_nor_over_rest(fake, client):
-    hole = (START_MS - 10 * MINUTE_MS, START_MS + MINUTE_MS)
-    fake.missing_minutes(ETH, hole)
+    gap = (START_MS - 10 * MINUTE_MS, START_MS + MINUTE_MS)
+    fake.missing_minutes(ETH, gap)
     _, snapshot = await client.subscribe()
     assert len(snapshot.candles) == 489
     events = await client.watch(65)
     assert min(last_versions(events)) == START_MS + MINUTE_MS
     _, body, _ = await get(fake, CANDLES, **futures(endTime=START_MS + MINUTE_MS, limit=20))
-    assert [int(row[0]) for row in body["data"]][-2:] == [hole[0] - MINUTE_MS, START_MS + MINUTE_MS]
-    assert all(candle.open_ms < hole[0] for candle in fake.truth(ETH, START_MS - 20 * MINUTE_MS, hole[1]))
+    assert [int(row[0]) for row in body["data"]][-2:] == [gap[0] - MINUTE_MS, START_MS + MINUTE_MS]
+    assert all(candle.open_ms < gap[0] for candle in fake.truth(ETH, START_MS - 20 * MINUTE_MS, gap[1]))
     fake.give_back_minutes(ETH)
     assert len((await client.subscribe())[1].candles) == 500
 
