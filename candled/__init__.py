@@ -1,4 +1,4 @@
-"""candled, a self-hosted candle server. What plugins may import is here.
+"""candled, a self-hosted candle server. Plugins import their names from here.
 
 Nothing is imported before it is used: the daemon has to obey signals before that.
 """

@@ -58,14 +58,14 @@ _DEFAULT_EXCHANGES = {"bitget": None}
 EXCHANGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ORIGIN = r"\*|[Nn][Uu][Ll][Ll]|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+"
 _PATH = r"(/[A-Za-z0-9_-]+)*"
-# Kubernetes tells every pod of the services called `candled` and `candled-…` by these names where they are
+# Kubernetes gives every pod the addresses of services called `candled` and `candled-…` in these variables
 # (kubernetes.io/docs, "Accessing the Service", environment variables); the test suite has its own names.
 _NOT_OURS = re.compile(
     r"CANDLED_TEST_|CANDLED_(?:[A-Z0-9]+_)*?"
     r"(?:SERVICE_(?:HOST=|PORT(?:_[A-Z0-9_]+)?=\d+$)|PORT=\w+://|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?=)",
     re.IGNORECASE,
 )
-# What other databases' URLs have, and what would be repeated as a file name wherever the store is spoken of.
+# Parts of other databases' URLs, which would otherwise appear as a file name in every message about the store.
 _NO_FILE = re.compile(r":[^/]*@|\?.*=")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 
@@ -140,7 +140,7 @@ _100_MS, _1_S = timedelta(milliseconds=100), timedelta(seconds=1)
 
 
 class ServerSettings(Settings):
-    """How clients reach the server, and what one of them may take of it."""
+    """The address that clients connect to, and the limits of one client."""
 
     host: Annotated[TextOrTexts, AfterValidator(_check_hosts)] = setting(
         "0.0.0.0", 'the address to listen on, or a list; 127.0.0.1 for this machine only, "" for IPv4 and IPv6'
@@ -191,7 +191,7 @@ class ServerSettings(Settings):
 
 
 class LimitSettings(Settings):
-    """How many HTTP requests one address may make, by group of paths: so many in a window that its first one begins."""
+    """The number of HTTP requests that one address may send in a window, by group of paths. The first one opens it."""
 
     api_requests: int = setting(100, "requests to /api/ in a window; 0 for no limit", ge=0)
     api_window: Duration = setting("15m", "the length of that window", ge=_1_S)
@@ -228,7 +228,7 @@ class KlinesSettings(Settings):
 
 
 class IngestSettings(Settings):
-    """How candles are taken from exchanges."""
+    """The way candles are read from exchanges."""
 
     backfill: Duration = setting(
         "30d", "how far back a fresh store is filled; the running week always is", ge=timedelta(0)
@@ -255,7 +255,7 @@ class IngestSettings(Settings):
 
 
 class StoreSettings(Settings):
-    """Where candles are kept."""
+    """The database of the candles."""
 
     url: Annotated[str, AfterValidator(_check_store)] = setting(
         "sqlite:///candled.db",
@@ -279,7 +279,7 @@ class StoreSettings(Settings):
 
 
 class BusSettings(Settings):
-    """What carries candles from ingest to serve."""
+    """The path of candles from ingest to serve."""
 
     url: Annotated[str, AfterValidator(_check_bus)] = setting(
         MEMORY,
@@ -298,13 +298,13 @@ class BusSettings(Settings):
 
 
 class LogSettings(Settings):
-    """What is logged, to standard error."""
+    """The log, written to standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = setting("info", "the least serious level that is logged")
 
 
 class ExchangeKeys(Settings):
-    """What the daemon wants to know of each exchange; the other keys under its name are its plugin's."""
+    """The daemon's own keys of each exchange; the other keys under its name belong to its plugin."""
 
     symbols: Distinct[WrittenSymbol] = setting(("BTC/USDT",), "which markets, written BASE/QUOTE", min_length=1)
     plugin: str | None = setting(None, "which exchange of a plugin it is; by default the one of the same name")
@@ -365,20 +365,20 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
 
 
 def doubts(config: Config) -> list[str]:
-    """What works in one process and not in several, of which this one may be: a line each."""
+    """Return warnings about settings that work in one process but not in several, a line each."""
     if config.bus.url == MEMORY or not config.store.url.startswith("sqlite:"):
         return []
     return [
         "store.url: SQLite is one process's file; where several processes share bus.url only the one that leads stores "
-        "candles, and the others find holes in their files: give all of them the same postgresql://"
+        "candles, and the others find gaps in their files: give all of them the same postgresql://"
     ]
 
 
 def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
-    """An instance of each configured exchange, in order.
+    """Return an instance of each configured exchange, in order.
 
     Raises:
-        ConfigError: some could not be made, whatever their constructors raised: a line or more for each of them.
+        ConfigError: some could not be created: a line or more for each of them.
     """
     made: list[Exchange] = []
     problems: list[str] = []
@@ -389,7 +389,7 @@ def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
             problems += error.problems
         except CandledError as error:
             problems.append(f"exchanges.{one.name}: {redacted(str(error))}")
-        except (Exception, SystemExit) as error:  # whatever a stranger's code may raise, its exit included
+        except (Exception, SystemExit) as error:  # a plugin may raise anything, even SystemExit
             logger.debug("exchanges.%s cannot be made", one.name, exc_info=True)
             problems.append(f"exchanges.{one.name}: {redacted(one_line(error))}")
     if problems:
@@ -400,9 +400,9 @@ def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
 def make_store(config: Config, *, owns: bool = False, upgrade: bool | None = None) -> Store:
     """Return the store of the settings, not yet opened.
 
-    As a guest by default, as for commands: nothing of its tables and intervals is changed. With `owns`, as for the
-    daemon, it keeps the bars of the settings' intervals, and its tables are upgraded as `upgrade` says, by default as
-    the settings do.
+    By default a guest, as for commands: tables and intervals are not changed. With `owns`, as for the daemon, it
+    keeps the bars of the settings' intervals and upgrades its tables if `upgrade` allows it; the default is the
+    setting `store.init`.
 
     Raises:
         ConfigError: `store.url` cannot be read. The text does not repeat it.
@@ -547,7 +547,7 @@ def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:
     )
 
 
-# ---------------------------------------------------------------- what one key cannot say
+# ---------------------------------------------------------------- checks across keys
 
 
 def _contradictions(config: Config) -> Iterator[str]:

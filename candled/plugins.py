@@ -34,7 +34,7 @@ class PluginError(CandledError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginStatus:
-    """What became of one entry point.
+    """The outcome of loading one entry point.
 
     `error` is one line, None if the plugin is fine; `exchanges` are the names it provides.
     """
@@ -61,9 +61,9 @@ class Plugins:
 def discover(entry_points: Iterable[metadata.EntryPoint] | None = None, *, within_s: float = _WITHIN_S) -> Plugins:
     """Load every plugin that is installed, or `entry_points`, one by one, each within `within_s` seconds.
 
-    Nothing a plugin raises while it is imported or asked gets out of here; it is one warning, with the traceback at
-    debug level, and told in its status. Of two plugins with an exchange of one name an installed one replaces the
-    bundled one, and otherwise the first stays.
+    An exception in a plugin does not leave this function. It is logged as one warning, with the traceback at debug
+    level, and appears in the plugin's status. If two plugins offer an exchange of the same name, an installed one
+    replaces the bundled one; otherwise the first one stays.
     """
     if entry_points is None:
         entry_points = metadata.entry_points(group=GROUP)
@@ -75,7 +75,7 @@ def discover(entry_points: Iterable[metadata.EntryPoint] | None = None, *, withi
 
 
 def one_line(error: BaseException) -> str:
-    """What a stranger's code raised, with its type, on one line."""
+    """Return the type and text of an exception on one line."""
     return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
 
 
@@ -84,7 +84,7 @@ def _is_bundled(entry_point: metadata.EntryPoint) -> bool:
 
 
 def _load(entry_point: metadata.EntryPoint, exchanges: dict[str, type[Exchange]], within_s: float) -> PluginStatus:
-    """Add what one plugin offers to `exchanges`."""
+    """Add the exchanges of one plugin to `exchanges`."""
     dist = entry_point.dist
 
     def status(error: str | None, names: Iterable[str] = ()) -> PluginStatus:
@@ -114,17 +114,17 @@ def _load(entry_point: metadata.EntryPoint, exchanges: dict[str, type[Exchange]]
 
 
 def _answer(entry_point: metadata.EntryPoint, within_s: float) -> dict[str, type[Exchange]]:
-    """What a plugin offers. It is imported and asked in a thread of its own, which is left behind if it never ends.
+    """Return the exchanges of a plugin. A thread of its own imports and calls it, and is abandoned if it never ends.
 
     Raises:
-        PluginError: it does not do what the hooks ask for, it raised something, or it took too long.
+        PluginError: it breaks the rules of the hooks, raised an exception, or took too long.
     """
     answers: queue.SimpleQueue[dict[str, type[Exchange]] | BaseException] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
             answers.put(_offered(entry_point.load()))
-        except BaseException as error:  # whatever a stranger's code may raise, its exit included
+        except BaseException as error:  # a plugin may raise anything, even SystemExit
             answers.put(error)
 
     threading.Thread(target=ask, name=f"plugin {entry_point.name}", daemon=True).start()
@@ -149,7 +149,7 @@ def _offered(plugin: object) -> dict[str, type[Exchange]]:
     """Ask a loaded plugin for its exchanges, by name.
 
     Raises:
-        PluginError: it does not do what the hooks ask for.
+        PluginError: it breaks the rules of the hooks.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -175,7 +175,7 @@ def _offered(plugin: object) -> dict[str, type[Exchange]]:
 
 
 def _refuse_async(caller: pluggy.HookCaller) -> None:
-    """Hooks register things and nobody awaits them; an endless await must not be able to hold the start up."""
+    """Refuse async hooks: they are not awaited, so that an endless one cannot block the start."""
     for implementation in caller.get_hookimpls():
         function = implementation.function
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):

@@ -32,11 +32,11 @@ _DURATION = r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)"
 _UNIT_US = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000}
 _SIZE = r"([0-9]+(?:\.[0-9]+)?)(B|KB|MB|GB|KiB|MiB|GiB)"
 _SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "KB": 10**3, "B": 1}
-# Up to the last @: a password may hold an @ that nobody escaped.
+# Up to the last @: a password may contain an unescaped @.
 _URL_PASSWORD = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://[^:/?#@]*:).*@", re.DOTALL)
 _SECRET_NAMES = "[a-z0-9_.-]*(?:password|passwd|pwd|token|key|secret|signature)="
 _QUERY_SECRET = re.compile(f"([?&;#]{_SECRET_NAMES})[^&]*", re.IGNORECASE)
-# The same where other words stand around the URL, and where a URL or a libpq "host=… password=…" is misspelt.
+# The same inside a sentence, and in a misspelt URL or libpq string "host=… password=…".
 _QUOTED_PASSWORD = re.compile(r"((?:[a-z][a-z0-9+.-]*:/*)?[^\s:/?#@]*:)[^\s]*@", re.IGNORECASE)
 _QUOTED_SECRET = re.compile(rf"((?:^|[\s?&;#]){_SECRET_NAMES})[^\s&]*", re.IGNORECASE)
 _MOST_DEPTH = 50
@@ -71,13 +71,13 @@ class Written:
 
     #: completes "expected …"
     expected: str
-    #: returns the value for what YAML has; raises ValueError, with a hint where there is one, or TypeError
+    #: converts a YAML value; raises ValueError, if possible with a hint, or TypeError
     read: Callable[[Any], Any]
     schema: Mapping[str, Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         def validate(raw: object) -> Any:
-            # A value of the type itself is right, but text has a form; what is no text the inner schema refuses.
+            # A value of the type itself is right, but text has a form; the inner schema refuses other types.
             if isinstance(source, type) and isinstance(raw, source) != (source is str):
                 return raw
             try:
@@ -220,7 +220,7 @@ def read_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML would silently keep the last, and what has no end."""
+    """A loader that refuses endless documents and duplicate keys, where YAML silently keeps the last."""
 
     _depth = 0
 
@@ -249,7 +249,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _refuse_endless(root: yaml.Node) -> None:
-    """An alias can stand inside what it names, and a few lines of aliases can mean millions of values."""
+    """Refuse a document whose aliases contain themselves or expand to millions of values."""
     waiting = [(root, 0)]
     for _ in range(_MOST_NODES):
         if not waiting:
@@ -267,7 +267,7 @@ def _refuse_endless(root: yaml.Node) -> None:
 
 
 def _without_value(problem: str) -> str:
-    """PyYAML quotes what it takes for an alias or a tag: that may be a password that begins with * or !."""
+    """Remove the alias or tag that PyYAML quotes: it may be a password that begins with * or !."""
     hidden = re.sub(r"(alias|tag) (?:handle )?'.*'", r"\1", problem, flags=re.DOTALL)
     return problem if hidden == problem else f"{hidden}; a text that begins with * or ! needs quotes"
 
@@ -302,12 +302,12 @@ def read_section(
 
 
 def is_section(kind: Any) -> TypeGuard[type[Settings]]:
-    """Tell whether an annotation is a section."""
+    """Return True for the annotation of a section."""
     return isinstance(kind, type) and issubclass(kind, Settings)
 
 
 def holds_secret(field: FieldInfo | None) -> bool:
-    """Tell whether a key is a `SecretStr`, or some of them."""
+    """Return True for a key of one or several `SecretStr`."""
     return field is not None and "SecretStr" in repr(field.annotation)
 
 
@@ -423,12 +423,12 @@ def _shown(raw: object, *, quoted: bool = True) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """The text with stars for passwords, tokens and keys, if it is a URL that holds some."""
+    """Return the text; if it is a URL, with stars for its passwords, tokens and keys."""
     return _QUERY_SECRET.sub(rf"\1{STARS}", _URL_PASSWORD.sub(rf"\1{STARS}@", text))
 
 
 def redacted(message: str) -> str:
-    """A message with stars for what looks like a password in the URLs it quotes, well formed or not."""
+    """Return a message with stars for anything like a password in the URLs it quotes, well formed or not."""
     return _QUOTED_SECRET.sub(rf"\1{STARS}", _QUOTED_PASSWORD.sub(rf"\1{STARS}@", message))
 
 
@@ -486,10 +486,10 @@ def keys_of(section: type[Settings], *path: str) -> dict[tuple[str, ...], Any]:
 def apply_environment(
     raw: Mapping[str, Any], env: Mapping[str, str], prefix: str, keys: Keys, problems: list[str]
 ) -> dict[str, Any]:
-    """Return `raw` with what variables such as `CANDLED_SERVER__PORT` set, for the prefix `CANDLED_`.
+    """Return `raw` with the values of variables such as `CANDLED_SERVER__PORT`, for the prefix `CANDLED_`.
 
     Two underscores stand between section and key, letters of either case match, and `_` matches `-` too. A value
-    is YAML; where the setting is text, whatever YAML would take for something else is taken literally. An empty
+    is YAML; for a text setting, values that YAML would read as another type are taken literally. An empty
     variable counts as unset. One with the prefix that names no setting is a problem.
     """
     names = {_variable(prefix, path): path for path in keys}
@@ -510,14 +510,14 @@ def apply_environment(
 
 
 def name_variables(problems: Iterable[str], env: Mapping[str, str], prefix: str, keys: Keys) -> list[str]:
-    """The problems, with the variable in brackets behind each key that it set: `server.port (CANDLED_SERVER__PORT)`."""
+    """Return the problems with the variable behind each key that it set: `server.port (CANDLED_SERVER__PORT)`."""
     names = {_variable(prefix, path): ".".join(path) for path in keys}
     variables = {names[_normal(name)]: name for name in _set_variables(env, prefix) if _normal(name) in names}
     return [_with_variables(problem, variables) for problem in problems]
 
 
 def _with_variables(problem: str, variables: Mapping[str, str]) -> str:
-    """A problem begins with its key, which may lie within what a variable set; other keys are dotted words in it."""
+    """Name the variable of the key that a problem begins with, and those of other dotted keys in it."""
     where, colon, rest = problem.partition(": ")
     nearest = max((key for key in variables if re.match(rf"{re.escape(key)}(?![\w-])", where)), key=len, default=None)
     if nearest is not None:
@@ -571,5 +571,5 @@ def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
             raw[section] = {}
         raw = raw[section]
         if not isinstance(raw, dict):
-            return  # reading will say that a mapping is expected there
+            return  # reading reports that a mapping is expected there
     raw[key] = value

@@ -27,7 +27,7 @@ def make_schema(exchanges: Mapping[str, type[Exchange]]) -> dict[str, Any]:
 
 
 def _by_name(names: list[str]) -> dict[str, Any]:
-    """Which keys an exchange has depends on its `plugin`, or else on its name."""
+    """Return the schema of an exchange: its keys depend on its `plugin`, or else on its name."""
     chosen: dict[str, Any] = {"type": "object", "required": ["plugin"], "properties": {"plugin": {"type": "string"}}}
     by_plugin = {
         **chosen,
