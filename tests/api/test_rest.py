@@ -380,6 +380,7 @@ async def read_slowly(port: int, path: str):
     return reader, writer, head
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("http_server")
 @pytest.mark.stage(minutes={BTC: []})
 async def test_a_bulk_answer_is_read_from_the_store_as_fast_as_the_client_takes_it(stage, http_port, monkeypatch):
@@ -565,6 +566,7 @@ def escaped(query: list[tuple[str, str]]) -> str:
     return "&".join("=".join("".join(f"%{byte:02x}" for byte in part.encode()) for part in pair) for pair in query)
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=2500)
 async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(fetch, monkeypatch, caplog):
     drawn: list[list[tuple[str, str]]] = []

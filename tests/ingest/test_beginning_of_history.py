@@ -161,6 +161,7 @@ def test_a_minute_found_before_the_beginning_makes_all_around_it_doubtful():
 # ---------------------------------------------------------------- the whole way
 
 
+@pytest.mark.slow
 async def test_a_success_with_nothing_is_never_taken_for_an_answer():
     def lie(exchange):
         exchange.rest = "empty"

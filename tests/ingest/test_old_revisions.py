@@ -50,6 +50,7 @@ async def test_a_revision_of_an_old_minute_is_taken_counted_and_told(age, occasi
     await site.stop()
 
 
+@pytest.mark.slow
 async def test_minutes_of_the_last_day_are_compared_again_every_six_hours():
     site = Site()
     await site.start()

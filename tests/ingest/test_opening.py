@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.errors import StoreUnavailable
@@ -222,6 +224,7 @@ async def test_an_end_before_all_are_open_puts_aside_what_came(caplog):
         assert [symbol for symbol, _ in stage.store.stored] == [SYMBOLS[0]]
 
 
+@pytest.mark.slow
 async def test_a_store_that_is_away_is_named_once_and_asked_again(caplog):
     async with starting(Store(failures=30)) as stage:
         for _ in range(40):

@@ -152,6 +152,7 @@ def simulate(seed: int) -> tuple[int, int]:
     return injected, sum(truth.get(key) != stored.get(key) for key in set(truth) | set(stored))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200 if LONG else 900)
 def test_no_minute_is_missing_wrong_or_extra_after_weeks_of_faults():
     """Promise 1; long form: 1,000 seeds of 10,000 minutes."""

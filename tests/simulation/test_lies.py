@@ -127,12 +127,14 @@ def test_there_are_enough_kinds_of_faults_and_lies():
     assert min(lengths) >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("silence")
 def test_a_seed_gives_the_same_schedule_and_the_same_end_each_time():
     first, second = simulate(3), simulate(3)
     assert (first.faults, first.met, first.healed_s) == (second.faults, second.met, second.healed_s)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("silence")
 def test_after_any_faults_store_and_charts_are_as_the_exchange():
     """Promises 1, 2 and 3 under lies; the long form is below."""
