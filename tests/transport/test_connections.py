@@ -414,13 +414,17 @@ async def test_nothing_is_kept_of_the_handshake():
 
 async def test_a_storm_is_let_in_a_few_per_second_and_the_rest_is_told_when_to_come_back():
     async with echo_site(max_handshakes_per_second=20) as site:
+        started = time.monotonic()
         peers = await asyncio.gather(*(site.connect() for _ in range(100)))
         statuses = [int(peer.head.split()[1]) for peer in peers]
-        assert statuses.count(101) in range(20, 30)
-        assert statuses.count(503) == 100 - statuses.count(101)
+        admitted, rejected = statuses.count(101), statuses.count(503)
+        assert 20 <= admitted <= 21 + 20 * (time.monotonic() - started)
+        assert rejected == 100 - admitted
         waits = [int(found[1]) for peer in peers if (found := re.search(rb"Retry-After: (\d+)", peer.head))]
-        assert len(waits) == statuses.count(503)
-        assert (min(waits), max(waits)) in {(1, 4), (1, 5), (1, 6)}, "spread over the seconds it takes"
+        assert len(waits) == rejected
+        assert all(1 <= wait <= 6 for wait in waits)
+        if rejected > 65:  # on a machine that is not busy
+            assert (min(waits), max(waits) >= 4) == (1, True), "not spread over the seconds that it takes"
         reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
         writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert b" 200 " in await reader.readline(), "probes are no handshakes"
