@@ -1,6 +1,7 @@
 """For how long an event loop was held, without the time in which the machine let its process wait."""
 
 import asyncio
+import gc
 import sys
 import time
 from pathlib import Path
@@ -38,11 +39,14 @@ class LoopWatch:
     async def __aenter__(self) -> "LoopWatch":
         pipe = asyncio.subprocess.PIPE
         self._idle = await asyncio.create_subprocess_exec(sys.executable, "-c", _IDLE, stdin=pipe, stdout=pipe)
+        gc.collect()
+        gc.freeze()
         self._task = asyncio.ensure_future(self._watch())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
+        gc.unfreeze()
         await asyncio.gather(self._task, return_exceptions=True)
         output, _ = await self._idle.communicate(b"")
         self.idle_s = float(output)

@@ -82,7 +82,8 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
         start_ms, end_ms = rng.choice([0, 0, *AT]), rng.choice([EVER_MS, EVER_MS, EVER_MS, *AT])
         limit, newest_first = rng.choice([1, 2, 3, 100, 119, 500, MOST_BARS]), rng.random() < 0.7
         asked = HistoryRequest(limit, start_ms, end_ms, newest_first)
-        wanted, state = await reference.read_page(BTC, interval, **asked._asdict()), state_of(one)
+        state = state_of(one)
+        wanted = await reference.read_page(BTC, interval, **asked._asdict())
         for make, encode in DIALECTS:
             printer = make(interval)
             at_once += pages.printed_now(BTC, interval, printer, asked) is not None

@@ -13,7 +13,7 @@ LIES = {**LIES, "jumping back": lambda ms: ms - (ms // 1000 % 7) * 60 * SECOND}
 def check(site: Site) -> None:
     assert site.false_finals == []
     assert site.asked_for_the_future() == []
-    assert site.store.known_gaps == []
+    assert site.store.saved_gaps == []
     assert site.wrong() == []
     assert site.market["state"] == "live"
     assert site.clock.true_ms - site.shown_at_ms <= 2_000
@@ -130,9 +130,9 @@ async def test_holes_of_minutes_to_come_are_forgotten_at_the_start():
     past = KnownGap(
         start_ms=MONDAY_MS, end_ms=MONDAY_MS + MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None
     )
-    site.store.known_gaps = [past, future]
+    site.store.saved_gaps = [past, future]
     await site.start()
-    assert [gap.end_ms for gap in site.store.known_gaps] == [past.end_ms, now_ms]
+    assert [gap.end_ms for gap in site.store.saved_gaps] == [past.end_ms, now_ms]
     await site.run(100)
     site.exchange.feed.queue.put_nowait(site.frame())
     assert site.market["holes"]["minutes"] <= 2

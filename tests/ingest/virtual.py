@@ -130,7 +130,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.rows: dict[int, Candle] = {}
-        self.known_gaps: list[KnownGap] = []
+        self.saved_gaps: list[KnownGap] = []
         self.since_ms: int | None = None
         self.logged: list[Range] = []
 
@@ -152,7 +152,7 @@ class Memory:
     ) -> None:
         self.since_ms = since_ms
         if within is not None:
-            self.known_gaps = replaced(self.known_gaps, known_gaps, within)
+            self.saved_gaps = replaced(self.saved_gaps, known_gaps, within)
 
     async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
         return {BTC: max(self.rows)} if self.rows else {}
@@ -179,7 +179,7 @@ class Memory:
         return any(open_ms < at_ms for open_ms in self.rows)
 
     async def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
-        return [gap for gap in self.known_gaps if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
+        return [gap for gap in self.saved_gaps if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
 
 
 class Site:

@@ -101,7 +101,7 @@ async def test_a_clock_that_is_set_misplaces_no_bar_and_moves_no_chart_back(tmp_
         await one.minutes(1)
         await change(one, clock)
         await one.minutes(4)
-        assert await one.check_request() > 700
+        assert await one.check() > 700
         for chart in charts:
             interval = Interval.parse(chart.request["interval"])
             times = [parse_iso_ms(bar["time"]) for bar in chart.bars]
@@ -128,7 +128,7 @@ async def test_a_restart_with_a_clock_two_hours_behind_shows_the_running_bars_as
         chart = one.open_chart(BTC, "1m", 20)
         await live(one)
         await one.minutes(2)
-        assert await one.check_request() > 700
+        assert await one.check() > 700
         assert MINUTE.floor(exchange.now_ms()) - parse_iso_ms(chart.bars[-1]["time"]) <= MINUTE_MS
 
 
@@ -185,9 +185,9 @@ def stored_bars(directory: Path, interval: Interval) -> dict[int, Any]:
 @pytest.mark.parametrize("by_ms", [2 * HOUR_MS, -2 * HOUR_MS], ids=["2 h ahead", "2 h back"])
 async def test_replay_on_a_clock_that_is_set_plays_every_minute_in_its_place(tmp_path, by_ms):
     clock = SteppingClock(1.0, MONDAY_MORNING_MS)
-    recording = PLUGINS.exchanges["replay"](PLUGINS.exchanges["replay"].Settings(), clock).recording(BTC)
+    recording = PLUGINS.exchanges["replay"](PLUGINS.exchanges["replay"].Settings(), clock).recording_of(BTC)
     async with replayed(tmp_path, clock) as (daemon, chart):
-        await until(lambda: daemon.health()["status"] == "pass" and chart.bars)
+        await until(lambda: daemon.health_report()["status"] == "pass" and chart.bars)
         await asyncio.sleep(1.5)
         before = chart.bars[-1]["time"]
         clock.ahead_ms += by_ms
