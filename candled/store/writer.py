@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 PAGE_ROWS = 5_000
 RETRY_AT_MOST_S = 30.0
+_OVERDUE = "queued rows have not been written in time"
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
 # Python's garbage collector scans all rows in memory now and then, which blocks the process
@@ -156,7 +157,7 @@ class Writer:
         also after it has ended. `journal` is `Journal.describe`, or None without a journal.
         """
         return {
-            "state": self._state,
+            "state": "away" if self._state == "ok" and self._is_overdue() else self._state,
             "waiting": len(self._waiting),
             "written": self._written,
             "refused": self._refused,
@@ -309,6 +310,8 @@ class Writer:
         """Journal rows if due; return whether the journal is ready and contains all rows that it should."""
         try:
             if self._is_journal_due():
+                if self._is_overdue():
+                    self._note_away(StoreUnavailable(_OVERDUE))
                 return await self._move_to(journal)
             return await self._open_journal(journal)
         except Exception:
@@ -320,8 +323,15 @@ class Writer:
             return False
         if self._state == "away" and self._waiting.minute_count >= min(JOURNAL_FROM_ROWS, self._max_waiting // 2):
             return True
+        return self._is_overdue()
+
+    def _is_overdue(self) -> bool:
+        """Return True if rows have waited long enough to doubt the store, even if no call has failed yet.
+
+        Calls run one after the other. If the store hangs, each call before the write ends only by its own timeout.
+        """
         waits_s = self._clock.monotonic() - self._waiting_since
-        return waits_s >= self._flush_interval_s + JOURNAL_AFTER_S
+        return self._waiting.minute_count > 0 and waits_s >= self._flush_interval_s + JOURNAL_AFTER_S
 
     async def _move_to(self, journal: Journal, *, forming: bool = False) -> bool:
         """Move queued rows to the journal; return whether all of them are there."""

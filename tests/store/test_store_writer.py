@@ -427,6 +427,28 @@ async def test_a_store_that_hangs_does_not_keep_minutes_from_the_journal(journal
     assert everything(store, BTC, MINUTE) == [minute(0)]
 
 
+@pytest.mark.parametrize("has_journal", [True, False])
+async def test_a_store_is_away_while_another_call_hangs_before_the_write(
+    journaling, store, threads, clock, has_journal
+):
+    """No call has failed then: the ones before the write end by their own timeouts, one after the other."""
+    writer = journaling() if has_journal else Writer(store, threads, clock, flush_interval_s=1.0)
+    hangs = threading.Event()
+    hanging = asyncio.ensure_future(threads.run_write(hangs.wait))
+    writer.enqueue(BTC, minute(0))
+    assert writer.describe()["state"] == "ok"
+    for _ in range(8):
+        await clock.advance(1)
+        await asyncio.sleep(0.01)
+    async with deadlines.timeout(5):
+        while writer.describe()["state"] != "away":
+            await asyncio.sleep(0.01)
+    hangs.set()
+    await hanging
+    await writer.flush()
+    assert (writer.describe()["state"], everything(store, BTC, MINUTE)) == ("ok", [minute(0)])
+
+
 async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_are_refused(journaling, store, clock):
     writer = journaling(limit_bytes=2000, max_waiting=10)
     store.trouble = AWAY
