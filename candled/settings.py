@@ -165,7 +165,7 @@ def _url(*schemes: str) -> Written:
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the values; refuse one that is there twice."""
+    """Return the values; refuse duplicates."""
     texts = [str(value) for value in values]
     if twice := [text for text in dict.fromkeys(texts) if texts.count(text) > 1]:
         raise refused(f"{', '.join(twice)} is there twice")

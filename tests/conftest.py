@@ -75,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, reason in tiers.NEEDS.items():
         config.addinivalue_line("markers", f"{name}: {reason}")
     tiers.watch_programs()
-    asyncio.set_event_loop(None)  # else the first who asks for the current loop makes one, which nobody closes
+    asyncio.set_event_loop(None)  # otherwise a request for the current loop makes one that is never closed
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

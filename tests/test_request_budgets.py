@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tornado.httpserver import HTTPServer
-from tornado.testing import bind_unused_port
-from tornado.web import Application, RequestHandler
+from tornado.web import RequestHandler
 
 from candled import config
 from candled.app import Daemon
@@ -29,6 +27,7 @@ from candled.plugins import discover
 from candled.token_bucket import MOST_CLOSED_S, BucketState, TokenBucket
 from candled.tools.budgets import SHARE
 from tests.clocks import START_MS, ManualClock
+from tests.web import serving
 
 RATE = 10.0
 ROOT = Path(__file__).parents[1]
@@ -345,11 +344,8 @@ class _Counting(RequestHandler):
 async def counting() -> AsyncIterator[str]:
     """The address of a server that counts requests."""
     _Counting.asked = 0
-    socket, port = bind_unused_port()
-    server = HTTPServer(Application([(r"/", _Counting)], log_function=lambda _: None))
-    server.add_socket(socket)
-    yield f"http://127.0.0.1:{port}/"
-    server.stop()
+    async with serving(_Counting) as url:
+        yield url
 
 
 TWO_SECTIONS = {

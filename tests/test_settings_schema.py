@@ -37,7 +37,7 @@ def test_it_is_json_schema_of_its_draft():
 
 
 def test_the_published_copy_is_what_the_command_prints():
-    """To write it anew: candled config schema > config/candled.schema.json."""
+    """Write it with: candled config schema > config/candled.schema.json."""
     assert PUBLISHED.read_text("utf-8") == json.dumps(SCHEMA, indent=2, ensure_ascii=False) + "\n"
 
 

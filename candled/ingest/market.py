@@ -651,7 +651,7 @@ class MarketIngest:
         current = news or self._minutes.get_minute(candle.open_ms)
         if current is not None and current.final and (confirmed or news is not None):
             if news is None and not self.coverage.has_minute(candle.open_ms):
-                news = current  # lost by the store, so it is stored once more
+                news = current  # lost by the store, so it is stored again
             self.coverage.add_minute(candle.open_ms, confirmed=confirmed)
         if news is None:
             return

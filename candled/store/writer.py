@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 PAGE_ROWS = 5_000
 RETRY_AT_MOST_S = 30.0
-_OVERDUE = "queued rows have not been written in time"
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
 # Python's garbage collector scans all rows in memory now and then, which blocks the process
 JOURNAL_FROM_ROWS = 20_000
+_OVERDUE = "queued rows have not been written in time"
 SPLITS_IN_VAIN = 32  # this many refused halves and none accepted: the rows are not the cause
 SPLITS_AT_MOST = 400
 

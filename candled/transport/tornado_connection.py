@@ -30,13 +30,12 @@ class TornadoSocket(Protocol):
 class TornadoConnection(ClientConnection):
     """A connection with one write at a time; later frames are queued in the outbox, as for a slow client."""
 
-    __slots__ = ("_clock", "_handler", "_is_told")
+    __slots__ = ("_clock", "_handler")
 
     def __init__(self, handler: TornadoSocket, publisher: Broadcaster, clock: Clock, address: str) -> None:
         super().__init__(publisher, address)
         self._handler: TornadoSocket | None = handler
         self._clock = clock
-        self._is_told = False
         self.redirect_writes(self._write_frame)
 
     def _write_frame(self, frame: bytes) -> int:

@@ -108,7 +108,7 @@ def test_what_changed_since_a_position_is_known_as_far_as_the_feed_was_followed(
     assert list(track.changes_since(track.change_id_of(Position("a", 5)))) == [Range(300, 400)]
     assert list(track.changes_since(track.change_id_of(Position("b", 3)))) == [
         Range(300, 400)
-    ]  # found after it was told
+    ]  # found after it was sent
     assert track.change_id_of(Position("a", 2)) is None
     assert track.change_id_of(Position("a", 7)) is None
     assert track.change_id_of(Position("c", 1)) is None

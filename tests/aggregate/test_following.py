@@ -136,7 +136,7 @@ async def test_lost_messages_are_made_up_for_from_the_store():
     one.minute(minute(60, volume="3", final=True), heard=False)
     one.minute(minute(61, volume="4", final=True), heard=False)
     one.minute(minute(62, volume="1", as_of=500))
-    assert one.bars.feed_position(BTC) == seen  # nobody may be told of a position whose changes are not there
+    assert one.bars.feed_position(BTC) == seen  # no client may learn a position whose changes are missing
     assert one.bars.describe_healing()["catchingUp"] == 1
     one.stored.log[tuple(seen)] = []
     await one.clock.advance(1)
@@ -442,7 +442,7 @@ async def test_a_change_of_the_past_that_was_the_last_message_lost_is_read_altho
     one.stored.log["one", 2] = []
     one.seq = 2
     position, facts = Position("one", 2), FeedMetadata(at(60), None, 2)
-    one.bars.on_message(MessagesLost(BTC), position)  # as a bus reads what is newest: message 2 told of minute 30
+    one.bars.on_message(MessagesLost(BTC), position)  # a bus reads the newest state: message 2 was minute 30
     one.bars.on_message(MinuteChanged(BTC, minute(60, volume="3"), facts), position)
     await one.clock.advance(30)
     assert one.bars.get_bar(BTC, MINUTE, at(30)).volume == 9

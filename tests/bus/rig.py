@@ -35,7 +35,7 @@ class Ear:
         self.states: dict[MarketKey, str] = {}
         self.at: dict[MarketKey, Position] = {}
         self.missed = 0
-        self.open_gaps: set[MarketKey] = set()  # messages are missing, and no `MessagesLost` has told of it yet
+        self.open_gaps: set[MarketKey] = set()  # messages are missing, and no `MessagesLost` came yet
 
     def __call__(self, message: Message, position: Position) -> None:
         self.heard.append((deadlines.now(), message, position))

@@ -72,7 +72,7 @@ def test_another_feed_is_read_from_its_beginning():
     heard = reception()
     assert heard.on_message(BTC, Position("0.11", 1)) is GAP
     assert healed(heard, Position("0.11", 1)) == {BTC}
-    assert heard.on_message(BTC, Position("0.10", 2)) is REPEATED  # of the leader before
+    assert heard.on_message(BTC, Position("0.10", 2)) is REPEATED  # of the previous leader
     assert heard.position_of(BTC) == ("0.11", 1)
 
 

@@ -239,7 +239,7 @@ async def test_a_forged_key_heals_within_seconds(kind, server):
             await one.client.delete(words[1])
         await one.client.execute_command(*words)
         await one.is_well()
-        one.serving.bus._tracker.mark_missed(MARKETS, "connected")  # and whoever comes later reads no nonsense
+        one.serving.bus._tracker.mark_missed(MARKETS, "connected")  # a process that joins later reads no nonsense
         one.serving.bus._to_read.set()
         await one.is_well()
         if kind.startswith(("lease", "token")):  # nor is a new leader kept out

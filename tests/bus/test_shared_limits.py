@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from tornado.httpserver import HTTPServer
-from tornado.testing import bind_unused_port
-from tornado.web import Application, RequestHandler
+from tornado.web import RequestHandler
 
 from candled.budget import LocalBudget, MakeBudget
 from candled.bus.codec import Names
@@ -29,6 +27,7 @@ from tests.bus.rig import new_prefix
 from tests.clocks import ManualClock
 from tests.proxy import Proxy
 from tests.redis_servers import own_redis, shared_redis
+from tests.web import serving
 
 pytestmark = pytest.mark.usefixtures("redis")
 
@@ -109,7 +108,7 @@ async def test_what_is_left_is_known_without_asking(names):
             await budget.acquire()
         assert budget.remaining_share() < 0.5
         await asyncio.sleep(0.6)
-        assert budget.remaining_share() > 0.5  # or whoever waits for others to be idle would wait for ever
+        assert budget.remaining_share() > 0.5  # a request that waits for an idle budget must not wait forever
         budget.close_for(5.0)
         assert budget.remaining_share() == 0.0
 
@@ -223,11 +222,8 @@ class _Refusing(RequestHandler):
 async def refusing() -> AsyncIterator[str]:
     """The address of a server that asks for a second of silence at the first request."""
     _Refusing.asked = 0
-    socket, port = bind_unused_port()
-    server = HTTPServer(Application([(r"/", _Refusing)], log_function=lambda _: None))
-    server.add_socket(socket)
-    yield f"http://127.0.0.1:{port}/"
-    server.stop()
+    async with serving(_Refusing) as url:
+        yield url
 
 
 async def test_a_host_that_refused_one_process_is_not_asked_by_another(names, refusing):

@@ -521,7 +521,7 @@ class StoreContract:
         assert store.changes_since(BTC, "a", 0) == [span(0, 2), span(3, 4)]
 
     def test_a_change_that_is_told_later_is_in_every_answer_until_then(self, store):
-        store.log_changes(BTC, None, [(SEQ_UNPUBLISHED, span(7, 8))])  # nobody can ask yet
+        store.log_changes(BTC, None, [(SEQ_UNPUBLISHED, span(7, 8))])  # no client can ask for it yet
         store.register_feed([BTC], "a")
         store.log_changes(BTC, None, [(SEQ_UNPUBLISHED, span(0, 2)), (SEQ_UNPUBLISHED, span(5, 6))])
         assert store.changes_since(BTC, "a", 900) == [span(0, 2), span(5, 6)]
@@ -530,7 +530,7 @@ class StoreContract:
         assert store.changes_since(BTC, "a", 6) == [span(0, 3), span(5, 6)]
 
     def test_what_nobody_was_told_of_is_found_by_exchange(self, store):
-        store.log_changes(BTC, None, [(SEQ_UNPUBLISHED, span(0, 1))])  # nobody can ask yet
+        store.log_changes(BTC, None, [(SEQ_UNPUBLISHED, span(0, 1))])  # no client can ask for it yet
         for epoch in "ab":
             store.register_feed([BTC, ETH, BTC._replace(exchange="kraken")], epoch)
         assert store.unpublished("bitget") == {}
