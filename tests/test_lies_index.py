@@ -21,6 +21,7 @@ LIES = {
     "a machine that slept": "ingest/test_asleep.py::test_after_a_sleep_with_only_rest_the_chart_is_up_to_date",
     "history that was imported": "ingest/test_stored_past.py::test_imported_history_is_served_with_the_exchange_out_of_reach",
     "a Redis that refuses": "bus/test_redis_refuses.py::test_what_redis_refuses_is_named_and_shown_and_heals",
+    "a store that hangs without an error": "store/test_store_writer.py::test_a_store_is_away_while_another_call_hangs_before_the_write",
     "a stop during the start": "system/test_stop_early.py::test_it_obeys_whatever_it_waits_for",
     "a hangup": "system/test_stop_early.py::test_a_hangup_is_logged_and_ignored",
     "few file descriptors": "system/test_few_descriptors.py::test_clients_beyond_the_limit_get_503_and_the_exchange_comes_back",
