@@ -44,6 +44,7 @@ from candled.store.interface import CHECK_IN_S
 from candled.store.journal import Journal
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
+from candled.tasks import TaskSet
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.descriptors import raise_limit, shortage
 
@@ -170,7 +171,7 @@ class Daemon:
             streams=make_streams(config, source, self._bars, make_client, publisher.broadcast, clock),
             serves=self._is_serving,
         )
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet()
         self._store_trouble = ""
         self._conflicts: Sequence[str] = ()
         self._is_reading = False
@@ -195,15 +196,13 @@ class Daemon:
         if is_open:
             await self._start_reading()
         else:
-            self._start_task(self._open_store_later())
+            self._tasks.start(self._open_store_later())
 
     async def stop(self) -> int:
         """Stop every part in order; return how many candles could be neither stored nor journaled."""
         within_s = _STOP_S if self._is_started else _STOP_EARLY_S
         self._server.stop_accepting()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         if self._ingest is not None:
             await self._ingest.stop()
         has_journal = bool(self._config.store.journal)
@@ -215,12 +214,6 @@ class Daemon:
         await self._bars.stop()
         await self._threads.close(within_s=within_s)
         return left
-
-    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task until the daemon stops, and log it if it ends before that."""
-        task = asyncio.ensure_future(work)
-        task.add_done_callback(_name_failure)
-        self._tasks.append(task)
 
     async def _open_store(self) -> bool:
         """Try to open the store; return whether it is open.
@@ -256,9 +249,9 @@ class Daemon:
         self._is_reading = True
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer logs it, and tries again
             await self._writer.flush()
-        self._start_task(self._writer.run())
-        self._start_task(self._maintain_store())
-        self._start_task(self._check_in())
+        self._tasks.start(self._writer.run())
+        self._tasks.start(self._maintain_store())
+        self._tasks.start(self._check_in())
         if self._shared is not None:
             self._shared.start()  # messages received before the bars are loaded wait for them
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
@@ -409,12 +402,6 @@ def _is_settled(symbol: Mapping[str, Any]) -> bool:
     beginning = symbol.get("beginning")
     is_known = beginning is None or beginning["reason"] != "unconfirmed"
     return symbol["state"] in _SETTLED and is_known and not symbol.get("trouble")
-
-
-def _name_failure(task: "asyncio.Task[None]") -> None:
-    error = None if task.cancelled() else task.exception()
-    if error is not None:
-        logger.critical("background task crashed; restart the daemon", exc_info=error)
 
 
 def _journal(config: Config) -> Journal | None:

@@ -1,7 +1,6 @@
 """The `ingest` role of a process: reads the markets that it leads from their exchanges."""
 
 import asyncio
-import contextlib
 import logging
 from typing import Any
 
@@ -15,6 +14,7 @@ from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions, Market
 from candled.ingest.http import HttpClient
 from candled.model import MarketKey, Symbol
 from candled.parallel import in_parallel
+from candled.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +51,19 @@ class ShardedIngest:
             for one, exchange in zip(config.exchanges, self._made, strict=True)
         }
         self._running: dict[int, list[ExchangeIngest]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet()
 
     async def start(self) -> None:
         """Begin to read, or to wait for leases."""
         if self._leases is None:
             await self._start_shard(0)
             return
-        self._tasks = [asyncio.ensure_future(self._follow_lease(lease)) for lease in self._leases.all]
+        for lease in self._leases.all:
+            self._tasks.start(self._follow_lease(lease))
 
     async def stop(self) -> None:
         """Stop reading. Forming minutes are queued for the store."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         for shard in list(self._running):
             await self._stop_shard(shard)
         for http in self._http.values():
@@ -87,14 +86,11 @@ class ShardedIngest:
         async for _ in lease.watch_states():
             if lease.is_ours_to_ingest and starting is None:
                 logger.info("reading shard %d", lease.shard)
-                starting = asyncio.ensure_future(self._start_shard(lease.shard))
-                self._tasks.append(starting)
+                starting = self._tasks.start(self._start_shard(lease.shard))
             elif not lease.is_ours_to_ingest and starting is not None:
                 logger.info("stopped reading shard %d: another process reads it", lease.shard)
                 starting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await starting
-                self._tasks.remove(starting)
+                await asyncio.wait([starting])
                 starting = None
                 await self._stop_shard(lease.shard)
 

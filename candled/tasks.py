@@ -1,40 +1,120 @@
-"""Tasks that restart after errors, and that end reliably when cancelled."""
+"""Background tasks, and calls that are repeated until they succeed."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
+from candled.errors import Unavailable
 from candled.exchange import Clock
 
 logger = logging.getLogger(__name__)
 
-_AGAIN_S = 0.5
-_REST_S = 1.0
+T = TypeVar("T")
+
+_CANCEL_AGAIN_S = 0.5
+_RESTART_S = 1.0
 
 
-async def keep(work: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """Run work that never ends by itself, and restart it after an unexpected error."""
+class Backoff:
+    """Exponential backoff with jitter: each failure doubles the limit, and the wait is drawn below it.
+
+    The wait is at least half of the limit. This spreads out a storm of reconnects and never becomes a busy loop.
+    """
+
+    def __init__(self, first_s: float = 1.0, most_s: float = 60.0, draw: random.Random | None = None) -> None:
+        self._first_s = first_s
+        self._most_s = most_s
+        self._failures = 0
+        self._draw = draw or random.Random(random.getrandbits(64))  # reproducible after `random.seed`
+
+    @property
+    def failure_count(self) -> int:
+        """The number of failures since the last success."""
+        return self._failures
+
+    def on_failure(self) -> float:
+        """Record a failure; return the seconds to wait before the next attempt."""
+        limit = min(self._most_s, self._first_s * 2.0 ** min(self._failures, 30))
+        self._failures += 1
+        return limit * (0.5 + 0.5 * self._draw.random())
+
+    def on_success(self) -> None:
+        """Record a success: the next failure starts with the first wait again."""
+        self._failures = 0
+
+
+async def retry(
+    call: Callable[[], Awaitable[T]],
+    clock: Clock,
+    backoff: Backoff,
+    *,
+    on: type[Exception] | tuple[type[Exception], ...] = Exception,
+    attempts: int | None = None,
+    report: Callable[[Exception, float], None] = lambda error, wait_s: None,
+) -> T:
+    """Repeat `call` after the errors `on` until it succeeds; return its result.
+
+    `report` receives each error and the wait before the next attempt, which is never shorter than the error's
+    `retry_after_s`. It may raise the error to give up. After `attempts` failures the last error is raised.
+    """
     while True:
         try:
-            await work()
-        except Exception:
-            logger.exception("a task of the bus failed; starting again")
-        await clock.sleep(_REST_S)
+            return await call()
+        except on as error:
+            wait_s = backoff.on_failure()
+            if isinstance(error, Unavailable):
+                wait_s = max(wait_s, error.retry_after_s or 0.0)
+            if attempts is not None and backoff.failure_count >= attempts:
+                raise
+            report(error, wait_s)
+        await clock.sleep(wait_s)
 
 
-async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
-    """Cancel tasks and wait until they have ended.
+class TaskSet:
+    """The background tasks of one object. Each is kept until it ends, and logged if it crashes."""
 
-    One cancellation is not always enough: redis-py may turn a cancellation during connecting into an error of its own,
-    and a loop that survives errors then continues.
-    """
-    all_ = set(tasks)
-    pending = all_
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
-    for task in all_:
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __bool__(self) -> bool:
+        """Return whether any task is running."""
+        return any(not task.done() for task in self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, T], name: str | None = None) -> "asyncio.Task[T]":
+        """Run work in the background; by default its name in the log is that of the coroutine."""
+        task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
+        self._tasks.add(task)
+        task.add_done_callback(self._on_end)
+        return task
+
+    def start_endless(self, work: Callable[[], Awaitable[None]], clock: Clock) -> None:
+        """Run work that never ends by itself, and restart it after an unexpected error."""
+        name = getattr(work, "__qualname__", None)
+
+        def report(error: Exception, wait_s: float) -> None:
+            logger.error("background task %s crashed; starting it again in %.1f s", name, wait_s, exc_info=error)
+
+        self.start(retry(work, clock, Backoff(_RESTART_S, _RESTART_S), report=report), name)
+
+    async def wait(self) -> None:
+        """Wait until all tasks have ended, including those that they start."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def cancel(self) -> None:
+        """Cancel all tasks and wait until they have ended.
+
+        One cancellation is not always enough: redis-py may turn a cancellation during connecting into an error of its
+        own, and a loop that survives errors then continues.
+        """
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=_CANCEL_AGAIN_S)
+
+    def _on_end(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a task of the bus failed", exc_info=error)
+            logger.critical("background task %s crashed; restart the process", task.get_name(), exc_info=error)

@@ -25,7 +25,6 @@ OUTSIDE = {
 EDGES = {
     "app", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "parallel", "plugins", "signals",
     "tools/tail",
-    "aggregate/live_bars",
     "ingest/exchange_ingest", "ingest/feeds", "ingest/http", "ingest/tunnel",
     "api/handler",
     "client/client", "client/link", "client/stream",
@@ -42,6 +41,9 @@ EDGES = {
 HOLDERS = {
     "__main__": "handles signals and calls cli",
     **dict.fromkeys(("api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"),
+    "aggregate/live_bars": "starts tasks and waits through tasks",
+    "ingest/publisher": "repeats writes through tasks",
+    "ingest/stored_past": "publishes over it",
     "client/__init__": "exports the names of the client",
     "bus/factory": "creates the bus for an address",
     "config": "loads plugins, because they declare the settings of their exchanges",
@@ -72,7 +74,7 @@ STEPS = {
     "hookspecs": {"exchange"},
     "settings": {"model"},
     "clock": set(),
-    "tasks": {"exchange"},
+    "tasks": {"errors", "exchange"},
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
     "store": {"errors", "model", "exchange", "bus", "daemon_threads"},
     "settings_schema": {"exchange", "settings", "config"},
@@ -85,7 +87,7 @@ STEPS = {
     "transport": FOUNDATION | {"protocol", "rooms"},
     "serve": FOUNDATION | {"bus", "protocol", "rooms", "transport", "config"},
     "api": FOUNDATION | {"bus", "protocol", "rooms", "serve", "transport", "store", "config"},
-    "client": FOUNDATION | {"clock", "ingest"},
+    "client": FOUNDATION | {"clock"},
 }
 ROOTS = {"app", "ingest_side", "cli", "tools", "signals", "__main__", "candled"}  # may import every part
 
@@ -94,7 +96,6 @@ SHARED = {
     "aggregate": {"aggregate/aggregator"},  # the type of a changed bar
     "bus": {"bus/__init__", "bus/interface", "bus/redis/address"},  # the types of messages and addresses
     "config": {"config"},  # the type of the server's own section
-    "ingest": {"ingest/backoff"},  # clients and feeds wait in the same way before they reconnect
     "rooms": {
         "rooms/__init__",
         "rooms/hub",

@@ -1,6 +1,5 @@
 """Keeps the bars of all markets up to date: from the bus as minutes change, from the store when the past changes."""
 
-import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, FeedState, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.parallel import in_parallel
+from candled.tasks import TaskSet
 
 from .aggregator import Change
 from .market_bars import AT_FIRST, MarketBars
@@ -94,7 +94,7 @@ class LiveBars:
         self._listeners: list[BarsListener] = []
         self._markets = {key: MarketBars(self._intervals) for key in markets}
         self._resumer = Resumer(history, clock)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._healed = 0
 
     def add_listener(self, listener: BarsListener) -> None:
@@ -107,9 +107,7 @@ class LiveBars:
 
     async def stop(self) -> None:
         """Cancel all background tasks."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     # ------------------------------------------------------------ from the bus
 
@@ -346,7 +344,7 @@ class LiveBars:
             gap = await self._gap(key, loaded[MINUTE][1])
         except (StoreUnavailable, StoreRejected) as error:
             logger.log(level, "%s: bars cannot be loaded: %s; trying again", key, error)
-            self._spawn(self._seed_later(key))
+            self._tasks.start(self._seed_later(key))
             return
         for interval, (count, bars) in loaded.items():
             market.ladder.seed_bars(interval, bars, bars[0].open_ms if len(bars) >= count else 0)
@@ -406,7 +404,7 @@ class LiveBars:
         changes = market.ladder.apply_minute(minute, market.track.change_id)
         if changes is None:
             if minute.final:
-                self._spawn(self._read_later(key, minute.open_ms))
+                self._tasks.start(self._read_later(key, minute.open_ms))
             return
         if market.served_from_ms is None:
             return
@@ -425,7 +423,7 @@ class LiveBars:
         market.stale = Range(start_ms, end_ms).hull(market.stale)
         if not market.reading:
             market.reading = True
-            self._spawn(self._reread_changes(key, market))
+            self._tasks.start(self._reread_changes(key, market))
 
     async def _reread_changes(self, key: MarketKey, market: MarketBars) -> None:
         """Read changed ranges from the store until none is left. There is one reader per market."""
@@ -495,7 +493,7 @@ class LiveBars:
         market.lost_from_ms = max(0, (held_ms if sure_ms is None else sure_ms) - 2 * MINUTE_MS)
         if not market.catching_up:
             market.catching_up = True
-            self._spawn(self._catch_up(key, market))
+            self._tasks.start(self._catch_up(key, market))
 
     async def _catch_up(self, key: MarketKey, market: MarketBars) -> None:
         """Recover from lost messages: read the ranges that they may have changed from the store.
@@ -569,18 +567,6 @@ class LiveBars:
         for absent in await self._history.known_gaps(key, Range(from_ms, settled_ms)) if missing else ():
             missing.remove(absent.start_ms, absent.end_ms)
         return not missing
-
-    # ------------------------------------------------------------ tasks
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_end)
-
-    def _on_task_end(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("reading bars failed", exc_info=task.exception())
 
 
 def _sure_ms(facts: FeedMetadata) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from candled.clock import SystemClock
 from candled.exchange import Clock
-from candled.ingest.backoff import Backoff
+from candled.tasks import Backoff, TaskSet
 
 from .link import Message, ServerConnection
 from .stream import FIELDS, BarStream, BarSubscription
@@ -49,8 +49,8 @@ class Client:
         # open history requests by id: the message, and the future of its answer
         self._questions: dict[int, tuple[dict[str, Any], asyncio.Future[Message]]] = {}
         self._asked = 0  # the last id of a request
-        self._running: asyncio.Task[None] | None = None  # set while inside `async with`
-        self._repeating: set[asyncio.Task[None]] = set()
+        self._is_open = False  # True inside `async with`
+        self._tasks = TaskSet()
         self._link = ServerConnection(
             url,
             opened=self._on_open,
@@ -62,7 +62,8 @@ class Client:
         )
 
     async def __aenter__(self) -> Self:
-        self._running = asyncio.ensure_future(self._run())
+        self._is_open = True
+        self._tasks.start(self._run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -70,13 +71,10 @@ class Client:
 
     async def close(self) -> None:
         """End all streams and requests, and close the socket."""
-        if self._running is None:
+        if not self._is_open:
             return
-        tasks = [self._running, *self._repeating]
-        self._running = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._is_open = False
+        await self._tasks.cancel()
         self._end_streams(RequestRejected("the client was closed"))
 
     def bars(
@@ -106,7 +104,7 @@ class Client:
         Raises:
             RuntimeError: the client is not connected.
         """
-        if self._running is None:
+        if not self._is_open:
             raise RuntimeError("the client is not connected: use it inside `async with`")
         named = None if exchange == self._default_exchange else exchange
         topic = next((one for one in self._topics if _is_on(one, symbol, interval, named)), None)
@@ -164,7 +162,7 @@ class Client:
         for topic in list(self._topics):
             topic.on_refused(error)
             for stream in list(topic.followers):
-                if self._running is None:
+                if not self._is_open:
                     stream.close()
         for number in list(self._questions):
             self._on_answer(number, error)
@@ -194,7 +192,7 @@ class Client:
         return self._asked
 
     async def _send_question(self, request: dict[str, Any]) -> Message:
-        if self._running is None:
+        if not self._is_open:
             raise RuntimeError("the client is not connected: use it inside `async with`")
         number = self._next_number()
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -243,7 +241,7 @@ class Client:
             return
         again = next((topic for topic in self._topics if topic.asked == number), None)
         if message.get("temporary"):
-            self._repeat_question(int(number))
+            self._tasks.start(self._repeat_later(int(number)))
         elif again is not None:
             again.on_refused(error)
         else:
@@ -259,11 +257,6 @@ class Client:
             if not topic.is_settled and topic.refusal is None and _is_meant(topic, text):
                 topic.on_refused(error)
                 return
-
-    def _repeat_question(self, number: int) -> None:
-        task = asyncio.ensure_future(self._repeat_later(number))
-        self._repeating.add(task)
-        task.add_done_callback(self._repeating.discard)
 
     async def _repeat_later(self, number: int) -> None:
         """Repeat a request that the server could not answer now."""

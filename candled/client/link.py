@@ -10,7 +10,7 @@ from tornado.httpclient import HTTPError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
 
 from candled.exchange import Clock
-from candled.ingest.backoff import Backoff
+from candled.tasks import Backoff
 
 _OPEN_WITHIN_S = 15.0
 _MESSAGES_PER_S = 15.0  # by default the server refuses more than 20

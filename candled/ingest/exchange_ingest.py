@@ -19,10 +19,10 @@ from candled.parallel import in_parallel
 from candled.proxies import Proxies
 from candled.store.interface import ALL_TIME, KnownGap
 from candled.store.known_gaps import inside
+from candled.tasks import Backoff, TaskSet, retry
 from candled.token_bucket import TokenBucket
 
 from . import publisher
-from .backoff import Backoff
 from .complaints import Complaints
 from .coverage import Absence, Coverage, Urgency, Window
 from .evidence import find_evidence
@@ -174,7 +174,7 @@ class ExchangeIngest:
         self._listed: dict[Symbol, Market] = {}
         #: The feed of each symbol.
         self._runners: dict[Symbol, FeedRunner] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         #: Markets with a request to make: a heap by urgency, then by order of arrival.
         self._queue: list[tuple[Urgency, int, Symbol]] = []
         #: Set when the queue is not empty.
@@ -213,22 +213,20 @@ class ExchangeIngest:
         for number, feed in enumerate(self._exchange.make_feeds(self._symbols), 1):
             runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts, turns, self._proxies)
             self._runners |= dict.fromkeys(feed.symbols, runner)
-            self._start_task(runner.run())
-        self._start_task(self._follow_listing())
-        self._start_task(self._run_maintenance())
-        self._start_task(self._run_finality())
-        self._start_task(self._outlet.run())
+            self._tasks.start(runner.run())
+        self._tasks.start(self._follow_listing())
+        self._tasks.start(self._run_maintenance())
+        self._tasks.start(self._run_finality())
+        self._tasks.start(self._outlet.run())
         for _ in range(_WORKERS):
-            self._start_task(self._run_repair())
+            self._tasks.start(self._run_repair())
         await in_parallel(_OPENED_AT_ONCE, self._symbols, lambda symbol: self._open(symbol, newest.get(symbol)))
-        self._start_task(self._run_audit())
-        self._start_task(self._past.run(self._markets))
+        self._tasks.start(self._run_audit())
+        self._tasks.start(self._past.run(self._markets))
 
     async def stop(self) -> None:
         """Stop all tasks and queue the minutes that are not final yet for the store."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         for market in self._markets.values():
             for candle in market.forming():
                 self._store.enqueue(market.key, candle)
@@ -319,7 +317,7 @@ class ExchangeIngest:
         outcome = market.on_push(event, now_ms)
         self._publish_outcome(market, outcome)
         if outcome.past or not self._outlet.has_published(market):
-            self._start_task(self._outlet.publish_repair(market, outcome))
+            self._tasks.start(self._outlet.publish_repair(market, outcome))
 
     def _publish_outcome(self, market: MarketIngest, outcome: Outcome) -> None:
         self._outlet.publish_live(market, outcome.live, outcome.past_range)
@@ -565,18 +563,15 @@ class ExchangeIngest:
 
     async def _until_stored(self, read: Callable[[], Awaitable[T]]) -> T:
         """Read from the store, with retries while it is unavailable."""
-        backoff = Backoff()
-        while True:
-            try:
-                result = await read()
-            except StoreUnavailable as error:
-                if not self._store_is_away:
-                    logger.warning("%s: the store cannot be read yet: %s", self.name, error)
-                self._store_is_away = True
-                await self._clock.sleep(backoff.on_failure())
-            else:
-                self._store_is_away = False
-                return result
+
+        def report(error: Exception, wait_s: float) -> None:
+            if not self._store_is_away:
+                logger.warning("%s: the store cannot be read yet: %s", self.name, error)
+            self._store_is_away = True
+
+        result = await retry(read, self._clock, Backoff(), on=StoreUnavailable, report=report)
+        self._store_is_away = False
+        return result
 
     async def _newest_over(self, final: Mapping[Symbol, int]) -> int | None:
         """Return the newest completed minute in the store: a final one, or the one before a forming one."""
@@ -627,18 +622,14 @@ class ExchangeIngest:
     async def _follow_listing(self) -> None:
         """Read the exchange's list of markets in an endless loop, more often while a symbol is missing from it."""
         failures, lacks = Backoff(first_s=2.0), Backoff(first_s=_RELIST_S, most_s=_RELIST_MOST_S)
+
+        def report(error: Exception, wait_s: float) -> None:
+            is_bug = not isinstance(error, CandledError)  # in a plugin, it must not end this task
+            if is_bug or failures.failure_count == 1:
+                logger.warning("%s: the list of markets cannot be read: %s", self.name, error, exc_info=is_bug)
+
         while True:
-            try:
-                listed = await self._exchange.fetch_markets(self._http)
-            except (Unavailable, ExchangeError) as error:
-                if failures.failure_count == 0:
-                    logger.warning("%s: the list of markets cannot be read: %s", self.name, error)
-                await self._clock.sleep(failures.on_failure())
-                continue
-            except Exception:  # an error in a plugin must not end this task
-                logger.exception("%s: the list of markets cannot be read", self.name)
-                await self._clock.sleep(failures.on_failure())
-                continue
+            listed = await retry(lambda: self._exchange.fetch_markets(self._http), self._clock, failures, report=report)
             failures.on_success()
             if self._take_listing(listed):
                 lacks.on_success()
@@ -684,7 +675,7 @@ class ExchangeIngest:
             return
         before_ms = self.now_ms()
         if self._time.look(self._steady_ms(), self._clock.now_ms()):
-            self._start_task(self._ask_the_time())
+            self._tasks.start(self._ask_the_time())
         if self.now_ms() < before_ms - TOLERANCE_MS:
             for market in self._markets.values():
                 market.coverage.forget_after(MINUTE.floor(self.now_ms()))
@@ -758,16 +749,6 @@ class ExchangeIngest:
             "unconfirmedMinutes": coverage.unconfirmed_minutes,
             "trouble": trouble,
         }
-
-    def _start_task(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_end)
-
-    def _on_task_end(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("%s: a task failed", self.name, exc_info=task.exception())
 
 
 def _examined(gap: KnownGap) -> KnownGap:

@@ -14,9 +14,9 @@ from candled.errors import CandledError, ExchangeError
 from candled.exchange import Clock, Event, Feed, SocketFeed, StreamFeed
 from candled.model import Symbol
 from candled.proxies import Proxies
+from candled.tasks import Backoff
 from candled.token_bucket import TokenBucket
 
-from .backoff import Backoff
 from .complaints import Complaints
 from .connection import FeedConnection
 from .refusals import Refusals

@@ -11,8 +11,8 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Range, Symbol
 from candled.store.interface import SEQ_UNPUBLISHED, KnownGap
+from candled.tasks import Backoff, retry
 
-from .backoff import Backoff
 from .market import Condition, MarketIngest, Outcome
 
 _TICK_S = 0.5
@@ -150,20 +150,19 @@ class IngestPublisher:
         for candle in outcome.past:
             while not self._store.enqueue(market.key, candle, changes=Position(told.epoch, SEQ_UNPUBLISHED)):
                 await self._clock.sleep(_TICK_S)
-        since_ms, backoff = market.coverage.since_ms, Backoff()
+        since_ms = market.coverage.since_ms
         changes = [(coverage, coverage.take_changes()) for coverage in market.coverages]
-        while True:
-            try:
-                await self._store.flush()
-                for coverage, changed in changes:
-                    known_gaps = [] if changed is None else coverage.known_gaps_within(*changed)
-                    await self._store.save_coverage(market.key, since_ms, known_gaps, changed)
-                break
-            except StoreUnavailable:
-                await self._clock.sleep(backoff.on_failure())
-            except StoreRejected as error:  # logged by the writer; rejected rows are missing, not wrong
-                self._failed(market.key, str(error))
-                break
+
+        async def save() -> None:
+            await self._store.flush()
+            for coverage, changed in changes:
+                known_gaps = [] if changed is None else coverage.known_gaps_within(*changed)
+                await self._store.save_coverage(market.key, since_ms, known_gaps, changed)
+
+        try:
+            await retry(save, self._clock, Backoff(), on=StoreUnavailable)
+        except StoreRejected as error:  # logged by the writer; rejected rows are missing, not wrong
+            self._failed(market.key, str(error))
         healed = outcome.healed or (None if since_ms is None else Range(since_ms, since_ms + MINUTE_MS))
         if healed is None:
             return

@@ -11,6 +11,7 @@ from tornado.httpserver import HTTPServer
 from candled.addresses import with_port
 from candled.config import ServerSettings
 from candled.exchange import Clock
+from candled.tasks import TaskSet
 from candled.transport.acceptor import Acceptor
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.connection import ClientConnection, ConnectionListener
@@ -88,7 +89,7 @@ class Server:
         self._settings = settings
         self._hub = hub
         self._clock = clock
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet()
         self._door = ConnectionLimiter(
             settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second
         )
@@ -113,7 +114,7 @@ class Server:
         )
         self.application = self._make_application()
         self._http = HTTPServer(self.application, max_header_size=16 * 1024, max_body_size=64 * 1024)
-        self._acceptor = Acceptor(self._http, clock, descriptors)
+        self._acceptor = Acceptor(self._http, clock, descriptors, self._tasks)
 
     def listen(self) -> int:
         """Start listening; return the port, which the system chose if the settings have 0.
@@ -133,8 +134,8 @@ class Server:
     def start(self) -> None:
         """Drive the rooms, the sweeps and the pings. `listen` does so; call it where others serve `application`."""
         if not self._tasks:
-            parts = (self._drive_hub(), self._run_sweeps(), self._run_pings())
-            self._tasks = [asyncio.ensure_future(part) for part in parts]
+            for part in (self._drive_hub(), self._run_sweeps(), self._run_pings()):
+                self._tasks.start(part)
 
     @property
     def connection_count(self) -> int:
@@ -155,9 +156,7 @@ class Server:
             if number % _GOODBYES == 0:
                 await self._clock.sleep(0)
         await self._site.wait_until_empty(_GOODBYE_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         left = len(self._site.links)
         self._site.abort_all()
         try:

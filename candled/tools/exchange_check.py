@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from random import Random
 from types import MappingProxyType
 from typing import Literal
@@ -14,6 +15,7 @@ from candled.ingest.http import HttpClient
 from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.interface import Store
+from candled.tasks import Backoff, retry
 
 from .compare import Difference, compare
 from .report import Report
@@ -22,7 +24,6 @@ from .store_access import put_past
 from .transfer import extend_coverage
 
 _ATTEMPTS = 4
-_FIRST_WAIT_S = 1.0
 _STRETCH_BARS = 90  # one request nearly everywhere, and a quarter of daily bars
 
 _Ask = Callable[[MarketKey, Interval, Range], Awaitable[Answer]]
@@ -126,7 +127,9 @@ class ExchangeCheck:
     async def _compare_window(self, market: MarketKey, interval: Interval, window: Range, ask: _Ask) -> None:
         asked_ms = self._exchange.now_ms()
         try:
-            answer = await self._retry_fetch(lambda: ask(market, interval, window))
+            answer = await retry(
+                partial(ask, market, interval, window), self._clock, Backoff(), on=Unavailable, attempts=_ATTEMPTS
+            )
         except ExchangeError as error:
             self._report.add_unchecked(f"{market} {interval} {iso_ms(window.start_ms)}", error)
             return
@@ -181,16 +184,6 @@ class ExchangeCheck:
         for span in spans:
             for window in _all_windows(MINUTE, *span, self._exchange.max_history_minutes):
                 await self._compare_window(market, MINUTE, window, self._fetch_minutes)
-
-    async def _retry_fetch(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        wait_s = _FIRST_WAIT_S
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return await ask()
-            except Unavailable as error:
-                await self._clock.sleep(max(wait_s, error.retry_after_s or 0.0))
-                wait_s *= 2
-        return await ask()
 
     def _report_summary(self, market: MarketKey) -> None:
         counts = {str(interval): self._compared[interval] for interval in (MINUTE, *self._longer)}

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from candled.budget import MakeBudget
 from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import CandledError, ConfigError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange, InvalidRow
-from candled.ingest.backoff import Backoff
 from candled.ingest.coverage import Absence
 from candled.ingest.evidence import Evidence, find_evidence
 from candled.ingest.http import HttpClient
@@ -17,6 +17,7 @@ from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
 from candled.store.interface import Store
 from candled.store.threads import StoreThreads
+from candled.tasks import Backoff, retry
 
 from .budgets import SHARE, request_budgets
 
@@ -24,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Waits double from 1 s to 60 s: about five minutes of an exchange or a store that does not answer.
-_PATIENCE = 10
+_ATTEMPTS = 11
 _PATIENCE_WITH_NONSENSE = 3
 # Time after the end of a minute during which it is left to the daemon, because late versions may still arrive.
 MARGIN_MS = 60_000
@@ -104,21 +105,20 @@ class ExchangeSource:
 
     async def _fetch_final(self, symbol: Symbol, span: Range) -> Sequence[Candle | InvalidRow]:
         backoff = Backoff()
-        while True:
-            try:
-                return await self._exchange.fetch_history(self._http, symbol, *span)
-            except Unavailable as error:
-                if backoff.failure_count >= _PATIENCE:
-                    raise
-                await self._wait_after(error, max(backoff.on_failure(), error.retry_after_s or 0.0))
-            except ExchangeError as error:
-                if backoff.failure_count >= _PATIENCE_WITH_NONSENSE:
-                    raise
-                await self._wait_after(error, backoff.on_failure())
 
-    async def _wait_after(self, error: CandledError, wait_s: float) -> None:
-        self._say(f"{self.name}: {error}; next attempt in {wait_s:.0f} s")
-        await self._clock.sleep(wait_s)
+        def report(error: Exception, wait_s: float) -> None:
+            if isinstance(error, ExchangeError) and backoff.failure_count > _PATIENCE_WITH_NONSENSE:
+                raise error
+            self._say(f"{self.name}: {error}; next attempt in {wait_s:.0f} s")
+
+        return await retry(
+            lambda: self._exchange.fetch_history(self._http, symbol, *span),
+            self._clock,
+            backoff,
+            on=(Unavailable, ExchangeError),
+            attempts=_ATTEMPTS,
+            report=report,
+        )
 
     def _is_over(self, candle: Candle) -> bool:
         return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._settle_ms
@@ -139,25 +139,13 @@ class Session:
         Raises:
             StoreUnavailable, StoreRejected: as the method, the first one after several attempts over minutes.
         """
-        backoff = Backoff()
-        while True:
-            try:
-                return await self._threads.run_read(call, *args, **kwargs)
-            except StoreUnavailable:
-                if backoff.failure_count >= _PATIENCE:
-                    raise
-                await self.clock.sleep(backoff.on_failure())
+        read = partial(self._threads.run_read, call, *args, **kwargs)
+        return await retry(read, self.clock, Backoff(), on=StoreUnavailable, attempts=_ATTEMPTS)
 
     async def run_write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store that changes it. Raises the same errors as `run_read`."""
-        backoff = Backoff()
-        while True:
-            try:
-                return await self._threads.run_write(call, *args, **kwargs)
-            except StoreUnavailable:
-                if backoff.failure_count >= _PATIENCE:
-                    raise
-                await self.clock.sleep(backoff.on_failure())
+        write = partial(self._threads.run_write, call, *args, **kwargs)
+        return await retry(write, self.clock, Backoff(), on=StoreUnavailable, attempts=_ATTEMPTS)
 
 
 def print_remark(text: str) -> None:

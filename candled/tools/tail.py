@@ -11,9 +11,9 @@ from tornado.websocket import WebSocketClientConnection, WebSocketError, websock
 
 from candled.clock import SystemClock
 from candled.exchange import Clock
-from candled.ingest.backoff import Backoff
 from candled.model import decimal_text
 from candled.settings import without_passwords
+from candled.tasks import Backoff
 
 _REMEMBERED = 1000  # bars whose last printed line is kept, so that it is not printed again
 _REFUSAL = "Invalid"  # start of the protocol's errors that a retry does not change

@@ -11,6 +11,7 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
 from candled.exchange import Clock
+from candled.tasks import TaskSet
 
 from .descriptors import Descriptors
 
@@ -29,13 +30,12 @@ _FULL = (
 class Acceptor:
     """Feeds an HTTP server from listening sockets. The kernel keeps the order of pending connections."""
 
-    def __init__(self, http: HTTPServer, clock: Clock, descriptors: Descriptors) -> None:
+    def __init__(self, http: HTTPServer, clock: Clock, descriptors: Descriptors, tasks: TaskSet) -> None:
         self._http = http
         self._clock = clock
         self._descriptors = descriptors
-        self._cutting: set[asyncio.Task[None]] = set()
+        self._tasks = tasks
         self._sockets: Sequence[socket.socket] = ()
-        self._resuming: asyncio.Task[None] | None = None
 
     def start_accepting(self, sockets: Sequence[socket.socket]) -> None:
         """Accept connections from these listening sockets."""
@@ -44,10 +44,6 @@ class Acceptor:
 
     def stop_accepting(self) -> None:
         """Close the listening sockets, which frees the port."""
-        if self._resuming is not None:
-            self._resuming.cancel()
-        for task in self._cutting:
-            task.cancel()
         self._unwatch_sockets()
         for listening in self._sockets:
             listening.close()
@@ -72,7 +68,7 @@ class Acceptor:
                     raise
                 self._descriptors.exhausted(self._clock.monotonic())
                 self._unwatch_sockets()
-                self._resuming = asyncio.ensure_future(self._resume_later())
+                self._tasks.start(self._resume_later())
                 return
             if self._descriptors.has_room_for_request(peer.fileno(), self._clock.monotonic()):
                 self._hand_over(peer, address)
@@ -82,9 +78,7 @@ class Acceptor:
     def _hand_over(self, peer: socket.socket, address: Any) -> None:
         stream = IOStream(peer)
         if self._descriptors.is_reserved(peer.fileno()):
-            task = asyncio.ensure_future(self._cut_later(stream))
-            self._cutting.add(task)
-            task.add_done_callback(self._cutting.discard)
+            self._tasks.start(self._cut_later(stream))
         self._http.handle_stream(stream, address)
 
     async def _cut_later(self, stream: IOStream) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from candled.client import Bar, Bars, BarStream, Client, RequestRejected, Status
-from candled.ingest.backoff import Backoff
 from candled.model import iso_ms
+from candled.tasks import Backoff
 from tests import deadlines
 from tests.clients.market import BTC, ETH, calm, fault, serving
 from tests.clients.scripted import START_MS, Scripted

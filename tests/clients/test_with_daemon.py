@@ -17,8 +17,8 @@ from urllib.parse import urljoin
 import pytest
 
 from candled.client import Client
-from candled.ingest.backoff import Backoff
 from candled.model import decimal_text, iso_ms
+from candled.tasks import Backoff
 from tests import deadlines
 from tests.clients.node import JsClient, arguments
 from tests.system.daemon import Daemon

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from candled.bus.codec import (
@@ -24,7 +24,7 @@ from candled.bus.shards import shard_of
 from candled.bus.troubles import Troubles
 from candled.exchange import Clock
 from candled.model import Decimals, MarketKey
-from candled.tasks import end, keep
+from candled.tasks import TaskSet
 
 from .connections import Call, Caller, Servers, reason_of
 from .feed_tracker import NOT_ARRIVING, FeedTracker, MessageOrder, order_of
@@ -98,7 +98,7 @@ class RedisBus:
         self._handed: dict[MarketKey, Position] = {}
         self._unfed: Counter[MarketKey] = Counter()  # numbers messages that belong to no feed
         self._to_read = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet()
         self.ignored: Counter[str] = Counter()
         if leases is not None:
             leases.add_listener(self._lease_changed)
@@ -153,10 +153,10 @@ class RedisBus:
 
     def start(self) -> None:
         """Begin to receive and to publish. Connections that fail are retried without limit."""
-        self._start_task(self._settle)
+        self._tasks.start_endless(self._settle, self._clock)
         if self._publisher is not None:
-            self._start_task(self._publisher.run_pumps)
-            self._start_task(self._publisher.send_heartbeats)
+            self._tasks.start_endless(self._publisher.run_pumps, self._clock)
+            self._tasks.start_endless(self._publisher.send_heartbeats, self._clock)
         if not self._listeners:
             return
         self._tracker.begin(self._clock.monotonic())
@@ -169,15 +169,15 @@ class RedisBus:
             heard=self._receive,
             ready=self._link_is_ready,
         )
-        self._start_task(self._subscriber.run)
-        self._start_task(self._repair_missed)
-        self._start_task(self._mark_late)
+        self._tasks.start_endless(self._subscriber.run, self._clock)
+        self._tasks.start_endless(self._repair_missed, self._clock)
+        self._tasks.start_endless(self._mark_late, self._clock)
 
     async def stop(self) -> None:
         """Publish queued messages if possible now, and close the connections."""
         if self._publisher is not None:
             await self._publisher.flush()
-        await end(self._tasks)
+        await self._tasks.cancel()
         if self._subscriber is not None:
             await self._subscriber.stop()
         if self._publisher is not None:
@@ -448,6 +448,3 @@ class RedisBus:
 
     def _is_ingested_here(self, shard: int) -> bool:
         return self.leases is not None and shard < len(self.leases.all) and self.leases.all[shard].is_ours_to_ingest
-
-    def _start_task(self, work: Callable[[], Awaitable[None]]) -> None:
-        self._tasks.append(asyncio.ensure_future(keep(work, self._clock)))

@@ -30,6 +30,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from candled.addresses import with_port
 from candled.errors import ConfigError, Unavailable
+from candled.tasks import TaskSet
 
 from .address import RedisAddress
 from .lua import Script
@@ -268,7 +269,7 @@ class Caller:
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
         self._clients: dict[Node, _Client] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = TaskSet()
         self._free = asyncio.Semaphore(_CONNECTIONS)
         self._is_closed = False
 
@@ -308,14 +309,13 @@ class Caller:
         for node, client in list(self._clients.items()):
             self._drop_client(node, client)
             if not client.uses:
-                self._close_client(client)
+                self._closing.start(close(client.redis))
 
     async def close(self) -> None:
         """Close the connections. Every later call is `Unavailable`."""
         self._is_closed = True
         self.renew_connections()
-        while self._closing:
-            await asyncio.gather(*self._closing)
+        await self._closing.wait()
 
     async def _call_node(self, node: Node, calls: Sequence[Call], indexes: Sequence[int], answers: list[Any]) -> None:
         async with self._free:
@@ -343,7 +343,7 @@ class Caller:
         finally:
             client.uses -= 1
             if client.is_dropped and not client.uses:
-                self._close_client(client)
+                self._closing.start(close(client.redis))
 
     def _checked_answer(self, node: Node, answer: Any) -> Any:
         if isinstance(answer, _ELSEWHERE):
@@ -359,11 +359,6 @@ class Caller:
         client.is_dropped = True
         if self._clients.get(node) is client:
             del self._clients[node]
-
-    def _close_client(self, client: "_Client") -> None:
-        task = asyncio.ensure_future(close(client.redis))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
 
 
 class _Client:
@@ -387,15 +382,12 @@ async def _pipeline(client: "aioredis.Redis", commands: Sequence[tuple[Any, ...]
     return answers
 
 
-_closing: set["asyncio.Task[None]"] = set()
+_closing = TaskSet()
 
 
 async def close(client: Closable) -> None:
     """Close a client in any state. It is closed even if this call is cancelled."""
-    task = asyncio.ensure_future(_close(client))
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
-    await asyncio.shield(task)
+    await asyncio.shield(_closing.start(_close(client)))
 
 
 async def _close(client: Closable) -> None:

@@ -8,7 +8,7 @@ channel records the highest token that has published, and rejects lower ones.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from enum import Enum
 from typing import Any
 from zlib import crc32
@@ -17,7 +17,7 @@ from candled.bus.codec import Names, epoch_of
 from candled.bus.shards import fair_share
 from candled.bus.troubles import Troubles
 from candled.exchange import Clock
-from candled.tasks import end, keep
+from candled.tasks import TaskSet
 
 from .connections import Call, Caller, reason_of
 from .lua import HERE, LEASE, RELEASE
@@ -150,7 +150,7 @@ class Leases:
         self._listeners: list[Callable[[Lease], None]] = []
         self._answered_at = clock.monotonic()
         self._poke = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._to_take: set[int] = set()
         self._too_many = 0  # turns in a row with more than a fair share
         self._is_mixed = False
@@ -165,12 +165,12 @@ class Leases:
     def start(self) -> None:
         """Begin to request leases."""
         self._answered_at = self._clock.monotonic()
-        self._start_task(keep(self._run_turns, self._clock))
-        self._start_task(keep(self._watch_expiry, self._clock))
+        self._tasks.start_endless(self._run_turns, self._clock)
+        self._tasks.start_endless(self._watch_expiry, self._clock)
 
     async def stop(self) -> None:
         """Release all leases, so that others take over immediately. Stop ingest before calling this."""
-        await end(self._tasks)
+        await self._tasks.cancel()
         held = [lease for lease in self.all if lease.token]
         calls = [Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process) for lease in held]
         await self._caller.call_all([*calls, Call.of_script(HERE, [self._names.processes_key], self._member, 0)])
@@ -289,7 +289,7 @@ class Leases:
         self._too_many = self._too_many + 1 if len(held) > share else 0
         if self._too_many >= _PATIENT_TURNS:
             self._too_many = 0
-            self._start_task(self._give_up(held[-1]))
+            self._tasks.start(self._give_up(held[-1]))
         if self._is_mixed:
             return set()
         first = crc32(self._process.encode())  # processes begin with different shards
@@ -319,8 +319,3 @@ class Leases:
         )
         for listener in self._listeners:
             listener(lease)
-
-    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -12,7 +12,7 @@ from candled.bus.troubles import Troubles
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import MarketKey
-from candled.tasks import end
+from candled.tasks import TaskSet
 
 from .connections import Call, Caller, Node, Servers, Topology, reason_of
 from .leases import Lease, Leases, LeaseState
@@ -58,6 +58,7 @@ class RedisPublisher:
         self._trouble = troubles.of("publishing")  # its parts are markets, and shards for their heartbeats
         self.published = 0
         self.refused = 0
+        self._sending = TaskSet()  # a task per pump that has something to send
         leases.add_listener(self.lease_changed)
 
     def enqueue(self, message: Message) -> Position:
@@ -127,12 +128,11 @@ class RedisPublisher:
     async def flush(self) -> None:
         """Send due messages if possible now."""
         await self._distribute_due()
-        if tasks := [pump.task for pump in self._pumps.values() if pump.task is not None]:
-            await asyncio.wait(tasks)
+        await self._sending.wait()
 
     async def close(self) -> None:
         """Close the connections. Call this after `run_pumps` has ended."""
-        await end(pump.task for pump in self._pumps.values() if pump.task is not None)
+        await self._sending.cancel()
         await self._caller.close()
 
     # ------------------------------------------------------------ inside
@@ -184,7 +184,7 @@ class RedisPublisher:
         else:
             pump.beats.add(one)
         if pump.task is None or pump.task.done():
-            pump.task = asyncio.ensure_future(self._drain_pump(node, pump))
+            pump.task = self._sending.start(self._drain_pump(node, pump))
 
     async def _drain_pump(self, node: Node, pump: "_Pump") -> None:
         """Send everything in a pump to its server, part by part."""

@@ -9,7 +9,7 @@ from candled.bus.codec import Names
 from candled.bus.troubles import TroubleRecord, Troubles
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.tasks import end
+from candled.tasks import TaskSet
 from candled.token_bucket import MOST_CLOSED_S, TokenBucket
 
 from .connections import Call, Caller, reason_of
@@ -130,7 +130,8 @@ class RedisBudgets:
 
     async def stop(self) -> None:
         """Stop all background tasks."""
-        await end(one.telling for one in self._budgets.values() if one.telling is not None)
+        for one in self._budgets.values():
+            await one.publishing.cancel()
 
 
 class RedisBudget:
@@ -148,7 +149,7 @@ class RedisBudget:
         self._left_at = clock.monotonic()
         self._closed_until = 0.0
         self._to_close_until = 0.0  # not sent to Redis yet
-        self.telling: asyncio.Task[None] | None = None
+        self.publishing = TaskSet()
 
     def limit(self, rate: float) -> None:
         """Allow at most `rate` requests a second from now on."""
@@ -167,8 +168,8 @@ class RedisBudget:
         self._closed_until = max(self._closed_until, until)
         self._to_close_until = max(self._to_close_until, until)
         self._own.close_until(until)
-        if self.telling is None or self.telling.done():
-            self.telling = asyncio.ensure_future(self._publish_closing())
+        if not self.publishing:
+            self.publishing.start(self._publish_closing())
 
     def closed_for(self) -> float:
         """Return the seconds until the host may be asked again."""

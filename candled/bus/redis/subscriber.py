@@ -16,7 +16,7 @@ from candled.bus.codec import private_channel
 from candled.bus.troubles import TroubleRecord
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.tasks import end
+from candled.tasks import TaskSet
 
 from .connections import TROUBLE, Node, Servers, close, reason_of
 
@@ -174,23 +174,23 @@ class _SubscriberConnection:
         self._heard_at = 0.0
         self._listener, self._voice = (owner.servers.make_client(wanted.node) for _ in range(2))
         self._pubsub = self._listener.pubsub()
-        self._speaking: asyncio.Task[None] | None = None
         self._voice_trouble = ""
-        self._hearing = asyncio.ensure_future(self._receive())
+        self._tasks = TaskSet()  # receives, and sends loopback messages
+        self._receiving = self._tasks.start(self._receive())
         self._task = asyncio.ensure_future(self._run_until_end())
 
     async def stop(self) -> None:
         """End it. No messages are delivered afterwards."""
         self._is_stopped = True
-        await end([self._hearing])
+        await self._tasks.cancel()
         await asyncio.wait([self._task])
 
     async def _run_until_end(self) -> None:
         """Clean up after the receiving task, however it ended. This task is never cancelled."""
-        await asyncio.wait([self._hearing])
+        await asyncio.wait([self._receiving])
         was_ready, self.is_ready = self.is_ready, False
-        reason = "stopped" if self._hearing.cancelled() else self._hearing.result()
-        await end([] if self._speaking is None else [self._speaking])
+        reason = "stopped" if self._receiving.cancelled() else self._receiving.result()
+        await self._tasks.cancel()
         for one in (self._pubsub, self._listener, self._voice):
             await close(one)
         self.is_over = True
@@ -204,7 +204,7 @@ class _SubscriberConnection:
             self._heard_at = self._clock.monotonic()
             self.is_ready = True
             self._owner.on_connection_ready(self)
-            self._speaking = asyncio.ensure_future(self._send_loopback())
+            self._tasks.start(self._send_loopback())
             return await self._read_messages()
         except TROUBLE as error:
             return f"{type(error).__name__}: {reason_of(error)}"

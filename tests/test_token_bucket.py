@@ -1,20 +1,6 @@
-import random
-
 import pytest
 
-from candled.ingest.backoff import Backoff
 from candled.token_bucket import TokenBucket
-
-
-def test_backoff_doubles_with_jitter_up_to_its_most_and_starts_over_after_success():
-    backoff = Backoff(first_s=1.0, most_s=60.0, draw=random.Random(1))
-    waits = [backoff.on_failure() for _ in range(10)]
-    for number, wait in enumerate(waits):
-        limit = min(60.0, 2.0**number)
-        assert limit / 2 <= wait <= limit
-    assert len(set(waits[6:])) > 1
-    backoff.on_success()
-    assert backoff.on_failure() <= 1.0
 
 
 def test_a_bucket_gives_its_rate_and_no_more():

@@ -1,0 +1,193 @@
+"""Background tasks and retries, in virtual time."""
+
+import asyncio
+import gc
+import logging
+import random
+import weakref
+
+import pytest
+
+from candled.errors import ExchangeError, StoreUnavailable, Unavailable
+from candled.tasks import Backoff, TaskSet, retry
+from tests.clocks import ManualClock
+
+CRASHED = "background task crash crashed; restart the process"
+
+
+async def crash():
+    raise ValueError("lost")
+
+
+async def forever():
+    await asyncio.Event().wait()
+
+
+def test_backoff_doubles_with_jitter_up_to_its_most_and_starts_over_after_success():
+    backoff = Backoff(first_s=1.0, most_s=60.0, draw=random.Random(1))
+    waits = [backoff.on_failure() for _ in range(10)]
+    for number, wait in enumerate(waits):
+        limit = min(60.0, 2.0**number)
+        assert limit / 2 <= wait <= limit
+    assert len(set(waits[6:])) > 1
+    backoff.on_success()
+    assert backoff.on_failure() <= 1.0
+
+
+# ---------------------------------------------------------------- TaskSet
+
+
+async def test_a_crash_is_logged_once_with_its_error(caplog):
+    tasks = TaskSet()
+    tasks.start(crash())
+    await tasks.wait()
+    await tasks.cancel()
+    (record,) = caplog.records
+    assert (record.getMessage(), record.levelno) == (CRASHED, logging.CRITICAL)
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ValueError)
+
+
+async def test_cancelling_ends_all_tasks_and_those_that_they_start_and_logs_nothing(caplog):
+    tasks, ended = TaskSet(), []
+
+    async def last_work():
+        try:
+            await forever()
+        finally:
+            ended.append("last")
+
+    async def work():
+        try:
+            await forever()
+        finally:
+            ended.append("first")
+            tasks.start(last_work())
+
+    for _ in range(3):
+        tasks.start(work())
+    await asyncio.sleep(0)
+    assert tasks
+    await tasks.cancel()
+    assert not tasks
+    assert ended.count("first") == 3
+    assert not caplog.records
+
+
+async def test_a_cancellation_that_a_library_turns_into_an_error_is_repeated(caplog):
+    tasks, swallowed = TaskSet(), []
+
+    async def connect():
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            swallowed.append(1)
+            raise ConnectionError("cancelled while connecting") from None
+
+    async def work():
+        while len(swallowed) < 3:
+            try:
+                await connect()
+            except ConnectionError:
+                continue
+        await forever()
+
+    tasks.start(work())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(tasks.cancel(), 30)
+    assert len(swallowed) == 3
+    assert not tasks
+
+
+async def test_a_task_is_kept_while_it_runs_and_forgotten_afterwards():
+    tasks, go = TaskSet(), asyncio.Event()
+    running = weakref.ref(tasks.start(go.wait()))
+    gc.collect()
+    assert running() is not None
+    go.set()
+    await tasks.wait()
+    gc.collect()
+    assert running() is None
+
+
+async def test_endless_work_starts_again_after_an_error_and_ends_when_cancelled(caplog):
+    clock, tasks, begun = ManualClock(), TaskSet(), []
+
+    async def work():
+        begun.append(clock.monotonic())
+        if len(begun) < 3:
+            raise ValueError("lost")
+        await forever()
+
+    tasks.start_endless(work, clock)
+    await clock.advance(10)
+    assert len(begun) == 3
+    assert all(0.5 <= after - before <= 1.0 for before, after in zip(begun, begun[1:], strict=False))
+    assert ["starting it again" in record.getMessage() for record in caplog.records] == [True, True]
+    await tasks.cancel()
+    assert not tasks
+
+
+# ---------------------------------------------------------------- retry
+
+
+@pytest.mark.parametrize(
+    ("errors", "options", "result"),
+    [
+        ([], {}, "done"),
+        ([OSError, ValueError], {}, "done"),
+        ([StoreUnavailable, StoreUnavailable], {"on": StoreUnavailable}, "done"),
+        ([StoreUnavailable, ExchangeError], {"on": (StoreUnavailable, ExchangeError)}, "done"),
+        ([StoreUnavailable, ExchangeError], {"on": StoreUnavailable}, ExchangeError),
+        ([OSError, OSError], {"attempts": 3}, "done"),
+        ([OSError, OSError, ValueError], {"attempts": 3}, ValueError),
+    ],
+)
+async def test_a_call_is_repeated_after_the_given_errors_until_it_succeeds_or_gives_up(errors, options, result):
+    clock, left, reported = ManualClock(), list(errors), []
+
+    async def call():
+        if left:
+            raise left.pop(0)("no")
+        return "done"
+
+    retrying = asyncio.ensure_future(
+        retry(call, clock, Backoff(), **options, report=lambda error, wait_s: reported.append(wait_s))
+    )
+    await clock.advance(100)
+    assert retrying.done()
+    assert not left
+    if isinstance(result, str):
+        assert retrying.result() == result
+        assert len(reported) == len(errors)
+    else:
+        assert isinstance(retrying.exception(), result)
+        assert len(reported) == len(errors) - 1
+    assert reported == sorted(reported)
+
+
+async def test_the_wait_is_as_long_as_the_other_side_asked_for():
+    clock, waits, errors = ManualClock(), [], [Unavailable("busy", retry_after_s=40.0), Unavailable("busy")]
+
+    async def call():
+        if errors:
+            raise errors.pop(0)
+        return clock.monotonic()
+
+    retrying = asyncio.ensure_future(
+        retry(call, clock, Backoff(), on=Unavailable, report=lambda _, wait_s: waits.append(wait_s))
+    )
+    await clock.advance(39.9)
+    assert not retrying.done()
+    await clock.advance(2.1)
+    assert waits[0] == 40.0
+    assert waits[1] <= 2.0
+    assert retrying.result() == pytest.approx(sum(waits))
+
+
+async def test_a_report_may_give_up():
+    def report(error, _):
+        raise error
+
+    with pytest.raises(ValueError, match="lost"):
+        await retry(crash, ManualClock(), Backoff(), report=report)
