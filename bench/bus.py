@@ -25,7 +25,7 @@ from redis import asyncio as aioredis
 from bench.latency import percentiles
 from bench.process import Process, scratch, spread, symbols
 from candled.bus import FeedMetadata, Message, MinuteChanged, Position
-from candled.bus.codec import Names, message_text
+from candled.bus.codec import Names, encode_message
 from candled.bus.factory import RedisParts, make_redis_parts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
@@ -154,7 +154,7 @@ async def latency(url: str, messages: int, directory: Path) -> list[str]:
                 sent[number] = time.perf_counter()
                 leader.bus.publish(MinuteChanged(markets[0], candle(number), FeedMetadata()))
                 await asyncio.sleep(BETWEEN_S)
-                text = message_text(
+                text = encode_message(
                     MinuteChanged(markets[0], candle(number + 1), FeedMetadata()), Position("0.1", number)
                 )
                 bare[number + 1] = time.perf_counter()
@@ -198,7 +198,7 @@ async def rate(url: str, count: int, seconds: float, directory: Path) -> list[st
 
 async def carrying(server: RedisServer, subscribers: int, messages: int, directory: Path) -> list[str]:
     """What Redis itself spends on a message, for itself and for each subscriber."""
-    text = message_text(MinuteChanged(markets_of(1)[0], candle(1), FeedMetadata()), Position("0.1760000000000000", 1))
+    text = encode_message(MinuteChanged(markets_of(1)[0], candle(1), FeedMetadata()), Position("0.1760000000000000", 1))
     with Process("bench.bus", "drain", str(server.port), str(subscribers), directory=directory) as drain:
         async with aioredis.Redis.from_url(server.url) as client:
             while (await client.pubsub_numsub(BARE))[0][1] < subscribers:

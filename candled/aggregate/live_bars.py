@@ -141,7 +141,7 @@ class LiveBars:
         elif isinstance(message, HistoryChanged):
             market.found_complete_from_ms = message.complete_from_ms
             market.found_served_from_ms = min(message.start_ms, market.found_served_from_ms or message.start_ms)
-            is_news = self._note_facts(market, message.facts)
+            is_news = self._note_facts(market, message.metadata)
             # first, because minutes that are not read yet are not final
             self._read_again(key, message.start_ms, message.end_ms)
             if is_news:
@@ -149,7 +149,7 @@ class LiveBars:
         elif isinstance(message, MinuteChanged):
             if settled_ms is not None and message.candle.open_ms < settled_ms:
                 track.log_change(track.change_id, message.candle.open_ms, message.candle.open_ms + MINUTE_MS)
-            is_news = self._note_facts(market, message.facts)
+            is_news = self._note_facts(market, message.metadata)
             self._apply_minute(key, market, message.candle)
             if is_news:
                 self._tell_settled(key)

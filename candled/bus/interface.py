@@ -43,7 +43,7 @@ class MinuteChanged(msgspec.Struct, frozen=True):
 
     market: MarketKey
     candle: Candle
-    facts: FeedMetadata = FeedMetadata()
+    metadata: FeedMetadata = FeedMetadata()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class HistoryChanged:
     end_ms: int
     #: The time since which history is complete except for known gaps; None if unknown.
     complete_from_ms: int | None
-    facts: FeedMetadata = FeedMetadata()
+    metadata: FeedMetadata = FeedMetadata()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """Times: UTC epoch milliseconds internally, ISO 8601 with milliseconds and `Z` externally."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 _DAY_MS = 86_400_000
+_EPOCH, _MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
 _MINUTES = tuple(f"{hour:02}:{minute:02}:00.000Z" for hour in range(24) for minute in range(60))
 
 
@@ -32,5 +33,4 @@ def parse_iso_ms(text: str) -> int:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    whole = int(moment.replace(microsecond=0).timestamp())
-    return whole * 1000 + moment.microsecond // 1000
+    return (moment - _EPOCH) // _MS

@@ -11,7 +11,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from candled.bus import HistoryChanged, MinuteChanged, StateChanged
-from candled.bus.codec import Names, read_heartbeat, read_message, read_newest
+from candled.bus.codec import Names, decode_heartbeat, decode_message, decode_newest
 from candled.bus.redis.leases import LeaseState
 from candled.model import STATES
 from tests import deadlines
@@ -75,12 +75,12 @@ async def test_the_publishing_command_is_understood():
 
 def test_the_messages_of_the_page_are_messages():
     messages, key = blocks("json")
-    read = [read_message(BTC, text.encode()) for text in objects(messages)]
+    read = [decode_message(BTC, text.encode()) for text in objects(messages)]
     assert [type(message) for message, _ in read] == [MinuteChanged, HistoryChanged, StateChanged]
     assert [position.seq for _, position in read] == [7, 8, 9]
-    assert read_newest(re.sub(r'"candles".*', '"candles": []}', key).encode()).state == "quiet"
+    assert decode_newest(BTC, re.sub(r'"candles".*', '"candles": []}', key).encode()).state.state == "quiet"
     heartbeat = re.search(r'`(\{"type": "heartbeat".*?\}\})`', PAGE)
-    assert read_heartbeat(heartbeat[1].encode()).seqs == {NAMES.candles_channel(BTC): 9}
+    assert decode_heartbeat(heartbeat[1].encode()).seqs == {NAMES.candles_channel(BTC): 9}
 
 
 def test_the_names_of_the_page_are_the_names():

@@ -87,8 +87,8 @@ def test_the_newest_minutes_are_kept_with_what_was_said_last():
     outgoing.enqueue(StateChanged(BTC, "quiet", 77, decimals=Decimals(2, 6)))
     newest = outgoing.newest_state("0.1", 6)
     assert [candle.open_ms for candle in newest.candles] == [minute(number).open_ms for number in (2, 3, 4)]
-    assert (newest.position, newest.facts, newest.state, newest.since_ms) == (("0.1", 6), facts, "quiet", 77)
-    assert newest.decimals == (2, 6)
+    state = StateChanged(BTC, "quiet", 77, decimals=Decimals(2, 6))
+    assert (newest.position, newest.metadata, newest.state) == (("0.1", 6), facts, state)
 
 
 def test_another_feed_begins_with_the_number_one_and_nothing_to_send():

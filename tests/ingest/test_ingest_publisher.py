@@ -58,7 +58,7 @@ def test_a_new_minute_at_the_live_edge_is_told_and_stored_and_changes_no_past():
     way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live)
     way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
     assert [entry[2:] for entry in way.keeper.diary] == [(False, None), (True, None)]
-    assert [message.facts.watermark_ms for message, _ in way.minutes()] == [minute(600).open_ms, minute(601).open_ms]
+    assert [message.metadata.watermark_ms for message, _ in way.minutes()] == [minute(600).open_ms, minute(601).open_ms]
 
 
 def test_no_minute_is_final_before_the_message_that_tells_how_it_ended():
@@ -73,10 +73,10 @@ def test_no_minute_is_final_before_the_message_that_tells_how_it_ended():
     for message, _ in way.minutes():
         shown[message.candle.open_ms] = message.candle.values
         for open_ms, values in shown.items():
-            is_final = message.facts.is_settled(open_ms, open_ms + MINUTE_MS)
+            is_final = message.metadata.is_settled(open_ms, open_ms + MINUTE_MS)
             assert not is_final or values == told[open_ms].values
-    assert [message.facts.watermark_ms for message, _ in way.minutes()][-1] == minute(603).open_ms
-    assert way.minutes()[-1][0].facts.gap is None
+    assert [message.metadata.watermark_ms for message, _ in way.minutes()][-1] == minute(603).open_ms
+    assert way.minutes()[-1][0].metadata.gap is None
 
 
 def test_a_revision_is_told_at_once_and_stored_as_a_change_of_the_past():
@@ -92,7 +92,7 @@ def test_a_revision_is_told_at_once_and_stored_as_a_change_of_the_past():
 
 async def test_messages_say_how_far_the_log_goes():
     way = Way()
-    assert [message.facts.logged_seq for message, _ in way.minutes()] == []
+    assert [message.metadata.logged_seq for message, _ in way.minutes()] == []
     running = asyncio.ensure_future(way.outlet.run())
     await way.clock.advance(1)  # the feed is registered
     way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
@@ -101,10 +101,10 @@ async def test_messages_say_how_far_the_log_goes():
     )
     way.outlet.publish_live(way.market, push(way.market, minute(601, as_of=11_000), seconds=36_071).live)
     revised = way.minutes()[1][1].seq
-    assert way.minutes()[2][0].facts.logged_seq == revised - 1
+    assert way.minutes()[2][0].metadata.logged_seq == revised - 1
     await way.clock.advance(1)  # flushed
     way.outlet.publish_live(way.market, push(way.market, minute(601, volume="2", as_of=12_000), seconds=36_072).live)
-    assert way.minutes()[3][0].facts.logged_seq >= revised
+    assert way.minutes()[3][0].metadata.logged_seq >= revised
     assert ("open", "one") in way.keeper.diary
     running.cancel()
 
@@ -115,7 +115,7 @@ async def test_a_healed_past_is_in_the_log_before_it_is_stored_and_told_after():
     way.outlet.publish_live(
         way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live, outcome.past_range
     )
-    assert way.minutes()[-1][0].facts.gap == outcome.past_range  # it is not told yet
+    assert way.minutes()[-1][0].metadata.gap == outcome.past_range  # it is not told yet
     way.keeper.diary.clear()
     await way.outlet.publish_repair(way.market, outcome)
     unknown = Position("one", SEQ_UNPUBLISHED)

@@ -101,10 +101,9 @@ class Wire:
             return
         self._listener(MessagesLost(self._market), position)
         for candle in newest.candles:
-            self._listener(MinuteChanged(self._market, candle, newest.facts), position)
+            self._listener(MinuteChanged(self._market, candle, newest.metadata), position)
         if newest.state is not None:
-            said = StateChanged(self._market, newest.state, newest.since_ms, newest.reason, newest.trouble)
-            self._deliver(said, position)
+            self._deliver(newest.state, position)
 
     def _deliver(self, message: Message, position: Position) -> None:
         if isinstance(message, StateChanged):

@@ -7,17 +7,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from candled.bus.codec import (
-    LARGEST,
+    MAX_BYTES,
     YEAR_10000_MS,
     BadMessage,
     FutureMessage,
     Names,
     Newest,
-    read_fence,
-    read_heartbeat,
-    read_message,
-    read_newest,
-    shown,
+    decode_heartbeat,
+    decode_message,
+    decode_newest,
+    excerpt,
+    parse_fence,
 )
 from candled.bus.interface import Listener, Message, MessagesLost, MinuteChanged, Position, StateChanged
 from candled.bus.shards import shard_of
@@ -202,12 +202,12 @@ class RedisBus:
         except FutureMessage as error:
             if market is not None:
                 self._from_future.add(market)
-            self._count_ignored("future", f"rejected a message on {channel}: {error}: {shown(data)}")
+            self._count_ignored("future", f"rejected a message on {channel}: {error}: {excerpt(data)}")
         except BadMessage as error:
-            self._count_ignored("unreadable", f"a message on {channel} cannot be read: {error}: {shown(data)}")
+            self._count_ignored("unreadable", f"a message on {channel} cannot be read: {error}: {excerpt(data)}")
 
     def _receive_message(self, market: MarketKey, data: bytes) -> None:
-        message, position = read_message(market, data, self._latest_ms(market))
+        message, position = decode_message(market, data, self._latest_ms(market))
         if position is None:
             self._receive_external(market, message)
         elif self._is_own(market):
@@ -231,7 +231,7 @@ class RedisBus:
         self._notify_listeners(message, self._unnumbered_position(market))
 
     def _receive_heartbeat(self, shard: int, data: bytes) -> None:
-        beat = read_heartbeat(data)
+        beat = decode_heartbeat(data)
         if beat.shard != shard:
             raise BadMessage(f"belongs to another shard, {beat.shard}")
         if self._is_ingested_here(shard):
@@ -309,7 +309,7 @@ class RedisBus:
             keys = [
                 key for market in markets for key in (self._names.newest_key(market), self._names.fence_key(market))
             ]
-            answers = await self._reader.call_all([Call(key, ("GETRANGE", key, 0, LARGEST)) for key in keys])
+            answers = await self._reader.call_all([Call(key, ("GETRANGE", key, 0, MAX_BYTES)) for key in keys])
             failed: dict[str, list[MarketKey]] = {}
             for market, newest, fence in zip(markets, answers[::2], answers[1::2], strict=True):
                 error = next((one for one in (newest, fence) if isinstance(one, Exception)), None)
@@ -330,7 +330,7 @@ class RedisBus:
         held_back = self._held_back.pop(market, [])
         if self._is_own(market):  # this process has become its leader
             return
-        fence = read_fence(fence_data)
+        fence = parse_fence(fence_data)
         self._from_future.discard(market)
         newest = self._read_newest(market, newest_data)
         is_refused = market in self._from_future  # then the state up to there is not available
@@ -345,10 +345,9 @@ class RedisBus:
         self._notify_listeners(MessagesLost(market), position)
         if newest is not None:
             for candle in newest.candles:
-                self._notify_listeners(MinuteChanged(market, candle, newest.facts), position)
+                self._notify_listeners(MinuteChanged(market, candle, newest.metadata), position)
             if newest.state is not None:
-                why = newest.reason, newest.trouble
-                self._said[market] = StateChanged(market, newest.state, newest.since_ms, *why, newest.decimals)
+                self._said[market] = newest.state
         self._show(market, position)
         for one in held_back:
             self._take_later(one, fence)
@@ -372,12 +371,12 @@ class RedisBus:
         if not data:
             return None
         try:
-            return read_newest(data, self._latest_ms(market))
+            return decode_newest(market, data, self._latest_ms(market))
         except FutureMessage as error:
             self._from_future.add(market)
-            self._count_ignored("future", f"rejected the newest state of {market}: {error}: {shown(data)}")
+            self._count_ignored("future", f"rejected the newest state of {market}: {error}: {excerpt(data)}")
         except BadMessage as error:
-            self._count_ignored("unreadable", f"the newest state of {market} cannot be read: {error}: {shown(data)}")
+            self._count_ignored("unreadable", f"the newest state of {market} cannot be read: {error}: {excerpt(data)}")
         return None
 
     # ------------------------------------------------------------ states

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from candled.bus.codec import Newest
 from candled.bus.interface import FeedMetadata, HistoryChanged, Message, MinuteChanged, Position, StateChanged
-from candled.model import Candle, Decimals
+from candled.model import Candle
 
 _MOST_WAITING = 16  # queued messages; a subscriber that misses older ones reads them from the store
 _MINUTES_KEPT = 3
@@ -28,7 +28,7 @@ class OutboundQueue:
     __slots__ = (
         "_candles",
         "_complete_from_ms",
-        "_facts",
+        "_metadata",
         "_state",
         "_waiting",
         "as_of_ms",
@@ -47,7 +47,7 @@ class OutboundQueue:
         self.ignores_number = False
         self._waiting: list[Numbered] = []
         self._candles: list[Candle] = []
-        self._facts = FeedMetadata()
+        self._metadata = FeedMetadata()
         self._complete_from_ms: int | None = None
         self._state: StateChanged | None = None
 
@@ -68,7 +68,7 @@ class OutboundQueue:
             self._candles = _with(self._candles, message.candle)
             self.as_of_ms = max(self.as_of_ms, message.candle.as_of_ms)
         if isinstance(message, MinuteChanged | HistoryChanged):
-            self._facts = message.facts
+            self._metadata = message.metadata
         if isinstance(message, HistoryChanged):
             self._complete_from_ms = message.complete_from_ms
         elif isinstance(message, StateChanged):
@@ -102,18 +102,8 @@ class OutboundQueue:
         """Return the state for the market's key when the message `seq` is sent; None before the first minute."""
         if not self._candles:
             return None
-        state = self._state
-        return Newest(
-            position=Position(epoch, seq),
-            candles=tuple(self._candles),
-            facts=self._facts,
-            complete_from_ms=self._complete_from_ms,
-            state=None if state is None else state.state,
-            since_ms=0 if state is None else state.since_ms,
-            reason="" if state is None else state.reason,
-            trouble="" if state is None else state.trouble,
-            decimals=Decimals() if state is None else state.decimals,
-        )
+        position = Position(epoch, seq)
+        return Newest(position, tuple(self._candles), self._metadata, self._complete_from_ms, self._state)
 
 
 def _with(candles: Sequence[Candle], candle: Candle) -> list[Candle]:

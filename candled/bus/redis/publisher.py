@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from candled.bus.codec import Names, heartbeat_text, message_text, newest_text
+from candled.bus.codec import Names, encode_heartbeat, encode_message, encode_newest
 from candled.bus.interface import Message, Position
 from candled.bus.troubles import Troubles
 from candled.errors import Unavailable
@@ -234,8 +234,8 @@ class RedisPublisher:
             names.candles_channel(market),
             word,
             _KEPT_S,
-            b"" if newest is None else newest_text(newest),
-            *(message_text(one.message, Position(lease.epoch, one.seq)) for one in messages),
+            b"" if newest is None else encode_newest(newest),
+            *(encode_message(one.message, Position(lease.epoch, one.seq)) for one in messages),
         )
         return _Batch(market, lease.epoch, seq, len(messages), call)
 
@@ -249,7 +249,7 @@ class RedisPublisher:
             markets = {market: self._markets[market] for market in self._of(shard)}
             seqs = {self._names.candles_channel(market): one.promised for market, one in markets.items()}
             as_of_ms = max((one.as_of_ms for one in markets.values()), default=0)
-            text = heartbeat_text(shard, lease.epoch, seqs, as_of_ms)
+            text = encode_heartbeat(shard, lease.epoch, seqs, as_of_ms)
             arguments = lease.token, self._names.heartbeat_channel(shard), word, text
             beats.append((lease, Call.of_script(BEAT, [self._names.lease_key(shard)], *arguments)))
         return beats
