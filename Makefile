@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests start hundreds of programs: without compiled files each of them would compile candled again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run check test lint bench soak chaos autobahn bots install
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, TypeVar
 
 import hypothesis
@@ -21,6 +22,8 @@ from tornado.web import Application
 from tests import redis_servers, servers, tiers
 
 T = TypeVar("T")
+
+NOT_QUICK = {"chaos", "system", "test_ccxt.py"}
 
 # A shell that starts the run in the background has it ignore Ctrl-C, and the programs that tests start would too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -76,6 +79,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {reason}")
     tiers.watch_programs()
     asyncio.set_event_loop(None)  # otherwise a request for the current loop makes one that is never closed
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of the quick tier the folders that need programs, and a library that takes seconds to import."""
+    return True if config.option.quick and collection_path.name in NOT_QUICK else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

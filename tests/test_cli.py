@@ -71,6 +71,7 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
 # ---------------------------------------------------------------- check-config
 
 
+@pytest.mark.slow
 def test_check_config_prints_settings_that_read_back(capsys, tmp_path):
     assert main(["check-config", "--config", str(ROOT / "config" / "demo.yaml")]) == 0
     printed = capsys.readouterr().out
@@ -104,6 +105,7 @@ def test_a_file_of_tls_that_is_not_there_is_found_by_check_config_and_at_the_sta
         assert "candled: bus.url: ca: nothing.crt: No such file or directory" in capsys.readouterr().err.splitlines()
 
 
+@pytest.mark.slow
 def test_check_config_names_the_proxy_of_each_exchange(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://ann:s3cret@proxy:3128")
     monkeypatch.setenv("HTTP_PROXY", "http://ann:s3cret@proxy:3128")

@@ -160,6 +160,7 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path):
         load(path, {}, PLUGINS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -399,6 +400,7 @@ def raising(name: str, error: BaseException) -> type[Exchange]:
     return Raising
 
 
+@pytest.mark.slow
 def test_every_exchange_that_cannot_be_made_is_named_in_one_run(settings):
     errors = {
         "acme": OSError(13, "Permission denied"),
@@ -422,6 +424,7 @@ def test_every_exchange_that_cannot_be_made_is_named_in_one_run(settings):
     )
 
 
+@pytest.mark.slow
 def test_exchanges_are_made_in_the_order_of_the_settings(settings):
     config = settings("exchanges: {replay: , bitget: }")
     assert [exchange.name for exchange in make_exchanges(config, SystemClock())] == ["replay", "bitget"]

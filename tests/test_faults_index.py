@@ -45,6 +45,7 @@ def told() -> dict[int, list[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, 17))
 def test_every_fault_has_a_test_that_names_it(number):
     assert told().get(number)
@@ -128,6 +129,7 @@ SYMBOL = re.compile(r"BTC|ETH|[A-Z]{2,10}[/-]?(?:USDT|USDC|USD|EUR)")
 DEFAULTS = {"candled/config.py", "plugins/replay/exchange.py"}
 
 
+@pytest.mark.slow
 def test_no_symbol_is_written_into_the_code():
     """Fault 14: one hard-coded symbol anywhere."""
     found = {

@@ -114,6 +114,7 @@ def test_of_two_installed_plugins_with_one_name_the_second_is_refused(install):
 # ---------------------------------------------------------------- what is wrong with them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "error"),
     [
@@ -186,6 +187,7 @@ WAITS = "import time\ntime.sleep(3)"
 ANSWERS_LATE = f"{GOOD}\n    import time\n    @hookimpl\n    def candled_exchanges(): time.sleep(3); return [X]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [WAITS, ANSWERS_LATE], ids=["import", "hook"])
 def test_a_plugin_that_takes_too_long_is_broken_and_the_others_are_not(install, source):
     install(a_slow=source, x_plugin=OFFERS_X.replace('name = "x"', 'name = "y"'))
@@ -315,6 +317,7 @@ def test_the_example_refuses_frames_that_are_not_documented(coinfair):
             feed.read_frame(frame)
 
 
+@pytest.mark.slow
 async def test_the_example_brings_candles_to_clients(coinfair, tmp_path):
     port, stop = serve_coinfair()
     path = tmp_path / "candled.yaml"

@@ -249,6 +249,7 @@ class SteppingClock(ManualClock):
         return super().now_ms() + self.ahead_ms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_s", [-86_400, -7200, -60, 60, 7200, 86_400])
 @pytest.mark.parametrize("is_closed", [False, True])
 async def test_a_clock_that_is_set_stops_no_requests(step_s, is_closed, tmp_path):
@@ -369,6 +370,7 @@ def clients_of(side: ShardedIngest) -> list[HttpClient]:
     return list(side._http.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shares", ["in the process", "in a file"])
 async def test_two_sections_of_one_exchange_ask_its_host_as_often_as_one_may(shares, tmp_path):
     clock: Clock = ManualClock()

@@ -217,6 +217,7 @@ def test_a_mutable_default_is_not_shared():
 # ---------------------------------------------------------------- YAML
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -258,6 +259,7 @@ def test_a_password_that_yaml_takes_for_an_alias_or_a_tag_is_not_repeated(text):
 durations = st.timedeltas(min_value=timedelta(0), max_value=timedelta(hours=1))
 
 
+@pytest.mark.slow
 @given(
     st.builds(
         Everything,
@@ -426,6 +428,7 @@ def test_a_variable_that_sets_nothing_is_a_problem(name, expected):
     assert applied({name: "1"})[1] == [expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["[1", "2024-99-99", "[" * 3000, "&a [*a]", "\udc80"])
 def test_a_variable_that_is_not_yaml_is_a_problem(text):
     assert applied({"APP_WHOLE": text}) == (

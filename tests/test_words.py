@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,13 @@ def prose(markdown: str) -> str:
     return re.sub(r"`[^`\n]*`|<[^>\n]*>|\]\([^)]*\)", " ", without_blocks)
 
 
-def docstrings(path: Path) -> Iterator[tuple[str, str]]:
+@cache
+def docstrings(path: Path) -> list[tuple[str, str]]:
     """The name and docstring of a module and of everything defined in it."""
+    return [*_docstrings(path)]
+
+
+def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
@@ -40,7 +46,8 @@ def docstrings(path: Path) -> Iterator[tuple[str, str]]:
                 yield getattr(node, "name", path.stem), text
 
 
-DOCSTRINGS = [(path, name, text) for path in SOURCES for name, text in docstrings(path)]
+def all_docstrings() -> Iterator[tuple[Path, str, str]]:
+    return ((path, name, text) for path in SOURCES for name, text in docstrings(path))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -60,13 +67,15 @@ def test_a_docstring_uses_no_retired_word(path):
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun():
-    indirect = [f"{path.name}: {name}: {text[:60]}" for path, name, text in DOCSTRINGS if text.split()[0] in INDIRECT]
+    indirect = [
+        f"{path.name}: {name}: {text[:60]}" for path, name, text in all_docstrings() if text.split()[0] in INDIRECT
+    ]
     assert not indirect
 
 
 def test_docstrings_use_nouns_instead_of_what_clauses():
-    words = sum(len(text.split()) for _, _, text in DOCSTRINGS)
-    assert sum(len(WHAT.findall(text)) for _, _, text in DOCSTRINGS) / words * 1000 < 1
+    words = sum(len(text.split()) for _, _, text in all_docstrings())
+    assert sum(len(WHAT.findall(text)) for _, _, text in all_docstrings()) / words * 1000 < 1
 
 
 def test_docs_speak_to_the_reader():

@@ -56,6 +56,7 @@ MORE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SHIPPED, *MORE], ids=lambda name: Path(name).name)
 def test_bars_of_the_recordings_equal_simple_decimal_arithmetic(name):
     candles = recorded(name)
@@ -66,6 +67,7 @@ def test_bars_of_the_recordings_equal_simple_decimal_arithmetic(name):
         assert shown(bars.series_of(interval).newest_bars(len(candles), 0)) == plain(candles, interval)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_any_order_duplication_and_delay_of_versions_gives_the_same_bars(data):
     truth = [
@@ -135,6 +137,7 @@ LENGTHS = [
 ]
 
 
+@pytest.mark.slow
 @given(st.sampled_from(LENGTHS), st.integers(1, 80), st.lists(st.one_of(versions(), st.integers(0, 70)), max_size=60))
 def test_after_every_message_each_bar_is_the_plain_fold_of_its_minutes(intervals, capacity, messages):
     bars = Aggregator(intervals, capacity)
@@ -214,6 +217,7 @@ def test_an_older_copy_never_undoes_a_revision():
     assert bars.series_of(FIVE).newest_bar.close == 12
 
 
+@pytest.mark.slow
 def test_minutes_that_fell_out_of_the_window_still_count_in_the_running_week():
     """Fault 1: a running 1D or 1W bar that forgets minutes older than the in-memory window."""
     candles = recorded("btcusdt-week.csv.gz")

@@ -1,3 +1,5 @@
+import pytest
+
 from candled.aggregate.live_bars import LiveBars
 from candled.bus import MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
@@ -60,6 +62,7 @@ async def test_more_bars_than_memory_has_are_read_and_come_whole():
         assert await started.ask(interval, count) == started.newest(interval, count)
 
 
+@pytest.mark.slow
 async def test_bars_that_were_asked_for_stay_in_memory():
     started = await market()
     await started.ask(FIVE, 700)
@@ -70,6 +73,7 @@ async def test_bars_that_were_asked_for_stay_in_memory():
     assert started.stored.queries == before
 
 
+@pytest.mark.slow
 async def test_bars_between_what_is_kept_and_what_is_there_are_not_shown_as_all():
     started = await market()
     for count in range(115, 165):

@@ -87,6 +87,7 @@ class Plain:
         self.seen = self.series.revision, now, max(now, default=-1)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_series_gives_back_what_was_put_whatever_the_order_and_the_digits(data):
     plain = Plain()

@@ -75,6 +75,7 @@ GAPPY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", ["1m", "5m", "1h", "1D", "1W"])
 @pytest.mark.stage(minutes={BTC: GAPPY})
 async def test_every_dialect_tells_the_same_bars_from_now_to_the_first(stage, fetch, get, connect, interval):

@@ -260,6 +260,7 @@ async def test_a_bar_with_a_gap_is_never_closed_once_a_later_one_is():
     assert ear.on_close == [FIRST - 1, FIRST + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 async def test_whatever_a_feed_does_time_goes_forward_and_each_bar_closes_with_its_end(seed):
     draw = random.Random(seed)

@@ -66,6 +66,7 @@ async def test_the_combined_stream_names_each(stage, connect):
         assert {(await hear(ws))["stream"] for _ in names} == set(names)
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes={BTC: [minute(0, final=True)], ETH: [minute(0, final=True)]})
 async def test_streams_are_subscribed_listed_and_left_by_request(stage, connect):
     async with connect("/ws/anything") as ws:  # as ccxt connects
@@ -140,6 +141,7 @@ async def test_an_address_with_an_unknown_stream_is_told(connect):
         assert await hear(ws) == {"error": refusal, "id": None}
 
 
+@pytest.mark.slow
 async def test_x_is_true_exactly_once_per_bar_and_last(stage, connect):
     """Bars that end, some of them seconds after the next one opened; what is said final is said before the next."""
     async with connect("/ws/btcusdt@kline_1m") as ws:
@@ -159,6 +161,7 @@ async def test_x_is_true_exactly_once_per_bar_and_last(stage, connect):
     assert [message["k"]["v"] for message in told if message["k"]["x"]][1:] == ["3"] * 4
 
 
+@pytest.mark.slow
 async def test_a_bar_that_opens_is_told_within_three_seconds_though_the_last_one_is_not_final(stage, connect):
     async with connect("/ws/btcusdt@kline_1m") as ws:
         await hear(ws)

@@ -24,6 +24,7 @@ def forged(number: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.stage(limits=LimitSettings())
 async def test_a_thousand_requests_with_forged_headers_are_a_hundred_answers(http_port):
     answers = await ask_all(http_port, [(PATH, forged(number)) for number in range(1000)])
@@ -40,6 +41,7 @@ async def test_256_addresses_of_one_56_are_one_client(http_port):
     assert other.status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.stage(limits=LimitSettings(), server=ServerSettings(trusted_proxies=("127.0.0.0/8",)))
 async def test_three_clients_behind_a_trusted_proxy_are_three_limits_and_x_real_ip_is_none(http_port):
     asked = [

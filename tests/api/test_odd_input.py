@@ -151,6 +151,7 @@ async def say_all(port: int, path: str, messages: list[str], last: str, name: An
 PING, LIST = '{"type":"ping","id":"the last"}', '{"method":"LIST_SUBSCRIPTIONS","id":"the-last"}'
 
 
+@pytest.mark.slow
 def test_each_odd_value_is_answered_wherever_it_stands():
     async def check(port: int) -> None:
         messages = [own(key, value, kind) for key in OWN_KEYS for value in EACH for kind in OWN_KINDS[:2]]
@@ -168,6 +169,7 @@ def test_each_odd_value_is_answered_wherever_it_stands():
     served(check)
 
 
+@pytest.mark.slow
 @SHORT
 @given(st.lists(OWN, min_size=20, max_size=40), st.lists(BINANCE, min_size=20, max_size=40))
 def test_odd_messages_are_answered_in_both_protocols(own_messages, binance_messages):
@@ -178,6 +180,7 @@ def test_odd_messages_are_answered_in_both_protocols(own_messages, binance_messa
     served(check)
 
 
+@pytest.mark.slow
 @SHORT
 @given(st.lists(OWN | BINANCE, min_size=5, max_size=15))
 def test_odd_first_messages_are_answered(messages):
@@ -192,6 +195,7 @@ def test_odd_first_messages_are_answered(messages):
     served(check)
 
 
+@pytest.mark.slow
 @SHORT
 @given(st.lists(st.tuples(st.sampled_from(EVERY_PARAMETER), TEXTS), min_size=20, max_size=40))
 def test_odd_addresses_are_answered(parameters):
@@ -229,6 +233,7 @@ async def ask(port: int, path: str, headers: dict[str, str] | None = None) -> tu
         writer.close()
 
 
+@pytest.mark.slow
 def test_no_depth_of_nesting_is_anything_but_a_clear_error():
     """Near the interpreter's limit a value can be read, but not be printed in the error: that was a traceback."""
     codec = RequestCodec({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)

@@ -168,6 +168,7 @@ def test_a_page_cut_by_its_limit_is_settled_though_its_range_is_not():
 # ---------------------------------------------------------------- over real memory and a real store
 
 
+@pytest.mark.slow
 async def test_from_now_to_the_first_candle_over_memory_and_store(tmp_path):
     """1,500 minutes with gaps: more than memory holds of them, and a running one that no store has."""
     numbers = [number for number in range(1500) if number % 97 and not 700 <= number < 760]
@@ -193,6 +194,7 @@ async def test_from_now_to_the_first_candle_over_memory_and_store(tmp_path):
         assert sum(bar.volume for bar in walked) == sum(n + 1 for n in numbers) + Decimal("0.5")
 
 
+@pytest.mark.slow
 async def test_the_same_question_asked_by_many_is_one_read(tmp_path, monkeypatch):
     async with open_stage(tmp_path, 3000) as one:
         reads = []

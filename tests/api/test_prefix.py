@@ -89,6 +89,7 @@ async def test_the_description_names_the_server_that_it_came_from(proxy):
         assert (await proxy.ask(server + path)).code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "health", "udf/config", "clients/candled.js", "static/page.js", "api/v3/time"])
 @behind_proxies
 async def test_every_path_is_answered(proxy, name):

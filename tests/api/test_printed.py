@@ -125,6 +125,7 @@ def odd(number: int, rng: random.Random, **more) -> Candle:
     return bar._replace(**values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, seed):
     rng = random.Random(seed)
@@ -159,6 +160,7 @@ async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, seed)
     assert at_once > 100
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=COUNT)
 async def test_what_memory_holds_is_answered_without_the_store(stage, fetch, monkeypatch):
     paths = [

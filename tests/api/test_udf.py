@@ -119,6 +119,7 @@ VARIED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes={BTC: VARIED})
 async def test_a_chart_scrolls_to_the_first_candle_by_countback_and_then_there_is_no_data(stage, adapter):
     running = minute(1800)
@@ -160,6 +161,7 @@ async def test_the_unit_of_next_time_is_a_setting(adapter):
     assert more["nextTime"] == MONDAY_MS + 9 * MINUTE_MS
 
 
+@pytest.mark.slow
 async def test_polling_over_bar_boundaries_ends_with_what_a_reload_shows(stage, adapter):
     panes = [Pane(adapter, TICKER, resolution) for resolution in ("1", "5", "60")]
     for pane in panes:
@@ -187,6 +189,7 @@ async def test_an_answer_says_beside_it_whether_its_last_bar_is_final(stage, fet
     assert (done.headers["X-Candled-Last-Final"], running.headers["X-Candled-Last-Final"]) == ("true", "false")
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=5200)
 async def test_a_page_holds_at_most_5000_bars_the_latest_of_them(adapter):
     for count_back in (None, 100_000):

@@ -71,12 +71,14 @@ def test_what_is_written_is_what_is_read(message, position):
     assert decode_message(BTC, encode_message(message, position)) == (message, position)
 
 
+@pytest.mark.slow
 @given(POSITIONS, st.lists(candles(), max_size=3).map(tuple), FACTS, st.none() | TIMES, st.none() | CHANGED_STATES)
 def test_the_newest_state_reads_back(position, minutes, metadata, since_ms, state):
     newest = Newest(position, minutes, metadata, since_ms, state)
     assert decode_newest(BTC, encode_newest(newest)) == newest
 
 
+@pytest.mark.slow
 @given(MESSAGES, POSITIONS, st.dictionaries(st.text().map("x-".__add__), st.none() | st.booleans() | st.text()))
 def test_unknown_keys_are_ignored(message, position, more):
     text = json.dumps({**more, **json.loads(encode_message(message, position).decode())})
@@ -281,6 +283,7 @@ def test_a_fence_is_two_numbers_that_redis_can_count(text, fence):
     assert parse_fence(text) == fence
 
 
+@pytest.mark.slow
 @given(
     st.binary() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(lambda one: json.dumps(one).encode())
 )

@@ -330,6 +330,7 @@ def test_the_leaders_clock_is_what_two_heartbeats_in_a_row_agree_on():
     assert heard.leader_ms(0, 4.0) == 1_003_000
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_nothing_is_lost_in_silence(data):
     """Whatever is lost of three feeds in a row, once heartbeats come through every loss has led to a reading."""

@@ -127,6 +127,7 @@ def bar_at(minute: int) -> Bar:
     return Bar(at, Decimal("1.5"), Decimal(2), Decimal(1), Decimal("1.25"), Decimal(10), quote, final=minute < 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("polars") is None, reason="needs polars: pip install 'candled[polars]'")
 def test_bars_become_a_polars_frame():
     frame = Bars([bar_at(0), bar_at(1)]).to_polars()
@@ -161,6 +162,7 @@ async def test_a_loop_gets_the_bars_then_what_moves_then_what_opens(server: Scri
         assert reader.stream.status.state == "live"
 
 
+@pytest.mark.slow
 async def test_each_final_bar_comes_once_and_in_order(server: Scripted, reading: Reading) -> None:
     server.misorders = True
     async with connected(server) as client:
@@ -220,6 +222,7 @@ async def test_after_a_restart_that_forgot_it_loads_anew(extended: Scripted, rea
         assert len(reader.stream.bars) == 30
 
 
+@pytest.mark.slow
 async def test_a_link_that_is_open_but_dead_is_replaced(extended: Scripted, reading: Reading) -> None:
     with Proxy(("127.0.0.1", int(extended.url.split(":")[2].split("/")[0]))) as proxy:
         url = f"ws://127.0.0.1:{proxy.address[1]}/ws"
@@ -267,6 +270,7 @@ async def test_streams_share_one_socket_and_end_alone(server: Scripted, reading:
         assert ended == ["ETH/USDT"]
 
 
+@pytest.mark.slow
 async def test_a_loop_that_is_left_ends_its_subscription(server: Scripted) -> None:
     async with connected(server) as client:
         async for _ in client.bars(*BTC):
@@ -286,6 +290,7 @@ async def test_a_refused_subscription_ends_the_loop_with_the_reason(server: Scri
         assert await anext(client.bars(*ETH))
 
 
+@pytest.mark.slow
 async def test_what_the_server_cannot_do_now_is_asked_again(extended: Scripted) -> None:
     extended.refuses[BTC] = "Failed to subscribe to candles", 100
     async with connected(extended) as client:
@@ -368,6 +373,7 @@ async def test_after_the_end_nothing_is_left(server: Scripted) -> None:
     assert {task for task in asyncio.all_tasks() - before if "candled/client" in repr(task)} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 async def test_after_any_faults_it_holds_what_a_fresh_load_gets(server: Scripted, seed: int, reading: Reading) -> None:
     draw = random.Random(seed)

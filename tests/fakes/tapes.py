@@ -69,29 +69,35 @@ class Synthetic:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._base = 1000 + seed % 97 * 100
 
-    @lru_cache(maxsize=4096)  # noqa: B019 - a tape lives as long as its test
     def row(self, open_ms: int) -> Row:
-        minute = open_ms // MINUTE_MS
-        opened, close = self._close(minute - 1), self._close(minute)
-        if self._quiet(minute):
-            return Row(opened, opened, opened, opened, Decimal(0), Decimal(0))
-        spread, volume = Decimal(self._noise(minute, 2) % 90 + 1) / 100, Decimal(self._noise(minute, 3) % 10**7) / 1000
-        volume += Decimal("0.001")
-        high, low = max(opened, close) + spread, min(opened, close) - spread
-        return Row(opened, high, low, close, volume, volume * (opened + close) / 2)
+        return _synthetic_row(self._seed, open_ms // MINUTE_MS)
 
-    def _close(self, minute: int) -> Decimal:
-        while self._quiet(minute):
-            minute -= 1
-        return Decimal(self._base) + Decimal(self._noise(minute, 1) % 5000) / 100
 
-    def _quiet(self, minute: int) -> bool:
-        return self._noise(minute, 0) % 100 < _QUIET_SHARE
+# Shared by all tapes: the same minutes of the same seeds come in test after test.
+@lru_cache(maxsize=1 << 17)
+def _synthetic_row(seed: int, minute: int) -> Row:
+    opened, close = _close(seed, minute - 1), _close(seed, minute)
+    if _is_quiet(seed, minute):
+        return Row(opened, opened, opened, opened, Decimal(0), Decimal(0))
+    spread, volume = Decimal(_noise(seed, minute, 2) % 90 + 1) / 100, Decimal(_noise(seed, minute, 3) % 10**7) / 1000
+    volume += Decimal("0.001")
+    high, low = max(opened, close) + spread, min(opened, close) - spread
+    return Row(opened, high, low, close, volume, volume * (opened + close) / 2)
 
-    def _noise(self, minute: int, stream: int) -> int:
-        return zlib.crc32(f"{self._seed} {minute} {stream}".encode())
+
+def _close(seed: int, minute: int) -> Decimal:
+    while _is_quiet(seed, minute):
+        minute -= 1
+    return Decimal(1000 + seed % 97 * 100) + Decimal(_noise(seed, minute, 1) % 5000) / 100
+
+
+def _is_quiet(seed: int, minute: int) -> bool:
+    return _noise(seed, minute, 0) % 100 < _QUIET_SHARE
+
+
+def _noise(seed: int, minute: int, stream: int) -> int:
+    return zlib.crc32(b"%d %d %d" % (seed, minute, stream))
 
 
 def grown(row: Row, elapsed_ms: int) -> Row:

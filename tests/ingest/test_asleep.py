@@ -30,6 +30,7 @@ NIGHTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("night_ms", NIGHTS)
 @pytest.mark.parametrize(("stamps_rows", "has_dates"), EVIDENCE)
 async def test_after_a_sleep_with_only_rest_the_chart_is_up_to_date(stamps_rows, has_dates, night_ms):
@@ -53,6 +54,7 @@ async def test_after_a_sleep_with_only_rest_the_chart_is_up_to_date(stamps_rows,
         assert run.wrong(slept_ms - 30 * MINUTE_MS, until_ms - MINUTE_MS) == []
 
 
+@pytest.mark.slow
 async def test_after_a_sleep_with_nothing_in_reach_it_does_not_claim_to_know():
     clock = Machine(THURSDAY_MS + 6 * HOUR_MS)
     async with running(clock=clock) as run:

@@ -92,6 +92,7 @@ def test_warming_ends_whatever_rows_are_bad_and_their_minutes_are_gaps_with_that
     assert one.coverage.since_ms == MONDAY_MS
 
 
+@pytest.mark.slow
 def test_a_bad_row_is_asked_for_with_growing_pauses_for_as_long_as_it_takes_and_then_healed():
     one = market(present=((0, 300), (301, 600)))
     push(one, minute(600, as_of=30_000), seconds=36_030)

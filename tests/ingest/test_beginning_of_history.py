@@ -182,6 +182,7 @@ async def test_a_success_with_nothing_is_never_taken_for_an_answer():
         assert run.wrong(MONDAY_MS, run.exchange.now() // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("empty_candles", [True, False], ids=["with empty candles", "only minutes with trades"])
 @pytest.mark.parametrize("second", [0, 15, 30, 45])
 async def test_a_success_with_nothing_in_the_middle_leaves_no_hole(second, empty_candles):
@@ -209,6 +210,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("has_bars", "has_date", "within_s"), KINDS)
 async def test_a_market_that_is_new_is_live_as_soon_as_something_confirms_it(has_bars, has_date, within_s):
     def new(exchange):
@@ -227,6 +229,7 @@ async def test_a_market_that_is_new_is_live_as_soon_as_something_confirms_it(has
         assert run.store.since_ms == MONDAY_MS
 
 
+@pytest.mark.slow
 async def test_history_that_appears_later_is_found_though_it_was_once_believed_for_good_that_there_is_none():
     def short(exchange):
         exchange.begins_ms = LISTED_MS

@@ -78,6 +78,7 @@ WITHHELD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("absence", "hours", "within_hours"), WITHHELD)
 def test_what_the_exchange_does_not_have_is_asked_for_after_growing_pauses_without_an_end(absence, hours, within_hours):
     held = Coverage(
@@ -172,6 +173,7 @@ def test_ten_holes_of_an_exchange_share_the_windows_in_which_they_are_asked_for(
     assert 6 <= len(windows) <= 9
 
 
+@pytest.mark.slow
 def test_holes_found_at_different_times_are_not_asked_for_more_often_because_they_are_neighbours():
     held = coverage(present=[(0, 100)], since=MONDAY_MS, start=MONDAY_MS)
     lacking = {ms(number) for number in range(100, 400, 3)}
@@ -189,6 +191,7 @@ def test_holes_found_at_different_times_are_not_asked_for_more_often_because_the
     assert max(asked_about(windows, known_gap) for known_gap in held.known_gaps) <= 9
 
 
+@pytest.mark.slow
 def test_a_thin_market_without_quiet_minutes_costs_few_requests():
     held = Coverage(present=[], known_gaps=[], since_ms=None, from_ms=MONDAY_MS, absence="no_trades")
     lacking = {ms(number) for number in range(1, UNTIL, 2)}
@@ -245,6 +248,7 @@ def test_an_older_minute_disproves_that_history_begins_later_whoever_said_so():
     assert held.known_gaps == []
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_there(data):
     held = coverage(start=ms(0))
@@ -278,6 +282,7 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
         assert known_gap.reason != "beyond_history" or known_gap.end_ms <= (held.first_ms or ms(1000))
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_whatever_was_there_and_whatever_the_exchange_lacks_asking_ends_with_every_minute_accounted_for(data):
     start = NOW_MS - 600 * MINUTE_MS
@@ -331,6 +336,7 @@ def test_a_doubt_about_a_minute_that_is_not_there_makes_no_window_without_minute
     assert (window.start_ms, window.end_ms) == (ms(10), ms(11))
 
 
+@pytest.mark.slow
 def test_many_gaps_cost_time_in_proportion():
     gaps, began = 100_000, deadlines.now()
     reasons = ("no_trades", "unconfirmed")

@@ -128,6 +128,7 @@ async def test_frames_that_cannot_be_read_are_one_log_line_and_a_count_also_wher
     assert len([record for record in caplog.records if "frame" in record.getMessage()]) == 1
 
 
+@pytest.mark.slow
 async def test_it_connects_again_after_each_end():
     async def handle(peer):
         await peer.recv()
@@ -164,6 +165,7 @@ async def test_text_that_is_no_utf_8_ends_the_connection():
         assert "1007" in await sink.reason()
 
 
+@pytest.mark.slow
 async def test_a_peer_that_answers_no_ping_is_left():
     async def handle(peer):
         peer.transport.pause_reading()
@@ -173,6 +175,7 @@ async def test_a_peer_that_answers_no_ping_is_left():
         assert "keepalive" in await sink.reason()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "last",
     [b"\x88\x02\x03\xe9", b"\x81\x7f" + (17 * 2**20).to_bytes(8, "big") + b"x", b"\xf1\x01a"],
@@ -189,6 +192,7 @@ async def test_a_peer_that_ends_and_does_not_hang_up_is_left(last):
         assert "connection closed" in await sink.reason()
 
 
+@pytest.mark.slow
 async def test_a_peer_that_reads_nothing_is_left_at_last(monkeypatch):
     monkeypatch.setattr(feeds, "_SEND_TIMEOUT_S", 0.3)
 
@@ -232,6 +236,7 @@ async def test_feeds_share_the_time_of_a_pass():
     assert not turns.is_over
 
 
+@pytest.mark.slow
 async def test_the_end_of_the_daemon_does_not_wait_for_a_peer_that_is_dead():
     async def handle(peer):
         await peer.recv()
@@ -248,6 +253,7 @@ async def test_the_end_of_the_daemon_does_not_wait_for_a_peer_that_is_dead():
         assert asyncio.get_running_loop().time() - began < 2
 
 
+@pytest.mark.slow
 async def test_a_flood_of_frames_lets_others_have_their_turn(monkeypatch):
     """What is there already is read without waiting, so that somebody has to let the loop go on."""
     monkeypatch.setattr(Numbers, "pong_within_s", 60.0)  # pongs wait behind the flood, longer on a slow machine
@@ -281,6 +287,7 @@ async def test_a_password_in_an_address_that_cannot_be_used_is_not_told():
     assert "secret" not in reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:1/", "http://127.0.0.1/", "ws://no-such-host.invalid/"])
 async def test_an_address_that_cannot_be_reached_is_told_and_tried_again(url):
     sink = Sink()

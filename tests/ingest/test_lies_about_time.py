@@ -19,6 +19,7 @@ def check(site: Site) -> None:
     assert site.clock.true_ms - site.shown_at_ms <= 2_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("machine_ms", [0, -3 * HOUR])
 async def test_one_frame_ends_no_minute_and_stops_no_chart(lie, machine_ms):
@@ -36,6 +37,7 @@ async def test_one_frame_ends_no_minute_and_stops_no_chart(lie, machine_ms):
     await site.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 async def test_the_first_frames_may_lie(lie):
     site = Site()
@@ -48,6 +50,7 @@ async def test_the_first_frames_may_lie(lie):
     await site.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 async def test_a_stream_that_lies_for_good_is_not_believed_but_its_candles_are(lie):
     site = Site()
@@ -58,6 +61,7 @@ async def test_a_stream_that_lies_for_good_is_not_believed_but_its_candles_are(l
     await site.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("which", ["rest_stamp", "date", "both"])
 async def test_rest_that_lies_about_the_time_is_still_right_about_minutes(lie, which):
@@ -70,6 +74,7 @@ async def test_rest_that_lies_about_the_time_is_still_right_about_minutes(lie, w
     await site.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead_ms", [90 * SECOND, HOUR, YEAR])
 async def test_rest_corrects_a_minute_whose_stored_stamp_is_in_the_future(ahead_ms):
     """As a former version of candled stored it: half a minute, with a stamp of the far future."""

@@ -72,6 +72,7 @@ def test_evidence_ends_with_what_it_rests_on(event):
     assert one.standing(NOW_MS + 10_000) != "quiet"
 
 
+@pytest.mark.slow
 async def test_with_the_stream_cut_candles_come_from_rest_and_charts_move():
     async with running() as run:
         await run.seconds(120)
@@ -103,6 +104,7 @@ SILENCES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stream", "rest", "state", "reason"), SILENCES)
 async def test_while_the_market_trades_no_silence_is_ever_called_quiet(stream, rest, state, reason):
     async with running() as run:
@@ -120,6 +122,7 @@ async def test_while_the_market_trades_no_silence_is_ever_called_quiet(stream, r
         assert run.state == ("live", None)
 
 
+@pytest.mark.slow
 async def test_rows_of_another_market_are_refused_named_and_asked_for_again():
     async with running() as run:
         await run.seconds(180)
@@ -142,6 +145,7 @@ async def test_rows_of_another_market_are_refused_named_and_asked_for_again():
         assert max(candle.high for candle in run.minutes()) < 3000
 
 
+@pytest.mark.slow
 async def test_nothing_after_a_minute_without_trades_is_not_called_quiet():
     def thin(exchange):
         exchange.publishes_empty_candles = False
@@ -157,6 +161,7 @@ async def test_nothing_after_a_minute_without_trades_is_not_called_quiet():
         assert run.health()["missingMinutes"] >= 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("empty_candles", [True, False], ids=["with empty candles", "only minutes with trades"])
 async def test_a_market_without_trades_is_quiet_by_rests_word_and_costs_about_a_request_a_minute(empty_candles):
     def thin(exchange):

@@ -84,6 +84,7 @@ LISTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", LISTS)
 async def test_evidence_from_the_stream_beats_the_list(listed):
     def lie(exchange):
@@ -102,6 +103,7 @@ async def test_evidence_from_the_stream_beats_the_list(listed):
         assert (run.health()["trouble"], run.state) == (None, ("live", None))
 
 
+@pytest.mark.slow
 async def test_a_market_that_is_listed_after_the_start_comes_by_itself():
     def not_yet(exchange):
         exchange.listed, exchange.stream, exchange.rest = [OTHER], "silent", "down"

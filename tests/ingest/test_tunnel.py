@@ -89,6 +89,7 @@ RIGHT = "ann:s%40 cret"
 NEEDED = "ann:s@ cret"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["http", "socks5h"])
 @pytest.mark.parametrize(
     ("needed", "sent", "fault", "outcome"),
@@ -166,6 +167,7 @@ async def test_every_address_of_a_proxys_name_is_tried(attempt, kind, monkeypatc
         assert (await attempt(Proxies.of(f"{kind}://proxy.test:{proxy.port}", {}))).startswith("reached")
 
 
+@pytest.mark.slow
 async def test_a_tunnel_that_is_cut_interrupts_the_feed_which_connects_again():
     async with exchange() as hosts, FakeProxy("http", hosts) as proxy:
         sink = Sink()

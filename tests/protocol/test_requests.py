@@ -286,6 +286,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.text() | st.binary() | JSON.map(json.dumps))
 def test_no_input_raises_anything_but_an_answerable_error(message):
     try:

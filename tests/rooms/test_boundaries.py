@@ -54,6 +54,7 @@ KINDS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", ["1m", "5m"])
 async def test_thousands_who_subscribe_around_boundaries_see_no_hole_no_double_and_no_update_before_initial(interval):
     """Fault 5: an update before its initial. `Chart` asserts the order, the end is compared with a fresh load."""

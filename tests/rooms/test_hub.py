@@ -151,6 +151,7 @@ async def test_a_read_that_overlapped_a_repair_is_not_believed():
     assert shown["2025-05-19T03:20:00.000Z"]["close"] == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", ["1m", "5m", "1h", "1D", "1W"])
 async def test_ten_thousand_subscriptions_around_boundaries_see_no_hole_and_no_double(interval):
     """Fault 5: an update before its initial; and nothing lost between the two (`Chart` asserts the order)."""
@@ -172,6 +173,7 @@ async def test_ten_thousand_subscriptions_around_boundaries_see_no_hole_and_no_d
 # ---------------------------------------------------------------- many rooms, large rooms
 
 
+@pytest.mark.slow
 async def test_rooms_that_changed_in_one_moment_have_their_next_turn_apart():
     symbols = [Symbol("S", str(number)) for number in range(100)]
     markets = [MarketKey("replay", symbol) for symbol in symbols]

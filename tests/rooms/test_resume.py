@@ -68,6 +68,7 @@ class Feed:
                 one.hub.run_due()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS, ids=["seq", "final", "closed"])
 @pytest.mark.parametrize("interval", ["1m", "5m", "1h"] if LONG else ["1m", "5m"])
 @pytest.mark.parametrize("cut_s", [58.9, 59.95, 61.0, 62.5, 90.0] if LONG else [59.95, 61.0, 90.0])
@@ -130,6 +131,7 @@ async def test_nothing_that_changed_is_nothing_to_tell():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS, ids=["seq", "final", "closed"])
 @pytest.mark.parametrize("interval", ["1m", "5m", "1h"])
 async def test_a_day_and_two_hours_later_only_what_changed_is_told(options, interval):
@@ -155,6 +157,7 @@ async def test_a_day_and_two_hours_later_only_what_changed_is_told(options, inte
     assert "77" in again.frames[0].payload.decode()
 
 
+@pytest.mark.slow
 async def test_more_than_two_thousand_bars_are_told_as_a_fresh_load():
     one = await stage()
     feed = Feed(one)
@@ -243,6 +246,7 @@ async def test_a_process_that_began_later_takes_a_chart_up_from_the_log_of_chang
     assert texts(socket.chart())[-len(shown) :] == shown
 
 
+@pytest.mark.slow
 async def test_a_seq_never_promises_what_was_not_sent():
     """Cut at every moment of a boundary with a repair under way: what the last message did not tell is told again."""
     for cut in range(0, 260, 1 if LONG else 9):

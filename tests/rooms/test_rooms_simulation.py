@@ -160,6 +160,7 @@ class Person:
         assert shown or (self.kind.get("mode"), self.interval) == ("closed", "1D")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(300 if LONG else 4))
 async def test_whatever_happens_every_chart_ends_as_a_fresh_load(seed):
     draw = random.Random(seed)

@@ -102,6 +102,7 @@ def test_a_room_that_falls_far_behind_asks_for_a_resync():
     assert one.take_resync(0.0)
 
 
+@pytest.mark.slow
 def test_an_hour_of_twenty_changes_a_second_never_exceeds_one_update_a_second_and_loses_no_final_state():
     """Promise 14: max updates in any sliding second is 1, final bar states seen are 100 %."""
     rooms = {span: UpdateThrottle() for span in (1, 5, 15, 60, 240, 1440, 10080)}
@@ -264,6 +265,7 @@ class Feed:
             self.pass_time(seconds if what == "wait" else 40.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", ["live", "final", "closed"])
 @given(events=EVENTS)
 def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(lane, events):

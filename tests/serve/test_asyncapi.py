@@ -164,6 +164,7 @@ def messages(tmp_path_factory) -> list[dict]:
     return asyncio.run(captured(tmp_path_factory.mktemp("store")))
 
 
+@pytest.mark.slow
 def test_every_message_of_a_running_server_is_as_the_document_says(messages):
     assert {message["type"] for message in messages} == ANSWERS
     for message in messages:
@@ -224,6 +225,7 @@ def mutants(message: dict) -> list[tuple[str, dict]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_message_with_anything_wrong_in_it_is_noticed(messages):
     kinds = {(message["type"], *sorted(message)): message for message in messages}
     made = [mutant for message in kinds.values() for mutant in mutants(message)]

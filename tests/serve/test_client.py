@@ -482,6 +482,7 @@ async def test_history_that_cannot_be_read_is_told_and_the_next_request_is_answe
 # ---------------------------------------------------------------- slow, leaving
 
 
+@pytest.mark.slow
 async def test_a_client_that_fell_behind_gets_one_fresh_initial_and_then_goes_on():
     one = await stage()
     ws = one.connect()
@@ -526,6 +527,7 @@ async def test_a_client_that_left_leaves_nothing_behind():
     assert not one.hub._due
 
 
+@pytest.mark.slow
 async def test_a_subscribed_client_is_small():
     """At most 3 KB without its socket, and nothing runs for it while nothing happens."""
     one = await stage()

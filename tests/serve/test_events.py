@@ -97,6 +97,7 @@ async def test_events_are_the_messages_of_the_protocol(stage, http_port):
         assert chart.last_id == f"one:1:{MONDAY_MS + 60 * MINUTE_MS}"
 
 
+@pytest.mark.slow
 async def test_the_last_id_resumes_with_what_changed_since(stage, http_port):
     async with source(http_port) as chart:
         await chart.event()
@@ -213,6 +214,7 @@ async def test_which_pages_may_listen(http_port, origin, status, readable):
         assert found == ([f"Access-Control-Allow-Origin: {readable}"] if readable else [])
 
 
+@pytest.mark.slow
 async def test_a_silent_room_keeps_the_connection_alive_with_comments(stage, http_port, monkeypatch):
     monkeypatch.setattr(events, "_ALIVE_S", 0.1)
     async with source(http_port) as chart:
@@ -226,6 +228,7 @@ async def test_a_silent_room_keeps_the_connection_alive_with_comments(stage, htt
         assert '"type":"update"' in event
 
 
+@pytest.mark.slow
 async def test_no_event_is_empty_neither_the_first_nor_between_others(stage, http_port, monkeypatch):
     """A blank line ends an event, for some clients also where no data came before it."""
     monkeypatch.setattr(events, "_ALIVE_S", 0.05)
@@ -240,6 +243,7 @@ async def test_no_event_is_empty_neither_the_first_nor_between_others(stage, htt
     assert [block.count("retry") for block in names] == [1, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=1000, server=ServerSettings(slow_client_timeout=timedelta(seconds=1)))
 async def test_a_client_that_stops_reading_costs_bounded_memory_and_is_cut_off(stage, http_port):
     mute = socket.socket()

@@ -51,6 +51,7 @@ def test_everybody_is_pinged_once_in_an_interval_and_closed_for_silence_after_th
     assert watched.step - watched.pings[0] == pytest.approx(min(closed_after, steps - 1), abs=1)
 
 
+@pytest.mark.slow
 def test_the_steps_cost_the_same():
     wheel = PingWheel(30, 10)
     links = [Mute(True) for _ in range(10_000)]

@@ -151,6 +151,7 @@ def test_the_address_for_a_browser(hosts, address):
 # ---------------------------------------------------------------- in the settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written", "env", "hosts"),
     [

@@ -32,6 +32,7 @@ async def hear(ws, within_s: float = 3.0) -> dict:
     return json.loads(await deadlines.wait_for(ws.recv(), within_s))
 
 
+@pytest.mark.slow
 async def test_the_documented_exchange_of_messages(stage, connect):
     await exchange_messages(stage, connect)
 
@@ -113,6 +114,7 @@ async def test_too_many_rooms_is_a_clear_error(connect):
         assert [answer["type"] for answer in answers[1:]] == ["initial"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.stage(server=ServerSettings(max_messages_per_second=5))
 async def test_too_many_messages_is_a_clear_error_and_the_connection_stays(connect):
     async with connect() as ws:
@@ -232,6 +234,7 @@ async def test_a_port_in_use_is_one_clear_message(tmp_path):
                 one.server.listen()
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=900, server=ServerSettings(warmup_wait=timedelta(seconds=0.2)))
 async def test_a_store_that_cannot_be_read_is_told_to_the_subscriber_and_the_connection_stays(
     stage, connect, monkeypatch
@@ -250,6 +253,7 @@ async def test_a_store_that_cannot_be_read_is_told_to_the_subscriber_and_the_con
         assert len((await hear(ws))["bars"]) == 900
 
 
+@pytest.mark.slow
 @pytest.mark.stage(server=ServerSettings(ping_interval=timedelta(seconds=1), ping_timeout=timedelta(seconds=1)))
 async def test_mute_clients_leave_within_interval_timeout_and_six_seconds(connect, http_port, get):
     """Promise 23: native pings find dead peers."""
@@ -285,6 +289,7 @@ FRAMES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.stage(server=ServerSettings(max_messages_per_second=0))
 async def test_ten_thousand_frames_of_anything_get_only_documented_answers(connect, caplog):
     """Promise 19: no uncaught exception, every reply is a documented message."""
@@ -312,6 +317,7 @@ async def test_ten_thousand_frames_of_anything_get_only_documented_answers(conne
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
+@pytest.mark.slow
 async def test_nothing_is_logged_per_room_or_candle(stage, connect, caplog):
     """Fault 10: a log line per room per second."""
     caplog.set_level("INFO")

@@ -92,6 +92,7 @@ async def numbers(reader: Peer, count: int) -> list[int]:
     return got
 
 
+@pytest.mark.slow
 async def test_clients_that_never_read_take_nothing_from_those_that_do():
     """Promise 13, in short: the readers get every frame, the others cost little and are closed."""
     async with echo_site(slow_client_timeout=timedelta(seconds=0.5)) as site:
@@ -129,6 +130,7 @@ async def test_a_broadcast_runs_no_python_code_for_a_client():
             assert first == 0x81
 
 
+@pytest.mark.slow
 async def test_a_connection_that_waits_takes_less_than_ten_kilobytes():
     async with echo_site(max_handshakes_per_second=0) as site:
         await mute(site)  # whatever the first one brings with it
@@ -146,6 +148,7 @@ async def test_a_connection_that_waits_takes_less_than_ten_kilobytes():
         assert taken / 200 < 10_000
 
 
+@pytest.mark.slow
 async def test_the_loop_is_free_while_a_large_room_is_sent_to():
     async with echo_site(max_handshakes_per_second=0) as site:
         peers = [await site.connect() for _ in range(300)]
@@ -202,6 +205,7 @@ async def exchange_messages() -> None:
             await test_server.exchange_messages(stage, lambda: websockets.connect(url))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -272,6 +276,7 @@ class Node:
         self.me = self
 
 
+@pytest.mark.slow
 def test_what_survived_a_full_collection_is_not_looked_at_again():
     collector = GcTuner()
     before = gc.get_threshold()
@@ -292,6 +297,7 @@ def test_what_survived_a_full_collection_is_not_looked_at_again():
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
 
 
+@pytest.mark.slow
 def test_with_handlers_that_tornado_keeps_nothing_is_set_aside():
     collector = GcTuner(keeps_handlers=True)
     collector.start()

@@ -175,6 +175,7 @@ class StoreContract:
         store.write_minutes([(BTC, minute(0, volume="2")), (BTC, better), (BTC, minute(0, volume="1"))])
         assert everything(store, BTC, MINUTE) == [better._replace(rev=1)]
 
+    @pytest.mark.slow
     @settings(
         max_examples=60,
         deadline=None,
@@ -263,6 +264,7 @@ class StoreContract:
 
     # ------------------------------------------------------------ real minutes
 
+    @pytest.mark.slow
     def test_a_real_week_in_shuffled_pages_gives_the_sums_of_its_minutes(self, store):
         minutes = recorded("btcusdt-week.csv.gz")
         pages = [minutes[start : start + 1000] for start in range(0, len(minutes), 997)]  # with some overlap
@@ -283,6 +285,7 @@ class StoreContract:
         assert ranges == list(RangeSet(ranges))
         assert everything(store, BTC, H1) == sums(minutes, H1)
 
+    @pytest.mark.slow
     def test_folding_again_changes_nothing_where_nothing_is_wrong(self, store):
         minutes = recorded("btcusdt-week.csv.gz")[:3000]
         store.write_minutes([(BTC, candle) for candle in minutes])
@@ -676,6 +679,7 @@ class StoreContract:
 
     # ------------------------------------------------------------ threads
 
+    @pytest.mark.slow
     async def test_a_read_that_nobody_waits_for_any_more_is_ended_or_never_begins(self, store):
         store.write_minutes([(BTC, minute(0))])
         threads = StoreThreads(store, readers=2)

@@ -215,6 +215,7 @@ def digits(bars: list[Candle]) -> list[Bar]:
 # ---------------------------------------------------------------- the test
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SHIPPED, *MORE], ids=lambda name: Path(name).name)
 def test_memory_longer_bars_and_a_plain_group_by_agree_digit_for_digit(name, place, store):
     rows, truth = shuffled(name)

@@ -41,6 +41,7 @@ def some(start, end, market=BTC):
 # ---------------------------------------------------------------- the format
 
 
+@pytest.mark.slow
 @given(rows)
 def test_a_row_survives_the_journal_digit_for_digit(row):
     line = encode(row)
@@ -70,6 +71,7 @@ def test_a_journal_of_the_first_version_is_read(tmp_path):
     journal.close()
 
 
+@pytest.mark.slow
 @given(rows, st.data())
 def test_a_line_with_one_flipped_bit_is_no_row(row, data):
     line = bytearray(encode(row))

@@ -67,6 +67,7 @@ def subscribe(bars: LiveBars) -> list[asyncio.Task[None]]:
     ]
 
 
+@pytest.mark.slow
 async def test_a_thousand_subscribers_of_seven_rooms_cost_at_most_seven_queries(bars, store):
     await asyncio.gather(*subscribe(bars))
     assert 0 < store.queries <= len(DEFAULT_INTERVALS) == 7
@@ -76,6 +77,7 @@ async def test_a_thousand_subscribers_of_seven_rooms_cost_at_most_seven_queries(
         )
 
 
+@pytest.mark.slow
 async def test_reads_that_all_subscribers_left_are_not_done(bars, store):
     store.gate.clear()
     clients = subscribe(bars)

@@ -27,6 +27,7 @@ from tests.tools.command import prepare
 from tests.tools.exchange import BTC, MARKET, NOON_MS, Bench, at, bench, iso, values
 
 
+@pytest.mark.slow
 async def test_every_minute_is_fetched_newest_first_and_nothing_is_asked_for_twice(tmp_path, capsys):
     async with bench(tmp_path) as one:
         assert await one.run("backfill", "BTC/USDT", "--from", iso(at(-12))) == 0
@@ -44,6 +45,7 @@ async def test_every_minute_is_fetched_newest_first_and_nothing_is_asked_for_twi
         assert all(start_ms >= at(minutes=-5) for start_ms, _ in one.asked()[before:])
 
 
+@pytest.mark.slow
 async def test_without_from_the_listing_date_is_found_and_remembered(tmp_path, capsys):
     listed_ms = at(-2.3)
     async with bench(tmp_path, listed_ms=listed_ms) as one:
@@ -59,6 +61,7 @@ async def test_without_from_the_listing_date_is_found_and_remembered(tmp_path, c
         assert len(one.fake.requests) - before <= 2  # the minutes that passed meanwhile
 
 
+@pytest.mark.slow
 async def test_a_from_before_the_listing_date_does_not_ask_for_years_of_nothing(tmp_path):
     async with bench(tmp_path, listed_ms=at(-1)) as one:
         assert await one.run("backfill", "--from", "2019-01-01", "--to", iso(at(-0.5))) == 0
@@ -78,6 +81,7 @@ async def test_what_is_fetched_is_in_the_log_of_changes_and_known_to_be_so(tmp_p
         store.close()
 
 
+@pytest.mark.slow
 async def test_a_newer_revision_is_not_touched(tmp_path):
     async with bench(tmp_path) as one:
         (was,) = one.truth(at(-1), at(-1, 1))
@@ -99,6 +103,7 @@ async def test_a_dry_run_with_from_asks_nothing_and_stores_nothing(tmp_path, cap
         assert (one.fake.requests, one.stored(), one.known_gaps()) == ([], [], [])
 
 
+@pytest.mark.slow
 async def test_a_dry_run_without_from_only_looks_for_the_beginning(tmp_path, capsys):
     async with bench(tmp_path, listed_ms=at(-400)) as one:
         assert await one.run("backfill", "--dry-run", "--json") == 0
@@ -120,6 +125,7 @@ async def test_what_the_exchange_does_not_have_is_remembered_and_not_asked_for_a
         assert one.complete_from() is None  # what lies between and the present is not known
 
 
+@pytest.mark.slow
 async def test_too_many_requests_are_waited_out(tmp_path):
     async with bench(tmp_path) as one:
         one.fake.rest_429(retry_after=20, times=2)
@@ -129,6 +135,7 @@ async def test_too_many_requests_are_waited_out(tmp_path):
         assert one.clock.monotonic() - begun > 20
 
 
+@pytest.mark.slow
 async def test_an_exchange_that_stays_away_ends_the_command_and_the_next_run_goes_on(tmp_path, capsys):
     async with bench(tmp_path, speed=1000.0) as one:
         one.fake.rest_down = True
@@ -147,6 +154,7 @@ async def test_answers_that_are_no_candles_are_named_and_end_it(tmp_path, capsys
         assert (one.stored(), one.known_gaps()) == ([], [])
 
 
+@pytest.mark.slow
 async def test_at_most_half_of_the_request_budget_is_used(tmp_path):
     class Slow(Bitget):
         requests_per_s = 2.0

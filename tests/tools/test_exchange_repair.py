@@ -85,6 +85,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [pytest.param(make, id=name) for name, make in KINDS.items()])
 async def test_a_minute_that_differs_becomes_the_exchanges_own(fake, tables, capsys, wrong):
     minutes = history(fake)
@@ -117,6 +118,7 @@ async def test_a_minute_that_differs_becomes_the_exchanges_own(fake, tables, cap
     assert "repaired" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 async def test_the_minutes_of_a_longer_bar_that_differs_are_asked_for(fake, tables, capsys):
     """No window of minutes holds the wrong one: the day does."""
     minutes = history(fake)
@@ -126,6 +128,7 @@ async def test_the_minutes_of_a_longer_bar_that_differs_are_asked_for(fake, tabl
     assert values(stored(tables)) == values(minutes)
 
 
+@pytest.mark.slow
 async def test_a_minute_that_the_exchange_does_not_have_stays_and_is_named(fake, tables, capsys):
     fill(tables, history(fake))
     fake.missing_minutes(BTC, (AT, AT + MINUTE_MS))
@@ -141,12 +144,14 @@ async def test_doubtful_minutes_are_asked_for_whatever_windows_are_chosen(fake, 
     assert (report.exit_status, report.repaired_count) == (0, 1)
 
 
+@pytest.mark.slow
 async def test_an_absent_quote_volume_is_no_difference_to_repair(fake, tables):
     fill(tables, [one._replace(quote_volume=None) if one.open_ms == AT else one for one in history(fake)])
     report = await check(fake, tables, intervals=[MINUTE])
     assert (report.exit_status, report.repaired_count) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_the_command_fetches_the_minutes_that_it_deletes(tables, capsys):
     from candled.clock import SystemClock
 
@@ -161,6 +166,7 @@ async def test_the_command_fetches_the_minutes_that_it_deletes(tables, capsys):
         assert values(stored(tables)) == values(minutes)
 
 
+@pytest.mark.slow
 async def test_the_command_mends_minutes_that_contradict_each_other(tables, capsys):
     from candled.clock import SystemClock
 
@@ -184,6 +190,7 @@ async def test_the_command_mends_minutes_that_contradict_each_other(tables, caps
 # ---------------------------------------------------------------- reading minutes again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["backfill", "repair"])
 async def test_stored_minutes_are_read_again_where_that_is_asked_for(tmp_path, command, capsys):
     async with bench(tmp_path) as one:
@@ -217,6 +224,7 @@ async def test_stored_minutes_are_read_again_where_that_is_asked_for(tmp_path, c
         assert one.known_gaps() == []
 
 
+@pytest.mark.slow
 async def test_reading_again_takes_no_stored_minute_for_absent(tmp_path):
     async with bench(tmp_path) as one:
         truth = one.truth(at(-1), at(0, -10))

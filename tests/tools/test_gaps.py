@@ -5,6 +5,7 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +140,7 @@ def test_holes_that_were_filled_since_are_no_gaps(tmp_path, capsys):
     assert "nothing is missing" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_minutes_and_gaps_together_are_all_minutes_each_once(tmp_path_factory, data):
     one = shop(tmp_path_factory.mktemp("gaps"))
@@ -184,6 +186,7 @@ async def repaired(one, capsys, *arguments: object) -> tuple[int, dict]:
     return status, json.loads(capsys.readouterr().out)["markets"][0]
 
 
+@pytest.mark.slow
 async def test_everything_is_asked_for_again_now_also_what_was_given_up(tmp_path, capsys):
     given_up, missed, lacking = (at(-1), at(-1, 30)), (at(-0.5), at(-0.5, 7)), (at(-1.5), at(-1.5, 20))
     async with bench(tmp_path) as one:
@@ -205,6 +208,7 @@ async def test_everything_is_asked_for_again_now_also_what_was_given_up(tmp_path
         assert len(one.asked()) <= 5
 
 
+@pytest.mark.slow
 async def test_what_is_older_than_the_exchanges_history_is_left_unless_asked_for(tmp_path, capsys):
     before = KnownGap(start_ms=at(-3), end_ms=at(-2), reason="beyond_history", attempts=1, retry_ms=None)
     async with bench(tmp_path) as one:
@@ -220,6 +224,7 @@ async def test_what_is_older_than_the_exchanges_history_is_left_unless_asked_for
         assert (report["gaps"][0]["repaired"], one.known_gaps()) == (1440, [])
 
 
+@pytest.mark.slow
 async def test_an_exchange_that_is_away_leaves_everything_as_it_was(tmp_path, capsys):
     missed = (at(-1), at(-1, 30))
     async with bench(tmp_path, speed=1000.0) as one:

@@ -80,6 +80,7 @@ def test_a_store_that_cannot_be_made_is_one_clear_line(tmp_path, capsys, url):
     assert line.startswith("candled: store")
 
 
+@pytest.mark.slow
 def test_check_config_reads_the_address_of_the_store(tmp_path, capsys):
     address = "postgresql://me:hunter2@localhost:none/candles"
     assert main(["check-config", "--config", settings(tmp_path, url=address)]) == 2

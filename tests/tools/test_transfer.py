@@ -79,6 +79,7 @@ def unload(config, path, *more):
 # ---------------------------------------------------------------- round trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recording", [EWZ, ETHUSDT, THIN], ids=lambda path: path.name.partition(".")[0])
 def test_what_was_exported_and_imported_is_exported_to_the_same_bytes(url, tmp_path, recording):
     config, other = settings(url), settings(f"sqlite:///{tmp_path / 'other.db'}")
@@ -89,6 +90,7 @@ def test_what_was_exported_and_imported_is_exported_to_the_same_bytes(url, tmp_p
     assert (tmp_path / "first.csv.gz").read_bytes() == (tmp_path / "second.csv.gz").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recording", [EWZ, ETHUSDT], ids=lambda path: path.name.partition(".")[0])
 def test_an_export_holds_every_digit_that_was_recorded(url, tmp_path, recording):
     config = settings(url)
@@ -118,6 +120,7 @@ def test_from_sqlite_to_postgresql_and_back_nothing_changes(tmp_path):
     assert (tmp_path / "there-1h.csv").read_bytes() == (tmp_path / "back-1h.csv").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recording", [EWZ, ETHUSDT], ids=lambda path: path.name.partition(".")[0])
 def test_parquet_brings_back_the_same_csv(config, tmp_path, recording):
     pytest.importorskip("pyarrow", reason="no pyarrow: install candled[parquet]")
@@ -135,6 +138,7 @@ _digits = st.decimals(min_value="0.00000001", max_value=10**12, places=8) | st.s
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @given(st.lists(st.tuples(_digits, _digits, st.none() | _digits, st.integers(0, 10**12)), min_size=1, max_size=5))
 def test_any_digits_survive_a_file(tmp_path_factory, kind, values):
@@ -244,6 +248,7 @@ def test_times_that_do_not_ascend_are_bad_rows(tmp_path):
     assert [type(one) for one in read_candles(path, NOW_MS)] == [Candle, BadRow, BadRow, Candle]
 
 
+@pytest.mark.slow
 def test_a_bad_row_keeps_every_file_out_and_all_of_them_are_reported(config, store, tmp_path):
     good = write(tmp_path / "good.csv", HEADER, row(0))
     bad = write(tmp_path / "bad.csv", HEADER, *(row(at) for at in range(10_100)), "x,2,9,1,2,1,,")
@@ -299,6 +304,7 @@ def test_a_file_that_is_not_there_is_named(config, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [interval for interval in DEFAULT_INTERVALS if interval.ms <= 14_400_000][1:])
 def test_an_export_of_longer_bars_is_not_taken_for_minutes(config, tmp_path, interval):
     load(config, ETHUSDT)

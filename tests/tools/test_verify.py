@@ -48,12 +48,14 @@ def verify(tables, *more):
 # ---------------------------------------------------------------- against the minutes
 
 
+@pytest.mark.slow
 def test_in_a_good_store_nothing_differs(tables, capsys):
     fill(tables, week())
     assert verify(tables) == 0
     assert lines(capsys) == ["bitget:BTC/USDT: 6,080 minutes, 2,334 longer bars: nothing differs"]
 
 
+@pytest.mark.slow
 def test_every_wrong_bar_is_named_with_what_is_wrong(tables, capsys):
     fill(tables, week())
     at = MONDAY_MS + 4 * DAY_MS
@@ -76,6 +78,7 @@ def test_every_wrong_bar_is_named_with_what_is_wrong(tables, capsys):
     assert summary.endswith("5 differ")
 
 
+@pytest.mark.slow
 def test_a_wrong_count_of_revisions_is_found_and_repaired(tables, capsys):
     fill(tables, week())
     at = MONDAY_MS + 4 * DAY_MS
@@ -95,6 +98,7 @@ def bars(tables, interval, start_ms, count):
         store.close()
 
 
+@pytest.mark.slow
 def test_a_bar_without_minutes_is_found(tables, capsys):
     fill(tables, week())
     tables.spoil(f"DELETE FROM candles WHERE time_ms = AT({MONDAY_MS + 7 * DAY_MS + 9 * MINUTE_MS})")
@@ -110,6 +114,7 @@ def test_a_bar_without_minutes_is_found(tables, capsys):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_impossible_minute_is_found(file, capsys):
     fill(file, week())
     file.spoil(f"UPDATE candles SET low = '999999999' WHERE time_ms = {MONDAY_MS + 8 * DAY_MS}")
@@ -117,6 +122,7 @@ def test_an_impossible_minute_is_found(file, capsys):
     assert any(line.startswith("bitget:BTC/USDT 1m 2025-06-10") and "low <= open" in line for line in lines(capsys))
 
 
+@pytest.mark.slow
 def test_only_the_weeks_of_the_range_are_read(file, capsys):
     fill(file, week())
     file.spoil(f"UPDATE rollups SET close = '1' WHERE time_ms = {MONDAY_MS + 4 * DAY_MS} INTERVAL", H1)
@@ -181,6 +187,7 @@ def test_what_a_daemon_writes_meanwhile_is_no_difference(file, capsys):
 # ---------------------------------------------------------------- repair
 
 
+@pytest.mark.slow
 def test_repair_folds_wrong_bars_again_and_says_so(tables, capsys):
     fill(tables, week())
     before = {interval: bars(tables, interval, 0, 10**7) for interval in DEFAULT_INTERVALS}
@@ -217,6 +224,7 @@ def test_repair_takes_away_a_bar_that_has_no_minutes(tables, capsys):
     assert verify(tables) == 0
 
 
+@pytest.mark.slow
 def test_what_a_repair_changes_is_in_the_log_of_changes(tables):
     fill(tables, week())
     store = opened(tables)
@@ -242,6 +250,7 @@ def test_bars_whose_first_minutes_a_database_dropped_are_left_alone(capsys):
 # ---------------------------------------------------------------- digests
 
 
+@pytest.mark.slow
 def test_two_stores_with_the_same_minutes_print_the_same_digests(tables, tmp_path, capsys):
     other = SqliteFile(tmp_path / "other.db")
     fill(tables, week())
@@ -258,6 +267,7 @@ def test_two_stores_with_the_same_minutes_print_the_same_digests(tables, tmp_pat
     assert [line.split()[3] != digest for line, digest in zip(first, changed, strict=True)] == [True] + [False] * 6
 
 
+@pytest.mark.slow
 def test_digests_of_a_range_are_those_of_its_whole_days(file, capsys):
     fill(file, week())
     verify(file, "--digest")
@@ -302,6 +312,7 @@ def history(fake):
     return fake.truth(BTC, BEGUN_MS, NOW_MS - 5 * MINUTE_MS)
 
 
+@pytest.mark.slow
 async def test_a_store_with_what_the_exchange_has_differs_in_nothing(fake, file, capsys):
     fill(file, history(fake))
     report = await against(fake, file)
@@ -310,6 +321,7 @@ async def test_a_store_with_what_the_exchange_has_differs_in_nothing(fake, file,
     assert summary["compared"] == {"1m": 3 * 999, "5m": 90, "15m": 90, "1h": 90, "4h": 85, "1D": 13, "1W": 1}
 
 
+@pytest.mark.slow
 async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, file, capsys):
     fill(file, history(fake))
     at = NOW_MS - NOW_MS % MINUTE_MS - 3 * DAY_MS
@@ -325,6 +337,7 @@ async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, file, cap
     assert by_interval["1m", "2025-11-17T12:01:00.000Z"]["expected"] is None
 
 
+@pytest.mark.slow
 async def test_everything_can_be_compared_with_the_exchange(fake, file, capsys):
     minutes = history(fake)
     fill(file, minutes)
@@ -342,6 +355,7 @@ async def test_everything_can_be_compared_with_the_exchange(fake, file, capsys):
     assert json.loads(lines(capsys)[0])["time"] == iso_ms(row.open_ms)
 
 
+@pytest.mark.slow
 async def test_a_minute_that_is_not_stored_is_found(fake, file, capsys):
     minutes = history(fake)
     gone = minutes.pop(-500)
@@ -352,6 +366,7 @@ async def test_a_minute_that_is_not_stored_is_found(fake, file, capsys):
     assert gone.open_ms not in {one.open_ms for one in minutes}
 
 
+@pytest.mark.slow
 async def test_the_same_seed_asks_for_the_same_windows(fake, file):
     fill(file, history(fake))
     asked = []
@@ -373,6 +388,7 @@ class Frozen(ScaledClock):
         return NOW_MS
 
 
+@pytest.mark.slow
 async def test_at_most_half_of_the_request_budget_is_taken(fake, file):
     fill(file, history(fake))
     await against(fake, file, windows=40, intervals=[MINUTE])
@@ -382,6 +398,7 @@ async def test_at_most_half_of_the_request_budget_is_taken(fake, file):
     assert len(fake.requests) <= half * ((last - first) / 1000 + 1) + 1
 
 
+@pytest.mark.slow
 async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_then_named(fake, file, capsys):
     fill(file, history(fake))
     fake.rest_429(retry_after=1, times=2)
@@ -395,6 +412,7 @@ async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_then_named(
     assert "cannot reach" in line["reason"]
 
 
+@pytest.mark.slow
 async def test_an_answer_that_is_not_as_documented_leaves_the_other_windows(fake, file, capsys):
     fill(file, history(fake))
     fake.rest_error("40034", "Parameter BTCUSDT does not exist", times=1)
@@ -405,6 +423,7 @@ async def test_an_answer_that_is_not_as_documented_leaves_the_other_windows(fake
     assert summary["compared"] == {"1m": 999}
 
 
+@pytest.mark.slow
 async def test_the_command_prints_its_seed_and_takes_it_again(tmp_path, capsys):
     market = FakeMarket(symbol=BTC, tape=Synthetic(3))
     async with FakeBitget(SystemClock(), [market]) as fake:

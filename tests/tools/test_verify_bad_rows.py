@@ -67,6 +67,7 @@ def values(bars):
 AT = MONDAY_MS + 2 * H1.ms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minutes_are", ["there", "gone"])
 @pytest.mark.parametrize(
     ("moved_ms", "interval"),
@@ -147,6 +148,7 @@ IMPOSSIBLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "problem"), [pytest.param(*row, id=name) for name, row in IMPOSSIBLE.items()])
 def test_an_impossible_minute_is_named_and_becomes_a_gap(tables, capsys, change, problem):
     fill(tables, minutes())
@@ -168,6 +170,7 @@ def test_an_impossible_minute_is_named_and_becomes_a_gap(tables, capsys, change,
     assert ("2025-06-02T02:00:00.000Z", 1, "missing") in {(gap["from"], gap["minutes"], gap["reason"]) for gap in gaps}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["close = 'NaN'", "low = '-5'", "high = 'Infinity'", "volume = '-1'"])
 def test_an_impossible_longer_bar_is_named_and_folded_again(tables, capsys, change):
     fill(tables, minutes())
@@ -232,6 +235,7 @@ VALUES = {
 COLUMNS = ("open", "high", "low", "close", "volume", "quote_volume")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [pytest.param(text, id=name) for name, text in VALUES.items()])
 @pytest.mark.parametrize("table", ["candles", "rollups", "forming"])
 def test_a_value_that_is_no_number_is_named_with_its_place_and_mended(file, capsys, table, value):
@@ -269,6 +273,7 @@ def test_a_value_that_is_no_number_is_named_with_its_place_and_mended(file, caps
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -328,6 +333,7 @@ def test_who_reads_a_bad_row_is_told_where_it_is(file):
 # ---------------------------------------------------------------- minutes that contradict each other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "at"),
     [("open = '102'", 0), ("close = '7'", 1), ("open = '3', close = '4'", 0)],
@@ -354,6 +360,7 @@ def test_imported_minutes_and_those_beside_a_gap_contradict_nobody(file, capsys)
     assert verify(file) == 0
 
 
+@pytest.mark.slow
 def test_only_exchanges_that_open_at_the_close_are_looked_at(file, capsys):
     from dataclasses import replace
 
@@ -382,6 +389,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "at_ms", "interval", "value"),
     [pytest.param(*row, value, id=f"{name}: {value}") for name, row in BESIDE.items() for value in ("'abc'", "X'00'")]

@@ -121,6 +121,7 @@ def test_a_large_room_is_sent_to_in_slices_and_no_pass_is_long():
     assert links.sending == 0
 
 
+@pytest.mark.slow
 def test_a_small_room_need_not_wait_for_a_large_one():
     loop = Loop()
     large, small = room(loop, 10_000), room(loop, 10)
@@ -214,6 +215,7 @@ def test_a_link_whose_way_changes_is_found_in_every_list():
     assert (link.got, kept) == ([], [ONE, ONE])
 
 
+@pytest.mark.slow
 def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twice(caplog):
     loop = Loop()
     links = room(loop, 3000)
@@ -267,6 +269,7 @@ def test_what_was_gathered_is_flushed_and_what_ended_is_settled_in_the_next_pass
     assert (one.got, two.got) == ([b"flushed"], [b"settled"])
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
 def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
     loop = Loop()

@@ -103,6 +103,7 @@ async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_
         assert len(numbers) < 10_000, "the others were left out"
 
 
+@pytest.mark.slow
 async def test_a_stuck_client_holds_no_more_than_a_few_frames_and_the_kernel_no_more_than_64_kb():
     async with echo_site() as site:
         await mute(site)
@@ -153,6 +154,7 @@ async def test_answers_keep_their_order_and_too_many_that_are_left_close_with_30
         assert int.from_bytes(reader.buffer[2:4], "big") == 3008
 
 
+@pytest.mark.slow
 @WAYS
 async def test_who_stays_stuck_is_closed_with_3008(own_sockets, caplog):
     caplog.set_level("INFO")
@@ -171,6 +173,7 @@ async def test_who_stays_stuck_is_closed_with_3008(own_sockets, caplog):
             await site.wait_until_empty()
 
 
+@pytest.mark.slow
 async def test_who_naps_gets_rising_numbers_and_always_the_newest():
     draw = random.Random(13)
     async with echo_site() as site:
@@ -313,6 +316,7 @@ async def test_what_comes_right_behind_the_handshake_is_read():
         assert [await peer.receive(), await peer.receive()] == [(0x81, b"early"), (0x8A, b"p")]
 
 
+@pytest.mark.slow
 @WAYS
 async def test_the_end_of_the_server_is_told_to_everybody(own_sockets):
     async with echo_site(own_sockets=own_sockets) as site:
@@ -338,6 +342,7 @@ async def test_a_goodbye_is_said_however_long_the_pass_has_been():
         assert await peer.receive() == (0x88, (1001).to_bytes(2, "big") + b"bye")
 
 
+@pytest.mark.slow
 async def test_a_mute_client_is_closed_with_3012():
     quick = {"ping_interval": timedelta(seconds=0.4), "ping_timeout": timedelta(seconds=0.2)}
     async with echo_site(**quick) as site:
@@ -378,6 +383,7 @@ async def ended_by_client(site: EchoSite, how: str) -> None:
         assert await peer.closed_with() == 3008
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["close frame", "end of the stream", "reset", "broken frame", "the server"])
 async def test_a_connection_that_ended_is_freed_without_the_cycle_collector(how):
     async with echo_site() as site:
@@ -399,6 +405,7 @@ async def test_a_connection_that_ended_is_freed_without_the_cycle_collector(how)
             gc.enable()
 
 
+@pytest.mark.slow
 async def test_nothing_is_kept_of_the_handshake():
     def found() -> list[object]:
         gc.collect()
@@ -412,6 +419,7 @@ async def test_nothing_is_kept_of_the_handshake():
         assert [one for one in found() if not any(one is other for other in before)] == []
 
 
+@pytest.mark.slow
 async def test_a_storm_is_let_in_a_few_per_second_and_the_rest_is_told_when_to_come_back():
     async with echo_site(max_handshakes_per_second=20) as site:
         started = time.monotonic()
@@ -481,6 +489,7 @@ async def test_an_offer_is_taken_only_if_all_can_share_a_frame(offer, is_taken):
         assert (b"sec-websocket-extensions" in peer.head.lower()) == is_taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [True, False])
 async def test_a_bomb_is_refused_before_it_unfolds(compression):
     """Promise 20, with 200 MB compressed to 200 KB; and a frame that says it has 200 MB."""

@@ -48,6 +48,7 @@ def bitget_at(fake, market):
     return Bitget(BitgetSettings(market=market, ws_url=fake.ws_url, rest_url=fake.rest_url), fake.clock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("market", "symbol"), [("spot", BTC), ("usdt-futures", ETH)])
 @pytest.mark.parametrize("interval", LONGER, ids=str)
 @pytest.mark.parametrize("takes_in_end", [True, False])
@@ -76,6 +77,7 @@ async def test_a_length_that_bitget_does_not_have_is_not_offered(fake, http, mar
     assert fake.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["1day", "1week"])
 async def test_the_fake_begins_days_and_weeks_without_utc_in_their_name_at_16_utc(fake, http, name):
     query = {"symbol": "BTCUSDT", "granularity": name, "endTime": str(NOW_MS), "limit": "3"}

@@ -69,6 +69,7 @@ def values(candles):
 MARKETS = [("spot", SPOT), ("spot", CROSS), ("usdt-futures", FUTURES), ("usdt-futures", THIN)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("market", "symbol"), MARKETS)
 @pytest.mark.parametrize("days_ago", [0, 20, 35])
 @pytest.mark.parametrize("takes_in_end", [True, False])
@@ -175,6 +176,7 @@ async def test_an_unknown_symbol_is_an_error_with_bitgets_own_words(fake, http):
         await bitget_at(fake).fetch_history(http, Symbol("NOPE", "USDT"), minutes_ago(5), LATEST)
 
 
+@pytest.mark.slow
 async def test_too_many_requests_in_the_middle_of_a_window_do_not_shorten_it(fake, http):
     exchange, start_ms = bitget_at(fake), LATEST - 35 * DAY_MS
     for _ in range(4):

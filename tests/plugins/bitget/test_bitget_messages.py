@@ -155,6 +155,7 @@ def test_a_frame_that_is_not_as_documented_is_an_error(frame):
         language.read_frame(frame, SPOT, SYMBOLS)
 
 
+@pytest.mark.slow
 @given(st.text() | st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(
     st.sampled_from(["event", "action", "arg", "data", "ts", "code", "instId"]), x)).map(json.dumps))  # fmt: skip
 def test_whatever_arrives_is_events_or_an_exchange_error(frame):

@@ -45,6 +45,7 @@ def as_floats(candles):
     return [[candle.open_ms, *(float(number) for number in candle[1:6])] for candle in candles]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unified", "symbol"), UNIFIED)
 async def test_ccxt_fetches_the_candles_of_the_last_hours(fake, bitget, unified, symbol):
     rows = await bitget.fetch_ohlcv(unified, "1m", limit=300)
@@ -53,6 +54,7 @@ async def test_ccxt_fetches_the_candles_of_the_last_hours(fake, bitget, unified,
     assert rows[:-1] == as_floats(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unified", "symbol"), UNIFIED)
 @pytest.mark.parametrize("days_ago", [3, 40])
 async def test_ccxt_fetches_older_candles_by_their_time(fake, bitget, unified, symbol, days_ago):
@@ -64,12 +66,14 @@ async def test_ccxt_fetches_older_candles_by_their_time(fake, bitget, unified, s
     assert len(fake.requests_to("candles" if days_ago == 3 else "history-candles")) == 1
 
 
+@pytest.mark.slow
 async def test_ccxt_understands_the_answer_about_a_symbol_that_does_not_exist(fake, bitget):
     await bitget.load_markets()
     with pytest.raises(ccxt.ExchangeError, match="40034"):
         await bitget.publicSpotGetV2SpotMarketCandles({"symbol": "NOPEUSDT", "granularity": "1min"})
 
 
+@pytest.mark.slow
 async def test_ccxt_understands_too_many_requests(fake, bitget):
     await bitget.load_markets()
     fake.rest_429()
@@ -77,6 +81,7 @@ async def test_ccxt_understands_too_many_requests(fake, bitget):
         await bitget.fetch_ohlcv(SPOT, "1m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fake", [lambda: ScaledClock(60)], indirect=True)
 @pytest.mark.parametrize(("unified", "symbol"), UNIFIED)
 async def test_ccxt_watches_minutes_come_and_go_through_a_lost_connection(fake, bitget, unified, symbol):

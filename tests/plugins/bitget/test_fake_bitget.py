@@ -156,6 +156,7 @@ async def test_a_subscription_is_acknowledged_and_followed_by_500_rows_ending_in
     assert last_versions([Candles(ETH, snapshot.candles[:-1])]) == finished
 
 
+@pytest.mark.slow
 async def test_minutes_are_pushed_whole_and_in_order_at_most_twice_a_second(fake, client):
     await client.subscribe()
     events = await client.watch(130)
@@ -179,6 +180,7 @@ async def test_an_update_carries_strings_and_equal_last_fields_and_its_time_is_a
     assert push["ts"] == START_MS + 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pushed", [True, False])
 async def test_a_quiet_minute_is_flat_and_may_go_without_a_push(fake, pushed, connect):
     fake.push_quiet_minutes = pushed
@@ -222,6 +224,7 @@ async def test_a_market_of_another_type_is_acknowledged_and_silent_for_ever(fake
     assert await client.watch(3) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
@@ -293,6 +296,7 @@ async def test_more_than_240_subscriptions_an_hour_end_the_connection(fake, clie
     assert events[0].reconnect
 
 
+@pytest.mark.slow
 async def test_the_301st_attempt_within_five_minutes_is_refused(fake):
     for _ in range(300):
         (await websocket_connect(fake.ws_url)).close()
@@ -319,6 +323,7 @@ async def test_silence_may_cover_new_connections_until_it_is_healed(fake, client
     assert len(await other.subscribe()) == 2
 
 
+@pytest.mark.slow
 async def test_one_silent_channel_leaves_the_others_and_heals_by_subscribing_again(fake, connect):
     client = await connect([ETH, EWZ])
     await client.subscribe()
@@ -363,6 +368,7 @@ async def test_duplicate_updates_come_twice(fake, client):
     assert len(events) >= 8
 
 
+@pytest.mark.slow
 async def test_a_half_open_connection_neither_answers_nor_ends(fake, client):
     await client.subscribe()
     fake.half_open()
@@ -413,6 +419,7 @@ async def test_minutes_the_exchange_does_not_have_are_neither_pushed_nor_in_snap
     assert len((await client.subscribe())[1].candles) == 500
 
 
+@pytest.mark.slow
 async def test_synthetic_markets_are_served_by_the_hundred(connect):
     async with FakeBitget(ManualClock(START_MS), synthetic_markets(100), push_interval_s=1.0) as fake:
         symbols = [Symbol(f"SYM{number:03}", "USDT") for number in range(100)]

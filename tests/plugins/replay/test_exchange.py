@@ -95,6 +95,7 @@ async def listening(exchange: Replay, *symbols: Symbol) -> AsyncIterator[Listene
             await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.slow
 def test_the_plugin_offers_replay_with_two_markets_of_its_own() -> None:
     (offered,) = candled_exchanges()
     assert offered is Replay
@@ -267,6 +268,7 @@ def test_market_time_stands_still_while_the_wall_clock_is_set_back(plain: Path) 
     assert exchange.now_ms() == START_MS + 6000
 
 
+@pytest.mark.slow
 async def test_two_daemons_started_at_different_times_tell_the_same_minutes(plain: Path) -> None:
     early, late = ScaledClock(200.0, START_MS), ScaledClock(50.0, START_MS + 90_000)
     one, other = replay(early, BTC_USDT=plain), replay(late, speed=4.0, BTC_USDT=plain)

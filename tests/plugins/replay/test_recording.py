@@ -32,6 +32,7 @@ def whole(rec: Recording, open_ms: int) -> Candle | None:
     return rec.minute_at(open_ms, open_ms + MINUTE_MS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("minutes", "period_ms"),
     [
@@ -224,6 +225,7 @@ def test_a_header_of_another_kind_is_refused(header: str, problem: str) -> None:
         Recording.parse([header, f"{MONDAY_MS},1,1,1,1,1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.csv.gz")), ids=lambda path: path.name)
 def test_the_bundled_recordings_are_two_whole_weeks_from_a_monday(path: Path) -> None:
     rec = read_recording(str(path))
