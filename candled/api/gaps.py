@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, iso_ms
 from candled.store.interface import KnownGap
+
+from .operations import CoveredDay, Hole
 
 DAY_MS = 86_400_000
 CHUNK_MS = 7 * DAY_MS  # read from the store at a time
@@ -40,14 +42,10 @@ class Gap:
         """The number of missing minutes."""
         return (self.end_ms - self.start_ms) // MINUTE_MS
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the gap as a JSON object."""
-        return {
-            "from": iso_ms(self.start_ms),
-            "to": iso_ms(self.end_ms),
-            "minutes": self.minute_count,
-            "reason": self.reason,
-        }
+    @property
+    def values(self) -> tuple[str, str, int, str]:
+        """The times, the number of minutes and the reason, as in answers."""
+        return iso_ms(self.start_ms), iso_ms(self.end_ms), self.minute_count, self.reason
 
 
 async def read_gaps(stored: GapStore, market: MarketKey, start_ms: int, end_ms: int) -> AsyncIterator[list[Gap]]:
@@ -104,7 +102,7 @@ def joined(gaps: Iterable[Gap]) -> list[Gap]:
     return result
 
 
-def by_day(gaps: Sequence[Gap], start_ms: int, end_ms: int) -> Iterator[dict[str, Any]]:
+def by_day(gaps: Sequence[Gap], start_ms: int, end_ms: int) -> Iterator[CoveredDay]:
     """Yield the days that `[start_ms, end_ms)` touches, oldest first, with minutes stored and expected and the gaps.
 
     Only the first gaps of a day are listed; `holeCount` is their total number.
@@ -118,18 +116,9 @@ def by_day(gaps: Sequence[Gap], start_ms: int, end_ms: int) -> Iterator[dict[str
         for number in range(index, len(gaps)):
             if gaps[number].start_ms >= last_ms:
                 break
-            found.append(
-                replace(
-                    gaps[number],
-                    start_ms=max(gaps[number].start_ms, first_ms),
-                    end_ms=min(gaps[number].end_ms, last_ms),
-                )
-            )
+            gap = gaps[number]
+            found.append(replace(gap, start_ms=max(gap.start_ms, first_ms), end_ms=min(gap.end_ms, last_ms)))
         expected = (last_ms - first_ms) // MINUTE_MS
-        yield {
-            "day": iso_ms(day_ms)[:10],
-            "minutes": expected - sum(gap.minute_count for gap in found),
-            "expected": expected,
-            "holeCount": len(found),
-            "holes": [gap.as_json() for gap in found[:MOST_LISTED]],
-        }
+        stored = expected - sum(gap.minute_count for gap in found)
+        holes = [Hole(*gap.values) for gap in found[:MOST_LISTED]]
+        yield CoveredDay(iso_ms(day_ms)[:10], stored, expected, len(found), holes)

@@ -2,6 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from candled.model import REASONS
 
 from . import parameters
 from .catalog import MarketCatalog
@@ -16,16 +21,165 @@ DEFAULT_GAPS = 100
 MOST_GAPS = 1000
 
 
+# ---------------------------------------------------------------- answers
+
+
+def _about(text: str, **schema: Any) -> Meta:
+    return Meta(description=text, extra_json_schema=schema)
+
+
+_DAY = r"^\d{4}-\d\d-\d\d"
+_Day = Annotated[str, Meta(pattern=f"{_DAY}$", extra_json_schema={"format": "date"})]
+_Time = Annotated[str, Meta(pattern=rf"{_DAY}T\d\d:\d\d:\d\d\.\d{{3}}Z$", extra_json_schema={"format": "date-time"})]
+_Number = Annotated[float | str, _about("a string with `numbers=string`, which keeps every digit")]
+_Reason = Annotated[str, _about("; ".join(f"{reason}: {why}" for reason, why in REASONS.items()), enum=list(REASONS))]
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class _Answer(Struct, rename="camel", forbid_unknown_fields=True):
+    pass
+
+
+class Bar(_Answer):
+    """A bar of one interval."""
+
+    time: Annotated[_Time, _about("when the bar begins")]
+    open: _Number
+    high: _Number
+    low: _Number
+    close: _Number
+    volume: Annotated[_Number, _about("in base currency")]
+    final: Annotated[bool, _about("true once the bar is over and the grace period for late updates has passed")]
+    quote_volume: Annotated[_Number, _about("left out if the exchange does not send it")] | UnsetType = UNSET
+
+
+class Candles(_Answer):
+    """Bars of one market, oldest first."""
+
+    exchange: str
+    symbol: str
+    interval: str
+    bars: list[Bar]
+    has_more: Annotated[bool, _about("true if there are more bars in the direction of paging")]
+    oldest: Annotated[_Time | None, _about("when the first of these bars begins")]
+    next: Annotated[str | None, _about("the next page, relative to this one's address")]
+    epoch: Annotated[str | UnsetType, _about("with seq: the position of the market's feed, for `resume`")] = UNSET
+    seq: int | UnsetType = UNSET
+
+
+class Symbol(_Answer):
+    """A served market."""
+
+    exchange: str
+    symbol: str
+    ticker: Annotated[str, _about("its name at /udf")]
+    price_decimals: int | None
+    volume_decimals: int | None
+
+
+class Symbols(_Answer):
+    """The served markets."""
+
+    symbols: list[Symbol]
+
+
+class Interval(_Answer):
+    """A served interval."""
+
+    interval: str
+    ms: Annotated[int, Meta(ge=60_000)]
+
+
+class Intervals(_Answer):
+    """The served intervals."""
+
+    intervals: list[Interval]
+
+
+class Exchange(_Answer):
+    """A configured exchange and the number of its served markets."""
+
+    name: str
+    default: bool
+    symbols: _Count
+
+
+class Exchanges(_Answer):
+    """The configured exchanges."""
+
+    exchanges: list[Exchange]
+
+
+class Hole(_Answer):
+    """A gap within one day."""
+
+    from_: _Time = field(name="from")
+    to: _Time
+    minutes: Annotated[int, Meta(ge=1)]
+    reason: _Reason
+
+
+class CoveredDay(_Answer):
+    """The stored minutes of one day, and its first gaps."""
+
+    day: _Day
+    minutes: _Count
+    expected: Annotated[int, Meta(ge=1, le=1440)]
+    hole_count: _Count
+    holes: list[Hole]
+
+
+class Coverage(_Answer):
+    """A market's stored minutes by day."""
+
+    exchange: str
+    symbol: str
+    complete_from: Annotated[_Time | None, _about("the time from which history is complete, except for known gaps")]
+    days: list[CoveredDay]
+
+
+class Gap(Hole):
+    """A gap of a market."""
+
+    exchange: str
+    symbol: str
+    attempts: _Count
+    next_try: _Time | None
+
+
+class Gaps(_Answer):
+    """Gaps of markets, newest first."""
+
+    gaps: list[Gap]
+    has_more: bool
+
+
+class Problem(_Answer):
+    """The reason why a request is refused."""
+
+    code: str
+    message: str
+
+
+class Error(_Answer):
+    """The answer to a refused request."""
+
+    error: Problem
+
+
+# ---------------------------------------------------------------- operations
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One GET. `answers` maps content types to schema names; None for formats that JSON Schema cannot describe."""
+    """One GET. `answers` maps content types to types of answers."""
 
     path: str
     name: str
     summary: str
     about: str = ""
     parameters: Sequence[Parameter] = ()
-    answers: Mapping[str, str | None]
+    answers: Mapping[str, Any]
 
 
 def candles(directory: MarketCatalog) -> Operation:
@@ -51,7 +205,7 @@ def candles(directory: MarketCatalog) -> Operation:
             parameters.choice("format", "the format of the answer", ("json", *CONTENT_TYPES), "json"),
             parameters.numbers(),
         ),
-        answers={"application/json": "Candles", **dict.fromkeys(CONTENT_TYPES.values())},
+        answers={"application/json": Candles, **dict.fromkeys(CONTENT_TYPES.values(), str)},
     )
 
 
@@ -62,7 +216,7 @@ def symbols(directory: MarketCatalog) -> Operation:
         name="getSymbols",
         summary="The served markets",
         parameters=(_exchange(directory, "only the markets of this exchange"),),
-        answers={"application/json": "Symbols"},
+        answers={"application/json": Symbols},
     )
 
 
@@ -72,7 +226,7 @@ def intervals() -> Operation:
         path="/api/intervals",
         name="getIntervals",
         summary="The lengths of bars that are served, shortest first",
-        answers={"application/json": "Intervals"},
+        answers={"application/json": Intervals},
     )
 
 
@@ -82,7 +236,7 @@ def exchanges() -> Operation:
         path="/api/exchanges",
         name="getExchanges",
         summary="The exchanges; the first one is the default of requests",
-        answers={"application/json": "Exchanges"},
+        answers={"application/json": Exchanges},
     )
 
 
@@ -101,7 +255,7 @@ def coverage(directory: MarketCatalog) -> Operation:
             parameters.moment("from", f"the start; by default {DEFAULT_DAYS} days before `to`"),
             parameters.moment("to", "the end; by default now"),
         ),
-        answers={"application/json": "Coverage"},
+        answers={"application/json": Coverage},
     )
 
 
@@ -122,7 +276,7 @@ def gaps(directory: MarketCatalog) -> Operation:
             parameters.moment("to", "the end; by default now"),
             parameters.whole("limit", "number of gaps", 1, MOST_GAPS, DEFAULT_GAPS),
         ),
-        answers={"application/json": "Gaps"},
+        answers={"application/json": Gaps},
     )
 
 
@@ -132,7 +286,7 @@ def description() -> Operation:
         path="/api/openapi.json",
         name="getOpenapi",
         summary="This description",
-        answers={"application/json": "Description"},
+        answers={"application/json": dict[str, Any]},
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -179,17 +180,10 @@ class Symbols(RestHandler):
         for key in directory.markets:
             if wanted in (None, key.exchange):
                 decimals = self.source.decimals(key)
-                found.append(
-                    {
-                        "exchange": key.exchange,
-                        "symbol": str(key.symbol),
-                        "ticker": directory.ticker_of(key),
-                        "priceDecimals": decimals.price,
-                        "volumeDecimals": decimals.volume,
-                    }
-                )
+                ticker = directory.ticker_of(key)
+                found.append(operations.Symbol(key.exchange, str(key.symbol), ticker, *decimals))
         self.set_cache_headers(False)
-        self.write_json({"symbols": found})
+        self.write_json(operations.Symbols(found))
 
 
 class Intervals(RestHandler):
@@ -199,9 +193,8 @@ class Intervals(RestHandler):
         """Answer with the served intervals."""
         self.read_query()
         self.set_cache_headers(False)
-        self.write_json(
-            {"intervals": [{"interval": name, "ms": one.ms} for name, one in self.source.directory.intervals.items()]}
-        )
+        served = self.source.directory.intervals
+        self.write_json(operations.Intervals([operations.Interval(name, one.ms) for name, one in served.items()]))
 
 
 class Exchanges(RestHandler):
@@ -211,16 +204,10 @@ class Exchanges(RestHandler):
         """Answer with the exchanges."""
         self.read_query()
         directory = self.source.directory
-        counts = {name: sum(key.exchange == name for key in directory.markets) for name in directory.exchanges}
+        counts = Counter(key.exchange for key in directory.markets)
+        found = [operations.Exchange(name, name == directory.default, counts[name]) for name in directory.exchanges]
         self.set_cache_headers(False)
-        self.write_json(
-            {
-                "exchanges": [
-                    {"name": name, "default": name == directory.default, "symbols": count}
-                    for name, count in counts.items()
-                ]
-            }
-        )
+        self.write_json(operations.Exchanges(found))
 
 
 class Period:
@@ -248,7 +235,7 @@ class Coverage(RestHandler):
         period = Period(values, self.source.clock, operations.DEFAULT_DAYS * day_ms, operations.MOST_DAYS * day_ms)
         complete_ms = await self.source.stored.complete_from(market)
         since_ms = await self.source.stored.served_from(market)
-        days: list[dict[str, Any]] = []
+        days: list[operations.CoveredDay] = []
         if since_ms is not None:
             start_ms = max(period.start_ms, since_ms)
             found = []
@@ -256,14 +243,8 @@ class Coverage(RestHandler):
                 found += some
             days = list(gaps.by_day(gaps.joined(found), start_ms, period.end_ms))
         self.set_cache_headers(False)
-        self.write_json(
-            {
-                "exchange": market.exchange,
-                "symbol": str(market.symbol),
-                "completeFrom": None if complete_ms is None else iso_ms(complete_ms),
-                "days": days,
-            }
-        )
+        complete_from = None if complete_ms is None else iso_ms(complete_ms)
+        self.write_json(operations.Coverage(market.exchange, str(market.symbol), complete_from, days))
 
 
 class Gaps(RestHandler):
@@ -285,7 +266,7 @@ class Gaps(RestHandler):
             found += [(gap, market) for gap in await self._newest_gaps(market, period, limit + 1)]
         found.sort(key=lambda one: one[0].start_ms, reverse=True)
         self.set_cache_headers(False)
-        self.write_json({"gaps": [_plain(*one) for one in found[:limit]], "hasMore": len(found) > limit})
+        self.write_json(operations.Gaps([_gap(*one) for one in found[:limit]], len(found) > limit))
 
     async def _newest_gaps(self, market: MarketKey, period: Period, limit: int) -> list[gaps.Gap]:
         """Return a market's newest gaps: at least `limit`, or all of them if there are fewer."""
@@ -322,11 +303,6 @@ def _position(page: PrintedPage) -> str:
     return f',"epoch":{json.dumps(page.position.epoch)},"seq":{page.position.seq}'
 
 
-def _plain(gap: gaps.Gap, market: MarketKey) -> dict[str, Any]:
-    return {
-        "exchange": market.exchange,
-        "symbol": str(market.symbol),
-        **gap.as_json(),
-        "attempts": gap.attempts,
-        "nextTry": None if gap.retry_ms is None else iso_ms(gap.retry_ms),
-    }
+def _gap(gap: gaps.Gap, market: MarketKey) -> operations.Gap:
+    next_try = None if gap.retry_ms is None else iso_ms(gap.retry_ms)
+    return operations.Gap(*gap.values, market.exchange, str(market.symbol), gap.attempts, next_try)

@@ -7,11 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from candled.api.openapi import SCHEMAS
+from candled.api import operations
 from candled.store.interface import KnownGap
 from tests import deadlines
 from tests.api.stage import BTC, ETH, FUTURE
@@ -35,7 +36,7 @@ async def test_the_description_is_valid(fetch):
         "/api/candles", "/api/symbols", "/api/intervals", "/api/exchanges", "/api/coverage", "/api/gaps", DESCRIPTION,
     }  # fmt: skip
     used = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
-    assert used == set(SCHEMAS)
+    assert used == set(document["components"]["schemas"])
 
 
 @pytest.mark.gen_test
@@ -98,12 +99,20 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "form"),
     [
-        "/api/coverage?symbol=BTC/USDT",
-        "/api/gaps",
-        "/api/candles?symbol=BTC/USDT&interval=5m",
-        "/api/candles?symbol=BTC/USDT&interval=5m&numbers=string",
+        ("/api/symbols", operations.Symbols),
+        ("/api/intervals", operations.Intervals),
+        ("/api/exchanges", operations.Exchanges),
+        ("/api/coverage?symbol=BTC/USDT", operations.Coverage),
+        ("/api/gaps", operations.Gaps),
+        ("/api/candles?symbol=BTC/USDT&interval=5m", operations.Candles),
+        ("/api/candles?symbol=BTC/USDT&interval=5m&numbers=string", operations.Candles),
+        ("/api/candles?symbol=BTC/USDT&interval=5m&limit=2&from=0", operations.Candles),
+        ("/api/candles?symbol=BTC/USDT&interval=5m&to=60000", operations.Candles),
+        ("/api/candles?symbol=BTC/USDT", operations.Error),
+        ("/api/candles?symbol=ETH/USDT&interval=5m", operations.Error),
+        ("/api/elsewhere", operations.Error),
     ],
 )
 @pytest.mark.stage(
@@ -111,15 +120,18 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
     now_ms=MONDAY_MS + 3_700_000,
 )
 @pytest.mark.gen_test
-async def test_answers_with_gaps_and_absent_values_fit_their_schemas(stage, fetch, path):
+async def test_answers_fit_their_types_and_schemas(stage, fetch, path, form):
     """What the replay does not have: holes, a next try, a quote volume."""
     start_ms, end_ms = MONDAY_MS + 600_000, MONDAY_MS + 900_000
     gap = KnownGap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
     stage.store.save_known_gaps(BTC, [gap])
     document = json.loads((await fetch(DESCRIPTION)).body)
-    answer = json.loads((await fetch(path)).body)
-    content = document["paths"][path.partition("?")[0]]["get"]["responses"]["200"]["content"]["application/json"]
-    schema = {**content["schema"], "components": document["components"]}
-    Draft202012Validator(schema).validate(answer)
-    broken = {**answer, "surprise": 1}
-    assert list(Draft202012Validator(schema).iter_errors(broken))
+    reply = await fetch(path)
+    assert msgspec.json.decode(reply.body, type=form)  # no key more or less
+    responses = document["paths"].get(path.partition("?")[0], document["paths"]["/api/candles"])["get"]["responses"]
+    schema = responses[str(reply.code)]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": f"#/components/schemas/{form.__name__}"}
+    answer = json.loads(reply.body)
+    validator = Draft202012Validator({**schema, "components": document["components"]})
+    validator.validate(answer)
+    assert list(validator.iter_errors({**answer, "surprise": 1}))
