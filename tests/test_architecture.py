@@ -34,7 +34,7 @@ EDGES = {
     "transport/acceptor", "serve/client", "serve/events", "serve/handlers", "serve/listening", "serve/pager",
     "serve/prefix", "serve/server", "transport/socket_connection", "transport/socket_detach",
     "transport/tornado_connection",
-    "store/history", "store/postgres/pool", "store/sqlite/store", "store/threads", "store/writer",
+    "store/history", "store/journal", "store/postgres/pool", "store/sqlite/store", "store/threads", "store/writer",
 }  # fmt: skip
 
 # Modules that do I/O only through an edge, which they import. The text is the reason.

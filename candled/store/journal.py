@@ -1,181 +1,72 @@
-"""The journal: rows on disk while the store is unavailable, in segments that are deleted once their rows are stored.
-
-A segment is a text file. It begins with the line `candled journal 2`. Every further line is one row: the CRC-32 of the
-rest in 8 hexadecimal digits, a space, and a JSON array of exchange, symbol, opening time, open, high, low, close,
-volume, quote volume or null, `as_of_ms`, `final`, `rev` and `src`, with numbers as text. In a `candled journal 1`,
-which is still read, rows end with `final`. Damage affects only the damaged lines.
-"""
+"""The journal: rows on disk while the store is unavailable, in a SQLite file of its own."""
 
 import errno
-import fcntl
 import logging
 import os
-import re
-import sys
-import zlib
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from decimal import Decimal
+import sqlite3
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import msgspec
+from candled.errors import StoreUnavailable, Unavailable
 
-from candled.errors import Unavailable
-from candled.model import Candle, MarketKey, Symbol
-
+from .journal_lines import HEADERS, decode, encode, find_lines
+from .owner import Owner
 from .pending_rows import Row
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LIMIT_BYTES = 256 * 2**20
 ALARM_AT = 0.8
-HEADER = b"candled journal 2\n"
 
-_HEADERS = {HEADER, b"candled journal 1\n"}
-_SEGMENT_AT_MOST = 8 * 2**20
-_LINE_AT_MOST = 4096  # limits memory for a file without line ends; a row takes 100 to 200 bytes
+_ROW_BYTES = 16  # SQLite's part of each row
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ}
 _OUR_OWN_LACK = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # unrelated to the file
-_NUMBERED = re.compile(r"\d{8}\.")
-_SEGMENT_NAME = re.compile(r"\d{8}\.rows")
+_INSERT = "INSERT INTO rows (line) VALUES (?)"
+_READ = "SELECT id, CAST(line AS BLOB) FROM rows WHERE id > ? ORDER BY id LIMIT ?"
 
 
-class _Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """A line of the file: a market and the fields of a candle. Version 1 does not have the last two."""
-
-    exchange: str
-    symbol: str
-    open_ms: int
-    open: Decimal
-    high: Decimal
-    low: Decimal
-    close: Decimal
-    volume: Decimal
-    quote_volume: Decimal | None
-    as_of_ms: int
-    final: bool
-    rev: int = 0
-    src: str = ""
-
-
-_record_decoder = msgspec.json.Decoder(_Record)
-_record_encoder = msgspec.json.Encoder()
-
-# ---------------------------------------------------------------- the format
-
-
-def encode(row: Row) -> bytes:
-    """Encode a row as one line, including its end."""
-    market, candle = row
-    text = _record_encoder.encode((market.exchange, str(market.symbol), *candle))
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def decode(line: bytes) -> Row | None:
-    """Decode a line from `encode`; return None for anything else, even if only one bit differs."""
-    text = line[9:-1]
-    if line != b"%08x %s\n" % (zlib.crc32(text), text):
-        return None
-    try:
-        exchange, symbol, *fields = msgspec.structs.astuple(_record_decoder.decode(text))
-        return MarketKey(exchange, Symbol.parse(symbol)), Candle(*fields)
-    except (ValueError, msgspec.DecodeError):
-        return None
-
-
-class JournalSegment:
-    """The readable rows of a segment, page by page.
-
-    `saved` counts the rows and `unreadable` the bytes that are not rows. `error` is the error that ended the reading,
-    if any.
-    """
-
-    def __init__(self, lines: Iterable[bytes]) -> None:
-        self._lines = iter(lines)
-        self.saved = 0
-        self.unreadable = 0
-        self.error: OSError | None = None
-        self.is_over = False
-
-    @property
-    def is_damaged(self) -> bool:
-        """True if a part that was read is not a row, or if reading failed."""
-        return self.unreadable > 0 or self.error is not None
-
-    def next_rows(self, limit: int) -> list[Row]:
-        """Return the next `limit` rows. Fewer are the last ones."""
-        rows: list[Row] = []
-        while len(rows) < limit and not self.is_over:
-            line = self._next_line()
-            row = decode(line)
-            if row is not None:
-                rows.append(row)
-            elif line not in _HEADERS:
-                self.unreadable += len(line)
-        self.saved += len(rows)
-        return rows
-
-    def _next_line(self) -> bytes:
-        try:
-            line = next(self._lines, b"")
-        except OSError as error:
-            self.error = error
-            line = b""
-        self.is_over = not line
-        return line
-
-
-# ---------------------------------------------------------------- the files
-
-
-@dataclass(slots=True)
-class _File:
-    """A segment on disk: its durable size and the number of rows not done yet (for an old one, its number of lines)."""
-
-    path: Path
-    size: int
-    rows: int
+class _DamagedFile(sqlite3.DatabaseError):
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
 class Journal:
-    """Rows in the files of `directory`, up to `limit_bytes`, read in the order of the segments.
+    """Rows in the file `journal.db` of `directory`, up to `limit_bytes`, oldest first.
 
     Its methods block and must be called by one thread at a time. Properties and `describe` may be used by any thread.
-    Once the rows of a file are done, a file with unreadable parts is renamed to `*.damaged`, and a file with rows that
-    the store refused to `*.rejected`. Other files in the directory are not touched.
+    A damaged file is kept as `NUMBER.rows.damaged`, and its readable rows move to a new one. Rows that the store
+    refuses are kept in the text file `rejected`. Other files in the directory are not touched.
     """
 
     def __init__(self, directory: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self._directory = directory
+        self._path = directory / "journal.db"
         self._limit = limit_bytes
-        self._segment_at_most = min(_SEGMENT_AT_MOST, limit_bytes // 8)
-        self._lock: int | None = None
-        self._files: list[_File] = []
-        self._next_number = 1
-        self._active: int | None = None  # descriptor of the last file while rows are appended
-        self._lines: Generator[bytes, None, None] | None = None  # of the first file, while it is read
-        self._reading: JournalSegment | None = None
+        self._owner = Owner(self._path)
+        self._connection: sqlite3.Connection | None = None
+        self._size_bytes = 0
         self._page: list[Row] = []
-        self._has_rejected = False
+        #: Of the page, once it was read: the identifier of its last row, and its bytes.
+        self._page_end = self._page_bytes = 0
+        #: Identifier of the last row that is done and could not be deleted.
+        self._done_id = 0
         self._filling: Literal["", "alarm", "full"] = ""
+        #: The number of rows not done yet.
+        self.row_count = 0
         self.last_error: str | None = None
 
     @property
     def is_open(self) -> bool:
         """True after `open` succeeded, until `close`."""
-        return self._lock is not None
+        return self._connection is not None
 
     @property
     def is_empty(self) -> bool:
         """True if no row is left to read: all are done, or the journal is not open."""
-        return not (self.is_open and self._files)
-
-    @property
-    def row_count(self) -> int:
-        """The number of rows not done yet; an estimate for damaged files."""
-        return sum(file.rows for file in tuple(self._files))
+        return not (self.is_open and self.row_count)
 
     def open(self) -> None:
         """Take the directory for this process, creating it if needed, and find rows of earlier runs.
@@ -186,13 +77,15 @@ class Journal:
         if self.is_open:
             return
         try:
-            self._lock = self._take_directory()
-            self._find_files()
-        except OSError as error:
+            if not self._directory.exists():
+                self._directory.mkdir()
+            self._owner.take()
+            self._repairing(self._connect)
+            self._import_text_files()
+        except (OSError, sqlite3.Error, StoreUnavailable) as error:
             self.close()
-            reason = "another candled uses it" if isinstance(error, BlockingIOError) else error.strerror
-            raise self._unavailable(f"the journal {self._directory} cannot be used: {reason}") from error
-        if self._files:
+            raise self._unavailable("cannot be used", error) from error
+        if self.row_count:
             logger.info("the journal %s contains %s rows of an earlier run", self._directory, self.row_count)
         self._watch_limit()
 
@@ -202,18 +95,14 @@ class Journal:
         Raises:
             Unavailable: the disk is full or fails, or the journal is not open. No row counts as written.
         """
-        if not self.is_open:
-            raise Unavailable("the journal is not open")
-        if self._files and self._files[-1].size >= self._segment_at_most:
-            self._seal_file()
-        lines = self._lines_with_room([encode(row) for row in rows])
-        if lines:
-            try:
-                self._write_lines(b"".join(lines))
-            except OSError as error:
-                self._abandon_file()
-                raise self._unavailable(f"the journal {self._directory} cannot be written: {error.strerror}") from error
-            self._files[-1].rows += len(lines)
+        lines = [encode(row) for row in rows]
+        ends = accumulate((len(line) + _ROW_BYTES for line in lines), initial=self._size_bytes)
+        next(ends)
+        lines = [line for line, end in zip(lines, ends, strict=True) if end <= self._limit]
+        try:
+            self._repairing(self._write_lines, lines)
+        except (OSError, sqlite3.Error) as error:
+            raise self._unavailable("cannot be written", error) from error
         self._watch_limit(is_full=len(lines) < len(rows))
         return len(lines)
 
@@ -223,214 +112,181 @@ class Journal:
         The result is the same until `mark_done`.
 
         Raises:
-            Unavailable: this process has no file descriptors or memory left.
+            Unavailable: the file cannot be read now.
         """
-        while self.is_open and self._files and not self._page:
-            if self._reading is None:
-                if len(self._files) == 1:
-                    self._seal_file()
-                self._lines = _lines(self._files[0].path)
-                self._reading = JournalSegment(self._lines)
-            self._page = self._reading.next_rows(limit)
-            error = self._reading.error
-            if error and error.errno in _OUR_OWN_LACK:
-                self._stop_reading()
-                raise self._unavailable(f"{self._files[0].path} cannot be read now: {error.strerror}") from error
-            if not self._page:
-                self._finish_segment(self._reading)
+        if not self._page and not self.is_empty:
+            try:
+                self._page = self._repairing(self._read_page, limit)
+            except (OSError, sqlite3.Error) as error:
+                raise self._unavailable("cannot be read now", error) from error
         return self._page
 
-    def mark_done(self, *, rejected: bool = False) -> None:
-        """Continue after the page: its rows are durable elsewhere, or were `rejected` by the store."""
-        if self._reading is None:
+    def mark_done(self, rejected: Sequence[Row] = ()) -> None:
+        """Continue after the page: its rows are durable elsewhere, except those that were `rejected` by the store."""
+        if not self._page:
             return
-        self._files[0].rows = max(0, self._files[0].rows - len(self._page))
+        self.row_count -= len(self._page)
+        self._size_bytes -= self._page_bytes
+        self._done_id = self._page_end
         self._page = []
-        self._has_rejected |= rejected
-        if self._reading.is_over:
-            self._finish_segment(self._reading)
+        try:
+            if rejected:
+                self._keep_rejected(rejected)
+            connection = self._opened_connection()
+            with connection:
+                connection.execute("DELETE FROM rows WHERE id <= ?", (self._done_id,))
+            self._done_id = 0
+            if not self.row_count:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        # if rows stay, they are only stored once more
+        except (OSError, sqlite3.Error) as error:
+            logger.error("%s", self._unavailable("cannot be emptied", error))
+        self._watch_limit()
 
     def close(self) -> None:
         """Release the directory. Rows not done stay for the next run."""
-        self._seal_file()
-        self._stop_reading()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._disconnect()
+        self._owner.release()
 
     def describe(self) -> dict[str, Any]:
         """Return facts for `/health`.
 
-        `rows` is the number of rows not stored yet (an estimate for damaged files), `bytes` their size on disk, and
-        `limit` the maximum. `lastError` is the last error, also after it has ended.
+        `rows` is the number of rows not stored yet, `bytes` their size on disk, and `limit` the maximum. `lastError` is
+        the last error, also after it has ended.
         """
-        return {"rows": self.row_count, "bytes": self._size_bytes(), "limit": self._limit, "lastError": self.last_error}
+        return {"rows": self.row_count, "bytes": self._size_bytes, "limit": self._limit, "lastError": self.last_error}
 
-    # ------------------------------------------------------------ the directory
+    # ------------------------------------------------------------ the file
 
-    def _take_directory(self) -> int:
-        """Lock the directory and return its descriptor. The lock ends with the process, even after a crash."""
-        if not self._directory.exists():
-            self._directory.mkdir()
-            _sync_directory(self._directory.parent)
-        lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+    def _connect(self) -> None:
+        self._disconnect()
+        self._connection = connection = sqlite3.connect(self._path, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit returns when the log is on the disk
+        connection.execute("PRAGMA fullfsync = ON")  # on macOS, fsync alone leaves the data in the disk's cache
+        connection.execute("CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, line BLOB NOT NULL)")
+        [problem] = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if problem != "ok":
+            raise _DamagedFile(problem)
+        self._count_rows()
+
+    def _count_rows(self) -> None:
+        count, size = self._opened_connection().execute("SELECT count(*), total(length(line)) FROM rows").fetchone()
+        self.row_count, self._size_bytes = count, int(size) + count * _ROW_BYTES
+
+    def _disconnect(self) -> None:
+        self._page, self._done_id = [], 0
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _opened_connection(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise Unavailable("the journal is not open")
+        return self._connection
+
+    def _write_lines(self, lines: Sequence[bytes]) -> None:
+        connection = self._opened_connection()
+        with connection:
+            connection.executemany(_INSERT, ((line,) for line in lines))
+        self.row_count += len(lines)
+        self._size_bytes += sum(map(len, lines)) + len(lines) * _ROW_BYTES
+
+    def _read_page(self, limit: int) -> list[Row]:
+        found = self._opened_connection().execute(_READ, (self._done_id, limit)).fetchall()
+        rows = [row for _, line in found if line is not None and (row := decode(line))]
+        if len(rows) < min(limit, len(found) or self.row_count):
+            raise _DamagedFile("a row has a wrong checksum or is missing")
+        self._page_end = found[-1][0] if found else 0
+        self._page_bytes = sum(len(line) + _ROW_BYTES for _, line in found)
+        return rows
+
+    def _keep_rejected(self, rows: Sequence[Row]) -> None:
+        path = self._directory / "rejected"
+        with path.open("ab") as file:
+            file.writelines(map(encode, rows))
+            file.flush()
+            os.fsync(file.fileno())
+        logger.error("%s", self._unavailable(f"had rows that the store refused; they are kept in {path.name}"))
+
+    # ------------------------------------------------------------ damage, and journals of the old form
+
+    def _repairing(self, call: Callable[..., T], *args: Any) -> T:
+        """Call; if the file turns out to be damaged, replace it and call again."""
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.access(self._directory, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError:
-            os.close(lock)
-            raise
-        return lock
+            return call(*args)
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", -1)
+            if not {code, code & 0xFF} & _DAMAGE:
+                raise
+            self._replace_file(error)
+        return call(*args)
 
-    def _find_files(self) -> None:
-        paths = sorted(self._directory.iterdir())
-        numbers = [int(path.name[:8]) for path in paths if _NUMBERED.match(path.name)]
-        self._next_number = max(numbers, default=0) + 1  # names of renamed files are not reused
-        segments = [path for path in paths if _SEGMENT_NAME.fullmatch(path.name) and path.is_file()]
-        self._files = [_File(path, path.stat().st_size, _count_rows(path)) for path in segments]
+    def _replace_file(self, error: sqlite3.Error) -> None:
+        """Rename the file and its write-ahead log so that they are imported, and begin a new one."""
+        self._disconnect()
+        number = max((int(path.name[:8]) for path in self._directory.glob("[0-9]" * 8 + ".*")), default=0)
+        for suffix in ("", "-wal"):
+            path = self._path.with_name(self._path.name + suffix)
+            if path.exists():
+                number += 1
+                logger.error("%s is damaged: %s", path, error)
+                path.rename(path.with_name(f"{number:08d}.rows"))
+        self._path.with_name(f"{self._path.name}-shm").unlink(missing_ok=True)
+        self._connect()
+        self._import_text_files()
 
-    # ------------------------------------------------------------ writing
+    def _import_text_files(self) -> None:
+        """Move the readable rows of each `NUMBER.rows` into the file, in one transaction."""
+        for path in sorted(self._directory.glob("[0-9]" * 8 + ".rows")):
+            if path.is_file():
+                self._import_file(path)
 
-    def _lines_with_room(self, lines: list[bytes]) -> list[bytes]:
-        """Return as many of the first `lines` as have room."""
-        room = self._limit - self._size_bytes() - (len(HEADER) if self._active is None else 0)
-        ends = accumulate(map(len, lines))
-        return [line for line, end in zip(lines, ends, strict=True) if end <= room]
-
-    def _write_lines(self, text: bytes) -> None:
-        """Append complete lines. They are durable when this returns."""
-        if self._active is None:
-            self._begin_segment()
-            text = HEADER + text
-        assert self._active is not None
-        rest = memoryview(text)
-        while rest:
-            rest = rest[os.write(self._active, rest) :]
-        _sync(self._active)
-        file = self._files[-1]
-        if not file.size:
-            _sync_directory(self._directory)
-        file.size += len(text)
-
-    def _begin_segment(self) -> None:
-        path = self._directory / f"{self._next_number:08d}.rows"
-        self._active = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        self._next_number += 1
-        self._files.append(_File(path, 0, 0))
-
-    def _abandon_file(self) -> None:
-        """Truncate the file to its durable part and continue in a new one.
-
-        After a failed sync the kernel may forget which data it failed to write.
-        """
-        if self._active is None:
+    def _import_file(self, path: Path) -> None:
+        read_bytes, reason = 0, ""
+        connection = self._opened_connection()
+        with connection:
+            try:
+                for line in find_lines(path):
+                    read_bytes += len(line)
+                    if line not in HEADERS:
+                        connection.execute(_INSERT, (line,))
+            except OSError as error:
+                if error.errno in _OUR_OWN_LACK:
+                    raise
+                reason = f": {error.strerror}"
+        before = self.row_count
+        self._count_rows()
+        if not reason and read_bytes == path.stat().st_size:
+            path.unlink()
             return
-        file = self._files[-1]
-        with suppress(OSError):
-            os.ftruncate(self._active, file.size)
-        self._seal_file()
-        if file.size:
-            return
-        self._files.pop()
-        with suppress(OSError):
-            file.path.unlink()
-
-    def _seal_file(self) -> None:
-        """Close the last file for appending."""
-        if self._active is None:
-            return
-        with suppress(OSError):  # everything that counts is synced
-            os.close(self._active)
-        self._active = None
-
-    # ------------------------------------------------------------ reading
-
-    def _finish_segment(self, segment: JournalSegment) -> None:
-        """Delete the first file, or rename it, because all of its rows are done."""
-        file = self._files[0]
-        try:
-            if segment.is_damaged or self._has_rejected:
-                self._put_aside(file.path, segment)
-            else:
-                file.path.unlink()
-        # if it stays, its rows are only stored once more
-        except OSError as error:
-            self._unavailable(f"{file.path} cannot be removed: {error.strerror}")
-            logger.error("%s", self.last_error)
-        self._stop_reading()
-        self._files.pop(0)
-        self._watch_limit()
-
-    def _put_aside(self, path: Path, segment: JournalSegment) -> None:
-        aside = path.with_name(f"{path.name}.{'damaged' if segment.is_damaged else 'rejected'}")
-        if segment.is_damaged:
-            reason = f": {segment.error.strerror}" if segment.error else ""
-            self._unavailable(
-                f"{path} of the journal is damaged{reason}: {segment.saved} rows could be read,"
-                f" {segment.unreadable} bytes could not; it is kept as {aside.name}"
-            )
-        else:
-            self._unavailable(f"{path} of the journal has rows that the store refused; it is kept as {aside.name}")
-        logger.error("%s", self.last_error)
+        aside = path.with_name(f"{path.name}.damaged")
         path.rename(aside)
-
-    def _stop_reading(self) -> None:
-        if self._lines is not None:
-            self._lines.close()
-        self._lines = self._reading = None
-        self._page = []
-        self._has_rejected = False
+        saved = self.row_count - before
+        self.last_error = (
+            f"{path} of the journal is damaged{reason}: {saved} rows are saved; it is kept as {aside.name}"
+        )
+        logger.error("%s", self.last_error)
 
     # ------------------------------------------------------------ facts
 
-    def _size_bytes(self) -> int:
-        return sum(file.size for file in tuple(self._files))
-
     def _watch_limit(self, *, is_full: bool = False) -> None:
         """Log once when the journal is almost full, and once when it is full."""
-        size = self._size_bytes()
+        size = self._size_bytes
         filling: Literal["", "alarm", "full"] = "full" if is_full else "alarm" if size >= self._limit * ALARM_AT else ""
         if filling == self._filling or (filling == "alarm" and self._filling == "full"):
             return
         self._filling = filling
         if filling == "full":
-            self._unavailable(f"the journal {self._directory} is full with {size} of {self._limit} bytes")
             logger.error(
-                "%s; the minutes in it are kept, further ones stay in memory while there is room", self.last_error
+                "%s; the minutes in it are kept, further ones stay in memory while there is room",
+                self._unavailable(f"is full with {size} of {self._limit} bytes"),
             )
         elif filling == "alarm":
             logger.warning("the journal %s is almost full: %s of %s bytes", self._directory, size, self._limit)
 
-    def _unavailable(self, text: str) -> Unavailable:
-        self.last_error = text
-        return Unavailable(text)
-
-
-def _lines(path: Path) -> Generator[bytes, None, None]:
-    with path.open("rb") as file:
-        while line := file.readline(_LINE_AT_MOST):
-            yield line
-
-
-def _count_rows(path: Path) -> int:
-    """Count the lines after the header; 0 if the file cannot be read, which is reported when it is read."""
-    try:
-        return sum(line not in _HEADERS for line in _lines(path))
-    except OSError:
-        return 0
-
-
-def _sync(descriptor: int) -> None:
-    if sys.platform == "darwin":  # fsync alone leaves the data in the disk's cache there
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _unavailable(self, problem: str, error: Exception | None = None) -> Unavailable:
+        reason = getattr(error, "strerror", None) or error
+        self.last_error = f"the journal {self._directory} {problem}" + (f": {reason}" if reason else "")
+        return Unavailable(self.last_error)

@@ -113,7 +113,8 @@ class Writer:
             rejection: StoreRejected | None = None
             while True:
                 waited = self._waiting.next_rows(PAGE_ROWS)
-                rejection = await self._write_page(waited) or rejection
+                _, refusal = await self._write_page(waited)
+                rejection = refusal or rejection
                 if self._journal and not self._journal.is_empty:
                     rejection = await self._write_journaled(self._journal) or rejection
                 elif len(waited) < PAGE_ROWS:  # the page contained all rows at that time
@@ -189,8 +190,10 @@ class Writer:
             return False
         return True
 
-    async def _write_page(self, page: list[Row], *, from_journal: bool = False) -> StoreRejected | None:
-        """Write a page; return the error if some rows were refused.
+    async def _write_page(
+        self, page: list[Row], *, from_journal: bool = False
+    ) -> tuple[list[Row], StoreRejected | None]:
+        """Write a page; return the refused rows, and the last error if there are any.
 
         A refused part is halved and written again in halves until the bad rows are isolated, so they affect no other
         rows. If the store refuses everything, the rows are not tried one by one.
@@ -216,7 +219,7 @@ class Writer:
             self._note_rejected(refused, refusal, "kept aside" if from_journal else "dropped")
             if not from_journal:
                 self._drop_rows(refused, self._changes.changes_of(refused))
-        return refusal
+        return refused, refusal
 
     async def _write_part(self, part: list[Row], *, from_journal: bool) -> None:
         log = of_the_journal(part) if from_journal else self._changes.changes_of(part)
@@ -251,8 +254,8 @@ class Writer:
         except Unavailable as error:
             self._note_journal_trouble(error)
             raise StoreUnavailable(str(error)) from error
-        rejection = await self._write_page(page, from_journal=True)
-        await self._on_journal_thread(journal.mark_done, rejected=rejection is not None)
+        refused, rejection = await self._write_page(page, from_journal=True)
+        await self._on_journal_thread(journal.mark_done, refused)
         if journal.is_empty:
             self._is_journaling = False
             logger.info("all rows of the journal are stored")
