@@ -14,7 +14,7 @@ check: lint $(VENV)/.test  ## a change so far: lint, types, and the tests that n
 	$(BIN)/python -m pytest -q -n auto --quick
 
 test: $(VENV)/.test  ## install the test extra and run the whole suite, in parallel
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov
 
 lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/ruff format --check .

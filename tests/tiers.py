@@ -27,7 +27,10 @@ LONG = "CANDLED_TEST_LONG" in os.environ
 
 
 def mark(items: list[pytest.Item]) -> None:
-    """Mark each test with the names of the fixtures in `NEEDS` that it takes; skip long ones in the short form."""
+    """Mark each test with the names of the fixtures in `NEEDS` that it takes; skip long ones in the short form.
+
+    `make test` measures coverage with the tests that are not marked `no_cover`.
+    """
     for item in items:
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="the long form: make soak, or make chaos"))
@@ -35,6 +38,8 @@ def mark(items: list[pytest.Item]) -> None:
             named = any(need in used.args for used in item.iter_markers("usefixtures"))
             if named or need in getattr(item, "fixturenames", ()):
                 item.add_marker(need)
+        if is_marked(item, "slow", "daemon", "browser"):
+            item.add_marker("no_cover")  # tracing doubles their time, and the others reach nearly every line
 
 
 def is_marked(item: pytest.Item, *markers: str) -> bool:

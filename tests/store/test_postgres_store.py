@@ -1,7 +1,10 @@
 """The PostgreSQL store: the contract of all stores, and what is special about a server."""
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +14,7 @@ from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE, Interval
 from candled.store import KNOWN_STORES, make_store
 from candled.store.interface import ALL_TIME
+from candled.store.postgres.pool import Pool
 from candled.store.postgres.schema import SCHEMA
 from candled.store.postgres.store import PostgresStore
 from candled.store.sqlite.store import SqliteStore
@@ -356,6 +360,27 @@ def test_more_threads_than_connections_wait_their_turn(open_store):
         answers = list(threads.map(lambda _: everything(store, BTC, MINUTE), range(10_000)))
     assert answers == [[minute(0)]] * 10_000
     assert store.describe()["freeReaders"] == 2
+
+
+def test_a_returned_slot_goes_to_the_thread_that_waited_longest():
+    pool = Pool(Mock, 1, wait_s=60)
+    order, threads = [], []
+
+    def borrow(number):
+        with pool.borrow_link():
+            order.append(number)
+
+    with pool.borrow_link():
+        for number in range(5):
+            threads.append(threading.Thread(target=borrow, args=[number]))
+            threads[-1].start()
+            while len(pool._waiting) <= number:
+                time.sleep(0.001)
+    with pool.borrow_link():  # comes last, although it asks before any of them has run
+        order.append("again")
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3, 4, "again"]
 
 
 def test_a_connection_that_never_becomes_free_is_not_waited_for_without_end(open_store):

@@ -5,9 +5,10 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from queue import Empty, LifoQueue
 from typing import Any, TypeVar
 
 import psycopg2
@@ -242,10 +243,12 @@ class Pool:
         self._size = size
         self._is_closed = False
         self._readers: dict[int, DatabaseConnection] = {}  # keys are the reading threads
+        self._lock = threading.Lock()
         # The slot used last is lent first: its connection is warm, and the others may never be needed.
-        self._slots: LifoQueue[DatabaseConnection | None] = LifoQueue()
-        for _ in range(size):
-            self._slots.put(None)
+        self._free: list[DatabaseConnection | None] = [None] * size
+        # A returned slot goes to the thread that has waited longest. `queue.Queue` gives it to the thread that comes
+        # first, which on a busy machine is again the one that returned it, and others get none for seconds.
+        self._waiting: deque[Future[DatabaseConnection | None]] = deque()
 
     @contextmanager
     def borrow_link(self) -> Iterator[DatabaseConnection]:
@@ -254,10 +257,7 @@ class Pool:
         Raises:
             StoreUnavailable: none became free in time, or the server cannot be reached.
         """
-        try:
-            link = self._slots.get(timeout=self._wait_s)
-        except Empty:
-            raise StoreUnavailable(f"all {self._size} connections were busy for {self._wait_s:.0f} s") from None
+        link = self._take_slot()
         try:
             if link is not None and link.is_stale():
                 link.close()
@@ -273,7 +273,29 @@ class Pool:
             if link is not None and self._is_closed:
                 link.close()
                 link = None
-            self._slots.put(link)
+            self._return_slot(link)
+
+    def _take_slot(self) -> DatabaseConnection | None:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            turn: Future[DatabaseConnection | None] = Future()
+            self._waiting.append(turn)
+        try:
+            return turn.result(self._wait_s)
+        except TimeoutError:
+            if turn.cancel():
+                raise StoreUnavailable(f"all {self._size} connections were busy for {self._wait_s:.0f} s") from None
+            return turn.result()
+
+    def _return_slot(self, link: DatabaseConnection | None) -> None:
+        with self._lock:
+            while self._waiting:
+                turn = self._waiting.popleft()
+                if turn.set_running_or_notify_cancel():
+                    turn.set_result(link)
+                    return
+            self._free.append(link)
 
     def run_read(self, work: Callable[[DatabaseConnection], T]) -> T:
         """Run a read on a connection. If the connection is lost in the middle, run it once more on a new one.
@@ -316,20 +338,16 @@ class Pool:
 
     def free_slots(self) -> int:
         """Return how many slots are free at this moment."""
-        return self._slots.qsize()
+        return len(self._free)
 
     def close(self) -> None:
         """Close the free connections now, and the others when they are returned."""
         self._is_closed = True
-        free = 0
-        with suppress(Empty):
-            while True:
-                link = self._slots.get_nowait()
-                free += 1
-                if link is not None:
-                    link.close()
-        for _ in range(free):
-            self._slots.put(None)
+        with self._lock:
+            free, self._free = self._free, [None] * len(self._free)
+        for link in free:
+            if link is not None:
+                link.close()
 
 
 def _recovered(link: DatabaseConnection) -> bool:
