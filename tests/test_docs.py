@@ -323,7 +323,9 @@ def texts() -> list[Path]:
     suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".js", ".html", ".css", ".sql", ".json", ".txt", ".service", ""}
     folders = ("candled", "plugins", "config", "tests", "docs", "bench", "clients", "deploy", ".ci", ".github")
     inside = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
-    beside = [path for path in ROOT.iterdir() if path.suffix in suffixes and not path.name.startswith(".git")]
+    beside = [
+        path for path in ROOT.iterdir() if path.suffix in suffixes and not path.name.startswith((".git", ".coverage"))
+    ]
     return sorted(
         path for path in {*inside, *beside} if path.is_file() and not {"vendor", "__pycache__"} & set(path.parts)
     )
