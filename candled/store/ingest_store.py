@@ -1,13 +1,31 @@
 """The store as ingest uses it: writes, and the reads it needs at startup."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, Candle, MarketKey, Range, Symbol
 
 from .history import HistoryReader
 from .interface import KnownGap, Store
 from .threads import StoreThreads
 from .writer import Writer
+
+
+@dataclass(slots=True)
+class _Coverage:
+    """The coverage of a market to be saved."""
+
+    since_ms: int | None = None
+    #: The gaps within ranges, oldest change first.
+    gaps: list[tuple[Range, Sequence[KnownGap]]] = field(default_factory=list)
+
+    def add_gaps(self, known_gaps: Sequence[KnownGap], within: Range) -> None:
+        """Add the gaps of a range, which replace those of the ranges inside it."""
+        start_ms, end_ms = within
+        self.gaps = [one for one in self.gaps if one[0].start_ms < start_ms or one[0].end_ms > end_ms]
+        self.gaps.append((within, known_gaps))
 
 
 class IngestStore:
@@ -19,6 +37,11 @@ class IngestStore:
         self._history = history
         self.enqueue = writer.enqueue
         self.flush = writer.flush
+        #: Waits for its turn on the writing thread, and then saves all of `_unsaved`.
+        self._saving: asyncio.Task[Mapping[MarketKey, Exception]] | None = None
+        self._unsaved: dict[MarketKey, _Coverage] = {}
+        #: Only one save runs at a time.
+        self._turn = asyncio.Lock()
 
     async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
         """See `Store.newest_minutes`."""
@@ -61,9 +84,19 @@ class IngestStore:
     ) -> None:
         """Store the coverage of a market: since when history is complete, and its known gaps `within` a range.
 
-        If `within` is None, the gaps did not change. Other processes may save their coverage at the same time.
+        If `within` is None, the gaps did not change. Other processes may save their coverage at the same time. Calls
+        that wait for an earlier one are saved together, so a store that hangs delays the writer at most once.
         """
-        await self._threads.run_write(self._save_coverage, market, since_ms, known_gaps, within)
+        coverage = self._unsaved.setdefault(market, _Coverage())
+        if since_ms is not None:
+            coverage.since_ms = since_ms
+        if within is not None:
+            coverage.add_gaps(known_gaps, within)
+        if self._saving is None:
+            self._saving = asyncio.create_task(self._save_unsaved())
+        error = (await asyncio.shield(self._saving)).get(market)
+        if error is not None:
+            raise error
 
     async def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
         """See `Store.register_feed`."""
@@ -73,10 +106,23 @@ class IngestStore:
         """See `Store.log_changes`."""
         await self._threads.run_write(self._store.log_changes, market, epoch, changes)
 
-    def _save_coverage(
-        self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[KnownGap], within: Range | None
-    ) -> None:
-        if since_ms is not None:
-            self._store.set_complete_from(market, since_ms)
-        if within is not None:
-            self._store.save_known_gaps(market, known_gaps, within)
+    async def _save_unsaved(self) -> Mapping[MarketKey, Exception]:
+        """Save the coverage of all markets that wait by then; return the errors."""
+        async with self._turn:
+            unsaved, self._unsaved, self._saving = self._unsaved, {}, None
+            try:
+                return await self._threads.run_write(self._save_coverages, unsaved)
+            except StoreUnavailable as error:
+                return dict.fromkeys(unsaved, error)
+
+    def _save_coverages(self, coverages: Mapping[MarketKey, _Coverage]) -> Mapping[MarketKey, Exception]:
+        errors: dict[MarketKey, Exception] = {}
+        for market, coverage in coverages.items():
+            try:
+                if coverage.since_ms is not None:
+                    self._store.set_complete_from(market, coverage.since_ms)
+                for within, known_gaps in coverage.gaps:
+                    self._store.save_known_gaps(market, known_gaps, within)
+            except StoreRejected as error:
+                errors[market] = error
+        return errors

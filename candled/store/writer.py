@@ -3,27 +3,23 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Literal
 
 from candled.bus import Position
-from candled.daemon_threads import DaemonThreads
-from candled.errors import StoreRejected, StoreUnavailable, Unavailable
+from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.model import Candle, MarketKey
 
 from .interface import Store
 from .journal import Journal
+from .journal_spill import PAGE_ROWS, JournalSpill
 from .pending_changes import Log, PendingChangeLog, of_the_journal
 from .pending_rows import PendingRows, Row
 from .threads import StoreThreads
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-PAGE_ROWS = 5_000
 RETRY_AT_MOST_S = 30.0
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
@@ -76,13 +72,7 @@ class Writer:
         self._rejected = 0
         self._last_error: str | None = None
         self._last_flush_ms: int | None = None
-        self._journal = journal
-        self._journal_thread = DaemonThreads(1, "store-journal")
-        #: True once opening the journal was tried, even without success.
-        self._journal_was_tried = False
-        self._journal_fails = False
-        #: True since rows moved to the journal, until it is empty.
-        self._is_journaling = False
+        self._spill = JournalSpill(journal, self._waiting) if journal else None
 
     def enqueue(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
         """Queue a candle for the store; return whether it was accepted. Call this on the event loop.
@@ -108,15 +98,16 @@ class Writer:
                 written.
         """
         async with self._turn:
-            if self._journal and not self._journal_was_tried:
-                await self._open_journal(self._journal)
+            if self._spill and not self._spill.was_tried:
+                await self._spill.open()
             rejection: StoreRejected | None = None
             while True:
                 waited = self._waiting.next_rows(PAGE_ROWS)
                 _, refusal = await self._write_page(waited)
                 rejection = refusal or rejection
-                if self._journal and not self._journal.is_empty:
-                    rejection = await self._write_journaled(self._journal) or rejection
+                if self._spill and not self._spill.journal.is_empty:
+                    write = partial(self._write_page, from_journal=True)
+                    rejection = await self._spill.store_page(write) or rejection
                 elif len(waited) < PAGE_ROWS:  # the page contained all rows at that time
                     break
             if rejection:
@@ -126,8 +117,8 @@ class Writer:
         """Flush and journal rows until cancelled. Cancellation loses no rows."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._flush_on())
-            if self._journal:
-                tasks.create_task(self._journal_on(self._journal))
+            if self._spill:
+                tasks.create_task(self._journal_on(self._spill))
 
     async def close(self, *, within_s: float = 10.0) -> int:
         """Accept no more candles and write the queued ones; return how many rows could not be written.
@@ -146,7 +137,8 @@ class Writer:
             await self._clock.sleep(pause_s)
         if self._waiting:
             logger.error("%s rows could not be stored before shutdown: %s", len(self._waiting), self._last_error)
-        await self._close_journal()
+        if self._spill:
+            await self._spill.close()
         return len(self._waiting)
 
     def describe(self) -> dict[str, Any]:
@@ -165,7 +157,7 @@ class Writer:
             "rejected": self._rejected,
             "lastError": self._last_error,
             "lastFlushMs": self._last_flush_ms,
-            "journal": self._journal.describe() if self._journal else None,
+            "journal": self._spill.journal.describe() if self._spill else None,
         }
 
     # ------------------------------------------------------------ writing to the store
@@ -247,20 +239,6 @@ class Writer:
             self._store.log_changes(market, epoch, changes)
         self._store.write_minutes(page)
 
-    async def _write_journaled(self, journal: Journal) -> StoreRejected | None:
-        """Write the oldest page of the journal."""
-        try:
-            page = await self._on_journal_thread(journal.next_rows, PAGE_ROWS)
-        except Unavailable as error:
-            self._note_journal_trouble(error)
-            raise StoreUnavailable(str(error)) from error
-        refused, rejection = await self._write_page(page, from_journal=True)
-        await self._on_journal_thread(journal.mark_done, refused)
-        if journal.is_empty:
-            self._is_journaling = False
-            logger.info("all rows of the journal are stored")
-        return rejection
-
     def _longer_pause(self, pause_s: float) -> float:
         return min(pause_s * 2, RETRY_AT_MOST_S)
 
@@ -299,24 +277,24 @@ class Writer:
 
     def _row_count(self) -> int:
         """Return the number of rows not stored, in memory and in the journal."""
-        return len(self._waiting) + (self._journal.row_count if self._journal else 0)
+        return len(self._waiting) + (self._spill.journal.row_count if self._spill else 0)
 
     # ------------------------------------------------------------ writing to the journal
 
-    async def _journal_on(self, journal: Journal) -> None:
+    async def _journal_on(self, spill: JournalSpill) -> None:
         pause_s = JOURNAL_LOOK_S
         while True:
             await self._clock.sleep(pause_s)
-            pause_s = JOURNAL_LOOK_S if await self._try_journal(journal) else self._longer_pause(pause_s)
+            pause_s = JOURNAL_LOOK_S if await self._try_journal(spill) else self._longer_pause(pause_s)
 
-    async def _try_journal(self, journal: Journal) -> bool:
+    async def _try_journal(self, spill: JournalSpill) -> bool:
         """Journal rows if due; return whether the journal is ready and contains all rows that it should."""
         try:
             if self._is_journal_due():
                 if self._is_overdue():
                     self._note_away(StoreUnavailable(_OVERDUE))
-                return await self._move_to(journal)
-            return await self._open_journal(journal)
+                return await spill.move_rows()
+            return await spill.open()
         except Exception:
             logger.exception("writing to the journal failed; %s rows queued in memory", len(self._waiting))
             return False
@@ -336,32 +314,14 @@ class Writer:
         waits_s = self._clock.monotonic() - self._waiting_since
         return self._waiting.minute_count > 0 and waits_s >= self._flush_interval_s + JOURNAL_AFTER_S
 
-    async def _move_to(self, journal: Journal, *, forming: bool = False) -> bool:
-        """Move queued rows to the journal; return whether all of them are there."""
-        if not await self._open_journal(journal):
-            return False
-        while page := self._waiting.next_rows(PAGE_ROWS, forming=forming):
-            try:
-                kept = await self._on_journal_thread(journal.append_rows, page)
-            except Unavailable as error:
-                self._note_journal_trouble(error)
-                return False
-            self._note_journal_works(is_used=kept > 0)
-            self._waiting.drop_rows(page[:kept])
-            if kept < len(page):
-                return False
-            if kept < PAGE_ROWS:  # the page contained all rows at that time
-                break
-        return True
-
     async def _empty_memory(self, within_s: float) -> bool:
         """Try to write all rows in memory to the store or the journal; return whether none is left."""
-        if self._journal is None:
+        if self._spill is None:
             return await self._try_flush_within(within_s)
-        is_behind = self._state == "away" or self._is_journal_due() or not self._journal.is_empty
-        if is_behind and await self._move_to(self._journal, forming=True):
+        is_behind = self._state == "away" or self._is_journal_due() or not self._spill.journal.is_empty
+        if is_behind and await self._spill.move_rows(forming=True):
             return True
-        return await self._try_flush_within(within_s) or await self._move_to(self._journal, forming=True)
+        return await self._try_flush_within(within_s) or await self._spill.move_rows(forming=True)
 
     async def _try_flush_within(self, within_s: float) -> bool:
         """Flush with a time limit. Rows that were not written by then stay queued and may be stored twice."""
@@ -371,38 +331,3 @@ class Writer:
         except TimeoutError:
             self._last_error = f"the store did not answer within {within_s:g} s"
             return False
-
-    async def _open_journal(self, journal: Journal) -> bool:
-        self._journal_was_tried = True
-        if journal.is_open:
-            return True
-        try:
-            await self._on_journal_thread(journal.open)
-        except Unavailable as error:
-            self._note_journal_trouble(error)
-            return False
-        self._note_journal_works()
-        return True
-
-    async def _close_journal(self) -> None:
-        if self._journal:
-            await self._on_journal_thread(self._journal.close)
-            if self._journal.row_count:
-                logger.warning("%s rows remain in the journal for the next start", self._journal.row_count)
-        self._journal_thread.shutdown()
-
-    async def _on_journal_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.wrap_future(self._journal_thread.submit(call, *args, **kwargs))
-
-    def _note_journal_trouble(self, error: Unavailable) -> None:
-        if not self._journal_fails:
-            logger.error("%s; %s rows queued in memory only", error, len(self._waiting))
-        self._journal_fails = True
-
-    def _note_journal_works(self, *, is_used: bool = False) -> None:
-        if self._journal_fails:
-            logger.info("the journal can be used again")
-        self._journal_fails = False
-        if is_used and not self._is_journaling:
-            self._is_journaling = True
-            logger.warning("the store does not accept the queued rows; moving them to the journal on disk")

@@ -4,8 +4,11 @@ import errno
 import logging
 import os
 import resource
+import subprocess
+import sys
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,6 +21,8 @@ from candled.store.batch import SOURCES
 from candled.store.journal import Journal
 from candled.store.journal_lines import HEADERS, decode, encode
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute
+
+ROOT = Path(__file__).parents[2]
 
 decimals = st.decimals(allow_nan=False, allow_infinity=False)
 names = st.text(st.characters(codec="utf-8", exclude_characters="/:", exclude_categories=["Z", "C"]), min_size=1)
@@ -365,20 +370,28 @@ def test_rows_that_the_store_refuses_are_kept_in_a_file_that_can_be_put_back(ope
     assert drained(open_journal()) == some(1, 3)
 
 
+FEW_DESCRIPTORS = """
+import resource, sys
+from pathlib import Path
+from candled.errors import Unavailable
+from candled.store.journal import Journal
+journal = Journal(Path(sys.argv[1]))
+for most in range(3, 8):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, 4096))
+    try:
+        journal.open()
+    except Unavailable:
+        journal.close()
+    else:
+        sys.exit(f"opened with {most} descriptors")
+"""
+
+
 def test_a_process_without_free_descriptors_does_not_call_its_files_damaged(open_journal, directory):
     open_journal().append_rows(some(0, 3))
     open_journal().close()
     (directory / "00000009.rows").write_bytes(WHOLE)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.open(directory, os.O_RDONLY)
-    os.close(free)
-    try:
-        for more in range(1, 5):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(range(3, free + 1), default=free) + more, hard))
-            with suppress(Unavailable):
-                open_journal()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    subprocess.run([sys.executable, "-c", FEW_DESCRIPTORS, str(directory)], check=True, cwd=ROOT)
     assert set(drained(open_journal())) >= set(some(0, 12))
     assert files(directory) == []
 

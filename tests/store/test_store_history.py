@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -17,7 +18,7 @@ from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
 from tests import deadlines
 from tests.store.contract import ALWAYS_MS, M5, sums
-from tests.store.rows import BTC, MONDAY_MS, minute
+from tests.store.rows import BTC, ETH, MONDAY_MS, minute
 
 
 class GatedStore(SqliteStore):
@@ -224,3 +225,95 @@ async def test_the_keeper_writes_the_log_of_changes_in_order(history, store, thr
         keeper.log_changes(BTC, "b", [(1, Range(0, 120_000))]),
     )
     assert await history.changes_since(BTC, "a", 1) == (Range(0, 120_000),)
+
+
+# ---------------------------------------------------------------- coverage
+
+
+class CoverageStore(SqliteStore):
+    """A store that remembers saves of gaps, and fails for the markets of `trouble`."""
+
+    def __init__(self, path):
+        super().__init__(path, DEFAULT_INTERVALS)
+        self.trouble = {}
+        self.saves = []
+
+    def save_known_gaps(self, market, known_gaps, within):
+        self.saves.append(market)
+        if market in self.trouble:
+            raise self.trouble[market]
+        super().save_known_gaps(market, known_gaps, within)
+
+
+@pytest.fixture
+async def saving(tmp_path):
+    """A store, its threads, and what ingest uses."""
+    store = CoverageStore(tmp_path / "coverage.db")
+    store.open()
+    threads = StoreThreads(store)
+    writer = Writer(store, threads, SystemClock(), flush_interval_s=1)
+    yield store, threads, IngestStore(store, threads, writer, HistoryReader(store, threads))
+    await threads.close()
+
+
+def span(first, end):
+    return Range(MONDAY_MS + first * MINUTE_MS, MONDAY_MS + end * MINUTE_MS)
+
+
+def gap(first, end):
+    start_ms, end_ms = span(first, end)
+    return KnownGap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=1, retry_ms=None)
+
+
+@asynccontextmanager
+async def behind_a_hung_write(threads):
+    """Calls of the body queue behind a write that does not return."""
+    goes_on = threading.Event()
+    hanging = asyncio.create_task(threads.run_write(goes_on.wait, 10))
+    await asyncio.sleep(0.01)
+    try:
+        yield
+        await asyncio.sleep(0.01)
+        assert len(threads._jobs) <= 2  # the hung one, and one save
+    finally:
+        goes_on.set()
+        await hanging
+
+
+async def test_saves_of_coverage_that_wait_are_one_call_and_the_newest_of_a_market_wins(saving):
+    store, threads, ingest_store = saving
+    async with asyncio.TaskGroup() as tasks, behind_a_hung_write(threads):
+        tasks.create_task(ingest_store.save_coverage(ETH, None, [gap(5, 6)], span(0, 9)))
+        await asyncio.sleep(0.01)  # this one has its turn, and waits for the thread
+        for number in range(50):
+            since_ms = MONDAY_MS - number * MINUTE_MS
+            tasks.create_task(ingest_store.save_coverage(BTC, since_ms, [gap(number, 60)], span(0, 90)))
+        tasks.create_task(ingest_store.save_coverage(BTC, None, [gap(200, 201)], span(200, 210)))
+        tasks.create_task(ingest_store.save_coverage(BTC, None, [], None))
+    assert store.saves == [ETH, BTC, BTC]
+    assert store.known_gaps(BTC) == [gap(49, 60), gap(200, 201)]
+    assert store.complete_from(BTC) == MONDAY_MS - 49 * MINUTE_MS
+    assert store.known_gaps(ETH) == [gap(5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "failing"), [(StoreRejected("no"), {BTC}), (StoreUnavailable("the database hangs"), {BTC, ETH})]
+)
+async def test_every_call_gets_the_error_of_its_market_and_an_absent_store_is_asked_once(saving, trouble, failing):
+    store, threads, ingest_store = saving
+    store.trouble = {BTC: trouble}
+    async with behind_a_hung_write(threads):
+        first = asyncio.create_task(ingest_store.save_coverage(BTC, None, [], span(0, 1)))
+        await asyncio.sleep(0.01)
+        calls = [
+            asyncio.create_task(ingest_store.save_coverage(market, None, [gap(at, at + 1)], span(at, at + 1)))
+            for at in range(5)
+            for market in (BTC, ETH)
+        ]
+    assert await asyncio.gather(first, return_exceptions=True) == [trouble]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert answers == [trouble if market in failing else None for _ in range(5) for market in (BTC, ETH)]
+    assert store.saves.count(BTC) == 2
+    store.trouble = {}
+    await ingest_store.save_coverage(BTC, None, [gap(3, 4)], span(0, 9))
+    assert store.known_gaps(BTC) == [gap(3, 4)]

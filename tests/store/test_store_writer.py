@@ -11,6 +11,7 @@ import pytest
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE
+from candled.store import journal_spill
 from candled.store import writer as writer_module
 from candled.store.journal import Journal
 from candled.store.journal_lines import encode, find_lines
@@ -397,7 +398,8 @@ async def test_a_restart_in_between_loses_nothing(journaling, store, clock):
 
 
 async def test_a_flush_covers_what_went_to_the_journal_meanwhile(journaling, store, clock, monkeypatch):
-    monkeypatch.setattr(writer_module, "PAGE_ROWS", 4)
+    for module in (writer_module, journal_spill):
+        monkeypatch.setattr(module, "PAGE_ROWS", 4)
     writer = journaling()
     store.trouble = AWAY
     for at in range(20):
