@@ -84,10 +84,10 @@ class ShardedIngest:
         """Read a shard while this process has its lease, or while the holder is unknown."""
         starting: asyncio.Task[None] | None = None
         async for _ in lease.watch_states():
-            if lease.is_ours_to_ingest and starting is None:
+            if lease.must_ingest and starting is None:
                 logger.info("reading shard %d", lease.shard)
                 starting = self._tasks.start(self._start_shard(lease.shard))
-            elif not lease.is_ours_to_ingest and starting is not None:
+            elif not lease.must_ingest and starting is not None:
                 logger.info("stopped reading shard %d: another process reads it", lease.shard)
                 starting.cancel()
                 await asyncio.wait([starting])

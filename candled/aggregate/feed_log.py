@@ -33,7 +33,7 @@ class FeedLog:
     """
 
     def __init__(self) -> None:
-        self.facts = FeedMetadata()
+        self.metadata = FeedMetadata()
         self.lost_since: Position | None = None  # with `is_broken`: the last message before some were lost
         self.is_broken = False
         self._lost_until: Position | None = None  # the last message that may have been lost
@@ -57,7 +57,7 @@ class FeedLog:
     @property
     def is_logged(self) -> bool:
         """True if the store's log has the changes from before this process began to receive the feed."""
-        return bool(self._epochs) and self.facts.logged_seq >= self._epochs[-1].first_seq
+        return bool(self._epochs) and self.metadata.logged_seq >= self._epochs[-1].first_seq
 
     @property
     def is_lost_logged(self) -> bool:
@@ -67,7 +67,7 @@ class FeedLog:
             return True
         # messages may be lost before the first one
         is_of_this_feed = bool(self._epochs) and until.epoch == self._epochs[-1].name
-        return is_of_this_feed and self.facts.logged_seq >= until.seq
+        return is_of_this_feed and self.metadata.logged_seq >= until.seq
 
     def on_message(self, position: Position) -> bool:
         """Record a message; return False if it is older than the last one.
@@ -83,7 +83,7 @@ class FeedLog:
                 self._break_until(Position(position.epoch, position.seq - 1))
             offset = 0 if current is None else current.offset + current.last_seq + 1 - position.seq
             self._epochs.append(_Epoch(position.epoch, offset, position.seq, position.seq))
-            self.facts = replace(self.facts, logged_seq=-1)  # that number belonged to the previous feed
+            self.metadata = replace(self.metadata, logged_seq=-1)  # that number belonged to the previous feed
             return True
         if position.seq < current.last_seq:
             return False
@@ -107,7 +107,7 @@ class FeedLog:
             self.lost_since = back_to._replace(seq=min([*followed, back_to.seq + 1]) - 1)
             self._lost_until = back_to
             self._epochs.append(_Epoch(back_to.epoch, offset, back_to.seq + 1, back_to.seq))
-            self.facts = replace(self.facts, logged_seq=-1)
+            self.metadata = replace(self.metadata, logged_seq=-1)
 
     def mark_repaired(self) -> None:
         """Record that everything that may have been lost was read again."""
@@ -131,15 +131,15 @@ class FeedLog:
             self._changes_from = self._changes.popleft()[0]
         self._changes.append((stamp, Range(start_ms, end_ms), only_final))
 
-    def update_metadata(self, facts: FeedMetadata) -> None:
+    def update_metadata(self, metadata: FeedMetadata) -> None:
         """Apply the metadata of the newest message."""
-        known, self.facts = self.facts, facts
-        if facts.watermark_ms is not None and facts.watermark_ms != known.watermark_ms:
+        known, self.metadata = self.metadata, metadata
+        if metadata.watermark_ms is not None and metadata.watermark_ms != known.watermark_ms:
             self._settled_stamps.append(self.change_id)
-            self._settled_times.append(facts.watermark_ms)
+            self._settled_times.append(metadata.watermark_ms)
             if len(self._settled_stamps) >= 2 * _CHANGES_KEPT:
                 del self._settled_stamps[:_CHANGES_KEPT], self._settled_times[:_CHANGES_KEPT]
-        if known.gap is not None and facts.gap != known.gap:  # minutes that are final now were not final there
+        if known.gap is not None and metadata.gap != known.gap:  # minutes that are final now were not final there
             self.log_change(self.change_id, *known.gap)
 
     def watermark_at(self, stamp: int) -> int | None:

@@ -126,7 +126,7 @@ class LiveBars:
             del market.early[:-_EARLY_KEPT]  # dropped messages count as lost, and are read from the store
 
     def _on_minute(self, key: MarketKey, market: MarketBars, message: Message, position: Position) -> None:
-        track, settled_ms, sure_ms = market.track, market.track.facts.watermark_ms, _sure_ms(market.track.facts)
+        track, settled_ms, sure_ms = market.track, market.track.metadata.watermark_ms, _sure_ms(market.track.metadata)
         was_broken = track.is_broken
         if not market.is_behind:
             market.shown = track.position
@@ -165,7 +165,7 @@ class LiveBars:
 
     def _note_facts(self, market: MarketBars, facts: FeedMetadata) -> bool:
         """Apply metadata; return whether bars may be final now. A feed that has only begun has no watermark yet."""
-        known = market.track.facts
+        known = market.track.metadata
         if facts.watermark_ms is None:
             facts = replace(facts, watermark_ms=known.watermark_ms, gap=known.gap)
         market.track.update_metadata(facts)
@@ -541,7 +541,7 @@ class LiveBars:
             lost_from_ms, changes = 0, ()
         newest = market.ladder.series_of(MINUTE).newest_bar
         # Use the feed's time, not this machine's: reading a later range would drop much older bars.
-        told_ms = max(market.track.facts.watermark_ms or 0, 0 if newest is None else newest.open_ms)
+        told_ms = max(market.track.metadata.watermark_ms or 0, 0 if newest is None else newest.open_ms)
         return RangeSet([*changes, (lost_from_ms, (told_ms or self._clock.now_ms()) + 2 * MINUTE_MS)])
 
     async def _is_whole(self, key: MarketKey, market: MarketBars, from_ms: int) -> bool:
@@ -549,7 +549,7 @@ class LiveBars:
 
         Before history is complete, this applies only to minutes after the gap. Later messages announce the others.
         """
-        series, facts = market.ladder.series_of(MINUTE), market.track.facts
+        series, facts = market.ladder.series_of(MINUTE), market.track.metadata
         if facts.watermark_ms is None:
             return True
         known_ms = market.complete_from_ms

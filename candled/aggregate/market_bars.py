@@ -75,7 +75,7 @@ class MarketBars:
         """
         if self.complete_from_ms is None or start_ms < self.complete_from_ms:
             return False
-        if not self.track.facts.is_settled(start_ms, end_ms):
+        if not self.track.metadata.is_settled(start_ms, end_ms):
             return False
         if self.track.is_broken and end_ms > self.lost_from_ms:
             return False

@@ -125,6 +125,6 @@ class Resumer:
             if self._clock.monotonic() > deadline:
                 return None
             await self._clock.sleep(0.05)
-        logged_seq = market.track.facts.logged_seq
+        logged_seq = market.track.metadata.logged_seq
         changes = await self._history.changes_since(key, position.epoch, position.seq, logged_seq=logged_seq)
         return None if changes is None or market.track.is_broken else [*changes, *market.track.changes_since(0)]

@@ -8,7 +8,7 @@ from candled.exchange import Clock
 
 logger = logging.getLogger(__name__)
 
-_WELL_S = 5.0  # work that fails again within this time has not really worked in between
+_RECOVERED_S = 5.0  # work that fails again within this time has not really worked in between
 _ALL = "all"
 
 
@@ -23,11 +23,11 @@ class TroubleRecord:
         self.is_vital = vital  # True if clients are not served properly without this work
         self.failures = 0
         # Repeats the work without side effects. Set for work that may not be needed for hours.
-        self.try_again: Callable[[], Awaitable[None]] | None = None
+        self.retry: Callable[[], Awaitable[None]] | None = None
         self._clock = clock
         self._reasons: dict[Hashable, str] = {}
         self._logged: set[str] = set()
-        self._well_since = 0.0
+        self._working_since = 0.0
 
     @property
     def reason(self) -> str | None:
@@ -39,7 +39,7 @@ class TroubleRecord:
         """The parts that fail at present, each with its reason."""
         return self._reasons
 
-    def fails(self, reason: str, *parts: Hashable) -> None:
+    def record_failure(self, reason: str, *parts: Hashable) -> None:
         """Record a failure of some parts, or of the whole if none are given."""
         self.failures += 1
         for part in parts or (_ALL,):
@@ -49,18 +49,18 @@ class TroubleRecord:
             self._logged.add(kind)
             logger.warning("Redis: %s: %s; trying again", self.work, reason)
 
-    def works(self, *parts: Hashable) -> None:
+    def record_success(self, *parts: Hashable) -> None:
         """Record that some parts succeeded or are not needed any more, or the whole if none are given."""
         if not self._reasons:
             return
         for part in parts or (_ALL,):
             self._reasons.pop(part, None)
         if not self._reasons:
-            self._well_since = self._clock.monotonic()
+            self._working_since = self._clock.monotonic()
 
-    def settle(self) -> None:
+    def log_recovery(self) -> None:
         """Log that the work succeeds again, once it has done so for a while."""
-        if self._logged and not self._reasons and self._clock.monotonic() - self._well_since >= _WELL_S:
+        if self._logged and not self._reasons and self._clock.monotonic() - self._working_since >= _RECOVERED_S:
             logger.info("Redis: %s: works again, after %d failures", self.work, self.failures)
             self._logged.clear()
             self.failures = 0
@@ -73,7 +73,7 @@ class Troubles:
         self._clock = clock
         self._all: list[TroubleRecord] = []
 
-    def of(self, work: str, *, vital: bool = True) -> TroubleRecord:
+    def record_of(self, work: str, *, vital: bool = True) -> TroubleRecord:
         """Add a kind of work."""
         self._all.append(TroubleRecord(work, self._clock, vital=vital))
         return self._all[-1]
@@ -84,13 +84,13 @@ class Troubles:
         return any(one.is_vital and one.reason is not None for one in self._all)
 
     @property
-    def text(self) -> str | None:
+    def summary(self) -> str | None:
         """The failing work and the reasons, in words; None if nothing fails."""
         return "; ".join(f"{one.work}: {one.reason}" for one in self._all if one.reason is not None) or None
 
-    async def settle(self) -> None:
+    async def retry_failed(self) -> None:
         """Retry failing work that would not be retried soon otherwise, and log work that succeeds again."""
         for one in self._all:
-            if one.reason is not None and one.try_again is not None:
-                await one.try_again()
-            one.settle()
+            if one.reason is not None and one.retry is not None:
+                await one.retry()
+            one.log_recovery()

@@ -126,9 +126,9 @@ def test_changes_that_were_forgotten_are_not_answered_for():
 
 def test_the_log_can_be_believed_once_it_holds_what_came_before_this_process_began():
     track = followed(("a", 10))
-    track.facts = FeedMetadata(logged_seq=9)
+    track.metadata = FeedMetadata(logged_seq=9)
     assert not track.is_logged
-    track.facts = FeedMetadata(logged_seq=10)
+    track.metadata = FeedMetadata(logged_seq=10)
     assert track.is_logged
 
 
@@ -150,7 +150,7 @@ def test_what_was_settled_at_a_moment_is_remembered():
     stamps = [track.change_id_of(Position("one", seq)) for seq in range(1, 6)]
     assert [track.watermark_at(stamp) for stamp in stamps] == [60_000, 60_000, 120_000, 120_000, 180_000]
     assert track.watermark_at(-1) is None
-    assert track.facts.watermark_ms == 180_000
+    assert track.metadata.watermark_ms == 180_000
 
 
 def test_a_gap_that_goes_away_counts_as_a_change_of_where_it_was():

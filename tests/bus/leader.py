@@ -16,7 +16,7 @@ async def lead(url: str, prefix: str, lease_s: float) -> None:
             if one.state is not state:
                 state = one.state
                 print(state.value, one.leases.all[0].epoch, flush=True)
-            if one.leases.all[0].is_ours_to_ingest:
+            if one.leases.all[0].must_ingest:
                 number += 1
                 one.publish(number=number // 50)
             await asyncio.sleep(EVERY_S)

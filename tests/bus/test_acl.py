@@ -72,7 +72,7 @@ async def test_processes_with_these_accounts_lead_publish_hear_and_take_over(ser
             candle = leader.publish()
             await until(lambda: serving.ear.newest.get(BTC) == second.ear.newest.get(BTC) == candle)
             serving.bus._tracker.mark_missed(MARKETS, "connected")
-            serving.bus._to_read.set()
+            serving.bus._has_missed.set()
             await leader.parts.stop()
             await until(lambda: second.state is LeaseState.LEADER)
             candle = second.publish(number=1)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from candled.bus import Position
 from candled.bus.codec import Heartbeat
 from candled.bus.redis.feed_tracker import (
+    EXTERNAL_LATE_S,
     LATE_S,
     NO_HEARTBEAT,
     NOT_ARRIVING,
     NOT_LISTED,
-    OUTSIDE_LATE_S,
     Doubt,
     FeedTracker,
     MessageOrder,
@@ -50,7 +50,7 @@ def test_a_number_left_out_is_a_hole():
     assert healed(heard) == set()
     assert heard.on_message(BTC, Position("0.10", 4)) is GAP
     assert healed(heard) == {BTC}
-    assert heard.reasons == {"hole": 1}
+    assert heard.missed_counts == {"hole": 1}
 
 
 def test_a_feed_whose_beginning_was_not_heard_is_read():
@@ -79,7 +79,7 @@ def test_another_feed_is_read_from_its_beginning():
 def test_a_leader_with_a_lower_token_is_heard_once_the_other_has_gone():
     heard = reception()
     beat(heard, 1.0, btc=1)
-    heard.look(LATE_S + 2)
+    heard.update_lateness(LATE_S + 2)
     assert beat(heard, LATE_S + 2, btc=0, epoch="0.3")
     healed(heard)
     assert heard.on_message(BTC, Position("0.3", 1)) is NEXT
@@ -93,7 +93,7 @@ def test_a_heartbeat_tells_of_messages_that_did_not_come_by_the_next_one():
     assert healed(heard, Position("0.10", 3)) == {BTC}
     beat(heard, 3.0, btc=3)
     assert healed(heard) == set()
-    assert heard.reasons == {"heartbeat": 1}
+    assert heard.missed_counts == {"heartbeat": 1}
 
 
 def test_a_heartbeat_that_overtook_a_message_is_no_hole():
@@ -115,24 +115,24 @@ def test_the_heartbeat_of_another_leader_is_enough_to_read_again():
 def test_a_shard_without_a_heartbeat_is_in_doubt_and_is_read_again_after():
     heard = reception()
     beat(heard, 1.0, btc=1)
-    heard.look(1.0 + LATE_S)
-    assert heard.doubt(BTC, 1.0 + LATE_S) is None
-    heard.look(1.1 + LATE_S)
-    assert heard.doubt(BTC, 9.0) == heard.doubt(ETH, 9.0) == NO_HEARTBEAT
+    heard.update_lateness(1.0 + LATE_S)
+    assert heard.find_doubt(BTC, 1.0 + LATE_S) is None
+    heard.update_lateness(1.1 + LATE_S)
+    assert heard.find_doubt(BTC, 9.0) == heard.find_doubt(ETH, 9.0) == NO_HEARTBEAT
     assert beat(heard, 10.0, btc=1)
     assert healed(heard) == {BTC, ETH}
-    assert heard.doubt(BTC, 10.1) is None
+    assert heard.find_doubt(BTC, 10.1) is None
 
 
 def test_minutes_of_other_programs_count_only_where_nobody_leads():
     heard = reception()
     assert not heard.on_external_minute(BTC, 1.0)
-    heard.look(5.0)
+    heard.update_lateness(5.0)
     assert heard.on_external_minute(BTC, 5.0)
-    for now, doubt in ((5.0 + OUTSIDE_LATE_S, None), (5.1 + OUTSIDE_LATE_S, NO_HEARTBEAT)):
-        heard.look(now)
-        assert heard.doubt(BTC, now) == doubt
-        assert heard.doubt(ETH, now) == NO_HEARTBEAT
+    for now, doubt in ((5.0 + EXTERNAL_LATE_S, None), (5.1 + EXTERNAL_LATE_S, NO_HEARTBEAT)):
+        heard.update_lateness(now)
+        assert heard.find_doubt(BTC, now) == doubt
+        assert heard.find_doubt(ETH, now) == NO_HEARTBEAT
 
 
 def test_what_was_missed_while_it_was_read_is_read_once_more():
@@ -152,9 +152,9 @@ def test_what_could_not_be_read_is_read_later_and_in_doubt_after_a_while():
     heard.mark_missed([BTC], "hole")
     for now, doubt in ((1.0, None), (3.0, None), (4.0, Doubt("bus_unreadable", "NOPERM no"))):
         heard.mark_not_repaired(heard.take_missed(10), "NOPERM no", now)
-        assert heard.doubt(BTC, now) == doubt
+        assert heard.find_doubt(BTC, now) == doubt
     assert healed(heard) == {BTC}
-    assert heard.doubt(BTC, 4.0) is None
+    assert heard.find_doubt(BTC, 4.0) is None
 
 
 def test_a_shard_of_our_own_that_another_took_is_read_again():
@@ -193,24 +193,24 @@ def test_a_market_whose_messages_do_not_come_is_in_doubt_until_they_do():
     for number in range(40):
         beat(heard, 2.0 + number, btc=5 + number)
         read.append(healed(heard) == {BTC})  # and nothing newer was there
-        doubts.append(heard.doubt(BTC, 2.0 + number))
+        doubts.append(heard.find_doubt(BTC, 2.0 + number))
     assert doubts == [None] + 39 * [NOT_ARRIVING]
-    assert heard.doubt(ETH, 50.0) is None
+    assert heard.find_doubt(ETH, 50.0) is None
     assert sum(read) < 10  # not with every heartbeat: all processes ask the same Redis
     assert heard.on_message(BTC, Position("0.10", 44)) is GAP
     assert healed(heard, Position("0.10", 44)) == {BTC}
-    assert heard.doubt(BTC, 50.0) is None
+    assert heard.find_doubt(BTC, 50.0) is None
     beat(heard, 51.0, btc=44)
-    assert (healed(heard), heard.doubt(BTC, 51.0)) == (set(), None)
+    assert (healed(heard), heard.find_doubt(BTC, 51.0)) == (set(), None)
 
 
 def test_a_market_that_the_leader_does_not_name_is_in_doubt():
     heard = reception()
     for now, doubt in ((1.0, None), (2.0, NOT_LISTED), (3.0, NOT_LISTED)):
         heard.on_heartbeat(Heartbeat(0, "0.10", {"btc": 1}), CHANNELS, now)
-        assert (heard.doubt(BTC, now), heard.doubt(ETH, now)) == (None, doubt)
+        assert (heard.find_doubt(BTC, now), heard.find_doubt(ETH, now)) == (None, doubt)
     beat(heard, 4.0, btc=1)
-    assert heard.doubt(ETH, 4.0) is None
+    assert heard.find_doubt(ETH, 4.0) is None
 
 
 # ---------------------------------------------------------------- forged and broken messages
@@ -232,7 +232,7 @@ class Follower:
     def forge(self, position: Position) -> bool:
         """A message that the leader did not publish; return whether it was believed."""
         verdict = self.heard.on_message(BTC, position)
-        proven = verdict is NEXT or (verdict is GAP and self.heard.prove(BTC, position, self.fence))
+        proven = verdict is NEXT or (verdict is GAP and self.heard.confirm_jump(BTC, position, self.fence))
         self.read()
         return proven
 
@@ -250,11 +250,11 @@ class Follower:
             self.fence = (10, self.seq)
         position = Position("0.10", self.seq)
         verdict = self.heard.on_message(BTC, position)
-        self.arrived += verdict is NEXT or (verdict is GAP and self.heard.prove(BTC, position, self.fence))
+        self.arrived += verdict is NEXT or (verdict is GAP and self.heard.confirm_jump(BTC, position, self.fence))
         self.read()
         beat(self.heard, self.now, btc=self.seq)
         self.read()
-        self.heard.look(self.now)
+        self.heard.update_lateness(self.now)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_no_single_message_stops_a_feed(position, fence, seconds):
         one.second()
     assert one.arrived == before + 5
     assert one.heard.position_of(BTC) == ("0.10", one.seq)
-    assert one.heard.doubt(BTC, one.now) is None
+    assert one.heard.find_doubt(BTC, one.now) is None
 
 
 @pytest.mark.parametrize(
@@ -299,13 +299,13 @@ def test_no_single_heartbeat_stops_a_feed(epoch, seq, seconds, fence):
     one.read()
     for _ in range(seconds + 1):
         one.second()
-        assert one.heard.doubt(BTC, one.now) is None
+        assert one.heard.find_doubt(BTC, one.now) is None
     before = one.arrived
     for _ in range(5):
         one.second()
     assert one.arrived == before + 5
     assert one.heard.position_of(BTC) == ("0.10", one.seq)
-    assert one.heard.doubt(BTC, one.now) is None
+    assert one.heard.find_doubt(BTC, one.now) is None
 
 
 def test_messages_that_came_ahead_of_a_slow_heartbeat_do_not_set_a_feed_back():
@@ -315,7 +315,7 @@ def test_messages_that_came_ahead_of_a_slow_heartbeat_do_not_set_a_feed_back():
         for seq in range(second * 10 - 8, second * 10 + 2):
             assert heard.on_message(BTC, Position("0.10", seq)) is NEXT
         beat(heard, float(second), btc=second * 10 - 9)  # a second late
-    assert heard.reasons == {}
+    assert heard.missed_counts == {}
 
 
 def test_the_leaders_clock_is_what_two_heartbeats_in_a_row_agree_on():
@@ -362,7 +362,7 @@ def test_nothing_is_lost_in_silence(data):
         beat(heard, now, seqs[BTC], seqs[ETH], epoch)
         read()
     assert behind == set()
-    assert {heard.doubt(market, now) for market in (BTC, ETH)} == {None}
+    assert {heard.find_doubt(market, now) for market in (BTC, ETH)} == {None}
 
 
 @given(
@@ -393,4 +393,4 @@ def test_whatever_is_forged_four_seconds_later_the_feed_is_what_its_leader_says(
         one.second()
     assert one.arrived == before + 3
     assert one.heard.position_of(BTC) == ("0.10", one.seq)
-    assert one.heard.doubt(BTC, one.now) is None
+    assert one.heard.find_doubt(BTC, one.now) is None

@@ -29,12 +29,12 @@ def test_everything_is_sent_in_order_while_redis_is_there():
         outgoing.enqueue(running(0, volume))
     assert seqs(outgoing) == [1, 2, 3, 4, 5]
     outgoing.sent_up_to(3)
-    assert (seqs(outgoing), outgoing.sent) == ([4, 5], 3)
+    assert (seqs(outgoing), outgoing.sent_seq) == ([4, 5], 3)
 
 
 def test_only_the_newest_version_of_a_minute_waits_while_redis_is_away():
     outgoing = OutboundQueue()
-    outgoing.is_away = True
+    outgoing.is_blocked = True
     for volume in range(100):
         outgoing.enqueue(running(0, volume))
     outgoing.enqueue(final(0))
@@ -45,7 +45,7 @@ def test_only_the_newest_version_of_a_minute_waits_while_redis_is_away():
 
 def test_states_and_repairs_wait_too_and_of_states_only_the_newest():
     outgoing = OutboundQueue()
-    outgoing.is_away = True
+    outgoing.is_blocked = True
     outgoing.enqueue(StateChanged(BTC, "stale", 1))
     outgoing.enqueue(HistoryChanged(BTC, 0, 60_000, 0, FeedMetadata()))
     outgoing.enqueue(StateChanged(BTC, "live", 2))
@@ -57,7 +57,7 @@ def test_what_waits_is_bounded_and_in_order_whatever_happens(events):
     outgoing, sent = OutboundQueue(), 0
     for number, event in enumerate(events):
         if event == "away":
-            outgoing.is_away = True
+            outgoing.is_blocked = True
         elif event == "sent":
             batch = seqs(outgoing)
             if batch:

@@ -132,7 +132,7 @@ async def test_connections_that_the_kernel_gave_up_heal_and_do_not_hold_the_loop
             for _ in range(TIMES):
                 heard = len(hearer.ear.candles())
                 await until(lambda least=heard + 20: len(hearer.ear.candles()) > least)
-                (link,) = hearer.bus._subscriber._links.values()
+                (link,) = hearer.bus._subscriber._connections.values()
                 keep_alive(link._pubsub.connection._writer.get_extra_info("socket"))
                 with partition():
                     await until(lambda: not hearer.bus.describe()["connected"], 6.0)

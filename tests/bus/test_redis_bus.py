@@ -106,18 +106,19 @@ async def test_a_lost_message_is_noticed_by_the_heartbeat_even_if_it_was_the_las
         leader.publish()
         await until(lambda: other.ear.candles())
         # Redis accepts a message and drops it: the subscription is gone, and the server does not say so
-        heard, other.bus._subscriber.heard = other.bus._subscriber.heard, _deaf_to(names.candles_channel(BTC), other)
+        subscriber = other.bus._subscriber
+        heard, subscriber.on_message = subscriber.on_message, _deaf_to(names.candles_channel(BTC), subscriber)
         last = leader.publish()
         await until(lambda: leader.bus.describe()["published"] == 2)
-        other.bus._subscriber.heard = heard
+        subscriber.on_message = heard
         took_s = await until(lambda: other.ear.newest[BTC] == last, 5.0)
         assert took_s < 3.0
         assert other.bus.describe()["healed"]["heartbeat"] == 1
         assert other.ear.open_gaps == set()
 
 
-def _deaf_to(channel, other):
-    heard = other.bus._subscriber.heard
+def _deaf_to(channel, subscriber):
+    heard = subscriber.on_message
     return lambda name, data: None if name == channel else heard(name, data)
 
 
@@ -126,13 +127,13 @@ async def test_a_mistake_while_hearing_ends_that_link_only(prefix, caplog):
     async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         subscriber = other.bus._subscriber
-        heard = subscriber.heard
+        heard = subscriber.on_message
 
         def mistaken(channel, data):
-            subscriber.heard = heard
+            subscriber.on_message = heard
             raise KeyError(channel)
 
-        subscriber.heard = mistaken
+        subscriber.on_message = mistaken
         last = leader.publish()
         await until(lambda: other.ear.newest.get(BTC) == last, 5.0)
         assert other.bus.describe()["linkEnds"] == {"KeyError": 1}

@@ -153,7 +153,7 @@ async def test_what_redis_refuses_is_named_and_shown_and_heals(kind, caplog):
             else:
                 await until(lambda: one.says(fault.words), STALE_WITHIN_S)
             await until(lambda: one.is_stale(one.serving), STALE_WITHIN_S)
-            reasons = {shown.reason for shown in one.serving.bus._shown.values()}
+            reasons = {shown.reason for shown in one.serving.bus._delivered_states.values()}
             assert len(reasons) == 1
             assert reasons != {""}
             await asyncio.sleep(2.0)

@@ -26,10 +26,10 @@ class Wire:
         self._epoch = epoch_of(0, token)
         self._outgoing = OutboundQueue()
         self._tracker = FeedTracker({0: [market]}, clock.monotonic())
-        self._tracker.begin(clock.monotonic())
+        self._tracker.expect_heartbeats(clock.monotonic())
         self._listener: Listener | None = None
         self._kept: Newest | None = None  # beside the channel
-        self._said: StateChanged | None = None  # by the leader
+        self._published: StateChanged | None = None  # by the leader
         self._shown: str | None = None  # in place of that
 
     # ------------------------------------------------------------ the bus that ingest and serve know
@@ -57,10 +57,10 @@ class Wire:
             now = self._clock.monotonic()
             self._send()
             if not self._weather.has("bus down"):
-                seqs = {_CHANNEL: self._outgoing.promised}
+                seqs = {_CHANNEL: self._outgoing.announced_seq}
                 self._tracker.on_heartbeat(Heartbeat(0, self._epoch, seqs), {_CHANNEL: self._market}, now)
                 self._read()
-            self._tracker.look(now)
+            self._tracker.update_lateness(now)
             self._show()
 
     # ------------------------------------------------------------ inside
@@ -68,7 +68,7 @@ class Wire:
     def _send(self) -> None:
         weather, outgoing = self._weather, self._outgoing
         if weather.has("bus down") or weather.has("bus refuses messages"):
-            outgoing.is_away = True
+            outgoing.is_blocked = True
             return
         batch = outgoing.next_batch()
         if not batch:
@@ -79,9 +79,9 @@ class Wire:
             if weather.has("bus loses messages") and seq % 3 == 0:
                 continue
             for _ in range(1 + weather.has("bus repeats messages")):
-                self._heard(message, Position(self._epoch, seq))
+                self._receive(message, Position(self._epoch, seq))
 
-    def _heard(self, message: Message, position: Position) -> None:
+    def _receive(self, message: Message, position: Position) -> None:
         if self._tracker.is_missed(self._market):
             return
         verdict = self._tracker.on_message(self._market, position)
@@ -107,8 +107,8 @@ class Wire:
 
     def _deliver(self, message: Message, position: Position) -> None:
         if isinstance(message, StateChanged):
-            self._said, self._shown = message, None
-            if self._tracker.doubt(self._market, self._clock.monotonic()) is not None:
+            self._published, self._shown = message, None
+            if self._tracker.find_doubt(self._market, self._clock.monotonic()) is not None:
                 self._show()
                 return
         if self._listener is not None:
@@ -116,11 +116,11 @@ class Wire:
 
     def _show(self) -> None:
         """Replace the leader's state by a doubt."""
-        doubt = self._tracker.doubt(self._market, self._clock.monotonic())
+        doubt = self._tracker.find_doubt(self._market, self._clock.monotonic())
         position = self._tracker.position_of(self._market) or Position(self._epoch, 0)
         if doubt is not None and self._shown != doubt.reason and self._listener is not None:
             self._shown = doubt.reason
             self._listener(StateChanged(self._market, "stale", self._clock.now_ms(), *doubt), position)
-        elif doubt is None and self._shown is not None and self._said is not None:
+        elif doubt is None and self._shown is not None and self._published is not None:
             self._shown = None
-            self._deliver(self._said, position)
+            self._deliver(self._published, position)

@@ -34,14 +34,14 @@ from .subscriber import Subscriber
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.5
-_READ_AT_ONCE = 200
-_HELD_BACK = 64  # queued messages of a market while it is read again; the read covers older ones
-_AGAIN_S = 0.5
-_AHEAD_MS = 10_000  # this machine's clock may be this far behind the exchange's, beyond the leader's own knowledge
+_CHECK_S = 0.5
+_READ_BATCH = 200
+_MAX_QUEUED = 64  # queued messages of a market while it is read again; the read covers older ones
+_RETRY_S = 0.5
+_MAX_AHEAD_MS = 10_000  # this machine's clock may be this far behind the exchange's, beyond the leader's own knowledge
 
 
-class _HeldBack(NamedTuple):
+class _QueuedMessage(NamedTuple):
     """A queued message of a market that is to be read; `is_early` if it arrived before that read began."""
 
     message: Message
@@ -87,21 +87,21 @@ class RedisBus:
             None if leases is None else RedisPublisher(servers, names, clock, leases, self._shard_of, troubles)
         )
         self._reader = Caller(servers)
-        self._reading = troubles.of("reading what was missed")
-        self._receiving = troubles.of("receiving")
+        self._reading_trouble = troubles.record_of("reading what was missed")
+        self._receiving_trouble = troubles.record_of("receiving")
         self._subscriber: Subscriber | None = None
-        self._held_back: dict[MarketKey, list[_HeldBack]] = {}
+        self._queued: dict[MarketKey, list[_QueuedMessage]] = {}
         self._from_future: set[MarketKey] = set()  # markets to read again once the leader's clock is known better
-        self._said: dict[MarketKey, StateChanged] = {}  # the last state from the feed
-        self._shown: dict[MarketKey, StateChanged] = {}  # the last state delivered to listeners
-        self._doubted: set[MarketKey] = set()  # markets whose delivered state is another, because the feed is in doubt
-        self._handed: dict[MarketKey, Position] = {}
-        self._unfed: Counter[MarketKey] = Counter()  # numbers messages that belong to no feed
-        self._to_read = asyncio.Event()
+        self._published_states: dict[MarketKey, StateChanged] = {}  # the last state from the feed
+        self._delivered_states: dict[MarketKey, StateChanged] = {}  # the last state delivered to listeners
+        self._overridden: set[MarketKey] = set()  # markets whose delivered state is not the feed's, which is in doubt
+        self._delivered_positions: dict[MarketKey, Position] = {}
+        self._feedless_seqs: Counter[MarketKey] = Counter()  # numbers messages that belong to no feed
+        self._has_missed = asyncio.Event()
         self._tasks = TaskSet()
         self.ignored: Counter[str] = Counter()
         if leases is not None:
-            leases.add_listener(self._lease_changed)
+            leases.add_listener(self._on_lease_change)
 
     # ------------------------------------------------------------ the interface
 
@@ -112,7 +112,7 @@ class RedisBus:
         position = self._publisher.enqueue(message)
         self._tracker.on_own_message(message.market, position)
         if isinstance(message, StateChanged):
-            self._said[message.market] = message
+            self._published_states[message.market] = message
         self._notify_listeners(message, position)
         return position
 
@@ -123,26 +123,26 @@ class RedisBus:
     def describe(self) -> dict[str, object]:
         """See `Bus.describe`."""
         now = self._clock.monotonic()
-        heard, sent, trouble = self._subscriber, self._publisher, self._troubles.text
+        subscriber, publisher, trouble = self._subscriber, self._publisher, self._troubles.summary
         facts: dict[str, object] = {
             "kind": "redis",
-            "connected": (heard is None or heard.is_connected) and not self._troubles.is_vital,
+            "connected": (subscriber is None or subscriber.is_connected) and not self._troubles.is_vital,
             "servers": str(self._servers.address),
         }
-        if heard is not None:
-            lag_s = heard.lag_s
+        if subscriber is not None:
+            lag_s = subscriber.lag_s
             facts |= {
-                "generation": heard.generation,
-                "linkEnds": dict(heard.ends),
+                "generation": subscriber.generation,
+                "linkEnds": dict(subscriber.end_counts),
                 "lagMs": None if lag_s is None else round(lag_s * 1000, 1),
-                "healed": dict(self._tracker.reasons),
+                "healed": dict(self._tracker.missed_counts),
                 "ignored": dict(self.ignored),
                 "heartbeatAgeMs": {
-                    str(shard): round(self._tracker.age_s(shard, now) * 1000) for shard in self._heartbeats.values()
+                    str(shard): round(1000 * age_s) for shard, age_s in self._tracker.heartbeat_ages(now)
                 },
             }
-        if sent is not None and self.leases is not None:
-            facts |= {**sent.describe(), "leases": self.leases.describe(), "processes": self.leases.processes}
+        if publisher is not None and self.leases is not None:
+            facts |= {**publisher.describe(), "leases": self.leases.describe(), "processes": self.leases.processes}
         return {**facts, "trouble": trouble} if trouble else facts
 
     def unpublished(self) -> Mapping[MarketKey, str]:
@@ -153,25 +153,25 @@ class RedisBus:
 
     def start(self) -> None:
         """Begin to receive and to publish. Connections that fail are retried without limit."""
-        self._tasks.start_endless(self._settle, self._clock)
+        self._tasks.start_endless(self._retry_failed_work, self._clock)
         if self._publisher is not None:
             self._tasks.start_endless(self._publisher.run_pumps, self._clock)
             self._tasks.start_endless(self._publisher.send_heartbeats, self._clock)
         if not self._listeners:
             return
-        self._tracker.begin(self._clock.monotonic())
+        self._tracker.expect_heartbeats(self._clock.monotonic())
         self._subscriber = Subscriber(
             self._servers,
             [*self._channels, *self._heartbeats],
             self._clock,
-            self._troubles.of("subscribing"),
+            self._troubles.record_of("subscribing"),
             process=self._process,
-            heard=self._receive,
-            ready=self._link_is_ready,
+            on_message=self._receive,
+            on_ready=self._on_connection_ready,
         )
         self._tasks.start_endless(self._subscriber.run, self._clock)
         self._tasks.start_endless(self._repair_missed, self._clock)
-        self._tasks.start_endless(self._mark_late, self._clock)
+        self._tasks.start_endless(self._run_state_checks, self._clock)
 
     async def stop(self) -> None:
         """Publish queued messages if possible now, and close the connections."""
@@ -184,11 +184,11 @@ class RedisBus:
             await self._publisher.close()
         await self._reader.close()
 
-    async def _settle(self) -> None:
+    async def _retry_failed_work(self) -> None:
         """Retry failing work and log when it succeeds again, in an endless loop."""
         while True:
             await self._clock.sleep(1.0)
-            await self._troubles.settle()
+            await self._troubles.retry_failed()
 
     # ------------------------------------------------------------ receiving
 
@@ -216,7 +216,7 @@ class RedisBus:
         elif self._publisher is not None and self._publisher.is_own_epoch(position.epoch):
             self.ignored["own"] += 1
         else:
-            self._accept(message, position)
+            self._process_message(message, position)
 
     def _receive_external(self, market: MarketKey, message: Message) -> None:
         if self._is_own(market) or not self._tracker.on_external_minute(market, self._clock.monotonic()):
@@ -224,10 +224,10 @@ class RedisBus:
                 "outside", f"{market} is led by an ingest process: minutes of other programs are ignored"
             )
             return
-        said = self._said.get(market)
-        if said is None or said.state != "live":
-            self._said[market] = StateChanged(market, "live", self._clock.now_ms())
-        self._show(market)
+        published = self._published_states.get(market)
+        if published is None or published.state != "live":
+            self._published_states[market] = StateChanged(market, "live", self._clock.now_ms())
+        self._deliver_state(market)
         self._notify_listeners(message, self._unnumbered_position(market))
 
     def _receive_heartbeat(self, shard: int, data: bytes) -> None:
@@ -241,15 +241,15 @@ class RedisBus:
         refused = {market for market in self._from_future if self._shard_of[market] == shard}
         self._from_future -= refused
         self._tracker.mark_missed(refused, "future")
-        self._to_read.set()
+        self._has_missed.set()
 
-    def _link_is_ready(self, channels: Sequence[str]) -> None:
+    def _on_connection_ready(self, channels: Sequence[str]) -> None:
         self._reader.renew_connections()
         markets = [self._channels[channel] for channel in channels if channel in self._channels]
         self._tracker.mark_missed((market for market in markets if not self._is_own(market)), "connected")
-        self._to_read.set()
+        self._has_missed.set()
 
-    def _accept(self, message: Message, position: Position) -> None:
+    def _process_message(self, message: Message, position: Position) -> None:
         """Deliver a message, or queue it while its market is being read again."""
         market = message.market
         if not self._tracker.is_missed(market):
@@ -260,23 +260,23 @@ class RedisBus:
             if verdict is MessageOrder.REPEATED:
                 self.ignored["repeated"] += 1
                 return
-            self._to_read.set()
-        waiting = self._held_back.setdefault(market, [])
-        waiting.append(_HeldBack(message, position, not self._tracker.is_reading(market)))
-        del waiting[:-_HELD_BACK]
+            self._has_missed.set()
+        waiting = self._queued.setdefault(market, [])
+        waiting.append(_QueuedMessage(message, position, not self._tracker.is_reading(market)))
+        del waiting[:-_MAX_QUEUED]
 
     def _deliver(self, message: Message, position: Position) -> None:
         """Deliver a message of another process's feed. A state is delivered only if it is not in doubt."""
         if isinstance(message, StateChanged):
-            self._said[message.market] = message
-            self._show(message.market, position)
+            self._published_states[message.market] = message
+            self._deliver_state(message.market, position)
         else:
             self._notify_listeners(message, position)
 
     def _notify_listeners(self, message: Message, position: Position) -> None:
-        self._handed[message.market] = position
+        self._delivered_positions[message.market] = position
         if isinstance(message, StateChanged):
-            self._shown[message.market] = message
+            self._delivered_states[message.market] = message
         for listener in self._listeners:
             try:
                 listener(message, position)
@@ -294,17 +294,17 @@ class RedisBus:
         if market.exchange in self._timeless:
             return YEAR_10000_MS
         leader_ms = self._tracker.leader_ms(self._shard_of[market], self._clock.monotonic())
-        return max(self._clock.now_ms(), leader_ms) + _AHEAD_MS
+        return max(self._clock.now_ms(), leader_ms) + _MAX_AHEAD_MS
 
     # ------------------------------------------------------------ recovery of missed messages
 
     async def _repair_missed(self) -> None:
         """Read the newest state of markets with missed messages, and notify the listeners to read the rest."""
         while True:
-            markets = self._tracker.take_missed(_READ_AT_ONCE)
+            markets = self._tracker.take_missed(_READ_BATCH)
             if not markets:
-                self._to_read.clear()
-                await self._to_read.wait()
+                self._has_missed.clear()
+                await self._has_missed.wait()
                 continue
             keys = [
                 key for market in markets for key in (self._names.newest_key(market), self._names.fence_key(market))
@@ -318,16 +318,16 @@ class RedisBus:
                 else:
                     failed.setdefault(reason_of(error), []).append(market)
             for reason, unread in failed.items():
-                self._reading.fails(reason, *unread)
+                self._reading_trouble.record_failure(reason, *unread)
                 self._tracker.mark_not_repaired(unread, reason, self._clock.monotonic())
             if failed:
-                await self._clock.sleep(_AGAIN_S)
+                await self._clock.sleep(_RETRY_S)
 
     def _deliver_newest(self, market: MarketKey, newest_data: bytes, fence_data: bytes) -> None:
         """Deliver the contents of the market's keys and queued messages; notify the listeners to read the rest."""
-        self._reading.works(market)
+        self._reading_trouble.record_success(market)
         self._tracker.mark_repaired(market)
-        held_back = self._held_back.pop(market, [])
+        queued = self._queued.pop(market, [])
         if self._is_own(market):  # this process has become its leader
             return
         fence = parse_fence(fence_data)
@@ -337,29 +337,29 @@ class RedisBus:
         known = self._tracker.on_newest_read(
             market, None if newest is None else newest.position, None if is_refused else fence
         )
-        handed = self._handed.get(market)
-        if known is not None and handed is not None and order_of(known) < order_of(handed):
+        delivered = self._delivered_positions.get(market)
+        if known is not None and delivered is not None and order_of(known) < order_of(delivered):
             self._notify_listeners(MessagesLost(market, back_to=known), known)
-        position = known or self._last(market)
+        position = known or self._last_position(market)
         # Send this before the newest state, which has the number of the last message: that message may be the lost one.
         self._notify_listeners(MessagesLost(market), position)
         if newest is not None:
             for candle in newest.candles:
                 self._notify_listeners(MinuteChanged(market, candle, newest.metadata), position)
             if newest.state is not None:
-                self._said[market] = newest.state
-        self._show(market, position)
-        for one in held_back:
-            self._take_later(one, fence)
+                self._published_states[market] = newest.state
+        self._deliver_state(market, position)
+        for one in queued:
+            self._process_queued(one, fence)
 
-    def _take_later(self, one: _HeldBack, fence: tuple[int, int] | None) -> None:
+    def _process_queued(self, one: _QueuedMessage, fence: tuple[int, int] | None) -> None:
         """Process a message that was queued while its market was read, unless the read contained it."""
         market, at = one.message.market, self._tracker.position_of(one.message.market)
         if at is not None and order_of(one.position) <= order_of(at):
             return
         if not one.is_early or self._tracker.is_missed(market):
-            self._accept(one.message, one.position)
-        elif self._tracker.prove(market, one.position, fence):
+            self._process_message(one.message, one.position)
+        elif self._tracker.confirm_jump(market, one.position, fence):
             self._deliver(one.message, one.position)
         else:
             number = f"{one.position.seq} of the feed {one.position.epoch}"
@@ -381,69 +381,69 @@ class RedisBus:
 
     # ------------------------------------------------------------ states
 
-    async def _mark_late(self) -> None:
+    async def _run_state_checks(self) -> None:
         """Publish `stale` for markets in doubt, and their own state once they are not, in an endless loop."""
         while True:
-            await self._clock.sleep(_LOOK_S)
+            await self._clock.sleep(_CHECK_S)
             now = self._clock.monotonic()
             for shard in self._heartbeats.values():
                 if self._is_ingested_here(shard):
                     self._tracker.keep_alive(shard, now)
-            self._tracker.look(now)
-            for market in self._tracker.doubtful() | self._doubted:
+            self._tracker.update_lateness(now)
+            for market in self._tracker.doubtful_markets() | self._overridden:
                 if not self._is_own(market):
-                    self._show(market)
+                    self._deliver_state(market)
 
-    def _show(self, market: MarketKey, position: Position | None = None) -> None:
+    def _deliver_state(self, market: MarketKey, position: Position | None = None) -> None:
         """Deliver a market's state from its feed, or `stale` if that is in doubt.
 
         Without a `position` it is delivered only if it has changed.
         """
-        said, shown_ = self._said.get(market), self._shown.get(market)
-        doubt = self._tracker.doubt(market, self._clock.monotonic())
+        published, delivered = self._published_states.get(market), self._delivered_states.get(market)
+        doubt = self._tracker.find_doubt(market, self._clock.monotonic())
         if doubt:
-            is_stale = shown_ is not None and shown_.state == "stale"
-            since_ms = shown_.since_ms if shown_ is not None and is_stale else self._clock.now_ms()
-            decimals = Decimals() if said is None else said.decimals
-            said = StateChanged(market, "stale", since_ms, *doubt, decimals)
+            is_stale = delivered is not None and delivered.state == "stale"
+            since_ms = delivered.since_ms if delivered is not None and is_stale else self._clock.now_ms()
+            decimals = Decimals() if published is None else published.decimals
+            published = StateChanged(market, "stale", since_ms, *doubt, decimals)
         if doubt != NOT_ARRIVING:
-            self._receiving.works(market)
-        elif market not in self._receiving.parts:
-            self._receiving.fails("published messages do not arrive", market)
+            self._receiving_trouble.record_success(market)
+        elif market not in self._receiving_trouble.parts:
+            self._receiving_trouble.record_failure("published messages do not arrive", market)
         if doubt:
-            self._doubted.add(market)
+            self._overridden.add(market)
         elif position is None and self._tracker.is_missed(market):
             return
         else:
-            self._doubted.discard(market)
-        if said is not None and (position is not None or said != shown_):
-            self._notify_listeners(said, position or self._last(market))
+            self._overridden.discard(market)
+        if published is not None and (position is not None or published != delivered):
+            self._notify_listeners(published, position or self._last_position(market))
 
-    def _last(self, market: MarketKey) -> Position:
+    def _last_position(self, market: MarketKey) -> Position:
         """Return the position of the last message delivered to listeners."""
-        return self._handed.get(market) or self._unnumbered_position(market)
+        return self._delivered_positions.get(market) or self._unnumbered_position(market)
 
     def _unnumbered_position(self, market: MarketKey) -> Position:
         """Return the next position for a message that belongs to no feed."""
-        self._unfed[market] += 1
-        return Position(f"here.{self._process}", self._unfed[market])
+        self._feedless_seqs[market] += 1
+        return Position(f"here.{self._process}", self._feedless_seqs[market])
 
     # ------------------------------------------------------------ leadership of this process
 
-    def _lease_changed(self, lease: Lease) -> None:
+    def _on_lease_change(self, lease: Lease) -> None:
         now = self._clock.monotonic()
-        if lease.is_ours_to_ingest:
+        if lease.must_ingest:
             self._tracker.keep_alive(lease.shard, now)
             markets = [market for market, shard in self._shard_of.items() if shard == lease.shard]
-            self._doubted.difference_update(markets)
-            self._receiving.works(*markets)
-            self._reading.works(*markets)
+            self._overridden.difference_update(markets)
+            self._receiving_trouble.record_success(*markets)
+            self._reading_trouble.record_success(*markets)
         else:
             self._tracker.on_shard_lost(lease.shard, now)
-            self._to_read.set()
+            self._has_missed.set()
 
     def _is_own(self, market: MarketKey) -> bool:
         return self._is_ingested_here(self._shard_of[market])
 
     def _is_ingested_here(self, shard: int) -> bool:
-        return self.leases is not None and shard < len(self.leases.all) and self.leases.all[shard].is_ours_to_ingest
+        return self.leases is not None and shard < len(self.leases.all) and self.leases.all[shard].must_ingest

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 TROUBLE = (RedisError, OSError, TimeoutError)
 _TIMEOUT_S = 2.0  # for connecting, and for each response
-_PATIENCE_S = 3.0  # for all responses of a pipeline together
+_PIPELINE_TIMEOUT_S = 3.0  # for all responses of a pipeline together
 _SHARDED_SINCE = 7  # from this version of Redis on, a cluster can keep channels where their slots are
 _CONNECTIONS = 8  # per caller; calls that arrive at the same moment share them
 # Responses of a server that is no longer, or not yet, the right one.
@@ -123,13 +123,13 @@ class Servers:
 
     def __init__(self, address: RedisAddress) -> None:
         self.address = address
-        self._known: Topology | None = None
-        self._seen: tuple[Node, ...] = ()
+        self._topology: Topology | None = None
+        self._known_nodes: tuple[Node, ...] = ()
         self._sentinels = address.hosts  # in the order in which they are asked
-        self._informant: Node | None = None  # the node or sentinel that reported the current topology
+        self._topology_source: Node | None = None  # the node or sentinel that reported the current topology
         if address.kind in ("server", "socket"):
             node = Node(address.path, 0) if address.kind == "socket" else Node(*address.hosts[0])
-            self._known = Topology([(0, 16383, node)])
+            self._topology = Topology([(0, 16383, node)])
 
     @property
     def is_fixed(self) -> bool:
@@ -142,24 +142,25 @@ class Servers:
         Raises:
             Unavailable: no server with this information can be reached.
         """
-        if self._known is None:
-            self._known = await (self._ask_sentinels() if self.address.kind == "sentinel" else self._ask_cluster())
-        return self._known
+        if self._topology is None:
+            query = self._query_sentinels if self.address.kind == "sentinel" else self._query_cluster
+            self._topology = await query()
+        return self._topology
 
     def suspect_topology(self, suspect: Node | None = None) -> None:
         """Look up the topology again after a failure, asking `suspect` last."""
         if self.is_fixed:
             return
-        self._known = None
-        if suspect in self._seen:
-            self._seen = (*(node for node in self._seen if node != suspect), suspect)
+        self._topology = None
+        if suspect in self._known_nodes:
+            self._known_nodes = (*(node for node in self._known_nodes if node != suspect), suspect)
 
-    def distrust(self) -> None:
+    def reject_topology(self) -> None:
         """Look up the topology again, because it named a wrong server. The node that reported it is asked last."""
-        if self._informant is not None:
-            host = tuple(self._informant)
+        if self._topology_source is not None:
+            host = tuple(self._topology_source)
             self._sentinels = tuple(sorted(self._sentinels, key=lambda one: one == host))
-        self.suspect_topology(self._informant)
+        self.suspect_topology(self._topology_source)
 
     def make_client(self, node: Node) -> "aioredis.Redis":
         """Return a new client of one server, without retries."""
@@ -183,7 +184,7 @@ class Servers:
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
 
-    async def _ask_sentinels(self) -> Topology:
+    async def _query_sentinels(self) -> Topology:
         address, trouble = self.address, "no sentinel"
         for host, port in self._sentinels:
             sentinel = self._make_client(
@@ -197,27 +198,27 @@ class Servers:
             finally:
                 await close(sentinel)
             if found:
-                self._informant = Node(host, port)
+                self._topology_source = Node(host, port)
                 return Topology([(0, 16383, Node(_text(found[0]), int(found[1])))])
             trouble = f"the sentinels do not know {address.service}"
         raise Unavailable(f"the server cannot be found: {trouble}")
 
-    async def _ask_cluster(self) -> Topology:
+    async def _query_cluster(self) -> Topology:
         trouble = "no node"
-        for node in dict.fromkeys((*self._seen, *(Node(*host) for host in self.address.hosts))):
+        for node in dict.fromkeys((*self._known_nodes, *(Node(*host) for host in self.address.hosts))):
             client = self.make_client(node)
             try:
                 slots = await _command(client, "CLUSTER", "SLOTS")
-                facts = await _command(client, "INFO", "server")
+                info = await _command(client, "INFO", "server")
             except TROUBLE as error:
                 trouble = reason_of(error)
                 self.suspect_topology(node)
                 continue
             finally:
                 await close(client)
-            topology = Topology(list(_ranges(slots, node)), sharded=_version(facts) >= _SHARDED_SINCE)
-            self._seen = tuple(dict.fromkeys((node, *self._seen, *topology.nodes)))
-            self._informant = node
+            topology = Topology(list(_ranges(slots, node)), sharded=_version(info) >= _SHARDED_SINCE)
+            self._known_nodes = tuple(dict.fromkeys((node, *self._known_nodes, *topology.nodes)))
+            self._topology_source = node
             return topology
         raise Unavailable(f"no node of the cluster answers: {trouble}")
 
@@ -233,8 +234,8 @@ def _ranges(slots: Any, asked: Node) -> Iterable[tuple[int, int, Node]]:
         yield int(first), int(last), Node(_text(owner[0]) or asked.host, int(owner[1]))
 
 
-def _version(facts: Any) -> int:
-    return int(str(facts.get("redis_version", "0")).partition(".")[0])
+def _version(info: Any) -> int:
+    return int(str(info.get("redis_version", "0")).partition(".")[0])
 
 
 def _text(value: Any) -> str:
@@ -329,7 +330,7 @@ class Caller:
             client = self._clients[node] = _Client(self._servers.make_client(node))
         client.uses += 1
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_PIPELINE_TIMEOUT_S):
                 found = await _pipeline(client.redis, [calls[index].as_command() for index in indexes])
                 unknown = [at for at, answer in enumerate(found) if isinstance(answer, NoScriptError)]
                 if unknown:
@@ -347,7 +348,7 @@ class Caller:
 
     def _checked_answer(self, node: Node, answer: Any) -> Any:
         if isinstance(answer, _ELSEWHERE):
-            self._servers.distrust()
+            self._servers.reject_topology()
             return Unavailable(f"{node} is not the right server: {reason_of(answer)}")
         if isinstance(answer, Exception) and not isinstance(answer, ResponseError | Unavailable):
             return Unavailable(f"{node}: {reason_of(answer)}")

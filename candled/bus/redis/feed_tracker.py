@@ -10,8 +10,8 @@ from candled.bus.interface import Position
 from candled.model import MarketKey, StateReason
 
 LATE_S = 3.0  # a feed without a heartbeat for this long may have ended
-OUTSIDE_LATE_S = 90.0  # the same for minutes of other programs, which send no heartbeats
-_UNREAD_S = 3.0  # a market that cannot be read again for this long is in doubt
+EXTERNAL_LATE_S = 90.0  # the same for minutes of other programs, which send no heartbeats
+_UNREADABLE_S = 3.0  # a market that cannot be read again for this long is in doubt
 _TWICE = 2  # a single heartbeat may be late or forged
 _READ_EVERY = 32  # heartbeats between two reads of a market whose messages do not arrive
 
@@ -51,22 +51,22 @@ class FeedTracker:
     def __init__(self, shards: Mapping[int, Iterable[MarketKey]], now: float) -> None:
         self._shards = {shard: _Shard(tuple(markets), now) for shard, markets in shards.items()}
         self._shard_of = {market: shard for shard, one in self._shards.items() for market in one.markets}
-        self._at: dict[MarketKey, Position] = {}
-        self._lacks: dict[MarketKey, _Lack] = {}
+        self._positions: dict[MarketKey, Position] = {}
+        self._undelivered: dict[MarketKey, _Undelivered] = {}
         self._missed: dict[MarketKey, str] = {}
-        self._reading: dict[MarketKey, str] = {}
-        self._unread: dict[MarketKey, tuple[float, str]] = {}  # since when it cannot be read, and why
-        self.reasons: Counter[str] = Counter()
+        self._being_read: dict[MarketKey, str] = {}
+        self._unreadable: dict[MarketKey, tuple[float, str]] = {}  # since when it cannot be read, and why
+        self.missed_counts: Counter[str] = Counter()
 
     def position_of(self, market: MarketKey) -> Position | None:
         """Return the position of the newest message received of a market's feed."""
-        return self._at.get(market)
+        return self._positions.get(market)
 
     # ------------------------------------------------------------ messages
 
     def on_message(self, market: MarketKey, position: Position) -> MessageOrder:
         """Judge a message. One that leaves a gap has its market read first, and is not recorded before that."""
-        known = self._at.get(market)
+        known = self._positions.get(market)
         if known is None:  # messages from before the connection are read anyway
             reason = "hole" if position.seq > 1 else ""
         elif position.epoch == known.epoch:
@@ -80,17 +80,17 @@ class FeedTracker:
         if reason:
             self.mark_missed([market], reason)
             return MessageOrder.GAP
-        self._go_to(market, position)
+        self._set_position(market, position)
         return MessageOrder.NEXT
 
-    def prove(self, market: MarketKey, position: Position, fence: tuple[int, int] | None) -> bool:
+    def confirm_jump(self, market: MarketKey, position: Position, fence: tuple[int, int] | None) -> bool:
         """Accept a message that left a gap, if it was published before its market's `fence` was read.
 
         If there is no fence, because Redis lost it, accept it too: the next heartbeats decide.
         """
         if fence is not None and order_of(position) > fence:
             return False
-        self._go_to(market, position)
+        self._set_position(market, position)
         return True
 
     def on_newest_read(
@@ -101,15 +101,15 @@ class FeedTracker:
         Returns:
             The position up to which the market's feed is now received.
         """
-        known = self._at.get(market)
+        known = self._positions.get(market)
         if known is not None and known.seq == 0 and fence is not None and token_of(known.epoch) > fence[0]:
             known = None  # a heartbeat announced a feed that has published nothing
         if newest is None and fence is not None:
-            newest = Position(self._name_of(market, fence[0]), fence[1])
+            newest = Position(self._epoch_named(market, fence[0]), fence[1])
         if newest is not None and (known is None or order_of(known) < order_of(newest)):
             known = newest
         if known is not None:
-            self._go_to(market, known)
+            self._set_position(market, known)
         return known
 
     def on_external_minute(self, market: MarketKey, now: float) -> bool:
@@ -117,46 +117,46 @@ class FeedTracker:
         shard = self._shards[self._shard_of[market]]
         if not shard.is_late:
             return False
-        shard.outside[market] = now
+        shard.external_at[market] = now
         return True
 
     def on_own_message(self, market: MarketKey, position: Position) -> None:
         """Record a message that this process published itself."""
-        self._go_to(market, position)
+        self._set_position(market, position)
 
     # ------------------------------------------------------------ heartbeats
 
     def on_heartbeat(self, beat: Heartbeat, channels: Mapping[str, MarketKey], now: float) -> bool:
         """Record a heartbeat; return whether it counts. That of a replaced leader does not."""
         shard = self._shards.get(beat.shard)
-        if shard is None or not shard.accepts(beat.epoch):
+        if shard is None or not shard.accepts_epoch(beat.epoch):
             return False
-        shard.heard_at = now
+        shard.heartbeat_at = now
         if shard.is_late:
             shard.is_late = False
             self.mark_missed(shard.markets, "late heartbeat")
         replaced = shard.epoch if token_of(shard.epoch) > token_of(beat.epoch) else ""
-        promised = shard.promised if shard.epoch == beat.epoch else {}
-        shard.promised = {}
+        announced = shard.announced if shard.epoch == beat.epoch else {}
+        shard.announced = {}
         shard.epoch = beat.epoch
         shard.beats = [*shard.beats[-1:], (now, beat.as_of_ms)]
         for channel, seq in beat.seqs.items():
             market = channels.get(channel)
             if market is None or self._shard_of.get(market) != beat.shard:
                 continue
-            known = self._at.get(market)
+            known = self._positions.get(market)
             if known is not None and replaced and known.epoch == replaced:  # that feed does not exist
-                known = self._at[market] = Position(beat.epoch, 0)
-                shard.marks.pop(market, None)
+                known = self._positions[market] = Position(beat.epoch, 0)
+                shard.known_positions.pop(market, None)
                 self.mark_missed([market], "reset")
-            shard.promised[market] = seq
-            if known is not None and known == (beat.epoch, seq) and market not in self._lacks:
-                shard.lower.pop(market, None)  # the usual case
+            shard.announced[market] = seq
+            if known is not None and known == (beat.epoch, seq) and market not in self._undelivered:
+                shard.lower_counts.pop(market, None)  # the usual case
             else:
-                known = self._promise(shard, market, Position(beat.epoch, seq), promised.get(market))
-            shard.marks[market] = known
-        unlisted = [market for market in shard.markets if market not in shard.promised]
-        shard.unlisted = {market: shard.unlisted.get(market, 0) + 1 for market in unlisted}
+                known = self._compare(shard, market, Position(beat.epoch, seq), announced.get(market))
+            shard.known_positions[market] = known
+        unlisted = [market for market in shard.markets if market not in shard.announced]
+        shard.unlisted_counts = {market: shard.unlisted_counts.get(market, 0) + 1 for market in unlisted}
         return True
 
     def leader_ms(self, shard: int, now: float) -> int:
@@ -164,7 +164,7 @@ class FeedTracker:
         beats = self._shards[shard].beats
         return min(as_of_ms + round((now - at) * 1000) for at, as_of_ms in beats) if len(beats) == _TWICE else 0
 
-    def _promise(self, shard: "_Shard", market: MarketKey, promise: Position, before: int | None) -> Position:
+    def _compare(self, shard: "_Shard", market: MarketKey, announced: Position, before: int | None) -> Position:
         """Compare the message number announced by the leader with the received ones.
 
         `before` is the number in the previous heartbeat.
@@ -172,64 +172,64 @@ class FeedTracker:
         Returns:
             The position up to which the feed is received.
         """
-        known = self._at.get(market)
-        if known is None or token_of(known.epoch) < token_of(promise.epoch):
+        known = self._positions.get(market)
+        if known is None or token_of(known.epoch) < token_of(announced.epoch):
             self.mark_missed([market], "epoch")
-            known = Position(promise.epoch, 0)
-        elif market in shard.marks and order_of(promise) < order_of(shard.marks[market]):
-            shard.lower[market] = shard.lower.get(market, 0) + 1
-            if shard.lower[market] == _TWICE:
+            known = Position(announced.epoch, 0)
+        elif market in shard.known_positions and order_of(announced) < order_of(shard.known_positions[market]):
+            shard.lower_counts[market] = shard.lower_counts.get(market, 0) + 1
+            if shard.lower_counts[market] == _TWICE:
                 self.mark_missed([market], "reset")
-                known = Position(promise.epoch, 0)
+                known = Position(announced.epoch, 0)
         else:
-            shard.lower.pop(market, None)
-        self._go_to(market, known)
+            shard.lower_counts.pop(market, None)
+        self._set_position(market, known)
         # The announced number never decreases, so of two different heartbeats the smaller number is certainly true.
-        least = 0 if before is None or known.epoch != promise.epoch else min(before, promise.seq)
+        least = 0 if before is None or known.epoch != announced.epoch else min(before, announced.seq)
         if least > known.seq:
-            lack = self._lacks.setdefault(market, _Lack())
-            lack.promise = Position(promise.epoch, least)
-            if lack.beats.bit_count() < 2 or lack.beats % _READ_EVERY == 0:
+            undelivered = self._undelivered.setdefault(market, _Undelivered())
+            undelivered.announced = Position(announced.epoch, least)
+            if undelivered.heartbeats.bit_count() < 2 or undelivered.heartbeats % _READ_EVERY == 0:
                 self.mark_missed([market], "heartbeat")
-            lack.beats += 1
+            undelivered.heartbeats += 1
         else:
-            self._lacks.pop(market, None)
+            self._undelivered.pop(market, None)
         return known
 
     # ------------------------------------------------------------ doubts
 
-    def look(self, now: float) -> None:
+    def update_lateness(self, now: float) -> None:
         """Update which shards' heartbeats are late, and which other programs have stopped publishing."""
         for shard in self._shards.values():
-            shard.is_late = shard.is_late or now - shard.heard_at > LATE_S
-            for market in [one for one, at in shard.outside.items() if now - at > OUTSIDE_LATE_S or not shard.is_late]:
-                del shard.outside[market]
+            shard.is_late = shard.is_late or now - shard.heartbeat_at > LATE_S
+            is_late, times = shard.is_late, shard.external_at.items()
+            shard.external_at = {market: at for market, at in times if is_late and now - at <= EXTERNAL_LATE_S}
 
-    def doubtful(self) -> set[MarketKey]:
+    def doubtful_markets(self) -> set[MarketKey]:
         """Return the markets that may be in doubt."""
-        found = {*self._unread, *self._lacks}
+        found = {*self._unreadable, *self._undelivered}
         for shard in self._shards.values():
-            found.update(shard.markets if shard.is_late else shard.unlisted)
+            found.update(shard.markets if shard.is_late else shard.unlisted_counts)
         return found
 
-    def doubt(self, market: MarketKey, now: float) -> Doubt | None:
+    def find_doubt(self, market: MarketKey, now: float) -> Doubt | None:
         """Return why a market's last published state may not be true any more, or None."""
         shard = self._shards[self._shard_of[market]]
         if shard.is_late:
-            return None if market in shard.outside else NO_HEARTBEAT
-        since, reason = self._unread.get(market, (now, ""))
-        if now - since >= _UNREAD_S:
+            return None if market in shard.external_at else NO_HEARTBEAT
+        since, reason = self._unreadable.get(market, (now, ""))
+        if now - since >= _UNREADABLE_S:
             return Doubt("bus_unreadable", reason)
-        lack = self._lacks.get(market)
-        if lack is not None and lack.beats >= _TWICE:
+        undelivered = self._undelivered.get(market)
+        if undelivered is not None and undelivered.heartbeats >= _TWICE:
             return NOT_ARRIVING
-        return NOT_LISTED if shard.unlisted.get(market, 0) >= _TWICE else None
+        return NOT_LISTED if shard.unlisted_counts.get(market, 0) >= _TWICE else None
 
     def is_late(self, market: MarketKey) -> bool:
         """Return whether a market has no known leader."""
         return self._shards[self._shard_of[market]].is_late
 
-    def begin(self, now: float) -> None:
+    def expect_heartbeats(self, now: float) -> None:
         """Begin to wait for heartbeats."""
         for shard in self._shards:
             self.keep_alive(shard, now)
@@ -238,17 +238,17 @@ class FeedTracker:
         """Reset a shard that this process led and another leads now: nothing is known of the new feed."""
         fresh = self._shards[shard] = _Shard(self._shards[shard].markets, now)
         for market in fresh.markets:
-            self._lacks.pop(market, None)
+            self._undelivered.pop(market, None)
         self.mark_missed(fresh.markets, "handover")
 
     def keep_alive(self, shard: int, now: float) -> None:
         """Keep a shard that this process leads from being late: its heartbeat is not awaited."""
-        self._shards[shard].heard_at = now
+        self._shards[shard].heartbeat_at = now
         self._shards[shard].is_late = False
 
-    def age_s(self, shard: int, now: float) -> float:
-        """Return the seconds since the shard's last heartbeat."""
-        return now - self._shards[shard].heard_at
+    def heartbeat_ages(self, now: float) -> Iterable[tuple[int, float]]:
+        """Return the seconds since the last heartbeat of each shard."""
+        return [(shard, now - one.heartbeat_at) for shard, one in self._shards.items()]
 
     # ------------------------------------------------------------ reading again
 
@@ -257,51 +257,51 @@ class FeedTracker:
         for market in markets:
             if market not in self._missed:
                 self._missed[market] = reason
-                self.reasons[reason] += 1
+                self.missed_counts[reason] += 1
 
     def take_missed(self, most: int) -> list[MarketKey]:
         """Return some markets to read again. Call `mark_repaired` or `mark_not_repaired` for each afterwards."""
         taken = list(self._missed)[:most]
         for market in taken:
-            self._reading[market] = self._missed.pop(market)
+            self._being_read[market] = self._missed.pop(market)
         return taken
 
     def is_missed(self, market: MarketKey) -> bool:
         """Return whether a market is to be read again, or is being read."""
-        return market in self._missed or market in self._reading
+        return market in self._missed or market in self._being_read
 
     def is_reading(self, market: MarketKey) -> bool:
         """Return whether a market is being read."""
-        return market in self._reading
+        return market in self._being_read
 
     def mark_repaired(self, market: MarketKey) -> None:
         """Record that a market was read."""
-        self._reading.pop(market, None)
-        self._unread.pop(market, None)
+        self._being_read.pop(market, None)
+        self._unreadable.pop(market, None)
 
     def mark_not_repaired(self, markets: Iterable[MarketKey], reason: str, now: float) -> None:
         """Record that markets could not be read; they are to be read again."""
         for market in markets:
-            self._missed.setdefault(market, self._reading.pop(market))
-            since, _ = self._unread.get(market, (now, ""))
-            self._unread[market] = since, reason
+            self._missed.setdefault(market, self._being_read.pop(market))
+            since, _ = self._unreadable.get(market, (now, ""))
+            self._unreadable[market] = since, reason
 
     # ------------------------------------------------------------ inside
 
-    def _go_to(self, market: MarketKey, position: Position) -> None:
+    def _set_position(self, market: MarketKey, position: Position) -> None:
         """Set the position of a market's feed."""
-        self._at[market] = position
-        lack = self._lacks.get(market)
-        if lack is not None and order_of(position) >= order_of(lack.promise):
-            del self._lacks[market]
+        self._positions[market] = position
+        undelivered = self._undelivered.get(market)
+        if undelivered is not None and order_of(position) >= order_of(undelivered.announced):
+            del self._undelivered[market]
 
     def _is_overtaken(self, market: MarketKey, epoch: str, known: str) -> bool:
         """Return whether a feed is that of a replaced leader. Tokens grow, unless Redis lost them and its clock."""
         return token_of(epoch) < token_of(known) and not self._shards[self._shard_of[market]].is_late
 
-    def _name_of(self, market: MarketKey, token: int) -> str:
+    def _epoch_named(self, market: MarketKey, token: int) -> str:
         """Return the name of the feed with a token."""
-        known, shard = self._at.get(market), self._shard_of[market]
+        known, shard = self._positions.get(market), self._shard_of[market]
         return known.epoch if known is not None and token_of(known.epoch) == token else epoch_of(shard, token)
 
 
@@ -310,29 +310,29 @@ def order_of(position: Position) -> tuple[int, int]:
     return token_of(position.epoch), position.seq
 
 
-class _Lack:
+class _Undelivered:
     """A message number that the leader announced and that has not arrived, and for how many heartbeats."""
 
     def __init__(self) -> None:
-        self.promise = Position("", 0)
-        self.beats = 0
+        self.announced = Position("", 0)
+        self.heartbeats = 0
 
 
 class _Shard:
     def __init__(self, markets: tuple[MarketKey, ...], now: float) -> None:
         self.markets = markets
-        self.heard_at = now
+        self.heartbeat_at = now
         self.is_late = False
         self.epoch = ""
         self.beats: list[tuple[float, int]] = []  # when the last two arrived, and the exchange's time in them
-        self.promised: dict[MarketKey, int] = {}  # the number in the last heartbeat
-        self.marks: dict[MarketKey, Position] = {}  # the known position when it arrived
-        self.lower: dict[MarketKey, int] = {}  # how many in a row were below the known position
-        self.unlisted: dict[MarketKey, int] = {}  # how many in a row did not contain the market
-        self.outside: dict[MarketKey, float] = {}
+        self.announced: dict[MarketKey, int] = {}  # the number in the last heartbeat
+        self.known_positions: dict[MarketKey, Position] = {}  # the known position when it arrived
+        self.lower_counts: dict[MarketKey, int] = {}  # how many in a row were below the known position
+        self.unlisted_counts: dict[MarketKey, int] = {}  # how many in a row did not contain the market
+        self.external_at: dict[MarketKey, float] = {}
         self._replaced = ""  # the feed of the last heartbeat that did not count
 
-    def accepts(self, epoch: str) -> bool:
+    def accepts_epoch(self, epoch: str) -> bool:
         """Return whether a feed's heartbeat counts. One with a lower token counts only if it comes twice in a row."""
         if token_of(epoch) >= token_of(self.epoch) or self.is_late or epoch == self._replaced:
             self._replaced = ""

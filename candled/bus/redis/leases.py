@@ -20,14 +20,14 @@ from candled.exchange import Clock
 from candled.tasks import TaskSet
 
 from .connections import Call, Caller, reason_of
-from .lua import HERE, LEASE, RELEASE
+from .lua import LEASE, REGISTER, RELEASE
 
 logger = logging.getLogger(__name__)
 
 _TURNS = 6  # how often a lease is renewed, and free ones are requested, during its lifetime
 # more than a fair share is kept this long, so that the first process does not lead for only a second
 _PATIENT_TURNS = 3
-_HANDLED_S = 5.0  # how long to wait for the ingest of a shard given up for fairness to stop
+_HANDLING_S = 5.0  # how long to wait for the ingest of a shard given up for fairness to stop
 _MARGIN = 1 / 12  # of a lease: a leader stops this much earlier than Redis gives its lease to another
 
 
@@ -60,7 +60,7 @@ class Lease:
         self._changed = asyncio.Event()
 
     @property
-    def is_ours_to_ingest(self) -> bool:
+    def must_ingest(self) -> bool:
         """True if this process must read the shard's markets from their exchanges."""
         return self.state is not LeaseState.FOLLOWER
 
@@ -73,15 +73,15 @@ class Lease:
 
         When the next state is requested, the previous one counts as handled: its ingest was started or stopped.
         """
-        told: LeaseState | None = None
+        yielded: LeaseState | None = None
         while True:
-            if self.state is told:
+            if self.state is yielded:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            told = self.state
-            yield told
-            self._handled = told
+            yielded = self.state
+            yield yielded
+            self._handled = yielded
 
     @property
     def is_handled(self) -> bool:
@@ -145,17 +145,17 @@ class Leases:
         self._process = process
         self._member = f"{process}/{shards}"
         self._ttl_s = ttl_s
-        self._ask_s = ttl_s / _TURNS
+        self._turn_s = ttl_s / _TURNS
         self._alone_after_s = alone_after_s
         self._listeners: list[Callable[[Lease], None]] = []
         self._answered_at = clock.monotonic()
-        self._poke = asyncio.Event()
+        self._turn_requested = asyncio.Event()
         self._tasks = TaskSet()
         self._to_take: set[int] = set()
         self._too_many = 0  # turns in a row with more than a fair share
         self._is_mixed = False
         self.processes = 0  # how many ingest, including this one; 0 if not known yet
-        self._trouble = troubles.of("leases")  # its parts are shards, and the list of processes
+        self._trouble = troubles.record_of("leases")  # its parts are shards, and the list of processes
         self.all = [Lease(shard, epoch_of(shard, 0, process), clock) for shard in range(shards)]
 
     def add_listener(self, listener: Callable[[Lease], None]) -> None:
@@ -173,7 +173,7 @@ class Leases:
         await self._tasks.cancel()
         held = [lease for lease in self.all if lease.token]
         calls = [Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process) for lease in held]
-        await self._caller.call_all([*calls, Call.of_script(HERE, [self._names.processes_key], self._member, 0)])
+        await self._caller.call_all([*calls, Call.of_script(REGISTER, [self._names.processes_key], self._member, 0)])
         for lease in self.all:
             self._on_change(lease, lease.release())
 
@@ -187,7 +187,7 @@ class Leases:
         lease.floor = max(lease.floor, token)
         if lease.state is LeaseState.LEADER:
             self._on_change(lease, lease.mark_unsure())
-        self._poke.set()
+        self._turn_requested.set()
 
     @property
     def trouble(self) -> str | None:
@@ -204,8 +204,10 @@ class Leases:
         while True:
             if await self._take_turn():
                 continue
-            self._poke.clear()
-            waits = [asyncio.ensure_future(self._poke.wait()), asyncio.ensure_future(self._clock.sleep(self._ask_s))]
+            self._turn_requested.clear()
+            waits = [
+                asyncio.ensure_future(one) for one in (self._turn_requested.wait(), self._clock.sleep(self._turn_s))
+            ]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -215,7 +217,7 @@ class Leases:
     async def _watch_expiry(self) -> None:
         """Mark a lease as unsure as soon as it expires, even while a reply from Redis is pending."""
         while True:
-            await self._clock.sleep(self._ask_s / 4)
+            await self._clock.sleep(self._turn_s / 4)
             for lease in self.all:
                 if lease.has_run_out():
                     self._on_change(lease, lease.mark_unsure())
@@ -224,8 +226,8 @@ class Leases:
         """Renew this process's leases and take free ones; return whether to ask again immediately."""
         asked_at = self._clock.monotonic()
         asked = [lease for lease in self.all if lease.is_wanted]
-        here = Call.of_script(HERE, [self._names.processes_key], self._member, round(self._ttl_s * 1000))
-        members, *answers = await self._caller.call_all([here, *map(self._renew_call, asked)])
+        register = Call.of_script(REGISTER, [self._names.processes_key], self._member, round(self._ttl_s * 1000))
+        members, *answers = await self._caller.call_all([register, *map(self._renew_call, asked)])
         self._count_members(members)
         free = []
         for lease, answer in zip(asked, answers, strict=True):
@@ -233,7 +235,7 @@ class Leases:
                 self._on_no_answer(lease, answer)
                 continue
             self._answered_at = self._clock.monotonic()
-            self._trouble.works(lease.shard)
+            self._trouble.record_success(lease.shard)
             token, owner = int(answer[0]), answer[1].decode()
             lease.owner = owner
             if owner != self._process and owner:
@@ -251,7 +253,7 @@ class Leases:
         return bool(self._to_take - before)
 
     def _renew_call(self, lease: Lease) -> Call:
-        token = lease.token if lease.is_ours_to_ingest and lease.token > lease.floor else 0
+        token = lease.token if lease.must_ingest and lease.token > lease.floor else 0
         return Call.of_script(
             LEASE,
             [self._names.lease_key(lease.shard), self._names.token_key(lease.shard)],
@@ -268,9 +270,9 @@ class Leases:
     def _count_members(self, members: Any) -> None:
         """Count the processes that ingest, and check that all use the same number of shards."""
         if isinstance(members, Exception):
-            self._trouble.fails(reason_of(members), "processes")
+            self._trouble.record_failure(reason_of(members), "processes")
             return
-        self._trouble.works("processes")
+        self._trouble.record_success("processes")
         texts = [member.decode("utf-8", "replace") for member in members]
         shards = f"/{len(self.all)}"
         self.processes = sum(text.endswith(shards) for text in texts)
@@ -293,29 +295,29 @@ class Leases:
         if self._is_mixed:
             return set()
         first = crc32(self._process.encode())  # processes begin with different shards
-        free = sorted(free, key=lambda one: (not one.is_ours_to_ingest, (one.shard + first) % len(self.all)))
+        free = sorted(free, key=lambda one: (not one.must_ingest, (one.shard + first) % len(self.all)))
         return {lease.shard for lease in free[: max(0, share - len(held))]}
 
     async def _give_up(self, lease: Lease) -> None:
         lease.is_wanted = False
         self._on_change(lease, lease.release())
-        deadline = self._clock.monotonic() + _HANDLED_S
+        deadline = self._clock.monotonic() + _HANDLING_S
         while not lease.is_handled and self._clock.monotonic() < deadline:
-            await self._clock.sleep(self._ask_s / 10)
+            await self._clock.sleep(self._turn_s / 10)
         await self._caller.call_all([self._release_call(lease)])
         lease.is_wanted = True
 
     def _on_no_answer(self, lease: Lease, error: Exception) -> None:
-        self._trouble.fails(reason_of(error), lease.shard)
+        self._trouble.record_failure(reason_of(error), lease.shard)
         alone_s = self._clock.monotonic() - self._answered_at
-        if self._alone_after_s is not None and alone_s > self._alone_after_s and not lease.is_ours_to_ingest:
+        if self._alone_after_s is not None and alone_s > self._alone_after_s and not lease.must_ingest:
             self._on_change(lease, lease.mark_unsure())
 
     def _on_change(self, lease: Lease, changed: bool) -> None:
         if not changed:
             return
         logger.info(
-            "shard %d: %s%s", lease.shard, lease.state.value, f", feed {lease.epoch}" if lease.is_ours_to_ingest else ""
+            "shard %d: %s%s", lease.shard, lease.state.value, f", feed {lease.epoch}" if lease.must_ingest else ""
         )
         for listener in self._listeners:
             listener(lease)

@@ -70,7 +70,7 @@ return false
 
 # Publish a heartbeat, unless the lease belongs to another process; then return that token.
 # KEYS: lease. ARGV: token, channel, PUBLISH or SPUBLISH, heartbeat.
-BEAT = Script(f"""{_TEXT}{_CREDIBLE}
+HEARTBEAT = Script(f"""{_TEXT}{_CREDIBLE}
 local token = string.match(text(KEYS[1]) or '', '^(%d+) ')
 if credible(token) and token ~= ARGV[1] then
   return token
@@ -121,7 +121,7 @@ return 0
 
 # Register a process; return all registered ones, a thousand at most. No registration lasts for more than two minutes.
 # KEYS: processes. ARGV: process, for how long in ms (0: deregister).
-HERE = Script("""
+REGISTER = Script("""
 if redis.call('TYPE', KEYS[1]).ok ~= 'zset' then
   redis.call('DEL', KEYS[1])
 end

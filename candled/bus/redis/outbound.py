@@ -7,8 +7,8 @@ from candled.bus.codec import Newest
 from candled.bus.interface import FeedMetadata, HistoryChanged, Message, MinuteChanged, Position, StateChanged
 from candled.model import Candle
 
-_MOST_WAITING = 16  # queued messages; a subscriber that misses older ones reads them from the store
-_MINUTES_KEPT = 3
+_MAX_PENDING = 16  # queued messages; a subscriber that misses older ones reads them from the store
+_MAX_MINUTES = 3
 
 
 class Numbered(NamedTuple):
@@ -21,7 +21,7 @@ class Numbered(NamedTuple):
 class OutboundQueue:
     """The numbered messages of one market, kept until they are sent.
 
-    While Redis is unavailable (`is_away`), only the newest version of the forming minute is queued, and the last few
+    While Redis is unavailable (`is_blocked`), only the newest version of the forming minute is queued, and the last few
     other messages. This avoids a flood afterwards, and the jump in the numbers shows that messages are missing.
     """
 
@@ -29,23 +29,23 @@ class OutboundQueue:
         "_candles",
         "_complete_from_ms",
         "_metadata",
+        "_pending",
         "_state",
-        "_waiting",
         "as_of_ms",
         "ignores_number",
-        "is_away",
-        "sent",
+        "is_blocked",
+        "sent_seq",
         "seq",
     )
 
     def __init__(self) -> None:
         self.seq = 0  # number of the last message
-        self.sent = 0  # number of the last sent message
+        self.sent_seq = 0  # number of the last sent message
         self.as_of_ms = 0  # the exchange's newest time in a message
-        self.is_away = False
+        self.is_blocked = False
         # True if Redis has a number that this process never assigned, which must be overwritten
         self.ignores_number = False
-        self._waiting: list[Numbered] = []
+        self._pending: list[Numbered] = []
         self._candles: list[Candle] = []
         self._metadata = FeedMetadata()
         self._complete_from_ms: int | None = None
@@ -54,18 +54,18 @@ class OutboundQueue:
     @property
     def has_pending(self) -> bool:
         """True if messages are queued."""
-        return bool(self._waiting)
+        return bool(self._pending)
 
     @property
-    def promised(self) -> int:
+    def announced_seq(self) -> int:
         """The number up to which other processes should have received everything by now."""
-        return self.seq if self.is_away else self.sent
+        return self.seq if self.is_blocked else self.sent_seq
 
     def enqueue(self, message: Message) -> int:
         """Number a message and queue it; return its number."""
         self.seq += 1
         if isinstance(message, MinuteChanged):
-            self._candles = _with(self._candles, message.candle)
+            self._candles = _add_version(self._candles, message.candle)
             self.as_of_ms = max(self.as_of_ms, message.candle.as_of_ms)
         if isinstance(message, MinuteChanged | HistoryChanged):
             self._metadata = message.metadata
@@ -73,10 +73,10 @@ class OutboundQueue:
             self._complete_from_ms = message.complete_from_ms
         elif isinstance(message, StateChanged):
             self._state = message
-        if self.is_away:
-            self._waiting = [one for one in self._waiting if not _replaces(message, one.message)]
-        self._waiting.append(Numbered(message, self.seq))
-        del self._waiting[:-_MOST_WAITING]
+        if self.is_blocked:
+            self._pending = [one for one in self._pending if not _replaces(message, one.message)]
+        self._pending.append(Numbered(message, self.seq))
+        del self._pending[:-_MAX_PENDING]
         return self.seq
 
     def begin_feed(self) -> None:
@@ -84,19 +84,19 @@ class OutboundQueue:
 
         The newest state and the store contain their changes.
         """
-        self.seq = self.sent = 0
+        self.seq = self.sent_seq = 0
         self.ignores_number = False
-        self._waiting.clear()
+        self._pending.clear()
 
     def next_batch(self) -> Sequence[Numbered]:
         """Return the messages to send now, oldest first. They stay queued until `sent_up_to`."""
-        return tuple(self._waiting)
+        return tuple(self._pending)
 
     def sent_up_to(self, seq: int) -> None:
         """Forget messages that were sent."""
-        self.sent = max(self.sent, seq)
-        self.is_away = self.ignores_number = False
-        self._waiting = [one for one in self._waiting if one.seq > seq]
+        self.sent_seq = max(self.sent_seq, seq)
+        self.is_blocked = self.ignores_number = False
+        self._pending = [one for one in self._pending if one.seq > seq]
 
     def newest_state(self, epoch: str, seq: int) -> Newest | None:
         """Return the state for the market's key when the message `seq` is sent; None before the first minute."""
@@ -106,10 +106,10 @@ class OutboundQueue:
         return Newest(position, tuple(self._candles), self._metadata, self._complete_from_ms, self._state)
 
 
-def _with(candles: Sequence[Candle], candle: Candle) -> list[Candle]:
+def _add_version(candles: Sequence[Candle], candle: Candle) -> list[Candle]:
     """Return the newest minutes including one more version, oldest first."""
     kept = [one for one in candles if one.open_ms != candle.open_ms]
-    return sorted([*kept, candle], key=lambda one: one.open_ms)[-_MINUTES_KEPT:]
+    return sorted([*kept, candle], key=lambda one: one.open_ms)[-_MAX_MINUTES:]
 
 
 def _replaces(message: Message, older: Message) -> bool:

@@ -16,14 +16,14 @@ from candled.tasks import TaskSet
 
 from .connections import Call, Caller, Node, Servers, Topology, reason_of
 from .leases import Lease, Leases, LeaseState
-from .lua import BEAT, PUBLISH
+from .lua import HEARTBEAT, PUBLISH
 from .outbound import OutboundQueue
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 100  # markets in one pipeline, which limits how long the loop is blocked
-_BEAT_S = 1.0
-_KEPT_S = 7 * 86_400  # how long the keys of a market live after its last message
+_PIPELINE_MARKETS = 100  # markets in one pipeline, which limits how long the loop is blocked
+_HEARTBEAT_S = 1.0
+_KEY_TTL_S = 7 * 86_400  # how long the keys of a market live after its last message
 
 
 class RedisPublisher:
@@ -51,22 +51,22 @@ class RedisPublisher:
         self._epochs: dict[int, str] = {}
         self._known_epochs: set[str] = set()
         self._due: dict[MarketKey, None] = {}  # in the order of their turn
-        self._later: dict[MarketKey, None] = {}  # could not be sent: again with the next heartbeat
+        self._to_retry: dict[MarketKey, None] = {}  # could not be sent: again with the next heartbeat
         self._beats_due: set[int] = set()
         self._wake = asyncio.Event()
         self._pumps: dict[Node, _Pump] = {}
-        self._trouble = troubles.of("publishing")  # its parts are markets, and shards for their heartbeats
+        self._trouble = troubles.record_of("publishing")  # its parts are markets, and shards for their heartbeats
         self.published = 0
         self.refused = 0
         self._sending = TaskSet()  # a task per pump that has something to send
-        leases.add_listener(self.lease_changed)
+        leases.add_listener(self.on_lease_change)
 
     def enqueue(self, message: Message) -> Position:
         """Number a message, and send it later if this process leads its market's shard."""
         lease = self._lease_of(message.market)
         self._begin_feed(lease)
         seq = self._markets[message.market].enqueue(message)
-        if message.market not in self._later:
+        if message.market not in self._to_retry:
             self._due[message.market] = None
             self._wake.set()
         return Position(lease.epoch, seq)
@@ -75,16 +75,16 @@ class RedisPublisher:
         """Return whether a feed is or was this process's own."""
         return epoch in self._known_epochs
 
-    def lease_changed(self, lease: Lease) -> None:
+    def on_lease_change(self, lease: Lease) -> None:
         """Raise the fence of every market of a shard after taking the lead.
 
         The previous leader is then rejected.
         """
         self._begin_feed(lease)
-        if not lease.is_ours_to_ingest:  # nothing of it is published any more
-            self._trouble.works(lease.shard, *self._of(lease.shard))
+        if not lease.must_ingest:  # nothing of it is published any more
+            self._trouble.record_success(lease.shard, *self._markets_of(lease.shard))
         if lease.may_publish():
-            self._due |= dict.fromkeys(self._of(lease.shard))
+            self._due |= dict.fromkeys(self._markets_of(lease.shard))
             self._beats_due.add(lease.shard)
             self._wake.set()
 
@@ -96,7 +96,7 @@ class RedisPublisher:
             if lease.state is LeaseState.UNSURE:
                 reason = self._leases.trouble or "the leader is not known"
             if reason is not None:
-                found |= dict.fromkeys(self._of(lease.shard), reason)
+                found |= dict.fromkeys(self._markets_of(lease.shard), reason)
         for part, reason in self._trouble.parts.items():
             if isinstance(part, MarketKey):
                 found[part] = reason
@@ -104,9 +104,7 @@ class RedisPublisher:
 
     def describe(self) -> dict[str, Any]:
         """Return facts for `/health`."""
-        waiting = sum(
-            one.has_pending for market, one in self._markets.items() if self._lease_of(market).is_ours_to_ingest
-        )
+        waiting = sum(one.has_pending for market, one in self._markets.items() if self._lease_of(market).must_ingest)
         return {"published": self.published, "refused": self.refused, "waitingMarkets": waiting}
 
     async def run_pumps(self) -> None:
@@ -119,9 +117,9 @@ class RedisPublisher:
     async def send_heartbeats(self) -> None:
         """Schedule a heartbeat of each shard and a retry of failed messages every second, until cancelled."""
         while True:
-            await self._clock.sleep(_BEAT_S)
-            self._due |= self._later
-            self._later.clear()
+            await self._clock.sleep(_HEARTBEAT_S)
+            self._due |= self._to_retry
+            self._to_retry.clear()
             self._beats_due |= {lease.shard for lease in self._leases.all if lease.may_publish()}
             self._wake.set()
 
@@ -140,7 +138,7 @@ class RedisPublisher:
     def _lease_of(self, market: MarketKey) -> Lease:
         return self._leases.all[self._shard_of[market]]
 
-    def _of(self, shard: int) -> list[MarketKey]:
+    def _markets_of(self, shard: int) -> list[MarketKey]:
         return [market for market, one in self._shard_of.items() if one == shard]
 
     def _begin_feed(self, lease: Lease) -> None:
@@ -148,7 +146,7 @@ class RedisPublisher:
             return
         self._epochs[lease.shard] = lease.epoch
         self._known_epochs.add(lease.epoch)
-        for market in self._of(lease.shard):
+        for market in self._markets_of(lease.shard):
             self._markets[market].begin_feed()
 
     async def _distribute_due(self) -> None:
@@ -165,12 +163,12 @@ class RedisPublisher:
             return
         due, self._due = self._due, {}
         for market in due:
-            self._give_to_pump(market, topology, self._names.fence_key(market))
+            self._assign_to_pump(market, topology, self._names.fence_key(market))
         beats, self._beats_due = self._beats_due, set()
         for shard in beats:
-            self._give_to_pump(shard, topology, self._names.lease_key(shard))
+            self._assign_to_pump(shard, topology, self._names.lease_key(shard))
 
-    def _give_to_pump(self, one: MarketKey | int, topology: Topology, key: str) -> None:
+    def _assign_to_pump(self, one: MarketKey | int, topology: Topology, key: str) -> None:
         """Give a market, or the heartbeat of a shard, to the pump of the server that has its key."""
         try:
             node = topology.owner_of(key)
@@ -196,7 +194,7 @@ class RedisPublisher:
 
     async def _send_part(self, pump: "_Pump") -> None:
         """Send one part of the contents of a pump."""
-        chosen = list(islice(pump.due, _AT_ONCE))
+        chosen = list(islice(pump.due, _PIPELINE_MARKETS))
         for market in chosen:
             del pump.due[market]
         shards, pump.beats = pump.beats, set()
@@ -217,13 +215,13 @@ class RedisPublisher:
             if self._lease_of(market).may_publish():
                 led.append(market)
             else:
-                self._markets[market].is_away = True
+                self._markets[market].is_blocked = True
         return led
 
     def _make_batch(self, market: MarketKey, word: str) -> "_Batch":
         outgoing, lease, names = self._markets[market], self._lease_of(market), self._names
         messages = outgoing.next_batch()
-        seq = messages[-1].seq if messages else outgoing.sent
+        seq = messages[-1].seq if messages else outgoing.sent_seq
         newest = outgoing.newest_state(lease.epoch, seq)
         call = Call.of_script(
             PUBLISH,
@@ -233,7 +231,7 @@ class RedisPublisher:
             int(outgoing.ignores_number),
             names.candles_channel(market),
             word,
-            _KEPT_S,
+            _KEY_TTL_S,
             b"" if newest is None else encode_newest(newest),
             *(encode_message(one.message, Position(lease.epoch, one.seq)) for one in messages),
         )
@@ -246,12 +244,12 @@ class RedisPublisher:
             lease = self._leases.all[shard]
             if not lease.may_publish():
                 continue
-            markets = {market: self._markets[market] for market in self._of(shard)}
-            seqs = {self._names.candles_channel(market): one.promised for market, one in markets.items()}
+            markets = {market: self._markets[market] for market in self._markets_of(shard)}
+            seqs = {self._names.candles_channel(market): one.announced_seq for market, one in markets.items()}
             as_of_ms = max((one.as_of_ms for one in markets.values()), default=0)
             text = encode_heartbeat(shard, lease.epoch, seqs, as_of_ms)
             arguments = lease.token, self._names.heartbeat_channel(shard), word, text
-            beats.append((lease, Call.of_script(BEAT, [self._names.lease_key(shard)], *arguments)))
+            beats.append((lease, Call.of_script(HEARTBEAT, [self._names.lease_key(shard)], *arguments)))
         return beats
 
     def _on_sent(
@@ -259,25 +257,25 @@ class RedisPublisher:
     ) -> None:
         """Process the replies to batches and heartbeats."""
         for batch, answer in zip(batches, answers, strict=False):
-            self._batch_sent(batch, answer)
+            self._on_batch_sent(batch, answer)
         for (lease, _), answer in zip(beats, answers[len(batches) :], strict=True):
             if isinstance(answer, Exception):
                 self._on_failed([lease.shard], answer)
                 continue
-            self._trouble.works(lease.shard)
+            self._trouble.record_success(lease.shard)
             if isinstance(answer, bytes):
                 self._leases.on_fenced(lease, int(answer))
 
-    def _batch_sent(self, batch: "_Batch", answer: Any) -> None:
+    def _on_batch_sent(self, batch: "_Batch", answer: Any) -> None:
         outgoing, lease = self._markets[batch.market], self._lease_of(batch.market)
         if isinstance(answer, Exception):
             self.refused += not isinstance(answer, Unavailable)
             self._on_failed([batch.market], answer)
             return
         if isinstance(answer, bytes) and answer.startswith(b"late"):
-            self._overtaken(batch, int(answer[4:]))
+            self._on_overtaken(batch, int(answer[4:]))
             return
-        self._trouble.works(batch.market)
+        self._trouble.record_success(batch.market)
         if answer is not None:
             self.refused += 1
             self._leases.on_fenced(lease, int(answer))
@@ -285,7 +283,7 @@ class RedisPublisher:
             self.published += batch.messages
             outgoing.sent_up_to(batch.seq)
 
-    def _overtaken(self, batch: "_Batch", number: int) -> None:
+    def _on_overtaken(self, batch: "_Batch", number: int) -> None:
         """Handle a later call of this feed in Redis. If this process never made that call, it must be overwritten."""
         outgoing = self._markets[batch.market]
         if self._lease_of(batch.market).epoch != batch.epoch:
@@ -294,17 +292,17 @@ class RedisPublisher:
             outgoing.ignores_number = True
             self._on_failed([batch.market], Unavailable("another program has written its fence"))
         else:
-            self._trouble.works(batch.market)
+            self._trouble.record_success(batch.market)
             outgoing.sent_up_to(batch.seq)
 
     def _on_failed(self, what: Sequence[MarketKey | int], error: Exception) -> None:
         """Record that markets, or heartbeats of shards, could not be sent."""
         if what:
-            self._trouble.fails(reason_of(error), *what)
+            self._trouble.record_failure(reason_of(error), *what)
         for one in what:
             if isinstance(one, MarketKey):
-                self._markets[one].is_away = True
-                self._later[one] = None
+                self._markets[one].is_blocked = True
+                self._to_retry[one] = None
 
 
 class _Pump:

@@ -15,10 +15,10 @@ from candled.token_bucket import MOST_CLOSED_S, TokenBucket
 from .connections import Call, Caller, reason_of
 from .lua import BUDGET
 
-_ANSWER_S = 0.5  # a caller waits no longer than this for Redis
-_REST_S = 2.0  # after a failure, Redis is not asked again for this long
-_FOR_COMMANDS = 0.1  # the share of a budget that is left to commands while Redis is unavailable
-_MOST_WAIT_S = 1.0  # then ask again, because another process may have closed or used the budget
+_REPLY_TIMEOUT_S = 0.5  # a caller waits no longer than this for Redis
+_PAUSE_S = 2.0  # after a failure, Redis is not asked again for this long
+_COMMAND_SHARE = 0.1  # the share of a budget that is left to commands while Redis is unavailable
+_MAX_WAIT_S = 1.0  # then ask again, because another process may have closed or used the budget
 
 
 class _RedisCaller:
@@ -28,9 +28,9 @@ class _RedisCaller:
         self._caller = caller
         self._clock = clock
         self._trouble = trouble
-        self._rests_until = 0.0
+        self._paused_until = 0.0
         self._harmless: Call | None = None  # a harmless replacement for the call that failed last
-        trouble.try_again = self._try_again
+        trouble.retry = self._retry_call
 
     async def call_redis(self, *calls: Call, harmless: Call) -> list[Any]:
         """Return the replies to calls for one key. If they fail, `harmless` is retried until it works.
@@ -38,23 +38,23 @@ class _RedisCaller:
         Raises:
             Unavailable: a call has no reply, or was refused.
         """
-        if self._clock.monotonic() < self._rests_until:
+        if self._clock.monotonic() < self._paused_until:
             raise Unavailable("Redis did not answer a moment ago")
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(_REPLY_TIMEOUT_S):
                 answers = await self._caller.call_all(calls)
         except TimeoutError:
-            answers = [Unavailable(f"no answer within {_ANSWER_S:g} s")]
+            answers = [Unavailable(f"no answer within {_REPLY_TIMEOUT_S:g} s")]
         error = next((one for one in answers if isinstance(one, Exception)), None)
         if error is None:
-            self._trouble.works()
+            self._trouble.record_success()
             return answers
-        self._trouble.fails(reason_of(error))
+        self._trouble.record_failure(reason_of(error))
         self._harmless = harmless
-        self._rests_until = self._clock.monotonic() + _REST_S
+        self._paused_until = self._clock.monotonic() + _PAUSE_S
         raise Unavailable(f"Redis: {reason_of(error)}") from error
 
-    async def _try_again(self) -> None:
+    async def _retry_call(self) -> None:
         if self._harmless is not None:
             with suppress(Unavailable):
                 await self.call_redis(self._harmless, harmless=self._harmless)
@@ -68,7 +68,7 @@ class RedisCounter:
 
     def __init__(self, caller: Caller, names: Names, clock: Clock, troubles: Troubles) -> None:
         self._names = names
-        self._asking = _RedisCaller(caller, clock, troubles.of("counting requests", vital=False))
+        self._redis = _RedisCaller(caller, clock, troubles.record_of("counting requests", vital=False))
 
     async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
         """Count a request; return the count in the key's window, including this one, and the seconds left in it.
@@ -80,11 +80,11 @@ class RedisCounter:
         """
         name, window_ms = self._names.count_key(key), round(window_s * 1000)
         expire = Call(name, ("PEXPIRE", name, window_ms))
-        count, left_ms = await self._asking.call_redis(
+        count, left_ms = await self._redis.call_redis(
             Call(name, ("INCR", name)), Call(name, ("PTTL", name)), harmless=expire
         )
         if int(left_ms) < 0:  # the first request, or the process of that one failed before setting this
-            await self._asking.call_redis(expire, harmless=expire)
+            await self._redis.call_redis(expire, harmless=expire)
             left_ms = window_ms
         return int(count), int(left_ms) / 1000
 
@@ -104,7 +104,7 @@ class RedisBudgets:
         troubles: Troubles,
         processes: Callable[[], int] | None,
     ) -> None:
-        self._asking = _RedisCaller(caller, clock, troubles.of("sharing request budgets", vital=False))
+        self._redis = _RedisCaller(caller, clock, troubles.record_of("sharing request budgets", vital=False))
         self._names = names
         self._clock = clock
         self._processes = processes
@@ -115,7 +115,7 @@ class RedisBudgets:
         found = self._budgets.get(host)
         if found is None:
             key = self._names.budget_key(host)
-            found = self._budgets[host] = RedisBudget(self._asking, key, self._clock, rate, self._share)
+            found = self._budgets[host] = RedisBudget(self._redis, key, self._clock, rate, self._share)
         found.limit(rate)
         return found
 
@@ -125,51 +125,51 @@ class RedisBudgets:
         A part is left to commands, which do not know how many processes there are.
         """
         if self._processes is None:
-            return _FOR_COMMANDS
-        return (1.0 - _FOR_COMMANDS) / (self._processes() or 2)
+            return _COMMAND_SHARE
+        return (1.0 - _COMMAND_SHARE) / (self._processes() or 2)
 
     async def stop(self) -> None:
         """Stop all background tasks."""
         for one in self._budgets.values():
-            await one.publishing.cancel()
+            await one.tasks.cancel()
 
 
 class RedisBudget:
     """A `candled.budget.Budget` that is stored in Redis."""
 
-    def __init__(self, asking: _RedisCaller, key: str, clock: Clock, rate: float, share: Callable[[], float]) -> None:
-        self._asking = asking
+    def __init__(self, redis: _RedisCaller, key: str, clock: Clock, rate: float, share: Callable[[], float]) -> None:
+        self._redis = redis
         self._key = key
         self._clock = clock
         self._rate = rate
         self._share = share
-        self._turn = asyncio.Lock()  # within this process
-        self._own = TokenBucket(rate)
-        self._left = 1.0
-        self._left_at = clock.monotonic()
+        self._lock = asyncio.Lock()  # within this process
+        self._local_bucket = TokenBucket(rate)
+        self._remaining = 1.0
+        self._remaining_at = clock.monotonic()
         self._closed_until = 0.0
-        self._to_close_until = 0.0  # not sent to Redis yet
-        self.publishing = TaskSet()
+        self._unsent_closing = 0.0  # not sent to Redis yet
+        self.tasks = TaskSet()
 
     def limit(self, rate: float) -> None:
         """Allow at most `rate` requests a second from now on."""
         self._rate = min(self._rate, rate)
-        self._own.limit(rate)
+        self._local_bucket.limit(rate)
 
     async def acquire(self) -> None:
         """Wait until a request may be made, and count it."""
-        async with self._turn:
+        async with self._lock:
             while wait_s := await self._try_acquire():
-                await self._clock.sleep(min(wait_s, _MOST_WAIT_S))
+                await self._clock.sleep(min(wait_s, _MAX_WAIT_S))
 
     def close_for(self, seconds: float) -> None:
         """Allow no requests for some time, in all processes, because the host asked for it."""
         until = self._clock.monotonic() + min(seconds, MOST_CLOSED_S)
         self._closed_until = max(self._closed_until, until)
-        self._to_close_until = max(self._to_close_until, until)
-        self._own.close_until(until)
-        if not self.publishing:
-            self.publishing.start(self._publish_closing())
+        self._unsent_closing = max(self._unsent_closing, until)
+        self._local_bucket.close_until(until)
+        if not self.tasks:
+            self.tasks.start(self._publish_closing())
 
     def closed_for(self) -> float:
         """Return the seconds until the host may be asked again."""
@@ -179,8 +179,8 @@ class RedisBudget:
         """Return the share of the budget left at the last request, plus the amount refilled since."""
         if self.closed_for():
             return 0.0
-        back = (self._clock.monotonic() - self._left_at) * self._rate / max(1.0, self._rate)
-        return min(1.0, self._left + back)
+        back = (self._clock.monotonic() - self._remaining_at) * self._rate / max(1.0, self._rate)
+        return min(1.0, self._remaining + back)
 
     async def _try_acquire(self) -> float:
         """Return the seconds to wait before asking again, or 0.0 once a request was counted."""
@@ -196,32 +196,32 @@ class RedisBudget:
 
         If the number of processes is unknown, the share is about half.
         """
-        self._own.rate = self._rate * self._share()
-        wait_s = self._own.try_take(self._clock.monotonic())
-        self._left_at = self._clock.monotonic()
-        self._left = self._own.remaining_share(self._left_at)
+        self._local_bucket.rate = self._rate * self._share()
+        wait_s = self._local_bucket.try_take(self._clock.monotonic())
+        self._remaining_at = self._clock.monotonic()
+        self._remaining = self._local_bucket.remaining_share(self._remaining_at)
         return wait_s
 
     async def _request_share(self, *, take: bool) -> float:
         now = self._clock.monotonic()
-        close_ms = max(0, round((self._to_close_until - now) * 1000))
-        told = self._to_close_until
+        close_ms = max(0, round((self._unsent_closing - now) * 1000))
+        closing_until = self._unsent_closing
         burst = max(1.0, self._rate)
-        asked = Call.of_script(BUDGET, [self._key], self._rate, burst, close_ms, int(take))
+        call = Call.of_script(BUDGET, [self._key], self._rate, burst, close_ms, int(take))
         harmless = Call.of_script(BUDGET, [self._key], self._rate, burst, 0, 0)
-        (answer,) = await self._asking.call_redis(asked, harmless=harmless)
+        (answer,) = await self._redis.call_redis(call, harmless=harmless)
         wait_ms, left, closed_ms = (int(part) for part in answer)
-        if self._to_close_until == told:
-            self._to_close_until = 0.0
-        self._left, self._left_at = left / 1000, self._clock.monotonic()
+        if self._unsent_closing == closing_until:
+            self._unsent_closing = 0.0
+        self._remaining, self._remaining_at = left / 1000, self._clock.monotonic()
         if closed_ms:
             self._closed_until = max(self._closed_until, self._clock.monotonic() + closed_ms / 1000)
         return wait_ms / 1000
 
     async def _publish_closing(self) -> None:
         """Send the closing of the host to Redis, with retries while it lasts."""
-        while self._to_close_until > self._clock.monotonic():
+        while self._unsent_closing > self._clock.monotonic():
             try:
                 await self._request_share(take=False)
             except Unavailable:
-                await self._clock.sleep(_MOST_WAIT_S)
+                await self._clock.sleep(_MAX_WAIT_S)

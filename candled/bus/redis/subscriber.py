@@ -22,18 +22,18 @@ from .connections import TROUBLE, Node, Servers, close, reason_of
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 1.0
+LOOPBACK_S = 1.0
 SILENT_S = 3.0  # a connection without a loopback message for this long is dead
-_LISTEN_S = 0.25  # how long one read waits for a message
-_EARLY_NONES = 20  # this many immediate "no message yet": the connection is dead, and the loop would spin
+_READ_S = 0.25  # how long one read waits for a message
+_MAX_EARLY_NONES = 20  # this many immediate "no message yet": the connection is dead, and the loop would spin
 _SUBSCRIBE_S = 3.0
-_LOOK_S = 5.0  # how often to check whether channels have moved to other servers
-_FIRST_WAIT_S, _MOST_WAIT_S = 0.05, 1.0
+_CHECK_S = 5.0  # how often to check whether channels have moved to other servers
+_MIN_RETRY_S, _MAX_RETRY_S = 0.05, 1.0
 _CONFIRMED = ("subscribe", "ssubscribe")
 _MESSAGES = ("message", "smessage")
 
 
-class _Wanted(NamedTuple):
+class _ServerChannels(NamedTuple):
     """The channels of one server."""
 
     node: Node
@@ -44,8 +44,8 @@ class _Wanted(NamedTuple):
 class Subscriber:
     """A subscription to `channels` over one or more connections.
 
-    `heard` is called with channel and data of each message. `ready` is called with the channels of each connection that
-    was made or replaced: earlier messages may have been missed.
+    `on_message` is called with channel and data of each message. `on_ready` is called with the channels of each
+    connection that was made or replaced: earlier messages may have been missed.
     """
 
     def __init__(
@@ -56,125 +56,125 @@ class Subscriber:
         trouble: TroubleRecord,
         *,
         process: str,
-        heard: Callable[[str, bytes], None],
-        ready: Callable[[Sequence[str]], None],
+        on_message: Callable[[str, bytes], None],
+        on_ready: Callable[[Sequence[str]], None],
     ) -> None:
         self.servers = servers
         self.clock = clock
         self.process = process
-        self.heard = heard
+        self.on_message = on_message
         self._channels = tuple(channels)
-        self._ready = ready
-        self._links: dict[Node, _SubscriberConnection] = {}
-        self._ended = asyncio.Event()
+        self._on_ready = on_ready
+        self._connections: dict[Node, _SubscriberConnection] = {}
+        self._has_failed = asyncio.Event()
         self._failures = 0
         self.generation = 0  # how many connections were made
-        self.ends: Counter[str] = Counter()
+        self.end_counts: Counter[str] = Counter()
         self._trouble = trouble
 
     @property
     def is_connected(self) -> bool:
         """True if every channel is received."""
-        return bool(self._links) and all(link.is_ready for link in self._links.values())
+        return bool(self._connections) and all(connection.is_ready for connection in self._connections.values())
 
     @property
     def lag_s(self) -> float | None:
         """The publish-to-receive latency of the slowest connection, in seconds; None if nothing is received."""
-        lags = [link.lag_s for link in self._links.values() if link.is_ready and link.lag_s is not None]
-        return max(lags, default=None)
+        ready = (one for one in self._connections.values() if one.is_ready)
+        return max((one.lag_s for one in ready if one.lag_s is not None), default=None)
 
     async def run(self) -> None:
         """Keep a connection to each server that has channels, until cancelled. `stop` ends the connections."""
         while True:
-            self._ended.clear()
+            self._has_failed.clear()
             try:
                 await self._arrange_connections()
             except Unavailable as error:
                 self._on_failure(str(error), None)
                 self.servers.suspect_topology()
-            wait_s = self._wait_s()
+            wait_s = self._retry_wait_s()
             if self._failures:
                 await self.clock.sleep(wait_s)
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), None if self.servers.is_fixed else wait_s)
+                await asyncio.wait_for(self._has_failed.wait(), None if self.servers.is_fixed else wait_s)
 
     async def stop(self) -> None:
         """End the connections, after `run` has ended."""
-        for link in self._links.values():
-            await link.stop()
+        for connection in self._connections.values():
+            await connection.stop()
 
-    def _wait_s(self) -> float:
+    def _retry_wait_s(self) -> float:
         if not self._failures:
-            return _LOOK_S
-        limit = min(_MOST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(self._failures - 1, 10))
+            return _CHECK_S
+        limit = min(_MAX_RETRY_S, _MIN_RETRY_S * 2.0 ** min(self._failures - 1, 10))
         return limit * random.uniform(0.5, 1.0)  # thousands may have lost the same server
 
     async def _arrange_connections(self) -> None:
         """Replace connections that ended, and those whose channels have moved."""
         if not self.servers.is_fixed:
             self.servers.suspect_topology()
-        wanted = {one.node: one for one in await self._wanted_connections()}
-        self._trouble.works(*(node for node in self._trouble.parts if node not in wanted))
-        for node, link in list(self._links.items()):
-            if link.wanted != wanted.get(node) or link.is_over:
-                del self._links[node]
-                await link.stop()
-        for node, one in wanted.items():
-            if node not in self._links:
-                self._links[node] = _SubscriberConnection(self, one)
+        assigned = {one.node: one for one in await self._assign_channels()}
+        self._trouble.record_success(*(node for node in self._trouble.parts if node not in assigned))
+        for node, connection in list(self._connections.items()):
+            if connection.assigned != assigned.get(node) or connection.is_over:
+                del self._connections[node]
+                await connection.stop()
+        for node, one in assigned.items():
+            if node not in self._connections:
+                self._connections[node] = _SubscriberConnection(self, one)
 
-    async def _wanted_connections(self) -> list[_Wanted]:
+    async def _assign_channels(self) -> list[_ServerChannels]:
         topology = await self.servers.find_topology()
         groups: dict[Node, list[str]] = {}
         for channel in self._channels:
             groups.setdefault(topology.owner_of(channel), []).append(channel)
         if not topology.sharded and len(groups) > 1:  # without sharding, every node of a cluster carries all channels
-            alive = [node for node, link in self._links.items() if node in topology.nodes and not link.is_over]
-            return [_Wanted(random.choice(alive or topology.nodes), self._channels, False)]
-        return [_Wanted(node, tuple(channels), topology.sharded) for node, channels in groups.items()]
+            alive = [node for node, one in self._connections.items() if node in topology.nodes and not one.is_over]
+            return [_ServerChannels(random.choice(alive or topology.nodes), self._channels, False)]
+        return [_ServerChannels(node, tuple(channels), topology.sharded) for node, channels in groups.items()]
 
     # ------------------------------------------------------------ called by the connections
 
-    def on_connection_ready(self, link: "_SubscriberConnection") -> None:
+    def on_connection_ready(self, connection: "_SubscriberConnection") -> None:
         """Record that a connection has subscribed, and notify the owner."""
         self.generation += 1
-        self._trouble.works(link.wanted.node)
-        self._ready(link.wanted.channels)
+        self._trouble.record_success(connection.assigned.node)
+        self._on_ready(connection.assigned.channels)
 
     def on_connection_alive(self) -> None:
         """Record a loopback message: the connection works."""
         self._failures = 0
 
-    def on_connection_end(self, link: "_SubscriberConnection", reason: str, *, was_ready: bool) -> None:
+    def on_connection_end(self, connection: "_SubscriberConnection", reason: str, *, was_ready: bool) -> None:
         """Record the end of a connection, and have it replaced."""
         if was_ready:
-            self.ends[reason.split(":")[0]] += 1
-        self._on_failure(f"{link.wanted.node}: {reason}", link.wanted.node)
-        self.servers.suspect_topology(link.wanted.node)
-        self._ended.set()
+            self.end_counts[reason.split(":")[0]] += 1
+        self._on_failure(f"{connection.assigned.node}: {reason}", connection.assigned.node)
+        self.servers.suspect_topology(connection.assigned.node)
+        self._has_failed.set()
 
     def _on_failure(self, reason: str, node: Node | None) -> None:
         self._failures += 1
-        self._trouble.fails(reason, node)
+        self._trouble.record_failure(reason, node)
 
 
 class _SubscriberConnection:
     """One subscription at one server, from its beginning to its first failure."""
 
-    def __init__(self, owner: Subscriber, wanted: _Wanted) -> None:
-        self.wanted = wanted
+    def __init__(self, owner: Subscriber, assigned: _ServerChannels) -> None:
+        self.assigned = assigned
         self.is_ready = False
         self.is_over = False
         self._is_stopped = False
         self.lag_s: float | None = None
         self._owner = owner
         self._clock = owner.clock
-        self._private = private_channel(wanted.channels[0], owner.process)
-        self._heard_at = 0.0
-        self._listener, self._voice = (owner.servers.make_client(wanted.node) for _ in range(2))
-        self._pubsub = self._listener.pubsub()
-        self._voice_trouble = ""
+        self._private = private_channel(assigned.channels[0], owner.process)
+        self._loopback_at = 0.0
+        self._client, self._loopback_client = (owner.servers.make_client(assigned.node) for _ in range(2))
+        self._pubsub = self._client.pubsub()
+        self._loopback_trouble = ""
         self._tasks = TaskSet()  # receives, and sends loopback messages
         self._receiving = self._tasks.start(self._receive())
         self._task = asyncio.ensure_future(self._run_until_end())
@@ -191,7 +191,7 @@ class _SubscriberConnection:
         was_ready, self.is_ready = self.is_ready, False
         reason = "stopped" if self._receiving.cancelled() else self._receiving.result()
         await self._tasks.cancel()
-        for one in (self._pubsub, self._listener, self._voice):
+        for one in (self._pubsub, self._client, self._loopback_client):
             await close(one)
         self.is_over = True
         if not self._is_stopped:
@@ -201,7 +201,7 @@ class _SubscriberConnection:
         """Receive until the first failure; return its reason."""
         try:
             await self._subscribe_channels()
-            self._heard_at = self._clock.monotonic()
+            self._loopback_at = self._clock.monotonic()
             self.is_ready = True
             self._owner.on_connection_ready(self)
             self._tasks.start(self._send_loopback())
@@ -209,15 +209,15 @@ class _SubscriberConnection:
         except TROUBLE as error:
             return f"{type(error).__name__}: {reason_of(error)}"
         except Exception as error:  # any error: a connection that ended silently would never be replaced
-            logger.exception("receiving from Redis at %s failed", self.wanted.node)
+            logger.exception("receiving from Redis at %s failed", self.assigned.node)
             return f"{type(error).__name__}: {error}"
 
     async def _subscribe_channels(self) -> None:
         """Subscribe, and wait until every channel is confirmed."""
         pubsub: Any = self._pubsub
-        channels = (*self.wanted.channels, self._private)
+        channels = (*self.assigned.channels, self._private)
         async with asyncio.timeout(_SUBSCRIBE_S):
-            if self.wanted.sharded:
+            if self.assigned.sharded:
                 for channel in channels:  # one command accepts channels of one slot only
                     await pubsub.ssubscribe(channel)
             else:
@@ -236,11 +236,11 @@ class _SubscriberConnection:
         early = 0
         while True:
             asked_at = self._clock.monotonic()
-            message = await pubsub.get_message(timeout=_LISTEN_S)
+            message = await pubsub.get_message(timeout=_READ_S)
             now = self._clock.monotonic()
             if message is None:
-                early = early + 1 if now - asked_at < _LISTEN_S / 2 else 0
-                if early >= _EARLY_NONES:
+                early = early + 1 if now - asked_at < _READ_S / 2 else 0
+                if early >= _MAX_EARLY_NONES:
                     return "a dead connection that returns immediately"
                 await self._clock.sleep(0)
             elif message["type"] in _MESSAGES:
@@ -250,27 +250,27 @@ class _SubscriberConnection:
                 return "subscribed again without a request: redis-py has reconnected"
             else:
                 return f"no longer subscribed: {message['type']}"
-            if now - self._heard_at > SILENT_S:
-                why = f" ({self._voice_trouble})" if self._voice_trouble else ""
+            if now - self._loopback_at > SILENT_S:
+                why = f" ({self._loopback_trouble})" if self._loopback_trouble else ""
                 return f"silent: no loopback message for {SILENT_S:g} s{why}"
 
     def _accept_message(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode("utf-8", "replace")
         if channel != self._private:
-            self._owner.heard(channel, message["data"])
+            self._owner.on_message(channel, message["data"])
             return
-        self._heard_at = self._clock.monotonic()
+        self._loopback_at = self._clock.monotonic()
         self._owner.on_connection_alive()
         with contextlib.suppress(ValueError):
-            self.lag_s = max(0.0, self._heard_at - float(message["data"]))
+            self.lag_s = max(0.0, self._loopback_at - float(message["data"]))
 
     async def _send_loopback(self) -> None:
         """Publish to the private channel until cancelled. The receiving side detects failures."""
-        word = "SPUBLISH" if self.wanted.sharded else "PUBLISH"
+        word = "SPUBLISH" if self.assigned.sharded else "PUBLISH"
         while True:
             try:
-                await self._voice.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
-                self._voice_trouble = ""
+                await self._loopback_client.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
+                self._loopback_trouble = ""
             except TROUBLE as error:
-                self._voice_trouble = reason_of(error)
-            await self._clock.sleep(BEAT_S)
+                self._loopback_trouble = reason_of(error)
+            await self._clock.sleep(LOOPBACK_S)
