@@ -10,8 +10,10 @@ from candled.bus.redis.leases import Lease, Leases
 from candled.bus.shards import shard_of
 from candled.config import Config, ExchangeConfig, make_exchanges
 from candled.exchange import Clock
-from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions, MarketStore
+from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
+from candled.ingest.market_loader import IngestOptions
+from candled.ingest.market_store import MarketStore
 from candled.model import MarketKey, Symbol
 from candled.parallel import in_parallel
 from candled.tasks import TaskSet

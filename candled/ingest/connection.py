@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from candled.exchange import Candles, Event, FeedError, Pong, SocketFeed, Subscribed, SubscriptionRejected
 from candled.model import Symbol
 
-from .refusals import Refusals
+from .rejected_symbols import RejectedSymbols
 
 # A subscription without acknowledgement or data is renewed, first after 10 s, then less and less often.
 _ANSWER_WITHIN_S = 10.0
@@ -34,7 +34,7 @@ class FeedConnection:
     """
 
     def __init__(
-        self, feed: SocketFeed, symbols: Iterable[Symbol], now: float, refusals: Refusals | None = None
+        self, feed: SocketFeed, symbols: Iterable[Symbol], now: float, rejected: RejectedSymbols | None = None
     ) -> None:
         self._feed = feed
         self._opened_at = now
@@ -45,8 +45,8 @@ class FeedConnection:
         self._subscriptions: dict[Symbol, _Subscription] = {}
         self._broken: str | None = None
         #: Subscriptions that the exchange rejected, on this connection and on earlier ones.
-        self._refusals = Refusals() if refusals is None else refusals
-        self._request_symbols(self._refusals.admitted(symbols, now), now)
+        self._rejected = RejectedSymbols() if rejected is None else rejected
+        self._request_symbols(self._rejected.select_allowed(symbols, now), now)
 
     def on_frame(self, frame: str, now: float) -> list[Event]:
         """Read a frame; return its events for the caller: candles, rejections and errors.
@@ -59,13 +59,13 @@ class FeedConnection:
             if isinstance(event, Pong):
                 self._pong_due = None
             elif isinstance(event, Subscribed):
-                self._on_acknowledged(event.symbol)
+                self._on_acknowledgement(event.symbol)
             else:
                 if isinstance(event, Candles):
                     self._on_sign_of_life(event.symbol)
                 elif isinstance(event, SubscriptionRejected):
                     self._subscriptions.pop(event.symbol, None)
-                    self._refusals.note(event.symbol, now)
+                    self._rejected.add_rejection(event.symbol, now)
                 elif isinstance(event, FeedError) and event.reconnect:
                     self._broken = event.reason
                 events.append(event)
@@ -73,7 +73,7 @@ class FeedConnection:
 
     def frames_to_send(self, now: float) -> list[str]:
         """Return the frames to send now, as fast as the exchange allows. Pings go first."""
-        self._request_symbols(self._refusals.take_due(now), now)
+        self._request_symbols(self._rejected.take_due(now), now)
         self._renew_silent(now)
         ping = self._feed.ping
         if ping is not None and now >= self._ping_at:
@@ -122,12 +122,12 @@ class FeedConnection:
         for symbol in symbols:
             self._subscriptions[symbol] = _Subscription(now)
 
-    def _on_acknowledged(self, symbol: Symbol) -> None:
+    def _on_acknowledgement(self, symbol: Symbol) -> None:
         if symbol in self._subscriptions:
             self._subscriptions[symbol].acknowledged = True
 
     def _on_sign_of_life(self, symbol: Symbol) -> None:
-        self._refusals.forget(symbol)
+        self._rejected.remove(symbol)
         if symbol in self._subscriptions:
             subscription = self._subscriptions[symbol]
             subscription.acknowledged = subscription.alive = True

@@ -4,44 +4,26 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Literal
+from operator import attrgetter
 
 from candled.model import MINUTE, MINUTE_MS, Interval, Range, RangeSet
 from candled.store.interface import ALL_TIME, KnownGap
 from candled.store.known_gaps import inside, joined, outside
 
 from .evidence import Evidence
-
-Absence = Literal["exchange_outage", "no_trades"]
+from .gap_retry import Absence, make_gap, postpone
+from .unconfirmed import UnconfirmedMinutes
 
 _WEEK = Interval.parse("1W")
-_DAY_MS = 86_400_000
 RECENT_MS = 2 * 60 * MINUTE_MS
-# The waits before the exchange is asked again for missing minutes, one per unsuccessful answer, and the wait after
-# those. Requests never stop, because an exchange that returns nothing may be wrong. If it does not publish minutes
-# without trades, every thin market has hundreds of missing minutes a day: they are requested a few times at first, and
-# later many of them in one request.
-_RETRY_MS: dict[str, tuple[int, ...]] = {
-    "exchange_outage": (60_000, 600_000, 3_600_000, 21_600_000, 43_200_000, *[_DAY_MS] * 7),
-    "no_trades": (600_000, 21_600_000, *[_DAY_MS] * 7),
-    "invalid": (60_000, 300_000, 1_800_000, 7_200_000, 21_600_000),
-    "unconfirmed": (60_000, 600_000, 3_600_000),
-    "beyond_history": (_DAY_MS, 7 * _DAY_MS),
-}
-_ENDLESS_MS = {
-    "exchange_outage": 30 * _DAY_MS,
-    "no_trades": 30 * _DAY_MS,
-    "invalid": _DAY_MS,
-    "unconfirmed": 21_600_000,
-    "beyond_history": 30 * _DAY_MS,
-}
-# A final minute that REST does not confirm is requested again for this long; then the stream's version is kept.
-_DEFERRED_MS = _DAY_MS
+#: This much of the stored history is compared with REST again, because exchanges revise minutes.
+RECHECK_MS = 24 * 60 * MINUTE_MS
 # If no other source has evidence of the beginning of history, this many answers, over at least eleven minutes, are
 # believed.
 _LOOKS = 3
 _SETTLED = ("exchange_outage", "no_trades", "invalid")
 _NOTHING = RangeSet()
+_START = attrgetter("start_ms")
 
 
 class Urgency(IntEnum):
@@ -52,15 +34,6 @@ class Urgency(IntEnum):
     WEEK = 2  # missing minutes of the current week, needed for forming bars
     CONFIRM = 3  # final minutes that REST has not confirmed yet
     HISTORY = 4  # older history, newest first, and minutes that the exchange did not have before
-
-
-@dataclass(frozen=True, slots=True)
-class _Deferred:
-    """A final minute that REST did not confirm: since when, and when to ask again, in UTC epoch ms."""
-
-    since_ms: int
-    attempts: int
-    retry_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +70,20 @@ class Coverage:
         self._older = older
         self._have = RangeSet(sorted(present))  # in order, so each range is appended
         # sorted, disjoint, and disjoint from stored minutes
-        self._known_gaps = [piece for known_gap in joined(known_gaps) for piece in self._lacking_parts(known_gap)]
+        self._known_gaps = [
+            replace(known_gap, start_ms=start_ms, end_ms=end_ms)
+            for known_gap in joined(known_gaps)
+            for start_ms, end_ms in self._have.missing(known_gap.start_ms, known_gap.end_ms)
+        ]
         # stored, or known not to exist
-        known = (
-            (known_gap.start_ms, known_gap.end_ms) for known_gap in known_gaps if known_gap.reason != "unconfirmed"
-        )
+        known = ((gap.start_ms, gap.end_ms) for gap in known_gaps if gap.reason != "unconfirmed")
         self._covered = RangeSet(sorted([*self._have, *known]))
         self._begins_ms: int | None = None  # another source has no older data
         self._is_contradicted = False  # another source has data that the exchange denies
         # minutes with a version that is not the last one, so they exist
         self._seen = RangeSet()
-        self._unconfirmed = RangeSet()
-        self._deferred: dict[int, _Deferred] = {}  # keys are opening times
-        self._resume_ms: int | None = None  # when the first of them is due
+        #: The final minutes that REST has not confirmed yet.
+        self.unconfirmed = UnconfirmedMinutes(absence)
         self._changed: Range | None = None
         self.version = 0  # incremented with every change
         self._beginning: KnownGap | None = None  # the value at version `_beginning_of`
@@ -143,7 +117,7 @@ class Coverage:
 
     def covered_within(self, start_ms: int, end_ms: int) -> RangeSet:
         """Return the final minutes of `[start_ms, end_ms)` that are stored."""
-        return _without(RangeSet([(start_ms, end_ms)]), self._have.missing(start_ms, end_ms))
+        return self._have.common(RangeSet([(start_ms, end_ms)]))
 
     def missing_within(self, start_ms: int, end_ms: int) -> RangeSet:
         """Return the minutes that are neither stored nor known not to exist."""
@@ -188,40 +162,23 @@ class Coverage:
         """Count the minutes of `[start_ms, end_ms)` that are not stored, for any reason."""
         return self._have.missing(start_ms, end_ms).total_ms // MINUTE_MS
 
-    def unconfirmed_within(self, start_ms: int, end_ms: int) -> Iterator[int]:
-        """Yield the opening times of the final minutes of `[start_ms, end_ms)` that REST has not confirmed yet."""
-        for first_ms, stop_ms in _without(RangeSet([(start_ms, end_ms)]), self._unconfirmed.missing(start_ms, end_ms)):
-            yield from range(first_ms, stop_ms, MINUTE_MS)
-
-    @property
-    def unconfirmed_minutes(self) -> int:
-        """The number of final minutes that REST has not confirmed yet."""
-        return self._unconfirmed.total_ms // MINUTE_MS + sum(
-            open_ms not in self._unconfirmed for open_ms in self._deferred
-        )
-
-    def was_deferred(self, open_ms: int) -> bool:
-        """Return whether REST has already answered without confirming this minute."""
-        return open_ms in self._deferred
-
     # ------------------------------------------------------------ updates
 
-    def known_since(self, since_ms: int) -> bool:
+    def extend_since(self, since_ms: int) -> bool:
         """Record that history is complete from `since_ms`, as another process found; return whether this is new."""
         self.version += 1
-        is_news = self.since_ms is None or since_ms < self.since_ms
-        if is_news:
+        is_new = self.since_ms is None or since_ms < self.since_ms
+        if is_new:
             self.since_ms = since_ms
-        return is_news
+        return is_new
 
     def add_minute(self, open_ms: int, *, confirmed: bool) -> None:
         """Record that a final minute is stored."""
         end_ms = open_ms + MINUTE_MS
         if confirmed:
-            self._unconfirmed.remove(open_ms, end_ms)
-            self._deferred.pop(open_ms, None)
+            self.unconfirmed.remove_range(open_ms, end_ms)
         else:
-            self._unconfirmed.add(open_ms, end_ms)
+            self.unconfirmed.add_range(open_ms, end_ms)
         self.add_stored(open_ms, end_ms)
 
     def add_stored(self, start_ms: int, end_ms: int) -> None:
@@ -237,9 +194,7 @@ class Coverage:
             # History is older than believed, so all minutes that were taken not to exist may exist.
             disproved = [known_gap for known_gap in reached if known_gap.reason == "beyond_history"]
             kept = [known_gap for known_gap in reached if known_gap.reason != "beyond_history"]
-            self._known_gaps[first:last] = [
-                piece for known_gap in kept for piece in outside(known_gap, start_ms, end_ms)
-            ]
+            self._known_gaps[first:last] = [piece for gap in kept for piece in outside(gap, start_ms, end_ms)]
             self._note_change(start_ms, end_ms)
             for known_gap in disproved:
                 self._covered.remove(known_gap.start_ms, known_gap.end_ms)
@@ -256,7 +211,7 @@ class Coverage:
         now_ms: int,
         unreadable: RangeSet = _NOTHING,
         *,
-        behind: RangeSet = _NOTHING,
+        outdated: RangeSet = _NOTHING,
         seen: RangeSet = _NOTHING,
         is_believed: bool = True,
     ) -> bool:
@@ -264,7 +219,7 @@ class Coverage:
 
         The exchange does not have the minutes before `until_ms` that are still missing.
 
-        `unreadable` are minutes whose rows are not valid candles. `behind` are minutes whose row is older than the
+        `unreadable` are minutes whose rows are not valid candles. `outdated` are minutes whose row is older than the
         known version: they are requested again soon. `seen` are minutes with a known version that is not the last one:
         they exist, even if the answer does not contain them. Without `is_believed`, the answer is no evidence for
         missing minutes and is not counted. A gap that was in the window only because of its neighbours does not count
@@ -275,8 +230,8 @@ class Coverage:
         """
         self.version += 1
         start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
-        self._defer(start_ms, end_ms, unreadable, behind, now_ms)
-        for first_ms, stop_ms in _common(seen, Range(start_ms, max(start_ms, end_ms))):
+        self.unconfirmed.defer_range(start_ms, end_ms, unreadable, outdated, now_ms)
+        for first_ms, stop_ms in seen.common(RangeSet([Range(start_ms, max(start_ms, end_ms))])):
             self._seen.add(first_ms, stop_ms)
         fresh = self._have.missing(start_ms, end_ms)
         if not fresh:
@@ -287,24 +242,26 @@ class Coverage:
         now_known = [piece for known_gap in known for piece in outside(known_gap, start_ms, end_ms)]
         for known_gap in known:
             for piece in inside(known_gap, start_ms, end_ms):
-                now_known += self._asked_again(piece, unreadable, now_ms) if is_believed else [_put_off(piece, now_ms)]
+                now_known += self._asked_again(piece, unreadable, now_ms) if is_believed else [postpone(piece, now_ms)]
             fresh.remove(known_gap.start_ms, known_gap.end_ms)
         for gap in fresh:
             for first_ms, stop_ms, reason in self._reasons(gap, unreadable):
                 why = reason if is_believed or reason == "invalid" else "unconfirmed"
-                now_known.append(_absent(first_ms, stop_ms, why, 1, now_ms))
+                now_known.append(make_gap(first_ms, stop_ms, why, 1, now_ms))
                 if why != "unconfirmed":
                     self._covered.add(first_ms, stop_ms)
         changed = joined(now_known) != before
         if changed:
             self._put_gaps(first, last, now_known)
-            self._note_change(*Range(start_ms, end_ms).hull(_span(now_known)))
+            self._note_change(start_ms, end_ms)
+            for known_gap in now_known:
+                self._note_change(known_gap.start_ms, known_gap.end_ms)
         if is_believed:
             changed |= self._name_the_beginning(now_ms)
         self._lower_since()
         return changed
 
-    def settle_beginning(self, evidence: Evidence, now_ms: int) -> bool:
+    def apply_evidence(self, evidence: Evidence, now_ms: int) -> bool:
         """Apply evidence from other sources about the minutes before the first one.
 
         Returns:
@@ -329,10 +286,9 @@ class Coverage:
     def mark_lost(self, start_ms: int, end_ms: int) -> None:
         """Record that the store could not keep final minutes: they are missing again."""
         self.version += 1
-        for ranges in (self._have, self._covered, self._unconfirmed):
+        for ranges in (self._have, self._covered):
             ranges.remove(start_ms, end_ms)
-        for open_ms in [known for known in self._deferred if start_ms <= known < end_ms]:
-            del self._deferred[open_ms]
+        self.unconfirmed.remove_range(start_ms, end_ms)
 
     def forget_after(self, at_ms: int) -> None:
         """Record that the minutes from `at_ms` on lie in the future: the clock was ahead."""
@@ -340,14 +296,14 @@ class Coverage:
         future = Range(at_ms, ALL_TIME.end_ms)
         self._known_gaps = [piece for known_gap in self._known_gaps for piece in outside(known_gap, *future)]
         self._covered.remove(*future)
-        for start_ms, end_ms in _common(self._have, future):
+        for start_ms, end_ms in self._have.common(RangeSet([future])):
             self._covered.add(start_ms, end_ms)
         self._note_change(*future)
 
     def mark_doubtful(self, open_ms: int) -> None:
         """Request a stored minute again, because its last version may have been missed."""
         if open_ms in self._have:
-            self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
+            self.unconfirmed.add_range(open_ms, open_ms + MINUTE_MS)
 
     def recheck_since(self, since_ms: int) -> None:
         """Have REST confirm the stored minutes from `since_ms` on.
@@ -358,11 +314,7 @@ class Coverage:
         since_ms = MINUTE.floor(since_ms)
         if self._have.last is not None and since_ms < self._have.last.end_ms:
             for start_ms, end_ms in self.covered_within(since_ms, self._have.last.end_ms):
-                self._unconfirmed.add(start_ms, end_ms)
-
-    def awaits_confirmation(self, open_ms: int) -> bool:
-        """Return whether a stored minute has not been confirmed by REST."""
-        return open_ms in self._unconfirmed
+                self.unconfirmed.add_range(start_ms, end_ms)
 
     def next_window(self, until_ms: int, now_ms: int, most_minutes: int, confirm_until_ms: int) -> Window | None:
         """Return the most urgent request, of at most `most_minutes`, or None if none is due.
@@ -370,7 +322,7 @@ class Coverage:
         Minutes before `until_ms` should have arrived. Final ones before `confirm_until_ms` may be confirmed (0: never).
         A window never contains a known gap that is not due yet, so no gap is requested too often.
         """
-        self._resume(now_ms)
+        self.unconfirmed.resume_due(now_ms)
         most_ms = most_minutes * MINUTE_MS
         week_ms = _WEEK.floor(now_ms)
         recent_ms = MINUTE.floor(now_ms - RECENT_MS)
@@ -394,7 +346,7 @@ class Coverage:
         newest = gaps.last
         if newest is None:
             return None
-        index = bisect_left(self._known_gaps, newest.start_ms, key=_start) - 1
+        index = bisect_left(self._known_gaps, newest.start_ms, key=_START) - 1
         reach_ms = max(newest.end_ms - most_ms, self._known_gaps[index].end_ms if index >= 0 else 0)
         first_ms = next(start_ms for start_ms, _ in gaps if start_ms >= reach_ms or start_ms == newest.start_ms)
         return Range(max(first_ms, newest.end_ms - most_ms), newest.end_ms)
@@ -404,14 +356,14 @@ class Coverage:
 
         It also contains minutes that REST has confirmed.
         """
-        oldest = next(iter(self._unconfirmed), None)
+        oldest = self.unconfirmed.oldest
         # it is requested as missing, or as a known gap
         while oldest is not None and oldest.start_ms not in self._have:
-            self._unconfirmed.remove(oldest.start_ms, oldest.start_ms + MINUTE_MS)
-            oldest = next(iter(self._unconfirmed), None)
+            self.unconfirmed.remove_range(oldest.start_ms, oldest.start_ms + MINUTE_MS)
+            oldest = self.unconfirmed.oldest
         if oldest is None or oldest.start_ms >= before_ms:
             return None
-        index = bisect_left(self._known_gaps, oldest.start_ms, key=_start)
+        index = bisect_left(self._known_gaps, oldest.start_ms, key=_START)
         gap_ms = self._known_gaps[index].start_ms if index < len(self._known_gaps) else before_ms
         return Range(oldest.start_ms, min(before_ms, oldest.start_ms + most_ms, gap_ms))
 
@@ -432,12 +384,6 @@ class Coverage:
 
     # ------------------------------------------------------------ known gaps
 
-    def _lacking_parts(self, known_gap: KnownGap) -> list[KnownGap]:
-        return [
-            replace(known_gap, start_ms=start_ms, end_ms=end_ms)
-            for start_ms, end_ms in self._have.missing(known_gap.start_ms, known_gap.end_ms)
-        ]
-
     def _asked_again(self, known_gap: KnownGap, unreadable: RangeSet, now_ms: int) -> Iterator[KnownGap]:
         is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
         for start_ms, end_ms, reason in self._reasons(Range(known_gap.start_ms, known_gap.end_ms), unreadable):
@@ -446,9 +392,9 @@ class Coverage:
             if reason == "unconfirmed" != known_gap.reason or (reason == "invalid") is not (
                 known_gap.reason == "invalid"
             ):
-                yield _absent(start_ms, end_ms, reason, 1, now_ms)
+                yield make_gap(start_ms, end_ms, reason, 1, now_ms)
             elif is_due:
-                yield _absent(start_ms, end_ms, known_gap.reason, known_gap.attempts + 1, now_ms)
+                yield make_gap(start_ms, end_ms, known_gap.reason, known_gap.attempts + 1, now_ms)
             else:
                 yield replace(known_gap, start_ms=start_ms, end_ms=end_ms)
 
@@ -457,40 +403,15 @@ class Coverage:
         for readable in unreadable.missing(*gap):
             for start_ms, end_ms in self._seen.missing(*readable):
                 yield start_ms, end_ms, self._absence
-            for start_ms, end_ms in _common(self._seen, readable):
+            for start_ms, end_ms in self._seen.common(RangeSet([readable])):
                 yield start_ms, end_ms, "unconfirmed"
-        for start_ms, end_ms in _common(unreadable, gap):
+        for start_ms, end_ms in unreadable.common(RangeSet([gap])):
             yield start_ms, end_ms, "invalid"
-
-    # ------------------------------------------------------------ minutes that REST did not confirm
-
-    def _defer(self, start_ms: int, end_ms: int, unreadable: RangeSet, behind: RangeSet, now_ms: int) -> None:
-        """Schedule another request for stored minutes for which the answer had no row, or no readable one."""
-        for open_ms in self.unconfirmed_within(start_ms, end_ms):
-            known = self._deferred.get(open_ms)
-            attempts = 1 if known is None else known.attempts + 1
-            since_ms = now_ms if known is None else known.since_ms
-            reason = "invalid" if open_ms in unreadable else self._absence
-            if open_ms in behind:
-                attempts, reason = 1, "invalid"
-            self._deferred[open_ms] = _Deferred(since_ms, attempts, _retry_ms(reason, attempts, now_ms))
-        self._unconfirmed.remove(start_ms, end_ms)
-        for open_ms in [old for old, one in self._deferred.items() if now_ms - one.since_ms > _DEFERRED_MS]:
-            del self._deferred[open_ms]
-        self._resume_ms = min((one.retry_ms for one in self._deferred.values()), default=None)
-
-    def _resume(self, now_ms: int) -> None:
-        if self._resume_ms is None or now_ms < self._resume_ms:
-            return
-        for open_ms, one in self._deferred.items():
-            if one.retry_ms <= now_ms:
-                self._unconfirmed.add(open_ms, open_ms + MINUTE_MS)
-        self._resume_ms = None  # until the next answer
 
     def _gap_indexes(self, start_ms: int, end_ms: int) -> tuple[int, int]:
         """Return the indexes of the known gaps that overlap a range: the first one, and the one after the last."""
-        last = bisect_left(self._known_gaps, end_ms, key=_start)
-        first = bisect_right(self._known_gaps, start_ms, hi=last, key=lambda known_gap: known_gap.end_ms)
+        last = bisect_left(self._known_gaps, end_ms, key=_START)
+        first = bisect_right(self._known_gaps, start_ms, hi=last, key=attrgetter("end_ms"))
         return first, last
 
     def _put_gaps(self, first: int, last: int, known_gaps: Iterable[KnownGap]) -> None:
@@ -507,7 +428,7 @@ class Coverage:
         is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
         if known_gap.reason != "beyond_history" or not is_due or not is_believed:
             return known_gap
-        return _absent(known_gap.start_ms, known_gap.end_ms, known_gap.reason, known_gap.attempts + 1, now_ms)
+        return make_gap(known_gap.start_ms, known_gap.end_ms, known_gap.reason, known_gap.attempts + 1, now_ms)
 
     def _name_the_beginning(self, now_ms: int) -> bool:
         """Give the gaps before the first candle their reason; return whether some changed.
@@ -530,25 +451,25 @@ class Coverage:
                 known_gaps += self._before_history(known_gap, now_ms)
             elif known_gap.reason == "unconfirmed":
                 for start_ms, end_ms in self._seen.missing(known_gap.start_ms, known_gap.end_ms):
-                    known_gaps.append(_absent(start_ms, end_ms, self._absence, known_gap.attempts, now_ms))
-                for start_ms, end_ms in _common(self._seen, Range(known_gap.start_ms, known_gap.end_ms)):
+                    known_gaps.append(make_gap(start_ms, end_ms, self._absence, known_gap.attempts, now_ms))
+                for start_ms, end_ms in self._seen.common(RangeSet([Range(known_gap.start_ms, known_gap.end_ms)])):
                     known_gaps.append(replace(known_gap, start_ms=start_ms, end_ms=end_ms))
             # Otherwise drop it: an older minute was found, so the exchange may have these minutes after all.
         return self._rename(joined(known_gaps))
 
     def _before_history(self, known_gap: KnownGap, now_ms: int) -> Iterator[KnownGap]:
         begins_ms = known_gap.start_ms if self._begins_ms is None else self._begins_ms
-        is_told = known_gap.reason == "beyond_history" or (
+        is_confirmed = known_gap.reason == "beyond_history" or (
             known_gap.reason == "unconfirmed" and known_gap.attempts >= _LOOKS
         )
-        if is_told and not self._is_contradicted and self.first_ms is not None:
+        if is_confirmed and not self._is_contradicted and self.first_ms is not None:
             begins_ms = known_gap.end_ms
         for piece in inside(known_gap, known_gap.start_ms, begins_ms):
             is_new = piece.reason != "beyond_history"
-            yield _absent(piece.start_ms, piece.end_ms, "beyond_history", 1, now_ms) if is_new else piece
+            yield make_gap(piece.start_ms, piece.end_ms, "beyond_history", 1, now_ms) if is_new else piece
         for piece in inside(known_gap, begins_ms, known_gap.end_ms):
             is_new = piece.reason != "unconfirmed"
-            yield _absent(piece.start_ms, piece.end_ms, "unconfirmed", 1, now_ms) if is_new else piece
+            yield make_gap(piece.start_ms, piece.end_ms, "unconfirmed", 1, now_ms) if is_new else piece
 
     def _rename(self, known_gaps: list[KnownGap]) -> bool:
         """Replace all known gaps by others that cover the same minutes or fewer."""
@@ -558,7 +479,7 @@ class Coverage:
         self._known_gaps = known_gaps
         for start_ms, end_ms in changed:
             self._covered.remove(start_ms, end_ms)
-            for there_ms, stop_ms in _common(self._have, Range(start_ms, end_ms)):
+            for there_ms, stop_ms in self._have.common(RangeSet([(start_ms, end_ms)])):
                 self._covered.add(there_ms, stop_ms)
             self._note_change(start_ms, end_ms)
         for known_gap in known_gaps:
@@ -576,53 +497,3 @@ class Coverage:
             at_ms = self._have.last.end_ms if self._have.last else None
         if at_ms is not None:
             self.since_ms = min(at_ms, max(self.from_ms, self._covered.start_of(at_ms)))
-
-
-def _absent(start_ms: int, end_ms: int, reason: str, attempts: int, now_ms: int) -> KnownGap:
-    retry_ms = _retry_ms(reason, attempts, now_ms)
-    return KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
-
-
-def _retry_ms(reason: str, attempts: int, now_ms: int) -> int:
-    """Return when to ask again after `attempts` answers without a minute."""
-    waits_ms = _RETRY_MS[reason]
-    return _shared_time(now_ms, waits_ms[attempts - 1] if attempts <= len(waits_ms) else _ENDLESS_MS[reason])
-
-
-def _put_off(known_gap: KnownGap, now_ms: int) -> KnownGap:
-    """Reschedule a gap after an answer that is no evidence, with the same wait as before."""
-    if known_gap.retry_ms is None or known_gap.retry_ms > now_ms:
-        return known_gap
-    return replace(known_gap, retry_ms=_retry_ms(known_gap.reason, known_gap.attempts, now_ms))
-
-
-def _span(known_gaps: Iterable[KnownGap]) -> Range | None:
-    known_gaps = list(known_gaps)
-    return (
-        Range(min(known_gap.start_ms for known_gap in known_gaps), max(known_gap.end_ms for known_gap in known_gaps))
-        if known_gaps
-        else None
-    )
-
-
-def _common(ranges: RangeSet, within: Range) -> RangeSet:
-    return _without(RangeSet([within]), ranges.missing(*within))
-
-
-def _start(known_gap: KnownGap) -> int:
-    return known_gap.start_ms
-
-
-def _shared_time(now_ms: int, wait_ms: int) -> int:
-    """Return a time one to one and a half waits from now.
-
-    It is rounded, so that minutes missed at different times come due together and need only one request.
-    """
-    step_ms = wait_ms // 2
-    return -(-(now_ms + wait_ms) // step_ms) * step_ms
-
-
-def _without(ranges: RangeSet, others: RangeSet) -> RangeSet:
-    for start_ms, end_ms in others:
-        ranges.remove(start_ms, end_ms)
-    return ranges

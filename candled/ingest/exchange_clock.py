@@ -21,24 +21,24 @@ _LOOK_MS = 400
 _FRAME_MS = 50
 
 
-class _Witness:
+class _Measurements:
     """The newest measurements of one source: exchange clock minus steady clock, in milliseconds.
 
     Each measurement is too low by its travel time. Some may be wrong in either direction.
     """
 
     def __init__(self, size: int, quarters: int) -> None:
-        self._statements: deque[int] = deque(maxlen=size)
+        self._newest: deque[int] = deque(maxlen=size)
         self._sorted: list[int] = []
         self._quarters = quarters
 
     def __len__(self) -> int:
-        return len(self._statements)
+        return len(self._newest)
 
-    def note(self, offset_ms: int) -> None:
-        if len(self._statements) == self._statements.maxlen:
-            self.forget_oldest()
-        self._statements.append(offset_ms)
+    def add_measurement(self, offset_ms: int) -> None:
+        if len(self._newest) == self._newest.maxlen:
+            self.drop_oldest()
+        self._newest.append(offset_ms)
         insort(self._sorted, offset_ms)
 
     @property
@@ -46,18 +46,18 @@ class _Witness:
         count = len(self._sorted)
         return self._sorted[(count - 1) * self._quarters // 4] if count else None
 
-    def least_travelled_ms(self, near_ms: int) -> int:
+    def fastest_ms(self, near_ms: int) -> int:
         """Return the third largest measurement that agrees with an offset. The largest may be slightly wrong."""
         first = bisect_left(self._sorted, near_ms - TOLERANCE_MS)
         last = bisect_right(self._sorted, near_ms + TOLERANCE_MS)
         return self._sorted[max((first + last) // 2, last - 3)]
 
-    def forget_oldest(self) -> None:
-        if self._statements:
-            del self._sorted[bisect_left(self._sorted, self._statements.popleft())]
+    def drop_oldest(self) -> None:
+        if self._newest:
+            del self._sorted[bisect_left(self._sorted, self._newest.popleft())]
 
-    def forget(self) -> None:
-        self._statements.clear()
+    def clear(self) -> None:
+        self._newest.clear()
         self._sorted.clear()
 
 
@@ -73,12 +73,12 @@ class ExchangeClock:
     def __init__(self) -> None:
         #: True once two sources agreed, or the wait for them is over. Until then nothing should depend on the time.
         self.is_settled = False
-        self._answers, self._dates, self._stream = _Witness(5, 2), _Witness(5, 2), _Witness(64, 3)
-        self._machine_ms: int | None = None  # minus steady, at the last call of `look`
-        self._offset_ms: int | None = None  # the estimate; None before the first call of `look`
+        self._answers, self._dates, self._stream = _Measurements(5, 2), _Measurements(5, 2), _Measurements(64, 3)
+        self._machine_ms: int | None = None  # minus steady, at the last call of `update_estimate`
+        self._offset_ms: int | None = None  # the estimate; None before the first call of `update_estimate`
         self._is_known = False  # True if the estimate is based on more than this machine's clock
         self._agreed: frozenset[Source] = frozenset()
-        self._looked_ms = self._framed_ms = 0
+        self._updated_ms = self._observed_ms = 0
         self._began_ms: int | None = None
 
     def now_ms(self, steady_ms: int, machine_ms: int) -> int:
@@ -88,91 +88,91 @@ class ExchangeClock:
     def observe_frame(self, as_of_ms: int, newest_open_ms: int, steady_ms: int) -> None:
         """Use the send time of a frame of the stream, whose newest row opens at `newest_open_ms`."""
         # with many markets, some of the frames are enough
-        if self.is_settled and 0 <= steady_ms - self._framed_ms < _FRAME_MS:
+        if self.is_settled and 0 <= steady_ms - self._observed_ms < _FRAME_MS:
             return
-        self._framed_ms = steady_ms
+        self._observed_ms = steady_ms
         fits = newest_open_ms - TOLERANCE_MS <= as_of_ms <= newest_open_ms + _FRESHEST_ROW_MS
         if fits and _is_time(as_of_ms):
-            self._stream.note(as_of_ms - steady_ms)
+            self._stream.add_measurement(as_of_ms - steady_ms)
         else:
-            self._stream.forget_oldest()
+            self._stream.drop_oldest()
 
     def observe_answer(self, as_of_ms: int, asked_ms: int, answered_ms: int) -> None:
         """Use the time in the body of a REST response. `asked_ms` and `answered_ms` are on the steady clock."""
         if _is_time(as_of_ms) and answered_ms - asked_ms < TOLERANCE_MS:
-            self._answers.note(as_of_ms - (asked_ms + answered_ms) // 2)
+            self._answers.add_measurement(as_of_ms - (asked_ms + answered_ms) // 2)
 
     def observe_date(self, date_ms: int, asked_ms: int, answered_ms: int) -> None:
         """Use the `Date` of a REST response, in seconds. `asked_ms` and `answered_ms` are on the steady clock."""
         if _is_time(date_ms) and answered_ms - asked_ms < TOLERANCE_MS:
-            self._dates.note(date_ms + 500 - (asked_ms + answered_ms) // 2)
+            self._dates.add_measurement(date_ms + 500 - (asked_ms + answered_ms) // 2)
 
-    def look(self, steady_ms: int, machine_ms: int) -> bool:
+    def update_estimate(self, steady_ms: int, machine_ms: int) -> bool:
         """Update the estimate; return whether this machine's clock was set, or the machine slept, since the last call.
 
         Call this often; most calls do nothing.
         """
-        if self.is_settled and 0 <= steady_ms - self._looked_ms < _LOOK_MS:
+        if self.is_settled and 0 <= steady_ms - self._updated_ms < _LOOK_MS:
             return False
-        self._looked_ms = steady_ms
+        self._updated_ms = steady_ms
         offset_ms = machine_ms - steady_ms
         is_step = self._machine_ms is not None and abs(offset_ms - self._machine_ms) > TOLERANCE_MS
         # the steady clock may have stopped, so earlier measurements prove nothing
         if is_step:
-            for witness in (self._answers, self._dates, self._stream):
-                witness.forget()
+            for source in (self._answers, self._dates, self._stream):
+                source.clear()
         self._machine_ms = offset_ms
-        self._weigh()
+        self._choose_estimate()
         if self._began_ms is None:
             self._began_ms = steady_ms
         enough = len(self._agreed) > 1 or len(self._stream) >= _ENOUGH_FRAMES
-        wait_ms = _WAIT_IN_DOUBT_MS if self.doubted else _WAIT_MS
+        wait_ms = _WAIT_IN_DOUBT_MS if self.ignored else _WAIT_MS
         if enough or steady_ms - self._began_ms >= wait_ms:
             self.is_settled = True
             self._is_known = self._is_known or self._agreed != {"machine"}
         return is_step
 
     @property
-    def doubted(self) -> Mapping[Source, int]:
+    def ignored(self) -> Mapping[Source, int]:
         """The difference from the estimate, in milliseconds, of each source that does not agree with it."""
-        return {source: ms for source, ms in self._said().items() if not _agree(ms, 0)}
+        return {source: ms for source, ms in self._differences().items() if not _agree(ms, 0)}
 
     def describe(self) -> dict[str, Any]:
         """Return for `/health` each source's difference from the estimate, in milliseconds, and the ignored sources."""
-        return {"sources": dict(self._said()), "notBelieved": sorted(self.doubted)}
+        return {"sources": dict(self._differences()), "notBelieved": sorted(self.ignored)}
 
     def _offsets(self) -> dict[Source, int]:
-        said: dict[Source, int | None] = {
+        offsets: dict[Source, int | None] = {
             "answers": self._answers.offset_ms,
             "dates": self._dates.offset_ms,
             "stream": self._stream.offset_ms,
             "machine": self._machine_ms,
         }
-        return {source: ms for source, ms in said.items() if ms is not None}
+        return {source: ms for source, ms in offsets.items() if ms is not None}
 
-    def _said(self) -> dict[Source, int]:
+    def _differences(self) -> dict[Source, int]:
         estimate_ms = self._offset_ms or 0
         return {source: ms - estimate_ms for source, ms in self._offsets().items()}
 
-    def _weigh(self) -> None:
-        said, held = self._offsets(), self._held
-        if held and len(self._stream) < _FEW_FRAMES:
-            said.pop("stream", None)
-        votes = [*said.values(), *held]
-        best = max(self._candidates(said), key=lambda ms: sum(_agree(ms, other) for other in votes))
+    def _choose_estimate(self) -> None:
+        offsets, known = self._offsets(), self._known_estimate
+        if known and len(self._stream) < _FEW_FRAMES:
+            offsets.pop("stream", None)
+        votes = [*offsets.values(), *known]
+        best = max(self._candidates(offsets), key=lambda ms: sum(_agree(ms, other) for other in votes))
         self._agreed = frozenset(source for source, ms in self._offsets().items() if _agree(ms, best))
         if len(self._stream) >= _FEW_FRAMES and "stream" in self._agreed:
-            self._offset_ms = self._stream.least_travelled_ms(best)
+            self._offset_ms = self._stream.fastest_ms(best)
             return
-        others = [said.get("answers"), said.get("dates"), *self._held, self._machine_ms]
+        others = [offsets.get("answers"), offsets.get("dates"), *self._known_estimate, self._machine_ms]
         self._offset_ms = next(ms for ms in others if ms is not None and _agree(ms, best))
 
     @property
-    def _held(self) -> list[int]:
+    def _known_estimate(self) -> list[int]:
         """The estimate so far, if it is based on more than this machine's clock; otherwise empty."""
         return [self._offset_ms] if self._offset_ms is not None and self._is_known else []
 
-    def _candidates(self, said: Mapping[Source, int]) -> list[int]:
+    def _candidates(self, offsets: Mapping[Source, int]) -> list[int]:
         """Return the times to vote on. Of those with the same number of votes, the first one wins."""
         enough: list[Source] = []
         if len(self._answers) >= _ENOUGH_ANSWERS:
@@ -183,9 +183,9 @@ class ExchangeClock:
             enough.append("stream")
         few: tuple[Source, ...] = ("answers", "dates", "machine")  # a few frames may only support others
         return [
-            *(said[source] for source in enough),
-            *self._held,
-            *(said[source] for source in few if source in said),
+            *(offsets[source] for source in enough),
+            *self._known_estimate,
+            *(offsets[source] for source in few if source in offsets),
         ]
 
 

@@ -17,9 +17,9 @@ from candled.proxies import Proxies
 from candled.tasks import Backoff
 from candled.token_bucket import TokenBucket
 
-from .complaints import Complaints
 from .connection import FeedConnection
-from .refusals import Refusals
+from .error_counter import ErrorCounter
+from .rejected_symbols import RejectedSymbols
 from .tunnel import open_tunnel
 
 logger = logging.getLogger(__name__)
@@ -97,10 +97,10 @@ class FeedRunner:
         self._attempts = attempts
         self._turns = turns
         self._proxies = proxies or Proxies()
-        self._refusals = Refusals()
+        self._rejected = RejectedSymbols()
         self._connection: FeedConnection | None = None
         #: Counts frames that could not be read.
-        self.malformed = Complaints()
+        self.malformed = ErrorCounter()
 
     async def run(self) -> None:
         """Connect, read until the feed is interrupted, wait, and repeat."""
@@ -125,9 +125,9 @@ class FeedRunner:
         if self._connection is not None:
             self._connection.renew_subscription(symbol, self._clock.monotonic())
 
-    def hasten(self, symbol: Symbol) -> None:
+    def retry_now(self, symbol: Symbol) -> None:
         """Subscribe to a rejected symbol now, because the exchange seems to have it."""
-        self._refusals.hasten(symbol, self._clock.monotonic())
+        self._rejected.retry_now(symbol, self._clock.monotonic())
 
     @property
     def silent_symbols(self) -> list[Symbol]:
@@ -170,14 +170,14 @@ class FeedRunner:
             ping_timeout=None if pings_itself else feed.pong_within_s,
             max_size=_LARGEST_FRAME,
             logger=_protocol_log,
-            **await self._way_to(feed.url),
+            **await self._connect_options(feed.url),
         )
         try:
             return await self._exchange_frames(socket, feed)
         finally:
-            await _hang_up(socket)
+            await _close_socket(socket)
 
-    async def _way_to(self, url: str) -> dict[str, Any]:
+    async def _connect_options(self, url: str) -> dict[str, Any]:
         """Return the options of `create_connection`: a tunnel through a proxy, or how to connect to the host."""
         parts = parse_uri(url)
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
@@ -188,7 +188,7 @@ class FeedRunner:
         return {"happy_eyeballs_delay": 0.25} if is_plain else {}
 
     async def _exchange_frames(self, socket: ClientConnection, feed: SocketFeed) -> str:
-        connection = self._connection = FeedConnection(feed, feed.symbols, self._clock.monotonic(), self._refusals)
+        connection = self._connection = FeedConnection(feed, feed.symbols, self._clock.monotonic(), self._rejected)
         # the host only: an operator's address may contain a password
         parts = parse_uri(feed.url)
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
@@ -207,7 +207,7 @@ class FeedRunner:
         while True:
             now = self._clock.monotonic()
             if socket.state is not State.OPEN:  # one side is closing; the other may not hang up
-                await _hang_up(socket)
+                await _close_socket(socket)
                 return await reader
             try:
                 async with asyncio.timeout(_SEND_TIMEOUT_S):
@@ -217,7 +217,7 @@ class FeedRunner:
                 return await reader  # the reader knows the reason
             except TimeoutError:
                 return "the exchange does not read the frames sent to it"
-            skipped = self.malformed.ended(self._steady_ms())
+            skipped = self.malformed.end_series(self._steady_ms())
             if skipped > 1:
                 logger.info("%s: no more unreadable frames; skipped %d", self._name, skipped)
             reason = connection.close_reason(now)
@@ -245,24 +245,24 @@ class FeedRunner:
                 events = connection.on_frame(text, began)
             except ExchangeError as error:
                 events = []
-                self._skipped(str(error))
+                self._skip_frame(str(error))
             except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
                 events = []
                 logger.debug("%s: the plugin failed to read a frame", self._name, exc_info=error)
-                self._skipped(f"the plugin failed: {error!r}")
+                self._skip_frame(f"the plugin failed: {error!r}")
             for event in events:
                 self._sink.on_event(event)
             turns.add_time(self._clock.monotonic() - began)
 
-    def _skipped(self, reason: str) -> None:
-        if self.malformed.note(reason, self._steady_ms()):
+    def _skip_frame(self, reason: str) -> None:
+        if self.malformed.add_error(self._steady_ms()):
             logger.warning("%s: skipped an unreadable frame, counting further ones: %s", self._name, reason)
 
     def _steady_ms(self) -> int:
         return round(self._clock.monotonic() * 1000)
 
 
-async def _hang_up(socket: ClientConnection) -> None:
+async def _close_socket(socket: ClientConnection) -> None:
     """Send a close frame, and wait only briefly for the reply of a peer that may be dead."""
     try:
         async with asyncio.timeout(_HANG_UP_S):

@@ -44,7 +44,7 @@ class HttpClient:
         self._hosts: dict[str, _Host] = {}
         #: Called with the `Date` of each response in UTC epoch ms, and the times of request and response in monotonic
         #: seconds.
-        self.saw_date: Callable[[int, float, float], None] | None = None
+        self.on_date: Callable[[int, float, float], None] | None = None
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         """Fetch `url` with GET; see `candled.exchange.Http.get_json`."""
@@ -66,8 +66,8 @@ class HttpClient:
         if response.code == 599:  # Tornado's own status: no response
             raise Unavailable(f"cannot reach {name}: {response.error}") from response.error
         date_ms = _date_ms(response.headers)
-        if date_ms is not None and self.saw_date is not None:
-            self.saw_date(date_ms, asked, self._clock.monotonic())
+        if date_ms is not None and self.on_date is not None:
+            self.on_date(date_ms, asked, self._clock.monotonic())
         return self._read_response(name, host, response)
 
     def describe(self) -> dict[str, Any]:

@@ -12,25 +12,25 @@ class Minutes:
     """The newest hour of one market. Decides which candles are changes and when a minute is final.
 
     This class is pure: the time is an argument. All times are UTC epoch milliseconds on the exchange's clock.
-    `settle_ms` is the grace period: how long after the next minute opened, late versions of a minute are still
-    accepted. `held` are minutes known from before, oldest first. Those that are not final are treated as after an
+    `grace_period_ms` is the grace period: how long after the next minute opened, late versions of a minute are still
+    accepted. `known` are minutes known from before, oldest first. Those that are not final are treated as after an
     interruption, because their end may not have been seen.
     """
 
-    def __init__(self, settle_ms: int, held: Sequence[Candle] = ()) -> None:
-        self._grace_period_ms = settle_ms
-        self._held = {candle.open_ms: candle for candle in held}
+    def __init__(self, grace_period_ms: int, known: Sequence[Candle] = ()) -> None:
+        self._grace_period_ms = grace_period_ms
+        self._minutes = {candle.open_ms: candle for candle in known}
         self._open: dict[int, int | None] = {}  # minutes not final → when a newer minute was first seen
-        self.newest_ms: int | None = held[-1].open_ms if held else None
+        self.newest_ms: int | None = known[-1].open_ms if known else None
 
     def get_minute(self, open_ms: int) -> Candle | None:
         """Return the current version of a minute, or None if it is not in memory."""
-        return self._held.get(open_ms)
+        return self._minutes.get(open_ms)
 
     @property
     def forming(self) -> list[Candle]:
         """The minutes that are not final, oldest first."""
-        return sorted(candle for candle in self._held.values() if not candle.final)
+        return sorted(candle for candle in self._minutes.values() if not candle.final)
 
     @property
     def watermark_ms(self) -> int | None:
@@ -41,7 +41,7 @@ class Minutes:
         """
         if self.newest_ms is None:
             return None
-        newest_end_ms = self.newest_ms if not self._held[self.newest_ms].final else self.newest_ms + MINUTE_MS
+        newest_end_ms = self.newest_ms if not self._minutes[self.newest_ms].final else self.newest_ms + MINUTE_MS
         return min(newest_end_ms, min(self._open, default=newest_end_ms))
 
     @property
@@ -61,7 +61,7 @@ class Minutes:
         """
         self._open.clear()
 
-    def doubt(self, open_ms: int) -> None:
+    def mark_unproven(self, open_ms: int) -> None:
         """Record that a version of a minute was unreadable, so a newer minute does not prove that it is final.
 
         The minute becomes final as after an interruption.
@@ -71,7 +71,7 @@ class Minutes:
     def forget(self, open_ms: int) -> None:
         """Record that the last version of a minute went directly to the store."""
         if open_ms != self.newest_ms:
-            self._held.pop(open_ms, None)
+            self._minutes.pop(open_ms, None)
             self._open.pop(open_ms, None)
 
     def apply_version(self, candle: Candle, now_ms: int) -> Candle | None:
@@ -79,14 +79,14 @@ class Minutes:
 
         `final` of the candle means that it is proven to be the last version. A push alone never proves this.
         """
-        held = self._held.get(candle.open_ms)
-        if held is not None:
-            candle = candle.merged_with(held)
-            if candle is held:
+        known = self._minutes.get(candle.open_ms)
+        if known is not None:
+            candle = candle.merged_with(known)
+            if candle is known:
                 return None
-        self._held[candle.open_ms] = candle
+        self._minutes[candle.open_ms] = candle
         self._track_minute(candle, now_ms)
-        if held is not None and held.final is candle.final and held[1:7] == candle[1:7]:
+        if known is not None and known.final is candle.final and known[1:7] == candle[1:7]:
             return None
         return candle
 
@@ -99,17 +99,17 @@ class Minutes:
         A minute that left the live edge, because the stream jumped by an hour or more, does not become final. It would
         not be compared with REST any more, so it stays missing and is fetched.
         """
-        settled = [
+        due = [
             open_ms
             for open_ms, seen_ms in self._open.items()
             if seen_ms is not None and max(seen_ms, open_ms + MINUTE_MS) + self._grace_period_ms <= now_ms
         ]
         result = []
-        for open_ms in sorted(settled):
+        for open_ms in sorted(due):
             del self._open[open_ms]
             if self.is_live_edge(open_ms, now_ms):
-                self._held[open_ms] = self._held[open_ms]._replace(final=True)
-                result.append(self._held[open_ms])
+                self._minutes[open_ms] = self._minutes[open_ms]._replace(final=True)
+                result.append(self._minutes[open_ms])
         return result
 
     def _track_minute(self, candle: Candle, now_ms: int) -> None:
@@ -125,5 +125,7 @@ class Minutes:
         for open_ms, seen_ms in self._open.items():
             if open_ms < candle.open_ms and seen_ms is None:
                 self._open[open_ms] = now_ms
-        for open_ms in [old for old in self._held if not self.is_live_edge(old, now_ms) and self._held[old].final]:
-            del self._held[open_ms]
+        for open_ms in [
+            old for old in self._minutes if not self.is_live_edge(old, now_ms) and self._minutes[old].final
+        ]:
+            del self._minutes[open_ms]

@@ -80,6 +80,10 @@ class Presence:
             return "unknown"
         return "quiet" if self.connected and not answer.traded else "polled"
 
+    def is_polled(self, now_ms: int) -> bool:
+        """Return whether REST is polled for the present in place of the stream."""
+        return not self.connected or self.standing(now_ms) == "polled"
+
     def is_due(self, now_ms: int, pace_ms: int) -> bool:
         """Return whether to ask REST for the present: about a silence, or every `pace_ms` in place of the stream."""
         if self.connected:
@@ -99,7 +103,7 @@ class Presence:
             return asked_ago_ms >= max(check_ms, pace_ms)
         return silent_ms >= check_ms and asked_ago_ms >= max(_AGAIN_MS, pace_ms)
 
-    def judge(
+    def judge_answer(
         self, rows: Sequence[Candle], start_ms: int, known: Callable[[int], Candle | None], now_ms: int
     ) -> RestVerdict:
         """Judge REST's rows from `start_ms` to the present. `known` returns the previous version of a minute."""

@@ -1,12 +1,18 @@
 """The rows of an exchange's answer about minutes: valid candles and invalid rows."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
 from candled.errors import InvalidCandle
 from candled.exchange import InvalidRow
-from candled.model import MINUTE, MINUTE_MS, Candle, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Range, RangeSet
+
+from .error_counter import ErrorCounter
+from .exchange_clock import TOLERANCE_MS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -80,3 +86,56 @@ def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
         else:
             answer.candles.append(newest[0])
     return answer
+
+
+class RowFilter:
+    """Drops invalid rows of one market, and counts and logs them.
+
+    This class is pure: the time is an argument, on the exchange's clock.
+    """
+
+    def __init__(self, key: MarketKey) -> None:
+        self._key = key
+        #: Counts the rows that are not valid candles.
+        self.invalid = ErrorCounter()
+        #: The number of timestamps that were implausible; the time of receipt replaced them.
+        self.implausible_timestamps = 0
+
+    def drop_row(self, row: InvalidRow, now_ms: int) -> None:
+        """Count a row that is not a valid candle."""
+        if self.invalid.add_error(now_ms):
+            logger.warning("%s: dropped an invalid row, counting further ones: %s", self._key, row.reason)
+
+    def log_recovery(self, now_ms: int) -> None:
+        """Log the end of a series of invalid rows."""
+        dropped = self.invalid.end_series(now_ms)
+        if dropped > 1:
+            logger.info("%s: no more invalid rows; dropped %d", self._key, dropped)
+
+    def valid_candles(
+        self, candles: Sequence[Candle], src: str, received_ms: int, now_ms: int, *, is_update: bool = False
+    ) -> list[Candle]:
+        """Return the valid candles, oldest first, each with a plausible timestamp.
+
+        If a candle has no timestamp, or an implausible one, it gets `received_ms`. If it is an update from the stream,
+        its timestamp then lies before the end of the minute, so that it replaces no version from after the end.
+        """
+        valid = []
+        for candle in candles:
+            end_ms = candle.open_ms + MINUTE_MS
+            try:
+                check(candle)
+                if candle.open_ms > now_ms + TOLERANCE_MS:
+                    raise InvalidCandle(f"expected a minute that has begun by {now_ms}, got {candle}")
+            except InvalidCandle as error:
+                self.drop_row(InvalidRow(candle.open_ms, str(error)), now_ms)
+                continue
+            as_of_ms = candle.as_of_ms
+            if candle.open_ms - TOLERANCE_MS <= as_of_ms <= now_ms + TOLERANCE_MS:
+                as_of_ms = min(as_of_ms, now_ms)
+            else:
+                self.implausible_timestamps += as_of_ms != 0
+                as_of_ms = min(received_ms, end_ms - 1) if is_update else received_ms
+            final = candle.final and now_ms >= end_ms  # a single frame cannot end a minute early
+            valid.append(Candle(*candle[:7], as_of_ms, final, candle.rev, src))
+        return sorted(valid) if len(valid) > 1 else valid

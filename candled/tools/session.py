@@ -10,8 +10,8 @@ from candled.budget import MakeBudget
 from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import CandledError, ConfigError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange, InvalidRow
-from candled.ingest.coverage import Absence
 from candled.ingest.evidence import Evidence, find_evidence
+from candled.ingest.gap_retry import Absence
 from candled.ingest.http import HttpClient
 from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
@@ -35,12 +35,12 @@ class ExchangeSource:
     """One configured exchange, used within a command's part of its request budget (`request_budgets`)."""
 
     def __init__(
-        self, config: ExchangeConfig, clock: Clock, settle_ms: int, say: Callable[[str], None], budget: MakeBudget
+        self, config: ExchangeConfig, clock: Clock, grace_period_ms: int, say: Callable[[str], None], budget: MakeBudget
     ) -> None:
         self.name = config.name
         self._exchange = _made(config, clock)
         self._clock = clock
-        self._settle_ms = settle_ms
+        self._grace_period_ms = grace_period_ms
         self._say = say
         self.requests_per_s = self._exchange.requests_per_s * SHARE
         self._http = HttpClient(clock, self._exchange.requests_per_s, budget, config.proxies)
@@ -75,7 +75,7 @@ class ExchangeSource:
 
     def until_ms(self) -> int:
         """Return the time before which minutes are over, with all their late versions."""
-        return MINUTE.floor(self.now_ms() - self._settle_ms - MARGIN_MS)
+        return MINUTE.floor(self.now_ms() - self._grace_period_ms - MARGIN_MS)
 
     async def fetch_history(self, symbol: Symbol, span: Range) -> Answer:
         """Return the final minutes of `span` that the exchange has, and the rows that cannot be candles.
@@ -121,7 +121,7 @@ class ExchangeSource:
         )
 
     def _is_over(self, candle: Candle) -> bool:
-        return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._settle_ms
+        return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self._grace_period_ms
 
 
 class Session:
@@ -162,10 +162,10 @@ async def open_session(
     Raises:
         ConfigError: the store or an exchange could not be opened.
     """
-    settle_ms = round(config.ingest.grace_period.total_seconds() * 1000)
+    grace_period_ms = round(config.ingest.grace_period.total_seconds() * 1000)
     by_name = {one.name: one for one in config.exchanges}
     async with request_budgets(config, clock) as budget:
-        sources = [ExchangeSource(by_name[name], clock, settle_ms, say, budget) for name in exchanges]
+        sources = [ExchangeSource(by_name[name], clock, grace_period_ms, say, budget) for name in exchanges]
         store = make_store(config)
         threads = StoreThreads(store)
         session = Session(store, threads, sources, clock)

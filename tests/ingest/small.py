@@ -10,8 +10,9 @@ from candled.bus import MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.errors import Unavailable
 from candled.exchange import Candles, Exchange, StreamFeed
-from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
+from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
+from candled.ingest.market_loader import IngestOptions
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, fold
 from candled.store.known_gaps import inside, replaced
 from tests.clocks import ManualClock
@@ -95,8 +96,8 @@ class SmallExchange(Exchange):
         self.asked.append((self.now(), Range(start_ms, end_ms)))
         if self.rest == "down":
             raise Unavailable("no route to host")
-        if self.has_dates and http.saw_date is not None:
-            http.saw_date(self.now() // 1000 * 1000, self.clock.monotonic(), self.clock.monotonic())
+        if self.has_dates and http.on_date is not None:
+            http.on_date(self.now() // 1000 * 1000, self.clock.monotonic(), self.clock.monotonic())
         if self.rest == "empty":
             return []
         versions = (self.version(open_ms, self.now()) for open_ms in range(start_ms, end_ms, MINUTE_MS))

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from candled.exchange import Candles, InvalidRow, read_rows
-from candled.ingest.complaints import Complaints
 from candled.ingest.coverage import Coverage, Urgency, Window
+from candled.ingest.error_counter import ErrorCounter
 from candled.ingest.market import MarketIngest
 from candled.ingest.rows import sift
 from candled.model import MINUTE_MS, Range, RangeSet
@@ -83,12 +83,12 @@ def answer_everything(one: MarketIngest, bad: set[int], now_s: float) -> list[Wi
 def test_warming_ends_whatever_rows_are_bad_and_their_minutes_are_gaps_with_that_reason(bad):
     one = market(present=())
     push(one, minute(600, as_of=30_000), seconds=36_030)
-    assert one.condition(at(36_030)).state == "warming"
+    assert one.status.condition(at(36_030)).state == "warming"
     answer_everything(one, bad, 36_040)
-    assert one.condition(at(36_040)).state == "live"
+    assert one.status.condition(at(36_040)).state == "live"
     assert {gap.reason for gap in one.known_gaps} == {"invalid"}
     assert sum(gap.end_ms - gap.start_ms for gap in one.known_gaps) == len(bad) * MINUTE_MS
-    assert one.complaints.total == len(bad)
+    assert one.rows.invalid.total == len(bad)
     assert one.coverage.since_ms == MONDAY_MS
 
 
@@ -126,7 +126,7 @@ def test_a_final_minute_whose_row_cannot_be_read_is_asked_for_again_later_and_no
     window = one.next_request(at(now_s))
     assert window.urgency is Urgency.CONFIRM
     outcome = one.on_history(window, [InvalidRow(minute(600).open_ms, "zeros")], at(now_s))
-    assert (outcome.checked, outcome.mismatched, one.coverage.unconfirmed_minutes) == (0, 0, 1)
+    assert (outcome.checked, outcome.mismatched, one.coverage.unconfirmed.minute_count) == (0, 0, 1)
     assert one.next_request(at(now_s + 1)) is None
     later_s = now_s + 120
     window = one.next_request(at(later_s))
@@ -134,7 +134,7 @@ def test_a_final_minute_whose_row_cannot_be_read_is_asked_for_again_later_and_no
         one.on_history(window, [minute(n, as_of=10**9) for n in (601, 602)], at(later_s))
         window = one.next_request(at(later_s))
     outcome = one.on_history(window, [minute(600, as_of=300_000)], at(later_s))
-    assert one.coverage.unconfirmed_minutes == 0
+    assert one.coverage.unconfirmed.minute_count == 0
 
 
 def test_a_bad_row_at_the_beginning_is_not_taken_for_the_time_before_the_listing():
@@ -176,17 +176,17 @@ def test_bad_rows_of_the_stream_are_one_log_line_and_a_count(caplog):
     with caplog.at_level(logging.INFO):
         for second in range(300):
             push(one, minute(600)._replace(high=minute(0).low - 1), seconds=36_010 + second / 10)
-            one.log_recovery(at(36_010 + second / 10))
+            one.rows.log_recovery(at(36_010 + second / 10))
         for second in range(0, 600, 10):
-            one.log_recovery(at(36_050 + second))
-    assert one.complaints.total == 300
+            one.rows.log_recovery(at(36_050 + second))
+    assert one.rows.invalid.total == 300
     assert len(caplog.records) == 2
     assert "dropped 300" in caplog.text
 
 
-def test_a_series_of_complaints_is_logged_at_its_begin_and_its_end():
-    complaints = Complaints()
-    assert [complaints.note("x", at_ms) for at_ms in (0, 1000, 50_000)] == [True, False, False]
-    assert [complaints.ended(at_ms) for at_ms in (100_000, 110_000, 120_000)] == [0, 3, 0]
-    assert complaints.note("y", 200_000)
-    assert (complaints.total, complaints.newest) == (4, "y")
+def test_a_series_of_errors_is_logged_at_its_begin_and_its_end():
+    errors = ErrorCounter()
+    assert [errors.add_error(at_ms) for at_ms in (0, 1000, 50_000)] == [True, False, False]
+    assert [errors.end_series(at_ms) for at_ms in (100_000, 110_000, 120_000)] == [0, 3, 0]
+    assert errors.add_error(200_000)
+    assert errors.total == 4

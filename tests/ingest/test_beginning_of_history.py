@@ -112,7 +112,7 @@ SAID = [
 def test_evidence_names_the_minutes_before_the_first(evidence, reasons, is_complete):
     one = coverage()
     asked(one, START_MS)
-    one.settle_beginning(evidence, START_MS)
+    one.apply_evidence(evidence, START_MS)
     assert [gap.reason for gap in one.known_gaps] == reasons
     assert (one.since_ms == MONDAY_MS) == is_complete
     assert one.missing_within(MONDAY_MS, START_MS).total_ms == sum(
@@ -123,7 +123,7 @@ def test_evidence_names_the_minutes_before_the_first(evidence, reasons, is_compl
 def test_what_another_source_has_is_asked_for_without_an_end_and_never_believed_absent():
     one, looks = coverage(), 0
     asked(one, START_MS)
-    one.settle_beginning(Evidence(is_contradicted=True), START_MS)
+    one.apply_evidence(Evidence(is_contradicted=True), START_MS)
     for now_ms in range(START_MS, START_MS + 10 * DAY_MS, 60_000):
         looks += asked(one, now_ms) is not None
     assert [gap.reason for gap in one.known_gaps] == ["unconfirmed"]

@@ -116,9 +116,9 @@ def test_a_final_minute_that_rest_lacks_is_counted_as_unconfirmed_for_a_day_and_
             asked.append(now_ms)
             held.on_answer(window, NOW_MS, now_ms)
         if now_ms - NOW_MS <= 86_400_000:
-            assert held.unconfirmed_minutes == 3
-    assert held.unconfirmed_minutes == 0
-    assert not held.was_deferred(ms(UNTIL - 1))
+            assert held.unconfirmed.minute_count == 3
+    assert held.unconfirmed.minute_count == 0
+    assert not held.unconfirmed.was_deferred(ms(UNTIL - 1))
     assert 5 <= len(asked) <= 8
 
 
@@ -241,7 +241,7 @@ def test_an_older_minute_disproves_that_history_begins_later_whoever_said_so():
     held.on_answer(Window(Urgency.HISTORY, ms(0), ms(2)), ms(70), NOW_MS, is_believed=False)
     held.add_minute(ms(0), confirmed=False)
     held.mark_lost(ms(0), ms(1))
-    held.settle_beginning(Evidence(begins_ms=ms(3)), NOW_MS)
+    held.apply_evidence(Evidence(begins_ms=ms(3)), NOW_MS)
     assert [known_gap.reason for known_gap in held.known_gaps] == ["beyond_history"]
     held.add_minute(ms(2), confirmed=False)
     held.add_minute(ms(0), confirmed=False)
@@ -265,7 +265,7 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
             held.reopen()
         elif what == "evidence":
             said = st.sampled_from([{"begins_ms": ms(first)}, {"has_before": True}, {"is_contradicted": True}, {}])
-            held.settle_beginning(Evidence(**data.draw(said)), NOW_MS + step * 500_000)
+            held.apply_evidence(Evidence(**data.draw(said)), NOW_MS + step * 500_000)
         elif what == "lose":
             for start_ms, end_ms in held.covered_within(ms(first), ms(first + length)):
                 held.mark_lost(start_ms, end_ms)
@@ -302,7 +302,7 @@ def test_whatever_was_there_and_whatever_the_exchange_lacks_asking_ends_with_eve
     }
     assert known == lacking
     if held.first_ms is not None:
-        held.settle_beginning(Evidence(begins_ms=held.first_ms), NOW_MS)
+        held.apply_evidence(Evidence(begins_ms=held.first_ms), NOW_MS)
         assert held.since_ms == start
 
 
@@ -320,7 +320,7 @@ def test_after_a_start_in_the_middle_of_a_minute_whole_minutes_are_asked_for():
 def test_a_minute_before_the_told_beginning_disproves_all_that_was_taken_to_be_before_history():
     held = coverage(present=[(10, UNTIL)], start=ms(0))
     held.on_answer(Window(Urgency.HISTORY, ms(5), ms(10)), NOW_MS, NOW_MS)
-    held.settle_beginning(Evidence(begins_ms=ms(8)), NOW_MS)
+    held.apply_evidence(Evidence(begins_ms=ms(8)), NOW_MS)
     assert [known_gap.reason for known_gap in held.known_gaps] == ["beyond_history", "unconfirmed"]
     held.add_minute(ms(0), confirmed=True)
     assert "beyond_history" not in {known_gap.reason for known_gap in held.known_gaps}
@@ -353,7 +353,7 @@ def test_many_gaps_cost_time_in_proportion():
     )
     assert held.missing_within(MONDAY_MS, ms(2 * gaps)).total_ms == gaps // 2 * MINUTE_MS
     held.recheck_since(ms(2 * gaps - 1440))
-    assert held.unconfirmed_minutes == 720
+    assert held.unconfirmed.minute_count == 720
     held.reopen()
     assert len(held.known_gaps) == gaps // 2
     assert deadlines.now() - began <= 10

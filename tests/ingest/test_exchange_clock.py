@@ -27,7 +27,7 @@ class World:
         self.look()
 
     def look(self) -> None:
-        self.steps += self.clock.look(self.steady_ms, self.true_ms + self.machine_ms)
+        self.steps += self.clock.update_estimate(self.steady_ms, self.true_ms + self.machine_ms)
 
     def passes(self, ms: int, *, asleep: bool = False) -> None:
         self.true_ms += ms
@@ -113,7 +113,7 @@ def test_a_stream_that_lies_for_good_is_outvoted_and_named(lie):
     assert abs(world.off_ms) <= TOLERANCE_MS
     if abs(lie(world.true_ms) - world.true_ms) > TOLERANCE_MS:
         assert world.is_right
-        assert set(world.clock.doubted) <= {"stream"}
+        assert set(world.clock.ignored) <= {"stream"}
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
@@ -136,7 +136,7 @@ def test_a_machine_with_a_wrong_clock_follows_the_exchange(machine_ms, rest):
         assert world.is_right
     world.frames(10)
     assert world.is_right
-    assert set(world.clock.doubted) == {"machine"}
+    assert set(world.clock.ignored) == {"machine"}
 
 
 def test_nothing_depends_on_the_time_before_two_agree_or_were_waited_for():
@@ -220,5 +220,5 @@ def test_a_stamp_far_from_the_newest_row_is_no_time():
     clock = ExchangeClock()
     clock.observe_frame(NOW_MS + YEAR, MINUTE.floor(NOW_MS), 0)
     clock.observe_frame(NOW_MS, MINUTE.floor(NOW_MS) + 2 * MINUTE_MS, 0)
-    clock.look(0, NOW_MS)
+    clock.update_estimate(0, NOW_MS)
     assert clock.describe() == {"sources": {"machine": 0}, "notBelieved": []}

@@ -46,8 +46,8 @@ class Way:
         self.bus.add_listener(lambda message, position: self.heard.append((message, position)))
         self.keeper = PastStore()
         self.market = market()
-        self.outlet = IngestPublisher(self.bus, self.keeper, self.clock, checkpoint_ms=5_000, failed=lambda *_: None)
-        self.outlet.open_markets(self.market, minute(599).open_ms, at(36_000))
+        self.outlet = IngestPublisher(self.bus, self.keeper, self.clock, checkpoint_ms=5_000)
+        self.outlet.open_market(self.market, minute(599).open_ms, at(36_000))
 
     def minutes(self) -> list[tuple]:
         return [(message, position) for message, position in self.heard if isinstance(message, MinuteChanged)]
@@ -111,7 +111,7 @@ async def test_messages_say_how_far_the_log_goes():
 
 async def test_a_healed_past_is_in_the_log_before_it_is_stored_and_told_after():
     way = Way()
-    outcome = Outcome(past=[minute(number, final=True) for number in (3, 4)], healed=Range(MONDAY_MS, at(600)))
+    outcome = Outcome(past=[minute(number, final=True) for number in (3, 4)], repaired=Range(MONDAY_MS, at(600)))
     way.outlet.publish_live(
         way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live, outcome.past_range
     )
@@ -138,7 +138,7 @@ async def test_healing_can_be_cancelled_while_it_is_logged():
         await never.wait()
 
     way.keeper.log_changes = note_changes
-    outcome = Outcome(past=[minute(3, final=True)], healed=Range(MONDAY_MS, at(600)))
+    outcome = Outcome(past=[minute(3, final=True)], repaired=Range(MONDAY_MS, at(600)))
     way.outlet.publish_live(way.market, [], outcome.past_range)
     healing = asyncio.ensure_future(way.outlet.publish_repair(way.market, outcome))
     await reached.wait()

@@ -5,7 +5,8 @@ import pytest
 from candled.bus import FeedMetadata
 from candled.exchange import Candles, InvalidRow
 from candled.ingest.coverage import Coverage, Urgency, Window
-from candled.ingest.market import MarketIngest, Rules
+from candled.ingest.market import MarketIngest
+from candled.ingest.market_status import Rules
 from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, Symbol
 from candled.store.interface import KnownGap
 from tests.rows import MONDAY_MS, minute
@@ -34,7 +35,7 @@ def market(*, present=((0, 600),), opens_at_close: bool = False, confirm: bool =
         publishes_empty_candles=True,
     )
     one = MarketIngest(MarketKey("bitget", BTC), coverage, rules, recent)
-    one.connected = True
+    one.presence.connected = True
     return one
 
 
@@ -46,7 +47,7 @@ def test_a_running_minute_goes_out_live():
     one = market()
     outcome = push(one, minute(600, as_of=10_000), seconds=36_010)
     assert [candle.final for candle in outcome.live] == [False]
-    assert one.condition(at(36_010)).state == "live"
+    assert one.status.condition(at(36_010)).state == "live"
 
 
 def test_a_snapshot_after_a_hole_fills_it_the_new_part_live_the_old_part_through_the_store():
@@ -55,7 +56,7 @@ def test_a_snapshot_after_a_hole_fills_it_the_new_part_live_the_old_part_through
     outcome = push(one, *rows, seconds=42_030, snapshot=True)
     assert [candle.open_ms for candle in outcome.live] == [minute(number).open_ms for number in range(641, 701)]
     assert [candle.open_ms for candle in outcome.past] == [minute(number).open_ms for number in range(600, 641)]
-    assert outcome.healed == Range(minute(600).open_ms, minute(641).open_ms)
+    assert outcome.repaired == Range(minute(600).open_ms, minute(641).open_ms)
     assert all(candle.final for candle in outcome.past)
 
 
@@ -93,7 +94,7 @@ def test_rest_that_agrees_with_the_stream_is_no_news():
     push(one, minute(601, as_of=500), seconds=36_060.5)
     one.finalize_minutes(at(36_075))
     outcome = one.on_history(one.next_request(at(36_075)), [minute(600, "11", as_of=75_000)], at(36_075))
-    assert (outcome.live, outcome.past, outcome.healed, one.revisions) == ([], [], None, 0)
+    assert (outcome.live, outcome.past, outcome.repaired, one.revisions) == ([], [], None, 0)
     assert one.next_request(at(36_076)) is None
 
 
@@ -106,10 +107,10 @@ def test_silence_that_rest_agrees_with_is_quiet():
         windows.append(window)
         one.on_history(window, flat, at(36_082))
     assert windows[-1] == Window(Urgency.PRESENT, minute(600).open_ms, minute(602).open_ms)
-    assert one.condition(at(36_095)) == ("quiet", "no_trades")
+    assert one.status.condition(at(36_095)) == ("quiet", "no_trades")
     while window := one.next_request(at(36_140)):
         one.on_history(window, flat, at(36_140))
-    assert one.condition(at(36_140)).state == "quiet"
+    assert one.status.condition(at(36_140)).state == "quiet"
 
 
 def test_silence_while_rest_shows_trades_is_a_dead_subscription():
@@ -120,25 +121,25 @@ def test_silence_while_rest_shows_trades_is_a_dead_subscription():
     outcomes = []
     while window := one.next_request(at(36_140)):
         outcomes.append(one.on_history(window, [minute(600, as_of=140_000), traded], at(36_140)))
-    assert any(outcome.dead for outcome in outcomes)
-    assert one.condition(at(36_140)) == ("polling", "stream_silent")
+    assert any(outcome.is_subscription_dead for outcome in outcomes)
+    assert one.status.condition(at(36_140)) == ("polling", "stream_silent")
 
 
 def test_silence_without_an_answer_of_rest_is_stale():
     one = market()
     push(one, minute(600, as_of=30_000), seconds=36_030)
     one.on_history_failed("no route")
-    assert one.condition(at(36_140)).state == "stale"
+    assert one.status.condition(at(36_140)).state == "stale"
 
 
 def test_a_market_is_warming_until_the_running_week_is_there():
     one = market(present=())
     push(one, minute(600, as_of=30_000), seconds=36_030)
-    assert one.condition(at(36_030)).state == "warming"
+    assert one.status.condition(at(36_030)).state == "warming"
     while window := one.next_request(at(36_040)):
         rows = [minute(number, as_of=90_000_000) for number in range(600)]
         one.on_history(window, rows, at(36_040))
-    assert one.condition(at(36_040)).state == "live"
+    assert one.status.condition(at(36_040)).state == "live"
 
 
 def test_impossible_candles_are_dropped_and_counted_and_the_others_go_on():
@@ -149,7 +150,7 @@ def test_impossible_candles_are_dropped_and_counted_and_the_others_go_on():
     future = minute(700, as_of=10_000)
     outcome = push(one, off_grid, inverted, future, good, seconds=36_010)
     assert [candle.open_ms for candle in outcome.live] == [good.open_ms]
-    assert one.complaints.total == 3
+    assert one.rows.invalid.total == 3
 
 
 def test_a_minute_the_exchange_never_had_is_never_invented():
@@ -219,7 +220,7 @@ def test_an_answer_with_less_volume_than_the_stream_had_counts_once_it_is_repeat
         versions.update((second, candle.volume) for candle in live if candle.open_ms == minute(600).open_ms)
     assert set(versions.values()) <= {1, 5, volume}
     assert versions[max(versions)] == volume
-    assert (counted, one.coverage.unconfirmed_minutes <= 2) == (mismatched, True)
+    assert (counted, one.coverage.unconfirmed.minute_count <= 2) == (mismatched, True)
     assert max(versions) - end_s <= within_s
 
 
@@ -246,9 +247,8 @@ def test_an_answer_whose_prices_lie_apart_from_the_streams_is_one_about_another_
     push(one, minute(604, "11", as_of=10_000), seconds=604 * 60 + 10)
     rows = [minute(number, "11", as_of=300_000) for number in range(600 - shared % 5, 600 + shared)]
     rows = [row._replace(**{name: getattr(row, name) * Decimal(factor) for name in PRICES}) for row in rows]
-    assert (one.find_foreign(rows, at(604 * 60 + 15)) is None) is is_taken
-    assert one.complaints.total == (not is_taken)
-    assert one.find_foreign([InvalidRow(None, "nonsense")], at(604 * 60 + 15)) is None
+    assert (one.comparison.find_foreign(rows) is None) is is_taken
+    assert one.comparison.find_foreign([InvalidRow(None, "nonsense")]) is None
 
 
 FRAMES = [
@@ -439,7 +439,7 @@ def test_gaps_of_older_stored_history_are_among_those_of_the_market():
         from_ms=present[0].start_ms,
         absence="exchange_outage",
     )
-    one.look_at(past, MONDAY_MS)
+    one.examine_older(past, MONDAY_MS)
     assert [(known_gap.start_ms, known_gap.end_ms) for known_gap in one.known_gaps] == [
         (gap.start_ms, gap.end_ms) for gap in gaps
     ]

@@ -11,8 +11,9 @@ from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.errors import StoreUnavailable
 from candled.exchange import Candles, Event, Exchange, StreamFeed
-from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
+from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
+from candled.ingest.market_loader import IngestOptions
 from candled.model import Candle, Symbol
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute

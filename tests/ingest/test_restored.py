@@ -7,7 +7,8 @@ import pytest
 
 from candled.aggregate.live_bars import LiveBars
 from candled.ingest.coverage import Coverage
-from candled.ingest.market import MarketIngest, Rules
+from candled.ingest.market import MarketIngest
+from candled.ingest.market_status import Rules
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Range, Symbol
 from candled.store import make_store
 from candled.store.interface import KnownGap

@@ -8,7 +8,8 @@ import pytest
 
 from candled.exchange import Candles
 from candled.ingest.coverage import Coverage
-from candled.ingest.market import MarketIngest, Rules
+from candled.ingest.market import MarketIngest
+from candled.ingest.market_status import Rules
 from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, RangeSet, Symbol
 from tests.rows import MONDAY_MS
 
@@ -123,7 +124,7 @@ def simulate(seed: int) -> tuple[int, int]:
                 daemon.market.on_interrupted()
         daemon.store_full = "store_full" in faults
         cut = any(fault in faults for fault in ("cut", "cut_without_snapshot"))
-        daemon.market.connected = not cut
+        daemon.market.presence.connected = not cut
         if was_cut and not cut and snapshot:
             daemon.push(
                 exchange.between(now_ms - 500 * MINUTE_MS, MINUTE.floor(now_ms) + 1, now_ms), now_ms, snapshot=True

@@ -11,7 +11,8 @@ import pytest
 import websockets
 
 from candled.ingest.coverage import Coverage
-from candled.ingest.market import MarketIngest, Rules
+from candled.ingest.market import MarketIngest
+from candled.ingest.market_status import Rules
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol, iso_ms
 from candled.store import make_store
 from candled.store.interface import KnownGap
@@ -289,7 +290,7 @@ def test_of_a_stretch_what_adjoins_is_complete_and_what_is_missing_is_asked_for_
     present, known_gaps, complete_ms, asked
 ):
     one = MarketIngest(KEY, cover([Range(MONDAY_MS, NOW_MS)], MONDAY_MS, MONDAY_MS), RULES)
-    added = one.look_at(cover(present, MONDAY_MS, WEEKS_MS, known_gaps), MONDAY_MS)
+    added = one.examine_older(cover(present, MONDAY_MS, WEEKS_MS, known_gaps), MONDAY_MS)
     assert added == (None if complete_ms is None else Range(complete_ms, MONDAY_MS))
     assert one.coverage.since_ms == (complete_ms or MONDAY_MS)
     window = one.next_request(NOW_MS)
@@ -300,5 +301,5 @@ def test_of_a_stretch_what_adjoins_is_complete_and_what_is_missing_is_asked_for_
     rows = [minute((at_ms - MONDAY_MS) // MINUTE_MS, final=True) for at_ms in range(*asked, MINUTE_MS)]
     outcome = one.on_history(window, rows, NOW_MS)
     assert [candle.open_ms for candle in outcome.past] == [candle.open_ms for candle in rows]
-    assert outcome.healed.start_ms == one.coverage.since_ms == WEEKS_MS
+    assert outcome.repaired.start_ms == one.coverage.since_ms == WEEKS_MS
     assert one.next_request(NOW_MS) is None

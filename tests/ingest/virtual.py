@@ -8,7 +8,8 @@ from candled.bus import HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.errors import Unavailable
 from candled.exchange import Candles, Event, Exchange, Feed, InvalidRow, StreamFeed
-from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
+from candled.ingest.exchange_ingest import ExchangeIngest
+from candled.ingest.market_loader import IngestOptions
 from candled.model import MINUTE, MINUTE_MS, Candle, Market, MarketKey, Range, RangeSet, Symbol
 from candled.store.batch import minute_ranges
 from candled.store.interface import ALL_TIME, KnownGap
@@ -109,14 +110,14 @@ class Scripted(Exchange):
         if self.rest_down:
             raise Unavailable("no route")
         if self.date is not None:
-            see = getattr(http, "saw_date", None) or (lambda *_: None)
+            see = getattr(http, "on_date", None) or (lambda *_: None)
             see(self.date(self.true.true_ms) // 1000 * 1000, asked, self.true.monotonic())
 
 
 class Http:
     """No requests at all."""
 
-    saw_date = None
+    on_date = None
 
     def is_busy(self) -> bool:
         return False

@@ -217,5 +217,5 @@ class LyingExchange(Exchange):
         date_ms = self.clock.true_ms // 1000 * 1000
         if weather.has("REST dates an hour ahead"):
             date_ms += 3_600_000
-        if http.saw_date is not None:
-            http.saw_date(date_ms, asked, self.clock.monotonic())
+        if http.on_date is not None:
+            http.on_date(date_ms, asked, self.clock.monotonic())

@@ -12,7 +12,8 @@ from typing import Any
 
 from candled.aggregate.live_bars import LiveBars
 from candled.errors import StoreUnavailable
-from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
+from candled.ingest.exchange_ingest import ExchangeIngest
+from candled.ingest.market_loader import IngestOptions
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, fold
 from candled.protocol.frames import Frame
 from candled.protocol.requests import RequestCodec
@@ -77,7 +78,7 @@ class Threads:
 class Http:
     """What the exchange asks by; no request leaves."""
 
-    saw_date: Any = None
+    on_date: Any = None
 
     def is_busy(self) -> bool:
         return False

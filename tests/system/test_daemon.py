@@ -17,8 +17,9 @@ from websockets.sync.client import connect
 
 from candled import __version__
 from candled.bus.memory_bus import MemoryBus
-from candled.ingest.exchange_ingest import ExchangeIngest, IngestOptions
+from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
+from candled.ingest.market_loader import IngestOptions
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, parse_iso_ms
 from candled.protocol.messages import bar_text
 from candled.store.history import HistoryReader

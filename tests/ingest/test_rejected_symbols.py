@@ -4,7 +4,7 @@ import pytest
 
 from candled.exchange import SubscriptionRejected
 from candled.ingest.connection import FeedConnection
-from candled.ingest.refusals import Refusals
+from candled.ingest.rejected_symbols import RejectedSymbols
 from candled.model import Market, Symbol
 from tests.ingest.small import BTC, running
 from tests.ingest.test_connection import ETH, PlainFeed, connection, sent
@@ -56,24 +56,24 @@ def test_what_was_refused_and_comes_back_is_read_as_if_nothing_had_been(more, at
 
 
 def test_a_refusal_outlasts_a_reconnect_only_until_its_pause_is_over():
-    refusals, feed = Refusals(), PlainFeed("ws://localhost", [BTC, ETH])
-    first = FeedConnection(feed, [BTC, ETH], 0.0, refusals)
+    rejected, feed = RejectedSymbols(), PlainFeed("ws://localhost", [BTC, ETH])
+    first = FeedConnection(feed, [BTC, ETH], 0.0, rejected)
     first.frames_to_send(0.0)
     first.on_frame("no BTC/USDT", 0.0)
-    second = FeedConnection(feed, [BTC, ETH], 30.0, refusals)
+    second = FeedConnection(feed, [BTC, ETH], 30.0, rejected)
     assert sent(second, 31.0, 30.0) == ["+ETH/USDT"]
     assert "+BTC/USDT" in sent(second, 61.0, 60.0)
-    third = FeedConnection(feed, [BTC, ETH], 61.0, refusals)
+    third = FeedConnection(feed, [BTC, ETH], 61.0, rejected)
     assert sent(third, 61.0, 61.0) == ["+BTC/USDT"]
 
 
 def test_a_sign_that_the_exchange_has_it_ends_the_pause():
-    refusals = Refusals()
+    rejected = RejectedSymbols()
     for _ in range(8):
-        refusals.note(BTC, 0.0)
-    refusals.hasten(BTC, 10.0)
-    assert refusals.take_due(10.0) == (BTC,)
-    assert refusals.take_due(10.0) == ()
+        rejected.add_rejection(BTC, 0.0)
+    rejected.retry_now(BTC, 10.0)
+    assert rejected.take_due(10.0) == (BTC,)
+    assert rejected.take_due(10.0) == ()
 
 
 OTHER = Market(symbol=Symbol.parse("BTC/USDC"))

@@ -10,49 +10,49 @@ _LONGEST_PAUSE_S = 3600.0
 
 
 @dataclass(slots=True)
-class _Refusal:
+class _Rejection:
     #: How often the symbol was rejected in a row.
     count: int = 0
     #: When to ask again, monotonic seconds; None while a reply is pending.
     retry_at: float | None = None
 
 
-class Refusals:
+class RejectedSymbols:
     """The rejected symbols of all connections. Each is requested again after growing pauses, without limit.
 
     This class is pure: `now` is monotonic seconds. The pauses double from one minute to one hour.
     """
 
     def __init__(self) -> None:
-        self._known: dict[Symbol, _Refusal] = {}
+        self._known: dict[Symbol, _Rejection] = {}
 
-    def note(self, symbol: Symbol, now: float) -> None:
+    def add_rejection(self, symbol: Symbol, now: float) -> None:
         """Record that the exchange rejected a symbol."""
-        refusal = self._known.setdefault(symbol, _Refusal())
-        refusal.retry_at = now + min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(refusal.count, 30))
-        refusal.count += 1
+        rejection = self._known.setdefault(symbol, _Rejection())
+        rejection.retry_at = now + min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(rejection.count, 30))
+        rejection.count += 1
 
-    def forget(self, symbol: Symbol) -> None:
+    def remove(self, symbol: Symbol) -> None:
         """Record that a symbol delivered candles."""
         self._known.pop(symbol, None)
 
-    def hasten(self, symbol: Symbol, now: float) -> None:
+    def retry_now(self, symbol: Symbol, now: float) -> None:
         """Request a rejected symbol now, because the exchange seems to have it."""
-        refusal = self._known.get(symbol)
-        if refusal is not None:
-            refusal.count, refusal.retry_at = 0, now
+        rejection = self._known.get(symbol)
+        if rejection is not None:
+            rejection.count, rejection.retry_at = 0, now
 
-    def admitted(self, symbols: Iterable[Symbol], now: float) -> tuple[Symbol, ...]:
+    def select_allowed(self, symbols: Iterable[Symbol], now: float) -> tuple[Symbol, ...]:
         """Return the symbols to request on a new connection: all except those whose pause is not over."""
-        admitted = []
+        select_allowed = []
         for symbol in symbols:
-            refusal = self._known.get(symbol)
-            if refusal is not None:
-                if refusal.retry_at is not None and refusal.retry_at > now:
+            rejection = self._known.get(symbol)
+            if rejection is not None:
+                if rejection.retry_at is not None and rejection.retry_at > now:
                     continue
-                refusal.retry_at = None
-            admitted.append(symbol)
-        return tuple(admitted)
+                rejection.retry_at = None
+            select_allowed.append(symbol)
+        return tuple(select_allowed)
 
     def take_due(self, now: float) -> tuple[Symbol, ...]:
         """Return the symbols whose pause is over, each once."""

@@ -1,0 +1,145 @@
+"""The state of one market, and the problems that explain it."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, State, StateReason
+
+from .coverage import RECENT_MS, Coverage
+from .presence import Presence
+
+_WEEK = Interval.parse("1W")
+# REST is asked for a missing minute only this long after its end: until then it may still arrive.
+_PATIENCE_MS = 10_000
+
+
+class Condition(NamedTuple):
+    """The state of a market and the reason for it.
+
+    `reason` is one of `candled.model.STATE_REASONS`, or empty if the state is `live`.
+    """
+
+    state: State
+    reason: StateReason | Literal[""] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The parameters for judging one exchange's minutes; see `candled.exchange.Exchange` and the settings."""
+
+    #: How long after the next minute opened the late versions of a minute are awaited.
+    grace_period_ms: int
+    #: How long the stream may be silent before REST is asked whether the market is quiet.
+    quiet_after_ms: int
+    #: True if final minutes of the stream are compared with REST.
+    confirm: bool
+    #: The longest range of one request, in minutes.
+    max_history_minutes: int
+    opens_at_previous_close: bool
+    publishes_empty_candles: bool
+
+    def expected_until(self, now_ms: int) -> int:
+        """Return the time before which all minutes should have arrived by now."""
+        return MINUTE.floor(now_ms - self.grace_period_ms - _PATIENCE_MS)
+
+    def has_ended(self, candle: Candle) -> bool:
+        """Return whether a candle is from after the end of its minute and the grace period."""
+        return candle.final or candle.as_of_ms >= candle.open_ms + MINUTE_MS + self.grace_period_ms
+
+
+class MarketStatus:
+    """Judges a market's state by its coverage, its stream and its REST answers.
+
+    This class is pure: the time is an argument, on the exchange's clock.
+    """
+
+    def __init__(self, rules: Rules, coverage: Coverage, presence: Presence) -> None:
+        self._rules = rules
+        self._coverage = coverage
+        self._presence = presence
+        #: The exchange's reason for rejecting the subscription, until the stream delivers candles.
+        self.rejection: str | None = None
+        #: An error text if the exchange's list does not contain the symbol. Candles from the stream or REST outweigh
+        #: it.
+        self.unlisted: str | None = None
+        #: Why REST cannot be used for this market, in words; None if it can.
+        self.trouble: str | None = None
+        #: True once REST has answered for this market.
+        self.has_answer = False
+        #: Whether REST has data of this market: None until it responds, False once it denies a known minute.
+        self.is_credible: bool | None = None
+        self._recent_known: tuple[int, int] | None = None
+        self._recent_lacks = False
+
+    def condition(self, now_ms: int) -> Condition:
+        """Return the market's state, one of `candled.model.STATES`, and the reason for it."""
+        standing = self._presence.standing(now_ms)
+        if standing == "unknown":
+            return self._condition_without_evidence(now_ms)
+        if self._lacks_week(now_ms):
+            return Condition("warming", self._why_missing(now_ms))
+        if self._lacks_recent(self._rules.expected_until(now_ms)):
+            return Condition("recovering", "fetching" if self._rest_works else "rest_unavailable")
+        if standing == "moving":
+            return Condition("live")
+        reason = self._stream_trouble
+        if standing == "quiet" and reason is None:
+            return Condition("quiet", "no_trades")
+        return Condition("polling", reason or "stream_silent")
+
+    def _condition_without_evidence(self, now_ms: int) -> Condition:
+        """Return the condition of a market for which neither the stream nor REST provides evidence."""
+        is_rejected = self.rejection is not None or self.unlisted is not None
+        if not is_rejected and self.trouble is None and self._lacks_week(now_ms):
+            return Condition("warming", self._why_missing(now_ms) if self.has_answer else "starting")
+        if self._stream_trouble is not None:
+            return Condition("stale", self._stream_trouble)
+        if self.trouble is not None:
+            return Condition("stale", "rest_unavailable")
+        is_fresh = self._presence.pushed_ms is None and not self.has_answer
+        return Condition("stale", "starting" if is_fresh else "unconfirmed_silence")
+
+    def _lacks_week(self, now_ms: int) -> bool:
+        """Return whether the current week is not complete yet."""
+        since_ms, beginning = self._coverage.since_ms, self._coverage.beginning
+        from_ms = max(_WEEK.floor(now_ms), self._coverage.from_ms)
+        is_doubtful = beginning is not None and beginning.reason == "unconfirmed" and beginning.end_ms > from_ms
+        return since_ms is None or since_ms > from_ms or is_doubtful
+
+    def _why_missing(self, now_ms: int) -> StateReason:
+        """Return why the current week is not complete."""
+        if not self._rest_works:
+            return "rest_unavailable"
+        is_asked = not self._coverage.unasked(_WEEK.floor(now_ms), self._rules.expected_until(now_ms))
+        return "unconfirmed_beginning" if is_asked and self._coverage.beginning is not None else "fetching"
+
+    @property
+    def _rest_works(self) -> bool:
+        return self.trouble is None and self.is_credible is not False
+
+    @property
+    def trouble_text(self) -> str | None:
+        """All current problems in words, or None."""
+        denies = "the exchange's REST API returns nothing for minutes that it had"
+        trouble = denies if self.is_credible is False else self.trouble
+        return "; ".join(text for text in (self.rejection, self.unlisted, trouble) if text) or None
+
+    @property
+    def _stream_trouble(self) -> StateReason | None:
+        """The reason why the stream delivers nothing, as far as it is known without REST."""
+        if self.rejection is not None:
+            return "subscription_refused"
+        if self.unlisted is not None:
+            return "not_listed"
+        return None if self._presence.connected else "stream_down"
+
+    def _lacks_recent(self, until_ms: int) -> bool:
+        """Return whether minutes of the last two hours are missing.
+
+        The result is cached: it is needed every second but changes once a minute.
+        """
+        known = self._coverage.version, until_ms
+        if known != self._recent_known:
+            self._recent_known = known
+            self._recent_lacks = bool(self._coverage.missing_within(until_ms - RECENT_MS, until_ms - MINUTE_MS))
+        return self._recent_lacks

@@ -1,0 +1,215 @@
+"""The requests for history of one exchange: the most urgent first, within its request budget."""
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from candled.errors import CandledError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
+from candled.exchange import Clock, Exchange
+from candled.model import MINUTE_MS, Candle, Range, Symbol
+from candled.tasks import Backoff
+
+from .coverage import Urgency, Window
+from .evidence import find_evidence
+from .http import HttpClient
+from .ingest_clock import IngestClock
+from .market import POLL_MS, MarketIngest, Outcome
+from .market_listing import MarketListing
+from .market_store import MarketStore
+from .parity import Parity
+from .publisher import IngestPublisher
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 0.5
+# While a stream is down, REST is polled for its forming minutes, using at most this share of the request budget.
+_POLL_SHARE = 0.4
+# Other sources are asked about an unconfirmed beginning of history after pauses that grow from one minute to six hours.
+_EVIDENCE_S, _EVIDENCE_MOST_S = 60.0, 21_600.0
+
+
+class RepairScheduler:
+    """A queue of markets with a request to make. Several workers `run` it.
+
+    `on_answer` is called with the outcome of each answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        exchange: Exchange,
+        *,
+        http: HttpClient,
+        clock: Clock,
+        time: IngestClock,
+        store: MarketStore,
+        publisher: IngestPublisher,
+        listing: MarketListing,
+        on_answer: Callable[[MarketIngest, Outcome], None],
+    ) -> None:
+        self._name = name
+        self._exchange = exchange
+        self._http = http
+        self._clock = clock
+        self._time = time
+        self._store = store
+        self._publisher = publisher
+        self._listing = listing
+        self._on_answer = on_answer
+        #: A heap by urgency, then by order of arrival.
+        self._queue: list[tuple[Urgency, int, MarketIngest]] = []
+        self._order = itertools.count()
+        #: Set when the queue is not empty.
+        self._queued = asyncio.Event()
+        #: Markets that are in the queue or being requested.
+        self._busy: set[Symbol] = set()
+        #: When to request a market again after a failure, monotonic seconds.
+        self._retry_at: dict[Symbol, float] = {}
+        #: The pauses of markets whose requests fail.
+        self._backoffs: dict[Symbol, Backoff] = {}
+        #: The pauses while the exchange's REST API is unavailable, and the end of the current one, monotonic seconds.
+        self._outage, self._paused_until = Backoff(), 0.0
+        #: Pauses between searches for evidence, and the time of the next one.
+        self._searches: dict[Symbol, tuple[Backoff, float]] = {}
+        #: The time between two requests for the present of one market.
+        self._poll_ms = POLL_MS
+        #: Why the exchange's REST API is unavailable; None if it is available.
+        self.trouble: str | None = None
+        self.parity = Parity()
+
+    def share_polls(self, markets: Iterable[MarketIngest]) -> None:
+        """Share the requests for forming minutes among the markets whose streams do not deliver them."""
+        now_ms = self._time.now_ms()
+        polled = sum(market.presence.is_polled(now_ms) for market in markets)
+        self._poll_ms = max(POLL_MS, round(1000 * polled / (_POLL_SHARE * self._exchange.requests_per_s)))
+
+    def retry_now(self, symbol: Symbol) -> None:
+        """Forget the failed requests of a market."""
+        self._retry_at.pop(symbol, None)
+        self._backoffs.pop(symbol, None)
+
+    def enqueue(self, market: MarketIngest, now_ms: int) -> None:
+        """Queue a market if a request is due."""
+        symbol = market.key.symbol
+        is_resting = self._clock.monotonic() < self._retry_at.get(symbol, 0.0)
+        if symbol in self._busy or is_resting or not self._time.is_settled:
+            return
+        window = market.next_request(now_ms, self._poll_ms)
+        if window is not None:
+            self._busy.add(symbol)
+            heapq.heappush(self._queue, (window.urgency, next(self._order), market))
+            self._queued.set()
+
+    async def run(self) -> None:
+        """Request the most urgent window of all markets, in an endless loop."""
+        while True:
+            while not self._queue:
+                self._queued.clear()
+                await self._queued.wait()
+            while (wait_s := self._paused_until - self._clock.monotonic()) > 0:
+                await self._clock.sleep(wait_s)
+            if not self._queue:
+                continue
+            urgency, _, market = heapq.heappop(self._queue)
+            # requests that are not urgent may use only half of the budget
+            while urgency >= Urgency.CONFIRM and self._http.is_busy():
+                await self._clock.sleep(_TICK_S)
+            window = market.next_request(self._time.now_ms(), self._poll_ms)
+            try:
+                if window is not None:
+                    await self._request_window(market, window)
+            finally:
+                self._busy.discard(market.key.symbol)
+            self.enqueue(market, self._time.now_ms())
+
+    async def _request_window(self, market: MarketIngest, window: Window) -> None:
+        symbol = market.key.symbol
+        asked_ms, asked_steady_ms = self._time.now_ms(), self._time.steady_ms()
+        try:
+            rows = await self._exchange.fetch_history(self._http, symbol, window.start_ms, window.end_ms)
+        except Unavailable as error:
+            self._on_unavailable(market, error)
+            return
+        except ExchangeError as error:
+            self._on_failure(market, str(error))
+            return
+        except Exception as error:  # an error in a plugin must not end the repair of all markets
+            logger.exception("%s: history of %s failed", self._name, symbol)
+            self._on_failure(market, repr(error))
+            return
+        foreign = market.comparison.find_foreign(rows)
+        if foreign is not None:
+            market.rows.drop_row(foreign, self._time.now_ms())
+            self._on_failure(market, "the exchange's REST API answers with rows of another market")
+            return
+        self._on_success(symbol)
+        self._time.observe_rows(rows, asked_steady_ms)
+        try:
+            stored = await self._read_stored(market, window)
+        except (StoreUnavailable, StoreRejected) as error:
+            self._on_failure(market, f"the stored minutes cannot be read to compare them: {error}")
+            return
+        now_ms = max(asked_ms, self._time.now_ms())
+        outcome = market.on_history(window, rows, now_ms, asked_ms=asked_ms, stored=stored)
+        self.parity.count_checked(self._time.now_ms(), outcome.checked, outcome.mismatched)
+        self._on_answer(market, outcome)
+        if outcome.past or outcome.repaired is not None or not self._publisher.has_published(market):
+            await self._publisher.publish_repair(market, outcome)
+        await self._find_beginning(market)
+
+    async def _read_stored(self, market: MarketIngest, window: Window) -> Sequence[Candle]:
+        """Return the stored minutes that a response is compared with and that are not in memory."""
+        span = market.stored_span(window, self._time.now_ms())
+        if span is None:
+            return ()
+        await self._store.flush()
+        return await self._store.read_minutes(market.key, *span)
+
+    async def _find_beginning(self, market: MarketIngest) -> None:
+        """Ask other sources about the time before the first minute, after growing pauses while it is unconfirmed."""
+        symbol, beginning, first_ms = market.key.symbol, market.coverage.beginning, market.coverage.first_ms
+        if beginning is None or first_ms is None or beginning.reason != "unconfirmed":
+            self._searches.pop(symbol, None)
+            return
+        pauses, due_at = self._searches.get(symbol, (Backoff(first_s=_EVIDENCE_S, most_s=_EVIDENCE_MOST_S), 0.0))
+        if self._clock.monotonic() < due_at or market.coverage.unasked(beginning.start_ms, first_ms):
+            return
+        self._searches[symbol] = pauses, self._clock.monotonic() + pauses.on_failure()
+        span, listed_ms = Range(beginning.start_ms, beginning.end_ms), self._listing.listed_ms(symbol)
+        try:
+            (first,) = await self._store.read_minutes(market.key, first_ms, first_ms + MINUTE_MS)
+            evidence = await find_evidence(self._exchange, self._http, symbol, span, first, listed_ms)
+        except (CandledError, ValueError) as error:  # no result; asked again later
+            logger.debug("%s: the beginning of its history is unknown: %s", market.key, error)
+            return
+        except Exception:  # an error in a plugin must not end the repair of all markets
+            logger.exception("%s: the beginning of its history is unknown", market.key)
+            return
+        changed = market.apply_evidence(evidence, self._time.now_ms())
+        if changed is not None:
+            await self._publisher.publish_repair(market, Outcome(repaired=changed))
+
+    def _on_unavailable(self, market: MarketIngest, error: Unavailable) -> None:
+        market.on_history_failed(str(error))
+        wait_s = max(self._outage.on_failure(), error.retry_after_s or 0.0)
+        self._paused_until = self._clock.monotonic() + wait_s
+        if self.trouble is None:
+            logger.warning("%s: history cannot be read: %s; next attempt in %.1f s", self._name, error, wait_s)
+        self.trouble = str(error)
+
+    def _on_failure(self, market: MarketIngest, reason: str) -> None:
+        symbol = market.key.symbol
+        wait_s = self._backoffs.setdefault(symbol, Backoff(first_s=5.0, most_s=600.0)).on_failure()
+        self._retry_at[symbol] = self._clock.monotonic() + wait_s
+        if market.status.trouble != reason:
+            logger.warning("%s: history of %s: %s; next attempt in %.0f s", self._name, symbol, reason, wait_s)
+        market.on_history_failed(reason)
+
+    def _on_success(self, symbol: Symbol) -> None:
+        self._outage.on_success()
+        self._backoffs.pop(symbol, None)
+        if self.trouble is not None:
+            logger.info("%s: history can be read again", self._name)
+            self.trouble = None

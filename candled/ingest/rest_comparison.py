@@ -1,0 +1,105 @@
+"""The comparison of one market's minutes with a REST response."""
+
+from collections.abc import Mapping, Sequence
+
+from candled.exchange import InvalidRow
+from candled.model import MINUTE_MS, Candle, RangeSet
+
+from .coverage import Coverage, Window
+from .market_status import Rules
+from .minutes import Minutes
+
+# For this long after the end of a minute, a REST response may come from a cache. A response with less volume than the
+# stream had is accepted only if it is repeated after `_REPEATED_MS`.
+_CACHED_MS = 300_000
+_REPEATED_MS = 120_000
+# If the prices of this many minutes are disjoint from the stream's, or of fewer minutes but by this factor, the rows
+# belong to another market.
+_FOREIGN_MINUTES, _FOREIGN_FACTOR = 3, 2
+
+
+class RestComparison:
+    """Finds the differences between REST and the stream.
+
+    This class is pure: the time is an argument, on the exchange's clock.
+    """
+
+    def __init__(self, rules: Rules, coverage: Coverage, minutes: Minutes) -> None:
+        self._rules = rules
+        self._coverage = coverage
+        self._minutes = minutes
+        #: Minutes with less volume in REST than in the stream → the time of the first such response, and its values.
+        self._lesser: dict[int, tuple[int, tuple[object, ...]]] = {}
+
+    def find_foreign(self, rows: Sequence[Candle | InvalidRow]) -> InvalidRow | None:
+        """Return a row with an error text if a response is about another market, otherwise None.
+
+        The response is rejected if its prices are disjoint from the stream's in all minutes that both have: in at least
+        three minutes, or by a factor of two.
+        """
+        pairs = [
+            (row, ours)
+            for row in rows
+            if isinstance(row, Candle)
+            and (ours := self._minutes.get_minute(row.open_ms)) is not None
+            and ours.src == "live"
+        ]
+        most = 1 if len(pairs) >= _FOREIGN_MINUTES else _FOREIGN_FACTOR
+        if not pairs or not all(row.low > most * ours.high or most * row.high < ours.low for row, ours in pairs):
+            return None
+        row, ours = pairs[-1]
+        difference = f"{row.low} to {row.high}, where the stream had {ours.low} to {ours.high}"
+        return InvalidRow(row.open_ms, f"rows of another market: {difference}")
+
+    def find_outdated(self, candles: Sequence[Candle], known: Mapping[int, Candle], now_ms: int) -> RangeSet:
+        """Return the minutes whose response is older than the stream's version: volume only grows within a minute."""
+        outdated = RangeSet()
+        for open_ms in [old for old in self._lesser if now_ms - old > 2 * _CACHED_MS]:
+            del self._lesser[open_ms]
+        for candle in candles:
+            open_ms, ours = candle.open_ms, known.get(candle.open_ms)
+            is_less = ours is not None and ours.src == "live" and candle.volume < ours.volume
+            if not is_less or not self._rules.has_ended(candle) or now_ms - open_ms - MINUTE_MS > _CACHED_MS:
+                continue
+            since_ms, values = self._lesser.get(open_ms, (now_ms, candle.values))
+            if values != candle.values:
+                since_ms = now_ms
+            self._lesser[open_ms] = since_ms, candle.values
+            if now_ms - since_ms < _REPEATED_MS:
+                outdated.add(open_ms, open_ms + MINUTE_MS)
+        return outdated
+
+    def count_differences(
+        self,
+        window: Window,
+        candles: Sequence[Candle],
+        known: Mapping[int, Candle],
+        unreadable: RangeSet,
+        asked_ms: int,
+        now_ms: int,
+    ) -> tuple[int, int]:
+        """Count the final minutes compared with REST for the first time, and all minutes that differ from it."""
+        checked = mismatched = 0
+        theirs = {candle.open_ms: candle for candle in candles if self._rules.has_ended(candle)}
+        awaiting = set(
+            self._coverage.unconfirmed.minutes_within(
+                window.start_ms, min(window.end_ms, self._rules.expected_until(now_ms))
+            )
+        )
+        for open_ms in awaiting | theirs.keys():
+            ours, row = known.get(open_ms) or self._minutes.get_minute(open_ms), theirs.get(open_ms)
+            if ours is None or not ours.final or open_ms in unreadable:
+                continue
+            if self._coverage.unconfirmed.was_deferred(open_ms) and open_ms not in self._lesser:  # already counted
+                continue
+            if row is not None and changed_during_request(ours, row, asked_ms, now_ms):
+                continue
+            differs = row is None or row.values != ours.values
+            checked += differs or open_ms in awaiting
+            mismatched += differs
+        return checked, mismatched
+
+
+def changed_during_request(known: Candle, candle: Candle, asked_ms: int, now_ms: int) -> bool:
+    """Return whether another version of a minute was pushed during the REST request and may therefore be newer."""
+    return known.values != candle.values and asked_ms < known.as_of_ms <= now_ms

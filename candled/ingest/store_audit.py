@@ -1,0 +1,72 @@
+"""The regular comparison of markets with the store, and with REST."""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+
+from candled.errors import StoreRejected, StoreUnavailable
+from candled.exchange import Clock
+from candled.model import MINUTE, MINUTE_MS, Range, RangeSet, Symbol
+
+from .coverage import RECHECK_MS
+from .ingest_clock import IngestClock
+from .market import MarketIngest, Outcome
+from .market_store import MarketStore
+from .publisher import IngestPublisher
+from .stored_past import StoredPast
+
+logger = logging.getLogger(__name__)
+
+# The stored history of `RECHECK_MS` is compared with REST again this often: exchanges revise minutes.
+_RECHECK_EVERY_MS = 6 * 60 * MINUTE_MS
+# Every five minutes, the minutes that each market should have of the last days are compared with the store. The newest
+# minutes are excluded, because their late versions may still arrive.
+_AUDIT_S = 300.0
+_AUDIT_MS = 3 * 1440 * MINUTE_MS
+_AUDIT_MARGIN_MS = 10 * MINUTE_MS
+
+
+class StoreAudit:
+    """Finds minutes that the store has lost, and minutes that other processes have stored."""
+
+    def __init__(
+        self, store: MarketStore, publisher: IngestPublisher, past: StoredPast, clock: Clock, time: IngestClock
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._past = past
+        self._clock = clock
+        self._time = time
+
+    async def run(self, markets: Mapping[Symbol, MarketIngest]) -> None:
+        """Compare the markets with the store in an endless loop, one at a time, and have some rechecked with REST."""
+        rechecked_ms = dict.fromkeys(markets, self._time.steady_ms())  # when opened, on the steady clock
+        while markets:
+            for symbol, market in list(markets.items()):
+                await self._clock.sleep(_AUDIT_S / len(markets))
+                if self._time.steady_ms() - rechecked_ms[symbol] >= _RECHECK_EVERY_MS:
+                    rechecked_ms[symbol] = self._time.steady_ms()
+                    market.coverage.recheck_since(self._time.now_ms() - RECHECK_MS)
+                # logged by the writer; tried again in the next round
+                with contextlib.suppress(StoreUnavailable, StoreRejected):
+                    await self._compare_with_store(market)
+
+    async def _compare_with_store(self, market: MarketIngest) -> None:
+        until_ms = MINUTE.floor(self._time.now_ms()) - _AUDIT_MARGIN_MS
+        span = Range(max(market.coverage.from_ms, until_ms - _AUDIT_MS), until_ms)
+        expected = market.coverage.covered_within(*span)
+        with contextlib.suppress(StoreRejected):  # minutes that were dropped show up as lost
+            await self._store.flush()
+        stored = RangeSet(await self._store.stored_ranges(market.key, *span))
+        since_ms = await self._store.complete_from(market.key)
+        lost, new = market.compare_with_store(expected, stored, span)
+        if lost:
+            minutes = lost.total_ms // MINUTE_MS
+            logger.warning("%s: %d minutes missing from the store, refetching", market.key, minutes)
+        before_ms = market.coverage.since_ms
+        if since_ms is not None and market.coverage.extend_since(since_ms):
+            new.add(since_ms, before_ms or until_ms)
+        self._past.examine_again(market.key.symbol)
+        finds = list(new)
+        if finds:
+            await self._publisher.publish_repair(market, Outcome(repaired=Range(finds[0].start_ms, finds[-1].end_ms)))
