@@ -58,6 +58,8 @@ class IngestClock:
 
     def observe_rows(self, rows: Sequence[Candle | InvalidRow], asked_ms: int) -> None:
         """Use the timestamps of a REST response. It was requested at `asked_ms` on the steady clock."""
+        if self.is_own:
+            return
         stated_ms = max((row.as_of_ms for row in rows if isinstance(row, Candle)), default=0)
         self._estimate.observe_answer(stated_ms, asked_ms, self.steady_ms())
 
