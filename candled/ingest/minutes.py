@@ -80,10 +80,9 @@ class Minutes:
         `final` of the candle means that it is proven to be the last version. A push alone never proves this.
         """
         known = self._minutes.get(candle.open_ms)
-        if known is not None:
-            candle = candle.merged_with(known)
-            if candle is known:
-                return None
+        candle = candle.merged_with(known)
+        if candle is known:
+            return None
         self._minutes[candle.open_ms] = candle
         self._track_minute(candle, now_ms)
         if known is not None and known.final is candle.final and known[1:7] == candle[1:7]:

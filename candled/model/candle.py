@@ -119,7 +119,7 @@ class Candle(NamedTuple):
             return self.volume > other.volume
         return self._version() > other._version()
 
-    def merged_with(self, known: "Candle") -> "Candle":
+    def merged_with(self, known: "Candle | None") -> "Candle":
         """Merge a new version of a minute with the `known` one and return the version to keep: `known` or a new candle.
 
         All writers follow this rule: ingest's memory, the rows queued for the store, and the stores themselves. If a
@@ -127,6 +127,8 @@ class Candle(NamedTuple):
         if that is larger. A version that arrives again never counts twice, so a batch may be written again. `src` is
         the source that sent these values first.
         """
+        if known is None:
+            return self
         is_same = self[1:7] == known[1:7]
         if self.supersedes(known):
             rev = max(self.rev, known.rev + (known.final and not is_same))

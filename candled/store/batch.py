@@ -47,19 +47,14 @@ class MarketBatch:
 
 
 def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, MarketBatch]:
-    """Group rows by market, keeping one version of each minute: the one that supersedes the others."""
+    """Group rows by market, with the versions of each minute merged."""
     result: dict[MarketKey, MarketBatch] = {}
     for market, candle in rows:
         batch = result.get(market)
         if batch is None:
             batch = result[market] = MarketBatch()
-        if not candle.final:
-            before = batch.forming.get(candle.open_ms)
-            if before is None or candle.supersedes(before):
-                batch.forming[candle.open_ms] = candle
-            continue
-        known = batch.minutes.get(candle.open_ms)
-        batch.minutes[candle.open_ms] = candle if known is None else candle.merged_with(known)
+        minutes = batch.minutes if candle.final else batch.forming
+        minutes[candle.open_ms] = candle.merged_with(minutes.get(candle.open_ms))
     return result
 
 
@@ -81,15 +76,10 @@ def touched(changed: RangeSet, interval: Interval) -> RangeSet:
     return RangeSet((interval.floor(start), interval.floor(end - 1) + interval.ms) for start, end in changed)
 
 
-def news(batch: Mapping[int, Candle], stored: Mapping[int, Candle]) -> list[Candle]:
+def merge_changes(batch: Mapping[int, Candle], stored: Mapping[int, Candle]) -> list[Candle]:
     """Return the minutes of `batch` that are new or change stored ones, as they are to be stored, oldest first."""
-    result = []
-    for open_ms in sorted(batch):
-        known = stored.get(open_ms)
-        kept = batch[open_ms] if known is None else batch[open_ms].merged_with(known)
-        if kept is not known:
-            result.append(kept)
-    return result
+    merged = (batch[open_ms].merged_with(stored.get(open_ms)) for open_ms in sorted(batch))
+    return [candle for candle in merged if candle is not stored.get(candle.open_ms)]
 
 
 def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:

@@ -45,8 +45,7 @@ class PendingRows:
             if self._count >= self._limit:
                 return False
             self._count += 1
-        kept = candle if known is None else candle.merged_with(known)
-        self._minutes.setdefault(market, {})[candle.open_ms] = kept
+        self._minutes.setdefault(market, {})[candle.open_ms] = candle.merged_with(known)
         self._drop_forming(market, candle.open_ms)
         return True
 
@@ -84,8 +83,7 @@ class PendingRows:
         known = forming.get(candle.open_ms)
         if known is None:
             self._forming_count += 1
-        if known is None or candle.supersedes(known):
-            forming[candle.open_ms] = candle
+        forming[candle.open_ms] = candle.merged_with(known)
         if len(forming) > _MOST_FORMING:
             self._drop_forming(market, min(forming))
 

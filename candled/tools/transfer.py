@@ -12,7 +12,7 @@ from candled.clock import SystemClock
 from candled.config import Config
 from candled.errors import ConfigError
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
-from candled.store.batch import news
+from candled.store.batch import merge_changes
 from candled.store.interface import KnownGap, Store
 
 from .files import BadRow, kind_of, open_writer, read_candles, says_as_of
@@ -195,7 +195,7 @@ def put_page(store: Store, market: MarketKey, page: Sequence[Candle], counts: Co
     """Store the minutes of a page (ascending, each once) that are not stored yet or only in an older version."""
     span = Range(page[0].open_ms, page[-1].open_ms + MINUTE_MS)
     known = {candle.open_ms: candle for candle in store.read_bars_between(market, MINUTE, *span)}
-    changed = news({candle.open_ms: candle for candle in page}, known)
+    changed = merge_changes({candle.open_ms: candle for candle in page}, known)
     counts.kept += len(page) - len(changed)
     if not changed:
         return

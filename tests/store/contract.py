@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from candled.errors import StoreRejected
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, Range, RangeSet
-from candled.store.batch import SOURCES, by_market, news
+from candled.store.batch import SOURCES, by_market, merge_changes
 from candled.store.history import HistoryReader
 from candled.store.interface import ALL_TIME, FEEDS_KEPT, SEQ_UNPUBLISHED, BadRow, KnownGap, Store, Table
 from candled.store.threads import StoreThreads
@@ -191,7 +191,7 @@ class StoreContract:
         while rows:
             size = dice.randint(1, 8)
             store.write_minutes(rows[:size])
-            model |= {one.open_ms: one for one in news(by_market(rows[:size])[market].minutes, model)}
+            model |= {one.open_ms: one for one in merge_changes(by_market(rows[:size])[market].minutes, model)}
             del rows[:size]
 
         best: dict[int, Candle] = {}

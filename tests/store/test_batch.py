@@ -2,7 +2,7 @@
 
 from candled.model import MINUTE_MS, Interval, RangeSet
 from candled.store.batch import minute_ranges, touched
-from tests.store.rows import MONDAY_MS, minute
+from tests.store.rows import MONDAY_MS
 
 WEEK_MS = 7 * 1440 * MINUTE_MS
 
@@ -20,22 +20,3 @@ def test_a_change_touches_the_bars_it_lies_in_and_no_others():
 def test_a_minute_on_sunday_touches_the_week_that_ends_then():
     changed = RangeSet([(MONDAY_MS - MINUTE_MS, MONDAY_MS)])
     assert list(touched(changed, Interval.parse("1W"))) == [(MONDAY_MS - WEEK_MS, MONDAY_MS)]
-
-
-def test_another_version_with_other_values_is_a_revision():
-    late = MONDAY_MS + MINUTE_MS
-    revised = minute(0, "5", as_of_ms=late, src="rest")
-    assert revised.merged_with(minute(0, rev=2)) == revised._replace(rev=3)
-    assert revised._replace(rev=7).merged_with(minute(0, rev=2)) == revised._replace(rev=7)
-
-
-def test_the_same_values_said_later_are_none():
-    confirmed = minute(0, as_of_ms=MONDAY_MS + MINUTE_MS)
-    assert confirmed.merged_with(minute(0, rev=2)) == confirmed._replace(rev=2)
-
-
-def test_what_holds_already_stays_the_row_it_is_unless_more_revisions_are_known():
-    stored = minute(0, "5", as_of_ms=MONDAY_MS + MINUTE_MS, rev=2)
-    for candle in (minute(0, rev=9), stored._replace(rev=1), minute(0, "5", as_of_ms=MONDAY_MS + MINUTE_MS)):
-        assert candle.merged_with(stored) is stored
-    assert stored._replace(rev=3).merged_with(stored).rev == 3

@@ -27,7 +27,7 @@ _AT = _time("%s::bigint")
 
 
 def _version(row: str) -> str:
-    """Return SQL for the rule of `Candle.merged_with`: the version of a minute with the greater tuple wins.
+    """Return SQL for the rule of `Candle.supersedes`: the version of a minute with the greater tuple wins.
 
     A version made after the end of the minute wins over any made before. After the end, the later one wins; before it,
     the one with the larger volume. The same version may come again with a larger `rev`.
@@ -49,6 +49,15 @@ def _all_new(columns: Sequence[str]) -> str:
 
 def _differ(columns: Sequence[str]) -> str:
     return f"({_listed(columns, 'old')}) IS DISTINCT FROM ({_listed(columns, 'excluded')})"
+
+
+def _merge(revisions: str) -> str:
+    """Return SQL for the rule of `Candle.merged_with`, in which other values count as so many revisions."""
+    others = _differ(_NUMBERS)
+    return f"""ON CONFLICT (market, time) DO UPDATE SET {_all_new((*_NUMBERS, "as_of"))},
+            src = CASE WHEN {others} THEN excluded.src ELSE old.src END,
+            rev = greatest(excluded.rev, coalesce(old.rev, 0) + CASE WHEN {others} THEN {revisions} ELSE 0 END)
+            WHERE {_version("excluded")} > {_version("old")}"""
 
 
 _BATCH = f"""
@@ -130,10 +139,7 @@ PUT_MINUTES = f"""WITH changed AS (
         INSERT INTO candled.candles AS old (market, time, {_listed(_MINUTE)})
         SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
             WHERE time >= (SELECT kept_from FROM candled.state)
-        ON CONFLICT (market, time) DO UPDATE SET {_all_new((*_NUMBERS, "as_of"))},
-            src = CASE WHEN {_differ(_NUMBERS)} THEN excluded.src ELSE old.src END,
-            rev = greatest(excluded.rev, coalesce(old.rev, 0) + CASE WHEN {_differ(_NUMBERS)} THEN 1 ELSE 0 END)
-            WHERE {_version("excluded")} > {_version("old")}
+        {_merge("1")}
         RETURNING market, time)
     SELECT market, {_ms("min(time)")}, {_ms("max(time)")} FROM changed GROUP BY market ORDER BY market"""
 
@@ -199,7 +205,7 @@ PUT_FORMING = f"""INSERT INTO candled.forming AS old (market, time, {_listed(_MI
     SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
         WHERE NOT EXISTS (SELECT FROM candled.candles AS final
             WHERE final.market = batch.market AND final.time = batch.time AND final.time BETWEEN {_AT} AND {_AT})
-    ON CONFLICT (market, time) DO UPDATE SET {_all_new(_MINUTE)} WHERE {_version("excluded")} > {_version("old")}"""
+    {_merge("0")}"""
 FORMING = f"""{_MINUTES} FROM candled.forming
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) ORDER BY time"""
 DROP_FORMING = f"""DELETE FROM candled.forming USING (SELECT market, {_time("time_ms")} AS time

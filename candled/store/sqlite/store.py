@@ -12,7 +12,16 @@ from typing import Any
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
-from candled.store.batch import MarketBatch, by_market, by_symbol, fold_bars, levels, minute_ranges, news, touched
+from candled.store.batch import (
+    MarketBatch,
+    by_market,
+    by_symbol,
+    fold_bars,
+    levels,
+    merge_changes,
+    minute_ranges,
+    touched,
+)
 from candled.store.interface import (
     ALL_TIME,
     FEED_DAYS,
@@ -515,7 +524,7 @@ class SqliteStore:
             for start_ms, end_ms in minute_ranges(minutes)
             for candle in _between(connection, market_id, MINUTE, start_ms, end_ms)
         }
-        changed = news(minutes, stored)
+        changed = merge_changes(minutes, stored)
         if not changed:
             return
         connection.executemany(sql.PUT_MINUTE, [(market_id, *minute_row(candle)) for candle in changed])
@@ -548,10 +557,11 @@ class SqliteStore:
         stored = {candle.open_ms: candle for candle in as_candles(rows, final=False)}
         for open_ms, candle in batch.forming.items():
             known = stored.get(open_ms)
-            if (known is not None and not candle.supersedes(known)) or open_ms in batch.minutes:
+            kept = candle.merged_with(known)
+            if kept is known or open_ms in batch.minutes:
                 continue
             if known is not None or not connection.execute(sql.IS_FINAL, (market_id, open_ms)).fetchone():
-                connection.execute(sql.PUT_FORMING, (market_id, *minute_row(candle)))
+                connection.execute(sql.PUT_FORMING, (market_id, *minute_row(kept)))
         ended = stored.keys() & batch.minutes.keys()
         connection.executemany(sql.DROP_FORMING, [(market_id, open_ms) for open_ms in ended])
 
