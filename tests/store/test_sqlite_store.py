@@ -158,10 +158,7 @@ def test_who_may_not_upgrade_says_what_to_run_and_leaves_the_file_alone(path, ma
     before = path.read_bytes() if path.exists() else None
     with pytest.raises(StoreRejected, match="run `candled init-db`"):
         SqliteStore(path, **options).open()
-    if before is not None:
-        assert path.read_bytes() == before
-    elif options["intervals"] is None:
-        assert not path.exists()
+    assert (path.read_bytes() if path.exists() else None) == before
 
 
 def test_a_guest_writes_nothing_by_opening_and_reading(path, open_store):

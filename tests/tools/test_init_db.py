@@ -2,7 +2,10 @@ import pytest
 import yaml
 
 from candled.cli import main
+from candled.tools import commands
 from tests.servers import Database, shared_postgres
+from tests.store.rows import minute
+from tests.store.test_sqlite_store import make_first_schema
 
 
 def settings(tmp_path, **store):
@@ -37,12 +40,21 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.usefixtures("postgres")
-@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
-@pytest.mark.parametrize("init", [True, False])
-def test_no_other_command_makes_tables(tmp_path, monkeypatch, capsys, arguments, init):
+def test_the_list_of_commands_on_stored_history_is_complete():
+    names = {command.name or command.callback.__name__.strip("_") for command in commands.app.registered_commands}
+    assert {arguments[0] for arguments in COMMANDS} == names - {"init-db", "init_db"}
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "minutes.csv").write_text("time_ms,open,high,low,close,volume\n0,1,1,1,1,1\n")
+
+
+@pytest.mark.usefixtures("postgres", "in_folder")
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("init", [True, False])
+def test_no_other_command_makes_tables(tmp_path, capsys, arguments, init):
     with Database(shared_postgres()) as database:
         for url in (f"sqlite:///{tmp_path}/new.db", database.url()):
             config = settings(tmp_path, url=url, init=init)
@@ -50,6 +62,34 @@ def test_no_other_command_makes_tables(tmp_path, monkeypatch, capsys, arguments,
             assert "run `candled init-db`" in capsys.readouterr().err
         assert database.rows("SELECT to_regnamespace('candled')") == [(None,)]
     assert not (tmp_path / "new.db").exists()
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("init", [True, False])
+def test_no_other_command_upgrades_an_older_file(tmp_path, capsys, arguments, init):
+    path = tmp_path / "old.db"
+    make_first_schema(path, [minute(0)])
+    before = path.read_bytes()
+    assert main([*arguments, "--config", settings(tmp_path, url=f"sqlite:///{path}", init=init)]) == 2
+    assert "is at schema 1, this program needs schema 4: run `candled init-db`" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("postgres", "in_folder")
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("init", [True, False])
+def test_no_other_command_upgrades_older_tables(tmp_path, capsys, arguments, init):
+    with Database(shared_postgres()) as database:
+        config = settings(tmp_path, url=database.url(), init=init)
+        assert main(["init-db", "--config", config]) == 0
+        database.rows("DROP TABLE candled.processes, candled.forming")
+        database.rows("UPDATE candled.state SET schema = 2")
+        columns = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'candled'"
+        before = sorted(database.rows(columns))
+        assert main([*arguments, "--config", config]) == 2
+        assert "the database is at schema 2, this program needs 4: run `candled init-db`" in capsys.readouterr().err
+        assert sorted(database.rows(columns)) == before
 
 
 @pytest.mark.usefixtures("postgres")

@@ -608,7 +608,8 @@ class SqliteStore:
 
     def _open_connection(self) -> sqlite3.Connection:
         # Each thread uses its own connection. Only `close` uses those of other threads.
-        if self._wanted is None and not self._path.exists():  # connecting would create it
+        may_create = self._wanted is not None and self._upgrade_schema
+        if not may_create and not self._path.exists():  # connecting would create it
             raise StoreRejected(
                 f"{self._path}: there is no such file yet: run `candled init-db`, or start the daemon (store.init)"
             )
