@@ -13,8 +13,8 @@ from typing import Any
 from candled import __version__, signals
 from candled.aggregate.live_bars import LiveBars
 from candled.api.catalog import MarketCatalog
+from candled.api.context import ApiContext
 from candled.api.pages import BarReader
-from candled.api.rest import ApiContext
 from candled.api.routes import make_routes, make_streams
 from candled.budget import MakeBudget
 from candled.budget_file import BudgetFile

@@ -31,7 +31,8 @@ EDGES = {
     "bus/redis/shared_limits", "bus/redis/leases", "bus/redis/publisher", "bus/redis/bus", "bus/redis/connections",
     "bus/redis/subscriber",
     "tasks",
-    "transport/acceptor", "serve/client", "serve/events", "serve/handlers", "serve/listening", "serve/pager",
+    "transport/acceptor", "transport/hot_stream", "serve/hot_path",
+    "serve/client", "serve/events", "serve/handlers", "serve/listening", "serve/pager",
     "serve/prefix", "serve/server", "transport/socket_connection", "transport/socket_detach",
     "transport/tornado_connection",
     "store/history", "store/ingest_store", "store/journal", "store/journal_spill", "store/postgres/pool",
@@ -41,7 +42,9 @@ EDGES = {
 # Modules that do I/O only through an edge, which they import. The text is the reason.
 HOLDERS = {
     "__main__": "handles signals and calls cli",
-    **dict.fromkeys(("api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"),
+    **dict.fromkeys(
+        ("api/bar_answers", "api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"
+    ),
     "aggregate/live_bars": "starts tasks and waits through tasks",
     "ingest/publisher": "repeats writes through tasks",
     "ingest/market_loader": "reads through parallel and tasks",
@@ -105,7 +108,11 @@ SHARED = {
         "rooms/recipients",
         "rooms/encoded_bars",
     },
-    "serve": {"serve/connection_limiter", "serve/rate_limit"},  # the address of a request and its limit
+    "serve": {
+        "serve/connection_limiter",
+        "serve/hot_path",
+        "serve/rate_limit",
+    },  # the values of a request, and its limit
     "store": {"store/__init__", "store/interface", "store/known_gaps"},  # the interface of stores and its values
 }
 

@@ -17,6 +17,8 @@ class MarketCatalog:
         self.exchanges = tuple(markets)
         self.default = self.exchanges[0]
         self.intervals = {str(interval): interval for interval in intervals}
+        #: the intervals by TradingView's names
+        self.resolutions = {resolution(interval): interval for interval in self.intervals.values()}
         self.markets = tuple(MarketKey(name, symbol) for name, symbols in markets.items() for symbol in symbols)
         self._by_symbol = {(key.exchange, str(key.symbol)): key for key in self.markets}
         self._tickers = self._make_tickers()

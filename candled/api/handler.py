@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -77,6 +77,11 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.write(TOO_MANY)
 
+    @classmethod
+    def count_headers(cls, count: int) -> Iterable[tuple[str, str]]:
+        """Return the headers that show the number of requests, besides those of the rate limit."""
+        return ()
+
     # ------------------------------------------------------------ for subclasses
 
     def write_json(self, body: Any) -> None:
@@ -84,25 +89,9 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.write(body if isinstance(body, bytes) else msgspec.json.encode(body))
 
-    @property
-    def known_tags(self) -> str:
-        """The `If-None-Match` header. `*` has no meaning here, since all requests only read."""
-        return self.request.headers.get("If-None-Match", "")
-
-    def tag(self, tag: str | None, is_known: bool) -> bool:
-        """Set the answer's ETag; return True if the client already has the answer.
-
-        The status is then 304, and the body must stay empty.
-        """
-        if tag is not None:
-            self.set_header("Etag", tag)
-        if is_known:
-            self.set_status(304)
-        return is_known
-
     def set_cache_headers(self, settled: bool) -> None:
-        """Let caches keep a settled answer for a minute, and make them revalidate any other one."""
-        self.set_header("Cache-Control", "public, max-age=60" if settled else "no-cache")
+        """Tell caches how long to keep the answer."""
+        self.set_header("Cache-Control", cache_control(settled))
 
     async def send_part(self, part: bytes | str) -> bool:
         """Write a part of a long answer and wait until it is sent.
@@ -195,6 +184,11 @@ class Handler(RequestHandler):
             logger.error("%s: %s", self.request.path, value)
         else:
             super().log_exception(typ, value, tb)
+
+
+def cache_control(settled: bool) -> str:
+    """Return the header that lets caches keep a settled answer for a minute, and revalidate any other one."""
+    return "public, max-age=60" if settled else "no-cache"
 
 
 class NotFound(Handler):

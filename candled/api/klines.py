@@ -5,19 +5,20 @@ Source: Binance's spot REST API, "Market Data endpoints" and "Error codes".
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from candled.model import Interval, MarketKey, decimal_text
 from candled.serve.rate_limit import RateLimit
 
+from .bar_answers import BarHandler, BarQuery, Headers
 from .catalog import BinanceMarkets
+from .context import ApiContext
 from .errors import ApiError
 from .handler import Handler
-from .pages import EVER_MS, MOST_BARS, HistoryRequest
+from .pages import EVER_MS, MOST_BARS, HistoryRequest, PrintedPage
 from .printers import klines_printer
-from .rest import ApiContext
 
 DEFAULT_BARS = 500
 _DIGITS = "^[0-9]{1,20}$"
@@ -39,31 +40,15 @@ _NOT_ALLOWED = (
 )  # fmt: skip
 
 
-class KlinesHandler(Handler):
-    """A Binance resource. Errors look like Binance's: `{"code": -1121, "msg": "Invalid symbol."}`."""
+class KlinesParameters:
+    """The parameters of a request, read and refused as Binance does."""
 
-    def initialize(self, source: ApiContext, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
-        """Store the markets by Binance's names and the sources of answers."""
-        super().initialize(**shared)
-        self.source = source
-        self.markets = markets
-
-    async def prepare(self) -> None:
-        """Count the request, and report the count in Binance's header."""
-        await super().prepare()
-        if self.verdict.count and not self._finished:
-            self.set_header("X-MBX-USED-WEIGHT-1M", str(self.verdict.count))
-
-    def write_error_body(self, refusal: ApiError) -> None:
-        """Write an error as Binance does."""
-        code = int(refusal.code) if refusal.code.startswith("-") else _CODES.get(refusal.code, _UNSUPPORTED)
-        self.write_json({"code": code, "msg": _NOT_HERE if code == _UNSUPPORTED else str(refusal)})
-
-    def refuse_too_many(self, refusal: ApiError) -> None:
-        """Write the error, always as JSON."""
-        self.write_error_body(refusal)
-
-    # ------------------------------------------------------------ parameters
+    def __init__(
+        self, markets: BinanceMarkets, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str]
+    ) -> None:
+        self._markets = markets
+        self._arguments = arguments
+        self._time_unit = headers.get("x-mbx-time-unit", "MILLISECOND")
 
     def expect(self, *names: str) -> None:
         """Check that the query has no other parameters than these.
@@ -71,7 +56,7 @@ class KlinesHandler(Handler):
         Raises:
             ApiError: it has another one.
         """
-        sent = self.request.query_arguments
+        sent = self._arguments
         read = len(sent.keys() & {*names, "timeUnit"})
         if read < len(sent):
             message = f"Not all sent parameters were read; read '{read}' parameter(s) but was sent '{len(sent)}'."
@@ -85,7 +70,7 @@ class KlinesHandler(Handler):
         """
         name = self.text_parameter("timeUnit")
         if name is None:
-            name = self.request.headers.get("X-MBX-TIME-UNIT", "MILLISECOND")
+            name = self._time_unit
         units = _UNITS.get(name.upper())
         if units is None:
             raise ApiError(400, "-1130", "Data sent for parameter 'timeUnit' is not valid.")
@@ -97,7 +82,7 @@ class KlinesHandler(Handler):
         Raises:
             ApiError: it was sent twice, or is not UTF-8.
         """
-        given = self.request.query_arguments.get(name, [])
+        given = self._arguments.get(name, [])
         if len(given) > 1:
             raise ApiError(400, "-1101", f"Duplicate values for parameter '{name}' detected.")
         try:
@@ -149,48 +134,12 @@ class KlinesHandler(Handler):
         Raises:
             ApiError: the symbol is not served.
         """
-        market = self.markets.markets.get(name)
+        market = self._markets.markets.get(name)
         if market is None:
             raise ApiError(400, "-1121", "Invalid symbol.")
         return market
 
-
-class Klines(KlinesHandler):
-    """`/api/v3/klines` and `/api/v3/uiKlines`: bars."""
-
-    async def answer(self) -> None:
-        """Answer with the requested bars."""
-        self.expect("symbol", "interval", "startTime", "endTime", "timeZone", "limit")
-        market = self.market_parameter(self.required_parameter("symbol"))
-        interval = self.markets.intervals.get(self.required_parameter("interval"))
-        if interval is None:
-            raise ApiError(400, "-1120", "Invalid interval.")
-        limit = self.int_parameter("limit", DEFAULT_BARS, MOST_BARS)
-        if limit == 0:
-            raise ApiError(400, "-1130", "Data sent for parameter 'limit' is not valid.")
-        self._check_zone(interval)
-        units = self.units_per_ms()
-        page = await self.source.pages.printed(
-            market,
-            interval,
-            klines_printer(interval, units),
-            HistoryRequest(
-                limit,
-                self.moment("startTime", 0, up=True),
-                self.moment("endTime", EVER_MS, up=False) + 1,
-                self.text_parameter("startTime") is None,
-            ),
-            self.known_tags,
-        )
-        self.set_cache_headers(page.settled)
-        if page.last_ms is not None:
-            self.set_header("X-Candled-Last-Final", "true" if page.last_final else "false")
-            if not page.last_final:
-                self.set_header("Age", str(max(0, self.source.clock.now_ms() - page.last_as_of_ms) // 1000))
-        if not self.tag(page.tag, page.is_known):
-            self.write_json(b"[%b]" % page.columns[0])
-
-    def _check_zone(self, interval: Interval) -> None:
+    def check_zone(self, interval: Interval) -> None:
         """Check that bars begin at the same times in the requested time zone as in UTC.
 
         Raises:
@@ -206,6 +155,88 @@ class Klines(KlinesHandler):
             raise ApiError(400, "-1130", message)
 
 
+class KlinesHandler(Handler):
+    """A Binance resource. Errors look like Binance's: `{"code": -1121, "msg": "Invalid symbol."}`."""
+
+    def initialize(self, source: ApiContext, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
+        """Store the markets by Binance's names and the sources of answers."""
+        super().initialize(**shared)
+        self.source = source
+        self.markets = markets
+        self.parameters = KlinesParameters(markets, self.request.query_arguments, self.request.headers)
+
+    async def prepare(self) -> None:
+        """Count the request, and report the count in Binance's header."""
+        await super().prepare()
+        if not self._finished:
+            for name, value in self.count_headers(self.verdict.count):
+                self.set_header(name, value)
+
+    @classmethod
+    def count_headers(cls, count: int) -> Headers:
+        """Return Binance's header of the number of requests."""
+        return (("X-MBX-USED-WEIGHT-1M", str(count)),) if count else ()
+
+    def write_error_body(self, refusal: ApiError) -> None:
+        """Write an error as Binance does."""
+        code = int(refusal.code) if refusal.code.startswith("-") else _CODES.get(refusal.code, _UNSUPPORTED)
+        self.write_json({"code": code, "msg": _NOT_HERE if code == _UNSUPPORTED else str(refusal)})
+
+    def refuse_too_many(self, refusal: ApiError) -> None:
+        """Write the error, always as JSON."""
+        self.write_error_body(refusal)
+
+
+class Klines(BarHandler, KlinesHandler):
+    """`/api/v3/klines` and `/api/v3/uiKlines`: bars."""
+
+    @classmethod
+    def read_bars(
+        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
+    ) -> BarQuery:
+        """Return the request for bars of a query.
+
+        Raises:
+            ApiError: it is invalid.
+        """
+        markets: BinanceMarkets = sources["markets"]
+        query = KlinesParameters(markets, arguments, headers)
+        query.expect("symbol", "interval", "startTime", "endTime", "timeZone", "limit")
+        market = query.market_parameter(query.required_parameter("symbol"))
+        interval = markets.intervals.get(query.required_parameter("interval"))
+        if interval is None:
+            raise ApiError(400, "-1120", "Invalid interval.")
+        limit = query.int_parameter("limit", DEFAULT_BARS, MOST_BARS)
+        if limit == 0:
+            raise ApiError(400, "-1130", "Data sent for parameter 'limit' is not valid.")
+        query.check_zone(interval)
+        asked = HistoryRequest(
+            limit,
+            query.moment("startTime", 0, up=True),
+            query.moment("endTime", EVER_MS, up=False) + 1,
+            query.text_parameter("startTime") is None,
+        )
+        return BarQuery(market, interval, klines_printer(interval, query.units_per_ms()), asked, _rows, _headers)
+
+    async def answer(self) -> None:
+        """Answer with the requested bars."""
+        sources = {"markets": self.markets}
+        query = self.read_bars(self.request.query_arguments, self.request.headers, sources)
+        await self.answer_bars(query, self.source)
+
+
+def _rows(page: PrintedPage) -> bytes:
+    return b"[%b]" % page.columns[0]
+
+
+def _headers(page: PrintedPage, now_ms: int) -> Headers:
+    if page.last_ms is None:
+        return ()
+    if page.last_final:
+        return (("X-Candled-Last-Final", "true"),)
+    return ("X-Candled-Last-Final", "false"), ("Age", str(max(0, now_ms - page.last_as_of_ms) // 1000))
+
+
 class ExchangeInfo(KlinesHandler):
     """`/api/v3/exchangeInfo`: the description of the symbols. No symbol can be traded here."""
 
@@ -216,7 +247,7 @@ class ExchangeInfo(KlinesHandler):
         self.write_json(
             {
                 "timezone": "UTC",
-                "serverTime": self.source.clock.now_ms() * self.units_per_ms(),
+                "serverTime": self.source.clock.now_ms() * self.parameters.units_per_ms(),
                 "rateLimits": [_limit(self.limit)] if self.limit.requests else [],
                 "exchangeFilters": [],
                 "symbols": [self._describe_symbol(name) for name in names],
@@ -224,10 +255,10 @@ class ExchangeInfo(KlinesHandler):
         )
 
     def _requested_symbols(self) -> Sequence[str]:
-        self.expect("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus")
-        one, several = self.text_parameter("symbol"), self.text_parameter("symbols")
+        self.parameters.expect("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus")
+        one, several = self.parameters.text_parameter("symbol"), self.parameters.text_parameter("symbols")
         if one is not None:
-            self.market_parameter(one)
+            self.parameters.market_parameter(one)
             return [one]
         if several is None:
             return list(self.markets.markets)
@@ -238,7 +269,7 @@ class ExchangeInfo(KlinesHandler):
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ApiError(400, "-1100", "Illegal characters found in parameter 'symbols'.")
         for name in names:
-            self.market_parameter(name)
+            self.parameters.market_parameter(name)
         return list(dict.fromkeys(names))
 
     def _describe_symbol(self, name: str) -> dict[str, Any]:
@@ -274,8 +305,8 @@ class Time(KlinesHandler):
 
     async def answer(self) -> None:
         """Answer with the server's time."""
-        self.expect()
-        self.write_json({"serverTime": self.source.clock.now_ms() * self.units_per_ms()})
+        self.parameters.expect()
+        self.write_json({"serverTime": self.source.clock.now_ms() * self.parameters.units_per_ms()})
 
 
 class Ping(KlinesHandler):
@@ -283,7 +314,7 @@ class Ping(KlinesHandler):
 
     async def answer(self) -> None:
         """Answer with an empty object."""
-        self.expect()
+        self.parameters.expect()
         self.write_json({})
 
 

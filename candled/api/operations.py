@@ -181,6 +181,15 @@ class Operation:
     parameters: Sequence[Parameter] = ()
     answers: Mapping[str, Any]
 
+    def read_query(self, query: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
+        """Return the values of a query's parameters.
+
+        Raises:
+            ApiError: one is invalid or unknown.
+        """
+        parameters.refuse_unknown(self.parameters, query)
+        return parameters.read_query(self.parameters, query)
+
 
 def candles(directory: MarketCatalog) -> Operation:
     """Return the operation for the bars of one market."""

@@ -3,57 +3,30 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import urlencode
 
 from candled import __version__
 from candled.errors import CandledError
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Decimals, MarketKey, iso_ms
+from candled.model import MINUTE, MINUTE_MS, MarketKey, iso_ms
 
 from . import gaps, operations
-from .catalog import MarketCatalog
+from .bar_answers import BarHandler, BarQuery, Headers
+from .context import ApiContext
+from .errors import ApiError
 from .formats import CONTENT_TYPES, make_format
 from .handler import Handler
 from .openapi import document
 from .operations import Operation
-from .pages import EVER_MS, BarReader, HistoryRequest, PrintedPage
-from .parameters import read_query, refuse_unknown
+from .pages import EVER_MS, HistoryRequest, PrintedPage
+from .parameters import refuse_unknown
 from .printers import json_printer
 
 logger = logging.getLogger(__name__)
 
 _SEVERAL_MS = 7 * gaps.DAY_MS
-
-
-class CoverageStore(gaps.GapStore, Protocol):
-    """The store reads besides pages of bars."""
-
-    async def complete_from(self, market: MarketKey) -> int | None:
-        """Return the time from which history is complete except for known gaps; None if it is not known."""
-
-    async def served_from(self, market: MarketKey) -> int | None:
-        """Return the time from which bars are served; None if no bars are."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiContext:
-    """The sources of answers."""
-
-    directory: MarketCatalog
-    pages: BarReader
-    stored: CoverageStore
-    clock: Clock
-    #: The decimals that the exchange declares for a market.
-    decimals: Callable[[MarketKey], Decimals]
-    #: The decimals seen in a market's candles.
-    seen_decimals: Callable[[MarketKey], Decimals]
-
-    def likely_decimals(self, market: MarketKey) -> Decimals:
-        """Return the decimals that the exchange declares for a market, or else those seen in its candles."""
-        return self.decimals(market).or_else(self.seen_decimals(market))
 
 
 class RestHandler(Handler):
@@ -71,8 +44,7 @@ class RestHandler(Handler):
         Raises:
             ApiError: one is invalid or unknown.
         """
-        refuse_unknown(self.operation.parameters, self.request.query_arguments)
-        return read_query(self.operation.parameters, self.request.query_arguments)
+        return self.operation.read_query(self.request.query_arguments)
 
     def market_parameter(self, values: Mapping[str, Any]) -> MarketKey:
         """Return the market of a query.
@@ -83,61 +55,54 @@ class RestHandler(Handler):
         return self.source.directory.find_market(values["exchange"], values["symbol"])
 
 
-class Candles(RestHandler):
+class Candles(BarHandler, RestHandler):
     """`/api/candles`: bars of one market."""
+
+    @classmethod
+    def read_bars(
+        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
+    ) -> BarQuery:
+        """Return the request for bars of a query.
+
+        Raises:
+            ApiError: it is invalid, or not for JSON.
+        """
+        values = sources["operation"].read_query(arguments)
+        if values["format"] != "json":
+            raise ApiError(400, "invalid_parameter", "format: expected json")
+        return cls._json_query(sources["source"].directory.find_market(values["exchange"], values["symbol"]), values)
+
+    @staticmethod
+    def _json_query(market: MarketKey, values: Mapping[str, Any]) -> BarQuery:
+        def headers(page: PrintedPage, _: int) -> Headers:
+            following = None if page.is_known else _next_path(market, values, page)
+            return () if following is None else (("Link", f'<{following}>; rel="next"'),)
+
+        return BarQuery(
+            market,
+            values["interval"],
+            json_printer(values["numbers"]),
+            _asked(values),
+            lambda page: _json_body(market, values, page),
+            headers,
+        )
 
     async def answer(self) -> None:
         """Answer with a page of bars, or stream the complete range."""
         values = self.read_query()
         market = self.market_parameter(values)
-        name, limit = values["format"], values["limit"]
-        if name != "json" and limit is None:
+        name = values["format"]
+        if name == "json":
+            await self.answer_bars(self._json_query(market, values), self.source)
+            return
+        if values["limit"] is None:
             await self._stream_range(market, values)
             return
-        start_ms, end_ms = values["from"] or 0, EVER_MS if values["to"] is None else values["to"]
-        asked = HistoryRequest(limit or operations.DEFAULT_BARS, start_ms, end_ms, newest_first=values["from"] is None)
-        if name == "json":
-            printer = json_printer(values["numbers"])
-            printed = await self.source.pages.printed(market, values["interval"], printer, asked, self.known_tags)
-            self.set_cache_headers(printed.settled)
-            if not self.tag(printed.tag, printed.is_known):
-                self.write_json(self._render_body(market, values, printed))
-            return
-        page = await self.source.pages.read_page(market, values["interval"], **asked._asdict())
+        page = await self.source.pages.read_page(market, values["interval"], **_asked(values)._asdict())
         self.set_cache_headers(page.settled)
         form = make_format(name, market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[name])
         self.write(form.begin() + form.page(page.bars) + form.end())
-
-    def _render_body(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> bytes:
-        following = self._next_path(market, values, page)
-        facts = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(values["interval"])}
-        head = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))[:-1]
-        oldest = None if page.first_ms is None else iso_ms(page.first_ms)
-        if following is not None:
-            self.set_header("Link", f'<{following}>; rel="next"')
-        more = (
-            f'"hasMore":{json.dumps(page.has_more)},"oldest":{json.dumps(oldest)}'
-            f',"next":{json.dumps(following)}{_position(page)}'
-        )
-        return b'%b,"bars":[%b],%b}' % (head.encode(), page.columns[0], more.encode())
-
-    def _next_path(self, market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> str | None:
-        """Return the next page in the direction of this one, as a reference relative to this request's address."""
-        if not page.has_more or page.last_ms is None:
-            return None
-        asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
-        if values["limit"] is not None:
-            asked["limit"] = values["limit"]
-        if values["numbers"]:
-            asked["numbers"] = "string"
-        if values["from"] is None:
-            asked["to"] = page.first_ms
-        else:
-            asked["from"] = page.last_ms + values["interval"].ms
-            if values["to"] is not None:
-                asked["to"] = values["to"]
-        return f"?{urlencode(asked, safe='/:')}"
 
     async def _stream_range(self, market: MarketKey, values: Mapping[str, Any]) -> None:
         """Write the complete range page by page, as fast as the client reads it."""
@@ -295,6 +260,43 @@ class Description(Handler):
         refuse_unknown((), self.request.query_arguments)
         self.set_cache_headers(False)
         self.write_json(document(self.all_operations, __version__))
+
+
+def _asked(values: Mapping[str, Any]) -> HistoryRequest:
+    """Return the request for bars of a query's values."""
+    end_ms = EVER_MS if values["to"] is None else values["to"]
+    return HistoryRequest(
+        values["limit"] or operations.DEFAULT_BARS, values["from"] or 0, end_ms, newest_first=values["from"] is None
+    )
+
+
+def _json_body(market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> bytes:
+    facts = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(values["interval"])}
+    head = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))[:-1]
+    oldest = None if page.first_ms is None else iso_ms(page.first_ms)
+    more = (
+        f'"hasMore":{json.dumps(page.has_more)},"oldest":{json.dumps(oldest)}'
+        f',"next":{json.dumps(_next_path(market, values, page))}{_position(page)}'
+    )
+    return b'%b,"bars":[%b],%b}' % (head.encode(), page.columns[0], more.encode())
+
+
+def _next_path(market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> str | None:
+    """Return the next page in the direction of this one, as a reference relative to this request's address."""
+    if not page.has_more or page.last_ms is None:
+        return None
+    asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
+    if values["limit"] is not None:
+        asked["limit"] = values["limit"]
+    if values["numbers"]:
+        asked["numbers"] = "string"
+    if values["from"] is None:
+        asked["to"] = page.first_ms
+    else:
+        asked["from"] = page.last_ms + values["interval"].ms
+        if values["to"] is not None:
+            asked["to"] = values["to"]
+    return f"?{urlencode(asked, safe='/:')}"
 
 
 def _position(page: PrintedPage) -> str:

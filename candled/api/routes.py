@@ -13,9 +13,9 @@ from candled.serve.rate_limit import Counter, RateLimit
 
 from . import klines, operations, rest, udf
 from .catalog import BinanceMarkets, joined
+from .context import ApiContext
 from .handler import AccessPolicy, NotFound
 from .kline_streams import Bars, KlineClient, KlineStreams, Reader
-from .rest import ApiContext
 
 logger = logging.getLogger(__name__)
 

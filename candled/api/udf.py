@@ -3,21 +3,22 @@
 Source: "UDF" in the Charting Library's documentation, and the behaviour of its published UDF adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
 
 from candled.model import MINUTE_MS, REASONS, Interval, MarketKey, iso_ms
 
 from . import gaps
-from .catalog import MarketCatalog, joined, resolution
+from .bar_answers import BarHandler, BarQuery, Headers
+from .catalog import MarketCatalog, joined
+from .context import ApiContext
 from .errors import ApiError, shown
 from .formats import json_number
 from .handler import Handler
-from .pages import EVER_MS, HistoryRequest
+from .pages import EVER_MS, HistoryRequest, PrintedPage
 from .parameters import Parameter, numbers, read_query, seconds, text, whole
 from .printers import udf_printer
-from .rest import ApiContext
 
 MOST_BARS = 5000
 _MOST_FOUND = 100
@@ -62,31 +63,6 @@ class UdfHandler(Handler):
         """
         return read_query(self.parameters, self.request.query_arguments)
 
-    def market_parameter(self, name: str) -> MarketKey:
-        """Return the market of a ticker.
-
-        Raises:
-            ApiError: it is not served.
-        """
-        market = self.source.directory.by_ticker(name)
-        if market is None:
-            raise ApiError(404, "unknown_symbol", "unknown_symbol")
-        return market
-
-    def interval_parameter(self, name: str) -> Interval:
-        """Return the interval of a resolution. `D` is `1D`.
-
-        Raises:
-            ApiError: it is not served.
-        """
-        known = {resolution(one): one for one in self.source.directory.intervals.values()}
-        found = known.get(name) or known.get(f"1{name}")
-        if found is None:
-            raise ApiError(
-                400, "unknown_resolution", f"resolution: expected one of {', '.join(known)}, got {shown(name)}"
-            )
-        return found
-
     def decimals_of(self, market: MarketKey) -> tuple[int, int]:
         """Return the decimals that a chart shows for prices and volumes.
 
@@ -96,6 +72,31 @@ class UdfHandler(Handler):
         volume = self.source.decimals(market).volume
         price = self.source.likely_decimals(market).price
         return _PRICE_DECIMALS if price is None else price, _VOLUME_DECIMALS if volume is None else volume
+
+
+def _market(directory: MarketCatalog, ticker: str) -> MarketKey:
+    """Return the market of a ticker.
+
+    Raises:
+        ApiError: it is not served.
+    """
+    market = directory.by_ticker(ticker)
+    if market is None:
+        raise ApiError(404, "unknown_symbol", "unknown_symbol")
+    return market
+
+
+def _interval(directory: MarketCatalog, name: str) -> Interval:
+    """Return the interval of a resolution. `D` is `1D`.
+
+    Raises:
+        ApiError: it is not served.
+    """
+    known = directory.resolutions
+    found = known.get(name) or known.get(f"1{name}")
+    if found is None:
+        raise ApiError(400, "unknown_resolution", f"resolution: expected one of {', '.join(known)}, got {shown(name)}")
+    return found
 
 
 class Config(UdfHandler):
@@ -129,7 +130,7 @@ class Symbols(UdfHandler):
 
     async def answer(self) -> None:
         """Answer with the description of a market."""
-        market = self.market_parameter(self.read_query()["symbol"])
+        market = _market(self.source.directory, self.read_query()["symbol"])
         self.set_cache_headers(False)
         self.write_json(self._symbol_info(market))
 
@@ -235,7 +236,7 @@ class Search(UdfHandler):
         }
 
 
-class History(UdfHandler):
+class History(BarHandler, UdfHandler):
     """`/udf/history`. `countback` takes precedence over `from`; with it, `no_data` means that no older bars exist."""
 
     parameters = (
@@ -247,32 +248,51 @@ class History(UdfHandler):
         numbers(),
     )
 
+    @classmethod
+    def read_bars(
+        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
+    ) -> BarQuery:
+        """Return the request for bars of a query.
+
+        Raises:
+            ApiError: it is invalid.
+        """
+        return cls._query(sources["source"].directory, read_query(cls.parameters, arguments))
+
+    @staticmethod
+    def _query(directory: MarketCatalog, values: dict[str, Any]) -> BarQuery:
+        market, interval = _market(directory, values["symbol"]), _interval(directory, values["resolution"])
+        count = values["countback"]
+        asked = HistoryRequest(min(count or MOST_BARS, MOST_BARS), 0 if count else values["from"], values["to"])
+        return BarQuery(market, interval, udf_printer(values["numbers"]), asked, _columns, _headers)
+
     async def answer(self) -> None:
         """Answer with the requested bars, or with `no_data` and the time of the next older bar."""
         values = self.read_query()
-        market, interval = self.market_parameter(values["symbol"]), self.interval_parameter(values["resolution"])
-        pages, count = self.source.pages, values["countback"]
-        page = await pages.printed(
-            market,
-            interval,
-            udf_printer(values["numbers"]),
-            HistoryRequest(min(count or MOST_BARS, MOST_BARS), 0 if count else values["from"], values["to"]),
-            self.known_tags,
-        )
-        self.set_cache_headers(page.settled)
+        query = self._query(self.source.directory, values)
+        page = await self.answer_bars(query, self.source)
         if page.last_ms is not None:
-            self.set_header("X-Candled-Last-Final", "true" if page.last_final else "false")
-            if self.tag(page.tag, page.is_known):
-                return
-            self.write_json(b'{"s":"ok","t":[%b],"o":[%b],"h":[%b],"l":[%b],"c":[%b],"v":[%b]}' % (*page.columns,))
             return
         empty_ms = min(values["from"], values["to"])
-        older = None if count else await pages.read_page(market, interval, end_ms=empty_ms, limit=1)
+        older = None
+        if not values["countback"]:
+            older = await self.source.pages.read_page(query.market, query.interval, end_ms=empty_ms, limit=1)
         if older is None or not older.bars:
             self.write_json({"s": "no_data"})
             return
         newest_ms = older.bars[-1].open_ms
         self.write_json({"s": "no_data", "nextTime": newest_ms if self.next_time == "ms" else newest_ms // 1000})
+
+
+def _columns(page: PrintedPage) -> bytes:
+    """Return the answer; nothing if it has no bars."""
+    if page.last_ms is None:
+        return b""
+    return b'{"s":"ok","t":[%b],"o":[%b],"h":[%b],"l":[%b],"c":[%b],"v":[%b]}' % (*page.columns,)
+
+
+def _headers(page: PrintedPage, _: int) -> Headers:
+    return () if page.last_ms is None else (("X-Candled-Last-Final", "true" if page.last_final else "false"),)
 
 
 class Time(UdfHandler):
@@ -350,7 +370,8 @@ class Marks(UdfHandler):
     async def marked_gaps(self) -> list[dict[str, Any]]:
         """Return the marks of the newest gaps in the range, oldest first. A mark is at the bar before the gap."""
         values = self.read_query()
-        market, interval = self.market_parameter(values["symbol"]), self.interval_parameter(values["resolution"])
+        directory = self.source.directory
+        market, interval = _market(directory, values["symbol"]), _interval(directory, values["resolution"])
         since_ms = await self.source.stored.served_from(market)
         end_ms = min(values["to"], self.source.clock.now_ms() - MINUTE_MS) // MINUTE_MS * MINUTE_MS
         start_ms = max(values["from"] // MINUTE_MS * MINUTE_MS, end_ms - _MARKED_MS, since_ms or EVER_MS)
@@ -405,7 +426,7 @@ def _mark(gap: gaps.Gap, interval: Interval) -> dict[str, Any]:
 
 
 def _resolutions(directory: MarketCatalog) -> list[str]:
-    return [resolution(interval) for interval in directory.intervals.values()]
+    return list(directory.resolutions)
 
 
 def _intraday(directory: MarketCatalog) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,6 +27,7 @@ from candled.transport.socket_detach import DetachedHandler, SocketDetach
 from candled.transport.tornado_connection import TornadoConnection, answer_ends_rightly
 
 from .connection_limiter import ConnectionLimiter, Network, client_address
+from .hot_path import HotReply, HotRequest
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,10 @@ class ServerContext:
         self.compresses = compresses
         self.trusted = trusted
         self.allowed_origins = allowed_origins
+        # of answers that any page may read, if the settings allow any
+        self.open_headers = [("Cache-Control", "no-store")]
+        if "*" in allowed_origins:
+            self.open_headers.append(("Access-Control-Allow-Origin", "*"))
         self.health = health
         self.ready = ready
         self.statistics = statistics
@@ -141,6 +147,15 @@ class ServerContext:
         self.on_client_gone(link)
 
 
+def _encode(body: Any) -> str:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+_PASS = {"status": "pass"}
+_PASS_BODY = _encode(_PASS).encode()
+_PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
+
+
 class _Common(RequestHandler):
     """Headers and errors that all answers share."""
 
@@ -157,10 +172,9 @@ class _Common(RequestHandler):
     def finish_json(self, body: Any) -> None:
         """Answer with JSON that any page may read, if the settings allow any."""
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.set_header("Cache-Control", "no-store")
-        if "*" in self.site.allowed_origins:
-            self.set_header("Access-Control-Allow-Origin", "*")
-        self.finish(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
+        for name, value in self.site.open_headers:
+            self.set_header(name, value)
+        self.finish(_encode(body))
 
 
 class ConnectingHandler(_Common):
@@ -312,7 +326,15 @@ class LiveHandler(_Common):
 
     def get(self) -> None:
         """Answer `pass`."""
-        self.finish_json({"status": "pass"})
+        self.finish_json(_PASS)
+
+    @staticmethod
+    def answer_now(request: HotRequest, site: ServerContext) -> HotReply | None:
+        """Return the same answer."""
+        if "if-none-match" in request.headers:
+            return None
+        headers = (*site.open_headers, ("Etag", _PASS_TAG))
+        return HotReply(200, "application/json; charset=utf-8", headers, _PASS_BODY)
 
 
 class ReadyHandler(_Common):

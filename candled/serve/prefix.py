@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerRequest
 from tornado.web import Application
+
+from candled.transport.hot_stream import HotStream
 
 
 class PrefixedApplication(Application):
@@ -15,6 +17,13 @@ class PrefixedApplication(Application):
     def __init__(self, handlers: Any, prefix: str, **settings: Any) -> None:
         super().__init__(handlers, **settings)
         self._prefix = prefix
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """Begin to read a request, unless the stream can answer it."""
+        stream = getattr(request_conn, "stream", None)
+        if isinstance(stream, HotStream):
+            stream.expect_request()
+        return super().start_request(server_conn, request_conn)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Return the handler of the path behind the prefix."""

@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from candled.errors import Unavailable
@@ -55,6 +56,16 @@ class MemoryCounter:
 
     async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
         """Count a request, as `Counter.count_hit` does; never raises."""
+        return self.count_now(key, window_s)
+
+    def count_of(self, key: str, window_s: float) -> int:
+        """Return the number of requests in the key's window."""
+        windows = self._windows.get(window_s)
+        count, ends = windows.get(key, (0, 0.0)) if windows else (0, 0.0)
+        return count if ends > self._clock.monotonic() else 0
+
+    def count_now(self, key: str, window_s: float) -> tuple[int, float]:
+        """Count a request; the result is that of `count_hit`."""
         now = self._clock.monotonic()
         windows = self._windows.setdefault(window_s, OrderedDict())
         while windows:
@@ -74,6 +85,9 @@ class RateLimitResult:
     allowed: bool
     count: int
     headers: Mapping[str, str]
+
+
+_UNLIMITED = RateLimitResult(True, 0, {})
 
 
 class RateLimit:
@@ -96,13 +110,28 @@ class RateLimit:
     async def check_request(self, address: str) -> RateLimitResult:
         """Count a request of `address` and return the result."""
         if not self.requests:
-            return RateLimitResult(True, 0, {})
+            return _UNLIMITED
         owner = client_of(address)
         key = f"{self._group}:{owner}"
         try:
             count, left_s = await self._counter.count_hit(key, self.window_s)
         except Unavailable:
-            count, left_s = await self._spare.count_hit(key, self.window_s)
+            count, left_s = self._spare.count_now(key, self.window_s)
+        return self._result(owner, count, left_s)
+
+    def check_now(self, address: str) -> RateLimitResult | None:
+        """Count a request that is allowed; return None, without counting it, if it is not or the counter is remote."""
+        if not self.requests:
+            return _UNLIMITED
+        if not isinstance(self._counter, MemoryCounter):
+            return None
+        owner = client_of(address)
+        key = f"{self._group}:{owner}"
+        if self._counter.count_of(key, self.window_s) >= self.requests:
+            return None
+        return self._result(owner, *self._counter.count_now(key, self.window_s))
+
+    def _result(self, owner: str, count: int, left_s: float) -> RateLimitResult:
         allowed = count <= self.requests
         headers = self._limit_headers(max(self.requests - count, 0), left_s, owner)
         if not allowed:
@@ -129,6 +158,7 @@ class RateLimit:
         return headers
 
 
+@lru_cache(maxsize=1024)
 def client_of(address: str) -> str:
     """Return the client that an address counts for: the IPv4 address, or the first 56 bits of an IPv6 address.
 

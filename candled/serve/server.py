@@ -37,6 +37,7 @@ from .handlers import (
     StatisticsHandler,
     StreamHandler,
 )
+from .hot_path import HotPath, make_resources
 from .listening import listen
 from .prefix import PrefixedApplication
 
@@ -114,7 +115,9 @@ class Server:
         )
         self.application = self._make_application()
         self._http = HTTPServer(self.application, max_header_size=16 * 1024, max_body_size=64 * 1024)
-        self._acceptor = Acceptor(self._http, clock, descriptors, self._tasks)
+        resources = make_resources([("/health/live", LiveHandler, {"site": self._site}), *routes])
+        self._hot_path = HotPath(resources, settings.prefix, clock)
+        self._acceptor = Acceptor(self._http, self._hot_path.answer, clock, descriptors, self._tasks)
 
     def listen(self) -> int:
         """Start listening; return the port, which the system chose if the settings have 0.

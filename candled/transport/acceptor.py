@@ -14,6 +14,7 @@ from candled.exchange import Clock
 from candled.tasks import TaskSet
 
 from .descriptors import Descriptors
+from .hot_stream import Answer, HotStream
 
 # Connections accepted per pass of the loop, at about 0.3 ms for a handshake. Tornado accepts 128 at a time.
 _AT_A_TIME = 16
@@ -28,10 +29,16 @@ _FULL = (
 
 
 class Acceptor:
-    """Feeds an HTTP server from listening sockets. The kernel keeps the order of pending connections."""
+    """Feeds an HTTP server from listening sockets. The kernel keeps the order of pending connections.
 
-    def __init__(self, http: HTTPServer, clock: Clock, descriptors: Descriptors, tasks: TaskSet) -> None:
+    `answer` answers the requests that need no handler.
+    """
+
+    def __init__(
+        self, http: HTTPServer, answer: Answer, clock: Clock, descriptors: Descriptors, tasks: TaskSet
+    ) -> None:
         self._http = http
+        self._answer = answer
         self._clock = clock
         self._descriptors = descriptors
         self._tasks = tasks
@@ -76,7 +83,7 @@ class Acceptor:
                 _refuse(peer)
 
     def _hand_over(self, peer: socket.socket, address: Any) -> None:
-        stream = IOStream(peer)
+        stream = HotStream(peer, address, self._answer, self._clock)
         if self._descriptors.is_reserved(peer.fileno()):
             self._tasks.start(self._cut_later(stream))
         self._http.handle_stream(stream, address)

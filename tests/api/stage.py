@@ -13,8 +13,8 @@ from tornado.web import Application
 
 from candled.aggregate.live_bars import LiveBars
 from candled.api.catalog import MarketCatalog
+from candled.api.context import ApiContext
 from candled.api.pages import BarReader
-from candled.api.rest import ApiContext
 from candled.api.routes import make_routes, make_streams
 from candled.bus import FeedMetadata, MinuteChanged
 from candled.bus.memory_bus import MemoryBus

@@ -1,0 +1,95 @@
+"""Answers with bars, the same in every dialect: read the query, print the page, set the headers for caches."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from candled.model import Interval, MarketKey
+from candled.rooms.encoded_bars import Printer
+from candled.serve.hot_path import HotReply, HotRequest
+from candled.serve.rate_limit import RateLimit
+
+from .context import ApiContext
+from .errors import ApiError
+from .handler import AccessPolicy, Handler, cache_control
+from .pages import HistoryRequest, PrintedPage
+
+JSON = "application/json; charset=utf-8"
+Headers = Iterable[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class BarQuery:
+    """A request for bars, and the way its dialect writes them."""
+
+    market: MarketKey
+    interval: Interval
+    printer: Printer
+    asked: HistoryRequest
+    #: Return the body.
+    write: Callable[[PrintedPage], bytes]
+    #: Return the dialect's own headers; the second argument is the time, UTC epoch ms.
+    headers: Callable[[PrintedPage, int], Headers]
+
+
+class BarHandler(Handler):
+    """A resource that answers with bars, if possible from memory and without a handler. Subclasses read the query."""
+
+    @classmethod
+    def read_bars(
+        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
+    ) -> BarQuery:
+        """Return the request for bars of a query. `sources` are the arguments of the route.
+
+        Raises:
+            ApiError: it is invalid.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def answer_now(
+        cls, request: HotRequest, *, gate: AccessPolicy, limit: RateLimit, **sources: Any
+    ) -> HotReply | None:
+        """Return the answer if memory has the bars and the rate limit allows the request, else None."""
+        headers = request.headers
+        source: ApiContext = sources["source"]
+        try:
+            query = cls.read_bars(request.arguments, headers, sources)
+        except ApiError:
+            return None
+        known = headers.get("if-none-match", "")
+        page = source.pages.printed_now(query.market, query.interval, query.printer, query.asked, known)
+        if page is None or page.tag is None:
+            return None
+        verdict = limit.check_now(gate.client_address(request.peer, headers.get("x-forwarded-for")))
+        if verdict is None:
+            return None
+        return HotReply(
+            304 if page.is_known else 200,
+            JSON,
+            (
+                ("Cache-Control", cache_control(page.settled)),
+                *gate.cors_headers(headers.get("origin")).items(),
+                *verdict.headers.items(),
+                *cls.count_headers(verdict.count),
+                *query.headers(page, source.clock.now_ms()),
+                ("Etag", page.tag),
+            ),
+            b"" if page.is_known else query.write(page),
+        )
+
+    async def answer_bars(self, query: BarQuery, source: ApiContext) -> PrintedPage:
+        """Answer with a page of bars, or with 304."""
+        page = await source.pages.printed(
+            query.market, query.interval, query.printer, query.asked, self.request.headers.get("If-None-Match", "")
+        )
+        self.set_cache_headers(page.settled)
+        for name, value in query.headers(page, source.clock.now_ms()):
+            self.set_header(name, value)
+        if page.tag is not None:
+            self.set_header("Etag", page.tag)
+        if page.is_known:
+            self.set_status(304)
+        else:
+            self.write_json(query.write(page))
+        return page

@@ -1,0 +1,40 @@
+"""The sources that handlers make their answers from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from candled.exchange import Clock
+from candled.model import Decimals, MarketKey
+
+from . import gaps
+from .catalog import MarketCatalog
+from .pages import BarReader
+
+
+class CoverageStore(gaps.GapStore, Protocol):
+    """The store reads besides pages of bars."""
+
+    async def complete_from(self, market: MarketKey) -> int | None:
+        """Return the time from which history is complete except for known gaps; None if it is not known."""
+
+    async def served_from(self, market: MarketKey) -> int | None:
+        """Return the time from which bars are served; None if no bars are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiContext:
+    """The sources of answers."""
+
+    directory: MarketCatalog
+    pages: BarReader
+    stored: CoverageStore
+    clock: Clock
+    #: The decimals that the exchange declares for a market.
+    decimals: Callable[[MarketKey], Decimals]
+    #: The decimals seen in a market's candles.
+    seen_decimals: Callable[[MarketKey], Decimals]
+
+    def likely_decimals(self, market: MarketKey) -> Decimals:
+        """Return the decimals that the exchange declares for a market, or else those seen in its candles."""
+        return self.decimals(market).or_else(self.seen_decimals(market))

@@ -1,0 +1,117 @@
+"""Answers from memory, made without Tornado: the request's head is parsed strictly, and the headers are prepared.
+
+A resource takes part if its handler has a class method `answer_now`. An answer is the same as the handler's, to the
+byte. Anything unusual returns None, and the handler answers.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+from tornado.escape import parse_qs_bytes
+from tornado.httputil import format_timestamp
+
+from candled.exchange import Clock
+
+_HEAD = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~\t]*\r\n){1,64})\r\n")
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+_FOR_TORNADO = {"content-length", "transfer-encoding", "upgrade", "expect"}
+_HEADS_KEPT = 4096
+_REASONS = {200: "OK", 304: "Not Modified"}
+
+
+class HotRequest(NamedTuple):
+    """A GET request. Names of headers are in lower case."""
+
+    path: str
+    arguments: Mapping[str, list[bytes]]
+    headers: Mapping[str, str]
+    peer: str = ""
+
+
+class HotReply(NamedTuple):
+    """An answer: the headers besides those that `HotPath` adds to each."""
+
+    status: int
+    content_type: str
+    headers: Iterable[tuple[str, str]]
+    body: bytes
+
+
+AnswerNow = Callable[[HotRequest], HotReply | None]
+
+
+def make_resources(routes: Iterable[tuple[str, type[Any], dict[str, Any]]]) -> dict[str, AnswerNow]:
+    """Return, by path, the resources whose handlers have a class method `answer_now`."""
+    return {path: partial(kind.answer_now, **more) for path, kind, more in routes if hasattr(kind, "answer_now")}
+
+
+class HotPath:
+    """Answers requests from memory."""
+
+    def __init__(self, resources: Mapping[str, AnswerNow], prefix: str, clock: Clock) -> None:
+        self._resources = resources
+        self._prefix = prefix
+        self._clock = clock
+        self._date = (0, "")
+
+    def answer(self, head: bytes, peer: str) -> bytes | None:
+        """Return the answer to a request with this head; None if its handler must answer."""
+        request = parse_head(head)
+        if request is None:
+            return None
+        path = request.path
+        if self._prefix and path.startswith(f"{self._prefix}/"):
+            path = path[len(self._prefix) :]
+        resource = self._resources.get(path)
+        reply = None if resource is None else resource(request._replace(peer=peer))
+        return None if reply is None else self._join(reply)
+
+    def _join(self, reply: HotReply) -> bytes:
+        status, content_type, headers, body = reply
+        has_body = status != 304
+        lines = [f"HTTP/1.1 {status} {_REASONS[status]}", "Server: candled"]
+        if has_body:
+            lines.append(f"Content-Type: {content_type}")
+        lines += (f"Date: {self._date_text()}", "X-Content-Type-Options: nosniff")
+        lines += [f"{_written(name)}: {value}" for name, value in headers]
+        if has_body:
+            lines.append(f"Content-Length: {len(body)}")
+        lines.append("\r\n")
+        return "\r\n".join(lines).encode("latin-1") + body
+
+    def _date_text(self) -> str:
+        now_s = self._clock.now_ms() // 1000
+        if self._date[0] != now_s:
+            self._date = now_s, format_timestamp(now_s)
+        return self._date[1]
+
+
+@lru_cache(maxsize=_HEADS_KEPT)
+def parse_head(head: bytes) -> HotRequest | None:
+    """Return a request, or None if Tornado must parse it."""
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        return None
+    headers: dict[str, str] = {}
+    for line in match[2].decode("ascii").split("\r\n")[:-1]:
+        name, _, value = line.partition(":")
+        name = name.lower()
+        if name in headers or name in _FOR_TORNADO:
+            return None
+        headers[name] = value.strip(" \t")
+    if not _HOST.fullmatch(headers.get("host", "")) or headers.get("connection", "keep-alive").lower() != "keep-alive":
+        return None
+    path, _, query = match[1].decode("ascii").partition("?")
+    try:
+        arguments = parse_qs_bytes(query, keep_blank_values=True)
+    except ValueError:
+        return None
+    return HotRequest(path, arguments, headers)
+
+
+@lru_cache(maxsize=64)
+def _written(name: str) -> str:
+    """Return a header's name as Tornado writes it."""
+    return "-".join(word.capitalize() for word in name.split("-"))

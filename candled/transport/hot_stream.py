@@ -1,0 +1,72 @@
+"""Answer simple requests where they are read, before Tornado parses them.
+
+A stream of Tornado with two of its documented methods replaced. Tornado needs about 0.2 ms for a request; an answer
+that is ready in memory needs a tenth of it. Any other request reaches Tornado as it was sent.
+"""
+
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from tornado.iostream import IOStream
+
+from candled.exchange import Clock
+
+Answer = Callable[[bytes, str], bytes | None]
+"""Returns the complete answer to a request, given its head and the peer's address; None if Tornado must answer."""
+
+_MOST_HEAD = 4096
+_END = b"\r\n\r\n"
+_BY_TORNADO_S = 1800.0  # a request reaches Tornado at least so often, which closes a connection idle for an hour
+
+
+class HotStream(IOStream):
+    """A connection whose requests `answer` may answer while Tornado waits for the next one."""
+
+    def __init__(self, peer: socket.socket, address: Any, answer: Answer, clock: Clock) -> None:
+        super().__init__(peer)
+        self._address = address[0] if isinstance(address, tuple) else str(address)
+        self._answer = answer
+        self._clock = clock
+        # True while Tornado waits for a request and has none of its bytes
+        self._is_idle = False
+        # True if all bytes that Tornado has were complete requests without bodies
+        self._is_whole = True
+        self._since = 0.0  # when Tornado began to wait
+        with contextlib.suppress(OSError):
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def expect_request(self) -> None:
+        """Answer the next request if possible. Tornado calls this, through the application, before it reads one."""
+        self._is_idle = self._is_whole
+        self._since = self._clock.monotonic()
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """Read bytes for Tornado, and answer them if they are a request that can be answered here."""
+        count = super().read_from_fd(buf)
+        if not count:
+            return count
+        if not self._is_idle:
+            self._is_whole = False
+            return count
+        is_whole = False
+        head = bytes(buf[:count]) if count <= _MOST_HEAD else b""
+        if head.endswith(_END):
+            is_whole = head.find(_END) == count - 4
+            if is_whole and not self.writing() and self._clock.monotonic() < self._since + _BY_TORNADO_S:
+                answer = self._answer(head, self._address)
+                if answer is not None:
+                    self.write(answer)
+                    return None
+            is_whole = is_whole and head.startswith(b"GET ") and not _has_body(head)
+        self._is_idle, self._is_whole = False, is_whole
+        return count
+
+    def set_nodelay(self, value: bool) -> None:
+        """Do nothing: answers are sent without delay from the beginning."""
+
+
+def _has_body(head: bytes) -> bool:
+    lower = head.lower()
+    return b"content-length" in lower or b"transfer-encoding" in lower

@@ -1,0 +1,240 @@
+"""Answers made without Tornado's handlers are those of the handlers, to the byte and the header."""
+
+import asyncio
+import json
+import re
+
+import pytest
+
+from candled.config import KlinesSettings, LimitSettings, ServerSettings
+from candled.serve.hot_path import HotPath, parse_head
+from tests.api.raw import ask_all
+from tests.api.stage import open_stage
+from tests.rows import MONDAY_MS, minute
+
+COUNT = 1200
+AT = [MONDAY_MS + number * 60_000 for number in range(COUNT + 10)]
+pytestmark = [pytest.mark.gen_test, pytest.mark.stage(klines=KlinesSettings(enabled=True), minutes=COUNT)]
+KLINES = "/api/v3/klines?symbol=BTCUSDT&interval=1m"
+CANDLES = "/api/candles?symbol=BTC/USDT&interval=1m"
+UDF = f"/udf/history?symbol=REPLAY:BTCUSDT&resolution=1&from=0&to={AT[-1]}"
+CLOSED = f"{KLINES}&startTime={AT[COUNT - 50]}&endTime={AT[COUNT - 10]}"
+
+# requests, and whether memory alone answers them
+HOT = [
+    f"{KLINES}&limit=2", f"{KLINES}&limit=100", f"{KLINES}&limit=500", CLOSED, f"{KLINES}&limit=7&timeUnit=MICROSECOND",
+    f"{KLINES}&timeZone=0", f"{KLINES.replace('klines', 'uiKlines')}&limit=3", f"{CANDLES}&limit=2",
+    f"{CANDLES}&limit=100&numbers=string", f"{CANDLES}&limit=5&to={AT[COUNT - 3]}", CANDLES.replace("/USDT", "%2FUSDT"),
+    f"{CANDLES}&from={AT[COUNT - 20]}&limit=3", f"{UDF}&countback=2", f"{UDF}&countback=100&numbers=string",
+    f"{UDF}&countback=100&unknown=1", "/health/live", "/health/live?x=1",
+]  # fmt: skip
+COLD = [
+    f"{KLINES}&limit=0", f"{KLINES}&limit=x", f"{KLINES}&limit=", f"{KLINES}&limit=%ff", f"{KLINES}&limit=1&limit=2",
+    f"{KLINES}&more=1", "/api/v3/klines", "/api/v3/klines?", f"{KLINES}&symbol=BTCUSDT", "/api/v3/ping",
+    "/api/v3/time?x",
+    "/api/v3/klines?symbol=NOPE&interval=1m", "/api/v3/klines?symbol=BTCUSDT&interval=9m", f"{KLINES}&timeZone=9:30x",
+    f"{KLINES}&startTime={AT[COUNT - 1] + 10**9}", f"{CANDLES}&format=csv&limit=3", f"{CANDLES}&limit=1001",
+    f"{CANDLES}&typo=1", f"{CANDLES}&exchange=nope", f"{UDF}&countback=x", "/udf/history", f"{UDF}&from=5&to=6",
+    "/api/%63andles?symbol=BTC/USDT&interval=1m", "/health", "//health/live", "/api/v3/klines/", "/nowhere", "/",
+]  # fmt: skip
+HEADERS = [
+    {},
+    {"Origin": "https://a.example", "Accept": "*/*", "User-Agent": "x"},
+    {"X-Forwarded-For": "1.2.3.4", "Connection": "keep-alive", "X-MBX-TIME-UNIT": "microsecond"},
+    {"Cookie": "a=b", "Accept-Encoding": "gzip, br", "If-None-Match": '"other"'},
+]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Give what the hot path answered, one item for each request that reached it."""
+    found = []
+    real = HotPath.answer
+
+    def answer(self, head, peer):
+        result = real(self, head, peer)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(HotPath, "answer", answer)
+    return found
+
+
+def comparable(answer):
+    headers = dict(answer.headers)
+    assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", headers.pop("date"))
+    return answer.status, headers, answer.body
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"server": ServerSettings(allowed_origins=("https://a.example",), prefix="/here")},
+    {"server": ServerSettings(allowed_origins=()), "limits": LimitSettings(headers=("legacy", "draft-8"))},
+])  # fmt: skip
+async def test_both_ways_answer_alike(tmp_path, seen, options):
+    """Two stages with the same bars: one is asked through its application alone, the other through its port."""
+    marks = {"klines": KlinesSettings(enabled=True), "minutes": COUNT, **options}
+    answers = []
+    for name in ("handlers", "hot"):
+        (tmp_path / name).mkdir()
+        async with open_stage(tmp_path / name, **marks) as one:
+            one.pages._name = "same"
+            one.push(minute(COUNT, as_of=1_000))
+            port = one.server.listen()
+            if name == "handlers":  # no resource takes part
+                one.server._hot_path._resources = {}
+            asked = [(path, headers) for path in (*HOT, *COLD) for headers in HEADERS]
+            asked += [(f"/here{path}", {}) for path in (HOT[0], "/health/live", "/health")]
+            if not marks.get("limits"):
+                (tagged,) = await ask_all(port, [(CLOSED, {})])
+                known = tagged.headers["etag"]
+                asked += [(CLOSED, {"If-None-Match": text}) for text in (known, f'"a", {known}', f"W/{known}", "*")]
+            await ask_all(port, asked)  # what has to be loaded is loaded
+            seen.clear()
+            answers.append([comparable(answer) for answer in await ask_all(port, asked)])
+    differing = {
+        path: (one, two) for (path, _), one, two in zip(asked, *answers, strict=True) if _blind(one) != _blind(two)
+    }
+    assert differing == {}
+    hot = sum(seen)
+    assert hot >= len(HOT) * len(HEADERS) - 4  # `/health/live` leaves If-None-Match to its handler
+
+
+def _blind(answer):
+    """An answer without the numbers of versions, which differ between processes and stages."""
+    status, headers, body = answer
+    tag = re.sub(r"\d+\.\d+\.", "", headers.get("etag", ""), count=1)
+    return status, [(name, tag if name == "etag" else value) for name, value in headers.items()], body
+
+
+@pytest.mark.parametrize("path", HOT)
+async def test_these_are_answered_without_a_handler(seen, stage, path):
+    stage.push(minute(COUNT))
+    port = stage.server.listen()
+    answers = await ask_all(port, [(path, {})] * 3)
+    assert {answer.status for answer in answers} == {200}
+    assert seen[-2:] == [True, True]
+
+
+@pytest.mark.stage(limits=LimitSettings(klines_requests=3))
+async def test_the_limit_counts_requests_of_both_ways_once(stage):
+    port = stage.server.listen()
+    asked = [(f"{KLINES}&limit=2", {}), ("/api/v3/ping", {})] * 3
+    answers = await ask_all(port, asked)
+    assert [answer.status for answer in answers] == [200, 200, 200, 429, 429, 429]
+    assert [answer.headers["x-mbx-used-weight-1m"] for answer in answers[:3]] == ["1", "2", "3"]
+    assert answers[4].headers["retry-after"] == "60"
+    await stage.clock.advance(61)
+    (again,) = await ask_all(port, asked[:1])
+    assert again.headers["x-ratelimit-remaining"] == "2"
+
+
+HEAD = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HEAD /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /health/live HTTP/1.0\r\nHost: x\r\n\r\n",
+        b"GET http://x/health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /health/live  HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\n\r\n",
+        b"GET /health/live HTTP/1.1\nHost: x\n\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x, y\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nA: \x00\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nA: \xe9\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nA: b\rC: d\r\n\r\n",
+    ],
+)
+async def test_anything_unusual_is_left_to_tornado(head):
+    assert parse_head(HEAD) is not None
+    assert parse_head(head) is None
+
+
+PLAIN = b"GET /api/v3/ping HTTP/1.1\r\nHost: x\r\n\r\n"
+BODY = b"GET /api/v3/ping HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+
+
+@pytest.mark.parametrize(
+    ("parts", "count", "hot"),
+    [
+        ([HEAD, HEAD, HEAD], 3, 3),
+        ([HEAD, PLAIN, HEAD, PLAIN, HEAD], 5, 3),  # Tornado in between
+        ([HEAD + HEAD, HEAD], 3, 0),  # sent together
+        ([PLAIN + HEAD, HEAD], 3, 0),
+        ([HEAD[:20], HEAD[20:], HEAD], 2, 0),  # in two pieces
+        ([PLAIN + HEAD[:20], HEAD[20:]], 2, 0),
+        ([BODY % (len(HEAD), HEAD), PLAIN], 2, 0),  # a body that looks like a request
+        ([BODY % (len(HEAD), b""), HEAD, PLAIN], 2, 0),  # the same, after its head
+        ([PLAIN, BODY % (len(HEAD), b""), HEAD, PLAIN, HEAD], 4, 0),
+    ],
+)
+async def test_requests_are_told_apart_however_they_arrive(seen, stage, parts, count, hot):
+    reader, writer = await asyncio.open_connection("127.0.0.1", stage.server.listen())
+    bodies = []
+    for number, part in enumerate(parts):
+        writer.write(part)
+        await writer.drain()
+        if number < len(parts) - 1:
+            await asyncio.sleep(0.02)
+    for _ in range(count):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"Content-Length: (\d+)", head)
+        bodies.append(json.loads(await reader.readexactly(int(length[1]))))
+    assert sum(seen) == hot
+    assert len(bodies) == count
+    assert {json.dumps(body) for body in bodies} <= {'{"status": "pass"}', "{}"}
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_client_that_does_not_read_gets_no_more_than_one_answer_ahead(seen, stage):
+    """Tornado waits until an answer is sent before it reads the next request."""
+    port = stage.server.listen()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    await ask_all(port, [(f"{KLINES}&limit=1000", {})])
+    request = f"GET {KLINES}&limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    for _ in range(200):
+        writer.write(request)
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.3)
+    assert sum(seen) < 60  # what the kernel's buffers take
+    for _ in range(200):
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.readexactly(int(re.search(rb"Content-Length: (\d+)", head)[1]))
+        assert len(json.loads(body)) == 1000
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_client_that_leaves_during_an_answer_disturbs_no_one(stage, caplog):
+    port = stage.server.listen()
+    for _ in range(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {KLINES}&limit=500 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.transport.abort()
+    (answer,) = await ask_all(port, [(f"{KLINES}&limit=2", {})])
+    assert answer.status == 200
+    assert not caplog.records
+
+
+async def test_tornado_reads_a_request_from_time_to_time_so_that_it_knows_the_connection_is_used(seen, stage):
+    reader, writer = await asyncio.open_connection("127.0.0.1", stage.server.listen())
+    for _ in range(2):
+        for _ in range(3):
+            writer.write(HEAD)
+            await reader.readuntil(b'"pass"}\n')
+        await stage.clock.advance(1801)
+    writer.close()
+    await writer.wait_closed()
+    assert seen == [True, True, True, True, True]
