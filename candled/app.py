@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from candled.bus.factory import RedisParts, make_memory_bus, make_redis_parts
 from candled.clock import SystemClock
 from candled.config import Config, budget_path, doubts, make_store
 from candled.daemon_threads import DaemonThreads
-from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock, Exchange
+from candled.health import Health
 from candled.ingest_side import ShardedIngest
-from candled.model import MINUTE, MarketKey
+from candled.model import MarketKey
 from candled.parallel import in_parallel
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
@@ -34,15 +34,15 @@ from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub, RecipientConnection
 from candled.serve.client import ClientSession
 from candled.serve.gc_tuner import GcTuner
-from candled.serve.handlers import STATIC
 from candled.serve.listening import in_browser
+from candled.serve.page import ChartPage
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
 from candled.store.history import HistoryReader
 from candled.store.ingest_store import IngestStore
-from candled.store.interface import CHECK_IN_S
 from candled.store.journal import Journal
 from candled.store.threads import StoreThreads
+from candled.store.upkeep import StoreUpkeep
 from candled.store.writer import Writer
 from candled.tasks import TaskSet
 from candled.transport.broadcaster import Broadcaster
@@ -50,10 +50,6 @@ from candled.transport.descriptors import raise_limit, shortage
 
 logger = logging.getLogger(__name__)
 
-_SETTLED = ("live", "quiet")
-_REOPEN_S = 2.0
-_MAINTAIN_S = 3600.0
-_READY_S = 2.0
 _STOP_S = 5.0  # for each step of the shutdown
 _STOP_EARLY_S = 0.25  # the same during startup: the daemon may then wait for something that never comes
 _LOOKUPS = 4  # concurrent lookups of host names
@@ -118,11 +114,10 @@ class Daemon:
 
     def __init__(self, config: Config, plugins: Plugins, clock: Clock) -> None:
         self._config = config
-        self._plugins = plugins
         self._clock = clock
-        self._started = clock.monotonic()
         self._store = make_store(config, owns=True)
         self._threads = StoreThreads(self._store)
+        self._upkeep = StoreUpkeep(self._store, self._threads, clock)
         self._writer = Writer(
             self._store,
             self._threads,
@@ -133,7 +128,6 @@ class Daemon:
         self._history = HistoryReader(self._store, self._threads)
         symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
         markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
-        self._markets = markets
         self._shared = _shared(config, markets, clock)
         self._bus: Bus = make_memory_bus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(markets if self._is_serving else [], config.intervals, self._history, clock)
@@ -141,8 +135,19 @@ class Daemon:
         publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
         texts = EncodedBarCache(config.server.cache)
         self._hub = Hub(self._codec, self._bars, clock, publisher.broadcast, texts=texts)
-        self._page = (STATIC / "index.html").read_text("utf-8")
         self._ingest = self._make_ingest() if "ingest" in config.roles else None
+        self.health = Health(
+            config,
+            plugins,
+            clock,
+            store=self._store,
+            upkeep=self._upkeep,
+            writer=self._writer,
+            history=self._history,
+            bus=self._bus,
+            bars=self._bars,
+            ingest=self._ingest,
+        )
         counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
         pages = BarReader(self._bars, self._history, texts, clock)
         source = ApiContext(
@@ -163,18 +168,15 @@ class Daemon:
             publisher=publisher,
             make_client=make_client,
             clock=clock,
-            health=self.health_report,
-            ready=self.readiness_report,
+            health=self.health.report,
+            ready=self.health.report_readiness,
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
-            page=self._page_text,
+            page=ChartPage(config, self._bars.decimals).render,
             routes=make_routes(config, source, counter, clock),
             streams=make_streams(config, source, self._bars, make_client, publisher.broadcast, clock),
             serves=self._is_serving,
         )
         self._tasks = TaskSet()
-        self._store_trouble = ""
-        self._conflicts: Sequence[str] = ()
-        self._is_reading = False
         self._is_started = False
         self.port = 0
 
@@ -187,7 +189,7 @@ class Daemon:
         if self._is_serving:
             self._bus.add_listener(self._bars.on_message)
         self.port = self._server.listen()  # before the store is opened, because another candled may be running
-        is_open = await self._open_store()
+        is_open = await self._upkeep.open_store()
         address = in_browser(self._config.server.hosts, self.port)
         if self._is_serving:
             logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
@@ -196,7 +198,7 @@ class Daemon:
         if is_open:
             await self._start_reading()
         else:
-            self._tasks.start(self._open_store_later())
+            self._tasks.start(self._start_later())
 
     async def stop(self) -> int:
         """Stop every part in order; return how many candles could be neither stored nor journaled."""
@@ -206,8 +208,8 @@ class Daemon:
         if self._ingest is not None:
             await self._ingest.stop()
         has_journal = bool(self._config.store.journal)
-        left = await self._writer.close(within_s=within_s if has_journal else _STOP_S) if self._is_reading else 0
-        if self._shared is not None and self._is_reading:
+        left = await self._writer.close(within_s=within_s if has_journal else _STOP_S) if self.health.is_reading else 0
+        if self._shared is not None and self.health.is_reading:
             # another process that takes over now finds everything stored
             await _at_most(within_s, self._shared.stop(), "Redis does not answer and is left as it is")
         await self._server.stop()
@@ -215,124 +217,23 @@ class Daemon:
         await self._threads.close(within_s=within_s)
         return left
 
-    async def _open_store(self) -> bool:
-        """Try to open the store; return whether it is open.
-
-        Raises:
-            ConfigError: it will not open later either.
-        """
-        try:
-            await self._threads.run_write(self._store.open)
-        except StoreRejected as error:
-            raise ConfigError(f"store.url: {error}") from error
-        except StoreUnavailable as error:
-            if not self._store_trouble:
-                logger.warning("the store cannot be opened yet, trying again: %s", error)
-            self._store_trouble = str(error)
-            return False
-        if self._store_trouble:
-            logger.info("the store is open")
-        return True
-
-    async def _open_store_later(self) -> None:
-        while True:
-            await self._clock.sleep(_REOPEN_S)
-            try:
-                if await self._open_store():
-                    break
-            except ConfigError as error:
-                logger.error("%s", error)
+    async def _start_later(self) -> None:
+        await self._upkeep.open_later()
         await self._start_reading()
 
     async def _start_reading(self) -> None:
         """Store the rows of the journal, then load bars and read the exchanges. Called once the store is open."""
-        self._is_reading = True
+        self.health.is_reading = True
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer logs it, and tries again
             await self._writer.flush()
         self._tasks.start(self._writer.run())
-        self._tasks.start(self._maintain_store())
-        self._tasks.start(self._check_in())
+        self._tasks.start(self._upkeep.run_maintenance())
+        self._tasks.start(self._upkeep.run_check_in())
         if self._shared is not None:
             self._shared.start()  # messages received before the bars are loaded wait for them
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
         self._is_started = True
-
-    async def _maintain_store(self) -> None:
-        """Let the store tidy up every hour. Nothing depends on it."""
-        while True:
-            try:
-                await self._threads.run_read(self._store.tidy_up, self._clock.now_ms())
-            except (StoreUnavailable, StoreRejected) as error:
-                logger.warning("the store could not be tidied up: %s", error)
-            await self._clock.sleep(_MAINTAIN_S)
-
-    async def _check_in(self) -> None:
-        """Detect other daemons that use the store with other settings."""
-        while True:
-            try:
-                conflicts = await self._threads.run_write(self._store.check_in)
-            except (StoreUnavailable, StoreRejected):
-                conflicts = self._conflicts  # the writer logs the error
-            for conflict in conflicts:
-                if conflict not in self._conflicts:
-                    logger.warning("two daemons with different settings on one store: %s", conflict)
-            self._conflicts = conflicts
-            await self._clock.sleep(CHECK_IN_S)
-
-    def health_report(self) -> Mapping[str, Any]:
-        """Return the body of `/health`."""
-        exchanges = self._exchanges_health()
-        writer = self._writer.describe()
-        # nothing was written yet, so the writer has no errors to report
-        if not self._is_reading:
-            writer |= {"state": "away", "lastError": self._store_trouble or None}
-        bus = self._bus.describe()
-        doubtful = writer["state"] != "ok" or self._conflicts or "trouble" in bus
-        healthy = all(map(has_no_doubts, exchanges.values())) and not doubtful
-        return {
-            "status": "pass" if healthy else "warn",
-            "version": __version__,
-            "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
-            "exchanges": exchanges,
-            "store": {**self._store.describe(), "conflicts": list(self._conflicts), **writer},
-            "roles": list(self._config.roles),
-            "bus": bus,
-            "bars": self._bars.describe_healing(),
-            "plugins": {
-                status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
-                for status in self._plugins.statuses
-            },
-        }
-
-    async def readiness_report(self) -> Mapping[str, str | None]:
-        """Return the requirements for serving, each with its problem or None.
-
-        A reachable exchange is not a requirement.
-        """
-        bus = self._bus.describe()
-        loaded = all(self._bars.is_loaded(key, MINUTE, 1) for key in self._markets) if self._is_serving else True
-        return {
-            "store": await self._store_trouble_now(),
-            "bus": None if bus["connected"] else str(bus.get("trouble", "is not connected")),
-            "bars": None if loaded else "are being loaded",
-        }
-
-    async def _store_trouble_now(self) -> str | None:
-        """Return why the store is not usable at this moment, or None."""
-        if not self._is_reading:
-            return self._store_trouble or "is being opened"
-        writer = self._writer.describe()
-        if writer["state"] != "ok":
-            return f"{writer['state']}: {writer['lastError']}"
-        try:
-            async with asyncio.timeout(_READY_S):
-                await self._history.complete_from(self._markets[0])
-        except TimeoutError:
-            return f"did not answer within {_READY_S} s"
-        except (StoreUnavailable, StoreRejected) as error:
-            return str(error)
-        return None
 
     @property
     def _is_serving(self) -> bool:
@@ -355,34 +256,6 @@ class Daemon:
             budget=self._shared_budget(),
         )
 
-    def _exchanges_health(self) -> dict[str, dict[str, Any]]:
-        """Return the state of each feed, with all details for feeds that this process reads."""
-        exchanges = {one.name: {"symbols": {}} for one in self._config.exchanges} | self._bars.describe_feeds()
-        for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
-            exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
-        for market, trouble in self._bus.unpublished().items():
-            symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))
-            if symbol is not None:  # read here, but other processes receive nothing
-                symbol |= {"state": "stale", "reason": "not_published", "trouble": trouble}
-        return exchanges
-
-    def _page_text(self) -> str:
-        facts = {
-            "version": __version__,
-            "defaultExchange": self._config.exchanges[0].name,
-            "intervals": [str(interval) for interval in self._config.intervals],
-            "markets": [
-                {
-                    "exchange": one.name,
-                    "symbol": str(symbol),
-                    "priceDecimals": self._bars.decimals(MarketKey(one.name, symbol)).price,
-                }
-                for one in self._config.exchanges
-                for symbol in one.symbols
-            ],
-        }
-        return self._page.replace("__CANDLED__", json.dumps(facts).replace("</", "<\\/"))
-
 
 async def _at_most(seconds: float, work: Coroutine[Any, Any, None], otherwise: str) -> None:
     """Wait for work with a time limit, and log `otherwise` if it is exceeded."""
@@ -391,17 +264,6 @@ async def _at_most(seconds: float, work: Coroutine[Any, Any, None], otherwise: s
             await work
     except TimeoutError:
         logger.warning("%s", otherwise)
-
-
-def has_no_doubts(exchange: Mapping[str, Any]) -> bool:
-    """Return whether an exchange's part of `/health` contains no problems."""
-    return not exchange.get("historyTrouble") and all(map(_is_settled, exchange["symbols"].values()))
-
-
-def _is_settled(symbol: Mapping[str, Any]) -> bool:
-    beginning = symbol.get("beginning")
-    is_known = beginning is None or beginning["reason"] != "unconfirmed"
-    return symbol["state"] in _SETTLED and is_known and not symbol.get("trouble")
 
 
 def _journal(config: Config) -> Journal | None:

@@ -23,8 +23,8 @@ OUTSIDE = {
 
 # Modules that import one of those. Those in `tools/` are not listed: they are commands, and may import any.
 EDGES = {
-    "app", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "parallel", "plugins", "signals",
-    "tools/tail",
+    "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "parallel", "plugins",
+    "signals", "tools/tail",
     "ingest/repair_scheduler", "ingest/feeds", "ingest/http", "ingest/tunnel",
     "api/handler",
     "client/client", "client/link", "client/stream",
@@ -53,6 +53,8 @@ HOLDERS = {
     "ingest/exchange_ingest": "starts the tasks of all these",
     "client/__init__": "exports the names of the client",
     "bus/factory": "creates the bus for an address",
+    "serve/page": "renders the template beside serve/handlers",
+    "store/upkeep": "repeats calls of store/threads",
     "config": "loads plugins, because they declare the settings of their exchanges",
     "settings_schema": "asks the same plugins for their keys",
     "serve/clients": "lists files for the handlers",
@@ -95,7 +97,7 @@ STEPS = {
     "api": FOUNDATION | {"bus", "protocol", "rooms", "serve", "transport", "store", "config"},
     "client": FOUNDATION | {"clock"},
 }
-ROOTS = {"app", "ingest_side", "cli", "tools", "signals", "__main__", "candled"}  # may import every part
+ROOTS = {"app", "health", "ingest_side", "cli", "tools", "signals", "__main__", "candled"}  # may import every part
 
 # The only modules of a part that another part may import: values and pure functions.
 SHARED = {

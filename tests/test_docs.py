@@ -156,7 +156,7 @@ def health(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         daemon = Daemon(config.load(directory / "candled.yaml", {}, plugins), plugins, SystemClock())
         try:
             await daemon.start()
-            return dict(daemon.health_report())
+            return dict(daemon.health.report())
         finally:
             await daemon.stop()
 
@@ -209,7 +209,7 @@ def test_every_state_of_the_parts_is_in_troubleshooting():
     assert states is not None
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == re.findall(r'"(\w+)"', states[1])
     for name, texts in {
-        "app.py": ("are being loaded", "is being opened", "is not connected"),
+        "health.py": ("are being loaded", "is being opened", "is not connected"),
         "serve/handlers.py": ("is stopping",),
     }.items():
         source = (ROOT / "candled" / name).read_text("utf-8")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from candled.app import has_no_doubts
+from candled.health import has_no_doubts
 
 LIVE = {"state": "live", "trouble": None, "beginning": None}
 

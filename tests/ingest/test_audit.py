@@ -45,7 +45,7 @@ async def test_health_tells_how_many_minutes_agreed_with_rest(tmp_path):
             await rig.start()
 
             def parity():
-                return rig.daemon.health_report()["exchanges"]["bitget"]["parity"]
+                return rig.daemon.health.report()["exchanges"]["bitget"]["parity"]
 
             first = parity()
             assert (first["mismatched24h"], first["ratio"]) == (0, 1.0 if first["checked24h"] else None)

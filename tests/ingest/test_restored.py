@@ -158,7 +158,7 @@ async def test_after_a_stop_behind_a_boundary_and_a_start_without_the_exchange_e
     again = Rig(tmp_path, fake, clock, [BTC])
     try:
         await again.start()
-        await again.until(lambda: again.health(BTC)["trouble"] or again.daemon.health_report()["status"] == "warn")
+        await again.until(lambda: again.health(BTC)["trouble"] or again.daemon.health.report()["status"] == "warn")
         minutes = await again.reload(chart)
         times = [bar["time"] for bar in minutes]
         shown = [bar["time"] for bar in chart.bars]

@@ -105,17 +105,17 @@ class Rig:
         await self.clock.sleep(count * 60)
 
     def health(self, symbol: Symbol) -> dict[str, Any]:
-        return self.daemon.health_report()["exchanges"]["bitget"]["symbols"][str(symbol)]
+        return self.daemon.health.report()["exchanges"]["bitget"]["symbols"][str(symbol)]
 
     def all_are(self, key: str, value: object) -> bool:
         """Return whether `key` has this value for every symbol."""
-        symbols = self.daemon.health_report()["exchanges"]["bitget"]["symbols"].values()
+        symbols = self.daemon.health.report()["exchanges"]["bitget"]["symbols"].values()
         return all(facts[key] == value for facts in symbols)
 
     async def until(self, condition, within_minutes: float = 15.0) -> None:
         deadline = deadlines.now() + within_minutes * 60 / self.clock.speed
         while not condition():
-            assert deadlines.now() < deadline, json.dumps(self.daemon.health_report(), indent=1)
+            assert deadlines.now() < deadline, json.dumps(self.daemon.health.report(), indent=1)
             await asyncio.sleep(0.05)
 
     # ------------------------------------------------------------ proof

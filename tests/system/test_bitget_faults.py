@@ -308,7 +308,7 @@ async def test_a_clock_far_from_the_exchanges_is_noticed_and_harmless(tmp_path, 
             await one.minutes(3)
             await one.check()
             assert "from this machine" in caplog.text
-            assert one.daemon.health_report()["exchanges"]["bitget"]["clockSkewMs"] > 80_000
+            assert one.daemon.health.report()["exchanges"]["bitget"]["clockSkewMs"] > 80_000
         finally:
             await one.stop()
 

@@ -42,7 +42,7 @@ class Site:
     @property
     def store(self) -> dict[str, Any]:
         """The store in `/health`."""
-        return self.rig.daemon.health_report()["store"]
+        return self.rig.daemon.health.report()["store"]
 
     def is_stored(self) -> bool:
         """Whether the store is back and nothing waits for it any more."""

@@ -187,7 +187,7 @@ async def test_replay_on_a_clock_that_is_set_plays_every_minute_in_its_place(tmp
     clock = SteppingClock(1.0, MONDAY_MORNING_MS)
     recording = PLUGINS.exchanges["replay"](PLUGINS.exchanges["replay"].Settings(), clock).recording_of(BTC)
     async with replayed(tmp_path, clock) as (daemon, chart):
-        await until(lambda: daemon.health_report()["status"] == "pass" and chart.bars)
+        await until(lambda: daemon.health.report()["status"] == "pass" and chart.bars)
         await asyncio.sleep(1.5)
         before = chart.bars[-1]["time"]
         clock.ahead_ms += by_ms

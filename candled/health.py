@@ -1,0 +1,133 @@
+"""The health of the daemon: the bodies of `/health` and `/ready`."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from candled import __version__
+from candled.aggregate.live_bars import LiveBars
+from candled.bus import Bus
+from candled.config import Config
+from candled.errors import StoreRejected, StoreUnavailable
+from candled.exchange import Clock
+from candled.ingest_side import ShardedIngest
+from candled.model import MINUTE, MarketKey
+from candled.plugins import Plugins
+from candled.store.history import HistoryReader
+from candled.store.interface import Store
+from candled.store.upkeep import StoreUpkeep
+from candled.store.writer import Writer
+
+_SETTLED = ("live", "quiet")
+_READY_S = 2.0
+
+
+class Health:
+    """Reads the states of the daemon's parts."""
+
+    def __init__(
+        self,
+        config: Config,
+        plugins: Plugins,
+        clock: Clock,
+        *,
+        store: Store,
+        upkeep: StoreUpkeep,
+        writer: Writer,
+        history: HistoryReader,
+        bus: Bus,
+        bars: LiveBars,
+        ingest: ShardedIngest | None,
+    ) -> None:
+        self._config = config
+        self._plugins = plugins
+        self._clock = clock
+        self._started = clock.monotonic()
+        self._store = store
+        self._upkeep = upkeep
+        self._writer = writer
+        self._history = history
+        self._bus = bus
+        self._bars = bars
+        self._ingest = ingest
+        self._markets = [MarketKey(one.name, symbol) for one in config.exchanges for symbol in one.symbols]
+        #: True once the store is open and its rows are read
+        self.is_reading = False
+
+    def report(self) -> Mapping[str, Any]:
+        """Return the body of `/health`."""
+        exchanges = self._report_exchanges()
+        writer = self._writer.describe()
+        # nothing was written yet, so the writer has no errors to report
+        if not self.is_reading:
+            writer |= {"state": "away", "lastError": self._upkeep.trouble or None}
+        bus = self._bus.describe()
+        conflicts = list(self._upkeep.conflicts)
+        doubtful = writer["state"] != "ok" or conflicts or "trouble" in bus
+        healthy = all(map(has_no_doubts, exchanges.values())) and not doubtful
+        return {
+            "status": "pass" if healthy else "warn",
+            "version": __version__,
+            "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
+            "exchanges": exchanges,
+            "store": {**self._store.describe(), "conflicts": conflicts, **writer},
+            "roles": list(self._config.roles),
+            "bus": bus,
+            "bars": self._bars.describe_healing(),
+            "plugins": {
+                status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
+                for status in self._plugins.statuses
+            },
+        }
+
+    async def report_readiness(self) -> Mapping[str, str | None]:
+        """Return the requirements for serving, each with its problem or None.
+
+        A reachable exchange is not a requirement.
+        """
+        bus = self._bus.describe()
+        markets = self._markets if "serve" in self._config.roles else []
+        loaded = all(self._bars.is_loaded(key, MINUTE, 1) for key in markets)
+        return {
+            "store": await self._store_trouble(),
+            "bus": None if bus["connected"] else str(bus.get("trouble", "is not connected")),
+            "bars": None if loaded else "are being loaded",
+        }
+
+    async def _store_trouble(self) -> str | None:
+        """Return why the store is not usable at this moment, or None."""
+        if not self.is_reading:
+            return self._upkeep.trouble or "is being opened"
+        writer = self._writer.describe()
+        if writer["state"] != "ok":
+            return f"{writer['state']}: {writer['lastError']}"
+        try:
+            async with asyncio.timeout(_READY_S):
+                await self._history.complete_from(self._markets[0])
+        except TimeoutError:
+            return f"did not answer within {_READY_S} s"
+        except (StoreUnavailable, StoreRejected) as error:
+            return str(error)
+        return None
+
+    def _report_exchanges(self) -> dict[str, dict[str, Any]]:
+        """Return the state of each feed, with all details for feeds that this process reads."""
+        exchanges = {one.name: {"symbols": {}} for one in self._config.exchanges} | self._bars.describe_feeds()
+        for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
+            exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
+        for market, trouble in self._bus.unpublished().items():
+            symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))
+            if symbol is not None:  # read here, but other processes receive nothing
+                symbol |= {"state": "stale", "reason": "not_published", "trouble": trouble}
+        return exchanges
+
+
+def has_no_doubts(exchange: Mapping[str, Any]) -> bool:
+    """Return whether an exchange's part of `/health` contains no problems."""
+    return not exchange.get("historyTrouble") and all(map(_is_settled, exchange["symbols"].values()))
+
+
+def _is_settled(symbol: Mapping[str, Any]) -> bool:
+    beginning = symbol.get("beginning")
+    is_known = beginning is None or beginning["reason"] != "unconfirmed"
+    return symbol["state"] in _SETTLED and is_known and not symbol.get("trouble")

@@ -1,0 +1,79 @@
+"""Opening the store of a daemon, and its regular care."""
+
+import logging
+from collections.abc import Sequence
+
+from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+from candled.exchange import Clock
+
+from .interface import CHECK_IN_S, Store
+from .threads import StoreThreads
+
+logger = logging.getLogger(__name__)
+
+_REOPEN_S = 2.0
+_MAINTAIN_S = 3600.0
+
+
+class StoreUpkeep:
+    """Opens a store, lets it tidy up, and detects other daemons that use it with other settings."""
+
+    def __init__(self, store: Store, threads: StoreThreads, clock: Clock) -> None:
+        self._store = store
+        self._threads = threads
+        self._clock = clock
+        #: why the store could not be opened at the last attempt
+        self.trouble = ""
+        #: differences to the settings of other daemons, a sentence each
+        self.conflicts: Sequence[str] = ()
+
+    async def open_store(self) -> bool:
+        """Try to open the store; return whether it is open.
+
+        Raises:
+            ConfigError: it will not open later either.
+        """
+        try:
+            await self._threads.run_write(self._store.open)
+        except StoreRejected as error:
+            raise ConfigError(f"store.url: {error}") from error
+        except StoreUnavailable as error:
+            if not self.trouble:
+                logger.warning("the store cannot be opened yet, trying again: %s", error)
+            self.trouble = str(error)
+            return False
+        if self.trouble:
+            logger.info("the store is open")
+        return True
+
+    async def open_later(self) -> None:
+        """Try to open the store until it is open."""
+        is_open = False
+        while not is_open:
+            await self._clock.sleep(_REOPEN_S)
+            try:
+                is_open = await self.open_store()
+            except ConfigError as error:
+                logger.error("%s", error)
+
+    async def run_maintenance(self) -> None:
+        """Let the store tidy up every hour. Nothing depends on it."""
+        while True:
+            try:
+                await self._threads.run_read(self._store.tidy_up, self._clock.now_ms())
+            except (StoreUnavailable, StoreRejected) as error:
+                logger.warning("the store could not be tidied up: %s", error)
+            await self._clock.sleep(_MAINTAIN_S)
+
+    async def run_check_in(self) -> None:
+        """Detect other daemons that use the store with other settings."""
+        while True:
+            try:
+                conflicts = await self._threads.run_write(self._store.check_in)
+            except (StoreUnavailable, StoreRejected):
+                conflicts = self.conflicts  # the writer logs the error
+            for conflict in conflicts:
+                if conflict not in self.conflicts:
+                    logger.warning("two daemons with different settings on one store: %s", conflict)
+            self.conflicts = conflicts
+            await self._clock.sleep(CHECK_IN_S)
