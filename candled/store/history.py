@@ -20,7 +20,7 @@ class SharedRead:
     """A read in progress and the number of its waiting callers."""
 
     task: asyncio.Task[Any]
-    asking: int = 0
+    waiters: int = 0
 
 
 class HistoryReader:
@@ -38,17 +38,17 @@ class HistoryReader:
 
     async def read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> tuple[Candle, ...]:
         """Return the newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
-        return await self._read_shared(self._read_bars, market, interval, before_ms, limit)
+        return tuple(await self._read_shared(self._read_bars, market, interval, before_ms, limit))
 
     async def read_bars_between(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
     ) -> tuple[Candle, ...]:
         """Return all bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
-        return await self._read_shared(self._bars_between, market, interval, start_ms, end_ms)
+        return tuple(await self._read_shared(self._store.read_bars_between, market, interval, start_ms, end_ms))
 
     async def read_forming(self, market: MarketKey) -> tuple[Candle, ...]:
         """Return the minutes for which no final version is stored, oldest first."""
-        return await self._read_shared(self._forming, market)
+        return tuple(await self._read_shared(self._store.read_forming, market))
 
     async def complete_from(self, market: MarketKey) -> int | None:
         """Return the time (UTC epoch ms) since which history is complete except for known gaps; see `Store`."""
@@ -60,15 +60,15 @@ class HistoryReader:
 
     async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
         """Return the newest final minute of every market of `exchange` that has one, UTC epoch milliseconds."""
-        return await self._read_shared(self._read_newest, exchange)
+        return MappingProxyType(await self._read_shared(self._store.newest_minutes, exchange))
 
     async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> tuple[Range, ...]:
         """Return the stored minutes of `[start_ms, end_ms)` as disjoint sorted ranges."""
-        return await self._read_shared(self._read_stored_ranges, market, start_ms, end_ms)
+        return tuple(await self._read_shared(self._store.stored_ranges, market, start_ms, end_ms))
 
     async def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> tuple[KnownGap, ...]:
         """Return the known gaps of a market that overlap a range, oldest first and not cut at its edges."""
-        return await self._read_shared(self._read_known_gaps, market, within)
+        return tuple(await self._read_shared(self._store.known_gaps, market, within))
 
     async def changes_since(
         self, market: MarketKey, epoch: str, seq: int, *, logged_seq: int = -1
@@ -78,51 +78,34 @@ class HistoryReader:
         They include changes of all later feeds. `logged_seq` is the newest change that the caller knows to be logged.
         Reads with different values are not shared, because another process may have written in between.
         """
-        return await self._read_shared(self._changes_since, market, epoch, seq, logged_seq)
+        changes = await self._read_shared(self._changes_since, market, epoch, seq, logged_seq)
+        return None if changes is None else tuple(changes)
 
     async def _read_shared(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
         key = (call, args, self._threads.writes)
-        question = self._under_way.get(key)
-        if question is None:
-            question = self._under_way[key] = SharedRead(asyncio.create_task(self._threads.run_read(call, *args)))
-            question.task.add_done_callback(lambda _: self._forget_read(key, question))
-        question.asking += 1
+        read = self._under_way.get(key)
+        if read is None:
+            read = self._under_way[key] = SharedRead(asyncio.create_task(self._threads.run_read(call, *args)))
+            read.task.add_done_callback(lambda _: self._forget_read(key, read))
+        read.waiters += 1
         try:
             # a cancelled caller must not cancel the read of the others
-            return cast(T, await asyncio.shield(question.task))
+            return cast(T, await asyncio.shield(read.task))
         finally:
-            question.asking -= 1
-            if not question.asking and not question.task.done():
-                self._forget_read(key, question)
-                question.task.cancel()
+            read.waiters -= 1
+            if not read.waiters and not read.task.done():
+                self._forget_read(key, read)
+                read.task.cancel()
 
-    def _forget_read(self, key: object, question: "SharedRead") -> None:
+    def _forget_read(self, key: object, read: SharedRead) -> None:
         """Let no further caller join the read."""
-        if self._under_way.get(key) is question:
+        if self._under_way.get(key) is read:
             del self._under_way[key]
-        if question.task.done() and not question.task.cancelled():
-            question.task.exception()  # retrieved, even if every caller has left
+        if read.task.done() and not read.task.cancelled():
+            read.task.exception()  # retrieved, even if every caller has left
 
-    # On the reading threads:
+    def _changes_since(self, market: MarketKey, epoch: str, seq: int, _: int) -> list[Range] | None:
+        return self._store.changes_since(market, epoch, seq)
 
-    def _read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> tuple[Candle, ...]:
-        return tuple(self._store.read_bars(market, interval, before_ms=before_ms, limit=limit))
-
-    def _bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> tuple[Candle, ...]:
-        return tuple(self._store.read_bars_between(market, interval, start_ms, end_ms))
-
-    def _changes_since(self, market: MarketKey, epoch: str, seq: int, _: int) -> tuple[Range, ...] | None:
-        changes = self._store.changes_since(market, epoch, seq)
-        return None if changes is None else tuple(changes)
-
-    def _read_newest(self, exchange: str) -> Mapping[Symbol, int]:
-        return MappingProxyType(self._store.newest_minutes(exchange))
-
-    def _read_stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> tuple[Range, ...]:
-        return tuple(self._store.stored_ranges(market, start_ms, end_ms))
-
-    def _forming(self, market: MarketKey) -> tuple[Candle, ...]:
-        return tuple(self._store.read_forming(market))
-
-    def _read_known_gaps(self, market: MarketKey, within: Range) -> tuple[KnownGap, ...]:
-        return tuple(self._store.known_gaps(market, within))
+    def _read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> list[Candle]:
+        return self._store.read_bars(market, interval, before_ms=before_ms, limit=limit)

@@ -37,35 +37,21 @@ class IngestStore:
         self._history = history
         self.enqueue = writer.enqueue
         self.flush = writer.flush
+        self.newest_minutes = history.newest_minutes
+        self.stored_ranges = history.stored_ranges
+        self.read_forming = history.read_forming
+        self.complete_from = history.complete_from
+        self.served_from = history.served_from
+        self.known_gaps = history.known_gaps
         #: Waits for its turn on the writing thread, and then saves all of `_unsaved`.
         self._saving: asyncio.Task[Mapping[MarketKey, Exception]] | None = None
         self._unsaved: dict[MarketKey, _Coverage] = {}
         #: Only one save runs at a time.
         self._turn = asyncio.Lock()
 
-    async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
-        """See `Store.newest_minutes`."""
-        return await self._history.newest_minutes(exchange)
-
-    async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Range]:
-        """See `Store.stored_ranges`."""
-        return await self._history.stored_ranges(market, start_ms, end_ms)
-
     async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]:
         """Return the final minutes of `[start_ms, end_ms)`, oldest first."""
         return await self._history.read_bars_between(market, MINUTE, start_ms, end_ms)
-
-    async def read_forming(self, market: MarketKey) -> Sequence[Candle]:
-        """See `Store.read_forming`."""
-        return await self._history.read_forming(market)
-
-    async def complete_from(self, market: MarketKey) -> int | None:
-        """See `Store.complete_from`."""
-        return await self._history.complete_from(market)
-
-    async def served_from(self, market: MarketKey) -> int | None:
-        """See `Store.served_from`."""
-        return await self._history.served_from(market)
 
     async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
         """See `Store.unpublished`."""
@@ -74,10 +60,6 @@ class IngestStore:
     async def has_before(self, market: MarketKey, at_ms: int) -> bool:
         """Return whether a final minute before `at_ms` (UTC epoch milliseconds) is stored."""
         return bool(await self._history.read_bars(market, MINUTE, at_ms, 1))
-
-    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]:
-        """See `Store.known_gaps`."""
-        return await self._history.known_gaps(market, within)
 
     async def save_coverage(
         self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[KnownGap], within: Range | None
