@@ -180,7 +180,7 @@ def fill(path: Path, names: Sequence[str], held: int) -> None:
         dice = random.Random(market)
         connection.execute(sql.ADD_MARKET, ("bitget", name))
         connection.execute(sql.SET_COMPLETE_FROM, (oldest_ms, market))
-        connection.execute(sql.PUT_HOLE, (market, *known_gap))
+        connection.execute(sql.PUT_KNOWN_GAP, (market, *known_gap))
         for interval in DEFAULT_INTERVALS:
             rows = list(bars(dice, interval, held))
             if interval == MINUTE:

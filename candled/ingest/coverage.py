@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from candled.model import MINUTE, MINUTE_MS, Interval, Range, RangeSet
 from candled.store.interface import ALL_TIME, KnownGap
-from candled.store.known_gaps import inside, joined, outside
+from candled.store.known_gaps import clip_gap, cut_gap, join_gaps
 
 from .evidence import Evidence
 from .gap_retry import Absence, make_gap, postpone
@@ -72,7 +72,7 @@ class Coverage:
         # sorted, disjoint, and disjoint from stored minutes
         self._known_gaps = [
             replace(known_gap, start_ms=start_ms, end_ms=end_ms)
-            for known_gap in joined(known_gaps)
+            for known_gap in join_gaps(known_gaps)
             for start_ms, end_ms in self._have.missing(known_gap.start_ms, known_gap.end_ms)
         ]
         # stored, or known not to exist
@@ -100,7 +100,7 @@ class Coverage:
     def known_gaps_within(self, start_ms: int, end_ms: int) -> list[KnownGap]:
         """Return the parts of known gaps that lie in `[start_ms, end_ms)`, oldest first."""
         first, last = self._gap_indexes(start_ms, end_ms)
-        return [piece for known_gap in self._known_gaps[first:last] for piece in inside(known_gap, start_ms, end_ms)]
+        return [piece for known_gap in self._known_gaps[first:last] for piece in clip_gap(known_gap, start_ms, end_ms)]
 
     def take_changes(self) -> Range | None:
         """Return the range in which the known gaps changed since the last call, or None."""
@@ -158,7 +158,7 @@ class Coverage:
             return None
         return replace(doubtful[-1], start_ms=max(doubtful[0].start_ms, self.from_ms))
 
-    def count_lacking(self, start_ms: int, end_ms: int) -> int:
+    def count_missing(self, start_ms: int, end_ms: int) -> int:
         """Count the minutes of `[start_ms, end_ms)` that are not stored, for any reason."""
         return self._have.missing(start_ms, end_ms).total_ms // MINUTE_MS
 
@@ -194,7 +194,7 @@ class Coverage:
             # History is older than believed, so all minutes that were taken not to exist may exist.
             disproved = [known_gap for known_gap in reached if known_gap.reason == "beyond_history"]
             kept = [known_gap for known_gap in reached if known_gap.reason != "beyond_history"]
-            self._known_gaps[first:last] = [piece for gap in kept for piece in outside(gap, start_ms, end_ms)]
+            self._known_gaps[first:last] = [piece for gap in kept for piece in cut_gap(gap, start_ms, end_ms)]
             self._note_change(start_ms, end_ms)
             for known_gap in disproved:
                 self._covered.remove(known_gap.start_ms, known_gap.end_ms)
@@ -239,9 +239,9 @@ class Coverage:
         first, last = self._gap_indexes(start_ms, end_ms)
         before = self._known_gaps[first:last]
         known = [self._examined(known_gap, is_believed, now_ms) for known_gap in before]
-        now_known = [piece for known_gap in known for piece in outside(known_gap, start_ms, end_ms)]
+        now_known = [piece for known_gap in known for piece in cut_gap(known_gap, start_ms, end_ms)]
         for known_gap in known:
-            for piece in inside(known_gap, start_ms, end_ms):
+            for piece in clip_gap(known_gap, start_ms, end_ms):
                 now_known += self._asked_again(piece, unreadable, now_ms) if is_believed else [postpone(piece, now_ms)]
             fresh.remove(known_gap.start_ms, known_gap.end_ms)
         for gap in fresh:
@@ -250,7 +250,7 @@ class Coverage:
                 now_known.append(make_gap(first_ms, stop_ms, why, 1, now_ms))
                 if why != "unconfirmed":
                     self._covered.add(first_ms, stop_ms)
-        changed = joined(now_known) != before
+        changed = join_gaps(now_known) != before
         if changed:
             self._put_gaps(first, last, now_known)
             self._note_change(start_ms, end_ms)
@@ -294,7 +294,7 @@ class Coverage:
         """Record that the minutes from `at_ms` on lie in the future: the clock was ahead."""
         self.version += 1
         future = Range(at_ms, ALL_TIME.end_ms)
-        self._known_gaps = [piece for known_gap in self._known_gaps for piece in outside(known_gap, *future)]
+        self._known_gaps = [piece for known_gap in self._known_gaps for piece in cut_gap(known_gap, *future)]
         self._covered.remove(*future)
         for start_ms, end_ms in self._have.common(RangeSet([future])):
             self._covered.add(start_ms, end_ms)
@@ -418,7 +418,7 @@ class Coverage:
         """Replace a slice of the known gaps, joining the new ones with their neighbours."""
         before = max(0, first - 1)
         neighbours = [*self._known_gaps[before:first], *self._known_gaps[last : last + 1]]
-        self._known_gaps[before : last + 1] = joined([*neighbours, *known_gaps])
+        self._known_gaps[before : last + 1] = join_gaps([*neighbours, *known_gaps])
 
     def _examined(self, known_gap: KnownGap, is_believed: bool, now_ms: int) -> KnownGap:
         """Return a gap as it is after a request for its newest part.
@@ -455,7 +455,7 @@ class Coverage:
                 for start_ms, end_ms in self._seen.common(RangeSet([Range(known_gap.start_ms, known_gap.end_ms)])):
                     known_gaps.append(replace(known_gap, start_ms=start_ms, end_ms=end_ms))
             # Otherwise drop it: an older minute was found, so the exchange may have these minutes after all.
-        return self._rename(joined(known_gaps))
+        return self._rename(join_gaps(known_gaps))
 
     def _before_history(self, known_gap: KnownGap, now_ms: int) -> Iterator[KnownGap]:
         begins_ms = known_gap.start_ms if self._begins_ms is None else self._begins_ms
@@ -464,10 +464,10 @@ class Coverage:
         )
         if is_confirmed and not self._is_contradicted and self.first_ms is not None:
             begins_ms = known_gap.end_ms
-        for piece in inside(known_gap, known_gap.start_ms, begins_ms):
+        for piece in clip_gap(known_gap, known_gap.start_ms, begins_ms):
             is_new = piece.reason != "beyond_history"
             yield make_gap(piece.start_ms, piece.end_ms, "beyond_history", 1, now_ms) if is_new else piece
-        for piece in inside(known_gap, begins_ms, known_gap.end_ms):
+        for piece in clip_gap(known_gap, begins_ms, known_gap.end_ms):
             is_new = piece.reason != "unconfirmed"
             yield make_gap(piece.start_ms, piece.end_ms, "unconfirmed", 1, now_ms) if is_new else piece
 

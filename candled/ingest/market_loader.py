@@ -10,7 +10,7 @@ from candled.exchange import Clock, Exchange
 from candled.model import MINUTE, MINUTE_MS, Interval, MarketKey, Range, Symbol
 from candled.parallel import in_parallel
 from candled.store.interface import ALL_TIME, KnownGap
-from candled.store.known_gaps import inside
+from candled.store.known_gaps import clip_gap
 from candled.tasks import Backoff, retry
 
 from .coverage import RECHECK_MS, Coverage
@@ -110,7 +110,7 @@ class MarketLoader:
         known_gaps = await self._store.known_gaps(key, Range(from_ms, ALL_TIME.end_ms))
         if any(gap.end_ms > now_ms for gap in known_gaps):
             await self._store.save_coverage(key, None, [], Range(now_ms, ALL_TIME.end_ms))
-        return [piece for gap in known_gaps for piece in inside(gap, from_ms, now_ms)]
+        return [piece for gap in known_gaps for piece in clip_gap(gap, from_ms, now_ms)]
 
     async def _retry_read(self, read: Callable[[], Awaitable[T]]) -> T:
         def report(error: Exception, wait_s: float) -> None:

@@ -46,7 +46,7 @@ class MarketBatch:
     forming: dict[int, Candle] = field(default_factory=dict)
 
 
-def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, MarketBatch]:
+def group_by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, MarketBatch]:
     """Group rows by market, with the versions of each minute merged."""
     result: dict[MarketKey, MarketBatch] = {}
     for market, candle in rows:
@@ -58,7 +58,7 @@ def by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, Marke
     return result
 
 
-def by_symbol(rows: Iterable[tuple[str, int, int]]) -> dict[Symbol, list[Range]]:
+def group_by_symbol(rows: Iterable[tuple[str, int, int]]) -> dict[Symbol, list[Range]]:
     """Group rows of symbol, start and end into disjoint sorted ranges."""
     result: dict[Symbol, RangeSet] = {}
     for symbol, start_ms, end_ms in rows:
@@ -71,7 +71,7 @@ def minute_ranges(open_ms: Iterable[int]) -> RangeSet:
     return RangeSet((at_ms, at_ms + MINUTE_MS) for at_ms in open_ms)
 
 
-def touched(changed: RangeSet, interval: Interval) -> RangeSet:
+def touched_bars(changed: RangeSet, interval: Interval) -> RangeSet:
     """Return the ranges of all bars of `interval` that overlap `changed`."""
     return RangeSet((interval.floor(start), interval.floor(end - 1) + interval.ms) for start, end in changed)
 
@@ -91,7 +91,7 @@ def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:
 
 
 @lru_cache(maxsize=8)
-def levels(kept: tuple[tuple[Interval, bool], ...]) -> Mapping[Interval, Interval]:
+def fold_sources(kept: tuple[tuple[Interval, bool], ...]) -> Mapping[Interval, Interval]:
     """Map each kept interval to the longest one to fold it from, shortest first.
 
     `kept` pairs each interval with whether its past is folded too: only then can it be the source of another.

@@ -93,7 +93,7 @@ class Store(Protocol):
         This is one transaction. Bars that begin before `kept_from` are not changed.
         """
 
-    def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
+    def discard_rows(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
         """Delete rows and recompute every longer bar that they were, or were part of. One transaction."""
 
     def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:

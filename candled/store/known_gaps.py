@@ -8,20 +8,20 @@ from candled.model import Range, RangeSet
 from .interface import KnownGap
 
 
-def outside(gap: KnownGap, start_ms: int, end_ms: int) -> list[KnownGap]:
+def cut_gap(gap: KnownGap, start_ms: int, end_ms: int) -> list[KnownGap]:
     """Return the parts of a gap outside `[start_ms, end_ms)`, UTC epoch milliseconds."""
     rest = RangeSet([(gap.start_ms, gap.end_ms)])
     rest.remove(start_ms, end_ms)
     return [replace(gap, start_ms=left_ms, end_ms=right_ms) for left_ms, right_ms in rest]
 
 
-def inside(gap: KnownGap, start_ms: int, end_ms: int) -> list[KnownGap]:
+def clip_gap(gap: KnownGap, start_ms: int, end_ms: int) -> list[KnownGap]:
     """Return the part of a gap inside `[start_ms, end_ms)`: one piece, or none."""
     start_ms, end_ms = max(gap.start_ms, start_ms), min(gap.end_ms, end_ms)
     return [replace(gap, start_ms=start_ms, end_ms=end_ms)] if start_ms < end_ms else []
 
 
-def joined(known_gaps: Iterable[KnownGap]) -> list[KnownGap]:
+def join_gaps(known_gaps: Iterable[KnownGap]) -> list[KnownGap]:
     """Return the gaps, sorted, with adjacent ones joined if they differ only in their times."""
     result: list[KnownGap] = []
     for gap in sorted(known_gaps, key=lambda gap: gap.start_ms):
@@ -33,11 +33,11 @@ def joined(known_gaps: Iterable[KnownGap]) -> list[KnownGap]:
     return result
 
 
-def replaced(stored: Iterable[KnownGap], known_gaps: Sequence[KnownGap], within: Range) -> list[KnownGap]:
+def replace_gaps(stored: Iterable[KnownGap], known_gaps: Sequence[KnownGap], within: Range) -> list[KnownGap]:
     """Return `stored` with the parts inside `within` replaced by `known_gaps`. Parts outside are kept."""
-    kept = [piece for gap in stored for piece in outside(gap, *within)]
-    new = [piece for gap in known_gaps for piece in inside(gap, *within)]
-    return joined(kept + new)
+    kept = [piece for gap in stored for piece in cut_gap(gap, *within)]
+    new = [piece for gap in known_gaps for piece in clip_gap(gap, *within)]
+    return join_gaps(kept + new)
 
 
 def _facts(gap: KnownGap) -> tuple[str, int, int | None]:

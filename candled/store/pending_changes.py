@@ -47,7 +47,7 @@ class PendingChangeLog:
                 self._positions.pop(market, None)
 
 
-def of_the_journal(rows: Sequence[tuple[MarketKey, Candle]]) -> Log:
+def unpublished_changes(rows: Sequence[tuple[MarketKey, Candle]]) -> Log:
     """Return a log in which all final rows are unpublished changes.
 
     Rows of the journal have waited so long that it is no longer known which of them change the past.

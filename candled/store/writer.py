@@ -14,7 +14,7 @@ from candled.model import Candle, MarketKey
 from .interface import Store
 from .journal import Journal
 from .journal_spill import PAGE_ROWS, JournalSpill
-from .pending_changes import Log, PendingChangeLog, of_the_journal
+from .pending_changes import Log, PendingChangeLog, unpublished_changes
 from .pending_rows import PendingRows, Row
 from .threads import StoreThreads
 
@@ -214,7 +214,7 @@ class Writer:
         return refused, refusal
 
     async def _write_part(self, part: list[Row], *, from_journal: bool) -> None:
-        log = of_the_journal(part) if from_journal else self._changes.changes_of(part)
+        log = unpublished_changes(part) if from_journal else self._changes.changes_of(part)
         try:
             await self._threads.run_write(self._write_logged, part, log)
         except StoreUnavailable as error:

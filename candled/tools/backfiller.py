@@ -8,7 +8,7 @@ from candled.errors import CandledError, ExchangeError, StoreRejected
 from candled.ingest.coverage import Coverage, Window
 from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Range, RangeSet, iso_ms
 from candled.store.interface import KnownGap
-from candled.store.known_gaps import inside
+from candled.store.known_gaps import clip_gap
 
 from .session import ExchangeSource, Session
 from .store_access import before_beginning, put_past
@@ -80,7 +80,7 @@ class Backfiller:
             coverage = await self._load_coverage(segment)
             for window in self._next_windows(coverage, segment.end_ms):
                 tally.windows += 1
-                tally.minutes += coverage.count_lacking(window.start_ms, window.end_ms)
+                tally.minutes += coverage.count_missing(window.start_ms, window.end_ms)
         return tally
 
     async def fill_span(self, span: Range, advance: Callable[[int], None], *, to_present: bool) -> None:
@@ -111,7 +111,7 @@ class Backfiller:
         return Coverage(
             present=present,
             known_gaps=[
-                piece for known_gap in map(self._reopen_gap, known_gaps) for piece in inside(known_gap, *segment)
+                piece for known_gap in map(self._reopen_gap, known_gaps) for piece in clip_gap(known_gap, *segment)
             ],
             since_ms=segment.end_ms,
             from_ms=segment.start_ms,
@@ -133,7 +133,7 @@ class Backfiller:
         self, windows: Iterator[Window], coverage: Coverage, until_ms: int, advance: Callable[[int], None]
     ) -> None:
         for window in windows:
-            lacking = coverage.count_lacking(window.start_ms, window.end_ms)
+            lacking = coverage.count_missing(window.start_ms, window.end_ms)
             try:
                 await self._request_window(window, coverage, until_ms)
             except ExchangeError as error:
@@ -176,7 +176,7 @@ class Backfiller:
         self.result.windows += 1
         self.result.stored += len(new)
         self.result.revised += len(revised)
-        self.result.absent += coverage.count_lacking(window.start_ms, window.end_ms)
+        self.result.absent += coverage.count_missing(window.start_ms, window.end_ms)
 
     async def _check_kept(self, new: list[Candle]) -> None:
         """Raise if the store dropped minutes because of its retention: every run would fetch them again."""

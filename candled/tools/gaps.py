@@ -11,7 +11,7 @@ from candled.config import Config
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.interface import KnownGap, Store
-from candled.store.known_gaps import inside
+from candled.store.known_gaps import clip_gap
 
 from .backfill import revised_text
 from .backfiller import Backfiller
@@ -86,7 +86,7 @@ def _pieces(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
         absent = RangeSet(store.stored_ranges(market, *page)).missing(*page)
         gaps = []
         for known_gap in store.known_gaps(market, page):
-            for piece in inside(known_gap, *page):
+            for piece in clip_gap(known_gap, *page):
                 gaps += [_known(known_gap, part) for part in _overlap(absent, piece)]
         for gap in gaps:
             absent.remove(gap.start_ms, gap.end_ms)

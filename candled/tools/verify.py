@@ -219,7 +219,7 @@ class _MarketCheck:
             times = [(at_ms, row.interval.ms) for row in rows if (at_ms := _time_of(row)) is not None]
             spans = [(at_ms, at_ms + length_ms) for at_ms, length_ms in times]
             self._store.log_changes(self._market, None, [(SEQ_UNPUBLISHED, span) for span in RangeSet(spans)])
-            self._store.discard(self._market, rows)
+            self._store.discard_rows(self._market, rows)
             for row in rows:
                 at_ms = _time_of(row)
                 if row.table == "candles" and at_ms is not None:

@@ -14,7 +14,7 @@ from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
 from candled.ingest.market_loader import IngestOptions
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, fold
-from candled.store.known_gaps import inside, replaced
+from candled.store.known_gaps import clip_gap, replace_gaps
 from tests.clocks import ManualClock
 
 BTC = Symbol.parse("BTC/USDT")
@@ -139,7 +139,7 @@ class SmallStore:
     async def save_coverage(self, market: Any, since_ms: int | None, known_gaps: Any, within: Range | None) -> None:
         self.since_ms = since_ms
         if within is not None:
-            self.known = replaced(self.known, known_gaps, within)
+            self.known = replace_gaps(self.known, known_gaps, within)
 
     async def newest_minutes(self, exchange: str) -> dict[Symbol, int]:
         return {BTC: max(self.stored)} if self.stored else {}
@@ -167,7 +167,7 @@ class SmallStore:
         return any(open_ms < at_ms for open_ms in self.stored)
 
     async def known_gaps(self, market: Any, within: Range) -> list[Any]:
-        return [piece for gap in self.known for piece in inside(gap, *within)]
+        return [piece for gap in self.known for piece in clip_gap(gap, *within)]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from candled.ingest.market_loader import IngestOptions
 from candled.model import MINUTE, MINUTE_MS, Candle, Market, MarketKey, Range, RangeSet, Symbol
 from candled.store.batch import minute_ranges
 from candled.store.interface import ALL_TIME, KnownGap
-from candled.store.known_gaps import replaced
+from candled.store.known_gaps import replace_gaps
 from tests.clocks import ManualClock
 from tests.fakes.tapes import Row, Synthetic, grown
 from tests.rows import MONDAY_MS
@@ -153,7 +153,7 @@ class Memory:
     ) -> None:
         self.since_ms = since_ms
         if within is not None:
-            self.saved_gaps = replaced(self.saved_gaps, known_gaps, within)
+            self.saved_gaps = replace_gaps(self.saved_gaps, known_gaps, within)
 
     async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
         return {BTC: max(self.rows)} if self.rows else {}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from candled.errors import StoreRejected
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, Range, RangeSet
-from candled.store.batch import SOURCES, by_market, merge_changes
+from candled.store.batch import SOURCES, group_by_market, merge_changes
 from candled.store.history import HistoryReader
 from candled.store.interface import ALL_TIME, FEEDS_KEPT, SEQ_UNPUBLISHED, BadRow, KnownGap, Store, Table
 from candled.store.threads import StoreThreads
@@ -191,7 +191,7 @@ class StoreContract:
         while rows:
             size = dice.randint(1, 8)
             store.write_minutes(rows[:size])
-            model |= {one.open_ms: one for one in merge_changes(by_market(rows[:size])[market].minutes, model)}
+            model |= {one.open_ms: one for one in merge_changes(group_by_market(rows[:size])[market].minutes, model)}
             del rows[:size]
 
         best: dict[int, Candle] = {}
@@ -297,7 +297,7 @@ class StoreContract:
     def test_bars_are_folded_again_also_where_no_minute_is_left(self, store):
         store.write_minutes([(BTC, minute(at)) for at in range(0, 30)])
         gone = [bad("candles", MINUTE, at) for at in range(30)]
-        store.discard(BTC, gone)
+        store.discard_rows(BTC, gone)
         assert {interval: everything(store, BTC, interval) for interval in DEFAULT_INTERVALS} == {
             interval: [] for interval in DEFAULT_INTERVALS
         }
@@ -321,7 +321,7 @@ class StoreContract:
     def test_discarded_rows_are_gone_and_bars_are_those_of_the_rest(self, store, rows, left):
         store.write_minutes([(market, minute(at)) for market in (BTC, ETH) for at in range(120)])
         store.write_minutes([(BTC, minute(130, final=False))])
-        store.discard(BTC, [bad(*row) for row in rows])
+        store.discard_rows(BTC, [bad(*row) for row in rows])
         kept = [minute(at) for at in left]
         assert everything(store, BTC, MINUTE) == kept
         assert {interval: everything(store, BTC, interval) for interval in LONGER} == {

@@ -69,7 +69,7 @@ def check_slots(store: PostgresStore) -> None:
         all_out = threading.Barrier(size, timeout=10)
 
         def use(pool=pool, all_out=all_out):
-            with pool.borrow_link() as link:
+            with pool.borrow_connection() as link:
                 all_out.wait()
                 return link.fetch_rows("SELECT 1")
 

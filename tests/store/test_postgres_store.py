@@ -367,16 +367,16 @@ def test_a_returned_slot_goes_to_the_thread_that_waited_longest():
     order, threads = [], []
 
     def borrow(number):
-        with pool.borrow_link():
+        with pool.borrow_connection():
             order.append(number)
 
-    with pool.borrow_link():
+    with pool.borrow_connection():
         for number in range(5):
             threads.append(threading.Thread(target=borrow, args=[number]))
             threads[-1].start()
             while len(pool._waiting) <= number:
                 time.sleep(0.001)
-    with pool.borrow_link():  # comes last, although it asks before any of them has run
+    with pool.borrow_connection():  # comes last, although it asks before any of them has run
         order.append("again")
     for thread in threads:
         thread.join()
@@ -385,7 +385,7 @@ def test_a_returned_slot_goes_to_the_thread_that_waited_longest():
 
 def test_a_connection_that_never_becomes_free_is_not_waited_for_without_end(open_store):
     store = open_store(MINUTE, readers=1, limit_s=0.2)
-    with store._pools[2].borrow_link(), pytest.raises(StoreUnavailable, match="busy"):
+    with store._pools[2].borrow_connection(), pytest.raises(StoreUnavailable, match="busy"):
         store.newest_minutes("bitget")
     assert store.newest_minutes("bitget") == {}
 

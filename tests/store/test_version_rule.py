@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from candled.model import MINUTE, Candle
-from candled.store.batch import by_market
+from candled.store.batch import group_by_market
 from candled.store.interface import Store
 from candled.store.pending_rows import PendingRows
 from candled.store.postgres.store import PostgresStore
@@ -97,7 +97,7 @@ class _Stored:
 
 
 def _batched(new: Candle, known: Candle) -> Candle:
-    batch = by_market([(BTC, known), (BTC, new)])[BTC]
+    batch = group_by_market([(BTC, known), (BTC, new)])[BTC]
     return (batch.minutes or batch.forming)[known.open_ms]
 
 

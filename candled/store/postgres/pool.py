@@ -251,29 +251,29 @@ class Pool:
         self._waiting: deque[Future[DatabaseConnection | None]] = deque()
 
     @contextmanager
-    def borrow_link(self) -> Iterator[DatabaseConnection]:
+    def borrow_connection(self) -> Iterator[DatabaseConnection]:
         """Lend a connection. After an error its transaction is rolled back; a broken one is replaced at its next use.
 
         Raises:
             StoreUnavailable: none became free in time, or the server cannot be reached.
         """
-        link = self._take_slot()
+        connection = self._take_slot()
         try:
-            if link is not None and link.is_stale():
-                link.close()
-                link = None
-            if link is None:
-                link = self._connect()
-            yield link
+            if connection is not None and connection.is_stale():
+                connection.close()
+                connection = None
+            if connection is None:
+                connection = self._connect()
+            yield connection
         except BaseException:
-            if link is not None and not _recovered(link):
-                link = None
+            if connection is not None and not _recovered(connection):
+                connection = None
             raise
         finally:
-            if link is not None and self._is_closed:
-                link.close()
-                link = None
-            self._return_slot(link)
+            if connection is not None and self._is_closed:
+                connection.close()
+                connection = None
+            self._return_slot(connection)
 
     def _take_slot(self) -> DatabaseConnection | None:
         with self._lock:
@@ -288,14 +288,14 @@ class Pool:
                 raise StoreUnavailable(f"all {self._size} connections were busy for {self._wait_s:.0f} s") from None
             return turn.result()
 
-    def _return_slot(self, link: DatabaseConnection | None) -> None:
+    def _return_slot(self, connection: DatabaseConnection | None) -> None:
         with self._lock:
             while self._waiting:
                 turn = self._waiting.popleft()
                 if turn.set_running_or_notify_cancel():
-                    turn.set_result(link)
+                    turn.set_result(connection)
                     return
-            self._free.append(link)
+            self._free.append(connection)
 
     def run_read(self, work: Callable[[DatabaseConnection], T]) -> T:
         """Run a read on a connection. If the connection is lost in the middle, run it once more on a new one.
@@ -303,38 +303,38 @@ class Pool:
         It is not repeated if it took long: the network may be failing, and the caller has waited long enough.
         """
         started = time.monotonic()
-        with suppress(_ConnectionLost), self._borrow_to_read() as link:
+        with suppress(_ConnectionLost), self._borrow_to_read() as connection:
             try:
-                return work(link)
+                return work(connection)
             except StoreUnavailable as error:
-                if link.is_lost and time.monotonic() - started < self._wait_s / 2:
+                if connection.is_lost and time.monotonic() - started < self._wait_s / 2:
                     raise _ConnectionLost from error
                 raise
-        with self._borrow_to_read() as link:
-            return work(link)
+        with self._borrow_to_read() as connection:
+            return work(connection)
 
     def cancel_read(self, thread: int) -> None:
         """Have the server end the read in progress on another thread, if there is one."""
-        link = self._readers.get(thread)
-        if link is not None:
-            link.cancel_call()
+        connection = self._readers.get(thread)
+        if connection is not None:
+            connection.cancel_call()
 
     @contextmanager
     def _borrow_to_read(self) -> Iterator[DatabaseConnection]:
         thread = threading.get_ident()
-        with self.borrow_link() as link:
-            self._readers[thread] = link
+        with self.borrow_connection() as connection:
+            self._readers[thread] = connection
             try:
-                yield link
+                yield connection
             finally:
                 del self._readers[thread]
 
     @contextmanager
     def begin_transaction(self) -> Iterator[DatabaseConnection]:
         """Lend a connection and commit at the end; an error commits nothing."""
-        with self.borrow_link() as link:
-            yield link
-            link.commit()
+        with self.borrow_connection() as connection:
+            yield connection
+            connection.commit()
 
     def free_slots(self) -> int:
         """Return how many slots are free at this moment."""
@@ -345,16 +345,16 @@ class Pool:
         self._is_closed = True
         with self._lock:
             free, self._free = self._free, [None] * len(self._free)
-        for link in free:
-            if link is not None:
-                link.close()
+        for connection in free:
+            if connection is not None:
+                connection.close()
 
 
-def _recovered(link: DatabaseConnection) -> bool:
+def _recovered(connection: DatabaseConnection) -> bool:
     """Return whether the connection can be used again; if not, close it."""
     try:
-        link.rollback()
+        connection.rollback()
     except (StoreUnavailable, StoreRejected):
-        link.close()
+        connection.close()
         return False
     return True

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from candled.model import MINUTE, MINUTE_MS, Interval, RangeSet, sources
-from candled.store.batch import levels, minute_ranges, touched
+from candled.store.batch import fold_sources, minute_ranges, touched_bars
 
 from . import statements as sql
 from .pool import DatabaseConnection
@@ -20,7 +20,7 @@ def in_minutes(interval: Interval) -> int:
     return interval.ms // MINUTE_MS
 
 
-def stretches(open_ms: Sequence[int]) -> RangeSet:
+def sorted_ranges(open_ms: Sequence[int]) -> RangeSet:
     """Return `minute_ranges` of sorted times, quickly if no minute is missing, as in every page of a backfill."""
     first_ms, end_ms = open_ms[0], open_ms[-1] + MINUTE_MS
     if end_ms - first_ms == len(open_ms) * MINUTE_MS:
@@ -28,32 +28,32 @@ def stretches(open_ms: Sequence[int]) -> RangeSet:
     return minute_ranges(open_ms)
 
 
-def fold_changes(link: DatabaseConnection, changed: Mapping[int, RangeSet]) -> None:
+def fold_changes(connection: DatabaseConnection, changed: Mapping[int, RangeSet]) -> None:
     """Recompute every longer bar that overlaps the changed ranges of some markets. The caller has locked the markets.
 
     The list of intervals is read only now. An interval that another process adds is either in it, or its folding waits
     for our lock and sees our minutes.
     """
-    _fold(link, changed, levels(kept(link)))
+    _fold(connection, changed, fold_sources(read_intervals(connection)))
 
 
-def fold_anew(link: DatabaseConnection, market_id: int, changed: RangeSet, from_ms: int) -> None:
+def rebuild_rollups(connection: DatabaseConnection, market_id: int, changed: RangeSet, from_ms: int) -> None:
     """Drop and recompute every longer bar that overlaps the ranges and begins at or after `from_ms`."""
-    for interval, source in levels(kept(link)).items():
-        bars = touched(changed, interval)
+    for interval, source in fold_sources(read_intervals(connection)).items():
+        bars = touched_bars(changed, interval)
         bars.remove(0, interval.floor(from_ms + interval.ms - 1))
         for span in bars:
-            link.execute(sql.DROP_BARS_BETWEEN, (market_id, in_minutes(interval), *span))
-        _fold_level(link, interval, source, [(market_id, *span) for span in bars])
+            connection.execute(sql.DROP_BARS_BETWEEN, (market_id, in_minutes(interval), *span))
+        _fold_level(connection, interval, source, [(market_id, *span) for span in bars])
 
 
-def fold_history(link: DatabaseConnection, intervals: Iterable[Interval]) -> None:
+def fold_history(connection: DatabaseConnection, intervals: Iterable[Interval]) -> None:
     """Fold stored minutes into the intervals that are new to the database. If interrupted, it starts again."""
     wanted = sorted(intervals)
-    link.execute(sql.ADD_INTERVALS, ([str(interval) for interval in wanted],))
-    link.commit()  # from here on, every writer updates the new ones too
-    folded = {interval for interval, is_folded in kept(link) if is_folded}
-    link.commit()
+    connection.execute(sql.ADD_INTERVALS, ([str(interval) for interval in wanted],))
+    connection.commit()  # from here on, every writer updates the new ones too
+    folded = {interval for interval, is_folded in read_intervals(connection) if is_folded}
+    connection.commit()
     unused = sorted(folded - set(wanted))
     if unused:
         logger.info(
@@ -66,40 +66,40 @@ def fold_history(link: DatabaseConnection, intervals: Iterable[Interval]) -> Non
     if not fresh:
         return
     chosen = {interval: source for interval, source in sources(fresh | folded).items() if interval in fresh}
-    markets = spans(link)
+    markets = read_spans(connection)
     for done, (market_id, first_ms, last_ms) in enumerate(markets, start=1):
         # A bar cut by the edge of two chunks is folded with both, the second time from all its parts.
         for start_ms in range(first_ms, last_ms + 1, FOLD_CHUNK_MS):
-            link.execute(sql.LOCK_MARKET, (market_id,))
-            _fold(link, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, chosen)
-            link.commit()
+            connection.execute(sql.LOCK_MARKET, (market_id,))
+            _fold(connection, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, chosen)
+            connection.commit()
         if done * 10 // len(markets) > (done - 1) * 10 // len(markets):  # logs at most ten lines
             logger.info("folded %s: %s of %s markets", ", ".join(map(str, chosen)), done, len(markets))
-    link.execute(sql.SET_FOLDED, ([str(interval) for interval in fresh],))
-    link.commit()
+    connection.execute(sql.SET_FOLDED, ([str(interval) for interval in fresh],))
+    connection.commit()
 
 
-def spans(link: DatabaseConnection) -> list[tuple[int, int, int]]:
+def read_spans(connection: DatabaseConnection) -> list[tuple[int, int, int]]:
     """Return number, first and last minute of every market that has minutes."""
-    rows = link.fetch_rows(sql.SPANS)
-    link.commit()
+    rows = connection.fetch_rows(sql.SPANS)
+    connection.commit()
     return [(market_id, first_ms, last_ms) for market_id, first_ms, last_ms in rows]
 
 
-def kept(link: DatabaseConnection) -> tuple[tuple[Interval, bool], ...]:
+def read_intervals(connection: DatabaseConnection) -> tuple[tuple[Interval, bool], ...]:
     """Return the intervals that every writer updates, each with whether its past is folded too."""
-    return tuple((Interval.parse(name), is_folded) for name, is_folded in link.fetch_rows(sql.INTERVALS))
+    return tuple((Interval.parse(name), is_folded) for name, is_folded in connection.fetch_rows(sql.INTERVALS))
 
 
-def _fold(link: DatabaseConnection, changed: Mapping[int, RangeSet], chosen: Mapping[Interval, Interval]) -> None:
+def _fold(connection: DatabaseConnection, changed: Mapping[int, RangeSet], chosen: Mapping[Interval, Interval]) -> None:
     """Recompute every bar of `chosen` that overlaps the changed ranges of the markets."""
     for interval, source in chosen.items():
-        bars = [(id, *span) for id in sorted(changed) for span in touched(changed[id], interval)]
-        _fold_level(link, interval, source, bars)
+        bars = [(id, *span) for id in sorted(changed) for span in touched_bars(changed[id], interval)]
+        _fold_level(connection, interval, source, bars)
 
 
 def _fold_level(
-    link: DatabaseConnection, interval: Interval, source: Interval, bars: Sequence[tuple[int, int, int]]
+    connection: DatabaseConnection, interval: Interval, source: Interval, bars: Sequence[tuple[int, int, int]]
 ) -> None:
     """Fold ranges of complete bars, each given with the number of its market."""
     if not bars:
@@ -108,6 +108,6 @@ def _fold_level(
     bounds = min(start_ms for _, start_ms, _ in bars), max(end_ms for _, _, end_ms in bars)
     parameters = (in_minutes(interval), in_minutes(interval), *arrays, *bounds)
     if source == MINUTE:
-        link.execute(sql.FOLD_MINUTES, parameters)
+        connection.execute(sql.FOLD_MINUTES, parameters)
     else:
-        link.execute(sql.FOLD_BARS, (*parameters, in_minutes(source)))
+        connection.execute(sql.FOLD_BARS, (*parameters, in_minutes(source)))

@@ -107,7 +107,7 @@ SERVED_FROM = f"""SELECT {_ms(f"least(complete_from, {_OLDEST_KEPT})")}
     FROM candled.markets, candled.state WHERE exchange = %s AND symbol = %s"""
 SET_COMPLETE_FROM = f"UPDATE candled.markets SET complete_from = least(complete_from, {_AT}) WHERE id = %s"
 # Gaps do not overlap: of those that begin before a range, only the last can reach into it.
-HOLES = f"""WITH asked (market, start_time, end_time) AS (
+KNOWN_GAPS = f"""WITH asked (market, start_time, end_time) AS (
         SELECT id, {_time("start_ms")}, {_time("end_ms")}
         FROM candled.markets JOIN (SELECT %s, %s, %s::bigint, %s::bigint) AS given (exchange, symbol, start_ms, end_ms)
             USING (exchange, symbol))
@@ -118,9 +118,9 @@ HOLES = f"""WITH asked (market, start_time, end_time) AS (
             WHERE earlier.market = asked.market AND earlier.start_time < asked.start_time),
         asked.start_time)
     ORDER BY hole.start_time"""
-DROP_HOLES = f"""DELETE FROM candled.holes
+DROP_KNOWN_GAPS = f"""DELETE FROM candled.holes
     WHERE market = %s AND start_time IN (SELECT {_time("start_ms")} FROM unnest(%s::bigint[]) AS start_ms)"""
-PUT_HOLES = f"""INSERT INTO candled.holes (market, start_time, end_time, reason, attempts, retry_at)
+PUT_KNOWN_GAPS = f"""INSERT INTO candled.holes (market, start_time, end_time, reason, attempts, retry_at)
     SELECT %s, {_time("start_ms")}, {_time("end_ms")}, reason, attempts, {_time("retry_ms")}
     FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::int[], %s::bigint[])
         AS batch (start_ms, end_ms, reason, attempts, retry_ms)"""
@@ -144,7 +144,7 @@ PUT_MINUTES = f"""WITH changed AS (
     SELECT market, {_ms("min(time)")}, {_ms("max(time)")} FROM changed GROUP BY market ORDER BY market"""
 
 # The ranges of stored minutes. Adjacent minutes have the same difference of time and position.
-PRESENT = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} FROM (
+STORED_RANGES = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} FROM (
         SELECT time, time - interval '1 minute' * row_number() OVER (ORDER BY time) AS stretch
         FROM candled.candles WHERE market = %s AND time >= {_AT} AND time < {_AT}
     ) AS there GROUP BY stretch ORDER BY 1"""
@@ -218,18 +218,18 @@ DROP_OLD_FORMING = """DELETE FROM candled.forming WHERE time <
 
 # The feeds of a market, and the changes after a message of one of them. A known feed yields at least one row, perhaps
 # with NULL.
-OPEN_FEED = """INSERT INTO candled.feeds (market, number, epoch)
+REGISTER_FEED = """INSERT INTO candled.feeds (market, number, epoch)
     SELECT market, 1 + coalesce((SELECT max(number) FROM candled.feeds WHERE feeds.market = batch.market), 0), %s
     FROM unnest(%s::int[]) AS batch (market)
     ON CONFLICT (market, epoch) DO NOTHING"""
 FEED = """SELECT number FROM candled.feeds WHERE market = %s AND (epoch = %s OR %s::text IS NULL)
     ORDER BY number DESC LIMIT 1"""
-DROP_UNTOLD = f"""DELETE FROM candled.changes
+DROP_UNPUBLISHED = f"""DELETE FROM candled.changes
     USING (SELECT seq, {_time("start_ms")} AS start_time, {_time("end_ms")} AS end_time
-        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)) AS told
-    WHERE changes.market = %s AND changes.feed = %s AND changes.seq = %s AND told.seq < %s
-        AND changes.start_time >= told.start_time AND changes.end_time <= told.end_time"""
-NOTE_CHANGES = f"""INSERT INTO candled.changes (market, feed, seq, start_time, end_time)
+        FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)) AS published
+    WHERE changes.market = %s AND changes.feed = %s AND changes.seq = %s AND published.seq < %s
+        AND changes.start_time >= published.start_time AND changes.end_time <= published.end_time"""
+LOG_CHANGES = f"""INSERT INTO candled.changes (market, feed, seq, start_time, end_time)
     SELECT %s, %s, seq, {_time("start_ms")}, {_time("end_ms")}
     FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS batch (seq, start_ms, end_ms)
     ON CONFLICT DO NOTHING"""

@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 
 from candled.errors import StoreRejected
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol
-from candled.store.batch import by_market, by_symbol
+from candled.store.batch import group_by_market, group_by_symbol
 from candled.store.interface import ALL_TIME, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, KnownGap
-from candled.store.known_gaps import replaced
+from candled.store.known_gaps import replace_gaps
 
 from . import statements as sql
-from .maintenance import drop_interval, drop_minutes, forget_feeds
+from .maintenance import drop_feeds, drop_interval, drop_minutes
 from .pool import DatabaseConnection, Pool, Watchdog, parse_address
-from .rollups import fold_anew, fold_changes, fold_history, in_minutes, kept, stretches
+from .rollups import fold_changes, fold_history, in_minutes, read_intervals, rebuild_rollups, sorted_ranges
 from .rows import as_array, as_candles, as_columns
-from .schema import SCHEMA, check, migrate, timescale
+from .schema import SCHEMA, check_schema, migrate_schema, timescale
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 OLDEST_SERVER = 140_000  # date_bin needs PostgreSQL 14
 DAY_MS = 86_400_000
-PRESENT_CHUNK_MS = 100 * DAY_MS
+RANGES_CHUNK_MS = 100 * DAY_MS
 MAINTENANCE_LIMIT_S = 3600.0
 
 
@@ -85,14 +85,14 @@ class PostgresStore:
         self.close()
         watchdog = Watchdog()
         try:
-            with self._own_connection(watchdog) as link:
-                self._check_server(link)
+            with self._own_connection(watchdog) as connection:
+                self._check_server(connection)
                 if self._wanted is None:
-                    check(link)
-                    self._note_facts(link, timescale.look(link))
+                    check_schema(connection)
+                    self._note_facts(connection, timescale.find_features(connection))
                 else:
-                    self._prepare_tables(link, self._wanted)
-                self._kept = frozenset(interval for interval, is_folded in kept(link) if is_folded)
+                    self._prepare_tables(connection, self._wanted)
+                self._kept = frozenset(interval for interval, is_folded in read_intervals(connection) if is_folded)
         except BaseException:
             watchdog.close()
             raise
@@ -132,28 +132,30 @@ class PostgresStore:
     def drop_interval(self, interval: Interval) -> int:
         """See `Store.drop_interval`."""
         watchdog, _, _ = self._opened_pools()
-        with self._own_connection(watchdog) as link:
-            users = [name for name, settings in link.fetch_rows(sql.OTHERS, (self._id, 0)) if _uses(settings, interval)]
-            link.commit()
+        with self._own_connection(watchdog) as connection:
+            users = [
+                name for name, settings in connection.fetch_rows(sql.OTHERS, (self._id, 0)) if _uses(settings, interval)
+            ]
+            connection.commit()
             if users:
                 raise StoreRejected(f"bars of {interval} are in use by {', '.join(users)}: stop it first")
             self._kept -= {interval}
-            return drop_interval(link, interval)
+            return drop_interval(connection, interval)
 
     def check_in(self) -> Sequence[str]:
         """See `Store.check_in`. Considers processes seen since this one began and in the last two minutes."""
-        ours = self._settings()
-        with self._borrow_to_write() as link:
-            link.execute(sql.FORGET_PROCESSES)
-            link.execute(sql.CHECK_IN, (self._id, f"{platform.node()}:{os.getpid()}", json.dumps(ours)))
+        own = self._settings()
+        with self._borrow_to_write() as connection:
+            connection.execute(sql.FORGET_PROCESSES)
+            connection.execute(sql.CHECK_IN, (self._id, f"{platform.node()}:{os.getpid()}", json.dumps(own)))
             if self._since_ms is None:
-                [(self._since_ms,)] = link.fetch_rows(sql.NOW)
-            others = link.fetch_rows(sql.OTHERS, (self._id, self._since_ms))
+                [(self._since_ms,)] = connection.fetch_rows(sql.NOW)
+            others = connection.fetch_rows(sql.OTHERS, (self._id, self._since_ms))
         return [
-            f"{name} uses this store with {key} {settings.get(key)}, this process with {ours[key]}"
+            f"{name} uses this store with {key} {settings.get(key)}, this process with {own[key]}"
             for name, settings in others
-            for key in ours
-            if settings.get(key) != ours[key]
+            for key in own
+            if settings.get(key) != own[key]
         ]
 
     def _settings(self) -> dict[str, str]:
@@ -171,66 +173,66 @@ class PostgresStore:
 
         If this raises `StoreUnavailable`, the rows may have been stored. Writing them again then changes nothing.
         """
-        batches = by_market(rows)
+        batches = group_by_market(rows)
         if not batches:
             return
-        with self._borrow_to_write() as link:
-            ids = _lock_markets(link, batches)
+        with self._borrow_to_write() as connection:
+            ids = _lock_markets(connection, batches)
             minutes = {ids[market]: batch.minutes for market, batch in batches.items() if batch.minutes}
             forming = {ids[market]: batch.forming for market, batch in batches.items() if batch.forming}
             if minutes:
-                self._write_minutes(link, minutes)
+                self._write_minutes(connection, minutes)
             if forming:
-                _write_forming(link, forming)
+                _write_forming(connection, forming)
 
-    def _write_minutes(self, link: DatabaseConnection, minutes: Mapping[int, Mapping[int, Candle]]) -> None:
+    def _write_minutes(self, connection: DatabaseConnection, minutes: Mapping[int, Mapping[int, Candle]]) -> None:
         times = {id: sorted(minutes[id]) for id in sorted(minutes)}
         markets = [id for id in times for _ in times[id]]
         candles = [candle for id in times for candle in map(minutes[id].__getitem__, times[id])]
         columns = as_columns(markets, candles)
-        link.execute(sql.DROP_FORMING, columns[:2])
-        changed = link.fetch_rows(sql.PUT_MINUTES, columns)
+        connection.execute(sql.DROP_FORMING, columns[:2])
+        changed = connection.fetch_rows(sql.PUT_MINUTES, columns)
         if not changed:
             return
-        link.execute(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*changed, strict=True)])
+        connection.execute(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*changed, strict=True)])
         changes = {
-            id: stretches([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
+            id: sorted_ranges([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
             for id, first_ms, last_ms in changed
         }
-        fold_changes(link, changes)
+        fold_changes(connection, changes)
 
     def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """See `Store.rebuild_rollups`."""
-        with self._borrow_to_write() as link:
-            market_id = _lock_markets(link, [market])[market]
-            fold_anew(link, market_id, RangeSet(spans), _kept_from(link))
+        with self._borrow_to_write() as connection:
+            market_id = _lock_markets(connection, [market])[market]
+            rebuild_rollups(connection, market_id, RangeSet(spans), _kept_from(connection))
 
-    def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
-        """See `Store.discard`."""
+    def discard_rows(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
+        """See `Store.discard_rows`."""
         bars = [(row.table, row.interval, row.time) for row in rows if isinstance(row.time, int)]
-        with self._borrow_to_write() as link:
-            market_id = _lock_markets(link, [market])[market]
+        with self._borrow_to_write() as connection:
+            market_id = _lock_markets(connection, [market])[market]
             for table, statement in sql.DISCARD.items():
-                link.execute(statement, (market_id, [open_ms for at, _, open_ms in bars if at == table]))
-            link.execute(sql.SET_SPAN, (market_id,))
+                connection.execute(statement, (market_id, [open_ms for at, _, open_ms in bars if at == table]))
+            connection.execute(sql.SET_SPAN, (market_id,))
             spans = [(open_ms, open_ms + interval.ms) for at, interval, open_ms in bars if at != "forming"]
-            fold_anew(link, market_id, RangeSet(spans), _kept_from(link))
+            rebuild_rollups(connection, market_id, RangeSet(spans), _kept_from(connection))
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""
-        with self._borrow_to_write() as link:
-            ids = _lock_markets(link, [market])
-            link.execute(sql.SET_COMPLETE_FROM, (since_ms, ids[market]))
+        with self._borrow_to_write() as connection:
+            ids = _lock_markets(connection, [market])
+            connection.execute(sql.SET_COMPLETE_FROM, (since_ms, ids[market]))
 
     def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
-        with self._borrow_to_write() as link:
-            market_id = _lock_markets(link, [market])[market]
-            near = _known_gaps(link.fetch_rows(sql.HOLES, (*_names(market), *within)))
-            new = replaced(near, known_gaps, within)
-            link.execute(sql.DROP_HOLES, (market_id, [gap.start_ms for gap in near]))
-            link.execute(
-                sql.PUT_HOLES,
+        with self._borrow_to_write() as connection:
+            market_id = _lock_markets(connection, [market])[market]
+            near = _known_gaps(connection.fetch_rows(sql.KNOWN_GAPS, (*_names(market), *within)))
+            new = replace_gaps(near, known_gaps, within)
+            connection.execute(sql.DROP_KNOWN_GAPS, (market_id, [gap.start_ms for gap in near]))
+            connection.execute(
+                sql.PUT_KNOWN_GAPS,
                 (
                     market_id,
                     [gap.start_ms for gap in new],
@@ -243,15 +245,15 @@ class PostgresStore:
 
     def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
         """See `Store.register_feed`."""
-        with self._borrow_to_write() as link:
-            ids = _lock_markets(link, dict.fromkeys(markets)) if markets else {}
-            link.execute(sql.OPEN_FEED, (epoch, sorted(ids.values())))
+        with self._borrow_to_write() as connection:
+            ids = _lock_markets(connection, dict.fromkeys(markets)) if markets else {}
+            connection.execute(sql.REGISTER_FEED, (epoch, sorted(ids.values())))
 
     def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """See `Store.log_changes`."""
-        with self._borrow_to_write() as link:
-            market_id = _lock_markets(link, [market])[market]
-            feeds = link.fetch_rows(sql.FEED, (market_id, epoch, epoch))
+        with self._borrow_to_write() as connection:
+            market_id = _lock_markets(connection, [market])[market]
+            feeds = connection.fetch_rows(sql.FEED, (market_id, epoch, epoch))
             if not feeds and epoch is None:
                 return
             if not feeds:
@@ -259,8 +261,10 @@ class PostgresStore:
             rows = [(seq, *span) for seq, span in changes]
             arrays = [as_array(map(str, column)) for column in zip(*rows, strict=True)]
             if arrays:
-                link.execute(sql.DROP_UNTOLD, (*arrays, market_id, *feeds[0], SEQ_UNPUBLISHED, SEQ_UNPUBLISHED))
-                link.execute(sql.NOTE_CHANGES, (market_id, *feeds[0], *arrays))
+                connection.execute(
+                    sql.DROP_UNPUBLISHED, (*arrays, market_id, *feeds[0], SEQ_UNPUBLISHED, SEQ_UNPUBLISHED)
+                )
+                connection.execute(sql.LOG_CHANGES, (market_id, *feeds[0], *arrays))
 
     # ------------------------------------------------------------ reading
 
@@ -283,19 +287,19 @@ class PostgresStore:
         A search without a lower limit would look into every chunk.
         """
 
-        def look(link: DatabaseConnection) -> list[Candle]:
-            for market_id, first_ms, last_ms in link.fetch_rows(sql.SPAN, _names(market)):
+        def find(connection: DatabaseConnection) -> list[Candle]:
+            for market_id, first_ms, last_ms in connection.fetch_rows(sql.SPAN, _names(market)):
                 end_ms = min(before_ms, last_ms + MINUTE_MS)
                 reach_ms = limit * MINUTE_MS
                 while True:
                     start_ms = max(first_ms, end_ms - reach_ms)
-                    rows = link.fetch_rows(sql.LAST_MINUTES, (market_id, start_ms, _possible(end_ms), limit))
+                    rows = connection.fetch_rows(sql.LAST_MINUTES, (market_id, start_ms, _possible(end_ms), limit))
                     if len(rows) == limit or start_ms == first_ms:
                         return as_candles(reversed(rows))
                     reach_ms *= 4
             return []
 
-        return self._run_read(look)
+        return self._run_read(find)
 
     def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """See `Store.read_bars_between`.
@@ -307,10 +311,10 @@ class PostgresStore:
             span = in_minutes(self._check_interval(interval)), _possible(start_ms), _possible(end_ms)
             return as_candles(self._fetch_rows(sql.BARS_BETWEEN, (*_names(market), *span)))
         return self._run_read(
-            lambda link: [
+            lambda connection: [
                 candle
-                for market_id, *span in _within(link, market, start_ms, end_ms)
-                for candle in as_candles(link.fetch_rows(sql.MINUTES_BETWEEN, (market_id, *span)))
+                for market_id, *span in _within(connection, market, start_ms, end_ms)
+                for candle in as_candles(connection.fetch_rows(sql.MINUTES_BETWEEN, (market_id, *span)))
             ]
         )
 
@@ -344,17 +348,17 @@ class PostgresStore:
     def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
         """See `Store.stored_ranges`."""
 
-        def look(link: DatabaseConnection) -> RangeSet:
+        def find(connection: DatabaseConnection) -> RangeSet:
             return RangeSet(
                 stretch
-                for market_id, first_ms, last_ms in _within(link, market, start_ms, end_ms)
-                for chunk_ms in range(first_ms, last_ms, PRESENT_CHUNK_MS)
-                for stretch in link.fetch_rows(
-                    sql.PRESENT, (market_id, chunk_ms, min(last_ms, chunk_ms + PRESENT_CHUNK_MS))
+                for market_id, first_ms, last_ms in _within(connection, market, start_ms, end_ms)
+                for chunk_ms in range(first_ms, last_ms, RANGES_CHUNK_MS)
+                for stretch in connection.fetch_rows(
+                    sql.STORED_RANGES, (market_id, chunk_ms, min(last_ms, chunk_ms + RANGES_CHUNK_MS))
                 )
             )
 
-        return list(self._run_read(look))
+        return list(self._run_read(find))
 
     def complete_from(self, market: MarketKey) -> int | None:
         """See `Store.complete_from`."""
@@ -368,12 +372,12 @@ class PostgresStore:
 
     def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
         """See `Store.known_gaps`."""
-        found = _known_gaps(self._fetch_rows(sql.HOLES, (*_names(market), *within)))
+        found = _known_gaps(self._fetch_rows(sql.KNOWN_GAPS, (*_names(market), *within)))
         return [gap for gap in found if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
 
     def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
         """See `Store.unpublished`."""
-        return by_symbol(self._fetch_rows(sql.UNPUBLISHED, (exchange, SEQ_UNPUBLISHED)))
+        return group_by_symbol(self._fetch_rows(sql.UNPUBLISHED, (exchange, SEQ_UNPUBLISHED)))
 
     def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
         """See `Store.changes_since`."""
@@ -394,49 +398,50 @@ class PostgresStore:
         process is doing it, this returns immediately. Raises as every method of a store; the next call continues.
         """
         watchdog, _, _ = self._opened_pools()
-        with self._own_connection(watchdog) as link:
-            [(is_ours,)] = link.fetch_rows(sql.TRY_MAINTAIN)
-            link.commit()
+        with self._own_connection(watchdog) as connection:
+            [(is_ours,)] = connection.fetch_rows(sql.TRY_MAINTAIN)
+            connection.commit()
             if not is_ours:
                 return
-            forget_feeds(link, now_ms)
-            link.execute(sql.DROP_OLD_FORMING, (FORMING_KEPT_MS,))
-            link.commit()
+            drop_feeds(connection, now_ms)
+            connection.execute(sql.DROP_OLD_FORMING, (FORMING_KEPT_MS,))
+            connection.commit()
             if self._retention_days is not None:
                 before_ms = now_ms - self._retention_days * DAY_MS
-                drop_minutes(link, before_ms, in_chunks=self._timescale.hypertable)
+                drop_minutes(connection, before_ms, in_chunks=self._timescale.hypertable)
             if self._compress_after_days is not None and self._timescale.hypertable and self._timescale.licensed:
-                compressed = timescale.compress(link, now_ms - self._compress_after_days * DAY_MS)
+                compressed = timescale.compress(connection, now_ms - self._compress_after_days * DAY_MS)
                 if compressed:
                     logger.info("compressed %s chunks of minutes", compressed)
 
     # ------------------------------------------------------------ preparing
 
-    def _check_server(self, link: DatabaseConnection) -> None:
-        if link.server_version < OLDEST_SERVER:
-            raise StoreRejected(
-                f"expected PostgreSQL {OLDEST_SERVER // 10_000} or newer, the server is {_name(link.server_version)}"
-            )
+    def _check_server(self, connection: DatabaseConnection) -> None:
+        if connection.server_version < OLDEST_SERVER:
+            found = _name(connection.server_version)
+            raise StoreRejected(f"expected PostgreSQL {OLDEST_SERVER // 10_000} or newer, the server is {found}")
 
-    def _prepare_tables(self, link: DatabaseConnection, wanted: Iterable[Interval]) -> None:
-        if not link.fetch_rows(sql.TRY_PREPARE)[0][0]:
+    def _prepare_tables(self, connection: DatabaseConnection, wanted: Iterable[Interval]) -> None:
+        if not connection.fetch_rows(sql.TRY_PREPARE)[0][0]:
             logger.info("waiting for another process that prepares the database")
-            link.fetch_rows(sql.PREPARE)
-        timescale.check_loaded(link)
-        (migrate if self._upgrade else check)(link)
-        self._note_facts(link, (timescale.prepare if self._upgrade else timescale.look)(link))
+            connection.fetch_rows(sql.PREPARE)
+        timescale.check_loaded(connection)
+        (migrate_schema if self._upgrade else check_schema)(connection)
+        self._note_facts(
+            connection, (timescale.prepare_extension if self._upgrade else timescale.find_features)(connection)
+        )
         if self._timescale.hypertable:
             logger.info("PostgreSQL %s with TimescaleDB %s", self._facts["server"], self._timescale.version)
         else:
             logger.info("PostgreSQL %s with plain tables: %s", self._facts["server"], self._timescale.remark)
-        fold_history(link, wanted)
+        fold_history(connection, wanted)
 
-    def _note_facts(self, link: DatabaseConnection, found: timescale.Timescale) -> None:
+    def _note_facts(self, connection: DatabaseConnection, found: timescale.Timescale) -> None:
         self._timescale = found
         self._facts = {
             "kind": "timescaledb" if found.hypertable else "postgresql",
             "schema": SCHEMA,
-            "server": _name(link.server_version),
+            "server": _name(connection.server_version),
             "timescaledb": found.version,
             "compression": self._compress_after_days is not None and found.licensed,
         }
@@ -450,23 +455,23 @@ class PostgresStore:
 
     @contextmanager
     def _borrow_to_write(self) -> Iterator[DatabaseConnection]:
-        with self._opened_pools()[1].begin_transaction() as link:
-            yield link
+        with self._opened_pools()[1].begin_transaction() as connection:
+            yield connection
 
     def _run_read(self, work: Callable[[DatabaseConnection], T]) -> T:
         return self._opened_pools()[2].run_read(work)
 
     def _fetch_rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
-        return self._run_read(lambda link: link.fetch_rows(statement, parameters))
+        return self._run_read(lambda connection: connection.fetch_rows(statement, parameters))
 
     @contextmanager
     def _own_connection(self, watchdog: Watchdog) -> Iterator[DatabaseConnection]:
         """Open a separate connection for statements that may take long. Its locks end with it."""
-        link = DatabaseConnection(self._parameters, watchdog, limit_s=MAINTENANCE_LIMIT_S, autocommit=False)
+        connection = DatabaseConnection(self._parameters, watchdog, limit_s=MAINTENANCE_LIMIT_S, autocommit=False)
         try:
-            yield link
+            yield connection
         finally:
-            link.close()
+            connection.close()
 
     def _check_interval(self, interval: Interval) -> Interval:
         if interval not in self._kept:
@@ -494,33 +499,35 @@ def _names(market: MarketKey) -> tuple[str, str]:
     return market.exchange, str(market.symbol)
 
 
-def _lock_markets(link: DatabaseConnection, markets: Iterable[MarketKey]) -> dict[MarketKey, int]:
+def _lock_markets(connection: DatabaseConnection, markets: Iterable[MarketKey]) -> dict[MarketKey, int]:
     """Return the numbers of the markets, adding missing ones, and lock them against other writers.
 
     The locks end with the transaction.
     """
     names = {_names(market): market for market in markets}
     columns = [list(column) for column in zip(*names, strict=True)]
-    link.execute(sql.ADD_MARKETS, columns)
-    return {names[exchange, symbol]: id for id, exchange, symbol in link.fetch_rows(sql.LOCK_MARKETS, columns)}
+    connection.execute(sql.ADD_MARKETS, columns)
+    return {names[exchange, symbol]: id for id, exchange, symbol in connection.fetch_rows(sql.LOCK_MARKETS, columns)}
 
 
-def _kept_from(link: DatabaseConnection) -> int:
-    return max((kept_ms for (kept_ms,) in link.fetch_rows(sql.KEPT_FROM)), default=0)
+def _kept_from(connection: DatabaseConnection) -> int:
+    return max((kept_ms for (kept_ms,) in connection.fetch_rows(sql.KEPT_FROM)), default=0)
 
 
-def _write_forming(link: DatabaseConnection, forming: Mapping[int, Mapping[int, Candle]]) -> None:
+def _write_forming(connection: DatabaseConnection, forming: Mapping[int, Mapping[int, Candle]]) -> None:
     rows = [(id, forming[id][open_ms]) for id in sorted(forming) for open_ms in sorted(forming[id])]
     times = [candle.open_ms for _, candle in rows]
     columns = as_columns([id for id, _ in rows], [candle for _, candle in rows])
-    link.execute(sql.PUT_FORMING, (*columns, min(times), max(times)))
+    connection.execute(sql.PUT_FORMING, (*columns, min(times), max(times)))
 
 
-def _within(link: DatabaseConnection, market: MarketKey, start_ms: int, end_ms: int) -> list[tuple[int, int, int]]:
+def _within(
+    connection: DatabaseConnection, market: MarketKey, start_ms: int, end_ms: int
+) -> list[tuple[int, int, int]]:
     """Return the market's number and the part of `[start_ms, end_ms)` that its minutes span; empty if it has none."""
     return [
         (market_id, max(start_ms, first_ms), min(end_ms, last_ms + MINUTE_MS))
-        for market_id, first_ms, last_ms in link.fetch_rows(sql.SPAN, _names(market))
+        for market_id, first_ms, last_ms in connection.fetch_rows(sql.SPAN, _names(market))
     ]
 
 

@@ -163,7 +163,7 @@ DISCARD = {
 }
 
 # The ranges of stored minutes. Adjacent minutes have the same difference of time and position.
-PRESENT = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (
+STORED_RANGES = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (
         SELECT time_ms, time_ms - {MINUTE_MS} * row_number() OVER (ORDER BY time_ms) AS stretch
         FROM candles WHERE market = ? AND time_ms >= ? AND time_ms < ?
     ) GROUP BY stretch ORDER BY 1"""
@@ -176,12 +176,12 @@ SERVED_FROM = """SELECT min(coalesce(complete_from_ms, oldest), coalesce(oldest,
         FROM markets WHERE id = ?)"""
 SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?1), ?1) WHERE id = ?2"
 # Gaps do not overlap: of those that begin before a range, only the last can reach into it.
-HOLES = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ?1
+KNOWN_GAPS = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ?1
         AND start_ms >= coalesce((SELECT max(start_ms) FROM holes WHERE market = ?1 AND start_ms < ?2), ?2)
         AND start_ms <= ?3 AND end_ms >= ?2
     ORDER BY start_ms"""
-DROP_HOLE = "DELETE FROM holes WHERE market = ? AND start_ms = ?"
-PUT_HOLE = "INSERT INTO holes (market, start_ms, end_ms, reason, attempts, retry_ms) VALUES (?, ?, ?, ?, ?, ?)"
+DROP_KNOWN_GAP = "DELETE FROM holes WHERE market = ? AND start_ms = ?"
+PUT_KNOWN_GAP = "INSERT INTO holes (market, start_ms, end_ms, reason, attempts, retry_ms) VALUES (?, ?, ?, ?, ?, ?)"
 
 # Intervals whose bars every writer updates, and those for which all bars are stored.
 INTERVALS = "SELECT interval_ms, folded FROM intervals"
@@ -193,13 +193,13 @@ DROP_INTERVAL = "DELETE FROM intervals WHERE interval_ms = ?"
 
 # The feeds of a market, and the changes after a message of one of them. A known feed yields at least one row, perhaps
 # with NULL.
-OPEN_FEED = """INSERT INTO feeds (market, number, epoch)
+REGISTER_FEED = """INSERT INTO feeds (market, number, epoch)
     SELECT ?1, coalesce(max(number), 0) + 1, ?2 FROM feeds WHERE market = ?1
     ON CONFLICT (market, epoch) DO NOTHING"""
 FEED = """SELECT number FROM feeds WHERE market = ?1 AND (epoch = ?2 OR ?2 IS NULL)
     ORDER BY number DESC LIMIT 1"""
-DROP_UNTOLD = "DELETE FROM changes WHERE market = ? AND feed = ? AND seq = ? AND start_ms >= ? AND end_ms <= ?"
-NOTE_CHANGE = "INSERT INTO changes (market, feed, seq, start_ms, end_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+DROP_UNPUBLISHED = "DELETE FROM changes WHERE market = ? AND feed = ? AND seq = ? AND start_ms >= ? AND end_ms <= ?"
+LOG_CHANGE = "INSERT INTO changes (market, feed, seq, start_ms, end_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 UNPUBLISHED = """SELECT symbol, start_ms, end_ms FROM markets JOIN changes ON changes.market = id
     WHERE exchange = ? AND feed = (SELECT max(number) FROM feeds WHERE feeds.market = id) AND seq = ?
     ORDER BY symbol, start_ms"""

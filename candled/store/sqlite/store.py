@@ -14,13 +14,13 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
 from candled.store.batch import (
     MarketBatch,
-    by_market,
-    by_symbol,
     fold_bars,
-    levels,
+    fold_sources,
+    group_by_market,
+    group_by_symbol,
     merge_changes,
     minute_ranges,
-    touched,
+    touched_bars,
 )
 from candled.store.interface import (
     ALL_TIME,
@@ -32,7 +32,7 @@ from candled.store.interface import (
     KnownGap,
     Table,
 )
-from candled.store.known_gaps import replaced
+from candled.store.known_gaps import replace_gaps
 from candled.store.owner import Owner
 
 from . import statements as sql
@@ -92,25 +92,25 @@ def _fold(
     for interval, source in levels.items():
         bars = [
             bar
-            for start_ms, end_ms in touched(changed, interval)
+            for start_ms, end_ms in touched_bars(changed, interval)
             for bar in fold_bars(_between(connection, market_id, source, start_ms, end_ms), interval)
         ]
         connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
 
 
-def _fold_anew(connection: sqlite3.Connection, market_id: int, changed: RangeSet) -> None:
+def _rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: RangeSet) -> None:
     """Recompute every longer bar that overlaps `changed`, and drop those without minutes."""
-    kept = _levels(connection)
+    kept = _fold_sources(connection)
     for interval in kept:
-        rows = [(market_id, interval.ms, *span) for span in touched(changed, interval)]
+        rows = [(market_id, interval.ms, *span) for span in touched_bars(changed, interval)]
         connection.executemany(sql.DROP_BARS_BETWEEN, rows)
     _fold(connection, market_id, changed, kept)
 
 
-def _levels(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:
+def _fold_sources(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:
     """Return the intervals whose bars must be updated with their minutes, as recorded in the file."""
     rows = connection.execute(sql.INTERVALS).fetchall()
-    return levels(tuple((_interval(interval_ms), bool(is_folded)) for interval_ms, is_folded in rows))
+    return fold_sources(tuple((_interval(interval_ms), bool(is_folded)) for interval_ms, is_folded in rows))
 
 
 def _interval(ms: int) -> Interval:
@@ -184,7 +184,7 @@ class SqliteStore:
 
         Invalid rows next to the minutes would prevent the write. They are deleted, as `candled verify --repair` does.
         """
-        batches = by_market(rows)
+        batches = group_by_market(rows)
         if not batches:
             return
         try:
@@ -217,16 +217,18 @@ class SqliteStore:
     def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """See `Store.rebuild_rollups`."""
         with self._begin_transaction() as connection:
-            _fold_anew(connection, self._add_market(connection, market), RangeSet(spans))
+            _rebuild_rollups(connection, self._add_market(connection, market), RangeSet(spans))
 
-    def discard(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
-        """See `Store.discard`."""
+    def discard_rows(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
+        """See `Store.discard_rows`."""
         bars = [(row.time, row.interval.ms) for row in rows if row.table != "forming" and isinstance(row.time, int)]
         with self._begin_transaction() as connection:
             market_id = self._add_market(connection, market)
             for row in rows:
                 connection.execute(sql.DISCARD[row.table], (market_id, row.interval.ms, row.time))
-            _fold_anew(connection, market_id, RangeSet((open_ms, open_ms + length_ms) for open_ms, length_ms in bars))
+            _rebuild_rollups(
+                connection, market_id, RangeSet((open_ms, open_ms + length_ms) for open_ms, length_ms in bars)
+            )
 
     def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """See `Store.read_bars`.
@@ -305,7 +307,7 @@ class SqliteStore:
     def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
         """See `Store.stored_ranges`."""
         market_id = self._market_id(market)
-        rows = [] if market_id is None else self._fetch_rows(sql.PRESENT, market_id, start_ms, end_ms)
+        rows = [] if market_id is None else self._fetch_rows(sql.STORED_RANGES, market_id, start_ms, end_ms)
         return [Range(*row) for row in rows]
 
     def complete_from(self, market: MarketKey) -> int | None:
@@ -328,20 +330,20 @@ class SqliteStore:
     def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
         """See `Store.known_gaps`."""
         market_id = self._market_id(market)
-        found = [] if market_id is None else as_known_gaps(self._fetch_rows(sql.HOLES, market_id, *within))
+        found = [] if market_id is None else as_known_gaps(self._fetch_rows(sql.KNOWN_GAPS, market_id, *within))
         return [gap for gap in found if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
 
     def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
         with self._begin_transaction() as connection:
             market_id = self._add_market(connection, market)
-            near = as_known_gaps(connection.execute(sql.HOLES, (market_id, *within)))
-            connection.executemany(sql.DROP_HOLE, [(market_id, gap.start_ms) for gap in near])
+            near = as_known_gaps(connection.execute(sql.KNOWN_GAPS, (market_id, *within)))
+            connection.executemany(sql.DROP_KNOWN_GAP, [(market_id, gap.start_ms) for gap in near])
             connection.executemany(
-                sql.PUT_HOLE,
+                sql.PUT_KNOWN_GAP,
                 [
                     (market_id, gap.start_ms, gap.end_ms, gap.reason, gap.attempts, gap.retry_ms)
-                    for gap in replaced(near, known_gaps, within)
+                    for gap in replace_gaps(near, known_gaps, within)
                 ],
             )
 
@@ -349,7 +351,7 @@ class SqliteStore:
         """See `Store.register_feed`."""
         with self._begin_transaction() as connection:
             for market in markets:
-                connection.execute(sql.OPEN_FEED, (self._add_market(connection, market), epoch))
+                connection.execute(sql.REGISTER_FEED, (self._add_market(connection, market), epoch))
 
     def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """See `Store.log_changes`."""
@@ -360,13 +362,13 @@ class SqliteStore:
                 return
             if feed is None:
                 raise StoreRejected(f"{self._path.name}: {market} does not have the feed {epoch}, or no longer has it")
-            told = [(market_id, feed[0], SEQ_UNPUBLISHED, *span) for seq, span in changes if seq < SEQ_UNPUBLISHED]
-            connection.executemany(sql.DROP_UNTOLD, told)
-            connection.executemany(sql.NOTE_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
+            published = [(market_id, feed[0], SEQ_UNPUBLISHED, *span) for seq, span in changes if seq < SEQ_UNPUBLISHED]
+            connection.executemany(sql.DROP_UNPUBLISHED, published)
+            connection.executemany(sql.LOG_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
 
     def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
         """See `Store.unpublished`."""
-        return by_symbol(self._fetch_rows(sql.UNPUBLISHED, exchange, SEQ_UNPUBLISHED))
+        return group_by_symbol(self._fetch_rows(sql.UNPUBLISHED, exchange, SEQ_UNPUBLISHED))
 
     def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
         """See `Store.changes_since`."""
@@ -528,7 +530,7 @@ class SqliteStore:
         if not changed:
             return
         connection.executemany(sql.PUT_MINUTE, [(market_id, *minute_row(candle)) for candle in changed])
-        _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), _levels(connection))
+        _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), _fold_sources(connection))
 
     def _delete_bad_rows(self, batches: Mapping[MarketKey, MarketBatch]) -> bool:
         """Delete invalid rows in the weeks of some minutes; return whether there were any.
@@ -549,7 +551,7 @@ class SqliteStore:
             logger.warning("%s: %s: deleting %d rows that are no bars: %s", self._path.name, market, len(rows), first)
             minutes = [row.time for row in rows if row.table == "candles" and isinstance(row.time, int)]
             self.log_changes(market, None, [(SEQ_UNPUBLISHED, span) for span in minute_ranges(minutes)])
-            self.discard(market, rows)
+            self.discard_rows(market, rows)
         return found
 
     def _write_forming(self, connection: sqlite3.Connection, market_id: int, batch: MarketBatch) -> None:

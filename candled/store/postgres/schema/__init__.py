@@ -14,29 +14,29 @@ _STEPS = {
 SCHEMA = max(_STEPS)
 
 
-def migrate(link: DatabaseConnection) -> None:
+def migrate_schema(connection: DatabaseConnection) -> None:
     """Apply the steps that are missing in the database, each in a transaction. The caller must have the lock for it.
 
     Raises:
         StoreRejected: the database has a newer schema than this program, or the role may not create tables.
     """
-    version = _version(link)
+    version = _version(connection)
     _refuse_newer(version)
     for step in range(version + 1, SCHEMA + 1):
-        link.execute(_STEPS[step].read_text("utf-8"))
-        link.execute("UPDATE candled.state SET schema = %s", (step,))
-        link.commit()
+        connection.execute(_STEPS[step].read_text("utf-8"))
+        connection.execute("UPDATE candled.state SET schema = %s", (step,))
+        connection.commit()
 
 
-def check(link: DatabaseConnection) -> None:
+def check_schema(connection: DatabaseConnection) -> None:
     """Check the schema without changing anything.
 
     Raises:
         StoreRejected: the database does not have this program's schema.
     """
-    [(table,)] = link.fetch_rows("SELECT to_regclass('candled.state')")
-    version = 0 if table is None else _version(link)
-    link.commit()
+    [(table,)] = connection.fetch_rows("SELECT to_regclass('candled.state')")
+    version = 0 if table is None else _version(connection)
+    connection.commit()
     _refuse_newer(version)
     if version < SCHEMA:
         raise StoreRejected(
@@ -52,11 +52,11 @@ def _refuse_newer(version: int) -> None:
         )
 
 
-def _version(link: DatabaseConnection) -> int:
-    [(namespace, table)] = link.fetch_rows("SELECT to_regnamespace('candled'), to_regclass('candled.state')")
+def _version(connection: DatabaseConnection) -> int:
+    [(namespace, table)] = connection.fetch_rows("SELECT to_regnamespace('candled'), to_regclass('candled.state')")
     if namespace is None:
-        link.execute("CREATE SCHEMA candled")
+        connection.execute("CREATE SCHEMA candled")
     if table is None:
         return 0
-    [(version,)] = link.fetch_rows("SELECT schema FROM candled.state")
+    [(version,)] = connection.fetch_rows("SELECT schema FROM candled.state")
     return int(version)

@@ -28,7 +28,7 @@ class Timescale:
     remark: str = ""
 
 
-def check_loaded(link: DatabaseConnection) -> None:
+def check_loaded(connection: DatabaseConnection) -> None:
     """Refuse tables that belong to TimescaleDB if the server runs without it.
 
     Changes would then apply to only a part of each table: a new column would be missing in the compressed chunks.
@@ -36,126 +36,126 @@ def check_loaded(link: DatabaseConnection) -> None:
     Raises:
         StoreUnavailable: the tables need TimescaleDB and the server has not loaded it.
     """
-    version, _, is_loaded = _find(link)
+    version, _, is_loaded = _find(connection)
     if version is not None and not is_loaded:
         raise StoreUnavailable("the tables need TimescaleDB, which is not in the server's shared_preload_libraries")
 
 
-def prepare(link: DatabaseConnection) -> Timescale:
+def prepare_extension(connection: DatabaseConnection) -> Timescale:
     """Create the extension if possible, and chunks for the minutes if there are no minutes yet."""
-    version, is_available, is_loaded = _find(link)
+    version, is_available, is_loaded = _find(connection)
     if version is None:
         if not is_available:
             return Timescale(remark="TimescaleDB is not installed on the server")
         if not is_loaded:
             return Timescale(remark="TimescaleDB is installed but not in the server's shared_preload_libraries")
         try:
-            link.execute("CREATE EXTENSION timescaledb")
-            link.commit()
+            connection.execute("CREATE EXTENSION timescaledb")
+            connection.commit()
         except StoreRejected as error:
-            link.rollback()
+            connection.rollback()
             return Timescale(remark=f"TimescaleDB could not be enabled in this database: {error}")
-    return _prepare_chunks(link)
+    return _prepare_chunks(connection)
 
 
-def look(link: DatabaseConnection) -> Timescale:
+def find_features(connection: DatabaseConnection) -> Timescale:
     """Find out which features exist, without changing anything."""
-    version, is_available, _ = _find(link)
+    version, is_available, _ = _find(connection)
     if version is None:
         word = "not enabled in this database" if is_available else "not installed on the server"
         return Timescale(remark=f"TimescaleDB is {word}")
-    [(license_name,)] = link.fetch_rows("SELECT current_setting('timescaledb.license')")
-    is_hypertable = _is_hypertable(link)
-    link.commit()
+    [(license_name,)] = connection.fetch_rows("SELECT current_setting('timescaledb.license')")
+    is_hypertable = _is_hypertable(connection)
+    connection.commit()
     remark = "" if is_hypertable else "the minutes are kept in an ordinary table"
     return Timescale(version=version, hypertable=is_hypertable, licensed=license_name == "timescale", remark=remark)
 
 
-def _find(link: DatabaseConnection) -> tuple[str | None, bool, bool]:
+def _find(connection: DatabaseConnection) -> tuple[str | None, bool, bool]:
     """Return the extension's version in this database, whether the server has it, and whether it is loaded."""
     # On a server that has not preloaded the library, CREATE EXTENSION ends the connection. The loader's settings show
     # whether it is preloaded; the list of preloaded libraries is hidden from ordinary roles.
-    [(version, is_available, is_loaded)] = link.fetch_rows(
+    [(version, is_available, is_loaded)] = connection.fetch_rows(
         """SELECT (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
             EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb'),
             EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb.%')"""
     )
-    link.commit()
+    connection.commit()
     return version, is_available, is_loaded
 
 
-def _prepare_chunks(link: DatabaseConnection) -> Timescale:
-    [(version, namespace, license_name)] = link.fetch_rows(
+def _prepare_chunks(connection: DatabaseConnection) -> Timescale:
+    [(version, namespace, license_name)] = connection.fetch_rows(
         """SELECT extversion, quote_ident(nspname), current_setting('timescaledb.license')
         FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace WHERE extname = 'timescaledb'"""
     )
     licensed = license_name == "timescale"
-    if not _is_hypertable(link):
-        [(has_minutes,)] = link.fetch_rows("SELECT EXISTS (SELECT FROM candled.candles)")
+    if not _is_hypertable(connection):
+        [(has_minutes,)] = connection.fetch_rows("SELECT EXISTS (SELECT FROM candled.candles)")
         # moving them may take an hour under an exclusive lock, so the operator decides when
         if has_minutes:
-            link.commit()
+            connection.commit()
             return Timescale(version=version, licensed=licensed, remark="the minutes were stored before TimescaleDB")
-        link.fetch_rows(
+        connection.fetch_rows(
             f"""SELECT {namespace}.create_hypertable('candled.candles', 'time',
             chunk_time_interval => interval '{CHUNK}', create_default_indexes => false)"""
         )
-    link.commit()
+    connection.commit()
     return Timescale(version=version, hypertable=True, licensed=licensed)
 
 
-def _is_hypertable(link: DatabaseConnection) -> bool:
+def _is_hypertable(connection: DatabaseConnection) -> bool:
     return bool(
-        link.fetch_rows(
+        connection.fetch_rows(
             """SELECT FROM timescaledb_information.hypertables
             WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles'"""
         )
     )
 
 
-def compress(link: DatabaseConnection, before_ms: int) -> int:
+def compress(connection: DatabaseConnection, before_ms: int) -> int:
     """Compress the chunks that end before a time (UTC epoch milliseconds), each in a transaction; return how many.
 
     Compressed chunks are included, so that corrections in them are compressed again. This runs on our own timer,
     because TimescaleDB's background jobs fail under some pairs of minor versions.
     """
-    [(is_enabled,)] = link.fetch_rows(
+    [(is_enabled,)] = connection.fetch_rows(
         """SELECT compression_enabled FROM timescaledb_information.hypertables
         WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles'"""
     )
     if not is_enabled:
-        link.execute(
+        connection.execute(
             """ALTER TABLE candled.candles SET (timescaledb.compress,
             timescaledb.compress_segmentby = 'market', timescaledb.compress_orderby = 'time DESC')"""
         )
-    chunks = link.fetch_rows(
+    chunks = connection.fetch_rows(
         """SELECT quote_ident(chunk_schema) || '.' || quote_ident(chunk_name), is_compressed
         FROM timescaledb_information.chunks
         WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles' AND range_end <= %s::timestamptz
         ORDER BY range_start""",
         (iso_ms(before_ms),),
     )
-    namespace = _namespace(link)
-    link.commit()
+    namespace = _namespace(connection)
+    connection.commit()
     for chunk, _ in chunks:
-        link.fetch_rows(f"SELECT {namespace}.compress_chunk(%s::regclass, if_not_compressed => true)", (chunk,))
-        link.commit()
+        connection.fetch_rows(f"SELECT {namespace}.compress_chunk(%s::regclass, if_not_compressed => true)", (chunk,))
+        connection.commit()
     return sum(not was_compressed for _, was_compressed in chunks)
 
 
-def drop_chunks(link: DatabaseConnection, before_ms: int) -> int:
+def drop_chunks(connection: DatabaseConnection, before_ms: int) -> int:
     """Drop the chunks that end before a time (UTC epoch milliseconds); return how many. The caller commits."""
     return len(
-        link.fetch_rows(
-            f"SELECT {_namespace(link)}.drop_chunks('candled.candles', older_than => %s::timestamptz)",
+        connection.fetch_rows(
+            f"SELECT {_namespace(connection)}.drop_chunks('candled.candles', older_than => %s::timestamptz)",
             (iso_ms(before_ms),),
         )
     )
 
 
-def _namespace(link: DatabaseConnection) -> str:
+def _namespace(connection: DatabaseConnection) -> str:
     """Return the schema of the extension's functions, which may not be on a session's search path."""
-    [(namespace,)] = link.fetch_rows(
+    [(namespace,)] = connection.fetch_rows(
         """SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
         WHERE extname = 'timescaledb'"""
     )
