@@ -102,6 +102,7 @@ def folded(rows: list[Candle], interval: Interval) -> list[tuple[int, tuple[Any,
 # ---------------------------------------------------------------- many symbols on replay
 
 SYMBOLS = [f"S{number}/USDT" for number in range(12)]
+DAYS = 3
 ROOMS = [("S0/USDT", "1m"), ("S0/USDT", "5m"), ("S7/USDT", "1h"), ("S11/USDT", "1D")]
 RECORDING = ROOT / "plugins" / "replay" / "recordings" / "binance-spot-btcusdt.csv.gz"
 
@@ -111,7 +112,7 @@ def replay_settings(directory: Path) -> dict[str, Any]:
         "exchanges": {
             "replay": {"symbols": SYMBOLS, "speed": 300, "files": {"*": "bundled:binance-spot-btcusdt"}},
         },
-        "ingest": {"backfill": "7d"},
+        "ingest": {"backfill": f"{DAYS}d"},
         "store": {"url": f"sqlite:///{directory}/candled.db", "journal": str(directory / "journal")},
         "log": {"level": "warning"},
     }
@@ -197,7 +198,7 @@ def test_kill_9_at_random_moments_loses_nothing_that_was_stored(tmp_path, kills)
         assert daemon.stop() == 0
         assert "Traceback" not in daemon.output
     check_all(path, tape, known)
-    assert stored_at_kills > 12 * 7 * 1440, "no kill came after the store was filled"
+    assert stored_at_kills > len(SYMBOLS) * DAYS * 1440, "no kill came after the store was filled"
     assert shown > len(known), "no bar was shown both before and after a kill"
 
 
