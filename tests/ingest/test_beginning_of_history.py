@@ -168,7 +168,7 @@ async def test_a_success_with_nothing_is_never_taken_for_an_answer():
 
     async with running(start_ms=START_MS, prepare=lie) as run:
         for _ in range(76):
-            await run.seconds(600)
+            await run.leap(600)
             facts = run.health()
             assert facts["state"] == "warming"
             assert facts["missingMinutes"] > 4000
@@ -194,7 +194,7 @@ async def test_a_success_with_nothing_in_the_middle_leaves_no_hole(second, empty
         assert run.state == ("live", None)
         run.exchange.stream, run.exchange.rest = "silent", "empty"
         for _ in range(10):
-            await run.seconds(300)
+            await run.leap(300)
             assert run.state[0] in ("stale", "recovering")
         assert run.health()["missingMinutes"] >= 45
         run.exchange.stream = run.exchange.rest = "up"

@@ -98,7 +98,7 @@ async def test_evidence_from_the_stream_beats_the_list(listed):
         assert (unlisted is not None) == bool(listed)
         lists = run.exchange.lists
         run.exchange.listed = [Market(symbol=BTC, price_decimals=2)]
-        await run.seconds(3700)
+        await run.leap(3700)
         assert run.exchange.lists > lists
         assert (run.health()["trouble"], run.state) == (None, ("live", None))
 
@@ -113,5 +113,5 @@ async def test_a_market_that_is_listed_after_the_start_comes_by_itself():
         assert run.state == ("stale", "not_listed")
         assert run.health()["trouble"].startswith("small does not list BTC/USDT, did you mean BTC/USDC?")
         run.exchange.listed, run.exchange.stream, run.exchange.rest = [Market(symbol=BTC)], "up", "up"
-        await run.seconds(3700)
+        await run.leap(3700)
         assert (run.state, run.health()["missingMinutes"]) == (("live", None), 0)

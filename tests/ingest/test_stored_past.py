@@ -102,10 +102,10 @@ async def fake():
 @pytest.mark.parametrize(
     ("spans", "gaps"),
     [
-        ([(60, 10)], []),
-        ([(60.3, 0.1)], []),
-        ([(60, 40), (33, 10)], [(40, 33)]),
-        ([(60, 40), (39.99, 25), (20, 2)], [(40, 39.99), (25, 20)]),
+        ([(45, 5)], []),
+        ([(16.3, 0.1)], []),
+        ([(18, 13), (12, 5)], [(13, 12)]),
+        ([(20, 15), (14.99, 10), (8, 2)], [(15, 14.99), (10, 8)]),
     ],
     ids=["days ago", "until now", "two pieces", "three pieces"],
 )
@@ -127,11 +127,11 @@ async def test_imported_history_is_served_with_the_exchange_out_of_reach(tmp_pat
             [gap] = (await get(rig, path))["gaps"]
             assert gap["reason"] == "missing"
             assert abs(gap["minutes"] - (first - last) * 1440) <= 1
-        udf = f"/udf/history?symbol=bitget:BTC/USDT&resolution=1D&from=0&to={MONDAY_MORNING_MS // 1000}&countback=30"
-        assert len((await get(rig, udf))["t"]) == 30
+        udf = f"/udf/history?symbol=bitget:BTC/USDT&resolution=1D&from=0&to={MONDAY_MORNING_MS // 1000}&countback=10"
+        assert len((await get(rig, udf))["t"]) == 10
         async with websockets.connect(f"ws://127.0.0.1:{rig.daemon.port}/", max_size=None) as ws:
             question = {"type": "history", "symbol": "BTC/USDT", "interval": "1D", "limit": 1000, "id": 1}
-            await ws.send(json.dumps({**question, "before": iso_ms(days(11))}))
+            await ws.send(json.dumps({**question, "before": iso_ms(days(6))}))
             answer = json.loads(await ws.recv())
         assert (answer["bars"][0]["time"], answer["end"]) == (oldest, True)
         # what has nothing missing after it counts as complete, without the exchange
@@ -191,11 +191,11 @@ async def test_the_bar_in_which_history_begins_is_served_where_nothing_exists_be
 @pytest.mark.usefixtures("daemon")
 async def test_what_is_missing_between_imported_pieces_is_fetched(tmp_path, fake):
     rig = Rig(tmp_path, fake, fake.clock, [BTC], ingest={"backfill": "10d"})
-    minutes = [*fake.truth(BTC, days(60.3), days(40)), *fake.truth(BTC, days(39), days(10))]
+    minutes = [*fake.truth(BTC, days(33.3), days(26)), *fake.truth(BTC, days(25), days(10))]
     store_past(rig.store_url, minutes, fresh=True)
     try:
         await rig.start()
-        begins_ms = W1.floor(days(60.3))
+        begins_ms = W1.floor(days(33.3))
         await rig.until(lambda: at(rig.health(BTC)["completeFrom"] or iso_ms(2**41)) <= begins_ms, 60)
         await rig.until(lambda: not rig.health(BTC)["missingMinutes"], 60)
         bars = await all_bars(rig, "1D")
