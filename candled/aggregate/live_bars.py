@@ -242,6 +242,16 @@ class LiveBars:
         """Return the opening time of the oldest bar that changed since a revision, or a time after all bars."""
         return self._markets[key].ladder.series_of(interval).revised_from(revision)
 
+    def state_of(self, key: MarketKey, interval: Interval) -> tuple[object, ...]:
+        """Return a value that is equal to a former one only if no bar, finality or position has changed since."""
+        market = self._markets[key]
+        series, track = market.ladder.series_of(interval), market.track
+        return (
+            series.newest_bar, series.revision, series.since_ms, market.served_from_ms, market.complete_from_ms,
+            market.settlements, market.generation, market.shown, market.stale, market.under_way, market.reading,
+            market.lost_from_ms, track.is_broken, track.position, track.metadata,
+        )  # fmt: skip
+
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Return whether a bar is final, so that only a revision of one of its minutes can change it."""
         return self._markets[key].is_settled(bar.open_ms, bar.open_ms + interval.ms)

@@ -1,35 +1,17 @@
 """Answers with bars, the same in every dialect: read the query, print the page, set the headers for caches."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from candled.model import Interval, MarketKey
-from candled.rooms.encoded_bars import Printer
 from candled.serve.hot_path import HotReply, HotRequest
 from candled.serve.rate_limit import RateLimit
 
 from .context import ApiContext
 from .errors import ApiError
 from .handler import AccessPolicy, Handler, cache_control
-from .pages import HistoryRequest, PrintedPage
+from .pages import BarQuery, PrintedPage
 
 JSON = "application/json; charset=utf-8"
-Headers = Iterable[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class BarQuery:
-    """A request for bars, and the way its dialect writes them."""
-
-    market: MarketKey
-    interval: Interval
-    printer: Printer
-    asked: HistoryRequest
-    #: Return the body.
-    write: Callable[[PrintedPage], bytes]
-    #: Return the dialect's own headers; the second argument is the time, UTC epoch ms.
-    headers: Callable[[PrintedPage, int], Headers]
 
 
 class BarHandler(Handler):
@@ -48,24 +30,28 @@ class BarHandler(Handler):
 
     @classmethod
     def answer_now(
-        cls, request: HotRequest, *, gate: AccessPolicy, limit: RateLimit, **sources: Any
+        cls, request: HotRequest, peer: str, *, gate: AccessPolicy, limit: RateLimit, **sources: Any
     ) -> HotReply | None:
         """Return the answer if memory has the bars and the rate limit allows the request, else None."""
         headers = request.headers
         source: ApiContext = sources["source"]
-        try:
-            query = cls.read_bars(request.arguments, headers, sources)
-        except ApiError:
-            return None
+        query: BarQuery | None = request.query
+        if query is None:
+            try:
+                query = request.query = cls.read_bars(request.arguments, headers, sources)
+            except ApiError:
+                return None
         known = headers.get("if-none-match", "")
-        page = source.pages.printed_now(query.market, query.interval, query.printer, query.asked, known)
-        if page is None or page.tag is None:
+        written = source.pages.written_now(query, known)
+        if written is None:
             return None
-        verdict = limit.check_now(gate.client_address(request.peer, headers.get("x-forwarded-for")))
+        verdict = limit.check_now(gate.client_address(peer, headers.get("x-forwarded-for")))
         if verdict is None:
             return None
+        page, body = written
+        tag = str(page.tag)
         return HotReply(
-            304 if page.is_known else 200,
+            304 if tag in known else 200,
             JSON,
             (
                 ("Cache-Control", cache_control(page.settled)),
@@ -73,9 +59,9 @@ class BarHandler(Handler):
                 *verdict.headers.items(),
                 *cls.count_headers(verdict.count),
                 *query.headers(page, source.clock.now_ms()),
-                ("Etag", page.tag),
+                ("Etag", tag),
             ),
-            b"" if page.is_known else query.write(page),
+            body,
         )
 
     async def answer_bars(self, query: BarQuery, source: ApiContext) -> PrintedPage:

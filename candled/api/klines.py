@@ -12,12 +12,12 @@ from typing import Any
 from candled.model import Interval, MarketKey, decimal_text
 from candled.serve.rate_limit import RateLimit
 
-from .bar_answers import BarHandler, BarQuery, Headers
+from .bar_answers import BarHandler
 from .catalog import BinanceMarkets
 from .context import ApiContext
 from .errors import ApiError
 from .handler import Handler
-from .pages import EVER_MS, MOST_BARS, HistoryRequest, PrintedPage
+from .pages import EVER_MS, MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
 from .printers import klines_printer
 
 DEFAULT_BARS = 500

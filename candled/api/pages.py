@@ -2,8 +2,8 @@
 
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar
 
 from candled.bus import Position
@@ -48,6 +48,9 @@ class LiveSource(Protocol):
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
         """Return when the oldest bar that changed after `revision` opens, in ms; later than any bar if none did."""
+
+    def state_of(self, key: MarketKey, interval: Interval) -> tuple[object, ...]:
+        """Return a value that is equal to a former one only if no bar, finality or position has changed since."""
 
     def settlements(self, key: MarketKey) -> int:
         """Return a number that changes when bars may have become final."""
@@ -129,6 +132,30 @@ class PrintedPage:
     tag: str | None = None
     #: True if the client already has these bytes; `columns` is then empty.
     is_known: bool = False
+    #: True if only a change in memory can change it, and not the time.
+    is_lasting: bool = False
+
+
+Headers = Iterable[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class BarQuery:
+    """A request for bars, and the way its dialect writes the answer."""
+
+    market: MarketKey
+    interval: Interval
+    printer: Printer
+    asked: HistoryRequest
+    #: Return the body.
+    write: Callable[[PrintedPage], bytes]
+    #: Return the dialect's own headers; the second argument is the time, UTC epoch ms.
+    headers: Callable[[PrintedPage, int], Headers]
+    #: What distinguishes it from queries for the same bars with another body.
+    variant: object = None
+    #: The last answer, without columns, and the state of the bars it was made from; set by `BarReader.written_now`.
+    page: PrintedPage | None = None
+    state: tuple[object, ...] = ()
 
 
 class _Beginning(NamedTuple):
@@ -147,6 +174,7 @@ class _Span(NamedTuple):
     stop: int
     end_ms: int  # end of the range that these bars cover
     has_more: bool
+    is_lasting: bool
 
     @property
     def chosen(self) -> Sequence[int]:
@@ -212,8 +240,28 @@ class BarReader:
         self._texts.mark_used(form)
         return PrintedPage(
             columns, times[first], last.open_ms, last_final, last.as_of_ms, span.has_more, settled, position,
-            tag, tag in known,
+            tag, tag in known, span.is_lasting,
         )  # fmt: skip
+
+    def written_now(self, query: BarQuery, known: str) -> tuple[PrintedPage, bytes] | None:
+        """Return a page and its body, if memory has both; without the body if `known` contains the ETag."""
+        topic, printer = Topic(query.market, query.interval), query.printer
+        state = self._live.state_of(*topic)
+        page = query.page
+        if page is not None and query.state == state:
+            if page.tag is not None and page.tag in known:
+                return page, b""
+            body = self._texts.kept_body(topic, printer, (query.asked, query.variant), page.tag)
+            if body is not None:
+                return page, body
+        page = self.printed_now(*topic, printer, query.asked, known)
+        if page is None or page.tag is None:
+            return None
+        body = b"" if page.is_known else query.write(page)
+        query.state, query.page = state, replace(page, columns=(), is_known=False) if page.is_lasting else None
+        if body:
+            self._texts.keep_body(topic, printer, (query.asked, query.variant), page.tag, body)
+        return page, body
 
     async def printed(
         self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str = ""
@@ -299,11 +347,8 @@ class BarReader:
             return None
         first, stop = bisect_left(times, start_ms), bisect_left(times, end_ms)
         count = max(stop - first, 0)
-        if (
-            start_ms < times[0]
-            and not (newest_first and count > limit)
-            and not self._begins_with(market, interval, times)
-        ):
+        is_lasting = start_ms >= times[0] or (newest_first and count > limit)
+        if not is_lasting and not self._begins_with(market, interval, times):
             return None
         if newest_first:
             first = stop - min(count, limit)
@@ -311,7 +356,7 @@ class BarReader:
             stop = first + min(count, limit)
             if count > limit:
                 end_ms = times[stop - 1] + interval.ms
-        return _Span(times, first, stop, end_ms, count > limit)
+        return _Span(times, first, stop, end_ms, count > limit, is_lasting)
 
     def _begins_with(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> bool:
         """Return True if no bars older than these exist, by a recent read of the store."""

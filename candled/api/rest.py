@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,14 +13,14 @@ from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, MarketKey, iso_ms
 
 from . import gaps, operations
-from .bar_answers import BarHandler, BarQuery, Headers
+from .bar_answers import BarHandler
 from .context import ApiContext
 from .errors import ApiError
 from .formats import CONTENT_TYPES, make_format
 from .handler import Handler
 from .openapi import document
 from .operations import Operation
-from .pages import EVER_MS, HistoryRequest, PrintedPage
+from .pages import EVER_MS, BarQuery, Headers, HistoryRequest, PrintedPage
 from .parameters import refuse_unknown
 from .printers import json_printer
 
@@ -74,18 +74,25 @@ class Candles(BarHandler, RestHandler):
 
     @staticmethod
     def _json_query(market: MarketKey, values: Mapping[str, Any]) -> BarQuery:
+        facts = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(values["interval"])}
+        head = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))[:-1].encode()
+        next_path = _next_path(market, values)
+
         def headers(page: PrintedPage, _: int) -> Headers:
-            following = None if page.is_known else _next_path(market, values, page)
+            following = next_path(page)
             return () if following is None else (("Link", f'<{following}>; rel="next"'),)
 
-        return BarQuery(
-            market,
-            values["interval"],
-            json_printer(values["numbers"]),
-            _asked(values),
-            lambda page: _json_body(market, values, page),
-            headers,
-        )
+        def body(page: PrintedPage) -> bytes:
+            following = next_path(page)
+            oldest = "null" if page.first_ms is None else f'"{iso_ms(page.first_ms)}"'
+            more = (
+                f'"hasMore":{"true" if page.has_more else "false"},"oldest":{oldest}'
+                f',"next":{"null" if following is None else json.dumps(following)}{_position(page)}'
+            )
+            return b'%b,"bars":[%b],%b}' % (head, page.columns[0], more.encode())
+
+        printer = json_printer(values["numbers"])
+        return BarQuery(market, values["interval"], printer, _asked(values), body, headers, values["limit"])
 
     async def answer(self) -> None:
         """Answer with a page of bars, or stream the complete range."""
@@ -270,33 +277,28 @@ def _asked(values: Mapping[str, Any]) -> HistoryRequest:
     )
 
 
-def _json_body(market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> bytes:
-    facts = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(values["interval"])}
-    head = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))[:-1]
-    oldest = None if page.first_ms is None else iso_ms(page.first_ms)
-    more = (
-        f'"hasMore":{json.dumps(page.has_more)},"oldest":{json.dumps(oldest)}'
-        f',"next":{json.dumps(_next_path(market, values, page))}{_position(page)}'
-    )
-    return b'%b,"bars":[%b],%b}' % (head.encode(), page.columns[0], more.encode())
+def _next_path(market: MarketKey, values: Mapping[str, Any]) -> Callable[[PrintedPage], str | None]:
+    """Return a function for the next page in the direction of one, as a reference relative to this request's address.
 
-
-def _next_path(market: MarketKey, values: Mapping[str, Any], page: PrintedPage) -> str | None:
-    """Return the next page in the direction of this one, as a reference relative to this request's address."""
-    if not page.has_more or page.last_ms is None:
-        return None
+    It returns None if there is no next page.
+    """
     asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
     if values["limit"] is not None:
         asked["limit"] = values["limit"]
     if values["numbers"]:
         asked["numbers"] = "string"
-    if values["from"] is None:
-        asked["to"] = page.first_ms
-    else:
-        asked["from"] = page.last_ms + values["interval"].ms
-        if values["to"] is not None:
-            asked["to"] = values["to"]
-    return f"?{urlencode(asked, safe='/:')}"
+    start = f"?{urlencode(asked, safe='/:')}"
+    end = "" if values["from"] is None or values["to"] is None else f"&to={values['to']}"
+    length_ms = values["interval"].ms
+
+    def next_path(page: PrintedPage) -> str | None:
+        if not page.has_more or page.last_ms is None:
+            return None
+        if values["from"] is None:
+            return f"{start}&to={page.first_ms}"
+        return f"{start}&from={page.last_ms + length_ms}{end}"
+
+    return next_path
 
 
 def _position(page: PrintedPage) -> str:

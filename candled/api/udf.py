@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from candled.model import MINUTE_MS, REASONS, Interval, MarketKey, iso_ms
 
 from . import gaps
-from .bar_answers import BarHandler, BarQuery, Headers
+from .bar_answers import BarHandler
 from .catalog import MarketCatalog, joined
 from .context import ApiContext
 from .errors import ApiError, shown
 from .formats import json_number
 from .handler import Handler
-from .pages import EVER_MS, HistoryRequest, PrintedPage
+from .pages import EVER_MS, BarQuery, Headers, HistoryRequest, PrintedPage
 from .parameters import Parameter, numbers, read_query, seconds, text, whole
 from .printers import udf_printer
 

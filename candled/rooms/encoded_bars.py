@@ -313,6 +313,22 @@ class EncodedBarCache:
         """Return the encoded bars of a topic, or None if none exist."""
         return self._forms.get((topic, fields, closed))
 
+    def kept_body(self, topic: Topic, printer: Printer, key: object, tag: object) -> bytes | None:
+        """Return the body that `keep_body` kept for `key`, if it has this tag."""
+        name = (topic, printer.name, False)
+        form = self._forms.get(name)
+        kept = None if form is None else form.kept_message(key, tag)
+        if kept is None:
+            return None
+        self._forms.move_to_end(name)
+        return bytes(kept[0])
+
+    def keep_body(self, topic: Topic, printer: Printer, key: object, tag: object, body: bytes) -> None:
+        """Keep the body of an answer made from the bars of a topic."""
+        form = self.get_form(topic, printer)
+        form.keep_message(key, tag, (body,))
+        self.mark_used(form)
+
     def mark_used(self, form: EncodedBars) -> None:
         """Update the memory counted for `form`, and drop others if the limit is exceeded."""
         size = form.size_bytes

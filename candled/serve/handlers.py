@@ -329,7 +329,7 @@ class LiveHandler(_Common):
         self.finish_json(_PASS)
 
     @staticmethod
-    def answer_now(request: HotRequest, site: ServerContext) -> HotReply | None:
+    def answer_now(request: HotRequest, peer: str, site: ServerContext) -> HotReply | None:
         """Return the same answer."""
         if "if-none-match" in request.headers:
             return None

@@ -6,6 +6,7 @@ byte. Anything unusual returns None, and the handler answers.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -21,13 +22,15 @@ _HEADS_KEPT = 4096
 _REASONS = {200: "OK", 304: "Not Modified"}
 
 
-class HotRequest(NamedTuple):
-    """A GET request. Names of headers are in lower case."""
+@dataclass(slots=True)
+class HotRequest:
+    """A GET request. Names of headers are in lower case. Requests with the same bytes are the same object."""
 
     path: str
     arguments: Mapping[str, list[bytes]]
     headers: Mapping[str, str]
-    peer: str = ""
+    #: The query as the resource read it, which the resource sets.
+    query: Any = None
 
 
 class HotReply(NamedTuple):
@@ -39,7 +42,8 @@ class HotReply(NamedTuple):
     body: bytes
 
 
-AnswerNow = Callable[[HotRequest], HotReply | None]
+AnswerNow = Callable[[HotRequest, str], HotReply | None]
+"""Returns the answer to a request of a peer's address."""
 
 
 def make_resources(routes: Iterable[tuple[str, type[Any], dict[str, Any]]]) -> dict[str, AnswerNow]:
@@ -55,17 +59,18 @@ class HotPath:
         self._prefix = prefix
         self._clock = clock
         self._date = (0, "")
+        self._parse = lru_cache(maxsize=_HEADS_KEPT)(parse_head)
 
     def answer(self, head: bytes, peer: str) -> bytes | None:
         """Return the answer to a request with this head; None if its handler must answer."""
-        request = parse_head(head)
+        request = self._parse(head)
         if request is None:
             return None
         path = request.path
         if self._prefix and path.startswith(f"{self._prefix}/"):
             path = path[len(self._prefix) :]
         resource = self._resources.get(path)
-        reply = None if resource is None else resource(request._replace(peer=peer))
+        reply = None if resource is None else resource(request, peer)
         return None if reply is None else self._join(reply)
 
     def _join(self, reply: HotReply) -> bytes:
@@ -88,7 +93,6 @@ class HotPath:
         return self._date[1]
 
 
-@lru_cache(maxsize=_HEADS_KEPT)
 def parse_head(head: bytes) -> HotRequest | None:
     """Return a request, or None if Tornado must parse it."""
     match = _HEAD.fullmatch(head)

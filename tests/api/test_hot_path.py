@@ -25,6 +25,7 @@ HOT = [
     f"{KLINES}&limit=2", f"{KLINES}&limit=100", f"{KLINES}&limit=500", CLOSED, f"{KLINES}&limit=7&timeUnit=MICROSECOND",
     f"{KLINES}&timeZone=0", f"{KLINES.replace('klines', 'uiKlines')}&limit=3", f"{CANDLES}&limit=2",
     f"{CANDLES}&limit=100&numbers=string", f"{CANDLES}&limit=5&to={AT[COUNT - 3]}", CANDLES.replace("/USDT", "%2FUSDT"),
+    f"{CANDLES}&limit=500",
     f"{CANDLES}&from={AT[COUNT - 20]}&limit=3", f"{UDF}&countback=2", f"{UDF}&countback=100&numbers=string",
     f"{UDF}&countback=100&unknown=1", "/health/live", "/health/live?x=1",
 ]  # fmt: skip

@@ -3,12 +3,13 @@
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
 from candled.aggregate.packed import PackedBars
-from candled.api.pages import EVER_MS, MOST_BARS, BarReader, HistoryRequest, print_page
+from candled.api.pages import EVER_MS, MOST_BARS, BarQuery, BarReader, HistoryRequest, print_page
 from candled.api.printers import json_printer, klines_printer, udf_printer
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged
 from candled.config import KlinesSettings
@@ -69,6 +70,13 @@ DIALECTS: list[tuple[Callable[[Interval], Printer], Callable[..., list[bytes]]]]
 INTERVALS = [Interval.parse(text) for text in ("1m", "5m", "1h", "1D", "1W")]
 
 
+QUERIES: dict[object, BarQuery] = {}  # that are asked again and again
+FAVOURITES = [
+    HistoryRequest(2),
+    HistoryRequest(500),
+    HistoryRequest(100, 0, AT[COUNT - 100]),
+    HistoryRequest(3, AT[COUNT]),
+]
 TAGGED: dict[object, object] = {}  # what was answered under a tag
 
 
@@ -82,6 +90,8 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
         start_ms, end_ms = rng.choice([0, 0, *AT]), rng.choice([EVER_MS, EVER_MS, EVER_MS, *AT])
         limit, newest_first = rng.choice([1, 2, 3, 100, 119, 500, MOST_BARS]), rng.random() < 0.7
         asked = HistoryRequest(limit, start_ms, end_ms, newest_first)
+        if rng.random() < 0.5:
+            asked = rng.choice(FAVOURITES)
         state = state_of(one)
         wanted = await reference.read_page(BTC, interval, **asked._asdict())
         for make, encode in DIALECTS:
@@ -96,6 +106,16 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
             last = wanted.bars[-1] if wanted.bars else None
             assert (page.last_ms, page.last_final) == ((last.open_ms, last.final) if last else (None, False))
             assert page.last_as_of_ms == (last.as_of_ms if last else 0)
+            key = (id(pages), interval, printer, asked)
+            query = QUERIES.setdefault(
+                key, BarQuery(BTC, interval, printer, asked, lambda page: b"|".join(page.columns), lambda *_: ())
+            )
+            for _ in range(2):
+                written = pages.written_now(query, "")
+                assert written is None or written == (
+                    replace(page, columns=written[0].columns),
+                    b"|".join(page.columns),
+                )
             if page.tag is not None:
                 told = (page.columns, page.has_more, page.position if printer.positioned else None)
                 assert TAGGED.setdefault((page.tag, asked, printer, interval), told) == told
