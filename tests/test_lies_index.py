@@ -15,7 +15,7 @@ LIES = {
     "one bad row of a frame": "plugins/bitget/test_bitget_bad_rows.py::test_a_bad_row_of_a_frame_costs_itself",
     "success with nothing": "ingest/test_beginning_of_history.py::test_a_success_with_nothing_is_never_taken_for_an_answer",
     "no history before the listing": "ingest/test_beginning_of_history.py::test_the_beginning_of_history_is_told_by_other_sources",
-    "a market refused or not listed": "ingest/test_refusals.py::test_evidence_from_the_stream_beats_the_list",
+    "a market refused or not listed": "ingest/test_rejected_symbols.py::test_evidence_from_the_stream_beats_the_list",
     "silence": "ingest/test_presence.py::test_only_an_answer_for_these_minutes_makes_a_market_quiet",
     "a stream cut while REST works": "ingest/test_presence.py::test_while_the_market_trades_no_silence_is_ever_called_quiet",
     "a machine that slept": "ingest/test_asleep.py::test_after_a_sleep_with_only_rest_the_chart_is_up_to_date",
