@@ -1,18 +1,14 @@
 """Longer bars in PostgreSQL: recomputed after changes of minutes, and over all history for a new interval."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from candled.model import MINUTE, MINUTE_MS, Interval, RangeSet, sources
 from candled.store.batch import fold_sources, minute_ranges, touched_bars
+from candled.store.sql_store import FOLD_CHUNK_MS, log_progress, log_unused
 
 from . import statements as sql
 from .pool import DatabaseConnection
 from .rows import as_array
-
-logger = logging.getLogger(__name__)
-
-FOLD_CHUNK_MS = 28 * 86_400_000
 
 
 def in_minutes(interval: Interval) -> int:
@@ -54,14 +50,7 @@ def fold_history(connection: DatabaseConnection, intervals: Iterable[Interval]) 
     connection.commit()  # from here on, every writer updates the new ones too
     folded = {interval for interval, is_folded in read_intervals(connection) if is_folded}
     connection.commit()
-    unused = sorted(folded - set(wanted))
-    if unused:
-        logger.info(
-            "the store keeps bars of %s, which the settings do not name; to drop them: "
-            "candled init-db --drop-interval %s",
-            ", ".join(map(str, unused)),
-            unused[0],
-        )
+    log_unused(folded - set(wanted))
     fresh = set(wanted) - folded
     if not fresh:
         return
@@ -73,8 +62,7 @@ def fold_history(connection: DatabaseConnection, intervals: Iterable[Interval]) 
             connection.execute(sql.LOCK_MARKET, (market_id,))
             _fold(connection, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, chosen)
             connection.commit()
-        if done * 10 // len(markets) > (done - 1) * 10 // len(markets):  # logs at most ten lines
-            logger.info("folded %s: %s of %s markets", ", ".join(map(str, chosen)), done, len(markets))
+        log_progress(chosen, done, len(markets))
     connection.execute(sql.SET_FOLDED, ([str(interval) for interval in fresh],))
     connection.commit()
 

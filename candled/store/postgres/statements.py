@@ -84,10 +84,10 @@ LOCK_MARKET = "SELECT FROM candled.markets WHERE id = %s FOR NO KEY UPDATE"
 LOCK_ALL_MARKETS = "SELECT FROM candled.markets ORDER BY id FOR NO KEY UPDATE"
 
 # The first and the last minute of a market.
-SPAN = f"""SELECT id, {_ms("first_time")}, {_ms("last_time")} FROM candled.markets
+MARKET_SPAN = f"""SELECT id, {_ms("first_time")}, {_ms("last_time")} FROM candled.markets
     WHERE exchange = %s AND symbol = %s AND first_time IS NOT NULL"""
 # The range of minutes that are kept. Older ones were dropped, or will be.
-KEPT_SPAN = f"""SELECT {_ms("greatest(first_time, kept_from)")}, {_ms("last_time")} FROM candled.markets, candled.state
+SPAN = f"""SELECT {_ms("greatest(first_time, kept_from)")}, {_ms("last_time")} FROM candled.markets, candled.state
     WHERE exchange = %s AND symbol = %s AND last_time >= kept_from"""
 SPANS = (
     f"SELECT id, {_ms('first_time')}, {_ms('last_time')} FROM candled.markets WHERE first_time IS NOT NULL ORDER BY id"
@@ -239,9 +239,9 @@ UNPUBLISHED = f"""SELECT symbol, {_ms("start_time")}, {_ms("end_time")}
         AND feed = (SELECT max(number) FROM candled.feeds WHERE feeds.market = markets.id)
     ORDER BY symbol, start_time"""
 CHANGES_SINCE = f"""SELECT {_ms("start_time")}, {_ms("end_time")}
-    FROM candled.markets JOIN candled.feeds ON feeds.market = markets.id
-        LEFT JOIN candled.changes ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, %s)
-    WHERE exchange = %s AND symbol = %s AND epoch = %s"""
+    FROM (SELECT feeds.* FROM candled.markets JOIN candled.feeds ON market = id
+            WHERE exchange = %s AND symbol = %s AND epoch = %s) AS feed
+        LEFT JOIN candled.changes ON changes.market = feed.market AND (changes.feed, changes.seq) > (feed.number, %s)"""
 
 # Feeds that are new to `tidy_up`, and the oldest feed to keep per market. Once a feed is old enough, no client resumes
 # from those before it. The newest is always kept.

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol
-from candled.store.batch import group_by_market, group_by_symbol
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
+from candled.store.batch import group_by_market
 from candled.store.interface import ALL_TIME, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, KnownGap
 from candled.store.known_gaps import replace_gaps
+from candled.store.sql_store import SqlStore, as_known_gaps
 
 from . import statements as sql
 from .maintenance import drop_feeds, drop_interval, drop_minutes
@@ -33,7 +34,7 @@ RANGES_CHUNK_MS = 100 * DAY_MS
 MAINTENANCE_LIMIT_S = 3600.0
 
 
-class PostgresStore:
+class PostgresStore(SqlStore):
     """The candles of all markets in the schema `candled` of the database at `url`.
 
     Bars of longer intervals are stored next to the minutes. Several processes may use one database, each with its own
@@ -46,6 +47,8 @@ class PostgresStore:
     old minutes; None disables each. Longer bars are never dropped. Without `upgrade`, and always as a guest, `open`
     refuses a database whose tables are missing or not up to date, and changes none of them.
     """
+
+    _sql = sql
 
     def __init__(
         self,
@@ -61,7 +64,6 @@ class PostgresStore:
     ) -> None:
         self._parameters = parse_address(url)
         self._wanted = None if intervals is None else frozenset(intervals) - {MINUTE}
-        self._kept: frozenset[Interval] = frozenset()
         self._id = secrets.token_hex(8)
         self._since_ms: int | None = None
         self._compress_after_days = compress_after_days
@@ -124,10 +126,6 @@ class PostgresStore:
             return facts
         _, writers, readers = self._pools
         return {**facts, "freeWriters": writers.free_slots(), "freeReaders": readers.free_slots()}
-
-    def intervals(self) -> Sequence[Interval]:
-        """See `Store.intervals`."""
-        return sorted(self._kept)
 
     def drop_interval(self, interval: Interval) -> int:
         """See `Store.drop_interval`."""
@@ -228,7 +226,7 @@ class PostgresStore:
         """See `Store.save_known_gaps`."""
         with self._borrow_to_write() as connection:
             market_id = _lock_markets(connection, [market])[market]
-            near = _known_gaps(connection.fetch_rows(sql.KNOWN_GAPS, (*_names(market), *within)))
+            near = as_known_gaps(connection.fetch_rows(sql.KNOWN_GAPS, (*_names(market), *within)))
             new = replace_gaps(near, known_gaps, within)
             connection.execute(sql.DROP_KNOWN_GAPS, (market_id, [gap.start_ms for gap in near]))
             connection.execute(
@@ -278,8 +276,8 @@ class PostgresStore:
             return []
         if interval == MINUTE:
             return self._last_minutes(market, before_ms, limit)
-        parameters = (*_names(market), in_minutes(self._check_interval(interval)), _possible(before_ms), limit)
-        return as_candles(reversed(self._fetch_rows(sql.BARS_BEFORE, parameters)))
+        column = in_minutes(self._check_interval(interval))
+        return as_candles(reversed(self._fetch_of_market(sql.BARS_BEFORE, market, column, _possible(before_ms), limit)))
 
     def _last_minutes(self, market: MarketKey, before_ms: int, limit: int) -> list[Candle]:
         """Return the last minutes, searching the range they fill if none is missing, then larger and larger ranges.
@@ -288,7 +286,7 @@ class PostgresStore:
         """
 
         def find(connection: DatabaseConnection) -> list[Candle]:
-            for market_id, first_ms, last_ms in connection.fetch_rows(sql.SPAN, _names(market)):
+            for market_id, first_ms, last_ms in connection.fetch_rows(sql.MARKET_SPAN, _names(market)):
                 end_ms = min(before_ms, last_ms + MINUTE_MS)
                 reach_ms = limit * MINUTE_MS
                 while True:
@@ -309,7 +307,7 @@ class PostgresStore:
         """
         if interval != MINUTE:
             span = in_minutes(self._check_interval(interval)), _possible(start_ms), _possible(end_ms)
-            return as_candles(self._fetch_rows(sql.BARS_BETWEEN, (*_names(market), *span)))
+            return as_candles(self._fetch_of_market(sql.BARS_BETWEEN, market, *span))
         return self._run_read(
             lambda connection: [
                 candle
@@ -318,17 +316,6 @@ class PostgresStore:
             ]
         )
 
-    def span(self, market: MarketKey, interval: Interval) -> Range | None:
-        """See `Store.span`."""
-        if interval == MINUTE:
-            found = self._fetch_rows(sql.KEPT_SPAN, _names(market))
-        else:
-            found = self._fetch_rows(sql.BARS_SPAN, (*_names(market), in_minutes(self._check_interval(interval))))
-        for first_ms, last_ms in found:
-            if first_ms is not None:
-                return Range(first_ms, last_ms + interval.ms)
-        return None
-
     def kept_from(self) -> int:
         """See `Store.kept_from`."""
         return self._run_read(_kept_from)
@@ -336,14 +323,6 @@ class PostgresStore:
     def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
         """See `Store.bad_rows`. The columns contain only numbers and times, so there are none."""
         return []
-
-    def read_forming(self, market: MarketKey) -> list[Candle]:
-        """See `Store.read_forming`."""
-        return as_candles(self._fetch_rows(sql.FORMING, _names(market)), final=False)
-
-    def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
-        """See `Store.newest_minutes`."""
-        return {Symbol.parse(symbol): newest_ms for symbol, newest_ms in self._fetch_rows(sql.NEWEST, (exchange,))}
 
     def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
         """See `Store.stored_ranges`."""
@@ -359,30 +338,6 @@ class PostgresStore:
             )
 
         return list(self._run_read(find))
-
-    def complete_from(self, market: MarketKey) -> int | None:
-        """See `Store.complete_from`."""
-        rows = self._fetch_rows(sql.COMPLETE_FROM, _names(market))
-        return rows[0][0] if rows else None
-
-    def served_from(self, market: MarketKey) -> int | None:
-        """See `Store.served_from`."""
-        rows = self._fetch_rows(sql.SERVED_FROM, _names(market))
-        return rows[0][0] if rows else None
-
-    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
-        """See `Store.known_gaps`."""
-        found = _known_gaps(self._fetch_rows(sql.KNOWN_GAPS, (*_names(market), *within)))
-        return [gap for gap in found if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
-
-    def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
-        """See `Store.unpublished`."""
-        return group_by_symbol(self._fetch_rows(sql.UNPUBLISHED, (exchange, SEQ_UNPUBLISHED)))
-
-    def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
-        """See `Store.changes_since`."""
-        rows = self._fetch_rows(sql.CHANGES_SINCE, (seq, *_names(market), epoch))
-        return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
 
     def cancel_read(self, thread: int) -> None:
         """See `Store.cancel_read`."""
@@ -461,8 +416,17 @@ class PostgresStore:
     def _run_read(self, work: Callable[[DatabaseConnection], T]) -> T:
         return self._opened_pools()[2].run_read(work)
 
-    def _fetch_rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+    def _fetch_rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         return self._run_read(lambda connection: connection.fetch_rows(statement, parameters))
+
+    def _fetch_of_market(self, statement: str, market: MarketKey, *parameters: object) -> list[tuple[Any, ...]]:
+        return self._fetch_rows(statement, *_names(market), *parameters)
+
+    def _as_candles(self, rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
+        return as_candles(rows, final=final)
+
+    def _interval_column(self, interval: Interval) -> int:
+        return in_minutes(interval)
 
     @contextmanager
     def _own_connection(self, watchdog: Watchdog) -> Iterator[DatabaseConnection]:
@@ -472,11 +436,6 @@ class PostgresStore:
             yield connection
         finally:
             connection.close()
-
-    def _check_interval(self, interval: Interval) -> Interval:
-        if interval not in self._kept:
-            raise StoreRejected(f"no bars of {interval} are kept")
-        return interval
 
 
 def _name(version: int) -> str:
@@ -527,17 +486,10 @@ def _within(
     """Return the market's number and the part of `[start_ms, end_ms)` that its minutes span; empty if it has none."""
     return [
         (market_id, max(start_ms, first_ms), min(end_ms, last_ms + MINUTE_MS))
-        for market_id, first_ms, last_ms in connection.fetch_rows(sql.SPAN, _names(market))
+        for market_id, first_ms, last_ms in connection.fetch_rows(sql.MARKET_SPAN, _names(market))
     ]
 
 
 def _possible(at_ms: int) -> int:
     """Return the time, limited to the range of PostgreSQL's calendar."""
     return max(0, min(at_ms, 10**15))
-
-
-def _known_gaps(rows: Iterable[tuple[Any, ...]]) -> list[KnownGap]:
-    return [
-        KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
-        for start_ms, end_ms, reason, attempts, retry_ms in rows
-    ]

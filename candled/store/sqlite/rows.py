@@ -1,4 +1,4 @@
-"""Conversions between candles or gaps and the rows of SQLite's tables."""
+"""Conversions between candles and the rows of SQLite's tables."""
 
 from collections.abc import Iterable
 from decimal import Decimal, DecimalException
@@ -6,7 +6,7 @@ from typing import Any
 
 from candled.model import Candle, iso_ms
 from candled.store.batch import SOURCES, number_text, source_number
-from candled.store.interface import ALL_TIME, KnownGap
+from candled.store.interface import ALL_TIME
 
 _NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
 _LONGEST = 40
@@ -98,11 +98,3 @@ def _is_number(value: object) -> bool:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-
-
-def as_known_gaps(rows: Iterable[Any]) -> list[KnownGap]:
-    """Return the known gaps of rows."""
-    return [
-        KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
-        for start_ms, end_ms, reason, attempts, retry_ms in rows
-    ]

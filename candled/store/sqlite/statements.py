@@ -204,8 +204,8 @@ UNPUBLISHED = """SELECT symbol, start_ms, end_ms FROM markets JOIN changes ON ch
     WHERE exchange = ? AND feed = (SELECT max(number) FROM feeds WHERE feeds.market = id) AND seq = ?
     ORDER BY symbol, start_ms"""
 CHANGES_SINCE = """SELECT start_ms, end_ms FROM feeds LEFT JOIN changes
-        ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, ?)
-    WHERE feeds.market = ? AND epoch = ?"""
+        ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, ?3)
+    WHERE feeds.market = ?1 AND epoch = ?2"""
 
 # Feeds that are new to `tidy_up`, and the oldest feed to keep per market. Once a feed is old enough, no client resumes
 # from those before it. The newest is always kept.

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol, sources
+from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, sources
 from candled.store.batch import (
     MarketBatch,
     fold_bars,
     fold_sources,
     group_by_market,
-    group_by_symbol,
     merge_changes,
     minute_ranges,
     touched_bars,
@@ -34,9 +33,10 @@ from candled.store.interface import (
 )
 from candled.store.known_gaps import replace_gaps
 from candled.store.owner import Owner
+from candled.store.sql_store import FOLD_CHUNK_MS, SqlStore, as_known_gaps, log_progress, log_unused
 
 from . import statements as sql
-from .rows import UnreadableRow, as_candles, as_known_gaps, bar_row, minute_row, problem, time_text
+from .rows import UnreadableRow, as_candles, bar_row, minute_row, problem, time_text
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ SCHEMA = len(sql.STEPS)
 APPLICATION_ID = 0x63616E64  # "cand": distinguishes candled's files from those of other programs
 BUSY_TIMEOUT_S = 5.0
 DAY_MS = 86_400_000
-FOLD_CHUNK_MS = 28 * DAY_MS
 _WEEK = Interval.parse("1W")
 
 # ---------------------------------------------------------------- errors
@@ -131,7 +130,7 @@ def _size(path: Path) -> int:
 # ---------------------------------------------------------------- the store
 
 
-class SqliteStore:
+class SqliteStore(SqlStore):
     """The candles of all markets in the file `path`, with bars of longer intervals next to the minutes.
 
     Decimals are stored as the text that the exchange printed. Methods may be called from several threads; each has its
@@ -140,12 +139,14 @@ class SqliteStore:
     `upgrade`, the daemon refuses a file that is missing or not up to date, as guests always do.
     """
 
+    _sql = sql
+
     def __init__(self, path: str | Path, intervals: Iterable[Interval] | None, *, upgrade: bool = True) -> None:
         self._path = Path(path)
         self._wanted = None if intervals is None else frozenset(intervals) - {MINUTE}
         self._upgrade_schema = upgrade
         self._owner = Owner(self._path)
-        self._kept: frozenset[Interval] = frozenset()
+        self._label = f"{self._path.name}: "
         self._connections: dict[int, sqlite3.Connection] = {}  # keys are thread identifiers
         self._lock = threading.Lock()
         self._is_open = False
@@ -203,10 +204,6 @@ class SqliteStore:
                 self._write_forming(connection, ids[market], batch)
         self._ids.update(ids)
 
-    def intervals(self) -> Sequence[Interval]:
-        """See `Store.intervals`."""
-        return sorted(self._kept)
-
     def drop_interval(self, interval: Interval) -> int:
         """See `Store.drop_interval`. Only the owner of the file may do this, so no daemon is running."""
         if self._wanted is None:
@@ -236,16 +233,12 @@ class SqliteStore:
         Raises:
             StoreRejected: bars of `interval` are not stored.
         """
-        market_id = self._market_id(market)
-        if market_id is None or limit <= 0:  # SQLite treats a negative limit as no limit
-            return []
+        limit = max(limit, 0)  # SQLite treats a negative limit as no limit
         if interval == MINUTE:
-            rows = self._fetch_rows(sql.MINUTES_BEFORE, market_id, before_ms, limit)
+            rows = self._fetch_of_market(sql.MINUTES_BEFORE, market, before_ms, limit)
         else:
-            rows = self._fetch_rows(sql.BARS_BEFORE, market_id, self._check_interval(interval).ms, before_ms, limit)
-        rows.reverse()
-        with self._errors_translated():
-            return as_candles(rows)
+            rows = self._fetch_of_market(sql.BARS_BEFORE, market, self._check_interval(interval).ms, before_ms, limit)
+        return self._as_candles(reversed(rows))
 
     def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """See `Store.read_bars_between`.
@@ -258,27 +251,6 @@ class SqliteStore:
             return []
         with self._errors_translated():
             return _between(self._thread_connection(), market_id, self._check_interval(interval), start_ms, end_ms)
-
-    def read_forming(self, market: MarketKey) -> list[Candle]:
-        """See `Store.read_forming`."""
-        market_id = self._market_id(market)
-        rows = [] if market_id is None else self._fetch_rows(sql.FORMING, market_id)
-        with self._errors_translated():
-            return as_candles(rows, final=False)
-
-    def span(self, market: MarketKey, interval: Interval) -> Range | None:
-        """See `Store.span`."""
-        market_id = self._market_id(market)
-        if market_id is None:
-            return None
-        is_minute = interval == MINUTE
-        rows = (
-            self._fetch_rows(sql.SPAN, market_id)
-            if is_minute
-            else self._fetch_rows(sql.BARS_SPAN, market_id, interval.ms)
-        )
-        [(first_ms, last_ms)] = rows
-        return None if first_ms is None else Range(int(first_ms), int(last_ms) + interval.ms)
 
     def kept_from(self) -> int:
         """See `Store.kept_from`. SQLite drops no minutes."""
@@ -293,45 +265,20 @@ class SqliteStore:
         return found
 
     def _bad_rows_of(self, table: Table, market: MarketKey, suspects: str, *within: int) -> list[BadRow]:
-        market_id = self._market_id(market)
         return [
             BadRow(table=table, interval=_interval(interval_ms), time=row[0], problem=wrong)
-            for interval_ms, *row in (() if market_id is None else self._fetch_rows(suspects, market_id, *within))
+            for interval_ms, *row in self._fetch_of_market(suspects, market, *within)
             if (wrong := problem(row)) is not None
         ]
 
-    def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
-        """See `Store.newest_minutes`."""
-        return {Symbol.parse(symbol): newest_ms for symbol, newest_ms in self._fetch_rows(sql.NEWEST, exchange)}
-
     def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
         """See `Store.stored_ranges`."""
-        market_id = self._market_id(market)
-        rows = [] if market_id is None else self._fetch_rows(sql.STORED_RANGES, market_id, start_ms, end_ms)
-        return [Range(*row) for row in rows]
-
-    def complete_from(self, market: MarketKey) -> int | None:
-        """See `Store.complete_from`."""
-        market_id = self._market_id(market)
-        rows = [] if market_id is None else self._fetch_rows(sql.COMPLETE_FROM, market_id)
-        return rows[0][0] if rows else None
-
-    def served_from(self, market: MarketKey) -> int | None:
-        """See `Store.served_from`."""
-        market_id = self._market_id(market)
-        rows = [] if market_id is None else self._fetch_rows(sql.SERVED_FROM, market_id)
-        return rows[0][0] if rows else None
+        return [Range(*row) for row in self._fetch_of_market(sql.STORED_RANGES, market, start_ms, end_ms)]
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""
         with self._begin_transaction() as connection:
             connection.execute(sql.SET_COMPLETE_FROM, (since_ms, self._add_market(connection, market)))
-
-    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
-        """See `Store.known_gaps`."""
-        market_id = self._market_id(market)
-        found = [] if market_id is None else as_known_gaps(self._fetch_rows(sql.KNOWN_GAPS, market_id, *within))
-        return [gap for gap in found if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
 
     def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
@@ -365,16 +312,6 @@ class SqliteStore:
             published = [(market_id, feed[0], SEQ_UNPUBLISHED, *span) for seq, span in changes if seq < SEQ_UNPUBLISHED]
             connection.executemany(sql.DROP_UNPUBLISHED, published)
             connection.executemany(sql.LOG_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
-
-    def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
-        """See `Store.unpublished`."""
-        return group_by_symbol(self._fetch_rows(sql.UNPUBLISHED, exchange, SEQ_UNPUBLISHED))
-
-    def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
-        """See `Store.changes_since`."""
-        market_id = self._market_id(market)
-        rows = [] if market_id is None else self._fetch_rows(sql.CHANGES_SINCE, seq, market_id, epoch)
-        return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
 
     def cancel_read(self, thread: int) -> None:
         """See `Store.cancel_read`."""
@@ -483,14 +420,7 @@ class SqliteStore:
             self._fold_history({one: source for one, source in sources(fresh | folded).items() if one in fresh})
             with self._begin_transaction() as connection:
                 connection.executemany(sql.SET_FOLDED, [(interval.ms,) for interval in fresh])
-        unused = sorted(folded - wanted)
-        if unused:
-            logger.info(
-                "%s keeps bars of %s, which the settings do not name; to drop them: candled init-db --drop-interval %s",
-                self._path.name,
-                ", ".join(map(str, unused)),
-                unused[0],
-            )
+        log_unused(folded - wanted)
 
     def _drop_bars(self, interval: Interval) -> int:
         with self._begin_transaction() as connection:
@@ -503,11 +433,9 @@ class SqliteStore:
 
     def _fold_history(self, fresh: Mapping[Interval, Interval]) -> None:
         market_ids = [market_id for (market_id,) in self._fetch_rows(sql.MARKET_IDS)]
-        names = ", ".join(map(str, fresh))
         for done, market_id in enumerate(market_ids, start=1):
             self._fold_market(market_id, fresh)
-            if done * 10 // len(market_ids) > (done - 1) * 10 // len(market_ids):  # logs at most ten lines
-                logger.info("folded stored minutes into %s: %s of %s markets", names, done, len(market_ids))
+            log_progress(fresh, done, len(market_ids))
 
     def _fold_market(self, market_id: int, fresh: Mapping[Interval, Interval]) -> None:
         oldest_ms, newest_ms = self._fetch_rows(sql.SPAN, market_id)[0]
@@ -591,14 +519,20 @@ class SqliteStore:
         self._ids[market] = rows[0][0]
         return self._ids[market]
 
-    def _check_interval(self, interval: Interval) -> Interval:
-        if interval != MINUTE and interval not in self._kept:
-            raise StoreRejected(f"{self._path.name}: no bars of {interval} are kept")
-        return interval
-
     def _fetch_rows(self, statement: str, *parameters: object) -> list[Any]:
         with self._errors_translated():
             return self._thread_connection().execute(statement, parameters).fetchall()
+
+    def _fetch_of_market(self, statement: str, market: MarketKey, *parameters: object) -> list[Any]:
+        market_id = self._market_id(market)
+        return [] if market_id is None else self._fetch_rows(statement, market_id, *parameters)
+
+    def _as_candles(self, rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
+        with self._errors_translated():
+            return as_candles(rows, final=final)
+
+    def _interval_column(self, interval: Interval) -> int:
+        return interval.ms
 
     # ------------------------------------------------------------ connections
 

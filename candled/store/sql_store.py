@@ -1,0 +1,118 @@
+"""The part that all SQL stores share: reads by statements of the same names, parameters and columns."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from candled.errors import StoreRejected
+from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol
+
+from .batch import group_by_symbol
+from .interface import ALL_TIME, SEQ_UNPUBLISHED, KnownGap
+
+logger = logging.getLogger(__name__)
+
+FOLD_CHUNK_MS = 28 * 86_400_000
+
+
+class SqlStore(ABC):
+    """The reads of a `Store` by the statements of its module `_sql`. Those about a market begin with its parameters."""
+
+    _sql: ModuleType
+    #: The prefix of errors.
+    _label = ""
+    #: The intervals above 1m for which all bars are stored.
+    _kept: frozenset[Interval] = frozenset()
+
+    @abstractmethod
+    def _fetch_rows(self, statement: str, *parameters: object) -> list[Any]:
+        """Run a reading statement."""
+
+    @abstractmethod
+    def _fetch_of_market(self, statement: str, market: MarketKey, *parameters: object) -> list[Any]:
+        """Run a reading statement about a market; return no rows if the market is unknown."""
+
+    @abstractmethod
+    def _as_candles(self, rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
+        """Return the candles of rows."""
+
+    @abstractmethod
+    def _interval_column(self, interval: Interval) -> int:
+        """Return the length of an interval as it is stored."""
+
+    def intervals(self) -> Sequence[Interval]:
+        """See `Store.intervals`."""
+        return sorted(self._kept)
+
+    def read_forming(self, market: MarketKey) -> list[Candle]:
+        """See `Store.read_forming`."""
+        return self._as_candles(self._fetch_of_market(self._sql.FORMING, market), final=False)
+
+    def span(self, market: MarketKey, interval: Interval) -> Range | None:
+        """See `Store.span`."""
+        if interval == MINUTE:
+            rows = self._fetch_of_market(self._sql.SPAN, market)
+        else:
+            column = self._interval_column(self._check_interval(interval))
+            rows = self._fetch_of_market(self._sql.BARS_SPAN, market, column)
+        return next((Range(first, last + interval.ms) for first, last in rows if first is not None), None)
+
+    def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
+        """See `Store.newest_minutes`."""
+        return {Symbol.parse(symbol): newest_ms for symbol, newest_ms in self._fetch_rows(self._sql.NEWEST, exchange)}
+
+    def complete_from(self, market: MarketKey) -> int | None:
+        """See `Store.complete_from`."""
+        rows = self._fetch_of_market(self._sql.COMPLETE_FROM, market)
+        return rows[0][0] if rows else None
+
+    def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+        rows = self._fetch_of_market(self._sql.SERVED_FROM, market)
+        return rows[0][0] if rows else None
+
+    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
+        """See `Store.known_gaps`."""
+        found = as_known_gaps(self._fetch_of_market(self._sql.KNOWN_GAPS, market, *within))
+        return [gap for gap in found if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
+
+    def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+        """See `Store.unpublished`."""
+        return group_by_symbol(self._fetch_rows(self._sql.UNPUBLISHED, exchange, SEQ_UNPUBLISHED))
+
+    def changes_since(self, market: MarketKey, epoch: str, seq: int) -> list[Range] | None:
+        """See `Store.changes_since`."""
+        rows = self._fetch_of_market(self._sql.CHANGES_SINCE, market, epoch, seq)
+        return list(RangeSet(row for row in rows if row != (None, None))) if rows else None
+
+    def _check_interval(self, interval: Interval) -> Interval:
+        if interval != MINUTE and interval not in self._kept:
+            raise StoreRejected(f"{self._label}no bars of {interval} are kept")
+        return interval
+
+
+def as_known_gaps(rows: Iterable[Any]) -> list[KnownGap]:
+    """Return the known gaps of rows."""
+    return [
+        KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
+        for start_ms, end_ms, reason, attempts, retry_ms in rows
+    ]
+
+
+def log_unused(unused: Collection[Interval]) -> None:
+    """Log which intervals are stored though the settings do not name them, if any."""
+    if unused:
+        logger.info(
+            "the store keeps bars of %s, which the settings do not name; to drop them: "
+            "candled init-db --drop-interval %s",
+            ", ".join(map(str, sorted(unused))),
+            min(unused),
+        )
+
+
+def log_progress(intervals: Iterable[Interval], done: int, count: int) -> None:
+    """Log at most ten times how many of the markets are folded into new intervals."""
+    if done * 10 // count > (done - 1) * 10 // count:
+        logger.info("folded stored minutes into %s: %s of %s markets", ", ".join(map(str, intervals)), done, count)
