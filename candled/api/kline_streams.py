@@ -13,10 +13,10 @@ import msgspec
 
 from candled.exchange import Clock
 from candled.model import Candle, Interval, MarketKey, decimal_text
-from candled.protocol.frames import Contents, Frame
-from candled.protocol.messages import FINAL, UNPRINTED, Options, Topic
+from candled.protocol.frames import BarUpdate, Frame
+from candled.protocol.messages import FINAL, VALUES, Options, Topic
 from candled.protocol.requests import Subscribe
-from candled.rooms.recipients import RecipientConnection, Recipients, RecipientSlot
+from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
 from candled.token_bucket import TokenBucket
 
 from .catalog import BinanceMarkets, binance_interval
@@ -25,7 +25,7 @@ from .kline_order import KlineOrder
 MOST_STREAMS = 1024  # per connection, as at Binance
 HOLD_S = 2.0  # the longest time that a new bar waits for the one before it to become final
 _BARS = 10  # bars of an `initial`: as many may end before a new one is sent, and none is left out
-_OPTIONS = Options(FINAL | UNPRINTED, corrections=True, hold_s=HOLD_S)
+_OPTIONS = Options(FINAL | VALUES, corrections=True, hold_s=HOLD_S)
 _TEXT_ID = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
@@ -64,10 +64,8 @@ class Style(NamedTuple):
     units_per_ms: int = 1
 
 
-class KlineRoom:
-    """One stream. It is a member of the hub like any client, and prints its bars once for all subscribers."""
-
-    places: tuple[RecipientSlot, ...] = ()
+class KlineRoom(NullConnection):
+    """One stream. It is a member of the hub like any client, and encodes its bars once for all subscribers."""
 
     def __init__(
         self,
@@ -129,15 +127,9 @@ class KlineRoom:
 
     def write(self, frame: bytes) -> int:
         """Take the bars of a message."""
-        contents = frame.contents if isinstance(frame, Frame) else None
-        if contents is not None:
-            self._take(contents)
+        if isinstance(frame, Frame) and frame.update is not None:
+            self._take_bars(frame.update)
         return len(frame)
-
-    send_update = write
-
-    def send_reply(self, frame: Frame) -> None:
-        """Ignore a reply. It could only be the error that bars cannot be read, and then the session tries again."""
 
     def request_snapshot(self, topic: Topic) -> None:
         """Take the bars of an `initial` immediately."""
@@ -145,23 +137,13 @@ class KlineRoom:
         if frame is not None:
             self.write(frame)
 
-    def cancel_topic(self, topic: Topic) -> None:
-        """Do nothing: frames are never queued here."""
-
-    def cork(self, many: bool) -> None:
-        """Do nothing: there is only one room."""
-
-    def disconnect(self, code: int, reason: str) -> None:
-        """Do nothing: there is no connection to close."""
-
     # ------------------------------------------------------------ inside
 
-    def _take(self, contents: Contents) -> None:
+    def _take_bars(self, update: BarUpdate) -> None:
         is_beginning = self._order.newest is None
         self._close_late()
-        for open_ms, final in contents.bars:
-            bar = self._bars.get_bar(*self.topic, open_ms)
-            if bar is not None and self._order.take(bar, final=final) and not is_beginning:
+        for bar, final in update.bars:
+            if self._order.take(bar, final=final) and not is_beginning:
                 self._send(bar, final)
         if is_beginning:
             for style, links in self._filled():

@@ -1,25 +1,26 @@
 """A server message as a complete WebSocket frame, built once for all clients that receive it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
     from candled.bus import Position
+    from candled.model import Candle
 
     from .messages import Topic
 
 _TEXT = 0x81  # FIN and opcode 1 (RFC 6455, section 5.2)
 
 
-class Contents(NamedTuple):
-    """The bars of a message and its position in the feed, for readers in this process."""
+class BarUpdate(NamedTuple):
+    """The values of a message, from which other dialects than candled's own are encoded."""
 
-    #: Opening time of each bar in ms, oldest first, and its finality. Final bars before the last may be left out.
-    bars: tuple[tuple[int, bool], ...]
+    #: An `initial` replaces everything that was sent before.
+    kind: Literal["initial", "resumed", "update", "correction"]
+    #: The bars, oldest first, and their finality. An `initial` may leave out final bars before the last one.
+    bars: "tuple[tuple[Candle, bool], ...]"
     #: The position up to which the room has been sent every change. None unless a subscriber asked for it.
     position: "Position | None" = None
-    #: True if the bars replace everything that was sent before.
-    replaces: bool = False
 
 
 class Frame(bytes):
@@ -33,8 +34,7 @@ class Frame(bytes):
     topic: "Topic | None" = None
     open_ms = 0
     corrects = False
-    contents: Contents | None = None
-    refusal = ""  # the text, if it is an `error` message
+    update: BarUpdate | None = None  # its values, if it is about bars
 
     @classmethod
     def from_text(cls, text: str | bytes, topic: "Topic | None" = None, open_ms: int = 0) -> Self:

@@ -8,9 +8,9 @@ import msgspec
 from candled.bus import Position
 from candled.model import Candle, FeedState, Interval, MarketKey, decimal_text, iso_ms
 
-# Flags for printing bars: the optional fields, and numbers as JSON strings. `UNPRINTED` is for frames without a text,
-# for members that read their `contents`.
-FINAL, SEQ, REV, SRC, STRINGS, UNPRINTED = 1, 2, 4, 8, 16, 32
+# Flags for printing bars: the optional fields, and numbers as JSON strings. A frame with `VALUES` has no text, only its
+# `BarUpdate`: another dialect encodes it.
+FINAL, SEQ, REV, SRC, STRINGS, VALUES = 1, 2, 4, 8, 16, 32
 FIELDS = {"final": FINAL, "seq": SEQ, "rev": REV, "src": SRC}
 NUMBERS = {"number": 0, "string": STRINGS}
 
@@ -101,14 +101,9 @@ def position_text(position: Position | None) -> str:
     return "" if position is None else f',"epoch":{_quoted(position.epoch)},"seq":{position.seq}'
 
 
-def update(head: str, bar: str, position: str = "") -> str:
-    """Return the `update` message of a bar printed by `bar_text`."""
-    return f'{{"type":"update",{head},"bar":{bar}{position}}}'
-
-
-def correction(head: str, bar: str, position: str = "") -> str:
-    """Return the `correction` message of a bar printed by `bar_text`."""
-    return f'{{"type":"correction",{head},"bar":{bar}{position}}}'
+def bar_message(kind: str, head: str, bar: str, position: str = "") -> str:
+    """Return the `update` or `correction` message of a bar printed by `bar_text`."""
+    return f'{{"type":"{kind}",{head},"bar":{bar}{position}}}'
 
 
 def initial(head: str, bars: Iterable[bytes | memoryview], more: str = "") -> tuple[bytes | memoryview, ...]:

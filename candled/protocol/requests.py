@@ -175,6 +175,14 @@ class RequestCodec:
         except RecursionError as error:  # decoded, but nested too deeply to be printed in an error
             raise RequestError(INVALID_FORMAT) from error
 
+    def read_subscription(self, fields: Mapping[str, Any]) -> Subscribe:
+        """Return a subscription, given the fields of its message.
+
+        Raises:
+            RequestError: a field is invalid.
+        """
+        return self._read_subscribe(_Message(**fields), None)
+
     def name_of(self, message: str | bytes) -> RequestId:
         """Return the `id` of a request that is refused unread; None if it cannot be found."""
         try:

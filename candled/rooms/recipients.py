@@ -46,33 +46,36 @@ class RecipientConnection(Protocol):
         """Close the connection with a close code."""
 
 
-class _NullConnection:
-    """The connection that replaces a member's in a list when it leaves during a broadcast."""
+class NullConnection:
+    """A connection without a socket: it ignores all calls. Subscribers in this process override some of them."""
 
     places: tuple["RecipientSlot", ...] = ()
 
     def write(self, frame: bytes) -> int:
+        """Drop a frame."""
         return len(frame)
 
-    send_update = write
+    def send_update(self, frame: Frame) -> int:
+        """Handle a frame like `write`."""
+        return self.write(frame)
 
     def send_reply(self, frame: Frame) -> None:
-        pass
+        """Drop a reply."""
 
     def request_snapshot(self, topic: Topic) -> None:
-        pass
+        """Ignore a requested snapshot."""
 
     def cancel_topic(self, topic: Topic) -> None:
-        pass
+        """Do nothing: no frames are queued."""
 
     def cork(self, many: bool) -> None:
-        pass
+        """Do nothing: frames are never written together."""
 
     def disconnect(self, code: int, reason: str) -> None:
-        pass
+        """Do nothing: there is no socket to close."""
 
 
-NULL_CONNECTION: RecipientConnection = _NullConnection()
+NULL_CONNECTION: RecipientConnection = NullConnection()  # replaces a member's when it leaves during a broadcast
 
 
 class RecipientSlot:

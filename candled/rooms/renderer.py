@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 from candled.bus import Position
 from candled.model import Candle, FeedState, MarketKey, RangeSet
 from candled.protocol import messages
-from candled.protocol.frames import Contents, Frame
-from candled.protocol.messages import FINAL, SEQ, UNPRINTED, bar_text, position_text
+from candled.protocol.frames import BarUpdate, Frame
+from candled.protocol.messages import FINAL, SEQ, VALUES, Topic, bar_text, position_text
 
 from .encoded_bars import BarSource as KeptBars
 from .encoded_bars import EncodedBarCache, EncodedBars, fields_printer
@@ -73,29 +73,29 @@ class MessageRenderer:
 
     def render_update(self, lane: SubscriberGroup, bar: Candle, fields: int, *, final: bool) -> Frame:
         """Return the `update` with the bar that the group's throttle has just released."""
-        if fields & UNPRINTED:
-            return _unprinted(lane, Contents(((bar.open_ms, final),)), bar.open_ms)
+        position = self._position_text(lane) if fields & SEQ else None
+        update = BarUpdate("update", ((bar, final),), position)
+        if fields & VALUES:
+            return _values_frame(lane, update, bar.open_ms)
         text = bar_text(bar, fields, final=final)
         lane.last_texts[fields] = bar, final, text
-        position = self._position_text(lane) if fields & SEQ else None
-        frame = Frame.from_text(
-            messages.update(lane.room.head, text, position_text(position)), lane.room.topic, bar.open_ms
-        )
-        if fields & SEQ:
-            frame.contents = Contents(((bar.open_ms, final),), position)
+        message = messages.bar_message("update", lane.room.head, text, position_text(position))
+        frame = Frame.from_text(message, lane.room.topic, bar.open_ms)
+        frame.update = update
         return frame
 
     def render_correction(self, lane: SubscriberGroup, bar: Candle, fields: int) -> Frame:
         """Return the `correction` with an older bar."""
         final = bool(fields & FINAL) and self.is_final(lane, bar)
-        if fields & UNPRINTED:
-            return _unprinted(lane, Contents(((bar.open_ms, final),)), bar.open_ms)
         position = self._position_text(lane) if fields & SEQ else None
-        text = messages.correction(lane.room.head, bar_text(bar, fields, final=final), position_text(position))
-        frame = Frame.from_text(text, lane.room.topic, bar.open_ms)
+        update = BarUpdate("correction", ((bar, final),), position)
+        if fields & VALUES:
+            return _values_frame(lane, update, bar.open_ms)
+        text = bar_text(bar, fields, final=final)
+        message = messages.bar_message("correction", lane.room.head, text, position_text(position))
+        frame = Frame.from_text(message, lane.room.topic, bar.open_ms)
         frame.corrects = True
-        if fields & SEQ:
-            frame.contents = Contents(((bar.open_ms, final),), position)
+        frame.update = update
         return frame
 
     def is_final(self, lane: SubscriberGroup, bar: Candle) -> bool:
@@ -111,8 +111,8 @@ class MessageRenderer:
     def render_initial(self, membership: Membership) -> Snapshot:
         """Return the `initial` of a member as of now, with `recovered: false` if it could not be resumed."""
         lane, options, count = membership.lane, membership.options, membership.bars
-        if options.fields & UNPRINTED:
-            return self._unprinted_initial(lane, count)
+        if options.fields & VALUES:
+            return self._initial_values(lane, count)
         topic, recovers = lane.room.topic, membership.resume is not None
         position = self._position_text(lane) if options.fields & SEQ or recovers else None
         form = self._texts.get_form(topic, fields_printer(options.fields), options.on_close)
@@ -130,7 +130,7 @@ class MessageRenderer:
             told = ',"recovered":false' if recovers else ""
             shown = self._make_initial(lane, form, count, f"{told}{position_text(position)}")
             if position is not None:
-                shown.frame.contents = _contents(shown, () if options.on_close else shown.open, position)
+                shown.frame.update = self._update_of(topic, shown, () if options.on_close else shown.open, position)
             if lane.members > 1:
                 form.keep_message((count, recovers), state, shown)
             self._texts.mark_used(form)
@@ -166,9 +166,8 @@ class MessageRenderer:
         texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
         still_open = {at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)}
         frame = Frame.from_text(messages.resumed(lane.room.head, texts, position_text(position)), topic)
-        frame.contents = Contents(
-            tuple((at, lane.mode != "live" and at not in still_open) for at in sorted(told)), position
-        )
+        bars = tuple((told[at], lane.mode != "live" and at not in still_open) for at in sorted(told))
+        frame.update = BarUpdate("resumed", bars, position)
         self._texts.mark_used(form)
         if last_ms is None or not count:
             return Snapshot(frame, None, last_ms, 0)
@@ -193,17 +192,27 @@ class MessageRenderer:
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
         return Snapshot(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open, final)
 
-    def _unprinted_initial(self, lane: SubscriberGroup, count: int) -> Snapshot:
+    def _initial_values(self, lane: SubscriberGroup, count: int) -> Snapshot:
         topic, sent = lane.room.topic, lane.pace.sent
         times = self._bars.newest_times(*topic, count + _NEWER)
         stop = 0 if sent is None else bisect_right(times, sent.open_ms)
         bars = [self._bars.get_bar(*topic, open_ms) for open_ms in times[:stop][-count:]]
-        states = tuple((bar.open_ms, self.is_final(lane, bar)) for bar in bars if bar is not None)
-        frame = _unprinted(lane, Contents(states, replaces=True))
+        states = tuple((bar, self.is_final(lane, bar)) for bar in bars if bar is not None)
+        frame = _values_frame(lane, BarUpdate("initial", states))
         if not states:
             return Snapshot(frame, None, None, 0)
-        still_open = tuple(open_ms for open_ms, final in states[:-1] if not final)
-        return Snapshot(frame, states[0][0], states[-1][0], len(states), still_open, states[-1][1])
+        still_open = tuple(bar.open_ms for bar, final in states[:-1] if not final)
+        last, final = states[-1]
+        return Snapshot(frame, states[0][0].open_ms, last.open_ms, len(states), still_open, final)
+
+    def _update_of(self, topic: Topic, shown: Snapshot, still_open: Sequence[int], position: Position) -> BarUpdate:
+        """Return the values of an `initial`, without the final bars before its last one."""
+        if shown.first_ms is None or shown.last_ms is None:
+            return BarUpdate("initial", (), position)
+        states = [(open_ms, False) for open_ms in still_open if open_ms >= shown.first_ms]
+        states.append((shown.last_ms, shown.final))
+        bars = ((self._bars.get_bar(*topic, open_ms), final) for open_ms, final in states)
+        return BarUpdate("initial", tuple((bar, final) for bar, final in bars if bar is not None), position)
 
     def _bars_in(self, lane: SubscriberGroup, spans: RangeSet, last_ms: int) -> dict[int, Candle]:
         """Return the newest bars that overlap one of `spans`, up to the bar at `last_ms`, by opening time."""
@@ -268,15 +277,8 @@ class MessageRenderer:
         return position
 
 
-def _unprinted(lane: SubscriberGroup, contents: Contents, open_ms: int = 0) -> Frame:
+def _values_frame(lane: SubscriberGroup, update: BarUpdate, open_ms: int = 0) -> Frame:
     frame = Frame()
-    frame.topic, frame.open_ms, frame.contents = lane.room.topic, open_ms, contents
+    frame.topic, frame.open_ms, frame.update = lane.room.topic, open_ms, update
+    frame.corrects = update.kind == "correction"
     return frame
-
-
-def _contents(shown: Snapshot, still_open: Sequence[int], position: Position) -> Contents:
-    """Return the contents of an `initial`, without the final bars before its last one."""
-    if shown.first_ms is None or shown.last_ms is None:
-        return Contents((), position, replaces=True)
-    earlier = [(open_ms, False) for open_ms in still_open if open_ms >= shown.first_ms]
-    return Contents((*earlier, (shown.last_ms, shown.final)), position, replaces=True)

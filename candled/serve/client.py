@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 from typing import Protocol as Interface
@@ -132,6 +133,14 @@ class ClientSession:
             self.handle(self._codec.decode_request(message))
         except RequestError as error:
             self._send_error(error)
+
+    def subscribe_by_query(self, fields: Mapping[str, Any]) -> None:
+        """Subscribe to a topic, given the fields of a `subscribe` message.
+
+        Raises:
+            RequestError: a field is invalid, or a limit refuses the subscription.
+        """
+        self._subscribe_topic(self._codec.read_subscription(fields))
 
     def handle(self, request: Request) -> None:
         """Handle a decoded request.
@@ -346,9 +355,7 @@ class ClientSession:
         if error.request_id is not None:
             self._is_extended = True
         text = messages.error(str(error), error.request_id, code=error.code, temporary=error.temporary)
-        frame = Frame.from_text(text)
-        frame.refusal = str(error)
-        self._link.send_reply(frame)
+        self._send_reply(text)
 
     def _send_reply(self, text: str) -> None:
         self._link.send_reply(Frame.from_text(text))

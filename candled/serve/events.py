@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 from typing import Any
 
-import msgspec
 from tornado.websocket import WebSocketClosedError
 
-from candled.protocol.frames import Contents, Frame
+from candled.protocol.frames import BarUpdate, Frame
+from candled.protocol.requests import RequestError
 from candled.transport.tornado_connection import TornadoConnection
 
+from .client import ClientSession
 from .handlers import ConnectingHandler, ServerContext
 
 _RETRY_MS = 2000  # a browser reconnects after this time
@@ -28,19 +29,19 @@ class Progress:
         self._open: set[int] = set()  # opening times of the bars that were not sent as final
         self._newest_ms: int | None = None  # opening time of the newest bar sent
 
-    def id_after(self, contents: Contents | None) -> str | None:
+    def id_after(self, update: BarUpdate | None) -> str | None:
         """Return the event id for a message; None if the message has no position in the feed."""
-        if contents is None:
+        if update is None:
             return None
-        if contents.replaces:
+        if update.kind == "initial":
             self._open.clear()
             self._newest_ms = None
-        for open_ms, final in contents.bars:
-            self._newest_ms = max(open_ms, self._newest_ms or 0)
-            (self._open.discard if final else self._open.add)(open_ms)
-        if contents.position is None or self._newest_ms is None:
+        for bar, final in update.bars:
+            self._newest_ms = max(bar.open_ms, self._newest_ms or 0)
+            (self._open.discard if final else self._open.add)(bar.open_ms)
+        if update.position is None or self._newest_ms is None:
             return None
-        epoch, seq = contents.position
+        epoch, seq = update.position
         return f"{epoch}:{seq}:{min(self._open, default=self._newest_ms)}"
 
 
@@ -75,10 +76,14 @@ class EventsHandler(ConnectingHandler):
             return
         self._link = TornadoConnection(self, self.site.publisher, self.site.clock, self.address)
         self.site.on_tornado_client(self._link)
+        session = self._link.client
+        assert isinstance(session, ClientSession)
         try:
-            self._link.client.on_message(msgspec.json.encode(self._subscribe_message()).decode())
-            if not self._finished:
-                await self._wait_for_end()
+            session.subscribe_by_query(self._subscription())
+            await self._wait_for_end()
+        except RequestError as error:
+            self.set_status(400)
+            self.finish_json({"error": {"code": 400, "message": str(error)}})
         finally:
             self._link.abort()
             self.site.on_client_gone(self._link)
@@ -98,7 +103,7 @@ class EventsHandler(ConnectingHandler):
     # ------------------------------------------------------------ calls from the connection
 
     def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
-        """Write one message as an event. If the subscription is refused, answer 400 instead.
+        """Write one message as an event.
 
         Raises:
             WebSocketClosedError: the stream has ended.
@@ -106,13 +111,8 @@ class EventsHandler(ConnectingHandler):
         if self._over.is_set():
             raise WebSocketClosedError
         message = frame if isinstance(frame, Frame) else Frame(frame)
-        if not self._has_begun and message.refusal:
-            self._over.set()
-            self.set_status(400)
-            self.finish_json({"error": {"code": 400, "message": message.refusal}})
-            return _done()
         self._begin_answer()
-        event_id = self._progress.id_after(message.contents)
+        event_id = self._progress.id_after(message.update)
         head = b"" if event_id is None else f"id: {event_id}\n".encode()
         self.write(head + b"data: " + message.payload + b"\n\n")
         return self.flush()
@@ -147,11 +147,10 @@ class EventsHandler(ConnectingHandler):
             self.set_header("Access-Control-Allow-Origin", origin)
             self.set_header("Vary", "Origin")
 
-    def _subscribe_message(self) -> dict[str, Any]:
-        """Return the message that a WebSocket client would send."""
+    def _subscription(self) -> dict[str, Any]:
+        """Return the fields of a `subscribe` message."""
         asked = {name: self.get_query_argument(name) for name in self.request.query_arguments}
-        message: dict[str, Any] = {"type": "subscribe"}
-        message |= {
+        message: dict[str, Any] = {
             name: asked[name] for name in ("symbol", "interval", "exchange", "numbers", "mode") if name in asked
         }
         if "initialBars" in asked:
@@ -171,9 +170,3 @@ def _heard(future: "asyncio.Future[None]") -> None:
     """Retrieve the exception of a write, so that asyncio doesn't log it: a client that disconnects is not an error."""
     if not future.cancelled():
         future.exception()
-
-
-def _done() -> "asyncio.Future[None]":
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    future.set_result(None)
-    return future

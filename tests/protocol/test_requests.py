@@ -86,7 +86,7 @@ HEAD = ONE.topic_head(TOPIC)
 
 def test_messages_carry_exactly_the_specified_keys_byte_for_byte():
     text = messages.bar_text(BAR)
-    assert messages.update(HEAD, text) == (
+    assert messages.bar_message("update", HEAD, text) == (
         '{"type":"update","symbol":"BTC/USDT","interval":"5m","bar":{"time":"2024-10-24T10:00:00.000Z","open":67234.5,'
         '"high":67340,"low":67200,"close":67310.25,"volume":145.23,"quoteVolume":9772345.67}}'
     )
