@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from candled.errors import StoreUnavailable, Unavailable
 
@@ -53,7 +53,8 @@ class Journal:
         self._page_end = self._page_bytes = 0
         #: Identifier of the last row that is done and could not be deleted.
         self._done_id = 0
-        self._filling: Literal["", "alarm", "full"] = ""
+        #: 1 since the journal is almost full, 2 since it is full.
+        self._alarm = 0
         #: The number of rows not done yet.
         self.row_count = 0
         self.last_error: str | None = None
@@ -80,11 +81,11 @@ class Journal:
             if not self._directory.exists():
                 self._directory.mkdir()
             self._owner.take()
-            self._repairing(self._connect)
+            self._call_or_repair(self._connect)
             self._import_text_files()
         except (OSError, sqlite3.Error, StoreUnavailable) as error:
             self.close()
-            raise self._unavailable("cannot be used", error) from error
+            raise self._make_error("cannot be used", error) from error
         if self.row_count:
             logger.info("the journal %s contains %s rows of an earlier run", self._directory, self.row_count)
         self._watch_limit()
@@ -100,9 +101,9 @@ class Journal:
         next(ends)
         lines = [line for line, end in zip(lines, ends, strict=True) if end <= self._limit]
         try:
-            self._repairing(self._write_lines, lines)
+            self._call_or_repair(self._write_lines, lines)
         except (OSError, sqlite3.Error) as error:
-            raise self._unavailable("cannot be written", error) from error
+            raise self._make_error("cannot be written", error) from error
         self._watch_limit(is_full=len(lines) < len(rows))
         return len(lines)
 
@@ -116,9 +117,9 @@ class Journal:
         """
         if not self._page and not self.is_empty:
             try:
-                self._page = self._repairing(self._read_page, limit)
+                self._page = self._call_or_repair(self._read_page, limit)
             except (OSError, sqlite3.Error) as error:
-                raise self._unavailable("cannot be read now", error) from error
+                raise self._make_error("cannot be read now", error) from error
         return self._page
 
     def mark_done(self, rejected: Sequence[Row] = ()) -> None:
@@ -141,7 +142,7 @@ class Journal:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         # if rows stay, they are only stored once more
         except (OSError, sqlite3.Error) as error:
-            logger.error("%s", self._unavailable("cannot be emptied", error))
+            logger.error("%s", self._make_error("cannot be emptied", error))
         self._watch_limit()
 
     def close(self) -> None:
@@ -208,11 +209,11 @@ class Journal:
             file.writelines(map(encode, rows))
             file.flush()
             os.fsync(file.fileno())
-        logger.error("%s", self._unavailable(f"had rows that the store refused; they are kept in {path.name}"))
+        logger.error("%s", self._make_error(f"had rows that the store refused; they are kept in {path.name}"))
 
     # ------------------------------------------------------------ damage, and journals of the old form
 
-    def _repairing(self, call: Callable[..., T], *args: Any) -> T:
+    def _call_or_repair(self, call: Callable[..., T], *args: Any) -> T:
         """Call; if the file turns out to be damaged, replace it and call again."""
         try:
             return call(*args)
@@ -238,12 +239,12 @@ class Journal:
         self._import_text_files()
 
     def _import_text_files(self) -> None:
-        """Move the readable rows of each `NUMBER.rows` into the file, in one transaction."""
         for path in sorted(self._directory.glob("[0-9]" * 8 + ".rows")):
             if path.is_file():
                 self._import_file(path)
 
     def _import_file(self, path: Path) -> None:
+        """Move the readable rows of a file into the journal, in one transaction."""
         read_bytes, reason = 0, ""
         connection = self._opened_connection()
         with connection:
@@ -273,20 +274,16 @@ class Journal:
 
     def _watch_limit(self, *, is_full: bool = False) -> None:
         """Log once when the journal is almost full, and once when it is full."""
-        size = self._size_bytes
-        filling: Literal["", "alarm", "full"] = "full" if is_full else "alarm" if size >= self._limit * ALARM_AT else ""
-        if filling == self._filling or (filling == "alarm" and self._filling == "full"):
-            return
-        self._filling = filling
-        if filling == "full":
-            logger.error(
-                "%s; the minutes in it are kept, further ones stay in memory while there is room",
-                self._unavailable(f"is full with {size} of {self._limit} bytes"),
-            )
-        elif filling == "alarm":
+        size, before = self._size_bytes, self._alarm
+        alarm = 2 if is_full else int(size >= self._limit * ALARM_AT)
+        self._alarm = max(alarm, before) if alarm else 0
+        if alarm > before and is_full:
+            error = self._make_error(f"is full with {size} of {self._limit} bytes")
+            logger.error("%s; the minutes in it are kept, further ones stay in memory while there is room", error)
+        elif alarm > before:
             logger.warning("the journal %s is almost full: %s of %s bytes", self._directory, size, self._limit)
 
-    def _unavailable(self, problem: str, error: Exception | None = None) -> Unavailable:
+    def _make_error(self, problem: str, error: Exception | None = None) -> Unavailable:
         reason = getattr(error, "strerror", None) or error
         self.last_error = f"the journal {self._directory} {problem}" + (f": {reason}" if reason else "")
         return Unavailable(self.last_error)

@@ -41,9 +41,9 @@ class JournalSpill:
         try:
             await self._run_on_thread(self.journal.open)
         except Unavailable as error:
-            self._note_failure(error)
+            self._on_failure(error)
             return False
-        self._note_success()
+        self._on_success()
         return True
 
     async def move_rows(self, *, forming: bool = False) -> bool:
@@ -54,9 +54,9 @@ class JournalSpill:
             try:
                 kept = await self._run_on_thread(self.journal.append_rows, page)
             except Unavailable as error:
-                self._note_failure(error)
+                self._on_failure(error)
                 return False
-            self._note_success(is_used=kept > 0)
+            self._on_success(is_used=kept > 0)
             self._waiting.drop_rows(page[:kept])
             if kept < len(page):
                 return False
@@ -71,7 +71,7 @@ class JournalSpill:
         try:
             page = await self._run_on_thread(self.journal.next_rows, PAGE_ROWS)
         except Unavailable as error:
-            self._note_failure(error)
+            self._on_failure(error)
             raise StoreUnavailable(str(error)) from error
         refused, refusal = await write(page)
         await self._run_on_thread(self.journal.mark_done, refused)
@@ -90,12 +90,12 @@ class JournalSpill:
     async def _run_on_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(self._thread.submit(call, *args, **kwargs))
 
-    def _note_failure(self, error: Unavailable) -> None:
+    def _on_failure(self, error: Unavailable) -> None:
         if not self._is_failing:
             logger.error("%s; %s rows queued in memory only", error, len(self._waiting))
         self._is_failing = True
 
-    def _note_success(self, *, is_used: bool = False) -> None:
+    def _on_success(self, *, is_used: bool = False) -> None:
         if self._is_failing:
             logger.info("the journal can be used again")
         self._is_failing = False

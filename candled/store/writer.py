@@ -64,7 +64,7 @@ class Writer:
         self._is_closed = False
         self._state: Literal["ok", "away", "rejecting"] = "ok"
         #: When the store became unavailable, monotonic seconds.
-        self._away_since = 0.0
+        self._unavailable_since = 0.0
         self._written = 0
         self._refused = 0
         #: The value of `_refused` when the store became unavailable.
@@ -208,7 +208,7 @@ class Writer:
             else:
                 taken += len(part)
         if refusal is not None:
-            self._note_rejected(refused, refusal, "kept aside" if from_journal else "dropped")
+            self._on_rejected(refused, refusal, "kept aside" if from_journal else "dropped")
             if not from_journal:
                 self._drop_rows(refused, self._changes.changes_of(refused))
         return refused, refusal
@@ -218,9 +218,9 @@ class Writer:
         try:
             await self._threads.run_write(self._write_logged, part, log)
         except StoreUnavailable as error:
-            self._note_away(error)
+            self._on_unavailable(error)
             raise
-        self._note_written(part)
+        self._on_written(part)
         if not from_journal:
             self._drop_rows(part, log)
 
@@ -242,35 +242,35 @@ class Writer:
     def _longer_pause(self, pause_s: float) -> float:
         return min(pause_s * 2, RETRY_AT_MOST_S)
 
-    def _note_away(self, error: StoreUnavailable) -> None:
+    def _on_unavailable(self, error: StoreUnavailable) -> None:
         self._last_error = str(error)
         if self._state == "away":
             return
         self._state = "away"
-        self._away_since = self._clock.monotonic()
+        self._unavailable_since = self._clock.monotonic()
         self._refused_before = self._refused
         logger.warning("the store is unavailable, %s rows queued: %s", self._row_count(), error)
 
-    def _note_written(self, page: list[Row]) -> None:
-        self._note_back()
+    def _on_written(self, page: list[Row]) -> None:
+        self._on_available()
         self._state = "ok"
         self._written += len(page)
         self._last_flush_ms = self._clock.now_ms()
 
-    def _note_rejected(self, page: list[Row], error: StoreRejected, fate: str) -> None:
-        self._note_back()
+    def _on_rejected(self, page: list[Row], error: StoreRejected, fate: str) -> None:
+        self._on_available()
         self._state = "rejecting"
         self._rejected += len(page)
         self._last_error = str(error)
         logger.error("the store refused %s rows, they are %s: %s", len(page), fate, error)
 
-    def _note_back(self) -> None:
+    def _on_available(self) -> None:
         self._waiting_since = self._clock.monotonic()
         if self._state != "away":
             return
         logger.info(
             "the store is available again after %.1f s: writing %s queued rows, %s were refused",
-            self._clock.monotonic() - self._away_since,
+            self._clock.monotonic() - self._unavailable_since,
             self._row_count(),
             self._refused - self._refused_before,
         )
@@ -292,7 +292,7 @@ class Writer:
         try:
             if self._is_journal_due():
                 if self._is_overdue():
-                    self._note_away(StoreUnavailable(_OVERDUE))
+                    self._on_unavailable(StoreUnavailable(_OVERDUE))
                 return await spill.move_rows()
             return await spill.open()
         except Exception:

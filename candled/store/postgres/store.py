@@ -142,7 +142,7 @@ class PostgresStore(SqlStore):
 
     def check_in(self) -> Sequence[str]:
         """See `Store.check_in`. Considers processes seen since this one began and in the last two minutes."""
-        own = self._settings()
+        own = self._own_settings()
         with self._borrow_to_write() as connection:
             connection.execute(sql.FORGET_PROCESSES)
             connection.execute(sql.CHECK_IN, (self._id, f"{platform.node()}:{os.getpid()}", json.dumps(own)))
@@ -156,7 +156,7 @@ class PostgresStore(SqlStore):
             if settings.get(key) != own[key]
         ]
 
-    def _settings(self) -> dict[str, str]:
+    def _own_settings(self) -> dict[str, str]:
         """Return the settings that processes sharing a database should agree on."""
         return {
             "intervals": ", ".join(str(interval) for interval in sorted(self._wanted or ())) or "none",

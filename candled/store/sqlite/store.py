@@ -169,7 +169,7 @@ class SqliteStore(SqlStore):
                 else:
                     self._open_own_file()
                     self._add_intervals(self._wanted)
-                self._kept = frozenset(self._folded())
+                self._kept = frozenset(self._folded_intervals())
         except BaseException as error:
             self._release_file()
             if isinstance(error.__cause__, sqlite3.Error) and _primary_code(error.__cause__) in _WRONG_FILE:
@@ -189,13 +189,13 @@ class SqliteStore(SqlStore):
         if not batches:
             return
         try:
-            self._write(batches)
+            self._write_batches(batches)
         except StoreRejected as error:
             if not isinstance(error.__cause__, UnreadableRow | DecimalException) or not self._delete_bad_rows(batches):
                 raise
-            self._write(batches)
+            self._write_batches(batches)
 
-    def _write(self, batches: Mapping[MarketKey, MarketBatch]) -> None:
+    def _write_batches(self, batches: Mapping[MarketKey, MarketBatch]) -> None:
         with self._begin_transaction() as connection:
             ids = {market: self._add_market(connection, market) for market in batches}
             for market, batch in batches.items():
@@ -411,7 +411,7 @@ class SqliteStore(SqlStore):
         """
         with self._begin_transaction() as connection:
             connection.executemany(sql.ADD_INTERVAL, [(interval.ms,) for interval in wanted])
-        folded = self._folded()  # from here on, every writer updates the new ones too
+        folded = self._folded_intervals()  # from here on, every writer updates the new ones too
         for (interval_ms,) in self._fetch_rows(sql.UNFOLDED):
             if _interval(interval_ms) not in wanted:
                 self._drop_bars(_interval(interval_ms))
@@ -428,7 +428,7 @@ class SqliteStore(SqlStore):
             market_ids = connection.execute(sql.MARKET_IDS).fetchall()
             return sum(connection.execute(sql.DROP_BARS, (id, interval.ms)).rowcount for (id,) in market_ids)
 
-    def _folded(self) -> set[Interval]:
+    def _folded_intervals(self) -> set[Interval]:
         return {_interval(interval_ms) for (interval_ms,) in self._fetch_rows(sql.FOLDED)}
 
     def _fold_history(self, fresh: Mapping[Interval, Interval]) -> None:
