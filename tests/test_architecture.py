@@ -115,7 +115,7 @@ SHARED = {
         "serve/hot_path",
         "serve/rate_limit",
     },  # the values of a request, and its limit
-    "store": {"store/__init__", "store/interface", "store/known_gaps"},  # the interface of stores and its values
+    "store": {"store/__init__", "store/interface"},  # the interface of stores and its values
 }
 
 # All other modules wait and read the time through `candled.exchange.Clock`.

@@ -31,7 +31,7 @@ _CATCH_UP_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
 class AbsentRange(Protocol):
-    """Minutes that the exchange does not have; implemented by `candled.store.interface.KnownGap`."""
+    """Minutes that the exchange does not have; implemented by `candled.store.interface.Gap`."""
 
     @property
     def start_ms(self) -> int:

@@ -1,19 +1,23 @@
 """The sources that handlers make their answers from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from candled.exchange import Clock
-from candled.model import Decimals, MarketKey
+from candled.model import REASONS, Decimals, Gap, MarketKey, Range
 
-from . import gaps
 from .catalog import MarketCatalog
 from .pages import BarReader
 
 
-class CoverageStore(gaps.GapStore, Protocol):
-    """The store reads besides pages of bars."""
+class CoverageStore(Protocol):
+    """The store reads besides pages of bars. `candled.store.history.HistoryReader` implements it."""
+
+    async def find_gaps(
+        self, market: MarketKey, span: Range, *, limit: int | None = None, reasons: Container[str] = REASONS
+    ) -> Sequence[Gap]:
+        """Return the gaps of a range, oldest first. With a `limit`, at least that many of the newest ones."""
 
     async def complete_from(self, market: MarketKey) -> int | None:
         """Return the time from which history is complete except for known gaps; None if it is not known."""

@@ -10,9 +10,10 @@ from urllib.parse import urlencode
 from candled import __version__
 from candled.errors import CandledError
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, MarketKey, iso_ms
+from candled.model import DAY_MS, MINUTE, MINUTE_MS, Gap, MarketKey, Range, iso_ms
+from candled.model.gaps import split_by_day
 
-from . import gaps, operations
+from . import operations
 from .bar_answers import BarHandler
 from .context import ApiContext
 from .errors import ApiError
@@ -26,7 +27,8 @@ from .printers import json_printer
 
 logger = logging.getLogger(__name__)
 
-_SEVERAL_MS = 7 * gaps.DAY_MS
+_SEVERAL_MS = 7 * DAY_MS
+_HOLES_LISTED = 50  # gaps of one day
 
 
 class RestHandler(Handler):
@@ -203,17 +205,14 @@ class Coverage(RestHandler):
         """Answer with the stored minutes and gaps of each day."""
         values = self.read_query()
         market = self.market_parameter(values)
-        day_ms = gaps.DAY_MS
-        period = Period(values, self.source.clock, operations.DEFAULT_DAYS * day_ms, operations.MOST_DAYS * day_ms)
+        period = Period(values, self.source.clock, operations.DEFAULT_DAYS * DAY_MS, operations.MOST_DAYS * DAY_MS)
         complete_ms = await self.source.stored.complete_from(market)
         since_ms = await self.source.stored.served_from(market)
         days: list[operations.CoveredDay] = []
         if since_ms is not None:
-            start_ms = max(period.start_ms, since_ms)
-            found = []
-            async for some in gaps.read_gaps(self.source.stored, market, start_ms, period.end_ms):
-                found += some
-            days = list(gaps.by_day(gaps.joined(found), start_ms, period.end_ms))
+            span = Range(max(period.start_ms, since_ms), period.end_ms)
+            found = await self.source.stored.find_gaps(market, span)
+            days = [_covered_day(day, some) for day, some in split_by_day(found, span)]
         self.set_cache_headers(False)
         complete_from = None if complete_ms is None else iso_ms(complete_ms)
         self.write_json(operations.Coverage(market.exchange, str(market.symbol), complete_from, days))
@@ -226,32 +225,27 @@ class Gaps(RestHandler):
         """Answer with the gaps of one or several markets."""
         values = self.read_query()
         if values["symbol"] is not None:
-            markets, most_ms = [self.market_parameter(values)], operations.MOST_DAYS * gaps.DAY_MS
+            markets, most_ms = [self.market_parameter(values)], operations.MOST_DAYS * DAY_MS
         else:
             wanted = None if values["exchange"] is None else self.source.directory.find_exchange(values["exchange"])
             markets = [key for key in self.source.directory.markets if wanted in (None, key.exchange)]
             most_ms = _SEVERAL_MS
         period = Period(values, self.source.clock, _SEVERAL_MS, most_ms)
         limit = values["limit"]
-        found: list[tuple[gaps.Gap, MarketKey]] = []
+        found: list[tuple[Gap, MarketKey]] = []
         for market in markets:
             found += [(gap, market) for gap in await self._newest_gaps(market, period, limit + 1)]
         found.sort(key=lambda one: one[0].start_ms, reverse=True)
         self.set_cache_headers(False)
         self.write_json(operations.Gaps([_gap(*one) for one in found[:limit]], len(found) > limit))
 
-    async def _newest_gaps(self, market: MarketKey, period: Period, limit: int) -> list[gaps.Gap]:
+    async def _newest_gaps(self, market: MarketKey, period: Period, limit: int) -> Sequence[Gap]:
         """Return a market's newest gaps: at least `limit`, or all of them if there are fewer."""
         since_ms = await self.source.stored.served_from(market)
-        found: list[gaps.Gap] = []
         if since_ms is None:
-            return found
-        start_ms = max(period.start_ms, since_ms)
-        async for some in gaps.read_gaps(self.source.stored, market, start_ms, period.end_ms):
-            found = gaps.joined([*some, *found])
-            if len(found) > limit:  # one more, because the first may continue in the week before
-                break
-        return found
+            return []
+        span = Range(max(period.start_ms, since_ms), period.end_ms)
+        return await self.source.stored.find_gaps(market, span, limit=limit)
 
 
 class Description(Handler):
@@ -307,6 +301,17 @@ def _position(page: PrintedPage) -> str:
     return f',"epoch":{json.dumps(page.position.epoch)},"seq":{page.position.seq}'
 
 
-def _gap(gap: gaps.Gap, market: MarketKey) -> operations.Gap:
+def _covered_day(day: Range, found: Sequence[Gap]) -> operations.CoveredDay:
+    expected = (day.end_ms - day.start_ms) // MINUTE_MS
+    holes = [operations.Hole(*_gap_values(gap)) for gap in found[:_HOLES_LISTED]]
+    stored = expected - sum(gap.minute_count for gap in found)
+    return operations.CoveredDay(iso_ms(day.start_ms)[:10], stored, expected, len(found), holes)
+
+
+def _gap(gap: Gap, market: MarketKey) -> operations.Gap:
     next_try = None if gap.retry_ms is None else iso_ms(gap.retry_ms)
-    return operations.Gap(*gap.values, market.exchange, str(market.symbol), gap.attempts, next_try)
+    return operations.Gap(*_gap_values(gap), market.exchange, str(market.symbol), gap.attempts, next_try)
+
+
+def _gap_values(gap: Gap) -> tuple[str, str, int, str]:
+    return iso_ms(gap.start_ms), iso_ms(gap.end_ms), gap.minute_count, gap.reason

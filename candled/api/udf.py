@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from candled.model import MINUTE_MS, REASONS, Interval, MarketKey, iso_ms
+from candled.model import DAY_MS, MINUTE_MS, REASONS, Gap, Interval, MarketKey, Range, iso_ms
 
-from . import gaps
 from .bar_answers import BarHandler
 from .catalog import MarketCatalog, joined
 from .context import ApiContext
@@ -23,7 +22,7 @@ from .printers import udf_printer
 MOST_BARS = 5000
 _MOST_FOUND = 100
 _MOST_MARKS = 200
-_MARKED_MS = 92 * gaps.DAY_MS
+_MARKED_MS = 92 * DAY_MS
 _DAY = "1D"
 _PRICE_DECIMALS = 2  # for a market without candles
 _VOLUME_DECIMALS = 8
@@ -150,7 +149,7 @@ class Symbols(UdfHandler):
             "listed_exchange": exchange,
             "minmov": 1,
             "pricescale": 10**price_decimals,
-            "has_intraday": any(one.ms < gaps.DAY_MS for one in directory.intervals.values()),
+            "has_intraday": any(one.ms < DAY_MS for one in directory.intervals.values()),
             "has_daily": _DAY in directory.intervals,
             "has_weekly_and_monthly": "1W" in directory.intervals,
             "intraday_multipliers": _intraday(directory),
@@ -187,7 +186,7 @@ class SymbolInfo(UdfHandler):
                 "type": "crypto",
                 "timezone": "Etc/UTC",
                 "session-regular": "24x7",
-                "has-intraday": any(one.ms < gaps.DAY_MS for one in directory.intervals.values()),
+                "has-intraday": any(one.ms < DAY_MS for one in directory.intervals.values()),
                 "has-daily": _DAY in directory.intervals,
                 "has-weekly-and-monthly": "1W" in directory.intervals,
                 "intraday-multipliers": [_intraday(directory)] * len(markets),
@@ -375,11 +374,7 @@ class Marks(UdfHandler):
         since_ms = await self.source.stored.served_from(market)
         end_ms = min(values["to"], self.source.clock.now_ms() - MINUTE_MS) // MINUTE_MS * MINUTE_MS
         start_ms = max(values["from"] // MINUTE_MS * MINUTE_MS, end_ms - _MARKED_MS, since_ms or EVER_MS)
-        found: list[gaps.Gap] = []
-        async for some in gaps.read_gaps(self.source.stored, market, start_ms, end_ms):
-            found = gaps.joined([*(gap for gap in some if gap.reason in _MARKED), *found])
-            if len(found) > _MOST_MARKS:
-                break
+        found = await self.source.stored.find_gaps(market, Range(start_ms, end_ms), limit=_MOST_MARKS, reasons=_MARKED)
         return [_mark(gap, interval) for gap in found[-_MOST_MARKS:]]
 
 
@@ -409,7 +404,7 @@ _MARKED = {
 }
 
 
-def _mark(gap: gaps.Gap, interval: Interval) -> dict[str, Any]:
+def _mark(gap: Gap, interval: Interval) -> dict[str, Any]:
     color, label = _MARKED[gap.reason]
     why = REASONS[gap.reason]
     return {

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from operator import attrgetter
 
-from candled.model import MINUTE, MINUTE_MS, Interval, Range, RangeSet
-from candled.store.interface import ALL_TIME, KnownGap
-from candled.store.known_gaps import clip_gap, cut_gap, join_gaps
+from candled.model import MINUTE, MINUTE_MS, Gap, Interval, Range, RangeSet
+from candled.model.gaps import clip_gap, cut_gap, join_gaps
+from candled.store.interface import ALL_TIME
 
 from .evidence import Evidence
 from .gap_retry import Absence, make_gap, postpone
@@ -58,7 +58,7 @@ class Coverage:
         self,
         *,
         present: Iterable[Range],
-        known_gaps: Sequence[KnownGap],
+        known_gaps: Sequence[Gap],
         since_ms: int | None,
         from_ms: int,
         absence: Absence,
@@ -86,18 +86,18 @@ class Coverage:
         self.unconfirmed = UnconfirmedMinutes(absence)
         self._changed: Range | None = None
         self.version = 0  # incremented with every change
-        self._beginning: KnownGap | None = None  # the value at version `_beginning_of`
+        self._beginning: Gap | None = None  # the value at version `_beginning_of`
         self._beginning_of = -1
         self._lower_since()
 
     # ------------------------------------------------------------ queries
 
     @property
-    def known_gaps(self) -> list[KnownGap]:
+    def known_gaps(self) -> list[Gap]:
         """The minutes that the exchange does not have, oldest first."""
         return list(self._known_gaps)
 
-    def known_gaps_within(self, start_ms: int, end_ms: int) -> list[KnownGap]:
+    def known_gaps_within(self, start_ms: int, end_ms: int) -> list[Gap]:
         """Return the parts of known gaps that lie in `[start_ms, end_ms)`, oldest first."""
         first, last = self._gap_indexes(start_ms, end_ms)
         return [piece for known_gap in self._known_gaps[first:last] for piece in clip_gap(known_gap, start_ms, end_ms)]
@@ -137,7 +137,7 @@ class Coverage:
         return next((start_ms for start_ms, _ in self._have), None)
 
     @property
-    def beginning(self) -> KnownGap | None:
+    def beginning(self) -> Gap | None:
         """The gap before the oldest minute, within the wanted history; None if there is none.
 
         Its reason is `unconfirmed` or `beyond_history`.
@@ -146,7 +146,7 @@ class Coverage:
             self._beginning_of, self._beginning = self.version, self._find_beginning()
         return self._beginning
 
-    def _find_beginning(self) -> KnownGap | None:
+    def _find_beginning(self) -> Gap | None:
         first_ms, named = self.first_ms, []
         for known_gap in self._known_gaps:
             if first_ms is not None and known_gap.start_ms >= first_ms:
@@ -384,7 +384,7 @@ class Coverage:
 
     # ------------------------------------------------------------ known gaps
 
-    def _asked_again(self, known_gap: KnownGap, unreadable: RangeSet, now_ms: int) -> Iterator[KnownGap]:
+    def _asked_again(self, known_gap: Gap, unreadable: RangeSet, now_ms: int) -> Iterator[Gap]:
         is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
         for start_ms, end_ms, reason in self._reasons(Range(known_gap.start_ms, known_gap.end_ms), unreadable):
             if reason == "unconfirmed" != known_gap.reason:
@@ -414,13 +414,13 @@ class Coverage:
         first = bisect_right(self._known_gaps, start_ms, hi=last, key=attrgetter("end_ms"))
         return first, last
 
-    def _put_gaps(self, first: int, last: int, known_gaps: Iterable[KnownGap]) -> None:
+    def _put_gaps(self, first: int, last: int, known_gaps: Iterable[Gap]) -> None:
         """Replace a slice of the known gaps, joining the new ones with their neighbours."""
         before = max(0, first - 1)
         neighbours = [*self._known_gaps[before:first], *self._known_gaps[last : last + 1]]
         self._known_gaps[before : last + 1] = join_gaps([*neighbours, *known_gaps])
 
-    def _examined(self, known_gap: KnownGap, is_believed: bool, now_ms: int) -> KnownGap:
+    def _examined(self, known_gap: Gap, is_believed: bool, now_ms: int) -> Gap:
         """Return a gap as it is after a request for its newest part.
 
         A gap before the beginning of history then counts as requested completely.
@@ -457,7 +457,7 @@ class Coverage:
             # Otherwise drop it: an older minute was found, so the exchange may have these minutes after all.
         return self._rename(join_gaps(known_gaps))
 
-    def _before_history(self, known_gap: KnownGap, now_ms: int) -> Iterator[KnownGap]:
+    def _before_history(self, known_gap: Gap, now_ms: int) -> Iterator[Gap]:
         begins_ms = known_gap.start_ms if self._begins_ms is None else self._begins_ms
         is_confirmed = known_gap.reason == "beyond_history" or (
             known_gap.reason == "unconfirmed" and known_gap.attempts >= _LOOKS
@@ -471,7 +471,7 @@ class Coverage:
             is_new = piece.reason != "unconfirmed"
             yield make_gap(piece.start_ms, piece.end_ms, "unconfirmed", 1, now_ms) if is_new else piece
 
-    def _rename(self, known_gaps: list[KnownGap]) -> bool:
+    def _rename(self, known_gaps: list[Gap]) -> bool:
         """Replace all known gaps by others that cover the same minutes or fewer."""
         changed = RangeSet()
         for known_gap in set(self._known_gaps) ^ set(known_gaps):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from candled.exchange import Exchange
-from candled.store.interface import KnownGap
+from candled.model import Gap
 
 Absence = Literal["exchange_outage", "no_trades"]
 
@@ -34,10 +34,10 @@ def absence_of(exchange: Exchange) -> Absence:
     return "exchange_outage" if exchange.publishes_empty_candles else "no_trades"
 
 
-def make_gap(start_ms: int, end_ms: int, reason: str, attempts: int, now_ms: int) -> KnownGap:
+def make_gap(start_ms: int, end_ms: int, reason: str, attempts: int, now_ms: int) -> Gap:
     """Return a gap after `attempts` answers without its minutes."""
     retry_ms = retry_time(reason, attempts, now_ms)
-    return KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
+    return Gap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
 
 
 def retry_time(reason: str, attempts: int, now_ms: int) -> int:
@@ -46,7 +46,7 @@ def retry_time(reason: str, attempts: int, now_ms: int) -> int:
     return _shared_time(now_ms, waits_ms[attempts - 1] if attempts <= len(waits_ms) else _ENDLESS_MS[reason])
 
 
-def postpone(known_gap: KnownGap, now_ms: int) -> KnownGap:
+def postpone(known_gap: Gap, now_ms: int) -> Gap:
     """Reschedule a gap after an answer that is no evidence, with the same wait as before."""
     if known_gap.retry_ms is None or known_gap.retry_ms > now_ms:
         return known_gap

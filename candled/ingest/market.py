@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from candled.bus import FeedMetadata
 from candled.exchange import Candles, InvalidRow
-from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Interval, MarketKey, Range, RangeSet
-from candled.store.interface import KnownGap
+from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Gap, Interval, MarketKey, Range, RangeSet
 
 from .coverage import RECENT_MS, Coverage, Urgency, Window
 from .evidence import Evidence
@@ -345,7 +344,7 @@ class MarketIngest:
         return self._minutes.newest_ms
 
     @property
-    def known_gaps(self) -> list[KnownGap]:
+    def known_gaps(self) -> list[Gap]:
         """The gaps on the exchange's side, except the time before its history begins."""
         found = [known_gap for coverage in reversed(self.coverages) for known_gap in coverage.known_gaps]
         return [known_gap for known_gap in found if known_gap.reason != "beyond_history"]

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from candled.model import MINUTE_MS, iso_ms
-from candled.store.interface import KnownGap
+from candled.model import MINUTE_MS, Gap, iso_ms
 
 from .market import MarketIngest
 
@@ -38,7 +37,7 @@ def describe_market(market: MarketIngest, now_ms: int, since_ms: int, *, is_sile
     }
 
 
-def _describe_gap(gap: KnownGap) -> dict[str, Any]:
+def _describe_gap(gap: Gap) -> dict[str, Any]:
     return {
         "from": iso_ms(gap.start_ms),
         "to": iso_ms(gap.end_ms),

@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from candled.errors import StoreUnavailable
 from candled.exchange import Clock, Exchange
-from candled.model import MINUTE, MINUTE_MS, Interval, MarketKey, Range, Symbol
+from candled.model import MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, Symbol
+from candled.model.gaps import clip_gap
 from candled.parallel import in_parallel
-from candled.store.interface import ALL_TIME, KnownGap
-from candled.store.known_gaps import clip_gap
+from candled.store.interface import ALL_TIME
 from candled.tasks import Backoff, retry
 
 from .coverage import RECHECK_MS, Coverage
@@ -105,7 +105,7 @@ class MarketLoader:
         )
         return MarketIngest(key, coverage, self._rules, sorted([*recent, *await self._store.read_forming(key)]))
 
-    async def _known_gaps(self, key: MarketKey, from_ms: int, now_ms: int) -> list[KnownGap]:
+    async def _known_gaps(self, key: MarketKey, from_ms: int, now_ms: int) -> list[Gap]:
         """Return the stored gaps of a market and delete those in the future, which come from a wrong clock."""
         known_gaps = await self._store.known_gaps(key, Range(from_ms, ALL_TIME.end_ms))
         if any(gap.end_ms > now_ms for gap in known_gaps):
@@ -123,6 +123,6 @@ class MarketLoader:
         return result
 
 
-def _examined(gap: KnownGap) -> KnownGap:
+def _examined(gap: Gap) -> Gap:
     """Return a stored gap with a retry time if it has none, so that even a permanent one is examined again."""
     return replace(gap, retry_ms=0) if gap.retry_ms is None else gap

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from candled.bus import Position
-from candled.model import Candle, MarketKey, Range, Symbol
-from candled.store.interface import KnownGap
+from candled.model import Candle, Gap, MarketKey, Range, Symbol
 
 
 class OutputStore(Protocol):
@@ -24,7 +23,7 @@ class OutputStore(Protocol):
         """See `Store.log_changes`."""
 
     async def save_coverage(
-        self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[KnownGap], within: Range | None
+        self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[Gap], within: Range | None
     ) -> None:
         """See `IngestStore.save_coverage`."""
 
@@ -56,5 +55,5 @@ class MarketStore(OutputStore, Protocol):
     async def has_before(self, market: MarketKey, at_ms: int) -> bool:
         """Return whether a final minute before `at_ms` is stored."""
 
-    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]:
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[Gap]:
         """See `Store.known_gaps`."""

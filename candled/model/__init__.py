@@ -1,14 +1,15 @@
 """Value types: candles, symbols, intervals, markets and ranges. This package imports only `candled.errors`."""
 
 from .candle import MINUTE_MS, Candle, decimal_text, fold
-from .gaps import REASONS
-from .interval import DEFAULT_INTERVALS, MINUTE, Interval, sources
+from .gaps import REASONS, Gap
+from .interval import DAY_MS, DEFAULT_INTERVALS, MINUTE, Interval, sources
 from .market import Decimals, Market, MarketKey, Symbol
 from .ranges import Range, RangeSet
 from .states import STATE_REASONS, STATES, FeedState, State, StateReason
 from .times import iso_ms, parse_iso_ms
 
 __all__ = [
+    "DAY_MS",
     "DEFAULT_INTERVALS",
     "MINUTE",
     "MINUTE_MS",
@@ -18,6 +19,7 @@ __all__ = [
     "Candle",
     "Decimals",
     "FeedState",
+    "Gap",
     "Interval",
     "Market",
     "MarketKey",

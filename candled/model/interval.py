@@ -6,9 +6,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "D": 86_400_000, "W": 604_800_000}
-_DAY_MS = _UNIT_MS["D"]
+DAY_MS = _UNIT_MS["D"]
 _WEEK_MS = _UNIT_MS["W"]
-_FIRST_MONDAY_MS = 4 * _DAY_MS  # the epoch was a Thursday
+_FIRST_MONDAY_MS = 4 * DAY_MS  # the epoch was a Thursday
 _PATTERN = re.compile(r"([1-9][0-9]{0,5})([a-zA-Z])")
 
 
@@ -68,11 +68,11 @@ def _parse(text: str) -> Interval:
         raise ValueError(f"unknown unit {unit!r} in {text!r}: expected m, h, D or W{hint}")
     ms = count * _UNIT_MS[unit]
     shortest = _spelling(ms)
-    if ms not in (_DAY_MS, _WEEK_MS) and ms >= _DAY_MS:
+    if ms not in (DAY_MS, _WEEK_MS) and ms >= DAY_MS:
         raise ValueError(
             f"{text} cannot be aligned: above a day only 1W (from Monday 00:00 UTC) has a first bar all charts agree on"
         )
-    if ms < _DAY_MS and _DAY_MS % ms:
+    if ms < DAY_MS and DAY_MS % ms:
         raise ValueError(
             f"{text} cannot be aligned: it does not divide a day, so bars would start at other times each day"
         )

@@ -1,15 +1,18 @@
 """Reads of stored candles for many clients. Identical concurrent reads share one query."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar, TypeVarTuple, cast
 
-from candled.model import Candle, Interval, MarketKey, Range, Symbol
+from candled.model import DAY_MS, REASONS, Candle, Gap, Interval, MarketKey, Range, Symbol
+from candled.model.gaps import find_gaps, join_gaps
 
-from .interface import ALL_TIME, KnownGap, Store
+from .interface import ALL_TIME, Store
 from .threads import StoreThreads
+
+_GAPS_MS = 7 * DAY_MS  # whose gaps are read at a time
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -66,7 +69,21 @@ class HistoryReader:
         """Return the stored minutes of `[start_ms, end_ms)` as disjoint sorted ranges."""
         return tuple(await self._read_shared(self._store.stored_ranges, market, start_ms, end_ms))
 
-    async def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> tuple[KnownGap, ...]:
+    async def find_gaps(
+        self, market: MarketKey, span: Range, *, limit: int | None = None, reasons: Container[str] = REASONS
+    ) -> list[Gap]:
+        """Return the gaps of a range, oldest first. With a `limit`, at least that many of the newest ones."""
+        weeks: list[list[Gap]] = []
+        found, end_ms = 0, span.end_ms
+        # one more for each week, because its first gap may continue in the week before
+        while span.start_ms < end_ms and (limit is None or found <= limit + len(weeks)):
+            week = Range(max(span.start_ms, end_ms - _GAPS_MS), end_ms)
+            gaps = await self._read_shared(self._read_gaps, market, week)
+            weeks.append([gap for gap in gaps if gap.reason in reasons])
+            found, end_ms = found + len(weeks[-1]), week.start_ms
+        return join_gaps(gap for week_gaps in reversed(weeks) for gap in week_gaps)
+
+    async def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> tuple[Gap, ...]:
         """Return the known gaps of a market that overlap a range, oldest first and not cut at its edges."""
         return tuple(await self._read_shared(self._store.known_gaps, market, within))
 
@@ -109,3 +126,6 @@ class HistoryReader:
 
     def _read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> list[Candle]:
         return self._store.read_bars(market, interval, before_ms=before_ms, limit=limit)
+
+    def _read_gaps(self, market: MarketKey, span: Range) -> list[Gap]:
+        return find_gaps(self._store.stored_ranges(market, *span), self._store.known_gaps(market, span), span)

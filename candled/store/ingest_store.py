@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import MINUTE, Candle, MarketKey, Range, Symbol
+from candled.model import MINUTE, Candle, Gap, MarketKey, Range, Symbol
 
 from .history import HistoryReader
-from .interface import KnownGap, Store
+from .interface import Store
 from .threads import StoreThreads
 from .writer import Writer
 
@@ -19,9 +19,9 @@ class _Coverage:
 
     since_ms: int | None = None
     #: The gaps within ranges, oldest change first.
-    gaps: list[tuple[Range, Sequence[KnownGap]]] = field(default_factory=list)
+    gaps: list[tuple[Range, Sequence[Gap]]] = field(default_factory=list)
 
-    def add_gaps(self, known_gaps: Sequence[KnownGap], within: Range) -> None:
+    def add_gaps(self, known_gaps: Sequence[Gap], within: Range) -> None:
         """Add the gaps of a range, which replace those of the ranges inside it."""
         start_ms, end_ms = within
         self.gaps = [one for one in self.gaps if one[0].start_ms < start_ms or one[0].end_ms > end_ms]
@@ -62,7 +62,7 @@ class IngestStore:
         return bool(await self._history.read_bars(market, MINUTE, at_ms, 1))
 
     async def save_coverage(
-        self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[KnownGap], within: Range | None
+        self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[Gap], within: Range | None
     ) -> None:
         """Store the coverage of a market: since when history is complete, and its known gaps `within` a range.
 

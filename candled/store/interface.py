@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from candled.model import Candle, Interval, MarketKey, Range, Symbol
+from candled.model import Candle, Gap, Interval, MarketKey, Range, Symbol
 
 SEQ_UNPUBLISHED = 2**53  # the seq of a past change that is not published yet; `changes_since` always returns it
 FEEDS_KEPT = 100
@@ -15,20 +15,6 @@ FEED_DAYS = 30
 CHECK_IN_S = 20.0
 FORMING_KEPT_MS = 86_400_000  # a forming minute this much older than the market's newest will not become final any more
 ALL_TIME = Range(0, 10**14)  # later than any candle, and within the range of all stores
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownGap:
-    """Minutes `[start_ms, end_ms)` that the exchange did not have when it was asked."""
-
-    start_ms: int
-    end_ms: int
-    #: One of `candled.model.REASONS` except `missing`.
-    reason: str
-    #: The number of answers without these minutes.
-    attempts: int
-    #: When to ask again, UTC epoch milliseconds; None for never.
-    retry_ms: int | None
 
 
 Table = Literal["candles", "rollups", "forming"]
@@ -144,10 +130,10 @@ class Store(Protocol):
         The time only moves back, so several processes may each save theirs.
         """
 
-    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
+    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[Gap]:
         """Return the known gaps of a market that overlap a range, oldest first and not cut at its edges."""
 
-    def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
+    def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[Gap], within: Range = ALL_TIME) -> None:
         """Replace the known gaps of a market within a range, in one transaction.
 
         A stored gap across an edge of the range is cut there, and its outer part is kept. Nothing of `known_gaps`

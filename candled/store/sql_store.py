@@ -7,10 +7,10 @@ from types import ModuleType
 from typing import Any
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, Symbol
+from candled.model import MINUTE, Candle, Gap, Interval, MarketKey, Range, RangeSet, Symbol
 
 from .batch import group_by_symbol
-from .interface import ALL_TIME, SEQ_UNPUBLISHED, KnownGap
+from .interface import ALL_TIME, SEQ_UNPUBLISHED
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class SqlStore(ABC):
         rows = self._fetch_of_market(self._sql.SERVED_FROM, market)
         return rows[0][0] if rows else None
 
-    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
+    def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[Gap]:
         """See `Store.known_gaps`."""
         found = as_known_gaps(self._fetch_of_market(self._sql.KNOWN_GAPS, market, *within))
         return [gap for gap in found if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
@@ -93,10 +93,10 @@ class SqlStore(ABC):
         return interval
 
 
-def as_known_gaps(rows: Iterable[Any]) -> list[KnownGap]:
+def as_known_gaps(rows: Iterable[Any]) -> list[Gap]:
     """Return the known gaps of rows."""
     return [
-        KnownGap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
+        Gap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
         for start_ms, end_ms, reason, attempts, retry_ms in rows
     ]
 

@@ -9,8 +9,7 @@ from typing import Any
 from candled.config import Config
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, MarketKey, Range, iso_ms
-from candled.store.interface import KnownGap
+from candled.model import MINUTE, MINUTE_MS, Gap, MarketKey, Range, iso_ms
 
 from .backfiller import Backfiller, BackfillEstimate
 from .history_start import EARLIEST_MS, find_any, find_beginning
@@ -165,7 +164,7 @@ class _Backfill:
         """Store the reason why there are no older minutes; the daemon examines it again."""
         before, retry_ms = Range(start_ms, begins_ms), self.source.now_ms() + _EXAMINED_MS
         reason = "unconfirmed" if is_contradicted else "beyond_history"
-        gap = KnownGap(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
+        gap = Gap(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
         await self.session.run_write(self.session.store.save_known_gaps, self.market, [gap], before)
 
     async def _oldest_stored(self, span: Range) -> int | None:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from candled.errors import CandledError, ExchangeError, StoreRejected
 from candled.ingest.coverage import Coverage, Window
-from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Range, RangeSet, iso_ms
-from candled.store.interface import KnownGap
-from candled.store.known_gaps import clip_gap
+from candled.model import MINUTE, MINUTE_MS, Candle, Gap, MarketKey, Range, RangeSet, iso_ms
+from candled.model.gaps import clip_gap
 
 from .session import ExchangeSource, Session
 from .store_access import before_beginning, put_past
@@ -61,7 +60,7 @@ class Backfiller:
         source: ExchangeSource,
         market: MarketKey,
         *,
-        is_reopened: Callable[[KnownGap], bool] = lambda known_gap: False,
+        is_reopened: Callable[[Gap], bool] = lambda known_gap: False,
         rereads: bool = False,
     ) -> None:
         self.result = Result()
@@ -119,7 +118,7 @@ class Backfiller:
             older=True,  # the time before the exchange's history was found out beforehand
         )
 
-    def _reopen_gap(self, known_gap: KnownGap) -> KnownGap:
+    def _reopen_gap(self, known_gap: Gap) -> Gap:
         return replace(known_gap, retry_ms=0) if self._is_reopened(known_gap) else known_gap
 
     def _next_windows(self, coverage: Coverage, until_ms: int) -> Iterator[Window]:

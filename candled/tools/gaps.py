@@ -4,14 +4,13 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from candled.config import Config
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Interval, MarketKey, Range, RangeSet, iso_ms
-from candled.store.interface import KnownGap, Store
-from candled.store.known_gaps import clip_gap
+from candled.model import MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, iso_ms
+from candled.model.gaps import find_gaps, join_neighbours
+from candled.store.interface import Store
 
 from .backfill import revised_text
 from .backfiller import Backfiller
@@ -24,33 +23,6 @@ _WEEK = Interval.parse("1W")
 _PAGE_MS = 4 * _WEEK.ms
 # Minutes younger than this may be on their way into the store of a running daemon.
 _MARGIN_MS = 120_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gap:
-    """Missing minutes `[start_ms, end_ms)`; `reason` is one of `REASONS`, `retry_ms` is None for never."""
-
-    start_ms: int
-    end_ms: int
-    reason: str
-    attempts: int = 0
-    retry_ms: int | None = None
-
-    @property
-    def minute_count(self) -> int:
-        """The number of missing minutes."""
-        return (self.end_ms - self.start_ms) // MINUTE_MS
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the gap as JSON values."""
-        return {
-            "from": iso_ms(self.start_ms),
-            "to": iso_ms(self.end_ms),
-            "minutes": self.minute_count,
-            "reason": self.reason,
-            "attempts": self.attempts,
-            "nextTry": None if self.retry_ms is None else iso_ms(self.retry_ms),
-        }
 
 
 # ---------------------------------------------------------------- missing minutes
@@ -66,49 +38,15 @@ def expected(store: Store, market: MarketKey, now_ms: int, backfill_ms: int) -> 
     return Range(min(begins), MINUTE.floor(now_ms - _MARGIN_MS))
 
 
-def find_gaps(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
-    """Yield the gaps of `span`, oldest first, read page by page; neighbours with the same facts are one gap."""
-    last: Gap | None = None
-    for gap in _pieces(store, market, span):
-        if last is not None and last.end_ms == gap.start_ms and _facts(last) == _facts(gap):
-            last = Gap(**{**_fields(last), "end_ms": gap.end_ms})
-            continue
-        if last is not None:
-            yield last
-        last = gap
-    if last is not None:
-        yield last
-
-
-def _pieces(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
-    for page_ms in range(span.start_ms, span.end_ms, _PAGE_MS):
-        page = Range(page_ms, min(span.end_ms, page_ms + _PAGE_MS))
-        absent = RangeSet(store.stored_ranges(market, *page)).missing(*page)
-        gaps = []
-        for known_gap in store.known_gaps(market, page):
-            for piece in clip_gap(known_gap, *page):
-                gaps += [_known(known_gap, part) for part in _overlap(absent, piece)]
-        for gap in gaps:
-            absent.remove(gap.start_ms, gap.end_ms)
-        gaps += [Gap(start_ms=start_ms, end_ms=end_ms, reason="missing") for start_ms, end_ms in absent]
-        yield from sorted(gaps, key=lambda gap: gap.start_ms)
-
-
-def _overlap(absent: RangeSet, known_gap: KnownGap) -> RangeSet:
-    there = absent.missing(known_gap.start_ms, known_gap.end_ms)
-    return there.missing(known_gap.start_ms, known_gap.end_ms)
-
-
-def _known(known_gap: KnownGap, part: Range) -> Gap:
-    return Gap(**part._asdict(), reason=known_gap.reason, attempts=known_gap.attempts, retry_ms=known_gap.retry_ms)
-
-
-def _fields(gap: Gap) -> dict[str, Any]:
-    return {name: getattr(gap, name) for name in ("start_ms", "end_ms", "reason", "attempts", "retry_ms")}
-
-
-def _facts(gap: Gap) -> tuple[str, int, int | None]:
-    return gap.reason, gap.attempts, gap.retry_ms
+def read_gaps(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
+    """Yield the gaps of `span`, oldest first, read page by page."""
+    starts = range(span.start_ms, span.end_ms, _PAGE_MS)
+    pages = (Range(start_ms, min(span.end_ms, start_ms + _PAGE_MS)) for start_ms in starts)
+    return join_neighbours(
+        gap
+        for page in pages
+        for gap in find_gaps(store.stored_ranges(market, *page), store.known_gaps(market, page), page)
+    )
 
 
 # ---------------------------------------------------------------- candled gaps
@@ -123,7 +61,7 @@ def list_gaps(config: Config, markets: Sequence[MarketKey], clock: Clock, *, eve
         for market in markets:
             span = expected(store, market, now_ms, _backfill_ms(config))
             minutes: Counter[str] = Counter()
-            found = _counted(find_gaps(store, market, span), minutes)
+            found = _counted(read_gaps(store, market, span), minutes)
             report = _report(market, span, minutes, [gap for gap in found if as_json or every or _is_listed(gap)])
             is_incomplete = is_incomplete or minutes["missing"] > 0
             reports.append(report)
@@ -155,7 +93,18 @@ def _report(market: MarketKey, span: Range, minutes: Counter[str], gaps: list[Ga
         "from": iso_ms(span.start_ms),
         "to": iso_ms(span.end_ms),
         "missing": dict(sorted(minutes.items())),
-        "gaps": [gap.as_json() for gap in gaps],
+        "gaps": [_gap_json(gap) for gap in gaps],
+    }
+
+
+def _gap_json(gap: Gap) -> dict[str, Any]:
+    return {
+        "from": iso_ms(gap.start_ms),
+        "to": iso_ms(gap.end_ms),
+        "minutes": gap.minute_count,
+        "reason": gap.reason,
+        "attempts": gap.attempts,
+        "nextTry": None if gap.retry_ms is None else iso_ms(gap.retry_ms),
     }
 
 
@@ -234,14 +183,14 @@ async def _repair_market(
         "stored": filler.result.stored,
         "revised": filler.result.revised,
         "absent": filler.result.absent,
-        "gaps": [{**gap.as_json(), **_outcome(gap, after)} for gap in before if every or _may_heal(gap)],
+        "gaps": [{**_gap_json(gap), **_outcome(gap, after)} for gap in before if every or _may_heal(gap)],
         "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in filler.result.failed],
         "trouble": filler.result.trouble,
     }
 
 
 def _listed_gaps(store: Store, market: MarketKey, span: Range) -> list[Gap]:
-    return [gap for gap in find_gaps(store, market, span) if _is_listed(gap)]
+    return [gap for gap in read_gaps(store, market, span) if _is_listed(gap)]
 
 
 def _may_heal(gap: Gap) -> bool:

@@ -11,9 +11,9 @@ from pathlib import Path
 from candled.clock import SystemClock
 from candled.config import Config
 from candled.errors import ConfigError
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.model import MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.batch import merge_changes
-from candled.store.interface import KnownGap, Store
+from candled.store.interface import Store
 
 from .files import BadRow, kind_of, open_writer, read_candles, says_as_of
 from .progress import show_progress
@@ -244,7 +244,7 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
         store.set_complete_from(market, joined_ms)
 
 
-def _unfilled(store: Store, market: MarketKey, gap: KnownGap) -> list[KnownGap]:
+def _unfilled(store: Store, market: MarketKey, gap: Gap) -> list[Gap]:
     """Return the parts of a known gap that are still missing."""
     rest = RangeSet([(gap.start_ms, gap.end_ms)])
     for there in store.stored_ranges(market, gap.start_ms, gap.end_ms):

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from candled.api import operations
-from candled.store.interface import KnownGap
+from candled.model import Gap
 from tests import deadlines
 from tests.api.stage import BTC, ETH, FUTURE
 from tests.rows import MONDAY_MS, minute
@@ -123,7 +123,7 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
 async def test_answers_fit_their_types_and_schemas(stage, fetch, path, form):
     """What the replay does not have: holes, a next try, a quote volume."""
     start_ms, end_ms = MONDAY_MS + 600_000, MONDAY_MS + 900_000
-    gap = KnownGap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
+    gap = Gap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=2, retry_ms=MONDAY_MS)
     stage.store.save_known_gaps(BTC, [gap])
     document = json.loads((await fetch(DESCRIPTION)).body)
     reply = await fetch(path)

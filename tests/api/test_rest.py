@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from candled.api.parameters import read_moment
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import MINUTE_MS, Candle, Market, iso_ms, parse_iso_ms
-from candled.store.interface import KnownGap
+from candled.model import MINUTE_MS, Candle, Gap, Market, iso_ms, parse_iso_ms
 from candled.store.sqlite import statements as sqlite_statements
 from candled.store.sqlite import store as sqlite
 from candled.tools.files import read_candles
@@ -455,9 +454,9 @@ def with_gaps(one) -> None:
     one.store.save_known_gaps(
         BTC,
         [
-            KnownGap(start_ms=MONDAY_MS + 10 * MINUTE_MS, end_ms=MONDAY_MS + 20 * MINUTE_MS, reason="exchange_outage",
+            Gap(start_ms=MONDAY_MS + 10 * MINUTE_MS, end_ms=MONDAY_MS + 20 * MINUTE_MS, reason="exchange_outage",
                  attempts=5, retry_ms=None),
-            KnownGap(start_ms=MONDAY_MS + 1438 * MINUTE_MS, end_ms=MONDAY_MS + 1445 * MINUTE_MS, reason="no_trades",
+            Gap(start_ms=MONDAY_MS + 1438 * MINUTE_MS, end_ms=MONDAY_MS + 1445 * MINUTE_MS, reason="no_trades",
                  attempts=1, retry_ms=MONDAY_MS + 3 * DAY_MS),
         ],
     )  # fmt: skip

@@ -8,8 +8,7 @@ import pytest
 
 from candled.config import LimitSettings, UdfSettings
 from candled.errors import StoreUnavailable
-from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Interval, Market, MarketKey, Symbol, fold
-from candled.store.interface import KnownGap
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Gap, Interval, Market, MarketKey, Symbol, fold
 from tests.api.stage import BTC, ETH, FUTURE
 from tests.api.udf_adapter import SECONDS, Adapter, Pane, UdfError
 from tests.rows import MONDAY_MS, minute
@@ -237,7 +236,7 @@ async def test_quotes_are_the_day_so_far_exactly(stage, adapter):
 )
 async def test_marks_show_outages_and_minutes_not_fetched_but_not_quiet_ones(stage, adapter):
     known_gaps = [
-        KnownGap(
+        Gap(
             start_ms=MONDAY_MS + first * MINUTE_MS,
             end_ms=MONDAY_MS + last * MINUTE_MS,
             reason=reason,

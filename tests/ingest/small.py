@@ -14,7 +14,7 @@ from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
 from candled.ingest.market_loader import IngestOptions
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Market, MarketKey, Range, RangeSet, Symbol, fold
-from candled.store.known_gaps import clip_gap, replace_gaps
+from candled.model.gaps import clip_gap, replace_gaps
 from tests.clocks import ManualClock
 
 BTC = Symbol.parse("BTC/USDT")

@@ -6,8 +6,7 @@ import pytest
 
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.evidence import NOTHING, Evidence, find_evidence
-from candled.model import MINUTE_MS, Market, Range
-from candled.store.interface import KnownGap
+from candled.model import MINUTE_MS, Gap, Market, Range
 from tests.clocks import ManualClock
 from tests.ingest.small import BTC, THURSDAY_MS, SmallExchange, running
 
@@ -73,9 +72,9 @@ def coverage(known_gaps=(), first=500) -> Coverage:
     )
 
 
-def beyond(start_ms: int, retry_ms: int) -> KnownGap:
+def beyond(start_ms: int, retry_ms: int) -> Gap:
     end_ms = MONDAY_MS + 500 * MINUTE_MS
-    return KnownGap(start_ms=start_ms, end_ms=end_ms, reason="beyond_history", attempts=1, retry_ms=retry_ms)
+    return Gap(start_ms=start_ms, end_ms=end_ms, reason="beyond_history", attempts=1, retry_ms=retry_ms)
 
 
 def asked(one: Coverage, now_ms: int) -> Window | None:

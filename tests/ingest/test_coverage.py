@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.evidence import Evidence
-from candled.model import MINUTE_MS, Range
-from candled.store.interface import KnownGap
+from candled.model import MINUTE_MS, Gap, Range
 from tests import deadlines
 from tests.rows import MONDAY_MS
 
@@ -216,7 +215,7 @@ def test_a_hole_at_the_beginning_is_no_beginning_where_older_candles_are_stored(
 
 
 def test_known_holes_that_have_been_filled_since_are_not_holes_any_more():
-    known_gap = KnownGap(start_ms=ms(50), end_ms=ms(80), reason="exchange_outage", attempts=2, retry_ms=None)
+    known_gap = Gap(start_ms=ms(50), end_ms=ms(80), reason="exchange_outage", attempts=2, retry_ms=None)
     held = coverage(present=[(0, 60), (70, UNTIL)], known_gaps=[known_gap], since=MONDAY_MS, start=MONDAY_MS)
     assert [(one.start_ms, one.end_ms, one.attempts) for one in held.known_gaps] == [(ms(60), ms(70), 2)]
 
@@ -341,7 +340,7 @@ def test_many_gaps_cost_time_in_proportion():
     gaps, began = 100_000, deadlines.now()
     reasons = ("no_trades", "unconfirmed")
     known_gaps = [
-        KnownGap(start_ms=ms(2 * n), end_ms=ms(2 * n + 1), reason=reasons[n % 2], attempts=1, retry_ms=None)
+        Gap(start_ms=ms(2 * n), end_ms=ms(2 * n + 1), reason=reasons[n % 2], attempts=1, retry_ms=None)
         for n in range(gaps)
     ]
     held = Coverage(

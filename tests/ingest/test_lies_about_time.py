@@ -125,16 +125,14 @@ async def test_setting_this_machines_clock_changes_nothing(by_ms):
 
 
 async def test_holes_of_minutes_to_come_are_forgotten_at_the_start():
-    from candled.store.interface import KnownGap
+    from candled.model import Gap
 
     site = Site()
     now_ms = MINUTE.floor(site.clock.true_ms)
-    future = KnownGap(
+    future = Gap(
         start_ms=now_ms - MINUTE_MS, end_ms=now_ms + 59 * MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None
     )
-    past = KnownGap(
-        start_ms=MONDAY_MS, end_ms=MONDAY_MS + MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None
-    )
+    past = Gap(start_ms=MONDAY_MS, end_ms=MONDAY_MS + MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None)
     site.store.saved_gaps = [past, future]
     await site.start()
     assert [gap.end_ms for gap in site.store.saved_gaps] == [past.end_ms, now_ms]

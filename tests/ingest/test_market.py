@@ -7,8 +7,7 @@ from candled.exchange import Candles, InvalidRow
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.market import MarketIngest
 from candled.ingest.market_status import Rules
-from candled.model import MINUTE_MS, MarketKey, Range, RangeSet, Symbol
-from candled.store.interface import KnownGap
+from candled.model import MINUTE_MS, Gap, MarketKey, Range, RangeSet, Symbol
 from tests.rows import MONDAY_MS, minute
 
 BTC = Symbol.parse("BTC/USDT")
@@ -425,9 +424,7 @@ def test_what_is_missing_is_asked_for_after_the_clock_was_ahead_and_is_right_aga
 def test_gaps_of_older_stored_history_are_among_those_of_the_market():
     one, newer, older = market(present=((0, 100), (110, 600))), (100, 110), (-1000, -990)
     gaps = [
-        KnownGap(
-            start_ms=minute(first).open_ms, end_ms=minute(last).open_ms, reason="no_trades", attempts=1, retry_ms=None
-        )
+        Gap(start_ms=minute(first).open_ms, end_ms=minute(last).open_ms, reason="no_trades", attempts=1, retry_ms=None)
         for first, last in (older, newer)
     ]
     one.coverage.on_answer(Window(Urgency.HISTORY, gaps[1].start_ms, gaps[1].end_ms), at(36_000), at(36_000))

@@ -9,9 +9,8 @@ from candled.aggregate.live_bars import LiveBars
 from candled.ingest.coverage import Coverage
 from candled.ingest.market import MarketIngest
 from candled.ingest.market_status import Rules
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Range, Symbol
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, Symbol
 from candled.store import make_store
-from candled.store.interface import KnownGap
 from tests.clocks import ManualClock, ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
@@ -36,8 +35,8 @@ def span(start: int, end: int) -> Range:
     return Range(MONDAY_MS + start * MINUTE_MS, MONDAY_MS + end * MINUTE_MS)
 
 
-def known_gap(start: int, end: int) -> KnownGap:
-    return KnownGap(**span(start, end)._asdict(), reason="exchange_outage", attempts=5, retry_ms=None)
+def known_gap(start: int, end: int) -> Gap:
+    return Gap(**span(start, end)._asdict(), reason="exchange_outage", attempts=5, retry_ms=None)
 
 
 def restored(final: range, forming: list[int], known_gaps=()) -> MarketIngest:

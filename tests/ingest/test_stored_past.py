@@ -13,9 +13,8 @@ import websockets
 from candled.ingest.coverage import Coverage
 from candled.ingest.market import MarketIngest
 from candled.ingest.market_status import Rules
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol, iso_ms
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, Symbol, iso_ms
 from candled.store import make_store
-from candled.store.interface import KnownGap
 from candled.tools.store_access import put_past
 from candled.tools.transfer import extend_coverage
 from tests import deadlines
@@ -168,9 +167,7 @@ async def test_the_bar_in_which_history_begins_is_served_where_nothing_exists_be
     store = make_store(rig.store_url, None)
     store.open()
     if known_gap is not None:
-        store.save_known_gaps(
-            KEY, [KnownGap(**known_gap._asdict(), reason="beyond_history", attempts=1, retry_ms=None)]
-        )
+        store.save_known_gaps(KEY, [Gap(**known_gap._asdict(), reason="beyond_history", attempts=1, retry_ms=None)])
     if complete is not None:
         store.set_complete_from(KEY, days(complete))
     store.close()
@@ -268,8 +265,8 @@ def cover(present, since_ms: int | None, from_ms: int, known_gaps=()) -> Coverag
     )
 
 
-def known_gap(start_ms: int, end_ms: int) -> KnownGap:
-    return KnownGap(start_ms=start_ms, end_ms=end_ms, reason="exchange_outage", attempts=5, retry_ms=None)
+def known_gap(start_ms: int, end_ms: int) -> Gap:
+    return Gap(start_ms=start_ms, end_ms=end_ms, reason="exchange_outage", attempts=5, retry_ms=None)
 
 
 @pytest.mark.parametrize(

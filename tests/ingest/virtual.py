@@ -10,10 +10,10 @@ from candled.errors import Unavailable
 from candled.exchange import Candles, Event, Exchange, Feed, InvalidRow, StreamFeed
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.market_loader import IngestOptions
-from candled.model import MINUTE, MINUTE_MS, Candle, Market, MarketKey, Range, RangeSet, Symbol
+from candled.model import MINUTE, MINUTE_MS, Candle, Gap, Market, MarketKey, Range, RangeSet, Symbol
+from candled.model.gaps import replace_gaps
 from candled.store.batch import minute_ranges
-from candled.store.interface import ALL_TIME, KnownGap
-from candled.store.known_gaps import replace_gaps
+from candled.store.interface import ALL_TIME
 from tests.clocks import ManualClock
 from tests.fakes.tapes import Row, Synthetic, grown
 from tests.rows import MONDAY_MS
@@ -131,7 +131,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.rows: dict[int, Candle] = {}
-        self.saved_gaps: list[KnownGap] = []
+        self.saved_gaps: list[Gap] = []
         self.since_ms: int | None = None
         self.logged: list[Range] = []
 
@@ -148,9 +148,7 @@ class Memory:
     async def log_changes(self, market: MarketKey, epoch: Any, changes: Sequence[tuple[int, Range]]) -> None:
         self.logged += [span for _, span in changes]
 
-    async def save_coverage(
-        self, market: MarketKey, since_ms: Any, known_gaps: Sequence[KnownGap], within: Any
-    ) -> None:
+    async def save_coverage(self, market: MarketKey, since_ms: Any, known_gaps: Sequence[Gap], within: Any) -> None:
         self.since_ms = since_ms
         if within is not None:
             self.saved_gaps = replace_gaps(self.saved_gaps, known_gaps, within)
@@ -179,7 +177,7 @@ class Memory:
     async def has_before(self, market: MarketKey, at_ms: int) -> bool:
         return any(open_ms < at_ms for open_ms in self.rows)
 
-    async def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[KnownGap]:
+    async def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[Gap]:
         return [gap for gap in self.saved_gaps if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
 
 
@@ -281,5 +279,5 @@ class Site:
         return [one for one in self.exchange.asked if one[2] > MINUTE.floor(one[0]) + MINUTE_MS]
 
 
-def range_set(known_gaps: Sequence[KnownGap]) -> RangeSet:
+def range_set(known_gaps: Sequence[Gap]) -> RangeSet:
     return RangeSet((gap.start_ms, gap.end_ms) for gap in known_gaps)

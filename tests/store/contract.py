@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from candled.errors import StoreRejected
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, Range, RangeSet
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Gap, Interval, Range, RangeSet
 from candled.store.batch import SOURCES, group_by_market, merge_changes
 from candled.store.history import HistoryReader
-from candled.store.interface import ALL_TIME, FEEDS_KEPT, SEQ_UNPUBLISHED, BadRow, KnownGap, Store, Table
+from candled.store.interface import ALL_TIME, FEEDS_KEPT, SEQ_UNPUBLISHED, BadRow, Store, Table
 from candled.store.threads import StoreThreads
 from tests import deadlines
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
@@ -31,8 +31,8 @@ def everything(store: Store, market, interval: Interval) -> list[Candle]:
     return store.read_bars_between(market, interval, 0, ALWAYS_MS)
 
 
-def gap(start: int, end: int, reason: str = "exchange_outage") -> KnownGap:
-    return KnownGap(start_ms=start * MINUTE_MS, end_ms=end * MINUTE_MS, reason=reason, attempts=1, retry_ms=None)
+def gap(start: int, end: int, reason: str = "exchange_outage") -> Gap:
+    return Gap(start_ms=start * MINUTE_MS, end_ms=end * MINUTE_MS, reason=reason, attempts=1, retry_ms=None)
 
 
 def span(start: int, end: int) -> Range:
@@ -483,8 +483,8 @@ class StoreContract:
         assert store.known_gaps(BTC, span(11, 99)) == known_gaps[2:]
 
     def test_saved_holes_replace_the_ones_before(self, store, open_store):
-        early = KnownGap(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
-        late = KnownGap(start_ms=120_000, end_ms=240_000, reason="exchange_outage", attempts=3, retry_ms=9)
+        early = Gap(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
+        late = Gap(start_ms=120_000, end_ms=240_000, reason="exchange_outage", attempts=3, retry_ms=9)
         store.save_known_gaps(BTC, [late, early])
         assert store.known_gaps(BTC) == [early, late]
         store.save_known_gaps(BTC, [late])

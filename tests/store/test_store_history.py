@@ -9,10 +9,9 @@ import pytest
 
 from candled.clock import SystemClock
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, Range
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Gap, Interval, Range
 from candled.store.history import HistoryReader
 from candled.store.ingest_store import IngestStore
-from candled.store.interface import KnownGap
 from candled.store.sqlite.store import SqliteStore
 from candled.store.threads import StoreThreads
 from candled.store.writer import Writer
@@ -60,7 +59,7 @@ def history(store, threads):
 
 
 async def test_history_answers_as_the_store_does(history, store):
-    gap = KnownGap(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
+    gap = Gap(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
     store.save_known_gaps(BTC, [gap])
     store.set_complete_from(BTC, MONDAY_MS)
     store.write_minutes([(BTC, minute(10, final=False))])
@@ -262,7 +261,7 @@ def span(first, end):
 
 def gap(first, end):
     start_ms, end_ms = span(first, end)
-    return KnownGap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=1, retry_ms=None)
+    return Gap(start_ms=start_ms, end_ms=end_ms, reason="no_trades", attempts=1, retry_ms=None)
 
 
 @asynccontextmanager

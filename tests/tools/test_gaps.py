@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.config import Config, IngestSettings
-from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
-from candled.store.interface import KnownGap
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Gap, Range
 from candled.store.sqlite.store import SqliteStore
-from candled.tools.gaps import Gap, find_gaps
+from candled.tools.gaps import read_gaps
 from tests.clocks import ManualClock
 from tests.rows import minute
 from tests.tools import command
@@ -24,8 +23,8 @@ START_MS = NOON_MS - DAY_MS // 2 - 7 * DAY_MS  # a Monday
 
 def known_gap(
     first: int, last: int, reason: str = "exchange_outage", attempts: int = 5, retry_ms: int | None = None
-) -> KnownGap:
-    return KnownGap(
+) -> Gap:
+    return Gap(
         start_ms=START_MS + first * MINUTE_MS,
         end_ms=START_MS + last * MINUTE_MS,
         reason=reason,
@@ -151,7 +150,7 @@ def test_minutes_and_gaps_together_are_all_minutes_each_once(tmp_path_factory, d
     first, length = data.draw(st.integers(-20, 20)), data.draw(st.integers(1, 15))
     one.store.save_known_gaps(MARKET, [known_gap(page + first, page + first + length)])
     span = Range(ms(page - 40), ms(page + 40))
-    gaps = list(find_gaps(one.store, MARKET, Range(ms(0), span.end_ms)))
+    gaps = list(read_gaps(one.store, MARKET, Range(ms(0), span.end_ms)))
     there = [(start_ms, end_ms) for start_ms, end_ms in one.store.stored_ranges(MARKET, *span)]
     pieces = sorted([*((gap.start_ms, gap.end_ms) for gap in gaps), *there])
     assert (pieces[0][0], pieces[-1][1]) == (ms(0), span.end_ms)
@@ -173,7 +172,7 @@ async def filled(one, *without: tuple[int, int]) -> None:
     one.put(*(row for row in stamped if not any(start <= row.open_ms < end for start, end in without)))
 
 
-def remember(one, *known_gaps: KnownGap) -> None:
+def remember(one, *known_gaps: Gap) -> None:
     store = one.store()
     store.save_known_gaps(MARKET, known_gaps)
     store.set_complete_from(MARKET, at(-2))
@@ -194,8 +193,8 @@ async def test_everything_is_asked_for_again_now_also_what_was_given_up(tmp_path
         await filled(one, given_up, missed)
         remember(
             one,
-            KnownGap(start_ms=lacking[0], end_ms=lacking[1], reason="exchange_outage", attempts=5, retry_ms=None),
-            KnownGap(start_ms=given_up[0], end_ms=given_up[1], reason="exchange_outage", attempts=5, retry_ms=None),
+            Gap(start_ms=lacking[0], end_ms=lacking[1], reason="exchange_outage", attempts=5, retry_ms=None),
+            Gap(start_ms=given_up[0], end_ms=given_up[1], reason="exchange_outage", attempts=5, retry_ms=None),
         )
         status, report = await repaired(one, capsys)
         assert status == 0
@@ -210,7 +209,7 @@ async def test_everything_is_asked_for_again_now_also_what_was_given_up(tmp_path
 
 @pytest.mark.slow
 async def test_what_is_older_than_the_exchanges_history_is_left_unless_asked_for(tmp_path, capsys):
-    before = KnownGap(start_ms=at(-3), end_ms=at(-2), reason="beyond_history", attempts=1, retry_ms=None)
+    before = Gap(start_ms=at(-3), end_ms=at(-2), reason="beyond_history", attempts=1, retry_ms=None)
     async with bench(tmp_path) as one:
         await filled(one)
         remember(one, before)

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, iso_ms
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, iso_ms
 from candled.store import make_store
-from candled.store.interface import KnownGap
 from candled.tools.files import BadRow, open_writer, read_candles
 from tests.servers import Database, shared_postgres
 from tests.store.rows import DATA, MONDAY_MS
@@ -412,7 +411,7 @@ def after(at):
 
 
 def gap(start, end):
-    return KnownGap(start_ms=after(start), end_ms=after(end), reason="exchange_outage", attempts=2, retry_ms=None)
+    return Gap(start_ms=after(start), end_ms=after(end), reason="exchange_outage", attempts=2, retry_ms=None)
 
 
 def test_history_is_complete_from_the_imported_beginning_when_it_joins(config, store, tmp_path):

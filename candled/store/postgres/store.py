@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, RangeSet
+from candled.model.gaps import replace_gaps
 from candled.store.batch import group_by_market
-from candled.store.interface import ALL_TIME, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, KnownGap
-from candled.store.known_gaps import replace_gaps
+from candled.store.interface import ALL_TIME, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow
 from candled.store.sql_store import SqlStore, as_known_gaps
 
 from . import statements as sql
@@ -222,7 +222,7 @@ class PostgresStore(SqlStore):
             ids = _lock_markets(connection, [market])
             connection.execute(sql.SET_COMPLETE_FROM, (since_ms, ids[market]))
 
-    def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
+    def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[Gap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
         with self._borrow_to_write() as connection:
             market_id = _lock_markets(connection, [market])[market]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import MINUTE, Candle, Interval, MarketKey, Range, RangeSet, sources
+from candled.model import MINUTE, Candle, Gap, Interval, MarketKey, Range, RangeSet, sources
+from candled.model.gaps import replace_gaps
 from candled.store.batch import (
     MarketBatch,
     fold_bars,
@@ -28,10 +29,8 @@ from candled.store.interface import (
     FORMING_KEPT_MS,
     SEQ_UNPUBLISHED,
     BadRow,
-    KnownGap,
     Table,
 )
-from candled.store.known_gaps import replace_gaps
 from candled.store.owner import Owner
 from candled.store.sql_store import FOLD_CHUNK_MS, SqlStore, as_known_gaps, log_progress, log_unused
 
@@ -280,7 +279,7 @@ class SqliteStore(SqlStore):
         with self._begin_transaction() as connection:
             connection.execute(sql.SET_COMPLETE_FROM, (since_ms, self._add_market(connection, market)))
 
-    def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[KnownGap], within: Range = ALL_TIME) -> None:
+    def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[Gap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
         with self._begin_transaction() as connection:
             market_id = self._add_market(connection, market)
