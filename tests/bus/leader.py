@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+from candled.clock import SystemClock
 from tests.bus.rig import process
 
 EVERY_S = 0.02
@@ -10,7 +11,7 @@ EVERY_S = 0.02
 
 async def lead(url: str, prefix: str, lease_s: float) -> None:
     """Publish until killed; every state of the lease is a line."""
-    async with process(url, prefix, ingests=True, lease_s=lease_s) as one:
+    async with process(url, prefix, ingests=True, lease_s=lease_s, clock=SystemClock()) as one:
         number, state = 0, None
         while True:
             if one.state is not state:

@@ -1,6 +1,7 @@
 """Processes around one Redis, played within the test: some lead and publish, some only hear."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from candled.bus import FeedMetadata, Message, MessagesLost, MinuteChanged, Posi
 from candled.bus.factory import RedisParts, make_redis_parts
 from candled.bus.redis.leases import Lease, LeaseState
 from candled.clock import SystemClock
+from candled.exchange import Clock
 from candled.model import Candle, MarketKey, Symbol
 from tests import deadlines
 from tests.rows import minute
@@ -18,7 +20,29 @@ from tests.rows import minute
 BTC, ETH = (MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH"))
 MARKETS = (BTC, ETH)
 
+LONG = "CANDLED_TEST_LONG" in os.environ
+SPEED = 1 if LONG else 4
+
 _prefixes = count()
+
+
+class FastClock(SystemClock):
+    """A clock whose seconds pass quickly for the bus: its heartbeats, waits and limits. On a busy machine they do not.
+
+    What Redis measures (how long a lease and a budget last) passes as always, and so do time-outs of sockets.
+    """
+
+    def monotonic(self) -> float:
+        return deadlines.now() * SPEED
+
+    async def sleep(self, seconds: float) -> None:
+        until = self.monotonic() + seconds
+        await asyncio.sleep(seconds / SPEED)
+        while (left := until - self.monotonic()) > 0:
+            await asyncio.sleep(left / SPEED)
+
+
+CLOCK = FastClock()
 
 
 def new_prefix() -> str:
@@ -100,12 +124,13 @@ async def process(
     lease_s: float = 6.0,
     markets: tuple[MarketKey, ...] = MARKETS,
     follows: bool = True,
+    clock: Clock = CLOCK,
     **more: Any,
 ) -> AsyncIterator[Process]:
     """One process, stopped in an orderly way at the end."""
     parts = make_redis_parts(
         url,
-        SystemClock(),
+        clock,
         markets,
         default_exchange="bitget",
         prefix=prefix,

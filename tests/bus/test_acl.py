@@ -1,6 +1,5 @@
 """deploy/redis.acl at a real Redis: candled needs no more than it gives, and it gives nothing to forge candles with."""
 
-import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,8 @@ from candled.bus.codec import Names
 from candled.bus.factory import make_redis_parts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
-from tests.bus.rig import BTC, MARKETS, process, until
-from tests.redis_servers import RedisCluster, RedisServer, own_redis, program
+from tests.bus.rig import BTC, CLOCK, MARKETS, process, until
+from tests.redis_servers import NO_RETRY, RedisCluster, RedisServer, own_redis, program
 
 pytestmark = pytest.mark.usefixtures("redis")
 
@@ -43,7 +42,8 @@ class Server(RedisServer):
         return f"redis://{user}:{password(user)}@127.0.0.1:{self.port}/0"
 
     def client_of(self, user: str) -> "redis.Redis[bytes]":
-        return redis.Redis("127.0.0.1", self.port, username=user, password=password(user), socket_timeout=5)
+        account = {"username": user, "password": password(user)}
+        return redis.Redis("127.0.0.1", self.port, **account, socket_timeout=5, retry=NO_RETRY)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,10 @@ def test_no_account_can_ruin_the_server(server, user, words):
 
 
 def test_without_an_account_nothing_is_answered(server):
-    with redis.Redis("127.0.0.1", server.port) as client, pytest.raises(redis.exceptions.AuthenticationError):
+    with (
+        redis.Redis("127.0.0.1", server.port, retry=NO_RETRY) as client,
+        pytest.raises(redis.exceptions.AuthenticationError),
+    ):
         client.get(NAMES.newest_key(BTC))
 
 
@@ -159,7 +162,7 @@ async def test_on_a_cluster_they_do_as_well():
             await until(lambda: leader.state is LeaseState.LEADER and serving.is_ready)
             candle = leader.publish()
             await until(lambda: serving.ear.newest.get(BTC) == candle)
-            await asyncio.sleep(1.5)
+            await CLOCK.sleep(1.5)
             assert [one.bus.describe().get("trouble") for one in (leader, serving)] == [None, None]
 
 

@@ -6,7 +6,6 @@ serves, and one that would lead; the forgery is made between.
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +20,7 @@ from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS, Candle
 from tests import deadlines
-from tests.bus.rig import BTC, MARKETS, Process, new_prefix, process, until
+from tests.bus.rig import BTC, CLOCK, MARKETS, Process, new_prefix, process, until
 from tests.redis_servers import own_redis
 
 pytestmark = pytest.mark.usefixtures("redis")
@@ -193,7 +192,7 @@ async def test_a_forged_heartbeat_heals_within_seconds(kind, server):
             await one.client.publish(one.names.heartbeat_channel(0), HEARTBEATS[kind](one))
         await one.is_well()
         latest_ms = SystemClock().now_ms() + 86_400_000  # two forged heartbeats in a row count until the leader's next
-        await until(lambda: one.serving.bus._tracker.leader_ms(0, time.monotonic()) < latest_ms, WELL_WITHIN_S)
+        await until(lambda: one.serving.bus._tracker.leader_ms(0, CLOCK.monotonic()) < latest_ms, WELL_WITHIN_S)
         await one.client.publish(one.names.candles_channel(BTC), MESSAGES["a minute of the year 9999"](one))
         await one.is_well()
         assert FORGED not in {int(candle.close) for candle in one.serving.ear.candles()}

@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
-import time
 
 import pytest
 from redis import asyncio as aioredis
 
 from candled.bus.codec import Names, token_of
 from candled.bus.redis.leases import LeaseState
-from tests.bus.rig import BTC, new_prefix, process, until
+from candled.clock import SystemClock
+from tests.bus.rig import BTC, CLOCK, new_prefix, process, until
 from tests.proxy import Proxy
 from tests.redis_servers import own_redis, shared_redis
 
@@ -33,7 +33,7 @@ async def test_one_of_several_leads(prefix):
     async with contextlib.AsyncExitStack() as stack:
         all_ = [await stack.enter_async_context(process(url, prefix, ingests=True)) for _ in range(3)]
         await until(lambda: sorted(led(*all_)) == [0, 0, 1])
-        await asyncio.sleep(2.5)
+        await CLOCK.sleep(2.5)
         assert sorted(led(*all_)) == [0, 0, 1]
         assert all(one.leases.processes == 3 for one in all_)
 
@@ -46,7 +46,7 @@ async def test_whoever_stops_in_order_is_followed_at_once_with_a_higher_token(pr
             await until(lambda: first.state is LEADER)
             second = await stack.enter_async_context(process(url, prefix, ingests=True))
             token = first.leases.all[0].token
-            await asyncio.sleep(1.2)
+            await CLOCK.sleep(1.2)
         took_s = await until(lambda: second.state is LEADER, 4.0)
         assert took_s < 2.0
         assert second.leases.all[0].token > token
@@ -57,7 +57,7 @@ async def test_whoever_is_cut_off_stops_publishing_before_another_takes_over(pre
     with own_redis() as server, Proxy(server.address) as proxy:
         far = f"redis://127.0.0.1:{proxy.address[1]}"
         async with (
-            process(far, prefix, ingests=True, lease_s=2.0) as cut_off,
+            process(far, prefix, ingests=True, lease_s=2.0, clock=SystemClock()) as cut_off,
             process(server.url, prefix) as ear,
         ):
             await until(lambda: cut_off.state is LEADER)
@@ -84,7 +84,8 @@ async def test_whoever_is_cut_off_stops_publishing_before_another_takes_over(pre
 
 async def test_a_leader_that_was_cut_off_for_a_while_goes_on_with_its_feed(prefix):
     with own_redis() as server, Proxy(server.address) as proxy:
-        async with process(f"redis://127.0.0.1:{proxy.address[1]}", prefix, ingests=True, lease_s=2.0) as one:
+        far = f"redis://127.0.0.1:{proxy.address[1]}"
+        async with process(far, prefix, ingests=True, lease_s=2.0, clock=SystemClock()) as one:
             await until(lambda: one.state is LEADER)
             epoch = one.leases.all[0].epoch
             proxy.freeze()
@@ -109,14 +110,13 @@ async def test_a_redis_that_forgot_everything_gives_out_no_token_twice(prefix):
 
 
 async def test_without_redis_a_process_with_clients_begins_alone_and_one_without_waits(prefix):
-    nowhere = "redis://127.0.0.1:1"
+    nowhere, began_s = "redis://127.0.0.1:1", CLOCK.monotonic()
     async with (
         process(nowhere, prefix, ingests=True, lease_s=2.0, alone_after_s=1.5) as combined,
         process(nowhere, prefix, ingests=True, lease_s=2.0, alone_after_s=1.5, serves=False) as alone,
     ):
-        began_s = time.monotonic()
         await until(lambda: combined.state is UNSURE, 4.0)
-        assert time.monotonic() - began_s > 1.4
+        assert CLOCK.monotonic() - began_s > 1.4
         combined.publish()
         assert combined.ear.candles()
         assert alone.state is FOLLOWER
@@ -130,7 +130,7 @@ async def test_shards_are_spread_and_spread_again(prefix):
             await until(lambda: led(first, second) == [3, 3], 45.0)
             async with process(url, prefix, ingests=True, shards=6, lease_s=2.0) as third:
                 await until(lambda: led(first, second, third) == [2, 2, 2], 30.0)
-                await asyncio.sleep(2.5)
+                await CLOCK.sleep(2.5)
                 assert led(first, second, third) == [2, 2, 2]
             await until(lambda: led(first, second) == [3, 3], 8.0)
 
@@ -143,7 +143,7 @@ async def test_a_shard_that_is_given_up_is_released_once_its_ingest_has_stopped(
         await until(lambda: led(first) == [2])
         async with process(url, prefix, ingests=True, shards=2, lease_s=2.0) as second:
             await until(lambda: led(first) == [1], 8.0)
-            await asyncio.sleep(1.0)
+            await CLOCK.sleep(1.0)
             assert led(second) == [0]
             stopped.set()
             await until(lambda: led(second) == [1], 3.0)
@@ -164,7 +164,7 @@ async def test_processes_that_disagree_on_the_shards_do_not_take_over_from_each_
     async with process(url, prefix, ingests=True, shards=1) as one:
         await until(lambda: one.state is LEADER)
         async with process(url, prefix, ingests=True, shards=2) as other:
-            await asyncio.sleep(2.5)
+            await CLOCK.sleep(2.5)
             assert led(one, other) == [1, 0]
             assert any("other ingest.shards than 2" in record.message for record in caplog.records)
     async with process(url, prefix, ingests=True, shards=2) as other:

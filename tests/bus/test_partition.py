@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from candled.bus.redis.leases import LeaseState
+from candled.clock import SystemClock
 from tests import deadlines
 from tests.bus.rig import BTC, LOOP_HELD_S, Process, new_prefix, process, until
 from tests.loop_watch import LoopWatch
@@ -123,7 +124,7 @@ async def test_connections_that_the_kernel_gave_up_heal_and_do_not_hold_the_loop
     prefix, worst_s = new_prefix(), 0.0
     async with (
         process(server.url, prefix, ingests=True) as leader,
-        process(server.url, prefix) as hearer,
+        process(server.url, prefix, clock=SystemClock()) as hearer,
         LoopWatch() as watch,
     ):
         await until(lambda: leader.state is LeaseState.LEADER and hearer.is_ready)

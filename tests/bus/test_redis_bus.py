@@ -13,8 +13,9 @@ from candled.bus import FeedMetadata, HistoryChanged, MessagesLost, MinuteChange
 from candled.bus.codec import Names
 from candled.bus.redis.leases import LeaseState
 from candled.bus.redis.lua import PUBLISH
+from candled.clock import SystemClock
 from candled.model import Decimals, MarketKey, Symbol
-from tests.bus.rig import BTC, ETH, MARKETS, new_prefix, process, until
+from tests.bus.rig import BTC, CLOCK, ETH, MARKETS, new_prefix, process, until
 from tests.redis_servers import own_redis, shared_redis
 from tests.rows import minute
 
@@ -60,7 +61,7 @@ async def test_a_combined_process_hears_itself_once_and_at_once(prefix):
         candle = one.publish()
         assert one.ear.candles() == [candle]
         await until(lambda: one.bus.describe()["published"] == 1 and one.bus.describe()["ignored"].get("own", 0) == 0)
-        await asyncio.sleep(1.2)  # a heartbeat
+        await CLOCK.sleep(1.2)  # a heartbeat
         assert len(one.ear.heard) == before + 1
 
 
@@ -194,9 +195,9 @@ async def test_a_minute_of_another_program_counts_where_nobody_leads_and_only_th
 async def test_without_a_leader_the_markets_are_stale_and_with_one_they_are_what_he_says(prefix):
     url = shared_redis()
     async with process(url, prefix) as one:
-        started = time.monotonic()
+        started = CLOCK.monotonic()
         await until(lambda: one.ear.states == {BTC: "stale", ETH: "stale"}, 4.5)
-        assert time.monotonic() - started > 2.5
+        assert CLOCK.monotonic() - started > 2.5
         async with process(url, prefix, ingests=True) as leader:
             await until(lambda: leader.state is LeaseState.LEADER)
             leader.publish()
@@ -292,8 +293,8 @@ async def test_a_thousand_markets_in_one_moment_all_arrive(prefix):
     url = shared_redis()
     markets = tuple(MarketKey("bitget", Symbol(f"COIN{number}", "USDT")) for number in range(1000))
     async with (
-        process(url, prefix, ingests=True, markets=markets, shards=1) as leader,
-        process(url, prefix, markets=markets) as other,
+        process(url, prefix, ingests=True, markets=markets, clock=SystemClock()) as leader,
+        process(url, prefix, markets=markets, clock=SystemClock()) as other,
     ):
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         for _ in range(3):
