@@ -21,7 +21,7 @@ from decimal import Decimal
 from bench.process import MONDAY_MS, Daemon, Process, rss_mib, scratch, symbols
 from bench.store_sqlite import candle
 from candled.aggregate.aggregator import Aggregator
-from candled.aggregate.market_bars import new_ladder
+from candled.aggregate.market_bars import new_aggregator
 from candled.model import DEFAULT_INTERVALS, Candle
 from candled.protocol.requests import MOST_BARS
 
@@ -92,17 +92,17 @@ def report(samples: Sequence[tuple[float, float]], options: argparse.Namespace, 
 
 def bound() -> str:
     """MiB of one market's bars when all windows are full."""
-    few = full_mib(lambda: new_ladder(DEFAULT_INTERVALS))
+    few = full_mib(lambda: new_aggregator(DEFAULT_INTERVALS))
     many = full_mib(asked_for_all)
     return f"the bars of one market, all windows full: {few:.1f} MiB, with all of them asked for {many:.1f} MiB"
 
 
 def asked_for_all() -> Aggregator:
     """A ladder of which clients asked the most there is of every interval."""
-    ladder = new_ladder(DEFAULT_INTERVALS)
-    for interval in ladder.levels:
-        ladder.series_of(interval).grow_capacity(MOST_BARS)
-    return ladder
+    aggregator = new_aggregator(DEFAULT_INTERVALS)
+    for interval in aggregator.levels:
+        aggregator.series_of(interval).grow_capacity(MOST_BARS)
+    return aggregator
 
 
 def full_mib(make: Callable[[], Aggregator]) -> float:
@@ -112,14 +112,14 @@ def full_mib(make: Callable[[], Aggregator]) -> float:
     return (rss_mib(os.getpid()) - before) / len(ladders)
 
 
-def filled(ladder: Aggregator) -> Aggregator:
+def filled(aggregator: Aggregator) -> Aggregator:
     """Put bars into every window until it would drop some."""
-    for interval in ladder.levels:
-        series = ladder.series_of(interval)
+    for interval in aggregator.levels:
+        series = aggregator.series_of(interval)
         start_ms = interval.floor(MONDAY_MS)
         for at in range(series.capacity + series.capacity // 4):
             series.put_bar(of_its_own(candle(at)._replace(open_ms=start_ms + at * interval.ms)))
-    return ladder
+    return aggregator
 
 
 def of_its_own(bar: Candle) -> Candle:

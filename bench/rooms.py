@@ -104,7 +104,7 @@ def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], time
 
     def change() -> None:
         bar = running(next(volume))
-        one.bars._markets[BTC].ladder.apply_minute(bar)
+        one.bars._markets[BTC].aggregator.apply_minute(bar)
         one.hub.on_bars_changed(BTC, [Change(MINUTE, bar)])
 
     def warm() -> None:

@@ -45,7 +45,8 @@ HOLDERS = {
     **dict.fromkeys(
         ("api/bar_answers", "api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"
     ),
-    "aggregate/live_bars": "starts tasks and waits through tasks",
+    "aggregate/store_reader": "starts tasks and waits through tasks",
+    "aggregate/live_bars": "reads over aggregate/store_reader",
     "ingest/publisher": "repeats writes through tasks",
     "ingest/market_loader": "reads through parallel and tasks",
     "ingest/market_listing": "reads the list over ingest/http",

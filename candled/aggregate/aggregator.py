@@ -14,8 +14,7 @@ class Aggregator:
     """One market's bars, pure and exact: the order in which minutes and their versions arrive does not matter.
 
     A bar above 1m is folded from its parts if all of them are in memory. Older bars come from the store, and stay
-    unchanged until they are read again. Bars that look different after a change get the `stamp` of that change, as in
-    `Series`.
+    unchanged until they are read again. Bars that look different after a change get its `change_id`, as in `Series`.
     """
 
     def __init__(self, intervals: Sequence[Interval], capacity: int) -> None:
@@ -27,19 +26,21 @@ class Aggregator:
             parents[source] = interval if longest is None or interval > longest else longest
         self._series = {interval: Series(interval, parents[interval], capacity) for interval in self.levels}
         self._minutes = self._series[MINUTE]
-        self._rungs = {
+        self._rollups = {
             interval: Rollup(self._series[interval], self._series[source]) for interval, source in self._sources.items()
         }
-        self._steps = [(self._rungs[interval], self.levels.index(source)) for interval, source in self._sources.items()]
+        self._steps = [
+            (self._rollups[interval], self.levels.index(source)) for interval, source in self._sources.items()
+        ]
         self._whole_ms = -1  # a forming minute whose bars have all their parts
-        self.shown = tuple(sorted(intervals))
+        self.intervals = tuple(sorted(intervals))
 
     def series_of(self, interval: Interval) -> Series:
         """Return the bars of one interval."""
         return self._series[interval]
 
     @property
-    def minutes_held(self) -> int:
+    def minute_count(self) -> int:
         """The number of 1-minute candles in memory."""
         return len(self._minutes)
 
@@ -53,9 +54,9 @@ class Aggregator:
         for bar in bars:
             self._series[interval].put_bar(bar)
         self._series[interval].since_ms = since_ms
-        self._start_afresh()
+        self._reset_rollups()
 
-    def apply_minute(self, minute: Candle, stamp: int = 0) -> list[Change] | None:
+    def apply_minute(self, minute: Candle, change_id: int = 0) -> list[Change] | None:
         """Apply a version of a minute; return the bars it changed, shortest interval first.
 
         Return None if the minute is older than the bars in memory: its bars must then be read from the store again.
@@ -69,17 +70,17 @@ class Aggregator:
             if minute is held:
                 return []
         changes = []
-        if held is None or not _alike(held, minute):
+        if held is None or not _looks_equal(held, minute):
             changes.append(Change(MINUTE, minute))
-        self._minutes.put_bar(minute, stamp if changes else 0)
+        self._minutes.put_bar(minute, change_id if changes else 0)
         bars: list[Candle | None] = [minute]
-        for rung, source in self._steps:
+        for rollup, source in self._steps:
             part = bars[source]
-            bars.append(None if part is None else rung.add_part(part, stamp, changes))
+            bars.append(None if part is None else rollup.add_part(part, change_id, changes))
         return changes
 
     def merge_stored(
-        self, rows: Mapping[Interval, Sequence[Candle]], start_ms: int, end_ms: int, stamp: int = 0
+        self, rows: Mapping[Interval, Sequence[Candle]], start_ms: int, end_ms: int, change_id: int = 0
     ) -> list[Change]:
         """Merge the stored bars of all intervals that overlap `[start_ms, end_ms)`; return the changed ones.
 
@@ -91,32 +92,32 @@ class Aggregator:
             held = minutes.get_bar(row.open_ms)
             if row.open_ms < minutes.since_ms or (held is not None and not row.supersedes(held)):
                 continue
-            if held is None or not _alike(held, row):
-                minutes.put_bar(row, stamp)
+            if held is None or not _looks_equal(held, row):
+                minutes.put_bar(row, change_id)
                 changes.append(Change(MINUTE, row))
             else:
                 minutes.put_bar(row.copied_over(held))
         for interval, source in self._sources.items():
             stored = {row.open_ms: row for row in rows.get(interval, ())}
-            changes += self._merge_level(interval, source, stored, Range(start_ms, end_ms), stamp)
-        self._start_afresh()
+            changes += self._merge_level(interval, source, stored, Range(start_ms, end_ms), change_id)
+        self._reset_rollups()
         return changes
 
     def _merge_level(
-        self, interval: Interval, source: Interval, stored: Mapping[int, Candle], span: Range, stamp: int
+        self, interval: Interval, source: Interval, stored: Mapping[int, Candle], span: Range, change_id: int
     ) -> list[Change]:
-        series, parts, rung = self._series[interval], self._series[source], self._rungs[interval]
+        series, parts, rollup = self._series[interval], self._series[source], self._rollups[interval]
         first_ms, end_ms = interval.floor(span.start_ms), interval.floor(span.end_ms - 1) + interval.ms
         folded = {interval.floor(part.open_ms) for part in parts.bars_between(first_ms, end_ms)}
         changes = []
         for open_ms in sorted(folded | stored.keys()):
             whole = open_ms >= parts.since_ms and open_ms in folded
-            bar = rung.fold_bar(open_ms) if whole else stored.get(open_ms)
+            bar = rollup.fold_bar(open_ms) if whole else stored.get(open_ms)
             held = series.get_bar(open_ms)
             if bar is None or open_ms < series.since_ms or bar == held:
                 continue
-            if held is None or not _alike(held, bar):
-                series.put_bar(bar, stamp)
+            if held is None or not _looks_equal(held, bar):
+                series.put_bar(bar, change_id)
                 changes.append(Change(interval, bar))
             else:
                 series.put_bar(bar)
@@ -124,20 +125,20 @@ class Aggregator:
 
     def _is_whole(self, open_ms: int) -> bool:
         """Return whether the minute lies in the range in memory and all of its bars have all their parts."""
-        if open_ms < self._minutes.since_ms or any(rung.is_cut_off(open_ms) for rung in self._rungs.values()):
+        if open_ms < self._minutes.since_ms or any(rollup.is_cut_off(open_ms) for rollup in self._rollups.values()):
             return False
         newest = self._minutes.newest_bar
         if newest is None or open_ms >= newest.open_ms:
             self._whole_ms = open_ms
         return True
 
-    def _start_afresh(self) -> None:
+    def _reset_rollups(self) -> None:
         """Reset cached state of forming bars, because minutes changed without `apply_minute`."""
         self._whole_ms = -1
-        for rung in self._rungs.values():
-            rung.reset()
+        for rollup in self._rollups.values():
+            rollup.reset()
 
 
-def _alike(one: Candle, other: Candle) -> bool:
+def _looks_equal(one: Candle, other: Candle) -> bool:
     """Return whether a client sees the same bar in both."""
     return one[1:7] == other[1:7] and (one.rev, one.src) == (other.rev, other.src)

@@ -17,7 +17,7 @@ _CHANGES_KEPT = 2000
 
 @dataclass(slots=True)
 class _Epoch:
-    """A feed received from message `first_seq` to `last_seq`. `offset` converts its numbers to stamps."""
+    """A feed received from message `first_seq` to `last_seq`. `offset` converts its numbers to change ids."""
 
     name: str
     offset: int
@@ -26,9 +26,9 @@ class _Epoch:
 
 
 class FeedLog:
-    """The changes of a market, each with a stamp. Stamps only grow, even from one feed to the next. Pure.
+    """The changes of a market, each with a change id. Change ids only grow, even from one feed to the next. Pure.
 
-    The stamp of a message is even. Changes found by reading the store again get the following odd stamp, because a
+    The change id of a message is even. Changes found by reading the store again get the following odd one, because a
     client that has every message up to a position need not have those changes.
     """
 
@@ -38,11 +38,11 @@ class FeedLog:
         self.is_broken = False
         self._lost_until: Position | None = None  # the last message that may have been lost
         self._epochs: deque[_Epoch] = deque(maxlen=_EPOCHS_KEPT)
-        # stamp, range, and whether bars there only became final
+        # change id, range, and whether bars there only became final
         self._changes: deque[tuple[int, Range, bool]] = deque()
-        self._changes_from = 0  # changes up to this stamp may have been dropped
-        # stamps, and the watermarks that apply from each on; packed, because they grow every minute
-        self._settled_stamps, self._settled_times = array("q"), array("q")
+        self._changes_from = 0  # changes up to this one may have been dropped
+        # change ids, and the watermarks that apply from each on; packed, because they grow every minute
+        self._watermark_ids, self._watermarks = array("q"), array("q")
 
     @property
     def position(self) -> Position | None:
@@ -51,8 +51,8 @@ class FeedLog:
 
     @property
     def change_id(self) -> int:
-        """The stamp of the newest message; 0 before the first."""
-        return _stamp(self._epochs[-1], self._epochs[-1].last_seq) if self._epochs else 0
+        """The change id of the newest message; 0 before the first."""
+        return _change_id_at(self._epochs[-1], self._epochs[-1].last_seq) if self._epochs else 0
 
     @property
     def is_logged(self) -> bool:
@@ -122,48 +122,48 @@ class FeedLog:
         for epoch in reversed(earlier):
             yield Position(epoch.name, epoch.last_seq)
 
-    def log_change(self, stamp: int, start_ms: int, end_ms: int, *, only_final: bool = False) -> None:
+    def log_change(self, change_id: int, start_ms: int, end_ms: int, *, only_final: bool = False) -> None:
         """Record that a range changed after it was final.
 
         With `only_final`, its bars became final again without other values.
         """
         if len(self._changes) >= _CHANGES_KEPT:
             self._changes_from = self._changes.popleft()[0]
-        self._changes.append((stamp, Range(start_ms, end_ms), only_final))
+        self._changes.append((change_id, Range(start_ms, end_ms), only_final))
 
     def update_metadata(self, metadata: FeedMetadata) -> None:
         """Apply the metadata of the newest message."""
         known, self.metadata = self.metadata, metadata
         if metadata.watermark_ms is not None and metadata.watermark_ms != known.watermark_ms:
-            self._settled_stamps.append(self.change_id)
-            self._settled_times.append(metadata.watermark_ms)
-            if len(self._settled_stamps) >= 2 * _CHANGES_KEPT:
-                del self._settled_stamps[:_CHANGES_KEPT], self._settled_times[:_CHANGES_KEPT]
+            self._watermark_ids.append(self.change_id)
+            self._watermarks.append(metadata.watermark_ms)
+            if len(self._watermark_ids) >= 2 * _CHANGES_KEPT:
+                del self._watermark_ids[:_CHANGES_KEPT], self._watermarks[:_CHANGES_KEPT]
         if known.gap is not None and metadata.gap != known.gap:  # minutes that are final now were not final there
             self.log_change(self.change_id, *known.gap)
 
-    def watermark_at(self, stamp: int) -> int | None:
-        """Return the time before which everything except gaps was final at a stamp; None if it is unknown now."""
-        if stamp < self._changes_from:
+    def watermark_at(self, change_id: int) -> int | None:
+        """Return the time before which everything except gaps was final at a change id; None if it is unknown now."""
+        if change_id < self._changes_from:
             return None
-        index = bisect_right(self._settled_stamps, stamp) - 1
-        return self._settled_times[index] if index >= 0 else None
+        index = bisect_right(self._watermark_ids, change_id) - 1
+        return self._watermarks[index] if index >= 0 else None
 
     def change_id_of(self, position: Position) -> int | None:
-        """Return the stamp up to which a client at `position` has received everything; None if it is not known."""
+        """Return the change id up to which a client at `position` has received everything; None if it is not known."""
         for epoch in self._epochs:  # if a feed went back, use its first part: sending a bar twice does no harm
             if epoch.name == position.epoch and epoch.first_seq - 1 <= position.seq <= epoch.last_seq:
-                stamp = _stamp(epoch, position.seq)
-                return stamp if stamp >= self._changes_from else None
+                change_id = _change_id_at(epoch, position.seq)
+                return change_id if change_id >= self._changes_from else None
         return None
 
-    def changes_since(self, stamp: int) -> RangeSet:
-        """Return the ranges that changed after they were final, since a stamp."""
-        return RangeSet(change for at, change, only_final in self._changes if at > stamp and not only_final)
+    def changes_since(self, change_id: int) -> RangeSet:
+        """Return the ranges that changed after they were final, since a change id."""
+        return RangeSet(change for at, change, only_final in self._changes if at > change_id and not only_final)
 
-    def finals_since(self, stamp: int) -> RangeSet:
-        """Return the ranges that became final again since a stamp, after they were read from the store again."""
-        return RangeSet(change for at, change, only_final in self._changes if at > stamp and only_final)
+    def finals_since(self, change_id: int) -> RangeSet:
+        """Return the ranges that became final again since a change id, after they were read from the store again."""
+        return RangeSet(change for at, change, only_final in self._changes if at > change_id and only_final)
 
     def _break_until(self, until: Position | None) -> None:
         if not self.is_broken:
@@ -174,5 +174,5 @@ class FeedLog:
         self._lost_until = until
 
 
-def _stamp(epoch: _Epoch, seq: int) -> int:
+def _change_id_at(epoch: _Epoch, seq: int) -> int:
     return 2 * (epoch.offset + seq)

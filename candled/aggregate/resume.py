@@ -35,8 +35,8 @@ class ChangeHistory(Protocol):
 class Resume:
     """The result of `LiveBars.prepare_resume`, for `LiveBars.bars_since`."""
 
-    #: The client has all changes up to this stamp.
-    stamp: int
+    #: The client has all changes up to this change id.
+    change_id: int
     #: Other ranges that changed.
     ranges: RangeSet
     #: Changed bars from the store that are older than memory.
@@ -57,7 +57,7 @@ class Resumer:
         self._clock = clock
 
     async def plan_resume(
-        self, market: MarketBars, key: MarketKey, interval: Interval, position: Position, time_ms: int
+        self, market: MarketBars, interval: Interval, position: Position, time_ms: int
     ) -> Resume | None:
         """Determine the changes since `position`, for a client whose newest bar began at `time_ms`.
 
@@ -66,30 +66,30 @@ class Resumer:
         Raises:
             Unavailable: the store cannot be read.
         """
-        if market.served_from_ms is None or not market.seeded:
+        if market.served_from_ms is None or not market.is_seeded:
             return None
-        stamp = None if market.track.is_broken else market.track.change_id_of(position)
-        settled_ms = None if stamp is None else market.track.watermark_at(stamp)
+        change_id = None if market.feed_log.is_broken else market.feed_log.change_id_of(position)
+        settled_ms = None if change_id is None else market.feed_log.watermark_at(change_id)
         from_ms = time_ms if settled_ms is None else min(time_ms, settled_ms)
-        if stamp is not None:
-            ranges = market.track.changes_since(stamp)
+        if change_id is not None:
+            ranges = market.feed_log.changes_since(change_id)
         else:
-            logged = await self._logged_changes(key, market, position)
+            logged = await self._logged_changes(market, position)
             if logged is None:
                 return None
-            stamp, from_ms = 0, max(0, time_ms - _UNSETTLED_MS)
+            change_id, from_ms = 0, max(0, time_ms - _UNSETTLED_MS)
             ranges = RangeSet([*logged, (interval.floor(from_ms), FOREVER_MS)])
-        generation, since_ms = market.generation, market.ladder.series_of(interval).since_ms
+        generation, since_ms = market.generation, market.aggregator.series_of(interval).since_ms
         ranges.add(interval.floor(from_ms), since_ms)
         older = RangeSet(
             (interval.floor(start_ms), min(end_ms, since_ms)) for start_ms, end_ms in ranges if start_ms < since_ms
         )
         if older.total_ms > MOST_RESUMED * interval.ms:
             return None
-        read = [bar for span in older for bar in await self._history.read_bars_between(key, interval, *span)]
+        read = [bar for span in older for bar in await self._history.read_bars_between(market.key, interval, *span)]
         shown = tuple(bar for bar in read if bar.open_ms >= market.served_from_ms)
         return Resume(
-            stamp,
+            change_id,
             ranges,
             shown,
             since_ms,
@@ -99,10 +99,10 @@ class Resumer:
 
     def finish_resume(self, market: MarketBars, interval: Interval, resume: Resume) -> list[Candle] | None:
         """Return the bars that changed since, oldest first, as of now; None if they cannot be determined any more."""
-        series = market.ladder.series_of(interval)
-        if market.track.is_broken or (market.generation, series.since_ms) != (resume.generation, resume.since_ms):
+        series = market.aggregator.series_of(interval)
+        if market.feed_log.is_broken or (market.generation, series.since_ms) != (resume.generation, resume.since_ms):
             return None
-        changed = {bar.open_ms: bar for bar in series.changed_since(resume.stamp)}
+        changed = {bar.open_ms: bar for bar in series.changed_since(resume.change_id)}
         for start_ms, end_ms in resume.ranges:
             for bar in series.bars_between(interval.floor(start_ms), end_ms):
                 changed[bar.open_ms] = bar
@@ -113,18 +113,18 @@ class Resumer:
 
     def became_final(self, market: MarketBars, resume: Resume) -> RangeSet:
         """Return the ranges in which bars may be final now that the client has not received as final."""
-        return RangeSet([*market.track.finals_since(resume.stamp), (resume.settled_ms, FOREVER_MS)])
+        return RangeSet([*market.feed_log.finals_since(resume.change_id), (resume.settled_ms, FOREVER_MS)])
 
-    async def _logged_changes(self, key: MarketKey, market: MarketBars, position: Position) -> Sequence[Range] | None:
+    async def _logged_changes(self, market: MarketBars, position: Position) -> Sequence[Range] | None:
         """Return the past changes since a position that this process did not receive, once all of them are logged.
 
         Return None if that takes too long, or if the store does not know the position.
         """
         deadline = self._clock.monotonic() + _LOGGED_WITHIN_S
-        while market.track.is_broken or not market.track.is_logged:
+        while market.feed_log.is_broken or not market.feed_log.is_logged:
             if self._clock.monotonic() > deadline:
                 return None
             await self._clock.sleep(0.05)
-        logged_seq = market.track.metadata.logged_seq
-        changes = await self._history.changes_since(key, position.epoch, position.seq, logged_seq=logged_seq)
-        return None if changes is None or market.track.is_broken else [*changes, *market.track.changes_since(0)]
+        logged_seq = market.feed_log.metadata.logged_seq
+        changes = await self._history.changes_since(market.key, position.epoch, position.seq, logged_seq=logged_seq)
+        return None if changes is None or market.feed_log.is_broken else [*changes, *market.feed_log.changes_since(0)]

@@ -39,7 +39,7 @@ class Rollup:
         """Return whether the bar that contains a time is in memory without all its parts."""
         return self._series.since_ms <= self._series.interval.floor(open_ms) < self._parts.since_ms
 
-    def add_part(self, part: Candle, stamp: int, changes: list[Change]) -> Candle | None:
+    def add_part(self, part: Candle, change_id: int, changes: list[Change]) -> Candle | None:
         """Fold the bar that contains `part`, which was just stored, and append it to `changes` if it changed.
 
         Returns:
@@ -59,7 +59,7 @@ class Rollup:
             bar = self._fold_again(start_ms)
         if held is None or bar[1:7] != held[1:7] or bar.rev != held.rev:
             changes.append(Change(self._series.interval, bar))
-            self._series.put_bar(bar, stamp)
+            self._series.put_bar(bar, change_id)
         elif bar != held:
             self._series.put_bar(bar)
         else:

@@ -45,7 +45,7 @@ class Series:
         self._changes = array("q")  # the opening times of the bars of the newest revisions
         self._parent = parent
         self._capacity = max(capacity, 2 * parent.ms // interval.ms if parent else 0)
-        self._times = array("q")  # of all bars, like the stamps
+        self._times = array("q")  # of all bars, like the change ids
         self._change_ids = array("q")
         self._packed = PackedBars()  # all bars except the newest few
         self._recent: list[Candle] = []
@@ -110,27 +110,27 @@ class Series:
             return 0
         return min(self._changes[-count:]) if count else UNCHANGED_MS
 
-    def changed_since(self, stamp: int) -> list[Candle]:
-        """Return the bars with a later stamp, oldest first."""
-        return [self._bar_at(index) for index, last in enumerate(self._change_ids) if last > stamp]
+    def changed_since(self, change_id: int) -> list[Candle]:
+        """Return the bars with a later change id, oldest first."""
+        return [self._bar_at(index) for index, last in enumerate(self._change_ids) if last > change_id]
 
     # ------------------------------------------------------------ writing
 
-    def put_bar(self, bar: Candle, stamp: int = 0) -> None:
-        """Add or replace a bar. Stamps of changes only grow; without one, the bar keeps its stamp."""
+    def put_bar(self, bar: Candle, change_id: int = 0) -> None:
+        """Add or replace a bar. Change ids only grow; without one, the bar keeps its own."""
         recent = self._recent
         newest_ms = recent[-1].open_ms if recent else -1
         if bar.open_ms == newest_ms:
             recent[-1] = bar
-            if stamp:
-                self._change_ids[-1] = stamp
+            if change_id:
+                self._change_ids[-1] = change_id
         elif bar.open_ms > newest_ms:
-            self._append_bar(bar, stamp)
+            self._append_bar(bar, change_id)
             if len(self._times) > self._capacity + self._capacity // 8:
                 self.forget_before(self._times[-self._capacity])
         else:
             # drops nothing, because it might drop the bar that it adds
-            self._put_late(bar, stamp)
+            self._put_late(bar, change_id)
 
     def prepend_bars(self, older: Iterable[Candle], since_ms: int) -> None:
         """Add bars older than `since_ms`: all existing ones from the new `since_ms` on."""
@@ -175,18 +175,18 @@ class Series:
         bars = self._packed.get_bars(first, self._times[first : min(last, packed)])
         return bars + self._recent[: last - packed] if last > packed else bars
 
-    def _append_bar(self, bar: Candle, stamp: int) -> None:
+    def _append_bar(self, bar: Candle, change_id: int) -> None:
         self._times.append(bar.open_ms)
-        self._change_ids.append(stamp)
+        self._change_ids.append(change_id)
         self._recent.append(bar)
         self._pack_oldest()
 
-    def _put_late(self, bar: Candle, stamp: int) -> None:
+    def _put_late(self, bar: Candle, change_id: int) -> None:
         packed = len(self._times) - len(self._recent)
         index = bisect_left(self._times, bar.open_ms)
         if self._times[index] != bar.open_ms:
             self._times.insert(index, bar.open_ms)
-            self._change_ids.insert(index, stamp)
+            self._change_ids.insert(index, change_id)
             if index < packed:
                 self._packed.insert_bars(index, (bar,))
             else:
@@ -199,8 +199,8 @@ class Series:
             self._packed.replace_bar(index, bar)
         else:
             self._recent[index - packed] = bar
-        if stamp:
-            self._change_ids[index] = stamp
+        if change_id:
+            self._change_ids[index] = change_id
         if (held.values, held.rev, held.src) != (bar.values, bar.rev, bar.src):
             self._revise(bar.open_ms)
 

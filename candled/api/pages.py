@@ -52,7 +52,7 @@ class LiveSource(Protocol):
     def state_of(self, key: MarketKey, interval: Interval) -> tuple[object, ...]:
         """Return a value that is equal to a former one only if no bar, finality or position has changed since."""
 
-    def settlements(self, key: MarketKey) -> int:
+    def finality_count(self, key: MarketKey) -> int:
         """Return a number that changes when bars may have become final."""
 
     def is_behind(self, key: MarketKey) -> bool:
@@ -61,7 +61,7 @@ class LiveSource(Protocol):
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Return True if the bar is final."""
 
-    def settles(self, key: MarketKey, start_ms: int, end_ms: int) -> bool:
+    def is_range_final(self, key: MarketKey, start_ms: int, end_ms: int) -> bool:
         """Return True if all minutes in `[start_ms, end_ms)` are final."""
 
     def feed_position(self, key: MarketKey) -> Position | None:
@@ -211,11 +211,11 @@ class BarReader:
         if first == stop:
             return PrintedPage([b""] * printer.columns, None, None, False, 0, span.has_more, settled, position)
         form = self._texts.get_form(Topic(market, interval), printer)
-        settlements = self._live.settlements(market)
-        form.refresh(self._live, settlements)
+        finality_count = self._live.finality_count(market)
+        form.refresh(self._live, finality_count)
         held = bisect_right(times, form.last_ms)  # keep cached texts, even if fewer bars are requested now
         begin = min(first, held - 1) if held else first
-        form.load_bars(self._live, times[begin:], len(times) - 1 - begin, settlements)
+        form.load_bars(self._live, times[begin:], len(times) - 1 - begin, finality_count)
         last = self._live.get_bar(market, interval, times[stop - 1])
         assert last is not None, "a bar whose time is known"
         is_newest = stop == len(times)
@@ -374,15 +374,15 @@ class BarReader:
 
     def _finality(self, market: MarketKey, interval: Interval, span: _Span) -> tuple[bool, bool]:
         """Return two flags: True if the page is settled, and True if its last bar is final."""
-        settles, length_ms = self._live.settles, interval.ms
+        is_range_final, length_ms = self._live.is_range_final, interval.ms
         if span.first == span.stop:
             return span.end_ms <= self._settled_ms(market, interval, span.times), False
         first_ms, last_ms = span.times[span.first], span.times[span.stop - 1]
-        last_final = settles(market, last_ms, last_ms + length_ms)
+        last_final = is_range_final(market, last_ms, last_ms + length_ms)
         if not last_final or span.end_ms > self._settled_ms(market, interval, span.times):
             return False, last_final
-        all_final = settles(market, first_ms, last_ms + length_ms) or all(
-            settles(market, at_ms, at_ms + length_ms) for at_ms in span.chosen
+        all_final = is_range_final(market, first_ms, last_ms + length_ms) or all(
+            is_range_final(market, at_ms, at_ms + length_ms) for at_ms in span.chosen
         )
         return all_final, True
 
@@ -468,8 +468,10 @@ class BarReader:
 
     def _settled_ms(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> int:
         """Return the end of the newest final bar in memory, UTC epoch ms; 0 if there is none."""
-        settles, length_ms = self._live.settles, interval.ms
-        return next((at_ms + length_ms for at_ms in reversed(times) if settles(market, at_ms, at_ms + length_ms)), 0)
+        is_range_final, length_ms = self._live.is_range_final, interval.ms
+        return next(
+            (at_ms + length_ms for at_ms in reversed(times) if is_range_final(market, at_ms, at_ms + length_ms)), 0
+        )
 
 
 def print_page(page: Page, printer: Printer) -> PrintedPage:

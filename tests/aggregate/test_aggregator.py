@@ -16,7 +16,7 @@ WEEK = Interval.parse("1W")
 FIVE = Interval.parse("5m")
 
 
-def ladder(capacity: int = 20_000, intervals=DEFAULT_INTERVALS) -> Aggregator:
+def aggregator(capacity: int = 20_000, intervals=DEFAULT_INTERVALS) -> Aggregator:
     return Aggregator(intervals, capacity)
 
 
@@ -60,7 +60,7 @@ MORE = (
 @pytest.mark.parametrize("name", [*SHIPPED, *MORE], ids=lambda name: Path(name).name)
 def test_bars_of_the_recordings_equal_simple_decimal_arithmetic(name):
     candles = recorded(name)
-    bars = ladder(capacity=len(candles))
+    bars = aggregator(capacity=len(candles))
     for candle in candles:
         bars.apply_minute(candle)
     for interval in DEFAULT_INTERVALS:
@@ -81,7 +81,7 @@ def test_any_order_duplication_and_delay_of_versions_gives_the_same_bars(data):
             grown = candle.volume * part / 10
             versions.append(candle._replace(volume=grown, as_of_ms=candle.open_ms + part * 5_000, final=False))
     shuffled = data.draw(st.permutations(versions)) + data.draw(st.lists(st.sampled_from(versions), max_size=10))
-    bars = ladder()
+    bars = aggregator()
     for version in shuffled:
         bars.apply_minute(version)
     for interval in DEFAULT_INTERVALS:
@@ -91,10 +91,10 @@ def test_any_order_duplication_and_delay_of_versions_gives_the_same_bars(data):
 @st.composite
 def versions(draw: st.DrawFn) -> Candle:
     """One of few prices and volumes, so that much stays the same, of one of few minutes, so that they often meet."""
-    stamp = draw(st.integers(0, 90)) * 1000
-    final = stamp > 60_000 and draw(st.booleans())
+    change_id = draw(st.integers(0, 90)) * 1000
+    final = change_id > 60_000 and draw(st.booleans())
     volume, rev = draw(st.integers(0, 3)), draw(st.integers(0, 2))
-    candle = minute(draw(st.integers(0, 70)), str(draw(st.integers(8, 12))), str(volume), as_of=stamp, final=final)
+    candle = minute(draw(st.integers(0, 70)), str(draw(st.integers(8, 12))), str(volume), as_of=change_id, final=final)
     quote = draw(st.sampled_from([None, Decimal(1), Decimal("2.5")]))
     return candle._replace(quote_volume=quote, rev=rev, src=draw(st.sampled_from(["live", "rest"])))
 
@@ -144,14 +144,14 @@ def test_after_every_message_each_bar_is_the_plain_fold_of_its_minutes(intervals
     stored: dict[int, Candle] = {}
     before: dict[tuple[Interval, int], Candle] = {}
     told: list[dict[tuple[Interval, int], Candle]] = []
-    for stamp, message in enumerate(messages, 1):
+    for change_id, message in enumerate(messages, 1):
         if isinstance(message, Candle):
             held = stored.get(message.open_ms)
             if held is None or message.supersedes(held):
                 stored[message.open_ms] = message
-            changes = bars.apply_minute(message, stamp) or []
+            changes = bars.apply_minute(message, change_id) or []
         else:
-            changes = heal(bars, stored, message, stamp)
+            changes = heal(bars, stored, message, change_id)
         now = everything(bars)
         assert now == now | folded(bars)
         told.append({(change.interval, change.bar.open_ms): change.bar for change in changes})
@@ -159,14 +159,16 @@ def test_after_every_message_each_bar_is_the_plain_fold_of_its_minutes(intervals
             at: bar for at, bar in now.items() if at not in before or visible(bar) != visible(before[at])
         }
         before = now
-    for stamp in range(len(messages)):
-        later = {at for changes in told[stamp:] for at in changes}
+    for change_id in range(len(messages)):
+        later = {at for changes in told[change_id:] for at in changes}
         assert [
-            (interval, bar.open_ms) for interval in bars.levels for bar in bars.series_of(interval).changed_since(stamp)
+            (interval, bar.open_ms)
+            for interval in bars.levels
+            for bar in bars.series_of(interval).changed_since(change_id)
         ] == [at for at in everything(bars) if at in later]
 
 
-def heal(bars: Aggregator, stored: dict[int, Candle], at: int, stamp: int) -> list:
+def heal(bars: Aggregator, stored: dict[int, Candle], at: int, change_id: int) -> list:
     """Ten minutes are read from the store; every other one that is missing there came to it meanwhile."""
     start_ms, end_ms = MONDAY_MS + at * MINUTE_MS, MONDAY_MS + (at + 10) * MINUTE_MS
     for number in range(at, at + 10, 2):
@@ -177,11 +179,11 @@ def heal(bars: Aggregator, stored: dict[int, Candle], at: int, stamp: int) -> li
         since_ms = max(interval.floor(start_ms), bars.series_of(interval).since_ms)
         touched = sorted({interval.floor(one.open_ms) for one in minutes})
         rows[interval] = [whole(minutes, interval, at_ms) for at_ms in touched if since_ms <= at_ms < end_ms]
-    return bars.merge_stored(rows, start_ms, end_ms, stamp)
+    return bars.merge_stored(rows, start_ms, end_ms, change_id)
 
 
 def test_a_version_with_the_same_values_is_no_news_and_keeps_what_clients_were_told():
-    bars = ladder()
+    bars = aggregator()
     bars.apply_minute(minute(0, as_of=70_000)._replace(rev=1, src="live"), 2)
     bars.apply_minute(minute(1), 4)
     assert bars.apply_minute(minute(0, as_of=90_000, final=True)._replace(src="live"), 6) == []
@@ -198,7 +200,7 @@ def test_a_version_with_the_same_values_is_no_news_and_keeps_what_clients_were_t
 
 def test_another_source_of_the_same_values_is_told():
     """A leader ended before it had stored what it told; to whoever reads the store the minute is its successor's."""
-    bars = ladder()
+    bars = aggregator()
     bars.apply_minute(minute(0, as_of=70_000)._replace(src="live"), 2)
     bars.apply_minute(minute(1), 4)
     later = minute(0, as_of=90_000, final=True)._replace(src="rest")
@@ -210,7 +212,7 @@ def test_another_source_of_the_same_values_is_told():
 
 
 def test_an_older_copy_never_undoes_a_revision():
-    bars = ladder()
+    bars = aggregator()
     bars.apply_minute(minute(0, "11", as_of=70_000, final=True))
     bars.apply_minute(minute(0, "12", as_of=90_000, final=True))
     assert bars.apply_minute(minute(0, "11", as_of=70_000, final=True)) == []
@@ -221,10 +223,10 @@ def test_an_older_copy_never_undoes_a_revision():
 def test_minutes_that_fell_out_of_the_window_still_count_in_the_running_week():
     """Fault 1: a running 1D or 1W bar that forgets minutes older than the in-memory window."""
     candles = recorded("btcusdt-week.csv.gz")
-    bars = ladder(capacity=200)
+    bars = aggregator(capacity=200)
     for candle in candles:
         bars.apply_minute(candle)
-    assert bars.minutes_held < 300
+    assert bars.minute_count < 300
     assert shown([bars.series_of(WEEK).newest_bar]) == plain(candles, WEEK)
     assert shown([bars.series_of(DAY).newest_bar]) == plain(candles, DAY)[-1:]
 
@@ -232,7 +234,7 @@ def test_minutes_that_fell_out_of_the_window_still_count_in_the_running_week():
 def test_a_late_last_version_of_a_minute_reaches_the_closed_bars_of_every_interval():
     """Fault 3: the last version of a minute, arriving after the boundary, missing from the closed bars."""
     last_of_day = 24 * 60 - 1
-    bars = ladder()
+    bars = aggregator()
     for number in (last_of_day - 1, last_of_day):
         bars.apply_minute(minute(number, volume="1", as_of=59_000))
     bars.apply_minute(minute(last_of_day + 1))
@@ -244,7 +246,7 @@ def test_a_late_last_version_of_a_minute_reaches_the_closed_bars_of_every_interv
 
 
 def test_a_minute_older_than_memory_is_left_to_the_store():
-    bars = ladder(capacity=20)
+    bars = aggregator(capacity=20)
     for number in range(60):
         bars.apply_minute(minute(number))
     assert bars.apply_minute(minute(0, "99")) is None
@@ -252,7 +254,7 @@ def test_a_minute_older_than_memory_is_left_to_the_store():
 
 def test_a_quote_volume_that_one_minute_lacks_is_absent_not_zero():
     """Fault 12: a missing quoteVolume counted as 0."""
-    bars = ladder()
+    bars = aggregator()
     bars.apply_minute(minute(0)._replace(quote_volume=Decimal("5.5")))
     bars.apply_minute(minute(1))
     assert bars.series_of(MINUTE).get_bar(MONDAY_MS).quote_volume == Decimal("5.5")
@@ -260,13 +262,13 @@ def test_a_quote_volume_that_one_minute_lacks_is_absent_not_zero():
 
 
 def test_an_unchanged_copy_changes_nothing():
-    bars = ladder()
+    bars = aggregator()
     bars.apply_minute(minute(0, as_of=30_000))
     assert bars.apply_minute(minute(0, as_of=40_000)) == []
 
 
 def test_a_stored_range_merges_with_newer_minutes_in_memory():
-    bars = ladder()
+    bars = aggregator()
     bars.apply_minute(minute(7, "12", as_of=30_000))
     stored = [minute(number, volume="2", final=True) for number in range(7)]
     five = [stored[0]._replace(volume=Decimal(10)), stored[5]._replace(volume=Decimal(4))]
@@ -277,7 +279,7 @@ def test_a_stored_range_merges_with_newer_minutes_in_memory():
 
 
 def test_all_minutes_of_a_week_are_kept_when_the_week_is_folded_from_them():
-    bars = ladder(capacity=100, intervals=(MINUTE, WEEK))
+    bars = aggregator(capacity=100, intervals=(MINUTE, WEEK))
     for number in range(3000):
         bars.apply_minute(minute(number))
     assert bars.series_of(WEEK).newest_bar.volume == 3000

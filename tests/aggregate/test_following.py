@@ -58,9 +58,9 @@ class Process:
         """A minute changes; a final one is stored too. What was told before it is in the log."""
         if candle.final:
             self.stored.minutes[candle.open_ms] = candle
-        facts = FeedMetadata(candle.open_ms + MINUTE_MS * candle.final, None, self.seq if logged is None else logged)
+        metadata = FeedMetadata(candle.open_ms + MINUTE_MS * candle.final, None, self.seq if logged is None else logged)
         if heard:
-            return self.say(MinuteChanged(BTC, candle, facts))
+            return self.say(MinuteChanged(BTC, candle, metadata))
         self.seq += 1
         return Position(self.epoch, self.seq)
 
@@ -406,8 +406,8 @@ async def test_no_bar_that_may_lack_lost_messages_is_final():
     one.minute(minute(60, volume="2", as_of=10_000))
     one.seq += 1
     one.say(MinuteChanged(BTC, minute(65, volume="1", as_of=500), FeedMetadata(at(65))))
-    early, late = one.bars.get_bar(BTC, MINUTE, at(50)), one.bars.get_bar(BTC, MINUTE, at(60))
-    assert one.bars.is_final(BTC, MINUTE, early)
+    queued, late = one.bars.get_bar(BTC, MINUTE, at(50)), one.bars.get_bar(BTC, MINUTE, at(60))
+    assert one.bars.is_final(BTC, MINUTE, queued)
     assert not one.bars.is_final(BTC, MINUTE, late)
 
 
@@ -441,9 +441,9 @@ async def test_a_change_of_the_past_that_was_the_last_message_lost_is_read_altho
     one.stored.log["one", 1] = [Range(at(30), at(31))]
     one.stored.log["one", 2] = []
     one.seq = 2
-    position, facts = Position("one", 2), FeedMetadata(at(60), None, 2)
+    position, metadata = Position("one", 2), FeedMetadata(at(60), None, 2)
     one.bars.on_message(MessagesLost(BTC), position)  # a bus reads the newest state: message 2 was minute 30
-    one.bars.on_message(MinuteChanged(BTC, minute(60, volume="3"), facts), position)
+    one.bars.on_message(MinuteChanged(BTC, minute(60, volume="3"), metadata), position)
     await one.clock.advance(30)
     assert one.bars.get_bar(BTC, MINUTE, at(30)).volume == 9
 

@@ -86,5 +86,5 @@ async def test_why_a_market_is_not_well_is_among_the_facts_of_its_feed_until_it_
     started = await market()
     for state, reason, trouble in (("stale", "rest_unavailable", "no route to host"), ("live", "", "")):
         started.bus.publish(StateChanged(BTC, state, MONDAY_MS, reason, trouble))
-        facts = started.bars.describe_feeds()["replay"]["symbols"]["BTC/USDT"]
-        assert (facts["state"], facts["reason"], facts["trouble"]) == (state, reason or None, trouble or None)
+        metadata = started.bars.describe_feeds()["replay"]["symbols"]["BTC/USDT"]
+        assert (metadata["state"], metadata["reason"], metadata["trouble"]) == (state, reason or None, trouble or None)

@@ -47,7 +47,7 @@ class Shelf:
     def is_final(self, key, interval, bar):
         return bar.final
 
-    def settles(self, key, start_ms, end_ms):
+    def is_range_final(self, key, start_ms, end_ms):
         return all(bar.final for bar in self.every if start_ms <= bar.open_ms < end_ms)
 
     def feed_position(self, key):

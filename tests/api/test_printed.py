@@ -132,7 +132,7 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
 
 
 def state_of(one: Stage) -> tuple[object, ...]:
-    return one.bars.feed_position(BTC), one.bars.is_behind(BTC), one.bars.settlements(BTC)
+    return one.bars.feed_position(BTC), one.bars.is_behind(BTC), one.bars.finality_count(BTC)
 
 
 def odd(number: int, rng: random.Random, **more) -> Candle:

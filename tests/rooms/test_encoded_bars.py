@@ -23,7 +23,7 @@ class Memory:
         self.revised: list[int] = []  # where each revision was
         self.settled_ms = 0
         self.gap: set[int] = set()
-        self.settlements = 0
+        self.finality_count = 0
         self.made = 0  # bars that were asked for
 
     def put(self, bar: Candle) -> bool:
@@ -101,13 +101,13 @@ def happen(memory: Memory, form: EncodedBars, what: str, at: int, number: int) -
     elif what == "drop" and len(times) > 10:
         for open_ms in times[: at % 5]:
             del memory.held[open_ms]
-    memory.settlements += what in ("settle", "heal")
+    memory.finality_count += what in ("settle", "heal")
 
 
 def check(memory: Memory, form: EncodedBars, fields: int, closed: bool, count: int) -> None:
     """All bars but the newest, at most `count`."""
     times = memory.newest_times(*TOPIC, count + 1)
-    form.load_bars(memory, times, len(times) - 1, memory.settlements)
+    form.load_bars(memory, times, len(times) - 1, memory.finality_count)
     bars = [memory.held[open_ms] for open_ms in times[:-1]]
     shown = [bar for bar in bars if not closed or memory.is_final(*TOPIC, bar)]
     expected = b"".join(

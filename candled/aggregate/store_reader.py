@@ -1,0 +1,314 @@
+"""Reads bars from the store into memory: at startup, after changes of the past, and after lost messages."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from candled.bus import FeedMetadata, Position
+from candled.errors import StoreRejected, StoreUnavailable, Unavailable
+from candled.exchange import Clock
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
+from candled.tasks import TaskSet
+
+from .market_bars import AT_FIRST, MarketBars
+from .resume import FOREVER_MS
+from .resume import ChangeHistory as ResumeHistory
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
+_STORED_AFTER_S = 2.0
+_PATIENT_LOOKS = 3  # how often to wait for the log of changes; after that, everything in memory is read again
+# pauses between attempts to recover lost messages; the last one repeats
+_RECOVERY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+
+
+class AbsentRange(Protocol):
+    """Minutes that the exchange does not have; implemented by `candled.store.interface.Gap`."""
+
+    @property
+    def start_ms(self) -> int:
+        """The start of the range, UTC epoch milliseconds."""
+
+    @property
+    def end_ms(self) -> int:
+        """The end of the range, UTC epoch milliseconds."""
+
+
+class StoredHistory(ResumeHistory, Protocol):
+    """The store reads that this module needs; implemented by `candled.store.history.HistoryReader`."""
+
+    async def read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> Sequence[Candle]:
+        """See `Store.read_bars`."""
+
+    async def read_forming(self, market: MarketKey) -> Sequence[Candle]:
+        """See `Store.read_forming`."""
+
+    async def complete_from(self, market: MarketKey) -> int | None:
+        """See `Store.complete_from`."""
+
+    async def served_from(self, market: MarketKey) -> int | None:
+        """See `Store.served_from`."""
+
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[AbsentRange]:
+        """See `Store.known_gaps`."""
+
+
+class StoreReader:
+    """Keeps markets in memory in step with the store. `on_loaded` is called once the newest bars are in memory."""
+
+    def __init__(self, history: StoredHistory, clock: Clock, on_loaded: Callable[[MarketBars], None]) -> None:
+        self._history = history
+        self._clock = clock
+        self._on_loaded = on_loaded
+        self._tasks = TaskSet()
+        #: How often lost messages were recovered.
+        self.recovered = 0
+
+    async def stop(self) -> None:
+        """Cancel all background tasks."""
+        await self._tasks.cancel()
+
+    async def load_market(self, market: MarketBars, level: int = logging.WARNING) -> None:
+        """Load the newest bars of a market; if that fails, try again in the background."""
+        try:
+            complete_from_ms = await self._history.complete_from(market.key)
+            served_from_ms = await self._history.served_from(market.key)
+            loaded = {}
+            for interval in market.aggregator.levels:
+                count = market.aggregator.parts_needed(interval, AT_FIRST)
+                loaded[interval] = (count, await self._history.read_bars(market.key, interval, 2**62, count))
+            forming = await self._select_adjoining(
+                market, loaded[MINUTE][1], await self._history.read_forming(market.key)
+            )
+            gap = await self._find_gap(market, loaded[MINUTE][1])
+        except (StoreUnavailable, StoreRejected) as error:
+            logger.log(level, "%s: bars cannot be loaded: %s; trying again", market.key, error)
+            self._tasks.start(self._load_later(market))
+            return
+        for interval, (count, bars) in loaded.items():
+            market.aggregator.seed_bars(interval, bars, bars[0].open_ms if len(bars) >= count else 0)
+        if market.complete_from_ms is None:
+            market.complete_from_ms = complete_from_ms
+        if market.served_from_ms is None:
+            market.served_from_ms = served_from_ms
+        newest = market.aggregator.series_of(MINUTE).newest_bar
+        if newest is not None:  # until the feed provides more
+            settled_ms = newest.open_ms + MINUTE_MS
+            overtaken = [minute.open_ms for minute in forming if minute.open_ms < settled_ms]
+            if overtaken:
+                gap = Range(overtaken[0], overtaken[-1] + MINUTE_MS).hull(gap)
+            market.feed_log.update_metadata(FeedMetadata(watermark_ms=settled_ms, gap=gap))
+        market.is_seeded = True
+        for minute in forming:
+            market.update_minute(minute)
+        self._on_loaded(market)
+
+    async def load_older(self, market: MarketBars, interval: Interval, count: int) -> None:
+        """Read older bars until the newest `count` are in memory.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        while not market.has_bars(interval, count):
+            if not market.is_seeded:
+                raise Unavailable("the store cannot be read yet")
+            series = market.aggregator.series_of(interval)
+            generation, since_ms = market.generation, series.since_ms
+            missing = count - len(series)
+            older = await self._history.read_bars(market.key, interval, since_ms, missing)
+            if (generation, since_ms) == (market.generation, series.since_ms):
+                series.prepend_bars(older, older[0].open_ms if len(older) >= missing else 0)
+
+    async def _find_gap(self, market: MarketBars, final: Sequence[Candle]) -> Range | None:
+        """Return the range from the first to the last unexplained missing minute among the stored ones, or None."""
+        missing = RangeSet([(final[0].open_ms, final[-1].open_ms)] if final else ())
+        for minute in final:
+            missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
+        for absent in (
+            await self._history.known_gaps(market.key, Range(final[0].open_ms, final[-1].open_ms)) if missing else ()
+        ):
+            missing.remove(absent.start_ms, absent.end_ms)
+        spans = list(missing)
+        return Range(spans[0].start_ms, spans[-1].end_ms) if spans else None
+
+    async def _select_adjoining(
+        self, market: MarketBars, final: Sequence[Candle], forming: Sequence[Candle]
+    ) -> list[Candle]:
+        """Return the forming minutes with no missing minute before them, so that no bar is shown without a part.
+
+        The others are added when the feed sends them.
+        """
+        result: list[Candle] = []
+        end_ms = final[-1].open_ms + MINUTE_MS if final else None
+        for minute in forming:
+            if end_ms is not None and minute.open_ms > end_ms:
+                missing = RangeSet([(end_ms, minute.open_ms)])
+                for absent in await self._history.known_gaps(market.key, Range(end_ms, minute.open_ms)):
+                    missing.remove(absent.start_ms, absent.end_ms)
+                if missing:
+                    break
+            result.append(minute)
+            end_ms = max(minute.open_ms + MINUTE_MS, end_ms or 0)
+        return result
+
+    async def _load_later(self, market: MarketBars) -> None:
+        await self._clock.sleep(_RETRY_S)
+        await self.load_market(market, logging.DEBUG)
+
+    def read_when_stored(self, market: MarketBars, open_ms: int) -> None:
+        """Read a minute older than memory from the store, once it is stored."""
+        self._tasks.start(self._read_minute(market, open_ms))
+
+    async def _read_minute(self, market: MarketBars, open_ms: int) -> None:
+        await self._clock.sleep(_STORED_AFTER_S)
+        self.reread_range(market, open_ms, open_ms + MINUTE_MS)
+
+    def reread_range(self, market: MarketBars, start_ms: int, end_ms: int) -> None:
+        """Read a changed range from the store."""
+        market.generation += 1
+        market.stale = Range(start_ms, end_ms).hull(market.stale)
+        if not market.is_rereading:
+            market.is_rereading = True
+            self._tasks.start(self._reread_changes(market))
+
+    async def _reread_changes(self, market: MarketBars) -> None:
+        """Read changed ranges from the store until none is left. There is one reader per market."""
+        level = logging.WARNING  # of the first failure: an outage does not deserve a line every second
+        try:
+            while market.stale is not None:
+                if not market.is_seeded:
+                    await self._clock.sleep(_RETRY_S)
+                    continue
+                stale, market.stale = market.stale, None
+                market.being_reread = stale
+                try:
+                    await self._merge_range(market, stale)
+                except (StoreUnavailable, StoreRejected) as error:
+                    logger.log(level, "%s: a repaired range cannot be read yet: %s", market.key, error)
+                    level = logging.DEBUG
+                    market.stale = stale.hull(market.stale)
+                    await self._clock.sleep(_RETRY_S)
+                else:
+                    level, market.being_reread = logging.WARNING, None
+                    market.feed_log.log_change(market.feed_log.change_id + 1, *stale, only_final=True)
+                    market.notify_finality()
+        finally:
+            market.is_rereading = False
+
+    async def _merge_range(self, market: MarketBars, stale: Range) -> None:
+        rows, complete_from_ms, served_from_ms = {}, market.found_complete_from_ms, market.found_served_from_ms
+        for interval in market.aggregator.levels:
+            series = market.aggregator.series_of(interval)
+            keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
+            if interval.floor(stale.start_ms) < keep_ms and series.since_ms < keep_ms:
+                series.forget_before(keep_ms)  # read no more than can be kept, however long the range is
+            start_ms = max(interval.floor(stale.start_ms), series.since_ms)
+            if start_ms < stale.end_ms:
+                rows[interval] = await self._history.read_bars_between(market.key, interval, start_ms, stale.end_ms)
+        change_id = market.feed_log.change_id + 1
+        changes = market.aggregator.merge_stored(rows, stale.start_ms, stale.end_ms, change_id)
+        if complete_from_ms is not None:  # only now: before, bars would be shown without the missing minutes
+            market.complete_from_ms = complete_from_ms
+        known = (market.served_from_ms, served_from_ms, complete_from_ms)
+        market.served_from_ms = min((one for one in known if one is not None), default=None)
+        changed = [change.bar.open_ms for change in changes if change.interval == MINUTE]
+        if changed:
+            market.feed_log.log_change(change_id, changed[0], changed[-1] + MINUTE_MS)
+        held_ms = market.aggregator.series_of(MINUTE).since_ms
+        if stale.start_ms < held_ms:  # its changes are unknown, because it is not in memory
+            market.feed_log.log_change(change_id, stale.start_ms, min(stale.end_ms, held_ms))
+        shown = [one for one in changes if one.bar.open_ms >= (market.served_from_ms or 0)]
+        for interval in market.aggregator.intervals:
+            market.notify_history_changed(interval, stale, [one.bar for one in shown if one.interval == interval])
+
+    # ------------------------------------------------------------ lost messages
+
+    def recover_lost(self, market: MarketBars, sure_ms: int | None) -> None:
+        """Start recovery from lost messages. Everything before `sure_ms` was final before they were lost."""
+        newest = market.aggregator.series_of(MINUTE).newest_bar
+        held_ms = 0 if newest is None else newest.open_ms
+        market.lost_from_ms = max(0, (held_ms if sure_ms is None else sure_ms) - 2 * MINUTE_MS)
+        if not market.is_recovering:
+            market.is_recovering = True
+            self._tasks.start(self._recover_market(market))
+
+    async def _recover_market(self, market: MarketBars) -> None:
+        """Recover from lost messages: read the ranges that they may have changed from the store.
+
+        This ends when every completed minute is in memory in its final version.
+        """
+        try:
+            for attempt, pause_s in enumerate(_pauses()):
+                since, lost_from_ms = market.feed_log.lost_since, market.lost_from_ms
+                is_known, is_last = market.feed_log.is_lost_logged, attempt >= _PATIENT_LOOKS
+                try:
+                    for stale in await self._lost_ranges(
+                        market, since, lost_from_ms, everything=is_last and not is_known
+                    ):
+                        await self._merge_range(market, stale)
+                    is_complete = (is_known or is_last) and await self._is_complete(market, lost_from_ms)
+                except (StoreUnavailable, StoreRejected) as error:
+                    logger.debug("%s: lost changes cannot be read yet: %s", market.key, error)
+                    is_complete = False
+                if is_complete and (since, lost_from_ms) == (market.feed_log.lost_since, market.lost_from_ms):
+                    market.feed_log.mark_repaired()
+                    market.feed_log.log_change(market.feed_log.change_id + 1, lost_from_ms, FOREVER_MS, only_final=True)
+                    self.recovered += 1
+                    market.notify_finality()
+                    return
+                await self._clock.sleep(pause_s)
+        finally:
+            market.is_recovering = False
+
+    async def _lost_ranges(
+        self, market: MarketBars, since: Position | None, lost_from_ms: int, *, everything: bool
+    ) -> RangeSet:
+        """Return the ranges that may have changed: everything with `everything`, or if nothing better is known."""
+        complete_from_ms = await self._history.complete_from(market.key)
+        if complete_from_ms is not None:
+            market.found_complete_from_ms = min(complete_from_ms, market.found_complete_from_ms or complete_from_ms)
+        served_from_ms = await self._history.served_from(market.key)
+        if served_from_ms is not None:
+            market.found_served_from_ms = min(served_from_ms, market.found_served_from_ms or served_from_ms)
+        changes: Sequence[Range] | None = None if everything else ()
+        for position in () if everything or since is None else market.feed_log.repaired_since(since):
+            changes = await self._history.changes_since(market.key, position.epoch, position.seq)
+            if changes is not None:
+                break
+        if changes is None:
+            lost_from_ms, changes = 0, ()
+        newest = market.aggregator.series_of(MINUTE).newest_bar
+        # Use the feed's time, not this machine's: reading a later range would drop much older bars.
+        newest_ms = max(market.feed_log.metadata.watermark_ms or 0, 0 if newest is None else newest.open_ms)
+        return RangeSet([*changes, (lost_from_ms, (newest_ms or self._clock.now_ms()) + 2 * MINUTE_MS)])
+
+    async def _is_complete(self, market: MarketBars, from_ms: int) -> bool:
+        """Return whether every completed minute from `from_ms` on is final in memory or known not to exist.
+
+        Before history is complete, this applies only to minutes after the gap. Later messages announce the others.
+        """
+        series, metadata = market.aggregator.series_of(MINUTE), market.feed_log.metadata
+        if metadata.watermark_ms is None:
+            return True
+        known_ms = market.complete_from_ms
+        if known_ms is None:
+            if metadata.gap is None:
+                return False
+            known_ms = metadata.gap.end_ms
+        from_ms, settled_ms = max(from_ms, series.since_ms, known_ms), metadata.watermark_ms
+        missing = RangeSet([(from_ms, settled_ms)])
+        for minute in series.bars_between(from_ms, settled_ms):
+            if minute.final:
+                missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
+        if metadata.gap is not None:
+            missing.remove(*metadata.gap)
+        for absent in await self._history.known_gaps(market.key, Range(from_ms, settled_ms)) if missing else ():
+            missing.remove(absent.start_ms, absent.end_ms)
+        return not missing
+
+
+def _pauses() -> Iterator[float]:
+    yield from _RECOVERY_PAUSES_S
+    while True:
+        yield _RECOVERY_PAUSES_S[-1]
