@@ -12,7 +12,7 @@ from typing import Any
 from candled.aggregate.live_bars import LiveBars
 from candled.api.pages import BarReader
 from candled.bus import MinuteChanged
-from candled.bus.factory import make_memory_bus
+from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import ServerSettings
 from candled.model import DEFAULT_INTERVALS, Candle, MarketKey, Symbol
@@ -55,7 +55,7 @@ class Serving:
         symbols = [Symbol("BTC", "USDT"), *(Symbol(f"SYM{number:03}", "USDT") for number in range(1, markets))]
         self._markets = [MarketKey("replay", symbol) for symbol in symbols]
         stored, clock = Stored(minute(number, final=True) for number in range(_HISTORY)), SystemClock()
-        self._bus = make_memory_bus()
+        self._bus = MemoryBus()
         self._bars = bars = LiveBars(self._markets, DEFAULT_INTERVALS, stored, clock)
         codec = RequestCodec({"replay": symbols}, DEFAULT_INTERVALS)
         self._publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)

@@ -18,7 +18,8 @@ from candled.api.routes import make_routes, make_streams
 from candled.budget import MakeBudget
 from candled.budget_file import BudgetFile
 from candled.bus import Bus
-from candled.bus.factory import RedisParts, make_memory_bus, make_redis_parts
+from candled.bus.factory import RedisParts, make_redis_parts
+from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import Config, budget_path, doubts, make_store
 from candled.daemon_threads import DaemonThreads
@@ -129,7 +130,7 @@ class Daemon:
         symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
         markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
         self._shared = _shared(config, markets, clock)
-        self._bus: Bus = make_memory_bus() if self._shared is None else self._shared.bus
+        self._bus: Bus = MemoryBus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(markets if self._is_serving else [], config.intervals, self._history, clock)
         self._codec = RequestCodec(symbols, config.intervals)
         publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)

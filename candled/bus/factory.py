@@ -10,7 +10,6 @@ from candled.exchange import Clock
 from candled.model import MarketKey
 
 from .codec import Names
-from .memory_bus import MemoryBus
 from .redis.address import RedisAddress
 from .redis.bus import RedisBus
 from .redis.connections import Caller, Servers, check_files
@@ -43,11 +42,6 @@ class RedisParts:
         await self.budgets.stop()
         for caller in self.callers:
             await caller.close()
-
-
-def make_memory_bus() -> MemoryBus:
-    """Return a bus within this process."""
-    return MemoryBus(secrets.token_hex(6))
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """The bus within one process: each listener is called directly."""
 
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Mapping
 
@@ -14,11 +15,11 @@ logger = logging.getLogger(__name__)
 class MemoryBus:
     """`memory://`: ingest and serving share a process, so a message is delivered before `publish` returns.
 
-    `epoch` is the name of this process's feeds. It must differ between starts.
+    `epoch` is the name of this process's feeds. It must differ between starts, as it does by default.
     """
 
-    def __init__(self, epoch: str) -> None:
-        self.epoch = epoch
+    def __init__(self, epoch: str = "") -> None:
+        self.epoch = epoch or secrets.token_hex(6)
         self._listeners: list[Listener] = []
         self._published: Counter[MarketKey] = Counter()
 

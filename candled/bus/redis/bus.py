@@ -81,10 +81,12 @@ class RedisBus:
         self._channels = {names.candles_channel(market): market for market in self._shard_of}
         self._heartbeats = {names.heartbeat_channel(shard): shard for shard in range(shards)}
         self._listeners: list[Listener] = []
-        by_shard = {shard: [one for one in self._shard_of if self._shard_of[one] == shard] for shard in range(shards)}
-        self._tracker = FeedTracker(by_shard, clock.monotonic())
+        self._markets_of: dict[int, list[MarketKey]] = {shard: [] for shard in range(shards)}
+        for market, shard in self._shard_of.items():
+            self._markets_of[shard].append(market)
+        self._tracker = FeedTracker(self._markets_of, clock.monotonic())
         self._publisher = (
-            None if leases is None else RedisPublisher(servers, names, clock, leases, self._shard_of, troubles)
+            None if leases is None else RedisPublisher(servers, names, clock, leases, self._markets_of, troubles)
         )
         self._reader = Caller(servers)
         self._reading_trouble = troubles.record_of("reading what was missed")
@@ -199,12 +201,8 @@ class RedisBus:
                 self._receive_message(market, data)
             elif channel in self._heartbeats:
                 self._receive_heartbeat(self._heartbeats[channel], data)
-        except FutureMessage as error:
-            if market is not None:
-                self._from_future.add(market)
-            self._count_ignored("future", f"rejected a message on {channel}: {error}: {excerpt(data)}")
         except BadMessage as error:
-            self._count_ignored("unreadable", f"a message on {channel} cannot be read: {error}: {excerpt(data)}")
+            self._reject(error, f"a message on {channel}", market, data)
 
     def _receive_message(self, market: MarketKey, data: bytes) -> None:
         message, position = decode_message(market, data, self._latest_ms(market))
@@ -289,6 +287,13 @@ class RedisBus:
             logger.warning("%s", line)
         self.ignored[reason] += 1
 
+    def _reject(self, error: BadMessage, source: str, market: MarketKey | None, data: bytes) -> None:
+        is_future = isinstance(error, FutureMessage)
+        if is_future and market is not None:
+            self._from_future.add(market)
+        reason = "future" if is_future else "unreadable"
+        self._count_ignored(reason, f"{source} cannot be read: {error}: {excerpt(data)}")
+
     def _latest_ms(self, market: MarketKey) -> int:
         """Return the time up to which minutes of a market are credible."""
         if market.exchange in self._timeless:
@@ -372,12 +377,9 @@ class RedisBus:
             return None
         try:
             return decode_newest(market, data, self._latest_ms(market))
-        except FutureMessage as error:
-            self._from_future.add(market)
-            self._count_ignored("future", f"rejected the newest state of {market}: {error}: {excerpt(data)}")
         except BadMessage as error:
-            self._count_ignored("unreadable", f"the newest state of {market} cannot be read: {error}: {excerpt(data)}")
-        return None
+            self._reject(error, f"the newest state of {market}", market, data)
+            return None
 
     # ------------------------------------------------------------ states
 
@@ -434,7 +436,7 @@ class RedisBus:
         now = self._clock.monotonic()
         if lease.must_ingest:
             self._tracker.keep_alive(lease.shard, now)
-            markets = [market for market, shard in self._shard_of.items() if shard == lease.shard]
+            markets = self._markets_of[lease.shard]
             self._overridden.difference_update(markets)
             self._receiving_trouble.record_success(*markets)
             self._reading_trouble.record_success(*markets)

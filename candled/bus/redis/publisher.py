@@ -38,7 +38,7 @@ class RedisPublisher:
         names: Names,
         clock: Clock,
         leases: Leases,
-        shard_of: Mapping[MarketKey, int],
+        markets_of: Mapping[int, Sequence[MarketKey]],
         troubles: Troubles,
     ) -> None:
         self._servers = servers
@@ -46,8 +46,9 @@ class RedisPublisher:
         self._names = names
         self._clock = clock
         self._leases = leases
-        self._shard_of = shard_of
-        self._markets = {market: OutboundQueue() for market in shard_of}
+        self._markets_of = markets_of
+        self._shard_of = {market: shard for shard, markets in markets_of.items() for market in markets}
+        self._markets = {market: OutboundQueue() for market in self._shard_of}
         self._epochs: dict[int, str] = {}
         self._known_epochs: set[str] = set()
         self._due: dict[MarketKey, None] = {}  # in the order of their turn
@@ -82,9 +83,9 @@ class RedisPublisher:
         """
         self._begin_feed(lease)
         if not lease.must_ingest:  # nothing of it is published any more
-            self._trouble.record_success(lease.shard, *self._markets_of(lease.shard))
+            self._trouble.record_success(lease.shard, *self._markets_of[lease.shard])
         if lease.may_publish():
-            self._due |= dict.fromkeys(self._markets_of(lease.shard))
+            self._due |= dict.fromkeys(self._markets_of[lease.shard])
             self._beats_due.add(lease.shard)
             self._wake.set()
 
@@ -96,7 +97,7 @@ class RedisPublisher:
             if lease.state is LeaseState.UNSURE:
                 reason = self._leases.trouble or "the leader is not known"
             if reason is not None:
-                found |= dict.fromkeys(self._markets_of(lease.shard), reason)
+                found |= dict.fromkeys(self._markets_of[lease.shard], reason)
         for part, reason in self._trouble.parts.items():
             if isinstance(part, MarketKey):
                 found[part] = reason
@@ -138,15 +139,12 @@ class RedisPublisher:
     def _lease_of(self, market: MarketKey) -> Lease:
         return self._leases.all[self._shard_of[market]]
 
-    def _markets_of(self, shard: int) -> list[MarketKey]:
-        return [market for market, one in self._shard_of.items() if one == shard]
-
     def _begin_feed(self, lease: Lease) -> None:
         if self._epochs.get(lease.shard) == lease.epoch:
             return
         self._epochs[lease.shard] = lease.epoch
         self._known_epochs.add(lease.epoch)
-        for market in self._markets_of(lease.shard):
+        for market in self._markets_of[lease.shard]:
             self._markets[market].begin_feed()
 
     async def _distribute_due(self) -> None:
@@ -244,7 +242,7 @@ class RedisPublisher:
             lease = self._leases.all[shard]
             if not lease.may_publish():
                 continue
-            markets = {market: self._markets[market] for market in self._markets_of(shard)}
+            markets = {market: self._markets[market] for market in self._markets_of[shard]}
             seqs = {self._names.candles_channel(market): one.announced_seq for market, one in markets.items()}
             as_of_ms = max((one.as_of_ms for one in markets.values()), default=0)
             text = encode_heartbeat(shard, lease.epoch, seqs, as_of_ms)

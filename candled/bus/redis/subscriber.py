@@ -16,7 +16,7 @@ from candled.bus.codec import private_channel
 from candled.bus.troubles import TroubleRecord
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.tasks import TaskSet
+from candled.tasks import Backoff, TaskSet
 
 from .connections import TROUBLE, Node, Servers, close, reason_of
 
@@ -67,7 +67,8 @@ class Subscriber:
         self._on_ready = on_ready
         self._connections: dict[Node, _SubscriberConnection] = {}
         self._has_failed = asyncio.Event()
-        self._failures = 0
+        self._backoff = Backoff(_MIN_RETRY_S, _MAX_RETRY_S)
+        self._retry_s = 0.0
         self.generation = 0  # how many connections were made
         self.end_counts: Counter[str] = Counter()
         self._trouble = trouble
@@ -92,23 +93,16 @@ class Subscriber:
             except Unavailable as error:
                 self._on_failure(str(error), None)
                 self.servers.suspect_topology()
-            wait_s = self._retry_wait_s()
-            if self._failures:
-                await self.clock.sleep(wait_s)
+            if self._backoff.failure_count:
+                await self.clock.sleep(self._retry_s)
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._has_failed.wait(), None if self.servers.is_fixed else wait_s)
+                await asyncio.wait_for(self._has_failed.wait(), None if self.servers.is_fixed else _CHECK_S)
 
     async def stop(self) -> None:
         """End the connections, after `run` has ended."""
         for connection in self._connections.values():
             await connection.stop()
-
-    def _retry_wait_s(self) -> float:
-        if not self._failures:
-            return _CHECK_S
-        limit = min(_MAX_RETRY_S, _MIN_RETRY_S * 2.0 ** min(self._failures - 1, 10))
-        return limit * random.uniform(0.5, 1.0)  # thousands may have lost the same server
 
     async def _arrange_connections(self) -> None:
         """Replace connections that ended, and those whose channels have moved."""
@@ -144,7 +138,7 @@ class Subscriber:
 
     def on_connection_alive(self) -> None:
         """Record a loopback message: the connection works."""
-        self._failures = 0
+        self._backoff.on_success()
 
     def on_connection_end(self, connection: "_SubscriberConnection", reason: str, *, was_ready: bool) -> None:
         """Record the end of a connection, and have it replaced."""
@@ -155,7 +149,7 @@ class Subscriber:
         self._has_failed.set()
 
     def _on_failure(self, reason: str, node: Node | None) -> None:
-        self._failures += 1
+        self._retry_s = self._backoff.on_failure()
         self._trouble.record_failure(reason, node)
 
 
