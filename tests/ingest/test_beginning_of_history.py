@@ -7,8 +7,7 @@ import pytest
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.evidence import NOTHING, Evidence, find_evidence
 from candled.model import MINUTE_MS, Gap, Market, Range
-from tests.clocks import ManualClock
-from tests.ingest.small import BTC, THURSDAY_MS, SmallExchange, running
+from tests.ingest.virtual import BTC, THURSDAY_MS, Machine, VirtualExchange, running
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 START_MS = THURSDAY_MS + 6 * HOUR_MS
@@ -39,7 +38,7 @@ SOURCES = [
 
 @pytest.mark.parametrize(("begins_ms", "listed_ms", "has_bars", "first_ms", "expected"), SOURCES)
 async def test_the_beginning_of_history_is_told_by_other_sources(begins_ms, listed_ms, has_bars, first_ms, expected):
-    exchange = SmallExchange(ManualClock(START_MS), begins_ms)
+    exchange = VirtualExchange(Machine(START_MS), begins_ms)
     exchange.has_bars = has_bars
     first = exchange.version(first_ms, START_MS)
     found = await find_evidence(exchange, None, BTC, Range(MONDAY_MS, first_ms), first, listed_ms)
@@ -47,7 +46,7 @@ async def test_the_beginning_of_history_is_told_by_other_sources(begins_ms, list
 
 
 async def test_bars_that_lack_the_known_minute_prove_nothing():
-    exchange = SmallExchange(ManualClock(START_MS), LISTED_MS)
+    exchange = VirtualExchange(Machine(START_MS), LISTED_MS)
     exchange.has_bars = True
     first = exchange.version(LISTED_MS, START_MS)
 
@@ -165,20 +164,20 @@ async def test_a_success_with_nothing_is_never_taken_for_an_answer():
     def lie(exchange):
         exchange.rest = "empty"
 
-    async with running(start_ms=START_MS, prepare=lie) as run:
+    async with running(start_ms=START_MS, prepare=lie) as site:
         for _ in range(76):
-            await run.leap(600)
-            facts = run.health()
+            await site.leap(600)
+            facts = site.market
             assert facts["state"] == "warming"
             assert facts["missingMinutes"] > 4000
             assert facts["beginning"]["reason"] == "unconfirmed"
             assert facts["beginning"]["nextTry"] is not None
-        assert run.store.since_ms is None or run.store.since_ms >= START_MS
-        assert len(run.exchange.asked) < 76 * 50
-        run.exchange.rest = "up"
-        await run.seconds(300)
-        assert (run.state, run.health()["missingMinutes"]) == (("live", None), 0)
-        assert run.wrong(MONDAY_MS, run.exchange.now() // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
+        assert site.store.since_ms is None or site.store.since_ms >= START_MS
+        assert len(site.exchange.asked) < 76 * 50
+        site.exchange.rest = "up"
+        await site.run(300)
+        assert (site.state, site.market["missingMinutes"]) == (("live", None), 0)
+        assert site.wrong(MONDAY_MS, site.clock.true_ms // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
 
 
 @pytest.mark.slow
@@ -188,18 +187,18 @@ async def test_a_success_with_nothing_in_the_middle_leaves_no_hole(second, empty
     def kind(exchange):
         exchange.publishes_empty_candles = empty_candles
 
-    async with running(start_ms=START_MS, prepare=kind) as run:
-        await run.seconds(300 + second)
-        assert run.state == ("live", None)
-        run.exchange.stream, run.exchange.rest = "silent", "empty"
+    async with running(start_ms=START_MS, prepare=kind) as site:
+        await site.run(300 + second)
+        assert site.state == ("live", None)
+        site.exchange.stream, site.exchange.rest = "silent", "empty"
         for _ in range(10):
-            await run.leap(300)
-            assert run.state[0] in ("stale", "recovering")
-        assert run.health()["missingMinutes"] >= 45
-        run.exchange.stream = run.exchange.rest = "up"
-        await run.seconds(900)
-        assert (run.state, run.health()["missingMinutes"], run.health()["holes"]["count"]) == (("live", None), 0, 0)
-        assert run.wrong(MONDAY_MS, run.exchange.now() // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
+            await site.leap(300)
+            assert site.state[0] in ("stale", "recovering")
+        assert site.market["missingMinutes"] >= 45
+        site.exchange.stream = site.exchange.rest = "up"
+        await site.run(900)
+        assert (site.state, site.market["missingMinutes"], site.market["holes"]["count"]) == (("live", None), 0, 0)
+        assert site.wrong(MONDAY_MS, site.clock.true_ms // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
 
 
 KINDS = [
@@ -216,16 +215,16 @@ async def test_a_market_that_is_new_is_live_as_soon_as_something_confirms_it(has
         exchange.begins_ms, exchange.has_bars = LISTED_MS, has_bars
         exchange.listed = [Market(symbol=BTC, listed_ms=LISTED_MS if has_date else None)]
 
-    async with running(start_ms=START_MS, prepare=new) as run:
-        await run.seconds(20)
+    async with running(start_ms=START_MS, prepare=new) as site:
+        await site.run(20)
         if within_s > 120:
-            assert run.state == ("warming", "unconfirmed_beginning")
-            assert run.health()["beginning"]["reason"] == "unconfirmed"
-        await run.seconds(within_s)
-        assert run.state == ("live", None)
-        assert run.health()["beginning"]["reason"] == "beyond_history"
-        assert run.health()["missingMinutes"] == 0
-        assert run.store.since_ms == MONDAY_MS
+            assert site.state == ("warming", "unconfirmed_beginning")
+            assert site.market["beginning"]["reason"] == "unconfirmed"
+        await site.run(within_s)
+        assert site.state == ("live", None)
+        assert site.market["beginning"]["reason"] == "beyond_history"
+        assert site.market["missingMinutes"] == 0
+        assert site.store.since_ms == MONDAY_MS
 
 
 @pytest.mark.slow
@@ -233,13 +232,15 @@ async def test_history_that_appears_later_is_found_though_it_was_once_believed_f
     def short(exchange):
         exchange.begins_ms = LISTED_MS
 
-    async with running(start_ms=START_MS, prepare=short) as run:
-        await run.seconds(1300)
-        assert run.health()["beginning"]["reason"] == "beyond_history"
-    store = run.store
-    store.known = [replace(gap, retry_ms=None) for gap in store.known]  # as a version before this one stored it
-    async with running(clock=run.clock, store=store) as again:
-        await again.seconds(60)
+    async with running(start_ms=START_MS, prepare=short) as site:
+        await site.run(1300)
+        assert site.market["beginning"]["reason"] == "beyond_history"
+    store = site.store
+    store.saved_gaps = [
+        replace(gap, retry_ms=None) for gap in store.saved_gaps
+    ]  # as a version before this one stored it
+    async with running(clock=site.clock, store=store) as again:
+        await again.run(60)
         assert again.wrong(MONDAY_MS, START_MS) == []
         assert again.state == ("live", None)
-        assert again.health()["beginning"] is None
+        assert again.market["beginning"] is None

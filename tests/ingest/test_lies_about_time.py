@@ -2,9 +2,9 @@
 
 import pytest
 
-from candled.model import MINUTE, MINUTE_MS
+from candled.model import MINUTE, MINUTE_MS, Gap
 from tests.ingest.test_exchange_clock import HOUR, LIES, SECOND, YEAR
-from tests.ingest.virtual import BTC, Memory, Site
+from tests.ingest.virtual import BTC, START_MS, Memory, Site, started
 from tests.rows import MONDAY_MS
 
 LIES = {**LIES, "jumping back": lambda ms: ms - (ms // 1000 % 7) * 60 * SECOND}
@@ -23,14 +23,13 @@ def check(site: Site) -> None:
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("machine_ms", [0, -3 * HOUR])
 async def test_one_frame_ends_no_minute_and_stops_no_chart(lie, machine_ms):
-    site = Site(machine_ms=machine_ms)
-    await site.start()
+    site = await started(machine_ms=machine_ms)
     await site.run(150)
-    before = len(site.changes)
-    site.push(site.frame(lie))
+    before = len(site.minutes)
+    site.push(site.exchange.frame(stamp=lie))
     await site.run(25)
     assert site.clock.true_ms - site.shown_at_ms <= 2_000
-    assert len(site.changes) - before >= 20
+    assert len(site.minutes) - before >= 20
     await site.run(240)
     check(site)
     assert site.health["parity"]["mismatched24h"] == 0
@@ -40,11 +39,9 @@ async def test_one_frame_ends_no_minute_and_stops_no_chart(lie, machine_ms):
 @pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 async def test_the_first_frames_may_lie(lie):
-    site = Site()
-    site.stamp = lie
-    await site.start()
+    site = await started(stamp=lie)
     await site.run(1)
-    site.stamp = lambda ms: ms
+    site.exchange.stamp = lambda ms: ms
     await site.run(240)
     check(site)
     await site.stop()
@@ -53,9 +50,7 @@ async def test_the_first_frames_may_lie(lie):
 @pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 async def test_a_stream_that_lies_for_good_is_not_believed_but_its_candles_are(lie):
-    site = Site()
-    site.stamp = lie
-    await site.start()
+    site = await started(stamp=lie)
     await site.run(400)
     check(site)
     await site.stop()
@@ -65,10 +60,7 @@ async def test_a_stream_that_lies_for_good_is_not_believed_but_its_candles_are(l
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("which", ["rest_stamp", "date", "both"])
 async def test_rest_that_lies_about_the_time_is_still_right_about_minutes(lie, which):
-    site = Site()
-    for name in ("rest_stamp", "date") if which == "both" else (which,):
-        setattr(site.exchange, name, lie)
-    await site.start()
+    site = await started(**dict.fromkeys(("rest_stamp", "date") if which == "both" else (which,), lie))
     await site.run(400)
     check(site)
     await site.stop()
@@ -78,8 +70,7 @@ async def test_rest_that_lies_about_the_time_is_still_right_about_minutes(lie, w
 @pytest.mark.parametrize("ahead_ms", [90 * SECOND, HOUR, YEAR])
 async def test_rest_corrects_a_minute_whose_stored_stamp_is_in_the_future(ahead_ms):
     """As a former version of candled stored it: half a minute, with a stamp of the far future."""
-    first = Site()
-    await first.start()
+    first = await started()
     await first.run(200)
     await first.stop()
     store: Memory = first.store
@@ -87,20 +78,18 @@ async def test_rest_corrects_a_minute_whose_stored_stamp_is_in_the_future(ahead_
     for open_ms in poisoned:
         row = first.exchange.version(open_ms, open_ms + 30_000, open_ms + 30_000)
         store.rows[open_ms] = row._replace(as_of_ms=first.clock.true_ms + ahead_ms, final=True, src="live")
-    site = Site(store, start_ms=first.clock.true_ms)
-    await site.start()
+    site = await started(store, start_ms=first.clock.true_ms)
     await site.run(200)
     check(site)
     assert site.health["parity"]["mismatched24h"] == 2
     assert site.market["revisions"] == 2
     assert {store.rows[open_ms].rev for open_ms in poisoned} == {1}
-    assert any(one.start_ms <= poisoned[1] < one.end_ms for one in site.healed)
+    assert any(one.start_ms <= poisoned[1] < one.end_ms for one in site.repaired)
     await site.stop()
 
 
 async def test_a_minute_that_the_stream_got_wrong_is_corrected_and_counted():
-    site = Site()
-    await site.start()
+    site = await started()
     await site.run(150)
     wrong_ms = MINUTE.floor(site.clock.true_ms)
     true_row = site.exchange.row(wrong_ms)
@@ -115,8 +104,7 @@ async def test_a_minute_that_the_stream_got_wrong_is_corrected_and_counted():
 
 @pytest.mark.parametrize("by_ms", [2 * HOUR, -2 * HOUR, YEAR])
 async def test_setting_this_machines_clock_changes_nothing(by_ms):
-    site = Site()
-    await site.start()
+    site = await started()
     await site.run(150)
     site.clock.machine_ms += by_ms
     await site.run(200)
@@ -125,19 +113,16 @@ async def test_setting_this_machines_clock_changes_nothing(by_ms):
 
 
 async def test_holes_of_minutes_to_come_are_forgotten_at_the_start():
-    from candled.model import Gap
 
-    site = Site()
-    now_ms = MINUTE.floor(site.clock.true_ms)
+    store, now_ms = Memory(), MINUTE.floor(START_MS)
     future = Gap(
         start_ms=now_ms - MINUTE_MS, end_ms=now_ms + 59 * MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None
     )
     past = Gap(start_ms=MONDAY_MS, end_ms=MONDAY_MS + MINUTE_MS, reason="exchange_outage", attempts=5, retry_ms=None)
-    site.store.saved_gaps = [past, future]
-    await site.start()
+    store.saved_gaps = [past, future]
+    site = await started(store)
     assert [gap.end_ms for gap in site.store.saved_gaps] == [past.end_ms, now_ms]
     await site.run(100)
-    site.exchange.feed.queue.put_nowait(site.frame())
     assert site.market["holes"]["minutes"] <= 2
     assert str(BTC) in site.health["symbols"]
     await site.stop()

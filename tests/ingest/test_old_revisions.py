@@ -3,7 +3,7 @@
 import pytest
 
 from candled.model import MINUTE, MINUTE_MS, Range
-from tests.ingest.virtual import Site
+from tests.ingest.virtual import Site, started
 from tests.rows import MONDAY_MS
 
 
@@ -14,16 +14,13 @@ def revise(site: Site, open_ms: int) -> None:
 
 async def restart(site: Site) -> Site:
     await site.stop()
-    again = Site(site.store, start_ms=site.clock.true_ms)
-    again.exchange.revised = site.exchange.revised
-    await again.start()
-    return again
+    return await started(site.store, start_ms=site.clock.true_ms, revised=site.exchange.revised)
 
 
 async def reconnect(site: Site) -> Site:
     site.ingest.on_interrupted(site.exchange.feed, "test")
     site.ingest.on_connected(site.exchange.feed)
-    site.push(site.snapshot())
+    site.push_snapshot()
     return site
 
 
@@ -33,8 +30,7 @@ AGES = [pytest.param(minutes, id=f"{minutes} min") for minutes in (61, 120, 300)
 @pytest.mark.parametrize("age", AGES)
 @pytest.mark.parametrize("occasion", [restart, reconnect])
 async def test_a_revision_of_an_old_minute_is_taken_counted_and_told(age, occasion):
-    site = Site()
-    await site.start()
+    site = await started()
     await site.run(150)
     old_ms = MINUTE.floor(site.clock.true_ms) - age * MINUTE_MS
     revise(site, old_ms)
@@ -45,29 +41,28 @@ async def test_a_revision_of_an_old_minute_is_taken_counted_and_told(age, occasi
     assert (stored.rev, stored.final) == (1, True)
     assert site.market["revisions"] == 1
     assert site.health["parity"]["mismatched24h"] == 1
-    assert any(one.start_ms <= old_ms < one.end_ms for one in site.healed)
+    assert any(one.start_ms <= old_ms < one.end_ms for one in site.repaired)
     assert any(span.start_ms <= old_ms < span.end_ms for span in site.store.logged)
     await site.stop()
 
 
 @pytest.mark.slow
 async def test_minutes_of_the_last_day_are_compared_again_every_six_hours():
-    site = Site()
-    await site.start()
+    site = await started()
     await site.run(100)
     old_ms = MINUTE.floor(site.clock.true_ms) - 90 * MINUTE_MS
     revise(site, old_ms)
-    await site.clock.leap(6 * 3600)
-    await site.run(500, stream=False)
+    site.exchange.stream = "silent"
+    await site.leap(6 * 3600)
+    await site.run(500)
     assert site.store.rows[old_ms].rev == 1
-    asked = [one for one in site.exchange.asked if one[1] <= old_ms < one[2]]
+    asked = [one for one in site.exchange.asked if one[1].start_ms <= old_ms < one[1].end_ms]
     assert len(asked) <= 6
     await site.stop()
 
 
 async def test_what_rest_agrees_with_is_not_written_again():
-    site = Site()
-    await site.start()
+    site = await started()
     await site.run(150)
     before = dict(site.store.rows)
     logged = len(site.store.logged)

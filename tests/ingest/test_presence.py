@@ -6,8 +6,8 @@ import pytest
 
 from candled.bus import StateChanged
 from candled.ingest.presence import Presence
-from candled.model import MINUTE_MS, Candle, RangeSet
-from tests.ingest.small import THURSDAY_MS, running
+from candled.model import MINUTE_MS, Candle
+from tests.ingest.virtual import THURSDAY_MS, running
 
 NOW_MS = THURSDAY_MS + 600 * MINUTE_MS
 PUSHED_MS = NOW_MS - 55_000  # in the minute before the present one
@@ -74,25 +74,25 @@ def test_evidence_ends_with_what_it_rests_on(event):
 
 @pytest.mark.slow
 async def test_with_the_stream_cut_candles_come_from_rest_and_charts_move():
-    async with running() as run:
-        await run.seconds(120)
-        assert run.state == ("live", None)
-        run.exchange.stream = "down"
-        await run.seconds(20)
-        assert run.state == ("polling", "stream_down")
-        told = len(run.minutes())
-        await run.seconds(300)
-        assert len(run.minutes()) - told >= 60
-        assert {candle.src for candle in run.minutes()[told:]} == {"rest"}
-        assert any(not candle.final for candle in run.minutes()[told:])
-        assert {state for state, _ in run.states()[-3:]} <= {"live", "stale", "polling"}
-        run.exchange.stream = "up"
-        await run.seconds(60)
-        assert run.state == ("live", None)
-        await run.seconds(60)
-        end_ms = run.exchange.now() // MINUTE_MS * MINUTE_MS - MINUTE_MS
-        assert run.wrong(end_ms - 8 * MINUTE_MS, end_ms) == []
-        assert all(candle.rev == 0 for candle in run.minutes())
+    async with running() as site:
+        await site.run(120)
+        assert site.state == ("live", None)
+        site.exchange.stream = "down"
+        await site.run(20)
+        assert site.state == ("polling", "stream_down")
+        told = len(site.minutes)
+        await site.run(300)
+        assert len(site.minutes) - told >= 60
+        assert {candle.src for candle in site.minutes[told:]} == {"rest"}
+        assert any(not candle.final for candle in site.minutes[told:])
+        assert {state for state, _ in site.states[-3:]} <= {"live", "stale", "polling"}
+        site.exchange.stream = "up"
+        await site.run(60)
+        assert site.state == ("live", None)
+        await site.run(60)
+        end_ms = site.clock.true_ms // MINUTE_MS * MINUTE_MS - MINUTE_MS
+        assert site.wrong(end_ms - 8 * MINUTE_MS, end_ms) == []
+        assert all(candle.rev == 0 for candle in site.minutes)
 
 
 SILENCES = [
@@ -107,42 +107,42 @@ SILENCES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("stream", "rest", "state", "reason"), SILENCES)
 async def test_while_the_market_trades_no_silence_is_ever_called_quiet(stream, rest, state, reason):
-    async with running() as run:
-        await run.seconds(120)
-        run.exchange.stream, run.exchange.rest = stream, rest
-        heard = len(run.heard)
-        await run.seconds(300)
-        assert run.state == (state, reason)
-        assert "quiet" not in {told for told, _ in run.states()}
+    async with running() as site:
+        await site.run(120)
+        site.exchange.stream, site.exchange.rest = stream, rest
+        heard = len(site.received)
+        await site.run(300)
+        assert site.state == (state, reason)
+        assert "quiet" not in {told for told, _ in site.states}
         if rest == "empty":
-            assert len(run.exchange.asked) < 200
-        del run.heard[:heard]
-        run.exchange.stream = run.exchange.rest = "up"
-        await run.seconds(200)
-        assert run.state == ("live", None)
+            assert len(site.exchange.asked) < 200
+        del site.received[:heard]
+        site.exchange.stream = site.exchange.rest = "up"
+        await site.run(200)
+        assert site.state == ("live", None)
 
 
 @pytest.mark.slow
 async def test_rows_of_another_market_are_refused_named_and_asked_for_again():
-    async with running() as run:
-        await run.seconds(180)
-        history = run.exchange.fetch_history
+    async with running() as site:
+        await site.run(180)
+        history = site.exchange.fetch_history
 
         async def of_another(http, symbol, start_ms, end_ms):
             rows = await history(http, symbol, start_ms, end_ms)
             return [row._replace(open=row.open * 40, high=row.high * 40, low=row.low * 40, close=row.close * 40)
                     for row in rows]  # fmt: skip
 
-        run.exchange.fetch_history = of_another
-        await run.seconds(300)
-        assert "another market" in run.health()["trouble"]
-        assert run.health()["invalidCandles"] >= 2
-        run.exchange.fetch_history = history
-        await run.seconds(700)
-        assert run.health()["trouble"] is None
-        end_ms = run.exchange.now() // MINUTE_MS * MINUTE_MS - MINUTE_MS
-        assert run.wrong(end_ms - 15 * MINUTE_MS, end_ms) == []
-        assert max(candle.high for candle in run.minutes()) < 3000
+        site.exchange.fetch_history = of_another
+        await site.run(300)
+        assert "another market" in site.market["trouble"]
+        assert site.market["invalidCandles"] >= 2
+        site.exchange.fetch_history = history
+        await site.run(700)
+        assert site.market["trouble"] is None
+        end_ms = site.clock.true_ms // MINUTE_MS * MINUTE_MS - MINUTE_MS
+        assert site.wrong(end_ms - 15 * MINUTE_MS, end_ms) == []
+        assert max(candle.high for candle in site.minutes) < 3000
 
 
 @pytest.mark.slow
@@ -151,14 +151,14 @@ async def test_nothing_after_a_minute_without_trades_is_not_called_quiet():
         exchange.publishes_empty_candles = False
         exchange.quiet = lambda open_ms: open_ms == THURSDAY_MS + (6 * 60 + 4) * MINUTE_MS
 
-    async with running(prepare=thin) as run:
-        await run.seconds(300 + 7)
-        run.exchange.stream, run.exchange.rest = "silent", "empty"
-        heard = len(run.heard)
-        await run.seconds(1200)
-        assert run.state[0] in ("stale", "recovering")
-        assert "quiet" not in {one.state for one in run.heard[heard:] if isinstance(one, StateChanged)}
-        assert run.health()["missingMinutes"] >= 15
+    async with running(prepare=thin) as site:
+        await site.run(300 + 7)
+        site.exchange.stream, site.exchange.rest = "silent", "empty"
+        heard = len(site.received)
+        await site.run(1200)
+        assert site.state[0] in ("stale", "recovering")
+        assert "quiet" not in {one.state for one in site.received[heard:] if isinstance(one, StateChanged)}
+        assert site.market["missingMinutes"] >= 15
 
 
 @pytest.mark.slow
@@ -169,27 +169,26 @@ async def test_a_market_without_trades_is_quiet_by_rests_word_and_costs_about_a_
         exchange.quiet = lambda open_ms: open_ms >= run_from_ms + 3 * MINUTE_MS
 
     run_from_ms = THURSDAY_MS + 6 * 3_600_000
-    async with running(prepare=thin) as run:
-        await run.seconds(180)
-        run.exchange.stream = "silent" if empty_candles else "up"
-        await run.seconds(240)
-        assert run.state == ("quiet", "no_trades")
-        asked = len(run.exchange.asked)
-        await run.seconds(600)
-        assert len(run.exchange.asked) - asked <= 40
-        assert run.state == ("quiet", "no_trades")
-        run.exchange.quiet = lambda open_ms: False
-        run.exchange.stream = "up"
-        await run.seconds(90)
-        assert run.state == ("live", None)
+    async with running(prepare=thin) as site:
+        await site.run(180)
+        site.exchange.stream = "silent" if empty_candles else "up"
+        await site.run(240)
+        assert site.state == ("quiet", "no_trades")
+        asked = len(site.exchange.asked)
+        await site.run(600)
+        assert len(site.exchange.asked) - asked <= 40
+        assert site.state == ("quiet", "no_trades")
+        site.exchange.quiet = lambda open_ms: False
+        site.exchange.stream = "up"
+        await site.run(90)
+        assert site.state == ("live", None)
 
 
 async def test_the_pace_of_polling_leaves_most_of_the_budget():
-    async with running() as run:
-        run.exchange.missing = RangeSet()
-        await run.seconds(120)
-        run.exchange.stream = "down"
-        await run.seconds(30)
-        asked = len(run.exchange.asked)
-        await run.seconds(60)
-        assert len(run.exchange.asked) - asked <= 60 / 3 + 5
+    async with running() as site:
+        await site.run(120)
+        site.exchange.stream = "down"
+        await site.run(30)
+        asked = len(site.exchange.asked)
+        await site.run(60)
+        assert len(site.exchange.asked) - asked <= 60 / 3 + 5

@@ -6,8 +6,8 @@ from candled.exchange import SubscriptionRejected
 from candled.ingest.connection import FeedConnection
 from candled.ingest.rejected_symbols import RejectedSymbols
 from candled.model import Market, Symbol
-from tests.ingest.small import BTC, running
 from tests.ingest.test_connection import ETH, PlainFeed, connection, sent
+from tests.ingest.virtual import BTC, running
 
 
 def asked_at(one: FeedConnection, until: float, start: float = 0.0) -> list[float]:
@@ -90,17 +90,17 @@ async def test_evidence_from_the_stream_beats_the_list(listed):
     def lie(exchange):
         exchange.listed = listed
 
-    async with running(prepare=lie) as run:
-        await run.seconds(200)
-        assert run.state == ("live", None)
-        assert run.health()["missingMinutes"] == 0
-        unlisted = run.health()["trouble"]
+    async with running(prepare=lie) as site:
+        await site.run(200)
+        assert site.state == ("live", None)
+        assert site.market["missingMinutes"] == 0
+        unlisted = site.market["trouble"]
         assert (unlisted is not None) == bool(listed)
-        lists = run.exchange.lists
-        run.exchange.listed = [Market(symbol=BTC, price_decimals=2)]
-        await run.leap(3700)
-        assert run.exchange.lists > lists
-        assert (run.health()["trouble"], run.state) == (None, ("live", None))
+        lists = site.exchange.lists
+        site.exchange.listed = [Market(symbol=BTC, price_decimals=2)]
+        await site.leap(3700)
+        assert site.exchange.lists > lists
+        assert (site.market["trouble"], site.state) == (None, ("live", None))
 
 
 @pytest.mark.slow
@@ -108,10 +108,10 @@ async def test_a_market_that_is_listed_after_the_start_comes_by_itself():
     def not_yet(exchange):
         exchange.listed, exchange.stream, exchange.rest = [OTHER], "silent", "down"
 
-    async with running(prepare=not_yet) as run:
-        await run.seconds(1200)
-        assert run.state == ("stale", "not_listed")
-        assert run.health()["trouble"].startswith("small does not list BTC/USDT, did you mean BTC/USDC?")
-        run.exchange.listed, run.exchange.stream, run.exchange.rest = [Market(symbol=BTC)], "up", "up"
-        await run.leap(3700)
-        assert (run.state, run.health()["missingMinutes"]) == (("live", None), 0)
+    async with running(prepare=not_yet) as site:
+        await site.run(1200)
+        assert site.state == ("stale", "not_listed")
+        assert site.market["trouble"].startswith("virtual does not list BTC/USDT, did you mean BTC/USDC?")
+        site.exchange.listed, site.exchange.stream, site.exchange.rest = [Market(symbol=BTC)], "up", "up"
+        await site.leap(3700)
+        assert (site.state, site.market["missingMinutes"]) == (("live", None), 0)

@@ -1,17 +1,20 @@
-"""The ingest of one market in virtual time: a scripted exchange, a store in memory, and a record of what left."""
+"""The ingest of one market in virtual time: an exchange and a store in memory, and a record of what left."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from decimal import Decimal
 from typing import Any
 
 from candled.bus import HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.errors import Unavailable
-from candled.exchange import Candles, Event, Exchange, Feed, InvalidRow, StreamFeed
+from candled.exchange import Candles, Event, Exchange, StreamFeed
 from candled.ingest.exchange_ingest import ExchangeIngest
+from candled.ingest.http import HttpClient
 from candled.ingest.market_loader import IngestOptions
-from candled.model import MINUTE, MINUTE_MS, Candle, Gap, Market, MarketKey, Range, RangeSet, Symbol
-from candled.model.gaps import replace_gaps
+from candled.model import MINUTE, MINUTE_MS, Candle, Gap, Interval, Market, MarketKey, Range, Symbol, fold
+from candled.model.gaps import clip_gap, replace_gaps
 from candled.store.batch import minute_ranges
 from candled.store.interface import ALL_TIME
 from tests.clocks import ManualClock
@@ -21,109 +24,156 @@ from tests.rows import MONDAY_MS
 BTC = Symbol.parse("BTC/USDT")
 KEY = MarketKey("virtual", BTC)
 START_MS = MONDAY_MS + 6 * 3_600_000
+THURSDAY_MS = 1_759_968_000_000  # 2025-10-09T00:00Z
 
 Stamp = Callable[[int], int]
 
 
-def true_stamp(at_ms: int) -> int:
-    return at_ms
+class Machine(ManualClock):
+    """A machine's clock.
 
+    Attributes:
+        machine_ms: how far it is from the exchange's.
+        asleep_ms: how long it slept in all: its steady clock stands still meanwhile, as Linux's does.
+    """
 
-class SettableClock(ManualClock):
-    """A machine's clock: `machine_ms` is how far it is from the exchange's."""
-
-    machine_ms = 0
+    machine_ms = asleep_ms = 0
 
     def now_ms(self) -> int:
-        return super().now_ms() + self.machine_ms
+        return self.true_ms + self.machine_ms
 
     @property
     def true_ms(self) -> int:
-        return super().now_ms()
+        return super().now_ms() + self.asleep_ms
 
 
-class Tape(StreamFeed):
-    """Yields the events it is given."""
+class VirtualFeed(StreamFeed):
+    """Pushes the forming minute regularly, once a minute the last version of the one before, and what is queued."""
 
-    def __init__(self) -> None:
+    def __init__(self, exchange: "VirtualExchange") -> None:
         super().__init__([BTC])
-        self.queue: asyncio.Queue[Event] = asyncio.Queue()
+        self.queue: list[Event] = []
+        self._exchange = exchange
 
     async def stream_events(self) -> AsyncIterator[Event]:
+        exchange, seen_ms = self._exchange, None
         while True:
-            yield await self.queue.get()
+            if exchange.stream == "down":
+                raise ConnectionError("the stream is cut")
+            queued, self.queue = self.queue, []
+            for event in queued:
+                yield event
+            minute_ms = MINUTE.floor(exchange.true.true_ms)
+            if exchange.stream == "up":
+                for open_ms in sorted({seen_ms or minute_ms, minute_ms}):
+                    frame = exchange.frame(open_ms)
+                    if frame.candles:
+                        yield frame
+                seen_ms = minute_ms
+            await exchange.clock.sleep(exchange.push_s)
 
 
-class Scripted(Exchange):
-    """An exchange as a function of time.
+class VirtualExchange(Exchange):
+    """One market as a function of time. It trades in every minute but those of `quiet`.
 
     Attributes:
-        rest_stamp, date: how its REST answers state the time, in their rows and as `Date`; None: no date.
-        rest_down: it does not answer.
-        revised: minutes with other values than the tape's, from now on.
-        change_rows: what becomes of the rows of an answer.
+        begins_ms: it has nothing before.
+        stream: `up`, `silent` or `down`.
+        rest: `up`, `empty` (a success with nothing) or `down`.
+        stamp, rest_stamp, date: how frames, rows of REST and its `Date` state the time; None: not at all.
+        revised: minutes with other values, from now on.
+        listed: its list of markets; None: it cannot be read.
+        has_bars: REST has longer bars too.
     """
 
     name = "virtual"
-    requests_per_s = 10.0
-    max_history_minutes = 999
+    Settings = dict
+    max_history_minutes = 1000
     publishes_empty_candles = True
     opens_at_previous_close = True
 
-    def __init__(self, clock: SettableClock) -> None:
-        super().__init__(None, clock)
+    def __init__(self, clock: Machine, begins_ms: int = 0, *, push_s: float = 2.0, travel_s: float = 0.0) -> None:
+        super().__init__({}, clock)
         self.true = clock
-        self.tape = Synthetic(7)
-        self.feed = Tape()
-        self.rest_stamp: Stamp = true_stamp
-        self.date: Stamp | None = true_stamp
-        self.rest_down = False
+        self.push_s = push_s
+        self.feed = VirtualFeed(self)
+        self.begins_ms = begins_ms
+        self.quiet: Callable[[int], bool] = lambda open_ms: False
+        self.stream, self.rest = "up", "up"
+        self.stamp: Stamp = lambda at_ms: at_ms
+        self.rest_stamp: Stamp | None = lambda at_ms: at_ms
+        self.date: Stamp | None = None
         self.revised: dict[int, Row] = {}
-        self.change_rows: Callable[[list[Any]], Sequence[Any]] = lambda rows: rows
-        self.asked: list[tuple[int, int, int]] = []  # when, from, to
+        self.listed: list[Market] | None = [Market(symbol=BTC, price_decimals=2, volume_decimals=3)]
+        self.has_bars = False
+        self.asked: list[tuple[int, Range]] = []  # when, and for what
+        self.lists = 0  # how often the list was asked for
+        self._tape = Synthetic(7)
+        self._travel_s = travel_s
 
     def row(self, open_ms: int) -> Row:
-        return self.revised.get(open_ms) or self.tape.row(open_ms)
+        if open_ms in self.revised:
+            return self.revised[open_ms]
+        row = self._tape.row(open_ms)
+        if self.quiet(open_ms):
+            return Row(*[row.open] * 4, Decimal(0), Decimal(0))
+        return row if row.volume else row._replace(volume=Decimal(1), quote_volume=row.close)
 
-    def version(self, open_ms: int, as_of_ms: int, at_ms: int | None = None) -> Candle:
-        """A minute as it stands, stated at `as_of_ms`."""
-        at_ms = self.true.true_ms if at_ms is None else at_ms
-        return grown(self.row(open_ms), at_ms - open_ms).candle(open_ms, as_of_ms=as_of_ms)
+    def version(self, open_ms: int, at_ms: int, as_of_ms: int | None = None) -> Candle | None:
+        """A minute as it is at a time; None where the exchange has nothing."""
+        if at_ms < open_ms or open_ms < self.begins_ms:
+            return None
+        row = grown(self.row(open_ms), at_ms - open_ms)
+        return row.candle(open_ms, as_of_ms=at_ms if as_of_ms is None else as_of_ms)
+
+    def frame(self, *opens: int, stamp: Stamp | None = None, snapshot: bool = False) -> Candles:
+        """Minutes as the stream states them, by default the forming one."""
+        now_ms = self.true.true_ms
+        as_of_ms = (stamp or self.stamp)(now_ms)
+        versions = [self.version(open_ms, now_ms, as_of_ms) for open_ms in opens or [MINUTE.floor(now_ms)]]
+        shown = tuple(one for one in versions if one is not None and (one.volume or self.publishes_empty_candles))
+        return Candles(BTC, shown, snapshot=snapshot)
 
     async def fetch_markets(self, http: Any) -> list[Market]:
+        self.lists += 1
         await self._travel(http)
-        return [Market(symbol=BTC, price_decimals=2, volume_decimals=3)]
+        if self.listed is None:
+            raise Unavailable("the list is down")
+        return self.listed
 
-    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
+    def make_feeds(self, symbols: Any) -> list[Any]:
         return [self.feed]
 
-    async def fetch_history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle | InvalidRow]:
-        self.asked.append((self.true.true_ms, start_ms, end_ms))
+    async def fetch_history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Any]:
+        self.asked.append((self.true.true_ms, Range(start_ms, end_ms)))
         await self._travel(http)
+        if self.rest == "down":
+            raise Unavailable("no route to host")
+        if self.rest == "empty":
+            return []
         now_ms = self.true.true_ms
-        opens = range(start_ms, min(end_ms, MINUTE.floor(now_ms) + MINUTE_MS), MINUTE_MS)
-        return list(self.change_rows([self.version(open_ms, self.rest_stamp(now_ms)) for open_ms in opens]))
+        as_of_ms = 0 if self.rest_stamp is None else self.rest_stamp(now_ms)
+        versions = (self.version(open_ms, now_ms, as_of_ms) for open_ms in range(start_ms, end_ms, MINUTE_MS))
+        return [one for one in versions if one is not None and (one.volume or self.publishes_empty_candles)]
+
+    async def fetch_bars(
+        self, http: Any, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        if not self.has_bars:
+            return None
+        if self.rest == "down":
+            raise Unavailable("no route to host")
+        now_ms, buckets = self.true.true_ms, {}
+        for open_ms in range(max(start_ms, self.begins_ms), min(end_ms, now_ms), MINUTE_MS):
+            buckets.setdefault(interval.floor(open_ms), []).append(self.version(open_ms, now_ms))
+        return [fold(parts, open_ms) for open_ms, parts in sorted(buckets.items())]
 
     async def _travel(self, http: Any) -> None:
         asked = self.true.monotonic()
-        await self.true.sleep(0.1)
-        if self.rest_down:
-            raise Unavailable("no route")
-        if self.date is not None:
-            see = getattr(http, "on_date", None) or (lambda *_: None)
-            see(self.date(self.true.true_ms) // 1000 * 1000, asked, self.true.monotonic())
-
-
-class Http:
-    """No requests at all."""
-
-    on_date = None
-
-    def is_busy(self) -> bool:
-        return False
-
-    def describe(self) -> dict[str, Any]:
-        return {}
+        if self._travel_s:
+            await self.true.sleep(self._travel_s)
+        if self.date is not None and self.rest != "down":
+            http.on_date(self.date(self.true.true_ms) // 1000 * 1000, asked, self.true.monotonic())
 
 
 class Memory:
@@ -142,18 +192,17 @@ class Memory:
         return True
 
     async def flush(self) -> None: ...
-
-    async def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None: ...
+    async def register_feed(self, markets: Any, epoch: str) -> None: ...
 
     async def log_changes(self, market: MarketKey, epoch: Any, changes: Sequence[tuple[int, Range]]) -> None:
         self.logged += [span for _, span in changes]
 
-    async def save_coverage(self, market: MarketKey, since_ms: Any, known_gaps: Sequence[Gap], within: Any) -> None:
+    async def save_coverage(self, market: Any, since_ms: int | None, known_gaps: Any, within: Range | None) -> None:
         self.since_ms = since_ms
         if within is not None:
             self.saved_gaps = replace_gaps(self.saved_gaps, known_gaps, within)
 
-    async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
+    async def newest_minutes(self, exchange: str) -> dict[Symbol, int]:
         return {BTC: max(self.rows)} if self.rows else {}
 
     async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
@@ -169,58 +218,57 @@ class Memory:
         return self.since_ms
 
     async def served_from(self, market: MarketKey) -> int | None:
-        return min(self.rows, default=None)
+        known = [one for one in (self.since_ms, min(self.rows, default=None)) if one is not None]
+        return min(known, default=None)
 
-    async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
+    async def unpublished(self, exchange: str) -> dict[Symbol, list[Range]]:
         return {}
 
     async def has_before(self, market: MarketKey, at_ms: int) -> bool:
         return any(open_ms < at_ms for open_ms in self.rows)
 
     async def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[Gap]:
-        return [gap for gap in self.saved_gaps if gap.start_ms < within.end_ms and within.start_ms < gap.end_ms]
+        return [piece for gap in self.saved_gaps for piece in clip_gap(gap, *within)]
 
 
 class Site:
-    """Everything together; `run` lets seconds pass, with one frame of the stream in each.
+    """An ingest of the exchange, and what it publishes.
 
     Every message is looked at as it leaves: none may say that a minute is final before it is over.
     """
 
-    def __init__(self, store: Memory | None = None, *, machine_ms: int = 0, start_ms: int = START_MS) -> None:
-        self.clock = SettableClock(start_ms)
-        self.clock.machine_ms = machine_ms
-        self.exchange = Scripted(self.clock)
+    def __init__(
+        self, exchange: VirtualExchange, store: Memory | None = None, *, backfill_ms: int = 0, confirm: bool = True
+    ) -> None:
+        self.exchange = exchange
+        self.clock = exchange.true
         self.store = store or Memory()
-        self.bus = MemoryBus("one")
-        self.bus.add_listener(self._hear)
-        self.stamp: Stamp = true_stamp
+        self.received: list[Any] = []
         self.false_finals: list[Candle] = []
-        self.changes: list[Candle] = []
-        self.healed: list[HistoryChanged] = []
-        self.states: list[str] = []
         self.shown_at_ms = 0
+        bus = MemoryBus("one")
+        bus.add_listener(self._on_message)
         self.ingest = ExchangeIngest(
             KEY.exchange,
-            self.exchange,
+            exchange,
             [BTC],
             clock=self.clock,
-            bus=self.bus,
+            bus=bus,
             store=self.store,
-            http=Http(),
+            http=HttpClient(self.clock, exchange.requests_per_s),
             options=IngestOptions(
-                backfill_ms=0, grace_period_ms=6_000, quiet_after_ms=60_000, checkpoint_ms=5_000, confirm=True
+                backfill_ms=backfill_ms,
+                grace_period_ms=6_000,
+                quiet_after_ms=60_000,
+                checkpoint_ms=5_000,
+                confirm=confirm,
             ),
         )
 
-    def _hear(self, message: Any, position: Any) -> None:
-        if isinstance(message, StateChanged):
-            self.states.append(message.state)
-        elif isinstance(message, HistoryChanged):
-            self.healed.append(message)
-        elif isinstance(message, MinuteChanged):
+    def _on_message(self, message: Any, _: Any) -> None:
+        self.received.append(message)
+        if isinstance(message, MinuteChanged):
             candle = message.candle
-            self.changes.append(candle)
             if candle.open_ms == MINUTE.floor(self.clock.true_ms):
                 self.shown_at_ms = self.clock.true_ms
             if candle.final and candle.open_ms + MINUTE_MS > self.clock.true_ms:
@@ -230,34 +278,27 @@ class Site:
         starting = asyncio.ensure_future(self.ingest.start())
         await self.clock.advance(0)
         await starting
-        self.push(self.snapshot())
 
     async def stop(self) -> None:
         await self.ingest.stop()
 
-    def snapshot(self) -> Candles:
-        now_ms = self.clock.true_ms
-        running = MINUTE.floor(now_ms)
-        opens = range(running - 499 * MINUTE_MS, running + 1, MINUTE_MS)
-        rows = tuple(self.exchange.version(open_ms, self.stamp(now_ms)) for open_ms in opens)
-        return Candles(BTC, rows, snapshot=True)
-
     def push(self, event: Event) -> None:
-        self.exchange.feed.queue.put_nowait(event)
+        """Have the stream send an event with its next frame."""
+        self.exchange.feed.queue.append(event)
 
-    def frame(self, stamp: Stamp | None = None) -> Candles:
-        now_ms = self.clock.true_ms
-        return Candles(BTC, (self.exchange.version(MINUTE.floor(now_ms), (stamp or self.stamp)(now_ms)),))
+    def push_snapshot(self) -> None:
+        running = MINUTE.floor(self.clock.true_ms)
+        opens = range(running - 499 * MINUTE_MS, running + 1, MINUTE_MS)
+        self.push(self.exchange.frame(*opens, snapshot=True))
 
-    async def run(self, seconds: int, *, stream: bool = True) -> None:
-        for _ in range(seconds):
-            second = self.clock.true_ms // 1000 % 60
-            if stream and second == 0:  # the last version of a minute comes a little late
-                ended = MINUTE.floor(self.clock.true_ms) - MINUTE_MS
-                self.push(Candles(BTC, (self.exchange.version(ended, self.stamp(self.clock.true_ms)),)))
-            if stream:
-                self.push(self.frame())
-            await self.clock.advance(1)
+    async def run(self, seconds: float) -> None:
+        """Let time pass."""
+        await self.clock.advance(seconds)
+
+    async def leap(self, seconds: float) -> None:
+        """Let time pass with one look at the end: for hours in which nothing changes."""
+        await self.clock.leap(seconds - 60)
+        await self.clock.advance(60)
 
     @property
     def health(self) -> dict[str, Any]:
@@ -267,17 +308,68 @@ class Site:
     def market(self) -> dict[str, Any]:
         return self.health["symbols"][str(BTC)]
 
-    def wrong(self) -> list[int]:
-        """The minutes of the store that are missing, wrong or extra, but for the last two; their opening times."""
-        until_ms = MINUTE.floor(self.clock.true_ms) - 2 * MINUTE_MS
-        truth = {open_ms: tuple(self.exchange.row(open_ms)) for open_ms in range(MONDAY_MS, until_ms, MINUTE_MS)}
-        stored = {open_ms: row.values for open_ms, row in self.store.rows.items() if MONDAY_MS <= open_ms < until_ms}
-        future = [open_ms for open_ms in self.store.rows if open_ms > self.clock.true_ms]
-        return future + [key for key in sorted(truth.keys() | stored) if truth.get(key) != stored.get(key)]
+    @property
+    def state(self) -> tuple[str, str | None]:
+        return self.market["state"], self.market["reason"]
 
-    def asked_for_the_future(self) -> list[tuple[int, int, int]]:
-        return [one for one in self.exchange.asked if one[2] > MINUTE.floor(one[0]) + MINUTE_MS]
+    @property
+    def states(self) -> list[tuple[str, str]]:
+        """The states that were published, each once for as long as it lasted."""
+        states = [(one.state, one.reason) for one in self.received if isinstance(one, StateChanged)]
+        return [one for index, one in enumerate(states) if index == 0 or states[index - 1] != one]
+
+    @property
+    def minutes(self) -> list[Candle]:
+        return [one.candle for one in self.received if isinstance(one, MinuteChanged)]
+
+    @property
+    def repaired(self) -> list[HistoryChanged]:
+        return [one for one in self.received if isinstance(one, HistoryChanged)]
+
+    def wrong(self, start_ms: int = MONDAY_MS, end_ms: int | None = None) -> list[int]:
+        """The minutes that are not stored as the exchange has them, by default all but the last two."""
+        end_ms = MINUTE.floor(self.clock.true_ms) - 2 * MINUTE_MS if end_ms is None else end_ms
+        wrong = [open_ms for open_ms in self.store.rows if open_ms > self.clock.true_ms]
+        for open_ms in range(start_ms, end_ms, MINUTE_MS):
+            truth, stored = self.exchange.version(open_ms, open_ms + MINUTE_MS), self.store.rows.get(open_ms)
+            if (truth and truth.values) != (stored and stored.values):
+                wrong.append(open_ms)
+        return wrong
+
+    def asked_for_the_future(self) -> list[tuple[int, Range]]:
+        return [one for one in self.exchange.asked if one[1].end_ms > MINUTE.floor(one[0]) + MINUTE_MS]
 
 
-def range_set(known_gaps: Sequence[Gap]) -> RangeSet:
-    return RangeSet((gap.start_ms, gap.end_ms) for gap in known_gaps)
+async def started(store: Memory | None = None, *, start_ms: int = START_MS, **options: Any) -> Site:
+    """Start a site whose stream sends a snapshot and then a frame a second, and whose REST states the time.
+
+    `options` are attributes of the exchange and of the clock.
+    """
+    exchange = VirtualExchange(Machine(start_ms), push_s=1.0, travel_s=0.1)
+    exchange.date = lambda at_ms: at_ms
+    for name, value in options.items():
+        setattr(exchange if hasattr(exchange, name) else exchange.true, name, value)
+    site = Site(exchange, store)
+    await site.start()
+    site.push_snapshot()
+    return site
+
+
+@asynccontextmanager
+async def running(
+    *,
+    start_ms: int = THURSDAY_MS + 6 * 3_600_000,
+    store: Memory | None = None,
+    clock: Machine | None = None,
+    prepare: Callable[[VirtualExchange], None] = lambda exchange: None,
+    **options: Any,
+) -> AsyncIterator[Site]:
+    """Run a site without a snapshot; `prepare` sets the exchange up before the start."""
+    exchange = VirtualExchange(clock or Machine(start_ms))
+    prepare(exchange)
+    site = Site(exchange, store, **options)
+    await site.start()
+    try:
+        yield site
+    finally:
+        await site.stop()
