@@ -11,8 +11,6 @@ from .errors import ApiError
 from .handler import AccessPolicy, Handler, cache_control
 from .pages import BarQuery, PrintedPage
 
-JSON = "application/json; charset=utf-8"
-
 
 class BarHandler(Handler):
     """A resource that answers with bars, if possible from memory and without a handler. Subclasses read the query."""
@@ -52,7 +50,7 @@ class BarHandler(Handler):
         tag = str(page.tag)
         return HotReply(
             304 if tag in known else 200,
-            JSON,
+            query.content_type,
             (
                 ("Cache-Control", cache_control(page.settled)),
                 *gate.cors_headers(headers.get("origin")).items(),
@@ -77,5 +75,6 @@ class BarHandler(Handler):
         if page.is_known:
             self.set_status(304)
         else:
-            self.write_json(query.write(page))
+            self.set_header("Content-Type", query.content_type)
+            self.write(query.write(page))
         return page

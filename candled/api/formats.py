@@ -73,10 +73,7 @@ class Csv:
 
     def page(self, bars: Sequence[Candle]) -> bytes:
         """Return a line for each bar."""
-        return "".join(
-            f"{bar.open_ms},{','.join(_cell(number) or '' for number in bar.values)},{_yes(bar.final)}\n"
-            for bar in bars
-        ).encode()
+        return "".join(f"{csv_line(bar, bar.final)}\n" for bar in bars).encode()
 
     def end(self) -> bytes:
         """Return nothing: the format has no end."""
@@ -160,5 +157,7 @@ def _cell(number: Any) -> str | None:
     return None if number is None else decimal_text(number)
 
 
-def _yes(is_so: bool) -> str:
-    return "true" if is_so else "false"
+def csv_line(bar: Candle, final: bool) -> str:
+    """Return a bar's line of CSV without its end."""
+    cells = ",".join(_cell(number) or "" for number in bar.values)
+    return f"{bar.open_ms},{cells},{'true' if final else 'false'}"

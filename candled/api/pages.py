@@ -115,7 +115,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class PrintedPage:
-    """The bars of a page as a dialect prints them: for each column, the texts joined with commas.
+    """The bars of a page as a dialect prints them: for each column, the texts joined with its separator.
 
     The other fields are those of `Page`. `last_as_of_ms` is the exchange's time of the last bar's values.
     """
@@ -151,6 +151,7 @@ class BarQuery:
     write: Callable[[PrintedPage], bytes]
     #: Return the dialect's own headers; the second argument is the time, UTC epoch ms.
     headers: Callable[[PrintedPage, int], Headers]
+    content_type: str = "application/json; charset=utf-8"
     #: What distinguishes it from queries for the same bars with another body.
     variant: object = None
     #: The last answer, without columns, and the state of the bars it was made from; set by `BarReader.written_now`.
@@ -479,7 +480,8 @@ def print_page(page: Page, printer: Printer) -> PrintedPage:
     bars = page.bars
     rows = [printer.print(bar, bar.final) for bar in bars]
     return PrintedPage(
-        [",".join(column).encode() for column in zip(*rows, strict=True)] or [b""] * printer.columns,
+        [printer.separator.join(map(str.encode, column)) for column in zip(*rows, strict=True)]
+        or [b""] * printer.columns,
         page.oldest_ms,
         bars[-1].open_ms if bars else None,
         bool(bars) and bars[-1].final,

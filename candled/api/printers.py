@@ -1,10 +1,13 @@
 """The printers of the HTTP dialects, for answers made from cached texts."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 from candled.model import Candle, Interval, decimal_text
 from candled.protocol.messages import FINAL, bar_text
 from candled.rooms.encoded_bars import Printer
+
+from .formats import csv_line
 
 
 @lru_cache(maxsize=4)
@@ -15,6 +18,16 @@ def json_printer(numbers: int = 0) -> Printer:
         return (bar_text(bar, FINAL | numbers, final=final),)
 
     return Printer(("json", numbers), texts, cares=True, positioned=True)
+
+
+@lru_cache(maxsize=4)
+def ndjson_printer(numbers: int = 0) -> Printer:
+    """Return the printer of `format=ndjson`: the bars of `/api/candles`, one in a line."""
+    return replace(json_printer(numbers), name=("ndjson", numbers), separator=b"\n", positioned=False)
+
+
+CSV = Printer("csv", lambda bar, final: (csv_line(bar, final),), cares=True, separator=b"\n")
+"""Prints the lines of `format=csv`."""
 
 
 @lru_cache(maxsize=64)

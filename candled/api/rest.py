@@ -23,7 +23,7 @@ from .openapi import document
 from .operations import Operation
 from .pages import EVER_MS, BarQuery, Headers, HistoryRequest, PrintedPage
 from .parameters import refuse_unknown
-from .printers import json_printer
+from .printers import CSV, json_printer, ndjson_printer
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +67,33 @@ class Candles(BarHandler, RestHandler):
         """Return the request for bars of a query.
 
         Raises:
-            ApiError: it is invalid, or not for JSON.
+            ApiError: it is invalid, or for a format that is only streamed.
         """
         values = sources["operation"].read_query(arguments)
-        if values["format"] != "json":
-            raise ApiError(400, "invalid_parameter", "format: expected json")
-        return cls._json_query(sources["source"].directory.find_market(values["exchange"], values["symbol"]), values)
+        query = cls._query(sources["source"].directory.find_market(values["exchange"], values["symbol"]), values)
+        if query is None:
+            raise ApiError(400, "invalid_parameter", "format: expected one that is not streamed")
+        return query
+
+    @classmethod
+    def _query(cls, market: MarketKey, values: Mapping[str, Any]) -> BarQuery | None:
+        """Return a request for a page of bars; None for the complete range, or a format that is not printed."""
+        name = values["format"]
+        if name == "json":
+            return cls._json_query(market, values)
+        if values["limit"] is None or name == "arrow":
+            return None
+        printer = CSV if name == "csv" else ndjson_printer(values["numbers"])
+        head = make_format(name, market, values["interval"]).begin()
+        return BarQuery(
+            market,
+            values["interval"],
+            printer,
+            _asked(values),
+            lambda page: head + page.columns[0] + b"\n" if page.last_ms is not None else head,
+            lambda *_: (),
+            CONTENT_TYPES[name],
+        )
 
     @staticmethod
     def _json_query(market: MarketKey, values: Mapping[str, Any]) -> BarQuery:
@@ -94,15 +115,15 @@ class Candles(BarHandler, RestHandler):
             return b'%b,"bars":[%b],%b}' % (head, page.columns[0], more.encode())
 
         printer = json_printer(values["numbers"])
-        return BarQuery(market, values["interval"], printer, _asked(values), body, headers, values["limit"])
+        return BarQuery(market, values["interval"], printer, _asked(values), body, headers, variant=values["limit"])
 
     async def answer(self) -> None:
         """Answer with a page of bars, or stream the complete range."""
         values = self.read_query()
         market = self.market_parameter(values)
-        name = values["format"]
-        if name == "json":
-            await self.answer_bars(self._json_query(market, values), self.source)
+        name, query = values["format"], self._query(market, values)
+        if query is not None:
+            await self.answer_bars(query, self.source)
             return
         if values["limit"] is None:
             await self._stream_range(market, values)

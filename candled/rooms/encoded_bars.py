@@ -58,6 +58,8 @@ class Printer:
     fields: int = 0
     #: True if the answer also contains the feed's position.
     positioned: bool = False
+    #: Between two texts; one byte.
+    separator: bytes = b","
 
 
 @lru_cache(maxsize=64)
@@ -108,7 +110,7 @@ class EncodedBars:
         self.cares = closed or printer.cares  # True if finality changes the texts
         self._first_ms = self.last_ms = -1  # opening times of the first and the last bar read so far
         self._times = array("q")
-        # per column: the texts, each with a comma behind it, and the offsets at which they end
+        # per column: the texts, each with a separator behind it, and the offsets at which they end
         self._ends = [array("L") for _ in range(printer.columns)]
         self._blobs = [bytearray() for _ in range(printer.columns)]
         # the newest bar as last printed, its finality and the number of that version
@@ -209,7 +211,7 @@ class EncodedBars:
         )
 
     def columns(self, start_ms: int, end_ms: int) -> list[bytes]:
-        """Return the texts of the bars of `[start_ms, end_ms)`, one value per column, each text followed by a comma."""
+        """Return the texts of the bars of `[start_ms, end_ms)`, one value per column, with a separator after each."""
         start, stop = bisect_left(self._times, start_ms), bisect_left(self._times, end_ms)
         if start >= stop:
             return [b""] * self._printer.columns
@@ -262,7 +264,7 @@ class EncodedBars:
             if self._closed:
                 return
         for text, blob, ends in zip(self._print(bar, final), self._blobs, self._ends, strict=True):
-            blob += text.encode() + b","
+            blob += text.encode() + self._printer.separator
             ends.append(len(blob))
         self._times.append(bar.open_ms)
 

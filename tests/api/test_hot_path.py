@@ -25,7 +25,8 @@ HOT = [
     f"{KLINES}&limit=2", f"{KLINES}&limit=100", f"{KLINES}&limit=500", CLOSED, f"{KLINES}&limit=7&timeUnit=MICROSECOND",
     f"{KLINES}&timeZone=0", f"{KLINES.replace('klines', 'uiKlines')}&limit=3", f"{CANDLES}&limit=2",
     f"{CANDLES}&limit=100&numbers=string", f"{CANDLES}&limit=5&to={AT[COUNT - 3]}", CANDLES.replace("/USDT", "%2FUSDT"),
-    f"{CANDLES}&limit=500",
+    f"{CANDLES}&limit=500", f"{CANDLES}&format=csv&limit=3", f"{CANDLES}&format=ndjson&limit=3",
+    f"{CANDLES}&format=ndjson&limit=2&numbers=string",
     f"{CANDLES}&from={AT[COUNT - 20]}&limit=3", f"{UDF}&countback=2", f"{UDF}&countback=100&numbers=string",
     f"{UDF}&countback=100&unknown=1", "/health/live", "/health/live?x=1",
 ]  # fmt: skip
@@ -34,7 +35,7 @@ COLD = [
     f"{KLINES}&more=1", "/api/v3/klines", "/api/v3/klines?", f"{KLINES}&symbol=BTCUSDT", "/api/v3/ping",
     "/api/v3/time?x",
     "/api/v3/klines?symbol=NOPE&interval=1m", "/api/v3/klines?symbol=BTCUSDT&interval=9m", f"{KLINES}&timeZone=9:30x",
-    f"{KLINES}&startTime={AT[COUNT - 1] + 10**9}", f"{CANDLES}&format=csv&limit=3", f"{CANDLES}&limit=1001",
+    f"{KLINES}&startTime={AT[COUNT - 1] + 10**9}", f"{CANDLES}&limit=1001",
     f"{CANDLES}&typo=1", f"{CANDLES}&exchange=nope", f"{UDF}&countback=x", "/udf/history", f"{UDF}&from=5&to=6",
     "/api/%63andles?symbol=BTC/USDT&interval=1m", "/health", "//health/live", "/api/v3/klines/", "/nowhere", "/",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 from candled.aggregate.packed import PackedBars
 from candled.api.pages import EVER_MS, MOST_BARS, BarQuery, BarReader, HistoryRequest, print_page
-from candled.api.printers import json_printer, klines_printer, udf_printer
+from candled.api.printers import CSV, json_printer, klines_printer, ndjson_printer, udf_printer
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged
 from candled.config import KlinesSettings
 from candled.errors import StoreUnavailable
@@ -61,11 +61,25 @@ def as_udf(bars: Sequence[Candle], interval: Interval) -> list[bytes]:
     return [",".join(column).encode() for column in zip(*columns, strict=True)] or [b""] * 6
 
 
+def as_ndjson(bars: Sequence[Candle], interval: Interval) -> list[bytes]:
+    return [b"\n".join(as_json([bar], interval)[0] for bar in bars)]
+
+
+def as_csv(bars: Sequence[Candle], interval: Interval) -> list[bytes]:
+    rows = [
+        [str(bar.open_ms), *("" if one is None else plain(one) for one in bar.values), str(bar.final).lower()]
+        for bar in bars
+    ]
+    return ["\n".join(map(",".join, rows)).encode()]
+
+
 DIALECTS: list[tuple[Callable[[Interval], Printer], Callable[..., list[bytes]]]] = [
     (lambda _: json_printer(), as_json),
     (lambda _: json_printer(STRINGS), lambda bars, interval: as_json(bars, interval, '"')),
     (klines_printer, as_klines),
     (lambda _: udf_printer(), as_udf),
+    (lambda _: ndjson_printer(), as_ndjson),
+    (lambda _: CSV, as_csv),
 ]
 INTERVALS = [Interval.parse(text) for text in ("1m", "5m", "1h", "1D", "1W")]
 
