@@ -57,6 +57,7 @@ def _operation(operation: Operation, contents: Mapping[str, Any], error: Mapping
         "parameters": [_parameter(parameter) for parameter in operation.parameters],
         "responses": {
             "200": {"description": "the answer", "headers": dict(_HEADERS), "content": contents},
+            **({"302": {"description": "the address with the current revision"}} if operation.redirects else {}),
             "304": {"description": "unchanged since the answer with the ETag in `If-None-Match`"},
             "400": refusal("a parameter is invalid"),
             "404": refusal("the symbol or exchange is not served"),

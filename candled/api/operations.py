@@ -15,6 +15,7 @@ from .pages import MOST_BARS
 from .parameters import Parameter
 
 DEFAULT_BARS = 500
+MOST_PAGES = 10**6
 DEFAULT_DAYS = 30
 MOST_DAYS = 92
 DEFAULT_GAPS = 100
@@ -180,6 +181,8 @@ class Operation:
     about: str = ""
     parameters: Sequence[Parameter] = ()
     answers: Mapping[str, Any]
+    #: True if an answer may be a redirect.
+    redirects: bool = False
 
     def read_query(self, query: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
         """Return the values of a query's parameters.
@@ -215,6 +218,29 @@ def candles(directory: MarketCatalog) -> Operation:
             parameters.numbers(),
         ),
         answers={"application/json": Candles, **dict.fromkeys(CONTENT_TYPES.values(), str)},
+    )
+
+
+def pages(directory: MarketCatalog) -> Operation:
+    """Return the operation for the bars of one aligned page."""
+    return Operation(
+        path="/api/pages",
+        name="getPage",
+        summary="The bars of one page, under an address whose answer never changes",
+        about=(
+            "Page n has the bars that open in [n, n + 1) * 1000 * the interval's length, from 1970 on. If none of them "
+            "can change any more, you are redirected to the address with `rev`, whose answer caches may keep forever. "
+            "A repaired page has another `rev`, and the old address redirects to it."
+        ),
+        parameters=(
+            *_market(directory),
+            parameters.interval("interval", directory.intervals),
+            parameters.whole("page", "the number of the page", 0, MOST_PAGES, required=True),
+            parameters.text("rev", "the page's revision, from a redirect"),
+            parameters.numbers(),
+        ),
+        answers={"application/json": Candles},
+        redirects=True,
     )
 
 

@@ -4,6 +4,7 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
 from candled.bus import Position
@@ -19,6 +20,8 @@ EVER_MS = 10**14  # later than any candle, and within the range of every store
 MOST_BARS = 1000
 _ALL = 10**6  # more than memory holds
 _BELIEVED_S = 10.0
+_PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
+_page_numbers = count(1)
 _DAY = Interval.parse("1D")
 
 
@@ -204,7 +207,9 @@ class BarReader:
     ) -> PrintedPage | None:
         """Return the result of `printed` if it can be made from memory without waiting, else None."""
         span = self._in_memory(market, interval, asked)
-        if span is None or (printer.cares and self._live.is_behind(market)):
+        if span is None:
+            return self._kept_page(market, interval, printer, asked, known)
+        if printer.cares and self._live.is_behind(market):
             return None
         times, first, stop, *_ = span
         position = self._live.feed_position(market)
@@ -273,10 +278,43 @@ class BarReader:
             await self._readable(self._live.load_bars(market, interval, asked.limit + 1, 0.0))
             page = self.printed_now(market, interval, printer, asked, known)
         if page is None:
+            generation = self._live.generation(market)
             read = await self._read_page(market, interval, asked)
-            # If reading has shown that memory has all bars of the page, this answer gets the same tag as later ones.
-            page = self.printed_now(market, interval, printer, asked, known) or print_page(read, printer)
+            # If reading has shown that memory has all bars of the page, or another request for the same bars was
+            # faster, this answer gets the same tag as later ones.
+            page = self.printed_now(market, interval, printer, asked, known)
+            if page is None:
+                page = print_page(read, printer)
+                if page.settled and page.last_ms is not None:
+                    key = market, interval, printer.name, asked
+                    size = sum(map(len, page.columns)) + _PAGE_OVERHEAD
+                    self._texts.keep_page(key, (generation, next(_page_numbers), page), size)
+                    page = self._kept_page(market, interval, printer, asked, known) or page
         return page
+
+    def _kept_page(
+        self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str
+    ) -> PrintedPage | None:
+        """Return a page of the past as it was read from the store, unless the past has changed since."""
+        key = market, interval, printer.name, asked
+        kept: tuple[int, int, PrintedPage] | None = self._texts.find_page(key)
+        if kept is None:
+            return None
+        generation, number, page = kept
+        assert page.first_ms is not None
+        assert page.last_ms is not None
+        is_settled = self._live.settles(market, page.first_ms, page.last_ms + interval.ms)
+        times = self._live.newest_times(market, interval, _ALL)
+        is_old = bool(times) and page.last_ms < times[0]
+        if generation != self._live.generation(market) or not is_settled or not is_old:
+            self._texts.drop_page(key)
+            return None
+        position = self._live.feed_position(market)
+        numbers = ("past", number, *((printer.positioned and position) or ()))
+        tag = f'"{self._name}.{".".join(map(str, numbers))}"'
+        is_known = tag in known
+        columns = () if is_known else page.columns
+        return replace(page, columns=columns, position=position, tag=tag, is_known=is_known)
 
     async def read_page(
         self,

@@ -80,7 +80,9 @@ def _expected(parameter: Parameter) -> str:
 # ---------------------------------------------------------------- kinds
 
 
-def whole(name: str, about: str, at_least: int, at_most: int, default: int | None = None) -> Parameter:
+def whole(
+    name: str, about: str, at_least: int, at_most: int, default: int | None = None, *, required: bool = False
+) -> Parameter:
     """Return a parameter for a whole number, digits only."""
 
     def read(text: str) -> int:
@@ -94,7 +96,7 @@ def whole(name: str, about: str, at_least: int, at_most: int, default: int | Non
     }  # fmt: skip
     if default is not None:
         schema["default"] = default
-    return Parameter(name=name, about=about, read=read, schema=schema, default=default)
+    return Parameter(name=name, about=about, read=read, schema=schema, default=default, required=required)
 
 
 def moment(name: str, about: str, default: int | None = None) -> Parameter:

@@ -26,6 +26,12 @@ def ndjson_printer(numbers: int = 0) -> Printer:
     return replace(json_printer(numbers), name=("ndjson", numbers), separator=b"\n", positioned=False)
 
 
+@lru_cache(maxsize=4)
+def page_printer(numbers: int = 0) -> Printer:
+    """Return the printer of `/api/pages`: the bars of `/api/candles` without the feed's position."""
+    return replace(json_printer(numbers), name=("page", numbers), positioned=False)
+
+
 CSV = Printer("csv", lambda bar, final: (csv_line(bar, final),), cares=True, separator=b"\n")
 """Prints the lines of `format=csv`."""
 

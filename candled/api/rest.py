@@ -1,16 +1,18 @@
 """The REST API below `/api/`."""
 
+import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
 from candled import __version__
 from candled.errors import CandledError
 from candled.exchange import Clock
-from candled.model import DAY_MS, MINUTE, MINUTE_MS, Gap, MarketKey, Range, iso_ms
+from candled.model import DAY_MS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, iso_ms
 from candled.model.gaps import split_by_day
 
 from . import operations
@@ -21,9 +23,9 @@ from .formats import CONTENT_TYPES, make_format
 from .handler import Handler
 from .openapi import document
 from .operations import Operation
-from .pages import EVER_MS, BarQuery, Headers, HistoryRequest, PrintedPage
+from .pages import EVER_MS, MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
 from .parameters import refuse_unknown
-from .printers import CSV, json_printer, ndjson_printer
+from .printers import CSV, json_printer, ndjson_printer, page_printer
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +99,7 @@ class Candles(BarHandler, RestHandler):
 
     @staticmethod
     def _json_query(market: MarketKey, values: Mapping[str, Any]) -> BarQuery:
-        facts = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(values["interval"])}
-        head = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))[:-1].encode()
+        head = _json_head(market, values["interval"])
         next_path = _next_path(market, values)
 
         def headers(page: PrintedPage, _: int) -> Headers:
@@ -106,13 +107,7 @@ class Candles(BarHandler, RestHandler):
             return () if following is None else (("Link", f'<{following}>; rel="next"'),)
 
         def body(page: PrintedPage) -> bytes:
-            following = next_path(page)
-            oldest = "null" if page.first_ms is None else f'"{iso_ms(page.first_ms)}"'
-            more = (
-                f'"hasMore":{"true" if page.has_more else "false"},"oldest":{oldest}'
-                f',"next":{"null" if following is None else json.dumps(following)}{_position(page)}'
-            )
-            return b'%b,"bars":[%b],%b}' % (head, page.columns[0], more.encode())
+            return _json_body(head, page, next_path(page))
 
         printer = json_printer(values["numbers"])
         return BarQuery(market, values["interval"], printer, _asked(values), body, headers, variant=values["limit"])
@@ -160,6 +155,55 @@ class Candles(BarHandler, RestHandler):
             self.abort()
             return
         await self.send_part(form.end())
+
+
+class Pages(RestHandler):
+    """`/api/pages`: the bars of one aligned page, under an address whose answer never changes."""
+
+    async def answer(self) -> None:
+        """Answer with a page, or redirect to the address of its current revision."""
+        values = self.read_query()
+        market, interval, rev = self.market_parameter(values), values["interval"], values["rev"]
+        if rev is not None and f'"{rev}"' in self.request.headers.get("If-None-Match", ""):
+            self._set_immutable(rev)  # the answer of this address never changes, so nothing has to be read
+            self.set_status(304)
+            return
+        length_ms = MOST_BARS * interval.ms
+        start_ms = min(values["page"] * length_ms, EVER_MS)
+        end_ms = min(start_ms + length_ms, EVER_MS)
+        asked = HistoryRequest(MOST_BARS, start_ms, end_ms, newest_first=False)
+        page = await self.source.pages.printed(market, interval, page_printer(values["numbers"]), asked)
+        current = (
+            hashlib.sha256(page.columns[0]).hexdigest()[:16] if page.settled and page.last_ms is not None else None
+        )
+        if current != rev:
+            self.set_cache_headers(False)
+            self.set_status(302)
+            self.set_header("Location", self._path(market, values, values["page"], current))
+            return
+        if current is None:
+            self.set_cache_headers(False)
+        else:
+            self._set_immutable(current)
+        has_more = end_ms <= self.source.clock.now_ms()
+        following = self._path(market, values, values["page"] + 1, None) if has_more else None
+        self.write_json(
+            _json_body(_json_head(market, interval), replace(page, has_more=has_more, position=None), following)
+        )
+
+    def _set_immutable(self, rev: str) -> None:
+        self.set_header("Cache-Control", "public, max-age=31536000, immutable")
+        self.set_header("Etag", f'"{rev}"')
+
+    @staticmethod
+    def _path(market: MarketKey, values: Mapping[str, Any], page: int, rev: str | None) -> str:
+        """Return the address of a page, relative to this request's address."""
+        asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange, "page": page}
+        if values["numbers"]:
+            asked["numbers"] = "string"
+        if rev is not None:
+            asked["rev"] = rev
+        return f"?{urlencode(asked, safe='/:')}"
 
 
 class Symbols(RestHandler):
@@ -290,6 +334,20 @@ def _asked(values: Mapping[str, Any]) -> HistoryRequest:
     return HistoryRequest(
         values["limit"] or operations.DEFAULT_BARS, values["from"] or 0, end_ms, newest_first=values["from"] is None
     )
+
+
+def _json_head(market: MarketKey, interval: Interval) -> bytes:
+    facts = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(interval)}
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))[:-1].encode()
+
+
+def _json_body(head: bytes, page: PrintedPage, following: str | None) -> bytes:
+    oldest = "null" if page.first_ms is None else f'"{iso_ms(page.first_ms)}"'
+    more = (
+        f'"hasMore":{"true" if page.has_more else "false"},"oldest":{oldest}'
+        f',"next":{"null" if following is None else json.dumps(following)}{_position(page)}'
+    )
+    return b'%b,"bars":[%b],%b}' % (head, page.columns[0], more.encode())
 
 
 def _next_path(market: MarketKey, values: Mapping[str, Any]) -> Callable[[PrintedPage], str | None]:

@@ -41,6 +41,7 @@ def _rest(source: ApiContext, shared: dict[str, Any]) -> list[Route]:
     directory = source.directory
     resources: list[tuple[operations.Operation, type[rest.RestHandler]]] = [
         (operations.candles(directory), rest.Candles),
+        (operations.pages(directory), rest.Pages),
         (operations.symbols(directory), rest.Symbols),
         (operations.intervals(), rest.Intervals),
         (operations.exchanges(), rest.Exchanges),

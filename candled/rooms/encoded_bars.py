@@ -299,6 +299,9 @@ class EncodedBarCache:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
         self._forms: OrderedDict[tuple[Topic, Hashable, bool], EncodedBars] = OrderedDict()
+        # encoded pages of the past, with the bytes counted for each
+        self._pages: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._page_bytes = 0
         self.bytes = 0
 
     def get_form(self, topic: Topic, printer: Printer, closed: bool = False) -> EncodedBars:
@@ -336,6 +339,41 @@ class EncodedBarCache:
         size = form.size_bytes
         self.bytes += size - form.counted
         form.counted = size
+        while self._pages and self.bytes > self._most_bytes:
+            self._drop_page()
         while self.bytes > self._most_bytes and len(self._forms) > 1:
             _, oldest = self._forms.popitem(last=False)
             self.bytes -= oldest.counted
+
+    def find_page(self, key: Hashable) -> Any | None:
+        """Return a page of the past that `keep_page` kept, or None."""
+        kept = self._pages.get(key)
+        if kept is None:
+            return None
+        self._pages.move_to_end(key)
+        return kept[0]
+
+    def keep_page(self, key: Hashable, page: Any, size: int) -> None:
+        """Keep an encoded page of the past, of `size` bytes.
+
+        All pages together take at most a quarter of the memory, and never that of the newest bars: a client that reads
+        years of history does not slow down the others.
+        """
+        self.drop_page(key)
+        self._pages[key] = page, size
+        self._page_bytes += size
+        self.bytes += size
+        while self._pages and (self._page_bytes > self._most_bytes // 4 or self.bytes > self._most_bytes):
+            self._drop_page()
+
+    def drop_page(self, key: Hashable) -> None:
+        """Drop a page, if it is kept."""
+        if key in self._pages:
+            self._pages.move_to_end(key, last=False)
+            self._drop_page()
+
+    def _drop_page(self) -> None:
+        """Drop the least recently used page."""
+        _, (_, size) = self._pages.popitem(last=False)
+        self._page_bytes -= size
+        self.bytes -= size

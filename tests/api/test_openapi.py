@@ -33,7 +33,8 @@ async def test_the_description_is_valid(fetch):
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
     assert document["openapi"] == "3.1.0"
     assert set(document["paths"]) == {
-        "/api/candles", "/api/symbols", "/api/intervals", "/api/exchanges", "/api/coverage", "/api/gaps", DESCRIPTION,
+        "/api/candles", "/api/pages", "/api/symbols", "/api/intervals", "/api/exchanges", "/api/coverage", "/api/gaps",
+        DESCRIPTION,
     }  # fmt: skip
     used = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
     assert used == set(document["components"]["schemas"])

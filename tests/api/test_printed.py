@@ -134,7 +134,10 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
                 told = (page.columns, page.has_more, page.position if printer.positioned else None)
                 assert TAGGED.setdefault((page.tag, asked, printer, interval), told) == told
                 again = pages.printed_now(BTC, interval, printer, asked, f'"x", {page.tag}')
-                assert again is not None
+                if again is None:  # read from the store, and dropped because memory is tiny here
+                    assert ".past." in page.tag
+                    assert pages._texts._most_bytes < 10**8
+                    continue
                 assert (again.is_known, again.tag, again.columns) == (True, page.tag, ())
             slow = print_page(wanted, printer)
             assert (list(slow.columns), slow.first_ms, slow.last_ms) == (
