@@ -303,7 +303,7 @@ class BarReader:
         generation, number, page = kept
         assert page.first_ms is not None
         assert page.last_ms is not None
-        is_settled = self._live.settles(market, page.first_ms, page.last_ms + interval.ms)
+        is_settled = self._live.is_range_final(market, page.first_ms, page.last_ms + interval.ms)
         times = self._live.newest_times(market, interval, _ALL)
         is_old = bool(times) and page.last_ms < times[0]
         if generation != self._live.generation(market) or not is_settled or not is_old:
