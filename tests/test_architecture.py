@@ -31,7 +31,7 @@ EDGES = {
     "bus/redis/shared_limits", "bus/redis/leases", "bus/redis/publisher", "bus/redis/bus", "bus/redis/connections",
     "bus/redis/subscriber",
     "tasks",
-    "transport/acceptor", "transport/hot_stream", "serve/hot_path",
+    "transport/acceptor", "transport/hot_stream", "transport/library_internals", "serve/hot_path",
     "serve/client", "serve/events", "serve/handlers", "serve/listening", "serve/pager",
     "serve/prefix", "serve/server", "transport/socket_connection", "transport/socket_detach",
     "transport/tornado_connection",

@@ -12,6 +12,7 @@ from tornado.web import HTTPError, RequestHandler
 from candled.errors import CandledError, StoreRejected, Unavailable
 from candled.serve.connection_limiter import Network, client_address
 from candled.serve.rate_limit import HEADERS, TOO_MANY, RateLimit, RateLimitResult
+from candled.transport.library_internals import break_off, error_reason, peer_address
 
 from .errors import ApiError
 
@@ -109,8 +110,7 @@ class Handler(RequestHandler):
 
     def abort(self) -> None:
         """Break off an answer, so that no client takes a part for the complete answer."""
-        self._finished = True
-        self.request.connection.stream.close()  # type: ignore[union-attr]
+        break_off(self)
 
     # ------------------------------------------------------------ calls from Tornado
 
@@ -125,10 +125,7 @@ class Handler(RequestHandler):
         if self.request.method == "OPTIONS":
             self._put_common_headers()
             return
-        peer = self.request.connection.context.address  # type: ignore[union-attr]
-        address = self.gate.client_address(
-            peer[0] if isinstance(peer, tuple) else str(peer), self.request.headers.get("X-Forwarded-For")
-        )
+        address = self.gate.client_address(peer_address(self.request), self.request.headers.get("X-Forwarded-For"))
         self.verdict = await self.limit.check_request(address)
         self._put_common_headers()
         if not self.verdict.allowed:
@@ -158,7 +155,7 @@ class Handler(RequestHandler):
 
     def write_error(self, status_code: int, **_: Any) -> None:
         """Write an error raised by Tornado, or an internal one, in this dialect."""
-        self._reject(ApiError(status_code, _NAMES.get(status_code, "internal"), self._reason))
+        self._reject(ApiError(status_code, _NAMES.get(status_code, "internal"), error_reason(self)))
         if status_code == 405:
             self.set_header("Allow", METHODS)
         self.finish()

@@ -11,6 +11,7 @@ from typing import Any
 
 from candled.model import Interval, MarketKey, decimal_text
 from candled.serve.rate_limit import RateLimit
+from candled.transport.library_internals import is_finished
 
 from .bar_answers import BarHandler
 from .catalog import BinanceMarkets
@@ -168,7 +169,7 @@ class KlinesHandler(Handler):
     async def prepare(self) -> None:
         """Count the request, and report the count in Binance's header."""
         await super().prepare()
-        if not self._finished:
+        if not is_finished(self):
             for name, value in self.count_headers(self.verdict.count):
                 self.set_header(name, value)
 

@@ -8,6 +8,7 @@ from tornado.websocket import WebSocketClosedError
 
 from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.requests import RequestError
+from candled.transport.library_internals import stream_of
 from candled.transport.tornado_connection import TornadoConnection
 
 from .client import ClientSession
@@ -121,7 +122,7 @@ class EventsHandler(ConnectingHandler):
         """End the answer; close the socket too, unless the server is stopping (code 1001)."""
         self._over.set()
         if code != 1001:
-            self.request.connection.stream.close()  # type: ignore[union-attr]
+            stream_of(self.request).close()
 
     # ------------------------------------------------------------ inside
 

@@ -21,10 +21,11 @@ from candled.transport.broadcaster import Broadcaster
 from candled.transport.compression import agree
 from candled.transport.connection import ClientConnection, ConnectionListener
 from candled.transport.descriptors import Descriptors
+from candled.transport.library_internals import check_close_codes, error_reason, peer_address, stream_of
 from candled.transport.ping_wheel import PingWheel
 from candled.transport.socket_connection import SocketConnection, TransportContext, tune
 from candled.transport.socket_detach import DetachedHandler, SocketDetach
-from candled.transport.tornado_connection import TornadoConnection, answer_ends_rightly
+from candled.transport.tornado_connection import TornadoConnection
 
 from .connection_limiter import ConnectionLimiter, Network, client_address
 from .hot_path import HotReply, HotRequest
@@ -167,7 +168,7 @@ class _Common(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        self.finish_json({"error": {"code": status_code, "message": self._reason}})
+        self.finish_json({"error": {"code": status_code, "message": error_reason(self)}})
 
     def finish_json(self, body: Any) -> None:
         """Answer with JSON that any page may read, if the settings allow any."""
@@ -194,12 +195,8 @@ class ConnectingHandler(_Common):
         if wait_s:
             self.reject(503, "Too many handshakes at a time", wait_s)
             return True
-        peer = self.request.connection.context.address  # type: ignore[union-attr]
-        self.address = client_address(
-            peer[0] if isinstance(peer, tuple) else str(peer),
-            self.request.headers.get("X-Forwarded-For"),
-            self.site.trusted,
-        )
+        forwarded = self.request.headers.get("X-Forwarded-For")
+        self.address = client_address(peer_address(self.request), forwarded, self.site.trusted)
         refusal = self.site.door.refusal_for(self.address)
         if refusal is not None:
             self.reject(*refusal)
@@ -224,7 +221,7 @@ class ConnectingHandler(_Common):
     def without_descriptor(self) -> None:
         """Answer that no file descriptor is left, and close the one that this connection uses."""
         self.reject(503, NO_DESCRIPTORS)
-        self.request.connection.stream.close()  # type: ignore[union-attr]
+        stream_of(self.request).close()
 
 
 class StreamHandler(ConnectingHandler, DetachedHandler):
@@ -254,7 +251,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         """Detach a plain socket from Tornado; let Tornado keep any other connection."""
         if not self.site.takes_over or self.request.protocol == "https":
             protocol = super().get_websocket_protocol()
-            return None if protocol is None else answer_ends_rightly(protocol)
+            return None if protocol is None else check_close_codes(protocol)
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
         if self.site.compresses:

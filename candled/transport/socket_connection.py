@@ -10,13 +10,13 @@ from websockets.extensions import Extension
 from websockets.frames import Frame as Received
 from websockets.frames import Opcode
 from websockets.protocol import SEND_EOF, State
-from websockets.server import ServerProtocol
 
 from candled.exchange import Clock
 
 from .broadcaster import Broadcaster
 from .compression import deflated
 from .connection import ClientConnection, drop
+from .library_internals import FrameProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +30,6 @@ _IOV_MAX = 512  # frames given to the kernel at a time; the system's own limit i
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _protocol_log = logging.getLogger("candled.serve.websocket")
 _protocol_log.setLevel(logging.WARNING)  # at a lower level it logs the end of every connection
-
-
-class _Protocol(ServerProtocol):
-    """Accepts a close frame between the fragments of a message as a regular end (Autobahn, case 7.1.5)."""
-
-    def recv_frame(self, frame: Received) -> None:
-        """Process a frame; a close frame ends a fragmented message."""
-        if frame.opcode is Opcode.CLOSE:
-            self.current_size = None
-        super().recv_frame(frame)
 
 
 class TransportContext:
@@ -106,7 +96,7 @@ class SocketConnection(ClientConnection):
         self._is_lost = False  # True once the socket failed or the client closed it
         self.awaits_pong = False  # True from a ping until its pong
         self.slot = -1  # in the ping wheel
-        self._protocol = _Protocol(state=State.OPEN, max_size=wires.largest, logger=_protocol_log)
+        self._protocol = FrameProtocol(state=State.OPEN, max_size=wires.largest, logger=_protocol_log)
         self._protocol.extensions = list(extensions)
         peer.setblocking(False)
         tune(peer)
@@ -368,8 +358,7 @@ class SocketConnection(ClientConnection):
         self._wires.loop.remove_reader(peer)
         self._wires.loop.remove_writer(peer)
         peer.close()
-        self._protocol.parser.close()  # breaks the reference cycle of protocol and parser
-        self._protocol.parser_exc = None  # breaks another one, through an error's traceback
+        self._protocol.release()
         self._wires.parked.discard(self)
         self._wires.leaving.pop(self, None)
         self._rest = self._outbox = self._gathered = None

@@ -8,8 +8,9 @@ import asyncio
 import socket
 
 from tornado.iostream import IOStream, StreamClosedError
-from tornado.util import ObjectDict
-from tornado.websocket import WebSocketHandler, WebSocketProtocol13
+from tornado.websocket import WebSocketHandler
+
+from .library_internals import accept_value, break_handler_cycle, stream_of
 
 _MOST_EARLY = 64 * 1024  # bytes that may arrive together with the handshake
 
@@ -28,7 +29,7 @@ class SocketDetach:
             handler.finish("Missing/Invalid WebSocket headers")
             return
         try:
-            peer = handler.request.connection.stream.socket.dup()  # type: ignore[union-attr]
+            peer = stream_of(handler.request).socket.dup()
         except OSError:  # checked before answering 101, so that the answer can still be an error
             handler.without_descriptor()
             return
@@ -36,12 +37,12 @@ class SocketDetach:
         handler.set_status(101)
         handler.set_header("Upgrade", "websocket")
         handler.set_header("Connection", "Upgrade")
-        handler.set_header("Sec-WebSocket-Accept", WebSocketProtocol13.compute_accept_value(key))
+        handler.set_header("Sec-WebSocket-Accept", accept_value(key))
         if self._extensions:
             handler.set_header("Sec-WebSocket-Extensions", self._extensions)
         handler.finish()
         stream = handler.detach()
-        handler.ui = ObjectDict()  # a cycle that Tornado only breaks if it closes the connection itself
+        break_handler_cycle(handler)
         try:
             if stream.writing():
                 await stream.write(b"")  # returns once the answer has been sent

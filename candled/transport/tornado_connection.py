@@ -3,14 +3,12 @@
 import asyncio
 from typing import Protocol
 
-from tornado.websocket import WebSocketClosedError, WebSocketProtocol
+from tornado.websocket import WebSocketClosedError
 
 from candled.exchange import Clock
 
 from .broadcaster import Broadcaster
 from .connection import ClientConnection, drop
-
-_CLOSE_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}
 
 
 class TornadoSocket(Protocol):
@@ -82,24 +80,6 @@ class TornadoConnection(ClientConnection):
         """Release the handler: the connection is closed."""
         self.connection_lost()
         self._handler = None
-
-
-def answer_ends_rightly(protocol: WebSocketProtocol) -> WebSocketProtocol:
-    """Make a protocol of Tornado answer an invalid close code with 1002 instead of echoing it."""
-    close = protocol.close
-
-    def checked(code: int | None = None, reason: str | None = None) -> None:
-        if protocol.client_terminated and code is not None and not may_be_sent(code):
-            code = 1002
-        close(code, reason)
-
-    protocol.close = checked  # type: ignore[method-assign]
-    return protocol
-
-
-def may_be_sent(code: int) -> bool:
-    """Return True if a close code may be sent in a frame (RFC 6455, section 7.4, and IANA's register)."""
-    return code in _CLOSE_CODES or 3000 <= code < 5000
 
 
 def _heard(future: "asyncio.Future[None]") -> None:
