@@ -91,18 +91,24 @@ async def test_what_opened_between_history_and_live_is_not_missed(server: Script
         assert library.events("reset") == []
 
 
+def subscribed(server: Scripted) -> list[tuple[str, str]]:
+    return [(one["type"], one["symbol"]) for one in server.requests if "subscribe" in one["type"]]
+
+
 async def test_a_late_unsubscribe_ends_the_old_market_and_not_the_new(server: Scripted) -> None:
     async with charting(server) as library:
         await library.ask("show", "shown", symbol="BTCUSDT", resolution="5")
         await library.ask("show", "shown", symbol="ETHUSDT", resolution="1")
         await library.ask("show", "shown", symbol="BTCUSDT", resolution="5")
-        await asyncio.sleep(0.5)  # both late calls have come
+        deadline = deadlines.now() + 10.0
+        while (rooms := subscribed(server))[-1] != ("unsubscribe", "ETH/USDT"):  # both late calls have come
+            assert deadlines.now() < deadline, rooms
+            await asyncio.sleep(0.05)
         server.trade(BTC)
         await library.until("tick")
         await settled(library, server, BTC)
         assert server.connections == 1
-        rooms = [(one["type"], one["symbol"]) for one in server.requests if "subscribe" in one["type"]]
-        assert rooms[-1] == ("unsubscribe", "ETH/USDT")
+        assert subscribed(server) == rooms
 
 
 async def test_a_drop_that_was_recovered_needs_no_reset(server: Scripted) -> None:
