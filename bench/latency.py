@@ -33,7 +33,7 @@ from tests.system.daemon import free_port
 
 BETWEEN_S = 1.1
 INTERVAL = "1m"
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 class Exchange:
