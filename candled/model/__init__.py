@@ -2,7 +2,7 @@
 
 from .candle import MINUTE_MS, Candle, decimal_text, fold
 from .gaps import REASONS, Gap
-from .interval import DAY_MS, DEFAULT_INTERVALS, MINUTE, Interval, sources
+from .interval import DAY_MS, DEFAULT_INTERVALS, MINUTE, WEEK, Interval, sources
 from .market import Decimals, Market, MarketKey, Symbol
 from .ranges import Range, RangeSet
 from .states import STATE_REASONS, STATES, FeedState, State, StateReason
@@ -16,6 +16,7 @@ __all__ = [
     "REASONS",
     "STATES",
     "STATE_REASONS",
+    "WEEK",
     "Candle",
     "Decimals",
     "FeedState",

@@ -101,4 +101,5 @@ def sources(intervals: Iterable[Interval]) -> dict[Interval, Interval]:
 
 
 MINUTE = Interval.parse("1m")
+WEEK = Interval.parse("1W")
 DEFAULT_INTERVALS = tuple(Interval.parse(text) for text in ("1m", "5m", "15m", "1h", "4h", "1D", "1W"))

@@ -7,14 +7,14 @@ from types import ModuleType
 from typing import Any
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE, Candle, Gap, Interval, MarketKey, Range, RangeSet, Symbol
+from candled.model import DAY_MS, MINUTE, Candle, Gap, Interval, MarketKey, Range, RangeSet, Symbol
 
 from .batch import group_by_symbol
 from .interface import ALL_TIME, SEQ_UNPUBLISHED
 
 logger = logging.getLogger(__name__)
 
-FOLD_CHUNK_MS = 28 * 86_400_000
+FOLD_CHUNK_MS = 28 * DAY_MS
 
 
 class SqlStore(ABC):

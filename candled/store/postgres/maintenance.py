@@ -2,7 +2,7 @@
 
 import logging
 
-from candled.model import Interval
+from candled.model import DAY_MS, WEEK, Interval
 from candled.store.interface import FEED_DAYS, FEEDS_KEPT
 
 from . import statements as sql
@@ -12,10 +12,7 @@ from .schema import timescale
 
 logger = logging.getLogger(__name__)
 
-DAY_MS = 86_400_000
 DELETE_CHUNK_MS = 28 * DAY_MS
-
-_MONDAYS = Interval.parse("1W")
 
 
 def drop_feeds(connection: DatabaseConnection, now_ms: int) -> None:
@@ -42,7 +39,7 @@ def drop_minutes(connection: DatabaseConnection, before_ms: int, *, in_chunks: b
 
     Set `in_chunks` if they are stored in TimescaleDB's chunks.
     """
-    before_ms = _MONDAYS.floor(before_ms)
+    before_ms = WEEK.floor(before_ms)
     if before_ms <= 0:
         return
     connection.execute(sql.SET_KEPT_FROM, (before_ms, before_ms))

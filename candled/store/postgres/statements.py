@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from candled.model import MINUTE_MS
 from candled.store.batch import SOURCES
 
 _NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
 _BAR = (*_NUMBERS, "as_of", "rev")
 _MINUTE = (*_BAR, "src")
-MINUTE_MS = 60_000
 
 
 def _time(ms: str) -> str:

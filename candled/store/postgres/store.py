@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, RangeSet
+from candled.model import DAY_MS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, RangeSet
 from candled.model.gaps import replace_gaps
 from candled.store.batch import group_by_market
 from candled.store.interface import ALL_TIME, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OLDEST_SERVER = 140_000  # date_bin needs PostgreSQL 14
-DAY_MS = 86_400_000
 RANGES_CHUNK_MS = 100 * DAY_MS
 MAINTENANCE_LIMIT_S = 3600.0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import MINUTE, Candle, Gap, Interval, MarketKey, Range, RangeSet, sources
+from candled.model import DAY_MS, MINUTE, WEEK, Candle, Gap, Interval, MarketKey, Range, RangeSet, sources
 from candled.model.gaps import replace_gaps
 from candled.store.batch import (
     MarketBatch,
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 SCHEMA = len(sql.STEPS)
 APPLICATION_ID = 0x63616E64  # "cand": distinguishes candled's files from those of other programs
 BUSY_TIMEOUT_S = 5.0
-DAY_MS = 86_400_000
-_WEEK = Interval.parse("1W")
 
 # ---------------------------------------------------------------- errors
 
@@ -467,7 +465,7 @@ class SqliteStore(SqlStore):
         found = False
         for market, batch in batches.items():
             times = [*batch.minutes, *batch.forming]
-            weeks = Range(_WEEK.floor(min(times)), _WEEK.floor(max(times)) + _WEEK.ms)
+            weeks = Range(WEEK.floor(min(times)), WEEK.floor(max(times)) + WEEK.ms)
             rows = self._bad_rows_of("forming", market, sql.SUSPECTS["forming"], *ALL_TIME)
             for table in ("candles", "rollups"):
                 rows += self._bad_rows_of(table, market, sql.SUSPECTS[table], *weeks)
