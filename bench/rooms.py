@@ -112,7 +112,7 @@ def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], time
         one.hub.render_initial(member)
 
     def cold() -> None:
-        one.hub._telling._texts.get_form(topic("1m"), fields_printer(0), False).drop_from(0, -1)
+        one.hub._renderer._texts.get_form(topic("1m"), fields_printer(0), False).drop_from(0, -1)
         warm()
 
     one.hub.render_initial(member)
@@ -171,7 +171,7 @@ class Bar(msgspec.Struct):
 class Silent:
     """A member that is asked for nothing."""
 
-    def want_initial(self, membership: Any) -> None:
+    def request_initial(self, membership: Any) -> None:
         pass
 
 

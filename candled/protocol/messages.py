@@ -70,7 +70,7 @@ def bar_text(bar: Candle, fields: int = 0, *, final: bool = False) -> str:
     if fields & STRINGS:
         return _bar_of_strings(bar, fields, final)
     quote = "" if bar.quote_volume is None else f',"quoteVolume":{decimal_text(bar.quote_volume)}'
-    asked = _asked(bar, fields, final) if fields else ""
+    asked = _optional_fields(bar, fields, final) if fields else ""
     return (
         f'{{"time":"{iso_ms(bar.open_ms)}","open":{decimal_text(bar.open)},"high":{decimal_text(bar.high)}'
         f',"low":{decimal_text(bar.low)},"close":{decimal_text(bar.close)},"volume":{decimal_text(bar.volume)}'
@@ -83,17 +83,17 @@ def _bar_of_strings(bar: Candle, fields: int, final: bool) -> str:
     return (
         f'{{"time":"{iso_ms(bar.open_ms)}","open":"{decimal_text(bar.open)}","high":"{decimal_text(bar.high)}"'
         f',"low":"{decimal_text(bar.low)}","close":"{decimal_text(bar.close)}","volume":"{decimal_text(bar.volume)}"'
-        f"{quote}{_asked(bar, fields, final)}}}"
+        f"{quote}{_optional_fields(bar, fields, final)}}}"
     )
 
 
-def _asked(bar: Candle, fields: int, final: bool) -> str:
-    told = (',"final":true' if final else ',"final":false') if fields & FINAL else ""
+def _optional_fields(bar: Candle, fields: int, final: bool) -> str:
+    text = (',"final":true' if final else ',"final":false') if fields & FINAL else ""
     if fields & REV:
-        told += f',"rev":{bar.rev}'
+        text += f',"rev":{bar.rev}'
     if fields & SRC:
-        told += f',"src":{_quoted(bar.src)}'
-    return told
+        text += f',"src":{_quoted(bar.src)}'
+    return text
 
 
 def position_text(position: Position | None) -> str:

@@ -162,13 +162,13 @@ class RequestCodec:
         if isinstance(message, bytes):
             raise RequestError(INVALID_FORMAT)
         try:
-            told = self._decoder.decode(message)
+            decoded = self._decoder.decode(message)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise RequestError(INVALID_FORMAT) from error
         request_id: RequestId = None
         try:
-            request_id = None if told.id is msgspec.UNSET else _request_id(told.id)
-            return self._read_request(told, request_id)
+            request_id = None if decoded.id is msgspec.UNSET else _request_id(decoded.id)
+            return self._read_request(decoded, request_id)
         except RequestError as error:
             error.request_id = request_id
             raise
@@ -186,67 +186,67 @@ class RequestCodec:
     def name_of(self, message: str | bytes) -> RequestId:
         """Return the `id` of a request that is refused unread; None if it cannot be found."""
         try:
-            told = self._decoder.decode(message)
-            return None if told.id is msgspec.UNSET else _request_id(told.id)
+            decoded = self._decoder.decode(message)
+            return None if decoded.id is msgspec.UNSET else _request_id(decoded.id)
         except (msgspec.DecodeError, UnicodeError, RecursionError, RequestError):
             return None
 
-    def _read_request(self, told: _Message, request_id: RequestId) -> Request:
-        match told.type:
+    def _read_request(self, decoded: _Message, request_id: RequestId) -> Request:
+        match decoded.type:
             case "ping":
                 return Ping(request_id)
-            case "subscribe" if told.subscriptions is not msgspec.UNSET:
-                return SubscribeMany(self._read_each(told, request_id), request_id)
+            case "subscribe" if decoded.subscriptions is not msgspec.UNSET:
+                return SubscribeMany(self._read_each(decoded, request_id), request_id)
             case "subscribe":
-                return self._read_subscribe(told, request_id)
+                return self._read_subscribe(decoded, request_id)
             case "unsubscribe":
-                return Unsubscribe(self._read_topic(told), request_id)
+                return Unsubscribe(self._read_topic(decoded), request_id)
             case "list":
                 return ListSubscriptions(request_id)
             case "history":
-                topic, before_ms = self._read_topic(told), None
-                if told.before is not msgspec.UNSET:
-                    before_ms = _time_ms("before", told.before)
-                fields = _fields(told.fields) | _numbers(told.numbers)
-                return GetHistory(topic, before_ms, _page_size(told.limit), fields, request_id)
+                topic, before_ms = self._read_topic(decoded), None
+                if decoded.before is not msgspec.UNSET:
+                    before_ms = _time_ms("before", decoded.before)
+                fields = _fields(decoded.fields) | _numbers(decoded.numbers)
+                return GetHistory(topic, before_ms, _page_size(decoded.limit), fields, request_id)
             case str(other):
                 raise RequestError(f"Unknown message type: {_shown(other)}")
             case _:
                 raise RequestError(INVALID_FORMAT)
 
-    def _read_subscribe(self, told: _Message, request_id: RequestId) -> Subscribe:
-        topic, bars = self._read_topic(told), _bars(told.initialBars)
+    def _read_subscribe(self, decoded: _Message, request_id: RequestId) -> Subscribe:
+        topic, bars = self._read_topic(decoded), _bars(decoded.initialBars)
         options, resume = PLAIN, None
-        asks = told.fields is not msgspec.UNSET or told.numbers != "number"
-        if asks or told.mode != "all" or told.corrections is not False:
-            fields = _fields(told.fields) | _numbers(told.numbers)
-            options = Options(fields, _closed(told.mode), _flag("corrections", told.corrections))
-        if told.resume is not msgspec.UNSET:
-            resume = _resume(told.resume)
-        return Subscribe(topic, bars, options, _flag("status", told.status), resume, request_id)
+        asks = decoded.fields is not msgspec.UNSET or decoded.numbers != "number"
+        if asks or decoded.mode != "all" or decoded.corrections is not False:
+            fields = _fields(decoded.fields) | _numbers(decoded.numbers)
+            options = Options(fields, _closed(decoded.mode), _flag("corrections", decoded.corrections))
+        if decoded.resume is not msgspec.UNSET:
+            resume = _resume(decoded.resume)
+        return Subscribe(topic, bars, options, _flag("status", decoded.status), resume, request_id)
 
-    def _read_each(self, told: _Message, request_id: RequestId) -> tuple[Subscribe | RequestError, ...]:
-        if not isinstance(told.subscriptions, list) or not told.subscriptions:
+    def _read_each(self, decoded: _Message, request_id: RequestId) -> tuple[Subscribe | RequestError, ...]:
+        if not isinstance(decoded.subscriptions, list) or not decoded.subscriptions:
             raise RequestError(INVALID_FORMAT)
         wanted: list[Subscribe | RequestError] = []
-        for one in told.subscriptions:
+        for one in decoded.subscriptions:
             try:
                 if not isinstance(one, dict):
                     raise RequestError(INVALID_FORMAT)
                 own = {key: value for key, value in one.items() if key in _OF_ONE}
-                wanted.append(self._read_subscribe(msgspec.structs.replace(told, **own), request_id))
+                wanted.append(self._read_subscribe(msgspec.structs.replace(decoded, **own), request_id))
             except RequestError as error:
                 error.request_id = request_id
                 wanted.append(error)
         return tuple(wanted)
 
-    def _read_topic(self, told: _Message) -> Topic:
+    def _read_topic(self, decoded: _Message) -> Topic:
         try:
-            return self._topics[told.exchange, told.symbol, told.interval]
+            return self._topics[decoded.exchange, decoded.symbol, decoded.interval]
         except (KeyError, TypeError):
             pass
-        exchange = self._default if told.exchange is msgspec.UNSET else told.exchange
-        symbol, interval = told.symbol, told.interval
+        exchange = self._default if decoded.exchange is msgspec.UNSET else decoded.exchange
+        symbol, interval = decoded.symbol, decoded.interval
         if not (isinstance(symbol, str) and isinstance(interval, str) and isinstance(exchange, str)):
             raise RequestError(INVALID_FORMAT)
         if exchange not in self._markets:

@@ -16,8 +16,7 @@ from candled.protocol.requests import RequestCodec as Codec
 
 from .encoded_bars import EncodedBarCache
 from .recipients import RecipientConnection, Recipients
-from .renderer import FeedSource as ToldBars
-from .renderer import MessageRenderer, Snapshot
+from .renderer import FeedSource, MessageRenderer, Snapshot
 from .room import Member, Membership, Room, SubscriberGroup
 from .statuses import Statuses
 from .throttle import MIN_GAP_S
@@ -27,12 +26,12 @@ __all__ = ["Hub", "Member", "Membership", "RecipientConnection", "Recipients"]
 _SPREAD_S = 0.0002  # per room: the stretch over which rooms that are due together are staggered
 _MOST_SPREAD_S = 0.2
 _AGAIN_S = 0.02  # until a group whose earlier broadcast is unfinished is tried again
-_MOST_LANES = 100  # groups per call of `run_due`, so that the loop gets other work done
-_MOST_WANTED = 500  # snapshots requested per call of `run_due`
+_MOST_GROUPS = 100  # groups per call of `run_due`, so that the loop gets other work done
+_MOST_SNAPSHOTS = 500  # snapshots requested per call of `run_due`
 _LOOKED_AT = 64  # newest bars searched first for the newest final one
 
 
-class ResumeSource(ToldBars, Protocol):
+class ResumeSource(FeedSource, Protocol):
     """Bars in memory, and their changes since a position. `candled.aggregate.live_bars.LiveBars` implements it."""
 
     def bars_since(self, key: MarketKey, interval: Interval, resume: Any) -> list[Candle] | None:
@@ -61,7 +60,7 @@ class Hub:
         self._bars = bars
         self._clock = clock
         self._publish = publish
-        self._telling = MessageRenderer(bars, texts or EncodedBarCache())
+        self._renderer = MessageRenderer(bars, texts or EncodedBarCache())
         self._statuses = Statuses(codec.market_head, bars.feed_state, publish)
         self._rooms: dict[MarketKey, dict[int, Room]] = {}
         self._count = 0
@@ -69,7 +68,7 @@ class Hub:
         self._versions = count(1)
         self._turns = count()
         self._due: list[tuple[float, int, SubscriberGroup]] = []
-        self._wanting: deque[Membership] = deque()
+        self._snapshot_queue: deque[Membership] = deque()
 
     # ------------------------------------------------------------ members
 
@@ -83,23 +82,23 @@ class Hub:
             room.version = next(self._versions)
             self._rooms.setdefault(topic.market, {})[topic.interval.ms] = room
             self._count += 1
-        lane = room.group_for(options)
-        membership = Membership(client, link, lane, bars, options)
-        lane.add_member(membership)
+        group = room.group_for(options)
+        membership = Membership(client, link, group, bars, options)
+        group.add_member(membership)
         self._links[link] += 1
         return membership
 
     def leave_room(self, membership: Membership) -> None:
         """Remove a member, then its group and its room if they are empty."""
-        lane, room = membership.lane, membership.lane.room
-        lane.remove_member(membership)
+        group, room = membership.group, membership.group.room
+        group.remove_member(membership)
         self._links[membership.link] -= 1
         if not self._links[membership.link]:
             del self._links[membership.link]
-        if lane.members:
+        if group.members:
             return
-        lane.scheduled_at = None
-        del room.groups[lane.key]
+        group.scheduled_at = None
+        del room.groups[group.key]
         if not room.groups:
             rooms = self._rooms[room.topic.market]
             del rooms[room.topic.interval.ms]
@@ -109,25 +108,25 @@ class Hub:
 
     def on_fell_behind(self, membership: Membership) -> None:
         """Stop the updates of a member that cannot keep up, until its next `initial`."""
-        membership.lane.await_initial(membership)
+        membership.group.await_initial(membership)
 
     def render_initial(self, membership: Membership) -> Frame:
         """Return the `initial` or `resumed` for a member as of now. Everything it receives afterwards is newer."""
-        lane, now = membership.lane, self._clock.monotonic()
-        lane.await_initial(membership)
-        if not lane.initialized:
-            self._start_group(lane, membership.bars, now, resumes=membership.found is not None)
-        shown = self._render_resumed(membership) or self._telling.render_initial(membership)
-        membership.resume = membership.found = None
-        membership.fresh = False
+        group, now = membership.group, self._clock.monotonic()
+        group.await_initial(membership)
+        if not group.initialized:
+            self._start_group(group, membership.bars, now, resumes=membership.prepared is not None)
+        shown = self._render_resumed(membership) or self._renderer.render_initial(membership)
+        membership.resume = membership.prepared = None
+        membership.is_new = False
         membership.shown_from_ms = shown.first_ms
-        membership.short = shown.bars < membership.bars
-        if lane.mode != "live":
-            lane.pending_final.update(shown.open)
-        lane.admit_member(membership, shown.last_ms)
-        if lane.due_at is not None:
-            self._schedule_group(lane, lane.due_at)
-        self._note_delivered(lane)
+        membership.is_short = shown.bars < membership.bars
+        if group.mode != "live":
+            group.pending_final.update(shown.open)
+        group.admit_member(membership, shown.last_ms)
+        if group.due_at is not None:
+            self._schedule_group(group, group.due_at)
+        self._note_delivered(group)
         return shown.frame
 
     def watch_state(self, link: RecipientConnection, market: MarketKey) -> Any:
@@ -156,16 +155,16 @@ class Hub:
             if room is None:
                 continue
             room.version = next(self._versions)
-            for lane in list(room.groups.values()):
-                if not lane.is_simple(bar):
-                    self._take_changes(lane, (bar,), now)
-                elif not lane.is_sending and lane.pace.try_send_now(bar, now):
-                    self._send_taken(lane, bar, now_ms)
-                    lane.delivered_position = position
-                elif not lane.pace.enqueue_pending(bar, now, room.phase * most_spread_s):
-                    self._take_changes(lane, (bar,), now)
-                elif lane.scheduled_at is None or lane.scheduled_at > lane.pace.next_at:
-                    self._schedule_group(lane, lane.pace.next_at)
+            for group in list(room.groups.values()):
+                if not group.is_simple(bar):
+                    self._take_changes(group, (bar,), now)
+                elif not group.is_sending and group.throttle.try_send_now(bar, now):
+                    self._send_update(group, bar, now_ms)
+                    group.delivered_position = position
+                elif not group.throttle.enqueue_pending(bar, now, room.phase * most_spread_s):
+                    self._take_changes(group, (bar,), now)
+                elif group.scheduled_at is None or group.scheduled_at > group.throttle.next_at:
+                    self._schedule_group(group, group.throttle.next_at)
 
     def on_history_changed(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]
@@ -177,17 +176,17 @@ class Hub:
         room = self._find_room(Topic(market, interval))
         if room is not None:
             room.version, now = next(self._versions), self._clock.monotonic()
-            for lane in list(room.groups.values()):
-                self._take_changes(lane, bars, now, fill_up=True)
+            for group in list(room.groups.values()):
+                self._take_changes(group, bars, now, fill_up=True)
 
     def on_finality(self, market: MarketKey) -> None:
         """Send bars that may have become final to the members that asked for finality."""
-        self._telling.on_finality(market)
+        self._renderer.on_finality(market)
         now = self._clock.monotonic()
         for room in list(self._rooms.get(market, {}).values()):
-            for lane in [one for one in room.groups.values() if one.mode != "live" and one.initialized]:
-                self._offer_final(lane, now)
-                self._run_group(lane, now)
+            for group in [one for one in room.groups.values() if one.mode != "live" and one.initialized]:
+                self._offer_final(group, now)
+                self._run_group(group, now)
 
     def on_state_changed(self, market: MarketKey, feed: FeedState) -> None:
         """Send the new state of a market's feed to its watchers."""
@@ -204,14 +203,14 @@ class Hub:
             True if more messages are due now.
         """
         now = self._clock.monotonic()
-        self._ask_wanting()
-        for _ in range(_MOST_LANES):
+        self._request_snapshots()
+        for _ in range(_MOST_GROUPS):
             if not self._due or self._due[0][0] > now:
-                return bool(self._wanting)
-            at, _, lane = heapq.heappop(self._due)
-            if lane.scheduled_at == at:
-                lane.scheduled_at = None
-                self._run_group(lane, now)
+                return bool(self._snapshot_queue)
+            at, _, group = heapq.heappop(self._due)
+            if group.scheduled_at == at:
+                group.scheduled_at = None
+                self._run_group(group, now)
         return True
 
     def describe(self) -> dict[str, Any]:
@@ -241,89 +240,89 @@ class Hub:
             yield from rooms.values()
 
     def _take_changes(
-        self, lane: SubscriberGroup, bars: Sequence[Candle], now: float, *, fill_up: bool = False
+        self, group: SubscriberGroup, bars: Sequence[Candle], now: float, *, fill_up: bool = False
     ) -> None:
         """Queue changed bars, oldest first, for a group, and send the messages that are due."""
-        if lane.initialized:
-            news = self._telling.changed_bars(lane, bars)
-            self._on_past_changed(lane, [bar.open_ms for bar in news if not self._offer_bar(lane, bar, now)])
-            if lane.mode != "live":
-                self._offer_final(lane, now)
+        if group.initialized:
+            changed = self._renderer.changed_bars(group, bars)
+            self._on_past_changed(group, [bar.open_ms for bar in changed if not self._offer_bar(group, bar, now)])
+            if group.mode != "live":
+                self._offer_final(group, now)
             if fill_up:
-                self._fill_up(lane)
-        self._run_group(lane, now)
+                self._fill_up(group)
+        self._run_group(group, now)
 
-    def _offer_bar(self, lane: SubscriberGroup, bar: Candle, now: float) -> bool:
+    def _offer_bar(self, group: SubscriberGroup, bar: Candle, now: float) -> bool:
         """Queue a changed bar in the group's throttle; return False if no `update` can show the change any more."""
-        for membership in lane.ahead_of_queue:
+        for membership in group.ahead_of_queue:
             if membership.ahead_ms is not None and bar.open_ms < membership.ahead_ms:
-                self._make_stale(lane, [membership])
-        is_final = lane.mode != "live" and self._bars.is_final(*lane.room.topic, bar)
-        if lane.mode == "closed" and not is_final:
-            if lane.pace.sent is not None and bar.open_ms <= lane.pace.sent.open_ms:
-                lane.pending_final.add(bar.open_ms)
+                self._make_stale(group, [membership])
+        is_final = group.mode != "live" and self._bars.is_final(*group.room.topic, bar)
+        if group.mode == "closed" and not is_final:
+            if group.throttle.sent is not None and bar.open_ms <= group.throttle.sent.open_ms:
+                group.pending_final.add(bar.open_ms)
             return True
-        can_show = lane.pace.enqueue(bar, now, final=is_final, spread_s=lane.room.phase * self._most_spread_s)
-        sent = lane.pace.sent
+        can_show = group.throttle.enqueue(bar, now, final=is_final, spread_s=group.room.phase * self._most_spread_s)
+        sent = group.throttle.sent
         if (
-            lane.saw_queued_state
+            group.saw_queued_state
             and sent is not None
             and sent.open_ms == bar.open_ms
-            and bar.open_ms not in lane.pace.queued_bars
+            and bar.open_ms not in group.throttle.queued_bars
         ):
             # The bar is back to the values last sent, but the snapshots of these members have others.
-            self._make_stale(lane, list(lane.saw_queued_state))
+            self._make_stale(group, list(group.saw_queued_state))
         return can_show
 
-    def _offer_final(self, lane: SubscriberGroup, now: float) -> None:
+    def _offer_final(self, group: SubscriberGroup, now: float) -> None:
         """Queue the bars that have become final since they were queued or left out."""
-        topic, sent = lane.room.topic, lane.pace.sent
+        topic, sent = group.room.topic, group.throttle.sent
         from_ms = -1 if sent is None else sent.open_ms
         times = self._bars.newest_times(*topic, _LOOKED_AT)
         for open_ms in times[bisect_left(times, from_ms) :]:
             if open_ms == from_ms:
-                is_news = not lane.pace.sent_final
+                is_change = not group.throttle.sent_final
             else:
-                is_news = lane.mode == "closed" or open_ms in lane.pace.queued_bars
+                is_change = group.mode == "closed" or open_ms in group.throttle.queued_bars
             bar = self._bars.get_bar(*topic, open_ms)
-            if is_news and bar is not None and self._bars.is_final(*topic, bar):
-                self._offer_bar(lane, bar, now)
-        final = [open_ms for open_ms in lane.pending_final if not self._is_open(topic, open_ms)]
-        lane.pending_final.difference_update(final)
-        self._on_past_changed(lane, final)
+            if is_change and bar is not None and self._bars.is_final(*topic, bar):
+                self._offer_bar(group, bar, now)
+        final = [open_ms for open_ms in group.pending_final if not self._is_open(topic, open_ms)]
+        group.pending_final.difference_update(final)
+        self._on_past_changed(group, final)
 
-    def _on_past_changed(self, lane: SubscriberGroup, times: Sequence[int]) -> None:
+    def _on_past_changed(self, group: SubscriberGroup, times: Sequence[int]) -> None:
         """Correct bars that no `update` can show, or request new snapshots for members without corrections."""
         if not times:
             return
-        if lane.is_correcting:
-            lane.corrections.update(times)
+        if group.is_correcting:
+            group.corrections.update(times)
         newest_ms = max(times)
         stale = []
-        for one in lane.initialized_members():
+        for one in group.initialized_members():
             corrected = one.options.corrections and one.ahead_ms is None
             if not corrected and one.shown_from_ms is not None and one.shown_from_ms <= newest_ms:
                 stale.append(one)
-        self._make_stale(lane, stale)
+        self._make_stale(group, stale)
 
-    def _fill_up(self, lane: SubscriberGroup) -> None:
+    def _fill_up(self, group: SubscriberGroup) -> None:
         """Request new snapshots for members whose snapshot was shorter than requested, if there are more bars now."""
         firsts: dict[int, int | None] = {}
         stale = []
-        for one in lane.initialized_members():
-            if not one.short:
+        for one in group.initialized_members():
+            if not one.is_short:
                 continue
             if one.bars not in firsts:
-                firsts[one.bars] = next(iter(self._bars.newest_times(*lane.room.topic, one.bars)), None)
+                firsts[one.bars] = next(iter(self._bars.newest_times(*group.room.topic, one.bars)), None)
             first_ms = firsts[one.bars]
             if first_ms is not None and (one.shown_from_ms is None or first_ms < one.shown_from_ms):
                 stale.append(one)
-        self._make_stale(lane, stale)
+        self._make_stale(group, stale)
 
-    def _make_stale(self, lane: SubscriberGroup, members: Sequence[Membership]) -> None:
-        lane.needs_snapshot.update(dict.fromkeys(members))
+    def _make_stale(self, group: SubscriberGroup, members: Sequence[Membership]) -> None:
+        group.needs_snapshot.update(dict.fromkeys(members))
         if members:
-            lane.pace.ask_resync()
+            group.throttle.ask_resync()
 
     @property
     def _most_spread_s(self) -> float:
@@ -337,132 +336,134 @@ class Hub:
 
     # ------------------------------------------------------------ inside: sending
 
-    def _start_group(self, lane: SubscriberGroup, count: int, now: float, *, resumes: bool) -> None:
+    def _start_group(self, group: SubscriberGroup, count: int, now: float, *, resumes: bool) -> None:
         """Find the newest bar of the snapshot that the group's first member is about to receive.
 
         A member that `resumes` may have received that bar already, so its bar isn't kept back.
         """
-        topic = lane.room.topic
-        lane.pending_final.clear()
-        lane.corrections.clear()
-        times = self._bars.newest_times(*topic, _LOOKED_AT if lane.mode == "closed" else 2)
-        if lane.mode == "closed":
+        topic = group.room.topic
+        group.pending_final.clear()
+        group.corrections.clear()
+        times = self._bars.newest_times(*topic, _LOOKED_AT if group.mode == "closed" else 2)
+        if group.mode == "closed":
             times = [at for at in times if not self._is_open(topic, at)] or [
                 at for at in self._bars.newest_times(*topic, count) if not self._is_open(topic, at)
             ]
         newest = self._bars.get_bar(*topic, times[-1]) if times else None
-        if lane.mode != "final" or newest is None:
-            lane.pace.start_after(newest, now, final=lane.mode == "closed")
+        if group.mode != "final" or newest is None:
+            group.throttle.start_after(newest, now, final=group.mode == "closed")
             return
-        held_s = lane.hold_s if resumes else (max(self._clock.now_ms(), newest.as_of_ms) - newest.open_ms) / 1000
-        previous = self._bars.get_bar(*topic, times[0]) if len(times) > 1 and held_s < lane.hold_s else None
+        held_s = group.hold_s if resumes else (max(self._clock.now_ms(), newest.as_of_ms) - newest.open_ms) / 1000
+        previous = self._bars.get_bar(*topic, times[0]) if len(times) > 1 and held_s < group.hold_s else None
         if previous is None or self._bars.is_final(*topic, previous):
-            lane.pace.start_after(newest, now, final=self._bars.is_final(*topic, newest))
+            group.throttle.start_after(newest, now, final=self._bars.is_final(*topic, newest))
             return
-        lane.pace.start_after(previous, now)
-        lane.pace.enqueue(newest, now - max(0.0, held_s), final=self._bars.is_final(*topic, newest))
+        group.throttle.start_after(previous, now)
+        group.throttle.enqueue(newest, now - max(0.0, held_s), final=self._bars.is_final(*topic, newest))
 
     def _render_resumed(self, membership: Membership) -> Snapshot | None:
         """Return the changes that a returning member missed; None if they are unknown or cannot be proved."""
-        resume, found = membership.resume, membership.found
-        if resume is None or found is None:
+        resume, prepared = membership.resume, membership.prepared
+        if resume is None or prepared is None:
             return None
-        changed = self._bars.bars_since(*membership.topic, found)
+        changed = self._bars.bars_since(*membership.topic, prepared)
         if changed is None:
             return None
-        became_final = self._bars.became_final(membership.topic.market, found)
-        return self._telling.render_resumed(membership, resume.time_ms, became_final, changed)
+        became_final = self._bars.became_final(membership.topic.market, prepared)
+        return self._renderer.render_resumed(membership, resume.time_ms, became_final, changed)
 
-    def _run_group(self, lane: SubscriberGroup, now: float) -> None:
+    def _run_group(self, group: SubscriberGroup, now: float) -> None:
         """Send the messages that are due in a group. If an earlier broadcast to it is unfinished, try again shortly."""
-        if lane.is_sending:
-            self._schedule_group(lane, now + _AGAIN_S)
+        if group.is_sending:
+            self._schedule_group(group, now + _AGAIN_S)
             return
-        if lane.initialized and lane.pace.take_resync(now):
-            self._resync_group(lane)
-        if not lane.initialized:
+        if group.initialized and group.throttle.take_resync(now):
+            self._resync_group(group)
+        if not group.initialized:
             return
-        if lane.corrections and now >= lane.corrected_at + MIN_GAP_S:
-            self._send_corrections(lane, now)
-        sent = lane.pace.sent
-        bar = lane.pace.take_due(now)
+        if group.corrections and now >= group.corrected_at + MIN_GAP_S:
+            self._send_corrections(group, now)
+        sent = group.throttle.sent
+        bar = group.throttle.take_due(now)
         if bar is not None:
-            self._left_open(lane, sent, bar)
-            lane.catch_up(bar.open_ms)
-            self._send_taken(lane, bar, self._clock.now_ms())
-        if lane.due_at is not None:
-            self._schedule_group(lane, lane.due_at)
-        self._note_delivered(lane)
+            self._note_skipped(group, sent, bar)
+            group.catch_up(bar.open_ms)
+            self._send_update(group, bar, self._clock.now_ms())
+        if group.due_at is not None:
+            self._schedule_group(group, group.due_at)
+        self._note_delivered(group)
 
-    def _schedule_group(self, lane: SubscriberGroup, at: float) -> None:
-        if lane.scheduled_at is None or at < lane.scheduled_at:
-            lane.scheduled_at = at
-            heapq.heappush(self._due, (at, next(self._turns), lane))
+    def _schedule_group(self, group: SubscriberGroup, at: float) -> None:
+        if group.scheduled_at is None or at < group.scheduled_at:
+            group.scheduled_at = at
+            heapq.heappush(self._due, (at, next(self._turns), group))
 
-    def _note_delivered(self, lane: SubscriberGroup) -> None:
+    def _note_delivered(self, group: SubscriberGroup) -> None:
         """Store the feed's position if the group has been sent everything up to it."""
-        if lane.is_clean:
-            lane.delivered_position = self._bars.feed_position(lane.room.topic.market)
+        if group.is_clean:
+            group.delivered_position = self._bars.feed_position(group.room.topic.market)
 
-    def _left_open(self, lane: SubscriberGroup, sent: Candle | None, bar: Candle) -> None:
+    def _note_skipped(self, group: SubscriberGroup, sent: Candle | None, bar: Candle) -> None:
         """Note the forming bars that sending `bar` passes over, to send them once they are final."""
-        if lane.pace.passed_over is not None:
-            lane.pending_final.add(lane.pace.passed_over)
-        if lane.mode == "closed":
+        if group.throttle.skipped_open_ms is not None:
+            group.pending_final.add(group.throttle.skipped_open_ms)
+        if group.mode == "closed":
             from_ms = -1 if sent is None else sent.open_ms
-            times = self._bars.newest_times(*lane.room.topic, _LOOKED_AT)
+            times = self._bars.newest_times(*group.room.topic, _LOOKED_AT)
             passed = times[bisect_left(times, from_ms) : bisect_left(times, bar.open_ms)]
-            lane.pending_final.update(at for at in passed if self._is_open(lane.room.topic, at))
+            group.pending_final.update(at for at in passed if self._is_open(group.room.topic, at))
 
-    def _send_taken(self, lane: SubscriberGroup, bar: Candle, now_ms: int) -> None:
+    def _send_update(self, group: SubscriberGroup, bar: Candle, now_ms: int) -> None:
         """Send the bar that the group's throttle has just released."""
         frames: dict[int, Frame] = {}
-        for options, links in lane.filled_groups():
+        for options, links in group.filled_groups():
             fields = options.fields
             frame = frames.get(fields)
             if frame is None:
-                frame = frames[fields] = self._telling.render_update(lane, bar, fields, final=lane.pace.sent_final)
+                frame = frames[fields] = self._renderer.render_update(
+                    group, bar, fields, final=group.throttle.sent_final
+                )
             self._publish(links, frame)
-            lane.room.last_broadcast_ms = now_ms
+            group.room.last_broadcast_ms = now_ms
 
-    def _send_corrections(self, lane: SubscriberGroup, now: float) -> None:
+    def _send_corrections(self, group: SubscriberGroup, now: float) -> None:
         """Send the queued corrections, or request new snapshots if there are too many."""
-        lane.corrected_at = now
-        if lane.is_beyond_correcting:
-            lane.corrections.clear()
-            self._make_stale(lane, [one for one in lane.initialized_members() if one.options.corrections])
+        group.corrected_at = now
+        if group.is_beyond_correcting:
+            group.corrections.clear()
+            self._make_stale(group, [one for one in group.initialized_members() if one.options.corrections])
             return
-        for open_ms in sorted(lane.corrections):
-            lane.corrections.discard(open_ms)  # one by one: only the last one's position may cover all of them
-            bar = self._bars.get_bar(*lane.room.topic, open_ms)
-            if bar is not None and self._may_correct(lane, bar):
-                self._send_correction(lane, bar)
+        for open_ms in sorted(group.corrections):
+            group.corrections.discard(open_ms)  # one by one: only the last one's position may cover all of them
+            bar = self._bars.get_bar(*group.room.topic, open_ms)
+            if bar is not None and self._may_correct(group, bar):
+                self._send_correction(group, bar)
 
-    def _may_correct(self, lane: SubscriberGroup, bar: Candle) -> bool:
+    def _may_correct(self, group: SubscriberGroup, bar: Candle) -> bool:
         """Return True if a correction may be sent now. A bar that is not final is corrected again when it is."""
-        if lane.mode == "live" or self._telling.is_final(lane, bar):
+        if group.mode == "live" or self._renderer.is_final(group, bar):
             return True
-        lane.pending_final.add(bar.open_ms)
-        return lane.mode == "final"
+        group.pending_final.add(bar.open_ms)
+        return group.mode == "final"
 
-    def _send_correction(self, lane: SubscriberGroup, bar: Candle) -> None:
+    def _send_correction(self, group: SubscriberGroup, bar: Candle) -> None:
         frames = dict[int, Frame]()
-        for options, links in lane.filled_groups():
+        for options, links in group.filled_groups():
             if not options.corrections:
                 continue
             if options.fields not in frames:
-                frames[options.fields] = self._telling.render_correction(lane, bar, options.fields)
+                frames[options.fields] = self._renderer.render_correction(group, bar, options.fields)
             self._publish(links, frames[options.fields])
 
-    def _resync_group(self, lane: SubscriberGroup) -> None:
-        stale = lane.initialized_members() if lane.pace.is_overrun else list(lane.needs_snapshot)
+    def _resync_group(self, group: SubscriberGroup) -> None:
+        stale = group.initialized_members() if group.throttle.is_overrun else list(group.needs_snapshot)
         for membership in stale:
-            lane.await_initial(membership)
-        lane.needs_snapshot.clear()
-        self._wanting.extend(stale)  # not now: bars may be final already without having been offered
+            group.await_initial(membership)
+        group.needs_snapshot.clear()
+        self._snapshot_queue.extend(stale)  # not now: bars may be final already without having been offered
 
-    def _ask_wanting(self) -> None:
-        for _ in range(min(len(self._wanting), _MOST_WANTED)):
-            membership = self._wanting.popleft()
-            if not membership.told:
-                membership.client.want_initial(membership)
+    def _request_snapshots(self) -> None:
+        for _ in range(min(len(self._snapshot_queue), _MOST_SNAPSHOTS)):
+            membership = self._snapshot_queue.popleft()
+            if not membership.is_initialized:
+                membership.client.request_initial(membership)

@@ -11,15 +11,14 @@ from candled.protocol import messages
 from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.messages import FINAL, SEQ, VALUES, Topic, bar_text, position_text
 
-from .encoded_bars import BarSource as KeptBars
-from .encoded_bars import EncodedBarCache, EncodedBars, fields_printer
+from .encoded_bars import BarSource, EncodedBarCache, EncodedBars, fields_printer
 from .room import Membership, SubscriberGroup
 
 MOST_RESUMED = 2000
 _NEWER = 8  # bars that may be newer than the last one sent to a group
 
 
-class FeedSource(KeptBars, Protocol):
+class FeedSource(BarSource, Protocol):
     """Bars in memory, and the feeds' positions and states. `candled.aggregate.live_bars.LiveBars` implements it."""
 
     def feed_position(self, key: MarketKey) -> Position | None:
@@ -49,89 +48,89 @@ class MessageRenderer:
     def __init__(self, bars: FeedSource, texts: EncodedBarCache) -> None:
         self._bars = bars
         self._texts = texts
-        self._settled: Counter[MarketKey] = Counter()
+        self._finality_counts: Counter[MarketKey] = Counter()
 
     def on_finality(self, market: MarketKey) -> None:
         """Note that bars of a market may have become final."""
-        self._settled[market] += 1
+        self._finality_counts[market] += 1
 
-    def changed_bars(self, lane: SubscriberGroup, bars: Sequence[Candle]) -> list[Candle]:
+    def changed_bars(self, group: SubscriberGroup, bars: Sequence[Candle]) -> list[Candle]:
         """Return the bars whose current values differ from the ones subscribers were sent, oldest first.
 
         Finality is ignored here: it is sent when it becomes known.
         """
-        topic = lane.room.topic
-        forms = [self._texts.find_form(topic, one.fields, one.on_close) for one in lane.groups]
+        topic = group.room.topic
+        forms = [self._texts.find_form(topic, one.fields, one.on_close) for one in group.groups]
         if not bars or not any(form is not None and form.has_from(bars[0].open_ms) for form in forms):
             return list(bars)
-        news = [bar for bar in bars if not all(form is not None and form.is_current(bar) for form in forms)]
+        changed = [bar for bar in bars if not all(form is not None and form.is_current(bar) for form in forms)]
         revision = self._bars.revision_of(*topic)
         for form in forms:
             if form is not None:
                 form.drop_from(bars[0].open_ms, revision)
-        return news
+        return changed
 
-    def render_update(self, lane: SubscriberGroup, bar: Candle, fields: int, *, final: bool) -> Frame:
+    def render_update(self, group: SubscriberGroup, bar: Candle, fields: int, *, final: bool) -> Frame:
         """Return the `update` with the bar that the group's throttle has just released."""
-        position = self._position_text(lane) if fields & SEQ else None
+        position = self._position_text(group) if fields & SEQ else None
         update = BarUpdate("update", ((bar, final),), position)
         if fields & VALUES:
-            return _values_frame(lane, update, bar.open_ms)
+            return _values_frame(group, update, bar.open_ms)
         text = bar_text(bar, fields, final=final)
-        lane.last_texts[fields] = bar, final, text
-        message = messages.bar_message("update", lane.room.head, text, position_text(position))
-        frame = Frame.from_text(message, lane.room.topic, bar.open_ms)
+        group.last_texts[fields] = bar, final, text
+        message = messages.bar_message("update", group.room.head, text, position_text(position))
+        frame = Frame.from_text(message, group.room.topic, bar.open_ms)
         frame.update = update
         return frame
 
-    def render_correction(self, lane: SubscriberGroup, bar: Candle, fields: int) -> Frame:
+    def render_correction(self, group: SubscriberGroup, bar: Candle, fields: int) -> Frame:
         """Return the `correction` with an older bar."""
-        final = bool(fields & FINAL) and self.is_final(lane, bar)
-        position = self._position_text(lane) if fields & SEQ else None
+        final = bool(fields & FINAL) and self.is_final(group, bar)
+        position = self._position_text(group) if fields & SEQ else None
         update = BarUpdate("correction", ((bar, final),), position)
         if fields & VALUES:
-            return _values_frame(lane, update, bar.open_ms)
+            return _values_frame(group, update, bar.open_ms)
         text = bar_text(bar, fields, final=final)
-        message = messages.bar_message("correction", lane.room.head, text, position_text(position))
-        frame = Frame.from_text(message, lane.room.topic, bar.open_ms)
+        message = messages.bar_message("correction", group.room.head, text, position_text(position))
+        frame = Frame.from_text(message, group.room.topic, bar.open_ms)
         frame.corrects = True
         frame.update = update
         return frame
 
-    def is_final(self, lane: SubscriberGroup, bar: Candle) -> bool:
+    def is_final(self, group: SubscriberGroup, bar: Candle) -> bool:
         """Return True if the group may present the bar as final.
 
         The last bar sent counts as final only once it was sent as final.
         """
-        sent = lane.pace.sent
-        if lane.mode != "live" and sent is not None and sent.open_ms == bar.open_ms:
-            return lane.pace.sent_final
-        return self._bars.is_final(*lane.room.topic, bar)
+        sent = group.throttle.sent
+        if group.mode != "live" and sent is not None and sent.open_ms == bar.open_ms:
+            return group.throttle.sent_final
+        return self._bars.is_final(*group.room.topic, bar)
 
     def render_initial(self, membership: Membership) -> Snapshot:
         """Return the `initial` of a member as of now, with `recovered: false` if it could not be resumed."""
-        lane, options, count = membership.lane, membership.options, membership.bars
+        group, options, count = membership.group, membership.options, membership.bars
         if options.fields & VALUES:
-            return self._initial_values(lane, count)
-        topic, recovers = lane.room.topic, membership.resume is not None
-        position = self._position_text(lane) if options.fields & SEQ or recovers else None
+            return self._initial_values(group, count)
+        topic, recovers = group.room.topic, membership.resume is not None
+        position = self._position_text(group) if options.fields & SEQ or recovers else None
         form = self._texts.get_form(topic, fields_printer(options.fields), options.on_close)
-        sent = None if lane.mode == "live" else lane.pace.sent
+        sent = None if group.mode == "live" else group.throttle.sent
         state = (
-            lane.room.version,
+            group.room.version,
             self._bars.revision_of(*topic),
-            self._settled[topic.market],
-            sent and (sent.open_ms, lane.pace.sent_final),
+            self._finality_counts[topic.market],
+            sent and (sent.open_ms, group.throttle.sent_final),
             position,
         )
-        lane.room.read_ms = max(lane.room.read_ms, form.last_ms)
+        group.room.read_ms = max(group.room.read_ms, form.last_ms)
         shown: Snapshot | None = form.kept_message((count, recovers), state)
         if shown is None:
-            told = ',"recovered":false' if recovers else ""
-            shown = self._make_initial(lane, form, count, f"{told}{position_text(position)}")
+            more = ',"recovered":false' if recovers else ""
+            shown = self._make_initial(group, form, count, f"{more}{position_text(position)}")
             if position is not None:
                 shown.frame.update = self._update_of(topic, shown, () if options.on_close else shown.open, position)
-            if lane.members > 1:
+            if group.members > 1:
                 form.keep_message((count, recovers), state, shown)
             self._texts.mark_used(form)
         return shown
@@ -148,25 +147,25 @@ class MessageRenderer:
                 that asked for finality.
             changed: the bars whose values have changed since.
         """
-        lane, options, count = membership.lane, membership.options, membership.bars
-        topic, resume = lane.room.topic, membership.resume
-        position = self._position_text(lane, None if resume is None else Position(resume.epoch, resume.seq))
+        group, options, count = membership.group, membership.options, membership.bars
+        topic, resume = group.room.topic, membership.resume
+        position = self._position_text(group, None if resume is None else Position(resume.epoch, resume.seq))
         form = self._texts.get_form(topic, fields_printer(options.fields), options.on_close)
-        since_ms, last_ms = self._load_bars(lane, form, max(1, count))
-        told = {bar.open_ms: bar for bar in changed}
-        if lane.mode != "live":
+        since_ms, last_ms = self._load_bars(group, form, max(1, count))
+        missed = {bar.open_ms: bar for bar in changed}
+        if group.mode != "live":
             if last_ms is None or topic.interval.floor(time_ms) > last_ms:
                 return None  # it has received a bar that this group has not been sent yet
-            told = self._bars_in(lane, became_final, last_ms) | told
-            told = {at: bar for at, bar in told.items() if at <= last_ms}
-            if lane.mode == "closed":
-                told = {at: bar for at, bar in told.items() if self.is_final(lane, bar)}
-        if len(told) > MOST_RESUMED:
+            missed = self._bars_in(group, became_final, last_ms) | missed
+            missed = {at: bar for at, bar in missed.items() if at <= last_ms}
+            if group.mode == "closed":
+                missed = {at: bar for at, bar in missed.items() if self.is_final(group, bar)}
+        if len(missed) > MOST_RESUMED:
             return None
-        texts = [self._older_text(lane, form, told[open_ms]) for open_ms in sorted(told)]
-        still_open = {at for at, bar in told.items() if lane.mode != "live" and not self.is_final(lane, bar)}
-        frame = Frame.from_text(messages.resumed(lane.room.head, texts, position_text(position)), topic)
-        bars = tuple((told[at], lane.mode != "live" and at not in still_open) for at in sorted(told))
+        texts = [self._older_text(group, form, missed[open_ms]) for open_ms in sorted(missed)]
+        still_open = {at for at, bar in missed.items() if group.mode != "live" and not self.is_final(group, bar)}
+        frame = Frame.from_text(messages.resumed(group.room.head, texts, position_text(position)), topic)
+        bars = tuple((missed[at], group.mode != "live" and at not in still_open) for at in sorted(missed))
         frame.update = BarUpdate("resumed", bars, position)
         self._texts.mark_used(form)
         if last_ms is None or not count:
@@ -178,27 +177,27 @@ class MessageRenderer:
 
     # ------------------------------------------------------------ inside
 
-    def _make_initial(self, lane: SubscriberGroup, form: EncodedBars, count: int, told: str) -> Snapshot:
-        topic, head = lane.room.topic, lane.room.head
-        since_ms, last_ms = self._load_bars(lane, form, max(1, count))
+    def _make_initial(self, group: SubscriberGroup, form: EncodedBars, count: int, more: str) -> Snapshot:
+        topic, head = group.room.topic, group.room.head
+        since_ms, last_ms = self._load_bars(group, form, max(1, count))
         last = None if last_ms is None else self._bars.get_bar(*topic, last_ms)
         if last is None or not count:
-            return Snapshot(Frame.from_parts(messages.initial(head, (), told), topic), None, last_ms, 0)
-        final = lane.mode != "live" and self.is_final(lane, last)
-        text = self._last_text(lane, last, final, form.fields)
+            return Snapshot(Frame.from_parts(messages.initial(head, (), more), topic), None, last_ms, 0)
+        final = group.mode != "live" and self.is_final(group, last)
+        text = self._last_text(group, last, final, form.fields)
         first_ms, held, texts = form.newest_text(count - 1, since_ms, last.open_ms)
         with texts:
-            frame = Frame.from_parts(messages.initial(head, (texts, text.encode()), told), topic)
+            frame = Frame.from_parts(messages.initial(head, (texts, text.encode()), more), topic)
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
         return Snapshot(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open, final)
 
-    def _initial_values(self, lane: SubscriberGroup, count: int) -> Snapshot:
-        topic, sent = lane.room.topic, lane.pace.sent
+    def _initial_values(self, group: SubscriberGroup, count: int) -> Snapshot:
+        topic, sent = group.room.topic, group.throttle.sent
         times = self._bars.newest_times(*topic, count + _NEWER)
         stop = 0 if sent is None else bisect_right(times, sent.open_ms)
         bars = [self._bars.get_bar(*topic, open_ms) for open_ms in times[:stop][-count:]]
-        states = tuple((bar, self.is_final(lane, bar)) for bar in bars if bar is not None)
-        frame = _values_frame(lane, BarUpdate("initial", states))
+        states = tuple((bar, self.is_final(group, bar)) for bar in bars if bar is not None)
+        frame = _values_frame(group, BarUpdate("initial", states))
         if not states:
             return Snapshot(frame, None, None, 0)
         still_open = tuple(bar.open_ms for bar, final in states[:-1] if not final)
@@ -214,71 +213,71 @@ class MessageRenderer:
         bars = ((self._bars.get_bar(*topic, open_ms), final) for open_ms, final in states)
         return BarUpdate("initial", tuple((bar, final) for bar, final in bars if bar is not None), position)
 
-    def _bars_in(self, lane: SubscriberGroup, spans: RangeSet, last_ms: int) -> dict[int, Candle]:
+    def _bars_in(self, group: SubscriberGroup, spans: RangeSet, last_ms: int) -> dict[int, Candle]:
         """Return the newest bars that overlap one of `spans`, up to the bar at `last_ms`, by opening time."""
-        topic = lane.room.topic
+        topic = group.room.topic
         times = self._bars.newest_times(*topic, MOST_RESUMED)
         stop = bisect_right(times, last_ms)
-        found = []
+        prepared = []
         for start_ms, end_ms in spans:
             start = bisect_right(times, start_ms - topic.interval.ms)
-            found += [self._bars.get_bar(*topic, at) for at in times[start : bisect_left(times, end_ms, hi=stop)]]
-        return {bar.open_ms: bar for bar in found if bar is not None}
+            prepared += [self._bars.get_bar(*topic, at) for at in times[start : bisect_left(times, end_ms, hi=stop)]]
+        return {bar.open_ms: bar for bar in prepared if bar is not None}
 
-    def _load_bars(self, lane: SubscriberGroup, form: EncodedBars, count: int) -> tuple[int, int | None]:
+    def _load_bars(self, group: SubscriberGroup, form: EncodedBars, count: int) -> tuple[int, int | None]:
         """Encode enough bars to show `count` of them, all but the last.
 
         Returns:
             When the first and the last bar begin, in ms.
         """
-        topic, sent = lane.room.topic, lane.pace.sent
-        more = 0 if lane.mode == "live" else _NEWER
+        topic, sent = group.room.topic, group.throttle.sent
+        more = 0 if group.mode == "live" else _NEWER
         while True:
             times = self._bars.newest_times(*topic, count + more)
             stop = len(times)
-            if lane.mode != "live":
+            if group.mode != "live":
                 stop = 0 if sent is None else bisect_right(times, sent.open_ms)
             if not stop:
                 return 0, None
             last_ms = times[stop - 1]
-            form.load_bars(self._bars, times, stop - 1, self._settled[topic.market])
-            lane.room.read_ms = max(lane.room.read_ms, form.last_ms)
+            form.load_bars(self._bars, times, stop - 1, self._finality_counts[topic.market])
+            group.room.read_ms = max(group.room.read_ms, form.last_ms)
             if not more or len(times) < count + more or form.count_bars(times[0], last_ms) >= count - 1:
                 return times[0], last_ms
             more *= 8
 
-    def _last_text(self, lane: SubscriberGroup, bar: Candle, final: bool, fields: int) -> str:
+    def _last_text(self, group: SubscriberGroup, bar: Candle, final: bool, fields: int) -> str:
         """Return the text of the last bar of a group, from the cache if it has not changed."""
-        known = lane.last_texts.get(fields)
+        known = group.last_texts.get(fields)
         if known is not None and known[0] == bar and known[1] is final:
             return known[2]
         text = bar_text(bar, fields, final=final)
-        lane.last_texts[fields] = bar, final, text
+        group.last_texts[fields] = bar, final, text
         return text
 
-    def _older_text(self, lane: SubscriberGroup, form: EncodedBars, bar: Candle) -> bytes:
-        sent = lane.pace.sent
+    def _older_text(self, group: SubscriberGroup, form: EncodedBars, bar: Candle) -> bytes:
+        sent = group.throttle.sent
         text = None if sent is not None and sent.open_ms == bar.open_ms else form.bar_text(bar.open_ms)
         if text is None:
-            text = bar_text(bar, form.fields, final=lane.mode != "live" and self.is_final(lane, bar)).encode()
+            text = bar_text(bar, form.fields, final=group.mode != "live" and self.is_final(group, bar)).encode()
         return text
 
-    def _position_text(self, lane: SubscriberGroup, known: Position | None = None) -> Position | None:
+    def _position_text(self, group: SubscriberGroup, known: Position | None = None) -> Position | None:
         """Return the position up to which a group has been sent every change: the feed's, unless something is queued.
 
         If a group has never been sent everything, a returning member keeps its `known` position, and any other member
         gets seq 0.
         """
-        position = self._bars.feed_position(lane.room.topic.market)
-        if position is not None and not lane.is_clean:
-            position = lane.delivered_position or position._replace(seq=0)
+        position = self._bars.feed_position(group.room.topic.market)
+        if position is not None and not group.is_clean:
+            position = group.delivered_position or position._replace(seq=0)
             if known is not None and known.epoch == position.epoch:
                 position = max(position, known)
         return position
 
 
-def _values_frame(lane: SubscriberGroup, update: BarUpdate, open_ms: int = 0) -> Frame:
+def _values_frame(group: SubscriberGroup, update: BarUpdate, open_ms: int = 0) -> Frame:
     frame = Frame()
-    frame.topic, frame.open_ms, frame.update = lane.room.topic, open_ms, update
+    frame.topic, frame.open_ms, frame.update = group.room.topic, open_ms, update
     frame.corrects = update.kind == "correction"
     return frame

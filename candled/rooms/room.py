@@ -22,7 +22,7 @@ Mode = Literal["live", "final", "closed"]
 class Member(Protocol):
     """A client in a room."""
 
-    def want_initial(self, membership: "Membership") -> None:
+    def request_initial(self, membership: "Membership") -> None:
         """Have `Hub.render_initial` called as soon as the `initial` can be sent."""
 
 
@@ -33,36 +33,36 @@ class Membership(RecipientSlot):
         "ahead_ms",
         "bars",
         "client",
-        "found",
-        "fresh",
-        "lane",
+        "group",
+        "is_initialized",
+        "is_new",
+        "is_short",
         "options",
+        "prepared",
         "request_id",
         "resume",
-        "short",
         "shown_from_ms",
-        "told",
     )
 
     def __init__(
-        self, client: Member, link: RecipientConnection, lane: "SubscriberGroup", bars: int, options: Options
+        self, client: Member, link: RecipientConnection, group: "SubscriberGroup", bars: int, options: Options
     ) -> None:
         super().__init__(link)
         self.client = client
-        self.lane: SubscriberGroup = lane
+        self.group: SubscriberGroup = group
         self.bars = bars
         self.options = options
         self.request_id: RequestId = None
         # True until the first `initial`, which may wait for more bars to be loaded
-        self.fresh = True
+        self.is_new = True
         # the position to resume from, until the next `initial` or `resumed`
         self.resume: Resume | None = None
         # the result of `prepare_resume` for that position
-        self.found: Any = None
+        self.prepared: Any = None
         # True once the member has had its `initial`, until it waits for another one
-        self.told = False
+        self.is_initialized = False
         # True if the last snapshot had fewer bars than requested
-        self.short = False
+        self.is_short = False
         # opening time of the first bar of the last snapshot
         self.shown_from_ms: int | None = None
         # opening time of the last bar of its snapshot, while older bars are still queued in the group
@@ -71,12 +71,12 @@ class Membership(RecipientSlot):
     @property
     def topic(self) -> Topic:
         """The topic of the room."""
-        return self.lane.room.topic
+        return self.group.room.topic
 
     @property
     def bars_needed(self) -> int:
         """The number of bars that must be in memory. In some groups the newest ones may not be shown yet."""
-        return self.bars if self.lane.mode == "live" else self.bars + _NOT_SHOWN_YET
+        return self.bars if self.group.mode == "live" else self.bars + _NOT_SHOWN_YET
 
 
 class SubscriberGroup:
@@ -105,11 +105,11 @@ class SubscriberGroup:
         "members",
         "mode",
         "needs_snapshot",
-        "pace",
         "pending_final",
         "room",
         "saw_queued_state",
         "scheduled_at",
+        "throttle",
     )
 
     def __init__(self, room: "Room", mode: Mode, revisions: bool, hold_s: float) -> None:
@@ -118,7 +118,7 @@ class SubscriberGroup:
         self.mode = mode
         self.hold_s = hold_s
         self._is_plain = mode == "live" and not revisions
-        self.pace = UpdateThrottle(hold_s=hold_s, revisions=revisions)
+        self.throttle = UpdateThrottle(hold_s=hold_s, revisions=revisions)
         self.groups: dict[Options, Recipients] = {}
         self.members = 0
         # number of members that have had their `initial`
@@ -157,7 +157,7 @@ class SubscriberGroup:
     @property
     def is_clean(self) -> bool:
         """True if the members that had their `initial` have been sent every change."""
-        return self.pace.is_clean and not self.corrections and not self.needs_snapshot
+        return self.throttle.is_clean and not self.corrections and not self.needs_snapshot
 
     @property
     def is_sending(self) -> bool:
@@ -175,7 +175,7 @@ class SubscriberGroup:
     @property
     def due_at(self) -> float | None:
         """The monotonic time at which something is due, in seconds; None if nothing is queued."""
-        at = self.pace.due_at
+        at = self.throttle.due_at
         if self.corrections:
             correct_at = self.corrected_at + MIN_GAP_S
             at = correct_at if at is None else min(at, correct_at)
@@ -217,8 +217,8 @@ class SubscriberGroup:
         self.ahead_of_queue.pop(membership, None)
         self.saw_queued_state.pop(membership, None)
         self.needs_snapshot.pop(membership, None)
-        self.initialized -= membership.told
-        membership.told = False
+        self.initialized -= membership.is_initialized
+        membership.is_initialized = False
         membership.ahead_ms = None
 
     def admit_member(self, membership: Membership, newest_ms: int | None) -> None:
@@ -226,15 +226,15 @@ class SubscriberGroup:
 
         If the group has not been sent that bar yet, the member joins with that bar's update.
         """
-        membership.told = True
+        membership.is_initialized = True
         self.initialized += 1
-        sent = self.pace.sent
-        is_ahead = newest_ms in self.pace.queued_bars and (sent is None or sent.open_ms != newest_ms)
+        sent = self.throttle.sent
+        is_ahead = newest_ms in self.throttle.queued_bars and (sent is None or sent.open_ms != newest_ms)
         if self.mode == "live" and is_ahead:
             membership.ahead_ms = newest_ms
             self.ahead_of_queue[membership] = None
         else:
-            if newest_ms in self.pace.queued_bars:
+            if newest_ms in self.throttle.queued_bars:
                 self.saw_queued_state[membership] = None
             self._activate_member(membership)
 
@@ -271,13 +271,13 @@ class Room:
     @property
     def member_count(self) -> int:
         """The number of members in all groups."""
-        return sum(lane.members for lane in self.groups.values())
+        return sum(group.members for group in self.groups.values())
 
     def group_for(self, options: Options) -> SubscriberGroup:
         """Return the group for members with these options."""
         mode: Mode = "closed" if options.on_close else "final" if options.fields & FINAL else "live"
         key = (mode, bool(options.fields & REV), options.hold_s if mode == "final" else 0.0)
-        lane = self.groups.get(key)
-        if lane is None:
-            lane = self.groups[key] = SubscriberGroup(self, *key)
-        return lane
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = SubscriberGroup(self, *key)
+        return group

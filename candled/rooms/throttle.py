@@ -26,15 +26,15 @@ class UpdateThrottle:
         "_resynced_at",
         "_revisions",
         "_slots",
-        "passed_over",
         "sent",
         "sent_final",
+        "skipped_open_ms",
     )
 
     def __init__(self, *, hold_s: float = 0.0, revisions: bool = False) -> None:
         self.sent: Candle | None = None  # the last bar sent
         self.sent_final = False  # True if it was sent as final
-        self.passed_over: int | None = None  # opening time of the bar that was passed over before it was final
+        self.skipped_open_ms: int | None = None  # opening time of the bar that was passed over before it was final
         self._hold_s = hold_s
         self._revisions = revisions
         self._slots: dict[int, tuple[Candle, bool, float]] = {}  # bar, finality and time of queuing, by opening time
@@ -69,7 +69,7 @@ class UpdateThrottle:
                 self._slots.pop(bar.open_ms, None)
                 return True
         if not self._slots:
-            self._wait_apart(now, spread_s)
+            self._stagger_next(now, spread_s)
         waiting = self._slots.get(bar.open_ms)
         self._slots[bar.open_ms] = (bar, final, now if waiting is None else waiting[2])
         if len(self._slots) > MOST_BEHIND:
@@ -81,10 +81,10 @@ class UpdateThrottle:
 
         A shortcut for `enqueue` and `take_due`. Not for a throttle with `hold_s` or `revisions`.
         """
-        if now < self._next_at or self._slots or not self._is_plain_news(bar):
+        if now < self._next_at or self._slots or not self._is_plain_change(bar):
             return False
         self._busy = False
-        self.passed_over = None
+        self.skipped_open_ms = None
         self.sent = bar
         self._next_at = now + MIN_GAP_S
         return True
@@ -94,7 +94,7 @@ class UpdateThrottle:
 
         A shortcut for `enqueue`. Not for a throttle with `hold_s` or `revisions`.
         """
-        if now >= self._next_at or not self._is_plain_news(bar):
+        if now >= self._next_at or not self._is_plain_change(bar):
             return False
         since = now
         if self._slots:
@@ -103,7 +103,7 @@ class UpdateThrottle:
                 return False
             since = waiting[2]
         else:
-            self._wait_apart(now, spread_s)
+            self._stagger_next(now, spread_s)
         self._slots[bar.open_ms] = bar, False, since
         return True
 
@@ -150,7 +150,7 @@ class UpdateThrottle:
         held_until = self._held_until(oldest_ms)
         if now < held_until:
             return None
-        self.passed_over = self.sent.open_ms if held_until and self.sent is not None else None
+        self.skipped_open_ms = self.sent.open_ms if held_until and self.sent is not None else None
         self.sent, self.sent_final, _ = self._slots.pop(oldest_ms)
         self._next_at = now + MIN_GAP_S
         return self.sent
@@ -166,7 +166,7 @@ class UpdateThrottle:
         self._resynced_at = now
         return True
 
-    def _is_plain_news(self, bar: Candle) -> bool:
+    def _is_plain_change(self, bar: Candle) -> bool:
         """Return True if a bar differs from the last one sent and nothing but an update is due."""
         sent = self.sent
         if sent is None or self.sent_final or self._resync:
@@ -179,7 +179,7 @@ class UpdateThrottle:
             return 0.0
         return self._slots[open_ms][2] + self._hold_s
 
-    def _wait_apart(self, now: float, spread_s: float) -> None:
+    def _stagger_next(self, now: float, spread_s: float) -> None:
         if now >= self._next_at:
             self._busy = False
         elif not self._busy:

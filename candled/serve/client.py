@@ -183,7 +183,7 @@ class ClientSession:
         membership = self._memberships.get(topic)
         if membership is not None:
             self._hub.on_fell_behind(membership)
-            self.want_initial(membership)
+            self.request_initial(membership)
 
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
         """Send `bye` before the server closes the connection, if the client uses extensions."""
@@ -205,12 +205,12 @@ class ClientSession:
 
     # ------------------------------------------------------------ calls from the hub (Member)
 
-    def want_initial(self, membership: Membership) -> None:
+    def request_initial(self, membership: Membership) -> None:
         """Have the `initial` sent as soon as the bars are in memory and the socket can take it."""
         topic = membership.topic
         if self._memberships.get(topic) is not membership or (self._preparing and topic in self._preparing):
             return
-        may_wait = membership.fresh and not self._bars.is_warm(*topic, membership.bars_needed)
+        may_wait = membership.is_new and not self._bars.is_warm(*topic, membership.bars_needed)
         if membership.resume is None and not may_wait and self._bars.is_loaded(*topic, membership.bars_needed):
             self._link.request_snapshot(topic)
             return
@@ -263,9 +263,9 @@ class ClientSession:
         if len(self._memberships) > 1:
             self._link.cork(many=True)
         if request.id is not None:
-            self._send_reply(messages.subscribed(membership.lane.room.head, request.id))
+            self._send_reply(messages.subscribed(membership.group.room.head, request.id))
         self._watch_state(topic, request.status)
-        self.want_initial(membership)
+        self.request_initial(membership)
 
     def _unsubscribe_topic(self, topic: Topic) -> bool:
         membership = self._memberships.pop(topic, None)
@@ -319,17 +319,17 @@ class ClientSession:
 
     async def _load_bars(self, topic: Topic, patience_s: float) -> None:
         """Load the bars for a member. Send an error to each request once if loading fails, and try again."""
-        told: Membership | None = None
+        notified: Membership | None = None
         while (membership := self._memberships.get(topic)) is not None:
             try:
                 await self._bars.load_bars(*topic, membership.bars_needed, patience_s)
                 await self._find_missed(membership)
             except Exception as error:
-                if told is not membership:
+                if notified is not membership:
                     is_known = isinstance(error, Unavailable)
                     logger.warning("%s %s: bars cannot be read: %s", *topic, error, exc_info=not is_known)
                     self._send_error(_failed(membership))
-                told = membership
+                notified = membership
                 await self._clock.sleep(_RETRY_S)
                 continue
             finally:
@@ -343,7 +343,7 @@ class ClientSession:
         if resume is None:
             return
         try:
-            membership.found = await self._bars.prepare_resume(
+            membership.prepared = await self._bars.prepare_resume(
                 *membership.topic, Position(resume.epoch, resume.seq), resume.time_ms
             )
         except Unavailable as error:
@@ -363,5 +363,5 @@ class ClientSession:
 
 def _failed(membership: Membership) -> RequestError:
     error = RequestError(messages.FAILED_TO_SUBSCRIBE, code=INTERNAL, temporary=True)
-    error.request_id = membership.request_id if membership.fresh else None
+    error.request_id = membership.request_id if membership.is_new else None
     return error

@@ -138,7 +138,7 @@ class EventsHandler(ConnectingHandler):
 
     def _write_text(self, text: str) -> None:
         self.write(text)
-        self.flush().add_done_callback(_heard)
+        self.flush().add_done_callback(_retrieve_error)
 
     def _allow_origin(self) -> None:
         origin = self.request.headers.get("Origin")
@@ -167,7 +167,7 @@ class EventsHandler(ConnectingHandler):
         return message if resume is None else {**message, "resume": resume}
 
 
-def _heard(future: "asyncio.Future[None]") -> None:
+def _retrieve_error(future: "asyncio.Future[None]") -> None:
     """Retrieve the exception of a write, so that asyncio doesn't log it: a client that disconnects is not an error."""
     if not future.cancelled():
         future.exception()

@@ -57,9 +57,9 @@ class Broadcaster:
         # unfinished broadcasts by the identity of their list
         self._broadcasts: dict[int, deque[_Broadcast]] = {}
         # requested turns, in the order of the requests
-        self._wants: dict[tuple[ClientConnection, Topic], None] = {}
+        self._requested: dict[tuple[ClientConnection, Topic], None] = {}
         # connections with buffered frames
-        self._gathered: deque[ClientConnection] = deque()
+        self._corked: deque[ClientConnection] = deque()
         # connections that have ended and await `finalize`
         self._ended: deque[ClientConnection] = deque()
 
@@ -90,18 +90,18 @@ class Broadcaster:
 
     def request_turn(self, link: "ClientConnection", topic: Topic) -> None:
         """Call a connection's `on_turn` as soon as there is time: now, if no other request is queued."""
-        if not self._wants and self._has_time():
+        if not self._requested and self._has_time():
             link.on_turn(topic)
         else:
-            self._wants[link, topic] = None
+            self._requested[link, topic] = None
 
     def cancel_turn(self, link: "ClientConnection", topic: Topic) -> None:
         """Cancel a requested turn."""
-        self._wants.pop((link, topic), None)
+        self._requested.pop((link, topic), None)
 
     def uncork_later(self, link: "ClientConnection") -> None:
         """Call a connection's `uncork` at the end of this pass, so that its buffered frames leave together."""
-        self._gathered.append(link)
+        self._corked.append(link)
         self._begin_pass()
 
     def finalize_later(self, link: "ClientConnection") -> None:
@@ -112,7 +112,7 @@ class Broadcaster:
     @property
     def is_busy(self) -> bool:
         """True if frames or turns are left for the next pass."""
-        return bool(self._turns or self._wants or self._gathered)
+        return bool(self._turns or self._requested or self._corked)
 
     # ------------------------------------------------------------ time
 
@@ -139,16 +139,16 @@ class Broadcaster:
         """Send as much of the remaining work as there is time for."""
         self._began = self._clock.monotonic()
         try:
-            while self._gathered and self._has_time():
-                self._gathered.popleft().uncork()
+            while self._corked and self._has_time():
+                self._corked.popleft().uncork()
             while self._ended and self._has_time():
                 self._finalize_next()
-            while (self._turns or self._wants) and self._has_time():
+            while (self._turns or self._requested) and self._has_time():
                 self._send_slice()
-                self._grant_next()
+                self._run_turns()
         finally:
             self._is_due = False
-            if self._turns or self._wants or self._gathered or self._ended:
+            if self._turns or self._requested or self._corked or self._ended:
                 self._begin_pass()
 
     def _send_slice(self) -> None:
@@ -169,10 +169,10 @@ class Broadcaster:
             self._turns.popleft()
             del self._broadcasts[id(links)]
 
-    def _grant_next(self) -> None:
+    def _run_turns(self) -> None:
         """Call `on_turn` for the next few requested turns."""
-        for link, topic in [key for key, _ in zip(self._wants, range(_GRANTS), strict=False)]:
-            if self._wants.pop((link, topic), link) is None:
+        for link, topic in [key for key, _ in zip(self._requested, range(_GRANTS), strict=False)]:
+            if self._requested.pop((link, topic), link) is None:
                 try:
                     link.on_turn(topic)
                 except Exception:  # a failure of one client must not stop the others
@@ -211,7 +211,7 @@ def send_all(links: Recipients, start: int, stop: int, frame: Frame) -> None:
         except Exception:  # a bug in candled: close this client, go on with the others
             logger.exception("a frame cannot be sent, closing the connection")
             taken = _MISTAKEN
-        link = _own(links[start + len(writes) - length_hint(turns) - 1])
+        link = _as_client(links[start + len(writes) - length_hint(turns) - 1])
         if taken == _MISTAKEN:  # raised by the handler, which need not be a socket
             link.disconnect(1011, "internal error")
         elif taken == _BROKEN:
@@ -220,7 +220,7 @@ def send_all(links: Recipients, start: int, stop: int, frame: Frame) -> None:
             link.on_short_write(frame, taken)
 
 
-def _own(link: Any) -> "ClientConnection":
+def _as_client(link: Any) -> "ClientConnection":
     """Return the connection as the class of this package: only these fail to take a frame."""
     own: ClientConnection = link
     return own

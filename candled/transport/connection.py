@@ -163,7 +163,7 @@ class ClientConnection:
             self._outbox = Outbox()
         return self._outbox
 
-    def keep_frame(self, frame: bytes) -> int:
+    def queue_frame(self, frame: bytes) -> int:
         """Queue a frame: `write` while a frame is partly sent. Keeps the newest state of a few bars."""
         if not isinstance(frame, Frame) or frame.topic is None or not frame.open_ms:
             self.send_reply(frame)
@@ -172,13 +172,13 @@ class ClientConnection:
             self.client.on_fell_behind(frame.topic)
         return len(frame)
 
-    def keep_all_frames(self, frames: Sequence[bytes]) -> None:
+    def queue_frames(self, frames: Sequence[bytes]) -> None:
         """Queue buffered frames. A bar's state from before an `initial` must not be sent after it."""
         last = max((at for at, frame in enumerate(frames) if not getattr(frame, "open_ms", 0)), default=-1)
         for frame in frames[: last + 1]:
             self.send_reply(frame)
         for frame in frames[last + 1 :]:
-            self.keep_frame(frame)
+            self.queue_frame(frame)
 
     def next_frame(self) -> bytes | None:
         """Return the next queued frame, rendering an `initial` now; None if the queue is empty."""

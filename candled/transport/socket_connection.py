@@ -48,7 +48,7 @@ class TransportContext:
         self.clock = clock
         self.largest = largest  # bytes of a message from a client
         self.gone = gone
-        self.parked: set[SocketConnection] = set()  # connections with a frame that is partly sent
+        self.blocked: set[SocketConnection] = set()  # connections with a frame that is partly sent
         self.leaving: dict[SocketConnection, float] = {}  # monotonic deadlines for answering the close frame
 
     def sweep_slow(self, now: float, slow_s: float) -> None:
@@ -56,7 +56,7 @@ class TransportContext:
 
         Call it every second.
         """
-        for link in [one for one in self.parked if one.blocked_for(now) > slow_s]:
+        for link in [one for one in self.blocked if one.blocked_for(now) > slow_s]:
             logger.info("%s has not read for %.0f s: closed", link.address, slow_s)
             link.disconnect(3008, "slow")
         for link in [one for one, until in self.leaving.items() if now >= until]:
@@ -67,9 +67,9 @@ class SocketConnection(ClientConnection):
     """Frames in both directions on one socket. While one is partly sent, others are queued in the outbox."""
 
     __slots__ = (
+        "_corked",
         "_decoder",
         "_ends",
-        "_gathered",
         "_is_lost",
         "_many",
         "_parts",
@@ -88,7 +88,7 @@ class SocketConnection(ClientConnection):
         self._wires = wires
         self._socket: socket.socket | None = peer
         self._rest: memoryview | None = None  # rest of the frame that is partly sent
-        self._gathered: list[bytes] | None = None  # frames that leave together
+        self._corked: list[bytes] | None = None  # frames that leave together
         self._many = False  # True while the client is in several rooms
         self._parts: list[bytes | str] | None = None  # fragments of a message
         self._decoder: codecs.IncrementalDecoder | None = None  # of a fragmented text message
@@ -133,7 +133,7 @@ class SocketConnection(ClientConnection):
         writes = protocol.data_to_send()  # a pong for each ping, then perhaps a close frame
         is_crowd = len(frames) > 1
         if is_crowd:
-            self._gather_from_now_on()
+            self._start_corking()
         for frame in frames:
             if frame.opcode in _DATA:
                 if not self._on_frame(frame):
@@ -143,7 +143,7 @@ class SocketConnection(ClientConnection):
             elif frame.opcode is Opcode.PONG:
                 self.awaits_pong = False
         if protocol.state is not State.OPEN:
-            self._say_last([*writes, *protocol.data_to_send()])
+            self._send_last_frames([*writes, *protocol.data_to_send()])
         if is_crowd:
             self.uncork()
 
@@ -192,8 +192,8 @@ class SocketConnection(ClientConnection):
             return
         self._rest = memoryview(frame)[taken:]
         self.blocked_since = self._wires.clock.monotonic()
-        self.redirect_writes(self.keep_frame if self.is_open else drop)
-        self._wires.parked.add(self)
+        self.redirect_writes(self.queue_frame if self.is_open else drop)
+        self._wires.blocked.add(self)
         self._wires.loop.add_writer(self._socket, self._on_writable)
 
     def _on_writable(self) -> None:
@@ -224,7 +224,7 @@ class SocketConnection(ClientConnection):
         if self._socket is None:
             return
         self.blocked_since = None
-        self._wires.parked.discard(self)
+        self._wires.blocked.discard(self)
         self._wires.loop.remove_writer(self._socket)
         if self.is_open:
             self.redirect_writes(self._buffer if self._many else self._socket.send)
@@ -241,28 +241,28 @@ class SocketConnection(ClientConnection):
         """Buffer the frames of each pass of the loop, so that they leave together, or stop doing so."""
         self._many = many
         if many:
-            self._gather_from_now_on()
+            self._start_corking()
         else:
             self.uncork()
 
-    def _gather_from_now_on(self) -> None:
+    def _start_corking(self) -> None:
         if self.is_open and self.blocked_since is None:
             self.redirect_writes(self._buffer)
 
     def _buffer(self, frame: bytes) -> int:
         """Buffer a frame: `write` while frames are collected."""
-        if self._gathered is None:
-            self._gathered = []
+        if self._corked is None:
+            self._corked = []
             if self._many:
                 self._publisher.uncork_later(self)
-        self._gathered.append(frame)
+        self._corked.append(frame)
         if len(frame) > KERNEL_KEEPS:  # worth its own call; later snapshots wait until the socket has taken it
             self.uncork()
         return len(frame)
 
     def uncork(self) -> None:
         """Send the buffered frames."""
-        frames, self._gathered = self._gathered, None
+        frames, self._corked = self._corked, None
         if self._socket is None or not self.is_open or self.blocked_since is not None:
             return
         if not self._many:
@@ -281,7 +281,7 @@ class SocketConnection(ClientConnection):
         for number, frame in enumerate(frames):
             if taken < len(frame):
                 self.on_short_write(frame, taken)
-                self.keep_all_frames(frames[number + 1 :])
+                self.queue_frames(frames[number + 1 :])
                 return
             taken -= len(frame)
 
@@ -292,9 +292,9 @@ class SocketConnection(ClientConnection):
         if self.is_open:
             if self._protocol.state is State.OPEN:
                 self._protocol.send_close(code, reason)
-            self._say_last(self._protocol.data_to_send())
+            self._send_last_frames(self._protocol.data_to_send())
 
-    def _say_last(self, writes: Sequence[bytes]) -> None:
+    def _send_last_frames(self, writes: Sequence[bytes]) -> None:
         """Send the last frames, and shut down the sending direction when the protocol requires it."""
         self._ends = self._ends or SEND_EOF in writes
         data = b"".join([*self._take_remaining(), *writes])
@@ -321,7 +321,7 @@ class SocketConnection(ClientConnection):
             return []
         self.is_open = False
         self.redirect_writes(drop)
-        gathered, self._gathered = self._gathered or [], None
+        gathered, self._corked = self._corked or [], None
         answers = self._outbox.take_replies() if self._outbox is not None else []
         self._outbox = None
         self._wires.leaving[self] = self._wires.clock.monotonic() + _LINGER_S
@@ -359,9 +359,9 @@ class SocketConnection(ClientConnection):
         self._wires.loop.remove_writer(peer)
         peer.close()
         self._protocol.release()
-        self._wires.parked.discard(self)
+        self._wires.blocked.discard(self)
         self._wires.leaving.pop(self, None)
-        self._rest = self._outbox = self._gathered = None
+        self._rest = self._outbox = self._corked = None
         self._wires.gone(self)
 
 

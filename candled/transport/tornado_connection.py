@@ -45,7 +45,7 @@ class TornadoConnection(ClientConnection):
             self.connection_lost()
             return len(frame)
         self.blocked_since = self._clock.monotonic()
-        self.redirect_writes(self.keep_frame)
+        self.redirect_writes(self.queue_frame)
         future.add_done_callback(self._on_written)
         return len(frame)
 
@@ -64,7 +64,7 @@ class TornadoConnection(ClientConnection):
         if not self.is_open or self._handler is None:
             return
         for answer in self.outbox.take_replies():
-            self._handler.write_frame(answer).add_done_callback(_heard)
+            self._handler.write_frame(answer).add_done_callback(_retrieve_error)
         self._handler.close(code, reason)
         self.connection_lost()
 
@@ -82,7 +82,7 @@ class TornadoConnection(ClientConnection):
         self._handler = None
 
 
-def _heard(future: "asyncio.Future[None]") -> None:
+def _retrieve_error(future: "asyncio.Future[None]") -> None:
     """Retrieve the exception of a write, so that asyncio doesn't log it: a disconnected client is not an error."""
     if not future.cancelled():
         future.exception()

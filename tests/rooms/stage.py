@@ -243,7 +243,7 @@ class Joined(Chart):
         self.left = False
         self.frames: list[Frame] = []
 
-    def want_initial(self, membership) -> None:
+    def request_initial(self, membership) -> None:
         if not self.left:
             self.send_update(self.hub.render_initial(membership))
 
@@ -354,7 +354,7 @@ class Stage:
         """A member that is told everything at once."""
         chart = Joined(self.hub)
         chart.membership = self.hub.join_room(chart, chart, topic(interval), bars, options)
-        chart.want_initial(chart.membership)
+        chart.request_initial(chart.membership)
         return chart
 
     def connect(self) -> Socket:

@@ -27,7 +27,7 @@ async def frames_of(options: Options) -> list[Frame]:
     one = await stage()
     one.push(minute(60, volume="0", as_of=0), 60)
     member = Recorded(one.hub)
-    member.want_initial(one.hub.join_room(member, member, topic("1m"), 5, options))
+    member.request_initial(one.hub.join_room(member, member, topic("1m"), 5, options))
     one.push(minute(60, volume="1", as_of=1), 60)
     await one.wait(1.5)
     one.push(minute(60, volume="2", as_of=60_000, final=True), 61)

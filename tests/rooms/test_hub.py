@@ -195,7 +195,7 @@ async def test_rooms_that_changed_in_one_moment_have_their_next_turn_apart():
     for market in markets:
         for interval in DEFAULT_INTERVALS:
             ear = Ear(hub)
-            ear.want_initial(hub.join_room(ear, ear, Topic(market, interval), 1, PLAIN))
+            ear.request_initial(hub.join_room(ear, ear, Topic(market, interval), 1, PLAIN))
     for step in range(400):
         if step % 20 == 0:  # all of them, five times a second
             for market in markets:

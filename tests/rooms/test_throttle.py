@@ -174,7 +174,7 @@ def test_after_the_longest_wait_the_old_bar_is_passed_over_and_said_so():
     one.enqueue(minute(1), 2.0)
     assert one.take_due(2.0 + HOLD_S - 0.01) is None
     assert one.take_due(2.0 + HOLD_S) == minute(1)
-    assert one.passed_over == MONDAY_MS
+    assert one.skipped_open_ms == MONDAY_MS
     assert not one.enqueue(minute(0, volume="1"), 40.0, final=True)
 
 
@@ -233,8 +233,8 @@ class Feed:
     def turn(self) -> None:
         while (bar := self.one.take_due(self.now)) is not None:
             self.sent.append((self.now, bar, self.one.sent_final))
-            if self.one.passed_over is not None:
-                self.past.append((self.one.passed_over - MONDAY_MS) // MINUTE_MS)
+            if self.one.skipped_open_ms is not None:
+                self.past.append((self.one.skipped_open_ms - MONDAY_MS) // MINUTE_MS)
 
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
