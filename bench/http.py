@@ -70,7 +70,6 @@ def compare(options: argparse.Namespace, ports: dict[str, int], symbol: str) -> 
     closed = f"{klines}&limit=100&endTime={closed_ms}"
     candled["/health/live"] = "/health/live"
     candled["304"] = closed
-    tag = _tag(f"http://127.0.0.1:{ports['candled']}{closed}")
     for connections in options.connections:
         load = partial(wrk, connections, options.seconds)
         results: dict[str, list[tuple[float, float]]] = {}
@@ -80,7 +79,8 @@ def compare(options: argparse.Namespace, ports: dict[str, int], symbol: str) -> 
                     path = f"/api/v3/klines?limit={limit}"
                     results.setdefault(f"{server}, limit {limit}", []).append(load(ports[server], path))
             for label, path in candled.items():
-                headers = (f"If-None-Match: {tag}",) if label == "304" else ()
+                url = f"http://127.0.0.1:{ports['candled']}{closed}"
+                headers = (f"If-None-Match: {_tag(url)}",) if label == "304" else ()
                 results.setdefault(f"candled {label}", []).append(load(ports["candled"], path, *headers))
         for label, found in results.items():
             rates, p99s = zip(*found, strict=True)

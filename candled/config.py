@@ -146,6 +146,9 @@ class ServerSettings(Settings):
         "0.0.0.0", 'the address to listen on, or a list; 127.0.0.1 for this machine only, "" for IPv4 and IPv6'
     )
     port: int = setting(7000, "the TCP port; 0 lets the system choose one", ge=0, le=65535)
+    reuse_port: bool = setting(
+        False, "let several processes of this machine listen on the port; the system spreads connections over them"
+    )
     prefix: Annotated[str, matching(_PATH, "a path such as /candles")] = setting(
         "", "a path such as /candles that a reverse proxy leaves before candled's own paths"
     )

@@ -18,18 +18,19 @@ class _TakenError(ConfigError):
     """Port already in use."""
 
 
-def listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket]:
+def listen(hosts: Sequence[str], port: int, backlog: int, *, shared: bool = False) -> list[socket.socket]:
     """Return sockets on all addresses of `hosts`. An empty host means all addresses of this machine.
 
-    With port 0 the system chooses one port for all of them.
+    With port 0 the system chooses one port for all of them. `shared` lets other processes of the same user listen on
+    the port too.
 
     Raises:
         ConfigError: an address cannot be listened on; the text names it. No socket stays open.
     """
     for _ in range(_ATTEMPTS if port == 0 else 0):
         with suppress(_TakenError):
-            return _listen(hosts, port, backlog)
-    return _listen(hosts, port, backlog)
+            return _listen(hosts, port, backlog, shared)
+    return _listen(hosts, port, backlog, shared)
 
 
 def in_browser(hosts: Sequence[str], port: int) -> str:
@@ -38,7 +39,7 @@ def in_browser(hosts: Sequence[str], port: int) -> str:
     return with_port("localhost" if host in _OWN else host, port)
 
 
-def _listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket]:
+def _listen(hosts: Sequence[str], port: int, backlog: int, shared: bool) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     with ExitStack() as opened:
         for host in hosts:
@@ -48,7 +49,7 @@ def _listen(hosts: Sequence[str], port: int, backlog: int) -> list[socket.socket
                 number = sockets[0].getsockname()[1] if sockets else port
                 if (address[0], number) not in [one.getsockname()[:2] for one in sockets]:  # not from another host
                     try:
-                        sockets.append(_listening(family, (address[0], number, *address[2:]), backlog))
+                        sockets.append(_listening(family, (address[0], number, *address[2:]), backlog, shared))
                     except OSError as error:
                         lacking = _problem(error, with_port(str(address[0]), number))
                         if error.errno not in _LACKING:
@@ -72,10 +73,14 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, Any]]:
     return [(family, address) for family, _, _, _, address in sorted(found, key=lambda one: one[0])]
 
 
-def _listening(family: socket.AddressFamily, address: tuple[str | int, ...], backlog: int) -> socket.socket:
+def _listening(
+    family: socket.AddressFamily, address: tuple[str | int, ...], backlog: int, shared: bool
+) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:  # IPv4 gets a socket of its own
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.setblocking(False)

@@ -125,7 +125,8 @@ class Server:
         Raises:
             ConfigError: an address or the port cannot be listened on.
         """
-        sockets = listen(self._settings.hosts, self._settings.port, _BACKLOG)
+        settings = self._settings
+        sockets = listen(settings.hosts, settings.port, _BACKLOG, shared=settings.reuse_port)
         bound: int = sockets[0].getsockname()[1]
         if len(sockets) > 1:
             addresses = ", ".join(with_port(*one.getsockname()[:2]) for one in sockets)

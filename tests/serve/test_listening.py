@@ -102,11 +102,11 @@ def failing(monkeypatch, fails) -> None:
     """Let sockets fail where `fails(family, port)` gives an error number."""
     usual = listening._listening
 
-    def listening_(family, address, backlog):
+    def listening_(family, address, *more):
         number = fails(family, address[1])
         if number:
             raise OSError(number, "as the test wants it")
-        return usual(family, address, backlog)
+        return usual(family, address, *more)
 
     monkeypatch.setattr(listening, "_listening", listening_)
 
@@ -190,3 +190,26 @@ def test_hosts_that_cannot_work_are_refused(tmp_path, written, problem):
     with pytest.raises(ConfigError) as refused:
         load(path, {}, discover())
     assert problem in refused.value.problems
+
+
+async def test_several_processes_share_a_port_if_all_of_them_want_to(tmp_path):
+    reuse = ServerSettings(host=("127.0.0.1", "::1"), port=free_port(), reuse_port=True)
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+    async with (
+        open_stage(tmp_path / "one", server=reuse) as one,
+        open_stage(tmp_path / "two", server=reuse) as two,
+        open_stage(tmp_path / "three", server=reuse.model_copy(update={"reuse_port": False})) as three,
+    ):
+        assert one.server.listen() == two.server.listen() == reuse.port
+        with pytest.raises(ConfigError, match="in use"):
+            three.server.listen()
+        links = [await websockets.connect(f"ws://{with_port(V4, reuse.port)}/ws") for _ in range(60)]
+        assert one.server.connection_count + two.server.connection_count == 60
+        assert min(one.server.connection_count, two.server.connection_count) > 5
+        for link in links:
+            await link.close()
+        one.server.stop_accepting()
+        async with websockets.connect(f"ws://{with_port(V6, reuse.port)}/ws") as link:
+            await link.send('{"type":"ping"}')
+            assert "pong" in await link.recv()
