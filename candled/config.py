@@ -35,7 +35,7 @@ from candled.settings import (
     distinct,
     keys_of,
     matching,
-    name_variables,
+    name_places,
     read_section,
     read_yaml,
     redacted,
@@ -355,7 +355,8 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
         ConfigError: with one line per problem, all of them in one run.
     """
     problems: list[str] = []
-    raw = {} if path is None else _read_file(path)
+    lines: dict[str, int] = {}
+    raw = {} if path is None else _read_file(path, lines)
     ours = {name: value for name, value in env.items() if not _NOT_OURS.match(f"{name}={value}")}
     keys = _keys(raw, plugins)
     raw = apply_environment(raw, ours, ENVIRONMENT, keys, problems)
@@ -363,7 +364,7 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     config = read_section(Config, raw, "", problems).model_copy(update={"exchanges": exchanges})
     problems += _contradictions(config)
     if problems:
-        raise ConfigError(name_variables(problems, ours, ENVIRONMENT, keys))
+        raise ConfigError(name_places(problems, ours, ENVIRONMENT, keys, file=path, lines=lines))
     return config
 
 
@@ -459,15 +460,15 @@ def _written_proxy(proxies: Proxies, *, redact: bool) -> str | None:
 # ---------------------------------------------------------------- the file
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path, lines: dict[str, int]) -> dict[str, Any]:
     try:
-        raw = read_yaml(path.read_text("utf-8-sig"))
+        raw = read_yaml(path.read_text("utf-8-sig"), lines)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: not UTF-8 text") from error
     except NotYaml as error:
-        line = "" if error.line is None else f", line {error.line}"
+        line = "" if error.line is None else f":{error.line}"
         raise ConfigError(f"{path}{line}: not valid YAML: {error}") from error
     if raw is None:
         return {}

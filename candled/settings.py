@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_origin
 from urllib.parse import urlsplit
 
@@ -202,14 +203,21 @@ class NotYaml(ValueError):
         self.line = line
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, lines: dict[str, int] | None = None) -> Any:
     """Read YAML of plain values, in which no key is written twice and nothing contains itself.
+
+    `lines` receives the line of each key and item, such as `server.hosts[0]`.
 
     Raises:
         NotYaml: with the reason.
     """
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        value = None if node is None else loader.construct_document(node)
+        if lines is not None and node is not None:
+            _add_lines(node, "", lines)
+        return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise NotYaml(_without_value(error.problem or ""), mark.line + 1 if mark else None) from error
@@ -246,6 +254,17 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(None, None, f"{key.value} is written twice", key.start_mark)
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return node
+
+
+def _add_lines(node: yaml.Node, path: str, lines: dict[str, int]) -> None:
+    parts: list[tuple[str, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        parts = [(_join(path, key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = [(f"{path}[{index}]", item, item) for index, item in enumerate(node.value)]
+    for name, marked, value in parts:
+        lines[name] = marked.start_mark.line + 1
+        _add_lines(value, name, lines)
 
 
 def _refuse_endless(root: yaml.Node) -> None:
@@ -509,23 +528,37 @@ def apply_environment(
     return result
 
 
-def name_variables(problems: Iterable[str], env: Mapping[str, str], prefix: str, keys: Keys) -> list[str]:
-    """Return the problems with the variable behind each key that it set: `server.port (CANDLED_SERVER__PORT)`."""
+def name_places(
+    problems: Iterable[str],
+    env: Mapping[str, str],
+    prefix: str,
+    keys: Keys,
+    *,
+    file: object = "",
+    lines: Mapping[str, int] = MappingProxyType({}),
+) -> list[str]:
+    """Return the problems with the place of each key: `candled.yaml:12: server.port`, or the variable that set it."""
     names = {_variable(prefix, path): ".".join(path) for path in keys}
     variables = {names[_normal(name)]: name for name in _set_variables(env, prefix) if _normal(name) in names}
-    return [_with_variables(problem, variables) for problem in problems]
+    return [_with_place(problem, variables, file, lines) for problem in problems]
 
 
-def _with_variables(problem: str, variables: Mapping[str, str]) -> str:
-    """Name the variable of the key that a problem begins with, and those of other dotted keys in it."""
+def _with_place(problem: str, variables: Mapping[str, str], file: object, lines: Mapping[str, int]) -> str:
+    """Name the place of the key that a problem begins with, and the variables of other dotted keys in it."""
     where, colon, rest = problem.partition(": ")
-    nearest = max((key for key in variables if re.match(rf"{re.escape(key)}(?![\w-])", where)), key=len, default=None)
-    if nearest is not None:
-        where = f"{where} ({variables[nearest]})"
+    if (key := _nearest(where, variables)) is not None:
+        where = f"{where} ({variables[key]})"
+    elif (key := _nearest(where, lines)) is not None:
+        where = f"{file}:{lines[key]}: {where}"
     for key, name in variables.items():
         if "." in key:
             rest = re.sub(rf"(?<![\w.-]){re.escape(key)}(?![\w.-])", f"{key} ({name})", rest)
     return where + colon + rest
+
+
+def _nearest(where: str, keys: Iterable[str]) -> str | None:
+    """Return the longest of the keys that `where` is, or lies in."""
+    return max((key for key in keys if re.match(rf"{re.escape(key)}(?![\w-])", where)), key=len, default=None)
 
 
 def _set_variables(env: Mapping[str, str], prefix: str) -> list[str]:

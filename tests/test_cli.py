@@ -131,8 +131,8 @@ def test_problems_are_a_line_each_and_status_2(capsys, monkeypatch, tmp_path):
     assert printed.out == ""
     assert printed.err.splitlines() == [
         "candled: CANDLED_SERVER__PROT: no such setting, did you mean CANDLED_SERVER__PORT?",
-        "candled: store.flush_intervall: unknown setting, did you mean flush_interval?",
-        "candled: ingest.grace_period: at least 0s, was -1s",
+        "candled: candled.yaml:1: store.flush_intervall: unknown setting, did you mean flush_interval?",
+        "candled: candled.yaml:2: ingest.grace_period: at least 0s, was -1s",
     ]
 
 
@@ -158,7 +158,7 @@ def test_settings_without_an_end_are_a_line_and_status_2(text, tmp_path):
     (tmp_path / "candled.yaml").write_text(text, "utf-8")
     ended = run()
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("candled: candled.yaml, line 1: not valid YAML: nested too deeply")
+    assert ended.stderr.startswith("candled: candled.yaml:1: not valid YAML: nested too deeply")
     assert ended.stderr.count("\n") == 1
 
 

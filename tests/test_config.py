@@ -48,12 +48,24 @@ def settings(tmp_path):
 
 @pytest.fixture
 def problems(settings):
-    """Read settings that are wrong; the problems."""
+    """Read settings that are wrong; the problems, without the lines of keys."""
 
     def read(*args, **kwargs) -> tuple[str, ...]:
         with pytest.raises(ConfigError) as caught:
             settings(*args, **kwargs)
-        return caught.value.problems
+        return tuple(re.sub(r"^\S*candled\.yaml:\d+: (?!not valid)", "", one) for one in caught.value.problems)
+
+    return read
+
+
+@pytest.fixture
+def places(settings, tmp_path):
+    """Read settings that are wrong; the line and the key of each problem."""
+
+    def read(*args, **kwargs) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            settings(*args, **kwargs)
+        return [one.replace(f"{tmp_path}/", "").rpartition(": ")[0] for one in caught.value.problems]
 
     return read
 
@@ -164,14 +176,17 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("server:\n  port: [1\nstore: {}", "line 3: not valid YAML: "),
-        ("server:\n\tport: 1", "line 2: not valid YAML: "),
-        ("server: {}\nstore: {}\nserver: {port: 1}", "line 3: not valid YAML: server is written twice"),
-        ("store: {url: a, url: b}", "line 1: not valid YAML: url is written twice"),
+        ("server:\n  port: [1\nstore: {}", "candled.yaml:3: not valid YAML: "),
+        ("server:\n\tport: 1", "candled.yaml:2: not valid YAML: "),
+        ("server: {}\nstore: {}\nserver: {port: 1}", "candled.yaml:3: not valid YAML: server is written twice"),
+        ("store: {url: a, url: b}", "candled.yaml:1: not valid YAML: url is written twice"),
         ("server: \x07", "not valid YAML: "),
         ("- server", "expected a mapping of settings"),
-        ("log: {}\nserver: &s {host: *s}", "line 2: not valid YAML: nested too deeply, or an alias stands inside"),
-        ("server: " + "[" * 3000, "line 1: not valid YAML: nested too deeply"),
+        (
+            "log: {}\nserver: &s {host: *s}",
+            "candled.yaml:2: not valid YAML: nested too deeply, or an alias",
+        ),
+        ("server: " + "[" * 3000, "candled.yaml:1: not valid YAML: nested too deeply"),
         ("log: {}\nserver: {port: !!int ''}", "not valid YAML: a value is not what its tag says"),
     ],
 )
@@ -189,6 +204,42 @@ def test_anchors_and_merged_keys_are_no_duplicates(settings):
         "  futures: {<<: *spot, plugin: bitget, market: usdt-futures}"
     )
     assert [exchange.settings.market for exchange in config.exchanges] == ["spot", "usdt-futures"]
+
+
+PLACES = [
+    pytest.param("\nserver:\n  port: no", {}, ["candled.yaml:3: server.port"], id="a key"),
+    pytest.param("server: {port: no}", {}, ["candled.yaml:1: server.port"], id="a key in braces"),
+    pytest.param("log: {}\nservers:\n  port: 1", {}, ["candled.yaml:2: servers"], id="an unknown section"),
+    pytest.param("server:\n  hosts: 1\n", {}, ["candled.yaml:2: server.hosts"], id="an unknown key"),
+    pytest.param("intervals:\n  - 1m\n  - 7x\n", {}, ["candled.yaml:3: intervals[1]"], id="an item"),
+    pytest.param(
+        "exchanges:\n  replay:\n    symbols: [BTC/USDT,\n      BTCUSDT]\n    sped: 1",
+        {},
+        ["candled.yaml:4: exchanges.replay.symbols[1]", "candled.yaml:5: exchanges.replay.sped"],
+        id="an exchange",
+    ),
+    pytest.param("server:\n  <<: {port: no}", {}, ["candled.yaml:2: server.port"], id="a merged key"),
+    pytest.param(
+        "log: &no\n  level: 7\nserver: *no",
+        {},
+        ["candled.yaml:2: log.level", "candled.yaml:2: server.level"],
+        id="alias",
+    ),
+    pytest.param("", {"CANDLED_SERVER__PORT": "no"}, ["server.port (CANDLED_SERVER__PORT)"], id="a variable"),
+    pytest.param(
+        "server:\n  port: 7\n  host: 1",
+        {"CANDLED_SERVER__PORT": "no"},
+        ["server.port (CANDLED_SERVER__PORT)", "candled.yaml:3: server.host"],
+        id="a variable over a key",
+    ),
+    pytest.param("log: {}\nroles: [ingest]", {}, ["candled.yaml:2: roles"], id="a contradiction"),
+    pytest.param("bus: {url: redis://h}", {"CANDLED_ROLES": "[]"}, ["roles (CANDLED_ROLES)"], id="of a variable"),
+]
+
+
+@pytest.mark.parametrize(("text", "env", "expected"), PLACES)
+def test_every_problem_names_its_line_or_its_variable(places, text, env, expected):
+    assert [place.partition(": expected")[0].partition(": unknown")[0] for place in places(text, env)] == expected
 
 
 def test_all_problems_of_all_places_come_in_one_run(problems):

@@ -22,7 +22,7 @@ from candled.settings import (
     apply_environment,
     as_written,
     keys_of,
-    name_variables,
+    name_places,
     read_section,
     read_yaml,
     redacted,
@@ -439,7 +439,7 @@ def test_a_variable_that_is_not_yaml_is_a_problem(text):
 
 def named(problem: str, *names: str) -> str:
     """The problem as it is told when those variables are set."""
-    (told,) = name_variables([problem], dict.fromkeys(names, "1"), "APP_", keys_of(Everything))
+    (told,) = name_places([problem], dict.fromkeys(names, "1"), "APP_", keys_of(Everything))
     return told
 
 
@@ -466,4 +466,4 @@ def test_a_problem_names_the_variable_that_set_the_key(problem, names, expected)
 
 
 def test_an_empty_variable_is_not_named():
-    assert name_variables(["whole: odd"], {"APP_WHOLE": ""}, "APP_", keys_of(Everything)) == ["whole: odd"]
+    assert name_places(["whole: odd"], {"APP_WHOLE": ""}, "APP_", keys_of(Everything)) == ["whole: odd"]

@@ -100,4 +100,4 @@ def test_one_role_with_a_file_does_not_start(tmp_path):
         daemon.launch({"roles": ["serve"], "bus": {"url": "redis://127.0.0.1:1"}})
         assert daemon.process is not None
         assert daemon.process.wait(60) == 2
-        assert "candled: store.url: SQLite is one process's file" in daemon.output
+        assert ": store.url: SQLite is one process's file" in daemon.output
