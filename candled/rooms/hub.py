@@ -1,6 +1,5 @@
 """All rooms of a process: their subscribers, and the sending of changed bars to them."""
 
-import heapq
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,12 @@ from candled.protocol.frames import Frame
 from candled.protocol.messages import Options, Topic
 from candled.protocol.requests import RequestCodec as Codec
 
+from .corrections import Corrections
 from .encoded_bars import EncodedBarCache
 from .recipients import RecipientConnection, Recipients
 from .renderer import FeedSource, MessageRenderer, Snapshot
 from .room import Member, Membership, Room, SubscriberGroup
+from .schedule import GroupSchedule
 from .statuses import Statuses
 from .throttle import MIN_GAP_S
 
@@ -61,13 +62,13 @@ class Hub:
         self._clock = clock
         self._publish = publish
         self._renderer = MessageRenderer(bars, texts or EncodedBarCache())
+        self._corrections = Corrections(bars, self._renderer, publish)
         self._statuses = Statuses(codec.market_head, bars.feed_state, publish)
         self._rooms: dict[MarketKey, dict[int, Room]] = {}
         self._count = 0
         self._links: Counter[RecipientConnection] = Counter()  # number of rooms per connection
         self._versions = count(1)
-        self._turns = count()
-        self._due: list[tuple[float, int, SubscriberGroup]] = []
+        self._schedule = GroupSchedule()
         self._snapshot_queue: deque[Membership] = deque()
 
     # ------------------------------------------------------------ members
@@ -125,7 +126,7 @@ class Hub:
             group.pending_final.update(shown.open)
         group.admit_member(membership, shown.last_ms)
         if group.due_at is not None:
-            self._schedule_group(group, group.due_at)
+            self._schedule.add_group(group, group.due_at)
         self._note_delivered(group)
         return shown.frame
 
@@ -163,8 +164,8 @@ class Hub:
                     group.delivered_position = position
                 elif not group.throttle.enqueue_pending(bar, now, room.phase * most_spread_s):
                     self._take_changes(group, (bar,), now)
-                elif group.scheduled_at is None or group.scheduled_at > group.throttle.next_at:
-                    self._schedule_group(group, group.throttle.next_at)
+                else:
+                    self._schedule.add_group(group, group.throttle.next_at)
 
     def on_history_changed(
         self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]
@@ -203,14 +204,12 @@ class Hub:
             True if more messages are due now.
         """
         now = self._clock.monotonic()
-        self._request_snapshots()
+        self._request_next_snapshots()
         for _ in range(_MOST_GROUPS):
-            if not self._due or self._due[0][0] > now:
+            group = self._schedule.pop_due(now)
+            if group is None:
                 return bool(self._snapshot_queue)
-            at, _, group = heapq.heappop(self._due)
-            if group.scheduled_at == at:
-                group.scheduled_at = None
-                self._run_group(group, now)
+            self._run_group(group, now)
         return True
 
     def describe(self) -> dict[str, Any]:
@@ -245,18 +244,20 @@ class Hub:
         """Queue changed bars, oldest first, for a group, and send the messages that are due."""
         if group.initialized:
             changed = self._renderer.changed_bars(group, bars)
-            self._on_past_changed(group, [bar.open_ms for bar in changed if not self._offer_bar(group, bar, now)])
+            self._corrections.on_past_changed(
+                group, [bar.open_ms for bar in changed if not self._offer_bar(group, bar, now)]
+            )
             if group.mode != "live":
                 self._offer_final(group, now)
             if fill_up:
-                self._fill_up(group)
+                self._corrections.fill_up(group)
         self._run_group(group, now)
 
     def _offer_bar(self, group: SubscriberGroup, bar: Candle, now: float) -> bool:
         """Queue a changed bar in the group's throttle; return False if no `update` can show the change any more."""
         for membership in group.ahead_of_queue:
             if membership.ahead_ms is not None and bar.open_ms < membership.ahead_ms:
-                self._make_stale(group, [membership])
+                group.request_snapshots([membership])
         is_final = group.mode != "live" and self._bars.is_final(*group.room.topic, bar)
         if group.mode == "closed" and not is_final:
             if group.throttle.sent is not None and bar.open_ms <= group.throttle.sent.open_ms:
@@ -271,7 +272,7 @@ class Hub:
             and bar.open_ms not in group.throttle.queued_bars
         ):
             # The bar is back to the values last sent, but the snapshots of these members have others.
-            self._make_stale(group, list(group.saw_queued_state))
+            group.request_snapshots(list(group.saw_queued_state))
         return can_show
 
     def _offer_final(self, group: SubscriberGroup, now: float) -> None:
@@ -289,40 +290,7 @@ class Hub:
                 self._offer_bar(group, bar, now)
         final = [open_ms for open_ms in group.pending_final if not self._is_open(topic, open_ms)]
         group.pending_final.difference_update(final)
-        self._on_past_changed(group, final)
-
-    def _on_past_changed(self, group: SubscriberGroup, times: Sequence[int]) -> None:
-        """Correct bars that no `update` can show, or request new snapshots for members without corrections."""
-        if not times:
-            return
-        if group.is_correcting:
-            group.corrections.update(times)
-        newest_ms = max(times)
-        stale = []
-        for one in group.initialized_members():
-            corrected = one.options.corrections and one.ahead_ms is None
-            if not corrected and one.shown_from_ms is not None and one.shown_from_ms <= newest_ms:
-                stale.append(one)
-        self._make_stale(group, stale)
-
-    def _fill_up(self, group: SubscriberGroup) -> None:
-        """Request new snapshots for members whose snapshot was shorter than requested, if there are more bars now."""
-        firsts: dict[int, int | None] = {}
-        stale = []
-        for one in group.initialized_members():
-            if not one.is_short:
-                continue
-            if one.bars not in firsts:
-                firsts[one.bars] = next(iter(self._bars.newest_times(*group.room.topic, one.bars)), None)
-            first_ms = firsts[one.bars]
-            if first_ms is not None and (one.shown_from_ms is None or first_ms < one.shown_from_ms):
-                stale.append(one)
-        self._make_stale(group, stale)
-
-    def _make_stale(self, group: SubscriberGroup, members: Sequence[Membership]) -> None:
-        group.needs_snapshot.update(dict.fromkeys(members))
-        if members:
-            group.throttle.ask_resync()
+        self._corrections.on_past_changed(group, final)
 
     @property
     def _most_spread_s(self) -> float:
@@ -375,14 +343,15 @@ class Hub:
     def _run_group(self, group: SubscriberGroup, now: float) -> None:
         """Send the messages that are due in a group. If an earlier broadcast to it is unfinished, try again shortly."""
         if group.is_sending:
-            self._schedule_group(group, now + _AGAIN_S)
+            self._schedule.add_group(group, now + _AGAIN_S)
             return
         if group.initialized and group.throttle.take_resync(now):
-            self._resync_group(group)
+            # not now: bars may be final already without having been offered
+            self._snapshot_queue.extend(group.take_stale())
         if not group.initialized:
             return
         if group.corrections and now >= group.corrected_at + MIN_GAP_S:
-            self._send_corrections(group, now)
+            self._corrections.send_due(group, now)
         sent = group.throttle.sent
         bar = group.throttle.take_due(now)
         if bar is not None:
@@ -390,13 +359,8 @@ class Hub:
             group.catch_up(bar.open_ms)
             self._send_update(group, bar, self._clock.now_ms())
         if group.due_at is not None:
-            self._schedule_group(group, group.due_at)
+            self._schedule.add_group(group, group.due_at)
         self._note_delivered(group)
-
-    def _schedule_group(self, group: SubscriberGroup, at: float) -> None:
-        if group.scheduled_at is None or at < group.scheduled_at:
-            group.scheduled_at = at
-            heapq.heappush(self._due, (at, next(self._turns), group))
 
     def _note_delivered(self, group: SubscriberGroup) -> None:
         """Store the feed's position if the group has been sent everything up to it."""
@@ -426,43 +390,7 @@ class Hub:
             self._publish(links, frame)
             group.room.last_broadcast_ms = now_ms
 
-    def _send_corrections(self, group: SubscriberGroup, now: float) -> None:
-        """Send the queued corrections, or request new snapshots if there are too many."""
-        group.corrected_at = now
-        if group.is_beyond_correcting:
-            group.corrections.clear()
-            self._make_stale(group, [one for one in group.initialized_members() if one.options.corrections])
-            return
-        for open_ms in sorted(group.corrections):
-            group.corrections.discard(open_ms)  # one by one: only the last one's position may cover all of them
-            bar = self._bars.get_bar(*group.room.topic, open_ms)
-            if bar is not None and self._may_correct(group, bar):
-                self._send_correction(group, bar)
-
-    def _may_correct(self, group: SubscriberGroup, bar: Candle) -> bool:
-        """Return True if a correction may be sent now. A bar that is not final is corrected again when it is."""
-        if group.mode == "live" or self._renderer.is_final(group, bar):
-            return True
-        group.pending_final.add(bar.open_ms)
-        return group.mode == "final"
-
-    def _send_correction(self, group: SubscriberGroup, bar: Candle) -> None:
-        frames = dict[int, Frame]()
-        for options, links in group.filled_groups():
-            if not options.corrections:
-                continue
-            if options.fields not in frames:
-                frames[options.fields] = self._renderer.render_correction(group, bar, options.fields)
-            self._publish(links, frames[options.fields])
-
-    def _resync_group(self, group: SubscriberGroup) -> None:
-        stale = group.initialized_members() if group.throttle.is_overrun else list(group.needs_snapshot)
-        for membership in stale:
-            group.await_initial(membership)
-        group.needs_snapshot.clear()
-        self._snapshot_queue.extend(stale)  # not now: bars may be final already without having been offered
-
-    def _request_snapshots(self) -> None:
+    def _request_next_snapshots(self) -> None:
         for _ in range(min(len(self._snapshot_queue), _MOST_SNAPSHOTS)):
             membership = self._snapshot_queue.popleft()
             if not membership.is_initialized:

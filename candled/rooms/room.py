@@ -1,6 +1,7 @@
 """A room: the subscribers of one market and interval, in groups with the same delivery rules."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from candled.bus import Position
@@ -237,6 +238,20 @@ class SubscriberGroup:
             if newest_ms in self.throttle.queued_bars:
                 self.saw_queued_state[membership] = None
             self._activate_member(membership)
+
+    def request_snapshots(self, members: Sequence[Membership]) -> None:
+        """Request new snapshots for members."""
+        self.needs_snapshot.update(dict.fromkeys(members))
+        if members:
+            self.throttle.ask_resync()
+
+    def take_stale(self) -> list[Membership]:
+        """Return the members that need a new snapshot, which receive nothing more before it."""
+        stale = self.initialized_members() if self.throttle.is_overrun else list(self.needs_snapshot)
+        for membership in stale:
+            self.await_initial(membership)
+        self.needs_snapshot.clear()
+        return stale
 
     def catch_up(self, open_ms: int) -> None:
         """Let the members whose snapshot ends at or before `open_ms` join the group's updates, from this bar on."""

@@ -1,0 +1,78 @@
+"""Changes of bars that no `update` can show: corrections, or new snapshots for members without them."""
+
+from collections.abc import Callable, Sequence
+
+from candled.model import Candle
+from candled.protocol.frames import Frame
+
+from .recipients import Recipients
+from .renderer import FeedSource, MessageRenderer
+from .room import SubscriberGroup
+
+
+class Corrections:
+    """Corrects older bars of a group, or requests new snapshots for its members."""
+
+    def __init__(
+        self, bars: FeedSource, renderer: MessageRenderer, publish: Callable[[Recipients, Frame], None]
+    ) -> None:
+        self._bars = bars
+        self._renderer = renderer
+        self._publish = publish
+
+    def on_past_changed(self, group: SubscriberGroup, times: Sequence[int]) -> None:
+        """Correct bars that no `update` can show, or request new snapshots for members without corrections."""
+        if not times:
+            return
+        if group.is_correcting:
+            group.corrections.update(times)
+        newest_ms = max(times)
+        stale = []
+        for one in group.initialized_members():
+            corrected = one.options.corrections and one.ahead_ms is None
+            if not corrected and one.shown_from_ms is not None and one.shown_from_ms <= newest_ms:
+                stale.append(one)
+        group.request_snapshots(stale)
+
+    def fill_up(self, group: SubscriberGroup) -> None:
+        """Request new snapshots for members whose snapshot was shorter than requested, if there are more bars now."""
+        firsts: dict[int, int | None] = {}
+        stale = []
+        for one in group.initialized_members():
+            if not one.is_short:
+                continue
+            if one.bars not in firsts:
+                firsts[one.bars] = next(iter(self._bars.newest_times(*group.room.topic, one.bars)), None)
+            first_ms = firsts[one.bars]
+            if first_ms is not None and (one.shown_from_ms is None or first_ms < one.shown_from_ms):
+                stale.append(one)
+        group.request_snapshots(stale)
+
+    def send_due(self, group: SubscriberGroup, now: float) -> None:
+        """Send the queued corrections, or request new snapshots if there are too many."""
+        group.corrected_at = now
+        if group.is_beyond_correcting:
+            group.corrections.clear()
+            group.request_snapshots([one for one in group.initialized_members() if one.options.corrections])
+            return
+        for open_ms in sorted(group.corrections):
+            group.corrections.discard(open_ms)  # one by one: only the last one's position may cover all of them
+            bar = self._bars.get_bar(*group.room.topic, open_ms)
+            if bar is not None and self._may_correct(group, bar):
+                self._send_correction(group, bar)
+
+    def _may_correct(self, group: SubscriberGroup, bar: Candle) -> bool:
+        """Return True if a correction may be sent now. A bar that is not final is corrected again when it is."""
+        if group.mode == "live" or self._renderer.is_final(group, bar):
+            return True
+        group.pending_final.add(bar.open_ms)
+        return group.mode == "final"
+
+    def _send_correction(self, group: SubscriberGroup, bar: Candle) -> None:
+        frames = dict[int, Frame]()
+        for options, links in group.filled_groups():
+            if not options.corrections:
+                continue
+            if options.fields not in frames:
+                frames[options.fields] = self._renderer.render_correction(group, bar, options.fields)
+            self._publish(links, frames[options.fields])
