@@ -86,10 +86,11 @@ async def measure(runs: int, times: int) -> None:
     link = connect(one)
     others = [connect(one) for _ in range(10)]  # with nobody else in the room every subscription would begin it
     for other in others:
-        other.client.on_message(_REQUEST)
+        other.client.on_client_message(_REQUEST)
     print(f"reading a subscribe message {spread(us(lambda: PROTOCOL.decode_request(_REQUEST)), '.2f')}, ", end="")
     print(f"with every extension {spread(us(lambda: PROTOCOL.decode_request(_EXTENDED)), '.2f')}")
-    print(f"reading it, joining and making its initial {spread(us(lambda: link.client.on_message(_REQUEST)), '.1f')}")
+    joining = us(lambda: link.client.on_client_message(_REQUEST))
+    print(f"reading it, joining and making its initial {spread(joining, '.1f')}")
     for count in BARS:
         measure_initial(one, count, us, times)
     measure_updates(one, us)
@@ -109,15 +110,15 @@ def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], time
 
     def warm() -> None:
         change()
-        one.hub.render_initial(member)
+        one.hub.render_snapshot(member)
 
     def cold() -> None:
         one.hub._renderer._texts.get_form(topic("1m"), fields_printer(0), False).drop_from(0, -1)
         warm()
 
-    one.hub.render_initial(member)
+    one.hub.render_snapshot(member)
     changing = us(change)
-    kept, new = us(lambda: one.hub.render_initial(member)), us(warm)
+    kept, new = us(lambda: one.hub.render_snapshot(member)), us(warm)
     new = [max(0.0, with_it - without) for with_it, without in zip(new, changing, strict=True)]
     anew = us(cold, times // 100)
     bars = one.bars.newest_bars(BTC, MINUTE, count)
@@ -214,7 +215,7 @@ def client_bytes(one: Stage, count: int) -> float:
     tracemalloc.start()
     for link in links:
         link.client = ClientSession(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
-        link.client.on_message(_REQUEST)
+        link.client.on_client_message(_REQUEST)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return size / count

@@ -77,7 +77,7 @@ class Serving:
             page=str,
         )
         bars.add_listener(hub)
-        self._bus.add_listener(bars.on_message)
+        self._bus.add_listener(bars.on_feed_message)
         self._sent = asyncio.Event()
         self._opened = minute(_HISTORY)
         self._versions = count(self._opened.as_of_ms - 50_000)

@@ -188,7 +188,7 @@ class Daemon:
         """
         self._bars.add_listener(self._hub)
         if self._is_serving:
-            self._bus.add_listener(self._bars.on_message)
+            self._bus.add_listener(self._bars.on_feed_message)
         self.port = self._server.listen()  # before the store is opened, because another candled may be running
         is_open = await self._upkeep.open_store()
         address = in_browser(self._config.server.hosts, self.port)

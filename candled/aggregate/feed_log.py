@@ -69,7 +69,7 @@ class FeedLog:
         is_of_this_feed = bool(self._epochs) and until.epoch == self._epochs[-1].name
         return is_of_this_feed and self.metadata.logged_seq >= until.seq
 
-    def on_message(self, position: Position) -> bool:
+    def record_message(self, position: Position) -> bool:
         """Record a message; return False if it is older than the last one.
 
         `is_broken` is set if messages before it are missing. Several messages may have the same position: messages of

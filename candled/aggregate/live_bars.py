@@ -46,7 +46,7 @@ class LiveBars:
 
     # ------------------------------------------------------------ from the bus
 
-    def on_message(self, message: Message, position: Position) -> None:
+    def on_feed_message(self, message: Message, position: Position) -> None:
         """Process a message from the bus.
 
         Repeated messages are ignored. Lost ones are noticed, and their changes read from the store.
@@ -76,7 +76,7 @@ class LiveBars:
             market.position_before_read = feed_log.position
         if isinstance(message, MessagesLost):
             feed_log.mark_unreliable(message.back_to, until=position)
-        elif not feed_log.on_message(position):
+        elif not feed_log.record_message(position):
             return
         if feed_log.is_broken and not was_broken:
             self._reader.recover_lost(market, sure_ms)

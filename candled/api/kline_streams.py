@@ -279,7 +279,7 @@ class KlineClient:
 
     # ------------------------------------------------------------ calls from the connection
 
-    def on_message(self, message: str | bytes) -> None:
+    def on_client_message(self, message: str | bytes) -> None:
         """Handle one message. An invalid one gets an error; too many close the connection."""
         if self._budget is not None and self._budget.try_take(self._streams.clock.monotonic()):
             self._link.disconnect(1008, "Too many requests")

@@ -111,7 +111,7 @@ class Hub:
         """Stop the updates of a member that cannot keep up, until its next `initial`."""
         membership.group.await_initial(membership)
 
-    def render_initial(self, membership: Membership) -> Frame:
+    def render_snapshot(self, membership: Membership) -> Frame:
         """Return the `initial` or `resumed` for a member as of now. Everything it receives afterwards is newer."""
         group, now = membership.group, self._clock.monotonic()
         group.await_initial(membership)

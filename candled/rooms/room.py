@@ -24,7 +24,7 @@ class Member(Protocol):
     """A client in a room."""
 
     def request_initial(self, membership: "Membership") -> None:
-        """Have `Hub.render_initial` called as soon as the `initial` can be sent."""
+        """Have `Hub.render_snapshot` called as soon as the `initial` can be sent."""
 
 
 class Membership(RecipientSlot):

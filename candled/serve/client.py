@@ -54,7 +54,7 @@ class BarLoader(Interface):
         """Load the newest `count` bars, waiting up to `patience_s` seconds for history to be fetched."""
 
     async def prepare_resume(self, key: MarketKey, interval: Interval, position: Position, time_ms: int) -> Any:
-        """Load the changes after a position; return a value for `Hub.render_initial`."""
+        """Load the changes after a position; return a value for `Hub.render_snapshot`."""
 
 
 class ClientLimits(Interface):
@@ -126,7 +126,7 @@ class ClientSession:
 
     # ------------------------------------------------------------ calls from the connection
 
-    def on_message(self, message: str | bytes) -> None:
+    def on_client_message(self, message: str | bytes) -> None:
         """Handle one message. An invalid one gets an error reply, and the socket stays open."""
         try:
             self._spend_budget(message)
@@ -173,7 +173,7 @@ class ClientSession:
         """Return the requested `initial` now that the socket can take it, or start the next page of history."""
         membership = self._memberships.get(topic)
         if membership is not None:
-            return self._hub.render_initial(membership)
+            return self._hub.render_snapshot(membership)
         if topic == TURN and self._pager is not None:
             self._pager.on_turn()
         return None

@@ -44,7 +44,7 @@ class Undecided:
         self._own = make_own(link)
         self._make_binance = make_binance
 
-    def on_message(self, message: str | bytes) -> None:
+    def on_client_message(self, message: str | bytes) -> None:
         """Handle a message. The first one of either protocol gives the connection a client of that protocol."""
         is_binance = speaks_binance(message)
         if is_binance:
@@ -52,7 +52,7 @@ class Undecided:
             self._link.client = self._make_binance(self._link)
         elif is_binance is False:
             self._link.client = self._own
-        (self._own if is_binance is None else self._link.client).on_message(message)
+        (self._own if is_binance is None else self._link.client).on_client_message(message)
 
     def make_initial(self, topic: Topic) -> Frame | None:
         """Return None: there are no subscriptions."""

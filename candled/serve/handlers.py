@@ -283,7 +283,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
     def on_message(self, message: str | bytes) -> None:
         """Pass a message to the client."""
         if self._link is not None:
-            self._link.client.on_message(message)
+            self._link.client.on_client_message(message)
 
     def on_close(self) -> None:
         """Remove the client."""

@@ -14,7 +14,7 @@ from .outbox import Outbox
 class ConnectionListener(Protocol):
     """The client of a connection, such as `candled.serve.client.ClientSession`."""
 
-    def on_message(self, message: str | bytes) -> None:
+    def on_client_message(self, message: str | bytes) -> None:
         """Handle one message: text, or bytes if it is binary."""
 
     def make_initial(self, topic: Topic) -> Frame | None:
@@ -203,7 +203,7 @@ def drop(frame: bytes) -> int:
 class _DetachedListener:
     """The client of a connection before it has one, and after its end."""
 
-    def on_message(self, message: str | bytes) -> None:
+    def on_client_message(self, message: str | bytes) -> None:
         pass
 
     def make_initial(self, topic: Topic) -> Frame | None:

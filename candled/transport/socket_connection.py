@@ -158,7 +158,7 @@ class SocketConnection(ClientConnection):
             return False
         try:
             if message is not None:
-                self.client.on_message(message)
+                self.client.on_client_message(message)
         except Exception:  # a bug in candled: close this client
             logger.exception("%s: a message cannot be handled, closing the connection", self.address)
             self.connection_lost()

@@ -9,7 +9,7 @@ from candled.model import Range
 def followed(*positions: tuple[str, int]) -> FeedLog:
     feed_log = FeedLog()
     for position in positions:
-        feed_log.on_message(Position(*position))
+        feed_log.record_message(Position(*position))
     return feed_log
 
 
@@ -21,8 +21,8 @@ def test_a_feed_followed_from_its_first_message_lacks_nothing():
 
 def test_an_older_message_is_not_news_and_several_may_stand_at_one_position():
     feed_log = followed(("a", 1), ("a", 2))
-    assert feed_log.on_message(Position("a", 2))
-    assert not feed_log.on_message(Position("a", 1))
+    assert feed_log.record_message(Position("a", 2))
+    assert not feed_log.record_message(Position("a", 1))
     assert not feed_log.is_broken
     assert feed_log.position == ("a", 2)
 
@@ -57,7 +57,7 @@ def test_a_feed_whose_numbers_go_back_is_followed_on_and_everything_of_it_may_be
     assert feed_log.change_id > change_id
     assert (feed_log.is_broken, feed_log.lost_since, feed_log.is_lost_logged) == (True, ("a", 0), False)
     feed_log.mark_repaired()
-    assert feed_log.on_message(Position("a", 8))
+    assert feed_log.record_message(Position("a", 8))
     assert not feed_log.is_broken
     assert feed_log.changes_since(feed_log.change_id_of(Position("a", 2))), (
         "a client that saw the real minute must be sent the change"
@@ -67,8 +67,8 @@ def test_a_feed_whose_numbers_go_back_is_followed_on_and_everything_of_it_may_be
 def test_a_feed_that_never_was_gives_way_to_the_one_before():
     feed_log = followed(("a", 1), ("a", 2), ("z", 1))
     feed_log.mark_unreliable(Position("a", 4))
-    assert feed_log.on_message(Position("a", 5))
-    assert not feed_log.on_message(Position("z", 1))
+    assert feed_log.record_message(Position("a", 5))
+    assert not feed_log.record_message(Position("z", 1))
     assert feed_log.position == ("a", 5)
 
 
@@ -78,7 +78,7 @@ def test_what_was_lost_is_logged_once_the_log_has_the_last_message_that_may_have
     assert not feed_log.is_lost_logged
     feed_log.update_metadata(FeedMetadata(logged_seq=4))
     assert feed_log.is_lost_logged
-    feed_log.on_message(Position("b", 3))
+    feed_log.record_message(Position("b", 3))
     assert not feed_log.is_lost_logged, "a number of another feed was used for this one"
     feed_log.update_metadata(FeedMetadata(logged_seq=2))
     assert feed_log.is_lost_logged
@@ -88,7 +88,7 @@ def test_what_was_lost_is_logged_once_the_log_has_the_last_message_that_may_have
 
 def test_a_late_message_of_a_replaced_feed_is_dropped():
     feed_log = followed(("a", 1), ("a", 2), ("b", 1))
-    assert not feed_log.on_message(Position("a", 2))
+    assert not feed_log.record_message(Position("a", 2))
     assert feed_log.position == ("b", 1)
 
 
@@ -101,8 +101,8 @@ def test_a_feed_that_comes_back_is_followed_again():
 def test_what_changed_since_a_position_is_known_as_far_as_the_feed_was_followed():
     feed_log = followed(("a", 4), ("a", 5))
     feed_log.log_change(feed_log.change_id, 100, 200)
-    feed_log.on_message(Position("a", 6))
-    feed_log.on_message(Position("b", 3))
+    feed_log.record_message(Position("a", 6))
+    feed_log.record_message(Position("b", 3))
     feed_log.log_change(feed_log.change_id + 1, 300, 400)
     assert list(feed_log.changes_since(feed_log.change_id_of(Position("a", 4)))) == [Range(100, 200), Range(300, 400)]
     assert list(feed_log.changes_since(feed_log.change_id_of(Position("a", 5)))) == [Range(300, 400)]
@@ -118,7 +118,7 @@ def test_changes_that_were_forgotten_are_not_answered_for():
     feed_log = followed(("a", 1))
     first = Position("a", 1)
     for seq in range(2, 3000):
-        feed_log.on_message(Position("a", seq))
+        feed_log.record_message(Position("a", seq))
         feed_log.log_change(feed_log.change_id, seq, seq + 1)
     assert feed_log.change_id_of(first) is None
     assert feed_log.change_id_of(Position("a", 2990)) is not None
@@ -136,7 +136,7 @@ def test_the_log_can_be_believed_once_it_holds_what_came_before_this_process_beg
 def test_stamps_only_grow(positions):
     feed_log, last = FeedLog(), 0
     for position in positions:
-        if feed_log.on_message(Position(*position)):
+        if feed_log.record_message(Position(*position)):
             assert feed_log.change_id >= last
             last = feed_log.change_id
             assert feed_log.change_id_of(feed_log.position) == feed_log.change_id
@@ -145,7 +145,7 @@ def test_stamps_only_grow(positions):
 def test_what_was_settled_at_a_moment_is_remembered():
     feed_log = FeedLog()
     for seq, settled_ms in ((1, 60_000), (2, 60_000), (3, 120_000), (4, None), (5, 180_000)):
-        feed_log.on_message(Position("one", seq))
+        feed_log.record_message(Position("one", seq))
         feed_log.update_metadata(FeedMetadata(watermark_ms=settled_ms or 120_000))
     stamps = [feed_log.change_id_of(Position("one", seq)) for seq in range(1, 6)]
     assert [feed_log.watermark_at(change_id) for change_id in stamps] == [60_000, 60_000, 120_000, 120_000, 180_000]
@@ -155,13 +155,13 @@ def test_what_was_settled_at_a_moment_is_remembered():
 
 def test_a_gap_that_goes_away_counts_as_a_change_of_where_it_was():
     feed_log = FeedLog()
-    feed_log.on_message(Position("one", 1))
+    feed_log.record_message(Position("one", 1))
     feed_log.update_metadata(FeedMetadata(watermark_ms=10**6, gap=Range(60_000, 180_000)))
     before = feed_log.change_id
-    feed_log.on_message(Position("one", 2))
+    feed_log.record_message(Position("one", 2))
     feed_log.update_metadata(FeedMetadata(watermark_ms=10**6, gap=Range(60_000, 180_000)))
     assert not feed_log.changes_since(before)
-    feed_log.on_message(Position("one", 3))
+    feed_log.record_message(Position("one", 3))
     feed_log.update_metadata(FeedMetadata(watermark_ms=10**6))
     assert list(feed_log.changes_since(before)) == [(60_000, 180_000)]
 
@@ -171,6 +171,6 @@ def test_messages_may_be_lost_before_any_came():
     feed_log.mark_unreliable(until=Position("one", 7))
     assert feed_log.is_broken
     assert not feed_log.is_lost_logged
-    feed_log.on_message(Position("one", 8))
+    feed_log.record_message(Position("one", 8))
     feed_log.update_metadata(FeedMetadata(logged_seq=7))
     assert feed_log.is_lost_logged

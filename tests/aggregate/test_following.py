@@ -51,7 +51,7 @@ class Process:
     def say(self, message: Message) -> Position:
         self.seq += 1
         position = Position(self.epoch, self.seq)
-        self.bars.on_message(message, position)
+        self.bars.on_feed_message(message, position)
         return position
 
     def minute(self, candle: Candle, *, heard: bool = True, logged: int | None = None) -> Position:
@@ -164,10 +164,10 @@ async def test_a_log_that_does_not_know_a_feed_yet_is_asked_from_the_end_of_the_
     seen = one.minute(minute(60, volume="2", as_of=10_000))
     one.epoch, one.seq = "two", 0
     one.minute(minute(60, volume="3", as_of=20_000))
-    one.bars.on_message(MessagesLost(BTC), Position("two", 1))
+    one.bars.on_feed_message(MessagesLost(BTC), Position("two", 1))
     one.stored.log[tuple(seen)] = []
     await one.clock.advance(5)
-    one.bars.on_message(MessagesLost(BTC), Position("two", 1))
+    one.bars.on_feed_message(MessagesLost(BTC), Position("two", 1))
     await one.clock.advance(5)
     assert one.bars.describe_healing() == {"healed": 2, "catchingUp": 0}
     assert await one.since(seen, 60) == [60]
@@ -242,7 +242,7 @@ async def test_at_a_first_start_only_minutes_behind_the_gap_are_waited_for():
     one = Process(0)
     one.stored.since = None
     await one.start()
-    one.bars.on_message(MessagesLost(BTC), Position("one", 0))
+    one.bars.on_feed_message(MessagesLost(BTC), Position("one", 0))
     gap = Range(at(0), at(58))
     one.seq += 3  # minutes 58 to 60 were told, and not heard
     one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), FeedMetadata(at(61), gap)))
@@ -278,7 +278,7 @@ async def test_the_bus_itself_may_say_that_messages_were_missed():
     one = await Process().start()
     one.minute(minute(60, final=True))
     one.stored.minutes[minute(61).open_ms] = minute(61, volume="7", final=True)
-    one.bars.on_message(MessagesLost(BTC), Position("one", 1))
+    one.bars.on_feed_message(MessagesLost(BTC), Position("one", 1))
     await one.clock.advance(2)
     assert [bar.volume for bar in one.bars.newest_bars(BTC, MINUTE, 2)] == [1, 7]
     assert one.bars.describe_healing()["healed"] == 1
@@ -414,8 +414,8 @@ async def test_no_bar_that_may_lack_lost_messages_is_final():
 async def test_a_market_whose_numbers_were_forged_goes_on_once_the_bus_says_where_it_is():
     one = await Process().start()
     one.minute(minute(60, volume="1"))
-    one.bars.on_message(MinuteChanged(BTC, minute(60, volume="2")), Position("one", 1_000_000))
-    one.bars.on_message(MessagesLost(BTC, back_to=Position("one", one.seq)), Position("one", one.seq))
+    one.bars.on_feed_message(MinuteChanged(BTC, minute(60, volume="2")), Position("one", 1_000_000))
+    one.bars.on_feed_message(MessagesLost(BTC, back_to=Position("one", one.seq)), Position("one", one.seq))
     one.minute(minute(60, volume="3"))
     assert str(one.bars.get_bar(BTC, MINUTE, at(60)).volume) == "3"
     assert one.bars.feed_position(BTC) != ("one", 1_000_000)
@@ -442,8 +442,8 @@ async def test_a_change_of_the_past_that_was_the_last_message_lost_is_read_altho
     one.stored.log["one", 2] = []
     one.seq = 2
     position, metadata = Position("one", 2), FeedMetadata(at(60), None, 2)
-    one.bars.on_message(MessagesLost(BTC), position)  # a bus reads the newest state: message 2 was minute 30
-    one.bars.on_message(MinuteChanged(BTC, minute(60, volume="3"), metadata), position)
+    one.bars.on_feed_message(MessagesLost(BTC), position)  # a bus reads the newest state: message 2 was minute 30
+    one.bars.on_feed_message(MinuteChanged(BTC, minute(60, volume="3"), metadata), position)
     await one.clock.advance(30)
     assert one.bars.get_bar(BTC, MINUTE, at(30)).volume == 9
 

@@ -59,7 +59,7 @@ class Stage:
         self.hub: Hub
         self.server: Server
         self.bus = MemoryBus("one")
-        self.bus.add_listener(bars.on_message)
+        self.bus.add_listener(bars.on_feed_message)
 
     def push(self, candle: Candle, market: MarketKey = BTC, *, settled_ms: int | None = None) -> None:
         """A minute from the market's feed, before which all are final, or before `settled_ms`."""

@@ -210,7 +210,7 @@ class Socket:
     def say(self, message: dict | str) -> list[dict]:
         """Send a request; return what came at once."""
         before = len(self.heard)
-        self.client.on_message(message if isinstance(message, str) else json.dumps(message))
+        self.client.on_client_message(message if isinstance(message, str) else json.dumps(message))
         return self.heard[before:]
 
     def subscribe(self, interval: str = "1m", bars: int = 100, **options) -> list[dict]:
@@ -245,7 +245,7 @@ class Joined(Chart):
 
     def request_initial(self, membership) -> None:
         if not self.left:
-            self.send_update(self.hub.render_initial(membership))
+            self.send_update(self.hub.render_snapshot(membership))
 
     def send_update(self, frame: Frame) -> int:
         self.frames.append(frame)
@@ -313,7 +313,7 @@ class Stage:
         self.hub = Hub(PROTOCOL, self.bars, self.clock, self.publisher)
         self.bars.add_listener(self.hub)
         self.bus = bus or MemoryBus(epoch)
-        self.bus.add_listener(self.bars.on_message)
+        self.bus.add_listener(self.bars.on_feed_message)
         self.facts = FeedMetadata(watermark_ms=MONDAY_MS + 60 * MINUTE_MS)
         self.limits = Limits()
 

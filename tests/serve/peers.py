@@ -42,7 +42,7 @@ class EchoClient:
         self.behind: list[Topic] = []
         self.ends = 0
 
-    def on_message(self, message: str | bytes) -> None:
+    def on_client_message(self, message: str | bytes) -> None:
         self.messages.append(message)
         self.link.send_reply(echo(message))
 

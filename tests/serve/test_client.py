@@ -524,7 +524,7 @@ async def test_a_client_that_left_leaves_nothing_behind():
     assert one.hub._statuses._watchers == {}
     one.push(minute(60, volume="7"))
     await one.wait(2)
-    assert not one.hub._due
+    assert not one.hub._schedule._due
 
 
 @pytest.mark.slow
@@ -546,7 +546,7 @@ def measure(one: Stage, count: int) -> float:
     tracemalloc.start()
     for link in links:
         link.client = ClientSession(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
-        link.client.on_message(text)
+        link.client.on_client_message(text)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return size / count

@@ -122,7 +122,7 @@ class Process:
         self.bars = LiveBars([KEY], INTERVALS, history, clock)
         self.hub = Hub(PROTOCOL, self.bars, clock, _send_all)
         self.bars.add_listener(self.hub)
-        self.bus.listen(self.bars.on_message)
+        self.bus.listen(self.bars.on_feed_message)
         self._clock = clock
         self.ingest = ExchangeIngest(
             KEY.exchange,
@@ -146,7 +146,7 @@ class Process:
     def connect(self, chart: Chart) -> Line:
         socket = Line(chart)
         socket.client = ClientSession(socket, self.hub, self.bars, PROTOCOL, self._clock, Limits(), None)  # type: ignore[arg-type]
-        socket.client.on_message(json.dumps(chart.connected()))
+        socket.client.on_client_message(json.dumps(chart.connected()))
         return socket
 
     async def end(self, *, is_killed: bool) -> None:
