@@ -133,7 +133,7 @@ class ExchangeIngest:
         await self._tasks.cancel()
         for market in self._markets.values():
             for candle in market.forming():
-                self._store.enqueue(market.key, candle)
+                self._store.enqueue_row(market.key, candle)
 
     def describe(self) -> dict[str, Any]:
         """Return the exchange's part of `/health`."""

@@ -94,7 +94,7 @@ class MarketIngest:
                 self._minutes.mark_unproven(MINUTE.floor(row.open_ms))
         candles = self.rows.valid_candles(event.candles, "live", now_ms, now_ms, is_update=not event.snapshot)
         if candles:
-            self.presence.on_push(now_ms)
+            self.presence.note_push(now_ms)
             self.status.rejection = None
         outcome = Outcome()
         newest_ms = candles[-1].open_ms if candles else 0

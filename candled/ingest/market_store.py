@@ -10,8 +10,8 @@ from candled.model import Candle, Gap, MarketKey, Range, Symbol
 class OutputStore(Protocol):
     """The methods for publishing."""
 
-    def enqueue(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
-        """See `Writer.enqueue`."""
+    def enqueue_row(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
+        """See `Writer.enqueue_row`."""
 
     async def flush(self) -> None:
         """See `Writer.flush`."""

@@ -49,7 +49,7 @@ class Presence:
         self._since_ms: int | None = None  # the first call of `is_due`
         self._asked_ms: int | None = None  # when REST last answered for the present
 
-    def on_push(self, now_ms: int) -> None:
+    def note_push(self, now_ms: int) -> None:
         """Record that the stream delivered a candle."""
         self.pushed_ms = now_ms
         self._answer = None

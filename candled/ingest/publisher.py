@@ -110,7 +110,7 @@ class IngestPublisher:
                 published.first_unlogged = published.first_unlogged or position.seq
                 published.last_unlogged = position.seq
             if candle.final:
-                if not self._store.enqueue(market.key, candle, changes=position if is_past else None):
+                if not self._store.enqueue_row(market.key, candle, changes=position if is_past else None):
                     market.mark_missing(candle.open_ms)
             elif (
                 candle.as_of_ms - published.checkpoint_ms >= self._checkpoint_ms
@@ -124,14 +124,14 @@ class IngestPublisher:
         forming = {candle.open_ms: candle for candle in market.forming()}
         for open_ms, candle in forming.items():
             if published.checkpointed.get(open_ms) is not candle:
-                self._store.enqueue(market.key, candle)
+                self._store.enqueue_row(market.key, candle)
         published.checkpointed = forming
 
     async def publish_repair(self, market: MarketIngest, outcome: Outcome) -> None:
         """Store past minutes and their coverage, then publish that they changed."""
         published = self._published[market.key.symbol]
         for candle in outcome.past:
-            while not self._store.enqueue(market.key, candle, changes=Position(published.epoch, SEQ_UNPUBLISHED)):
+            while not self._store.enqueue_row(market.key, candle, changes=Position(published.epoch, SEQ_UNPUBLISHED)):
                 await self._clock.sleep(_TICK_S)
         since_ms = market.coverage.since_ms
         changes = [(coverage, coverage.take_changes()) for coverage in market.coverages]

@@ -162,7 +162,7 @@ class Hub:
                 elif not group.is_sending and group.throttle.try_send_now(bar, now):
                     self._send_update(group, bar, now_ms)
                     group.delivered_position = position
-                elif not group.throttle.enqueue_pending(bar, now, room.phase * most_spread_s):
+                elif not group.throttle.queue_pending(bar, now, room.phase * most_spread_s):
                     self._take_changes(group, (bar,), now)
                 else:
                     self._schedule.add_group(group, group.throttle.next_at)
@@ -263,7 +263,7 @@ class Hub:
             if group.throttle.sent is not None and bar.open_ms <= group.throttle.sent.open_ms:
                 group.pending_final.add(bar.open_ms)
             return True
-        can_show = group.throttle.enqueue(bar, now, final=is_final, spread_s=group.room.phase * self._most_spread_s)
+        can_show = group.throttle.queue_bar(bar, now, final=is_final, spread_s=group.room.phase * self._most_spread_s)
         sent = group.throttle.sent
         if (
             group.saw_queued_state
@@ -327,7 +327,7 @@ class Hub:
             group.throttle.start_after(newest, now, final=self._bars.is_final(*topic, newest))
             return
         group.throttle.start_after(previous, now)
-        group.throttle.enqueue(newest, now - max(0.0, held_s), final=self._bars.is_final(*topic, newest))
+        group.throttle.queue_bar(newest, now - max(0.0, held_s), final=self._bars.is_final(*topic, newest))
 
     def _render_resumed(self, membership: Membership) -> Snapshot | None:
         """Return the changes that a returning member missed; None if they are unknown or cannot be proved."""

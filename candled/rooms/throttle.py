@@ -51,7 +51,7 @@ class UpdateThrottle:
         self._next_at = max(self._next_at, now)
         self._resync = False
 
-    def enqueue(self, bar: Candle, now: float, *, final: bool = False, spread_s: float = 0.0) -> bool:
+    def queue_bar(self, bar: Candle, now: float, *, final: bool = False, spread_s: float = 0.0) -> bool:
         """Queue a bar that changed or became final; return False if no `update` can show it any more.
 
         `spread_s` delays the next update once, by a different time for each room. Otherwise rooms that changed together
@@ -79,7 +79,7 @@ class UpdateThrottle:
     def try_send_now(self, bar: Candle, now: float) -> bool:
         """Take a forming bar for sending if the queue is empty and an update is due; return False otherwise.
 
-        A shortcut for `enqueue` and `take_due`. Not for a throttle with `hold_s` or `revisions`.
+        A shortcut for `queue_bar` and `take_due`. Not for a throttle with `hold_s` or `revisions`.
         """
         if now < self._next_at or self._slots or not self._is_plain_change(bar):
             return False
@@ -89,10 +89,10 @@ class UpdateThrottle:
         self._next_at = now + MIN_GAP_S
         return True
 
-    def enqueue_pending(self, bar: Candle, now: float, spread_s: float) -> bool:
+    def queue_pending(self, bar: Candle, now: float, spread_s: float) -> bool:
         """Queue a forming bar within the second after an update if no other bar is queued; return False otherwise.
 
-        A shortcut for `enqueue`. Not for a throttle with `hold_s` or `revisions`.
+        A shortcut for `queue_bar`. Not for a throttle with `hold_s` or `revisions`.
         """
         if now >= self._next_at or not self._is_plain_change(bar):
             return False

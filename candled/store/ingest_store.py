@@ -35,7 +35,7 @@ class IngestStore:
         self._store = store
         self._threads = threads
         self._history = history
-        self.enqueue = writer.enqueue
+        self.enqueue_row = writer.enqueue_row
         self.flush = writer.flush
         self.newest_minutes = history.newest_minutes
         self.stored_ranges = history.stored_ranges

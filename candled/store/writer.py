@@ -74,7 +74,7 @@ class Writer:
         self._last_flush_ms: int | None = None
         self._spill = JournalSpill(journal, self._waiting) if journal else None
 
-    def enqueue(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
+    def enqueue_row(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
         """Queue a candle for the store; return whether it was accepted. Call this on the event loop.
 
         A final candle becomes part of history. Any other is kept until a final version of its minute arrives. A candle

@@ -19,7 +19,7 @@ class PastStore:
     def __init__(self) -> None:
         self.diary: list[tuple] = []
 
-    def enqueue(self, market, candle, *, changes=None) -> bool:
+    def enqueue_row(self, market, candle, *, changes=None) -> bool:
         self.diary.append(("put", candle.open_ms, candle.final, changes))
         return True
 

@@ -104,7 +104,7 @@ class Store:
         await self._read(market.symbol)
         return []
 
-    def enqueue(self, market: Any, candle: Candle, *, changes: Any = None) -> bool:
+    def enqueue_row(self, market: Any, candle: Candle, *, changes: Any = None) -> bool:
         self.stored.append((market.symbol, candle))
         return True
 

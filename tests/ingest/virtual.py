@@ -185,7 +185,7 @@ class Memory:
         self.since_ms: int | None = None
         self.logged: list[Range] = []
 
-    def enqueue(self, market: MarketKey, candle: Candle, *, changes: Any = None) -> bool:
+    def enqueue_row(self, market: MarketKey, candle: Candle, *, changes: Any = None) -> bool:
         if candle.final:
             known = self.rows.get(candle.open_ms)
             self.rows[candle.open_ms] = candle if known is None else candle.merged_with(known)

@@ -20,10 +20,10 @@ def pace() -> UpdateThrottle:
 
 def test_the_first_change_goes_out_at_once_and_the_newest_at_the_end_of_the_second():
     one = pace()
-    one.enqueue(minute(0, volume="2"), 5.0)
+    one.queue_bar(minute(0, volume="2"), 5.0)
     assert one.take_due(5.0).volume == 2
     for volume in ("3", "4", "5"):
-        one.enqueue(minute(0, volume=volume), 5.5)
+        one.queue_bar(minute(0, volume=volume), 5.5)
         assert one.take_due(5.5) is None
     assert one.due_at == 6.0
     assert one.take_due(6.0).volume == 5
@@ -33,29 +33,29 @@ def test_the_first_change_goes_out_at_once_and_the_newest_at_the_end_of_the_seco
 def test_an_unchanged_candle_is_not_sent_again():
     """Fault 7: the same unchanged candle sent again every second."""
     one = pace()
-    one.enqueue(minute(0, volume="2"), 1.0)
+    one.queue_bar(minute(0, volume="2"), 1.0)
     assert one.take_due(1.0) is not None
     for second in range(2, 10):
-        one.enqueue(minute(0, volume="2", as_of=second * 1000), float(second))
+        one.queue_bar(minute(0, volume="2", as_of=second * 1000), float(second))
         assert one.take_due(float(second)) is None
 
 
 def test_a_change_that_is_taken_back_within_the_second_is_not_sent():
     one = pace()
-    one.enqueue(minute(0, volume="2"), 1.0)
+    one.queue_bar(minute(0, volume="2"), 1.0)
     one.take_due(1.0)
-    one.enqueue(minute(0, volume="3"), 1.1)
-    one.enqueue(minute(0, volume="2"), 1.2)
+    one.queue_bar(minute(0, volume="3"), 1.1)
+    one.queue_bar(minute(0, volume="2"), 1.2)
     assert one.due_at is None
 
 
 def test_the_old_bars_last_state_goes_before_the_new_bars_first():
     one = pace()
-    one.enqueue(minute(0, volume="2"), 1.0)
+    one.queue_bar(minute(0, volume="2"), 1.0)
     one.take_due(1.0)
-    one.enqueue(minute(0, volume="9"), 1.1)
-    one.enqueue(minute(1, volume="1"), 1.2)
-    one.enqueue(minute(1, volume="2"), 1.3)
+    one.queue_bar(minute(0, volume="9"), 1.1)
+    one.queue_bar(minute(1, volume="1"), 1.2)
+    one.queue_bar(minute(1, volume="2"), 1.3)
     old, new = one.take_due(2.0), one.take_due(3.0)
     assert (old.open_ms, old.volume) == (MONDAY_MS, 9)
     assert (new.open_ms, new.volume) == (MONDAY_MS + MINUTE_MS, 2)
@@ -64,9 +64,9 @@ def test_the_old_bars_last_state_goes_before_the_new_bars_first():
 def test_an_older_bar_never_moves_the_chart_back():
     """Fault 11: an out-of-order minute moving the chart back in time."""
     one = pace()
-    one.enqueue(minute(1), 1.0)
+    one.queue_bar(minute(1), 1.0)
     one.take_due(1.0)
-    assert not one.enqueue(minute(0, volume="9"), 1.1)
+    assert not one.queue_bar(minute(0, volume="9"), 1.1)
     assert one.take_due(5.0) is None
 
 
@@ -77,7 +77,7 @@ def test_a_timer_that_comes_late_does_not_halve_the_cadence(jitter_s):
     volume = 1
     while now < 60.0:
         volume += 1
-        one.enqueue(minute(0, volume=str(volume)), now, spread_s=0.15)
+        one.queue_bar(minute(0, volume=str(volume)), now, spread_s=0.15)
         sent += one.take_due(now) is not None
         now += 0.02 + draw.random() * jitter_s
     assert sent >= 57
@@ -97,7 +97,7 @@ def test_resyncs_are_five_seconds_apart():
 def test_a_room_that_falls_far_behind_asks_for_a_resync():
     one = pace()
     for number in range(1, MOST_BEHIND + 2):
-        one.enqueue(minute(number), 0.0)
+        one.queue_bar(minute(number), 0.0)
     assert one.is_overrun
     assert one.take_resync(0.0)
 
@@ -117,7 +117,7 @@ def test_an_hour_of_twenty_changes_a_second_never_exceeds_one_update_a_second_an
         for span, one in rooms.items():
             number = int(now // 60) // span * span
             bar = minute(number, volume=str(volume))
-            one.enqueue(bar, now)
+            one.queue_bar(bar, now)
             finals[span][bar.open_ms] = bar.volume
             taken = one.take_due(now)
             if taken is not None:
@@ -139,7 +139,7 @@ def test_rooms_that_change_together_have_their_turns_apart_and_none_is_slower_fo
         now = tick / 100
         for one, spread_s, times in zip(rooms, spreads, sent, strict=True):
             if tick % 10 == 1:
-                one.enqueue(minute(0, volume=str(tick + 1)), now, spread_s=spread_s)
+                one.queue_bar(minute(0, volume=str(tick + 1)), now, spread_s=spread_s)
             if one.take_due(now) is not None:
                 times.append(now)
     assert {times[0] for times in sent} == {0.01}  # the first change goes out at once
@@ -160,10 +160,10 @@ def holding() -> UpdateThrottle:
 
 def test_the_new_bar_waits_for_the_old_one_to_be_final_and_that_is_said_even_if_nothing_else_changed():
     one = holding()
-    one.enqueue(minute(1), 2.0)
+    one.queue_bar(minute(1), 2.0)
     assert one.take_due(2.0) is None
     assert one.due_at == 2.0 + HOLD_S
-    one.enqueue(minute(0, volume="1"), 7.0, final=True)
+    one.queue_bar(minute(0, volume="1"), 7.0, final=True)
     assert (one.take_due(7.0), one.sent_final) == (minute(0, volume="1"), True)
     assert one.due_at == 8.0
     assert (one.take_due(8.0), one.sent_final) == (minute(1), False)
@@ -171,20 +171,20 @@ def test_the_new_bar_waits_for_the_old_one_to_be_final_and_that_is_said_even_if_
 
 def test_after_the_longest_wait_the_old_bar_is_passed_over_and_said_so():
     one = holding()
-    one.enqueue(minute(1), 2.0)
+    one.queue_bar(minute(1), 2.0)
     assert one.take_due(2.0 + HOLD_S - 0.01) is None
     assert one.take_due(2.0 + HOLD_S) == minute(1)
     assert one.skipped_open_ms == MONDAY_MS
-    assert not one.enqueue(minute(0, volume="1"), 40.0, final=True)
+    assert not one.queue_bar(minute(0, volume="1"), 40.0, final=True)
 
 
 def test_a_bar_that_was_said_to_be_final_is_revised_by_no_update():
     one = holding()
-    one.enqueue(minute(0, volume="1"), 1.0, final=True)
+    one.queue_bar(minute(0, volume="1"), 1.0, final=True)
     assert one.take_due(1.0) is not None
-    assert one.enqueue(minute(0, volume="1"), 2.0, final=True)
-    assert not one.enqueue(minute(0, volume="2"), 3.0, final=True)
-    assert not one.enqueue(minute(0, volume="1"), 4.0, final=True)  # back again: that is a change as well
+    assert one.queue_bar(minute(0, volume="1"), 2.0, final=True)
+    assert not one.queue_bar(minute(0, volume="2"), 3.0, final=True)
+    assert not one.queue_bar(minute(0, volume="1"), 4.0, final=True)  # back again: that is a change as well
     assert one.due_at is None
 
 
@@ -193,7 +193,7 @@ def test_a_revision_that_changes_no_value_counts_only_where_revisions_are_told()
     plain, told = UpdateThrottle(), UpdateThrottle(revisions=True)
     for one in (plain, told):
         one.start_after(minute(0, volume="1"), 0.0)
-        one.enqueue(revised, 1.0)
+        one.queue_bar(revised, 1.0)
     assert (plain.take_due(1.0), told.take_due(1.0)) == (None, revised)
 
 
@@ -226,7 +226,7 @@ class Feed:
         final = number < self.settled
         if self.on_close and not final:
             return
-        if not self.one.enqueue(self.bar(number), self.now, final=final):
+        if not self.one.queue_bar(self.bar(number), self.now, final=final):
             self.past.append(number)
         self.turn()
 
@@ -306,14 +306,14 @@ def test_the_short_ways_come_to_what_the_long_one_comes_to(events):
         now += later_s
         bar = minute(max(0, number - 2 * is_late), volume=str(volume))
         told = []
-        long.enqueue(bar, now, spread_s=0.15)
+        long.queue_bar(bar, now, spread_s=0.15)
         told.append(long.take_due(now))
         if short.try_send_now(bar, now):
             told.append(bar)
-        elif short.enqueue_pending(bar, now, 0.15):
+        elif short.queue_pending(bar, now, 0.15):
             told.append(None)
         else:
-            short.enqueue(bar, now, spread_s=0.15)
+            short.queue_bar(bar, now, spread_s=0.15)
             told.append(short.take_due(now))
         assert told[0] == told[1]
         assert (long.sent, long.queued_bars, long.due_at, long.is_overrun) == (

@@ -158,7 +158,7 @@ class Process:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if is_killed:
-            self.ingest._store.enqueue = lambda *_, **__: True
+            self.ingest._store.enqueue_row = lambda *_, **__: True
         await self.ingest.stop()
         if not is_killed:
             await self._writer.close(within_s=3.0)

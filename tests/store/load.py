@@ -28,7 +28,7 @@ async def write_on(path: str, start: int) -> None:
     print(start, flush=True)
     while True:
         for candle in minutes(start, start + BATCH):
-            writer.enqueue(BTC, candle)
+            writer.enqueue_row(BTC, candle)
         await writer.flush()
         start += BATCH
         print(start, flush=True)

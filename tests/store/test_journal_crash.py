@@ -41,7 +41,7 @@ async def write_on(folder: Path, start: int, *, is_away: bool) -> None:
     print(start, flush=True)
     while not writing.done():
         for candle in load.minutes(start, start + BATCH):
-            writer.enqueue(BTC, candle)
+            writer.enqueue_row(BTC, candle)
         while writer.describe()["waiting"]:
             await clock.sleep(1)
         start += BATCH

@@ -70,8 +70,8 @@ async def advance(clock, seconds, *, task=None):
 
 
 async def test_after_a_flush_everything_is_stored(writer, store, threads):
-    writer.enqueue(BTC, minute(0))
-    writer.enqueue(ETH, minute(1, final=False))
+    writer.enqueue_row(BTC, minute(0))
+    writer.enqueue_row(ETH, minute(1, final=False))
     await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(0)]
     assert store.read_forming(ETH) == [minute(1, final=False)]
@@ -82,17 +82,17 @@ async def test_after_a_flush_everything_is_stored(writer, store, threads):
 async def test_many_rows_go_in_pages(writer, store, monkeypatch):
     monkeypatch.setattr(writer_module, "PAGE_ROWS", 40)
     for at in range(100):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
     await writer.flush()
     assert store.batches == [40, 40, 20]
     assert len(everything(store, BTC, MINUTE)) == 100
 
 
 async def test_a_flush_asked_for_during_another_covers_what_was_put_meanwhile(writer, store):
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     first = asyncio.create_task(writer.flush())
     await asyncio.sleep(0)
-    writer.enqueue(BTC, minute(1))
+    writer.enqueue_row(BTC, minute(1))
     await writer.flush()
     assert len(everything(store, BTC, MINUTE)) == 2
     await first
@@ -100,17 +100,17 @@ async def test_a_flush_asked_for_during_another_covers_what_was_put_meanwhile(wr
 
 async def test_a_flush_that_fails_keeps_the_rows_for_the_next(writer, store):
     store.trouble = AWAY
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     with pytest.raises(StoreUnavailable):
         await writer.flush()
-    writer.enqueue(BTC, minute(0, volume="2"))
+    writer.enqueue_row(BTC, minute(0, volume="2"))
     store.trouble = None
     await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(0, volume="2", rev=1)]
 
 
 async def test_a_cancelled_flush_keeps_the_rows(writer, store):
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     flush = asyncio.create_task(writer.flush())
     await asyncio.sleep(0)
     flush.cancel()
@@ -122,7 +122,7 @@ async def test_a_cancelled_flush_keeps_the_rows(writer, store):
 
 async def test_it_writes_at_each_interval(writer, store, clock, running):
     for at in range(3):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
         await advance(clock, 1)
     assert store.batches == [1, 1, 1]
     assert writer.describe()["lastFlushMs"] == START_MS + 3000
@@ -135,7 +135,7 @@ async def test_nothing_to_write_is_not_written(store, clock, running):
 
 async def test_while_the_store_is_away_attempts_come_with_doubling_pauses(writer, store, clock, running):
     store.trouble = AWAY
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     tried_at = []
     for second in range(1, 101):
         await advance(clock, 1)
@@ -145,7 +145,7 @@ async def test_while_the_store_is_away_attempts_come_with_doubling_pauses(writer
     store.trouble = None
     await advance(clock, 30)
     assert writer.describe()["waiting"] == 0
-    writer.enqueue(BTC, minute(1))
+    writer.enqueue_row(BTC, minute(1))
     await advance(clock, 1)
     assert len(everything(store, BTC, MINUTE)) == 2
 
@@ -153,13 +153,13 @@ async def test_while_the_store_is_away_attempts_come_with_doubling_pauses(writer
 async def test_going_away_and_coming_back_are_one_log_line_each(writer, store, clock, running, caplog):
     caplog.set_level(logging.INFO, "candled.store")
     store.trouble = AWAY
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     for _ in range(10):
         await advance(clock, 1)
     assert (writer.describe()["state"], writer.describe()["lastError"]) == ("away", "no room on the disk")
     store.trouble = None
     for _ in range(10):
-        writer.enqueue(BTC, minute(1))
+        writer.enqueue_row(BTC, minute(1))
         await advance(clock, 1)
     assert caplog.messages == [
         "the store is unavailable, 1 rows queued: no room on the disk",
@@ -170,13 +170,13 @@ async def test_going_away_and_coming_back_are_one_log_line_each(writer, store, c
 
 async def test_a_batch_refused_for_good_is_dropped_and_the_next_is_written(writer, store, clock, running, caplog):
     store.trouble = StoreRejected("the file is damaged")
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     await advance(clock, 1)
     status = writer.describe()
     assert (status["state"], status["rejected"], status["waiting"]) == ("rejecting", 1, 0)
     assert caplog.messages == ["the store refused 1 rows, they are dropped: the file is damaged"]
     store.trouble = None
-    writer.enqueue(BTC, minute(1))
+    writer.enqueue_row(BTC, minute(1))
     await advance(clock, 1)
     assert (writer.describe()["state"], everything(store, BTC, MINUTE)) == ("ok", [minute(1)])
 
@@ -184,7 +184,7 @@ async def test_a_batch_refused_for_good_is_dropped_and_the_next_is_written(write
 @pytest.mark.parametrize("bad", [[0], [2999], [7, 1500, 1501, 2998], list(range(100, 110))])
 async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer, store, bad, caplog):
     for at in range(3000):
-        writer.enqueue(BTC, impossible(at) if at in bad else minute(at))
+        writer.enqueue_row(BTC, impossible(at) if at in bad else minute(at))
     with pytest.raises(StoreRejected):
         await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(at) for at in range(3000) if at not in bad]
@@ -197,7 +197,7 @@ async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer
 
 async def test_a_store_that_refuses_everything_is_not_asked_row_by_row(writer, store):
     for at in range(3000):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
     store.trouble = StoreRejected("the file is damaged")
     with pytest.raises(StoreRejected):
         await writer.flush()
@@ -207,7 +207,7 @@ async def test_a_store_that_refuses_everything_is_not_asked_row_by_row(writer, s
 
 async def test_a_store_that_goes_away_while_a_page_is_split_gets_the_rest_later(writer, store):
     for at in range(100):
-        writer.enqueue(BTC, impossible(at) if at == 70 else minute(at))
+        writer.enqueue_row(BTC, impossible(at) if at == 70 else minute(at))
     write, calls = store.write_minutes, []
 
     def write_twice(rows):
@@ -233,14 +233,14 @@ def impossible(at):
 
 async def test_whoever_flushes_learns_that_rows_were_refused_for_good(writer, store):
     store.trouble = StoreRejected("the file is damaged")
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     with pytest.raises(StoreRejected):
         await writer.flush()
 
 
 async def test_an_unforeseen_error_is_logged_and_loses_nothing(writer, store, clock, running, caplog):
     store.trouble = ZeroDivisionError("a mistake of ours")
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     await advance(clock, 1)
     assert caplog.records[0].exc_info
     store.trouble = None
@@ -250,20 +250,20 @@ async def test_an_unforeseen_error_is_logged_and_loses_nothing(writer, store, cl
 
 async def test_beyond_its_bound_puts_are_refused_and_counted(store, threads, clock):
     writer = Writer(store, threads, clock, flush_interval_s=1, max_waiting=2)
-    assert [writer.enqueue(BTC, minute(at)) for at in range(4)] == [True, True, False, False]
+    assert [writer.enqueue_row(BTC, minute(at)) for at in range(4)] == [True, True, False, False]
     assert (writer.describe()["waiting"], writer.describe()["refused"]) == (2, 2)
 
 
 async def test_closing_writes_what_waits_and_takes_no_more(writer, store):
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     assert await writer.close() == 0
     assert everything(store, BTC, MINUTE) == [minute(0)]
-    assert not writer.enqueue(BTC, minute(1))
+    assert not writer.enqueue_row(BTC, minute(1))
 
 
 async def test_closing_waits_for_a_store_that_is_away_but_not_for_ever(writer, store, clock, caplog):
     store.trouble = AWAY
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     closing = asyncio.create_task(writer.close(within_s=10))
     await advance(clock, 0)
     while not closing.done():
@@ -322,12 +322,12 @@ async def test_what_waits_for_some_seconds_goes_to_the_journal(journaling, store
     writer = journaling()
     store.trouble = AWAY
     for at in range(3):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
     await passing(clock, 5)
     assert rows_left(writer) == (3, 0)
     await passing(clock, 2)
     assert rows_left(writer) == (0, 3)
-    writer.enqueue(BTC, minute(3))
+    writer.enqueue_row(BTC, minute(3))
     await passing(clock, 1)
     assert rows_left(writer) == (0, 4)
     assert caplog.messages == [
@@ -340,7 +340,7 @@ async def test_a_full_half_of_the_room_goes_to_the_journal_at_once(journaling, s
     writer = journaling(max_waiting=10)
     store.trouble = AWAY
     for at in range(5):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
     await passing(clock, 2)
     assert rows_left(writer) == (0, 5)
 
@@ -348,8 +348,8 @@ async def test_a_full_half_of_the_room_goes_to_the_journal_at_once(journaling, s
 async def test_running_minutes_wait_in_memory(journaling, store, clock):
     writer = journaling()
     store.trouble = AWAY
-    writer.enqueue(BTC, minute(0))
-    writer.enqueue(BTC, minute(1, final=False))
+    writer.enqueue_row(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(1, final=False))
     await passing(clock, 10)
     assert rows_left(writer) == (1, 1)
 
@@ -357,7 +357,7 @@ async def test_running_minutes_wait_in_memory(journaling, store, clock):
 async def test_a_store_that_works_has_nothing_journaled(journaling, store, clock):
     writer = journaling()
     for at in range(20):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
         await passing(clock, 1)
     assert rows_left(writer) == (0, 0)
     assert len(everything(store, BTC, MINUTE)) == 20
@@ -368,9 +368,9 @@ async def test_when_the_store_is_back_the_journal_goes_to_it_and_is_empty(journa
     writer = journaling()
     store.trouble = AWAY
     for at in range(20):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
         await passing(clock, 1)
-    writer.enqueue(BTC, minute(3, volume="7", as_of_ms=9))  # a correction of a minute that is in the journal
+    writer.enqueue_row(BTC, minute(3, volume="7", as_of_ms=9))  # a correction of a minute that is in the journal
     store.trouble = None
     await passing(clock, 31)
     expected = [minute(at) for at in range(20)]
@@ -389,7 +389,7 @@ async def test_a_restart_in_between_loses_nothing(journaling, store, clock):
     for start in range(0, 30, 10):
         writer = journaling()
         for at in range(start, start + 10):
-            writer.enqueue(BTC, minute(at))
+            writer.enqueue_row(BTC, minute(at))
         await passing(clock, 7)
         assert rows_left(writer) == (0, start + 10)
     store.trouble = None
@@ -403,10 +403,10 @@ async def test_a_flush_covers_what_went_to_the_journal_meanwhile(journaling, sto
     writer = journaling()
     store.trouble = AWAY
     for at in range(20):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
     await passing(clock, 7)
     for at in range(20, 30):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
     with pytest.raises(StoreUnavailable):
         await writer.flush()
     store.trouble = None
@@ -419,7 +419,7 @@ async def test_a_store_that_hangs_does_not_keep_minutes_from_the_journal(journal
     goes_on = threading.Event()
     hanging = asyncio.create_task(threads.run_write(goes_on.wait, 10))
     await clock.settle()
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     async with deadlines.timeout(5):
         while rows_left(writer) != (0, 1):
             await clock.advance(1)
@@ -439,7 +439,7 @@ async def test_a_store_is_away_while_another_call_hangs_before_the_write(
     writer = journaling() if has_journal else Writer(store, threads, clock, flush_interval_s=1.0)
     hangs = threading.Event()
     hanging = asyncio.ensure_future(threads.run_write(hangs.wait))
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     assert writer.describe()["state"] == "ok"
     for _ in range(8):
         await clock.advance(1)
@@ -458,7 +458,7 @@ async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_ar
     store.trouble = AWAY
     taken = []
     for at in range(100):
-        if writer.enqueue(BTC, minute(at)):
+        if writer.enqueue_row(BTC, minute(at)):
             taken.append(at)
         await passing(clock, 1)
     assert taken == list(range(len(taken)))
@@ -473,8 +473,8 @@ async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_ar
 async def test_closing_while_the_store_is_away_leaves_everything_to_the_next_start(journaling, store, clock, caplog):
     writer = journaling()
     store.trouble = AWAY
-    writer.enqueue(BTC, minute(0))
-    writer.enqueue(BTC, minute(1, final=False))
+    writer.enqueue_row(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(1, final=False))
     assert await writer.close() == 0
     assert clock.monotonic() == 0
     assert caplog.messages[-1] == "2 rows remain in the journal for the next start"
@@ -489,8 +489,8 @@ async def test_closing_does_not_wait_for_a_store_that_does_not_answer(journaling
     writer = journaling()
     stall = threading.Event()
     write = asyncio.create_task(threads.run_write(stall.wait))
-    writer.enqueue(BTC, minute(0))
-    writer.enqueue(BTC, minute(1, final=False))
+    writer.enqueue_row(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(1, final=False))
     try:
         async with deadlines.timeout(5):
             assert await writer.close(within_s=0.1) == 0
@@ -505,11 +505,11 @@ async def test_closing_does_not_wait_for_a_store_that_does_not_answer(journaling
 async def test_closing_does_not_wait_for_a_long_journal(journaling, store, clock):
     writer = journaling()
     store.trouble = AWAY
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     await passing(clock, 7)
     store.trouble = None
     batches = len(store.batches)
-    writer.enqueue(BTC, minute(1))
+    writer.enqueue_row(BTC, minute(1))
     assert await writer.close() == 0
     assert len(store.batches) == batches
     await journaling().flush()
@@ -523,7 +523,7 @@ async def test_a_journal_that_cannot_be_used_is_named_once_and_tried_again(journ
     await passing(clock, 20)
     assert caplog.messages == [f"the journal {directory} cannot be used: Not a directory; 0 rows queued in memory only"]
     assert writer.describe()["journal"]["lastError"] == f"the journal {directory} cannot be used: Not a directory"
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     await passing(clock, 1)
     assert everything(store, BTC, MINUTE) == [minute(0)]
     directory.unlink()
@@ -536,7 +536,7 @@ async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store
     await passing(clock, 2)
     store.trouble = AWAY
     for at in range(5):
-        writer.enqueue(BTC, minute(at))
+        writer.enqueue_row(BTC, minute(at))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -555,7 +555,7 @@ async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store
 async def test_rows_of_the_journal_that_the_store_refuses_are_put_aside(journaling, store, clock, directory):
     writer = journaling()
     store.trouble = AWAY
-    writer.enqueue(BTC, minute(0))
+    writer.enqueue_row(BTC, minute(0))
     await passing(clock, 7)
     store.trouble = StoreRejected("the file is damaged")
     with pytest.raises(StoreRejected):
@@ -568,7 +568,7 @@ async def test_a_bad_row_of_the_journal_takes_no_other_with_it(journaling, store
     writer = journaling()
     store.trouble = AWAY
     for at in range(50):
-        writer.enqueue(BTC, impossible(at) if at == 20 else minute(at))
+        writer.enqueue_row(BTC, impossible(at) if at == 20 else minute(at))
     await passing(clock, 7)
     store.trouble = None
     with pytest.raises(StoreRejected):
@@ -587,7 +587,7 @@ async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock
     async with LoopWatch() as watch:
         for start in range(0, 60_000, 20_000):
             for at in range(start, start + 20_000):
-                writer.enqueue(BTC, minute(at))
+                writer.enqueue_row(BTC, minute(at))
                 if at % 100 == 0:
                     await asyncio.sleep(0)
             await passing(clock, 2)

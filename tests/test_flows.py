@@ -1,0 +1,56 @@
+"""The flows of the architecture page: the name of each step leads to one definition."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/explanation/architecture.md").read_text()
+FLOWS = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+FLOWS = {title: re.findall(r"`(\w+)\.(\w+)`", body) for title, _, body in (one.partition("\n") for one in FLOWS)}
+STEPS = sorted({step for title, steps in FLOWS.items() if re.match(r"Flow [123]\b", title) for step in steps})
+
+# Steps that several classes implement, because the caller need not know which: one interface each.
+INTERFACES = {
+    "read_frame": {"SocketFeed", "BitgetFeed"},
+    "publish": {"MemoryBus", "RedisBus"},
+    "write_minutes": {"SqliteStore", "PostgresStore"},
+    "on_client_message": {"ClientSession", "Undecided", "KlineClient", "_DetachedListener"},
+    "request_snapshot": {"ClientConnection", "NullConnection", "KlineRoom"},
+    "on_short_write": {"ClientConnection", "SocketConnection"},
+}
+# Names that an unrelated class has too.
+SHARED = {
+    "on_bars_changed": {"Hub", "BarStream"},  # the second belongs to the client library
+    "flush": {"Writer", "RedisPublisher"},
+    "run_write": {"StoreThreads", "Session"},
+    "read_bars": None,  # resources of the API are named so too
+}
+
+
+def definitions() -> dict[str, set[str]]:
+    """The classes that define each method, without interfaces."""
+    found = defaultdict(set)
+    for folder in ("candled", "plugins"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for kind in (one for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.ClassDef)):
+                bases = {ast.unparse(base).rpartition(".")[2] for base in kind.bases}
+                if bases & {"Protocol", "Interface"}:
+                    continue
+                for one in kind.body:
+                    if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
+                        found[one.name].add(kind.name)
+    return found
+
+
+FOUND = definitions()
+
+
+@pytest.mark.parametrize(("kind", "method"), STEPS, ids=lambda value: value)
+def test_the_name_of_a_step_leads_to_one_definition(kind, method):
+    assert kind in FOUND[method]
+    expected = INTERFACES.get(method) or SHARED.get(method, {kind})
+    assert expected is None or FOUND[method] == expected
