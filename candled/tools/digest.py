@@ -5,9 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from candled.model import Candle, decimal_text
-
-DAY_MS = 86_400_000
+from candled.model import DAY_MS, Candle, decimal_text
 
 
 class DayDigest(NamedTuple):

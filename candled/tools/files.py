@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from candled.errors import ConfigError, InvalidCandle
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey
+from candled.model import DAY_MS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey
 
 NEEDED = ("time_ms", "open", "high", "low", "close", "volume")
 OPTIONAL = ("quote_volume", "as_of_ms")
@@ -23,7 +23,6 @@ _IGNORED = ("trades", "final")
 _NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _MOST_DIGITS = 49  # before the point, and after it: every store takes 100 characters
-_DAY_MS = 86_400_000
 
 Write = Callable[[Sequence[Candle]], None]
 
@@ -198,7 +197,7 @@ def _candle(cells: Sequence[str], now_ms: int) -> Candle:
         raise InvalidCandle(f"expected a minute that is over, got {candle.open_ms}")
     if not as_of:
         return candle._replace(as_of_ms=end_ms)
-    if not (as_of.isascii() and as_of.isdigit()) or int(as_of) > now_ms + _DAY_MS:
+    if not (as_of.isascii() and as_of.isdigit()) or int(as_of) > now_ms + DAY_MS:
         raise InvalidCandle(f"expected the time of the statement in epoch milliseconds, got {as_of!r}")
     return candle._replace(as_of_ms=int(as_of))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from candled.config import Config
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, iso_ms
+from candled.model import MINUTE, MINUTE_MS, WEEK, Gap, MarketKey, Range, iso_ms
 from candled.model.gaps import find_gaps, join_neighbours
 from candled.store.interface import Store
 
@@ -19,8 +19,7 @@ from .session import Session, open_session, print_remark
 from .store_access import open_store
 from .tables import print_rows
 
-_WEEK = Interval.parse("1W")
-_PAGE_MS = 4 * _WEEK.ms
+_PAGE_MS = 4 * WEEK.ms
 # Minutes younger than this may be on their way into the store of a running daemon.
 _MARGIN_MS = 120_000
 
@@ -31,7 +30,7 @@ _MARGIN_MS = 120_000
 def expected(store: Store, market: MarketKey, now_ms: int, backfill_ms: int) -> Range:
     """Return the range that should be stored at `now_ms`, by the stored minutes, the settings and the store."""
     there = store.span(market, MINUTE)
-    begins = [_WEEK.floor(now_ms - backfill_ms), *([there.start_ms] if there else [])]
+    begins = [WEEK.floor(now_ms - backfill_ms), *([there.start_ms] if there else [])]
     since_ms = store.complete_from(market)
     if since_ms is not None:
         begins.append(since_ms)

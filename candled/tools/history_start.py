@@ -2,13 +2,12 @@
 
 from collections.abc import Awaitable, Callable
 
-from candled.model import MINUTE, MINUTE_MS, Range
+from candled.model import DAY_MS, MINUTE, MINUTE_MS, Range
 
 # The oldest time that is searched: no exchange has older candles by the minute.
 EARLIEST_MS = 946_684_800_000  # 2000-01-01T00:00Z
-_DAY_MS = 86_400_000
 # An outage of the exchange can look like the time before its history: distances at which to look again.
-_SECOND_LOOKS_MS = tuple(days * _DAY_MS for days in (1, 7, 30, 180, 720))
+_SECOND_LOOKS_MS = tuple(days * DAY_MS for days in (1, 7, 30, 180, 720))
 
 Ask = Callable[[Range], Awaitable[int | None]]
 

@@ -5,12 +5,11 @@ from contextlib import contextmanager
 
 from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol
+from candled.model import MINUTE_MS, WEEK, Candle, MarketKey, Range, Symbol
 from candled.settings import suggestion
 from candled.store.batch import minute_ranges
 from candled.store.interface import SEQ_UNPUBLISHED, Store
 
-WEEK = Interval.parse("1W")
 END_OF_TIME_MS = 10**14  # later than any candle, and within the range of every store
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from candled.clock import SystemClock
 from candled.config import Config
 from candled.errors import ConfigError
-from candled.model import MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.model import MINUTE, MINUTE_MS, WEEK, Candle, Gap, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.batch import merge_changes
 from candled.store.interface import Store
 
 from .files import BadRow, kind_of, open_writer, read_candles, says_as_of
 from .progress import show_progress
-from .store_access import WEEK, exchange_of, open_store, put_past
+from .store_access import exchange_of, open_store, put_past
 
 _PAGE_BARS = 10_080  # of minutes a week: the longest bar is folded once, and every other one too
 _STEP = 1000  # rows between two steps of the progress

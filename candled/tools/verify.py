@@ -11,16 +11,15 @@ from typing import Literal
 
 from candled.clock import SystemClock
 from candled.config import Config
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.model import DAY_MS, MINUTE, MINUTE_MS, WEEK, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.interface import SEQ_UNPUBLISHED, BadRow, Store, Table
 
 from . import store_access as stored
 from .budgets import request_budgets
 from .compare import Difference, compare, contradictions, impossible, recompute
-from .digest import DAY_MS, day_digests
+from .digest import day_digests
 from .report import Report
 
-_WEEK = Interval.parse("1W")  # a page: whole bars of every interval
 _EMPTY_WEEKS = 520  # a page where no minutes are stored
 _READS = 5
 
@@ -182,12 +181,12 @@ class _MarketCheck:
         span = store.span(market, MINUTE)
         weeks = [] if span is None else list(_weeks(span, bounds))
         minutes = bars = 0
-        with report.show_progress(f"verify {market}", len(weeks) * _WEEK.ms // MINUTE_MS) as advance:
+        with report.show_progress(f"verify {market}", len(weeks) * WEEK.ms // MINUTE_MS) as advance:
             for page in sorted([*self._beyond(span, bounds), *weeks]):
                 of_page = self._check_page(page)
                 minutes += len(of_page)
                 bars += sum(len({interval.floor(minute.open_ms) for minute in of_page}) for interval in self._longer)
-                advance(_WEEK.ms // MINUTE_MS)
+                advance(WEEK.ms // MINUTE_MS)
         differ, repaired = report.found_count - before[0], report.repaired_count - before[1]
         if span is None and not differ and not repaired:
             report.print_finding(f"{market}: no minutes are stored", {**_named(market), "minutes": 0})
@@ -250,9 +249,9 @@ class _MarketCheck:
         minutes = Range(first_ms, first_ms) if span is None else _whole_weeks(span)
         within = _whole_weeks(bounds)
         for start_ms, end_ms in ((max(first_ms, self._from_ms), minutes.start_ms), (minutes.end_ms, last_ms)):
-            start_ms, end_ms = max(_WEEK.floor(start_ms), within.start_ms), min(end_ms, within.end_ms)
-            for page_ms in range(start_ms, end_ms, _EMPTY_WEEKS * _WEEK.ms):
-                yield Range(page_ms, min(end_ms, page_ms + _EMPTY_WEEKS * _WEEK.ms))
+            start_ms, end_ms = max(WEEK.floor(start_ms), within.start_ms), min(end_ms, within.end_ms)
+            for page_ms in range(start_ms, end_ms, _EMPTY_WEEKS * WEEK.ms):
+                yield Range(page_ms, min(end_ms, page_ms + _EMPTY_WEEKS * WEEK.ms))
 
     def _check_page(self, page: Range) -> list[Candle]:
         """Report the differences in a page; return its minutes."""
@@ -351,7 +350,7 @@ def _difference(market: MarketKey, row: BadRow) -> Difference:
 
 
 def _whole_weeks(span: Range) -> Range:
-    return Range(_WEEK.floor(span.start_ms), _WEEK.floor(span.end_ms - 1) + _WEEK.ms)
+    return Range(WEEK.floor(span.start_ms), WEEK.floor(span.end_ms - 1) + WEEK.ms)
 
 
 def _weeks(span: Range, bounds: Range) -> Iterator[Range]:
@@ -359,8 +358,8 @@ def _weeks(span: Range, bounds: Range) -> Iterator[Range]:
     start_ms, end_ms = max(span.start_ms, bounds.start_ms), min(span.end_ms, bounds.end_ms)
     if start_ms >= end_ms:
         return
-    for week_ms in range(_WEEK.floor(start_ms), end_ms, _WEEK.ms):
-        yield Range(week_ms, week_ms + _WEEK.ms)
+    for week_ms in range(WEEK.floor(start_ms), end_ms, WEEK.ms):
+        yield Range(week_ms, week_ms + WEEK.ms)
 
 
 # ---------------------------------------------------------------- digests
@@ -373,8 +372,8 @@ def _print_digests(store: Store, market: MarketKey, bounds: Range, report: Repor
     start_ms = max(bounds.start_ms, span.start_ms)
     start_ms -= start_ms % DAY_MS
     end_ms = min(-(-bounds.end_ms // DAY_MS) * DAY_MS, span.end_ms)
-    for page_ms in range(start_ms, end_ms, _WEEK.ms):
-        for day in day_digests(store.read_bars_between(market, MINUTE, page_ms, min(page_ms + _WEEK.ms, end_ms))):
+    for page_ms in range(start_ms, end_ms, WEEK.ms):
+        for day in day_digests(store.read_bars_between(market, MINUTE, page_ms, min(page_ms + WEEK.ms, end_ms))):
             date = iso_ms(day.day_ms)[:10]
             report.print_finding(
                 f"{market} {date} {day.minutes} {day.sha256}",

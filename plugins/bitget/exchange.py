@@ -22,8 +22,8 @@ from candled import (
     setting,
 )
 
-from . import messages as language
-from .messages import DIALECTS, MINUTE, ProductType
+from . import messages
+from .messages import MINUTE, PRODUCT_TYPES, ProductType
 
 # `candles` reaches back "about one month", measured as 30.6 days; earlier requests get empty lists.
 _RECENT_MS = 30 * 86_400_000 - 3_600_000
@@ -51,28 +51,28 @@ class BitgetFeed(SocketFeed):
     with a snapshot of 500 minutes.
     """
 
-    ping = language.PING
+    ping = messages.PING
     ping_every_s = 20.0
     frames_per_s = 5.0
     lifetime_s = 23.5 * 3600
     snapshot = True
 
-    def __init__(self, url: str, symbols: Sequence[Symbol], dialect: ProductType) -> None:
+    def __init__(self, url: str, symbols: Sequence[Symbol], product: ProductType) -> None:
         super().__init__(url, symbols)
-        self._dialect = dialect
-        self._by_name = {language.inst_id(symbol): symbol for symbol in symbols}
+        self._product = product
+        self._by_name = {messages.inst_id(symbol): symbol for symbol in symbols}
 
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that subscribe."""
-        return language.command_frames("subscribe", self._dialect, symbols)
+        return messages.command_frames("subscribe", self._product, symbols)
 
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that unsubscribe."""
-        return language.command_frames("unsubscribe", self._dialect, symbols)
+        return messages.command_frames("unsubscribe", self._product, symbols)
 
     def read_frame(self, frame: str) -> list[Event]:
         """Return the events of a frame."""
-        return language.read_frame(frame, self._dialect, self._by_name)
+        return messages.read_frame(frame, self._product, self._by_name)
 
 
 class Bitget(Exchange):
@@ -92,18 +92,18 @@ class Bitget(Exchange):
 
     def __init__(self, settings: BitgetSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
-        self._dialect = DIALECTS[settings.market]
+        self._product = PRODUCT_TYPES[settings.market]
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
-        body = await self._get_data(http, self._dialect.markets_path, self._dialect.markets_query)
-        return language.read_markets(body, self._dialect)
+        body = await self._get_data(http, self._product.markets_path, self._product.markets_query)
+        return messages.read_markets(body, self._product)
 
     def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
         """Return one feed per `symbols_per_connection` symbols."""
         most = self.settings.symbols_per_connection
         return [
-            BitgetFeed(self.settings.ws_url, symbols[first : first + most], self._dialect)
+            BitgetFeed(self.settings.ws_url, symbols[first : first + most], self._product)
             for first in range(0, len(symbols), most)
         ]
 
@@ -112,7 +112,7 @@ class Bitget(Exchange):
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`, recent ones from `candles`, others from `history-candles`."""
         recent = start_ms >= self.now_ms() - _RECENT_MS
-        path = self._dialect.candles_path if recent else self._dialect.history_path
+        path = self._product.candles_path if recent else self._product.history_path
         return await self._fetch_pages(
             http, path, _RECENT_PAGE if recent else _HISTORY_PAGE, symbol, MINUTE, start_ms, end_ms
         )
@@ -121,11 +121,11 @@ class Bitget(Exchange):
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle] | None:
         """Return bars in UTC (`1Dutc`, `1Wutc`) from `history-candles`, which reaches back to the listing."""
-        if str(interval) not in self._dialect.granularities:
+        if str(interval) not in self._product.granularities:
             return None
         most = min(_HISTORY_PAGE, _HISTORY_PAGE_MS // interval.ms)
-        rows = await self._fetch_pages(http, self._dialect.history_path, most, symbol, interval, start_ms, end_ms)
-        return [language.strict(row) for row in rows]
+        rows = await self._fetch_pages(http, self._product.history_path, most, symbol, interval, start_ms, end_ms)
+        return [messages.strict(row) for row in rows]
 
     async def _fetch_pages(
         self, http: Http, path: str, most: int, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -142,14 +142,14 @@ class Bitget(Exchange):
             page = await self._fetch_page(http, path, symbol, interval, end_ms, limit)
             earliest_ms = end_ms - (limit - 1) * interval.ms
             found += [row for row in page if row.open_ms is None or start_ms <= row.open_ms < end_ms]
-            oldest_ms = language.oldest_of(page, earliest_ms, interval)
+            oldest_ms = messages.oldest_of(page, earliest_ms, interval)
             if oldest_ms is None or oldest_ms >= end_ms:
                 end_ms = earliest_ms
             elif oldest_ms <= start_ms:
                 break
             else:
                 end_ms = oldest_ms
-        return language.in_order(found)
+        return messages.in_order(found)
 
     async def _fetch_page(
         self, http: Http, path: str, symbol: Symbol, interval: Interval, end_ms: int, limit: int
@@ -157,18 +157,18 @@ class Bitget(Exchange):
         # `startTime` is left out: with the other two it has no effect, except that a window wider than `limit` is
         # answered with a different window.
         query = {
-            **self._dialect.query,
-            "granularity": self._dialect.granularities[str(interval)],
-            "symbol": language.inst_id(symbol),
+            **self._product.query,
+            "granularity": self._product.granularities[str(interval)],
+            "symbol": messages.inst_id(symbol),
             "endTime": str(end_ms),
             "limit": str(limit),
         }
-        return language.read_page(await self._get_data(http, path, query), self._dialect, end_ms, interval)
+        return messages.read_page(await self._get_data(http, path, query), self._product, end_ms, interval)
 
     async def _get_data(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         try:
             return await http.get_json(self.settings.rest_url.rstrip("/") + path, query)
         except ExchangeError as error:
             # Bitget explains an error in the body. Its code may also mean that a retry can succeed.
-            language.refuse_failure(getattr(error, "body", None))
+            messages.refuse_failure(getattr(error, "body", None))
             raise

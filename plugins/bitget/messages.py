@@ -106,7 +106,7 @@ USDT_FUTURES = ProductType(
     active="normal",
     quote_columns=(6,),
 )
-DIALECTS: Mapping[str, ProductType] = {"spot": SPOT, "usdt-futures": USDT_FUTURES}
+PRODUCT_TYPES: Mapping[str, ProductType] = {"spot": SPOT, "usdt-futures": USDT_FUTURES}
 
 
 def inst_id(symbol: Symbol) -> str:
@@ -117,16 +117,16 @@ def inst_id(symbol: Symbol) -> str:
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(op: str, dialect: ProductType, symbols: Sequence[Symbol]) -> list[str]:
+def command_frames(op: str, product: ProductType, symbols: Sequence[Symbol]) -> list[str]:
     """Return the frames that `subscribe` to or `unsubscribe` from (the `op`) the minute candles of `symbols`."""
-    args = [{"instType": dialect.inst_type, "channel": CHANNEL, "instId": inst_id(symbol)} for symbol in symbols]
+    args = [{"instType": product.inst_type, "channel": CHANNEL, "instId": inst_id(symbol)} for symbol in symbols]
     return [
         json.dumps({"op": op, "args": args[first : first + MOST_ARGS]}, separators=(",", ":"))
         for first in range(0, len(args), MOST_ARGS)
     ]
 
 
-def read_frame(text: str, dialect: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
+def read_frame(text: str, product: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
     """Return the events of one frame of the public WebSocket. `symbols` are the subscribed markets, by Bitget's names.
 
     Candles are never marked as closed. Their `as_of_ms` is the frame's send time. Rows that cannot be candles are
@@ -139,9 +139,9 @@ def read_frame(text: str, dialect: ProductType, symbols: Mapping[str, Symbol]) -
         return [Pong()]
     message = _parse(text)
     if "event" in message:
-        return _read_event(message, dialect, symbols)
+        return _read_event(message, product, symbols)
     if message.get("action") in ("snapshot", "update"):
-        return _read_push(message, dialect, symbols)
+        return _read_push(message, product, symbols)
     raise ExchangeError(f"expected an event or a push, got {_shorten(text)}")
 
 
@@ -158,10 +158,10 @@ def _parse(text: str) -> dict[str, Any]:
     return message
 
 
-def _read_event(message: Mapping[str, Any], dialect: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
+def _read_event(message: Mapping[str, Any], product: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
     event = message["event"]
     if event == "subscribe":
-        return [Subscribed(_symbol_of(message, dialect, symbols))]
+        return [Subscribed(_symbol_of(message, product, symbols))]
     if event == "unsubscribe":
         return []
     if event != "error":
@@ -169,12 +169,12 @@ def _read_event(message: Mapping[str, Any], dialect: ProductType, symbols: Mappi
     code = str(message.get("code"))  # a number in some messages, text in others
     reason = f"{code} {message.get('msg')}"
     if code in _SUBSCRIPTION_REFUSED and message.get("arg"):
-        return [SubscriptionRejected(_symbol_of(message, dialect, symbols), reason)]
+        return [SubscriptionRejected(_symbol_of(message, product, symbols), reason)]
     return [FeedError(reason, reconnect=code == _CONNECTION_CLOSED)]
 
 
-def _read_push(message: Mapping[str, Any], dialect: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
-    symbol = _symbol_of(message, dialect, symbols)
+def _read_push(message: Mapping[str, Any], product: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
+    symbol = _symbol_of(message, product, symbols)
     rows, sent_ms, snapshot = message.get("data"), message.get("ts"), message["action"] == "snapshot"
     if not isinstance(rows, list) or not isinstance(sent_ms, int | str):
         raise ExchangeError(f"expected rows and a send time for {symbol}, got {_shorten(str(message))}")
@@ -185,10 +185,10 @@ def _read_push(message: Mapping[str, Any], dialect: ProductType, symbols: Mappin
     return [Candles(symbol, tuple(candles), snapshot, invalid)] if found or snapshot else []
 
 
-def _symbol_of(message: Mapping[str, Any], dialect: ProductType, symbols: Mapping[str, Symbol]) -> Symbol:
+def _symbol_of(message: Mapping[str, Any], product: ProductType, symbols: Mapping[str, Symbol]) -> Symbol:
     arg = message.get("arg")
-    if not isinstance(arg, dict) or arg.get("instType") != dialect.inst_type or arg.get("channel") != CHANNEL:
-        raise ExchangeError(f"expected an arg of {dialect.inst_type} {CHANNEL}, got {_shorten(str(message))}")
+    if not isinstance(arg, dict) or arg.get("instType") != product.inst_type or arg.get("channel") != CHANNEL:
+        raise ExchangeError(f"expected an arg of {product.inst_type} {CHANNEL}, got {_shorten(str(message))}")
     symbol = symbols.get(str(arg.get("instId")).upper())
     if symbol is None:
         raise ExchangeError(f"got a message about {arg.get('instId')!r}, which was not subscribed")
@@ -231,7 +231,7 @@ def refuse_failure(body: Any) -> None:
     raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
 
 
-def read_page(body: Any, dialect: ProductType, end_ms: int, interval: Interval = MINUTE) -> list[Candle | InvalidRow]:
+def read_page(body: Any, product: ProductType, end_ms: int, interval: Interval = MINUTE) -> list[Candle | InvalidRow]:
     """Return the bars of an answer, oldest first, to a request for bars of `interval` anchored at `end_ms`.
 
     The request is for bars before `end_ms`; whether the bar at `end_ms` is included differs by endpoint. An invalid
@@ -242,7 +242,7 @@ def read_page(body: Any, dialect: ProductType, end_ms: int, interval: Interval =
             do not begin at 00:00 UTC.
     """
     rows, as_of_ms = read_envelope(body)
-    page = list(dict.fromkeys(_read_rows(rows, dialect.quote_columns, as_of_ms)))
+    page = list(dict.fromkeys(_read_rows(rows, product.quote_columns, as_of_ms)))
     times = sorted({row.open_ms for row in page if isinstance(row, Candle)})
     late = [open_ms for open_ms in times if open_ms > end_ms]
     if late and (len(late) > 1 or len(times) <= 2):
@@ -349,7 +349,7 @@ def _whole(cell: Any) -> int:
     return int(number)
 
 
-def read_markets(body: Any, dialect: ProductType) -> list[Market]:
+def read_markets(body: Any, product: ProductType) -> list[Market]:
     """Return the markets of an answer.
 
     Raises:
@@ -357,7 +357,7 @@ def read_markets(body: Any, dialect: ProductType) -> list[Market]:
     """
     entries, _ = read_envelope(body)
     try:
-        return [_read_market(entry, dialect) for entry in entries if _is_plain(entry)]
+        return [_read_market(entry, product) for entry in entries if _is_plain(entry)]
     except (KeyError, TypeError, ValueError) as error:
         raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
@@ -367,13 +367,13 @@ def _is_plain(entry: Mapping[str, Any]) -> bool:
     return bool(entry["symbol"] == inst_id(Symbol(entry["baseCoin"], entry["quoteCoin"])))
 
 
-def _read_market(entry: Mapping[str, Any], dialect: ProductType) -> Market:
+def _read_market(entry: Mapping[str, Any], product: ProductType) -> Market:
     return Market(
         symbol=Symbol(entry["baseCoin"], entry["quoteCoin"]),
-        price_decimals=int(entry[dialect.price_decimals]),
-        volume_decimals=int(entry[dialect.volume_decimals]),
-        active=entry[dialect.status] == dialect.active,
-        listed_ms=_listed_ms(entry.get(dialect.listed)),
+        price_decimals=int(entry[product.price_decimals]),
+        volume_decimals=int(entry[product.volume_decimals]),
+        active=entry[product.status] == product.active,
+        listed_ms=_listed_ms(entry.get(product.listed)),
     )
 
 

@@ -13,9 +13,8 @@ import pytest
 import yaml
 
 from candled.errors import ConfigError
-from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS, WEEK, Range
 from candled.store.postgres.store import PostgresStore
-from candled.tools.store_access import WEEK
 from candled_plugins.bitget.exchange import Bitget
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket

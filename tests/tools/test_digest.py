@@ -5,8 +5,8 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.model import MINUTE_MS, Candle
-from candled.tools.digest import DAY_MS, day_digests
+from candled.model import DAY_MS, MINUTE_MS, Candle
+from candled.tools.digest import day_digests
 from tests.store.rows import MONDAY_MS, recorded
 
 

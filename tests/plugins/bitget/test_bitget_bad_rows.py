@@ -7,7 +7,7 @@ import pytest
 
 from candled import Candle, ExchangeError, InvalidRow, Symbol
 from candled.model import MINUTE_MS
-from candled_plugins.bitget import messages as language
+from candled_plugins.bitget import messages
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
 from tests.clocks import START_MS, ManualClock
@@ -55,7 +55,7 @@ BAD = {
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_a_bad_row_of_a_page_costs_itself_and_names_its_minute(bad, newest_first):
     rows = [row(4), bad, row(6)]
-    page = language.read_page(answer(rows[::-1] if newest_first else rows), SPOT, END_MS)
+    page = messages.read_page(answer(rows[::-1] if newest_first else rows), SPOT, END_MS)
     assert [one.open_ms // MINUTE_MS for one in page] == [4, 5, 6]
     assert [type(one) for one in page] == [Candle, InvalidRow, Candle]
     assert page[1].reason
@@ -63,7 +63,7 @@ def test_a_bad_row_of_a_page_costs_itself_and_names_its_minute(bad, newest_first
 
 @pytest.mark.parametrize("bad", [None, "row", [], {}, 7, ["soon", *GOOD], [None, *GOOD]])
 def test_a_row_without_a_time_names_no_minute(bad):
-    page = language.read_page(answer([row(4), bad, row(6)]), SPOT, END_MS)
+    page = messages.read_page(answer([row(4), bad, row(6)]), SPOT, END_MS)
     assert [one.open_ms for one in page] == [None, 4 * MINUTE_MS, 6 * MINUTE_MS]
 
 
@@ -83,9 +83,9 @@ GOOD_ROWS = {
 }
 
 
-@pytest.mark.parametrize(("dialect", "good"), GOOD_ROWS.values(), ids=GOOD_ROWS)
-def test_what_says_the_same_in_another_form_is_the_same_candle(dialect, good):
-    (candle,) = language.read_page(answer([good]), dialect, END_MS)
+@pytest.mark.parametrize(("product", "good"), GOOD_ROWS.values(), ids=GOOD_ROWS)
+def test_what_says_the_same_in_another_form_is_the_same_candle(product, good):
+    (candle,) = messages.read_page(answer([good]), product, END_MS)
     assert isinstance(candle, Candle), candle.reason
     assert (candle.open_ms, *candle.values) == (300_000, 5, 7, 4, 6, 2, 10)
 
@@ -94,7 +94,7 @@ def test_numbers_of_a_frame_keep_their_digits():
     arg = {"instType": "SPOT", "channel": "candle1m", "instId": "BTCUSDT"}
     frame = json.dumps({"action": "update", "arg": arg, "ts": 300_500, "data": [row(5)]})
     frame = frame.replace('"6"', "67160.25559653090524111836").replace('"7"', "70000")
-    [event] = language.read_frame(frame, SPOT, {"BTCUSDT": BTC})
+    [event] = messages.read_frame(frame, SPOT, {"BTCUSDT": BTC})
     assert event.candles[0].close == Decimal("67160.25559653090524111836")
 
 
@@ -103,23 +103,23 @@ def test_a_bad_row_of_a_frame_costs_itself(bad):
     arg = {"instType": "SPOT", "channel": "candle1m", "instId": "BTCUSDT"}
     rows = [row(4), bad, row(6)]
     frame = json.dumps({"action": "snapshot", "arg": arg, "ts": 400_500, "data": rows})
-    [event] = language.read_frame(frame, SPOT, {"BTCUSDT": BTC})
+    [event] = messages.read_frame(frame, SPOT, {"BTCUSDT": BTC})
     assert [candle.open_ms for candle in event.candles] == [4 * MINUTE_MS, 6 * MINUTE_MS]
     assert [one.open_ms // MINUTE_MS for one in event.invalid] == [5]
 
 
 def test_two_different_rows_of_one_minute_both_come():
     """The daemon takes neither of them."""
-    page = language.read_page(answer([row(5), row(5, "5", "8", "4", "8", "2", "10", "10"), row(5)]), SPOT, END_MS)
+    page = messages.read_page(answer([row(5), row(5, "5", "8", "4", "8", "2", "10", "10"), row(5)]), SPOT, END_MS)
     assert [one.open_ms for one in page] == [300_000, 300_000]
 
 
 def test_one_row_later_than_asked_for_is_left_out_and_several_are_another_answer():
     rows = [row(number) for number in range(5)]
-    page = language.read_page(answer([*rows, row(500)]), SPOT, END_MS)
+    page = messages.read_page(answer([*rows, row(500)]), SPOT, END_MS)
     assert [one.open_ms // MINUTE_MS for one in page] == [0, 1, 2, 3, 4]
     with pytest.raises(ExchangeError, match="asked for bars"):
-        language.read_page(answer([*rows, row(500), row(501)]), SPOT, END_MS)
+        messages.read_page(answer([*rows, row(500), row(501)]), SPOT, END_MS)
 
 
 # ---------------------------------------------------------------- pages of a window

@@ -7,7 +7,7 @@ import pytest
 from candled import ExchangeError, Interval, Symbol
 from candled.model import DEFAULT_INTERVALS, MINUTE
 from candled.store.batch import fold_bars
-from candled_plugins.bitget import messages as language
+from candled_plugins.bitget import messages
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
 from tests.clocks import ManualClock
@@ -85,16 +85,16 @@ async def test_the_fake_begins_days_and_weeks_without_utc_in_their_name_at_16_ut
     assert {int(row[0]) % DAY_MS for row in body["data"]} == {16 * 3_600_000}
 
 
-@pytest.mark.parametrize(("dialect", "interval"), [(SPOT, "1D"), (USDT_FUTURES, "1W")])
-def test_a_day_that_begins_in_utc_plus_8_is_an_error(dialect, interval):
+@pytest.mark.parametrize(("product", "interval"), [(SPOT, "1D"), (USDT_FUTURES, "1W")])
+def test_a_day_that_begins_in_utc_plus_8_is_an_error(product, interval):
     row = [str(LISTED_MS - 8 * 3_600_000), "2", "3", "1", "2", "1", "2", "2"]
     body = json.loads(json.dumps({"code": "00000", "requestTime": NOW_MS, "data": [row]}))
     with pytest.raises(ExchangeError, match=f"bars of {interval} on their boundaries"):
-        language.read_page(body, dialect, NOW_MS, Interval.parse(interval))
+        messages.read_page(body, product, NOW_MS, Interval.parse(interval))
 
 
-@pytest.mark.parametrize("dialect", [SPOT, USDT_FUTURES])
-def test_every_default_interval_has_a_name_that_means_utc(dialect):
-    names = [dialect.granularities[str(interval)] for interval in DEFAULT_INTERVALS]
+@pytest.mark.parametrize("product", [SPOT, USDT_FUTURES])
+def test_every_default_interval_has_a_name_that_means_utc(product):
+    names = [product.granularities[str(interval)] for interval in DEFAULT_INTERVALS]
     assert names[-2:] == ["1Dutc", "1Wutc"]
     assert len(set(names)) == len(names)

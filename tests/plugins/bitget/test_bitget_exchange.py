@@ -7,7 +7,7 @@ import pytest
 from candled import ExchangeError, Market, Symbol, Unavailable
 from candled.model import MINUTE_MS
 from candled_plugins import bitget
-from candled_plugins.bitget import messages as language
+from candled_plugins.bitget import messages
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
@@ -230,7 +230,7 @@ def test_a_listing_date_that_is_not_set_is_unknown(text, listed_ms):
         "quantityPrecision": "6",
     }
     body = {"code": "00000", "requestTime": 1, "data": [{**entry, "status": "online", "openTime": text}]}
-    (market,) = language.read_markets(body, language.SPOT)
+    (market,) = messages.read_markets(body, messages.SPOT)
     assert market.listed_ms == listed_ms
 
 

@@ -22,7 +22,7 @@ from candled import (
     Unavailable,
 )
 from candled.model import MINUTE_MS, decimal_text
-from candled_plugins.bitget import messages as language
+from candled_plugins.bitget import messages
 from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
 
 BTC = Symbol("BTC", "USDT")
@@ -56,7 +56,7 @@ def answer(rows, request_time=1_000_000):
 
 
 def test_a_captured_snapshot_is_read_digit_for_digit():
-    [event] = language.read_frame(captured("snapshot_spot"), SPOT, SYMBOLS)
+    [event] = messages.read_frame(captured("snapshot_spot"), SPOT, SYMBOLS)
     assert event == Candles(
         BTC,
         (
@@ -74,7 +74,7 @@ def test_a_captured_snapshot_is_read_digit_for_digit():
 
 
 def test_a_captured_update_is_an_open_candle_as_of_its_send_time():
-    [event] = language.read_frame(captured("update_futures"), USDT_FUTURES, SYMBOLS)
+    [event] = messages.read_frame(captured("update_futures"), USDT_FUTURES, SYMBOLS)
     [candle] = event.candles
     assert not event.snapshot
     assert not candle.final
@@ -83,54 +83,54 @@ def test_a_captured_update_is_an_open_candle_as_of_its_send_time():
 
 
 def test_an_acknowledgement_names_its_symbol():
-    assert language.read_frame(captured("ack_futures"), USDT_FUTURES, SYMBOLS) == [Subscribed(BTC)]
+    assert messages.read_frame(captured("ack_futures"), USDT_FUTURES, SYMBOLS) == [Subscribed(BTC)]
 
 
 def test_an_unsubscription_is_no_news():
-    assert language.read_frame(captured("unsubscribed_spot_trade"), SPOT, SYMBOLS) == []
+    assert messages.read_frame(captured("unsubscribed_spot_trade"), SPOT, SYMBOLS) == []
 
 
 def test_the_answer_to_a_ping_is_a_pong():
-    assert language.read_frame("pong", SPOT, SYMBOLS) == [Pong()]
+    assert messages.read_frame("pong", SPOT, SYMBOLS) == [Pong()]
 
 
 @pytest.mark.parametrize("code", [30001, "30001", 30016, "30016"])
 def test_a_refused_subscription_costs_that_symbol_only(code):
-    assert language.read_frame(error(code), SPOT, SYMBOLS) == [SubscriptionRejected(BTC, f"{code} no")]
+    assert messages.read_frame(error(code), SPOT, SYMBOLS) == [SubscriptionRejected(BTC, f"{code} no")]
 
 
 def test_an_error_about_a_channel_that_is_not_ours_is_not_taken_for_one_of_our_symbols():
     with pytest.raises(ExchangeError, match="candle1m"):
-        language.read_frame(captured("error_30001"), USDT_FUTURES, SYMBOLS)
+        messages.read_frame(captured("error_30001"), USDT_FUTURES, SYMBOLS)
 
 
 @pytest.mark.parametrize(("code", "reconnect"), [(30002, False), (30003, False), (30006, False), (30007, True)])
 def test_other_errors_are_trouble_and_only_30007_costs_the_connection(code, reconnect):
-    assert language.read_frame(error(code, arg=False), SPOT, SYMBOLS) == [FeedError(f"{code} no", reconnect=reconnect)]
+    assert messages.read_frame(error(code, arg=False), SPOT, SYMBOLS) == [FeedError(f"{code} no", reconnect=reconnect)]
 
 
 def test_a_refusal_that_names_no_subscription_is_trouble():
-    assert language.read_frame(error(30016, arg=False), SPOT, SYMBOLS) == [FeedError("30016 no")]
+    assert messages.read_frame(error(30016, arg=False), SPOT, SYMBOLS) == [FeedError("30016 no")]
 
 
 def test_rows_of_a_push_come_out_oldest_first():
-    [event] = language.read_frame(push(row(120_000), row(60_000)), SPOT, SYMBOLS)
+    [event] = messages.read_frame(push(row(120_000), row(60_000)), SPOT, SYMBOLS)
     assert [candle.open_ms for candle in event.candles] == [60_000, 120_000]
 
 
 def test_an_impossible_row_is_left_out_and_reported_without_losing_the_others():
-    [event] = language.read_frame(push(row(60_000), row(60_001), action="snapshot"), SPOT, SYMBOLS)
+    [event] = messages.read_frame(push(row(60_000), row(60_001), action="snapshot"), SPOT, SYMBOLS)
     assert [candle.open_ms for candle in event.candles] == [60_000]
     assert event.snapshot
     assert [(row.open_ms, "boundary" in row.reason) for row in event.invalid] == [(60_001, True)]
 
 
 def test_an_empty_snapshot_still_proves_the_subscription():
-    assert language.read_frame(push(action="snapshot"), SPOT, SYMBOLS) == [Candles(BTC, (), snapshot=True)]
+    assert messages.read_frame(push(action="snapshot"), SPOT, SYMBOLS) == [Candles(BTC, (), snapshot=True)]
 
 
 def test_a_lower_case_echo_of_a_market_is_understood():
-    [event] = language.read_frame(push(row(60_000), inst_id="btcusdt"), SPOT, SYMBOLS)
+    [event] = messages.read_frame(push(row(60_000), inst_id="btcusdt"), SPOT, SYMBOLS)
     assert event.symbol == BTC
 
 
@@ -152,7 +152,7 @@ def test_a_lower_case_echo_of_a_market_is_understood():
 )
 def test_a_frame_that_is_not_as_documented_is_an_error(frame):
     with pytest.raises(ExchangeError):
-        language.read_frame(frame, SPOT, SYMBOLS)
+        messages.read_frame(frame, SPOT, SYMBOLS)
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_a_frame_that_is_not_as_documented_is_an_error(frame):
     st.sampled_from(["event", "action", "arg", "data", "ts", "code", "instId"]), x)).map(json.dumps))  # fmt: skip
 def test_whatever_arrives_is_events_or_an_exchange_error(frame):
     try:
-        events = language.read_frame(frame, SPOT, SYMBOLS)
+        events = messages.read_frame(frame, SPOT, SYMBOLS)
     except ExchangeError:
         return
     assert isinstance(events, list)
@@ -168,13 +168,13 @@ def test_whatever_arrives_is_events_or_an_exchange_error(frame):
 
 def test_subscriptions_are_written_ten_to_a_frame_and_within_its_size():
     symbols = [Symbol(f"{'X' * 20}{number:03}", "USDT") for number in range(25)]
-    frames = language.command_frames("subscribe", USDT_FUTURES, symbols)
+    frames = messages.command_frames("subscribe", USDT_FUTURES, symbols)
     args = [json.loads(frame)["args"] for frame in frames]
     assert [len(part) for part in args] == [10, 10, 5]
     assert max(map(len, frames)) < 4096
     assert args[0][0] == {"instType": "USDT-FUTURES", "channel": "candle1m", "instId": f"{'X' * 20}000USDT"}
     assert [arg for part in args for arg in part] == [
-        {"instType": "USDT-FUTURES", "channel": "candle1m", "instId": language.inst_id(symbol)} for symbol in symbols
+        {"instType": "USDT-FUTURES", "channel": "candle1m", "instId": messages.inst_id(symbol)} for symbol in symbols
     ]
 
 
@@ -201,18 +201,18 @@ def as_row(candle):
 @given(candles())
 def test_a_row_gives_back_the_candle_it_was_printed_from(candle):
     for columns, cells in ((SPOT.quote_columns, 8), (USDT_FUTURES.quote_columns, 7)):
-        assert language.read_row(as_row(candle)[:cells], columns, candle.as_of_ms) == candle
+        assert messages.read_row(as_row(candle)[:cells], columns, candle.as_of_ms) == candle
 
 
 def test_captured_rest_rows_of_spot_keep_every_digit():
     rows = json.loads(captured("rest_rows_spot"))
-    page = language.read_page(answer(rows), SPOT, 1758798540000)
+    page = messages.read_page(answer(rows), SPOT, 1758798540000)
     assert [as_row(candle) for candle in page] == rows
 
 
 @pytest.mark.parametrize("columns", [("300000", "5"), ("5", "300000")])
 def test_the_quote_volume_of_a_pair_without_usdt_is_found_in_either_order(columns):
-    candle = language.read_row(["0", "0.05", "0.0501", "0.0499", "0.05", "100", *columns], SPOT.quote_columns, 0)
+    candle = messages.read_row(["0", "0.05", "0.0501", "0.0499", "0.05", "100", *columns], SPOT.quote_columns, 0)
     assert candle.quote_volume == 5
 
 
@@ -231,18 +231,18 @@ def test_the_quote_volume_of_a_pair_without_usdt_is_found_in_either_order(column
 )
 def test_what_is_no_candle_is_refused(cells):
     with pytest.raises(InvalidCandle):
-        language.read_row(cells, USDT_FUTURES.quote_columns, 0)
+        messages.read_row(cells, USDT_FUTURES.quote_columns, 0)
 
 
 # ---------------------------------------------------------------- answers
 
 
 def test_an_answer_tells_the_exchange_clock():
-    assert language.read_envelope(json.loads(captured("rest_envelope")))[1] == 1788329115116
+    assert messages.read_envelope(json.loads(captured("rest_envelope")))[1] == 1788329115116
 
 
 def test_rows_in_any_order_and_twice_make_one_page():
-    page = language.read_page(answer([row(180_000), row(60_000), row(120_000), row(60_000)]), SPOT, 240_000)
+    page = messages.read_page(answer([row(180_000), row(60_000), row(120_000), row(60_000)]), SPOT, 240_000)
     assert [(candle.open_ms, candle.as_of_ms) for candle in page] == [
         (60_000, 1_000_000),
         (120_000, 1_000_000),
@@ -251,37 +251,37 @@ def test_rows_in_any_order_and_twice_make_one_page():
 
 
 def test_the_minute_at_the_end_of_the_window_may_come_or_not():
-    assert len(language.read_page(answer([row(60_000), row(120_000)]), SPOT, 120_000)) == 2
+    assert len(messages.read_page(answer([row(60_000), row(120_000)]), SPOT, 120_000)) == 2
     with pytest.raises(ExchangeError, match="asked for bars of 1m before 60000"):
-        language.read_page(answer([row(60_000), row(120_000)]), SPOT, 60_000)
+        messages.read_page(answer([row(60_000), row(120_000)]), SPOT, 60_000)
 
 
 def test_candles_of_another_period_are_refused():
     hours = json.loads(captured("rest_hours_rows_futures"))
     more = ["1788336000000", *hours[1][1:]]
     with pytest.raises(ExchangeError, match="3600000 ms apart"):
-        language.read_page(answer([*hours, more]), USDT_FUTURES, 1788339600000)
+        messages.read_page(answer([*hours, more]), USDT_FUTURES, 1788339600000)
 
 
 def test_a_market_without_candles_answers_null():
-    assert language.read_page(answer(None), SPOT, 60_000) == []
+    assert messages.read_page(answer(None), SPOT, 60_000) == []
 
 
 @pytest.mark.parametrize("code", ["429", "40725", "40015", "45001", "40010", "40910"])
 def test_a_busy_exchange_is_asked_again(code):
     with pytest.raises(Unavailable, match=code):
-        language.read_envelope({"code": code, "msg": "busy", "requestTime": 1, "data": None})
+        messages.read_envelope({"code": code, "msg": "busy", "requestTime": 1, "data": None})
 
 
 def test_the_captured_answer_to_too_many_requests_asks_for_another_try():
     with pytest.raises(Unavailable, match="429: Too Many Requests"):
-        language.read_envelope(json.loads(captured("rest_too_many_requests")))
+        messages.read_envelope(json.loads(captured("rest_too_many_requests")))
 
 
 @pytest.mark.parametrize("code", ["40034", "400172", "40017", "40404", "42016", "1"])
 def test_a_wrong_request_is_an_error_with_code_and_message(code):
     with pytest.raises(ExchangeError, match=f"{code}: Parameter X does not exist"):
-        language.read_envelope({"code": code, "msg": "Parameter X does not exist", "requestTime": 1, "data": None})
+        messages.read_envelope({"code": code, "msg": "Parameter X does not exist", "requestTime": 1, "data": None})
 
 
 @pytest.mark.parametrize(
@@ -289,11 +289,11 @@ def test_a_wrong_request_is_an_error_with_code_and_message(code):
 )
 def test_an_answer_that_is_not_as_documented_is_an_error(body):
     with pytest.raises(ExchangeError):
-        language.read_envelope(body)
+        messages.read_envelope(body)
 
 
 def test_captured_spot_symbols_become_markets():
-    assert language.read_markets(answer(json.loads(captured("symbols_spot"))), SPOT) == [
+    assert messages.read_markets(answer(json.loads(captured("symbols_spot"))), SPOT) == [
         Market(symbol=BTC, price_decimals=2, volume_decimals=6, active=True),
         Market(symbol=Symbol("WLFI", "USD1"), price_decimals=4, volume_decimals=2, active=False),
     ]
@@ -308,11 +308,11 @@ def test_dated_contracts_do_not_pose_as_the_perpetual_of_their_coins():
         "symbolStatus": "normal",
     }
     entries = [{"symbol": "BTCUSDT_261225", **perpetual}, {"symbol": "BTCUSDT", **perpetual}]
-    assert language.read_markets(answer(entries), USDT_FUTURES) == [
+    assert messages.read_markets(answer(entries), USDT_FUTURES) == [
         Market(symbol=BTC, price_decimals=1, volume_decimals=4)
     ]
 
 
 def test_a_market_without_its_precision_is_an_error():
     with pytest.raises(ExchangeError, match="pricePrecision"):
-        language.read_markets(answer([{"symbol": "AB", "baseCoin": "A", "quoteCoin": "B"}]), SPOT)
+        messages.read_markets(answer([{"symbol": "AB", "baseCoin": "A", "quoteCoin": "B"}]), SPOT)

@@ -36,9 +36,9 @@ async def fake():
 class Client:
     """One connection, read through the feed of the plugin."""
 
-    def __init__(self, fake, symbols, dialect):
+    def __init__(self, fake, symbols, product):
         self._fake = fake
-        self.feed = BitgetFeed(fake.ws_url, symbols, dialect)
+        self.feed = BitgetFeed(fake.ws_url, symbols, product)
 
     async def connect(self):
         self.socket = await websocket_connect(self.feed.url)
@@ -87,8 +87,8 @@ async def until_closed(fake):
 async def connect(fake):
     clients = []
 
-    async def connect(symbols=(ETH,), dialect=USDT_FUTURES, to=fake):
-        clients.append(await Client(to, symbols, dialect).connect())
+    async def connect(symbols=(ETH,), product=USDT_FUTURES, to=fake):
+        clients.append(await Client(to, symbols, product).connect())
         return clients[-1]
 
     yield connect
