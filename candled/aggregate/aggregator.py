@@ -40,7 +40,7 @@ class Aggregator:
         return self._series[interval]
 
     @property
-    def minute_count(self) -> int:
+    def cached_minute_count(self) -> int:
         """The number of 1-minute candles in memory."""
         return len(self._minutes)
 

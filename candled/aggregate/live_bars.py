@@ -166,7 +166,7 @@ class LiveBars:
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
         """Return the opening time of the oldest bar that changed since a revision, or a time after all bars."""
-        return self._markets[key].aggregator.series_of(interval).revised_from(revision)
+        return self._markets[key].aggregator.series_of(interval).oldest_revised(revision)
 
     def state_of(self, key: MarketKey, interval: Interval) -> tuple[object, ...]:
         """Return a value that is equal to a former one only if no bar, finality or position has changed since."""
@@ -237,7 +237,9 @@ class LiveBars:
 
     def describe(self) -> dict[str, Any]:
         """Return facts for `/health/ws-stats`."""
-        return {"oneMinuteCandlesCount": sum(market.aggregator.minute_count for market in self._markets.values())}
+        return {
+            "oneMinuteCandlesCount": sum(market.aggregator.cached_minute_count for market in self._markets.values())
+        }
 
     def describe_feeds(self) -> dict[str, dict[str, Any]]:
         """Return for `/health` of a process that only serves: by exchange, the state of each symbol's feed."""

@@ -103,7 +103,7 @@ class Series:
         first = bisect_left(self._times, start_ms)
         return self._bars_at(first, bisect_left(self._times, end_ms, first))
 
-    def revised_from(self, revision: int) -> int:
+    def oldest_revised(self, revision: int) -> int:
         """Return the opening time of the oldest bar that changed since a revision, or a time after all bars."""
         count = self.revision - revision
         if not 0 <= count <= len(self._changes):

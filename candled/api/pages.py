@@ -221,7 +221,7 @@ class BarReader:
         form.refresh(self._live, finality_count)
         held = bisect_right(times, form.last_ms)  # keep cached texts, even if fewer bars are requested now
         begin = min(first, held - 1) if held else first
-        form.load_bars(self._live, times[begin:], len(times) - 1 - begin, finality_count)
+        form.encode_bars(self._live, times[begin:], len(times) - 1 - begin, finality_count)
         last = self._live.get_bar(market, interval, times[stop - 1])
         assert last is not None, "a bar whose time is known"
         is_newest = stop == len(times)

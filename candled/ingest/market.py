@@ -160,7 +160,7 @@ class MarketIngest:
             if candle.open_ms not in outdated:  # otherwise it stays unconfirmed and is requested once more
                 self._apply_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
         if not self.presence.is_moving(now_ms):  # the stream will not show how the forming minute ends
-            self._minutes.on_interrupted()
+            self._minutes.mark_interrupted()
         outcome.is_subscription_dead, outcome.repaired = is_dead, outcome.past_range
         gaps_changed = self._coverage_of(window.start_ms).on_answer(
             window,
@@ -222,7 +222,7 @@ class MarketIngest:
         """Record that the stream was interrupted."""
         self.presence.on_interruption()
         self._idle_until_ms = 0
-        self._minutes.on_interrupted()
+        self._minutes.mark_interrupted()
 
     @property
     def awaits_late_versions(self) -> bool:

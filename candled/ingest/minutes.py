@@ -53,7 +53,7 @@ class Minutes:
         """Return whether a minute belongs to the live edge. Older ones must go through the store."""
         return open_ms > (now_ms if self.newest_ms is None else self.newest_ms) - WINDOW_MS
 
-    def on_interrupted(self) -> None:
+    def mark_interrupted(self) -> None:
         """Record that the stream was interrupted.
 
         Forming minutes may now end unseen, so a newer minute no longer proves that they are final. They stay in memory

@@ -138,7 +138,7 @@ class EncodedBars:
         texts = sum(map(len, self._blobs)) + _PER_BAR * self._printer.columns * len(self._times)
         return texts + sum(len(kept[0]) for _, kept in self._kept.values())
 
-    def load_bars(self, bars: BarSource, times: Sequence[int], stop: int, settled: int) -> None:
+    def encode_bars(self, bars: BarSource, times: Sequence[int], stop: int, settled: int) -> None:
         """Encode the bars that begin at `times[:stop]`, unless their texts are up to date.
 
         Args:

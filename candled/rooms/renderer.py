@@ -240,7 +240,7 @@ class MessageRenderer:
             if not stop:
                 return 0, None
             last_ms = times[stop - 1]
-            form.load_bars(self._bars, times, stop - 1, self._finality_counts[topic.market])
+            form.encode_bars(self._bars, times, stop - 1, self._finality_counts[topic.market])
             group.room.read_ms = max(group.room.read_ms, form.last_ms)
             if not more or len(times) < count + more or form.count_bars(times[0], last_ms) >= count - 1:
                 return times[0], last_ms

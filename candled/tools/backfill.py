@@ -149,7 +149,7 @@ class _Backfill:
     async def _is_contradicted(self, earliest_ms: int, begins_ms: int) -> bool:
         """Return whether longer bars of the exchange are older than the oldest minute it answers with."""
         stretch = Range(max(earliest_ms, begins_ms - _COMPARED_MS), begins_ms)
-        answer = await self.source.fetch_history(self.market.symbol, Range(begins_ms, begins_ms + MINUTE_MS))
+        answer = await self.source.fetch_range(self.market.symbol, Range(begins_ms, begins_ms + MINUTE_MS))
         if not answer.candles:
             return False
         evidence = await self.source.evidence(self.market.symbol, stretch, answer.candles[0])
@@ -168,7 +168,7 @@ class _Backfill:
         await self.session.run_write(self.session.store.save_known_gaps, self.market, [gap], before)
 
     async def _oldest_stored(self, span: Range) -> int | None:
-        answer = await self.source.fetch_history(self.market.symbol, span)
+        answer = await self.source.fetch_range(self.market.symbol, span)
         there = [candle.open_ms for candle in answer.candles[:1]]
         there += [MINUTE.floor(row.open_ms) for row in answer.invalid if row.open_ms is not None]
         return min(there, default=None)

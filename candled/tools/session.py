@@ -77,7 +77,7 @@ class ExchangeSource:
         """Return the time before which minutes are over, with all their late versions."""
         return MINUTE.floor(self.now_ms() - self._grace_period_ms - MARGIN_MS)
 
-    async def fetch_history(self, symbol: Symbol, span: Range) -> Answer:
+    async def fetch_range(self, symbol: Symbol, span: Range) -> Answer:
         """Return the final minutes of `span` that the exchange has, and the rows that cannot be candles.
 
         Raises:

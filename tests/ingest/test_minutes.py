@@ -70,7 +70,7 @@ def test_a_stale_cached_copy_does_not_shrink_the_running_minute():
 def test_a_minute_cut_short_by_a_disconnect_is_not_proved_final_by_its_successor():
     held = minutes()
     held.apply_version(minute(0, as_of=30_000), at(30))
-    held.on_interrupted()
+    held.mark_interrupted()
     held.apply_version(minute(5, as_of=500), at(300.5))
     assert held.finalize_minutes(at(400)) == []
     assert held.apply_version(minute(0, "12", volume="2", as_of=400_000, final=True), at(400)).final

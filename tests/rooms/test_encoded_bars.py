@@ -107,7 +107,7 @@ def happen(memory: Memory, form: EncodedBars, what: str, at: int, number: int) -
 def check(memory: Memory, form: EncodedBars, fields: int, closed: bool, count: int) -> None:
     """All bars but the newest, at most `count`."""
     times = memory.newest_times(*TOPIC, count + 1)
-    form.load_bars(memory, times, len(times) - 1, memory.finality_count)
+    form.encode_bars(memory, times, len(times) - 1, memory.finality_count)
     bars = [memory.held[open_ms] for open_ms in times[:-1]]
     shown = [bar for bar in bars if not closed or memory.is_final(*TOPIC, bar)]
     expected = b"".join(
@@ -125,17 +125,17 @@ def test_bars_that_did_not_change_are_not_made_again():
     memory, form = Memory(), EncodedBars(TOPIC, fields_printer(0))
     for number in range(1000):
         memory.put(minute(number))
-    form.load_bars(memory, memory.newest_times(*TOPIC, 1000), 999, 0)
+    form.encode_bars(memory, memory.newest_times(*TOPIC, 1000), 999, 0)
     memory.made = 0
     memory.put(minute(1000))
-    form.load_bars(memory, memory.newest_times(*TOPIC, 1000), 999, 0)
+    form.encode_bars(memory, memory.newest_times(*TOPIC, 1000), 999, 0)
     assert memory.made == 1
     memory.put(minute(998, volume="7"))
     form.drop_from(minute(998).open_ms, memory.count)
-    form.load_bars(memory, memory.newest_times(*TOPIC, 1000), 999, 0)
+    form.encode_bars(memory, memory.newest_times(*TOPIC, 1000), 999, 0)
     assert memory.made == 3  # this one and the one behind it
     memory.put(minute(500, volume="7"))  # nobody said so
-    form.load_bars(memory, memory.newest_times(*TOPIC, 1000), 999, 0)
+    form.encode_bars(memory, memory.newest_times(*TOPIC, 1000), 999, 0)
     assert memory.made == 3 + 501  # it and those behind it, to the newest
 
 
@@ -147,7 +147,7 @@ def test_all_rooms_together_stay_within_their_bytes_and_the_least_recently_used_
     for round_ in range(3):
         for topic in topics:
             form = texts.get_form(topic, fields_printer(0))
-            form.load_bars(memory, memory.newest_times(*topic, 200), 199, 0)
+            form.encode_bars(memory, memory.newest_times(*topic, 200), 199, 0)
             texts.mark_used(form)
             assert texts.bytes <= 200_000 or round_ == 0
         kept = [topic for topic in topics if texts.find_form(topic, 0, False) is not None]
@@ -171,7 +171,7 @@ def test_a_bar_is_told_as_it_is_but_for_whether_it_is_final():
     memory, form = Memory(), EncodedBars(TOPIC, fields_printer(FINAL))
     for number in range(3):
         memory.put(minute(number))
-    form.load_bars(memory, memory.newest_times(*TOPIC, 3), 2, 0)
+    form.encode_bars(memory, memory.newest_times(*TOPIC, 3), 2, 0)
     assert form.is_current(minute(1))
     assert not form.is_current(minute(1, volume="2"))
     assert not form.is_current(minute(2))

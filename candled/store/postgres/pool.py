@@ -313,7 +313,7 @@ class Pool:
         with self._borrow_to_read() as connection:
             return work(connection)
 
-    def cancel_read(self, thread: int) -> None:
+    def cancel_query(self, thread: int) -> None:
         """Have the server end the read in progress on another thread, if there is one."""
         connection = self._readers.get(thread)
         if connection is not None:

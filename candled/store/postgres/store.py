@@ -341,7 +341,7 @@ class PostgresStore(SqlStore):
     def cancel_read(self, thread: int) -> None:
         """See `Store.cancel_read`."""
         if self._pools is not None:
-            self._pools[2].cancel_read(thread)
+            self._pools[2].cancel_query(thread)
 
     # ------------------------------------------------------------ maintenance
 
