@@ -73,7 +73,7 @@ class ExchangeIngest:
         self._proxies = proxies
         self._tasks = TaskSet()
         self._time = IngestClock(name, exchange, clock)
-        http.on_date = self._time.observe_date
+        http.on_date = self._time.estimate.observe_date
         self._loader = MarketLoader(name, exchange, store, clock, options)
         self._publisher = IngestPublisher(bus, store, clock, checkpoint_ms=options.checkpoint_ms)
         self._past = StoredPast(name, absence_of(exchange), store, self._publisher, clock)
@@ -132,7 +132,7 @@ class ExchangeIngest:
         """Stop all tasks and queue the minutes that are not final yet for the store."""
         await self._tasks.cancel()
         for market in self._markets.values():
-            for candle in market.forming():
+            for candle in market.minutes.forming:
                 self._store.enqueue_row(market.key, candle)
 
     def describe(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class ExchangeIngest:
         now_ms = self._time.now_ms()
         return {
             "clockSkewMs": self._time.skew_ms(),
-            "clock": self._time.describe(),
+            "clock": self._time.estimate.describe(),
             "historyTrouble": self._repair.trouble,
             "parity": self._repair.parity.describe(now_ms),
             "complaints": self._errors.total,
@@ -225,7 +225,7 @@ class ExchangeIngest:
 
     def _publish_live(self, market: MarketIngest, outcome: Outcome) -> None:
         self._publisher.publish_live(market, outcome.live, outcome.past_range)
-        if market.awaits_late_versions:
+        if market.minutes.awaits_late_versions:
             self._settling[market.key.symbol] = market
 
     # ------------------------------------------------------------ from the repair and the list of markets
@@ -278,7 +278,7 @@ class ExchangeIngest:
         final = market.finalize_minutes(now_ms)
         if final:
             self._publisher.publish_live(market, final)
-        if not market.awaits_late_versions:
+        if not market.minutes.awaits_late_versions:
             self._settling.pop(market.key.symbol, None)
 
     def _update_clock(self) -> None:

@@ -42,9 +42,9 @@ class HttpClient:
         self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=8)
         self._client.tcp_client = TunnelingTCPClient(proxies or Proxies())
         self._hosts: dict[str, _Host] = {}
-        #: Called with the `Date` of each response in UTC epoch ms, and the times of request and response in monotonic
-        #: seconds.
-        self.on_date: Callable[[int, float, float], None] | None = None
+        #: Called with the `Date` of each response in UTC epoch ms, and the times of request and response in
+        #: milliseconds of the steady clock.
+        self.on_date: Callable[[int, int, int], None] | None = None
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         """Fetch `url` with GET; see `candled.exchange.Http.get_json`."""
@@ -67,7 +67,7 @@ class HttpClient:
             raise Unavailable(f"cannot reach {name}: {response.error}") from response.error
         date_ms = _date_ms(response.headers)
         if date_ms is not None and self.on_date is not None:
-            self.on_date(date_ms, asked, self._clock.monotonic())
+            self.on_date(date_ms, round(asked * 1000), round(self._clock.monotonic() * 1000))
         return self._read_response(name, host, response)
 
     def describe(self) -> dict[str, Any]:

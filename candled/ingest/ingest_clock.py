@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 from candled.exchange import Candles, Clock, Exchange, InvalidRow
 from candled.model import Candle
@@ -25,7 +25,7 @@ class IngestClock:
         self._name = name
         self._exchange = exchange
         self._clock = clock
-        self._estimate = ExchangeClock()
+        self.estimate = ExchangeClock()
         #: True if the plugin has its own clock, as the replay does.
         self.is_own = type(exchange).now_ms is not Exchange.now_ms
         #: How often each source of time was ignored.
@@ -35,13 +35,13 @@ class IngestClock:
     @property
     def is_settled(self) -> bool:
         """True once the time is reliable."""
-        return self.is_own or self._estimate.is_settled
+        return self.is_own or self.estimate.is_settled
 
     def now_ms(self) -> int:
         """Return the exchange's time, UTC epoch milliseconds."""
         if self.is_own:
             return self._exchange.now_ms()
-        return self._estimate.now_ms(self.steady_ms(), self._clock.now_ms())
+        return self.estimate.now_ms(self.steady_ms(), self._clock.now_ms())
 
     def steady_ms(self) -> int:
         """Return the milliseconds of a clock that never goes back."""
@@ -54,26 +54,22 @@ class IngestClock:
     def observe_frame(self, event: Candles) -> None:
         """Use the timestamp of a frame of the stream."""
         newest = event.candles[-1]
-        self._estimate.observe_frame(newest.as_of_ms, newest.open_ms, self.steady_ms())
+        self.estimate.observe_frame(newest.as_of_ms, newest.open_ms, self.steady_ms())
 
     def observe_rows(self, rows: Sequence[Candle | InvalidRow], asked_ms: int) -> None:
         """Use the timestamps of a REST response. It was requested at `asked_ms` on the steady clock."""
         if self.is_own:
             return
         stated_ms = max((row.as_of_ms for row in rows if isinstance(row, Candle)), default=0)
-        self._estimate.observe_answer(stated_ms, asked_ms, self.steady_ms())
-
-    def observe_date(self, date_ms: int, asked: float, answered: float) -> None:
-        """Use the `Date` of a REST response. `asked` and `answered` are monotonic seconds."""
-        self._estimate.observe_date(date_ms, round(asked * 1000), round(answered * 1000))
+        self.estimate.observe_answer(stated_ms, asked_ms, self.steady_ms())
 
     def update_estimate(self) -> bool:
         """Update the time; return whether this machine's clock was set, or the machine slept."""
-        return not self.is_own and self._estimate.update_estimate(self.steady_ms(), self._clock.now_ms())
+        return not self.is_own and self.estimate.update_estimate(self.steady_ms(), self._clock.now_ms())
 
     def log_differences(self) -> None:
         """Log sources that are ignored, and a notable difference between the exchange and this machine."""
-        for source, off_ms in self._estimate.ignored.items():
+        for source, off_ms in self.estimate.ignored.items():
             if source != "machine" and self._ignored[source].add_error(self.steady_ms()):
                 logger.warning("%s: the time from its %s is %.1f s off, ignored", self._name, source, off_ms / 1000)
         for source, counter in self._ignored.items():
@@ -90,7 +86,3 @@ class IngestClock:
         elif self._is_skew_logged and not is_notable:
             logger.info("%s: its clock and this machine's agree again", self._name)
         self._is_skew_logged = is_notable
-
-    def describe(self) -> dict[str, Any]:
-        """Return the sources of time for `/health`."""
-        return self._estimate.describe()

@@ -67,13 +67,13 @@ class MarketIngest:
         self.revisions = 0
         self.rows = RowFilter(key)
         self._rules = rules
-        self._minutes = Minutes(rules.grace_period_ms, recent)
+        self.minutes = Minutes(rules.grace_period_ms, recent)
         #: The forming minutes that were restored at startup.
-        self._restored = self._minutes.forming
+        self._restored = self.minutes.forming
         #: A range of stored history before the start of `coverage`, while it is being examined.
         self.older: Coverage | None = None
         self._older_until_ms = 0
-        self.comparison = RestComparison(rules, coverage, self._minutes)
+        self.comparison = RestComparison(rules, coverage, self.minutes)
         self.presence = Presence(rules.quiet_after_ms, publishes_empty_candles=rules.publishes_empty_candles)
         self.status = MarketStatus(rules, coverage, self.presence)
         self._reopened_ms = 0
@@ -91,7 +91,7 @@ class MarketIngest:
         for row in event.invalid:
             self.rows.drop_row(row, now_ms)
             if row.open_ms is not None:
-                self._minutes.mark_unproven(MINUTE.floor(row.open_ms))
+                self.minutes.mark_unproven(MINUTE.floor(row.open_ms))
         candles = self.rows.valid_candles(event.candles, "live", now_ms, now_ms, is_update=not event.snapshot)
         if candles:
             self.presence.note_push(now_ms)
@@ -117,7 +117,7 @@ class MarketIngest:
 
         `on_history` needs these minutes for comparison.
         """
-        newest_ms = now_ms if self.newest_ms is None else self.newest_ms
+        newest_ms = now_ms if self.minutes.newest_ms is None else self.minutes.newest_ms
         span = Range(window.start_ms, min(window.end_ms, MINUTE.floor(newest_ms - WINDOW_MS) + MINUTE_MS))
         return span if span.start_ms < span.end_ms and self.coverage.covered_within(*span) else None
 
@@ -148,7 +148,7 @@ class MarketIngest:
         known = {candle.open_ms: candle for candle in stored} | {
             candle.open_ms: known_version
             for candle in candles
-            if (known_version := self._minutes.get_minute(candle.open_ms)) is not None
+            if (known_version := self.minutes.get_minute(candle.open_ms)) is not None
         }
         outcome, outdated = Outcome(), self.comparison.find_outdated(candles, known, now_ms)
         outcome.checked, outcome.mismatched = self.comparison.count_differences(
@@ -160,7 +160,7 @@ class MarketIngest:
             if candle.open_ms not in outdated:  # otherwise it stays unconfirmed and is requested once more
                 self._apply_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
         if not self.presence.is_moving(now_ms):  # the stream will not show how the forming minute ends
-            self._minutes.mark_interrupted()
+            self.minutes.mark_interrupted()
         outcome.is_subscription_dead, outcome.repaired = is_dead, outcome.past_range
         gaps_changed = self._coverage_of(window.start_ms).on_answer(
             window,
@@ -168,7 +168,7 @@ class MarketIngest:
             now_ms,
             unreadable,
             outdated=outdated,
-            seen=RangeSet((one.open_ms, one.open_ms + MINUTE_MS) for one in self._minutes.forming),
+            seen=RangeSet((one.open_ms, one.open_ms + MINUTE_MS) for one in self.minutes.forming),
             is_believed=self.status.is_credible is True,
         )
         if gaps_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
@@ -222,16 +222,11 @@ class MarketIngest:
         """Record that the stream was interrupted."""
         self.presence.on_interruption()
         self._idle_until_ms = 0
-        self._minutes.mark_interrupted()
-
-    @property
-    def awaits_late_versions(self) -> bool:
-        """True if some minutes are in their grace period, so that `finalize_minutes` will soon return them."""
-        return self._minutes.awaits_late_versions
+        self.minutes.mark_interrupted()
 
     def finalize_minutes(self, now_ms: int) -> list[Candle]:
         """Return the minutes that became final because their grace period is over."""
-        settled = self._minutes.finalize_minutes(now_ms)
+        settled = self.minutes.finalize_minutes(now_ms)
         for candle in settled:
             self.coverage.add_minute(candle.open_ms, confirmed=False)
         return settled
@@ -244,7 +239,7 @@ class MarketIngest:
         if (window is not None and window.urgency is Urgency.RECENT) or not self.presence.is_due(now_ms, pace_ms):
             return window
         end_ms = MINUTE.floor(now_ms) + MINUTE_MS
-        start_ms = end_ms - 2 * MINUTE_MS if self.newest_ms is None else self.newest_ms
+        start_ms = end_ms - 2 * MINUTE_MS if self.minutes.newest_ms is None else self.minutes.newest_ms
         if not self.coverage.has_minute(start_ms - MINUTE_MS):  # REST knows how it ended
             start_ms -= MINUTE_MS
         first_ms = max(start_ms, end_ms - self._rules.max_history_minutes * MINUTE_MS)
@@ -267,10 +262,6 @@ class MarketIngest:
             return None
         return self.older.next_window(self._older_until_ms, now_ms, self._rules.max_history_minutes, 0)
 
-    def forming(self) -> list[Candle]:
-        """Return the minutes that are not final, oldest first, in their current version."""
-        return self._minutes.forming
-
     def missing_minutes(self, now_ms: int) -> int:
         """Count the minutes, up to two minutes ago, that are neither stored nor known not to exist.
 
@@ -292,14 +283,14 @@ class MarketIngest:
 
     def feed_metadata(self, logged_seq: int) -> FeedMetadata:
         """Return the metadata to publish with the market's next message."""
-        settled_ms = self._minutes.watermark_ms
+        settled_ms = self.minutes.watermark_ms
         if settled_ms is None:
             return FeedMetadata(logged_seq=logged_seq)
         known = self.coverage.version, settled_ms
         if known != self._gap_of:
             since_ms = self.coverage.from_ms if self.coverage.since_ms is None else self.coverage.since_ms
             missing = self.coverage.missing_within(since_ms, settled_ms)
-            for candle in self._minutes.forming:  # regardless of REST: their end was not seen
+            for candle in self.minutes.forming:  # regardless of REST: their end was not seen
                 if candle.open_ms < settled_ms:
                     missing.add(candle.open_ms, candle.open_ms + MINUTE_MS)
             self._gap = next(iter(missing)).hull(missing.last) if missing else None
@@ -339,11 +330,6 @@ class MarketIngest:
         return lost, new
 
     @property
-    def newest_ms(self) -> int | None:
-        """The opening time of the newest minute seen, UTC epoch milliseconds; None if there is none."""
-        return self._minutes.newest_ms
-
-    @property
     def known_gaps(self) -> list[Gap]:
         """The gaps on the exchange's side, except the time before its history begins."""
         found = [known_gap for coverage in reversed(self.coverages) for known_gap in coverage.known_gaps]
@@ -369,7 +355,7 @@ class MarketIngest:
 
     def _apply_pushed(self, candle: Candle, now_ms: int, outcome: Outcome) -> None:
         """Process a live-edge minute from the stream. Only REST can change a minute that REST has confirmed."""
-        known_version = self._minutes.get_minute(candle.open_ms)
+        known_version = self.minutes.get_minute(candle.open_ms)
         if known_version is not None and known_version.final and self._is_confirmed(candle.open_ms):
             if known_version.values != candle.values and candle.supersedes(known_version):
                 self.coverage.mark_doubtful(candle.open_ms)
@@ -398,7 +384,7 @@ class MarketIngest:
     def _apply_past(self, candle: Candle, outcome: Outcome, *, confirmed: bool) -> None:
         """Process a final minute that is older than the live edge."""
         outcome.past.append(candle._replace(rev=self._revision_of_absent(candle)))
-        self._minutes.forget(candle.open_ms)
+        self.minutes.forget(candle.open_ms)
         self._coverage_of(candle.open_ms).add_minute(candle.open_ms, confirmed=confirmed)
 
     def _is_live_edge(self, candle: Candle, newest_ms: int, now_ms: int) -> bool:
@@ -406,7 +392,7 @@ class MarketIngest:
 
         It must also belong to it once `newest_ms`, the newest minute of the same message, is in memory.
         """
-        return self._minutes.is_live_edge(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS
+        return self.minutes.is_live_edge(candle.open_ms, now_ms) and newest_ms - candle.open_ms < WINDOW_MS
 
     def _is_wanted(self, open_ms: int) -> bool:
         """Return whether the store needs REST's version of a minute that is no longer in memory."""
@@ -421,11 +407,11 @@ class MarketIngest:
 
     def _apply_version(self, candle: Candle, now_ms: int, outcome: Outcome, *, confirmed: bool) -> None:
         """Process a version of a minute of the live edge."""
-        known_version = self._minutes.get_minute(candle.open_ms)
+        known_version = self.minutes.get_minute(candle.open_ms)
         if known_version is None and self._revision_of_absent(candle):
             candle = candle._replace(rev=1)
-        changed = self._minutes.apply_version(candle, now_ms)
-        current = changed or self._minutes.get_minute(candle.open_ms)
+        changed = self.minutes.apply_version(candle, now_ms)
+        current = changed or self.minutes.get_minute(candle.open_ms)
         if current is not None and current.final and (confirmed or changed is not None):
             if changed is None and not self.coverage.has_minute(candle.open_ms):
                 changed = current  # lost by the store, so it is stored again
@@ -449,7 +435,7 @@ class MarketIngest:
 
         This applies to exchanges whose candles open at the previous close: a difference reveals a missed push.
         """
-        previous = self._minutes.get_minute(candle.open_ms - MINUTE_MS)
+        previous = self.minutes.get_minute(candle.open_ms - MINUTE_MS)
         if (
             self._rules.opens_at_previous_close
             and known_version is None
@@ -461,11 +447,11 @@ class MarketIngest:
 
     def _judge_silence(self, window: Window, rows: list[Candle], now_ms: int) -> bool:
         """Process REST's response about the present; return whether it shows that the subscription is dead."""
-        verdict = self.presence.judge_answer(rows, window.start_ms, self._minutes.get_minute, now_ms)
+        verdict = self.presence.judge_answer(rows, window.start_ms, self.minutes.get_minute, now_ms)
         if verdict == "nothing":
             self.status.trouble = "the exchange's REST API does not answer for the present"
             # the response contains not even a minute that must exist, final or not
-            if not rows and self.newest_ms is not None:
+            if not rows and self.minutes.newest_ms is not None:
                 self.status.is_credible = False
         last_ms = self.presence.pushed_ms
         is_certain = any(

@@ -20,7 +20,7 @@ def describe_market(market: MarketIngest, now_ms: int, since_ms: int, *, is_sile
         "since": iso_ms(since_ms),
         "connected": market.presence.connected,
         "lastMessageAgeMs": None if market.presence.pushed_ms is None else max(0, now_ms - market.presence.pushed_ms),
-        "newestMinute": None if market.newest_ms is None else iso_ms(market.newest_ms),
+        "newestMinute": None if market.minutes.newest_ms is None else iso_ms(market.minutes.newest_ms),
         "completeFrom": None if coverage.since_ms is None else iso_ms(coverage.since_ms),
         "beginning": None if coverage.beginning is None else _describe_gap(coverage.beginning),
         "missingMinutes": market.missing_minutes(now_ms),

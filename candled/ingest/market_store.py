@@ -7,8 +7,8 @@ from candled.bus import Position
 from candled.model import Candle, Gap, MarketKey, Range, Symbol
 
 
-class OutputStore(Protocol):
-    """The methods for publishing."""
+class MarketStore(Protocol):
+    """The methods that ingest calls."""
 
     def enqueue_row(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
         """See `Writer.enqueue_row`."""
@@ -26,10 +26,6 @@ class OutputStore(Protocol):
         self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[Gap], within: Range | None
     ) -> None:
         """See `IngestStore.save_coverage`."""
-
-
-class MarketStore(OutputStore, Protocol):
-    """All methods."""
 
     async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
         """See `Store.newest_minutes`."""

@@ -66,11 +66,6 @@ class Presence:
         """Return whether the stream is connected and has pushed recently."""
         return self.connected and self.pushed_ms is not None and now_ms - self.pushed_ms <= self._quiet_after_ms
 
-    @property
-    def has_answer(self) -> bool:
-        """True if REST has answered for the time since the last push."""
-        return self._answer is not None
-
     def standing(self, now_ms: int) -> Standing:
         """Return the state of the stream. `quiet` and `polled` require a recent REST response."""
         if self.is_moving(now_ms):

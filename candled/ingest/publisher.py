@@ -15,7 +15,7 @@ from candled.tasks import Backoff, retry
 
 from .market import MarketIngest, Outcome
 from .market_status import Condition
-from .market_store import OutputStore
+from .market_store import MarketStore
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class IngestPublisher:
     def __init__(
         self,
         bus: Bus,
-        store: OutputStore,
+        store: MarketStore,
         clock: Clock,
         *,
         checkpoint_ms: int,
@@ -121,7 +121,7 @@ class IngestPublisher:
 
     def _checkpoint(self, market: MarketIngest, published: _Published) -> None:
         """Queue every minute that is not final yet and that changed since the last checkpoint for the store."""
-        forming = {candle.open_ms: candle for candle in market.forming()}
+        forming = {candle.open_ms: candle for candle in market.minutes.forming}
         for open_ms, candle in forming.items():
             if published.checkpointed.get(open_ms) is not candle:
                 self._store.enqueue_row(market.key, candle)

@@ -69,7 +69,7 @@ def test_a_minute_lost_before_a_restored_one_is_missing_from_the_start(
     assert one.missing_minutes(MONDAY_MS + seconds * 1000) == missing
     facts = one.feed_metadata(0)
     assert (facts.watermark_ms, facts.gap) == (MONDAY_MS + forming[-1] * MINUTE_MS, gap)
-    assert [candle.open_ms for candle in one.forming()] == [minute(at).open_ms for at in forming]
+    assert [candle.open_ms for candle in one.minutes.forming] == [minute(at).open_ms for at in forming]
 
 
 def test_a_restored_minute_becomes_final_by_the_exchanges_word_not_by_its_successor():

@@ -169,11 +169,11 @@ class VirtualExchange(Exchange):
         return [fold(parts, open_ms) for open_ms, parts in sorted(buckets.items())]
 
     async def _travel(self, http: Any) -> None:
-        asked = self.true.monotonic()
+        asked_ms = round(self.true.monotonic() * 1000)
         if self._travel_s:
             await self.true.sleep(self._travel_s)
         if self.date is not None and self.rest != "down":
-            http.on_date(self.date(self.true.true_ms) // 1000 * 1000, asked, self.true.monotonic())
+            http.on_date(self.date(self.true.true_ms) // 1000 * 1000, asked_ms, round(self.true.monotonic() * 1000))
 
 
 class Memory:

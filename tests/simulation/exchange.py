@@ -218,4 +218,4 @@ class LyingExchange(Exchange):
         if weather.has("REST dates an hour ahead"):
             date_ms += 3_600_000
         if http.on_date is not None:
-            http.on_date(date_ms, asked, self.clock.monotonic())
+            http.on_date(date_ms, round(asked * 1000), round(self.clock.monotonic() * 1000))
