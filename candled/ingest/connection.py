@@ -127,7 +127,7 @@ class FeedConnection:
             self._subscriptions[symbol].acknowledged = True
 
     def _on_sign_of_life(self, symbol: Symbol) -> None:
-        self._rejected.remove(symbol)
+        self._rejected.remove_symbol(symbol)
         if symbol in self._subscriptions:
             subscription = self._subscriptions[symbol]
             subscription.acknowledged = subscription.alive = True

@@ -123,7 +123,7 @@ class Coverage:
         """Return the minutes that are neither stored nor known not to exist."""
         return self._covered.missing(max(start_ms, self.from_ms), end_ms)
 
-    def unasked(self, start_ms: int, end_ms: int) -> RangeSet:
+    def unasked_within(self, start_ms: int, end_ms: int) -> RangeSet:
         """Return the missing minutes that have not been requested from the exchange yet."""
         gaps = self.missing_within(start_ms, end_ms)
         first, last = self._gap_indexes(start_ms, end_ms)
@@ -238,14 +238,14 @@ class Coverage:
             return False
         first, last = self._gap_indexes(start_ms, end_ms)
         before = self._known_gaps[first:last]
-        known = [self._examined(known_gap, is_believed, now_ms) for known_gap in before]
+        known = [self._mark_examined(known_gap, is_believed, now_ms) for known_gap in before]
         now_known = [piece for known_gap in known for piece in cut_gap(known_gap, start_ms, end_ms)]
         for known_gap in known:
             for piece in clip_gap(known_gap, start_ms, end_ms):
                 now_known += self._asked_again(piece, unreadable, now_ms) if is_believed else [postpone(piece, now_ms)]
             fresh.remove(known_gap.start_ms, known_gap.end_ms)
         for gap in fresh:
-            for first_ms, stop_ms, reason in self._reasons(gap, unreadable):
+            for first_ms, stop_ms, reason in self._split_by_reason(gap, unreadable):
                 why = reason if is_believed or reason == "invalid" else "unconfirmed"
                 now_known.append(make_gap(first_ms, stop_ms, why, 1, now_ms))
                 if why != "unconfirmed":
@@ -275,7 +275,7 @@ class Coverage:
         self._lower_since()
         return changed
 
-    def reopen(self) -> None:
+    def reopen_unconfirmed(self) -> None:
         """Request everything unconfirmed again, because the answers so far are no evidence."""
         self.version += 1
         for known_gap in self._known_gaps:
@@ -326,16 +326,18 @@ class Coverage:
         most_ms = most_minutes * MINUTE_MS
         week_ms = _WEEK.floor(now_ms)
         recent_ms = MINUTE.floor(now_ms - RECENT_MS)
-        gaps = self._newest_gaps(self.unasked(recent_ms, until_ms), most_ms)
+        gaps = self._newest_gaps(self.unasked_within(recent_ms, until_ms), most_ms)
         if gaps:
             return Window(Urgency.RECENT, *gaps)
-        gaps = self._newest_gaps(self.unasked(week_ms, until_ms), most_ms)
+        gaps = self._newest_gaps(self.unasked_within(week_ms, until_ms), most_ms)
         if gaps:
             return Window(Urgency.WEEK, *gaps)
         due = self._oldest_unconfirmed(confirm_until_ms, most_ms)
         if due:
             return Window(Urgency.CONFIRM, *due)
-        gaps = self._newest_gaps(self.unasked(self.from_ms, until_ms), most_ms) or self._due_gaps(now_ms, most_ms)
+        gaps = self._newest_gaps(self.unasked_within(self.from_ms, until_ms), most_ms) or self._due_gaps(
+            now_ms, most_ms
+        )
         return Window(Urgency.HISTORY, *gaps) if gaps else None
 
     def _newest_gaps(self, gaps: RangeSet, most_ms: int) -> Range | None:
@@ -386,7 +388,7 @@ class Coverage:
 
     def _asked_again(self, known_gap: Gap, unreadable: RangeSet, now_ms: int) -> Iterator[Gap]:
         is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
-        for start_ms, end_ms, reason in self._reasons(Range(known_gap.start_ms, known_gap.end_ms), unreadable):
+        for start_ms, end_ms, reason in self._split_by_reason(Range(known_gap.start_ms, known_gap.end_ms), unreadable):
             if reason == "unconfirmed" != known_gap.reason:
                 self._covered.remove(start_ms, end_ms)
             if reason == "unconfirmed" != known_gap.reason or (reason == "invalid") is not (
@@ -398,7 +400,7 @@ class Coverage:
             else:
                 yield replace(known_gap, start_ms=start_ms, end_ms=end_ms)
 
-    def _reasons(self, gap: Range, unreadable: RangeSet) -> Iterator[tuple[int, int, str]]:
+    def _split_by_reason(self, gap: Range, unreadable: RangeSet) -> Iterator[tuple[int, int, str]]:
         """Yield the parts of a gap that remain after an answer, each with its reason."""
         for readable in unreadable.missing(*gap):
             for start_ms, end_ms in self._seen.missing(*readable):
@@ -420,7 +422,7 @@ class Coverage:
         neighbours = [*self._known_gaps[before:first], *self._known_gaps[last : last + 1]]
         self._known_gaps[before : last + 1] = join_gaps([*neighbours, *known_gaps])
 
-    def _examined(self, known_gap: Gap, is_believed: bool, now_ms: int) -> Gap:
+    def _mark_examined(self, known_gap: Gap, is_believed: bool, now_ms: int) -> Gap:
         """Return a gap as it is after a request for its newest part.
 
         A gap before the beginning of history then counts as requested completely.
@@ -455,7 +457,7 @@ class Coverage:
                 for start_ms, end_ms in self._seen.common(RangeSet([Range(known_gap.start_ms, known_gap.end_ms)])):
                     known_gaps.append(replace(known_gap, start_ms=start_ms, end_ms=end_ms))
             # Otherwise drop it: an older minute was found, so the exchange may have these minutes after all.
-        return self._rename(join_gaps(known_gaps))
+        return self._replace_gaps(join_gaps(known_gaps))
 
     def _before_history(self, known_gap: Gap, now_ms: int) -> Iterator[Gap]:
         begins_ms = known_gap.start_ms if self._begins_ms is None else self._begins_ms
@@ -471,7 +473,7 @@ class Coverage:
             is_new = piece.reason != "unconfirmed"
             yield make_gap(piece.start_ms, piece.end_ms, "unconfirmed", 1, now_ms) if is_new else piece
 
-    def _rename(self, known_gaps: list[Gap]) -> bool:
+    def _replace_gaps(self, known_gaps: list[Gap]) -> bool:
         """Replace all known gaps by others that cover the same minutes or fewer."""
         changed = RangeSet()
         for known_gap in set(self._known_gaps) ^ set(known_gaps):

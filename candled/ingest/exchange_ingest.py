@@ -270,7 +270,7 @@ class ExchangeIngest:
             await self._clock.sleep(seconds / turns)
 
     def _check_market(self, market: MarketIngest, now_ms: int) -> None:
-        self._repair.enqueue(market, now_ms)
+        self._repair.enqueue_request(market, now_ms)
         self._publisher.publish_state(market, now_ms)
         market.rows.log_recovery(now_ms)
 

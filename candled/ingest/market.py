@@ -141,7 +141,7 @@ class MarketIngest:
         answer = sift(rows, span)
         for row in answer.invalid:
             self.rows.drop_row(row, now_ms)
-        unreadable = answer.unreadable(span)
+        unreadable = answer.unreadable_within(span)
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
         self._judge_credibility(window, bool(rows), now_ms)
         candles = self.rows.valid_candles(answer.candles, src, asked_ms, now_ms)
@@ -181,7 +181,7 @@ class MarketIngest:
             if not self.status.is_credible and now_ms - self._reopened_ms >= _REOPEN_MS:
                 self._reopened_ms = now_ms
                 for coverage in self.coverages:
-                    coverage.reopen()
+                    coverage.reopen_unconfirmed()
                 self._idle_until_ms = 0
             self.status.is_credible = True
         elif self.coverage.covered_within(max(window.start_ms, now_ms - RECENT_MS), window.end_ms):
@@ -384,7 +384,7 @@ class MarketIngest:
     def _apply_past(self, candle: Candle, outcome: Outcome, *, confirmed: bool) -> None:
         """Process a final minute that is older than the live edge."""
         outcome.past.append(candle._replace(rev=self._revision_of_absent(candle)))
-        self.minutes.forget(candle.open_ms)
+        self.minutes.forget_minute(candle.open_ms)
         self._coverage_of(candle.open_ms).add_minute(candle.open_ms, confirmed=confirmed)
 
     def _is_live_edge(self, candle: Candle, newest_ms: int, now_ms: int) -> bool:

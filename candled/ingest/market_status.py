@@ -110,7 +110,7 @@ class MarketStatus:
         """Return why the current week is not complete."""
         if not self._rest_works:
             return "rest_unavailable"
-        is_asked = not self._coverage.unasked(_WEEK.floor(now_ms), self._rules.expected_until(now_ms))
+        is_asked = not self._coverage.unasked_within(_WEEK.floor(now_ms), self._rules.expected_until(now_ms))
         return "unconfirmed_beginning" if is_asked and self._coverage.beginning is not None else "fetching"
 
     @property

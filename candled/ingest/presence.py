@@ -108,7 +108,7 @@ class Presence:
         was_traded = self._answer is not None and self._answer.traded
         if fresh or was_traded:
             self._answer = _Answer(now_ms, traded=True)
-        elif self._covers(rows, start_ms, known, now_ms):
+        elif self._covers_silence(rows, start_ms, known, now_ms):
             # The response proves nothing about the time after its last row, no matter when it came.
             end_ms = rows[-1].open_ms + MINUTE_MS if self._publishes_empty_candles else now_ms
             self._answer = _Answer(min(now_ms, end_ms), traded=False)
@@ -117,7 +117,7 @@ class Presence:
             return "nothing"
         return "traded" if fresh else "silent"
 
-    def _covers(
+    def _covers_silence(
         self, rows: Sequence[Candle], start_ms: int, known: Callable[[int], Candle | None], now_ms: int
     ) -> bool:
         """Return whether a response without trades is about this market up to the present.

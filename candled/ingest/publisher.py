@@ -117,9 +117,9 @@ class IngestPublisher:
                 or candle.open_ms not in published.checkpointed
             ):
                 published.checkpoint_ms = candle.as_of_ms
-                self._checkpoint(market, published)
+                self._write_checkpoint(market, published)
 
-    def _checkpoint(self, market: MarketIngest, published: _Published) -> None:
+    def _write_checkpoint(self, market: MarketIngest, published: _Published) -> None:
         """Queue every minute that is not final yet and that changed since the last checkpoint for the store."""
         forming = {candle.open_ms: candle for candle in market.minutes.forming}
         for open_ms, candle in forming.items():

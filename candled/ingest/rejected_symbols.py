@@ -32,7 +32,7 @@ class RejectedSymbols:
         rejection.retry_at = now + min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(rejection.count, 30))
         rejection.count += 1
 
-    def remove(self, symbol: Symbol) -> None:
+    def remove_symbol(self, symbol: Symbol) -> None:
         """Record that a symbol delivered candles."""
         self._known.pop(symbol, None)
 

@@ -90,7 +90,7 @@ class RepairScheduler:
         self._retry_at.pop(symbol, None)
         self._backoffs.pop(symbol, None)
 
-    def enqueue(self, market: MarketIngest, now_ms: int) -> None:
+    def enqueue_request(self, market: MarketIngest, now_ms: int) -> None:
         """Queue a market if a request is due."""
         symbol = market.key.symbol
         is_resting = self._clock.monotonic() < self._retry_at.get(symbol, 0.0)
@@ -122,7 +122,7 @@ class RepairScheduler:
                     await self._request_window(market, window)
             finally:
                 self._busy.discard(market.key.symbol)
-            self.enqueue(market, self._time.now_ms())
+            self.enqueue_request(market, self._time.now_ms())
 
     async def _request_window(self, market: MarketIngest, window: Window) -> None:
         symbol = market.key.symbol
@@ -174,7 +174,7 @@ class RepairScheduler:
             self._searches.pop(symbol, None)
             return
         pauses, due_at = self._searches.get(symbol, (Backoff(first_s=_EVIDENCE_S, most_s=_EVIDENCE_MOST_S), 0.0))
-        if self._clock.monotonic() < due_at or market.coverage.unasked(beginning.start_ms, first_ms):
+        if self._clock.monotonic() < due_at or market.coverage.unasked_within(beginning.start_ms, first_ms):
             return
         self._searches[symbol] = pauses, self._clock.monotonic() + pauses.on_failure()
         span, listed_ms = Range(beginning.start_ms, beginning.end_ms), self._listing.listed_ms(symbol)

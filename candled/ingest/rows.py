@@ -24,7 +24,7 @@ class Answer:
     #: Rows that are not valid candles, or that contradict each other.
     invalid: list[InvalidRow] = field(default_factory=list)
 
-    def unreadable(self, span: Range) -> RangeSet:
+    def unreadable_within(self, span: Range) -> RangeSet:
         """Return the minutes of `span` that have a row, but no valid candle.
 
         If the time of a row is unreadable, it may belong to any minute without a candle.

@@ -146,7 +146,7 @@ class Backfiller:
     async def _request_window(self, window: Window, coverage: Coverage, until_ms: int) -> None:
         span = Range(window.start_ms, window.end_ms)
         answer = await self._source.fetch_range(self._market.symbol, span)
-        candles, unreadable = answer.candles, answer.unreadable(span)
+        candles, unreadable = answer.candles, answer.unreadable_within(span)
         self._nonsense = 0
         store = self._session.store
         known: dict[int, Candle] = {}

@@ -136,7 +136,7 @@ class ExchangeCheck:
         for row in answer.invalid:
             at = iso_ms(window.start_ms if row.open_ms is None else row.open_ms)
             self._report.add_unchecked(f"{market} {interval} {at}", row.reason)
-        theirs, unreadable = answer.candles, answer.unreadable(window)
+        theirs, unreadable = answer.candles, answer.unreadable_within(window)
         if not theirs:  # not offered, or older than the history of the exchange
             return
         self._compared[interval] += len(theirs)

@@ -44,7 +44,7 @@ ANSWERS = {
 def test_an_answer_is_its_good_rows_and_the_minutes_of_the_others(rows, good, unreadable):
     answer = sift(rows, span(0, 5))
     assert [candle.open_ms for candle in answer.candles] == [minute(number).open_ms for number in good]
-    assert answer.unreadable(span(0, 5)) == RangeSet(span(number, number + 1) for number in unreadable)
+    assert answer.unreadable_within(span(0, 5)) == RangeSet(span(number, number + 1) for number in unreadable)
 
 
 def test_of_two_versions_from_two_pages_the_later_one_counts():

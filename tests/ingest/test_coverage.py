@@ -261,7 +261,7 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
             window = Window(Urgency.HISTORY, ms(first), ms(first + length))
             held.on_answer(window, ms(70), NOW_MS + step * 500_000, is_believed=data.draw(st.booleans()))
         elif what == "reopen":
-            held.reopen()
+            held.reopen_unconfirmed()
         elif what == "evidence":
             said = st.sampled_from([{"begins_ms": ms(first)}, {"has_before": True}, {"is_contradicted": True}, {}])
             held.apply_evidence(Evidence(**data.draw(said)), NOW_MS + step * 500_000)
@@ -275,7 +275,7 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
     assert all(left[1] <= right[0] for left, right in pairwise(spans))
     for start_ms, end_ms in spans:
         assert not held.covered_within(start_ms, end_ms)
-        assert not held.unasked(start_ms, end_ms)
+        assert not held.unasked_within(start_ms, end_ms)
     for known_gap in held.known_gaps:
         assert bool(held.missing_within(known_gap.start_ms, known_gap.end_ms)) == (known_gap.reason == "unconfirmed")
         assert known_gap.reason != "beyond_history" or known_gap.end_ms <= (held.first_ms or ms(1000))
@@ -353,6 +353,6 @@ def test_many_gaps_cost_time_in_proportion():
     assert held.missing_within(MONDAY_MS, ms(2 * gaps)).total_ms == gaps // 2 * MINUTE_MS
     held.recheck_since(ms(2 * gaps - 1440))
     assert held.unconfirmed.minute_count == 720
-    held.reopen()
+    held.reopen_unconfirmed()
     assert len(held.known_gaps) == gaps // 2
     assert deadlines.now() - began <= 10

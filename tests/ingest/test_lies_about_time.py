@@ -30,7 +30,7 @@ async def test_one_frame_ends_no_minute_and_stops_no_chart(lie, machine_ms):
     await site.run(25)
     assert site.clock.true_ms - site.shown_at_ms <= 2_000
     assert len(site.minutes) - before >= 20
-    await site.run(240)
+    await site.run(160)
     check(site)
     assert site.health["parity"]["mismatched24h"] == 0
     await site.stop()
@@ -42,7 +42,7 @@ async def test_the_first_frames_may_lie(lie):
     site = await started(stamp=lie)
     await site.run(1)
     site.exchange.stamp = lambda ms: ms
-    await site.run(240)
+    await site.run(160)
     check(site)
     await site.stop()
 
@@ -51,7 +51,7 @@ async def test_the_first_frames_may_lie(lie):
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 async def test_a_stream_that_lies_for_good_is_not_believed_but_its_candles_are(lie):
     site = await started(stamp=lie)
-    await site.run(400)
+    await site.run(200)
     check(site)
     await site.stop()
 
@@ -61,7 +61,7 @@ async def test_a_stream_that_lies_for_good_is_not_believed_but_its_candles_are(l
 @pytest.mark.parametrize("which", ["rest_stamp", "date", "both"])
 async def test_rest_that_lies_about_the_time_is_still_right_about_minutes(lie, which):
     site = await started(**dict.fromkeys(("rest_stamp", "date") if which == "both" else (which,), lie))
-    await site.run(400)
+    await site.run(200)
     check(site)
     await site.stop()
 

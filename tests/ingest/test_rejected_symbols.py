@@ -98,7 +98,8 @@ async def test_evidence_from_the_stream_beats_the_list(listed):
         assert (unlisted is not None) == bool(listed)
         lists = site.exchange.lists
         site.exchange.listed = [Market(symbol=BTC, price_decimals=2)]
-        await site.leap(3700)
+        await site.leap(3600)
+        await site.run(100)
         assert site.exchange.lists > lists
         assert (site.market["trouble"], site.state) == (None, ("live", None))
 
@@ -113,5 +114,6 @@ async def test_a_market_that_is_listed_after_the_start_comes_by_itself():
         assert site.state == ("stale", "not_listed")
         assert site.market["trouble"].startswith("virtual does not list BTC/USDT, did you mean BTC/USDC?")
         site.exchange.listed, site.exchange.stream, site.exchange.rest = [Market(symbol=BTC)], "up", "up"
-        await site.leap(3700)
+        await site.leap(3600)
+        await site.run(100)
         assert (site.state, site.market["missingMinutes"]) == (("live", None), 0)

@@ -297,8 +297,8 @@ class Site:
 
     async def leap(self, seconds: float) -> None:
         """Let time pass with one look at the end: for hours in which nothing changes."""
-        await self.clock.leap(seconds - 60)
-        await self.clock.advance(60)
+        await self.clock.leap(seconds - 20)
+        await self.clock.advance(20)
 
     @property
     def health(self) -> dict[str, Any]:
