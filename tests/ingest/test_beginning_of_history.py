@@ -194,7 +194,7 @@ async def test_a_success_with_nothing_in_the_middle_leaves_no_hole(second, empty
         for _ in range(10):
             await site.leap(300)
             assert site.state[0] in ("stale", "recovering")
-        assert site.market["missingMinutes"] >= 45
+        assert site.market["missingMinutes"] >= 40
         site.exchange.stream = site.exchange.rest = "up"
         await site.run(900)
         assert (site.state, site.market["missingMinutes"], site.market["holes"]["count"]) == (("live", None), 0, 0)
