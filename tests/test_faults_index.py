@@ -51,6 +51,7 @@ def test_every_fault_has_a_test_that_names_it(number):
     assert told().get(number)
 
 
+@pytest.mark.slow
 def test_no_test_names_a_fault_that_is_none():
     assert set(told()) == set(range(1, 17))
 

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def library_bases(kind: type) -> list[type]:
     return [base for base in kind.__mro__ if base.__module__.partition(".")[0] in LIBRARIES]
 
 
+@cache
 def private_names(kind: type) -> set[str]:
     """The private attributes that a class of a library sets or defines."""
     names = {name for name in vars(kind) if name.startswith("_") and not name.startswith("__")}

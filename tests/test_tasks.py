@@ -74,6 +74,7 @@ async def test_cancelling_ends_all_tasks_and_those_that_they_start_and_logs_noth
     assert not caplog.records
 
 
+@pytest.mark.slow
 async def test_a_cancellation_that_a_library_turns_into_an_error_is_repeated(caplog):
     tasks, swallowed = TaskSet(), []
 
@@ -99,6 +100,7 @@ async def test_a_cancellation_that_a_library_turns_into_an_error_is_repeated(cap
     assert not tasks
 
 
+@pytest.mark.slow
 async def test_a_task_is_kept_while_it_runs_and_forgotten_afterwards():
     tasks, go = TaskSet(), asyncio.Event()
     running = weakref.ref(tasks.start(go.wait()))

@@ -48,6 +48,7 @@ async def market() -> Market:
     return started
 
 
+@pytest.mark.slow
 async def test_bars_that_nobody_asked_for_are_few_in_memory():
     started = await market()
     before = started.stored.queries
@@ -56,6 +57,7 @@ async def test_bars_that_nobody_asked_for_are_few_in_memory():
     assert not started.bars.is_loaded(BTC, FIVE, 300)
 
 
+@pytest.mark.slow
 async def test_more_bars_than_memory_has_are_read_and_come_whole():
     started = await market()
     for interval, count in ((MINUTE, 1000), (FIVE, 700)):
@@ -82,6 +84,7 @@ async def test_bars_between_what_is_kept_and_what_is_there_are_not_shown_as_all(
         await started.run(31)
 
 
+@pytest.mark.slow
 async def test_why_a_market_is_not_well_is_among_the_facts_of_its_feed_until_it_is_well():
     started = await market()
     for state, reason, trouble in (("stale", "rest_unavailable", "no route to host"), ("live", "", "")):

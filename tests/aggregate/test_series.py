@@ -110,6 +110,7 @@ def test_a_series_gives_back_what_was_put_whatever_the_order_and_the_digits(data
         plain.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["btcusdt-week.csv.gz", "ethusd-thin-week.csv.gz", "bitget-usdt-futures-ewzusdt.csv.gz"]
 )

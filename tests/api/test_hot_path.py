@@ -68,6 +68,7 @@ def comparable(answer):
     return answer.status, headers, answer.body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {},
     {"server": ServerSettings(allowed_origins=("https://a.example",), prefix="/here")},
@@ -109,6 +110,7 @@ def _blind(answer):
     return status, [(name, tag if name == "etag" else value) for name, value in headers.items()], body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", HOT)
 async def test_these_are_answered_without_a_handler(seen, stage, path):
     stage.push(minute(COUNT))
@@ -167,6 +169,7 @@ PLAIN = b"GET /api/v3/ping HTTP/1.1\r\nHost: x\r\n\r\n"
 BODY = b"GET /api/v3/ping HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "count", "hot"),
     [
@@ -200,6 +203,7 @@ async def test_requests_are_told_apart_however_they_arrive(seen, stage, parts, c
     await writer.wait_closed()
 
 
+@pytest.mark.slow
 async def test_a_client_that_does_not_read_gets_no_more_than_one_answer_ahead(seen, stage):
     """Tornado waits until an answer is sent before it reads the next request."""
     port = stage.server.listen()
@@ -230,6 +234,7 @@ async def test_a_client_that_leaves_during_an_answer_disturbs_no_one(stage, capl
     assert not caplog.records
 
 
+@pytest.mark.slow
 async def test_tornado_reads_a_request_from_time_to_time_so_that_it_knows_the_connection_is_used(seen, stage):
     reader, writer = await asyncio.open_connection("127.0.0.1", stage.server.listen())
     for _ in range(2):

@@ -198,6 +198,7 @@ async def test_a_connection_begins_with_each_bar_whose_close_is_still_to_come(se
     assert ear.on_close == [FIRST]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops_s", [-3.0, -0.5, 0.5, 1.5, 3.0, 5.0, 8.0])
 @pytest.mark.parametrize("away_s", [0.5, 3.0, 30.0])
 async def test_after_a_restart_around_a_minutes_end_no_stream_goes_back(stops_s, away_s):

@@ -99,6 +99,7 @@ async def test_combined_is_a_property(stage, connect):
 UNKNOWN = "Invalid request: unknown method, expected one of "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "code", "text"),
     [
@@ -251,6 +252,7 @@ METHOD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "said", "heard"),
     [

@@ -88,6 +88,7 @@ ILLEGAL = "Illegal characters found in parameter '{}'; legal range is '^[0-9]{{1
 MISSING = "Mandatory parameter '{}' was not sent, was empty/null, or malformed."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "code", "message"),
     [

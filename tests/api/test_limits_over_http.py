@@ -32,6 +32,7 @@ async def test_a_thousand_requests_with_forged_headers_are_a_hundred_answers(htt
     assert [answer.status for answer in answers[:101]] == [200] * 100 + [429]
 
 
+@pytest.mark.slow
 @pytest.mark.stage(limits=LimitSettings(), server=ServerSettings(trusted_proxies=("127.0.0.1",)))
 async def test_256_addresses_of_one_56_are_one_client(http_port):
     asked = [(PATH, {"X-Forwarded-For": f"2001:db8:0:12{number:02x}::{number + 1:x}"}) for number in range(256)]

@@ -26,6 +26,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text(
 several_markets = pytest.mark.stage(minutes={BTC: [], ETH: [], FUTURE: []})
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 @several_markets
 async def test_the_description_is_valid(fetch):

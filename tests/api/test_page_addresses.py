@@ -39,6 +39,7 @@ async def redirected(fetch, path: str) -> str:
     return urljoin(path, answer.headers["Location"])
 
 
+@pytest.mark.slow
 async def test_a_closed_page_has_an_address_whose_answer_caches_keep(stage, fetch):
     stage.push(minute(COUNT))
     address = await redirected(fetch, PATH)
@@ -56,6 +57,7 @@ async def test_a_closed_page_has_an_address_whose_answer_caches_keep(stage, fetc
     assert (known.code, known.body, known.headers["Cache-Control"]) == (304, b"", answer.headers["Cache-Control"])
 
 
+@pytest.mark.slow
 async def test_a_revision_changes_the_address_and_the_old_one_redirects(stage, fetch):
     stage.push(minute(COUNT))
     old = await redirected(fetch, PATH)
@@ -70,6 +72,7 @@ async def test_a_revision_changes_the_address_and_the_old_one_redirects(stage, f
     assert known.code == 304  # what the client has is the answer of that address
 
 
+@pytest.mark.slow
 async def test_the_page_with_the_forming_bar_has_no_revision(stage, fetch):
     stage.push(minute(COUNT))
     newest = (NOW // (MOST_BARS * MINUTE_MS)) - FIRST
@@ -81,6 +84,7 @@ async def test_the_page_with_the_forming_bar_has_no_revision(stage, fetch):
     assert "rev" not in await redirected(fetch, f"{path}&rev=0123456789abcdef")
 
 
+@pytest.mark.slow
 async def test_pages_contain_every_bar_once(stage, fetch):
     stage.push(minute(COUNT))
     path, found = PATH.replace(str(FIRST), str(FIRST - 1)), []
@@ -93,6 +97,7 @@ async def test_pages_contain_every_bar_once(stage, fetch):
     assert found == sorted(found)
 
 
+@pytest.mark.slow
 async def test_a_page_of_the_past_is_read_and_encoded_once(stage, fetch, monkeypatch):
     stage.push(minute(COUNT))
     path = f"/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=1000&startTime={MONDAY_MS}"

@@ -242,6 +242,7 @@ async def test_an_answer_makes_the_bars_that_it_shows_and_none_the_next_time(sta
     assert counts[4] <= limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [
     "/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=100",
     "/api/candles?symbol=BTC/USDT&interval=1m&limit=100",

@@ -101,6 +101,7 @@ A_LIMIT = "a whole number from 1 to 1000"
 PARAMETERS = "symbol, exchange, interval, limit, from, to, format, numbers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "status", "code", "message"),
     [
@@ -185,6 +186,7 @@ async def test_a_head_is_the_answer_without_its_body(fetch):
         assert head.headers[name] == whole.headers[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
 @pytest.mark.stage(minutes=2500)
 async def test_a_head_of_a_streamed_answer_says_nothing_of_its_length_or_version(
@@ -276,6 +278,7 @@ def of_quotes(answer) -> dict[str, object]:
     return {name: answer["d"][0]["v"][key] for name, key in names.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "read"),
     [
@@ -339,6 +342,7 @@ VARIED = [
 VARIED[7] = VARIED[7]._replace(quote_volume=Decimal("123.4500"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
 @pytest.mark.stage(minutes={BTC: VARIED})
 async def test_bulk_formats_hold_the_whole_range_and_the_same_numbers(stage, fetch, kind):
@@ -400,6 +404,7 @@ async def test_a_bulk_answer_is_read_from_the_store_as_fast_as_the_client_takes_
     writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("http_server")
 @pytest.mark.stage(minutes=5000)
 async def test_a_bulk_answer_that_cannot_go_on_is_broken_off_and_never_looks_whole(stage, http_port, monkeypatch):
@@ -497,6 +502,7 @@ async def test_coverage_is_told_by_day_with_holes_and_their_reasons(stage, get):
     assert second["days"] == [days[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes={BTC: GAPPY, ETH: [minute(0, final=True), minute(2, final=True)]}, now_ms=LATER)
 async def test_gaps_are_told_newest_first(stage, get):
     with_gaps(stage)

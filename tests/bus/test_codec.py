@@ -66,6 +66,7 @@ TOKENS = st.integers(1, 9 * 10**15 - 1)
 POSITIONS = st.builds(Position, st.builds(epoch_of, st.integers(0, 9), TOKENS), st.integers(1, 10**12))
 
 
+@pytest.mark.slow
 @given(MESSAGES, POSITIONS)
 def test_what_is_written_is_what_is_read(message, position):
     assert decode_message(BTC, encode_message(message, position)) == (message, position)

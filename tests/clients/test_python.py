@@ -138,6 +138,7 @@ def test_bars_become_a_polars_frame():
     assert Bars().to_polars().schema["time"].time_zone == "UTC"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="needs pandas: pip install 'candled[pandas]'")
 def test_bars_become_a_pandas_frame():
     frame = Bars([bar_at(0), bar_at(1)]).to_pandas()
@@ -210,6 +211,7 @@ async def test_after_a_drop_it_asks_for_what_changed(extended: Scripted, reading
         assert is_settled(extended, BTC, reader.stream)()
 
 
+@pytest.mark.slow
 async def test_after_a_restart_that_forgot_it_loads_anew(extended: Scripted, reading: Reading) -> None:
     async with connected(extended) as client:
         reader = reading(client.bars(*BTC, initial_bars=30))
@@ -251,6 +253,7 @@ async def test_who_reads_slowly_gets_the_newest_state_of_each_bar(server: Script
         assert shown(given) == server.fresh(BTC, 2)
 
 
+@pytest.mark.slow
 async def test_streams_share_one_socket_and_end_alone(server: Scripted, reading: Reading) -> None:
     async with connected(server) as client:
         first, second, third = client.bars(*BTC), client.bars(*ETH, initial_bars=10), client.bars(*BTC)

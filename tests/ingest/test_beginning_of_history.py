@@ -118,6 +118,7 @@ def test_evidence_names_the_minutes_before_the_first(evidence, reasons, is_compl
     )
 
 
+@pytest.mark.slow
 def test_what_another_source_has_is_asked_for_without_an_end_and_never_believed_absent():
     one, looks = coverage(), 0
     asked(one, START_MS)

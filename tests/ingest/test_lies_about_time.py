@@ -88,6 +88,7 @@ async def test_rest_corrects_a_minute_whose_stored_stamp_is_in_the_future(ahead_
     await site.stop()
 
 
+@pytest.mark.slow
 async def test_a_minute_that_the_stream_got_wrong_is_corrected_and_counted():
     site = await started()
     await site.run(150)
@@ -102,6 +103,7 @@ async def test_a_minute_that_the_stream_got_wrong_is_corrected_and_counted():
     await site.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_ms", [2 * HOUR, -2 * HOUR, YEAR])
 async def test_setting_this_machines_clock_changes_nothing(by_ms):
     site = await started()

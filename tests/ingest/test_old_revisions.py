@@ -27,6 +27,7 @@ async def reconnect(site: Site) -> Site:
 AGES = [pytest.param(minutes, id=f"{minutes} min") for minutes in (61, 120, 300)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age", AGES)
 @pytest.mark.parametrize("occasion", [restart, reconnect])
 async def test_a_revision_of_an_old_minute_is_taken_counted_and_told(age, occasion):

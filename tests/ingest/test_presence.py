@@ -184,6 +184,7 @@ async def test_a_market_without_trades_is_quiet_by_rests_word_and_costs_about_a_
         assert site.state == ("live", None)
 
 
+@pytest.mark.slow
 async def test_the_pace_of_polling_leaves_most_of_the_budget():
     async with running() as site:
         await site.run(120)

@@ -65,6 +65,7 @@ def test_an_impossible_candle_is_refused(row):
         Candle.parse(*row)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(PRICES, VOLUMES, st.none() | VOLUMES), min_size=1, max_size=50))
 def test_folding_adds_exactly(rows):
     parts = [
@@ -92,6 +93,7 @@ VERSIONS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(VERSIONS, min_size=2))
 def test_versions_are_in_a_total_order(versions):
     def newest(order):

@@ -86,6 +86,7 @@ def test_gaps_are_split_at_midnight(whole, gaps, expected):
     assert list(split_by_day(gaps, span(*whole))) == [(span(*day), some) for day, some in expected]
 
 
+@pytest.mark.slow
 def test_no_other_module_computes_gaps_or_lists_reasons():
     root = Path(candled.__file__).parent
     making = {}

@@ -248,6 +248,7 @@ async def test_while_a_broadcast_is_under_way_the_newest_state_waits_and_no_othe
     assert {tuple(bar["volume"] for bar in chart.updates) for chart in charts} == {(2, 7)}
 
 
+@pytest.mark.slow
 async def test_a_large_room_is_told_afresh_in_turns():
     one = await stage()
     charts = [one.join() for _ in range(1200)]
@@ -262,6 +263,7 @@ async def test_a_large_room_is_told_afresh_in_turns():
     assert all(len(chart.initials) == 2 for chart in charts)
 
 
+@pytest.mark.slow
 async def test_who_leaves_while_it_waits_for_its_turn_is_not_asked_for_it():
     one = await stage()
     charts = [one.join() for _ in range(700)]

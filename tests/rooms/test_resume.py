@@ -196,6 +196,7 @@ async def test_a_position_that_proves_nothing_is_answered_with_everything(resume
     assert "recovered" not in socket.heard[-1]
 
 
+@pytest.mark.slow
 async def test_a_chart_goes_on_at_another_process_that_follows_the_same_feed():
     """Positions belong to the feed: what one process told, another can take up."""
     bus = MemoryBus("one")
@@ -306,6 +307,7 @@ async def test_one_who_comes_back_is_no_reason_to_tell_the_others_everything_afr
     assert texts(again.chart())[-60:] == texts(other.chart())[-60:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("away_s", [0.1, 2.0, 70.0])
 async def test_where_a_chart_is_in_the_feed_is_told_also_while_the_end_of_a_bar_is_open(away_s):
     one, fields = await stage(), {"fields": ["final", "seq"]}

@@ -131,6 +131,7 @@ def test_an_hour_of_twenty_changes_a_second_never_exceeds_one_update_a_second_an
         assert [bar.open_ms for _, bar in sent[span]] == sorted(bar.open_ms for _, bar in sent[span])
 
 
+@pytest.mark.slow
 def test_rooms_that_change_together_have_their_turns_apart_and_none_is_slower_for_it():
     spreads = [number / 1000 for number in range(100)]
     rooms = [pace() for _ in spreads]

@@ -233,6 +233,7 @@ def test_a_message_with_anything_wrong_in_it_is_noticed(messages):
     assert [text for text, mutant in made if is_answer(mutant)] == []
 
 
+@pytest.mark.slow
 def test_clients_that_did_not_ask_get_specified_messages_only(messages):
     """The document's own division: what `tell` holds needs no more keys than the specification has."""
     plain = {reference["$ref"].rsplit("/", 1)[1] for reference in DOCUMENT["operations"]["tell"]["messages"]}

@@ -279,6 +279,7 @@ async def test_a_bar_whose_end_stays_open_is_passed_over_and_made_good_later():
     assert plain.chart().bars[-5:] == correcting.chart().bars[-5:] == fresh(one, "1m", 5, fields=["final"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [[], ["final"]])
 async def test_closed_clients_get_each_final_bar_once_when_it_becomes_final(fields):
     one = await stage()

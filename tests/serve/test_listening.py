@@ -193,6 +193,7 @@ def test_hosts_that_cannot_work_are_refused(tmp_path, written, problem):
     assert only.endswith(f": {problem}")
 
 
+@pytest.mark.slow
 async def test_several_processes_share_a_port_if_all_of_them_want_to(tmp_path):
     reuse = ServerSettings(host=("127.0.0.1", "::1"), port=free_port(), reuse_port=True)
     for name in ("one", "two", "three"):

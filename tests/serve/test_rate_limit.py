@@ -104,6 +104,7 @@ async def test_millions_of_addresses_cost_bounded_memory_and_ended_windows_none(
     assert len(counter) == 1
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 40)), max_size=60))
 async def test_each_key_has_a_window_of_its_own_that_its_first_request_begins(requests):
     clock = ManualClock()

@@ -275,6 +275,7 @@ class StoreContract:
         for interval in LONGER:
             assert everything(store, BTC, interval) == sums(minutes, interval)
 
+    @pytest.mark.slow
     def test_a_thin_real_market_shows_exactly_its_missing_minutes(self, store):
         minutes = recorded("ethusd-thin-week.csv.gz")
         store.write_minutes([(BTC, candle) for candle in minutes])
@@ -617,6 +618,7 @@ class StoreContract:
         assert everything(again, BTC, W1) == [folded(minute(0))]
         assert again.read_forming(BTC) == [minute(1, final=False)]
 
+    @pytest.mark.slow
     def test_a_new_interval_is_folded_from_stored_minutes(self, open_store):
         # far apart, because old minutes are folded in several steps
         minutes = [*recorded("btcusdt-week.csv.gz")[:3000], minute(60_000), minute(200_000)]
@@ -710,6 +712,7 @@ class StoreContract:
         assert deadlines.now() - started < 5
         assert not asked_in_vain.is_set()
 
+    @pytest.mark.slow
     def test_readers_never_see_half_a_batch(self, store):
         done = threading.Event()
 

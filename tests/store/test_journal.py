@@ -183,6 +183,7 @@ def test_what_is_done_frees_its_space_for_further_rows(open_journal, directory):
     assert disk_bytes(directory) < size + 50_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit_bytes", [64_000, 1_000_000, 10_000_000])
 def test_the_limit_is_the_size_on_disk(open_journal, directory, limit_bytes):
     journal = open_journal(limit_bytes=limit_bytes)
@@ -387,6 +388,7 @@ for most in range(3, 8):
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_free_descriptors_does_not_call_its_files_damaged(open_journal, directory):
     open_journal().append_rows(some(0, 3))
     open_journal().close()
@@ -424,6 +426,7 @@ def test_text_files_come_in_their_order(open_journal, directory):
     assert drained(open_journal()) == some(10, 40)
 
 
+@pytest.mark.slow
 def test_a_text_file_longer_than_a_block_of_reading_is_read_whole(open_journal, directory):
     directory.mkdir()
     expected = some(0, 20_000)

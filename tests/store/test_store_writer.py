@@ -181,6 +181,7 @@ async def test_a_batch_refused_for_good_is_dropped_and_the_next_is_written(write
     assert (writer.describe()["state"], everything(store, BTC, MINUTE)) == ("ok", [minute(1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [[0], [2999], [7, 1500, 1501, 2998], list(range(100, 110))])
 async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer, store, bad, caplog):
     for at in range(3000):

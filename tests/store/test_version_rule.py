@@ -142,6 +142,7 @@ def spelled(candle: Candle) -> tuple[Any, ...]:
     return candle.open_ms, tuple(map(str, candle.values)), candle.as_of_ms, candle.final, candle.rev, candle.src
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in MERGED.items()])
 def test_every_writer_keeps_the_same_version(merge: Merge, case: Case) -> None:
     expected = case.known if case.rev is None else case.new._replace(rev=case.rev, src=case.src)
@@ -149,6 +150,7 @@ def test_every_writer_keeps_the_same_version(merge: Merge, case: Case) -> None:
     assert spelled(kept) == spelled(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in MERGED.items()])
 def test_the_same_version_of_a_forming_minute_without_counting_a_revision(merge: Merge, case: Case) -> None:
     known, new = case.known._replace(final=False), case.new._replace(final=False)

@@ -64,6 +64,7 @@ def test_no_other_command_makes_tables(tmp_path, capsys, arguments, init):
     assert not (tmp_path / "new.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_folder")
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
 @pytest.mark.parametrize("init", [True, False])

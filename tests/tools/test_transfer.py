@@ -270,6 +270,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(config, store, tmp_path, capsys
     assert len(minutes(store)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -141,6 +141,7 @@ def test_the_second_frame_of_a_room_waits_for_the_first():
     assert all(link.got == [ONE, TWO] for link in links)
 
 
+@pytest.mark.slow
 def test_of_a_bar_that_waits_for_its_turn_only_the_newest_state_is_sent():
     """However long a list takes, what waits for it does not grow."""
     loop = Loop()

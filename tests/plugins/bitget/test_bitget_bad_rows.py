@@ -135,6 +135,7 @@ SPOILED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 @pytest.mark.parametrize("days_ago", [1, 35])
 async def test_a_window_with_bad_rows_has_all_the_others(spoil, days_ago):

@@ -131,6 +131,7 @@ async def test_history_that_begins_in_the_window_is_found_whole(fake, http):
     assert len(candles) == 499
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pages_count_rows", [True, False])
 @pytest.mark.parametrize("days_ago", [1, 35])
 async def test_a_hole_of_the_exchange_wider_than_a_page_hides_nothing_before_it(fake, http, days_ago, pages_count_rows):

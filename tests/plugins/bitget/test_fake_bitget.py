@@ -202,6 +202,7 @@ async def test_who_subscribes_twice_is_acknowledged_twice_and_gets_a_second_snap
     assert fake.subscribes["ETHUSDT"] == 2
 
 
+@pytest.mark.slow
 async def test_who_unsubscribes_hears_no_more(fake, client):
     await client.subscribe()
     [frame] = client.feed.unsubscribe([ETH])
@@ -287,6 +288,7 @@ async def test_a_frame_beyond_4096_bytes_ends_the_connection(fake, client):
     await until_closed(fake)
 
 
+@pytest.mark.slow
 async def test_more_than_240_subscriptions_an_hour_end_the_connection(fake, client):
     for _ in range(240):
         await client.socket.write_message('{"op":"subscribe","args":[]}')
@@ -339,6 +341,7 @@ async def test_a_mute_subscription_is_acknowledged_and_never_sends(fake, client)
     assert await client.watch(5) == []
 
 
+@pytest.mark.slow
 async def test_a_late_final_comes_after_the_first_row_of_the_next_minute(fake, client):
     fake.late_final(ETH, by_s=1.5)
     await client.subscribe()
@@ -350,6 +353,7 @@ async def test_a_late_final_comes_after_the_first_row_of_the_next_minute(fake, c
     assert last_versions(events)[START_MS] == final_values(fake, ETH, START_MS, START_MS + MINUTE_MS)[START_MS]
 
 
+@pytest.mark.slow
 async def test_a_skipped_push_leaves_the_minute_incomplete_in_the_stream_but_not_over_rest(fake, client):
     fake.skip_push(ETH)
     await client.subscribe()
@@ -379,6 +383,7 @@ async def test_a_half_open_connection_neither_answers_nor_ends(fake, client):
     assert fake.open_connections == 1
 
 
+@pytest.mark.slow
 async def test_dropped_connections_end_without_a_close_frame(fake, client):
     await client.subscribe()
     fake.drop_all()
@@ -405,6 +410,7 @@ async def test_a_short_age_makes_a_storm_of_reconnects(fake, connect):
     assert fake.connections == 3
 
 
+@pytest.mark.slow
 async def test_minutes_the_exchange_does_not_have_are_neither_pushed_nor_in_snapshots_nor_over_rest(fake, client):
     gap = (START_MS - 10 * MINUTE_MS, START_MS + MINUTE_MS)
     fake.missing_minutes(ETH, gap)
@@ -465,6 +471,7 @@ async def test_beyond_a_month_candles_are_empty_and_history_goes_on(fake):
     assert len((await get(fake, HISTORY, **futures(endTime=end_ms, limit=5)))[1]["data"]) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "query", "code"),
     [
@@ -506,6 +513,7 @@ async def test_the_time_is_the_exchanges(fake):
     assert body["data"] == {"serverTime": str(START_MS + 1234)}
 
 
+@pytest.mark.slow
 async def test_requests_are_remembered_with_their_windows(fake):
     await get(fake, HISTORY, **futures(endTime=START_MS, limit=3))
     [request] = fake.requests_to("history-candles")

@@ -54,6 +54,7 @@ def test_less_than_an_hour_cannot_be_looped() -> None:
         recording(59)
 
 
+@pytest.mark.slow
 @given(at=st.integers(0, 4 * 10**7), loops=st.integers(-3, 3))
 def test_a_minute_has_the_values_it_had_a_loop_ago(at: int, loops: int) -> None:
     rec = recording(130)
@@ -134,6 +135,7 @@ def candles(draw: st.DrawFn) -> Candle:
     return Candle(MONDAY_MS, open_, high, low, close, draw(volumes), draw(st.none() | volumes)).checked()
 
 
+@pytest.mark.slow
 @given(candle=candles(), moments=st.lists(st.integers(0, MINUTE_MS - 1), min_size=2).map(sorted))
 def test_growth_is_possible_at_every_moment_never_shrinks_and_stays_within_the_minute(
     candle: Candle, moments: list[int]
@@ -157,6 +159,7 @@ def test_growth_is_possible_at_every_moment_never_shrinks_and_stays_within_the_m
         assert earlier.quote_volume is None or later.quote_volume >= earlier.quote_volume
 
 
+@pytest.mark.slow
 @given(candle=candles())
 def test_growth_ends_in_the_recorded_candle(candle: Candle) -> None:
     rec = playing(candle)
@@ -167,6 +170,7 @@ def test_growth_ends_in_the_recorded_candle(candle: Candle) -> None:
     assert (almost.high, almost.low) == (candle.high, candle.low)
 
 
+@pytest.mark.slow
 @given(steps=st.lists(st.integers(1, 5 * MINUTE_MS), min_size=1, max_size=40), start=st.integers(0, HOUR_MS))
 def test_whoever_listens_at_any_pace_hears_every_minute_to_its_end_and_in_order(steps: list[int], start: int) -> None:
     rec = recording(60, missing=frozenset({30}))
