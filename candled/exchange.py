@@ -199,7 +199,7 @@ class Http(Protocol):
 
         Raises:
             Unavailable: no connection, timeout, 429, 418 or 5xx. The daemon tries again later.
-            ExchangeError: another status, or a body that is not JSON. `HttpRefused` contains the status and the body.
+            ExchangeError: another status, or a body that is not JSON. `HttpRejected` contains the status and the body.
         """
 
 

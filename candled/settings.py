@@ -562,13 +562,13 @@ def _nearest(where: str, keys: Iterable[str]) -> str | None:
 
 
 def _set_variables(env: Mapping[str, str], prefix: str) -> list[str]:
-    """The variables with the prefix that are not empty; of two for one setting the more precise comes later."""
+    """Return the variables with the prefix that are not empty, those of sections before those of their keys."""
     mine = [name for name in env if name.upper().startswith(prefix) and env[name].strip()]
     return sorted(mine, key=lambda name: (name.count("__"), name))
 
 
 def _meant(rest: str, prefix: str, names: Iterable[str]) -> str:
-    """The variable that was probably meant: its section forgotten, or another one that looks like it."""
+    """Return a hint at the variable that was probably meant: one with the section added, or one of similar spelling."""
     forgotten = [known for known in names if known.endswith(f"__{rest}")]
     close = forgotten or difflib.get_close_matches(prefix + rest, list(names), n=1)
     return f", did you mean {close[0]}?" if close else ""

@@ -10,8 +10,9 @@ from candled.protocol.requests import Topic
 class RecipientConnection(Protocol):
     """A client's connection. No method raises, and none blocks.
 
-    A connection calls its client: `received` for each message, `make_initial` when the socket can take a requested
-    snapshot, `fell_behind` when more bars of a topic are queued than it keeps, and `closed` once at the end.
+    A connection calls its client: `on_client_message` for each message, `make_initial` when the socket can take a
+    requested snapshot, `on_fell_behind` when more bars of a topic are queued than it keeps, and `on_close` once at the
+    end.
 
     Only the broadcaster calls `write`. It may raise, and may take only a part of the frame. Code that replaces `write`
     must call `refresh_write` on each of `places`.

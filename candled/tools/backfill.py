@@ -71,7 +71,7 @@ class _Backfill:
     quiet: bool
 
     async def run(self) -> dict[str, Any]:
-        """Fetch the missing minutes, or count them for a dry run; return the facts."""
+        """Fetch the missing minutes, or count them for a dry run; return the result for the report."""
         until_ms = self.source.until_ms()
         end_ms = min(MINUTE.floor(self.bounds.end_ms), until_ms)
         asked = self.source.request_count

@@ -110,7 +110,7 @@ class Printer:
         self._open_time: str | None = None  # of the bar whose line has not ended yet
 
     def print_bars(self, bars: Iterable[Bar]) -> None:
-        """Print the changed ones of these bars, oldest first."""
+        """Print those of the bars that changed, oldest first."""
         for bar in bars:
             text = line(bar)
             if self._printed.get(bar["time"]) != text:
