@@ -25,7 +25,7 @@ setup(
     ],
     package_dir={"candled_plugins": "plugins", "candled_clients": "clients"},
     package_data={
-        "candled": ["py.typed", "serve/static/**/*", "store/postgres_schema/*.sql"],
+        "candled": ["py.typed", "serve/static/**/*", "store/postgres/schema/*.sql"],
         "candled_plugins.replay": ["recordings/*"],
         "candled_clients": ["js/*.js", "js/*.d.ts"],
     },

@@ -128,11 +128,6 @@ class EncodedBars:
         return self._printer.fields
 
     @property
-    def form_key(self) -> tuple[Topic, Hashable, bool]:
-        """The key in `EncodedBarCache`."""
-        return self.topic, self._printer.name, self._closed
-
-    @property
     def size_bytes(self) -> int:
         """Approximate memory in use, in bytes."""
         texts = sum(map(len, self._blobs)) + _PER_BAR * self._printer.columns * len(self._times)

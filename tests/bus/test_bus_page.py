@@ -54,7 +54,7 @@ async def test_the_listening_program_prints_what_is_published(tmp_path):
             async with deadlines.timeout(10):
                 assert await listening.stdout.readline() == b"2025-05-19T00:00:00.000Z 10 final\n"
                 leader.publish(number=1)
-                assert await listening.stdout.readline() == b"2025-05-19T00:01:00.000Z 10 running\n"
+                assert await listening.stdout.readline() == b"2025-05-19T00:01:00.000Z 10 forming\n"
         finally:
             listening.kill()
             await listening.wait()
