@@ -183,7 +183,7 @@ class ServerSettings(Settings):
     )
     warmup_wait: Duration = setting(
         "10s",
-        "how long a subscription waits for the running week to be complete before it gets what is there",
+        "how long a subscription waits until the current week is complete, before it gets the bars in memory",
         ge=timedelta(0),
     )
 
@@ -208,7 +208,7 @@ class LimitSettings(Settings):
     klines_window: Duration = setting("1m", "the length of that window", ge=_1_S)
     headers: Annotated[Distinct[Literal["legacy", "draft-6", "draft-8"]], AfterValidator(_check_headers)] = setting(
         ("legacy", "draft-6"),
-        "which headers tell the limit: X-RateLimit-*, and RateLimit-* as in a draft of the IETF, 6 or 8",
+        "headers that carry the limit: X-RateLimit-*, and RateLimit-* as in draft 6 or 8 of the IETF",
     )
 
 
@@ -224,9 +224,9 @@ class KlinesSettings(Settings):
     """Binance's klines, for bots and libraries that speak Binance."""
 
     enabled: bool = setting(False, "serve /api/v3/klines and the kline streams")
-    exchange: str | None = setting(None, "whose symbols they are; by default the first exchange's")
+    exchange: str | None = setting(None, "the exchange of these symbols; by default the first one")
     prefix: Annotated[str, matching(_PATH, "a path such as /binance")] = setting(
-        "", "what stands before these paths, such as /binance"
+        "", "prefix of these paths, such as /binance"
     )
 
 
@@ -234,15 +234,15 @@ class IngestSettings(Settings):
     """The way candles are read from exchanges."""
 
     backfill: Duration = setting(
-        "30d", "how far back a fresh store is filled; the running week always is", ge=timedelta(0)
+        "30d", "how far back a new store is filled; the current week always is", ge=timedelta(0)
     )
     grace_period: Duration = setting(
         "6s",
-        "how long after its successor opened the late versions of a minute are waited for before it is final",
+        "how long candled waits for late versions of a minute, once the next one has opened, before it is final",
         ge=timedelta(0),
         le=timedelta(minutes=5),
     )
-    quiet_after: Duration = setting("1m", "after which silence of a symbol the exchange is asked by REST", ge=_1_S)
+    quiet_after: Duration = setting("1m", "how long a symbol may be silent before candled checks it over REST", ge=_1_S)
     confirm: bool = setting(
         True, "compare each final minute with the exchange's REST API once, within the request budget"
     )
@@ -271,13 +271,15 @@ class StoreSettings(Settings):
     flush_interval: Duration = setting(
         "250ms", "how long candles are gathered before they are written together", ge=timedelta(milliseconds=1)
     )
-    journal: str = setting("candled.journal", 'the folder where candles wait while the store is away; "" for none')
-    journal_limit: Size = setting("256MB", "how large that folder may grow", ge=ByteSize(64 * 10**3))
+    journal: str = setting(
+        "candled.journal", 'folder of the candles that wait while the store is unavailable; "" for none'
+    )
+    journal_limit: Size = setting("256MB", "the largest size of that folder", ge=ByteSize(64 * 10**3))
     compress_after: Duration = setting(
         "14d", "TimescaleDB compresses minutes older than this, in whole days; 0s for never", ge=timedelta(0)
     )
     retention: Duration = setting(
-        "0s", "PostgreSQL drops minutes older than this, in whole days; 0s keeps them for ever", ge=timedelta(0)
+        "0s", "PostgreSQL drops minutes older than this, in whole days; 0s keeps them forever", ge=timedelta(0)
     )
 
 
@@ -291,7 +293,7 @@ class BusSettings(Settings):
     )
     prefix: Annotated[
         str, matching(r"[^{}*?\[\]\s]*", "letters, digits and signs such as : and -, without blanks and brackets")
-    ] = setting("", "stands before every channel and key, for several candleds on one Redis")
+    ] = setting("", "prefix of every channel and key, for several candleds on one Redis")
     lease: Duration = setting(
         "6s",
         "how long an ingest process may be silent before another takes over",
@@ -309,8 +311,8 @@ class LogSettings(Settings):
 class ExchangeKeys(Settings):
     """The daemon's own keys of each exchange; the other keys under its name belong to its plugin."""
 
-    symbols: Distinct[WrittenSymbol] = setting(("BTC/USDT",), "which markets, written BASE/QUOTE", min_length=1)
-    plugin: str | None = setting(None, "which exchange of a plugin it is; by default the one of the same name")
+    symbols: Distinct[WrittenSymbol] = setting(("BTC/USDT",), "markets, written BASE/QUOTE", min_length=1)
+    plugin: str | None = setting(None, "the plugin's exchange; by default the one of the same name")
     proxy: str | None = setting(
         None, "http://user:password@host:port, socks5h://…, or direct; by default the environment decides"
     )
@@ -332,7 +334,7 @@ class Config(Settings):
     """All settings. `exchanges` are in the order of the file: the first is the default of the wire protocol."""
 
     server: ServerSettings = setting(ServerSettings(), "how clients reach the server")
-    roles: Distinct[Literal["ingest", "serve"]] = setting(ROLES, "what this process does")
+    roles: Distinct[Literal["ingest", "serve"]] = setting(ROLES, "the work of this process")
     exchanges: Annotated[tuple[ExchangeConfig, ...], Written("a mapping by name", tuple, {})] = setting(
         (), "the exchanges, by name; the first is the default one"
     )
@@ -344,8 +346,8 @@ class Config(Settings):
     klines: KlinesSettings = setting(KlinesSettings(), "Binance's klines")
     ingest: IngestSettings = setting(IngestSettings(), "how candles are taken from exchanges")
     store: StoreSettings = setting(StoreSettings(), "where candles are kept")
-    bus: BusSettings = setting(BusSettings(), "what carries candles from ingest to serve")
-    log: LogSettings = setting(LogSettings(), "what is logged")
+    bus: BusSettings = setting(BusSettings(), "the bus between ingest and serve")
+    log: LogSettings = setting(LogSettings(), "the log")
 
 
 def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:

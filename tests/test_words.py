@@ -78,6 +78,12 @@ def test_docstrings_use_nouns_instead_of_what_clauses():
     assert sum(len(WHAT.findall(text)) for _, _, text in all_docstrings()) / words * 1000 < 1
 
 
+def test_the_help_of_settings_uses_no_retired_word():
+    help_texts = re.findall(r'"description": "(.*)"', (ROOT / "config" / "candled.schema.json").read_text("utf-8"))
+    assert len(help_texts) > 50
+    assert [text for text in help_texts if RETIRED_WORDS.search(text) or WHAT.search(text) or "away" in text] == []
+
+
 def test_docs_speak_to_the_reader():
     words = [word.lower() for page in PAGES for word in re.findall(r"[A-Za-z']+", prose(page.read_text("utf-8")))]
     assert sum(word in ("you", "your") for word in words) / len(words) * 1000 >= 10
