@@ -21,7 +21,7 @@ BTC, ETH = (MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH")
 MARKETS = (BTC, ETH)
 
 LONG = "CANDLED_TEST_LONG" in os.environ
-SPEED = 1 if LONG else 4
+SPEED = 1 if LONG else 2
 
 _prefixes = count()
 

@@ -93,9 +93,9 @@ MISTAKES = [
     pytest.param(
         nothing, {"exchanges": {"bitgte": None, "nowhere": {"symbols": ["X"]}}},
         [
-            r"exchanges\.bitgte: no plugin offers this exchange, did you mean bitget\?.*",
-            r"exchanges\.nowhere\.symbols\[0\]: .*",
-            r"exchanges\.nowhere: no plugin offers this exchange.*",
+            r".*candled\.yaml:2: exchanges\.bitgte: no plugin offers this exchange, did you mean bitget\?.*",
+            r".*candled\.yaml:5: exchanges\.nowhere\.symbols\[0\]: .*",
+            r".*candled\.yaml:3: exchanges\.nowhere: no plugin offers this exchange.*",
         ],
         id="unknown exchanges",
     ),
