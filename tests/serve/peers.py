@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from candled.clock import SystemClock
@@ -75,6 +76,10 @@ class NoRooms:
         return False
 
 
+# The first ping of a connection comes anywhere in the interval, and would be read in place of a message.
+QUIET = {"host": "127.0.0.1", "port": 0, "max_connections_per_ip": 0, "ping_interval": timedelta(hours=1)}
+
+
 class EchoSite:
     """A running server, its clients in the order in which they came, and a list of all their links."""
 
@@ -84,7 +89,7 @@ class EchoSite:
         self.opened: list[Any] = []  # what is closed at the end
         self.publisher = Broadcaster(asyncio.get_running_loop().call_soon, SystemClock())
         self.server = Server(
-            ServerSettings(**{"host": "127.0.0.1", "port": 0, "max_connections_per_ip": 0, **settings}),
+            ServerSettings(**{**QUIET, **settings}),
             hub=NoRooms(),
             publisher=self.publisher,
             make_client=self._make,

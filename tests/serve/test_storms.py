@@ -65,7 +65,7 @@ async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starv
             results = await asyncio.to_thread(load.results)
         assert (results["opened"], results["answers"]) == (1000, 1000)
         stretched = (time.monotonic() - begun[0]) / max(deadlines.now() - begun[1], 0.1)
-        assert results["answer_p99_us"] < 3e6 * max(stretched, 1.0)
+        assert results["answer_p99_us"] < 10e6 * max(stretched, 1.0)
         assert len(reads) <= 7
         assert pings >= 2, "a connected client must have its turns among those who come"
 
