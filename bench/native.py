@@ -55,9 +55,10 @@ class Load:
 
     def __init__(self, port: int, clients: int, *options: str) -> None:
         native = compiled("load")
-        command = [str(native)] if native else [sys.executable, str(HERE / "load.py")]
+        command = [str(native)] if native else [sys.executable, "-m", "bench.load"]
         self._process = subprocess.Popen(
             [*command, "--port", str(port), "--n", str(clients), *options],
+            cwd=HERE.parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )

@@ -70,7 +70,8 @@ async def test_without_a_compiler_there_is_a_load_client_in_python():
     async with echo_site() as site:
         command = [
             sys.executable,
-            str(ROOT / "bench" / "load.py"),
+            "-m",
+            "bench.load",
             "--port",
             str(site.port),
             "--n",
@@ -78,7 +79,7 @@ async def test_without_a_compiler_there_is_a_load_client_in_python():
             "--sub",
             "hello",
         ]
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
         while not (len(site.clients) == 20 and all(client.messages for client in site.clients)):
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
