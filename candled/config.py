@@ -359,14 +359,14 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     problems: list[str] = []
     lines: dict[str, int] = {}
     raw = {} if path is None else _read_file(path, lines)
-    ours = {name: value for name, value in env.items() if not _NOT_OURS.match(f"{name}={value}")}
+    variables = {name: value for name, value in env.items() if not _NOT_OURS.match(f"{name}={value}")}
     keys = _keys(raw, plugins)
-    raw = apply_environment(raw, ours, ENVIRONMENT, keys, problems)
+    raw = apply_environment(raw, variables, ENVIRONMENT, keys, problems)
     exchanges = _read_exchanges(raw.pop("exchanges", None), env, plugins, problems)
     config = read_section(Config, raw, "", problems).model_copy(update={"exchanges": exchanges})
     problems += _contradictions(config)
     if problems:
-        raise ConfigError(name_places(problems, ours, ENVIRONMENT, keys, file=path, lines=lines))
+        raise ConfigError(name_places(problems, variables, ENVIRONMENT, keys, file=path, lines=lines))
     return config
 
 

@@ -64,13 +64,13 @@ class Aggregator:
         open_ms = minute.open_ms
         if open_ms != self._whole_ms and not self._is_whole(open_ms):
             return None
-        held = self._minutes.get_bar(open_ms)
-        if held is not None:
-            minute = minute.copied_over(held)
-            if minute is held:
+        cached = self._minutes.get_bar(open_ms)
+        if cached is not None:
+            minute = minute.copied_over(cached)
+            if minute is cached:
                 return []
         changes = []
-        if held is None or not _looks_equal(held, minute):
+        if cached is None or not _looks_equal(cached, minute):
             changes.append(Change(MINUTE, minute))
         self._minutes.put_bar(minute, change_id if changes else 0)
         bars: list[Candle | None] = [minute]
@@ -89,14 +89,14 @@ class Aggregator:
         changes: list[Change] = []
         minutes = self._minutes
         for row in rows.get(MINUTE, ()):
-            held = minutes.get_bar(row.open_ms)
-            if row.open_ms < minutes.since_ms or (held is not None and not row.supersedes(held)):
+            cached = minutes.get_bar(row.open_ms)
+            if row.open_ms < minutes.since_ms or (cached is not None and not row.supersedes(cached)):
                 continue
-            if held is None or not _looks_equal(held, row):
+            if cached is None or not _looks_equal(cached, row):
                 minutes.put_bar(row, change_id)
                 changes.append(Change(MINUTE, row))
             else:
-                minutes.put_bar(row.copied_over(held))
+                minutes.put_bar(row.copied_over(cached))
         for interval, source in self._sources.items():
             stored = {row.open_ms: row for row in rows.get(interval, ())}
             changes += self._merge_level(interval, source, stored, Range(start_ms, end_ms), change_id)
@@ -113,10 +113,10 @@ class Aggregator:
         for open_ms in sorted(folded | stored.keys()):
             whole = open_ms >= parts.since_ms and open_ms in folded
             bar = rollup.fold_bar(open_ms) if whole else stored.get(open_ms)
-            held = series.get_bar(open_ms)
-            if bar is None or open_ms < series.since_ms or bar == held:
+            cached = series.get_bar(open_ms)
+            if bar is None or open_ms < series.since_ms or bar == cached:
                 continue
-            if held is None or not _looks_equal(held, bar):
+            if cached is None or not _looks_equal(cached, bar):
                 series.put_bar(bar, change_id)
                 changes.append(Change(interval, bar))
             else:

@@ -47,20 +47,20 @@ class Rollup:
         """
         open_ms = part.open_ms
         if self._part_ms <= open_ms < self._end_ms:
-            held = self._bar
+            cached = self._bar
             if open_ms > self._part_ms:
-                self._before, self._part_ms = held, open_ms
+                self._before, self._part_ms = cached, open_ms
             bar = self._bar = self._with_newest(part)
         else:
             start_ms = self._series.interval.floor(open_ms)
             if start_ms < self._series.since_ms:
                 return None
-            held = self._series.get_bar(start_ms)
+            cached = self._series.get_bar(start_ms)
             bar = self._fold_again(start_ms)
-        if held is None or bar[1:7] != held[1:7] or bar.rev != held.rev:
+        if cached is None or bar[1:7] != cached[1:7] or bar.rev != cached.rev:
             changes.append(Change(self._series.interval, bar))
             self._series.put_bar(bar, change_id)
-        elif bar != held:
+        elif bar != cached:
             self._series.put_bar(bar)
         else:
             return None

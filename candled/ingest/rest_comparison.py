@@ -38,17 +38,19 @@ class RestComparison:
         three minutes, or by a factor of two.
         """
         pairs = [
-            (row, ours)
+            (row, streamed)
             for row in rows
             if isinstance(row, Candle)
-            and (ours := self._minutes.get_minute(row.open_ms)) is not None
-            and ours.src == "live"
+            and (streamed := self._minutes.get_minute(row.open_ms)) is not None
+            and streamed.src == "live"
         ]
         most = 1 if len(pairs) >= _FOREIGN_MINUTES else _FOREIGN_FACTOR
-        if not pairs or not all(row.low > most * ours.high or most * row.high < ours.low for row, ours in pairs):
+        if not pairs or not all(
+            row.low > most * streamed.high or most * row.high < streamed.low for row, streamed in pairs
+        ):
             return None
-        row, ours = pairs[-1]
-        difference = f"{row.low} to {row.high}, where the stream had {ours.low} to {ours.high}"
+        row, streamed = pairs[-1]
+        difference = f"{row.low} to {row.high}, where the stream had {streamed.low} to {streamed.high}"
         return InvalidRow(row.open_ms, f"rows of another market: {difference}")
 
     def find_outdated(self, candles: Sequence[Candle], known: Mapping[int, Candle], now_ms: int) -> RangeSet:
@@ -57,8 +59,8 @@ class RestComparison:
         for open_ms in [old for old in self._lesser if now_ms - old > 2 * _CACHED_MS]:
             del self._lesser[open_ms]
         for candle in candles:
-            open_ms, ours = candle.open_ms, known.get(candle.open_ms)
-            is_less = ours is not None and ours.src == "live" and candle.volume < ours.volume
+            open_ms, streamed = candle.open_ms, known.get(candle.open_ms)
+            is_less = streamed is not None and streamed.src == "live" and candle.volume < streamed.volume
             if not is_less or not self._rules.has_ended(candle) or now_ms - open_ms - MINUTE_MS > _CACHED_MS:
                 continue
             since_ms, values = self._lesser.get(open_ms, (now_ms, candle.values))
@@ -80,21 +82,21 @@ class RestComparison:
     ) -> tuple[int, int]:
         """Count the final minutes compared with REST for the first time, and all minutes that differ from it."""
         checked = mismatched = 0
-        theirs = {candle.open_ms: candle for candle in candles if self._rules.has_ended(candle)}
+        answered = {candle.open_ms: candle for candle in candles if self._rules.has_ended(candle)}
         awaiting = set(
             self._coverage.unconfirmed.minutes_within(
                 window.start_ms, min(window.end_ms, self._rules.expected_until(now_ms))
             )
         )
-        for open_ms in awaiting | theirs.keys():
-            ours, row = known.get(open_ms) or self._minutes.get_minute(open_ms), theirs.get(open_ms)
-            if ours is None or not ours.final or open_ms in unreadable:
+        for open_ms in awaiting | answered.keys():
+            streamed, row = known.get(open_ms) or self._minutes.get_minute(open_ms), answered.get(open_ms)
+            if streamed is None or not streamed.final or open_ms in unreadable:
                 continue
             if self._coverage.unconfirmed.was_deferred(open_ms) and open_ms not in self._lesser:  # already counted
                 continue
-            if row is not None and changed_during_request(ours, row, asked_ms, now_ms):
+            if row is not None and changed_during_request(streamed, row, asked_ms, now_ms):
                 continue
-            differs = row is None or row.values != ours.values
+            differs = row is None or row.values != streamed.values
             checked += differs or open_ms in awaiting
             mismatched += differs
         return checked, mismatched

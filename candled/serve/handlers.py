@@ -344,8 +344,8 @@ class ReadyHandler(_Common):
             checks["server"] = "is stopping"
         failed = any(trouble is not None for trouble in checks.values())
         self.set_status(503 if failed else 200)
-        told = {name: trouble or "ok" for name, trouble in checks.items()}
-        self.finish_json({"status": "fail" if failed else "pass", "checks": told})
+        shown = {name: trouble or "ok" for name, trouble in checks.items()}
+        self.finish_json({"status": "fail" if failed else "pass", "checks": shown})
 
 
 class StatisticsHandler(_Common):

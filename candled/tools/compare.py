@@ -106,7 +106,7 @@ def compare(
     With `quote_may_be_absent` a quote volume that only one side has is no difference; with `revisions` another `rev`
     is one.
     """
-    ours, theirs = {bar.open_ms: bar for bar in found}, {bar.open_ms: bar for bar in expected}
+    stored, theirs = {bar.open_ms: bar for bar in found}, {bar.open_ms: bar for bar in expected}
     return [
         Difference(
             check=check,
@@ -114,10 +114,10 @@ def compare(
             interval=interval,
             open_ms=open_ms,
             expected=theirs.get(open_ms),
-            found=ours.get(open_ms),
+            found=stored.get(open_ms),
         )
-        for open_ms in sorted(ours.keys() | theirs.keys())
-        if not _same(theirs.get(open_ms), ours.get(open_ms), quote_may_be_absent, revisions)
+        for open_ms in sorted(stored.keys() | theirs.keys())
+        if not _same(theirs.get(open_ms), stored.get(open_ms), quote_may_be_absent, revisions)
     ]
 
 

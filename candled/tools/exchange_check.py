@@ -160,8 +160,8 @@ class ExchangeCheck:
         self, market: MarketKey, interval: Interval, window: Range, theirs: Sequence[Candle], unreadable: RangeSet
     ) -> list[Difference]:
         bars = self._store.read_bars_between(market, interval, *window)
-        ours = [bar for bar in bars if bar.open_ms not in unreadable]
-        return compare("exchange", market, interval, theirs, ours, quote_may_be_absent=True)
+        stored_bars = [bar for bar in bars if bar.open_ms not in unreadable]
+        return compare("exchange", market, interval, theirs, stored_bars, quote_may_be_absent=True)
 
     def _take(self, market: MarketKey, wrong: Sequence[Difference], asked_ms: int) -> None:
         """Store the exchange's version of minutes that are over; keep minutes that it does not have."""

@@ -98,11 +98,11 @@ async def _check_exchanges(
     clock = SystemClock()
     async with request_budgets(config, clock) as budget:
         for exchange in config.exchanges:
-            ours = {market: doubts.minutes for market, doubts in found.items() if market.exchange == exchange.name}
-            if ours:
+            doubtful = {market: doubts.minutes for market, doubts in found.items() if market.exchange == exchange.name}
+            if doubtful:
                 chance = random.Random(seed)
                 check = ExchangeCheck(store, exchange, store.intervals(), clock, report, chance, budget, repair=repair)
-                await check.run(list(ours), bounds, windows, ours)
+                await check.run(list(doubtful), bounds, windows, doubtful)
 
 
 # ---------------------------------------------------------------- comparison with the minutes

@@ -54,20 +54,23 @@ async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starv
                 stage.store, name, lambda *args, real=real, **more: reads.append(args) or real(*args, **more)
             )
         load = Load(there.remote_address[1], 1000, "--inflight", "1000", "--subs", str(asks), "--secs", "20")
-        pings, begun = 0, (time.monotonic(), deadlines.now())
+        longest_s, begun = 0.0, (time.monotonic(), deadlines.now())
         try:
             while stage.server.connection_count < 1001:
+                began = deadlines.now()
                 await test_server.say(there, {"type": "ping"})
                 await test_server.hear(there, 5)
-                pings += 1
+                longest_s = max(longest_s, deadlines.now() - began)
+            storm_s = time.monotonic() - begun[0], deadlines.now() - begun[1]
             await asyncio.sleep(0.5)
         finally:
             results = await asyncio.to_thread(load.results)
         assert (results["opened"], results["answers"]) == (1000, 1000)
         stretched = (time.monotonic() - begun[0]) / max(deadlines.now() - begun[1], 0.1)
-        assert results["answer_p99_us"] < 10e6 * max(stretched, 1.0)
+        # Where a machine needs many seconds to let a thousand in, the bounds grow with them.
+        assert results["answer_p99_us"] < max(3e6 * max(stretched, 1.0), storm_s[0] * 1e6)
         assert len(reads) <= 7
-        assert pings >= 2, "a connected client must have its turns among those who come"
+        assert longest_s < max(2.0, storm_s[1] / 2), "connected clients must wait no longer"
 
 
 async def test_who_came_first_is_let_in_first():

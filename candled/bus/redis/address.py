@@ -149,6 +149,6 @@ def _options(query: str, scheme: str) -> dict[str, str]:
         known += ["sentinel_username", "sentinel_password"]
     for name in options:
         if name not in known:
-            ours = f"known are {', '.join(known)}" if known else "none is known"
-            raise ValueError(f"an unknown parameter after the question mark, {ours}")
+            choice = f"known are {', '.join(known)}" if known else "none is known"
+            raise ValueError(f"an unknown parameter after the question mark, {choice}")
     return options

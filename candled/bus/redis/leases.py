@@ -51,7 +51,6 @@ class Lease:
         self.state = LeaseState.FOLLOWER
         self.token = 0
         self.epoch = epoch
-        self.owner = ""  # the process that holds the lease, as far as it is known
         self.floor = 0  # the highest token that has published when this one was rejected
         self.is_wanted = True  # False while it is being given up
         self._clock = clock
@@ -171,8 +170,8 @@ class Leases:
     async def stop(self) -> None:
         """Release all leases, so that others take over immediately. Stop ingest before calling this."""
         await self._tasks.cancel()
-        held = [lease for lease in self.all if lease.token]
-        calls = [Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process) for lease in held]
+        led = [lease for lease in self.all if lease.token]
+        calls = [Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process) for lease in led]
         await self._caller.call_all([*calls, Call.of_script(REGISTER, [self._names.processes_key], self._member, 0)])
         for lease in self.all:
             self._on_change(lease, lease.release())
@@ -237,7 +236,6 @@ class Leases:
             self._answered_at = self._clock.monotonic()
             self._trouble.record_success(lease.shard)
             token, owner = int(answer[0]), answer[1].decode()
-            lease.owner = owner
             if owner != self._process and owner:
                 self._on_change(lease, lease.release())
             elif owner and token > lease.floor:
@@ -287,16 +285,16 @@ class Leases:
     def _choose_shards(self, free: Sequence[Lease]) -> set[int]:
         """Return the free shards to take, up to a fair share. Surplus shards are given up, one at a time."""
         share = fair_share(len(self.all), self.processes)
-        held = [lease for lease in self.all if lease.state is LeaseState.LEADER]
-        self._too_many = self._too_many + 1 if len(held) > share else 0
+        led = [lease for lease in self.all if lease.state is LeaseState.LEADER]
+        self._too_many = self._too_many + 1 if len(led) > share else 0
         if self._too_many >= _PATIENT_TURNS:
             self._too_many = 0
-            self._tasks.start(self._give_up(held[-1]))
+            self._tasks.start(self._give_up(led[-1]))
         if self._is_mixed:
             return set()
         first = crc32(self._process.encode())  # processes begin with different shards
         free = sorted(free, key=lambda one: (not one.must_ingest, (one.shard + first) % len(self.all)))
-        return {lease.shard for lease in free[: max(0, share - len(held))]}
+        return {lease.shard for lease in free[: max(0, share - len(led))]}
 
     async def _give_up(self, lease: Lease) -> None:
         lease.is_wanted = False
