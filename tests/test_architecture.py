@@ -304,7 +304,8 @@ def test_the_rules_would_notice_a_breach(tmp_path, monkeypatch):
     """`imported` finds every form of import, also inside functions."""
     source = "import a.b\nfrom c import d\nfrom . import e\nfrom ..x.y import z\n\ndef f():\n    import tornado.web\n"
     path = ROOT / "candled" / "rooms" / "hub.py"
-    monkeypatch.setattr(Path, "read_text", lambda self, *_, **__: source)
+    read = Path.read_text  # other threads read other files meanwhile
+    monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: source if self == path else read(self, *a, **k))
     assert imported.__wrapped__(path) == {
         "a.b", "c", "c.d", "candled.rooms", "candled.rooms.e", "candled.x.y", "candled.x.y.z", "tornado.web",
     }  # fmt: skip

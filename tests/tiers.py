@@ -38,8 +38,8 @@ def mark(items: list[pytest.Item]) -> None:
             named = any(need in used.args for used in item.iter_markers("usefixtures"))
             if named or need in getattr(item, "fixturenames", ()):
                 item.add_marker(need)
-        if is_marked(item, "slow", "daemon", "browser"):
-            item.add_marker("no_cover")  # tracing doubles their time, and the others reach nearly every line
+        if is_marked(item, "slow", "daemon", "browser", "redis"):
+            item.add_marker("no_cover")  # tracing doubles their processor time, and theirs is measured in seconds
 
 
 def is_marked(item: pytest.Item, *markers: str) -> bool:

@@ -47,6 +47,10 @@ def steady_port() -> int:
             return port
 
 
+# At thirty times the speed a client would have a third of a second to answer a ping.
+PATIENT = {"ping_interval": "10m", "ping_timeout": "5m"}
+
+
 class Node:
     """One process of the site, started and ended any number of times.
 
@@ -253,7 +257,13 @@ class Site:
     def _settings(self, node: Node) -> dict[str, Any]:
         (host, redis_port), (_, exchange_port) = node.redis.address, node.exchange.address
         return {
-            "server": {"host": "127.0.0.1", "port": node.port, "warmup_wait": "60s", "max_connections_per_ip": 0},
+            "server": {
+                "host": "127.0.0.1",
+                "port": node.port,
+                "warmup_wait": "60s",
+                "max_connections_per_ip": 0,
+                **PATIENT,
+            },
             "roles": list(node.roles),
             "exchanges": {
                 "bitget": {

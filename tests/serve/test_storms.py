@@ -70,7 +70,7 @@ async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starv
         # Where a machine needs many seconds to let a thousand in, the bounds grow with them.
         assert results["answer_p99_us"] < max(3e6 * max(stretched, 1.0), storm_s[0] * 1e6)
         assert len(reads) <= 7
-        assert longest_s < max(2.0, storm_s[1] / 2), "connected clients must wait no longer"
+        assert longest_s < max(2.0, storm_s[1]), "connected clients must wait no longer"
 
 
 async def test_who_came_first_is_let_in_first():

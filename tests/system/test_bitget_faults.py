@@ -198,7 +198,7 @@ async def test_after_a_fault_the_store_and_the_charts_hold_the_truth(tmp_path, f
 
 async def test_lies_and_faults_hold_the_loop_for_no_moment_and_leave_nothing_in_memory(tmp_path):
     held_s, sizes = [], []
-    async with rig(tmp_path, speed=40.0) as one:
+    async with rig(tmp_path, speed=20.0) as one:
         one.open_chart(BTC)
         await live(one)
         for _ in range(2):
