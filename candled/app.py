@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from candled import __version__, signals
 from candled.aggregate.live_bars import LiveBars
@@ -18,7 +18,6 @@ from candled.api.routes import make_routes, make_streams
 from candled.budget import MakeBudget
 from candled.budget_file import BudgetFile
 from candled.bus import Bus
-from candled.bus.factory import RedisParts, make_redis_parts
 from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import Config, budget_path, doubts, make_store
@@ -48,6 +47,9 @@ from candled.store.writer import Writer
 from candled.tasks import TaskSet
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.descriptors import raise_limit, shortage
+
+if TYPE_CHECKING:
+    from candled.bus.factory import RedisParts
 
 logger = logging.getLogger(__name__)
 
@@ -273,10 +275,12 @@ def _journal(config: Config) -> Journal | None:
     return Journal(Path(settings.journal), limit_bytes=settings.journal_limit) if settings.journal else None
 
 
-def _shared(config: Config, markets: Sequence[MarketKey], clock: Clock) -> RedisParts | None:
+def _shared(config: Config, markets: Sequence[MarketKey], clock: Clock) -> "RedisParts | None":
     """Return the objects shared with other processes through Redis, if the settings name one."""
     if config.bus.url.startswith("memory:"):
         return None
+    from candled.bus.factory import make_redis_parts  # a quarter of the start-up time, for Redis alone
+
     return make_redis_parts(
         config.bus.url,
         clock,

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from candled.budget import LocalBudgets, MakeBudget
 from candled.bus import Bus
-from candled.bus.redis.leases import Lease, Leases
 from candled.bus.shards import shard_of
 from candled.config import Config, ExchangeConfig, make_exchanges
 from candled.exchange import Clock
@@ -17,6 +16,9 @@ from candled.ingest.market_store import MarketStore
 from candled.model import MarketKey, Symbol
 from candled.parallel import in_parallel
 from candled.tasks import TaskSet
+
+if TYPE_CHECKING:
+    from candled.bus.redis.leases import Lease, Leases
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class ShardedIngest:
         bus: Bus,
         store: MarketStore,
         *,
-        leases: Leases | None = None,
+        leases: "Leases | None" = None,
         budget: MakeBudget | None = None,
     ) -> None:
         self._config = config
@@ -82,7 +84,7 @@ class ShardedIngest:
 
     # ------------------------------------------------------------ shards
 
-    async def _follow_lease(self, lease: Lease) -> None:
+    async def _follow_lease(self, lease: "Lease") -> None:
         """Read a shard while this process has its lease, or while the holder is unknown."""
         starting: asyncio.Task[None] | None = None
         async for _ in lease.watch_states():

@@ -547,7 +547,7 @@ def test_words_are_completed(words, expected):
         ("main(['--version'])", {"asyncio", "pydantic", "redis", "rich", "tornado", "yaml"}),
         ("main(['--help'])", {"asyncio", "pydantic", "redis", "rich", "tornado", "yaml"}),
         ("main(['check-config'])", {"rich", "candled.app", "candled.tools.session"}),
-        ("parse([]); import candled.app", {"rich", "candled.tools.session"}),
+        ("parse([]); import candled.app", {"psycopg2", "redis", "rich", "candled.tools.session"}),
     ],
     ids=["version", "help", "check-config", "daemon"],
 )

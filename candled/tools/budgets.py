@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 
 from candled.budget import LocalBudgets, MakeBudget, part_of
 from candled.budget_file import BudgetFile
-from candled.bus.factory import redis_budgets
 from candled.config import Config, budget_path
 from candled.exchange import Clock
 
@@ -21,6 +20,8 @@ async def request_budgets(config: Config, clock: Clock) -> AsyncIterator[MakeBud
     """
     path = budget_path(config)
     if not config.bus.url.startswith("memory:"):
+        from candled.bus.factory import redis_budgets  # imports redis, which takes long
+
         names = {"default_exchange": config.exchanges[0].name, "prefix": config.bus.prefix}
         async with redis_budgets(config.bus.url, clock, **names) as shared:
             yield part_of(clock, SHARE, shared)

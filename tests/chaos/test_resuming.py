@@ -21,7 +21,7 @@ START_S = 60.0
 TAKEOVER_S = 12.0  # another leads, and has told everybody
 AWAY_S = 90.0  # of the market
 MOMENT_S = 0.1  # of the wall
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0  # of the machine; a process may still be starting
 HEAL_S = 30.0
 
 
@@ -55,13 +55,22 @@ class Visitor:
         self._reading = None
 
     async def _read(self, node: Node, request: dict[str, object]) -> None:
-        async with websockets.connect(f"ws://127.0.0.1:{node.port}/", max_size=None) as ws:
+        url = f"ws://127.0.0.1:{node.port}/"
+        async with await _connect_patiently(url) as ws:
             try:
                 await ws.send(json.dumps(request))
                 async for text in ws:
                     self.chart.take(str(text))
             finally:
                 ws.transport.abort()
+
+
+async def _connect_patiently(url: str) -> websockets.ClientConnection:
+    """Connect as soon as the process accepts connections: one that was just restarted needs a while."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return await websockets.connect(url, max_size=None)
+        await asyncio.sleep(0.05)
 
 
 class Gathering:
