@@ -11,6 +11,7 @@ from typing import Any
 
 from candled import app, config
 from candled.aggregate import resume
+from candled.bus import factory
 from candled.bus.factory import RedisParts, make_redis_parts
 from candled.plugins import discover
 from tests.clocks import ScaledClock
@@ -38,7 +39,7 @@ def main(path: Path, speed: float, start_ms: float, started: float) -> int:
     def make(url: str, clock: Any, *rest: Any, **more: Any) -> RedisParts:
         return make_redis_parts(url, LinkClock(clock), *rest, **more)
 
-    app.make_redis_parts = make
+    factory.make_redis_parts = make
     resume._LOGGED_WITHIN_S *= speed  # the store is no faster than it is
     return app.run(config.load(path, os.environ, plugins), plugins, market)
 
