@@ -50,7 +50,7 @@ class ServerContext:
         self,
         *,
         make_client: MakeClient,
-        door: ConnectionLimiter,
+        limiter: ConnectionLimiter,
         clock: Clock,
         publisher: Broadcaster,
         wheel: PingWheel,
@@ -66,7 +66,7 @@ class ServerContext:
         page: Callable[[], str],
     ) -> None:
         self.make_client = make_client
-        self.door = door
+        self.limiter = limiter
         self.clock = clock
         self.publisher = publisher
         self.descriptors = descriptors
@@ -96,7 +96,7 @@ class ServerContext:
         self, link: SocketConnection | TornadoConnection, make_client: MakeClient | None = None
     ) -> None:
         """Register a new client. It speaks candled's protocol unless `make_client` is given."""
-        self.door.add_connection(link.address)
+        self.limiter.add_connection(link.address)
         self.links.add(link)
         self._empty.clear()
         link.client = (make_client or self.make_client)(link)
@@ -120,7 +120,7 @@ class ServerContext:
         self.links.discard(link)
         if isinstance(link, TornadoConnection):
             self._kept.discard(link)
-        self.door.remove_connection(link.address)
+        self.limiter.remove_connection(link.address)
         if not self.links:
             self._empty.set()
 
@@ -191,13 +191,13 @@ class ConnectingHandler(_Common):
         if not self.site.descriptors.has_room(self.site.clock.monotonic()):
             self.without_descriptor()
             return True
-        wait_s = self.site.door.admit_handshake(self.site.clock.monotonic())
+        wait_s = self.site.limiter.admit_handshake(self.site.clock.monotonic())
         if wait_s:
             self.reject(503, "Too many handshakes at a time", wait_s)
             return True
         forwarded = self.request.headers.get("X-Forwarded-For")
         self.address = client_address(peer_address(self.request), forwarded, self.site.trusted)
-        refusal = self.site.door.refusal_for(self.address)
+        refusal = self.site.limiter.refusal_for(self.address)
         if refusal is not None:
             self.reject(*refusal)
             return True

@@ -91,14 +91,14 @@ class Server:
         self._hub = hub
         self._clock = clock
         self._tasks = TaskSet()
-        self._door = ConnectionLimiter(
+        self._limiter = ConnectionLimiter(
             settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second
         )
         self._wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
         descriptors = Descriptors()
         self._site = ServerContext(
             make_client=make_client,
-            door=self._door,
+            limiter=self._limiter,
             clock=clock,
             publisher=publisher,
             wheel=self._wheel,
@@ -110,7 +110,7 @@ class Server:
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
             health=health,
             ready=ready,
-            statistics=lambda: {"connections": self._door.count, **statistics()},
+            statistics=lambda: {"connections": self._limiter.count, **statistics()},
             page=page,
         )
         self.application = self._make_application()
@@ -144,7 +144,7 @@ class Server:
     @property
     def connection_count(self) -> int:
         """The number of connected clients."""
-        return self._door.count
+        return self._limiter.count
 
     def stop_accepting(self) -> None:
         """Accept no new connections; existing ones continue."""

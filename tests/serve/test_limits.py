@@ -6,21 +6,21 @@ PROXIES = networks(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
 
 
 def test_the_door_counts_in_all_and_per_address():
-    door = ConnectionLimiter(most=3, most_per_address=2)
+    limiter = ConnectionLimiter(most=3, most_per_address=2)
     for address in ("a", "a", "b"):
-        assert door.refusal_for(address) is None
-        door.add_connection(address)
-    assert door.refusal_for("c") == (503, "Too many connections: this server takes 3")
-    door.remove_connection("b")
-    assert door.refusal_for("a") == (429, "Too many connections from a: at most 2")
-    assert door.refusal_for("c") is None
+        assert limiter.refusal_for(address) is None
+        limiter.add_connection(address)
+    assert limiter.refusal_for("c") == (503, "Too many connections: this server takes 3")
+    limiter.remove_connection("b")
+    assert limiter.refusal_for("a") == (429, "Too many connections from a: at most 2")
+    assert limiter.refusal_for("c") is None
 
 
 def test_a_limit_of_zero_means_none():
-    door = ConnectionLimiter(0, 0)
+    limiter = ConnectionLimiter(0, 0)
     for _ in range(100):
-        assert door.refusal_for("a") is None
-        door.add_connection("a")
+        assert limiter.refusal_for("a") is None
+        limiter.add_connection("a")
 
 
 @pytest.mark.parametrize(
