@@ -60,9 +60,9 @@ class EventsHandler(ConnectingHandler):
 
     _link: TornadoConnection
 
-    def initialize(self, site: ServerContext) -> None:
+    def initialize(self, context: ServerContext) -> None:
         """Store the server's context."""
-        super().initialize(site)
+        super().initialize(context)
         self._progress = Progress()
         self._has_begun = False
         self._over = asyncio.Event()
@@ -75,8 +75,8 @@ class EventsHandler(ConnectingHandler):
             return
         if self.is_refused():
             return
-        self._link = TornadoConnection(self, self.site.publisher, self.site.clock, self.address)
-        self.site.on_tornado_client(self._link)
+        self._link = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
+        self.context.on_tornado_client(self._link)
         session = self._link.client
         assert isinstance(session, ClientSession)
         try:
@@ -87,7 +87,7 @@ class EventsHandler(ConnectingHandler):
             self.finish_json({"error": {"code": 400, "message": str(error)}})
         finally:
             self._link.abort()
-            self.site.on_client_gone(self._link)
+            self.context.on_client_gone(self._link)
 
     async def _wait_for_end(self) -> None:
         self._begin_answer()
@@ -142,7 +142,7 @@ class EventsHandler(ConnectingHandler):
 
     def _allow_origin(self) -> None:
         origin = self.request.headers.get("Origin")
-        if "*" in self.site.allowed_origins:
+        if "*" in self.context.allowed_origins:
             self.set_header("Access-Control-Allow-Origin", "*")
         elif origin is not None:
             self.set_header("Access-Control-Allow-Origin", origin)

@@ -88,7 +88,7 @@ class ServerContext:
         self.links: set[SocketConnection | TornadoConnection] = set()
         # those whose sockets Tornado reads and writes
         self._kept: set[TornadoConnection] = set()
-        self.wires = TransportContext(publisher, clock, largest=largest, gone=self._on_gone)
+        self.transport = TransportContext(publisher, clock, largest=largest, gone=self._on_gone)
         self._wheel = wheel
         self._empty = asyncio.Event()
 
@@ -110,7 +110,7 @@ class ServerContext:
         self, peer: socket, address: str, early: bytes, extensions: str, make_client: MakeClient | None = None
     ) -> None:
         """Register a new client whose socket candled reads and writes."""
-        link = SocketConnection(self.wires, peer, address, agree(extensions)[1] if extensions else ())
+        link = SocketConnection(self.transport, peer, address, agree(extensions)[1] if extensions else ())
         self.on_client_connected(link, make_client)
         self._wheel.add_link(link)
         link.start_reading(early)
@@ -133,7 +133,7 @@ class ServerContext:
 
     def sweep_slow(self, now: float, slow_s: float) -> None:
         """Close connections that have been blocked for more than `slow_s` seconds. Call it every second."""
-        self.wires.sweep_slow(now, slow_s)
+        self.transport.sweep_slow(now, slow_s)
         for link in [one for one in self._kept if one.blocked_for(now) > slow_s]:
             logger.info("%s has not read for %.0f s: closed", link.address, slow_s)
             link.disconnect(3008, "slow")
@@ -160,8 +160,8 @@ _PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates
 class _Common(RequestHandler):
     """Headers and errors that all answers share."""
 
-    def initialize(self, site: ServerContext) -> None:
-        self.site = site
+    def initialize(self, context: ServerContext) -> None:
+        self.context = context
 
     def set_default_headers(self) -> None:
         self.set_header("Server", "candled")
@@ -173,7 +173,7 @@ class _Common(RequestHandler):
     def finish_json(self, body: Any) -> None:
         """Answer with JSON that any page may read, if the settings allow any."""
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        for name, value in self.site.open_headers:
+        for name, value in self.context.open_headers:
             self.set_header(name, value)
         self.finish(_encode(body))
 
@@ -185,19 +185,19 @@ class ConnectingHandler(_Common):
 
     def is_refused(self) -> bool:
         """Return True if a limit refuses the connection; the answer is then already written."""
-        if self.site.draining:
+        if self.context.draining:
             self.reject(503, "The server is stopping")
             return True
-        if not self.site.descriptors.has_room(self.site.clock.monotonic()):
+        if not self.context.descriptors.has_room(self.context.clock.monotonic()):
             self.without_descriptor()
             return True
-        wait_s = self.site.limiter.admit_handshake(self.site.clock.monotonic())
+        wait_s = self.context.limiter.admit_handshake(self.context.clock.monotonic())
         if wait_s:
             self.reject(503, "Too many handshakes at a time", wait_s)
             return True
         forwarded = self.request.headers.get("X-Forwarded-For")
-        self.address = client_address(peer_address(self.request), forwarded, self.site.trusted)
-        refusal = self.site.limiter.refusal_for(self.address)
+        self.address = client_address(peer_address(self.request), forwarded, self.context.trusted)
+        refusal = self.context.limiter.refusal_for(self.address)
         if refusal is not None:
             self.reject(*refusal)
             return True
@@ -208,7 +208,7 @@ class ConnectingHandler(_Common):
 
         Candles are public data, so any page may read them by default. `server.allowed_origins` restricts that.
         """
-        allowed = self.site.allowed_origins
+        allowed = self.context.allowed_origins
         host = urlsplit(origin).netloc.lower()
         return "*" in allowed or origin.lower() in allowed or host == self.request.headers.get("Host", "").lower()
 
@@ -234,46 +234,46 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
     _extensions = ""
     _make_client: MakeClient | None = None
 
-    def initialize(self, site: ServerContext, make_client: MakeNamedClient | None = None) -> None:
+    def initialize(self, context: ServerContext, make_client: MakeNamedClient | None = None) -> None:
         """Store the server's context, and `make_client` for a path of another protocol."""
-        super().initialize(site)
+        super().initialize(context)
         if make_client is not None:
             self._make_client = partial(_named, make_client, self.request.uri or "")
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade the connection, unless a limit or the origin policy refuses it."""
-        while not self.site.publisher.may_read():  # hundreds of simultaneous handshakes must not delay broadcasts
-            await self.site.clock.sleep(0)
+        while not self.context.publisher.may_read():  # hundreds of simultaneous handshakes must not delay broadcasts
+            await self.context.clock.sleep(0)
         if not self.is_refused():
             await super().get(*args, **kwargs)
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Detach a plain socket from Tornado; let Tornado keep any other connection."""
-        if not self.site.takes_over or self.request.protocol == "https":
+        if not self.context.takes_over or self.request.protocol == "https":
             protocol = super().get_websocket_protocol()
             return None if protocol is None else check_close_codes(protocol)
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        if self.site.compresses:
+        if self.context.compresses:
             self._extensions = agree(self.request.headers.get("Sec-WebSocket-Extensions", ""))[0]
         return SocketDetach(self._extensions)  # type: ignore[return-value]  # as far as a handshake needs it
 
     def on_detached(self, peer: socket, early: bytes) -> None:
         """Register the client of a detached socket."""
-        self.site.on_detached_client(peer, self.address, early, self._extensions, self._make_client)
+        self.context.on_detached_client(peer, self.address, early, self._extensions, self._make_client)
 
     # ------------------------------------------------------------ if Tornado keeps the connection
 
     def get_compression_options(self) -> dict[str, Any] | None:
         """Return the options of permessage-deflate; None if compression is off."""
-        return {"compression_level": 1, "mem_level": 5} if self.site.compresses else None
+        return {"compression_level": 1, "mem_level": 5} if self.context.compresses else None
 
     def open(self, *args: str, **kwargs: str) -> None:
         """Register the client after Tornado's handshake."""
         if self.ws_connection is not None and self.ws_connection.stream is not None:
             tune(self.ws_connection.stream.socket)
-        self._link = TornadoConnection(self, self.site.publisher, self.site.clock, self.address)
-        self.site.on_tornado_client(self._link, self._make_client)
+        self._link = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
+        self.context.on_tornado_client(self._link, self._make_client)
 
     def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
         """Write one frame through Tornado."""
@@ -289,7 +289,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         """Remove the client."""
         if self._link is not None:
             self._link.abort()
-            self.site.on_client_gone(self._link)
+            self.context.on_client_gone(self._link)
             self._link = None
 
 
@@ -307,7 +307,7 @@ class RootHandler(StreamHandler):
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Cache-Control", "no-cache")
-        self.finish(self.site.page())
+        self.finish(self.context.page())
 
 
 class HealthHandler(_Common):
@@ -315,7 +315,7 @@ class HealthHandler(_Common):
 
     def get(self) -> None:
         """Answer with the daemon's health."""
-        self.finish_json(self.site.health())
+        self.finish_json(self.context.health())
 
 
 class LiveHandler(_Common):
@@ -326,11 +326,11 @@ class LiveHandler(_Common):
         self.finish_json(_PASS)
 
     @staticmethod
-    def answer_now(request: HotRequest, peer: str, site: ServerContext) -> HotReply | None:
+    def answer_now(request: HotRequest, peer: str, context: ServerContext) -> HotReply | None:
         """Return the same answer."""
         if "if-none-match" in request.headers:
             return None
-        headers = (*site.open_headers, ("Etag", _PASS_TAG))
+        headers = (*context.open_headers, ("Etag", _PASS_TAG))
         return HotReply(200, "application/json; charset=utf-8", headers, _PASS_BODY)
 
 
@@ -339,8 +339,8 @@ class ReadyHandler(_Common):
 
     async def get(self) -> None:
         """Answer with the result of each check."""
-        checks = dict(await self.site.ready())
-        if self.site.draining:
+        checks = dict(await self.context.ready())
+        if self.context.draining:
             checks["server"] = "is stopping"
         failed = any(trouble is not None for trouble in checks.values())
         self.set_status(503 if failed else 200)
@@ -353,7 +353,7 @@ class StatisticsHandler(_Common):
 
     def get(self) -> None:
         """Answer with the statistics of connections and rooms."""
-        self.finish_json(self.site.statistics())
+        self.finish_json(self.context.statistics())
 
 
 class NothingHandler(_Common):

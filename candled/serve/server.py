@@ -96,7 +96,7 @@ class Server:
         )
         self._wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
         descriptors = Descriptors()
-        self._site = ServerContext(
+        self._context = ServerContext(
             make_client=make_client,
             limiter=self._limiter,
             clock=clock,
@@ -115,7 +115,7 @@ class Server:
         )
         self.application = self._make_application()
         self._http = HTTPServer(self.application, max_header_size=16 * 1024, max_body_size=64 * 1024)
-        resources = make_resources([("/health/live", LiveHandler, {"site": self._site}), *routes])
+        resources = make_resources([("/health/live", LiveHandler, {"context": self._context}), *routes])
         self._hot_path = HotPath(resources, settings.prefix, clock)
         self._acceptor = Acceptor(self._http, self._hot_path.answer, clock, descriptors, self._tasks)
 
@@ -148,21 +148,21 @@ class Server:
 
     def stop_accepting(self) -> None:
         """Accept no new connections; existing ones continue."""
-        self._site.draining = True
+        self._context.draining = True
         self._acceptor.stop_accepting()
 
     async def stop(self) -> None:
         """Accept no new connections, close all others with code 1001, then stop."""
         self.stop_accepting()
-        for number, link in enumerate(list(self._site.links)):
+        for number, link in enumerate(list(self._context.links)):
             link.client.notify_shutdown(random.randint(*_RECONNECT_MS))
             link.disconnect(1001, "the server is going away")
             if number % _GOODBYES == 0:
                 await self._clock.sleep(0)
-        await self._site.wait_until_empty(_GOODBYE_S)
+        await self._context.wait_until_empty(_GOODBYE_S)
         await self._tasks.cancel()
-        left = len(self._site.links)
-        self._site.abort_all()
+        left = len(self._context.links)
+        self._context.abort_all()
         try:
             await asyncio.wait_for(self._http.close_all_connections(), timeout=1.0)
         except TimeoutError:
@@ -171,29 +171,32 @@ class Server:
             logger.info("%d clients did not complete the closing handshake", left)
 
     def _make_application(self) -> PrefixedApplication:
-        site = {"site": self._site}
+        context = {"context": self._context}
         probes = [
-            (r"/health", HealthHandler, site),
-            (r"/health/live", LiveHandler, site),
-            (r"/health/ready", ReadyHandler, site),
-            (r"/health/ws-stats", StatisticsHandler, site),
+            (r"/health", HealthHandler, context),
+            (r"/health/live", LiveHandler, context),
+            (r"/health/ready", ReadyHandler, context),
+            (r"/health/ws-stats", StatisticsHandler, context),
         ]
         if not self._serves:
             return PrefixedApplication(
                 probes,
                 self._settings.prefix,
                 default_handler_class=NotServingHandler,
-                default_handler_args=site,
+                default_handler_args=context,
                 log_function=_log_request,
             )
         own = {"/": RootHandler, "/ws": StreamHandler}
         return PrefixedApplication(
             [
                 *probes,
-                *((path, handler, {**site, "make_client": self._first_decides(path)}) for path, handler in own.items()),
-                (r"/events", EventsHandler, site),
                 *(
-                    (path, StreamHandler, {**site, "make_client": make})
+                    (path, handler, {**context, "make_client": self._first_decides(path)})
+                    for path, handler in own.items()
+                ),
+                (r"/events", EventsHandler, context),
+                *(
+                    (path, StreamHandler, {**context, "make_client": make})
                     for path, make in self._streams.items()
                     if path not in own
                 ),
@@ -203,7 +206,7 @@ class Server:
             ],
             self._settings.prefix,
             default_handler_class=NothingHandler,
-            default_handler_args=site,
+            default_handler_args=context,
             # these apply to connections that Tornado keeps
             websocket_ping_interval=self._settings.ping_interval.total_seconds(),
             websocket_ping_timeout=self._settings.ping_timeout.total_seconds(),
@@ -216,7 +219,7 @@ class Server:
         make_other = self._streams.get(path)
         if make_other is None:
             return None
-        return lambda link, uri: Undecided(link, self._site.make_client, lambda link: make_other(link, uri))
+        return lambda link, uri: Undecided(link, self._context.make_client, lambda link: make_other(link, uri))
 
     async def _drive_hub(self) -> None:
         while True:
@@ -237,7 +240,7 @@ class Server:
         """Close connections that have been blocked for too long."""
         while True:
             await self._clock.sleep(_SWEEP_S)
-            self._site.sweep_slow(self._clock.monotonic(), self._settings.slow_client_timeout.total_seconds())
+            self._context.sweep_slow(self._clock.monotonic(), self._settings.slow_client_timeout.total_seconds())
 
 
 def _log_request(handler: Any) -> None:

@@ -76,16 +76,16 @@ class SocketConnection(ClientConnection):
         "_protocol",
         "_rest",
         "_socket",
-        "_wires",
+        "_context",
         "awaits_pong",
         "slot",
     )
 
     def __init__(
-        self, wires: TransportContext, peer: socket.socket, address: str, extensions: Sequence[Extension] = ()
+        self, context: TransportContext, peer: socket.socket, address: str, extensions: Sequence[Extension] = ()
     ) -> None:
-        super().__init__(wires.publisher, address)
-        self._wires = wires
+        super().__init__(context.publisher, address)
+        self._context = context
         self._socket: socket.socket | None = peer
         self._rest: memoryview | None = None  # rest of the frame that is partly sent
         self._corked: list[bytes] | None = None  # frames that leave together
@@ -96,7 +96,7 @@ class SocketConnection(ClientConnection):
         self._is_lost = False  # True once the socket failed or the client closed it
         self.awaits_pong = False  # True from a ping until its pong
         self.slot = -1  # in the ping wheel
-        self._protocol = FrameProtocol(state=State.OPEN, max_size=wires.largest, logger=_protocol_log)
+        self._protocol = FrameProtocol(state=State.OPEN, max_size=context.largest, logger=_protocol_log)
         self._protocol.extensions = list(extensions)
         peer.setblocking(False)
         tune(peer)
@@ -105,7 +105,7 @@ class SocketConnection(ClientConnection):
     def start_reading(self, early: bytes) -> None:
         """Start reading; `early` are bytes that arrived together with the handshake."""
         assert self._socket is not None
-        self._wires.loop.add_reader(self._socket, self._on_readable)
+        self._context.loop.add_reader(self._socket, self._on_readable)
         if early:
             self._on_data(early)
 
@@ -191,10 +191,10 @@ class SocketConnection(ClientConnection):
         if self._socket is None:
             return
         self._rest = memoryview(frame)[taken:]
-        self.blocked_since = self._wires.clock.monotonic()
+        self.blocked_since = self._context.clock.monotonic()
         self.redirect_writes(self.queue_frame if self.is_open else drop)
-        self._wires.blocked.add(self)
-        self._wires.loop.add_writer(self._socket, self._on_writable)
+        self._context.blocked.add(self)
+        self._context.loop.add_writer(self._socket, self._on_writable)
 
     def _on_writable(self) -> None:
         """Send the rest of the frame, then the queued frames."""
@@ -205,7 +205,7 @@ class SocketConnection(ClientConnection):
                     self._rest = self._rest[taken:]
                     return
                 self._rest = None
-                self.blocked_since = self._wires.clock.monotonic()
+                self.blocked_since = self._context.clock.monotonic()
                 frame = self.next_frame() if self.is_open else None
                 if frame is not None:
                     self._rest = memoryview(frame)
@@ -224,8 +224,8 @@ class SocketConnection(ClientConnection):
         if self._socket is None:
             return
         self.blocked_since = None
-        self._wires.blocked.discard(self)
-        self._wires.loop.remove_writer(self._socket)
+        self._context.blocked.discard(self)
+        self._context.loop.remove_writer(self._socket)
         if self.is_open:
             self.redirect_writes(self._buffer if self._many else self._socket.send)
         elif self._ends:
@@ -324,7 +324,7 @@ class SocketConnection(ClientConnection):
         gathered, self._corked = self._corked or [], None
         answers = self._outbox.take_replies() if self._outbox is not None else []
         self._outbox = None
-        self._wires.leaving[self] = self._wires.clock.monotonic() + _LINGER_S
+        self._context.leaving[self] = self._context.clock.monotonic() + _LINGER_S
         self._publisher.finalize_later(self)
         return [*gathered, *answers]
 
@@ -355,14 +355,14 @@ class SocketConnection(ClientConnection):
         peer, self._socket = self._socket, None
         if peer is None:
             return
-        self._wires.loop.remove_reader(peer)
-        self._wires.loop.remove_writer(peer)
+        self._context.loop.remove_reader(peer)
+        self._context.loop.remove_writer(peer)
         peer.close()
         self._protocol.release()
-        self._wires.blocked.discard(self)
-        self._wires.leaving.pop(self, None)
+        self._context.blocked.discard(self)
+        self._context.leaving.pop(self, None)
         self._rest = self._outbox = self._corked = None
-        self._wires.gone(self)
+        self._context.gone(self)
 
 
 def tune(peer: socket.socket) -> None:

@@ -225,8 +225,8 @@ async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
         link = (await site.client()).link
         counting = Counting(fileno=link._socket.detach())
         counting.setblocking(False)
-        site.server._site.wires.loop.remove_reader(counting.fileno())
-        site.server._site.wires.loop.add_reader(counting, link._on_readable)
+        site.server._context.transport.loop.remove_reader(counting.fileno())
+        site.server._context.transport.loop.add_reader(counting, link._on_readable)
         link._socket = counting
         link.redirect_writes(counting.send)
         link.cork(many=True)
