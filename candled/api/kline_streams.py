@@ -102,7 +102,7 @@ class KlineRoom(NullConnection):
     @property
     def subscribers(self) -> int:
         """The number of subscribers."""
-        return sum(links.member_count for links in self._groups.values())
+        return sum(recipients.member_count for recipients in self._groups.values())
 
     def add_slot(self, place: RecipientSlot, style: Style) -> None:
         """Add a subscriber, and send it the current bars."""
@@ -146,9 +146,9 @@ class KlineRoom(NullConnection):
             if self._order.take(bar, final=final) and not is_beginning:
                 self._send(bar, final)
         if is_beginning:
-            for style, links in self._filled():
+            for style, recipients in self._filled():
                 for frame in self._beginning(style):
-                    self._publish(links, frame)
+                    self._publish(recipients, frame)
 
     def _close_late(self) -> None:
         """Send the close of bars that were not final when the next bar began and are final now."""
@@ -166,14 +166,14 @@ class KlineRoom(NullConnection):
         return [*frames, self._make_frame(self._order.newest, self._order.is_closed, style)]
 
     def _send(self, bar: Candle, closes: bool) -> None:
-        for style, links in self._filled():
-            self._publish(links, self._make_frame(bar, closes, style))
+        for style, recipients in self._filled():
+            self._publish(recipients, self._make_frame(bar, closes, style))
 
     def _filled(self) -> Iterable[tuple[Style, Recipients]]:
-        for style, links in self._groups.items():
-            links.compact()
-            if links.member_count:
-                yield style, links
+        for style, recipients in self._groups.items():
+            recipients.compact()
+            if recipients.member_count:
+                yield style, recipients
 
     def _make_frame(self, bar: Candle, closes: bool, style: Style) -> Frame:
         units, interval = style.units_per_ms, self.topic.interval

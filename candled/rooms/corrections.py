@@ -70,9 +70,9 @@ class Corrections:
 
     def _send_correction(self, group: SubscriberGroup, bar: Candle) -> None:
         frames = dict[int, Frame]()
-        for options, links in group.filled_groups():
+        for options, recipients in group.filled_groups():
             if not options.corrections:
                 continue
             if options.fields not in frames:
                 frames[options.fields] = self._renderer.render_correction(group, bar, options.fields)
-            self._publish(links, frames[options.fields])
+            self._publish(recipients, frames[options.fields])

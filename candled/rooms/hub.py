@@ -66,7 +66,7 @@ class Hub:
         self._statuses = Statuses(codec.market_head, bars.feed_state, publish)
         self._rooms: dict[MarketKey, dict[int, Room]] = {}
         self._count = 0
-        self._links: Counter[RecipientConnection] = Counter()  # number of rooms per connection
+        self._room_counts: Counter[RecipientConnection] = Counter()  # number of rooms per connection
         self._versions = count(1)
         self._schedule = GroupSchedule()
         self._snapshot_queue: deque[Membership] = deque()
@@ -86,16 +86,16 @@ class Hub:
         group = room.group_for(options)
         membership = Membership(client, link, group, bars, options)
         group.add_member(membership)
-        self._links[link] += 1
+        self._room_counts[link] += 1
         return membership
 
     def leave_room(self, membership: Membership) -> None:
         """Remove a member, then its group and its room if they are empty."""
         group, room = membership.group, membership.group.room
         group.remove_member(membership)
-        self._links[membership.link] -= 1
-        if not self._links[membership.link]:
-            del self._links[membership.link]
+        self._room_counts[membership.link] -= 1
+        if not self._room_counts[membership.link]:
+            del self._room_counts[membership.link]
         if group.members:
             return
         group.scheduled_at = None
@@ -216,7 +216,7 @@ class Hub:
         """Return the `broadcaster` part of `/health/ws-stats`."""
         return {
             "totalRooms": self._count,
-            "totalClients": len(self._links),
+            "totalClients": len(self._room_counts),
             "rooms": [
                 {
                     "key": room.name,
@@ -380,14 +380,14 @@ class Hub:
     def _send_update(self, group: SubscriberGroup, bar: Candle, now_ms: int) -> None:
         """Send the bar that the group's throttle has just released."""
         frames: dict[int, Frame] = {}
-        for options, links in group.filled_groups():
+        for options, recipients in group.filled_groups():
             fields = options.fields
             frame = frames.get(fields)
             if frame is None:
                 frame = frames[fields] = self._renderer.render_update(
                     group, bar, fields, final=group.throttle.sent_final
                 )
-            self._publish(links, frame)
+            self._publish(recipients, frame)
             group.room.last_broadcast_ms = now_ms
 
     def _request_next_snapshots(self) -> None:

@@ -82,26 +82,26 @@ NULL_CONNECTION: RecipientConnection = NullConnection()  # replaces a member's w
 class RecipientSlot:
     """A member's place in one list. `position` is -1 while it is in none."""
 
-    __slots__ = ("_links", "link", "position")
+    __slots__ = ("_recipients", "link", "position")
 
     def __init__(self, link: RecipientConnection) -> None:
         self.link = link
         self.position = -1
-        self._links: Recipients | None = None
+        self._recipients: Recipients | None = None
 
     def refresh_write(self) -> None:
         """Update the list after the connection's `write` was replaced."""
-        if self._links is not None:
-            self._links.writes[self.position] = self.link.write
+        if self._recipients is not None:
+            self._recipients.writes[self.position] = self.link.write
 
-    def enter_list(self, links: "Recipients", position: int) -> None:
+    def enter_list(self, recipients: "Recipients", position: int) -> None:
         """Record the list and the position of this slot."""
-        self._links, self.position = links, position
+        self._recipients, self.position = recipients, position
         self.link.places = (*self.link.places, self)
 
     def leave_list(self) -> None:
         """Record that the slot is in no list."""
-        self._links, self.position = None, -1
+        self._recipients, self.position = None, -1
         self.link.places = tuple(place for place in self.link.places if place is not self)
 
 
@@ -116,24 +116,24 @@ class Recipients(list[RecipientConnection]):
     cache miss that costs as much as the Python code of its turn.
     """
 
-    __slots__ = ("_holes", "_places", "sending", "writes")
+    __slots__ = ("_empty_positions", "_slots", "sending", "writes")
 
     def __init__(self) -> None:
         super().__init__()
         self.sending = 0
         self.writes: list[Callable[[bytes], int]] = []
-        self._places: list[RecipientSlot] = []
-        self._holes: list[int] = []
+        self._slots: list[RecipientSlot] = []
+        self._empty_positions: list[int] = []
 
     @property
     def member_count(self) -> int:
         """The number of members."""
-        return len(self) - len(self._holes)
+        return len(self) - len(self._empty_positions)
 
     @property
     def slots(self) -> list[RecipientSlot]:
         """The slots of the members."""
-        return [place for place in self._places if place.position >= 0]
+        return [place for place in self._slots if place.position >= 0]
 
     def add_slot(self, place: RecipientSlot) -> None:
         """Append a member."""
@@ -141,7 +141,7 @@ class Recipients(list[RecipientConnection]):
         place.enter_list(self, len(self))
         self.append(place.link)
         self.writes.append(place.link.write)
-        self._places.append(place)
+        self._slots.append(place)
 
     def remove_slot(self, place: RecipientSlot) -> None:
         """Remove a member."""
@@ -151,20 +151,20 @@ class Recipients(list[RecipientConnection]):
         if self.sending:
             self[position] = NULL_CONNECTION
             self.writes[position] = NULL_CONNECTION.write
-            self._holes.append(position)
+            self._empty_positions.append(position)
         else:
             self._close_up(position)
 
     def compact(self) -> None:
         """Remove the places of members that left during a broadcast, unless one is still running."""
-        if self._holes and not self.sending:
-            for position in sorted(self._holes, reverse=True):
+        if self._empty_positions and not self.sending:
+            for position in sorted(self._empty_positions, reverse=True):
                 self._close_up(position)
-            self._holes.clear()
+            self._empty_positions.clear()
 
     def _close_up(self, position: int) -> None:
         """Move the last member to the empty position."""
-        link, write, place = self.pop(), self.writes.pop(), self._places.pop()
+        link, write, place = self.pop(), self.writes.pop(), self._slots.pop()
         if position < len(self):
-            self[position], self.writes[position], self._places[position] = link, write, place
+            self[position], self.writes[position], self._slots[position] = link, write, place
             place.position = position

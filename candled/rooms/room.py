@@ -163,15 +163,15 @@ class SubscriberGroup:
     @property
     def is_sending(self) -> bool:
         """True while an earlier broadcast is unfinished."""
-        for links in self.groups.values():  # noqa: SIM110 - `any` takes four times as long, and this runs for every change
-            if links.sending:
+        for recipients in self.groups.values():  # noqa: SIM110 - `any` takes four times as long, and this runs for every change
+            if recipients.sending:
                 return True
         return False
 
     @property
     def is_correcting(self) -> bool:
         """True if at least one member wants corrections."""
-        return any(options.corrections and links for options, links in self.groups.items())
+        return any(options.corrections and recipients for options, recipients in self.groups.items())
 
     @property
     def due_at(self) -> float | None:
@@ -185,7 +185,7 @@ class SubscriberGroup:
     @property
     def is_beyond_correcting(self) -> bool:
         """True if a new `initial` is cheaper than the queued corrections."""
-        members = sum(len(links) for options, links in self.groups.items() if options.corrections)
+        members = sum(len(recipients) for options, recipients in self.groups.items() if options.corrections)
         return len(self.corrections) > MOST_CORRECTIONS or len(self.corrections) * members > _MOST_CORRECTING
 
     def filled_groups(self) -> list[tuple[Options, Recipients]]:
@@ -199,7 +199,7 @@ class SubscriberGroup:
 
     def initialized_members(self) -> list[Membership]:
         """Return the members that had their `initial` and do not wait for another."""
-        active = [place for links in self.groups.values() for place in links.slots]
+        active = [place for recipients in self.groups.values() for place in recipients.slots]
         return [*active, *self.ahead_of_queue]  # type: ignore[list-item]  # the slots of a group are memberships
 
     def add_member(self, membership: Membership) -> None:
@@ -262,10 +262,10 @@ class SubscriberGroup:
             self._activate_member(membership)
 
     def _activate_member(self, membership: Membership) -> None:
-        links = self.groups.get(membership.options)
-        if links is None:
-            links = self.groups[membership.options] = Recipients()
-        links.add_slot(membership)
+        recipients = self.groups.get(membership.options)
+        if recipients is None:
+            recipients = self.groups[membership.options] = Recipients()
+        recipients.add_slot(membership)
 
 
 class Room:

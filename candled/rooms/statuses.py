@@ -47,17 +47,17 @@ class Statuses:
 
     def unwatch_state(self, watcher: Watcher) -> None:
         """Remove a watcher."""
-        links = self._watchers[watcher.market]
-        links.remove_slot(watcher)
-        if not links.member_count and not links.sending:
+        recipients = self._watchers[watcher.market]
+        recipients.remove_slot(watcher)
+        if not recipients.member_count and not recipients.sending:
             del self._watchers[watcher.market]
 
     def on_state_changed(self, market: MarketKey, feed: FeedState) -> None:
         """Send a market's new state, or the new reason for it, to its watchers."""
-        links = self._watchers.get(market)
-        if links:
-            links.compact()
-            self._publish(links, self._state_frame(market, feed))
+        recipients = self._watchers.get(market)
+        if recipients:
+            recipients.compact()
+            self._publish(recipients, self._state_frame(market, feed))
 
     def _state_frame(self, market: MarketKey, feed: FeedState) -> Frame:
         text = messages.status(self._head(market), feed)

@@ -85,7 +85,7 @@ class ServerContext:
         # True once the server accepts no more connections
         self.draining = False
         # all connected clients
-        self.links: set[SocketConnection | TornadoConnection] = set()
+        self.connections: set[SocketConnection | TornadoConnection] = set()
         # those whose sockets Tornado reads and writes
         self._kept: set[TornadoConnection] = set()
         self.transport = TransportContext(publisher, clock, largest=largest, gone=self._on_gone)
@@ -97,7 +97,7 @@ class ServerContext:
     ) -> None:
         """Register a new client. It speaks candled's protocol unless `make_client` is given."""
         self.limiter.add_connection(link.address)
-        self.links.add(link)
+        self.connections.add(link)
         self._empty.clear()
         link.client = (make_client or self.make_client)(link)
 
@@ -117,19 +117,19 @@ class ServerContext:
 
     def on_client_gone(self, link: SocketConnection | TornadoConnection) -> None:
         """Remove a client that has disconnected."""
-        self.links.discard(link)
+        self.connections.discard(link)
         if isinstance(link, TornadoConnection):
             self._kept.discard(link)
         self.limiter.remove_connection(link.address)
-        if not self.links:
+        if not self.connections:
             self._empty.set()
 
     async def wait_until_empty(self, within_s: float) -> bool:
         """Wait until no client is connected, at most `within_s` seconds; return True if none is."""
-        if self.links:
+        if self.connections:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), within_s)
-        return not self.links
+        return not self.connections
 
     def sweep_slow(self, now: float, slow_s: float) -> None:
         """Close connections that have been blocked for more than `slow_s` seconds. Call it every second."""
@@ -140,7 +140,7 @@ class ServerContext:
 
     def abort_all(self) -> None:
         """Close the sockets of all remaining clients."""
-        for link in list(self.links):
+        for link in list(self.connections):
             link.abort()
 
     def _on_gone(self, link: SocketConnection) -> None:

@@ -154,14 +154,14 @@ class Server:
     async def stop(self) -> None:
         """Accept no new connections, close all others with code 1001, then stop."""
         self.stop_accepting()
-        for number, link in enumerate(list(self._context.links)):
+        for number, link in enumerate(list(self._context.connections)):
             link.client.notify_shutdown(random.randint(*_RECONNECT_MS))
             link.disconnect(1001, "the server is going away")
             if number % _GOODBYES == 0:
                 await self._clock.sleep(0)
         await self._context.wait_until_empty(_GOODBYE_S)
         await self._tasks.cancel()
-        left = len(self._context.links)
+        left = len(self._context.connections)
         self._context.abort_all()
         try:
             await asyncio.wait_for(self._http.close_all_connections(), timeout=1.0)

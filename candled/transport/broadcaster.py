@@ -65,26 +65,26 @@ class Broadcaster:
 
     # ------------------------------------------------------------ frames
 
-    def broadcast(self, links: Recipients, frame: Frame) -> None:
+    def broadcast(self, recipients: Recipients, frame: Frame) -> None:
         """Send a frame to all connections that are in a list now."""
-        stop = len(links)
+        stop = len(recipients)
         if not stop:
             return
-        links.sending += 1
+        recipients.sending += 1
         at = 0
-        if links.sending == 1:
+        if recipients.sending == 1:
             while at < stop and self._has_time():
-                send_all(links, at, min(at + SLICE, stop), frame)
+                send_all(recipients, at, min(at + SLICE, stop), frame)
                 at += SLICE
             if at >= stop:
-                links.sending = 0
+                recipients.sending = 0
                 return
-            self._turns.append(links)
-            self._broadcasts[id(links)] = deque()
-        waiting = self._broadcasts[id(links)]
+            self._turns.append(recipients)
+            self._broadcasts[id(recipients)] = deque()
+        waiting = self._broadcasts[id(recipients)]
         if waiting and waiting[-1].is_outdone_by(frame):
             waiting[-1] = _Broadcast(frame, 0, stop)
-            links.sending -= 1
+            recipients.sending -= 1
         else:
             waiting.append(_Broadcast(frame, at, stop))
 
@@ -155,19 +155,19 @@ class Broadcaster:
         """Send a frame to the next slice of the current list."""
         if not self._turns:
             return
-        links = self._turns[0]
-        broadcasts = self._broadcasts[id(links)]
+        recipients = self._turns[0]
+        broadcasts = self._broadcasts[id(recipients)]
         broadcast = broadcasts[0]
-        send_all(links, broadcast.at, min(broadcast.at + SLICE, broadcast.stop), broadcast.frame)
+        send_all(recipients, broadcast.at, min(broadcast.at + SLICE, broadcast.stop), broadcast.frame)
         broadcast.at += SLICE
         if broadcast.at >= broadcast.stop:
             broadcasts.popleft()
-            links.sending -= 1
+            recipients.sending -= 1
         if broadcasts:
             self._turns.rotate(-1)
         else:
             self._turns.popleft()
-            del self._broadcasts[id(links)]
+            del self._broadcasts[id(recipients)]
 
     def _run_turns(self) -> None:
         """Call `on_turn` for the next few requested turns."""
@@ -187,13 +187,13 @@ class Broadcaster:
             logger.exception("%s: cannot clean up after the connection", link.address)
 
 
-def send_all(links: Recipients, start: int, stop: int, frame: Frame) -> None:
+def send_all(recipients: Recipients, start: int, stop: int, frame: Frame) -> None:
     """Send a frame to a slice of a list. This is the hot loop.
 
     It only calls each connection's `write`, until one does not take the complete frame.
     """
     size = len(frame)
-    writes = links.writes[start:stop]
+    writes = recipients.writes[start:stop]
     turns = iter(writes)
     while True:
         taken = 0
@@ -211,7 +211,7 @@ def send_all(links: Recipients, start: int, stop: int, frame: Frame) -> None:
         except Exception:  # a bug in candled: close this client, go on with the others
             logger.exception("a frame cannot be sent, closing the connection")
             taken = _MISTAKEN
-        link = _as_client(links[start + len(writes) - length_hint(turns) - 1])
+        link = _as_client(recipients[start + len(writes) - length_hint(turns) - 1])
         if taken == _MISTAKEN:  # raised by the handler, which need not be a socket
             link.disconnect(1011, "internal error")
         elif taken == _BROKEN:

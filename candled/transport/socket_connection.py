@@ -67,6 +67,7 @@ class SocketConnection(ClientConnection):
     """Frames in both directions on one socket. While one is partly sent, others are queued in the outbox."""
 
     __slots__ = (
+        "_context",
         "_corked",
         "_decoder",
         "_ends",
@@ -76,7 +77,6 @@ class SocketConnection(ClientConnection):
         "_protocol",
         "_rest",
         "_socket",
-        "_context",
         "awaits_pong",
         "slot",
     )

@@ -95,8 +95,8 @@ class Streams:
             socket.client._link = link
             return socket.client
 
-        def publish(links, frame):
-            for link in list(links):
+        def publish(recipients, frame):
+            for link in list(recipients):
                 link.send_update(frame)
 
         self.streams = KlineStreams(markets, one.bars, make_reader, publish, one.clock, 0)

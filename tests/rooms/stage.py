@@ -263,9 +263,9 @@ class Publisher:
         self._draw = draw
         self._jobs = deque()
 
-    def __call__(self, links, frame) -> None:
-        links.sending += 1
-        self._jobs.append([links, frame, 0, len(links)])
+    def __call__(self, recipients, frame) -> None:
+        recipients.sending += 1
+        self._jobs.append([recipients, frame, 0, len(recipients)])
         if self._draw is None:
             self.turn()
 
@@ -279,13 +279,13 @@ class Publisher:
         if not self._jobs:
             return
         job = self._jobs[0]
-        links, frame, start, stop = job
+        recipients, frame, start, stop = job
         end = stop if self._draw is None else min(stop, start + self._draw.randrange(1, 5))
-        for link in links[start:end]:
+        for link in recipients[start:end]:
             link.send_update(frame)
         job[2] = end
         if end == stop:
-            links.sending -= 1
+            recipients.sending -= 1
             self._jobs.popleft()
 
 

@@ -48,50 +48,50 @@ def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is
     """Against a plain model: a hundred members, slices, and comings and goings between the slices."""
     draw = random.Random(5)
     for _ in range(200):
-        links, inside = Recipients(), []
+        recipients, inside = Recipients(), []
         for _ in range(draw.randrange(100)):
             place = RecipientSlot(Socket())
-            links.add_slot(place)
+            recipients.add_slot(place)
             inside.append(place)
-        count, due, gone = len(links), list(inside), set()
-        links.sending += 1
+        count, due, gone = len(recipients), list(inside), set()
+        recipients.sending += 1
         position = 0
         while position < count:
             stop = min(count, position + draw.randrange(1, 30))
-            for write in links.writes[position:stop]:
+            for write in recipients.writes[position:stop]:
                 write("frame")
             position = stop
             for _ in range(draw.randrange(5)):
                 if inside and draw.random() < 0.6:
                     place = inside.pop(draw.randrange(len(inside)))
-                    links.remove_slot(place)
+                    recipients.remove_slot(place)
                     gone.add(place)
                 else:
                     place = RecipientSlot(Socket())
-                    links.add_slot(place)
+                    recipients.add_slot(place)
                     inside.append(place)
-        links.sending -= 1
-        links.compact()
+        recipients.sending -= 1
+        recipients.compact()
         for place in due:
             assert place.link.got == ["frame"] or (place in gone and place.link.got == [])
         assert all(place.link.got == [] for place in inside if place not in due)
-        assert sorted(map(id, links)) == sorted(id(place.link) for place in inside)
-        assert [links[place.position] for place in inside] == [place.link for place in inside]
-        assert links.writes == [link.write for link in links]
+        assert sorted(map(id, recipients)) == sorted(id(place.link) for place in inside)
+        assert [recipients[place.position] for place in inside] == [place.link for place in inside]
+        assert recipients.writes == [link.write for link in recipients]
         assert all(place.link.places == (place,) for place in inside)
-        assert links.member_count == len(inside) == len(links.slots)
+        assert recipients.member_count == len(inside) == len(recipients.slots)
 
 
 def test_who_leaves_in_the_middle_of_a_slice_leaves_a_place_that_does_nothing():
-    links = Recipients()
+    recipients = Recipients()
     leaving = RecipientSlot(Socket())
-    first = RecipientSlot(Socket(then=lambda: links.remove_slot(leaving)))
+    first = RecipientSlot(Socket(then=lambda: recipients.remove_slot(leaving)))
     for place in (first, leaving):
-        links.add_slot(place)
-    links.sending += 1
+        recipients.add_slot(place)
+    recipients.sending += 1
     for position in range(2):
-        links.writes[position]("frame")
-    links.sending -= 1
-    assert (leaving.link.got, links[1], links.member_count) == ([], NULL_CONNECTION, 1)
-    links.compact()
-    assert list(links) == [first.link]
+        recipients.writes[position]("frame")
+    recipients.sending -= 1
+    assert (leaving.link.got, recipients[1], recipients.member_count) == ([], NULL_CONNECTION, 1)
+    recipients.compact()
+    assert list(recipients) == [first.link]

@@ -85,7 +85,7 @@ class EchoSite:
 
     def __init__(self, *, largest_message: int = LARGEST_MESSAGE, **settings: Any) -> None:
         self.clients: list[EchoClient] = []
-        self.links = Recipients()
+        self.recipients = Recipients()
         self.opened: list[Any] = []  # what is closed at the end
         self.publisher = Broadcaster(asyncio.get_running_loop().call_soon, SystemClock())
         self.server = Server(
@@ -103,7 +103,7 @@ class EchoSite:
         self.port = self.server.listen()
 
     def _make(self, link: ClientConnection) -> EchoClient:
-        client = EchoClient(link, self.links)
+        client = EchoClient(link, self.recipients)
         self.clients.append(client)
         return client
 

@@ -250,9 +250,9 @@ async def test_a_client_that_stops_reading_costs_bounded_memory_and_is_cut_off(s
     mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     mute.connect(("127.0.0.1", http_port))
     mute.sendall(f"GET {PATH.replace('=5', '=1000')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    while not stage.server._context.links:
+    while not stage.server._context.connections:
         await asyncio.sleep(0.01)
-    (link,) = stage.server._context.links
+    (link,) = stage.server._context.connections
     most = 0
     for _ in range(2000):  # each `initial` is 100 kB
         if stage.server.connection_count == 0:

@@ -172,11 +172,11 @@ class Process:
             await asyncio.sleep(1.0)
 
 
-def _send_all(links: Any, frame: Frame) -> None:
-    links.sending += 1
-    for link in list(links[: len(links)]):
+def _send_all(recipients: Any, frame: Frame) -> None:
+    recipients.sending += 1
+    for link in list(recipients[: len(recipients)]):
         link.send_update(frame)
-    links.sending -= 1
+    recipients.sending -= 1
 
 
 class Person:

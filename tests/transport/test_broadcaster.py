@@ -88,10 +88,10 @@ class Wire:
 
 
 def room(loop: Loop, count: int) -> Recipients:
-    links = Recipients()
+    recipients = Recipients()
     for _ in range(count):
-        links.add_slot(RecipientSlot(Wire(loop)))
-    return links
+        recipients.add_slot(RecipientSlot(Wire(loop)))
+    return recipients
 
 
 def frame(text: str) -> Frame:
@@ -103,22 +103,22 @@ ONE, TWO = frame("one"), frame("two")
 
 def test_a_small_room_is_sent_to_at_once():
     loop = Loop()
-    links = room(loop, SLICE)
-    loop.publisher.broadcast(links, ONE)
-    assert all(link.got == [ONE] for link in links)
-    assert links.sending == 0
+    recipients = room(loop, SLICE)
+    loop.publisher.broadcast(recipients, ONE)
+    assert all(link.got == [ONE] for link in recipients)
+    assert recipients.sending == 0
 
 
 def test_a_large_room_is_sent_to_in_slices_and_no_pass_is_long():
     loop = Loop()
-    links = room(loop, 10_000)
-    loop.publisher.broadcast(links, ONE)
+    recipients = room(loop, 10_000)
+    loop.publisher.broadcast(recipients, ONE)
     assert loop.now <= HOLD_S + SLICE * COST_S
-    assert links.sending == 1
+    assert recipients.sending == 1
     assert loop.run() > 5
     assert loop.longest <= HOLD_S + (SLICE + 1) * COST_S
-    assert all(link.got == [ONE] for link in links)
-    assert links.sending == 0
+    assert all(link.got == [ONE] for link in recipients)
+    assert recipients.sending == 0
 
 
 @pytest.mark.slow
@@ -134,40 +134,40 @@ def test_a_small_room_need_not_wait_for_a_large_one():
 
 def test_the_second_frame_of_a_room_waits_for_the_first():
     loop = Loop()
-    links = room(loop, 3000)
-    loop.publisher.broadcast(links, ONE)
-    loop.publisher.broadcast(links, TWO)
+    recipients = room(loop, 3000)
+    loop.publisher.broadcast(recipients, ONE)
+    loop.publisher.broadcast(recipients, TWO)
     loop.run()
-    assert all(link.got == [ONE, TWO] for link in links)
+    assert all(link.got == [ONE, TWO] for link in recipients)
 
 
 @pytest.mark.slow
 def test_of_a_bar_that_waits_for_its_turn_only_the_newest_state_is_sent():
     """However long a list takes, what waits for it does not grow."""
     loop = Loop()
-    links = room(loop, 3000)
+    recipients = room(loop, 3000)
     states = [Frame.from_text(str(number), "topic", 60_000) for number in range(100)]
     for state in states:
-        loop.publisher.broadcast(links, state)
-    loop.publisher.broadcast(links, ONE)
-    loop.publisher.broadcast(links, Frame.from_text("next", "topic", 120_000))
+        loop.publisher.broadcast(recipients, state)
+    loop.publisher.broadcast(recipients, ONE)
+    loop.publisher.broadcast(recipients, Frame.from_text("next", "topic", 120_000))
     late = Wire(loop)
-    links.add_slot(RecipientSlot(late))
-    assert links.sending == 4
+    recipients.add_slot(RecipientSlot(late))
+    assert recipients.sending == 4
     loop.run()
-    assert all(link.got == [states[0], states[-1], ONE, Frame.from_text("next")] for link in links[:-1])
-    assert (late.got, links.sending) == ([], 0)
+    assert all(link.got == [states[0], states[-1], ONE, Frame.from_text("next")] for link in recipients[:-1])
+    assert (late.got, recipients.sending) == ([], 0)
 
 
 def test_who_left_or_joined_meanwhile_does_not_get_the_frame():
     loop = Loop()
-    links = room(loop, 3000)
-    loop.publisher.broadcast(links, ONE)
-    gone, late = links[-1], Wire(loop)
-    links.remove_slot(links.slots[-1])
-    links.add_slot(RecipientSlot(late))
+    recipients = room(loop, 3000)
+    loop.publisher.broadcast(recipients, ONE)
+    gone, late = recipients[-1], Wire(loop)
+    recipients.remove_slot(recipients.slots[-1])
+    recipients.add_slot(RecipientSlot(late))
     loop.run()
-    assert (gone.got, late.got, links[0].got) == ([], [], [ONE])
+    assert (gone.got, late.got, recipients[0].got) == ([], [], [ONE])
 
 
 PLACES = pytest.mark.parametrize("which", [(1,), (0, 1), (SLICE - 1, SLICE), (SLICE * 2 - 1, SLICE * 2 + 9)])
@@ -177,87 +177,87 @@ PLACES = pytest.mark.parametrize("which", [(1,), (0, 1), (SLICE - 1, SLICE), (SL
 @pytest.mark.parametrize(("trouble", "taken"), [(BlockingIOError(), 0), (3, 3)])
 def test_what_the_kernel_does_not_take_is_left_to_the_link(trouble, taken, which):
     loop = Loop()
-    links = room(loop, SLICE * 2 + 10)
+    recipients = room(loop, SLICE * 2 + 10)
     for position in which:
-        links[position].trouble = trouble
-    loop.publisher.broadcast(links, ONE)
+        recipients[position].trouble = trouble
+    loop.publisher.broadcast(recipients, ONE)
     loop.run()
-    assert [link.stalled for link in links] == [[(ONE, taken)] * (at in which) for at in range(len(links))]
-    assert all(link.got == [ONE] for at, link in enumerate(links) if at not in which)
+    assert [link.stalled for link in recipients] == [[(ONE, taken)] * (at in which) for at in range(len(recipients))]
+    assert all(link.got == [ONE] for at, link in enumerate(recipients) if at not in which)
 
 
 @PLACES
 @pytest.mark.parametrize("trouble", [ConnectionResetError(), RuntimeError("a mistake of ours")])
 def test_a_broken_connection_does_not_stop_the_others(trouble, which):
     loop = Loop()
-    links = room(loop, SLICE * 2 + 10)
+    recipients = room(loop, SLICE * 2 + 10)
     for position in which:
-        links[position].trouble = trouble
-    loop.publisher.broadcast(links, ONE)
+        recipients[position].trouble = trouble
+    loop.publisher.broadcast(recipients, ONE)
     loop.run()
-    assert [at for at, link in enumerate(links) if link.is_lost] == list(which)
-    assert all(link.got == [ONE] for at, link in enumerate(links) if at not in which)
-    assert links.sending == 0
+    assert [at for at, link in enumerate(recipients) if link.is_lost] == list(which)
+    assert all(link.got == [ONE] for at, link in enumerate(recipients) if at not in which)
+    assert recipients.sending == 0
 
 
 def test_a_link_whose_way_changes_is_found_in_every_list():
     loop = Loop()
     lists = [room(loop, 3) for _ in range(2)]
     link = Wire(loop)
-    for links in lists:
-        links.add_slot(RecipientSlot(link))
+    for recipients in lists:
+        recipients.add_slot(RecipientSlot(link))
     lists[0].remove_slot(lists[0].slots[0])  # so that it changes place
     kept: list[bytes] = []
     link.write = lambda taken: kept.append(taken) or len(taken)
     for place in link.places:
         place.refresh_write()
-    for links in lists:
-        loop.publisher.broadcast(links, ONE)
+    for recipients in lists:
+        loop.publisher.broadcast(recipients, ONE)
     assert (link.got, kept) == ([], [ONE, ONE])
 
 
 @pytest.mark.slow
 def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twice(caplog):
     loop = Loop()
-    links = room(loop, 3000)
-    for broken in (links[1], links[2500]):
+    recipients = room(loop, 3000)
+    for broken in (recipients[1], recipients[2500]):
         broken.trouble = RuntimeError("no bars")
-    loop.publisher.broadcast(links, ONE)
-    loop.publisher.broadcast(links, TWO)
+    loop.publisher.broadcast(recipients, ONE)
+    loop.publisher.broadcast(recipients, TWO)
     loop.run()
-    assert [(number, link.code) for number, link in enumerate(links) if link.code] == [(1, 1011), (2500, 1011)]
-    assert all(link.got == [ONE, TWO] for link in links if not link.code)
-    assert links.sending == 0
+    assert [(number, link.code) for number, link in enumerate(recipients) if link.code] == [(1, 1011), (2500, 1011)]
+    assert all(link.got == [ONE, TWO] for link in recipients if not link.code)
+    assert recipients.sending == 0
     assert "a frame cannot be sent" in caplog.text
 
 
 def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
     loop = Loop()
-    links = room(loop, 1000)
+    recipients = room(loop, 1000)
 
     def fail() -> None:
         raise RuntimeError("no bars")
 
-    links[500].on_grant = fail
-    for link in links:
+    recipients[500].on_grant = fail
+    for link in recipients:
         loop.publisher.request_turn(link, "topic")
     assert loop.now <= HOLD_S + COST_S * 100
     loop.run()
     assert loop.longest <= HOLD_S + 10 * COST_S * 100
-    assert [len(link.got) for link in links] == [1] * 500 + [0] + [1] * 499
+    assert [len(link.got) for link in recipients] == [1] * 500 + [0] + [1] * 499
     assert "cannot render the initial message" in caplog.text
 
 
 def test_an_initial_is_wanted_once_and_can_be_forgotten():
     loop = Loop()
-    links = room(loop, 100)
+    recipients = room(loop, 100)
     for _ in range(2):
-        for link in links:
+        for link in recipients:
             loop.publisher.request_turn(link, "topic")
-    loop.publisher.cancel_turn(links[-1], "topic")
+    loop.publisher.cancel_turn(recipients[-1], "topic")
     loop.run()
-    assert len(links[-1].got) == 0
-    assert len(links[-2].got) == 1
+    assert len(recipients[-1].got) == 0
+    assert len(recipients[-2].got) == 1
 
 
 def test_what_was_gathered_is_flushed_and_what_ended_is_settled_in_the_next_pass():
@@ -283,6 +283,6 @@ def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
         if goes_on and loop.soon:
             loop.run_once()
     loop.run()
-    for links, frames in zip(rooms, sent, strict=True):
-        assert all(link.got == frames for link in links)
-        assert links.sending == 0
+    for recipients, frames in zip(rooms, sent, strict=True):
+        assert all(link.got == frames for link in recipients)
+        assert recipients.sending == 0

@@ -91,10 +91,10 @@ async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_
         peer = await mute(site)
         await site.client()
         for number in range(20_000):
-            site.publisher.broadcast(site.links, update(number))
+            site.publisher.broadcast(site.recipients, update(number))
             if number % 50 == 0:
                 await asyncio.sleep(0)
-        site.publisher.broadcast(site.links, update(99_999, open_ms=120_000))
+        site.publisher.broadcast(site.recipients, update(99_999, open_ms=120_000))
         reader = Reader()
         await read_until(peer, reader, b"00099999")
         numbers = [int(payload[:8]) for payload in reader.payloads]
@@ -109,7 +109,7 @@ async def test_a_stuck_client_holds_no_more_than_a_few_frames_and_the_kernel_no_
         await mute(site)
         link = (await site.client()).link
         for number in range(5000):
-            site.publisher.broadcast(site.links, update(number, open_ms=number % MOST_BARS_WAITING + 1))
+            site.publisher.broadcast(site.recipients, update(number, open_ms=number % MOST_BARS_WAITING + 1))
         assert link.blocked_since is not None
         assert len(link._rest) <= 504
         assert sum(map(len, link._outbox._updates.values())) <= MOST_BARS_WAITING
@@ -123,12 +123,12 @@ async def test_too_many_bars_are_replaced_by_a_fresh_initial():
         client = await site.client()
         client.initials[ONE] = lambda: Frame.from_text("initial".ljust(20))
         for number in range(5000):
-            site.publisher.broadcast(site.links, update(number, open_ms=number // 500 + 1))
+            site.publisher.broadcast(site.recipients, update(number, open_ms=number // 500 + 1))
             await asyncio.sleep(0)
         assert client.behind == [ONE]
         reader = Reader()
         await read_until(peer, reader, b"initial")
-        site.publisher.broadcast(site.links, update(99_999))
+        site.publisher.broadcast(site.recipients, update(99_999))
         await read_until(peer, reader, b"00099999")
         numbers = [int(payload[:8]) for payload in reader.payloads if not payload.startswith(b"initial")]
         assert numbers == sorted(numbers)
@@ -193,7 +193,7 @@ async def test_who_naps_gets_rising_numbers_and_always_the_newest():
             for at, (peer, reader) in enumerate(zip(peers, readers, strict=True))
         ]
         for number in range(3000):
-            site.publisher.broadcast(site.links, update(number, size=300))
+            site.publisher.broadcast(site.recipients, update(number, size=300))
             if number % 10 == 0:
                 await asyncio.sleep(0)
         await deadlines.wait_for(asyncio.gather(*naps), 60)
