@@ -43,7 +43,7 @@ class Nowhere:
     """A link that takes everything, and whose turn has always come."""
 
     client: ClientSession
-    places: tuple[RecipientSlot, ...] = ()
+    recipient_slots: tuple[RecipientSlot, ...] = ()
 
     def send_update(self, frame: bytes) -> int:
         return len(frame)
@@ -83,13 +83,13 @@ async def measure(runs: int, times: int) -> None:
         return [cpu_us(act, max(1, count)) for _ in range(runs)]
 
     print("microseconds of CPU, minimum / median / maximum")
-    link = connect(one)
+    connection = connect(one)
     others = [connect(one) for _ in range(10)]  # with nobody else in the room every subscription would begin it
     for other in others:
         other.client.on_client_message(_REQUEST)
     print(f"reading a subscribe message {spread(us(lambda: PROTOCOL.decode_request(_REQUEST)), '.2f')}, ", end="")
     print(f"with every extension {spread(us(lambda: PROTOCOL.decode_request(_EXTENDED)), '.2f')}")
-    joining = us(lambda: link.client.on_client_message(_REQUEST))
+    joining = us(lambda: connection.client.on_client_message(_REQUEST))
     print(f"reading it, joining and making its initial {spread(joining, '.1f')}")
     for count in BARS:
         measure_initial(one, count, us, times)
@@ -99,8 +99,8 @@ async def measure(runs: int, times: int) -> None:
 
 def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], times: int) -> None:
     """An `initial` of so many bars: copied, new, and from nothing."""
-    link = Nowhere()
-    member = one.hub.join_room(Silent(), link, topic("1m"), count, PLAIN)
+    connection = Nowhere()
+    member = one.hub.join_room(Silent(), connection, topic("1m"), count, PLAIN)
     volume = iter(range(2, 10**9))
 
     def change() -> None:
@@ -203,19 +203,19 @@ def as_floats(bar: Candle) -> dict[str, Any]:
 
 
 def connect(one: Stage) -> Nowhere:
-    link = Nowhere()
-    link.client = ClientSession(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
-    return link
+    connection = Nowhere()
+    connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+    return connection
 
 
 def client_bytes(one: Stage, count: int) -> float:
     """What a subscribed client takes, but for its link."""
-    links = [Nowhere() for _ in range(count)]
+    connections = [Nowhere() for _ in range(count)]
     gc.collect()
     tracemalloc.start()
-    for link in links:
-        link.client = ClientSession(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
-        link.client.on_client_message(_REQUEST)
+    for connection in connections:
+        connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+        connection.client.on_client_message(_REQUEST)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return size / count

@@ -67,8 +67,14 @@ class Serving:
             options,
             hub=self._rooms,
             publisher=self._publisher,
-            make_client=lambda link: ClientSession(
-                link, hub, bars, codec, clock, options, BarReader(bars, stored, EncodedBarCache(), clock).read_history
+            make_client=lambda connection: ClientSession(
+                connection,
+                hub,
+                bars,
+                codec,
+                clock,
+                options,
+                BarReader(bars, stored, EncodedBarCache(), clock).read_history,
             ),
             clock=clock,
             health=dict,
@@ -113,8 +119,8 @@ class Serving:
         """From now on how long the loop is held is watched."""
         self._tasks.append(asyncio.ensure_future(self._watch()))
 
-    def _publish(self, links: Recipients, frame: Frame) -> None:
-        self._publisher.broadcast(links, frame)
+    def _publish(self, recipients: Recipients, frame: Frame) -> None:
+        self._publisher.broadcast(recipients, frame)
         self._sent.set()
 
     def _candle(self, values: Sequence[Decimal]) -> Candle:

@@ -162,8 +162,10 @@ class Daemon:
             seen_decimals=self._bars.seen_decimals,
         )
 
-        def make_client(link: RecipientConnection) -> ClientSession:
-            return ClientSession(link, self._hub, self._bars, self._codec, clock, config.server, pages.read_history)
+        def make_client(connection: RecipientConnection) -> ClientSession:
+            return ClientSession(
+                connection, self._hub, self._bars, self._codec, clock, config.server, pages.read_history
+            )
 
         self._server = Server(
             config.server,

@@ -27,7 +27,7 @@ EDGES = {
     "signals", "tools/tail",
     "ingest/repair_scheduler", "ingest/feeds", "ingest/http", "ingest/tunnel",
     "api/handler",
-    "client/client", "client/link", "client/stream",
+    "client/client", "client/connection", "client/stream",
     "bus/redis/shared_limits", "bus/redis/leases", "bus/redis/publisher", "bus/redis/bus", "bus/redis/connections",
     "bus/redis/subscriber",
     "tasks",

@@ -104,19 +104,19 @@ class KlineRoom(NullConnection):
         """The number of subscribers."""
         return sum(recipients.member_count for recipients in self._groups.values())
 
-    def add_slot(self, place: RecipientSlot, style: Style) -> None:
+    def add_slot(self, slot: RecipientSlot, style: Style) -> None:
         """Add a subscriber, and send it the current bars."""
         for frame in self._beginning(style):
-            place.link.send_update(frame)
-        self.join(place, style)
+            slot.connection.send_update(frame)
+        self.join(slot, style)
 
-    def join(self, place: RecipientSlot, style: Style) -> None:
+    def join(self, slot: RecipientSlot, style: Style) -> None:
         """Add a subscriber."""
-        self._groups.setdefault(style, Recipients()).add_slot(place)
+        self._groups.setdefault(style, Recipients()).add_slot(slot)
 
-    def remove_slot(self, place: RecipientSlot, style: Style) -> None:
+    def remove_slot(self, slot: RecipientSlot, style: Style) -> None:
         """Remove a subscriber."""
-        self._groups[style].remove_slot(place)
+        self._groups[style].remove_slot(slot)
 
     def newest(self, style: Style) -> Frame | None:
         """Return the newest bar as last sent; None before the first one."""
@@ -212,19 +212,19 @@ class KlineStreams:
         self.clock = clock
         self.messages_per_s = messages_per_s
 
-    def make_raw(self, link: RecipientConnection, uri: str) -> "KlineClient":
+    def make_raw(self, connection: RecipientConnection, uri: str) -> "KlineClient":
         """Return the client of a connection to `/ws/<stream>/<stream>`, which gets bare events."""
         names = urlsplit(uri).path.rpartition("/ws/")[2]
-        return self._make_client(link, uri, unquote(names), combined=False)
+        return self._make_client(connection, uri, unquote(names), combined=False)
 
-    def make_combined(self, link: RecipientConnection, uri: str) -> "KlineClient":
+    def make_combined(self, connection: RecipientConnection, uri: str) -> "KlineClient":
         """Return the client of a connection to `/stream?streams=<stream>/<stream>`, whose events name their stream."""
         names = parse_qs(urlsplit(uri).query).get("streams", [""])[-1]
-        return self._make_client(link, uri, names, combined=True)
+        return self._make_client(connection, uri, names, combined=True)
 
-    def _make_client(self, link: RecipientConnection, uri: str, names: str, *, combined: bool) -> "KlineClient":
+    def _make_client(self, connection: RecipientConnection, uri: str, names: str, *, combined: bool) -> "KlineClient":
         unit = parse_qs(urlsplit(uri).query).get("timeUnit", ["MILLISECOND"])[-1].upper()
-        client = KlineClient(link, self, Style(combined, _UNITS.get(unit, 1)))
+        client = KlineClient(connection, self, Style(combined, _UNITS.get(unit, 1)))
         if unit not in _UNITS:
             client.refuse(_Invalid(2, f"Invalid request: timeUnit must be one of {', '.join(_UNITS)}"))
         else:
@@ -235,19 +235,19 @@ class KlineStreams:
         """Return True if this stream exists."""
         return name in self._topics
 
-    def add_subscriber(self, name: str, place: RecipientSlot, style: Style) -> KlineRoom:
+    def add_subscriber(self, name: str, slot: RecipientSlot, style: Style) -> KlineRoom:
         """Subscribe a slot to a stream, and send it the current bars."""
         room = self._rooms.get(name)
         if room is None:
             topic, symbol = self._topics[name]
             room = self._rooms[name] = KlineRoom(name, topic, symbol, self._bars, self._publish, self.clock)
             room.join_hub(self._make_reader)
-        room.add_slot(place, style)
+        room.add_slot(slot, style)
         return room
 
-    def remove_subscriber(self, room: KlineRoom, place: RecipientSlot, style: Style) -> None:
+    def remove_subscriber(self, room: KlineRoom, slot: RecipientSlot, style: Style) -> None:
         """Remove a subscriber, then the stream if it has no more."""
-        room.remove_slot(place, style)
+        room.remove_slot(slot, style)
         if not room.subscribers:
             del self._rooms[room.name]
             room.leave_hub()
@@ -256,10 +256,10 @@ class KlineStreams:
 class KlineClient:
     """A connection with Binance's protocol."""
 
-    __slots__ = ("_budget", "_link", "_rooms", "_streams", "_style")
+    __slots__ = ("_budget", "_connection", "_rooms", "_streams", "_style")
 
-    def __init__(self, link: RecipientConnection, streams: KlineStreams, style: Style) -> None:
-        self._link = link
+    def __init__(self, connection: RecipientConnection, streams: KlineStreams, style: Style) -> None:
+        self._connection = connection
         self._streams = streams
         self._style = style
         self._rooms: dict[str, tuple[KlineRoom, RecipientSlot]] = {}
@@ -282,7 +282,7 @@ class KlineClient:
     def on_client_message(self, message: str | bytes) -> None:
         """Handle one message. An invalid one gets an error; too many close the connection."""
         if self._budget is not None and self._budget.try_take(self._streams.clock.monotonic()):
-            self._link.disconnect(1008, "Too many requests")
+            self._connection.disconnect(1008, "Too many requests")
             return
         request_id: Any = None
         try:
@@ -306,12 +306,13 @@ class KlineClient:
 
     def on_fell_behind(self, topic: Topic) -> None:
         """Request the newest bar of a topic, because queued bars were dropped."""
-        self._link.request_snapshot(topic)
+        self._connection.request_snapshot(topic)
 
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
         """Send Binance's event for a server that is about to close the connection."""
         event = {"e": "serverShutdown", "E": self._streams.clock.now_ms() * self._style.units_per_ms}
-        self._link.send_reply(Frame.from_text(msgspec.json.encode(_wrapped("!serverShutdown", event, self._style))))
+        message = _wrapped("!serverShutdown", event, self._style)
+        self._connection.send_reply(Frame.from_text(msgspec.json.encode(message)))
 
     def on_close(self) -> None:
         """Unsubscribe from all streams: the socket is closed."""
@@ -353,17 +354,17 @@ class KlineClient:
 
     def _subscribe(self, names: Sequence[str]) -> None:
         for name in names:
-            place = RecipientSlot(self._link)
-            self._rooms[name] = self._streams.add_subscriber(name, place, self._style), place
-        self._link.cork(len(self._rooms) > 1)
+            slot = RecipientSlot(self._connection)
+            self._rooms[name] = self._streams.add_subscriber(name, slot, self._style), slot
+        self._connection.cork(len(self._rooms) > 1)
 
     def _unsubscribe(self, names: Sequence[str]) -> None:
         for name in names:
-            room, place = self._rooms.pop(name, (None, None))
-            if room is not None and place is not None:
-                self._link.cancel_topic(room.topic)
-                self._streams.remove_subscriber(room, place, self._style)
-        self._link.cork(len(self._rooms) > 1)
+            room, slot = self._rooms.pop(name, (None, None))
+            if room is not None and slot is not None:
+                self._connection.cancel_topic(room.topic)
+                self._streams.remove_subscriber(room, slot, self._style)
+        self._connection.cork(len(self._rooms) > 1)
 
     def _handle_property(self, method: str, params: list[Any]) -> bool | None:
         if params[0] != "combined":
@@ -373,14 +374,14 @@ class KlineClient:
         if len(params) != 2 or not isinstance(params[1], bool):
             raise _Invalid(1, "Invalid value type: expected Boolean")
         style = self._style._replace(combined=params[1])
-        for room, place in self._rooms.values():
-            room.remove_slot(place, self._style)
-            room.join(place, style)
+        for room, slot in self._rooms.values():
+            room.remove_slot(slot, self._style)
+            room.join(slot, style)
         self._style = style
         return None
 
     def _send_reply(self, body: dict[str, Any]) -> None:
-        self._link.send_reply(Frame.from_text(msgspec.json.encode(body)))
+        self._connection.send_reply(Frame.from_text(msgspec.json.encode(body)))
 
 
 class _Invalid(Exception):

@@ -9,7 +9,7 @@ from candled.clock import SystemClock
 from candled.exchange import Clock
 from candled.tasks import Backoff, TaskSet
 
-from .link import Message, ServerConnection
+from .connection import Message, ServerConnection
 from .stream import FIELDS, BarStream, BarSubscription
 from .values import Bar, Bars, RequestRejected, Status, moment, wire_time
 
@@ -51,7 +51,7 @@ class Client:
         self._asked = 0  # the last id of a request
         self._is_open = False  # True inside `async with`
         self._tasks = TaskSet()
-        self._link = ServerConnection(
+        self._connection = ServerConnection(
             url,
             opened=self._on_open,
             received=self._on_message,
@@ -155,7 +155,7 @@ class Client:
     # ------------------------------------------------------------ the connection
 
     async def _run(self) -> None:
-        reason = await self._link.run()
+        reason = await self._connection.run()
         self._end_streams(RequestRejected(reason))
 
     def _end_streams(self, error: RequestRejected) -> None:
@@ -171,21 +171,21 @@ class Client:
         for topic in self._topics:
             self._subscribe_topic(topic)
         for number, (request, _) in self._questions.items():
-            self._link.send({**request, "id": number})
+            self._connection.send({**request, "id": number})
 
     def _on_connection_lost(self, reason: str, wait_s: float) -> None:
         for topic in self._topics:
             topic.on_connection_lost(Status("lost", retry_s=wait_s, message=reason))
 
     def _subscribe_topic(self, topic: BarSubscription) -> None:
-        if self._link.is_open:
-            self._link.send(topic.subscribe_message(self._next_number()))
+        if self._connection.is_open:
+            self._connection.send(topic.subscribe_message(self._next_number()))
             topic.set_status(Status("loading"))
 
     def _unsubscribe_topic(self, topic: BarSubscription) -> None:
         if topic in self._topics and not list(topic.followers):  # a list leaves out streams that are being collected
             self._topics.remove(topic)
-            self._link.send({"type": "unsubscribe", **topic.named})
+            self._connection.send({"type": "unsubscribe", **topic.named})
 
     def _next_number(self) -> int:
         self._asked += 1
@@ -197,7 +197,7 @@ class Client:
         number = self._next_number()
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._questions[number] = request, answer
-        self._link.send({**request, "id": number})
+        self._connection.send({**request, "id": number})
         try:
             return await answer
         finally:
@@ -222,7 +222,7 @@ class Client:
             case "error":
                 self._on_error(message)
             case "bye":
-                self._link.expect_end(float(message["reconnectAfterMs"]) / 1000)
+                self._connection.expect_end(float(message["reconnectAfterMs"]) / 1000)
 
     def _on_answer(self, number: int, answer: Message | RequestRejected) -> None:
         _, waiting = self._questions.get(number, (None, None))
@@ -262,7 +262,7 @@ class Client:
         """Repeat a request that the server could not answer now."""
         await self._clock.sleep(_AGAIN_S)
         if number in self._questions:
-            self._link.send({**self._questions[number][0], "id": number})
+            self._connection.send({**self._questions[number][0], "id": number})
         for topic in self._topics:
             if topic.asked == number and not topic.is_acknowledged:  # otherwise the server itself tries again
                 self._subscribe_topic(topic)

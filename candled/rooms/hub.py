@@ -74,7 +74,7 @@ class Hub:
     # ------------------------------------------------------------ members
 
     def join_room(
-        self, client: Member, link: RecipientConnection, topic: Topic, bars: int, options: Options
+        self, client: Member, connection: RecipientConnection, topic: Topic, bars: int, options: Options
     ) -> Membership:
         """Add a client to a room. It receives nothing before its `initial`."""
         room = self._find_room(topic)
@@ -84,18 +84,18 @@ class Hub:
             self._rooms.setdefault(topic.market, {})[topic.interval.ms] = room
             self._count += 1
         group = room.group_for(options)
-        membership = Membership(client, link, group, bars, options)
+        membership = Membership(client, connection, group, bars, options)
         group.add_member(membership)
-        self._room_counts[link] += 1
+        self._room_counts[connection] += 1
         return membership
 
     def leave_room(self, membership: Membership) -> None:
         """Remove a member, then its group and its room if they are empty."""
         group, room = membership.group, membership.group.room
         group.remove_member(membership)
-        self._room_counts[membership.link] -= 1
-        if not self._room_counts[membership.link]:
-            del self._room_counts[membership.link]
+        self._room_counts[membership.connection] -= 1
+        if not self._room_counts[membership.connection]:
+            del self._room_counts[membership.connection]
         if group.members:
             return
         group.scheduled_at = None
@@ -130,13 +130,13 @@ class Hub:
         self._note_delivered(group)
         return shown.frame
 
-    def watch_state(self, link: RecipientConnection, market: MarketKey) -> Any:
+    def watch_state(self, connection: RecipientConnection, market: MarketKey) -> Any:
         """Send a connection the state of a market's feed, now and on every change.
 
         Returns:
             A handle for `unwatch_state`.
         """
-        return self._statuses.watch_state(link, market)
+        return self._statuses.watch_state(connection, market)
 
     def unwatch_state(self, watcher: Any) -> None:
         """Stop sending the state."""

@@ -15,11 +15,11 @@ class RecipientConnection(Protocol):
     end.
 
     Only the broadcaster calls `write`. It may raise, and may take only a part of the frame. Code that replaces `write`
-    must call `refresh_write` on each of `places`.
+    must call `refresh_write` on each of `recipient_slots`.
     """
 
     #: The connection's slots in lists; maintained by `RecipientSlot`.
-    places: tuple["RecipientSlot", ...]
+    recipient_slots: tuple["RecipientSlot", ...]
 
     @property
     def write(self) -> Callable[[bytes], int]:
@@ -50,7 +50,7 @@ class RecipientConnection(Protocol):
 class NullConnection:
     """A connection without a socket: it ignores all calls. Subscribers in this process override some of them."""
 
-    places: tuple["RecipientSlot", ...] = ()
+    recipient_slots: tuple["RecipientSlot", ...] = ()
 
     def write(self, frame: bytes) -> int:
         """Drop a frame."""
@@ -82,27 +82,27 @@ NULL_CONNECTION: RecipientConnection = NullConnection()  # replaces a member's w
 class RecipientSlot:
     """A member's place in one list. `position` is -1 while it is in none."""
 
-    __slots__ = ("_recipients", "link", "position")
+    __slots__ = ("_recipients", "connection", "position")
 
-    def __init__(self, link: RecipientConnection) -> None:
-        self.link = link
+    def __init__(self, connection: RecipientConnection) -> None:
+        self.connection = connection
         self.position = -1
         self._recipients: Recipients | None = None
 
     def refresh_write(self) -> None:
         """Update the list after the connection's `write` was replaced."""
         if self._recipients is not None:
-            self._recipients.writes[self.position] = self.link.write
+            self._recipients.writes[self.position] = self.connection.write
 
     def enter_list(self, recipients: "Recipients", position: int) -> None:
         """Record the list and the position of this slot."""
         self._recipients, self.position = recipients, position
-        self.link.places = (*self.link.places, self)
+        self.connection.recipient_slots = (*self.connection.recipient_slots, self)
 
     def leave_list(self) -> None:
         """Record that the slot is in no list."""
         self._recipients, self.position = None, -1
-        self.link.places = tuple(place for place in self.link.places if place is not self)
+        self.connection.recipient_slots = tuple(slot for slot in self.connection.recipient_slots if slot is not self)
 
 
 class Recipients(list[RecipientConnection]):
@@ -133,21 +133,21 @@ class Recipients(list[RecipientConnection]):
     @property
     def slots(self) -> list[RecipientSlot]:
         """The slots of the members."""
-        return [place for place in self._slots if place.position >= 0]
+        return [slot for slot in self._slots if slot.position >= 0]
 
-    def add_slot(self, place: RecipientSlot) -> None:
+    def add_slot(self, slot: RecipientSlot) -> None:
         """Append a member."""
         self.compact()
-        place.enter_list(self, len(self))
-        self.append(place.link)
-        self.writes.append(place.link.write)
-        self._slots.append(place)
+        slot.enter_list(self, len(self))
+        self.append(slot.connection)
+        self.writes.append(slot.connection.write)
+        self._slots.append(slot)
 
-    def remove_slot(self, place: RecipientSlot) -> None:
+    def remove_slot(self, slot: RecipientSlot) -> None:
         """Remove a member."""
         self.compact()
-        position = place.position
-        place.leave_list()
+        position = slot.position
+        slot.leave_list()
         if self.sending:
             self[position] = NULL_CONNECTION
             self.writes[position] = NULL_CONNECTION.write
@@ -164,7 +164,7 @@ class Recipients(list[RecipientConnection]):
 
     def _close_up(self, position: int) -> None:
         """Move the last member to the empty position."""
-        link, write, place = self.pop(), self.writes.pop(), self._slots.pop()
+        connection, write, slot = self.pop(), self.writes.pop(), self._slots.pop()
         if position < len(self):
-            self[position], self.writes[position], self._slots[position] = link, write, place
-            place.position = position
+            self[position], self.writes[position], self._slots[position] = connection, write, slot
+            slot.position = position

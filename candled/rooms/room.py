@@ -46,9 +46,9 @@ class Membership(RecipientSlot):
     )
 
     def __init__(
-        self, client: Member, link: RecipientConnection, group: "SubscriberGroup", bars: int, options: Options
+        self, client: Member, connection: RecipientConnection, group: "SubscriberGroup", bars: int, options: Options
     ) -> None:
-        super().__init__(link)
+        super().__init__(connection)
         self.client = client
         self.group: SubscriberGroup = group
         self.bars = bars
@@ -199,7 +199,7 @@ class SubscriberGroup:
 
     def initialized_members(self) -> list[Membership]:
         """Return the members that had their `initial` and do not wait for another."""
-        active = [place for recipients in self.groups.values() for place in recipients.slots]
+        active = [slot for recipients in self.groups.values() for slot in recipients.slots]
         return [*active, *self.ahead_of_queue]  # type: ignore[list-item]  # the slots of a group are memberships
 
     def add_member(self, membership: Membership) -> None:

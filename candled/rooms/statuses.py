@@ -19,8 +19,8 @@ class Watcher(RecipientSlot):
 
     __slots__ = ("market",)
 
-    def __init__(self, link: RecipientConnection, market: MarketKey) -> None:
-        super().__init__(link)
+    def __init__(self, connection: RecipientConnection, market: MarketKey) -> None:
+        super().__init__(connection)
         self.market = market
 
 
@@ -38,11 +38,11 @@ class Statuses:
         self._publish = publish
         self._watchers: dict[MarketKey, Recipients] = {}
 
-    def watch_state(self, link: RecipientConnection, market: MarketKey) -> Watcher:
+    def watch_state(self, connection: RecipientConnection, market: MarketKey) -> Watcher:
         """Send a connection the current state, and every change from now on."""
-        watcher = Watcher(link, market)
+        watcher = Watcher(connection, market)
         self._watchers.setdefault(market, Recipients()).add_slot(watcher)
-        link.send_reply(self._state_frame(market, self._state(market)))
+        connection.send_reply(self._state_frame(market, self._state(market)))
         return watcher
 
     def unwatch_state(self, watcher: Watcher) -> None:

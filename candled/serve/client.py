@@ -84,10 +84,10 @@ class ClientSession:
         "_budget",
         "_clock",
         "_codec",
+        "_connection",
         "_hub",
         "_is_extended",
         "_limits",
-        "_link",
         "_memberships",
         "_pager",
         "_pages",
@@ -98,7 +98,7 @@ class ClientSession:
 
     def __init__(
         self,
-        link: RecipientConnection,
+        connection: RecipientConnection,
         hub: Hub,
         bars: BarLoader,
         codec: RequestCodec,
@@ -106,7 +106,7 @@ class ClientSession:
         limits: ClientLimits,
         pages: BarReader,
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._hub = hub
         self._bars = bars
         self._codec = codec
@@ -212,7 +212,7 @@ class ClientSession:
             return
         may_wait = membership.is_new and not self._bars.is_warm(*topic, membership.bars_needed)
         if membership.resume is None and not may_wait and self._bars.is_loaded(*topic, membership.bars_needed):
-            self._link.request_snapshot(topic)
+            self._connection.request_snapshot(topic)
             return
         if self._preparing is None:
             self._preparing = {}
@@ -231,7 +231,7 @@ class ClientSession:
             if self._patience is None:
                 self._patience = TokenBucket(rate, _PATIENCE_S * rate)
             if self._patience.try_take(now):
-                self._link.disconnect(3013, "too many messages")
+                self._connection.disconnect(3013, "too many messages")
             error = RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
             error.request_id = self._codec.name_of(message)
             raise error
@@ -254,14 +254,14 @@ class ClientSession:
             raise error
         if request.options != PLAIN or request.status or request.resume is not None:
             self._is_extended = True
-        self._link.cancel_topic(topic)
-        membership = self._hub.join_room(self, self._link, topic, request.bars, request.options)
+        self._connection.cancel_topic(topic)
+        membership = self._hub.join_room(self, self._connection, topic, request.bars, request.options)
         membership.resume, membership.request_id = request.resume, request.id
         self._memberships[topic] = membership
         if former is not None:
             self._hub.leave_room(former)
         if len(self._memberships) > 1:
-            self._link.cork(many=True)
+            self._connection.cork(many=True)
         if request.id is not None:
             self._send_reply(messages.subscribed(membership.group.room.head, request.id))
         self._watch_state(topic, request.status)
@@ -271,11 +271,11 @@ class ClientSession:
         membership = self._memberships.pop(topic, None)
         if membership is None:
             return False
-        self._link.cancel_topic(topic)
+        self._connection.cancel_topic(topic)
         self._hub.leave_room(membership)
         self._watch_state(topic, wanted=False)
         if len(self._memberships) == 1:
-            self._link.cork(many=False)
+            self._connection.cork(many=False)
         return True
 
     def _watch_state(self, topic: Topic, wanted: bool) -> None:
@@ -288,7 +288,7 @@ class ClientSession:
         if wanted:
             topics.add(topic)
             if watcher is None:
-                self._watched[topic.market] = self._hub.watch_state(self._link, topic.market), topics
+                self._watched[topic.market] = self._hub.watch_state(self._connection, topic.market), topics
         elif watcher is not None:
             topics.discard(topic)
             if not topics:
@@ -298,7 +298,7 @@ class ClientSession:
     def _request_page(self, request: GetHistory) -> None:
         self._is_extended = True
         if self._pager is None:
-            self._pager = Pager(self._link, self._pages, self._bars, self._codec.topic_head, self._clock)
+            self._pager = Pager(self._connection, self._pages, self._bars, self._codec.topic_head, self._clock)
         try:
             self._pager.enqueue_request(request)
         except RequestError as error:
@@ -315,7 +315,7 @@ class ClientSession:
             if self._preparing is not None:
                 del self._preparing[topic]
         if topic in self._memberships:
-            self._link.request_snapshot(topic)
+            self._connection.request_snapshot(topic)
 
     async def _load_bars(self, topic: Topic, patience_s: float) -> None:
         """Load the bars for a member. Send an error to each request once if loading fails, and try again."""
@@ -358,7 +358,7 @@ class ClientSession:
         self._send_reply(text)
 
     def _send_reply(self, text: str) -> None:
-        self._link.send_reply(Frame.from_text(text))
+        self._connection.send_reply(Frame.from_text(text))
 
 
 def _failed(membership: Membership) -> RequestError:

@@ -37,11 +37,11 @@ class Undecided:
     Until then, invalid messages get the error replies of candled's protocol.
     """
 
-    __slots__ = ("_link", "_make_binance", "_own")
+    __slots__ = ("_connection", "_make_binance", "_own")
 
-    def __init__(self, link: ClientConnection, make_own: MakeClient, make_binance: MakeClient) -> None:
-        self._link = link
-        self._own = make_own(link)
+    def __init__(self, connection: ClientConnection, make_own: MakeClient, make_binance: MakeClient) -> None:
+        self._connection = connection
+        self._own = make_own(connection)
         self._make_binance = make_binance
 
     def on_client_message(self, message: str | bytes) -> None:
@@ -49,10 +49,10 @@ class Undecided:
         is_binance = speaks_binance(message)
         if is_binance:
             self._own.on_close()
-            self._link.client = self._make_binance(self._link)
+            self._connection.client = self._make_binance(self._connection)
         elif is_binance is False:
-            self._link.client = self._own
-        (self._own if is_binance is None else self._link.client).on_client_message(message)
+            self._connection.client = self._own
+        (self._own if is_binance is None else self._connection.client).on_client_message(message)
 
     def make_initial(self, topic: Topic) -> Frame | None:
         """Return None: there are no subscriptions."""

@@ -58,7 +58,7 @@ def resume_of(event_id: str) -> dict[str, Any] | None:
 class EventsHandler(ConnectingHandler):
     """`/events?symbol=&interval=`: a client of candled's protocol whose messages are written as events."""
 
-    _link: TornadoConnection
+    _connection: TornadoConnection
 
     def initialize(self, context: ServerContext) -> None:
         """Store the server's context."""
@@ -75,9 +75,9 @@ class EventsHandler(ConnectingHandler):
             return
         if self.is_refused():
             return
-        self._link = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
-        self.context.on_tornado_client(self._link)
-        session = self._link.client
+        self._connection = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
+        self.context.on_tornado_client(self._connection)
+        session = self._connection.client
         assert isinstance(session, ClientSession)
         try:
             session.subscribe_by_query(self._subscription())
@@ -86,15 +86,15 @@ class EventsHandler(ConnectingHandler):
             self.set_status(400)
             self.finish_json({"error": {"code": 400, "message": str(error)}})
         finally:
-            self._link.abort()
-            self.context.on_client_gone(self._link)
+            self._connection.abort()
+            self.context.on_client_gone(self._connection)
 
     async def _wait_for_end(self) -> None:
         self._begin_answer()
         while not self._over.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), _ALIVE_S)
-            if not self._over.is_set() and self._link.blocked_since is None:
+            if not self._over.is_set() and self._connection.blocked_since is None:
                 self._write_text(":\n")  # no blank line: to some clients it is the end of an empty event
 
     def on_connection_close(self) -> None:

@@ -93,34 +93,34 @@ class ServerContext:
         self._empty = asyncio.Event()
 
     def on_client_connected(
-        self, link: SocketConnection | TornadoConnection, make_client: MakeClient | None = None
+        self, connection: SocketConnection | TornadoConnection, make_client: MakeClient | None = None
     ) -> None:
         """Register a new client. It speaks candled's protocol unless `make_client` is given."""
-        self.limiter.add_connection(link.address)
-        self.connections.add(link)
+        self.limiter.add_connection(connection.address)
+        self.connections.add(connection)
         self._empty.clear()
-        link.client = (make_client or self.make_client)(link)
+        connection.client = (make_client or self.make_client)(connection)
 
-    def on_tornado_client(self, link: TornadoConnection, make_client: MakeClient | None = None) -> None:
+    def on_tornado_client(self, connection: TornadoConnection, make_client: MakeClient | None = None) -> None:
         """Register a new client whose socket Tornado reads and writes."""
-        self._kept.add(link)
-        self.on_client_connected(link, make_client)
+        self._kept.add(connection)
+        self.on_client_connected(connection, make_client)
 
     def on_detached_client(
         self, peer: socket, address: str, early: bytes, extensions: str, make_client: MakeClient | None = None
     ) -> None:
         """Register a new client whose socket candled reads and writes."""
-        link = SocketConnection(self.transport, peer, address, agree(extensions)[1] if extensions else ())
-        self.on_client_connected(link, make_client)
-        self._wheel.add_link(link)
-        link.start_reading(early)
+        connection = SocketConnection(self.transport, peer, address, agree(extensions)[1] if extensions else ())
+        self.on_client_connected(connection, make_client)
+        self._wheel.add_connection(connection)
+        connection.start_reading(early)
 
-    def on_client_gone(self, link: SocketConnection | TornadoConnection) -> None:
+    def on_client_gone(self, connection: SocketConnection | TornadoConnection) -> None:
         """Remove a client that has disconnected."""
-        self.connections.discard(link)
-        if isinstance(link, TornadoConnection):
-            self._kept.discard(link)
-        self.limiter.remove_connection(link.address)
+        self.connections.discard(connection)
+        if isinstance(connection, TornadoConnection):
+            self._kept.discard(connection)
+        self.limiter.remove_connection(connection.address)
         if not self.connections:
             self._empty.set()
 
@@ -134,18 +134,18 @@ class ServerContext:
     def sweep_slow(self, now: float, slow_s: float) -> None:
         """Close connections that have been blocked for more than `slow_s` seconds. Call it every second."""
         self.transport.sweep_slow(now, slow_s)
-        for link in [one for one in self._kept if one.blocked_for(now) > slow_s]:
-            logger.info("%s has not read for %.0f s: closed", link.address, slow_s)
-            link.disconnect(3008, "slow")
+        for connection in [one for one in self._kept if one.blocked_for(now) > slow_s]:
+            logger.info("%s has not read for %.0f s: closed", connection.address, slow_s)
+            connection.disconnect(3008, "slow")
 
     def abort_all(self) -> None:
         """Close the sockets of all remaining clients."""
-        for link in list(self.connections):
-            link.abort()
+        for connection in list(self.connections):
+            connection.abort()
 
-    def _on_gone(self, link: SocketConnection) -> None:
-        self._wheel.remove_link(link)
-        self.on_client_gone(link)
+    def _on_gone(self, connection: SocketConnection) -> None:
+        self._wheel.remove_connection(connection)
+        self.on_client_gone(connection)
 
 
 def _encode(body: Any) -> str:
@@ -230,7 +230,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
     A handler lives as long as the handshake, unless Tornado keeps the connection.
     """
 
-    _link: TornadoConnection | None = None
+    _connection: TornadoConnection | None = None
     _extensions = ""
     _make_client: MakeClient | None = None
 
@@ -272,8 +272,8 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         """Register the client after Tornado's handshake."""
         if self.ws_connection is not None and self.ws_connection.stream is not None:
             tune(self.ws_connection.stream.socket)
-        self._link = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
-        self.context.on_tornado_client(self._link, self._make_client)
+        self._connection = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
+        self.context.on_tornado_client(self._connection, self._make_client)
 
     def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
         """Write one frame through Tornado."""
@@ -282,15 +282,15 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
     def on_message(self, message: str | bytes) -> None:
         """Pass a message to the client."""
-        if self._link is not None:
-            self._link.client.on_client_message(message)
+        if self._connection is not None:
+            self._connection.client.on_client_message(message)
 
     def on_close(self) -> None:
         """Remove the client."""
-        if self._link is not None:
-            self._link.abort()
-            self.context.on_client_gone(self._link)
-            self._link = None
+        if self._connection is not None:
+            self._connection.abort()
+            self.context.on_client_gone(self._connection)
+            self._connection = None
 
 
 class RootHandler(StreamHandler):
@@ -383,5 +383,5 @@ class StaticHandler(StaticFileHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
 
 
-def _named(make_client: MakeNamedClient, uri: str, link: ClientConnection) -> ConnectionListener:
-    return make_client(link, uri)
+def _named(make_client: MakeNamedClient, uri: str, connection: ClientConnection) -> ConnectionListener:
+    return make_client(connection, uri)

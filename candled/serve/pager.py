@@ -37,12 +37,17 @@ class Finality(Protocol):
 class Pager:
     """Answers history requests one at a time, each only when the client has read the messages sent before."""
 
-    __slots__ = ("_bars", "_clock", "_head", "_link", "_pages", "_requests", "_task")
+    __slots__ = ("_bars", "_clock", "_connection", "_head", "_pages", "_requests", "_task")
 
     def __init__(
-        self, link: RecipientConnection, pages: BarReader, bars: Finality, head: Callable[[Topic], str], clock: Clock
+        self,
+        connection: RecipientConnection,
+        pages: BarReader,
+        bars: Finality,
+        head: Callable[[Topic], str],
+        clock: Clock,
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._pages = pages
         self._bars = bars
         self._head = head
@@ -62,7 +67,7 @@ class Pager:
             )
         self._requests.append(request)
         if len(self._requests) == 1:
-            self._link.request_snapshot(TURN)
+            self._connection.request_snapshot(TURN)
 
     def on_turn(self) -> None:
         """Start the next page: the socket can take it."""
@@ -86,9 +91,9 @@ class Pager:
         self._task = None
         if self._requests:
             self._requests.popleft()
-            self._link.send_reply(Frame.from_text(text))
+            self._connection.send_reply(Frame.from_text(text))
         if self._requests:
-            self._link.request_snapshot(TURN)
+            self._connection.request_snapshot(TURN)
 
     async def _render_page(self, request: GetHistory) -> str:
         before_ms = self._clock.now_ms() if request.before_ms is None else request.before_ms

@@ -154,9 +154,9 @@ class Server:
     async def stop(self) -> None:
         """Accept no new connections, close all others with code 1001, then stop."""
         self.stop_accepting()
-        for number, link in enumerate(list(self._context.connections)):
-            link.client.notify_shutdown(random.randint(*_RECONNECT_MS))
-            link.disconnect(1001, "the server is going away")
+        for number, connection in enumerate(list(self._context.connections)):
+            connection.client.notify_shutdown(random.randint(*_RECONNECT_MS))
+            connection.disconnect(1001, "the server is going away")
             if number % _GOODBYES == 0:
                 await self._clock.sleep(0)
         await self._context.wait_until_empty(_GOODBYE_S)
@@ -219,7 +219,9 @@ class Server:
         make_other = self._streams.get(path)
         if make_other is None:
             return None
-        return lambda link, uri: Undecided(link, self._context.make_client, lambda link: make_other(link, uri))
+        return lambda connection, uri: Undecided(
+            connection, self._context.make_client, lambda other: make_other(other, uri)
+        )
 
     async def _drive_hub(self) -> None:
         while True:

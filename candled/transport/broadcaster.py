@@ -88,25 +88,25 @@ class Broadcaster:
         else:
             waiting.append(_Broadcast(frame, at, stop))
 
-    def request_turn(self, link: "ClientConnection", topic: Topic) -> None:
+    def request_turn(self, connection: "ClientConnection", topic: Topic) -> None:
         """Call a connection's `on_turn` as soon as there is time: now, if no other request is queued."""
         if not self._requested and self._has_time():
-            link.on_turn(topic)
+            connection.on_turn(topic)
         else:
-            self._requested[link, topic] = None
+            self._requested[connection, topic] = None
 
-    def cancel_turn(self, link: "ClientConnection", topic: Topic) -> None:
+    def cancel_turn(self, connection: "ClientConnection", topic: Topic) -> None:
         """Cancel a requested turn."""
-        self._requested.pop((link, topic), None)
+        self._requested.pop((connection, topic), None)
 
-    def uncork_later(self, link: "ClientConnection") -> None:
+    def uncork_later(self, connection: "ClientConnection") -> None:
         """Call a connection's `uncork` at the end of this pass, so that its buffered frames leave together."""
-        self._corked.append(link)
+        self._corked.append(connection)
         self._begin_pass()
 
-    def finalize_later(self, link: "ClientConnection") -> None:
+    def finalize_later(self, connection: "ClientConnection") -> None:
         """Call a connection's `finalize` in the next pass."""
-        self._ended.append(link)
+        self._ended.append(connection)
         self._begin_pass()
 
     @property
@@ -171,20 +171,20 @@ class Broadcaster:
 
     def _run_turns(self) -> None:
         """Call `on_turn` for the next few requested turns."""
-        for link, topic in [key for key, _ in zip(self._requested, range(_GRANTS), strict=False)]:
-            if self._requested.pop((link, topic), link) is None:
+        for connection, topic in [key for key, _ in zip(self._requested, range(_GRANTS), strict=False)]:
+            if self._requested.pop((connection, topic), connection) is None:
                 try:
-                    link.on_turn(topic)
+                    connection.on_turn(topic)
                 except Exception:  # a failure of one client must not stop the others
-                    logger.exception("%s: cannot render the initial message", link.address)
+                    logger.exception("%s: cannot render the initial message", connection.address)
 
     def _finalize_next(self) -> None:
         """Call `finalize` of the next connection that has ended."""
-        link = self._ended.popleft()
+        connection = self._ended.popleft()
         try:
-            link.finalize()
+            connection.finalize()
         except Exception:
-            logger.exception("%s: cannot clean up after the connection", link.address)
+            logger.exception("%s: cannot clean up after the connection", connection.address)
 
 
 def send_all(recipients: Recipients, start: int, stop: int, frame: Frame) -> None:
@@ -211,16 +211,16 @@ def send_all(recipients: Recipients, start: int, stop: int, frame: Frame) -> Non
         except Exception:  # a bug in candled: close this client, go on with the others
             logger.exception("a frame cannot be sent, closing the connection")
             taken = _MISTAKEN
-        link = _as_client(recipients[start + len(writes) - length_hint(turns) - 1])
+        connection = _as_client(recipients[start + len(writes) - length_hint(turns) - 1])
         if taken == _MISTAKEN:  # raised by the handler, which need not be a socket
-            link.disconnect(1011, "internal error")
+            connection.disconnect(1011, "internal error")
         elif taken == _BROKEN:
-            link.connection_lost()
+            connection.connection_lost()
         else:
-            link.on_short_write(frame, taken)
+            connection.on_short_write(frame, taken)
 
 
-def _as_client(link: Any) -> "ClientConnection":
+def _as_client(connection: Any) -> "ClientConnection":
     """Return the connection as the class of this package: only these fail to take a frame."""
-    own: ClientConnection = link
+    own: ClientConnection = connection
     return own

@@ -46,7 +46,7 @@ class ClientConnection:
         "blocked_since",
         "client",
         "is_open",
-        "places",
+        "recipient_slots",
         "write",
     )
 
@@ -54,7 +54,7 @@ class ClientConnection:
         # sends, queues or drops a frame; replaced by `redirect_writes` when the state changes
         self.write: Callable[[bytes], int] = drop
         # the slots in lists of recipients; maintained by the slots
-        self.places: tuple[RecipientSlot, ...] = ()
+        self.recipient_slots: tuple[RecipientSlot, ...] = ()
         # set by the server after the handshake, and reset by `finalize`
         self.client: ConnectionListener = NO_CLIENT
         # the client's IP address, behind trusted proxies too
@@ -149,8 +149,8 @@ class ClientConnection:
     def redirect_writes(self, write: Callable[[bytes], int]) -> None:
         """Replace `write`."""
         self.write = write
-        for place in self.places:
-            place.refresh_write()
+        for slot in self.recipient_slots:
+            slot.refresh_write()
 
     def encode_frame(self, frame: bytes) -> bytes:
         """Return a reply or an `initial` in this client's encoding."""

@@ -34,21 +34,21 @@ class PingWheel:
         self._now = 0
         self._next = 0
 
-    def add_link(self, link: PingTarget) -> None:
+    def add_connection(self, connection: PingTarget) -> None:
         """Start pinging a connection. Consecutive ones go to consecutive slots, so all steps cost the same."""
-        link.slot = self._next
-        self._slots[link.slot][link] = None
+        connection.slot = self._next
+        self._slots[connection.slot][connection] = None
         self._next = (self._next + 1) % len(self._slots)
 
-    def remove_link(self, link: PingTarget) -> None:
+    def remove_connection(self, connection: PingTarget) -> None:
         """Stop pinging a connection."""
-        self._slots[link.slot].pop(link, None)
+        self._slots[connection.slot].pop(connection, None)
 
     def turn_once(self) -> None:
         """Advance by one slot: ping its connections and close those with an overdue pong."""
         self._now = (self._now + 1) % len(self._slots)
-        for link in list(self._slots[self._now - self._steps_to_answer]):
-            if link.awaits_pong:
-                link.disconnect(3012, "no pong")
-        for link in list(self._slots[self._now]):
-            link.send_ping()
+        for connection in list(self._slots[self._now - self._steps_to_answer]):
+            if connection.awaits_pong:
+                connection.disconnect(3012, "no pong")
+        for connection in list(self._slots[self._now]):
+            connection.send_ping()

@@ -56,11 +56,11 @@ class TransportContext:
 
         Call it every second.
         """
-        for link in [one for one in self.blocked if one.blocked_for(now) > slow_s]:
-            logger.info("%s has not read for %.0f s: closed", link.address, slow_s)
-            link.disconnect(3008, "slow")
-        for link in [one for one, until in self.leaving.items() if now >= until]:
-            link.abort()
+        for connection in [one for one in self.blocked if one.blocked_for(now) > slow_s]:
+            logger.info("%s has not read for %.0f s: closed", connection.address, slow_s)
+            connection.disconnect(3008, "slow")
+        for connection in [one for one, until in self.leaving.items() if now >= until]:
+            connection.abort()
 
 
 class SocketConnection(ClientConnection):

@@ -119,8 +119,8 @@ async def open_stage(
     )
     config = Config(limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
 
-    def make_client(link: RecipientConnection) -> ClientSession:
-        return ClientSession(link, hub, bars, codec, clock, config.server, pages.read_history)
+    def make_client(connection: RecipientConnection) -> ClientSession:
+        return ClientSession(connection, hub, bars, codec, clock, config.server, pages.read_history)
 
     one = Stage(bars, store, pages, clock)
     one.hub = hub

@@ -35,7 +35,7 @@ class Ear:
     clock: ManualClock
     told: list[Told] = field(default_factory=list)
     on_close: list[int] = field(default_factory=list)
-    places = ()
+    recipient_slots = ()
 
     def send_update(self, frame) -> int:
         event = json.loads(frame.payload)
@@ -90,14 +90,14 @@ class Streams:
         directory = MarketCatalog({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
         markets = BinanceMarkets(directory, "replay")
 
-        def make_reader(link):
+        def make_reader(connection):
             socket = one.connect()
-            socket.client._link = link
+            socket.client._connection = connection
             return socket.client
 
         def publish(recipients, frame):
-            for link in list(recipients):
-                link.send_update(frame)
+            for connection in list(recipients):
+                connection.send_update(frame)
 
         self.streams = KlineStreams(markets, one.bars, make_reader, publish, one.clock, 0)
 

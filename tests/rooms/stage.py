@@ -132,7 +132,7 @@ class Chart:
 class Socket:
     """A client's link: what was sent, at once; or, while it is `stuck`, when it is let go."""
 
-    places = ()
+    recipient_slots = ()
 
     def __init__(self, clock) -> None:
         self.client = None
@@ -235,7 +235,7 @@ class Socket:
 class Joined(Chart):
     """A member without a client behind it, ready at any time, and the link of it."""
 
-    places = ()
+    recipient_slots = ()
 
     def __init__(self, hub: Hub) -> None:
         super().__init__()
@@ -281,8 +281,8 @@ class Publisher:
         job = self._jobs[0]
         recipients, frame, start, stop = job
         end = stop if self._draw is None else min(stop, start + self._draw.randrange(1, 5))
-        for link in recipients[start:end]:
-            link.send_update(frame)
+        for connection in recipients[start:end]:
+            connection.send_update(frame)
         job[2] = end
         if end == stop:
             recipients.sending -= 1

@@ -32,7 +32,7 @@ def test_a_frame_says_which_bar_it_shows_and_an_answer_shows_none():
 class Socket:
     """Notes what it is sent; perhaps does something else the moment it is."""
 
-    places = ()
+    recipient_slots = ()
 
     def __init__(self, then=lambda: None) -> None:
         self.got = []
@@ -50,9 +50,9 @@ def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is
     for _ in range(200):
         recipients, inside = Recipients(), []
         for _ in range(draw.randrange(100)):
-            place = RecipientSlot(Socket())
-            recipients.add_slot(place)
-            inside.append(place)
+            slot = RecipientSlot(Socket())
+            recipients.add_slot(slot)
+            inside.append(slot)
         count, due, gone = len(recipients), list(inside), set()
         recipients.sending += 1
         position = 0
@@ -63,22 +63,22 @@ def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is
             position = stop
             for _ in range(draw.randrange(5)):
                 if inside and draw.random() < 0.6:
-                    place = inside.pop(draw.randrange(len(inside)))
-                    recipients.remove_slot(place)
-                    gone.add(place)
+                    slot = inside.pop(draw.randrange(len(inside)))
+                    recipients.remove_slot(slot)
+                    gone.add(slot)
                 else:
-                    place = RecipientSlot(Socket())
-                    recipients.add_slot(place)
-                    inside.append(place)
+                    slot = RecipientSlot(Socket())
+                    recipients.add_slot(slot)
+                    inside.append(slot)
         recipients.sending -= 1
         recipients.compact()
-        for place in due:
-            assert place.link.got == ["frame"] or (place in gone and place.link.got == [])
-        assert all(place.link.got == [] for place in inside if place not in due)
-        assert sorted(map(id, recipients)) == sorted(id(place.link) for place in inside)
-        assert [recipients[place.position] for place in inside] == [place.link for place in inside]
-        assert recipients.writes == [link.write for link in recipients]
-        assert all(place.link.places == (place,) for place in inside)
+        for slot in due:
+            assert slot.connection.got == ["frame"] or (slot in gone and slot.connection.got == [])
+        assert all(slot.connection.got == [] for slot in inside if slot not in due)
+        assert sorted(map(id, recipients)) == sorted(id(slot.connection) for slot in inside)
+        assert [recipients[slot.position] for slot in inside] == [slot.connection for slot in inside]
+        assert recipients.writes == [connection.write for connection in recipients]
+        assert all(slot.connection.recipient_slots == (slot,) for slot in inside)
         assert recipients.member_count == len(inside) == len(recipients.slots)
 
 
@@ -86,12 +86,12 @@ def test_who_leaves_in_the_middle_of_a_slice_leaves_a_place_that_does_nothing():
     recipients = Recipients()
     leaving = RecipientSlot(Socket())
     first = RecipientSlot(Socket(then=lambda: recipients.remove_slot(leaving)))
-    for place in (first, leaving):
-        recipients.add_slot(place)
+    for slot in (first, leaving):
+        recipients.add_slot(slot)
     recipients.sending += 1
     for position in range(2):
         recipients.writes[position]("frame")
     recipients.sending -= 1
-    assert (leaving.link.got, recipients[1], recipients.member_count) == ([], NULL_CONNECTION, 1)
+    assert (leaving.connection.got, recipients[1], recipients.member_count) == ([], NULL_CONNECTION, 1)
     recipients.compact()
-    assert list(recipients) == [first.link]
+    assert list(recipients) == [first.connection]

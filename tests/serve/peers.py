@@ -33,11 +33,11 @@ async def all_well() -> dict[str, str | None]:
 class EchoClient:
     """Answers every message with itself; notes what else it is told."""
 
-    def __init__(self, link: ClientConnection, everybody: Recipients) -> None:
-        self.link = link
+    def __init__(self, connection: ClientConnection, everybody: Recipients) -> None:
+        self.connection = connection
         self.everybody = everybody
-        self.place = RecipientSlot(link)
-        everybody.add_slot(self.place)
+        self.slot = RecipientSlot(connection)
+        everybody.add_slot(self.slot)
         self.messages: list[str | bytes] = []
         self.initials: dict[Topic, Callable[[], Frame | None]] = {}
         self.behind: list[Topic] = []
@@ -45,7 +45,7 @@ class EchoClient:
 
     def on_client_message(self, message: str | bytes) -> None:
         self.messages.append(message)
-        self.link.send_reply(echo(message))
+        self.connection.send_reply(echo(message))
 
     def make_initial(self, topic: Topic) -> Frame | None:
         return self.initials[topic]()
@@ -53,13 +53,13 @@ class EchoClient:
     def on_fell_behind(self, topic: Topic) -> None:
         self.behind.append(topic)
         if topic in self.initials:
-            self.link.request_snapshot(topic)
+            self.connection.request_snapshot(topic)
 
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
-        self.link.send_reply(Frame.from_text("bye"))
+        self.connection.send_reply(Frame.from_text("bye"))
 
     def on_close(self) -> None:
-        self.everybody.remove_slot(self.place)
+        self.everybody.remove_slot(self.slot)
         self.ends += 1
 
 
@@ -102,8 +102,8 @@ class EchoSite:
         )
         self.port = self.server.listen()
 
-    def _make(self, link: ClientConnection) -> EchoClient:
-        client = EchoClient(link, self.recipients)
+    def _make(self, connection: ClientConnection) -> EchoClient:
+        client = EchoClient(connection, self.recipients)
         self.clients.append(client)
         return client
 

@@ -542,12 +542,12 @@ async def test_a_subscribed_client_is_small():
 def measure(one: Stage, count: int) -> float:
     """Bytes per client that is subscribed to one room, without its link."""
     text = json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m"})
-    links = [Quiet() for _ in range(count)]
+    connections = [Quiet() for _ in range(count)]
     gc.collect()
     tracemalloc.start()
-    for link in links:
-        link.client = ClientSession(link, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
-        link.client.on_client_message(text)
+    for connection in connections:
+        connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+        connection.client.on_client_message(text)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return size / count

@@ -252,15 +252,15 @@ async def test_a_client_that_stops_reading_costs_bounded_memory_and_is_cut_off(s
     mute.sendall(f"GET {PATH.replace('=5', '=1000')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     while not stage.server._context.connections:
         await asyncio.sleep(0.01)
-    (link,) = stage.server._context.connections
+    (connection,) = stage.server._context.connections
     most = 0
     for _ in range(2000):  # each `initial` is 100 kB
         if stage.server.connection_count == 0:
             break
-        for topic in list(getattr(link.client, "_memberships", ())):
-            link.client.on_fell_behind(topic)
+        for topic in list(getattr(connection.client, "_memberships", ())):
+            connection.client.on_fell_behind(topic)
         await asyncio.sleep(0.005)
-        connection = link._handler and link._handler.request.connection.stream
+        connection = connection._handler and connection._handler.request.connection.stream
         most = max(most, len(connection._write_buffer) if connection and connection._write_buffer else 0)
     assert stage.server.connection_count == 0
     assert 50_000 < most < 500_000  # one of them is under way, the rest was never made

@@ -24,10 +24,10 @@ class Mute:
         self.codes.append(code)
 
 
-def turn(wheel: PingWheel, links: list[Mute], steps: int) -> None:
+def turn(wheel: PingWheel, connections: list[Mute], steps: int) -> None:
     for _ in range(steps):
-        for link in links:
-            link.step += 1
+        for connection in connections:
+            connection.step += 1
         wheel.turn_once()
 
 
@@ -37,15 +37,15 @@ def test_everybody_is_pinged_once_in_an_interval_and_closed_for_silence_after_th
     steps = round(interval_s / wheel.step_s)
     good, bad = [Mute(True) for _ in range(50)], [Mute(False) for _ in range(50)]
     for pair in zip(good, bad, strict=True):
-        for link in pair:
-            wheel.add_link(link)
+        for connection in pair:
+            wheel.add_connection(connection)
     turn(wheel, good + bad, 2 * steps)
-    assert all(len(link.pings) == 2 and not link.codes for link in good)
-    for link in bad:
-        assert link.codes[0] == 3012
+    assert all(len(connection.pings) == 2 and not connection.codes for connection in good)
+    for connection in bad:
+        assert connection.codes[0] == 3012
     closed_after = max(1, round(timeout_s / wheel.step_s))
     watched = Mute(False)
-    wheel.add_link(watched)
+    wheel.add_connection(watched)
     while not watched.codes:
         turn(wheel, [watched], 1)
     assert watched.step - watched.pings[0] == pytest.approx(min(closed_after, steps - 1), abs=1)
@@ -54,19 +54,19 @@ def test_everybody_is_pinged_once_in_an_interval_and_closed_for_silence_after_th
 @pytest.mark.slow
 def test_the_steps_cost_the_same():
     wheel = PingWheel(30, 10)
-    links = [Mute(True) for _ in range(10_000)]
-    for link in links:
-        wheel.add_link(link)
+    connections = [Mute(True) for _ in range(10_000)]
+    for connection in connections:
+        wheel.add_connection(connection)
     for _ in range(300):
-        before = sum(len(link.pings) for link in links)
+        before = sum(len(connection.pings) for connection in connections)
         wheel.turn_once()
-        assert sum(len(link.pings) for link in links) - before in (33, 34)
+        assert sum(len(connection.pings) for connection in connections) - before in (33, 34)
 
 
 def test_who_left_is_not_pinged():
     wheel = PingWheel(1, 1)
-    link = Mute(False)
-    wheel.add_link(link)
-    wheel.remove_link(link)
-    turn(wheel, [link], 40)
-    assert (link.pings, link.codes) == ([], [])
+    connection = Mute(False)
+    wheel.add_connection(connection)
+    wheel.remove_connection(connection)
+    turn(wheel, [connection], 40)
+    assert (connection.pings, connection.codes) == ([], [])

@@ -206,12 +206,12 @@ async def test_several_processes_share_a_port_if_all_of_them_want_to(tmp_path):
         assert one.server.listen() == two.server.listen() == reuse.port
         with pytest.raises(ConfigError, match="in use"):
             three.server.listen()
-        links = [await websockets.connect(f"ws://{with_port(V4, reuse.port)}/ws") for _ in range(60)]
+        connections = [await websockets.connect(f"ws://{with_port(V4, reuse.port)}/ws") for _ in range(60)]
         assert one.server.connection_count + two.server.connection_count == 60
         assert min(one.server.connection_count, two.server.connection_count) > 5
-        for link in links:
-            await link.close()
+        for connection in connections:
+            await connection.close()
         one.server.stop_accepting()
-        async with websockets.connect(f"ws://{with_port(V6, reuse.port)}/ws") as link:
-            await link.send('{"type":"ping"}')
-            assert "pong" in await link.recv()
+        async with websockets.connect(f"ws://{with_port(V6, reuse.port)}/ws") as connection:
+            await connection.send('{"type":"ping"}')
+            assert "pong" in await connection.recv()

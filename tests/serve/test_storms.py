@@ -81,7 +81,7 @@ async def test_who_came_first_is_let_in_first():
             peer.sendall(test_links.HANDSHAKE)
             site.opened.append(peer)
         await site.client(59)
-        assert [client.link.address for client in site.clients] == addresses
+        assert [client.connection.address for client in site.clients] == addresses
 
 
 async def numbers(reader: Peer, count: int) -> list[int]:
@@ -108,9 +108,9 @@ async def test_clients_that_never_read_take_nothing_from_those_that_do():
         for got in await asyncio.gather(*reading):
             assert got == list(range(600))
         async with deadlines.timeout(8):
-            while any(client.link.is_open for client in site.clients[: len(stuck)]):
+            while any(client.connection.is_open for client in site.clients[: len(stuck)]):
                 await asyncio.sleep(0.05)
-        assert all(client.link.is_open for client in site.clients[len(stuck) :])
+        assert all(client.connection.is_open for client in site.clients[len(stuck) :])
 
 
 async def test_a_broadcast_runs_no_python_code_for_a_client():
@@ -155,8 +155,8 @@ async def test_the_loop_is_free_while_a_large_room_is_sent_to():
     async with echo_site(max_handshakes_per_second=0) as site:
         peers = [await site.connect() for _ in range(300)]
         await site.client(299)
-        for link in list(site.recipients) * 99:  # 30,000 sends
-            site.recipients.add_slot(RecipientSlot(link))
+        for connection in list(site.recipients) * 99:  # 30,000 sends
+            site.recipients.add_slot(RecipientSlot(connection))
         passes = 0
 
         async def count() -> None:

@@ -174,8 +174,8 @@ class Process:
 
 def _send_all(recipients: Any, frame: Frame) -> None:
     recipients.sending += 1
-    for link in list(recipients[: len(recipients)]):
-        link.send_update(frame)
+    for connection in list(recipients[: len(recipients)]):
+        connection.send_update(frame)
     recipients.sending -= 1
 
 

@@ -46,7 +46,7 @@ class Wire:
     """What a link has that the publisher uses."""
 
     address = "here"
-    places: tuple[RecipientSlot, ...] = ()
+    recipient_slots: tuple[RecipientSlot, ...] = ()
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -105,7 +105,7 @@ def test_a_small_room_is_sent_to_at_once():
     loop = Loop()
     recipients = room(loop, SLICE)
     loop.publisher.broadcast(recipients, ONE)
-    assert all(link.got == [ONE] for link in recipients)
+    assert all(connection.got == [ONE] for connection in recipients)
     assert recipients.sending == 0
 
 
@@ -117,7 +117,7 @@ def test_a_large_room_is_sent_to_in_slices_and_no_pass_is_long():
     assert recipients.sending == 1
     assert loop.run() > 5
     assert loop.longest <= HOLD_S + (SLICE + 1) * COST_S
-    assert all(link.got == [ONE] for link in recipients)
+    assert all(connection.got == [ONE] for connection in recipients)
     assert recipients.sending == 0
 
 
@@ -128,7 +128,7 @@ def test_a_small_room_need_not_wait_for_a_large_one():
     loop.publisher.broadcast(large, ONE)
     loop.publisher.broadcast(small, TWO)
     loop.run_once()
-    assert all(link.got == [TWO] for link in small)
+    assert all(connection.got == [TWO] for connection in small)
     assert large[-1].got == []
 
 
@@ -138,7 +138,7 @@ def test_the_second_frame_of_a_room_waits_for_the_first():
     loop.publisher.broadcast(recipients, ONE)
     loop.publisher.broadcast(recipients, TWO)
     loop.run()
-    assert all(link.got == [ONE, TWO] for link in recipients)
+    assert all(connection.got == [ONE, TWO] for connection in recipients)
 
 
 @pytest.mark.slow
@@ -155,7 +155,9 @@ def test_of_a_bar_that_waits_for_its_turn_only_the_newest_state_is_sent():
     recipients.add_slot(RecipientSlot(late))
     assert recipients.sending == 4
     loop.run()
-    assert all(link.got == [states[0], states[-1], ONE, Frame.from_text("next")] for link in recipients[:-1])
+    assert all(
+        connection.got == [states[0], states[-1], ONE, Frame.from_text("next")] for connection in recipients[:-1]
+    )
     assert (late.got, recipients.sending) == ([], 0)
 
 
@@ -182,8 +184,10 @@ def test_what_the_kernel_does_not_take_is_left_to_the_link(trouble, taken, which
         recipients[position].trouble = trouble
     loop.publisher.broadcast(recipients, ONE)
     loop.run()
-    assert [link.stalled for link in recipients] == [[(ONE, taken)] * (at in which) for at in range(len(recipients))]
-    assert all(link.got == [ONE] for at, link in enumerate(recipients) if at not in which)
+    assert [connection.stalled for connection in recipients] == [
+        [(ONE, taken)] * (at in which) for at in range(len(recipients))
+    ]
+    assert all(connection.got == [ONE] for at, connection in enumerate(recipients) if at not in which)
 
 
 @PLACES
@@ -195,25 +199,25 @@ def test_a_broken_connection_does_not_stop_the_others(trouble, which):
         recipients[position].trouble = trouble
     loop.publisher.broadcast(recipients, ONE)
     loop.run()
-    assert [at for at, link in enumerate(recipients) if link.is_lost] == list(which)
-    assert all(link.got == [ONE] for at, link in enumerate(recipients) if at not in which)
+    assert [at for at, connection in enumerate(recipients) if connection.is_lost] == list(which)
+    assert all(connection.got == [ONE] for at, connection in enumerate(recipients) if at not in which)
     assert recipients.sending == 0
 
 
 def test_a_link_whose_way_changes_is_found_in_every_list():
     loop = Loop()
     lists = [room(loop, 3) for _ in range(2)]
-    link = Wire(loop)
+    connection = Wire(loop)
     for recipients in lists:
-        recipients.add_slot(RecipientSlot(link))
+        recipients.add_slot(RecipientSlot(connection))
     lists[0].remove_slot(lists[0].slots[0])  # so that it changes place
     kept: list[bytes] = []
-    link.write = lambda taken: kept.append(taken) or len(taken)
-    for place in link.places:
-        place.refresh_write()
+    connection.write = lambda taken: kept.append(taken) or len(taken)
+    for slot in connection.recipient_slots:
+        slot.refresh_write()
     for recipients in lists:
         loop.publisher.broadcast(recipients, ONE)
-    assert (link.got, kept) == ([], [ONE, ONE])
+    assert (connection.got, kept) == ([], [ONE, ONE])
 
 
 @pytest.mark.slow
@@ -225,8 +229,11 @@ def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twi
     loop.publisher.broadcast(recipients, ONE)
     loop.publisher.broadcast(recipients, TWO)
     loop.run()
-    assert [(number, link.code) for number, link in enumerate(recipients) if link.code] == [(1, 1011), (2500, 1011)]
-    assert all(link.got == [ONE, TWO] for link in recipients if not link.code)
+    assert [(number, connection.code) for number, connection in enumerate(recipients) if connection.code] == [
+        (1, 1011),
+        (2500, 1011),
+    ]
+    assert all(connection.got == [ONE, TWO] for connection in recipients if not connection.code)
     assert recipients.sending == 0
     assert "a frame cannot be sent" in caplog.text
 
@@ -239,12 +246,12 @@ def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
         raise RuntimeError("no bars")
 
     recipients[500].on_grant = fail
-    for link in recipients:
-        loop.publisher.request_turn(link, "topic")
+    for connection in recipients:
+        loop.publisher.request_turn(connection, "topic")
     assert loop.now <= HOLD_S + COST_S * 100
     loop.run()
     assert loop.longest <= HOLD_S + 10 * COST_S * 100
-    assert [len(link.got) for link in recipients] == [1] * 500 + [0] + [1] * 499
+    assert [len(connection.got) for connection in recipients] == [1] * 500 + [0] + [1] * 499
     assert "cannot render the initial message" in caplog.text
 
 
@@ -252,8 +259,8 @@ def test_an_initial_is_wanted_once_and_can_be_forgotten():
     loop = Loop()
     recipients = room(loop, 100)
     for _ in range(2):
-        for link in recipients:
-            loop.publisher.request_turn(link, "topic")
+        for connection in recipients:
+            loop.publisher.request_turn(connection, "topic")
     loop.publisher.cancel_turn(recipients[-1], "topic")
     loop.run()
     assert len(recipients[-1].got) == 0
@@ -284,5 +291,5 @@ def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
             loop.run_once()
     loop.run()
     for recipients, frames in zip(rooms, sent, strict=True):
-        assert all(link.got == frames for link in recipients)
+        assert all(connection.got == frames for connection in recipients)
         assert recipients.sending == 0

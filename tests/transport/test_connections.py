@@ -107,13 +107,13 @@ async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_
 async def test_a_stuck_client_holds_no_more_than_a_few_frames_and_the_kernel_no_more_than_64_kb():
     async with echo_site() as site:
         await mute(site)
-        link = (await site.client()).link
+        connection = (await site.client()).connection
         for number in range(5000):
             site.publisher.broadcast(site.recipients, update(number, open_ms=number % MOST_BARS_WAITING + 1))
-        assert link.blocked_since is not None
-        assert len(link._rest) <= 504
-        assert sum(map(len, link._outbox._updates.values())) <= MOST_BARS_WAITING
-        unread = int.from_bytes(fcntl.ioctl(link._socket, termios.TIOCOUTQ, bytes(4)), "little")
+        assert connection.blocked_since is not None
+        assert len(connection._rest) <= 504
+        assert sum(map(len, connection._outbox._updates.values())) <= MOST_BARS_WAITING
+        unread = int.from_bytes(fcntl.ioctl(connection._socket, termios.TIOCOUTQ, bytes(4)), "little")
         assert KERNEL_KEEPS / 2 <= unread <= 64 * 1024
 
 
@@ -139,12 +139,12 @@ async def test_too_many_bars_are_replaced_by_a_fresh_initial():
 async def test_answers_keep_their_order_and_too_many_that_are_left_close_with_3008(own_sockets):
     async with echo_site(own_sockets=own_sockets) as site:
         peer = await mute(site)
-        link = (await site.client()).link
+        connection = (await site.client()).connection
         for number in range(600):
-            link.send_reply(update(number))
+            connection.send_reply(update(number))
         await asyncio.sleep(0)
-        while link.is_open:
-            link.send_reply(update(0))
+        while connection.is_open:
+            connection.send_reply(update(0))
         reader = Reader()
         with contextlib.suppress(AssertionError):  # a close frame ends it
             await read_until(peer, reader, b"never")
@@ -160,13 +160,13 @@ async def test_who_stays_stuck_is_closed_with_3008(own_sockets, caplog):
     caplog.set_level("INFO")
     async with echo_site(own_sockets=own_sockets, slow_client_timeout=timedelta(seconds=0.5)) as site:
         await mute(site)
-        link = (await site.client()).link
+        connection = (await site.client()).connection
         for number in range(20_000):
-            link.send_update(update(number))
+            connection.send_update(update(number))
             if number % 50 == 0:
                 await asyncio.sleep(0)
         async with deadlines.timeout(10):
-            while link.is_open:
+            while connection.is_open:
                 await asyncio.sleep(0.05)
         assert "has not read for 0 s: closed" in caplog.text
         if own_sockets:
@@ -222,41 +222,41 @@ class Counting(socket.socket):
 async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
     async with echo_site() as site:
         peer = await site.connect()
-        link = (await site.client()).link
-        counting = Counting(fileno=link._socket.detach())
+        connection = (await site.client()).connection
+        counting = Counting(fileno=connection._socket.detach())
         counting.setblocking(False)
         site.server._context.transport.loop.remove_reader(counting.fileno())
-        site.server._context.transport.loop.add_reader(counting, link._on_readable)
-        link._socket = counting
-        link.redirect_writes(counting.send)
-        link.cork(many=True)
+        site.server._context.transport.loop.add_reader(counting, connection._on_readable)
+        connection._socket = counting
+        connection.redirect_writes(counting.send)
+        connection.cork(many=True)
         rooms = [Recipients() for _ in range(7)]
         for number, room in enumerate(rooms):
-            room.add_slot(RecipientSlot(link))
+            room.add_slot(RecipientSlot(connection))
             site.publisher.broadcast(room, update(number, topic=Topic(number, "1m")))
-        link.send_reply(Frame.from_text("answer"))
+        connection.send_reply(Frame.from_text("answer"))
         got = [(await peer.receive())[1][:8] for _ in range(8)]
         assert got == [b"%08d" % number for number in range(7)] + [b"answer"]
         assert Counting.calls == 1
-        link.cork(many=False)
-        link.send_reply(Frame.from_text("again"))
+        connection.cork(many=False)
+        connection.send_reply(Frame.from_text("again"))
         assert (await peer.receive())[1] == b"again"
 
 
 async def test_a_client_in_several_rooms_that_is_slow_loses_no_last_state():
     async with echo_site() as site:
         peer = await mute(site)
-        link = (await site.client()).link
-        link.cork(many=True)
+        connection = (await site.client()).connection
+        connection.cork(many=True)
         rooms = {ONE: Recipients(), TWO: Recipients()}
         for room in rooms.values():
-            room.add_slot(RecipientSlot(link))
+            room.add_slot(RecipientSlot(connection))
         for number in range(4000):
             for topic, room in rooms.items():
                 site.publisher.broadcast(room, update(number, topic=topic))
             if number % 5 == 0:
                 await asyncio.sleep(0)
-        assert link.blocked_since is not None
+        assert connection.blocked_since is not None
         reader = Reader()
         async with deadlines.timeout(10):
             while sum(payload.startswith(b"00003999") for payload in reader.payloads) < 2:
@@ -273,13 +273,13 @@ class Full(socket.socket):
 async def test_no_state_of_a_bar_overtakes_an_initial_that_left_together_with_it():
     async with echo_site() as site:
         peer = await site.connect()
-        link = (await site.client()).link
-        full = Full(fileno=link._socket.detach())
+        connection = (await site.client()).connection
+        full = Full(fileno=connection._socket.detach())
         full.setblocking(False)
-        link._socket = full
-        link.cork(many=True)
+        connection._socket = full
+        connection.cork(many=True)
         for one in (update(1, topic=TWO), update(2), Frame.from_text("initial".ljust(500), ONE), update(3), update(4)):
-            link.send_update(one)
+            connection.send_update(one)
         got = [(await peer.receive())[1][:8] for _ in range(4)]
         assert got == [b"00000001", b"00000002", b"initial ", b"00000004"]
 
@@ -288,7 +288,7 @@ async def test_what_a_slow_client_wants_of_many_rooms_is_made_when_it_can_take_i
     async with echo_site() as site:
         peer = await mute(site)
         client = await site.client()
-        client.link.cork(many=True)
+        client.connection.cork(many=True)
         made = []
 
         def initial() -> Frame:
@@ -298,9 +298,9 @@ async def test_what_a_slow_client_wants_of_many_rooms_is_made_when_it_can_take_i
         for number in range(60):
             topic = Topic(number, "1m")
             client.initials[topic] = initial
-            client.link.request_snapshot(topic)
+            client.connection.request_snapshot(topic)
         await asyncio.sleep(0.05)
-        held = len(client.link._rest) + sum(map(len, client.link._outbox._replies))
+        held = len(client.connection._rest) + sum(map(len, client.connection._outbox._replies))
         assert held <= 100_010, "one that is under way"
         assert 0 < len(made) < 50
         while len(made) < 60:
@@ -338,7 +338,7 @@ async def test_a_goodbye_is_said_however_long_the_pass_has_been():
         site.publisher.may_read()
         time.sleep(2 * READ_UNTIL_S)
         assert not site.publisher.may_read()
-        client.link.disconnect(1001, "bye")
+        client.connection.disconnect(1001, "bye")
         assert await peer.receive() == (0x88, (1001).to_bytes(2, "big") + b"bye")
 
 
@@ -358,14 +358,14 @@ async def test_a_mute_client_is_closed_with_3012():
         await asyncio.sleep(1.0)
         assert not answering.done()
         answering.cancel()
-        assert [client.link.is_open for client in site.clients] == [False, True]
+        assert [client.connection.is_open for client in site.clients] == [False, True]
 
 
 async def ended_by_client(site: EchoSite, how: str) -> None:
     peer = await site.connect()
     peer.send(frame(TEXT, b"hello"))
     await peer.receive()
-    link = site.clients[-1].link
+    connection = site.clients[-1].connection
     if how == "close frame":
         peer.send(frame(CLOSE, b"\x03\xe8"))
         assert await peer.closed_with() == 1000
@@ -378,8 +378,8 @@ async def ended_by_client(site: EchoSite, how: str) -> None:
         peer.send(b"\xff\xff\xff\xff")
         assert await peer.closed_with() == 1002
     else:
-        link.cork(many=True)
-        link.disconnect(3008, "slow")
+        connection.cork(many=True)
+        connection.disconnect(3008, "slow")
         assert await peer.closed_with() == 3008
 
 
@@ -394,7 +394,7 @@ async def test_a_connection_that_ended_is_freed_without_the_cycle_collector(how)
         try:
             for _ in range(5):
                 await ended_by_client(site, how)
-            links = [weakref.ref(client.link) for client in site.clients]
+            links = [weakref.ref(client.connection) for client in site.clients]
             clients = [weakref.ref(client) for client in site.clients]
             protocols = [weakref.ref(ref()._protocol) for ref in links]
             await site.wait_until_empty()
@@ -453,8 +453,8 @@ async def test_large_messages_are_compressed_once_for_all_who_agreed_and_small_o
         assert b"sec-websocket-extensions" not in plain.head.lower()
         await site.client(1)
         for client in site.clients:
-            client.link.send_reply(large)
-            client.link.send_reply(small)
+            client.connection.send_reply(large)
+            client.connection.send_reply(small)
         first, payload = await agreed.receive()
         assert first == 0xC1
         assert len(payload) < len(large) / 10
