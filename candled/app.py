@@ -154,7 +154,7 @@ class Daemon:
         counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
         pages = BarReader(self._bars, self._history, texts, clock)
         source = ApiContext(
-            directory=MarketCatalog(symbols, config.intervals),
+            catalog=MarketCatalog(symbols, config.intervals),
             pages=pages,
             stored=self._history,
             clock=clock,

@@ -28,7 +28,7 @@ class BarHandler(Handler):
 
     @classmethod
     def answer_now(
-        cls, request: HotRequest, peer: str, *, gate: AccessPolicy, limit: RateLimit, **sources: Any
+        cls, request: HotRequest, peer: str, *, access: AccessPolicy, limit: RateLimit, **sources: Any
     ) -> HotReply | None:
         """Return the answer if memory has the bars and the rate limit allows the request, else None."""
         headers = request.headers
@@ -43,8 +43,8 @@ class BarHandler(Handler):
         written = source.pages.written_now(query, known)
         if written is None:
             return None
-        verdict = limit.check_now(gate.client_address(peer, headers.get("x-forwarded-for")))
-        if verdict is None:
+        limit_result = limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
+        if limit_result is None:
             return None
         page, body = written
         tag = str(page.tag)
@@ -53,9 +53,9 @@ class BarHandler(Handler):
             query.content_type,
             (
                 ("Cache-Control", cache_control(page.settled)),
-                *gate.cors_headers(headers.get("origin")).items(),
-                *verdict.headers.items(),
-                *cls.count_headers(verdict.count),
+                *access.cors_headers(headers.get("origin")).items(),
+                *limit_result.headers.items(),
+                *cls.count_headers(limit_result.count),
                 *query.headers(page, source.clock.now_ms()),
                 ("Etag", tag),
             ),

@@ -91,12 +91,12 @@ class BinanceMarkets:
     If two symbols have the same name (`AB/USDT` and `A/BUSDT`), the second becomes `A-BUSDT`.
     """
 
-    def __init__(self, directory: MarketCatalog, exchange: str) -> None:
+    def __init__(self, catalog: MarketCatalog, exchange: str) -> None:
         self.markets: dict[str, MarketKey] = {}
-        for market in directory.markets:
+        for market in catalog.markets:
             if market.exchange == exchange:
                 self.markets[self._free_name(market.symbol)] = market
-        self.intervals = {binance_interval(interval): interval for interval in directory.intervals.values()}
+        self.intervals = {binance_interval(interval): interval for interval in catalog.intervals.values()}
 
     def _free_name(self, symbol: Symbol) -> str:
         for sign in ("", "-", "_", "."):  # the characters that Binance allows in a name besides letters and digits

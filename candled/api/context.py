@@ -30,7 +30,7 @@ class CoverageStore(Protocol):
 class ApiContext:
     """The sources of answers."""
 
-    directory: MarketCatalog
+    catalog: MarketCatalog
     pages: BarReader
     stored: CoverageStore
     clock: Clock

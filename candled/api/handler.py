@@ -51,11 +51,11 @@ class AccessPolicy:
 class Handler(RequestHandler):
     """A readable resource. Subclasses implement `answer`, and the error bodies of their dialect."""
 
-    def initialize(self, gate: AccessPolicy, limit: RateLimit, **_: Any) -> None:
+    def initialize(self, access: AccessPolicy, limit: RateLimit, **_: Any) -> None:
         """Store the access policy and the rate limit of the route."""
-        self.gate = gate
+        self.access = access
         self.limit = limit
-        self.verdict = RateLimitResult(True, 0, {})
+        self.limit_result = RateLimitResult(True, 0, {})
 
     async def answer(self) -> None:
         """Answer a GET. A HEAD gets the same without the body.
@@ -125,10 +125,10 @@ class Handler(RequestHandler):
         if self.request.method == "OPTIONS":
             self._put_common_headers()
             return
-        address = self.gate.client_address(peer_address(self.request), self.request.headers.get("X-Forwarded-For"))
-        self.verdict = await self.limit.check_request(address)
+        address = self.access.client_address(peer_address(self.request), self.request.headers.get("X-Forwarded-For"))
+        self.limit_result = await self.limit.check_request(address)
         self._put_common_headers()
-        if not self.verdict.allowed:
+        if not self.limit_result.allowed:
             self.set_status(429)
             self.refuse_too_many(ApiError(429, "too_many_requests", TOO_MANY))
             self.finish()
@@ -169,7 +169,7 @@ class Handler(RequestHandler):
         self.write_error_body(refusal)
 
     def _put_common_headers(self) -> None:
-        for headers in (self.gate.cors_headers(self.request.headers.get("Origin")), self.verdict.headers):
+        for headers in (self.access.cors_headers(self.request.headers.get("Origin")), self.limit_result.headers):
             for name, value in headers.items():
                 self.set_header(name, value)
 

@@ -170,7 +170,7 @@ class KlinesHandler(Handler):
         """Count the request, and report the count in Binance's header."""
         await super().prepare()
         if not is_finished(self):
-            for name, value in self.count_headers(self.verdict.count):
+            for name, value in self.count_headers(self.limit_result.count):
                 self.set_header(name, value)
 
     @classmethod

@@ -194,7 +194,7 @@ class Operation:
         return parameters.read_query(self.parameters, query)
 
 
-def candles(directory: MarketCatalog) -> Operation:
+def candles(catalog: MarketCatalog) -> Operation:
     """Return the operation for the bars of one market."""
     return Operation(
         path="/api/candles",
@@ -207,8 +207,8 @@ def candles(directory: MarketCatalog) -> Operation:
             "streamed; without `limit` they contain the complete range."
         ),
         parameters=(
-            *_market(directory),
-            parameters.interval("interval", directory.intervals),
+            *_market(catalog),
+            parameters.interval("interval", catalog.intervals),
             parameters.whole(
                 "limit", "number of bars; by default 500, in formats other than json the complete range", 1, MOST_BARS
             ),
@@ -221,7 +221,7 @@ def candles(directory: MarketCatalog) -> Operation:
     )
 
 
-def pages(directory: MarketCatalog) -> Operation:
+def pages(catalog: MarketCatalog) -> Operation:
     """Return the operation for the bars of one aligned page."""
     return Operation(
         path="/api/pages",
@@ -233,8 +233,8 @@ def pages(directory: MarketCatalog) -> Operation:
             "A repaired page has another `rev`, and the old address redirects to it."
         ),
         parameters=(
-            *_market(directory),
-            parameters.interval("interval", directory.intervals),
+            *_market(catalog),
+            parameters.interval("interval", catalog.intervals),
             parameters.whole("page", "the number of the page", 0, MOST_PAGES, required=True),
             parameters.text("rev", "the page's revision, from a redirect"),
             parameters.numbers(),
@@ -244,13 +244,13 @@ def pages(directory: MarketCatalog) -> Operation:
     )
 
 
-def symbols(directory: MarketCatalog) -> Operation:
+def symbols(catalog: MarketCatalog) -> Operation:
     """Return the operation for the served markets."""
     return Operation(
         path="/api/symbols",
         name="getSymbols",
         summary="The served markets",
-        parameters=(_exchange(directory, "only the markets of this exchange"),),
+        parameters=(_exchange(catalog, "only the markets of this exchange"),),
         answers={"application/json": Symbols},
     )
 
@@ -275,7 +275,7 @@ def exchanges() -> Operation:
     )
 
 
-def coverage(directory: MarketCatalog) -> Operation:
+def coverage(catalog: MarketCatalog) -> Operation:
     """Return the operation for the stored minutes by day."""
     return Operation(
         path="/api/coverage",
@@ -286,7 +286,7 @@ def coverage(directory: MarketCatalog) -> Operation:
             "range. Days begin at 00:00 UTC. The time before history is complete and the last minute are left out."
         ),
         parameters=(
-            *_market(directory),
+            *_market(catalog),
             parameters.moment("from", f"the start; by default {DEFAULT_DAYS} days before `to`"),
             parameters.moment("to", "the end; by default now"),
         ),
@@ -294,7 +294,7 @@ def coverage(directory: MarketCatalog) -> Operation:
     )
 
 
-def gaps(directory: MarketCatalog) -> Operation:
+def gaps(catalog: MarketCatalog) -> Operation:
     """Return the operation for the gaps of markets."""
     return Operation(
         path="/api/gaps",
@@ -305,8 +305,8 @@ def gaps(directory: MarketCatalog) -> Operation:
             "`hasMore` is true if the range has more gaps than `limit`."
         ),
         parameters=(
-            parameters.text("symbol", "BASE/QUOTE; by default every market", values=_symbols(directory)),
-            _exchange(directory, "the exchange; by default the first one, without a symbol all of them"),
+            parameters.text("symbol", "BASE/QUOTE; by default every market", values=_symbols(catalog)),
+            _exchange(catalog, "the exchange; by default the first one, without a symbol all of them"),
             parameters.moment("from", "the start; by default 7 days before `to`"),
             parameters.moment("to", "the end; by default now"),
             parameters.whole("limit", "number of gaps", 1, MOST_GAPS, DEFAULT_GAPS),
@@ -325,16 +325,16 @@ def description() -> Operation:
     )
 
 
-def _market(directory: MarketCatalog) -> tuple[Parameter, Parameter]:
+def _market(catalog: MarketCatalog) -> tuple[Parameter, Parameter]:
     return (
-        parameters.text("symbol", "a symbol such as BTC/USDT", values=_symbols(directory), required=True),
-        _exchange(directory, "the exchange; by default the first one"),
+        parameters.text("symbol", "a symbol such as BTC/USDT", values=_symbols(catalog), required=True),
+        _exchange(catalog, "the exchange; by default the first one"),
     )
 
 
-def _exchange(directory: MarketCatalog, about: str) -> Parameter:
-    return parameters.text("exchange", about, values=directory.exchanges)
+def _exchange(catalog: MarketCatalog, about: str) -> Parameter:
+    return parameters.text("exchange", about, values=catalog.exchanges)
 
 
-def _symbols(directory: MarketCatalog) -> list[str]:
-    return list(dict.fromkeys(str(key.symbol) for key in directory.markets))
+def _symbols(catalog: MarketCatalog) -> list[str]:
+    return list(dict.fromkeys(str(key.symbol) for key in catalog.markets))

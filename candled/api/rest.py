@@ -56,7 +56,7 @@ class RestHandler(Handler):
         Raises:
             ApiError: it is not served.
         """
-        return self.source.directory.find_market(values["exchange"], values["symbol"])
+        return self.source.catalog.find_market(values["exchange"], values["symbol"])
 
 
 class Candles(BarHandler, RestHandler):
@@ -72,7 +72,7 @@ class Candles(BarHandler, RestHandler):
             ApiError: it is invalid, or for a format that is only streamed.
         """
         values = sources["operation"].read_query(arguments)
-        query = cls._query(sources["source"].directory.find_market(values["exchange"], values["symbol"]), values)
+        query = cls._query(sources["source"].catalog.find_market(values["exchange"], values["symbol"]), values)
         if query is None:
             raise ApiError(400, "invalid_parameter", "format: expected one that is not streamed")
         return query
@@ -212,14 +212,14 @@ class Symbols(RestHandler):
     async def answer(self) -> None:
         """Answer with the served markets."""
         wanted = self.read_query()["exchange"]
-        directory = self.source.directory
+        catalog = self.source.catalog
         if wanted is not None:
-            directory.find_exchange(wanted)
+            catalog.find_exchange(wanted)
         found = []
-        for key in directory.markets:
+        for key in catalog.markets:
             if wanted in (None, key.exchange):
                 decimals = self.source.decimals(key)
-                ticker = directory.ticker_of(key)
+                ticker = catalog.ticker_of(key)
                 found.append(operations.Symbol(key.exchange, str(key.symbol), ticker, *decimals))
         self.set_cache_headers(False)
         self.write_json(operations.Symbols(found))
@@ -232,7 +232,7 @@ class Intervals(RestHandler):
         """Answer with the served intervals."""
         self.read_query()
         self.set_cache_headers(False)
-        served = self.source.directory.intervals
+        served = self.source.catalog.intervals
         self.write_json(operations.Intervals([operations.Interval(name, one.ms) for name, one in served.items()]))
 
 
@@ -242,9 +242,9 @@ class Exchanges(RestHandler):
     async def answer(self) -> None:
         """Answer with the exchanges."""
         self.read_query()
-        directory = self.source.directory
-        counts = Counter(key.exchange for key in directory.markets)
-        found = [operations.Exchange(name, name == directory.default, counts[name]) for name in directory.exchanges]
+        catalog = self.source.catalog
+        counts = Counter(key.exchange for key in catalog.markets)
+        found = [operations.Exchange(name, name == catalog.default, counts[name]) for name in catalog.exchanges]
         self.set_cache_headers(False)
         self.write_json(operations.Exchanges(found))
 
@@ -292,8 +292,8 @@ class Gaps(RestHandler):
         if values["symbol"] is not None:
             markets, most_ms = [self.market_parameter(values)], operations.MOST_DAYS * DAY_MS
         else:
-            wanted = None if values["exchange"] is None else self.source.directory.find_exchange(values["exchange"])
-            markets = [key for key in self.source.directory.markets if wanted in (None, key.exchange)]
+            wanted = None if values["exchange"] is None else self.source.catalog.find_exchange(values["exchange"])
+            markets = [key for key in self.source.catalog.markets if wanted in (None, key.exchange)]
             most_ms = _SEVERAL_MS
         period = Period(values, self.source.clock, _SEVERAL_MS, most_ms)
         limit = values["limit"]

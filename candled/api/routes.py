@@ -26,27 +26,27 @@ Stream = tuple[str, Callable[[RecipientConnection, str], KlineClient]]
 def make_routes(config: Config, source: ApiContext, counter: Counter, clock: Clock) -> list[Route]:
     """Return the routes enabled in the settings. `counter` counts the requests of each address."""
     limits = config.limits
-    gate = AccessPolicy(config.server.allowed_origins, networks(config.server.trusted_proxies))
+    access = AccessPolicy(config.server.allowed_origins, networks(config.server.trusted_proxies))
 
     def limited(group: str) -> dict[str, Any]:
         requests, window = getattr(limits, f"{group}_requests"), getattr(limits, f"{group}_window")
         limit = RateLimit(group, requests, window.total_seconds(), counter, clock, limits.headers)
-        return {"gate": gate, "limit": limit}
+        return {"access": access, "limit": limit}
 
     facade = _klines(source, config.klines, limited("klines")) if config.klines.enabled else []
     return [*facade, *_rest(source, limited("api")), *_udf(source, config.udf.next_time, limited("udf"))]
 
 
 def _rest(source: ApiContext, shared: dict[str, Any]) -> list[Route]:
-    directory = source.directory
+    catalog = source.catalog
     resources: list[tuple[operations.Operation, type[rest.RestHandler]]] = [
-        (operations.candles(directory), rest.Candles),
-        (operations.pages(directory), rest.Pages),
-        (operations.symbols(directory), rest.Symbols),
+        (operations.candles(catalog), rest.Candles),
+        (operations.pages(catalog), rest.Pages),
+        (operations.symbols(catalog), rest.Symbols),
         (operations.intervals(), rest.Intervals),
         (operations.exchanges(), rest.Exchanges),
-        (operations.coverage(directory), rest.Coverage),
-        (operations.gaps(directory), rest.Gaps),
+        (operations.coverage(catalog), rest.Coverage),
+        (operations.gaps(catalog), rest.Gaps),
     ]
     description = operations.description()
     every = (*(operation for operation, _ in resources), description)
@@ -88,7 +88,7 @@ def _klines(source: ApiContext, settings: KlinesSettings, shared: dict[str, Any]
         "ping": klines.Ping,
         ".*": klines.UnknownPath,
     }
-    markets = BinanceMarkets(source.directory, settings.exchange or source.directory.default)
+    markets = BinanceMarkets(source.catalog, settings.exchange or source.catalog.default)
     for name, market in markets.markets.items():
         if name != joined(market.symbol):
             taken = markets.markets[joined(market.symbol)].symbol
@@ -109,7 +109,7 @@ def make_streams(
     settings = config.klines
     if not settings.enabled:
         return []
-    markets = BinanceMarkets(source.directory, settings.exchange or source.directory.default)
+    markets = BinanceMarkets(source.catalog, settings.exchange or source.catalog.default)
     streams = KlineStreams(markets, bars, make_reader, publish, clock, config.server.max_messages_per_second)
     bare = [f"{settings.prefix}/ws"] if settings.prefix else ["/", "/ws"]  # shared with candled's own protocol
     raw = [*bare, rf"{settings.prefix}/ws/.*"]

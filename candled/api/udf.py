@@ -73,25 +73,25 @@ class UdfHandler(Handler):
         return _PRICE_DECIMALS if price is None else price, _VOLUME_DECIMALS if volume is None else volume
 
 
-def _market(directory: MarketCatalog, ticker: str) -> MarketKey:
+def _market(catalog: MarketCatalog, ticker: str) -> MarketKey:
     """Return the market of a ticker.
 
     Raises:
         ApiError: it is not served.
     """
-    market = directory.by_ticker(ticker)
+    market = catalog.by_ticker(ticker)
     if market is None:
         raise ApiError(404, "unknown_symbol", "unknown_symbol")
     return market
 
 
-def _interval(directory: MarketCatalog, name: str) -> Interval:
+def _interval(catalog: MarketCatalog, name: str) -> Interval:
     """Return the interval of a resolution. `D` is `1D`.
 
     Raises:
         ApiError: it is not served.
     """
-    known = directory.resolutions
+    known = catalog.resolutions
     found = known.get(name) or known.get(f"1{name}")
     if found is None:
         raise ApiError(400, "unknown_resolution", f"resolution: expected one of {', '.join(known)}, got {shown(name)}")
@@ -103,12 +103,12 @@ class Config(UdfHandler):
 
     async def answer(self) -> None:
         """Answer with the server's features."""
-        directory = self.source.directory
-        names = directory.exchanges
+        catalog = self.source.catalog
+        names = catalog.exchanges
         self.set_cache_headers(False)
         self.write_json(
             {
-                "supported_resolutions": _resolutions(directory),
+                "supported_resolutions": _resolutions(catalog),
                 "supports_search": True,
                 "supports_group_request": False,
                 "supports_marks": True,
@@ -129,14 +129,14 @@ class Symbols(UdfHandler):
 
     async def answer(self) -> None:
         """Answer with the description of a market."""
-        market = _market(self.source.directory, self.read_query()["symbol"])
+        market = _market(self.source.catalog, self.read_query()["symbol"])
         self.set_cache_headers(False)
         self.write_json(self._symbol_info(market))
 
     def _symbol_info(self, market: MarketKey) -> dict[str, Any]:
-        directory = self.source.directory
+        catalog = self.source.catalog
         price_decimals, volume_decimals = self.decimals_of(market)
-        ticker, exchange = directory.ticker_of(market), market.exchange.upper()
+        ticker, exchange = catalog.ticker_of(market), market.exchange.upper()
         return {
             "name": ticker.partition(":")[2],
             "ticker": ticker,
@@ -149,11 +149,11 @@ class Symbols(UdfHandler):
             "listed_exchange": exchange,
             "minmov": 1,
             "pricescale": 10**price_decimals,
-            "has_intraday": any(one.ms < DAY_MS for one in directory.intervals.values()),
-            "has_daily": _DAY in directory.intervals,
-            "has_weekly_and_monthly": "1W" in directory.intervals,
-            "intraday_multipliers": _intraday(directory),
-            "supported_resolutions": _resolutions(directory),
+            "has_intraday": any(one.ms < DAY_MS for one in catalog.intervals.values()),
+            "has_daily": _DAY in catalog.intervals,
+            "has_weekly_and_monthly": "1W" in catalog.intervals,
+            "intraday_multipliers": _intraday(catalog),
+            "supported_resolutions": _resolutions(catalog),
             "volume_precision": volume_decimals,
             "data_status": "streaming",
             "format": "price",
@@ -167,9 +167,9 @@ class SymbolInfo(UdfHandler):
 
     async def answer(self) -> None:
         """Answer with the descriptions of an exchange's markets."""
-        directory = self.source.directory
+        catalog = self.source.catalog
         group = self.read_query()["group"]
-        markets = [key for key in directory.markets if group is None or key.exchange.upper() == group.upper()]
+        markets = [key for key in catalog.markets if group is None or key.exchange.upper() == group.upper()]
         if not markets:
             raise ApiError(404, "unknown_group", "unknown_group")
         decimals = [self.decimals_of(key) for key in markets]
@@ -177,7 +177,7 @@ class SymbolInfo(UdfHandler):
         self.set_cache_headers(False)
         self.write_json(
             {
-                "symbol": [directory.ticker_of(key).partition(":")[2] for key in markets],
+                "symbol": [catalog.ticker_of(key).partition(":")[2] for key in markets],
                 "description": [str(key.symbol) for key in markets],
                 "exchange-listed": exchanges,
                 "exchange-traded": exchanges,
@@ -186,12 +186,12 @@ class SymbolInfo(UdfHandler):
                 "type": "crypto",
                 "timezone": "Etc/UTC",
                 "session-regular": "24x7",
-                "has-intraday": any(one.ms < DAY_MS for one in directory.intervals.values()),
-                "has-daily": _DAY in directory.intervals,
-                "has-weekly-and-monthly": "1W" in directory.intervals,
-                "intraday-multipliers": [_intraday(directory)] * len(markets),
-                "supported-resolutions": [_resolutions(directory)] * len(markets),
-                "ticker": [directory.ticker_of(key) for key in markets],
+                "has-intraday": any(one.ms < DAY_MS for one in catalog.intervals.values()),
+                "has-daily": _DAY in catalog.intervals,
+                "has-weekly-and-monthly": "1W" in catalog.intervals,
+                "intraday-multipliers": [_intraday(catalog)] * len(markets),
+                "supported-resolutions": [_resolutions(catalog)] * len(markets),
+                "ticker": [catalog.ticker_of(key) for key in markets],
                 "volume-precision": [volume for _, volume in decimals],
             }
         )
@@ -210,12 +210,12 @@ class Search(UdfHandler):
     async def answer(self) -> None:
         """Answer with the matching markets."""
         values = self.read_query()
-        directory = self.source.directory
+        catalog = self.source.catalog
         wanted = (values["query"] or "").strip().upper()
         exchange = (values["exchange"] or "").upper()
         found: list[tuple[bool, MarketKey]] = []
-        for key in directory.markets:
-            names = (joined(key.symbol), str(key.symbol).upper(), directory.ticker_of(key).upper())
+        for key in catalog.markets:
+            names = (joined(key.symbol), str(key.symbol).upper(), catalog.ticker_of(key).upper())
             fits = any(wanted in name for name in names) and exchange in ("", key.exchange.upper())
             if fits and values["type"] in (None, "", "crypto"):
                 found.append((not any(name.startswith(wanted) for name in names), key))
@@ -224,7 +224,7 @@ class Search(UdfHandler):
         self.write_json([self._search_item(key) for _, key in found[: min(values["limit"], _MOST_FOUND)]])
 
     def _search_item(self, key: MarketKey) -> dict[str, str]:
-        ticker = self.source.directory.ticker_of(key)
+        ticker = self.source.catalog.ticker_of(key)
         return {
             "symbol": ticker.partition(":")[2],
             "full_name": ticker,
@@ -256,11 +256,11 @@ class History(BarHandler, UdfHandler):
         Raises:
             ApiError: it is invalid.
         """
-        return cls._query(sources["source"].directory, read_query(cls.parameters, arguments))
+        return cls._query(sources["source"].catalog, read_query(cls.parameters, arguments))
 
     @staticmethod
-    def _query(directory: MarketCatalog, values: dict[str, Any]) -> BarQuery:
-        market, interval = _market(directory, values["symbol"]), _interval(directory, values["resolution"])
+    def _query(catalog: MarketCatalog, values: dict[str, Any]) -> BarQuery:
+        market, interval = _market(catalog, values["symbol"]), _interval(catalog, values["resolution"])
         count = values["countback"]
         asked = HistoryRequest(min(count or MOST_BARS, MOST_BARS), 0 if count else values["from"], values["to"])
         return BarQuery(market, interval, udf_printer(values["numbers"]), asked, _columns, _headers)
@@ -268,7 +268,7 @@ class History(BarHandler, UdfHandler):
     async def answer(self) -> None:
         """Answer with the requested bars, or with `no_data` and the time of the next older bar."""
         values = self.read_query()
-        query = self._query(self.source.directory, values)
+        query = self._query(self.source.catalog, values)
         page = await self.answer_bars(query, self.source)
         if page.last_ms is not None:
             return
@@ -316,13 +316,13 @@ class Quotes(UdfHandler):
         self.write_json({"s": "ok", "d": [await self._make_quote(name, values["numbers"]) for name in names]})
 
     async def _make_quote(self, name: str, numbers: int) -> dict[str, Any]:
-        market = self.source.directory.by_ticker(name)
+        market = self.source.catalog.by_ticker(name)
         if market is None:
             return {"s": "error", "n": name[:64], "errmsg": "unknown_symbol", "v": {}}
-        quote = await self.source.pages.read_day(market, self.source.directory.intervals.values())
+        quote = await self.source.pages.read_day(market, self.source.catalog.intervals.values())
         if quote is None:
             return {"s": "error", "n": name[:64], "errmsg": "no_data", "v": {}}
-        ticker = self.source.directory.ticker_of(market)
+        ticker = self.source.catalog.ticker_of(market)
         today, before = quote
         change = Decimal(0) if before is None else today.close - before.close
         percent = Decimal(0) if before is None else round(change / before.close * 100, 2)
@@ -369,8 +369,8 @@ class Marks(UdfHandler):
     async def marked_gaps(self) -> list[dict[str, Any]]:
         """Return the marks of the newest gaps in the range, oldest first. A mark is at the bar before the gap."""
         values = self.read_query()
-        directory = self.source.directory
-        market, interval = _market(directory, values["symbol"]), _interval(directory, values["resolution"])
+        catalog = self.source.catalog
+        market, interval = _market(catalog, values["symbol"]), _interval(catalog, values["resolution"])
         since_ms = await self.source.stored.served_from(market)
         end_ms = min(values["to"], self.source.clock.now_ms() - MINUTE_MS) // MINUTE_MS * MINUTE_MS
         start_ms = max(values["from"] // MINUTE_MS * MINUTE_MS, end_ms - _MARKED_MS, since_ms or EVER_MS)
@@ -420,9 +420,9 @@ def _mark(gap: Gap, interval: Interval) -> dict[str, Any]:
     }
 
 
-def _resolutions(directory: MarketCatalog) -> list[str]:
-    return list(directory.resolutions)
+def _resolutions(catalog: MarketCatalog) -> list[str]:
+    return list(catalog.resolutions)
 
 
-def _intraday(directory: MarketCatalog) -> list[str]:
-    return [name for name in _resolutions(directory) if name.isdigit()]
+def _intraday(catalog: MarketCatalog) -> list[str]:
+    return [name for name in _resolutions(catalog) if name.isdigit()]

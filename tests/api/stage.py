@@ -110,7 +110,7 @@ async def open_stage(
     bars.add_listener(hub)
     pages = BarReader(bars, history, texts, clock)
     source = ApiContext(
-        directory=MarketCatalog(symbols, intervals),
+        catalog=MarketCatalog(symbols, intervals),
         pages=pages,
         stored=history,
         clock=clock,

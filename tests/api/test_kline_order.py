@@ -87,8 +87,8 @@ class Streams:
     def __init__(self, one: Stage) -> None:
         self.one = one
         self.changes = 0
-        directory = MarketCatalog({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
-        markets = BinanceMarkets(directory, "replay")
+        catalog = MarketCatalog({"replay": [BTC.symbol]}, DEFAULT_INTERVALS)
+        markets = BinanceMarkets(catalog, "replay")
 
         def make_reader(connection):
             socket = one.connect()
