@@ -225,9 +225,9 @@ def tail(
     bars: Annotated[int, typer.Option(min=0, metavar="N", help="The number of bars to begin with.")] = 10,
 ) -> Outcome:
     """Follow the bars of a running server in the terminal."""
-    from candled.tools.tail import Tail
+    from candled.tools.tail import tail
 
-    return Tail(url, symbol, interval, exchange, bars).run()
+    return tail(url, symbol, interval, exchange, bars)
 
 
 app.add_typer(_config, name="config", rich_help_panel=_DAEMON)

@@ -24,7 +24,7 @@ OUTSIDE = {
 # Modules that import one of those. Those in `tools/` are not listed: they are commands, and may import any.
 EDGES = {
     "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "parallel", "plugins",
-    "signals", "tools/tail",
+    "signals",
     "ingest/repair_scheduler", "ingest/feeds", "ingest/http", "ingest/tunnel",
     "api/handler",
     "client/client", "client/connection", "client/stream",

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from tornado.websocket import WebSocketHandler
 
 from candled import __version__
 from candled.cli import main, parse
+from candled.client import Bar
 from candled.model import Symbol
 from candled.plugins import discover
-from candled.tools.tail import Printer, Tail, line
+from candled.tools.tail import Printer, line, tail
 from tests import deadlines
 from tests.ports import free_port
 from tests.system.daemon import ROOT, Daemon
@@ -592,8 +594,8 @@ def test_a_bar_is_a_line_with_all_its_digits():
     assert line(bar) == "2024-10-24 10:00  O 67234.5  H 67340  L 67200  C 67310.25  V 0.00000001"
 
 
-def parsed(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return json.loads(json.dumps(bars), parse_float=Decimal, parse_int=Decimal)
+def parsed(bars: list[dict[str, Any]]) -> list[Bar]:
+    return [Bar.from_wire(bar) for bar in json.loads(json.dumps(bars), parse_float=Decimal, parse_int=Decimal)]
 
 
 def printed(in_place: bool, *batches: list[dict[str, Any]]) -> str:
@@ -615,16 +617,16 @@ def test_elsewhere_each_change_is_a_line():
     assert [text[:16] for text in lines] == ["2024-10-24 10:00", "2024-10-24 10:00", "2024-10-24 10:05"]
 
 
-def test_a_bar_that_did_not_change_is_not_printed_again():
-    assert printed(False, [BAR, NEXT], [BAR, NEXT]) == printed(False, [BAR, NEXT])
+def test_a_bar_whose_line_did_not_change_is_not_printed_again():
+    assert printed(False, [BAR, NEXT], [BAR | {"final": True}, NEXT]) == printed(False, [BAR, NEXT])
 
 
-def test_a_remark_does_not_overwrite_the_bar():
+def test_a_remark_does_not_overwrite_the_bar_or_steer_the_terminal():
     out = io.StringIO()
     printer = Printer(out, in_place=True)
     printer.print_bars(parsed([BAR]))
-    printer.print_note("gone")
-    assert out.getvalue().endswith("V 0.00000001\n-- gone\n")
+    printer.print_note("Gone\x1b[2J\r\nfor\x07 go\u202eod\x9b1m")
+    assert out.getvalue().endswith("V 0.00000001\n-- Gone[2J for good1m\n")
 
 
 def test_what_was_printed_long_ago_is_forgotten():
@@ -636,7 +638,7 @@ def test_what_was_printed_long_ago_is_forgotten():
 # ---------------------------------------------------------------- tail: against a server
 
 
-TOLD_ALL = "that was all"
+LAST = BAR | {"time": "2030-01-01T00:00:00.000Z"}
 
 
 class Server:
@@ -668,7 +670,7 @@ class _Handler(WebSocketHandler):
         if self.server.scripts:
             self.close()
         else:
-            await self.write_message(error(TOLD_ALL))
+            await self.write_message(update(LAST))
 
 
 def initial(*bars: dict[str, Any]) -> str:
@@ -679,8 +681,8 @@ def update(bar: dict[str, Any]) -> str:
     return json.dumps({"type": "update", "symbol": "BTC/USDT", "interval": "5m", "bar": bar})
 
 
-def error(message: str) -> str:
-    return json.dumps({"type": "error", "message": message})
+def error(message: str, **more: Any) -> str:
+    return json.dumps({"type": "error", "message": message, **more})
 
 
 class Impatient:
@@ -708,108 +710,108 @@ class Stopped(Impatient):
         await asyncio.Event().wait()
 
 
-async def followed(server: Server, exchange: str | None = None) -> tuple[list[str], list[float]]:
-    """What `tail` printed until the server had told all its scripts, and how long it waited between connections."""
-    out, clock = io.StringIO(), Impatient()
-    tail = asyncio.ensure_future(Tail(server.url, "BTC/USDT", "5m", exchange, 2, out=out, clock=clock).run())
+async def output_until(text: str, url: str, clock: Impatient, exchange: str | None = None) -> str:
+    """The output of `tail` until it contains a text."""
+    out = io.StringIO()
+    following = asyncio.ensure_future(tail(url, "BTC/USDT", "5m", exchange, 2, out=out, clock=clock))
     async with deadlines.timeout(10):
-        while TOLD_ALL not in out.getvalue():
+        while text not in out.getvalue():
             await asyncio.sleep(0.01)
-    tail.cancel()
-    await asyncio.gather(tail, return_exceptions=True)
-    await server.stop()
-    return out.getvalue().splitlines()[:-1], clock.slept
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    return out.getvalue()
 
 
-async def test_tail_prints_what_there_is_and_then_what_moves():
-    server = Server([initial(BAR, NEXT), update(NEXT | {"close": 67311})])
-    lines, _ = await followed(server)
+async def followed(url: str, exchange: str | None = None) -> tuple[list[str], list[float]]:
+    """The lines of `tail` before the last bar of all scripts, and how long it waited between connections."""
+    clock = Impatient()
+    output = await output_until("2030-01-01 00:00", url, clock, exchange)
+    return output.splitlines()[:-1], clock.slept
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*scripts: list[str]) -> Server:
+        servers.append(Server(*scripts))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        await server.stop()
+
+
+@pytest.mark.parametrize("exchange", [None, "replay"])
+async def test_tail_prints_what_there_is_and_then_what_moves(serve, exchange):
+    server = serve([initial(BAR, NEXT), update(NEXT | {"close": 67311})])
+    lines, waits = await followed(server.url, exchange)
     assert [text[:16] for text in lines] == ["2024-10-24 10:00", "2024-10-24 10:05", "2024-10-24 10:05"]
-    assert server.requests == [{"type": "subscribe", "symbol": "BTC/USDT", "interval": "5m", "initialBars": 2}]
+    assert waits == []
+    (request,) = server.requests
+    expected = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "5m", "initialBars": 2}
+    assert request.items() >= expected.items()
+    assert request.get("exchange") == exchange
 
 
-async def test_tail_names_the_exchange_if_it_was_told_one():
-    server = Server([initial(BAR)])
-    await followed(server, "replay")
-    assert server.requests[0]["exchange"] == "replay"
-
-
-async def test_tail_connects_and_subscribes_again_and_prints_only_what_is_new():
-    server = Server([initial(BAR)], [initial(BAR, NEXT)])
-    lines, waits = await followed(server)
-    assert [text[:16] for text in lines if not text.startswith("--")] == ["2024-10-24 10:00", "2024-10-24 10:05"]
+async def test_tail_connects_and_subscribes_again_and_prints_only_what_is_new(serve):
+    server = serve([initial(BAR)], [initial(BAR, NEXT)])
+    lines, (wait_s,) = await followed(server.url)
+    lost = f"-- {server.url}: the connection was closed; connecting again in {wait_s:.1f} s"
+    assert [text[:16] for text in lines] == ["2024-10-24 10:00", lost[:16], "2024-10-24 10:05"]
+    assert lines[1] == lost
     assert len(server.requests) == 2
-    assert len(waits) == 1
 
 
-async def test_tail_waits_longer_after_each_failure_and_starts_over_after_a_success():
+async def test_tail_waits_longer_after_each_failure_and_starts_over_after_a_success(serve):
     nothing: list[str] = []
-    server = Server(nothing, nothing, nothing, [initial(BAR)], [initial(NEXT)])
-    _, waits = await followed(server)
+    server = serve(nothing, nothing, nothing, [initial(BAR)], [initial(NEXT)])
+    _, waits = await followed(server.url)
     for wait, limit in zip(waits, [0.5, 1, 2, 0.5], strict=True):
         assert limit / 2 <= wait <= limit
 
 
-async def test_a_subscription_that_failed_is_tried_again_with_backoff():
-    failed = [error("Failed to subscribe to candles"), update(BAR)]
-    server = Server(failed, failed, [initial(BAR)])
-    lines, (first, second) = await followed(server)
-    remark = f"-- {server.url}: Failed to subscribe to candles; connecting again in {{:.1f}} s"
-    assert lines[:2] == [remark.format(first), remark.format(second)]
-    assert lines[2].startswith("2024-10-24 10:00")
-    assert 0.25 <= first <= 0.5 <= second <= 1
-
-
-async def test_an_error_on_a_living_subscription_is_a_remark():
-    server = Server([initial(BAR), error("The lights are out"), update(NEXT)])
-    lines, waits = await followed(server)
-    assert lines[1] == "-- The lights are out"
-    assert lines[2].startswith("2024-10-24 10:05")
-    assert waits == []
-
-
-async def test_what_a_server_says_cannot_steer_the_terminal():
-    server = Server(
-        [error("Failed\x1b[2J\r\nto\x07 sub\u202escribe\x9b1m")],
-        [initial(BAR | {"time": "2024\x1b]0;oh\x07"}), error("\x1b[31mred")],
-    )
-    lines, _ = await followed(server)
-    assert lines[0].startswith(f"-- {server.url}: Failed[2J to subscribe1m; connecting")
-    assert lines[1].startswith("2024]0;oh  O 67234.5")
-    assert lines[2] == "-- [31mred"
+async def test_an_error_that_will_pass_is_a_remark(serve):
+    server = serve([error("Failed to subscribe", id=1, code=100, temporary=True), initial(BAR)])
+    lines, _ = await followed(server.url)
+    assert lines[0] == "-- Failed to subscribe"
+    assert lines[1].startswith("2024-10-24 10:00")
 
 
 async def test_tail_does_not_print_the_password_of_its_address():
-    out, clock = io.StringIO(), Stopped()
     url = f"ws://me:hunter2@127.0.0.1:{free_port()}/ws?token=hunter2"
-    tail = asyncio.ensure_future(Tail(url, "BTC/USDT", "5m", None, 2, out=out, clock=clock).run())
-    async with deadlines.timeout(10):
-        while not clock.slept:
-            await asyncio.sleep(0.01)
-    tail.cancel()
-    await asyncio.gather(tail, return_exceptions=True)
-    assert "me:***@127.0.0.1" in out.getvalue()
-    assert "hunter2" not in out.getvalue()
+    output = await output_until("connecting again", url, Stopped())
+    assert "me:***@127.0.0.1" in output
+    assert "hunter2" not in output
 
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", '{"type": "update", "bar": {}}', '{"type": "error"}', "7", "[" * 100_000, f"[1e{'9' * 30}]"],
-    ids=range(7),
+    [
+        "{",
+        "[]",
+        '{"type": "update", "bar": {}}',
+        '{"type": "error"}',
+        "7",
+        "[" * 100_000,
+        f"[1e{'9' * 30}]",
+        initial(BAR | {"time": "2024\x1b]0;oh\x07"}),
+    ],
+    ids=range(8),
 )
-async def test_a_server_that_says_something_else_is_tried_again(text):
-    server = Server([text], [initial(BAR)])
-    lines, _ = await followed(server)
+async def test_a_server_that_says_something_else_is_tried_again(serve, text):
+    server = serve([text], [initial(BAR)])
+    lines, _ = await followed(server.url)
     assert "the server does not speak candled's protocol" in lines[0]
     assert lines[-1].startswith("2024-10-24 10:00")
 
 
 @pytest.mark.parametrize("control", ["", "\x1b\x07\u202e"])
-async def test_a_refusal_ends_tail_with_status_2(control, capsys):
-    server = Server([error(f"Invalid interval: {control}7m. Valid: 1m, 5m")])
-    assert await Tail(server.url, "BTC/USDT", "7m", None, 2, out=io.StringIO(), clock=Impatient()).run() == 2
+@pytest.mark.parametrize("more", [{}, {"id": 1, "code": 102, "temporary": False}])
+async def test_a_refusal_ends_tail_with_status_2(serve, control, more, capsys):
+    server = serve([error(f"Invalid interval: 7m. {control}Valid: 1m, 5m", **more)])
+    assert await tail(server.url, "BTC/USDT", "7m", None, 2, out=io.StringIO(), clock=Impatient()) == 2
     assert capsys.readouterr().err == "candled: Invalid interval: 7m. Valid: 1m, 5m\n"
-    await server.stop()
 
 
 @pytest.mark.usefixtures("daemon")

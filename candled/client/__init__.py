@@ -2,6 +2,6 @@
 
 from .client import Client
 from .stream import BarStream
-from .values import Bar, Bars, RequestRejected, Status
+from .values import Bar, Bars, ConnectionEnded, RequestRejected, Status
 
-__all__ = ["Bar", "BarStream", "Bars", "Client", "RequestRejected", "Status"]
+__all__ = ["Bar", "BarStream", "Bars", "Client", "ConnectionEnded", "RequestRejected", "Status"]

@@ -11,7 +11,7 @@ from candled.tasks import Backoff, TaskSet
 
 from .connection import Message, ServerConnection
 from .stream import FIELDS, BarStream, BarSubscription
-from .values import Bar, Bars, RequestRejected, Status, moment, wire_time
+from .values import Bar, Bars, ConnectionEnded, RequestRejected, Status, moment, wire_time
 
 _PAGE = 1000
 _AGAIN_S = 1.0
@@ -20,7 +20,8 @@ _AGAIN_S = 1.0
 class Client:
     """A client of the candled server at a `ws://` or `wss://` address. Connected inside `async with`.
 
-    It reconnects after a lost connection and requests the changes it missed.
+    It reconnects after a lost connection and requests the changes it missed. Without `reconnect`, everything ends with
+    `ConnectionEnded` when the first connection fails or is lost.
 
     Args:
         url: the server's WebSocket address.
@@ -28,6 +29,7 @@ class Client:
             answers when it needs it.
         keep: the number of bars kept in memory per stream.
         ping_s: seconds between pings.
+        reconnect: False to connect only once.
         clock: a clock for tests.
         backoff: the waiting times between attempts to reconnect, by default 1 to 30 s.
     """
@@ -39,6 +41,7 @@ class Client:
         default_exchange: str | None = None,
         keep: int = 20_000,
         ping_s: float = 20.0,
+        reconnect: bool = True,
         clock: Clock | None = None,
         backoff: Backoff | None = None,
     ) -> None:
@@ -50,6 +53,7 @@ class Client:
         self._questions: dict[int, tuple[dict[str, Any], asyncio.Future[Message]]] = {}
         self._asked = 0  # the last id of a request
         self._is_open = False  # True inside `async with`
+        self._end: ConnectionEnded | None = None  # set when the client will not connect again
         self._tasks = TaskSet()
         self._connection = ServerConnection(
             url,
@@ -59,6 +63,7 @@ class Client:
             clock=self._clock,
             backoff=backoff or Backoff(first_s=1.0, most_s=30.0),
             ping_s=ping_s,
+            attempts=None if reconnect else 1,
         )
 
     async def __aenter__(self) -> Self:
@@ -102,10 +107,10 @@ class Client:
             on_status: called when the status changes.
 
         Raises:
-            RuntimeError: the client is not connected.
+            ConnectionEnded: the client will not connect again.
+            RuntimeError: the client is not used inside `async with`.
         """
-        if not self._is_open:
-            raise RuntimeError("the client is not connected: use it inside `async with`")
+        self._require_open()
         named = None if exchange == self._default_exchange else exchange
         topic = next((one for one in self._topics if _is_on(one, symbol, interval, named)), None)
         if topic is None:
@@ -135,7 +140,7 @@ class Client:
 
         Raises:
             RequestRejected: the server refuses the request, or does not support it.
-            RuntimeError: the client is not connected.
+            RuntimeError: the client is not used inside `async with`.
         """
         request = {"type": "history", "symbol": symbol, "interval": interval, "limit": _PAGE, "fields": FIELDS}
         if exchange is not None and exchange != self._default_exchange:
@@ -155,8 +160,14 @@ class Client:
     # ------------------------------------------------------------ the connection
 
     async def _run(self) -> None:
-        reason = await self._connection.run()
-        self._end_streams(RequestRejected(reason))
+        self._end = ConnectionEnded(await self._connection.run())
+        self._end_streams(self._end)
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise RuntimeError("the client is not connected: use it inside `async with`")
+        if self._end is not None:
+            raise self._end
 
     def _end_streams(self, error: RequestRejected) -> None:
         for topic in list(self._topics):
@@ -173,9 +184,9 @@ class Client:
         for number, (request, _) in self._questions.items():
             self._connection.send({**request, "id": number})
 
-    def _on_connection_lost(self, reason: str, wait_s: float) -> None:
+    def _on_connection_lost(self, error: Exception, wait_s: float) -> None:
         for topic in self._topics:
-            topic.on_connection_lost(Status("lost", retry_s=wait_s, message=reason))
+            topic.on_connection_lost(Status("lost", retry_s=wait_s, message=str(error)))
 
     def _subscribe_topic(self, topic: BarSubscription) -> None:
         if self._connection.is_open:
@@ -192,8 +203,7 @@ class Client:
         return self._asked
 
     async def _send_question(self, request: dict[str, Any]) -> Message:
-        if not self._is_open:
-            raise RuntimeError("the client is not connected: use it inside `async with`")
+        self._require_open()
         number = self._next_number()
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._questions[number] = request, answer
@@ -241,6 +251,8 @@ class Client:
             return
         again = next((topic for topic in self._topics if topic.asked == number), None)
         if message.get("temporary"):
+            if again is not None:
+                again.set_status(Status("loading", message=text))
             self._tasks.start(self._repeat_later(int(number)))
         elif again is not None:
             again.on_refused(error)

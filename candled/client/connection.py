@@ -9,8 +9,9 @@ from typing import Any
 from tornado.httpclient import HTTPError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
 
+from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.tasks import Backoff
+from candled.tasks import Backoff, TaskSet, retry
 
 _OPEN_WITHIN_S = 15.0
 _MESSAGES_PER_S = 15.0  # by default the server refuses more than 20
@@ -21,16 +22,17 @@ Message = Mapping[str, Any]
 
 
 class ServerConnection:
-    """Connects until it is cancelled, and calls its owner back.
+    """Connects until it is cancelled or `attempts` in a row have failed, and calls its owner back.
 
     Args:
         url: the server's WebSocket address.
         opened: called on each connection, to send the subscriptions and open requests.
         received: called with each message. Its errors about a malformed message end the connection.
-        lost: called with the reason and the seconds until the next attempt.
+        lost: called with the error and the seconds until the next attempt.
         clock: the source of time.
         backoff: the waiting times between attempts.
         ping_s: seconds between pings. A connection is lost if a ping is not answered within half of that.
+        attempts: the number of attempts; None for no limit.
     """
 
     def __init__(
@@ -39,16 +41,19 @@ class ServerConnection:
         *,
         opened: Callable[[], None],
         received: Callable[[Message], None],
-        lost: Callable[[str, float], None],
+        lost: Callable[[Exception, float], None],
         clock: Clock,
         backoff: Backoff,
         ping_s: float,
+        attempts: int | None,
     ) -> None:
         self._url = url
         self._opened, self._received, self._lost = opened, received, lost
         self._clock = clock
         self._backoff = backoff
         self._ping_s = ping_s
+        self._attempts = attempts
+        self._tasks = TaskSet()  # sends while connected
         self._outgoing: asyncio.Queue[str] | None = None  # set while connected
         self._bye_s: float | None = None  # the wait that the server requested in `bye`, until the connection ends
 
@@ -67,29 +72,40 @@ class ServerConnection:
         self._bye_s = reconnect_after_s
 
     async def run(self) -> str:
-        """Stay connected; return the reason if the server asks not to reconnect."""
-        while True:
-            try:
-                code, reason = await self._run_connection()
-                if 3500 <= code < 4000:
-                    return reason
-            except (OSError, HTTPError, WebSocketError) as error:
-                reason = str(error)
-            except _NOT_OURS:
-                reason = "the server does not speak candled's protocol"
-            wait_s = self._backoff.on_failure() if self._bye_s is None else self._bye_s
-            self._bye_s = None
-            self._lost(reason, wait_s)
-            await self._clock.sleep(wait_s)
+        """Stay connected; return the reason if the server asks not to reconnect, or if no attempt is left."""
+        attempts, report = self._attempts, self._lost
+        try:
+            return await retry(
+                self._run_connection, self._clock, self._backoff, on=Unavailable, attempts=attempts, report=report
+            )
+        except Unavailable as error:
+            return str(error)
 
-    async def _run_connection(self) -> tuple[int, str]:
+    async def _run_connection(self) -> str:
+        """Connect and read until the connection ends; return the reason if the server asks not to reconnect.
+
+        Raises:
+            Unavailable: the connection failed or was lost.
+        """
+        self._bye_s = None
+        try:
+            code, reason = await self._exchange_messages()
+            if 3500 <= code < 4000:
+                return reason
+        except (OSError, HTTPError, WebSocketError) as error:
+            reason = str(error)
+        except _NOT_OURS:
+            reason = "the server does not speak candled's protocol"
+        raise Unavailable(reason, retry_after_s=self._bye_s)
+
+    async def _exchange_messages(self) -> tuple[int, str]:
         """Connect and read until the connection ends; return the close code and the reason in words."""
         request = HTTPRequest(self._url, connect_timeout=_OPEN_WITHIN_S, request_timeout=_OPEN_WITHIN_S)
         socket = await websocket_connect(
             request, max_message_size=_LARGEST_MESSAGE, ping_interval=self._ping_s, ping_timeout=self._ping_s / 2
         )
         self._outgoing = asyncio.Queue()
-        sending = asyncio.ensure_future(self._send_outgoing(socket, self._outgoing))
+        self._tasks.start(self._send_outgoing(socket, self._outgoing))
         try:
             self._opened()
             while isinstance(text := await socket.read_message(), str):
@@ -98,8 +114,8 @@ class ServerConnection:
             return socket.close_code or 0, socket.close_reason or "the connection was closed"
         finally:
             self._outgoing = None
-            sending.cancel()
             socket.close()
+            await self._tasks.cancel()
 
     async def _send_outgoing(self, socket: WebSocketClientConnection, outgoing: "asyncio.Queue[str]") -> None:
         allowed = _MESSAGES_PER_S

@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any, Self, get_args
 
@@ -141,6 +141,27 @@ class BarStream:
         """The current status of the stream."""
         return Status("closed") if self._closed else self._topic.status
 
+    @property
+    def is_loaded(self) -> bool:
+        """True while `bars` are those that the server shows, perhaps none."""
+        return self._topic.is_settled
+
+    async def changes(self) -> AsyncIterator[Bars]:
+        """Yield the bars that changed, oldest first, now and whenever bars or the status change.
+
+        They may be none. `status` and `is_loaded` are then up to date. Ends as `async for bar in stream` does.
+        """
+        while True:
+            self._changed.clear()
+            bars = Bars([self._take_bar() for _ in self._waiting.copy()])
+            is_closed, refusal = self._closed, self._topic.refusal
+            yield bars
+            if is_closed:
+                return
+            if refusal is not None:
+                raise refusal
+            await self._changed.wait()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -158,6 +179,9 @@ class BarStream:
                 raise self._topic.refusal
             self._changed.clear()
             await self._changed.wait()
+        return self._take_bar()
+
+    def _take_bar(self) -> Bar:
         time = heapq.heappop(self._times)
         if not self._final_only:
             self._through = time if self._through is None else max(time, self._through)

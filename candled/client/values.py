@@ -29,6 +29,10 @@ class RequestRejected(CandledError):
         self.code = code
 
 
+class ConnectionEnded(RequestRejected):
+    """The connection has ended, and the client does not connect again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bar:
     """One bar. The numbers are exactly those that the server sent."""
@@ -68,7 +72,7 @@ class Status:
     since: datetime | None = None
     #: With `lost`: the seconds until the next attempt.
     retry_s: float | None = None
-    #: With `lost` and `refused`: the reason in words.
+    #: With `lost` and `refused`, and with `loading` after a temporary error: the reason in words.
     message: str = ""
     #: Why the feed is not `live`: one word of docs/how-to/troubleshooting.md.
     reason: str = ""

@@ -1,17 +1,12 @@
 """Compares stored bars with those that a running daemon shows its clients."""
 
 import asyncio
-import contextlib
-import json
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
+from contextlib import closing
 from itertools import product
-from typing import Any
 
-from tornado.httpclient import HTTPError
-from tornado.websocket import WebSocketClientConnection, WebSocketError, websocket_connect
-
-from candled.model import MINUTE, Candle, Interval, MarketKey, parse_iso_ms
+from candled.client import Bar, Client, ConnectionEnded, RequestRejected
+from candled.model import MINUTE, Candle, Interval, MarketKey
 from candled.store.interface import Store
 
 from . import store_access as stored
@@ -20,51 +15,31 @@ from .report import Report
 
 _BARS = 1000
 _ANSWER_S = 60.0  # a daemon that is still starting delays the answer
-_FAREWELL_S = 2.0
 _READS = 3
-
-
-class _NotShown(Exception):
-    """The daemon answered with an error or not at all."""
 
 
 async def check_memory(
     store: Store, url: str, markets: Sequence[MarketKey], intervals: Sequence[Interval], report: Report
 ) -> None:
     """Compare the newest 1000 bars of each interval that the daemon at `url` shows, if they are over."""
-    try:
-        socket = await websocket_connect(url, connect_timeout=_ANSWER_S)
-    except (OSError, HTTPError, WebSocketError) as error:
-        report.add_unchecked(url, error)
-        return
-    try:
+    async with Client(url, reconnect=False) as client:
         with report.show_progress(f"ask {url}", len(markets) * len(intervals)) as advance:
             for market, interval in product(markets, intervals):
                 try:
-                    report.add_differences(await _differences(store, socket, market, interval))
-                except _NotShown as error:
+                    report.add_differences(await _differences(store, client, market, interval))
+                except ConnectionEnded as error:
+                    report.add_unchecked(url, error)
+                    return
+                except RequestRejected as error:
                     report.add_unchecked(f"{market} {interval}", error)
                 advance(1)
-    finally:
-        await _close(socket)
 
 
-async def _close(socket: WebSocketClientConnection) -> None:
-    """Close, and wait until the server has closed too, so that no task outlives the loop."""
-    socket.close()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_FAREWELL_S):
-            while await socket.read_message() is not None:
-                pass
-
-
-async def _differences(
-    store: Store, socket: WebSocketClientConnection, market: MarketKey, interval: Interval
-) -> list[Difference]:
+async def _differences(store: Store, client: Client, market: MarketKey, interval: Interval) -> list[Difference]:
     """Return the differences that several reads agree on: the daemon may write between two reads."""
     wrong: list[Difference] = []
     for _ in range(_READS):
-        shown = await _subscribe(socket, market, interval)
+        shown = await _shown_bars(client, market, interval)
         wrong = _compare(store, market, interval, shown)
         if not wrong:
             break
@@ -82,27 +57,19 @@ def _compare(store: Store, market: MarketKey, interval: Interval, shown: Sequenc
     return compare("memory", market, interval, whole, closed)
 
 
-async def _subscribe(socket: WebSocketClientConnection, market: MarketKey, interval: Interval) -> list[Candle]:
-    topic = {"exchange": market.exchange, "symbol": str(market.symbol), "interval": str(interval)}
-    await socket.write_message(json.dumps({"type": "subscribe", "initialBars": _BARS, **topic}))
+async def _shown_bars(client: Client, market: MarketKey, interval: Interval) -> list[Candle]:
+    subscription = client.bars(str(market.symbol), str(interval), exchange=market.exchange, initial_bars=_BARS)
     try:
-        bars = await asyncio.wait_for(_initial(socket, topic), _ANSWER_S)
+        with closing(subscription) as stream:
+            async with asyncio.timeout(_ANSWER_S):
+                async for _ in stream.changes():
+                    if stream.is_loaded:
+                        break
+                return [_candle(bar) for bar in stream.bars]
     except TimeoutError:
-        raise _NotShown(f"no bars within {_ANSWER_S:.0f} s") from None
-    await socket.write_message(json.dumps({"type": "unsubscribe", **topic}))
-    return bars
+        raise RequestRejected(f"no bars within {_ANSWER_S:.0f} s") from None
 
 
-async def _initial(socket: WebSocketClientConnection, topic: Mapping[str, str]) -> list[Candle]:
-    while (text := await socket.read_message()) is not None:
-        message = json.loads(text, parse_float=Decimal, parse_int=Decimal)
-        if message["type"] == "error":
-            raise _NotShown(message["message"])
-        if message["type"] == "initial" and message["interval"] == topic["interval"]:
-            return [_bar(bar) for bar in message["bars"]]
-    raise _NotShown("the connection was closed")
-
-
-def _bar(bar: Mapping[str, Any]) -> Candle:
-    numbers = (bar["open"], bar["high"], bar["low"], bar["close"], bar["volume"], bar.get("quoteVolume"))
-    return Candle(parse_iso_ms(bar["time"]), *numbers)
+def _candle(bar: Bar) -> Candle:
+    open_ms = round(bar.time.timestamp() * 1000)
+    return Candle(open_ms, bar.open, bar.high, bar.low, bar.close, bar.volume, bar.quote_volume)

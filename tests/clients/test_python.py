@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from candled.client import Bar, Bars, BarStream, Client, RequestRejected, Status
+from candled.client import Bar, Bars, BarStream, Client, ConnectionEnded, RequestRejected, Status
 from candled.model import iso_ms
 from candled.tasks import Backoff
 from tests import deadlines
@@ -161,6 +161,46 @@ async def test_a_loop_gets_the_bars_then_what_moves_then_what_opens(server: Scri
         await reader.until(lambda: shown(reader.bars[-1:]) == server.fresh(BTC, 1))
         assert iso_ms(int(reader.bars[-1].time.timestamp() * 1000)) == opened["time"]
         assert reader.stream.status.state == "live"
+
+
+async def test_changes_come_together_with_those_of_the_status(server: Scripted) -> None:
+    server.make("NEW/USDT", "1m", 0)
+    async with connected(server) as client:
+        stream, empty = client.bars(*BTC, initial_bars=20), client.bars("NEW/USDT", "1m")
+        assert [bar async for bars in until_loaded(stream) for bar in shown(bars)] == server.fresh(BTC, 20)
+        assert {len(bars) async for bars in until_loaded(empty)} == {0}
+        server.trade(BTC)
+        async for bars in stream.changes():
+            if bars:
+                break
+        assert shown(bars) == server.fresh(BTC, 1)
+        stream.close()
+        assert [len(bars) async for bars in stream.changes()] == [0]
+
+
+async def until_loaded(stream: BarStream) -> AsyncIterator[Bars]:
+    async for bars in stream.changes():
+        yield bars
+        if stream.is_loaded:
+            return
+
+
+async def test_without_reconnecting_everything_ends_with_the_connection(server: Scripted) -> None:
+    async with connected(server, reconnect=False) as client:
+        stream = client.bars(*BTC)
+        async for _ in until_loaded(stream):
+            pass
+        server.drop()
+        with pytest.raises(ConnectionEnded):
+            async for _ in stream.changes():
+                pass
+        with pytest.raises(ConnectionEnded):
+            client.bars(*ETH)
+        with pytest.raises(ConnectionEnded):
+            await client.history(*ETH)
+    async with Client("ws://127.0.0.1:9/ws", reconnect=False) as client:
+        with pytest.raises(ConnectionEnded, match="refused"):
+            await anext(client.bars(*BTC))
 
 
 @pytest.mark.slow
