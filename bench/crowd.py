@@ -82,11 +82,11 @@ class Crowd:
         self.connected += 1
         self._look_at(link, answer.partition(b"\r\n\r\n")[2])  # perhaps a first ping
 
-    def _read(self, patience_s: float) -> None:
+    def _read(self, timeout_s: float) -> None:
         if self.naps:
             time.sleep(_NAP_S)
-            patience_s = 0.0
-        for key, _ in self._selector.select(patience_s):
+            timeout_s = 0.0
+        for key, _ in self._selector.select(timeout_s):
             link = key.fileobj
             assert isinstance(link, socket.socket)
             with contextlib.suppress(BlockingIOError):

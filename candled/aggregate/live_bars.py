@@ -222,15 +222,15 @@ class LiveBars:
         """Return the ranges in which bars may be final now that the client has not received as final."""
         return self._resumer.became_final(self._markets[key], resume)
 
-    async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
-        """Prepare `newest_bars`: wait up to `patience_s` seconds for a market that is warming up, then read older bars.
+    async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
+        """Prepare `newest_bars`: wait up to `timeout_s` seconds for a market that is warming up, then read older bars.
 
         Raises:
             Unavailable: the store cannot be read.
         """
         market = self._markets[key]
         market.aggregator.series_of(interval).grow_capacity(count)
-        deadline = self._clock.monotonic() + patience_s
+        deadline = self._clock.monotonic() + timeout_s
         while not self.is_warm(key, interval, count) and self._clock.monotonic() < deadline:
             await self._clock.sleep(0.05)
         await self._reader.load_older(market, interval, count)

@@ -52,7 +52,7 @@ class BarHandler(Handler):
             304 if tag in known else 200,
             query.content_type,
             (
-                ("Cache-Control", cache_control(page.settled)),
+                ("Cache-Control", cache_control(page.is_final)),
                 *access.cors_headers(headers.get("origin")).items(),
                 *limit_result.headers.items(),
                 *cls.count_headers(limit_result.count),
@@ -67,7 +67,7 @@ class BarHandler(Handler):
         page = await source.pages.printed(
             query.market, query.interval, query.printer, query.asked, self.request.headers.get("If-None-Match", "")
         )
-        self.set_cache_headers(page.settled)
+        self.set_cache_headers(page.is_final)
         for name, value in query.headers(page, source.clock.now_ms()):
             self.set_header(name, value)
         if page.tag is not None:

@@ -90,9 +90,9 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.write(body if isinstance(body, bytes) else msgspec.json.encode(body))
 
-    def set_cache_headers(self, settled: bool) -> None:
+    def set_cache_headers(self, is_final: bool) -> None:
         """Tell caches how long to keep the answer."""
-        self.set_header("Cache-Control", cache_control(settled))
+        self.set_header("Cache-Control", cache_control(is_final))
 
     async def send_part(self, part: bytes | str) -> bool:
         """Write a part of a long answer and wait until it is sent.
@@ -183,9 +183,9 @@ class Handler(RequestHandler):
             super().log_exception(typ, value, tb)
 
 
-def cache_control(settled: bool) -> str:
-    """Return the header that lets caches keep a settled answer for a minute, and revalidate any other one."""
-    return "public, max-age=60" if settled else "no-cache"
+def cache_control(is_final: bool) -> str:
+    """Return the header that lets caches keep a final answer for a minute, and revalidate any other one."""
+    return "public, max-age=60" if is_final else "no-cache"
 
 
 class NotFound(Handler):

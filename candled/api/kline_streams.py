@@ -23,9 +23,9 @@ from .catalog import BinanceMarkets, binance_interval
 from .kline_order import KlineOrder
 
 MOST_STREAMS = 1024  # per connection, as at Binance
-HOLD_S = 2.0  # the longest time that a new bar waits for the one before it to become final
+FINAL_WAIT_S = 2.0  # the longest time that a new bar waits for the one before it to become final
 _BARS = 10  # bars of an `initial`: as many may end before a new one is sent, and none is left out
-_OPTIONS = Options(FINAL | VALUES, corrections=True, hold_s=HOLD_S)
+_OPTIONS = Options(FINAL | VALUES, corrections=True, final_wait_s=FINAL_WAIT_S)
 _TEXT_ID = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}

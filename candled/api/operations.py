@@ -111,7 +111,7 @@ class Exchanges(_Answer):
     exchanges: list[Exchange]
 
 
-class Hole(_Answer):
+class DayGap(_Answer):
     """A gap within one day."""
 
     from_: _Time = field(name="from")
@@ -127,7 +127,7 @@ class CoveredDay(_Answer):
     minutes: _Count
     expected: Annotated[int, Meta(ge=1, le=1440)]
     hole_count: _Count
-    holes: list[Hole]
+    holes: list[DayGap]
 
 
 class Coverage(_Answer):
@@ -139,7 +139,7 @@ class Coverage(_Answer):
     days: list[CoveredDay]
 
 
-class Gap(Hole):
+class Gap(DayGap):
     """A gap of a market."""
 
     exchange: str

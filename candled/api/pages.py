@@ -43,8 +43,8 @@ class LiveSource(Protocol):
     def generation(self, key: MarketKey) -> int:
         """Return a number that changes when the stored past has to be read again."""
 
-    async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
-        """Load the newest `count` bars, waiting up to `patience_s` seconds for history to be fetched."""
+    async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
+        """Load the newest `count` bars, waiting up to `timeout_s` seconds for history to be fetched."""
 
     def revision_of(self, key: MarketKey, interval: Interval) -> int:
         """Return the series' revision. It changes if a bar other than the newest changes, or older bars are loaded."""
@@ -106,7 +106,7 @@ class Page:
     #: True if the requested range has more bars: older ones for the newest bars, else newer ones.
     has_more: bool
     #: True if the answer cannot change any more, except by repairs or more fetched history.
-    settled: bool
+    is_final: bool
     #: The bars contain every change of the market's feed up to this position.
     position: Position | None = None
 
@@ -129,7 +129,7 @@ class PrintedPage:
     last_final: bool
     last_as_of_ms: int
     has_more: bool
-    settled: bool
+    is_final: bool
     position: Position | None
     #: A strong ETag, if it can be computed without the bytes.
     tag: str | None = None
@@ -208,19 +208,19 @@ class BarReader:
         """Return the result of `printed` if it can be made from memory without waiting, else None."""
         span = self._in_memory(market, interval, asked)
         if span is None:
-            return self._kept_page(market, interval, printer, asked, known)
+            return self._cached_page(market, interval, printer, asked, known)
         if printer.cares and self._live.is_behind(market):
             return None
         times, first, stop, *_ = span
         position = self._live.feed_position(market)
-        settled, last_final = self._finality(market, interval, span)
+        is_final, last_final = self._finality(market, interval, span)
         if first == stop:
-            return PrintedPage([b""] * printer.columns, None, None, False, 0, span.has_more, settled, position)
+            return PrintedPage([b""] * printer.columns, None, None, False, 0, span.has_more, is_final, position)
         form = self._texts.get_form(Topic(market, interval), printer)
         finality_count = self._live.finality_count(market)
         form.refresh(self._live, finality_count)
-        held = bisect_right(times, form.last_ms)  # keep cached texts, even if fewer bars are requested now
-        begin = min(first, held - 1) if held else first
+        encoded = bisect_right(times, form.last_ms)  # keep cached texts, even if fewer bars are requested now
+        begin = min(first, encoded - 1) if encoded else first
         form.encode_bars(self._live, times[begin:], len(times) - 1 - begin, finality_count)
         last = self._live.get_bar(market, interval, times[stop - 1])
         assert last is not None, "a bar whose time is known"
@@ -245,7 +245,7 @@ class BarReader:
             columns = [text[:-1] for text in form.columns(times[first], times[stop - 1] + 1)]
         self._texts.mark_used(form)
         return PrintedPage(
-            columns, times[first], last.open_ms, last_final, last.as_of_ms, span.has_more, settled, position,
+            columns, times[first], last.open_ms, last_final, last.as_of_ms, span.has_more, is_final, position,
             tag, tag in known, span.is_lasting,
         )  # fmt: skip
 
@@ -285,28 +285,28 @@ class BarReader:
             page = self.printed_now(market, interval, printer, asked, known)
             if page is None:
                 page = print_page(read, printer)
-                if page.settled and page.last_ms is not None:
+                if page.is_final and page.last_ms is not None:
                     key = market, interval, printer.name, asked
                     size = sum(map(len, page.columns)) + _PAGE_OVERHEAD
                     self._texts.keep_page(key, (generation, next(_page_numbers), page), size)
-                    page = self._kept_page(market, interval, printer, asked, known) or page
+                    page = self._cached_page(market, interval, printer, asked, known) or page
         return page
 
-    def _kept_page(
+    def _cached_page(
         self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str
     ) -> PrintedPage | None:
         """Return a page of the past as it was read from the store, unless the past has changed since."""
         key = market, interval, printer.name, asked
-        kept: tuple[int, int, PrintedPage] | None = self._texts.find_page(key)
-        if kept is None:
+        cached: tuple[int, int, PrintedPage] | None = self._texts.find_page(key)
+        if cached is None:
             return None
-        generation, number, page = kept
+        generation, number, page = cached
         assert page.first_ms is not None
         assert page.last_ms is not None
-        is_settled = self._live.is_range_final(market, page.first_ms, page.last_ms + interval.ms)
+        is_final = self._live.is_range_final(market, page.first_ms, page.last_ms + interval.ms)
         times = self._live.newest_times(market, interval, _ALL)
         is_old = bool(times) and page.last_ms < times[0]
-        if generation != self._live.generation(market) or not is_settled or not is_old:
+        if generation != self._live.generation(market) or not is_final or not is_old:
             self._texts.drop_page(key)
             return None
         position = self._live.feed_position(market)
@@ -406,19 +406,19 @@ class BarReader:
 
     def _page_of(self, market: MarketKey, interval: Interval, span: _Span) -> Page:
         position, chosen = self._live.feed_position(market), span.chosen
-        settled, _ = self._finality(market, interval, span)
+        is_final, _ = self._finality(market, interval, span)
         bars = self._live.between(market, interval, chosen[0], chosen[-1] + 1) if chosen else []
-        judged = tuple(self._with_finality(market, interval, bar) for bar in bars)
-        return Page(judged, span.has_more, settled, position)
+        current = tuple(self._with_finality(market, interval, bar) for bar in bars)
+        return Page(current, span.has_more, is_final, position)
 
     def _finality(self, market: MarketKey, interval: Interval, span: _Span) -> tuple[bool, bool]:
-        """Return two flags: True if the page is settled, and True if its last bar is final."""
+        """Return two flags: True if the page is final, and True if its last bar is final."""
         is_range_final, length_ms = self._live.is_range_final, interval.ms
         if span.first == span.stop:
-            return span.end_ms <= self._settled_ms(market, interval, span.times), False
+            return span.end_ms <= self._final_until_ms(market, interval, span.times), False
         first_ms, last_ms = span.times[span.first], span.times[span.stop - 1]
         last_final = is_range_final(market, last_ms, last_ms + length_ms)
-        if not last_final or span.end_ms > self._settled_ms(market, interval, span.times):
+        if not last_final or span.end_ms > self._final_until_ms(market, interval, span.times):
             return False, last_final
         all_final = is_range_final(market, first_ms, last_ms + length_ms) or all(
             is_range_final(market, at_ms, at_ms + length_ms) for at_ms in span.chosen
@@ -448,11 +448,11 @@ class BarReader:
             return Page((), False, False, position)
         start_ms, end_ms = max(start_ms, since_ms), min(end_ms, EVER_MS)
         memory = self._live.newest_bars(market, interval, _ALL)
-        settled_ms = self._settled_ms(market, interval, [bar.open_ms for bar in memory])
-        seam_ms = memory[0].open_ms if memory else EVER_MS  # all bars from this one on are in memory
-        held = [bar for bar in memory if start_ms <= bar.open_ms < end_ms]
+        final_until_ms = self._final_until_ms(market, interval, [bar.open_ms for bar in memory])
+        memory_from_ms = memory[0].open_ms if memory else EVER_MS  # all bars from this one on are in memory
+        in_memory = [bar for bar in memory if start_ms <= bar.open_ms < end_ms]
         read = self._read_last if newest_first else self._read_first
-        bars = await read(market, interval, start_ms, min(end_ms, seam_ms), held, limit + 1)
+        bars = await read(market, interval, start_ms, min(end_ms, memory_from_ms), in_memory, limit + 1)
         has_more = len(bars) > limit
         is_whole = asked_ms <= since_ms and not (newest_first and has_more)
         if is_whole and memory and bars and bars[0].open_ms == memory[0].open_ms:
@@ -461,24 +461,24 @@ class BarReader:
         if has_more:
             bars = bars[-limit:] if newest_first else bars[:limit]
             end_ms = end_ms if newest_first else bars[-1].open_ms + interval.ms
-        judged = tuple(self._with_finality(market, interval, bar) for bar in bars)
-        settled = end_ms <= settled_ms and all(bar.final for bar in judged)
-        return Page(judged, has_more, settled, position)
+        current = tuple(self._with_finality(market, interval, bar) for bar in bars)
+        is_final = end_ms <= final_until_ms and all(bar.final for bar in current)
+        return Page(current, has_more, is_final, position)
 
     async def _read_last(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, held: list[Candle], count: int
+        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, in_memory: list[Candle], count: int
     ) -> list[Candle]:
-        """Return the last `count` of the stored bars in `[start_ms, end_ms)` and the newer bars `held`."""
-        missing = count - len(held)
+        """Return the last `count` of the stored bars in `[start_ms, end_ms)` and the newer bars `in_memory`."""
+        missing = count - len(in_memory)
         if missing <= 0 or start_ms >= end_ms:
-            return held[-count:]
+            return in_memory[-count:]
         older = await self._stored.read_bars(market, interval, end_ms, missing)
-        return [*(bar for bar in older if bar.open_ms >= start_ms), *held]
+        return [*(bar for bar in older if bar.open_ms >= start_ms), *in_memory]
 
     async def _read_first(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, held: list[Candle], count: int
+        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, in_memory: list[Candle], count: int
     ) -> list[Candle]:
-        """Return the first `count` of the stored bars in `[start_ms, end_ms)` and the newer bars `held`.
+        """Return the first `count` of the stored bars in `[start_ms, end_ms)` and the newer bars `in_memory`.
 
         Without gaps they all lie in the first stretch. Later stretches grow, so that a long gap costs few reads. A
         stretch with more bars than were read is read again in smaller parts.
@@ -498,14 +498,14 @@ class BarReader:
             found += (row for row in rows if row.open_ms >= start_ms)
             start_ms = until_ms
             stretch_ms *= 4
-        return [*found, *held][:count]
+        return [*found, *in_memory][:count]
 
     def _with_finality(self, market: MarketKey, interval: Interval, bar: Candle) -> Candle:
         """Return the bar with its current finality."""
         final = self._live.is_final(market, interval, bar)
         return bar if bar.final == final else bar._replace(final=final)
 
-    def _settled_ms(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> int:
+    def _final_until_ms(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> int:
         """Return the end of the newest final bar in memory, UTC epoch ms; 0 if there is none."""
         is_range_final, length_ms = self._live.is_range_final, interval.ms
         return next(
@@ -525,6 +525,6 @@ def print_page(page: Page, printer: Printer) -> PrintedPage:
         bool(bars) and bars[-1].final,
         bars[-1].as_of_ms if bars else 0,
         page.has_more,
-        page.settled,
+        page.is_final,
         page.position,
     )

@@ -30,7 +30,7 @@ from .printers import CSV, json_printer, ndjson_printer, page_printer
 logger = logging.getLogger(__name__)
 
 _SEVERAL_MS = 7 * DAY_MS
-_HOLES_LISTED = 50  # gaps of one day
+_GAPS_LISTED = 50  # gaps of one day
 
 
 class RestHandler(Handler):
@@ -124,7 +124,7 @@ class Candles(BarHandler, RestHandler):
             await self._stream_range(market, values)
             return
         page = await self.source.pages.read_page(market, values["interval"], **_asked(values)._asdict())
-        self.set_cache_headers(page.settled)
+        self.set_cache_headers(page.is_final)
         form = make_format(name, market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[name])
         self.write(form.begin() + form.page(page.bars) + form.end())
@@ -174,7 +174,7 @@ class Pages(RestHandler):
         asked = HistoryRequest(MOST_BARS, start_ms, end_ms, newest_first=False)
         page = await self.source.pages.printed(market, interval, page_printer(values["numbers"]), asked)
         current = (
-            hashlib.sha256(page.columns[0]).hexdigest()[:16] if page.settled and page.last_ms is not None else None
+            hashlib.sha256(page.columns[0]).hexdigest()[:16] if page.is_final and page.last_ms is not None else None
         )
         if current != rev:
             self.set_cache_headers(False)
@@ -382,7 +382,7 @@ def _position(page: PrintedPage) -> str:
 
 def _covered_day(day: Range, found: Sequence[Gap]) -> operations.CoveredDay:
     expected = (day.end_ms - day.start_ms) // MINUTE_MS
-    holes = [operations.Hole(*_gap_values(gap)) for gap in found[:_HOLES_LISTED]]
+    holes = [operations.DayGap(*_gap_values(gap)) for gap in found[:_GAPS_LISTED]]
     stored = expected - sum(gap.minute_count for gap in found)
     return operations.CoveredDay(iso_ms(day.start_ms)[:10], stored, expected, len(found), holes)
 

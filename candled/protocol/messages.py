@@ -18,7 +18,7 @@ FAILED_TO_SUBSCRIBE = "Failed to subscribe to candles"
 HISTORY_UNAVAILABLE = "History cannot be read now"
 PONG = '{"type":"pong"}'
 
-HOLD_S = 30.0  # default of `Options.hold_s`
+FINAL_WAIT_S = 30.0  # default of `Options.final_wait_s`
 
 
 class Topic(NamedTuple):
@@ -38,7 +38,7 @@ class Options(NamedTuple):
     #: True if changes of older bars are sent as `correction`.
     corrections: bool = False
     #: With `FINAL`: the longest time that a new bar waits for the one before it to become final.
-    hold_s: float = HOLD_S
+    final_wait_s: float = FINAL_WAIT_S
 
 
 PLAIN = Options()

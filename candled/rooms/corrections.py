@@ -30,7 +30,7 @@ class Corrections:
         stale = []
         for one in group.initialized_members():
             corrected = one.options.corrections and one.ahead_ms is None
-            if not corrected and one.shown_from_ms is not None and one.shown_from_ms <= newest_ms:
+            if not corrected and one.sent_from_ms is not None and one.sent_from_ms <= newest_ms:
                 stale.append(one)
         group.request_snapshots(stale)
 
@@ -44,7 +44,7 @@ class Corrections:
             if one.bars not in firsts:
                 firsts[one.bars] = next(iter(self._bars.newest_times(*group.room.topic, one.bars)), None)
             first_ms = firsts[one.bars]
-            if first_ms is not None and (one.shown_from_ms is None or first_ms < one.shown_from_ms):
+            if first_ms is not None and (one.sent_from_ms is None or first_ms < one.sent_from_ms):
                 stale.append(one)
         group.request_snapshots(stale)
 

@@ -14,7 +14,7 @@ from candled.protocol.messages import FINAL, Topic, bar_text
 
 MOST_BYTES = 64 * 2**20
 _MESSAGES_KEPT = 4  # complete messages per `EncodedBars`
-_MOST_HELD = 2500  # bars per `EncodedBars`, more than a request may ask for
+_MAX_BARS = 2500  # bars per `EncodedBars`, more than a request may ask for
 _READ_SINGLY = 8  # bars; above that, one read of all of them is faster
 _PER_BAR = 16  # bytes of overhead per bar and column
 
@@ -82,6 +82,7 @@ class EncodedBars:
         "_blobs",
         "_closed",
         "_ends",
+        "_finality_count",
         "_first_ms",
         "_kept",
         "_newest",
@@ -89,7 +90,6 @@ class EncodedBars:
         "_print",
         "_printer",
         "_revision",
-        "_settled",
         "_times",
         "_versions",
         "cares",
@@ -119,7 +119,7 @@ class EncodedBars:
         # opening time of the first bar whose text changed, and the number of that version; both are ascending
         self._versions: list[tuple[int, int]] = [(0, next(_numbers))]
         self._revision = -1
-        self._settled = -1
+        self._finality_count = -1
         self._kept: dict[object, tuple[object, Sequence[Any]]] = {}
 
     @property
@@ -133,20 +133,20 @@ class EncodedBars:
         texts = sum(map(len, self._blobs)) + _PER_BAR * self._printer.columns * len(self._times)
         return texts + sum(len(kept[0]) for _, kept in self._kept.values())
 
-    def encode_bars(self, bars: BarSource, times: Sequence[int], stop: int, settled: int) -> None:
+    def encode_bars(self, bars: BarSource, times: Sequence[int], stop: int, finality_count: int) -> None:
         """Encode the bars that begin at `times[:stop]`, unless their texts are up to date.
 
         Args:
             bars: the source of the bars.
             times: opening times of the newest bars up to the very newest, oldest first.
             stop: the number of bars needed.
-            settled: a number that changes whenever bars may have become final.
+            finality_count: a number that changes whenever bars may have become final.
         """
-        self.refresh(bars, settled)
+        self.refresh(bars, finality_count)
         if not stop:
             return
-        if not self._first_ms <= times[0] <= self.last_ms or len(self._times) > _MOST_HELD:
-            self._forget_from(0)
+        if not self._first_ms <= times[0] <= self.last_ms or len(self._times) > _MAX_BARS:
+            self._drop_from(0)
             self._first_ms = times[0]
         start = bisect_right(times, self.last_ms)
         if stop - start > _READ_SINGLY:
@@ -158,15 +158,15 @@ class EncodedBars:
                 self._append_bar(bar, self.cares and bars.is_final(*self.topic, bar))
                 self.last_ms = bar.open_ms
 
-    def refresh(self, bars: BarSource, settled: int) -> None:
+    def refresh(self, bars: BarSource, finality_count: int) -> None:
         """Drop the texts of bars that have changed."""
         revision = bars.revision_of(*self.topic)
         if revision != self._revision:
-            self._forget_from(bars.revised_from(*self.topic, self._revision))
+            self._drop_from(bars.revised_from(*self.topic, self._revision))
             self._revision = revision
-        if settled != self._settled:
+        if finality_count != self._finality_count:
             self._check_open(bars)
-            self._settled = settled
+            self._finality_count = finality_count
 
     def has_from(self, open_ms: int) -> bool:
         """Return True if the bar that opens at `open_ms`, or a newer one, has been read."""
@@ -179,7 +179,7 @@ class EncodedBars:
 
     def drop_from(self, open_ms: int, revision: int) -> None:
         """Drop the texts from `open_ms` on, which changed in this revision."""
-        self._forget_from(open_ms)
+        self._drop_from(open_ms)
         if self._revision + 1 == revision:  # nothing else has changed
             self._revision = revision
 
@@ -268,10 +268,10 @@ class EncodedBars:
         for open_ms in self.open:
             bar = bars.get_bar(*self.topic, open_ms)
             if bar is None or bars.is_final(*self.topic, bar):
-                self._forget_from(open_ms)
+                self._drop_from(open_ms)
                 return
 
-    def _forget_from(self, open_ms: int) -> None:
+    def _drop_from(self, open_ms: int) -> None:
         start = bisect_left(self._times, open_ms)
         if start < len(self._times):
             for blob, ends in zip(self._blobs, self._ends, strict=True):

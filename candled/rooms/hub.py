@@ -117,18 +117,18 @@ class Hub:
         group.await_initial(membership)
         if not group.initialized:
             self._start_group(group, membership.bars, now, resumes=membership.prepared is not None)
-        shown = self._render_resumed(membership) or self._renderer.render_initial(membership)
+        snapshot = self._render_resumed(membership) or self._renderer.render_initial(membership)
         membership.resume = membership.prepared = None
         membership.is_new = False
-        membership.shown_from_ms = shown.first_ms
-        membership.is_short = shown.bars < membership.bars
+        membership.sent_from_ms = snapshot.first_ms
+        membership.is_short = snapshot.bars < membership.bars
         if group.mode != "live":
-            group.pending_final.update(shown.open)
-        group.admit_member(membership, shown.last_ms)
+            group.pending_final.update(snapshot.open)
+        group.admit_member(membership, snapshot.last_ms)
         if group.due_at is not None:
             self._schedule.add_group(group, group.due_at)
         self._note_delivered(group)
-        return shown.frame
+        return snapshot.frame
 
     def watch_state(self, connection: RecipientConnection, market: MarketKey) -> Any:
         """Send a connection the state of a market's feed, now and on every change.
@@ -321,13 +321,15 @@ class Hub:
         if group.mode != "final" or newest is None:
             group.throttle.start_after(newest, now, final=group.mode == "closed")
             return
-        held_s = group.hold_s if resumes else (max(self._clock.now_ms(), newest.as_of_ms) - newest.open_ms) / 1000
-        previous = self._bars.get_bar(*topic, times[0]) if len(times) > 1 and held_s < group.hold_s else None
+        waited_s = (
+            group.final_wait_s if resumes else (max(self._clock.now_ms(), newest.as_of_ms) - newest.open_ms) / 1000
+        )
+        previous = self._bars.get_bar(*topic, times[0]) if len(times) > 1 and waited_s < group.final_wait_s else None
         if previous is None or self._bars.is_final(*topic, previous):
             group.throttle.start_after(newest, now, final=self._bars.is_final(*topic, newest))
             return
         group.throttle.start_after(previous, now)
-        group.throttle.queue_bar(newest, now - max(0.0, held_s), final=self._bars.is_final(*topic, newest))
+        group.throttle.queue_bar(newest, now - max(0.0, waited_s), final=self._bars.is_final(*topic, newest))
 
     def _render_resumed(self, membership: Membership) -> Snapshot | None:
         """Return the changes that a returning member missed; None if they are unknown or cannot be proved."""
@@ -374,8 +376,8 @@ class Hub:
         if group.mode == "closed":
             from_ms = -1 if sent is None else sent.open_ms
             times = self._bars.newest_times(*group.room.topic, _LOOKED_AT)
-            passed = times[bisect_left(times, from_ms) : bisect_left(times, bar.open_ms)]
-            group.pending_final.update(at for at in passed if self._is_open(group.room.topic, at))
+            skipped = times[bisect_left(times, from_ms) : bisect_left(times, bar.open_ms)]
+            group.pending_final.update(at for at in skipped if self._is_open(group.room.topic, at))
 
     def _send_update(self, group: SubscriberGroup, bar: Candle, now_ms: int) -> None:
         """Send the bar that the group's throttle has just released."""

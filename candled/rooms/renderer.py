@@ -124,16 +124,18 @@ class MessageRenderer:
             position,
         )
         group.room.read_ms = max(group.room.read_ms, form.last_ms)
-        shown: Snapshot | None = form.kept_message((count, recovers), state)
-        if shown is None:
+        snapshot: Snapshot | None = form.kept_message((count, recovers), state)
+        if snapshot is None:
             more = ',"recovered":false' if recovers else ""
-            shown = self._make_initial(group, form, count, f"{more}{position_text(position)}")
+            snapshot = self._make_initial(group, form, count, f"{more}{position_text(position)}")
             if position is not None:
-                shown.frame.update = self._update_of(topic, shown, () if options.on_close else shown.open, position)
+                snapshot.frame.update = self._update_of(
+                    topic, snapshot, () if options.on_close else snapshot.open, position
+                )
             if group.members > 1:
-                form.keep_message((count, recovers), state, shown)
+                form.keep_message((count, recovers), state, snapshot)
             self._texts.mark_used(form)
-        return shown
+        return snapshot
 
     def render_resumed(
         self, membership: Membership, time_ms: int, became_final: RangeSet, changed: Sequence[Candle]
@@ -152,28 +154,28 @@ class MessageRenderer:
         position = self._position_text(group, None if resume is None else Position(resume.epoch, resume.seq))
         form = self._texts.get_form(topic, fields_printer(options.fields), options.on_close)
         since_ms, last_ms = self._load_bars(group, form, max(1, count))
-        missed = {bar.open_ms: bar for bar in changed}
+        changes = {bar.open_ms: bar for bar in changed}
         if group.mode != "live":
             if last_ms is None or topic.interval.floor(time_ms) > last_ms:
                 return None  # it has received a bar that this group has not been sent yet
-            missed = self._bars_in(group, became_final, last_ms) | missed
-            missed = {at: bar for at, bar in missed.items() if at <= last_ms}
+            changes = self._bars_in(group, became_final, last_ms) | changes
+            changes = {at: bar for at, bar in changes.items() if at <= last_ms}
             if group.mode == "closed":
-                missed = {at: bar for at, bar in missed.items() if self.is_final(group, bar)}
-        if len(missed) > MOST_RESUMED:
+                changes = {at: bar for at, bar in changes.items() if self.is_final(group, bar)}
+        if len(changes) > MOST_RESUMED:
             return None
-        texts = [self._older_text(group, form, missed[open_ms]) for open_ms in sorted(missed)]
-        still_open = {at for at, bar in missed.items() if group.mode != "live" and not self.is_final(group, bar)}
+        texts = [self._older_text(group, form, changes[open_ms]) for open_ms in sorted(changes)]
+        still_open = {at for at, bar in changes.items() if group.mode != "live" and not self.is_final(group, bar)}
         frame = Frame.from_text(messages.resumed(group.room.head, texts, position_text(position)), topic)
-        bars = tuple((missed[at], group.mode != "live" and at not in still_open) for at in sorted(missed))
+        bars = tuple((changes[at], group.mode != "live" and at not in still_open) for at in sorted(changes))
         frame.update = BarUpdate("resumed", bars, position)
         self._texts.mark_used(form)
         if last_ms is None or not count:
             return Snapshot(frame, None, last_ms, 0)
-        first_ms, held, older = form.newest_text(count - 1, since_ms, last_ms)
+        first_ms, older_count, older = form.newest_text(count - 1, since_ms, last_ms)
         older.release()
-        passed = tuple(at for at in still_open.union(form.open) if at < last_ms)  # an update covers the last one
-        return Snapshot(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, passed)
+        skipped = tuple(at for at in still_open.union(form.open) if at < last_ms)  # an update covers the last one
+        return Snapshot(frame, last_ms if first_ms is None else first_ms, last_ms, older_count + 1, skipped)
 
     # ------------------------------------------------------------ inside
 
@@ -185,11 +187,11 @@ class MessageRenderer:
             return Snapshot(Frame.from_parts(messages.initial(head, (), more), topic), None, last_ms, 0)
         final = group.mode != "live" and self.is_final(group, last)
         text = self._last_text(group, last, final, form.fields)
-        first_ms, held, texts = form.newest_text(count - 1, since_ms, last.open_ms)
+        first_ms, older_count, texts = form.newest_text(count - 1, since_ms, last.open_ms)
         with texts:
             frame = Frame.from_parts(messages.initial(head, (texts, text.encode()), more), topic)
         still_open = tuple(open_ms for open_ms in form.open if since_ms <= open_ms < last.open_ms)
-        return Snapshot(frame, last_ms if first_ms is None else first_ms, last_ms, held + 1, still_open, final)
+        return Snapshot(frame, last_ms if first_ms is None else first_ms, last_ms, older_count + 1, still_open, final)
 
     def _initial_values(self, group: SubscriberGroup, count: int) -> Snapshot:
         topic, sent = group.room.topic, group.throttle.sent
@@ -204,12 +206,12 @@ class MessageRenderer:
         last, final = states[-1]
         return Snapshot(frame, states[0][0].open_ms, last.open_ms, len(states), still_open, final)
 
-    def _update_of(self, topic: Topic, shown: Snapshot, still_open: Sequence[int], position: Position) -> BarUpdate:
+    def _update_of(self, topic: Topic, snapshot: Snapshot, still_open: Sequence[int], position: Position) -> BarUpdate:
         """Return the values of an `initial`, without the final bars before its last one."""
-        if shown.first_ms is None or shown.last_ms is None:
+        if snapshot.first_ms is None or snapshot.last_ms is None:
             return BarUpdate("initial", (), position)
-        states = [(open_ms, False) for open_ms in still_open if open_ms >= shown.first_ms]
-        states.append((shown.last_ms, shown.final))
+        states = [(open_ms, False) for open_ms in still_open if open_ms >= snapshot.first_ms]
+        states.append((snapshot.last_ms, snapshot.final))
         bars = ((self._bars.get_bar(*topic, open_ms), final) for open_ms, final in states)
         return BarUpdate("initial", tuple((bar, final) for bar, final in bars if bar is not None), position)
 

@@ -42,7 +42,7 @@ class Membership(RecipientSlot):
         "prepared",
         "request_id",
         "resume",
-        "shown_from_ms",
+        "sent_from_ms",
     )
 
     def __init__(
@@ -65,7 +65,7 @@ class Membership(RecipientSlot):
         # True if the last snapshot had fewer bars than requested
         self.is_short = False
         # opening time of the first bar of the last snapshot
-        self.shown_from_ms: int | None = None
+        self.sent_from_ms: int | None = None
         # opening time of the last bar of its snapshot, while older bars are still queued in the group
         self.ahead_ms: int | None = None
 
@@ -86,7 +86,7 @@ class SubscriberGroup:
     Each list in `groups` has the members with equal options. The modes:
 
     - `live` sends each change.
-    - `final` also sends each change, but holds the next bar back until the last one is final, for at most `hold_s`.
+    - `final` also sends each change, but delays the next bar until the last one is final, by at most `final_wait_s`.
     - `closed` sends final bars only.
 
     With `revisions`, a new `rev` alone counts as a change.
@@ -98,8 +98,8 @@ class SubscriberGroup:
         "corrected_at",
         "corrections",
         "delivered_position",
+        "final_wait_s",
         "groups",
-        "hold_s",
         "initialized",
         "key",
         "last_texts",
@@ -113,13 +113,13 @@ class SubscriberGroup:
         "throttle",
     )
 
-    def __init__(self, room: "Room", mode: Mode, revisions: bool, hold_s: float) -> None:
+    def __init__(self, room: "Room", mode: Mode, revisions: bool, final_wait_s: float) -> None:
         self.room = room
-        self.key = mode, revisions, hold_s  # in `Room.groups`
+        self.key = mode, revisions, final_wait_s  # in `Room.groups`
         self.mode = mode
-        self.hold_s = hold_s
+        self.final_wait_s = final_wait_s
         self._is_plain = mode == "live" and not revisions
-        self.throttle = UpdateThrottle(hold_s=hold_s, revisions=revisions)
+        self.throttle = UpdateThrottle(final_wait_s=final_wait_s, revisions=revisions)
         self.groups: dict[Options, Recipients] = {}
         self.members = 0
         # number of members that have had their `initial`
@@ -291,7 +291,7 @@ class Room:
     def group_for(self, options: Options) -> SubscriberGroup:
         """Return the group for members with these options."""
         mode: Mode = "closed" if options.on_close else "final" if options.fields & FINAL else "live"
-        key = (mode, bool(options.fields & REV), options.hold_s if mode == "final" else 0.0)
+        key = (mode, bool(options.fields & REV), options.final_wait_s if mode == "final" else 0.0)
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = SubscriberGroup(self, *key)

@@ -14,13 +14,13 @@ class UpdateThrottle:
     change of a bar older than the last one sent can't be an `update`: only a `correction` or a new `initial` can show
     it. The same holds for the last bar itself once it was sent as final, so finality is sent only once.
 
-    With `hold_s`, a bar waits until the one before it was sent as final, but no longer than that. With `revisions`, a
-    new `rev` alone counts as a change.
+    With `final_wait_s`, a bar waits until the one before it was sent as final, but no longer than that. With
+    `revisions`, a new `rev` alone counts as a change.
     """
 
     __slots__ = (
         "_busy",
-        "_hold_s",
+        "_final_wait_s",
         "_next_at",
         "_resync",
         "_resynced_at",
@@ -31,11 +31,11 @@ class UpdateThrottle:
         "skipped_open_ms",
     )
 
-    def __init__(self, *, hold_s: float = 0.0, revisions: bool = False) -> None:
+    def __init__(self, *, final_wait_s: float = 0.0, revisions: bool = False) -> None:
         self.sent: Candle | None = None  # the last bar sent
         self.sent_final = False  # True if it was sent as final
         self.skipped_open_ms: int | None = None  # opening time of the bar that was passed over before it was final
-        self._hold_s = hold_s
+        self._final_wait_s = final_wait_s
         self._revisions = revisions
         self._slots: dict[int, tuple[Candle, bool, float]] = {}  # bar, finality and time of queuing, by opening time
         self._next_at = 0.0
@@ -79,7 +79,7 @@ class UpdateThrottle:
     def try_send_now(self, bar: Candle, now: float) -> bool:
         """Take a forming bar for sending if the queue is empty and an update is due; return False otherwise.
 
-        A shortcut for `queue_bar` and `take_due`. Not for a throttle with `hold_s` or `revisions`.
+        A shortcut for `queue_bar` and `take_due`. Not for a throttle with `final_wait_s` or `revisions`.
         """
         if now < self._next_at or self._slots or not self._is_plain_change(bar):
             return False
@@ -92,7 +92,7 @@ class UpdateThrottle:
     def queue_pending(self, bar: Candle, now: float, spread_s: float) -> bool:
         """Queue a forming bar within the second after an update if no other bar is queued; return False otherwise.
 
-        A shortcut for `queue_bar`. Not for a throttle with `hold_s` or `revisions`.
+        A shortcut for `queue_bar`. Not for a throttle with `final_wait_s` or `revisions`.
         """
         if now >= self._next_at or not self._is_plain_change(bar):
             return False
@@ -136,7 +136,7 @@ class UpdateThrottle:
         """The monotonic time at which `take_due` or `take_resync` has something; None if nothing is queued."""
         at = None
         if self._slots:
-            at = max(self._next_at, self._held_until(min(self._slots)))
+            at = max(self._next_at, self._wait_until(min(self._slots)))
         if self._resync:
             resync_at = self._resynced_at + RESYNC_GAP_S
             at = resync_at if at is None else min(at, resync_at)
@@ -147,10 +147,10 @@ class UpdateThrottle:
         if not self._slots or now < self._next_at:
             return None
         oldest_ms = min(self._slots)
-        held_until = self._held_until(oldest_ms)
-        if now < held_until:
+        wait_until = self._wait_until(oldest_ms)
+        if now < wait_until:
             return None
-        self.skipped_open_ms = self.sent.open_ms if held_until and self.sent is not None else None
+        self.skipped_open_ms = self.sent.open_ms if wait_until and self.sent is not None else None
         self.sent, self.sent_final, _ = self._slots.pop(oldest_ms)
         self._next_at = now + MIN_GAP_S
         return self.sent
@@ -173,11 +173,11 @@ class UpdateThrottle:
             return False
         return bar.open_ms >= sent.open_ms and bar[:7] != sent[:7]  # the time and the values
 
-    def _held_until(self, open_ms: int) -> float:
+    def _wait_until(self, open_ms: int) -> float:
         """Return when a bar may be sent although the one before it is not final; 0.0 if it need not wait."""
-        if not self._hold_s or self.sent_final or self.sent is None or open_ms <= self.sent.open_ms:
+        if not self._final_wait_s or self.sent_final or self.sent is None or open_ms <= self.sent.open_ms:
             return 0.0
-        return self._slots[open_ms][2] + self._hold_s
+        return self._slots[open_ms][2] + self._final_wait_s
 
     def _stagger_next(self, now: float, spread_s: float) -> None:
         if now >= self._next_at:

@@ -35,7 +35,7 @@ from .pager import TURN, BarReader, Pager
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_PATIENCE_S = 10.0  # messages above the limit tolerated before the connection is closed, in seconds of the limit
+_EXCESS_S = 10.0  # messages above the limit tolerated before the connection is closed, in seconds of the limit
 
 
 class BarLoader(Interface):
@@ -50,8 +50,8 @@ class BarLoader(Interface):
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Return True if the bar is final."""
 
-    async def load_bars(self, key: MarketKey, interval: Interval, count: int, patience_s: float) -> None:
-        """Load the newest `count` bars, waiting up to `patience_s` seconds for history to be fetched."""
+    async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
+        """Load the newest `count` bars, waiting up to `timeout_s` seconds for history to be fetched."""
 
     async def prepare_resume(self, key: MarketKey, interval: Interval, position: Position, time_ms: int) -> Any:
         """Load the changes after a position; return a value for `Hub.render_snapshot`."""
@@ -85,13 +85,13 @@ class ClientSession:
         "_clock",
         "_codec",
         "_connection",
+        "_excess",
         "_hub",
         "_is_extended",
         "_limits",
         "_memberships",
         "_pager",
         "_pages",
-        "_patience",
         "_preparing",
         "_watched",
     )
@@ -115,7 +115,7 @@ class ClientSession:
         self._pages = pages
         self._memberships: dict[Topic, Membership] = {}
         self._budget: TokenBucket | None = None
-        self._patience: TokenBucket | None = None  # for messages above the budget
+        self._excess: TokenBucket | None = None  # for messages above the budget
         # tasks that load the bars of an `initial`
         self._preparing: dict[Topic, asyncio.Task[None]] | None = None
         # by market: the watcher of its state, and the topics that it was requested with
@@ -228,9 +228,9 @@ class ClientSession:
             self._budget = TokenBucket(rate, 2 * rate)
         now = self._clock.monotonic()
         if self._budget.try_take(now):
-            if self._patience is None:
-                self._patience = TokenBucket(rate, _PATIENCE_S * rate)
-            if self._patience.try_take(now):
+            if self._excess is None:
+                self._excess = TokenBucket(rate, _EXCESS_S * rate)
+            if self._excess.try_take(now):
                 self._connection.disconnect(3013, "too many messages")
             error = RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
             error.request_id = self._codec.name_of(message)
@@ -317,12 +317,12 @@ class ClientSession:
         if topic in self._memberships:
             self._connection.request_snapshot(topic)
 
-    async def _load_bars(self, topic: Topic, patience_s: float) -> None:
+    async def _load_bars(self, topic: Topic, timeout_s: float) -> None:
         """Load the bars for a member. Send an error to each request once if loading fails, and try again."""
         notified: Membership | None = None
         while (membership := self._memberships.get(topic)) is not None:
             try:
-                await self._bars.load_bars(*topic, membership.bars_needed, patience_s)
+                await self._bars.load_bars(*topic, membership.bars_needed, timeout_s)
                 await self._find_missed(membership)
             except Exception as error:
                 if notified is not membership:
@@ -333,7 +333,7 @@ class ClientSession:
                 await self._clock.sleep(_RETRY_S)
                 continue
             finally:
-                patience_s = 0.0
+                timeout_s = 0.0
             if self._memberships.get(topic) is membership:  # not replaced by a new subscription
                 return
 

@@ -18,7 +18,7 @@ class ConnectionLimiter:
         self._most = most
         self._most_per_address = most_per_address
         self._handshakes = TokenBucket(most_per_second) if most_per_second else None
-        self._turned_away = 0  # handshakes rejected, less those admitted since
+        self._rejected = 0  # handshakes rejected, less those admitted since
         self._addresses: Counter[str] = Counter()
         self.count = 0
 
@@ -30,10 +30,10 @@ class ConnectionLimiter:
         if self._handshakes is None:
             return 0.0
         if not self._handshakes.try_take(now):
-            self._turned_away = max(0, self._turned_away - 1)
+            self._rejected = max(0, self._rejected - 1)
             return 0.0
-        self._turned_away += 1
-        return min(_LONGEST_WAIT_S, 1.0 + self._turned_away / self._handshakes.rate)
+        self._rejected += 1
+        return min(_LONGEST_WAIT_S, 1.0 + self._rejected / self._handshakes.rate)
 
     def refusal_for(self, address: str) -> tuple[int, str] | None:
         """Return the HTTP status and message that refuse a connection from `address`; None if it is accepted."""

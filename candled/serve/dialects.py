@@ -20,7 +20,7 @@ class _First(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_First)
 
 
-def speaks_binance(message: str | bytes) -> bool | None:
+def is_binance_request(message: str | bytes) -> bool | None:
     """Return True for a Binance message (it has a `method`), False for candled's (a `type`), None for neither."""
     try:
         first = _DECODER.decode(message)
@@ -46,7 +46,7 @@ class Undecided:
 
     def on_client_message(self, message: str | bytes) -> None:
         """Handle a message. The first one of either protocol gives the connection a client of that protocol."""
-        is_binance = speaks_binance(message)
+        is_binance = is_binance_request(message)
         if is_binance:
             self._own.on_close()
             self._connection.client = self._make_binance(self._connection)

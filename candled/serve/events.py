@@ -87,7 +87,7 @@ class EventsHandler(ConnectingHandler):
             self.finish_json({"error": {"code": 400, "message": str(error)}})
         finally:
             self._connection.abort()
-            self.context.on_client_gone(self._connection)
+            self.context.on_client_disconnected(self._connection)
 
     async def _wait_for_end(self) -> None:
         self._begin_answer()

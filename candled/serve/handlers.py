@@ -56,7 +56,7 @@ class ServerContext:
         wheel: PingWheel,
         largest: int,
         descriptors: Descriptors,
-        takes_over: bool,
+        own_sockets: bool,
         compresses: bool,
         trusted: tuple[Network, ...],
         allowed_origins: tuple[str, ...],
@@ -70,7 +70,7 @@ class ServerContext:
         self.clock = clock
         self.publisher = publisher
         self.descriptors = descriptors
-        self.takes_over = takes_over
+        self.own_sockets = own_sockets
         self.compresses = compresses
         self.trusted = trusted
         self.allowed_origins = allowed_origins
@@ -87,8 +87,8 @@ class ServerContext:
         # all connected clients
         self.connections: set[SocketConnection | TornadoConnection] = set()
         # those whose sockets Tornado reads and writes
-        self._kept: set[TornadoConnection] = set()
-        self.transport = TransportContext(publisher, clock, largest=largest, gone=self._on_gone)
+        self._tornado_connections: set[TornadoConnection] = set()
+        self.transport = TransportContext(publisher, clock, largest=largest, on_closed=self._on_closed)
         self._wheel = wheel
         self._empty = asyncio.Event()
 
@@ -103,7 +103,7 @@ class ServerContext:
 
     def on_tornado_client(self, connection: TornadoConnection, make_client: MakeClient | None = None) -> None:
         """Register a new client whose socket Tornado reads and writes."""
-        self._kept.add(connection)
+        self._tornado_connections.add(connection)
         self.on_client_connected(connection, make_client)
 
     def on_detached_client(
@@ -115,11 +115,11 @@ class ServerContext:
         self._wheel.add_connection(connection)
         connection.start_reading(early)
 
-    def on_client_gone(self, connection: SocketConnection | TornadoConnection) -> None:
+    def on_client_disconnected(self, connection: SocketConnection | TornadoConnection) -> None:
         """Remove a client that has disconnected."""
         self.connections.discard(connection)
         if isinstance(connection, TornadoConnection):
-            self._kept.discard(connection)
+            self._tornado_connections.discard(connection)
         self.limiter.remove_connection(connection.address)
         if not self.connections:
             self._empty.set()
@@ -134,7 +134,7 @@ class ServerContext:
     def sweep_slow(self, now: float, slow_s: float) -> None:
         """Close connections that have been blocked for more than `slow_s` seconds. Call it every second."""
         self.transport.sweep_slow(now, slow_s)
-        for connection in [one for one in self._kept if one.blocked_for(now) > slow_s]:
+        for connection in [one for one in self._tornado_connections if one.blocked_for(now) > slow_s]:
             logger.info("%s has not read for %.0f s: closed", connection.address, slow_s)
             connection.disconnect(3008, "slow")
 
@@ -143,9 +143,9 @@ class ServerContext:
         for connection in list(self.connections):
             connection.abort()
 
-    def _on_gone(self, connection: SocketConnection) -> None:
+    def _on_closed(self, connection: SocketConnection) -> None:
         self._wheel.remove_connection(connection)
-        self.on_client_gone(connection)
+        self.on_client_disconnected(connection)
 
 
 def _encode(body: Any) -> str:
@@ -249,7 +249,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Detach a plain socket from Tornado; let Tornado keep any other connection."""
-        if not self.context.takes_over or self.request.protocol == "https":
+        if not self.context.own_sockets or self.request.protocol == "https":
             protocol = super().get_websocket_protocol()
             return None if protocol is None else check_close_codes(protocol)
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
@@ -289,7 +289,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         """Remove the client."""
         if self._connection is not None:
             self._connection.abort()
-            self.context.on_client_gone(self._connection)
+            self.context.on_client_disconnected(self._connection)
             self._connection = None
 
 
@@ -356,7 +356,7 @@ class StatisticsHandler(_Common):
         self.finish_json(self.context.statistics())
 
 
-class NothingHandler(_Common):
+class NotFoundHandler(_Common):
     """Any other path: 404."""
 
     def prepare(self) -> None:

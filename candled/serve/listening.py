@@ -10,7 +10,7 @@ from candled.addresses import with_port
 from candled.errors import ConfigError
 
 _ATTEMPTS = 20  # to find a port that is free on every address, if the system chooses it
-_LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # for instance, if IPv6 is switched off
+_UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # for instance, if IPv6 is switched off
 _OWN = ("", "0.0.0.0", "::", "127.0.0.1")
 
 
@@ -43,7 +43,7 @@ def _listen(hosts: Sequence[str], port: int, backlog: int, shared: bool) -> list
     sockets: list[socket.socket] = []
     with ExitStack() as opened:
         for host in hosts:
-            lacking: ConfigError | None = None
+            unavailable: ConfigError | None = None
             works = False
             for family, address in _addresses(host):
                 number = sockets[0].getsockname()[1] if sockets else port
@@ -51,14 +51,14 @@ def _listen(hosts: Sequence[str], port: int, backlog: int, shared: bool) -> list
                     try:
                         sockets.append(_listening(family, (address[0], number, *address[2:]), backlog, shared))
                     except OSError as error:
-                        lacking = _problem(error, with_port(str(address[0]), number))
-                        if error.errno not in _LACKING:
-                            raise lacking from error
+                        unavailable = _problem(error, with_port(str(address[0]), number))
+                        if error.errno not in _UNAVAILABLE:
+                            raise unavailable from error
                         continue
                     opened.callback(sockets[-1].close)
                 works = True
-            if lacking is not None and not works:
-                raise lacking
+            if unavailable is not None and not works:
+                raise unavailable
         opened.pop_all()
     return sockets
 

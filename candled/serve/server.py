@@ -27,7 +27,7 @@ from .handlers import (
     HealthHandler,
     LiveHandler,
     MakeNamedClient,
-    NothingHandler,
+    NotFoundHandler,
     NotServingHandler,
     Ready,
     ReadyHandler,
@@ -47,8 +47,8 @@ LARGEST_MESSAGE = 16 * 1024
 _BACKLOG = 4096  # pending handshakes; Linux allows at most net.core.somaxconn
 _TICK_S = 0.02
 _SWEEP_S = 1.0
-_GOODBYE_S = 4.0
-_GOODBYES = 200  # connections closed before other tasks run
+_SHUTDOWN_S = 4.0
+_CLOSES_PER_PASS = 200  # connections closed before other tasks run
 _RECONNECT_MS = (1_000, 10_000)  # clients are asked to reconnect at a random time in this range
 
 
@@ -104,7 +104,7 @@ class Server:
             wheel=self._wheel,
             largest=largest_message,
             descriptors=descriptors,
-            takes_over=settings.own_sockets,
+            own_sockets=settings.own_sockets,
             compresses=settings.compression,
             trusted=networks(settings.trusted_proxies),
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
@@ -157,9 +157,9 @@ class Server:
         for number, connection in enumerate(list(self._context.connections)):
             connection.client.notify_shutdown(random.randint(*_RECONNECT_MS))
             connection.disconnect(1001, "the server is going away")
-            if number % _GOODBYES == 0:
+            if number % _CLOSES_PER_PASS == 0:
                 await self._clock.sleep(0)
-        await self._context.wait_until_empty(_GOODBYE_S)
+        await self._context.wait_until_empty(_SHUTDOWN_S)
         await self._tasks.cancel()
         left = len(self._context.connections)
         self._context.abort_all()
@@ -205,7 +205,7 @@ class Server:
                 *self._routes,
             ],
             self._settings.prefix,
-            default_handler_class=NothingHandler,
+            default_handler_class=NotFoundHandler,
             default_handler_args=context,
             # these apply to connections that Tornado keeps
             websocket_ping_interval=self._settings.ping_interval.total_seconds(),

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HOLD_S = 0.005  # time for sending in one pass of the loop
+PASS_S = 0.005  # time for sending in one pass of the loop
 READ_UNTIL_S = 0.009  # clients are read until this time into a pass: the rest of it and a little more
 SLICE = 256  # connections between two readings of the clock
-_BROKEN, _MISTAKEN = -1, -2  # results in place of the number of bytes taken
+_BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
 _GRANTS = 8  # `initial`s per slice; one may be 1,000 times as long as an update
 
 
@@ -133,7 +133,7 @@ class Broadcaster:
             self._is_due = True
             self._began = now
             self._soon(self._run_pass)
-        return now - self._began < HOLD_S
+        return now - self._began < PASS_S
 
     def _run_pass(self) -> None:
         """Send as much of the remaining work as there is time for."""
@@ -210,9 +210,9 @@ def send_all(recipients: Recipients, start: int, stop: int, frame: Frame) -> Non
             taken = _BROKEN
         except Exception:  # a bug in candled: close this client, go on with the others
             logger.exception("a frame cannot be sent, closing the connection")
-            taken = _MISTAKEN
+            taken = _FAILED
         connection = _as_client(recipients[start + len(writes) - length_hint(turns) - 1])
-        if taken == _MISTAKEN:  # raised by the handler, which need not be a socket
+        if taken == _FAILED:  # raised by the handler, which need not be a socket
             connection.disconnect(1011, "internal error")
         elif taken == _BROKEN:
             connection.connection_lost()

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 PING = b"\x89\x00"
 # Unsent bytes that the kernel buffers for a client; above that the client is slow.
-KERNEL_KEEPS = 16 * 1024
+KERNEL_BUFFER = 16 * 1024
 # Bytes read at a time: enough for a complete subscription, too few for a flood to delay other clients.
 _READ = 8 * 1024
 _LINGER_S = 3.0
@@ -33,7 +33,7 @@ _protocol_log.setLevel(logging.WARNING)  # at a lower level it logs the end of e
 
 
 class TransportContext:
-    """State shared by the sockets of one server. `gone` is called with each connection whose socket was closed."""
+    """State shared by the sockets of one server. `on_closed` is called with each connection whose socket was closed."""
 
     def __init__(
         self,
@@ -41,13 +41,13 @@ class TransportContext:
         clock: Clock,
         *,
         largest: int,
-        gone: Callable[["SocketConnection"], None],
+        on_closed: Callable[["SocketConnection"], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.publisher = publisher
         self.clock = clock
         self.largest = largest  # bytes of a message from a client
-        self.gone = gone
+        self.on_closed = on_closed
         self.blocked: set[SocketConnection] = set()  # connections with a frame that is partly sent
         self.leaving: dict[SocketConnection, float] = {}  # monotonic deadlines for answering the close frame
 
@@ -256,7 +256,7 @@ class SocketConnection(ClientConnection):
             if self._many:
                 self._publisher.uncork_later(self)
         self._corked.append(frame)
-        if len(frame) > KERNEL_KEEPS:  # worth its own call; later snapshots wait until the socket has taken it
+        if len(frame) > KERNEL_BUFFER:  # worth its own call; later snapshots wait until the socket has taken it
             self.uncork()
         return len(frame)
 
@@ -362,11 +362,11 @@ class SocketConnection(ClientConnection):
         self._context.blocked.discard(self)
         self._context.leaving.pop(self, None)
         self._rest = self._outbox = self._corked = None
-        self._context.gone(self)
+        self._context.on_closed(self)
 
 
 def tune(peer: socket.socket) -> None:
     """Make the kernel send small frames immediately, and buffer little for a client that does not read."""
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_KEEPS)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BUFFER)

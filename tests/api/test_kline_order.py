@@ -8,7 +8,7 @@ import pytest
 
 from candled.api.catalog import BinanceMarkets, MarketCatalog
 from candled.api.kline_order import MOST_UNCLOSED, KlineOrder
-from candled.api.kline_streams import HOLD_S, KlineStreams
+from candled.api.kline_streams import FINAL_WAIT_S, KlineStreams
 from candled.bus import FeedMetadata
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
 from tests.clocks import ManualClock
@@ -136,11 +136,11 @@ async def test_a_new_bar_does_not_wait_long_for_the_end_of_the_old_one_which_is_
     await one.feed(FIRST + 1, settle_s)
     known_at = one.one.clock.monotonic()
     await one.feed(FIRST + 1, 60 - settle_s, settled=FIRST + 1)
-    assert ear.first(FIRST + 1) - opened_at <= HOLD_S + 1.1
+    assert ear.first(FIRST + 1) - opened_at <= FINAL_WAIT_S + 1.1
     ends = [told for told in ear.told if told.closes and told.number == FIRST]
     assert len(ends) == 1
     assert ends[0].at - known_at <= 1.1
-    late = settle_s > HOLD_S
+    late = settle_s > FINAL_WAIT_S
     before = [(FIRST - 1, True), (FIRST, False)]
     after = [(FIRST + 1, False), (FIRST, True), (FIRST + 1, False)] if late else [(FIRST, True), (FIRST + 1, False)]
     assert ear.sequence() == [*before, *after]

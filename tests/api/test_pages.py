@@ -140,7 +140,7 @@ def test_without_complete_history_there_is_nothing():
     shelf = Shelf([minute(0)], in_memory=1, unstored=0, complete_from=MONDAY_MS)
     shelf.complete_ms = None
     page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, limit=5))
-    assert (page.bars, page.has_more, page.settled) == ((), False, False)
+    assert (page.bars, page.has_more, page.is_final) == ((), False, False)
 
 
 @pytest.mark.parametrize(
@@ -151,18 +151,18 @@ def test_without_complete_history_there_is_nothing():
         (EVER_MS, False),
     ],
 )
-def test_a_page_is_settled_up_to_the_first_bar_that_is_not_final(end_ms, settled):
+def test_a_page_is_final_up_to_the_first_bar_that_is_not_final(end_ms, settled):
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
     shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
     page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, end_ms=end_ms, limit=2))
-    assert page.settled is settled
+    assert page.is_final is settled
 
 
-def test_a_page_cut_by_its_limit_is_settled_though_its_range_is_not():
+def test_a_page_cut_by_its_limit_is_final_though_its_range_is_not():
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
     shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
     page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, limit=2, newest_first=False))
-    assert (page.settled, page.has_more) == (True, True)
+    assert (page.is_final, page.has_more) == (True, True)
 
 
 # ---------------------------------------------------------------- over real memory and a real store

@@ -115,7 +115,7 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
             if state != state_of(one):  # what was being read again has come meanwhile
                 break
             assert list(page.columns) == encode(wanted.bars, interval), (str(interval), asked, printer.name)
-            assert (page.has_more, page.settled, page.position) == (wanted.has_more, wanted.settled, wanted.position)
+            assert (page.has_more, page.is_final, page.position) == (wanted.has_more, wanted.is_final, wanted.position)
             assert page.first_ms == wanted.oldest_ms
             last = wanted.bars[-1] if wanted.bars else None
             assert (page.last_ms, page.last_final) == ((last.open_ms, last.final) if last else (None, False))

@@ -356,7 +356,7 @@ class FakeBitget:
 
     def opened(self, socket: "_Socket") -> None:
         socket.silent = self._silent
-        socket.patience_s = self._random.uniform(*self.ping_patience_s) if self.ping_patience_s else None
+        socket.timeout_s = self._random.uniform(*self.ping_patience_s) if self.ping_patience_s else None
         self._sockets.add(socket)
 
     def on_close(self, socket: "_Socket") -> None:
@@ -734,7 +734,7 @@ class _Socket(WebSocketHandler):
     def initialize(self, fake: FakeBitget) -> None:
         self._fake = fake
         self.silent = self._stalled = False
-        self.patience_s: float | None = None
+        self.timeout_s: float | None = None
 
     def check_origin(self, origin: str) -> bool:
         return True
@@ -811,7 +811,7 @@ class _Socket(WebSocketHandler):
         if self._stalled:
             return
         too_old = monotonic - self._opened > self._fake.max_age_s
-        if too_old or (self.patience_s is not None and monotonic - self._pinged > self.patience_s):
+        if too_old or (self.timeout_s is not None and monotonic - self._pinged > self.timeout_s):
             self.cut()
 
     def push(self, frame: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.model import MINUTE_MS
-from candled.protocol.messages import HOLD_S
+from candled.protocol.messages import FINAL_WAIT_S
 from candled.rooms.throttle import MOST_BEHIND, RESYNC_GAP_S, UpdateThrottle
 from tests.rows import MONDAY_MS, minute
 
@@ -154,7 +154,7 @@ def test_rooms_that_change_together_have_their_turns_apart_and_none_is_slower_fo
 
 
 def holding() -> UpdateThrottle:
-    one = UpdateThrottle(hold_s=HOLD_S)
+    one = UpdateThrottle(final_wait_s=FINAL_WAIT_S)
     one.start_after(minute(0, volume="1"), 0.0)
     return one
 
@@ -163,7 +163,7 @@ def test_the_new_bar_waits_for_the_old_one_to_be_final_and_that_is_said_even_if_
     one = holding()
     one.queue_bar(minute(1), 2.0)
     assert one.take_due(2.0) is None
-    assert one.due_at == 2.0 + HOLD_S
+    assert one.due_at == 2.0 + FINAL_WAIT_S
     one.queue_bar(minute(0, volume="1"), 7.0, final=True)
     assert (one.take_due(7.0), one.sent_final) == (minute(0, volume="1"), True)
     assert one.due_at == 8.0
@@ -173,8 +173,8 @@ def test_the_new_bar_waits_for_the_old_one_to_be_final_and_that_is_said_even_if_
 def test_after_the_longest_wait_the_old_bar_is_passed_over_and_said_so():
     one = holding()
     one.queue_bar(minute(1), 2.0)
-    assert one.take_due(2.0 + HOLD_S - 0.01) is None
-    assert one.take_due(2.0 + HOLD_S) == minute(1)
+    assert one.take_due(2.0 + FINAL_WAIT_S - 0.01) is None
+    assert one.take_due(2.0 + FINAL_WAIT_S) == minute(1)
     assert one.skipped_open_ms == MONDAY_MS
     assert not one.queue_bar(minute(0, volume="1"), 40.0, final=True)
 
@@ -270,7 +270,7 @@ class Feed:
 @pytest.mark.parametrize("lane", ["live", "final", "closed"])
 @given(events=EVENTS)
 def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(lane, events):
-    one = UpdateThrottle(hold_s=HOLD_S if lane == "final" else 0.0)
+    one = UpdateThrottle(final_wait_s=FINAL_WAIT_S if lane == "final" else 0.0)
     one.start_after(None if lane == "closed" else minute(0, volume="1"), 0.0)
     feed = Feed(one, closed=lane == "closed")
     for what, seconds in events:

@@ -24,7 +24,7 @@ from candled.rooms.recipients import Recipients, RecipientSlot
 from candled.serve.handlers import StreamHandler
 from candled.transport.broadcaster import READ_UNTIL_S
 from candled.transport.outbox import MOST_BARS_WAITING
-from candled.transport.socket_connection import KERNEL_KEEPS
+from candled.transport.socket_connection import KERNEL_BUFFER
 from tests import deadlines
 from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, EchoSite, echo_site, frame
 
@@ -114,7 +114,7 @@ async def test_a_stuck_client_holds_no_more_than_a_few_frames_and_the_kernel_no_
         assert len(connection._rest) <= 504
         assert sum(map(len, connection._outbox._updates.values())) <= MOST_BARS_WAITING
         unread = int.from_bytes(fcntl.ioctl(connection._socket, termios.TIOCOUTQ, bytes(4)), "little")
-        assert KERNEL_KEEPS / 2 <= unread <= 64 * 1024
+        assert KERNEL_BUFFER / 2 <= unread <= 64 * 1024
 
 
 async def test_too_many_bars_are_replaced_by_a_fresh_initial():
