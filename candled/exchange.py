@@ -6,11 +6,11 @@ the request budget, ordering, duplicates and the repair of gaps.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from candled.errors import InvalidCandle
+from candled.errors import ExchangeError, InvalidCandle
 from candled.model import Candle, Interval, Market, Symbol
 
 # ---------------------------------------------------------------- rows
@@ -30,24 +30,40 @@ class InvalidRow:
     reason: str
 
 
+#: The most rows of one page or frame.
+MAX_ROWS = 5000
+
+
 def read_rows(
-    rows: Iterable[Any], read: Callable[[Any], Candle], *, open_ms: Callable[[Any], int] | None = None
+    rows: Sequence[Any], read: Callable[[Any], Candle], *, open_ms: Callable[[Any], int] | None = None
 ) -> list[Candle | InvalidRow]:
     """Read each row of a page or frame, turning every row that `read` rejects into an `InvalidRow`.
 
     `open_ms` extracts the opening time of such a row. By default, this is the row's first cell.
+
+    Raises:
+        ExchangeError: there are more than `MAX_ROWS` rows.
     """
+    if len(rows) > MAX_ROWS:
+        raise ExchangeError(f"expected at most {MAX_ROWS} rows, got {len(rows)}")
     found: list[Candle | InvalidRow] = []
     for row in rows:
         try:
             found.append(read(row))
         except _UNREADABLE as error:
-            reason = str(error) if isinstance(error, InvalidCandle) else f"{error!r} in {str(row)[:200]}"
+            reason = str(error) if isinstance(error, InvalidCandle) else f"{repr(error)[:200]} in {_excerpt(row)}"
             found.append(InvalidRow(_opening(row, open_ms or _first_cell), reason))
     return found
 
 
-_UNREADABLE = (InvalidCandle, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+_UNREADABLE = (InvalidCandle, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+
+
+def _excerpt(row: Any) -> str:
+    try:
+        return str(row)[:200]
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, lists within lists
+        return "a row that cannot be printed"
 
 
 def _opening(row: Any, open_ms: Callable[[Any], int]) -> int | None:
@@ -119,7 +135,11 @@ Event = Candles | Subscribed | SubscriptionRejected | Pong | FeedError
 
 
 class SocketFeed(ABC):
-    """The protocol of one WebSocket connection that carries `symbols`. The daemon owns the socket."""
+    """The protocol of one WebSocket connection that carries `symbols`. The daemon owns the socket.
+
+    It accepts frames of at most 1 MB, and on average at most 1,000 a second plus 50 for each symbol. If the exchange
+    sends more, it replaces the connection. It follows redirects only to the same host, port and scheme.
+    """
 
     #: A text frame that the daemon sends as a ping. None: the daemon relies on protocol pings.
     ping: ClassVar[str | None] = None
@@ -192,13 +212,17 @@ class Clock(Protocol):
 
 
 class Http(Protocol):
-    """The daemon's HTTP client. It keeps the request budget of each host and obeys `Retry-After`, 429 and 418."""
+    """The daemon's HTTP client. It keeps the request budget of each host and follows no redirects.
+
+    It obeys 429, 418 and `Retry-After`, which counts as an hour if it is longer.
+    """
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         """Fetch `url` with GET and return the parsed JSON body, with decimal numbers as `decimal.Decimal`.
 
         Raises:
-            Unavailable: no connection, timeout, 429, 418 or 5xx. The daemon tries again later.
+            Unavailable: no connection, timeout, 429, 418, 5xx, or a body of more than 4 MB, also after decompression.
+                The daemon tries again later.
             ExchangeError: another status, or a body that is not JSON. `HttpRejected` contains the status and the body.
         """
 

@@ -37,6 +37,7 @@ class FeedConnection:
         self, feed: SocketFeed, symbols: Iterable[Symbol], now: float, rejected: RejectedSymbols | None = None
     ) -> None:
         self._feed = feed
+        self._symbols = frozenset(feed.symbols)
         self._opened_at = now
         self._ping_at = now + feed.ping_every_s
         self._pong_due: float | None = None
@@ -51,12 +52,16 @@ class FeedConnection:
     def on_frame(self, frame: str, now: float) -> list[Event]:
         """Read a frame; return its events for the caller: candles, rejections and errors.
 
+        Events about symbols that the feed did not subscribe to are returned unused.
+
         Raises:
             ExchangeError: the frame does not have the documented form. The connection stays usable.
         """
         events: list[Event] = []
         for event in self._feed.read_frame(frame):
-            if isinstance(event, Pong):
+            if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self._symbols:
+                events.append(event)
+            elif isinstance(event, Pong):
                 self._pong_due = None
             elif isinstance(event, Subscribed):
                 self._on_acknowledgement(event.symbol)

@@ -17,7 +17,7 @@ from candled.token_bucket import TokenBucket
 
 from .error_counter import ErrorCounter
 from .exchange_clock import TOLERANCE_MS
-from .feeds import FeedRunner, LoopBudget
+from .feeds import FLOODED, FeedRunner, LoopBudget
 from .gap_retry import absence_of
 from .http import HttpClient
 from .ingest_clock import IngestClock
@@ -137,14 +137,15 @@ class ExchangeIngest:
 
     def describe(self) -> dict[str, Any]:
         """Return the exchange's part of `/health`."""
-        now_ms = self._time.now_ms()
+        now_ms, runners = self._time.now_ms(), set(self._runners.values())
         return {
             "clockSkewMs": self._time.skew_ms(),
             "clock": self._time.estimate.describe(),
             "historyTrouble": self._repair.trouble,
             "parity": self._repair.parity.describe(now_ms),
             "complaints": self._errors.total,
-            "malformedFrames": sum(runner.malformed.total for runner in set(self._runners.values())),
+            "malformedFrames": sum(runner.malformed.total for runner in runners),
+            "unsubscribedEvents": sum(runner.unsubscribed_events for runner in runners),
             "hosts": self._http.describe(),
             "symbols": {str(symbol): self._describe_symbol(symbol, now_ms) for symbol in self._symbols},
         }
@@ -182,7 +183,7 @@ class ExchangeIngest:
             self._early.pop(symbol, None)
         self._untimed = [event for event in self._untimed if event.symbol not in feed.symbols]
         for market in self._open_markets(feed):
-            market.on_interrupted()
+            market.on_interrupted(is_flooded=reason == FLOODED)
 
     def on_event(self, event: Event) -> None:
         """Process an event of a feed, and use its timestamps to estimate the exchange's clock."""

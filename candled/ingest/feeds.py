@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidURI, SecurityError, WebSocketException
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from candled.errors import CandledError, ExchangeError
-from candled.exchange import Clock, Event, Feed, SocketFeed, StreamFeed
+from candled.exchange import Candles, Clock, Event, Feed, SocketFeed, StreamFeed, SubscriptionRejected
 from candled.model import Symbol
 from candled.proxies import Proxies
 from candled.tasks import Backoff
@@ -34,7 +34,11 @@ _SEND_TIMEOUT_S = 5.0
 _HANG_UP_S = 1.0
 _TURN_S = 0.005  # waiting frames are read for this long in one pass of the loop
 _STEADY_S = 30.0  # a connection that lived this long is not a failure
-_LARGEST_FRAME = 16 * 1024 * 1024
+_MAX_FRAME_BYTES = 1024 * 1024
+# The frames, or events of a `StreamFeed`, that a feed may deliver each second, and in a row after a pause.
+_FRAMES_PER_S, _FRAMES_PER_S_AND_SYMBOL, _FRAMES_BURST_S = 1000, 50, 5.0
+FLOODED = "the exchange sends too many messages"
+"""The reason for the interruption of a feed with too many frames a second."""
 
 
 class FeedSink(Protocol):
@@ -101,6 +105,11 @@ class FeedRunner:
         self._connection: FeedConnection | None = None
         #: Counts frames that could not be read.
         self.malformed = ErrorCounter()
+        #: The number of events about symbols that the feed did not subscribe to.
+        self.unsubscribed_events = 0
+        rate = _FRAMES_PER_S + _FRAMES_PER_S_AND_SYMBOL * len(feed.symbols)
+        self._frames = TokenBucket(rate, rate * _FRAMES_BURST_S)
+        self._symbols = frozenset(feed.symbols)
 
     async def run(self) -> None:
         """Connect, read until the feed is interrupted, wait, and repeat."""
@@ -151,8 +160,16 @@ class FeedRunner:
         assert isinstance(self.feed, StreamFeed)
         self._sink.on_connected(self.feed)
         async for event in self.feed.stream_events():
-            self._sink.on_event(event)
+            if self._frames.try_take(self._clock.monotonic()):
+                return FLOODED
+            self._on_event(event)
         return "the stream ended"
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self._symbols:
+            self.unsubscribed_events += 1
+        else:
+            self._sink.on_event(event)
 
     # ------------------------------------------------------------ sockets
 
@@ -160,7 +177,7 @@ class FeedRunner:
         feed = self.feed
         assert isinstance(feed, SocketFeed)
         pings_itself = feed.ping is not None
-        socket = await connect(
+        socket = await _Connect(
             feed.url,
             compression=None,
             proxy=None,
@@ -168,7 +185,7 @@ class FeedRunner:
             close_timeout=_CLOSE_TIMEOUT_S,
             ping_interval=None if pings_itself else feed.ping_every_s,
             ping_timeout=None if pings_itself else feed.pong_within_s,
-            max_size=_LARGEST_FRAME,
+            max_size=_MAX_FRAME_BYTES,
             logger=_protocol_log,
             **await self._connect_options(feed.url),
         )
@@ -240,18 +257,20 @@ class FeedRunner:
             while turns.is_over:  # `recv` does not wait while frames are buffered
                 await self._clock.sleep(0)
             began = self._clock.monotonic()
+            if self._frames.try_take(began):
+                return FLOODED
             text = frame if isinstance(frame, str) else frame.decode("utf-8", "replace")
             try:
                 events = connection.on_frame(text, began)
             except ExchangeError as error:
                 events = []
                 self._skip_frame(str(error))
-            except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+            except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
                 events = []
                 logger.debug("%s: the plugin failed to read a frame", self._name, exc_info=error)
-                self._skip_frame(f"the plugin failed: {error!r}")
+                self._skip_frame(f"the plugin failed: {repr(error)[:200]}")
             for event in events:
-                self._sink.on_event(event)
+                self._on_event(event)
             turns.add_time(self._clock.monotonic() - began)
 
     def _skip_frame(self, reason: str) -> None:
@@ -260,6 +279,20 @@ class FeedRunner:
 
     def _steady_ms(self) -> int:
         return round(self._clock.monotonic() * 1000)
+
+
+class _Connect(connect):
+    """Follows redirects only to the same host, port and scheme."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Return the address of a redirect, or the error that ends the attempt."""
+        target = super().process_redirect(exc)
+        if isinstance(target, str):
+            old, new = self.ws_uri, parse_uri(target)
+            if (old.secure, old.host, old.port) == (new.secure, new.host, new.port):
+                return target
+            return SecurityError(f"redirects to another host or scheme: {target[:200]}")
+        return SecurityError(str(target)[:200]) if isinstance(target, ValueError) else target
 
 
 async def _close_socket(socket: ClientConnection) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
@@ -9,12 +10,13 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
-from tornado.simple_httpclient import SimpleAsyncHTTPClient
+from tornado.simple_httpclient import HTTPStreamClosedError, SimpleAsyncHTTPClient
 
 from candled.budget import Budget, LocalBudget, MakeBudget
 from candled.errors import ExchangeError, HttpRejected, Unavailable
 from candled.exchange import Clock
 from candled.proxies import Proxies
+from candled.token_bucket import MOST_CLOSED_S
 
 from .tunnel import TunnelingTCPClient
 
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 10.0
 _FIRST_PENALTY_S = 2.0
 _MOST_PENALTY_S = 120.0
+#: The longest body, before and after decompression.
+_MAX_BODY_BYTES = 4 * 1024 * 1024
+_MAX_LISTS = 200_000  # and objects: `[[],[],…]` takes 30 times its length in memory
 _TOO_MANY = (418, 429)  # 418 is Binance's answer to clients that go on after 429
 
 
@@ -39,7 +44,7 @@ class HttpClient:
         self._clock = clock
         self._rate = requests_per_s
         self._budget = budget or self._own_budget
-        self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=8)
+        self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=8, max_buffer_size=_MAX_BODY_BYTES)
         self._client.tcp_client = TunnelingTCPClient(proxies or Proxies())
         self._hosts: dict[str, _Host] = {}
         #: Called with the `Date` of each response in UTC epoch ms, and the times of request and response in
@@ -64,7 +69,9 @@ class HttpClient:
         except (OSError, HTTPClientError) as error:
             raise Unavailable(f"cannot reach {name}: {error}") from error
         if response.code == 599:  # Tornado's own status: no response
-            raise Unavailable(f"cannot reach {name}: {response.error}") from response.error
+            is_closed = isinstance(response.error, HTTPStreamClosedError)
+            or_long = f", or the body has more than {_MAX_BODY_BYTES} bytes" if is_closed else ""
+            raise Unavailable(f"cannot reach {name}: {response.error}{or_long}") from response.error
         date_ms = _date_ms(response.headers)
         if date_ms is not None and self.on_date is not None:
             self.on_date(date_ms, round(asked * 1000), round(self._clock.monotonic() * 1000))
@@ -107,7 +114,7 @@ class HttpClient:
         if body is None:
             kind = response.headers.get("Content-Type", "no content type")
             raise ExchangeError(f"expected JSON from {name}, got {response.code} {kind}: {_excerpt(response.body)}")
-        if response.code >= 400:
+        if response.code >= 300:
             raise HttpRejected(
                 f"{name} answered {response.code}: {_excerpt(response.body)}", status=response.code, body=body
             )
@@ -137,9 +144,11 @@ def _host_of(url: str) -> str:
 
 
 def _parse(body: bytes) -> Any:
+    if body.count(b"[") + body.count(b"{") > _MAX_LISTS:
+        return None
     try:
         return json.loads(body, parse_float=Decimal)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -157,14 +166,17 @@ def _date_ms(headers: Mapping[str, str]) -> int | None:
 
 
 def _retry_after_s(header: str | None, now_ms: int) -> float | None:
-    """Return the seconds in `Retry-After`, also if it is a date (RFC 9110, 10.2.3); None if missing or invalid."""
+    """Return the seconds in `Retry-After`, an hour at most, also if it is a date (RFC 9110, 10.2.3).
+
+    None if it is missing or invalid.
+    """
     if header is None:
         return None
     try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - now_ms / 1000)
-    except (ValueError, TypeError):
+        try:
+            wait_s = float(header)
+        except ValueError:
+            wait_s = parsedate_to_datetime(header).timestamp() - now_ms / 1000
+    except (ValueError, TypeError, OverflowError):
         return None
+    return None if math.isnan(wait_s) else min(max(0.0, wait_s), MOST_CLOSED_S)

@@ -23,6 +23,8 @@ _WEEK = Interval.parse("1W")
 POLL_MS = 3_000
 # Answers without evidence are requested again once REST is credible again, at most this often.
 _REOPEN_MS = 600_000
+# If the stream changes more final minutes than this within a minute, REST decides about the rest, once a minute.
+_MOST_REVISIONS = 60
 _ON_THEIR_WAY_MS = 2 * MINUTE_MS  # newer minutes do not count as missing yet
 
 
@@ -77,6 +79,10 @@ class MarketIngest:
         self.presence = Presence(rules.quiet_after_ms, publishes_empty_candles=rules.publishes_empty_candles)
         self.status = MarketStatus(rules, coverage, self.presence)
         self._reopened_ms = 0
+        #: The minute of the clock in which the stream's revisions are counted, and their number.
+        self._revising_ms, self._revising = 0, 0
+        #: Minutes with revisions beyond the limit, which REST is asked for after that minute.
+        self._postponed = RangeSet()
         #: Minutes that were reported as lost once; they are not reported again.
         self._reported_lost = RangeSet()
         self._gap: Range | None = None
@@ -218,9 +224,9 @@ class MarketIngest:
         self.status.trouble = reason
         self.presence.on_failure()
 
-    def on_interrupted(self) -> None:
+    def on_interrupted(self, *, is_flooded: bool = False) -> None:
         """Record that the stream was interrupted."""
-        self.presence.on_interruption()
+        self.presence.on_interruption(is_flooded=is_flooded)
         self._idle_until_ms = 0
         self.minutes.mark_interrupted()
 
@@ -235,6 +241,7 @@ class MarketIngest:
 
     def next_request(self, now_ms: int, pace_ms: int = POLL_MS) -> Window | None:
         """Return the next request for history, or None. The present is requested at most every `pace_ms`."""
+        self._resume_postponed(now_ms)
         window = self._want_missing(now_ms)
         if (window is not None and window.urgency is Urgency.RECENT) or not self.presence.is_due(now_ms, pace_ms):
             return window
@@ -356,12 +363,34 @@ class MarketIngest:
     def _apply_pushed(self, candle: Candle, now_ms: int, outcome: Outcome) -> None:
         """Process a live-edge minute from the stream. Only REST can change a minute that REST has confirmed."""
         known_version = self.minutes.get_minute(candle.open_ms)
-        if known_version is not None and known_version.final and self._is_confirmed(candle.open_ms):
-            if known_version.values != candle.values and candle.supersedes(known_version):
+        is_final = known_version is not None and known_version.final
+        if known_version is not None and is_final and known_version.values != candle.values:
+            if not candle.supersedes(known_version) or not self._admits_revision(candle.open_ms, now_ms):
+                return
+            if self._is_confirmed(candle.open_ms):
                 self.coverage.mark_doubtful(candle.open_ms)
                 self._idle_until_ms = 0
+                return
+        elif is_final and self._is_confirmed(candle.open_ms):
             return
         self._apply_version(candle, now_ms, outcome, confirmed=False)
+
+    def _admits_revision(self, open_ms: int, now_ms: int) -> bool:
+        """Return whether a revision from the stream is within the limit of this minute; otherwise postpone it."""
+        if MINUTE.floor(now_ms) != self._revising_ms:
+            self._revising_ms, self._revising = MINUTE.floor(now_ms), 0
+        self._revising += 1
+        if self._revising > _MOST_REVISIONS:
+            self._postponed.add(open_ms, open_ms + MINUTE_MS)
+        return self._revising <= _MOST_REVISIONS
+
+    def _resume_postponed(self, now_ms: int) -> None:
+        """Have REST decide about the revisions beyond the limit, once their minute is over."""
+        if self._postponed and MINUTE.floor(now_ms) != self._revising_ms:
+            for start_ms, end_ms in self._postponed:
+                for open_ms in range(start_ms, end_ms, MINUTE_MS):
+                    self.coverage.mark_doubtful(open_ms)
+            self._postponed, self._idle_until_ms = RangeSet(), 0
 
     def _apply_answered(
         self, candle: Candle, known: Candle | None, newest_ms: int, asked_ms: int, now_ms: int, outcome: Outcome

@@ -131,7 +131,9 @@ class MarketStatus:
             return "subscription_refused"
         if self.unlisted is not None:
             return "not_listed"
-        return None if self._presence.connected else "stream_down"
+        if self._presence.connected:
+            return None
+        return "stream_flooded" if self._presence.is_flooded else "stream_down"
 
     def _lacks_recent(self, until_ms: int) -> bool:
         """Return whether minutes of the last two hours are missing.

@@ -42,6 +42,8 @@ class Presence:
         self._publishes_empty_candles = publishes_empty_candles
         #: True while the stream is connected; set by the feed.
         self.connected = False
+        #: True if the last interruption was because the exchange sent too many messages.
+        self.is_flooded = False
         #: When the stream last delivered a candle; None before the first.
         self.pushed_ms: int | None = None
         self._down_ms: int | None = None  # since when it is known to be down
@@ -54,9 +56,9 @@ class Presence:
         self.pushed_ms = now_ms
         self._answer = None
 
-    def on_interruption(self) -> None:
+    def on_interruption(self, *, is_flooded: bool = False) -> None:
         """Record that the stream was interrupted."""
-        self.connected = False
+        self.connected, self.is_flooded = False, is_flooded
 
     def on_failure(self) -> None:
         """Record that REST was unavailable, so its earlier response is no evidence of the present."""

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 
 from candled.errors import InvalidCandle
 from candled.exchange import InvalidRow
@@ -40,24 +39,6 @@ class Answer:
         return found
 
 
-# Exchanges print no numbers beyond these, and sums of numbers between them are exact.
-_MOST, _LEAST = Decimal("1e40"), Decimal("1e-40")
-
-
-def check(candle: Candle) -> Candle:
-    """Return this candle if it is valid and all sums over such candles are exact.
-
-    Raises:
-        InvalidCandle: as in `Candle.checked`, or a number is beyond any that exchanges print.
-    """
-    candle.checked()
-    volume, quote = candle.volume, candle.quote_volume
-    is_fit = candle.high <= _MOST and candle.low >= _LEAST and volume <= _MOST and (not volume or volume >= _LEAST)
-    if not is_fit or (quote and not _LEAST <= quote <= _MOST):
-        raise InvalidCandle(f"expected numbers from {_LEAST} to {_MOST}, got {str(candle)[:200]}")
-    return candle
-
-
 def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
     """Sort the rows of an answer about the minutes of `span`. They may come in any order, and from several pages.
 
@@ -73,7 +54,7 @@ def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
             answer.invalid.append(row)
             continue
         try:
-            candle = check(row)
+            candle = row.checked()
         except InvalidCandle as error:
             answer.invalid.append(InvalidRow(row.open_ms, str(error)))
             continue
@@ -124,7 +105,7 @@ class RowFilter:
         for candle in candles:
             end_ms = candle.open_ms + MINUTE_MS
             try:
-                check(candle)
+                candle.checked()
                 if candle.open_ms > now_ms + TOLERANCE_MS:
                     raise InvalidCandle(f"expected a minute that has begun by {now_ms}, got {candle}")
             except InvalidCandle as error:

@@ -1,22 +1,24 @@
 """Value types: candles, symbols, intervals, markets and ranges. This package imports only `candled.errors`."""
 
-from .candle import MINUTE_MS, Candle, decimal_text, fold
+from .candle import MAX_DIGITS, MINUTE_MS, Candle, decimal_text, fold
 from .gaps import REASONS, Gap
 from .interval import DAY_MS, DEFAULT_INTERVALS, MINUTE, WEEK, Interval, sources
 from .market import Decimals, Market, MarketKey, Symbol
 from .ranges import Range, RangeSet
 from .states import STATE_REASONS, STATES, FeedState, State, StateReason
-from .times import iso_ms, parse_iso_ms
+from .times import YEAR_10000_MS, iso_ms, parse_iso_ms
 
 __all__ = [
     "DAY_MS",
     "DEFAULT_INTERVALS",
+    "MAX_DIGITS",
     "MINUTE",
     "MINUTE_MS",
     "REASONS",
     "STATES",
     "STATE_REASONS",
     "WEEK",
+    "YEAR_10000_MS",
     "Candle",
     "Decimals",
     "FeedState",

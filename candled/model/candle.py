@@ -1,17 +1,41 @@
 """The candle: exact OHLCV values of one bar, and the only function that folds several candles into a longer one."""
 
 from collections.abc import Sequence
-from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow, Rounded, Underflow
+from decimal import (
+    Clamped,
+    Context,
+    Decimal,
+    DecimalException,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+    Rounded,
+    Subnormal,
+    Underflow,
+)
 from typing import NamedTuple, Self
 
 from candled.errors import InvalidCandle
 
+from .times import YEAR_10000_MS
+
 MINUTE_MS = 60_000
 
-# Sums must be exact. The precision is far beyond the digits of any exchange, and a result that does not fit raises an
-# error instead of being rounded.
+#: The most digits of a number, and the largest exponent: numbers lie between 1e-40 and 1e40.
+MAX_DIGITS, MAX_EXPONENT = 100, 40
+# `plus` compares a number with these bounds without writing out its digits: 1e999999999 is short, its digits are not.
+_BOUNDS = Context(
+    prec=MAX_DIGITS,
+    Emin=-MAX_EXPONENT,
+    Emax=MAX_EXPONENT,
+    traps=[Clamped, InvalidOperation, Overflow, Rounded, Subnormal],
+)
+# Sums must be exact. The precision is enough for any sum of numbers within the bounds, and a result that does not fit
+# raises an error instead of being rounded.
 _EXACT = Context(prec=200, traps=[Inexact, Rounded, Overflow, Underflow, InvalidOperation])
 add_exactly = _EXACT.add
+
+_EXCERPT = 200  # characters of a candle in an error text
 
 
 class Candle(NamedTuple):
@@ -74,30 +98,31 @@ class Candle(NamedTuple):
             )
         except (ValueError, TypeError, DecimalException) as error:
             row = [open_ms, open, high, low, close, volume, quote_volume]
-            raise InvalidCandle(f"expected a time and decimal numbers, got {row!r}") from error
+            raise InvalidCandle(f"expected a time and decimal numbers, got {str(row)[:_EXCERPT]}") from error
         return candle.checked()
 
     def checked(self, grid_ms: int = MINUTE_MS) -> Self:
         """Return this candle if its values are valid.
 
         Raises:
-            InvalidCandle: the opening time is off the grid, a number is not finite, low and high do not enclose open
-                and close, a price is not positive, or a volume is negative.
+            InvalidCandle: the opening time is off the grid or after the year 9999, a number is not finite or beyond
+                the bounds, low and high do not enclose open and close, a price is not positive, or a volume is
+                negative.
         """
-        _, opened, high, low, close, volume, quote, *_ = self
-        finite = (opened.is_finite() and high.is_finite() and low.is_finite() and close.is_finite()) and (
-            volume.is_finite() and (quote is None or quote.is_finite())
-        )
-        if not finite:
-            raise InvalidCandle(f"expected finite numbers, got {self}")
-        if self.open_ms < 0 or self.open_ms % grid_ms:
-            raise InvalidCandle(f"expected an opening time on a boundary of {grid_ms} ms, got {self.open_ms}")
-        if not (low <= opened <= high and low <= close <= high):
-            raise InvalidCandle(f"expected low <= open, close <= high, got {self}")
-        if low <= 0:
-            raise InvalidCandle(f"expected prices above zero, got {self}")
-        if volume < 0 or (quote is not None and quote < 0):
-            raise InvalidCandle(f"expected volumes of zero or more, got {self}")
+        open_ms, opened, high, low, close, volume, quote, *_ = self
+        problem = ""
+        if not 0 <= open_ms < YEAR_10000_MS or open_ms % grid_ms:
+            raise InvalidCandle(f"expected an opening time on a boundary of {grid_ms} ms, got {open_ms}")
+        if not all(map(_is_bounded, self.values)):
+            problem = f"expected numbers of at most {MAX_DIGITS} digits, from 1e-{MAX_EXPONENT} to 1e{MAX_EXPONENT}"
+        elif not (low <= opened <= high and low <= close <= high):
+            problem = "expected low <= open, close <= high"
+        elif low <= 0:
+            problem = "expected prices above zero"
+        elif volume < 0 or (quote is not None and quote < 0):
+            problem = "expected volumes of zero or more"
+        if problem:
+            raise InvalidCandle(f"{problem}, got {str(self)[:_EXCERPT]}")
         return self
 
     @property
@@ -165,6 +190,15 @@ class Candle(NamedTuple):
         if self.as_of_ms >= self.open_ms + MINUTE_MS:
             return 1, self.as_of_ms, self.volume, *rest
         return 0, self.volume, self.as_of_ms, *rest
+
+
+def _is_bounded(number: Decimal | None) -> bool:
+    if number is None:
+        return True
+    try:
+        return _BOUNDS.plus(number).is_finite()
+    except DecimalException:
+        return False
 
 
 def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Candle:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .candle import MAX_EXPONENT
+
 _PATTERN = re.compile(r"([^\s/:]{1,32})/([^\s/:]{1,32})")
 
 
@@ -52,7 +54,7 @@ class Decimals(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Market:
-    """A market as the exchange lists it. Decimals are the number of decimal places, None if unknown."""
+    """A market as the exchange lists it. Decimals are the number of decimal places, 0 to 40; None if unknown."""
 
     symbol: Symbol
     price_decimals: int | None = None
@@ -63,5 +65,10 @@ class Market:
 
     @property
     def decimals(self) -> Decimals:
-        """The decimal places of prices and volumes."""
-        return Decimals(self.price_decimals, self.volume_decimals)
+        """The decimal places of prices and volumes, unknown if they are not credible."""
+        return Decimals(_believed(self.price_decimals), _believed(self.volume_decimals))
+
+
+def _believed(places: int | None) -> int | None:
+    """Return a number of decimal places, or None if no candle could have so many."""
+    return places if places is not None and 0 <= places <= MAX_EXPONENT else None

@@ -5,6 +5,9 @@ from functools import lru_cache
 
 _DAY_MS = 86_400_000
 _EPOCH, _MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
+YEAR_10000_MS = 253_402_300_800_000
+"""The first time that ISO 8601 cannot express."""
+
 _MINUTES = tuple(f"{hour:02}:{minute:02}:00.000Z" for hour in range(24) for minute in range(60))
 
 

@@ -151,7 +151,7 @@ _decoder = msgspec.json.Decoder(float_hook=Decimal)  # a number keeps its digits
 def _parse(text: str) -> dict[str, Any]:
     try:
         message = _decoder.decode(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExchangeError(f"expected a JSON object, got {_shorten(text)}") from error
     if not isinstance(message, dict):
         raise ExchangeError(f"expected a JSON object, got {_shorten(text)}")

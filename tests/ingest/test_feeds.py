@@ -8,10 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidStatus, InvalidURI, SecurityError
+from websockets.http11 import Response
 
 from candled.clock import SystemClock
 from candled.errors import ExchangeError
-from candled.exchange import Candles, Event, SocketFeed, Subscribed
+from candled.exchange import Candles, Event, SocketFeed, Subscribed, SubscriptionRejected
 from candled.ingest import feeds
 from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.model import Symbol
@@ -258,6 +261,7 @@ async def test_a_flood_of_frames_lets_others_have_their_turn(monkeypatch):
     """What is there already is read without waiting, so that somebody has to let the loop go on."""
     monkeypatch.setattr(Numbers, "pong_within_s", 60.0)  # pongs wait behind the flood, longer on a slow machine
     count = 20_000
+    monkeypatch.setattr(feeds, "_FRAMES_PER_S", count)
 
     async def handle(peer):
         await peer.recv()
@@ -306,3 +310,77 @@ def test_sockets_are_read_on_uvloop_too():
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(test_frames_are_read_in_order_and_a_bad_one_is_skipped())
         runner.run(test_a_refused_handshake_is_told())
+
+
+class Foreign(Numbers):
+    """Every frame is also about a market of another connection."""
+
+    def read_frame(self, frame: str) -> list[Event]:
+        other = Symbol("ETH", "USDT")
+        rejected = SubscriptionRejected(other, "no")
+        return [Candles(other, (minute(0, volume="999"),)), rejected, *super().read_frame(frame)]
+
+
+async def test_events_about_symbols_that_were_not_subscribed_are_ignored_and_counted():
+    async def handle(peer):
+        await peer.recv()
+        await peer.send("1")
+        await peer.send("2")
+        await peer.close()
+
+    async with running(handle, Foreign) as (sink, _):
+        await sink.reason()
+        assert sink.volumes == [1, 2]
+        assert sink.runner.unsubscribed_events == 4
+
+
+async def send_many(peer):
+    for number in range(40):
+        await peer.send(str(number))
+
+
+async def send_long(peer):
+    await peer.send("1" * (1024 * 1024 + 1))
+
+
+@pytest.mark.parametrize(
+    ("send", "reason", "most"),
+    [(send_many, feeds.FLOODED, 20), (send_long, "1009", 0)],
+    ids=["many frames", "a long one"],
+)
+async def test_a_feed_that_sends_too_much_is_interrupted(send, reason, most, monkeypatch):
+    monkeypatch.setattr(feeds, "_FRAMES_PER_S", 1e-9)
+    monkeypatch.setattr(feeds, "_FRAMES_PER_S_AND_SYMBOL", 1e-9)
+    monkeypatch.setattr(feeds, "_FRAMES_BURST_S", 1e10)
+
+    async def handle(peer):
+        await peer.recv()
+        await send(peer)
+        await peer.wait_closed()
+
+    async with running(handle) as (sink, _):
+        assert reason in await sink.reason()
+        assert len(sink.volumes) <= most
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/other", "wss://ws.example.org/other"),
+        ("wss://ws.example.org:443/v2", "wss://ws.example.org:443/v2"),
+        ("wss://10.0.0.1/", None),
+        ("wss://ws.example.org:8443/", None),
+        ("ws://ws.example.org/", None),
+        ("wss://evil.example.org/", None),
+        ("http://127.0.0.1/", InvalidURI),
+    ],
+)
+async def test_a_redirect_leads_only_to_the_same_host_and_scheme(location, target):
+    connecting = feeds._Connect("wss://ws.example.org/ws")
+    answer = InvalidStatus(Response(302, "Found", Headers(Location=location)))
+    if target is InvalidURI:
+        with pytest.raises(InvalidURI):
+            connecting.process_redirect(answer)
+        return
+    found = connecting.process_redirect(answer)
+    assert found == target if target else isinstance(found, SecurityError)

@@ -2,9 +2,11 @@
 
 import pytest
 
+from candled.ingest.coverage import Urgency
 from candled.model import MINUTE, MINUTE_MS, Range
+from tests.ingest.test_market import at, market, push
 from tests.ingest.virtual import Site, started
-from tests.rows import MONDAY_MS
+from tests.rows import MONDAY_MS, minute
 
 
 def revise(site: Site, open_ms: int) -> None:
@@ -75,3 +77,57 @@ async def test_what_rest_agrees_with_is_not_written_again():
     assert site.health["parity"]["mismatched24h"] == 0
     assert site.market["unconfirmedMinutes"] <= 2
     await site.stop()
+
+
+def test_a_storm_of_revisions_becomes_one_request():
+    one = market(confirm=True)
+    push(
+        one,
+        *(minute(number, as_of=(651 - number) * MINUTE_MS) for number in range(600, 652)),
+        seconds=39_060,
+        snapshot=True,
+    )
+
+    def storm(seconds: int) -> int:
+        sent = []
+        for turn in range(3000):
+            number = 600 + turn % 50
+            candle = minute(number, volume=str(seconds + turn), as_of=seconds * 1000 - number * MINUTE_MS)
+            sent += push(one, candle, seconds=seconds).live
+        return len(sent)
+
+    def confirm(seconds: int) -> int:
+        count = 0
+        while window := one.next_request(at(seconds)):
+            numbers = range((window.start_ms - at(0)) // MINUTE_MS, (window.end_ms - at(0)) // MINUTE_MS)
+            one.on_history(window, [minute(number, as_of=10**9) for number in numbers], at(seconds))
+            count += window.urgency is Urgency.CONFIRM
+        return count
+
+    assert confirm(39_064) == 1
+    assert one.minutes.get_minute(at(36_000)).final
+    assert storm(39_070) <= 60
+    assert confirm(39_072) == 1
+    assert storm(39_075) == 0
+    assert confirm(39_076) == 0
+    assert confirm(39_125) == 1
+
+
+def test_revisions_by_the_stream_alone_are_bounded():
+    one = market()
+    push(
+        one,
+        *(minute(number, as_of=(651 - number) * MINUTE_MS) for number in range(600, 652)),
+        seconds=39_060,
+        snapshot=True,
+    )
+    for seconds, most in ((39_070, 60), (39_080, 0), (39_125, 60)):
+        revised = [
+            len(
+                push(
+                    one, minute(600, volume=str(seconds + turn), as_of=seconds * 1000 - 36_000_000), seconds=seconds
+                ).live
+            )
+            for turn in range(1000)
+        ]
+        assert sum(revised) == most

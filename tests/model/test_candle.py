@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.errors import InvalidCandle
-from candled.model import MINUTE_MS, Candle, decimal_text, fold, iso_ms, parse_iso_ms
+from candled.model import MINUTE_MS, Candle, Market, Symbol, decimal_text, fold, iso_ms, parse_iso_ms
 from tests.rows import minute
 
 PRICES = st.decimals("0.00000001", "1000000", places=8)
@@ -56,13 +56,33 @@ def test_a_printed_number_is_exact_and_has_no_zero_too_many(number):
         ("60000", "NaN", "1", "1", "1", "1"),
         ("60000", "1", "Infinity", "1", "1", "1"),
         ("60000", "1", "1", "1", "1", ""),
+        ("60000", "1e999999999", "1e999999999", "1e999999999", "1e999999999", "1"),
+        ("60000", "1", "1", "1e-999999999", "1", "1"),
+        ("60000", "1", "1", "1", "1", "1e41"),
+        ("60000", "1", "1", "1", "1", "1e-41"),
+        ("60000", "1", "1", "1", "1", "0e999999999"),
+        ("60000", "1", "1", "1", "1", "1", "1e999999999"),
+        ("60000", "1", "1", "1", "1", "1." + "1" * 100),
+        ("60000", "1" * 10_000, "1" * 10_000, "1" * 10_000, "1" * 10_000, "1"),
+        ("60000", "1", "1", "1", "1", "sNaN"),
+        ("253402300800000", "1", "1", "1", "1", "1"),
+        ("9" * 5000, "1", "1", "1", "1", "1"),
         ("soon", "1", "1", "1", "1", "1"),
         ("60000", None, "1", "1", "1", "1"),
     ],
 )
 def test_an_impossible_candle_is_refused(row):
-    with pytest.raises(InvalidCandle):
+    with pytest.raises(InvalidCandle) as error:
         Candle.parse(*row)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("places", "believed"), [(0, 0), (40, 40), (41, None), (-1, None), (10**9, None), (None, None)]
+)
+def test_impossible_decimals_of_a_market_are_unknown(places, believed):
+    market = Market(symbol=Symbol("BTC", "USDT"), price_decimals=places, volume_decimals=places)
+    assert market.decimals == (believed, believed)
 
 
 @pytest.mark.slow

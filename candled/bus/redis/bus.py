@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from candled.bus.codec import (
     MAX_BYTES,
-    YEAR_10000_MS,
     BadMessage,
     FutureMessage,
     Names,
@@ -23,7 +22,7 @@ from candled.bus.interface import Listener, Message, MessagesLost, MinuteChanged
 from candled.bus.shards import shard_of
 from candled.bus.troubles import Troubles
 from candled.exchange import Clock
-from candled.model import Decimals, MarketKey
+from candled.model import YEAR_10000_MS, Decimals, MarketKey
 from candled.tasks import TaskSet
 
 from .connections import Call, Caller, Servers, reason_of

@@ -52,6 +52,7 @@ export const STATE_REASONS = {
   no_trades: "Nothing was traded.",
   unconfirmed_silence: "The stream is silent; candled is checking with the exchange if anything was traded.",
   stream_down: "The stream is not connected.",
+  stream_flooded: "The exchange sends more messages than candled accepts.",
   stream_silent: "The stream is connected, but silent while the market trades.",
   subscription_refused: "The exchange refuses the subscription.",
   not_listed: "The exchange does not list this symbol.",
