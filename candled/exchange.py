@@ -145,7 +145,7 @@ class SocketFeed(ABC):
     ping: ClassVar[str | None] = None
     #: The seconds between two pings.
     ping_every_s: ClassVar[float] = 20.0
-    #: The daemon replaces the connection if no `Pong` arrives within this many seconds.
+    #: The daemon replaces the connection if neither a `Pong` nor another frame arrives within this many seconds.
     pong_within_s: ClassVar[float] = 10.0
     #: The daemon sends at most this many frames a second, including pings.
     frames_per_s: ClassVar[float] = 10.0

@@ -117,7 +117,7 @@ async def test_a_warm_up_that_fails_shows_nothing_cut_says_why_and_is_made_good(
             assert await one.check() > 3 * 1440
             assert [bar["time"] for bar in week.bars] == [iso_ms(WEEK.floor(thursday_ms))]
             assert [bar["time"][8:10] for bar in day.bars] == ["06", "07", "08", "09"]
-            assert one.health(BTC)["trouble"] is None
+            await one.until(lambda: one.health(BTC)["trouble"] is None)
         finally:
             await one.stop()
 

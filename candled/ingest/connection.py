@@ -57,6 +57,8 @@ class FeedConnection:
         Raises:
             ExchangeError: the frame does not have the documented form. The connection stays usable.
         """
+        if self._pong_due is not None:  # a pong waits behind the frames sent before it, and they prove the same
+            self._pong_due = now + self._feed.pong_within_s
         events: list[Event] = []
         for event in self._feed.read_frame(frame):
             if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self._symbols:
@@ -102,7 +104,7 @@ class FeedConnection:
         if self._broken is not None:
             return self._broken
         if self._pong_due is not None and now > self._pong_due:
-            return f"no pong within {self._feed.pong_within_s:g} s"
+            return f"no pong or other frame within {self._feed.pong_within_s:g} s after a ping"
         if self._feed.lifetime_s is not None and now > self._opened_at + self._feed.lifetime_s:
             return f"replaced on schedule after {self._feed.lifetime_s:g} s"
         return None

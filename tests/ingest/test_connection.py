@@ -71,6 +71,16 @@ def test_no_pong_in_time_ends_the_connection_and_a_pong_does_not():
     assert "no pong" in one.close_reason(51.0)
 
 
+def test_frames_that_delay_the_pong_prove_that_the_connection_works():
+    """As when the snapshots of fifty symbols take longer to read than a pong may take."""
+    one = connection(BTC)
+    sent(one, 20.0)
+    for at in range(21, 60, 9):
+        one.on_frame("candle BTC/USDT", float(at))
+        assert one.close_reason(at + 9.0) is None
+    assert "no pong" in one.close_reason(at + 11.0)
+
+
 def test_an_acknowledgement_without_data_is_asked_again_and_the_others_go_on():
     one = connection(BTC, ETH)
     sent(one, 1.0)
