@@ -70,6 +70,7 @@ class Rig:
             "market": self.more.get("market", "spot"),
             "ws_url": self.fake.ws_url,
             "rest_url": self.fake.rest_url,
+            **self.more.get("bitget", {}),
         }
         document = {
             "server": {"host": "127.0.0.1", "port": 0},

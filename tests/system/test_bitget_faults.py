@@ -332,10 +332,10 @@ async def test_many_symbols_share_a_connection_and_more_use_more(tmp_path):
     from tests.fakes.bitget import synthetic_markets
 
     clock = ScaledClock(4.0, MONDAY_MORNING_MS)
-    many = synthetic_markets(101)
+    many = synthetic_markets(11)
     async with FakeBitget(clock, many, push_interval_s=1.0) as fake:
         fake.enforce_limits = False
-        one = Rig(tmp_path, fake, clock, [market.symbol for market in many])
+        one = Rig(tmp_path, fake, clock, [one.symbol for one in many], bitget={"symbols_per_connection": 5})
         try:
             await one.start()
             await one.until(lambda: one.all_are("connected", True))
