@@ -24,12 +24,12 @@ from redis import asyncio as aioredis
 
 from bench.latency import percentiles
 from bench.process import Process, scratch, spread, symbols
-from candled.bus import FeedMetadata, Message, MinuteChanged, Position
+from candled.bus import FeedMetadata, Message, MinuteChanged
 from candled.bus.codec import Names, encode_message
 from candled.bus.factory import RedisParts, make_redis_parts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
-from candled.model import MINUTE_MS, Candle, MarketKey, Symbol
+from candled.model import MINUTE_MS, Candle, MarketKey, Position, Symbol
 from tests.proxy import Proxy
 from tests.redis_servers import RedisServer, own_redis
 

@@ -85,13 +85,13 @@ STEPS = {
     "clock": set(),
     "tasks": {"errors", "exchange"},
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
-    "store": {"errors", "model", "exchange", "bus", "daemon_threads"},
+    "store": {"errors", "model", "exchange", "daemon_threads"},
     "settings_schema": {"exchange", "settings", "config"},
     "config": {"errors", "model", "exchange", "settings", "plugins", "proxies", "store", "bus"},
     "bus": FOUNDATION,
     "ingest": FOUNDATION | {"bus", "proxies", "store"},
     "aggregate": FOUNDATION | {"bus"},
-    "protocol": FOUNDATION | {"bus"},
+    "protocol": FOUNDATION,
     "rooms": FOUNDATION | {"aggregate", "bus", "protocol"},
     "transport": FOUNDATION | {"protocol", "rooms"},
     "serve": FOUNDATION | {"bus", "protocol", "rooms", "transport", "config"},
@@ -103,7 +103,7 @@ ROOTS = {"app", "health", "ingest_side", "cli", "tools", "signals", "__main__", 
 # The only modules of a part that another part may import: values and pure functions.
 SHARED = {
     "aggregate": {"aggregate/aggregator"},  # the type of a changed bar
-    "bus": {"bus/__init__", "bus/interface", "bus/redis/address"},  # the types of messages and addresses
+    "bus": {"bus/__init__", "bus/redis/address"},  # the types of messages and addresses
     "config": {"config"},  # the type of the server's own section
     "rooms": {
         "rooms/__init__",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from candled.bus import FeedMetadata, Position
-from candled.model import Range, RangeSet
+from candled.bus import FeedMetadata
+from candled.model import Position, Range, RangeSet
 
 _EPOCHS_KEPT = 8
 _CHANGES_KEPT = 2000

@@ -5,9 +5,20 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from candled.bus import FeedMetadata, HistoryChanged, Message, MessagesLost, MinuteChanged, Position, StateChanged
+from candled.bus import FeedMetadata, HistoryChanged, Message, MessagesLost, MinuteChanged, StateChanged
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, FeedState, Interval, MarketKey, RangeSet, iso_ms
+from candled.model import (
+    MINUTE,
+    MINUTE_MS,
+    Candle,
+    Decimals,
+    FeedState,
+    Interval,
+    MarketKey,
+    Position,
+    RangeSet,
+    iso_ms,
+)
 from candled.parallel import in_parallel
 
 from .market_bars import BarsListener, MarketBars

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from candled.bus import Message, Position
-from candled.model import MINUTE, Candle, Decimals, FeedState, Interval, MarketKey, Range
+from candled.bus import Message
+from candled.model import MINUTE, Candle, Decimals, FeedState, Interval, MarketKey, Position, Range
 
 from .aggregator import Aggregator, Change
 from .feed_log import FeedLog

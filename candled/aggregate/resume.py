@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from candled.bus import Position
 from candled.exchange import Clock
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Position, Range, RangeSet
 
 from .market_bars import MarketBars
 

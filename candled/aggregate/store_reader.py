@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from candled.bus import FeedMetadata, Position
+from candled.bus import FeedMetadata
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Position, Range, RangeSet
 from candled.tasks import TaskSet
 
 from .market_bars import AT_FIRST, MarketBars

@@ -12,9 +12,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 from candled.exchange import Clock
-from candled.model import Candle, Interval, MarketKey, decimal_text
+from candled.model import Candle, Interval, MarketKey, Topic, decimal_text
 from candled.protocol.frames import BarUpdate, Frame
-from candled.protocol.messages import FINAL, VALUES, Options, Topic
+from candled.protocol.messages import FINAL, VALUES, Options
 from candled.protocol.requests import Subscribe
 from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
 from candled.token_bucket import TokenBucket

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
-from candled.bus import Position
 from candled.errors import StoreRejected, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE, Candle, Interval, MarketKey, fold
-from candled.protocol.messages import Topic
+from candled.model import MINUTE, Candle, Interval, MarketKey, Position, Topic, fold
 from candled.rooms.encoded_bars import EncodedBarCache, Printer
 
 T = TypeVar("T")

@@ -1,14 +1,93 @@
-"""The bus: carries candles and changes of history from ingest to the serving processes."""
+"""The bus: messages from ingest to the serving processes, and the interface of their carriers."""
 
-from .interface import Bus, FeedMetadata, HistoryChanged, Message, MessagesLost, MinuteChanged, Position, StateChanged
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = [
-    "Bus",
-    "FeedMetadata",
-    "HistoryChanged",
-    "Message",
-    "MessagesLost",
-    "MinuteChanged",
-    "Position",
-    "StateChanged",
-]
+import msgspec
+
+from candled.model import Candle, Decimals, MarketKey, Position, Range
+
+
+class FeedMetadata(msgspec.Struct, frozen=True):
+    """Facts about a market besides its candles. Times are UTC epoch milliseconds."""
+
+    #: Every minute before this time is final or known not to exist, except those in `gap`. None if unknown.
+    watermark_ms: int | None = None
+    #: The range that contains all missing minutes before the watermark.
+    gap: Range | None = None
+    #: Changes of minutes before the watermark, up to this message, can be read from the store's log of changes; -1:
+    #: none yet.
+    logged_seq: int = -1
+
+    def is_settled(self, start_ms: int, end_ms: int) -> bool:
+        """Return whether every minute of `[start_ms, end_ms)` is final or known not to exist."""
+        if self.watermark_ms is None or end_ms > self.watermark_ms:
+            return False
+        return self.gap is None or end_ms <= self.gap.start_ms or self.gap.end_ms <= start_ms
+
+
+class MinuteChanged(msgspec.Struct, frozen=True):
+    """A 1-minute candle at the live edge: new, updated, final, or revised. Sent before it is stored."""
+
+    market: MarketKey
+    candle: Candle
+    metadata: FeedMetadata = FeedMetadata()
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryChanged:
+    """The stored past of a market changed within `[start_ms, end_ms)`. Sent after it is stored, so read it again."""
+
+    market: MarketKey
+    start_ms: int
+    end_ms: int
+    #: The time since which history is complete except for known gaps; None if unknown.
+    complete_from_ms: int | None
+    metadata: FeedMetadata = FeedMetadata()
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The state of a market's feed."""
+
+    market: MarketKey
+    #: One of `candled.model.STATES`.
+    state: str
+    #: Since when the feed is in this state, UTC epoch milliseconds.
+    since_ms: int
+    #: One of `candled.model.STATE_REASONS`, or empty if the state is `live`.
+    reason: str = ""
+    #: The problem, in words; empty if there is none or it is unknown.
+    trouble: str = ""
+    #: The decimal places of the market, known once the exchange's list was read.
+    decimals: Decimals = Decimals()
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesLost:
+    """Messages of a market may have been lost. A bus sends this to its listeners; it is never published."""
+
+    market: MarketKey
+    #: If set, messages after this position did not belong to the feed: its numbers continue from there.
+    back_to: Position | None = None
+
+
+Message = MinuteChanged | HistoryChanged | StateChanged | MessagesLost
+Listener = Callable[[Message, Position], None]
+
+
+class Bus(Protocol):
+    """A carrier of messages, in the order in which those of each market were published."""
+
+    def publish(self, message: Message) -> Position:
+        """Number a message and deliver it to all listeners. Never blocks, and raises no errors of the transport."""
+
+    def add_listener(self, listener: Listener) -> None:
+        """Call `listener` for every later message. It must not block."""
+
+    def describe(self) -> dict[str, object]:
+        """Return facts for `/health`: at least `kind` and `connected`, and `trouble` if something fails."""
+
+    def unpublished(self) -> Mapping[MarketKey, str]:
+        """Return the markets that this process reads but cannot publish to other processes, each with the reason."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct, field
 
+from candled.bus import FeedMetadata, HistoryChanged, Message, MinuteChanged, StateChanged
 from candled.errors import InvalidCandle
 from candled.model import (
     MAX_DIGITS,
@@ -18,14 +19,13 @@ from candled.model import (
     Candle,
     Decimals,
     MarketKey,
+    Position,
     Range,
     State,
     decimal_text,
     iso_ms,
     parse_iso_ms,
 )
-
-from .interface import FeedMetadata, HistoryChanged, Message, MinuteChanged, Position, StateChanged
 
 MAX_BYTES = 64 * 1024  # of a message, and of a market's key
 _MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024  # enough for some tens of thousands of markets

@@ -5,9 +5,8 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 
-from candled.model import MarketKey
-
-from .interface import Listener, Message, Position
+from candled.bus import Listener, Message
+from candled.model import MarketKey, Position
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from candled.bus import Position
-from candled.model import Candle, Gap, MarketKey, Range, Symbol
+from candled.model import Candle, Gap, MarketKey, Position, Range, Symbol
 
 
 class MarketStore(Protocol):

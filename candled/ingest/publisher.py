@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from candled.bus import Bus, FeedMetadata, HistoryChanged, MinuteChanged, Position, StateChanged
+from candled.bus import Bus, FeedMetadata, HistoryChanged, MinuteChanged, StateChanged
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
-from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Range, Symbol
+from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Position, Range, Symbol
 from candled.store.interface import SEQ_UNPUBLISHED
 from candled.tasks import Backoff, retry
 

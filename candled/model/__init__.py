@@ -1,11 +1,11 @@
 """Value types: candles, symbols, intervals, markets and ranges. This package imports only `candled.errors`."""
 
-from .candle import MAX_DIGITS, MINUTE_MS, Candle, decimal_text, fold
+from .candle import MAX_DIGITS, Candle, decimal_text, fold
 from .gaps import REASONS, Gap
-from .interval import DAY_MS, DEFAULT_INTERVALS, MINUTE, WEEK, Interval, sources
-from .market import Decimals, Market, MarketKey, Symbol
+from .interval import DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
+from .market import Decimals, Market, MarketKey, Symbol, Topic
 from .ranges import Range, RangeSet
-from .states import STATE_REASONS, STATES, FeedState, State, StateReason
+from .states import STATE_REASONS, STATES, FeedState, Position, State, StateReason
 from .times import YEAR_10000_MS, iso_ms, parse_iso_ms
 
 __all__ = [
@@ -26,11 +26,13 @@ __all__ = [
     "Interval",
     "Market",
     "MarketKey",
+    "Position",
     "Range",
     "RangeSet",
     "State",
     "StateReason",
     "Symbol",
+    "Topic",
     "decimal_text",
     "fold",
     "iso_ms",

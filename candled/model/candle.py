@@ -17,9 +17,8 @@ from typing import NamedTuple, Self
 
 from candled.errors import InvalidCandle
 
+from .interval import MINUTE_MS
 from .times import YEAR_10000_MS
-
-MINUTE_MS = 60_000
 
 #: The most digits of a number, and the largest exponent: numbers lie between 1e-40 and 1e40.
 MAX_DIGITS, MAX_EXPONENT = 100, 40

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .candle import MINUTE_MS
-from .interval import DAY_MS
+from .interval import DAY_MS, MINUTE_MS
 from .ranges import Range, RangeSet
 
 # Each reason with a description for all readers. A store records gaps of every reason except the first.

@@ -1,10 +1,11 @@
-"""Symbols and markets."""
+"""Symbols, markets and topics."""
 
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .candle import MAX_EXPONENT
+from .interval import Interval
 
 _PATTERN = re.compile(r"([^\s/:]{1,32})/([^\s/:]{1,32})")
 
@@ -39,6 +40,13 @@ class MarketKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.exchange}:{self.symbol}"
+
+
+class Topic(NamedTuple):
+    """The subject of a room: one market and one interval."""
+
+    market: MarketKey
+    interval: Interval
 
 
 class Decimals(NamedTuple):

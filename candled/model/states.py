@@ -63,3 +63,14 @@ class FeedState(NamedTuple):
     since_ms: int
     reason: str = ""
     trouble: str = ""
+
+
+class Position(NamedTuple):
+    """The position of a message in a market's feed.
+
+    `epoch` is the name of the feed: a process that begins to read a market from its exchange begins a new one. `seq`
+    counts the messages of the market within the feed, from 1.
+    """
+
+    epoch: str
+    seq: int

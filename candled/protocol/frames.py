@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
-    from candled.bus import Position
-    from candled.model import Candle
-
-    from .messages import Topic
+    from candled.model import Candle, Position, Topic
 
 _TEXT = 0x81  # FIN and opcode 1 (RFC 6455, section 5.2)
 

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from candled.bus import Position
-from candled.model import Candle, FeedState, Interval, MarketKey, decimal_text, iso_ms
+from candled.model import Candle, FeedState, MarketKey, Position, Topic, decimal_text, iso_ms
 
 # Flags for printing bars: the optional fields, and numbers as JSON strings. A frame with `VALUES` has no text, only its
 # `BarUpdate`: another dialect encodes it.
@@ -19,13 +18,6 @@ HISTORY_UNAVAILABLE = "History cannot be read now"
 PONG = '{"type":"pong"}'
 
 FINAL_WAIT_S = 30.0  # default of `Options.final_wait_s`
-
-
-class Topic(NamedTuple):
-    """The subject of a room: one market and one interval."""
-
-    market: MarketKey
-    interval: Interval
 
 
 class Options(NamedTuple):

@@ -6,12 +6,10 @@ from typing import Any
 import msgspec
 
 from candled.errors import ClientError
-from candled.model import Interval, MarketKey, Symbol, parse_iso_ms
+from candled.model import Interval, MarketKey, Symbol, Topic, parse_iso_ms
 
 from . import messages
-from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId, Topic
-
-__all__ = ["Options", "Request", "RequestCodec", "Topic"]
+from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId
 
 DEFAULT_BARS = 100
 MOST_BARS = 1000

@@ -9,8 +9,8 @@ from functools import lru_cache
 from itertools import count
 from typing import Any, Protocol
 
-from candled.model import Candle, Interval, MarketKey
-from candled.protocol.messages import FINAL, Topic, bar_text
+from candled.model import Candle, Interval, MarketKey, Topic
+from candled.protocol.messages import FINAL, bar_text
 
 MOST_BYTES = 64 * 2**20
 _MESSAGES_KEPT = 4  # complete messages per `EncodedBars`

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from candled.aggregate.aggregator import Change
 from candled.exchange import Clock
-from candled.model import Candle, FeedState, Interval, MarketKey, RangeSet
+from candled.model import Candle, FeedState, Interval, MarketKey, RangeSet, Topic
 from candled.protocol.frames import Frame
-from candled.protocol.messages import Options, Topic
+from candled.protocol.messages import Options
 from candled.protocol.requests import RequestCodec as Codec
 
 from .corrections import Corrections

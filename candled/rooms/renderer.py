@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from candled.bus import Position
-from candled.model import Candle, FeedState, MarketKey, RangeSet
+from candled.model import Candle, FeedState, MarketKey, Position, RangeSet, Topic
 from candled.protocol import messages
 from candled.protocol.frames import BarUpdate, Frame
-from candled.protocol.messages import FINAL, SEQ, VALUES, Topic, bar_text, position_text
+from candled.protocol.messages import FINAL, SEQ, VALUES, bar_text, position_text
 
 from .encoded_bars import BarSource, EncodedBarCache, EncodedBars, fields_printer
 from .room import Membership, SubscriberGroup

@@ -4,9 +4,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-from candled.bus import Position
-from candled.model import Candle
-from candled.protocol.messages import FINAL, REV, Options, RequestId, Topic
+from candled.model import Candle, Position, Topic
+from candled.protocol.messages import FINAL, REV, Options, RequestId
 from candled.protocol.requests import Resume
 
 from .recipients import RecipientConnection, Recipients, RecipientSlot

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-from candled.model import FeedState, Interval, MarketKey
+from candled.model import FeedState, Interval, MarketKey, Topic
 from candled.protocol import messages
 from candled.protocol.frames import Frame
-from candled.protocol.messages import Topic
 
 from .recipients import RecipientConnection, Recipients, RecipientSlot
 

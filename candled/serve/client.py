@@ -7,13 +7,12 @@ from datetime import timedelta
 from typing import Any
 from typing import Protocol as Interface
 
-from candled.bus import Position
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.model import Candle, Interval, MarketKey
+from candled.model import Candle, Interval, MarketKey, Position, Topic
 from candled.protocol import messages
 from candled.protocol.frames import Frame
-from candled.protocol.messages import PLAIN, Topic
+from candled.protocol.messages import PLAIN
 from candled.protocol.requests import (
     INTERNAL,
     LIMIT,

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from candled.model import Topic
 from candled.protocol.frames import Frame
-from candled.protocol.requests import Topic
 from candled.transport.connection import ClientConnection, ConnectionListener
 
 MakeClient = Callable[[ClientConnection], ConnectionListener]

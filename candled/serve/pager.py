@@ -8,10 +8,10 @@ from typing import Protocol
 
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.model import Candle, Interval, MarketKey, Symbol
+from candled.model import Candle, Interval, MarketKey, Symbol, Topic
 from candled.protocol import messages
 from candled.protocol.frames import Frame
-from candled.protocol.messages import FINAL, Topic, bar_text
+from candled.protocol.messages import FINAL, bar_text
 from candled.protocol.requests import NOT_AVAILABLE, GetHistory, RequestError
 from candled.rooms.hub import RecipientConnection
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from candled.bus import Position
-from candled.model import MINUTE_MS, Candle, MarketKey, Range
+from candled.model import MINUTE_MS, Candle, MarketKey, Position, Range
 
 from .batch import minute_ranges
 from .interface import SEQ_UNPUBLISHED

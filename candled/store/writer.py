@@ -6,10 +6,9 @@ from collections import deque
 from functools import partial
 from typing import Any, Literal
 
-from candled.bus import Position
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
-from candled.model import Candle, MarketKey
+from candled.model import Candle, MarketKey, Position
 
 from .interface import Store
 from .journal import Journal

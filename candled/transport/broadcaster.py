@@ -7,8 +7,8 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from candled.exchange import Clock
+from candled.model import Topic
 from candled.protocol.frames import Frame
-from candled.protocol.requests import Topic
 from candled.rooms.recipients import Recipients
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from candled.model import Topic
 from candled.protocol.frames import Frame
-from candled.protocol.requests import Topic
 from candled.rooms.recipients import RecipientSlot
 
 from .broadcaster import Broadcaster

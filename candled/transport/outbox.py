@@ -1,6 +1,6 @@
 """The queue of a slow client, in bounded space."""
 
-from candled.protocol.requests import Topic
+from candled.model import Topic
 
 MOST_REPLIES = 256
 MOST_BARS_WAITING = 3

@@ -2,8 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.aggregate.feed_log import FeedLog
-from candled.bus import FeedMetadata, Position
-from candled.model import Range
+from candled.bus import FeedMetadata
+from candled.model import Position, Range
 
 
 def followed(*positions: tuple[str, int]) -> FeedLog:

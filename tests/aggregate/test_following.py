@@ -4,9 +4,9 @@ import pytest
 
 from candled.aggregate.live_bars import LiveBars
 from candled.aggregate.resume import MOST_RESUMED
-from candled.bus import FeedMetadata, HistoryChanged, Message, MessagesLost, MinuteChanged, Position
+from candled.bus import FeedMetadata, HistoryChanged, Message, MessagesLost, MinuteChanged
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, Symbol
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Position, Range, Symbol
 from tests.clocks import ManualClock
 from tests.rooms.stage import Stored
 from tests.rows import MONDAY_MS, minute

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
-from candled.bus import FeedMetadata, Message, MessagesLost, MinuteChanged, Position, StateChanged
+from candled.bus import FeedMetadata, Message, MessagesLost, MinuteChanged, StateChanged
 from candled.bus.factory import RedisParts, make_redis_parts
 from candled.bus.redis.leases import Lease, LeaseState
 from candled.clock import SystemClock
 from candled.exchange import Clock
-from candled.model import Candle, MarketKey, Symbol
+from candled.model import Candle, MarketKey, Position, Symbol
 from tests import deadlines
 from tests.rows import minute
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from candled.bus import FeedMetadata, HistoryChanged, MessagesLost, MinuteChanged, Position, StateChanged
+from candled.bus import FeedMetadata, HistoryChanged, MessagesLost, MinuteChanged, StateChanged
 from candled.bus.codec import (
     BadMessage,
     FutureMessage,
@@ -26,7 +26,7 @@ from candled.bus.codec import (
     private_channel,
     token_of,
 )
-from candled.model import MINUTE_MS, STATES, Candle, Decimals, MarketKey, Range, Symbol
+from candled.model import MINUTE_MS, STATES, Candle, Decimals, MarketKey, Position, Range, Symbol
 
 BTC = MarketKey("bitget", Symbol("BTC", "USDT"))
 NAMES = Names("", "bitget", 4)

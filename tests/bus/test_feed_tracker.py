@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.bus import Position
 from candled.bus.codec import Heartbeat
 from candled.bus.redis.feed_tracker import (
     EXTERNAL_LATE_S,
@@ -16,7 +15,7 @@ from candled.bus.redis.feed_tracker import (
     FeedTracker,
     MessageOrder,
 )
-from candled.model import MarketKey, Symbol
+from candled.model import MarketKey, Position, Symbol
 
 BTC, ETH = (MarketKey("bitget", Symbol(base, "USDT")) for base in ("BTC", "ETH"))
 CHANNELS = {"btc": BTC, "eth": ETH}

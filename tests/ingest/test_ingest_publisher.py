@@ -2,11 +2,11 @@
 
 import asyncio
 
-from candled.bus import HistoryChanged, MinuteChanged, Position, StateChanged
+from candled.bus import HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.ingest.market import Outcome
 from candled.ingest.publisher import IngestPublisher
-from candled.model import MINUTE_MS, Decimals, Range
+from candled.model import MINUTE_MS, Decimals, Position, Range
 from candled.store.interface import SEQ_UNPUBLISHED
 from tests.clocks import ManualClock
 from tests.ingest.test_market import at, market, push

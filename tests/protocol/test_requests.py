@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.model import DEFAULT_INTERVALS, Candle, Interval, MarketKey, Symbol
+from candled.model import DEFAULT_INTERVALS, Candle, Interval, MarketKey, Symbol, Topic
 from candled.protocol import messages
-from candled.protocol.messages import FINAL, REV, SEQ, SRC, STRINGS, Options, Topic
+from candled.protocol.messages import FINAL, REV, SEQ, SRC, STRINGS, Options
 from candled.protocol.requests import (
     GetHistory,
     ListSubscriptions,

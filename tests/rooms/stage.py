@@ -7,10 +7,10 @@ from collections import Counter, deque
 from candled.aggregate.live_bars import LiveBars
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
-from candled.model import DEFAULT_INTERVALS, MINUTE_MS, MarketKey, Range, Symbol, fold
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS, MarketKey, Range, Symbol, Topic, fold
 from candled.protocol.frames import Frame
 from candled.protocol.messages import PLAIN
-from candled.protocol.requests import RequestCodec, Subscribe, Topic
+from candled.protocol.requests import RequestCodec, Subscribe
 from candled.rooms.hub import Hub
 from candled.serve.client import ClientSession
 from tests.clocks import ManualClock

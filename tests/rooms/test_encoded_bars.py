@@ -5,8 +5,8 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.model import MINUTE, Candle, MarketKey, Symbol
-from candled.protocol.messages import FINAL, REV, Topic, bar_text
+from candled.model import MINUTE, Candle, MarketKey, Symbol, Topic
+from candled.protocol.messages import FINAL, REV, bar_text
 from candled.rooms.encoded_bars import EncodedBarCache, EncodedBars, fields_printer
 from tests.rows import minute
 

@@ -7,8 +7,8 @@ import pytest
 from candled.aggregate.live_bars import LiveBars
 from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
-from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
-from candled.protocol.messages import FINAL, PLAIN, SEQ, Options, Topic
+from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol, Topic
+from candled.protocol.messages import FINAL, PLAIN, SEQ, Options
 from candled.protocol.requests import RequestCodec
 from candled.rooms.hub import Hub
 from tests.clocks import ManualClock

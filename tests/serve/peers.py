@@ -10,8 +10,8 @@ from typing import Any
 
 from candled.clock import SystemClock
 from candled.config import ServerSettings
+from candled.model import Topic
 from candled.protocol.frames import Frame
-from candled.protocol.requests import Topic
 from candled.rooms.recipients import Recipients, RecipientSlot
 from candled.serve.server import LARGEST_MESSAGE, Server
 from candled.transport.broadcaster import Broadcaster

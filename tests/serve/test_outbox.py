@@ -3,8 +3,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol
-from candled.protocol.requests import Topic
+from candled.model import DEFAULT_INTERVALS, MarketKey, Symbol, Topic
 from candled.transport.outbox import MOST_BARS_WAITING, MOST_REPLIES, Outbox
 
 TOPICS = [Topic(MarketKey("x", Symbol("BTC", "USDT")), interval) for interval in DEFAULT_INTERVALS]

@@ -1,11 +1,10 @@
 """The bus between who reads the exchange and who serves, as Redis would be: it refuses, loses, repeats, and is away."""
 
-from candled.bus import MessagesLost, MinuteChanged, Position, StateChanged
+from candled.bus import Listener, Message, MessagesLost, MinuteChanged, StateChanged
 from candled.bus.codec import Heartbeat, Newest, epoch_of
-from candled.bus.interface import Listener, Message
 from candled.bus.redis.feed_tracker import FeedTracker, MessageOrder
 from candled.bus.redis.outbound import OutboundQueue
-from candled.model import MarketKey
+from candled.model import MarketKey, Position
 from tests.simulation.faults import Weather
 from tests.simulation.virtual_time import Machine
 

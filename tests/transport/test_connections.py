@@ -18,8 +18,8 @@ import pytest
 from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
 
+from candled.model import Topic
 from candled.protocol.frames import Frame
-from candled.protocol.requests import Topic
 from candled.rooms.recipients import Recipients, RecipientSlot
 from candled.serve.handlers import StreamHandler
 from candled.transport.broadcaster import READ_UNTIL_S

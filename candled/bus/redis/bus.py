@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from candled.bus import Listener, Message, MessagesLost, MinuteChanged, StateChanged
 from candled.bus.codec import (
     MAX_BYTES,
     BadMessage,
@@ -18,11 +19,10 @@ from candled.bus.codec import (
     excerpt,
     parse_fence,
 )
-from candled.bus.interface import Listener, Message, MessagesLost, MinuteChanged, Position, StateChanged
 from candled.bus.shards import shard_of
 from candled.bus.troubles import Troubles
 from candled.exchange import Clock
-from candled.model import YEAR_10000_MS, Decimals, MarketKey
+from candled.model import YEAR_10000_MS, Decimals, MarketKey, Position
 from candled.tasks import TaskSet
 
 from .connections import Call, Caller, Servers, reason_of

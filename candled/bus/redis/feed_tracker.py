@@ -6,8 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from candled.bus.codec import Heartbeat, epoch_of, token_of
-from candled.bus.interface import Position
-from candled.model import MarketKey, StateReason
+from candled.model import MarketKey, Position, StateReason
 
 LATE_S = 3.0  # a feed without a heartbeat for this long may have ended
 EXTERNAL_LATE_S = 90.0  # the same for minutes of other programs, which send no heartbeats

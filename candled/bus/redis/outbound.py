@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from candled.bus import FeedMetadata, HistoryChanged, Message, MinuteChanged, StateChanged
 from candled.bus.codec import Newest
-from candled.bus.interface import FeedMetadata, HistoryChanged, Message, MinuteChanged, Position, StateChanged
-from candled.model import Candle
+from candled.model import Candle, Position
 
 _MAX_PENDING = 16  # queued messages; a subscriber that misses older ones reads them from the store
 _MAX_MINUTES = 3

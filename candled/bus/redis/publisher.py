@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from candled.bus import Message
 from candled.bus.codec import Names, encode_heartbeat, encode_message, encode_newest
-from candled.bus.interface import Message, Position
 from candled.bus.troubles import Troubles
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.model import MarketKey
+from candled.model import MarketKey, Position
 from candled.tasks import TaskSet
 
 from .connections import Call, Caller, Node, Servers, Topology, reason_of
