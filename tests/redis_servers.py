@@ -24,7 +24,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests import tiers
+from tests import deadlines, tiers
 from tests.ports import free_port
 from tests.servers import _end_with_parent
 
@@ -91,14 +91,13 @@ class RedisServer:
                 stderr=log,
                 preexec_fn=_end_with_parent,
             )
-        for _ in range(400):
+        until = deadlines.now() + 60
+        while deadlines.now() < until and self._process.poll() is None:
             try:
                 with self.client() as client:
                     client.ping()
                 return
             except (redis.ConnectionError, redis.TimeoutError):
-                if self._process.poll() is not None:
-                    break
                 time.sleep(0.02)
         raise RuntimeError(f"Redis did not start: {(self._folder / 'log').read_text()[-2000:]}")
 

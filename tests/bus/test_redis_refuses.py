@@ -215,10 +215,11 @@ async def test_scripts_that_redis_forgets_all_the_time_are_sent_again():
 
 
 async def test_a_server_that_is_loading_its_data_is_waited_for():
-    with own_redis(save="1000 1000", key_load_delay="2000", loading_process_events_interval_bytes="1024") as server:
+    slow = {"key_load_delay": "20000", "loading_process_events_interval_bytes": "1024", "rdbcompression": "no"}
+    with own_redis(save="1000 1000", **slow) as server:
         async with site(server.url) as one:
-            with server.client() as client:
-                client.mset({f"filler-{number}": "x" for number in range(3000)})
+            with server.client() as client:  # it loads for a minute, unless it is told to hurry
+                client.mset({f"filler-{number}": "x" * 1024 for number in range(3000)})
                 client.save()
             server.kill()
             starting = asyncio.ensure_future(asyncio.to_thread(server.start))

@@ -10,6 +10,7 @@ from typing import Any
 
 from candled.clock import SystemClock
 from candled.config import ServerSettings
+from candled.exchange import Clock
 from candled.model import Topic
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients, RecipientSlot
@@ -81,13 +82,18 @@ QUIET = {"host": "127.0.0.1", "port": 0, "max_connections_per_ip": 0, "ping_inte
 
 
 class EchoSite:
-    """A running server, its clients in the order in which they came, and a list of all their links."""
+    """A running server, its clients in the order in which they came, and a list of all their links.
 
-    def __init__(self, *, largest_message: int = LARGEST_MESSAGE, **settings: Any) -> None:
+    `passes_by` is the clock by which the passes of the loop are as long as they may be.
+    """
+
+    def __init__(
+        self, *, largest_message: int = LARGEST_MESSAGE, passes_by: Clock | None = None, **settings: Any
+    ) -> None:
         self.clients: list[EchoClient] = []
         self.recipients = Recipients()
         self.opened: list[Any] = []  # what is closed at the end
-        self.publisher = Broadcaster(asyncio.get_running_loop().call_soon, SystemClock())
+        self.publisher = Broadcaster(asyncio.get_running_loop().call_soon, passes_by or SystemClock())
         self.server = Server(
             ServerSettings(**{**QUIET, **settings}),
             hub=NoRooms(),

@@ -26,6 +26,7 @@ from candled.transport.broadcaster import READ_UNTIL_S
 from candled.transport.outbox import MOST_BARS_WAITING
 from candled.transport.socket_connection import KERNEL_BUFFER
 from tests import deadlines
+from tests.clocks import ManualClock
 from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, EchoSite, echo_site, frame
 
 WAYS = pytest.mark.parametrize("own_sockets", [True, False], ids=["own socket", "Tornado's"])
@@ -220,7 +221,7 @@ class Counting(socket.socket):
 
 
 async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
-    async with echo_site() as site:
+    async with echo_site(passes_by=ManualClock()) as site:
         peer = await site.connect()
         connection = (await site.client()).connection
         counting = Counting(fileno=connection._socket.detach())
