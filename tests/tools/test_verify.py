@@ -20,11 +20,10 @@ from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
-from tests.servers import Database, shared_postgres
 from tests.store.rows import MONDAY_MS, recorded
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 from tests.tools.command import BTC, ETH, run, settings
-from tests.tools.tables import MARKET, PostgresTables, SqliteFile, fill, opened
+from tests.tools.tables import MARKET, SqliteFile, fill, opened
 
 M5, M15, H1, H4, D1, W1 = DEFAULT_INTERVALS[1:]
 ALWAYS = Range(0, END_OF_TIME_MS)
@@ -35,6 +34,19 @@ def week():
     return recorded("btcusdt-week.csv.gz")[5000:] + [
         candle._replace(open_ms=candle.open_ms + 7 * DAY_MS) for candle in recorded("btcusdt-week.csv.gz")[:3000:3]
     ]
+
+
+@pytest.fixture
+def weeks(templates, kind, tmp_path):
+    """Tables with these weeks."""
+    with templates.copy(kind, week, tmp_path) as tables:
+        yield tables
+
+
+@pytest.fixture
+def file_of_weeks(templates, tmp_path):
+    with templates.copy("sqlite", week, tmp_path) as file:
+        yield file
 
 
 def lines(capsys):
@@ -49,24 +61,22 @@ def verify(tables, *more):
 
 
 @pytest.mark.slow
-def test_in_a_good_store_nothing_differs(tables, capsys):
-    fill(tables, week())
-    assert verify(tables) == 0
+def test_in_a_good_store_nothing_differs(weeks, capsys):
+    assert verify(weeks) == 0
     assert lines(capsys) == ["bitget:BTC/USDT: 6,080 minutes, 2,334 longer bars: nothing differs"]
 
 
 @pytest.mark.slow
-def test_every_wrong_bar_is_named_with_what_is_wrong(tables, capsys):
-    fill(tables, week())
+def test_every_wrong_bar_is_named_with_what_is_wrong(weeks, capsys):
     at = MONDAY_MS + 4 * DAY_MS
-    tables.spoil(f"UPDATE rollups SET close = '1', volume = '2.50' WHERE time_ms = AT({at}) INTERVAL", H1)
-    tables.spoil(f"DELETE FROM rollups WHERE time_ms = AT({at + M15.ms}) INTERVAL", M15)
-    tables.spoil(f"UPDATE rollups SET time_ms = AT({at + 30 * DAY_MS}) WHERE time_ms = AT({at + M5.ms}) INTERVAL", M5)
-    tables.spoil(f"UPDATE rollups SET quote_volume = '7' WHERE time_ms = AT({at + 3 * DAY_MS}) INTERVAL", W1)
-    assert verify(tables) == 1
+    weeks.spoil(f"UPDATE rollups SET close = '1', volume = '2.50' WHERE time_ms = AT({at}) INTERVAL", H1)
+    weeks.spoil(f"DELETE FROM rollups WHERE time_ms = AT({at + M15.ms}) INTERVAL", M15)
+    weeks.spoil(f"UPDATE rollups SET time_ms = AT({at + 30 * DAY_MS}) WHERE time_ms = AT({at + M5.ms}) INTERVAL", M5)
+    weeks.spoil(f"UPDATE rollups SET quote_volume = '7' WHERE time_ms = AT({at + 3 * DAY_MS}) INTERVAL", W1)
+    assert verify(weeks) == 1
     *found, summary = lines(capsys)
-    [last] = bars(tables, MINUTE, at + 59 * MINUTE_MS, 1)
-    volume = sum(candle.volume for candle in bars(tables, MINUTE, at, 60))
+    [last] = bars(weeks, MINUTE, at + 59 * MINUTE_MS, 1)
+    volume = sum(candle.volume for candle in bars(weeks, MINUTE, at, 60))
     assert found == [
         "bitget:BTC/USDT 5m 2025-06-06T00:05:00.000Z: is not stored, though there are minutes",
         "bitget:BTC/USDT 15m 2025-06-06T00:15:00.000Z: is not stored, though there are minutes",
@@ -79,15 +89,14 @@ def test_every_wrong_bar_is_named_with_what_is_wrong(tables, capsys):
 
 
 @pytest.mark.slow
-def test_a_wrong_count_of_revisions_is_found_and_repaired(tables, capsys):
-    fill(tables, week())
+def test_a_wrong_count_of_revisions_is_found_and_repaired(weeks, capsys):
     at = MONDAY_MS + 4 * DAY_MS
-    tables.spoil(f"UPDATE rollups SET rev = 7 WHERE time_ms = AT({at}) INTERVAL", H1)
-    assert verify(tables) == 1
+    weeks.spoil(f"UPDATE rollups SET rev = 7 WHERE time_ms = AT({at}) INTERVAL", H1)
+    assert verify(weeks) == 1
     assert lines(capsys)[0] == "bitget:BTC/USDT 1h 2025-06-06T00:00:00.000Z: rev is 7, by its minutes 0"
-    assert verify(tables, "--repair") == 0
+    assert verify(weeks, "--repair") == 0
     capsys.readouterr()
-    assert verify(tables) == 0
+    assert verify(weeks) == 0
 
 
 def bars(tables, interval, start_ms, count):
@@ -99,35 +108,32 @@ def bars(tables, interval, start_ms, count):
 
 
 @pytest.mark.slow
-def test_a_bar_without_minutes_is_found(tables, capsys):
-    fill(tables, week())
-    tables.spoil(f"DELETE FROM candles WHERE time_ms = AT({MONDAY_MS + 7 * DAY_MS + 9 * MINUTE_MS})")
-    assert verify(tables) == 1
+def test_a_bar_without_minutes_is_found(weeks, capsys):
+    weeks.spoil(f"DELETE FROM candles WHERE time_ms = AT({MONDAY_MS + 7 * DAY_MS + 9 * MINUTE_MS})")
+    assert verify(weeks) == 1
     found = lines(capsys)
     assert "1m" not in {line.split()[1] for line in found}
     assert any("volume is" in line for line in found)
-    tables.spoil(f"DELETE FROM candles WHERE time_ms >= AT({MONDAY_MS + 7 * DAY_MS}) AND time_ms < "
+    weeks.spoil(f"DELETE FROM candles WHERE time_ms >= AT({MONDAY_MS + 7 * DAY_MS}) AND time_ms < "
                  f"AT({MONDAY_MS + 7 * DAY_MS + M5.ms})")  # fmt: skip
-    verify(tables)
+    verify(weeks)
     assert (
         "bitget:BTC/USDT 5m 2025-06-09T00:00:00.000Z: no minute lies in it, but it is stored" in lines(capsys)
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_an_impossible_minute_is_found(file, capsys):
-    fill(file, week())
-    file.spoil(f"UPDATE candles SET low = '999999999' WHERE time_ms = {MONDAY_MS + 8 * DAY_MS}")
-    assert verify(file) == 1
+def test_an_impossible_minute_is_found(file_of_weeks, capsys):
+    file_of_weeks.spoil(f"UPDATE candles SET low = '999999999' WHERE time_ms = {MONDAY_MS + 8 * DAY_MS}")
+    assert verify(file_of_weeks) == 1
     assert any(line.startswith("bitget:BTC/USDT 1m 2025-06-10") and "low <= open" in line for line in lines(capsys))
 
 
 @pytest.mark.slow
-def test_only_the_weeks_of_the_range_are_read(file, capsys):
-    fill(file, week())
-    file.spoil(f"UPDATE rollups SET close = '1' WHERE time_ms = {MONDAY_MS + 4 * DAY_MS} INTERVAL", H1)
-    assert verify(file, "--from", "2025-06-11") == 0
-    assert verify(file, "--to", "2025-06-05T13:00Z") == 1
+def test_only_the_weeks_of_the_range_are_read(file_of_weeks, capsys):
+    file_of_weeks.spoil(f"UPDATE rollups SET close = '1' WHERE time_ms = {MONDAY_MS + 4 * DAY_MS} INTERVAL", H1)
+    assert verify(file_of_weeks, "--from", "2025-06-11") == 0
+    assert verify(file_of_weeks, "--to", "2025-06-05T13:00Z") == 1
     assert lines(capsys)[0] == "bitget:BTC/USDT: 1,000 minutes, 867 longer bars: nothing differs"
 
 
@@ -188,19 +194,18 @@ def test_what_a_daemon_writes_meanwhile_is_no_difference(file, capsys):
 
 
 @pytest.mark.slow
-def test_repair_folds_wrong_bars_again_and_says_so(tables, capsys):
-    fill(tables, week())
-    before = {interval: bars(tables, interval, 0, 10**7) for interval in DEFAULT_INTERVALS}
+def test_repair_folds_wrong_bars_again_and_says_so(weeks, capsys):
+    before = {interval: bars(weeks, interval, 0, 10**7) for interval in DEFAULT_INTERVALS}
     at = MONDAY_MS + 4 * DAY_MS
-    tables.spoil(f"UPDATE rollups SET high = '1000000' WHERE time_ms >= AT({at}) AND time_ms < AT({at + DAY_MS})")
-    tables.spoil(f"DELETE FROM rollups WHERE time_ms = AT({MONDAY_MS + 7 * DAY_MS}) INTERVAL", D1)
-    assert verify(tables, "--repair") == 0
+    weeks.spoil(f"UPDATE rollups SET high = '1000000' WHERE time_ms >= AT({at}) AND time_ms < AT({at + DAY_MS})")
+    weeks.spoil(f"DELETE FROM rollups WHERE time_ms = AT({MONDAY_MS + 7 * DAY_MS}) INTERVAL", D1)
+    assert verify(weeks, "--repair") == 0
     *repaired, summary = lines(capsys)
     assert len(repaired) == 288 + 96 + 24 + 6 + 1 + 1
     assert all(line.endswith("(repaired)") for line in repaired)
     assert summary.endswith("nothing differs, 416 repaired")
-    assert verify(tables) == 0
-    after = {interval: bars(tables, interval, 0, 10**7) for interval in DEFAULT_INTERVALS}
+    assert verify(weeks) == 0
+    after = {interval: bars(weeks, interval, 0, 10**7) for interval in DEFAULT_INTERVALS}
     assert values(after) == values(before)
 
 
@@ -225,22 +230,19 @@ def test_repair_takes_away_a_bar_that_has_no_minutes(tables, capsys):
 
 
 @pytest.mark.slow
-def test_what_a_repair_changes_is_in_the_log_of_changes(tables):
-    fill(tables, week())
-    store = opened(tables)
+def test_what_a_repair_changes_is_in_the_log_of_changes(weeks):
+    store = opened(weeks)
     store.register_feed([MARKET], "a")
     at = MONDAY_MS + 4 * DAY_MS
-    tables.spoil(f"UPDATE rollups SET high = '1000000' WHERE time_ms = AT({at}) INTERVAL", H1)
-    assert verify(tables, "--repair") == 0
+    weeks.spoil(f"UPDATE rollups SET high = '1000000' WHERE time_ms = AT({at}) INTERVAL", H1)
+    assert verify(weeks, "--repair") == 0
     assert store.changes_since(MARKET, "a", 10**9) == [Range(at, at + H1.ms)]
     store.close()
 
 
 @pytest.mark.usefixtures("postgres")
-def test_bars_whose_first_minutes_a_database_dropped_are_left_alone(capsys):
-    with Database(shared_postgres()) as database:
-        tables = PostgresTables(database)
-        fill(tables, week())
+def test_bars_whose_first_minutes_a_database_dropped_are_left_alone(templates, tmp_path, capsys):
+    with templates.copy("postgresql", week, tmp_path) as tables:
         tables.spoil(f"DELETE FROM candles WHERE time_ms < AT({MONDAY_MS + 4 * DAY_MS + 90 * MINUTE_MS})")
         tables.spoil(f"UPDATE candled.state SET kept_from = AT({MONDAY_MS + 4 * DAY_MS + 90 * MINUTE_MS})")
         assert verify(tables) == 0
@@ -251,11 +253,10 @@ def test_bars_whose_first_minutes_a_database_dropped_are_left_alone(capsys):
 
 
 @pytest.mark.slow
-def test_two_stores_with_the_same_minutes_print_the_same_digests(tables, tmp_path, capsys):
+def test_two_stores_with_the_same_minutes_print_the_same_digests(weeks, tmp_path, capsys):
     other = SqliteFile(tmp_path / "other.db")
-    fill(tables, week())
     fill(other, [one._replace(as_of_ms=5, close=one.close + Decimal("0.000")) for one in reversed(week())])
-    assert verify(tables, "--digest") == 0
+    assert verify(weeks, "--digest") == 0
     first = lines(capsys)
     assert verify(other, "--digest") == 0
     assert lines(capsys) == first
@@ -268,11 +269,10 @@ def test_two_stores_with_the_same_minutes_print_the_same_digests(tables, tmp_pat
 
 
 @pytest.mark.slow
-def test_digests_of_a_range_are_those_of_its_whole_days(file, capsys):
-    fill(file, week())
-    verify(file, "--digest")
+def test_digests_of_a_range_are_those_of_its_whole_days(file_of_weeks, capsys):
+    verify(file_of_weeks, "--digest")
     whole = lines(capsys)
-    verify(file, "--digest", "--from", "2025-06-06T07:00Z", "--to", "2025-06-07T01:00Z")
+    verify(file_of_weeks, "--digest", "--from", "2025-06-06T07:00Z", "--to", "2025-06-07T01:00Z")
     assert lines(capsys) == whole[1:3]
 
 
@@ -308,27 +308,33 @@ async def against(fake, file, *, windows=3, seed=1, intervals=DEFAULT_INTERVALS,
     return report
 
 
-def history(fake):
-    return fake.truth(BTC, BEGUN_MS, NOW_MS - 5 * MINUTE_MS)
+def history():
+    """What the fake has, until five minutes ago."""
+    tape = Synthetic(3)
+    return [tape.row(at).candle(at, final=True) for at in range(BEGUN_MS, NOW_MS - 5 * MINUTE_MS, MINUTE_MS)]
+
+
+@pytest.fixture
+def stored_history(templates, tmp_path):
+    with templates.copy("sqlite", history, tmp_path) as file:
+        yield file
 
 
 @pytest.mark.slow
-async def test_a_store_with_what_the_exchange_has_differs_in_nothing(fake, file, capsys):
-    fill(file, history(fake))
-    report = await against(fake, file)
+async def test_a_store_with_what_the_exchange_has_differs_in_nothing(fake, stored_history, capsys):
+    report = await against(fake, stored_history)
     assert report.exit_status == 0
     [summary] = map(json.loads, lines(capsys))
     assert summary["compared"] == {"1m": 3 * 999, "5m": 90, "15m": 90, "1h": 90, "4h": 85, "1D": 13, "1W": 1}
 
 
 @pytest.mark.slow
-async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, file, capsys):
-    fill(file, history(fake))
+async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, stored_history, capsys):
     at = NOW_MS - NOW_MS % MINUTE_MS - 3 * DAY_MS
     row = fake.truth(BTC, at, at + MINUTE_MS)[0]
     fake.revise(BTC, at, Row(row.open, row.high, row.low, row.close, row.volume + 1, row.quote_volume))
     fake.missing_minutes(BTC, (at + MINUTE_MS, at + 2 * MINUTE_MS))
-    report = await against(fake, file, windows=60, intervals=[MINUTE, D1])
+    report = await against(fake, stored_history, windows=60, intervals=[MINUTE, D1])
     assert report.exit_status == 1
     found = [json.loads(line) for line in lines(capsys)[:-1]]
     by_interval = {(one["interval"], one["time"]): one for one in found}
@@ -338,10 +344,9 @@ async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, file, cap
 
 
 @pytest.mark.slow
-async def test_everything_can_be_compared_with_the_exchange(fake, file, capsys):
-    minutes = history(fake)
-    fill(file, minutes)
-    assert (await against(fake, file, windows="all")).exit_status == 0
+async def test_everything_can_be_compared_with_the_exchange(fake, stored_history, capsys):
+    minutes = history()
+    assert (await against(fake, stored_history, windows="all")).exit_status == 0
     [summary] = map(json.loads, lines(capsys))
     assert summary["compared"]["1m"] == len(minutes)
     assert [summary["compared"][str(interval)] for interval in (H4, D1, W1)] == [85, 13, 1]
@@ -351,13 +356,13 @@ async def test_everything_can_be_compared_with_the_exchange(fake, file, capsys):
 
     row = fake.truth(BTC, minutes[3].open_ms, minutes[4].open_ms)[0]
     fake.revise(BTC, row.open_ms, Row(row.open, row.high, row.low, row.close, row.volume + 1, row.quote_volume))
-    assert (await against(fake, file, windows="all", intervals=[MINUTE])).exit_status == 1
+    assert (await against(fake, stored_history, windows="all", intervals=[MINUTE])).exit_status == 1
     assert json.loads(lines(capsys)[0])["time"] == iso_ms(row.open_ms)
 
 
 @pytest.mark.slow
 async def test_a_minute_that_is_not_stored_is_found(fake, file, capsys):
-    minutes = history(fake)
+    minutes = history()
     gone = minutes.pop(-500)
     fill(file, minutes[-900:])
     report = await against(fake, file, windows=1, intervals=[MINUTE])
@@ -367,12 +372,11 @@ async def test_a_minute_that_is_not_stored_is_found(fake, file, capsys):
 
 
 @pytest.mark.slow
-async def test_the_same_seed_asks_for_the_same_windows(fake, file):
-    fill(file, history(fake))
+async def test_the_same_seed_asks_for_the_same_windows(fake, stored_history):
     asked = []
     for seed in (7, 7, 8):
         fake.requests.clear()
-        await against(fake, file, seed=seed, clock=Frozen(fake.clock))
+        await against(fake, stored_history, seed=seed, clock=Frozen(fake.clock))
         asked.append([(request.path, request.query) for request in fake.requests])
     assert asked[0] == asked[1]
     assert asked[0] != asked[2]
@@ -389,9 +393,8 @@ class Frozen(ScaledClock):
 
 
 @pytest.mark.slow
-async def test_at_most_half_of_the_request_budget_is_taken(fake, file):
-    fill(file, history(fake))
-    await against(fake, file, windows=40, intervals=[MINUTE])
+async def test_at_most_half_of_the_request_budget_is_taken(fake, stored_history):
+    await against(fake, stored_history, windows=40, intervals=[MINUTE])
     first, last = fake.requests[0].at_ms, fake.requests[-1].at_ms
     half = Bitget.requests_per_s / 2
     assert len(fake.requests) >= 40
@@ -399,13 +402,12 @@ async def test_at_most_half_of_the_request_budget_is_taken(fake, file):
 
 
 @pytest.mark.slow
-async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_then_named(fake, file, capsys):
-    fill(file, history(fake))
+async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_then_named(fake, stored_history, capsys):
     fake.rest_429(retry_after=1, times=2)
-    assert (await against(fake, file, windows=1)).exit_status == 0
+    assert (await against(fake, stored_history, windows=1)).exit_status == 0
     capsys.readouterr()
     fake.rest_down = True
-    report = await against(fake, file, windows=5)
+    report = await against(fake, stored_history, windows=5)
     assert report.exit_status == 1
     [line] = map(json.loads, lines(capsys))
     assert line["unchecked"] == "bitget"
@@ -413,10 +415,9 @@ async def test_an_exchange_that_cannot_be_reached_is_tried_again_and_then_named(
 
 
 @pytest.mark.slow
-async def test_an_answer_that_is_not_as_documented_leaves_the_other_windows(fake, file, capsys):
-    fill(file, history(fake))
+async def test_an_answer_that_is_not_as_documented_leaves_the_other_windows(fake, stored_history, capsys):
     fake.rest_error("40034", "Parameter BTCUSDT does not exist", times=1)
-    report = await against(fake, file, windows=2, intervals=[MINUTE])
+    report = await against(fake, stored_history, windows=2, intervals=[MINUTE])
     assert report.exit_status == 1
     unchecked, summary = map(json.loads, lines(capsys))
     assert "does not exist" in unchecked["reason"]

@@ -212,7 +212,7 @@ def test_a_deleted_minute_is_in_the_log_of_changes(tables):
 
 def loosened(file):
     """Take NOT NULL from the columns, as a file may be that some other program wrote."""
-    connection = sqlite3.connect(file._path)
+    connection = sqlite3.connect(file.path)
     connection.execute("PRAGMA writable_schema = 1")
     for name in ("open", "high", "low", "close", "volume"):
         connection.execute(f"UPDATE sqlite_master SET sql = replace(sql, '{name} TEXT NOT NULL', '{name} TEXT')")
