@@ -20,7 +20,7 @@ from candled.budget_file import BudgetFile
 from candled.bus import Bus
 from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
-from candled.config import Config, budget_path, doubts, make_store
+from candled.config import Config, budget_path, config_warnings, make_store
 from candled.daemon_threads import DaemonThreads
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock, Exchange
@@ -68,9 +68,9 @@ def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
         level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     clients = config.server.max_connections if "serve" in config.roles else 0
-    for doubt in (*doubts(config), shortage(raise_limit(), clients)):
-        if doubt is not None:
-            logger.warning("%s", doubt)
+    for warning in (*config_warnings(config), shortage(raise_limit(), clients)):
+        if warning is not None:
+            logger.warning("%s", warning)
     return asyncio.run(_run(config, plugins, clock or SystemClock()))
 
 

@@ -161,15 +161,15 @@ def check_config(config: ConfigFile = None) -> Outcome:
     from candled.bus.redis.address import RedisAddress
     from candled.bus.redis.connections import check_files
     from candled.clock import SystemClock
-    from candled.config import as_plain, doubts, make_exchanges, make_store
+    from candled.config import as_plain, config_warnings, make_exchanges, make_store
 
     settings = load_config(config)
     make_exchanges(settings, SystemClock())
     make_store(settings)  # reads the address, connects to nothing
     if settings.bus.url != "memory://":
         check_files(RedisAddress.parse(settings.bus.url))
-    for doubt in doubts(settings):
-        print(f"candled: warning: {doubt}", file=sys.stderr)
+    for warning in config_warnings(settings):
+        print(f"candled: warning: {warning}", file=sys.stderr)
     print(yaml.safe_dump(as_plain(settings), sort_keys=False, allow_unicode=True), end="")
     for exchange in settings.exchanges:
         print(f"# proxy of exchanges.{exchange.name}: {exchange.proxies.describe()}")

@@ -60,7 +60,7 @@ _ORIGIN = r"\*|[Nn][Uu][Ll][Ll]|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+"
 _PATH = r"(/[A-Za-z0-9_-]+)*"
 # Kubernetes gives every pod the addresses of services called `candled` and `candled-…` in these variables
 # (kubernetes.io/docs, "Accessing the Service", environment variables); the test suite has its own names.
-_NOT_OURS = re.compile(
+_FOREIGN_VARIABLES = re.compile(
     r"CANDLED_TEST_|CANDLED_(?:[A-Z0-9]+_)*?"
     r"(?:SERVICE_(?:HOST=|PORT(?:_[A-Z0-9_]+)?=\d+$)|PORT=\w+://|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?=)",
     re.IGNORECASE,
@@ -359,7 +359,7 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     problems: list[str] = []
     lines: dict[str, int] = {}
     raw = {} if path is None else _read_file(path, lines)
-    variables = {name: value for name, value in env.items() if not _NOT_OURS.match(f"{name}={value}")}
+    variables = {name: value for name, value in env.items() if not _FOREIGN_VARIABLES.match(f"{name}={value}")}
     keys = _keys(raw, plugins)
     raw = apply_environment(raw, variables, ENVIRONMENT, keys, problems)
     exchanges = _read_exchanges(raw.pop("exchanges", None), env, plugins, problems)
@@ -370,7 +370,7 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     return config
 
 
-def doubts(config: Config) -> list[str]:
+def config_warnings(config: Config) -> list[str]:
     """Return warnings about settings that work in one process but not in several, a line each."""
     if config.bus.url == MEMORY or not config.store.url.startswith("sqlite:"):
         return []
@@ -569,7 +569,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     elif not config.roles:
         yield "roles: at least one is needed, ingest or serve"
     elif is_split and config.store.url.startswith("sqlite:"):
-        lacks = "what it serves is stored by another" if config.roles == ("serve",) else "another serves what it stores"
-        yield f"store.url: SQLite is one process's file, and {lacks}: both need the same postgresql://"
+        reason = (
+            "what it serves is stored by another" if config.roles == ("serve",) else "another serves what it stores"
+        )
+        yield f"store.url: SQLite is one process's file, and {reason}: both need the same postgresql://"
     if config.bus.url == MEMORY and config.ingest.shards > 1:
         yield "ingest.shards: several processes share the markets by way of Redis; with memory:// it is 1"

@@ -18,7 +18,7 @@ from candled.store.interface import Store
 from candled.store.upkeep import StoreUpkeep
 from candled.store.writer import Writer
 
-_SETTLED = ("live", "quiet")
+_HEALTHY = ("live", "quiet")
 _READY_S = 2.0
 
 
@@ -63,8 +63,8 @@ class Health:
             writer |= {"state": "away", "lastError": self._upkeep.trouble or None}
         bus = self._bus.describe()
         conflicts = list(self._upkeep.conflicts)
-        doubtful = writer["state"] != "ok" or conflicts or "trouble" in bus
-        healthy = all(map(has_no_doubts, exchanges.values())) and not doubtful
+        has_problems = writer["state"] != "ok" or conflicts or "trouble" in bus
+        healthy = all(map(is_healthy, exchanges.values())) and not has_problems
         return {
             "status": "pass" if healthy else "warn",
             "version": __version__,
@@ -73,7 +73,7 @@ class Health:
             "store": {**self._store.describe(), "conflicts": conflicts, **writer},
             "roles": list(self._config.roles),
             "bus": bus,
-            "bars": self._bars.describe_healing(),
+            "bars": self._bars.describe_recovery(),
             "plugins": {
                 status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
                 for status in self._plugins.statuses
@@ -122,12 +122,12 @@ class Health:
         return exchanges
 
 
-def has_no_doubts(exchange: Mapping[str, Any]) -> bool:
+def is_healthy(exchange: Mapping[str, Any]) -> bool:
     """Return whether an exchange's part of `/health` contains no problems."""
-    return not exchange.get("historyTrouble") and all(map(_is_settled, exchange["symbols"].values()))
+    return not exchange.get("historyTrouble") and all(map(_is_ready, exchange["symbols"].values()))
 
 
-def _is_settled(symbol: Mapping[str, Any]) -> bool:
+def _is_ready(symbol: Mapping[str, Any]) -> bool:
     beginning = symbol.get("beginning")
     is_known = beginning is None or beginning["reason"] != "unconfirmed"
-    return symbol["state"] in _SETTLED and is_known and not symbol.get("trouble")
+    return symbol["state"] in _HEALTHY and is_known and not symbol.get("trouble")

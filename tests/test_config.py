@@ -18,7 +18,7 @@ from candled.config import (
     ExchangeKeys,
     ServerSettings,
     as_plain,
-    doubts,
+    config_warnings,
     load,
     make_exchanges,
 )
@@ -342,9 +342,13 @@ def test_shards_need_a_redis(problems):
 
 
 def test_a_file_beside_a_redis_is_doubted_and_nothing_else(settings):
-    (only,) = doubts(settings("bus: {url: redis://h}"))
+    (only,) = config_warnings(settings("bus: {url: redis://h}"))
     assert only.startswith("store.url: SQLite is one process's file")
-    assert doubts(settings("")) == doubts(settings("bus: {url: redis://h}\nstore: {url: 'postgresql://h/d'}")) == []
+    assert (
+        config_warnings(settings(""))
+        == config_warnings(settings("bus: {url: redis://h}\nstore: {url: 'postgresql://h/d'}"))
+        == []
+    )
 
 
 @pytest.mark.parametrize("origin", ["example.org", "https://example.org/", "https://example.org/page", ""])

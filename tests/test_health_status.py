@@ -2,7 +2,7 @@
 
 import pytest
 
-from candled.health import has_no_doubts
+from candled.health import is_healthy
 
 LIVE = {"state": "live", "trouble": None, "beginning": None}
 
@@ -22,4 +22,4 @@ EXCHANGES = [
 @pytest.mark.parametrize(("exchange", "symbol", "expected"), EXCHANGES)
 def test_trouble_of_an_exchange_or_of_a_market_is_a_doubt_whatever_the_state(exchange, symbol, expected):
     symbols = {"BTC/USDT": LIVE, "ETH/USDT": LIVE | symbol}
-    assert has_no_doubts({"symbols": symbols, **exchange}) is expected
+    assert is_healthy({"symbols": symbols, **exchange}) is expected

@@ -77,7 +77,7 @@ class LiveBars:
             self._process_message(market, message, position)
 
     def _process_message(self, market: MarketBars, message: Message, position: Position) -> None:
-        feed_log, settled_ms, sure_ms = (
+        feed_log, watermark_ms, sure_ms = (
             market.feed_log,
             market.feed_log.metadata.watermark_ms,
             _sure_ms(market.feed_log.metadata),
@@ -104,7 +104,7 @@ class LiveBars:
                 market.notify_finality()
         elif isinstance(message, MinuteChanged):
             minute = message.candle
-            if settled_ms is not None and minute.open_ms < settled_ms:
+            if watermark_ms is not None and minute.open_ms < watermark_ms:
                 feed_log.log_change(feed_log.change_id, minute.open_ms, minute.open_ms + MINUTE_MS)
             may_be_final = self._update_metadata(market, message.metadata)
             if not market.update_minute(minute) and minute.final:
@@ -163,13 +163,13 @@ class LiveBars:
         is_shown = market.served_from_ms is not None and open_ms >= market.served_from_ms
         return market.aggregator.series_of(interval).get_bar(open_ms) if is_shown else None
 
-    def between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+    def bars_between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """Return the bars in memory with `start_ms <= open_ms < end_ms`, oldest first. Use it for shown ranges only."""
         return self._markets[key].aggregator.series_of(interval).bars_between(start_ms, end_ms)
 
-    def generation(self, key: MarketKey) -> int:
+    def past_version(self, key: MarketKey) -> int:
         """Return a number that changes whenever the stored past must be read again."""
-        return self._markets[key].generation
+        return self._markets[key].past_version
 
     def revision_of(self, key: MarketKey, interval: Interval) -> int:
         """Return a number that changes whenever a bar other than the newest does, or older ones are read."""
@@ -185,7 +185,7 @@ class LiveBars:
         series, feed_log = market.aggregator.series_of(interval), market.feed_log
         return (
             series.newest_bar, series.revision, series.since_ms, market.served_from_ms, market.complete_from_ms,
-            market.finality_count, market.generation, market.position_before_read, market.stale, market.being_reread,
+            market.finality_count, market.past_version, market.position_before_read, market.stale, market.being_reread,
             market.is_rereading, market.lost_from_ms, feed_log.is_broken, feed_log.position, feed_log.metadata,
         )  # fmt: skip
 
@@ -266,7 +266,7 @@ class LiveBars:
             }
         return exchanges
 
-    def describe_healing(self) -> dict[str, int]:
+    def describe_recovery(self) -> dict[str, int]:
         """Return for `/health` how often lost messages were recovered, and for how many markets this is in progress."""
         return {
             "healed": self._reader.recovered,

@@ -80,7 +80,7 @@ class MarketBars:
         #: The range being read again.
         self.being_reread: Range | None = None
         #: Counts changes of the past, so that a read that overlapped one is discarded.
-        self.generation = 0
+        self.past_version = 0
 
     @property
     def is_behind(self) -> bool:
@@ -99,7 +99,7 @@ class MarketBars:
         """
         if self.complete_from_ms is None or start_ms < self.complete_from_ms:
             return False
-        if not self.feed_log.metadata.is_settled(start_ms, end_ms):
+        if not self.feed_log.metadata.is_range_final(start_ms, end_ms):
             return False
         if self.feed_log.is_broken and end_ms > self.lost_from_ms:
             return False

@@ -43,9 +43,9 @@ class Resume:
     #: The start of the bars in memory when this was prepared.
     since_ms: int
     #: The generation of the past when this was prepared.
-    generation: int
+    past_version: int
     #: Everything before this time was final when the client disconnected, except for gaps, which are in `ranges`.
-    settled_ms: int
+    watermark_ms: int
 
 
 class Resumer:
@@ -68,8 +68,8 @@ class Resumer:
         if market.served_from_ms is None or not market.is_seeded:
             return None
         change_id = None if market.feed_log.is_broken else market.feed_log.change_id_of(position)
-        settled_ms = None if change_id is None else market.feed_log.watermark_at(change_id)
-        from_ms = time_ms if settled_ms is None else min(time_ms, settled_ms)
+        watermark_ms = None if change_id is None else market.feed_log.watermark_at(change_id)
+        from_ms = time_ms if watermark_ms is None else min(time_ms, watermark_ms)
         if change_id is not None:
             ranges = market.feed_log.changes_since(change_id)
         else:
@@ -78,7 +78,7 @@ class Resumer:
                 return None
             change_id, from_ms = 0, max(0, time_ms - _UNSETTLED_MS)
             ranges = RangeSet([*logged, (interval.floor(from_ms), FOREVER_MS)])
-        generation, since_ms = market.generation, market.aggregator.series_of(interval).since_ms
+        past_version, since_ms = market.past_version, market.aggregator.series_of(interval).since_ms
         ranges.add(interval.floor(from_ms), since_ms)
         older = RangeSet(
             (interval.floor(start_ms), min(end_ms, since_ms)) for start_ms, end_ms in ranges if start_ms < since_ms
@@ -92,27 +92,30 @@ class Resumer:
             ranges,
             shown,
             since_ms,
-            generation,
-            max(0, time_ms - _UNSETTLED_MS) if settled_ms is None else settled_ms,
+            past_version,
+            max(0, time_ms - _UNSETTLED_MS) if watermark_ms is None else watermark_ms,
         )
 
     def finish_resume(self, market: MarketBars, interval: Interval, resume: Resume) -> list[Candle] | None:
         """Return the bars that changed since, oldest first, as of now; None if they cannot be determined any more."""
         series = market.aggregator.series_of(interval)
-        if market.feed_log.is_broken or (market.generation, series.since_ms) != (resume.generation, resume.since_ms):
+        if market.feed_log.is_broken or (market.past_version, series.since_ms) != (
+            resume.past_version,
+            resume.since_ms,
+        ):
             return None
         changed = {bar.open_ms: bar for bar in series.changed_since(resume.change_id)}
         for start_ms, end_ms in resume.ranges:
             for bar in series.bars_between(interval.floor(start_ms), end_ms):
                 changed[bar.open_ms] = bar
-        shown_ms = market.served_from_ms or 0
-        held = [changed[open_ms] for open_ms in sorted(changed) if open_ms >= shown_ms]
-        bars = [*resume.older, *held]
+        served_from_ms = market.served_from_ms or 0
+        in_memory = [changed[open_ms] for open_ms in sorted(changed) if open_ms >= served_from_ms]
+        bars = [*resume.older, *in_memory]
         return bars if len(bars) <= MOST_RESUMED else None
 
     def became_final(self, market: MarketBars, resume: Resume) -> RangeSet:
         """Return the ranges in which bars may be final now that the client has not received as final."""
-        return RangeSet([*market.feed_log.finals_since(resume.change_id), (resume.settled_ms, FOREVER_MS)])
+        return RangeSet([*market.feed_log.finals_since(resume.change_id), (resume.watermark_ms, FOREVER_MS)])
 
     async def _logged_changes(self, market: MarketBars, position: Position) -> Sequence[Range] | None:
         """Return the past changes since a position that this process did not receive, once all of them are logged.

@@ -127,7 +127,7 @@ class Series:
         elif bar.open_ms > newest_ms:
             self._append_bar(bar, change_id)
             if len(self._times) > self._capacity + self._capacity // 8:
-                self.forget_before(self._times[-self._capacity])
+                self.drop_before(self._times[-self._capacity])
         else:
             # drops nothing, because it might drop the bar that it adds
             self._put_late(bar, change_id)
@@ -145,7 +145,7 @@ class Series:
         self.since_ms = since_ms
         self._revise(0)
 
-    def forget_before(self, keep_ms: int) -> None:
+    def drop_before(self, keep_ms: int) -> None:
         """Drop bars older than `keep_ms`, except the parts of a parent's bar that contains it."""
         if self._parent is not None:
             keep_ms = self._parent.floor(keep_ms)

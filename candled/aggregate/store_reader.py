@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 _STORED_AFTER_S = 2.0
-_PATIENT_LOOKS = 3  # how often to wait for the log of changes; after that, everything in memory is read again
+_MAX_LOG_WAITS = 3  # how often to wait for the log of changes; after that, everything in memory is read again
 # pauses between attempts to recover lost messages; the last one repeats
 _RECOVERY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
-class AbsentRange(Protocol):
+class KnownGap(Protocol):
     """Minutes that the exchange does not have; implemented by `candled.store.interface.Gap`."""
 
     @property
@@ -50,7 +50,7 @@ class StoredHistory(ResumeHistory, Protocol):
     async def served_from(self, market: MarketKey) -> int | None:
         """See `Store.served_from`."""
 
-    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[AbsentRange]:
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]:
         """See `Store.known_gaps`."""
 
 
@@ -94,11 +94,11 @@ class StoreReader:
             market.served_from_ms = served_from_ms
         newest = market.aggregator.series_of(MINUTE).newest_bar
         if newest is not None:  # until the feed provides more
-            settled_ms = newest.open_ms + MINUTE_MS
-            overtaken = [minute.open_ms for minute in forming if minute.open_ms < settled_ms]
+            watermark_ms = newest.open_ms + MINUTE_MS
+            overtaken = [minute.open_ms for minute in forming if minute.open_ms < watermark_ms]
             if overtaken:
                 gap = Range(overtaken[0], overtaken[-1] + MINUTE_MS).hull(gap)
-            market.feed_log.update_metadata(FeedMetadata(watermark_ms=settled_ms, gap=gap))
+            market.feed_log.update_metadata(FeedMetadata(watermark_ms=watermark_ms, gap=gap))
         market.is_seeded = True
         for minute in forming:
             market.update_minute(minute)
@@ -114,10 +114,10 @@ class StoreReader:
             if not market.is_seeded:
                 raise Unavailable("the store cannot be read yet")
             series = market.aggregator.series_of(interval)
-            generation, since_ms = market.generation, series.since_ms
+            past_version, since_ms = market.past_version, series.since_ms
             missing = count - len(series)
             older = await self._history.read_bars(market.key, interval, since_ms, missing)
-            if (generation, since_ms) == (market.generation, series.since_ms):
+            if (past_version, since_ms) == (market.past_version, series.since_ms):
                 series.prepend_bars(older, older[0].open_ms if len(older) >= missing else 0)
 
     async def _find_gap(self, market: MarketBars, final: Sequence[Candle]) -> Range | None:
@@ -125,10 +125,10 @@ class StoreReader:
         missing = RangeSet([(final[0].open_ms, final[-1].open_ms)] if final else ())
         for minute in final:
             missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
-        for absent in (
+        for known_gap in (
             await self._history.known_gaps(market.key, Range(final[0].open_ms, final[-1].open_ms)) if missing else ()
         ):
-            missing.remove(absent.start_ms, absent.end_ms)
+            missing.remove(known_gap.start_ms, known_gap.end_ms)
         spans = list(missing)
         return Range(spans[0].start_ms, spans[-1].end_ms) if spans else None
 
@@ -144,8 +144,8 @@ class StoreReader:
         for minute in forming:
             if end_ms is not None and minute.open_ms > end_ms:
                 missing = RangeSet([(end_ms, minute.open_ms)])
-                for absent in await self._history.known_gaps(market.key, Range(end_ms, minute.open_ms)):
-                    missing.remove(absent.start_ms, absent.end_ms)
+                for known_gap in await self._history.known_gaps(market.key, Range(end_ms, minute.open_ms)):
+                    missing.remove(known_gap.start_ms, known_gap.end_ms)
                 if missing:
                     break
             result.append(minute)
@@ -166,7 +166,7 @@ class StoreReader:
 
     def reread_range(self, market: MarketBars, start_ms: int, end_ms: int) -> None:
         """Read a changed range from the store."""
-        market.generation += 1
+        market.past_version += 1
         market.stale = Range(start_ms, end_ms).hull(market.stale)
         if not market.is_rereading:
             market.is_rereading = True
@@ -202,7 +202,7 @@ class StoreReader:
             series = market.aggregator.series_of(interval)
             keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
             if interval.floor(stale.start_ms) < keep_ms and series.since_ms < keep_ms:
-                series.forget_before(keep_ms)  # read no more than can be kept, however long the range is
+                series.drop_before(keep_ms)  # read no more than can be kept, however long the range is
             start_ms = max(interval.floor(stale.start_ms), series.since_ms)
             if start_ms < stale.end_ms:
                 rows[interval] = await self._history.read_bars_between(market.key, interval, start_ms, stale.end_ms)
@@ -215,9 +215,9 @@ class StoreReader:
         changed = [change.bar.open_ms for change in changes if change.interval == MINUTE]
         if changed:
             market.feed_log.log_change(change_id, changed[0], changed[-1] + MINUTE_MS)
-        held_ms = market.aggregator.series_of(MINUTE).since_ms
-        if stale.start_ms < held_ms:  # its changes are unknown, because it is not in memory
-            market.feed_log.log_change(change_id, stale.start_ms, min(stale.end_ms, held_ms))
+        memory_from_ms = market.aggregator.series_of(MINUTE).since_ms
+        if stale.start_ms < memory_from_ms:  # its changes are unknown, because it is not in memory
+            market.feed_log.log_change(change_id, stale.start_ms, min(stale.end_ms, memory_from_ms))
         shown = [one for one in changes if one.bar.open_ms >= (market.served_from_ms or 0)]
         for interval in market.aggregator.intervals:
             market.notify_history_changed(interval, stale, [one.bar for one in shown if one.interval == interval])
@@ -227,8 +227,8 @@ class StoreReader:
     def recover_lost(self, market: MarketBars, sure_ms: int | None) -> None:
         """Start recovery from lost messages. Everything before `sure_ms` was final before they were lost."""
         newest = market.aggregator.series_of(MINUTE).newest_bar
-        held_ms = 0 if newest is None else newest.open_ms
-        market.lost_from_ms = max(0, (held_ms if sure_ms is None else sure_ms) - 2 * MINUTE_MS)
+        newest_ms = 0 if newest is None else newest.open_ms
+        market.lost_from_ms = max(0, (newest_ms if sure_ms is None else sure_ms) - 2 * MINUTE_MS)
         if not market.is_recovering:
             market.is_recovering = True
             self._tasks.start(self._recover_market(market))
@@ -241,7 +241,7 @@ class StoreReader:
         try:
             for attempt, pause_s in enumerate(_pauses()):
                 since, lost_from_ms = market.feed_log.lost_since, market.lost_from_ms
-                is_known, is_last = market.feed_log.is_lost_logged, attempt >= _PATIENT_LOOKS
+                is_known, is_last = market.feed_log.is_lost_logged, attempt >= _MAX_LOG_WAITS
                 try:
                     for stale in await self._lost_ranges(
                         market, since, lost_from_ms, everything=is_last and not is_known
@@ -296,15 +296,15 @@ class StoreReader:
             if metadata.gap is None:
                 return False
             known_ms = metadata.gap.end_ms
-        from_ms, settled_ms = max(from_ms, series.since_ms, known_ms), metadata.watermark_ms
-        missing = RangeSet([(from_ms, settled_ms)])
-        for minute in series.bars_between(from_ms, settled_ms):
+        from_ms, watermark_ms = max(from_ms, series.since_ms, known_ms), metadata.watermark_ms
+        missing = RangeSet([(from_ms, watermark_ms)])
+        for minute in series.bars_between(from_ms, watermark_ms):
             if minute.final:
                 missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
         if metadata.gap is not None:
             missing.remove(*metadata.gap)
-        for absent in await self._history.known_gaps(market.key, Range(from_ms, settled_ms)) if missing else ():
-            missing.remove(absent.start_ms, absent.end_ms)
+        for known_gap in await self._history.known_gaps(market.key, Range(from_ms, watermark_ms)) if missing else ():
+            missing.remove(known_gap.start_ms, known_gap.end_ms)
         return not missing
 
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 EVER_MS = 10**14  # later than any candle, and within the range of every store
 MOST_BARS = 1000
 _ALL = 10**6  # more than memory holds
-_BELIEVED_S = 10.0
+_TRUSTED_S = 10.0
 _PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
 _page_numbers = count(1)
 _DAY = Interval.parse("1D")
@@ -35,10 +35,10 @@ class LiveSource(Protocol):
     def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
         """Return the bar that begins at `open_ms`, or None."""
 
-    def between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+    def bars_between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """Return the bars in `[start_ms, end_ms)`, oldest first."""
 
-    def generation(self, key: MarketKey) -> int:
+    def past_version(self, key: MarketKey) -> int:
         """Return a number that changes when the stored past has to be read again."""
 
     async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
@@ -164,7 +164,7 @@ class _Beginning(NamedTuple):
     """A market's very first bar, as read from the store. Valid `until` a time, or until the market's past changes."""
 
     first_ms: int
-    generation: int
+    past_version: int
     until: float
 
 
@@ -276,7 +276,7 @@ class BarReader:
             await self._readable(self._live.load_bars(market, interval, asked.limit + 1, 0.0))
             page = self.printed_now(market, interval, printer, asked, known)
         if page is None:
-            generation = self._live.generation(market)
+            past_version = self._live.past_version(market)
             read = await self._read_page(market, interval, asked)
             # If reading has shown that memory has all bars of the page, or another request for the same bars was
             # faster, this answer gets the same tag as later ones.
@@ -286,7 +286,7 @@ class BarReader:
                 if page.is_final and page.last_ms is not None:
                     key = market, interval, printer.name, asked
                     size = sum(map(len, page.columns)) + _PAGE_OVERHEAD
-                    self._texts.keep_page(key, (generation, next(_page_numbers), page), size)
+                    self._texts.keep_page(key, (past_version, next(_page_numbers), page), size)
                     page = self._cached_page(market, interval, printer, asked, known) or page
         return page
 
@@ -298,13 +298,13 @@ class BarReader:
         cached: tuple[int, int, PrintedPage] | None = self._texts.find_page(key)
         if cached is None:
             return None
-        generation, number, page = cached
+        past_version, number, page = cached
         assert page.first_ms is not None
         assert page.last_ms is not None
         is_final = self._live.is_range_final(market, page.first_ms, page.last_ms + interval.ms)
         times = self._live.newest_times(market, interval, _ALL)
         is_old = bool(times) and page.last_ms < times[0]
-        if generation != self._live.generation(market) or not is_final or not is_old:
+        if past_version != self._live.past_version(market) or not is_final or not is_old:
             self._texts.drop_page(key)
             return None
         position = self._live.feed_position(market)
@@ -398,14 +398,14 @@ class BarReader:
     def _begins_with(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> bool:
         """Return True if no bars older than these exist, by a recent read of the store."""
         known = self._begins.get((market, interval))
-        if known is None or known[:2] != (times[0], self._live.generation(market)):
+        if known is None or known[:2] != (times[0], self._live.past_version(market)):
             return False
         return self._clock.monotonic() < known.until
 
     def _page_of(self, market: MarketKey, interval: Interval, span: _Span) -> Page:
         position, chosen = self._live.feed_position(market), span.chosen
         is_final, _ = self._finality(market, interval, span)
-        bars = self._live.between(market, interval, chosen[0], chosen[-1] + 1) if chosen else []
+        bars = self._live.bars_between(market, interval, chosen[0], chosen[-1] + 1) if chosen else []
         current = tuple(self._with_finality(market, interval, bar) for bar in bars)
         return Page(current, span.has_more, is_final, position)
 
@@ -439,7 +439,7 @@ class BarReader:
     async def _joined_page(
         self, market: MarketKey, interval: Interval, limit: int, start_ms: int, end_ms: int, newest_first: bool
     ) -> Page:
-        asked_ms, generation = start_ms, self._live.generation(market)
+        asked_ms, past_version = start_ms, self._live.past_version(market)
         since_ms = await self._stored.served_from(market)
         position = self._live.feed_position(market)
         if since_ms is None:
@@ -454,8 +454,8 @@ class BarReader:
         has_more = len(bars) > limit
         is_whole = asked_ms <= since_ms and not (newest_first and has_more)
         if is_whole and memory and bars and bars[0].open_ms == memory[0].open_ms:
-            until = self._clock.monotonic() + _BELIEVED_S
-            self._begins[market, interval] = _Beginning(bars[0].open_ms, generation, until)
+            until = self._clock.monotonic() + _TRUSTED_S
+            self._begins[market, interval] = _Beginning(bars[0].open_ms, past_version, until)
         if has_more:
             bars = bars[-limit:] if newest_first else bars[:limit]
             end_ms = end_ms if newest_first else bars[-1].open_ms + interval.ms

@@ -20,7 +20,7 @@ class FeedMetadata(msgspec.Struct, frozen=True):
     #: none yet.
     logged_seq: int = -1
 
-    def is_settled(self, start_ms: int, end_ms: int) -> bool:
+    def is_range_final(self, start_ms: int, end_ms: int) -> bool:
         """Return whether every minute of `[start_ms, end_ms)` is final or known not to exist."""
         if self.watermark_ms is None or end_ms > self.watermark_ms:
             return False

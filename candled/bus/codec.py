@@ -129,7 +129,7 @@ class _Form(Struct, kw_only=True, rename="camel", omit_defaults=True):
     interval: str | None = None
     epoch: _Epoch = ""
     seq: _Count = 0
-    settled: _Time | None = None
+    watermark: _Time | None = None
     gap: tuple[_Time, _Time] | None = None
     logged: Annotated[int, Meta(ge=-1, le=_MAX_COUNT)] = -1
     complete_from: _Time | None = None
@@ -149,7 +149,7 @@ class _Candle(_Form, tag="candle"):
     src: Annotated[str, Meta(max_length=32)] = field(default_factory=str)
 
 
-class _Healed(_Form, tag="healed"):
+class _HistoryChanged(_Form, tag="healed"):
     from_: _Time = field(name="from")
     until: _Time
 
@@ -193,7 +193,7 @@ class Newest:
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_form = msgspec.json.Decoder(_Candle | _Healed | _State).decode
+_decode_form = msgspec.json.Decoder(_Candle | _HistoryChanged | _State).decode
 _decode_candle = msgspec.json.Decoder(_Candle).decode
 _decode_newest = msgspec.json.Decoder(_Newest).decode
 _decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
@@ -209,7 +209,7 @@ def encode_message(message: Message, position: Position) -> bytes:
         form = _candle_form(message.candle)
         _set_metadata(form, message.metadata, None)
     elif isinstance(message, HistoryChanged):
-        form = _Healed(iso_ms(message.start_ms), iso_ms(message.end_ms))
+        form = _HistoryChanged(iso_ms(message.start_ms), iso_ms(message.end_ms))
         _set_metadata(form, message.metadata, message.complete_from_ms)
     elif isinstance(message, StateChanged):
         form = _State(*_state_values(message))
@@ -244,7 +244,7 @@ def _candle_form(candle: Candle) -> _Candle:
 def _set_metadata(form: _Form, metadata: FeedMetadata, complete_from_ms: int | None) -> None:
     form.logged = metadata.logged_seq
     if metadata.watermark_ms is not None:
-        form.settled = iso_ms(metadata.watermark_ms)
+        form.watermark = iso_ms(metadata.watermark_ms)
     if metadata.gap is not None:
         form.gap = iso_ms(metadata.gap.start_ms), iso_ms(metadata.gap.end_ms)
     if complete_from_ms is not None:
@@ -339,7 +339,7 @@ def _candle_of(form: _Candle, latest_ms: int) -> Candle:
 
 def _metadata_of(form: _Form, latest_ms: int) -> tuple[FeedMetadata, int | None]:
     """Return metadata, and since when history is complete."""
-    watermark_ms = None if form.settled is None else _ms(form.settled, latest_ms)
+    watermark_ms = None if form.watermark is None else _ms(form.watermark, latest_ms)
     complete_from_ms = None if form.complete_from is None else _ms(form.complete_from, latest_ms)
     gap = None if form.gap is None else _span(*form.gap, latest_ms)
     return FeedMetadata(watermark_ms, gap, form.logged), complete_from_ms

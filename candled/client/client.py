@@ -266,7 +266,7 @@ class Client:
             for number in list(self._questions):
                 self._on_answer(number, error)
         for topic in self._topics:
-            if not topic.is_settled and topic.refusal is None and _is_meant(topic, text):
+            if not topic.has_bars and topic.refusal is None and _is_meant(topic, text):
                 topic.on_refused(error)
                 return
 
@@ -314,8 +314,8 @@ class Client:
 def _is_on(topic: BarSubscription, symbol: str, interval: str, exchange: Any) -> bool:
     """Return True if a subscription is for this market and interval. The exchange `...` matches any."""
     named = topic.named
-    is_there = exchange is ... or named.get("exchange") == exchange
-    return named["symbol"] == symbol and named["interval"] == interval and is_there
+    is_exchange = exchange is ... or named.get("exchange") == exchange
+    return named["symbol"] == symbol and named["interval"] == interval and is_exchange
 
 
 def _is_meant(topic: BarSubscription, text: str) -> bool:

@@ -16,7 +16,7 @@ from candled.tasks import Backoff, TaskSet, retry
 _OPEN_WITHIN_S = 15.0
 _MESSAGES_PER_S = 15.0  # by default the server refuses more than 20
 _LARGEST_MESSAGE = 64 * 1024 * 1024
-_NOT_OURS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 Message = Mapping[str, Any]
 
@@ -94,7 +94,7 @@ class ServerConnection:
                 return reason
         except (OSError, HTTPError, WebSocketError) as error:
             reason = str(error)
-        except _NOT_OURS:
+        except _MALFORMED:
             reason = "the server does not speak candled's protocol"
         raise Unavailable(reason, retry_after_s=self._bye_s)
 

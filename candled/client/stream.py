@@ -28,7 +28,7 @@ class BarSubscription:
         # True once `subscribed` has arrived for that message
         self.is_acknowledged = False
         # True once `initial` or `resumed` has arrived on this connection
-        self.is_settled = False
+        self.has_bars = False
         # set while the server refuses the subscription
         self.refusal: RequestRejected | None = None
         self.status = Status("connecting")
@@ -38,7 +38,7 @@ class BarSubscription:
 
     def subscribe_message(self, number: int) -> dict[str, Any]:
         """Return the message that subscribes, with all extensions."""
-        self.asked, self.is_acknowledged, self.is_settled, self.refusal = number, False, False, None
+        self.asked, self.is_acknowledged, self.has_bars, self.refusal = number, False, False, None
         request = {"type": "subscribe", "id": number, **self.named, "initialBars": self.wanted}
         request |= {"fields": FIELDS, "status": True, "corrections": True}
         last = self.series.last_bar
@@ -50,8 +50,8 @@ class BarSubscription:
         """Apply `initial`, `resumed`, `update` or `correction`."""
         kind = message["type"]
         if kind in ("initial", "resumed"):
-            self.is_settled = True
-        elif not self.is_settled:
+            self.has_bars = True
+        elif not self.has_bars:
             return  # from an earlier subscription
         changed = self._apply_message(kind, message)
         if "epoch" in message:
@@ -67,7 +67,7 @@ class BarSubscription:
         state = message["state"]
         if state in get_args(State):
             self._feed = Status(state, moment(message["since"]), reason=str(message.get("reason", "")))
-            if self.is_settled or state != "live":  # a live feed is still `loading` until its bars arrive
+            if self.has_bars or state != "live":  # a live feed is still `loading` until its bars arrive
                 self.set_status(self._feed)
 
     def on_refused(self, error: RequestRejected) -> None:
@@ -77,7 +77,7 @@ class BarSubscription:
 
     def on_connection_lost(self, status: Status) -> None:
         """Record that the connection is lost."""
-        self.is_settled, self._feed = False, None
+        self.has_bars, self._feed = False, None
         self.set_status(status)
 
     def set_status(self, status: Status) -> None:
@@ -144,7 +144,7 @@ class BarStream:
     @property
     def is_loaded(self) -> bool:
         """True while `bars` are those that the server shows, perhaps none."""
-        return self._topic.is_settled
+        return self._topic.has_bars
 
     async def changes(self) -> AsyncIterator[Bars]:
         """Yield the bars that changed, oldest first, now and whenever bars or the status change.

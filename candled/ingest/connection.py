@@ -15,7 +15,7 @@ from .rejected_symbols import RejectedSymbols
 # A subscription without acknowledgement or data is renewed, first after 10 s, then less and less often.
 _ANSWER_WITHIN_S = 10.0
 _MOST_RENEWAL_S = 600.0
-_RENEW_ON_DOUBT_S = 30.0
+_RENEW_UNSURE_S = 30.0
 _LATE_S = 0.3  # a late tick may catch up on this much, not more
 
 
@@ -114,7 +114,7 @@ class FeedConnection:
         subscription = self._subscriptions.get(symbol)
         if subscription is None:
             return
-        if now - subscription.asked_at >= min(_MOST_RENEWAL_S, _RENEW_ON_DOUBT_S * 2 ** min(subscription.renewals, 9)):
+        if now - subscription.asked_at >= min(_MOST_RENEWAL_S, _RENEW_UNSURE_S * 2 ** min(subscription.renewals, 9)):
             subscription.alive = False
             self._renew_symbol(symbol, subscription, now)
 

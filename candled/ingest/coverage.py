@@ -21,7 +21,7 @@ RECHECK_MS = 24 * 60 * MINUTE_MS
 # If no other source has evidence of the beginning of history, this many answers, over at least eleven minutes, are
 # believed.
 _LOOKS = 3
-_SETTLED = ("exchange_outage", "no_trades", "invalid")
+_EXPLAINED = ("exchange_outage", "no_trades", "invalid")
 _NOTHING = RangeSet()
 _START = attrgetter("start_ms")
 
@@ -111,7 +111,7 @@ class Coverage:
         """Return whether the final candle of a minute is stored."""
         return open_ms in self._have
 
-    def was_absent(self, open_ms: int) -> bool:
+    def was_missing(self, open_ms: int) -> bool:
         """Return whether the exchange did not have a minute when it was asked."""
         return open_ms in self._covered and open_ms not in self._have
 
@@ -153,10 +153,10 @@ class Coverage:
                 break
             if known_gap.end_ms > self.from_ms and known_gap.reason in ("unconfirmed", "beyond_history"):
                 named.append(known_gap)
-        doubtful = [known_gap for known_gap in named if known_gap.reason == "unconfirmed"] or named
-        if not doubtful:
+        unconfirmed = [known_gap for known_gap in named if known_gap.reason == "unconfirmed"] or named
+        if not unconfirmed:
             return None
-        return replace(doubtful[-1], start_ms=max(doubtful[0].start_ms, self.from_ms))
+        return replace(unconfirmed[-1], start_ms=max(unconfirmed[0].start_ms, self.from_ms))
 
     def count_missing(self, start_ms: int, end_ms: int) -> int:
         """Count the minutes of `[start_ms, end_ms)` that are not stored, for any reason."""
@@ -195,10 +195,10 @@ class Coverage:
             disproved = [known_gap for known_gap in reached if known_gap.reason == "beyond_history"]
             kept = [known_gap for known_gap in reached if known_gap.reason != "beyond_history"]
             self._known_gaps[first:last] = [piece for gap in kept for piece in cut_gap(gap, start_ms, end_ms)]
-            self._note_change(start_ms, end_ms)
+            self._record_change(start_ms, end_ms)
             for known_gap in disproved:
                 self._covered.remove(known_gap.start_ms, known_gap.end_ms)
-                self._note_change(known_gap.start_ms, known_gap.end_ms)
+                self._record_change(known_gap.start_ms, known_gap.end_ms)
         self._have.add(start_ms, end_ms)
         self._covered.add(start_ms, end_ms)
         self._seen.remove(start_ms, end_ms)
@@ -213,7 +213,7 @@ class Coverage:
         *,
         outdated: RangeSet = _NOTHING,
         seen: RangeSet = _NOTHING,
-        is_believed: bool = True,
+        is_credible: bool = True,
     ) -> bool:
         """Record the exchange's answer for a window, after `add_minute` for every minute it contained.
 
@@ -221,7 +221,7 @@ class Coverage:
 
         `unreadable` are minutes whose rows are not valid candles. `outdated` are minutes whose row is older than the
         known version: they are requested again soon. `seen` are minutes with a known version that is not the last one:
-        they exist, even if the answer does not contain them. Without `is_believed`, the answer is no evidence for
+        they exist, even if the answer does not contain them. Without `is_credible`, the answer is no evidence for
         missing minutes and is not counted. A gap that was in the window only because of its neighbours does not count
         as requested again.
 
@@ -238,25 +238,25 @@ class Coverage:
             return False
         first, last = self._gap_indexes(start_ms, end_ms)
         before = self._known_gaps[first:last]
-        known = [self._mark_examined(known_gap, is_believed, now_ms) for known_gap in before]
+        known = [self._mark_examined(known_gap, is_credible, now_ms) for known_gap in before]
         now_known = [piece for known_gap in known for piece in cut_gap(known_gap, start_ms, end_ms)]
         for known_gap in known:
             for piece in clip_gap(known_gap, start_ms, end_ms):
-                now_known += self._asked_again(piece, unreadable, now_ms) if is_believed else [postpone(piece, now_ms)]
+                now_known += self._asked_again(piece, unreadable, now_ms) if is_credible else [postpone(piece, now_ms)]
             fresh.remove(known_gap.start_ms, known_gap.end_ms)
         for gap in fresh:
             for first_ms, stop_ms, reason in self._split_by_reason(gap, unreadable):
-                why = reason if is_believed or reason == "invalid" else "unconfirmed"
+                why = reason if is_credible or reason == "invalid" else "unconfirmed"
                 now_known.append(make_gap(first_ms, stop_ms, why, 1, now_ms))
                 if why != "unconfirmed":
                     self._covered.add(first_ms, stop_ms)
         changed = join_gaps(now_known) != before
         if changed:
             self._put_gaps(first, last, now_known)
-            self._note_change(start_ms, end_ms)
+            self._record_change(start_ms, end_ms)
             for known_gap in now_known:
-                self._note_change(known_gap.start_ms, known_gap.end_ms)
-        if is_believed:
+                self._record_change(known_gap.start_ms, known_gap.end_ms)
+        if is_credible:
             changed |= self._name_the_beginning(now_ms)
         self._lower_since()
         return changed
@@ -280,17 +280,17 @@ class Coverage:
         self.version += 1
         for known_gap in self._known_gaps:
             if known_gap.reason == "unconfirmed":
-                self._note_change(known_gap.start_ms, known_gap.end_ms)
+                self._record_change(known_gap.start_ms, known_gap.end_ms)
         self._known_gaps = [known_gap for known_gap in self._known_gaps if known_gap.reason != "unconfirmed"]
 
-    def mark_lost(self, start_ms: int, end_ms: int) -> None:
+    def mark_not_stored(self, start_ms: int, end_ms: int) -> None:
         """Record that the store could not keep final minutes: they are missing again."""
         self.version += 1
         for ranges in (self._have, self._covered):
             ranges.remove(start_ms, end_ms)
         self.unconfirmed.remove_range(start_ms, end_ms)
 
-    def forget_after(self, at_ms: int) -> None:
+    def drop_after(self, at_ms: int) -> None:
         """Record that the minutes from `at_ms` on lie in the future: the clock was ahead."""
         self.version += 1
         future = Range(at_ms, ALL_TIME.end_ms)
@@ -298,9 +298,9 @@ class Coverage:
         self._covered.remove(*future)
         for start_ms, end_ms in self._have.common(RangeSet([future])):
             self._covered.add(start_ms, end_ms)
-        self._note_change(*future)
+        self._record_change(*future)
 
-    def mark_doubtful(self, open_ms: int) -> None:
+    def mark_unconfirmed(self, open_ms: int) -> None:
         """Request a stored minute again, because its last version may have been missed."""
         if open_ms in self._have:
             self.unconfirmed.add_range(open_ms, open_ms + MINUTE_MS)
@@ -422,13 +422,13 @@ class Coverage:
         neighbours = [*self._known_gaps[before:first], *self._known_gaps[last : last + 1]]
         self._known_gaps[before : last + 1] = join_gaps([*neighbours, *known_gaps])
 
-    def _mark_examined(self, known_gap: Gap, is_believed: bool, now_ms: int) -> Gap:
+    def _mark_examined(self, known_gap: Gap, is_credible: bool, now_ms: int) -> Gap:
         """Return a gap as it is after a request for its newest part.
 
         A gap before the beginning of history then counts as requested completely.
         """
         is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
-        if known_gap.reason != "beyond_history" or not is_due or not is_believed:
+        if known_gap.reason != "beyond_history" or not is_due or not is_credible:
             return known_gap
         return make_gap(known_gap.start_ms, known_gap.end_ms, known_gap.reason, known_gap.attempts + 1, now_ms)
 
@@ -439,7 +439,7 @@ class Coverage:
         """
         first_ms, known_gaps = self.first_ms, []
         if all(
-            known_gap.reason in _SETTLED and first_ms is not None and known_gap.start_ms > first_ms
+            known_gap.reason in _EXPLAINED and first_ms is not None and known_gap.start_ms > first_ms
             for known_gap in self._known_gaps
         ):
             return False
@@ -447,7 +447,7 @@ class Coverage:
             if known_gap.reason == "invalid":  # the exchange has data there
                 first_ms = known_gap.start_ms if first_ms is None else min(first_ms, known_gap.start_ms)
             is_before = not self._older and (first_ms is None or known_gap.end_ms <= first_ms)
-            if known_gap.reason == "invalid" or (not is_before and known_gap.reason in _SETTLED):
+            if known_gap.reason == "invalid" or (not is_before and known_gap.reason in _EXPLAINED):
                 known_gaps.append(known_gap)
             elif is_before:
                 known_gaps += self._before_history(known_gap, now_ms)
@@ -481,15 +481,15 @@ class Coverage:
         self._known_gaps = known_gaps
         for start_ms, end_ms in changed:
             self._covered.remove(start_ms, end_ms)
-            for there_ms, stop_ms in self._have.common(RangeSet([(start_ms, end_ms)])):
-                self._covered.add(there_ms, stop_ms)
-            self._note_change(start_ms, end_ms)
+            for stored_ms, stop_ms in self._have.common(RangeSet([(start_ms, end_ms)])):
+                self._covered.add(stored_ms, stop_ms)
+            self._record_change(start_ms, end_ms)
         for known_gap in known_gaps:
             if known_gap.reason != "unconfirmed":
                 self._covered.add(known_gap.start_ms, known_gap.end_ms)
         return bool(changed)
 
-    def _note_change(self, start_ms: int, end_ms: int) -> None:
+    def _record_change(self, start_ms: int, end_ms: int) -> None:
         self._changed = Range(start_ms, end_ms).hull(self._changed)
 
     def _lower_since(self) -> None:

@@ -16,7 +16,7 @@ _ENOUGH_FRAMES = 8  # this many are trusted alone if nothing else is known
 _FEW_FRAMES = 3  # fewer prove nothing against the estimate so far
 _ENOUGH_ANSWERS = 3
 # At startup, wait this long for a second source, and longer if sources disagree.
-_WAIT_MS, _WAIT_IN_DOUBT_MS = 3_000, 15_000
+_WAIT_MS, _WAIT_UNSURE_MS = 3_000, 15_000
 _LOOK_MS = 400
 _FRAME_MS = 50
 
@@ -72,7 +72,7 @@ class ExchangeClock:
 
     def __init__(self) -> None:
         #: True once two sources agreed, or the wait for them is over. Until then nothing should depend on the time.
-        self.is_settled = False
+        self.is_reliable = False
         self._answers, self._dates, self._stream = _Measurements(5, 2), _Measurements(5, 2), _Measurements(64, 3)
         self._machine_ms: int | None = None  # minus steady, at the last call of `update_estimate`
         self._offset_ms: int | None = None  # the estimate; None before the first call of `update_estimate`
@@ -88,7 +88,7 @@ class ExchangeClock:
     def observe_frame(self, as_of_ms: int, newest_open_ms: int, steady_ms: int) -> None:
         """Use the send time of a frame of the stream, whose newest row opens at `newest_open_ms`."""
         # with many markets, some of the frames are enough
-        if self.is_settled and 0 <= steady_ms - self._observed_ms < _FRAME_MS:
+        if self.is_reliable and 0 <= steady_ms - self._observed_ms < _FRAME_MS:
             return
         self._observed_ms = steady_ms
         fits = newest_open_ms - TOLERANCE_MS <= as_of_ms <= newest_open_ms + _FRESHEST_ROW_MS
@@ -112,7 +112,7 @@ class ExchangeClock:
 
         Call this often; most calls do nothing.
         """
-        if self.is_settled and 0 <= steady_ms - self._updated_ms < _LOOK_MS:
+        if self.is_reliable and 0 <= steady_ms - self._updated_ms < _LOOK_MS:
             return False
         self._updated_ms = steady_ms
         offset_ms = machine_ms - steady_ms
@@ -126,9 +126,9 @@ class ExchangeClock:
         if self._began_ms is None:
             self._began_ms = steady_ms
         enough = len(self._agreed) > 1 or len(self._stream) >= _ENOUGH_FRAMES
-        wait_ms = _WAIT_IN_DOUBT_MS if self.ignored else _WAIT_MS
+        wait_ms = _WAIT_UNSURE_MS if self.ignored else _WAIT_MS
         if enough or steady_ms - self._began_ms >= wait_ms:
-            self.is_settled = True
+            self.is_reliable = True
             self._is_known = self._is_known or self._agreed != {"machine"}
         return is_step
 

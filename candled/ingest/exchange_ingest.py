@@ -93,7 +93,7 @@ class ExchangeIngest:
         #: The markets that are open.
         self._markets: dict[Symbol, MarketIngest] = {}
         #: Those of them with minutes in their grace period.
-        self._settling: dict[Symbol, MarketIngest] = {}
+        self._in_grace_period: dict[Symbol, MarketIngest] = {}
         #: The feed of each symbol.
         self._runners: dict[Symbol, FeedRunner] = {}
         #: The symbols whose feeds are connected.
@@ -189,7 +189,7 @@ class ExchangeIngest:
         """Process an event of a feed, and use its timestamps to estimate the exchange's clock."""
         if isinstance(event, Candles) and event.candles and not self._time.is_own:
             self._time.observe_frame(event)
-            if not self._time.is_settled:
+            if not self._time.is_reliable:
                 self._update_clock()
         if isinstance(event, Candles | SubscriptionRejected):
             self._on_market_event(event, self._time.now_ms())
@@ -204,7 +204,7 @@ class ExchangeIngest:
         if market is None:
             if event.symbol in self._connected:
                 self._early.setdefault(event.symbol, deque(maxlen=_EARLY_EVENTS)).append(
-                    (event, now_ms if self._time.is_settled else None)
+                    (event, now_ms if self._time.is_reliable else None)
                 )
         elif isinstance(event, SubscriptionRejected):
             if market.status.rejection is None:
@@ -213,7 +213,7 @@ class ExchangeIngest:
                 )
             market.status.rejection = event.reason
         elif event.candles or event.invalid:
-            if self._time.is_settled:
+            if self._time.is_reliable:
                 self._on_candles(market, event, now_ms)
             else:
                 self._untimed.append(event)
@@ -227,7 +227,7 @@ class ExchangeIngest:
     def _publish_live(self, market: MarketIngest, outcome: Outcome) -> None:
         self._publisher.publish_live(market, outcome.live, outcome.past_range)
         if market.minutes.awaits_late_versions:
-            self._settling[market.key.symbol] = market
+            self._in_grace_period[market.key.symbol] = market
 
     # ------------------------------------------------------------ from the repair and the list of markets
 
@@ -257,7 +257,7 @@ class ExchangeIngest:
         """Publish minutes soon after they became final, in an endless loop."""
         while True:
             self._update_clock()
-            await self._spread_over(list(self._settling.values()), _FINALITY_S, self._publish_final)
+            await self._spread_over(list(self._in_grace_period.values()), _FINALITY_S, self._publish_final)
 
     async def _spread_over(
         self, markets: Sequence[MarketIngest], seconds: float, check: Callable[[MarketIngest, int], None]
@@ -280,7 +280,7 @@ class ExchangeIngest:
         if final:
             self._publisher.publish_live(market, final)
         if not market.minutes.awaits_late_versions:
-            self._settling.pop(market.key.symbol, None)
+            self._in_grace_period.pop(market.key.symbol, None)
 
     def _update_clock(self) -> None:
         """Update the estimate of the exchange's clock, and process the candles that waited for it."""
@@ -291,8 +291,8 @@ class ExchangeIngest:
             self._tasks.start(self._request_time())
         if self._time.now_ms() < before_ms - TOLERANCE_MS:
             for market in self._markets.values():
-                market.coverage.forget_after(MINUTE.floor(self._time.now_ms()))
-        if self._untimed and self._time.is_settled:
+                market.coverage.drop_after(MINUTE.floor(self._time.now_ms()))
+        if self._untimed and self._time.is_reliable:
             untimed, self._untimed = self._untimed, []
             for event in untimed:
                 self._on_candles(self._markets[event.symbol], event, self._time.now_ms())

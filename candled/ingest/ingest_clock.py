@@ -33,9 +33,9 @@ class IngestClock:
         self._is_skew_logged = False
 
     @property
-    def is_settled(self) -> bool:
+    def is_reliable(self) -> bool:
         """True once the time is reliable."""
-        return self.is_own or self.estimate.is_settled
+        return self.is_own or self.estimate.is_reliable
 
     def now_ms(self) -> int:
         """Return the exchange's time, UTC epoch milliseconds."""

@@ -84,7 +84,7 @@ class MarketIngest:
         #: Minutes with revisions beyond the limit, which REST is asked for after that minute.
         self._postponed = RangeSet()
         #: Minutes that were reported as lost once; they are not reported again.
-        self._reported_lost = RangeSet()
+        self._reported_missing = RangeSet()
         self._gap: Range | None = None
         self._gap_of: tuple[int, int] | None = None
         #: No requests are due until minutes up to here should have arrived.
@@ -100,7 +100,7 @@ class MarketIngest:
                 self.minutes.mark_unproven(MINUTE.floor(row.open_ms))
         candles = self.rows.valid_candles(event.candles, "live", now_ms, now_ms, is_update=not event.snapshot)
         if candles:
-            self.presence.note_push(now_ms)
+            self.presence.record_push(now_ms)
             self.status.rejection = None
         outcome = Outcome()
         newest_ms = candles[-1].open_ms if candles else 0
@@ -112,7 +112,7 @@ class MarketIngest:
                 self._apply_pushed(candle, now_ms, outcome)
             elif candle.final and self.coverage.has_minute(candle.open_ms):
                 # this may differ from the stored version
-                self.coverage.mark_doubtful(candle.open_ms)
+                self.coverage.mark_unconfirmed(candle.open_ms)
             elif candle.final and candle.open_ms >= self.coverage.from_ms:
                 self._apply_past(candle, outcome, confirmed=False)
         outcome.repaired = outcome.past_range
@@ -149,7 +149,7 @@ class MarketIngest:
             self.rows.drop_row(row, now_ms)
         unreadable = answer.unreadable_within(span)
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
-        self._judge_credibility(window, bool(rows), now_ms)
+        self._update_credibility(window, bool(rows), now_ms)
         candles = self.rows.valid_candles(answer.candles, src, asked_ms, now_ms)
         known = {candle.open_ms: candle for candle in stored} | {
             candle.open_ms: known_version
@@ -160,7 +160,7 @@ class MarketIngest:
         outcome.checked, outcome.mismatched = self.comparison.count_differences(
             window, candles, known, RangeSet([*unreadable, *outdated]), asked_ms, now_ms
         )
-        is_dead = window.urgency is Urgency.PRESENT and self._judge_silence(window, candles, now_ms)
+        is_dead = window.urgency is Urgency.PRESENT and self._check_silence(window, candles, now_ms)
         newest_ms = candles[-1].open_ms if candles else 0
         for candle in candles:
             if candle.open_ms not in outdated:  # otherwise it stays unconfirmed and is requested once more
@@ -175,13 +175,13 @@ class MarketIngest:
             unreadable,
             outdated=outdated,
             seen=RangeSet((one.open_ms, one.open_ms + MINUTE_MS) for one in self.minutes.forming),
-            is_believed=self.status.is_credible is True,
+            is_credible=self.status.is_credible is True,
         )
         if gaps_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
             outcome.repaired = Range(window.start_ms, window.end_ms).hull(self._join_older())
         return outcome
 
-    def _judge_credibility(self, window: Window, has_rows: bool, now_ms: int) -> None:
+    def _update_credibility(self, window: Window, has_rows: bool, now_ms: int) -> None:
         """Judge whether an empty response is evidence. It is not if REST denies minutes that it must have."""
         if has_rows:
             if not self.status.is_credible and now_ms - self._reopened_ms >= _REOPEN_MS:
@@ -232,17 +232,17 @@ class MarketIngest:
 
     def finalize_minutes(self, now_ms: int) -> list[Candle]:
         """Return the minutes that became final because their grace period is over."""
-        settled = self.minutes.finalize_minutes(now_ms)
-        for candle in settled:
+        finalized = self.minutes.finalize_minutes(now_ms)
+        for candle in finalized:
             self.coverage.add_minute(candle.open_ms, confirmed=False)
-        return settled
+        return finalized
 
     # ------------------------------------------------------------ next requests
 
     def next_request(self, now_ms: int, pace_ms: int = POLL_MS) -> Window | None:
         """Return the next request for history, or None. The present is requested at most every `pace_ms`."""
         self._resume_postponed(now_ms)
-        window = self._want_missing(now_ms)
+        window = self._request_missing(now_ms)
         if (window is not None and window.urgency is Urgency.RECENT) or not self.presence.is_due(now_ms, pace_ms):
             return window
         end_ms = MINUTE.floor(now_ms) + MINUTE_MS
@@ -252,19 +252,19 @@ class MarketIngest:
         first_ms = max(start_ms, end_ms - self._rules.max_history_minutes * MINUTE_MS)
         return Window(Urgency.PRESENT, min(first_ms, end_ms - MINUTE_MS), end_ms)
 
-    def _want_missing(self, now_ms: int) -> Window | None:
+    def _request_missing(self, now_ms: int) -> Window | None:
         until_ms = self._rules.expected_until(now_ms)
         # a later time comes from a clock that was ahead
         if until_ms < self._idle_until_ms <= until_ms + MINUTE_MS:
-            return self._want_older(now_ms)
+            return self._request_older(now_ms)
         confirm_until_ms = until_ms if self._rules.confirm else 0
         window = self.coverage.next_window(until_ms, now_ms, self._rules.max_history_minutes, confirm_until_ms)
         if window is None:
             self._idle_until_ms = until_ms + MINUTE_MS
-            return self._want_older(now_ms)
+            return self._request_older(now_ms)
         return window
 
-    def _want_older(self, now_ms: int) -> Window | None:
+    def _request_older(self, now_ms: int) -> Window | None:
         if self.older is None:
             return None
         return self.older.next_window(self._older_until_ms, now_ms, self._rules.max_history_minutes, 0)
@@ -290,23 +290,23 @@ class MarketIngest:
 
     def feed_metadata(self, logged_seq: int) -> FeedMetadata:
         """Return the metadata to publish with the market's next message."""
-        settled_ms = self.minutes.watermark_ms
-        if settled_ms is None:
+        watermark_ms = self.minutes.watermark_ms
+        if watermark_ms is None:
             return FeedMetadata(logged_seq=logged_seq)
-        known = self.coverage.version, settled_ms
+        known = self.coverage.version, watermark_ms
         if known != self._gap_of:
             since_ms = self.coverage.from_ms if self.coverage.since_ms is None else self.coverage.since_ms
-            missing = self.coverage.missing_within(since_ms, settled_ms)
+            missing = self.coverage.missing_within(since_ms, watermark_ms)
             for candle in self.minutes.forming:  # regardless of REST: their end was not seen
-                if candle.open_ms < settled_ms:
+                if candle.open_ms < watermark_ms:
                     missing.add(candle.open_ms, candle.open_ms + MINUTE_MS)
             self._gap = next(iter(missing)).hull(missing.last) if missing else None
             self._gap_of = known
-        return FeedMetadata(settled_ms, self._gap, logged_seq)
+        return FeedMetadata(watermark_ms, self._gap, logged_seq)
 
     def mark_missing(self, open_ms: int) -> None:
         """Record that the store had no room for a final minute, so that it is requested again."""
-        self.coverage.mark_lost(open_ms, open_ms + MINUTE_MS)
+        self.coverage.mark_not_stored(open_ms, open_ms + MINUTE_MS)
         self._idle_until_ms = 0
 
     def compare_with_store(self, expected: RangeSet, stored: RangeSet, span: Range) -> tuple[RangeSet, RangeSet]:
@@ -319,22 +319,22 @@ class MarketIngest:
         Returns:
             The lost minutes and the new ones.
         """
-        lost, new = RangeSet(), RangeSet()
-        self._reported_lost.remove(0, span.start_ms)
+        not_stored, new = RangeSet(), RangeSet()
+        self._reported_missing.remove(0, span.start_ms)
         for gap in (gap for stretch in expected for gap in stored.missing(*stretch)):
-            for start_ms, end_ms in self._reported_lost.missing(*gap):
-                lost.add(start_ms, end_ms)
-                self.coverage.mark_lost(start_ms, end_ms)
-        for start_ms, end_ms in lost:
-            self._reported_lost.add(start_ms, end_ms)
+            for start_ms, end_ms in self._reported_missing.missing(*gap):
+                not_stored.add(start_ms, end_ms)
+                self.coverage.mark_not_stored(start_ms, end_ms)
+        for start_ms, end_ms in not_stored:
+            self._reported_missing.add(start_ms, end_ms)
         known = self.coverage.covered_within(*span)
         for start_ms, end_ms in stored:
             for find in known.missing(start_ms, end_ms):
                 new.add(*find)
                 self.coverage.add_stored(*find)
-        if lost:
+        if not_stored:
             self._idle_until_ms = 0
-        return lost, new
+        return not_stored, new
 
     @property
     def known_gaps(self) -> list[Gap]:
@@ -368,7 +368,7 @@ class MarketIngest:
             if not candle.supersedes(known_version) or not self._admits_revision(candle.open_ms, now_ms):
                 return
             if self._is_confirmed(candle.open_ms):
-                self.coverage.mark_doubtful(candle.open_ms)
+                self.coverage.mark_unconfirmed(candle.open_ms)
                 self._idle_until_ms = 0
                 return
         elif is_final and self._is_confirmed(candle.open_ms):
@@ -389,7 +389,7 @@ class MarketIngest:
         if self._postponed and MINUTE.floor(now_ms) != self._revising_ms:
             for start_ms, end_ms in self._postponed:
                 for open_ms in range(start_ms, end_ms, MINUTE_MS):
-                    self.coverage.mark_doubtful(open_ms)
+                    self.coverage.mark_unconfirmed(open_ms)
             self._postponed, self._idle_until_ms = RangeSet(), 0
 
     def _apply_answered(
@@ -412,8 +412,8 @@ class MarketIngest:
 
     def _apply_past(self, candle: Candle, outcome: Outcome, *, confirmed: bool) -> None:
         """Process a final minute that is older than the live edge."""
-        outcome.past.append(candle._replace(rev=self._revision_of_absent(candle)))
-        self.minutes.forget_minute(candle.open_ms)
+        outcome.past.append(candle._replace(rev=self._revision_of_missing(candle)))
+        self.minutes.drop_minute(candle.open_ms)
         self._coverage_of(candle.open_ms).add_minute(candle.open_ms, confirmed=confirmed)
 
     def _is_live_edge(self, candle: Candle, newest_ms: int, now_ms: int) -> bool:
@@ -437,7 +437,7 @@ class MarketIngest:
     def _apply_version(self, candle: Candle, now_ms: int, outcome: Outcome, *, confirmed: bool) -> None:
         """Process a version of a minute of the live edge."""
         known_version = self.minutes.get_minute(candle.open_ms)
-        if known_version is None and self._revision_of_absent(candle):
+        if known_version is None and self._revision_of_missing(candle):
             candle = candle._replace(rev=1)
         changed = self.minutes.apply_version(candle, now_ms)
         current = changed or self.minutes.get_minute(candle.open_ms)
@@ -452,12 +452,12 @@ class MarketIngest:
         self._compare_with_previous(changed, known_version)
         outcome.live.append(changed)
 
-    def _revision_of_absent(self, candle: Candle) -> int:
+    def _revision_of_missing(self, candle: Candle) -> int:
         """Return 1 for a minute that was believed not to exist, else 0.
 
         Bars were final without this minute, so it is a revision of them.
         """
-        return int(self._coverage_of(candle.open_ms).was_absent(candle.open_ms))
+        return int(self._coverage_of(candle.open_ms).was_missing(candle.open_ms))
 
     def _compare_with_previous(self, candle: Candle, known_version: Candle | None) -> None:
         """Mark the previous minute as doubtful if this candle does not open at its close.
@@ -471,13 +471,13 @@ class MarketIngest:
             and previous is not None
             and previous.close != candle.open
         ):
-            self.coverage.mark_doubtful(previous.open_ms)
+            self.coverage.mark_unconfirmed(previous.open_ms)
             self._idle_until_ms = 0
 
-    def _judge_silence(self, window: Window, rows: list[Candle], now_ms: int) -> bool:
+    def _check_silence(self, window: Window, rows: list[Candle], now_ms: int) -> bool:
         """Process REST's response about the present; return whether it shows that the subscription is dead."""
-        verdict = self.presence.judge_answer(rows, window.start_ms, self.minutes.get_minute, now_ms)
-        if verdict == "nothing":
+        activity = self.presence.classify_answer(rows, window.start_ms, self.minutes.get_minute, now_ms)
+        if activity == "nothing":
             self.status.trouble = "the exchange's REST API does not answer for the present"
             # the response contains not even a minute that must exist, final or not
             if not rows and self.minutes.newest_ms is not None:
@@ -487,4 +487,4 @@ class MarketIngest:
             row.volume > 0 and self._rules.has_ended(row) and (last_ms is None or row.open_ms >= last_ms)
             for row in rows
         )
-        return verdict == "traded" and self.presence.connected and is_certain
+        return activity == "traded" and self.presence.connected and is_certain

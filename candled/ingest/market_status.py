@@ -10,7 +10,7 @@ from .presence import Presence
 
 _WEEK = Interval.parse("1W")
 # REST is asked for a missing minute only this long after its end: until then it may still arrive.
-_PATIENCE_MS = 10_000
+_ARRIVAL_MARGIN_MS = 10_000
 
 
 class Condition(NamedTuple):
@@ -40,7 +40,7 @@ class Rules:
 
     def expected_until(self, now_ms: int) -> int:
         """Return the time before which all minutes should have arrived by now."""
-        return MINUTE.floor(now_ms - self.grace_period_ms - _PATIENCE_MS)
+        return MINUTE.floor(now_ms - self.grace_period_ms - _ARRIVAL_MARGIN_MS)
 
     def has_ended(self, candle: Candle) -> bool:
         """Return whether a candle is from after the end of its minute and the grace period."""
@@ -69,16 +69,16 @@ class MarketStatus:
         #: Whether REST has data of this market: None until it responds, False once it denies a known minute.
         self.is_credible: bool | None = None
         self._recent_known: tuple[int, int] | None = None
-        self._recent_lacks = False
+        self._has_recent_gap = False
 
     def condition(self, now_ms: int) -> Condition:
         """Return the market's state, one of `candled.model.STATES`, and the reason for it."""
         standing = self._presence.standing(now_ms)
         if standing == "unknown":
             return self._condition_without_evidence(now_ms)
-        if self._lacks_week(now_ms):
-            return Condition("warming", self._why_missing(now_ms))
-        if self._lacks_recent(self._rules.expected_until(now_ms)):
+        if self._is_missing_week(now_ms):
+            return Condition("warming", self._missing_reason(now_ms))
+        if self._is_missing_recent(self._rules.expected_until(now_ms)):
             return Condition("recovering", "fetching" if self._rest_works else "rest_unavailable")
         if standing == "moving":
             return Condition("live")
@@ -90,8 +90,8 @@ class MarketStatus:
     def _condition_without_evidence(self, now_ms: int) -> Condition:
         """Return the condition of a market for which neither the stream nor REST provides evidence."""
         is_rejected = self.rejection is not None or self.unlisted is not None
-        if not is_rejected and self.trouble is None and self._lacks_week(now_ms):
-            return Condition("warming", self._why_missing(now_ms) if self.has_answer else "starting")
+        if not is_rejected and self.trouble is None and self._is_missing_week(now_ms):
+            return Condition("warming", self._missing_reason(now_ms) if self.has_answer else "starting")
         if self._stream_trouble is not None:
             return Condition("stale", self._stream_trouble)
         if self.trouble is not None:
@@ -99,14 +99,14 @@ class MarketStatus:
         is_fresh = self._presence.pushed_ms is None and not self.has_answer
         return Condition("stale", "starting" if is_fresh else "unconfirmed_silence")
 
-    def _lacks_week(self, now_ms: int) -> bool:
+    def _is_missing_week(self, now_ms: int) -> bool:
         """Return whether the current week is not complete yet."""
         since_ms, beginning = self._coverage.since_ms, self._coverage.beginning
         from_ms = max(_WEEK.floor(now_ms), self._coverage.from_ms)
-        is_doubtful = beginning is not None and beginning.reason == "unconfirmed" and beginning.end_ms > from_ms
-        return since_ms is None or since_ms > from_ms or is_doubtful
+        is_unconfirmed = beginning is not None and beginning.reason == "unconfirmed" and beginning.end_ms > from_ms
+        return since_ms is None or since_ms > from_ms or is_unconfirmed
 
-    def _why_missing(self, now_ms: int) -> StateReason:
+    def _missing_reason(self, now_ms: int) -> StateReason:
         """Return why the current week is not complete."""
         if not self._rest_works:
             return "rest_unavailable"
@@ -135,7 +135,7 @@ class MarketStatus:
             return None
         return "stream_flooded" if self._presence.is_flooded else "stream_down"
 
-    def _lacks_recent(self, until_ms: int) -> bool:
+    def _is_missing_recent(self, until_ms: int) -> bool:
         """Return whether minutes of the last two hours are missing.
 
         The result is cached: it is needed every second but changes once a minute.
@@ -143,5 +143,5 @@ class MarketStatus:
         known = self._coverage.version, until_ms
         if known != self._recent_known:
             self._recent_known = known
-            self._recent_lacks = bool(self._coverage.missing_within(until_ms - RECENT_MS, until_ms - MINUTE_MS))
-        return self._recent_lacks
+            self._has_recent_gap = bool(self._coverage.missing_within(until_ms - RECENT_MS, until_ms - MINUTE_MS))
+        return self._has_recent_gap

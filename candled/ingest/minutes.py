@@ -68,7 +68,7 @@ class Minutes:
         """
         self._open.pop(open_ms, None)
 
-    def forget_minute(self, open_ms: int) -> None:
+    def drop_minute(self, open_ms: int) -> None:
         """Record that the last version of a minute went directly to the store."""
         if open_ms != self.newest_ms:
             self._minutes.pop(open_ms, None)

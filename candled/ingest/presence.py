@@ -16,7 +16,7 @@ _AGAIN_MS = 10_000
 _LONG_MS = 10**12
 
 Standing = Literal["moving", "quiet", "polled", "unknown"]
-RestVerdict = Literal["traded", "silent", "nothing"]
+RestActivity = Literal["traded", "silent", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Presence:
         self._since_ms: int | None = None  # the first call of `is_due`
         self._asked_ms: int | None = None  # when REST last answered for the present
 
-    def note_push(self, now_ms: int) -> None:
+    def record_push(self, now_ms: int) -> None:
         """Record that the stream delivered a candle."""
         self.pushed_ms = now_ms
         self._answer = None
@@ -100,9 +100,9 @@ class Presence:
             return asked_ago_ms >= max(check_ms, pace_ms)
         return silent_ms >= check_ms and asked_ago_ms >= max(_AGAIN_MS, pace_ms)
 
-    def judge_answer(
+    def classify_answer(
         self, rows: Sequence[Candle], start_ms: int, known: Callable[[int], Candle | None], now_ms: int
-    ) -> RestVerdict:
+    ) -> RestActivity:
         """Judge REST's rows from `start_ms` to the present. `known` returns the previous version of a minute."""
         self._asked_ms, pushed_ms = now_ms, self.pushed_ms
         pushed_in_ms = MINUTE.floor(start_ms if pushed_ms is None else pushed_ms)

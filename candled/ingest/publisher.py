@@ -103,7 +103,7 @@ class IngestPublisher:
         for number, candle in enumerate(candles, 1):
             is_past = published.watermark_ms is not None and candle.open_ms < published.watermark_ms
             metadata = _metadata(market, published, candles[number:])
-            position = self._note_position(published, self._bus.publish(MinuteChanged(market.key, candle, metadata)))
+            position = self._record_position(published, self._bus.publish(MinuteChanged(market.key, candle, metadata)))
             if metadata.watermark_ms is not None:
                 published.watermark_ms = metadata.watermark_ms
             if is_past:
@@ -154,7 +154,7 @@ class IngestPublisher:
             published.repairing.remove(outcome.past_range)
             published.unnumbered.append(outcome.past_range)
         message = HistoryChanged(market.key, repaired.start_ms, repaired.end_ms, since_ms, _metadata(market, published))
-        position = self._note_position(published, self._bus.publish(message))
+        position = self._record_position(published, self._bus.publish(message))
         for changed in (outcome.past_range, outcome.foreign):
             if changed is not None:
                 await self._log_change(market.key, position, changed)
@@ -177,7 +177,7 @@ class IngestPublisher:
         published.condition, published.state_published_ms, published.decimals = now, now_ms, market.decimals
         trouble = "" if now.state in ("live", "quiet") else market.status.trouble_text or ""
         message = StateChanged(market.key, now.state, published.state_since_ms, now.reason, trouble, market.decimals)
-        self._note_position(published, self._bus.publish(message))
+        self._record_position(published, self._bus.publish(message))
 
     def state_since_ms(self, market: MarketIngest) -> int:
         """Return the time since which the market has been in the state published last."""
@@ -224,7 +224,7 @@ class IngestPublisher:
         except (StoreUnavailable, StoreRejected):
             return
 
-    def _note_position(self, published: _Published, position: Position) -> Position:
+    def _record_position(self, published: _Published, position: Position) -> Position:
         if position.epoch != published.epoch:
             published.epoch, published.is_registered, published.first_unlogged = position.epoch, False, None
         published.seq = position.seq

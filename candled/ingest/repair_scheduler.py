@@ -94,7 +94,7 @@ class RepairScheduler:
         """Queue a market if a request is due."""
         symbol = market.key.symbol
         is_resting = self._clock.monotonic() < self._retry_at.get(symbol, 0.0)
-        if symbol in self._busy or is_resting or not self._time.is_settled:
+        if symbol in self._busy or is_resting or not self._time.is_reliable:
             return
         window = market.next_request(now_ms, self._poll_ms)
         if window is not None:

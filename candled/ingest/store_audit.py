@@ -59,9 +59,9 @@ class StoreAudit:
             await self._store.flush()
         stored = RangeSet(await self._store.stored_ranges(market.key, *span))
         since_ms = await self._store.complete_from(market.key)
-        lost, new = market.compare_with_store(expected, stored, span)
-        if lost:
-            minutes = lost.total_ms // MINUTE_MS
+        not_stored, new = market.compare_with_store(expected, stored, span)
+        if not_stored:
+            minutes = not_stored.total_ms // MINUTE_MS
             logger.warning("%s: %d minutes missing from the store, refetching", market.key, minutes)
         before_ms = market.coverage.since_ms
         if since_ms is not None and market.coverage.extend_since(since_ms):

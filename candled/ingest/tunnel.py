@@ -94,8 +94,8 @@ async def _opened(proxy: ProxyAddress, host: str, port: int, within_s: float) ->
         try:
             if proxy.scheme == "http":
                 return await _connect_over_http(proxy, family, address, host, port)
-            kind, is_resolved_there = _SOCKS[proxy.scheme]
-            socks = Proxy(kind, str(address[0]), proxy.port, proxy.user, proxy.password, is_resolved_there)
+            kind, resolves_remotely = _SOCKS[proxy.scheme]
+            socks = Proxy(kind, str(address[0]), proxy.port, proxy.user, proxy.password, resolves_remotely)
             return await socks.connect(host, port, within_s)
         except socket.gaierror as error:
             other = "socks5h" if kind is ProxyType.SOCKS5 else "socks4a"
@@ -121,7 +121,7 @@ async def _connect_over_http(proxy: ProxyAddress, family: int, address: Any, hos
             head += part
             if not part or len(head) > _LONGEST_HEAD:
                 raise _RefusedError("it closed the connection" if not part else "its answer does not end")
-        _judge(head.decode("latin-1"))
+        _check_reply(head.decode("latin-1"))
     except BaseException:
         peer.close()
         raise
@@ -136,7 +136,7 @@ def _request(proxy: ProxyAddress, target: str) -> bytes:
     return "\r\n".join((*lines, "", "")).encode("latin-1")
 
 
-def _judge(head: str) -> None:
+def _check_reply(head: str) -> None:
     """Raise an error if the proxy's reply to CONNECT is not a success."""
     lines, _, early = head.partition("\r\n\r\n")
     first, *headers = lines.split("\r\n")

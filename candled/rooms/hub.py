@@ -127,7 +127,7 @@ class Hub:
         group.admit_member(membership, snapshot.last_ms)
         if group.due_at is not None:
             self._schedule.add_group(group, group.due_at)
-        self._note_delivered(group)
+        self._update_delivered(group)
         return snapshot.frame
 
     def watch_state(self, connection: RecipientConnection, market: MarketKey) -> Any:
@@ -357,19 +357,19 @@ class Hub:
         sent = group.throttle.sent
         bar = group.throttle.take_due(now)
         if bar is not None:
-            self._note_skipped(group, sent, bar)
+            self._record_skipped(group, sent, bar)
             group.catch_up(bar.open_ms)
             self._send_update(group, bar, self._clock.now_ms())
         if group.due_at is not None:
             self._schedule.add_group(group, group.due_at)
-        self._note_delivered(group)
+        self._update_delivered(group)
 
-    def _note_delivered(self, group: SubscriberGroup) -> None:
+    def _update_delivered(self, group: SubscriberGroup) -> None:
         """Store the feed's position if the group has been sent everything up to it."""
         if group.is_clean:
             group.delivered_position = self._bars.feed_position(group.room.topic.market)
 
-    def _note_skipped(self, group: SubscriberGroup, sent: Candle | None, bar: Candle) -> None:
+    def _record_skipped(self, group: SubscriberGroup, sent: Candle | None, bar: Candle) -> None:
         """Note the forming bars that sending `bar` passes over, to send them once they are final."""
         if group.throttle.skipped_open_ms is not None:
             group.pending_final.add(group.throttle.skipped_open_ms)

@@ -103,7 +103,7 @@ class HistoryReader:
         read = self._under_way.get(key)
         if read is None:
             read = self._under_way[key] = SharedRead(asyncio.create_task(self._threads.run_read(call, *args)))
-            read.task.add_done_callback(lambda _: self._forget_read(key, read))
+            read.task.add_done_callback(lambda _: self._remove_read(key, read))
         read.waiters += 1
         try:
             # a cancelled caller must not cancel the read of the others
@@ -111,10 +111,10 @@ class HistoryReader:
         finally:
             read.waiters -= 1
             if not read.waiters and not read.task.done():
-                self._forget_read(key, read)
+                self._remove_read(key, read)
                 read.task.cancel()
 
-    def _forget_read(self, key: object, read: SharedRead) -> None:
+    def _remove_read(self, key: object, read: SharedRead) -> None:
         """Let no further caller join the read."""
         if self._under_way.get(key) is read:
             del self._under_way[key]

@@ -24,7 +24,7 @@ ALARM_AT = 0.8
 
 _ROW_BYTES = 16  # SQLite's part of each row
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ}
-_OUR_OWN_LACK = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # unrelated to the file
+_RESOURCE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # unrelated to the file
 _INSERT = "INSERT INTO rows (line) VALUES (?)"
 _READ = "SELECT id, CAST(line AS BLOB) FROM rows WHERE id > ? ORDER BY id LIMIT ?"
 
@@ -254,7 +254,7 @@ class Journal:
                     if line not in HEADERS:
                         connection.execute(_INSERT, (line,))
             except OSError as error:
-                if error.errno in _OUR_OWN_LACK:
+                if error.errno in _RESOURCE_ERRORS:
                     raise
                 reason = f": {error.strerror}"
         before = self.row_count

@@ -256,12 +256,12 @@ class Writer:
         self._written += len(page)
         self._last_flush_ms = self._clock.now_ms()
 
-    def _on_rejected(self, page: list[Row], error: StoreRejected, fate: str) -> None:
+    def _on_rejected(self, page: list[Row], error: StoreRejected, outcome: str) -> None:
         self._on_available()
         self._state = "rejecting"
         self._rejected += len(page)
         self._last_error = str(error)
-        logger.error("the store refused %s rows, they are %s: %s", len(page), fate, error)
+        logger.error("the store refused %s rows, they are %s: %s", len(page), outcome, error)
 
     def _on_available(self) -> None:
         self._waiting_since = self._clock.monotonic()

@@ -84,13 +84,13 @@ class _Backfill:
             return {**facts, "trouble": "the exchange has no history of it"}
         span = Range(min(start_ms, end_ms), end_ms)
         facts |= {"from": iso_ms(span.start_ms), "to": iso_ms(span.end_ms)}
-        filler = Backfiller(self.session, self.source, self.market, rereads=self.reread)
-        tally = await filler.estimate(span)
+        backfiller = Backfiller(self.session, self.source, self.market, rereads=self.reread)
+        estimate = await backfiller.estimate(span)
         if self.dry_run:
-            return facts | self._make_plan(tally) | {"requestsMade": self.source.request_count - asked}
-        with show_progress(f"backfill {self.market}", tally.minutes, quiet=self.quiet) as advance:
-            await filler.fill_span(span, advance, to_present=end_ms == until_ms)
-        result = filler.result
+            return facts | self._make_plan(estimate) | {"requestsMade": self.source.request_count - asked}
+        with show_progress(f"backfill {self.market}", estimate.minutes, quiet=self.quiet) as advance:
+            await backfiller.fill_span(span, advance, to_present=end_ms == until_ms)
+        result = backfiller.result
         return facts | {
             "windows": result.windows,
             "requests": self.source.request_count - asked,
@@ -101,9 +101,9 @@ class _Backfill:
             "trouble": result.trouble,
         }
 
-    def _make_plan(self, tally: BackfillEstimate) -> dict[str, Any]:
-        seconds = round(tally.windows / self.source.requests_per_s)
-        return {"windows": tally.windows, "minutes": tally.minutes, "secondsAtLeast": seconds}
+    def _make_plan(self, estimate: BackfillEstimate) -> dict[str, Any]:
+        seconds = round(estimate.windows / self.source.requests_per_s)
+        return {"windows": estimate.windows, "minutes": estimate.minutes, "secondsAtLeast": seconds}
 
     # ------------------------------------------------------------ where to begin
 
@@ -129,21 +129,21 @@ class _Backfill:
                 return gap.end_ms
         return None
 
-    async def _search_start(self, earliest_ms: int, end_ms: int, there_ms: int | None) -> int | None:
+    async def _search_start(self, earliest_ms: int, end_ms: int, known_ms: int | None) -> int | None:
         """Ask the exchange where its history begins, and remember the answer."""
         width_ms = self.source.most_minutes * MINUTE_MS
         if self.source.has_quiet_minutes:
             width_ms = min(width_ms, _PROBE_MS)
         if self.bounds.start_ms and await self._oldest_stored(Range(earliest_ms, earliest_ms + width_ms)) is not None:
             return earliest_ms
-        if there_ms is None:
-            there_ms = await find_any(self._oldest_stored, earliest_ms, end_ms, width_ms)
-        if there_ms is None:
+        if known_ms is None:
+            known_ms = await find_any(self._oldest_stored, earliest_ms, end_ms, width_ms)
+        if known_ms is None:
             return None
-        begins_ms = await find_beginning(self._oldest_stored, earliest_ms, there_ms, width_ms)
+        begins_ms = await find_beginning(self._oldest_stored, earliest_ms, known_ms, width_ms)
         if not self.dry_run and begins_ms > earliest_ms:
             is_contradicted = await self._is_contradicted(earliest_ms, begins_ms)
-            await self._remember_start(0 if earliest_ms == EARLIEST_MS else earliest_ms, begins_ms, is_contradicted)
+            await self._store_start(0 if earliest_ms == EARLIEST_MS else earliest_ms, begins_ms, is_contradicted)
         return begins_ms
 
     async def _is_contradicted(self, earliest_ms: int, begins_ms: int) -> bool:
@@ -160,7 +160,7 @@ class _Backfill:
             )
         return evidence.is_contradicted
 
-    async def _remember_start(self, start_ms: int, begins_ms: int, is_contradicted: bool) -> None:
+    async def _store_start(self, start_ms: int, begins_ms: int, is_contradicted: bool) -> None:
         """Store the reason why there are no older minutes; the daemon examines it again."""
         before, retry_ms = Range(start_ms, begins_ms), self.source.now_ms() + _EXAMINED_MS
         reason = "unconfirmed" if is_contradicted else "beyond_history"

@@ -74,13 +74,13 @@ class Backfiller:
 
     async def estimate(self, span: Range) -> BackfillEstimate:
         """Count the work of `fill_span` from the store alone."""
-        tally = BackfillEstimate()
+        estimate = BackfillEstimate()
         for segment in self._split_span(span):
             coverage = await self._load_coverage(segment)
             for window in self._next_windows(coverage, segment.end_ms):
-                tally.windows += 1
-                tally.minutes += coverage.count_missing(window.start_ms, window.end_ms)
-        return tally
+                estimate.windows += 1
+                estimate.minutes += coverage.count_missing(window.start_ms, window.end_ms)
+        return estimate
 
     async def fill_span(self, span: Range, advance: Callable[[int], None], *, to_present: bool) -> None:
         """Fetch the missing minutes of `span`, newest first; call `advance` with the number of minutes of each answer.
@@ -136,7 +136,7 @@ class Backfiller:
             try:
                 await self._request_window(window, coverage, until_ms)
             except ExchangeError as error:
-                self._note_nonsense(window, error)
+                self._on_invalid_answer(window, error)
             except CandledError as error:  # of the exchange's network or the store, after long patience
                 self.result.trouble = self.result.trouble or str(error)
             if self.result.trouble is not None:
@@ -167,7 +167,7 @@ class Backfiller:
         self._is_credible |= bool(candles or answer.invalid)
         until_ms = self._answered_until(candles, until_ms)
         now_ms = self._source.now_ms()
-        coverage.on_answer(window, until_ms, now_ms, unreadable, is_believed=self._is_credible)
+        coverage.on_answer(window, until_ms, now_ms, unreadable, is_credible=self._is_credible)
         changed = coverage.take_changes()
         if changed is not None:
             known_gaps = coverage.known_gaps_within(*changed)
@@ -189,10 +189,10 @@ class Backfiller:
 
     def _answered_until(self, candles: list[Candle], until_ms: int) -> int:
         """Return the end of the answer: if our clock is ahead of the exchange's, its newest minutes are yet to come."""
-        heard_ms = max((candle.as_of_ms for candle in candles), default=None)
-        return until_ms if heard_ms is None else min(until_ms, MINUTE.floor(heard_ms))
+        newest_as_of_ms = max((candle.as_of_ms for candle in candles), default=None)
+        return until_ms if newest_as_of_ms is None else min(until_ms, MINUTE.floor(newest_as_of_ms))
 
-    def _note_nonsense(self, window: Window, error: ExchangeError) -> None:
+    def _on_invalid_answer(self, window: Window, error: ExchangeError) -> None:
         self.result.failed.append(Range(window.start_ms, window.end_ms))
         self._nonsense += 1
         if self._nonsense >= _GIVE_UP_AFTER:

@@ -12,7 +12,7 @@ from candled.store.batch import fold_bars
 
 _NAMES = ("open", "high", "low", "close", "volume", "quoteVolume")
 # By check: the text for an unexpected bar, and the text for a missing one.
-_ABSENT = {
+_MISSING_TEXTS = {
     "rollup": ("no minute lies in it, but it is stored", "is not stored, though there are minutes"),
     "exchange": ("is stored, but the exchange does not have it", "is not stored, but the exchange has it"),
     "memory": ("is shown, but not stored", "is stored, but not shown"),
@@ -47,11 +47,11 @@ class Difference:
     def _describe(self) -> str:
         if self.problem:
             return self.problem
-        should, none_there = _ABSENT[self.check]
+        should, not_expected = _MISSING_TEXTS[self.check]
         if self.expected is None:
             return should
         if self.found is None:
-            return none_there
+            return not_expected
         source = {"rollup": "by its minutes", "exchange": "at the exchange", "memory": "in the store"}[self.check]
         differences = [
             f"{name} is {_text(found)}, {source} {_text(expected)}"

@@ -63,15 +63,15 @@ class ExchangeCheck:
         markets: Sequence[MarketKey],
         bounds: Range,
         windows: int | Literal["all"],
-        doubtful: Mapping[MarketKey, RangeSet] = MappingProxyType({}),
+        suspect: Mapping[MarketKey, RangeSet] = MappingProxyType({}),
     ) -> None:
         """Compare `windows` ranges of minutes of each market, and a range of each longer interval that is offered.
 
-        With `all` every stored bar is compared that the exchange still has. `doubtful` minutes are always compared.
+        With `all` every stored bar is compared that the exchange still has. `suspect` minutes are always compared.
         """
         self._exchange.resume_after(max(self._store.newest_minutes(self._name).values(), default=None))
         plans = {
-            market: self._make_plan(market, bounds, windows, doubtful.get(market, RangeSet())) for market in markets
+            market: self._make_plan(market, bounds, windows, suspect.get(market, RangeSet())) for market in markets
         }
         try:
             with self._report.show_progress(f"ask {self._name}", sum(map(len, plans.values()))) as advance:
@@ -88,7 +88,7 @@ class ExchangeCheck:
             self._http.close()
 
     def _make_plan(
-        self, market: MarketKey, bounds: Range, windows: int | Literal["all"], doubtful: RangeSet
+        self, market: MarketKey, bounds: Range, windows: int | Literal["all"], suspect: RangeSet
     ) -> list[tuple[Interval, Range]]:
         """Return the ranges to compare, minutes first; none extends past the stored minutes."""
         span = self._store.span(market, MINUTE)
@@ -96,7 +96,7 @@ class ExchangeCheck:
         end_ms = min(span.end_ms if span else 0, bounds.end_ms)
         plan: list[tuple[Interval, Range]] = []
         if windows != "all":
-            plan += [(MINUTE, window) for window in _windows_around(doubtful, self._exchange.max_history_minutes)]
+            plan += [(MINUTE, window) for window in _windows_around(suspect, self._exchange.max_history_minutes)]
         for interval in (MINUTE, *self._longer):
             most = self._exchange.max_history_minutes if interval == MINUTE else _STRETCH_BARS
             if windows == "all":
@@ -136,18 +136,18 @@ class ExchangeCheck:
         for row in answer.invalid:
             at = iso_ms(window.start_ms if row.open_ms is None else row.open_ms)
             self._report.add_unchecked(f"{market} {interval} {at}", row.reason)
-        theirs, unreadable = answer.candles, answer.unreadable_within(window)
-        if not theirs:  # not offered, or older than the history of the exchange
+        offered, unreadable = answer.candles, answer.unreadable_within(window)
+        if not offered:  # not offered, or older than the history of the exchange
             return
-        self._compared[interval] += len(theirs)
+        self._compared[interval] += len(offered)
         try:
-            wrong = self._differences(market, interval, window, theirs, unreadable)
+            wrong = self._differences(market, interval, window, offered, unreadable)
             if wrong and self._is_repairing:
                 if interval == MINUTE:
                     self._take(market, wrong, asked_ms)
                 else:
                     await self._compare_parts(market, wrong)
-                left = self._differences(market, interval, window, theirs, unreadable)
+                left = self._differences(market, interval, window, offered, unreadable)
                 still = {difference.open_ms for difference in left}
                 self._report.add_differences([one for one in wrong if one.open_ms not in still], repaired=True)
                 wrong = left
@@ -157,11 +157,11 @@ class ExchangeCheck:
         self._report.add_differences(wrong)
 
     def _differences(
-        self, market: MarketKey, interval: Interval, window: Range, theirs: Sequence[Candle], unreadable: RangeSet
+        self, market: MarketKey, interval: Interval, window: Range, offered: Sequence[Candle], unreadable: RangeSet
     ) -> list[Difference]:
         bars = self._store.read_bars_between(market, interval, *window)
         stored_bars = [bar for bar in bars if bar.open_ms not in unreadable]
-        return compare("exchange", market, interval, theirs, stored_bars, quote_may_be_absent=True)
+        return compare("exchange", market, interval, offered, stored_bars, quote_may_be_absent=True)
 
     def _take(self, market: MarketKey, wrong: Sequence[Difference], asked_ms: int) -> None:
         """Store the exchange's version of minutes that are over; keep minutes that it does not have."""
@@ -194,10 +194,10 @@ class ExchangeCheck:
         )
 
 
-def _windows_around(doubtful: RangeSet, most: int) -> list[Range]:
+def _windows_around(suspect: RangeSet, most: int) -> list[Range]:
     """Return a few ranges of at most `most` minutes that contain all doubtful ones, newest first."""
     windows: list[Range] = []
-    for start_ms, end_ms in doubtful:
+    for start_ms, end_ms in suspect:
         if windows and end_ms - windows[-1].start_ms <= most * MINUTE_MS:
             windows[-1] = Range(windows[-1].start_ms, end_ms)
         else:

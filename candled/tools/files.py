@@ -155,7 +155,7 @@ def read_candles(path: Path, now_ms: int) -> Iterator[Candle | BadRow]:
             yield candle
 
 
-def says_as_of(path: Path) -> bool:
+def has_as_of(path: Path) -> bool:
     """Return True if the file has a column `as_of_ms`, which only exports of minutes have.
 
     Raises:

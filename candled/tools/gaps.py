@@ -29,8 +29,8 @@ _MARGIN_MS = 120_000
 
 def expected(store: Store, market: MarketKey, now_ms: int, backfill_ms: int) -> Range:
     """Return the range that should be stored at `now_ms`, by the stored minutes, the settings and the store."""
-    there = store.span(market, MINUTE)
-    begins = [WEEK.floor(now_ms - backfill_ms), *([there.start_ms] if there else [])]
+    stored = store.span(market, MINUTE)
+    begins = [WEEK.floor(now_ms - backfill_ms), *([stored.start_ms] if stored else [])]
     since_ms = store.complete_from(market)
     if since_ms is not None:
         begins.append(since_ms)
@@ -164,27 +164,27 @@ async def _repair_market(
     start_ms = max(start_ms, MINUTE.floor(bounds.start_ms))
     span = Range(start_ms, max(start_ms, min(end_ms, MINUTE.floor(bounds.end_ms))))
     before = await session.run_read(_listed_gaps, store, market, span)
-    filler = Backfiller(
+    backfiller = Backfiller(
         session,
         source,
         market,
         is_reopened=lambda known_gap: every or known_gap.reason != "beyond_history",
         rereads=reread,
     )
-    tally = await filler.estimate(span)
-    with show_progress(f"repair {market}", tally.minutes, quiet=quiet) as advance:
-        await filler.fill_span(span, advance, to_present=span.end_ms == end_ms)
+    estimate = await backfiller.estimate(span)
+    with show_progress(f"repair {market}", estimate.minutes, quiet=quiet) as advance:
+        await backfiller.fill_span(span, advance, to_present=span.end_ms == end_ms)
     after = await session.run_read(_listed_gaps, store, market, span)
     return {
         "exchange": market.exchange,
         "symbol": str(market.symbol),
-        "asked": tally.minutes,
-        "stored": filler.result.stored,
-        "revised": filler.result.revised,
-        "absent": filler.result.absent,
-        "gaps": [{**_gap_json(gap), **_outcome(gap, after)} for gap in before if every or _may_heal(gap)],
-        "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in filler.result.failed],
-        "trouble": filler.result.trouble,
+        "asked": estimate.minutes,
+        "stored": backfiller.result.stored,
+        "revised": backfiller.result.revised,
+        "absent": backfiller.result.absent,
+        "gaps": [{**_gap_json(gap), **_outcome(gap, after)} for gap in before if every or _is_repairable(gap)],
+        "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in backfiller.result.failed],
+        "trouble": backfiller.result.trouble,
     }
 
 
@@ -192,7 +192,7 @@ def _listed_gaps(store: Store, market: MarketKey, span: Range) -> list[Gap]:
     return [gap for gap in read_gaps(store, market, span) if _is_listed(gap)]
 
 
-def _may_heal(gap: Gap) -> bool:
+def _is_repairable(gap: Gap) -> bool:
     return gap.reason != "beyond_history"
 
 

@@ -12,18 +12,18 @@ _SECOND_LOOKS_MS = tuple(days * DAY_MS for days in (1, 7, 30, 180, 720))
 Ask = Callable[[Range], Awaitable[int | None]]
 
 
-async def find_beginning(ask: Ask, earliest_ms: int, there_ms: int, width_ms: int) -> int:
-    """Return the opening time of the oldest candle since `earliest_ms`, given that there is one at `there_ms`.
+async def find_beginning(ask: Ask, earliest_ms: int, known_ms: int, width_ms: int) -> int:
+    """Return the opening time of the oldest candle since `earliest_ms`, given that there is one at `known_ms`.
 
     `ask` returns the oldest minute that the exchange has in a range of at most `width_ms`. All times are UTC epoch
     milliseconds. 25 years take about 25 requests.
     """
     while True:
-        there_ms = await _halve(ask, earliest_ms, there_ms, width_ms)
-        older_ms = await _older(ask, earliest_ms, there_ms, width_ms)
+        known_ms = await _halve(ask, earliest_ms, known_ms, width_ms)
+        older_ms = await _older(ask, earliest_ms, known_ms, width_ms)
         if older_ms is None:
-            return there_ms
-        there_ms = older_ms
+            return known_ms
+        known_ms = older_ms
 
 
 async def find_any(ask: Ask, earliest_ms: int, until_ms: int, width_ms: int) -> int | None:
@@ -39,25 +39,25 @@ async def find_any(ask: Ask, earliest_ms: int, until_ms: int, width_ms: int) -> 
     return None
 
 
-async def _halve(ask: Ask, empty_ms: int, there_ms: int, width_ms: int) -> int:
-    """Halve the time between `empty_ms`, before which there is nothing, and `there_ms`, which has a candle."""
-    while empty_ms < there_ms:
-        is_last = there_ms - empty_ms <= width_ms
-        start_ms = empty_ms if is_last else MINUTE.floor((empty_ms + there_ms) // 2)
-        end_ms = min(there_ms, start_ms + width_ms)
+async def _halve(ask: Ask, empty_ms: int, known_ms: int, width_ms: int) -> int:
+    """Halve the time between `empty_ms`, before which there is nothing, and `known_ms`, which has a candle."""
+    while empty_ms < known_ms:
+        is_last = known_ms - empty_ms <= width_ms
+        start_ms = empty_ms if is_last else MINUTE.floor((empty_ms + known_ms) // 2)
+        end_ms = min(known_ms, start_ms + width_ms)
         found_ms = await ask(Range(start_ms, end_ms))
         if found_ms is None:
             empty_ms = end_ms
         elif is_last:
             return found_ms
         else:
-            there_ms = found_ms
-    return there_ms
+            known_ms = found_ms
+    return known_ms
 
 
-async def _older(ask: Ask, earliest_ms: int, there_ms: int, width_ms: int) -> int | None:
+async def _older(ask: Ask, earliest_ms: int, known_ms: int, width_ms: int) -> int | None:
     for back_ms in _SECOND_LOOKS_MS:
-        end_ms = there_ms - back_ms
+        end_ms = known_ms - back_ms
         start_ms = max(earliest_ms, end_ms - max(MINUTE_MS, width_ms))
         if start_ms >= end_ms:
             return None

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 # Waits double from 1 s to 60 s: about five minutes of an exchange or a store that does not answer.
 _ATTEMPTS = 11
-_PATIENCE_WITH_NONSENSE = 3
+_MAX_INVALID_ANSWERS = 3
 # Time after the end of a minute during which it is left to the daemon, because late versions may still arrive.
 MARGIN_MS = 60_000
 
@@ -35,13 +35,18 @@ class ExchangeSource:
     """One configured exchange, used within a command's part of its request budget (`request_budgets`)."""
 
     def __init__(
-        self, config: ExchangeConfig, clock: Clock, grace_period_ms: int, say: Callable[[str], None], budget: MakeBudget
+        self,
+        config: ExchangeConfig,
+        clock: Clock,
+        grace_period_ms: int,
+        print_line: Callable[[str], None],
+        budget: MakeBudget,
     ) -> None:
         self.name = config.name
         self._exchange = _made(config, clock)
         self._clock = clock
         self._grace_period_ms = grace_period_ms
-        self._say = say
+        self._print_line = print_line
         self.requests_per_s = self._exchange.requests_per_s * SHARE
         self._http = HttpClient(clock, self._exchange.requests_per_s, budget, config.proxies)
 
@@ -107,9 +112,9 @@ class ExchangeSource:
         backoff = Backoff()
 
         def report(error: Exception, wait_s: float) -> None:
-            if isinstance(error, ExchangeError) and backoff.failure_count > _PATIENCE_WITH_NONSENSE:
+            if isinstance(error, ExchangeError) and backoff.failure_count > _MAX_INVALID_ANSWERS:
                 raise error
-            self._say(f"{self.name}: {error}; next attempt in {wait_s:.0f} s")
+            self._print_line(f"{self.name}: {error}; next attempt in {wait_s:.0f} s")
 
         return await retry(
             lambda: self._exchange.fetch_history(self._http, symbol, *span),
@@ -155,7 +160,7 @@ def print_remark(text: str) -> None:
 
 @asynccontextmanager
 async def open_session(
-    config: Config, exchanges: Iterable[str], clock: Clock, say: Callable[[str], None]
+    config: Config, exchanges: Iterable[str], clock: Clock, print_line: Callable[[str], None]
 ) -> AsyncIterator[Session]:
     """Open the store of the settings and the exchanges of these names for the length of the block.
 
@@ -165,7 +170,7 @@ async def open_session(
     grace_period_ms = round(config.ingest.grace_period.total_seconds() * 1000)
     by_name = {one.name: one for one in config.exchanges}
     async with request_budgets(config, clock) as budget:
-        sources = [ExchangeSource(by_name[name], clock, grace_period_ms, say, budget) for name in exchanges]
+        sources = [ExchangeSource(by_name[name], clock, grace_period_ms, print_line, budget) for name in exchanges]
         store = make_store(config)
         threads = StoreThreads(store)
         session = Session(store, threads, sources, clock)

@@ -15,7 +15,7 @@ from candled.model import MINUTE, MINUTE_MS, WEEK, Candle, Gap, Interval, Market
 from candled.store.batch import merge_changes
 from candled.store.interface import Store
 
-from .files import BadRow, kind_of, open_writer, read_candles, says_as_of
+from .files import BadRow, has_as_of, kind_of, open_writer, read_candles
 from .progress import show_progress
 from .store_access import exchange_of, open_store, put_past
 
@@ -38,11 +38,11 @@ def export(
         kept = [MINUTE, *store.intervals()]
         if interval not in kept:
             raise ConfigError(f"--interval: no bars of {interval} are kept; kept are {', '.join(map(str, kept))}")
-        there = store.span(market, interval)
-        start_ms = max(bounds.start_ms, there.start_ms if there else 0)
-        end_ms = min(bounds.end_ms, there.end_ms if there else 0)
+        stored = store.span(market, interval)
+        start_ms = max(bounds.start_ms, stored.start_ms if stored else 0)
+        end_ms = min(bounds.end_ms, stored.end_ms if stored else 0)
         if start_ms >= end_ms:
-            have = f"; there are some from {iso_ms(there.start_ms)} to {iso_ms(there.end_ms)}" if there else ""
+            have = f"; there are some from {iso_ms(stored.start_ms)} to {iso_ms(stored.end_ms)}" if stored else ""
             print(f"candled: no {interval} bars of {market} are stored in that time{have}", file=sys.stderr)
             return 1
         is_on_terminal = output == "-" and sys.stdout.isatty()  # the bars are the progress
@@ -146,7 +146,7 @@ def _check(files: Sequence[Path], now_ms: int, advance: Callable[[int], None], *
             print("".join(f"candled: left out: {line}\n" for line in bad), end="", file=sys.stderr)
         else:
             problems += bad
-        if not sparse and not says_as_of(path) and spacing.looks_longer():
+        if not sparse and not has_as_of(path) and spacing.looks_longer():
             problems.append(
                 f"{path}: the rows are {spacing.step_ms // MINUTE_MS} minutes apart: expected 1-minute candles, not "
                 "longer bars (--sparse: they are minutes)"
@@ -200,9 +200,9 @@ def put_page(store: Store, market: MarketKey, page: Sequence[Candle], counts: Co
     if not changed:
         return
     put_past(store, market, changed)
-    there = RangeSet(store.stored_ranges(market, *span))
+    stored = RangeSet(store.stored_ranges(market, *span))
     for candle in changed:
-        if candle.open_ms not in there:
+        if candle.open_ms not in stored:
             counts.refused += 1
         elif candle.open_ms in known:
             counts.replaced += 1
@@ -234,12 +234,12 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
     left = [piece for gap in known_gaps for piece in _unfilled(store, market, gap)]
     if left != known_gaps:
         store.save_known_gaps(market, left)
-    since_ms, there = store.complete_from(market), store.span(market, MINUTE)
-    if since_ms is None or there is None or there.start_ms >= since_ms:
+    since_ms, stored = store.complete_from(market), store.span(market, MINUTE)
+    if since_ms is None or stored is None or stored.start_ms >= since_ms:
         return
     known = [(gap.start_ms, gap.end_ms) for gap in left]
-    joined_ms = RangeSet([*store.stored_ranges(market, there.start_ms, since_ms), *known]).start_of(since_ms)
-    joined_ms = max(joined_ms, WEEK.floor(there.start_ms))  # there is nothing to complete before history
+    joined_ms = RangeSet([*store.stored_ranges(market, stored.start_ms, since_ms), *known]).start_of(since_ms)
+    joined_ms = max(joined_ms, WEEK.floor(stored.start_ms))  # there is nothing to complete before history
     if joined_ms < since_ms:
         store.set_complete_from(market, joined_ms)
 
@@ -247,6 +247,6 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
 def _unfilled(store: Store, market: MarketKey, gap: Gap) -> list[Gap]:
     """Return the parts of a known gap that are still missing."""
     rest = RangeSet([(gap.start_ms, gap.end_ms)])
-    for there in store.stored_ranges(market, gap.start_ms, gap.end_ms):
-        rest.remove(*there)
+    for stored in store.stored_ranges(market, gap.start_ms, gap.end_ms):
+        rest.remove(*stored)
     return [replace(gap, start_ms=start_ms, end_ms=end_ms) for start_ms, end_ms in rest]

@@ -50,7 +50,7 @@ def verify(
             for market in markets:
                 _print_digests(store, market, bounds, report)
             return 0
-        found: dict[MarketKey, Doubts] = {}
+        found: dict[MarketKey, BadMinutes] = {}
         asks_later = repair and windows is not None
         for market in markets:
             found[market] = verify_market(
@@ -60,13 +60,13 @@ def verify(
                 bounds,
                 report,
                 repair=repair,
-                opens_at_close=stored.exchange_of(config, market.exchange).plugin.opens_at_previous_close,
+                opens_at_previous_close=stored.exchange_of(config, market.exchange).plugin.opens_at_previous_close,
                 asks_later=asks_later,
             )
         if windows is not None:
             asyncio.run(_check_exchanges(store, config, found, bounds, report, windows, seed, repair=repair))
         if asks_later:
-            for before in (doubts.contradictions for doubts in found.values()):
+            for before in (bad_minutes.contradictions for bad_minutes in found.values()):
                 left = [one for one in before if _contradicts(store, one)]
                 report.add_differences([one for one in before if one not in left], repaired=True)
                 report.add_differences(left)
@@ -81,7 +81,7 @@ def verify(
 async def _check_exchanges(
     store: Store,
     config: Config,
-    found: Mapping[MarketKey, "Doubts"],
+    found: Mapping[MarketKey, "BadMinutes"],
     bounds: Range,
     report: Report,
     windows: Windows,
@@ -98,18 +98,20 @@ async def _check_exchanges(
     clock = SystemClock()
     async with request_budgets(config, clock) as budget:
         for exchange in config.exchanges:
-            doubtful = {market: doubts.minutes for market, doubts in found.items() if market.exchange == exchange.name}
-            if doubtful:
+            suspect = {
+                market: bad_minutes.minutes for market, bad_minutes in found.items() if market.exchange == exchange.name
+            }
+            if suspect:
                 chance = random.Random(seed)
                 check = ExchangeCheck(store, exchange, store.intervals(), clock, report, chance, budget, repair=repair)
-                await check.run(list(doubtful), bounds, windows, doubtful)
+                await check.run(list(suspect), bounds, windows, suspect)
 
 
 # ---------------------------------------------------------------- comparison with the minutes
 
 
 @dataclass(frozen=True, slots=True)
-class Doubts:
+class BadMinutes:
     """Minutes that only the exchange can decide on: pairs that contradict each other, and deleted ones."""
 
     contradictions: list[Difference]
@@ -130,20 +132,20 @@ def verify_market(
     report: Report,
     *,
     repair: bool = False,
-    opens_at_close: bool = False,
+    opens_at_previous_close: bool = False,
     asks_later: bool = False,
-) -> Doubts:
+) -> BadMinutes:
     """Compare every longer bar of the weeks that `bounds` touch with its minutes; report the differences.
 
     With `repair` bad rows are deleted and wrong bars rebuilt, and reported as repaired if they are right afterwards.
-    With `opens_at_close` every minute must open where the one before it closed. Minutes that contradict their
+    With `opens_at_previous_close` every minute must open where the one before it closed. Minutes that contradict their
     neighbours are reported unless `asks_later`: then the exchange is asked first.
     """
     longer = [interval for interval in intervals if interval != MINUTE]
-    one = _MarketCheck(store, market, longer, report, repair=repair, opens_at_close=opens_at_close)
+    one = _MarketCheck(store, market, longer, report, repair=repair, opens_at_previous_close=opens_at_previous_close)
     one.asks_later = asks_later
     one.run(bounds)
-    return one.doubts
+    return one.bad_minutes
 
 
 class _MarketCheck:
@@ -157,21 +159,21 @@ class _MarketCheck:
         report: Report,
         *,
         repair: bool,
-        opens_at_close: bool,
+        opens_at_previous_close: bool,
     ) -> None:
         self._store = store
         self._market = market
         self._longer = longer
         self._report = report
         self._is_repairing = repair
-        self._opens_at_close = opens_at_close
+        self._opens_at_previous_close = opens_at_previous_close
         #: start of the minutes that the database keeps: longer bars from before it cannot be recomputed
         self._from_ms = store.kept_from()
         #: times of the unreadable rows that are not deleted, by interval
         self._unreadable: dict[Interval, list[float]] = {}
         self._last: Candle | None = None
         self.asks_later = False
-        self.doubts = Doubts([], RangeSet())
+        self.bad_minutes = BadMinutes([], RangeSet())
 
     def run(self, bounds: Range) -> None:
         """Check the weeks that a range touches, including those that have bars but no minutes."""
@@ -222,7 +224,7 @@ class _MarketCheck:
             for row in rows:
                 at_ms = _time_of(row)
                 if row.table == "candles" and at_ms is not None:
-                    self.doubts.deleted.add(MINUTE.floor(at_ms), MINUTE.floor(at_ms) + MINUTE_MS)
+                    self.bad_minutes.deleted.add(MINUTE.floor(at_ms), MINUTE.floor(at_ms) + MINUTE_MS)
         self._report.add_differences([_difference(self._market, row) for row in rows], repaired=self._is_repairing)
 
     def _read(self, interval: Interval, page: Range) -> list[Candle]:
@@ -263,11 +265,11 @@ class _MarketCheck:
         if wrong and self._is_repairing:
             wrong = self._fold_again(page, wrong)
         self._report.add_differences(wrong)
-        if self._opens_at_close and minutes:
+        if self._opens_at_previous_close and minutes:
             last = [] if self._last is None else [self._last]
             self._last = minutes[-1]
             found = contradictions(self._market, [*last, *minutes])
-            self.doubts.contradictions.extend(found)
+            self.bad_minutes.contradictions.extend(found)
             self._report.add_differences([] if self.asks_later else found)
         return minutes
 
@@ -280,9 +282,9 @@ class _MarketCheck:
         minutes = self._read(MINUTE, page)
         for _ in range(_READS):
             bad = impossible(self._market, minutes)
-            doubtful = {one.open_ms for one in bad}
-            good = [minute for minute in minutes if minute.open_ms not in doubtful]
-            wrong = self._differences(good, doubtful, page)
+            suspect = {one.open_ms for one in bad}
+            good = [minute for minute in minutes if minute.open_ms not in suspect]
+            wrong = self._differences(good, suspect, page)
             if not wrong:
                 break
             again = self._read(MINUTE, page)
@@ -291,9 +293,9 @@ class _MarketCheck:
             minutes = again
         return good, bad, wrong
 
-    def _differences(self, minutes: Sequence[Candle], doubtful: Iterable[int], page: Range) -> list[Difference]:
+    def _differences(self, minutes: Sequence[Candle], suspect: Iterable[int], page: Range) -> list[Difference]:
         expected = recompute(minutes, self._longer)
-        unread = [*doubtful, *map(math.floor, self._unreadable_in(MINUTE, page))]
+        unread = [*suspect, *map(math.floor, self._unreadable_in(MINUTE, page))]
         wrong: list[Difference] = []
         for interval in self._longer:
             unclear = {interval.floor(at_ms) for at_ms in unread} | {*self._unreadable_in(interval, page)}

@@ -73,7 +73,7 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
-                self._descriptors.note_exhausted(self._clock.monotonic())
+                self._descriptors.on_exhausted(self._clock.monotonic())
                 self._unwatch_sockets()
                 self._tasks.start(self._resume_later())
                 return

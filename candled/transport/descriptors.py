@@ -65,21 +65,21 @@ class Descriptors:
             free = self.limit
         else:
             os.close(free)
-        return self._note_room(free < self._clients_below, now)
+        return self._update_state(free < self._clients_below, now)
 
     def has_room_for_request(self, descriptor: int, now: float) -> bool:
         """Return True if a new connection with this descriptor may get an HTTP answer."""
-        return descriptor < self._requests_below or self._note_room(False, now)
+        return descriptor < self._requests_below or self._update_state(False, now)
 
     def is_reserved(self, descriptor: int) -> bool:
         """Return True if a connection with this descriptor must not stay."""
         return descriptor >= self._clients_below
 
-    def note_exhausted(self, now: float) -> None:
+    def on_exhausted(self, now: float) -> None:
         """Note that a connection could not be accepted."""
-        self._note_room(False, now)
+        self._update_state(False, now)
 
-    def _note_room(self, is_room: bool, now: float) -> bool:
+    def _update_state(self, is_room: bool, now: float) -> bool:
         if not is_room:
             if self._refused_at is None:
                 logger.warning(

@@ -140,9 +140,9 @@ class ReplayFeed(StreamFeed):
             await self._exchange.clock.sleep(0)  # hundreds of snapshots in a row would block the loop
         while True:
             await self._exchange.clock.sleep(self._exchange.tick_s)
-            spoke_ms, now_ms = now_ms, self._exchange.now_ms()
+            previous_ms, now_ms = now_ms, self._exchange.now_ms()
             for symbol, recording in playing.items():
-                if versions := recording.versions_between(spoke_ms, now_ms):
+                if versions := recording.versions_between(previous_ms, now_ms):
                     yield Candles(symbol, tuple(versions))
 
 

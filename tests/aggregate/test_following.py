@@ -137,10 +137,10 @@ async def test_lost_messages_are_made_up_for_from_the_store():
     one.minute(minute(61, volume="4", final=True), heard=False)
     one.minute(minute(62, volume="1", as_of=500))
     assert one.bars.feed_position(BTC) == seen  # no client may learn a position whose changes are missing
-    assert one.bars.describe_healing()["catchingUp"] == 1
+    assert one.bars.describe_recovery()["catchingUp"] == 1
     one.stored.log[tuple(seen)] = []
     await one.clock.advance(1)
-    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.describe_recovery() == {"healed": 1, "catchingUp": 0}
     assert [bar.volume for bar in one.bars.newest_bars(BTC, MINUTE, 3)] == [3, 4, 1]
     assert one.bars.feed_position(BTC) == ("one", 4)
     assert await one.since(seen, 60) == [60, 61, 62]
@@ -169,7 +169,7 @@ async def test_a_log_that_does_not_know_a_feed_yet_is_asked_from_the_end_of_the_
     await one.clock.advance(5)
     one.bars.on_feed_message(MessagesLost(BTC), Position("two", 1))
     await one.clock.advance(5)
-    assert one.bars.describe_healing() == {"healed": 2, "catchingUp": 0}
+    assert one.bars.describe_recovery() == {"healed": 2, "catchingUp": 0}
     assert await one.since(seen, 60) == [60]
 
 
@@ -180,13 +180,13 @@ async def test_a_change_that_is_not_in_the_log_yet_is_waited_for():
     one.seq += 1  # a change of minute 5 was told, and not heard
     one.minute(minute(60, volume="3", as_of=12_000), logged=1)
     await one.clock.advance(1)
-    assert one.bars.describe_healing()["catchingUp"] == 1
+    assert one.bars.describe_recovery()["catchingUp"] == 1
     changed = minute(5, "12", volume="9", final=True, as_of=90_000)
     one.stored.minutes[changed.open_ms] = changed
     one.stored.log[tuple(seen)] = [Range(changed.open_ms, changed.open_ms + MINUTE_MS)]
     one.minute(minute(60, volume="4", as_of=14_000), logged=3)
     await one.clock.advance(2)
-    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.describe_recovery() == {"healed": 1, "catchingUp": 0}
     assert one.bars.get_bar(BTC, MINUTE, changed.open_ms).volume == 9
 
 
@@ -197,9 +197,9 @@ async def test_where_the_log_stays_behind_everything_held_is_read_again():
     one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
     one.minute(minute(60, volume="3", as_of=12_000), logged=1)
     await one.clock.advance(6)
-    assert one.bars.describe_healing()["catchingUp"] == 1
+    assert one.bars.describe_recovery()["catchingUp"] == 1
     await one.clock.advance(2)
-    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.describe_recovery() == {"healed": 1, "catchingUp": 0}
     assert one.bars.get_bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
 
 
@@ -210,7 +210,7 @@ async def test_without_a_log_everything_held_is_read_again():
     one.minute(minute(60, volume="3", as_of=12_000))
     await one.clock.advance(1)
     assert one.bars.get_bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
-    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.describe_recovery() == {"healed": 1, "catchingUp": 0}
 
 
 async def test_what_is_not_stored_yet_is_looked_for_until_it_is():
@@ -220,10 +220,10 @@ async def test_what_is_not_stored_yet_is_looked_for_until_it_is():
     one.seq += 1  # told, not heard, and the store is behind
     one.say(MinuteChanged(BTC, minute(61, volume="1", as_of=500), FeedMetadata(MONDAY_MS + 61 * MINUTE_MS)))
     await one.clock.advance(5)
-    assert one.bars.describe_healing()["catchingUp"] == 1
+    assert one.bars.describe_recovery()["catchingUp"] == 1
     one.stored.minutes[late.open_ms] = late
     await one.clock.advance(20)
-    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.describe_recovery() == {"healed": 1, "catchingUp": 0}
     assert [bar.volume for bar in one.bars.newest_bars(BTC, MINUTE, 2)] == [3, 1]
 
 
@@ -234,7 +234,7 @@ async def test_a_minute_the_exchange_does_not_have_is_not_waited_for():
     one.stored.absent = [Range(MONDAY_MS + 61 * MINUTE_MS, MONDAY_MS + 62 * MINUTE_MS)]
     one.say(MinuteChanged(BTC, minute(62, volume="1", as_of=500), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS, None, 2)))
     await one.clock.advance(2)
-    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.describe_recovery() == {"healed": 1, "catchingUp": 0}
 
 
 async def test_at_a_first_start_only_minutes_behind_the_gap_are_waited_for():
@@ -247,11 +247,11 @@ async def test_at_a_first_start_only_minutes_behind_the_gap_are_waited_for():
     one.seq += 3  # minutes 58 to 60 were told, and not heard
     one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), FeedMetadata(at(61), gap)))
     await one.clock.advance(2)
-    assert one.bars.describe_healing()["catchingUp"] == 1
+    assert one.bars.describe_recovery()["catchingUp"] == 1
     for number in (58, 59, 60):
         one.stored.minutes[at(number)] = minute(number, final=True)
     await one.clock.advance(8)
-    assert one.bars.describe_healing()["catchingUp"] == 0
+    assert one.bars.describe_recovery()["catchingUp"] == 0
     one.stored.since = at(0)
     for number in range(58):
         one.stored.minutes[at(number)] = minute(number, final=True)
@@ -267,11 +267,11 @@ async def test_before_anything_is_known_of_history_what_was_lost_is_looked_for()
     one.seq += 1
     one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), FeedMetadata(at(61))))
     await one.clock.advance(2)
-    assert one.bars.describe_healing()["catchingUp"] == 1
+    assert one.bars.describe_recovery()["catchingUp"] == 1
     one.stored.since = at(60)
     one.stored.minutes[at(60)] = minute(60, final=True)
     await one.clock.advance(8)
-    assert one.bars.describe_healing() == {"healed": 1, "catchingUp": 0}
+    assert one.bars.describe_recovery() == {"healed": 1, "catchingUp": 0}
 
 
 async def test_the_bus_itself_may_say_that_messages_were_missed():
@@ -281,7 +281,7 @@ async def test_the_bus_itself_may_say_that_messages_were_missed():
     one.bars.on_feed_message(MessagesLost(BTC), Position("one", 1))
     await one.clock.advance(2)
     assert [bar.volume for bar in one.bars.newest_bars(BTC, MINUTE, 2)] == [1, 7]
-    assert one.bars.describe_healing()["healed"] == 1
+    assert one.bars.describe_recovery()["healed"] == 1
 
 
 async def test_a_position_is_told_only_once_a_healed_range_was_read():

@@ -102,7 +102,7 @@ def test_a_series_gives_back_what_was_put_whatever_the_order_and_the_digits(data
         elif step == "late":
             plain.put(data.draw(bars(data.draw(st.integers(0, at)))), seq)
         elif step == "forget":
-            plain.series.forget_before(MONDAY_MS + data.draw(st.integers(0, at + 2)) * MINUTE_MS)
+            plain.series.drop_before(MONDAY_MS + data.draw(st.integers(0, at + 2)) * MINUTE_MS)
         elif step == "back":
             plain.reach_back(data.draw(st.integers(0, 20)))
         else:

@@ -38,10 +38,10 @@ class Shelf:
     def get_bar(self, key, interval, open_ms):
         return next((bar for bar in self.newest_bars(key, interval, 10**6) if bar.open_ms == open_ms), None)
 
-    def between(self, key, interval, start_ms, end_ms):
+    def bars_between(self, key, interval, start_ms, end_ms):
         return [bar for bar in self.newest_bars(key, interval, 10**6) if start_ms <= bar.open_ms < end_ms]
 
-    def generation(self, key):
+    def past_version(self, key):
         return 0
 
     def is_final(self, key, interval, bar):

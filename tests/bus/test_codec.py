@@ -96,7 +96,7 @@ def test_a_candle_is_written_as_the_page_says():
         b'{"type":"candle","time":"1970-01-01T00:01:00.000Z","open":67234.5,"high":67340,"low":67200,"close":67234.5,'
         b'"volume":0.00000001,"quoteVolume":0.5,"final":false,"asOf":"1970-01-01T00:01:01.234Z","rev":2,"src":"live",'
         b'"exchange":"bitget","symbol":"BTC/USDT","interval":"1m","epoch":"0.1760000000000000","seq":7,'
-        b'"settled":"1970-01-01T00:01:00.000Z","gap":["1970-01-01T00:00:00.000Z","1970-01-01T00:01:00.000Z"],"logged":5}'
+        b'"watermark":"1970-01-01T00:01:00.000Z","gap":["1970-01-01T00:00:00.000Z","1970-01-01T00:01:00.000Z"],"logged":5}'
     )
 
 
@@ -172,13 +172,13 @@ MINUTE_NOW = (
     ("more", "error"),
     [
         (b"", None),
-        (b',"settled":"2025-10-06T00:00:00Z","gap":["2025-10-05T00:00:00Z","2025-10-06T00:01:00Z"]', None),
+        (b',"watermark":"2025-10-06T00:00:00Z","gap":["2025-10-05T00:00:00Z","2025-10-06T00:01:00Z"]', None),
         (b',"exchange":"bitget","symbol":"BTC/USDT","interval":"1m"', None),
         (b',"asOf":"2025-10-06T00:00:30Z","rev":3,"src":"live","logged":0', None),
         (b',"time":"2025-10-06T00:01:00Z"', FutureMessage),
         (b',"time":"9999-12-31T23:59:00Z"', FutureMessage),
         (b',"asOf":"2025-10-06T00:00:31Z"', FutureMessage),
-        (b',"settled":"9999-12-31T23:59:00Z"', FutureMessage),
+        (b',"watermark":"9999-12-31T23:59:00Z"', FutureMessage),
         (b',"gap":["2025-10-06T00:00:00Z","9999-12-31T23:59:00Z"]', FutureMessage),
         (b',"gap":["2025-10-06T00:00:00Z","2025-10-05T00:00:00Z"]', BadMessage),
         (b',"time":"0001-01-01T00:00:00Z"', BadMessage),
@@ -229,7 +229,7 @@ def test_repairs_and_states_of_the_future_are_refused_too(text):
     [
         (b"", None),
         (b',"candles":[%s,"time":"9999-12-31T23:59:00Z"}]' % MINUTE_NOW, FutureMessage),
-        (b',"settled":"9999-12-31T23:59:00Z"', FutureMessage),
+        (b',"watermark":"9999-12-31T23:59:00Z"', FutureMessage),
         (b',"completeFrom":"9999-12-31T23:59:00Z"', FutureMessage),
         (b',"state":"live","since":"9999-12-31T23:59:00Z"', FutureMessage),
         (b',"epoch":"0.10000000000000000000000"', BadMessage),

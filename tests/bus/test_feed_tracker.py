@@ -11,9 +11,9 @@ from candled.bus.redis.feed_tracker import (
     NO_HEARTBEAT,
     NOT_ARRIVING,
     NOT_LISTED,
-    Doubt,
     FeedTracker,
     MessageOrder,
+    StaleCause,
 )
 from candled.model import MarketKey, Position, Symbol
 
@@ -115,12 +115,12 @@ def test_a_shard_without_a_heartbeat_is_in_doubt_and_is_read_again_after():
     heard = reception()
     beat(heard, 1.0, btc=1)
     heard.update_lateness(1.0 + LATE_S)
-    assert heard.find_doubt(BTC, 1.0 + LATE_S) is None
+    assert heard.find_stale_cause(BTC, 1.0 + LATE_S) is None
     heard.update_lateness(1.1 + LATE_S)
-    assert heard.find_doubt(BTC, 9.0) == heard.find_doubt(ETH, 9.0) == NO_HEARTBEAT
+    assert heard.find_stale_cause(BTC, 9.0) == heard.find_stale_cause(ETH, 9.0) == NO_HEARTBEAT
     assert beat(heard, 10.0, btc=1)
     assert healed(heard) == {BTC, ETH}
-    assert heard.find_doubt(BTC, 10.1) is None
+    assert heard.find_stale_cause(BTC, 10.1) is None
 
 
 def test_minutes_of_other_programs_count_only_where_nobody_leads():
@@ -130,8 +130,8 @@ def test_minutes_of_other_programs_count_only_where_nobody_leads():
     assert heard.on_external_minute(BTC, 5.0)
     for now, doubt in ((5.0 + EXTERNAL_LATE_S, None), (5.1 + EXTERNAL_LATE_S, NO_HEARTBEAT)):
         heard.update_lateness(now)
-        assert heard.find_doubt(BTC, now) == doubt
-        assert heard.find_doubt(ETH, now) == NO_HEARTBEAT
+        assert heard.find_stale_cause(BTC, now) == doubt
+        assert heard.find_stale_cause(ETH, now) == NO_HEARTBEAT
 
 
 def test_what_was_missed_while_it_was_read_is_read_once_more():
@@ -149,11 +149,11 @@ def test_what_could_not_be_read_is_read_later_and_in_doubt_after_a_while():
     heard = reception()
     beat(heard, 1.0, btc=1)
     heard.mark_missed([BTC], "hole")
-    for now, doubt in ((1.0, None), (3.0, None), (4.0, Doubt("bus_unreadable", "NOPERM no"))):
+    for now, doubt in ((1.0, None), (3.0, None), (4.0, StaleCause("bus_unreadable", "NOPERM no"))):
         heard.mark_not_repaired(heard.take_missed(10), "NOPERM no", now)
-        assert heard.find_doubt(BTC, now) == doubt
+        assert heard.find_stale_cause(BTC, now) == doubt
     assert healed(heard) == {BTC}
-    assert heard.find_doubt(BTC, 4.0) is None
+    assert heard.find_stale_cause(BTC, 4.0) is None
 
 
 def test_a_shard_of_our_own_that_another_took_is_read_again():
@@ -192,24 +192,24 @@ def test_a_market_whose_messages_do_not_come_is_in_doubt_until_they_do():
     for number in range(40):
         beat(heard, 2.0 + number, btc=5 + number)
         read.append(healed(heard) == {BTC})  # and nothing newer was there
-        doubts.append(heard.find_doubt(BTC, 2.0 + number))
+        doubts.append(heard.find_stale_cause(BTC, 2.0 + number))
     assert doubts == [None] + 39 * [NOT_ARRIVING]
-    assert heard.find_doubt(ETH, 50.0) is None
+    assert heard.find_stale_cause(ETH, 50.0) is None
     assert sum(read) < 10  # not with every heartbeat: all processes ask the same Redis
     assert heard.on_message(BTC, Position("0.10", 44)) is GAP
     assert healed(heard, Position("0.10", 44)) == {BTC}
-    assert heard.find_doubt(BTC, 50.0) is None
+    assert heard.find_stale_cause(BTC, 50.0) is None
     beat(heard, 51.0, btc=44)
-    assert (healed(heard), heard.find_doubt(BTC, 51.0)) == (set(), None)
+    assert (healed(heard), heard.find_stale_cause(BTC, 51.0)) == (set(), None)
 
 
 def test_a_market_that_the_leader_does_not_name_is_in_doubt():
     heard = reception()
     for now, doubt in ((1.0, None), (2.0, NOT_LISTED), (3.0, NOT_LISTED)):
         heard.on_heartbeat(Heartbeat(0, "0.10", {"btc": 1}), CHANNELS, now)
-        assert (heard.find_doubt(BTC, now), heard.find_doubt(ETH, now)) == (None, doubt)
+        assert (heard.find_stale_cause(BTC, now), heard.find_stale_cause(ETH, now)) == (None, doubt)
     beat(heard, 4.0, btc=1)
-    assert heard.find_doubt(ETH, 4.0) is None
+    assert heard.find_stale_cause(ETH, 4.0) is None
 
 
 # ---------------------------------------------------------------- forged and broken messages
@@ -279,7 +279,7 @@ def test_no_single_message_stops_a_feed(position, fence, seconds):
         one.second()
     assert one.arrived == before + 5
     assert one.heard.position_of(BTC) == ("0.10", one.seq)
-    assert one.heard.find_doubt(BTC, one.now) is None
+    assert one.heard.find_stale_cause(BTC, one.now) is None
 
 
 @pytest.mark.parametrize(
@@ -298,13 +298,13 @@ def test_no_single_heartbeat_stops_a_feed(epoch, seq, seconds, fence):
     one.read()
     for _ in range(seconds + 1):
         one.second()
-        assert one.heard.find_doubt(BTC, one.now) is None
+        assert one.heard.find_stale_cause(BTC, one.now) is None
     before = one.arrived
     for _ in range(5):
         one.second()
     assert one.arrived == before + 5
     assert one.heard.position_of(BTC) == ("0.10", one.seq)
-    assert one.heard.find_doubt(BTC, one.now) is None
+    assert one.heard.find_stale_cause(BTC, one.now) is None
 
 
 def test_messages_that_came_ahead_of_a_slow_heartbeat_do_not_set_a_feed_back():
@@ -361,7 +361,7 @@ def test_nothing_is_lost_in_silence(data):
         beat(heard, now, seqs[BTC], seqs[ETH], epoch)
         read()
     assert behind == set()
-    assert {heard.find_doubt(market, now) for market in (BTC, ETH)} == {None}
+    assert {heard.find_stale_cause(market, now) for market in (BTC, ETH)} == {None}
 
 
 @given(
@@ -392,4 +392,4 @@ def test_whatever_is_forged_four_seconds_later_the_feed_is_what_its_leader_says(
         one.second()
     assert one.arrived == before + 3
     assert one.heard.position_of(BTC) == ("0.10", one.seq)
-    assert one.heard.find_doubt(BTC, one.now) is None
+    assert one.heard.find_stale_cause(BTC, one.now) is None

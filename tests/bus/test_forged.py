@@ -141,7 +141,7 @@ MESSAGES: dict[str, Callable[[Site], str]] = {
         time=SystemClock().now_ms() // MINUTE_MS * MINUTE_MS + 60 * MINUTE_MS
     ),
     "a statement of the year 9999": lambda one: one.candle(asOf="9999-12-31T23:59:00Z"),
-    "all is final": lambda one: one.candle(settled="9999-12-31T23:59:00Z"),
+    "all is final": lambda one: one.candle(watermark="9999-12-31T23:59:00Z"),
     "of another market": lambda one: one.candle(symbol="XRP/USDT"),
     "of another program": lambda one: one.candle(epoch="", seq=0),
     "a repair of everything": lambda one: json.dumps(

@@ -140,7 +140,7 @@ def test_final_minutes_are_confirmed_once_in_one_request():
 
 def test_a_final_minute_that_could_not_be_kept_is_missing_again():
     held = coverage(present=[(0, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
-    held.mark_lost(ms(UNTIL - 2), ms(UNTIL - 1))
+    held.mark_not_stored(ms(UNTIL - 2), ms(UNTIL - 1))
     assert want(held) == Window(Urgency.RECENT, ms(UNTIL - 2), ms(UNTIL - 1))
 
 
@@ -237,9 +237,9 @@ def test_changes_of_holes_are_told_once_as_the_range_they_lie_in():
 
 def test_an_older_minute_disproves_that_history_begins_later_whoever_said_so():
     held = coverage(start=ms(0))
-    held.on_answer(Window(Urgency.HISTORY, ms(0), ms(2)), ms(70), NOW_MS, is_believed=False)
+    held.on_answer(Window(Urgency.HISTORY, ms(0), ms(2)), ms(70), NOW_MS, is_credible=False)
     held.add_minute(ms(0), confirmed=False)
-    held.mark_lost(ms(0), ms(1))
+    held.mark_not_stored(ms(0), ms(1))
     held.apply_evidence(Evidence(begins_ms=ms(3)), NOW_MS)
     assert [known_gap.reason for known_gap in held.known_gaps] == ["beyond_history"]
     held.add_minute(ms(2), confirmed=False)
@@ -259,7 +259,7 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
             held.add_minute(ms(first), confirmed=data.draw(st.booleans()))
         elif what == "answer":
             window = Window(Urgency.HISTORY, ms(first), ms(first + length))
-            held.on_answer(window, ms(70), NOW_MS + step * 500_000, is_believed=data.draw(st.booleans()))
+            held.on_answer(window, ms(70), NOW_MS + step * 500_000, is_credible=data.draw(st.booleans()))
         elif what == "reopen":
             held.reopen_unconfirmed()
         elif what == "evidence":
@@ -267,7 +267,7 @@ def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_ther
             held.apply_evidence(Evidence(**data.draw(said)), NOW_MS + step * 500_000)
         elif what == "lose":
             for start_ms, end_ms in held.covered_within(ms(first), ms(first + length)):
-                held.mark_lost(start_ms, end_ms)
+                held.mark_not_stored(start_ms, end_ms)
         else:
             held.add_stored(ms(first), ms(first + length))
     spans = [(known_gap.start_ms, known_gap.end_ms) for known_gap in held.known_gaps]
@@ -329,7 +329,7 @@ def test_a_minute_before_the_told_beginning_disproves_all_that_was_taken_to_be_b
 def test_a_doubt_about_a_minute_that_is_not_there_makes_no_window_without_minutes():
     held = coverage(present=[(0, 10), (11, UNTIL)], start=ms(0))
     held.on_answer(Window(Urgency.HISTORY, ms(10), ms(11)), NOW_MS, NOW_MS - 3_600_000)
-    held.mark_doubtful(ms(10))
+    held.mark_unconfirmed(ms(10))
     window = want(held, confirm=True)
     assert window is not None
     assert (window.start_ms, window.end_ms) == (ms(10), ms(11))

@@ -101,7 +101,7 @@ def test_the_first_frame_ever_does_not_either(lie):
     world.frames(3)
     world.answer()
     assert world.is_right
-    assert world.clock.is_settled
+    assert world.clock.is_reliable
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
@@ -132,7 +132,7 @@ def test_a_machine_with_a_wrong_clock_follows_the_exchange(machine_ms, rest):
     world.frame()
     if rest:
         world.answer()
-        assert world.clock.is_settled
+        assert world.clock.is_reliable
         assert world.is_right
     world.frames(10)
     assert world.is_right
@@ -142,19 +142,19 @@ def test_a_machine_with_a_wrong_clock_follows_the_exchange(machine_ms, rest):
 def test_nothing_depends_on_the_time_before_two_agree_or_were_waited_for():
     world = World(3 * HOUR)
     world.frame()
-    assert not world.clock.is_settled
+    assert not world.clock.is_reliable
     world.passes(10 * SECOND)
-    assert not world.clock.is_settled
+    assert not world.clock.is_reliable
     world.passes(10 * SECOND)
-    assert world.clock.is_settled
+    assert world.clock.is_reliable
 
 
 def test_where_there_is_only_this_machine_it_is_believed_soon():
     world = World()
     world.passes(2 * SECOND)
-    assert not world.clock.is_settled
+    assert not world.clock.is_reliable
     world.passes(2 * SECOND)
-    assert world.clock.is_settled
+    assert world.clock.is_reliable
 
 
 @pytest.mark.parametrize("by_ms", [2 * HOUR, -2 * HOUR, 60 * SECOND, YEAR])

@@ -73,7 +73,7 @@ def test_no_minute_is_final_before_the_message_that_tells_how_it_ended():
     for message, _ in way.minutes():
         shown[message.candle.open_ms] = message.candle.values
         for open_ms, values in shown.items():
-            is_final = message.metadata.is_settled(open_ms, open_ms + MINUTE_MS)
+            is_final = message.metadata.is_range_final(open_ms, open_ms + MINUTE_MS)
             assert not is_final or values == told[open_ms].values
     assert [message.metadata.watermark_ms for message, _ in way.minutes()][-1] == minute(603).open_ms
     assert way.minutes()[-1][0].metadata.gap is None

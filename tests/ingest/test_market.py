@@ -382,7 +382,7 @@ def test_a_minute_whose_beginning_was_seen_is_not_taken_to_be_absent_and_not_fin
         "unconfirmed": (minute(600).open_ms, minute(601).open_ms),
         "exchange_outage": (minute(601).open_ms, minute(602).open_ms),
     }
-    assert not one.feed_metadata(0).is_settled(minute(600).open_ms, minute(601).open_ms)
+    assert not one.feed_metadata(0).is_range_final(minute(600).open_ms, minute(601).open_ms)
     assert one.missing_minutes(at(36_200)) == 1
     asked = []
     while (again := one.next_request(at(36_300), pace_ms=10**9)) is not None:
@@ -391,7 +391,7 @@ def test_a_minute_whose_beginning_was_seen_is_not_taken_to_be_absent_and_not_fin
         rows = [minute(number, volume="5", as_of=36_300_000 - number * 60_000) for number in numbers]
         one.on_history(again, rows, at(36_300))
     assert any(window.start_ms <= minute(600).open_ms < window.end_ms for window in asked)
-    assert one.feed_metadata(0).is_settled(minute(600).open_ms, minute(601).open_ms)
+    assert one.feed_metadata(0).is_range_final(minute(600).open_ms, minute(601).open_ms)
 
 
 def test_a_minute_without_trades_whose_end_was_not_seen_is_stored_though_its_values_did_not_change():
@@ -415,7 +415,7 @@ def test_what_is_missing_is_asked_for_after_the_clock_was_ahead_and_is_right_aga
         window := one.next_request(at(43_500), pace_ms=10**9)
     ) is not None:  # an hour ahead, until nothing is left to ask
         one.on_history(window, [], at(43_500))
-    one.coverage.forget_after(minute(660).open_ms)
+    one.coverage.drop_after(minute(660).open_ms)
     window = one.next_request(at(39_900), pace_ms=10**9)
     assert window is not None
     assert window.start_ms <= minute(660).open_ms

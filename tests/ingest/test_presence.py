@@ -41,12 +41,12 @@ ANSWERS = [
 def test_only_an_answer_for_these_minutes_makes_a_market_quiet(empty_candles, rows, verdict, standing, minutes_ago):
     one = Presence(60_000, publishes_empty_candles=empty_candles)
     one.connected = True
-    one.note_push(PUSHED_MS)
+    one.record_push(PUSHED_MS)
     known = {candle.open_ms: candle for candle in [row(1, 5)]}
-    assert one.judge_answer(rows, NOW_MS - minutes_ago * MINUTE_MS, known.get, NOW_MS) == verdict
+    assert one.classify_answer(rows, NOW_MS - minutes_ago * MINUTE_MS, known.get, NOW_MS) == verdict
     assert one.standing(NOW_MS + 10_000) == standing
     assert one.standing(NOW_MS + 120_000) == "unknown"  # it said nothing of now
-    one.note_push(NOW_MS + 130_000)
+    one.record_push(NOW_MS + 130_000)
     assert one.standing(NOW_MS + 130_000) == "moving"
     assert one.standing(NOW_MS + 191_000) == "unknown"  # what it said before the push is no evidence
 
@@ -56,8 +56,8 @@ def test_an_answer_tells_nothing_of_the_time_after_its_last_row(rows, quiet_for_
     """A page that was cut short in the 40th second ends with the minute before."""
     one, now_ms = Presence(60_000, publishes_empty_candles=True), NOW_MS + 40_000
     one.connected = True
-    one.note_push(PUSHED_MS)
-    assert one.judge_answer(rows, NOW_MS - MINUTE_MS, lambda open_ms: row(1, 5), now_ms) == "silent"
+    one.record_push(PUSHED_MS)
+    assert one.classify_answer(rows, NOW_MS - MINUTE_MS, lambda open_ms: row(1, 5), now_ms) == "silent"
     assert one.standing(now_ms + quiet_for_s * 1000) == "quiet"
     assert one.standing(now_ms + quiet_for_s * 1000 + 1) == "unknown"
 
@@ -66,8 +66,8 @@ def test_an_answer_tells_nothing_of_the_time_after_its_last_row(rows, quiet_for_
 def test_evidence_ends_with_what_it_rests_on(event):
     one = Presence(60_000, publishes_empty_candles=True)
     one.connected = True
-    one.note_push(PUSHED_MS)
-    one.judge_answer([row(1, 5), row(0, 0)], NOW_MS - MINUTE_MS, lambda open_ms: row(1, 5), NOW_MS)
+    one.record_push(PUSHED_MS)
+    one.classify_answer([row(1, 5), row(0, 0)], NOW_MS - MINUTE_MS, lambda open_ms: row(1, 5), NOW_MS)
     getattr(one, event)()
     assert one.standing(NOW_MS + 10_000) != "quiet"
 

@@ -83,7 +83,7 @@ def test_a_shortage_is_one_line_and_its_end_another(monkeypatch, caplog):
     kept = Descriptors(100)
     for second in range(10):
         kept.has_room(float(second))
-        kept.note_exhausted(float(second))
+        kept.on_exhausted(float(second))
     free[0] = 10
     for second in range(10, 200):
         assert kept.has_room(float(second))
@@ -93,10 +93,10 @@ def test_a_shortage_is_one_line_and_its_end_another(monkeypatch, caplog):
 
 
 def test_a_descriptor_that_cannot_be_made_is_none_that_is_left(monkeypatch):
-    def note_exhausted(*_):
+    def on_exhausted(*_):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(descriptors.os, "open", note_exhausted)
+    monkeypatch.setattr(descriptors.os, "open", on_exhausted)
     assert not Descriptors(100).has_room(0.0)
 
 

@@ -107,7 +107,7 @@ class Wire:
     def _deliver(self, message: Message, position: Position) -> None:
         if isinstance(message, StateChanged):
             self._published, self._shown = message, None
-            if self._tracker.find_doubt(self._market, self._clock.monotonic()) is not None:
+            if self._tracker.find_stale_cause(self._market, self._clock.monotonic()) is not None:
                 self._show()
                 return
         if self._listener is not None:
@@ -115,7 +115,7 @@ class Wire:
 
     def _show(self) -> None:
         """Replace the leader's state by a doubt."""
-        doubt = self._tracker.find_doubt(self._market, self._clock.monotonic())
+        doubt = self._tracker.find_stale_cause(self._market, self._clock.monotonic())
         position = self._tracker.position_of(self._market) or Position(self._epoch, 0)
         if doubt is not None and self._shown != doubt.reason and self._listener is not None:
             self._shown = doubt.reason

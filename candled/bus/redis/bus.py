@@ -250,11 +250,11 @@ class RedisBus:
         """Deliver a message, or queue it while its market is being read again."""
         market = message.market
         if not self._tracker.is_missed(market):
-            verdict = self._tracker.on_message(market, position)
-            if verdict is MessageOrder.NEXT:
+            order = self._tracker.on_message(market, position)
+            if order is MessageOrder.NEXT:
                 self._deliver(message, position)
                 return
-            if verdict is MessageOrder.REPEATED:
+            if order is MessageOrder.REPEATED:
                 self.ignored["repeated"] += 1
                 return
             self._has_missed.set()
@@ -391,7 +391,7 @@ class RedisBus:
                 if self._is_ingested_here(shard):
                     self._tracker.keep_alive(shard, now)
             self._tracker.update_lateness(now)
-            for market in self._tracker.doubtful_markets() | self._overridden:
+            for market in self._tracker.stale_markets() | self._overridden:
                 if not self._is_own(market):
                     self._deliver_state(market)
 
@@ -401,17 +401,17 @@ class RedisBus:
         Without a `position` it is delivered only if it has changed.
         """
         published, delivered = self._published_states.get(market), self._delivered_states.get(market)
-        doubt = self._tracker.find_doubt(market, self._clock.monotonic())
-        if doubt:
+        cause = self._tracker.find_stale_cause(market, self._clock.monotonic())
+        if cause:
             is_stale = delivered is not None and delivered.state == "stale"
             since_ms = delivered.since_ms if delivered is not None and is_stale else self._clock.now_ms()
             decimals = Decimals() if published is None else published.decimals
-            published = StateChanged(market, "stale", since_ms, *doubt, decimals)
-        if doubt != NOT_ARRIVING:
+            published = StateChanged(market, "stale", since_ms, *cause, decimals)
+        if cause != NOT_ARRIVING:
             self._receiving_trouble.record_success(market)
         elif market not in self._receiving_trouble.parts:
             self._receiving_trouble.record_failure("published messages do not arrive", market)
-        if doubt:
+        if cause:
             self._overridden.add(market)
         elif position is None and self._tracker.is_missed(market):
             return

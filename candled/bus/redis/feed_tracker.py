@@ -15,16 +15,16 @@ _TWICE = 2  # a single heartbeat may be late or forged
 _READ_EVERY = 32  # heartbeats between two reads of a market whose messages do not arrive
 
 
-class Doubt(NamedTuple):
+class StaleCause(NamedTuple):
     """The reason why a market's last published state may not be true any more."""
 
     reason: StateReason
     trouble: str
 
 
-NO_HEARTBEAT = Doubt("leader_silent", "no heartbeat of a process that reads the exchange arrives over Redis")
-NOT_ARRIVING = Doubt("messages_lost", "published messages do not arrive: Redis rejects or loses them")
-NOT_LISTED = Doubt("leader_differs", "exchanges and ingest.shards have to be the same in all processes")
+NO_HEARTBEAT = StaleCause("leader_silent", "no heartbeat of a process that reads the exchange arrives over Redis")
+NOT_ARRIVING = StaleCause("messages_lost", "published messages do not arrive: Redis rejects or loses them")
+NOT_LISTED = StaleCause("leader_differs", "exchanges and ingest.shards have to be the same in all processes")
 
 
 class MessageOrder(Enum):
@@ -204,21 +204,21 @@ class FeedTracker:
             is_late, times = shard.is_late, shard.external_at.items()
             shard.external_at = {market: at for market, at in times if is_late and now - at <= EXTERNAL_LATE_S}
 
-    def doubtful_markets(self) -> set[MarketKey]:
+    def stale_markets(self) -> set[MarketKey]:
         """Return the markets that may be in doubt."""
         found = {*self._unreadable, *self._undelivered}
         for shard in self._shards.values():
             found.update(shard.markets if shard.is_late else shard.unlisted_counts)
         return found
 
-    def find_doubt(self, market: MarketKey, now: float) -> Doubt | None:
+    def find_stale_cause(self, market: MarketKey, now: float) -> StaleCause | None:
         """Return why a market's last published state may not be true any more, or None."""
         shard = self._shards[self._shard_of[market]]
         if shard.is_late:
             return None if market in shard.external_at else NO_HEARTBEAT
         since, reason = self._unreadable.get(market, (now, ""))
         if now - since >= _UNREADABLE_S:
-            return Doubt("bus_unreadable", reason)
+            return StaleCause("bus_unreadable", reason)
         undelivered = self._undelivered.get(market)
         if undelivered is not None and undelivered.heartbeats >= _TWICE:
             return NOT_ARRIVING

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _TURNS = 6  # how often a lease is renewed, and free ones are requested, during its lifetime
 # more than a fair share is kept this long, so that the first process does not lead for only a second
-_PATIENT_TURNS = 3
+_TURNS_BEFORE_RELEASE = 3
 _HANDLING_S = 5.0  # how long to wait for the ingest of a shard given up for fairness to stop
 _MARGIN = 1 / 12  # of a lease: a leader stops this much earlier than Redis gives its lease to another
 
@@ -287,7 +287,7 @@ class Leases:
         share = fair_share(len(self.all), self.processes)
         led = [lease for lease in self.all if lease.state is LeaseState.LEADER]
         self._too_many = self._too_many + 1 if len(led) > share else 0
-        if self._too_many >= _PATIENT_TURNS:
+        if self._too_many >= _TURNS_BEFORE_RELEASE:
             self._too_many = 0
             self._tasks.start(self._give_up(led[-1]))
         if self._is_mixed:

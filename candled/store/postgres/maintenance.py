@@ -24,7 +24,7 @@ def drop_feeds(connection: DatabaseConnection, now_ms: int) -> None:
 
 def drop_interval(connection: DatabaseConnection, interval: Interval) -> int:
     """Drop the bars of an interval and stop updating them; return how many there were."""
-    connection.execute(sql.FORGET_INTERVAL, (str(interval),))
+    connection.execute(sql.DELETE_INTERVAL, (str(interval),))
     connection.commit()
     dropped = 0
     for market_id, _, _ in read_spans(connection):

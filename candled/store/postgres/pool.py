@@ -50,7 +50,7 @@ _IDLE_S = 3600.0
 # States that end by themselves although psycopg2 does not treat them as operational errors: a standby becomes the
 # primary, or a restored backup brings its tables. Source:
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_MAY_HEAL = frozenset({"25006", "42P01", "3F000"})
+_TRANSIENT = frozenset({"25006", "42P01", "3F000"})
 
 
 def parse_address(url: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def errors_translated() -> Iterator[None]:
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
         raise StoreUnavailable(_line(error)) from error
     except psycopg2.Error as error:
-        raise (StoreUnavailable if error.pgcode in _MAY_HEAL else StoreRejected)(_line(error)) from error
+        raise (StoreUnavailable if error.pgcode in _TRANSIENT else StoreRejected)(_line(error)) from error
 
 
 def _line(error: psycopg2.Error) -> str:

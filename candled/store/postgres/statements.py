@@ -194,7 +194,7 @@ FOLD_BARS = _fold("candled.rollups", "AND source.minutes = %s")
 INTERVALS = "SELECT name, folded FROM candled.intervals ORDER BY name"
 ADD_INTERVALS = "INSERT INTO candled.intervals (name) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
 SET_FOLDED = "UPDATE candled.intervals SET folded = true WHERE name = ANY(%s)"
-FORGET_INTERVAL = "DELETE FROM candled.intervals WHERE name = %s"
+DELETE_INTERVAL = "DELETE FROM candled.intervals WHERE name = %s"
 DROP_BARS_BETWEEN = f"DELETE FROM candled.rollups WHERE market = %s AND minutes = %s AND time >= {_AT} AND time < {_AT}"
 DROP_BARS = "DELETE FROM candled.rollups WHERE market = %s AND minutes = %s"
 
@@ -258,7 +258,7 @@ DROP_FEEDS = f"""WITH kept AS (
 # Register this process with its settings, and read the other processes that use the database.
 CHECK_IN = """INSERT INTO candled.processes AS old (id, name, settings, seen_at) VALUES (%s, %s, %s, now())
     ON CONFLICT (id) DO UPDATE SET settings = excluded.settings, seen_at = excluded.seen_at"""
-FORGET_PROCESSES = "DELETE FROM candled.processes WHERE seen_at < now() - interval '1 day'"
+DELETE_OLD_PROCESSES = "DELETE FROM candled.processes WHERE seen_at < now() - interval '1 day'"
 OTHERS = f"""SELECT name, settings FROM candled.processes
     WHERE id <> %s AND seen_at >= {_AT} AND seen_at > now() - interval '2 minutes' ORDER BY name"""
 NOW = f"SELECT {_ms('now()')}"

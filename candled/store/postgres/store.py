@@ -62,7 +62,7 @@ class PostgresStore(SqlStore):
         limit_s: float = 10.0,
     ) -> None:
         self._parameters = parse_address(url)
-        self._wanted = None if intervals is None else frozenset(intervals) - {MINUTE}
+        self._configured = None if intervals is None else frozenset(intervals) - {MINUTE}
         self._id = secrets.token_hex(8)
         self._since_ms: int | None = None
         self._compress_after_days = compress_after_days
@@ -88,11 +88,11 @@ class PostgresStore(SqlStore):
         try:
             with self._own_connection(watchdog) as connection:
                 self._check_server(connection)
-                if self._wanted is None:
+                if self._configured is None:
                     check_schema(connection)
-                    self._note_facts(connection, timescale.find_features(connection))
+                    self._store_features(connection, timescale.find_features(connection))
                 else:
-                    self._prepare_tables(connection, self._wanted)
+                    self._prepare_tables(connection, self._configured)
                 self._kept = frozenset(interval for interval, is_folded in read_intervals(connection) if is_folded)
         except BaseException:
             watchdog.close()
@@ -143,7 +143,7 @@ class PostgresStore(SqlStore):
         """See `Store.check_in`. Considers processes seen since this one began and in the last two minutes."""
         own = self._own_settings()
         with self._borrow_to_write() as connection:
-            connection.execute(sql.FORGET_PROCESSES)
+            connection.execute(sql.DELETE_OLD_PROCESSES)
             connection.execute(sql.CHECK_IN, (self._id, f"{platform.node()}:{os.getpid()}", json.dumps(own)))
             if self._since_ms is None:
                 [(self._since_ms,)] = connection.fetch_rows(sql.NOW)
@@ -158,7 +158,7 @@ class PostgresStore(SqlStore):
     def _own_settings(self) -> dict[str, str]:
         """Return the settings that processes sharing a database should agree on."""
         return {
-            "intervals": ", ".join(str(interval) for interval in sorted(self._wanted or ())) or "none",
+            "intervals": ", ".join(str(interval) for interval in sorted(self._configured or ())) or "none",
             "compress_after": _days(self._compress_after_days),
             "retention": _days(self._retention_days),
         }
@@ -353,9 +353,9 @@ class PostgresStore(SqlStore):
         """
         watchdog, _, _ = self._opened_pools()
         with self._own_connection(watchdog) as connection:
-            [(is_ours,)] = connection.fetch_rows(sql.TRY_MAINTAIN)
+            [(has_lock,)] = connection.fetch_rows(sql.TRY_MAINTAIN)
             connection.commit()
-            if not is_ours:
+            if not has_lock:
                 return
             drop_feeds(connection, now_ms)
             connection.execute(sql.DROP_OLD_FORMING, (FORMING_KEPT_MS,))
@@ -381,7 +381,7 @@ class PostgresStore(SqlStore):
             connection.fetch_rows(sql.PREPARE)
         timescale.check_loaded(connection)
         (migrate_schema if self._upgrade else check_schema)(connection)
-        self._note_facts(
+        self._store_features(
             connection, (timescale.prepare_extension if self._upgrade else timescale.find_features)(connection)
         )
         if self._timescale.hypertable:
@@ -390,7 +390,7 @@ class PostgresStore(SqlStore):
             logger.info("PostgreSQL %s with plain tables: %s", self._facts["server"], self._timescale.remark)
         fold_history(connection, wanted)
 
-    def _note_facts(self, connection: DatabaseConnection, found: timescale.Timescale) -> None:
+    def _store_features(self, connection: DatabaseConnection, found: timescale.Timescale) -> None:
         self._timescale = found
         self._facts = {
             "kind": "timescaledb" if found.hypertable else "postgresql",

@@ -47,7 +47,7 @@ BUSY_TIMEOUT_S = 5.0
 
 # Primary result codes, https://sqlite.org/rescode.html. These errors may end: a lock is released, a disk gets space
 # again.
-_MAY_HEAL = frozenset(
+_TRANSIENT = frozenset(
     {
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
@@ -140,7 +140,7 @@ class SqliteStore(SqlStore):
 
     def __init__(self, path: str | Path, intervals: Iterable[Interval] | None, *, upgrade: bool = True) -> None:
         self._path = Path(path)
-        self._wanted = None if intervals is None else frozenset(intervals) - {MINUTE}
+        self._configured = None if intervals is None else frozenset(intervals) - {MINUTE}
         self._upgrade_schema = upgrade
         self._owner = Owner(self._path)
         self._label = f"{self._path.name}: "
@@ -161,11 +161,11 @@ class SqliteStore(SqlStore):
         self._is_open = True
         try:
             with self._errors_translated():
-                if self._wanted is None:
+                if self._configured is None:
                     self._check_file(self._thread_connection())
                 else:
                     self._open_own_file()
-                    self._add_intervals(self._wanted)
+                    self._add_intervals(self._configured)
                 self._kept = frozenset(self._folded_intervals())
         except BaseException as error:
             self._release_file()
@@ -203,7 +203,7 @@ class SqliteStore(SqlStore):
 
     def drop_interval(self, interval: Interval) -> int:
         """See `Store.drop_interval`. Only the owner of the file may do this, so no daemon is running."""
-        if self._wanted is None:
+        if self._configured is None:
             raise StoreRejected(f"{self._path.name}: only its owner can drop an interval")
         self._kept -= {interval}
         return self._drop_bars(interval)
@@ -541,7 +541,7 @@ class SqliteStore(SqlStore):
 
     def _open_connection(self) -> sqlite3.Connection:
         # Each thread uses its own connection. Only `close` uses those of other threads.
-        may_create = self._wanted is not None and self._upgrade_schema
+        may_create = self._configured is not None and self._upgrade_schema
         if not may_create and not self._path.exists():  # connecting would create it
             raise StoreRejected(
                 f"{self._path}: there is no such file yet: run `candled init-db`, or start the daemon (store.init)"
@@ -581,7 +581,7 @@ class SqliteStore(SqlStore):
         try:
             yield
         except sqlite3.Error as error:
-            kind = StoreUnavailable if _primary_code(error) in _MAY_HEAL else StoreRejected
+            kind = StoreUnavailable if _primary_code(error) in _TRANSIENT else StoreRejected
             raise kind(f"{self._path.name}: {error}") from error
         except UnreadableRow as error:
             raise StoreRejected(
