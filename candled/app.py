@@ -26,6 +26,7 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock, Exchange
 from candled.health import Health
 from candled.ingest_side import ShardedIngest
+from candled.logs import BoundedHandler
 from candled.model import MarketKey
 from candled.parallel import in_parallel
 from candled.plugins import Plugins
@@ -64,9 +65,8 @@ def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
     Raises:
         ConfigError: a resource in the settings is not usable: the port, the database file, a recording.
     """
-    logging.basicConfig(
-        level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    handler = BoundedHandler("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
     clients = config.server.max_connections if "serve" in config.roles else 0
     for warning in (*config_warnings(config), shortage(raise_limit(), clients)):
         if warning is not None:

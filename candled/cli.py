@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from candled import __version__, signals
 from candled.errors import ConfigError
+from candled.logs import BoundedHandler
 from candled.tools import commands
 from candled.tools.options import ConfigFile, Outcome, declare, load_config, parse_url
 
@@ -111,7 +112,7 @@ def _with_window_count(argv: Sequence[str]) -> list[str]:
 def _run(run: "partial[Outcome]") -> int:
     if run.func is not _run_daemon:
         signals.obey_as_command()
-    logging.basicConfig(level=_level(os.environ), format="candled: %(message)s")
+    logging.basicConfig(level=_level(os.environ), handlers=[BoundedHandler("candled: %(message)s")])
     outcome = run()
     if isinstance(outcome, int):
         return outcome

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema, to_jsonable_python
 
 from .model import Interval, Symbol
+from .model.texts import SECRET_NAMES
 
 STARS = "***"
 _DURATION = r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)"
@@ -35,11 +36,10 @@ _SIZE = r"([0-9]+(?:\.[0-9]+)?)(B|KB|MB|GB|KiB|MiB|GiB)"
 _SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "KB": 10**3, "B": 1}
 # Up to the last @: a password may contain an unescaped @.
 _URL_PASSWORD = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://[^:/?#@]*:).*@", re.DOTALL)
-_SECRET_NAMES = "[a-z0-9_.-]*(?:password|passwd|pwd|token|key|secret|signature)="
-_QUERY_SECRET = re.compile(f"([?&;#]{_SECRET_NAMES})[^&]*", re.IGNORECASE)
+_QUERY_SECRET = re.compile(f"([?&;#]{SECRET_NAMES}=)[^&]*", re.IGNORECASE)
 # The same inside a sentence, and in a misspelt URL or libpq string "host=… password=…".
 _QUOTED_PASSWORD = re.compile(r"((?:[a-z][a-z0-9+.-]*:/*)?[^\s:/?#@]*:)[^\s]*@", re.IGNORECASE)
-_QUOTED_SECRET = re.compile(rf"((?:^|[\s?&;#]){_SECRET_NAMES})[^\s&]*", re.IGNORECASE)
+_QUOTED_SECRET = re.compile(rf"((?:^|[\s?&;#]){SECRET_NAMES}=)[^\s&]*", re.IGNORECASE)
 _MOST_DEPTH = 50
 _MOST_NODES = 100_000
 

@@ -81,6 +81,7 @@ STEPS = {
     "model": {"errors"},
     "exchange": {"errors", "model"},
     "hookspecs": {"exchange"},
+    "logs": {"model"},
     "settings": {"model"},
     "clock": set(),
     "tasks": {"errors", "exchange"},

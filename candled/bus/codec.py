@@ -26,6 +26,7 @@ from candled.model import (
     iso_ms,
     parse_iso_ms,
 )
+from candled.model.texts import printable
 
 MAX_BYTES = 64 * 1024  # of a message, and of a market's key
 _MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024  # enough for some tens of thousands of markets
@@ -348,7 +349,7 @@ def _metadata_of(form: _Form, latest_ms: int) -> tuple[FeedMetadata, int | None]
 def _state_of(market: MarketKey, form: _State, latest_ms: int) -> StateChanged:
     if form.state is None:
         raise BadMessage("expected a state")
-    why = _line(form.reason, _MAX_REASON), _line(form.trouble, _MAX_TROUBLE)
+    why = printable(form.reason, _MAX_REASON), printable(form.trouble, _MAX_TROUBLE)
     decimals = Decimals(form.price_decimals, form.volume_decimals)
     return StateChanged(market, form.state, _ms(form.since, latest_ms), *why, decimals)
 
@@ -368,11 +369,6 @@ def _ms(time: _Time, latest_ms: int = YEAR_10000_MS) -> int:
     if at_ms > latest_ms:
         raise FutureMessage(f"expected times up to {iso_ms(latest_ms)}, got {iso_ms(at_ms)}")
     return at_ms
-
-
-def _line(text: str, max_length: int) -> str:
-    """Return the beginning of a text, without characters that could forge a log line."""
-    return "".join(character if character.isprintable() else " " for character in text[:max_length])
 
 
 def excerpt(data: Any) -> str:

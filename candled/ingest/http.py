@@ -1,6 +1,6 @@
 """Requests to exchanges: one budget per host, `Retry-After` is obeyed, and only JSON is accepted."""
 
-import json
+import codecs
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import msgspec
 from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.simple_httpclient import HTTPStreamClosedError, SimpleAsyncHTTPClient
 
@@ -143,12 +144,15 @@ def _host_of(url: str) -> str:
     return host.removesuffix({"https": ":443", "http": ":80"}.get(parts.scheme.lower(), ""))
 
 
+_decode = msgspec.json.Decoder(float_hook=Decimal).decode
+
+
 def _parse(body: bytes) -> Any:
     if body.count(b"[") + body.count(b"{") > _MAX_LISTS:
         return None
     try:
-        return json.loads(body, parse_float=Decimal)
-    except (ValueError, RecursionError):
+        return _decode(body.removeprefix(codecs.BOM_UTF8))
+    except (ValueError, RecursionError):  # also for characters that cannot be encoded again
         return None
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, State, StateReason
+from candled.model.texts import printable
 
 from .coverage import RECENT_MS, Coverage
 from .presence import Presence
@@ -11,6 +12,7 @@ from .presence import Presence
 _WEEK = Interval.parse("1W")
 # REST is asked for a missing minute only this long after its end: until then it may still arrive.
 _ARRIVAL_MARGIN_MS = 10_000
+MAX_TROUBLE = 300  # characters of an error text, which may contain the exchange's
 
 
 class Condition(NamedTuple):
@@ -122,7 +124,8 @@ class MarketStatus:
         """All current problems in words, or None."""
         denies = "the exchange's REST API returns nothing for minutes that it had"
         trouble = denies if self.is_credible is False else self.trouble
-        return "; ".join(text for text in (self.rejection, self.unlisted, trouble) if text) or None
+        text = "; ".join(text for text in (self.rejection, self.unlisted, trouble) if text)
+        return printable(text, MAX_TROUBLE) or None
 
     @property
     def _stream_trouble(self) -> StateReason | None:

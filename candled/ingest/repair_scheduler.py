@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from candled.errors import CandledError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange
 from candled.model import MINUTE_MS, Candle, Range, Symbol
+from candled.model.texts import printable
 from candled.tasks import Backoff
 
 from .coverage import Urgency, Window
@@ -17,6 +18,7 @@ from .http import HttpClient
 from .ingest_clock import IngestClock
 from .market import POLL_MS, MarketIngest, Outcome
 from .market_listing import MarketListing
+from .market_status import MAX_TROUBLE
 from .market_store import MarketStore
 from .parity import Parity
 from .publisher import IngestPublisher
@@ -197,7 +199,7 @@ class RepairScheduler:
         self._paused_until = self._clock.monotonic() + wait_s
         if self.trouble is None:
             logger.warning("%s: history cannot be read: %s; next attempt in %.1f s", self._name, error, wait_s)
-        self.trouble = str(error)
+        self.trouble = printable(str(error), MAX_TROUBLE)
 
     def _on_failure(self, market: MarketIngest, reason: str) -> None:
         symbol = market.key.symbol

@@ -149,7 +149,8 @@ class ServerContext:
 
 
 def _encode(body: Any) -> str:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n"
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace").decode() + "\n"  # an exchange's text may contain half a character
 
 
 _PASS = {"status": "pass"}
@@ -293,6 +294,15 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
             self._connection = None
 
 
+# The chart library adds a style element. Some browsers do not count ws: as 'self'.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+}
+
+
 class RootHandler(StreamHandler):
     """`/`: the chart page for browsers, the WebSocket for upgrade requests."""
 
@@ -307,6 +317,8 @@ class RootHandler(StreamHandler):
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Cache-Control", "no-cache")
+        for name, value in _PAGE_HEADERS.items():
+            self.set_header(name, value)
         self.finish(self.context.page())
 
 
@@ -376,6 +388,12 @@ class NotServingHandler(_Common):
 
 class StaticHandler(StaticFileHandler):
     """The page's files. A browser checks on each use if they have changed."""
+
+    def parse_url_path(self, url_path: str) -> str:
+        """Return the path of a file; answer 404 for one that no file can have."""
+        if "\0" in url_path:
+            raise HTTPError(404)
+        return super().parse_url_path(url_path)
 
     def set_extra_headers(self, path: str) -> None:
         """Make browsers revalidate the file."""

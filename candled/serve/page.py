@@ -34,4 +34,4 @@ class ChartPage:
                 for symbol in one.symbols
             ],
         }
-        return self._template.replace("__CANDLED__", json.dumps(facts).replace("</", "<\\/"))
+        return self._template.replace("__CANDLED__", json.dumps(facts).replace("<", "\\u003c"))

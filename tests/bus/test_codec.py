@@ -308,8 +308,8 @@ def test_a_heartbeat_tells_the_last_number_of_each_channel():
 def test_a_reason_is_one_line_of_bounded_length():
     text = encode_message(StateChanged(BTC, "stale", 0, "silent\n", "a\n\x1b[31m" + "b" * 10_000), AT)
     message, _ = decode_message(BTC, text)
-    assert message.reason == "silent "
-    assert message.trouble.startswith("a  [31mbbb")
+    assert message.reason == "silent\\n"
+    assert message.trouble.startswith("a\\n\\x1b[31mbbb")
     assert len(message.trouble) == 300
 
 

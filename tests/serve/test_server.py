@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ from hypothesis import strategies as st
 from candled.clock import SystemClock
 from candled.config import ServerSettings
 from candled.errors import ConfigError, StoreUnavailable
+from candled.model import Decimals, Symbol
+from candled.serve.handlers import _encode
+from candled.serve.page import ChartPage
 from tests import deadlines
 from tests.api.stage import Stage, open_stage
 from tests.rows import minute
@@ -80,9 +84,29 @@ async def test_the_root_without_upgrade_is_the_chart_page_and_other_paths_are_no
     page = await fetch("/")
     assert page.code == 200
     assert page.headers["Content-Type"].startswith("text/html")
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; ")
+    assert "frame-ancestors 'none'" in policy
+    assert (page.headers["X-Frame-Options"], page.headers["Referrer-Policy"]) == ("DENY", "no-referrer")
     missing = await fetch("/nowhere")
     assert missing.code == 404
     assert json.loads(missing.body) == {"error": {"code": 404, "message": "Not Found"}}
+
+
+@pytest.mark.parametrize("path", ["%00", "a%00b", "..%2f%0a", "%1b[31m", "..%2f..%2fserver.py", "x" * 5000])
+async def test_an_impossible_file_is_not_found_without_a_traceback(fetch, path, caplog):
+    assert (await fetch(f"/static/{path}")).code in (403, 404)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_no_name_ends_the_script_of_the_page_and_every_body_can_be_encoded():
+    name = "</script><script>alert(1)</script><!--\u2028&"
+    exchange = SimpleNamespace(name=name, symbols=[Symbol("</script>", "USDT")])
+    page = ChartPage(SimpleNamespace(exchanges=[exchange], intervals=[]), lambda key: Decimals()).render()
+    text = page.partition('id="candled">')[2].partition("</script>")[0]
+    assert "<" not in text
+    assert json.loads(text)["defaultExchange"] == name
+    assert json.loads(_encode({"trouble": "x\ud800"}).encode()) == {"trouble": "x?"}
 
 
 @pytest.mark.parametrize("message", ["{", "[1]", b"\x00\x01", '{"type":"subscribe"}', "null", '{"type":5}'])
