@@ -28,7 +28,6 @@ from candled.health import Health
 from candled.ingest_side import ShardedIngest
 from candled.logs import BoundedHandler
 from candled.model import MarketKey
-from candled.parallel import in_parallel
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
 from candled.rooms.encoded_bars import EncodedBarCache
@@ -45,7 +44,7 @@ from candled.store.journal import Journal
 from candled.store.threads import StoreThreads
 from candled.store.upkeep import StoreUpkeep
 from candled.store.writer import Writer
-from candled.tasks import TaskSet
+from candled.tasks import TaskSet, first_of, in_parallel
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.descriptors import raise_limit, shortage
 
@@ -81,19 +80,16 @@ async def _run(config: Config, plugins: Plugins, clock: Clock) -> int:
     stopping = asyncio.Event()
     _listen_to_signals(loop, stopping)
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)
-    starting = asyncio.ensure_future(daemon.start())
-    asked = asyncio.ensure_future(stopping.wait())
+
+    async def start() -> None:
+        await daemon.start()
+        collector.start()
+        await stopping.wait()
+
     try:
-        await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            collector.start()
-            await asked
+        await first_of(start(), stopping.wait())
         logger.info("stopping")
     finally:
-        for task in (starting, asked):
-            task.cancel()
-        await asyncio.gather(starting, asked, return_exceptions=True)
         collector.stop()
         left = await daemon.stop()
     return 1 if left else 0
@@ -194,13 +190,14 @@ class Daemon:
         if self._is_serving:
             self._bus.add_listener(self._bars.on_feed_message)
         self.port = self._server.listen()  # before the store is opened, because another candled may be running
-        is_open = await self._upkeep.open_store()
+        with contextlib.suppress(StoreUnavailable):  # `open_later` tries again
+            await self._upkeep.open_store()
         address = in_browser(self._config.server.hosts, self.port)
         if self._is_serving:
             logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
         else:
             logger.info("candled %s: serves no clients; health on http://%s/health", __version__, address)
-        if is_open:
+        if not self._upkeep.trouble:
             await self._start_reading()
         else:
             self._tasks.start(self._start_later())
@@ -232,8 +229,7 @@ class Daemon:
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer logs it, and tries again
             await self._writer.flush()
         self._tasks.start(self._writer.run())
-        self._tasks.start(self._upkeep.run_maintenance())
-        self._tasks.start(self._upkeep.run_check_in())
+        self._upkeep.start(self._tasks)
         if self._shared is not None:
             self._shared.start()  # messages received before the bars are loaded wait for them
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]

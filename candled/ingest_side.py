@@ -14,8 +14,7 @@ from candled.ingest.http import HttpClient
 from candled.ingest.market_loader import IngestOptions
 from candled.ingest.market_store import MarketStore
 from candled.model import MarketKey, Symbol
-from candled.parallel import in_parallel
-from candled.tasks import TaskSet
+from candled.tasks import TaskSet, in_parallel
 
 if TYPE_CHECKING:
     from candled.bus.redis.leases import Lease, Leases

@@ -1,9 +1,10 @@
-"""Background tasks, and calls that are repeated until they succeed."""
+"""Background tasks, concurrent work, and calls that are repeated. No other module does these by hand."""
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from candled.errors import Unavailable
@@ -72,6 +73,43 @@ async def retry(
         await clock.sleep(wait_s)
 
 
+async def repeat(work: Callable[[], Awaitable[None] | None], clock: Clock, every_s: float) -> None:
+    """Call `work` now and every `every_s` seconds, without end."""
+    while True:
+        running = work()
+        if running is not None:
+            await running
+        await clock.sleep(every_s)
+
+
+async def first_of(*works: Coroutine[Any, Any, T]) -> T:
+    """Run coroutines until one of them ends, cancel the others, and return its result."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_parallel(most: int, items: Iterable[T], work: Callable[[T], Awaitable[object]]) -> None:
+    """Run `work` for every item, at most `most` at a time. The first error cancels all work and is raised."""
+    waiting = iter(items)
+
+    async def worker() -> None:
+        for item in waiting:
+            await work(item)
+
+    workers = [asyncio.create_task(worker()) for _ in range(most)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for one in workers:
+            one.cancel()
+
+
 class TaskSet:
     """The background tasks of one object. Each is kept until it ends, and logged if it crashes."""
 
@@ -89,14 +127,21 @@ class TaskSet:
         task.add_done_callback(self._on_end)
         return task
 
-    def start_endless(self, work: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    def start_periodic(self, work: Callable[[], Awaitable[None] | None], clock: Clock, every_s: float) -> None:
+        """Call `work` now and every `every_s` seconds, also after an unexpected error."""
+        name, restart_s = getattr(work, "__qualname__", None), max(_RESTART_S, every_s)
+        self.start_endless(partial(repeat, work, clock, every_s), clock, name, restart_s)
+
+    def start_endless(
+        self, work: Callable[[], Awaitable[None]], clock: Clock, name: str | None = None, restart_s: float = _RESTART_S
+    ) -> None:
         """Run work that never ends by itself, and restart it after an unexpected error."""
-        name = getattr(work, "__qualname__", None)
+        name = name or getattr(work, "__qualname__", None)
 
         def report(error: Exception, wait_s: float) -> None:
             logger.error("background task %s crashed; starting it again in %.1f s", name, wait_s, exc_info=error)
 
-        self.start(retry(work, clock, Backoff(_RESTART_S, _RESTART_S), report=report), name)
+        self.start(retry(work, clock, Backoff(restart_s, restart_s), report=report), name)
 
     async def wait(self) -> None:
         """Wait until all tasks have ended, including those that they start."""

@@ -23,7 +23,7 @@ OUTSIDE = {
 
 # Modules that import one of those. Those in `tools/` are not listed: they are commands, and may import any.
 EDGES = {
-    "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "parallel", "plugins",
+    "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "plugins",
     "signals",
     "ingest/repair_scheduler", "ingest/feeds", "ingest/http", "ingest/tunnel",
     "api/handler",
@@ -48,7 +48,7 @@ HOLDERS = {
     "aggregate/store_reader": "starts tasks and waits through tasks",
     "aggregate/live_bars": "reads over aggregate/store_reader",
     "ingest/publisher": "repeats writes through tasks",
-    "ingest/market_loader": "reads through parallel and tasks",
+    "ingest/market_loader": "reads through tasks",
     "ingest/market_listing": "reads the list over ingest/http",
     **dict.fromkeys(("ingest/stored_past", "ingest/store_audit"), "publish over ingest/publisher"),
     "ingest/exchange_ingest": "starts the tasks of all these",
@@ -68,11 +68,10 @@ HOLDERS = {
 }
 
 # The parts that a part may import, besides itself. `app` passes in everything else.
-FOUNDATION = {"addresses", "errors", "tasks", "model", "exchange", "token_bucket", "budget", "parallel"}
+FOUNDATION = {"addresses", "errors", "tasks", "model", "exchange", "token_bucket", "budget"}
 STEPS = {
     "errors": set(),
     "token_bucket": set(),
-    "parallel": set(),
     "addresses": set(),
     "proxies": {"addresses"},
     "daemon_threads": set(),
@@ -86,7 +85,7 @@ STEPS = {
     "clock": set(),
     "tasks": {"errors", "exchange"},
     "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
-    "store": {"errors", "model", "exchange", "daemon_threads"},
+    "store": {"errors", "model", "exchange", "daemon_threads", "tasks"},
     "settings_schema": {"exchange", "settings", "config"},
     "config": {"errors", "model", "exchange", "settings", "plugins", "proxies", "store", "bus"},
     "bus": FOUNDATION,
@@ -124,6 +123,30 @@ SHARED = {
 OWN_TIME = {
     "clock": "is the real clock",
     "store/postgres/pool": "watches database calls from a thread, which has no event loop",
+}
+
+
+# All other modules start tasks through `candled.tasks`, which logs those that crash.
+OWN_TASKS = {
+    "tasks": "is that module",
+    "serve/handlers": "turns an awaitable of Tornado into a future",
+    "store/history": "shares a read between callers that receive its error",
+    "transport/socket_detach": "turns an awaitable of Tornado into a future",
+}
+# All other modules repeat calls through `candled.tasks`. A loop that only waits for a condition repeats nothing.
+OWN_LOOPS = {
+    "tasks": "is that module",
+    "aggregate/resume": "waits for a condition, but not without limit",
+    "aggregate/store_reader": "reads a range that may have grown after a failure",
+    "budget_file": "reads a file that other processes change while it waits",
+    "bus/redis/bus": "reads what it can, and waits only if some markets could not be read",
+    "client/connection": "waits between messages, so that the server accepts them",
+    "ingest/exchange_ingest": "spreads the markets over a time",
+    "ingest/feeds": "sends frames until the connection is of no use, which is no failure of the loop",
+    "ingest/market_listing": "waits longer after a complete answer than after an incomplete one",
+    "ingest/store_audit": "spreads the markets over a time",
+    "serve/client": "answers each request, which may be replaced meanwhile, with one error",
+    "store/writer": "writes on, with pauses that depend on the last write",
 }
 
 
@@ -202,6 +225,52 @@ def test_waiting_and_time_go_through_the_injected_clock(name):
         text,
     )
     assert bool(used) == (name in OWN_TIME), used
+
+
+def loops_with_sleep(source: str) -> list[str]:
+    """Return the sleeps that repeat something else: those in a loop with other statements."""
+    found = []
+
+    def visit(node: ast.AST, loop: ast.While | ast.For | ast.AsyncFor | None) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            loop = None
+        elif isinstance(node, ast.While | ast.For | ast.AsyncFor):
+            loop = node
+        elif (
+            loop is not None
+            and isinstance(node, ast.Await)
+            and re.match(r"await [\w.]*\bsleep\((?!0\))", ast.unparse(node))
+        ):
+            is_wait = [ast.unparse(one) for one in loop.body] == [ast.unparse(node)]
+            found.extend([] if is_wait else [ast.unparse(node)])
+        for child in ast.iter_child_nodes(node):
+            visit(child, loop)
+
+    visit(ast.parse(source), None)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_tasks_and_repeated_calls_go_through_the_module_tasks(name):
+    source = MODULES[name].read_text("utf-8")
+    made = re.findall(r"\bensure_future\(|\b(?:asyncio|loop)\.create_task\(", source)
+    assert bool(made) == (name in OWN_TASKS), made
+    repeated = loops_with_sleep(source)
+    assert bool(repeated) == (name in OWN_LOOPS), repeated
+
+
+@pytest.mark.parametrize(
+    ("body", "is_found"),
+    [
+        ("while is_busy(): await clock.sleep(1)", False),
+        ("while True:\n  work()\n  await clock.sleep(0)", False),
+        ("while True:\n  work()\n  await clock.sleep(1)", True),
+        ("while True:\n  while is_busy(): await clock.sleep(1)\n  work()", False),
+        ("for one in all:\n  if one: await asyncio.sleep(wait_s)", True),
+    ],
+)
+def test_a_loop_by_hand_is_noticed(body, is_found):
+    assert bool(loops_with_sleep(body)) is is_found
 
 
 # ---------------------------------------------------------------- directions

@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from candled.errors import ExchangeError, StoreUnavailable, Unavailable
-from candled.tasks import Backoff, TaskSet, retry
+from candled.tasks import Backoff, TaskSet, first_of, retry
 from tests.clocks import ManualClock
 
 CRASHED = "background task crash crashed; restart the process"
@@ -128,6 +128,57 @@ async def test_endless_work_starts_again_after_an_error_and_ends_when_cancelled(
     assert ["starting it again" in record.getMessage() for record in caplog.records] == [True, True]
     await tasks.cancel()
     assert not tasks
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_periodic_work_goes_on_after_an_error(caplog, is_async):
+    clock, tasks, begun = ManualClock(), TaskSet(), []
+
+    def work():
+        begun.append(clock.monotonic())
+        if len(begun) == 2:
+            raise ValueError("lost")
+
+    async def async_work():
+        work()
+
+    tasks.start_periodic(async_work if is_async else work, clock, 4.0)
+    await clock.advance(11.9)
+    first, second, third, *_ = begun
+    assert (second - first) == 4.0
+    assert 2.0 <= third - second <= 4.0
+    (record,) = caplog.records
+    assert "work crashed; starting it again" in record.getMessage()
+    await tasks.cancel()
+    assert not tasks
+
+
+# ---------------------------------------------------------------- first_of
+
+
+@pytest.mark.parametrize("ends", ["result", "error", "cancelled"])
+async def test_the_first_to_end_decides_and_the_others_are_cancelled(ends):
+    cancelled = []
+
+    async def other():
+        try:
+            await forever()
+        finally:
+            cancelled.append(True)
+
+    async def first():
+        await asyncio.sleep(0)
+        if ends == "error":
+            raise ValueError("lost")
+        if ends == "cancelled":
+            waiting.cancel()
+            await forever()
+        return "done"
+
+    waiting = asyncio.ensure_future(first_of(other(), first()))
+    (result,) = await asyncio.gather(waiting, return_exceptions=True)
+    assert cancelled == [True]
+    assert result == "done" if ends == "result" else isinstance(result, ValueError | asyncio.CancelledError)
 
 
 # ---------------------------------------------------------------- retry

@@ -19,7 +19,7 @@ from candled.model import (
     RangeSet,
     iso_ms,
 )
-from candled.parallel import in_parallel
+from candled.tasks import in_parallel
 
 from .market_bars import BarsListener, MarketBars
 from .resume import Resume, Resumer

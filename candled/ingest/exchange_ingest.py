@@ -10,9 +10,8 @@ from candled.bus import Bus
 from candled.errors import ExchangeError, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, SubscriptionRejected
 from candled.model import MINUTE, Symbol
-from candled.parallel import in_parallel
 from candled.proxies import Proxies
-from candled.tasks import TaskSet
+from candled.tasks import TaskSet, in_parallel
 from candled.token_bucket import TokenBucket
 
 from .error_counter import ErrorCounter

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -10,11 +9,11 @@ from websockets.exceptions import ConnectionClosed, InvalidURI, SecurityError, W
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from candled.errors import CandledError, ExchangeError
+from candled.errors import CandledError, ExchangeError, Unavailable
 from candled.exchange import Candles, Clock, Event, Feed, SocketFeed, StreamFeed, SubscriptionRejected
 from candled.model import Symbol
 from candled.proxies import Proxies
-from candled.tasks import Backoff
+from candled.tasks import Backoff, first_of, retry
 from candled.token_bucket import TokenBucket
 
 from .connection import FeedConnection
@@ -113,21 +112,14 @@ class FeedRunner:
 
     async def run(self) -> None:
         """Connect, read until the feed is interrupted, wait, and repeat."""
-        run_once = self._run_stream if isinstance(self.feed, StreamFeed) else self._run_socket
         backoff = Backoff()
-        while True:
-            while wait_s := self._attempts.try_take(self._clock.monotonic()):
-                await self._clock.sleep(wait_s)
-            started = self._clock.monotonic()
-            reason = await self._attempt_once(run_once)
-            self._connection = None
-            if self._clock.monotonic() - started > _STEADY_S:
-                backoff.on_success()
-            wait_s = backoff.on_failure()
+
+        def report(error: Exception, wait_s: float) -> None:
             if backoff.failure_count <= 3 or backoff.failure_count % 10 == 0:
-                logger.warning("%s: feed interrupted: %s; next attempt in %.1f s", self._name, reason, wait_s)
-            self._sink.on_interrupted(self.feed, reason)
-            await self._clock.sleep(wait_s)
+                logger.warning("%s: feed interrupted: %s; next attempt in %.1f s", self._name, error, wait_s)
+            self._sink.on_interrupted(self.feed, str(error))
+
+        await retry(lambda: self._run_once(backoff), self._clock, backoff, on=Unavailable, report=report)
 
     def renew_subscription(self, symbol: Symbol) -> None:
         """Renew the subscription to `symbol`, because REST has trades that this feed did not deliver."""
@@ -143,16 +135,30 @@ class FeedRunner:
         """The symbols that are subscribed and deliver nothing."""
         return self._connection.silent_symbols if self._connection is not None else []
 
-    async def _attempt_once(self, run_once: Callable[[], Awaitable[str]]) -> str:
+    async def _run_once(self, backoff: Backoff) -> None:
+        """Connect, and read until the feed is interrupted.
+
+        Raises:
+            Unavailable: always, with the reason.
+        """
+        while wait_s := self._attempts.try_take(self._clock.monotonic()):
+            await self._clock.sleep(wait_s)
+        started = self._clock.monotonic()
         try:
-            return await run_once()
+            reason = await (self._run_stream() if isinstance(self.feed, StreamFeed) else self._run_socket())
         except InvalidURI as error:  # its text contains the complete address
-            return f"the address cannot be used: {error.msg}"
-        except (OSError, WebSocketException, CandledError) as error:
-            return f"{type(error).__name__}: {error}" if not isinstance(error, CandledError) else str(error)
+            reason = f"the address cannot be used: {error.msg}"
+        except CandledError as error:
+            reason = str(error)
+        except (OSError, WebSocketException) as error:
+            reason = f"{type(error).__name__}: {error}"
         except Exception as error:  # an error in a plugin must not end the feed
             logger.exception("%s: the feed failed", self._name)
-            return repr(error)
+            reason = repr(error)
+        self._connection = None
+        if self._clock.monotonic() - started > _STEADY_S:
+            backoff.on_success()
+        raise Unavailable(reason)
 
     # ------------------------------------------------------------ streams
 
@@ -212,26 +218,20 @@ class FeedRunner:
         through = "" if proxy is None else f" through {proxy}"
         logger.info("%s: connected to %s%s for %d symbols", self._name, parts.host, through, len(feed.symbols))
         self._sink.on_connected(feed)
-        reader = asyncio.ensure_future(self._read_frames(socket, connection))
-        try:
-            return await self._pump_frames(socket, connection, reader)
-        finally:
-            reader.cancel()
+        return await first_of(self._read_frames(socket, connection), self._send_frames(socket, connection))
 
-    async def _pump_frames(
-        self, socket: ClientConnection, connection: FeedConnection, reader: "asyncio.Future[str]"
-    ) -> str:
+    async def _send_frames(self, socket: ClientConnection, connection: FeedConnection) -> str:
+        """Send frames until the connection is of no use any more; return why. `_read_frames` notices its end."""
         while True:
             now = self._clock.monotonic()
             if socket.state is not State.OPEN:  # one side is closing; the other may not hang up
                 await _close_socket(socket)
-                return await reader
             try:
                 async with asyncio.timeout(_SEND_TIMEOUT_S):
                     for frame in connection.frames_to_send(now):
                         await socket.send(frame)
             except ConnectionClosed:
-                return await reader  # the reader knows the reason
+                await socket.wait_closed()
             except TimeoutError:
                 return "the exchange does not read the frames sent to it"
             skipped = self.malformed.end_series(self._steady_ms())
@@ -240,12 +240,7 @@ class FeedRunner:
             reason = connection.close_reason(now)
             if reason is not None:
                 return reason
-            tick = asyncio.ensure_future(self._clock.sleep(_SEND_TICK_S if connection.has_more else _TICK_S))
-            waiting: set[asyncio.Future[Any]] = {reader, tick}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            tick.cancel()
-            if reader.done():
-                return reader.result()
+            await self._clock.sleep(_SEND_TICK_S if connection.has_more else _TICK_S)
 
     async def _read_frames(self, socket: ClientConnection, connection: FeedConnection) -> str:
         turns = self._turns

@@ -9,9 +9,8 @@ from candled.errors import StoreUnavailable
 from candled.exchange import Clock, Exchange
 from candled.model import MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, Symbol
 from candled.model.gaps import clip_gap
-from candled.parallel import in_parallel
 from candled.store.interface import ALL_TIME
-from candled.tasks import Backoff, retry
+from candled.tasks import Backoff, in_parallel, retry
 
 from .coverage import RECHECK_MS, Coverage
 from .gap_retry import absence_of

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -11,7 +12,7 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Position, Range, Symbol
 from candled.store.interface import SEQ_UNPUBLISHED
-from candled.tasks import Backoff, retry
+from candled.tasks import Backoff, repeat, retry
 
 from .market import MarketIngest, Outcome
 from .market_status import Condition
@@ -185,13 +186,12 @@ class IngestPublisher:
 
     async def run(self) -> None:
         """Register feeds and log past changes until cancelled."""
-        while True:
-            await self._clock.sleep(_TICK_S)
-            try:
-                await self._register_feeds()
-                await self._flush_log()
-            except (StoreUnavailable, StoreRejected):  # logged by the writer; tried again
-                continue
+        await repeat(self._save_feeds, self._clock, _TICK_S)
+
+    async def _save_feeds(self) -> None:
+        with suppress(StoreUnavailable, StoreRejected):  # logged by the writer; tried again
+            await self._register_feeds()
+            await self._flush_log()
 
     async def _register_feeds(self) -> None:
         fresh: dict[str, list[Symbol]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.model import MINUTE_MS, Interval, Range, RangeSet, Symbol
+from candled.tasks import repeat
 
 from .coverage import Coverage
 from .gap_retry import Absence
@@ -37,21 +38,23 @@ class StoredPast:
         self._markets: Mapping[Symbol, MarketIngest] = {}
         self._unexamined: dict[Symbol, None] = {}  # markets for which the store may have more; an ordered set
         self._found_before: dict[Symbol, RangeSet] = {}
+        self._ticks = 0
 
     async def run(self, markets: Mapping[Symbol, MarketIngest]) -> None:
         """Examine the markets until cancelled."""
         self._markets = markets
         self._unexamined = dict.fromkeys(markets)
-        ticks = 0
-        while True:
-            await self._clock.sleep(_TICK_S)
-            ticks += 1
-            # logged by the writer; tried again in the next round
-            with contextlib.suppress(StoreUnavailable, StoreRejected):
-                if ticks % _TICKS_PER_SEARCH == 0:
-                    await self._find_foreign_changes()
-                for symbol in list(self._unexamined):
-                    await self._examine_market(markets[symbol])
+        await repeat(self._examine_markets, self._clock, _TICK_S)
+
+    async def _examine_markets(self) -> None:
+        self._ticks += 1
+        with contextlib.suppress(
+            StoreUnavailable, StoreRejected
+        ):  # logged by the writer; tried again in the next round
+            if self._ticks % _TICKS_PER_SEARCH == 0:
+                await self._find_foreign_changes()
+            for symbol in list(self._unexamined):
+                await self._examine_market(self._markets[symbol])
 
     def examine_again(self, symbol: Symbol) -> None:
         """Check again whether the store has more of a market than is known."""

@@ -27,6 +27,7 @@ from candled.protocol.requests import (
     SubscribeMany,
 )
 from candled.rooms.hub import Hub, Membership, RecipientConnection
+from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
 
 from .pager import TURN, BarReader, Pager
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 _EXCESS_S = 10.0  # messages above the limit tolerated before the connection is closed, in seconds of the limit
+
+_tasks = TaskSet()  # of all sessions; each cancels its own
 
 
 class BarLoader(Interface):
@@ -215,7 +218,7 @@ class ClientSession:
             return
         if self._preparing is None:
             self._preparing = {}
-        self._preparing[topic] = asyncio.ensure_future(self._prepare_initial(topic, may_wait))
+        self._preparing[topic] = _tasks.start(self._prepare_initial(topic, may_wait))
 
     # ------------------------------------------------------------ requests
 

@@ -14,11 +14,14 @@ from candled.protocol.frames import Frame
 from candled.protocol.messages import FINAL, bar_text
 from candled.protocol.requests import NOT_AVAILABLE, GetHistory, RequestError
 from candled.rooms.hub import RecipientConnection
+from candled.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 8
 _AT_ONCE = 200  # bars encoded before other tasks run
+
+_tasks = TaskSet()  # of all clients; each cancels its own
 
 # Requested as a snapshot's topic, so that the connection calls back when it can take a page.
 TURN = Topic(MarketKey("", Symbol("", "")), Interval(0, "history"))
@@ -72,7 +75,7 @@ class Pager:
     def on_turn(self) -> None:
         """Start the next page: the socket can take it."""
         if self._requests and self._task is None:
-            self._task = asyncio.ensure_future(self._answer_request(self._requests[0]))
+            self._task = _tasks.start(self._answer_request(self._requests[0]))
 
     def close(self) -> None:
         """Drop all requests: the client has disconnected."""

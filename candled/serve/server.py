@@ -138,8 +138,9 @@ class Server:
     def start(self) -> None:
         """Drive the rooms, the sweeps and the pings. `listen` does so; call it where others serve `application`."""
         if not self._tasks:
-            for part in (self._drive_hub(), self._run_sweeps(), self._run_pings()):
-                self._tasks.start(part)
+            self._tasks.start_periodic(self._run_hub, self._clock, _TICK_S)
+            self._tasks.start_periodic(self._sweep_slow, self._clock, _SWEEP_S)
+            self._tasks.start_periodic(self._wheel.turn_once, self._clock, self._wheel.step_s)
 
     @property
     def connection_count(self) -> int:
@@ -223,26 +224,17 @@ class Server:
             connection, self._context.make_client, lambda other: make_other(other, uri)
         )
 
-    async def _drive_hub(self) -> None:
-        while True:
-            is_more = False
-            try:
-                is_more = bool(self._hub.run_due())
-            except Exception:  # a failure in one room must not stop the others
-                logger.exception("a room failed")
-            await self._clock.sleep(0 if is_more else _TICK_S)
+    async def _run_hub(self) -> None:
+        """Send the messages of all rooms that are due."""
+        try:
+            while self._hub.run_due():
+                await self._clock.sleep(0)
+        except Exception:  # a failure in one room must not stop the others
+            logger.exception("a room failed")
 
-    async def _run_pings(self) -> None:
-        """Ping the clients, a part of them per step."""
-        while True:
-            await self._clock.sleep(self._wheel.step_s)
-            self._wheel.turn_once()
-
-    async def _run_sweeps(self) -> None:
+    def _sweep_slow(self) -> None:
         """Close connections that have been blocked for too long."""
-        while True:
-            await self._clock.sleep(_SWEEP_S)
-            self._context.sweep_slow(self._clock.monotonic(), self._settings.slow_client_timeout.total_seconds())
+        self._context.sweep_slow(self._clock.monotonic(), self._settings.slow_client_timeout.total_seconds())
 
 
 def _log_request(handler: Any) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE, Candle, Gap, MarketKey, Range, Symbol
+from candled.tasks import TaskSet
 
 from .history import HistoryReader
 from .interface import Store
@@ -43,6 +44,7 @@ class IngestStore:
         self.complete_from = history.complete_from
         self.served_from = history.served_from
         self.known_gaps = history.known_gaps
+        self._tasks = TaskSet()
         #: Waits for its turn on the writing thread, and then saves all of `_unsaved`.
         self._saving: asyncio.Task[Mapping[MarketKey, Exception]] | None = None
         self._unsaved: dict[MarketKey, _Coverage] = {}
@@ -75,7 +77,7 @@ class IngestStore:
         if within is not None:
             coverage.add_gaps(known_gaps, within)
         if self._saving is None:
-            self._saving = asyncio.create_task(self._save_unsaved())
+            self._saving = self._tasks.start(self._save_unsaved())
         error = (await asyncio.shield(self._saving)).get(market)
         if error is not None:
             raise error

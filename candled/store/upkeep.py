@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
+from candled.tasks import Backoff, TaskSet, retry
 
 from .interface import CHECK_IN_S, Store
 from .threads import StoreThreads
@@ -27,10 +28,11 @@ class StoreUpkeep:
         #: differences to the settings of other daemons, a sentence each
         self.conflicts: Sequence[str] = ()
 
-    async def open_store(self) -> bool:
-        """Try to open the store; return whether it is open.
+    async def open_store(self) -> None:
+        """Open the store.
 
         Raises:
+            StoreUnavailable: it may open later; `trouble` is the reason.
             ConfigError: it will not open later either.
         """
         try:
@@ -41,39 +43,39 @@ class StoreUpkeep:
             if not self.trouble:
                 logger.warning("the store cannot be opened yet, trying again: %s", error)
             self.trouble = str(error)
-            return False
+            raise
         if self.trouble:
             logger.info("the store is open")
-        return True
 
     async def open_later(self) -> None:
         """Try to open the store until it is open."""
-        is_open = False
-        while not is_open:
-            await self._clock.sleep(_REOPEN_S)
-            try:
-                is_open = await self.open_store()
-            except ConfigError as error:
+
+        def report(error: Exception, wait_s: float) -> None:
+            if isinstance(error, ConfigError):
                 logger.error("%s", error)
 
-    async def run_maintenance(self) -> None:
-        """Let the store tidy up every hour. Nothing depends on it."""
-        while True:
-            try:
-                await self._threads.run_read(self._store.tidy_up, self._clock.now_ms())
-            except (StoreUnavailable, StoreRejected) as error:
-                logger.warning("the store could not be tidied up: %s", error)
-            await self._clock.sleep(_MAINTAIN_S)
+        backoff = Backoff(_REOPEN_S, _REOPEN_S)
+        await retry(self.open_store, self._clock, backoff, on=(StoreUnavailable, ConfigError), report=report)
 
-    async def run_check_in(self) -> None:
+    def start(self, tasks: TaskSet) -> None:
+        """Begin with the regular care, in the background."""
+        tasks.start_periodic(self._tidy_up, self._clock, _MAINTAIN_S)
+        tasks.start_periodic(self._check_in, self._clock, CHECK_IN_S)
+
+    async def _tidy_up(self) -> None:
+        """Let the store tidy up. Nothing depends on it."""
+        try:
+            await self._threads.run_read(self._store.tidy_up, self._clock.now_ms())
+        except (StoreUnavailable, StoreRejected) as error:
+            logger.warning("the store could not be tidied up: %s", error)
+
+    async def _check_in(self) -> None:
         """Detect other daemons that use the store with other settings."""
-        while True:
-            try:
-                conflicts = await self._threads.run_write(self._store.check_in)
-            except (StoreUnavailable, StoreRejected):
-                conflicts = self.conflicts  # the writer logs the error
-            for conflict in conflicts:
-                if conflict not in self.conflicts:
-                    logger.warning("two daemons with different settings on one store: %s", conflict)
-            self.conflicts = conflicts
-            await self._clock.sleep(CHECK_IN_S)
+        try:
+            conflicts = await self._threads.run_write(self._store.check_in)
+        except (StoreUnavailable, StoreRejected):
+            return  # the writer logs the error
+        for conflict in conflicts:
+            if conflict not in self.conflicts:
+                logger.warning("two daemons with different settings on one store: %s", conflict)
+        self.conflicts = conflicts

@@ -28,7 +28,7 @@ from candled.tasks import TaskSet
 from .connections import Call, Caller, Servers, reason_of
 from .feed_tracker import NOT_ARRIVING, FeedTracker, MessageOrder, order_of
 from .leases import Lease, Leases
-from .publisher import RedisPublisher
+from .publisher import HEARTBEAT_S, RedisPublisher
 from .subscriber import Subscriber
 
 logger = logging.getLogger(__name__)
@@ -154,10 +154,10 @@ class RedisBus:
 
     def start(self) -> None:
         """Begin to receive and to publish. Connections that fail are retried without limit."""
-        self._tasks.start_endless(self._retry_failed_work, self._clock)
+        self._tasks.start_periodic(self._troubles.retry_failed, self._clock, 1.0)
         if self._publisher is not None:
             self._tasks.start_endless(self._publisher.run_pumps, self._clock)
-            self._tasks.start_endless(self._publisher.send_heartbeats, self._clock)
+            self._tasks.start_periodic(self._publisher.schedule_heartbeats, self._clock, HEARTBEAT_S)
         if not self._listeners:
             return
         self._tracker.expect_heartbeats(self._clock.monotonic())
@@ -172,7 +172,7 @@ class RedisBus:
         )
         self._tasks.start_endless(self._subscriber.run, self._clock)
         self._tasks.start_endless(self._repair_missed, self._clock)
-        self._tasks.start_endless(self._run_state_checks, self._clock)
+        self._tasks.start_periodic(self._check_states, self._clock, _CHECK_S)
 
     async def stop(self) -> None:
         """Publish queued messages if possible now, and close the connections."""
@@ -184,12 +184,6 @@ class RedisBus:
         if self._publisher is not None:
             await self._publisher.close()
         await self._reader.close()
-
-    async def _retry_failed_work(self) -> None:
-        """Retry failing work and log when it succeeds again, in an endless loop."""
-        while True:
-            await self._clock.sleep(1.0)
-            await self._troubles.retry_failed()
 
     # ------------------------------------------------------------ receiving
 
@@ -382,18 +376,16 @@ class RedisBus:
 
     # ------------------------------------------------------------ states
 
-    async def _run_state_checks(self) -> None:
-        """Publish `stale` for markets in doubt, and their own state once they are not, in an endless loop."""
-        while True:
-            await self._clock.sleep(_CHECK_S)
-            now = self._clock.monotonic()
-            for shard in self._heartbeats.values():
-                if self._is_ingested_here(shard):
-                    self._tracker.keep_alive(shard, now)
-            self._tracker.update_lateness(now)
-            for market in self._tracker.stale_markets() | self._overridden:
-                if not self._is_own(market):
-                    self._deliver_state(market)
+    def _check_states(self) -> None:
+        """Publish `stale` for markets in doubt, and their own state once they are not."""
+        now = self._clock.monotonic()
+        for shard in self._heartbeats.values():
+            if self._is_ingested_here(shard):
+                self._tracker.keep_alive(shard, now)
+        self._tracker.update_lateness(now)
+        for market in self._tracker.stale_markets() | self._overridden:
+            if not self._is_own(market):
+                self._deliver_state(market)
 
     def _deliver_state(self, market: MarketKey, position: Position | None = None) -> None:
         """Deliver a market's state from its feed, or `stale` if that is in doubt.

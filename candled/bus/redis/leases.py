@@ -17,7 +17,7 @@ from candled.bus.codec import Names, epoch_of
 from candled.bus.shards import fair_share
 from candled.bus.troubles import Troubles
 from candled.exchange import Clock
-from candled.tasks import TaskSet
+from candled.tasks import TaskSet, first_of
 
 from .connections import Call, Caller, reason_of
 from .lua import LEASE, REGISTER, RELEASE
@@ -165,7 +165,7 @@ class Leases:
         """Begin to request leases."""
         self._answered_at = self._clock.monotonic()
         self._tasks.start_endless(self._run_turns, self._clock)
-        self._tasks.start_endless(self._watch_expiry, self._clock)
+        self._tasks.start_periodic(self._note_expiry, self._clock, self._turn_s / 4)
 
     async def stop(self) -> None:
         """Release all leases, so that others take over immediately. Stop ingest before calling this."""
@@ -204,22 +204,13 @@ class Leases:
             if await self._take_turn():
                 continue
             self._turn_requested.clear()
-            waits = [
-                asyncio.ensure_future(one) for one in (self._turn_requested.wait(), self._clock.sleep(self._turn_s))
-            ]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
+            await first_of(self._turn_requested.wait(), self._clock.sleep(self._turn_s))
 
-    async def _watch_expiry(self) -> None:
-        """Mark a lease as unsure as soon as it expires, even while a reply from Redis is pending."""
-        while True:
-            await self._clock.sleep(self._turn_s / 4)
-            for lease in self.all:
-                if lease.has_run_out():
-                    self._on_change(lease, lease.mark_unsure())
+    def _note_expiry(self) -> None:
+        """Mark leases that have expired as unsure, even while a reply from Redis is pending."""
+        for lease in self.all:
+            if lease.has_run_out():
+                self._on_change(lease, lease.mark_unsure())
 
     async def _take_turn(self) -> bool:
         """Renew this process's leases and take free ones; return whether to ask again immediately."""

@@ -22,7 +22,7 @@ from .outbound import OutboundQueue
 logger = logging.getLogger(__name__)
 
 _PIPELINE_MARKETS = 100  # markets in one pipeline, which limits how long the loop is blocked
-_HEARTBEAT_S = 1.0
+HEARTBEAT_S = 1.0
 _KEY_TTL_S = 7 * 86_400  # how long the keys of a market live after its last message
 
 
@@ -115,14 +115,12 @@ class RedisPublisher:
             self._wake.clear()
             await self._distribute_due()
 
-    async def send_heartbeats(self) -> None:
-        """Schedule a heartbeat of each shard and a retry of failed messages every second, until cancelled."""
-        while True:
-            await self._clock.sleep(_HEARTBEAT_S)
-            self._due |= self._to_retry
-            self._to_retry.clear()
-            self._beats_due |= {lease.shard for lease in self._leases.all if lease.may_publish()}
-            self._wake.set()
+    def schedule_heartbeats(self) -> None:
+        """Schedule a heartbeat of each shard and a retry of failed messages."""
+        self._due |= self._to_retry
+        self._to_retry.clear()
+        self._beats_due |= {lease.shard for lease in self._leases.all if lease.may_publish()}
+        self._wake.set()
 
     async def flush(self) -> None:
         """Send due messages if possible now."""

@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from candled.bus.codec import Names
 from candled.bus.troubles import TroubleRecord, Troubles
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.tasks import TaskSet
+from candled.tasks import Backoff, TaskSet, retry
 from candled.token_bucket import MOST_CLOSED_S, TokenBucket
 
 from .connections import Call, Caller, reason_of
@@ -220,8 +221,6 @@ class RedisBudget:
 
     async def _publish_closing(self) -> None:
         """Send the closing of the host to Redis, with retries while it lasts."""
+        send, backoff = partial(self._request_share, take=False), Backoff(_MAX_WAIT_S, _MAX_WAIT_S)
         while self._unsent_closing > self._clock.monotonic():
-            try:
-                await self._request_share(take=False)
-            except Unavailable:
-                await self._clock.sleep(_MAX_WAIT_S)
+            await retry(send, self._clock, backoff, on=Unavailable)

@@ -16,7 +16,7 @@ from candled.bus.codec import private_channel
 from candled.bus.troubles import TroubleRecord
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.tasks import Backoff, TaskSet
+from candled.tasks import Backoff, TaskSet, repeat, retry
 
 from .connections import TROUBLE, Node, Servers, close, reason_of
 
@@ -68,7 +68,6 @@ class Subscriber:
         self._connections: dict[Node, _SubscriberConnection] = {}
         self._has_failed = asyncio.Event()
         self._backoff = Backoff(_MIN_RETRY_S, _MAX_RETRY_S)
-        self._retry_s = 0.0
         self.generation = 0  # how many connections were made
         self.end_counts: Counter[str] = Counter()
         self._trouble = trouble
@@ -86,23 +85,30 @@ class Subscriber:
 
     async def run(self) -> None:
         """Keep a connection to each server that has channels, until cancelled. `stop` ends the connections."""
-        while True:
-            self._has_failed.clear()
-            try:
-                await self._arrange_connections()
-            except Unavailable as error:
-                self._on_failure(str(error), None)
-                self.servers.suspect_topology()
-            if self._backoff.failure_count:
-                await self.clock.sleep(self._retry_s)
-                continue
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._has_failed.wait(), None if self.servers.is_fixed else _CHECK_S)
+        await retry(self._keep_connected, self.clock, self._backoff, on=Unavailable)
 
     async def stop(self) -> None:
         """End the connections, after `run` has ended."""
         for connection in self._connections.values():
             await connection.stop()
+
+    async def _keep_connected(self) -> None:
+        """Keep the connections until one fails.
+
+        Raises:
+            Unavailable: always.
+        """
+        self._has_failed.clear()
+        while not self._has_failed.is_set():
+            try:
+                await self._arrange_connections()
+            except Unavailable as error:
+                self._trouble.record_failure(str(error), None)
+                self.servers.suspect_topology()
+                raise
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._has_failed.wait(), None if self.servers.is_fixed else _CHECK_S)
+        raise Unavailable("a connection failed")
 
     async def _arrange_connections(self) -> None:
         """Replace connections that ended, and those whose channels have moved."""
@@ -144,13 +150,9 @@ class Subscriber:
         """Record the end of a connection, and have it replaced."""
         if was_ready:
             self.end_counts[reason.split(":")[0]] += 1
-        self._on_failure(f"{connection.assigned.node}: {reason}", connection.assigned.node)
+        self._trouble.record_failure(f"{connection.assigned.node}: {reason}", connection.assigned.node)
         self.servers.suspect_topology(connection.assigned.node)
         self._has_failed.set()
-
-    def _on_failure(self, reason: str, node: Node | None) -> None:
-        self._retry_s = self._backoff.on_failure()
-        self._trouble.record_failure(reason, node)
 
 
 class _SubscriberConnection:
@@ -171,13 +173,14 @@ class _SubscriberConnection:
         self._loopback_trouble = ""
         self._tasks = TaskSet()  # receives, and sends loopback messages
         self._receiving = self._tasks.start(self._receive())
-        self._task = asyncio.ensure_future(self._run_until_end())
+        self._ending = TaskSet()
+        self._ending.start(self._run_until_end())
 
     async def stop(self) -> None:
         """End it. No messages are delivered afterwards."""
         self._is_stopped = True
         await self._tasks.cancel()
-        await asyncio.wait([self._task])
+        await self._ending.wait()
 
     async def _run_until_end(self) -> None:
         """Clean up after the receiving task, however it ended. This task is never cancelled."""
@@ -198,7 +201,7 @@ class _SubscriberConnection:
             self._loopback_at = self._clock.monotonic()
             self.is_ready = True
             self._owner.on_connection_ready(self)
-            self._tasks.start(self._send_loopback())
+            self._tasks.start(repeat(self._send_loopback, self._clock, LOOPBACK_S))
             return await self._read_messages()
         except TROUBLE as error:
             return f"{type(error).__name__}: {reason_of(error)}"
@@ -259,12 +262,10 @@ class _SubscriberConnection:
             self.lag_s = max(0.0, self._loopback_at - float(message["data"]))
 
     async def _send_loopback(self) -> None:
-        """Publish to the private channel until cancelled. The receiving side detects failures."""
+        """Publish to the private channel. The receiving side detects failures."""
         word = "SPUBLISH" if self.assigned.sharded else "PUBLISH"
-        while True:
-            try:
-                await self._loopback_client.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
-                self._loopback_trouble = ""
-            except TROUBLE as error:
-                self._loopback_trouble = reason_of(error)
-            await self._clock.sleep(LOOPBACK_S)
+        try:
+            await self._loopback_client.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
+            self._loopback_trouble = ""
+        except TROUBLE as error:
+            self._loopback_trouble = reason_of(error)
