@@ -197,7 +197,7 @@ class Daemon:
             logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
         else:
             logger.info("candled %s: serves no clients; health on http://%s/health", __version__, address)
-        if not self._upkeep.trouble:
+        if not self._upkeep.problem:
             await self._start_reading()
         else:
             self._tasks.start(self._start_later())

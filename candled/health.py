@@ -60,7 +60,7 @@ class Health:
         writer = self._writer.describe()
         # nothing was written yet, so the writer has no errors to report
         if not self.is_reading:
-            writer |= {"state": "away", "lastError": self._upkeep.trouble or None}
+            writer |= {"state": "away", "lastError": self._upkeep.problem or None}
         bus = self._bus.describe()
         conflicts = list(self._upkeep.conflicts)
         has_problems = writer["state"] != "ok" or conflicts or "trouble" in bus
@@ -89,15 +89,15 @@ class Health:
         markets = self._markets if "serve" in self._config.roles else []
         loaded = all(self._bars.is_loaded(key, MINUTE, 1) for key in markets)
         return {
-            "store": await self._store_trouble(),
+            "store": await self._store_problem(),
             "bus": None if bus["connected"] else str(bus.get("trouble", "is not connected")),
             "bars": None if loaded else "are being loaded",
         }
 
-    async def _store_trouble(self) -> str | None:
+    async def _store_problem(self) -> str | None:
         """Return why the store is not usable at this moment, or None."""
         if not self.is_reading:
-            return self._upkeep.trouble or "is being opened"
+            return self._upkeep.problem or "is being opened"
         writer = self._writer.describe()
         if writer["state"] != "ok":
             return f"{writer['state']}: {writer['lastError']}"
@@ -115,10 +115,10 @@ class Health:
         exchanges = {one.name: {"symbols": {}} for one in self._config.exchanges} | self._bars.describe_feeds()
         for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
             exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
-        for market, trouble in self._bus.unpublished().items():
+        for market, problem in self._bus.unpublished().items():
             symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))
             if symbol is not None:  # read here, but other processes receive nothing
-                symbol |= {"state": "stale", "reason": "not_published", "trouble": trouble}
+                symbol |= {"state": "stale", "reason": "not_published", "trouble": problem}
         return exchanges
 
 

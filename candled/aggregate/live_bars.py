@@ -93,7 +93,7 @@ class LiveBars:
             self._reader.recover_lost(market, sure_ms)
         if isinstance(message, StateChanged):
             market.decimals = message.decimals.or_else(market.decimals)
-            market.set_state(FeedState(message.state, message.since_ms, message.reason, message.trouble))
+            market.set_state(FeedState(message.state, message.since_ms, message.reason, message.problem))
         elif isinstance(message, HistoryChanged):
             market.found_complete_from_ms = message.complete_from_ms
             market.found_served_from_ms = min(message.start_ms, market.found_served_from_ms or message.start_ms)
@@ -262,7 +262,7 @@ class LiveBars:
                 "reason": market.feed.reason or None,
                 "since": iso_ms(market.feed.since_ms),
                 "position": position and {"epoch": position.epoch, "seq": position.seq},
-                "trouble": market.feed.trouble or None,
+                "trouble": market.feed.problem or None,
             }
         return exchanges
 

@@ -59,7 +59,7 @@ class StateChanged:
     #: One of `candled.model.STATE_REASONS`, or empty if the state is `live`.
     reason: str = ""
     #: The problem, in words; empty if there is none or it is unknown.
-    trouble: str = ""
+    problem: str = ""
     #: The decimal places of the market, known once the exchange's list was read.
     decimals: Decimals = Decimals()
 
@@ -87,7 +87,7 @@ class Bus(Protocol):
         """Call `listener` for every later message. It must not block."""
 
     def describe(self) -> dict[str, object]:
-        """Return facts for `/health`: at least `kind` and `connected`, and `trouble` if something fails."""
+        """Return facts for `/health`: at least `kind` and `connected`, and `problem` if something fails."""
 
     def unpublished(self) -> Mapping[MarketKey, str]:
         """Return the markets that this process reads but cannot publish to other processes, each with the reason."""

@@ -31,7 +31,7 @@ from candled.model.texts import printable
 MAX_BYTES = 64 * 1024  # of a message, and of a market's key
 _MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024  # enough for some tens of thousands of markets
 _MAX_COUNT = 2**53  # beyond this, Redis's scripts do not count exactly
-_MAX_REASON, _MAX_TROUBLE = 40, 300
+_MAX_REASON, _MAX_PROBLEM = 40, 300
 
 
 class BadMessage(ValueError):
@@ -159,7 +159,7 @@ class _State(_Form, tag="state"):
     state: State | None = None
     since: _Time = 0
     reason: str = ""
-    trouble: str = ""
+    problem: str = field(default="", name="trouble")
     price_decimals: _Digits | None = None
     volume_decimals: _Digits | None = None
 
@@ -253,7 +253,7 @@ def _set_metadata(form: _Form, metadata: FeedMetadata, complete_from_ms: int | N
 
 
 def _state_values(message: StateChanged) -> tuple[Any, ...]:
-    return message.state, iso_ms(message.since_ms), message.reason, message.trouble, *message.decimals
+    return message.state, iso_ms(message.since_ms), message.reason, message.problem, *message.decimals
 
 
 # ---------------------------------------------------------------- decoding
@@ -349,7 +349,7 @@ def _metadata_of(form: _Form, latest_ms: int) -> tuple[FeedMetadata, int | None]
 def _state_of(market: MarketKey, form: _State, latest_ms: int) -> StateChanged:
     if form.state is None:
         raise BadMessage("expected a state")
-    why = printable(form.reason, _MAX_REASON), printable(form.trouble, _MAX_TROUBLE)
+    why = printable(form.reason, _MAX_REASON), printable(form.problem, _MAX_PROBLEM)
     decimals = Decimals(form.price_decimals, form.volume_decimals)
     return StateChanged(market, form.state, _ms(form.since, latest_ms), *why, decimals)
 

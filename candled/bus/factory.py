@@ -10,12 +10,12 @@ from candled.exchange import Clock
 from candled.model import MarketKey
 
 from .codec import Names
+from .failures import FailureLog
 from .redis.address import RedisAddress
 from .redis.bus import RedisBus
 from .redis.connections import Caller, Servers, check_files
 from .redis.leases import Leases
 from .redis.shared_limits import RedisBudgets, RedisCounter
-from .troubles import Troubles
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ async def redis_budgets(
     address = RedisAddress.parse(url)
     check_files(address)
     caller, names = Caller(Servers(address)), Names(prefix, default_exchange, 1)
-    budgets = RedisBudgets(caller, names, clock, Troubles(clock), None)
+    budgets = RedisBudgets(caller, names, clock, FailureLog(clock), None)
     try:
         yield budgets.budget_for
     finally:
@@ -89,13 +89,13 @@ def make_redis_parts(
     names = Names(prefix, default_exchange, shards)
     process = secrets.token_hex(6)
     lease_caller, caller = Caller(servers), Caller(servers)
-    troubles, leases = Troubles(clock), None
+    failures, leases = FailureLog(clock), None
     if ingests:
         leases = Leases(
             lease_caller,
             names,
             clock,
-            troubles,
+            failures,
             shards=shards,
             process=process,
             ttl_s=lease_s,
@@ -109,8 +109,8 @@ def make_redis_parts(
         shards=shards,
         process=process,
         leases=leases,
-        troubles=troubles,
+        failures=failures,
         timeless=timeless,
     )
-    budgets = RedisBudgets(caller, names, clock, troubles, lambda: 0 if leases is None else leases.processes)
-    return RedisParts(bus, leases, budgets, RedisCounter(caller, names, clock, troubles), (lease_caller, caller))
+    budgets = RedisBudgets(caller, names, clock, failures, lambda: 0 if leases is None else leases.processes)
+    return RedisParts(bus, leases, budgets, RedisCounter(caller, names, clock, failures), (lease_caller, caller))

@@ -140,7 +140,7 @@ class ExchangeIngest:
         return {
             "clockSkewMs": self._time.skew_ms(),
             "clock": self._time.estimate.describe(),
-            "historyTrouble": self._repair.trouble,
+            "historyTrouble": self._repair.problem,
             "parity": self._repair.parity.describe(now_ms),
             "complaints": self._errors.total,
             "malformedFrames": sum(runner.malformed.total for runner in runners),
@@ -152,8 +152,8 @@ class ExchangeIngest:
     def _describe_symbol(self, symbol: Symbol, now_ms: int) -> dict[str, Any]:
         market, runner = self._markets.get(symbol), self._runners.get(symbol)
         if market is None:
-            trouble, is_connected = "is not loaded from the store yet", symbol in self._connected
-            return {"state": "warming", "reason": "starting", "connected": is_connected, "trouble": trouble}
+            problem, is_connected = "is not loaded from the store yet", symbol in self._connected
+            return {"state": "warming", "reason": "starting", "connected": is_connected, "trouble": problem}
         is_silent = runner is not None and symbol in runner.silent_symbols
         return describe_market(market, now_ms, self._publisher.state_since_ms(market), is_silent=is_silent)
 

@@ -141,7 +141,7 @@ class MarketIngest:
         `stored` are the minutes of `stored_span`. For completed minutes REST has priority over the stream, regardless
         of timestamps.
         """
-        self.status.trouble, self.status.has_answer = None, True
+        self.status.problem, self.status.has_answer = None, True
         asked_ms = now_ms if asked_ms is None else asked_ms
         span = Range(window.start_ms, window.end_ms)
         answer = sift(rows, span)
@@ -221,7 +221,7 @@ class MarketIngest:
 
     def on_history_failed(self, reason: str) -> None:
         """Record that REST was unavailable, or that its response was invalid."""
-        self.status.trouble = reason
+        self.status.problem = reason
         self.presence.on_failure()
 
     def on_interrupted(self, *, is_flooded: bool = False) -> None:
@@ -478,7 +478,7 @@ class MarketIngest:
         """Process REST's response about the present; return whether it shows that the subscription is dead."""
         activity = self.presence.classify_answer(rows, window.start_ms, self.minutes.get_minute, now_ms)
         if activity == "nothing":
-            self.status.trouble = "the exchange's REST API does not answer for the present"
+            self.status.problem = "the exchange's REST API does not answer for the present"
             # the response contains not even a minute that must exist, final or not
             if not rows and self.minutes.newest_ms is not None:
                 self.status.is_credible = False

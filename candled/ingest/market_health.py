@@ -33,7 +33,7 @@ def describe_market(market: MarketIngest, now_ms: int, since_ms: int, *, is_sile
         "invalidCandles": market.rows.invalid.total,
         "unbelievedStamps": market.rows.implausible_timestamps,
         "unconfirmedMinutes": coverage.unconfirmed.minute_count,
-        "trouble": market.status.trouble_text or silent,
+        "trouble": market.status.problem_text or silent,
     }
 
 

@@ -12,7 +12,7 @@ from .presence import Presence
 _WEEK = Interval.parse("1W")
 # REST is asked for a missing minute only this long after its end: until then it may still arrive.
 _ARRIVAL_MARGIN_MS = 10_000
-MAX_TROUBLE = 300  # characters of an error text, which may contain the exchange's
+MAX_PROBLEM = 300  # characters of an error text, which may contain the exchange's
 
 
 class Condition(NamedTuple):
@@ -65,7 +65,7 @@ class MarketStatus:
         #: it.
         self.unlisted: str | None = None
         #: Why REST cannot be used for this market, in words; None if it can.
-        self.trouble: str | None = None
+        self.problem: str | None = None
         #: True once REST has answered for this market.
         self.has_answer = False
         #: Whether REST has data of this market: None until it responds, False once it denies a known minute.
@@ -84,7 +84,7 @@ class MarketStatus:
             return Condition("recovering", "fetching" if self._rest_works else "rest_unavailable")
         if standing == "moving":
             return Condition("live")
-        reason = self._stream_trouble
+        reason = self._stream_problem
         if standing == "quiet" and reason is None:
             return Condition("quiet", "no_trades")
         return Condition("polling", reason or "stream_silent")
@@ -92,11 +92,11 @@ class MarketStatus:
     def _condition_without_evidence(self, now_ms: int) -> Condition:
         """Return the condition of a market for which neither the stream nor REST provides evidence."""
         is_rejected = self.rejection is not None or self.unlisted is not None
-        if not is_rejected and self.trouble is None and self._is_missing_week(now_ms):
+        if not is_rejected and self.problem is None and self._is_missing_week(now_ms):
             return Condition("warming", self._missing_reason(now_ms) if self.has_answer else "starting")
-        if self._stream_trouble is not None:
-            return Condition("stale", self._stream_trouble)
-        if self.trouble is not None:
+        if self._stream_problem is not None:
+            return Condition("stale", self._stream_problem)
+        if self.problem is not None:
             return Condition("stale", "rest_unavailable")
         is_fresh = self._presence.pushed_ms is None and not self.has_answer
         return Condition("stale", "starting" if is_fresh else "unconfirmed_silence")
@@ -117,18 +117,18 @@ class MarketStatus:
 
     @property
     def _rest_works(self) -> bool:
-        return self.trouble is None and self.is_credible is not False
+        return self.problem is None and self.is_credible is not False
 
     @property
-    def trouble_text(self) -> str | None:
+    def problem_text(self) -> str | None:
         """All current problems in words, or None."""
         denies = "the exchange's REST API returns nothing for minutes that it had"
-        trouble = denies if self.is_credible is False else self.trouble
-        text = "; ".join(text for text in (self.rejection, self.unlisted, trouble) if text)
-        return printable(text, MAX_TROUBLE) or None
+        problem = denies if self.is_credible is False else self.problem
+        text = "; ".join(text for text in (self.rejection, self.unlisted, problem) if text)
+        return printable(text, MAX_PROBLEM) or None
 
     @property
-    def _stream_trouble(self) -> StateReason | None:
+    def _stream_problem(self) -> StateReason | None:
         """The reason why the stream delivers nothing, as far as it is known without REST."""
         if self.rejection is not None:
             return "subscription_refused"

@@ -176,8 +176,8 @@ class IngestPublisher:
         if published.condition is None or now.state != published.condition.state:
             published.state_since_ms = now_ms
         published.condition, published.state_published_ms, published.decimals = now, now_ms, market.decimals
-        trouble = "" if now.state in ("live", "quiet") else market.status.trouble_text or ""
-        message = StateChanged(market.key, now.state, published.state_since_ms, now.reason, trouble, market.decimals)
+        problem = "" if now.state in ("live", "quiet") else market.status.problem_text or ""
+        message = StateChanged(market.key, now.state, published.state_since_ms, now.reason, problem, market.decimals)
         self._record_position(published, self._bus.publish(message))
 
     def state_since_ms(self, market: MarketIngest) -> int:

@@ -18,7 +18,7 @@ from .http import HttpClient
 from .ingest_clock import IngestClock
 from .market import POLL_MS, MarketIngest, Outcome
 from .market_listing import MarketListing
-from .market_status import MAX_TROUBLE
+from .market_status import MAX_PROBLEM
 from .market_store import MarketStore
 from .parity import Parity
 from .publisher import IngestPublisher
@@ -78,7 +78,7 @@ class RepairScheduler:
         #: The time between two requests for the present of one market.
         self._poll_ms = POLL_MS
         #: Why the exchange's REST API is unavailable; None if it is available.
-        self.trouble: str | None = None
+        self.problem: str | None = None
         self.parity = Parity()
 
     def share_polls(self, markets: Iterable[MarketIngest]) -> None:
@@ -197,21 +197,21 @@ class RepairScheduler:
         market.on_history_failed(str(error))
         wait_s = max(self._outage.on_failure(), error.retry_after_s or 0.0)
         self._paused_until = self._clock.monotonic() + wait_s
-        if self.trouble is None:
+        if self.problem is None:
             logger.warning("%s: history cannot be read: %s; next attempt in %.1f s", self._name, error, wait_s)
-        self.trouble = printable(str(error), MAX_TROUBLE)
+        self.problem = printable(str(error), MAX_PROBLEM)
 
     def _on_failure(self, market: MarketIngest, reason: str) -> None:
         symbol = market.key.symbol
         wait_s = self._backoffs.setdefault(symbol, Backoff(first_s=5.0, most_s=600.0)).on_failure()
         self._retry_at[symbol] = self._clock.monotonic() + wait_s
-        if market.status.trouble != reason:
+        if market.status.problem != reason:
             logger.warning("%s: history of %s: %s; next attempt in %.0f s", self._name, symbol, reason, wait_s)
         market.on_history_failed(reason)
 
     def _on_success(self, symbol: Symbol) -> None:
         self._outage.on_success()
         self._backoffs.pop(symbol, None)
-        if self.trouble is not None:
+        if self.problem is not None:
             logger.info("%s: history can be read again", self._name)
-            self.trouble = None
+            self.problem = None

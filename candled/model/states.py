@@ -54,7 +54,7 @@ STATE_REASONS: Mapping[StateReason, str] = {
 
 
 class FeedState(NamedTuple):
-    """The state of a market's feed, since when (UTC epoch ms), why, and the trouble in words (empty if there is none).
+    """The state of a market's feed, since when (UTC epoch ms), why, and the problem in words (empty if there is none).
 
     `reason` is one of `STATE_REASONS`, or empty if the feed is `live`.
     """
@@ -62,7 +62,7 @@ class FeedState(NamedTuple):
     state: str
     since_ms: int
     reason: str = ""
-    trouble: str = ""
+    problem: str = ""
 
 
 class Position(NamedTuple):

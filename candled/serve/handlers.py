@@ -354,9 +354,9 @@ class ReadyHandler(_Common):
         checks = dict(await self.context.ready())
         if self.context.draining:
             checks["server"] = "is stopping"
-        failed = any(trouble is not None for trouble in checks.values())
+        failed = any(problem is not None for problem in checks.values())
         self.set_status(503 if failed else 200)
-        shown = {name: trouble or "ok" for name, trouble in checks.items()}
+        shown = {name: problem or "ok" for name, problem in checks.items()}
         self.finish_json({"status": "fail" if failed else "pass", "checks": shown})
 
 

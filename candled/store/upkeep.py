@@ -24,7 +24,7 @@ class StoreUpkeep:
         self._threads = threads
         self._clock = clock
         #: why the store could not be opened at the last attempt
-        self.trouble = ""
+        self.problem = ""
         #: differences to the settings of other daemons, a sentence each
         self.conflicts: Sequence[str] = ()
 
@@ -32,7 +32,7 @@ class StoreUpkeep:
         """Open the store.
 
         Raises:
-            StoreUnavailable: it may open later; `trouble` is the reason.
+            StoreUnavailable: it may open later; `problem` is the reason.
             ConfigError: it will not open later either.
         """
         try:
@@ -40,11 +40,11 @@ class StoreUpkeep:
         except StoreRejected as error:
             raise ConfigError(f"store.url: {error}") from error
         except StoreUnavailable as error:
-            if not self.trouble:
+            if not self.problem:
                 logger.warning("the store cannot be opened yet, trying again: %s", error)
-            self.trouble = str(error)
+            self.problem = str(error)
             raise
-        if self.trouble:
+        if self.problem:
             logger.info("the store is open")
 
     async def open_later(self) -> None:

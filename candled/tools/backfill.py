@@ -98,7 +98,7 @@ class _Backfill:
             "revised": result.revised,
             "absent": result.absent,
             "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in result.failed],
-            "trouble": result.trouble,
+            "trouble": result.problem,
         }
 
     def _make_plan(self, estimate: BackfillEstimate) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Result:
     """The result for a market, in minutes, and the number of windows that were fetched.
 
     `revised` minutes were stored with other values. `failed` are the windows for which the exchange gave no usable
-    answer; `trouble` is the error that ended the backfill early.
+    answer; `problem` is the error that ended the backfill early.
     """
 
     windows: int = 0
@@ -39,12 +39,12 @@ class Result:
     revised: int = 0
     absent: int = 0
     failed: list[Range] = field(default_factory=list)
-    trouble: str | None = None
+    problem: str | None = None
 
     @property
     def is_whole(self) -> bool:
         """True if the exchange answered for everything and all of it is stored."""
-        return not self.failed and self.trouble is None
+        return not self.failed and self.problem is None
 
 
 class Backfiller:
@@ -94,7 +94,7 @@ class Backfiller:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(_WORKERS):
                     workers.create_task(self._run_worker(windows, coverage, segment.end_ms, advance))
-            if self.result.trouble is not None:
+            if self.result.problem is not None:
                 return
             await self._lower_since(coverage, segment, claims=to_present and segment.end_ms == span.end_ms)
 
@@ -138,8 +138,8 @@ class Backfiller:
             except ExchangeError as error:
                 self._on_invalid_answer(window, error)
             except CandledError as error:  # of the exchange's network or the store, after long patience
-                self.result.trouble = self.result.trouble or str(error)
-            if self.result.trouble is not None:
+                self.result.problem = self.result.problem or str(error)
+            if self.result.problem is not None:
                 return
             advance(lacking)
 
@@ -196,7 +196,7 @@ class Backfiller:
         self.result.failed.append(Range(window.start_ms, window.end_ms))
         self._nonsense += 1
         if self._nonsense >= _GIVE_UP_AFTER:
-            self.result.trouble = self.result.trouble or str(error)
+            self.result.problem = self.result.problem or str(error)
 
     async def _lower_since(self, coverage: Coverage, segment: Range, *, claims: bool) -> None:
         """Store an earlier start of the complete history, if this segment adjoins it without a gap."""

@@ -184,7 +184,7 @@ async def _repair_market(
         "absent": backfiller.result.absent,
         "gaps": [{**_gap_json(gap), **_outcome(gap, after)} for gap in before if every or _is_repairable(gap)],
         "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in backfiller.result.failed],
-        "trouble": backfiller.result.trouble,
+        "trouble": backfiller.result.problem,
     }
 
 

@@ -309,8 +309,8 @@ def test_a_reason_is_one_line_of_bounded_length():
     text = encode_message(StateChanged(BTC, "stale", 0, "silent\n", "a\n\x1b[31m" + "b" * 10_000), AT)
     message, _ = decode_message(BTC, text)
     assert message.reason == "silent\\n"
-    assert message.trouble.startswith("a\\n\\x1b[31mbbb")
-    assert len(message.trouble) == 300
+    assert message.problem.startswith("a\\n\\x1b[31mbbb")
+    assert len(message.problem) == 300
 
 
 def test_what_a_bus_says_to_its_own_listeners_is_not_published():

@@ -11,11 +11,11 @@ from tornado.web import RequestHandler
 
 from candled.budget import LocalBudget, MakeBudget
 from candled.bus.codec import Names
+from candled.bus.failures import FailureLog
 from candled.bus.redis import shared_limits
 from candled.bus.redis.address import RedisAddress
 from candled.bus.redis.connections import Caller, Servers
 from candled.bus.redis.shared_limits import RedisBudgets, RedisCounter
-from candled.bus.troubles import Troubles
 from candled.clock import SystemClock
 from candled.config import load
 from candled.errors import Unavailable
@@ -45,7 +45,8 @@ async def budgets(url: str, names: Names, count: int, processes: int = 1) -> Asy
     callers = [Caller(Servers(RedisAddress.parse(url))) for _ in range(count)]
     try:
         all_ = [
-            RedisBudgets(caller, names, SystemClock(), Troubles(SystemClock()), lambda: processes) for caller in callers
+            RedisBudgets(caller, names, SystemClock(), FailureLog(SystemClock()), lambda: processes)
+            for caller in callers
         ]
         yield all_
         for one in all_:
@@ -295,7 +296,7 @@ async def counters(url: str, names: Names, count: int) -> AsyncIterator[list[Red
     """The counters of several processes."""
     callers = [Caller(Servers(RedisAddress.parse(url))) for _ in range(count)]
     try:
-        yield [RedisCounter(caller, names, SystemClock(), Troubles(SystemClock())) for caller in callers]
+        yield [RedisCounter(caller, names, SystemClock(), FailureLog(SystemClock())) for caller in callers]
     finally:
         for caller in callers:
             await caller.close()

@@ -19,8 +19,8 @@ from candled.bus.codec import (
     excerpt,
     parse_fence,
 )
+from candled.bus.failures import FailureLog
 from candled.bus.shards import shard_of
-from candled.bus.troubles import Troubles
 from candled.exchange import Clock
 from candled.model import YEAR_10000_MS, Decimals, MarketKey, Position
 from candled.tasks import TaskSet
@@ -66,7 +66,7 @@ class RedisBus:
         shards: int,
         process: str,
         leases: Leases | None,
-        troubles: Troubles,
+        failures: FailureLog,
         timeless: Collection[str] = (),
     ) -> None:
         self.leases = leases
@@ -74,7 +74,7 @@ class RedisBus:
         self._names = names
         self._clock = clock
         self._process = process
-        self._troubles = troubles
+        self._failures = failures
         self._timeless = frozenset(timeless)
         self._shard_of = {market: shard_of(market, shards) for market in markets}
         self._channels = {names.candles_channel(market): market for market in self._shard_of}
@@ -85,11 +85,11 @@ class RedisBus:
             self._markets_of[shard].append(market)
         self._tracker = FeedTracker(self._markets_of, clock.monotonic())
         self._publisher = (
-            None if leases is None else RedisPublisher(servers, names, clock, leases, self._markets_of, troubles)
+            None if leases is None else RedisPublisher(servers, names, clock, leases, self._markets_of, failures)
         )
         self._reader = Caller(servers)
-        self._reading_trouble = troubles.record_of("reading what was missed")
-        self._receiving_trouble = troubles.record_of("receiving")
+        self._read_failures = failures.record_of("reading what was missed")
+        self._receive_failures = failures.record_of("receiving")
         self._subscriber: Subscriber | None = None
         self._queued: dict[MarketKey, list[_QueuedMessage]] = {}
         self._from_future: set[MarketKey] = set()  # markets to read again once the leader's clock is known better
@@ -124,10 +124,10 @@ class RedisBus:
     def describe(self) -> dict[str, object]:
         """See `Bus.describe`."""
         now = self._clock.monotonic()
-        subscriber, publisher, trouble = self._subscriber, self._publisher, self._troubles.summary
+        subscriber, publisher, problem = self._subscriber, self._publisher, self._failures.summary
         facts: dict[str, object] = {
             "kind": "redis",
-            "connected": (subscriber is None or subscriber.is_connected) and not self._troubles.is_vital,
+            "connected": (subscriber is None or subscriber.is_connected) and not self._failures.is_vital,
             "servers": str(self._servers.address),
         }
         if subscriber is not None:
@@ -144,7 +144,7 @@ class RedisBus:
             }
         if publisher is not None and self.leases is not None:
             facts |= {**publisher.describe(), "leases": self.leases.describe(), "processes": self.leases.processes}
-        return {**facts, "trouble": trouble} if trouble else facts
+        return {**facts, "trouble": problem} if problem else facts
 
     def unpublished(self) -> Mapping[MarketKey, str]:
         """See `Bus.unpublished`."""
@@ -154,7 +154,7 @@ class RedisBus:
 
     def start(self) -> None:
         """Begin to receive and to publish. Connections that fail are retried without limit."""
-        self._tasks.start_periodic(self._troubles.retry_failed, self._clock, 1.0)
+        self._tasks.start_periodic(self._failures.retry_failed, self._clock, 1.0)
         if self._publisher is not None:
             self._tasks.start_endless(self._publisher.run_pumps, self._clock)
             self._tasks.start_periodic(self._publisher.schedule_heartbeats, self._clock, HEARTBEAT_S)
@@ -165,7 +165,7 @@ class RedisBus:
             self._servers,
             [*self._channels, *self._heartbeats],
             self._clock,
-            self._troubles.record_of("subscribing"),
+            self._failures.record_of("subscribing"),
             process=self._process,
             on_message=self._receive,
             on_ready=self._on_connection_ready,
@@ -316,14 +316,14 @@ class RedisBus:
                 else:
                     failed.setdefault(reason_of(error), []).append(market)
             for reason, unread in failed.items():
-                self._reading_trouble.record_failure(reason, *unread)
+                self._read_failures.record_failure(reason, *unread)
                 self._tracker.mark_not_repaired(unread, reason, self._clock.monotonic())
             if failed:
                 await self._clock.sleep(_RETRY_S)
 
     def _deliver_newest(self, market: MarketKey, newest_data: bytes, fence_data: bytes) -> None:
         """Deliver the contents of the market's keys and queued messages; notify the listeners to read the rest."""
-        self._reading_trouble.record_success(market)
+        self._read_failures.record_success(market)
         self._tracker.mark_repaired(market)
         queued = self._queued.pop(market, [])
         if self._is_own(market):  # this process has become its leader
@@ -400,9 +400,9 @@ class RedisBus:
             decimals = Decimals() if published is None else published.decimals
             published = StateChanged(market, "stale", since_ms, *cause, decimals)
         if cause != NOT_ARRIVING:
-            self._receiving_trouble.record_success(market)
-        elif market not in self._receiving_trouble.parts:
-            self._receiving_trouble.record_failure("published messages do not arrive", market)
+            self._receive_failures.record_success(market)
+        elif market not in self._receive_failures.parts:
+            self._receive_failures.record_failure("published messages do not arrive", market)
         if cause:
             self._overridden.add(market)
         elif position is None and self._tracker.is_missed(market):
@@ -429,8 +429,8 @@ class RedisBus:
             self._tracker.keep_alive(lease.shard, now)
             markets = self._markets_of[lease.shard]
             self._overridden.difference_update(markets)
-            self._receiving_trouble.record_success(*markets)
-            self._reading_trouble.record_success(*markets)
+            self._receive_failures.record_success(*markets)
+            self._read_failures.record_success(*markets)
         else:
             self._tracker.on_shard_lost(lease.shard, now)
             self._has_missed.set()

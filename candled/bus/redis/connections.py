@@ -37,7 +37,7 @@ from .lua import Script
 
 logger = logging.getLogger(__name__)
 
-TROUBLE = (RedisError, OSError, TimeoutError)
+REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 _TIMEOUT_S = 2.0  # for connecting, and for each response
 _PIPELINE_TIMEOUT_S = 3.0  # for all responses of a pipeline together
 _SHARDED_SINCE = 7  # from this version of Redis on, a cluster can keep channels where their slots are
@@ -185,33 +185,33 @@ class Servers:
         )
 
     async def _query_sentinels(self) -> Topology:
-        address, trouble = self.address, "no sentinel"
+        address, problem = self.address, "no sentinel"
         for host, port in self._sentinels:
             sentinel = self._make_client(
                 {"host": host, "port": port}, username=address.sentinel_username, password=address.sentinel_password
             )
             try:
                 found = await _command(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
-            except TROUBLE as error:
-                trouble = reason_of(error)
+            except REDIS_ERRORS as error:
+                problem = reason_of(error)
                 continue
             finally:
                 await close(sentinel)
             if found:
                 self._topology_source = Node(host, port)
                 return Topology([(0, 16383, Node(_text(found[0]), int(found[1])))])
-            trouble = f"the sentinels do not know {address.service}"
-        raise Unavailable(f"the server cannot be found: {trouble}")
+            problem = f"the sentinels do not know {address.service}"
+        raise Unavailable(f"the server cannot be found: {problem}")
 
     async def _query_cluster(self) -> Topology:
-        trouble = "no node"
+        problem = "no node"
         for node in dict.fromkeys((*self._known_nodes, *(Node(*host) for host in self.address.hosts))):
             client = self.make_client(node)
             try:
                 slots = await _command(client, "CLUSTER", "SLOTS")
                 info = await _command(client, "INFO", "server")
-            except TROUBLE as error:
-                trouble = reason_of(error)
+            except REDIS_ERRORS as error:
+                problem = reason_of(error)
                 self.suspect_topology(node)
                 continue
             finally:
@@ -220,7 +220,7 @@ class Servers:
             self._known_nodes = tuple(dict.fromkeys((node, *self._known_nodes, *topology.nodes)))
             self._topology_source = node
             return topology
-        raise Unavailable(f"no node of the cluster answers: {trouble}")
+        raise Unavailable(f"no node of the cluster answers: {problem}")
 
 
 def _ranges(slots: Any, asked: Node) -> Iterable[tuple[int, int, Node]]:
@@ -338,7 +338,7 @@ class Caller:
                     for at, answer in zip(unknown, again, strict=True):
                         found[at] = answer
                 return found
-        except TROUBLE as error:
+        except REDIS_ERRORS as error:
             self._drop_client(node, client)
             return [Unavailable(f"{node}: {reason_of(error)}")] * len(indexes)
         finally:
@@ -395,7 +395,7 @@ async def _close(client: Closable) -> None:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             await client.aclose()
-    except TROUBLE as error:
+    except REDIS_ERRORS as error:
         logger.debug("a client of Redis could not be closed: %s", error)
 
 

@@ -19,7 +19,7 @@ class StaleCause(NamedTuple):
     """The reason why a market's last published state may not be true any more."""
 
     reason: StateReason
-    trouble: str
+    problem: str
 
 
 NO_HEARTBEAT = StaleCause("leader_silent", "no heartbeat of a process that reads the exchange arrives over Redis")

@@ -14,8 +14,8 @@ from typing import Any
 from zlib import crc32
 
 from candled.bus.codec import Names, epoch_of
+from candled.bus.failures import FailureLog
 from candled.bus.shards import fair_share
-from candled.bus.troubles import Troubles
 from candled.exchange import Clock
 from candled.tasks import TaskSet, first_of
 
@@ -131,7 +131,7 @@ class Leases:
         caller: Caller,
         names: Names,
         clock: Clock,
-        troubles: Troubles,
+        failures: FailureLog,
         *,
         shards: int,
         process: str,
@@ -154,7 +154,7 @@ class Leases:
         self._too_many = 0  # turns in a row with more than a fair share
         self._is_mixed = False
         self.processes = 0  # how many ingest, including this one; 0 if not known yet
-        self._trouble = troubles.record_of("leases")  # its parts are shards, and the list of processes
+        self._failures = failures.record_of("leases")  # its parts are shards, and the list of processes
         self.all = [Lease(shard, epoch_of(shard, 0, process), clock) for shard in range(shards)]
 
     def add_listener(self, listener: Callable[[Lease], None]) -> None:
@@ -189,9 +189,9 @@ class Leases:
         self._turn_requested.set()
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """The reason why leases cannot be requested; None if they can."""
-        return self._trouble.reason
+        return self._failures.reason
 
     def describe(self) -> list[dict[str, Any]]:
         """Return facts for `/health`."""
@@ -225,7 +225,7 @@ class Leases:
                 self._on_no_answer(lease, answer)
                 continue
             self._answered_at = self._clock.monotonic()
-            self._trouble.record_success(lease.shard)
+            self._failures.record_success(lease.shard)
             token, owner = int(answer[0]), answer[1].decode()
             if owner != self._process and owner:
                 self._on_change(lease, lease.release())
@@ -259,9 +259,9 @@ class Leases:
     def _count_members(self, members: Any) -> None:
         """Count the processes that ingest, and check that all use the same number of shards."""
         if isinstance(members, Exception):
-            self._trouble.record_failure(reason_of(members), "processes")
+            self._failures.record_failure(reason_of(members), "processes")
             return
-        self._trouble.record_success("processes")
+        self._failures.record_success("processes")
         texts = [member.decode("utf-8", "replace") for member in members]
         shards = f"/{len(self.all)}"
         self.processes = sum(text.endswith(shards) for text in texts)
@@ -297,7 +297,7 @@ class Leases:
         lease.is_wanted = True
 
     def _on_no_answer(self, lease: Lease, error: Exception) -> None:
-        self._trouble.record_failure(reason_of(error), lease.shard)
+        self._failures.record_failure(reason_of(error), lease.shard)
         alone_s = self._clock.monotonic() - self._answered_at
         if self._alone_after_s is not None and alone_s > self._alone_after_s and not lease.must_ingest:
             self._on_change(lease, lease.mark_unsure())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from candled.bus import Message
 from candled.bus.codec import Names, encode_heartbeat, encode_message, encode_newest
-from candled.bus.troubles import Troubles
+from candled.bus.failures import FailureLog
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import MarketKey, Position
@@ -39,7 +39,7 @@ class RedisPublisher:
         clock: Clock,
         leases: Leases,
         markets_of: Mapping[int, Sequence[MarketKey]],
-        troubles: Troubles,
+        failures: FailureLog,
     ) -> None:
         self._servers = servers
         self._caller = Caller(servers)
@@ -56,7 +56,7 @@ class RedisPublisher:
         self._beats_due: set[int] = set()
         self._wake = asyncio.Event()
         self._pumps: dict[Node, _Pump] = {}
-        self._trouble = troubles.record_of("publishing")  # its parts are markets, and shards for their heartbeats
+        self._failures = failures.record_of("publishing")  # its parts are markets, and shards for their heartbeats
         self.published = 0
         self.refused = 0
         self._sending = TaskSet()  # a task per pump that has something to send
@@ -83,7 +83,7 @@ class RedisPublisher:
         """
         self._begin_feed(lease)
         if not lease.must_ingest:  # nothing of it is published any more
-            self._trouble.record_success(lease.shard, *self._markets_of[lease.shard])
+            self._failures.record_success(lease.shard, *self._markets_of[lease.shard])
         if lease.may_publish():
             self._due |= dict.fromkeys(self._markets_of[lease.shard])
             self._beats_due.add(lease.shard)
@@ -93,12 +93,12 @@ class RedisPublisher:
         """Return the markets that are read here but whose messages are not sent, each with the reason."""
         found: dict[MarketKey, str] = {}
         for lease in self._leases.all:
-            reason = self._trouble.parts.get(lease.shard)
+            reason = self._failures.parts.get(lease.shard)
             if lease.state is LeaseState.UNSURE:
-                reason = self._leases.trouble or "the leader is not known"
+                reason = self._leases.problem or "the leader is not known"
             if reason is not None:
                 found |= dict.fromkeys(self._markets_of[lease.shard], reason)
-        for part, reason in self._trouble.parts.items():
+        for part, reason in self._failures.parts.items():
             if isinstance(part, MarketKey):
                 found[part] = reason
         return found
@@ -258,7 +258,7 @@ class RedisPublisher:
             if isinstance(answer, Exception):
                 self._on_failed([lease.shard], answer)
                 continue
-            self._trouble.record_success(lease.shard)
+            self._failures.record_success(lease.shard)
             if isinstance(answer, bytes):
                 self._leases.on_fenced(lease, int(answer))
 
@@ -271,7 +271,7 @@ class RedisPublisher:
         if isinstance(answer, bytes) and answer.startswith(b"late"):
             self._on_overtaken(batch, int(answer[4:]))
             return
-        self._trouble.record_success(batch.market)
+        self._failures.record_success(batch.market)
         if answer is not None:
             self.refused += 1
             self._leases.on_fenced(lease, int(answer))
@@ -288,13 +288,13 @@ class RedisPublisher:
             outgoing.ignores_number = True
             self._on_failed([batch.market], Unavailable("another program has written its fence"))
         else:
-            self._trouble.record_success(batch.market)
+            self._failures.record_success(batch.market)
             outgoing.sent_up_to(batch.seq)
 
     def _on_failed(self, what: Sequence[MarketKey | int], error: Exception) -> None:
         """Record that markets, or heartbeats of shards, could not be sent."""
         if what:
-            self._trouble.record_failure(reason_of(error), *what)
+            self._failures.record_failure(reason_of(error), *what)
         for one in what:
             if isinstance(one, MarketKey):
                 self._markets[one].is_blocked = True

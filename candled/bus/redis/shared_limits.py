@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from candled.bus.codec import Names
-from candled.bus.troubles import TroubleRecord, Troubles
+from candled.bus.failures import FailureLog, FailureRecord
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.tasks import Backoff, TaskSet, retry
@@ -25,13 +25,13 @@ _MAX_WAIT_S = 1.0  # then ask again, because another process may have closed or 
 class _RedisCaller:
     """A caller of Redis that pauses after a failure."""
 
-    def __init__(self, caller: Caller, clock: Clock, trouble: TroubleRecord) -> None:
+    def __init__(self, caller: Caller, clock: Clock, failures: FailureRecord) -> None:
         self._caller = caller
         self._clock = clock
-        self._trouble = trouble
+        self._failures = failures
         self._paused_until = 0.0
         self._harmless: Call | None = None  # a harmless replacement for the call that failed last
-        trouble.retry = self._retry_call
+        failures.retry = self._retry_call
 
     async def call_redis(self, *calls: Call, harmless: Call) -> list[Any]:
         """Return the replies to calls for one key. If they fail, `harmless` is retried until it works.
@@ -48,9 +48,9 @@ class _RedisCaller:
             answers = [Unavailable(f"no answer within {_REPLY_TIMEOUT_S:g} s")]
         error = next((one for one in answers if isinstance(one, Exception)), None)
         if error is None:
-            self._trouble.record_success()
+            self._failures.record_success()
             return answers
-        self._trouble.record_failure(reason_of(error))
+        self._failures.record_failure(reason_of(error))
         self._harmless = harmless
         self._paused_until = self._clock.monotonic() + _PAUSE_S
         raise Unavailable(f"Redis: {reason_of(error)}") from error
@@ -67,9 +67,9 @@ class RedisCounter:
     It uses plain commands, so that a process that only serves needs no permission to run scripts.
     """
 
-    def __init__(self, caller: Caller, names: Names, clock: Clock, troubles: Troubles) -> None:
+    def __init__(self, caller: Caller, names: Names, clock: Clock, failures: FailureLog) -> None:
         self._names = names
-        self._redis = _RedisCaller(caller, clock, troubles.record_of("counting requests", vital=False))
+        self._redis = _RedisCaller(caller, clock, failures.record_of("counting requests", vital=False))
 
     async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
         """Count a request; return the count in the key's window, including this one, and the seconds left in it.
@@ -102,10 +102,10 @@ class RedisBudgets:
         caller: Caller,
         names: Names,
         clock: Clock,
-        troubles: Troubles,
+        failures: FailureLog,
         processes: Callable[[], int] | None,
     ) -> None:
-        self._redis = _RedisCaller(caller, clock, troubles.record_of("sharing request budgets", vital=False))
+        self._redis = _RedisCaller(caller, clock, failures.record_of("sharing request budgets", vital=False))
         self._names = names
         self._clock = clock
         self._processes = processes

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from candled.bus.codec import private_channel
-from candled.bus.troubles import TroubleRecord
+from candled.bus.failures import FailureRecord
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.tasks import Backoff, TaskSet, repeat, retry
 
-from .connections import TROUBLE, Node, Servers, close, reason_of
+from .connections import REDIS_ERRORS, Node, Servers, close, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Subscriber:
         servers: Servers,
         channels: Sequence[str],
         clock: Clock,
-        trouble: TroubleRecord,
+        failures: FailureRecord,
         *,
         process: str,
         on_message: Callable[[str, bytes], None],
@@ -70,7 +70,7 @@ class Subscriber:
         self._backoff = Backoff(_MIN_RETRY_S, _MAX_RETRY_S)
         self.generation = 0  # how many connections were made
         self.end_counts: Counter[str] = Counter()
-        self._trouble = trouble
+        self._failures = failures
 
     @property
     def is_connected(self) -> bool:
@@ -103,7 +103,7 @@ class Subscriber:
             try:
                 await self._arrange_connections()
             except Unavailable as error:
-                self._trouble.record_failure(str(error), None)
+                self._failures.record_failure(str(error), None)
                 self.servers.suspect_topology()
                 raise
             with contextlib.suppress(TimeoutError):
@@ -115,7 +115,7 @@ class Subscriber:
         if not self.servers.is_fixed:
             self.servers.suspect_topology()
         assigned = {one.node: one for one in await self._assign_channels()}
-        self._trouble.record_success(*(node for node in self._trouble.parts if node not in assigned))
+        self._failures.record_success(*(node for node in self._failures.parts if node not in assigned))
         for node, connection in list(self._connections.items()):
             if connection.assigned != assigned.get(node) or connection.is_over:
                 del self._connections[node]
@@ -139,7 +139,7 @@ class Subscriber:
     def on_connection_ready(self, connection: "_SubscriberConnection") -> None:
         """Record that a connection has subscribed, and notify the owner."""
         self.generation += 1
-        self._trouble.record_success(connection.assigned.node)
+        self._failures.record_success(connection.assigned.node)
         self._on_ready(connection.assigned.channels)
 
     def on_connection_alive(self) -> None:
@@ -150,7 +150,7 @@ class Subscriber:
         """Record the end of a connection, and have it replaced."""
         if was_ready:
             self.end_counts[reason.split(":")[0]] += 1
-        self._trouble.record_failure(f"{connection.assigned.node}: {reason}", connection.assigned.node)
+        self._failures.record_failure(f"{connection.assigned.node}: {reason}", connection.assigned.node)
         self.servers.suspect_topology(connection.assigned.node)
         self._has_failed.set()
 
@@ -170,7 +170,7 @@ class _SubscriberConnection:
         self._loopback_at = 0.0
         self._client, self._loopback_client = (owner.servers.make_client(assigned.node) for _ in range(2))
         self._pubsub = self._client.pubsub()
-        self._loopback_trouble = ""
+        self._loopback_error = ""
         self._tasks = TaskSet()  # receives, and sends loopback messages
         self._receiving = self._tasks.start(self._receive())
         self._ending = TaskSet()
@@ -203,7 +203,7 @@ class _SubscriberConnection:
             self._owner.on_connection_ready(self)
             self._tasks.start(repeat(self._send_loopback, self._clock, LOOPBACK_S))
             return await self._read_messages()
-        except TROUBLE as error:
+        except REDIS_ERRORS as error:
             return f"{type(error).__name__}: {reason_of(error)}"
         except Exception as error:  # any error: a connection that ended silently would never be replaced
             logger.exception("receiving from Redis at %s failed", self.assigned.node)
@@ -248,7 +248,7 @@ class _SubscriberConnection:
             else:
                 return f"no longer subscribed: {message['type']}"
             if now - self._loopback_at > SILENT_S:
-                why = f" ({self._loopback_trouble})" if self._loopback_trouble else ""
+                why = f" ({self._loopback_error})" if self._loopback_error else ""
                 return f"silent: no loopback message for {SILENT_S:g} s{why}"
 
     def _accept_message(self, message: dict[str, Any]) -> None:
@@ -266,6 +266,6 @@ class _SubscriberConnection:
         word = "SPUBLISH" if self.assigned.sharded else "PUBLISH"
         try:
             await self._loopback_client.execute_command(word, self._private, repr(self._clock.monotonic()))  # type: ignore[no-untyped-call]
-            self._loopback_trouble = ""
-        except TROUBLE as error:
-            self._loopback_trouble = reason_of(error)
+            self._loopback_error = ""
+        except REDIS_ERRORS as error:
+            self._loopback_error = reason_of(error)

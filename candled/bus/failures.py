@@ -12,7 +12,7 @@ _RECOVERED_S = 5.0  # work that fails again within this time has not really work
 _ALL = "all"
 
 
-class TroubleRecord:
+class FailureRecord:
     """One kind of work with Redis, such as publishing, and the reasons why it or some of its parts fail.
 
     Each kind of failure is logged once, until the work has succeeded for a while.
@@ -21,7 +21,7 @@ class TroubleRecord:
     def __init__(self, work: str, clock: Clock, *, vital: bool) -> None:
         self.work = work
         self.is_vital = vital  # True if clients are not served properly without this work
-        self.failures = 0
+        self.failure_count = 0
         # Repeats the work without side effects. Set for work that may not be needed for hours.
         self.retry: Callable[[], Awaitable[None]] | None = None
         self._clock = clock
@@ -41,7 +41,7 @@ class TroubleRecord:
 
     def record_failure(self, reason: str, *parts: Hashable) -> None:
         """Record a failure of some parts, or of the whole if none are given."""
-        self.failures += 1
+        self.failure_count += 1
         for part in parts or (_ALL,):
             self._reasons[part] = reason
         kind = re.sub(r"\d+", "#", reason)[:100]
@@ -61,21 +61,21 @@ class TroubleRecord:
     def log_recovery(self) -> None:
         """Log that the work succeeds again, once it has done so for a while."""
         if self._logged and not self._reasons and self._clock.monotonic() - self._working_since >= _RECOVERED_S:
-            logger.info("Redis: %s: works again, after %d failures", self.work, self.failures)
+            logger.info("Redis: %s: works again, after %d failures", self.work, self.failure_count)
             self._logged.clear()
-            self.failures = 0
+            self.failure_count = 0
 
 
-class Troubles:
+class FailureLog:
     """All kinds of work that one process does with its Redis."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._all: list[TroubleRecord] = []
+        self._all: list[FailureRecord] = []
 
-    def record_of(self, work: str, *, vital: bool = True) -> TroubleRecord:
+    def record_of(self, work: str, *, vital: bool = True) -> FailureRecord:
         """Add a kind of work."""
-        self._all.append(TroubleRecord(work, self._clock, vital=vital))
+        self._all.append(FailureRecord(work, self._clock, vital=vital))
         return self._all[-1]
 
     @property
