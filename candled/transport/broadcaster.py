@@ -4,15 +4,12 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from operator import length_hint
-from typing import TYPE_CHECKING, Any
+from typing import Protocol, cast
 
 from candled.exchange import Clock
 from candled.model import Topic
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients
-
-if TYPE_CHECKING:
-    from .connection import ClientConnection
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +18,30 @@ READ_UNTIL_S = 0.009  # clients are read until this time into a pass: the rest o
 SLICE = 256  # connections between two readings of the clock
 _BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
 _GRANTS = 8  # `initial`s per slice; one may be 1,000 times as long as an update
+
+
+class Sender(Protocol):
+    """The broadcaster's view of a connection."""
+
+    address: str
+
+    def on_turn(self, topic: Topic) -> None:
+        """Send the requested `initial`."""
+
+    def on_short_write(self, frame: bytes, taken: int) -> None:
+        """Handle a frame of which the socket took only a part."""
+
+    def connection_lost(self) -> None:
+        """Handle a broken connection."""
+
+    def disconnect(self, code: int, reason: str) -> None:
+        """Close the connection with a close code."""
+
+    def uncork(self) -> None:
+        """Send the buffered frames."""
+
+    def finalize(self) -> None:
+        """Clean up after the connection."""
 
 
 class _Broadcast:
@@ -57,11 +78,11 @@ class Broadcaster:
         # unfinished broadcasts by the identity of their list
         self._broadcasts: dict[int, deque[_Broadcast]] = {}
         # requested turns, in the order of the requests
-        self._requested: dict[tuple[ClientConnection, Topic], None] = {}
+        self._requested: dict[tuple[Sender, Topic], None] = {}
         # connections with buffered frames
-        self._corked: deque[ClientConnection] = deque()
+        self._corked: deque[Sender] = deque()
         # connections that have ended and await `finalize`
-        self._ended: deque[ClientConnection] = deque()
+        self._ended: deque[Sender] = deque()
 
     # ------------------------------------------------------------ frames
 
@@ -88,23 +109,23 @@ class Broadcaster:
         else:
             waiting.append(_Broadcast(frame, at, stop))
 
-    def request_turn(self, connection: "ClientConnection", topic: Topic) -> None:
+    def request_turn(self, connection: Sender, topic: Topic) -> None:
         """Call a connection's `on_turn` as soon as there is time: now, if no other request is queued."""
         if not self._requested and self._has_time():
             connection.on_turn(topic)
         else:
             self._requested[connection, topic] = None
 
-    def cancel_turn(self, connection: "ClientConnection", topic: Topic) -> None:
+    def cancel_turn(self, connection: Sender, topic: Topic) -> None:
         """Cancel a requested turn."""
         self._requested.pop((connection, topic), None)
 
-    def uncork_later(self, connection: "ClientConnection") -> None:
+    def uncork_later(self, connection: Sender) -> None:
         """Call a connection's `uncork` at the end of this pass, so that its buffered frames leave together."""
         self._corked.append(connection)
         self._begin_pass()
 
-    def finalize_later(self, connection: "ClientConnection") -> None:
+    def finalize_later(self, connection: Sender) -> None:
         """Call a connection's `finalize` in the next pass."""
         self._ended.append(connection)
         self._begin_pass()
@@ -211,16 +232,11 @@ def send_all(recipients: Recipients, start: int, stop: int, frame: Frame) -> Non
         except Exception:  # a bug in candled: close this client, go on with the others
             logger.exception("a frame cannot be sent, closing the connection")
             taken = _FAILED
-        connection = _as_client(recipients[start + len(writes) - length_hint(turns) - 1])
+        # only connections of this package can fail to take a frame
+        connection = cast(Sender, recipients[start + len(writes) - length_hint(turns) - 1])
         if taken == _FAILED:  # raised by the handler, which need not be a socket
             connection.disconnect(1011, "internal error")
         elif taken == _BROKEN:
             connection.connection_lost()
         else:
             connection.on_short_write(frame, taken)
-
-
-def _as_client(connection: Any) -> "ClientConnection":
-    """Return the connection as the class of this package: only these fail to take a frame."""
-    own: ClientConnection = connection
-    return own
