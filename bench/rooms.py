@@ -20,8 +20,7 @@ from typing import Any
 import msgspec
 
 from bench.process import spread
-from candled.aggregate.aggregator import Change
-from candled.model import MINUTE, Candle, iso_ms
+from candled.model import MINUTE, BarChange, Candle, iso_ms
 from candled.protocol.frames import Frame
 from candled.protocol.messages import PLAIN
 from candled.rooms.encoded_bars import fields_printer
@@ -106,7 +105,7 @@ def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], time
     def change() -> None:
         bar = running(next(volume))
         one.bars._markets[BTC].aggregator.apply_minute(bar)
-        one.hub.on_bars_changed(BTC, [Change(MINUTE, bar)])
+        one.hub.on_bars_changed(BTC, [BarChange(MINUTE, bar)])
 
     def warm() -> None:
         change()
@@ -143,13 +142,13 @@ def measure_updates(one: Stage, us: Callable[..., list[float]]) -> None:
         held()
 
     def held() -> None:
-        one.hub.on_bars_changed(BTC, [Change(MINUTE, running(next(numbers)))])
+        one.hub.on_bars_changed(BTC, [BarChange(MINUTE, running(next(numbers)))])
 
-    making = us(lambda: Change(MINUTE, running(next(numbers))))
+    making = us(lambda: BarChange(MINUTE, running(next(numbers))))
     at_once = [whole - part for whole, part in zip(us(sent), making, strict=True)]
     print(f"a changed bar, told to one room of 11: {spread(at_once, '.1f')}, ", end="")
     later = [whole - part for whole, part in zip(us(held), making, strict=True)]
-    nobody = us(lambda: one.hub.on_bars_changed(ETH, [Change(MINUTE, running(2))]))
+    nobody = us(lambda: one.hub.on_bars_changed(ETH, [BarChange(MINUTE, running(2))]))
     nobody = [whole - part for whole, part in zip(nobody, making, strict=True)]
     print(f"held {spread(later, '.1f')}, in a room without members {spread(nobody, '.2f')}")
 

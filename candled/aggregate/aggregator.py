@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from candled.model import MINUTE, Candle, Interval, Range, sources
+from candled.model import MINUTE, BarChange, Candle, Interval, Range, sources
 
-from .rollup import Change, Rollup
+from .rollup import Rollup
 from .series import Series
-
-__all__ = ["Aggregator", "Change"]
 
 
 class Aggregator:
@@ -56,7 +54,7 @@ class Aggregator:
         self._series[interval].since_ms = since_ms
         self._reset_rollups()
 
-    def apply_minute(self, minute: Candle, change_id: int = 0) -> list[Change] | None:
+    def apply_minute(self, minute: Candle, change_id: int = 0) -> list[BarChange] | None:
         """Apply a version of a minute; return the bars it changed, shortest interval first.
 
         Return None if the minute is older than the bars in memory: its bars must then be read from the store again.
@@ -71,7 +69,7 @@ class Aggregator:
                 return []
         changes = []
         if cached is None or not _looks_equal(cached, minute):
-            changes.append(Change(MINUTE, minute))
+            changes.append(BarChange(MINUTE, minute))
         self._minutes.put_bar(minute, change_id if changes else 0)
         bars: list[Candle | None] = [minute]
         for rollup, source in self._steps:
@@ -81,12 +79,12 @@ class Aggregator:
 
     def merge_stored(
         self, rows: Mapping[Interval, Sequence[Candle]], start_ms: int, end_ms: int, change_id: int = 0
-    ) -> list[Change]:
+    ) -> list[BarChange]:
         """Merge the stored bars of all intervals that overlap `[start_ms, end_ms)`; return the changed ones.
 
         A minute in memory that is newer than the stored one is kept.
         """
-        changes: list[Change] = []
+        changes: list[BarChange] = []
         minutes = self._minutes
         for row in rows.get(MINUTE, ()):
             cached = minutes.get_bar(row.open_ms)
@@ -94,7 +92,7 @@ class Aggregator:
                 continue
             if cached is None or not _looks_equal(cached, row):
                 minutes.put_bar(row, change_id)
-                changes.append(Change(MINUTE, row))
+                changes.append(BarChange(MINUTE, row))
             else:
                 minutes.put_bar(row.copied_over(cached))
         for interval, source in self._sources.items():
@@ -105,7 +103,7 @@ class Aggregator:
 
     def _merge_level(
         self, interval: Interval, source: Interval, stored: Mapping[int, Candle], span: Range, change_id: int
-    ) -> list[Change]:
+    ) -> list[BarChange]:
         series, parts, rollup = self._series[interval], self._series[source], self._rollups[interval]
         first_ms, end_ms = interval.floor(span.start_ms), interval.floor(span.end_ms - 1) + interval.ms
         folded = {interval.floor(part.open_ms) for part in parts.bars_between(first_ms, end_ms)}
@@ -118,7 +116,7 @@ class Aggregator:
                 continue
             if cached is None or not _looks_equal(cached, bar):
                 series.put_bar(bar, change_id)
-                changes.append(Change(interval, bar))
+                changes.append(BarChange(interval, bar))
             else:
                 series.put_bar(bar)
         return changes

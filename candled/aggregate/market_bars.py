@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from candled.bus import Message
-from candled.model import MINUTE, Candle, Decimals, FeedState, Interval, MarketKey, Position, Range
+from candled.model import MINUTE, BarChange, Candle, Decimals, FeedState, Interval, MarketKey, Position, Range
 
-from .aggregator import Aggregator, Change
+from .aggregator import Aggregator
 from .feed_log import FeedLog
 
 AT_FIRST = 120  # bars of each interval loaded at startup and kept until more are requested; enough for most charts
@@ -23,7 +23,7 @@ def new_aggregator(intervals: Sequence[Interval]) -> Aggregator:
 class BarsListener(Protocol):
     """A receiver of changes of bars."""
 
-    def on_bars_changed(self, market: MarketKey, changes: Sequence[Change]) -> None:
+    def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
         """Handle bars that changed with one minute, shortest interval first. They may be older bars."""
 
     def on_history_changed(

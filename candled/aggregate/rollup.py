@@ -1,18 +1,12 @@
 """The fold of one interval's bars from the bars of a shorter one."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-from candled.model import Candle, Interval, fold
+from candled.model import BarChange, Candle, fold
 from candled.model.candle import add_exactly
 
-from .series import Series
-
-
-class Change(NamedTuple):
-    """A bar whose values have changed."""
-
-    interval: Interval
-    bar: Candle
+if TYPE_CHECKING:
+    from .series import Series
 
 
 class Rollup:
@@ -24,7 +18,7 @@ class Rollup:
 
     __slots__ = ("_bar", "_before", "_end_ms", "_part_ms", "_parts", "_series", "_start_ms")
 
-    def __init__(self, series: Series, parts: Series) -> None:
+    def __init__(self, series: "Series", parts: "Series") -> None:
         self._series = series
         self._parts = parts
         self.reset()
@@ -39,7 +33,7 @@ class Rollup:
         """Return whether the bar that contains a time is in memory without all its parts."""
         return self._series.since_ms <= self._series.interval.floor(open_ms) < self._parts.since_ms
 
-    def add_part(self, part: Candle, change_id: int, changes: list[Change]) -> Candle | None:
+    def add_part(self, part: Candle, change_id: int, changes: list[BarChange]) -> Candle | None:
         """Fold the bar that contains `part`, which was just stored, and append it to `changes` if it changed.
 
         Returns:
@@ -58,7 +52,7 @@ class Rollup:
             cached = self._series.get_bar(start_ms)
             bar = self._fold_again(start_ms)
         if cached is None or bar[1:7] != cached[1:7] or bar.rev != cached.rev:
-            changes.append(Change(self._series.interval, bar))
+            changes.append(BarChange(self._series.interval, bar))
             self._series.put_bar(bar, change_id)
         elif bar != cached:
             self._series.put_bar(bar)

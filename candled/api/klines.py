@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from candled.model import Interval, MarketKey, decimal_text
+from candled.model import END_OF_TIME_MS, Interval, MarketKey, decimal_text
 from candled.serve.rate_limit import RateLimit
 from candled.transport.library_internals import is_finished
 
@@ -18,7 +18,7 @@ from .catalog import BinanceMarkets
 from .context import ApiContext
 from .errors import ApiError
 from .handler import Handler
-from .pages import EVER_MS, MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
+from .pages import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
 from .printers import klines_printer
 
 DEFAULT_BARS = 500
@@ -125,9 +125,9 @@ class KlinesParameters:
         A value later than any candle counts as microseconds and is rounded `up` or down to milliseconds.
         """
         at = self.int_parameter(name, default, most=10**20)
-        if at > EVER_MS:
+        if at > END_OF_TIME_MS:
             at = -(-at // 1000) if up else at // 1000
-        return min(at, EVER_MS)
+        return min(at, END_OF_TIME_MS)
 
     def market_parameter(self, name: str) -> MarketKey:
         """Return the market of a symbol.
@@ -214,7 +214,7 @@ class Klines(BarHandler, KlinesHandler):
         asked = HistoryRequest(
             limit,
             query.moment("startTime", 0, up=True),
-            query.moment("endTime", EVER_MS, up=False) + 1,
+            query.moment("endTime", END_OF_TIME_MS, up=False) + 1,
             query.text_parameter("startTime") is None,
         )
         return BarQuery(market, interval, klines_printer(interval, query.units_per_ms()), asked, _rows, _headers)

@@ -9,12 +9,11 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from candled.errors import StoreRejected, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE, Candle, Interval, MarketKey, Position, Topic, fold
+from candled.model import END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Position, Topic, fold
 from candled.rooms.encoded_bars import EncodedBarCache, Printer
 
 T = TypeVar("T")
 
-EVER_MS = 10**14  # later than any candle, and within the range of every store
 MOST_BARS = 1000
 _ALL = 10**6  # more than memory holds
 _TRUSTED_S = 10.0
@@ -92,7 +91,7 @@ class HistoryRequest(NamedTuple):
 
     limit: int
     start_ms: int = 0
-    end_ms: int = EVER_MS
+    end_ms: int = END_OF_TIME_MS
     newest_first: bool = True
 
 
@@ -320,7 +319,7 @@ class BarReader:
         interval: Interval,
         *,
         start_ms: int = 0,
-        end_ms: int = EVER_MS,
+        end_ms: int = END_OF_TIME_MS,
         limit: int,
         newest_first: bool = True,
     ) -> Page:
@@ -332,7 +331,7 @@ class BarReader:
         return await self._read_page(market, interval, HistoryRequest(limit, start_ms, end_ms, newest_first))
 
     async def walk_pages(
-        self, market: MarketKey, interval: Interval, *, start_ms: int = 0, end_ms: int = EVER_MS
+        self, market: MarketKey, interval: Interval, *, start_ms: int = 0, end_ms: int = END_OF_TIME_MS
     ) -> AsyncIterator[Page]:
         """Yield all bars of a range page by page, oldest first; at least one page."""
         while True:
@@ -444,10 +443,10 @@ class BarReader:
         position = self._live.feed_position(market)
         if since_ms is None:
             return Page((), False, False, position)
-        start_ms, end_ms = max(start_ms, since_ms), min(end_ms, EVER_MS)
+        start_ms, end_ms = max(start_ms, since_ms), min(end_ms, END_OF_TIME_MS)
         memory = self._live.newest_bars(market, interval, _ALL)
         final_until_ms = self._final_until_ms(market, interval, [bar.open_ms for bar in memory])
-        memory_from_ms = memory[0].open_ms if memory else EVER_MS  # all bars from this one on are in memory
+        memory_from_ms = memory[0].open_ms if memory else END_OF_TIME_MS  # all bars from this one on are in memory
         in_memory = [bar for bar in memory if start_ms <= bar.open_ms < end_ms]
         read = self._read_last if newest_first else self._read_first
         bars = await read(market, interval, start_ms, min(end_ms, memory_from_ms), in_memory, limit + 1)

@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from candled.model import Interval, parse_iso_ms
+from candled.model import END_OF_TIME_MS, Interval, parse_iso_ms
 from candled.protocol.messages import NUMBERS
 
 from .errors import ApiError, shown
-from .pages import EVER_MS
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _SIGNED = re.compile(r"-?[0-9]{1,15}")
@@ -107,7 +106,7 @@ def moment(name: str, about: str, default: int | None = None) -> Parameter:
     schema = {
         "title": "an ISO 8601 time such as 2024-10-24T10:00:00Z, or UTC epoch milliseconds",
         "anyOf": [
-            {"type": "integer", "minimum": 0, "maximum": EVER_MS},
+            {"type": "integer", "minimum": 0, "maximum": END_OF_TIME_MS},
             {"type": "string", "format": "date-time"},
         ],
     }
@@ -122,7 +121,7 @@ def read_moment(text: str) -> int:
     """
     if _WHOLE.fullmatch(text):
         at_ms = int(text)
-        if at_ms > EVER_MS:
+        if at_ms > END_OF_TIME_MS:
             raise ValueError
         return at_ms
     match = _RFC3339.fullmatch(text)
@@ -132,9 +131,9 @@ def read_moment(text: str) -> int:
         return 0
     try:
         # an unescaped + arrives as a space
-        return max(0, min(parse_iso_ms(text.upper().replace(",", ".").replace(" ", "+")), EVER_MS))
+        return max(0, min(parse_iso_ms(text.upper().replace(",", ".").replace(" ", "+")), END_OF_TIME_MS))
     except OverflowError:  # an offset moved the time out of the years 1 to 9999
-        return 0 if text.startswith("0001") else EVER_MS
+        return 0 if text.startswith("0001") else END_OF_TIME_MS
 
 
 def seconds(name: str, about: str, default: int) -> Parameter:
@@ -143,7 +142,7 @@ def seconds(name: str, about: str, default: int) -> Parameter:
     def read(text: str) -> int:
         if not _SIGNED.fullmatch(text):
             raise ValueError
-        return max(0, min(int(text) * 1000, EVER_MS))
+        return max(0, min(int(text) * 1000, END_OF_TIME_MS))
 
     schema = {"type": "integer", "title": "a whole number of Unix seconds"}
     return Parameter(name=name, about=about, read=read, schema=schema, default=default)

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from candled import __version__
 from candled.errors import CandledError
 from candled.exchange import Clock
-from candled.model import DAY_MS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, iso_ms
+from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, iso_ms
 from candled.model.gaps import split_by_day
 
 from . import operations
@@ -23,7 +23,7 @@ from .formats import CONTENT_TYPES, make_format
 from .handler import Handler
 from .openapi import document
 from .operations import Operation
-from .pages import EVER_MS, MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
+from .pages import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
 from .parameters import refuse_unknown
 from .printers import CSV, json_printer, ndjson_printer, page_printer
 
@@ -138,7 +138,7 @@ class Candles(BarHandler, RestHandler):
             market,
             values["interval"],
             start_ms=values["from"] or 0,
-            end_ms=EVER_MS if values["to"] is None else values["to"],
+            end_ms=END_OF_TIME_MS if values["to"] is None else values["to"],
         )
         waiting, has_begun = form.begin(), False
         try:
@@ -169,8 +169,8 @@ class Pages(RestHandler):
             self.set_status(304)
             return
         length_ms = MOST_BARS * interval.ms
-        start_ms = min(values["page"] * length_ms, EVER_MS)
-        end_ms = min(start_ms + length_ms, EVER_MS)
+        start_ms = min(values["page"] * length_ms, END_OF_TIME_MS)
+        end_ms = min(start_ms + length_ms, END_OF_TIME_MS)
         asked = HistoryRequest(MOST_BARS, start_ms, end_ms, newest_first=False)
         page = await self.source.pages.printed(market, interval, page_printer(values["numbers"]), asked)
         current = (
@@ -330,7 +330,7 @@ class Description(Handler):
 
 def _asked(values: Mapping[str, Any]) -> HistoryRequest:
     """Return the request for bars of a query's values."""
-    end_ms = EVER_MS if values["to"] is None else values["to"]
+    end_ms = END_OF_TIME_MS if values["to"] is None else values["to"]
     return HistoryRequest(
         values["limit"] or operations.DEFAULT_BARS, values["from"] or 0, end_ms, newest_first=values["from"] is None
     )

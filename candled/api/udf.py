@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from candled.model import DAY_MS, MINUTE_MS, REASONS, Gap, Interval, MarketKey, Range, iso_ms
+from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE_MS, REASONS, Gap, Interval, MarketKey, Range, iso_ms
 
 from .bar_answers import BarHandler
 from .catalog import MarketCatalog, joined
@@ -15,7 +15,7 @@ from .context import ApiContext
 from .errors import ApiError, shown
 from .formats import json_number
 from .handler import Handler
-from .pages import EVER_MS, BarQuery, Headers, HistoryRequest, PrintedPage
+from .pages import BarQuery, Headers, HistoryRequest, PrintedPage
 from .parameters import Parameter, numbers, read_query, seconds, text, whole
 from .printers import udf_printer
 
@@ -30,7 +30,7 @@ _VOLUME_DECIMALS = 8
 _SYMBOL = text("symbol", "a symbol such as BITGET:BTCUSDT", required=True)
 _RESOLUTION = text("resolution", "a resolution such as 5, 240 or 1D", required=True)
 _FROM = seconds("from", "the beginning, Unix seconds", 0)
-_TO = seconds("to", "the end, Unix seconds", EVER_MS)
+_TO = seconds("to", "the end, Unix seconds", END_OF_TIME_MS)
 
 
 class UdfHandler(Handler):
@@ -373,7 +373,7 @@ class Marks(UdfHandler):
         market, interval = _market(catalog, values["symbol"]), _interval(catalog, values["resolution"])
         since_ms = await self.source.stored.served_from(market)
         end_ms = min(values["to"], self.source.clock.now_ms() - MINUTE_MS) // MINUTE_MS * MINUTE_MS
-        start_ms = max(values["from"] // MINUTE_MS * MINUTE_MS, end_ms - _MARKED_MS, since_ms or EVER_MS)
+        start_ms = max(values["from"] // MINUTE_MS * MINUTE_MS, end_ms - _MARKED_MS, since_ms or END_OF_TIME_MS)
         found = await self.source.stored.find_gaps(market, Range(start_ms, end_ms), limit=_MOST_MARKS, reasons=_MARKED)
         return [_mark(gap, interval) for gap in found[-_MOST_MARKS:]]
 

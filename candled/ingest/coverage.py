@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from operator import attrgetter
 
-from candled.model import MINUTE, MINUTE_MS, Gap, Interval, Range, RangeSet
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, Range, RangeSet
 from candled.model.gaps import clip_gap, cut_gap, join_gaps
-from candled.store.interface import ALL_TIME
 
 from .evidence import Evidence
 from .gap_retry import Absence, make_gap, postpone
@@ -186,9 +185,9 @@ class Coverage:
         self.version += 1
         first, last = self._gap_indexes(start_ms, end_ms)
         if self._begins_ms is not None and start_ms < self._begins_ms:  # the source of that beginning was wrong
-            self._begins_ms, last = None, max(last, self._gap_indexes(start_ms, ALL_TIME.end_ms)[1])
+            self._begins_ms, last = None, max(last, self._gap_indexes(start_ms, END_OF_TIME_MS)[1])
         elif (first_ms := self.first_ms) is None or start_ms < first_ms:
-            last = max(last, self._gap_indexes(start_ms, ALL_TIME.end_ms if first_ms is None else first_ms)[1])
+            last = max(last, self._gap_indexes(start_ms, END_OF_TIME_MS if first_ms is None else first_ms)[1])
         if first < last:
             reached = self._known_gaps[first:last]
             # History is older than believed, so all minutes that were taken not to exist may exist.
@@ -293,7 +292,7 @@ class Coverage:
     def drop_after(self, at_ms: int) -> None:
         """Record that the minutes from `at_ms` on lie in the future: the clock was ahead."""
         self.version += 1
-        future = Range(at_ms, ALL_TIME.end_ms)
+        future = Range(at_ms, END_OF_TIME_MS)
         self._known_gaps = [piece for known_gap in self._known_gaps for piece in cut_gap(known_gap, *future)]
         self._covered.remove(*future)
         for start_ms, end_ms in self._have.common(RangeSet([future])):

@@ -7,9 +7,8 @@ from typing import TypeVar
 
 from candled.errors import StoreUnavailable
 from candled.exchange import Clock, Exchange
-from candled.model import MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, Symbol
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, Symbol
 from candled.model.gaps import clip_gap
-from candled.store.interface import ALL_TIME
 from candled.tasks import Backoff, in_parallel, retry
 
 from .coverage import RECHECK_MS, Coverage
@@ -99,16 +98,14 @@ class MarketLoader:
             older=await self._store.has_before(key, from_ms),
         )
         coverage.recheck_since(now_ms - RECHECK_MS)
-        recent = (
-            () if newest_ms is None else await self._store.read_minutes(key, newest_ms - WINDOW_MS, ALL_TIME.end_ms)
-        )
+        recent = () if newest_ms is None else await self._store.read_minutes(key, newest_ms - WINDOW_MS, END_OF_TIME_MS)
         return MarketIngest(key, coverage, self._rules, sorted([*recent, *await self._store.read_forming(key)]))
 
     async def _known_gaps(self, key: MarketKey, from_ms: int, now_ms: int) -> list[Gap]:
         """Return the stored gaps of a market and delete those in the future, which come from a wrong clock."""
-        known_gaps = await self._store.known_gaps(key, Range(from_ms, ALL_TIME.end_ms))
+        known_gaps = await self._store.known_gaps(key, Range(from_ms, END_OF_TIME_MS))
         if any(gap.end_ms > now_ms for gap in known_gaps):
-            await self._store.save_coverage(key, None, [], Range(now_ms, ALL_TIME.end_ms))
+            await self._store.save_coverage(key, None, [], Range(now_ms, END_OF_TIME_MS))
         return [piece for gap in known_gaps for piece in clip_gap(gap, from_ms, now_ms)]
 
     async def _retry_read(self, read: Callable[[], Awaitable[T]]) -> T:

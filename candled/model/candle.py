@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 from candled.errors import InvalidCandle
 
-from .interval import MINUTE_MS
+from .interval import MINUTE_MS, Interval
 from .times import YEAR_10000_MS
 
 #: The most digits of a number, and the largest exponent: numbers lie between 1e-40 and 1e40.
@@ -230,3 +230,10 @@ def decimal_text(number: Decimal) -> str:
     if text[-1] == "0" and "." in text:
         text = text.rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
+
+
+class BarChange(NamedTuple):
+    """A bar whose values have changed."""
+
+    interval: Interval
+    bar: Candle

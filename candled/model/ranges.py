@@ -4,6 +4,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from .times import END_OF_TIME_MS
+
 
 class Range(NamedTuple):
     """A time range `[start_ms, end_ms)` in UTC epoch milliseconds."""
@@ -16,6 +18,9 @@ class Range(NamedTuple):
         if other is None:
             return self
         return Range(min(self.start_ms, other.start_ms), max(self.end_ms, other.end_ms))
+
+
+ALL_TIME = Range(0, END_OF_TIME_MS)
 
 
 class RangeSet:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any, Protocol
 
-from candled.aggregate.aggregator import Change
 from candled.exchange import Clock
-from candled.model import Candle, FeedState, Interval, MarketKey, RangeSet, Topic
+from candled.model import BarChange, Candle, FeedState, Interval, MarketKey, RangeSet, Topic
 from candled.protocol.frames import Frame
 from candled.protocol.messages import Options
 from candled.protocol.requests import RequestCodec as Codec
@@ -144,7 +143,7 @@ class Hub:
 
     # ------------------------------------------------------------ changes in the aggregate (BarsListener)
 
-    def on_bars_changed(self, market: MarketKey, changes: Sequence[Change]) -> None:
+    def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
         """Send changed bars now where the last update is a second ago, or queue them until then."""
         rooms = self._rooms.get(market)
         if not rooms:

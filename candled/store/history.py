@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar, TypeVarTuple, cast
 
-from candled.model import DAY_MS, REASONS, Candle, Gap, Interval, MarketKey, Range, Symbol
+from candled.model import ALL_TIME, DAY_MS, REASONS, Candle, Gap, Interval, MarketKey, Range, Symbol
 from candled.model.gaps import find_gaps, join_gaps
 
-from .interface import ALL_TIME, Store
+from .interface import Store
 from .threads import StoreThreads
 
 _GAPS_MS = 7 * DAY_MS  # whose gaps are read at a time

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from candled.model import DAY_MS, Candle, Gap, Interval, MarketKey, Range, Symbol
+from candled.model import ALL_TIME, DAY_MS, Candle, Gap, Interval, MarketKey, Range, Symbol
 
 SEQ_UNPUBLISHED = 2**53  # the seq of a past change that is not published yet; `changes_since` always returns it
 FEEDS_KEPT = 100
 FEED_DAYS = 30
 CHECK_IN_S = 20.0
 FORMING_KEPT_MS = DAY_MS  # a forming minute this much older than the market's newest will not become final any more
-ALL_TIME = Range(0, 10**14)  # later than any candle, and within the range of all stores
 
 
 Table = Literal["candles", "rollups", "forming"]

@@ -7,10 +7,10 @@ from types import ModuleType
 from typing import Any
 
 from candled.errors import StoreRejected
-from candled.model import DAY_MS, MINUTE, Candle, Gap, Interval, MarketKey, Range, RangeSet, Symbol
+from candled.model import ALL_TIME, DAY_MS, MINUTE, Candle, Gap, Interval, MarketKey, Range, RangeSet, Symbol
 
 from .batch import group_by_symbol
-from .interface import ALL_TIME, SEQ_UNPUBLISHED
+from .interface import SEQ_UNPUBLISHED
 
 logger = logging.getLogger(__name__)
 

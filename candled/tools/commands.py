@@ -49,7 +49,7 @@ def _load(
 
 
 def _between(start: int | None, end: int | None) -> Range:
-    from .store_access import END_OF_TIME_MS
+    from candled.model import END_OF_TIME_MS
 
     return Range(start or 0, END_OF_TIME_MS if end is None else end)
 

@@ -6,10 +6,9 @@ from contextlib import closing
 from itertools import product
 
 from candled.client import Bar, Client, ConnectionEnded, RequestRejected
-from candled.model import MINUTE, Candle, Interval, MarketKey
+from candled.model import END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey
 from candled.store.interface import Store
 
-from . import store_access as stored
 from .compare import Difference, compare
 from .report import Report
 
@@ -47,7 +46,7 @@ async def _differences(store: Store, client: Client, market: MarketKey, interval
 
 
 def _compare(store: Store, market: MarketKey, interval: Interval, shown: Sequence[Candle]) -> list[Difference]:
-    newest = store.read_bars(market, MINUTE, before_ms=stored.END_OF_TIME_MS, limit=1)
+    newest = store.read_bars(market, MINUTE, before_ms=END_OF_TIME_MS, limit=1)
     over_ms = newest[0].open_ms + MINUTE.ms if newest else 0  # memory may be ahead of the store, never behind
     closed = [bar for bar in shown if bar.open_ms + interval.ms <= over_ms]
     limit = len(closed) if len(shown) >= _BARS else _BARS

@@ -10,8 +10,6 @@ from candled.settings import suggestion
 from candled.store.batch import minute_ranges
 from candled.store.interface import SEQ_UNPUBLISHED, Store
 
-END_OF_TIME_MS = 10**14  # later than any candle, and within the range of every store
-
 
 @contextmanager
 def open_store(config: Config) -> Iterator[Store]:

@@ -11,7 +11,19 @@ from typing import Literal
 
 from candled.clock import SystemClock
 from candled.config import Config
-from candled.model import DAY_MS, MINUTE, MINUTE_MS, WEEK, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
+from candled.model import (
+    DAY_MS,
+    END_OF_TIME_MS,
+    MINUTE,
+    MINUTE_MS,
+    WEEK,
+    Candle,
+    Interval,
+    MarketKey,
+    Range,
+    RangeSet,
+    iso_ms,
+)
 from candled.store.interface import SEQ_UNPUBLISHED, BadRow, Store, Table
 
 from . import store_access as stored
@@ -332,7 +344,7 @@ def _are_forming(rows: Iterable[BadRow]) -> bool:
 
 
 def _time_of(row: BadRow) -> int | None:
-    return row.time if isinstance(row.time, int) and 0 <= row.time < stored.END_OF_TIME_MS else None
+    return row.time if isinstance(row.time, int) and 0 <= row.time < END_OF_TIME_MS else None
 
 
 def _bad_row(table: Table, difference: Difference) -> BadRow:

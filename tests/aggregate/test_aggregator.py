@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.aggregate.aggregator import Aggregator, Change
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, fold
+from candled.aggregate.aggregator import Aggregator
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, BarChange, Candle, Interval, fold
 from tests.rows import MONDAY_MS, minute, recorded
 
 DAY = Interval.parse("1D")
@@ -204,9 +204,9 @@ def test_another_source_of_the_same_values_is_told():
     bars.apply_minute(minute(0, as_of=70_000)._replace(src="live"), 2)
     bars.apply_minute(minute(1), 4)
     later = minute(0, as_of=90_000, final=True)._replace(src="rest")
-    assert bars.apply_minute(later, 6) == [Change(MINUTE, later)]
+    assert bars.apply_minute(later, 6) == [BarChange(MINUTE, later)]
     again = minute(0, as_of=95_000, final=True)._replace(src="backfill")
-    assert bars.merge_stored({MINUTE: [again]}, MONDAY_MS, MONDAY_MS + MINUTE_MS, 8) == [Change(MINUTE, again)]
+    assert bars.merge_stored({MINUTE: [again]}, MONDAY_MS, MONDAY_MS + MINUTE_MS, 8) == [BarChange(MINUTE, again)]
     assert bars.series_of(MINUTE).get_bar(MONDAY_MS) == again
     assert [bars.series_of(interval).revision for interval in bars.levels] == [2, 0, 0, 0, 0, 0, 0]
 

@@ -5,12 +5,12 @@ from urllib.parse import urljoin
 
 import pytest
 
-from candled.api.pages import EVER_MS, MOST_BARS, HistoryRequest
+from candled.api.pages import MOST_BARS, HistoryRequest
 from candled.api.printers import klines_printer
 from candled.bus import HistoryChanged
 from candled.config import KlinesSettings
 from candled.errors import StoreUnavailable
-from candled.model import MINUTE, MINUTE_MS
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS
 from candled.rooms.encoded_bars import EncodedBarCache
 from tests.api.stage import BTC
 from tests.rows import MONDAY_MS, minute
@@ -111,7 +111,7 @@ async def test_a_page_of_the_past_is_read_and_encoded_once(stage, fetch, monkeyp
     again = await fetch(path)
     assert (again.code, again.body) == (200, first.body)
     assert (await fetch(path, headers={"If-None-Match": first.headers["Etag"]})).code == 304
-    asked = HistoryRequest(1000, MONDAY_MS, EVER_MS + 1, newest_first=False)
+    asked = HistoryRequest(1000, MONDAY_MS, END_OF_TIME_MS + 1, newest_first=False)
     assert stage.pages.printed_now(BTC, MINUTE, klines_printer(MINUTE), asked) is not None
     stage.bus.publish(HistoryChanged(BTC, MONDAY_MS, MONDAY_MS + MINUTE_MS, MONDAY_MS))
     assert stage.pages.printed_now(BTC, MINUTE, klines_printer(MINUTE), asked) is None

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.api.pages import EVER_MS, BarReader
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, fold
+from candled.api.pages import BarReader
+from candled.model import DEFAULT_INTERVALS, END_OF_TIME_MS, MINUTE, MINUTE_MS, fold
 from candled.rooms.encoded_bars import EncodedBarCache
 from tests.api.stage import BTC, open_stage
 from tests.clocks import ManualClock
@@ -148,7 +148,7 @@ def test_without_complete_history_there_is_nothing():
     [
         (MONDAY_MS + 3 * MINUTE_MS, True),
         (MONDAY_MS + 4 * MINUTE_MS, False),  # the running minute
-        (EVER_MS, False),
+        (END_OF_TIME_MS, False),
     ],
 )
 def test_a_page_is_final_up_to_the_first_bar_that_is_not_final(end_ms, settled):
@@ -183,7 +183,7 @@ async def test_from_now_to_the_first_candle_over_memory_and_store(tmp_path):
                 buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
             wanted = [fold(parts, open_ms).values for open_ms, parts in sorted(buckets.items())]
             for limit in (7, 333):
-                found, before_ms, end = [], EVER_MS, False
+                found, before_ms, end = [], END_OF_TIME_MS, False
                 while not end:
                     bars, end = await one.pages.read_history(BTC, interval, before_ms, limit)
                     found = [*bars, *found]

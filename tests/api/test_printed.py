@@ -9,12 +9,12 @@ from decimal import Decimal
 import pytest
 
 from candled.aggregate.packed import PackedBars
-from candled.api.pages import EVER_MS, MOST_BARS, BarQuery, BarReader, HistoryRequest, print_page
+from candled.api.pages import MOST_BARS, BarQuery, BarReader, HistoryRequest, print_page
 from candled.api.printers import CSV, json_printer, klines_printer, ndjson_printer, udf_printer
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged
 from candled.config import KlinesSettings
 from candled.errors import StoreUnavailable
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, iso_ms
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, iso_ms
 from candled.protocol.messages import STRINGS
 from candled.rooms.encoded_bars import EncodedBarCache, EncodedBars, Printer
 from tests.api.stage import BTC, Stage, open_stage
@@ -101,7 +101,7 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
     reference._in_memory = lambda *_: None  # type: ignore[method-assign]  # all from the store, joined bar by bar
     for _ in range(rounds):
         interval = rng.choice(INTERVALS)
-        start_ms, end_ms = rng.choice([0, 0, *AT]), rng.choice([EVER_MS, EVER_MS, EVER_MS, *AT])
+        start_ms, end_ms = rng.choice([0, 0, *AT]), rng.choice([END_OF_TIME_MS, END_OF_TIME_MS, END_OF_TIME_MS, *AT])
         limit, newest_first = rng.choice([1, 2, 3, 100, 119, 500, MOST_BARS]), rng.random() < 0.7
         asked = HistoryRequest(limit, start_ms, end_ms, newest_first)
         if rng.random() < 0.5:

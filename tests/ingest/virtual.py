@@ -13,10 +13,9 @@ from candled.exchange import Candles, Event, Exchange, StreamFeed
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
 from candled.ingest.market_loader import IngestOptions
-from candled.model import MINUTE, MINUTE_MS, Candle, Gap, Interval, Market, MarketKey, Range, Symbol, fold
+from candled.model import ALL_TIME, MINUTE, MINUTE_MS, Candle, Gap, Interval, Market, MarketKey, Range, Symbol, fold
 from candled.model.gaps import clip_gap, replace_gaps
 from candled.store.batch import minute_ranges
-from candled.store.interface import ALL_TIME
 from tests.clocks import ManualClock
 from tests.fakes.tapes import Row, Synthetic, grown
 from tests.rows import MONDAY_MS

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from candled.errors import StoreRejected
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Gap, Interval, Range, RangeSet
+from candled.model import ALL_TIME, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Gap, Interval, Range, RangeSet
 from candled.store.batch import SOURCES, group_by_market, merge_changes
 from candled.store.history import HistoryReader
-from candled.store.interface import ALL_TIME, FEEDS_KEPT, SEQ_UNPUBLISHED, BadRow, Store, Table
+from candled.store.interface import FEEDS_KEPT, SEQ_UNPUBLISHED, BadRow, Store, Table
 from candled.store.threads import StoreThreads
 from tests import deadlines
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded

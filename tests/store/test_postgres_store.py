@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
-from candled.model import DEFAULT_INTERVALS, MINUTE, Interval
+from candled.model import ALL_TIME, DEFAULT_INTERVALS, MINUTE, Interval
 from candled.store import KNOWN_STORES, make_store
-from candled.store.interface import ALL_TIME
 from candled.store.postgres.pool import Pool
 from candled.store.postgres.schema import SCHEMA
 from candled.store.postgres.store import PostgresStore

@@ -10,11 +10,10 @@ import pytest
 from candled.budget import LocalBudgets, part_of
 from candled.clock import SystemClock
 from candled.config import ExchangeConfig
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Range, iso_ms
+from candled.model import DEFAULT_INTERVALS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Range, iso_ms
 from candled.tools.budgets import SHARE
 from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
-from candled.tools.store_access import END_OF_TIME_MS
 from candled.tools.verify import verify_market
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import ScaledClock

@@ -7,9 +7,8 @@ from decimal import Decimal
 import pytest
 
 from candled.errors import StoreRejected
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Range
+from candled.model import ALL_TIME, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Range
 from candled.store.batch import fold_bars
-from candled.store.interface import ALL_TIME
 from tests.store.rows import MONDAY_MS
 from tests.tools.command import run, settings
 from tests.tools.tables import MARKET, SqliteFile, fill, new_tables, opened

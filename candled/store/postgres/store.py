@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from candled.errors import StoreRejected
-from candled.model import DAY_MS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, RangeSet
+from candled.model import ALL_TIME, DAY_MS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, RangeSet
 from candled.model.gaps import replace_gaps
 from candled.store.batch import group_by_market
-from candled.store.interface import ALL_TIME, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow
+from candled.store.interface import FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow
 from candled.store.sql_store import SqlStore, as_known_gaps
 
 from . import statements as sql

@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from decimal import Decimal, DecimalException
 from typing import Any
 
-from candled.model import Candle, iso_ms
+from candled.model import END_OF_TIME_MS, Candle, iso_ms
 from candled.store.batch import SOURCES, number_text, source_number
-from candled.store.interface import ALL_TIME
 
 _NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
 _LONGEST = 40
@@ -72,7 +71,7 @@ def as_candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
 def problem(row: Any) -> str | None:
     """Return why a row with the columns of `as_candles` is not a valid bar, or None if it is one."""
     open_ms, *numbers, as_of_ms, rev, src = row
-    if type(open_ms) is not int or not 0 <= open_ms < ALL_TIME.end_ms:
+    if type(open_ms) is not int or not 0 <= open_ms < END_OF_TIME_MS:
         return "its time is invalid"
     for name, value in zip(_NUMBERS, numbers, strict=True):
         if not _is_number(value) and not (value is None and name == "quote_volume"):
@@ -85,7 +84,7 @@ def problem(row: Any) -> str | None:
 
 def time_text(stored: object) -> str:
     """Format the stored time of a row, even if it is invalid."""
-    return iso_ms(stored) if type(stored) is int and 0 <= stored < ALL_TIME.end_ms else _shown(stored)
+    return iso_ms(stored) if type(stored) is int and 0 <= stored < END_OF_TIME_MS else _shown(stored)
 
 
 def _is_number(value: object) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import DAY_MS, MINUTE, WEEK, Candle, Gap, Interval, MarketKey, Range, RangeSet, sources
+from candled.model import ALL_TIME, DAY_MS, MINUTE, WEEK, Candle, Gap, Interval, MarketKey, Range, RangeSet, sources
 from candled.model.gaps import replace_gaps
 from candled.store.batch import (
     MarketBatch,
@@ -22,15 +22,7 @@ from candled.store.batch import (
     minute_ranges,
     touched_bars,
 )
-from candled.store.interface import (
-    ALL_TIME,
-    FEED_DAYS,
-    FEEDS_KEPT,
-    FORMING_KEPT_MS,
-    SEQ_UNPUBLISHED,
-    BadRow,
-    Table,
-)
+from candled.store.interface import FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, Table
 from candled.store.owner import Owner
 from candled.store.sql_store import FOLD_CHUNK_MS, SqlStore, as_known_gaps, log_progress, log_unused
 
