@@ -145,7 +145,7 @@ class Daemon:
             history=self._history,
             bus=self._bus,
             bars=self._bars,
-            ingest=self._ingest,
+            describe_ingest=lambda: {} if self._ingest is None else self._ingest.describe(),
         )
         counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
         pages = BarReader(self._bars, self._history, texts, clock)

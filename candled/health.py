@@ -1,7 +1,7 @@
 """The health of the daemon: the bodies of `/health` and `/ready`."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from candled import __version__
@@ -10,7 +10,6 @@ from candled.bus import Bus
 from candled.config import Config
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
-from candled.ingest_side import ShardedIngest
 from candled.model import MINUTE, MarketKey
 from candled.plugins import Plugins
 from candled.store.history import HistoryReader
@@ -37,7 +36,7 @@ class Health:
         history: HistoryReader,
         bus: Bus,
         bars: LiveBars,
-        ingest: ShardedIngest | None,
+        describe_ingest: Callable[[], dict[str, dict[str, Any]]],
     ) -> None:
         self._config = config
         self._plugins = plugins
@@ -49,7 +48,7 @@ class Health:
         self._history = history
         self._bus = bus
         self._bars = bars
-        self._ingest = ingest
+        self._describe_ingest = describe_ingest
         self._markets = [MarketKey(one.name, symbol) for one in config.exchanges for symbol in one.symbols]
         #: True once the store is open and its rows are read
         self.is_reading = False
@@ -113,7 +112,7 @@ class Health:
     def _report_exchanges(self) -> dict[str, dict[str, Any]]:
         """Return the state of each feed, with all details for feeds that this process reads."""
         exchanges = {one.name: {"symbols": {}} for one in self._config.exchanges} | self._bars.describe_feeds()
-        for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
+        for name, facts in self._describe_ingest().items():
             exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
         for market, problem in self._bus.unpublished().items():
             symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))

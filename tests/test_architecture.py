@@ -5,7 +5,9 @@
 
 import ast
 import re
+from collections.abc import Callable, Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -67,8 +69,10 @@ HOLDERS = {
     "store/postgres/maintenance": "deletes old rows over them",
 }
 
+# The most modules in a chain of imports.
+DEPTH = 11
+
 # The parts that a part may import, besides itself. `app` passes in everything else.
-FOUNDATION = {"addresses", "errors", "tasks", "model", "exchange", "token_bucket", "budget"}
 STEPS = {
     "errors": set(),
     "token_bucket": set(),
@@ -84,29 +88,49 @@ STEPS = {
     "settings": {"model"},
     "clock": set(),
     "tasks": {"errors", "exchange"},
-    "plugins": {"candled", "errors", "exchange", "hookspecs", "settings"},
+    "plugins": {"errors", "exchange", "hookspecs", "settings"},
     "store": {"errors", "model", "exchange", "daemon_threads", "tasks"},
     "settings_schema": {"exchange", "settings", "config"},
     "config": {"errors", "model", "exchange", "settings", "plugins", "proxies", "store", "bus"},
-    "bus": FOUNDATION,
-    "ingest": FOUNDATION | {"bus", "proxies", "store"},
-    "aggregate": FOUNDATION | {"bus"},
-    "protocol": FOUNDATION,
-    "rooms": FOUNDATION | {"aggregate", "bus", "protocol"},
-    "transport": FOUNDATION | {"protocol", "rooms"},
-    "serve": FOUNDATION | {"bus", "protocol", "rooms", "transport", "config"},
-    "api": FOUNDATION | {"bus", "protocol", "rooms", "serve", "transport", "store", "config"},
-    "client": FOUNDATION | {"clock"},
+    "bus": {"addresses", "budget", "errors", "exchange", "model", "tasks", "token_bucket"},
+    "ingest": {
+        "addresses",
+        "budget",
+        "bus",
+        "errors",
+        "exchange",
+        "model",
+        "proxies",
+        "store",
+        "tasks",
+        "token_bucket",
+    },
+    "aggregate": {"bus", "errors", "exchange", "model", "tasks"},
+    "protocol": {"errors", "model"},
+    "rooms": {"exchange", "model", "protocol"},
+    "transport": {"exchange", "model", "protocol", "rooms", "tasks"},
+    "serve": {
+        "addresses",
+        "config",
+        "errors",
+        "exchange",
+        "model",
+        "protocol",
+        "rooms",
+        "tasks",
+        "token_bucket",
+        "transport",
+    },
+    "api": {"config", "errors", "exchange", "model", "protocol", "rooms", "serve", "token_bucket", "transport"},
+    "client": {"clock", "errors", "exchange", "model", "tasks"},
 }
 ROOTS = {"app", "health", "ingest_side", "cli", "tools", "signals", "__main__", "candled"}  # may import every part
 
 # The only modules of a part that another part may import: values and pure functions.
 SHARED = {
-    "aggregate": {"aggregate/aggregator"},  # the type of a changed bar
     "bus": {"bus/__init__", "bus/redis/address"},  # the types of messages and addresses
     "config": {"config"},  # the type of the server's own section
     "rooms": {
-        "rooms/__init__",
         "rooms/hub",
         "rooms/recipients",
         "rooms/encoded_bars",
@@ -155,17 +179,18 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in sorted((ROOT / "candled").rglob("*.py"))}
+DOTTED = {f"candled/{name}".removesuffix("/__init__").replace("/", "."): name for name in MODULES}
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 PLUGINS = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "plugins").rglob("*.py"))}
 PURE = sorted(name for name in MODULES.keys() - EDGES - HOLDERS.keys() if not name.startswith("tools/"))
 
 
 @cache
-def imported(path: Path) -> frozenset[str]:
+def imported(path: Path, walk: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk) -> frozenset[str]:
     """Return the absolute names of all modules that a file imports anywhere; both x and x.y for `from x import y`."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -175,15 +200,31 @@ def imported(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+def run_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a module that run when it is imported: not functions, and nothing under TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from run_on_import(child)
+
+
 def touches(path: Path) -> set[str]:
     """Return the modules of `OUTSIDE` that a file imports."""
     return {module for module in imported(path) if any(f"{module}.".startswith(f"{one}.") for one in OUTSIDE)}
 
 
-def own(name: str) -> set[str]:
+def own(name: str, walk: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk) -> set[str]:
     """Return the modules of candled that a module imports."""
-    dotted = {f"candled/{other}".removesuffix("/__init__").replace("/", "."): other for other in MODULES}
-    return {dotted[module] for module in imported(MODULES[name]) if module in dotted} - {name}
+    return {DOTTED[module] for module in imported(MODULES[name], walk) if module in DOTTED} - {name}
+
+
+@cache
+def longest_chain(name: str) -> tuple[str, ...]:
+    """Return the longest chain of modules that are imported one after the other when this one is."""
+    return (name, *max((longest_chain(other) for other in sorted(own(name, run_on_import))), key=len, default=()))
 
 
 def step_of(name: str) -> str:
@@ -191,9 +232,10 @@ def step_of(name: str) -> str:
 
 
 def rules_table() -> str:
-    """Return the table of `STEPS` in Markdown."""
+    """Return `DEPTH` and the table of `STEPS` in Markdown."""
+    depth = f"A chain of imports has at most {DEPTH} modules, and none is a circle."
     rows = [f"| `{step}` | {', '.join(f'`{one}`' for one in sorted(may)) or 'none'} |" for step, may in STEPS.items()]
-    return "\n".join(["| part | may import |", "| --- | --- |", *rows])
+    return "\n".join([depth, "", "| part | may import |", "| --- | --- |", *rows])
 
 
 # ---------------------------------------------------------------- the outside
@@ -305,6 +347,16 @@ def test_there_are_no_circles_between_steps():
 
     for step in STEPS:
         reach(step, frozenset())
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports for annotations, and those inside functions, count too: a circle is a circle."""
+    TopologicalSorter({name: own(name) for name in MODULES}).prepare()  # the error shows the circle
+
+
+def test_no_chain_of_imports_is_longer_than_the_page_says():
+    longest = max(map(longest_chain, MODULES), key=len)
+    assert len(longest) <= DEPTH, " → ".join(longest)
 
 
 def test_every_part_of_the_tree_has_its_place():

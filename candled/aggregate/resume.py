@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from candled.exchange import Clock
 from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Position, Range, RangeSet
 
-from .market_bars import MarketBars
+if TYPE_CHECKING:
+    from .market_bars import MarketBars
+
 
 MOST_RESUMED = 2000
 FOREVER_MS = 2**62
@@ -56,7 +58,7 @@ class Resumer:
         self._clock = clock
 
     async def plan_resume(
-        self, market: MarketBars, interval: Interval, position: Position, time_ms: int
+        self, market: "MarketBars", interval: Interval, position: Position, time_ms: int
     ) -> Resume | None:
         """Determine the changes since `position`, for a client whose newest bar began at `time_ms`.
 
@@ -96,7 +98,7 @@ class Resumer:
             max(0, time_ms - _UNSETTLED_MS) if watermark_ms is None else watermark_ms,
         )
 
-    def finish_resume(self, market: MarketBars, interval: Interval, resume: Resume) -> list[Candle] | None:
+    def finish_resume(self, market: "MarketBars", interval: Interval, resume: Resume) -> list[Candle] | None:
         """Return the bars that changed since, oldest first, as of now; None if they cannot be determined any more."""
         series = market.aggregator.series_of(interval)
         if market.feed_log.is_broken or (market.past_version, series.since_ms) != (
@@ -113,11 +115,11 @@ class Resumer:
         bars = [*resume.older, *in_memory]
         return bars if len(bars) <= MOST_RESUMED else None
 
-    def became_final(self, market: MarketBars, resume: Resume) -> RangeSet:
+    def became_final(self, market: "MarketBars", resume: Resume) -> RangeSet:
         """Return the ranges in which bars may be final now that the client has not received as final."""
         return RangeSet([*market.feed_log.finals_since(resume.change_id), (resume.watermark_ms, FOREVER_MS)])
 
-    async def _logged_changes(self, market: MarketBars, position: Position) -> Sequence[Range] | None:
+    async def _logged_changes(self, market: "MarketBars", position: Position) -> Sequence[Range] | None:
         """Return the past changes since a position that this process did not receive, once all of them are logged.
 
         Return None if that takes too long, or if the store does not know the position.

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from candled.model import BarChange, Candle, fold
-from candled.model.candle import add_exactly
+from candled.model.decimals import add_exactly
 
 if TYPE_CHECKING:
     from .series import Series

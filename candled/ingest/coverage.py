@@ -10,11 +10,10 @@ from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, Rang
 from candled.model.gaps import clip_gap, cut_gap, join_gaps
 
 from .evidence import Evidence
-from .gap_retry import Absence, make_gap, postpone
-from .unconfirmed import UnconfirmedMinutes
+from .gap_retry import Absence, UnconfirmedMinutes, make_gap, postpone
+from .minutes import RECENT_MS
 
 _WEEK = Interval.parse("1W")
-RECENT_MS = 2 * 60 * MINUTE_MS
 #: This much of the stored history is compared with REST again, because exchanges revise minutes.
 RECHECK_MS = 24 * 60 * MINUTE_MS
 # If no other source has evidence of the beginning of history, this many answers, over at least eleven minutes, are

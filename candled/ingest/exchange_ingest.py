@@ -17,7 +17,7 @@ from candled.token_bucket import TokenBucket
 from .error_counter import ErrorCounter
 from .exchange_clock import TOLERANCE_MS
 from .feeds import FLOODED, FeedRunner, LoopBudget
-from .gap_retry import absence_of
+from .gap_retry import absence_reason
 from .http import HttpClient
 from .ingest_clock import IngestClock
 from .market import MarketIngest, Outcome
@@ -75,8 +75,9 @@ class ExchangeIngest:
         http.on_date = self._time.estimate.observe_date
         self._loader = MarketLoader(name, exchange, store, clock, options)
         self._publisher = IngestPublisher(bus, store, clock, checkpoint_ms=options.checkpoint_ms)
-        self._past = StoredPast(name, absence_of(exchange), store, self._publisher, clock)
-        self._audit = StoreAudit(store, self._publisher, self._past, clock, self._time)
+        absence = absence_reason(publishes_empty_candles=exchange.publishes_empty_candles)
+        self._past = StoredPast(name, absence, store, self._publisher, clock)
+        self._audit = StoreAudit(store, self._publisher, self._past.examine_again, clock, self._time)
         self._listing = MarketListing(name, exchange, http, clock, self._on_listed)
         self._repair = RepairScheduler(
             name,

@@ -8,10 +8,10 @@ from candled.bus import FeedMetadata
 from candled.exchange import Candles, InvalidRow
 from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Gap, Interval, MarketKey, Range, RangeSet
 
-from .coverage import RECENT_MS, Coverage, Urgency, Window
+from .coverage import Coverage, Urgency, Window
 from .evidence import Evidence
 from .market_status import MarketStatus, Rules
-from .minutes import WINDOW_MS, Minutes
+from .minutes import RECENT_MS, WINDOW_MS, Minutes
 from .presence import Presence
 from .rest_comparison import RestComparison, changed_during_request
 from .rows import RowFilter, sift

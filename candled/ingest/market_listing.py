@@ -3,14 +3,17 @@
 import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from candled.errors import CandledError
 from candled.exchange import Clock, Exchange
 from candled.model import Market, Symbol
 from candled.tasks import Backoff, retry
 
-from .http import HttpClient
-from .market import MarketIngest
+if TYPE_CHECKING:
+    from .http import HttpClient
+    from .market import MarketIngest
+
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +25,7 @@ class MarketListing:
     """The newest list of markets. `on_listed` is called with a symbol that was missing and is listed now."""
 
     def __init__(
-        self, name: str, exchange: Exchange, http: HttpClient, clock: Clock, on_listed: Callable[[Symbol], None]
+        self, name: str, exchange: Exchange, http: "HttpClient", clock: Clock, on_listed: Callable[[Symbol], None]
     ) -> None:
         self._name = name
         self._exchange = exchange
@@ -32,7 +35,7 @@ class MarketListing:
         #: Empty before the list was read.
         self._listed: dict[Symbol, Market] = {}
 
-    async def run(self, symbols: Sequence[Symbol], markets: Mapping[Symbol, MarketIngest]) -> None:
+    async def run(self, symbols: Sequence[Symbol], markets: "Mapping[Symbol, MarketIngest]") -> None:
         """Read the list in an endless loop, more often while one of `symbols` is missing, and compare `markets`."""
         failures, pauses = Backoff(first_s=2.0), Backoff(first_s=_FIRST_S, most_s=_MOST_S)
 
@@ -53,7 +56,7 @@ class MarketListing:
             else:
                 await self._clock.sleep(pauses.on_failure())
 
-    def compare_market(self, market: MarketIngest) -> None:
+    def compare_market(self, market: "MarketIngest") -> None:
         """Apply the newest list to a market. An empty list, or none so far, is no evidence."""
         symbol = market.key.symbol
         if symbol in self._listed:

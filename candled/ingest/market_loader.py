@@ -12,7 +12,7 @@ from candled.model.gaps import clip_gap
 from candled.tasks import Backoff, in_parallel, retry
 
 from .coverage import RECHECK_MS, Coverage
-from .gap_retry import absence_of
+from .gap_retry import absence_reason
 from .market import MarketIngest
 from .market_status import Rules
 from .market_store import MarketStore
@@ -94,7 +94,7 @@ class MarketLoader:
             known_gaps=[_examined(gap) for gap in await self._known_gaps(key, from_ms, MINUTE.floor(now_ms))],
             since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
-            absence=absence_of(self._exchange),
+            absence=absence_reason(publishes_empty_candles=self._rules.publishes_empty_candles),
             older=await self._store.has_before(key, from_ms),
         )
         coverage.recheck_since(now_ms - RECHECK_MS)

@@ -1,13 +1,16 @@
 """The state of one market, and the problems that explain it."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, State, StateReason
 from candled.model.texts import printable
 
-from .coverage import RECENT_MS, Coverage
-from .presence import Presence
+from .minutes import RECENT_MS
+
+if TYPE_CHECKING:
+    from .coverage import Coverage
+    from .presence import Presence
 
 _WEEK = Interval.parse("1W")
 # REST is asked for a missing minute only this long after its end: until then it may still arrive.
@@ -55,7 +58,7 @@ class MarketStatus:
     This class is pure: the time is an argument, on the exchange's clock.
     """
 
-    def __init__(self, rules: Rules, coverage: Coverage, presence: Presence) -> None:
+    def __init__(self, rules: Rules, coverage: "Coverage", presence: "Presence") -> None:
         self._rules = rules
         self._coverage = coverage
         self._presence = presence

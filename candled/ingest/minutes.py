@@ -6,6 +6,7 @@ from candled.model import MINUTE_MS, Candle
 
 # Changes of older minutes go through the store first.
 WINDOW_MS = 60 * MINUTE_MS
+RECENT_MS = 2 * WINDOW_MS  # minutes that every chart shows
 
 
 class Minutes:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -14,9 +15,11 @@ from candled.model import MINUTE_MS, Candle, Decimals, MarketKey, Position, Rang
 from candled.store.interface import SEQ_UNPUBLISHED
 from candled.tasks import Backoff, repeat, retry
 
-from .market import MarketIngest, Outcome
-from .market_status import Condition
-from .market_store import MarketStore
+if TYPE_CHECKING:
+    from .market import MarketIngest, Outcome
+    from .market_status import Condition
+    from .market_store import MarketStore
+
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class _Published:
     #: When forming minutes were last queued for the store, on the exchange's clock.
     checkpoint_ms: int = 0
     #: The state published last; None before the first.
-    condition: Condition | None = None
+    condition: "Condition | None" = None
     #: The forming minutes as queued at the last checkpoint.
     checkpointed: dict[int, Candle] = field(default_factory=dict)
     #: Since when the market is in the published state.
@@ -68,7 +71,7 @@ class IngestPublisher:
     def __init__(
         self,
         bus: Bus,
-        store: MarketStore,
+        store: "MarketStore",
         clock: Clock,
         *,
         checkpoint_ms: int,
@@ -80,7 +83,7 @@ class IngestPublisher:
         self._published: dict[Symbol, _Published] = {}
         self._markets: dict[Symbol, MarketIngest] = {}
 
-    def open_market(self, market: MarketIngest, newest_ms: int | None, now_ms: int) -> None:
+    def open_market(self, market: "MarketIngest", newest_ms: int | None, now_ms: int) -> None:
         """Begin to publish a market whose newest stored minute is `newest_ms`."""
         symbol = market.key.symbol
         self._markets[symbol] = market
@@ -88,11 +91,11 @@ class IngestPublisher:
         self._published[symbol] = _Published(watermark_ms, market.coverage.given_since_ms)
         self.publish_state(market, now_ms)
 
-    def has_published(self, market: MarketIngest) -> bool:
+    def has_published(self, market: "MarketIngest") -> bool:
         """Return whether the time from which the market's history is complete has been published."""
         return market.coverage.since_ms == self._published[market.key.symbol].complete_from_ms
 
-    def publish_live(self, market: MarketIngest, candles: Sequence[Candle], repairing: Range | None = None) -> None:
+    def publish_live(self, market: "MarketIngest", candles: Sequence[Candle], repairing: Range | None = None) -> None:
         """Publish minutes of the live edge, and queue the final ones for the store.
 
         `repairing` is the range that `publish_repair` will publish next. Until then, it counts as missing for
@@ -120,7 +123,7 @@ class IngestPublisher:
                 published.checkpoint_ms = candle.as_of_ms
                 self._write_checkpoint(market, published)
 
-    def _write_checkpoint(self, market: MarketIngest, published: _Published) -> None:
+    def _write_checkpoint(self, market: "MarketIngest", published: _Published) -> None:
         """Queue every minute that is not final yet and that changed since the last checkpoint for the store."""
         forming = {candle.open_ms: candle for candle in market.minutes.forming}
         for open_ms, candle in forming.items():
@@ -128,7 +131,7 @@ class IngestPublisher:
                 self._store.enqueue_row(market.key, candle)
         published.checkpointed = forming
 
-    async def publish_repair(self, market: MarketIngest, outcome: Outcome) -> None:
+    async def publish_repair(self, market: "MarketIngest", outcome: "Outcome") -> None:
         """Store past minutes and their coverage, then publish that they changed."""
         published = self._published[market.key.symbol]
         for candle in outcome.past:
@@ -162,12 +165,12 @@ class IngestPublisher:
         if outcome.past_range is not None:
             published.unnumbered.remove(outcome.past_range)
 
-    def unfinished_repairs(self, market: MarketIngest) -> Sequence[Range]:
+    def unfinished_repairs(self, market: "MarketIngest") -> Sequence[Range]:
         """Return the ranges of the past that `publish_repair` is working on."""
         published = self._published[market.key.symbol]
         return *published.repairing, *published.unnumbered
 
-    def publish_state(self, market: MarketIngest, now_ms: int) -> None:
+    def publish_state(self, market: "MarketIngest", now_ms: int) -> None:
         """Publish the market's state and decimals if they changed, and repeat them regularly for new subscribers."""
         published, now = self._published[market.key.symbol], market.status.condition(now_ms)
         is_same = now == published.condition and market.decimals == published.decimals
@@ -180,7 +183,7 @@ class IngestPublisher:
         message = StateChanged(market.key, now.state, published.state_since_ms, now.reason, problem, market.decimals)
         self._record_position(published, self._bus.publish(message))
 
-    def state_since_ms(self, market: MarketIngest) -> int:
+    def state_since_ms(self, market: "MarketIngest") -> int:
         """Return the time since which the market has been in the state published last."""
         return self._published[market.key.symbol].state_since_ms
 
@@ -231,7 +234,7 @@ class IngestPublisher:
         return position
 
 
-def _metadata(market: MarketIngest, published: _Published, following: Sequence[Candle] = ()) -> FeedMetadata:
+def _metadata(market: "MarketIngest", published: _Published, following: Sequence[Candle] = ()) -> FeedMetadata:
     """Return the metadata for the market's next message. Minutes that only later messages contain count as missing."""
     metadata = market.feed_metadata(_logged_seq(published))
     if not published.repairing and not following:

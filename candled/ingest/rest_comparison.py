@@ -1,13 +1,16 @@
 """The comparison of one market's minutes with a REST response."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from candled.exchange import InvalidRow
 from candled.model import MINUTE_MS, Candle, RangeSet
 
-from .coverage import Coverage, Window
-from .market_status import Rules
-from .minutes import Minutes
+if TYPE_CHECKING:
+    from .coverage import Coverage, Window
+    from .market_status import Rules
+    from .minutes import Minutes
+
 
 # For this long after the end of a minute, a REST response may come from a cache. A response with less volume than the
 # stream had is accepted only if it is repeated after `_REPEATED_MS`.
@@ -24,7 +27,7 @@ class RestComparison:
     This class is pure: the time is an argument, on the exchange's clock.
     """
 
-    def __init__(self, rules: Rules, coverage: Coverage, minutes: Minutes) -> None:
+    def __init__(self, rules: "Rules", coverage: "Coverage", minutes: "Minutes") -> None:
         self._rules = rules
         self._coverage = coverage
         self._minutes = minutes
@@ -73,7 +76,7 @@ class RestComparison:
 
     def count_differences(
         self,
-        window: Window,
+        window: "Window",
         candles: Sequence[Candle],
         known: Mapping[int, Candle],
         unreadable: RangeSet,

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
@@ -13,7 +13,6 @@ from .ingest_clock import IngestClock
 from .market import MarketIngest, Outcome
 from .market_store import MarketStore
 from .publisher import IngestPublisher
-from .stored_past import StoredPast
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +29,16 @@ class StoreAudit:
     """Finds minutes that the store has lost, and minutes that other processes have stored."""
 
     def __init__(
-        self, store: MarketStore, publisher: IngestPublisher, past: StoredPast, clock: Clock, time: IngestClock
+        self,
+        store: MarketStore,
+        publisher: IngestPublisher,
+        examine_again: Callable[[Symbol], None],
+        clock: Clock,
+        time: IngestClock,
     ) -> None:
         self._store = store
         self._publisher = publisher
-        self._past = past
+        self._examine_again = examine_again
         self._clock = clock
         self._time = time
 
@@ -66,7 +70,7 @@ class StoreAudit:
         before_ms = market.coverage.since_ms
         if since_ms is not None and market.coverage.extend_since(since_ms):
             new.add(since_ms, before_ms or until_ms)
-        self._past.examine_again(market.key.symbol)
+        self._examine_again(market.key.symbol)
         finds = list(new)
         if finds:
             await self._publisher.publish_repair(market, Outcome(repaired=Range(finds[0].start_ms, finds[-1].end_ms)))

@@ -1,12 +1,13 @@
 """Value types: candles, symbols, intervals, markets and ranges. This package imports only `candled.errors`."""
 
-from .candle import MAX_DIGITS, BarChange, Candle, decimal_text, fold
+from .candle import BarChange, Candle, fold
+from .decimals import MAX_DIGITS, decimal_text
 from .gaps import REASONS, Gap
 from .interval import DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
 from .market import Decimals, Market, MarketKey, Symbol, Topic
-from .ranges import ALL_TIME, Range, RangeSet
+from .ranges import ALL_TIME, END_OF_TIME_MS, Range, RangeSet
 from .states import STATE_REASONS, STATES, FeedState, Position, State, StateReason
-from .times import END_OF_TIME_MS, YEAR_10000_MS, iso_ms, parse_iso_ms
+from .times import YEAR_10000_MS, iso_ms, parse_iso_ms
 
 __all__ = [
     "ALL_TIME",

@@ -1,38 +1,14 @@
 """The candle: exact OHLCV values of one bar, and the only function that folds several candles into a longer one."""
 
 from collections.abc import Sequence
-from decimal import (
-    Clamped,
-    Context,
-    Decimal,
-    DecimalException,
-    Inexact,
-    InvalidOperation,
-    Overflow,
-    Rounded,
-    Subnormal,
-    Underflow,
-)
+from decimal import Decimal, DecimalException
 from typing import NamedTuple, Self
 
 from candled.errors import InvalidCandle
 
+from .decimals import MAX_DIGITS, MAX_EXPONENT, add_exactly, is_bounded
 from .interval import MINUTE_MS, Interval
 from .times import YEAR_10000_MS
-
-#: The most digits of a number, and the largest exponent: numbers lie between 1e-40 and 1e40.
-MAX_DIGITS, MAX_EXPONENT = 100, 40
-# `plus` compares a number with these bounds without writing out its digits: 1e999999999 is short, its digits are not.
-_BOUNDS = Context(
-    prec=MAX_DIGITS,
-    Emin=-MAX_EXPONENT,
-    Emax=MAX_EXPONENT,
-    traps=[Clamped, InvalidOperation, Overflow, Rounded, Subnormal],
-)
-# Sums must be exact. The precision is enough for any sum of numbers within the bounds, and a result that does not fit
-# raises an error instead of being rounded.
-_EXACT = Context(prec=200, traps=[Inexact, Rounded, Overflow, Underflow, InvalidOperation])
-add_exactly = _EXACT.add
 
 _EXCERPT = 200  # characters of a candle in an error text
 
@@ -112,7 +88,7 @@ class Candle(NamedTuple):
         problem = ""
         if not 0 <= open_ms < YEAR_10000_MS or open_ms % grid_ms:
             raise InvalidCandle(f"expected an opening time on a boundary of {grid_ms} ms, got {open_ms}")
-        if not all(map(_is_bounded, self.values)):
+        if not all(map(is_bounded, self.values)):
             problem = f"expected numbers of at most {MAX_DIGITS} digits, from 1e-{MAX_EXPONENT} to 1e{MAX_EXPONENT}"
         elif not (low <= opened <= high and low <= close <= high):
             problem = "expected low <= open, close <= high"
@@ -191,15 +167,6 @@ class Candle(NamedTuple):
         return 0, self.volume, self.as_of_ms, *rest
 
 
-def _is_bounded(number: Decimal | None) -> bool:
-    if number is None:
-        return True
-    try:
-        return _BOUNDS.plus(number).is_finite()
-    except DecimalException:
-        return False
-
-
 def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Candle:
     """Fold one or more candles, oldest first, into the bar that begins at `open_ms`.
 
@@ -220,16 +187,6 @@ def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Can
         if quote is not None:
             quote = None if candle.quote_volume is None else add_exactly(quote, candle.quote_volume)
     return Candle(open_ms, first.open, high, low, candles[-1].close, volume, quote, as_of_ms, final, rev, "agg")
-
-
-def decimal_text(number: Decimal) -> str:
-    """Format a decimal exactly, in its shortest form and without an exponent: `67234.5`, `0.00000001`, `0`."""
-    text = str(number)
-    if "E" in text:
-        text = format(number, "f")
-    if text[-1] == "0" and "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
 
 
 class BarChange(NamedTuple):

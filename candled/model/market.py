@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .candle import MAX_EXPONENT
+from .decimals import MAX_EXPONENT
 from .interval import Interval
 
 _PATTERN = re.compile(r"([^\s/:]{1,32})/([^\s/:]{1,32})")

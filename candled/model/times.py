@@ -5,7 +5,6 @@ from functools import lru_cache
 
 _DAY_MS = 86_400_000
 _EPOCH, _MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
-END_OF_TIME_MS = 10**14  # later than any candle, and within the range of every store
 YEAR_10000_MS = 253_402_300_800_000
 """The first time that ISO 8601 cannot express."""
 

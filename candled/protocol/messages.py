@@ -20,6 +20,14 @@ PONG = '{"type":"pong"}'
 FINAL_WAIT_S = 30.0  # default of `Options.final_wait_s`
 
 
+class Resume(msgspec.Struct, frozen=True):
+    """A client's position in a feed, and when the newest bar that it has begins."""
+
+    epoch: str
+    seq: int
+    time_ms: int
+
+
 class Options(NamedTuple):
     """The delivery options of a subscription. Members with equal options are sent the same bytes."""
 

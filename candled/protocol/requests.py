@@ -9,7 +9,7 @@ from candled.errors import ClientError
 from candled.model import Interval, MarketKey, Symbol, Topic, parse_iso_ms
 
 from . import messages
-from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId
+from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId, Resume
 
 DEFAULT_BARS = 100
 MOST_BARS = 1000
@@ -36,14 +36,6 @@ class RequestError(ClientError):
         self.code = code
         self.temporary = temporary
         self.request_id: RequestId = None
-
-
-class Resume(msgspec.Struct, frozen=True):
-    """A client's position in a feed, and when the newest bar that it has begins."""
-
-    epoch: str
-    seq: int
-    time_ms: int
 
 
 class Subscribe(msgspec.Struct, frozen=True):

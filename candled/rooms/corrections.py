@@ -1,26 +1,29 @@
 """Changes of bars that no `update` can show: corrections, or new snapshots for members without them."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from candled.model import Candle
 from candled.protocol.frames import Frame
 
 from .recipients import Recipients
-from .renderer import FeedSource, MessageRenderer
-from .room import SubscriberGroup
+
+if TYPE_CHECKING:
+    from .renderer import FeedSource, MessageRenderer
+    from .room import SubscriberGroup
 
 
 class Corrections:
     """Corrects older bars of a group, or requests new snapshots for its members."""
 
     def __init__(
-        self, bars: FeedSource, renderer: MessageRenderer, publish: Callable[[Recipients, Frame], None]
+        self, bars: "FeedSource", renderer: "MessageRenderer", publish: Callable[[Recipients, Frame], None]
     ) -> None:
         self._bars = bars
         self._renderer = renderer
         self._publish = publish
 
-    def on_past_changed(self, group: SubscriberGroup, times: Sequence[int]) -> None:
+    def on_past_changed(self, group: "SubscriberGroup", times: Sequence[int]) -> None:
         """Correct bars that no `update` can show, or request new snapshots for members without corrections."""
         if not times:
             return
@@ -34,7 +37,7 @@ class Corrections:
                 stale.append(one)
         group.request_snapshots(stale)
 
-    def fill_up(self, group: SubscriberGroup) -> None:
+    def fill_up(self, group: "SubscriberGroup") -> None:
         """Request new snapshots for members whose snapshot was shorter than requested, if there are more bars now."""
         firsts: dict[int, int | None] = {}
         stale = []
@@ -48,7 +51,7 @@ class Corrections:
                 stale.append(one)
         group.request_snapshots(stale)
 
-    def send_due(self, group: SubscriberGroup, now: float) -> None:
+    def send_due(self, group: "SubscriberGroup", now: float) -> None:
         """Send the queued corrections, or request new snapshots if there are too many."""
         group.corrected_at = now
         if group.is_beyond_correcting:
@@ -61,14 +64,14 @@ class Corrections:
             if bar is not None and self._may_correct(group, bar):
                 self._send_correction(group, bar)
 
-    def _may_correct(self, group: SubscriberGroup, bar: Candle) -> bool:
+    def _may_correct(self, group: "SubscriberGroup", bar: Candle) -> bool:
         """Return True if a correction may be sent now. A bar that is not final is corrected again when it is."""
         if group.mode == "live" or self._renderer.is_final(group, bar):
             return True
         group.pending_final.add(bar.open_ms)
         return group.mode == "final"
 
-    def _send_correction(self, group: SubscriberGroup, bar: Candle) -> None:
+    def _send_correction(self, group: "SubscriberGroup", bar: Candle) -> None:
         frames = dict[int, Frame]()
         for options, recipients in group.filled_groups():
             if not options.corrections:

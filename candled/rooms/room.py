@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from candled.model import Candle, Position, Topic
-from candled.protocol.messages import FINAL, REV, Options, RequestId
-from candled.protocol.requests import Resume
+from candled.protocol.messages import FINAL, REV, Options, RequestId, Resume
 
 from .recipients import RecipientConnection, Recipients, RecipientSlot
 from .throttle import MIN_GAP_S, UpdateThrottle

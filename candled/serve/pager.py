@@ -13,7 +13,7 @@ from candled.protocol import messages
 from candled.protocol.frames import Frame
 from candled.protocol.messages import FINAL, bar_text
 from candled.protocol.requests import NOT_AVAILABLE, GetHistory, RequestError
-from candled.rooms.hub import RecipientConnection
+from candled.rooms.recipients import RecipientConnection
 from candled.tasks import TaskSet
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, Gap, MarketKey, Range, iso_ms
 
-from .backfiller import Backfiller, BackfillEstimate
+from .backfiller import Backfiller, BackfillEstimate, revised_text
 from .history_start import EARLIEST_MS, find_any, find_beginning
 from .progress import show_progress
 from .session import ExchangeSource, Session, open_session, print_remark
@@ -188,17 +188,12 @@ def _print(result: dict[str, Any], *, is_dry: bool) -> None:
         )
         return
     print(
-        f"{span}: {result['stored']:,} minutes stored{revised_text(result)}, "
+        f"{span}: {result['stored']:,} minutes stored{revised_text(result['revised'])}, "
         f"{result['absent']:,} the exchange does not have, "
         f"{result['requests']:,} requests"
     )
     for one in result["failed"]:
         print(f"{name}: no usable answer for {one['from']} to {one['to']}", file=sys.stderr)
-
-
-def revised_text(result: Mapping[str, Any]) -> str:
-    """Return the number of replaced minutes as text, empty if there are none."""
-    return f", {result['revised']:,} revised" if result["revised"] else ""
 
 
 def _duration(seconds: int) -> str:

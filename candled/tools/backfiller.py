@@ -219,3 +219,8 @@ def _differs(answer: Candle, known: Candle) -> bool:
     if answer.quote_volume is None:
         return answer.values[:-1] != known.values[:-1]
     return answer.values != known.values
+
+
+def revised_text(count: int) -> str:
+    """Return the number of replaced minutes as text, empty if there are none."""
+    return f", {count:,} revised" if count else ""

@@ -12,8 +12,7 @@ from candled.model import MINUTE, MINUTE_MS, WEEK, Gap, MarketKey, Range, iso_ms
 from candled.model.gaps import find_gaps, join_neighbours
 from candled.store.interface import Store
 
-from .backfill import revised_text
-from .backfiller import Backfiller
+from .backfiller import Backfiller, revised_text
 from .progress import show_progress
 from .session import Session, open_session, print_remark
 from .store_access import open_store
@@ -210,7 +209,7 @@ def _outcome(gap: Gap, after: list[Gap]) -> dict[str, Any]:
 def _print_repair(report: dict[str, Any]) -> None:
     name = f"{report['exchange']}:{report['symbol']}"
     print(
-        f"{name}: {report['asked']:,} minutes asked for, {report['stored']:,} stored{revised_text(report)}, "
+        f"{name}: {report['asked']:,} minutes asked for, {report['stored']:,} stored{revised_text(report['revised'])}, "
         f"{report['absent']:,} the exchange does not have"
     )
     gaps = report["gaps"]

@@ -11,7 +11,7 @@ from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import CandledError, ConfigError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange, InvalidRow
 from candled.ingest.evidence import Evidence, find_evidence
-from candled.ingest.gap_retry import Absence
+from candled.ingest.gap_retry import Absence, absence_reason
 from candled.ingest.http import HttpClient
 from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
@@ -63,7 +63,7 @@ class ExchangeSource:
     @property
     def absence_meaning(self) -> Absence:
         """The reason for a minute that the exchange does not have."""
-        return "exchange_outage" if self._exchange.publishes_empty_candles else "no_trades"
+        return absence_reason(publishes_empty_candles=self._exchange.publishes_empty_candles)
 
     @property
     def request_count(self) -> int:

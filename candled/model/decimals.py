@@ -1,0 +1,48 @@
+"""Exact decimal numbers: their bounds, sums and texts."""
+
+from decimal import (
+    Clamped,
+    Context,
+    Decimal,
+    DecimalException,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+    Rounded,
+    Subnormal,
+    Underflow,
+)
+
+#: The most digits of a number, and the largest exponent: numbers lie between 1e-40 and 1e40.
+MAX_DIGITS, MAX_EXPONENT = 100, 40
+# `plus` compares a number with these bounds without writing out its digits: 1e999999999 is short, its digits are not.
+_BOUNDS = Context(
+    prec=MAX_DIGITS,
+    Emin=-MAX_EXPONENT,
+    Emax=MAX_EXPONENT,
+    traps=[Clamped, InvalidOperation, Overflow, Rounded, Subnormal],
+)
+# Sums must be exact. The precision is enough for any sum of numbers within the bounds, and a result that does not fit
+# raises an error instead of being rounded.
+_EXACT = Context(prec=200, traps=[Inexact, Rounded, Overflow, Underflow, InvalidOperation])
+add_exactly = _EXACT.add
+
+
+def is_bounded(number: Decimal | None) -> bool:
+    """Return whether a number is finite and within the bounds, or None."""
+    if number is None:
+        return True
+    try:
+        return _BOUNDS.plus(number).is_finite()
+    except DecimalException:
+        return False
+
+
+def decimal_text(number: Decimal) -> str:
+    """Format a decimal exactly, in its shortest form and without an exponent: `67234.5`, `0.00000001`, `0`."""
+    text = str(number)
+    if "E" in text:
+        text = format(number, "f")
+    if text[-1] == "0" and "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
