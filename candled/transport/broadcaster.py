@@ -21,7 +21,7 @@ _GRANTS = 8  # `initial`s per slice; one may be 1,000 times as long as an update
 
 
 class Sender(Protocol):
-    """The broadcaster's view of a connection."""
+    """A connection, as the broadcaster calls it."""
 
     address: str
 
@@ -29,7 +29,7 @@ class Sender(Protocol):
         """Send the requested `initial`."""
 
     def on_short_write(self, frame: bytes, taken: int) -> None:
-        """Handle a frame of which the socket took only a part."""
+        """Handle a partial write: the socket took only `taken` bytes of the frame."""
 
     def connection_lost(self) -> None:
         """Handle a broken connection."""
