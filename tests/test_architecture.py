@@ -315,6 +315,12 @@ def test_a_loop_by_hand_is_noticed(body, is_found):
     assert bool(loops_with_sleep(body)) is is_found
 
 
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if step_of(name) != "model"))
+def test_constants_of_time_are_those_of_the_model(name):
+    again = r"\b86_400_000\b|\b2 ?\*\* ?62\b|Interval\.parse\(\"1[mDW]\"\)"
+    assert re.findall(again, MODULES[name].read_text("utf-8")) == []
+
+
 # ---------------------------------------------------------------- directions
 
 

@@ -10,6 +10,7 @@ from candled.exchange import Clock
 from candled.model import (
     MINUTE,
     MINUTE_MS,
+    WEEK,
     Candle,
     Decimals,
     FeedState,
@@ -25,7 +26,6 @@ from .market_bars import BarsListener, MarketBars
 from .resume import Resume, Resumer
 from .store_reader import StoredHistory, StoreReader
 
-_WEEK = Interval.parse("1W")
 _LOADED_AT_ONCE = 8
 _QUEUED_KEPT = 500
 
@@ -139,7 +139,7 @@ class LiveBars:
         market = self._markets[key]
         if not market.is_seeded or market.complete_from_ms is None:
             return False
-        if market.complete_from_ms <= _WEEK.floor(self._clock.now_ms()):
+        if market.complete_from_ms <= WEEK.floor(self._clock.now_ms()):
             return True
         return len(market.aggregator.series_of(interval).newest_times(count, market.complete_from_ms)) >= count
 

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from candled.exchange import Clock
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Position, Range, RangeSet
+from candled.model import END_OF_TIME_MS, MINUTE_MS, Candle, Interval, MarketKey, Position, Range, RangeSet
 
 if TYPE_CHECKING:
     from .market_bars import MarketBars
 
-
 MOST_RESUMED = 2000
-FOREVER_MS = 2**62
 _LOGGED_WITHIN_S = 2.0
 # A minute that was not final when the client disconnected can be at most this much older than the client's newest bar.
 _UNSETTLED_MS = 10 * MINUTE_MS
@@ -79,7 +77,7 @@ class Resumer:
             if logged is None:
                 return None
             change_id, from_ms = 0, max(0, time_ms - _UNSETTLED_MS)
-            ranges = RangeSet([*logged, (interval.floor(from_ms), FOREVER_MS)])
+            ranges = RangeSet([*logged, (interval.floor(from_ms), END_OF_TIME_MS)])
         past_version, since_ms = market.past_version, market.aggregator.series_of(interval).since_ms
         ranges.add(interval.floor(from_ms), since_ms)
         older = RangeSet(
@@ -117,7 +115,7 @@ class Resumer:
 
     def became_final(self, market: "MarketBars", resume: Resume) -> RangeSet:
         """Return the ranges in which bars may be final now that the client has not received as final."""
-        return RangeSet([*market.feed_log.finals_since(resume.change_id), (resume.watermark_ms, FOREVER_MS)])
+        return RangeSet([*market.feed_log.finals_since(resume.change_id), (resume.watermark_ms, END_OF_TIME_MS)])
 
     async def _logged_changes(self, market: "MarketBars", position: Position) -> Sequence[Range] | None:
         """Return the past changes since a position that this process did not receive, once all of them are logged.

@@ -4,13 +4,12 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
-from candled.model import Candle, Decimals, Interval
+from candled.model import END_OF_TIME_MS, Candle, Decimals, Interval
 
 from .packed import PackedBars, digits_after_point
 
 _RECENT = 2  # the forming bar, and the one before it, which may still get a last version
 _CHANGES_KEPT = 16
-UNCHANGED_MS = 2**62  # later than any bar
 
 
 class Series:
@@ -108,7 +107,7 @@ class Series:
         count = self.revision - revision
         if not 0 <= count <= len(self._changes):
             return 0
-        return min(self._changes[-count:]) if count else UNCHANGED_MS
+        return min(self._changes[-count:]) if count else END_OF_TIME_MS
 
     def changed_since(self, change_id: int) -> list[Candle]:
         """Return the bars with a later change id, oldest first."""

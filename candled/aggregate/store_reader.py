@@ -7,11 +7,10 @@ from typing import Protocol
 from candled.bus import FeedMetadata
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Position, Range, RangeSet
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Position, Range, RangeSet
 from candled.tasks import TaskSet
 
 from .market_bars import AT_FIRST, MarketBars
-from .resume import FOREVER_MS
 from .resume import ChangeHistory as ResumeHistory
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ class StoreReader:
             loaded = {}
             for interval in market.aggregator.levels:
                 count = market.aggregator.parts_needed(interval, AT_FIRST)
-                loaded[interval] = (count, await self._history.read_bars(market.key, interval, 2**62, count))
+                loaded[interval] = (count, await self._history.read_bars(market.key, interval, END_OF_TIME_MS, count))
             forming = await self._select_adjoining(
                 market, loaded[MINUTE][1], await self._history.read_forming(market.key)
             )
@@ -253,7 +252,9 @@ class StoreReader:
                     is_complete = False
                 if is_complete and (since, lost_from_ms) == (market.feed_log.lost_since, market.lost_from_ms):
                     market.feed_log.mark_repaired()
-                    market.feed_log.log_change(market.feed_log.change_id + 1, lost_from_ms, FOREVER_MS, only_final=True)
+                    market.feed_log.log_change(
+                        market.feed_log.change_id + 1, lost_from_ms, END_OF_TIME_MS, only_final=True
+                    )
                     self.recovered += 1
                     market.notify_finality()
                     return

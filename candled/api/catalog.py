@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from candled.model import Interval, MarketKey, Symbol
+from candled.model import DAY_MS, Interval, MarketKey, Symbol
 
 from .errors import ApiError, shown
 
 _LISTED = 20  # names that a message lists
-_DAY_MS = 86_400_000
 
 
 class MarketCatalog:
@@ -113,7 +112,7 @@ def joined(symbol: Symbol, sign: str = "") -> str:
 
 def resolution(interval: Interval) -> str:
     """Return TradingView's name of an interval: the number of minutes, `1D` or `1W`."""
-    return str(interval.ms // 60_000) if interval.ms < _DAY_MS else str(interval)
+    return str(interval.ms // 60_000) if interval.ms < DAY_MS else str(interval)
 
 
 def binance_interval(interval: Interval) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from candled.model import END_OF_TIME_MS, Interval, MarketKey, decimal_text
+from candled.model import END_OF_TIME_MS, MINUTE_MS, Interval, MarketKey, decimal_text
 from candled.serve.rate_limit import RateLimit
 from candled.transport.library_internals import is_finished
 
@@ -24,7 +24,6 @@ from .printers import klines_printer
 DEFAULT_BARS = 500
 _DIGITS = "^[0-9]{1,20}$"
 _ZONE = re.compile(r"([+-]?)(\d{1,2})(?::?([0-5]\d))?")
-_MINUTE_MS = 60_000
 _CODES = {
     "too_many_requests": -1003,
     "unavailable": -1001,
@@ -151,7 +150,7 @@ class KlinesParameters:
             return
         match = _ZONE.fullmatch(zone)
         shift = 0 if match is None else int(match[2]) * 60 + int(match[3] or 0)
-        if match is None or shift * _MINUTE_MS % interval.ms:
+        if match is None or shift * MINUTE_MS % interval.ms:
             message = "Data sent for parameter 'timeZone' is not valid: days and weeks begin by UTC here."
             raise ApiError(400, "-1130", message)
 

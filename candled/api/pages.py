@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from candled.errors import StoreRejected, Unavailable
 from candled.exchange import Clock
-from candled.model import END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Position, Topic, fold
+from candled.model import DAY, END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Position, Topic, fold
 from candled.rooms.encoded_bars import EncodedBarCache, Printer
 
 T = TypeVar("T")
@@ -19,7 +19,6 @@ _ALL = 10**6  # more than memory holds
 _TRUSTED_S = 10.0
 _PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
 _page_numbers = count(1)
-_DAY = Interval.parse("1D")
 
 
 class LiveSource(Protocol):
@@ -358,12 +357,12 @@ class BarReader:
         Returns:
             None if no bars exist.
         """
-        interval = max((one for one in intervals if one.ms <= _DAY.ms), default=MINUTE)
+        interval = max((one for one in intervals if one.ms <= DAY.ms), default=MINUTE)
         newest = await self.read_page(market, interval, limit=1)
         if not newest.bars:
             return None
-        day_ms = _DAY.floor(newest.bars[0].open_ms)
-        today = await self.read_page(market, interval, start_ms=day_ms, limit=_DAY.ms // interval.ms)
+        day_ms = DAY.floor(newest.bars[0].open_ms)
+        today = await self.read_page(market, interval, start_ms=day_ms, limit=DAY.ms // interval.ms)
         before = await self.read_page(market, interval, end_ms=day_ms, limit=1)
         return fold(today.bars, day_ms), before.bars[0] if before.bars else None
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from operator import attrgetter
 
-from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, Range, RangeSet
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, WEEK, Gap, Range, RangeSet
 from candled.model.gaps import clip_gap, cut_gap, join_gaps
 
 from .evidence import Evidence
 from .gap_retry import Absence, UnconfirmedMinutes, make_gap, postpone
 from .minutes import RECENT_MS
 
-_WEEK = Interval.parse("1W")
 #: This much of the stored history is compared with REST again, because exchanges revise minutes.
 RECHECK_MS = 24 * 60 * MINUTE_MS
 # If no other source has evidence of the beginning of history, this many answers, over at least eleven minutes, are
@@ -322,7 +321,7 @@ class Coverage:
         """
         self.unconfirmed.resume_due(now_ms)
         most_ms = most_minutes * MINUTE_MS
-        week_ms = _WEEK.floor(now_ms)
+        week_ms = WEEK.floor(now_ms)
         recent_ms = MINUTE.floor(now_ms - RECENT_MS)
         gaps = self._newest_gaps(self.unasked_within(recent_ms, until_ms), most_ms)
         if gaps:

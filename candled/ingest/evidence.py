@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from candled.exchange import Exchange, Http
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Range, Symbol
+from candled.model import DAY, MINUTE, MINUTE_MS, Candle, Interval, Range, Symbol
 
-_DAY = Interval.parse("1D")
 # The finest of these that the exchange offers shows at which bar of the first day history begins.
 _FINE = tuple(Interval.parse(name) for name in ("5m", "15m", "1h"))
 
@@ -59,8 +58,8 @@ async def _has_before(exchange: Exchange, http: Http, symbol: Symbol, start_ms: 
 
 async def _from_bars(exchange: Exchange, http: Http, symbol: Symbol, stretch: Range, first: Candle) -> Evidence:
     """Compare with longer bars. An answer without the bar of `first` proves nothing."""
-    day_ms = _DAY.floor(first.open_ms)
-    days = await exchange.fetch_bars(http, symbol, _DAY, _DAY.floor(stretch.start_ms), day_ms + _DAY.ms)
+    day_ms = DAY.floor(first.open_ms)
+    days = await exchange.fetch_bars(http, symbol, DAY, DAY.floor(stretch.start_ms), day_ms + DAY.ms)
     if not days or days[-1].open_ms != day_ms:
         return NOTHING
     if days[0].open_ms < day_ms:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from candled.bus import FeedMetadata
 from candled.exchange import Candles, InvalidRow
-from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Gap, Interval, MarketKey, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Gap, MarketKey, Range, RangeSet
 
 from .coverage import Coverage, Urgency, Window
 from .evidence import Evidence
@@ -18,7 +18,6 @@ from .rows import RowFilter, sift
 
 logger = logging.getLogger(__name__)
 
-_WEEK = Interval.parse("1W")
 # If the stream does not deliver the forming minute, REST is polled for it every three seconds, budget permitting.
 POLL_MS = 3_000
 # Answers without evidence are requested again once REST is credible again, at most this often.

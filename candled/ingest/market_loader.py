@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from candled.errors import StoreUnavailable
 from candled.exchange import Clock, Exchange
-from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, Symbol
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, WEEK, Gap, MarketKey, Range, Symbol
 from candled.model.gaps import clip_gap
 from candled.tasks import Backoff, in_parallel, retry
 
@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_WEEK = Interval.parse("1W")
 _READ_AT_ONCE = 8
 
 
@@ -88,7 +87,7 @@ class MarketLoader:
         key = MarketKey(self._name, symbol)
         # complete weeks, so that the first bar of every interval is complete; a longer pause leaves no week out
         wanted_ms = now_ms - self._backfill_ms
-        from_ms = _WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
+        from_ms = WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
         coverage = Coverage(
             present=await self._store.stored_ranges(key, from_ms, now_ms),
             known_gaps=[_examined(gap) for gap in await self._known_gaps(key, from_ms, MINUTE.floor(now_ms))],

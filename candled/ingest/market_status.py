@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from candled.model import MINUTE, MINUTE_MS, Candle, Interval, State, StateReason
+from candled.model import MINUTE, MINUTE_MS, WEEK, Candle, State, StateReason
 from candled.model.texts import printable
 
 from .minutes import RECENT_MS
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from .coverage import Coverage
     from .presence import Presence
 
-_WEEK = Interval.parse("1W")
 # REST is asked for a missing minute only this long after its end: until then it may still arrive.
 _ARRIVAL_MARGIN_MS = 10_000
 MAX_PROBLEM = 300  # characters of an error text, which may contain the exchange's
@@ -107,7 +106,7 @@ class MarketStatus:
     def _is_missing_week(self, now_ms: int) -> bool:
         """Return whether the current week is not complete yet."""
         since_ms, beginning = self._coverage.since_ms, self._coverage.beginning
-        from_ms = max(_WEEK.floor(now_ms), self._coverage.from_ms)
+        from_ms = max(WEEK.floor(now_ms), self._coverage.from_ms)
         is_unconfirmed = beginning is not None and beginning.reason == "unconfirmed" and beginning.end_ms > from_ms
         return since_ms is None or since_ms > from_ms or is_unconfirmed
 
@@ -115,7 +114,7 @@ class MarketStatus:
         """Return why the current week is not complete."""
         if not self._rest_works:
             return "rest_unavailable"
-        is_asked = not self._coverage.unasked_within(_WEEK.floor(now_ms), self._rules.expected_until(now_ms))
+        is_asked = not self._coverage.unasked_within(WEEK.floor(now_ms), self._rules.expected_until(now_ms))
         return "unconfirmed_beginning" if is_asked and self._coverage.beginning is not None else "fetching"
 
     @property

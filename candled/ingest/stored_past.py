@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
-from candled.model import MINUTE_MS, Interval, Range, RangeSet, Symbol
+from candled.model import MINUTE_MS, WEEK, Range, RangeSet, Symbol
 from candled.tasks import repeat
 
 from .coverage import Coverage
@@ -14,8 +14,7 @@ from .market import MarketIngest, Outcome
 from .market_store import MarketStore
 from .publisher import IngestPublisher
 
-_WEEK = Interval.parse("1W")
-_SEGMENT_MS = 4 * _WEEK.ms  # limits memory: a longer history is examined in parts
+_SEGMENT_MS = 4 * WEEK.ms  # limits memory: a longer history is examined in parts
 _TICK_S = 1.0
 _TICKS_PER_SEARCH = 5
 
@@ -74,7 +73,7 @@ class StoredPast:
             return  # requested when nothing else is due
         market.older = None
         served_ms = await self._store.served_from(market.key)
-        begins_ms = None if served_ms is None else _WEEK.floor(served_ms)  # so that the first bars are complete
+        begins_ms = None if served_ms is None else WEEK.floor(served_ms)  # so that the first bars are complete
         if begins_ms is None or begins_ms >= since_ms:
             await self._extend_before_beginning(market, since_ms)
             self._unexamined.pop(market.key.symbol, None)
@@ -98,7 +97,7 @@ class StoredPast:
         Nothing exists before the beginning of history, so the bars that contain it are complete.
         """
         for gap in await self._store.known_gaps(market.key, Range(since_ms - MINUTE_MS, since_ms)):
-            begins_ms = max(gap.start_ms, _WEEK.floor(since_ms))
+            begins_ms = max(gap.start_ms, WEEK.floor(since_ms))
             if gap.reason == "beyond_history" and gap.end_ms >= since_ms and begins_ms < since_ms:
                 market.coverage.extend_since(begins_ms)
                 await self._publisher.publish_repair(market, Outcome(repaired=Range(begins_ms, since_ms)))
@@ -124,8 +123,8 @@ class StoredPast:
                 await self._adopt_range(market, span)
 
     async def _adopt_range(self, market: MarketIngest, span: Range) -> None:
-        for week_ms in range(_WEEK.floor(max(span.start_ms, market.coverage.from_ms)), span.end_ms, _WEEK.ms):
-            part = Range(max(week_ms, span.start_ms), min(week_ms + _WEEK.ms, span.end_ms))
+        for week_ms in range(WEEK.floor(max(span.start_ms, market.coverage.from_ms)), span.end_ms, WEEK.ms):
+            part = Range(max(week_ms, span.start_ms), min(week_ms + WEEK.ms, span.end_ms))
             market.compare_with_store(RangeSet(), RangeSet(await self._store.stored_ranges(market.key, *part)), part)
         since_ms = await self._store.complete_from(market.key)
         if since_ms is not None:

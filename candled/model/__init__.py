@@ -3,7 +3,7 @@
 from .candle import BarChange, Candle, fold
 from .decimals import MAX_DIGITS, decimal_text
 from .gaps import REASONS, Gap
-from .interval import DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
+from .interval import DAY, DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
 from .market import Decimals, Market, MarketKey, Symbol, Topic
 from .ranges import ALL_TIME, END_OF_TIME_MS, Range, RangeSet
 from .states import STATE_REASONS, STATES, FeedState, Position, State, StateReason
@@ -11,6 +11,7 @@ from .times import YEAR_10000_MS, iso_ms, parse_iso_ms
 
 __all__ = [
     "ALL_TIME",
+    "DAY",
     "DAY_MS",
     "DEFAULT_INTERVALS",
     "END_OF_TIME_MS",

@@ -6,8 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "D": 86_400_000, "W": 604_800_000}
-MINUTE_MS, DAY_MS = _UNIT_MS["m"], _UNIT_MS["D"]
-_WEEK_MS = _UNIT_MS["W"]
+MINUTE_MS, DAY_MS, _WEEK_MS = _UNIT_MS["m"], _UNIT_MS["D"], _UNIT_MS["W"]
 _FIRST_MONDAY_MS = 4 * DAY_MS  # the epoch was a Thursday
 _PATTERN = re.compile(r"([1-9][0-9]{0,5})([a-zA-Z])")
 
@@ -101,5 +100,6 @@ def sources(intervals: Iterable[Interval]) -> dict[Interval, Interval]:
 
 
 MINUTE = Interval.parse("1m")
+DAY = Interval.parse("1D")
 WEEK = Interval.parse("1W")
 DEFAULT_INTERVALS = tuple(Interval.parse(text) for text in ("1m", "5m", "15m", "1h", "4h", "1D", "1W"))

@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-END_OF_TIME_MS = 10**14  # later than any candle, and within the range of every store
+END_OF_TIME_MS = 10**14  # later than any bar, and within the range of every store
 
 
 class Range(NamedTuple):

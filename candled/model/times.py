@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-_DAY_MS = 86_400_000
 _EPOCH, _MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
 YEAR_10000_MS = 253_402_300_800_000
 """The first time that ISO 8601 cannot express."""
@@ -18,7 +17,7 @@ def _day(day: int) -> str:
 
 def iso_ms(at_ms: int) -> str:
     """Format UTC epoch milliseconds as `2024-10-24T10:00:00.000Z`."""
-    day, rest = divmod(at_ms, _DAY_MS)
+    day, rest = divmod(at_ms, 86_400_000)
     if rest % 60_000 == 0:  # the start of every bar
         return _day(day) + _MINUTES[rest // 60_000]
     seconds, ms = divmod(rest, 1000)

@@ -9,7 +9,7 @@ from typing import Any
 from candled.config import Config
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, Gap, MarketKey, Range, iso_ms
+from candled.model import DAY_MS, MINUTE, MINUTE_MS, Gap, MarketKey, Range, iso_ms
 
 from .backfiller import Backfiller, BackfillEstimate, revised_text
 from .history_start import EARLIEST_MS, find_any, find_beginning
@@ -20,8 +20,8 @@ from .session import ExchangeSource, Session, open_session, print_remark
 # a minute may have had no trades, so a full request is needed.
 _PROBE_MS = 180 * MINUTE_MS
 # Days before the oldest minute whose longer bars are compared; the daemon examines them again a day later.
-_COMPARED_MS = 60 * 86_400_000
-_EXAMINED_MS = 86_400_000
+_COMPARED_MS = 60 * DAY_MS
+_EXAMINED_MS = DAY_MS
 
 
 async def backfill(
