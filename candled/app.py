@@ -116,7 +116,6 @@ class Daemon:
         self._clock = clock
         self._store = make_store(config, owns=True)
         self._threads = StoreThreads(self._store)
-        self._upkeep = StoreUpkeep(self._store, self._threads, clock)
         self._writer = Writer(
             self._store,
             self._threads,
@@ -125,6 +124,7 @@ class Daemon:
             journal=_journal(config),
         )
         self._history = HistoryReader(self._store, self._threads)
+        self._upkeep = StoreUpkeep(self._store, self._threads, self._history, clock)
         symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
         markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
         self._shared = _shared(config, markets, clock)

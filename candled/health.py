@@ -62,14 +62,19 @@ class Health:
             writer |= {"state": "away", "lastError": self._upkeep.problem or None}
         bus = self._bus.describe()
         conflicts = list(self._upkeep.conflicts)
-        has_problems = writer["state"] != "ok" or conflicts or "trouble" in bus
+        has_problems = writer["state"] != "ok" or self._history.problem or conflicts or "trouble" in bus
         healthy = all(map(is_healthy, exchanges.values())) and not has_problems
         return {
             "status": "pass" if healthy else "warn",
             "version": __version__,
             "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
             "exchanges": exchanges,
-            "store": {**self._store.describe(), "conflicts": conflicts, **writer},
+            "store": {
+                **self._store.describe(),
+                "conflicts": conflicts,
+                "readError": self._history.problem,
+                **writer,
+            },
             "roles": list(self._config.roles),
             "bus": bus,
             "bars": self._bars.describe_recovery(),

@@ -1,16 +1,22 @@
 """Reads of stored candles for many clients. Identical concurrent reads share one query."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar, TypeVarTuple, cast
 
+from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import ALL_TIME, DAY_MS, REASONS, Candle, Gap, Interval, MarketKey, Range, Symbol
 from candled.model.gaps import find_gaps, join_gaps
 
 from .interface import Store
 from .threads import StoreThreads
+
+logger = logging.getLogger(__name__)
 
 _GAPS_MS = 7 * DAY_MS  # whose gaps are read at a time
 
@@ -38,6 +44,19 @@ class HistoryReader:
         self._store = store
         self._threads = threads
         self._under_way: dict[object, SharedRead] = {}
+        #: The error of the last read about each market, or of each exchange, whose last read failed.
+        self._failing: dict[object, str] = {}
+
+    @property
+    def problem(self) -> str | None:
+        """Why the store cannot be read, or None if it can."""
+        return next(iter(self._failing.values()), None)
+
+    async def retry_failed(self) -> None:
+        """Read a value of each market whose last read failed, to notice when the store works again."""
+        for market in [one for one in self._failing if isinstance(one, MarketKey)]:
+            with suppress(StoreUnavailable, StoreRejected):
+                await self.complete_from(market)
 
     async def read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> tuple[Candle, ...]:
         """Return the newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
@@ -104,6 +123,7 @@ class HistoryReader:
         if read is None:
             read = self._under_way[key] = SharedRead(asyncio.create_task(self._threads.run_read(call, *args)))
             read.task.add_done_callback(lambda _: self._remove_read(key, read))
+            read.task.add_done_callback(partial(self._on_read, next(iter(args), None)))
         read.waiters += 1
         try:
             # a cancelled caller must not cancel the read of the others
@@ -118,8 +138,19 @@ class HistoryReader:
         """Let no further caller join the read."""
         if self._under_way.get(key) is read:
             del self._under_way[key]
-        if read.task.done() and not read.task.cancelled():
-            read.task.exception()  # retrieved, even if every caller has left
+
+    def _on_read(self, subject: object, task: asyncio.Task[Any]) -> None:
+        """Record whether a read failed. The log has the first failure, and the end of the last one."""
+        if task.cancelled():
+            return
+        error = task.exception()  # retrieved, even if every caller has left
+        if error is None:
+            if self._failing.pop(subject, None) is not None and not self._failing:
+                logger.info("the store can be read again")
+        elif isinstance(error, StoreUnavailable | StoreRejected):
+            if not self._failing:
+                logger.error("the store cannot be read: %s", error)
+            self._failing[subject] = str(error)
 
     def _changes_since(self, market: MarketKey, epoch: str, seq: int, _: int) -> list[Range] | None:
         return self._store.changes_since(market, epoch, seq)

@@ -23,6 +23,8 @@ class Owner:
     def __init__(self, database: Path) -> None:
         self._database = database
         self._descriptor: int | None = None
+        #: True after the lock file was deleted, until the database is locked again.
+        self._is_lost = False
 
     def take(self) -> None:
         """Lock the database for this process.
@@ -55,13 +57,25 @@ class Owner:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
+    def verify(self) -> None:
+        """Lock the database again if its lock file was deleted. Raises as `take` does."""
+        if self._descriptor is not None and not _is_at(self._descriptor, _lock_path(self._database)):
+            os.close(self._descriptor)
+            self._descriptor = None
+            self._is_lost = True
+        if self._is_lost:
+            self.take()
+            self._is_lost = False
+
     def release(self) -> None:
         """Unlock the database, if this process has locked it."""
-        descriptor, self._descriptor = self._descriptor, None
+        descriptor, self._descriptor, self._is_lost = self._descriptor, None, False
         if descriptor is None:
             return
-        with suppress(OSError):
-            _lock_path(self._database).unlink()
+        path = _lock_path(self._database)
+        if _is_at(descriptor, path):  # otherwise it is another process's
+            with suppress(OSError):
+                path.unlink()
         os.close(descriptor)
 
 

@@ -7,6 +7,7 @@ from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.tasks import Backoff, TaskSet, retry
 
+from .history import HistoryReader
 from .interface import CHECK_IN_S, Store
 from .threads import StoreThreads
 
@@ -19,9 +20,10 @@ _MAINTAIN_S = 3600.0
 class StoreUpkeep:
     """Opens a store, lets it tidy up, and detects other daemons that use it with other settings."""
 
-    def __init__(self, store: Store, threads: StoreThreads, clock: Clock) -> None:
+    def __init__(self, store: Store, threads: StoreThreads, history: HistoryReader, clock: Clock) -> None:
         self._store = store
         self._threads = threads
+        self._history = history
         self._clock = clock
         #: why the store could not be opened at the last attempt
         self.problem = ""
@@ -70,7 +72,8 @@ class StoreUpkeep:
             logger.warning("the store could not be tidied up: %s", error)
 
     async def _check_in(self) -> None:
-        """Detect other daemons that use the store with other settings."""
+        """Detect other daemons that use the store with other settings, and the end of failing reads."""
+        await self._history.retry_failed()
         try:
             conflicts = await self._threads.run_write(self._store.check_in)
         except (StoreUnavailable, StoreRejected):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -131,6 +132,66 @@ def test_a_second_daemon_is_refused_by_name_and_has_the_file_when_the_first_ends
     second.open()
     assert second.intervals() == [M5, H1]
     second.close()
+
+
+LOST = {
+    "deleted": (lambda path: path.unlink(), "candled.db: was deleted or moved"),
+    "moved": (lambda path: path.rename(path.with_name("moved")), "candled.db: was deleted or moved"),
+    "replaced": (lambda path: shutil.copy(path, path.with_name("copy")).replace(path), "candled.db: was replaced"),
+    "its log deleted": (lambda path: path.with_name("candled.db-wal").unlink(), "candled.db-wal: was deleted or moved"),
+    "its directory moved": (lambda path: path.parent.rename(path.parent.with_name("moved")), "was deleted or moved"),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_file_that_others_do_not_see_is_neither_read_nor_written_until_it_is_back(tmp_path, case):
+    path = tmp_path / "data" / "candled.db"
+    path.parent.mkdir()
+    store = SqliteStore(path, [M5])
+    store.open()
+    lose, message = LOST[case]
+    kept = path.with_name("kept"), path.with_name("kept-wal")
+    try:
+        store.write_minutes([(BTC, minute(0))])
+        for name, link in zip((path, path.with_name("candled.db-wal")), kept, strict=True):
+            os.link(name, link)
+        lose(path)
+        for call in (
+            lambda: store.write_minutes([(BTC, minute(1))]),
+            lambda: store.read_bars(BTC, MINUTE, before_ms=2**60, limit=9),
+            store.check_in,
+        ):
+            with pytest.raises(StoreUnavailable, match=message):
+                call()
+        if case == "its directory moved":
+            path.parent.with_name("moved").rename(path.parent)
+        for name, link in zip((path, path.with_name("candled.db-wal")), kept, strict=True):
+            link.replace(name)
+        store.check_in()
+        store.write_minutes([(BTC, minute(1))])
+        assert len(everything(store, BTC, MINUTE)) == 2
+    finally:
+        store.close()
+
+
+def test_two_daemons_do_not_share_a_file_whose_lock_file_was_deleted(path, open_store):
+    first, second = open_store(M5), SqliteStore(path, [M5])
+    lock = path.with_name("candled.db-owner")
+    lock.unlink()
+    first.check_in()
+    with pytest.raises(StoreUnavailable, match="another candled uses it"):
+        second.open()
+    lock.unlink()
+    second.open()
+    for call in (first.check_in, lambda: first.write_minutes([(BTC, minute(0))])):
+        with pytest.raises(StoreUnavailable, match=f"another candled uses it .process {os.getpid()}."):
+            call()
+    second.write_minutes([(BTC, minute(0))])
+    second.close()
+    first.check_in()
+    first.write_minutes([(BTC, minute(1))])
+    first.close()
+    assert not lock.exists()
 
 
 @pytest.mark.usefixtures("daemon")

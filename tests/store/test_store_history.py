@@ -1,6 +1,7 @@
 """Shared reads and the store's threads, on a real SQLite store."""
 
 import asyncio
+import logging
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -316,3 +317,28 @@ async def test_every_call_gets_the_error_of_its_market_and_an_absent_store_is_as
     store.trouble = {}
     await ingest_store.save_coverage(BTC, None, [gap(3, 4)], span(0, 9))
     assert store.known_gaps(BTC) == [gap(3, 4)]
+
+
+async def test_failing_reads_are_a_state_and_two_log_lines(history, store, caplog):
+    caplog.set_level(logging.INFO, "candled")
+    read, failing = store.complete_from, True
+
+    def complete_from(market):
+        if failing:
+            raise StoreRejected(f"disk image is malformed: {market}")
+        return read(market)
+
+    store.complete_from = complete_from
+    assert history.problem is None
+    for market in (BTC, ETH, BTC, ETH):
+        with pytest.raises(StoreRejected):
+            await history.complete_from(market)
+    await history.retry_failed()
+    assert "malformed" in history.problem
+    await history.newest_minutes("bitget")  # another read
+    assert "malformed" in history.problem
+    failing = False
+    await history.retry_failed()
+    assert history.problem is None
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"the store cannot be read: disk image is malformed: {BTC}", "the store can be read again"]

@@ -112,6 +112,14 @@ def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -140,6 +148,10 @@ class SqliteStore(SqlStore):
         self._lock = threading.Lock()
         self._is_open = False
         self._ids: dict[MarketKey, int] = {}
+        #: The device and inode of the file and of its write-ahead log; empty if they are not checked.
+        self._identity: list[tuple[int, int] | None] = []
+        #: Why this process must not use the file any more, or "".
+        self._lost = ""
 
     def open(self) -> None:
         """See `Store.open`.
@@ -158,6 +170,7 @@ class SqliteStore(SqlStore):
                 else:
                     self._open_own_file()
                     self._add_intervals(self._configured)
+                    self._identity = self._read_identity()
                 self._kept = frozenset(self._folded_intervals())
         except BaseException as error:
             self._release_file()
@@ -320,7 +333,17 @@ class SqliteStore(SqlStore):
         self._fetch_rows("PRAGMA optimize")
 
     def check_in(self) -> Sequence[str]:
-        """See `Store.check_in`. No other daemon can have the file."""
+        """See `Store.check_in`. No other daemon can have the file, unless its lock file was deleted."""
+        self._check_identity()
+        try:
+            self._owner.verify()
+            self._lost = ""
+        except StoreUnavailable as error:
+            self._lost = str(error)
+            raise
+        except OSError as error:
+            self._lost = f"{self._path.name}: its lock file cannot be created ({error.strerror})"
+            raise StoreUnavailable(self._lost) from error
         return ()
 
     def describe(self) -> dict[str, Any]:
@@ -529,7 +552,29 @@ class SqliteStore(SqlStore):
         """Return this thread's connection."""
         if not self._is_open:
             raise StoreRejected(f"{self._path.name}: the store is not open")
+        if self._lost:
+            raise StoreUnavailable(self._lost)
+        self._check_identity()
         return self._connections.get(threading.get_ident()) or self._open_connection()
+
+    def _read_identity(self) -> list[tuple[int, int] | None]:
+        return [_identity_of(path) for path in (self._path, self._path.with_name(self._path.name + "-wal"))]
+
+    def _check_identity(self) -> None:
+        """Refuse to work on a file that others do not see: it was deleted, moved or replaced.
+
+        Raises:
+            StoreUnavailable: it was. The file is used again if it is moved back.
+        """
+        if not self._identity:
+            return
+        found = self._read_identity()
+        for name, known, now in zip(("", "-wal"), self._identity, found, strict=True):
+            if known is not None and now != known:
+                change = "was deleted or moved" if now is None else "was replaced by another file"
+                advice = "while candled uses it: move it back, or restart candled"
+                raise StoreUnavailable(f"{self._path.name}{name}: {change} {advice}")
+        self._identity = found  # SQLite creates the log with the first transaction
 
     def _open_connection(self) -> sqlite3.Connection:
         # Each thread uses its own connection. Only `close` uses those of other threads.
@@ -547,6 +592,7 @@ class SqliteStore(SqlStore):
 
     def _release_file(self) -> None:
         self._is_open = False
+        self._identity, self._lost = [], ""
         self._ids.clear()
         with self._lock:
             while self._connections:
