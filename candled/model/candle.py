@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 from candled.errors import InvalidCandle
 
-from .decimals import MAX_DIGITS, MAX_EXPONENT, add_exactly, is_bounded
+from .decimals import MAX_DIGITS, MAX_PLACES, add_exactly, is_bounded
 from .interval import MINUTE_MS, Interval
 from .times import YEAR_10000_MS
 
@@ -89,7 +89,7 @@ class Candle(NamedTuple):
         if not 0 <= open_ms < YEAR_10000_MS or open_ms % grid_ms:
             raise InvalidCandle(f"expected an opening time on a boundary of {grid_ms} ms, got {open_ms}")
         if not all(map(is_bounded, self.values)):
-            problem = f"expected numbers of at most {MAX_DIGITS} digits, from 1e-{MAX_EXPONENT} to 1e{MAX_EXPONENT}"
+            problem = f"expected finite numbers of at most {MAX_DIGITS} digits, {MAX_PLACES} after the point"
         elif not (low <= opened <= high and low <= close <= high):
             problem = "expected low <= open, close <= high"
         elif low <= 0:

@@ -9,19 +9,13 @@ from decimal import (
     InvalidOperation,
     Overflow,
     Rounded,
-    Subnormal,
     Underflow,
 )
 
-#: The most digits of a number, and the largest exponent: numbers lie between 1e-40 and 1e40.
-MAX_DIGITS, MAX_EXPONENT = 100, 40
+#: The most digits of a number, and of those the most after the point. Numbers are below 1e50.
+MAX_DIGITS, MAX_PLACES = 50, 49
 # `plus` compares a number with these bounds without writing out its digits: 1e999999999 is short, its digits are not.
-_BOUNDS = Context(
-    prec=MAX_DIGITS,
-    Emin=-MAX_EXPONENT,
-    Emax=MAX_EXPONENT,
-    traps=[Clamped, InvalidOperation, Overflow, Rounded, Subnormal],
-)
+_BOUNDS = Context(prec=MAX_DIGITS, Emin=0, Emax=MAX_PLACES, traps=[Clamped, InvalidOperation, Overflow, Rounded])
 # Sums must be exact. The precision is enough for any sum of numbers within the bounds, and a result that does not fit
 # raises an error instead of being rounded.
 _EXACT = Context(prec=200, traps=[Inexact, Rounded, Overflow, Underflow, InvalidOperation])

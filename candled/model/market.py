@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .decimals import MAX_EXPONENT
+from .decimals import MAX_PLACES
 from .interval import Interval
 
 _PATTERN = re.compile(r"([^\s/:]{1,32})/([^\s/:]{1,32})")
@@ -62,7 +62,7 @@ class Decimals(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Market:
-    """A market as the exchange lists it. Decimals are the number of decimal places, 0 to 40; None if unknown."""
+    """A market as the exchange lists it. Decimals are the number of decimal places, 0 to 49; None if unknown."""
 
     symbol: Symbol
     price_decimals: int | None = None
@@ -79,4 +79,4 @@ class Market:
 
 def _believed(places: int | None) -> int | None:
     """Return a number of decimal places, or None if no candle could have so many."""
-    return places if places is not None and 0 <= places <= MAX_EXPONENT else None
+    return places if places is not None and 0 <= places <= MAX_PLACES else None

@@ -22,7 +22,6 @@ OPTIONAL = ("quote_volume", "as_of_ms")
 _IGNORED = ("trades", "final")
 _NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
-_MOST_DIGITS = 49  # before the point, and after it: every store takes 100 characters
 
 Write = Callable[[Sequence[Candle]], None]
 
@@ -190,8 +189,6 @@ def _picker(path: Path, columns: Sequence[str]) -> Callable[[Sequence[str]], Seq
 def _candle(cells: Sequence[str], now_ms: int) -> Candle:
     time_ms, opened, high, low, close, volume, quote_volume, as_of = cells
     candle = Candle.parse(time_ms, opened, high, low, close, volume, quote_volume or None, final=True)
-    if any(number is not None and _is_too_long(number) for number in candle.values):
-        raise InvalidCandle(f"expected numbers of at most {_MOST_DIGITS} digits on each side of the point")
     end_ms = candle.open_ms + MINUTE_MS
     if end_ms > now_ms:
         raise InvalidCandle(f"expected a minute that is over, got {candle.open_ms}")
@@ -200,11 +197,6 @@ def _candle(cells: Sequence[str], now_ms: int) -> Candle:
     if not (as_of.isascii() and as_of.isdigit()) or int(as_of) > now_ms + DAY_MS:
         raise InvalidCandle(f"expected the time of the statement in epoch milliseconds, got {as_of!r}")
     return candle._replace(as_of_ms=int(as_of))
-
-
-def _is_too_long(number: Decimal) -> bool:
-    _, _, exponent = number.as_tuple()
-    return isinstance(exponent, int) and (-exponent > _MOST_DIGITS or number.adjusted() >= _MOST_DIGITS)
 
 
 @contextmanager

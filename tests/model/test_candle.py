@@ -58,11 +58,12 @@ def test_a_printed_number_is_exact_and_has_no_zero_too_many(number):
         ("60000", "1", "1", "1", "1", ""),
         ("60000", "1e999999999", "1e999999999", "1e999999999", "1e999999999", "1"),
         ("60000", "1", "1", "1e-999999999", "1", "1"),
-        ("60000", "1", "1", "1", "1", "1e41"),
-        ("60000", "1", "1", "1", "1", "1e-41"),
+        ("60000", "1", "1", "1", "1", "1e50"),
+        ("60000", "1", "1", "1", "1", "1e-50"),
+        ("60000", "1", "1", "1", "1", "0e-50"),
         ("60000", "1", "1", "1", "1", "0e999999999"),
         ("60000", "1", "1", "1", "1", "1", "1e999999999"),
-        ("60000", "1", "1", "1", "1", "1." + "1" * 100),
+        ("60000", "1", "1", "1", "1", "1." + "1" * 50),
         ("60000", "1" * 10_000, "1" * 10_000, "1" * 10_000, "1" * 10_000, "1"),
         ("60000", "1", "1", "1", "1", "sNaN"),
         ("253402300800000", "1", "1", "1", "1", "1"),
@@ -77,8 +78,13 @@ def test_an_impossible_candle_is_refused(row):
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("number", ["1e49", "1e-49", "0e-49", "0E+9", "9" * 50, "0." + "9" * 49, "1." + "9" * 49])
+def test_a_number_within_the_bounds_is_accepted(number):
+    assert Candle.parse(0, "1", "1", "1", "1", number).volume == Decimal(number)
+
+
 @pytest.mark.parametrize(
-    ("places", "believed"), [(0, 0), (40, 40), (41, None), (-1, None), (10**9, None), (None, None)]
+    ("places", "believed"), [(0, 0), (49, 49), (50, None), (-1, None), (10**9, None), (None, None)]
 )
 def test_impossible_decimals_of_a_market_are_unknown(places, believed):
     market = Market(symbol=Symbol("BTC", "USDT"), price_decimals=places, volume_decimals=places)

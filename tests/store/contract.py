@@ -143,14 +143,17 @@ class StoreContract:
     def test_a_batch_with_a_number_it_cannot_hold_leaves_nothing(self, store):
         with pytest.raises(StoreRejected):
             store.write_minutes(
-                [(ETH, minute(0)), (BTC, minute(0, volume="1E-150")), (BTC, minute(1, volume="1E+150"))]
+                [
+                    (ETH, minute(0)),
+                    *((BTC, minute(at)._replace(volume=Decimal(text))) for at, text in enumerate(("1E-150", "1E+150"))),
+                ]
             )
         assert everything(store, ETH, MINUTE) == everything(store, BTC, MINUTE) == []
 
     @pytest.mark.parametrize("text", ["1E+999999999999", "1E-999999999999"])
     def test_a_number_of_endless_digits_is_refused_at_once(self, store, text):
         with pytest.raises(StoreRejected, match="unsupported number"):
-            store.write_minutes([(BTC, minute(0, volume=text))])
+            store.write_minutes([(BTC, minute(0)._replace(volume=Decimal(text)))])
         assert everything(store, BTC, MINUTE) == []
 
     # ------------------------------------------------------------ versions
