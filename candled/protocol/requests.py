@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from candled.errors import ClientError
-from candled.model import Interval, MarketKey, Symbol, Topic, parse_iso_ms
+from candled.model import YEAR_10000_MS, Interval, MarketKey, Symbol, Topic, parse_iso_ms
 
 from . import messages
 from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId, Resume
@@ -18,7 +18,6 @@ _SHOWN = 64  # characters of a client's own text that an error repeats
 _LISTED = 20  # symbols an error lists
 _LONGEST_ID = 64
 _INTEGER = 2**63  # limit of a signed 64-bit integer
-_LAST_MS = 253_402_300_800_000  # the year 10000
 
 INVALID_FORMAT = "Invalid message format"
 INTERNAL, UNKNOWN, LIMIT, NOT_AVAILABLE, TOO_MANY = 100, 102, 106, 108, 111  # codes of errors; 107 is any other
@@ -313,7 +312,7 @@ def _time_ms(name: str, given: Any) -> int:
             at_ms = parse_iso_ms(given)
         except (ValueError, OverflowError):
             at_ms = -1
-    if 0 <= at_ms < _LAST_MS:
+    if 0 <= at_ms < YEAR_10000_MS:
         return at_ms
     if name == "before":
         raise RequestError(f"Invalid before: {_json(given)}. Expected an ISO 8601 time or epoch milliseconds")

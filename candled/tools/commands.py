@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from candled.model import MINUTE, REASONS, MarketKey, Range, Symbol
+from candled.model import END_OF_TIME_MS, MINUTE, REASONS, MarketKey, Range, Symbol
 
 from . import options as opt
 from .options import ConfigFile, Outcome, declare
@@ -49,7 +49,6 @@ def _load(
 
 
 def _between(start: int | None, end: int | None) -> Range:
-    from candled.model import END_OF_TIME_MS
 
     return Range(start or 0, END_OF_TIME_MS if end is None else end)
 

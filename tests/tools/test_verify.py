@@ -10,14 +10,14 @@ import pytest
 from candled.budget import LocalBudgets, part_of
 from candled.clock import SystemClock
 from candled.config import ExchangeConfig
-from candled.model import DEFAULT_INTERVALS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Range, iso_ms
+from candled.model import DAY_MS, DEFAULT_INTERVALS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Range, iso_ms
 from candled.tools.budgets import SHARE
 from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
 from candled.tools.verify import verify_market
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import ScaledClock
-from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
+from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
 from tests.store.rows import MONDAY_MS, recorded
 from tests.system.rig import MONDAY_MORNING_MS, Rig

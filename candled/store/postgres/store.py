@@ -11,7 +11,19 @@ from functools import partial
 from typing import Any, TypeVar
 
 from candled.errors import StoreRejected
-from candled.model import ALL_TIME, DAY_MS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, RangeSet
+from candled.model import (
+    ALL_TIME,
+    DAY_MS,
+    END_OF_TIME_MS,
+    MINUTE,
+    MINUTE_MS,
+    Candle,
+    Gap,
+    Interval,
+    MarketKey,
+    Range,
+    RangeSet,
+)
 from candled.model.gaps import replace_gaps
 from candled.store.batch import group_by_market
 from candled.store.interface import FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow
@@ -491,4 +503,4 @@ def _within(
 
 def _possible(at_ms: int) -> int:
     """Return the time, limited to the range of PostgreSQL's calendar."""
-    return max(0, min(at_ms, 10**15))
+    return max(0, min(at_ms, END_OF_TIME_MS))

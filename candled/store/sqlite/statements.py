@@ -6,7 +6,7 @@ from candled.model import END_OF_TIME_MS, MINUTE_MS
 from candled.store.batch import SOURCES
 from candled.store.interface import Table
 
-END_MS = END_OF_TIME_MS
+END_OF_TIME_MS = END_OF_TIME_MS
 
 # `src` is the number of a source, see `batch.SOURCES`; it is the same for all longer bars.
 _BAR = "time_ms, open, high, low, close, volume, quote_volume, as_of_ms, rev"
@@ -115,16 +115,16 @@ DROP_OLD_FORMING = """DELETE FROM forming WHERE time_ms <
 IS_FINAL = "SELECT 1 FROM candles WHERE market = ? AND time_ms = ?"
 
 # The first and the last minute or bar of a market: one lookup at either end of the key, not a scan.
-SPAN = f"""SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_MS}),
-    (SELECT max(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_MS})"""
+SPAN = f"""SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_OF_TIME_MS}),
+    (SELECT max(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_OF_TIME_MS})"""
 BARS_SPAN = SPAN.replace("candles", "rollups").replace("?1", "?1 AND interval_ms = ?2")
 NEWEST = f"""SELECT symbol, newest FROM (
-        SELECT symbol, (SELECT max(time_ms) FROM candles WHERE market = id AND time_ms < {END_MS}) AS newest
+        SELECT symbol, (SELECT max(time_ms) FROM candles WHERE market = id AND time_ms < {END_OF_TIME_MS}) AS newest
         FROM markets WHERE exchange = ?
     ) WHERE newest IS NOT NULL"""
 
 
-_NOWHERE = f"(typeof(time_ms) <> 'integer' OR time_ms < 0 OR time_ms >= {END_MS})"
+_NOWHERE = f"(typeof(time_ms) <> 'integer' OR time_ms < 0 OR time_ms >= {END_OF_TIME_MS})"
 
 
 def _suspect(table: str, interval_ms: str, columns: str) -> str:
