@@ -12,8 +12,8 @@ from candled.exchange import Clock
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
 from candled.ingest.market_loader import IngestOptions
-from candled.ingest.market_store import MarketStore
 from candled.model import MarketKey, Symbol
+from candled.store.ingest_store import IngestStore
 from candled.tasks import TaskSet, in_parallel
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ShardedIngest:
         config: Config,
         clock: Clock,
         bus: Bus,
-        store: MarketStore,
+        store: IngestStore,
         *,
         leases: "Leases | None" = None,
         budget: MakeBudget | None = None,

@@ -140,7 +140,7 @@ SHARED = {
         "serve/hot_path",
         "serve/rate_limit",
     },  # the values of a request, and its limit
-    "store": {"store/__init__", "store/interface"},  # the interface of stores and its values
+    "store": {"store/__init__", "store/interface", "store/ingest_store"},  # stores, and their use by ingest
 }
 
 # All other modules wait and read the time through `candled.exchange.Clock`.

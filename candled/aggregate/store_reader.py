@@ -7,7 +7,7 @@ from typing import Protocol
 from candled.bus import FeedMetadata
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Position, Range, RangeSet
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Position, Range, RangeSet
 from candled.tasks import TaskSet
 
 from .market_bars import AT_FIRST, MarketBars
@@ -20,18 +20,6 @@ _STORED_AFTER_S = 2.0
 _MAX_LOG_WAITS = 3  # how often to wait for the log of changes; after that, everything in memory is read again
 # pauses between attempts to recover lost messages; the last one repeats
 _RECOVERY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
-
-
-class KnownGap(Protocol):
-    """Minutes that the exchange does not have; implemented by `candled.store.interface.Gap`."""
-
-    @property
-    def start_ms(self) -> int:
-        """The start of the range, UTC epoch milliseconds."""
-
-    @property
-    def end_ms(self) -> int:
-        """The end of the range, UTC epoch milliseconds."""
 
 
 class StoredHistory(ResumeHistory, Protocol):
@@ -49,7 +37,7 @@ class StoredHistory(ResumeHistory, Protocol):
     async def served_from(self, market: MarketKey) -> int | None:
         """See `Store.served_from`."""
 
-    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[KnownGap]:
+    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[Gap]:
         """See `Store.known_gaps`."""
 
 

@@ -12,10 +12,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 from candled.exchange import Clock
-from candled.model import Candle, Interval, MarketKey, Topic, decimal_text
+from candled.model import Candle, Topic, decimal_text
 from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.messages import FINAL, VALUES, Options
 from candled.protocol.requests import Subscribe
+from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
 from candled.token_bucket import TokenBucket
 
@@ -45,16 +46,6 @@ class Reader(Protocol):
         """Leave all rooms."""
 
 
-class Bars(Protocol):
-    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
-
-    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
-        """Return the bar that begins at `open_ms`, or None."""
-
-    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
-        """Return True if the bar is final."""
-
-
 class Style(NamedTuple):
     """The format of a connection's events."""
 
@@ -72,7 +63,7 @@ class KlineRoom(NullConnection):
         name: str,
         topic: Topic,
         symbol: str,
-        bars: Bars,
+        bars: BarSource,
         publish: Callable[[Recipients, Frame], None],
         clock: Clock,
     ) -> None:
@@ -194,7 +185,7 @@ class KlineStreams:
     def __init__(
         self,
         markets: BinanceMarkets,
-        bars: Bars,
+        bars: BarSource,
         make_reader: Callable[[RecipientConnection], Reader],
         publish: Callable[[Recipients, Frame], None],
         clock: Clock,

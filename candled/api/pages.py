@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from candled.errors import StoreRejected, Unavailable
 from candled.exchange import Clock
 from candled.model import DAY, END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Position, Topic, fold
-from candled.rooms.encoded_bars import EncodedBarCache, Printer
+from candled.rooms.encoded_bars import BarSource, EncodedBarCache, Printer
 
 T = TypeVar("T")
 
@@ -21,17 +21,8 @@ _PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
 _page_numbers = count(1)
 
 
-class LiveSource(Protocol):
+class LiveSource(BarSource, Protocol):
     """Bars in memory, with their revisions and finality. `candled.aggregate.live_bars.LiveBars` implements it."""
-
-    def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
-        """Return the newest bars, at most `count`, oldest first."""
-
-    def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
-        """Return the opening times of the newest bars, at most `count`, oldest first."""
-
-    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
-        """Return the bar that begins at `open_ms`, or None."""
 
     def bars_between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """Return the bars in `[start_ms, end_ms)`, oldest first."""
@@ -42,12 +33,6 @@ class LiveSource(Protocol):
     async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
         """Load the newest `count` bars, waiting up to `timeout_s` seconds for history to be fetched."""
 
-    def revision_of(self, key: MarketKey, interval: Interval) -> int:
-        """Return the series' revision. It changes if a bar other than the newest changes, or older bars are loaded."""
-
-    def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
-        """Return when the oldest bar that changed after `revision` opens, in ms; later than any bar if none did."""
-
     def state_of(self, key: MarketKey, interval: Interval) -> tuple[object, ...]:
         """Return a value that is equal to a former one only if no bar, finality or position has changed since."""
 
@@ -56,9 +41,6 @@ class LiveSource(Protocol):
 
     def is_behind(self, key: MarketKey) -> bool:
         """Return True while the store is being read again because of changes announced on the bus."""
-
-    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
-        """Return True if the bar is final."""
 
     def is_range_final(self, key: MarketKey, start_ms: int, end_ms: int) -> bool:
         """Return True if all minutes in `[start_ms, end_ms)` are final."""

@@ -7,6 +7,7 @@ from typing import Any
 from candled.config import Config, KlinesSettings
 from candled.exchange import Clock
 from candled.protocol.frames import Frame
+from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import RecipientConnection, Recipients
 from candled.serve.connection_limiter import networks
 from candled.serve.rate_limit import Counter, RateLimit
@@ -15,7 +16,7 @@ from . import klines, operations, rest, udf
 from .catalog import BinanceMarkets, joined
 from .context import ApiContext
 from .handler import AccessPolicy, NotFound
-from .kline_streams import Bars, KlineClient, KlineStreams, Reader
+from .kline_streams import KlineClient, KlineStreams, Reader
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _klines(source: ApiContext, settings: KlinesSettings, shared: dict[str, Any]
 def make_streams(
     config: Config,
     source: ApiContext,
-    bars: Bars,
+    bars: BarSource,
     make_reader: Callable[[RecipientConnection], Reader],
     publish: Callable[[Recipients, Frame], None],
     clock: Clock,

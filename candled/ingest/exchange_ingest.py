@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from candled.bus import Bus
 from candled.errors import ExchangeError, Unavailable
@@ -24,11 +24,13 @@ from .market import MarketIngest, Outcome
 from .market_health import describe_market
 from .market_listing import MarketListing
 from .market_loader import IngestOptions, MarketLoader
-from .market_store import MarketStore
 from .publisher import IngestPublisher
 from .repair_scheduler import RepairScheduler
 from .store_audit import StoreAudit
 from .stored_past import StoredPast
+
+if TYPE_CHECKING:
+    from candled.store.ingest_store import IngestStore
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class ExchangeIngest:
         *,
         clock: Clock,
         bus: Bus,
-        store: MarketStore,
+        store: "IngestStore",
         http: HttpClient,
         options: IngestOptions,
         proxies: Proxies | None = None,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from candled.errors import StoreUnavailable
 from candled.exchange import Clock, Exchange
@@ -15,8 +15,10 @@ from .coverage import RECHECK_MS, Coverage
 from .gap_retry import absence_reason
 from .market import MarketIngest
 from .market_status import Rules
-from .market_store import MarketStore
 from .minutes import WINDOW_MS
+
+if TYPE_CHECKING:
+    from candled.store.ingest_store import IngestStore
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,9 @@ class IngestOptions:
 class MarketLoader:
     """Reads markets from the store, with retries while it is unavailable."""
 
-    def __init__(self, name: str, exchange: Exchange, store: MarketStore, clock: Clock, options: IngestOptions) -> None:
+    def __init__(
+        self, name: str, exchange: Exchange, store: "IngestStore", clock: Clock, options: IngestOptions
+    ) -> None:
         self._name = name
         self._exchange = exchange
         self._store = store

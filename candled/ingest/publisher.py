@@ -16,9 +16,10 @@ from candled.store.interface import SEQ_UNPUBLISHED
 from candled.tasks import Backoff, repeat, retry
 
 if TYPE_CHECKING:
+    from candled.store.ingest_store import IngestStore
+
     from .market import MarketIngest, Outcome
     from .market_status import Condition
-    from .market_store import MarketStore
 
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class IngestPublisher:
     def __init__(
         self,
         bus: Bus,
-        store: "MarketStore",
+        store: "IngestStore",
         clock: Clock,
         *,
         checkpoint_ms: int,

@@ -5,6 +5,7 @@ import heapq
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from candled.errors import CandledError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange
@@ -19,9 +20,11 @@ from .ingest_clock import IngestClock
 from .market import POLL_MS, MarketIngest, Outcome
 from .market_listing import MarketListing
 from .market_status import MAX_PROBLEM
-from .market_store import MarketStore
 from .parity import Parity
 from .publisher import IngestPublisher
+
+if TYPE_CHECKING:
+    from candled.store.ingest_store import IngestStore
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class RepairScheduler:
         http: HttpClient,
         clock: Clock,
         time: IngestClock,
-        store: MarketStore,
+        store: "IngestStore",
         publisher: IngestPublisher,
         listing: MarketListing,
         on_answer: Callable[[MarketIngest, Outcome], None],

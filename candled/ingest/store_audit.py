@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
@@ -11,8 +12,10 @@ from candled.model import MINUTE, MINUTE_MS, Range, RangeSet, Symbol
 from .coverage import RECHECK_MS
 from .ingest_clock import IngestClock
 from .market import MarketIngest, Outcome
-from .market_store import MarketStore
 from .publisher import IngestPublisher
+
+if TYPE_CHECKING:
+    from candled.store.ingest_store import IngestStore
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ class StoreAudit:
 
     def __init__(
         self,
-        store: MarketStore,
+        store: "IngestStore",
         publisher: IngestPublisher,
         examine_again: Callable[[Symbol], None],
         clock: Clock,

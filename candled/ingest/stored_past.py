@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
@@ -11,8 +12,10 @@ from candled.tasks import repeat
 from .coverage import Coverage
 from .gap_retry import Absence
 from .market import MarketIngest, Outcome
-from .market_store import MarketStore
 from .publisher import IngestPublisher
+
+if TYPE_CHECKING:
+    from candled.store.ingest_store import IngestStore
 
 _SEGMENT_MS = 4 * WEEK.ms  # limits memory: a longer history is examined in parts
 _TICK_S = 1.0
@@ -27,7 +30,7 @@ class StoredPast:
     """
 
     def __init__(
-        self, exchange: str, absence: Absence, store: MarketStore, publisher: IngestPublisher, clock: Clock
+        self, exchange: str, absence: Absence, store: "IngestStore", publisher: IngestPublisher, clock: Clock
     ) -> None:
         self._exchange = exchange
         self._absence: Absence = absence

@@ -300,7 +300,7 @@ class ClientSession:
     def _request_page(self, request: GetHistory) -> None:
         self._is_extended = True
         if self._pager is None:
-            self._pager = Pager(self._connection, self._pages, self._bars, self._codec.topic_head, self._clock)
+            self._pager = Pager(self._connection, self._pages, self._bars.is_final, self._codec.topic_head, self._clock)
         try:
             self._pager.enqueue_request(request)
         except RequestError as error:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
 
 from candled.errors import Unavailable
 from candled.exchange import Clock
@@ -30,29 +29,22 @@ BarReader = Callable[[MarketKey, Interval, int, int], Awaitable[tuple[Sequence[C
 """Returns the last `limit` bars that begin before a time, and True if no older ones exist; may raise `Unavailable`."""
 
 
-class Finality(Protocol):
-    """Knowledge of final bars. `candled.aggregate.live_bars.LiveBars` implements it."""
-
-    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
-        """Return True if the bar is final."""
-
-
 class Pager:
     """Answers history requests one at a time, each only when the client has read the messages sent before."""
 
-    __slots__ = ("_bars", "_clock", "_connection", "_head", "_pages", "_requests", "_task")
+    __slots__ = ("_clock", "_connection", "_head", "_is_final", "_pages", "_requests", "_task")
 
     def __init__(
         self,
         connection: RecipientConnection,
         pages: BarReader,
-        bars: Finality,
+        is_final: Callable[[MarketKey, Interval, Candle], bool],
         head: Callable[[Topic], str],
         clock: Clock,
     ) -> None:
         self._connection = connection
         self._pages = pages
-        self._bars = bars
+        self._is_final = is_final
         self._head = head
         self._clock = clock
         self._requests: deque[GetHistory] = deque()  # the first one is being answered
@@ -103,7 +95,7 @@ class Pager:
         bars, end = await self._pages(*request.topic, before_ms, request.limit)
         texts: list[str] = []
         for bar in bars:
-            is_final = bool(request.fields & FINAL) and self._bars.is_final(*request.topic, bar)
+            is_final = bool(request.fields & FINAL) and self._is_final(*request.topic, bar)
             texts.append(bar_text(bar, request.fields, final=is_final))
             if len(texts) % _AT_ONCE == 0:
                 await self._clock.sleep(0)

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from tornado.httpserver import HTTPServer
 
 from candled.addresses import with_port
 from candled.config import ServerSettings
 from candled.exchange import Clock
+from candled.rooms.hub import Hub
 from candled.tasks import TaskSet
 from candled.transport.acceptor import Acceptor
 from candled.transport.broadcaster import Broadcaster
@@ -52,13 +53,6 @@ _CLOSES_PER_PASS = 200  # connections closed before other tasks run
 _RECONNECT_MS = (1_000, 10_000)  # clients are asked to reconnect at a random time in this range
 
 
-class Rooms(Protocol):
-    """The rooms to drive. `candled.rooms.hub.Hub` implements it."""
-
-    def run_due(self) -> bool | None:
-        """Send the messages that are due; return True if more are due now."""
-
-
 class Server:
     """Serves one hub on one port. A process without the serving role only answers requests about itself.
 
@@ -70,7 +64,7 @@ class Server:
         self,
         settings: ServerSettings,
         *,
-        hub: Rooms,
+        hub: Hub,
         publisher: Broadcaster,
         make_client: Callable[[ClientConnection], ConnectionListener],
         clock: Clock,
