@@ -14,7 +14,7 @@ from candled.api.pages import BarReader
 from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
-from candled.config import ServerSettings
+from candled.config.sections import ServerSettings
 from candled.model import DEFAULT_INTERVALS, Candle, MarketKey, Symbol
 from candled.protocol.frames import Frame
 from candled.protocol.requests import RequestCodec

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from candled.config import EXCHANGE_NAME, Config, ExchangeKeys
+from candled.config import EXCHANGE_NAME, Config
+from candled.config.sections import ExchangeKeys
 from candled.exchange import Exchange
 from candled.settings import Settings, as_written, holds_secret, is_section, plain_text
 

@@ -58,7 +58,7 @@ HOLDERS = {
     "bus/factory": "creates the bus for an address",
     "serve/page": "renders the template beside serve/handlers",
     "store/upkeep": "repeats calls of store/threads",
-    "config": "loads plugins, because they declare the settings of their exchanges",
+    "config/__init__": "loads plugins, because they declare the settings of their exchanges",
     "settings_schema": "asks the same plugins for their keys",
     "serve/clients": "lists files for the handlers",
     "store/__init__": "creates the store for an address",
@@ -129,7 +129,7 @@ ROOTS = {"app", "health", "ingest_side", "cli", "tools", "signals", "__main__", 
 # The only modules of a part that another part may import: values and pure functions.
 SHARED = {
     "bus": {"bus/__init__", "bus/redis/address"},  # the types of messages and addresses
-    "config": {"config"},  # the type of the server's own section
+    "config": {"config/__init__", "config/sections"},  # the type of the server's own section
     "rooms": {
         "rooms/hub",
         "rooms/recipients",

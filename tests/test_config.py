@@ -11,17 +11,8 @@ from pydantic import field_validator
 
 from candled import ConfigError, Exchange, ExchangeError, Interval, Settings, Symbol, setting
 from candled.clock import SystemClock
-from candled.config import (
-    KNOWN_BUSES,
-    KNOWN_STORES,
-    Config,
-    ExchangeKeys,
-    ServerSettings,
-    as_plain,
-    config_warnings,
-    load,
-    make_exchanges,
-)
+from candled.config import Config, as_plain, config_warnings, load, make_exchanges
+from candled.config.sections import KNOWN_BUSES, KNOWN_STORES, ExchangeKeys, ServerSettings
 from candled.model import DEFAULT_INTERVALS
 from candled.plugins import Plugins, PluginStatus, discover
 from candled.settings import as_written, is_section

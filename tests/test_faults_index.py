@@ -127,7 +127,7 @@ async def test_a_warm_up_that_fails_shows_nothing_cut_says_why_and_is_made_good(
 # A text that is a symbol or a coin, and not merely an example within a help text.
 SYMBOL = re.compile(r"BTC|ETH|[A-Z]{2,10}[/-]?(?:USDT|USDC|USD|EUR)")
 # The only places where one is a value: defaults, which settings replace.
-DEFAULTS = {"candled/config.py", "plugins/replay/exchange.py"}
+DEFAULTS = {"candled/config/sections.py", "plugins/replay/exchange.py"}
 
 
 @pytest.mark.slow

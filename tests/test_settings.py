@@ -14,20 +14,17 @@ from candled import Duration, HttpUrl, Interval, Settings, Symbol, WebSocketUrl,
 from candled.settings import (
     ByteSize,
     Distinct,
-    NotYaml,
     Size,
     TextOrTexts,
     WrittenInterval,
     WrittenSymbol,
-    apply_environment,
     as_written,
-    keys_of,
-    name_places,
     read_section,
-    read_yaml,
     redacted,
     without_passwords,
 )
+from candled.settings.environment import apply_environment, keys_of, name_places
+from candled.settings.yaml_text import NotYaml, read_yaml
 
 
 class Inner(Settings):

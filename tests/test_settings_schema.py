@@ -14,7 +14,8 @@ from pydantic import SecretStr
 
 from candled import ConfigError, Exchange, Settings, setting
 from candled.cli import main
-from candled.config import Config, ExchangeKeys, load
+from candled.config import Config, load
+from candled.config.sections import ExchangeKeys
 from candled.plugins import Plugins, discover
 from candled.settings import is_section
 from candled.settings_schema import make_schema

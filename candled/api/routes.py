@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from candled.config import Config, KlinesSettings
+from candled.config import Config
+from candled.config.sections import KlinesSettings
 from candled.exchange import Clock
 from candled.protocol.frames import Frame
 from candled.rooms.encoded_bars import BarSource

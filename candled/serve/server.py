@@ -9,7 +9,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 
 from candled.addresses import with_port
-from candled.config import ServerSettings
+from candled.config.sections import ServerSettings
 from candled.exchange import Clock
 from candled.rooms.hub import Hub
 from candled.tasks import TaskSet

@@ -18,7 +18,8 @@ from candled.api.pages import BarReader
 from candled.api.routes import make_routes, make_streams
 from candled.bus import FeedMetadata, MinuteChanged
 from candled.bus.memory_bus import MemoryBus
-from candled.config import Config, LimitSettings, ServerSettings
+from candled.config import Config
+from candled.config.sections import LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Decimals, Interval, Market, MarketKey, Symbol
 from candled.protocol.requests import RequestCodec

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from candled.clock import SystemClock
-from candled.config import KlinesSettings
+from candled.config.sections import KlinesSettings
 from candled.model import Interval, fold, parse_iso_ms
 from tests.api.stage import BTC, following
 from tests.api.udf_adapter import Adapter

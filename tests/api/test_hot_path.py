@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from candled.config import KlinesSettings, LimitSettings, ServerSettings
+from candled.config.sections import KlinesSettings, LimitSettings, ServerSettings
 from candled.serve.hot_path import HotPath, parse_head
 from tests.api.raw import ask_all
 from tests.api.stage import open_stage

@@ -8,7 +8,7 @@ import pytest
 import websockets
 
 from candled.clock import SystemClock
-from candled.config import KlinesSettings, ServerSettings
+from candled.config.sections import KlinesSettings, ServerSettings
 from candled.model import MINUTE_MS
 from tests import deadlines
 from tests.api.stage import BTC, ETH, FUTURE

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from candled.config import KlinesSettings, LimitSettings
+from candled.config.sections import KlinesSettings, LimitSettings
 from candled.errors import StoreUnavailable
 from candled.model import MINUTE_MS, Candle, Market, MarketKey, Symbol
 from tests.api.stage import BTC, ETH, FUTURE

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from candled.config import LimitSettings, ServerSettings
+from candled.config.sections import LimitSettings, ServerSettings
 from tests.api.raw import ask_all
 
 PATH = "/api/intervals"

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from candled.clock import SystemClock
-from candled.config import KlinesSettings, ServerSettings
+from candled.config.sections import KlinesSettings, ServerSettings
 from candled.model import DEFAULT_INTERVALS
 from candled.protocol.requests import RequestCodec, RequestError
 from tests import deadlines

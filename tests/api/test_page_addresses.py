@@ -8,7 +8,7 @@ import pytest
 from candled.api.pages import MOST_BARS, HistoryRequest
 from candled.api.printers import klines_printer
 from candled.bus import HistoryChanged
-from candled.config import KlinesSettings
+from candled.config.sections import KlinesSettings
 from candled.errors import StoreUnavailable
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS
 from candled.rooms.encoded_bars import EncodedBarCache

@@ -9,7 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 
-from candled.config import KlinesSettings, ServerSettings
+from candled.config.sections import KlinesSettings, ServerSettings
 from candled.serve.handlers import STATIC
 
 pytestmark = pytest.mark.gen_test

@@ -12,7 +12,7 @@ from candled.aggregate.packed import PackedBars
 from candled.api.pages import MOST_BARS, BarQuery, BarReader, HistoryRequest, print_page
 from candled.api.printers import CSV, json_printer, klines_printer, ndjson_printer, udf_printer
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged
-from candled.config import KlinesSettings
+from candled.config.sections import KlinesSettings
 from candled.errors import StoreUnavailable
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, iso_ms
 from candled.protocol.messages import STRINGS

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from candled.config import LimitSettings, UdfSettings
+from candled.config.sections import LimitSettings, UdfSettings
 from candled.errors import StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Gap, Interval, Market, MarketKey, Symbol, fold
 from tests.api.stage import BTC, ETH, FUTURE

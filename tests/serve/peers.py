@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from candled.clock import SystemClock
-from candled.config import ServerSettings
+from candled.config.sections import ServerSettings
 from candled.exchange import Clock
 from candled.model import Topic
 from candled.protocol.frames import Frame

@@ -14,7 +14,7 @@ import yaml
 
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged, StateChanged
 from candled.clock import SystemClock
-from candled.config import ServerSettings
+from candled.config.sections import ServerSettings
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Symbol
 from candled.protocol.requests import RequestCodec, RequestError
 from tests.api.stage import BTC, open_stage

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.clock import SystemClock
-from candled.config import ServerSettings
+from candled.config.sections import ServerSettings
 from candled.model import MINUTE_MS, parse_iso_ms
 from candled.serve import events
 from candled.serve.events import resume_of

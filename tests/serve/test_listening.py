@@ -9,7 +9,8 @@ import websockets
 import yaml
 
 from candled.addresses import with_port
-from candled.config import ServerSettings, as_plain, load
+from candled.config import as_plain, load
+from candled.config.sections import ServerSettings
 from candled.errors import ConfigError
 from candled.plugins import discover
 from candled.serve import listening

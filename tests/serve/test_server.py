@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from candled.clock import SystemClock
-from candled.config import ServerSettings
+from candled.config.sections import ServerSettings
 from candled.errors import ConfigError, StoreUnavailable
 from candled.model import Decimals, Symbol
 from candled.serve.handlers import _encode

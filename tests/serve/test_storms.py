@@ -18,7 +18,7 @@ import websockets
 
 from bench.native import Load, compiler
 from candled.clock import SystemClock
-from candled.config import ServerSettings
+from candled.config.sections import ServerSettings
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import RecipientSlot
 from candled.serve.gc_tuner import GcTuner

@@ -6,7 +6,8 @@ from unittest.mock import patch
 
 from candled.cli import parse
 from candled.clock import SystemClock
-from candled.config import Config, ExchangeConfig, StoreSettings, make_store
+from candled.config import Config, ExchangeConfig, make_store
+from candled.config.sections import StoreSettings
 from candled.errors import ConfigError, StoreRejected
 from candled.exchange import Clock
 from candled.model import Symbol

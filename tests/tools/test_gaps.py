@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.config import Config, IngestSettings
+from candled.config import Config
+from candled.config.sections import IngestSettings
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Gap, Range
 from candled.store.sqlite.store import SqliteStore
 from candled.tools.gaps import read_gaps

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_origin
+from typing import Annotated, Any, TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,8 +24,10 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema, to_jsonable_python
 
-from .model import Interval, Symbol
-from .model.texts import SECRET_NAMES
+from candled.model import Interval, Symbol
+from candled.model.texts import SECRET_NAMES
+
+from .yaml_text import join_path
 
 STARS = "***"
 _DURATION = r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)"
@@ -40,8 +40,6 @@ _QUERY_SECRET = re.compile(f"([?&;#]{SECRET_NAMES}=)[^&]*", re.IGNORECASE)
 # The same inside a sentence, and in a misspelt URL or libpq string "host=… password=…".
 _QUOTED_PASSWORD = re.compile(r"((?:[a-z][a-z0-9+.-]*:/*)?[^\s:/?#@]*:)[^\s]*@", re.IGNORECASE)
 _QUOTED_SECRET = re.compile(rf"((?:^|[\s?&;#]){SECRET_NAMES}=)[^\s&]*", re.IGNORECASE)
-_MOST_DEPTH = 50
-_MOST_NODES = 100_000
 
 
 class Settings(BaseModel):
@@ -192,105 +190,6 @@ Distinct = Annotated[tuple[_Item, ...], AfterValidator(distinct)]
 TextOrTexts = Annotated[_Texts, Discriminator(lambda raw: "list" if isinstance(raw, list | tuple) else "text")]
 
 
-# ---------------------------------------------------------------- YAML
-
-
-class NotYaml(ValueError):
-    """A text cannot be read. `line` counts from 1, None where it is not known; the error repeats no value."""
-
-    def __init__(self, problem: str, line: int | None = None) -> None:
-        super().__init__(problem)
-        self.line = line
-
-
-def read_yaml(text: str, lines: dict[str, int] | None = None) -> Any:
-    """Read YAML of plain values, in which no key is written twice and nothing contains itself.
-
-    `lines` receives the line of each key and item, such as `server.hosts[0]`.
-
-    Raises:
-        NotYaml: with the reason.
-    """
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        value = None if node is None else loader.construct_document(node)
-        if lines is not None and node is not None:
-            _add_lines(node, "", lines)
-        return value
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise NotYaml(_without_value(error.problem or ""), mark.line + 1 if mark else None) from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise NotYaml(" ".join(str(error).split())) from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # PyYAML's own, as for `!!bool maybe`
-        raise NotYaml("a value is not what its tag says") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """A loader that refuses endless documents and duplicate keys, where YAML silently keeps the last."""
-
-    _depth = 0
-
-    def get_single_node(self) -> yaml.Node | None:
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None:
-            _refuse_endless(node)
-        return node
-
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        if self._depth > _MOST_DEPTH:
-            raise yaml.MarkedYAMLError(None, None, "nested too deeply", parent.start_mark)
-        self._depth += 1
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(None, None, f"{key.value} is written twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return node
-
-
-def _add_lines(node: yaml.Node, path: str, lines: dict[str, int]) -> None:
-    parts: list[tuple[str, yaml.Node, yaml.Node]] = []
-    if isinstance(node, yaml.MappingNode):
-        parts = [(_join(path, key.value), key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        parts = [(f"{path}[{index}]", item, item) for index, item in enumerate(node.value)]
-    for name, marked, value in parts:
-        lines[name] = marked.start_mark.line + 1
-        _add_lines(value, name, lines)
-
-
-def _refuse_endless(root: yaml.Node) -> None:
-    """Refuse a document whose aliases contain themselves or expand to millions of values."""
-    waiting = [(root, 0)]
-    for _ in range(_MOST_NODES):
-        if not waiting:
-            return
-        node, depth = waiting.pop()
-        if depth > _MOST_DEPTH:
-            raise yaml.MarkedYAMLError(
-                None, None, "nested too deeply, or an alias stands inside what it names", node.start_mark
-            )
-        if isinstance(node, yaml.MappingNode):
-            waiting += [(part, depth + 1) for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += [(part, depth + 1) for part in node.value]
-    raise yaml.MarkedYAMLError(None, None, "too many values", root.start_mark)
-
-
-def _without_value(problem: str) -> str:
-    """Remove the alias or tag that PyYAML quotes: it may be a password that begins with * or !."""
-    hidden = re.sub(r"(alias|tag) (?:handle )?'.*'", r"\1", problem, flags=re.DOTALL)
-    return problem if hidden == problem else f"{hidden}; a text that begins with * or ! needs quotes"
-
-
 # ---------------------------------------------------------------- reading
 
 
@@ -372,9 +271,9 @@ class _Mistake:
                 path, tree = f"{path}[{step}]", tree[step]
             elif isinstance(tree, dict) and step in tree:
                 self.order += (list(tree).index(step),)
-                path, tree, self.holder, self.key = _join(path, step), tree[step], tree, str(step)
+                path, tree, self.holder, self.key = join_path(path, step), tree[step], tree, str(step)
             elif is_key:  # the default is wrong
-                path, tree = _join(path, step), None
+                path, tree = join_path(path, step), None
         self.path = path or "settings"
 
     @property
@@ -421,10 +320,6 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
     if close:
         return f", did you mean {close[0]}?"
     return f"; known: {', '.join(names)}" if names else ""
-
-
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
 
 
 def _shown(raw: object, *, quoted: bool = True) -> str:
@@ -484,125 +379,3 @@ def _duration_text(duration: timedelta) -> str:
     if unit is None:
         return f"{Decimal(microseconds) / 1000}ms"
     return f"{microseconds // _UNIT_US[unit]}{unit}"
-
-
-# ---------------------------------------------------------------- environment
-
-Keys = Mapping[tuple[str, ...], Any]
-"""Each key with its path, and its annotation; those of sections too."""
-
-
-def keys_of(section: type[Settings], *path: str) -> dict[tuple[str, ...], Any]:
-    """Return the keys of a section, which lies at `path`, and of the sections in it."""
-    found: dict[tuple[str, ...], Any] = {}
-    for key, field in section.model_fields.items():
-        found[(*path, key)] = field.annotation
-        if is_section(field.annotation):
-            found |= keys_of(field.annotation, *path, key)
-    return found
-
-
-def apply_environment(
-    raw: Mapping[str, Any], env: Mapping[str, str], prefix: str, keys: Keys, problems: list[str]
-) -> dict[str, Any]:
-    """Return `raw` with the values of variables such as `CANDLED_SERVER__PORT`, for the prefix `CANDLED_`.
-
-    Two underscores stand between section and key, letters of either case match, and `_` matches `-` too. A value
-    is YAML; for a text setting, values that YAML would read as another type are taken literally. An empty
-    variable counts as unset. One with the prefix that names no setting is a problem.
-    """
-    names = {_variable(prefix, path): path for path in keys}
-    result: dict[str, Any] = _copied(raw)
-    for name in _set_variables(env, prefix):
-        path = names.get(_normal(name))
-        if path is None:
-            problems.append(f"{name}: no such setting{_meant(_normal(name).removeprefix(prefix), prefix, names)}")
-            continue
-        try:
-            env[name].encode()
-            value = _environment_value(env[name], keys[path])
-        except ValueError:  # not YAML, or not UTF-8
-            problems.append(f"{name}: expected YAML, for instance a number, a text or [a, list]")
-            continue
-        _set(result, path, value)
-    return result
-
-
-def name_places(
-    problems: Iterable[str],
-    env: Mapping[str, str],
-    prefix: str,
-    keys: Keys,
-    *,
-    file: object = "",
-    lines: Mapping[str, int] = MappingProxyType({}),
-) -> list[str]:
-    """Return the problems with the place of each key: `candled.yaml:12: server.port`, or the variable that set it."""
-    names = {_variable(prefix, path): ".".join(path) for path in keys}
-    variables = {names[_normal(name)]: name for name in _set_variables(env, prefix) if _normal(name) in names}
-    return [_with_place(problem, variables, file, lines) for problem in problems]
-
-
-def _with_place(problem: str, variables: Mapping[str, str], file: object, lines: Mapping[str, int]) -> str:
-    """Name the place of the key that a problem begins with, and the variables of other dotted keys in it."""
-    where, colon, rest = problem.partition(": ")
-    if (key := _nearest(where, variables)) is not None:
-        where = f"{where} ({variables[key]})"
-    elif (key := _nearest(where, lines)) is not None:
-        where = f"{file}:{lines[key]}: {where}"
-    for key, name in variables.items():
-        if "." in key:
-            rest = re.sub(rf"(?<![\w.-]){re.escape(key)}(?![\w.-])", f"{key} ({name})", rest)
-    return where + colon + rest
-
-
-def _nearest(where: str, keys: Iterable[str]) -> str | None:
-    """Return the longest of the keys that `where` is, or lies in."""
-    return max((key for key in keys if re.match(rf"{re.escape(key)}(?![\w-])", where)), key=len, default=None)
-
-
-def _set_variables(env: Mapping[str, str], prefix: str) -> list[str]:
-    """Return the variables with the prefix that are not empty, those of sections before those of their keys."""
-    mine = [name for name in env if name.upper().startswith(prefix) and env[name].strip()]
-    return sorted(mine, key=lambda name: (name.count("__"), name))
-
-
-def _meant(rest: str, prefix: str, names: Iterable[str]) -> str:
-    """Return a hint at the variable that was probably meant: one with the section added, or one of similar spelling."""
-    forgotten = [known for known in names if known.endswith(f"__{rest}")]
-    close = forgotten or difflib.get_close_matches(prefix + rest, list(names), n=1)
-    return f", did you mean {close[0]}?" if close else ""
-
-
-def _variable(prefix: str, path: Iterable[str]) -> str:
-    return _normal(prefix + "__".join(path))
-
-
-def _normal(name: str) -> str:
-    return name.upper().replace("-", "_")
-
-
-def _environment_value(text: str, kind: Any) -> Any:
-    takes_list = kind == _Texts
-    if not (takes_list or kind in (str, SecretStr) or get_origin(kind) is Literal):
-        return read_yaml(text)
-    try:
-        value = read_yaml(text)
-    except NotYaml:
-        return text
-    return value if isinstance(value, str) or (takes_list and isinstance(value, list)) else text
-
-
-def _copied(value: Any) -> Any:
-    return {str(key): _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    *sections, key = path
-    for section in sections:
-        if raw.get(section) is None:
-            raw[section] = {}
-        raw = raw[section]
-        if not isinstance(raw, dict):
-            return  # reading reports that a mapping is expected there
-    raw[key] = value

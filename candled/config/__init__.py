@@ -1,17 +1,14 @@
-"""The operator's settings: typed sections, one reading, every problem reported together."""
+"""The operator's settings: one reading, every problem reported together."""
 
-import ipaddress
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from candled.bus.redis.address import SCHEMES, RedisAddress
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock, Exchange
 from candled.model import DEFAULT_INTERVALS, Symbol
@@ -19,45 +16,41 @@ from candled.plugins import DAEMON_KEYS, Plugins, one_line
 from candled.proxies import Proxies
 from candled.settings import (
     STARS,
-    ByteSize,
     Distinct,
-    Duration,
-    Keys,
-    NotYaml,
     Settings,
-    Size,
-    TextOrTexts,
     Written,
     WrittenInterval,
-    WrittenSymbol,
-    apply_environment,
     as_written,
-    distinct,
-    keys_of,
-    matching,
-    name_places,
     read_section,
-    read_yaml,
     redacted,
-    refused,
     setting,
     suggestion,
 )
+from candled.settings.environment import Keys, apply_environment, keys_of, name_places
+from candled.settings.yaml_text import NotYaml, read_yaml
 from candled.store import make_store as make_store_at
 from candled.store.interface import Store
 
+from .sections import (
+    MEMORY,
+    ROLES,
+    BusSettings,
+    ExchangeKeys,
+    IngestSettings,
+    KlinesSettings,
+    LimitSettings,
+    LogSettings,
+    ServerSettings,
+    StoreSettings,
+    UdfSettings,
+)
+
 logger = logging.getLogger(__name__)
 
-MEMORY = "memory://"
-KNOWN_STORES = ("sqlite", "postgresql", "postgres")
-KNOWN_BUSES = ("memory", *SCHEMES)
-ROLES = ("ingest", "serve")
 ENVIRONMENT = "CANDLED_"
 
 _DEFAULT_EXCHANGES = {"bitget": None}
 EXCHANGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_ORIGIN = r"\*|[Nn][Uu][Ll][Ll]|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+"
-_PATH = r"(/[A-Za-z0-9_-]+)*"
 # Kubernetes gives every pod the addresses of services called `candled` and `candled-…` in these variables
 # (kubernetes.io/docs, "Accessing the Service", environment variables); the test suite has its own names.
 _FOREIGN_VARIABLES = re.compile(
@@ -65,257 +58,6 @@ _FOREIGN_VARIABLES = re.compile(
     r"(?:SERVICE_(?:HOST=|PORT(?:_[A-Z0-9_]+)?=\d+$)|PORT=\w+://|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?=)",
     re.IGNORECASE,
 )
-# Parts of other databases' URLs, which would otherwise appear as a file name in every message about the store.
-_NO_FILE = re.compile(r":[^/]*@|\?.*=")
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
-
-
-def _network(text: str) -> str:
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError from None  # without its text, which repeats the value
-    return text
-
-
-def _check_hosts(written: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    hosts = (written,) if isinstance(written, str) else written
-    if not hosts:
-        raise refused('at least one address is needed; "" is every one of this machine')
-    if len(hosts) > 1 and "" in hosts:
-        raise refused('"" is every address of this machine, so that it stands alone')
-    if any(host and not host.strip("[] ") for host in hosts):
-        raise refused("blanks are no address")
-    distinct(hosts)
-    return written
-
-
-def _check_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
-    if {"draft-6", "draft-8"} <= set(headers):
-        raise refused("draft-6 or draft-8, they use one name for different things")
-    return headers
-
-
-def _check_url(url: str, what: str, known: Sequence[str]) -> str:
-    """Return the scheme. The value is not repeated: where it is wrong, any part of it may be the password."""
-    scheme, found, _ = url.partition("://")
-    choice = ", ".join(f"{one}://" for one in known)
-    if not found or not _SCHEME.fullmatch(scheme):
-        raise refused(f"expected a URL, known: {choice}")
-    if scheme not in known:
-        raise refused(f"no {what} for {scheme}://; known: {choice}")
-    return scheme
-
-
-def _check_bus(url: str) -> str:
-    scheme = _check_url(url, "bus", KNOWN_BUSES)
-    if scheme == "memory" and url != MEMORY:
-        raise refused("nothing can follow memory://")
-    if scheme in SCHEMES:
-        try:
-            RedisAddress.parse(url)
-        except ValueError as error:
-            raise refused(str(error)) from None
-    return url
-
-
-def _check_store(url: str) -> str:
-    if _check_url(url, "store", KNOWN_STORES) != "sqlite":
-        return url
-    file = url.removeprefix("sqlite://")
-    if ":memory:" in file:
-        raise refused("candles need a file, sqlite:///candled.db; a database in memory cannot keep them")
-    if not file.startswith("/"):
-        raise refused("three slashes before a relative file, sqlite:///candled.db")
-    if file.endswith("/"):
-        raise refused("the file is missing, for instance sqlite:///candled.db")
-    if _NO_FILE.search(file):
-        raise refused("sqlite:// is followed by a file alone, without user, password or parameters")
-    return url
-
-
-_Network = Annotated[str, Written("an address or a network such as 10.0.0.0/8", _network, {"type": "string"})]
-_Origin = Annotated[str, matching(_ORIGIN, "* or an origin such as https://charts.example.org")]
-_100_MS, _1_S = timedelta(milliseconds=100), timedelta(seconds=1)
-
-
-class ServerSettings(Settings):
-    """The address that clients connect to, and the limits of one client."""
-
-    host: Annotated[TextOrTexts, AfterValidator(_check_hosts)] = setting(
-        "0.0.0.0", 'the address to listen on, or a list; 127.0.0.1 for this machine only, "" for IPv4 and IPv6'
-    )
-    port: int = setting(7000, "the TCP port; 0 lets the system choose one", ge=0, le=65535)
-    reuse_port: bool = setting(
-        False, "let several processes of this machine listen on the port; the system spreads connections over them"
-    )
-    prefix: Annotated[str, matching(_PATH, "a path such as /candles")] = setting(
-        "", "a path such as /candles that a reverse proxy leaves before candled's own paths"
-    )
-    allowed_origins: tuple[_Origin, ...] = setting(
-        ("*",), "which web pages may connect, such as https://charts.example.org; * is any page"
-    )
-    trusted_proxies: tuple[_Network, ...] = setting(
-        (), "addresses or networks of proxies whose X-Forwarded-For is believed"
-    )
-    max_connections: int = setting(10_000, "WebSocket connections in all; 0 for no limit", ge=0)
-    max_connections_per_ip: int = setting(200, "WebSocket connections from one address; 0 for no limit", ge=0)
-    max_handshakes_per_second: int = setting(
-        1000, "WebSocket connections that are let in per second; 0 for no limit", ge=0
-    )
-    max_rooms_per_connection: int = setting(64, "subscriptions of one connection", ge=1)
-    max_messages_per_second: int = setting(20, "messages a client may send per second; 0 for no limit", ge=0)
-    ping_interval: Duration = setting("30s", "how often a connection is pinged", ge=_100_MS)
-    ping_timeout: Duration = setting(
-        "10s", "how long a client may take to answer a ping; at most ping_interval", ge=_100_MS
-    )
-    slow_client_timeout: Duration = setting(
-        "30s", "how long a client may leave a message unread before it is disconnected", ge=_100_MS
-    )
-    compression: bool = setting(
-        False, "compress large messages for clients that offer permessage-deflate; updates never are"
-    )
-    own_sockets: bool = setting(
-        True, "own the sockets of clients after the handshake; false leaves them to Tornado, at five times the cost"
-    )
-    cache: Size = setting(
-        "64MB", "memory for encoded bars, which rooms and HTTP answers are copied from", ge=ByteSize(10**6)
-    )
-    warmup_wait: Duration = setting(
-        "10s",
-        "how long a subscription waits until the current week is complete, before it gets the bars in memory",
-        ge=timedelta(0),
-    )
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """The addresses to listen on; an empty text is every one of this machine."""
-        return (self.host,) if isinstance(self.host, str) else self.host
-
-
-class LimitSettings(Settings):
-    """The number of HTTP requests that one address may send in a window, by group of paths. The first one opens it."""
-
-    api_requests: int = setting(100, "requests to /api/ in a window; 0 for no limit", ge=0)
-    api_window: Duration = setting("15m", "the length of that window", ge=_1_S)
-    udf_requests: int = setting(
-        3000, "requests to /udf/ in a window; one pane of a TradingView chart makes 90 in 15 minutes", ge=0
-    )
-    udf_window: Duration = setting("15m", "the length of that window", ge=_1_S)
-    klines_requests: int = setting(
-        6000, "requests to Binance's paths in a window; 0 for no limit; ccxt makes up to 3000 a minute", ge=0
-    )
-    klines_window: Duration = setting("1m", "the length of that window", ge=_1_S)
-    headers: Annotated[Distinct[Literal["legacy", "draft-6", "draft-8"]], AfterValidator(_check_headers)] = setting(
-        ("legacy", "draft-6"),
-        "headers that carry the limit: X-RateLimit-*, and RateLimit-* as in draft 6 or 8 of the IETF",
-    )
-
-
-class UdfSettings(Settings):
-    """TradingView's charts, at /udf."""
-
-    next_time: Literal["s", "ms"] = setting(
-        "s", "the unit of nextTime where a range is empty: s or ms, which TradingView's pages disagree on"
-    )
-
-
-class KlinesSettings(Settings):
-    """Binance's klines, for bots and libraries that speak Binance."""
-
-    enabled: bool = setting(False, "serve /api/v3/klines and the kline streams")
-    exchange: str | None = setting(None, "the exchange of these symbols; by default the first one")
-    prefix: Annotated[str, matching(_PATH, "a path such as /binance")] = setting(
-        "", "prefix of these paths, such as /binance"
-    )
-
-
-class IngestSettings(Settings):
-    """The way candles are read from exchanges."""
-
-    backfill: Duration = setting(
-        "30d", "how far back a new store is filled; the current week always is", ge=timedelta(0)
-    )
-    grace_period: Duration = setting(
-        "6s",
-        "how long candled waits for late versions of a minute, once the next one has opened, before it is final",
-        ge=timedelta(0),
-        le=timedelta(minutes=5),
-    )
-    quiet_after: Duration = setting("1m", "how long a symbol may be silent before candled checks it over REST", ge=_1_S)
-    confirm: bool = setting(
-        True, "compare each final minute with the exchange's REST API once, within the request budget"
-    )
-    checkpoint: Duration = setting(
-        "5s", "how often minutes that are not final yet are stored, so that a restart shows them", ge=_100_MS
-    )
-    shards: int = setting(
-        1,
-        "into how many parts the markets are divided for several ingest processes; the same in all processes",
-        ge=1,
-        le=1024,
-    )
-
-
-class StoreSettings(Settings):
-    """The database of the candles."""
-
-    url: Annotated[str, AfterValidator(_check_store)] = setting(
-        "sqlite:///candled.db",
-        "sqlite:///FILE, relative to the directory candled is started in, sqlite:////ABSOLUTE/FILE, or "
-        "postgresql://user:password@host:5432/database, with or without TimescaleDB",
-    )
-    init: bool = setting(
-        True, "the daemon makes or upgrades the store's tables on start; false leaves that to `candled init-db`"
-    )
-    flush_interval: Duration = setting(
-        "250ms", "how long candles are gathered before they are written together", ge=timedelta(milliseconds=1)
-    )
-    journal: str = setting(
-        "candled.journal", 'folder of the candles that wait while the store is unavailable; "" for none'
-    )
-    journal_limit: Size = setting("256MB", "the largest size of that folder", ge=ByteSize(64 * 10**3))
-    compress_after: Duration = setting(
-        "14d", "TimescaleDB compresses minutes older than this, in whole days; 0s for never", ge=timedelta(0)
-    )
-    retention: Duration = setting(
-        "0s", "PostgreSQL drops minutes older than this, in whole days; 0s keeps them forever", ge=timedelta(0)
-    )
-
-
-class BusSettings(Settings):
-    """The path of candles from ingest to serve."""
-
-    url: Annotated[str, AfterValidator(_check_bus)] = setting(
-        MEMORY,
-        "memory:// inside one process, or redis://user:password@host:6379/0, rediss://, unix:///FILE, "
-        "redis+sentinel://host:26379,host2/SERVICE, redis+cluster://host:6379,host2",
-    )
-    prefix: Annotated[
-        str, matching(r"[^{}*?\[\]\s]*", "letters, digits and signs such as : and -, without blanks and brackets")
-    ] = setting("", "prefix of every channel and key, for several candleds on one Redis")
-    lease: Duration = setting(
-        "6s",
-        "how long an ingest process may be silent before another takes over",
-        ge=timedelta(seconds=3),
-        le=timedelta(seconds=60),
-    )
-
-
-class LogSettings(Settings):
-    """The log, written to standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = setting("info", "the least serious level that is logged")
-
-
-class ExchangeKeys(Settings):
-    """The daemon's own keys of each exchange; the other keys under its name belong to its plugin."""
-
-    symbols: Distinct[WrittenSymbol] = setting(("BTC/USDT",), "markets, written BASE/QUOTE", min_length=1)
-    plugin: str | None = setting(None, "the plugin's exchange; by default the one of the same name")
-    proxy: str | None = setting(
-        None, "http://user:password@host:port, socks5h://…, or direct; by default the environment decides"
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
