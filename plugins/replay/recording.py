@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_DOWN, Context, Decimal
+from functools import reduce
 from typing import Self
 
 from candled import MINUTE_MS, Candle, InvalidCandle
@@ -51,9 +52,9 @@ class Recording:
         played = {t - self.base_ms: row for t, row in rows.items() if t - self.base_ms < self.period_ms}
         # As text, a minute takes a tenth of the memory of a `Candle`; it is read a few times a second at most.
         self._rows = {offset: ",".join(_texts(row)) for offset, row in played.items()}
-        self.price_decimals = max(_decimals(row.open, row.high, row.low, row.close) for row in played.values())
-        self.volume_decimals = max(_decimals(row.volume) for row in played.values())
-        self._quote_decimals = max(_decimals(row.quote_volume) for row in played.values())
+        self.price_decimals = _decimals(number for row in played.values() for number in row[1:5])
+        self.volume_decimals = _decimals(row.volume for row in played.values())
+        self._quote_decimals = _decimals(row.quote_volume for row in played.values() if row.quote_volume is not None)
 
     @classmethod
     def parse(cls, lines: Iterable[str]) -> Self:
@@ -174,18 +175,17 @@ def _read_row(header: list[str], cells: list[str]) -> Candle:
     if len(cells) != len(header):
         raise InvalidCandle(f"expected {len(header)} columns, got {len(cells)}")
     row = dict(zip(header, cells, strict=True))
-    time_ms, *numbers = (row[name] for name in _NEEDED)
-    open_, high, low, close, volume = numbers
-    return Candle.parse(time_ms, open_, high, low, close, volume, row.get("quote_volume") or None)
+    quote = row.get("quote_volume") or None
+    return Candle.parse(row["time_ms"], row["open"], row["high"], row["low"], row["close"], row["volume"], quote)
 
 
 def _texts(candle: Candle) -> list[str]:
     return [str(number) for number in candle.values if number is not None]
 
 
-def _decimals(*numbers: Decimal | None) -> int:
-    """Return the largest number of decimals of these numbers."""
-    return max([0, *(-int(number.as_tuple().exponent) for number in numbers if number is not None)])
+def _decimals(numbers: Iterable[Decimal]) -> int:
+    """Return the largest number of decimals of these numbers: that of their exact sum."""
+    return -int(reduce(_CUT.add, numbers, Decimal(0)).as_tuple().exponent)
 
 
 def _part(whole: Decimal, elapsed_ms: int, decimals: int) -> Decimal:

@@ -10,7 +10,7 @@ from tests.store.test_sqlite_store import make_first_schema
 
 def settings(tmp_path, **store):
     path = tmp_path / "candled.yaml"
-    path.write_text(yaml.safe_dump({"exchanges": {"replay": {}}, "store": store}), "utf-8")
+    path.write_text(yaml.safe_dump({"exchanges": {"bitget": {"symbols": ["BTC/USDT"]}}, "store": store}), "utf-8")
     return str(path)
 
 
@@ -51,16 +51,22 @@ def in_folder(tmp_path, monkeypatch):
     (tmp_path / "minutes.csv").write_text("time_ms,open,high,low,close,volume\n0,1,1,1,1,1\n")
 
 
-@pytest.mark.usefixtures("postgres", "in_folder")
+@pytest.fixture(scope="module")
+def empty(postgres):
+    """A database without tables, of all tests that leave it so."""
+    with Database(shared_postgres()) as database:
+        yield database
+
+
+@pytest.mark.usefixtures("in_folder")
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
 @pytest.mark.parametrize("init", [True, False])
-def test_no_other_command_makes_tables(tmp_path, capsys, arguments, init):
-    with Database(shared_postgres()) as database:
-        for url in (f"sqlite:///{tmp_path}/new.db", database.url()):
-            config = settings(tmp_path, url=url, init=init)
-            assert main([*arguments, "--config", config]) == 2
-            assert "run `candled init-db`" in capsys.readouterr().err
-        assert database.rows("SELECT to_regnamespace('candled')") == [(None,)]
+def test_no_other_command_makes_tables(tmp_path, empty, capsys, arguments, init):
+    for url in (f"sqlite:///{tmp_path}/new.db", empty.url()):
+        config = settings(tmp_path, url=url, init=init)
+        assert main([*arguments, "--config", config]) == 2
+        assert "run `candled init-db`" in capsys.readouterr().err
+    assert empty.rows("SELECT to_regnamespace('candled')") == [(None,)]
     assert not (tmp_path / "new.db").exists()
 
 
@@ -77,20 +83,31 @@ def test_no_other_command_upgrades_an_older_file(tmp_path, capsys, arguments, in
     assert path.read_bytes() == before
 
 
-@pytest.mark.usefixtures("postgres", "in_folder")
-@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
-@pytest.mark.parametrize("init", [True, False])
-def test_no_other_command_upgrades_older_tables(tmp_path, capsys, arguments, init):
+def columns(database):
+    return sorted(
+        database.rows("SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'candled'")
+    )
+
+
+@pytest.fixture(scope="module")
+def older(postgres, tmp_path_factory):
+    """A database of an older version and its columns, of all tests that leave it so."""
     with Database(shared_postgres()) as database:
-        config = settings(tmp_path, url=database.url(), init=init)
-        assert main(["init-db", "--config", config]) == 0
+        assert main(["init-db", "--config", settings(tmp_path_factory.mktemp("older"), url=database.url())]) == 0
         database.rows("DROP TABLE candled.processes, candled.forming")
         database.rows("UPDATE candled.state SET schema = 2")
-        columns = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'candled'"
-        before = sorted(database.rows(columns))
-        assert main([*arguments, "--config", config]) == 2
-        assert "the database is at schema 2, this program needs 4: run `candled init-db`" in capsys.readouterr().err
-        assert sorted(database.rows(columns)) == before
+        yield database, columns(database)
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("init", [True, False])
+def test_no_other_command_upgrades_older_tables(tmp_path, older, capsys, arguments, init):
+    database, before = older
+    config = settings(tmp_path, url=database.url(), init=init)
+    assert main([*arguments, "--config", config]) == 2
+    assert "the database is at schema 2, this program needs 4: run `candled init-db`" in capsys.readouterr().err
+    assert columns(database) == before
 
 
 @pytest.mark.usefixtures("postgres")
@@ -101,7 +118,10 @@ def test_an_interval_is_dropped_by_name_only(tmp_path, capsys, scheme):
         config = settings(tmp_path, url=url)
         assert main(["init-db", "--config", config]) == 0
         (tmp_path / "candled.yaml").write_text(
-            yaml.safe_dump({"exchanges": {"replay": {}}, "store": {"url": url}, "intervals": ["1m", "1D"]}), "utf-8"
+            yaml.safe_dump(
+                {"exchanges": {"bitget": {"symbols": ["BTC/USDT"]}}, "store": {"url": url}, "intervals": ["1m", "1D"]}
+            ),
+            "utf-8",
         )
         assert main(["init-db", "--config", config]) == 0
         assert "with bars of 1m, 5m, 15m, 1h, 4h, 1D, 1W" in capsys.readouterr().out
