@@ -85,12 +85,13 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrong", [pytest.param(make, id=name) for name, make in KINDS.items()])
-async def test_a_minute_that_differs_becomes_the_exchanges_own(fake, tables, capsys, wrong):
-    minutes = history(fake)
-    truth = next(one for one in minutes if one.open_ms == AT)
-    before = wrong(truth)
-    fill(tables, [one for one in minutes if one.open_ms != AT] + [one for one in (before,) if one is not None])
+async def test_minutes_that_differ_become_the_exchanges_own(fake, tables, capsys):
+    """One in each way, two hours apart."""
+    truth = {one.open_ms: one for one in history(fake)}
+    kind_at = {AT + number * 2 * H1.ms: kind for number, kind in enumerate(KINDS)}
+    before = {at: KINDS[kind](truth[at]) for at, kind in kind_at.items()}
+    assert all(before[at] is None or before[at].values != truth[at].values for at in before)
+    fill(tables, [one for at, one in (truth | before).items() if one is not None])
     store = opened(tables)
     store.register_feed([MARKET], "a")
     store.close()
@@ -101,17 +102,17 @@ async def test_a_minute_that_differs_becomes_the_exchanges_own(fake, tables, cap
     assert (report.exit_status, report.repaired_count > 0) == (0, True)
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {one["repaired"] for one in found if "difference" in one} == {True}
-    assert [one["time"] for one in found if one.get("interval") == "1m"] == [iso(AT)]
+    assert sorted(one["time"] for one in found if one.get("interval") == "1m") == [iso(at) for at in kind_at]
 
-    [kept] = [one for one in stored(tables) if one.open_ms == AT]
-    assert kept.values == truth.values
-    assert kept.src == "backfill"
-    assert kept.rev == (0 if before is None else before.rev + 1)
+    kept = {one.open_ms: one for one in stored(tables)}
+    for at, kind in kind_at.items():
+        assert (kind, kept[at].values, kept[at].src) == (kind, truth[at].values, "backfill")
+        assert (kind, kept[at].rev) == (kind, 0 if before[at] is None else before[at].rev + 1)
     for interval in LONGER:
         bars, expected = stored(tables, interval), fold_bars(stored(tables), interval)
         assert [(*bar.values, bar.rev) for bar in bars] == [(*bar.values, bar.rev) for bar in expected]
     store = opened(tables)
-    assert store.changes_since(MARKET, "a", 10**9) == [Range(AT, AT + MINUTE_MS)]
+    assert store.changes_since(MARKET, "a", 10**9) == [Range(at, at + MINUTE_MS) for at in kind_at]
     store.close()
     assert (await check(fake, tables)).exit_status == 0
     assert "repaired" not in capsys.readouterr().out
