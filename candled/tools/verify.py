@@ -288,7 +288,7 @@ class _MarketCheck:
     def _read_page(self, page: Range) -> tuple[list[Candle], list[Difference], list[Difference]]:
         """Return the minutes of a page, the impossible ones, and the longer bars that differ from the minutes.
 
-        A daemon may write between two reads: a difference counts only if the minutes are the same before and after.
+        A daemon may write between two reads: a difference counts only if its minutes are the same before and after.
         Bars with an impossible minute are not compared: they may be right.
         """
         minutes = self._read(MINUTE, page)
@@ -302,6 +302,8 @@ class _MarketCheck:
             again = self._read(MINUTE, page)
             if again == minutes:
                 break
+            changed = {minute.open_ms for minute in {*minutes} ^ {*again}}
+            wrong = [one for one in wrong if one.open_ms not in map(one.interval.floor, changed)]
             minutes = again
         return good, bad, wrong
 

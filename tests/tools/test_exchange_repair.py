@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from datetime import timedelta
 from random import Random
 
 import pytest
 
 from candled.budget import LocalBudgets, part_of
-from candled.config import ExchangeConfig
+from candled.config import ExchangeConfig, IngestSettings
 from candled.model import DEFAULT_INTERVALS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Interval, Range, RangeSet
 from candled.store.batch import fold_bars
 from candled.tools.budgets import SHARE
@@ -88,10 +89,10 @@ KINDS = {
 async def test_minutes_that_differ_become_the_exchanges_own(fake, tables, capsys):
     """One in each way, two hours apart."""
     truth = {one.open_ms: one for one in history(fake)}
-    kind_at = {AT + number * 2 * H1.ms: kind for number, kind in enumerate(KINDS)}
-    before = {at: KINDS[kind](truth[at]) for at, kind in kind_at.items()}
-    assert all(before[at] is None or before[at].values != truth[at].values for at in before)
-    fill(tables, [one for at, one in (truth | before).items() if one is not None])
+    kind_at = {AT + 2 * number * H1.ms: kind for number, kind in enumerate(KINDS)}
+    before = {open_ms: KINDS[kind](truth[open_ms]) for open_ms, kind in kind_at.items()}
+    assert all(one is None or one.values != truth[one.open_ms].values for one in before.values())
+    fill(tables, [one for one in (truth | before).values() if one is not None])
     store = opened(tables)
     store.register_feed([MARKET], "a")
     store.close()
@@ -102,17 +103,18 @@ async def test_minutes_that_differ_become_the_exchanges_own(fake, tables, capsys
     assert (report.exit_status, report.repaired_count > 0) == (0, True)
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {one["repaired"] for one in found if "difference" in one} == {True}
-    assert sorted(one["time"] for one in found if one.get("interval") == "1m") == [iso(at) for at in kind_at]
+    assert sorted(one["time"] for one in found if one.get("interval") == "1m") == [iso(open_ms) for open_ms in kind_at]
 
     kept = {one.open_ms: one for one in stored(tables)}
-    for at, kind in kind_at.items():
-        assert (kind, kept[at].values, kept[at].src) == (kind, truth[at].values, "backfill")
-        assert (kind, kept[at].rev) == (kind, 0 if before[at] is None else before[at].rev + 1)
+    for open_ms, kind in kind_at.items():
+        one, was = kept[open_ms], before[open_ms]
+        assert (kind, one.values, one.src) == (kind, truth[open_ms].values, "backfill")
+        assert (kind, one.rev) == (kind, 0 if was is None else was.rev + 1)
     for interval in LONGER:
         bars, expected = stored(tables, interval), fold_bars(stored(tables), interval)
         assert [(*bar.values, bar.rev) for bar in bars] == [(*bar.values, bar.rev) for bar in expected]
     store = opened(tables)
-    assert store.changes_since(MARKET, "a", 10**9) == [Range(at, at + MINUTE_MS) for at in kind_at]
+    assert store.changes_since(MARKET, "a", 10**9) == [Range(open_ms, open_ms + MINUTE_MS) for open_ms in kind_at]
     store.close()
     assert (await check(fake, tables)).exit_status == 0
     assert "repaired" not in capsys.readouterr().out
@@ -194,6 +196,7 @@ async def test_the_command_mends_minutes_that_contradict_each_other(tables, caps
 @pytest.mark.parametrize("command", ["backfill", "repair"])
 async def test_stored_minutes_are_read_again_where_that_is_asked_for(tmp_path, command, capsys):
     async with bench(tmp_path) as one:
+        one.config = one.config.model_copy(update={"ingest": IngestSettings(backfill=timedelta(days=1))})
         truth = one.truth(at(-1), at(0, -10))
         changed = [one.open_ms for one in truth[100:1400:200]]
         gone = truth[50].open_ms

@@ -189,6 +189,18 @@ def test_what_a_daemon_writes_meanwhile_is_no_difference(file, capsys):
     assert lines(capsys) == ["bitget:BTC/USDT: 102 minutes, 33 longer bars: nothing differs"]
 
 
+def test_a_daemon_that_writes_faster_than_its_bars_are_read_is_no_difference_either(file, capsys):
+    fill(file, [candle(at) for at in range(100)])
+    store = opened(file)
+    store.register_feed([MARKET], "a")
+    report = Report(as_json=False, quiet=True)
+    verify_market(Busy(store, map(candle, range(100, 200))), MARKET, DEFAULT_INTERVALS, ALWAYS, report, repair=True)
+    assert store.changes_since(MARKET, "a", 10**9) == []
+    store.close()
+    assert report.exit_status == 0
+    assert lines(capsys)[-1].endswith("nothing differs")
+
+
 # ---------------------------------------------------------------- repair
 
 
